@@ -1,0 +1,116 @@
+//! The commands, one file each. A command's doc comment is its help.
+
+mod backup;
+mod check;
+mod completions;
+mod diff;
+mod dump;
+mod find;
+mod index;
+mod init;
+mod ls;
+mod man;
+mod restore;
+mod snapshots;
+mod stats;
+
+use crate::exit::{Failure, with_hint};
+use crate::ui::{Ui, Watch};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::sync::Arc;
+use store::store::{Purpose, Store};
+
+/// Deduplicating backups of self-hosted git forges, and of any directory.
+///
+/// A store keeps snapshots of directory trees as content-addressed, compressed
+/// chunks. Live bare git repositories are copied consistently while people work.
+#[derive(Debug, Parser)]
+#[command(name = "forgekeep", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some paths could not be read or
+restored · 10 there is no store · 11 the store is locked · 130 interrupted";
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The directory of the store
+    #[arg(long, global = true, value_name = "DIR", env = "FORGEKEEP_STORE")]
+    pub store: Option<PathBuf>,
+    /// Print JSON lines instead of text; each has a `message_type`
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print only results, warnings and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+impl Global {
+    fn place(&self) -> Result<&PathBuf, Failure> {
+        self.store.as_ref().ok_or_else(|| {
+            with_hint("no store was named", "give --store DIR or set FORGEKEEP_STORE")
+        })
+    }
+
+    /// Opens the store and watches what is done with it.
+    fn open(
+        &self,
+        ui: &Ui,
+        purpose: Purpose,
+        what: &'static str,
+    ) -> Result<(Store, Arc<Watch>), Failure> {
+        let watch = ui.watch(what);
+        let opened = Store::open(self.place()?, purpose, Arc::clone(&watch) as _);
+        if opened.is_err() {
+            watch.end();
+        }
+        Ok((opened?, watch))
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(init::Init),
+    Backup(backup::Backup),
+    Snapshots(snapshots::Snapshots),
+    Ls(ls::Ls),
+    Find(find::Find),
+    Diff(diff::Diff),
+    Restore(restore::Restore),
+    Dump(dump::Dump),
+    Check(check::Check),
+    Index(index::Index),
+    Stats(stats::Stats),
+    Completions(completions::Completions),
+    Man(man::Man),
+    #[command(hide = true)]
+    Reference,
+}
+
+/// Does it.
+pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
+    match command {
+        Command::Init(command) => command.run(global, ui),
+        Command::Backup(command) => command.run(global, ui),
+        Command::Snapshots(command) => command.run(global, ui),
+        Command::Ls(command) => command.run(global, ui),
+        Command::Find(command) => command.run(global, ui),
+        Command::Diff(command) => command.run(global, ui),
+        Command::Restore(command) => command.run(global, ui),
+        Command::Dump(command) => command.run(global, ui),
+        Command::Check(command) => command.run(global, ui),
+        Command::Index(command) => command.run(global, ui),
+        Command::Stats(command) => command.run(global, ui),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+        Command::Reference => ui.line(crate::reference::markdown().trim_end()),
+    }
+}

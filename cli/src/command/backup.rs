@@ -1,0 +1,271 @@
+use super::{Global, init};
+use crate::exit::{Failure, other, with_hint};
+use crate::report::{now, size};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use store::backup::{About, Options, Report};
+use store::config;
+use store::observe::Event;
+use store::store::{Purpose, Store};
+
+/// Threads that look at files; more than cores, since a cold disk answers many at once.
+const WALK_THREADS_PER_CORE: usize = 4;
+
+/// Back up directories and files, or one stream
+///
+/// Files that are unchanged since the last snapshot of the same paths are not
+/// read again. Bare git repositories are read in the order that gives a whole copy
+/// while they are pushed to and packed.
+///
+/// Examples:
+///   forgekeep backup --store S /var/opt/gitlab /etc/gitlab
+///   forgekeep backup --store S --init --tag nightly --exclude '*.tmp' /srv
+///   pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
+///   forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Backup {
+    /// What to back up
+    #[arg(
+        value_name = "PATH",
+        required_unless_present = "stdin_name",
+        conflicts_with = "stdin_name"
+    )]
+    paths: Vec<PathBuf>,
+    /// Make the store first if there is none
+    #[arg(long)]
+    init: bool,
+    /// A word to find the snapshot by (can be repeated)
+    #[arg(long, value_name = "TAG")]
+    tag: Vec<String>,
+    /// Leave out what fits (can be repeated): a name at any depth, or with / a path
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Leave out what fits a line of this file; empty lines and lines with # are passed over (can be repeated)
+    #[arg(long, value_name = "FILE")]
+    exclude_file: Vec<PathBuf>,
+    /// Leave out the content of directories with a CACHEDIR.TAG
+    #[arg(long)]
+    exclude_caches: bool,
+    /// Stay on the file systems of the given paths
+    #[arg(long, short = 'x')]
+    one_file_system: bool,
+    /// Store nothing, but say what would be stored
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Read all files again, whether they look changed or not
+    #[arg(long)]
+    force: bool,
+    /// Take a file as unchanged whatever its inode's change time (file systems that do not keep it)
+    #[arg(long)]
+    ignore_ctime: bool,
+    /// Take a file as unchanged whatever its inode number (network file systems)
+    #[arg(long)]
+    ignore_inode: bool,
+    /// Name of this machine in the snapshot [default: its host name]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Back up standard input as one file of this name
+    #[arg(long, value_name = "NAME")]
+    stdin_name: Option<OsString>,
+    /// With --stdin-name: back up what this command prints; its failure is ours
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        requires = "stdin_name",
+        num_args = 1..,
+        allow_hyphen_values = true
+    )]
+    stdin_command: Vec<OsString>,
+}
+
+impl Backup {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let place = global.place()?;
+        if self.init && !place.join(config::FILE).exists() {
+            init::init(place, ui)?;
+        }
+        let options = self.options()?;
+        let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
+        let result = match &self.stdin_name {
+            Some(name) => self.stream(&store, name, &options),
+            None => self.paths(&store, options),
+        };
+        watch.end();
+        let (report, missing) = result?;
+        show(ui, &report, missing, watch.elapsed())?;
+        if report.unreadable_count + missing > 0 { Err(Failure::Partial) } else { Ok(()) }
+    }
+
+    fn options(&self) -> Result<Options, Failure> {
+        let mut excludes = self.exclude.clone();
+        for file in &self.exclude_file {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| other(format!("cannot read {}: {error}", file.display())))?;
+            let lines =
+                text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+            excludes.extend(lines.map(str::to_owned));
+        }
+        let host = match &self.host {
+            Some(host) => host.clone(),
+            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        let uid = rustix::process::geteuid().as_raw();
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Ok(Options {
+            paths: Vec::new(),
+            excludes,
+            one_file_system: self.one_file_system,
+            exclude_caches: self.exclude_caches,
+            ignore_ctime: self.ignore_ctime,
+            ignore_inode: self.ignore_inode,
+            force: self.force,
+            is_dry: self.dry_run,
+            walk_threads: cores * WALK_THREADS_PER_CORE,
+            about: About {
+                host,
+                user: user.map_or_else(|| uid.to_string(), |user| user.name),
+                tags: self.tag.clone(),
+                program: env!("CARGO_PKG_VERSION").into(),
+                clock: now,
+            },
+        })
+    }
+
+    /// Backs up the paths that exist; returns how many do not.
+    fn paths(&self, store: &Store, mut options: Options) -> Result<(Report, u64), Failure> {
+        let mut missing = 0;
+        for path in &self.paths {
+            match std::fs::canonicalize(path) {
+                Ok(real) => {
+                    let named = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                    if store::backup::tree_path(&real) != store::backup::tree_path(&named) {
+                        let text = format!(
+                            "{} is reached by a symbolic link; backing up {}",
+                            path.display(),
+                            real.display()
+                        );
+                        store.observer().event(Event::Note(text));
+                    }
+                    options.paths.push(real);
+                }
+                Err(error) => {
+                    missing += 1;
+                    let (path, reason) = (path.clone(), error.to_string());
+                    store.observer().event(Event::Unreadable { path, reason });
+                }
+            }
+        }
+        if options.paths.is_empty() {
+            return Err(with_hint("none of the paths can be read", "nothing was backed up"));
+        }
+        Ok((store::backup::backup(store, &options)?, missing))
+    }
+
+    fn stream(
+        &self,
+        store: &Store,
+        name: &OsString,
+        options: &Options,
+    ) -> Result<(Report, u64), Failure> {
+        let path = store::backup::tree_path(std::path::Path::new(name));
+        if !store::entry::is_valid_path(&path) {
+            return Err(other(format!("{} is no name for a file", name.display())));
+        }
+        let Some((program, arguments)) = self.stdin_command.split_first() else {
+            let mut input = std::io::stdin().lock();
+            let report =
+                store::backup::backup_stream(store, &path, &mut input, &mut || Ok(()), options)?;
+            return Ok((report, 0));
+        };
+        let mut child = spawn(program, arguments)?;
+        let mut output = child.stdout.take().ok_or_else(|| other("the command has no output"))?;
+        let mut ended = None;
+        let mut confirm = || {
+            let status = child.wait();
+            let is_ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+            ended = Some(status);
+            if is_ok { Ok(()) } else { Err(store::Error::Interrupted) }
+        };
+        let input: &mut dyn Read = &mut output;
+        let result = store::backup::backup_stream(store, &path, input, &mut confirm, options);
+        match ended {
+            Some(Ok(status)) if status.success() => Ok((result?, 0)),
+            Some(Ok(status)) => Err(with_hint(
+                format!("{} failed: {status}", program.display()),
+                "there is no snapshot; what it printed on standard error says why",
+            )),
+            Some(Err(error)) => Err(other(format!("{}: {error}", program.display()))),
+            None => {
+                // The store failed first; a command that prints to nobody ends by itself.
+                drop(output);
+                let _ = child.wait();
+                Ok((result?, 0))
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command is the user's own")]
+fn spawn(program: &OsString, arguments: &[OsString]) -> Result<Child, Failure> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.spawn().map_err(|error| other(format!("cannot start {}: {error}", program.display())))
+}
+
+fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
+    let statistics = &report.statistics;
+    let id = report.snapshot.map(|id| id.to_string());
+    let unreadable = report.unreadable_count + missing;
+    ui.json(
+        "summary",
+        json!({
+            "files_new": statistics.files_new,
+            "files_changed": statistics.files_changed,
+            "files_unmodified": statistics.files_unmodified,
+            "dirs_new": statistics.dirs_new,
+            "dirs_changed": statistics.dirs_changed,
+            "dirs_unmodified": statistics.dirs_unmodified,
+            "total_files_processed": statistics.files_new + statistics.files_changed
+                + statistics.files_unmodified,
+            "total_bytes_processed": statistics.bytes,
+            "data_blobs": statistics.chunks_new,
+            "data_added": statistics.added_bytes,
+            "data_added_packed": statistics.added_stored_bytes,
+            "files_changed_while_read": statistics.changed_while_read,
+            "errors": unreadable,
+            "total_duration": elapsed.as_secs_f64(),
+            "dry_run": report.snapshot.is_none(),
+            "parent": report.parent.map(|id| id.to_string()),
+            "snapshot_id": id,
+        }),
+    )?;
+    ui.remark(format!(
+        "files: {} new, {} changed, {} unmodified; {} in {} entries",
+        statistics.files_new,
+        statistics.files_changed,
+        statistics.files_unmodified,
+        size(statistics.bytes),
+        statistics.entries
+    ))?;
+    ui.remark(format!(
+        "added {} ({} stored) in {:.1} s",
+        size(statistics.added_bytes),
+        size(statistics.added_stored_bytes),
+        elapsed.as_secs_f64()
+    ))?;
+    if unreadable > 0 {
+        ui.warn(&format!("{unreadable} paths could not be read and are missing"));
+    }
+    match report.snapshot {
+        Some(id) => ui.line(format!("snapshot {} saved", id.short())),
+        None => ui.line("dry run: nothing was stored"),
+    }
+}

@@ -1,0 +1,131 @@
+use super::Global;
+use crate::exit::{Failure, other};
+use crate::report::{now, size};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use store::check::ReadData;
+use store::store::Purpose;
+
+/// Check that everything is there and as it was written
+///
+/// Without options the tables of all segments, the trees of all snapshots and every
+/// chunk they name are checked; with --read-data every byte as well. Damage is
+/// reported by its name and by what it costs: snapshots and paths.
+///
+/// Examples:
+///   forgekeep check --store S
+///   forgekeep check --store S --read-data-subset 2/7      on the second day of the week
+///   forgekeep check --store S --read-data-subset 5%
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Check {
+    /// Read and verify all data
+    #[arg(long, conflicts_with = "read_data_subset")]
+    read_data: bool,
+    /// Read and verify a part: N/M, the Nth of M equal parts, or a random share like 5%
+    #[arg(long, value_name = "PART")]
+    read_data_subset: Option<String>,
+}
+
+impl Check {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let read_data = match (&self.read_data_subset, self.read_data) {
+            (Some(text), _) => subset(text).ok_or_else(|| {
+                other(format!(
+                    "{text} is no part: write N/M with N from 1 to M, or a share like 5%"
+                ))
+            })?,
+            (None, true) => ReadData::All,
+            (None, false) => ReadData::None,
+        };
+        let (store, watch) = global.open(ui, Purpose::Read, "check")?;
+        let report = store::check::check(&store, read_data);
+        watch.end();
+        let report = report?;
+        for damage in &report.damages {
+            ui.json("damage", json!({"object": damage.object, "reason": damage.reason}))?;
+            ui.line(format!("damaged: {}: {}", damage.object, damage.reason))?;
+        }
+        for loss in &report.losses {
+            let snapshot = loss.snapshot.to_string();
+            ui.json(
+                "loss",
+                json!({"snapshot": snapshot, "path": loss.path, "reason": loss.reason}),
+            )?;
+            ui.line(format!(
+                "lost: {} in snapshot {}: {}",
+                loss.path,
+                &snapshot[..8],
+                loss.reason
+            ))?;
+        }
+        let more = report.loss_count - report.losses.len() as u64;
+        if more > 0 {
+            ui.line(format!("lost: and {more} more paths"))?;
+        }
+        ui.json(
+            "summary",
+            json!({
+                "snapshots": report.snapshots,
+                "segments": report.segments,
+                "segments_read": report.segments_read,
+                "bytes_read": report.bytes_read,
+                "chunks": report.chunks,
+                "num_errors": report.damages.len(),
+                "paths_lost": report.loss_count,
+                "clean": report.is_clean(),
+            }),
+        )?;
+        let read = match report.segments_read {
+            0 => "data not read".into(),
+            all if all == report.segments => format!("all {} read", size(report.bytes_read)),
+            some => format!("{some} segments read, {}", size(report.bytes_read)),
+        };
+        ui.remark(format!(
+            "{} snapshots, {} segments, {} chunks; {read}, in {:.1} s",
+            report.snapshots,
+            report.segments,
+            report.chunks,
+            watch.elapsed().as_secs_f64()
+        ))?;
+        if report.is_clean() {
+            return ui.line("no damage found");
+        }
+        ui.line(format!(
+            "{} damaged, {} paths lost; what else there is can be restored",
+            report.damages.len(),
+            report.loss_count
+        ))?;
+        ui.remark("the next backup stores again what its sources still have of it")?;
+        Err(Failure::Damaged)
+    }
+}
+
+fn subset(text: &str) -> Option<ReadData> {
+    if let Some(share) = text.strip_suffix('%') {
+        let share: f64 = share.trim().parse().ok()?;
+        let is_share = share > 0.0 && share <= 100.0;
+        let per_million = (share * 10_000.0).ceil() as u32;
+        let seed = u64::from(now().nanoseconds) ^ now().seconds as u64;
+        return is_share.then_some(ReadData::Share { per_million, seed });
+    }
+    let (n, of) = text.split_once('/')?;
+    let (n, of) = (n.trim().parse().ok()?, of.trim().parse().ok()?);
+    (1..=of).contains(&n).then_some(ReadData::Part { n, of })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_read_or_refused() {
+        assert_eq!(subset("2/7"), Some(ReadData::Part { n: 2, of: 7 }));
+        assert!(matches!(subset("5%"), Some(ReadData::Share { per_million: 50_000, .. })));
+        assert!(matches!(subset("0.001%"), Some(ReadData::Share { per_million: 10, .. })));
+        for bad in ["", "0/7", "8/7", "1/0", "0%", "101%", "-1%", "5", "a/b", "NaN%"] {
+            assert_eq!(subset(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+use super::Arguments;
+use crate::exit::Failure;
+use crate::ui::written;
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+use std::io::Write;
+
+/// Print a completion script for a shell
+///
+/// Example: forgekeep completions bash > /etc/bash_completion.d/forgekeep
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    shell: Shell,
+}
+
+impl Completions {
+    pub fn run(&self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Arguments::command(), "forgekeep", &mut script);
+        written(std::io::stdout().write_all(&script))
+    }
+}

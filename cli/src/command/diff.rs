@@ -1,0 +1,84 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::{put_path, size};
+use crate::select;
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use store::diff::Change;
+use store::entry::display_path;
+use store::store::Purpose;
+
+/// Show what differs between two snapshots
+///
+/// + added, - removed, M content changed, U only metadata changed.
+///
+/// Example: forgekeep diff --store S latest~1 latest
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The older one
+    #[arg(value_name = "SNAPSHOT")]
+    first: String,
+    /// The newer one
+    #[arg(value_name = "SNAPSHOT")]
+    second: String,
+}
+
+impl Diff {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let (store, watch) = global.open(ui, Purpose::Read, "diff")?;
+        watch.end();
+        let (_, first) = select::find(&store, &self.first)?;
+        let (_, second) = select::find(&store, &self.second)?;
+        let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
+        let mut failure = None;
+        store::diff::diff(&store, &first.root.chunk(), &second.root.chunk(), &mut |change| {
+            store.observer().progress().check()?;
+            let (kind, sign, entry) = match &change {
+                Change::Added(entry) => (0, "+", entry),
+                Change::Removed(entry) => (1, "-", entry),
+                Change::Modified(_, entry) => (2, "M", entry),
+                Change::Metadata(_, entry) => (3, "U", entry),
+            };
+            counts[kind] += 1;
+            match &change {
+                Change::Added(entry) => bytes[0] += entry.size,
+                Change::Removed(entry) => bytes[1] += entry.size,
+                Change::Modified(old, new) => {
+                    bytes[0] += new.size;
+                    bytes[1] += old.size;
+                }
+                Change::Metadata(..) => {}
+            }
+            let mut value = json!({"modifier": sign});
+            put_path(&mut value, "path", &[b"/", &entry.path[..]].concat());
+            let shown = ui
+                .json("change", value)
+                .and_then(|()| ui.line(format!("{sign} /{}", display_path(&entry.path))));
+            if let Err(error) = shown {
+                failure.get_or_insert(error);
+                return Err(store::Error::Interrupted);
+            }
+            Ok(())
+        })
+        .map_err(|error| failure.take().unwrap_or(Failure::Store(error)))?;
+        let [added, removed, modified, metadata] = counts;
+        ui.json(
+            "statistics",
+            json!({
+                "added": added,
+                "removed": removed,
+                "changed": modified,
+                "metadata_changed": metadata,
+                "bytes_added": bytes[0],
+                "bytes_removed": bytes[1],
+            }),
+        )?;
+        ui.remark(format!(
+            "{added} added, {removed} removed, {modified} changed, {metadata} with other metadata; \
+             {} came, {} went",
+            size(bytes[0]),
+            size(bytes[1])
+        ))
+    }
+}

@@ -1,0 +1,86 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::{entry_json, local_time, size, utc_time};
+use crate::select::{self, Filter};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use std::collections::{BTreeMap, HashSet};
+use store::entry::{Entry, display_path};
+use store::glob::Globs;
+use store::id::ChunkId;
+use store::store::Purpose;
+use store::tree::{self, TreeReader};
+
+/// Say in which snapshots a path is
+///
+/// A pattern without / fits a name at any depth; with / it fits the end of a path,
+/// or all of it if it begins with /. Versions of a path are told apart.
+///
+/// Examples:
+///   forgekeep find --store S 'gitlab-secrets.json'
+///   forgekeep find --store S '/var/opt/gitlab/**/d4735e3a*.git'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Find {
+    /// What to look for
+    #[arg(value_name = "GLOB", required = true)]
+    patterns: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+impl Find {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let globs = Globs::new(self.patterns.iter().map(String::as_str))?;
+        let (store, watch) = global.open(ui, Purpose::Read, "find")?;
+        let snapshots = select::snapshots(&store, &self.filter)?;
+        let get = |id: &ChunkId| store.chunk(id);
+        // Leaves without a hit are shared by many snapshots and looked at once.
+        let mut empty: HashSet<ChunkId> = HashSet::new();
+        let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
+        let mut damage = None;
+        for (number, (_, snapshot)) in snapshots.iter().enumerate() {
+            let mut leaves = Vec::new();
+            tree::leaves(&snapshot.root.chunk(), &get, &mut |page| leaves.push(page))?;
+            leaves.retain(|page| !empty.contains(page));
+            for page in leaves {
+                store.observer().progress().check()?;
+                let mut is_empty = true;
+                for item in TreeReader::new(&page, &get) {
+                    match item {
+                        Ok(entry) if globs.fits(&entry.path) => {
+                            is_empty = false;
+                            found.entry(entry.path.clone()).or_default().push((number, entry));
+                        }
+                        Ok(_) => {}
+                        Err(lost) => {
+                            is_empty = false;
+                            damage.get_or_insert(lost.error);
+                        }
+                    }
+                }
+                if is_empty {
+                    empty.insert(page);
+                }
+            }
+        }
+        watch.end();
+        for (path, versions) in &found {
+            ui.line(format!("/{}", display_path(path)))?;
+            for (number, entry) in versions {
+                let (id, snapshot) = &snapshots[*number];
+                let mtime = entry.mtime.map_or_else(|| "-".into(), local_time);
+                let (start, bytes) = (local_time(snapshot.start.into()), size(entry.size));
+                ui.line(format!("  {}  {start}  {bytes:>10}  modified {mtime}", id.short()))?;
+                let mut value = entry_json(entry);
+                value["snapshot"] = id.to_string().into();
+                value["snapshot_time"] = utc_time(snapshot.start.into()).into();
+                ui.json("match", value)?;
+            }
+        }
+        ui.json("summary", json!({"paths": found.len(), "snapshots": snapshots.len()}))?;
+        ui.remark(format!("{} paths in {} snapshots", found.len(), snapshots.len()))?;
+        damage.map_or(Ok(()), |error| Err(error.into()))
+    }
+}

@@ -1,0 +1,52 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::size;
+use crate::ui::Ui;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::sync::atomic::Ordering::Relaxed;
+use store::observe::Observer;
+use store::store::Purpose;
+
+/// Work on the index
+#[derive(Debug, Args)]
+pub struct Index {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make the index anew from the tables of the segments
+    ///
+    /// The index is never the only copy of anything. Commands that miss it make it
+    /// by themselves; this is for when they say that it is damaged.
+    ///
+    /// Example: forgekeep index rebuild --store S
+    Rebuild,
+}
+
+impl Index {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let Action::Rebuild = self.action;
+        let (store, watch) = global.open(ui, Purpose::Rebuild, "index rebuild")?;
+        watch.end();
+        let segments = watch.progress().entries_done.load(Relaxed);
+        let bytes = watch.progress().bytes_done.load(Relaxed);
+        let chunks = store.index().chunk_count()?;
+        let seconds = watch.elapsed().as_secs_f64();
+        ui.json(
+            "summary",
+            json!({
+                "segments": segments,
+                "segment_bytes": bytes,
+                "chunks": chunks,
+                "seconds_elapsed": seconds,
+            }),
+        )?;
+        ui.line(format!(
+            "{chunks} chunks of {segments} segments ({}) are in the index again, in {seconds:.1} s",
+            size(bytes)
+        ))
+    }
+}

@@ -1,0 +1,94 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::{entry_json, local_time, mode, owner};
+use crate::select::{self, Place};
+use crate::ui::Ui;
+use clap::Args;
+use std::ffi::OsString;
+use store::Error;
+use store::entry::{Entry, Kind, display_path};
+use store::id::{ChunkId, SnapshotId};
+use store::store::{Purpose, Store};
+use store::tree::TreeReader;
+
+/// List what is in a snapshot
+///
+/// Examples:
+///   forgekeep ls --store S latest
+///   forgekeep ls --store S latest:/var/opt/gitlab/git-data -l
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Ls {
+    /// An id or its first digits, `latest` or `latest~1`; with a path only what is there
+    #[arg(value_name = "SNAPSHOT[:PATH]")]
+    place: OsString,
+    /// Show mode, owner, size and time as well
+    #[arg(long, short)]
+    long: bool,
+}
+
+impl Ls {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let place = Place::parse(&self.place)?;
+        let (store, watch) = global.open(ui, Purpose::Read, "ls")?;
+        watch.end();
+        let (id, snapshot) = select::find(&store, &place.snapshot)?;
+        each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
+            ui.json("node", entry_json(&entry))?;
+            if self.long {
+                ui.line(long(&entry))
+            } else {
+                ui.line(format!("/{}", display_path(&entry.path)))
+            }
+        })
+    }
+}
+
+/// Calls `each` for the entry at `path` and all below; fails if there is none.
+pub fn each_entry(
+    store: &Store,
+    id: &SnapshotId,
+    root: &ChunkId,
+    path: &[u8],
+    each: &mut dyn FnMut(Entry) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let get = |id: &ChunkId| store.chunk(id);
+    let (mut found, mut error) = (false, None);
+    for item in TreeReader::within(root, path, &get) {
+        store.observer().progress().check()?;
+        match item {
+            Ok(entry) => {
+                found = true;
+                each(entry)?;
+            }
+            Err(lost) => {
+                // What can be read is shown; the end tells the truth.
+                found = true;
+                error.get_or_insert(lost.error);
+            }
+        }
+    }
+    match error {
+        Some(error) => Err(error.into()),
+        None if found || path.is_empty() => Ok(()),
+        None => {
+            let path = format!("/{}", display_path(path));
+            Err(Error::NoPath { snapshot: *id, path }.into())
+        }
+    }
+}
+
+fn long(entry: &Entry) -> String {
+    let (user, group) = owner(entry);
+    let size = match entry.device {
+        Some((major, minor)) => format!("{major}, {minor}"),
+        None => entry.size.to_string(),
+    };
+    let time = entry.mtime.map_or_else(|| "-".into(), local_time);
+    let target = match entry.kind {
+        Kind::Symlink => format!(" -> {}", display_path(&entry.target)),
+        _ => String::new(),
+    };
+    let path = display_path(&entry.path);
+    format!("{} {user:>8} {group:>8} {size:>12} {time:>19} /{path}{target}", mode(entry))
+}

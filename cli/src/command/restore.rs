@@ -1,0 +1,158 @@
+use super::Global;
+use crate::exit::{Failure, with_hint};
+use crate::report::size;
+use crate::select::{self, Place, tree_path};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use store::entry::{Kind, display_path};
+use store::glob::Globs;
+use store::id::ChunkId;
+use store::restore::{Options, Report};
+use store::store::Purpose;
+use store::tree::TreeReader;
+
+/// Restore a snapshot, or a part of it, into a directory
+///
+/// Without a path, the paths of the snapshot are recreated below the directory; with one,
+/// the content of that path is put into it. Files that are right already are left alone,
+/// others are replaced. Owners are set by number when root runs it.
+///
+/// Examples:
+///   forgekeep restore --store S latest --target /mnt/restored
+///   forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
+///   forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Restore {
+    /// An id or its first digits, `latest` or `latest~1`; with a path only what is there
+    #[arg(value_name = "SNAPSHOT[:PATH]")]
+    place: OsString,
+    /// Where to; made if it is not there
+    #[arg(long, short, value_name = "DIR")]
+    target: PathBuf,
+    /// Only what fits, and what is below (can be repeated)
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Not what fits, nor what is below (can be repeated)
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Remove what is in the restored directories and not in the snapshot
+    #[arg(long)]
+    delete: bool,
+    /// Change nothing, but say what would be done
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+}
+
+impl Restore {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let place = Place::parse(&self.place)?;
+        let globs = |patterns: &[String]| Globs::new(patterns.iter().map(String::as_str));
+        let (include, exclude) = (globs(&self.include)?, globs(&self.exclude)?);
+        raise_open_files();
+        let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
+        let (id, snapshot) = select::find(&store, &place.snapshot)?;
+        let root = snapshot.root.chunk();
+        let delete_below = if place.path.is_empty() {
+            snapshot.paths.iter().map(|path| tree_path(path)).collect()
+        } else {
+            vec![place.path.clone()]
+        };
+        let options = Options {
+            include,
+            exclude,
+            delete: self.delete,
+            delete_below,
+            keep: globs(&snapshot.excludes)?,
+            is_dry: self.dry_run,
+        };
+        if !place.path.is_empty() {
+            let get = |id: &ChunkId| store.chunk(id);
+            let first = TreeReader::within(&root, &place.path, &get).next();
+            if first.is_none() {
+                watch.end();
+                let path = format!("/{}", display_path(&place.path));
+                return Err(store::Error::NoPath { snapshot: id, path }.into());
+            }
+            let is_file = matches!(&first, Some(Ok(entry))
+                if entry.path == place.path && entry.kind != Kind::Directory);
+            if self.delete && is_file {
+                watch.end();
+                return Err(with_hint(
+                    "--delete is for directories",
+                    "leave it out to restore one file",
+                ));
+            }
+        }
+        let report = store::restore::restore(&store, &root, &place.path, &self.target, &options);
+        watch.end();
+        let report = report?;
+        self.show(ui, &report, watch.elapsed().as_secs_f64())?;
+        if report.failed > 0 { Err(Failure::Partial) } else { Ok(()) }
+    }
+
+    fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {
+        ui.json(
+            "summary",
+            json!({
+                "files_restored": report.files_restored,
+                "bytes_restored": report.bytes_restored,
+                "files_unchanged": report.files_unchanged,
+                "dirs": report.dirs,
+                "others": report.others,
+                "files_deleted": report.deleted,
+                "errors": report.failed,
+                "owner_denied": report.owner_denied,
+                "xattr_denied": report.xattr_denied,
+                "dry_run": self.dry_run,
+                "seconds_elapsed": seconds,
+            }),
+        )?;
+        let verb = if self.dry_run { "would restore" } else { "restored" };
+        let mut text = format!(
+            "{verb} {} files ({}), {} directories, {} links and others",
+            report.files_restored,
+            size(report.bytes_restored),
+            report.dirs,
+            report.others
+        );
+        if report.files_unchanged > 0 {
+            text += &format!("; {} files were right already", report.files_unchanged);
+        }
+        if report.deleted > 0 {
+            text += &format!("; {} paths deleted", report.deleted);
+        }
+        if !self.dry_run {
+            text += &format!(" in {seconds:.1} s");
+        }
+        ui.remark(text)?;
+        if report.owner_denied > 0 {
+            ui.warn(&format!(
+                "{} entries belong to you instead of their owner; run as root to set owners",
+                report.owner_denied
+            ));
+        }
+        if report.xattr_denied > 0 {
+            ui.warn(&format!(
+                "{} extended attributes could not be set here (not root, or the file system has none)",
+                report.xattr_denied
+            ));
+        }
+        if report.failed > 0 {
+            ui.warn(&format!("{} paths were not restored", report.failed));
+        }
+        Ok(())
+    }
+}
+
+/// Several files are written at once; the usual limit of 1024 is meant for old programs.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // With the old limit it still works.
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,83 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::{local_time, put_path, size, utc_time};
+use crate::select::{self, Filter};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use store::entry::display_path;
+use store::store::Purpose;
+
+/// List snapshots, newest last
+///
+/// Example: forgekeep snapshots --store S --tag nightly --path /var/opt/gitlab
+#[derive(Debug, Args)]
+pub struct Snapshots {
+    #[command(flatten)]
+    filter: Filter,
+}
+
+impl Snapshots {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let (store, watch) = global.open(ui, Purpose::Read, "snapshots")?;
+        let snapshots = select::snapshots(&store, &self.filter);
+        watch.end();
+        let snapshots = snapshots?;
+        if !snapshots.is_empty() {
+            ui.remark("id        time                 host             size        paths")?;
+        }
+        for (id, snapshot) in &snapshots {
+            let statistics = &snapshot.statistics;
+            let paths: Vec<_> = snapshot.paths.iter().map(|path| display_path(path)).collect();
+            let mut notes = String::new();
+            if !snapshot.tags.is_empty() {
+                notes += &format!("  [{}]", snapshot.tags.join(", "));
+            }
+            if snapshot.unreadable_count > 0 {
+                notes += &format!("  ({} paths missing)", snapshot.unreadable_count);
+            }
+            ui.line(format!(
+                "{}  {}  {:15}  {:>10}  {}{notes}",
+                id.short(),
+                local_time(snapshot.start.into()),
+                snapshot.host,
+                size(statistics.bytes),
+                paths.join(" "),
+            ))?;
+            let mut value = json!({
+                "id": id.to_string(),
+                "short_id": id.short(),
+                "time": utc_time(snapshot.start.into()),
+                "end": utc_time(snapshot.end.into()),
+                "hostname": snapshot.host,
+                "username": snapshot.user,
+                "tags": snapshot.tags,
+                "excludes": snapshot.excludes,
+                "tree": snapshot.root.chunk().to_string(),
+                "parent": snapshot.parent.map(|id| id.snapshot().to_string()),
+                "program_version": snapshot.program,
+                "errors": snapshot.unreadable_count,
+                "summary": {
+                    "files_new": statistics.files_new,
+                    "files_changed": statistics.files_changed,
+                    "files_unmodified": statistics.files_unmodified,
+                    "total_entries": statistics.entries,
+                    "total_bytes_processed": statistics.bytes,
+                    "data_added": statistics.added_bytes,
+                    "data_added_packed": statistics.added_stored_bytes,
+                },
+            });
+            value["paths"] = snapshot
+                .paths
+                .iter()
+                .map(|path| {
+                    let mut one = json!({});
+                    put_path(&mut one, "path", path);
+                    one["path"].take()
+                })
+                .collect();
+            ui.json("snapshot", value)?;
+        }
+        ui.remark(format!("{} snapshots", snapshots.len()))
+    }
+}

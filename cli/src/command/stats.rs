@@ -1,0 +1,68 @@
+use super::Global;
+use crate::exit::Failure;
+use crate::report::size;
+use crate::select::{self, Filter};
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use store::segment::Kind;
+use store::store::Purpose;
+
+/// Show how much is stored and what deduplication and compression save
+///
+/// Example: forgekeep stats --store S
+#[derive(Debug, Args)]
+pub struct Stats {
+    #[command(flatten)]
+    filter: Filter,
+}
+
+impl Stats {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let (store, watch) = global.open(ui, Purpose::Read, "stats")?;
+        let snapshots = select::snapshots(&store, &self.filter)?;
+        let totals = [store.index().totals(Kind::Data)?, store.index().totals(Kind::Metadata)?];
+        watch.end();
+        let restored: u64 = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes).sum();
+        let [data, metadata] = totals;
+        let stored = data.segment_bytes + metadata.segment_bytes;
+        ui.json(
+            "stats",
+            json!({
+                "snapshots_count": snapshots.len(),
+                "total_restore_size": restored,
+                "total_size": stored,
+                "total_uncompressed_size": data.plain_bytes + metadata.plain_bytes,
+                "total_blob_count": data.chunks + metadata.chunks,
+                "data": {
+                    "segments": data.segments, "segment_bytes": data.segment_bytes,
+                    "chunks": data.chunks, "plain_bytes": data.plain_bytes,
+                    "stored_bytes": data.stored_bytes,
+                },
+                "metadata": {
+                    "segments": metadata.segments, "segment_bytes": metadata.segment_bytes,
+                    "chunks": metadata.chunks, "plain_bytes": metadata.plain_bytes,
+                    "stored_bytes": metadata.stored_bytes,
+                },
+            }),
+        )?;
+        ui.line(format!("snapshots     {}", snapshots.len()))?;
+        ui.line(format!("restored      {} if all of them were", size(restored)))?;
+        for (name, totals) in [("data    ", data), ("metadata", metadata)] {
+            ui.line(format!(
+                "{name}      {} in {} chunks, stored as {} in {} segments",
+                size(totals.plain_bytes),
+                totals.chunks,
+                size(totals.segment_bytes),
+                totals.segments
+            ))?;
+        }
+        let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
+        ui.line(format!(
+            "saved         {:.1} x by deduplication, {:.1} x by compression, {:.1} x together",
+            ratio(restored, data.plain_bytes),
+            ratio(data.plain_bytes, data.stored_bytes),
+            ratio(restored, stored)
+        ))
+    }
+}

@@ -1,0 +1,124 @@
+//! How a run ends: the last words, with the next step, and the exit code.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed |
+//! | 2 | wrong usage |
+//! | 3 | done, but some paths could not be read or restored |
+//! | 10 | there is no store |
+//! | 11 | the store is locked |
+//! | 130 | interrupted |
+
+use crate::ui::Ui;
+use std::process::ExitCode;
+use store::Error;
+
+/// Why a command ended without doing all of what was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// An error of the store.
+    Store(Error),
+    /// Something that only the command line knows of.
+    Other {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// Done, except for what was reported on the way.
+    Partial,
+    /// A check found damage, which was reported on the way.
+    Damaged,
+    /// Whoever read our output has gone.
+    BrokenPipe,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+/// A failure in words.
+pub fn other(message: impl Into<String>) -> Failure {
+    Failure::Other { message: message.into(), hint: None }
+}
+
+/// A failure with a next step.
+pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+    Failure::Other { message: message.into(), hint: Some(hint.into()) }
+}
+
+/// Says the last words and gives the exit code.
+pub fn code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
+    let code = match result {
+        Ok(()) | Err(Failure::BrokenPipe) => 0,
+        Err(Failure::Partial) => 3,
+        Err(Failure::Damaged) => 1,
+        Err(Failure::Store(error)) => {
+            let code = number(&error);
+            ui.failed(&error.to_string(), hint(&error).as_deref(), code);
+            code
+        }
+        Err(Failure::Other { message, hint }) => {
+            ui.failed(&message, hint.as_deref(), 1);
+            1
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn number(error: &Error) -> u8 {
+    match error {
+        Error::NoStore(_) => 10,
+        Error::Locked { .. } => 11,
+        Error::Interrupted => 130,
+        _ => 1,
+    }
+}
+
+/// What to do about an error.
+fn hint(error: &Error) -> Option<String> {
+    let hint = match error {
+        Error::NoStore(place) => {
+            format!("make one with `forgekeep init --store {place}`, or check the path and mounts")
+        }
+        Error::StoreExists(_) => "use it as it is; `forgekeep snapshots` lists its content".into(),
+        Error::NotEmpty(_) => "give a directory that is empty or does not exist yet".into(),
+        Error::Locked { .. } => "wait for the other process to end and try again".into(),
+        Error::NewerFormat { .. } => "install the version of forgekeep that wrote it".into(),
+        error if error.is_out_of_space() => {
+            "nothing was lost; make space and run the same command again".into()
+        }
+        Error::StoreRead { .. } | Error::StoreWrite { .. } => {
+            "check the disk and the permissions of the store, then run the same command again"
+                .into()
+        }
+        Error::ConfigDamaged(_) => {
+            "put back store.json from a copy of the store; the segments are not affected".into()
+        }
+        Error::SegmentDamaged { .. }
+        | Error::ChunkDamaged { .. }
+        | Error::ChunkMissing(_)
+        | Error::Malformed { .. }
+        | Error::SnapshotDamaged { .. } => {
+            "`forgekeep check --read-data` says what is damaged and which paths that costs".into()
+        }
+        Error::NoSnapshot(_) => "`forgekeep snapshots` lists what there is".into(),
+        Error::AmbiguousSnapshot { .. } => "give more digits of the id".into(),
+        Error::NoPath { snapshot, .. } => {
+            let id = snapshot.short();
+            format!(
+                "`forgekeep ls {id}` lists its paths, `forgekeep find NAME` looks in all snapshots"
+            )
+        }
+        Error::Index(_) => "`forgekeep index rebuild` makes it anew from the segments".into(),
+        Error::Target { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            "make space and run the same command again; what is right already is left alone".into()
+        }
+        Error::Pattern(_) => "put it in quotes; [ ] { } are special and are escaped by \\".into(),
+        _ => return None,
+    };
+    Some(hint)
+}

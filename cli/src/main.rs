@@ -1,0 +1,17 @@
+//! The program: words and numbers for people, exit codes for scripts.
+
+mod command;
+mod exit;
+mod reference;
+mod report;
+mod select;
+mod ui;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = command::Arguments::parse();
+    let ui = ui::Ui::new(&arguments.global);
+    exit::code(&ui, command::run(arguments.command, &arguments.global, &ui))
+}

@@ -1,0 +1,154 @@
+//! Numbers, times and paths for people and for programs.
+
+use serde_json::Value;
+use std::time::{SystemTime, UNIX_EPOCH};
+use store::entry::{Entry, Kind, Time, display_path};
+
+/// A number of bytes in binary units.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "the one place that asks the clock")]
+pub fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() },
+        // A clock before 1970 is wrong whatever we write.
+        Err(_) => Time::default(),
+    }
+}
+
+fn timestamp(time: Time) -> jiff::Timestamp {
+    let nanoseconds = time.nanoseconds as i32;
+    jiff::Timestamp::new(time.seconds, nanoseconds).unwrap_or(if time.seconds < 0 {
+        jiff::Timestamp::MIN
+    } else {
+        jiff::Timestamp::MAX
+    })
+}
+
+/// A time in the zone of this machine, to the second.
+pub fn local_time(time: Time) -> String {
+    timestamp(time).to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// A time for programs: RFC 3339, UTC, to the nanosecond.
+pub fn utc_time(time: Time) -> String {
+    timestamp(time).to_string()
+}
+
+/// Puts a path into a JSON object. One that is no text is put twice: readable,
+/// and as the hexadecimal digits of its bytes.
+pub fn put_path(value: &mut Value, key: &str, path: &[u8]) {
+    match std::str::from_utf8(path) {
+        Ok(text) => value[key] = text.into(),
+        Err(_) => {
+            value[key] = display_path(path).into();
+            let hex: String = path.iter().map(|byte| format!("{byte:02x}")).collect();
+            value[&format!("{key}_hex")] = hex.into();
+        }
+    }
+}
+
+/// Mode and kind as `ls -l` shows them.
+pub fn mode(entry: &Entry) -> String {
+    let bit = |mask: u32, letter: char| if entry.mode & mask != 0 { letter } else { '-' };
+    let special = |mask: u32, execute: u32, letter: char| match (
+        entry.mode & mask != 0,
+        entry.mode & execute != 0,
+    ) {
+        (true, true) => letter,
+        (true, false) => letter.to_ascii_uppercase(),
+        (false, true) => 'x',
+        (false, false) => '-',
+    };
+    [
+        entry.kind.letter(),
+        bit(0o400, 'r'),
+        bit(0o200, 'w'),
+        special(0o4000, 0o100, 's'),
+        bit(0o040, 'r'),
+        bit(0o020, 'w'),
+        special(0o2000, 0o010, 's'),
+        bit(0o004, 'r'),
+        bit(0o002, 'w'),
+        special(0o1000, 0o001, 't'),
+    ]
+    .iter()
+    .collect()
+}
+
+/// Name, or number where there is no name.
+pub fn owner(entry: &Entry) -> (String, String) {
+    let name = |name: &Option<Vec<u8>>, number: u32| match name {
+        Some(name) => String::from_utf8_lossy(name).into_owned(),
+        None => number.to_string(),
+    };
+    (name(&entry.owner.user, entry.owner.uid), name(&entry.owner.group, entry.owner.gid))
+}
+
+/// An entry for programs.
+pub fn entry_json(entry: &Entry) -> Value {
+    let kind = match entry.kind {
+        Kind::File => "file",
+        Kind::Directory => "dir",
+        Kind::Symlink => "symlink",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+        Kind::CharDevice => "chardev",
+        Kind::BlockDevice => "dev",
+    };
+    let mut value = serde_json::json!({
+        "type": kind,
+        "mode": entry.mode,
+        "permissions": mode(entry),
+        "uid": entry.owner.uid,
+        "gid": entry.owner.gid,
+        "size": entry.size,
+        "inode": entry.inode,
+    });
+    if let Some(user) = &entry.owner.user {
+        value["user"] = String::from_utf8_lossy(user).into();
+    }
+    if let Some(group) = &entry.owner.group {
+        value["group"] = String::from_utf8_lossy(group).into();
+    }
+    if let Some(mtime) = entry.mtime {
+        value["mtime"] = utc_time(mtime).into();
+    }
+    put_path(&mut value, "path", &[b"/", &entry.path[..]].concat());
+    put_path(&mut value, "name", entry.name());
+    if entry.kind == Kind::Symlink {
+        put_path(&mut value, "linktarget", &entry.target);
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1024), "1.0 KiB");
+        assert_eq!(size(u64::MAX), "16384.0 PiB");
+    }
+
+    #[test]
+    fn times_beyond_any_calendar_do_not_panic() {
+        for seconds in [i64::MIN, -1, 0, i64::MAX] {
+            let time = Time { seconds, nanoseconds: 999_999_999 };
+            assert!(!utc_time(time).is_empty() && !local_time(time).is_empty());
+        }
+    }
+}

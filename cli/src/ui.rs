@@ -1,0 +1,279 @@
+//! The one door to the terminal: lines, JSON lines, progress, interrupts.
+
+use crate::command::Global;
+use crate::exit::Failure;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use store::observe::{Event, Observer, Progress};
+
+/// How often the terminal is drawn and a wish to stop is noticed.
+const TICK: Duration = Duration::from_millis(100);
+/// How often a line says how far it is, where there is no terminal.
+const STATUS: Duration = Duration::from_secs(30);
+
+/// How a command speaks.
+pub struct Ui {
+    json: bool,
+    quiet: bool,
+    wants_stop: Arc<AtomicBool>,
+    stdout: Mutex<io::Stdout>,
+}
+
+impl Ui {
+    /// Speaks as the arguments say, and hears SIGINT, SIGTERM and SIGHUP: the
+    /// first asks the command to stop, the second ends it.
+    pub fn new(global: &Global) -> Ui {
+        let wants_stop = Arc::new(AtomicBool::new(false));
+        for signal in
+            [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+        {
+            let flag = Arc::clone(&wants_stop);
+            // Registered in this order, the first signal only sets the flag.
+            let _ =
+                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag));
+            let _ = signal_hook::flag::register(signal, flag);
+        }
+        Ui { json: global.json, quiet: global.quiet, wants_stop, stdout: Mutex::new(io::stdout()) }
+    }
+
+    /// A line of the result, for people only.
+    pub fn line(&self, text: impl AsRef<str>) -> Result<(), Failure> {
+        if self.json { Ok(()) } else { self.write(text.as_ref().as_bytes()) }
+    }
+
+    /// A line that says how it went, for people who want to know.
+    pub fn remark(&self, text: impl AsRef<str>) -> Result<(), Failure> {
+        if self.quiet { Ok(()) } else { self.line(text) }
+    }
+
+    /// A line of the result, for programs only.
+    pub fn json(&self, message_type: &str, mut value: Value) -> Result<(), Failure> {
+        if !self.json {
+            return Ok(());
+        }
+        value["message_type"] = message_type.into();
+        self.write(value.to_string().as_bytes())
+    }
+
+    fn write(&self, line: &[u8]) -> Result<(), Failure> {
+        let mut stdout = self.stdout.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        written(stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")))
+    }
+
+    /// The last words of a failed run.
+    pub fn failed(&self, message: &str, hint: Option<&str>, code: u8) {
+        if self.json {
+            let value = json!({"code": code, "message": message, "hint": hint});
+            let _ = self.json("exit_error", value);
+        }
+        let mut stderr = io::stderr().lock();
+        // Nobody is left to tell if this fails.
+        let _ = writeln!(stderr, "forgekeep: {message}");
+        if let Some(hint) = hint {
+            let _ = writeln!(stderr, "  {hint}");
+        }
+    }
+
+    /// A warning outside of an operation.
+    pub fn warn(&self, text: &str) {
+        warn(self.json, text);
+    }
+
+    /// Watches an operation from now on.
+    pub fn watch(&self, what: &'static str) -> Arc<Watch> {
+        Watch::start(self, what)
+    }
+}
+
+/// The outcome of writing to standard output.
+pub fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::BrokenPipe),
+        Err(error) => Err(crate::exit::other(format!("cannot write to standard output: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn warn(is_json: bool, text: &str) {
+    if is_json {
+        let _ = writeln!(io::stdout(), "{}", json!({"message_type": "warning", "message": text}));
+    } else {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// Shows how an operation goes; is its observer.
+pub struct Watch {
+    what: &'static str,
+    json: bool,
+    quiet: bool,
+    progress: Progress,
+    bar: ProgressBar,
+    started: Instant,
+    ended: AtomicBool,
+    ticker: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Watch {
+    fn start(ui: &Ui, what: &'static str) -> Arc<Watch> {
+        let is_shown = !ui.json && !ui.quiet && io::stderr().is_terminal();
+        let target =
+            if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let watch = Arc::new(Watch {
+            what,
+            json: ui.json,
+            quiet: ui.quiet,
+            progress: Progress::default(),
+            bar,
+            started: Instant::now(),
+            ended: AtomicBool::new(false),
+            ticker: Mutex::new(None),
+        });
+        let (seen, wants_stop) = (Arc::clone(&watch), Arc::clone(&ui.wants_stop));
+        let ticker = std::thread::spawn(move || seen.tick(&wants_stop));
+        if let Ok(mut slot) = watch.ticker.lock() {
+            *slot = Some(ticker);
+        }
+        watch
+    }
+
+    /// Ends the watching; call before the result is printed.
+    pub fn end(&self) {
+        self.ended.store(true, Relaxed);
+        let ticker = self.ticker.lock().ok().and_then(|mut slot| slot.take());
+        if let Some(ticker) = ticker {
+            ticker.thread().unpark();
+            let _ = ticker.join();
+        }
+        self.bar.finish_and_clear();
+    }
+
+    /// Time since the operation began.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn tick(&self, wants_stop: &AtomicBool) {
+        let mut status_at = self.started + STATUS;
+        loop {
+            if wants_stop.load(Relaxed) {
+                self.progress.stop();
+            }
+            if self.ended.load(Relaxed) {
+                return;
+            }
+            if !self.bar.is_hidden() {
+                self.draw();
+            } else if !self.quiet && Instant::now() >= status_at {
+                status_at += STATUS;
+                self.status();
+            }
+            std::thread::park_timeout(TICK);
+        }
+    }
+
+    fn draw(&self) {
+        let progress = &self.progress;
+        let total = progress.bytes_total.load(Relaxed);
+        let done = progress.bytes_done.load(Relaxed);
+        let entries = progress.entries_done.load(Relaxed);
+        let template = if total > 0 {
+            "{prefix} [{bar:25}] {percent}%  {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}  {eta} left"
+        } else {
+            "{prefix} {spinner}  {bytes}  {binary_bytes_per_sec}  {msg}  {elapsed}"
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        self.bar.set_prefix(self.what);
+        self.bar.set_message(format!("{entries} entries"));
+        if total > 0 {
+            self.bar.set_length(total.max(done));
+        }
+        self.bar.set_position(done);
+        self.bar.tick();
+    }
+
+    fn status(&self) {
+        let progress = &self.progress;
+        let [entries, bytes, entries_total, bytes_total] = [
+            &progress.entries_done,
+            &progress.bytes_done,
+            &progress.entries_total,
+            &progress.bytes_total,
+        ]
+        .map(|counter| counter.load(Relaxed));
+        let seconds = self.started.elapsed().as_secs();
+        if self.json {
+            let status = json!({
+                "message_type": "status",
+                "seconds_elapsed": seconds,
+                "files_done": entries,
+                "bytes_done": bytes,
+                "total_files": entries_total,
+                "total_bytes": bytes_total,
+                "percent_done": if bytes_total > 0 { bytes as f64 / bytes_total as f64 } else { 0.0 },
+            });
+            let _ = writeln!(io::stdout(), "{status}");
+        } else {
+            let _ = writeln!(
+                io::stderr(),
+                "{}: {entries} entries, {} after {seconds} s",
+                self.what,
+                crate::report::size(bytes)
+            );
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| warn(false, text));
+    }
+
+    fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
+        if self.json {
+            let mut value = json!({
+                "message_type": "error",
+                "error": {"message": reason},
+                "during": during,
+            });
+            crate::report::put_path(&mut value, "item", path.as_os_str().as_bytes());
+            let _ = writeln!(io::stdout(), "{value}");
+        } else {
+            let shown = store::entry::display_path(path.as_os_str().as_bytes());
+            self.say(&format!("{kind} {shown}: {reason}"));
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Unreadable { path, reason } => {
+                self.trouble("cannot read", "archival", &path, &reason);
+            }
+            Event::NotRestored { path, reason } => {
+                self.trouble("not restored:", "restore", &path, &reason);
+            }
+            Event::ChangedWhileRead(path) => {
+                let shown = store::entry::display_path(path.as_os_str().as_bytes());
+                let text = format!("{shown} changed while it was read; stored as it was read");
+                if self.json { warn(true, &text) } else { self.say(&text) }
+            }
+            Event::Note(text) if self.json => warn(true, &text),
+            Event::Note(text) if !self.quiet => self.say(&text),
+            _ => {}
+        }
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}

@@ -1,0 +1,97 @@
+//! A backend that fails where a test wants it to.
+
+use super::{Backend, Listed, Pending};
+use std::io;
+use std::sync::Arc;
+
+/// What is about to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// [`Backend::list`]
+    List,
+    /// [`Backend::read`] and [`Backend::len`]
+    Read,
+    /// [`Backend::create`]
+    Create,
+    /// [`Pending::write`]
+    Write,
+    /// [`Pending::sync`]
+    Sync,
+    /// [`Pending::publish`], before the file has its name
+    Publish,
+    /// [`Pending::publish`], after the file has its name: the directory's sync failed
+    Published,
+    /// [`Backend::remove`]
+    Remove,
+}
+
+/// Decides whether an operation on a file fails.
+pub type Fault = Arc<dyn Fn(Operation, &str) -> io::Result<()> + Send + Sync>;
+
+/// Wraps a backend; asks the fault before every operation.
+pub struct Faulty<B> {
+    inner: B,
+    fault: Fault,
+}
+
+impl<B: Backend> Faulty<B> {
+    /// `inner`, except where `fault` says otherwise.
+    pub fn new(inner: B, fault: Fault) -> Faulty<B> {
+        Faulty { inner, fault }
+    }
+}
+
+impl<B: Backend> Backend for Faulty<B> {
+    fn place(&self) -> String {
+        self.inner.place()
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {
+        (self.fault)(Operation::List, dir)?;
+        self.inner.list(dir)
+    }
+
+    fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        (self.fault)(Operation::Read, name)?;
+        self.inner.read(name, offset, out)
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        (self.fault)(Operation::Read, name)?;
+        self.inner.len(name)
+    }
+
+    fn create(&self) -> io::Result<Box<dyn Pending>> {
+        (self.fault)(Operation::Create, "")?;
+        let inner = self.inner.create()?;
+        Ok(Box::new(FaultyPending { inner, fault: Arc::clone(&self.fault) }))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        (self.fault)(Operation::Remove, name)?;
+        self.inner.remove(name)
+    }
+}
+
+struct FaultyPending {
+    inner: Box<dyn Pending>,
+    fault: Fault,
+}
+
+impl Pending for FaultyPending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        (self.fault)(Operation::Write, "")?;
+        self.inner.write(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        (self.fault)(Operation::Sync, "")?;
+        self.inner.sync()
+    }
+
+    fn publish(self: Box<Self>, name: &str) -> io::Result<()> {
+        (self.fault)(Operation::Publish, name)?;
+        self.inner.publish(name)?;
+        (self.fault)(Operation::Published, name)
+    }
+}

@@ -1,0 +1,82 @@
+//! What every backend must do. A backend binds to it with one test.
+
+use super::{Backend, Local, Memory, faulty::Faulty, read_all, write_all};
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+fn behaves(backend: &dyn Backend) {
+    let names = |dir| -> Vec<(String, u64)> {
+        let listed = backend.list(dir).expect("lists");
+        listed.into_iter().map(|file| (file.name, file.len)).collect()
+    };
+    assert_eq!(names("snapshots"), []);
+
+    let mut pending = backend.create().expect("creates");
+    pending.write(b"hello ").expect("writes");
+    pending.write(b"world").expect("writes");
+    assert_eq!(names("snapshots"), [], "unpublished files are not seen");
+    pending.sync().expect("syncs");
+    pending.publish("snapshots/b").expect("publishes");
+    write_all(backend, "snapshots/a", b"").expect("writes an empty file");
+    write_all(backend, "segments/00/x", b"elsewhere").expect("writes");
+    assert_eq!(names("snapshots"), [("a".into(), 0), ("b".into(), 11)]);
+
+    drop(backend.create().expect("creates"));
+    assert_eq!(names("snapshots").len(), 2, "a dropped file leaves nothing");
+
+    let mut part = [0; 5];
+    backend.read("snapshots/b", 6, &mut part).expect("reads a range");
+    assert_eq!(&part, b"world");
+    let error = backend.read("snapshots/b", 7, &mut part).expect_err("past the end");
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    let error = backend.read("snapshots/none", 0, &mut part).expect_err("not there");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(backend.len("snapshots/none").expect_err("not there").kind(), ErrorKind::NotFound);
+    assert_eq!(backend.len("snapshots/b").expect("there"), 11);
+    assert_eq!(read_all(backend, "snapshots/b", 11).expect("fits"), b"hello world");
+    let error = read_all(backend, "snapshots/b", 10).expect_err("too large");
+    assert_eq!(error.kind(), ErrorKind::FileTooLarge);
+
+    write_all(backend, "snapshots/b", b"again").expect("replaces");
+    assert_eq!(backend.len("snapshots/b").expect("there"), 5);
+    backend.remove("snapshots/b").expect("removes");
+    assert_eq!(backend.remove("snapshots/b").expect_err("gone").kind(), ErrorKind::NotFound);
+    assert_eq!(names("snapshots"), [("a".into(), 0)]);
+}
+
+fn local() -> (tempfile::TempDir, Local) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let local = Local::new(dir.path());
+    local.make_directories(["snapshots", "segments/00"].into_iter()).expect("directories");
+    (dir, local)
+}
+
+#[test]
+fn memory_behaves() {
+    behaves(&Memory::default());
+}
+
+#[test]
+fn local_behaves() {
+    let (_dir, local) = local();
+    behaves(&local);
+    assert_eq!(local.list("none").expect_err("no such directory").kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn faulty_without_faults_behaves() {
+    behaves(&Faulty::new(Memory::default(), Arc::new(|_, _| Ok(()))));
+}
+
+#[test]
+fn what_killed_runs_left_is_removed_and_running_writers_stay() {
+    let (dir, local) = local();
+    let left = dir.path().join("tmp/4711-0");
+    std::fs::write(&left, b"half").expect("writes");
+    let mut running = local.create().expect("creates");
+    running.write(b"x").expect("writes");
+    assert_eq!(local.remove_unpublished().expect("cleans"), 1);
+    assert!(!left.exists());
+    running.sync().expect("syncs");
+    running.publish("snapshots/a").expect("still there");
+}

@@ -1,0 +1,309 @@
+//! Reading a git directory that is in use.
+//!
+//! The order is that of [`git::Phase`]. Files are opened as soon as they are
+//! listed and read while they are open, so an unlink does no harm.
+
+use super::intake::Intake;
+use super::previous::Recheck;
+use crate::entry::{Entry, Kind, path_cmp};
+use crate::error::Result;
+use crate::git::{self, Phase};
+use crate::observe::Event;
+use crate::source;
+use crate::walk::{self, Base, Found, join};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// Listings of packs before a repository that never rests is taken as it is.
+const ROUNDS_MAX: usize = 100;
+/// Bytes of a multi-pack-index in which the names of its packs are looked for.
+const MIDX_HEAD_BYTES: usize = 4 << 20;
+
+/// Reads the git directory `found` and everything in it; entries in path order.
+///
+/// `previous` are the entries of the snapshot before.
+pub fn read(
+    intake: &Intake<'_>,
+    recheck: &Recheck<'_>,
+    base: &Base,
+    found: &Found,
+    previous: Vec<Entry>,
+) -> Result<Vec<Entry>> {
+    let previous = previous.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+    let dir = match source::open_dir_below(base.dir.as_fd(), base.relative(&found.path)) {
+        Ok(dir) => dir,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            intake.unreadable(&found.path, &error);
+            return Ok(Vec::new());
+        }
+    };
+    let mut reading = Reading {
+        intake,
+        recheck,
+        path: &found.path,
+        base: Base { path: found.path.clone(), dir },
+        previous,
+        entries: BTreeMap::new(),
+    };
+    reading.take_below(Some(base), found)?;
+    for phase in Phase::ALL {
+        match phase {
+            Phase::PackedRefs => reading.packed_refs()?,
+            Phase::Packs => reading.packs()?,
+            _ => reading.plain(phase)?,
+        }
+    }
+    let mut entries: Vec<Entry> = reading.entries.into_values().collect();
+    entries.sort_unstable_by(|a, b| path_cmp(&a.path, &b.path));
+    Ok(entries)
+}
+
+struct Reading<'a, 'b> {
+    intake: &'a Intake<'b>,
+    recheck: &'a Recheck<'a>,
+    path: &'a [u8],
+    base: Base,
+    previous: HashMap<Vec<u8>, Entry>,
+    entries: BTreeMap<Vec<u8>, Entry>,
+}
+
+impl Reading<'_, '_> {
+    fn dir(&self) -> &OwnedFd {
+        &self.base.dir
+    }
+
+    /// What is listed in a phase now. What cannot be listed is reported.
+    fn scan(&self, phase: Phase) -> Vec<Found> {
+        let mut found = Vec::new();
+        let exclude = self.intake.exclude;
+        let scanned =
+            walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut |item| {
+                found.push(item);
+            });
+        match scanned {
+            // A directory that went away while it was listed; so did what was in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.intake.unreadable(&join(self.path, phase.begins_in()), &error),
+            Ok(()) => {}
+        }
+        found
+    }
+
+    fn plain(&mut self, phase: Phase) -> Result<()> {
+        for found in self.scan(phase) {
+            if phase == Phase::LooseRefs && found.stat.kind == Kind::File && found.stat.size == 0 {
+                // What a crash leaves; git itself ignores and removes it.
+                let path = super::intake::absolute(&found.path);
+                let note = format!("left out: {} is an empty ref", path.display());
+                self.intake.observer.event(Event::Note(note));
+                continue;
+            }
+            self.take(&found)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a found thing, from the snapshot before if it is unchanged.
+    fn take(&mut self, found: &Found) -> Result<()> {
+        self.take_below(None, found)
+    }
+
+    /// The same below another directory than the git directory.
+    fn take_below(&mut self, base: Option<&Base>, found: &Found) -> Result<()> {
+        if !self.take_unchanged(found)? {
+            let previous = self.previous.get(&found.path);
+            let entry = self.intake.entry(base.unwrap_or(&self.base), found, previous)?;
+            self.keep(entry);
+        }
+        Ok(())
+    }
+
+    fn take_unchanged(&mut self, found: &Found) -> Result<bool> {
+        let Some(previous) = self.previous.get(&found.path) else { return Ok(false) };
+        if !self.recheck.is_unchanged(&found.stat, previous)? {
+            return Ok(false);
+        }
+        self.intake.counters.unchanged(previous);
+        self.intake.observer.progress().add(1, previous.size);
+        let entry = previous.clone();
+        self.keep(Some(entry));
+        Ok(true)
+    }
+
+    fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
+        let previous = self.previous.get(&found.path);
+        let entry = self.intake.open_entry(found, file, previous)?;
+        self.keep(entry);
+        Ok(())
+    }
+
+    fn keep(&mut self, entry: Option<Entry>) {
+        if let Some(entry) = entry {
+            self.entries.insert(entry.path.clone(), entry);
+        }
+    }
+
+    fn open(&self, found: &Found) -> io::Result<File> {
+        source::open_file_below(self.dir().as_fd(), self.base.relative(&found.path))
+    }
+
+    fn packed_refs(&mut self) -> Result<()> {
+        for _ in 0..ROUNDS_MAX {
+            let found = self.scan(Phase::PackedRefs);
+            if self.take_refs_of(&found)? {
+                return Ok(());
+            }
+        }
+        let error = io::Error::other("its reftable changed faster than it could be read");
+        self.intake.unreadable(&join(self.path, b"reftable"), &error);
+        Ok(())
+    }
+
+    /// Takes what is listed; false if a table went away that was still listed.
+    fn take_refs_of(&mut self, found: &[Found]) -> Result<bool> {
+        let list_path = join(self.path, b"reftable/tables.list");
+        let Some(list) = found.iter().find(|found| found.path == list_path) else {
+            for found in found {
+                self.take(found)?;
+            }
+            return Ok(true);
+        };
+        // git replaces the list by renaming: what is open names tables of one moment.
+        let opened = self.open(list).and_then(|file| {
+            let mut text = vec![0; source::stat_open(&file)?.size.min(1 << 20) as usize];
+            file.read_exact_at(&mut text, 0)?;
+            Ok((file, text))
+        });
+        let (list_file, text) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => {
+                self.intake.unreadable(&list_path, &error);
+                return Ok(true);
+            }
+        };
+        let listed: HashSet<Vec<u8>> = text
+            .split(|b| *b == b'\n')
+            .filter(|name| !name.is_empty())
+            .map(|name| join(self.path, &join(b"reftable", name)))
+            .collect();
+        let mut tables = Vec::new();
+        for path in &listed {
+            let Some(table) = found.iter().find(|found| found.path == *path) else {
+                return Ok(false); // newer than the listing
+            };
+            match self.open(table) {
+                Ok(file) => tables.push((table, file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => self.intake.unreadable(path, &error),
+            }
+        }
+        for (table, file) in tables {
+            if !self.take_unchanged(table)? {
+                self.take_open(table, &file)?;
+            }
+        }
+        self.take_open(list, &list_file)?;
+        // `packed-refs` and the directory; tables that no list names are left-overs.
+        let in_reftable = join(self.path, b"reftable/");
+        for found in found.iter().filter(|found| !found.path.starts_with(&in_reftable)) {
+            self.take(found)?;
+        }
+        Ok(true)
+    }
+
+    fn packs(&mut self) -> Result<()> {
+        let mut taken: HashSet<Vec<u8>> = HashSet::new();
+        let mut last = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            last = self.scan(Phase::Packs);
+            let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
+            for found in &last {
+                let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+                if let Some(stem) = git::pack_stem(name) {
+                    packs.entry(stem.to_vec()).or_default().push(found);
+                }
+            }
+            let mut is_settled = true;
+            for (stem, files) in packs {
+                // The index appears last; a pack without one is not there yet.
+                let has = |end: &[u8]| files.iter().any(|found| found.path.ends_with(end));
+                if taken.contains(&stem) || !(has(b".pack") && has(b".idx")) {
+                    continue;
+                }
+                is_settled = false;
+                if self.take_pack(&files)? {
+                    taken.insert(stem);
+                }
+            }
+            if is_settled {
+                break;
+            }
+        }
+        self.rest_of_pack_dir(&last, &taken)
+    }
+
+    /// Takes all files of a pack; false if it went away before all were open.
+    fn take_pack(&mut self, files: &[&Found]) -> Result<bool> {
+        let mut open = Vec::new();
+        for found in files {
+            let previous = self.previous.get(&found.path);
+            let is_unchanged = match previous {
+                Some(previous) => self.recheck.is_unchanged(&found.stat, previous)?,
+                None => false,
+            };
+            if is_unchanged {
+                open.push((*found, None));
+                continue;
+            }
+            match self.open(found) {
+                Ok(file) => open.push((*found, Some(file))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let is_needed = found.path.ends_with(b".pack") || found.path.ends_with(b".idx");
+                    if is_needed {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => self.intake.unreadable(&found.path, &error),
+            }
+        }
+        for (found, file) in open {
+            match file {
+                Some(file) => self.take_open(found, &file)?,
+                None => drop(self.take_unchanged(found)?),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The directory itself, and what does not belong to one pack.
+    fn rest_of_pack_dir(&mut self, last: &[Found], taken: &HashSet<Vec<u8>>) -> Result<()> {
+        let midx = self.whole_midx(taken);
+        for found in last {
+            let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+            match (&midx, name) {
+                (Some(midx), b"multi-pack-index") => self.take_open(found, midx)?,
+                (None, name) if name.starts_with(b"multi-pack-index") => {}
+                (_, name) if git::pack_stem(name).is_some_and(|stem| taken.contains(stem)) => {}
+                _ => self.take(found)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The multi-pack-index, if it names only packs that are in the copy. One that
+    /// names another would break the copy; git makes it anew when it is missing.
+    fn whole_midx(&self, taken: &HashSet<Vec<u8>>) -> Option<File> {
+        let name = b"objects/pack/multi-pack-index";
+        let file = source::open_file_below(self.dir().as_fd(), name).ok()?;
+        let len = source::stat_open(&file).ok()?.size.min(MIDX_HEAD_BYTES as u64);
+        let mut head = vec![0; len as usize];
+        file.read_exact_at(&mut head, 0).ok()?;
+        let stems = git::midx_pack_stems(&head)?;
+        stems.iter().all(|stem| taken.contains(stem)).then_some(file)
+    }
+}

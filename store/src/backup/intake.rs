@@ -1,0 +1,405 @@
+//! From a found thing to a tree entry: metadata read, content cut and put.
+
+use super::Counters;
+use crate::entry::{Content, Entry, HardLink, Kind};
+use crate::error::{Error, Result};
+use crate::glob::Globs;
+use crate::limits;
+use crate::observe::{Event, Observer};
+use crate::packer::Packer;
+use crate::recipe::{Extent, RecipeWriter};
+use crate::segment::Kind as ChunkKind;
+use crate::source::{self, Owners, Stat, Xattrs};
+use crate::walk::{Base, Found};
+use chunker::Cutter;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+
+/// Runs of at least this many bytes are cut and hashed by all cores.
+const LARGE_BYTES: u64 = 16 << 20;
+/// Bytes of a large run in memory at once. There is one such buffer.
+const REGION_BYTES: usize = 32 << 20;
+/// Bytes of a smaller run in memory at once, for each thread.
+const WINDOW_BYTES: usize = 4 << 20;
+/// Bytes that one core reads at once of a region.
+const READ_BYTES: usize = 2 << 20;
+
+/// What can go wrong while a source is read. The two never share a handler.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The source could not be read: this file is missing, the run goes on.
+    Source(io::Error),
+    /// The store could not be written: the run ends.
+    Store(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Trouble {
+        Trouble::Store(error)
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Trouble {
+        Trouble::Source(error)
+    }
+}
+
+/// Turns found things into entries. Shared by all threads of a backup.
+pub struct Intake<'a> {
+    pub packer: &'a Packer<'a>,
+    pub observer: &'a dyn Observer,
+    pub counters: &'a Counters,
+    pub exclude: &'a Globs,
+    owners: Owners,
+    cutter: Cutter,
+    region: Mutex<Vec<u8>>,
+}
+
+thread_local! {
+    static WINDOW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<'a> Intake<'a> {
+    pub fn new(
+        packer: &'a Packer<'a>,
+        cutter: Cutter,
+        observer: &'a dyn Observer,
+        counters: &'a Counters,
+        exclude: &'a Globs,
+    ) -> Intake<'a> {
+        let (owners, region) = (Owners::default(), Mutex::default());
+        Intake { packer, observer, counters, exclude, owners, cutter, region }
+    }
+
+    /// The entry of a found thing, or nothing if it is gone or cannot be read,
+    /// which is reported. Counts it as new or changed.
+    pub fn entry(
+        &self,
+        base: &Base,
+        found: &Found,
+        previous: Option<&Entry>,
+    ) -> Result<Option<Entry>> {
+        let read = match found.stat.kind {
+            Kind::File => self.open_and_read(base, found),
+            _ => self.other(base, found).map_err(Trouble::from),
+        };
+        let entry = self.settle(&found.path, read)?;
+        if let Some(entry) = &entry {
+            self.counters.count(entry, previous);
+            self.observer.progress().add(1, entry.size);
+        }
+        Ok(entry)
+    }
+
+    /// The same for a file that is open already.
+    pub fn open_entry(
+        &self,
+        found: &Found,
+        file: &File,
+        previous: Option<&Entry>,
+    ) -> Result<Option<Entry>> {
+        let entry = self.settle(&found.path, self.read(&found.path, file))?;
+        if let Some(entry) = &entry {
+            self.counters.count(entry, previous);
+            self.observer.progress().add(1, entry.size);
+        }
+        Ok(entry)
+    }
+
+    /// Separates what ends the run from what costs one file.
+    fn settle(&self, path: &[u8], read: Result<Entry, Trouble>) -> Result<Option<Entry>> {
+        match read {
+            Ok(entry) => Ok(Some(entry)),
+            Err(Trouble::Store(error)) => Err(error),
+            // Deleted since it was listed.
+            Err(Trouble::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(Trouble::Source(error)) => {
+                self.unreadable(path, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reports a path that is missing from the snapshot.
+    pub fn unreadable(&self, path: &[u8], error: &io::Error) {
+        self.counters.unreadable.fetch_add(1, Relaxed);
+        let (path, reason) = (absolute(path), error.to_string());
+        self.observer.event(Event::Unreadable { path, reason });
+    }
+
+    fn open_and_read(&self, base: &Base, found: &Found) -> Result<Entry, Trouble> {
+        let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
+        self.read(&found.path, &file)
+    }
+
+    fn read(&self, path: &[u8], file: &File) -> Result<Entry, Trouble> {
+        let stat = source::stat_open(file)?;
+        if stat.kind != Kind::File {
+            return Err(Trouble::Source(io::Error::other("it was replaced by something else")));
+        }
+        let xattrs = source::xattrs_open(file)?;
+        let (content, size) = self.content(file, &stat)?;
+        if size != stat.size || !source::stat_open(file)?.is_same_content(&stat) {
+            self.counters.changed_while_read.fetch_add(1, Relaxed);
+            self.observer.event(Event::ChangedWhileRead(absolute(path)));
+        }
+        Ok(Entry { content, size, ..self.metadata(path, &stat, xattrs) })
+    }
+
+    /// Everything but files.
+    fn other(&self, base: &Base, found: &Found) -> io::Result<Entry> {
+        let path = base.relative(&found.path);
+        let (xattrs, target) = match found.stat.kind {
+            Kind::Directory => {
+                let dir = source::open_dir_below(base.dir.as_fd(), path)?;
+                (source::xattrs_open(dir)?, Vec::new())
+            }
+            Kind::Symlink => {
+                let target = source::read_link(base.dir.as_fd(), path)?;
+                (source::xattrs_below(base.dir.as_fd(), path)?, target)
+            }
+            _ => (source::xattrs_below(base.dir.as_fd(), path)?, Vec::new()),
+        };
+        Ok(Entry { target, ..self.metadata(&found.path, &found.stat, xattrs) })
+    }
+
+    /// The entry of a directory above a source path: without times, which
+    /// change with every neighbour.
+    pub fn ancestor(&self, path: &[u8], stat: &Stat, xattrs: Xattrs) -> Entry {
+        let entry = self.metadata(path, stat, xattrs);
+        Entry { mtime: None, ctime: None, inode: 0, ..entry }
+    }
+
+    fn metadata(&self, path: &[u8], stat: &Stat, xattrs: Xattrs) -> Entry {
+        let shares = stat.names > 1 && stat.kind != Kind::Directory;
+        let is_device = matches!(stat.kind, Kind::CharDevice | Kind::BlockDevice);
+        Entry {
+            path: path.to_vec(),
+            kind: stat.kind,
+            mode: stat.mode,
+            owner: self.owners.get(stat.uid, stat.gid),
+            mtime: Some(stat.mtime),
+            ctime: Some(stat.ctime),
+            inode: stat.inode,
+            size: 0,
+            target: Vec::new(),
+            hard_link: shares.then_some(HardLink { device: stat.device, names: stat.names }),
+            xattrs,
+            device: is_device.then_some(stat.node),
+            content: Content::Empty,
+        }
+    }
+
+    /// Reads a file up to the size it had when it was opened; returns how much that was.
+    fn content(&self, file: &File, stat: &Stat) -> Result<(Content, u64), Trouble> {
+        let is_sparse = stat.allocated_bytes < stat.size;
+        if stat.size == 0 {
+            return Ok((Content::Empty, 0));
+        }
+        if stat.size <= limits::INLINE_BYTES_MAX as u64 && !is_sparse {
+            let mut bytes = vec![0; stat.size as usize];
+            let len = read_full(file, &mut bytes, 0)?;
+            bytes.truncate(len);
+            let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
+            return Ok((content, len as u64));
+        }
+        let mut recipe = RecipeWriter::default();
+        if is_sparse {
+            self.sparse(file, stat.size, &mut recipe)?;
+        } else {
+            self.run(file, 0, stat.size, &mut recipe)?;
+        }
+        let size = recipe.len();
+        if size == 0 {
+            return Ok((Content::Empty, 0));
+        }
+        Ok((Content::Recipe(recipe.finish(&mut |bytes| self.put_metadata(bytes))?), size))
+    }
+
+    fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), Trouble> {
+        let mut at = 0;
+        for run in source::data_runs(file, 0, size) {
+            let (begin, end) = run?;
+            self.push(recipe, Extent::Hole { len: begin - at })?;
+            let read = self.run(file, begin, end, recipe)?;
+            if read < end - begin {
+                return Ok(()); // it was cut meanwhile
+            }
+            at = end;
+        }
+        self.push(recipe, Extent::Hole { len: size - at })?;
+        Ok(())
+    }
+
+    /// Reads, cuts and puts the bytes `[begin, end)`; returns how many there were.
+    fn run(
+        &self,
+        file: &File,
+        begin: u64,
+        end: u64,
+        recipe: &mut RecipeWriter,
+    ) -> Result<u64, Trouble> {
+        if end - begin >= LARGE_BYTES {
+            let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut at = begin;
+            self.large(&mut region, recipe, &mut |space| {
+                let len = space.len().min((end - at) as usize);
+                let read = read_parallel(file, &mut space[..len], at)?;
+                at += read as u64;
+                Ok((read, at == end || read < len))
+            })?;
+            return Ok(at - begin);
+        }
+        WINDOW.with_borrow_mut(|window| {
+            window.resize(WINDOW_BYTES.min((end - begin) as usize).max(window.len()), 0);
+            let (mut at, mut filled) = (begin, 0);
+            loop {
+                let space = &mut window[filled..];
+                let len = space.len().min((end - at) as usize);
+                let read = read_full(file, &mut space[..len], at)?;
+                at += read as u64;
+                filled += read;
+                let is_last = at == end || read < len;
+                let ends = self.cutter.cut(&window[..filled], is_last);
+                let mut start = 0;
+                for stop in ends {
+                    self.put_data(&window[start..stop], recipe)?;
+                    start = stop;
+                }
+                if is_last {
+                    return Ok(at - begin);
+                }
+                window.copy_within(start..filled, 0);
+                filled -= start;
+            }
+        })
+    }
+
+    /// Cuts and puts what `fill` delivers, with all cores. `fill` says how much it
+    /// filled and whether that was the last.
+    fn large(
+        &self,
+        region: &mut Vec<u8>,
+        recipe: &mut RecipeWriter,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), Trouble>,
+    ) -> Result<(), Trouble> {
+        region.resize(REGION_BYTES, 0);
+        let mut filled = 0;
+        loop {
+            let (read, is_last) = fill(&mut region[filled..])?;
+            filled += read;
+            let data = &region[..filled];
+            let pieces = rayon::current_num_threads();
+            let ends = chunker::cut_parallel(&self.cutter, data, is_last, pieces);
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let chunks: Vec<&[u8]> = starts.zip(&ends).map(|(from, to)| &data[from..*to]).collect();
+            let stored: Vec<_> = chunks
+                .par_iter()
+                .map(|chunk| self.packer.put(ChunkKind::Data, chunk))
+                .collect::<Result<_>>()?;
+            for (stored, chunk) in stored.iter().zip(&chunks) {
+                let extent = Extent::Slice { chunk: stored.id, offset: 0, len: chunk.len() as u64 };
+                self.push(recipe, extent)?;
+            }
+            self.observer.progress().check()?;
+            if is_last {
+                return Ok(());
+            }
+            let start = ends.last().copied().unwrap_or(0);
+            region.copy_within(start..filled, 0);
+            filled -= start;
+        }
+    }
+
+    /// The content of a stream that can be read once only, and its length.
+    pub fn stream(&self, input: &mut dyn Read) -> Result<(Content, u64), Trouble> {
+        let mut recipe = RecipeWriter::default();
+        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        self.large(&mut region, &mut recipe, &mut |space| {
+            let read = read_stream(input, space)?;
+            self.observer.progress().add(0, read as u64);
+            Ok((read, read < space.len()))
+        })?;
+        let size = recipe.len();
+        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        Ok((if size == 0 { Content::Empty } else { Content::Recipe(recipe) }, size))
+    }
+
+    fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {
+        let stored = self.packer.put(ChunkKind::Data, chunk)?;
+        let len = chunk.len() as u64;
+        self.push(recipe, Extent::Slice { chunk: stored.id, offset: 0, len })
+    }
+
+    fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
+        recipe.push(extent, &mut |bytes| self.put_metadata(bytes))
+    }
+
+    /// Stores a tree page or recipe.
+    pub fn put_metadata(&self, bytes: &[u8]) -> Result<crate::id::ChunkId> {
+        Ok(self.packer.put(ChunkKind::Metadata, bytes)?.id)
+    }
+}
+
+/// A tree path as the path it has on this machine.
+pub fn absolute(path: &[u8]) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(path))
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// The same, with all cores.
+fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let reads: Vec<(usize, usize)> = buffer
+        .par_chunks_mut(READ_BYTES)
+        .enumerate()
+        .map(|(n, part)| {
+            let read = read_full(file, part, offset + (n * READ_BYTES) as u64)?;
+            Ok((read, part.len()))
+        })
+        .collect::<io::Result<_>>()?;
+    // What follows a part that fell short is not connected to what precedes it.
+    let mut total = 0;
+    for (read, wanted) in reads {
+        total += read;
+        if read < wanted {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match input.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,493 @@
+//! Check: is everything there, is it what was written, and if not, what does it cost?
+//!
+//! Three passes: the small files; the segments with their tables, and with all
+//! their bytes where that is asked for; the trees, down to every chunk they name.
+
+use crate::backend;
+use crate::config;
+use crate::entry::{Content, Entry, display_path};
+use crate::error::Result;
+use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::limits;
+use crate::recipe::{Extent, Extents};
+use crate::seal::Opener;
+use crate::segment::{self, Row, Table};
+use crate::snapshot::{self, Snapshot};
+use crate::store::Store;
+use crate::tree::{self, Child, TreeReader};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+/// Stored bytes read at once: they stay in a core's cache while they are hashed,
+/// opened and hashed again.
+const READ_BYTES: usize = 1 << 20;
+/// Lost paths that are kept by name; all are counted.
+const PATHS_MAX: usize = 100_000;
+
+/// Which segments are read completely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadData {
+    /// Only tables.
+    None,
+    /// All.
+    All,
+    /// Part `n` of `of` parts, counted from 1. All parts together are all segments.
+    Part {
+        /// Which part.
+        n: u32,
+        /// Of how many.
+        of: u32,
+    },
+    /// About this many of a million, chosen by `seed`.
+    Share {
+        /// Segments in a million.
+        per_million: u32,
+        /// Another seed, other segments.
+        seed: u64,
+    },
+}
+
+impl ReadData {
+    fn picks(&self, id: &SegmentId) -> bool {
+        let number = u32::from_le_bytes(id.as_bytes()[..4].try_into().expect("4 bytes"));
+        match *self {
+            ReadData::None => false,
+            ReadData::All => true,
+            ReadData::Part { n, of } => number % of == n - 1,
+            ReadData::Share { per_million, seed } => {
+                let hash = blake3::hash(&[&seed.to_le_bytes()[..], id.as_bytes()].concat());
+                let number = u32::from_le_bytes(hash.as_bytes()[..4].try_into().expect("4 bytes"));
+                number % 1_000_000 < per_million
+            }
+        }
+    }
+}
+
+/// Something that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Damage {
+    /// The file of the store, or the chunk.
+    pub object: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Something that can no longer be restored.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Loss {
+    /// In which snapshot.
+    pub snapshot: SnapshotId,
+    /// Path in the tree, readable.
+    pub path: String,
+    /// Because of what.
+    pub reason: String,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Segments looked at.
+    pub segments: u64,
+    /// Segments read completely.
+    pub segments_read: u64,
+    /// Bytes of those.
+    pub bytes_read: u64,
+    /// Chunks in tables.
+    pub chunks: u64,
+    /// What is damaged.
+    pub damages: Vec<Damage>,
+    /// What that costs.
+    pub losses: Vec<Loss>,
+    /// How many paths that are; more than `losses` has if there are very many.
+    pub loss_count: u64,
+}
+
+impl Report {
+    /// Whether nothing was found.
+    pub fn is_clean(&self) -> bool {
+        self.damages.is_empty() && self.loss_count == 0
+    }
+}
+
+/// Checks a store.
+pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
+    let mut check = Check {
+        store,
+        read_data,
+        damages: Mutex::default(),
+        bad_chunks: Mutex::default(),
+        bad_segments: Mutex::default(),
+        chunks: AtomicU64::new(0),
+        indexed: AtomicU64::new(0),
+        bytes_read: AtomicU64::new(0),
+        segments_read: AtomicU64::new(0),
+        report: Report::default(),
+    };
+    check.config();
+    let snapshots = check.snapshots()?;
+    check.segments()?;
+    check.trees(&snapshots)?;
+    Ok(check.finish())
+}
+
+struct Check<'a> {
+    store: &'a Store,
+    read_data: ReadData,
+    damages: Mutex<Vec<Damage>>,
+    bad_chunks: Mutex<HashSet<ChunkId>>,
+    bad_segments: Mutex<HashSet<SegmentId>>,
+    chunks: AtomicU64,
+    /// Table rows that the index leads to.
+    indexed: AtomicU64,
+    bytes_read: AtomicU64,
+    segments_read: AtomicU64,
+    report: Report,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<(Opener, Vec<u8>, Vec<u8>)> =
+        RefCell::new((Opener::new(), Vec::new(), Vec::new()));
+}
+
+impl Check<'_> {
+    fn damage(&self, object: impl Into<String>, reason: impl ToString) {
+        let damage = Damage { object: object.into(), reason: reason.to_string() };
+        lock(&self.damages).push(damage);
+    }
+
+    fn config(&self) {
+        let backend = &*self.store.backend;
+        match backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX) {
+            Ok(bytes) if bytes == self.store.config_bytes => {}
+            Ok(_) => self.damage(config::FILE, "it is not what was written"),
+            Err(error) => self.damage(config::FILE, error),
+        }
+    }
+
+    fn snapshots(&mut self) -> Result<Vec<(SnapshotId, Snapshot)>> {
+        let backend = &*self.store.backend;
+        let mut snapshots = Vec::new();
+        for id in snapshot::list(backend)? {
+            let name = snapshot::file_name(&id);
+            match Snapshot::read(backend, &id) {
+                Ok((snapshot, is_whole)) => {
+                    if !is_whole {
+                        self.damage(name, "one of its two copies of the record is damaged");
+                    }
+                    snapshots.push((id, snapshot));
+                }
+                Err(error) => {
+                    self.damage(name, &error);
+                    let (path, reason) = ("/".to_owned(), error.to_string());
+                    self.report.losses.push(Loss { snapshot: id, path, reason });
+                    self.report.loss_count += 1;
+                }
+            }
+        }
+        snapshots.sort_by_key(|(id, snapshot)| (snapshot.start, *id));
+        self.report.snapshots = snapshots.len() as u64;
+        Ok(snapshots)
+    }
+
+    fn segments(&mut self) -> Result<()> {
+        let progress = self.store.observer().progress();
+        let shards: Vec<Vec<(SegmentId, u64)>> =
+            (0..=255).map(|shard| self.store.list_shard(shard)).collect::<Result<_>>()?;
+        let picked = |id: &SegmentId, len: u64| if self.read_data.picks(id) { len } else { 0 };
+        let count = shards.iter().map(|shard| shard.len() as u64).sum();
+        let bytes = shards.iter().flatten().map(|(id, len)| picked(id, *len)).sum();
+        progress.expect(count, bytes);
+        self.report.segments = count;
+        shards.par_iter().flatten().try_for_each(|(id, len)| -> Result<()> {
+            progress.check()?;
+            self.segment(id, *len)?;
+            progress.add(1, 0);
+            Ok(())
+        })?;
+        let in_index = self.store.index.chunk_count()?;
+        let (rows, indexed) = (self.chunks.load(Relaxed), self.indexed.load(Relaxed));
+        if lock(&self.bad_segments).is_empty() && in_index != indexed {
+            let reason = format!(
+                "{in_index} chunks are in it, {rows} in the segments, {indexed} of them where it says"
+            );
+            self.damage(crate::store::INDEX_FILE, reason);
+        }
+        Ok(())
+    }
+
+    fn segment(&self, id: &SegmentId, len: u64) -> Result<()> {
+        let table = match self.store.table(id, len) {
+            Ok(table) => table,
+            Err(error) => {
+                self.bad_segment(id, &error)?;
+                if self.read_data != ReadData::None {
+                    self.store.observer().progress().add(0, len);
+                }
+                return Ok(());
+            }
+        };
+        self.chunks.fetch_add(table.rows.len() as u64, Relaxed);
+        self.index_rows(id, &table.rows)?;
+        if self.read_data.picks(id) {
+            self.read_segment(id, len, &table)?;
+            self.segments_read.fetch_add(1, Relaxed);
+            self.bytes_read.fetch_add(len, Relaxed);
+        }
+        Ok(())
+    }
+
+    fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
+        self.damage(segment::file_name(id), reason.to_string());
+        lock(&self.bad_segments).insert(*id);
+        self.store.index.set_damaged(id)
+    }
+
+    /// Compares the rows of a table with the index.
+    fn index_rows(&self, id: &SegmentId, rows: &[Row]) -> Result<()> {
+        for row in rows {
+            match self.store.index.find(&row.id)? {
+                Some(found) if found.segment == *id && found.offset == row.offset => {
+                    if (found.stored_len, found.plain_len) != (row.stored_len, row.plain_len) {
+                        let reason = format!("it has other lengths for chunk {}", row.id);
+                        self.damage(crate::store::INDEX_FILE, reason);
+                    }
+                    self.indexed.fetch_add(1, Relaxed);
+                }
+                // The same chunk in another segment; that row is counted there.
+                Some(_) => {}
+                None => {
+                    let reason = format!("chunk {} of segment {id} is not in it", row.id);
+                    self.damage(crate::store::INDEX_FILE, reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every byte of a segment: the chunks against their names, all of it
+    /// against its own.
+    fn read_segment(&self, id: &SegmentId, len: u64, table: &Table) -> Result<()> {
+        let name = segment::file_name(id);
+        let mut whole = blake3::Hasher::new();
+        let body = table.rows.first().map_or(len, |row| u64::from(row.offset));
+        let body_end = table.rows.last().map_or(body, Row::end);
+        let mut is_bad = false;
+        let result = SCRATCH.with_borrow_mut(|(opener, stored, plain)| -> std::io::Result<()> {
+            self.hash_range(&name, 0, body, &mut whole, stored)?;
+            let mut rows = &table.rows[..];
+            while let Some(first) = rows.first() {
+                let fits = |row: &&Row| row.end() - u64::from(first.offset) <= READ_BYTES as u64;
+                let count = rows.iter().take_while(fits).count().max(1);
+                let (batch, rest) = rows.split_at(count);
+                rows = rest;
+                let bytes = (batch[count - 1].end() - u64::from(first.offset)) as usize;
+                stored.resize(bytes, 0);
+                self.store.backend.read(&name, u64::from(first.offset), stored)?;
+                whole.update(stored);
+                for row in batch {
+                    let from = (row.offset - first.offset) as usize;
+                    let frame = &stored[from..from + row.stored_len as usize];
+                    if let Err(reason) = opener.open(&row.id, frame, row.plain_len as usize, plain)
+                    {
+                        is_bad = true;
+                        self.damage(format!("chunk {} in {name}", row.id), reason);
+                        lock(&self.bad_chunks).insert(row.id);
+                    }
+                }
+                self.store.observer().progress().add(0, bytes as u64);
+            }
+            self.hash_range(&name, body_end, len - body_end, &mut whole, stored)
+        });
+        match result {
+            Err(error) => self.bad_segment(id, &error),
+            Ok(()) if SegmentId::from_bytes(whole.finalize().into()) != *id => {
+                self.bad_segment(id, &"its bytes do not match its name")
+            }
+            Ok(()) if is_bad => self.bad_segment(id, &"its table lies about its chunks"),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn hash_range(
+        &self,
+        name: &str,
+        from: u64,
+        len: u64,
+        hasher: &mut blake3::Hasher,
+        buffer: &mut Vec<u8>,
+    ) -> std::io::Result<()> {
+        let mut at = from;
+        while at < from + len {
+            let step = (from + len - at).min(READ_BYTES as u64);
+            buffer.resize(step as usize, 0);
+            self.store.backend.read(name, at, buffer)?;
+            hasher.update(buffer);
+            at += step;
+        }
+        self.store.observer().progress().add(0, len);
+        Ok(())
+    }
+
+    /// Walks over the pages of all snapshots, those found whole only once.
+    fn trees(&mut self, snapshots: &[(SnapshotId, Snapshot)]) -> Result<()> {
+        let mut whole_pages: HashSet<u128> = HashSet::new();
+        let known = |id: &ChunkId| {
+            u128::from_le_bytes(id.as_bytes()[..16].try_into().expect("16 of 32 bytes"))
+        };
+        let get = |id: &ChunkId| self.store.chunk(id);
+        for (id, snapshot) in snapshots {
+            let losses_before = self.report.loss_count;
+            let mut entered = Vec::new();
+            // A lost page, and the losses up to it: what comes next says where the loss ends.
+            let found = RefCell::new((None::<(Child, String)>, Vec::new()));
+            let end_range = |until: Option<&[u8]>| {
+                let (open, losses) = &mut *found.borrow_mut();
+                if let Some((lost, reason)) = open.take() {
+                    losses.push(range_loss(id, &lost, until, reason));
+                }
+            };
+            tree::pages(
+                &snapshot.root.chunk(),
+                &get,
+                &mut |child| {
+                    end_range(Some(&child.first));
+                    !whole_pages.contains(&known(&child.page))
+                },
+                &mut |child, page| {
+                    self.store.observer().progress().check()?;
+                    match page {
+                        Err(error) => found.borrow_mut().0 = Some((child, error.to_string())),
+                        Ok(Some(_)) => entered.push(known(&child.page)),
+                        Ok(None) => {
+                            let losses = self.leaf(id, &child.page, &get)?;
+                            if losses.is_empty() && self.is_sound(&child.page)? {
+                                entered.push(known(&child.page));
+                            }
+                            found.borrow_mut().1.extend(losses);
+                        }
+                    }
+                    Ok(())
+                },
+            )?;
+            end_range(None);
+            let (_, mut losses) = found.into_inner();
+            self.report.loss_count += losses.len() as u64;
+            let space = PATHS_MAX.saturating_sub(self.report.losses.len());
+            losses.truncate(space);
+            self.report.losses.extend(losses);
+            if self.report.loss_count == losses_before {
+                // Pages above a damaged one are entered again for the next snapshot.
+                whole_pages.extend(entered);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a chunk is where it should be, as far as it was read.
+    fn is_sound(&self, chunk: &ChunkId) -> Result<bool> {
+        Ok(self.trouble(chunk)?.is_none())
+    }
+
+    /// Why a chunk cannot be had.
+    fn trouble(&self, chunk: &ChunkId) -> Result<Option<String>> {
+        let location = match self.store.locate(chunk) {
+            Ok(location) => location,
+            Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
+            Err(error) => return Err(error),
+        };
+        let is_suspect = !location.is_healthy
+            || lock(&self.bad_chunks).contains(chunk)
+            || lock(&self.bad_segments).contains(&location.segment);
+        if !is_suspect {
+            return Ok(None);
+        }
+        match self.store.chunk(chunk) {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_damage() => Ok(Some(error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What of a leaf's entries cannot be restored.
+    fn leaf(
+        &self,
+        id: &SnapshotId,
+        page: &ChunkId,
+        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    ) -> Result<Vec<Loss>> {
+        let mut losses = Vec::new();
+        for item in TreeReader::new(page, get) {
+            let (path, reason) = match item {
+                Ok(entry) => match self.entry(&entry, get)? {
+                    Some(reason) => (display_path(&entry.path), reason),
+                    None => continue,
+                },
+                Err(lost) => {
+                    let path = format!("what follows {}", display_path(&lost.from));
+                    (path, lost.error.to_string())
+                }
+            };
+            losses.push(Loss { snapshot: *id, path, reason });
+        }
+        Ok(losses)
+    }
+
+    fn entry(
+        &self,
+        entry: &Entry,
+        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    ) -> Result<Option<String>> {
+        let Content::Recipe(recipe) = &entry.content else { return Ok(None) };
+        for extent in Extents::new(recipe, get) {
+            let reason = match extent {
+                Ok(Extent::Hole { .. }) => None,
+                Ok(Extent::Slice { chunk, offset, len }) => match self.trouble(&chunk)? {
+                    Some(reason) => Some(reason),
+                    None => self.slice(&chunk, offset, len)?,
+                },
+                Err(error) if error.is_damage() => Some(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            if reason.is_some() {
+                return Ok(reason);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a chunk is long enough for a slice of it.
+    fn slice(&self, chunk: &ChunkId, offset: u32, len: u64) -> Result<Option<String>> {
+        let location = self.store.locate(chunk)?;
+        let end = u64::from(offset).checked_add(len);
+        let is_long_enough = end.is_some_and(|end| end <= u64::from(location.plain_len));
+        Ok((!is_long_enough).then(|| format!("chunk {chunk} is too short for its slice")))
+    }
+
+    fn finish(self) -> Report {
+        let mut report = self.report;
+        report.chunks = self.chunks.into_inner();
+        report.bytes_read = self.bytes_read.into_inner();
+        report.segments_read = self.segments_read.into_inner();
+        report.damages = self.damages.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.damages.sort();
+        report
+    }
+}
+
+/// The loss of all that stands between two pages.
+fn range_loss(id: &SnapshotId, lost: &Child, until: Option<&[u8]>, reason: String) -> Loss {
+    let path = match until {
+        Some(until) => format!("{} up to {}", display_path(&lost.first), display_path(until)),
+        None => format!("{} and all that follows", display_path(&lost.first)),
+    };
+    Loss { snapshot: *id, path, reason }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

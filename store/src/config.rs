@@ -1,0 +1,178 @@
+//! `store.json`: what a store is, written once by `init`.
+
+use crate::error::{Error, Result};
+use chunker::Parameters;
+use serde::{Deserialize, Serialize};
+
+/// Name of the file in the store.
+pub const FILE: &str = "store.json";
+
+/// Version of the whole format that this program writes.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// What `store.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Version of the format.
+    pub format_version: u64,
+    /// Random name of the store, 32 hexadecimal digits.
+    pub store_id: String,
+    /// How files are cut.
+    pub chunking: Chunking,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// How stored bytes are protected: `none`.
+    pub seal: String,
+}
+
+/// How files are cut into chunks. Frozen: other cuts would deduplicate nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chunking {
+    /// `fastcdc-v2020`.
+    pub algorithm: String,
+    /// Smallest chunk but the last of a file.
+    pub min_bytes: u32,
+    /// Size aimed at.
+    pub avg_bytes: u32,
+    /// Largest chunk.
+    pub max_bytes: u32,
+}
+
+/// How chunks are compressed. Readers need none of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compression {
+    /// `zstd`.
+    pub algorithm: String,
+    /// zstd's level.
+    pub level: i32,
+}
+
+impl Config {
+    /// What a new store gets; `store_id` are 16 random bytes.
+    pub fn new(store_id: [u8; 16], parameters: Parameters, level: i32) -> Config {
+        Config {
+            format_version: FORMAT_VERSION,
+            store_id: store_id.iter().map(|b| format!("{b:02x}")).collect(),
+            chunking: Chunking {
+                algorithm: "fastcdc-v2020".into(),
+                min_bytes: parameters.min_bytes,
+                avg_bytes: parameters.avg_bytes,
+                max_bytes: parameters.max_bytes,
+            },
+            compression: Compression { algorithm: "zstd".into(), level },
+            seal: "none".into(),
+        }
+    }
+
+    /// The bytes of the file: JSON whose last member is the BLAKE3 of what stands before it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let json = serde_json::to_vec_pretty(self).expect("plain values become JSON");
+        let body = json.strip_suffix(BODY_END).expect("an object ends with a brace");
+        [body, hash_member(body).as_bytes()].concat()
+    }
+
+    /// Reads the bytes of the file and checks every one of them.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Config> {
+        let damaged = |reason: &str| Error::ConfigDamaged(reason.to_owned());
+        let member_len = hash_member(b"").len();
+        let body_len =
+            bytes.len().checked_sub(member_len).ok_or_else(|| damaged("it is cut off"))?;
+        let (body, member) = bytes.split_at(body_len);
+        if member != hash_member(body).as_bytes() {
+            return Err(damaged("it does not end with the hash of what stands above"));
+        }
+        let json = &[body, BODY_END].concat();
+        let version: Versioned =
+            serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
+        if version.format_version != FORMAT_VERSION {
+            return Err(Error::NewerFormat {
+                what: FILE.into(),
+                found: version.format_version,
+                known: FORMAT_VERSION,
+            });
+        }
+        let config: Config =
+            serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let known = self.chunking.algorithm == "fastcdc-v2020"
+            && self.compression.algorithm == "zstd"
+            && self.seal == "none"
+            && self.store_id_bytes().is_some();
+        if !known {
+            return Err(Error::ConfigDamaged("it names algorithms that do not exist".into()));
+        }
+        chunker::Cutter::new(self.parameters())
+            .map_err(|error| Error::ConfigDamaged(error.to_string()))?;
+        Ok(())
+    }
+
+    /// The chunk sizes.
+    pub fn parameters(&self) -> Parameters {
+        let Chunking { min_bytes, avg_bytes, max_bytes, .. } = self.chunking;
+        Parameters { min_bytes, avg_bytes, max_bytes }
+    }
+
+    /// The store's id as bytes; `None` if it is not 32 hexadecimal digits.
+    pub fn store_id_bytes(&self) -> Option<[u8; 16]> {
+        let mut out = [0; 16];
+        let hex = self.store_id.as_bytes();
+        if hex.len() != 32 || !hex.iter().all(u8::is_ascii_hexdigit) {
+            return None;
+        }
+        for (byte, pair) in out.iter_mut().zip(self.store_id.as_bytes().chunks_exact(2)) {
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        Some(out)
+    }
+}
+
+const BODY_END: &[u8] = b"\n}";
+
+/// The last member of the file, for what stands before it.
+fn hash_member(body: &[u8]) -> String {
+    format!(",\n  \"blake3\": \"{}\"\n}}\n", blake3::hash(body))
+}
+
+/// Read first, so that a newer format is called newer rather than damaged.
+#[derive(Deserialize)]
+struct Versioned {
+    format_version: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let bytes = Config::new([7; 16], Parameters::DEFAULT, 3).to_bytes();
+        let config = Config::from_bytes(&bytes).expect("reads what it wrote");
+        assert_eq!(config.parameters(), Parameters::DEFAULT);
+        assert_eq!(config.store_id_bytes(), Some([7; 16]));
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                assert!(Config::from_bytes(&flipped).is_err(), "byte {at} bit {bit}");
+            }
+        }
+        for len in 0..bytes.len() {
+            assert!(Config::from_bytes(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_called_newer() {
+        let mut config = Config::new([7; 16], Parameters::DEFAULT, 3);
+        config.format_version = 2;
+        let error = Config::from_bytes(&config.to_bytes()).expect_err("refused");
+        assert!(matches!(error, Error::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    }
+}

@@ -1,0 +1,56 @@
+//! The content of one file, as a stream.
+
+use crate::entry::{Content, Entry};
+use crate::error::{Error, Result};
+use crate::id::ChunkId;
+use crate::recipe::{Extent, Extents};
+use crate::store::Store;
+use std::io::{self, Write};
+
+/// Zeros written at once for a hole.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes the content of `entry`, every byte verified before it is written.
+///
+/// The outer error is the store's, the inner one that of `out`.
+pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Result<()>> {
+    let recipe = match &entry.content {
+        Content::Empty => return Ok(Ok(())),
+        Content::Inline(bytes) => return Ok(out.write_all(bytes)),
+        Content::Recipe(recipe) => recipe,
+    };
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut plain = Vec::new();
+    for extent in Extents::new(recipe, &get) {
+        store.observer().progress().check()?;
+        let extent = extent?;
+        let written = match extent {
+            Extent::Hole { len } => zeros(len, out),
+            Extent::Slice { chunk, offset, len } => {
+                store.chunk_into(&chunk, &mut plain)?;
+                let from = offset as usize;
+                let end = usize::try_from(len).ok().and_then(|len| from.checked_add(len));
+                let bytes = end.and_then(|end| plain.get(from..end));
+                let too_short = || Error::Malformed {
+                    what: crate::entry::display_path(&entry.path),
+                    reason: format!("chunk {chunk} is too short"),
+                };
+                out.write_all(bytes.ok_or_else(too_short)?)
+            }
+        };
+        if written.is_err() {
+            return Ok(written);
+        }
+        store.observer().progress().add(0, extent.len());
+    }
+    Ok(Ok(()))
+}
+
+fn zeros(mut len: u64, out: &mut dyn Write) -> io::Result<()> {
+    while len > 0 {
+        let step = len.min(ZEROS.len() as u64);
+        out.write_all(&ZEROS[..step as usize])?;
+        len -= step;
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! One error type: every variant names the object it is about and the reason.
+//!
+//! What to do about it is said by the command line.
+
+use crate::id::{ChunkId, SegmentId, SnapshotId};
+use std::io;
+use std::path::PathBuf;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation on a store ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no `store.json`.
+    #[error("no store at {0}")]
+    NoStore(String),
+    /// `init` on a place that is a store already.
+    #[error("there is a store at {0} already")]
+    StoreExists(String),
+    /// `init` on a directory with other content.
+    #[error("{0} is not empty")]
+    NotEmpty(String),
+    /// Another process holds the lock.
+    #[error("the store at {place} is locked: {holder}")]
+    Locked {
+        /// Where the store is.
+        place: String,
+        /// What is known of the other process.
+        holder: &'static str,
+    },
+    /// Written by a newer program.
+    #[error("{what} has format version {found}; this program reads version {known}")]
+    NewerFormat {
+        /// The file.
+        what: String,
+        /// Its version.
+        found: u64,
+        /// Ours.
+        known: u64,
+    },
+    /// Reading a file of the store failed.
+    #[error("cannot read {name} of the store: {source}")]
+    StoreRead {
+        /// File relative to the store.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Writing to the store failed; the run ends.
+    #[error("cannot write {name} of the store: {source}")]
+    StoreWrite {
+        /// File relative to the store.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `store.json` is not what was written.
+    #[error("store.json is damaged: {0}")]
+    ConfigDamaged(String),
+    /// A segment is not what its name says.
+    #[error("segment {segment} is damaged: {reason}")]
+    SegmentDamaged {
+        /// Which one.
+        segment: SegmentId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chunk's bytes do not match its name.
+    #[error("chunk {chunk} in segment {segment} is damaged: {reason}")]
+    ChunkDamaged {
+        /// Which one.
+        chunk: ChunkId,
+        /// Where.
+        segment: SegmentId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No segment has this chunk.
+    #[error("chunk {0} is in no segment")]
+    ChunkMissing(ChunkId),
+    /// Bytes that match their name are not what they should be.
+    #[error("{what} is malformed: {reason}")]
+    Malformed {
+        /// The thing, by name.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A snapshot record is not what its name says.
+    #[error("snapshot {id} is damaged: {reason}")]
+    SnapshotDamaged {
+        /// Which one.
+        id: SnapshotId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No snapshot fits what was asked for.
+    #[error("no snapshot {0}")]
+    NoSnapshot(String),
+    /// More than one does.
+    #[error("{prefix} fits {count} snapshots")]
+    AmbiguousSnapshot {
+        /// What was asked for.
+        prefix: String,
+        /// How many fit.
+        count: usize,
+    },
+    /// The snapshot has no such path.
+    #[error("snapshot {snapshot} has no {path}")]
+    NoPath {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// The path, readable.
+        path: String,
+    },
+    /// A path is of another kind than the operation needs.
+    #[error("{path} is {kind}, not {wanted}")]
+    WrongKind {
+        /// The path, readable.
+        path: String,
+        /// What it is.
+        kind: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// The index cannot be used.
+    #[error("index.sqlite: {0}")]
+    Index(#[from] rusqlite::Error),
+    /// A source given by the user cannot be used at all.
+    #[error("cannot read {path}: {source}")]
+    Source {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The target of a restore cannot be used at all.
+    #[error("cannot write to {path}: {source}")]
+    Target {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A glob that cannot be understood.
+    #[error("bad pattern: {0}")]
+    Pattern(#[from] globset::Error),
+    /// Somebody asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// A failed read of a file of the store.
+    pub(crate) fn store_read(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        let name = name.into();
+        |source| Error::StoreRead { name, source }
+    }
+
+    /// A failed write of a file of the store.
+    pub(crate) fn store_write(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        let name = name.into();
+        |source| Error::StoreWrite { name, source }
+    }
+
+    /// Whether the store has no space left.
+    pub fn is_out_of_space(&self) -> bool {
+        match self {
+            Error::StoreWrite { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Error::Index(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
+
+    /// Whether this is about stored content that is gone or not what it was,
+    /// so that other content may still be fine.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Error::SegmentDamaged { .. }
+                | Error::ChunkDamaged { .. }
+                | Error::ChunkMissing(_)
+                | Error::Malformed { .. }
+                | Error::SnapshotDamaged { .. }
+                | Error::StoreRead { .. }
+        )
+    }
+}

@@ -1,0 +1,166 @@
+//! Bare git repositories: how they are recognised and in which order they are read.
+//!
+//! git writes objects first and refs after; a copy of a repository that is pushed
+//! to and packed meanwhile is whole if it is read the other way round: loose
+//! refs, then `packed-refs`, then loose objects, then packs, listed again until
+//! nothing is new. git never changes a file in place, it renames complete ones,
+//! so whatever was opened stays what it was.
+
+/// Whether a directory with these names in it is a git directory.
+pub fn is_git_dir<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
+    let mut found = [false; 3];
+    for name in names {
+        match name {
+            b"HEAD" => found[0] = true,
+            b"objects" => found[1] = true,
+            b"refs" => found[2] = true,
+            _ => {}
+        }
+    }
+    found == [true; 3]
+}
+
+/// When a part of a git directory is read; earlier phases are done before later ones begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Configuration, hooks, `HEAD`, alternates, and what names commits that must be there later.
+    Settings,
+    /// Below `refs/`.
+    LooseRefs,
+    /// `packed-refs`, or the reftable.
+    PackedRefs,
+    /// `objects/??/*`.
+    LooseObjects,
+    /// `objects/pack/`.
+    Packs,
+}
+
+impl Phase {
+    /// All phases in their order.
+    pub const ALL: [Phase; 5] =
+        [Phase::Settings, Phase::LooseRefs, Phase::PackedRefs, Phase::LooseObjects, Phase::Packs];
+
+    /// The directory that holds everything of this phase, relative to the git directory.
+    pub fn begins_in(self) -> &'static [u8] {
+        match self {
+            Phase::Settings | Phase::PackedRefs => b"",
+            Phase::LooseRefs => b"refs",
+            Phase::LooseObjects | Phase::Packs => b"objects",
+        }
+    }
+
+    /// The phase in which a path, relative to the git directory, is read.
+    pub fn of(path: &[u8]) -> Phase {
+        let mut parts = path.split(|b| *b == b'/');
+        match (parts.next().unwrap_or_default(), parts.next()) {
+            (b"refs", Some(_)) => Phase::LooseRefs,
+            (b"packed-refs", None) | (b"reftable", _) => Phase::PackedRefs,
+            (b"objects", Some(b"pack")) => Phase::Packs,
+            (b"objects", Some(fan_out)) if is_fan_out(fan_out) => Phase::LooseObjects,
+            // A commit-graph names commits; read before the objects, it names none that
+            // are missing.
+            _ => Phase::Settings,
+        }
+    }
+}
+
+fn is_fan_out(name: &[u8]) -> bool {
+    name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Whether a path, relative to the git directory, belongs to an operation under
+/// way and is of no use in a copy: locks, temporary files, quarantined pushes.
+pub fn is_transient(path: &[u8]) -> bool {
+    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    let in_objects = path.starts_with(b"objects/");
+    name.ends_with(b".lock")
+        || path == b"gc.pid"
+        || path == b"packed-refs.new"
+        || (in_objects
+            && (name.starts_with(b"tmp_")
+                || name.starts_with(b".tmp-")
+                || name.starts_with(b"incoming-")))
+}
+
+/// The part of a file name in `objects/pack` that all files of one pack share:
+/// `pack-…` before the dot.
+pub fn pack_stem(name: &[u8]) -> Option<&[u8]> {
+    let stem = name.split(|b| *b == b'.').next()?;
+    (stem.starts_with(b"pack-") && stem.len() < name.len()).then_some(stem)
+}
+
+/// The packs that a multi-pack-index names, read from its first bytes; `None`
+/// if `bytes` are not one, or too few of them.
+///
+/// Layout: Documentation/gitformat-pack.txt of git, "multi-pack-index (MIDX) files".
+pub fn midx_pack_stems(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    if bytes.get(..4)? != b"MIDX" || *bytes.get(4)? != 1 {
+        return None;
+    }
+    let chunks = usize::from(*bytes.get(6)?);
+    let packs = u32::from_be_bytes(bytes.get(8..12)?.try_into().ok()?) as usize;
+    let row = |n: usize| -> Option<(&[u8], usize)> {
+        let row = bytes.get(12 + 12 * n..24 + 12 * n)?;
+        let offset = u64::from_be_bytes(row[4..].try_into().ok()?);
+        Some((&row[..4], usize::try_from(offset).ok()?))
+    };
+    let names = (0..chunks).find_map(|n| {
+        let ((id, from), (_, to)) = (row(n)?, row(n + 1)?);
+        (id == b"PNAM").then(|| bytes.get(from..to)).flatten()
+    })?;
+    let stems: Vec<Vec<u8>> =
+        names.split(|b| *b == 0).filter_map(|name| Some(pack_stem(name)?.to_vec())).collect();
+    (stems.len() == packs).then_some(stems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_read_in_the_order_that_keeps_a_copy_whole() {
+        for (path, phase) in [
+            ("HEAD", Phase::Settings),
+            ("refs", Phase::Settings),
+            ("objects", Phase::Settings),
+            ("objects/info/alternates", Phase::Settings),
+            ("refs/heads/main", Phase::LooseRefs),
+            ("packed-refs", Phase::PackedRefs),
+            ("reftable/tables.list", Phase::PackedRefs),
+            ("objects/0a", Phase::LooseObjects),
+            ("objects/0a/1f", Phase::LooseObjects),
+            ("objects/pack", Phase::Packs),
+            ("objects/pack/pack-1.idx", Phase::Packs),
+        ] {
+            assert_eq!(Phase::of(path.as_bytes()), phase, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_a_running_operation_is_left_out() {
+        for path in [
+            "HEAD.lock",
+            "refs/heads/main.lock",
+            "gc.pid",
+            "packed-refs.new",
+            "objects/pack/tmp_pack_x",
+            "objects/0a/tmp_obj_x",
+            "objects/incoming-x",
+            "objects/tmp_objdir-incoming-x",
+            "objects/pack/.tmp-1-pack-x.pack",
+        ] {
+            assert!(is_transient(path.as_bytes()), "{path}");
+        }
+        for path in ["HEAD", "refs/heads/tmp_x", "objects/pack/pack-1.keep", "hooks/gc.pid"] {
+            assert!(!is_transient(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn files_of_a_pack_share_a_stem() {
+        assert_eq!(pack_stem(b"pack-12.idx"), Some(&b"pack-12"[..]));
+        assert_eq!(pack_stem(b"pack-12.bitmap"), Some(&b"pack-12"[..]));
+        assert_eq!(pack_stem(b"multi-pack-index"), None);
+        assert_eq!(pack_stem(b"pack-12"), None);
+    }
+}

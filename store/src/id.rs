@@ -1,0 +1,104 @@
+//! Names made of BLAKE3 hashes, one type for each thing that has such a name.
+
+use std::fmt;
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an id: 64 hexadecimal digits are needed")]
+pub struct BadId;
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// Length in bytes.
+            pub const LEN: usize = 32;
+
+            /// The id of these bytes: their BLAKE3 hash.
+            pub fn of(bytes: &[u8]) -> Self {
+                Self(blake3::hash(bytes).into())
+            }
+
+            /// An id that was computed or stored before.
+            pub fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// An id read from outside; `None` unless 32 bytes long.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+
+            /// Reads 64 lower-case hexadecimal digits, nothing else.
+            pub fn from_hex(text: &str) -> Result<Self, BadId> {
+                let digit = |b: u8| match b {
+                    b'0'..=b'9' => Ok(b - b'0'),
+                    b'a'..=b'f' => Ok(b - b'a' + 10),
+                    _ => Err(BadId),
+                };
+                if text.len() != 64 {
+                    return Err(BadId);
+                }
+                let mut out = [0u8; 32];
+                for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+                    *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+                }
+                Ok(Self(out))
+            }
+
+            /// The 32 bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// The first eight hexadecimal digits, for people.
+            pub fn short(&self) -> String {
+                self.to_string()[..8].to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+    };
+}
+
+id_type! {
+    /// Names a chunk: the hash of its plain bytes.
+    ChunkId
+}
+id_type! {
+    /// Names a segment: the hash of all bytes of its file.
+    SegmentId
+}
+id_type! {
+    /// Names a snapshot: the hash of its record's plain bytes.
+    SnapshotId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_goes_both_ways_and_refuses_the_rest() {
+        let id = ChunkId::of(b"abc");
+        let hex = id.to_string();
+        assert_eq!(hex, "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");
+        assert_eq!(ChunkId::from_hex(&hex), Ok(id));
+        for bad in ["", "64", &hex.to_uppercase(), &format!("{hex}0"), &hex.replace('6', "g")] {
+            assert_eq!(ChunkId::from_hex(bad), Err(BadId), "{bad}");
+        }
+    }
+}

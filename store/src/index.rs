@@ -1,0 +1,379 @@
+//! The index: chunk → segment, offset, lengths, in SQLite.
+//!
+//! Never the only copy of anything: every row stands in a segment's table too.
+//! A missing row costs a chunk stored twice or a second look at the tables; a
+//! row too many would lose data, so rows of a segment that is not as it was
+//! written are never taken as proof that a chunk is there.
+
+use crate::error::Result;
+use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::segment::{Kind, Row};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Version of the tables below; another one means: build anew.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Memory that one connection may use for pages, in KiB.
+const CACHE_KIB: i64 = 8 << 10;
+
+const SCHEMA: &str = "
+    CREATE TABLE store (id BLOB NOT NULL);
+    CREATE TABLE segments (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        name BLOB NOT NULL UNIQUE,
+        kind INTEGER NOT NULL,
+        len INTEGER NOT NULL,
+        healthy INTEGER NOT NULL
+    );
+    CREATE TABLE chunks (
+        id BLOB PRIMARY KEY,
+        segment INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        stored_len INTEGER NOT NULL,
+        plain_len INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE closed (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
+";
+
+/// Where a chunk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Location {
+    /// The segment.
+    pub segment: SegmentId,
+    /// What the segment holds.
+    pub kind: Kind,
+    /// Whether the segment was as written when it was last looked at.
+    pub is_healthy: bool,
+    /// First stored byte in the segment.
+    pub offset: u32,
+    /// Stored bytes.
+    pub stored_len: u32,
+    /// Plain bytes.
+    pub plain_len: u32,
+}
+
+/// A segment as the index knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Its name.
+    pub id: SegmentId,
+    /// What it holds.
+    pub kind: Kind,
+    /// Length of its file in bytes.
+    pub len: u64,
+    /// Whether its table was intact.
+    pub is_healthy: bool,
+}
+
+/// Figures about the chunks of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub segment_bytes: u64,
+    /// Different chunks.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub plain_bytes: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+/// An open index. Calls may come from several threads at once.
+pub struct Index {
+    path: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Index {
+    /// Opens what is there. `None` if there is no index, or one of another store
+    /// or of another version of the tables.
+    pub fn open(path: &Path, store_id: &[u8; 16]) -> Result<Option<Index>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let connection = connect(path)?;
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version != SCHEMA_VERSION {
+            return Ok(None);
+        }
+        let id: Option<Vec<u8>> =
+            connection.query_row("SELECT id FROM store", [], |row| row.get(0)).optional()?;
+        if id.as_deref() != Some(store_id) {
+            return Ok(None);
+        }
+        Ok(Some(Index { path: path.to_owned(), idle: Mutex::new(vec![connection]) }))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => connect(&self.path)?,
+        };
+        let result = work(&mut connection);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        result
+    }
+
+    /// Where a chunk is, if any segment has it.
+    pub fn find(&self, id: &ChunkId) -> Result<Option<Location>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT s.name, s.kind, s.healthy, c.at, c.stored_len, c.plain_len
+                 FROM chunks c JOIN segments s ON s.number = c.segment WHERE c.id = ?1",
+            )?;
+            let found = statement
+                .query_row([id.as_bytes()], |row| {
+                    let name: [u8; 32] = row.get(0)?;
+                    Ok(Location {
+                        segment: SegmentId::from_bytes(name),
+                        kind: kind(row.get(1)?),
+                        is_healthy: row.get::<_, i64>(2)? == 1,
+                        offset: row.get(3)?,
+                        stored_len: row.get(4)?,
+                        plain_len: row.get(5)?,
+                    })
+                })
+                .optional()?;
+            Ok(found)
+        })
+    }
+
+    /// Whether a healthy segment has the chunk, so that it need not be stored again.
+    pub fn has(&self, id: &ChunkId) -> Result<bool> {
+        Ok(self.find(id)?.is_some_and(|location| location.is_healthy))
+    }
+
+    /// Takes up a segment with all its chunks, in one transaction.
+    pub fn add(&self, segment: &Segment, rows: &[Row]) -> Result<()> {
+        let mut sorted: Vec<&Row> = rows.iter().collect();
+        sorted.sort_unstable_by_key(|row| row.id);
+        self.with(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let number = insert_segment(&transaction, segment)?;
+            {
+                // A damaged segment never takes the place of a healthy one.
+                let mut insert = transaction.prepare_cached(if segment.is_healthy {
+                    "INSERT OR REPLACE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)"
+                } else {
+                    "INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)"
+                })?;
+                for row in sorted {
+                    let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
+                    insert.execute(params![row.id.as_bytes(), number, at, stored, plain])?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        })
+    }
+
+    /// The segments whose name begins with `shard`, by name.
+    pub fn segments(&self, shard: u8) -> Result<Vec<Segment>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT name, kind, len, healthy FROM segments
+                 WHERE name BETWEEN ?1 AND ?2 ORDER BY name",
+            )?;
+            let (mut from, mut to) = ([0; 32], [0xFF; 32]);
+            (from[0], to[0]) = (shard, shard);
+            let rows = statement.query_map([from, to], |row| {
+                Ok(Segment {
+                    id: SegmentId::from_bytes(row.get(0)?),
+                    kind: kind(row.get(1)?),
+                    len: row.get::<_, i64>(2)? as u64,
+                    is_healthy: row.get::<_, i64>(3)? == 1,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Whether every chunk of this snapshot was seen to be in a healthy segment,
+    /// with no segment lost since.
+    pub fn is_closed(&self, snapshot: &SnapshotId) -> Result<bool> {
+        self.with(|connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT 1 FROM closed WHERE snapshot = ?1")?;
+            Ok(statement.exists([snapshot.as_bytes()])?)
+        })
+    }
+
+    /// Remembers that every chunk of this snapshot is there.
+    pub fn set_closed(&self, snapshot: &SnapshotId) -> Result<()> {
+        self.with(|connection| {
+            connection
+                .execute("INSERT OR IGNORE INTO closed VALUES (?1)", [snapshot.as_bytes()])?;
+            Ok(())
+        })
+    }
+
+    /// Notes that a segment is not what was written. Its chunks count as missing for
+    /// new backups, which store them again, and no snapshot counts as closed.
+    pub fn set_damaged(&self, segment: &SegmentId) -> Result<()> {
+        self.with(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let name = segment.as_bytes();
+            transaction.execute("UPDATE segments SET healthy = 0 WHERE name = ?1", [name])?;
+            transaction.execute("DELETE FROM closed", [])?;
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Number of different chunks.
+    pub fn chunk_count(&self) -> Result<u64> {
+        self.with(|connection| {
+            let count: i64 =
+                connection.query_row("SELECT count(*) FROM chunks", [], |row| row.get(0))?;
+            Ok(count as u64)
+        })
+    }
+
+    /// Figures about the chunks of one kind. Reads the whole index.
+    pub fn totals(&self, kind: Kind) -> Result<Totals> {
+        self.with(|connection| {
+            let kind = kind as i64;
+            let (segments, segment_bytes) = connection.query_row(
+                "SELECT count(*), coalesce(sum(len), 0) FROM segments WHERE kind = ?1",
+                [kind],
+                |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)),
+            )?;
+            let totals = connection.query_row(
+                "SELECT count(*), coalesce(sum(c.plain_len), 0), coalesce(sum(c.stored_len), 0)
+                 FROM chunks c JOIN segments s ON s.number = c.segment WHERE s.kind = ?1",
+                [kind],
+                |row| {
+                    Ok(Totals {
+                        segments,
+                        segment_bytes,
+                        chunks: row.get::<_, i64>(0)? as u64,
+                        plain_bytes: row.get::<_, i64>(1)? as u64,
+                        stored_bytes: row.get::<_, i64>(2)? as u64,
+                    })
+                },
+            )?;
+            Ok(totals)
+        })
+    }
+}
+
+fn kind(number: i64) -> Kind {
+    if number == Kind::Metadata as i64 { Kind::Metadata } else { Kind::Data }
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(60))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // What a power loss takes is read from the segment tables again.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    Ok(connection)
+}
+
+fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
+    connection
+        .prepare_cached(
+            "INSERT INTO segments (name, kind, len, healthy) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET len = ?3, healthy = ?4",
+        )?
+        .execute(params![
+            segment.id.as_bytes(),
+            segment.kind as i64,
+            segment.len as i64,
+            i64::from(segment.is_healthy)
+        ])?;
+    Ok(connection
+        .prepare_cached("SELECT number FROM segments WHERE name = ?1")?
+        .query_row([segment.id.as_bytes()], |row| row.get(0))?)
+}
+
+/// Builds a new index beside the old one and puts it in its place.
+///
+/// Rows are collected in a temporary file and sorted there, so that millions of
+/// them are inserted in order and in bounded memory.
+pub struct Builder {
+    path: PathBuf,
+    unfinished: PathBuf,
+    connection: Connection,
+}
+
+impl Builder {
+    /// Begins a new index, which will stand at `path`.
+    pub fn new(path: &Path, store_id: &[u8; 16]) -> Result<Builder> {
+        let unfinished = with_suffix(path, ".new");
+        remove(&unfinished);
+        let connection = Connection::open(&unfinished)?;
+        connection.pragma_update(None, "journal_mode", "OFF")?;
+        connection.pragma_update(None, "synchronous", "OFF")?;
+        connection.pragma_update(None, "cache_size", -4 * CACHE_KIB)?;
+        connection.execute_batch(SCHEMA)?;
+        connection.execute("INSERT INTO store VALUES (?1)", [store_id])?;
+        connection.execute_batch(
+            "ATTACH '' AS staging;
+             PRAGMA staging.journal_mode = OFF;
+             CREATE TABLE staging.rows (id, segment, at, stored_len, plain_len, healthy);
+             BEGIN",
+        )?;
+        Ok(Builder { path: path.to_owned(), unfinished, connection })
+    }
+
+    /// Takes up a segment with all its chunks.
+    pub fn add(&mut self, segment: &Segment, rows: &[Row]) -> Result<()> {
+        let number = insert_segment(&self.connection, segment)?;
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO staging.rows VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+        for row in rows {
+            let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
+            let healthy = segment.is_healthy;
+            insert.execute(params![row.id.as_bytes(), number, at, stored, plain, healthy])?;
+        }
+        Ok(())
+    }
+
+    /// Sorts the rows and replaces what stood at the path before.
+    ///
+    /// Nobody else may have the old index open.
+    pub fn finish(self, store_id: &[u8; 16]) -> Result<Index> {
+        self.connection.execute_batch(&format!(
+            "INSERT OR IGNORE INTO chunks
+                 SELECT id, segment, at, stored_len, plain_len FROM staging.rows
+                 ORDER BY id, healthy DESC;
+             COMMIT;
+             DETACH staging;
+             PRAGMA user_version = {SCHEMA_VERSION}"
+        ))?;
+        let Builder { path, unfinished, connection } = self;
+        connection.close().map_err(|(_, error)| error)?;
+        // A log of the index before would be played into the new one.
+        remove(&with_suffix(&path, "-wal"));
+        remove(&with_suffix(&path, "-shm"));
+        let failed = |error: std::io::Error| crate::error::Error::StoreWrite {
+            name: "index.sqlite".into(),
+            source: error,
+        };
+        fs::rename(&unfinished, &path).map_err(failed)?;
+        let index = Index::open(&path, store_id)?;
+        index.ok_or_else(|| failed(std::io::Error::other("it is not what was just written")))
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Best effort: what cannot be removed shows up at the next step.
+fn remove(path: &Path) {
+    let _ = fs::remove_file(path);
+}

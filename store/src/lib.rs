@@ -1,0 +1,54 @@
+//! Pieces in, snapshots out.
+//!
+//! A store keeps directory trees as immutable segments of chunks that are named by
+//! their content. Modules stand in the order of their dependencies: each uses
+//! only those before it.
+
+pub mod id;
+pub mod limits;
+
+pub mod error;
+pub mod observe;
+
+pub mod seal;
+pub mod segment;
+
+pub mod backend;
+pub mod config;
+pub mod index;
+pub mod lock;
+
+pub mod recipe;
+
+pub mod entry;
+
+pub mod snapshot;
+pub mod tree;
+
+mod salvage;
+
+pub mod store;
+
+pub mod packer;
+
+pub mod glob;
+
+pub mod source;
+
+pub mod git;
+
+pub mod walk;
+
+pub mod backup;
+
+mod target;
+
+pub mod restore;
+
+pub mod dump;
+
+pub mod diff;
+
+pub mod check;
+
+pub use error::{Error, Result};

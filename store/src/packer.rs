@@ -1,0 +1,302 @@
+//! Chunks in, segments out.
+//!
+//! Any thread may put a chunk; each is stored once. Full segments go to one
+//! thread that makes them durable and then tells the index, in that order.
+
+use crate::backend::Pending;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, SegmentId};
+use crate::index::{Index, Segment};
+use crate::limits;
+use crate::seal::Sealer;
+use crate::segment::{self, Header, Kind, Row, Trailer};
+use crate::store::Store;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Bytes collected before they are hashed and written.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Full segments that may wait to be made durable. They are files already and
+/// cost no memory but their tables.
+const WAITING_SEGMENTS: usize = 16;
+
+/// In a dry run nothing is taken off the list of seen chunks; it is forgotten at this length.
+const SEEN_MAX: usize = 1 << 20;
+
+/// What a put did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// The chunk's name.
+    pub id: ChunkId,
+    /// Whether the store did not have it.
+    pub is_new: bool,
+}
+
+/// Figures of what was put.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// Chunks the store did not have.
+    pub chunks: AtomicU64,
+    /// Their plain bytes.
+    pub plain_bytes: AtomicU64,
+    /// Their stored bytes.
+    pub stored_bytes: AtomicU64,
+}
+
+/// Takes chunks, from any thread.
+pub struct Packer<'a> {
+    store: &'a Store,
+    is_dry: bool,
+    /// Chunks on their way to the index: claimed by one thread, known to the others.
+    claimed: Arc<Mutex<HashSet<ChunkId>>>,
+    data: Mutex<Option<OpenSegment>>,
+    metadata: Mutex<Option<OpenSegment>>,
+    finisher: Mutex<Option<Finisher>>,
+    added: Added,
+}
+
+/// A segment that still takes chunks.
+struct OpenSegment {
+    kind: Kind,
+    pending: Box<dyn Pending>,
+    header: Vec<u8>,
+    hasher: blake3::Hasher,
+    buffer: Vec<u8>,
+    rows: Vec<Row>,
+    len: u64,
+}
+
+/// A segment whose bytes are all written.
+struct FullSegment {
+    id: SegmentId,
+    kind: Kind,
+    len: u64,
+    pending: Box<dyn Pending>,
+    rows: Vec<Row>,
+}
+
+struct Finisher {
+    queue: SyncSender<FullSegment>,
+    thread: JoinHandle<Result<()>>,
+}
+
+thread_local! {
+    static SEALER: RefCell<Option<(i32, Sealer, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+impl<'a> Packer<'a> {
+    /// A packer for this store. A dry one stores nothing, and counts what it would.
+    pub fn new(store: &'a Store, is_dry: bool) -> Packer<'a> {
+        let claimed = Arc::<Mutex<HashSet<ChunkId>>>::default();
+        let (queue, full) = sync_channel(WAITING_SEGMENTS);
+        let (index, claims) = (Arc::clone(&store.index), Arc::clone(&claimed));
+        let thread = std::thread::spawn(move || publish_all(&full, &index, &claims));
+        Packer {
+            store,
+            is_dry,
+            claimed,
+            data: Mutex::default(),
+            metadata: Mutex::default(),
+            finisher: Mutex::new(Some(Finisher { queue, thread })),
+            added: Added::default(),
+        }
+    }
+
+    /// What was added so far.
+    pub fn added(&self) -> &Added {
+        &self.added
+    }
+
+    /// Stores a chunk unless the store has it. Durable only after [`finish`](Self::finish).
+    pub fn put(&self, kind: Kind, plain: &[u8]) -> Result<Stored> {
+        let id = ChunkId::of(plain);
+        {
+            let mut claimed = lock(&self.claimed);
+            if self.is_dry && claimed.len() >= SEEN_MAX {
+                claimed.clear();
+            }
+            if !claimed.insert(id) {
+                return Ok(Stored { id, is_new: false });
+            }
+        }
+        if self.store.index.has(&id)? {
+            lock(&self.claimed).remove(&id);
+            return Ok(Stored { id, is_new: false });
+        }
+        SEALER.with_borrow_mut(|slot| {
+            let level = self.store.config.compression.level;
+            if slot.as_ref().is_none_or(|(of, ..)| *of != level) {
+                *slot = Some((level, Sealer::new(level), Vec::new()));
+            }
+            let (_, sealer, frame) = slot.as_mut().expect("made just now");
+            sealer.seal(plain, frame);
+            if !self.is_dry {
+                self.append(kind, id, frame, plain.len())?;
+            }
+            self.added.chunks.fetch_add(1, Ordering::Relaxed);
+            self.added.plain_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+            self.added.stored_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            Ok(Stored { id, is_new: true })
+        })
+    }
+
+    fn slot(&self, kind: Kind) -> MutexGuard<'_, Option<OpenSegment>> {
+        lock(match kind {
+            Kind::Data => &self.data,
+            Kind::Metadata => &self.metadata,
+        })
+    }
+
+    fn append(&self, kind: Kind, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
+        let mut slot = self.slot(kind);
+        let open = match &mut *slot {
+            Some(open) => open,
+            none => none.insert(self.begin(kind)?),
+        };
+        open.append(id, frame, plain_len)?;
+        if open.is_full() {
+            let full = slot.take();
+            drop(slot);
+            if kind == Kind::Metadata {
+                // Metadata never becomes durable before the data that it speaks of.
+                self.close(Kind::Data)?;
+            }
+            self.hand_over(full)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&self, kind: Kind) -> Result<OpenSegment> {
+        let store = self.store;
+        let header = Header { kind, store_id: store.store_id, config: store.config_bytes.clone() };
+        let pending = store.backend.create().map_err(Error::store_write("a new segment"))?;
+        let header = header.to_frame();
+        Ok(OpenSegment {
+            kind,
+            pending,
+            hasher: blake3::Hasher::new(),
+            buffer: header.clone(),
+            len: header.len() as u64,
+            header,
+            rows: Vec::new(),
+        })
+    }
+
+    fn close(&self, kind: Kind) -> Result<()> {
+        let open = self.slot(kind).take();
+        self.hand_over(open)
+    }
+
+    fn hand_over(&self, open: Option<OpenSegment>) -> Result<()> {
+        let Some(open) = open else { return Ok(()) };
+        let full = open.finish()?;
+        let queue = lock(&self.finisher).as_ref().map(|finisher| finisher.queue.clone());
+        match queue.map(|queue| queue.send(full)) {
+            Some(Ok(())) => Ok(()),
+            // The thread ended because it failed; its error tells why.
+            _ => self.join(),
+        }
+    }
+
+    /// Ends the publishing thread and returns what became of it.
+    fn join(&self) -> Result<()> {
+        let Some(Finisher { queue, thread }) = lock(&self.finisher).take() else {
+            return Err(Error::Interrupted);
+        };
+        drop(queue);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Makes everything durable and known to the index, data before metadata.
+    pub fn finish(&self) -> Result<()> {
+        self.close(Kind::Data)?;
+        self.close(Kind::Metadata)?;
+        self.join()
+    }
+}
+
+impl Drop for Packer<'_> {
+    fn drop(&mut self) {
+        // Segments that are full already are kept for the next run.
+        if let Some(Finisher { queue, thread }) = lock(&self.finisher).take() {
+            drop(queue);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl OpenSegment {
+    fn append(&mut self, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
+        self.rows.push(Row {
+            id,
+            offset: self.len as u32,
+            stored_len: frame.len() as u32,
+            plain_len: plain_len as u32,
+        });
+        self.write(frame)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.len += bytes.len() as u64;
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= WRITE_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.hasher.update(&self.buffer);
+        self.pending.write(&self.buffer).map_err(Error::store_write("a new segment"))?;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        let target = match self.kind {
+            Kind::Data => limits::DATA_SEGMENT_BYTES,
+            Kind::Metadata => limits::METADATA_SEGMENT_BYTES,
+        };
+        self.len >= target || self.rows.len() >= limits::SEGMENT_CHUNKS_MAX
+    }
+
+    /// Writes table and trailer.
+    fn finish(mut self) -> Result<FullSegment> {
+        let table = segment::table_frame(&self.rows);
+        let trailer = Trailer {
+            table_offset: self.len as u32,
+            rows: self.rows.len() as u32,
+            hash: segment::frame_hash(&self.header, &table),
+        };
+        self.write(&table)?;
+        self.write(&trailer.to_frame())?;
+        self.flush()?;
+        let id = SegmentId::from_bytes(*self.hasher.finalize().as_bytes());
+        let OpenSegment { kind, pending, rows, len, .. } = self;
+        Ok(FullSegment { id, kind, len, pending, rows })
+    }
+}
+
+fn publish_all(
+    queue: &Receiver<FullSegment>,
+    index: &Index,
+    claimed: &Mutex<HashSet<ChunkId>>,
+) -> Result<()> {
+    for FullSegment { id, kind, len, mut pending, rows } in queue {
+        let name = segment::file_name(&id);
+        pending.sync().map_err(Error::store_write(name.clone()))?;
+        pending.publish(&name).map_err(Error::store_write(name))?;
+        index.add(&Segment { id, kind, len, is_healthy: true }, &rows)?;
+        let mut claimed = lock(claimed);
+        for row in &rows {
+            claimed.remove(&row.id);
+        }
+    }
+    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

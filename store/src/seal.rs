@@ -1,0 +1,170 @@
+//! The one place where plain bytes become stored bytes and back.
+//!
+//! The only mode so far is `none`: a chunk is one standard zstd frame, named by
+//! the hash of its plain bytes.
+
+use crate::id::ChunkId;
+use crate::limits;
+use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound, get_error_name};
+
+/// Turns plain bytes into stored bytes. One for each thread; keeps its working memory.
+pub struct Sealer {
+    context: CCtx<'static>,
+    opener: Opener,
+    check: Vec<u8>,
+}
+
+impl Sealer {
+    /// A sealer that compresses with this zstd level.
+    pub fn new(level: i32) -> Sealer {
+        let mut context = CCtx::create();
+        for parameter in [
+            CParameter::CompressionLevel(level),
+            CParameter::ContentSizeFlag(true),
+            // The chunk's name verifies it better.
+            CParameter::ChecksumFlag(false),
+        ] {
+            context
+                .set_parameter(parameter)
+                .map_err(get_error_name)
+                .expect("zstd accepts every level and these flags");
+        }
+        Sealer { context, opener: Opener::new(), check: Vec::new() }
+    }
+
+    /// Replaces `out` by the stored form of `plain`.
+    ///
+    /// What was sealed is opened again and compared before it counts: a compressor
+    /// that errs (zstd's did, more than once) must not become a lost file.
+    pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+        assert!(plain.len() <= limits::CHUNK_BYTES_MAX, "chunks are bounded");
+        out.clear();
+        out.reserve(compress_bound(plain.len()));
+        self.context
+            .compress2(out, plain)
+            .map_err(get_error_name)
+            .expect("compressing into a buffer of the bound's size cannot fail");
+        let opened = self.opener.open_unnamed(out, plain.len(), &mut self.check);
+        assert!(opened.is_ok() && self.check == plain, "zstd does not give back what it was given");
+    }
+}
+
+/// Turns stored bytes back into plain ones. One for each thread.
+pub struct Opener {
+    context: DCtx<'static>,
+}
+
+impl Default for Opener {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Opener {
+    /// An opener with its own working memory.
+    pub fn new() -> Opener {
+        Opener { context: DCtx::create() }
+    }
+
+    /// Replaces `out` by the `plain_len` plain bytes of chunk `id`.
+    ///
+    /// Fails with the reason unless `stored` opens to exactly that many bytes
+    /// and they have that name. Never holds more than `plain_len` bytes,
+    /// whatever `stored` claims. On failure `out` is empty.
+    pub fn open(
+        &mut self,
+        id: &ChunkId,
+        stored: &[u8],
+        plain_len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let result = self.open_unnamed(stored, plain_len, out).and_then(|()| {
+            if ChunkId::of(out) == *id {
+                Ok(())
+            } else {
+                Err("its bytes do not match its name".into())
+            }
+        });
+        if result.is_err() {
+            out.clear();
+        }
+        result
+    }
+
+    /// The same for a chunk whose name is not known yet.
+    pub fn open_unnamed(
+        &mut self,
+        stored: &[u8],
+        plain_len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        out.clear();
+        if plain_len > limits::CHUNK_BYTES_MAX {
+            return Err(format!("{plain_len} bytes are more than a chunk may have"));
+        }
+        // zstd writes no further than the buffer's end, and a frame that wants
+        // more is refused; buffers are ours and never larger than a chunk.
+        out.reserve_exact(plain_len);
+        match self.context.decompress(out, stored) {
+            Ok(n) if n == plain_len => Ok(()),
+            Ok(n) => Err(format!("it opens to {n} bytes instead of {plain_len}")),
+            Err(code) => Err(format!("zstd: {}", get_error_name(code))),
+        }
+    }
+}
+
+/// The length of the frame that `bytes` begin with, found without opening it.
+///
+/// Used to find chunks again in a segment whose table is gone.
+pub fn frame_len(bytes: &[u8]) -> Option<usize> {
+    zstd::zstd_safe::find_frame_compressed_size(bytes).ok().filter(|len| *len <= bytes.len())
+}
+
+/// The plain length that a frame claims to have, if it is one a chunk may have.
+pub fn claimed_plain_len(frame: &[u8]) -> Option<usize> {
+    let len = zstd::zstd_safe::get_frame_content_size(frame).ok()??;
+    usize::try_from(len).ok().filter(|len| *len <= limits::CHUNK_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sealed_opens_and_nothing_else_does() {
+        let plain: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let (mut sealer, mut opener) = (Sealer::new(3), Opener::new());
+        let (mut stored, mut back) = (Vec::new(), Vec::new());
+        let id = ChunkId::of(&plain);
+        sealer.seal(&plain, &mut stored);
+        opener.open(&id, &stored, plain.len(), &mut back).expect("opens");
+        assert_eq!(back, plain);
+        assert_eq!(frame_len(&[&stored[..], b"more"].concat()), Some(stored.len()));
+        assert_eq!(claimed_plain_len(&stored), Some(plain.len()));
+
+        let other = ChunkId::of(b"other");
+        assert!(opener.open(&other, &stored, plain.len(), &mut back).is_err());
+        assert!(back.is_empty());
+        assert!(opener.open(&id, &stored, plain.len() - 1, &mut back).is_err());
+        assert!(opener.open(&id, &stored, plain.len() + 1, &mut back).is_err());
+        assert!(opener.open(&id, &stored[..stored.len() - 1], plain.len(), &mut back).is_err());
+        assert!(opener.open(&id, &[], plain.len(), &mut back).is_err());
+        sealer.seal(b"", &mut stored);
+        opener.open(&ChunkId::of(b""), &stored, 0, &mut back).expect("nothing is content too");
+    }
+
+    #[test]
+    fn a_bomb_is_refused_without_being_inflated() {
+        let mut bomb = Vec::new();
+        let zeros = std::io::repeat(0u8);
+        zstd::stream::copy_encode(std::io::Read::take(zeros, 1 << 30), &mut bomb, 19)
+            .expect("compresses");
+        let (mut opener, mut out) = (Opener::new(), Vec::new());
+        for claim in [0, 1, 4096, limits::CHUNK_BYTES_MAX] {
+            assert!(opener.open_unnamed(&bomb, claim, &mut out).is_err());
+            assert!(out.capacity() <= limits::CHUNK_BYTES_MAX);
+        }
+        assert!(opener.open_unnamed(&bomb, 1 << 30, &mut out).is_err());
+        assert_eq!(claimed_plain_len(&bomb), None);
+    }
+}

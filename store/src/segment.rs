@@ -1,0 +1,267 @@
+//! The segment: an immutable file that holds many chunks and a table of them.
+//!
+//! ```text
+//! header   skippable frame   TAG_HEADER   version, kind, seal, store id, store.json
+//! body     one zstd frame a chunk, one after the other
+//! table    skippable frame   TAG_TABLE    a row a chunk, in body order
+//! trailer  skippable frame   TAG_TRAILER  where the table is, and a hash of header and table
+//! ```
+//!
+//! All numbers are little-endian. Because everything but the chunks is a zstd
+//! skippable frame, `zstd -dc FILE` prints the chunks; `b3sum FILE` prints the
+//! file's name. `docs/format.md` shows the bytes and is compared with the
+//! constants below by a test.
+
+use crate::id::{ChunkId, SegmentId};
+use crate::limits;
+
+/// First four bytes of a skippable frame; readers of zstd pass over it.
+pub const SKIPPABLE_MAGIC: u32 = 0x184D_2A5B;
+/// Bytes before a skippable frame's content: the magic and the content's length.
+pub const SKIPPABLE_HEAD_LEN: usize = 8;
+/// First bytes of the header's content.
+pub const TAG_HEADER: &[u8; 8] = b"FKsegmnt";
+/// First bytes of the table's content.
+pub const TAG_TABLE: &[u8; 8] = b"FKtable\n";
+/// First bytes of the trailer's content.
+pub const TAG_TRAILER: &[u8; 8] = b"FKtrailr";
+/// Version of this layout.
+pub const VERSION: u16 = 1;
+/// Fixed part of the header's content, before the copy of `store.json`.
+pub const HEADER_FIXED_LEN: usize = 8 + 2 + 1 + 1 + 16;
+/// Bytes of a table row: id, offset, stored length, plain length.
+pub const ROW_LEN: usize = ChunkId::LEN + 4 + 4 + 4;
+/// Bytes of the whole trailer frame: head, tag, table offset, row count, hash.
+pub const TRAILER_LEN: usize = SKIPPABLE_HEAD_LEN + 8 + 4 + 4 + 32;
+
+/// What a segment's chunks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Content of files.
+    Data = 1,
+    /// Tree pages and recipes.
+    Metadata = 2,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        match byte {
+            1 => Some(Kind::Data),
+            2 => Some(Kind::Metadata),
+            _ => None,
+        }
+    }
+}
+
+/// Where a chunk stands in its segment, and how long it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The chunk's name.
+    pub id: ChunkId,
+    /// First stored byte, counted from the file's begin.
+    pub offset: u32,
+    /// Stored bytes.
+    pub stored_len: u32,
+    /// Plain bytes.
+    pub plain_len: u32,
+}
+
+impl Row {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.id.as_bytes());
+        for number in [self.offset, self.stored_len, self.plain_len] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Row> {
+        let (id, rest) = bytes.split_at_checked(ChunkId::LEN)?;
+        Some(Row {
+            id: ChunkId::from_slice(id)?,
+            offset: u32_at(rest, 0)?,
+            stored_len: u32_at(rest, 4)?,
+            plain_len: u32_at(rest, 8)?,
+        })
+    }
+
+    /// One past the last stored byte.
+    pub fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.stored_len)
+    }
+}
+
+/// The head of a segment, as read from its first bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// What the chunks are.
+    pub kind: Kind,
+    /// The store this segment was written for.
+    pub store_id: [u8; 16],
+    /// The bytes of that store's `store.json`, a copy against its loss.
+    pub config: Vec<u8>,
+}
+
+impl Header {
+    /// The header frame, all bytes of it.
+    pub fn to_frame(&self) -> Vec<u8> {
+        let mut content = Vec::with_capacity(HEADER_FIXED_LEN + self.config.len());
+        content.extend_from_slice(TAG_HEADER);
+        content.extend_from_slice(&VERSION.to_le_bytes());
+        content.push(self.kind as u8);
+        content.push(0); // how it is sealed: not at all
+        content.extend_from_slice(&self.store_id);
+        content.extend_from_slice(&self.config);
+        skippable(&content)
+    }
+
+    /// Reads the content of a header frame.
+    fn from_content(content: &[u8]) -> Result<Header, String> {
+        let rest = content.strip_prefix(TAG_HEADER).ok_or("it does not begin like a segment")?;
+        let version = u16::from_le_bytes([
+            *rest.first().ok_or("its header is cut off")?,
+            *rest.get(1).ok_or("its header is cut off")?,
+        ]);
+        if version != VERSION {
+            return Err(format!("its version is {version}; this program reads {VERSION}"));
+        }
+        let kind = rest.get(2).and_then(|b| Kind::from_byte(*b)).ok_or("its kind is unknown")?;
+        if rest.get(3) != Some(&0) {
+            return Err("it is sealed in a way this program does not know".into());
+        }
+        let store_id = rest.get(4..20).and_then(|b| b.try_into().ok());
+        Ok(Header {
+            kind,
+            store_id: store_id.ok_or("its header is cut off")?,
+            config: rest.get(20..).unwrap_or_default().to_vec(),
+        })
+    }
+}
+
+/// The fixed-size end of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trailer {
+    /// Where the table frame begins.
+    pub table_offset: u32,
+    /// Rows in the table.
+    pub rows: u32,
+    /// BLAKE3 of the header frame followed by the table frame.
+    pub hash: [u8; 32],
+}
+
+impl Trailer {
+    /// The trailer frame, all bytes of it.
+    pub fn to_frame(self) -> Vec<u8> {
+        let mut content = TAG_TRAILER.to_vec();
+        content.extend_from_slice(&self.table_offset.to_le_bytes());
+        content.extend_from_slice(&self.rows.to_le_bytes());
+        content.extend_from_slice(&self.hash);
+        skippable(&content)
+    }
+
+    /// Reads the last [`TRAILER_LEN`] bytes of a segment of `file_len` bytes.
+    pub fn read(frame: &[u8], file_len: u64) -> Result<Trailer, String> {
+        let content =
+            unskip(frame).filter(|c| frame.len() == TRAILER_LEN && c.starts_with(TAG_TRAILER));
+        let content = content.ok_or("it has no trailer; it was cut off or overwritten")?;
+        let trailer = Trailer {
+            table_offset: u32_at(content, 8).unwrap_or(0),
+            rows: u32_at(content, 12).unwrap_or(0),
+            hash: content[16..48].try_into().expect("32 bytes"),
+        };
+        let expected = u64::from(trailer.table_offset) + trailer.table_len() + TRAILER_LEN as u64;
+        if expected != file_len || trailer.rows as usize > limits::SEGMENT_CHUNKS_MAX {
+            return Err("its trailer does not fit its length".into());
+        }
+        Ok(trailer)
+    }
+
+    /// Bytes of the table frame.
+    pub fn table_len(&self) -> u64 {
+        SKIPPABLE_HEAD_LEN as u64 + 8 + u64::from(self.rows) * ROW_LEN as u64
+    }
+}
+
+/// The head and the table of a segment, checked against the trailer's hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The head.
+    pub header: Header,
+    /// All chunks, in body order, side by side without a gap.
+    pub rows: Vec<Row>,
+}
+
+/// The table frame for these rows.
+pub fn table_frame(rows: &[Row]) -> Vec<u8> {
+    let mut content = Vec::with_capacity(8 + rows.len() * ROW_LEN);
+    content.extend_from_slice(TAG_TABLE);
+    rows.iter().for_each(|row| row.write(&mut content));
+    skippable(&content)
+}
+
+/// What ties header and table to the trailer.
+pub fn frame_hash(header: &[u8], table: &[u8]) -> [u8; 32] {
+    *blake3::Hasher::new().update(header).update(table).finalize().as_bytes()
+}
+
+impl Table {
+    /// Puts a segment's table together from its frames and checks all of it.
+    pub fn read(header: &[u8], table: &[u8], trailer: &Trailer) -> Result<Table, String> {
+        if frame_hash(header, table) != trailer.hash {
+            return Err("its header or table does not match its trailer".into());
+        }
+        let head = Header::from_content(unskip(header).ok_or("its header is no frame")?)?;
+        let content = unskip(table)
+            .and_then(|content| content.strip_prefix(TAG_TABLE))
+            .filter(|content| content.len() == trailer.rows as usize * ROW_LEN)
+            .ok_or("its table is no table")?;
+        let mut at = header.len() as u64;
+        let mut rows = Vec::with_capacity(trailer.rows as usize);
+        for bytes in content.chunks_exact(ROW_LEN) {
+            let row = Row::read(bytes).ok_or("its table is cut off")?;
+            let sizes_fit = row.plain_len as usize <= limits::CHUNK_BYTES_MAX
+                && row.stored_len as usize <= limits::STORED_BYTES_MAX;
+            if u64::from(row.offset) != at || !sizes_fit {
+                return Err(format!("its table row of chunk {} is impossible", row.id));
+            }
+            at = row.end();
+            rows.push(row);
+        }
+        if at != u64::from(trailer.table_offset) {
+            return Err("its chunks do not end where its table begins".into());
+        }
+        Ok(Table { header: head, rows })
+    }
+}
+
+/// Wraps `content` in a skippable frame.
+fn skippable(content: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(content.len()).expect("frames are far below 4 GiB");
+    let mut frame = Vec::with_capacity(SKIPPABLE_HEAD_LEN + content.len());
+    frame.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.extend_from_slice(content);
+    frame
+}
+
+/// The content of a frame that is all of `frame`.
+fn unskip(frame: &[u8]) -> Option<&[u8]> {
+    let len = skippable_len(frame)?;
+    (len == frame.len()).then(|| &frame[SKIPPABLE_HEAD_LEN..])
+}
+
+/// The whole length of the skippable frame that `bytes` begin with.
+pub fn skippable_len(bytes: &[u8]) -> Option<usize> {
+    let magic = u32_at(bytes, 0)?;
+    let len = u32_at(bytes, 4)? as usize;
+    (magic == SKIPPABLE_MAGIC).then_some(SKIPPABLE_HEAD_LEN + len)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
+}
+
+/// The file of a segment, relative to the store.
+pub fn file_name(id: &SegmentId) -> String {
+    let hex = id.to_string();
+    format!("segments/{}/{hex}", &hex[..2])
+}

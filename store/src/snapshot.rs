@@ -1,0 +1,269 @@
+//! The snapshot: a small record that names a finished backup.
+//!
+//! It is the only file that nothing else in the store could replace, so the file
+//! holds the record twice, as two zstd frames.
+
+use crate::backend::{self, Backend};
+use crate::entry::Time;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, SnapshotId};
+use crate::limits;
+use crate::seal::{Opener, Sealer, claimed_plain_len, frame_len};
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+
+/// The directory of the store that holds the records.
+pub const DIR: &str = "snapshots";
+/// Version of the record.
+pub const VERSION: u64 = 1;
+
+/// What is kept of a backup beside its tree.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Snapshot {
+    /// Version of this record.
+    #[n(0)]
+    pub version: u64,
+    /// When the backup began.
+    #[n(1)]
+    pub start: Stamp,
+    /// When it ended.
+    #[n(2)]
+    pub end: Stamp,
+    /// Name of the machine.
+    #[n(3)]
+    pub host: String,
+    /// Name of the user who ran it.
+    #[n(4)]
+    pub user: String,
+    /// Absolute source paths; for standard input the name it was given.
+    #[n(5)]
+    pub paths: Vec<ByteVec>,
+    /// Words to find it by.
+    #[n(6)]
+    pub tags: Vec<String>,
+    /// Root page of the tree.
+    #[n(7)]
+    pub root: Id,
+    /// The snapshot that unchanged files were taken from.
+    #[n(8)]
+    pub parent: Option<Id>,
+    /// Version of the program.
+    #[n(9)]
+    pub program: String,
+    /// What the run did.
+    #[n(10)]
+    pub statistics: Statistics,
+    /// Source paths that could not be read and are missing here.
+    #[n(11)]
+    pub unreadable_count: u64,
+    /// Globs that were left out.
+    #[n(12)]
+    pub excludes: Vec<String>,
+}
+
+/// A moment within a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub struct Stamp {
+    /// Seconds since 1970, UTC.
+    #[n(0)]
+    pub seconds: i64,
+    /// Nanoseconds within the second.
+    #[n(1)]
+    pub nanoseconds: u32,
+}
+
+impl From<Time> for Stamp {
+    fn from(time: Time) -> Stamp {
+        Stamp { seconds: time.seconds, nanoseconds: time.nanoseconds }
+    }
+}
+
+impl From<Stamp> for Time {
+    fn from(stamp: Stamp) -> Time {
+        Time { seconds: stamp.seconds, nanoseconds: stamp.nanoseconds }
+    }
+}
+
+/// An id within a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Id(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
+
+impl Id {
+    /// As the id of a chunk.
+    pub fn chunk(self) -> ChunkId {
+        ChunkId::from_bytes(self.0)
+    }
+
+    /// As the id of a snapshot.
+    pub fn snapshot(self) -> SnapshotId {
+        SnapshotId::from_bytes(self.0)
+    }
+}
+
+/// What a backup did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Statistics {
+    /// Files that the parent did not have.
+    #[n(0)]
+    pub files_new: u64,
+    /// Files that were read again.
+    #[n(1)]
+    pub files_changed: u64,
+    /// Files taken as they were.
+    #[n(2)]
+    pub files_unmodified: u64,
+    /// Directories that the parent did not have.
+    #[n(3)]
+    pub dirs_new: u64,
+    /// Directories with other metadata.
+    #[n(4)]
+    pub dirs_changed: u64,
+    /// Directories as they were.
+    #[n(5)]
+    pub dirs_unmodified: u64,
+    /// Links, devices and other entries.
+    #[n(6)]
+    pub others: u64,
+    /// All entries.
+    #[n(7)]
+    pub entries: u64,
+    /// Sum of the sizes of all files.
+    #[n(8)]
+    pub bytes: u64,
+    /// Chunks the store did not have.
+    #[n(9)]
+    pub chunks_new: u64,
+    /// Plain bytes of those.
+    #[n(10)]
+    pub added_bytes: u64,
+    /// Stored bytes of those.
+    #[n(11)]
+    pub added_stored_bytes: u64,
+    /// Files that changed while they were read.
+    #[n(12)]
+    pub changed_while_read: u64,
+}
+
+impl Snapshot {
+    fn to_record(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing to memory cannot fail")
+    }
+
+    /// Writes the record; the snapshot exists when this returns.
+    pub fn write(&self, backend: &dyn Backend) -> Result<SnapshotId> {
+        let record = self.to_record();
+        let id = SnapshotId::of(&record);
+        let mut frame = Vec::new();
+        Sealer::new(3).seal(&record, &mut frame);
+        let name = file_name(&id);
+        backend::write_all(backend, &name, &frame.repeat(2)).map_err(Error::store_write(name))?;
+        Ok(id)
+    }
+
+    /// Reads a record. One intact copy of the two suffices; the second value
+    /// tells whether both are.
+    pub fn read(backend: &dyn Backend, id: &SnapshotId) -> Result<(Snapshot, bool)> {
+        let name = file_name(id);
+        let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
+            .map_err(Error::store_read(name))?;
+        let (copies, is_whole) = copies(&bytes, id);
+        let Some(record) = copies else {
+            let reason = "no copy of its record is intact".into();
+            return Err(Error::SnapshotDamaged { id: *id, reason });
+        };
+        let malformed = |reason: String| Error::SnapshotDamaged { id: *id, reason };
+        let snapshot: Snapshot =
+            minicbor::decode(&record).map_err(|error| malformed(error.to_string()))?;
+        if snapshot.version != VERSION {
+            let (found, known) = (snapshot.version, VERSION);
+            return Err(Error::NewerFormat { what: format!("snapshot {id}"), found, known });
+        }
+        Ok((snapshot, is_whole))
+    }
+}
+
+/// An intact copy of the record, and whether the file is exactly two of them.
+fn copies(bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
+    let (mut opener, mut plain) = (Opener::new(), Vec::new());
+    let mut open = |frame: &[u8]| {
+        let len = claimed_plain_len(frame)?;
+        opener.open(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
+        Some(plain.clone())
+    };
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let is_whole = first == second && frame_len(first) == Some(first.len());
+    if let Some(record) = open(first) {
+        return (Some(record), is_whole);
+    }
+    // Cut off somewhere, or damaged in the first copy.
+    let whole_first = frame_len(bytes).and_then(|len| open(&bytes[..len]));
+    (whole_first.or_else(|| open(second)), false)
+}
+
+/// The file of a snapshot, relative to the store.
+pub fn file_name(id: &SnapshotId) -> String {
+    format!("{DIR}/{id}")
+}
+
+/// The ids of all snapshots. Complete or an error.
+pub fn list(backend: &dyn Backend) -> Result<Vec<SnapshotId>> {
+    let listed = backend.list(DIR).map_err(Error::store_read(DIR))?;
+    Ok(listed.iter().filter_map(|file| SnapshotId::from_hex(&file.name).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Memory;
+
+    fn example() -> Snapshot {
+        let at = Stamp { seconds: 1_700_000_000, nanoseconds: 5 };
+        Snapshot {
+            version: VERSION,
+            start: at,
+            end: at,
+            host: "forge".into(),
+            user: "root".into(),
+            paths: vec![b"/srv/\xff".to_vec().into()],
+            tags: vec!["nightly".into()],
+            root: Id([1; 32]),
+            parent: None,
+            program: "0".into(),
+            statistics: Statistics { files_new: 3, ..Statistics::default() },
+            unreadable_count: 0,
+            excludes: vec![],
+        }
+    }
+
+    #[test]
+    fn one_damage_anywhere_is_noticed_and_loses_nothing() {
+        let memory = Memory::default();
+        let id = example().write(&memory).expect("writes");
+        assert_eq!(list(&memory).expect("lists"), [id]);
+        assert_eq!(Snapshot::read(&memory, &id).expect("reads"), (example(), true));
+        let name = file_name(&id);
+        let whole = memory.with_files(|files| files[&name].clone());
+        for at in 0..whole.len() {
+            memory.with_files(|files| {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 0x10;
+                files.insert(name.clone(), bytes);
+            });
+            assert_eq!(Snapshot::read(&memory, &id).expect("a copy"), (example(), false), "{at}");
+        }
+        for len in 0..whole.len() {
+            memory.with_files(|files| files.insert(name.clone(), whole[..len].to_vec()));
+            match Snapshot::read(&memory, &id) {
+                Ok(read) => assert_eq!(read, (example(), false), "{len}"),
+                Err(error) => {
+                    assert!(len < whole.len() / 2, "{len}");
+                    assert!(matches!(error, Error::SnapshotDamaged { .. }), "{error}");
+                }
+            }
+        }
+    }
+}

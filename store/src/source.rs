@@ -1,0 +1,327 @@
+//! Looking at files on this machine, always relative to an open directory.
+//!
+//! Paths may be longer than the system takes at once, and anybody may swap a
+//! directory for a symbolic link at any moment; nothing here follows one.
+
+use crate::entry::{Kind, Owner, Time};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat, openat2,
+    statx,
+};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Longest path handed to a system call at once.
+const STEP_BYTES: usize = 3000;
+/// Largest list of attribute names, and largest attribute, that Linux allows.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+/// Bytes of directory listing read at once.
+const LISTING_BYTES: usize = 32 << 10;
+
+/// What one look at a file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// User number.
+    pub uid: u32,
+    /// Group number.
+    pub gid: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes on disk.
+    pub allocated_bytes: u64,
+    /// Last change of content.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Inode number.
+    pub inode: u64,
+    /// Device the inode is on.
+    pub device: u64,
+    /// Names the inode has.
+    pub names: u64,
+    /// Major and minor number of a device node.
+    pub node: (u32, u32),
+}
+
+impl Stat {
+    fn new(stat: &Statx) -> io::Result<Stat> {
+        let mode = u32::from(stat.stx_mode);
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            _ => return Err(io::Error::other("a file of unknown type")),
+        };
+        let time =
+            |t: &rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
+        Ok(Stat {
+            kind,
+            mode: mode & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size: stat.stx_size,
+            allocated_bytes: stat.stx_blocks.saturating_mul(512),
+            mtime: time(&stat.stx_mtime),
+            ctime: time(&stat.stx_ctime),
+            inode: stat.stx_ino,
+            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
+            names: u64::from(stat.stx_nlink),
+            node: (stat.stx_rdev_major, stat.stx_rdev_minor),
+        })
+    }
+
+    /// Whether a file has the same content as at another look, as far as that can be seen.
+    pub fn is_same_content(&self, other: &Stat) -> bool {
+        (self.size, self.mtime, self.ctime, self.inode)
+            == (other.size, other.mtime, other.ctime, other.inode)
+    }
+}
+
+/// Looks at `name` in an open directory, without following a symbolic link.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Stat::new(&statx(dir, name, flags, StatxFlags::BASIC_STATS)?)
+}
+
+/// Looks at an open file.
+pub fn stat_open(file: impl AsFd) -> io::Result<Stat> {
+    Stat::new(&statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
+}
+
+/// Opens a path of any length below an open directory; fails on a symbolic link anywhere in it.
+pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    if path.is_empty() {
+        return Ok(openat(dir, c".", flags, Mode::empty())?);
+    }
+    if path.len() <= STEP_BYTES {
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        match openat2(dir, path, flags, Mode::empty(), resolve) {
+            // Kernels before 5.6, and sandboxes that do not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => {}
+            result => return Ok(result?),
+        }
+    }
+    let mut at: Option<OwnedFd> = None;
+    let mut parts = path.split(|b| *b == b'/').peekable();
+    while let Some(part) = parts.next() {
+        let from = at.as_ref().map_or(dir, AsFd::as_fd);
+        let step = if parts.peek().is_some() {
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
+        } else {
+            flags
+        };
+        at = Some(openat(from, part, step, Mode::empty())?);
+    }
+    Ok(at.expect("a path has at least one part"))
+}
+
+/// Opens a file for reading without leaving a trace in its access time, where that is allowed.
+pub fn open_file_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<File> {
+    // A FIFO that took the file's place must not block.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    match open_below(dir, path, flags | OFlags::NOATIME) {
+        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            open_below(dir, path, flags)
+        }
+        result => result,
+    }
+    .map(File::from)
+}
+
+/// Opens a directory for listing.
+pub fn open_dir_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    open_below(dir, path, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens a directory by its plain path, following symbolic links.
+pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// All names in an open directory with their inode numbers, in no order.
+pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Box<[u8]>, u64)>> {
+    let mut buffer = Vec::with_capacity(LISTING_BYTES);
+    let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while let Some(entry) = listing.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push((name.into(), entry.ino()));
+        }
+    }
+    Ok(names)
+}
+
+/// Looks at everything in an open directory whose name is wanted; sorted by name.
+///
+/// Looks in the order of inode numbers, which on a cold disk is the order of the
+/// inode tables. What vanished since it was listed is left out.
+pub fn list(
+    dir: BorrowedFd<'_>,
+    is_wanted: impl Fn(&[u8]) -> bool,
+) -> io::Result<Vec<(Box<[u8]>, io::Result<Stat>)>> {
+    let mut found = names(dir)?;
+    found.retain(|(name, _)| is_wanted(name));
+    found.sort_unstable_by_key(|(_, inode)| *inode);
+    let mut listed = Vec::with_capacity(found.len());
+    for (name, _) in found {
+        match stat_at(dir, &name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            stat => listed.push((name, stat)),
+        }
+    }
+    listed.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(listed)
+}
+
+/// Target of a symbolic link.
+pub fn read_link(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Vec<u8>> {
+    let (parent, name) = parent_and_name(dir, path)?;
+    let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
+    Ok(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes())
+}
+
+/// The open parent of a path, unless it is `dir` itself, and the last component.
+fn parent_and_name<'p>(
+    dir: BorrowedFd<'_>,
+    path: &'p [u8],
+) -> io::Result<(Option<OwnedFd>, &'p [u8])> {
+    match path.iter().rposition(|b| *b == b'/') {
+        None => Ok((None, path)),
+        Some(at) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            Ok((Some(open_below(dir, &path[..at], flags)?), &path[at + 1..]))
+        }
+    }
+}
+
+/// Extended attributes.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// All extended attributes of an open file or directory, sorted by name.
+pub fn xattrs_open(file: impl AsFd) -> io::Result<Xattrs> {
+    let file = file.as_fd();
+    xattrs(
+        |buffer| rustix::fs::flistxattr(file, buffer),
+        |name, buffer| rustix::fs::fgetxattr(file, name, buffer),
+    )
+}
+
+/// All extended attributes of what cannot be opened: links, FIFOs, sockets, devices.
+pub fn xattrs_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Xattrs> {
+    let (parent, name) = parent_and_name(dir, path)?;
+    let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
+    // No call takes a directory and a name; the kernel's own view of the open directory does.
+    let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
+    let path = CString::new(path).map_err(io::Error::other)?;
+    xattrs(
+        |buffer| rustix::fs::llistxattr(&path, buffer),
+        |name, buffer| rustix::fs::lgetxattr(&path, name, buffer),
+    )
+}
+
+fn xattrs(
+    list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&OsStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Xattrs> {
+    let mut names = [0u8; 1024];
+    let names = match list(&mut names) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        Ok(len) => names[..len].to_vec(),
+        Err(Errno::RANGE) => {
+            let mut names = vec![0; XATTR_BYTES_MAX];
+            let len = list(&mut names)?;
+            names.truncate(len);
+            names
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut value = vec![0; XATTR_BYTES_MAX];
+    let mut found = Vec::new();
+    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        match get(OsStr::from_bytes(name), &mut value) {
+            Ok(len) => found.push((name.to_vec(), value[..len].to_vec())),
+            // Removed since, or shown to nobody.
+            Err(Errno::NODATA | Errno::NOTSUP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The data between `from` and `to` of a sparse file: runs of `[begin, end)` in
+/// order; the rest are holes.
+///
+/// The last run ends at `to` at most. File systems that know no holes say that
+/// all is data.
+pub fn data_runs(
+    file: &File,
+    from: u64,
+    to: u64,
+) -> impl Iterator<Item = io::Result<(u64, u64)>> + '_ {
+    use rustix::fs::{SeekFrom, seek};
+    let mut at = from;
+    std::iter::from_fn(move || {
+        if at >= to {
+            return None;
+        }
+        let begin = match seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => return None,
+            Ok(begin) => begin,
+            Err(error) => {
+                at = to;
+                return Some(Err(error.into()));
+            }
+        };
+        let end = match seek(file, SeekFrom::Hole(begin)) {
+            Ok(end) => end.min(to),
+            Err(_) => to,
+        };
+        at = end;
+        (begin < to).then_some(Ok((begin, end)))
+    })
+}
+
+/// Names of users and groups; each is asked for once.
+#[derive(Debug, Default)]
+pub struct Owners {
+    known: Mutex<HashMap<(u32, u32), Arc<Owner>>>,
+}
+
+impl Owners {
+    /// The owner with these numbers, with the names this machine knows.
+    pub fn get(&self, uid: u32, gid: u32) -> Arc<Owner> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = known.entry((uid, gid)).or_insert_with(|| {
+            let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+            let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten();
+            Arc::new(Owner {
+                uid,
+                gid,
+                user: user.map(|user| user.name.into_bytes()),
+                group: group.map(|group| group.name.into_bytes()),
+            })
+        });
+        Arc::clone(owner)
+    }
+}

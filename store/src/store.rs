@@ -1,0 +1,501 @@
+//! An open store: its configuration, its lock, its index, and reading chunks.
+
+use crate::backend::{self, Backend, Local};
+use crate::config::{self, Config};
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::index::{Builder, Index, Location, Segment};
+use crate::limits;
+use crate::lock::{self, Lock, Mode};
+use crate::observe::{Event, Observer};
+use crate::salvage;
+use crate::seal::Opener;
+use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
+use crate::snapshot::{self, Snapshot};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use tempfile::TempDir;
+
+/// Name of the index in a local store.
+pub const INDEX_FILE: &str = "index.sqlite";
+/// The directory of the segments; they stand in directories `00` to `ff` below.
+pub const SEGMENTS_DIR: &str = "segments";
+
+/// Bytes read from the end of a segment at once: trailer and usual table.
+const TAIL_BYTES: u64 = 32 << 10;
+
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Looking and restoring. Works on media that cannot be written.
+    Read,
+    /// Adding snapshots.
+    Write,
+    /// Building the index anew, alone.
+    Rebuild,
+}
+
+/// An open store.
+pub struct Store {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) config: Config,
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) store_id: [u8; 16],
+    pub(crate) index: Arc<Index>,
+    pub(crate) observer: Arc<dyn Observer>,
+    root: Option<PathBuf>,
+    _lock: Option<Lock>,
+    /// Holds an index that could not stand in the store.
+    _private: Option<TempDir>,
+    /// Read from the segment tables when the index proved wrong.
+    second: OnceLock<Option<(TempDir, Index)>>,
+}
+
+/// Makes an empty store in directory `root`.
+///
+/// The directory may exist if it is empty, or holds what an interrupted `init` left.
+pub fn init(root: &Path, config: &Config) -> Result<()> {
+    let backend = Local::new(root);
+    let place = backend.place();
+    let write = |source| Error::StoreWrite { name: place.clone(), source };
+    match std::fs::read_dir(root) {
+        Ok(entries) => {
+            for entry in entries {
+                let name = entry.map_err(write)?.file_name();
+                if name == config::FILE {
+                    return Err(Error::StoreExists(place));
+                }
+                if !["segments", "snapshots", "tmp"].iter().any(|known| name == *known) {
+                    return Err(Error::NotEmpty(place));
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(write(error)),
+    }
+    if segments_exist(&backend) {
+        return Err(Error::StoreExists(place));
+    }
+    let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
+    let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
+    backend.make_directories(dirs).map_err(write)?;
+    backend::write_all(&backend, config::FILE, &config.to_bytes())
+        .map_err(Error::store_write(config::FILE))
+}
+
+fn segments_exist(backend: &dyn Backend) -> bool {
+    (0..=255u8).any(|shard| backend.list(&shard_dir(shard)).is_ok_and(|files| !files.is_empty()))
+}
+
+fn shard_dir(shard: u8) -> String {
+    format!("{SEGMENTS_DIR}/{shard:02x}")
+}
+
+impl Store {
+    /// Opens the store in directory `root`.
+    ///
+    /// The index is built anew if it is missing or does not fit the segments.
+    pub fn open(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
+        let local = Local::new(root);
+        if !root.join(config::FILE).exists() && !segments_exist(&local) {
+            return Err(Error::NoStore(local.place()));
+        }
+        let lock = Lock::take(
+            root,
+            if purpose == Purpose::Rebuild { Mode::Exclusive } else { Mode::Shared },
+        )?;
+        if purpose == Purpose::Write {
+            local.remove_unpublished().map_err(Error::store_write("tmp"))?;
+        }
+        let index_path = root.join(INDEX_FILE);
+        let root = Some(root.to_owned());
+        Store::assemble(Arc::new(local), &index_path, purpose, observer, Some(lock), root)
+    }
+
+    /// Opens a store behind any backend, with its index at `index_path` on this machine.
+    pub fn open_backend(
+        backend: Arc<dyn Backend>,
+        index_path: &Path,
+        purpose: Purpose,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Store> {
+        Store::assemble(backend, index_path, purpose, observer, None, None)
+    }
+
+    fn assemble(
+        backend: Arc<dyn Backend>,
+        index_path: &Path,
+        purpose: Purpose,
+        observer: Arc<dyn Observer>,
+        lock: Option<Lock>,
+        root: Option<PathBuf>,
+    ) -> Result<Store> {
+        let (config, config_bytes) = read_config(&*backend, purpose, &*observer)?;
+        let store_id = config.store_id_bytes().expect("checked when it was read");
+        let opening = Opening { backend: &*backend, store_id, observer: &*observer };
+        let (index, private) = opening.index(index_path, purpose, lock.as_ref())?;
+        Ok(Store {
+            config,
+            config_bytes,
+            store_id,
+            index: Arc::new(index),
+            observer,
+            root,
+            _lock: lock,
+            _private: private,
+            second: OnceLock::new(),
+            backend,
+        })
+    }
+
+    /// The place of the store, for messages.
+    pub fn place(&self) -> String {
+        self.backend.place()
+    }
+
+    /// The directory of a store on this machine.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// What `store.json` says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Hears what happens.
+    pub fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    /// Figures of the index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The plain bytes of a chunk, verified against its name.
+    pub fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        self.chunk_into(id, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// The same into a buffer whose memory is used again.
+    pub fn chunk_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        let first = self.index.find(id);
+        let error = match &first {
+            Ok(Some(location)) => match self.read_location(id, location, plain) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            },
+            Ok(None) => Error::ChunkMissing(*id),
+            // An index that cannot be read is as good as none.
+            Err(_) => Error::ChunkMissing(*id),
+        };
+        match self.second_look(id)? {
+            Some(location) if !matches!(first, Ok(Some(known)) if known == location) => {
+                self.read_location(id, &location, plain)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Where a chunk is; asks the segments themselves when the index does not know.
+    pub fn locate(&self, id: &ChunkId) -> Result<Location> {
+        match self.index.find(id) {
+            Ok(Some(location)) => Ok(location),
+            Ok(None) | Err(_) => self.second_look(id)?.ok_or(Error::ChunkMissing(*id)),
+        }
+    }
+
+    fn second_look(&self, id: &ChunkId) -> Result<Option<Location>> {
+        let second = self.second.get_or_init(|| {
+            let note = "the index does not fit the segments; reading their tables";
+            self.observer.event(Event::Note(note.into()));
+            let opening = Opening {
+                backend: &*self.backend,
+                store_id: self.store_id,
+                observer: &crate::observe::Silent::default(),
+            };
+            let dir = tempfile::tempdir().ok()?;
+            let index = opening.build(&dir.path().join(INDEX_FILE)).ok()?;
+            Some((dir, index))
+        });
+        match second {
+            Some((_, index)) => index.find(id),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads a chunk at a place where it is said to be.
+    pub(crate) fn read_location(
+        &self,
+        id: &ChunkId,
+        location: &Location,
+        plain: &mut Vec<u8>,
+    ) -> Result<()> {
+        let damaged =
+            |reason: String| Error::ChunkDamaged { chunk: *id, segment: location.segment, reason };
+        if location.stored_len as usize > limits::STORED_BYTES_MAX {
+            return Err(damaged("its length is impossible".into()));
+        }
+        let name = segment::file_name(&location.segment);
+        SCRATCH.with_borrow_mut(|(opener, stored)| {
+            stored.resize(location.stored_len as usize, 0);
+            match self.backend.read(&name, u64::from(location.offset), stored) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(damaged("the segment was cut off".into()));
+                }
+                result => result.map_err(Error::store_read(name))?,
+            }
+            opener.open(id, stored, location.plain_len as usize, plain).map_err(damaged)
+        })
+    }
+
+    /// All snapshots that can be read, oldest first, and the errors of the others.
+    pub fn snapshots(&self) -> Result<(Vec<(SnapshotId, Snapshot)>, Vec<Error>)> {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for id in snapshot::list(&*self.backend)? {
+            match Snapshot::read(&*self.backend, &id) {
+                Ok((snapshot, _)) => good.push((id, snapshot)),
+                Err(error) => bad.push(error),
+            }
+        }
+        good.sort_by_key(|(id, snapshot)| (snapshot.start, *id));
+        Ok((good, bad))
+    }
+
+    /// The ids of all snapshots, damaged ones too.
+    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        snapshot::list(&*self.backend)
+    }
+
+    /// The record of one snapshot.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
+        Ok(Snapshot::read(&*self.backend, id)?.0)
+    }
+
+    /// All segments, shard by shard, as the backend lists them.
+    pub(crate) fn list_shard(&self, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
+        list_shard(&*self.backend, shard)
+    }
+
+    /// The checked table of a segment.
+    pub(crate) fn table(&self, id: &SegmentId, len: u64) -> Result<Table> {
+        read_table(&*self.backend, id, len)
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<(Opener, Vec<u8>)> = RefCell::new((Opener::new(), Vec::new()));
+}
+
+fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
+    let dir = shard_dir(shard);
+    let files = backend.list(&dir).map_err(Error::store_read(dir))?;
+    let ids =
+        files.iter().filter_map(|file| Some((SegmentId::from_hex(&file.name).ok()?, file.len)));
+    Ok(ids.filter(|(id, _)| id.as_bytes()[0] == shard).collect())
+}
+
+/// Reads and checks header, table and trailer of a segment of `len` bytes.
+fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> {
+    let damaged = |reason: String| Error::SegmentDamaged { segment: *id, reason };
+    let name = segment::file_name(id);
+    let read = |offset: u64, len: u64| -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        backend.read(&name, offset, &mut bytes).map_err(Error::store_read(name.clone()))?;
+        Ok(bytes)
+    };
+    if len > limits::SEGMENT_BYTES_MAX || len < TRAILER_LEN as u64 {
+        return Err(damaged(format!("{len} bytes are not the length of a segment")));
+    }
+    let tail_len = len.min(TAIL_BYTES);
+    let tail = read(len - tail_len, tail_len)?;
+    let trailer = Trailer::read(&tail[tail.len() - TRAILER_LEN..], len).map_err(damaged)?;
+    let table_end = len - TRAILER_LEN as u64;
+    let table_len = table_end - u64::from(trailer.table_offset);
+    let tail_offset = len - tail_len;
+    let table = if u64::from(trailer.table_offset) >= tail_offset {
+        let from = (u64::from(trailer.table_offset) - tail_offset) as usize;
+        tail[from..tail.len() - TRAILER_LEN].to_vec()
+    } else {
+        read(u64::from(trailer.table_offset), table_len)?
+    };
+    let mut header = read(0, u64::from(trailer.table_offset).min(1024))?;
+    let header_len = segment::skippable_len(&header)
+        .filter(|len| *len <= trailer.table_offset as usize && *len >= SKIPPABLE_HEAD_LEN)
+        .ok_or_else(|| damaged("its header is no frame".into()))?;
+    if header_len > header.len() {
+        header = read(0, header_len as u64)?;
+    }
+    Table::read(&header[..header_len], &table, &trailer).map_err(damaged)
+}
+
+/// Reads `store.json`, or the copy of it in a segment's header.
+fn read_config(
+    backend: &dyn Backend,
+    purpose: Purpose,
+    observer: &dyn Observer,
+) -> Result<(Config, Vec<u8>)> {
+    let read = backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX)
+        .map_err(Error::store_read(config::FILE))
+        .and_then(|bytes| Ok((Config::from_bytes(&bytes)?, bytes)));
+    let error = match read {
+        Ok(config) => return Ok(config),
+        Err(error @ Error::NewerFormat { .. }) => return Err(error),
+        Err(error) => error,
+    };
+    for shard in 0..=255 {
+        for (id, len) in list_shard(backend, shard)? {
+            let Ok(table) = read_table(backend, &id, len) else { continue };
+            let Ok(config) = Config::from_bytes(&table.header.config) else { continue };
+            let note = format!("{error}; using the copy in segment {id}");
+            observer.event(Event::Note(note));
+            if purpose != Purpose::Read {
+                backend::write_all(backend, config::FILE, &table.header.config)
+                    .map_err(Error::store_write(config::FILE))?;
+            }
+            return Ok((config, table.header.config));
+        }
+    }
+    Err(error)
+}
+
+/// How the index fits the segments.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    Exactly,
+    /// Segments are gone or have another length: rows too many.
+    Lost,
+}
+
+/// What is needed to open or build an index.
+struct Opening<'a> {
+    backend: &'a dyn Backend,
+    store_id: [u8; 16],
+    observer: &'a dyn Observer,
+}
+
+impl Opening<'_> {
+    fn index(
+        &self,
+        path: &Path,
+        purpose: Purpose,
+        lock: Option<&Lock>,
+    ) -> Result<(Index, Option<TempDir>)> {
+        let why = match purpose {
+            Purpose::Rebuild => "asked for".to_owned(),
+            _ => match self.open(path) {
+                Ok(Ok(index)) => return Ok((index, None)),
+                Ok(Err(why)) => why,
+                Err(error @ Error::Index(_)) => error.to_string(),
+                Err(error) => return Err(error),
+            },
+        };
+        // An empty store has no index because nobody needed one yet.
+        if purpose != Purpose::Rebuild && segments_exist(self.backend) {
+            self.observer.event(Event::Note(format!("building the index: {why}")));
+        }
+        let built = self.build_alone(path, lock);
+        match built {
+            Ok(index) => Ok((index, None)),
+            // Somebody else works on it, or this place cannot be written: a reader
+            // helps itself.
+            Err(Error::Locked { .. } | Error::Index(_) | Error::StoreWrite { .. })
+                if purpose == Purpose::Read =>
+            {
+                let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
+                let dir = tempfile::tempdir().map_err(failed)?;
+                let index = self.build(&dir.path().join(INDEX_FILE))?;
+                Ok((index, Some(dir)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The index at `path`, if it is there and fits; else why not.
+    fn open(&self, path: &Path) -> Result<Result<Index, String>> {
+        let Some(index) = Index::open(path, &self.store_id)? else {
+            return Ok(Err("there is none that fits this store".into()));
+        };
+        match self.reconcile(&index)? {
+            Fit::Exactly => Ok(Ok(index)),
+            Fit::Lost => Ok(Err("segments it knows are gone or changed".into())),
+        }
+    }
+
+    /// Compares the index with the listed segments and takes up the new ones.
+    fn reconcile(&self, index: &Index) -> Result<Fit> {
+        for shard in 0..=255 {
+            let listed = list_shard(self.backend, shard)?;
+            let known = index.segments(shard)?;
+            let is_listed = |segment: &Segment| {
+                let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);
+                at.is_ok_and(|at| listed[at].1 == segment.len)
+            };
+            if !known.iter().all(is_listed) {
+                return Ok(Fit::Lost);
+            }
+            for (id, len) in listed {
+                if known.binary_search_by_key(&id, |segment| segment.id).is_err() {
+                    let (segment, rows) = self.load(&id, len);
+                    index.add(&segment, &rows)?;
+                }
+            }
+        }
+        Ok(Fit::Exactly)
+    }
+
+    /// A segment's chunks by its table, or by looking for them where it is damaged.
+    fn load(&self, id: &SegmentId, len: u64) -> (Segment, Vec<Row>) {
+        match read_table(self.backend, id, len) {
+            Ok(Table { header, rows }) => {
+                (Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows)
+            }
+            Err(error) => {
+                let rows = salvage::rows(self.backend, id, len);
+                let found = rows.len();
+                let note = format!("{error}; found {found} intact chunks in it");
+                self.observer.event(Event::Note(note));
+                let kind = segment::Kind::Data;
+                (Segment { id: *id, kind, len, is_healthy: false }, rows)
+            }
+        }
+    }
+
+    fn build_alone(&self, path: &Path, lock: Option<&Lock>) -> Result<Index> {
+        let Some(lock) = lock else { return self.build(path) };
+        lock.change(Mode::Exclusive)?;
+        let built = self.build(path);
+        lock.change(Mode::Shared)?;
+        built
+    }
+
+    /// Builds an index at `path` from the segments' tables.
+    fn build(&self, path: &Path) -> Result<Index> {
+        let mut builder = Builder::new(path, &self.store_id)?;
+        let shards: Vec<Vec<(SegmentId, u64)>> =
+            (0..=255).map(|shard| list_shard(self.backend, shard)).collect::<Result<_>>()?;
+        let count = shards.iter().map(|shard| shard.len() as u64).sum();
+        let bytes = shards.iter().flatten().map(|(_, len)| len).sum();
+        self.observer.progress().expect(count, bytes);
+        for batch in shards.concat().chunks(64) {
+            self.observer.progress().check()?;
+            let loaded: Vec<_> = batch.par_iter().map(|(id, len)| self.load(id, *len)).collect();
+            for (segment, rows) in loaded {
+                builder.add(&segment, &rows)?;
+                self.observer.progress().add(1, segment.len);
+            }
+        }
+        builder.finish(&self.store_id)
+    }
+}
+
+/// Whether an error says that a place cannot be written by this user.
+pub fn is_read_only(error: &io::Error) -> bool {
+    lock::is_read_only(error)
+}

@@ -1,0 +1,473 @@
+//! The tree: all entries of a snapshot in path order, cut into pages.
+//!
+//! Where a page begins depends on the path of its first entry only, so the same
+//! entries give the same pages wherever the rest of the tree changed. Pages of
+//! entries are leaves; pages above them list pages, cut by the same rule with
+//! more bits, up to one root.
+
+use crate::entry::{Entry, Owner, is_within, path_cmp};
+use crate::error::{Error, Result};
+use crate::id::ChunkId;
+use crate::limits;
+use minicbor::{Decoder, Encoder, decode};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// First element of every page.
+const TAG: &str = "tree";
+/// One entry in 2^7 begins a leaf.
+const LEAF_BITS: u32 = 7;
+/// One page in 2^6 begins a page of the level above.
+const LEVEL_BITS: u32 = 6;
+/// A page is closed at this size wherever its paths would have cut it.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Stores a metadata chunk.
+pub type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<ChunkId>;
+/// Reads a metadata chunk.
+pub type Get<'a> = &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>;
+
+/// The number that decides which pages begin with this path.
+fn mark(path: &[u8]) -> u64 {
+    let hash = blake3::hash(path);
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes"))
+}
+
+/// Whether a page of this level begins at an item with this mark.
+fn begins_page(mark: u64, level: usize) -> bool {
+    let bits = (LEAF_BITS + LEVEL_BITS * level as u32).min(63);
+    mark.trailing_zeros() >= bits
+}
+
+/// A page as the page above knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Child {
+    /// Path of the first entry below.
+    pub first: Vec<u8>,
+    /// The page.
+    pub page: ChunkId,
+    /// Entries below.
+    pub entries: u64,
+    /// Sum of the sizes of the files below.
+    pub bytes: u64,
+}
+
+/// Takes entries in path order and makes pages of them.
+#[derive(Default)]
+pub struct TreeWriter {
+    leaf: OpenLeaf,
+    /// Pages not yet listed by a page above, one list a level, the lowest first.
+    levels: Vec<Vec<Child>>,
+}
+
+#[derive(Default)]
+struct OpenLeaf {
+    first: Vec<u8>,
+    last: Vec<u8>,
+    encoded: Vec<u8>,
+    owners: HashMap<Arc<Owner>, u32>,
+    owner_order: Vec<Arc<Owner>>,
+    entries: u64,
+    bytes: u64,
+}
+
+impl TreeWriter {
+    /// Appends an entry, whose path must come after all before it.
+    pub fn push(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
+        let leaf = &self.leaf;
+        assert!(
+            leaf.last.is_empty() || path_cmp(&leaf.last, &entry.path) == Ordering::Less,
+            "entries come in path order"
+        );
+        let is_full = leaf.entries as usize >= limits::PAGE_ITEMS_MAX / 2
+            || leaf.encoded.len() >= PAGE_BYTES_MAX;
+        if leaf.entries > 0 && (is_full || begins_page(mark(&entry.path), 0)) {
+            self.close_leaf(put)?;
+        }
+        self.leaf.push(entry);
+        Ok(())
+    }
+
+    /// Closes all pages; returns the root. A tree without entries is one empty leaf.
+    pub fn finish(mut self, put: Put<'_>) -> Result<ChunkId> {
+        if self.leaf.entries > 0 || self.levels.is_empty() {
+            self.close_leaf(put)?;
+        }
+        let mut level = 0;
+        while level + 1 < self.levels.len() || self.levels[level].len() > 1 {
+            if !self.levels[level].is_empty() {
+                self.close_level(level, put)?;
+            }
+            level += 1;
+        }
+        Ok(self.levels[level][0].page)
+    }
+
+    fn close_leaf(&mut self, put: Put<'_>) -> Result<()> {
+        let leaf = std::mem::take(&mut self.leaf);
+        let page = put(&leaf.page())?;
+        let OpenLeaf { first, last, entries, bytes, .. } = leaf;
+        self.leaf.last = last; // for the order, not for its bytes
+        self.list(0, Child { first, page, entries, bytes }, put)
+    }
+
+    /// Lists a page of level `level` in the open page above it.
+    fn list(&mut self, level: usize, child: Child, put: Put<'_>) -> Result<()> {
+        if self.levels.len() == level {
+            self.levels.push(Vec::new());
+        }
+        let open = self.levels[level].len();
+        let is_full = open >= limits::PAGE_ITEMS_MAX / 2;
+        if open > 0 && (is_full || begins_page(mark(&child.first), level + 1)) {
+            self.close_level(level, put)?;
+        }
+        self.levels[level].push(child);
+        Ok(())
+    }
+
+    fn close_level(&mut self, level: usize, put: Put<'_>) -> Result<()> {
+        let children = std::mem::take(&mut self.levels[level]);
+        let page = put(&index_page(level + 1, &children))?;
+        let parent = Child {
+            first: children[0].first.clone(),
+            page,
+            entries: children.iter().map(|child| child.entries).sum(),
+            bytes: children.iter().map(|child| child.bytes).sum(),
+        };
+        self.list(level + 1, parent, put)
+    }
+}
+
+impl OpenLeaf {
+    fn push(&mut self, entry: &Entry) {
+        let owner = match self.owners.get(&entry.owner) {
+            Some(row) => *row,
+            None => {
+                let row = self.owner_order.len() as u32;
+                self.owners.insert(Arc::clone(&entry.owner), row);
+                self.owner_order.push(Arc::clone(&entry.owner));
+                row
+            }
+        };
+        if self.entries == 0 {
+            self.first = entry.path.clone();
+            self.last.clear();
+        }
+        entry.encode(&self.last, owner, &mut self.encoded);
+        self.last.clone_from(&entry.path);
+        self.entries += 1;
+        self.bytes += entry.size;
+    }
+
+    fn page(&self) -> Vec<u8> {
+        let mut page = Vec::with_capacity(self.encoded.len() + 64);
+        let mut out = Encoder::new(&mut page);
+        (|| {
+            out.array(4)?.str(TAG)?.u8(0)?;
+            out.array(self.owner_order.len() as u64)?;
+            for owner in &self.owner_order {
+                out.array(4)?.u32(owner.uid)?.u32(owner.gid)?;
+                for name in [&owner.user, &owner.group] {
+                    match name {
+                        Some(name) => out.bytes(name)?,
+                        None => out.null()?,
+                    };
+                }
+            }
+            out.array(self.entries)?;
+            Ok::<_, minicbor::encode::Error<std::convert::Infallible>>(())
+        })()
+        .expect("writing to memory cannot fail");
+        page.extend_from_slice(&self.encoded);
+        page
+    }
+}
+
+fn index_page(level: usize, children: &[Child]) -> Vec<u8> {
+    let mut page = Vec::with_capacity(children.len() * 100);
+    let mut out = Encoder::new(&mut page);
+    (|| {
+        out.array(3)?.str(TAG)?.u8(level as u8)?.array(children.len() as u64)?;
+        for child in children {
+            out.array(4)?.bytes(&child.first)?.bytes(child.page.as_bytes())?;
+            out.u64(child.entries)?.u64(child.bytes)?;
+        }
+        Ok::<_, minicbor::encode::Error<std::convert::Infallible>>(())
+    })()
+    .expect("writing to memory cannot fail");
+    page
+}
+
+/// A page, opened.
+enum Page {
+    Leaf { bytes: Vec<u8>, owners: Vec<Arc<Owner>>, at: usize, left: u64 },
+    Index { level: u8, children: Vec<Child> },
+}
+
+impl Page {
+    /// Reads a page which must be of `level`, if that is known.
+    fn open(id: &ChunkId, level: Option<u8>, get: Get<'_>) -> Result<Page> {
+        let bytes = get(id)?;
+        Page::decode(bytes, level).map_err(|error| Error::Malformed {
+            what: format!("tree page {id}"),
+            reason: error.to_string(),
+        })
+    }
+
+    fn decode(bytes: Vec<u8>, wanted: Option<u8>) -> Result<Page, decode::Error> {
+        let bad = decode::Error::message;
+        let mut input = Decoder::new(&bytes);
+        input.array()?;
+        if input.str()? != TAG {
+            return Err(bad("not a tree page"));
+        }
+        let level = input.u8()?;
+        if level > limits::TREE_LEVELS_MAX || wanted.is_some_and(|wanted| wanted != level) {
+            return Err(bad("a page of another level"));
+        }
+        if level > 0 {
+            let count = items(&mut input)?;
+            let children = (0..count).map(|_| child(&mut input)).collect::<Result<_, _>>()?;
+            return Ok(Page::Index { level, children });
+        }
+        let count = items(&mut input)?;
+        let owners = (0..count).map(|_| owner(&mut input)).collect::<Result<_, _>>()?;
+        let left = items(&mut input)?;
+        let at = input.position();
+        Ok(Page::Leaf { bytes, owners, at, left })
+    }
+}
+
+fn items(input: &mut Decoder<'_>) -> Result<u64, decode::Error> {
+    let count = input.array()?.filter(|count| *count <= limits::PAGE_ITEMS_MAX as u64);
+    count.ok_or_else(|| decode::Error::message("more items than a page has"))
+}
+
+fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
+    input.array()?;
+    let first = input.bytes()?;
+    if !crate::entry::is_valid_path(first) {
+        return Err(decode::Error::message("a page begins with a path that no entry can have"));
+    }
+    let page = ChunkId::from_slice(input.bytes()?)
+        .ok_or_else(|| decode::Error::message("a page id is not 32 bytes long"))?;
+    Ok(Child { first: first.to_vec(), page, entries: input.u64()?, bytes: input.u64()? })
+}
+
+fn owner(input: &mut Decoder<'_>) -> Result<Arc<Owner>, decode::Error> {
+    input.array()?;
+    let (uid, gid) = (input.u32()?, input.u32()?);
+    let mut name = || -> Result<Option<Vec<u8>>, decode::Error> {
+        if input.datatype()? == minicbor::data::Type::Null {
+            input.null()?;
+            return Ok(None);
+        }
+        Ok(Some(input.bytes()?.to_vec()))
+    };
+    Ok(Arc::new(Owner { uid, gid, user: name()?, group: name()? }))
+}
+
+/// A part of a tree that cannot be read.
+#[derive(Debug)]
+pub struct Lost {
+    /// Why.
+    pub error: Error,
+    /// The first path that is lost, if it is known.
+    pub from: Vec<u8>,
+    /// The first path after it that is not lost; `None` up to the end.
+    pub until: Option<Vec<u8>>,
+}
+
+/// The entries of a tree, or of what lies in one path of it, in path order.
+///
+/// A page that cannot be read is one [`Lost`], after which reading goes on.
+pub struct TreeReader<'a> {
+    get: Get<'a>,
+    within: Vec<u8>,
+    /// Index pages on the way down; each with its level and the children to come, last first.
+    stack: Vec<(u8, Vec<Child>)>,
+    leaf: Option<OpenedLeaf>,
+    /// Path of the entry before, to check the order.
+    last: Vec<u8>,
+    is_first_in_leaf: bool,
+}
+
+struct OpenedLeaf {
+    id: ChunkId,
+    bytes: Vec<u8>,
+    owners: Vec<Arc<Owner>>,
+    at: usize,
+    left: u64,
+}
+
+impl<'a> TreeReader<'a> {
+    /// All entries of the tree with this root.
+    pub fn new(root: &ChunkId, get: Get<'a>) -> TreeReader<'a> {
+        TreeReader::within(root, b"", get)
+    }
+
+    /// The entry `path` and what is below it. Pages before it are not read.
+    pub fn within(root: &ChunkId, path: &[u8], get: Get<'a>) -> TreeReader<'a> {
+        let root = Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 };
+        TreeReader {
+            get,
+            within: path.to_vec(),
+            stack: vec![(limits::TREE_LEVELS_MAX + 1, vec![root])],
+            leaf: None,
+            last: Vec::new(),
+            is_first_in_leaf: false,
+        }
+    }
+
+    /// The path at which the next page of any open level begins.
+    fn next_page(&self) -> Option<Vec<u8>> {
+        self.stack.iter().rev().find_map(|(_, children)| children.last()).map(|c| c.first.clone())
+    }
+
+    fn lost(&self, error: Error, from: Vec<u8>) -> Lost {
+        Lost { error, from, until: self.next_page() }
+    }
+
+    /// Opens the next page; `None` when there is no more.
+    fn step(&mut self) -> Option<Result<(), Lost>> {
+        let (level, child) = loop {
+            let (level, children) = self.stack.last_mut()?;
+            let level = *level;
+            match children.pop() {
+                Some(child) => break (level, child),
+                None => drop(self.stack.pop()),
+            }
+        };
+        // Whole pages before and after the part asked for.
+        if !self.within.is_empty() {
+            let is_after = |path: &[u8]| {
+                path_cmp(path, &self.within) == Ordering::Greater && !is_within(path, &self.within)
+            };
+            if is_after(&child.first) {
+                self.stack.clear();
+                return None;
+            }
+            let next = self.next_page();
+            if next.is_some_and(|next| path_cmp(&next, &self.within) != Ordering::Greater) {
+                return Some(Ok(()));
+            }
+        }
+        // The root may have any level; every page below has the one before its parent's.
+        let wanted = (level <= limits::TREE_LEVELS_MAX).then(|| level - 1);
+        match Page::open(&child.page, wanted, self.get) {
+            Ok(Page::Leaf { bytes, owners, at, left }) => {
+                self.leaf = Some(OpenedLeaf { id: child.page, bytes, owners, at, left });
+                self.is_first_in_leaf = true;
+                Some(Ok(()))
+            }
+            Ok(Page::Index { level, mut children }) => {
+                children.reverse();
+                self.stack.push((level, children));
+                Some(Ok(()))
+            }
+            Err(error) => Some(Err(self.lost(error, child.first))),
+        }
+    }
+
+    /// The next entry of the open leaf.
+    fn entry(&mut self) -> Option<Result<Entry, Lost>> {
+        let leaf = self.leaf.as_mut()?;
+        if leaf.left == 0 {
+            self.leaf = None;
+            return None;
+        }
+        let previous: &[u8] = if self.is_first_in_leaf { b"" } else { &self.last };
+        let mut input = Decoder::new(&leaf.bytes);
+        input.set_position(leaf.at);
+        let decoded = Entry::decode(previous, &leaf.owners, &mut input).and_then(|entry| {
+            let in_order =
+                self.last.is_empty() || path_cmp(&self.last, &entry.path) == Ordering::Less;
+            if in_order { Ok(entry) } else { Err(decode::Error::message("entries out of order")) }
+        });
+        match decoded {
+            Ok(entry) => {
+                leaf.at = input.position();
+                leaf.left -= 1;
+                self.is_first_in_leaf = false;
+                self.last.clone_from(&entry.path);
+                Some(Ok(entry))
+            }
+            Err(error) => {
+                let what = format!("tree page {}", leaf.id);
+                let error = Error::Malformed { what, reason: error.to_string() };
+                self.leaf = None;
+                Some(Err(self.lost(error, self.last.clone())))
+            }
+        }
+    }
+}
+
+impl Iterator for TreeReader<'_> {
+    type Item = Result<Entry, Lost>;
+
+    fn next(&mut self) -> Option<Result<Entry, Lost>> {
+        loop {
+            match self.entry() {
+                Some(Ok(entry)) if !is_within(&entry.path, &self.within) => {
+                    if path_cmp(&entry.path, &self.within) == Ordering::Greater {
+                        self.leaf = None;
+                        self.stack.clear();
+                        return None;
+                    }
+                }
+                Some(item) => return Some(item),
+                None => {
+                    if let Err(lost) = self.step()? {
+                        return Some(Err(lost));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Visits every page of a tree, a page before what is below it.
+///
+/// `enter` decides whether to go into a page; pages not gone into cost nothing.
+pub fn pages(
+    root: &ChunkId,
+    get: Get<'_>,
+    enter: &mut dyn FnMut(&Child) -> bool,
+    visit: &mut dyn FnMut(Child, Result<Option<Vec<Child>>>) -> Result<()>,
+) -> Result<()> {
+    let mut stack =
+        vec![(Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 }, None::<u8>)];
+    while let Some((child, wanted)) = stack.pop() {
+        if !enter(&child) {
+            continue;
+        }
+        match Page::open(&child.page, wanted, get) {
+            Ok(Page::Index { level, children }) => {
+                stack.extend(children.iter().rev().map(|c| (c.clone(), Some(level - 1))));
+                visit(child, Ok(Some(children)))?;
+            }
+            Ok(Page::Leaf { .. }) => visit(child, Ok(None))?,
+            Err(error) => visit(child, Err(error))?,
+        }
+    }
+    Ok(())
+}
+
+/// Calls `each` for every leaf of a tree, in order, without reading the leaves.
+pub fn leaves(root: &ChunkId, get: Get<'_>, each: &mut dyn FnMut(ChunkId)) -> Result<()> {
+    let mut stack = vec![(*root, None::<u8>)];
+    while let Some((page, level)) = stack.pop() {
+        if level == Some(0) {
+            each(page);
+            continue;
+        }
+        match Page::open(&page, level, get)? {
+            Page::Leaf { .. } => each(page),
+            Page::Index { level, children } => {
+                stack.extend(children.iter().rev().map(|child| (child.page, Some(level - 1))));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,399 @@
+//! Walking a directory tree with several threads, in path order.
+//!
+//! Threads list directories ahead of the caller, deepest first from where the
+//! caller is; the caller lists what it needs itself when nobody has begun to.
+//! What is listed and not yet taken is bounded, so memory does not grow with the
+//! tree.
+
+use crate::git;
+use crate::glob::Globs;
+use crate::source::{self, Stat};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Entries that may be listed and not yet taken.
+const AHEAD_MAX: usize = 50_000;
+
+/// What is left out.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Paths that fit are left out with everything below.
+    pub exclude: Globs,
+    /// Stay on the file system that the walk begins on.
+    pub one_file_system: bool,
+    /// Leave out what is below a directory with a valid `CACHEDIR.TAG`.
+    pub exclude_caches: bool,
+    /// Directories that are never entered, as device and inode: the store itself.
+    pub never: Vec<(u64, u64)>,
+    /// Give out git directories as a whole, so that they can be read in their order.
+    pub git_dirs: bool,
+    /// Look into git directories ahead, so that unchanged ones need no second look.
+    pub scan_git_dirs: bool,
+}
+
+/// A directory on this machine with its path in the tree.
+#[derive(Debug)]
+pub struct Base {
+    /// Path in the tree; empty for `/`.
+    pub path: Vec<u8>,
+    /// The directory, open.
+    pub dir: OwnedFd,
+}
+
+impl Base {
+    /// `path` relative to this directory.
+    pub fn relative<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+        let rest = &path[self.path.len()..];
+        rest.strip_prefix(b"/").unwrap_or(rest)
+    }
+}
+
+/// A found thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Path in the tree.
+    pub path: Vec<u8>,
+    /// What a look at it told.
+    pub stat: Stat,
+}
+
+/// One step of a walk.
+#[derive(Debug)]
+pub enum Step {
+    /// A file, directory or other thing. What is in a directory follows.
+    Found(Found),
+    /// A git directory, which is read as a whole. With its content in path order
+    /// if that was asked for and could be looked at.
+    GitDir(Found, Option<Vec<Found>>),
+    /// Something that could not be looked at or listed.
+    Failed(Vec<u8>, io::Error),
+}
+
+/// A directory to be listed.
+struct Node {
+    path: Vec<u8>,
+    state: Mutex<State>,
+    done: Condvar,
+}
+
+enum State {
+    Waiting,
+    Running,
+    Done(Listing),
+    Taken,
+}
+
+enum Listing {
+    /// The children to come, last first.
+    Children(Vec<Child>),
+    GitDir(Option<Vec<Found>>),
+    Failed(io::Error),
+}
+
+enum Child {
+    Found(Found, Option<Arc<Node>>),
+    Failed(Vec<u8>, io::Error),
+}
+
+impl Listing {
+    fn len(&self) -> usize {
+        match self {
+            Listing::Children(children) => children.len() + 1,
+            Listing::GitDir(found) => found.as_ref().map_or(0, Vec::len) + 1,
+            Listing::Failed(_) => 1,
+        }
+    }
+}
+
+struct Shared {
+    base: Arc<Base>,
+    device: u64,
+    rules: Rules,
+    queue: Mutex<Vec<Arc<Node>>>,
+    work: Condvar,
+    ahead: AtomicUsize,
+    ended: AtomicBool,
+}
+
+/// A running walk: an iterator over [`Step`]s in path order.
+pub struct Walk {
+    shared: Arc<Shared>,
+    /// Directories being walked, each with the children to come, last first.
+    stack: Vec<Vec<Child>>,
+    /// A directory whose listing comes next.
+    pending: Option<(Found, Arc<Node>)>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Walk {
+    /// Walks everything below `base` with `threads` threads beside the caller's.
+    /// `top` is what a look at the base directory told.
+    pub fn new(base: Arc<Base>, top: Stat, rules: Rules, threads: usize) -> Walk {
+        let root = node(base.path.clone());
+        let shared = Arc::new(Shared {
+            device: top.device,
+            rules,
+            queue: Mutex::new(vec![Arc::clone(&root)]),
+            work: Condvar::new(),
+            ahead: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            base: Arc::clone(&base),
+        });
+        let spawn = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || shared.work())
+        };
+        let threads = (0..threads).map(spawn).collect();
+        let top = Found { path: base.path.clone(), stat: top };
+        let stack = vec![vec![Child::Found(top, Some(root))]];
+        Walk { shared, stack, pending: None, threads }
+    }
+
+    /// The listing of a directory; lists it here if nobody has begun to.
+    fn listing(&self, node: &Node) -> Listing {
+        let mut state = lock(&node.state);
+        loop {
+            match std::mem::replace(&mut *state, State::Taken) {
+                State::Waiting => {
+                    *state = State::Taken;
+                    drop(state);
+                    let (listing, nodes) = self.shared.list(&node.path);
+                    self.shared.push(nodes);
+                    return listing;
+                }
+                State::Done(listing) => {
+                    drop(state);
+                    let before = self.shared.ahead.fetch_sub(listing.len(), Ordering::Relaxed);
+                    if before > AHEAD_MAX {
+                        self.shared.work.notify_all();
+                    }
+                    return listing;
+                }
+                State::Running => {
+                    *state = State::Running;
+                    state = node.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                State::Taken => unreachable!("a directory is walked once"),
+            }
+        }
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        loop {
+            if let Some((found, node)) = self.pending.take() {
+                return Some(match self.listing(&node) {
+                    Listing::Children(children) => {
+                        self.stack.push(children);
+                        Step::Found(found)
+                    }
+                    Listing::GitDir(content) => Step::GitDir(found, content),
+                    Listing::Failed(error) => {
+                        let path = found.path.clone();
+                        self.stack.push(vec![Child::Failed(path, error)]);
+                        Step::Found(found)
+                    }
+                });
+            }
+            match self.stack.last_mut()?.pop() {
+                None => drop(self.stack.pop()),
+                Some(Child::Failed(path, error)) => return Some(Step::Failed(path, error)),
+                Some(Child::Found(found, None)) => return Some(Step::Found(found)),
+                Some(Child::Found(found, Some(node))) => self.pending = Some((found, node)),
+            }
+        }
+    }
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        // Whoever is about to wait has the queue's lock and looks again.
+        drop(lock(&self.shared.queue));
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// What a thread does until the walk ends.
+    fn work(&self) {
+        while let Some(node) = self.next_node() {
+            {
+                let mut state = lock(&node.state);
+                if !matches!(*state, State::Waiting) {
+                    continue;
+                }
+                *state = State::Running;
+            }
+            let (listing, nodes) = self.list(&node.path);
+            self.ahead.fetch_add(listing.len(), Ordering::Relaxed);
+            *lock(&node.state) = State::Done(listing);
+            node.done.notify_one();
+            self.push(nodes);
+        }
+    }
+
+    fn next_node(&self) -> Option<Arc<Node>> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if self.ended.load(Ordering::Relaxed) {
+                return None;
+            }
+            if self.ahead.load(Ordering::Relaxed) <= AHEAD_MAX
+                && let Some(node) = queue.pop()
+            {
+                return Some(node);
+            }
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Queues directories; the first is taken first.
+    fn push(&self, nodes: Vec<Arc<Node>>) {
+        if nodes.is_empty() {
+            return;
+        }
+        let several = nodes.len() > 1;
+        lock(&self.queue).extend(nodes.into_iter().rev());
+        if several { self.work.notify_all() } else { self.work.notify_one() }
+    }
+
+    /// Lists a directory; also returns the directories in it.
+    fn list(&self, path: &[u8]) -> (Listing, Vec<Arc<Node>>) {
+        let failed = |error| (Listing::Failed(error), Vec::new());
+        let dir = match source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path)) {
+            Ok(dir) => dir,
+            Err(error) => return failed(error),
+        };
+        let listed = match source::list(dir.as_fd(), |_| true) {
+            Ok(listed) => listed,
+            Err(error) => return failed(error),
+        };
+        if self.rules.git_dirs && git::is_git_dir(listed.iter().map(|(name, _)| &**name)) {
+            let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir).ok()).flatten();
+            return (Listing::GitDir(content), Vec::new());
+        }
+        if self.rules.exclude_caches && is_cache(dir.as_fd()) {
+            return (Listing::Children(Vec::new()), Vec::new());
+        }
+        let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
+        for (name, stat) in listed {
+            let path = join(path, &name);
+            if self.rules.exclude.fits(&path) {
+                continue;
+            }
+            let stat = match stat {
+                Ok(stat) => stat,
+                Err(error) => {
+                    children.push(Child::Failed(path, error));
+                    continue;
+                }
+            };
+            if self.rules.never.contains(&(stat.device, stat.inode)) {
+                continue;
+            }
+            let other_device = self.rules.one_file_system && stat.device != self.device;
+            let enter = stat.kind == crate::entry::Kind::Directory && !other_device;
+            let node = enter.then(|| node(path.clone()));
+            nodes.extend(node.clone());
+            children.push(Child::Found(Found { path, stat }, node));
+        }
+        children.reverse();
+        (Listing::Children(children), nodes)
+    }
+
+    /// Looks at all of a git directory, in the order in which it must be read.
+    fn scan(&self, path: &[u8], dir: &OwnedFd) -> io::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        scan_git_dir(dir.as_fd(), path, &self.rules.exclude, &mut |item| found.push(item))?;
+        found.sort_unstable_by(|a, b| crate::entry::path_cmp(&a.path, &b.path));
+        Ok(found)
+    }
+}
+
+/// Looks at everything in an open git directory whose path in the tree is `path`,
+/// phase after phase; not sorted. What belongs to a running operation is left out.
+pub fn scan_git_dir(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    exclude: &Globs,
+    found: &mut dyn FnMut(Found),
+) -> io::Result<()> {
+    git::Phase::ALL.into_iter().try_for_each(|phase| scan_phase(dir, path, phase, exclude, found))
+}
+
+/// One phase of [`scan_git_dir`].
+pub fn scan_phase(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    phase: git::Phase,
+    exclude: &Globs,
+    found: &mut dyn FnMut(Found),
+) -> io::Result<()> {
+    scan_phase_below(dir, path, phase.begins_in(), phase, exclude, found)
+}
+
+fn scan_phase_below(
+    git_dir: BorrowedFd<'_>,
+    path: &[u8],
+    below: &[u8],
+    phase: git::Phase,
+    exclude: &Globs,
+    found: &mut dyn FnMut(Found),
+) -> io::Result<()> {
+    let dir = match source::open_dir_below(git_dir, below) {
+        // It went away; whatever took its place comes in a later phase.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        dir => dir?,
+    };
+    let inner = |name: &[u8]| join(below, name);
+    let is_wanted = |name: &[u8]| {
+        let inner = inner(name);
+        git::Phase::of(&inner) == phase
+            && !git::is_transient(&inner)
+            && !exclude.fits(&join(path, &inner))
+    };
+    let listed = source::list(dir.as_fd(), is_wanted)?;
+    if !below.is_empty() && git::is_git_dir(listed.iter().map(|(name, _)| &**name)) {
+        // Submodules: a whole git directory, read with the settings.
+        return scan_git_dir(dir.as_fd(), &join(path, below), exclude, found);
+    }
+    for (name, stat) in listed {
+        let (inner, stat) = (inner(&name), stat?);
+        found(Found { path: join(path, &inner), stat });
+        // Nothing in `refs` is of the phase that `refs` itself is of.
+        if stat.kind == crate::entry::Kind::Directory && inner != b"refs" {
+            scan_phase_below(git_dir, path, &inner, phase, exclude, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory says that it is a cache: <https://bford.info/cachedir/>.
+fn is_cache(dir: BorrowedFd<'_>) -> bool {
+    const SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
+    let Ok(file) = source::open_file_below(dir, b"CACHEDIR.TAG") else { return false };
+    let mut begin = [0; SIGNATURE.len()];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut begin, 0).is_ok() && begin == SIGNATURE
+}
+
+/// `name` below `path`.
+pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}
+
+fn node(path: Vec<u8>) -> Arc<Node> {
+    Arc::new(Node { path, state: Mutex::new(State::Waiting), done: Condvar::new() })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,71 @@
+//! Removing a tree, however deep its paths and whatever its permissions.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode};
+
+use super::at;
+
+/// Deletes the directory `root` and all below it.
+///
+/// Directories are made readable, writable and searchable first, so a tree
+/// that denies its owner any of that goes too. Symbolic links are removed,
+/// never followed. A `root` that does not exist is no error.
+///
+/// # Errors
+///
+/// The first failure to list, change or remove something.
+pub fn make_writable_and_remove(root: &Path) -> io::Result<()> {
+    match root.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.is_dir() => return Err(io::ErrorKind::NotADirectory.into()),
+        Ok(_) => std::fs::set_permissions(root, PermissionsExt::from_mode(0o700))?,
+    }
+    let top = at::open_top(root)?;
+    let directories = open_up(top.as_fd())?;
+    // The other way round, each directory comes after all those inside it.
+    for directory in directories.iter().rev() {
+        empty(top.as_fd(), directory)?;
+    }
+    std::fs::remove_dir(root)
+}
+
+/// Gives the owner all permissions on every directory, and lists them, each
+/// before those inside it.
+fn open_up(top: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    let mut directories = vec![Vec::new()];
+    let mut next = 0;
+    while let Some(path) = directories.get(next).cloned() {
+        next += 1;
+        let dir = at::open_dir(top, &path)?;
+        for name in at::names(dir.as_fd())? {
+            if is_directory(dir.as_fd(), &name)? {
+                rustix::fs::chmodat(&dir, &name[..], Mode::RWXU, AtFlags::empty())?;
+                directories.push(at::join(&path, &name));
+            }
+        }
+    }
+    Ok(directories)
+}
+
+/// Removes what is in a directory whose own directories are empty already.
+fn empty(top: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
+    let dir = at::open_dir(top, path)?;
+    for name in at::names(dir.as_fd())? {
+        let flags = match is_directory(dir.as_fd(), &name)? {
+            true => AtFlags::REMOVEDIR,
+            false => AtFlags::empty(),
+        };
+        rustix::fs::unlinkat(&dir, &name[..], flags)?;
+    }
+    Ok(())
+}
+
+fn is_directory(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
+    at::metadata(dir, name).map(|metadata: Metadata| metadata.is_dir())
+}
