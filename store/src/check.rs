@@ -14,7 +14,7 @@ use crate::seal::Opener;
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
 use crate::store::Store;
-use crate::tree::{self, Child, TreeReader};
+use crate::tree::{self, Child, Part, TreeReader};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -339,58 +339,45 @@ impl Check<'_> {
         let known = |id: &ChunkId| {
             u128::from_le_bytes(id.as_bytes()[..16].try_into().expect("16 of 32 bytes"))
         };
-        let get = |id: &ChunkId| self.store.chunk(id);
         for (id, snapshot) in snapshots {
-            let losses_before = self.report.loss_count;
+            let get = |id: &ChunkId| self.store.chunk(id);
             let mut entered = Vec::new();
-            // A lost page, and the losses up to it: what comes next says where the loss ends.
-            let found = RefCell::new((None::<(Child, String)>, Vec::new()));
-            let end_range = |until: Option<&[u8]>| {
-                let (open, losses) = &mut *found.borrow_mut();
-                if let Some((lost, reason)) = open.take() {
-                    losses.push(range_loss(id, &lost, until, reason));
-                }
-            };
-            tree::pages(
+            let parts = tree::outline(
                 &snapshot.root.chunk(),
                 &get,
-                &mut |child| {
-                    end_range(Some(&child.first));
-                    !whole_pages.contains(&known(&child.page))
-                },
-                &mut |child, page| {
+                &|page| whole_pages.contains(&known(page)),
+                &mut |page| entered.push(known(page)),
+            );
+            let losses: Vec<Vec<Loss>> = parts
+                .par_iter()
+                .enumerate()
+                .map(|(at, (child, part))| {
                     self.store.observer().progress().check()?;
-                    match page {
-                        Err(error) => found.borrow_mut().0 = Some((child, error.to_string())),
-                        Ok(Some(_)) => entered.push(known(&child.page)),
-                        Ok(None) => {
-                            let losses = self.leaf(id, &child.page, &get)?;
-                            if losses.is_empty() && self.is_sound(&child.page)? {
-                                entered.push(known(&child.page));
-                            }
-                            found.borrow_mut().1.extend(losses);
+                    let until = parts.get(at + 1).map(|(next, _)| &next.first[..]);
+                    match part {
+                        Part::Known => Ok(Vec::new()),
+                        Part::Leaf => self.leaf(id, child, until),
+                        Part::Lost(error) => {
+                            Ok(vec![range_loss(id, &child.first, until, error.to_string())])
                         }
                     }
-                    Ok(())
-                },
-            )?;
-            end_range(None);
-            let (_, mut losses) = found.into_inner();
-            self.report.loss_count += losses.len() as u64;
-            let space = PATHS_MAX.saturating_sub(self.report.losses.len());
-            losses.truncate(space);
-            self.report.losses.extend(losses);
-            if self.report.loss_count == losses_before {
+                })
+                .collect::<Result<_>>()?;
+            for ((child, part), losses) in parts.iter().zip(&losses) {
+                if matches!(part, Part::Leaf) && losses.is_empty() {
+                    whole_pages.insert(known(&child.page));
+                }
+            }
+            let losses: Vec<Loss> = losses.into_iter().flatten().collect();
+            if losses.is_empty() {
                 // Pages above a damaged one are entered again for the next snapshot.
                 whole_pages.extend(entered);
             }
+            self.report.loss_count += losses.len() as u64;
+            let space = PATHS_MAX.saturating_sub(self.report.losses.len());
+            self.report.losses.extend(losses.into_iter().take(space));
         }
         Ok(())
-    }
-
-    /// Whether a chunk is where it should be, as far as it was read.
-    fn is_sound(&self, chunk: &ChunkId) -> Result<bool> {
-        Ok(self.trouble(chunk)?.is_none())
     }
 
     /// Why a chunk cannot be had.
@@ -414,25 +401,24 @@ impl Check<'_> {
     }
 
     /// What of a leaf's entries cannot be restored.
-    fn leaf(
-        &self,
-        id: &SnapshotId,
-        page: &ChunkId,
-        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-    ) -> Result<Vec<Loss>> {
+    fn leaf(&self, id: &SnapshotId, page: &Child, until: Option<&[u8]>) -> Result<Vec<Loss>> {
+        let get = |id: &ChunkId| self.store.chunk(id);
+        if let Some(reason) = self.trouble(&page.page)? {
+            return Ok(vec![range_loss(id, &page.first, until, reason)]);
+        }
         let mut losses = Vec::new();
-        for item in TreeReader::new(page, get) {
-            let (path, reason) = match item {
-                Ok(entry) => match self.entry(&entry, get)? {
-                    Some(reason) => (display_path(&entry.path), reason),
-                    None => continue,
-                },
-                Err(lost) => {
-                    let path = format!("what follows {}", display_path(&lost.from));
-                    (path, lost.error.to_string())
+        for item in TreeReader::new(&page.page, &get) {
+            match item {
+                Ok(entry) => {
+                    if let Some(reason) = self.entry(&entry, &get)? {
+                        let path = display_path(&entry.path);
+                        losses.push(Loss { snapshot: *id, path, reason });
+                    }
                 }
-            };
-            losses.push(Loss { snapshot: *id, path, reason });
+                Err(lost) => {
+                    losses.push(range_loss(id, &lost.from, until, lost.error.to_string()));
+                }
+            }
         }
         Ok(losses)
     }
@@ -479,11 +465,11 @@ impl Check<'_> {
     }
 }
 
-/// The loss of all that stands between two pages.
-fn range_loss(id: &SnapshotId, lost: &Child, until: Option<&[u8]>, reason: String) -> Loss {
+/// The loss of all that stands from one path up to another.
+fn range_loss(id: &SnapshotId, from: &[u8], until: Option<&[u8]>, reason: String) -> Loss {
     let path = match until {
-        Some(until) => format!("{} up to {}", display_path(&lost.first), display_path(until)),
-        None => format!("{} and all that follows", display_path(&lost.first)),
+        Some(until) => format!("{} up to {}", display_path(from), display_path(until)),
+        None => format!("{} and all that follows", display_path(from)),
     };
     Loss { snapshot: *id, path, reason }
 }

@@ -30,12 +30,12 @@ pub fn diff(
     second: &ChunkId,
     each: &mut dyn FnMut(Change) -> Result<()>,
 ) -> Result<()> {
-    let (left, right) = (leaves(store, first)?, leaves(store, second)?);
+    let get = |id: &ChunkId| store.chunk(id);
+    let (left, right) = (tree::leaves(first, &get)?, tree::leaves(second, &get)?);
     let shared: HashSet<ChunkId> = {
         let left: HashSet<ChunkId> = left.iter().copied().collect();
         right.iter().copied().filter(|page| left.contains(page)).collect()
     };
-    let get = |id: &ChunkId| store.chunk(id);
     let mut left = entries(left, &shared, &get).peekable();
     let mut right = entries(right, &shared, &get).peekable();
     loop {
@@ -67,14 +67,6 @@ fn compare(a: Entry, b: Entry) -> Option<Change> {
     let metadata =
         |entry: &Entry| (entry.mode, entry.owner.clone(), entry.mtime, entry.xattrs.clone());
     (metadata(&a) != metadata(&b)).then(|| Change::Metadata(a, b))
-}
-
-/// All leaves of a tree, in order.
-fn leaves(store: &Store, root: &ChunkId) -> Result<Vec<ChunkId>> {
-    let mut leaves = Vec::new();
-    let get = |id: &ChunkId| store.chunk(id);
-    tree::leaves(root, &get, &mut |page| leaves.push(page))?;
-    Ok(leaves)
 }
 
 fn entries<'a>(

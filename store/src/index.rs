@@ -8,6 +8,7 @@
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Kind, Row};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -276,6 +277,8 @@ fn connect(path: &Path) -> Result<Connection> {
     // What a power loss takes is read from the segment tables again.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    // One plan for every id; otherwise each look-up is planned anew.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 

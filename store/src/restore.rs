@@ -186,18 +186,9 @@ fn totals(
     get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
 ) -> Result<(u64, u64)> {
     if from.is_empty() && options.include.is_empty() && options.exclude.is_empty() {
-        // The pages above the leaves know; a root that is a leaf is counted below.
-        let mut sums = None;
-        crate::tree::pages(root, get, &mut |child| child.page == *root, &mut |_, children| {
-            if let Ok(Some(children)) = children {
-                sums = Some(children.iter().fold((0, 0), |(entries, bytes), child| {
-                    (entries + child.entries, bytes + child.bytes)
-                }));
-            }
-            Ok(())
-        })?;
-        if let Some(sums) = sums {
-            return Ok(sums);
+        // A root that cannot be read is reported by the restore itself.
+        if let Ok(Some(totals)) = crate::tree::totals(root, get) {
+            return Ok(totals);
         }
     }
     Ok(selected(root, from, options, get)

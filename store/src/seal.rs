@@ -7,29 +7,34 @@ use crate::id::ChunkId;
 use crate::limits;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound, get_error_name};
 
+/// The level that is tried first. Git packs and other compressed content hardly
+/// shrink at any level, and this one costs a third of the usual one.
+const QUICK_LEVEL: i32 = 1;
+
+/// Content that shrinks to less than this many parts of 100 is compressed again
+/// with the store's own level.
+const WORTHWHILE_PERCENT: usize = 80;
+
 /// Turns plain bytes into stored bytes. One for each thread; keeps its working memory.
 pub struct Sealer {
+    level: i32,
     context: CCtx<'static>,
     opener: Opener,
     check: Vec<u8>,
 }
 
 impl Sealer {
-    /// A sealer that compresses with this zstd level.
+    /// A sealer that compresses with this zstd level what is worth it.
     pub fn new(level: i32) -> Sealer {
         let mut context = CCtx::create();
-        for parameter in [
-            CParameter::CompressionLevel(level),
-            CParameter::ContentSizeFlag(true),
-            // The chunk's name verifies it better.
-            CParameter::ChecksumFlag(false),
-        ] {
+        // The chunk's name verifies it better than a checksum.
+        for parameter in [CParameter::ContentSizeFlag(true), CParameter::ChecksumFlag(false)] {
             context
                 .set_parameter(parameter)
                 .map_err(get_error_name)
-                .expect("zstd accepts every level and these flags");
+                .expect("zstd knows these flags");
         }
-        Sealer { context, opener: Opener::new(), check: Vec::new() }
+        Sealer { level, context, opener: Opener::new(), check: Vec::new() }
     }
 
     /// Replaces `out` by the stored form of `plain`.
@@ -38,14 +43,22 @@ impl Sealer {
     /// that errs (zstd's did, more than once) must not become a lost file.
     pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         assert!(plain.len() <= limits::CHUNK_BYTES_MAX, "chunks are bounded");
+        self.compress(self.level.min(QUICK_LEVEL), plain, out);
+        if self.level > QUICK_LEVEL && out.len() * 100 < plain.len() * WORTHWHILE_PERCENT {
+            self.compress(self.level, plain, out);
+        }
+        let opened = self.opener.open_unnamed(out, plain.len(), &mut self.check);
+        assert!(opened.is_ok() && self.check == plain, "zstd does not give back what it was given");
+    }
+
+    fn compress(&mut self, level: i32, plain: &[u8], out: &mut Vec<u8>) {
         out.clear();
         out.reserve(compress_bound(plain.len()));
         self.context
-            .compress2(out, plain)
+            .set_parameter(CParameter::CompressionLevel(level))
+            .and_then(|_| self.context.compress2(out, plain))
             .map_err(get_error_name)
             .expect("compressing into a buffer of the bound's size cannot fail");
-        let opened = self.opener.open_unnamed(out, plain.len(), &mut self.check);
-        assert!(opened.is_ok() && self.check == plain, "zstd does not give back what it was given");
     }
 }
 

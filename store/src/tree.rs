@@ -427,47 +427,64 @@ impl Iterator for TreeReader<'_> {
     }
 }
 
-/// Visits every page of a tree, a page before what is below it.
-///
-/// `enter` decides whether to go into a page; pages not gone into cost nothing.
-pub fn pages(
-    root: &ChunkId,
-    get: Get<'_>,
-    enter: &mut dyn FnMut(&Child) -> bool,
-    visit: &mut dyn FnMut(Child, Result<Option<Vec<Child>>>) -> Result<()>,
-) -> Result<()> {
-    let mut stack =
-        vec![(Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 }, None::<u8>)];
-    while let Some((child, wanted)) = stack.pop() {
-        if !enter(&child) {
-            continue;
-        }
-        match Page::open(&child.page, wanted, get) {
-            Ok(Page::Index { level, children }) => {
-                stack.extend(children.iter().rev().map(|c| (c.clone(), Some(level - 1))));
-                visit(child, Ok(Some(children)))?;
-            }
-            Ok(Page::Leaf { .. }) => visit(child, Ok(None))?,
-            Err(error) => visit(child, Err(error))?,
-        }
-    }
-    Ok(())
+/// A part of a tree, as [`outline`] finds it.
+#[derive(Debug)]
+pub enum Part {
+    /// A leaf, not read.
+    Leaf,
+    /// A page that need not be looked into.
+    Known,
+    /// A page above leaves that cannot be read; all below it is lost.
+    Lost(Error),
 }
 
-/// Calls `each` for every leaf of a tree, in order, without reading the leaves.
-pub fn leaves(root: &ChunkId, get: Get<'_>, each: &mut dyn FnMut(ChunkId)) -> Result<()> {
-    let mut stack = vec![(*root, None::<u8>)];
-    while let Some((page, level)) = stack.pop() {
-        if level == Some(0) {
-            each(page);
-            continue;
-        }
-        match Page::open(&page, level, get)? {
-            Page::Leaf { .. } => each(page),
-            Page::Index { level, children } => {
-                stack.extend(children.iter().rev().map(|child| (child.page, Some(level - 1))));
+/// All leaves of a tree in order, found without reading them, with the pages above
+/// them that could not be read. Pages that are known are not looked into; pages
+/// that were are told to `entered`.
+pub fn outline(
+    root: &ChunkId,
+    get: Get<'_>,
+    is_known: &dyn Fn(&ChunkId) -> bool,
+    entered: &mut dyn FnMut(&ChunkId),
+) -> Vec<(Child, Part)> {
+    let mut parts = Vec::new();
+    let root = Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 };
+    let mut stack = vec![(root, None::<u8>)];
+    while let Some((child, level)) = stack.pop() {
+        let part = if is_known(&child.page) {
+            Part::Known
+        } else if level == Some(0) {
+            Part::Leaf
+        } else {
+            match Page::open(&child.page, level, get) {
+                Ok(Page::Leaf { .. }) => Part::Leaf,
+                Ok(Page::Index { level, children }) => {
+                    entered(&child.page);
+                    stack.extend(children.into_iter().rev().map(|child| (child, Some(level - 1))));
+                    continue;
+                }
+                Err(error) => Part::Lost(error),
             }
-        }
+        };
+        parts.push((child, part));
     }
-    Ok(())
+    parts
+}
+
+/// Entries and the sum of file sizes below a root, as its own page tells; `None`
+/// where the root is a leaf.
+pub fn totals(root: &ChunkId, get: Get<'_>) -> Result<Option<(u64, u64)>> {
+    let Page::Index { children, .. } = Page::open(root, None, get)? else { return Ok(None) };
+    let sum = |of: fn(&Child) -> u64| children.iter().map(of).fold(0, u64::saturating_add);
+    Ok(Some((sum(|child| child.entries), sum(|child| child.bytes))))
+}
+
+/// The leaves of a tree, in order, not read.
+pub fn leaves(root: &ChunkId, get: Get<'_>) -> Result<Vec<ChunkId>> {
+    let parts = outline(root, get, &|_| false, &mut |_| {});
+    let leaf = |(child, part): (Child, Part)| match part {
+        Part::Lost(error) => Err(error),
+        Part::Leaf | Part::Known => Ok(child.page),
+    };
+    parts.into_iter().map(leaf).collect()
 }

@@ -10,10 +10,11 @@ use crate::glob::Globs;
 use crate::source::{self, Stat};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Entries that may be listed and not yet taken.
+/// Entries that may be listed and not yet taken. Threads that found so many rest
+/// until half of them were taken.
 const AHEAD_MAX: usize = 50_000;
 
 /// What is left out.
@@ -111,10 +112,17 @@ struct Shared {
     base: Arc<Base>,
     device: u64,
     rules: Rules,
-    queue: Mutex<Vec<Arc<Node>>>,
+    queue: Mutex<Queue>,
     work: Condvar,
     ahead: AtomicUsize,
-    ended: AtomicBool,
+}
+
+/// Directories to be listed, the next one last.
+struct Queue {
+    nodes: Vec<Arc<Node>>,
+    /// Threads with nothing to do.
+    idle: usize,
+    is_ended: bool,
 }
 
 /// A running walk: an iterator over [`Step`]s in path order.
@@ -135,10 +143,9 @@ impl Walk {
         let shared = Arc::new(Shared {
             device: top.device,
             rules,
-            queue: Mutex::new(vec![Arc::clone(&root)]),
+            queue: Mutex::new(Queue { nodes: vec![Arc::clone(&root)], idle: 0, is_ended: false }),
             work: Condvar::new(),
             ahead: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
             base: Arc::clone(&base),
         });
         let spawn = |_| {
@@ -165,10 +172,7 @@ impl Walk {
                 }
                 State::Done(listing) => {
                     drop(state);
-                    let before = self.shared.ahead.fetch_sub(listing.len(), Ordering::Relaxed);
-                    if before > AHEAD_MAX {
-                        self.shared.work.notify_all();
-                    }
+                    self.shared.taken(listing.len());
                     return listing;
                 }
                 State::Running => {
@@ -212,9 +216,7 @@ impl Iterator for Walk {
 
 impl Drop for Walk {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        // Whoever is about to wait has the queue's lock and looks again.
-        drop(lock(&self.shared.queue));
+        lock(&self.shared.queue).is_ended = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -244,15 +246,27 @@ impl Shared {
     fn next_node(&self) -> Option<Arc<Node>> {
         let mut queue = lock(&self.queue);
         loop {
-            if self.ended.load(Ordering::Relaxed) {
+            if queue.is_ended {
                 return None;
             }
             if self.ahead.load(Ordering::Relaxed) <= AHEAD_MAX
-                && let Some(node) = queue.pop()
+                && let Some(node) = queue.nodes.pop()
             {
                 return Some(node);
             }
+            queue.idle += 1;
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+
+    /// The caller took so many entries that were listed ahead.
+    fn taken(&self, entries: usize) {
+        let before = self.ahead.fetch_sub(entries, Ordering::Relaxed);
+        let low = AHEAD_MAX / 2;
+        if before > low && before - entries <= low {
+            drop(lock(&self.queue)); // whoever is about to wait looks again, or waits already
+            self.work.notify_all();
         }
     }
 
@@ -261,9 +275,13 @@ impl Shared {
         if nodes.is_empty() {
             return;
         }
-        let several = nodes.len() > 1;
-        lock(&self.queue).extend(nodes.into_iter().rev());
-        if several { self.work.notify_all() } else { self.work.notify_one() }
+        let mut queue = lock(&self.queue);
+        queue.nodes.extend(nodes.into_iter().rev());
+        let is_awaited = queue.idle > 0 && self.ahead.load(Ordering::Relaxed) <= AHEAD_MAX;
+        drop(queue);
+        if is_awaited {
+            self.work.notify_one();
+        }
     }
 
     /// Lists a directory; also returns the directories in it.

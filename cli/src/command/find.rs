@@ -41,8 +41,7 @@ impl Find {
         let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
         let mut damage = None;
         for (number, (_, snapshot)) in snapshots.iter().enumerate() {
-            let mut leaves = Vec::new();
-            tree::leaves(&snapshot.root.chunk(), &get, &mut |page| leaves.push(page))?;
+            let mut leaves = tree::leaves(&snapshot.root.chunk(), &get)?;
             leaves.retain(|page| !empty.contains(page));
             for page in leaves {
                 store.observer().progress().check()?;
