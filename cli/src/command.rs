@@ -42,7 +42,13 @@ restored · 10 there is no store · 11 the store is locked · 130 interrupted";
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The directory of the store
-    #[arg(long, global = true, value_name = "DIR", env = "FORGEKEEP_STORE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FORGEKEEP_STORE",
+        hide_env_values = true
+    )]
     pub store: Option<PathBuf>,
     /// Print JSON lines instead of text; each has a `message_type`
     #[arg(long, global = true)]
