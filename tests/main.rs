@@ -1,1 +1,5 @@
 //! The one integration test binary.
+
+/// Live bare repositories.
+mod live_git;
+mod support;
