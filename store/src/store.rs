@@ -17,6 +17,7 @@ use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Name of the index in a local store.
@@ -26,6 +27,12 @@ pub const SEGMENTS_DIR: &str = "segments";
 
 /// Bytes read from the end of a segment at once: trailer and usual table.
 const TAIL_BYTES: u64 = 32 << 10;
+
+/// How long an open waits for a lock: as long as it takes to make the index of a
+/// new store, which several first backups may want at the same moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// The shortest pause before the lock is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a store is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +106,21 @@ impl Store {
     ///
     /// The index is built anew if it is missing or does not fit the segments.
     pub fn open(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let opened = Store::open_now(root, purpose, Arc::clone(&observer));
+            let is_locked = matches!(opened, Err(Error::Locked { .. }));
+            if !is_locked || Instant::now() >= deadline {
+                return opened;
+            }
+            observer.progress().check()?;
+            // Two that want it alone at the same moment must not meet again.
+            let jitter = u64::from(std::process::id() % 64);
+            std::thread::sleep(LOCK_PAUSE + Duration::from_millis(jitter));
+        }
+    }
+
+    fn open_now(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
         let local = Local::new(root);
         if !root.join(config::FILE).exists() && !segments_exist(&local) {
             return Err(Error::NoStore(local.place()));
@@ -397,10 +419,12 @@ impl Opening<'_> {
             },
         };
         // An empty store has no index because nobody needed one yet.
-        if purpose != Purpose::Rebuild && segments_exist(self.backend) {
-            self.observer.event(Event::Note(format!("building the index: {why}")));
-        }
-        let built = self.build_alone(path, lock);
+        let say = || {
+            if purpose != Purpose::Rebuild && segments_exist(self.backend) {
+                self.observer.event(Event::Note(format!("building the index: {why}")));
+            }
+        };
+        let built = self.build_alone(path, lock, &say);
         match built {
             Ok(index) => Ok((index, None)),
             // Somebody else works on it, or this place cannot be written: a reader
@@ -410,6 +434,7 @@ impl Opening<'_> {
             {
                 let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
                 let dir = tempfile::tempdir().map_err(failed)?;
+                say();
                 let index = self.build(&dir.path().join(INDEX_FILE))?;
                 Ok((index, Some(dir)))
             }
@@ -467,9 +492,12 @@ impl Opening<'_> {
         }
     }
 
-    fn build_alone(&self, path: &Path, lock: Option<&Lock>) -> Result<Index> {
+    fn build_alone(&self, path: &Path, lock: Option<&Lock>, say: &dyn Fn()) -> Result<Index> {
+        if let Some(lock) = lock {
+            lock.change(Mode::Exclusive)?;
+        }
+        say();
         let Some(lock) = lock else { return self.build(path) };
-        lock.change(Mode::Exclusive)?;
         let built = self.build(path);
         lock.change(Mode::Shared)?;
         built
