@@ -161,8 +161,15 @@ impl<'a> Intake<'a> {
         let path = base.relative(&found.path);
         let (xattrs, target) = match found.stat.kind {
             Kind::Directory => {
-                let dir = source::open_dir_below(base.dir.as_fd(), path)?;
-                (source::xattrs_open(dir)?, Vec::new())
+                let xattrs = match source::open_dir_below(base.dir.as_fd(), path) {
+                    Ok(dir) => source::xattrs_open(dir)?,
+                    // Whoever could not list it has reported it.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        source::xattrs_below(base.dir.as_fd(), path)?
+                    }
+                    Err(error) => return Err(error),
+                };
+                (xattrs, Vec::new())
             }
             Kind::Symlink => {
                 let target = source::read_link(base.dir.as_fd(), path)?;
