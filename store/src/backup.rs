@@ -318,7 +318,10 @@ impl Sealing<'_> {
             None
         } else {
             let id = record.write(&*store.backend)?;
-            store.index.set_closed(&id)?;
+            // The snapshot is there and good; without this mark the next backup looks closer.
+            if let Err(error) = store.index.set_closed(&id) {
+                store.observer().event(Event::Note(error.to_string()));
+            }
             Some(id)
         };
         Ok(Report { snapshot, parent, statistics, unreadable_count })
