@@ -81,9 +81,12 @@ impl Ui {
         }
     }
 
-    /// A warning outside of an operation.
+    /// A warning that explains the result to people. For programs the summary, which
+    /// is their last line, has the number.
     pub fn warn(&self, text: &str) {
-        warn(self.json, text);
+        if !self.json {
+            warn(false, text);
+        }
     }
 
     /// Watches an operation from now on.
