@@ -119,7 +119,8 @@ impl Sandbox {
     /// The ids of all snapshots, oldest first.
     pub fn snapshot_ids(&self) -> Vec<String> {
         let lines = self.json(["snapshots"]);
-        lines.iter().map(|line| line["id"].as_str().expect("an id").to_owned()).collect()
+        let snapshots = lines.iter().filter(|line| line["message_type"] == "snapshot");
+        snapshots.map(|line| line["id"].as_str().expect("an id").to_owned()).collect()
     }
 
     /// Asserts that a check of everything finds nothing.

@@ -1,0 +1,484 @@
+//! What must not happen whatever goes wrong: killed runs, full disks, failing
+//! operations, two at once.
+
+use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use store::backend::faulty::{Faulty, Operation};
+use store::backend::{Backend, Memory, write_all};
+use store::backup::{About, Options, backup};
+use store::check::{ReadData, check};
+use store::config::Config;
+use store::entry::Time;
+use store::glob::Globs;
+use store::id::SnapshotId;
+use store::observe::{Event, Observer, Progress, Silent};
+use store::store::{Purpose, Store};
+
+/// Kills in all.
+const KILLS: usize = 200;
+
+/// A source of some 1.5 MB in files of all sizes.
+fn make_source(sandbox: &Sandbox) {
+    let mut dice = Dice::new(1);
+    for n in 0..60 {
+        let len = [20, 700, 9_000, 60_000][n % 4] + dice.below(5000) as usize;
+        sandbox.write(&format!("source/{}/{n}", n % 7), dice.bytes(len));
+    }
+    sandbox.write("source/large", dice.bytes(400_000));
+}
+
+/// Changes some of it.
+fn change_source(sandbox: &Sandbox, dice: &mut Dice) {
+    for _ in 0..4 {
+        let len = dice.below(40_000) as usize;
+        let name = format!("source/{}/{}", dice.below(7), dice.below(60));
+        sandbox.write(&name, dice.bytes(len));
+    }
+    let at = dice.below(400_000) as usize;
+    let mut large = sandbox.read("source/large");
+    large[at..(at + 5000).min(400_000)].fill(dice.roll() as u8);
+    sandbox.write("source/large", large);
+}
+
+/// Asserts that two directories hold the same.
+fn assert_same(sandbox: &Sandbox, a: &str, b: &str) {
+    let ignore = crate::support::tree::Ignore {
+        top_directory: true,
+        ..crate::support::tree::Ignore::default()
+    };
+    let differences =
+        crate::support::tree::compare_ignoring(&sandbox.path(a), &sandbox.path(b), ignore);
+    assert_eq!(differences, Vec::<String>::new());
+}
+
+fn copy_of_source(sandbox: &Sandbox, name: &str) {
+    sandbox.tool("cp").args(["-a", "source", name]).run().ok();
+}
+
+#[test]
+fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
+    let sandbox = Sandbox::with_store();
+    let mut dice = Dice::new(2);
+    make_source(&sandbox);
+    sandbox.backup(["source"]);
+    let first = sandbox.snapshot_ids().remove(0);
+    copy_of_source(&sandbox, "first");
+    change_source(&sandbox, &mut dice);
+    let begun = Instant::now();
+    sandbox.backup(["source"]);
+    let usual = begun.elapsed().as_micros() as u64 + 5000;
+
+    let (mut killed, mut finished, mut kept) = (0, 0, sandbox.snapshot_ids());
+    while killed < KILLS {
+        change_source(&sandbox, &mut dice);
+        let mut run = sandbox.forgekeep(["backup", "source"]).start();
+        std::thread::sleep(Duration::from_micros(dice.below(usual)));
+        run.kill();
+        let outcome = run.wait();
+        if !outcome.was_killed() {
+            outcome.ok();
+            finished += 1;
+            assert!(finished < 3 * KILLS, "nearly all runs end before they are killed");
+        } else {
+            killed += 1;
+        }
+        if killed % 5 == 0 {
+            // Earlier snapshots are listed and readable; nothing half-made is.
+            let ids = sandbox.snapshot_ids();
+            assert!(kept.iter().all(|id| ids.contains(id)), "a snapshot went away");
+            kept = ids;
+            sandbox.assert_clean();
+        }
+        if killed % 20 == 0 {
+            sandbox.restore(&sandbox.at(&first, "source"), "restored");
+            assert_same(&sandbox, "first", "restored");
+            sandbox.remove("restored");
+            // No step by hand is needed.
+            sandbox.backup(["source"]);
+            kept = sandbox.snapshot_ids();
+            sandbox.restore(&sandbox.at("latest", "source"), "restored");
+            assert_same(&sandbox, "source", "restored");
+            sandbox.remove("restored");
+        }
+    }
+    sandbox.backup(["source"]);
+    sandbox.assert_clean();
+    let left = std::fs::read_dir(sandbox.path("store/tmp")).expect("lists").count();
+    assert_eq!(left, 0, "what killed runs left is removed by the next");
+}
+
+/// A small file system for the store; root makes it and takes it away.
+struct SmallDisk<'a>(&'a Sandbox);
+
+impl<'a> SmallDisk<'a> {
+    fn mount(sandbox: &'a Sandbox, kib: u64) -> Option<SmallDisk<'a>> {
+        std::fs::create_dir_all(sandbox.path("store")).expect("a directory");
+        let options = format!("size={kib}k,mode=755");
+        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs", "store"];
+        let mounted = is_root() && sandbox.tool("mount").args(mount).run().code() == Some(0);
+        mounted.then_some(SmallDisk(sandbox))
+    }
+
+    fn resize(&self, kib: u64) {
+        let options = format!("remount,size={kib}k");
+        self.0.tool("mount").args(["-o", &options, "store"]).run().ok();
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        self.0.tool("umount").args(["-l", "store"]).run();
+    }
+}
+
+/// Asserts that a run failed for want of space, and said so.
+fn assert_full(outcome: Outcome) {
+    let outcome = outcome.fails(1, &["make space"]);
+    assert!(!outcome.stdout.contains("saved"), "{}", outcome.told());
+}
+
+#[test]
+fn a_full_disk_costs_the_run_and_nothing_else() {
+    let sandbox = Sandbox::new();
+    let Some(disk) = SmallDisk::mount(&sandbox, 3000) else { return };
+    sandbox.run(["init"]).ok();
+    make_source(&sandbox);
+    sandbox.backup(["source"]);
+    let ids = sandbox.snapshot_ids();
+    copy_of_source(&sandbox, "first");
+    sandbox.write("source/too-large", Dice::new(3).bytes(8_000_000));
+    assert_full(sandbox.run(["backup", "source"]));
+    assert_full(sandbox.run(["backup", "source"]));
+    assert_eq!(sandbox.snapshot_ids(), ids);
+    sandbox.assert_clean();
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    assert_same(&sandbox, "first", "restored");
+    disk.resize(20_000);
+    sandbox.backup(["source"]);
+    sandbox.assert_clean();
+    sandbox.restore(&sandbox.at("latest", "source"), "again");
+    assert_same(&sandbox, "source", "again");
+}
+
+#[test]
+fn a_disk_may_be_full_at_any_byte() {
+    let sandbox = Sandbox::new();
+    let Some(disk) = SmallDisk::mount(&sandbox, 2000) else { return };
+    sandbox.run(["init"]).ok();
+    sandbox.write("source/a", Dice::new(4).bytes(100_000));
+    sandbox.backup(["source"]);
+    let used = sandbox.tool("du").args(["-sk", "store"]).run().ok();
+    let used: u64 =
+        used.stdout.split_whitespace().next().and_then(|n| n.parse().ok()).expect("KiB");
+    let first = sandbox.snapshot_ids();
+    sandbox.tool("cp").args(["-a", "store", "base"]).run().ok();
+    sandbox.write("source/b", Dice::new(6).bytes(300_000));
+    let (mut failed, mut kib) = (0, used);
+    loop {
+        disk.resize(used + 2000);
+        sandbox.tool("find").args(["store", "-mindepth", "1", "-delete"]).run().ok();
+        sandbox.tool("cp").args(["-a", "base/.", "store"]).run().ok();
+        disk.resize(kib);
+        let outcome = sandbox.run(["backup", "source"]);
+        let ids = sandbox.snapshot_ids();
+        assert!(first.iter().all(|id| ids.contains(id)));
+        if outcome.code() == Some(0) {
+            break;
+        }
+        assert_full(outcome);
+        assert_eq!(ids, first, "a failed run leaves no snapshot, at {kib} KiB");
+        failed += 1;
+        sandbox.assert_clean();
+        // Most sizes fail while the data is written; what follows is looked at closely.
+        kib += if kib < used + 40 || kib > used + 270 { 4 } else { 20 };
+        assert!(kib < used + 2000, "it never fits");
+    }
+    assert!(failed > 10, "only {failed} sizes were too small");
+    sandbox.assert_clean();
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    assert_same(&sandbox, "source", "restored");
+}
+
+/// Hears which paths could not be read.
+#[derive(Default)]
+struct Listener {
+    progress: Progress,
+    unreadable: Mutex<Vec<String>>,
+}
+
+impl Observer for Listener {
+    fn event(&self, event: Event) {
+        if let Event::Unreadable { path, .. } = event {
+            self.unreadable.lock().expect("no panic").push(path.display().to_string());
+        }
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+/// A store in memory that fails at one operation.
+struct Fragile {
+    memory: Memory,
+    index: tempfile::TempDir,
+}
+
+/// What [`Fragile::backup`] came to: the result, what was unreadable, and how many
+/// operations there were.
+type Attempt = (store::Result<SnapshotId>, Vec<String>, usize);
+
+impl Fragile {
+    fn new() -> Fragile {
+        let memory = Memory::default();
+        let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 3);
+        write_all(&memory, store::config::FILE, &config.to_bytes()).expect("writes");
+        Fragile { memory, index: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn open(&self, backend: Arc<dyn Backend>, observer: Arc<dyn Observer>) -> store::Result<Store> {
+        let index = self.index.path().join("index.sqlite");
+        Store::open_backend(backend, &index, Purpose::Write, observer)
+    }
+
+    /// A backup in which the `n`th operation of this kind fails, if it comes to that.
+    fn backup(&self, source: &Path, fails: Option<(Operation, usize)>) -> Attempt {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let faulty = Faulty::new(
+            self.memory.clone(),
+            Arc::new(move |operation, _: &str| match fails {
+                Some((kind, n)) if kind == operation && counted.fetch_add(1, Relaxed) == n => {
+                    Err(std::io::Error::from_raw_os_error(5))
+                }
+                _ => Ok(()),
+            }),
+        );
+        let listener = Arc::new(Listener::default());
+        let result = self.open(Arc::new(faulty), Arc::clone(&listener) as _).and_then(|store| {
+            let report = backup(&store, &options(source))?;
+            Ok(report.snapshot.expect("not a dry run"))
+        });
+        let unreadable = std::mem::take(&mut *listener.unreadable.lock().expect("no panic"));
+        (result, unreadable, count.load(Relaxed))
+    }
+
+    /// Asserts that all is well without faults, and that every snapshot restores.
+    fn assert_good(&self) -> usize {
+        let store = self.open(Arc::new(self.memory.clone()), Arc::new(Silent::default()));
+        let store = store.expect("the store opens");
+        let report = check(&store, ReadData::All).expect("checks");
+        assert!(report.is_clean(), "{report:?}");
+        let (snapshots, damaged) = store.snapshots().expect("lists");
+        assert!(damaged.is_empty(), "{damaged:?}");
+        for (_, snapshot) in &snapshots {
+            let target = tempfile::tempdir().expect("a directory");
+            let report = store::restore::restore(
+                &store,
+                &snapshot.root.chunk(),
+                b"",
+                target.path(),
+                &restore_options(),
+            );
+            assert_eq!(report.expect("restores").failed, 0);
+        }
+        snapshots.len()
+    }
+}
+
+fn restore_options() -> store::restore::Options {
+    let none = || Globs::new([]).expect("no patterns");
+    store::restore::Options {
+        include: none(),
+        exclude: none(),
+        delete: false,
+        delete_below: Vec::new(),
+        keep: none(),
+        is_dry: false,
+    }
+}
+
+fn options(source: &Path) -> Options {
+    Options {
+        paths: vec![source.to_owned()],
+        excludes: Vec::new(),
+        one_file_system: false,
+        exclude_caches: false,
+        ignore_ctime: false,
+        ignore_inode: false,
+        force: false,
+        is_dry: false,
+        walk_threads: 2,
+        about: About {
+            host: "here".into(),
+            user: "me".into(),
+            tags: Vec::new(),
+            program: "test".into(),
+            clock: Time::default,
+        },
+    }
+}
+
+#[test]
+fn any_operation_may_fail() {
+    let sandbox = Sandbox::new();
+    let mut dice = Dice::new(5);
+    for n in 0..20 {
+        sandbox.write(&format!("source/{n}"), dice.bytes(3000 * n));
+    }
+    let source = sandbox.path("source").canonicalize().expect("there");
+    for kind in [
+        Operation::List,
+        Operation::Read,
+        Operation::Create,
+        Operation::Write,
+        Operation::Sync,
+        Operation::Publish,
+        Operation::Published,
+    ] {
+        let (mut n, mut failed) = (0, 0);
+        loop {
+            let fragile = Fragile::new();
+            fragile.backup(&source, None).0.expect("a first backup without faults");
+            sandbox.write("source/0", dice.bytes(5000));
+            let (result, unreadable, count) = fragile.backup(&source, Some((kind, n)));
+            assert_eq!(unreadable, Vec::<String>::new(), "{kind:?} {n} taken for the source's");
+            let is_reached = count > n;
+            let snapshots = fragile.assert_good();
+            match &result {
+                Ok(_) => assert_eq!(snapshots, 2, "{kind:?} {n}"),
+                Err(error) => {
+                    failed += 1;
+                    assert!(is_reached, "{kind:?} {n}: {error}");
+                    let is_told = error.to_string().contains("of the store")
+                        || matches!(error, store::Error::StoreRead { .. });
+                    assert!(is_told, "{kind:?} {n}: {error}");
+                    // The record may have got its name before the error came.
+                    let most = if kind == Operation::Published { 2 } else { 1 };
+                    assert!(snapshots <= most, "{kind:?} {n}: a failed backup is listed");
+                }
+            }
+            if is_reached && !matches!(kind, Operation::Read | Operation::List) {
+                assert!(result.is_err(), "{kind:?} {n} failed and the backup did not");
+            }
+            fragile.backup(&source, None).0.expect("the next backup works");
+            assert!(fragile.assert_good() > snapshots);
+            if !is_reached {
+                break;
+            }
+            // Shards are listed 256 times, all alike.
+            n += if kind == Operation::List && n > 4 && n < 250 { 41 } else { 1 };
+        }
+        // What cannot be read of the snapshot before is read from the source again.
+        assert!(failed > 0 || kind == Operation::Read, "{kind:?} never failed");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/good", "good");
+    sandbox.write("source/secret/inside", "secret");
+    sandbox.write("source/unreadable", "secret");
+    sandbox.give_to_nobody("source");
+    sandbox.tool("chmod").args(["000", "source/secret", "source/unreadable"]).run().ok();
+    if sandbox.as_nobody(["init"]).run().code() != Some(0) {
+        panic!("no store");
+    }
+    let outcome = sandbox.as_nobody(["backup", "source", "--json"]).run().ends_with(3);
+    let lines = outcome.json();
+    let missing: Vec<_> =
+        lines.iter().filter(|line| line["message_type"] == "error").map(|l| &l["item"]).collect();
+    assert_eq!(missing, [&sandbox.text("source/secret"), &sandbox.text("source/unreadable")]);
+    let summary = lines.last().expect("a summary");
+    assert_eq!((&summary["errors"], &summary["files_new"]), (&2.into(), &1.into()));
+    sandbox.as_nobody(["check", "--read-data"]).run().ok();
+
+    // The other way round: a store that cannot be written is no fault of the source.
+    sandbox.as_nobody(["backup", "source"]).run().ends_with(3);
+    let made = sandbox.tool("find").args(["store/tmp", "store/segments", "-type", "d"]).run().ok();
+    sandbox.tool("chmod").args(["a-w"]).args(made.stdout.lines()).run().ok();
+    sandbox.write("source/good", "better");
+    let outcome = sandbox.as_nobody(["backup", "source"]).run().fails(1, &["of the store"]);
+    assert!(!outcome.stderr.contains("source/good"), "{}", outcome.told());
+    assert_eq!(sandbox.snapshot_ids().len(), 2);
+}
+
+#[test]
+fn a_store_that_another_needs_alone_is_locked() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let lock = std::fs::File::open(sandbox.path("store/lock")).expect("there is a lock");
+    lock.lock().expect("takes it");
+    for command in [
+        &["backup", "source"][..],
+        &["snapshots"],
+        &["restore", "latest", "-t", "restored"],
+        &["check"],
+        &["index", "rebuild"],
+    ] {
+        sandbox.run(command).fails(11, &["locked", "store"]);
+    }
+    lock.unlock().expect("gives it back");
+    lock.lock_shared().expect("takes it with others");
+    sandbox.backup(["source"]);
+    sandbox.run(["index", "rebuild"]).fails(11, &["locked"]);
+    drop(lock);
+    sandbox.run(["index", "rebuild"]).ok();
+}
+
+#[test]
+fn two_backups_at_once_both_succeed() {
+    let sandbox = Sandbox::with_store();
+    make_source(&sandbox);
+    for n in 0..10 {
+        sandbox.write(&format!("other/{n}"), Dice::new(1000 + n).bytes(90_000));
+    }
+    copy_of_source(&sandbox, "other/same");
+    for round in 1..=10 {
+        let runs: Vec<_> =
+            ["source", "other"].iter().map(|s| sandbox.forgekeep(["backup", s]).start()).collect();
+        for run in runs {
+            run.wait().ok();
+        }
+        assert_eq!(sandbox.snapshot_ids().len(), 2 * round);
+        sandbox.write("source/changing", Dice::new(round as u64).bytes(50_000));
+    }
+    sandbox.assert_clean();
+    sandbox.run(["index", "rebuild"]).ok();
+    sandbox.assert_clean();
+}
+
+#[test]
+fn an_interrupted_backup_is_taken_up_again() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..24 {
+        sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(10_000_000));
+    }
+    let mut run = sandbox.forgekeep(["backup", "source"]).start();
+    let sealed = || {
+        let shards = std::fs::read_dir(sandbox.path("store/segments")).expect("lists");
+        shards
+            .flatten()
+            .map(|shard| std::fs::read_dir(shard.path()).expect("lists").count())
+            .sum::<usize>()
+    };
+    while sealed() == 0 && !run.has_ended() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    run.interrupt();
+    run.wait().ends_with(130);
+    assert!(sealed() > 0);
+    assert_eq!(sandbox.snapshot_ids(), Vec::<String>::new());
+    sandbox.assert_clean();
+    let summary = sandbox.backup(["source"]);
+    let added = summary["data_added"].as_u64().expect("a number");
+    assert!(added < 190_000_000, "sealed segments are used again: {added}");
+    sandbox.assert_clean();
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    assert_same(&sandbox, "source", "restored");
+}
