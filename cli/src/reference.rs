@@ -7,7 +7,9 @@ use std::fmt::Write;
 
 /// All commands as Markdown.
 pub fn markdown() -> String {
-    let mut root = Arguments::command().term_width(100);
+    // What the environment says here and now is nothing to write down.
+    let mut root =
+        Arguments::command().term_width(100).mut_args(|argument| argument.hide_env_values(true));
     root.build();
     let mut out = String::from(
         "# Command line reference\n\n\
