@@ -123,7 +123,8 @@ impl Restore {
             text += &format!("; {} files were right already", report.files_unchanged);
         }
         if report.deleted > 0 {
-            text += &format!("; {} paths deleted", report.deleted);
+            let deleted = if self.dry_run { "to be deleted" } else { "deleted" };
+            text += &format!("; {} paths {deleted}", report.deleted);
         }
         if !self.dry_run {
             text += &format!(" in {seconds:.1} s");
