@@ -86,7 +86,12 @@ impl Sandbox {
 
     /// Removes a file or directory that is there.
     pub fn remove(&self, name: impl AsRef<Path>) {
-        tree::make_writable_and_remove(&self.path(name)).expect("removes");
+        let path = self.path(name);
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            tree::make_writable_and_remove(&path).expect("removes");
+        } else {
+            std::fs::remove_file(&path).expect("removes");
+        }
     }
 
     /// Prepares a run of the program.

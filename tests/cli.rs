@@ -1,0 +1,293 @@
+//! Every command, end to end.
+
+use crate::support::sandbox::{Dice, Sandbox};
+
+/// Two snapshots of a small tree.
+fn small() -> Sandbox {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/readme", "hello\n");
+    sandbox.write("source/dir/inner", "inner\n");
+    sandbox.write("source/dir/large", Dice::new(1).bytes(100_000));
+    sandbox.write("source/dir/deep/er", "deep\n");
+    std::os::unix::fs::symlink("readme", sandbox.path("source/link")).expect("links");
+    sandbox.backup(["source", "--tag", "first"]);
+    sandbox.write("source/readme", "hello again\n");
+    sandbox.write("source/new", "new\n");
+    sandbox.remove("source/dir/inner");
+    sandbox.backup(["source", "--tag", "second"]);
+    sandbox
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().collect()
+}
+
+#[test]
+fn exit_codes_say_what_happened_and_errors_what_to_do() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["snapshots"]).fails(10, &["no store at store", "forgekeep init"]);
+    let none = sandbox.forgekeep(["snapshots"]).without_env("FORGEKEEP_STORE").run();
+    none.fails(1, &["no store was named", "--store", "FORGEKEEP_STORE"]);
+    sandbox.write("full/of", "something else");
+    sandbox.run(["init", "--store", "full"]).fails(1, &["full is not empty"]);
+    sandbox.run(["init"]).ok();
+    sandbox.run(["init"]).fails(1, &["there is a store at store already"]);
+    for wrong in [&["backup"][..], &["frobnicate"], &["snapshots", "--wrong"], &["restore", "x"]] {
+        let outcome = sandbox.run(wrong).ends_with(2);
+        assert!(outcome.stderr.contains("Usage"), "{}", outcome.told());
+    }
+    sandbox.write("source/a", "a");
+    sandbox.run(["backup", "nowhere"]).fails(1, &["nowhere", "none of the paths"]);
+    let partial = sandbox.run(["backup", "source", "nowhere"]).ends_with(3);
+    assert!(partial.stderr.contains("nowhere") && partial.stderr.contains("1 paths"));
+    for (place, words) in [
+        ("latest~1", "no snapshot latest~1"),
+        ("ffff", "no snapshot ffff"),
+        ("latest:/nowhere", "has no /nowhere"),
+    ] {
+        sandbox.run(["ls", place]).fails(1, &[words]);
+        sandbox.run(["restore", place, "-t", "restored"]).fails(1, &[words]);
+        sandbox.run(["dump", place]).fails(1, &[words]);
+        assert!(!sandbox.has("restored"));
+    }
+    sandbox.run(["ls", "latest:/a/../b"]).ends_with(1);
+    sandbox.run(["find", "["]).fails(1, &["bad pattern"]);
+    sandbox.run(["check", "--read-data-subset", "8/7"]).ends_with(1);
+    sandbox.run(["--version"]).ok();
+    sandbox.run(["--help"]).ok();
+    let json = sandbox.run(["snapshots", "--store", "elsewhere", "--json"]).ends_with(10).json();
+    assert_eq!((&json[0]["message_type"], &json[0]["code"]), (&"exit_error".into(), &10.into()));
+}
+
+#[test]
+fn a_backup_ends_with_a_summary_and_an_unchanged_one_adds_nothing() {
+    let sandbox = small();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let summary = sandbox.backup(["source"]);
+    assert_eq!(summary["message_type"], "summary");
+    for field in [
+        "files_new",
+        "files_changed",
+        "files_unmodified",
+        "total_files_processed",
+        "total_bytes_processed",
+        "data_added",
+        "data_added_packed",
+        "total_duration",
+    ] {
+        assert!(summary[field].is_number(), "{field} in {summary}");
+    }
+    assert_eq!(summary["snapshot_id"].as_str().map(str::len), Some(64));
+    let again = sandbox.backup(["source"]);
+    assert_eq!((&again["data_added"], &again["data_added_packed"]), (&0.into(), &0.into()));
+    assert_eq!((&again["files_new"], &again["files_changed"]), (&0.into(), &0.into()));
+    assert_eq!(again["files_unmodified"], 4);
+    let snapshots = sandbox.json(["snapshots"]);
+    assert_eq!(snapshots[2]["tree"], snapshots[3]["tree"]);
+    assert_eq!(snapshots[3]["parent"], snapshots[2]["id"]);
+    assert_eq!(sandbox.json(["diff", "latest~1", "latest"]).len(), 1);
+
+    let quiet = sandbox.run(["backup", "source", "--quiet"]).ok();
+    assert_eq!((lines(&quiet.stdout).len(), quiet.stderr.as_str()), (1, ""));
+    let dry = sandbox.run(["backup", "source", "--dry-run"]).ok();
+    assert!(dry.stdout.contains("nothing was stored"), "{}", dry.told());
+    assert_eq!(sandbox.snapshot_ids().len(), 5);
+    let there = sandbox.forgekeep(["backup", "source", "--init", "--store", "there"]);
+    there.without_env("FORGEKEEP_STORE").run().ok();
+    assert!(sandbox.has("there/store.json"));
+}
+
+#[test]
+fn snapshots_are_named_by_age_and_by_the_digits_of_their_id() {
+    let sandbox = small();
+    let ids = sandbox.snapshot_ids();
+    let listed = |snapshot: &str| sandbox.run(["ls", snapshot]).ok().stdout;
+    assert_eq!(listed("latest"), listed(&ids[1]));
+    assert_eq!(listed("latest~1"), listed(&ids[0]));
+    assert_eq!(listed(&ids[0][..12]), listed(&ids[0]));
+    sandbox.run(["ls", "latest~2"]).fails(1, &["no snapshot latest~2"]);
+    for bad in ["latest~", "latest~x", "latestx", "", "zz"] {
+        sandbox.run(["ls", bad]).fails(1, &["no snapshot"]);
+    }
+    // Seventeen ids: two begin with the same digit.
+    while sandbox.snapshot_ids().len() < 17 {
+        sandbox.backup(["source"]);
+    }
+    let ids = sandbox.snapshot_ids();
+    let shared = ids.iter().find(|id| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1);
+    let digit = &shared.expect("seventeen ids, sixteen digits")[..1];
+    sandbox.run(["ls", digit]).fails(1, &["fits", "more digits"]);
+
+    let tagged = sandbox.json(["snapshots", "--tag", "first"]);
+    assert_eq!(tagged.len(), 1);
+    assert_eq!(sandbox.json(["snapshots", "--host", "nobody's"]).len(), 0);
+    assert_eq!(sandbox.json(["snapshots", "--path", "/nowhere"]).len(), 0);
+    assert_eq!(sandbox.json(["snapshots", "--path", &sandbox.text("source")]).len(), 17);
+}
+
+#[test]
+fn what_is_in_snapshots_can_be_looked_at() {
+    let sandbox = small();
+    let source = sandbox.text("source");
+    let listed = sandbox.run(["ls", &sandbox.at("latest", "source/dir")]).ok();
+    let expected = ["dir", "dir/deep", "dir/deep/er", "dir/large"].map(|p| format!("{source}/{p}"));
+    assert_eq!(lines(&listed.stdout), expected);
+    let long = sandbox.run(["ls", "-l", &sandbox.at("latest", "source")]).ok();
+    assert!(long.stdout.contains("lrwxrwxrwx") && long.stdout.contains("link -> readme"));
+    let nodes = sandbox.json(["ls", &sandbox.at("latest", "source")]);
+    assert!(nodes.iter().all(|node| node["message_type"] == "node" && node["type"].is_string()));
+
+    let diff = sandbox.run(["diff", "latest~1", "latest"]).ok();
+    for line in ["- {}/dir/inner", "+ {}/new", "M {}/readme"] {
+        let line = line.replace("{}", &source);
+        assert!(lines(&diff.stdout).contains(&&*line), "{line}: {}", diff.told());
+    }
+    let statistics = sandbox.json(["diff", "latest~1", "latest"]);
+    let statistics = statistics.last().expect("statistics");
+    assert_eq!((&statistics["added"], &statistics["removed"]), (&1.into(), &1.into()));
+
+    let found = sandbox.json(["find", "inner"]);
+    assert_eq!(found.iter().filter(|line| line["message_type"] == "match").count(), 1);
+    let found = sandbox.json(["find", "read*"]);
+    assert_eq!(found.iter().filter(|line| line["message_type"] == "match").count(), 2);
+
+    let dumped = sandbox.run(["dump", &sandbox.at("latest~1", "source/readme")]).ok();
+    assert_eq!(dumped.bytes, b"hello\n");
+    let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/dir/large")]).ok();
+    assert_eq!(dumped.bytes, sandbox.read("source/dir/large"));
+    sandbox.run(["dump", &sandbox.at("latest", "source/dir")]).ends_with(1);
+
+    assert_eq!(sandbox.json(["stats"])[0]["snapshots_count"], 2);
+    sandbox.run(["stats"]).ok();
+    sandbox.run(["index", "rebuild"]).ok();
+    sandbox.remove("store/index.sqlite");
+    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    for part in
+        [&["--read-data"][..], &["--read-data-subset", "1/2"], &["--read-data-subset", "50%"]]
+    {
+        let check = sandbox.forgekeep(["check", "--json"]).args(part).run().ok().json();
+        assert_eq!(check.last().expect("a summary")["clean"], true);
+    }
+}
+
+#[test]
+fn restore_puts_things_where_it_says() {
+    let sandbox = small();
+    sandbox.restore(&sandbox.at("latest", "source"), "content");
+    assert_eq!(sandbox.read("content/readme"), b"hello again\n");
+    sandbox.restore("latest", "whole");
+    let below = sandbox.text("whole") + &sandbox.text("source/new");
+    assert_eq!(sandbox.read(below), b"new\n");
+    sandbox.restore(&sandbox.at("latest~1", "source/dir/inner"), "one");
+    assert_eq!(sandbox.read("one/inner"), b"inner\n");
+
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "-t", "some", "--include", "*er"]).ok();
+    assert!(sandbox.has("some/dir/deep/er") && !sandbox.has("some/readme"));
+    sandbox.run(["restore", &place, "-t", "most", "--exclude", "dir"]).ok();
+    assert!(!sandbox.has("most/dir") && sandbox.has("most/readme"));
+
+    sandbox.write("content/extra/file", "x");
+    sandbox.write("content/readme", "damaged");
+    let before = sandbox.run(["restore", &place, "-t", "content", "--delete", "--dry-run"]).ok();
+    assert!(before.stdout.contains("1 paths to be deleted"), "{}", before.told());
+    assert!(sandbox.has("content/extra/file"));
+    assert_eq!(sandbox.read("content/readme"), b"damaged");
+    sandbox.run(["restore", &place, "-t", "never", "--dry-run"]).ok();
+    assert!(!sandbox.has("never"));
+    sandbox.run(["restore", &place, "-t", "content"]).ok();
+    assert!(sandbox.has("content/extra/file"), "nothing is removed unasked");
+    let json = sandbox.json(["restore", &place, "-t", "content", "--delete"]);
+    assert!(json.last().expect("a summary")["files_deleted"].as_u64() > Some(0));
+    assert!(!sandbox.has("content/extra"));
+    assert_eq!(sandbox.read("content/readme"), b"hello again\n");
+}
+
+#[test]
+fn delete_leaves_alone_what_the_backup_did_not_look_at() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/kept", "kept");
+    sandbox.write("source/cache.tmp", "not backed up");
+    sandbox.backup(["source", "--exclude", "*.tmp"]);
+    sandbox.write("target/beside", "outside of the paths of the snapshot");
+    let restored = "target".to_owned() + &sandbox.text("source");
+    sandbox.write(&format!("{restored}/old.tmp"), "excluded by the backup");
+    sandbox.write(&format!("{restored}/old"), "in nobody's way");
+    sandbox.run(["restore", "latest", "-t", "target", "--delete"]).ok();
+    assert!(sandbox.has("target/beside") && sandbox.has(format!("{restored}/old.tmp")));
+    assert!(!sandbox.has(format!("{restored}/old")));
+    assert_eq!(sandbox.read(format!("{restored}/kept")), b"kept");
+}
+
+#[test]
+fn what_is_excluded_is_left_out() {
+    let sandbox = Sandbox::with_store();
+    for name in ["a.tmp", "keep", "dir/b.tmp", "dir/keep", "cache/x", "build/out", "dir/build/in"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    sandbox.write("source/cache/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n");
+    sandbox.write("rules", "# a comment\n\n  build  \n");
+    let listed = |arguments: &[&str]| {
+        sandbox.forgekeep(["backup", "source"]).args(arguments).run().ok();
+        let prefix = sandbox.text("source/");
+        let all = sandbox.run(["ls", "latest"]).ok().stdout;
+        all.lines().filter_map(|line| line.strip_prefix(&prefix).map(str::to_owned)).collect()
+    };
+    let left: Vec<String> = listed(&["--exclude", "*.tmp", "--exclude-file", "rules"]);
+    assert_eq!(left, ["cache", "cache/CACHEDIR.TAG", "cache/x", "dir", "dir/keep", "keep"]);
+    let left: Vec<String> = listed(&["--exclude-caches", "--exclude", "dir/b*"]);
+    assert!(!left.iter().any(|p| p.starts_with("cache/x") || p == "dir/b.tmp" || p == "dir/build"));
+    assert!(left.iter().any(|path| path == "build/out"));
+    sandbox.run(["backup", "source", "--exclude-file", "none"]).ends_with(1);
+}
+
+#[test]
+fn streams_are_backed_up_when_they_end_well() {
+    let sandbox = Sandbox::with_store();
+    let content = Dice::new(9).bytes(3_000_000);
+    sandbox.forgekeep(["backup", "--stdin-name", "dump.sql"]).input(content.clone()).run().ok();
+    assert_eq!(sandbox.run(["dump", "latest:dump.sql"]).ok().bytes, content);
+    let command = ["backup", "--stdin-name", "said", "--stdin-command", "printf", "%s", "--hi"];
+    sandbox.run(command).ok();
+    assert_eq!(sandbox.run(["dump", "latest:/said"]).ok().bytes, b"--hi");
+    let failing =
+        ["backup", "--stdin-name", "x", "--stdin-command", "sh", "-c", "echo half; exit 3"];
+    sandbox.run(failing).fails(1, &["sh failed", "there is no snapshot"]);
+    sandbox.run(["backup", "--stdin-name", "x", "--stdin-command", "no-such-command"]).ends_with(1);
+    sandbox.run(["backup", "--stdin-name", ".."]).ends_with(1);
+    sandbox.run(["backup", "--stdin-name", "x", "source"]).ends_with(2);
+    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let sandbox = small();
+    for n in 0..3000 {
+        sandbox.write(&format!("source/many/{n}-with-a-name-that-fills-the-pipe"), "");
+    }
+    sandbox.backup(["source"]);
+    let program = crate::support::sandbox::FORGEKEEP;
+    for command in ["ls latest", "ls latest --json", "diff latest~1 latest", "find '*'"] {
+        let script = format!("{program} {command} | head -n 1; echo ${{PIPESTATUS[0]}}");
+        let outcome = sandbox.tool("bash").args(["-c", &script]).run().ok();
+        assert_eq!(outcome.stdout.lines().last(), Some("0"), "{}", outcome.told());
+        assert_eq!(outcome.stderr, "", "{command}");
+    }
+}
+
+#[test]
+fn the_program_documents_itself() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(sandbox.run(["completions", shell]).ok().stdout.contains("forgekeep"));
+    }
+    std::fs::create_dir(sandbox.path("pages")).expect("makes a directory");
+    sandbox.run(["man", "pages"]).ok();
+    let pages = std::fs::read_dir(sandbox.path("pages")).expect("lists").count();
+    assert!(pages > 10 && sandbox.has("pages/forgekeep.1"), "{pages} pages");
+    let reference = sandbox.run(["reference"]).ok().stdout;
+    let written = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+    let written = std::fs::read_to_string(written).expect("docs/cli.md is there");
+    assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
+}
