@@ -408,6 +408,24 @@ fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
 }
 
 #[test]
+fn a_path_that_cannot_be_read_costs_only_itself() {
+    let sandbox = Sandbox::new();
+    sandbox.write("hidden/open/a", "a");
+    sandbox.write("closed/b", "b");
+    sandbox.give_to_nobody("closed");
+    sandbox.give_to_nobody("hidden/open");
+    sandbox.tool("chmod").args(["000", "closed"]).run().ok();
+    sandbox.tool("chmod").args(["711", "hidden"]).run().ok();
+    sandbox.as_nobody(["init"]).run().ok();
+    sandbox.as_nobody(["backup", "hidden/open"]).run().ok();
+    let partial = sandbox.as_nobody(["backup", "closed", "hidden/open"]).run().ends_with(3);
+    assert!(partial.stderr.contains("cannot read") && partial.stderr.contains("closed"));
+    sandbox.as_nobody(["backup", "closed"]).run().fails(1, &["closed", "Permission denied"]);
+    let listed = sandbox.as_nobody(["ls", "latest"]).run().ok();
+    assert!(listed.stdout.contains("hidden/open/a"), "{}", listed.told());
+}
+
+#[test]
 fn a_store_that_another_needs_alone_is_locked() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");

@@ -114,6 +114,9 @@ fn hint(error: &Error) -> Option<String> {
             )
         }
         Error::Index(_) => "`forgekeep index rebuild` makes it anew from the segments".into(),
+        Error::Source { .. } => {
+            "nothing was backed up; check the path, or run as a user who may read it".into()
+        }
         Error::Target { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             "make space and run the same command again; what is right already is left alone".into()
         }

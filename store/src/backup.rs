@@ -193,9 +193,21 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     };
     let (root, entry_count, bytes) = run_pipeline(&intake, &recheck, previous, |merge| {
         let mut ancestors = Vec::new();
+        let mut refused = Vec::new();
         for root in &roots {
             merge.ancestors(root, &mut ancestors)?;
-            merge.root(root, rules.clone(), options.walk_threads)?;
+            match merge.root(root, rules.clone(), options.walk_threads) {
+                Err(Error::Source { path, source }) => refused.push((path, source)),
+                done => done?,
+            }
+        }
+        if refused.len() == roots.len() {
+            return refused
+                .pop()
+                .map_or(Ok(()), |(path, source)| Err(Error::Source { path, source }));
+        }
+        for (path, error) in &refused {
+            merge.intake.unreadable(&tree_path(path), error);
         }
         Ok(())
     })?;
@@ -559,9 +571,19 @@ impl Merge<'_, '_> {
                 continue;
             }
             let fail = |source| Error::Source { path: absolute(&path), source };
-            let dir = source::open_dir(&absolute(&path)).map_err(fail)?;
-            let stat = source::stat_open(&dir).map_err(fail)?;
-            let xattrs = source::xattrs_open(&dir).map_err(fail)?;
+            let (stat, xattrs) = match source::open_dir(&absolute(&path)) {
+                Ok(dir) => (source::stat_open(&dir), source::xattrs_open(&dir)),
+                // It may be passed through, but not listed.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let dir = source::open_dir(Path::new("/")).map_err(fail)?;
+                    let flags = rustix::fs::OFlags::PATH;
+                    let opened = source::open_below(dir.as_fd(), &path, flags);
+                    let xattrs = source::xattrs_below(dir.as_fd(), &path);
+                    (opened.and_then(source::stat_open), xattrs)
+                }
+                Err(error) => return Err(fail(error)),
+            };
+            let (stat, xattrs) = (stat.map_err(fail)?, xattrs.map_err(fail)?);
             let entry = self.intake.ancestor(&path, &stat, xattrs);
             self.batch.items.push(Item::Ready(entry));
             sent.push(path);
