@@ -209,10 +209,34 @@ impl Page {
     /// Reads a page which must be of `level`, if that is known.
     fn open(id: &ChunkId, level: Option<u8>, get: Get<'_>) -> Result<Page> {
         let bytes = get(id)?;
-        Page::decode(bytes, level).map_err(|error| Error::Malformed {
-            what: format!("tree page {id}"),
-            reason: error.to_string(),
-        })
+        Page::decode(bytes, level).map_err(|error| malformed_page(id, error))
+    }
+
+    /// The same for a page that is listed as `child`, before one that begins at `until`.
+    ///
+    /// What an index page lists must lie in that range and ascend. So no two
+    /// parts of a tree share an index page, and walking over it comes to an end however
+    /// pages refer to each other.
+    fn open_listed(
+        child: &Child,
+        until: Option<&[u8]>,
+        level: Option<u8>,
+        get: Get<'_>,
+    ) -> Result<Page> {
+        let page = Page::open(&child.page, level, get)?;
+        if let Page::Index { children, .. } = &page {
+            let ascends = |a: &[u8], b: &[u8]| path_cmp(a, b) == Ordering::Less;
+            let is_sorted = children.is_sorted_by(|a, b| ascends(&a.first, &b.first));
+            let begins = child.first.is_empty()
+                || children.first().is_some_and(|first| first.first == child.first);
+            let ends = until
+                .is_none_or(|until| children.last().is_none_or(|last| ascends(&last.first, until)));
+            if !(is_sorted && begins && ends) {
+                let error = decode::Error::message("it lists pages that do not belong into it");
+                return Err(malformed_page(&child.page, error));
+            }
+        }
+        Ok(page)
     }
 
     fn decode(bytes: Vec<u8>, wanted: Option<u8>) -> Result<Page, decode::Error> {
@@ -239,6 +263,10 @@ impl Page {
     }
 }
 
+fn malformed_page(id: &ChunkId, error: decode::Error) -> Error {
+    Error::Malformed { what: format!("tree page {id}"), reason: error.to_string() }
+}
+
 fn items(input: &mut Decoder<'_>) -> Result<u64, decode::Error> {
     let count = input.array()?.filter(|count| *count <= limits::PAGE_ITEMS_MAX as u64);
     count.ok_or_else(|| decode::Error::message("more items than a page has"))
@@ -258,6 +286,9 @@ fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
 fn owner(input: &mut Decoder<'_>) -> Result<Arc<Owner>, decode::Error> {
     input.array()?;
     let (uid, gid) = (input.u32()?, input.u32()?);
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(decode::Error::message("an owner that no file can have"));
+    }
     let mut name = || -> Result<Option<Vec<u8>>, decode::Error> {
         if input.datatype()? == minicbor::data::Type::Null {
             input.null()?;
@@ -355,7 +386,8 @@ impl<'a> TreeReader<'a> {
         }
         // The root may have any level; every page below has the one before its parent's.
         let wanted = (level <= limits::TREE_LEVELS_MAX).then(|| level - 1);
-        match Page::open(&child.page, wanted, self.get) {
+        let until = self.next_page();
+        match Page::open_listed(&child, until.as_deref(), wanted, self.get) {
             Ok(Page::Leaf { bytes, owners, at, left }) => {
                 self.leaf = Some(OpenedLeaf { id: child.page, bytes, owners, at, left });
                 self.is_first_in_leaf = true;
@@ -456,7 +488,9 @@ pub fn outline(
         } else if level == Some(0) {
             Part::Leaf
         } else {
-            match Page::open(&child.page, level, get) {
+            // Pages stand on the stack in order: the next one begins where this one ends.
+            let until = stack.last().map(|(next, _)| &next.first[..]);
+            match Page::open_listed(&child, until, level, get) {
                 Ok(Page::Leaf { .. }) => Part::Leaf,
                 Ok(Page::Index { level, children }) => {
                     entered(&child.page);
