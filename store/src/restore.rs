@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::ChunkId;
 use crate::index::Location;
+use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents};
 use crate::source;
@@ -36,6 +37,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const WINDOW_ENTRIES: usize = 8192;
 /// Slices of chunks of a window.
 const WINDOW_SLICES: usize = 16384;
+/// Bytes that the entries of a window take in memory, about.
+const WINDOW_BYTES: usize = 32 << 20;
 /// Files of a window that need more than one chunk: so many may be open at once.
 const WINDOW_OPEN_FILES: usize = 400;
 
@@ -193,7 +196,7 @@ fn totals(
     }
     Ok(selected(root, from, options, get)
         .flatten()
-        .fold((0, 0), |(entries, bytes), entry| (entries + 1, bytes + entry.size)))
+        .fold((0, 0u64), |(entries, bytes), entry| (entries + 1, bytes.saturating_add(entry.size))))
 }
 
 #[derive(Debug, Default)]
@@ -243,6 +246,8 @@ struct Dir {
 #[derive(Default)]
 struct Window {
     entries: usize,
+    /// Memory of those, about.
+    bytes: usize,
     /// Directories to make.
     dirs: Vec<(Vec<u8>, Arc<AtomicBool>)>,
     /// Directories that nothing will be made in any more.
@@ -294,6 +299,7 @@ impl Restore<'_> {
             return Ok(());
         };
         self.window.entries += 1;
+        self.window.bytes += weight(&entry);
         if entry.kind == Kind::Directory {
             self.open_dir(entry, path);
         } else if let Some(first) = self.linked(&entry, &path) {
@@ -304,7 +310,10 @@ impl Restore<'_> {
             self.window.others.push((entry, path, is_fresh));
         }
         let window = &self.window;
-        if window.entries >= WINDOW_ENTRIES || window.open_files >= WINDOW_OPEN_FILES {
+        if window.entries >= WINDOW_ENTRIES
+            || window.bytes >= WINDOW_BYTES
+            || window.open_files >= WINDOW_OPEN_FILES
+        {
             self.flush(false)?;
         }
         Ok(())
@@ -548,8 +557,9 @@ impl Restore<'_> {
             let Ok(extent) = extent else { return Ok(false) };
             let same = match extent {
                 Extent::Hole { len } => is_hole(&file, at, len)?,
+                Extent::Slice { len, .. } if len > limits::CHUNK_BYTES_MAX as u64 => false,
                 Extent::Slice { chunk, offset, len } => {
-                    found.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
+                    found.resize(len as usize, 0);
                     file.read_exact_at(&mut found, at)?;
                     self.is_slice(&chunk, offset, &found)
                 }
@@ -865,7 +875,7 @@ fn dry_run(
             Ok(entry) => match entry.kind {
                 Kind::File => {
                     report.files_restored += 1;
-                    report.bytes_restored += entry.size;
+                    report.bytes_restored = report.bytes_restored.saturating_add(entry.size);
                 }
                 Kind::Directory => report.dirs += 1,
                 _ => report.others += 1,
@@ -888,6 +898,18 @@ fn dry_run(
         }
     }
     Ok(report)
+}
+
+/// Bytes of memory that an entry takes while it waits, about.
+fn weight(entry: &Entry) -> usize {
+    let content = match &entry.content {
+        Content::Empty => 0,
+        Content::Inline(bytes) => bytes.len(),
+        // Once in the entry, once in the recipe that is walked over.
+        Content::Recipe(recipe) => 2 * recipe.extents.len() * size_of::<Extent>(),
+    };
+    let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>()
 }
 
 /// Stands for a directory whose entry is lost.
