@@ -6,7 +6,7 @@
 use crate::backend;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
 use crate::recipe::{Extent, Extents};
@@ -209,7 +209,9 @@ impl Check<'_> {
             progress.add(1, 0);
             Ok(())
         })?;
-        let in_index = self.store.index.chunk_count()?;
+        let Some(in_index) = self.of_index(self.store.index.chunk_count())? else {
+            return Ok(());
+        };
         let (rows, indexed) = (self.chunks.load(Relaxed), self.indexed.load(Relaxed));
         if lock(&self.bad_segments).is_empty() && in_index != indexed {
             let reason = format!(
@@ -244,13 +246,34 @@ impl Check<'_> {
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
         self.damage(segment::file_name(id), reason.to_string());
         lock(&self.bad_segments).insert(*id);
-        self.store.index.set_damaged(id)
+        self.of_index(self.store.index.set_damaged(id))?;
+        Ok(())
+    }
+
+    /// What the index said; nothing if it is damaged, which is noted once.
+    fn of_index<T>(&self, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error @ Error::Index(_)) => {
+                let mut damages = lock(&self.damages);
+                let (object, reason) = (crate::store::INDEX_FILE.to_owned(), error.to_string());
+                let damage = Damage { object, reason };
+                if !damages.contains(&damage) {
+                    damages.push(damage);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Compares the rows of a table with the index.
     fn index_rows(&self, id: &SegmentId, rows: &[Row]) -> Result<()> {
         for row in rows {
-            match self.store.index.find(&row.id)? {
+            let Some(found) = self.of_index(self.store.index.find(&row.id))? else {
+                return Ok(());
+            };
+            match found {
                 Some(found) if found.segment == *id && found.offset == row.offset => {
                     if (found.stored_len, found.plain_len) != (row.stored_len, row.plain_len) {
                         let reason = format!("it has other lengths for chunk {}", row.id);
@@ -448,10 +471,19 @@ impl Check<'_> {
 
     /// Whether a chunk is long enough for a slice of it.
     fn slice(&self, chunk: &ChunkId, offset: u32, len: u64) -> Result<Option<String>> {
-        let location = self.store.locate(chunk)?;
-        let end = u64::from(offset).checked_add(len);
-        let is_long_enough = end.is_some_and(|end| end <= u64::from(location.plain_len));
-        Ok((!is_long_enough).then(|| format!("chunk {chunk} is too short for its slice")))
+        let Some(end) = u64::from(offset).checked_add(len) else {
+            return Ok(Some(format!("a slice of chunk {chunk} is longer than any chunk")));
+        };
+        if end <= u64::from(self.store.locate(chunk)?.plain_len) {
+            return Ok(None);
+        }
+        // So says the index; the chunk itself knows.
+        match self.store.chunk(chunk) {
+            Ok(plain) if end <= plain.len() as u64 => Ok(None),
+            Ok(_) => Ok(Some(format!("chunk {chunk} is too short for its slice"))),
+            Err(error) if error.is_damage() => Ok(Some(error.to_string())),
+            Err(error) => Err(error),
+        }
     }
 
     fn finish(self) -> Report {

@@ -5,7 +5,7 @@
 //! row too many would lose data, so rows of a segment that is not as it was
 //! written are never taken as proof that a chunk is there.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Kind, Row};
 use rusqlite::config::DbConfig;
@@ -17,6 +17,9 @@ use std::time::Duration;
 
 /// Version of the tables below; another one means: build anew.
 const SCHEMA_VERSION: i64 = 1;
+
+/// What an index gets instead when it turns out to be damaged.
+const BROKEN_VERSION: i64 = 0;
 
 /// Memory that one connection may use for pages, in KiB.
 const CACHE_KIB: i64 = 8 << 10;
@@ -118,6 +121,12 @@ impl Index {
             None => connect(&self.path)?,
         };
         let result = work(&mut connection);
+        if let Err(Error::Index(error)) = &result
+            && is_broken(error)
+        {
+            // Whoever opens it next builds it anew. Best effort: this error is reported.
+            let _ = connection.pragma_update(None, "user_version", BROKEN_VERSION);
+        }
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         result
     }
@@ -264,6 +273,32 @@ impl Index {
             Ok(totals)
         })
     }
+}
+
+/// Whether an error says that the file is not what was written, rather than that it
+/// cannot be used just now.
+fn is_broken(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed,
+        OperationAborted, OperationInterrupted, OutOfMemory, PermissionDenied, ReadOnly,
+        SystemIoFailure,
+    };
+    !matches!(
+        error.sqlite_error_code(),
+        Some(
+            CannotOpen
+                | DatabaseBusy
+                | DatabaseLocked
+                | DiskFull
+                | FileLockingProtocolFailed
+                | OperationAborted
+                | OperationInterrupted
+                | OutOfMemory
+                | PermissionDenied
+                | ReadOnly
+                | SystemIoFailure
+        )
+    )
 }
 
 fn kind(number: i64) -> Kind {
