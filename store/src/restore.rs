@@ -635,6 +635,10 @@ impl Restore<'_> {
 
     fn write_slice(&self, output: &Output, bytes: &[u8], at: u64) {
         let mut file = lock(&output.file);
+        if output.is_settled.load(Relaxed) {
+            // Another slice of it failed meanwhile: what is left of it must stay removed.
+            return;
+        }
         let written = (|| {
             let open = match &mut *file {
                 Some(open) => open,
