@@ -2,10 +2,14 @@
 
 /// Every command, end to end.
 mod cli;
+/// One bit or one cut anywhere in a store, and stores made by an enemy.
+mod damage;
 /// Kills, full disks, errors, locks and interrupts.
 mod faults;
 /// Everything a file system keeps comes back.
 mod fidelity;
+/// `docs/format.md` and `docs/restore.py` against the code.
+mod format;
 /// Live bare repositories.
 mod live_git;
 mod support;

@@ -1,4 +1,5 @@
 //! What several test modules need.
 
 pub mod sandbox;
+pub mod stores;
 pub mod tree;

@@ -1,0 +1,272 @@
+//! The description of the format, and the script that needs no more than it.
+
+use crate::support::stores;
+use crate::support::tree::{build_everything, compare, make_writable_and_remove};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use store::entry::{Content, Entry, Kind, Owner, Time};
+use store::id::{ChunkId, SegmentId};
+use store::recipe::{Extent, RecipeWriter};
+use store::seal::Opener;
+use store::tree::TreeWriter;
+use store::{limits, segment};
+
+const DOCUMENT: &str = include_str!("../docs/format.md");
+
+/// Rows of two or more cells whose first one is a constant's name.
+fn documented() -> BTreeMap<&'static str, &'static str> {
+    let row = |line: &'static str| {
+        let mut cells = line.strip_prefix("| `")?.split(" | ");
+        let name = cells.next()?.strip_suffix('`')?;
+        let is_constant = name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+        is_constant.then_some((name, cells.next()?.trim_end_matches('|').trim()))
+    };
+    DOCUMENT.lines().filter_map(row).collect()
+}
+
+#[test]
+fn numbers_in_the_document_are_those_of_the_code() {
+    let tag = |tag: &[u8; 8]| format!("{:?}", std::str::from_utf8(tag).expect("ASCII"));
+    let expected: BTreeMap<&str, String> = [
+        ("SKIPPABLE_MAGIC", format!("0x{:08X}", segment::SKIPPABLE_MAGIC)),
+        ("SKIPPABLE_HEAD_LEN", segment::SKIPPABLE_HEAD_LEN.to_string()),
+        ("TAG_HEADER", tag(segment::TAG_HEADER)),
+        ("TAG_TABLE", tag(segment::TAG_TABLE)),
+        ("TAG_TRAILER", tag(segment::TAG_TRAILER)),
+        ("VERSION", segment::VERSION.to_string()),
+        ("KIND_DATA", (segment::Kind::Data as u8).to_string()),
+        ("KIND_METADATA", (segment::Kind::Metadata as u8).to_string()),
+        ("HEADER_FIXED_LEN", segment::HEADER_FIXED_LEN.to_string()),
+        ("ROW_LEN", segment::ROW_LEN.to_string()),
+        ("TRAILER_LEN", segment::TRAILER_LEN.to_string()),
+        ("CHUNK_BYTES_MAX", limits::CHUNK_BYTES_MAX.to_string()),
+        ("STORED_BYTES_MAX", limits::STORED_BYTES_MAX.to_string()),
+        ("SEGMENT_BYTES_MAX", limits::SEGMENT_BYTES_MAX.to_string()),
+        ("DATA_SEGMENT_BYTES", limits::DATA_SEGMENT_BYTES.to_string()),
+        ("METADATA_SEGMENT_BYTES", limits::METADATA_SEGMENT_BYTES.to_string()),
+        ("SEGMENT_CHUNKS_MAX", limits::SEGMENT_CHUNKS_MAX.to_string()),
+        ("PAGE_ITEMS_MAX", limits::PAGE_ITEMS_MAX.to_string()),
+        ("PATH_BYTES_MAX", limits::PATH_BYTES_MAX.to_string()),
+        ("TREE_LEVELS_MAX", limits::TREE_LEVELS_MAX.to_string()),
+        ("RECIPE_LEVELS_MAX", limits::RECIPE_LEVELS_MAX.to_string()),
+        ("INLINE_BYTES_MAX", limits::INLINE_BYTES_MAX.to_string()),
+        ("RECORD_BYTES_MAX", limits::RECORD_BYTES_MAX.to_string()),
+    ]
+    .into();
+    let documented = documented().into_iter().map(|(name, value)| (name, value.to_owned()));
+    assert_eq!(documented.collect::<BTreeMap<_, _>>(), expected);
+}
+
+#[test]
+fn the_example_in_the_document_is_a_segment() {
+    let (_, rest) = DOCUMENT.split_once("```hexdump\n").expect("there is a dump");
+    let (dump, _) = rest.split_once("```").expect("the dump ends");
+    let hex: String = dump.lines().flat_map(|line| line[10..49].split(' ')).collect();
+    let bytes: Vec<u8> = (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hexadecimal"))
+        .collect();
+    let name = SegmentId::of(&bytes).to_string();
+    assert!(DOCUMENT.contains(&name), "{name}");
+    assert!(DOCUMENT.contains(&format!("data segment of {} bytes", bytes.len())));
+    let trailer = &bytes[bytes.len() - segment::TRAILER_LEN..];
+    let trailer = segment::Trailer::read(trailer, bytes.len() as u64).expect("a trailer");
+    let header_len = segment::skippable_len(&bytes).expect("a header");
+    let table_end = bytes.len() - segment::TRAILER_LEN;
+    let table = &bytes[trailer.table_offset as usize..table_end];
+    let table = segment::Table::read(&bytes[..header_len], table, &trailer).expect("a table");
+    let [row] = table.rows[..] else { panic!("one row") };
+    assert_eq!(row.id, ChunkId::of(&[b'x'; 700]));
+    let stored = &bytes[row.offset as usize..row.end() as usize];
+    let mut plain = Vec::new();
+    Opener::new().open(&row.id, stored, row.plain_len as usize, &mut plain).expect("opens");
+    assert_eq!(plain, [b'x'; 700]);
+}
+
+/// Fails with what to install when a program that the script needs is missing.
+fn needs(program: &str, package: &str) {
+    let found = Command::new(program).arg("--version").output();
+    assert!(found.is_ok(), "this test needs {program}: apt-get install {package}");
+}
+
+fn restore_py(store: &Path, snapshot: &str, target: &Path) -> Output {
+    needs("python3", "python3");
+    needs("zstd", "zstd");
+    needs("b3sum", "b3sum");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/restore.py");
+    let output = Command::new("python3").arg(script).arg(store).arg(snapshot).arg(target).output();
+    output.expect("the script runs")
+}
+
+fn forgekeep(store: &Path, arguments: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_forgekeep"))
+        .arg("--store")
+        .arg(store)
+        .args(arguments)
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+/// Trees that nothing else could remove.
+struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch { dir: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().canonicalize().expect("it is there").join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for name in ["source", "target"] {
+            // Best effort: a failed test has better things to say.
+            let _ = make_writable_and_remove(&self.path(name));
+        }
+    }
+}
+
+#[test]
+fn the_script_restores_everything() {
+    let scratch = Scratch::new();
+    let (source, store, target) =
+        (scratch.path("source"), scratch.path("store"), scratch.path("target"));
+    fs::create_dir(&source).expect("makes the source");
+    build_everything(&source).expect("builds a tree");
+    forgekeep(&store, &["init"]);
+    forgekeep(&store, &["backup", source.to_str().expect("a plain path")]);
+    let record = fs::read_dir(store.join("snapshots")).expect("lists").next().expect("a snapshot");
+    let id = record.expect("lists").file_name().into_string().expect("hexadecimal");
+
+    let output = restore_py(&store, &id[..8], &target);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let restored = target.join(source.strip_prefix("/").expect("absolute"));
+    let differences = compare(&source, &restored);
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    Entry {
+        path: path.into(),
+        kind,
+        mode: 0o700,
+        owner: Arc::new(Owner::default()),
+        mtime: Some(Time { seconds: -1, nanoseconds: 999_999_999 }),
+        ctime: None,
+        inode: 0,
+        size: 0,
+        target: Vec::new(),
+        hard_link: None,
+        xattrs: Vec::new(),
+        device: None,
+        content: Content::Empty,
+    }
+}
+
+#[test]
+fn the_script_follows_recipes_of_two_levels_and_many_pages() {
+    let scratch = Scratch::new();
+    let (store, target) = (scratch.path("store"), scratch.path("target"));
+    stores::init_small(&store);
+    let letters: Vec<u8> = (0..250u8).collect();
+    let mut expected = Vec::new();
+    let id = stores::craft(&store, |put| {
+        let chunk = put(segment::Kind::Data, &letters);
+        let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
+        let mut recipe = RecipeWriter::default();
+        for n in 0..60 * 4096_usize {
+            let offset = n % 199;
+            let extent = match n % 1000 {
+                999 => Extent::Hole { len: 2 },
+                _ => Extent::Slice { chunk, offset: offset as u32, len: 1 },
+            };
+            match extent {
+                Extent::Hole { .. } => expected.extend([0, 0]),
+                Extent::Slice { .. } => expected.push(letters[offset]),
+            }
+            recipe.push(extent, &mut put).expect("puts");
+        }
+        let size = recipe.len();
+        let recipe = recipe.finish(&mut put).expect("puts");
+        assert_eq!(recipe.level, 2);
+        let mut tree = TreeWriter::default();
+        for n in 0..400 {
+            tree.push(&entry(&format!("dir-{n:03}"), Kind::Directory), &mut put).expect("puts");
+        }
+        let file = entry("file", Kind::File);
+        let file = Entry { content: Content::Recipe(recipe), size, ..file };
+        tree.push(&file, &mut put).expect("puts");
+        tree.finish(&mut put).expect("puts")
+    });
+    let output = restore_py(&store, &id.to_string(), &target);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(target.join("file")).expect("restored") == expected);
+    assert_eq!(fs::read_dir(&target).expect("lists").count(), 401);
+}
+
+#[test]
+fn the_script_names_damage_and_restores_the_rest() {
+    let scratch = Scratch::new();
+    let (source, store, target) =
+        (scratch.path("source"), scratch.path("store"), scratch.path("target"));
+    fs::create_dir(&source).expect("makes the source");
+    fs::write(source.join("inline"), "short").expect("writes");
+    fs::write(source.join("long"), [b'l'; 3000]).expect("writes");
+    stores::init_small(&store);
+    let id = stores::backup(&store, &[&source]).expect("backs up").to_string();
+    let mut segments: Vec<PathBuf> = Vec::new();
+    for dir in fs::read_dir(store.join("segments")).expect("lists") {
+        let files = fs::read_dir(dir.expect("lists").path()).expect("lists");
+        segments.extend(files.map(|file| file.expect("lists").path()));
+    }
+    let data = segments.iter().find(|path| fs::read(path).expect("reads")[18] == 1);
+    let data = data.expect("a data segment");
+    let mut bytes = fs::read(data).expect("reads");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(data, bytes).expect("writes");
+
+    let output = restore_py(&store, &id, &target);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let name = data.file_name().and_then(|name| name.to_str()).expect("hexadecimal");
+    assert!(errors.contains(name) && errors.contains("/long"), "{errors}");
+    let restored = target.join(source.strip_prefix("/").expect("absolute"));
+    assert_eq!(fs::read(restored.join("inline")).expect("restored"), b"short");
+    assert!(!restored.join("long").exists());
+}
+
+#[test]
+fn the_script_never_leaves_the_target() {
+    let scratch = Scratch::new();
+    let store = scratch.path("store");
+    stores::init_small(&store);
+    let outside = scratch.path("outside");
+    fs::create_dir(&outside).expect("makes a directory");
+    for path in ["../up", "a/../../up", "/abs", "link/in", "a//b", "./x"] {
+        let target = scratch.path("target");
+        let id = stores::craft(&store, |put| {
+            let link = outside.to_str().expect("plain");
+            let page = super::damage::leaf(&[
+                super::damage::raw_symlink("link", link),
+                super::damage::raw_file(path, b"evil"),
+            ]);
+            put(segment::Kind::Metadata, &page)
+        });
+        let output = restore_py(&store, &id.to_string(), &target);
+        assert_eq!(output.status.code(), Some(1), "{path}: {output:?}");
+        assert_eq!(fs::read_dir(&outside).expect("lists").count(), 0, "{path}");
+        assert!(!scratch.path("up").exists(), "{path}");
+        assert_eq!(fs::read_dir(&target).expect("lists").count(), 1, "{path}");
+        make_writable_and_remove(&target).expect("removes");
+    }
+}

@@ -1,0 +1,122 @@
+//! Small stores made through the library.
+
+use chunker::Parameters;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use store::backend::Local;
+use store::backup::{About, Options};
+use store::config::Config;
+use store::entry::Time;
+use store::id::{ChunkId, SnapshotId};
+use store::observe::{Event, Observer, Progress, Silent};
+use store::packer::Packer;
+use store::segment::Kind;
+use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
+use store::store::{Purpose, Store, init};
+
+/// The smallest chunks there can be.
+pub const SMALL: Parameters = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
+
+/// Makes an empty store with small chunks.
+pub fn init_small(root: &Path) {
+    init(root, &Config::new([7; 16], SMALL, 3)).expect("init");
+}
+
+/// Opens a store, deaf to its events.
+pub fn open(root: &Path, purpose: Purpose) -> Store {
+    Store::open(root, purpose, Arc::new(Silent::default())).expect("the store opens")
+}
+
+/// Options for a backup of these paths.
+pub fn backup_options(paths: &[&Path]) -> Options {
+    Options {
+        paths: paths.iter().map(PathBuf::from).collect(),
+        excludes: Vec::new(),
+        one_file_system: false,
+        exclude_caches: false,
+        ignore_ctime: false,
+        ignore_inode: false,
+        force: false,
+        is_dry: false,
+        walk_threads: 1,
+        about: About {
+            host: "host".into(),
+            user: "user".into(),
+            tags: Vec::new(),
+            program: "test".into(),
+            clock: || Time { seconds: 4_000_000_000, nanoseconds: 0 },
+        },
+    }
+}
+
+/// Backs up into the store at `root`.
+pub fn backup(root: &Path, paths: &[&Path]) -> store::Result<SnapshotId> {
+    let store = Store::open(root, Purpose::Write, Arc::new(Silent::default()))?;
+    let report = store::backup::backup(&store, &backup_options(paths))?;
+    Ok(report.snapshot.expect("the run is not dry"))
+}
+
+/// Options for a restore of everything.
+pub fn restore_options() -> store::restore::Options {
+    let none = || store::glob::Globs::new([]).expect("no globs");
+    store::restore::Options {
+        include: none(),
+        exclude: none(),
+        delete: false,
+        delete_below: Vec::new(),
+        keep: none(),
+        is_dry: false,
+    }
+}
+
+/// Remembers what it hears.
+#[derive(Default)]
+pub struct Listener {
+    pub events: Mutex<Vec<Event>>,
+    progress: Progress,
+}
+
+impl Observer for Listener {
+    fn event(&self, event: Event) {
+        self.events.lock().expect("no test panics here").push(event);
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+/// Adds to the store at `root` a snapshot whose chunks and tree come from `make`,
+/// which is given a way to store chunks and returns the root page.
+pub fn craft(
+    root: &Path,
+    make: impl FnOnce(&mut dyn FnMut(Kind, &[u8]) -> ChunkId) -> ChunkId,
+) -> SnapshotId {
+    let store = open(root, Purpose::Write);
+    let packer = Packer::new(&store, false);
+    let mut put = |kind, bytes: &[u8]| packer.put(kind, bytes).expect("puts").id;
+    let page = make(&mut put);
+    packer.finish().expect("finishes");
+    record(root, page)
+}
+
+/// Writes a snapshot record for a root page.
+pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
+    let at = Stamp { seconds: 4_000_000_000, nanoseconds: 0 };
+    let snapshot = Snapshot {
+        version: VERSION,
+        start: at,
+        end: at,
+        host: "host".into(),
+        user: "user".into(),
+        paths: vec![b"/".to_vec().into()],
+        tags: Vec::new(),
+        root: Id(*page.as_bytes()),
+        parent: None,
+        program: "test".into(),
+        statistics: Statistics::default(),
+        unreadable_count: 0,
+        excludes: Vec::new(),
+    };
+    snapshot.write(&Local::new(root)).expect("writes the record")
+}
