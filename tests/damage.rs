@@ -4,6 +4,7 @@
 //! check has to name the file and exactly what is lost, and a restore brings back all the
 //! rest, never wrong bytes. Second part: stores that an enemy made.
 
+use crate::support::sandbox::{FORGEKEEP, Run};
 use crate::support::stores::{self, Listener, restore_options};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -370,7 +371,7 @@ fn the_sample_has_everything_and_is_clean() {
     let mut recipe_chunks = 0;
     for id in sample.snapshots.keys() {
         let root = store.snapshot(id).expect("reads").root.chunk();
-        store::tree::leaves(&root, &get, &mut |_| leaves += 1).expect("walks");
+        leaves += store::tree::leaves(&root, &get).expect("walks").len();
         for entry in store::tree::TreeReader::new(&root, &get) {
             if let store::entry::Content::Recipe(recipe) = entry.expect("reads").content {
                 recipe_chunks += u32::from(recipe.level > 0);
@@ -824,18 +825,16 @@ fn a_snapshot_record_of_lies_is_an_error() {
 fn restore_in_little_memory(root: &Path, id: &SnapshotId, what: &str) {
     let target = root.with_extension("target");
     let script = r#"ulimit -v 800000; exec "$0" --store "$1" restore "$2" --target "$3""#;
-    let output = std::process::Command::new("sh")
-        .args(["-c", script, env!("CARGO_BIN_EXE_forgekeep")])
-        .arg(root)
-        .arg(id.to_string())
-        .arg(&target)
+    let outcome = Run::program("sh")
+        .args(["-c", script, FORGEKEEP])
+        .args([root])
+        .args([id.to_string()])
+        .args([&target])
         .env("RAYON_NUM_THREADS", "2")
-        .output()
-        .expect("sh runs");
-    let text = String::from_utf8_lossy(&output.stderr);
+        .run();
     // Success, some paths missing, or an error in words: no panic (101), no abort (signal).
-    assert!(matches!(output.status.code(), Some(0 | 1 | 3)), "{what}: {:?} {text}", output.status);
-    assert!(!text.contains("panicked"), "{what}: {text}");
+    assert!(matches!(outcome.code(), Some(0 | 1 | 3)), "{what}: {}", outcome.told());
+    assert!(!outcome.stderr.contains("panicked"), "{what}: {}", outcome.told());
     let _ = fs::remove_dir_all(&target);
 }
 

@@ -1,11 +1,11 @@
 //! The description of the format, and the script that needs no more than it.
 
+use crate::support::sandbox::{FORGEKEEP, Outcome, Run};
 use crate::support::stores;
 use crate::support::tree::{build_everything, compare, make_writable_and_remove};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::Arc;
 use store::entry::{Content, Entry, Kind, Owner, Time};
 use store::id::{ChunkId, SegmentId};
@@ -85,29 +85,13 @@ fn the_example_in_the_document_is_a_segment() {
     assert_eq!(plain, [b'x'; 700]);
 }
 
-/// Fails with what to install when a program that the script needs is missing.
-fn needs(program: &str, package: &str) {
-    let found = Command::new(program).arg("--version").output();
-    assert!(found.is_ok(), "this test needs {program}: apt-get install {package}");
-}
-
-fn restore_py(store: &Path, snapshot: &str, target: &Path) -> Output {
-    needs("python3", "python3");
-    needs("zstd", "zstd");
-    needs("b3sum", "b3sum");
+fn restore_py(store: &Path, snapshot: &str, target: &Path) -> Outcome {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/restore.py");
-    let output = Command::new("python3").arg(script).arg(store).arg(snapshot).arg(target).output();
-    output.expect("the script runs")
+    Run::program("python3").args([&script, store]).args([snapshot]).args([target]).run()
 }
 
 fn forgekeep(store: &Path, arguments: &[&str]) {
-    let output = Command::new(env!("CARGO_BIN_EXE_forgekeep"))
-        .arg("--store")
-        .arg(store)
-        .args(arguments)
-        .output()
-        .expect("the program runs");
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    Run::program(FORGEKEEP).args(["--store"]).args([store]).args(arguments).run().ok();
 }
 
 /// Trees that nothing else could remove.
@@ -147,8 +131,7 @@ fn the_script_restores_everything() {
     let id = record.expect("lists").file_name().into_string().expect("hexadecimal");
 
     let output = restore_py(&store, &id[..8], &target);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.ok().stderr, "");
     let restored = target.join(source.strip_prefix("/").expect("absolute"));
     let differences = compare(&source, &restored);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
@@ -208,7 +191,7 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
         tree.finish(&mut put).expect("puts")
     });
     let output = restore_py(&store, &id.to_string(), &target);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.ok();
     assert!(fs::read(target.join("file")).expect("restored") == expected);
     assert_eq!(fs::read_dir(&target).expect("lists").count(), 401);
 }
@@ -236,8 +219,7 @@ fn the_script_names_damage_and_restores_the_rest() {
     fs::write(data, bytes).expect("writes");
 
     let output = restore_py(&store, &id, &target);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let errors = output.ends_with(1).stderr;
     let name = data.file_name().and_then(|name| name.to_str()).expect("hexadecimal");
     assert!(errors.contains(name) && errors.contains("/long"), "{errors}");
     let restored = target.join(source.strip_prefix("/").expect("absolute"));
@@ -263,7 +245,7 @@ fn the_script_never_leaves_the_target() {
             put(segment::Kind::Metadata, &page)
         });
         let output = restore_py(&store, &id.to_string(), &target);
-        assert_eq!(output.status.code(), Some(1), "{path}: {output:?}");
+        output.ends_with(1);
         assert_eq!(fs::read_dir(&outside).expect("lists").count(), 0, "{path}");
         assert!(!scratch.path("up").exists(), "{path}");
         assert_eq!(fs::read_dir(&target).expect("lists").count(), 1, "{path}");

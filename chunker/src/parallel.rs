@@ -104,7 +104,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), 0..4000),
             (any::<u8>(), 0usize..5000).prop_map(|(b, n)| vec![b; n]),
             (any::<u16>(), 1usize..2000).prop_map(|(s, n)| {
-                (0..n).map(|i| (i as u64 * u64::from(s) >> 3) as u8).collect()
+                (0..n).map(|i| ((i as u64 * u64::from(s)) >> 3) as u8).collect()
             }),
         ];
         proptest::collection::vec(run, 0..12).prop_map(|runs| runs.concat())

@@ -350,7 +350,7 @@ fn run_pipeline(
 ) -> Result<(ChunkId, u64, u64)> {
     let failure = Failure::default();
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let (job_sender, jobs) = sync_channel::<(Job, SyncSender<Vec<Entry>>)>(2 * workers);
+    let (job_sender, jobs) = sync_channel::<Asked>(2 * workers);
     let (slot_sender, slots) = sync_channel::<Slot>(BATCHES_AHEAD);
     let jobs = Mutex::new(jobs);
     let tree = std::thread::scope(|scope| {
@@ -402,9 +402,12 @@ impl Failure {
     }
 }
 
+/// A job, and where its entries go.
+type Asked = (Job, SyncSender<Vec<Entry>>);
+
 /// A worker: jobs until there are no more.
 fn work(
-    jobs: &Mutex<Receiver<(Job, SyncSender<Vec<Entry>>)>>,
+    jobs: &Mutex<Receiver<Asked>>,
     intake: &Intake<'_>,
     recheck: &Recheck<'_>,
     failure: &Failure,
@@ -557,7 +560,7 @@ struct Merge<'a, 'p> {
     recheck: &'a Recheck<'a>,
     previous: Previous<'p>,
     failure: &'a Failure,
-    jobs: SyncSender<(Job, SyncSender<Vec<Entry>>)>,
+    jobs: SyncSender<Asked>,
     slots: SyncSender<Slot>,
     batch: Batch,
 }

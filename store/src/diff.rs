@@ -66,7 +66,7 @@ fn compare(a: Entry, b: Entry) -> Option<Change> {
     }
     let metadata =
         |entry: &Entry| (entry.mode, entry.owner.clone(), entry.mtime, entry.xattrs.clone());
-    (metadata(&a) != metadata(&b)).then(|| Change::Metadata(a, b))
+    (metadata(&a) != metadata(&b)).then_some(Change::Metadata(a, b))
 }
 
 fn entries<'a>(

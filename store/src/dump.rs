@@ -8,7 +8,7 @@ use crate::store::Store;
 use std::io::{self, Write};
 
 /// Zeros written at once for a hole.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Writes the content of `entry`, every byte verified before it is written.
 ///

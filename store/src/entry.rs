@@ -105,6 +105,9 @@ pub enum Content {
     Recipe(Recipe),
 }
 
+/// Names and values of extended attributes.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A tree entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -130,7 +133,7 @@ pub struct Entry {
     /// Set where the inode has more than one name.
     pub hard_link: Option<HardLink>,
     /// Extended attributes with POSIX ACLs among them, sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
     /// Major and minor number of a device.
     pub device: Option<(u32, u32)>,
     /// What a file contains.
@@ -399,7 +402,7 @@ fn time(input: &mut Decoder<'_>) -> Result<Time, decode::Error> {
     Ok(time)
 }
 
-fn xattrs(input: &mut Decoder<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, decode::Error> {
+fn xattrs(input: &mut Decoder<'_>) -> Result<Xattrs, decode::Error> {
     let items = input.array()?.filter(|n| n.is_multiple_of(2));
     let items = items.ok_or_else(|| decode::Error::message("attributes are not in pairs"))?;
     (0..items / 2).map(|_| Ok((input.bytes()?.to_vec(), input.bytes()?.to_vec()))).collect()

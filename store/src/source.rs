@@ -3,7 +3,7 @@
 //! Paths may be longer than the system takes at once, and anybody may swap a
 //! directory for a symbolic link at any moment; nothing here follows one.
 
-use crate::entry::{Kind, Owner, Time};
+use crate::entry::{Kind, Owner, Time, Xattrs};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat, openat2,
     statx,
@@ -171,14 +171,14 @@ pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Box<[u8]>, u64)>> {
     Ok(names)
 }
 
+/// A name in a directory and what is known of it.
+pub type Listed = (Box<[u8]>, io::Result<Stat>);
+
 /// Looks at everything in an open directory whose name is wanted; sorted by name.
 ///
 /// Looks in the order of inode numbers, which on a cold disk is the order of the
 /// inode tables. What vanished since it was listed is left out.
-pub fn list(
-    dir: BorrowedFd<'_>,
-    is_wanted: impl Fn(&[u8]) -> bool,
-) -> io::Result<Vec<(Box<[u8]>, io::Result<Stat>)>> {
+pub fn list(dir: BorrowedFd<'_>, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Listed>> {
     let mut found = names(dir)?;
     found.retain(|(name, _)| is_wanted(name));
     found.sort_unstable_by_key(|(_, inode)| *inode);
@@ -213,9 +213,6 @@ fn parent_and_name<'p>(
         }
     }
 }
-
-/// Extended attributes.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// All extended attributes of an open file or directory, sorted by name.
 pub fn xattrs_open(file: impl AsFd) -> io::Result<Xattrs> {

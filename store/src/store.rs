@@ -45,6 +45,9 @@ pub enum Purpose {
     Rebuild,
 }
 
+/// A snapshot with its name.
+pub type Named = (SnapshotId, Snapshot);
+
 /// An open store.
 pub struct Store {
     pub(crate) backend: Arc<dyn Backend>,
@@ -278,7 +281,7 @@ impl Store {
     }
 
     /// All snapshots that can be read, oldest first, and the errors of the others.
-    pub fn snapshots(&self) -> Result<(Vec<(SnapshotId, Snapshot)>, Vec<Error>)> {
+    pub fn snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for id in snapshot::list(&*self.backend)? {
             match Snapshot::read(&*self.backend, &id) {

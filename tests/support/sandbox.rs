@@ -180,6 +180,11 @@ pub struct Run {
 }
 
 impl Run {
+    /// A run of any program, in the working directory of the tests.
+    pub fn program(program: impl AsRef<OsStr>) -> Run {
+        Run::of(program.as_ref())
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the one door of the tests to other processes")]
     fn of(program: &OsStr) -> Run {
         let mut command = Command::new(program);

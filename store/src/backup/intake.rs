@@ -1,7 +1,7 @@
 //! From a found thing to a tree entry: metadata read, content cut and put.
 
 use super::Counters;
-use crate::entry::{Content, Entry, HardLink, Kind};
+use crate::entry::{Content, Entry, HardLink, Kind, Xattrs};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::limits;
@@ -9,7 +9,7 @@ use crate::observe::{Event, Observer};
 use crate::packer::Packer;
 use crate::recipe::{Extent, RecipeWriter};
 use crate::segment::Kind as ChunkKind;
-use crate::source::{self, Owners, Stat, Xattrs};
+use crate::source::{self, Owners, Stat};
 use crate::walk::{Base, Found};
 use chunker::Cutter;
 use rayon::prelude::*;
@@ -41,6 +41,9 @@ pub enum Trouble {
     /// The store could not be written: the run ends.
     Store(Error),
 }
+
+/// Fills a buffer with what comes next; says how much that was and whether it was the last.
+type Fill<'f> = &'f mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), Trouble>;
 
 impl From<Error> for Trouble {
     fn from(error: Error) -> Trouble {
@@ -292,13 +295,12 @@ impl<'a> Intake<'a> {
         })
     }
 
-    /// Cuts and puts what `fill` delivers, with all cores. `fill` says how much it
-    /// filled and whether that was the last.
+    /// Cuts and puts what `fill` delivers, with all cores.
     fn large(
         &self,
         region: &mut Vec<u8>,
         recipe: &mut RecipeWriter,
-        fill: &mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), Trouble>,
+        fill: Fill<'_>,
     ) -> Result<(), Trouble> {
         region.resize(REGION_BYTES, 0);
         let mut filled = 0;
