@@ -3,7 +3,8 @@
 //! git writes objects first and refs after; a copy of a repository that is pushed
 //! to and packed meanwhile is whole if it is read the other way round: loose
 //! refs, then `packed-refs`, then loose objects, then packs, listed again until
-//! nothing is new. git never changes a file in place, it renames complete ones,
+//! nothing is new. Commit-graphs name commits that housekeeping may drop while the rest
+//! is read; they come last, and only if nothing of that kind happened. git never changes a file in place, it renames complete ones,
 //! so whatever was opened stays what it was.
 
 /// Whether a directory with these names in it is a git directory.
@@ -33,12 +34,20 @@ pub enum Phase {
     LooseObjects,
     /// `objects/pack/`.
     Packs,
+    /// `objects/info/commit-graph` and `objects/info/commit-graphs/`.
+    CommitGraphs,
 }
 
 impl Phase {
     /// All phases in their order.
-    pub const ALL: [Phase; 5] =
-        [Phase::Settings, Phase::LooseRefs, Phase::PackedRefs, Phase::LooseObjects, Phase::Packs];
+    pub const ALL: [Phase; 6] = [
+        Phase::Settings,
+        Phase::LooseRefs,
+        Phase::PackedRefs,
+        Phase::LooseObjects,
+        Phase::Packs,
+        Phase::CommitGraphs,
+    ];
 
     /// The directory that holds everything of this phase, relative to the git directory.
     pub fn begins_in(self) -> &'static [u8] {
@@ -46,6 +55,7 @@ impl Phase {
             Phase::Settings | Phase::PackedRefs => b"",
             Phase::LooseRefs => b"refs",
             Phase::LooseObjects | Phase::Packs => b"objects",
+            Phase::CommitGraphs => b"objects/info",
         }
     }
 
@@ -57,8 +67,11 @@ impl Phase {
             (b"packed-refs", None) | (b"reftable", _) => Phase::PackedRefs,
             (b"objects", Some(b"pack")) => Phase::Packs,
             (b"objects", Some(fan_out)) if is_fan_out(fan_out) => Phase::LooseObjects,
-            // A commit-graph names commits; read before the objects, it names none that
-            // are missing.
+            (b"objects", Some(b"info"))
+                if matches!(parts.next(), Some(b"commit-graph" | b"commit-graphs")) =>
+            {
+                Phase::CommitGraphs
+            }
             _ => Phase::Settings,
         }
     }
@@ -131,6 +144,9 @@ mod tests {
             ("objects/0a/1f", Phase::LooseObjects),
             ("objects/pack", Phase::Packs),
             ("objects/pack/pack-1.idx", Phase::Packs),
+            ("objects/info", Phase::Settings),
+            ("objects/info/commit-graph", Phase::CommitGraphs),
+            ("objects/info/commit-graphs/commit-graph-chain", Phase::CommitGraphs),
         ] {
             assert_eq!(Phase::of(path.as_bytes()), phase, "{path}");
         }

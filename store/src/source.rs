@@ -177,18 +177,16 @@ pub type Listed = (Box<[u8]>, io::Result<Stat>);
 /// Looks at everything in an open directory whose name is wanted; sorted by name.
 ///
 /// Looks in the order of inode numbers, which on a cold disk is the order of the
-/// inode tables. What vanished since it was listed is left out.
+/// inode tables. What vanished since it was listed has an error of kind `NotFound`.
 pub fn list(dir: BorrowedFd<'_>, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Listed>> {
     let mut found = names(dir)?;
     found.retain(|(name, _)| is_wanted(name));
     found.sort_unstable_by_key(|(_, inode)| *inode);
-    let mut listed = Vec::with_capacity(found.len());
-    for (name, _) in found {
-        match stat_at(dir, &name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            stat => listed.push((name, stat)),
-        }
-    }
+    let look = |(name, _): (Box<[u8]>, u64)| {
+        let stat = stat_at(dir, &name);
+        (name, stat)
+    };
+    let mut listed: Vec<Listed> = found.into_iter().map(look).collect();
     listed.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     Ok(listed)
 }

@@ -310,6 +310,7 @@ impl Shared {
             }
             let stat = match stat {
                 Ok(stat) => stat,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
                     children.push(Child::Failed(path, error));
                     continue;
@@ -344,18 +345,23 @@ pub fn scan_git_dir(
     path: &[u8],
     exclude: &Globs,
     found: &mut dyn FnMut(Found),
-) -> io::Result<()> {
-    git::Phase::ALL.into_iter().try_for_each(|phase| scan_phase(dir, path, phase, exclude, found))
+) -> io::Result<bool> {
+    let mut is_whole = true;
+    for phase in git::Phase::ALL {
+        is_whole &= scan_phase(dir, path, phase, exclude, found)?;
+    }
+    Ok(is_whole)
 }
 
-/// One phase of [`scan_git_dir`].
+/// One phase of [`scan_git_dir`]. Whether all that was listed was still there when it
+/// was looked at; if not, what took its place may have been missed.
 pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
     phase: git::Phase,
     exclude: &Globs,
     found: &mut dyn FnMut(Found),
-) -> io::Result<()> {
+) -> io::Result<bool> {
     scan_phase_below(dir, path, phase.begins_in(), phase, exclude, found)
 }
 
@@ -366,10 +372,10 @@ fn scan_phase_below(
     phase: git::Phase,
     exclude: &Globs,
     found: &mut dyn FnMut(Found),
-) -> io::Result<()> {
+) -> io::Result<bool> {
     let dir = match source::open_dir_below(git_dir, below) {
         // It went away; whatever took its place comes in a later phase.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         dir => dir?,
     };
     let inner = |name: &[u8]| join(below, name);
@@ -384,15 +390,23 @@ fn scan_phase_below(
         // Submodules: a whole git directory, read with the settings.
         return scan_git_dir(dir.as_fd(), &join(path, below), exclude, found);
     }
+    let mut is_whole = true;
     for (name, stat) in listed {
-        let (inner, stat) = (inner(&name), stat?);
+        let stat = match stat {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                is_whole = false;
+                continue;
+            }
+            stat => stat?,
+        };
+        let inner = inner(&name);
         found(Found { path: join(path, &inner), stat });
         // Nothing in `refs` is of the phase that `refs` itself is of.
         if stat.kind == crate::entry::Kind::Directory && inner != b"refs" {
-            scan_phase_below(git_dir, path, &inner, phase, exclude, found)?;
+            is_whole &= scan_phase_below(git_dir, path, &inner, phase, exclude, found)?;
         }
     }
-    Ok(())
+    Ok(is_whole)
 }
 
 /// Whether a directory says that it is a cache: <https://bford.info/cachedir/>.

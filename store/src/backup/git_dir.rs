@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// Listings of packs before a repository that never rests is taken as it is.
+/// Listings before a repository that never rests is given up.
 const ROUNDS_MAX: usize = 100;
 /// Bytes of a multi-pack-index in which the names of its packs are looked for.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
@@ -50,11 +50,17 @@ pub fn read(
         entries: BTreeMap::new(),
     };
     reading.take_below(Some(base), found)?;
+    let before = (reading.scan(Phase::CommitGraphs).0, reading.scan(Phase::Packs).0);
+    let mut packs_after = HashSet::new();
     for phase in Phase::ALL {
         match phase {
+            Phase::Settings | Phase::LooseRefs | Phase::LooseObjects => reading.plain(phase)?,
             Phase::PackedRefs => reading.packed_refs()?,
-            Phase::Packs => reading.packs()?,
-            _ => reading.plain(phase)?,
+            Phase::Packs => packs_after = reading.packs()?,
+            Phase::CommitGraphs => {
+                let kept = before.1.iter().all(|pack| packs_after.contains(&pack.path));
+                reading.commit_graphs(&before.0, kept)?;
+            }
         }
     }
     let mut entries: Vec<Entry> = reading.entries.into_values().collect();
@@ -76,35 +82,43 @@ impl Reading<'_, '_> {
         &self.base.dir
     }
 
-    /// What is listed in a phase now. What cannot be listed is reported.
-    fn scan(&self, phase: Phase) -> Vec<Found> {
+    /// What is listed in a phase now, and whether the listing is of one moment. What
+    /// cannot be listed is reported.
+    fn scan(&self, phase: Phase) -> (Vec<Found>, bool) {
         let mut found = Vec::new();
         let exclude = self.intake.exclude;
         let scanned =
             walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut |item| {
                 found.push(item);
             });
-        match scanned {
+        let is_whole = match scanned {
+            Ok(is_whole) => is_whole,
             // A directory that went away while it was listed; so did what was in it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.intake.unreadable(&join(self.path, phase.begins_in()), &error),
-            Ok(()) => {}
-        }
-        found
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => {
+                self.intake.unreadable(&join(self.path, phase.begins_in()), &error);
+                true // another listing would not be better
+            }
+        };
+        (found, is_whole)
     }
 
     fn plain(&mut self, phase: Phase) -> Result<()> {
-        for found in self.scan(phase) {
+        for found in self.scan(phase).0 {
             if phase == Phase::LooseRefs && found.stat.kind == Kind::File && found.stat.size == 0 {
                 // What a crash leaves; git itself ignores and removes it.
-                let path = super::intake::absolute(&found.path);
-                let note = format!("left out: {} is an empty ref", path.display());
-                self.intake.observer.event(Event::Note(note));
+                self.left_out(&found, "is an empty ref");
                 continue;
             }
             self.take(&found)?;
         }
         Ok(())
+    }
+
+    fn left_out(&self, found: &Found, why: &str) {
+        let path = super::intake::absolute(&found.path);
+        let note = format!("left out: {} {why}", path.display());
+        self.intake.observer.event(Event::Note(note));
     }
 
     /// Takes a found thing, from the snapshot before if it is unchanged.
@@ -153,7 +167,7 @@ impl Reading<'_, '_> {
 
     fn packed_refs(&mut self) -> Result<()> {
         for _ in 0..ROUNDS_MAX {
-            let found = self.scan(Phase::PackedRefs);
+            let (found, _) = self.scan(Phase::PackedRefs);
             if self.take_refs_of(&found)? {
                 return Ok(());
             }
@@ -216,11 +230,15 @@ impl Reading<'_, '_> {
         Ok(true)
     }
 
-    fn packs(&mut self) -> Result<()> {
+    /// Takes packs until a listing has nothing new; returns the paths it had.
+    fn packs(&mut self) -> Result<HashSet<Vec<u8>>> {
         let mut taken: HashSet<Vec<u8>> = HashSet::new();
         let mut last = Vec::new();
+        let mut is_settled = false;
         for _ in 0..ROUNDS_MAX {
-            last = self.scan(Phase::Packs);
+            // A pack that went away while it was looked at has a successor that may be
+            // newer than the listing.
+            (last, is_settled) = self.scan(Phase::Packs);
             let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
             for found in &last {
                 let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
@@ -228,7 +246,6 @@ impl Reading<'_, '_> {
                     packs.entry(stem.to_vec()).or_default().push(found);
                 }
             }
-            let mut is_settled = true;
             for (stem, files) in packs {
                 // The index appears last; a pack without one is not there yet.
                 let has = |end: &[u8]| files.iter().any(|found| found.path.ends_with(end));
@@ -244,7 +261,51 @@ impl Reading<'_, '_> {
                 break;
             }
         }
-        self.rest_of_pack_dir(&last, &taken)
+        if !is_settled {
+            let error = io::Error::other("its packs changed faster than they could be read");
+            self.intake.unreadable(&join(self.path, b"objects/pack"), &error);
+        }
+        self.rest_of_pack_dir(&last, &taken)?;
+        Ok(last.into_iter().map(|found| found.path).collect())
+    }
+
+    /// Takes the commit-graphs if they are what they were `before` all else was read,
+    /// and no pack went away: then all commits they name are in the copy.
+    fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
+        let (now, is_whole) = self.scan(Phase::CommitGraphs);
+        let files = || now.iter().filter(|found| found.stat.kind == Kind::File);
+        let open: io::Result<Vec<(&Found, File)>> =
+            files().map(|found| Ok((found, self.open(found)?))).collect();
+        let is_as_listed = |(found, file): &(&Found, File)| {
+            source::stat_open(file).is_ok_and(|stat| stat == found.stat)
+        };
+        match open {
+            Ok(open)
+                if is_whole
+                    && packs_were_kept
+                    && now == before
+                    && open.iter().all(is_as_listed) =>
+            {
+                for (found, file) in &open {
+                    if !self.take_unchanged(found)? {
+                        self.take_open(found, file)?;
+                    }
+                }
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.intake.unreadable(&join(self.path, b"objects/info"), &error);
+            }
+            _ => files().for_each(|found| {
+                self.left_out(
+                    found,
+                    "may name commits that are not in the copy; git makes it anew",
+                );
+            }),
+        }
+        for found in now.iter().filter(|found| found.stat.kind != Kind::File) {
+            self.take(found)?;
+        }
+        Ok(())
     }
 
     /// Takes all files of a pack; false if it went away before all were open.
@@ -287,6 +348,9 @@ impl Reading<'_, '_> {
             let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             match (&midx, name) {
                 (Some(midx), b"multi-pack-index") => self.take_open(found, midx)?,
+                (None, b"multi-pack-index") => {
+                    self.left_out(found, "names packs that are not in the copy; git makes it anew");
+                }
                 (None, name) if name.starts_with(b"multi-pack-index") => {}
                 (_, name) if git::pack_stem(name).is_some_and(|stem| taken.contains(stem)) => {}
                 _ => self.take(found)?,
