@@ -87,6 +87,7 @@ fn hint(error: &Error) -> Option<String> {
         Error::StoreExists(_) => "use it as it is; `forgekeep snapshots` lists its content".into(),
         Error::NotEmpty(_) => "give a directory that is empty or does not exist yet".into(),
         Error::Locked { .. } => "wait for the other process to end and try again".into(),
+        Error::Memory(_) => "end other programs or raise the limit, and run it again".into(),
         Error::NewerFormat { .. } => "install the version of forgekeep that wrote it".into(),
         error if error.is_out_of_space() => {
             "nothing was lost; make space and run the same command again".into()

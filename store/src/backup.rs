@@ -26,14 +26,15 @@ use crate::store::Store;
 use crate::tree::{TreeReader, TreeWriter};
 use crate::walk::{Base, Found, Rules, Step, Walk};
 use intake::{Intake, absolute};
+use parking_lot::Mutex;
 use previous::{Comparison, Previous, Recheck};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Entries of a batch.
 const BATCH_ENTRIES: usize = 256;
@@ -181,7 +182,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
     let cutter = cutter(store)?;
-    let intake = Intake::new(&packer, cutter, store.observer(), &counters, &exclude);
+    let intake = Intake::new(&packer, cutter, store.observer(), &counters, &exclude)?;
     let recheck = Recheck { store, comparison, is_closed: parent_closed };
     let rules = Rules {
         exclude: exclude.clone(),
@@ -232,7 +233,7 @@ pub fn backup_stream(
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
     let exclude = Globs::new([])?;
-    let intake = Intake::new(&packer, cutter(store)?, store.observer(), &counters, &exclude);
+    let intake = Intake::new(&packer, cutter(store)?, store.observer(), &counters, &exclude)?;
     let (content, size) = intake.stream(input).map_err(|trouble| match trouble {
         intake::Trouble::Store(error) => error,
         intake::Trouble::Source(source) => Error::Source { path: "standard input".into(), source },
@@ -372,7 +373,7 @@ fn run_pipeline(
         drop(merge);
         tree.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    match failure.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    match failure.error.into_inner() {
         Some(error) => Err(error),
         None => tree,
     }
@@ -390,7 +391,7 @@ impl Failure {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                lock(&self.error).get_or_insert(error);
+                self.error.lock().get_or_insert(error);
                 self.failed.store(true, Relaxed);
                 None
             }
@@ -413,7 +414,7 @@ fn work(
     failure: &Failure,
 ) {
     loop {
-        let next = lock(jobs).recv();
+        let next = jobs.lock().recv();
         let Ok((job, reply)) = next else { return };
         if failure.is_noted() {
             continue; // emptying the queue, so that nobody waits for a place in it
@@ -727,8 +728,4 @@ impl Merge<'_, '_> {
     fn send_job(&self, job: Job, reply: SyncSender<Vec<Entry>>) -> Result<()> {
         self.jobs.send((job, reply)).map_err(|_| Error::Interrupted)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,11 +15,11 @@ use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
 use crate::store::Store;
 use crate::tree::{self, Child, Part, TreeReader};
+use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 /// Stored bytes read at once: they stay in a core's cache while they are hashed,
 /// opened and hashed again.
@@ -157,7 +157,7 @@ thread_local! {
 impl Check<'_> {
     fn damage(&self, object: impl Into<String>, reason: impl ToString) {
         let damage = Damage { object: object.into(), reason: reason.to_string() };
-        lock(&self.damages).push(damage);
+        self.damages.lock().push(damage);
     }
 
     fn config(&self) {
@@ -213,7 +213,7 @@ impl Check<'_> {
             return Ok(());
         };
         let (rows, indexed) = (self.chunks.load(Relaxed), self.indexed.load(Relaxed));
-        if lock(&self.bad_segments).is_empty() && in_index != indexed {
+        if self.bad_segments.lock().is_empty() && in_index != indexed {
             let reason = format!(
                 "{in_index} chunks are in it, {rows} in the segments, {indexed} of them where it says"
             );
@@ -245,7 +245,7 @@ impl Check<'_> {
 
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
         self.damage(segment::file_name(id), reason.to_string());
-        lock(&self.bad_segments).insert(*id);
+        self.bad_segments.lock().insert(*id);
         self.of_index(self.store.index.set_damaged(id))?;
         Ok(())
     }
@@ -255,7 +255,7 @@ impl Check<'_> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error @ Error::Index(_)) => {
-                let mut damages = lock(&self.damages);
+                let mut damages = self.damages.lock();
                 let (object, reason) = (crate::store::INDEX_FILE.to_owned(), error.to_string());
                 let damage = Damage { object, reason };
                 if !damages.contains(&damage) {
@@ -319,7 +319,7 @@ impl Check<'_> {
                     {
                         is_bad = true;
                         self.damage(format!("chunk {} in {name}", row.id), reason);
-                        lock(&self.bad_chunks).insert(row.id);
+                        self.bad_chunks.lock().insert(row.id);
                     }
                 }
                 self.store.observer().progress().add(0, bytes as u64);
@@ -411,8 +411,8 @@ impl Check<'_> {
             Err(error) => return Err(error),
         };
         let is_suspect = !location.is_healthy
-            || lock(&self.bad_chunks).contains(chunk)
-            || lock(&self.bad_segments).contains(&location.segment);
+            || self.bad_chunks.lock().contains(chunk)
+            || self.bad_segments.lock().contains(&location.segment);
         if !is_suspect {
             return Ok(None);
         }
@@ -491,7 +491,7 @@ impl Check<'_> {
         report.chunks = self.chunks.into_inner();
         report.bytes_read = self.bytes_read.into_inner();
         report.segments_read = self.segments_read.into_inner();
-        report.damages = self.damages.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.damages = self.damages.into_inner();
         report.damages.sort();
         report
     }
@@ -504,8 +504,4 @@ fn range_loss(id: &SnapshotId, from: &[u8], until: Option<&[u8]>, reason: String
         None => format!("{} and all that follows", display_path(from)),
     };
     Loss { snapshot: *id, path, reason }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -40,6 +40,9 @@ pub enum Error {
         /// Ours.
         known: u64,
     },
+    /// The system gives no more memory.
+    #[error("not enough memory: {0}")]
+    Memory(io::Error),
     /// Reading a file of the store failed.
     #[error("cannot read {name} of the store: {source}")]
     StoreRead {

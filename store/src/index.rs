@@ -8,11 +8,11 @@
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Kind, Row};
+use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Version of the tables below; another one means: build anew.
@@ -115,7 +115,7 @@ impl Index {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self.idle.lock().pop();
         let mut connection = match idle {
             Some(connection) => connection,
             None => connect(&self.path)?,
@@ -127,7 +127,7 @@ impl Index {
             // Whoever opens it next builds it anew. Best effort: this error is reported.
             let _ = connection.pragma_update(None, "user_version", BROKEN_VERSION);
         }
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        self.idle.lock().push(connection);
         result
     }
 

@@ -11,11 +11,12 @@ use crate::limits;
 use crate::seal::Sealer;
 use crate::segment::{self, Header, Kind, Row, Trailer};
 use crate::store::Store;
+use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Bytes collected before they are hashed and written.
@@ -116,7 +117,7 @@ impl<'a> Packer<'a> {
     pub fn put(&self, kind: Kind, plain: &[u8]) -> Result<Stored> {
         let id = ChunkId::of(plain);
         {
-            let mut claimed = lock(&self.claimed);
+            let mut claimed = self.claimed.lock();
             if self.is_dry && claimed.len() >= SEEN_MAX {
                 claimed.clear();
             }
@@ -125,7 +126,7 @@ impl<'a> Packer<'a> {
             }
         }
         if self.store.index.has(&id)? {
-            lock(&self.claimed).remove(&id);
+            self.claimed.lock().remove(&id);
             return Ok(Stored { id, is_new: false });
         }
         SEALER.with_borrow_mut(|slot| {
@@ -146,10 +147,10 @@ impl<'a> Packer<'a> {
     }
 
     fn slot(&self, kind: Kind) -> MutexGuard<'_, Option<OpenSegment>> {
-        lock(match kind {
-            Kind::Data => &self.data,
-            Kind::Metadata => &self.metadata,
-        })
+        match kind {
+            Kind::Data => self.data.lock(),
+            Kind::Metadata => self.metadata.lock(),
+        }
     }
 
     fn append(&self, kind: Kind, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
@@ -195,7 +196,7 @@ impl<'a> Packer<'a> {
     fn hand_over(&self, open: Option<OpenSegment>) -> Result<()> {
         let Some(open) = open else { return Ok(()) };
         let full = open.finish()?;
-        let queue = lock(&self.finisher).as_ref().map(|finisher| finisher.queue.clone());
+        let queue = self.finisher.lock().as_ref().map(|finisher| finisher.queue.clone());
         match queue.map(|queue| queue.send(full)) {
             Some(Ok(())) => Ok(()),
             // The thread ended because it failed; its error tells why.
@@ -205,7 +206,7 @@ impl<'a> Packer<'a> {
 
     /// Ends the publishing thread and returns what became of it.
     fn join(&self) -> Result<()> {
-        let Some(Finisher { queue, thread }) = lock(&self.finisher).take() else {
+        let Some(Finisher { queue, thread }) = self.finisher.lock().take() else {
             return Err(Error::Interrupted);
         };
         drop(queue);
@@ -223,7 +224,7 @@ impl<'a> Packer<'a> {
 impl Drop for Packer<'_> {
     fn drop(&mut self) {
         // Segments that are full already are kept for the next run.
-        if let Some(Finisher { queue, thread }) = lock(&self.finisher).take() {
+        if let Some(Finisher { queue, thread }) = self.finisher.lock().take() {
             drop(queue);
             let _ = thread.join();
         }
@@ -289,14 +290,10 @@ fn publish_all(
         pending.sync().map_err(Error::store_write(name.clone()))?;
         pending.publish(&name).map_err(Error::store_write(name))?;
         index.add(&Segment { id, kind, len, is_healthy: true }, &rows)?;
-        let mut claimed = lock(claimed);
+        let mut claimed = claimed.lock();
         for row in &rows {
             claimed.remove(&row.id);
         }
     }
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

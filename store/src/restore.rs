@@ -19,6 +19,7 @@ use crate::store::Store;
 use crate::target::{Target, Unfinished};
 use crate::tree::{Lost, TreeReader};
 use crate::walk::{Base, Rules, Step, Walk};
+use parking_lot::Mutex;
 use rayon::prelude::*;
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -30,8 +31,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Entries of a window.
 const WINDOW_ENTRIES: usize = 8192;
@@ -444,7 +445,7 @@ impl Restore<'_> {
         let is_last = output.remaining.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1;
         if is_last && !output.is_settled.load(Relaxed) {
             // Files without chunks are made with the window that holds them.
-            if lock(&output.file).is_some() {
+            if output.file.lock().is_some() {
                 self.finish(output);
             }
         }
@@ -469,7 +470,7 @@ impl Restore<'_> {
             self.count_entry(path, made, &self.counts.others);
         }
         self.finish_dirs(window.done_dirs);
-        match lock(&self.fatal).take() {
+        match self.fatal.lock().take() {
             Some(error) => Err(error),
             None => self.store.observer().progress().check(),
         }
@@ -516,7 +517,7 @@ impl Restore<'_> {
     /// Leaves a file alone that already has its content.
     fn compare(&self, output: &Output) {
         let is_settled = output.is_settled.load(Relaxed);
-        if is_settled || output.is_fresh.load(Relaxed) || lock(&output.file).is_some() {
+        if is_settled || output.is_fresh.load(Relaxed) || output.file.lock().is_some() {
             return;
         }
         if !self.has_content(output).unwrap_or(false) {
@@ -603,7 +604,7 @@ impl Restore<'_> {
         let groups: Vec<&[(Option<Location>, Slice)]> =
             placed.chunk_by(|(_, a), (_, b)| a.chunk == b.chunk).collect();
         groups.par_iter().for_each(|group| {
-            if lock(&self.fatal).is_some() || self.store.observer().progress().check().is_err() {
+            if self.fatal.lock().is_some() || self.store.observer().progress().check().is_err() {
                 return;
             }
             self.write_chunk(group);
@@ -634,7 +635,7 @@ impl Restore<'_> {
     }
 
     fn write_slice(&self, output: &Output, bytes: &[u8], at: u64) {
-        let mut file = lock(&output.file);
+        let mut file = output.file.lock();
         if output.is_settled.load(Relaxed) {
             // Another slice of it failed meanwhile: what is left of it must stay removed.
             return;
@@ -691,7 +692,7 @@ impl Restore<'_> {
         });
         match begun {
             Ok(open) => {
-                *lock(&output.file) = Some(open);
+                *output.file.lock() = Some(open);
                 self.finish(output);
             }
             Err(error) => self.failed_io(&output.path, &error),
@@ -699,7 +700,7 @@ impl Restore<'_> {
     }
 
     fn finish(&self, output: &Output) {
-        let Some(open) = lock(&output.file).take() else { return };
+        let Some(open) = output.file.lock().take() else { return };
         output.is_settled.store(true, Relaxed);
         let finished = self.target.finish(open, &output.entry);
         self.count_entry(&output.path, finished, &self.counts.files_restored);
@@ -708,7 +709,7 @@ impl Restore<'_> {
     /// Nothing more is written to this file, and what was is removed.
     fn settle(&self, output: &Output) -> bool {
         let was_settled = output.is_settled.swap(true, Relaxed);
-        if let Some(open) = lock(&output.file).take() {
+        if let Some(open) = output.file.lock().take() {
             open.remove();
         }
         !was_settled
@@ -737,7 +738,7 @@ impl Restore<'_> {
             .any(|errno| code == Some(errno.raw_os_error()));
         if is_fatal {
             let source = io::Error::from_raw_os_error(code.unwrap_or_default());
-            lock(&self.fatal).get_or_insert(Error::Target { path: self.shown(path), source });
+            self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
             return;
         }
         self.failed(path, &error.to_string());
@@ -952,8 +953,4 @@ fn relative<'p>(path: &'p [u8], prefix: &[u8]) -> &'p [u8] {
 
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     crate::walk::join(path, name)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@
 //! directory for a symbolic link at any moment; nothing here follows one.
 
 use crate::entry::{Kind, Owner, Time, Xattrs};
+use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat, openat2,
     statx,
@@ -16,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Longest path handed to a system call at once.
 const STEP_BYTES: usize = 3000;
@@ -306,7 +307,7 @@ pub struct Owners {
 impl Owners {
     /// The owner with these numbers, with the names this machine knows.
     pub fn get(&self, uid: u32, gid: u32) -> Arc<Owner> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let owner = known.entry((uid, gid)).or_insert_with(|| {
             let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
             let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten();

@@ -12,7 +12,6 @@ use crate::salvage;
 use crate::seal::Opener;
 use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -516,13 +515,31 @@ impl Opening<'_> {
         self.observer.progress().expect(count, bytes);
         for batch in shards.concat().chunks(64) {
             self.observer.progress().check()?;
-            let loaded: Vec<_> = batch.par_iter().map(|(id, len)| self.load(id, *len)).collect();
-            for (segment, rows) in loaded {
+            for (segment, rows) in self.load_all(batch) {
                 builder.add(&segment, &rows)?;
                 self.observer.progress().add(1, segment.len);
             }
         }
         builder.finish(&self.store_id)
+    }
+
+    /// Loads segments with all cores, in their order.
+    ///
+    /// With threads of its own: whoever finds the index wrong may be a rayon job that
+    /// must not take up another one while it waits here.
+    fn load_all(&self, batch: &[(SegmentId, u64)]) -> Vec<(Segment, Vec<Row>)> {
+        let share = batch.len().div_ceil(rayon::current_num_threads()).max(1);
+        std::thread::scope(|scope| {
+            let load = |part: &[(SegmentId, u64)]| -> Vec<_> {
+                part.iter().map(|(id, len)| self.load(id, *len)).collect()
+            };
+            let threads: Vec<_> =
+                batch.chunks(share).map(|part| scope.spawn(move || load(part))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().flat_map(join).collect()
+        })
     }
 }
 

@@ -8,10 +8,11 @@
 use crate::git;
 use crate::glob::Globs;
 use crate::source::{self, Stat};
+use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Entries that may be listed and not yet taken. Threads that found so many rest
 /// until half of them were taken.
@@ -160,7 +161,7 @@ impl Walk {
 
     /// The listing of a directory; lists it here if nobody has begun to.
     fn listing(&self, node: &Node) -> Listing {
-        let mut state = lock(&node.state);
+        let mut state = node.state.lock();
         loop {
             match std::mem::replace(&mut *state, State::Taken) {
                 State::Waiting => {
@@ -177,7 +178,7 @@ impl Walk {
                 }
                 State::Running => {
                     *state = State::Running;
-                    state = node.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    node.done.wait(&mut state);
                 }
                 State::Taken => unreachable!("a directory is walked once"),
             }
@@ -216,7 +217,7 @@ impl Iterator for Walk {
 
 impl Drop for Walk {
     fn drop(&mut self) {
-        lock(&self.shared.queue).is_ended = true;
+        self.shared.queue.lock().is_ended = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -229,7 +230,7 @@ impl Shared {
     fn work(&self) {
         while let Some(node) = self.next_node() {
             {
-                let mut state = lock(&node.state);
+                let mut state = node.state.lock();
                 if !matches!(*state, State::Waiting) {
                     continue;
                 }
@@ -237,14 +238,14 @@ impl Shared {
             }
             let (listing, nodes) = self.list(&node.path);
             self.ahead.fetch_add(listing.len(), Ordering::Relaxed);
-            *lock(&node.state) = State::Done(listing);
+            *node.state.lock() = State::Done(listing);
             node.done.notify_one();
             self.push(nodes);
         }
     }
 
     fn next_node(&self) -> Option<Arc<Node>> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             if queue.is_ended {
                 return None;
@@ -255,7 +256,7 @@ impl Shared {
                 return Some(node);
             }
             queue.idle += 1;
-            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut queue);
             queue.idle -= 1;
         }
     }
@@ -265,7 +266,7 @@ impl Shared {
         let before = self.ahead.fetch_sub(entries, Ordering::Relaxed);
         let low = AHEAD_MAX / 2;
         if before > low && before - entries <= low {
-            drop(lock(&self.queue)); // whoever is about to wait looks again, or waits already
+            drop(self.queue.lock()); // whoever is about to wait looks again, or waits already
             self.work.notify_all();
         }
     }
@@ -275,7 +276,7 @@ impl Shared {
         if nodes.is_empty() {
             return;
         }
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         queue.nodes.extend(nodes.into_iter().rev());
         let is_awaited = queue.idle > 0 && self.ahead.load(Ordering::Relaxed) <= AHEAD_MAX;
         drop(queue);
@@ -424,8 +425,4 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 
 fn node(path: Vec<u8>) -> Arc<Node> {
     Arc::new(Node { path, state: Mutex::new(State::Waiting), done: Condvar::new() })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

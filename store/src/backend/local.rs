@@ -1,13 +1,14 @@
 //! A directory of this machine.
 
 use super::{Backend, Listed, Pending};
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where files stand until they are published.
 const UNPUBLISHED: &str = "tmp";
@@ -29,7 +30,7 @@ pub struct Local {
 type OpenFiles = Mutex<Vec<(String, Arc<File>)>>;
 
 fn forget(open: &OpenFiles, name: &str) {
-    open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != name);
+    open.lock().retain(|(known, _)| known != name);
 }
 
 impl Local {
@@ -81,7 +82,7 @@ impl Local {
     }
 
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
             Some(at) => open.remove(at).1,
             None => Arc::new(File::open(self.root.join(name))?),

@@ -1,9 +1,10 @@
 //! A store in memory, for tests.
 
 use super::{Backend, Listed, Pending};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -16,7 +17,7 @@ pub struct Memory {
 impl Memory {
     /// All files, to look at or to damage.
     pub fn with_files<T>(&self, look: impl FnOnce(&mut Files) -> T) -> T {
-        look(&mut self.files.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.files.lock())
     }
 
     /// A copy that shares nothing.

@@ -12,6 +12,8 @@ use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat};
 use crate::walk::{Base, Found};
 use chunker::Cutter;
+use memmap2::MmapMut;
+use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -22,7 +24,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, PoisonError};
 
 /// Runs of at least this many bytes are cut and hashed by all cores.
 const LARGE_BYTES: u64 = 16 << 20;
@@ -65,7 +66,8 @@ pub struct Intake<'a> {
     pub exclude: &'a Globs,
     owners: Owners,
     cutter: Cutter,
-    region: Mutex<Vec<u8>>,
+    /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
+    region: Mutex<MmapMut>,
 }
 
 thread_local! {
@@ -79,9 +81,10 @@ impl<'a> Intake<'a> {
         observer: &'a dyn Observer,
         counters: &'a Counters,
         exclude: &'a Globs,
-    ) -> Intake<'a> {
-        let (owners, region) = (Owners::default(), Mutex::default());
-        Intake { packer, observer, counters, exclude, owners, cutter, region }
+    ) -> Result<Intake<'a>> {
+        let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
+        let owners = Owners::default();
+        Ok(Intake { packer, observer, counters, exclude, owners, cutter, region })
     }
 
     /// The entry of a found thing, or nothing if it is gone or cannot be read,
@@ -260,7 +263,7 @@ impl<'a> Intake<'a> {
         recipe: &mut RecipeWriter,
     ) -> Result<u64, Trouble> {
         if end - begin >= LARGE_BYTES {
-            let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut region = self.region.lock();
             let mut at = begin;
             self.large(&mut region, recipe, &mut |space| {
                 let len = space.len().min((end - at) as usize);
@@ -298,11 +301,10 @@ impl<'a> Intake<'a> {
     /// Cuts and puts what `fill` delivers, with all cores.
     fn large(
         &self,
-        region: &mut Vec<u8>,
+        region: &mut [u8],
         recipe: &mut RecipeWriter,
         fill: Fill<'_>,
     ) -> Result<(), Trouble> {
-        region.resize(REGION_BYTES, 0);
         let mut filled = 0;
         loop {
             let (read, is_last) = fill(&mut region[filled..])?;
@@ -333,7 +335,7 @@ impl<'a> Intake<'a> {
     /// The content of a stream that can be read once only, and its length.
     pub fn stream(&self, input: &mut dyn Read) -> Result<(Content, u64), Trouble> {
         let mut recipe = RecipeWriter::default();
-        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut region = self.region.lock();
         self.large(&mut region, &mut recipe, &mut |space| {
             let read = read_stream(input, space)?;
             self.observer.progress().add(0, read as u64);
