@@ -39,7 +39,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
     sandbox.write("source/a", "a");
     sandbox.run(["backup", "nowhere"]).fails(1, &["nowhere", "none of the paths"]);
     let partial = sandbox.run(["backup", "source", "nowhere"]).ends_with(3);
-    assert!(partial.stderr.contains("nowhere") && partial.stderr.contains("1 paths"));
+    assert!(partial.stderr.contains("nowhere") && partial.stderr.contains("1 path"));
     for (place, words) in [
         ("latest~1", "no snapshot latest~1"),
         ("ffff", "no snapshot ffff"),
@@ -190,7 +190,7 @@ fn restore_puts_things_where_it_says() {
     sandbox.write("content/extra/file", "x");
     sandbox.write("content/readme", "damaged");
     let before = sandbox.run(["restore", &place, "-t", "content", "--delete", "--dry-run"]).ok();
-    assert!(before.stdout.contains("1 paths to be deleted"), "{}", before.told());
+    assert!(before.stdout.contains("1 path to be deleted"), "{}", before.told());
     assert!(sandbox.has("content/extra/file"));
     assert_eq!(sandbox.read("content/readme"), b"damaged");
     sandbox.run(["restore", &place, "-t", "never", "--dry-run"]).ok();

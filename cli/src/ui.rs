@@ -188,6 +188,10 @@ impl Watch {
         let total = progress.bytes_total.load(Relaxed);
         let done = progress.bytes_done.load(Relaxed);
         let entries = progress.entries_done.load(Relaxed);
+        if total > 0 {
+            self.bar.set_length(total.max(done));
+        }
+        self.bar.set_position(done);
         let template = if total > 0 {
             "{prefix} [{bar:25}] {percent}%  {bytes}/{total_bytes}  {binary_bytes_per_sec}  {msg}  {eta} left"
         } else {
@@ -198,10 +202,6 @@ impl Watch {
         }
         self.bar.set_prefix(self.what);
         self.bar.set_message(format!("{entries} entries"));
-        if total > 0 {
-            self.bar.set_length(total.max(done));
-        }
-        self.bar.set_position(done);
         self.bar.tick();
     }
 
@@ -278,5 +278,9 @@ impl Observer for Watch {
 
     fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    fn wants_totals(&self) -> bool {
+        !self.bar.is_hidden()
     }
 }

@@ -13,6 +13,7 @@
 mod git_dir;
 mod intake;
 mod previous;
+mod survey;
 
 use crate::entry::{Content, Entry, Kind, Time, path_cmp};
 use crate::error::{Error, Result};
@@ -192,7 +193,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
         git_dirs: true,
         scan_git_dirs: parent.is_some(),
     };
-    let (root, entry_count, bytes) = run_pipeline(&intake, &recheck, previous, |merge| {
+    let produce = |merge: &mut Merge<'_, '_>| {
         let mut ancestors = Vec::new();
         let mut refused = Vec::new();
         for root in &roots {
@@ -211,6 +212,16 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
             merge.intake.unreadable(&tree_path(path), error);
         }
         Ok(())
+    };
+    let is_over = AtomicBool::new(false);
+    let (root, entry_count, bytes) = std::thread::scope(|scope| {
+        let observer = store.observer();
+        if parent.is_none() && observer.wants_totals() {
+            scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
+        }
+        let done = run_pipeline(&intake, &recheck, previous, produce);
+        is_over.store(true, Relaxed);
+        done
     })?;
     let parent_id = parent.map(|(id, _)| id);
     let paths = options.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();

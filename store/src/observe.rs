@@ -73,6 +73,10 @@ pub trait Observer: Send + Sync {
     fn event(&self, event: Event);
     /// The counters of this operation.
     fn progress(&self) -> &Progress;
+    /// Whether it is worth some work to know beforehand how much there will be.
+    fn wants_totals(&self) -> bool {
+        false
+    }
 }
 
 /// Hears nothing.

@@ -237,7 +237,7 @@ impl Store {
 
     fn second_look(&self, id: &ChunkId) -> Result<Option<Location>> {
         let second = self.second.get_or_init(|| {
-            let note = "the index does not fit the segments; reading their tables";
+            let note = "a chunk is not where the index says, or damaged; reading the tables of all segments";
             self.observer.event(Event::Note(note.into()));
             let opening = Opening {
                 backend: &*self.backend,

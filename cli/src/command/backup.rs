@@ -1,6 +1,6 @@
 use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
-use crate::report::{now, size};
+use crate::report::{count, now, size};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
@@ -248,12 +248,12 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
         }),
     )?;
     ui.remark(format!(
-        "files: {} new, {} changed, {} unmodified; {} in {} entries",
+        "files: {} new, {} changed, {} unmodified; {} in {}",
         statistics.files_new,
         statistics.files_changed,
         statistics.files_unmodified,
         size(statistics.bytes),
-        statistics.entries
+        count(statistics.entries, "entry")
     ))?;
     ui.remark(format!(
         "added {} ({} stored) in {:.1} s",
@@ -262,7 +262,10 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
         elapsed.as_secs_f64()
     ))?;
     if unreadable > 0 {
-        ui.warn(&format!("{unreadable} paths could not be read and are missing"));
+        ui.warn(&format!(
+            "missing from the snapshot: {} could not be read",
+            count(unreadable, "path")
+        ));
     }
     match report.snapshot {
         Some(id) => ui.line(format!("snapshot {} saved", id.short())),

@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::{Failure, other};
-use crate::report::{now, size};
+use crate::report::{count, now, size};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
@@ -80,22 +80,22 @@ impl Check {
         let read = match report.segments_read {
             0 => "data not read".into(),
             all if all == report.segments => format!("all {} read", size(report.bytes_read)),
-            some => format!("{some} segments read, {}", size(report.bytes_read)),
+            some => format!("{} read, {}", count(some, "segment"), size(report.bytes_read)),
         };
         ui.remark(format!(
-            "{} snapshots, {} segments, {} chunks; {read}, in {:.1} s",
-            report.snapshots,
-            report.segments,
-            report.chunks,
+            "{}, {}, {}; {read}, in {:.1} s",
+            count(report.snapshots, "snapshot"),
+            count(report.segments, "segment"),
+            count(report.chunks, "chunk"),
             watch.elapsed().as_secs_f64()
         ))?;
         if report.is_clean() {
             return ui.line("no damage found");
         }
         ui.line(format!(
-            "{} damaged, {} paths lost; what else there is can be restored",
-            report.damages.len(),
-            report.loss_count
+            "{} damaged, {} lost; what else there is can be restored",
+            count(report.damages.len() as u64, "object"),
+            count(report.loss_count, "path")
         ))?;
         ui.remark("the next backup stores again what its sources still have of it")?;
         Err(Failure::Damaged)

@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{entry_json, local_time, size, utc_time};
+use crate::report::{count, entry_json, local_time, size, utc_time};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
@@ -79,7 +79,11 @@ impl Find {
             }
         }
         ui.json("summary", json!({"paths": found.len(), "snapshots": snapshots.len()}))?;
-        ui.remark(format!("{} paths in {} snapshots", found.len(), snapshots.len()))?;
+        ui.remark(format!(
+            "{} in {}",
+            count(found.len() as u64, "path"),
+            count(snapshots.len() as u64, "snapshot")
+        ))?;
         damage.map_or(Ok(()), |error| Err(error.into()))
     }
 }

@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::size;
+use crate::report::{count, size};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -45,7 +45,9 @@ impl Index {
             }),
         )?;
         ui.line(format!(
-            "{chunks} chunks of {segments} segments ({}) are in the index again, in {seconds:.1} s",
+            "{} of {} ({}) in the index again, in {seconds:.1} s",
+            count(chunks, "chunk"),
+            count(segments, "segment"),
             size(bytes)
         ))
     }

@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::{Failure, with_hint};
-use crate::report::size;
+use crate::report::{count, size};
 use crate::select::{self, Place, tree_path};
 use crate::ui::Ui;
 use clap::Args;
@@ -113,18 +113,18 @@ impl Restore {
         )?;
         let verb = if self.dry_run { "would restore" } else { "restored" };
         let mut text = format!(
-            "{verb} {} files ({}), {} directories, {} links and others",
-            report.files_restored,
+            "{verb} {} ({}), {}, {}",
+            count(report.files_restored, "file"),
             size(report.bytes_restored),
-            report.dirs,
-            report.others
+            count(report.dirs, "directory"),
+            count(report.others, "other")
         );
         if report.files_unchanged > 0 {
-            text += &format!("; {} files were right already", report.files_unchanged);
+            text += &format!("; {} right already", count(report.files_unchanged, "file"));
         }
         if report.deleted > 0 {
             let deleted = if self.dry_run { "to be deleted" } else { "deleted" };
-            text += &format!("; {} paths {deleted}", report.deleted);
+            text += &format!("; {} {deleted}", count(report.deleted, "path"));
         }
         if !self.dry_run {
             text += &format!(" in {seconds:.1} s");
@@ -143,7 +143,7 @@ impl Restore {
             ));
         }
         if report.failed > 0 {
-            ui.warn(&format!("{} paths were not restored", report.failed));
+            ui.warn(&format!("{} not restored", count(report.failed, "path")));
         }
         Ok(())
     }

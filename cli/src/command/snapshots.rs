@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{local_time, put_path, size, utc_time};
+use crate::report::{count, local_time, put_path, size, utc_time};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
@@ -34,7 +34,7 @@ impl Snapshots {
                 notes += &format!("  [{}]", snapshot.tags.join(", "));
             }
             if snapshot.unreadable_count > 0 {
-                notes += &format!("  ({} paths missing)", snapshot.unreadable_count);
+                notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));
             }
             ui.line(format!(
                 "{}  {}  {:15}  {:>10}  {}{notes}",
@@ -78,6 +78,6 @@ impl Snapshots {
                 .collect();
             ui.json("snapshot", value)?;
         }
-        ui.remark(format!("{} snapshots", snapshots.len()))
+        ui.remark(count(snapshots.len() as u64, "snapshot"))
     }
 }

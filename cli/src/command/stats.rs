@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::size;
+use crate::report::{count, size};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
@@ -50,11 +50,11 @@ impl Stats {
         ui.line(format!("restored      {} if all of them were", size(restored)))?;
         for (name, totals) in [("data    ", data), ("metadata", metadata)] {
             ui.line(format!(
-                "{name}      {} in {} chunks, stored as {} in {} segments",
+                "{name}      {} in {}, stored as {} in {}",
                 size(totals.plain_bytes),
-                totals.chunks,
+                count(totals.chunks, "chunk"),
                 size(totals.segment_bytes),
-                totals.segments
+                count(totals.segments, "segment")
             ))?;
         }
         let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };

@@ -3,12 +3,12 @@
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where files stand until they are published.
 const UNPUBLISHED: &str = "tmp";
@@ -74,8 +74,11 @@ impl Local {
                 file => file?,
             };
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                fs::remove_file(&path)?;
-                removed += 1;
+                match fs::remove_file(&path) {
+                    // Published since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    done => done.map(|()| removed += 1)?,
+                }
             }
         }
         Ok(removed)
@@ -127,13 +130,22 @@ impl Backend for Local {
     }
 
     fn create(&self) -> io::Result<Box<dyn Pending>> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = self.root.join(UNPUBLISHED).join(format!("{}-{number}", std::process::id()));
-        let file = File::options().write(true).create(true).truncate(false).open(&path)?;
-        // The name of a run that was killed may come back; its file is cut, a running one's never.
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.set_len(0)?;
+        let dir = self.root.join(UNPUBLISHED);
+        let (path, file) = loop {
+            let mut random = [0; 8];
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+            let path = dir.join(format!("{:016x}", u64::from_le_bytes(random)));
+            let file = File::options().write(true).create_new(true).open(&path)?;
+            match flock(&file, FlockOperation::LockExclusive) {
+                // A file system without locks: nobody's files are ever cleaned up there.
+                Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // Another run may have found it before it was locked, and removed it.
+            if file.metadata()?.nlink() > 0 {
+                break (path, file);
+            }
+        };
         Ok(Box::new(LocalPending {
             root: self.root.clone(),
             open: Arc::clone(&self.open),

@@ -80,3 +80,22 @@ fn what_killed_runs_left_is_removed_and_running_writers_stay() {
     running.sync().expect("syncs");
     running.publish("snapshots/a").expect("still there");
 }
+
+#[test]
+fn files_begun_while_another_run_cleans_up_are_kept() {
+    let (dir, writer) = local();
+    let cleaner = Local::new(dir.path());
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                cleaner.remove_unpublished().expect("cleans");
+            }
+        });
+        for _ in 0..2000 {
+            let pending = writer.create().expect("creates");
+            pending.publish("snapshots/a").expect("still there");
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

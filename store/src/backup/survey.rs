@@ -1,0 +1,37 @@
+//! Looking ahead at how much there is to be read, for those who watch.
+
+use super::Root;
+use super::intake::absolute;
+use crate::entry::Kind;
+use crate::observe::Progress;
+use crate::source;
+use crate::walk::{Base, Rules, Step, Walk};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Adds up what is below `roots` and tells `progress`, unless `is_over` comes first.
+///
+/// What cannot be looked at is passed over: the backup itself reports it.
+pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &AtomicBool) {
+    let (mut entries, mut bytes) = (0, 0);
+    let rules = Rules { git_dirs: false, scan_git_dirs: false, ..rules.clone() };
+    for root in roots {
+        if root.stat.kind != Kind::Directory {
+            entries += 1;
+            bytes += root.stat.size;
+            continue;
+        }
+        let Ok(dir) = source::open_dir(&absolute(&root.path)) else { continue };
+        let base = Arc::new(Base { path: root.path.clone(), dir });
+        for step in Walk::new(base, root.stat, rules.clone(), 0) {
+            if is_over.load(Relaxed) {
+                return;
+            }
+            if let Step::Found(found) = step {
+                entries += 1;
+                bytes += if found.stat.kind == Kind::File { found.stat.size } else { 0 };
+            }
+        }
+    }
+    progress.expect(entries, bytes);
+}
