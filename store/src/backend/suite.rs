@@ -92,10 +92,9 @@ fn files_begun_while_another_run_cleans_up_are_kept() {
                 cleaner.remove_unpublished().expect("cleans");
             }
         });
-        for _ in 0..2000 {
-            let pending = writer.create().expect("creates");
-            pending.publish("snapshots/a").expect("still there");
-        }
+        let begin_and_publish = |_| writer.create()?.publish("snapshots/a");
+        let done: Vec<std::io::Result<()>> = (0..2000).map(begin_and_publish).collect();
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(done.iter().all(Result::is_ok), "{done:?}");
     });
 }
