@@ -426,6 +426,25 @@ fn a_path_that_cannot_be_read_costs_only_itself() {
 }
 
 #[test]
+fn other_names_of_a_lost_file_are_not_linked_to_what_is_in_its_place() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    sandbox.tool("ln").args(["source/a", "source/b"]).run().ok();
+    sandbox.backup(["source"]);
+    sandbox.write("target/a", "what was there before");
+    let list = sandbox.tool("find").args(["store/segments", "-size", "+90k"]).run().ok();
+    let segment = list.stdout.trim();
+    let mut bytes = sandbox.read(segment);
+    bytes[50_000] ^= 1;
+    std::fs::write(sandbox.path(segment), bytes).expect("damages");
+    let place = sandbox.at("latest", "source");
+    let restored = sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
+    assert!(restored.stderr.contains("target/a") && restored.stderr.contains("target/b"));
+    assert!(!sandbox.has("target/b"), "{}", restored.told());
+    assert_eq!(sandbox.read("target/a"), b"what was there before");
+}
+
+#[test]
 fn a_store_that_another_needs_alone_is_locked() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");

@@ -148,7 +148,8 @@ impl Sandbox {
         if !program.exists() {
             let all = std::fs::Permissions::from_mode(0o777);
             std::fs::set_permissions(self.root(), all).expect("opens the sandbox");
-            std::fs::copy(FORGEKEEP, &program).expect("copies the program");
+            // By another process: a file that a fork of this one has open cannot be run.
+            self.tool("cp").args([Path::new(FORGEKEEP), &program]).run().ok();
         }
         let mut run = self.tool(&program).args(arguments);
         run.command.uid(NOBODY).gid(NOBODY);

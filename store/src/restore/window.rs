@@ -1,0 +1,268 @@
+//! Windows: entries that follow each other in path order and are dealt with together.
+
+use super::content::{Output, Slice};
+use super::{Restore, join, relative};
+use crate::entry::{Content, Entry, Kind, Owner, display_path, is_within, path_cmp};
+use crate::error::Result;
+use crate::id::ChunkId;
+use crate::recipe::Extent;
+use rayon::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Entries of a window.
+const WINDOW_ENTRIES: usize = 8192;
+/// Slices of chunks of a window.
+pub(super) const WINDOW_SLICES: usize = 16384;
+/// Bytes that the entries of a window take in memory, about.
+const WINDOW_BYTES: usize = 32 << 20;
+/// Files of a window that need more than one chunk: so many may be open at once.
+const WINDOW_OPEN_FILES: usize = 400;
+
+/// A directory of the tree.
+pub(super) struct Dir {
+    entry: Entry,
+    /// Path in the target.
+    path: Vec<u8>,
+    /// Made by this restore, so that nothing else is in it. Known once it was made.
+    is_fresh: Arc<AtomicBool>,
+}
+
+/// Entries that are dealt with together.
+#[derive(Default)]
+pub(super) struct Window {
+    pub(super) entries: usize,
+    /// Memory of those, about.
+    pub(super) bytes: usize,
+    /// Directories to make.
+    pub(super) dirs: Vec<(Vec<u8>, Arc<AtomicBool>)>,
+    /// Directories that nothing will be made in any more.
+    pub(super) done_dirs: Vec<Dir>,
+    pub(super) files: Vec<Arc<Output>>,
+    pub(super) slices: Vec<Slice>,
+    /// Files with several chunks.
+    pub(super) open_files: usize,
+    pub(super) others: Vec<(Entry, Vec<u8>, Arc<AtomicBool>)>,
+    pub(super) links: Vec<OtherName>,
+}
+
+/// Another name of something restored before.
+pub(super) struct OtherName {
+    entry: Entry,
+    /// Path of the first name.
+    first: Vec<u8>,
+    path: Vec<u8>,
+    is_fresh: Arc<AtomicBool>,
+}
+
+impl Restore<'_> {
+    /// Takes the next entry of the tree into the window.
+    pub(super) fn take(
+        &mut self,
+        entry: Entry,
+        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    ) -> Result<()> {
+        if entry.path == self.prefix {
+            self.open_top(entry);
+            return Ok(());
+        }
+        let path = relative(&entry.path, &self.prefix).to_vec();
+        self.leave_dirs(&path);
+        let Some(is_fresh) = self.enter_parent(&path) else {
+            self.failed(&path, "what should be its directory is none");
+            return Ok(());
+        };
+        self.window.entries += 1;
+        self.window.bytes += weight(&entry);
+        if entry.kind == Kind::Directory {
+            self.open_dir(entry, path);
+        } else if let Some(first) = self.linked(&entry, &path) {
+            self.window.links.push(OtherName { entry, first, path, is_fresh });
+        } else if entry.kind == Kind::File {
+            self.open_file(entry, path, is_fresh, get)?;
+        } else {
+            self.window.others.push((entry, path, is_fresh));
+        }
+        let window = &self.window;
+        if window.entries >= WINDOW_ENTRIES
+            || window.bytes >= WINDOW_BYTES
+            || window.open_files >= WINDOW_OPEN_FILES
+        {
+            self.flush(false)?;
+        }
+        Ok(())
+    }
+
+    /// The directory whose content is restored is the target itself; it gets that
+    /// directory's metadata only if it was made for this.
+    fn open_top(&mut self, entry: Entry) {
+        if self.top.is_made && entry.kind == Kind::Directory {
+            let is_fresh = Arc::new(AtomicBool::new(true));
+            self.open_dirs.push(Dir { entry, path: Vec::new(), is_fresh });
+        }
+    }
+
+    /// Directories that `path` is not in will take nothing any more.
+    fn leave_dirs(&mut self, path: &[u8]) {
+        while self.open_dirs.last().is_some_and(|dir| !is_within(path, &dir.path)) {
+            self.window.done_dirs.extend(self.open_dirs.pop());
+        }
+    }
+
+    /// Whether the directory of `path` is fresh. Directories that the tree lost are
+    /// made; `None` if something else stands there.
+    fn enter_parent(&mut self, path: &[u8]) -> Option<Arc<AtomicBool>> {
+        let parent = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
+        if let Some(dir) = self.open_dirs.last()
+            && dir.path == parent
+        {
+            return Some(Arc::clone(&dir.is_fresh));
+        }
+        if parent.is_empty() {
+            return Some(Arc::new(AtomicBool::new(self.top.is_empty)));
+        }
+        let is_taken = |taken: &[u8]| is_within(path, taken);
+        let files = self.window.files.iter().map(|file| &file.path);
+        let others = self.window.others.iter().map(|(_, path, _)| path);
+        if files.chain(others).any(|taken| is_taken(taken)) {
+            return None;
+        }
+        self.enter_parent(parent)?;
+        let tree_path = join(&self.prefix, parent);
+        self.open_dir(nameless_dir(tree_path), parent.to_vec());
+        self.open_dirs.last().map(|dir| Arc::clone(&dir.is_fresh))
+    }
+
+    fn open_dir(&mut self, entry: Entry, path: Vec<u8>) {
+        let is_fresh = Arc::new(AtomicBool::new(false));
+        self.window.dirs.push((path.clone(), Arc::clone(&is_fresh)));
+        self.open_dirs.push(Dir { entry, path, is_fresh });
+    }
+
+    /// The path restored before that this entry is another name of.
+    fn linked(&mut self, entry: &Entry, path: &[u8]) -> Option<Vec<u8>> {
+        let link = entry.hard_link?;
+        let key = (link.device, entry.inode);
+        match self.links.get_mut(&key) {
+            None => {
+                self.links.insert(key, (path.to_vec(), link.names.saturating_sub(1)));
+                None
+            }
+            Some((first, to_come)) => {
+                let first = first.clone();
+                *to_come = to_come.saturating_sub(1);
+                if *to_come == 0 {
+                    self.links.remove(&key);
+                }
+                Some(first)
+            }
+        }
+    }
+
+    /// Deals with everything in the window.
+    pub(super) fn flush(&mut self, is_end: bool) -> Result<()> {
+        if is_end {
+            self.leave_dirs_all();
+        }
+        let window = std::mem::take(&mut self.window);
+        self.make_dirs(&window.dirs);
+        window.files.par_iter().for_each(|output| self.compare(output));
+        self.write(window.slices)?;
+        window.files.par_iter().for_each(|output| self.finish_without_chunks(output));
+        window.others.par_iter().for_each(|(entry, path, is_fresh)| {
+            let made = self.target.make_other(path, entry, is_fresh.load(Relaxed));
+            if made.is_err() {
+                self.lose(entry);
+            }
+            self.count_entry(path, made, &self.counts.others);
+        });
+        for OtherName { entry, first, path, is_fresh } in &window.links {
+            if self.is_lost(entry) {
+                self.failed(path, &format!("{} was not restored", display_path(first)));
+                continue;
+            }
+            let made = self.target.make_link(first, path, is_fresh.load(Relaxed));
+            self.count_entry(path, made, &self.counts.others);
+        }
+        self.finish_dirs(window.done_dirs);
+        match self.fatal.lock().take() {
+            Some(error) => Err(error),
+            None => self.store.observer().progress().check(),
+        }
+    }
+
+    fn leave_dirs_all(&mut self) {
+        while let Some(dir) = self.open_dirs.pop() {
+            self.window.done_dirs.push(dir);
+        }
+    }
+
+    /// Makes directories, all of one depth at once.
+    fn make_dirs(&self, dirs: &[(Vec<u8>, Arc<AtomicBool>)]) {
+        let depth = |path: &[u8]| path.iter().filter(|b| **b == b'/').count();
+        let mut by_depth: Vec<Vec<&(Vec<u8>, Arc<AtomicBool>)>> = Vec::new();
+        for dir in dirs {
+            let depth = depth(&dir.0);
+            by_depth.resize_with(by_depth.len().max(depth + 1), Vec::new);
+            by_depth[depth].push(dir);
+        }
+        for dirs in by_depth {
+            dirs.par_iter().for_each(|(path, is_fresh)| match self.target.make_dir(path) {
+                Ok(made) => is_fresh.store(made, Relaxed),
+                Err(error) => self.failed_io(path, &error),
+            });
+        }
+    }
+
+    /// Metadata of directories, innermost first: without it they may not be entered.
+    fn finish_dirs(&self, mut dirs: Vec<Dir>) {
+        dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
+        let finish = |dir: &Dir| {
+            let is_fresh = dir.is_fresh.load(Relaxed);
+            let done = self.target.finish_dir(&dir.path, &dir.entry, is_fresh);
+            self.count_entry(&dir.path, done, &self.counts.dirs);
+        };
+        if rustix::process::geteuid().is_root() {
+            dirs.par_iter().for_each(finish);
+        } else {
+            dirs.iter().for_each(finish);
+        }
+    }
+}
+
+/// Bytes of memory that an entry takes while it waits, about.
+fn weight(entry: &Entry) -> usize {
+    let content = match &entry.content {
+        Content::Empty => 0,
+        Content::Inline(bytes) => bytes.len(),
+        // Once in the entry, once in the recipe that is walked over.
+        Content::Recipe(recipe) => 2 * recipe.extents.len() * size_of::<Extent>(),
+    };
+    let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>()
+}
+
+/// Stands for a directory whose entry is lost.
+fn nameless_dir(path: Vec<u8>) -> Entry {
+    let owner = Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        user: None,
+        group: None,
+    };
+    Entry {
+        path,
+        kind: Kind::Directory,
+        mode: 0o700,
+        owner: Arc::new(owner),
+        mtime: None,
+        ctime: None,
+        inode: 0,
+        size: 0,
+        target: Vec::new(),
+        hard_link: None,
+        xattrs: Vec::new(),
+        device: None,
+        content: Content::Empty,
+    }
+}
