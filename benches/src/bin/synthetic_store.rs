@@ -1,0 +1,130 @@
+//! Makes a store with very many very small chunks, for measuring memory.
+//!
+//! Everything in it is as a backup would have written it: the store's own packer
+//! makes the segments, and a snapshot names every chunk. A tenth of the chunks
+//! make up one large file, the rest files of a few hundred chunks each.
+
+use chunker::Parameters;
+use clap::Parser;
+use std::path::PathBuf;
+use std::sync::Arc;
+use store::backend::Local;
+use store::config::Config;
+use store::entry::{Content, Entry, Kind, Owner, Time};
+use store::id::ChunkId;
+use store::observe::Silent;
+use store::packer::Packer;
+use store::recipe::{Extent, RecipeWriter};
+use store::segment;
+use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
+use store::store::{Purpose, Store, init};
+use store::tree::TreeWriter;
+
+/// Makes a store whose index has very many chunks, all of them in one snapshot.
+#[derive(Parser)]
+struct Arguments {
+    /// The directory of the store; it must not exist, or be empty
+    store: PathBuf,
+    /// How many chunks of 16 to 32 random bytes there are
+    #[arg(long, default_value_t = 10_000_000)]
+    chunks: u64,
+    /// How many of them make up a file
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    chunks_per_file: u64,
+}
+
+/// Files of a directory.
+const FILES_PER_DIRECTORY: u64 = 100;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments = Arguments::parse();
+    init(&arguments.store, &Config::new([0x5e; 16], Parameters::DEFAULT, 3))?;
+    let store = Store::open(&arguments.store, Purpose::Write, Arc::new(Silent::default()))?;
+    let packer = Packer::new(&store, false);
+    let root = fill(&packer, arguments.chunks, arguments.chunks_per_file)?;
+    packer.finish()?;
+    record(root).write(&Local::new(&arguments.store))?;
+    Ok(())
+}
+
+/// Stores all chunks, recipes and tree pages; returns the root page.
+fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result<ChunkId> {
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let mut tree = TreeWriter::default();
+    let large = chunks / 10;
+    tree.push(&file(packer, "large".into(), 0..large)?, put)?;
+    let mut next = large;
+    for number in 0.. {
+        if next >= chunks {
+            break;
+        }
+        let directory = format!("small/{:06}", number / FILES_PER_DIRECTORY);
+        if number == 0 {
+            tree.push(&entry("small".into(), Kind::Directory), put)?;
+        }
+        if number % FILES_PER_DIRECTORY == 0 {
+            tree.push(&entry(directory.clone(), Kind::Directory), put)?;
+        }
+        let range = next..chunks.min(next + chunks_per_file);
+        next = range.end;
+        let name = format!("{directory}/{:02}", number % FILES_PER_DIRECTORY);
+        tree.push(&file(packer, name, range)?, put)?;
+    }
+    tree.finish(put)
+}
+
+/// A file made up of the chunks with these numbers.
+fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> store::Result<Entry> {
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let mut recipe = RecipeWriter::default();
+    for number in chunks {
+        // The hash of the number serves as random bytes that are the same every time.
+        let bytes = *blake3::hash(&number.to_le_bytes()).as_bytes();
+        let plain = &bytes[..16 + usize::from(bytes[31] % 17)];
+        let chunk = packer.put(segment::Kind::Data, plain)?.id;
+        recipe.push(Extent::Slice { chunk, offset: 0, len: plain.len() as u64 }, put)?;
+    }
+    let size = recipe.len();
+    let content = match size {
+        0 => Content::Empty,
+        _ => Content::Recipe(recipe.finish(put)?),
+    };
+    Ok(Entry { size, content, ..entry(path, Kind::File) })
+}
+
+fn entry(path: String, kind: Kind) -> Entry {
+    Entry {
+        path: path.into_bytes(),
+        kind,
+        mode: if kind == Kind::Directory { 0o755 } else { 0o644 },
+        owner: Arc::new(Owner::default()),
+        mtime: Some(Time { seconds: 1_700_000_000, nanoseconds: 0 }),
+        ctime: Some(Time { seconds: 1_700_000_000, nanoseconds: 0 }),
+        inode: 1,
+        size: 0,
+        target: Vec::new(),
+        hard_link: None,
+        xattrs: Vec::new(),
+        device: None,
+        content: Content::Empty,
+    }
+}
+
+fn record(root: ChunkId) -> Snapshot {
+    let at = Stamp { seconds: 1_700_000_000, nanoseconds: 0 };
+    Snapshot {
+        version: VERSION,
+        start: at,
+        end: at,
+        host: "synthetic".into(),
+        user: "synthetic".into(),
+        paths: vec![b"/large".to_vec().into(), b"/small".to_vec().into()],
+        tags: vec!["synthetic".into()],
+        root: Id(*root.as_bytes()),
+        parent: None,
+        program: env!("CARGO_PKG_VERSION").into(),
+        statistics: Statistics::default(),
+        unreadable_count: 0,
+        excludes: Vec::new(),
+    }
+}
