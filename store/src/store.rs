@@ -15,6 +15,8 @@ use crate::snapshot::{self, Snapshot};
 use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -26,6 +28,12 @@ pub const SEGMENTS_DIR: &str = "segments";
 
 /// Bytes read from the end of a segment at once: trailer and usual table.
 const TAIL_BYTES: u64 = 32 << 10;
+
+/// Threads that read tables while an index is built. A table can take 12 MiB as it
+/// is stored and as much again when read, so there are few, and none reads far ahead.
+/// They are not rayon's: whoever finds the index wrong may be a rayon job, which must not
+/// take up another one while it waits here.
+const LOADERS: usize = 4;
 
 /// How long an open waits for a lock: as long as it takes to make the index of a
 /// new store, which several first backups may want at the same moment.
@@ -513,33 +521,28 @@ impl Opening<'_> {
         let count = shards.iter().map(|shard| shard.len() as u64).sum();
         let bytes = shards.iter().flatten().map(|(_, len)| len).sum();
         self.observer.progress().expect(count, bytes);
-        for batch in shards.concat().chunks(64) {
-            self.observer.progress().check()?;
-            for (segment, rows) in self.load_all(batch) {
+        let (segments, next) = (shards.concat(), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (sender, loaded) = sync_channel(1);
+            for _ in 0..LOADERS {
+                let (sender, segments, next) = (sender.clone(), &segments, &next);
+                scope.spawn(move || {
+                    while let Some((id, len)) = segments.get(next.fetch_add(1, Relaxed)) {
+                        if sender.send(self.load(id, *len)).is_err() {
+                            break; // building the index failed
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for (segment, rows) in loaded {
+                self.observer.progress().check()?;
                 builder.add(&segment, &rows)?;
                 self.observer.progress().add(1, segment.len);
             }
-        }
+            Ok::<_, Error>(())
+        })?;
         builder.finish(&self.store_id)
-    }
-
-    /// Loads segments with all cores, in their order.
-    ///
-    /// With threads of its own: whoever finds the index wrong may be a rayon job that
-    /// must not take up another one while it waits here.
-    fn load_all(&self, batch: &[(SegmentId, u64)]) -> Vec<(Segment, Vec<Row>)> {
-        let share = batch.len().div_ceil(rayon::current_num_threads()).max(1);
-        std::thread::scope(|scope| {
-            let load = |part: &[(SegmentId, u64)]| -> Vec<_> {
-                part.iter().map(|(id, len)| self.load(id, *len)).collect()
-            };
-            let threads: Vec<_> =
-                batch.chunks(share).map(|part| scope.spawn(move || load(part))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().flat_map(join).collect()
-        })
     }
 }
 
