@@ -12,7 +12,7 @@ Jobs (default: all but night2):
   unchanged-cold  the same after dropping all caches    floor: find, cold too
   restore         everything into a fresh directory     floor: cp -a
   one-repo        one middle-sized repository           floor: cp -a of it
-  check           check with all data read              floor: zstd -d of the segments
+  check           check with all data read              floors: cat | zstd -d, cat of the segments
   index-rebuild   forgekeep index rebuild               floor: cat of the segments
   large-file      one large file, all cores and one     floor: zstd -3, all cores and one
   night2          backup after night2.sh (one round)    floor: find with stat
@@ -26,6 +26,7 @@ import platform
 import resource
 import shutil
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -88,22 +89,52 @@ def sh(script, *args):
     return ["sh", "-c", script, "sh", *args]
 
 
-def fresh(path):
-    shutil.rmtree(path, ignore_errors=True)
-    os.makedirs(path)
-    return path
+class Disk:
+    """Keeps the file system in the same state before every timed run.
 
+    ext4 without a journal does not use the inode of a removed file again for a minute
+    (`recently_deleted` in fs/ext4/ialloc.c; for six minutes while it is not written
+    out), and steps over such inodes one by one: for that long after the removal of a
+    large tree, making files is many times slower, for whoever comes next. So nothing
+    is removed between timed runs. What is no longer wanted is moved aside, and goes
+    at the end of a job, or when space runs out; then it is written out, and no timed
+    run begins until PAUSE seconds later.
+    """
 
-def remove(path):
-    subprocess.run(["rm", "-rf", "--", path])
+    PAUSE = 65
 
+    def __init__(self, work):
+        self.trash, self.work, self.n, self.need, self.emptied = os.path.join(work, "trash"), work, 0, 0, None
+        self.empty()
 
-def settle(cold=False):
-    """Nothing of the run before may still be written while the next one is timed."""
-    os.sync()
-    if cold:
-        with open("/proc/sys/vm/drop_caches", "w") as f:
-            f.write("3\n")
+    def discard(self, path):
+        if os.path.lexists(path):
+            os.makedirs(self.trash, exist_ok=True)
+            self.n += 1
+            os.rename(path, os.path.join(self.trash, str(self.n)))
+
+    def fresh(self, path):
+        self.discard(path)
+        os.makedirs(path)
+        return path
+
+    def empty(self):
+        if os.path.lexists(self.trash):
+            subprocess.run(["rm", "-rf", "--", self.trash])
+            os.sync()
+            self.emptied = time.monotonic()
+
+    def settle(self, cold=False):
+        """Nothing of the run before may still be written while the next one is timed."""
+        if shutil.disk_usage(self.work).free < self.need:
+            self.empty()
+        if self.emptied is not None:
+            time.sleep(max(0, self.emptied + self.PAUSE - time.monotonic()))
+            self.emptied = None
+        os.sync()
+        if cold:
+            with open("/proc/sys/vm/drop_caches", "w") as f:
+                f.write("3\n")
 
 
 def measure(path, since=None):
@@ -121,6 +152,68 @@ def measure(path, since=None):
     return {"files": files, "directories": dirs, "repositories": repos, "bytes": size, "changed": changed}
 
 
+def differences(source, copy, top=True, most=5):
+    """What is not the same in two trees, content and all metadata; up to `most` of it.
+
+    `top`: the two directories themselves are compared as well.
+    """
+    found = []
+
+    def facts(path, st):
+        kind = stat.S_IFMT(st.st_mode)
+        yield "kind", kind
+        yield "mode", oct(st.st_mode)
+        yield "owner", (st.st_uid, st.st_gid)
+        yield "mtime", st.st_mtime_ns
+        yield "xattrs", {n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)}
+        if kind == stat.S_IFREG:
+            yield "size", st.st_size
+            yield "names", st.st_nlink
+        elif kind == stat.S_IFLNK:
+            yield "target", os.readlink(path)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            yield "device", st.st_rdev
+
+    def same_bytes(a, b):
+        with open(a, "rb", buffering=0) as f, open(b, "rb", buffering=0) as g:
+            while True:
+                x, y = f.read(1 << 20), g.read(1 << 20)
+                if x != y:
+                    return False
+                if not x:
+                    return True
+
+    def entry(a, b):
+        st = os.lstat(a)
+        for (what, x), (_, y) in zip(facts(a, st), facts(b, os.lstat(b))):
+            if x != y:
+                found.append(f"{b}: {what} {y} instead of {x}")
+                return False
+        if stat.S_ISREG(st.st_mode) and not same_bytes(a, b):
+            found.append(f"{b}: other content")
+        return stat.S_ISDIR(st.st_mode)
+
+    def directory(a, b):
+        names, others = sorted(os.listdir(a)), sorted(os.listdir(b))
+        if names != others:
+            extra = sorted(set(names) ^ set(others))
+            found.append(f"{b}: missing or too many: {', '.join(extra[:most])}")
+            return
+        for name in names:
+            if len(found) >= most:
+                return
+            c, d = os.path.join(a, name), os.path.join(b, name)
+            if entry(c, d):
+                directory(c, d)
+
+    if not os.path.isdir(copy):
+        return [f"{copy} is missing"]
+    if top:
+        entry(source, copy)
+    directory(source, copy)
+    return found[:most]
+
+
 # --- the tools ----------------------------------------------------------------
 
 class Tool:
@@ -129,8 +222,8 @@ class Tool:
     version_args = ["--version"]
     note = ""
 
-    def __init__(self, name, exe, runner, work):
-        self.name, self.exe, self.runner, self.work = name, exe, runner, work
+    def __init__(self, name, exe, runner, disk):
+        self.name, self.exe, self.runner, self.disk, self.work = name, exe, runner, disk, disk.work
         self.base_env = {k: v for k, v in os.environ.items()
                          if not k.startswith(("RESTIC_", "RUSTIC_", "BORG_", "BUPSTASH_", "FORGEKEEP_", "XDG_"))}
 
@@ -143,9 +236,8 @@ class Tool:
 
     def create(self):
         """A fresh, empty store (not timed)."""
-        remove(self.store)
-        remove(self.cache)
-        os.makedirs(self.cache)
+        self.disk.discard(self.store)
+        self.disk.fresh(self.cache)
         os.makedirs(os.path.dirname(self.store), exist_ok=True)
         for argv in self.init():
             self.runner.output(argv, self.env)
@@ -155,6 +247,9 @@ class Tool:
 
     def latest(self):
         """Look up what `restore` needs to know about the last backup (not timed)."""
+
+    def restored(self, corpus, rel, dest):
+        """Where `restore` has put the source, for tools whose result is compared completely."""
 
     def timed(self, argv, pin=False, cwd=None):
         return self.runner.run(self.name, (["taskset", "-c", "0"] if pin else []) + argv, self.env, cwd)
@@ -173,6 +268,9 @@ class Forgekeep(Tool):
     def restore(self, corpus, rel, dest):
         what = "latest" if not rel else f"latest:{corpus}/{rel}"
         return [self.exe, "restore", "--store", self.store, what, "--target", dest]
+
+    def restored(self, corpus, rel, dest):
+        return dest if rel else dest + corpus
 
     def check(self):
         return [self.exe, "check", "--store", self.store, "--read-data"]
@@ -316,7 +414,7 @@ class Bench:
         self.a = args
         self.corpus, self.work = os.path.abspath(args.corpus), os.path.abspath(args.work)
         os.makedirs(os.path.join(self.work, "home"), exist_ok=True)
-        self.runner = Runner(self.work, args.timeout)
+        self.runner, self.disk = Runner(self.work, args.timeout), Disk(self.work)
         self.results = {}   # job -> name -> list of samples, one per round
         self.floors = {}    # job -> names of its floors, the first one counts
         self.failures = []  # (job, name, reason)
@@ -336,7 +434,7 @@ class Bench:
                 exe = os.path.join(os.path.abspath(self.a.peers or ""), "bin", name.split("-")[0])
                 if not self.a.peers:
                     continue
-            t = cls(name, exe, self.runner, self.work)
+            t = cls(name, exe, self.runner, self.disk)
             try:
                 if not os.access(exe, os.X_OK):
                     raise Failed(f"not installed ({exe})")
@@ -361,13 +459,15 @@ class Bench:
         more = f", store {sample['store'] / 1e6:.0f} MB" if "store" in sample else ""
         log(f"  {name:<28}{sample['wall']:9.2f} s {sample['cpu']:9.2f} s CPU {sample['rss'] / 1024:7.0f} MiB{more}")
 
-    def floor(self, job, name, argv, cold=False, **extra):
+    def floor(self, job, name, argv, cold=False, check=None, **extra):
         names = self.floors.setdefault(job, [])
         if self.failed(job, name):
             return
-        settle(cold)
+        self.disk.settle(cold)
         try:
             sample = self.runner.run("floor", argv)
+            if check:
+                check()
         except Failed as e:
             return self.fail(job, name, e)
         if name not in names:
@@ -411,11 +511,11 @@ class Bench:
                    sh('tar -cf - -C "$1" . | zstd -T0 -3 -q > "$2"', self.corpus, target))
         if "first" in self.floors and os.path.exists(target):
             self.results["first"][self.floors["first"][0]][-1]["store"] = os.path.getsize(target)
-            remove(target)
+            os.remove(target)
 
         def one(t):
             t.create()
-            settle()
+            self.disk.settle()
             s = t.timed(t.backup(self.corpus))
             self.add("first", t.name, s, store=measure(t.store)["bytes"])
         self.each("first", one, need_store=False)
@@ -424,7 +524,7 @@ class Bench:
         self.floor(job, "floor: find with stat", sh("find \"$1\" -printf '%s %T@ %C@ %i\\n' >/dev/null", self.corpus), cold)
 
         def one(t):
-            settle(cold)
+            self.disk.settle(cold)
             self.add(job, t.name, t.timed(t.backup(self.corpus)))
         self.each(job, one)
 
@@ -434,24 +534,33 @@ class Bench:
     def restore(self, job="restore", rel=""):
         source = os.path.join(self.corpus, rel).rstrip("/")
         want = measure(source)
-        dest = os.path.join(self.work, "restored")
-        fresh(dest)
-        self.floor(job, "floor: cp -a", ["cp", "-a", source, dest + "/"])
-        remove(dest)
+        base = os.path.join(self.work, "restored")
+
+        def compare(copy, top=True):
+            found = differences(source, copy, top)
+            if found:
+                raise Failed("what was restored is not what was backed up: " + "; ".join(found))
+
+        dest = self.disk.fresh(base)
+        self.floor(job, "floor: cp -a", ["cp", "-a", source, dest + "/"],
+                   check=lambda: compare(os.path.join(dest, os.path.basename(source))))
 
         def one(t):
             t.latest()
-            fresh(dest)
-            settle()
-            s = t.timed(t.restore(self.corpus, rel, dest), cwd=dest)
-            got = measure(dest)
+            self.disk.fresh(base)
+            self.disk.settle()
+            s = t.timed(t.restore(self.corpus, rel, base), cwd=base)
+            got = measure(base)
             if any(got[k] != want[k] for k in ("files", "bytes")):
                 raise Failed(f"restored {got['files']} files, {got['bytes']} bytes instead of {want['files']}, {want['bytes']}")
+            copy = t.restored(self.corpus, rel, base)
+            if copy:
+                compare(copy, top=copy != base)
             self.add(job, t.name, s)
         try:
             self.each(job, one)
         finally:
-            remove(dest)
+            self.disk.discard(base)
 
     def one_repo(self):
         self.restore("one-repo", self.facts["one repository"]["path"])
@@ -462,26 +571,58 @@ class Bench:
     def cat_floor(self, job):
         self.floor(job, "floor: cat segments", sh('find "$1" -type f -print0 | xargs -0 cat >/dev/null', self.segments()))
 
+    def segment_lists(self):
+        """All segments in two lists of about the same number of bytes, as files for xargs -0."""
+        paths = [os.path.join(base, leaf) for base, _, leaves in os.walk(self.segments()) for leaf in leaves]
+        halves = [[], []]
+        sizes = [0, 0]
+        for path in sorted(paths, key=os.path.getsize, reverse=True):
+            least = sizes.index(min(sizes))
+            halves[least].append(path)
+            sizes[least] += os.path.getsize(path)
+        names = [os.path.join(self.work, f"segments.{i}") for i in (1, 2)]
+        for name, half in zip(names, halves):
+            with open(name, "wb") as f:
+                f.write(b"".join(os.fsencode(path) + b"\0" for path in sorted(half)))
+        return names
+
     def check(self):
         if os.path.isdir(self.segments()):
-            self.floor("check", "floor: zstd -d, 2 processes",
-                       sh('find "$1" -type f -print0 | xargs -0 -P2 -n8 zstd -dcq >/dev/null', self.segments()))
+            self.floor("check", "floor: cat and zstd -d, 2 processes",
+                       sh('half() { xargs -0 cat <"$1" | zstd -dcq >/dev/null; }; '
+                          'half "$1" & one=$!; half "$2" & two=$!; wait $one && wait $two', *self.segment_lists()))
             self.cat_floor("check")
 
         def one(t):
             t.latest()
-            settle()
+            self.disk.settle()
             self.add("check", t.name, t.timed(t.check()))
         self.each("check", one)
+
+    def table_bytes(self):
+        """What a rebuild of the index reads of the segments: the end of each, with the
+        table's place in the last 56 bytes, the rest of the table, the header."""
+        total = 0
+        for base, _, leaves in os.walk(self.segments()):
+            for leaf in leaves:
+                path = os.path.join(base, leaf)
+                size = os.path.getsize(path)
+                with open(path, "rb") as f:
+                    f.seek(-56, os.SEEK_END)
+                    table = int.from_bytes(f.read()[16:20], "little")
+                tail = min(size, 32 << 10)
+                total += tail + (size - 56 - table if table < size - tail else 0) + min(table, 1024)
+        return total
 
     def index_rebuild(self):
         if os.path.isdir(self.segments()):
             self.cat_floor("index-rebuild")
             size = measure(self.segments())["bytes"]
+            self.facts["segments"] = {"bytes": size, "read": self.table_bytes()}
 
         def one(t):
             if isinstance(t, Forgekeep):
-                settle()
+                self.disk.settle()
                 s = t.timed(t.rebuild())
                 self.add("index-rebuild", t.name, s, rate=size / 1e6 / s["wall"])
         self.each("index-rebuild", one)
@@ -490,7 +631,7 @@ class Bench:
         folder = os.path.join(self.work, "large")
         path = os.path.join(folder, "large.bin")
         if not self.large:
-            self.make_large(fresh(folder), path)
+            self.make_large(self.disk.fresh(folder), path)
             self.large = path
         size = os.path.getsize(path)
         self.facts["large file"] = {"bytes": size}
@@ -505,17 +646,17 @@ class Bench:
             samples = self.results["large-file"].get(f"floor: zstd -3, {cores}")
             if samples:
                 samples[-1].update(store=os.path.getsize(out), rate=size / 1e6 / samples[-1]["wall"])
-            remove(out)
+            os.remove(out)
 
         def one(t):
             for pin, cores in ((False, "all cores"), (True, "1 core")):
                 t.at(os.path.join(self.work, "large-stores", t.name))
                 t.create()
-                settle()
+                self.disk.settle()
                 s = t.timed(t.backup(folder), pin)
                 self.add("large-file", f"{t.name}, {cores}", s, store=measure(t.store)["bytes"], rate=size / 1e6 / s["wall"])
-                remove(t.store)
-                remove(t.cache)
+                self.disk.discard(t.store)
+                self.disk.discard(t.cache)
         self.each("large-file", one, need_store=False)
 
     def make_large(self, folder, path):
@@ -536,7 +677,7 @@ class Bench:
 
     def night2(self):
         """One round only: night one untimed on a copy of the corpus, night2.sh, then the timed backups."""
-        place = fresh(os.path.join(self.work, "night2"))
+        place = self.disk.fresh(os.path.join(self.work, "night2"))
         copy = os.path.join(place, "corpus")
         self.runner.run("copy", ["cp", "-a", self.corpus, copy])
         at = lambda t: t.at(os.path.join(place, "stores", t.name))
@@ -554,12 +695,12 @@ class Bench:
 
         def night_two(t):
             at(t)
-            settle()
+            self.disk.settle()
             s = t.timed(t.backup(copy))
             size = measure(t.store)["bytes"]
             self.add("night2", t.name, s, store=size, added=size - t.before)
         self.each("night2", night_two, need_store=False)
-        remove(place)
+        self.disk.discard(place)
 
     def pick_repository(self):
         """The repository of median size, or the one asked for."""
@@ -578,7 +719,8 @@ class Bench:
     def run(self):
         self.find_tools()
         log("reading the corpus once")
-        self.facts["corpus"] = measure(self.corpus)
+        c = self.facts["corpus"] = measure(self.corpus)
+        self.disk.need = 2 * c["bytes"] + 8192 * (c["files"] + c["directories"]) + (self.a.large_mb * 2 + 1000) * 10**6
         self.runner.run("warm", sh('tar -cf - -C "$1" . | cat >/dev/null', self.corpus))
         self.pick_repository()
         for job in self.a.only:
@@ -598,6 +740,7 @@ class Bench:
                 except Failed as e:
                     self.fail(job, "all", e)
                     break
+            self.disk.empty()
             self.save()
 
     # --- the report -------------------------------------------------------
@@ -653,6 +796,10 @@ def report(d, notes):
         out.append(f"- The one repository: {o['files']} files, {o['bytes'] / 1e3:.0f} kB")
     if "large file" in d["facts"]:
         out.append(f"- The large file: {d['facts']['large file']['bytes'] / 1e6:.0f} MB")
+    if "segments" in d["facts"]:
+        g = d["facts"]["segments"]
+        out.append(f"- Segments: {g['bytes'] / 1e6:.1f} MB; to rebuild the index {g['read'] / 1e6:.2f} MB of them are read "
+                   f"({100 * g['read'] / max(g['bytes'], 1):.2f} %), MB/s are of all of them")
     if "night two" in d["facts"]:
         n = d["facts"]["night two"]
         out.append(f"- Night two: {n['changed'] / 1e9:.2f} GB of {n['bytes'] / 1e9:.2f} GB in files that changed")
@@ -666,9 +813,12 @@ def report(d, notes):
         if not rows:
             continue
         floors = d["floors"].get(job, [])
+        more = floors[1:] if job != "large-file" else []
+        scales = job == "large-file"
         extra = [k for k, title in EXTRA if any(k in s for ss in rows.values() for s in ss)]
         one = job == "one-repo"
-        head = ["", "wall", "CPU", "memory MiB", "÷ floor"] + (["− floor"] if one else []) + [dict(EXTRA)[k] for k in extra]
+        head = ["", "wall", "CPU", "memory MiB", "÷ floor"] + (["− floor"] if one else []) + [f"÷ {f.split(': ')[-1]}" for f in more]
+        head += (["1 core ÷ all cores"] if scales else []) + [dict(EXTRA)[k] for k in extra]
         out += [f"\n## {job}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for name, samples in rows.items():
             digits = 3 if statistics.median([s["wall"] for s in samples]) < 10 else 1
@@ -681,6 +831,13 @@ def report(d, notes):
             cells.append(f"{statistics.median([s['wall'] / f['wall'] for s, f in pairs]):.2f}" if pairs else "–")
             if one:
                 cells.append(f"{statistics.median([s['wall'] - f['wall'] for s, f in pairs]):.3f}" if pairs else "–")
+            for f in more:
+                pairs = list(zip(samples, rows.get(f, [])))
+                cells.append(f"{statistics.median([s['wall'] / f['wall'] for s, f in pairs]):.2f}" if pairs else "–")
+            if scales:
+                who, cores = name.rsplit(", ", 1)
+                pairs = list(zip(rows.get(f"{who}, 1 core", []), samples)) if cores == "all cores" else []
+                cells.append(f"{statistics.median([o['wall'] / s['wall'] for o, s in pairs]):.2f}" if pairs else "–")
             for k in extra:
                 have = [s[k] for s in samples if k in s]
                 cells.append(f"{statistics.median(have) / (1 if k == 'rate' else 1e6):.1f}" if have else "–")
