@@ -5,8 +5,8 @@ Makes a synthetic store (10 million tiny chunks in real segments and a snapshot 
 names all of them), runs every command that opens a store on it, and prints how much
 memory each took at most. Ends with 1 if one took more than the limit, or failed.
 
-A store of 10 million chunks needs about 6 GB in --work beside twice the size of
---tree, and about half an hour. Try it with --chunks 100000 first.
+A store of 10 million chunks needs about 10 GB in --work beside three times the size
+of --tree, and up to an hour. Try it with --chunks 100000 first.
 """
 
 import argparse
