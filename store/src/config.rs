@@ -149,6 +149,8 @@ struct Versioned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, noise};
+    use proptest::prelude::*;
 
     #[test]
     fn every_flipped_bit_is_noticed() {
@@ -174,5 +176,49 @@ mod tests {
         config.format_version = 2;
         let error = Config::from_bytes(&config.to_bytes()).expect_err("refused");
         assert!(matches!(error, Error::NewerFormat { found: 2, known: 1, .. }), "{error}");
+    }
+
+    fn parameters() -> impl Strategy<Value = Parameters> {
+        // Halves, because the sizes are even.
+        let sizes = (32..=1u32 << 19, 1..1u32 << 19, 1..1u32 << 19);
+        sizes.prop_filter_map("beyond the bounds", |(min, more, still_more)| {
+            let (avg, max) = (min + more, min + more + still_more);
+            let parameters =
+                Parameters { min_bytes: 2 * min, avg_bytes: 2 * avg, max_bytes: 2 * max };
+            chunker::Cutter::new(parameters).is_ok().then_some(parameters)
+        })
+    }
+
+    /// The bytes of a file with this body and the hash that belongs to it.
+    fn hashed(body: &[u8]) -> Vec<u8> {
+        [body, hash_member(body).as_bytes()].concat()
+    }
+
+    proptest! {
+        #![proptest_config(cases(100))]
+
+        #[test]
+        fn any_config_comes_back(id: [u8; 16], parameters in parameters(), level: i32) {
+            let config = Config::new(id, parameters, level);
+            let read = Config::from_bytes(&config.to_bytes()).expect("reads what it wrote");
+            prop_assert_eq!(read.store_id_bytes(), Some(id));
+            prop_assert_eq!(read.parameters(), parameters);
+            prop_assert_eq!(read, config);
+        }
+
+        #[test]
+        fn any_bytes_are_a_config_or_an_error(noise in noise(), changes in changes()) {
+            let _ = Config::from_bytes(&noise);
+            let _ = Config::from_bytes(&hashed(&noise));
+            let bytes = Config::new([7; 16], Parameters::DEFAULT, 3).to_bytes();
+            let whole = changed(bytes.clone(), &changes);
+            prop_assert!(whole == bytes || Config::from_bytes(&whole).is_err());
+            // Damage that the hash would have told, had nobody made a new one.
+            let body = &bytes[..bytes.len() - hash_member(b"").len()];
+            if let Ok(config) = Config::from_bytes(&hashed(&changed(body.to_vec(), &changes))) {
+                prop_assert!(chunker::Cutter::new(config.parameters()).is_ok());
+                prop_assert!(config.store_id_bytes().is_some());
+            }
+        }
     }
 }

@@ -34,7 +34,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
+    pub(crate) const ALL: [Kind; 7] = [
         Kind::File,
         Kind::Directory,
         Kind::Symlink,
@@ -411,6 +411,8 @@ fn xattrs(input: &mut Decoder<'_>) -> Result<Xattrs, decode::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, entry, noise, path};
+    use proptest::prelude::*;
 
     #[test]
     fn directories_are_followed_by_their_content() {
@@ -443,5 +445,56 @@ mod tests {
     fn names_are_shown_without_harm() {
         assert_eq!(display_path("a/ü b".as_bytes()), "a/ü b");
         assert_eq!(display_path(b"x\n\x1b[\xff\\"), "x\\n\\u{1b}[\\xff\\\\");
+    }
+
+    fn encoded(entry: &Entry, previous: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        entry.encode(previous, 0, &mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(cases(200))]
+
+        #[test]
+        fn any_entry_comes_back(entry in entry(), path in path(), previous in path()) {
+            let entry = Entry { path, ..entry };
+            let owners = [Arc::clone(&entry.owner)];
+            let bytes = encoded(&entry, &previous);
+            let mut input = Decoder::new(&bytes);
+            let read = Entry::decode(&previous, &owners, &mut input).expect("reads what it wrote");
+            prop_assert_eq!(input.position(), bytes.len());
+            prop_assert_eq!(read, entry);
+        }
+
+        #[test]
+        fn any_bytes_are_an_entry_or_an_error(
+            entry in entry(),
+            previous in path(),
+            noise in noise(),
+            changes in changes(),
+        ) {
+            let owners = [Arc::clone(&entry.owner)];
+            for bytes in [noise, changed(encoded(&entry, &previous), &changes)] {
+                if let Ok(entry) = Entry::decode(&previous, &owners, &mut Decoder::new(&bytes)) {
+                    prop_assert_eq!(entry.check(), Ok(()));
+                    prop_assert!(is_valid_path(&entry.path) && entry.mode <= 0o7777);
+                }
+            }
+        }
+
+        #[test]
+        fn the_order_of_paths_is_that_of_their_components(a in path(), b in path()) {
+            let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+                path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect()
+            };
+            prop_assert_eq!(path_cmp(&a, &b), parts(&a).cmp(&parts(&b)));
+            prop_assert_eq!(is_within(&a, &b), parts(&a).starts_with(&parts(&b)));
+        }
+
+        #[test]
+        fn paths_are_shown_on_one_line_of_text(path in noise()) {
+            prop_assert!(!display_path(&path).contains(char::is_control));
+        }
     }
 }

@@ -129,6 +129,9 @@ pub fn midx_pack_stems(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, noise};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn parts_are_read_in_the_order_that_keeps_a_copy_whole() {
@@ -178,5 +181,51 @@ mod tests {
         assert_eq!(pack_stem(b"pack-12.bitmap"), Some(&b"pack-12"[..]));
         assert_eq!(pack_stem(b"multi-pack-index"), None);
         assert_eq!(pack_stem(b"pack-12"), None);
+    }
+
+    /// A multi-pack-index of these files, as git lays it out; only the names are real.
+    fn midx(names: &[Vec<u8>]) -> Vec<u8> {
+        let list: Vec<u8> = names.iter().flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+        let chunks: [(&[u8; 4], usize); 3] = [(b"OIDF", 8), (b"PNAM", list.len()), (b"OIDL", 5)];
+        let mut out = [&b"MIDX\x01\x01\x03\x00"[..], &(names.len() as u32).to_be_bytes()].concat();
+        let mut offset = out.len() + 12 * (chunks.len() + 1);
+        for (id, len) in chunks.into_iter().chain([(&[0; 4], 0)]) {
+            out.extend_from_slice(id);
+            out.extend_from_slice(&(offset as u64).to_be_bytes());
+            offset += len;
+        }
+        [&out[..], &[0; 8], &list, &[0; 5]].concat()
+    }
+
+    fn pack_names() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        vec(vec(proptest::sample::select(&b"0123456789abcdef"[..]), 1..41), 0..9).prop_map(
+            |names| names.iter().map(|name| [b"pack-", &name[..], b".idx"].concat()).collect(),
+        )
+    }
+
+    proptest! {
+        #![proptest_config(cases(200))]
+
+        #[test]
+        fn any_packs_of_a_midx_are_found(names in pack_names()) {
+            let stems: Vec<Vec<u8>> =
+                names.iter().map(|name| name[..name.len() - 4].to_vec()).collect();
+            prop_assert_eq!(midx_pack_stems(&midx(&names)), Some(stems));
+        }
+
+        #[test]
+        fn any_bytes_are_a_midx_or_none(
+            names in pack_names(),
+            noise in noise(),
+            changes in changes(),
+        ) {
+            let whole = midx(&names);
+            for bytes in [noise, changed(whole, &changes)] {
+                for stem in midx_pack_stems(&bytes).unwrap_or_default() {
+                    prop_assert!(stem.starts_with(b"pack-") && stem.len() <= bytes.len());
+                }
+                let _ = (Phase::of(&bytes), is_transient(&bytes));
+            }
+        }
     }
 }

@@ -51,6 +51,8 @@ impl Globs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, noise};
+    use proptest::prelude::*;
 
     #[test]
     fn where_patterns_fit() {
@@ -76,5 +78,71 @@ mod tests {
         assert!(Globs::new(["*\u{e9}"]).expect("a pattern").fits("a/\u{e9}".as_bytes()));
         assert!(Globs::new(["a*"]).expect("a pattern").fits(b"x/a\xff"));
         assert!(Globs::new(["["]).is_err());
+    }
+
+    /// Whether a pattern of letters, `?` and `*` fits a name.
+    fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern, name) {
+            ([], rest) => rest.is_empty(),
+            ([b'*', after @ ..], name) => (0..=name.len()).any(|n| fits_name(after, &name[n..])),
+            ([b'?', after @ ..], [_, rest @ ..]) => fits_name(after, rest),
+            ([letter, after @ ..], [first, rest @ ..]) => letter == first && fits_name(after, rest),
+            _ => false,
+        }
+    }
+
+    /// The same for names one below the other, with `**` for any number of them.
+    fn fits_names(patterns: &[&[u8]], names: &[&[u8]]) -> bool {
+        match (patterns, names) {
+            ([], rest) => rest.is_empty(),
+            // At the end: what lies in a directory, not the directory.
+            ([b"**"], rest) => !rest.is_empty(),
+            ([b"**", after @ ..], names) => {
+                (0..=names.len()).any(|n| fits_names(after, &names[n..]))
+            }
+            ([pattern, after @ ..], [name, rest @ ..]) => {
+                fits_name(pattern, name) && fits_names(after, rest)
+            }
+            _ => false,
+        }
+    }
+
+    fn split(path: &str) -> Vec<&[u8]> {
+        path.split('/').map(str::as_bytes).collect()
+    }
+
+    /// What the module's description says, in the simplest code.
+    fn model(pattern: &str, path: &str) -> bool {
+        let pattern = pattern.strip_suffix('/').unwrap_or(pattern);
+        match pattern.strip_prefix('/') {
+            Some(anchored) => fits_names(&split(anchored), &split(path)),
+            None => fits_names(&[&[&b"**"[..]], &split(pattern)[..]].concat(), &split(path)),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(500))]
+
+        #[test]
+        fn patterns_fit_what_the_model_says(
+            pattern in "/?((a|b|\\?|[ab]\\*|\\*[ab]|\\*){1,2}|\\*\\*)(/([ab?]{1,2}|[ab]\\*|\\*|\\*\\*)){0,3}/?",
+            path in "[ab]{1,3}(/[ab]{1,3}){0,4}",
+        ) {
+            // `***` and `**` beside letters have no meaning of their own.
+            let is_plain = |part: &&[u8]| !part.windows(2).any(|two| two == b"**") || *part == b"**";
+            prop_assume!(split(&pattern).iter().all(is_plain));
+            let globs = Globs::new([&pattern[..]]).expect("a pattern");
+            prop_assert_eq!(globs.fits(path.as_bytes()), model(&pattern, &path));
+            let mut ancestors = Path::new(&path).ancestors().filter_map(Path::to_str);
+            let is_covered = ancestors.any(|path| !path.is_empty() && model(&pattern, path));
+            prop_assert_eq!(globs.covers(path.as_bytes()), is_covered);
+        }
+
+        #[test]
+        fn any_text_is_a_pattern_or_an_error(pattern: String, path in noise()) {
+            if let Ok(globs) = Globs::new([&pattern[..]]) {
+                prop_assert!(!globs.fits(&path) || globs.covers(&path));
+            }
+        }
     }
 }

@@ -51,4 +51,7 @@ pub mod diff;
 
 pub mod check;
 
+#[cfg(test)]
+mod arbitrary;
+
 pub use error::{Error, Result};

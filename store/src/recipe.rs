@@ -259,6 +259,9 @@ fn malformed(what: impl Into<String>, reason: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, extent, noise};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use std::cell::RefCell;
     use std::collections::HashMap;
 
@@ -321,6 +324,77 @@ mod tests {
             let recipe = Recipe { level, extents: vec![Extent::Slice { chunk, offset: 0, len }] };
             let last = Extents::new(&recipe, &get).last().expect("yields");
             assert!(last.is_err(), "level {level} len {len}");
+        }
+    }
+
+    /// Extents with holes that touch made one.
+    fn joined(extents: &[Extent]) -> Vec<Extent> {
+        let mut joined: Vec<Extent> = Vec::new();
+        for extent in extents {
+            match (joined.last_mut(), extent) {
+                (Some(Extent::Hole { len }), Extent::Hole { len: more }) => *len += more,
+                _ => joined.push(*extent),
+            }
+        }
+        joined
+    }
+
+    /// Chunks in memory, under names that nothing checks.
+    #[derive(Default)]
+    struct Chunks(RefCell<HashMap<ChunkId, Vec<u8>>>);
+
+    impl Chunks {
+        fn put(&self, bytes: &[u8]) -> Result<ChunkId> {
+            let id = ChunkId::of(bytes);
+            self.0.borrow_mut().insert(id, bytes.to_vec());
+            Ok(id)
+        }
+
+        fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
+            self.0.borrow().get(id).cloned().ok_or(Error::ChunkMissing(*id))
+        }
+
+        fn write(&self, extents: &[Extent]) -> Recipe {
+            let mut put = |bytes: &[u8]| self.put(bytes);
+            let mut writer = RecipeWriter::default();
+            extents.iter().for_each(|extent| writer.push(*extent, &mut put).expect("puts"));
+            writer.finish(&mut put).expect("puts")
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(60))]
+
+        #[test]
+        fn any_extents_come_back(few in vec(extent(), 1..60), times in 1..150usize) {
+            let wanted = few.repeat(times);
+            let chunks = Chunks::default();
+            let recipe = chunks.write(&wanted);
+            let get = |id: &ChunkId| chunks.get(id);
+            let got: Result<Vec<Extent>> = Extents::new(&recipe, &get).collect();
+            prop_assert_eq!(joined(&got.expect("reads")), joined(&wanted));
+        }
+
+        #[test]
+        fn any_bytes_are_extents_or_an_error(
+            few in vec(extent(), 49..60),
+            noise in noise(),
+            changes in changes(),
+            level: u8,
+        ) {
+            let _ = decode_extents(&mut Decoder::new(&noise));
+            let chunks = Chunks::default();
+            let recipe = chunks.write(&few.repeat(7));
+            for bytes in chunks.0.borrow_mut().values_mut() {
+                *bytes = changed(std::mem::take(bytes), &changes);
+                let extents = decode_extents(&mut Decoder::new(bytes)).unwrap_or_default();
+                prop_assert!(!extents.iter().any(Extent::is_empty));
+            }
+            let get = |id: &ChunkId| chunks.get(id);
+            for level in [recipe.level, level] {
+                let recipe = Recipe { level, ..recipe.clone() };
+                prop_assert!(Extents::new(&recipe, &get).count() <= few.len() * 7 + 1);
+            }
         }
     }
 }

@@ -142,6 +142,8 @@ pub fn claimed_plain_len(frame: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, noise};
+    use proptest::prelude::*;
 
     #[test]
     fn what_was_sealed_opens_and_nothing_else_does() {
@@ -179,5 +181,47 @@ mod tests {
         }
         assert!(opener.open_unnamed(&bomb, 1 << 30, &mut out).is_err());
         assert_eq!(claimed_plain_len(&bomb), None);
+    }
+
+    /// Noise and what compresses.
+    fn plain() -> impl Strategy<Value = Vec<u8>> {
+        let run = (noise(), 1..200usize).prop_map(|(bytes, times)| bytes.repeat(times));
+        prop_oneof![noise(), run]
+    }
+
+    proptest! {
+        #![proptest_config(cases(150))]
+
+        #[test]
+        fn any_content_comes_back(plain in plain(), level in prop_oneof![-8..20, any::<i32>()]) {
+            let (mut stored, mut back) = (Vec::new(), Vec::new());
+            Sealer::new(level).seal(&plain, &mut stored);
+            prop_assert!(stored.len() <= plain.len() + plain.len() / 128 + 1024);
+            prop_assert_eq!(frame_len(&stored), Some(stored.len()));
+            prop_assert_eq!(claimed_plain_len(&stored), Some(plain.len()));
+            let opened = Opener::new().open(&ChunkId::of(&plain), &stored, plain.len(), &mut back);
+            prop_assert_eq!(opened, Ok(()));
+            prop_assert_eq!(back, plain);
+        }
+
+        #[test]
+        fn any_bytes_open_to_what_they_are_named_or_to_nothing(
+            plain in plain(),
+            noise in noise(),
+            changes in changes(),
+        ) {
+            let (mut stored, mut out) = (Vec::new(), Vec::new());
+            Sealer::new(3).seal(&plain, &mut stored);
+            let mut opener = Opener::new();
+            for bytes in [noise, changed(stored, &changes)] {
+                let opened = opener.open(&ChunkId::of(&plain), &bytes, plain.len(), &mut out);
+                prop_assert_eq!(&out[..], if opened.is_ok() { &plain[..] } else { b"" });
+                let _ = opener.open_unnamed(&bytes, plain.len(), &mut out);
+                prop_assert!(out.len() <= plain.len());
+                prop_assert!(frame_len(&bytes).is_none_or(|len| len <= bytes.len()));
+                let claim = claimed_plain_len(&bytes);
+                prop_assert!(claim.is_none_or(|len| len <= limits::CHUNK_BYTES_MAX));
+            }
+        }
     }
 }

@@ -265,3 +265,86 @@ pub fn file_name(id: &SegmentId) -> String {
     let hex = id.to_string();
     format!("segments/{}/{hex}", &hex[..2])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::{cases, changed, changes, id, noise};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// A header, and rows that stand behind it without a gap.
+    fn parts() -> impl Strategy<Value = (Header, Vec<Row>)> {
+        let kind = prop_oneof![Just(Kind::Data), Just(Kind::Metadata)];
+        let header = (kind, any::<[u8; 16]>(), noise())
+            .prop_map(|(kind, store_id, config)| Header { kind, store_id, config });
+        let stored_len = 0..=limits::STORED_BYTES_MAX as u32;
+        let plain_len = 0..=limits::CHUNK_BYTES_MAX as u32;
+        (header, vec((id(), stored_len, plain_len), 0..20)).prop_map(|(header, sizes)| {
+            let mut offset = header.to_frame().len() as u32;
+            let row = |(id, stored_len, plain_len)| {
+                let row = Row { id, offset, stored_len, plain_len };
+                offset += stored_len;
+                row
+            };
+            let rows = sizes.into_iter().map(row).collect();
+            (header, rows)
+        })
+    }
+
+    fn trailer(header: &[u8], table: &[u8], table_offset: u32, rows: usize) -> Trailer {
+        Trailer { table_offset, rows: rows as u32, hash: frame_hash(header, table) }
+    }
+
+    fn table_offset(header: &[u8], rows: &[Row]) -> u32 {
+        rows.last().map_or(header.len() as u32, |row| row.end() as u32)
+    }
+
+    proptest! {
+        #![proptest_config(cases(200))]
+
+        #[test]
+        fn any_table_comes_back((header, rows) in parts()) {
+            let (head, table) = (header.to_frame(), table_frame(&rows));
+            prop_assert_eq!(skippable_len(&head), Some(head.len()));
+            let offset = table_offset(&head, &rows);
+            let written = trailer(&head, &table, offset, rows.len());
+            let file_len = u64::from(offset) + table.len() as u64 + TRAILER_LEN as u64;
+            let frame = written.to_frame();
+            prop_assert_eq!(frame.len(), TRAILER_LEN);
+            let read = Trailer::read(&frame, file_len).expect("reads what it wrote");
+            prop_assert_eq!(read, written);
+            prop_assert_eq!(read.table_len(), table.len() as u64);
+            prop_assert!(Trailer::read(&frame, file_len + 1).is_err());
+            let read = Table::read(&head, &table, &read).expect("reads what it wrote");
+            prop_assert_eq!(read, Table { header, rows });
+        }
+
+        #[test]
+        fn any_bytes_are_a_table_or_an_error(
+            (header, rows) in parts(),
+            noise in noise(),
+            changes in changes(),
+            file_len: u64,
+        ) {
+            let _ = Trailer::read(&noise, file_len);
+            let _ = skippable_len(&noise);
+            let (head, table) = (header.to_frame(), table_frame(&rows));
+            let offset = table_offset(&head, &rows);
+            let frame = trailer(&head, &table, offset, rows.len()).to_frame();
+            let _ = Trailer::read(&changed(frame, &changes), file_len);
+            let (other_head, other_table) =
+                (changed(head.clone(), &changes), changed(table.clone(), &changes));
+            for (head, table) in
+                [(&other_head, &table), (&head, &other_table), (&noise, &table), (&head, &noise)]
+            {
+                // With a trailer that vouches for the damage.
+                let vouches = trailer(head, table, offset, rows.len());
+                if let Ok(read) = Table::read(head, table, &vouches) {
+                    prop_assert_eq!(read.rows.len(), rows.len());
+                    prop_assert_eq!(table_offset(head, &read.rows), offset);
+                }
+            }
+        }
+    }
+}

@@ -218,7 +218,11 @@ pub fn list(backend: &dyn Backend) -> Result<Vec<SnapshotId>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbitrary::{cases, changed, changes, noise};
     use crate::backend::Memory;
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
 
     fn example() -> Snapshot {
         let at = Stamp { seconds: 1_700_000_000, nanoseconds: 5 };
@@ -262,6 +266,89 @@ mod tests {
                 Err(error) => {
                     assert!(len < whole.len() / 2, "{len}");
                     assert!(matches!(error, Error::SnapshotDamaged { .. }), "{error}");
+                }
+            }
+        }
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        vec(any::<char>(), 0..9).prop_map(String::from_iter)
+    }
+
+    fn snapshots() -> impl Strategy<Value = Snapshot> {
+        let stamp = (any::<i64>(), 0..1_000_000_000u32)
+            .prop_map(|(seconds, nanoseconds)| Stamp { seconds, nanoseconds });
+        let words = (text(), text(), text(), vec(text(), 0..4), vec(text(), 0..4));
+        let paths = vec(noise().prop_map(ByteVec::from), 0..4);
+        let ids = (any::<[u8; 32]>(), option::of(any::<[u8; 32]>()));
+        let numbers = any::<[u64; 3]>();
+        (stamp.clone(), stamp, words, paths, ids, numbers).prop_map(
+            |(start, end, words, paths, (root, parent), [files_new, bytes, unreadable_count])| {
+                let (host, user, program, tags, excludes) = words;
+                Snapshot {
+                    version: VERSION,
+                    start,
+                    end,
+                    host,
+                    user,
+                    paths,
+                    tags,
+                    root: Id(root),
+                    parent: parent.map(Id),
+                    program,
+                    statistics: Statistics { files_new, bytes, ..Statistics::default() },
+                    unreadable_count,
+                    excludes,
+                }
+            },
+        )
+    }
+
+    /// Puts a file in the place of a snapshot, then reads it.
+    fn read_as(id: &SnapshotId, bytes: Vec<u8>) -> Result<(Snapshot, bool)> {
+        let memory = Memory::default();
+        memory.with_files(|files| files.insert(file_name(id), bytes));
+        Snapshot::read(&memory, id)
+    }
+
+    proptest! {
+        #![proptest_config(cases(100))]
+
+        #[test]
+        fn any_snapshot_comes_back(snapshot in snapshots()) {
+            let memory = Memory::default();
+            let id = snapshot.write(&memory).expect("writes");
+            prop_assert_eq!(Snapshot::read(&memory, &id).expect("reads"), (snapshot, true));
+        }
+
+        #[test]
+        fn any_bytes_are_the_snapshot_or_an_error(
+            snapshot in snapshots(),
+            noise in noise(),
+            changes in changes(),
+        ) {
+            let memory = Memory::default();
+            let id = snapshot.write(&memory).expect("writes");
+            let file = memory.with_files(|files| files[&file_name(&id)].clone());
+            for bytes in [noise, changed(file, &changes)] {
+                if let Ok((read, _)) = read_as(&id, bytes) {
+                    prop_assert_eq!(&read, &snapshot);
+                }
+            }
+        }
+
+        #[test]
+        fn any_record_is_a_snapshot_or_an_error(
+            snapshot in snapshots(),
+            noise in noise(),
+            changes in changes(),
+        ) {
+            // Under the name that belongs to it, as an enemy would write it.
+            for record in [noise, changed(snapshot.to_record(), &changes)] {
+                let mut frame = Vec::new();
+                Sealer::new(3).seal(&record, &mut frame);
+                if let Ok((read, is_whole)) = read_as(&SnapshotId::of(&record), frame.repeat(2)) {
+                    prop_assert!(is_whole && read.version == VERSION);
                 }
             }
         }

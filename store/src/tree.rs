@@ -522,3 +522,195 @@ pub fn leaves(root: &ChunkId, get: Get<'_>) -> Result<Vec<ChunkId>> {
     };
     parts.into_iter().map(leaf).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::{self, Change, cases, changed, changes, noise, path, paths};
+    use crate::entry::{Content, Kind};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    /// Pages in memory, under names that nothing checks.
+    #[derive(Default)]
+    struct Pages(RefCell<BTreeMap<ChunkId, Vec<u8>>>);
+
+    impl Pages {
+        fn of(entries: &[Entry]) -> (Pages, ChunkId) {
+            let pages = Pages::default();
+            let root = pages.write(entries);
+            (pages, root)
+        }
+
+        fn write(&self, entries: &[Entry]) -> ChunkId {
+            let mut put = |bytes: &[u8]| {
+                let id = ChunkId::of(bytes);
+                self.0.borrow_mut().insert(id, bytes.to_vec());
+                Ok(id)
+            };
+            let mut writer = TreeWriter::default();
+            entries.iter().for_each(|entry| writer.push(entry, &mut put).expect("puts"));
+            writer.finish(&mut put).expect("puts")
+        }
+
+        fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
+            self.0.borrow().get(id).cloned().ok_or(Error::ChunkMissing(*id))
+        }
+
+        fn read(&self, root: &ChunkId, path: &[u8]) -> Vec<Entry> {
+            let get = |id: &ChunkId| self.get(id);
+            TreeReader::within(root, path, &get).map(|entry| entry.expect("reads")).collect()
+        }
+
+        /// How many pages are not among those of `other`.
+        fn beyond(&self, other: &Pages) -> usize {
+            let known = other.0.borrow();
+            self.0.borrow().keys().filter(|id| !known.contains_key(*id)).count()
+        }
+
+        /// Puts other bytes in the place of the page chosen by `which`.
+        fn replace(&self, which: Index, bytes: impl FnOnce(Vec<u8>) -> Vec<u8>) {
+            let mut pages = self.0.borrow_mut();
+            let at = which.index(pages.len());
+            let page = pages.values_mut().nth(at).expect("an index within bounds");
+            *page = bytes(std::mem::take(page));
+        }
+    }
+
+    /// Entries in order; few kinds of them under many paths.
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        (paths(400), vec(arbitrary::entry(), 1..6)).prop_map(|(paths, samples)| {
+            let samples = samples.iter().cycle();
+            paths.into_iter().zip(samples).map(|(path, e)| Entry { path, ..e.clone() }).collect()
+        })
+    }
+
+    fn directory(path: Vec<u8>) -> Entry {
+        Entry {
+            path,
+            kind: Kind::Directory,
+            mode: 0o755,
+            owner: Arc::default(),
+            mtime: None,
+            ctime: None,
+            inode: 0,
+            size: 0,
+            target: Vec::new(),
+            hard_link: None,
+            xattrs: Vec::new(),
+            device: None,
+            content: Content::Empty,
+        }
+    }
+
+    /// Enough entries for a root, pages below it, and their leaves.
+    fn many(count: usize) -> Vec<Entry> {
+        (0..count).map(|n| directory(format!("d{n:05}").into_bytes())).collect()
+    }
+
+    proptest! {
+        #![proptest_config(cases(40))]
+
+        #[test]
+        fn any_entries_come_back(entries in entries()) {
+            let (pages, root) = Pages::of(&entries);
+            prop_assert_eq!(&pages.read(&root, b""), &entries);
+            prop_assert_eq!(pages.write(&entries), root);
+            let get = |id: &ChunkId| pages.get(id);
+            let leaves = leaves(&root, &get).expect("walks");
+            prop_assert!(leaves.len() <= entries.len().max(1));
+            let sum = (entries.len() as u64, entries.iter().map(|entry| entry.size).sum());
+            let totals = totals(&root, &get).expect("reads");
+            prop_assert_eq!(totals, (leaves.len() > 1).then_some(sum));
+        }
+
+        #[test]
+        fn within_a_path_is_what_lies_below_it(entries in entries(), path in path(), at: Index) {
+            let (pages, root) = Pages::of(&entries);
+            let mut asked = vec![Vec::new(), path];
+            if !entries.is_empty() {
+                let path = &entries[at.index(entries.len())].path;
+                asked.extend(path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(
+                    |(end, _)| path[..end].to_vec(),
+                ));
+                asked.push(path.clone());
+            }
+            for path in asked {
+                let below = entries.iter().filter(|entry| is_within(&entry.path, &path));
+                prop_assert_eq!(pages.read(&root, &path), below.cloned().collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn any_pages_are_read_to_their_end(
+            entries in entries(),
+            damages in vec((any::<Index>(), changes()), 0..4),
+            swaps in vec(any::<(Index, Index)>(), 0..3),
+            foreign in proptest::option::of((any::<Index>(), noise())),
+            path in path(),
+        ) {
+            let (pages, root) = Pages::of(&entries);
+            for (which, changes) in &damages {
+                pages.replace(*which, |page| changed(page, changes));
+            }
+            for (from, to) in swaps {
+                let mut bytes = Vec::new();
+                pages.replace(from, |page| { bytes.clone_from(&page); page });
+                pages.replace(to, |_| bytes);
+            }
+            if let Some((which, noise)) = foreign {
+                pages.replace(which, |_| noise);
+            }
+            walk_all(&pages, &root, &path)?;
+        }
+    }
+
+    /// Walks over a tree that may be damaged in every way there is.
+    fn walk_all(pages: &Pages, root: &ChunkId, path: &[u8]) -> Result<(), TestCaseError> {
+        let get = |id: &ChunkId| pages.get(id);
+        for path in [b"", path] {
+            let mut last = Vec::new();
+            for entry in TreeReader::within(root, path, &get).flatten() {
+                prop_assert!(last.is_empty() || path_cmp(&last, &entry.path) == Ordering::Less);
+                prop_assert!(is_within(&entry.path, path));
+                last = entry.path;
+            }
+        }
+        let _ = outline(root, &get, &|_| false, &mut |_| {});
+        let _ = totals(root, &get);
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(cases(6))]
+
+        #[test]
+        fn a_new_entry_touches_only_the_pages_above_it(at in 0..20_000usize, name: [u8; 8]) {
+            let without = many(20_000);
+            let (old, old_root) = Pages::of(&without);
+            let mut with = without.clone();
+            let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+            with.insert(at + 1, directory(format!("d{at:05}/{name}").into_bytes()));
+            let (new, new_root) = Pages::of(&with);
+            // It may begin a page on each of three levels, and so divide one.
+            prop_assert!(new_root != old_root && new.beyond(&old) <= 6);
+            prop_assert_eq!(new.write(&without), old_root);
+        }
+
+        #[test]
+        fn damage_of_a_large_tree_is_read_to_its_end(
+            damages in vec((any::<Index>(), changes()), 1..9),
+            path in path(),
+        ) {
+            let (pages, root) = Pages::of(&many(20_000));
+            let change = |(which, changes): &(Index, Vec<Change>)| {
+                pages.replace(*which, |page| changed(page, changes));
+            };
+            damages.iter().for_each(change);
+            walk_all(&pages, &root, &path)?;
+        }
+    }
+}

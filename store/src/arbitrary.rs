@@ -1,0 +1,157 @@
+//! Arbitrary values for the property tests of the other modules.
+
+use crate::entry::{Content, Entry, HardLink, Kind, Owner, Time, is_valid_path, path_cmp};
+use crate::id::ChunkId;
+use crate::recipe::{Extent, Recipe};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use std::sync::Arc;
+
+/// As many cases as keep a test short.
+pub fn cases(count: u32) -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(count) }
+}
+
+/// Bytes that are anything.
+pub fn noise() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..300)
+}
+
+/// A change of one place in some bytes.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Another value of a byte.
+    Replace(Index, u8),
+    /// A byte more.
+    Insert(Index, u8),
+    /// A byte less.
+    Remove(Index),
+    /// The end is missing.
+    Cut(Index),
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Change::Replace(at, byte) if !bytes.is_empty() => {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            Change::Insert(at, byte) => bytes.insert(at.index(bytes.len() + 1), *byte),
+            Change::Remove(at) if !bytes.is_empty() => drop(bytes.remove(at.index(bytes.len()))),
+            Change::Cut(at) => bytes.truncate(at.index(bytes.len() + 1)),
+            _ => {}
+        }
+    }
+}
+
+/// A few changes. Most replace a byte, because those keep what follows readable.
+pub fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let change = prop_oneof![
+        6 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Replace(at, byte)),
+        1 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Insert(at, byte)),
+        1 => any::<Index>().prop_map(Change::Remove),
+        1 => any::<Index>().prop_map(Change::Cut),
+    ];
+    vec(change, 1..5)
+}
+
+/// `bytes` with these changes made.
+pub fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
+    changes.iter().for_each(|change| change.apply(&mut bytes));
+    bytes
+}
+
+/// Any id.
+pub fn id() -> impl Strategy<Value = ChunkId> {
+    any::<[u8; 32]>().prop_map(ChunkId::from_bytes)
+}
+
+/// An extent as a file can have it.
+pub fn extent() -> impl Strategy<Value = Extent> {
+    let len = prop_oneof![1..100u64, 1..1u64 << 40];
+    let slice = (id(), prop_oneof![Just(0), any::<u32>()], len.clone())
+        .prop_map(|(chunk, offset, len)| Extent::Slice { chunk, offset, len });
+    prop_oneof![4 => slice, 1 => len.prop_map(|len| Extent::Hole { len })]
+}
+
+/// A path of few letters, so that many are like each other; some sort next to `/`.
+pub fn path() -> impl Strategy<Value = Vec<u8>> {
+    let byte = proptest::sample::select(&b"ab.-\x01\xff "[..]);
+    vec(vec(byte, 1..4), 1..4)
+        .prop_map(|parts| parts.join(&b'/'))
+        .prop_filter("no path of an entry", |path| is_valid_path(path))
+}
+
+/// Up to `max` different paths in the order of a tree.
+pub fn paths(max: usize) -> impl Strategy<Value = Vec<Vec<u8>>> {
+    vec(path(), 0..max).prop_map(|mut paths| {
+        paths.sort_by(|a, b| path_cmp(a, b));
+        paths.dedup();
+        paths
+    })
+}
+
+fn time() -> impl Strategy<Value = Time> {
+    (any::<i64>(), 0..1_000_000_000u32)
+        .prop_map(|(seconds, nanoseconds)| Time { seconds, nanoseconds })
+}
+
+/// Somebody; often the same.
+pub fn owner() -> impl Strategy<Value = Arc<Owner>> {
+    let name = option::of(vec(any::<u8>(), 0..4));
+    let numbers = prop_oneof![Just((0, 0)), (0..u32::MAX, 0..u32::MAX)];
+    (numbers, name.clone(), name)
+        .prop_map(|((uid, gid), user, group)| Arc::new(Owner { uid, gid, user, group }))
+}
+
+fn content() -> impl Strategy<Value = Content> {
+    let recipe = (0..4u8, vec(extent(), 0..5))
+        .prop_map(|(level, extents)| Content::Recipe(Recipe { level, extents }));
+    prop_oneof![Just(Content::Empty), vec(any::<u8>(), 0..40).prop_map(Content::Inline), recipe]
+}
+
+/// Bytes without NUL, at least one.
+fn text() -> impl Strategy<Value = Vec<u8>> {
+    vec(1..=255u8, 1..9)
+}
+
+/// An entry that a backup could have made, at the path `x`.
+pub fn entry() -> impl Strategy<Value = Entry> {
+    let kind = proptest::sample::select(&Kind::ALL[..]);
+    let stamps = (option::of(time()), option::of(time()), any::<u64>());
+    let link = option::of((any::<u64>(), any::<u64>()));
+    let xattrs = vec((text(), vec(any::<u8>(), 0..9)), 0..3);
+    let device = option::of(any::<(u32, u32)>());
+    let rest = (text(), content(), link, xattrs, device);
+    (kind, 0..=0o7777u32, owner(), stamps, rest).prop_map(|(kind, mode, owner, stamps, rest)| {
+        let (mtime, ctime, inode) = stamps;
+        let (target, content, link, xattrs, device) = rest;
+        let content = if kind == Kind::File { content } else { Content::Empty };
+        Entry {
+            path: b"x".to_vec(),
+            kind,
+            mode,
+            owner,
+            mtime,
+            ctime,
+            inode,
+            size: content_len(&content),
+            target: if kind == Kind::Symlink { target } else { Vec::new() },
+            hard_link: link.map(|(device, names)| HardLink { device, names }),
+            xattrs,
+            device,
+            content,
+        }
+    })
+}
+
+fn content_len(content: &Content) -> u64 {
+    match content {
+        Content::Empty => 0,
+        Content::Inline(bytes) => bytes.len() as u64,
+        Content::Recipe(recipe) => recipe.extents.iter().map(Extent::len).sum(),
+    }
+}
