@@ -451,7 +451,7 @@ fn write_tree(
 ) -> Result<(ChunkId, u64, u64)> {
     let mut tree = TreeWriter::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
-    let (mut count, mut bytes) = (0, 0);
+    let (mut count, mut bytes) = (0, 0u64);
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,
@@ -462,7 +462,8 @@ fn write_tree(
         }
         for entry in entries {
             count += 1;
-            bytes += entry.size;
+            // A sparse file can be so large that a few of them exceed every number.
+            bytes = bytes.saturating_add(entry.size);
             if failure.note(tree.push(&entry, &mut put)).is_none() {
                 break;
             }

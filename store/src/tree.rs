@@ -133,7 +133,7 @@ impl TreeWriter {
             first: children[0].first.clone(),
             page,
             entries: children.iter().map(|child| child.entries).sum(),
-            bytes: children.iter().map(|child| child.bytes).sum(),
+            bytes: children.iter().fold(0, |sum, child| sum.saturating_add(child.bytes)),
         };
         self.list(level + 1, parent, put)
     }
@@ -157,7 +157,7 @@ impl OpenLeaf {
         entry.encode(&self.last, owner, &mut self.encoded);
         self.last.clone_from(&entry.path);
         self.entries += 1;
-        self.bytes += entry.size;
+        self.bytes = self.bytes.saturating_add(entry.size);
     }
 
     fn page(&self) -> Vec<u8> {
@@ -528,6 +528,7 @@ mod tests {
     use super::*;
     use crate::arbitrary::{self, Change, cases, changed, changes, noise, path, paths};
     use crate::entry::{Content, Kind};
+    use crate::recipe::{Extent, Recipe};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
@@ -712,5 +713,19 @@ mod tests {
             damages.iter().for_each(change);
             walk_all(&pages, &root, &path)?;
         }
+    }
+
+    #[test]
+    fn sums_of_sizes_stay_at_the_largest_number() {
+        let mut entries = many(3000);
+        for entry in &mut entries {
+            let extents = vec![Extent::Hole { len: i64::MAX as u64 }];
+            entry.kind = Kind::File;
+            entry.size = i64::MAX as u64;
+            entry.content = Content::Recipe(Recipe { level: 0, extents });
+        }
+        let (pages, root) = Pages::of(&entries);
+        let totals = totals(&root, &|id: &ChunkId| pages.get(id)).expect("reads");
+        assert_eq!(totals, Some((3000, u64::MAX)));
     }
 }
