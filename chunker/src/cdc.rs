@@ -121,6 +121,8 @@ impl Cutter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     /// Splitmix64: a fixed input that every platform makes alike.
     pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
@@ -196,5 +198,67 @@ mod tests {
             window = 1024 + (window * 7) % 3000;
         }
         assert_eq!(ends, whole);
+    }
+
+    /// Small sizes, so that little content has many cuts.
+    fn sizes() -> impl Strategy<Value = Parameters> {
+        let halves = (32..200u32, 1..300u32, 1..900u32);
+        halves.prop_filter_map("beyond the bounds", |(min, more, still_more)| {
+            let (avg, max) = (min + more, min + more + still_more);
+            let sizes = Parameters { min_bytes: 2 * min, avg_bytes: 2 * avg, max_bytes: 2 * max };
+            Cutter::new(sizes).is_ok().then_some(sizes)
+        })
+    }
+
+    /// Noise, runs of one byte, and content that comes again.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let run = prop_oneof![
+            (0..6000usize, 0..3u64).prop_map(|(len, seed)| noise(len, seed)),
+            (any::<u8>(), 0..4000usize).prop_map(|(byte, len)| vec![byte; len]),
+        ];
+        vec(run, 0..6).prop_map(|runs| runs.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+        #[test]
+        fn chunks_are_the_whole_content_and_within_bounds(
+            sizes in sizes(),
+            content in content(),
+            is_last: bool,
+        ) {
+            let cutter = Cutter::new(sizes).expect("valid sizes");
+            let ends = cutter.cut(&content, is_last);
+            let starts = [0].into_iter().chain(ends.iter().copied());
+            let lens: Vec<usize> = starts.zip(&ends).map(|(start, end)| end - start).collect();
+            let left = content.len() - ends.last().unwrap_or(&0);
+            let is_decided = if is_last { left == 0 } else { left < cutter.max_len() };
+            prop_assert!(is_decided);
+            let (last, others) = match lens.split_last() {
+                Some((last, others)) if is_last => (*last, others),
+                _ => (1, &lens[..]),
+            };
+            prop_assert!(last > 0 && last <= cutter.max_len());
+            let bounds = sizes.min_bytes as usize..=cutter.max_len();
+            prop_assert!(others.iter().all(|len| bounds.contains(len)), "{:?}", lens);
+        }
+
+        #[test]
+        fn a_stream_of_any_pieces_is_cut_like_the_whole(
+            sizes in sizes(),
+            content in content(),
+            pieces in vec(1..5000usize, 1..9),
+        ) {
+            let cutter = Cutter::new(sizes).expect("valid sizes");
+            let (mut ends, mut start, mut have) = (Vec::new(), 0, 0);
+            for piece in pieces.into_iter().chain([content.len()]) {
+                have = content.len().min(have + piece);
+                let got = cutter.cut(&content[start..have], have == content.len());
+                ends.extend(got.iter().map(|end| start + end));
+                start = *ends.last().unwrap_or(&0);
+            }
+            prop_assert_eq!(ends, cutter.cut(&content, true));
+        }
     }
 }
