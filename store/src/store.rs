@@ -327,7 +327,15 @@ thread_local! {
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
     let dir = shard_dir(shard);
-    let files = backend.list(&dir).map_err(Error::store_read(dir))?;
+    let files = match backend.list(&dir) {
+        // A copy made by a program that knows only files has no empty directories. That
+        // there is no such directory counts only where the one above can be read.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
+            Vec::new()
+        }
+        listed => listed.map_err(Error::store_read(dir))?,
+    };
     let ids =
         files.iter().filter_map(|file| Some((SegmentId::from_hex(&file.name).ok()?, file.len)));
     Ok(ids.filter(|(id, _)| id.as_bytes()[0] == shard).collect())

@@ -135,7 +135,9 @@ impl Backend for Local {
             let mut random = [0; 8];
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
             let path = dir.join(format!("{:016x}", u64::from_le_bytes(random)));
-            let file = File::options().write(true).create_new(true).open(&path)?;
+            let mut options = File::options();
+            options.write(true).create_new(true);
+            let file = with_parent(&path, || options.open(&path))?;
             match flock(&file, FlockOperation::LockExclusive) {
                 // A file system without locks: nobody's files are ever cleaned up there.
                 Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP) => {}
@@ -182,7 +184,7 @@ impl Pending for LocalPending {
     fn publish(mut self: Box<Self>, name: &str) -> io::Result<()> {
         let target = self.root.join(name);
         if let Some(path) = &self.path {
-            fs::rename(path, &target)?;
+            with_parent(&target, || fs::rename(path, &target))?;
         }
         self.path = None;
         forget(&self.open, name);
@@ -197,6 +199,22 @@ impl Drop for LocalPending {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Makes `path`, in a directory that may be missing: copies of a store made by programs
+/// that know only files lack the empty ones. Directories above are not made, so a
+/// store that is not mounted is not written beside its place.
+fn with_parent<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        made => return made,
+    }
+    match fs::create_dir(parent) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => sync_parent(parent)?,
+    }
+    make()
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

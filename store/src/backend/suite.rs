@@ -64,6 +64,18 @@ fn local_behaves() {
 }
 
 #[test]
+fn directories_that_a_copy_lacks_are_made_and_no_others() {
+    let (dir, local) = local();
+    std::fs::remove_dir(dir.path().join("tmp")).expect("removes");
+    write_all(&local, "segments/01/x", b"in a new directory").expect("writes");
+    assert_eq!(local.len("segments/01/x").expect("there"), 18);
+    let error = write_all(&local, "elsewhere/01/x", b"").expect_err("two directories away");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    drop(dir);
+    assert_eq!(local.create().err().expect("no store").kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn faulty_without_faults_behaves() {
     behaves(&Faulty::new(Memory::default(), Arc::new(|_, _| Ok(()))));
 }
