@@ -10,6 +10,8 @@ mod faults;
 mod fidelity;
 /// `docs/format.md` and `docs/restore.py` against the code.
 mod format;
+/// Stores of every version of the format are read by the present program.
+mod golden;
 /// Live bare repositories.
 mod live_git;
 mod support;

@@ -1,0 +1,372 @@
+//! Stores that earlier programs wrote: `tests/fixtures`.
+
+use crate::support::stores::{self, restore_options};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use store::backup::{About, Options};
+use store::check::{ReadData, check};
+use store::dump;
+use store::entry::{Content, Entry, Kind, Time, display_path};
+use store::id::{ChunkId, SnapshotId};
+use store::recipe::{Extent, Extents};
+use store::restore::{Report, restore};
+use store::store::{Purpose, Store};
+use store::tree::TreeReader;
+
+/// Where the files stood that the store of version 1 holds.
+const SOURCE: &str = "/tmp/forgekeep-golden/source";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/store").join(name)
+}
+
+/// The path of `dir` as trees have it.
+fn tree_path(dir: &Path) -> Vec<u8> {
+    dir.strip_prefix("/").expect("absolute").as_os_str().as_bytes().to_vec()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("makes a directory");
+    for item in fs::read_dir(from).expect("lists") {
+        let item = item.expect("lists");
+        let target = to.join(item.file_name());
+        if item.file_type().expect("has a kind").is_dir() {
+            copy(&item.path(), &target);
+        } else {
+            fs::copy(item.path(), target).expect("copies");
+        }
+    }
+}
+
+/// A copy of the store of version 1.
+struct Golden {
+    dir: tempfile::TempDir,
+}
+
+impl Golden {
+    fn new() -> Golden {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        copy(&fixture("v1"), &dir.path().join("store"));
+        Golden { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().canonicalize().expect("it is there").join(name)
+    }
+
+    fn open(&self, purpose: Purpose) -> Store {
+        stores::open(&self.path("store"), purpose)
+    }
+
+    /// Restores a snapshot of the source into a new directory of this name.
+    fn restore(&self, store: &Store, id: &SnapshotId, name: &str) -> Report {
+        let root = store.snapshot(id).expect("reads").root.chunk();
+        let source = tree_path(Path::new(SOURCE));
+        let report = restore(store, &root, &source, &self.path(name), &restore_options());
+        let report = report.expect("restores");
+        assert_eq!(report.failed, 0);
+        report
+    }
+
+    fn assert_whole(&self) {
+        let store = self.open(Purpose::Read);
+        let report = check(&store, ReadData::All).expect("checks");
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(listing(&store, SOURCE), expected());
+    }
+
+    /// The names of all segments of files' content.
+    fn data_segments(&self) -> BTreeSet<PathBuf> {
+        let dirs = fs::read_dir(self.path("store/segments")).expect("lists");
+        let files = dirs.flat_map(|dir| fs::read_dir(dir.expect("lists").path()).expect("lists"));
+        let paths = files.map(|file| file.expect("lists").path());
+        paths.filter(|path| fs::read(path).expect("reads")[18] == 1).collect()
+    }
+}
+
+fn expected() -> String {
+    fs::read_to_string(fixture("v1.expected")).expect("reads")
+}
+
+/// The two snapshots that the store was made with, oldest first.
+fn originals(store: &Store) -> Vec<SnapshotId> {
+    let (snapshots, errors) = store.snapshots().expect("lists");
+    assert!(errors.is_empty(), "{errors:?}");
+    snapshots.into_iter().take(2).map(|(id, _)| id).collect()
+}
+
+/// The two oldest snapshots with all that is below `source`, in words that do not
+/// depend on who looks.
+fn listing(store: &Store, source: &str) -> String {
+    let mut out = String::new();
+    for id in originals(store) {
+        let snapshot = store.snapshot(&id).expect("reads");
+        writeln!(out, "snapshot {id}").expect("grows");
+        writeln!(out, "  at {} tags {:?}", snapshot.start.seconds, snapshot.tags).expect("grows");
+        for entry in entries(store, &id, source) {
+            writeln!(out, "  {}", line(store, &entry, source)).expect("grows");
+        }
+    }
+    out
+}
+
+fn entries(store: &Store, id: &SnapshotId, source: &str) -> Vec<Entry> {
+    let root = store.snapshot(id).expect("reads").root.chunk();
+    let get = |id: &ChunkId| store.chunk(id);
+    let source = tree_path(Path::new(source));
+    TreeReader::within(&root, &source, &get).map(|entry| entry.expect("reads")).collect()
+}
+
+fn line(store: &Store, entry: &Entry, source: &str) -> String {
+    let name = &entry.path[tree_path(Path::new(source)).len()..];
+    let Time { seconds, nanoseconds } = entry.mtime.expect("below the source");
+    let mut line = format!("{}{:04o} {seconds}.{nanoseconds:09}", entry.kind.letter(), entry.mode);
+    if entry.kind == Kind::File {
+        let bytes = content(store, entry);
+        write!(line, " {} {}", bytes.len(), blake3::hash(&bytes)).expect("grows");
+        line += &layout(store, entry);
+    }
+    if entry.hard_link.is_some() {
+        line += " linked";
+    }
+    for (name, value) in &entry.xattrs {
+        write!(line, " {}={}", display_path(name), display_path(value)).expect("grows");
+    }
+    write!(line, " .{}", display_path(name)).expect("grows");
+    if entry.kind == Kind::Symlink {
+        write!(line, " -> {}", display_path(&entry.target)).expect("grows");
+    }
+    line
+}
+
+fn content(store: &Store, entry: &Entry) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    dump::dump(store, entry, &mut bytes).expect("reads").expect("grows");
+    bytes
+}
+
+/// How a file is kept: within its entry, or in how many extents of which kind.
+fn layout(store: &Store, entry: &Entry) -> String {
+    let Content::Recipe(recipe) = &entry.content else { return " inline".into() };
+    let get = |id: &ChunkId| store.chunk(id);
+    let extents = Extents::new(recipe, &get).map(|extent| extent.expect("reads"));
+    let (holes, slices): (Vec<_>, Vec<_>) =
+        extents.partition(|extent| matches!(extent, Extent::Hole { .. }));
+    format!(" level {} slices {} holes {}", recipe.level, slices.len(), holes.len())
+}
+
+#[test]
+fn the_store_is_whole_and_holds_what_it_should() {
+    let golden = Golden::new();
+    for missing in ["index.sqlite", "lock", "tmp"] {
+        assert!(!golden.path("store").join(missing).exists(), "{missing} belongs to nobody");
+    }
+    golden.assert_whole();
+}
+
+#[test]
+fn its_snapshots_are_restored_as_they_were() {
+    let golden = Golden::new();
+    let store = golden.open(Purpose::Read);
+    for id in originals(&store) {
+        let name = id.short();
+        let report = golden.restore(&store, &id, &name);
+        let mut links: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        for entry in entries(&store, &id, SOURCE) {
+            let below = &entry.path[tree_path(Path::new(SOURCE)).len()..];
+            let below = std::ffi::OsStr::from_bytes(below.strip_prefix(b"/").unwrap_or(below));
+            let path = golden.path(&name).join(below);
+            if entry.hard_link.is_some() {
+                let inode = path.symlink_metadata().expect("is there").ino();
+                links.entry(entry.inode).or_default().insert(inode);
+            }
+            // The target itself was there for the restore to fill.
+            if !below.is_empty() {
+                assert_restored(&store, &entry, &path, report.xattr_denied == 0);
+            }
+        }
+        assert!(!links.is_empty() && links.values().all(|inodes| inodes.len() == 1), "{links:?}");
+    }
+}
+
+fn assert_restored(store: &Store, entry: &Entry, path: &Path, has_xattrs: bool) {
+    let found = path.symlink_metadata().unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let time = entry.mtime.map(|time| (time.seconds, i64::from(time.nanoseconds)));
+    assert_eq!(time, Some((found.mtime(), found.mtime_nsec())), "{path:?}");
+    if entry.kind == Kind::Symlink {
+        let target = fs::read_link(path).expect("a link");
+        assert_eq!(target.as_os_str().as_bytes(), entry.target, "{path:?}");
+        return;
+    }
+    assert_eq!(found.mode() & 0o7777, entry.mode, "{path:?}");
+    assert_eq!(found.is_dir(), entry.kind == Kind::Directory, "{path:?}");
+    if entry.kind == Kind::File {
+        assert!(fs::read(path).expect("reads") == content(store, entry), "{path:?}");
+    }
+    for (name, value) in entry.xattrs.iter().filter(|_| has_xattrs) {
+        let mut room = [0; 100];
+        let len = rustix::fs::lgetxattr(path, &name[..], &mut room).expect("has the attribute");
+        assert_eq!(&room[..len], &value[..], "{path:?}");
+    }
+}
+
+#[test]
+fn what_comes_back_is_cut_into_the_same_chunks() {
+    let golden = Golden::new();
+    let store = golden.open(Purpose::Read);
+    let targets = ["first", "second"].map(|name| golden.path(name));
+    for (id, name) in originals(&store).iter().zip(["first", "second"]) {
+        golden.restore(&store, id, name);
+    }
+    drop(store);
+    let before = golden.data_segments();
+    assert!(!before.is_empty());
+    // Where holes begin and end is the file system's affair.
+    let options = Options {
+        excludes: vec!["sparse".into()],
+        ..stores::backup_options(&[&targets[0], &targets[1]])
+    };
+    store::backup::backup(&golden.open(Purpose::Write), &options).expect("backs up");
+    assert_eq!(golden.data_segments(), before, "known content was stored again");
+    golden.assert_whole();
+}
+
+#[test]
+fn a_new_backup_into_it_leaves_the_old_ones_whole() {
+    let golden = Golden::new();
+    let source = golden.path("new");
+    fs::create_dir(&source).expect("makes a directory");
+    fs::write(source.join("file"), noise(5, 5000)).expect("writes");
+    let before = golden.data_segments();
+    let id = stores::backup(&golden.path("store"), &[&source]).expect("backs up");
+    assert!(golden.data_segments().len() > before.len());
+    golden.assert_whole();
+    let store = golden.open(Purpose::Read);
+    let root = store.snapshot(&id).expect("reads").root.chunk();
+    let target = golden.path("target");
+    let report = restore(&store, &root, &tree_path(&source), &target, &restore_options());
+    assert_eq!(report.expect("restores").failed, 0);
+    assert_eq!(fs::read(target.join("file")).expect("reads"), noise(5, 5000));
+}
+
+#[test]
+fn a_store_without_the_directory_of_its_segments_is_not_an_empty_one() {
+    let golden = Golden::new();
+    fs::remove_dir_all(golden.path("store/segments")).expect("removes");
+    let silent = std::sync::Arc::new(store::observe::Silent::default());
+    let opened = Store::open(&golden.path("store"), Purpose::Write, silent);
+    assert!(matches!(opened.err(), Some(store::Error::StoreRead { .. })));
+}
+
+/// Bytes that look like noise and are always the same.
+fn noise(seed: u8, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The files of the first snapshot.
+fn make_source(source: &Path) {
+    let write = |name: &[u8], bytes: &[u8]| {
+        fs::write(source.join(std::ffi::OsStr::from_bytes(name)), bytes).expect("writes");
+    };
+    fs::create_dir_all(source.join("repo/objects")).expect("makes directories");
+    write(b"empty", b"");
+    write(b"inline", b"short enough to stand in its entry");
+    write(b"noise", &noise(1, 9000));
+    write(b"text", &b"A line that comes again and again. ".repeat(400));
+    write(b"many-chunks", &noise(2, 20_000));
+    write(b"one-chunk", &noise(3, 600));
+    write(b"na\xefve \xff\n", b"a name that is not UTF-8");
+    write(b"repo/HEAD", b"ref: refs/heads/main\n");
+    write(b"repo/objects/linked", &noise(4, 700));
+    fs::hard_link(source.join("repo/objects/linked"), source.join("link")).expect("links");
+    symlink("repo/HEAD", source.join("symbolic")).expect("links");
+    symlink("no\u{1b}where", source.join("dangling")).expect("links");
+    let sparse = fs::File::create(source.join("sparse")).expect("creates");
+    sparse.set_len(3 << 20).expect("grows");
+    sparse.write_all_at(b"an island", 1 << 20).expect("writes");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(source.join("noise"), "user.note", b"v\x001", flags).expect("attributes");
+    let mode = |name: &str, mode| {
+        fs::set_permissions(source.join(name), PermissionsExt::from_mode(mode)).expect("a mode");
+    };
+    mode("inline", 0o4711);
+    mode("noise", 0o600);
+    mode("repo", 0o2750);
+}
+
+/// What is other in the second one.
+fn change_source(source: &Path) {
+    let mut changed = noise(2, 20_000);
+    changed.splice(7000..7000, *b"inserted");
+    fs::write(source.join("many-chunks"), changed).expect("writes");
+    fs::write(source.join("new"), b"new in the second snapshot ".repeat(30)).expect("writes");
+    fs::remove_file(source.join("one-chunk")).expect("removes");
+}
+
+/// Gives everything at and below `path` a time of its own, always the same.
+fn set_times(path: &Path, seconds: i64) {
+    let is_dir = path.symlink_metadata().expect("is there").is_dir();
+    let mut items: Vec<PathBuf> = Vec::new();
+    if is_dir {
+        let listed = fs::read_dir(path).expect("lists");
+        items.extend(listed.map(|item| item.expect("lists").path()));
+    }
+    items.sort();
+    for (n, item) in (1..).zip(&items) {
+        set_times(item, seconds + n);
+    }
+    let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: seconds % 1000 };
+    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).expect("sets times");
+}
+
+fn back_up(root: &Path, clock: fn() -> Time, tags: &[&str]) {
+    let options = stores::backup_options(&[Path::new(SOURCE)]);
+    let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+    let about = About { tags, clock, program: env!("CARGO_PKG_VERSION").into(), ..options.about };
+    let store = stores::open(root, Purpose::Write);
+    store::backup::backup(&store, &Options { about, ..options }).expect("backs up");
+}
+
+/// Removes what a store can do without, and what git does not keep.
+fn strip(root: &Path) {
+    for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "lock"] {
+        let _ = fs::remove_file(root.join(name));
+    }
+    fs::remove_dir(root.join("tmp")).expect("is empty");
+    for dir in fs::read_dir(root.join("segments")).expect("lists") {
+        // The others hold segments.
+        let _ = fs::remove_dir(dir.expect("lists").path());
+    }
+}
+
+#[test]
+#[ignore = "makes tests/fixtures/store/v1, once"]
+fn make_the_store() {
+    let (root, source) = (fixture("v1"), Path::new(SOURCE));
+    assert!(!root.exists(), "a golden store is never written again");
+    let work = source.parent().expect("not the root");
+    let _ = fs::remove_dir_all(work);
+    make_source(source);
+    set_times(source, 1_600_000_000);
+    stores::init_small(&root);
+    back_up(&root, || Time { seconds: 1_700_000_000, nanoseconds: 5 }, &["nightly"]);
+    change_source(source);
+    set_times(source, 1_600_000_000);
+    set_times(&source.join("many-chunks"), 1_700_000_100);
+    back_up(&root, || Time { seconds: 1_700_086_400, nanoseconds: 0 }, &["nightly", "keep"]);
+    strip(&root);
+    // Looked at from a copy, because an open store grows an index.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    copy(&root, &dir.path().join("store"));
+    let store = stores::open(&dir.path().join("store"), Purpose::Read);
+    fs::write(fixture("v1.expected"), listing(&store, SOURCE)).expect("writes");
+    fs::remove_dir_all(work).expect("removes");
+}
