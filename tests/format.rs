@@ -52,6 +52,7 @@ fn numbers_in_the_document_are_those_of_the_code() {
         ("PATH_BYTES_MAX", limits::PATH_BYTES_MAX.to_string()),
         ("TREE_LEVELS_MAX", limits::TREE_LEVELS_MAX.to_string()),
         ("RECIPE_LEVELS_MAX", limits::RECIPE_LEVELS_MAX.to_string()),
+        ("RECIPE_EXTENTS_MAX", limits::RECIPE_EXTENTS_MAX.to_string()),
         ("INLINE_BYTES_MAX", limits::INLINE_BYTES_MAX.to_string()),
         ("RECORD_BYTES_MAX", limits::RECORD_BYTES_MAX.to_string()),
     ]

@@ -34,6 +34,9 @@ pub const TREE_LEVELS_MAX: u8 = 10;
 /// Levels of a recipe.
 pub const RECIPE_LEVELS_MAX: u8 = 3;
 
+/// Most extents in an entry and in a recipe chunk.
+pub const RECIPE_EXTENTS_MAX: usize = 4096;
+
 /// Files up to this many bytes stand in their tree entry.
 pub const INLINE_BYTES_MAX: usize = 512;
 

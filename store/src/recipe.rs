@@ -8,7 +8,7 @@ use minicbor::{Decoder, Encoder, decode};
 /// Most extents that stand in a tree entry itself.
 const INLINE_EXTENTS_MAX: usize = 48;
 /// Least and most extents of a recipe chunk.
-const GROUP_EXTENTS: std::ops::RangeInclusive<usize> = 256..=4096;
+const GROUP_EXTENTS: std::ops::RangeInclusive<usize> = 256..=limits::RECIPE_EXTENTS_MAX;
 
 /// A run of bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,10 @@ pub(crate) fn encode_extents(extents: &[Extent], out: &mut Encoder<&mut Vec<u8>>
 
 pub(crate) fn decode_extents(input: &mut Decoder<'_>) -> Result<Vec<Extent>, decode::Error> {
     let count = input.array()?.ok_or_else(|| decode::Error::message("indefinite length"))?;
-    let mut extents = Vec::with_capacity(count.min(*GROUP_EXTENTS.end() as u64) as usize);
+    if count > limits::RECIPE_EXTENTS_MAX as u64 {
+        return Err(decode::Error::message("more extents than a recipe chunk has"));
+    }
+    let mut extents = Vec::with_capacity(count as usize);
     for _ in 0..count {
         let fields = input.array()?;
         let extent = if fields == Some(1) {
@@ -324,6 +327,15 @@ mod tests {
             let recipe = Recipe { level, extents: vec![Extent::Slice { chunk, offset: 0, len }] };
             let last = Extents::new(&recipe, &get).last().expect("yields");
             assert!(last.is_err(), "level {level} len {len}");
+        }
+    }
+
+    #[test]
+    fn more_extents_than_are_ever_written_are_refused() {
+        for (count, is_fine) in [(4096, true), (4097, false)] {
+            let mut bytes = Vec::new();
+            encode_extents(&extents(count), &mut Encoder::new(&mut bytes));
+            assert_eq!(decode_extents(&mut Decoder::new(&bytes)).is_ok(), is_fine, "{count}");
         }
     }
 
