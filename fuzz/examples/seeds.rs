@@ -1,0 +1,139 @@
+//! Makes inputs for the fuzzer to begin with, from a real store: `seeds STORE DIRECTORY`.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use store::backend::Local;
+use store::entry::{Content, Entry};
+use store::id::ChunkId;
+use store::observe::Silent;
+use store::segment::{Row, TRAILER_LEN, Table, Trailer, skippable_len};
+use store::store::{Purpose, Store};
+use store::tree::{TreeReader, TreeWriter};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Bytes of the last member of `store.json`.
+const HASH_MEMBER_LEN: usize = 83;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, store, directory] = &arguments[..] else { return Err("seeds STORE DIRECTORY".into()) };
+    make(Path::new(store), &Seeds { directory: Path::new(directory) })
+}
+
+struct Seeds<'a> {
+    directory: &'a Path,
+}
+
+impl Seeds<'_> {
+    fn add(&self, target: &str, bytes: &[u8]) -> Result<()> {
+        let dir = self.directory.join(target);
+        fs::create_dir_all(&dir)?;
+        Ok(fs::write(dir.join(ChunkId::of(bytes).short()), bytes)?)
+    }
+}
+
+fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
+    let config = fs::read(root.join("store.json"))?;
+    seeds.add("config", &config)?;
+    seeds.add("config", &config[..config.len() - HASH_MEMBER_LEN])?;
+    for dir in fs::read_dir(root.join("segments"))? {
+        for file in fs::read_dir(dir?.path())? {
+            segment(&fs::read(file?.path())?, seeds)?;
+        }
+    }
+    let index = tempfile::tempdir()?;
+    let store = Store::open_backend(
+        Arc::new(Local::new(root)),
+        &index.path().join("index.sqlite"),
+        Purpose::Read,
+        Arc::new(Silent::default()),
+    )?;
+    for id in store.snapshot_ids()? {
+        let file = fs::read(root.join(store::snapshot::file_name(&id)))?;
+        seeds.add("snapshot", &file)?;
+        seeds.add("snapshot", &open(&file[..file.len() / 2])?)?;
+        let get = |id: &ChunkId| store.chunk(id);
+        let root = store.snapshot(&id)?.root.chunk();
+        let entries = TreeReader::new(&root, &get).map(|entry| entry.map_err(|lost| lost.error));
+        let entries = entries.collect::<std::result::Result<Vec<Entry>, _>>()?;
+        for entry in &entries {
+            recipe(&store, entry, seeds)?;
+        }
+        seeds.add("tree", &tree(&entries)?)?;
+        seeds.add("tree", &tree(&many_like(&entries[0]))?)?;
+    }
+    seeds.add("midx", &midx())
+}
+
+fn segment(file: &[u8], seeds: &Seeds<'_>) -> Result<()> {
+    if file.len() < 10_000 {
+        seeds.add("segment", file)?;
+    }
+    let table_end = file.len() - TRAILER_LEN;
+    let trailer = Trailer::read(&file[table_end..], file.len() as u64)?;
+    let header = &file[..skippable_len(file).ok_or("no header")?];
+    let table = Table::read(header, &file[trailer.table_offset as usize..table_end], &trailer)?;
+    let stored = |row: &Row| &file[row.offset as usize..row.end() as usize];
+    table.rows.iter().step_by(9).try_for_each(|row| seeds.add("sealed", stored(row)))
+}
+
+fn open(frame: &[u8]) -> Result<Vec<u8>> {
+    let len = store::seal::claimed_plain_len(frame).ok_or("no frame")?;
+    let mut plain = Vec::new();
+    store::seal::Opener::new().open_unnamed(frame, len, &mut plain)?;
+    Ok(plain)
+}
+
+fn recipe(store: &Store, entry: &Entry, seeds: &Seeds<'_>) -> Result<()> {
+    let Content::Recipe(recipe) = &entry.content else { return Ok(()) };
+    if recipe.level > 0
+        && let store::recipe::Extent::Slice { chunk, len, .. } = recipe.extents[0]
+    {
+        let chunk = store.chunk(&chunk)?;
+        seeds.add("recipe", &[&[1], &len.to_le_bytes()[..], &chunk].concat())?;
+    }
+    Ok(())
+}
+
+/// Enough entries for more than one page.
+fn many_like(entry: &Entry) -> Vec<Entry> {
+    (0..300).map(|n| Entry { path: format!("n{n:03}").into(), ..entry.clone() }).collect()
+}
+
+/// The pages of a tree, the root first, under names that count them.
+fn tree(entries: &[Entry]) -> Result<Vec<u8>> {
+    let write = |count: usize| -> Result<Vec<Vec<u8>>> {
+        let mut pages: Vec<Vec<u8>> = Vec::new();
+        let mut put = |page: &[u8]| {
+            pages.push(page.to_vec());
+            Ok(ChunkId::from_bytes([count.saturating_sub(pages.len()) as u8; 32]))
+        };
+        let mut writer = TreeWriter::default();
+        entries.iter().try_for_each(|entry| writer.push(entry, &mut put))?;
+        writer.finish(&mut put)?;
+        Ok(pages)
+    };
+    // Once to count them, for the root is written last.
+    let count = write(0)?.len();
+    let mut out = Vec::new();
+    for page in write(count)?.iter().rev() {
+        out.extend_from_slice(&u16::try_from(page.len())?.to_le_bytes());
+        out.extend_from_slice(page);
+    }
+    Ok(out)
+}
+
+/// A multi-pack-index of two packs, up to the end of their names.
+fn midx() -> Vec<u8> {
+    let names = b"pack-1111.idx\0pack-2222.idx\0";
+    let from = 12 + 2 * 12u64;
+    let mut out = b"MIDX\x01\x01\x01\x00\x00\x00\x00\x02PNAM".to_vec();
+    out.extend_from_slice(&from.to_be_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&(from + names.len() as u64).to_be_bytes());
+    out.extend_from_slice(names);
+    out
+}

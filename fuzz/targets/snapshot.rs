@@ -1,0 +1,31 @@
+//! Snapshot records: the file as it is, and the bytes as a record under its own name.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use store::backend::Memory;
+use store::id::SnapshotId;
+use store::seal::Sealer;
+use store::snapshot::{Snapshot, VERSION, file_name};
+
+thread_local! {
+    static SEALER: RefCell<Sealer> = RefCell::new(Sealer::new(1));
+}
+
+fn read(id: &SnapshotId, file: &[u8]) -> Option<(Snapshot, bool)> {
+    let memory = Memory::default();
+    memory.with_files(|files| files.insert(file_name(id), file.to_vec()));
+    Snapshot::read(&memory, id).ok()
+}
+
+fuzz_target!(|record: &[u8]| {
+    let id = SnapshotId::of(record);
+    let _ = read(&id, record);
+    let mut frame = Vec::new();
+    SEALER.with_borrow_mut(|sealer| sealer.seal(record, &mut frame));
+    let Some((snapshot, is_whole)) = read(&id, &frame.repeat(2)) else { return };
+    assert!(is_whole && snapshot.version == VERSION);
+    let memory = Memory::default();
+    let id = snapshot.write(&memory).expect("writes");
+    assert_eq!(Snapshot::read(&memory, &id).expect("reads what it wrote"), (snapshot, true));
+});
