@@ -238,7 +238,9 @@ fn weight(entry: &Entry) -> usize {
         // Once in the entry, once in the recipe that is walked over.
         Content::Recipe(recipe) => 2 * recipe.extents.len() * size_of::<Extent>(),
     };
-    let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    // Many short attributes take more room for their places than for their bytes.
+    let place = size_of::<(Vec<u8>, Vec<u8>)>();
+    let xattrs = entry.xattrs.iter().map(|(name, value)| place + name.len() + value.len());
     2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>()
 }
 
@@ -264,5 +266,19 @@ fn nameless_dir(path: Vec<u8>) -> Entry {
         xattrs: Vec::new(),
         device: None,
         content: Content::Empty,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_weighs_what_its_attributes_take() {
+        let entry = nameless_dir(b"a".to_vec());
+        let light = weight(&entry);
+        let xattrs = vec![(b"a".to_vec(), Vec::new()); 1000];
+        let heavy = weight(&Entry { xattrs, ..entry });
+        assert!(heavy - light >= 1000 * size_of::<(Vec<u8>, Vec<u8>)>(), "{heavy}");
     }
 }
