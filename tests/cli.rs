@@ -220,6 +220,16 @@ fn delete_leaves_alone_what_the_backup_did_not_look_at() {
 }
 
 #[test]
+fn more_patterns_than_a_snapshot_can_keep_are_refused_at_once() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("patterns", "a-rather-long-name-of-a-file-that-is-not-there\n".repeat(50_000));
+    let backup = ["backup", "source", "--exclude-file", "patterns"];
+    sandbox.run(backup).fails(1, &["patterns take", "a snapshot can keep"]);
+    assert_eq!(sandbox.snapshot_ids().len(), 0);
+}
+
+#[test]
 fn what_is_excluded_is_left_out() {
     let sandbox = Sandbox::with_store();
     for name in ["a.tmp", "keep", "dir/b.tmp", "dir/keep", "cache/x", "build/out", "dir/build/in"] {

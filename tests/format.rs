@@ -6,8 +6,7 @@ use crate::support::tree::{build_everything, compare, make_writable_and_remove};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use store::entry::{Content, Entry, Kind, Owner, Time};
+use store::entry::{Content, Entry, Kind, Time};
 use store::id::{ChunkId, SegmentId};
 use store::recipe::{Extent, RecipeWriter};
 use store::seal::Opener;
@@ -139,21 +138,8 @@ fn the_script_restores_everything() {
 }
 
 fn entry(path: &str, kind: Kind) -> Entry {
-    Entry {
-        path: path.into(),
-        kind,
-        mode: 0o700,
-        owner: Arc::new(Owner::default()),
-        mtime: Some(Time { seconds: -1, nanoseconds: 999_999_999 }),
-        ctime: None,
-        inode: 0,
-        size: 0,
-        target: Vec::new(),
-        hard_link: None,
-        xattrs: Vec::new(),
-        device: None,
-        content: Content::Empty,
-    }
+    let mtime = Some(Time { seconds: -1, nanoseconds: 999_999_999 });
+    Entry { mtime, ..Entry::new(path.into(), kind, 0o700) }
 }
 
 #[test]

@@ -15,10 +15,11 @@ mod intake;
 mod previous;
 mod survey;
 
-use crate::entry::{Content, Entry, Kind, Time, path_cmp};
+use crate::entry::{Entry, Kind, Time, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::{ChunkId, SnapshotId};
+use crate::limits;
 use crate::observe::Event;
 use crate::packer::Packer;
 use crate::snapshot::{self, Id, Snapshot, Statistics};
@@ -161,6 +162,7 @@ enum Slot {
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let exclude = Globs::new(options.excludes.iter().map(String::as_str))?;
+    check_record(options)?;
     let roots = roots(&options.paths)?;
     let parent = if options.force { None } else { parent(store, options)? };
     let start = (options.about.clock)();
@@ -229,6 +231,16 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     seal.finish(store, root, (entry_count, bytes), parent_id, paths, options)
 }
 
+/// Refuses at once what would be refused when everything was read.
+fn check_record(options: &Options) -> Result<()> {
+    let texts = options.excludes.iter().chain(&options.about.tags).map(String::len);
+    let paths = options.paths.iter().map(|path| path.as_os_str().len());
+    // Each has a length in front of it.
+    let bytes = texts.chain(paths).map(|len| len + 9).sum();
+    let max = limits::RECORD_BYTES_MAX / 2;
+    if bytes > max { Err(Error::RecordTooLong { bytes, max }) } else { Ok(()) }
+}
+
 /// Backs up one stream as one file named `name`, which is also its path.
 ///
 /// `input` is read to its end; `confirm` then says whether what was read is all
@@ -253,27 +265,12 @@ pub fn backup_stream(
     let mut tree = TreeWriter::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
     let parts: Vec<&[u8]> = name.split(|b| *b == b'/').collect();
-    let plain = |path: Vec<u8>, kind, mode| Entry {
-        path,
-        kind,
-        mode,
-        owner: Arc::default(),
-        mtime: Some(start),
-        ctime: None,
-        inode: 0,
-        size: 0,
-        target: Vec::new(),
-        hard_link: None,
-        xattrs: Vec::new(),
-        device: None,
-        content: Content::Empty,
-    };
     for depth in 1..parts.len() {
-        let dir =
-            Entry { mtime: None, ..plain(parts[..depth].join(&b'/'), Kind::Directory, 0o755) };
+        let dir = Entry::new(parts[..depth].join(&b'/'), Kind::Directory, 0o755);
         tree.push(&dir, &mut put)?;
     }
-    let file = Entry { content, size, ..plain(name.to_vec(), Kind::File, 0o600) };
+    let file = Entry::new(name.to_vec(), Kind::File, 0o600);
+    let file = Entry { mtime: Some(start), content, size, ..file };
     counters.count(&file, None);
     tree.push(&file, &mut put)?;
     let root = tree.finish(&mut put)?;

@@ -141,6 +141,25 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An entry without content, of which nothing more is known.
+    pub fn new(path: Vec<u8>, kind: Kind, mode: u32) -> Entry {
+        Entry {
+            path,
+            kind,
+            mode,
+            owner: Arc::default(),
+            mtime: None,
+            ctime: None,
+            inode: 0,
+            size: 0,
+            target: Vec::new(),
+            hard_link: None,
+            xattrs: Vec::new(),
+            device: None,
+            content: Content::Empty,
+        }
+    }
+
     /// The last component of the path.
     pub fn name(&self) -> &[u8] {
         self.path.rsplit(|b| *b == b'/').next().unwrap_or_default()
@@ -297,21 +316,7 @@ impl Entry {
         let fields = input.map()?.ok_or_else(|| bad("indefinite length"))?;
         let mut shared = 0;
         let (mut suffix, mut kind, mut mode, mut owner) = (None, None, None, None);
-        let mut entry = Entry {
-            path: Vec::new(),
-            kind: Kind::File,
-            mode: 0,
-            owner: Arc::default(),
-            mtime: None,
-            ctime: None,
-            inode: 0,
-            size: 0,
-            target: Vec::new(),
-            hard_link: None,
-            xattrs: Vec::new(),
-            device: None,
-            content: Content::Empty,
-        };
+        let mut entry = Entry::new(Vec::new(), Kind::File, 0);
         let mut level = 0;
         for _ in 0..fields {
             match input.u32()? {

@@ -147,6 +147,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Paths, tags and patterns that would not fit a snapshot record.
+    #[error("paths, tags and patterns take {bytes} bytes; a snapshot can keep {max}")]
+    RecordTooLong {
+        /// How many they are.
+        bytes: usize,
+        /// How many they may be.
+        max: usize,
+    },
     /// A glob that cannot be understood.
     #[error("bad pattern: {0}")]
     Pattern(#[from] globset::Error),

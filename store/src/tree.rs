@@ -590,21 +590,7 @@ mod tests {
     }
 
     fn directory(path: Vec<u8>) -> Entry {
-        Entry {
-            path,
-            kind: Kind::Directory,
-            mode: 0o755,
-            owner: Arc::default(),
-            mtime: None,
-            ctime: None,
-            inode: 0,
-            size: 0,
-            target: Vec::new(),
-            hard_link: None,
-            xattrs: Vec::new(),
-            device: None,
-            content: Content::Empty,
-        }
+        Entry::new(path, Kind::Directory, 0o755)
     }
 
     /// Enough entries for a root, pages below it, and their leaves.

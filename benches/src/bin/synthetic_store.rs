@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
 use store::config::Config;
-use store::entry::{Content, Entry, Kind, Owner, Time};
+use store::entry::{Content, Entry, Kind, Time};
 use store::id::ChunkId;
 use store::observe::Silent;
 use store::packer::Packer;
@@ -93,21 +93,9 @@ fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> stor
 }
 
 fn entry(path: String, kind: Kind) -> Entry {
-    Entry {
-        path: path.into_bytes(),
-        kind,
-        mode: if kind == Kind::Directory { 0o755 } else { 0o644 },
-        owner: Arc::new(Owner::default()),
-        mtime: Some(Time { seconds: 1_700_000_000, nanoseconds: 0 }),
-        ctime: Some(Time { seconds: 1_700_000_000, nanoseconds: 0 }),
-        inode: 1,
-        size: 0,
-        target: Vec::new(),
-        hard_link: None,
-        xattrs: Vec::new(),
-        device: None,
-        content: Content::Empty,
-    }
+    let time = Some(Time { seconds: 1_700_000_000, nanoseconds: 0 });
+    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    Entry { mtime: time, ctime: time, inode: 1, ..Entry::new(path.into_bytes(), kind, mode) }
 }
 
 fn record(root: ChunkId) -> Snapshot {

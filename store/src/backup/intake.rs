@@ -197,19 +197,14 @@ impl<'a> Intake<'a> {
         let shares = stat.names > 1 && stat.kind != Kind::Directory;
         let is_device = matches!(stat.kind, Kind::CharDevice | Kind::BlockDevice);
         Entry {
-            path: path.to_vec(),
-            kind: stat.kind,
-            mode: stat.mode,
             owner: self.owners.get(stat.uid, stat.gid),
             mtime: Some(stat.mtime),
             ctime: Some(stat.ctime),
             inode: stat.inode,
-            size: 0,
-            target: Vec::new(),
             hard_link: shares.then_some(HardLink { device: stat.device, names: stat.names }),
             xattrs,
             device: is_device.then_some(stat.node),
-            content: Content::Empty,
+            ..Entry::new(path.to_vec(), stat.kind, stat.mode)
         }
     }
 

@@ -252,21 +252,7 @@ fn nameless_dir(path: Vec<u8>) -> Entry {
         user: None,
         group: None,
     };
-    Entry {
-        path,
-        kind: Kind::Directory,
-        mode: 0o700,
-        owner: Arc::new(owner),
-        mtime: None,
-        ctime: None,
-        inode: 0,
-        size: 0,
-        target: Vec::new(),
-        hard_link: None,
-        xattrs: Vec::new(),
-        device: None,
-        content: Content::Empty,
-    }
+    Entry { owner: Arc::new(owner), ..Entry::new(path, Kind::Directory, 0o700) }
 }
 
 #[cfg(test)]
