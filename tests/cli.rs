@@ -1,6 +1,6 @@
 //! Every command, end to end.
 
-use crate::support::sandbox::{Dice, Sandbox};
+use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
 
 /// Two snapshots of a small tree.
 fn small() -> Sandbox {
@@ -217,6 +217,93 @@ fn delete_leaves_alone_what_the_backup_did_not_look_at() {
     assert!(sandbox.has("target/beside") && sandbox.has(format!("{restored}/old.tmp")));
     assert!(!sandbox.has(format!("{restored}/old")));
     assert_eq!(sandbox.read(format!("{restored}/kept")), b"kept");
+}
+
+#[test]
+fn a_directory_that_only_looks_like_a_git_directory_is_backed_up_whole() {
+    let sandbox = Sandbox::with_store();
+    for name in ["HEAD", "objects/a.lock", "refs/b", "Cargo.lock", "sub/yarn.lock"] {
+        sandbox.write(&format!("source/project/{name}"), "content of its own");
+    }
+    sandbox.write("source/bare/objects/x", "");
+    sandbox.write("source/bare/refs/x", "");
+    sandbox.write("source/bare/HEAD", "ref: refs/heads/main\n");
+    for name in ["Cargo.lock", "HEAD.lock", "refs/heads/main.lock"] {
+        sandbox.write(&format!("source/bare/{name}"), "lock");
+    }
+    sandbox.backup(["source"]);
+    sandbox.restore(&sandbox.at("latest", "source"), "back");
+    for name in ["HEAD", "objects/a.lock", "refs/b", "Cargo.lock", "sub/yarn.lock"] {
+        assert!(sandbox.has(format!("back/project/{name}")), "{name}");
+    }
+    assert!(sandbox.has("back/bare/Cargo.lock") && sandbox.has("back/bare/HEAD"));
+    assert!(!sandbox.has("back/bare/HEAD.lock") && !sandbox.has("back/bare/refs/heads/main.lock"));
+}
+
+#[test]
+fn linked_git_directories_are_no_trouble() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/main.git/objects/x", "x");
+    sandbox.write("source/main.git/refs/x", "x");
+    sandbox.write("source/work.git/HEAD", "ref: refs/heads/main\n");
+    for name in ["objects", "refs"] {
+        let link = format!("../main.git/{name}");
+        sandbox.tool("ln").args(["-s", &link, &format!("source/work.git/{name}")]).run().ok();
+    }
+    sandbox.backup(["source"]);
+    sandbox.restore(&sandbox.at("latest", "source"), "back");
+    assert_eq!(sandbox.read("back/work.git/objects/x"), b"x");
+}
+
+#[test]
+fn a_reader_that_leaves_does_not_hide_what_went_wrong() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a".repeat(100_000));
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok();
+    for segment in list.stdout.lines() {
+        let mut bytes = sandbox.read(segment);
+        bytes[500] ^= 1;
+        std::fs::write(sandbox.path(segment), bytes).expect("damages");
+    }
+    let code = |command: &str| {
+        let script = format!("{{ sleep 0.2; \"$0\" {command}; echo $? > code; }} | true");
+        sandbox.tool("sh").args(["-c", &script, FORGEKEEP]).run().ok();
+        String::from_utf8_lossy(&sandbox.read("code")).trim().to_owned()
+    };
+    assert_eq!(code("check --read-data"), "1");
+    assert_eq!(code("check --json"), "1");
+    assert_eq!(code("backup --json source nowhere"), "3");
+}
+
+#[test]
+fn a_damaged_record_is_not_passed_over_in_silence() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "one");
+    sandbox.backup(["source"]);
+    let ids = sandbox.snapshot_ids();
+    sandbox.write("source/a", "two");
+    sandbox.backup(["source"]);
+    let newest = sandbox.snapshot_ids().pop().expect("two");
+    std::fs::write(sandbox.path(format!("store/snapshots/{newest}")), [0; 300]).expect("damages");
+    let listed = sandbox.run(["snapshots", "--quiet"]).ok();
+    assert!(listed.stderr.contains(&newest[..8]), "{}", listed.told());
+    sandbox.run(["restore", "--quiet", "latest", "-t", "to"]).fails(1, &["latest", &newest[..8]]);
+    sandbox.run(["restore", "--quiet", &ids[0], "-t", "to"]).ok();
+}
+
+#[test]
+fn whoever_may_only_read_a_store_reads_it() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a".repeat(100_000));
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "go=rX", "store"]).run().ok();
+    for command in
+        [&["snapshots"][..], &["check", "--read-data"], &["restore", "latest", "-t", "mine"]]
+    {
+        let done = sandbox.as_nobody(command).run().ok();
+        assert!(!done.stderr.contains("index"), "{}", done.told());
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub enum Failure {
     Partial,
     /// A check found damage, which was reported on the way.
     Damaged,
-    /// Whoever read our output has gone.
+    /// Whoever read our output has gone, and nothing else is to be said.
     BrokenPipe,
 }
 
@@ -114,6 +114,7 @@ fn hint(error: &Error) -> Option<String> {
                 "`forgekeep ls {id}` lists its paths, `forgekeep find NAME` looks in all snapshots"
             )
         }
+        error if error.is_index_denied() => "run it as a user who may write the store".into(),
         Error::Index(_) => "`forgekeep index rebuild` makes it anew from the segments".into(),
         Error::Source { .. } => {
             "nothing was backed up; check the path, or run as a user who may read it".into()

@@ -1,10 +1,11 @@
 //! Which snapshots a command is about.
 
-use crate::exit::Failure;
+use crate::exit::{Failure, with_hint};
 use clap::Args;
 use store::entry::{display_path, is_within};
 use store::error::Error;
 use store::id::SnapshotId;
+use store::observe::Event;
 use store::snapshot::Snapshot;
 use store::store::Store;
 
@@ -47,7 +48,7 @@ pub fn tree_path(path: &[u8]) -> Vec<u8> {
 pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snapshot)>, Failure> {
     let (mut snapshots, damaged) = store.snapshots()?;
     for error in damaged {
-        store.observer().event(store::observe::Event::Note(error.to_string()));
+        store.observer().event(Event::Warning(error.to_string()));
     }
     snapshots.retain(|(_, snapshot)| filter.fits(snapshot));
     Ok(snapshots)
@@ -90,9 +91,12 @@ pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failu
             None => rest.is_empty().then_some(0),
         };
         let back: usize = back.ok_or_else(|| Error::NoSnapshot(wanted.into()))?;
-        let (mut snapshots, damaged) = store.snapshots()?;
-        for error in damaged {
-            store.observer().event(store::observe::Event::Note(error.to_string()));
+        let (mut snapshots, mut damaged) = store.snapshots()?;
+        if let Some(error) = damaged.pop() {
+            return Err(with_hint(
+                format!("which snapshot is {wanted} cannot be told: {error}"),
+                "`forgekeep snapshots` lists the others; give the id of one",
+            ));
         }
         let at = snapshots.len().checked_sub(back + 1);
         return Ok(snapshots.swap_remove(at.ok_or_else(|| Error::NoSnapshot(wanted.into()))?));

@@ -270,7 +270,8 @@ impl Observer for Watch {
                 let text = format!("{shown} changed while it was read; stored as it was read");
                 if self.json { warn(true, &text) } else { self.say(&text) }
             }
-            Event::Note(text) if self.json => warn(true, &text),
+            Event::Warning(text) | Event::Note(text) if self.json => warn(true, &text),
+            Event::Warning(text) => self.say(&text),
             Event::Note(text) if !self.quiet => self.say(&text),
             _ => {}
         }

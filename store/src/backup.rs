@@ -18,7 +18,7 @@ mod survey;
 use crate::entry::{Entry, Kind, Time, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
-use crate::id::{ChunkId, SnapshotId};
+use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
 use crate::observe::Event;
 use crate::packer::Packer;
@@ -30,6 +30,7 @@ use crate::walk::{Base, Found, Rules, Step, Walk};
 use intake::{Intake, absolute};
 use parking_lot::Mutex;
 use previous::{Comparison, Previous, Recheck};
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -166,6 +167,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let roots = roots(&options.paths)?;
     let parent = if options.force { None } else { parent(store, options)? };
     let start = (options.about.clock)();
+    let damaged = store.index.damaged()?;
     let parent_closed = match &parent {
         Some((id, _)) => store.index.is_closed(id)?,
         None => false,
@@ -227,7 +229,8 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     })?;
     let parent_id = parent.map(|(id, _)| id);
     let paths = options.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
-    let seal = Sealing { packer: &packer, counters: &counters, about: &options.about, start };
+    let seal =
+        Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
     seal.finish(store, root, (entry_count, bytes), parent_id, paths, options)
 }
 
@@ -252,6 +255,7 @@ pub fn backup_stream(
     confirm: &mut dyn FnMut() -> Result<()>,
     options: &Options,
 ) -> Result<Report> {
+    let damaged = store.index.damaged()?;
     let start = (options.about.clock)();
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
@@ -274,7 +278,8 @@ pub fn backup_stream(
     counters.count(&file, None);
     tree.push(&file, &mut put)?;
     let root = tree.finish(&mut put)?;
-    let seal = Sealing { packer: &packer, counters: &counters, about: &options.about, start };
+    let seal =
+        Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
     seal.finish(store, root, (parts.len() as u64, size), None, vec![name.to_vec()], options)
 }
 
@@ -289,6 +294,8 @@ struct Sealing<'a> {
     counters: &'a Counters,
     about: &'a About,
     start: Time,
+    /// The segments known to be damaged when the backup began.
+    damaged: HashSet<SegmentId>,
 }
 
 impl Sealing<'_> {
@@ -340,8 +347,8 @@ impl Sealing<'_> {
         } else {
             let id = record.write(&*store.backend)?;
             // The snapshot is there and good; without this mark the next backup looks closer.
-            if let Err(error) = store.index.set_closed(&id) {
-                store.observer().event(Event::Note(error.to_string()));
+            if let Err(error) = store.index.set_closed(&id, &self.damaged) {
+                store.observer().event(Event::Warning(error.to_string()));
             }
             Some(id)
         };
@@ -399,7 +406,12 @@ impl Failure {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.error.lock().get_or_insert(error);
+                let mut first = self.error.lock();
+                // Whoever was only stopped by another's error does not know the reason.
+                if matches!(*first, None | Some(Error::Interrupted)) {
+                    *first = Some(error);
+                }
+                drop(first);
                 self.failed.store(true, Relaxed);
                 None
             }
@@ -547,7 +559,7 @@ fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
 fn parent(store: &Store, options: &Options) -> Result<Option<(SnapshotId, Snapshot)>> {
     let (snapshots, damaged) = store.snapshots()?;
     for error in damaged {
-        store.observer().event(Event::Note(error.to_string()));
+        store.observer().event(Event::Warning(error.to_string()));
     }
     let wanted: Vec<&[u8]> = options.paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
     let of_host =

@@ -24,8 +24,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Stored bytes read at once: they stay in a core's cache while they are hashed,
 /// opened and hashed again.
 const READ_BYTES: usize = 1 << 20;
-/// Lost paths that are kept by name; all are counted.
-const PATHS_MAX: usize = 100_000;
+/// Damaged chunks that are kept by name; all are counted, and segments always named.
+const DAMAGES_MAX: usize = 10_000;
+/// Memory that lost paths may take by name, about; all are counted.
+const LOSS_BYTES_MAX: usize = 24 << 20;
 
 /// Which segments are read completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +103,8 @@ pub struct Report {
     pub chunks: u64,
     /// What is damaged.
     pub damages: Vec<Damage>,
+    /// How much that is; more than `damages` has if it is very much.
+    pub damage_count: u64,
     /// What that costs.
     pub losses: Vec<Loss>,
     /// How many paths that are; more than `losses` has if there are very many.
@@ -110,7 +114,7 @@ pub struct Report {
 impl Report {
     /// Whether nothing was found.
     pub fn is_clean(&self) -> bool {
-        self.damages.is_empty() && self.loss_count == 0
+        self.damage_count == 0 && self.loss_count == 0
     }
 }
 
@@ -120,6 +124,8 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         store,
         read_data,
         damages: Mutex::default(),
+        damage_count: AtomicU64::new(0),
+        losses: Mutex::default(),
         bad_chunks: Mutex::default(),
         bad_segments: Mutex::default(),
         chunks: AtomicU64::new(0),
@@ -132,6 +138,10 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
     let snapshots = check.snapshots()?;
     check.segments()?;
     check.trees(&snapshots)?;
+    if check.losses.lock().count > 0 {
+        // Whatever the index says: the next backup is to look at every chunk.
+        check.of_index(store.index.forget_closed())?;
+    }
     Ok(check.finish())
 }
 
@@ -139,6 +149,8 @@ struct Check<'a> {
     store: &'a Store,
     read_data: ReadData,
     damages: Mutex<Vec<Damage>>,
+    damage_count: AtomicU64,
+    losses: Mutex<Losses>,
     bad_chunks: Mutex<HashSet<ChunkId>>,
     bad_segments: Mutex<HashSet<SegmentId>>,
     chunks: AtomicU64,
@@ -149,6 +161,15 @@ struct Check<'a> {
     report: Report,
 }
 
+/// What can no longer be restored.
+#[derive(Default)]
+struct Losses {
+    kept: Vec<Loss>,
+    count: u64,
+    /// Memory of all, kept or not, about.
+    bytes: usize,
+}
+
 thread_local! {
     static SCRATCH: RefCell<(Opener, Vec<u8>, Vec<u8>)> =
         RefCell::new((Opener::new(), Vec::new(), Vec::new()));
@@ -157,7 +178,20 @@ thread_local! {
 impl Check<'_> {
     fn damage(&self, object: impl Into<String>, reason: impl ToString) {
         let damage = Damage { object: object.into(), reason: reason.to_string() };
-        self.damages.lock().push(damage);
+        self.damage_count.fetch_add(1, Relaxed);
+        let mut damages = self.damages.lock();
+        if damages.len() < DAMAGES_MAX {
+            damages.push(damage);
+        }
+    }
+
+    fn lost(&self, loss: Loss) {
+        let mut losses = self.losses.lock();
+        losses.count += 1;
+        losses.bytes += size_of::<Loss>() + loss.path.len() + loss.reason.len();
+        if losses.bytes <= LOSS_BYTES_MAX {
+            losses.kept.push(loss);
+        }
     }
 
     fn config(&self) {
@@ -184,8 +218,7 @@ impl Check<'_> {
                 Err(error) => {
                     self.damage(name, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
-                    self.report.losses.push(Loss { snapshot: id, path, reason });
-                    self.report.loss_count += 1;
+                    self.lost(Loss { snapshot: id, path, reason });
                 }
             }
         }
@@ -244,7 +277,9 @@ impl Check<'_> {
     }
 
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
-        self.damage(segment::file_name(id), reason.to_string());
+        self.damage_count.fetch_add(1, Relaxed);
+        let (object, reason) = (segment::file_name(id), reason.to_string());
+        self.damages.lock().push(Damage { object, reason });
         self.bad_segments.lock().insert(*id);
         self.of_index(self.store.index.set_damaged(id))?;
         Ok(())
@@ -259,6 +294,7 @@ impl Check<'_> {
                 let (object, reason) = (crate::store::INDEX_FILE.to_owned(), error.to_string());
                 let damage = Damage { object, reason };
                 if !damages.contains(&damage) {
+                    self.damage_count.fetch_add(1, Relaxed);
                     damages.push(damage);
                 }
                 Ok(None)
@@ -371,34 +407,34 @@ impl Check<'_> {
                 &|page| whole_pages.contains(&known(page)),
                 &mut |page| entered.push(known(page)),
             );
-            let losses: Vec<Vec<Loss>> = parts
+            let (before, of_others) = {
+                let losses = self.losses.lock();
+                (losses.count, losses.kept.len())
+            };
+            let whole: Vec<bool> = parts
                 .par_iter()
                 .enumerate()
                 .map(|(at, (child, part))| {
                     self.store.observer().progress().check()?;
                     let until = parts.get(at + 1).map(|(next, _)| &next.first[..]);
                     match part {
-                        Part::Known => Ok(Vec::new()),
+                        Part::Known => Ok(true),
                         Part::Leaf => self.leaf(id, child, until),
                         Part::Lost(error) => {
-                            Ok(vec![range_loss(id, &child.first, until, error.to_string())])
+                            self.lost(range_loss(id, &child.first, until, error.to_string()));
+                            Ok(false)
                         }
                     }
                 })
                 .collect::<Result<_>>()?;
-            for ((child, part), losses) in parts.iter().zip(&losses) {
-                if matches!(part, Part::Leaf) && losses.is_empty() {
-                    whole_pages.insert(known(&child.page));
-                }
-            }
-            let losses: Vec<Loss> = losses.into_iter().flatten().collect();
-            if losses.is_empty() {
+            let leaves = parts.iter().zip(whole).filter(|(_, is_whole)| *is_whole);
+            whole_pages.extend(leaves.map(|((child, _), _)| known(&child.page)));
+            let mut losses = self.losses.lock();
+            if losses.count == before {
                 // Pages above a damaged one are entered again for the next snapshot.
                 whole_pages.extend(entered);
             }
-            self.report.loss_count += losses.len() as u64;
-            let space = PATHS_MAX.saturating_sub(self.report.losses.len());
-            self.report.losses.extend(losses.into_iter().take(space));
+            losses.kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
         }
         Ok(())
     }
@@ -423,27 +459,30 @@ impl Check<'_> {
         }
     }
 
-    /// What of a leaf's entries cannot be restored.
-    fn leaf(&self, id: &SnapshotId, page: &Child, until: Option<&[u8]>) -> Result<Vec<Loss>> {
+    /// Whether all of a leaf's entries can be restored; those that cannot are noted.
+    fn leaf(&self, id: &SnapshotId, page: &Child, until: Option<&[u8]>) -> Result<bool> {
         let get = |id: &ChunkId| self.store.chunk(id);
         if let Some(reason) = self.trouble(&page.page)? {
-            return Ok(vec![range_loss(id, &page.first, until, reason)]);
+            self.lost(range_loss(id, &page.first, until, reason));
+            return Ok(false);
         }
-        let mut losses = Vec::new();
+        let mut is_whole = true;
         for item in TreeReader::new(&page.page, &get) {
             match item {
                 Ok(entry) => {
                     if let Some(reason) = self.entry(&entry, &get)? {
                         let path = display_path(&entry.path);
-                        losses.push(Loss { snapshot: *id, path, reason });
+                        self.lost(Loss { snapshot: *id, path, reason });
+                        is_whole = false;
                     }
                 }
                 Err(lost) => {
-                    losses.push(range_loss(id, &lost.from, until, lost.error.to_string()));
+                    self.lost(range_loss(id, &lost.from, until, lost.error.to_string()));
+                    is_whole = false;
                 }
             }
         }
-        Ok(losses)
+        Ok(is_whole)
     }
 
     fn entry(
@@ -491,6 +530,9 @@ impl Check<'_> {
         report.chunks = self.chunks.into_inner();
         report.bytes_read = self.bytes_read.into_inner();
         report.segments_read = self.segments_read.into_inner();
+        let losses = self.losses.into_inner();
+        (report.losses, report.loss_count) = (losses.kept, losses.count);
+        report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
         report.damages.sort();
         report

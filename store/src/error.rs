@@ -176,6 +176,13 @@ impl Error {
         |source| Error::StoreWrite { name, source }
     }
 
+    /// Whether the index is one that this user may not write.
+    pub fn is_index_denied(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
+        let Error::Index(error) = self else { return false };
+        matches!(error.sqlite_error_code(), Some(CannotOpen | ReadOnly))
+    }
+
     /// Whether the store has no space left.
     pub fn is_out_of_space(&self) -> bool {
         match self {

@@ -7,18 +7,36 @@
 //! is read; they come last, and only if nothing of that kind happened. git never changes a file in place, it renames complete ones,
 //! so whatever was opened stays what it was.
 
-/// Whether a directory with these names in it is a git directory.
-pub fn is_git_dir<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
+use crate::entry::Kind;
+
+/// Whether a directory with this in it is a git directory, as git itself decides it.
+/// `head` reads the beginning of `HEAD`.
+///
+/// Directories whose `objects` or `refs` are symbolic links are not taken for one: what
+/// would have to be read in order is elsewhere.
+pub fn is_git_dir<'a>(
+    content: impl Iterator<Item = (&'a [u8], Kind)>,
+    head: impl FnOnce() -> Vec<u8>,
+) -> bool {
     let mut found = [false; 3];
-    for name in names {
-        match name {
-            b"HEAD" => found[0] = true,
-            b"objects" => found[1] = true,
-            b"refs" => found[2] = true,
+    let mut is_link = false;
+    for item in content {
+        match item {
+            (b"HEAD", Kind::File) => found[0] = true,
+            (b"HEAD", Kind::Symlink) => (found[0], is_link) = (true, true),
+            (b"objects", Kind::Directory) => found[1] = true,
+            (b"refs", Kind::Directory) => found[2] = true,
             _ => {}
         }
     }
-    found == [true; 3]
+    found == [true; 3] && (is_link || is_head(&head()))
+}
+
+/// Whether a file begins as `HEAD` does: with a reference or an object id.
+fn is_head(bytes: &[u8]) -> bool {
+    let is_id =
+        |len: usize| bytes.get(..len).is_some_and(|id| id.iter().all(u8::is_ascii_hexdigit));
+    bytes.starts_with(b"ref:") || is_id(40)
 }
 
 /// When a part of a git directory is read; earlier phases are done before later ones begin.
@@ -86,13 +104,31 @@ fn is_fan_out(name: &[u8]) -> bool {
 pub fn is_transient(path: &[u8]) -> bool {
     let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
     let in_objects = path.starts_with(b"objects/");
-    name.ends_with(b".lock")
+    is_lock(path)
         || path == b"gc.pid"
         || path == b"packed-refs.new"
         || (in_objects
             && (name.starts_with(b"tmp_")
                 || name.starts_with(b".tmp-")
                 || name.starts_with(b"incoming-")))
+}
+
+/// Whether a path, relative to the git directory, is a lock where git makes them. Other
+/// files with such names belong to somebody else.
+fn is_lock(path: &[u8]) -> bool {
+    const AT_TOP: [&[u8]; 8] = [
+        b"HEAD",
+        b"ORIG_HEAD",
+        b"FETCH_HEAD",
+        b"config",
+        b"config.worktree",
+        b"index",
+        b"packed-refs",
+        b"shallow",
+    ];
+    const BELOW: [&[u8]; 4] = [b"refs/", b"reftable/", b"objects/info/", b"objects/pack/"];
+    let Some(locked) = path.strip_suffix(b".lock") else { return false };
+    AT_TOP.contains(&locked) || BELOW.iter().any(|dir| locked.starts_with(dir))
 }
 
 /// The part of a file name in `objects/pack` that all files of one pack share:
@@ -170,7 +206,14 @@ mod tests {
         ] {
             assert!(is_transient(path.as_bytes()), "{path}");
         }
-        for path in ["HEAD", "refs/heads/tmp_x", "objects/pack/pack-1.keep", "hooks/gc.pid"] {
+        for path in [
+            "HEAD",
+            "refs/heads/tmp_x",
+            "objects/pack/pack-1.keep",
+            "hooks/gc.pid",
+            "Cargo.lock",
+            "src/a.lock",
+        ] {
             assert!(!is_transient(path.as_bytes()), "{path}");
         }
     }

@@ -11,6 +11,7 @@ use crate::segment::{Kind, Row};
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,6 +92,7 @@ pub struct Totals {
 /// An open index. Calls may come from several threads at once.
 pub struct Index {
     path: PathBuf,
+    is_read_only: bool,
     idle: Mutex<Vec<Connection>>,
 }
 
@@ -101,7 +103,10 @@ impl Index {
         if !path.exists() {
             return Ok(None);
         }
-        let connection = connect(path)?;
+        let (connection, is_read_only) = match connect(path) {
+            Err(error) if error.is_index_denied() => (connect_read_only(path)?, true),
+            connection => (connection?, false),
+        };
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version != SCHEMA_VERSION {
             return Ok(None);
@@ -111,13 +116,14 @@ impl Index {
         if id.as_deref() != Some(store_id) {
             return Ok(None);
         }
-        Ok(Some(Index { path: path.to_owned(), idle: Mutex::new(vec![connection]) }))
+        Ok(Some(Index { path: path.to_owned(), is_read_only, idle: Mutex::new(vec![connection]) }))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         let idle = self.idle.lock().pop();
         let mut connection = match idle {
             Some(connection) => connection,
+            None if self.is_read_only => connect_read_only(&self.path)?,
             None => connect(&self.path)?,
         };
         let result = work(&mut connection);
@@ -216,11 +222,29 @@ impl Index {
         })
     }
 
-    /// Remembers that every chunk of this snapshot is there.
-    pub fn set_closed(&self, snapshot: &SnapshotId) -> Result<()> {
+    /// The segments that are known not to be what was written.
+    pub fn damaged(&self) -> Result<HashSet<SegmentId>> {
+        self.with(|connection| damaged(connection))
+    }
+
+    /// Remembers that every chunk of this snapshot is there, unless damage was found
+    /// since `known` was all of it: such a chunk may have been counted on before.
+    pub fn set_closed(&self, snapshot: &SnapshotId, known: &HashSet<SegmentId>) -> Result<()> {
         self.with(|connection| {
-            connection
-                .execute("INSERT OR IGNORE INTO closed VALUES (?1)", [snapshot.as_bytes()])?;
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            if damaged(&transaction)?.is_subset(known) {
+                transaction
+                    .execute("INSERT OR IGNORE INTO closed VALUES (?1)", [snapshot.as_bytes()])?;
+            }
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Forgets which snapshots are closed: something of one is lost.
+    pub fn forget_closed(&self) -> Result<()> {
+        self.with(|connection| {
+            connection.execute("DELETE FROM closed", [])?;
             Ok(())
         })
     }
@@ -315,6 +339,39 @@ fn connect(path: &Path) -> Result<Connection> {
     // One plan for every id; otherwise each look-up is planned anew.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
+}
+
+/// Opens an index that this user may not write.
+fn connect_read_only(path: &Path) -> Result<Connection> {
+    use rusqlite::OpenFlags;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte));
+            }
+            _ => uri += &format!("%{byte:02x}"),
+        }
+    }
+    if !with_suffix(path, "-wal").exists() {
+        // Without a log SQLite would make one, which it may not.
+        uri += "?immutable=1";
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(uri, flags)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(connection)
+}
+
+fn damaged(connection: &Connection) -> Result<HashSet<SegmentId>> {
+    let mut statement = connection.prepare_cached("SELECT name FROM segments WHERE healthy = 0")?;
+    let mut rows = statement.query([])?;
+    let mut found = HashSet::new();
+    while let Some(row) = rows.next()? {
+        found.extend(SegmentId::from_slice(&row.get::<_, Vec<u8>>(0)?));
+    }
+    Ok(found)
 }
 
 fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
@@ -414,4 +471,55 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Best effort: what cannot be removed shows up at the next step.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index_with_a_segment(dir: &Path) -> (Index, SegmentId) {
+        let builder = Builder::new(&dir.join("index.sqlite"), &[1; 16]).expect("begins");
+        let index = builder.finish(&[1; 16]).expect("builds");
+        let id = SegmentId::of(b"segment");
+        let segment = Segment { id, kind: Kind::Data, len: 100, is_healthy: true };
+        index.add(&segment, &[]).expect("adds");
+        (index, id)
+    }
+
+    #[test]
+    fn damage_found_during_a_backup_keeps_its_snapshot_open() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (index, segment) = index_with_a_segment(dir.path());
+        let snapshot = SnapshotId::of(b"snapshot");
+        let known = index.damaged().expect("asks");
+        assert!(known.is_empty());
+        index.set_damaged(&segment).expect("marks");
+        index.set_closed(&snapshot, &known).expect("asks");
+        assert!(!index.is_closed(&snapshot).expect("asks"));
+
+        let known = index.damaged().expect("asks");
+        assert_eq!(known, HashSet::from([segment]));
+        index.set_closed(&snapshot, &known).expect("marks");
+        assert!(index.is_closed(&snapshot).expect("asks"));
+        index.forget_closed().expect("forgets");
+        assert!(!index.is_closed(&snapshot).expect("asks"));
+    }
+
+    #[test]
+    fn an_index_is_read_without_being_written() {
+        let dir = tempfile::tempdir().expect("a directory with % and ?");
+        let path = dir.path().join("odd ?%#");
+        std::fs::create_dir(&path).expect("makes");
+        let (index, segment) = index_with_a_segment(&path);
+        drop(index);
+        let connection = connect_read_only(&path.join("index.sqlite")).expect("opens");
+        assert!(damaged(&connection).expect("asks").is_empty());
+        let index = Index {
+            path: path.join("index.sqlite"),
+            is_read_only: true,
+            idle: Mutex::new(vec![connection]),
+        };
+        let error = index.set_damaged(&segment).expect_err("must not write");
+        assert!(error.is_index_denied(), "{error}");
+    }
 }

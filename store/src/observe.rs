@@ -25,7 +25,9 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// Anything else a person should know.
+    /// Something is not as it should be, though this run goes on.
+    Warning(String),
+    /// Anything else a person may want to know.
     Note(String),
 }
 

@@ -207,6 +207,7 @@ impl<'a> Packer<'a> {
     /// Ends the publishing thread and returns what became of it.
     fn join(&self) -> Result<()> {
         let Some(Finisher { queue, thread }) = self.finisher.lock().take() else {
+            // Whoever came first has the reason.
             return Err(Error::Interrupted);
         };
         drop(queue);

@@ -78,14 +78,16 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     let backend = Local::new(root);
     let place = backend.place();
     let write = |source| Error::StoreWrite { name: place.clone(), source };
+    if exists(root, &backend) {
+        return Err(Error::StoreExists(place));
+    }
+    // What an interrupted `init` leaves, and what a fresh file system has.
+    let harmless = [SEGMENTS_DIR, snapshot::DIR, "tmp", "lost+found"];
     match std::fs::read_dir(root) {
         Ok(entries) => {
             for entry in entries {
                 let name = entry.map_err(write)?.file_name();
-                if name == config::FILE {
-                    return Err(Error::StoreExists(place));
-                }
-                if !["segments", "snapshots", "tmp"].iter().any(|known| name == *known) {
+                if !harmless.iter().any(|known| name == *known) {
                     return Err(Error::NotEmpty(place));
                 }
             }
@@ -93,14 +95,16 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(write(error)),
     }
-    if segments_exist(&backend) {
-        return Err(Error::StoreExists(place));
-    }
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
     backend.make_directories(dirs).map_err(write)?;
     backend::write_all(&backend, config::FILE, &config.to_bytes())
         .map_err(Error::store_write(config::FILE))
+}
+
+/// Whether there is a store, be it without its `store.json`.
+fn exists(root: &Path, backend: &dyn Backend) -> bool {
+    root.join(config::FILE).exists() || segments_exist(backend)
 }
 
 fn segments_exist(backend: &dyn Backend) -> bool {
@@ -132,7 +136,7 @@ impl Store {
 
     fn open_now(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
         let local = Local::new(root);
-        if !root.join(config::FILE).exists() && !segments_exist(&local) {
+        if !exists(root, &local) {
             return Err(Error::NoStore(local.place()));
         }
         let lock = Lock::take(
@@ -246,7 +250,7 @@ impl Store {
     fn second_look(&self, id: &ChunkId) -> Result<Option<Location>> {
         let second = self.second.get_or_init(|| {
             let note = "a chunk is not where the index says, or damaged; reading the tables of all segments";
-            self.observer.event(Event::Note(note.into()));
+            self.observer.event(Event::Warning(note.into()));
             let opening = Opening {
                 backend: &*self.backend,
                 store_id: self.store_id,
@@ -394,7 +398,7 @@ fn read_config(
             let Ok(table) = read_table(backend, &id, len) else { continue };
             let Ok(config) = Config::from_bytes(&table.header.config) else { continue };
             let note = format!("{error}; using the copy in segment {id}");
-            observer.event(Event::Note(note));
+            observer.event(Event::Warning(note));
             if purpose != Purpose::Read {
                 backend::write_all(backend, config::FILE, &table.header.config)
                     .map_err(Error::store_write(config::FILE))?;
@@ -474,8 +478,9 @@ impl Opening<'_> {
     /// Compares the index with the listed segments and takes up the new ones.
     fn reconcile(&self, index: &Index) -> Result<Fit> {
         for shard in 0..=255 {
-            let listed = list_shard(self.backend, shard)?;
+            // In this order: what is published between the two is new, not gone.
             let known = index.segments(shard)?;
+            let listed = list_shard(self.backend, shard)?;
             let is_listed = |segment: &Segment| {
                 let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);
                 at.is_ok_and(|at| listed[at].1 == segment.len)
@@ -503,7 +508,7 @@ impl Opening<'_> {
                 let rows = salvage::rows(self.backend, id, len);
                 let found = rows.len();
                 let note = format!("{error}; found {found} intact chunks in it");
-                self.observer.event(Event::Note(note));
+                self.observer.event(Event::Warning(note));
                 let kind = segment::Kind::Data;
                 (Segment { id: *id, kind, len, is_healthy: false }, rows)
             }

@@ -7,7 +7,7 @@
 
 use crate::git;
 use crate::glob::Globs;
-use crate::source::{self, Stat};
+use crate::source::{self, Listed, Stat};
 use parking_lot::{Condvar, Mutex};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -296,7 +296,7 @@ impl Shared {
             Ok(listed) => listed,
             Err(error) => return failed(error),
         };
-        if self.rules.git_dirs && git::is_git_dir(listed.iter().map(|(name, _)| &**name)) {
+        if self.rules.git_dirs && is_git_dir(dir.as_fd(), &listed) {
             let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir).ok()).flatten();
             return (Listing::GitDir(content), Vec::new());
         }
@@ -387,7 +387,7 @@ fn scan_phase_below(
             && !exclude.fits(&join(path, &inner))
     };
     let listed = source::list(dir.as_fd(), is_wanted)?;
-    if !below.is_empty() && git::is_git_dir(listed.iter().map(|(name, _)| &**name)) {
+    if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
         // Submodules: a whole git directory, read with the settings.
         return scan_git_dir(dir.as_fd(), &join(path, below), exclude, found);
     }
@@ -408,6 +408,17 @@ fn scan_phase_below(
         }
     }
     Ok(is_whole)
+}
+
+fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
+    let known = listed.iter().filter_map(|(name, stat)| Some((&**name, stat.as_ref().ok()?.kind)));
+    git::is_git_dir(known, || {
+        let mut head = vec![0; 64];
+        let read = source::open_file_below(dir, b"HEAD")
+            .and_then(|file| std::os::unix::fs::FileExt::read_at(&file, &mut head, 0));
+        head.truncate(read.unwrap_or(0));
+        head
+    })
 }
 
 /// Whether a directory says that it is a cache: <https://bford.info/cachedir/>.

@@ -9,8 +9,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use store::Error;
 use store::backup::{About, Options, Report};
-use store::config;
 use store::observe::Event;
 use store::store::{Purpose, Store};
 
@@ -88,8 +88,11 @@ pub struct Backup {
 impl Backup {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = global.place()?;
-        if self.init && !place.join(config::FILE).exists() {
-            init::init(place, ui)?;
+        if self.init {
+            match init::init(place, ui) {
+                Err(Failure::Store(Error::StoreExists(_))) => {}
+                made => made?,
+            }
         }
         let options = self.options()?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
@@ -99,8 +102,9 @@ impl Backup {
         };
         watch.end();
         let (report, missing) = result?;
-        show(ui, &report, missing, watch.elapsed())?;
-        if report.unreadable_count + missing > 0 { Err(Failure::Partial) } else { Ok(()) }
+        let shown = show(ui, &report, missing, watch.elapsed());
+        // Whoever does not read our output to its end still has the exit code.
+        if report.unreadable_count + missing > 0 { Err(Failure::Partial) } else { shown }
     }
 
     fn options(&self) -> Result<Options, Failure> {
