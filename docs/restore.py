@@ -128,10 +128,11 @@ def write_file(chunks, name, entry):
                     raise ValueError("a slice could not be written completely")
             at += extent[len(extent) > 1]
 
-def make(chunks, target, path, name, entry, links):
+def make(chunks, target, path, name, owner, entry, links):
     """Makes one entry here; true if it is another name of one that has its metadata already."""
     kind = entry[2]
-    inode = (entry[10][0], entry.get(7, 0)) if 10 in entry else None
+    same = sorted((k, v) for k, v in entry.items() if k not in (0, 1, 4, 6, 10))
+    inode = repr((entry[10][0], owner, same)) if 10 in entry else None
     if inode in links:
         here = os.open(".", DIR)
         try:
@@ -182,7 +183,7 @@ def main(store, prefix, target):
             if not {b"", b".", b".."}.isdisjoint(parts):
                 raise ValueError("a path that no entry can have")
             enter(target, above)
-            if make(chunks, target, path, name, entry, links):
+            if make(chunks, target, path, name, owner, entry, links):
                 continue
             if entry[2] == 2:  # its metadata would be in the way of what goes into it
                 directories.append((above, name, owner, entry))

@@ -111,26 +111,26 @@ fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
 }
 
 /// A small file system for the store; root makes it and takes it away.
-struct SmallDisk<'a>(&'a Sandbox);
+struct SmallDisk<'a>(&'a Sandbox, &'static str);
 
 impl<'a> SmallDisk<'a> {
-    fn mount(sandbox: &'a Sandbox, kib: u64) -> Option<SmallDisk<'a>> {
-        std::fs::create_dir_all(sandbox.path("store")).expect("a directory");
+    fn mount(sandbox: &'a Sandbox, at: &'static str, kib: u64) -> Option<SmallDisk<'a>> {
+        std::fs::create_dir_all(sandbox.path(at)).expect("a directory");
         let options = format!("size={kib}k,mode=755");
-        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs", "store"];
+        let mount = ["-t", "tmpfs", "-o", &options, "tmpfs", at];
         let mounted = is_root() && sandbox.tool("mount").args(mount).run().code() == Some(0);
-        mounted.then_some(SmallDisk(sandbox))
+        mounted.then_some(SmallDisk(sandbox, at))
     }
 
     fn resize(&self, kib: u64) {
         let options = format!("remount,size={kib}k");
-        self.0.tool("mount").args(["-o", &options, "store"]).run().ok();
+        self.0.tool("mount").args(["-o", &options, self.1]).run().ok();
     }
 }
 
 impl Drop for SmallDisk<'_> {
     fn drop(&mut self) {
-        self.0.tool("umount").args(["-l", "store"]).run();
+        self.0.tool("umount").args(["-l", self.1]).run();
     }
 }
 
@@ -143,7 +143,7 @@ fn assert_full(outcome: Outcome) {
 #[test]
 fn a_full_disk_costs_the_run_and_nothing_else() {
     let sandbox = Sandbox::new();
-    let Some(disk) = SmallDisk::mount(&sandbox, 3000) else { return };
+    let Some(disk) = SmallDisk::mount(&sandbox, "store", 3000) else { return };
     sandbox.run(["init"]).ok();
     make_source(&sandbox);
     sandbox.backup(["source"]);
@@ -166,7 +166,7 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
 #[test]
 fn a_disk_may_be_full_at_any_byte() {
     let sandbox = Sandbox::new();
-    let Some(disk) = SmallDisk::mount(&sandbox, 2000) else { return };
+    let Some(disk) = SmallDisk::mount(&sandbox, "store", 2000) else { return };
     sandbox.run(["init"]).ok();
     sandbox.write("source/a", Dice::new(4).bytes(100_000));
     sandbox.backup(["source"]);
@@ -423,6 +423,84 @@ fn a_path_that_cannot_be_read_costs_only_itself() {
     sandbox.as_nobody(["backup", "closed"]).run().fails(1, &["closed", "Permission denied"]);
     let listed = sandbox.as_nobody(["ls", "latest"]).run().ok();
     assert!(listed.stdout.contains("hidden/open/a"), "{}", listed.told());
+}
+
+/// Asserts that every file in `to` is one of `from`, complete.
+fn assert_only_whole_files(sandbox: &Sandbox, from: &str, to: &str) {
+    let list = sandbox.tool("find").args([to, "-type", "f"]).run().ok();
+    for file in list.stdout.lines() {
+        let name = file.strip_prefix(to).expect("below it");
+        assert!(sandbox.has(format!("{from}{name}")), "{file} was left");
+        let (is, should) = (sandbox.read(file), sandbox.read(format!("{from}{name}")));
+        assert!(is == should, "{file} has {} bytes of {}, or others", is.len(), should.len());
+    }
+}
+
+#[test]
+fn a_restore_that_ends_early_leaves_no_half_of_a_file() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..6 {
+        sandbox.write(format!("source/{n}").as_str(), Dice::new(20 + n).bytes(9_000_000));
+    }
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    if let Some(disk) = SmallDisk::mount(&sandbox, "small", 30_000) {
+        let full = sandbox.run(["restore", &place, "--target", "small/new"]);
+        full.fails(1, &["No space left", "make space"]);
+        assert_only_whole_files(&sandbox, "source", "small/new");
+        disk.resize(80_000);
+        sandbox.run(["restore", &place, "--target", "small/new"]).ok();
+        assert_same(&sandbox, "source", "small/new");
+    }
+    for (round, wait) in [20, 40, 60, 80, 120].into_iter().enumerate() {
+        let target = format!("target-{round}");
+        let run = sandbox.forgekeep(["restore", &place, "--target", &target]).start();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        run.interrupt();
+        run.wait();
+        if sandbox.has(&target) {
+            assert_only_whole_files(&sandbox, "source", &target);
+        }
+        // Killed, it leaves at most what the next run puts right.
+        let mut run = sandbox.forgekeep(["restore", &place, "--target", &target]).start();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        run.kill();
+        run.wait();
+        sandbox.run(["restore", &place, "--target", &target]).ok();
+        assert_same(&sandbox, "source", &target);
+    }
+}
+
+#[test]
+fn restored_files_have_no_acl_but_their_own() {
+    use crate::support::tree::{Acl, DEFAULT, acl};
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/dir/secret", "secret");
+    sandbox.tool("chmod").args(["640", "source/dir/secret"]).run().ok();
+    sandbox.tool("mkfifo").args(["source/dir/fifo"]).run().ok();
+    sandbox.backup(["source"]);
+    let everyone = acl(&[
+        (Acl::Owner, 7),
+        (Acl::User(4711), 7),
+        (Acl::GroupOwner, 7),
+        (Acl::Mask, 7),
+        (Acl::Other, 0),
+    ]);
+    let give = |dir: &str| {
+        std::fs::create_dir_all(sandbox.path(dir)).expect("makes");
+        let name = std::ffi::OsStr::from_bytes(DEFAULT);
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(sandbox.path(dir), name, &everyone, flags).is_ok()
+    };
+    if !give("whole") || !give("part/dir") {
+        return; // a file system without ACLs
+    }
+    let place = sandbox.at("latest", "source");
+    for target in ["whole", "part"] {
+        sandbox.run(["restore", &place, "--target", target]).ok();
+        assert_same(&sandbox, "source/dir", &format!("{target}/dir"));
+    }
 }
 
 #[test]

@@ -14,4 +14,6 @@ mod format;
 mod golden;
 /// Live bare repositories.
 mod live_git;
+/// What a restore removes, keeps and leaves behind.
+mod restore;
 mod support;

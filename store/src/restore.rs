@@ -29,7 +29,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use window::{Dir, Window};
+use window::{Dir, LinkKey, Window, link_key};
 
 /// What to restore and how.
 #[derive(Debug, Clone)]
@@ -216,10 +216,10 @@ struct Restore<'a> {
     window: Window,
     /// Directories that still take entries, outermost first.
     open_dirs: Vec<Dir>,
-    /// First restored path of each inode with several names, and the names to come.
-    links: HashMap<(u64, u64), (Vec<u8>, u64)>,
+    /// First restored path of each file with several names, and the names to come.
+    links: HashMap<LinkKey, (Vec<u8>, u64)>,
     /// Those whose first path was not restored: what stands there is something else.
-    lost_links: Mutex<HashSet<(u64, u64)>>,
+    lost_links: Mutex<HashSet<LinkKey>>,
     prefix: Vec<u8>,
     top: Top,
     lost: bool,
@@ -238,14 +238,11 @@ impl Restore<'_> {
 
     /// Other names of this must not be linked to whatever is in its place.
     fn lose(&self, entry: &Entry) {
-        if let Some(link) = entry.hard_link {
-            self.lost_links.lock().insert((link.device, entry.inode));
-        }
+        self.lost_links.lock().extend(link_key(entry));
     }
 
     fn is_lost(&self, entry: &Entry) -> bool {
-        let link = entry.hard_link;
-        link.is_some_and(|link| self.lost_links.lock().contains(&(link.device, entry.inode)))
+        link_key(entry).is_some_and(|key| self.lost_links.lock().contains(&key))
     }
 
     fn failed_io(&self, path: &[u8], error: &io::Error) {

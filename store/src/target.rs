@@ -6,9 +6,9 @@
 use crate::entry::{Entry, Kind, Time};
 use crate::source;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat,
-    renameat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmod, chownat,
+    fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, renameat,
+    symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid};
@@ -17,17 +17,24 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Names of files that are not complete yet begin with this.
+/// Names of files that are not complete yet begin with this. A hash of the final name
+/// follows, so that whoever restores the same file again replaces what a killed run left.
 const UNFINISHED: &str = ".forgekeep-unfinished-";
+
+/// The attribute that holds an ACL.
+const ACCESS_ACL: &str = "system.posix_acl_access";
+/// The attribute that holds the ACL of what is made in a directory.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// A directory into which something is restored.
 pub struct Target {
     dir: OwnedFd,
     uid: u32,
     gid: u32,
-    counter: AtomicU64,
+    /// Whether some directory gives an ACL to what is made in it.
+    gives_acl: AtomicBool,
     /// Entries whose owner could not be set.
     pub owner_denied: AtomicU64,
     /// Attributes that could not be set here.
@@ -44,16 +51,18 @@ pub struct Unfinished {
     rename_to: Option<Vec<u8>>,
     /// Whether the directory it is in gives it another group.
     may_inherit: bool,
+    /// It has its metadata and its name; until then dropping removes it.
+    is_finished: bool,
 }
 
 impl Target {
     /// Everything is made below `dir`.
     pub fn new(dir: OwnedFd) -> Target {
         Target {
+            gives_acl: AtomicBool::new(has_default_acl(&dir)),
             dir,
             uid: geteuid().as_raw(),
             gid: getegid().as_raw(),
-            counter: AtomicU64::new(0),
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
         }
@@ -83,6 +92,9 @@ impl Target {
             Err(error) => return Err(error.into()),
         }
         if source::stat_at(parent.as_fd(), name)?.kind == Kind::Directory {
+            if source::open_dir_below(parent.as_fd(), name).is_ok_and(has_default_acl) {
+                self.gives_acl.store(true, Ordering::Relaxed);
+            }
             return Ok(false);
         }
         unlinkat(&parent, name, AtFlags::empty())?;
@@ -90,50 +102,52 @@ impl Target {
         Ok(true)
     }
 
-    /// Begins a file. In a fresh directory it is written under its name, else
-    /// under another one until it is complete.
-    pub fn begin(&self, path: &[u8], is_fresh: bool) -> io::Result<Unfinished> {
+    /// Begins a file. It is written under another name until it is complete, unless it
+    /// is in a fresh directory and written at once: then a part of it is shorter than it.
+    pub fn begin(&self, path: &[u8], is_fresh: bool, at_once: bool) -> io::Result<Unfinished> {
         let (parent, name) = self.parent(path)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::RUSR | Mode::WUSR;
-        if is_fresh {
+        let (may_inherit, is_finished) = (!is_fresh, false);
+        if is_fresh && at_once {
             match openat(&parent, name, flags, mode) {
                 Ok(file) => {
-                    let (file, name) = (file.into(), name.to_vec());
+                    let (file, name, rename_to) = (file.into(), name.to_vec(), None);
                     return Ok(Unfinished {
                         file,
                         parent,
                         name,
-                        rename_to: None,
-                        may_inherit: false,
+                        rename_to,
+                        may_inherit,
+                        is_finished,
                     });
                 }
                 Err(Errno::EXIST) => {} // somebody else made it just now
                 Err(error) => return Err(error.into()),
             }
         }
-        let number = self.counter.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("{UNFINISHED}{}-{number}", std::process::id()).into_bytes();
-        let file = openat(&parent, &temporary[..], flags, mode)?.into();
-        let rename_to = Some(name.to_vec());
-        Ok(Unfinished { file, parent, name: temporary, rename_to, may_inherit: true })
+        let hash = blake3::hash(name).to_hex();
+        let temporary = format!("{UNFINISHED}{}", &hash[..16]).into_bytes();
+        let file = match openat(&parent, &temporary[..], flags, mode) {
+            Err(Errno::EXIST) => {
+                unlinkat(&parent, &temporary[..], AtFlags::empty())?;
+                openat(&parent, &temporary[..], flags, mode)?
+            }
+            file => file?,
+        };
+        let (file, name, rename_to) = (file.into(), temporary, Some(name.to_vec()));
+        Ok(Unfinished { file, parent, name, rename_to, may_inherit, is_finished })
     }
 
     /// Gives a written file its metadata and its name.
-    pub fn finish(&self, unfinished: Unfinished, entry: &Entry) -> io::Result<()> {
-        let result = self.metadata_open(&unfinished.file, entry, unfinished.may_inherit, 0o600);
-        let result = result.and_then(|()| match &unfinished.rename_to {
-            None => Ok(()),
-            Some(name) => {
-                renameat(&unfinished.parent, &unfinished.name[..], &unfinished.parent, &name[..])
-                    .map_err(io::Error::from)
-            }
-        });
-        if result.is_err() {
-            unfinished.remove();
+    pub fn finish(&self, mut unfinished: Unfinished, entry: &Entry) -> io::Result<()> {
+        self.metadata_open(&unfinished.file, entry, unfinished.may_inherit, 0o600)?;
+        if let Some(name) = &unfinished.rename_to {
+            renameat(&unfinished.parent, &unfinished.name[..], &unfinished.parent, &name[..])?;
         }
-        result
+        unfinished.is_finished = true;
+        Ok(())
     }
 
     /// Gives an existing directory its metadata.
@@ -181,12 +195,16 @@ impl Target {
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             self.note_owner(chownat(&parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
         }
-        if entry.kind != Kind::Symlink {
-            chmodat(&parent, name, mode, AtFlags::empty())?;
-        }
         // No call takes a directory and a name; the kernel's own view of the open directory does.
         let seen = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
         let seen = CString::new(seen).map_err(io::Error::other)?;
+        if entry.kind != Kind::Symlink {
+            set_mode(parent.as_fd(), name, entry.kind, mode)?;
+            if !is_fresh || self.gives_acl.load(Ordering::Relaxed) {
+                // Where there is none, there is nothing to remove.
+                let _ = rustix::fs::lremovexattr(&seen, ACCESS_ACL);
+            }
+        }
         for (name, value) in &entry.xattrs {
             let name = OsStr::from_bytes(name);
             self.note_xattr(rustix::fs::lsetxattr(&seen, name, value, XattrFlags::empty()))?;
@@ -219,7 +237,8 @@ impl Target {
     /// Removes a path with everything below it.
     pub fn remove(&self, path: &[u8]) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        remove_all(parent.as_fd(), name)
+        let device = source::stat_at(parent.as_fd(), name)?.device;
+        remove_all(parent.as_fd(), name, device)
     }
 
     /// Owner, mode, attributes, times: in this order, since each of the first
@@ -241,12 +260,26 @@ impl Target {
         if entry.mode != mode {
             fchmod(file, Mode::from_raw_mode(entry.mode))?;
         }
+        if may_inherit || self.gives_acl.load(Ordering::Relaxed) {
+            self.remove_inherited(file, entry)?;
+        }
         for (name, value) in &entry.xattrs {
             let name = OsStr::from_bytes(name);
             self.note_xattr(fsetxattr(file, name, value, XattrFlags::empty()))?;
         }
         if let Some(mtime) = entry.mtime {
             futimens(file, &times(mtime))?;
+        }
+        Ok(())
+    }
+
+    /// Takes away the ACLs that the directory gave, or that were there, and the entry has not.
+    fn remove_inherited(&self, file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
+        for (name, _) in source::xattrs_open(file)? {
+            let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
+            if is_acl && !entry.xattrs.iter().any(|(wanted, _)| *wanted == name) {
+                self.note_xattr(rustix::fs::fremovexattr(file, OsStr::from_bytes(&name)))?;
+            }
         }
         Ok(())
     }
@@ -276,12 +309,29 @@ impl Unfinished {
     pub fn file(&self) -> &File {
         &self.file
     }
+}
 
-    /// Leaves nothing behind.
-    pub fn remove(&self) {
-        // Best effort: the reason why it is removed is being reported.
-        let _ = unlinkat(&self.parent, &self.name[..], AtFlags::empty());
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // Best effort: the reason why it is removed is being reported.
+            let _ = unlinkat(&self.parent, &self.name[..], AtFlags::empty());
+        }
     }
+}
+
+fn has_default_acl(dir: impl AsFd) -> bool {
+    rustix::fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 0][..]).is_ok()
+}
+
+/// Sets the mode of what was just made, and of nothing that took its place meanwhile.
+fn set_mode(parent: BorrowedFd<'_>, name: &[u8], kind: Kind, mode: Mode) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(parent, name, flags, Mode::empty())?;
+    if source::stat_open(&made)?.kind != kind {
+        return Err(io::Error::other("something else took its place"));
+    }
+    Ok(chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?)
 }
 
 fn times(mtime: Time) -> Timestamps {
@@ -291,15 +341,19 @@ fn times(mtime: Time) -> Timestamps {
     }
 }
 
-fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+/// Removes what is on this device; a file system mounted in it is not entered.
+fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64) -> io::Result<()> {
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
     let dir = source::open_dir_below(parent, name)?;
+    if source::stat_open(&dir)?.device != device {
+        return Err(Errno::XDEV.into());
+    }
     for (inner, _) in source::names(dir.as_fd())? {
-        remove_all(dir.as_fd(), &inner)?;
+        remove_all(dir.as_fd(), &inner, device)?;
     }
     Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }

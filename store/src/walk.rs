@@ -410,7 +410,8 @@ fn scan_phase_below(
     Ok(is_whole)
 }
 
-fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
+/// Whether an open directory with this in it is a git directory.
+pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
     let known = listed.iter().filter_map(|(name, stat)| Some((&**name, stat.as_ref().ok()?.kind)));
     git::is_git_dir(known, || {
         let mut head = vec![0; 64];
@@ -422,7 +423,7 @@ fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
 }
 
 /// Whether a directory says that it is a cache: <https://bford.info/cachedir/>.
-fn is_cache(dir: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_cache(dir: BorrowedFd<'_>) -> bool {
     const SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
     let Ok(file) = source::open_file_below(dir, b"CACHEDIR.TAG") else { return false };
     let mut begin = [0; SIGNATURE.len()];

@@ -27,5 +27,5 @@ mod self_test;
 
 pub use build::{Expected, Skipped};
 pub use compare::{Ignore, compare, compare_ignoring};
-pub use everything::{build_everything, has_full_privileges};
+pub use everything::{Acl, DEFAULT, acl, build_everything, has_full_privileges};
 pub use remove::make_writable_and_remove;

@@ -55,6 +55,17 @@ impl Restore {
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
         let (id, snapshot) = select::find(&store, &place.snapshot)?;
+        if self.delete && snapshot.unreadable_count > 0 {
+            watch.end();
+            return Err(with_hint(
+                format!(
+                    "snapshot {} lacks {} that could not be read; --delete would remove them",
+                    id.short(),
+                    count(snapshot.unreadable_count, "path")
+                ),
+                "restore without --delete, or use another snapshot",
+            ));
+        }
         let root = snapshot.root.chunk();
         let delete_below = if place.path.is_empty() {
             snapshot.paths.iter().map(|path| tree_path(path)).collect()
@@ -90,8 +101,9 @@ impl Restore {
         let report = store::restore::restore(&store, &root, &place.path, &self.target, &options);
         watch.end();
         let report = report?;
-        self.show(ui, &report, watch.elapsed().as_secs_f64())?;
-        if report.failed > 0 { Err(Failure::Partial) } else { Ok(()) }
+        let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
+        // Whoever does not read our output to its end still has the exit code.
+        if report.failed > 0 { Err(Failure::Partial) } else { shown }
     }
 
     fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {

@@ -7,13 +7,15 @@ use crate::error::Result;
 use crate::id::ChunkId;
 use crate::index::Location;
 use crate::limits;
-use crate::recipe::{Extent, Extents};
+use crate::recipe::{Extent, Extents, Recipe};
 use crate::source;
+use crate::store::Store;
 use crate::target::Unfinished;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -116,7 +118,8 @@ impl Restore<'_> {
         if is_settled || output.is_fresh.load(Relaxed) || output.file.lock().is_some() {
             return;
         }
-        if !self.has_content(output).unwrap_or(false) {
+        let (path, entry) = (&output.path, &output.entry);
+        if !has_content(self.store, self.target.dir(), path, entry).unwrap_or(false) {
             return;
         }
         output.is_settled.store(true, Relaxed);
@@ -127,55 +130,6 @@ impl Restore<'_> {
             }
             Err(error) => self.failed_io(&output.path, &error),
         }
-    }
-
-    /// Whether the file in the target has the bytes of the entry.
-    fn has_content(&self, output: &Output) -> io::Result<bool> {
-        let file = source::open_file_below(self.target.dir(), &output.path)?;
-        let stat = source::stat_open(&file)?;
-        // Another name of something else must not be written to, nor given other metadata.
-        let shares = stat.names > 1 && output.entry.hard_link.is_none();
-        if stat.kind != Kind::File || stat.size != output.entry.size || shares {
-            return Ok(false);
-        }
-        let recipe = match &output.entry.content {
-            Content::Empty => return Ok(true),
-            Content::Inline(bytes) => {
-                let mut found = vec![0; bytes.len()];
-                file.read_exact_at(&mut found, 0)?;
-                return Ok(found == *bytes);
-            }
-            Content::Recipe(recipe) => recipe,
-        };
-        let get = |id: &ChunkId| self.store.chunk(id);
-        let mut at = 0;
-        let mut found = Vec::new();
-        for extent in Extents::new(recipe, &get) {
-            let Ok(extent) = extent else { return Ok(false) };
-            let same = match extent {
-                Extent::Hole { len } => is_hole(&file, at, len)?,
-                Extent::Slice { len, .. } if len > limits::CHUNK_BYTES_MAX as u64 => false,
-                Extent::Slice { chunk, offset, len } => {
-                    found.resize(len as usize, 0);
-                    file.read_exact_at(&mut found, at)?;
-                    self.is_slice(&chunk, offset, &found)
-                }
-            };
-            if !same {
-                return Ok(false);
-            }
-            at += extent.len();
-        }
-        Ok(true)
-    }
-
-    fn is_slice(&self, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
-        if offset == 0 && ChunkId::of(found) == *chunk {
-            return true;
-        }
-        let from = offset as usize;
-        let plain = self.store.chunk(chunk);
-        plain.is_ok_and(|plain| plain.get(from..from + found.len()) == Some(found))
     }
 
     /// Reads every wanted chunk once and writes it everywhere.
@@ -256,19 +210,12 @@ impl Restore<'_> {
         }
     }
 
-    /// Begins a file; holes at its end need its length to be set.
     fn begin(&self, output: &Output) -> io::Result<Unfinished> {
-        let open = self.target.begin(&output.path, output.is_fresh.load(Relaxed))?;
-        let has_holes = match &output.entry.content {
-            Content::Recipe(recipe) => {
-                recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
-            }
-            _ => false,
+        let at_once = match &output.entry.content {
+            Content::Recipe(recipe) => recipe.level == 0 && recipe.extents.len() == 1,
+            _ => true,
         };
-        if has_holes {
-            open.file().set_len(output.entry.size)?;
-        }
-        Ok(open)
+        self.target.begin(&output.path, output.is_fresh.load(Relaxed), at_once)
     }
 
     /// Files that no chunk belongs to: empty, inline, or holes only.
@@ -301,7 +248,14 @@ impl Restore<'_> {
     fn finish(&self, output: &Output) {
         let Some(open) = output.file.lock().take() else { return };
         output.is_settled.store(true, Relaxed);
-        let finished = self.target.finish(open, &output.entry);
+        // Holes at its end are not written.
+        let sized = match &output.entry.content {
+            Content::Recipe(recipe) if may_end_in_a_hole(recipe) => {
+                open.file().set_len(output.entry.size)
+            }
+            _ => Ok(()),
+        };
+        let finished = sized.and_then(|()| self.target.finish(open, &output.entry));
         if finished.is_err() {
             self.lose(&output.entry);
         }
@@ -311,9 +265,7 @@ impl Restore<'_> {
     /// Nothing more is written to this file, and what was is removed.
     fn settle(&self, output: &Output) -> bool {
         let was_settled = output.is_settled.swap(true, Relaxed);
-        if let Some(open) = output.file.lock().take() {
-            open.remove();
-        }
+        drop(output.file.lock().take());
         self.lose(&output.entry);
         !was_settled
     }
@@ -330,6 +282,64 @@ impl Output {
     fn is_finished(&self) -> bool {
         self.is_settled.load(Relaxed)
     }
+}
+
+/// Whether the file in the target has the bytes of the entry.
+pub(super) fn has_content(
+    store: &Store,
+    target: BorrowedFd<'_>,
+    path: &[u8],
+    entry: &Entry,
+) -> io::Result<bool> {
+    let file = source::open_file_below(target, path)?;
+    let stat = source::stat_open(&file)?;
+    // Another name of something else must not be written to, nor given other metadata.
+    let shares = stat.names > 1 && entry.hard_link.is_none();
+    if stat.kind != Kind::File || stat.size != entry.size || shares {
+        return Ok(false);
+    }
+    let recipe = match &entry.content {
+        Content::Empty => return Ok(true),
+        Content::Inline(bytes) => {
+            let mut found = vec![0; bytes.len()];
+            file.read_exact_at(&mut found, 0)?;
+            return Ok(found == *bytes);
+        }
+        Content::Recipe(recipe) => recipe,
+    };
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut at = 0;
+    let mut found = Vec::new();
+    for extent in Extents::new(recipe, &get) {
+        let Ok(extent) = extent else { return Ok(false) };
+        let same = match extent {
+            Extent::Hole { len } => is_hole(&file, at, len)?,
+            Extent::Slice { len, .. } if len > limits::CHUNK_BYTES_MAX as u64 => false,
+            Extent::Slice { chunk, offset, len } => {
+                found.resize(len as usize, 0);
+                file.read_exact_at(&mut found, at)?;
+                is_slice(store, &chunk, offset, &found)
+            }
+        };
+        if !same {
+            return Ok(false);
+        }
+        at += extent.len();
+    }
+    Ok(true)
+}
+
+fn is_slice(store: &Store, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
+    if offset == 0 && ChunkId::of(found) == *chunk {
+        return true;
+    }
+    let from = offset as usize;
+    let plain = store.chunk(chunk);
+    plain.is_ok_and(|plain| plain.get(from..from + found.len()) == Some(found))
+}
+
+fn may_end_in_a_hole(recipe: &Recipe) -> bool {
+    recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
 }
 
 fn is_hole(file: &std::fs::File, at: u64, len: u64) -> io::Result<bool> {

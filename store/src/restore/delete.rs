@@ -3,13 +3,18 @@
 use super::{Options, Restore, relative, selected};
 use crate::entry::{Kind, is_within, path_cmp};
 use crate::error::{Error, Result};
+use crate::git;
 use crate::glob::Globs;
 use crate::id::ChunkId;
 use crate::observe::Event;
-use crate::source;
+use crate::source::{self, Stat};
+use crate::store::Store;
 use crate::tree::TreeReader;
-use crate::walk::{Base, Rules, Step, Walk};
+use crate::walk::{Base, Found, Rules, Step, Walk, is_cache, is_git_dir};
 use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,7 +33,7 @@ impl Restore<'_> {
             self.store.observer().event(Event::Note(note.into()));
             return Ok(());
         }
-        for path in extra(&self.root, self.target.dir(), root, from, &self.prefix, options, get)? {
+        for path in extra(&self.root, self.target.dir(), self.store, root, &self.prefix, options)? {
             match self.target.remove(&path) {
                 Ok(()) => drop(self.counts.deleted.fetch_add(1, Relaxed)),
                 Err(error) => self.failed_io(&path, &error),
@@ -51,44 +56,173 @@ impl Restore<'_> {
 
 /// Paths below the target that the selected part of the tree does not have; a
 /// directory stands for everything in it.
+///
+/// Looks only below the paths that were backed up. What a backup never looks at is
+/// not extra, nor is a directory that holds some of it.
 pub(super) fn extra(
     shown: &Path,
-    dir: std::os::fd::BorrowedFd<'_>,
+    dir: BorrowedFd<'_>,
+    store: &Store,
     root: &ChunkId,
-    from: &[u8],
     prefix: &[u8],
     options: &Options,
-    get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
 ) -> Result<Vec<Vec<u8>>> {
     let failed = |source| Error::Target { path: shown.to_owned(), source };
-    let dir = dir.try_clone_to_owned().map_err(failed)?;
-    let stat = source::stat_open(&dir).map_err(failed)?;
-    let base = Arc::new(Base { path: prefix.to_vec(), dir });
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    for top in tops(prefix, options) {
+        let dir = match source::open_dir_below(dir, relative(&top, prefix)) {
+            Ok(dir) => dir,
+            // Nothing is there, or no directory.
+            Err(error) if is_absent(&error) => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        let stat = source::stat_open(&dir).map_err(failed)?;
+        all.extend(extra_below(Base { path: top, dir }, stat, store, root, options)?);
+    }
+    Ok(all.iter().map(|path| relative(path, prefix).to_vec()).collect())
+}
+
+/// The directories to look below, none of them in another.
+fn tops(prefix: &[u8], options: &Options) -> Vec<Vec<u8>> {
+    if options.delete_below.iter().any(|dir| is_within(prefix, dir)) {
+        return vec![prefix.to_vec()];
+    }
+    let mut tops: Vec<Vec<u8>> =
+        options.delete_below.iter().filter(|dir| is_within(dir, prefix)).cloned().collect();
+    tops.sort_by(|a, b| path_cmp(a, b));
+    tops.dedup_by(|inner, outer| is_within(inner, outer));
+    tops
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+fn extra_below(
+    base: Base,
+    stat: Stat,
+    store: &Store,
+    root: &ChunkId,
+    options: &Options,
+) -> Result<Vec<Vec<u8>>> {
+    let base = Arc::new(base);
     let rules = Rules {
         exclude: Globs::new([])?,
-        one_file_system: false,
+        one_file_system: true,
         exclude_caches: false,
         never: Vec::new(),
         scan_git_dirs: false,
         git_dirs: false,
     };
-    let mut tree = TreeReader::within(root, from, get).flatten().peekable();
-    let mut extra: Vec<Vec<u8>> = Vec::new();
-    for step in Walk::new(base, stat, rules, 1) {
-        let Step::Found(found) = step else { continue };
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut tree = TreeReader::within(root, &base.path, &get).flatten().peekable();
+    let mut left_out = LeftOut::new(Arc::clone(&base), &stat, store)?;
+    let (mut extra, mut kept) = (Vec::new(), HashSet::new());
+    for step in Walk::new(Arc::clone(&base), stat, rules, 1) {
+        let found = match step {
+            Step::Found(found) | Step::GitDir(found, _) => found,
+            Step::Failed(path, _) => {
+                keep(&path, &mut kept);
+                continue;
+            }
+        };
+        let is_left_out = left_out.has(&found);
         let path = found.path;
-        if extra.last().is_some_and(|last| is_within(&path, last)) || path == prefix {
+        if path == base.path {
             continue;
         }
         while tree.next_if(|entry| path_cmp(&entry.path, &path) == Ordering::Less).is_some() {}
         let is_known = tree.peek().is_some_and(|entry| entry.path == path);
-        let may_go = options.delete_below.iter().any(|dir| path != *dir && is_within(&path, dir))
+        let may_go = !is_left_out
             && !options.exclude.covers(&path)
             && !options.keep.covers(&path)
             && (options.include.is_empty() || options.include.covers(&path));
-        if !is_known && may_go {
-            extra.push(path);
+        match (is_known, may_go) {
+            (true, _) => {}
+            (false, true) => extra.push(path),
+            (false, false) => keep(&path, &mut kept),
         }
     }
-    Ok(extra.iter().map(|path| relative(path, prefix).to_vec()).collect())
+    extra.retain(|path| !kept.contains(path));
+    extra.dedup_by(|inner, outer| is_within(inner, outer));
+    Ok(extra)
+}
+
+/// Notes that a path stays, and with it the directories it is in.
+fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
+    let mut path = path;
+    while kept.insert(path.to_vec()) {
+        let Some(at) = path.iter().rposition(|b| *b == b'/') else { return };
+        path = &path[..at];
+    }
+}
+
+/// Tells what a backup may leave out without being told to; paths come in their order.
+struct LeftOut {
+    base: Arc<Base>,
+    device: u64,
+    /// Device and inode of the store's directory.
+    store: Option<(u64, u64)>,
+    /// The store, a mount point or a cache: nothing in it was looked at.
+    unseen: Option<Vec<u8>>,
+    /// Git directories that the walk is in.
+    git_dirs: Vec<Vec<u8>>,
+}
+
+impl LeftOut {
+    fn new(base: Arc<Base>, top: &Stat, store: &Store) -> Result<LeftOut> {
+        let store = match store.root() {
+            None => None,
+            Some(path) => {
+                let failed = |source| Error::Target { path: path.to_owned(), source };
+                let dir = source::open_dir(path).map_err(failed)?;
+                let stat = source::stat_open(&dir).map_err(failed)?;
+                Some((stat.device, stat.inode))
+            }
+        };
+        Ok(LeftOut { base, device: top.device, store, unseen: None, git_dirs: Vec::new() })
+    }
+
+    fn has(&mut self, found: &Found) -> bool {
+        let (path, stat) = (&found.path, &found.stat);
+        if self.unseen.as_ref().is_some_and(|unseen| is_within(path, unseen)) {
+            return true;
+        }
+        if stat.device != self.device || Some((stat.device, stat.inode)) == self.store {
+            self.unseen = Some(path.clone());
+            return true;
+        }
+        self.git_dirs.retain(|dir| is_within(path, dir));
+        let is_left_out = self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
+        if stat.kind == Kind::Directory {
+            self.enter(path);
+        }
+        is_left_out || self.unseen.as_ref() == Some(path)
+    }
+
+    fn enter(&mut self, path: &[u8]) {
+        let Ok(dir) = source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path))
+        else {
+            return;
+        };
+        if is_cache(dir.as_fd()) {
+            self.unseen = Some(path.to_vec());
+        }
+        let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
+        let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
+        if is_git_dir(dir.as_fd(), &names.map(look)) {
+            self.git_dirs.push(path.to_vec());
+        }
+    }
+}
+
+/// Whether backups may leave a path of a git directory out: git makes it anew.
+fn is_remade(path: &[u8]) -> bool {
+    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    path.split(|b| *b == b'/').any(|part| part.starts_with(b"incoming-"))
+        || git::is_transient(path)
+        || name.starts_with(b"multi-pack-index")
+        || git::Phase::of(path) == git::Phase::CommitGraphs
 }

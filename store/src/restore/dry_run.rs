@@ -1,8 +1,9 @@
 //! What a restore would do.
 
+use super::content::has_content;
 use super::delete::extra;
 use super::{Options, Report, relative, selected};
-use crate::entry::Kind;
+use crate::entry::{Entry, Kind};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::Event;
@@ -24,10 +25,18 @@ pub(super) fn dry_run(
 ) -> Result<Report> {
     let get = |id: &ChunkId| store.chunk(id);
     let mut report = Report::default();
+    // A target that is not there, or cannot be looked into, has nothing yet.
+    let dir = source::open_dir(target).ok();
+    let is_there = |entry: &Entry| {
+        let path = relative(&entry.path, prefix);
+        dir.as_ref()
+            .is_some_and(|dir| has_content(store, dir.as_fd(), path, entry).unwrap_or(false))
+    };
     for item in selected(root, from, options, &get) {
         match item {
             Ok(entry) if entry.path == prefix => {}
             Ok(entry) => match entry.kind {
+                Kind::File if is_there(&entry) => report.files_unchanged += 1,
                 Kind::File => {
                     report.files_restored += 1;
                     report.bytes_restored = report.bytes_restored.saturating_add(entry.size);
@@ -46,7 +55,7 @@ pub(super) fn dry_run(
     if options.delete && target.exists() && report.failed == 0 {
         let failed = |source| Error::Target { path: target.to_owned(), source };
         let dir = source::open_dir(target).map_err(failed)?;
-        for path in extra(target, dir.as_fd(), root, from, prefix, options, &get)? {
+        for path in extra(target, dir.as_fd(), store, root, prefix, options)? {
             report.deleted += 1;
             let path = target.join(OsStr::from_bytes(&path));
             store.observer().event(Event::Note(format!("would delete {}", path.display())));

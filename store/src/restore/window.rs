@@ -141,8 +141,7 @@ impl Restore<'_> {
 
     /// The path restored before that this entry is another name of.
     fn linked(&mut self, entry: &Entry, path: &[u8]) -> Option<Vec<u8>> {
-        let link = entry.hard_link?;
-        let key = (link.device, entry.inode);
+        let (link, key) = (entry.hard_link?, link_key(entry)?);
         match self.links.get_mut(&key) {
             None => {
                 self.links.insert(key, (path.to_vec(), link.names.saturating_sub(1)));
@@ -230,6 +229,25 @@ impl Restore<'_> {
     }
 }
 
+/// What all names of one file have in common.
+pub(super) type LinkKey = [u8; 32];
+
+/// The key of an entry whose inode had several names.
+///
+/// Device and inode number alone do not tell: a file that is deleted during a backup
+/// gives its number to the next one.
+pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
+    let device = entry.hard_link?.device;
+    // Not what differs between names, or changes when another name comes or goes.
+    let alike = Entry { path: b"-".to_vec(), ctime: None, hard_link: None, ..entry.clone() };
+    let mut bytes = Vec::new();
+    alike.encode(b"", 0, &mut bytes);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&device.to_le_bytes());
+    hasher.update(&entry.owner.uid.to_le_bytes()).update(&entry.owner.gid.to_le_bytes());
+    Some(*hasher.update(&bytes).finalize().as_bytes())
+}
+
 /// Bytes of memory that an entry takes while it waits, about.
 fn weight(entry: &Entry) -> usize {
     let content = match &entry.content {
@@ -258,6 +276,21 @@ fn nameless_dir(path: Vec<u8>) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_one_file_have_one_key_and_reused_inodes_have_not() {
+        let link = crate::entry::HardLink { device: 1, names: 2 };
+        let content = Content::Inline(b"AAA".to_vec());
+        let file = Entry::new(b"a".to_vec(), Kind::File, 0o644);
+        let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
+        let b = Entry { path: b"b".to_vec(), ..a.clone() };
+        assert!(link_key(&a).is_some() && link_key(&a) == link_key(&b));
+        let reused = Entry { content: Content::Inline(b"ZZZ".to_vec()), ..b.clone() };
+        assert_ne!(link_key(&a), link_key(&reused));
+        let other = Entry { mode: 0o600, ..b.clone() };
+        assert_ne!(link_key(&a), link_key(&other));
+        assert_eq!(link_key(&Entry { hard_link: None, ..b }), None);
+    }
 
     #[test]
     fn an_entry_weighs_what_its_attributes_take() {

@@ -525,11 +525,11 @@ fn acls(tree: &mut Builder) -> io::Result<()> {
 /// The attribute that holds the ACL of a file.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute that holds the ACL for new files in a directory.
-pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
+pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// Whom an entry of an ACL is about.
 #[derive(Clone, Copy)]
-pub(super) enum Acl {
+pub enum Acl {
     Owner,
     User(u32),
     GroupOwner,
@@ -539,7 +539,7 @@ pub(super) enum Acl {
 }
 
 /// An ACL as the kernel takes it. The entries are to be in the order of `Acl`.
-pub(super) fn acl(entries: &[(Acl, u16)]) -> Vec<u8> {
+pub fn acl(entries: &[(Acl, u16)]) -> Vec<u8> {
     const VERSION: u32 = 2;
     const NO_ID: u32 = u32::MAX;
     let mut bytes = VERSION.to_le_bytes().to_vec();
