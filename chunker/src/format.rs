@@ -1,0 +1,169 @@
+//! Formats whose content comes back in other places, or nearly the same.
+//!
+//! A format compares a new file with *bases*, files of the snapshot before, and says
+//! which runs of its bytes a base has too. One file per format: what is recognised,
+//! what the units are, how they are matched. Whatever a unit is called in its format,
+//! only bytes that were compared are ever reported as the same, so that a mistake in
+//! understanding a file costs space and nothing else.
+
+pub mod dump;
+pub mod git_idx;
+pub mod git_pack;
+
+use std::fmt;
+
+/// A file of the snapshot before.
+pub trait Base {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes from `offset` on are those that `with` begins with. Bytes
+    /// beyond the end, or that cannot be read, are like none.
+    fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize;
+
+    /// Reads bytes from `offset` on; returns how many: fewer than asked for at the
+    /// end, and where bytes cannot be read.
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize;
+}
+
+/// The file that is backed up. `E` is its reader's error.
+pub trait Source<E> {
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills the buffer from `offset` on; an error where there is less.
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), E>;
+}
+
+/// Takes a file in order, each run of bytes as what it was found to be.
+pub trait Sink<E> {
+    /// The next bytes, which no base has.
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), E>;
+
+    /// The next `len` bytes are those of the base numbered `base` from `offset` on.
+    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E>;
+}
+
+/// Why a file is not taken for what its name says. It is then cut like any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Doubt {
+    /// It does not begin as such a file does.
+    Magic,
+    /// A version of the format that is not known.
+    Version,
+    /// It is shorter than it says.
+    Truncated,
+    /// It is longer than it says.
+    Trailing,
+    /// Its index is missing, or of another pack.
+    IndexDisagrees,
+    /// The index lists objects at impossible places, or not in order.
+    IndexDisorder,
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Doubt::Magic => "does not begin as its name says",
+            Doubt::Version => "is of an unknown version",
+            Doubt::Truncated => "is shorter than it says",
+            Doubt::Trailing => "is longer than it says",
+            Doubt::IndexDisagrees => "is not what its index speaks of",
+            Doubt::IndexDisorder => "has an index that is out of order",
+        })
+    }
+}
+
+/// Why a format gives a file up before it said anything about its bytes.
+#[derive(Debug)]
+pub enum Refusal<E> {
+    /// It is not what it seems.
+    Doubt(Doubt),
+    /// It cannot be read.
+    Failed(E),
+}
+
+impl<E> From<Doubt> for Refusal<E> {
+    fn from(doubt: Doubt) -> Refusal<E> {
+        Refusal::Doubt(doubt)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    /// A base, or a source, in memory.
+    #[derive(Debug, Clone)]
+    pub struct Memory(pub Vec<u8>);
+
+    impl Base for Memory {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+            let here = self.0.get(offset as usize..).unwrap_or_default();
+            here.iter().zip(with).take_while(|(a, b)| a == b).count()
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+            let here = self.0.get(offset as usize..).unwrap_or_default();
+            let len = here.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&here[..len]);
+            len
+        }
+    }
+
+    impl Source<Infallible> for Memory {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Infallible> {
+            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    /// Puts a file together again as a sink was told to.
+    #[derive(Debug, Default)]
+    pub struct Rebuilt {
+        pub bases: Vec<Vec<u8>>,
+        pub bytes: Vec<u8>,
+        pub literal_bytes: usize,
+        pub copies: usize,
+    }
+
+    impl Rebuilt {
+        pub fn from(bases: &[Memory]) -> Rebuilt {
+            let bases = bases.iter().map(|base| base.0.clone()).collect();
+            Rebuilt { bases, ..Rebuilt::default() }
+        }
+    }
+
+    impl Sink<Infallible> for Rebuilt {
+        fn literal(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+            self.literal_bytes += bytes.len();
+            self.bytes.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Infallible> {
+            self.copies += 1;
+            self.bytes.extend_from_slice(&self.bases[base][offset as usize..][..len as usize]);
+            Ok(())
+        }
+    }
+}
