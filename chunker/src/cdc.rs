@@ -26,6 +26,17 @@ impl Parameters {
     /// What a new store gets: 64 KiB, 256 KiB, 1 MiB.
     pub const DEFAULT: Parameters =
         Parameters { min_bytes: 64 << 10, avg_bytes: 256 << 10, max_bytes: 1 << 20 };
+
+    /// An eighth of these sizes, as far as they can be cut that small: for content of
+    /// which parts will be needed longer than others.
+    pub fn finer(self) -> Parameters {
+        let eighth = |bytes: u32, least: usize| (bytes / 8 / 2 * 2).max(least as u32);
+        Parameters {
+            min_bytes: eighth(self.min_bytes, v2020::MINIMUM_MIN),
+            avg_bytes: eighth(self.avg_bytes, v2020::AVERAGE_MIN),
+            max_bytes: eighth(self.max_bytes, v2020::MAXIMUM_MIN),
+        }
+    }
 }
 
 /// Chunk sizes that cannot be used.

@@ -71,6 +71,20 @@ pub enum Doubt {
     IndexDisorder,
 }
 
+impl Doubt {
+    /// A word for it that never changes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Doubt::Magic => "magic",
+            Doubt::Version => "version",
+            Doubt::Truncated => "truncated",
+            Doubt::Trailing => "trailing",
+            Doubt::IndexDisagrees => "index_disagrees",
+            Doubt::IndexDisorder => "index_disorder",
+        }
+    }
+}
+
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -97,6 +111,14 @@ impl<E> From<Doubt> for Refusal<E> {
     fn from(doubt: Doubt) -> Refusal<E> {
         Refusal::Doubt(doubt)
     }
+}
+
+/// How many bytes two runs have in common at their beginnings.
+pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    const STEP: usize = 64;
+    let steps = a.chunks(STEP).zip(b.chunks(STEP)).take_while(|(a, b)| a == b).count();
+    let from = (steps * STEP).min(a.len()).min(b.len());
+    from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub struct Global {
     /// Print only results, warnings and errors
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Say more: which files could not be compared with the snapshot before, and why
+    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
 }
 
 impl Global {

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::entry::{Entry, Kind, Time, display_path};
+use store::snapshot::Statistics;
 
 /// A number of bytes in binary units.
 pub fn size(bytes: u64) -> String {
@@ -139,6 +140,20 @@ pub fn entry_json(entry: &Entry) -> Value {
         put_path(&mut value, "linktarget", &entry.target);
     }
     value
+}
+
+/// What backups that read anything saved: bytes that the store had already.
+pub fn reuse(statistics: &Statistics) -> Option<String> {
+    let Statistics { bytes_read, found_by_chunk, found_by_extent, .. } = *statistics;
+    (found_by_chunk + found_by_extent > 0).then(|| {
+        format!(
+            "read {}: {} found by chunk, {} by extent, {} stored",
+            size(bytes_read),
+            size(found_by_chunk),
+            size(found_by_extent),
+            size(statistics.added_stored_bytes)
+        )
+    })
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ const STATUS: Duration = Duration::from_secs(30);
 pub struct Ui {
     json: bool,
     quiet: bool,
+    verbose: bool,
     wants_stop: Arc<AtomicBool>,
     stdout: Mutex<io::Stdout>,
 }
@@ -40,7 +41,8 @@ impl Ui {
                 signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag));
             let _ = signal_hook::flag::register(signal, flag);
         }
-        Ui { json: global.json, quiet: global.quiet, wants_stop, stdout: Mutex::new(io::stdout()) }
+        let Global { json, quiet, verbose, .. } = *global;
+        Ui { json, quiet, verbose, wants_stop, stdout: Mutex::new(io::stdout()) }
     }
 
     /// A line of the result, for people only.
@@ -51,6 +53,11 @@ impl Ui {
     /// A line that says how it went, for people who want to know.
     pub fn remark(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         if self.quiet { Ok(()) } else { self.line(text) }
+    }
+
+    /// A line for people who want to know everything.
+    pub fn detail(&self, text: impl AsRef<str>) -> Result<(), Failure> {
+        if self.verbose { self.line(text) } else { Ok(()) }
     }
 
     /// A line of the result, for programs only.
@@ -117,6 +124,7 @@ pub struct Watch {
     what: &'static str,
     json: bool,
     quiet: bool,
+    verbose: bool,
     progress: Progress,
     bar: ProgressBar,
     started: Instant,
@@ -134,6 +142,7 @@ impl Watch {
             what,
             json: ui.json,
             quiet: ui.quiet,
+            verbose: ui.verbose,
             progress: Progress::default(),
             bar,
             started: Instant::now(),
@@ -268,6 +277,11 @@ impl Observer for Watch {
             Event::ChangedWhileRead(path) => {
                 let shown = store::entry::display_path(path.as_os_str().as_bytes());
                 let text = format!("{shown} changed while it was read; stored as it was read");
+                if self.json { warn(true, &text) } else { self.say(&text) }
+            }
+            Event::StoredPlainly { path, reason } if self.verbose => {
+                let shown = store::entry::display_path(path.as_os_str().as_bytes());
+                let text = format!("{shown} {reason}; stored without comparing it");
                 if self.json { warn(true, &text) } else { self.say(&text) }
             }
             Event::Warning(text) | Event::Note(text) if self.json => warn(true, &text),

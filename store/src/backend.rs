@@ -4,6 +4,7 @@
 //! `/`-separated and made by us. One file a backend; all of them pass the same
 //! suite, `backend/suite.rs`.
 
+use std::fs::File;
 use std::io;
 
 pub mod faulty;
@@ -47,6 +48,10 @@ pub trait Backend: Send + Sync {
 
     /// Begins a file that has no name yet. Dropping it leaves nothing behind.
     fn create(&self) -> io::Result<Box<dyn Pending>>;
+
+    /// A file without a name for what a run needs for a while, on this machine. It goes
+    /// away with the run, however that ends.
+    fn scratch(&self) -> io::Result<File>;
 
     /// Removes a file; `NotFound` if there is none. Durable when it returns.
     fn remove(&self, name: &str) -> io::Result<()>;

@@ -30,7 +30,7 @@ use crate::walk::{Base, Found, Rules, Step, Walk};
 use intake::{Intake, absolute};
 use parking_lot::Mutex;
 use previous::{Comparison, Previous, Recheck};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -99,6 +99,8 @@ pub struct Report {
     pub statistics: Statistics,
     /// Source paths that could not be read.
     pub unreadable_count: u64,
+    /// Files that were not what they seem and were stored like any other, by reason.
+    pub doubts: BTreeMap<&'static str, u64>,
 }
 
 /// Counted while a backup runs.
@@ -113,6 +115,12 @@ struct Counters {
     others: AtomicU64,
     changed_while_read: AtomicU64,
     unreadable: AtomicU64,
+    bytes_read: AtomicU64,
+    found_by_chunk: AtomicU64,
+    found_by_extent: AtomicU64,
+    copied_forward: AtomicU64,
+    /// Files that were not what they seem, by reason.
+    doubts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Counters {
@@ -165,7 +173,9 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let exclude = Globs::new(options.excludes.iter().map(String::as_str))?;
     check_record(options)?;
     let roots = roots(&options.paths)?;
-    let parent = if options.force { None } else { parent(store, options)? };
+    let wanted: Vec<&[u8]> = options.paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
+    let host = &options.about.host;
+    let parent = if options.force { None } else { parent(store, host, &wanted)? };
     let start = (options.about.clock)();
     let damaged = store.index.damaged()?;
     let parent_closed = match &parent {
@@ -186,8 +196,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     });
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
-    let cutter = cutter(store)?;
-    let intake = Intake::new(&packer, cutter, store.observer(), &counters, &exclude)?;
+    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude)?;
     let recheck = Recheck { store, comparison, is_closed: parent_closed };
     let rules = Rules {
         exclude: exclude.clone(),
@@ -260,11 +269,20 @@ pub fn backup_stream(
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
     let exclude = Globs::new([])?;
-    let intake = Intake::new(&packer, cutter(store)?, store.observer(), &counters, &exclude)?;
-    let (content, size) = intake.stream(input).map_err(|trouble| match trouble {
-        intake::Trouble::Store(error) => error,
-        intake::Trouble::Source(source) => Error::Source { path: "standard input".into(), source },
-    })?;
+    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude)?;
+    let host = &options.about.host;
+    let parent = if options.force { None } else { parent(store, host, &[name])? };
+    let before = match &parent {
+        Some((_, parent)) => entry_at(store, &parent.root.chunk(), name),
+        None => None,
+    };
+    let (content, size) =
+        intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
+            intake::Trouble::Store(error) => error,
+            intake::Trouble::Source(source) => {
+                Error::Source { path: "standard input".into(), source }
+            }
+        })?;
     confirm()?;
     let mut tree = TreeWriter::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
@@ -275,17 +293,19 @@ pub fn backup_stream(
     }
     let file = Entry::new(name.to_vec(), Kind::File, 0o600);
     let file = Entry { mtime: Some(start), content, size, ..file };
-    counters.count(&file, None);
+    counters.count(&file, before.as_ref());
     tree.push(&file, &mut put)?;
     let root = tree.finish(&mut put)?;
     let seal =
         Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
-    seal.finish(store, root, (parts.len() as u64, size), None, vec![name.to_vec()], options)
+    let parent = parent.map(|(id, _)| id);
+    seal.finish(store, root, (parts.len() as u64, size), parent, vec![name.to_vec()], options)
 }
 
-fn cutter(store: &Store) -> Result<chunker::Cutter> {
-    chunker::Cutter::new(store.config.parameters())
-        .map_err(|error| Error::ConfigDamaged(error.to_string()))
+/// The entry at a path, if that can be read.
+fn entry_at(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Entry> {
+    let get = |id: &ChunkId| store.chunk(id);
+    Previous::new(Some(TreeReader::new(root, &get))).at(path)
 }
 
 /// The end of a backup: everything durable, then the record.
@@ -324,7 +344,12 @@ impl Sealing<'_> {
             added_bytes: added.plain_bytes.load(Relaxed),
             added_stored_bytes: added.stored_bytes.load(Relaxed),
             changed_while_read: counters.changed_while_read.load(Relaxed),
+            bytes_read: counters.bytes_read.load(Relaxed),
+            found_by_chunk: counters.found_by_chunk.load(Relaxed),
+            found_by_extent: counters.found_by_extent.load(Relaxed),
+            copied_forward: counters.copied_forward.load(Relaxed),
         };
+        let doubts = std::mem::take(&mut *counters.doubts.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let record = Snapshot {
@@ -352,7 +377,7 @@ impl Sealing<'_> {
             }
             Some(id)
         };
-        Ok(Report { snapshot, parent, statistics, unreadable_count })
+        Ok(Report { snapshot, parent, statistics, unreadable_count, doubts })
     }
 }
 
@@ -556,14 +581,12 @@ fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
 
 /// The snapshot to take unchanged files from: the newest of this machine with the
 /// same paths, else the newest that shares one.
-fn parent(store: &Store, options: &Options) -> Result<Option<(SnapshotId, Snapshot)>> {
+fn parent(store: &Store, host: &str, wanted: &[&[u8]]) -> Result<Option<(SnapshotId, Snapshot)>> {
     let (snapshots, damaged) = store.snapshots()?;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
-    let wanted: Vec<&[u8]> = options.paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
-    let of_host =
-        || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == options.about.host);
+    let of_host = || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == host);
     let same = |snapshot: &Snapshot| {
         snapshot.paths.len() == wanted.len()
             && snapshot.paths.iter().all(|path| wanted.contains(&path.as_slice()))

@@ -31,6 +31,8 @@ pub mod store;
 
 pub mod packer;
 
+pub mod reuse;
+
 pub mod glob;
 
 pub mod source;

@@ -18,6 +18,14 @@ pub enum Event {
     },
     /// A file changed while it was read; what is stored is what was read.
     ChangedWhileRead(PathBuf),
+    /// A file that could not be compared with the snapshot before for not being what it
+    /// seems. It is stored like any other.
+    StoredPlainly {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A path could not be restored completely. Changes the exit code.
     NotRestored {
         /// Which one.

@@ -3,7 +3,7 @@
 //! Any thread may put a chunk; each is stored once. Full segments go to one
 //! thread that makes them durable and then tells the index, in that order.
 
-use crate::backend::Pending;
+use crate::backend::{Backend, Pending};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
@@ -106,6 +106,11 @@ impl<'a> Packer<'a> {
             finisher: Mutex::new(Some(Finisher { queue, thread })),
             added: Added::default(),
         }
+    }
+
+    /// Where the store's files are.
+    pub(crate) fn backend(&self) -> &'a dyn Backend {
+        &*self.store.backend
     }
 
     /// What was added so far.

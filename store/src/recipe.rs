@@ -218,17 +218,10 @@ impl<'a> Extents<'a> {
         let Extent::Slice { chunk, len, .. } = extent else {
             return Err(malformed("a recipe", "a hole where recipe chunks are listed"));
         };
-        let what = || format!("recipe chunk {chunk}");
         if level > limits::RECIPE_LEVELS_MAX {
-            return Err(malformed(what(), "too many levels"));
+            return Err(malformed(format!("recipe chunk {chunk}"), "too many levels"));
         }
-        let bytes = (self.get)(&chunk)?;
-        let extents = decode_extents(&mut Decoder::new(&bytes))
-            .map_err(|error| malformed(what(), error.to_string()))?;
-        let sum = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.len()));
-        if sum != Some(len) {
-            return Err(malformed(what(), "its lengths do not add up"));
-        }
+        let extents = read_group(&chunk, len, &(self.get)(&chunk)?)?;
         self.stack.push((level - 1, extents.into_iter()));
         Ok(())
     }
@@ -253,6 +246,18 @@ impl Iterator for Extents<'_> {
             }
         }
     }
+}
+
+/// The extents in the recipe chunk `chunk`, which make up `len` bytes of a file.
+pub(crate) fn read_group(chunk: &ChunkId, len: u64, bytes: &[u8]) -> Result<Vec<Extent>> {
+    let what = || format!("recipe chunk {chunk}");
+    let extents = decode_extents(&mut Decoder::new(bytes))
+        .map_err(|error| malformed(what(), error.to_string()))?;
+    let sum = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.len()));
+    if sum != Some(len) {
+        return Err(malformed(what(), "its lengths do not add up"));
+    }
+    Ok(extents)
 }
 
 fn malformed(what: impl Into<String>, reason: impl Into<String>) -> Error {

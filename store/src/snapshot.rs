@@ -146,6 +146,23 @@ pub struct Statistics {
     /// Files that changed while they were read.
     #[n(12)]
     pub changed_while_read: u64,
+    /// Bytes of files that were read.
+    #[n(13)]
+    #[cbor(default)]
+    pub bytes_read: u64,
+    /// Of those, in chunks that the store had.
+    #[n(14)]
+    #[cbor(default)]
+    pub found_by_chunk: u64,
+    /// Of those, found in files of the parent and referred to as slices of their chunks.
+    #[n(15)]
+    #[cbor(default)]
+    pub found_by_extent: u64,
+    /// Of those slices, what was put into new chunks because their old ones were of little
+    /// use otherwise.
+    #[n(16)]
+    #[cbor(default)]
+    pub copied_forward: u64,
 }
 
 impl Snapshot {

@@ -1,1 +1,317 @@
-//! To come.
+//! The index of a git pack (`.idx`, version 2).
+//!
+//! A table sorted by object id: ids, checksums of the packed entries, places in the
+//! pack, one column after the other. A pack that is put together from others has
+//! most of their ids, in the same order, and most of their checksums; its places are new.
+//!
+//! Layout: gitformat-pack, "Version 2 pack-*.idx files". Tables are worked through by
+//! the first byte of the id, so that memory does not depend on their length but for a
+//! 256th of it.
+
+use super::{Base, Doubt, Refusal, Sink, Source};
+use std::ops::Range;
+
+/// Magic and version.
+const HEAD: [u8; 8] = [0xFF, b't', b'O', b'c', 0, 0, 0, 2];
+/// Bytes before the first id: head and fan-out.
+const IDS_AT: u64 = 8 + 4 * 256;
+/// Most rows with the same first byte that are looked at.
+const BUCKET_ROWS_MAX: u32 = 4 << 20;
+/// Fewest bytes of checksums or places in a row that are worth an extent.
+const RUN_BYTES_MIN: usize = 12;
+
+/// Where the columns of an index are.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Bytes of an object id: 20, or 32 in SHA-256 repositories.
+    pub id_len: usize,
+    /// Rows.
+    pub count: u32,
+    /// Rows up to and with each first byte of an id.
+    fan_out: Vec<u32>,
+    len: u64,
+}
+
+/// A column of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// Object ids.
+    Ids,
+    /// CRC-32 of each packed entry.
+    Checksums,
+    /// Places in the pack, with a bit for those beyond 2 GiB.
+    Places,
+}
+
+impl Table {
+    /// Reads and checks what stands before the ids.
+    pub fn open<E>(index: &mut dyn Source<E>) -> Result<Table, Refusal<E>> {
+        let len = index.len();
+        if len < IDS_AT {
+            return Err(Doubt::Truncated.into());
+        }
+        let mut head = vec![0; IDS_AT as usize];
+        index.read(0, &mut head).map_err(Refusal::Failed)?;
+        if head[..4] != HEAD[..4] {
+            return Err(Doubt::Magic.into());
+        }
+        if head[..8] != HEAD {
+            return Err(Doubt::Version.into());
+        }
+        let fan_out: Vec<u32> =
+            head[8..].as_chunks().0.iter().map(|n| u32::from_be_bytes(*n)).collect();
+        let (&count, sizes) = (&fan_out[255], fan_out.windows(2));
+        let first = fan_out[0];
+        let is_sorted = fan_out.is_sorted();
+        let is_even = first
+            .max(sizes.map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or(0))
+            <= BUCKET_ROWS_MAX;
+        if !(is_sorted && is_even) {
+            return Err(Doubt::IndexDisorder.into());
+        }
+        let id_len = id_len(len, count)?;
+        Ok(Table { id_len, count, fan_out, len })
+    }
+
+    /// Rows whose ids begin with `byte`.
+    pub fn bucket(&self, byte: u8) -> Range<u32> {
+        let at = usize::from(byte);
+        let start = if at == 0 { 0 } else { self.fan_out[at - 1] };
+        start..self.fan_out[at]
+    }
+
+    fn width(&self, column: Column) -> usize {
+        if column == Column::Ids { self.id_len } else { 4 }
+    }
+
+    /// Where a row of a column stands.
+    pub fn at(&self, column: Column, row: u32) -> u64 {
+        let rows = u64::from(self.count);
+        let (before, width) = match column {
+            Column::Ids => (0, self.id_len as u64),
+            Column::Checksums => (rows * self.id_len as u64, 4),
+            Column::Places => (rows * (self.id_len as u64 + 4), 4),
+        };
+        IDS_AT + before + u64::from(row) * width
+    }
+
+    /// Where the 8-byte places begin, and how many there are.
+    pub fn far_places(&self) -> (u64, u64) {
+        let at = self.at(Column::Places, self.count);
+        (at, (self.len - at - 2 * self.id_len as u64) / 8)
+    }
+
+    /// Where the checksum of the pack stands.
+    pub fn pack_checksum_at(&self) -> u64 {
+        self.len - 2 * self.id_len as u64
+    }
+
+    /// Reads rows of a column.
+    pub fn read<E>(
+        &self,
+        index: &mut dyn Source<E>,
+        column: Column,
+        rows: Range<u32>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), E> {
+        bytes.clear();
+        bytes.resize(rows.len() * self.width(column), 0);
+        if bytes.is_empty() { Ok(()) } else { index.read(self.at(column, rows.start), bytes) }
+    }
+}
+
+/// The length of ids that makes an index with so many rows so many bytes long.
+fn id_len(len: u64, count: u32) -> Result<usize, Doubt> {
+    let rows = u64::from(count);
+    let least = |id: u64| IDS_AT + rows * (id + 8) + 2 * id;
+    for id in [20, 32] {
+        let far = len.checked_sub(least(id));
+        if far.is_some_and(|bytes| bytes % 8 == 0 && bytes / 8 <= rows) {
+            return Ok(id as usize);
+        }
+    }
+    Err(if len < least(20) { Doubt::Truncated } else { Doubt::Trailing })
+}
+
+/// Bytes of a base could not be read.
+#[derive(Debug)]
+pub struct Lost;
+
+/// A base, read like a source.
+pub struct Whole<'a>(pub &'a mut dyn Base);
+
+impl Source<Lost> for Whole<'_> {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Lost> {
+        if self.0.read(offset, buffer) == buffer.len() { Ok(()) } else { Err(Lost) }
+    }
+}
+
+/// Calls `found` for every id that both lists have, with its places in them. Both
+/// are sorted; where one is not, ids are missed.
+pub fn join(a: &[u8], b: &[u8], id_len: usize, mut found: impl FnMut(usize, usize)) {
+    let id = |ids: &[u8], n: usize| -> Option<std::ops::Range<usize>> {
+        let start = n * id_len;
+        (start < ids.len()).then_some(start..start + id_len)
+    };
+    let (mut in_a, mut in_b) = (0, 0);
+    while let (Some(left), Some(right)) = (id(a, in_a), id(b, in_b)) {
+        match a[left].cmp(&b[right]) {
+            std::cmp::Ordering::Less => in_a += 1,
+            std::cmp::Ordering::Greater => in_b += 1,
+            std::cmp::Ordering::Equal => {
+                found(in_a, in_b);
+                in_a += 1;
+                in_b += 1;
+            }
+        }
+    }
+}
+
+/// Compares an index with those of other packs.
+///
+/// An error of `Refusal::Doubt` comes before `sink` was told anything.
+pub fn weave<E>(
+    new: &mut dyn Source<E>,
+    bases: &mut [&mut dyn Base],
+    sink: &mut dyn Sink<E>,
+) -> Result<(), Refusal<E>> {
+    let table = Table::open(new)?;
+    let tables: Vec<Option<Table>> = bases
+        .iter_mut()
+        .map(|base| {
+            let opened = Table::open(&mut Whole(&mut **base)).ok();
+            opened.filter(|of_base| of_base.id_len == table.id_len)
+        })
+        .collect();
+    let mut weaving = Weaving { new, bases, table, tables, sink };
+    weaving.all().map_err(Refusal::Failed)
+}
+
+struct Weaving<'a, 'b, E> {
+    new: &'a mut dyn Source<E>,
+    bases: &'a mut [&'b mut dyn Base],
+    table: Table,
+    /// Of the bases; nothing where one is unreadable or of another kind.
+    tables: Vec<Option<Table>>,
+    sink: &'a mut dyn Sink<E>,
+}
+
+/// A row of a base: which base, which row.
+type Match = (usize, u32);
+
+impl<E> Weaving<'_, '_, E> {
+    fn all(&mut self) -> Result<(), E> {
+        self.literal(0..IDS_AT)?;
+        for column in [Column::Ids, Column::Checksums, Column::Places] {
+            for byte in 0..=255 {
+                self.bucket(column, byte)?;
+            }
+        }
+        self.literal(self.table.at(Column::Places, self.table.count)..self.table.len)
+    }
+
+    fn literal(&mut self, range: Range<u64>) -> Result<(), E> {
+        let mut buffer = vec![0; (range.end - range.start).min(1 << 20) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            let step = buffer.len().min((range.end - at) as usize);
+            self.new.read(at, &mut buffer[..step])?;
+            self.sink.literal(&buffer[..step])?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+
+    /// One column of the rows whose ids begin with `byte`.
+    fn bucket(&mut self, column: Column, byte: u8) -> Result<(), E> {
+        let rows = self.table.bucket(byte);
+        let mut ids = Vec::new();
+        self.table.read(self.new, Column::Ids, rows.clone(), &mut ids)?;
+        let mut bytes = Vec::new();
+        self.table.read(self.new, column, rows, &mut bytes)?;
+        let mut matches = self.matches(byte, &ids);
+        if column != Column::Ids {
+            self.keep_equal(column, byte, &bytes, &mut matches);
+        }
+        self.tell(column, &bytes, &matches)
+    }
+
+    /// For each id the row of a base that has it, neighbours from the same base where possible.
+    fn matches(&mut self, byte: u8, ids: &[u8]) -> Vec<Option<Match>> {
+        let id_len = self.table.id_len;
+        let mut matches: Vec<Option<Match>> = vec![None; ids.len() / id_len];
+        let mut of_base = Vec::new();
+        for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+            let Some(table) = table else { continue };
+            let rows = table.bucket(byte);
+            if table.read(&mut Whole(&mut **base), Column::Ids, rows.clone(), &mut of_base).is_err()
+            {
+                continue;
+            }
+            join(ids, &of_base, id_len, |here, there| {
+                let row = rows.start + there as u32;
+                let before = here.checked_sub(1).and_then(|here| matches[here]);
+                let continues = row > 0 && before == Some((n, row - 1));
+                if matches[here].is_none() || continues {
+                    matches[here] = Some((n, row));
+                }
+            });
+        }
+        matches
+    }
+
+    /// Forgets matches whose cells of this column are not the same.
+    fn keep_equal(
+        &mut self,
+        column: Column,
+        byte: u8,
+        bytes: &[u8],
+        matches: &mut [Option<Match>],
+    ) {
+        let width = self.table.width(column);
+        let mut of_base = Vec::new();
+        for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+            let is_asked = matches.iter().flatten().any(|(of, _)| *of == n);
+            let Some(table) = table.as_ref().filter(|_| is_asked) else { continue };
+            let rows = table.bucket(byte);
+            let read = table.read(&mut Whole(&mut **base), column, rows.clone(), &mut of_base);
+            for (cell, found) in bytes.chunks_exact(width).zip(matches.iter_mut()) {
+                let Some((_, row)) = found.filter(|(of, _)| *of == n) else { continue };
+                let at = (row - rows.start) as usize * width;
+                if read.is_err() || of_base.get(at..at + width) != Some(cell) {
+                    *found = None;
+                }
+            }
+        }
+    }
+
+    /// Tells the sink the cells of a bucket, rows that follow each other in one go.
+    fn tell(&mut self, column: Column, bytes: &[u8], matches: &[Option<Match>]) -> Result<(), E> {
+        let width = self.table.width(column);
+        let continues = |a: &Option<Match>, b: &Option<Match>| match (a, b) {
+            (None, None) => true,
+            (Some((base, row)), Some(next)) => *next == (*base, row.wrapping_add(1)),
+            _ => false,
+        };
+        let (mut told, mut at) = (0, 0);
+        for run in matches.chunk_by(continues) {
+            let len = run.len() * width;
+            let found = run[0].filter(|_| len >= RUN_BYTES_MIN);
+            if let Some((base, row)) = found
+                && let Some(table) = &self.tables[base]
+            {
+                if told < at {
+                    self.sink.literal(&bytes[told..at])?;
+                }
+                self.sink.copy(base, table.at(column, row), len as u64)?;
+                told = at + len;
+            }
+            at += len;
+        }
+        if told < at { self.sink.literal(&bytes[told..at]) } else { Ok(()) }
+    }
+}

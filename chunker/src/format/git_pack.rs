@@ -1,1 +1,450 @@
-//! To come.
+//! The git pack (`.pack`, version 2), matched entry by entry.
+//!
+//! Housekeeping puts the entries of old packs together in another order, most of
+//! them as they are. Both indexes say which entry is of which object; what the
+//! entries have in common is found by comparing their bytes. An entry is a short head
+//! (type, length, and for a delta where its base is) and a compressed body. Bodies
+//! stay the same more often than heads, which say how far away the base is.
+//!
+//! Layout: gitformat-pack, "pack-*.pack files have the following format".
+
+use super::git_idx::{Column, Table, Whole, join};
+use super::{Base, Doubt, Refusal, Sink, Source};
+use std::num::NonZeroU64;
+use std::ops::Range;
+
+/// Bytes before the first entry.
+const HEAD_LEN: u64 = 12;
+/// Entries of the pack that are dealt with at once; so many, and as many matches for
+/// each base that has them, are in memory.
+const WINDOW_ENTRIES: u64 = 1 << 20;
+/// Bytes of the pack in memory at once.
+const BATCH_BYTES: u64 = 4 << 20;
+/// The pack is divided into parts of at least so many bytes to count entries in.
+const BIN_BYTES: u64 = 64 << 10;
+/// Fewest bytes that are worth an extent of their own.
+const COPY_BYTES_MIN: usize = 16;
+/// The longest head of an entry: ten bytes of length, and an id.
+const ENTRY_HEAD_MAX: usize = 10 + 32;
+
+/// A pack of the snapshot before, and its index.
+pub struct PackBase<'a> {
+    /// The pack.
+    pub pack: &'a mut dyn Base,
+    /// Its index.
+    pub index: &'a mut dyn Base,
+}
+
+/// Compares a pack with others. `index` is its own.
+///
+/// An error of `Refusal::Doubt` comes before `sink` was told anything.
+pub fn weave<E>(
+    pack: &mut dyn Source<E>,
+    index: &mut dyn Source<E>,
+    bases: &mut [PackBase<'_>],
+    sink: &mut dyn Sink<E>,
+) -> Result<(), Refusal<E>> {
+    let table = open(pack, index)?;
+    let tables = bases
+        .iter_mut()
+        .map(|base| {
+            let opened = Table::open(&mut Whole(base.index)).ok();
+            opened.filter(|of_base| of_base.id_len == table.id_len)
+        })
+        .collect();
+    let end = pack.len() - table.id_len as u64;
+    let mut weaving = Weaving { pack, index, bases, table, tables, sink, end, told: 0, last: None };
+    let windows = weaving.windows()?;
+    weaving.all(&windows).map_err(Refusal::Failed)
+}
+
+/// Checks that pack and index are what they seem and belong together.
+fn open<E>(pack: &mut dyn Source<E>, index: &mut dyn Source<E>) -> Result<Table, Refusal<E>> {
+    if pack.len() < HEAD_LEN {
+        return Err(Doubt::Truncated.into());
+    }
+    let mut head = [0; HEAD_LEN as usize];
+    pack.read(0, &mut head).map_err(Refusal::Failed)?;
+    if head[..4] != *b"PACK" {
+        return Err(Doubt::Magic.into());
+    }
+    if head[4..8] != [0, 0, 0, 2] {
+        return Err(Doubt::Version.into());
+    }
+    let table = Table::open(index)?;
+    if head[8..] != table.count.to_be_bytes() {
+        return Err(Doubt::IndexDisagrees.into());
+    }
+    if pack.len() < HEAD_LEN + table.id_len as u64 {
+        return Err(Doubt::Truncated.into());
+    }
+    let (mut own, mut told) = (vec![0; table.id_len], vec![0; table.id_len]);
+    pack.read(pack.len() - table.id_len as u64, &mut own).map_err(Refusal::Failed)?;
+    index.read(table.pack_checksum_at(), &mut told).map_err(Refusal::Failed)?;
+    if own != told {
+        return Err(Doubt::IndexDisagrees.into());
+    }
+    Ok(table)
+}
+
+/// An entry of the pack, or the same object's entry in a base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Unit {
+    /// Where the entry begins in the pack.
+    at: u64,
+    /// Where the base has it; nothing for the entry itself.
+    there: Option<There>,
+}
+
+/// A place in a base: the number of the base in the upper 16 bits, the place below. Never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct There(NonZeroU64);
+
+impl There {
+    const PLACE_BITS: u32 = 48;
+
+    fn new(base: usize, at: u64) -> Option<There> {
+        let is_possible = base <= usize::from(u16::MAX) && at >> Self::PLACE_BITS == 0;
+        NonZeroU64::new((base as u64) << Self::PLACE_BITS | at).filter(|_| is_possible).map(There)
+    }
+
+    fn base(self) -> usize {
+        (self.0.get() >> Self::PLACE_BITS) as usize
+    }
+
+    fn at(self) -> u64 {
+        self.0.get() & ((1 << Self::PLACE_BITS) - 1)
+    }
+
+    fn plus(self, len: u64) -> Option<There> {
+        There::new(self.base(), self.at() + len)
+    }
+}
+
+/// What an entry of a base has in common with that of the pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Nothing,
+    /// All but a part of the head.
+    Body {
+        /// Bytes of the head that are the same.
+        lead: u8,
+        /// Bytes of the head here.
+        head: u8,
+        /// Bytes of the head there.
+        head_there: u8,
+    },
+    Whole,
+}
+
+struct Weaving<'a, 'b, E> {
+    pack: &'a mut dyn Source<E>,
+    index: &'a mut dyn Source<E>,
+    bases: &'a mut [PackBase<'b>],
+    table: Table,
+    /// Of the bases; nothing where one is unreadable or of another kind.
+    tables: Vec<Option<Table>>,
+    sink: &'a mut dyn Sink<E>,
+    /// Where the entries end.
+    end: u64,
+    /// Up to where the sink was told.
+    told: u64,
+    /// Where the last copy ended.
+    last: Option<There>,
+}
+
+impl<E> Weaving<'_, '_, E> {
+    /// Cuts the pack where no more than a bounded number of entries lies between.
+    fn windows(&mut self) -> Result<Vec<Range<u64>>, Refusal<E>> {
+        let bin_bytes = BIN_BYTES.max(self.end.div_ceil(1 << 20));
+        let mut bins = vec![0u32; (self.end / bin_bytes + 1) as usize];
+        for byte in 0..=255 {
+            let places = places(&self.table, self.index, byte).map_err(Refusal::Failed)?;
+            for at in places {
+                if !(HEAD_LEN..self.end).contains(&at) {
+                    return Err(Doubt::IndexDisorder.into());
+                }
+                bins[(at / bin_bytes) as usize] += 1;
+            }
+        }
+        let mut windows = Vec::new();
+        let (mut start, mut entries) = (0, 0);
+        for (n, count) in bins.into_iter().enumerate() {
+            let bin = n as u64 * bin_bytes;
+            if entries + u64::from(count) > WINDOW_ENTRIES && bin > start {
+                windows.push(start..bin);
+                (start, entries) = (bin, 0);
+            }
+            entries += u64::from(count);
+        }
+        windows.push(start..self.end);
+        Ok(windows)
+    }
+
+    fn all(&mut self, windows: &[Range<u64>]) -> Result<(), E> {
+        for window in windows {
+            let (units, next) = self.units(window)?;
+            self.window(units, next)?;
+        }
+        self.literal_to(self.pack.len())
+    }
+
+    /// All entries of a window and their counterparts in order, and where the first
+    /// entry after the window begins.
+    fn units(&mut self, window: &Range<u64>) -> Result<(Vec<Unit>, u64), E> {
+        let (mut units, mut next) = (Vec::new(), self.end);
+        let (mut ids, mut ids_there) = (Vec::new(), Vec::new());
+        for byte in 0..=255 {
+            self.table.read(self.index, Column::Ids, self.table.bucket(byte), &mut ids)?;
+            let places = places(&self.table, self.index, byte)?;
+            for at in &places {
+                if window.contains(at) {
+                    units.push(Unit { at: *at, there: None });
+                } else if *at >= window.end {
+                    next = next.min(*at);
+                }
+            }
+            for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+                let Some(table) = table else { continue };
+                let mut index = Whole(base.index);
+                let rows = table.bucket(byte);
+                let Ok(()) = table.read(&mut index, Column::Ids, rows, &mut ids_there) else {
+                    continue;
+                };
+                let Ok(places_there) = self::places(table, &mut index, byte) else { continue };
+                join(&ids, &ids_there, table.id_len, |here, there| {
+                    if window.contains(&places[here]) {
+                        let there = There::new(n, places_there[there]);
+                        units.push(Unit { at: places[here], there });
+                    }
+                });
+            }
+        }
+        units.sort_unstable();
+        Ok((units, next))
+    }
+
+    /// Deals with a window, batch by batch. `next` is where its last entry ends.
+    fn window(&mut self, mut units: Vec<Unit>, next: u64) -> Result<(), E> {
+        let mut bytes = Vec::new();
+        let mut rest = &mut units[..];
+        while let Some(first) = rest.first() {
+            let start = first.at;
+            let count = rest.partition_point(|unit| unit.at - start < BATCH_BYTES);
+            // The last entry that begins in the batch may end beyond it.
+            let end = rest.get(count).map_or(next, |unit| unit.at);
+            let last = rest[count - 1].at;
+            let is_long = end - start > 2 * BATCH_BYTES;
+            let (count, end) = match is_long && last > start {
+                true => (rest.partition_point(|unit| unit.at < last), last),
+                false => (count, end),
+            };
+            let (batch, others) = rest.split_at_mut(count);
+            rest = others;
+            self.literal_to(start)?;
+            if is_long && last == start {
+                self.long_entry(batch, end)?;
+                continue;
+            }
+            bytes.resize((end - start) as usize, 0);
+            self.pack.read(start, &mut bytes)?;
+            let fits = self.compare(batch, start, &bytes);
+            self.tell(batch, &fits, start, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// What the entries of a batch have in common with their counterparts, compared in
+    /// the order of these: each part of a base is read once.
+    fn compare(&mut self, batch: &[Unit], start: u64, bytes: &[u8]) -> Vec<Fit> {
+        let mut fits = vec![Fit::Nothing; batch.len()];
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        order.sort_unstable_by_key(|n| batch[*n].there);
+        for n in order {
+            let Unit { at, there: Some(there) } = batch[n] else { continue };
+            let next = batch[n..].iter().find(|unit| unit.at > at);
+            let end = next.map_or(bytes.len(), |unit| (unit.at - start) as usize);
+            let entry = &bytes[(at - start) as usize..end];
+            let pack = &mut *self.bases[there.base()].pack;
+            fits[n] = fit(pack, there.at(), entry, self.table.id_len);
+        }
+        fits
+    }
+
+    /// Tells the sink the entries of a batch.
+    fn tell(&mut self, batch: &[Unit], fits: &[Fit], start: u64, bytes: &[u8]) -> Result<(), E> {
+        let (mut told, mut n) = (0, 0);
+        while n < batch.len() {
+            let at = batch[n].at;
+            let units = n..n + batch[n..].partition_point(|unit| unit.at == at);
+            n = units.end;
+            let from = (at - start) as usize;
+            let to = batch.get(n).map_or(bytes.len(), |unit| (unit.at - start) as usize);
+            let Some((there, fit)) = self.best(&batch[units.clone()], &fits[units]) else {
+                continue;
+            };
+            let is_next = self.last == Some(there) && told == from;
+            let (lead, head, head_there) = match fit {
+                Fit::Nothing => continue,
+                Fit::Whole => (0, 0, 0),
+                // Bytes of the head are worth it only where they lengthen an extent.
+                Fit::Body { lead, head, head_there } if is_next => (lead, head, head_there),
+                Fit::Body { head, head_there, .. } => (0, head, head_there),
+            };
+            let body = from + usize::from(head);
+            let is_worth_it = to - body >= COPY_BYTES_MIN || (fit == Fit::Whole && is_next);
+            if !is_worth_it {
+                continue;
+            }
+            let Some(body_there) = there.plus(u64::from(head_there)) else { continue };
+            self.literal(&bytes[told..from])?;
+            self.copy(there, u64::from(lead))?;
+            self.literal(&bytes[from + usize::from(lead)..body])?;
+            self.copy(body_there, (to - body) as u64)?;
+            told = to;
+        }
+        self.literal(&bytes[told..])?;
+        self.told = start + bytes.len() as u64;
+        Ok(())
+    }
+
+    /// The counterpart that has most in common; among equals the one that goes on where
+    /// the last copy ended.
+    fn best(&self, units: &[Unit], fits: &[Fit]) -> Option<(There, Fit)> {
+        let there = units.iter().zip(fits).filter_map(|(unit, fit)| Some((unit.there?, *fit)));
+        there.max_by_key(|(there, fit)| {
+            let is_body = matches!(fit, Fit::Body { .. });
+            (*fit == Fit::Whole, is_body, self.last == Some(*there))
+        })
+    }
+
+    fn copy(&mut self, there: There, len: u64) -> Result<(), E> {
+        if len == 0 {
+            return Ok(());
+        }
+        self.last = there.plus(len);
+        self.sink.copy(there.base(), there.at(), len)
+    }
+
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.last = None;
+        self.sink.literal(bytes)
+    }
+
+    /// An entry longer than a batch, piece by piece, beside the first counterpart
+    /// whose body begins alike.
+    fn long_entry(&mut self, units: &[Unit], end: u64) -> Result<(), E> {
+        let start = units[0].at;
+        let mut piece = vec![0; BATCH_BYTES as usize];
+        self.pack.read(start, &mut piece)?;
+        let id_len = self.table.id_len;
+        let Some(head) = head_len(&piece, id_len) else { return self.literal_to(end) };
+        let begins_alike = units.iter().find_map(|unit| {
+            let there = unit.there?;
+            let pack = &mut *self.bases[there.base()].pack;
+            let body = there.plus(head_there(pack, there.at(), id_len)? as u64)?;
+            let same = pack.common_prefix(body.at(), &piece[head..]);
+            (same == piece.len() - head).then_some(body)
+        });
+        let Some(body_there) = begins_alike else { return self.literal_to(end) };
+        self.literal(&piece[..head])?;
+        let body = start + head as u64;
+        let mut at = body;
+        while at < end {
+            let step = BATCH_BYTES.min(end - at) as usize;
+            self.pack.read(at, &mut piece[..step])?;
+            let there = body_there.plus(at - body);
+            let same = there.map_or(0, |there| {
+                self.bases[there.base()].pack.common_prefix(there.at(), &piece[..step])
+            });
+            if let Some(there) = there {
+                self.copy(there, same as u64)?;
+            }
+            self.literal(&piece[same..step])?;
+            at += step as u64;
+        }
+        self.told = end;
+        Ok(())
+    }
+
+    /// Tells everything up to `end` as it is.
+    fn literal_to(&mut self, end: u64) -> Result<(), E> {
+        let mut buffer = Vec::new();
+        while self.told < end {
+            buffer.resize(BATCH_BYTES.min(end - self.told) as usize, 0);
+            self.pack.read(self.told, &mut buffer)?;
+            self.literal(&buffer)?;
+            self.told += buffer.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Where in the pack the entries are whose ids begin with `byte`, in the order of ids.
+fn places<E>(table: &Table, index: &mut dyn Source<E>, byte: u8) -> Result<Vec<u64>, E> {
+    let mut near = Vec::new();
+    table.read(index, Column::Places, table.bucket(byte), &mut near)?;
+    let (far_at, far_count) = table.far_places();
+    let mut far = [0; 8];
+    let mut places = Vec::with_capacity(near.len() / 4);
+    for cell in near.as_chunks().0 {
+        let place = u32::from_be_bytes(*cell);
+        let row = u64::from(place & 0x7FFF_FFFF);
+        places.push(match place >> 31 {
+            0 => row,
+            _ if row < far_count => {
+                index.read(far_at + 8 * row, &mut far)?;
+                u64::from_be_bytes(far)
+            }
+            // No place at all: refused where places are checked.
+            _ => u64::MAX,
+        });
+    }
+    Ok(places)
+}
+
+/// What the entry at `there` has in common with `entry`.
+fn fit(pack: &mut dyn Base, there: u64, entry: &[u8], id_len: usize) -> Fit {
+    let same = pack.common_prefix(there, entry);
+    if same == entry.len() {
+        return Fit::Whole;
+    }
+    let Some(head) = head_len(entry, id_len) else { return Fit::Nothing };
+    // An entry with another body differs in its first bytes; no need to look further.
+    if same >= head {
+        return Fit::Nothing;
+    }
+    let Some(head_there) = head_there(pack, there, id_len) else { return Fit::Nothing };
+    let body = &entry[head..];
+    if pack.common_prefix(there + head_there as u64, body) < body.len() {
+        return Fit::Nothing;
+    }
+    Fit::Body { lead: same as u8, head: head as u8, head_there: head_there as u8 }
+}
+
+fn head_there(pack: &mut dyn Base, there: u64, id_len: usize) -> Option<usize> {
+    let mut bytes = [0; ENTRY_HEAD_MAX];
+    let len = pack.read(there, &mut bytes);
+    head_len(&bytes[..len], id_len)
+}
+
+/// Bytes of an entry before its body; nothing if it is none.
+fn head_len(entry: &[u8], id_len: usize) -> Option<usize> {
+    const OFS_DELTA: u8 = 6;
+    const REF_DELTA: u8 = 7;
+    let number = |from: usize| {
+        let bytes = entry.get(from..)?.iter().take(10);
+        Some(from + bytes.take_while(|byte| **byte & 0x80 != 0).count() + 1)
+    };
+    let size_end = number(0)?;
+    let end = match (entry[0] >> 4) & 7 {
+        1..=4 => size_end,
+        OFS_DELTA => number(size_end)?,
+        REF_DELTA => size_end + id_len,
+        _ => return None,
+    };
+    (end <= entry.len()).then_some(end)
+}

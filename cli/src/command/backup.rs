@@ -1,6 +1,6 @@
 use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
-use crate::report::{count, now, size};
+use crate::report::{self, count, now, size};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
@@ -243,6 +243,11 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
             "data_blobs": statistics.chunks_new,
             "data_added": statistics.added_bytes,
             "data_added_packed": statistics.added_stored_bytes,
+            "bytes_read": statistics.bytes_read,
+            "bytes_found_by_chunk": statistics.found_by_chunk,
+            "bytes_found_by_extent": statistics.found_by_extent,
+            "bytes_copied_forward": statistics.copied_forward,
+            "files_stored_plainly": report.doubts,
             "files_changed_while_read": statistics.changed_while_read,
             "errors": unreadable,
             "total_duration": elapsed.as_secs_f64(),
@@ -265,6 +270,12 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
         size(statistics.added_stored_bytes),
         elapsed.as_secs_f64()
     ))?;
+    if let Some(saved) = report::reuse(statistics) {
+        ui.remark(saved)?;
+    }
+    for (reason, files) in &report.doubts {
+        ui.detail(format!("stored without comparing: {} ({reason})", count(*files, "file")))?;
+    }
     if unreadable > 0 {
         ui.warn(&format!(
             "missing from the snapshot: {} could not be read",

@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{put_path, size};
+use crate::report::{self, put_path, size};
 use crate::select;
 use crate::ui::Ui;
 use clap::Args;
@@ -72,6 +72,13 @@ impl Diff {
                 "metadata_changed": metadata,
                 "bytes_added": bytes[0],
                 "bytes_removed": bytes[1],
+                "second": {
+                    "bytes_read": second.statistics.bytes_read,
+                    "bytes_found_by_chunk": second.statistics.found_by_chunk,
+                    "bytes_found_by_extent": second.statistics.found_by_extent,
+                    "bytes_copied_forward": second.statistics.copied_forward,
+                    "bytes_stored": second.statistics.added_stored_bytes,
+                },
             }),
         )?;
         ui.remark(format!(
@@ -79,6 +86,10 @@ impl Diff {
              {} came, {} went",
             size(bytes[0]),
             size(bytes[1])
-        ))
+        ))?;
+        match report::reuse(&second.statistics) {
+            Some(saved) => ui.remark(format!("the backup of the second: {saved}")),
+            None => Ok(()),
+        }
     }
 }

@@ -1,11 +1,12 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{count, size};
+use crate::report::{self, count, size};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
 use store::segment::Kind;
+use store::snapshot::Statistics;
 use store::store::Purpose;
 
 /// Show how much is stored and what deduplication and compression save
@@ -24,6 +25,15 @@ impl Stats {
         let totals = [store.index().totals(Kind::Data)?, store.index().totals(Kind::Metadata)?];
         watch.end();
         let restored: u64 = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes).sum();
+        let mut reuse = Statistics::default();
+        for (_, snapshot) in &snapshots {
+            let of = &snapshot.statistics;
+            reuse.bytes_read += of.bytes_read;
+            reuse.found_by_chunk += of.found_by_chunk;
+            reuse.found_by_extent += of.found_by_extent;
+            reuse.copied_forward += of.copied_forward;
+            reuse.added_stored_bytes += of.added_stored_bytes;
+        }
         let [data, metadata] = totals;
         let stored = data.segment_bytes + metadata.segment_bytes;
         ui.json(
@@ -34,6 +44,13 @@ impl Stats {
                 "total_size": stored,
                 "total_uncompressed_size": data.plain_bytes + metadata.plain_bytes,
                 "total_blob_count": data.chunks + metadata.chunks,
+                "backups": {
+                    "bytes_read": reuse.bytes_read,
+                    "bytes_found_by_chunk": reuse.found_by_chunk,
+                    "bytes_found_by_extent": reuse.found_by_extent,
+                    "bytes_copied_forward": reuse.copied_forward,
+                    "bytes_stored": reuse.added_stored_bytes,
+                },
                 "data": {
                     "segments": data.segments, "segment_bytes": data.segment_bytes,
                     "chunks": data.chunks, "plain_bytes": data.plain_bytes,
@@ -56,6 +73,9 @@ impl Stats {
                 size(totals.segment_bytes),
                 count(totals.segments, "segment")
             ))?;
+        }
+        if let Some(saved) = report::reuse(&reuse) {
+            ui.line(format!("backups       {saved}"))?;
         }
         let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
         ui.line(format!(

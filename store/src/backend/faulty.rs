@@ -1,6 +1,7 @@
 //! A backend that fails where a test wants it to.
 
 use super::{Backend, Listed, Pending};
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -65,6 +66,11 @@ impl<B: Backend> Backend for Faulty<B> {
         (self.fault)(Operation::Create, "")?;
         let inner = self.inner.create()?;
         Ok(Box::new(FaultyPending { inner, fault: Arc::clone(&self.fault) }))
+    }
+
+    fn scratch(&self) -> io::Result<File> {
+        (self.fault)(Operation::Create, "")?;
+        self.inner.scratch()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

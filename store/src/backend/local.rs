@@ -156,6 +156,10 @@ impl Backend for Local {
         }))
     }
 
+    fn scratch(&self) -> io::Result<File> {
+        tempfile::tempfile_in(self.root.join(UNPUBLISHED))
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         forget(&self.open, name);
         let path = self.root.join(name);

@@ -3,6 +3,7 @@
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -62,6 +63,10 @@ impl Backend for Memory {
 
     fn create(&self) -> io::Result<Box<dyn Pending>> {
         Ok(Box::new(MemoryPending { target: self.clone(), bytes: Vec::new() }))
+    }
+
+    fn scratch(&self) -> io::Result<File> {
+        tempfile::tempfile()
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -9,6 +9,7 @@ use crate::entry::{Entry, Kind, path_cmp};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
+use crate::reuse::{self, Like};
 use crate::source;
 use crate::walk::{self, Base, Found, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,6 +18,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+/// A new pack is compared with packs that stay only if they are not so many times larger:
+/// a push would be compared with everything that was there.
+const MUCH_LARGER: u64 = 8;
 /// Listings before a repository that never rests is given up.
 const ROUNDS_MAX: usize = 100;
 /// Bytes of a multi-pack-index in which the names of its packs are looked for.
@@ -150,7 +154,8 @@ impl Reading<'_, '_> {
 
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
         let previous = self.previous.get(&found.path);
-        let entry = self.intake.open_entry(found, file, previous)?;
+        let like = previous.map_or(Like::Nothing, Like::Itself);
+        let entry = self.intake.open_entry(found, file, like, previous)?;
         self.keep(entry);
         Ok(())
     }
@@ -253,7 +258,7 @@ impl Reading<'_, '_> {
                     continue;
                 }
                 is_settled = false;
-                if self.take_pack(&files)? {
+                if self.take_pack(&files, &last)? {
                     taken.insert(stem);
                 }
             }
@@ -308,8 +313,9 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Takes all files of a pack; false if it went away before all were open.
-    fn take_pack(&mut self, files: &[&Found]) -> Result<bool> {
+    /// Takes all files of a pack; false if it went away before all were open. `listed`
+    /// is what else there is.
+    fn take_pack(&mut self, files: &[&Found], listed: &[Found]) -> Result<bool> {
         let mut open = Vec::new();
         for found in files {
             let previous = self.previous.get(&found.path);
@@ -317,28 +323,73 @@ impl Reading<'_, '_> {
                 Some(previous) => self.recheck.is_unchanged(&found.stat, previous)?,
                 None => false,
             };
-            if is_unchanged {
-                open.push((*found, None));
+            let is_index = found.path.ends_with(b".idx");
+            if is_unchanged && !is_index {
+                open.push((*found, None, is_unchanged));
                 continue;
             }
             match self.open(found) {
-                Ok(file) => open.push((*found, Some(file))),
+                Ok(file) => open.push((*found, Some(file), is_unchanged)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let is_needed = found.path.ends_with(b".pack") || found.path.ends_with(b".idx");
-                    if is_needed {
+                    if is_index || found.path.ends_with(b".pack") {
                         return Ok(false);
                     }
                 }
                 Err(error) => self.intake.unreadable(&found.path, &error),
             }
         }
-        for (found, file) in open {
-            match file {
-                Some(file) => self.take_open(found, &file)?,
-                None => drop(self.take_unchanged(found)?),
+        let bases = match files.iter().find(|found| found.path.ends_with(b".pack")) {
+            Some(pack) if open.iter().any(|(_, _, is_unchanged)| !is_unchanged) => {
+                self.pack_bases(pack, listed)
             }
+            _ => Vec::new(),
+        };
+        let bases: Vec<(&Entry, &Entry)> =
+            bases.iter().map(|(pack, index)| (pack, index)).collect();
+        let index = open.iter().find(|(found, ..)| found.path.ends_with(b".idx"));
+        let index = index.and_then(|(_, file, _)| file.as_ref());
+        for (found, file, is_unchanged) in &open {
+            if *is_unchanged && self.take_unchanged(found)? {
+                continue;
+            }
+            let Some(file) = file else { continue };
+            let previous = self.previous.get(&found.path);
+            let like = match index {
+                Some(index) if found.path.ends_with(b".pack") => {
+                    Like::Pack { index, bases: &bases }
+                }
+                Some(_) if found.path.ends_with(b".idx") => Like::PackIndex { bases: &bases },
+                _ => Like::Nothing,
+            };
+            let entry = self.intake.open_entry(found, file, like, previous)?;
+            self.keep(entry);
         }
         Ok(true)
+    }
+
+    /// Packs of the snapshot before, with their indexes, whose entries `new` may hold:
+    /// what it was itself, those that are gone, and those that are not much larger.
+    fn pack_bases(&self, new: &Found, listed: &[Found]) -> Vec<(Entry, Entry)> {
+        let listed: HashSet<&[u8]> = listed.iter().map(|found| &found.path[..]).collect();
+        let dir = join(self.path, b"objects/pack/");
+        let is_base = |pack: &Entry| {
+            let is_gone = !listed.contains(&pack.path[..]);
+            is_gone || pack.path == new.path || pack.size / MUCH_LARGER <= new.stat.size
+        };
+        let packs = self.previous.values().filter(|entry| {
+            let stem = entry.path.strip_suffix(b".pack");
+            stem.is_some_and(|stem| stem.starts_with(&dir)) && is_base(entry)
+        });
+        let mut bases: Vec<(Entry, Entry)> = packs
+            .filter_map(|pack| {
+                let stem = pack.path.strip_suffix(b".pack")?;
+                let index = self.previous.get(&[stem, b".idx"].concat())?;
+                Some((pack.clone(), index.clone()))
+            })
+            .collect();
+        bases.sort_unstable_by(|(a, _), (b, _)| (b.size, &a.path).cmp(&(a.size, &b.path)));
+        bases.truncate(reuse::BASES_MAX);
+        bases
     }
 
     /// The directory itself, and what does not belong to one pack.

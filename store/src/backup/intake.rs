@@ -6,12 +6,15 @@ use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::limits;
 use crate::observe::{Event, Observer};
-use crate::packer::Packer;
+use crate::packer::{Packer, Stored};
 use crate::recipe::{Extent, RecipeWriter};
+use crate::reuse::{Like, Loom, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat};
+use crate::store::Store;
 use crate::walk::{Base, Found};
 use chunker::Cutter;
+use chunker::format::Refusal;
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -31,6 +34,9 @@ const LARGE_BYTES: u64 = 16 << 20;
 const REGION_BYTES: usize = 32 << 20;
 /// Bytes of a smaller run in memory at once, for each thread.
 const WINDOW_BYTES: usize = 4 << 20;
+/// Git packs and indexes of fewer bytes are cut finer: most of a small pack is put into a
+/// larger one soon, and what is not can then be given up.
+const FINE_BYTES_MAX: u64 = 4 << 20;
 /// Bytes that one core reads at once of a region.
 const READ_BYTES: usize = 2 << 20;
 
@@ -65,7 +71,7 @@ pub struct Intake<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Globs,
     owners: Owners,
-    cutter: Cutter,
+    loom: Loom<'a>,
     /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
     region: Mutex<MmapMut>,
 }
@@ -76,15 +82,21 @@ thread_local! {
 
 impl<'a> Intake<'a> {
     pub fn new(
+        store: &'a Store,
         packer: &'a Packer<'a>,
-        cutter: Cutter,
         observer: &'a dyn Observer,
         counters: &'a Counters,
         exclude: &'a Globs,
     ) -> Result<Intake<'a>> {
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
-        Ok(Intake { packer, observer, counters, exclude, owners, cutter, region })
+        let cutter =
+            |sizes| Cutter::new(sizes).map_err(|error| Error::ConfigDamaged(error.to_string()));
+        let sizes = store.config.parameters();
+        let (cutter, fine_cutter) =
+            (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
+        let loom = Loom { store, packer, cutter, fine_cutter };
+        Ok(Intake { packer, observer, counters, exclude, owners, loom, region })
     }
 
     /// The entry of a found thing, or nothing if it is gone or cannot be read,
@@ -96,7 +108,7 @@ impl<'a> Intake<'a> {
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
         let read = match found.stat.kind {
-            Kind::File => self.open_and_read(base, found),
+            Kind::File => self.open_and_read(base, found, previous),
             _ => self.other(base, found).map_err(Trouble::from),
         };
         let entry = self.settle(&found.path, read)?;
@@ -112,9 +124,10 @@ impl<'a> Intake<'a> {
         &self,
         found: &Found,
         file: &File,
+        like: Like<'_>,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
-        let entry = self.settle(&found.path, self.read(&found.path, file))?;
+        let entry = self.settle(&found.path, self.read(&found.path, file, like))?;
         if let Some(entry) = &entry {
             self.counters.count(entry, previous);
             self.observer.progress().add(1, entry.size);
@@ -143,18 +156,24 @@ impl<'a> Intake<'a> {
         self.observer.event(Event::Unreadable { path, reason });
     }
 
-    fn open_and_read(&self, base: &Base, found: &Found) -> Result<Entry, Trouble> {
+    fn open_and_read(
+        &self,
+        base: &Base,
+        found: &Found,
+        previous: Option<&Entry>,
+    ) -> Result<Entry, Trouble> {
         let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
-        self.read(&found.path, &file)
+        self.read(&found.path, &file, previous.map_or(Like::Nothing, Like::Itself))
     }
 
-    fn read(&self, path: &[u8], file: &File) -> Result<Entry, Trouble> {
+    fn read(&self, path: &[u8], file: &File, like: Like<'_>) -> Result<Entry, Trouble> {
         let stat = source::stat_open(file)?;
         if stat.kind != Kind::File {
             return Err(Trouble::Source(io::Error::other("it was replaced by something else")));
         }
         let xattrs = source::xattrs_open(file)?;
-        let (content, size) = self.content(file, &stat)?;
+        let (content, size) = self.content(path, file, &stat, like)?;
+        self.counters.bytes_read.fetch_add(size, Relaxed);
         if size != stat.size || !source::stat_open(file)?.is_same_content(&stat) {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
             self.observer.event(Event::ChangedWhileRead(absolute(path)));
@@ -209,7 +228,13 @@ impl<'a> Intake<'a> {
     }
 
     /// Reads a file up to the size it had when it was opened; returns how much that was.
-    fn content(&self, file: &File, stat: &Stat) -> Result<(Content, u64), Trouble> {
+    fn content(
+        &self,
+        path: &[u8],
+        file: &File,
+        stat: &Stat,
+        like: Like<'_>,
+    ) -> Result<(Content, u64), Trouble> {
         let is_sparse = stat.allocated_bytes < stat.size;
         if stat.size == 0 {
             return Ok((Content::Empty, 0));
@@ -221,11 +246,17 @@ impl<'a> Intake<'a> {
             let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
             return Ok((content, len as u64));
         }
+        if !is_sparse && let Some(woven) = self.woven(path, file, stat.size, like)? {
+            return Ok(woven);
+        }
+        let is_of_git = matches!(like, Like::Pack { .. } | Like::PackIndex { .. });
+        let is_fine = is_of_git && stat.size < FINE_BYTES_MAX;
+        let cutter = if is_fine { &self.loom.fine_cutter } else { &self.loom.cutter };
         let mut recipe = RecipeWriter::default();
         if is_sparse {
             self.sparse(file, stat.size, &mut recipe)?;
         } else {
-            self.run(file, 0, stat.size, &mut recipe)?;
+            self.run(file, 0, stat.size, cutter, &mut recipe)?;
         }
         let size = recipe.len();
         if size == 0 {
@@ -234,12 +265,40 @@ impl<'a> Intake<'a> {
         Ok((Content::Recipe(recipe.finish(&mut |bytes| self.put_metadata(bytes))?), size))
     }
 
+    /// The content as far as the snapshot before has it, if that can be told.
+    fn woven(
+        &self,
+        path: &[u8],
+        file: &File,
+        len: u64,
+        like: Like<'_>,
+    ) -> Result<Option<(Content, u64)>, Trouble> {
+        match self.loom.file(file, len, like) {
+            Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
+            Err(Refusal::Failed(trouble)) => Err(trouble),
+            Err(Refusal::Doubt(doubt)) => {
+                *self.counters.doubts.lock().entry(doubt.name()).or_default() += 1;
+                let (path, reason) = (absolute(path), doubt.to_string());
+                self.observer.event(Event::StoredPlainly { path, reason });
+                Ok(None)
+            }
+        }
+    }
+
+    fn count_woven(&self, woven: Woven) -> (Content, u64) {
+        let Woven { recipe, len, reused } = woven;
+        self.counters.found_by_extent.fetch_add(reused.by_extent, Relaxed);
+        self.counters.found_by_chunk.fetch_add(reused.by_chunk, Relaxed);
+        self.counters.copied_forward.fetch_add(reused.copied_forward, Relaxed);
+        (if len == 0 { Content::Empty } else { Content::Recipe(recipe) }, len)
+    }
+
     fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), Trouble> {
         let mut at = 0;
         for run in source::data_runs(file, 0, size) {
             let (begin, end) = run?;
             self.push(recipe, Extent::Hole { len: begin - at })?;
-            let read = self.run(file, begin, end, recipe)?;
+            let read = self.run(file, begin, end, &self.loom.cutter, recipe)?;
             if read < end - begin {
                 return Ok(()); // it was cut meanwhile
             }
@@ -255,6 +314,7 @@ impl<'a> Intake<'a> {
         file: &File,
         begin: u64,
         end: u64,
+        cutter: &Cutter,
         recipe: &mut RecipeWriter,
     ) -> Result<u64, Trouble> {
         if end - begin >= LARGE_BYTES {
@@ -278,7 +338,7 @@ impl<'a> Intake<'a> {
                 at += read as u64;
                 filled += read;
                 let is_last = at == end || read < len;
-                let ends = self.cutter.cut(&window[..filled], is_last);
+                let ends = cutter.cut(&window[..filled], is_last);
                 let mut start = 0;
                 for stop in ends {
                     self.put_data(&window[start..stop], recipe)?;
@@ -306,7 +366,7 @@ impl<'a> Intake<'a> {
             filled += read;
             let data = &region[..filled];
             let pieces = rayon::current_num_threads();
-            let ends = chunker::cut_parallel(&self.cutter, data, is_last, pieces);
+            let ends = chunker::cut_parallel(&self.loom.cutter, data, is_last, pieces);
             let starts = std::iter::once(0).chain(ends.iter().copied());
             let chunks: Vec<&[u8]> = starts.zip(&ends).map(|(from, to)| &data[from..*to]).collect();
             let stored: Vec<_> = chunks
@@ -314,6 +374,7 @@ impl<'a> Intake<'a> {
                 .map(|chunk| self.packer.put(ChunkKind::Data, chunk))
                 .collect::<Result<_>>()?;
             for (stored, chunk) in stored.iter().zip(&chunks) {
+                self.count_found(*stored, chunk);
                 let extent = Extent::Slice { chunk: stored.id, offset: 0, len: chunk.len() as u64 };
                 self.push(recipe, extent)?;
             }
@@ -327,24 +388,44 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// The content of a stream that can be read once only, and its length.
-    pub fn stream(&self, input: &mut dyn Read) -> Result<(Content, u64), Trouble> {
+    /// The content of a stream that can be read once only, and its length. `before` is
+    /// what it was in the snapshot before.
+    pub fn stream(
+        &self,
+        input: &mut dyn Read,
+        before: Option<&Entry>,
+    ) -> Result<(Content, u64), Trouble> {
+        let mut watched = Watched { input, observer: self.observer };
+        if let Some(before) = before
+            && let Some(woven) = self.loom.stream::<Trouble>(&mut watched, before)?
+        {
+            let (content, size) = self.count_woven(woven);
+            self.counters.bytes_read.fetch_add(size, Relaxed);
+            return Ok((content, size));
+        }
         let mut recipe = RecipeWriter::default();
         let mut region = self.region.lock();
         self.large(&mut region, &mut recipe, &mut |space| {
-            let read = read_stream(input, space)?;
-            self.observer.progress().add(0, read as u64);
+            let read = read_stream(&mut watched, space)?;
             Ok((read, read < space.len()))
         })?;
         let size = recipe.len();
+        self.counters.bytes_read.fetch_add(size, Relaxed);
         let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
         Ok((if size == 0 { Content::Empty } else { Content::Recipe(recipe) }, size))
     }
 
     fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {
         let stored = self.packer.put(ChunkKind::Data, chunk)?;
+        self.count_found(stored, chunk);
         let len = chunk.len() as u64;
         self.push(recipe, Extent::Slice { chunk: stored.id, offset: 0, len })
+    }
+
+    fn count_found(&self, stored: Stored, chunk: &[u8]) {
+        if !stored.is_new {
+            self.counters.found_by_chunk.fetch_add(chunk.len() as u64, Relaxed);
+        }
     }
 
     fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
@@ -395,6 +476,20 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
         }
     }
     Ok(total)
+}
+
+/// A stream whose bytes are counted as they come, and which ends when the run is to end.
+struct Watched<'a> {
+    input: &'a mut dyn Read,
+    observer: &'a dyn Observer,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.observer.progress().add(0, read as u64);
+        Ok(read)
+    }
 }
 
 fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {

@@ -1,0 +1,239 @@
+//! Reuse: how a changed file becomes extents of chunks that the store has.
+//!
+//! A [format](chunker::format) compares the file with *bases*, files of the snapshot
+//! before, which are read back from the store and verified. What is the same
+//! becomes slices of the chunks underneath, so a recipe never depends on another
+//! recipe; what is not becomes new chunks.
+//!
+//! Slices of chunks of which a recipe uses little keep those chunks alive. So
+//! the chunks that a recipe refers to may hold at most [`HELD_SHARE_MAX`] of its bytes;
+//! beyond that, slices of the least used ones are *copied forward* into new chunks.
+
+mod base;
+mod spool;
+mod weaver;
+
+use crate::entry::{Content, Entry};
+use crate::error::Error;
+use crate::packer::Packer;
+use crate::recipe::Recipe;
+use crate::store::Store;
+use base::{BaseFile, Reader};
+use chunker::Cutter;
+use chunker::format::{Base, Refusal, Source, dump, git_idx, git_pack};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+pub use weaver::Reused;
+use weaver::Weaver;
+
+/// Files of fewer bytes are not compared with anything.
+const COMPARED_BYTES_MIN: u64 = 8 << 10;
+/// Most bases that a file is compared with.
+pub const BASES_MAX: usize = 64;
+/// Bytes of a file in which its format is looked for.
+const HEAD_BYTES: usize = 4 << 10;
+/// Bytes read ahead where little is asked for at a time.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// What the chunks of a recipe may hold, in percent of the bytes that it makes up.
+pub const HELD_SHARE_MAX: u64 = 125;
+
+/// What a file may have in common with files of the snapshot before.
+#[derive(Clone, Copy)]
+pub enum Like<'a> {
+    /// Nothing that is known.
+    Nothing,
+    /// It is what this file has become.
+    Itself(&'a Entry),
+    /// A git pack.
+    Pack {
+        /// Its index.
+        index: &'a File,
+        /// Packs of the same directory, and their indexes.
+        bases: &'a [(&'a Entry, &'a Entry)],
+    },
+    /// The index of a git pack.
+    PackIndex {
+        /// Packs of the same directory, and their indexes.
+        bases: &'a [(&'a Entry, &'a Entry)],
+    },
+}
+
+/// A file put together.
+pub struct Woven {
+    /// How.
+    pub recipe: Recipe,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What it consists of.
+    pub reused: Reused,
+}
+
+/// Compares files with others.
+#[derive(Clone, Copy)]
+pub struct Loom<'a> {
+    /// Where bases are.
+    pub store: &'a Store,
+    /// Where chunks go.
+    pub packer: &'a Packer<'a>,
+    /// Cuts what is new of a file.
+    pub cutter: Cutter,
+    /// Cuts what is new of a git pack.
+    pub fine_cutter: Cutter,
+}
+
+impl<'a> Loom<'a> {
+    /// The recipe of a file of `len` bytes, if it is one that can be compared.
+    /// `Refusal::Doubt` means that it is not what it seems.
+    pub fn file<E: From<Error> + From<io::Error>>(
+        &self,
+        file: &File,
+        len: u64,
+        like: Like<'_>,
+    ) -> Result<Option<Woven>, Refusal<E>> {
+        if len < COMPARED_BYTES_MIN {
+            return Ok(None);
+        }
+        match like {
+            Like::Nothing => Ok(None),
+            Like::Itself(entry) => {
+                let mut head = [0; HEAD_BYTES];
+                let filled = file.read_at(&mut head, 0).map_err(|error| failed(error.into()))?;
+                if !dump::detect(&head[..filled]) {
+                    return Ok(None);
+                }
+                let mut at = 0;
+                let mut next = |buffer: &mut [u8]| {
+                    let wanted = buffer.len().min((len - at) as usize);
+                    let read = file.read_at(&mut buffer[..wanted], at)?;
+                    at += read as u64;
+                    Ok(read)
+                };
+                self.itself(&mut next, entry).map_err(Refusal::Failed)
+            }
+            Like::Pack { bases: [], .. } | Like::PackIndex { bases: [] } => Ok(None),
+            Like::Pack { index, bases } => self.pack(file, len, index, bases).map(Some),
+            Like::PackIndex { bases } => self.pack_index(file, len, bases).map(Some),
+        }
+    }
+
+    /// The recipe of a stream, compared with what it was before.
+    pub fn stream<E: From<Error> + From<io::Error>>(
+        &self,
+        input: &mut dyn Read,
+        before: &Entry,
+    ) -> Result<Option<Woven>, E> {
+        let mut next = |buffer: &mut [u8]| Ok(input.read(buffer)?);
+        self.itself(&mut next, before)
+    }
+
+    fn itself<E: From<Error>>(
+        &self,
+        next: &mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+        before: &Entry,
+    ) -> Result<Option<Woven>, E> {
+        let reader = Reader::new(self.store);
+        let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
+        let resolve = base_file(&reader, before).into_iter().collect();
+        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.cutter);
+        dump::weave(next, &mut base, &mut weaver)?;
+        Ok(Some(woven(weaver)?))
+    }
+
+    fn pack<E: From<Error> + From<io::Error>>(
+        &self,
+        file: &File,
+        len: u64,
+        index: &File,
+        bases: &[(&Entry, &Entry)],
+    ) -> Result<Woven, Refusal<E>> {
+        let reader = Reader::new(self.store);
+        let open = |entry: &Entry| base_file(&reader, entry);
+        let mut pairs: Vec<(BaseFile<'_>, BaseFile<'_>)> =
+            bases.iter().filter_map(|(pack, index)| Some((open(pack)?, open(index)?))).collect();
+        let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
+        let mut packs: Vec<git_pack::PackBase<'_>> =
+            pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
+        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.fine_cutter);
+        let index_len = index.metadata().map_err(|error| failed(error.into()))?.len();
+        let (mut pack, mut index) = (FileSource::new(file, len), FileSource::new(index, index_len));
+        git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
+        woven(weaver).map_err(|error| failed(error.into()))
+    }
+
+    fn pack_index<E: From<Error> + From<io::Error>>(
+        &self,
+        file: &File,
+        len: u64,
+        bases: &[(&Entry, &Entry)],
+    ) -> Result<Woven, Refusal<E>> {
+        let reader = Reader::new(self.store);
+        let mut indexes: Vec<BaseFile<'_>> =
+            bases.iter().filter_map(|(_, index)| base_file(&reader, index)).collect();
+        let resolve = indexes.clone();
+        let mut bases: Vec<&mut dyn Base> =
+            indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
+        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.fine_cutter);
+        git_idx::weave(&mut FileSource::new(file, len), &mut bases, &mut weaver)?;
+        woven(weaver).map_err(|error| failed(error.into()))
+    }
+}
+
+fn failed<E>(error: E) -> Refusal<E> {
+    Refusal::Failed(error)
+}
+
+fn woven(weaver: Weaver<'_>) -> Result<Woven, Error> {
+    let (recipe, len, reused) = weaver.finish()?;
+    Ok(Woven { recipe, len, reused })
+}
+
+/// The content of an entry, where it is in chunks.
+fn base_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<BaseFile<'a>> {
+    match &entry.content {
+        Content::Recipe(recipe) => Some(BaseFile::new(reader, recipe, entry.size)),
+        Content::Empty | Content::Inline(_) => None,
+    }
+}
+
+/// A file of the source, read at any place.
+struct FileSource<'a> {
+    file: &'a File,
+    len: u64,
+    /// What was read last for small requests, and where it begins.
+    ahead: Vec<u8>,
+    ahead_at: u64,
+}
+
+impl FileSource<'_> {
+    fn new(file: &File, len: u64) -> FileSource<'_> {
+        FileSource { file, len, ahead: Vec::new(), ahead_at: 0 }
+    }
+}
+
+impl<E: From<io::Error>> Source<E> for FileSource<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), E> {
+        if buffer.len() >= READ_AHEAD_BYTES {
+            return Ok(self.file.read_exact_at(buffer, offset)?);
+        }
+        let end = offset + buffer.len() as u64;
+        let is_ahead = offset >= self.ahead_at && end <= self.ahead_at + self.ahead.len() as u64;
+        if !is_ahead {
+            let wanted = (READ_AHEAD_BYTES as u64).min(self.len.saturating_sub(offset));
+            self.ahead.resize(wanted.max(buffer.len() as u64) as usize, 0);
+            self.ahead_at = offset;
+            if let Err(error) = self.file.read_exact_at(&mut self.ahead, offset) {
+                self.ahead.clear();
+                return Err(error.into());
+            }
+        }
+        let from = (offset - self.ahead_at) as usize;
+        buffer.copy_from_slice(&self.ahead[from..from + buffer.len()]);
+        Ok(())
+    }
+}

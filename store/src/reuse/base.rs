@@ -1,0 +1,216 @@
+//! Reading files of the snapshot before at any place, a bounded part of them in memory.
+
+use crate::error::{Error, Result};
+use crate::id::ChunkId;
+use crate::limits;
+use crate::observe::Event;
+use crate::recipe::{self, Extent, Recipe};
+use crate::store::Store;
+use chunker::format::{Base, common_prefix};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Bytes of opened chunks and recipe groups that a reader keeps.
+const CACHE_BYTES: usize = 24 << 20;
+
+/// Opens chunks of the store and keeps the last ones.
+pub struct Reader<'a> {
+    store: &'a Store,
+    cache: RefCell<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    held: HashMap<ChunkId, Held>,
+    bytes: usize,
+    clock: u64,
+}
+
+struct Held {
+    item: Item,
+    bytes: usize,
+    used: u64,
+}
+
+#[derive(Clone)]
+enum Item {
+    Plain(Rc<Vec<u8>>),
+    Group(Rc<Group>),
+}
+
+/// Extents that follow each other, and where each begins within them.
+struct Group {
+    starts: Vec<u64>,
+    extents: Vec<Extent>,
+}
+
+impl Group {
+    fn new(extents: Vec<Extent>) -> Group {
+        let mut at = 0u64;
+        let starts = extents.iter().map(|extent| {
+            let start = at;
+            at = at.saturating_add(extent.len());
+            start
+        });
+        Group { starts: starts.collect(), extents }
+    }
+
+    /// The extent at `offset`, and how far into it that is.
+    fn at(&self, offset: u64) -> Option<(Extent, u64)> {
+        let n = self.starts.partition_point(|start| *start <= offset).checked_sub(1)?;
+        let into = offset - self.starts[n];
+        (into < self.extents[n].len()).then_some((self.extents[n], into))
+    }
+}
+
+impl Cache {
+    fn get(&mut self, id: &ChunkId) -> Option<Item> {
+        self.clock += 1;
+        let held = self.held.get_mut(id)?;
+        held.used = self.clock;
+        Some(held.item.clone())
+    }
+
+    fn put(&mut self, id: ChunkId, item: Item, bytes: usize) {
+        while self.bytes + bytes > CACHE_BYTES {
+            let oldest = self.held.iter().min_by_key(|(_, held)| held.used).map(|(id, _)| *id);
+            let Some(removed) = oldest.and_then(|id| self.held.remove(&id)) else { break };
+            self.bytes -= removed.bytes;
+        }
+        self.bytes += bytes;
+        let replaced = self.held.insert(id, Held { item, bytes, used: self.clock });
+        self.bytes -= replaced.map_or(0, |held| held.bytes);
+    }
+}
+
+impl<'a> Reader<'a> {
+    /// A reader of this store.
+    pub fn new(store: &'a Store) -> Reader<'a> {
+        Reader { store, cache: RefCell::default() }
+    }
+
+    /// The plain bytes of a chunk, verified.
+    pub fn plain(&self, id: &ChunkId) -> Result<Rc<Vec<u8>>> {
+        if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
+            return Ok(plain);
+        }
+        let plain = Rc::new(self.store.chunk(id)?);
+        self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
+        Ok(plain)
+    }
+
+    fn group(&self, id: &ChunkId, len: u64) -> Result<Rc<Group>> {
+        if let Some(Item::Group(group)) = self.cache.borrow_mut().get(id) {
+            return Ok(group);
+        }
+        let group = Rc::new(Group::new(recipe::read_group(id, len, &self.store.chunk(id)?)?));
+        let bytes = group.extents.len() * (size_of::<Extent>() + size_of::<u64>());
+        self.cache.borrow_mut().put(*id, Item::Group(Rc::clone(&group)), bytes);
+        Ok(group)
+    }
+
+    /// Makes sure that what cannot be read now is not counted on by anybody.
+    fn note(&self, error: &Error) {
+        if let Error::ChunkDamaged { segment, .. } = error {
+            // Its chunks are stored anew when they are met.
+            let _ = self.store.index.set_damaged(segment);
+        }
+        let _ = self.store.index.forget_closed();
+        self.store.observer().event(Event::Warning(format!(
+            "what the snapshot before has cannot be read, so it is stored anew: {error}"
+        )));
+    }
+}
+
+/// A file of the snapshot before.
+#[derive(Clone)]
+pub struct BaseFile<'a> {
+    reader: &'a Reader<'a>,
+    level: u8,
+    top: Rc<Group>,
+    len: u64,
+}
+
+impl<'a> BaseFile<'a> {
+    /// The file with this recipe and so many bytes.
+    pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> BaseFile<'a> {
+        let top = Rc::new(Group::new(recipe.extents.clone()));
+        BaseFile { reader, level: recipe.level, top, len }
+    }
+
+    /// The extent that has the byte at `offset`, and how far into it that is.
+    pub fn extent_at(&self, offset: u64) -> Result<Option<(Extent, u64)>> {
+        let mut group = Rc::clone(&self.top);
+        let mut offset = offset;
+        for _ in 0..self.level.min(limits::RECIPE_LEVELS_MAX) {
+            let Some((Extent::Slice { chunk, len, .. }, into)) = group.at(offset) else {
+                return Ok(None);
+            };
+            group = self.reader.group(&chunk, len)?;
+            offset = into;
+        }
+        Ok(group.at(offset))
+    }
+
+    /// Calls `with` with the bytes that stand together from `offset` on. Holes have none.
+    fn bytes_at<T>(&self, offset: u64, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let found = self.extent_at(offset).and_then(|found| {
+            let Some((Extent::Slice { chunk, offset, len }, into)) = found else {
+                return Ok(None);
+            };
+            Ok(Some((self.reader.plain(&chunk)?, offset, len, into)))
+        });
+        match found {
+            Ok(None) => None,
+            Ok(Some((plain, offset, len, into))) => {
+                let from = usize::try_from(u64::from(offset) + into).ok()?;
+                let to = usize::try_from(u64::from(offset).saturating_add(len)).ok()?;
+                let bytes = plain.get(from..to.min(plain.len()))?;
+                (!bytes.is_empty()).then(|| with(bytes))
+            }
+            Err(error) => {
+                self.reader.note(&error);
+                None
+            }
+        }
+    }
+}
+
+impl Base for BaseFile<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+        let mut same = 0;
+        while same < with.len() {
+            let rest = &with[same..];
+            let compared = self.bytes_at(offset + same as u64, |bytes| {
+                let len = bytes.len().min(rest.len());
+                (common_prefix(&bytes[..len], &rest[..len]), len)
+            });
+            let Some((equal, len)) = compared else { break };
+            same += equal;
+            if equal < len {
+                break;
+            }
+        }
+        same
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let space = &mut buffer[filled..];
+            let copied = self.bytes_at(offset + filled as u64, |bytes| {
+                let len = bytes.len().min(space.len());
+                space[..len].copy_from_slice(&bytes[..len]);
+                len
+            });
+            let Some(len) = copied else { break };
+            filled += len;
+        }
+        filled
+    }
+}
