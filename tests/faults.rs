@@ -307,6 +307,7 @@ fn options(source: &Path) -> Options {
         excludes: Vec::new(),
         one_file_system: false,
         exclude_caches: false,
+        git_caches: true,
         ignore_ctime: false,
         ignore_inode: false,
         force: false,

@@ -26,7 +26,7 @@ use crate::snapshot::{self, Id, Snapshot, Statistics};
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::tree::{TreeReader, TreeWriter};
-use crate::walk::{Base, Found, Rules, Step, Walk};
+use crate::walk::{Base, Excluded, Found, Rules, Step, Walk};
 use intake::{Intake, absolute};
 use parking_lot::Mutex;
 use previous::{Comparison, Previous, Recheck};
@@ -59,6 +59,8 @@ pub struct Options {
     pub one_file_system: bool,
     /// Leave out the content of directories marked as caches.
     pub exclude_caches: bool,
+    /// Take along what git can make again: commit-graphs, bitmaps, reverse and multi-pack indexes.
+    pub git_caches: bool,
     /// Take a file as unchanged whatever its ctime says.
     pub ignore_ctime: bool,
     /// Take a file as unchanged whatever its inode number is.
@@ -170,7 +172,8 @@ enum Slot {
 
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    let exclude = Globs::new(options.excludes.iter().map(String::as_str))?;
+    let globs = Globs::new(options.excludes.iter().map(String::as_str))?;
+    let exclude = Excluded { globs, git_caches: !options.git_caches };
     check_record(options)?;
     let roots = roots(&options.paths)?;
     let wanted: Vec<&[u8]> = options.paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
@@ -268,7 +271,7 @@ pub fn backup_stream(
     let start = (options.about.clock)();
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
-    let exclude = Globs::new([])?;
+    let exclude = Globs::new([])?.into();
     let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude)?;
     let host = &options.about.host;
     let parent = if options.force { None } else { parent(store, host, &[name])? };

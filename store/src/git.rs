@@ -113,6 +113,16 @@ pub fn is_transient(path: &[u8]) -> bool {
                 || name.starts_with(b"incoming-")))
 }
 
+/// Whether a path, relative to the git directory, is a cache: made from the rest by git,
+/// which does without it and makes it again.
+pub fn is_cache(path: &[u8]) -> bool {
+    let ends = |ends: &[&[u8]]| ends.iter().any(|end| path.ends_with(end));
+    match path.strip_prefix(b"objects/pack/") {
+        Some(name) => name.starts_with(b"multi-pack-index") || ends(&[b".bitmap", b".rev"]),
+        None => Phase::of(path) == Phase::CommitGraphs,
+    }
+}
+
 /// Whether a path, relative to the git directory, is a lock where git makes them. Other
 /// files with such names belong to somebody else.
 fn is_lock(path: &[u8]) -> bool {

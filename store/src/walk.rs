@@ -18,11 +18,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// until half of them were taken.
 const AHEAD_MAX: usize = 50_000;
 
+/// What somebody does not want.
+#[derive(Debug, Clone)]
+pub struct Excluded {
+    /// Paths that fit, with everything below.
+    pub globs: Globs,
+    /// What git can make again, in git directories.
+    pub git_caches: bool,
+}
+
+impl From<Globs> for Excluded {
+    fn from(globs: Globs) -> Excluded {
+        Excluded { globs, git_caches: false }
+    }
+}
+
 /// What is left out.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Paths that fit are left out with everything below.
-    pub exclude: Globs,
+    /// What somebody does not want.
+    pub exclude: Excluded,
     /// Stay on the file system that the walk begins on.
     pub one_file_system: bool,
     /// Leave out what is below a directory with a valid `CACHEDIR.TAG`.
@@ -306,7 +321,7 @@ impl Shared {
         let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
         for (name, stat) in listed {
             let path = join(path, &name);
-            if self.rules.exclude.fits(&path) {
+            if self.rules.exclude.globs.fits(&path) {
                 continue;
             }
             let stat = match stat {
@@ -344,7 +359,7 @@ impl Shared {
 pub fn scan_git_dir(
     dir: BorrowedFd<'_>,
     path: &[u8],
-    exclude: &Globs,
+    exclude: &Excluded,
     found: &mut dyn FnMut(Found),
 ) -> io::Result<bool> {
     let mut is_whole = true;
@@ -360,7 +375,7 @@ pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
     phase: git::Phase,
-    exclude: &Globs,
+    exclude: &Excluded,
     found: &mut dyn FnMut(Found),
 ) -> io::Result<bool> {
     scan_phase_below(dir, path, phase.begins_in(), phase, exclude, found)
@@ -371,7 +386,7 @@ fn scan_phase_below(
     path: &[u8],
     below: &[u8],
     phase: git::Phase,
-    exclude: &Globs,
+    exclude: &Excluded,
     found: &mut dyn FnMut(Found),
 ) -> io::Result<bool> {
     let dir = match source::open_dir_below(git_dir, below) {
@@ -384,7 +399,8 @@ fn scan_phase_below(
         let inner = inner(name);
         git::Phase::of(&inner) == phase
             && !git::is_transient(&inner)
-            && !exclude.fits(&join(path, &inner))
+            && !(exclude.git_caches && git::is_cache(&inner))
+            && !exclude.globs.fits(&join(path, &inner))
     };
     let listed = source::list(dir.as_fd(), is_wanted)?;
     if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {

@@ -34,6 +34,7 @@ pub fn backup_options(paths: &[&Path]) -> Options {
         excludes: Vec::new(),
         one_file_system: false,
         exclude_caches: false,
+        git_caches: true,
         ignore_ctime: false,
         ignore_inode: false,
         force: false,

@@ -2,7 +2,7 @@ use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
 use crate::report::{self, count, now, size};
 use crate::ui::Ui;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::ffi::OsString;
 use std::io::Read;
@@ -53,6 +53,9 @@ pub struct Backup {
     /// Leave out the content of directories with a CACHEDIR.TAG
     #[arg(long)]
     exclude_caches: bool,
+    /// What to do with what git can make again: commit-graphs, bitmaps, .rev files and multi-pack indexes
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = GitCaches::Keep)]
+    git_caches: GitCaches,
     /// Stay on the file systems of the given paths
     #[arg(long, short = 'x')]
     one_file_system: bool,
@@ -83,6 +86,15 @@ pub struct Backup {
         allow_hyphen_values = true
     )]
     stdin_command: Vec<OsString>,
+}
+
+/// Whether to back up what git can make again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GitCaches {
+    /// Back them up: what is restored is what was there
+    Keep,
+    /// Leave them out: smaller backups; git makes them when it next keeps house
+    Skip,
 }
 
 impl Backup {
@@ -128,6 +140,7 @@ impl Backup {
             excludes,
             one_file_system: self.one_file_system,
             exclude_caches: self.exclude_caches,
+            git_caches: self.git_caches == GitCaches::Keep,
             ignore_ctime: self.ignore_ctime,
             ignore_inode: self.ignore_inode,
             force: self.force,

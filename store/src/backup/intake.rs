@@ -3,7 +3,6 @@
 use super::Counters;
 use crate::entry::{Content, Entry, HardLink, Kind, Xattrs};
 use crate::error::{Error, Result};
-use crate::glob::Globs;
 use crate::limits;
 use crate::observe::{Event, Observer};
 use crate::packer::{Packer, Stored};
@@ -12,7 +11,7 @@ use crate::reuse::{Like, Loom, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat};
 use crate::store::Store;
-use crate::walk::{Base, Found};
+use crate::walk::{Base, Excluded, Found};
 use chunker::Cutter;
 use chunker::format::Refusal;
 use memmap2::MmapMut;
@@ -69,7 +68,7 @@ pub struct Intake<'a> {
     pub packer: &'a Packer<'a>,
     pub observer: &'a dyn Observer,
     pub counters: &'a Counters,
-    pub exclude: &'a Globs,
+    pub exclude: &'a Excluded,
     owners: Owners,
     loom: Loom<'a>,
     /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
@@ -86,7 +85,7 @@ impl<'a> Intake<'a> {
         packer: &'a Packer<'a>,
         observer: &'a dyn Observer,
         counters: &'a Counters,
-        exclude: &'a Globs,
+        exclude: &'a Excluded,
     ) -> Result<Intake<'a>> {
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();

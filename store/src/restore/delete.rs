@@ -109,7 +109,7 @@ fn extra_below(
 ) -> Result<Vec<Vec<u8>>> {
     let base = Arc::new(base);
     let rules = Rules {
-        exclude: Globs::new([])?,
+        exclude: Globs::new([])?.into(),
         one_file_system: true,
         exclude_caches: false,
         never: Vec::new(),
@@ -220,9 +220,7 @@ impl LeftOut {
 
 /// Whether backups may leave a path of a git directory out: git makes it anew.
 fn is_remade(path: &[u8]) -> bool {
-    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
     path.split(|b| *b == b'/').any(|part| part.starts_with(b"incoming-"))
         || git::is_transient(path)
-        || name.starts_with(b"multi-pack-index")
-        || git::Phase::of(path) == git::Phase::CommitGraphs
+        || git::is_cache(path)
 }
