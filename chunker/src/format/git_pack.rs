@@ -448,3 +448,264 @@ fn head_len(entry: &[u8], id_len: usize) -> Option<usize> {
     };
     (end <= entry.len()).then_some(end)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::tests::{Memory, Rebuilt};
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// An object of a made-up pack. Bodies are not compressed; nobody opens them.
+    #[derive(Debug, Clone)]
+    pub struct Object {
+        pub id: u64,
+        /// How far before it its delta base is; 0 for a whole object, 1 for a base by id.
+        pub distance: u32,
+        pub body: Vec<u8>,
+    }
+
+    fn number(mut n: u32, first: u8, first_bits: u32) -> Vec<u8> {
+        let mut bytes = vec![first | (n & ((1 << first_bits) - 1)) as u8];
+        n >>= first_bits;
+        while n > 0 {
+            *bytes.last_mut().expect("one") |= 0x80;
+            bytes.push((n & 0x7F) as u8);
+            n >>= 7;
+        }
+        bytes
+    }
+
+    /// An id of `id_len` bytes that is spread over all first bytes.
+    fn id(n: u64, id_len: usize) -> Vec<u8> {
+        n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes().repeat(4)[..id_len].to_vec()
+    }
+
+    /// A pack of these objects and its index. With `far`, some places stand in the table of
+    /// 8-byte places.
+    pub fn pack(objects: &[Object], id_len: usize, far: bool) -> (Vec<u8>, Vec<u8>) {
+        let mut pack = [b"PACK\0\0\0\x02", &(objects.len() as u32).to_be_bytes()[..]].concat();
+        let mut rows: Vec<(Vec<u8>, u32, u64)> = Vec::new();
+        for object in objects {
+            let at = pack.len() as u64;
+            let kind = match object.distance {
+                0 => 3,
+                1 => 7,
+                _ => 6,
+            };
+            pack.extend(number(object.body.len() as u32, kind << 4, 4));
+            match object.distance {
+                0 => {}
+                1 => pack.extend(id(object.id + 1, id_len)),
+                distance => pack.extend(number(distance, 0, 7)),
+            }
+            pack.extend(&object.body);
+            let sum =
+                pack[at as usize..].iter().fold(7u32, |sum, b| sum.rotate_left(5) ^ u32::from(*b));
+            rows.push((id(object.id, id_len), sum, at));
+        }
+        rows.sort();
+        let checksum = vec![pack.len() as u8; id_len];
+        pack.extend(&checksum);
+        let mut index = vec![0xFF, b't', b'O', b'c', 0, 0, 0, 2];
+        for byte in 0..=255 {
+            let upto = rows.iter().filter(|(id, ..)| id[0] <= byte).count() as u32;
+            index.extend(upto.to_be_bytes());
+        }
+        rows.iter().for_each(|(id, ..)| index.extend(id));
+        rows.iter().for_each(|(_, sum, _)| index.extend(sum.to_be_bytes()));
+        let mut far_places = Vec::new();
+        for (n, (.., at)) in rows.iter().enumerate() {
+            if far && n % 3 == 0 {
+                let row = 0x8000_0000 | (far_places.len() / 8) as u32;
+                index.extend(row.to_be_bytes());
+                far_places.extend(at.to_be_bytes());
+            } else {
+                index.extend((*at as u32).to_be_bytes());
+            }
+        }
+        index.extend(far_places);
+        index.extend(&checksum);
+        index.extend(vec![9; id_len]);
+        (pack, index)
+    }
+
+    /// Both files put together again from what is said of them.
+    fn rebuild(
+        (pack, index): &(Vec<u8>, Vec<u8>),
+        bases: &[(Vec<u8>, Vec<u8>)],
+    ) -> Result<(Rebuilt, Rebuilt), Doubt> {
+        let mut packs: Vec<Memory> = bases.iter().map(|(pack, _)| Memory(pack.clone())).collect();
+        let mut indexes: Vec<Memory> =
+            bases.iter().map(|(_, index)| Memory(index.clone())).collect();
+        let (mut of_pack, mut of_index) = (Rebuilt::from(&packs), Rebuilt::from(&indexes));
+        let mut pairs: Vec<PackBase<'_>> = packs
+            .iter_mut()
+            .zip(&mut indexes)
+            .map(|(pack, index)| PackBase { pack, index })
+            .collect();
+        let (mut new, mut new_index) = (Memory(pack.clone()), Memory(index.clone()));
+        let done = weave(&mut new, &mut new_index, &mut pairs, &mut of_pack);
+        let mut of_bases: Vec<&mut dyn Base> =
+            indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
+        let indexed = super::super::git_idx::weave(&mut new_index, &mut of_bases, &mut of_index);
+        match (done, indexed) {
+            (Ok(()), Ok(())) => Ok((of_pack, of_index)),
+            (Err(Refusal::Doubt(doubt)), _) | (_, Err(Refusal::Doubt(doubt))) => {
+                assert!(of_pack.bytes.is_empty() || of_index.bytes.is_empty());
+                Err(doubt)
+            }
+            (Err(Refusal::Failed(error)), _) | (_, Err(Refusal::Failed(error))) => match error {},
+        }
+    }
+
+    fn body(seed: u64, len: usize) -> Vec<u8> {
+        (0..len as u64).map(|n| (seed.wrapping_mul(n * n + 77) >> 13) as u8).collect()
+    }
+
+    fn object(id: u64) -> Object {
+        Object { id, distance: 0, body: body(id, 100 + id as usize % 90) }
+    }
+
+    #[test]
+    fn objects_put_in_another_order_are_found() {
+        for id_len in [20, 32] {
+            let old: Vec<Object> = (0..500).map(object).collect();
+            let mut new: Vec<Object> = old.iter().rev().cloned().collect();
+            new.insert(100, object(9999));
+            let base = pack(&old, id_len, false);
+            let new = pack(&new, id_len, true);
+            let (of_pack, of_index) = rebuild(&new, std::slice::from_ref(&base)).expect("woven");
+            assert_eq!((&of_pack.bytes, &of_index.bytes), (&new.0, &new.1));
+            assert!(of_pack.literal_bytes < 12 + id_len + 200, "{}", of_pack.literal_bytes);
+            let places = 500 * 12;
+            assert!(of_index.literal_bytes < 1032 + places + 200, "{}", of_index.literal_bytes);
+        }
+    }
+
+    #[test]
+    fn a_delta_whose_base_moved_costs_its_head_only() {
+        let delta = |id, distance| Object { id, distance, body: body(id, 300) };
+        let old: Vec<Object> = (0..100).map(|id| delta(id, 1000 + id as u32)).collect();
+        let new: Vec<Object> = (0..100).map(|id| delta(id, 90_000 + id as u32)).collect();
+        let (base, new) = (pack(&old, 20, false), pack(&new, 20, false));
+        let (of_pack, _) = rebuild(&new, &[base]).expect("woven");
+        assert_eq!(of_pack.bytes, new.0);
+        assert!(of_pack.literal_bytes <= 100 * 5 + 32, "{}", of_pack.literal_bytes);
+    }
+
+    #[test]
+    fn an_entry_longer_than_a_batch_is_found() {
+        let long = Object { id: 5, distance: 0, body: body(5, 9 << 20) };
+        let moved = Object { distance: 500, ..long.clone() };
+        for entry in [long.clone(), moved] {
+            let base = pack(&[object(1), long.clone(), object(2)], 20, false);
+            let new = pack(&[object(2), object(7), entry, object(1)], 20, false);
+            let (of_pack, _) = rebuild(&new, &[base]).expect("woven");
+            assert!(of_pack.bytes == new.0);
+            assert!(of_pack.literal_bytes < 500, "{}", of_pack.literal_bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_not_what_it_seems_is_refused() {
+        let (pack, index) = pack(&[object(1), object(2)], 20, false);
+        let try_with = |pack: &[u8], index: &[u8]| {
+            rebuild(&(pack.to_vec(), index.to_vec()), &[]).expect_err("refused")
+        };
+        let changed = |bytes: &[u8], at: usize, byte: u8| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = byte;
+            bytes
+        };
+        assert_eq!(try_with(&changed(&pack, 0, b'p'), &index), Doubt::Magic);
+        assert_eq!(try_with(&changed(&pack, 7, 3), &index), Doubt::Version);
+        assert_eq!(try_with(&changed(&pack, 11, 3), &index), Doubt::IndexDisagrees);
+        assert_eq!(try_with(&pack[..pack.len() - 1], &index), Doubt::IndexDisagrees);
+        assert_eq!(try_with(&[&pack[..], b"more"].concat(), &index), Doubt::IndexDisagrees);
+        assert_eq!(try_with(&pack[..9], &index), Doubt::Truncated);
+        assert_eq!(try_with(&pack, &changed(&index, 1, 0)), Doubt::Magic);
+        assert_eq!(try_with(&pack, &changed(&index, 7, 3)), Doubt::Version);
+        assert_eq!(try_with(&pack, &index[..index.len() - 1]), Doubt::Truncated);
+        assert_eq!(try_with(&pack, &[&index[..], b"x"].concat()), Doubt::Trailing);
+        assert_eq!(try_with(&pack, &changed(&index, 8, 9)), Doubt::IndexDisorder);
+        let place = index.len() - 44;
+        assert_eq!(try_with(&pack, &changed(&index, place, 1)), Doubt::IndexDisorder);
+        assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), Doubt::IndexDisorder);
+    }
+
+    fn objects() -> impl Strategy<Value = Vec<Object>> {
+        let object = (0..60u64, 0..3u64, prop_oneof![Just(0), Just(1), 2..100_000u32], 0..400usize);
+        vec(object, 0..60).prop_map(|objects| {
+            let mut objects: Vec<Object> = objects
+                .into_iter()
+                .map(|(id, variant, distance, len)| Object {
+                    id,
+                    distance,
+                    body: body(id * 3 + variant, len),
+                })
+                .collect();
+            let mut seen = std::collections::HashSet::new();
+            objects.retain(|object| seen.insert(object.id));
+            objects
+        })
+    }
+
+    fn edits() -> impl Strategy<Value = Vec<(usize, u8)>> {
+        vec((any::<usize>(), any::<u8>()), 0..4)
+    }
+
+    fn edited(mut bytes: Vec<u8>, edits: &[(usize, u8)]) -> Vec<u8> {
+        for (at, byte) in edits {
+            let len = bytes.len().max(1);
+            if let Some(here) = bytes.get_mut(at % len) {
+                *here = *byte;
+            }
+        }
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+        #[test]
+        fn packs_come_back_whatever_their_bases_are(
+            new in objects(),
+            bases in vec((objects(), edits(), edits()), 0..4),
+            id_len in prop_oneof![Just(20usize), Just(32)],
+            far: bool,
+        ) {
+            let new = pack(&new, id_len, far);
+            let bases: Vec<_> = bases
+                .into_iter()
+                .map(|(objects, of_pack, of_index)| {
+                    let (pack, index) = pack(&objects, id_len, !far);
+                    (edited(pack, &of_pack), edited(index, &of_index))
+                })
+                .collect();
+            let (of_pack, of_index) = rebuild(&new, &bases).expect("a sound pack");
+            prop_assert!(of_pack.bytes == new.0);
+            prop_assert!(of_index.bytes == new.1);
+        }
+
+        #[test]
+        fn any_bytes_come_back_or_are_refused(
+            objects in objects(),
+            base in objects(),
+            of_pack in edits(),
+            of_index in edits(),
+            cut in 0..2000usize,
+        ) {
+            let (pack_bytes, index) = pack(&objects, 20, true);
+            let mut new = (edited(pack_bytes, &of_pack), edited(index, &of_index));
+            if cut < new.1.len() / 2 {
+                new.1.truncate(new.1.len() - cut);
+            }
+            let base = pack(&base, 20, false);
+            if let Ok((of_pack, of_index)) = rebuild(&new, &[base]) {
+                prop_assert!(of_pack.bytes == new.0);
+                prop_assert!(of_index.bytes == new.1);
+            }
+        }
+    }
+}
