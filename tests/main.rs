@@ -16,4 +16,6 @@ mod golden;
 mod live_git;
 /// What a restore removes, keeps and leaves behind.
 mod restore;
+/// What changed is stored as what is new of it.
+mod reuse;
 mod support;

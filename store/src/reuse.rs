@@ -33,6 +33,8 @@ const COMPARED_BYTES_MIN: u64 = 8 << 10;
 pub const BASES_MAX: usize = 64;
 /// Bytes of a file in which its format is looked for.
 const HEAD_BYTES: usize = 4 << 10;
+/// Bytes compared at once of a file that may not have changed.
+const PIECE_BYTES: usize = 256 << 10;
 /// Bytes read ahead where little is asked for at a time.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
@@ -44,8 +46,8 @@ pub const HELD_SHARE_MAX: u64 = 125;
 pub enum Like<'a> {
     /// Nothing that is known.
     Nothing,
-    /// It is what this file has become.
-    Itself(&'a Entry),
+    /// What it was before.
+    Itself,
     /// A git pack.
     Pack {
         /// Its index.
@@ -90,14 +92,22 @@ impl<'a> Loom<'a> {
         &self,
         file: &File,
         len: u64,
+        before: Option<&Entry>,
         like: Like<'_>,
     ) -> Result<Option<Woven>, Refusal<E>> {
         if len < COMPARED_BYTES_MIN {
             return Ok(None);
         }
+        let is_alike = !matches!(like, Like::Nothing);
+        if let Some(before) = before.filter(|before| is_alike && before.size == len)
+            && let Some(woven) = self.unchanged(file, before).map_err(|e| failed(e.into()))?
+        {
+            return Ok(Some(woven));
+        }
         match like {
             Like::Nothing => Ok(None),
-            Like::Itself(entry) => {
+            Like::Itself => {
+                let Some(entry) = before else { return Ok(None) };
                 let mut head = [0; HEAD_BYTES];
                 let filled = file.read_at(&mut head, 0).map_err(|error| failed(error.into()))?;
                 if !dump::detect(&head[..filled]) {
@@ -126,6 +136,31 @@ impl<'a> Loom<'a> {
     ) -> Result<Option<Woven>, E> {
         let mut next = |buffer: &mut [u8]| Ok(input.read(buffer)?);
         self.itself(&mut next, before)
+    }
+
+    /// The recipe from before of a file that was touched, but has not changed.
+    fn unchanged(&self, file: &File, before: &Entry) -> io::Result<Option<Woven>> {
+        let reader = Reader::new(self.store);
+        let (Some(mut base), Content::Recipe(recipe)) =
+            (base_file(&reader, before), &before.content)
+        else {
+            return Ok(None);
+        };
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut at = 0;
+        while at < before.size {
+            let step = piece.len().min((before.size - at) as usize);
+            match file.read_exact_at(&mut piece[..step], at) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                read => read?,
+            }
+            if base.common_prefix(at, &piece[..step]) < step {
+                return Ok(None);
+            }
+            at += step as u64;
+        }
+        let reused = Reused { by_extent: before.size, ..Reused::default() };
+        Ok(Some(Woven { recipe: recipe.clone(), len: before.size, reused }))
     }
 
     fn itself<E: From<Error>>(

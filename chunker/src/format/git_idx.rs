@@ -187,7 +187,7 @@ pub fn weave<E>(
             opened.filter(|of_base| of_base.id_len == table.id_len)
         })
         .collect();
-    let mut weaving = Weaving { new, bases, table, tables, sink };
+    let mut weaving = Weaving { new, bases, table, tables, sink, last: None };
     weaving.all().map_err(Refusal::Failed)
 }
 
@@ -198,6 +198,8 @@ struct Weaving<'a, 'b, E> {
     /// Of the bases; nothing where one is unreadable or of another kind.
     tables: Vec<Option<Table>>,
     sink: &'a mut dyn Sink<E>,
+    /// Where the last copy ended.
+    last: Option<(usize, u64)>,
 }
 
 /// A row of a base: which base, which row.
@@ -220,7 +222,7 @@ impl<E> Weaving<'_, '_, E> {
         while at < range.end {
             let step = buffer.len().min((range.end - at) as usize);
             self.new.read(at, &mut buffer[..step])?;
-            self.sink.literal(&buffer[..step])?;
+            self.tell_literal(&buffer[..step])?;
             at += step as u64;
         }
         Ok(())
@@ -300,18 +302,28 @@ impl<E> Weaving<'_, '_, E> {
         let (mut told, mut at) = (0, 0);
         for run in matches.chunk_by(continues) {
             let len = run.len() * width;
-            let found = run[0].filter(|_| len >= RUN_BYTES_MIN);
-            if let Some((base, row)) = found
+            if let Some((base, row)) = run[0]
                 && let Some(table) = &self.tables[base]
             {
-                if told < at {
-                    self.sink.literal(&bytes[told..at])?;
+                let there = table.at(column, row);
+                let continues = told == at && self.last == Some((base, there));
+                if len >= RUN_BYTES_MIN || continues {
+                    self.tell_literal(&bytes[told..at])?;
+                    self.sink.copy(base, there, len as u64)?;
+                    self.last = Some((base, there + len as u64));
+                    told = at + len;
                 }
-                self.sink.copy(base, table.at(column, row), len as u64)?;
-                told = at + len;
             }
             at += len;
         }
-        if told < at { self.sink.literal(&bytes[told..at]) } else { Ok(()) }
+        self.tell_literal(&bytes[told..at])
+    }
+
+    fn tell_literal(&mut self, bytes: &[u8]) -> Result<(), E> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.last = None;
+        self.sink.literal(bytes)
     }
 }

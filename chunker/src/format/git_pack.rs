@@ -440,7 +440,7 @@ fn head_len(entry: &[u8], id_len: usize) -> Option<usize> {
         Some(from + bytes.take_while(|byte| **byte & 0x80 != 0).count() + 1)
     };
     let size_end = number(0)?;
-    let end = match (entry[0] >> 4) & 7 {
+    let end = match (entry.first()? >> 4) & 7 {
         1..=4 => size_end,
         OFS_DELTA => number(size_end)?,
         REF_DELTA => size_end + id_len,

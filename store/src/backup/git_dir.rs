@@ -154,8 +154,7 @@ impl Reading<'_, '_> {
 
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
         let previous = self.previous.get(&found.path);
-        let like = previous.map_or(Like::Nothing, Like::Itself);
-        let entry = self.intake.open_entry(found, file, like, previous)?;
+        let entry = self.intake.open_entry(found, file, Like::Nothing, previous)?;
         self.keep(entry);
         Ok(())
     }

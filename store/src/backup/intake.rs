@@ -126,7 +126,7 @@ impl<'a> Intake<'a> {
         like: Like<'_>,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
-        let entry = self.settle(&found.path, self.read(&found.path, file, like))?;
+        let entry = self.settle(&found.path, self.read(&found.path, file, like, previous))?;
         if let Some(entry) = &entry {
             self.counters.count(entry, previous);
             self.observer.progress().add(1, entry.size);
@@ -162,16 +162,22 @@ impl<'a> Intake<'a> {
         previous: Option<&Entry>,
     ) -> Result<Entry, Trouble> {
         let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
-        self.read(&found.path, &file, previous.map_or(Like::Nothing, Like::Itself))
+        self.read(&found.path, &file, Like::Itself, previous)
     }
 
-    fn read(&self, path: &[u8], file: &File, like: Like<'_>) -> Result<Entry, Trouble> {
+    fn read(
+        &self,
+        path: &[u8],
+        file: &File,
+        like: Like<'_>,
+        previous: Option<&Entry>,
+    ) -> Result<Entry, Trouble> {
         let stat = source::stat_open(file)?;
         if stat.kind != Kind::File {
             return Err(Trouble::Source(io::Error::other("it was replaced by something else")));
         }
         let xattrs = source::xattrs_open(file)?;
-        let (content, size) = self.content(path, file, &stat, like)?;
+        let (content, size) = self.content(path, file, &stat, like, previous)?;
         self.counters.bytes_read.fetch_add(size, Relaxed);
         if size != stat.size || !source::stat_open(file)?.is_same_content(&stat) {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
@@ -233,6 +239,7 @@ impl<'a> Intake<'a> {
         file: &File,
         stat: &Stat,
         like: Like<'_>,
+        previous: Option<&Entry>,
     ) -> Result<(Content, u64), Trouble> {
         let is_sparse = stat.allocated_bytes < stat.size;
         if stat.size == 0 {
@@ -245,7 +252,7 @@ impl<'a> Intake<'a> {
             let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
             return Ok((content, len as u64));
         }
-        if !is_sparse && let Some(woven) = self.woven(path, file, stat.size, like)? {
+        if !is_sparse && let Some(woven) = self.woven(path, file, stat.size, like, previous)? {
             return Ok(woven);
         }
         let is_of_git = matches!(like, Like::Pack { .. } | Like::PackIndex { .. });
@@ -271,8 +278,9 @@ impl<'a> Intake<'a> {
         file: &File,
         len: u64,
         like: Like<'_>,
+        previous: Option<&Entry>,
     ) -> Result<Option<(Content, u64)>, Trouble> {
-        match self.loom.file(file, len, like) {
+        match self.loom.file(file, len, previous, like) {
             Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
             Err(Refusal::Failed(trouble)) => Err(trouble),
             Err(Refusal::Doubt(doubt)) => {

@@ -8,7 +8,7 @@ use crate::recipe::{self, Extent, Recipe};
 use crate::store::Store;
 use chunker::format::{Base, common_prefix};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Bytes of opened chunks and recipe groups that a reader keeps.
@@ -18,6 +18,8 @@ const CACHE_BYTES: usize = 24 << 20;
 pub struct Reader<'a> {
     store: &'a Store,
     cache: RefCell<Cache>,
+    /// What could not be read, so that nobody tries again.
+    lost: RefCell<HashSet<ChunkId>>,
 }
 
 #[derive(Default)]
@@ -87,7 +89,7 @@ impl Cache {
 impl<'a> Reader<'a> {
     /// A reader of this store.
     pub fn new(store: &'a Store) -> Reader<'a> {
-        Reader { store, cache: RefCell::default() }
+        Reader { store, cache: RefCell::default(), lost: RefCell::default() }
     }
 
     /// The plain bytes of a chunk, verified.
@@ -95,7 +97,7 @@ impl<'a> Reader<'a> {
         if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
             return Ok(plain);
         }
-        let plain = Rc::new(self.store.chunk(id)?);
+        let plain = Rc::new(self.chunk(id)?);
         self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
         Ok(plain)
     }
@@ -104,10 +106,21 @@ impl<'a> Reader<'a> {
         if let Some(Item::Group(group)) = self.cache.borrow_mut().get(id) {
             return Ok(group);
         }
-        let group = Rc::new(Group::new(recipe::read_group(id, len, &self.store.chunk(id)?)?));
+        let group = Rc::new(Group::new(recipe::read_group(id, len, &self.chunk(id)?)?));
         let bytes = group.extents.len() * (size_of::<Extent>() + size_of::<u64>());
         self.cache.borrow_mut().put(*id, Item::Group(Rc::clone(&group)), bytes);
         Ok(group)
+    }
+
+    fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        if self.lost.borrow().contains(id) {
+            return Err(Error::ChunkMissing(*id));
+        }
+        self.store.chunk(id).inspect_err(|error| {
+            if self.lost.borrow_mut().insert(*id) {
+                self.note(error);
+            }
+        })
     }
 
     /// Makes sure that what cannot be read now is not counted on by anybody.
@@ -169,10 +182,8 @@ impl<'a> BaseFile<'a> {
                 let bytes = plain.get(from..to.min(plain.len()))?;
                 (!bytes.is_empty()).then(|| with(bytes))
             }
-            Err(error) => {
-                self.reader.note(&error);
-                None
-            }
+            // It was told when it was found.
+            Err(_) => None,
         }
     }
 }

@@ -1,0 +1,289 @@
+//! Files that changed are stored as what is new of them.
+//!
+//! Packs are made by git, of histories made up here; dumps are text with rows.
+
+use crate::support::sandbox::{Dice, Sandbox};
+use crate::support::tree;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Rows of a file of the histories.
+const ROWS: u64 = 160;
+
+fn git(sandbox: &Sandbox, arguments: &[&str]) -> String {
+    let run = sandbox.tool("git").args(["--git-dir", "source/forge.git"]).args(arguments);
+    run.run().ok().stdout.trim().to_owned()
+}
+
+/// An empty repository in `source`.
+fn repository(object_format: &str) -> Sandbox {
+    let sandbox = Sandbox::with_store();
+    std::fs::create_dir(sandbox.path("source")).expect("a directory");
+    let format = format!("--object-format={object_format}");
+    let init = ["init", "--quiet", "--bare", "--initial-branch=main", &format];
+    sandbox.tool("git").args(init).args(["source/forge.git"]).run().ok();
+    for setting in ["gc.auto", "receive.unpackLimit", "fastimport.unpackLimit"] {
+        git(&sandbox, &["config", setting, "1"]);
+    }
+    git(&sandbox, &["config", "gc.auto", "0"]);
+    sandbox
+}
+
+/// Adds commits `from..to` as one pack, as a push does. Each changes a row of a file.
+fn push(sandbox: &Sandbox, branch: &str, from: u64, to: u64) {
+    let mut stream = Vec::new();
+    let mut say = |text: String| stream.extend(text.into_bytes());
+    for n in from..to {
+        let text = if n == 0 { file(0, 0) } else { file(n % 20, n) };
+        say(format!(
+            "commit refs/heads/{branch}\ncommitter A <a@b.c> {} +0000\n",
+            1_700_000_000 + n
+        ));
+        say("data 7\nchange\n\n".to_owned());
+        if n == from && n > 0 {
+            say(format!("from refs/heads/{branch}^0\n"));
+        }
+        say(format!("M 100644 inline dir{}/file{}\ndata {}\n{text}\n", n % 4, n % 20, text.len()));
+    }
+    sandbox
+        .tool("git")
+        .args(["--git-dir", "source/forge.git", "fast-import", "--quiet"])
+        .input(stream)
+        .run()
+        .ok();
+}
+
+/// The content of a file at a commit: rows nobody else has, one in five of them changed since.
+fn file(number: u64, commit: u64) -> String {
+    let row = |row: u64| {
+        let changed = if row % 20 < commit / 20 % 20 { commit / 40 } else { 0 };
+        let mut dice = Dice::new(number * 1_000_003 + row * 7 + changed * 131);
+        format!("{row} {:016x}{:016x}\n", dice.roll(), dice.roll())
+    };
+    (0..ROWS).map(row).collect()
+}
+
+fn packs(sandbox: &Sandbox) -> Vec<PathBuf> {
+    let dir = sandbox.path("source/forge.git/objects/pack");
+    let entries = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path());
+    let is_pack =
+        |path: &PathBuf| path.extension().is_some_and(|end| end == "pack" || end == "idx");
+    entries.filter(is_pack).collect()
+}
+
+fn pack_bytes(sandbox: &Sandbox) -> u64 {
+    packs(sandbox).iter().map(|path| path.metadata().expect("is there").len()).sum()
+}
+
+fn number(summary: &Value, name: &str) -> u64 {
+    summary[name].as_u64().unwrap_or_else(|| panic!("{name} in {summary}"))
+}
+
+/// Restores the last snapshot, compares it with the source and removes it.
+fn assert_comes_back(sandbox: &Sandbox) {
+    let source = sandbox.text("source");
+    sandbox.restore(&format!("latest:{source}"), "restored");
+    let differences = tree::compare(Path::new(&source), &sandbox.path("restored"));
+    assert!(differences.is_empty(), "{differences:?}");
+    sandbox.remove("restored");
+}
+
+#[test]
+fn every_kind_of_housekeeping_costs_little_and_comes_back() {
+    for object_format in ["sha1", "sha256"] {
+        let sandbox = repository(object_format);
+        push(&sandbox, "main", 0, 300);
+        git(&sandbox, &["repack", "-adq"]);
+        sandbox.backup(["source"]);
+        for n in 0..4 {
+            push(&sandbox, "main", 300 + 25 * n, 325 + 25 * n);
+        }
+        push(&sandbox, "old", 0, 40);
+        sandbox.backup(["source"]);
+        let housekeeping: [&[&str]; 6] = [
+            &["repack", "-dq", "--geometric=2"],
+            &["repack", "-adq"],
+            &["gc", "--quiet"],
+            &["repack", "-adfq"],
+            &["update-ref", "-d", "refs/heads/old"],
+            &["repack", "--cruft", "-dq"],
+        ];
+        for arguments in housekeeping {
+            let before = packs(&sandbox);
+            git(&sandbox, arguments);
+            let summary = sandbox.backup(["source"]);
+            let is_new = |path: &&PathBuf| !before.contains(path);
+            let new: u64 = packs(&sandbox)
+                .iter()
+                .filter(is_new)
+                .map(|path| path.metadata().expect("is there").len())
+                .sum();
+            let found = number(&summary, "bytes_found_by_extent");
+            // New deltas are made where packs are put together, most of them with -f.
+            let least = if arguments.contains(&"-adfq") { new / 3 } else { new * 3 / 4 };
+            assert!(found >= least, "{object_format} {arguments:?}: {found} of {new}: {summary}");
+            assert!(summary["files_stored_plainly"].as_object().is_some_and(|map| map.is_empty()));
+            assert_comes_back(&sandbox);
+        }
+        sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn what_was_touched_costs_nothing() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 200);
+    sandbox.backup(["source"]);
+    push(&sandbox, "main", 200, 260);
+    git(&sandbox, &["repack", "-adq"]);
+    sandbox.write("source/dump.sql", dump(5000, |_| 0));
+    sandbox.backup(["source"]);
+    sandbox.write("source/dump.sql", dump(5000, |row| u64::from(row % 1000 < 30)));
+    sandbox.backup(["source"]);
+    // git does this to packs when it meets an object that they have.
+    for path in packs(&sandbox).iter().chain([&sandbox.path("source/dump.sql")]) {
+        sandbox.tool("touch").args([path]).run().ok();
+    }
+    let summary = sandbox.backup(["source"]);
+    assert!(number(&summary, "files_changed") >= 3, "{summary}");
+    assert!(number(&summary, "data_added") < 20_000, "{summary}");
+    assert_comes_back(&sandbox);
+}
+
+/// A dump of so many rows; `version` says what a row is at the moment.
+fn dump(rows: u64, version: impl Fn(u64) -> u64) -> String {
+    let mut text =
+        "--\n-- PostgreSQL database dump\n--\n\nCOPY public.notes (id, note) FROM stdin;\n"
+            .to_owned();
+    for row in 0..rows {
+        let mut dice = Dice::new(row * 31 + version(row) * 1_000_000_007);
+        let words: String = (0..8).map(|_| format!("{:x} ", dice.below(1 << 40))).collect();
+        text += &format!("{row}\t{words}\t2026-01-01\n");
+    }
+    text + "\\.\n\n-- dump complete\n"
+}
+
+#[test]
+fn dumps_cost_the_rows_that_changed() {
+    let sandbox = Sandbox::with_store();
+    let rows = 40_000;
+    let versions: [(&str, fn(u64) -> u64, u64); 4] = [
+        ("the first", |_| 0, rows),
+        ("clusters", |row| u64::from(row % 8000 < 400), rows / 20),
+        ("evenly", |row| u64::from(row % 8000 < 400) + u64::from(row % 77 == 5), rows / 77),
+        ("nothing", |row| u64::from(row % 8000 < 400) + u64::from(row % 77 == 5), 0),
+    ];
+    for (name, version, changed) in versions {
+        let text = dump(rows, version);
+        let share = text.len() as u64 * changed / rows;
+        let most = share * 3 / 2 + text.len() as u64 / 100;
+        let is_first = changed == rows;
+        sandbox.write("source/dump.sql", &text);
+        let summary = sandbox.backup(["source"]);
+        let added = number(&summary, "data_added");
+        assert!(is_first || added <= most, "{name} as a file: {added} of {share}: {summary}");
+        assert_comes_back(&sandbox);
+        let stream = ["--stdin-name", "db/main.sql"];
+        let run = sandbox.forgekeep(["backup", "--json"]).args(stream).input(text.as_bytes());
+        let summary = run.run().ok().json().pop().expect("a summary");
+        let added = number(&summary, "data_added");
+        assert!(is_first || added <= most, "{name} as a stream: {added} of {share}: {summary}");
+        let dumped = sandbox.run(["dump", "latest:db/main.sql"]).ok();
+        assert!(dumped.stdout == text, "{name}");
+    }
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_damaged_base_is_noticed_and_stored_anew() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 300);
+    sandbox.write("source/dump.sql", dump(20_000, |_| 0));
+    sandbox.backup(["source"]);
+    // The middle of every data segment: some chunk of a pack and of the dump.
+    let mut hurt = 0;
+    for entry in walk(&sandbox.path("store/segments")) {
+        let mut bytes = std::fs::read(&entry).expect("reads");
+        if bytes.len() > 100_000 {
+            for part in 1..8 {
+                let at = bytes.len() * part / 8;
+                bytes[at] ^= 0x10;
+            }
+            std::fs::write(&entry, bytes).expect("writes");
+            hurt += 1;
+        }
+    }
+    assert!(hurt > 0);
+    push(&sandbox, "main", 300, 330);
+    git(&sandbox, &["repack", "-adq"]);
+    sandbox.write("source/dump.sql", dump(20_000, |row| u64::from(row % 100 == 0)));
+    let run = sandbox.forgekeep(["backup", "source"]).run().ok();
+    assert!(run.stderr.contains("cannot be read, so it is stored anew"), "{}", run.stderr);
+    assert_comes_back(&sandbox);
+    sandbox.run(["check", "--read-data"]).ends_with(1);
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("lists") {
+        let path = entry.expect("lists").path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+#[test]
+fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 200);
+    git(&sandbox, &["repack", "-adq"]);
+    sandbox.backup(["source"]);
+    push(&sandbox, "main", 200, 240);
+    git(&sandbox, &["repack", "-adq"]);
+    let real = packs(&sandbox);
+    let edit = |end: &str, name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
+        let path = real.iter().find(|path| path.to_string_lossy().ends_with(end));
+        let mut bytes = std::fs::read(path.expect("a pack")).expect("reads");
+        edit(&mut bytes);
+        std::fs::write(sandbox.path("source/forge.git/objects/pack").join(name), bytes)
+            .expect("writes");
+    };
+    let keep = |_: &mut Vec<u8>| {};
+    edit("pack", "pack-a.pack", &|bytes| bytes[7] = 4);
+    edit("idx", "pack-a.idx", &keep);
+    edit("pack", "pack-b.pack", &|bytes| bytes.truncate(bytes.len() - 1000));
+    edit("idx", "pack-b.idx", &|bytes| bytes.extend(b"more"));
+    let run = sandbox.run(["backup", "--verbose", "--dry-run", "source"]).ok();
+    for words in ["is of an unknown version", "is longer than it says", "stored without comparing"]
+    {
+        assert!(run.told().contains(words), "{words}: {}", run.told());
+    }
+    let reasons = sandbox.backup(["source"])["files_stored_plainly"].clone();
+    assert_eq!((&reasons["version"], &reasons["trailing"]), (&1.into(), &2.into()), "{reasons}");
+    assert_comes_back(&sandbox);
+}
+
+#[test]
+fn a_repository_without_its_caches_is_whole() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 200);
+    git(&sandbox, &["gc", "--quiet"]);
+    git(&sandbox, &["repack", "-adq", "--write-bitmap-index", "--write-midx"]);
+    git(&sandbox, &["commit-graph", "write", "--reachable"]);
+    sandbox.backup(["source", "--git-caches", "skip"]);
+    let source = sandbox.text("source");
+    sandbox.restore(&format!("latest:{source}"), "without");
+    let caches = ["commit-graph", "multi-pack-index", ".bitmap", ".rev"];
+    let is_cache = |path: &PathBuf| caches.iter().any(|end| path.to_string_lossy().ends_with(end));
+    assert!(walk(&sandbox.path("source")).iter().any(is_cache));
+    assert!(!walk(&sandbox.path("without")).iter().any(is_cache));
+    sandbox.tool("git").args(["--git-dir", "without/forge.git", "fsck", "--full"]).run().ok();
+    sandbox.tool("git").args(["clone", "--quiet", "without/forge.git", "clone"]).run().ok();
+    let head = |dir: &str| {
+        sandbox.tool("git").args(["--git-dir", dir, "rev-parse", "main"]).run().ok().stdout
+    };
+    assert_eq!(head("clone/.git"), head("source/forge.git"));
+    // And they are kept where nobody says otherwise.
+    sandbox.backup(["source"]);
+    assert_comes_back(&sandbox);
+}
