@@ -56,7 +56,8 @@ class Chunks:
                     self.place[id] = (name, plain, plain_len)
                     plain += plain_len  # zstd prints the chunks one after the other
 
-    def get(self, id):
+    def get(self, id, start=0, most=1 << 32):
+        """The bytes of a chunk, or at most so many of them from one on."""
         if id not in self.place:
             raise ValueError(f"chunk {id.hex()} is in no intact segment")
         name, offset, length = self.place[id]
@@ -67,7 +68,7 @@ class Chunks:
             file = tempfile.TemporaryFile()
             run(["zstd", "-qdc", name], stdout=file, check=True)
         self.open[name] = file  # the last one used goes last
-        return os.pread(file.fileno(), length, offset)
+        return os.pread(file.fileno(), max(0, min(most, length - start)), offset + start)
 
 def read_snapshot(directory, prefix):
     """The record; each half of its file is one copy."""
@@ -95,13 +96,38 @@ def entries(chunks, page, first=b""):
         path = path[: entry.get(0, 0)] + entry[1]
         yield path, rest[0][entry[4]], entry
 
+def varints(column):
+    """The numbers of a column, seven bits a byte, the lowest first."""
+    number = shift = 0
+    for byte in column:
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            yield number
+            number = shift = 0
+
+def columns(ids, which, offsets, lengths):
+    """The extents of a recipe chunk in columns; the last two are in the order of chunks."""
+    which, offsets, lengths = list(varints(which)), varints(offsets), varints(lengths)
+    found, last, end = [()] * len(which), 0, 0
+    for place in sorted(range(len(which)), key=which.__getitem__):
+        number, length, offset = which[place], next(lengths), 0
+        if number:
+            step = next(offsets)
+            offset = (end if number == last else 0) + (-(step + 1) // 2 if step & 1 else step // 2)
+            last, end = number, offset + length
+        found[place] = (ids[32 * number - 32 : 32 * number], length, offset) if number else (length,)
+    return found
+
 def extents(chunks, recipe, level):
     """The extents of a file, down through recipe chunks."""
     if level > 3:
         raise ValueError("a recipe of too many levels")
     for extent in recipe:
         if level:
-            yield from extents(chunks, cbor(chunks.get(extent[0]))[0], level - 1)
+            group = cbor(chunks.get(extent[0]))[0]
+            in_columns = group and isinstance(group[0], bytes)
+            yield from extents(chunks, columns(*group) if in_columns else group, level - 1)
         else:
             yield extent
 
@@ -123,7 +149,7 @@ def write_file(chunks, name, entry):
         for extent in extents(chunks, entry.get(14, []), entry.get(15, 0)):
             if len(extent) > 1:  # not a hole
                 id, length, offset = (*extent, 0)[:3]
-                data = chunks.get(id)[offset : offset + length]
+                data = chunks.get(id, offset, length)
                 if os.pwrite(file.fileno(), data, at) != length:
                     raise ValueError("a slice could not be written completely")
             at += extent[len(extent) > 1]

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use store::entry::{Content, Entry, Kind, Time};
 use store::id::{ChunkId, SegmentId};
-use store::recipe::{Extent, RecipeWriter};
+use store::recipe::{Extent, Recipe, RecipeWriter};
 use store::seal::Opener;
 use store::tree::TreeWriter;
 use store::{limits, segment};
@@ -52,6 +52,7 @@ fn numbers_in_the_document_are_those_of_the_code() {
         ("TREE_LEVELS_MAX", limits::TREE_LEVELS_MAX.to_string()),
         ("RECIPE_LEVELS_MAX", limits::RECIPE_LEVELS_MAX.to_string()),
         ("RECIPE_EXTENTS_MAX", limits::RECIPE_EXTENTS_MAX.to_string()),
+        ("RECIPE_COLUMNS_MAX", limits::RECIPE_COLUMNS_MAX.to_string()),
         ("INLINE_BYTES_MAX", limits::INLINE_BYTES_MAX.to_string()),
         ("RECORD_BYTES_MAX", limits::RECORD_BYTES_MAX.to_string()),
     ]
@@ -147,21 +148,20 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
     let scratch = Scratch::new();
     let (store, target) = (scratch.path("store"), scratch.path("target"));
     stores::init_small(&store);
-    let letters: Vec<u8> = (0..250u8).collect();
     let mut expected = Vec::new();
     let id = stores::craft(&store, |put| {
-        let chunk = put(segment::Kind::Data, &letters);
+        let letters = [0, 1, 2, 3].map(|n| put(segment::Kind::Data, &[n; 9]));
         let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
         let mut recipe = RecipeWriter::default();
         for n in 0..60 * 4096_usize {
-            let offset = n % 199;
+            let chunk = letters[n % 4];
             let extent = match n % 1000 {
                 999 => Extent::Hole { len: 2 },
-                _ => Extent::Slice { chunk, offset: offset as u32, len: 1 },
+                _ => Extent::Slice { chunk, offset: 0, len: 1 },
             };
             match extent {
                 Extent::Hole { .. } => expected.extend([0, 0]),
-                Extent::Slice { .. } => expected.push(letters[offset]),
+                Extent::Slice { .. } => expected.push((n % 4) as u8),
             }
             recipe.push(extent, &mut put).expect("puts");
         }
@@ -172,15 +172,63 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
         for n in 0..400 {
             tree.push(&entry(&format!("dir-{n:03}"), Kind::Directory), &mut put).expect("puts");
         }
-        let file = entry("file", Kind::File);
-        let file = Entry { content: Content::Recipe(recipe), size, ..file };
-        tree.push(&file, &mut put).expect("puts");
+        tree.push(&file("file", recipe, size), &mut put).expect("puts");
         tree.finish(&mut put).expect("puts")
     });
     let output = restore_py(&store, &id.to_string(), &target);
     output.ok();
     assert!(fs::read(target.join("file")).expect("restored") == expected);
     assert_eq!(fs::read_dir(&target).expect("lists").count(), 401);
+}
+
+fn file(name: &str, recipe: Recipe, size: u64) -> Entry {
+    Entry { content: Content::Recipe(recipe), size, ..entry(name, Kind::File) }
+}
+
+#[test]
+fn the_script_reads_recipes_in_columns() {
+    let scratch = Scratch::new();
+    let (store, target) = (scratch.path("store"), scratch.path("target"));
+    stores::init_small(&store);
+    let contents: Vec<Vec<u8>> = (0..40u8)
+        .map(|n| (0..5000u32).map(|at| (at.wrapping_mul(at + u32::from(n)) >> 3) as u8).collect())
+        .collect();
+    let mut expected = Vec::new();
+    let id = stores::craft(&store, |put| {
+        let ids: Vec<ChunkId> =
+            contents.iter().map(|content| put(segment::Kind::Data, content)).collect();
+        let mut groups = Vec::new();
+        let mut put = |bytes: &[u8]| {
+            groups.push(bytes[0]);
+            Ok(put(segment::Kind::Metadata, bytes))
+        };
+        let mut recipe = RecipeWriter::default();
+        for n in 0..100_000_usize {
+            // Forwards, backwards, whole chunks and holes.
+            let (which, offset, len) = (n % 37 + n % 3, n * 7 % 4000, n % 150 + 1);
+            let extent = match n % 500 {
+                0 => Extent::Slice { chunk: ids[which], offset: 0, len: 5000 },
+                1 => Extent::Hole { len: 70_000 },
+                _ => Extent::Slice { chunk: ids[which], offset: offset as u32, len: len as u64 },
+            };
+            match n % 500 {
+                0 => expected.extend_from_slice(&contents[which]),
+                1 => expected.resize(expected.len() + 70_000, 0),
+                _ => expected.extend_from_slice(&contents[which][offset..offset + len]),
+            }
+            recipe.push(extent, &mut put).expect("puts");
+        }
+        let size = recipe.len();
+        let recipe = recipe.finish(&mut put).expect("puts");
+        let mut tree = TreeWriter::default();
+        tree.push(&file("file", recipe, size), &mut put).expect("puts");
+        let root = tree.finish(&mut put).expect("puts");
+        // Two groups at least, each an array of four.
+        assert!(groups.iter().filter(|first| **first == 0x84).count() > 1, "{groups:?}");
+        root
+    });
+    restore_py(&store, &id.to_string(), &target).ok();
+    assert!(fs::read(target.join("file")).expect("restored") == expected);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use store::backend::Local;
 use store::entry::{Content, Entry};
 use store::id::ChunkId;
 use store::observe::Silent;
+use store::recipe::{Extent, RecipeWriter};
 use store::segment::{Row, TRAILER_LEN, Table, Trailer, skippable_len};
 use store::store::{Purpose, Store};
 use store::tree::{TreeReader, TreeWriter};
@@ -65,6 +66,7 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
         seeds.add("tree", &tree(&entries)?)?;
         seeds.add("tree", &tree(&many_like(&entries[0]))?)?;
     }
+    seeds.add("recipe", &columns()?)?;
     seeds.add("midx", &midx())
 }
 
@@ -90,12 +92,34 @@ fn open(frame: &[u8]) -> Result<Vec<u8>> {
 fn recipe(store: &Store, entry: &Entry, seeds: &Seeds<'_>) -> Result<()> {
     let Content::Recipe(recipe) = &entry.content else { return Ok(()) };
     if recipe.level > 0
-        && let store::recipe::Extent::Slice { chunk, len, .. } = recipe.extents[0]
+        && let Extent::Slice { chunk, len, .. } = recipe.extents[0]
     {
         let chunk = store.chunk(&chunk)?;
         seeds.add("recipe", &[&[1], &len.to_le_bytes()[..], &chunk].concat())?;
     }
     Ok(())
+}
+
+/// A recipe chunk in columns: slices of two chunks by turns, and holes.
+fn columns() -> Result<Vec<u8>> {
+    let mut input = vec![1];
+    let mut writer = RecipeWriter::default();
+    let mut put = |chunk: &[u8]| {
+        input.extend_from_slice(chunk);
+        Ok(ChunkId::of(chunk))
+    };
+    for n in 0..100u32 {
+        let (chunk, offset) = (ChunkId::from_bytes([n as u8 % 2; 32]), n % 40 * 350);
+        let extent = match n % 9 {
+            8 => Extent::Hole { len: 4096 },
+            _ => Extent::Slice { chunk, offset, len: u64::from(n % 5 * 70 + 1) },
+        };
+        writer.push(extent, &mut put)?;
+    }
+    let len = writer.len();
+    writer.finish(&mut put)?;
+    input.splice(1..1, len.to_le_bytes());
+    Ok(input)
 }
 
 /// Enough entries for more than one page.

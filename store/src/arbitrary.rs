@@ -2,6 +2,7 @@
 
 use crate::entry::{Content, Entry, HardLink, Kind, Owner, Time, is_valid_path, path_cmp};
 use crate::id::ChunkId;
+use crate::limits;
 use crate::recipe::{Extent, Recipe};
 use proptest::collection::vec;
 use proptest::option;
@@ -69,12 +70,25 @@ pub fn id() -> impl Strategy<Value = ChunkId> {
     any::<[u8; 32]>().prop_map(ChunkId::from_bytes)
 }
 
-/// An extent as a file can have it.
+/// An extent as a file can have it: some name the same few chunks, some continue others.
 pub fn extent() -> impl Strategy<Value = Extent> {
-    let len = prop_oneof![1..100u64, 1..1u64 << 40];
-    let slice = (id(), prop_oneof![Just(0), any::<u32>()], len.clone())
-        .prop_map(|(chunk, offset, len)| Extent::Slice { chunk, offset, len });
-    prop_oneof![4 => slice, 1 => len.prop_map(|len| Extent::Hole { len })]
+    let chunk = prop_oneof![id(), (0..3u8).prop_map(|n| ChunkId::from_bytes([n; 32]))];
+    let most = limits::CHUNK_BYTES_MAX as u32;
+    let offset = prop_oneof![Just(0), 0..9u32, 0..most];
+    let slice =
+        (chunk, offset, prop_oneof![1..9u32, 1..=most]).prop_map(move |(chunk, offset, len)| {
+            let len = u64::from(len.min(most - offset));
+            Extent::Slice { chunk, offset, len }
+        });
+    let hole = prop_oneof![1..100u64, 1..1u64 << 40].prop_map(|len| Extent::Hole { len });
+    prop_oneof![4 => slice, 1 => hole]
+}
+
+/// What stands in a recipe of any level.
+fn part() -> impl Strategy<Value = Extent> {
+    let list = (id(), 1..1u64 << 40);
+    let list = list.prop_map(|(chunk, len)| Extent::Slice { chunk, offset: 0, len });
+    prop_oneof![4 => extent(), 1 => list]
 }
 
 /// A path of few letters, so that many are like each other; some sort next to `/`.
@@ -108,7 +122,7 @@ pub fn owner() -> impl Strategy<Value = Arc<Owner>> {
 }
 
 fn content() -> impl Strategy<Value = Content> {
-    let recipe = (0..4u8, vec(extent(), 0..5))
+    let recipe = (0..4u8, vec(part(), 0..5))
         .prop_map(|(level, extents)| Content::Recipe(Recipe { level, extents }));
     prop_oneof![Just(Content::Empty), vec(any::<u8>(), 0..40).prop_map(Content::Inline), recipe]
 }

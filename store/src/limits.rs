@@ -34,8 +34,12 @@ pub const TREE_LEVELS_MAX: u8 = 10;
 /// Levels of a recipe.
 pub const RECIPE_LEVELS_MAX: u8 = 3;
 
-/// Most extents in an entry and in a recipe chunk.
+/// Most extents in an entry and in a recipe chunk that lists them one by one.
 pub const RECIPE_EXTENTS_MAX: usize = 4096;
+
+/// Most extents in a recipe chunk of columns. However long its numbers are, it fits a
+/// chunk; its extents take 3 MiB of memory.
+pub const RECIPE_COLUMNS_MAX: usize = 64 << 10;
 
 /// Files up to this many bytes stand in their tree entry.
 pub const INLINE_BYTES_MAX: usize = 512;

@@ -1,5 +1,7 @@
 //! The recipe: which bytes of which chunks make up a file.
 
+mod columns;
+
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -7,8 +9,11 @@ use minicbor::{Decoder, Encoder, decode};
 
 /// Most extents that stand in a tree entry itself.
 const INLINE_EXTENTS_MAX: usize = 48;
-/// Least and most extents of a recipe chunk.
-const GROUP_EXTENTS: std::ops::RangeInclusive<usize> = 256..=limits::RECIPE_EXTENTS_MAX;
+/// Least extents of a recipe chunk that is not the last one.
+const GROUP_EXTENTS_MIN: usize = 256;
+/// Zero bits that end a group: one whole chunk in 1024, one other slice in 16,384.
+const WHOLE_END_BITS: u32 = 10;
+const PART_END_BITS: u32 = 14;
 
 /// A run of bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,17 +111,54 @@ pub(crate) fn decode_extents(input: &mut Decoder<'_>) -> Result<Vec<Extent>, dec
 
 /// Collects extents as a file is read; what does not fit an entry goes to chunks.
 ///
-/// Groups end where a chunk's id says so, so that an insertion near the begin
+/// Groups end where an extent says so, so that an insertion near the begin
 /// of a large file leaves the later groups as they were.
 #[derive(Debug, Default)]
 pub struct RecipeWriter {
+    /// The last extent, which the next one may continue.
+    last: Option<Extent>,
     /// One open group a level, the lowest first.
-    levels: Vec<Vec<Extent>>,
+    levels: Vec<Group>,
     len: u64,
 }
 
+/// Extents that will stand in one recipe chunk.
+#[derive(Debug, Default)]
+struct Group {
+    extents: Vec<Extent>,
+    /// Whether some begin within their chunk: then the group is written in columns.
+    has_parts: bool,
+}
+
+impl Group {
+    fn push(&mut self, extent: Extent) {
+        self.has_parts |= is_part(&extent);
+        self.extents.push(extent);
+    }
+
+    /// Whether `last`, the last one pushed, is the last one it takes.
+    fn ends(&self, last: &Extent) -> bool {
+        let most = match self.has_parts {
+            true => limits::RECIPE_COLUMNS_MAX,
+            false => limits::RECIPE_EXTENTS_MAX,
+        };
+        let count = self.extents.len();
+        count >= most || (count >= GROUP_EXTENTS_MIN && ends_group(last))
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let out = &mut Encoder::new(&mut bytes);
+        match self.has_parts {
+            true => columns::encode(&self.extents, out),
+            false => encode_extents(&self.extents, out),
+        }
+        bytes
+    }
+}
+
 impl RecipeWriter {
-    /// Appends an extent. `put` stores a metadata chunk.
+    /// Appends an extent, a slice within its chunk or a hole. `put` stores a metadata chunk.
     pub fn push(
         &mut self,
         extent: Extent,
@@ -126,13 +168,16 @@ impl RecipeWriter {
             return Ok(());
         }
         self.len += extent.len();
-        if let (Extent::Hole { len }, Some(Extent::Hole { len: last })) =
-            (extent, self.levels.first_mut().and_then(|group| group.last_mut()))
+        if let Some(last) = &mut self.last
+            && let Some(both) = joined(last, &extent)
         {
-            *last += len;
+            *last = both;
             return Ok(());
         }
-        self.push_at(0, extent, put)
+        match self.last.replace(extent) {
+            Some(last) => self.push_at(0, last, put),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of the file so far.
@@ -152,52 +197,85 @@ impl RecipeWriter {
         put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>,
     ) -> Result<()> {
         if self.levels.len() == level {
-            self.levels.push(Vec::new());
+            self.levels.push(Group::default());
         }
-        self.levels[level].push(extent);
-        let count = self.levels[level].len();
-        if count >= *GROUP_EXTENTS.end() || (count >= *GROUP_EXTENTS.start() && ends_group(&extent))
-        {
-            self.close(level, put)?;
-        }
-        Ok(())
+        let group = &mut self.levels[level];
+        group.push(extent);
+        if group.ends(&extent) { self.close(level, put) } else { Ok(()) }
     }
 
     /// Stores the open group of `level` and names it one level up.
     fn close(&mut self, level: usize, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<()> {
         let group = std::mem::take(&mut self.levels[level]);
-        let len = group.iter().map(Extent::len).sum();
-        let mut bytes = Vec::new();
-        encode_extents(&group, &mut Encoder::new(&mut bytes));
-        let chunk = put(&bytes)?;
+        let len = group.extents.iter().map(Extent::len).sum();
+        let chunk = put(&group.encode())?;
         self.push_at(level + 1, Extent::Slice { chunk, offset: 0, len }, put)
     }
 
     /// The recipe of everything pushed.
     pub fn finish(mut self, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<Recipe> {
+        if let Some(last) = self.last.take() {
+            self.push_at(0, last, put)?;
+        }
         let mut level = 0;
         while level < self.levels.len() {
             let is_top = level + 1 == self.levels.len();
-            if is_top && self.levels[level].len() <= INLINE_EXTENTS_MAX {
+            let extents = &self.levels[level].extents;
+            if is_top && extents.len() <= INLINE_EXTENTS_MAX {
                 break;
             }
-            if !self.levels[level].is_empty() {
+            if !extents.is_empty() {
                 self.close(level, put)?;
             }
             level += 1;
         }
-        let extents = self.levels.pop().unwrap_or_default();
+        let extents = self.levels.pop().unwrap_or_default().extents;
         Ok(Recipe { level: level as u8, extents })
     }
 }
 
-/// One chunk in 1024 ends a group.
-fn ends_group(extent: &Extent) -> bool {
-    match extent {
-        Extent::Slice { chunk, .. } => {
-            u16::from_le_bytes([chunk.as_bytes()[0], chunk.as_bytes()[1]]) & 0x3FF == 0
+/// Two extents as one, if the second continues the first.
+fn joined(first: &Extent, second: &Extent) -> Option<Extent> {
+    match (*first, *second) {
+        (Extent::Hole { len }, Extent::Hole { len: more }) => {
+            Some(Extent::Hole { len: len + more })
         }
-        Extent::Hole { .. } => false,
+        (
+            Extent::Slice { chunk, offset, len },
+            Extent::Slice { chunk: other, offset: begin, len: more },
+        ) if chunk == other && u64::from(offset).checked_add(len) == Some(u64::from(begin)) => {
+            Some(Extent::Slice { chunk, offset, len: len + more })
+        }
+        _ => None,
+    }
+}
+
+/// Whether it is a slice that begins within its chunk. Files that were cut into chunks
+/// have none.
+fn is_part(extent: &Extent) -> bool {
+    matches!(extent, Extent::Slice { offset, .. } if *offset > 0)
+}
+
+/// Whether a group may end after this extent. Which slices do must not hang on the
+/// chunk alone where the same few chunks come again and again.
+fn ends_group(extent: &Extent) -> bool {
+    let Extent::Slice { chunk, offset, len } = *extent else { return false };
+    let (number, _) = chunk.as_bytes().split_first_chunk().expect("an id has more bytes");
+    let number = u64::from_le_bytes(*number);
+    if offset == 0 {
+        return number.trailing_zeros() >= WHOLE_END_BITS;
+    }
+    // An odd number, 2^64 divided by the golden ratio, carries every bit up to the first ones.
+    let mixed = (number ^ u64::from(offset) << 32 ^ len).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed.leading_zeros() >= PART_END_BITS
+}
+
+/// Reads a recipe chunk, written either way.
+fn decode_group(bytes: &[u8]) -> Result<Vec<Extent>, decode::Error> {
+    let mut input = Decoder::new(bytes);
+    match columns::are_next(&input) {
+        true => columns::decode(&mut input),
+        false => decode_extents(&mut input),
     }
 }
 
@@ -251,8 +329,7 @@ impl Iterator for Extents<'_> {
 /// The extents in the recipe chunk `chunk`, which make up `len` bytes of a file.
 pub(crate) fn read_group(chunk: &ChunkId, len: u64, bytes: &[u8]) -> Result<Vec<Extent>> {
     let what = || format!("recipe chunk {chunk}");
-    let extents = decode_extents(&mut Decoder::new(bytes))
-        .map_err(|error| malformed(what(), error.to_string()))?;
+    let extents = decode_group(bytes).map_err(|error| malformed(what(), error.to_string()))?;
     let sum = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.len()));
     if sum != Some(len) {
         return Err(malformed(what(), "its lengths do not add up"));
@@ -311,6 +388,90 @@ mod tests {
         }
     }
 
+    /// Slices as a repacked file has them: two bytes of new content, then some of an old
+    /// chunk, a little further on than where it was left.
+    fn fragments(count: u32) -> Vec<Extent> {
+        let chunk = |n: u32| ChunkId::of(&n.to_le_bytes());
+        let offset = |n: u32, step: u32| n % 600 * step;
+        let slice = |n: u32| match n % 2 {
+            0 => Extent::Slice { chunk: chunk(0), offset: offset(n / 2, 2), len: 2 },
+            _ => {
+                let len = u64::from(100 + n * 37 % 200);
+                Extent::Slice { chunk: chunk(1 + n / 1200), offset: offset(n / 2, 320), len }
+            }
+        };
+        (0..count).map(slice).collect()
+    }
+
+    #[test]
+    fn many_slices_of_few_chunks_come_back_and_take_little() {
+        for count in [49, 255, 257, 20_000, 200_000] {
+            let (chunks, wanted) = (Chunks::default(), fragments(count));
+            let recipe = chunks.write(&wanted);
+            let get = |id: &ChunkId| chunks.get(id);
+            let got: Vec<Extent> = Extents::new(&recipe, &get).map(|e| e.expect("reads")).collect();
+            assert_eq!(got, wanted, "{count}");
+            let bytes: usize = chunks.0.borrow().values().map(Vec::len).sum();
+            assert!(bytes < 6 * count as usize + 300, "{bytes} bytes for {count}");
+            let groups = chunks.0.borrow().len();
+            let most = 1 + count as usize / 4096;
+            assert!(groups <= most, "{groups} groups of {count}");
+        }
+    }
+
+    #[test]
+    fn an_insertion_changes_few_groups() {
+        let fragments = fragments(400_000);
+        let chunks = Chunks::default();
+        chunks.write(&fragments);
+        let before = chunks.0.borrow().len();
+        let inserted = Extent::Slice { chunk: ChunkId::of(b"new"), offset: 1, len: 7 };
+        chunks.write(&[&fragments[..9], &[inserted], &fragments[9..]].concat());
+        let new = chunks.0.borrow().len() - before;
+        assert!(before > 10 && new <= 3, "{new} new groups beside {before}");
+    }
+
+    /// Where groups end and how they are written decides whether a store has them already.
+    #[test]
+    fn recipes_are_written_as_ever() {
+        let whole = |n: u32| Extent::Slice {
+            // Some chunks come more than once.
+            chunk: ChunkId::of(&(n / 3 * 3).to_le_bytes()),
+            offset: 0,
+            len: u64::from(n % 3 + 1),
+        };
+        let whole: Vec<Extent> = (0..20_000).map(whole).collect();
+        for (extents, id) in [
+            (whole, "e500a9bc30ec528d680c455215c616424bf193a0c416dfeeb4b757a5adecae83"),
+            (
+                fragments(100_000),
+                "0c5efa87cfa81d8bddd9d0b18f60d8020a0ba198d254655ac39b1582249d87c4",
+            ),
+        ] {
+            let recipe = Chunks::default().write(&extents);
+            let mut bytes = vec![recipe.level];
+            encode_extents(&recipe.extents, &mut Encoder::new(&mut bytes));
+            assert_eq!(ChunkId::of(&bytes).to_string(), id);
+        }
+    }
+
+    #[test]
+    fn slices_that_continue_each_other_become_one() {
+        let mut put = |_: &[u8]| unreachable!("short recipes stay in the entry");
+        let [a, b] = [b"a", b"b"].map(|name| ChunkId::of(name));
+        let slice = |chunk, offset, len| Extent::Slice { chunk, offset, len };
+        let mut writer = RecipeWriter::default();
+        for (chunk, offset, len) in
+            [(a, 0, 5), (a, 5, 1), (a, 6, 2), (a, 9, 1), (b, 10, 1), (b, 0, 9), (b, 0, 9)]
+        {
+            writer.push(slice(chunk, offset, len), &mut put).expect("pushes");
+        }
+        let recipe = writer.finish(&mut put).expect("finishes");
+        let wanted =
+            [slice(a, 0, 8), slice(a, 9, 1), slice(b, 10, 1), slice(b, 0, 9), slice(b, 0, 9)];
+        assert_eq!(recipe.extents, wanted);
+    }
+
     #[test]
     fn adjacent_holes_become_one_and_empty_extents_vanish() {
         let mut put = |_: &[u8]| unreachable!("short recipes stay in the entry");
@@ -344,16 +505,16 @@ mod tests {
         }
     }
 
-    /// Extents with holes that touch made one.
-    fn joined(extents: &[Extent]) -> Vec<Extent> {
-        let mut joined: Vec<Extent> = Vec::new();
+    /// Extents that continue each other made one.
+    fn all_joined(extents: &[Extent]) -> Vec<Extent> {
+        let mut all: Vec<Extent> = Vec::new();
         for extent in extents {
-            match (joined.last_mut(), extent) {
-                (Some(Extent::Hole { len }), Extent::Hole { len: more }) => *len += more,
-                _ => joined.push(*extent),
+            match all.last().and_then(|last| joined(last, extent)) {
+                Some(both) => *all.last_mut().expect("there is one") = both,
+                None => all.push(*extent),
             }
         }
-        joined
+        all
     }
 
     /// Chunks in memory, under names that nothing checks.
@@ -389,7 +550,7 @@ mod tests {
             let recipe = chunks.write(&wanted);
             let get = |id: &ChunkId| chunks.get(id);
             let got: Result<Vec<Extent>> = Extents::new(&recipe, &get).collect();
-            prop_assert_eq!(joined(&got.expect("reads")), joined(&wanted));
+            prop_assert_eq!(got.expect("reads"), all_joined(&wanted));
         }
 
         #[test]
@@ -399,12 +560,12 @@ mod tests {
             changes in changes(),
             level: u8,
         ) {
-            let _ = decode_extents(&mut Decoder::new(&noise));
+            let _ = decode_group(&noise);
             let chunks = Chunks::default();
             let recipe = chunks.write(&few.repeat(7));
             for bytes in chunks.0.borrow_mut().values_mut() {
                 *bytes = changed(std::mem::take(bytes), &changes);
-                let extents = decode_extents(&mut Decoder::new(bytes)).unwrap_or_default();
+                let extents = decode_group(bytes).unwrap_or_default();
                 prop_assert!(!extents.iter().any(Extent::is_empty));
             }
             let get = |id: &ChunkId| chunks.get(id);

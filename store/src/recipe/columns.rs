@@ -1,0 +1,318 @@
+//! Recipe chunks in columns, for files made of many small slices of few chunks.
+//!
+//! Each chunk id stands there once. What is left of an extent are three small numbers
+//! that are like those of its neighbours, so each kind of them stands together:
+//! zstd then finds what they have in common, which leaves about two bytes an extent.
+
+use super::Extent;
+use crate::id::ChunkId;
+use crate::limits;
+use minicbor::data::Type;
+use minicbor::decode::Error;
+use minicbor::{Decoder, Encoder};
+use std::collections::HashMap;
+
+/// Stands for a hole where others have the number of their chunk.
+const HOLE: u32 = 0;
+
+/// Appends the array of ids, chunk numbers, offsets and lengths.
+///
+/// Offsets and lengths stand in the order of chunk numbers: the bytes of a literal
+/// chunk and those of an old one alternate in the file, and their lengths have nothing in common.
+pub(super) fn encode(extents: &[Extent], out: &mut Encoder<&mut Vec<u8>>) {
+    let (ids, numbers) = number_chunks(extents);
+    let (mut which, mut offsets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+    numbers.iter().for_each(|number| put_varint(&mut which, u64::from(*number)));
+    let mut last = Last::default();
+    for place in by_chunk(&numbers, ids.len() / ChunkId::LEN) {
+        let extent = &extents[place as usize];
+        if let Extent::Slice { offset, len, .. } = *extent {
+            let step = i64::from(offset) - last.end_in(numbers[place as usize]);
+            put_varint(&mut offsets, zigzag(step));
+            last.end = i64::from(offset) + len as i64;
+        }
+        put_varint(&mut lengths, extent.len());
+    }
+    let columns = [ids, which, offsets, lengths];
+    let written = out
+        .array(columns.len() as u64)
+        .and_then(|out| columns.iter().try_for_each(|column| out.bytes(column).map(drop)));
+    written.expect("writing to memory cannot fail");
+}
+
+/// Whether the array that `input` begins with is one of columns.
+pub(super) fn are_next(input: &Decoder<'_>) -> bool {
+    let mut ahead = input.clone();
+    ahead.array().is_ok() && ahead.datatype().is_ok_and(|found| found == Type::Bytes)
+}
+
+pub(super) fn decode(input: &mut Decoder<'_>) -> Result<Vec<Extent>, Error> {
+    if input.array()? != Some(4) {
+        return Err(Error::message("a recipe chunk has four columns"));
+    }
+    let (ids, odd) = input.bytes()?.as_chunks::<{ ChunkId::LEN }>();
+    if !odd.is_empty() || ids.len() > limits::RECIPE_COLUMNS_MAX {
+        return Err(Error::message("chunk ids are 32 bytes each and not too many"));
+    }
+    let numbers = read_numbers(input.bytes()?, ids.len())?;
+    let (mut offsets, mut lengths) = (Varints(input.bytes()?), Varints(input.bytes()?));
+    let mut extents = vec![Extent::Hole { len: 0 }; numbers.len()];
+    let mut last = Last::default();
+    for place in by_chunk(&numbers, ids.len()) {
+        let number = numbers[place as usize];
+        extents[place as usize] = match number {
+            HOLE => hole(lengths.take()?)?,
+            _ => {
+                let step = unzigzag(offsets.take()?);
+                let begin = last.end_in(number).checked_add(step);
+                let (offset, len) = checked_slice(begin, lengths.take()?)?;
+                last.end = i64::from(offset) + len as i64;
+                let chunk = ChunkId::from_bytes(ids[number as usize - 1]);
+                Extent::Slice { chunk, offset, len }
+            }
+        };
+    }
+    if !offsets.0.is_empty() || !lengths.0.is_empty() {
+        return Err(Error::message("a column is longer than the others"));
+    }
+    Ok(extents)
+}
+
+/// Where the slice before this one ended.
+#[derive(Default)]
+struct Last {
+    number: u32,
+    end: i64,
+}
+
+impl Last {
+    /// The same if it was a slice of this chunk; else the begin of the chunk.
+    fn end_in(&mut self, number: u32) -> i64 {
+        if self.number != number {
+            *self = Last { number, end: 0 };
+        }
+        self.end
+    }
+}
+
+/// The ids of all chunks, one after the other as they come, and for each extent the number
+/// of its chunk among them, from 1.
+fn number_chunks(extents: &[Extent]) -> (Vec<u8>, Vec<u32>) {
+    let (mut ids, mut known) = (Vec::new(), HashMap::new());
+    let number = |extent: &Extent| match extent {
+        Extent::Hole { .. } => HOLE,
+        Extent::Slice { chunk, .. } => *known.entry(*chunk).or_insert_with(|| {
+            ids.extend_from_slice(chunk.as_bytes());
+            (ids.len() / ChunkId::LEN) as u32
+        }),
+    };
+    let numbers = extents.iter().map(number).collect();
+    (ids, numbers)
+}
+
+fn read_numbers(column: &[u8], chunks: usize) -> Result<Vec<u32>, Error> {
+    let most = limits::RECIPE_COLUMNS_MAX;
+    let mut numbers = Vec::with_capacity(column.len().min(most));
+    let mut column = Varints(column);
+    while !column.0.is_empty() {
+        let number = column.take()?;
+        if number > chunks as u64 || numbers.len() == most {
+            return Err(Error::message("more chunks or extents than there are"));
+        }
+        numbers.push(number as u32);
+    }
+    Ok(numbers)
+}
+
+/// The places of all extents, those of holes first, then chunk by chunk.
+fn by_chunk(numbers: &[u32], chunks: usize) -> Vec<u32> {
+    let mut next = vec![0; chunks + 2];
+    for number in numbers {
+        next[*number as usize + 1] += 1;
+    }
+    for number in 0..=chunks {
+        next[number + 1] += next[number];
+    }
+    let mut order = vec![0; numbers.len()];
+    for (place, number) in (0..).zip(numbers) {
+        let to: &mut usize = &mut next[*number as usize];
+        order[*to] = place;
+        *to += 1;
+    }
+    order
+}
+
+fn hole(len: u64) -> Result<Extent, Error> {
+    if len == 0 { Err(Error::message("an extent is empty")) } else { Ok(Extent::Hole { len }) }
+}
+
+/// Offset and length of a slice that a chunk can have.
+fn checked_slice(begin: Option<i64>, len: u64) -> Result<(u32, u64), Error> {
+    let offset = begin.and_then(|begin| u32::try_from(begin).ok());
+    let end = offset.and_then(|offset| u64::from(offset).checked_add(len));
+    match (offset, end) {
+        (Some(offset), Some(end)) if len > 0 && end <= limits::CHUNK_BYTES_MAX as u64 => {
+            Ok((offset, len))
+        }
+        _ => Err(Error::message("a slice is empty, or not within any chunk")),
+    }
+}
+
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)) as u64
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1) as i64 ^ -((number & 1) as i64)
+}
+
+fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// What is left of a column.
+struct Varints<'a>(&'a [u8]);
+
+impl Varints<'_> {
+    fn take(&mut self) -> Result<u64, Error> {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let Some((byte, rest)) = self.0.split_first() else {
+                return Err(Error::message("a column ends too early"));
+            };
+            self.0 = rest;
+            let bits = u64::from(byte & 0x7F);
+            number |= bits << shift;
+            if *byte < 0x80 && number >> shift == bits {
+                return Ok(number);
+            }
+        }
+        Err(Error::message("a number is too long"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(extents: &[Extent]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(extents, &mut Encoder::new(&mut bytes));
+        bytes
+    }
+
+    fn columns(columns: [&[u8]; 4]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut out = Encoder::new(&mut bytes);
+        out.array(4).expect("grows");
+        for column in columns {
+            out.bytes(column).expect("grows");
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_document() {
+        let [old, new] = [[0x0A; 32], [0x0B; 32]];
+        let slice = |id, offset, len| Extent::Slice { chunk: ChunkId::from_bytes(id), offset, len };
+        let extents = [
+            slice(new, 0, 2),
+            slice(old, 1000, 300),
+            Extent::Hole { len: 4096 },
+            slice(new, 2, 2),
+            slice(old, 1290, 5),
+        ];
+        let which = [1, 2, 0, 1, 2];
+        // From 0 to 0, from 2 to 2; from 0 to 1000, back from 1300 to 1290.
+        let offsets = [0, 0, 0xD0, 0x0F, 19];
+        let lengths = [0x80, 0x20, 2, 2, 0xAC, 0x02, 5];
+        let bytes = columns([&[new, old].concat(), &which, &offsets, &lengths]);
+        assert_eq!(encoded(&extents), bytes);
+        assert_eq!(decode(&mut Decoder::new(&bytes)).expect("reads"), extents);
+        assert!(are_next(&Decoder::new(&bytes)));
+    }
+
+    #[test]
+    fn numbers_of_all_lengths_come_back() {
+        let numbers = (0..64).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit]).chain([u64::MAX]);
+        for number in numbers {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, number);
+            let mut column = Varints(&bytes);
+            assert_eq!(column.take().expect("reads"), number);
+            assert!(column.0.is_empty());
+            assert_eq!(zigzag(unzigzag(number)), number);
+        }
+        for bytes in [
+            &[][..],
+            &[0x80],
+            &[0xFF; 10],
+            &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 2],
+        ] {
+            assert!(Varints(bytes).take().is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_file_can_have_is_refused() {
+        let ids = [7; 64];
+        let fine: [&[u8]; 4] = [&ids, &[1, 2], &[0, 0], &[1, 1]];
+        assert!(decode(&mut Decoder::new(&columns(fine))).is_ok());
+        let longest = [0x80, 0x80, 0x80, 2];
+        for (place, wrong) in [
+            (0, &ids[..63]),
+            (0, &ids[..32]),
+            (1, &[1, 3]),
+            (1, &[1]),
+            (1, &[1, 2, 0]),
+            (1, &[1, 0x82]),
+            (2, &[0]),
+            (2, &[0, 0, 0]),
+            (2, &[1, 0]),
+            (2, &longest),
+            (3, &[1]),
+            (3, &[1, 0]),
+            (3, &[1, 1, 1]),
+            (3, &[0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 1]),
+        ] {
+            let mut bad = fine;
+            bad[place] = wrong;
+            let read = decode(&mut Decoder::new(&columns(bad)));
+            assert!(read.is_err(), "column {place}: {wrong:?}");
+        }
+        // The end of the largest chunk is within it, the byte after it is not.
+        for (len, is_fine) in [(&[0x80, 0x80, 0x80, 2][..], true), (&[0x81, 0x80, 0x80, 2], false)]
+        {
+            let bytes = columns([&ids[..32], &[1], &[0], len]);
+            assert_eq!(decode(&mut Decoder::new(&bytes)).is_ok(), is_fine);
+        }
+    }
+
+    #[test]
+    fn more_extents_than_are_ever_written_are_refused() {
+        for (count, is_fine) in
+            [(limits::RECIPE_COLUMNS_MAX, true), (limits::RECIPE_COLUMNS_MAX + 1, false)]
+        {
+            let bytes = columns([&[7; 32], &vec![1; count], &vec![0; count], &vec![1; count]]);
+            assert_eq!(decode(&mut Decoder::new(&bytes)).is_ok(), is_fine, "{count}");
+            let ids = vec![7; 32 * count];
+            let bytes = columns([&ids, &[], &[], &[]]);
+            assert_eq!(decode(&mut Decoder::new(&bytes)).is_ok(), is_fine, "{count} ids");
+        }
+    }
+
+    #[test]
+    fn the_largest_group_fits_a_chunk() {
+        let extents: Vec<Extent> = (0..limits::RECIPE_COLUMNS_MAX)
+            .map(|n| {
+                let (chunk, most) = (ChunkId::of(&n.to_le_bytes()), limits::CHUNK_BYTES_MAX);
+                Extent::Slice { chunk, offset: most as u32 / 2, len: most as u64 / 2 }
+            })
+            .collect();
+        assert!(encoded(&extents).len() <= limits::CHUNK_BYTES_MAX);
+    }
+}
