@@ -1,19 +1,1027 @@
-//! To come.
+//! Database dumps, logs, and any large file that changed in place.
+//!
+//! The new file is compared with one base, the file of the same name in the snapshot
+//! before. It is read once and may be a stream of unknown length; the base is read where
+//! it is needed. No format is parsed: rows are found again by their bytes, so that plain
+//! SQL, `pg_dump -Fc -Z0`, the long lines of `mysqldump` and a page of SQLite are alike.
+//!
+//! Three ways to go on, each for what the one before cannot do:
+//!
+//! 1. *In step*: the next bytes of both are the same. Nothing is hashed.
+//! 2. *Nearby*: after a difference, marks of 32 bytes show where both go on alike. Tried
+//!    in windows that grow, as most changes are small.
+//! 3. *Far*: marks of 64 bytes, one in a KiB, of all of the base that was passed over or
+//!    lies ahead. Finds what comes after a table that was dropped, and a table that moved.
+//!
+//! Promised, whatever the bytes are:
+//!
+//! - The sink is told every byte once and in order, and as a copy only if it was compared.
+//! - Memory: 16 bytes for each KiB of the base, at most 16 MiB, and 3 MiB beside.
+//! - Time: each byte of the base is scanned for marks at most once ahead; each window
+//!   nearby is searched at most once per half its width of new bytes. So no content makes
+//!   the work per byte more than a constant.
+//! - A base that cannot be read costs space only.
+
 use super::{Base, Sink};
-pub fn detect(_head: &[u8]) -> bool {
-    false
+use std::collections::VecDeque;
+
+/// No shorter run is told as a copy: naming it costs about a third of this.
+const MIN_COPY: usize = 32;
+/// A run that long is no accident: rows look alike, but seldom for so long.
+const STRONG: usize = 1024;
+/// The windows searched nearby, one after the other. The wider, the fewer marks, as only
+/// longer matches are of use there.
+const LEVELS: [Level; 3] = [
+    Level { width: 512, pause: 128, mark_bits: 3 },
+    Level { width: 4 << 10, pause: 2 << 10, mark_bits: 4 },
+    Level { width: WIDEST, pause: WIDEST, mark_bits: 6 },
+];
+const WIDEST: usize = 32 << 10;
+/// How much is asked of the stream at once. Small enough to be in cache when compared.
+const READ: usize = 256 << 10;
+/// Literals that are held back, as a match found later may begin in them.
+const HISTORY: usize = 1 << 20;
+const BUFFER: usize = 2 * HISTORY + READ;
+/// How far ahead anchors are looked for before a short match nearby is believed, ...
+const STRIDE: usize = 64 << 10;
+/// ... and how much is passed at once when there is none.
+const STEP: usize = 4 << 10;
+/// One anchor is compared with the base for so many new bytes, and so many besides.
+const COMPARE_EACH: u64 = 256;
+/// How far beyond the expected place the base is scanned at first ...
+const SCAN_FIRST: u64 = 1 << 20;
+/// ... and for each byte that has no match since.
+const SCAN_FACTOR: u64 = 64;
+/// Bytes of the base in memory: what one scan reads, more than the widest window.
+const WINDOW: usize = 256 << 10;
+/// How much of the base is passed over where it cannot be read.
+const UNREADABLE: usize = 16 << 10;
+/// A short match within this distance of the expected place is followed, others are not.
+const NEAR: u64 = 1 << 20;
+
+/// Whether content that begins like this is worth comparing: text, or a container that
+/// holds what it is given uncompressed. `head` is its first up to 4 KiB.
+pub fn detect(head: &[u8]) -> bool {
+    let magics: [&[u8]; 4] = [b"PGDMP", b"SQLite format 3\0", b"XBSTCK", b"REDIS0"];
+    let is_container = magics.iter().any(|magic| head.starts_with(magic));
+    let is_tar = head.get(257..262) == Some(b"ustar");
+    is_container || is_tar || is_text(head)
 }
+
+/// Text of any encoding that extends ASCII. Compressed bytes have ten times the control
+/// characters allowed here.
+fn is_text(head: &[u8]) -> bool {
+    let is_control = |byte: &&u8| matches!(byte, 0..=8 | 14..=26 | 28..=31 | 127);
+    !head.is_empty() && head.iter().filter(is_control).count() <= head.len() / 64
+}
+
+/// Compares all that `new` gives with `base` and tells `sink` all of it in order.
+///
+/// `new` fills a buffer as far as it can and returns how many bytes; 0 means the end.
+/// Copies are of the base numbered 0.
 pub fn weave<E>(
     new: &mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
-    _base: &mut dyn Base,
+    base: &mut dyn Base,
     sink: &mut dyn Sink<E>,
 ) -> Result<(), E> {
-    let mut b = vec![0; 1 << 20];
+    let mut weaver = Weaver {
+        tape: Tape::new(new, sink),
+        place: 0,
+        sure: 0,
+        try_again: [0; LEVELS.len()],
+        peek_again: 0,
+        compared: 0,
+        scanned: 0,
+        anchors: Anchors::new(base.len()),
+        window: vec![0; WINDOW],
+        slots: Vec::new(),
+        base,
+    };
+    weaver.run()?;
+    weaver.tape.finish()
+}
+
+/// Both files, and where they are compared.
+struct Weaver<'a, E> {
+    tape: Tape<'a, E>,
+    base: &'a mut dyn Base,
+    /// Where in the base the next bytes are expected.
+    place: u64,
+    /// Where in the new file a strong match ended last.
+    sure: u64,
+    /// Where in the new file each width may be searched again.
+    try_again: [u64; LEVELS.len()],
+    /// Where in the new file a far match may be looked for although there is one nearby.
+    peek_again: u64,
+    /// How many anchors were compared.
+    compared: u64,
+    /// The base has been scanned up to here.
+    scanned: u64,
+    anchors: Anchors,
+    window: Vec<u8>,
+    slots: Vec<u64>,
+}
+
+impl<E> Weaver<'_, E> {
+    fn run(&mut self) -> Result<(), E> {
+        loop {
+            self.tape.fill(MIN_COPY)?;
+            self.go_in_step()?;
+            if !self.tape.ahead().is_empty() {
+                if !self.search_nearby()? {
+                    self.search_far()?;
+                }
+            } else if self.tape.is_all_read {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes what is the same at the expected place.
+    fn go_in_step(&mut self) -> Result<(), E> {
+        let alike = self.base.common_prefix(self.place, self.tape.ahead());
+        if alike >= MIN_COPY || self.tape.is_copied_up_to(self.place) {
+            self.take(Match { new: 0, base: self.place, len: alike }, true)?;
+        }
+        Ok(())
+    }
+
+    /// Searches the windows around the expected place. Returns whether there is anything
+    /// to go on with; the expected place is then another.
+    fn search_nearby(&mut self) -> Result<bool, E> {
+        self.tape.fill(WIDEST + STRONG)?;
+        let position = self.tape.position();
+        let soonest = self.try_again.into_iter().min().unwrap_or(0);
+        if soonest > position {
+            // Too many differences to look into each. Most changes keep the length.
+            let len = self.tape.ahead().len().min((soonest - position) as usize);
+            self.tape.pass(len);
+            self.place += len as u64;
+            return Ok(true);
+        }
+        let mut best: Option<Match> = None;
+        for (level, try_again) in LEVELS.iter().zip(&mut self.try_again) {
+            if *try_again > position || best.is_some_and(|found| found.is_strong()) {
+                continue;
+            }
+            *try_again = position + level.pause as u64;
+            let start = self.place.saturating_sub(level.width as u64 / 2);
+            let here = (self.place - start) as usize;
+            let len = self.base.read(start, &mut self.window[..here + level.width + STRONG]);
+            let base = Window { bytes: &self.window[..len], start, here: here.min(len) };
+            let found = nearest(self.tape.ahead(), &base, level, &mut self.slots);
+            best = best.into_iter().chain(found).max_by_key(|found| found.worth(self.place));
+        }
+        let Some(mut found) = best else {
+            return Ok(false);
+        };
+        if !found.is_strong() {
+            found = self.peek()?.filter(|far| !found.leads_to(far)).unwrap_or(found);
+        }
+        self.take(found, true)?;
+        Ok(true)
+    }
+
+    /// The first strong match at an anchor of the next bytes. A short match nearby may be
+    /// of rows that look alike, when those that come next are elsewhere.
+    fn peek(&mut self) -> Result<Option<Match>, E> {
+        if self.tape.position() < self.peek_again {
+            return Ok(None);
+        }
+        self.peek_again = self.tape.position() + STRIDE as u64;
+        self.tape.fill(STRIDE + STRONG)?;
+        self.scan_ahead();
+        Ok(self.search_anchors(STRIDE, Match::is_strong))
+    }
+
+    /// Passes new bytes until one of the anchors in them leads to a place to go on from.
+    fn search_far(&mut self) -> Result<(), E> {
+        loop {
+            self.tape.fill(STEP + STRONG)?;
+            if self.tape.ahead().is_empty() {
+                return Ok(());
+            }
+            self.scan_ahead();
+            let Some(found) = self.search_anchors(STEP, |_| true) else {
+                self.tape.pass(STEP.min(self.tape.ahead().len()));
+                continue;
+            };
+            let is_to_follow = found.is_strong() || found.shift(self.place) <= NEAR;
+            self.take(found, is_to_follow)?;
+            if is_to_follow {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The first match at an anchor of the next `len` bytes that is wanted.
+    fn search_anchors(&mut self, len: usize, is_wanted: fn(&Match) -> bool) -> Option<Match> {
+        self.tape.find_anchors(len);
+        for at in 0..self.tape.anchors.len() {
+            let (end, hash) = self.tape.anchors[at];
+            let new = (end - self.tape.position()) as usize;
+            let found = if new <= len { self.compare_anchor(new, hash) } else { break };
+            if found.as_ref().is_some_and(is_wanted) {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// The longest match at an anchor that ends `new` bytes ahead.
+    fn compare_anchor(&mut self, new: usize, hash: u64) -> Option<Match> {
+        let mut best: Option<Match> = None;
+        for base in self.anchors.get(hash).into_iter().filter(|base| *base > 0) {
+            if self.compared > self.tape.position() / COMPARE_EACH + COMPARE_EACH {
+                break;
+            }
+            self.compared += 1;
+            let (known, ahead) = self.tape.ahead().split_at(new);
+            let after = self.base.common_prefix(base, &ahead[..ahead.len().min(STRIDE)]);
+            let before = common_suffix(self.base, base, known, &mut self.window);
+            let len = before + after;
+            if len >= MIN_COPY && best.is_none_or(|best| len > best.len) {
+                best = Some(Match { new: new - before, base: base - before as u64, len });
+            }
+        }
+        best
+    }
+
+    /// Takes a match, with what is the same before it. If it is not followed, the bytes
+    /// after it are expected where they were before.
+    fn take(&mut self, found: Match, is_to_follow: bool) -> Result<(), E> {
+        self.tape.pass(found.new);
+        let before = common_suffix(self.base, found.base, self.tape.behind(), &mut self.window);
+        self.tape.copy(found.base - before as u64, before, found.len)?;
+        if is_to_follow {
+            // What is passed over here may come later.
+            self.scan(found.base);
+            self.place = found.base + found.len as u64;
+            if before + found.len >= STRONG {
+                self.sure = self.tape.position();
+            }
+        }
+        Ok(())
+    }
+
+    /// Scans the base for anchors: the further ahead, the longer nothing was found.
+    fn scan_ahead(&mut self) {
+        let doubt = self.tape.position() - self.sure;
+        let reach = SCAN_FIRST + doubt.saturating_mul(SCAN_FACTOR);
+        self.scan(self.place.saturating_add(reach).min(self.base.len()));
+    }
+
+    /// Scans from the expected place up to `target` what has not been scanned.
+    fn scan(&mut self, target: u64) {
+        self.scanned = self.scanned.max(self.place);
+        while self.scanned < target {
+            let from = self.scanned.saturating_sub(ANCHOR_BYTES as u64);
+            let wanted = usize::try_from(target - from).unwrap_or(WINDOW).min(WINDOW);
+            let len = self.base.read(from, &mut self.window[..wanted]);
+            marks(&self.window[..len], ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
+                self.anchors.insert(hash, from + end as u64, self.place);
+                true
+            });
+            let unreadable = if len < wanted { UNREADABLE } else { 0 };
+            self.scanned = from + (len + unreadable) as u64;
+        }
+    }
+}
+
+/// Bytes that are the same, the new ones counted from the next one on.
+#[derive(Debug, Clone, Copy)]
+struct Match {
+    new: usize,
+    base: u64,
+    len: usize,
+}
+
+impl Match {
+    fn is_strong(&self) -> bool {
+        self.len >= STRONG
+    }
+
+    /// How far it is from where it would be had nothing come or gone.
+    fn shift(&self, place: u64) -> u64 {
+        self.base.abs_diff(place + self.new as u64)
+    }
+
+    /// What it saves, without what has to be passed to get there. Of short matches the
+    /// less shifted are likely to be the same row, and not one that looks alike.
+    fn worth(&self, place: u64) -> i64 {
+        self.len.min(STRONG) as i64 - self.new as i64 - self.shift(place) as i64 / 16
+    }
+
+    /// Whether who goes on after this match may well come to the other one.
+    fn leads_to(&self, other: &Match) -> bool {
+        let new = other.new.saturating_sub(self.new);
+        self.new < other.new && other.base.abs_diff(self.base + new as u64) <= new as u64 / 8
+    }
+}
+
+/// A window in which matches are searched.
+struct Level {
+    /// How many bytes of both files; half as many before the expected place.
+    width: usize,
+    /// After how many new bytes it may be searched again.
+    pause: usize,
+    /// One place in two to the power of so many is a mark.
+    mark_bits: u32,
+}
+
+/// Bytes of the base.
+struct Window<'a> {
+    bytes: &'a [u8],
+    /// Where in the base they begin.
+    start: u64,
+    /// Which of them is at the expected place.
+    here: usize,
+}
+
+/// The first strong match of the next bytes with a window of the base, or else the one of
+/// most worth. Marks that come again in the window do not count: they are in what all rows
+/// have, which neither tells rows apart nor costs much when it is compressed.
+fn nearest(new: &[u8], base: &Window, level: &Level, slots: &mut Vec<u64>) -> Option<Match> {
+    const SEVERAL: u64 = u32::MAX as u64;
+    let bits = (4 * level.width).ilog2() - level.mark_bits;
+    let slot = |hash: u64| ((hash as u32).wrapping_mul(0x9E37_79B1) >> (32 - bits)) as usize;
+    let mask = ((1 << level.mark_bits) - 1) << (32 - level.mark_bits);
+    slots.clear();
+    slots.resize(1 << bits, 0);
+    let last = base.bytes.len().min(base.here + level.width);
+    marks(&base.bytes[..last], mask, MARK_BYTES, |end, hash| {
+        let slot = &mut slots[slot(hash)];
+        if *slot == 0 {
+            *slot = hash << 32 | end as u64;
+        } else if *slot >> 32 == hash & u64::from(u32::MAX) {
+            *slot |= SEVERAL;
+        }
+        true
+    });
+    let place = base.start + base.here as u64;
+    let mut best: Option<Match> = None;
+    let mut compared = 0;
+    marks(&new[..new.len().min(level.width)], mask, MARK_BYTES, |end, hash| {
+        let found = slots[slot(hash)];
+        if end < compared || found >> 32 != hash & u64::from(u32::MAX) || found & SEVERAL == SEVERAL
+        {
+            return true;
+        }
+        let found = (found & SEVERAL) as usize;
+        let after = alike(&new[end..], &base.bytes[found..]);
+        let before = alike_backwards(&new[end.saturating_sub(STRONG)..end], &base.bytes[..found]);
+        let found = Match {
+            new: end - before,
+            base: base.start + (found - before) as u64,
+            len: before + after,
+        };
+        if found.len < MIN_COPY || found.shift(place) > 16 * found.len as u64 {
+            return true;
+        }
+        compared = end + after;
+        best = best.into_iter().chain([found]).max_by_key(|found| found.worth(place));
+        found.len < STRONG
+    });
+    best
+}
+
+/// How many bytes both begin with.
+fn alike(a: &[u8], b: &[u8]) -> usize {
+    const STEP: usize = 32;
+    let steps = a.chunks_exact(STEP).zip(b.chunks_exact(STEP));
+    let same = steps.take_while(|(a, b)| a == b).count() * STEP;
+    same + a[same..].iter().zip(&b[same..]).take_while(|(a, b)| a == b).count()
+}
+
+/// How many bytes both end with.
+fn alike_backwards(a: &[u8], b: &[u8]) -> usize {
+    a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count()
+}
+
+/// How many of the bytes before `offset` are those that `with` ends with.
+fn common_suffix(base: &mut dyn Base, offset: u64, with: &[u8], window: &mut [u8]) -> usize {
+    let (mut len, mut step) = (0, 64);
     loop {
-        let n = new(&mut b)?;
-        if n == 0 {
+        let left = (with.len() - len).min(usize::try_from(offset).unwrap_or(usize::MAX) - len);
+        step = left.min(4 * step).min(window.len());
+        let block = &mut window[..step];
+        if step == 0 || base.read(offset - (len + step) as u64, block) < step {
+            return len;
+        }
+        let alike = alike_backwards(block, &with[..with.len() - len]);
+        len += alike;
+        if alike < step {
+            return len;
+        }
+    }
+}
+
+/// A mark nearby is made by the 32 bytes before it.
+const MARK_BYTES: usize = 32;
+/// An anchor: one in 1024 bytes, by the 64 bytes before it.
+const ANCHOR_MASK: u64 = 0x3FF << 54;
+const ANCHOR_BYTES: usize = 64;
+
+/// Tells the end and the hash of each place whose last bytes have a hash with none of the
+/// bits of `mask`, until told to stop.
+fn marks(bytes: &[u8], mask: u64, len: usize, mut found: impl FnMut(usize, u64) -> bool) {
+    let mut hash = 0_u64;
+    for (at, &byte) in bytes.iter().enumerate() {
+        hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
+        if hash & mask == 0 && at + 1 >= len && !found(at + 1, hash) {
+            return;
+        }
+    }
+}
+
+/// A number for each byte. Shifted by one for each byte that follows, bit `n` of their sum
+/// depends on the last `n + 1` bytes and on nothing before them.
+const GEAR: [u64; 256] = {
+    let mut gear = [0; 256];
+    let (mut at, mut seed) = (0, 0x666F_7267_656B_6565_u64);
+    while at < gear.len() {
+        seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        gear[at] = z ^ (z >> 31);
+        at += 1;
+    }
+    gear
+};
+
+/// Where in the base anchors end.
+///
+/// A slot holds the last one that fell on it, and the rarest of those before, by a number
+/// drawn from the hash. The same are rare in every file: what was scanned just now is known
+/// densely, and of a base of any size an even sample.
+struct Anchors {
+    /// In each place the offset, below the tag. No anchor ends at 0.
+    slots: Vec<[u64; 2]>,
+}
+
+impl Anchors {
+    const OFFSET_BITS: u32 = 44;
+    const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
+
+    fn new(base_bytes: u64) -> Anchors {
+        let slots = (base_bytes / 1024).clamp(64, 1 << 20).next_power_of_two();
+        Anchors { slots: vec![[0; 2]; slots as usize] }
+    }
+
+    fn slot(&self, hash: u64) -> usize {
+        (hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - self.slots.len().ilog2())) as usize
+    }
+
+    /// The bits below those of the mask, which say how rare it is, in an entry's place.
+    fn tag(hash: u64) -> u64 {
+        hash << ANCHOR_MASK.count_ones() & !Self::OFFSET_MASK
+    }
+
+    /// Notes an anchor. Where one with the same tag is ahead of `place`, that is nearer.
+    fn insert(&mut self, hash: u64, offset: u64, place: u64) {
+        let slot = self.slot(hash);
+        let [last, rare] = &mut self.slots[slot];
+        let is_known = *last > 0 && *last & !Self::OFFSET_MASK == Self::tag(hash);
+        if offset > Self::OFFSET_MASK || is_known && *last & Self::OFFSET_MASK >= place {
+            return;
+        }
+        if *rare == 0 || *last < *rare {
+            *rare = *last;
+        }
+        *last = Self::tag(hash) | offset;
+    }
+
+    /// Where it may be in the base; 0 is nowhere.
+    fn get(&self, hash: u64) -> [u64; 2] {
+        self.slots[self.slot(hash)].map(|entry| {
+            let is_same = entry & !Self::OFFSET_MASK == Self::tag(hash);
+            if is_same { entry & Self::OFFSET_MASK } else { 0 }
+        })
+    }
+}
+
+/// The new file as it is read, and what the sink is told of it.
+struct Tape<'a, E> {
+    new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+    sink: &'a mut dyn Sink<E>,
+    buffer: Vec<u8>,
+    /// Where in the file the buffer begins.
+    start: u64,
+    /// The bytes before are told, or are of the copy.
+    told: usize,
+    /// The bytes before are decided: those after `told` are literals, as far as is known.
+    here: usize,
+    end: usize,
+    is_all_read: bool,
+    /// Where anchors ahead end, and their hashes.
+    anchors: VecDeque<(u64, u64)>,
+    /// Anchors have been searched up to here.
+    searched: u64,
+    /// Offset and length of a copy that may go on.
+    copy: Option<(u64, u64)>,
+}
+
+impl<'a, E> Tape<'a, E> {
+    fn new(
+        new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+        sink: &'a mut dyn Sink<E>,
+    ) -> Tape<'a, E> {
+        Tape {
+            new,
+            sink,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            told: 0,
+            here: 0,
+            end: 0,
+            is_all_read: false,
+            anchors: VecDeque::new(),
+            searched: 0,
+            copy: None,
+        }
+    }
+
+    /// Where in the file the next bytes are.
+    fn position(&self) -> u64 {
+        self.start + self.here as u64
+    }
+
+    /// The next bytes.
+    fn ahead(&self) -> &[u8] {
+        &self.buffer[self.here..self.end]
+    }
+
+    /// The literals before them, as many as are held back.
+    fn behind(&self) -> &[u8] {
+        &self.buffer[self.told..self.here]
+    }
+
+    /// Whether the last thing told is a copy that ends at `offset` of the base.
+    fn is_copied_up_to(&self, offset: u64) -> bool {
+        self.told == self.here && self.copy.is_some_and(|(from, len)| from + len == offset)
+    }
+
+    /// Reads until the next `len` bytes are there, or the end.
+    fn fill(&mut self, len: usize) -> Result<(), E> {
+        while self.end - self.here < len && !self.is_all_read {
+            self.make_room()?;
+            let read = (self.new)(&mut self.buffer[self.end..self.end + READ])?;
+            self.is_all_read = read == 0;
+            self.end += read;
+        }
+        Ok(())
+    }
+
+    /// Makes room to read. Literals too old for any match are told.
+    fn make_room(&mut self) -> Result<(), E> {
+        if self.told < self.end && self.end + READ <= self.buffer.len() {
             return Ok(());
         }
-        sink.literal(&b[..n])?;
+        let old = (self.here - self.told).saturating_sub(HISTORY);
+        self.tell_literals(old)?;
+        self.buffer.copy_within(self.told..self.end, 0);
+        self.start += self.told as u64;
+        self.here -= self.told;
+        self.end -= self.told;
+        self.told = 0;
+        Ok(())
+    }
+
+    /// Finds the anchors that end in the next `len` bytes.
+    fn find_anchors(&mut self, len: usize) {
+        let position = self.position();
+        while self.anchors.front().is_some_and(|(end, _)| *end <= position) {
+            self.anchors.pop_front();
+        }
+        self.searched = self.searched.max(position);
+        let from = (self.searched - self.start) as usize;
+        let to = self.end.min(self.here + len);
+        if from >= to {
+            return;
+        }
+        let warm = from.saturating_sub(ANCHOR_BYTES - 1);
+        marks(&self.buffer[warm..to], ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
+            let end = self.start + (warm + end) as u64;
+            // Content that repeats itself may have one at every other byte.
+            if self.anchors.back().is_none_or(|(last, _)| end - last >= ANCHOR_BYTES as u64) {
+                self.anchors.push_back((end, hash));
+            }
+            true
+        });
+        self.searched = self.start + to as u64;
+    }
+
+    /// Takes the next `len` bytes for literals, unless a match is found to begin in them.
+    fn pass(&mut self, len: usize) {
+        self.here += len;
+    }
+
+    /// The last `before` literals and the next `len` bytes are those of the base.
+    fn copy(&mut self, offset: u64, before: usize, len: usize) -> Result<(), E> {
+        let literals = self.here - before - self.told;
+        let added = (before + len) as u64;
+        match &mut self.copy {
+            Some((from, len)) if literals == 0 && *from + *len == offset => *len += added,
+            _ => {
+                self.tell_literals(literals)?;
+                self.tell_copy()?;
+                self.copy = Some((offset, added));
+            }
+        }
+        self.here += len;
+        self.told = self.here;
+        Ok(())
+    }
+
+    /// Tells the first literals that are held back, after the copy before them.
+    fn tell_literals(&mut self, len: usize) -> Result<(), E> {
+        if len > 0 {
+            self.tell_copy()?;
+            self.sink.literal(&self.buffer[self.told..self.told + len])?;
+            self.told += len;
+        }
+        Ok(())
+    }
+
+    fn tell_copy(&mut self) -> Result<(), E> {
+        match self.copy.take() {
+            Some((offset, len)) if len > 0 => self.sink.copy(0, offset, len),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(mut self) -> Result<(), E> {
+        self.tell_literals(self.here - self.told)?;
+        self.tell_copy()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::tests::{Memory, Rebuilt};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+    use std::ops::Range;
+
+    /// A base in which some ranges cannot be read.
+    struct Damaged {
+        base: Memory,
+        holes: Vec<Range<usize>>,
+        reads: usize,
+    }
+
+    impl Damaged {
+        /// How many bytes from `offset` on can be read.
+        fn readable(&self, offset: u64) -> usize {
+            let offset = offset as usize;
+            let ends = self.holes.iter().filter(|hole| !hole.is_empty() && hole.end > offset);
+            ends.map(|hole| hole.start.saturating_sub(offset)).min().unwrap_or(usize::MAX)
+        }
+    }
+
+    impl Base for Damaged {
+        fn len(&self) -> u64 {
+            self.base.0.len() as u64
+        }
+
+        fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+            self.reads += 1;
+            let readable = self.readable(offset).min(with.len());
+            self.base.common_prefix(offset, &with[..readable])
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+            self.reads += 1;
+            let readable = self.readable(offset).min(buffer.len());
+            Base::read(&mut self.base, offset, &mut buffer[..readable])
+        }
+    }
+
+    /// Weaves `new`, given in pieces of these sizes, and looks whether it comes out again.
+    fn weave_pieces(base: &mut dyn Base, whole: &[u8], new: &[u8], pieces: &[usize]) -> Rebuilt {
+        let mut rebuilt = Rebuilt::from(&[Memory(whole.to_vec())]);
+        let mut pieces = pieces.iter().cycle();
+        let mut left = new;
+        let mut read = |buffer: &mut [u8]| {
+            let piece = pieces.next().copied().unwrap_or(usize::MAX).max(1);
+            let (now, later) = left.split_at(left.len().min(buffer.len()).min(piece));
+            buffer[..now.len()].copy_from_slice(now);
+            left = later;
+            Ok::<usize, Infallible>(now.len())
+        };
+        let Ok(()) = weave(&mut read, base, &mut rebuilt);
+        assert!(rebuilt.bytes == new, "{} bytes became others", new.len());
+        rebuilt
+    }
+
+    fn woven(base: &[u8], new: &[u8]) -> Rebuilt {
+        weave_pieces(&mut Memory(base.to_vec()), base, new, &[])
+    }
+
+    /// Numbers that every platform makes alike.
+    fn mixed(n: u64) -> u64 {
+        let z = n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        (0..len as u64).map(|at| mixed(mixed(seed).wrapping_add(at)) as u8).collect()
+    }
+
+    /// A row as pg_dump writes it: much in it is the same in all rows.
+    fn row(id: u64, version: u64) -> Vec<u8> {
+        let name = mixed(id);
+        let count = mixed(id + version) % 1000 * version;
+        let filler = " ".repeat(60);
+        format!("{id}\tuser {name:x}\t{count}\t\\N\tf\t2024-01-01 00:00:00\t{filler}\n")
+            .into_bytes()
+    }
+
+    fn rows(ids: Range<u64>) -> Vec<u8> {
+        ids.flat_map(|id| row(id, 0)).collect()
+    }
+
+    /// What it costs to keep: literals, and 8 bytes for each copy.
+    fn cost(rebuilt: &Rebuilt) -> usize {
+        rebuilt.literal_bytes + 8 * rebuilt.copies
+    }
+
+    #[test]
+    fn the_same_again_is_one_copy() {
+        let base = rows(0..30_000);
+        let rebuilt = woven(&base, &base);
+        assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (0, 1));
+    }
+
+    #[test]
+    fn nothing_and_little() {
+        for (base, new) in [("", ""), ("", "new"), ("base", ""), ("some", "some"), ("a", "ab")] {
+            woven(base.as_bytes(), new.as_bytes());
+        }
+    }
+
+    #[test]
+    fn one_changed_line_costs_little() {
+        let base = rows(0..8000);
+        let new = [rows(0..4000), row(4000, 1), rows(4001..8000)].concat();
+        let rebuilt = woven(&base, &new);
+        assert!(cost(&rebuilt) < 300, "{}", cost(&rebuilt));
+    }
+
+    #[test]
+    fn lines_that_came_or_went_cost_what_came() {
+        let base = rows(0..8000);
+        let fewer = [rows(0..4000), rows(4100..8000)].concat();
+        assert!(cost(&woven(&base, &fewer)) < 300);
+        let came = cost(&woven(&fewer, &base));
+        assert!(came < rows(4000..4100).len() + 300, "{came}");
+    }
+
+    #[test]
+    fn every_hundredth_row_changed() {
+        let base = rows(0..40_000);
+        let new: Vec<u8> = (0..40_000).flat_map(|id| row(id, u64::from(id % 100 == 7))).collect();
+        let rebuilt = woven(&base, &new);
+        let changed = base.len() / 100;
+        assert!(cost(&rebuilt) < changed, "{} of {changed}", cost(&rebuilt));
+    }
+
+    /// PostgreSQL writes what was updated to another place.
+    #[test]
+    fn rows_that_moved_to_the_end_cost_what_they_are() {
+        let base = rows(0..40_000);
+        let is_changed = |id: &u64| id / 500 % 20 == 3;
+        let kept = (0..40_000).filter(|id| !is_changed(id)).flat_map(|id| row(id, 0));
+        let changed: Vec<u8> = (0..40_000).filter(is_changed).flat_map(|id| row(id, 1)).collect();
+        let new: Vec<u8> = kept.chain(changed.iter().copied()).collect();
+        let rebuilt = woven(&base, &new);
+        assert!(
+            cost(&rebuilt) < changed.len() * 13 / 10,
+            "{} of {}",
+            cost(&rebuilt),
+            changed.len()
+        );
+    }
+
+    #[test]
+    fn rows_without_lines() {
+        let joined = |version: u64| -> Vec<u8> {
+            let values = (0..9000_u64).map(|id| {
+                let version = version * u64::from(id % 90 == 4);
+                format!("({id},'{:x}',{},NULL,'2024-01-01')", mixed(id), version * mixed(id))
+            });
+            values.collect::<Vec<_>>().join(",").into_bytes()
+        };
+        let rebuilt = woven(&joined(0), &joined(1));
+        assert!(cost(&rebuilt) < 9000 / 90 * 80, "{}", cost(&rebuilt));
+    }
+
+    #[test]
+    fn a_dropped_table_and_tables_that_moved() {
+        let [a, b, c] = [noise(3 << 20, 1), rows(0..50_000), noise(2 << 20, 3)];
+        let base = [&a[..], &b, &c].concat();
+        assert!(cost(&woven(&base, &[&a[..], &c].concat())) < 1000);
+        assert!(cost(&woven(&base, &[&b[..], &c].concat())) < 1000);
+        let moved = cost(&woven(&base, &[&c[..], &a, &b].concat()));
+        assert!(moved < 1000, "{moved}");
+    }
+
+    #[test]
+    fn unreadable_places_cost_what_is_in_them() {
+        let base = rows(0..40_000);
+        let holes = vec![0..100_000, 1_000_000..1_100_000, 3_000_000..3_000_100];
+        let mut damaged = Damaged { base: Memory(base.clone()), holes, reads: 0 };
+        let rebuilt = weave_pieces(&mut damaged, &base, &base, &[]);
+        assert!(cost(&rebuilt) < 200_100 + 3 * UNREADABLE, "{}", cost(&rebuilt));
+        let holes = vec![0..1, 1..base.len()];
+        let mut nothing = Damaged { base: Memory(base.clone()), holes, reads: 0 };
+        let rebuilt = weave_pieces(&mut nothing, &base, &base, &[]);
+        assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (base.len(), 0));
+    }
+
+    /// The work is counted in calls, as no test is timed.
+    #[test]
+    fn content_that_repeats_itself_is_no_more_work() {
+        let line = b"the same line once more, and once more\n";
+        let lines = line.repeat((4 << 20) / line.len());
+        let mut spoiled = lines.clone();
+        spoiled.iter_mut().step_by(101).for_each(|byte| *byte ^= 1);
+        let zeros = vec![0; 4 << 20];
+        let mut dots = zeros.clone();
+        dots.iter_mut().step_by(33).for_each(|byte| *byte = 1);
+        let contents = [&lines, &spoiled, &zeros, &dots];
+        for base in contents {
+            for new in contents {
+                let whole = Memory(base.clone());
+                let mut counted = Damaged { base: whole, holes: Vec::new(), reads: 0 };
+                weave_pieces(&mut counted, base, new, &[]);
+                assert!(counted.reads < new.len() / 32, "{}", counted.reads);
+            }
+        }
+    }
+
+    /// A byte of which any number in a row would all be anchors would make scans slow.
+    #[test]
+    fn no_byte_repeated_is_an_anchor() {
+        for byte in 0..=255 {
+            marks(&[byte; 200], ANCHOR_MASK, ANCHOR_BYTES, |end, _| panic!("{byte} at {end}"));
+        }
+    }
+
+    #[test]
+    fn hashes_depend_on_the_last_bytes_only() {
+        let bytes = noise(100_000, 4);
+        let mut all = Vec::new();
+        marks(&bytes, ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
+            all.push((end, hash));
+            true
+        });
+        assert!(all.len() > 50, "{}", all.len());
+        for (end, hash) in all {
+            let mut again = None;
+            marks(&bytes[end - ANCHOR_BYTES..end], ANCHOR_MASK, ANCHOR_BYTES, |_, hash| {
+                again = Some(hash);
+                true
+            });
+            assert_eq!(again, Some(hash));
+        }
+    }
+
+    /// However much is noted, what came last is known, and some of all.
+    #[test]
+    fn anchors_thin_out_evenly() {
+        let mut anchors = Anchors::new(0);
+        let all: Vec<(u64, u64)> = (1..10_000).map(|at| (mixed(at) >> 10, at * 1000)).collect();
+        for &(hash, offset) in &all {
+            anchors.insert(hash, offset, offset);
+        }
+        let known: Vec<bool> =
+            all.iter().map(|(hash, offset)| anchors.get(*hash).contains(offset)).collect();
+        let count = |part: &[bool]| part.iter().filter(|known| **known).count();
+        assert!(count(&known[9900..]) > 40, "{}", count(&known[9900..]));
+        assert!(count(&known[..5000]) > 15, "{}", count(&known[..5000]));
+    }
+
+    #[test]
+    fn recognises_what_is_worth_comparing() {
+        assert!(detect(b"--\n-- PostgreSQL database dump\n--\n"));
+        assert!(detect("-- Größe\nINSERT INTO `t` VALUES (1,'ä');\n".as_bytes()));
+        assert!(detect(b"PGDMP\x01\x0e\x00\x04\x08\x01"));
+        assert!(detect(b"SQLite format 3\0\x10\x00"));
+        assert!(!detect(b""));
+        assert!(!detect(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"));
+        assert!(!detect(&noise(4096, 1)));
+        let tar = [&[b'a'; 100][..], &[0; 157], b"ustar\x0000"].concat();
+        assert!(detect(&tar));
+    }
+
+    #[test]
+    fn an_error_ends_it() {
+        let mut reads = 0;
+        let mut read = |buffer: &mut [u8]| {
+            reads += 1;
+            buffer.fill(reads);
+            if reads < 3 { Ok(buffer.len()) } else { Err("gone") }
+        };
+        struct Nothing;
+        impl Sink<&'static str> for Nothing {
+            fn literal(&mut self, _: &[u8]) -> Result<(), &'static str> {
+                Ok(())
+            }
+
+            fn copy(&mut self, _: usize, _: u64, _: u64) -> Result<(), &'static str> {
+                Ok(())
+            }
+        }
+        let mut base = Memory(vec![1; 1 << 20]);
+        assert_eq!(weave(&mut read, &mut base, &mut Nothing), Err("gone"));
+    }
+
+    /// Noise, runs of one byte, rows, and rows that differ little.
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let run = prop_oneof![
+            (0..20_000usize, 0..4u64).prop_map(|(len, seed)| noise(len, seed)),
+            (any::<u8>(), 0..20_000usize).prop_map(|(byte, len)| vec![byte; len]),
+            (0..300u64, 0..300u64).prop_map(|(first, n)| rows(first..first + n)),
+            (0..300u64, 0..300u64, 2..9u64).prop_map(|(first, n, nth)| {
+                (first..first + n).flat_map(|id| row(id, u64::from(id % nth == 0))).collect()
+            }),
+            (vec(any::<u8>(), 1..50), 0..500usize).prop_map(|(unit, n)| unit.repeat(n)),
+        ];
+        vec(run, 0..6).prop_map(|runs| runs.concat())
+    }
+
+    /// What is done to a base: at a place, so many bytes are dropped, changed, repeated,
+    /// or moved to another place.
+    type Edit = (u8, u32, usize, u32);
+
+    fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
+        for &(what, at, len, to) in edits {
+            let at = at as usize % (bytes.len() + 1);
+            let end = bytes.len().min(at + len);
+            match what % 4 {
+                0 => drop(bytes.drain(at..end)),
+                1 => bytes[at..end].iter_mut().for_each(|byte| *byte = byte.wrapping_add(1)),
+                2 => drop(bytes.splice(at..at, noise(len, u64::from(to)))),
+                _ => {
+                    let moved: Vec<u8> = bytes.drain(at..end).collect();
+                    let to = to as usize % (bytes.len() + 1);
+                    bytes.splice(to..to, moved);
+                }
+            }
+        }
+        bytes
+    }
+
+    fn edits() -> impl Strategy<Value = Vec<Edit>> {
+        let len = prop_oneof![0..50usize, 0..3000usize, 0..100_000usize];
+        vec((any::<u8>(), any::<u32>(), len, any::<u32>()), 0..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+        #[test]
+        fn any_content_comes_out_again(
+            base in content(),
+            new in content(),
+            pieces in vec(1..200_000usize, 0..4),
+        ) {
+            weave_pieces(&mut Memory(base.clone()), &base, &new, &pieces);
+        }
+
+        #[test]
+        fn any_edit_comes_out_again(
+            base in content(),
+            edits in edits(),
+            holes in vec((any::<u32>(), 0..50_000usize), 0..3),
+            pieces in vec(1..200_000usize, 0..4),
+        ) {
+            let new = edited(base.clone(), &edits);
+            let holes = holes.into_iter().map(|(at, len)| {
+                let at = at as usize % (base.len() + 1);
+                at..base.len().min(at + len)
+            });
+            let holes = holes.collect();
+            let mut damaged = Damaged { base: Memory(base.clone()), holes, reads: 0 };
+            let rebuilt = weave_pieces(&mut damaged, &base, &new, &pieces);
+            prop_assert!(rebuilt.copies <= new.len() / MIN_COPY + 1);
+        }
+
+        /// Noise has no rows that look alike: what an edit costs is bounded.
+        #[test]
+        fn an_edit_of_noise_costs_little(seed: u64, edits in edits()) {
+            let base = noise(200_000, seed);
+            let new = edited(base.clone(), &edits);
+            let touched: usize = edits.iter().map(|edit| edit.2).sum();
+            let rebuilt = woven(&base, &new);
+            let bound = touched + 1000 * edits.len() + 9;
+            prop_assert!(cost(&rebuilt) < bound, "{} of {bound}", cost(&rebuilt));
+        }
     }
 }
