@@ -71,10 +71,6 @@ fn packs(sandbox: &Sandbox) -> Vec<PathBuf> {
     entries.filter(is_pack).collect()
 }
 
-fn pack_bytes(sandbox: &Sandbox) -> u64 {
-    packs(sandbox).iter().map(|path| path.metadata().expect("is there").len()).sum()
-}
-
 fn number(summary: &Value, name: &str) -> u64 {
     summary[name].as_u64().unwrap_or_else(|| panic!("{name} in {summary}"))
 }

@@ -139,10 +139,10 @@ pub fn entry() -> impl Strategy<Value = Entry> {
     let link = option::of((any::<u64>(), any::<u64>()));
     let xattrs = vec((text(), vec(any::<u8>(), 0..9)), 0..3);
     let device = option::of(any::<(u32, u32)>());
-    let rest = (text(), content(), link, xattrs, device);
+    let rest = (text(), content(), link, xattrs, device, 0..9u64);
     (kind, 0..=0o7777u32, owner(), stamps, rest).prop_map(|(kind, mode, owner, stamps, rest)| {
         let (mtime, ctime, inode) = stamps;
-        let (target, content, link, xattrs, device) = rest;
+        let (target, content, link, xattrs, device, unused) = rest;
         let content = if kind == Kind::File { content } else { Content::Empty };
         Entry {
             path: b"x".to_vec(),
@@ -158,6 +158,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
             xattrs,
             device,
             content,
+            unused,
         }
     })
 }

@@ -22,12 +22,13 @@ use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
 use crate::observe::Event;
 use crate::packer::Packer;
+use crate::reuse::Allowance;
 use crate::snapshot::{self, Id, Snapshot, Statistics};
 use crate::source::{self, Stat};
-use crate::store::Store;
+use crate::store::{Named, Store};
 use crate::tree::{TreeReader, TreeWriter};
 use crate::walk::{Base, Excluded, Found, Rules, Step, Walk};
-use intake::{Intake, absolute};
+use intake::{Intake, Taken, absolute};
 use parking_lot::Mutex;
 use previous::{Comparison, Previous, Recheck};
 use std::collections::{BTreeMap, HashSet};
@@ -199,7 +200,8 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     });
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
-    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude)?;
+    let allowance = allowance(parent.as_ref());
+    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude, &allowance)?;
     let recheck = Recheck { store, comparison, is_closed: parent_closed };
     let rules = Rules {
         exclude: exclude.clone(),
@@ -230,7 +232,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
         Ok(())
     };
     let is_over = AtomicBool::new(false);
-    let (root, entry_count, bytes) = std::thread::scope(|scope| {
+    let (root, totals) = std::thread::scope(|scope| {
         let observer = store.observer();
         if parent.is_none() && observer.wants_totals() {
             scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
@@ -243,7 +245,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let paths = options.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
     let seal =
         Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
-    seal.finish(store, root, (entry_count, bytes), parent_id, paths, options)
+    seal.finish(store, root, totals, parent_id, paths, options)
 }
 
 /// Refuses at once what would be refused when everything was read.
@@ -272,20 +274,18 @@ pub fn backup_stream(
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
     let exclude = Globs::new([])?.into();
-    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude)?;
     let host = &options.about.host;
     let parent = if options.force { None } else { parent(store, host, &[name])? };
     let before = match &parent {
         Some((_, parent)) => entry_at(store, &parent.root.chunk(), name),
         None => None,
     };
-    let (content, size) =
-        intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
-            intake::Trouble::Store(error) => error,
-            intake::Trouble::Source(source) => {
-                Error::Source { path: "standard input".into(), source }
-            }
-        })?;
+    let allowance = allowance(parent.as_ref());
+    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude, &allowance)?;
+    let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
+        intake::Trouble::Store(error) => error,
+        intake::Trouble::Source(source) => Error::Source { path: "standard input".into(), source },
+    })?;
     confirm()?;
     let mut tree = TreeWriter::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
@@ -295,20 +295,39 @@ pub fn backup_stream(
         tree.push(&dir, &mut put)?;
     }
     let file = Entry::new(name.to_vec(), Kind::File, 0o600);
-    let file = Entry { mtime: Some(start), content, size, ..file };
+    let Taken { content, size, unused } = taken;
+    let file = Entry { mtime: Some(start), content, size, unused, ..file };
     counters.count(&file, before.as_ref());
     tree.push(&file, &mut put)?;
     let root = tree.finish(&mut put)?;
     let seal =
         Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
     let parent = parent.map(|(id, _)| id);
-    seal.finish(store, root, (parts.len() as u64, size), parent, vec![name.to_vec()], options)
+    let totals = Totals { entries: parts.len() as u64, bytes: size, unused };
+    seal.finish(store, root, totals, parent, vec![name.to_vec()], options)
+}
+
+/// What the chunks of a snapshot after `parent` may hold without need.
+fn allowance(parent: Option<&Named>) -> Allowance {
+    parent.map_or_else(Allowance::default, |(_, parent)| {
+        Allowance::of(parent.statistics.bytes, parent.statistics.unused)
+    })
 }
 
 /// The entry at a path, if that can be read.
 fn entry_at(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Entry> {
     let get = |id: &ChunkId| store.chunk(id);
     Previous::new(Some(TreeReader::new(root, &get))).at(path)
+}
+
+/// What a tree amounts to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Totals {
+    entries: u64,
+    /// Of files.
+    bytes: u64,
+    /// Bytes of chunks that files refer to without needing them.
+    unused: u64,
 }
 
 /// The end of a backup: everything durable, then the record.
@@ -326,7 +345,7 @@ impl Sealing<'_> {
         self,
         store: &Store,
         root: ChunkId,
-        (entries, bytes): (u64, u64),
+        Totals { entries, bytes, unused }: Totals,
         parent: Option<SnapshotId>,
         paths: Vec<Vec<u8>>,
         options: &Options,
@@ -351,6 +370,7 @@ impl Sealing<'_> {
             found_by_chunk: counters.found_by_chunk.load(Relaxed),
             found_by_extent: counters.found_by_extent.load(Relaxed),
             copied_forward: counters.copied_forward.load(Relaxed),
+            unused,
         };
         let doubts = std::mem::take(&mut *counters.doubts.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
@@ -384,14 +404,14 @@ impl Sealing<'_> {
     }
 }
 
-/// Runs the threads of a backup around `produce`; returns the root of the tree,
-/// the number of entries and the sum of the files' sizes.
+/// Runs the threads of a backup around `produce`; returns the root of the tree, and
+/// what it amounts to.
 fn run_pipeline(
     intake: &Intake<'_>,
     recheck: &Recheck<'_>,
     previous: Previous<'_>,
     produce: impl FnOnce(&mut Merge<'_, '_>) -> Result<()>,
-) -> Result<(ChunkId, u64, u64)> {
+) -> Result<(ChunkId, Totals)> {
     let failure = Failure::default();
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let (job_sender, jobs) = sync_channel::<Asked>(2 * workers);
@@ -485,10 +505,10 @@ fn write_tree(
     slots: Receiver<Slot>,
     intake: &Intake<'_>,
     failure: &Failure,
-) -> Result<(ChunkId, u64, u64)> {
+) -> Result<(ChunkId, Totals)> {
     let mut tree = TreeWriter::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
-    let (mut count, mut bytes) = (0, 0u64);
+    let mut totals = Totals::default();
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,
@@ -498,9 +518,10 @@ fn write_tree(
             continue;
         }
         for entry in entries {
-            count += 1;
+            totals.entries += 1;
             // A sparse file can be so large that a few of them exceed every number.
-            bytes = bytes.saturating_add(entry.size);
+            totals.bytes = totals.bytes.saturating_add(entry.size);
+            totals.unused = totals.unused.saturating_add(entry.unused);
             if failure.note(tree.push(&entry, &mut put)).is_none() {
                 break;
             }
@@ -509,7 +530,7 @@ fn write_tree(
     if failure.is_noted() {
         return Err(Error::Interrupted); // the noted error is the one that is returned
     }
-    Ok((tree.finish(&mut put)?, count, bytes))
+    Ok((tree.finish(&mut put)?, totals))
 }
 
 impl Batch {
@@ -584,7 +605,7 @@ fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
 
 /// The snapshot to take unchanged files from: the newest of this machine with the
 /// same paths, else the newest that shares one.
-fn parent(store: &Store, host: &str, wanted: &[&[u8]]) -> Result<Option<(SnapshotId, Snapshot)>> {
+fn parent(store: &Store, host: &str, wanted: &[&[u8]]) -> Result<Option<Named>> {
     let (snapshots, damaged) = store.snapshots()?;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));

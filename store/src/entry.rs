@@ -138,6 +138,9 @@ pub struct Entry {
     pub device: Option<(u32, u32)>,
     /// What a file contains.
     pub content: Content,
+    /// Bytes of the chunks it refers to that are not its own: kept for other snapshots, or for
+    /// nobody. 0 for files that chunks were made for.
+    pub unused: u64,
 }
 
 impl Entry {
@@ -157,6 +160,7 @@ impl Entry {
             xattrs: Vec::new(),
             device: None,
             content: Content::Empty,
+            unused: 0,
         }
     }
 
@@ -227,6 +231,7 @@ mod field {
     pub const INLINE: u32 = 13;
     pub const EXTENTS: u32 = 14;
     pub const LEVEL: u32 = 15;
+    pub const UNUSED: u32 = 16;
 }
 
 type Out<'a> = Encoder<&'a mut Vec<u8>>;
@@ -252,6 +257,7 @@ impl Entry {
             + u64::from(self.hard_link.is_some())
             + u64::from(!self.xattrs.is_empty())
             + u64::from(self.device.is_some())
+            + u64::from(self.unused != 0)
             + match &self.content {
                 Content::Empty => 0,
                 Content::Inline(_) => 1,
@@ -301,6 +307,9 @@ impl Entry {
                 }
             }
         }
+        if self.unused != 0 {
+            out.u32(field::UNUSED)?.u64(self.unused)?;
+        }
         Ok(())
     }
 
@@ -322,6 +331,7 @@ impl Entry {
             match input.u32()? {
                 field::SHARED => shared = input.u64()? as usize,
                 field::SUFFIX => suffix = Some(input.bytes()?),
+                field::UNUSED => entry.unused = input.u64()?,
                 field::KIND => {
                     let byte = input.u8()?;
                     kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == byte);

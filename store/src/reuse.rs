@@ -5,9 +5,9 @@
 //! becomes slices of the chunks underneath, so a recipe never depends on another
 //! recipe; what is not becomes new chunks.
 //!
-//! Slices of chunks of which a recipe uses little keep those chunks alive. So
-//! the chunks that a recipe refers to may hold at most [`HELD_SHARE_MAX`] of its bytes;
-//! beyond that, slices of the least used ones are *copied forward* into new chunks.
+//! Slices of chunks of which a recipe uses little keep those chunks alive. So what the
+//! chunks of a file hold beyond its own bytes has a [limit](Allowance); above it, slices of
+//! the least used chunks are *copied forward* into new ones.
 
 mod base;
 mod spool;
@@ -24,6 +24,7 @@ use chunker::format::{Base, Refusal, Source, dump, git_idx, git_pack};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 pub use weaver::Reused;
 use weaver::Weaver;
 
@@ -38,8 +39,41 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Bytes read ahead where little is asked for at a time.
 const READ_AHEAD_BYTES: usize = 64 << 10;
 
-/// What the chunks of a recipe may hold, in percent of the bytes that it makes up.
-pub const HELD_SHARE_MAX: u64 = 125;
+/// Of the bytes of a file, the part that its chunks may hold besides: a fourth.
+const UNUSED_PART: u64 = 4;
+
+/// How much the chunks of all files may hold that no file of the snapshot needs.
+///
+/// A file may have [`UNUSED_PART`] of its bytes. What other files do not take of that it may
+/// have too, so that little has to be copied while most of what is backed up never changes.
+#[derive(Debug, Default)]
+pub struct Allowance {
+    left: AtomicI64,
+}
+
+impl Allowance {
+    /// What a snapshot of so many bytes leaves, of which `unused` are taken.
+    pub fn of(bytes: u64, unused: u64) -> Allowance {
+        Allowance { left: AtomicI64::new(share(bytes, unused)) }
+    }
+
+    /// A file goes away, and what it left to others with it.
+    pub fn withdraw(&self, entry: &Entry) {
+        self.left.fetch_sub(share(entry.size, entry.unused), Relaxed);
+    }
+
+    /// As much of `wanted` as there is.
+    fn take(&self, wanted: u64) -> u64 {
+        let grant = |left: i64| wanted.min(left.max(0) as u64);
+        let taken = |left| Some(left - grant(left) as i64);
+        self.left.fetch_update(Relaxed, Relaxed, taken).map_or(0, grant)
+    }
+}
+
+fn share(bytes: u64, unused: u64) -> i64 {
+    let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    number(bytes / UNUSED_PART).saturating_sub(number(unused))
+}
 
 /// What a file may have in common with files of the snapshot before.
 #[derive(Clone, Copy)]
@@ -70,6 +104,8 @@ pub struct Woven {
     pub len: u64,
     /// What it consists of.
     pub reused: Reused,
+    /// Bytes of its chunks that it does not need.
+    pub unused: u64,
 }
 
 /// Compares files with others.
@@ -83,6 +119,8 @@ pub struct Loom<'a> {
     pub cutter: Cutter,
     /// Cuts what is new of a git pack.
     pub fine_cutter: Cutter,
+    /// What chunks may hold that nobody needs.
+    pub allowance: &'a Allowance,
 }
 
 impl<'a> Loom<'a> {
@@ -160,7 +198,8 @@ impl<'a> Loom<'a> {
             at += step as u64;
         }
         let reused = Reused { by_extent: before.size, ..Reused::default() };
-        Ok(Some(Woven { recipe: recipe.clone(), len: before.size, reused }))
+        let unused = before.unused;
+        Ok(Some(Woven { recipe: recipe.clone(), len: before.size, reused, unused }))
     }
 
     fn itself<E: From<Error>>(
@@ -170,10 +209,11 @@ impl<'a> Loom<'a> {
     ) -> Result<Option<Woven>, E> {
         let reader = Reader::new(self.store);
         let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
+        self.allowance.withdraw(before);
         let resolve = base_file(&reader, before).into_iter().collect();
-        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter);
         dump::weave(next, &mut base, &mut weaver)?;
-        Ok(Some(woven(weaver)?))
+        Ok(Some(weaver.finish()?))
     }
 
     fn pack<E: From<Error> + From<io::Error>>(
@@ -190,11 +230,11 @@ impl<'a> Loom<'a> {
         let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
         let mut packs: Vec<git_pack::PackBase<'_>> =
             pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
-        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.fine_cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter);
         let index_len = index.metadata().map_err(|error| failed(error.into()))?.len();
         let (mut pack, mut index) = (FileSource::new(file, len), FileSource::new(index, index_len));
         git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
-        woven(weaver).map_err(|error| failed(error.into()))
+        weaver.finish().map_err(|error| failed(error.into()))
     }
 
     fn pack_index<E: From<Error> + From<io::Error>>(
@@ -209,19 +249,14 @@ impl<'a> Loom<'a> {
         let resolve = indexes.clone();
         let mut bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-        let mut weaver = Weaver::new(self.packer, &reader, resolve, self.fine_cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter);
         git_idx::weave(&mut FileSource::new(file, len), &mut bases, &mut weaver)?;
-        woven(weaver).map_err(|error| failed(error.into()))
+        weaver.finish().map_err(|error| failed(error.into()))
     }
 }
 
 fn failed<E>(error: E) -> Refusal<E> {
     Refusal::Failed(error)
-}
-
-fn woven(weaver: Weaver<'_>) -> Result<Woven, Error> {
-    let (recipe, len, reused) = weaver.finish()?;
-    Ok(Woven { recipe, len, reused })
 }
 
 /// The content of an entry, where it is in chunks.

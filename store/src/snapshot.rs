@@ -163,6 +163,10 @@ pub struct Statistics {
     #[n(16)]
     #[cbor(default)]
     pub copied_forward: u64,
+    /// Bytes of chunks that files refer to without needing them, summed up over all files.
+    #[n(17)]
+    #[cbor(default)]
+    pub unused: u64,
 }
 
 impl Snapshot {

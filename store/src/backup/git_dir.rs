@@ -239,6 +239,7 @@ impl Reading<'_, '_> {
         let mut taken: HashSet<Vec<u8>> = HashSet::new();
         let mut last = Vec::new();
         let mut is_settled = false;
+        self.withdraw_gone();
         for _ in 0..ROUNDS_MAX {
             // A pack that went away while it was looked at has a successor that may be
             // newer than the listing.
@@ -271,6 +272,18 @@ impl Reading<'_, '_> {
         }
         self.rest_of_pack_dir(&last, &taken)?;
         Ok(last.into_iter().map(|found| found.path).collect())
+    }
+
+    /// What packs that are gone left to others is gone too.
+    fn withdraw_gone(&self) {
+        let listed = self.scan(Phase::Packs).0;
+        let listed: HashSet<&[u8]> = listed.iter().map(|found| &found.path[..]).collect();
+        let dir = join(self.path, b"objects/pack/");
+        let gone = self
+            .previous
+            .values()
+            .filter(|entry| entry.path.starts_with(&dir) && !listed.contains(&entry.path[..]));
+        gone.for_each(|entry| self.intake.withdraw(entry));
     }
 
     /// Takes the commit-graphs if they are what they were `before` all else was read,

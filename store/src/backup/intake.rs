@@ -7,7 +7,7 @@ use crate::limits;
 use crate::observe::{Event, Observer};
 use crate::packer::{Packer, Stored};
 use crate::recipe::{Extent, RecipeWriter};
-use crate::reuse::{Like, Loom, Woven};
+use crate::reuse::{Allowance, Like, Loom, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat};
 use crate::store::Store;
@@ -18,6 +18,7 @@ use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -36,6 +37,8 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// Git packs and indexes of fewer bytes are cut finer: most of a small pack is put into a
 /// larger one soon, and what is not can then be given up.
 const FINE_BYTES_MAX: u64 = 4 << 20;
+/// Files of several names whose content is remembered, in each of several places.
+const LINKED_MAX: usize = 1024;
 /// Bytes that one core reads at once of a region.
 const READ_BYTES: usize = 2 << 20;
 
@@ -73,7 +76,22 @@ pub struct Intake<'a> {
     loom: Loom<'a>,
     /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
     region: Mutex<MmapMut>,
+    /// Files of several names that were read. A lock is held while one is read.
+    linked: [Mutex<Linked>; 16],
 }
+
+/// What was read of a file.
+#[derive(Debug, Clone, Default)]
+pub struct Taken {
+    pub content: Content,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of its chunks that it does not need.
+    pub unused: u64,
+}
+
+/// The content of files of several names, by device and inode.
+type Linked = HashMap<(u64, u64), (Stat, Taken)>;
 
 thread_local! {
     static WINDOW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -86,6 +104,7 @@ impl<'a> Intake<'a> {
         observer: &'a dyn Observer,
         counters: &'a Counters,
         exclude: &'a Excluded,
+        allowance: &'a Allowance,
     ) -> Result<Intake<'a>> {
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
@@ -94,8 +113,17 @@ impl<'a> Intake<'a> {
         let sizes = store.config.parameters();
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
-        let loom = Loom { store, packer, cutter, fine_cutter };
-        Ok(Intake { packer, observer, counters, exclude, owners, loom, region })
+        let loom = Loom { store, packer, cutter, fine_cutter, allowance };
+        Ok(Intake {
+            packer,
+            observer,
+            counters,
+            exclude,
+            owners,
+            loom,
+            region,
+            linked: Default::default(),
+        })
     }
 
     /// The entry of a found thing, or nothing if it is gone or cannot be read,
@@ -148,6 +176,11 @@ impl<'a> Intake<'a> {
         }
     }
 
+    /// What this file of the snapshot before left to others is to be used no more.
+    pub fn withdraw(&self, entry: &Entry) {
+        self.loom.allowance.withdraw(entry);
+    }
+
     /// Reports a path that is missing from the snapshot.
     pub fn unreadable(&self, path: &[u8], error: &io::Error) {
         self.counters.unreadable.fetch_add(1, Relaxed);
@@ -177,13 +210,12 @@ impl<'a> Intake<'a> {
             return Err(Trouble::Source(io::Error::other("it was replaced by something else")));
         }
         let xattrs = source::xattrs_open(file)?;
-        let (content, size) = self.content(path, file, &stat, like, previous)?;
-        self.counters.bytes_read.fetch_add(size, Relaxed);
+        let Taken { content, size, unused } = self.once(path, file, &stat, like, previous)?;
         if size != stat.size || !source::stat_open(file)?.is_same_content(&stat) {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
             self.observer.event(Event::ChangedWhileRead(absolute(path)));
         }
-        Ok(Entry { content, size, ..self.metadata(path, &stat, xattrs) })
+        Ok(Entry { content, size, unused, ..self.metadata(path, &stat, xattrs) })
     }
 
     /// Everything but files.
@@ -232,6 +264,37 @@ impl<'a> Intake<'a> {
         }
     }
 
+    /// The content of a file. One that has several names is read once: what it is compared
+    /// with differs from name to name, and all of them must have the same recipe to be
+    /// known as names of one file.
+    fn once(
+        &self,
+        path: &[u8],
+        file: &File,
+        stat: &Stat,
+        like: Like<'_>,
+        previous: Option<&Entry>,
+    ) -> Result<Taken, Trouble> {
+        if stat.names < 2 {
+            return self.content(path, file, stat, like, previous);
+        }
+        let key = (stat.device, stat.inode);
+        let shard = &self.linked[stat.inode as usize % self.linked.len()];
+        let mut known = shard.lock();
+        match known.get(&key) {
+            Some((of, taken)) if of.is_same_content(stat) => return Ok(taken.clone()),
+            // A file of many names among too many others is the same whoever reads it.
+            None if known.len() >= LINKED_MAX => {
+                drop(known);
+                return self.content(path, file, stat, Like::Nothing, None);
+            }
+            _ => {}
+        }
+        let taken = self.content(path, file, stat, like, previous)?;
+        known.insert(key, (*stat, taken.clone()));
+        Ok(taken)
+    }
+
     /// Reads a file up to the size it had when it was opened; returns how much that was.
     fn content(
         &self,
@@ -240,17 +303,17 @@ impl<'a> Intake<'a> {
         stat: &Stat,
         like: Like<'_>,
         previous: Option<&Entry>,
-    ) -> Result<(Content, u64), Trouble> {
+    ) -> Result<Taken, Trouble> {
         let is_sparse = stat.allocated_bytes < stat.size;
         if stat.size == 0 {
-            return Ok((Content::Empty, 0));
+            return Ok(Taken::default());
         }
         if stat.size <= limits::INLINE_BYTES_MAX as u64 && !is_sparse {
             let mut bytes = vec![0; stat.size as usize];
             let len = read_full(file, &mut bytes, 0)?;
             bytes.truncate(len);
             let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
-            return Ok((content, len as u64));
+            return Ok(self.taken(content, len as u64, 0));
         }
         if !is_sparse && let Some(woven) = self.woven(path, file, stat.size, like, previous)? {
             return Ok(woven);
@@ -265,10 +328,8 @@ impl<'a> Intake<'a> {
             self.run(file, 0, stat.size, cutter, &mut recipe)?;
         }
         let size = recipe.len();
-        if size == 0 {
-            return Ok((Content::Empty, 0));
-        }
-        Ok((Content::Recipe(recipe.finish(&mut |bytes| self.put_metadata(bytes))?), size))
+        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
     /// The content as far as the snapshot before has it, if that can be told.
@@ -279,7 +340,7 @@ impl<'a> Intake<'a> {
         len: u64,
         like: Like<'_>,
         previous: Option<&Entry>,
-    ) -> Result<Option<(Content, u64)>, Trouble> {
+    ) -> Result<Option<Taken>, Trouble> {
         match self.loom.file(file, len, previous, like) {
             Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
             Err(Refusal::Failed(trouble)) => Err(trouble),
@@ -292,12 +353,18 @@ impl<'a> Intake<'a> {
         }
     }
 
-    fn count_woven(&self, woven: Woven) -> (Content, u64) {
-        let Woven { recipe, len, reused } = woven;
+    fn taken(&self, content: Content, size: u64, unused: u64) -> Taken {
+        self.counters.bytes_read.fetch_add(size, Relaxed);
+        let content = if size == 0 { Content::Empty } else { content };
+        Taken { content, size, unused }
+    }
+
+    fn count_woven(&self, woven: Woven) -> Taken {
+        let Woven { recipe, len, reused, unused } = woven;
         self.counters.found_by_extent.fetch_add(reused.by_extent, Relaxed);
         self.counters.found_by_chunk.fetch_add(reused.by_chunk, Relaxed);
         self.counters.copied_forward.fetch_add(reused.copied_forward, Relaxed);
-        (if len == 0 { Content::Empty } else { Content::Recipe(recipe) }, len)
+        self.taken(Content::Recipe(recipe), len, unused)
     }
 
     fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), Trouble> {
@@ -397,18 +464,12 @@ impl<'a> Intake<'a> {
 
     /// The content of a stream that can be read once only, and its length. `before` is
     /// what it was in the snapshot before.
-    pub fn stream(
-        &self,
-        input: &mut dyn Read,
-        before: Option<&Entry>,
-    ) -> Result<(Content, u64), Trouble> {
+    pub fn stream(&self, input: &mut dyn Read, before: Option<&Entry>) -> Result<Taken, Trouble> {
         let mut watched = Watched { input, observer: self.observer };
         if let Some(before) = before
             && let Some(woven) = self.loom.stream::<Trouble>(&mut watched, before)?
         {
-            let (content, size) = self.count_woven(woven);
-            self.counters.bytes_read.fetch_add(size, Relaxed);
-            return Ok((content, size));
+            return Ok(self.count_woven(woven));
         }
         let mut recipe = RecipeWriter::default();
         let mut region = self.region.lock();
@@ -417,9 +478,8 @@ impl<'a> Intake<'a> {
             Ok((read, read < space.len()))
         })?;
         let size = recipe.len();
-        self.counters.bytes_read.fetch_add(size, Relaxed);
         let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
-        Ok((if size == 0 { Content::Empty } else { Content::Recipe(recipe) }, size))
+        Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
     fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {

@@ -239,7 +239,8 @@ pub(super) type LinkKey = [u8; 32];
 pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
     let device = entry.hard_link?.device;
     // Not what differs between names, or changes when another name comes or goes.
-    let alike = Entry { path: b"-".to_vec(), ctime: None, hard_link: None, ..entry.clone() };
+    let path = b"-".to_vec();
+    let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..entry.clone() };
     let mut bytes = Vec::new();
     alike.encode(b"", 0, &mut bytes);
     let mut hasher = blake3::Hasher::new();

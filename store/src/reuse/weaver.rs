@@ -1,11 +1,11 @@
 //! From what a format says of a file to its recipe.
 
 use super::spool::{Piece, Spool};
-use super::{BaseFile, HELD_SHARE_MAX, Reader};
+use super::{Allowance, BaseFile, Loom, Reader, UNUSED_PART, Woven};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::packer::Packer;
-use crate::recipe::{Extent, Recipe, RecipeWriter};
+use crate::recipe::{Extent, RecipeWriter};
 use crate::segment::Kind;
 use chunker::Cutter;
 use chunker::format::Sink;
@@ -28,6 +28,7 @@ pub struct Reused {
 /// Takes what a format says and makes a recipe of it.
 pub struct Weaver<'a> {
     packer: &'a Packer<'a>,
+    allowance: &'a Allowance,
     reader: &'a Reader<'a>,
     bases: Vec<BaseFile<'a>>,
     recipe: RecipeWriter,
@@ -37,6 +38,8 @@ pub struct Weaver<'a> {
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
     reused: Reused,
+    /// Bytes of chunks that the stretches before do not need.
+    unused: u64,
 }
 
 /// A chunk of a base.
@@ -62,15 +65,17 @@ struct Literals<'a> {
 impl<'a> Weaver<'a> {
     /// A weaver whose copies are of `bases`, by number, and which cuts with `cutter`.
     pub fn new(
-        packer: &'a Packer<'a>,
+        loom: &Loom<'a>,
         reader: &'a Reader<'a>,
         bases: Vec<BaseFile<'a>>,
         cutter: Cutter,
     ) -> Weaver<'a> {
+        let packer = loom.packer;
         let (pending, chunks) = (Vec::new(), Vec::new());
         let literals = Literals { packer, cutter, pending, chunks, len: 0, by_chunk: 0 };
         Weaver {
             packer,
+            allowance: loom.allowance,
             reader,
             bases,
             recipe: RecipeWriter::default(),
@@ -79,16 +84,17 @@ impl<'a> Weaver<'a> {
             chunks: Vec::new(),
             numbers: HashMap::new(),
             reused: Reused::default(),
+            unused: 0,
         }
     }
 
-    /// The recipe of everything told, its length, and where it came from.
-    pub fn finish(mut self) -> Result<(Recipe, u64, Reused)> {
+    /// The recipe of everything told.
+    pub fn finish(mut self) -> Result<Woven> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
         let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
         let reused = Reused { by_chunk: self.literals.by_chunk, ..self.reused };
-        Ok((recipe, len, reused))
+        Ok(Woven { recipe, len, reused, unused: self.unused })
     }
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<()> {
@@ -139,21 +145,24 @@ impl<'a> Weaver<'a> {
 
     /// Chooses the chunks whose slices are copied forward, the least used first.
     fn choose(&mut self) {
+        // A chunk can be used twice.
+        let unused_of = |chunk: &Referred| chunk.len.saturating_sub(chunk.used);
         let used: u64 = self.chunks.iter().map(|chunk| chunk.used).sum();
-        let len: u64 = self.chunks.iter().map(|chunk| chunk.len).sum();
-        let limit = (used + self.literals.len) / 100 * HELD_SHARE_MAX;
-        let mut held = len + self.literals.len;
+        let mut unused: u64 = self.chunks.iter().map(unused_of).sum();
+        let own = (used + self.literals.len) / UNUSED_PART;
+        let limit = own + self.allowance.take(unused.saturating_sub(own));
         let mut order: Vec<usize> = (0..self.chunks.len()).collect();
         let share = |chunk: &Referred| (chunk.used << 16) / chunk.len.max(1);
         order.sort_by_key(|n| share(&self.chunks[*n]));
         for n in order {
-            if held <= limit {
+            if unused <= limit {
                 break;
             }
             let chunk = &mut self.chunks[n];
             chunk.is_copied_forward = true;
-            held = (held + chunk.used).saturating_sub(chunk.len);
+            unused -= unused_of(chunk);
         }
+        self.unused += unused;
     }
 
     fn copy_forward(&mut self) -> Result<()> {
