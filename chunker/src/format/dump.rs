@@ -170,13 +170,13 @@ impl<E> Weaver<'_, E> {
             let len = self.base.read(start, &mut self.window[..here + level.width + STRONG]);
             let base = Window { bytes: &self.window[..len], start, here: here.min(len) };
             let found = nearest(self.tape.ahead(), &base, level, &mut self.slots);
-            best = best.into_iter().chain(found).max_by_key(|found| found.worth(self.place));
+            best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
         }
         let Some(mut found) = best else {
             return Ok(false);
         };
         if !found.is_strong() {
-            found = self.peek()?.filter(|far| !found.leads_to(far)).unwrap_or(found);
+            found = self.peek()?.filter(|far| !found.precedes(far)).unwrap_or(found);
         }
         self.take(found, true)?;
         Ok(true)
@@ -312,10 +312,17 @@ impl Match {
         self.len.min(STRONG) as i64 - self.new as i64 - self.shift(place) as i64 / 16
     }
 
-    /// Whether who goes on after this match may well come to the other one.
-    fn leads_to(&self, other: &Match) -> bool {
-        let new = other.new.saturating_sub(self.new);
-        self.new < other.new && other.base.abs_diff(self.base + new as u64) <= new as u64 / 8
+    /// Whether it begins before the other in both files, by what is worth a copy. The end
+    /// may be common to both, as rows often end alike.
+    fn precedes(&self, other: &Match) -> bool {
+        self.new + MIN_COPY <= other.new && self.base + MIN_COPY as u64 <= other.base
+    }
+
+    /// The one to take. If it precedes the other, that is still there afterwards.
+    fn or(self, other: Match, place: u64) -> Match {
+        let is_first = other.precedes(&self)
+            || !self.precedes(&other) && other.worth(place) > self.worth(place);
+        if is_first { other } else { self }
     }
 }
 
@@ -379,8 +386,8 @@ fn nearest(new: &[u8], base: &Window, level: &Level, slots: &mut Vec<u64>) -> Op
             return true;
         }
         compared = end + after;
-        best = best.into_iter().chain([found]).max_by_key(|found| found.worth(place));
-        found.len < STRONG
+        best = Some(best.map_or(found, |best| best.or(found, place)));
+        !found.is_strong()
     });
     best
 }
