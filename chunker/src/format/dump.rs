@@ -432,10 +432,12 @@ const ANCHOR_BYTES: usize = 64;
 /// Tells the end and the hash of each place whose last bytes have a hash with none of the
 /// bits of `mask`, until told to stop.
 fn marks(bytes: &[u8], mask: u64, len: usize, mut found: impl FnMut(usize, u64) -> bool) {
-    let mut hash = 0_u64;
-    for (at, &byte) in bytes.iter().enumerate() {
-        hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
-        if hash & mask == 0 && at + 1 >= len && !found(at + 1, hash) {
+    let (first, rest) = bytes.split_at(bytes.len().min(len - 1));
+    let roll = |hash: u64, byte: &u8| (hash << 1).wrapping_add(GEAR[usize::from(*byte)]);
+    let mut hash = first.iter().fold(0, roll);
+    for (at, byte) in rest.iter().enumerate() {
+        hash = roll(hash, byte);
+        if hash & mask == 0 && !found(len + at, hash) {
             return;
         }
     }
