@@ -31,9 +31,10 @@ const MIN_COPY: usize = 32;
 const STRONG: usize = 1024;
 /// The windows searched nearby, one after the other. The wider, the fewer marks, as only
 /// longer matches are of use there.
-const LEVELS: [Level; 3] = [
-    Level { width: 512, pause: 128, mark_bits: 3 },
-    Level { width: 4 << 10, pause: 2 << 10, mark_bits: 4 },
+const LEVELS: [Level; 4] = [
+    Level { width: 128, pause: 32, mark_bits: 3 },
+    Level { width: 512, pause: 256, mark_bits: 3 },
+    Level { width: 4 << 10, pause: 4 << 10, mark_bits: 4 },
     Level { width: WIDEST, pause: WIDEST, mark_bits: 6 },
 ];
 const WIDEST: usize = 32 << 10;
@@ -141,7 +142,7 @@ impl<E> Weaver<'_, E> {
     fn go_in_step(&mut self) -> Result<(), E> {
         let alike = self.base.common_prefix(self.place, self.tape.ahead());
         if alike >= MIN_COPY || self.tape.is_copied_up_to(self.place) {
-            self.take(Match { new: 0, base: self.place, len: alike }, true)?;
+            self.take(Match::new(0, self.place, alike), true)?;
         }
         Ok(())
     }
@@ -161,7 +162,7 @@ impl<E> Weaver<'_, E> {
         }
         let mut best: Option<Match> = None;
         for (level, try_again) in LEVELS.iter().zip(&mut self.try_again) {
-            if *try_again > position || best.is_some_and(|found| found.is_strong()) {
+            if *try_again > position || best.is_some_and(|found| found.is_sure) {
                 continue;
             }
             *try_again = position + level.pause as u64;
@@ -170,13 +171,13 @@ impl<E> Weaver<'_, E> {
             let len = self.base.read(start, &mut self.window[..here + level.width + STRONG]);
             let base = Window { bytes: &self.window[..len], start, here: here.min(len) };
             let found = nearest(self.tape.ahead(), &base, level, &mut self.slots);
-            best = best.into_iter().chain(found).max_by_key(|found| found.worth(self.place));
+            best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
         }
         let Some(mut found) = best else {
             return Ok(false);
         };
-        if !found.is_strong() {
-            found = self.peek()?.filter(|far| !found.leads_to(far)).unwrap_or(found);
+        if !found.is_sure {
+            found = self.peek()?.filter(|far| !found.precedes(far)).unwrap_or(found);
         }
         self.take(found, true)?;
         Ok(true)
@@ -191,7 +192,7 @@ impl<E> Weaver<'_, E> {
         self.peek_again = self.tape.position() + STRIDE as u64;
         self.tape.fill(STRIDE + STRONG)?;
         self.scan_ahead();
-        Ok(self.search_anchors(STRIDE, Match::is_strong))
+        Ok(self.search_anchors(STRIDE, |found| found.is_sure))
     }
 
     /// Passes new bytes until one of the anchors in them leads to a place to go on from.
@@ -206,7 +207,7 @@ impl<E> Weaver<'_, E> {
                 self.tape.pass(STEP.min(self.tape.ahead().len()));
                 continue;
             };
-            let is_to_follow = found.is_strong() || found.shift(self.place) <= NEAR;
+            let is_to_follow = found.is_sure || found.shift(self.place) <= NEAR;
             self.take(found, is_to_follow)?;
             if is_to_follow {
                 return Ok(());
@@ -241,7 +242,7 @@ impl<E> Weaver<'_, E> {
             let before = common_suffix(self.base, base, known, &mut self.window);
             let len = before + after;
             if len >= MIN_COPY && best.is_none_or(|best| len > best.len) {
-                best = Some(Match { new: new - before, base: base - before as u64, len });
+                best = Some(Match::new(new - before, base - before as u64, len));
             }
         }
         best
@@ -294,11 +295,13 @@ struct Match {
     new: usize,
     base: u64,
     len: usize,
+    /// Whether it is strong, or one that is strong was seen after it.
+    is_sure: bool,
 }
 
 impl Match {
-    fn is_strong(&self) -> bool {
-        self.len >= STRONG
+    fn new(new: usize, base: u64, len: usize) -> Match {
+        Match { new, base, len, is_sure: len >= STRONG }
     }
 
     /// How far it is from where it would be had nothing come or gone.
@@ -312,10 +315,24 @@ impl Match {
         self.len.min(STRONG) as i64 - self.new as i64 - self.shift(place) as i64 / 16
     }
 
-    /// Whether who goes on after this match may well come to the other one.
-    fn leads_to(&self, other: &Match) -> bool {
-        let new = other.new.saturating_sub(self.new);
-        self.new < other.new && other.base.abs_diff(self.base + new as u64) <= new as u64 / 8
+    /// Whether it begins before the other in both files, by what is worth a copy. The end
+    /// may be common to both, as rows often end alike.
+    fn precedes(&self, other: &Match) -> bool {
+        self.new + MIN_COPY <= other.new && self.base + MIN_COPY as u64 <= other.base
+    }
+
+    /// The one to take. If it precedes the other, that is still there afterwards.
+    fn or(self, other: Match, place: u64) -> Match {
+        let is_sure = self.is_sure || other.is_sure;
+        if self.precedes(&other) {
+            Match { is_sure, ..self }
+        } else if other.precedes(&self) {
+            Match { is_sure, ..other }
+        } else if (other.is_sure, other.worth(place)) > (self.is_sure, self.worth(place)) {
+            other
+        } else {
+            self
+        }
     }
 }
 
@@ -370,17 +387,14 @@ fn nearest(new: &[u8], base: &Window, level: &Level, slots: &mut Vec<u64>) -> Op
         let found = (found & SEVERAL) as usize;
         let after = alike(&new[end..], &base.bytes[found..]);
         let before = alike_backwards(&new[end.saturating_sub(STRONG)..end], &base.bytes[..found]);
-        let found = Match {
-            new: end - before,
-            base: base.start + (found - before) as u64,
-            len: before + after,
-        };
+        let found = (found - before) as u64;
+        let found = Match::new(end - before, base.start + found, before + after);
         if found.len < MIN_COPY || found.shift(place) > 16 * found.len as u64 {
             return true;
         }
         compared = end + after;
-        best = best.into_iter().chain([found]).max_by_key(|found| found.worth(place));
-        found.len < STRONG
+        best = Some(best.map_or(found, |best| best.or(found, place)));
+        !found.is_sure
     });
     best
 }
@@ -425,10 +439,12 @@ const ANCHOR_BYTES: usize = 64;
 /// Tells the end and the hash of each place whose last bytes have a hash with none of the
 /// bits of `mask`, until told to stop.
 fn marks(bytes: &[u8], mask: u64, len: usize, mut found: impl FnMut(usize, u64) -> bool) {
-    let mut hash = 0_u64;
-    for (at, &byte) in bytes.iter().enumerate() {
-        hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
-        if hash & mask == 0 && at + 1 >= len && !found(at + 1, hash) {
+    let (first, rest) = bytes.split_at(bytes.len().min(len - 1));
+    let roll = |hash: u64, byte: &u8| (hash << 1).wrapping_add(GEAR[usize::from(*byte)]);
+    let mut hash = first.iter().fold(0, roll);
+    for (at, byte) in rest.iter().enumerate() {
+        hash = roll(hash, byte);
+        if hash & mask == 0 && !found(len + at, hash) {
             return;
         }
     }
