@@ -46,18 +46,27 @@ CREATE INDEX ON ci_builds (project_id, status);
 # Share of the dump's bytes per table; users, projects and routes are counted by rows.
 SHARES = {"issues": 0.14, "merge_requests": 0.12, "notes": 0.52, "ci_builds": 0.22}
 
-# About one row in twenty changes between the two nights, scattered over the table.
+UPDATED = ["users", "projects", "issues", "merge_requests", "notes", "ci_builds"]
+
 UPDATES = """
-UPDATE users SET sign_in_count = sign_in_count + 1, current_sign_in_at = '2025-03-02 02:11:09' WHERE id * 7919 % 20 = 3;
-UPDATE projects SET last_activity_at = '2025-03-02 01:00:00', star_count = star_count + 1 WHERE id * 7919 % 20 = 3;
-UPDATE issues SET state_id = 2, updated_at = '2025-03-02 00:30:00' WHERE id * 7919 % 20 = 3;
+UPDATE users SET sign_in_count = sign_in_count + 1, current_sign_in_at = '2025-03-02 02:11:09' WHERE {where};
+UPDATE projects SET last_activity_at = '2025-03-02 01:00:00', star_count = star_count + 1 WHERE {where};
+UPDATE issues SET state_id = 2, updated_at = '2025-03-02 00:30:00' WHERE {where};
 UPDATE merge_requests SET state_id = 3, merge_commit_sha = md5(id::text) || '00000000', updated_at = '2025-03-02 00:40:00'
-  WHERE id * 7919 % 20 = 3;
+  WHERE {where};
 UPDATE notes SET note = note || E'\\n\\nEdited: ' || reverse(left(note, 60)), updated_at = '2025-03-02 00:50:00'
-  WHERE id * 7919 % 20 = 3;
-UPDATE ci_builds SET status = 'success', finished_at = '2025-03-02 01:10:00' WHERE id * 7919 % 20 = 3;
+  WHERE {where};
+UPDATE ci_builds SET status = 'success', finished_at = '2025-03-02 01:10:00' WHERE {where};
 VACUUM;
 """
+
+# About one row in twenty changes between the two nights, scattered over the table.
+SCATTERED = "id * 7919 % 20 = 3"
+
+
+def updates(where):
+    """SQL that changes these rows of each table in UPDATED."""
+    return UPDATES.replace("{where}", where)
 
 
 class Rows:
@@ -131,7 +140,7 @@ class Cluster:
                 shutil.chown(d, "nobody", "nogroup")
         self.env = {"PATH": os.environ["PATH"], "LC_ALL": "C", "TZ": "UTC", "HOME": self.base,
                     "PGHOST": self.sock, "PGUSER": "postgres"}
-        self.proc = None
+        self.proc = self.log = None
 
     def run(self, *argv, **kw):
         p = subprocess.run([*argv], env=self.env, cwd=self.base, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **kw)
@@ -139,6 +148,14 @@ class Cluster:
             raise SystemExit(f"failed: {' '.join(argv)}\n{p.stderr.decode(errors='replace')}")
 
     def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self):
         data = os.path.join(self.base, "data")
         self.run(*self.user, f"{self.bin}/initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
                  "--locale=C", "-N")
@@ -157,13 +174,13 @@ class Cluster:
                 raise SystemExit("PostgreSQL did not start:\n" + open(self.log.name).read())
             time.sleep(0.2)
         self.run(f"{self.bin}/createdb", NAME)
-        return self
 
     def __exit__(self, *_):
         if self.proc and self.proc.poll() is None:
             self.proc.send_signal(signal.SIGINT)  # the "fast" shutdown, of our own process only
             self.proc.wait()
-        self.log.close()
+        if self.log:
+            self.log.close()
         shutil.rmtree(self.base, ignore_errors=True)
         shutil.rmtree(self.sock, ignore_errors=True)
 
@@ -177,11 +194,20 @@ class Cluster:
         self.sql(f"\\copy {table} from '{path}'")
         os.unlink(path)
 
-    def dump(self, path):
+    def output(self, text):
+        """What a query prints."""
+        argv = [f"{self.bin}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", NAME, "-c", text]
+        p = subprocess.run(argv, env=self.env, cwd=self.base, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if p.returncode:
+            raise SystemExit(f"failed: {' '.join(argv)}\n{p.stderr.decode(errors='replace')}")
+        return p.stdout
+
+    def dump(self, path, *options):
+        """Write a dump: plain, or as these options of pg_dump say."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        argv = [f"{self.bin}/pg_dump", "-d", NAME, "-f", path]
-        # Newer releases write a random key into each dump unless they are given one.
-        if b"--restrict-key" in subprocess.run([f"{self.bin}/pg_dump", "--help"], stdout=subprocess.PIPE).stdout:
+        argv = [f"{self.bin}/pg_dump", "-d", NAME, "-f", path, *options]
+        # Newer releases write a random key into each plain dump unless they are given one.
+        if not options and b"--restrict-key" in subprocess.run([f"{self.bin}/pg_dump", "--help"], stdout=subprocess.PIPE).stdout:
             argv.append("--restrict-key=forge")
         self.run(*argv)
 
@@ -210,7 +236,7 @@ def make(day1, day2, size, projects, near, seed=11):
         for table, share in SHARES.items():
             pg.load(table, some(table, bytes_wanted=rest * share))
         pg.dump(day1)
-        pg.sql(UPDATES)
+        pg.sql(updates(SCATTERED))
         for table in list(SHARES):
             pg.load(table, some(table, rows_wanted=max(1, counts[table] // 100)))
         pg.dump(day2)
