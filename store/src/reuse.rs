@@ -30,6 +30,11 @@ use weaver::Weaver;
 
 /// Files of fewer bytes are not compared with anything.
 const COMPARED_BYTES_MIN: u64 = 8 << 10;
+/// Bytes that the slices of a dump should have on average. More of them would make
+/// recipes long and restores slow, fewer would have more copied forward.
+const ROWS_BYTES: u64 = 2 << 10;
+/// The same for git packs, whose entries are that short by themselves.
+const ENTRY_BYTES: u64 = 400;
 /// Most bases that a file is compared with.
 pub const BASES_MAX: usize = 64;
 /// Bytes of a file in which its format is looked for.
@@ -211,7 +216,7 @@ impl<'a> Loom<'a> {
         let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
         self.allowance.withdraw(before);
         let resolve = base_file(&reader, before).into_iter().collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter, ROWS_BYTES);
         dump::weave(next, &mut base, &mut weaver)?;
         Ok(Some(weaver.finish()?))
     }
@@ -230,7 +235,7 @@ impl<'a> Loom<'a> {
         let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
         let mut packs: Vec<git_pack::PackBase<'_>> =
             pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRY_BYTES);
         let index_len = index.metadata().map_err(|error| failed(error.into()))?.len();
         let (mut pack, mut index) = (FileSource::new(file, len), FileSource::new(index, index_len));
         git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
@@ -249,7 +254,7 @@ impl<'a> Loom<'a> {
         let resolve = indexes.clone();
         let mut bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRY_BYTES);
         git_idx::weave(&mut FileSource::new(file, len), &mut bases, &mut weaver)?;
         weaver.finish().map_err(|error| failed(error.into()))
     }

@@ -1,15 +1,17 @@
 //! What a file was found to be, kept until all of it is known.
 //!
-//! Which slices are worth referring to is seen at the end of a file; until then
-//! its pieces wait here, most of them in a nameless file of the store.
+//! Which slices are worth referring to is seen at the end of a file; until then its pieces
+//! wait here, and the bytes that no base has, most of both in nameless files of the store.
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 
 /// Pieces in memory.
 const MEMORY_PIECES: usize = 64 << 10;
+/// Bytes of literal pieces in memory.
+const LITERAL_MEMORY_BYTES: usize = 1 << 20;
 /// Bytes of a piece in the file.
 const PIECE_BYTES: usize = 12;
 
@@ -26,6 +28,13 @@ pub enum Piece {
 const LITERAL: u32 = u32::MAX;
 
 impl Piece {
+    /// Bytes of the file.
+    pub fn len(self) -> u64 {
+        match self {
+            Piece::Slice { len, .. } | Piece::Literal { len } => u64::from(len),
+        }
+    }
+
     fn to_bytes(self) -> [u8; PIECE_BYTES] {
         let (chunk, offset, len) = match self {
             Piece::Slice { chunk, offset, len } => (chunk, offset, len),
@@ -71,27 +80,48 @@ pub struct Spool<'a> {
     backend: &'a dyn Backend,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
+    /// Bytes of the literal pieces, one after the other: those in the file ...
+    literal_file: Option<File>,
+    /// ... and those after them.
+    literal_memory: Vec<u8>,
 }
 
 impl<'a> Spool<'a> {
     /// An empty one, which may need room in the store.
     pub fn new(backend: &'a dyn Backend) -> Spool<'a> {
-        Spool { backend, file: None, memory: Vec::new() }
+        let (file, literal_file) = (None, None);
+        Spool { backend, file, memory: Vec::new(), literal_file, literal_memory: Vec::new() }
     }
 
-    /// Appends a piece.
-    pub fn push(&mut self, piece: Piece) -> Result<()> {
+    /// Appends a slice of the chunk with this number.
+    pub fn slice(&mut self, chunk: u32, offset: u32, len: u32) -> Result<()> {
+        self.push(Piece::Slice { chunk, offset, len }).map_err(no_room())
+    }
+
+    /// Appends bytes that no base has.
+    pub fn literal(&mut self, bytes: &[u8]) -> Result<()> {
+        for part in bytes.chunks(LITERAL_MEMORY_BYTES) {
+            if self.literal_memory.len() + part.len() > LITERAL_MEMORY_BYTES {
+                self.spill_literals().map_err(no_room())?;
+            }
+            self.literal_memory.extend_from_slice(part);
+            self.push(Piece::Literal { len: part.len() as u32 }).map_err(no_room())?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, piece: Piece) -> io::Result<()> {
         if self.memory.last_mut().is_some_and(|last| last.join(piece)) {
             return Ok(());
         }
         if self.memory.len() >= MEMORY_PIECES {
-            self.spill().map_err(Error::store_write("scratch space in tmp"))?;
+            self.spill()?;
         }
         self.memory.push(piece);
         Ok(())
     }
 
-    fn spill(&mut self) -> std::io::Result<()> {
+    fn spill(&mut self) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(BufWriter::new(self.backend.scratch()?)),
@@ -102,29 +132,65 @@ impl<'a> Spool<'a> {
         Ok(())
     }
 
+    fn spill_literals(&mut self) -> io::Result<()> {
+        let file = match &mut self.literal_file {
+            Some(file) => file,
+            none => none.insert(self.backend.scratch()?),
+        };
+        file.write_all(&self.literal_memory)?;
+        self.literal_memory.clear();
+        Ok(())
+    }
+
     /// Calls `each` for all pieces in order.
     pub fn replay(&mut self, mut each: impl FnMut(Piece) -> Result<()>) -> Result<()> {
         if let Some(file) = &mut self.file {
-            let fail = |error| Error::store_write("scratch space in tmp")(error);
-            file.flush().map_err(fail)?;
+            file.flush().map_err(no_room())?;
             let file = file.get_mut();
-            let len = file.stream_position().map_err(fail)?;
-            file.rewind().map_err(fail)?;
+            let len = file.stream_position().map_err(no_room())?;
+            file.rewind().map_err(no_room())?;
             let mut reader = BufReader::new(&mut *file);
             let mut bytes = [0; PIECE_BYTES];
             for _ in 0..len / PIECE_BYTES as u64 {
-                reader.read_exact(&mut bytes).map_err(fail)?;
+                reader.read_exact(&mut bytes).map_err(no_room())?;
                 each(Piece::from_bytes(bytes))?;
             }
         }
         self.memory.iter().try_for_each(|piece| each(*piece))
     }
 
+    /// The same, with a reader of the bytes of literal pieces, from the first on.
+    pub fn replay_with_literals(
+        &mut self,
+        mut each: impl FnMut(Piece, &mut dyn Read) -> Result<()>,
+    ) -> Result<()> {
+        let memory = std::mem::take(&mut self.literal_memory);
+        let mut file = self.literal_file.take();
+        if let Some(file) = &mut file {
+            file.rewind().map_err(no_room())?;
+        }
+        let spilled: Box<dyn Read> = match &mut file {
+            Some(file) => Box::new(BufReader::with_capacity(LITERAL_MEMORY_BYTES, file)),
+            None => Box::new(io::empty()),
+        };
+        let mut literals = spilled.chain(&memory[..]);
+        self.replay(|piece| each(piece, &mut literals))?;
+        drop(literals);
+        (self.literal_file, self.literal_memory) = (file, memory);
+        Ok(())
+    }
+
     /// Forgets all pieces.
     pub fn clear(&mut self) {
-        self.file = None;
+        (self.file, self.literal_file) = (None, None);
         self.memory.clear();
+        self.literal_memory.clear();
     }
+}
+
+/// What went wrong with scratch space.
+pub fn no_room() -> impl FnOnce(io::Error) -> Error {
+    Error::store_write("scratch space in tmp")
 }
 
 #[cfg(test)]
@@ -136,36 +202,35 @@ mod tests {
     fn pieces_come_back_in_order_and_joined() {
         let backend = Memory::default();
         let mut spool = Spool::new(&backend);
-        let slice = |n: u32| Piece::Slice { chunk: n % 7, offset: n, len: 3 };
         let count = 3 * MEMORY_PIECES as u32 + 5;
+        let last = count - 1;
         for n in 0..count {
-            spool.push(slice(n)).expect("room");
+            spool.slice(n % 7, n, 3).expect("room");
         }
-        spool
-            .push(Piece::Slice { offset: count + 2, len: 4, chunk: (count - 1) % 7 })
-            .expect("room");
-        spool.push(Piece::Literal { len: 5 }).expect("room");
-        spool.push(Piece::Literal { len: 6 }).expect("room");
+        spool.slice(last % 7, last + 3, 4).expect("room");
+        let noise: Vec<u8> =
+            (0..3 * LITERAL_MEMORY_BYTES + 9).map(|n| (n * n >> 7) as u8).collect();
+        for part in [&noise[..5], &noise[5..LITERAL_MEMORY_BYTES], &noise[LITERAL_MEMORY_BYTES..]] {
+            spool.literal(part).expect("room");
+        }
         for _ in 0..2 {
-            let mut found = Vec::new();
-            let collect = |piece| {
+            let (mut found, mut bytes) = (Vec::new(), Vec::new());
+            let collect = |piece: Piece, literals: &mut dyn Read| {
+                if let Piece::Literal { len } = piece {
+                    literals.take(u64::from(len)).read_to_end(&mut bytes).expect("reads");
+                }
                 found.push(piece);
                 Ok(())
             };
-            spool.replay(collect).expect("reads");
+            spool.replay_with_literals(collect).expect("reads");
             assert_eq!(found.len() as u32, count + 1);
-            assert!(
-                found
-                    .iter()
-                    .take(count as usize - 1)
-                    .enumerate()
-                    .all(|(n, p)| *p == slice(n as u32))
-            );
-            assert_eq!(
-                found[count as usize - 1],
-                Piece::Slice { chunk: (count - 1) % 7, offset: count - 1, len: 7 }
-            );
-            assert_eq!(found[count as usize], Piece::Literal { len: 11 });
+            let is_slice = |(n, piece): (u32, &Piece)| {
+                *piece == Piece::Slice { chunk: n % 7, offset: n, len: 3 }
+            };
+            assert!((0..last).zip(&found).all(is_slice));
+            let joined = Piece::Slice { chunk: last % 7, offset: last, len: 7 };
+            assert_eq!(found[last as usize], joined);
+            assert!(bytes == noise);
         }
         spool.clear();
         spool.replay(|_| panic!("nothing is left")).expect("reads");

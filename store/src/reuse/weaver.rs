@@ -1,6 +1,11 @@
 //! From what a format says of a file to its recipe.
+//!
+//! A file is woven in two steps. While it is told, its pieces are only noted. When all of
+//! them are known, or very many, it is *concluded*: slices that are not worth referring to
+//! are chosen; what is new is cut into chunks in the order of the file, together with
+//! them; and the recipe is written.
 
-use super::spool::{Piece, Spool};
+use super::spool::{Piece, Spool, no_room};
 use super::{Allowance, BaseFile, Loom, Reader, UNUSED_PART, Woven};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -10,9 +15,17 @@ use crate::segment::Kind;
 use chunker::Cutter;
 use chunker::format::Sink;
 use std::collections::HashMap;
+use std::io::Read;
 
-/// Chunks referred to and made before a stretch of the file is concluded.
+/// Chunks referred to before a stretch of the file is concluded.
 const STRETCH_CHUNKS: usize = 256 << 10;
+/// Bytes of a stretch that no base has.
+const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
+/// Bytes of a stretch.
+const STRETCH_BYTES: u64 = 16 << 30;
+/// Where a file is in too many pieces, all short slices that begin in such a part of it
+/// are made one.
+const PART_BYTES: u64 = 4 << 10;
 
 /// How much of a file came from where, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,8 +45,13 @@ pub struct Weaver<'a> {
     reader: &'a Reader<'a>,
     bases: Vec<BaseFile<'a>>,
     recipe: RecipeWriter,
-    literals: Literals<'a>,
+    cutter: Cutter,
+    /// Bytes that a piece should have on average.
+    piece_bytes: u64,
     spool: Spool<'a>,
+    /// Of this stretch.
+    len: u64,
+    literal_len: u64,
     /// Chunks of the bases that this stretch refers to.
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
@@ -51,15 +69,22 @@ struct Referred {
     is_copied_forward: bool,
 }
 
-/// Bytes that no base has, cut into chunks as they come.
-struct Literals<'a> {
+/// What a stretch has of its own, cut into chunks as it comes.
+struct Own<'a> {
     packer: &'a Packer<'a>,
     cutter: Cutter,
     pending: Vec<u8>,
     /// The chunks made, and where each ends.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
+    /// Of those bytes, in chunks that the store had.
     by_chunk: u64,
+}
+
+/// Which slices of a stretch become bytes of its own.
+struct Choice {
+    /// By part of the stretch: too many short pieces begin in it.
+    parts: Vec<bool>,
 }
 
 impl<'a> Weaver<'a> {
@@ -69,18 +94,20 @@ impl<'a> Weaver<'a> {
         reader: &'a Reader<'a>,
         bases: Vec<BaseFile<'a>>,
         cutter: Cutter,
+        piece_bytes: u64,
     ) -> Weaver<'a> {
         let packer = loom.packer;
-        let (pending, chunks) = (Vec::new(), Vec::new());
-        let literals = Literals { packer, cutter, pending, chunks, len: 0, by_chunk: 0 };
         Weaver {
             packer,
             allowance: loom.allowance,
             reader,
             bases,
             recipe: RecipeWriter::default(),
-            literals,
+            cutter,
+            piece_bytes,
             spool: Spool::new(packer.backend()),
+            len: 0,
+            literal_len: 0,
             chunks: Vec::new(),
             numbers: HashMap::new(),
             reused: Reused::default(),
@@ -93,8 +120,7 @@ impl<'a> Weaver<'a> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
         let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
-        let reused = Reused { by_chunk: self.literals.by_chunk, ..self.reused };
-        Ok(Woven { recipe, len, reused, unused: self.unused })
+        Ok(Woven { recipe, len, reused: self.reused, unused: self.unused })
     }
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<()> {
@@ -110,48 +136,99 @@ impl<'a> Weaver<'a> {
             }
         };
         self.chunks[number as usize].used += len;
+        self.len += len;
         // A slice is no longer than a chunk.
-        self.spool.push(Piece::Slice { chunk: number, offset, len: len as u32 })
+        self.spool.slice(number, offset, len as u32)
     }
 
-    /// Writes the recipe of what was told since the last conclusion.
+    fn end_stretch(&mut self) -> Result<()> {
+        let is_long = self.chunks.len() >= STRETCH_CHUNKS
+            || self.literal_len >= STRETCH_LITERAL_BYTES
+            || self.len >= STRETCH_BYTES;
+        if is_long { self.conclude() } else { Ok(()) }
+    }
+
+    /// Makes chunks and recipe of what was told since the last conclusion.
     fn conclude(&mut self) -> Result<()> {
-        self.choose();
-        self.copy_forward()?;
-        self.literals.cut(true)?;
-        let Weaver { packer, recipe, literals, spool, chunks, .. } = self;
+        let choice = self.choose_parts()?;
+        self.choose_chunks();
+        let own = self.cut(&choice)?;
+        let Weaver { packer, recipe, spool, chunks, .. } = self;
         let mut put = |bytes: &[u8]| put_metadata(packer, bytes);
-        let forward_at = literals.len - forwarded(chunks);
-        let mut told = Cursor::new(literals.chunks.iter().copied(), 0);
-        let mut forward = Cursor::new(literals.chunks.iter().copied(), forward_at);
-        spool.replay(|piece| match piece {
-            Piece::Literal { len } => told.take(u64::from(len), &mut |e| recipe.push(e, &mut put)),
-            Piece::Slice { chunk, offset, len } => {
-                let referred = &chunks[chunk as usize];
-                let len = u64::from(len);
-                if referred.is_copied_forward {
-                    return forward.take(len, &mut |extent| recipe.push(extent, &mut put));
+        let mut own_slices = Cursor::new(own.chunks.iter().copied());
+        let mut at = 0;
+        spool.replay(|piece| {
+            let begin = at;
+            at += piece.len();
+            match piece {
+                Piece::Slice { chunk, offset, len } if !choice.is_own(begin, &piece, chunks) => {
+                    let (chunk, len) = (chunks[chunk as usize].id, u64::from(len));
+                    recipe.push(Extent::Slice { chunk, offset, len }, &mut put)
                 }
-                recipe.push(Extent::Slice { chunk: referred.id, offset, len }, &mut put)
+                _ => own_slices.take(piece.len(), &mut |extent| recipe.push(extent, &mut put)),
             }
         })?;
+        self.reused.by_chunk += own.by_chunk;
         self.spool.clear();
         self.chunks.clear();
         self.numbers.clear();
-        self.literals.chunks.clear();
-        self.literals.len = 0;
+        (self.len, self.literal_len) = (0, 0);
         Ok(())
     }
 
+    /// Chooses the parts in which slices are made one, those in most pieces first, until
+    /// pieces have their bytes on average.
+    fn choose_parts(&mut self) -> Result<Choice> {
+        let mut counts = vec![0u16; (self.len / PART_BYTES + 1) as usize];
+        let (mut at, mut pieces) = (0, 0u64);
+        self.spool.replay(|piece| {
+            let count = &mut counts[(at / PART_BYTES) as usize];
+            *count = count.saturating_add(1);
+            at += piece.len();
+            pieces += 1;
+            Ok(())
+        })?;
+        let mut excess = pieces.saturating_sub(self.len / self.piece_bytes);
+        let mut by_count: Vec<u64> = vec![0; usize::from(u16::MAX) + 1];
+        counts.iter().for_each(|count| by_count[usize::from(*count)] += 1);
+        let mut least = usize::MAX;
+        // Of two pieces, one may be a long slice, and nothing would be won.
+        for count in (3..by_count.len()).rev() {
+            if excess == 0 {
+                break;
+            }
+            least = count;
+            excess = excess.saturating_sub(by_count[count] * (count as u64 - 1));
+        }
+        let parts: Vec<bool> = counts.iter().map(|count| usize::from(*count) >= least).collect();
+        let choice = Choice { parts };
+        if choice.parts.contains(&true) {
+            let Weaver { spool, chunks, .. } = self;
+            let mut at = 0;
+            spool.replay(|piece| {
+                if let Piece::Slice { chunk, len, .. } = piece
+                    && choice.is_in_part(at, &piece)
+                {
+                    let chunk = &mut chunks[chunk as usize];
+                    chunk.used = chunk.used.saturating_sub(u64::from(len));
+                }
+                at += piece.len();
+                Ok(())
+            })?;
+        }
+        Ok(choice)
+    }
+
     /// Chooses the chunks whose slices are copied forward, the least used first.
-    fn choose(&mut self) {
+    fn choose_chunks(&mut self) {
         // A chunk can be used twice.
         let unused_of = |chunk: &Referred| chunk.len.saturating_sub(chunk.used);
-        let used: u64 = self.chunks.iter().map(|chunk| chunk.used).sum();
-        let mut unused: u64 = self.chunks.iter().map(unused_of).sum();
-        let own = (used + self.literals.len) / UNUSED_PART;
+        let referred = self.chunks.iter().filter(|chunk| chunk.used > 0);
+        let mut unused: u64 = referred.map(unused_of).sum();
+        let own = self.len / UNUSED_PART;
         let limit = own + self.allowance.take(unused.saturating_sub(own));
-        let mut order: Vec<usize> = (0..self.chunks.len()).collect();
+        let mut order: Vec<usize> =
+            (0..self.chunks.len()).filter(|n| self.chunks[*n].used > 0).collect();
         let share = |chunk: &Referred| (chunk.used << 16) / chunk.len.max(1);
         order.sort_by_key(|n| share(&self.chunks[*n]));
         for n in order {
@@ -165,28 +242,46 @@ impl<'a> Weaver<'a> {
         self.unused += unused;
     }
 
-    fn copy_forward(&mut self) -> Result<()> {
-        let bytes = forwarded(&self.chunks);
-        if bytes == 0 {
-            return Ok(());
-        }
-        self.reused.copied_forward += bytes;
-        let Weaver { reader, literals, spool, chunks, .. } = self;
-        spool.replay(|piece| {
-            let Piece::Slice { chunk, offset, len } = piece else { return Ok(()) };
-            let referred = &chunks[chunk as usize];
-            if !referred.is_copied_forward {
-                return Ok(());
+    /// Cuts what is new, and what is copied forward, into chunks.
+    fn cut(&mut self, choice: &Choice) -> Result<Own<'a>> {
+        let (pending, made) = (Vec::new(), Vec::new());
+        let (packer, cutter) = (self.packer, self.cutter);
+        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, by_chunk: 0 };
+        let Weaver { reader, spool, chunks, reused, .. } = self;
+        let mut at = 0;
+        spool.replay_with_literals(|piece, literals| {
+            let begin = at;
+            at += piece.len();
+            match piece {
+                Piece::Literal { len } => own.read(literals, len as usize),
+                Piece::Slice { chunk, offset, len } => {
+                    if !choice.is_own(begin, &piece, chunks) {
+                        return Ok(());
+                    }
+                    reused.copied_forward += u64::from(len);
+                    let plain = reader.plain(&chunks[chunk as usize].id)?;
+                    own.push(&plain[offset as usize..][..len as usize])
+                }
             }
-            let plain = reader.plain(&referred.id)?;
-            literals.push(&plain[offset as usize..][..len as usize])
-        })
+        })?;
+        own.cut(true)?;
+        Ok(own)
     }
 }
 
-/// Bytes of slices that are copied forward.
-fn forwarded(chunks: &[Referred]) -> u64 {
-    chunks.iter().filter(|chunk| chunk.is_copied_forward).map(|chunk| chunk.used).sum()
+impl Choice {
+    /// Whether a slice that begins at `at` is copied forward.
+    fn is_own(&self, at: u64, piece: &Piece, chunks: &[Referred]) -> bool {
+        let of_chunk = match piece {
+            Piece::Slice { chunk, .. } => chunks[*chunk as usize].is_copied_forward,
+            Piece::Literal { .. } => true,
+        };
+        of_chunk || self.is_in_part(at, piece)
+    }
+
+    fn is_in_part(&self, at: u64, piece: &Piece) -> bool {
+        piece.len() < PART_BYTES && self.parts[(at / PART_BYTES) as usize]
+    }
 }
 
 fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
@@ -195,10 +290,9 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
 
 impl<E: From<Error>> Sink<E> for Weaver<'_> {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
-        self.literals.push(bytes)?;
-        for part in bytes.chunks(u32::MAX as usize) {
-            self.spool.push(Piece::Literal { len: part.len() as u32 })?;
-        }
+        self.len += bytes.len() as u64;
+        self.literal_len += bytes.len() as u64;
+        self.spool.literal(bytes)?;
         Ok(self.end_stretch()?)
     }
 
@@ -220,23 +314,32 @@ impl<E: From<Error>> Sink<E> for Weaver<'_> {
     }
 }
 
-impl Weaver<'_> {
-    fn end_stretch(&mut self) -> Result<()> {
-        let chunks = self.chunks.len() + self.literals.chunks.len();
-        if chunks < STRETCH_CHUNKS { Ok(()) } else { self.conclude() }
+impl Own<'_> {
+    fn read(&mut self, from: &mut dyn Read, len: usize) -> Result<()> {
+        let mut left = len;
+        while left > 0 {
+            let step = left.min(self.cutter.max_len());
+            let begin = self.pending.len();
+            self.pending.resize(begin + step, 0);
+            from.read_exact(&mut self.pending[begin..]).map_err(no_room())?;
+            self.added(step)?;
+            left -= step;
+        }
+        Ok(())
     }
-}
 
-impl Literals<'_> {
     fn push(&mut self, bytes: &[u8]) -> Result<()> {
         for part in bytes.chunks(self.cutter.max_len()) {
             self.pending.extend_from_slice(part);
-            self.len += part.len() as u64;
-            if self.pending.len() >= 4 * self.cutter.max_len() {
-                self.cut(false)?;
-            }
+            self.added(part.len())?;
         }
         Ok(())
+    }
+
+    fn added(&mut self, len: usize) -> Result<()> {
+        self.len += len as u64;
+        let is_enough = self.pending.len() >= 4 * self.cutter.max_len();
+        if is_enough { self.cut(false) } else { Ok(()) }
     }
 
     fn cut(&mut self, is_last: bool) -> Result<()> {
@@ -266,10 +369,8 @@ struct Cursor<I: Iterator<Item = (u64, ChunkId)>> {
 }
 
 impl<I: Iterator<Item = (u64, ChunkId)>> Cursor<I> {
-    fn new(chunks: I, at: u64) -> Cursor<I> {
-        let mut cursor = Cursor { chunks: chunks.peekable(), start: 0, at };
-        cursor.pass();
-        cursor
+    fn new(chunks: I) -> Cursor<I> {
+        Cursor { chunks: chunks.peekable(), start: 0, at: 0 }
     }
 
     /// Passes over chunks that end before the present place.
@@ -284,7 +385,7 @@ impl<I: Iterator<Item = (u64, ChunkId)>> Cursor<I> {
         let until = self.at + len;
         while self.at < until {
             let Some((end, id)) = self.chunks.peek().copied() else {
-                unreachable!("all literals were cut before they are referred to")
+                unreachable!("all of it was cut before it is referred to")
             };
             let len = end.min(until) - self.at;
             each(Extent::Slice { chunk: id, offset: (self.at - self.start) as u32, len })?;
