@@ -16,7 +16,7 @@
 //! Promised, whatever the bytes are:
 //!
 //! - The sink is told every byte once and in order, and as a copy only if it was compared.
-//! - Memory: 16 bytes for each KiB of the base, at most 16 MiB, and 3 MiB beside.
+//! - Memory: up to 64 bytes for each KiB of the base, at most 16 MiB, and 3 MiB beside.
 //! - Time: each byte of the base is scanned for marks at most once ahead; each window
 //!   nearby is searched at most once per half its width of new bytes. So no content makes
 //!   the work per byte more than a constant.
@@ -162,7 +162,7 @@ impl<E> Weaver<'_, E> {
         }
         let mut best: Option<Match> = None;
         for (level, try_again) in LEVELS.iter().zip(&mut self.try_again) {
-            if *try_again > position || best.is_some_and(|found| found.is_sure) {
+            if *try_again > position || best.is_some_and(|found| found.is_sure()) {
                 continue;
             }
             *try_again = position + level.pause as u64;
@@ -176,7 +176,7 @@ impl<E> Weaver<'_, E> {
         let Some(mut found) = best else {
             return Ok(false);
         };
-        if !found.is_sure {
+        if !found.is_sure() {
             found = self.peek()?.filter(|far| !found.precedes(far)).unwrap_or(found);
         }
         self.take(found, true)?;
@@ -192,7 +192,7 @@ impl<E> Weaver<'_, E> {
         self.peek_again = self.tape.position() + STRIDE as u64;
         self.tape.fill(STRIDE + STRONG)?;
         self.scan_ahead();
-        Ok(self.search_anchors(STRIDE, |found| found.is_sure))
+        Ok(self.search_anchors(STRIDE, |found| found.is_sure()))
     }
 
     /// Passes new bytes until one of the anchors in them leads to a place to go on from.
@@ -207,7 +207,7 @@ impl<E> Weaver<'_, E> {
                 self.tape.pass(STEP.min(self.tape.ahead().len()));
                 continue;
             };
-            let is_to_follow = found.is_sure || found.shift(self.place) <= NEAR;
+            let is_to_follow = found.is_sure() || found.shift(self.place) <= NEAR;
             self.take(found, is_to_follow)?;
             if is_to_follow {
                 return Ok(());
@@ -295,13 +295,18 @@ struct Match {
     new: usize,
     base: u64,
     len: usize,
-    /// Whether it is strong, or one that is strong was seen after it.
-    is_sure: bool,
+    /// Its length, and those of others seen after it.
+    evidence: usize,
 }
 
 impl Match {
     fn new(new: usize, base: u64, len: usize) -> Match {
-        Match { new, base, len, is_sure: len >= STRONG }
+        Match { new, base, len, evidence: len }
+    }
+
+    /// Whether the same rows go on here, as far as one can tell.
+    fn is_sure(&self) -> bool {
+        self.evidence >= STRONG
     }
 
     /// How far it is from where it would be had nothing come or gone.
@@ -323,12 +328,12 @@ impl Match {
 
     /// The one to take. If it precedes the other, that is still there afterwards.
     fn or(self, other: Match, place: u64) -> Match {
-        let is_sure = self.is_sure || other.is_sure;
+        let evidence = self.evidence + other.evidence;
         if self.precedes(&other) {
-            Match { is_sure, ..self }
+            Match { evidence, ..self }
         } else if other.precedes(&self) {
-            Match { is_sure, ..other }
-        } else if (other.is_sure, other.worth(place)) > (self.is_sure, self.worth(place)) {
+            Match { evidence, ..other }
+        } else if (other.is_sure(), other.worth(place)) > (self.is_sure(), self.worth(place)) {
             other
         } else {
             self
@@ -393,8 +398,9 @@ fn nearest(new: &[u8], base: &Window, level: &Level, slots: &mut Vec<u64>) -> Op
             return true;
         }
         compared = end + after;
-        best = Some(best.map_or(found, |best| best.or(found, place)));
-        !found.is_sure
+        let found = best.map_or(found, |best| best.or(found, place));
+        best = Some(found);
+        !found.is_sure()
     });
     best
 }
@@ -481,7 +487,7 @@ impl Anchors {
     const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
 
     fn new(base_bytes: u64) -> Anchors {
-        let slots = (base_bytes / 1024).clamp(64, 1 << 20).next_power_of_two();
+        let slots = (base_bytes / 512).clamp(64, 1 << 20).next_power_of_two();
         Anchors { slots: vec![[0; 2]; slots as usize] }
     }
 
