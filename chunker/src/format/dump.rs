@@ -170,7 +170,8 @@ impl<E> Weaver<'_, E> {
             let here = (self.place - start) as usize;
             let len = self.base.read(start, &mut self.window[..here + level.width + STRONG]);
             let base = Window { bytes: &self.window[..len], start, here: here.min(len) };
-            let found = nearest(self.tape.ahead(), &base, level, &mut self.slots);
+            let found = nearest(self.tape.ahead(), &base, level, &mut self.slots)
+                .or_else(|| unmoved(self.tape.ahead(), &base, level));
             best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
         }
         let Some(mut found) = best else {
@@ -358,6 +359,25 @@ struct Window<'a> {
     start: u64,
     /// Which of them is at the expected place.
     here: usize,
+}
+
+/// The first strong match that is neither nearer nor farther than it was: for content that
+/// has no marks of its own, as zeros.
+fn unmoved(new: &[u8], base: &Window, level: &Level) -> Option<Match> {
+    let there = &base.bytes[base.here..];
+    let mut run = 0;
+    for (at, (a, b)) in new.iter().zip(there).enumerate().take(level.width) {
+        run = if a == b { run + 1 } else { 0 };
+        if run == MIN_COPY {
+            let start = at + 1 - MIN_COPY;
+            let place = base.start + (base.here + start) as u64;
+            let found = Match::new(start, place, alike(&new[start..], &there[start..]));
+            if found.is_sure() {
+                return Some(found);
+            }
+        }
+    }
+    None
 }
 
 /// The first strong match of the next bytes with a window of the base, or else the one of
@@ -851,6 +871,17 @@ mod tests {
         assert!(cost(&woven(&base, &[&b[..], &c].concat())) < 1000);
         let moved = cost(&woven(&base, &[&c[..], &a, &b].concat()));
         assert!(moved < 1000, "{moved}");
+    }
+
+    #[test]
+    fn what_changed_in_place_is_found_in_content_without_marks() {
+        let zeros = vec![0; 1 << 20];
+        let mut new = zeros.clone();
+        for at in [5, 6, 300_000, 700_100] {
+            new[at] = 1;
+        }
+        let rebuilt = woven(&zeros, &new);
+        assert!(cost(&rebuilt) < 200, "{}", cost(&rebuilt));
     }
 
     #[test]
