@@ -1,0 +1,168 @@
+//! The new file, read once, and what is told of it.
+
+use super::super::Sink;
+use super::marks::{ANCHOR_BYTES, ANCHOR_MASK, marks};
+use std::collections::VecDeque;
+
+/// How much is asked of the stream at once. Small enough to be in cache when compared.
+const READ: usize = 256 << 10;
+/// Literals that are held back, as a match found later may begin in them.
+const HISTORY: usize = 1 << 20;
+const BUFFER: usize = 2 * HISTORY + READ;
+/// The new file as it is read, and what the sink is told of it.
+pub struct Tape<'a, E> {
+    new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+    sink: &'a mut dyn Sink<E>,
+    buffer: Vec<u8>,
+    /// Where in the file the buffer begins.
+    start: u64,
+    /// The bytes before are told, or are of the copy.
+    told: usize,
+    /// The bytes before are decided: those after `told` are literals, as far as is known.
+    here: usize,
+    end: usize,
+    /// Whether the end of the file has been read.
+    pub is_all_read: bool,
+    /// Where anchors ahead end, and their hashes, as far as they were asked for.
+    pub anchors: VecDeque<(u64, u64)>,
+    /// Anchors have been searched up to here.
+    searched: u64,
+    /// Offset and length of a copy that may go on.
+    copy: Option<(u64, u64)>,
+}
+
+impl<'a, E> Tape<'a, E> {
+    pub fn new(
+        new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+        sink: &'a mut dyn Sink<E>,
+    ) -> Tape<'a, E> {
+        Tape {
+            new,
+            sink,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            told: 0,
+            here: 0,
+            end: 0,
+            is_all_read: false,
+            anchors: VecDeque::new(),
+            searched: 0,
+            copy: None,
+        }
+    }
+
+    /// Where in the file the next bytes are.
+    pub fn position(&self) -> u64 {
+        self.start + self.here as u64
+    }
+
+    /// The next bytes.
+    pub fn ahead(&self) -> &[u8] {
+        &self.buffer[self.here..self.end]
+    }
+
+    /// The literals before them, as many as are held back.
+    pub fn behind(&self) -> &[u8] {
+        &self.buffer[self.told..self.here]
+    }
+
+    /// Whether the last thing told is a copy that ends at `offset` of the base.
+    pub fn is_copied_up_to(&self, offset: u64) -> bool {
+        self.told == self.here && self.copy.is_some_and(|(from, len)| from + len == offset)
+    }
+
+    /// Reads until the next `len` bytes are there, or the end.
+    pub fn fill(&mut self, len: usize) -> Result<(), E> {
+        while self.end - self.here < len && !self.is_all_read {
+            self.make_room()?;
+            let read = (self.new)(&mut self.buffer[self.end..self.end + READ])?;
+            self.is_all_read = read == 0;
+            self.end += read;
+        }
+        Ok(())
+    }
+
+    /// Makes room to read. Literals too old for any match are told.
+    fn make_room(&mut self) -> Result<(), E> {
+        if self.told < self.end && self.end + READ <= self.buffer.len() {
+            return Ok(());
+        }
+        let old = (self.here - self.told).saturating_sub(HISTORY);
+        self.tell_literals(old)?;
+        self.buffer.copy_within(self.told..self.end, 0);
+        self.start += self.told as u64;
+        self.here -= self.told;
+        self.end -= self.told;
+        self.told = 0;
+        Ok(())
+    }
+
+    /// Finds the anchors that end in the next `len` bytes.
+    pub fn find_anchors(&mut self, len: usize) {
+        let position = self.position();
+        while self.anchors.front().is_some_and(|(end, _)| *end <= position) {
+            self.anchors.pop_front();
+        }
+        self.searched = self.searched.max(position);
+        let from = (self.searched - self.start) as usize;
+        let to = self.end.min(self.here + len);
+        if from >= to {
+            return;
+        }
+        let warm = from.saturating_sub(ANCHOR_BYTES - 1);
+        marks(&self.buffer[warm..to], ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
+            let end = self.start + (warm + end) as u64;
+            // Content that repeats itself may have one at every other byte.
+            if self.anchors.back().is_none_or(|(last, _)| end - last >= ANCHOR_BYTES as u64) {
+                self.anchors.push_back((end, hash));
+            }
+            true
+        });
+        self.searched = self.start + to as u64;
+    }
+
+    /// Takes the next `len` bytes for literals, unless a match is found to begin in them.
+    pub fn pass(&mut self, len: usize) {
+        self.here += len;
+    }
+
+    /// The last `before` literals and the next `len` bytes are those of the base.
+    pub fn copy(&mut self, offset: u64, before: usize, len: usize) -> Result<(), E> {
+        let literals = self.here - before - self.told;
+        let added = (before + len) as u64;
+        match &mut self.copy {
+            Some((from, len)) if literals == 0 && *from + *len == offset => *len += added,
+            _ => {
+                self.tell_literals(literals)?;
+                self.tell_copy()?;
+                self.copy = Some((offset, added));
+            }
+        }
+        self.here += len;
+        self.told = self.here;
+        Ok(())
+    }
+
+    /// Tells the first literals that are held back, after the copy before them.
+    fn tell_literals(&mut self, len: usize) -> Result<(), E> {
+        if len > 0 {
+            self.tell_copy()?;
+            self.sink.literal(&self.buffer[self.told..self.told + len])?;
+            self.told += len;
+        }
+        Ok(())
+    }
+
+    fn tell_copy(&mut self) -> Result<(), E> {
+        match self.copy.take() {
+            Some((offset, len)) if len > 0 => self.sink.copy(0, offset, len),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells what is left.
+    pub fn finish(mut self) -> Result<(), E> {
+        self.tell_literals(self.here - self.told)?;
+        self.tell_copy()
+    }
+}
