@@ -33,8 +33,9 @@ const COMPARED_BYTES_MIN: u64 = 8 << 10;
 /// Bytes that the slices of a dump should have on average. More of them would make
 /// recipes long and restores slow, fewer would have more copied forward.
 const ROWS_BYTES: u64 = 2 << 10;
-/// The same for git packs, whose entries are that short by themselves.
-const ENTRY_BYTES: u64 = 400;
+/// The same for git packs and their indexes, which are short of entry and row by themselves.
+const ENTRY_BYTES: u64 = 200;
+const INDEX_ROW_BYTES: u64 = 40;
 /// Most bases that a file is compared with.
 pub const BASES_MAX: usize = 64;
 /// Bytes of a file in which its format is looked for.
@@ -254,7 +255,7 @@ impl<'a> Loom<'a> {
         let resolve = indexes.clone();
         let mut bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRY_BYTES);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, INDEX_ROW_BYTES);
         git_idx::weave(&mut FileSource::new(file, len), &mut bases, &mut weaver)?;
         weaver.finish().map_err(|error| failed(error.into()))
     }
