@@ -277,9 +277,12 @@ class Bare:
         return run([*forge.GIT, *where, *args], env=self.env, **options).decode(errors="replace").strip()
 
     def create_empty(self, unpack_limit):
-        """Housekeeping must not begin by itself."""
+        """Housekeeping must not begin by itself, and makes packs and indexes only: what git
+        derives from them (bitmaps, reverse indexes, commit-graphs) is not what is measured."""
         self.git("init", "-q", "--bare", "-b", "main", self.path, at=None)
-        for key, value in (("receive.unpackLimit", unpack_limit), ("receive.autogc", "false"), ("gc.auto", 0)):
+        for key, value in (("receive.unpackLimit", unpack_limit), ("receive.autogc", "false"), ("gc.auto", 0),
+                           ("pack.writeReverseIndex", "false"), ("repack.writeBitmaps", "false"),
+                           ("gc.writeCommitGraph", "false")):
             self.git("config", key, str(value))
 
     def packs(self):
@@ -830,7 +833,7 @@ def parser():
 
     git = job("git", job_git, "pushes in one night, housekeeping in the next")
     histories(git, 100)
-    git.add_argument("--pushes", type=int, default=5, metavar="K", help="pushes that bring them (default: 5)")
+    git.add_argument("--pushes", type=int, default=3, metavar="K", help="pushes that bring them (default: 5)")
     git.add_argument("--per-repo", action="store_true", help="then each repository by itself as well")
     dump = job("dump", job_dump, "pg_dump files and streams, a share of the rows changed")
     dump.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="rows in all tables (default: 1,000,000)")
