@@ -833,7 +833,7 @@ def parser():
 
     git = job("git", job_git, "pushes in one night, housekeeping in the next")
     histories(git, 100)
-    git.add_argument("--pushes", type=int, default=3, metavar="K", help="pushes that bring them (default: 5)")
+    git.add_argument("--pushes", type=int, default=3, metavar="K", help="pushes that bring them (default: 3)")
     git.add_argument("--per-repo", action="store_true", help="then each repository by itself as well")
     dump = job("dump", job_dump, "pg_dump files and streams, a share of the rows changed")
     dump.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="rows in all tables (default: 1,000,000)")
