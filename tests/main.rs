@@ -16,4 +16,6 @@ mod golden;
 mod live_git;
 /// What a restore removes, keeps and leaves behind.
 mod restore;
+/// Files of very many small slices of chunks.
+mod slices;
 mod support;
