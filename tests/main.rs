@@ -18,4 +18,6 @@ mod live_git;
 mod restore;
 /// What changed is stored as what is new of it.
 mod reuse;
+/// Files of very many small slices of chunks.
+mod slices;
 mod support;

@@ -9,7 +9,7 @@ use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
-use crate::recipe::{Extent, Extents};
+use crate::recipe::{Extent, Extents, Recent};
 use crate::seal::Opener;
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
@@ -491,13 +491,13 @@ impl Check<'_> {
         get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
     ) -> Result<Option<String>> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(None) };
+        let mut sound = Recent::default();
         for extent in Extents::new(recipe, get) {
             let reason = match extent {
                 Ok(Extent::Hole { .. }) => None,
-                Ok(Extent::Slice { chunk, offset, len }) => match self.trouble(&chunk)? {
-                    Some(reason) => Some(reason),
-                    None => self.slice(&chunk, offset, len)?,
-                },
+                Ok(Extent::Slice { chunk, offset, len }) => {
+                    self.slice(&chunk, offset, len, &mut sound)?
+                }
                 Err(error) if error.is_damage() => Some(error.to_string()),
                 Err(error) => return Err(error),
             };
@@ -508,21 +508,35 @@ impl Check<'_> {
         Ok(None)
     }
 
-    /// Whether a chunk is long enough for a slice of it.
-    fn slice(&self, chunk: &ChunkId, offset: u32, len: u64) -> Result<Option<String>> {
+    /// Why a slice cannot be had. `sound` has the lengths of chunks that can.
+    fn slice(
+        &self,
+        chunk: &ChunkId,
+        offset: u32,
+        len: u64,
+        sound: &mut Recent<u64>,
+    ) -> Result<Option<String>> {
         let Some(end) = u64::from(offset).checked_add(len) else {
             return Ok(Some(format!("a slice of chunk {chunk} is longer than any chunk")));
         };
-        if end <= u64::from(self.store.locate(chunk)?.plain_len) {
+        if sound.get(chunk).is_some_and(|plain_len| end <= *plain_len) {
             return Ok(None);
         }
-        // So says the index; the chunk itself knows.
-        match self.store.chunk(chunk) {
-            Ok(plain) if end <= plain.len() as u64 => Ok(None),
-            Ok(_) => Ok(Some(format!("chunk {chunk} is too short for its slice"))),
-            Err(error) if error.is_damage() => Ok(Some(error.to_string())),
-            Err(error) => Err(error),
+        if let Some(reason) = self.trouble(chunk)? {
+            return Ok(Some(reason));
         }
+        let mut plain_len = u64::from(self.store.locate(chunk)?.plain_len);
+        if end > plain_len {
+            // So says the index; the chunk itself knows.
+            plain_len = match self.store.chunk(chunk) {
+                Ok(plain) => plain.len() as u64,
+                Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
+                Err(error) => return Err(error),
+            };
+        }
+        sound.insert(*chunk, plain_len);
+        let too_short = || format!("chunk {chunk} is too short for its slice");
+        Ok((end > plain_len).then(too_short))
     }
 
     fn finish(self) -> Report {

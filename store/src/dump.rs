@@ -3,10 +3,13 @@
 use crate::entry::{Content, Entry};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::opened::Opened;
 use crate::recipe::{Extent, Extents};
 use crate::store::Store;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
+/// Opened chunks that are kept for further slices of them.
+const OPENED_BYTES: usize = 32 << 20;
 /// Zeros written at once for a hole.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -20,17 +23,16 @@ pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Res
         Content::Recipe(recipe) => recipe,
     };
     let get = |id: &ChunkId| store.chunk(id);
-    let mut plain = Vec::new();
+    let mut opened = Opened::new(store, OPENED_BYTES);
+    // Small slices are collected; what is longer than the buffer goes past it.
+    let mut out = BufWriter::with_capacity(ZEROS.len(), out);
     for extent in Extents::new(recipe, &get) {
         store.observer().progress().check()?;
         let extent = extent?;
         let written = match extent {
-            Extent::Hole { len } => zeros(len, out),
+            Extent::Hole { len } => zeros(len, &mut out),
             Extent::Slice { chunk, offset, len } => {
-                store.chunk_into(&chunk, &mut plain)?;
-                let from = offset as usize;
-                let end = usize::try_from(len).ok().and_then(|len| from.checked_add(len));
-                let bytes = end.and_then(|end| plain.get(from..end));
+                let bytes = opened.slice(&chunk, offset, len)?;
                 let too_short = || Error::Malformed {
                     what: crate::entry::display_path(&entry.path),
                     reason: format!("chunk {chunk} is too short"),
@@ -43,7 +45,7 @@ pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Res
         }
         store.observer().progress().add(0, extent.len());
     }
-    Ok(Ok(()))
+    Ok(out.flush())
 }
 
 fn zeros(mut len: u64, out: &mut dyn Write) -> io::Result<()> {

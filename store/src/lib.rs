@@ -7,6 +7,8 @@
 pub mod id;
 pub mod limits;
 
+mod order;
+
 pub mod error;
 pub mod observe;
 
@@ -28,6 +30,8 @@ pub mod tree;
 mod salvage;
 
 pub mod store;
+
+mod opened;
 
 pub mod packer;
 

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
 use minicbor::{Decoder, Encoder, decode};
+use std::collections::HashMap;
 
 /// Most extents that stand in a tree entry itself.
 const INLINE_EXTENTS_MAX: usize = 48;
@@ -337,6 +338,34 @@ pub(crate) fn read_group(chunk: &ChunkId, len: u64, bytes: &[u8]) -> Result<Vec<
     Ok(extents)
 }
 
+/// What was found out about the chunks of a recipe, so that it need not be for each of their
+/// slices. Forgets everything now and then instead of growing.
+pub struct Recent<T>(HashMap<ChunkId, T>);
+
+/// Chunks that are remembered.
+const RECENT_MAX: usize = 4096;
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Recent(HashMap::new())
+    }
+}
+
+impl<T> Recent<T> {
+    /// What is known of a chunk.
+    pub fn get(&self, chunk: &ChunkId) -> Option<&T> {
+        self.0.get(chunk)
+    }
+
+    /// Remembers something about a chunk.
+    pub fn insert(&mut self, chunk: ChunkId, value: T) {
+        if self.0.len() >= RECENT_MAX {
+            self.0.clear();
+        }
+        self.0.insert(chunk, value);
+    }
+}
+
 fn malformed(what: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::Malformed { what: what.into(), reason: reason.into() }
 }
@@ -348,7 +377,6 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::cell::RefCell;
-    use std::collections::HashMap;
 
     fn extents(count: usize) -> Vec<Extent> {
         (0..count)

@@ -3,12 +3,13 @@
 //! Entries are taken in windows of path order. Within a window the directories
 //! are made first; then every chunk that any file of the window needs is read
 //! and opened once, in the order in which chunks stand in the segments, and
-//! written to all places that want a slice of it; then links; then the metadata of
+//! brought to all places that want a slice of it; then links; then the metadata of
 //! directories that nothing will be made in any more.
 
 mod content;
 mod delete;
 mod dry_run;
+mod runs;
 mod window;
 
 use crate::entry::{Entry, Kind, is_within};
@@ -21,6 +22,7 @@ use crate::store::Store;
 use crate::target::Target;
 use crate::tree::{Lost, TreeReader};
 use parking_lot::Mutex;
+use runs::Spare;
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -101,6 +103,7 @@ pub fn restore(
         counts: Counts::default(),
         fatal: Mutex::default(),
         window: Window::default(),
+        spare: Spare::default(),
         open_dirs: Vec::new(),
         links: HashMap::new(),
         lost_links: Mutex::default(),
@@ -214,6 +217,7 @@ struct Restore<'a> {
     /// An error that no other file would be spared.
     fatal: Mutex<Option<Error>>,
     window: Window,
+    spare: Spare,
     /// Directories that still take entries, outermost first.
     open_dirs: Vec<Dir>,
     /// First restored path of each file with several names, and the names to come.

@@ -3,7 +3,7 @@
 use crate::entry::{Content, Entry, HardLink, Kind, Time, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
-use crate::recipe::{Extent, Extents};
+use crate::recipe::{Extent, Extents, Recent};
 use crate::source::Stat;
 use crate::store::Store;
 use crate::tree::TreeReader;
@@ -78,10 +78,14 @@ impl Recheck<'_> {
             return Ok(true);
         }
         let get = |id: &ChunkId| self.store.chunk(id);
+        let mut there = Recent::default();
         for extent in Extents::new(recipe, &get) {
             match extent {
                 Ok(Extent::Hole { .. }) => {}
-                Ok(Extent::Slice { chunk, .. }) if self.store.index.has(&chunk)? => {}
+                Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}
+                Ok(Extent::Slice { chunk, .. }) if self.store.index.has(&chunk)? => {
+                    there.insert(chunk, ());
+                }
                 Ok(Extent::Slice { .. }) => return Ok(false),
                 Err(error) if error.is_damage() => return Ok(false),
                 Err(error) => return Err(error),

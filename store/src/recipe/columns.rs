@@ -7,6 +7,7 @@
 use super::Extent;
 use crate::id::ChunkId;
 use crate::limits;
+use crate::order::by_number;
 use minicbor::data::Type;
 use minicbor::decode::Error;
 use minicbor::{Decoder, Encoder};
@@ -126,20 +127,7 @@ fn read_numbers(column: &[u8], chunks: usize) -> Result<Vec<u32>, Error> {
 
 /// The places of all extents, those of holes first, then chunk by chunk.
 fn by_chunk(numbers: &[u32], chunks: usize) -> Vec<u32> {
-    let mut next = vec![0; chunks + 2];
-    for number in numbers {
-        next[*number as usize + 1] += 1;
-    }
-    for number in 0..=chunks {
-        next[number + 1] += next[number];
-    }
-    let mut order = vec![0; numbers.len()];
-    for (place, number) in (0..).zip(numbers) {
-        let to: &mut usize = &mut next[*number as usize];
-        order[*to] = place;
-        *to += 1;
-    }
-    order
+    by_number(numbers.iter().copied(), chunks + 1)
 }
 
 fn hole(len: u64) -> Result<Extent, Error> {

@@ -1,48 +1,50 @@
 //! What files contain: compared where they are there already, written where not.
 
 use super::Restore;
-use super::window::WINDOW_SLICES;
+use super::runs::Runs;
 use crate::entry::{Content, Entry, Kind};
 use crate::error::Result;
 use crate::id::ChunkId;
-use crate::index::Location;
 use crate::limits;
+use crate::opened::Opened;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source;
 use crate::store::Store;
 use crate::target::Unfinished;
 use parking_lot::Mutex;
-use rayon::prelude::*;
-use std::cell::RefCell;
+use std::fs::File;
 use std::io;
+use std::mem::take;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+/// Opened chunks that all threads together keep while they compare files.
+const OPENED_BYTES_ALL: usize = 64 << 20;
+/// Bytes of a file that are read at once to be compared.
+const AHEAD_BYTES: usize = 64 << 10;
 
 /// A file to be restored.
 pub(super) struct Output {
     pub(super) entry: Entry,
     pub(super) path: Vec<u8>,
     pub(super) is_fresh: Arc<AtomicBool>,
-    /// Slices to come; one more until all of them are known.
+    /// Runs to come; one more until all of them are known.
     pub(super) remaining: AtomicUsize,
     pub(super) file: Mutex<Option<Unfinished>>,
     /// Has the right content already, or has failed: nothing is written to it.
     pub(super) is_settled: AtomicBool,
 }
 
-/// A slice of a chunk that belongs into a file.
-pub(super) struct Slice {
+/// A file whose slices are being taken.
+struct Unread<'a> {
     output: Arc<Output>,
-    chunk: ChunkId,
-    from: u32,
-    len: u64,
+    extents: Extents<'a>,
+    /// Where the next one belongs.
     at: u64,
-}
-
-thread_local! {
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Runs so far.
+    runs: usize,
 }
 
 impl Restore<'_> {
@@ -67,42 +69,63 @@ impl Restore<'_> {
             is_settled: AtomicBool::new(false),
         });
         self.window.files.push(Arc::clone(&output));
-        let (mut at, mut count) = (0, 0);
-        for extent in Extents::new(&recipe, get) {
-            let extent = match extent {
-                Ok(extent) => extent,
-                Err(error) if error.is_damage() => {
-                    self.settle_failed(&output, &error.to_string());
-                    break;
-                }
-                Err(error) => return Err(error),
-            };
-            if let Extent::Slice { chunk, offset, len } = extent {
-                let output = Arc::clone(&output);
-                output.remaining.fetch_add(1, Relaxed);
-                self.window.slices.push(Slice { output, chunk, from: offset, len, at });
-                count += 1;
-                self.window.open_files += usize::from(count == 2);
-            }
-            at += extent.len();
-            if self.window.slices.len() >= WINDOW_SLICES {
-                // A file longer than a window goes on in the next one.
-                self.flush_keeping(&output)?;
-            }
+        let mut file = Unread { output, extents: Extents::new(&recipe, get), at: 0, runs: 0 };
+        let mut runs = take(&mut self.window.runs);
+        let has_more = self.take_slices(&mut file, &mut runs);
+        self.window.runs = runs;
+        self.window.open_files += usize::from(file.runs > 1);
+        if has_more? {
+            self.flush(false)?;
+            self.write_rest(&mut file)?;
+            self.window.files.push(Arc::clone(&file.output));
         }
-        self.release(&output);
+        self.release(&file.output);
         Ok(())
     }
 
-    fn flush_keeping(&mut self, output: &Arc<Output>) -> Result<()> {
-        self.flush(false)?;
-        self.window.files.push(Arc::clone(output));
-        self.window.open_files += 1;
+    /// Takes slices of a file until there are many; says whether more may come.
+    fn take_slices(&self, file: &mut Unread<'_>, runs: &mut Runs) -> Result<bool> {
+        let output = &file.output;
+        while !runs.are_many() {
+            let extent = match file.extents.next() {
+                None => return Ok(false),
+                Some(Ok(extent)) => extent,
+                Some(Err(error)) if error.is_damage() => {
+                    self.settle_failed(output, &error.to_string());
+                    return Ok(false);
+                }
+                Some(Err(error)) => return Err(error),
+            };
+            if let Extent::Slice { chunk, offset, len } = extent {
+                let Some(len) = chunk_len(len) else {
+                    self.settle_failed(output, &format!("chunk {chunk} is too short"));
+                    return Ok(false);
+                };
+                file.runs += usize::from(runs.push(output, (chunk, offset, len), file.at));
+            }
+            file.at += extent.len();
+        }
+        Ok(true)
+    }
+
+    /// Writes what is left of a file that is longer than a window. Slices are taken while
+    /// those before them are written.
+    fn write_rest(&self, file: &mut Unread<'_>) -> Result<()> {
+        let (mut runs, mut has_more) = (Runs::default(), true);
+        while has_more || !runs.is_empty() {
+            let taken = take(&mut runs);
+            has_more &= !file.output.is_settled.load(Relaxed);
+            has_more = rayon::in_place_scope(|scope| {
+                scope.spawn(|_| self.write(taken));
+                if has_more { self.take_slices(file, &mut runs) } else { Ok(false) }
+            })?;
+            self.check()?;
+        }
         Ok(())
     }
 
     /// One thing less to wait for; the last one finishes the file.
-    fn release(&self, output: &Output) {
+    pub(super) fn release(&self, output: &Output) {
         let is_last = output.remaining.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1;
         if is_last && !output.is_settled.load(Relaxed) {
             // Files without chunks are made with the window that holds them.
@@ -132,62 +155,11 @@ impl Restore<'_> {
         }
     }
 
-    /// Reads every wanted chunk once and writes it everywhere.
-    pub(super) fn write(&self, slices: Vec<Slice>) -> Result<()> {
-        let mut placed: Vec<(Option<Location>, Slice)> = slices
-            .into_par_iter()
-            .filter(|slice| {
-                let is_settled = slice.output.is_settled.load(Relaxed);
-                if is_settled {
-                    self.release(&slice.output);
-                }
-                !is_settled
-            })
-            .map(|slice| (self.store.locate(&slice.chunk).ok(), slice))
-            .collect();
-        let place = |location: &Option<Location>, slice: &Slice| {
-            (location.map(|location| (location.segment, location.offset)), slice.chunk)
-        };
-        placed.par_sort_unstable_by(|(a, left), (b, right)| {
-            place(a, left).cmp(&place(b, right)).then_with(|| left.at.cmp(&right.at))
-        });
-        let groups: Vec<&[(Option<Location>, Slice)]> =
-            placed.chunk_by(|(_, a), (_, b)| a.chunk == b.chunk).collect();
-        groups.par_iter().for_each(|group| {
-            if self.fatal.lock().is_some() || self.store.observer().progress().check().is_err() {
-                return;
-            }
-            self.write_chunk(group);
-        });
-        Ok(())
-    }
-
-    fn write_chunk(&self, group: &[(Option<Location>, Slice)]) {
-        PLAIN.with_borrow_mut(|plain| {
-            let read = self.store.chunk_into(&group[0].1.chunk, plain);
-            for (_, slice) in group {
-                let output = &slice.output;
-                if !output.is_settled.load(Relaxed) {
-                    let from = slice.from as usize;
-                    let end = usize::try_from(slice.len).ok().and_then(|len| from.checked_add(len));
-                    match (&read, end.and_then(|end| plain.get(from..end))) {
-                        (Ok(()), Some(bytes)) => self.write_slice(output, bytes, slice.at),
-                        (Ok(()), None) => {
-                            let reason = format!("chunk {} is too short", slice.chunk);
-                            self.settle_failed(output, &reason);
-                        }
-                        (Err(error), _) => self.settle_failed(output, &error.to_string()),
-                    }
-                }
-                self.release(output);
-            }
-        });
-    }
-
-    fn write_slice(&self, output: &Output, bytes: &[u8], at: u64) {
+    /// Writes a part of a file.
+    pub(super) fn write_at(&self, output: &Output, bytes: &[u8], at: u64) {
         let mut file = output.file.lock();
         if output.is_settled.load(Relaxed) {
-            // Another slice of it failed meanwhile: what is left of it must stay removed.
+            // Another part of it failed meanwhile: what is left of it must stay removed.
             return;
         }
         let written = (|| {
@@ -270,7 +242,7 @@ impl Restore<'_> {
         !was_settled
     }
 
-    fn settle_failed(&self, output: &Output, reason: &str) {
+    pub(super) fn settle_failed(&self, output: &Output, reason: &str) {
         if self.settle(output) {
             self.failed(&output.path, reason);
         }
@@ -278,6 +250,11 @@ impl Restore<'_> {
 }
 
 impl Output {
+    /// One run more to wait for.
+    pub(super) fn expect_run(&self) {
+        self.remaining.fetch_add(1, Relaxed);
+    }
+
     /// Its file was taken away from it, complete.
     fn is_finished(&self) -> bool {
         self.is_settled.load(Relaxed)
@@ -308,18 +285,17 @@ pub(super) fn has_content(
         Content::Recipe(recipe) => recipe,
     };
     let get = |id: &ChunkId| store.chunk(id);
+    let mut opened = Opened::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
+    let mut ahead = Ahead { file: &file, len: stat.size, at: 0, bytes: Vec::new() };
     let mut at = 0;
-    let mut found = Vec::new();
     for extent in Extents::new(recipe, &get) {
         let Ok(extent) = extent else { return Ok(false) };
         let same = match extent {
             Extent::Hole { len } => is_hole(&file, at, len)?,
-            Extent::Slice { len, .. } if len > limits::CHUNK_BYTES_MAX as u64 => false,
-            Extent::Slice { chunk, offset, len } => {
-                found.resize(len as usize, 0);
-                file.read_exact_at(&mut found, at)?;
-                is_slice(store, &chunk, offset, &found)
-            }
+            Extent::Slice { chunk, offset, len } => match chunk_len(len) {
+                Some(len) => is_slice(&mut opened, &chunk, offset, ahead.read(at, len as usize)?),
+                None => false,
+            },
         };
         if !same {
             return Ok(false);
@@ -329,19 +305,44 @@ pub(super) fn has_content(
     Ok(true)
 }
 
-fn is_slice(store: &Store, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
+fn is_slice(opened: &mut Opened<'_>, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
     if offset == 0 && ChunkId::of(found) == *chunk {
         return true;
     }
-    let from = offset as usize;
-    let plain = store.chunk(chunk);
-    plain.is_ok_and(|plain| plain.get(from..from + found.len()) == Some(found))
+    opened.slice(chunk, offset, found.len() as u64).is_ok_and(|plain| plain == Some(found))
+}
+
+/// A file that is read from front to back, a little more at once than is asked for.
+struct Ahead<'a> {
+    file: &'a File,
+    len: u64,
+    /// Where the bytes are from.
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Ahead<'_> {
+    fn read(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
+        let is_there = self.at <= at && at + len as u64 <= self.at + self.bytes.len() as u64;
+        if !is_there {
+            let more = AHEAD_BYTES.min(self.len.saturating_sub(at) as usize);
+            self.bytes.resize(len.max(more), 0);
+            self.at = at;
+            self.file.read_exact_at(&mut self.bytes, at)?;
+        }
+        Ok(&self.bytes[(at - self.at) as usize..][..len])
+    }
+}
+
+/// The length of a slice, if a chunk can have it.
+fn chunk_len(len: u64) -> Option<u32> {
+    u32::try_from(len).ok().filter(|len| *len <= limits::CHUNK_BYTES_MAX as u32)
 }
 
 fn may_end_in_a_hole(recipe: &Recipe) -> bool {
     recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
 }
 
-fn is_hole(file: &std::fs::File, at: u64, len: u64) -> io::Result<bool> {
+fn is_hole(file: &File, at: u64, len: u64) -> io::Result<bool> {
     Ok(source::data_runs(file, at, at + len).next().transpose()?.is_none())
 }

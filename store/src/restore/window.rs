@@ -1,6 +1,7 @@
 //! Windows: entries that follow each other in path order and are dealt with together.
 
-use super::content::{Output, Slice};
+use super::content::Output;
+use super::runs::Runs;
 use super::{Restore, join, relative};
 use crate::entry::{Content, Entry, Kind, Owner, display_path, is_within, path_cmp};
 use crate::error::Result;
@@ -12,11 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Entries of a window.
 const WINDOW_ENTRIES: usize = 8192;
-/// Slices of chunks of a window.
-pub(super) const WINDOW_SLICES: usize = 16384;
 /// Bytes that the entries of a window take in memory, about.
 const WINDOW_BYTES: usize = 32 << 20;
-/// Files of a window that need more than one chunk: so many may be open at once.
+/// Files of a window that are written in more than one run: so many may be open at once.
 const WINDOW_OPEN_FILES: usize = 400;
 
 /// A directory of the tree.
@@ -39,8 +38,8 @@ pub(super) struct Window {
     /// Directories that nothing will be made in any more.
     pub(super) done_dirs: Vec<Dir>,
     pub(super) files: Vec<Arc<Output>>,
-    pub(super) slices: Vec<Slice>,
-    /// Files with several chunks.
+    pub(super) runs: Runs,
+    /// Files with several runs.
     pub(super) open_files: usize,
     pub(super) others: Vec<(Entry, Vec<u8>, Arc<AtomicBool>)>,
     pub(super) links: Vec<OtherName>,
@@ -87,6 +86,7 @@ impl Restore<'_> {
         if window.entries >= WINDOW_ENTRIES
             || window.bytes >= WINDOW_BYTES
             || window.open_files >= WINDOW_OPEN_FILES
+            || window.runs.are_many()
         {
             self.flush(false)?;
         }
@@ -166,7 +166,7 @@ impl Restore<'_> {
         let window = std::mem::take(&mut self.window);
         self.make_dirs(&window.dirs);
         window.files.par_iter().for_each(|output| self.compare(output));
-        self.write(window.slices)?;
+        self.write(window.runs);
         window.files.par_iter().for_each(|output| self.finish_without_chunks(output));
         window.others.par_iter().for_each(|(entry, path, is_fresh)| {
             let made = self.target.make_other(path, entry, is_fresh.load(Relaxed));
@@ -184,6 +184,11 @@ impl Restore<'_> {
             self.count_entry(path, made, &self.counts.others);
         }
         self.finish_dirs(window.done_dirs);
+        self.check()
+    }
+
+    /// Whether anything ends the restore.
+    pub(super) fn check(&self) -> Result<()> {
         match self.fatal.lock().take() {
             Some(error) => Err(error),
             None => self.store.observer().progress().check(),
