@@ -3,9 +3,15 @@
 //! Packs are made by git, of histories made up here; dumps are text with rows.
 
 use crate::support::sandbox::{Dice, Sandbox};
-use crate::support::tree;
+use crate::support::{stores, tree};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use store::entry::Content;
+use store::id::ChunkId;
+use store::recipe::{Extent, Extents};
+use store::store::Purpose;
+use store::tree::TreeReader;
 
 /// Rows of a file of the histories.
 const ROWS: u64 = 160;
@@ -282,4 +288,79 @@ fn a_repository_without_its_caches_is_whole() {
     // And they are kept where nobody says otherwise.
     sandbox.backup(["source"]);
     assert_comes_back(&sandbox);
+}
+
+#[test]
+fn thirty_nights_do_not_wear_a_store_out() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 200);
+    git(&sandbox, &["repack", "-adq"]);
+    let rows = 12_000;
+    let version = |night: u64| {
+        move |row: u64| (0..=night).rev().find(|n| (row * 7 + n * 13) % 97 == 0).unwrap_or(0)
+    };
+    let mut added = Vec::new();
+    for night in 0..=30 {
+        if night > 0 {
+            push(&sandbox, "main", 190 + 10 * night, 200 + 10 * night);
+        }
+        if night % 5 == 4 {
+            git(&sandbox, &["gc", "--quiet"]);
+        }
+        sandbox.write("source/dump.sql", dump(rows, version(night)));
+        let summary = sandbox.backup(["source", "--git-caches", "skip"]);
+        added.push(number(&summary, "data_added_packed"));
+    }
+    let source = sandbox.text("source");
+    sandbox.restore(&format!("latest:{source}"), "restored");
+    assert_eq!(sandbox.read("restored/dump.sql"), sandbox.read("source/dump.sql"));
+    for pack in packs(&sandbox) {
+        let name = pack.strip_prefix(sandbox.path("source")).expect("in the source");
+        assert!(sandbox.read(&pack) == sandbox.read(Path::new("restored").join(name)), "{name:?}");
+    }
+    sandbox.assert_clean();
+    let Worn { files, chunks, dump_pieces, dump_bytes } = worn(&sandbox);
+    assert!(chunks * 10 <= files * 13, "chunks of {chunks} bytes hold files of {files}");
+    let most = dump_bytes / 256;
+    assert!(dump_pieces <= most + most / 4, "{dump_pieces} of {dump_bytes}");
+    // Nights cost what is new, and later what is copied forward so that old chunks can go.
+    let sum = |nights: &[u64]| nights.iter().sum::<u64>();
+    let (early, late) = (sum(&added[6..16]), sum(&added[21..31]));
+    assert!(late < 3 * early, "{early}, later {late}: {added:?}");
+    assert!(late / 10 < added[0] / 8, "{added:?}");
+}
+
+/// What the last snapshot has become.
+struct Worn {
+    /// Bytes of files in chunks, and of all chunks that they refer to.
+    files: u64,
+    chunks: u64,
+    /// Of the dump.
+    dump_pieces: u64,
+    dump_bytes: u64,
+}
+
+fn worn(sandbox: &Sandbox) -> Worn {
+    let store = stores::open(&sandbox.path("store"), Purpose::Read);
+    let (snapshots, _) = store.snapshots().expect("reads");
+    let (_, last) = snapshots.last().expect("thirty of them");
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut seen = HashSet::new();
+    let mut worn = Worn { files: 0, chunks: 0, dump_pieces: 0, dump_bytes: 0 };
+    for entry in TreeReader::new(&last.root.chunk(), &get) {
+        let entry = entry.expect("reads");
+        let Content::Recipe(recipe) = &entry.content else { continue };
+        worn.files += entry.size;
+        for extent in Extents::new(recipe, &get) {
+            let Extent::Slice { chunk, .. } = extent.expect("reads") else { continue };
+            if entry.path.ends_with(b"dump.sql") {
+                worn.dump_pieces += 1;
+                worn.dump_bytes = entry.size;
+            }
+            if seen.insert(chunk) {
+                worn.chunks += u64::from(store.locate(&chunk).expect("is there").plain_len);
+            }
+        }
+    }
+    worn
 }

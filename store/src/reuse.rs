@@ -32,7 +32,7 @@ use weaver::Weaver;
 const COMPARED_BYTES_MIN: u64 = 8 << 10;
 /// Bytes that the slices of a dump should have on average. More of them would make
 /// recipes long and restores slow, fewer would have more copied forward.
-const ROWS_BYTES: u64 = 2 << 10;
+const ROWS_BYTES: u64 = 256;
 /// The same for git packs and their indexes, which are short of entry and row by themselves.
 const ENTRY_BYTES: u64 = 200;
 const INDEX_ROW_BYTES: u64 = 40;
