@@ -68,15 +68,15 @@ impl Piece {
 
 /// Pieces in order.
 pub struct Spool<'a> {
-    backend: &'a dyn Backend,
+    room: Option<&'a dyn Backend>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
 }
 
 impl<'a> Spool<'a> {
-    /// An empty one, which may need room in the store.
-    pub fn new(backend: &'a dyn Backend) -> Spool<'a> {
-        Spool { backend, file: None, memory: Vec::new() }
+    /// An empty one, which may need room in the store, or else on this machine.
+    pub fn new(room: Option<&'a dyn Backend>) -> Spool<'a> {
+        Spool { room, file: None, memory: Vec::new() }
     }
 
     /// Appends a piece.
@@ -94,7 +94,10 @@ impl<'a> Spool<'a> {
     fn spill(&mut self) -> std::io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(BufWriter::new(self.backend.scratch()?)),
+            none => {
+                let file = self.room.map_or_else(tempfile::tempfile, Backend::scratch)?;
+                none.insert(BufWriter::new(file))
+            }
         };
         for piece in self.memory.drain(..) {
             file.write_all(&piece.to_bytes())?;
@@ -103,7 +106,10 @@ impl<'a> Spool<'a> {
     }
 
     /// Calls `each` for all pieces in order.
-    pub fn replay(&mut self, mut each: impl FnMut(Piece) -> Result<()>) -> Result<()> {
+    pub fn replay<E: From<Error>>(
+        &mut self,
+        mut each: impl FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
         if let Some(file) = &mut self.file {
             let fail = |error| Error::store_write("scratch space in tmp")(error);
             file.flush().map_err(fail)?;
@@ -135,39 +141,41 @@ mod tests {
     #[test]
     fn pieces_come_back_in_order_and_joined() {
         let backend = Memory::default();
-        let mut spool = Spool::new(&backend);
-        let slice = |n: u32| Piece::Slice { chunk: n % 7, offset: n, len: 3 };
-        let count = 3 * MEMORY_PIECES as u32 + 5;
-        for n in 0..count {
-            spool.push(slice(n)).expect("room");
+        for room in [None, Some(&backend as &dyn Backend)] {
+            let mut spool = Spool::new(room);
+            let slice = |n: u32| Piece::Slice { chunk: n % 7, offset: n, len: 3 };
+            let count = 3 * MEMORY_PIECES as u32 + 5;
+            for n in 0..count {
+                spool.push(slice(n)).expect("room");
+            }
+            spool
+                .push(Piece::Slice { offset: count + 2, len: 4, chunk: (count - 1) % 7 })
+                .expect("room");
+            spool.push(Piece::Literal { len: 5 }).expect("room");
+            spool.push(Piece::Literal { len: 6 }).expect("room");
+            for _ in 0..2 {
+                let mut found = Vec::new();
+                let collect = |piece| {
+                    found.push(piece);
+                    Ok::<(), Error>(())
+                };
+                spool.replay(collect).expect("reads");
+                assert_eq!(found.len() as u32, count + 1);
+                assert!(
+                    found
+                        .iter()
+                        .take(count as usize - 1)
+                        .enumerate()
+                        .all(|(n, p)| *p == slice(n as u32))
+                );
+                assert_eq!(
+                    found[count as usize - 1],
+                    Piece::Slice { chunk: (count - 1) % 7, offset: count - 1, len: 7 }
+                );
+                assert_eq!(found[count as usize], Piece::Literal { len: 11 });
+            }
+            spool.clear();
+            spool.replay::<Error>(|_| panic!("nothing is left")).expect("reads");
         }
-        spool
-            .push(Piece::Slice { offset: count + 2, len: 4, chunk: (count - 1) % 7 })
-            .expect("room");
-        spool.push(Piece::Literal { len: 5 }).expect("room");
-        spool.push(Piece::Literal { len: 6 }).expect("room");
-        for _ in 0..2 {
-            let mut found = Vec::new();
-            let collect = |piece| {
-                found.push(piece);
-                Ok(())
-            };
-            spool.replay(collect).expect("reads");
-            assert_eq!(found.len() as u32, count + 1);
-            assert!(
-                found
-                    .iter()
-                    .take(count as usize - 1)
-                    .enumerate()
-                    .all(|(n, p)| *p == slice(n as u32))
-            );
-            assert_eq!(
-                found[count as usize - 1],
-                Piece::Slice { chunk: (count - 1) % 7, offset: count - 1, len: 7 }
-            );
-            assert_eq!(found[count as usize], Piece::Literal { len: 11 });
-        }
-        spool.clear();
-        spool.replay(|_| panic!("nothing is left")).expect("reads");
     }
 }

@@ -1,7 +1,7 @@
 //! From what a format says of a file to its recipe.
 
 use super::spool::{Piece, Spool};
-use super::{Allowance, BaseFile, Loom, Reader, UNUSED_PART, Woven};
+use super::{Allowance, BaseFile, Loom, Reader, Snag, UNUSED_PART, Woven};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::packer::Packer;
@@ -40,6 +40,8 @@ pub struct Weaver<'a> {
     reused: Reused,
     /// Bytes of chunks that the stretches before do not need.
     unused: u64,
+    /// Chunks of a stretch.
+    stretch_chunks: usize,
 }
 
 /// A chunk of a base.
@@ -80,16 +82,23 @@ impl<'a> Weaver<'a> {
             bases,
             recipe: RecipeWriter::default(),
             literals,
-            spool: Spool::new(packer.backend()),
+            spool: Spool::new(packer.room()),
             chunks: Vec::new(),
             numbers: HashMap::new(),
             reused: Reused::default(),
             unused: 0,
+            stretch_chunks: STRETCH_CHUNKS,
         }
     }
 
+    /// Concludes stretches of so many chunks.
+    #[cfg(test)]
+    pub fn set_stretch_chunks(&mut self, chunks: usize) {
+        self.stretch_chunks = chunks;
+    }
+
     /// The recipe of everything told.
-    pub fn finish(mut self) -> Result<Woven> {
+    pub fn finish(mut self) -> Result<Woven, Snag> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
         let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
@@ -97,12 +106,12 @@ impl<'a> Weaver<'a> {
         Ok(Woven { recipe, len, reused, unused: self.unused })
     }
 
-    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<()> {
+    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
         let number = match self.numbers.get(&id) {
             Some(number) => *number,
             None => {
                 let number = self.chunks.len() as u32;
-                let plain_len = self.reader.plain(&id)?.len() as u64;
+                let plain_len = self.reader.plain_len(&id).map_err(Snag::Lost)?;
                 let referred = Referred { id, len: plain_len, used: 0, is_copied_forward: false };
                 self.chunks.push(referred);
                 self.numbers.insert(id, number);
@@ -111,11 +120,11 @@ impl<'a> Weaver<'a> {
         };
         self.chunks[number as usize].used += len;
         // A slice is no longer than a chunk.
-        self.spool.push(Piece::Slice { chunk: number, offset, len: len as u32 })
+        Ok(self.spool.push(Piece::Slice { chunk: number, offset, len: len as u32 })?)
     }
 
     /// Writes the recipe of what was told since the last conclusion.
-    fn conclude(&mut self) -> Result<()> {
+    fn conclude(&mut self) -> Result<(), Snag> {
         self.choose();
         self.copy_forward()?;
         self.literals.cut(true)?;
@@ -124,7 +133,7 @@ impl<'a> Weaver<'a> {
         let forward_at = literals.len - forwarded(chunks);
         let mut told = Cursor::new(literals.chunks.iter().copied(), 0);
         let mut forward = Cursor::new(literals.chunks.iter().copied(), forward_at);
-        spool.replay(|piece| match piece {
+        spool.replay::<Error>(|piece| match piece {
             Piece::Literal { len } => told.take(u64::from(len), &mut |e| recipe.push(e, &mut put)),
             Piece::Slice { chunk, offset, len } => {
                 let referred = &chunks[chunk as usize];
@@ -150,7 +159,8 @@ impl<'a> Weaver<'a> {
         let used: u64 = self.chunks.iter().map(|chunk| chunk.used).sum();
         let mut unused: u64 = self.chunks.iter().map(unused_of).sum();
         let own = (used + self.literals.len) / UNUSED_PART;
-        let limit = own + self.allowance.take(unused.saturating_sub(own));
+        let taken = self.allowance.take(unused.saturating_sub(own));
+        let limit = own + taken;
         let mut order: Vec<usize> = (0..self.chunks.len()).collect();
         let share = |chunk: &Referred| (chunk.used << 16) / chunk.len.max(1);
         order.sort_by_key(|n| share(&self.chunks[*n]));
@@ -162,10 +172,12 @@ impl<'a> Weaver<'a> {
             chunk.is_copied_forward = true;
             unused -= unused_of(chunk);
         }
+        // Slices are copied forward chunk by chunk, so that some of it may be left.
+        self.allowance.give_back(taken.min(limit.saturating_sub(unused)));
         self.unused += unused;
     }
 
-    fn copy_forward(&mut self) -> Result<()> {
+    fn copy_forward(&mut self) -> Result<(), Snag> {
         let bytes = forwarded(&self.chunks);
         if bytes == 0 {
             return Ok(());
@@ -178,8 +190,8 @@ impl<'a> Weaver<'a> {
             if !referred.is_copied_forward {
                 return Ok(());
             }
-            let plain = reader.plain(&referred.id)?;
-            literals.push(&plain[offset as usize..][..len as usize])
+            let plain = reader.plain(&referred.id).map_err(Snag::Lost)?;
+            Ok(literals.push(&plain[offset as usize..][..len as usize])?)
         })
     }
 }
@@ -193,37 +205,40 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
     Ok(packer.put(Kind::Metadata, bytes)?.id)
 }
 
-impl<E: From<Error>> Sink<E> for Weaver<'_> {
-    fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
+impl Sink<Snag> for Weaver<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), Snag> {
         self.literals.push(bytes)?;
         for part in bytes.chunks(u32::MAX as usize) {
             self.spool.push(Piece::Literal { len: part.len() as u32 })?;
         }
-        Ok(self.end_stretch()?)
+        self.end_stretch()
     }
 
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
+    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Snag> {
         self.reused.by_extent += len;
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let extent = self.bases[base].extent_at(at)?;
+            let extent = self.bases[base].extent_at(at).map_err(Snag::Lost)?;
             let Some((Extent::Slice { chunk, offset, len }, into)) = extent else {
                 let (what, reason) =
                     ("a file of the snapshot before", "it changed while it was read");
-                return Err(Error::Malformed { what: what.into(), reason: reason.into() }.into());
+                let lost = Error::Malformed { what: what.into(), reason: reason.into() };
+                return Err(Snag::Lost(lost));
             };
             let len = (len - into).min(end - at);
             self.refer(chunk, offset + into as u32, len)?;
             at += len;
+            // One copy can be a whole file of any length.
+            self.end_stretch()?;
         }
-        Ok(self.end_stretch()?)
+        Ok(())
     }
 }
 
 impl Weaver<'_> {
-    fn end_stretch(&mut self) -> Result<()> {
+    fn end_stretch(&mut self) -> Result<(), Snag> {
         let chunks = self.chunks.len() + self.literals.chunks.len();
-        if chunks < STRETCH_CHUNKS { Ok(()) } else { self.conclude() }
+        if chunks < self.stretch_chunks { Ok(()) } else { self.conclude() }
     }
 }
 
