@@ -125,6 +125,7 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 pub(crate) mod tests {
     use super::*;
     use std::convert::Infallible;
+    use std::ops::Range;
 
     /// A base, or a source, in memory.
     #[derive(Debug, Clone)]
@@ -159,6 +160,64 @@ pub(crate) mod tests {
         }
     }
 
+    /// A base in which some ranges cannot be read.
+    #[derive(Debug, Clone)]
+    pub struct Damaged {
+        pub base: Memory,
+        pub holes: Vec<Range<usize>>,
+        pub reads: usize,
+    }
+
+    impl Damaged {
+        /// How many bytes from `offset` on can be read.
+        fn readable(&self, offset: u64) -> usize {
+            let offset = offset as usize;
+            let ends = self.holes.iter().filter(|hole| !hole.is_empty() && hole.end > offset);
+            ends.map(|hole| hole.start.saturating_sub(offset)).min().unwrap_or(usize::MAX)
+        }
+    }
+
+    impl Base for Damaged {
+        fn len(&self) -> u64 {
+            self.base.0.len() as u64
+        }
+
+        fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+            self.reads += 1;
+            let readable = self.readable(offset).min(with.len());
+            self.base.common_prefix(offset, &with[..readable])
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+            self.reads += 1;
+            let readable = self.readable(offset).min(buffer.len());
+            Base::read(&mut self.base, offset, &mut buffer[..readable])
+        }
+    }
+
+    /// A source that can be read so many times and then no more.
+    #[derive(Debug)]
+    pub struct Failing {
+        pub bytes: Vec<u8>,
+        pub reads_left: usize,
+    }
+
+    /// What it fails with.
+    #[derive(Debug, PartialEq, Eq)]
+    pub struct Gone;
+
+    impl Source<Gone> for Failing {
+        fn len(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Gone> {
+            self.reads_left = self.reads_left.checked_sub(1).ok_or(Gone)?;
+            buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
     /// Puts a file together again as a sink was told to.
     #[derive(Debug, Default)]
     pub struct Rebuilt {
@@ -175,14 +234,14 @@ pub(crate) mod tests {
         }
     }
 
-    impl Sink<Infallible> for Rebuilt {
-        fn literal(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+    impl<E> Sink<E> for Rebuilt {
+        fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
             self.literal_bytes += bytes.len();
             self.bytes.extend_from_slice(bytes);
             Ok(())
         }
 
-        fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Infallible> {
+        fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
             self.copies += 1;
             self.bytes.extend_from_slice(&self.bases[base][offset as usize..][..len as usize]);
             Ok(())

@@ -242,9 +242,16 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
         done
     })?;
     let parent_id = parent.map(|(id, _)| id);
+    let trusted = parent_id.filter(|_| parent_closed);
     let paths = options.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
-    let seal =
-        Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
+    let seal = Sealing {
+        packer: &packer,
+        counters: &counters,
+        about: &options.about,
+        start,
+        damaged,
+        trusted,
+    };
     seal.finish(store, root, totals, parent_id, paths, options)
 }
 
@@ -300,8 +307,14 @@ pub fn backup_stream(
     counters.count(&file, before.as_ref());
     tree.push(&file, &mut put)?;
     let root = tree.finish(&mut put)?;
-    let seal =
-        Sealing { packer: &packer, counters: &counters, about: &options.about, start, damaged };
+    let seal = Sealing {
+        packer: &packer,
+        counters: &counters,
+        about: &options.about,
+        start,
+        damaged,
+        trusted: None,
+    };
     let parent = parent.map(|(id, _)| id);
     let totals = Totals { entries: parts.len() as u64, bytes: size, unused };
     seal.finish(store, root, totals, parent, vec![name.to_vec()], options)
@@ -338,6 +351,8 @@ struct Sealing<'a> {
     start: Time,
     /// The segments known to be damaged when the backup began.
     damaged: HashSet<SegmentId>,
+    /// The snapshot that was closed then, so that none of its chunks was looked up.
+    trusted: Option<SnapshotId>,
 }
 
 impl Sealing<'_> {
@@ -395,12 +410,21 @@ impl Sealing<'_> {
         } else {
             let id = record.write(&*store.backend)?;
             // The snapshot is there and good; without this mark the next backup looks closer.
-            if let Err(error) = store.index.set_closed(&id, &self.damaged) {
+            if let Err(error) = self.close(store, &id) {
                 store.observer().event(Event::Warning(error.to_string()));
             }
             Some(id)
         };
         Ok(Report { snapshot, parent, statistics, unreadable_count, doubts })
+    }
+
+    /// Marks the snapshot as closed, unless something was found missing of the one it
+    /// relies on.
+    fn close(&self, store: &Store, snapshot: &SnapshotId) -> Result<()> {
+        match &self.trusted {
+            Some(trusted) if !store.index.is_closed(trusted)? => Ok(()),
+            _ => store.index.set_closed(snapshot, &self.damaged),
+        }
     }
 }
 

@@ -108,9 +108,10 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Where the store's files are.
-    pub(crate) fn backend(&self) -> &'a dyn Backend {
-        &*self.store.backend
+    /// Where there is room for what is needed for a while: in the store, unless nothing may
+    /// be written to it.
+    pub(crate) fn room(&self) -> Option<&'a dyn Backend> {
+        (!self.is_dry).then_some(&*self.store.backend)
     }
 
     /// What was added so far.

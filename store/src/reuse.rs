@@ -11,10 +11,13 @@
 
 mod base;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod weaver;
 
 use crate::entry::{Content, Entry};
 use crate::error::Error;
+use crate::observe::Progress;
 use crate::packer::Packer;
 use crate::recipe::Recipe;
 use crate::store::Store;
@@ -65,7 +68,15 @@ impl Allowance {
 
     /// A file goes away, and what it left to others with it.
     pub fn withdraw(&self, entry: &Entry) {
-        self.left.fetch_sub(share(entry.size, entry.unused), Relaxed);
+        let share = share(entry.size, entry.unused);
+        // Sparse files can be so large that a few of them exceed every number.
+        let less = |left: i64| Some(left.saturating_sub(share));
+        let _ = self.left.fetch_update(Relaxed, Relaxed, less);
+    }
+
+    /// What was taken and is not needed.
+    fn give_back(&self, bytes: u64) {
+        self.left.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
     }
 
     /// As much of `wanted` as there is.
@@ -114,6 +125,29 @@ pub struct Woven {
     pub unused: u64,
 }
 
+/// Why a comparison ends before its time.
+#[derive(Debug)]
+pub enum Snag {
+    /// The source cannot be read.
+    Source(io::Error),
+    /// A file of the snapshot before cannot be read where it could be before.
+    Lost(Error),
+    /// The store cannot be written, or the run is to end.
+    Store(Error),
+}
+
+impl From<io::Error> for Snag {
+    fn from(error: io::Error) -> Snag {
+        Snag::Source(error)
+    }
+}
+
+impl From<Error> for Snag {
+    fn from(error: Error) -> Snag {
+        Snag::Store(error)
+    }
+}
+
 /// Compares files with others.
 #[derive(Clone, Copy)]
 pub struct Loom<'a> {
@@ -132,19 +166,35 @@ pub struct Loom<'a> {
 impl<'a> Loom<'a> {
     /// The recipe of a file of `len` bytes, if it is one that can be compared.
     /// `Refusal::Doubt` means that it is not what it seems.
-    pub fn file<E: From<Error> + From<io::Error>>(
+    pub fn file(
         &self,
         file: &File,
         len: u64,
         before: Option<&Entry>,
         like: Like<'_>,
-    ) -> Result<Option<Woven>, Refusal<E>> {
+    ) -> Result<Option<Woven>, Refusal<Error>> {
+        self.compared(file, len, before, like).or_else(|refusal| match refusal {
+            Refusal::Doubt(doubt) => Err(Refusal::Doubt(doubt)),
+            Refusal::Failed(Snag::Store(error)) => Err(Refusal::Failed(error)),
+            // What cannot be read may be the index of a pack, or a base; whether it is the
+            // file itself is seen when it is read for its own sake.
+            Refusal::Failed(Snag::Source(_) | Snag::Lost(_)) => Ok(None),
+        })
+    }
+
+    fn compared(
+        &self,
+        file: &File,
+        len: u64,
+        before: Option<&Entry>,
+        like: Like<'_>,
+    ) -> Result<Option<Woven>, Refusal<Snag>> {
         if len < COMPARED_BYTES_MIN {
             return Ok(None);
         }
         let is_alike = !matches!(like, Like::Nothing);
         if let Some(before) = before.filter(|before| is_alike && before.size == len)
-            && let Some(woven) = self.unchanged(file, before).map_err(|e| failed(e.into()))?
+            && let Some(woven) = self.unchanged(file, before).map_err(Refusal::Failed)?
         {
             return Ok(Some(woven));
         }
@@ -153,14 +203,15 @@ impl<'a> Loom<'a> {
             Like::Itself => {
                 let Some(entry) = before else { return Ok(None) };
                 let mut head = [0; HEAD_BYTES];
-                let filled = file.read_at(&mut head, 0).map_err(|error| failed(error.into()))?;
+                let filled = uninterrupted(|| file.read_at(&mut head, 0))
+                    .map_err(|error| Refusal::Failed(error.into()))?;
                 if !dump::detect(&head[..filled]) {
                     return Ok(None);
                 }
                 let mut at = 0;
                 let mut next = |buffer: &mut [u8]| {
                     let wanted = buffer.len().min((len - at) as usize);
-                    let read = file.read_at(&mut buffer[..wanted], at)?;
+                    let read = uninterrupted(|| file.read_at(&mut buffer[..wanted], at))?;
                     at += read as u64;
                     Ok(read)
                 };
@@ -173,17 +224,13 @@ impl<'a> Loom<'a> {
     }
 
     /// The recipe of a stream, compared with what it was before.
-    pub fn stream<E: From<Error> + From<io::Error>>(
-        &self,
-        input: &mut dyn Read,
-        before: &Entry,
-    ) -> Result<Option<Woven>, E> {
-        let mut next = |buffer: &mut [u8]| Ok(input.read(buffer)?);
+    pub fn stream(&self, input: &mut dyn Read, before: &Entry) -> Result<Option<Woven>, Snag> {
+        let mut next = |buffer: &mut [u8]| Ok(uninterrupted(|| input.read(buffer))?);
         self.itself(&mut next, before)
     }
 
     /// The recipe from before of a file that was touched, but has not changed.
-    fn unchanged(&self, file: &File, before: &Entry) -> io::Result<Option<Woven>> {
+    fn unchanged(&self, file: &File, before: &Entry) -> Result<Option<Woven>, Snag> {
         let reader = Reader::new(self.store);
         let (Some(mut base), Content::Recipe(recipe)) =
             (base_file(&reader, before), &before.content)
@@ -193,6 +240,7 @@ impl<'a> Loom<'a> {
         let mut piece = vec![0; PIECE_BYTES];
         let mut at = 0;
         while at < before.size {
+            self.store.observer().progress().check()?;
             let step = piece.len().min((before.size - at) as usize);
             match file.read_exact_at(&mut piece[..step], at) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -208,27 +256,31 @@ impl<'a> Loom<'a> {
         Ok(Some(Woven { recipe: recipe.clone(), len: before.size, reused, unused }))
     }
 
-    fn itself<E: From<Error>>(
+    fn itself(
         &self,
-        next: &mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
+        next: &mut dyn FnMut(&mut [u8]) -> Result<usize, Snag>,
         before: &Entry,
-    ) -> Result<Option<Woven>, E> {
+    ) -> Result<Option<Woven>, Snag> {
         let reader = Reader::new(self.store);
         let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
         self.allowance.withdraw(before);
         let resolve = base_file(&reader, before).into_iter().collect();
         let mut weaver = Weaver::new(self, &reader, resolve, self.cutter, ROWS_BYTES);
-        dump::weave(next, &mut base, &mut weaver)?;
+        let mut next = |buffer: &mut [u8]| {
+            self.store.observer().progress().check()?;
+            next(buffer)
+        };
+        dump::weave(&mut next, &mut base, &mut weaver)?;
         Ok(Some(weaver.finish()?))
     }
 
-    fn pack<E: From<Error> + From<io::Error>>(
+    fn pack(
         &self,
         file: &File,
         len: u64,
         index: &File,
         bases: &[(&Entry, &Entry)],
-    ) -> Result<Woven, Refusal<E>> {
+    ) -> Result<Woven, Refusal<Snag>> {
         let reader = Reader::new(self.store);
         let open = |entry: &Entry| base_file(&reader, entry);
         let mut pairs: Vec<(BaseFile<'_>, BaseFile<'_>)> =
@@ -237,18 +289,18 @@ impl<'a> Loom<'a> {
         let mut packs: Vec<git_pack::PackBase<'_>> =
             pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
         let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRY_BYTES);
-        let index_len = index.metadata().map_err(|error| failed(error.into()))?.len();
-        let (mut pack, mut index) = (FileSource::new(file, len), FileSource::new(index, index_len));
+        let index_len = index.metadata().map_err(|error| Refusal::Failed(error.into()))?.len();
+        let (mut pack, mut index) = (self.source(file, len), self.source(index, index_len));
         git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
-        weaver.finish().map_err(|error| failed(error.into()))
+        weaver.finish().map_err(Refusal::Failed)
     }
 
-    fn pack_index<E: From<Error> + From<io::Error>>(
+    fn pack_index(
         &self,
         file: &File,
         len: u64,
         bases: &[(&Entry, &Entry)],
-    ) -> Result<Woven, Refusal<E>> {
+    ) -> Result<Woven, Refusal<Snag>> {
         let reader = Reader::new(self.store);
         let mut indexes: Vec<BaseFile<'_>> =
             bases.iter().filter_map(|(_, index)| base_file(&reader, index)).collect();
@@ -256,13 +308,27 @@ impl<'a> Loom<'a> {
         let mut bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
         let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, INDEX_ROW_BYTES);
-        git_idx::weave(&mut FileSource::new(file, len), &mut bases, &mut weaver)?;
-        weaver.finish().map_err(|error| failed(error.into()))
+        git_idx::weave(&mut self.source(file, len), &mut bases, &mut weaver)?;
+        weaver.finish().map_err(Refusal::Failed)
+    }
+
+    fn source<'f>(&self, file: &'f File, len: u64) -> FileSource<'f>
+    where
+        'a: 'f,
+    {
+        let progress = self.store.observer().progress();
+        FileSource { file, progress, len, ahead: Vec::new(), ahead_at: 0 }
     }
 }
 
-fn failed<E>(error: E) -> Refusal<E> {
-    Refusal::Failed(error)
+/// A read that was interrupted by a signal is no failure.
+fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
 }
 
 /// The content of an entry, where it is in chunks.
@@ -276,24 +342,20 @@ fn base_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<BaseFile<'a>> 
 /// A file of the source, read at any place.
 struct FileSource<'a> {
     file: &'a File,
+    progress: &'a Progress,
     len: u64,
     /// What was read last for small requests, and where it begins.
     ahead: Vec<u8>,
     ahead_at: u64,
 }
 
-impl FileSource<'_> {
-    fn new(file: &File, len: u64) -> FileSource<'_> {
-        FileSource { file, len, ahead: Vec::new(), ahead_at: 0 }
-    }
-}
-
-impl<E: From<io::Error>> Source<E> for FileSource<'_> {
+impl Source<Snag> for FileSource<'_> {
     fn len(&self) -> u64 {
         self.len
     }
 
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), E> {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Snag> {
+        self.progress.check()?;
         if buffer.len() >= READ_AHEAD_BYTES {
             return Ok(self.file.read_exact_at(buffer, offset)?);
         }

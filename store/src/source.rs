@@ -298,6 +298,12 @@ pub fn data_runs(
     })
 }
 
+/// Whether a file of `len` bytes has no holes.
+pub fn is_all_data(file: &File, len: u64) -> io::Result<bool> {
+    let first = data_runs(file, 0, len).next().transpose()?;
+    Ok(first == Some((0, len)))
+}
+
 /// Names of users and groups; each is asked for once.
 #[derive(Debug, Default)]
 pub struct Owners {

@@ -448,45 +448,11 @@ fn common_suffix(base: &mut dyn Base, offset: u64, with: &[u8], window: &mut [u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::tests::{Memory, Rebuilt};
+    use crate::format::tests::{Damaged, Memory, Rebuilt};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::convert::Infallible;
     use std::ops::Range;
-
-    /// A base in which some ranges cannot be read.
-    struct Damaged {
-        base: Memory,
-        holes: Vec<Range<usize>>,
-        reads: usize,
-    }
-
-    impl Damaged {
-        /// How many bytes from `offset` on can be read.
-        fn readable(&self, offset: u64) -> usize {
-            let offset = offset as usize;
-            let ends = self.holes.iter().filter(|hole| !hole.is_empty() && hole.end > offset);
-            ends.map(|hole| hole.start.saturating_sub(offset)).min().unwrap_or(usize::MAX)
-        }
-    }
-
-    impl Base for Damaged {
-        fn len(&self) -> u64 {
-            self.base.0.len() as u64
-        }
-
-        fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
-            self.reads += 1;
-            let readable = self.readable(offset).min(with.len());
-            self.base.common_prefix(offset, &with[..readable])
-        }
-
-        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
-            self.reads += 1;
-            let readable = self.readable(offset).min(buffer.len());
-            Base::read(&mut self.base, offset, &mut buffer[..readable])
-        }
-    }
 
     /// Weaves `new`, given in pieces of these sizes, and looks whether it comes out again.
     fn weave_pieces(base: &mut dyn Base, whole: &[u8], new: &[u8], pieces: &[usize]) -> Rebuilt {

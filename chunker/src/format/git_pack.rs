@@ -15,17 +15,31 @@ use std::ops::Range;
 
 /// Bytes before the first entry.
 const HEAD_LEN: u64 = 12;
-/// Entries of the pack that are dealt with at once; so many, and as many matches for
-/// each base that has them, are in memory.
-const WINDOW_ENTRIES: u64 = 1 << 20;
-/// Bytes of the pack in memory at once.
-const BATCH_BYTES: u64 = 4 << 20;
-/// The pack is divided into parts of at least so many bytes to count entries in.
-const BIN_BYTES: u64 = 64 << 10;
+/// Most counterparts that an entry is compared with. More than one or two have only
+/// objects that are in many packs, and indexes made to keep us busy.
+const COUNTERPARTS_MAX: u8 = 8;
 /// Fewest bytes that are worth an extent of their own.
 const COPY_BYTES_MIN: usize = 16;
 /// The longest head of an entry: ten bytes of length, and an id.
 const ENTRY_HEAD_MAX: usize = 10 + 32;
+
+/// How much is dealt with at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Entries of the pack; so many, and up to [`COUNTERPARTS_MAX`] times as many in bases, are
+    /// in memory.
+    pub window_entries: u64,
+    /// Bytes of the pack in memory.
+    pub batch_bytes: u64,
+    /// The pack is divided into parts of at least so many bytes to count entries in.
+    pub bin_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { window_entries: 1 << 20, batch_bytes: 4 << 20, bin_bytes: 64 << 10 }
+    }
+}
 
 /// A pack of the snapshot before, and its index.
 pub struct PackBase<'a> {
@@ -44,6 +58,17 @@ pub fn weave<E>(
     bases: &mut [PackBase<'_>],
     sink: &mut dyn Sink<E>,
 ) -> Result<(), Refusal<E>> {
+    weave_within(Limits::default(), pack, index, bases, sink)
+}
+
+/// The same within other limits: what is told may be another, the pack never.
+pub fn weave_within<E>(
+    limits: Limits,
+    pack: &mut dyn Source<E>,
+    index: &mut dyn Source<E>,
+    bases: &mut [PackBase<'_>],
+    sink: &mut dyn Sink<E>,
+) -> Result<(), Refusal<E>> {
     let table = open(pack, index)?;
     let tables = bases
         .iter_mut()
@@ -53,7 +78,8 @@ pub fn weave<E>(
         })
         .collect();
     let end = pack.len() - table.id_len as u64;
-    let mut weaving = Weaving { pack, index, bases, table, tables, sink, end, told: 0, last: None };
+    let (told, last) = (0, None);
+    let mut weaving = Weaving { limits, pack, index, bases, table, tables, sink, end, told, last };
     let windows = weaving.windows()?;
     weaving.all(&windows).map_err(Refusal::Failed)
 }
@@ -138,6 +164,7 @@ enum Fit {
 }
 
 struct Weaving<'a, 'b, E> {
+    limits: Limits,
     pack: &'a mut dyn Source<E>,
     index: &'a mut dyn Source<E>,
     bases: &'a mut [PackBase<'b>],
@@ -156,7 +183,7 @@ struct Weaving<'a, 'b, E> {
 impl<E> Weaving<'_, '_, E> {
     /// Cuts the pack where no more than a bounded number of entries lies between.
     fn windows(&mut self) -> Result<Vec<Range<u64>>, Refusal<E>> {
-        let bin_bytes = BIN_BYTES.max(self.end.div_ceil(1 << 20));
+        let bin_bytes = self.limits.bin_bytes.max(self.end.div_ceil(1 << 20));
         let mut bins = vec![0u32; (self.end / bin_bytes + 1) as usize];
         for byte in 0..=255 {
             let places = places(&self.table, self.index, byte).map_err(Refusal::Failed)?;
@@ -164,14 +191,19 @@ impl<E> Weaving<'_, '_, E> {
                 if !(HEAD_LEN..self.end).contains(&at) {
                     return Err(Doubt::IndexDisorder.into());
                 }
-                bins[(at / bin_bytes) as usize] += 1;
+                let bin = &mut bins[(at / bin_bytes) as usize];
+                *bin += 1;
+                // More entries than bytes: some are at the same place.
+                if u64::from(*bin) > bin_bytes {
+                    return Err(Doubt::IndexDisorder.into());
+                }
             }
         }
         let mut windows = Vec::new();
         let (mut start, mut entries) = (0, 0);
         for (n, count) in bins.into_iter().enumerate() {
             let bin = n as u64 * bin_bytes;
-            if entries + u64::from(count) > WINDOW_ENTRIES && bin > start {
+            if entries + u64::from(count) > self.limits.window_entries && bin > start {
                 windows.push(start..bin);
                 (start, entries) = (bin, 0);
             }
@@ -197,6 +229,7 @@ impl<E> Weaving<'_, '_, E> {
         for byte in 0..=255 {
             self.table.read(self.index, Column::Ids, self.table.bucket(byte), &mut ids)?;
             let places = places(&self.table, self.index, byte)?;
+            let mut counterparts = vec![0; places.len()];
             for at in &places {
                 if window.contains(at) {
                     units.push(Unit { at: *at, there: None });
@@ -213,28 +246,33 @@ impl<E> Weaving<'_, '_, E> {
                 };
                 let Ok(places_there) = self::places(table, &mut index, byte) else { continue };
                 join(&ids, &ids_there, table.id_len, |here, there| {
-                    if window.contains(&places[here]) {
-                        let there = There::new(n, places_there[there]);
-                        units.push(Unit { at: places[here], there });
+                    let (at, count) = (places[here], &mut counterparts[here]);
+                    if window.contains(&at) && *count < COUNTERPARTS_MAX {
+                        *count += 1;
+                        units.push(Unit { at, there: There::new(n, places_there[there]) });
                     }
                 });
             }
         }
         units.sort_unstable();
+        thin_out(&mut units);
         Ok((units, next))
     }
 
     /// Deals with a window, batch by batch. `next` is where its last entry ends.
     fn window(&mut self, mut units: Vec<Unit>, next: u64) -> Result<(), E> {
         let mut bytes = Vec::new();
-        let mut rest = &mut units[..];
+        // An index that changed since it was read last may lead back to what was told.
+        let known = units.partition_point(|unit| unit.at < self.told);
+        let mut rest = &mut units[known..];
         while let Some(first) = rest.first() {
             let start = first.at;
-            let count = rest.partition_point(|unit| unit.at - start < BATCH_BYTES);
+            let batch_bytes = self.limits.batch_bytes;
+            let count = rest.partition_point(|unit| unit.at - start < batch_bytes);
             // The last entry that begins in the batch may end beyond it.
             let end = rest.get(count).map_or(next, |unit| unit.at);
             let last = rest[count - 1].at;
-            let is_long = end - start > 2 * BATCH_BYTES;
+            let is_long = end - start > 2 * batch_bytes;
             let (count, end) = match is_long && last > start {
                 true => (rest.partition_point(|unit| unit.at < last), last),
                 false => (count, end),
@@ -262,8 +300,8 @@ impl<E> Weaving<'_, '_, E> {
         order.sort_unstable_by_key(|n| batch[*n].there);
         for n in order {
             let Unit { at, there: Some(there) } = batch[n] else { continue };
-            let next = batch[n..].iter().find(|unit| unit.at > at);
-            let end = next.map_or(bytes.len(), |unit| (unit.at - start) as usize);
+            let next = n + batch[n..].partition_point(|unit| unit.at == at);
+            let end = batch.get(next).map_or(bytes.len(), |unit| (unit.at - start) as usize);
             let entry = &bytes[(at - start) as usize..end];
             let pack = &mut *self.bases[there.base()].pack;
             fits[n] = fit(pack, there.at(), entry, self.table.id_len);
@@ -338,7 +376,7 @@ impl<E> Weaving<'_, '_, E> {
     /// whose body begins alike.
     fn long_entry(&mut self, units: &[Unit], end: u64) -> Result<(), E> {
         let start = units[0].at;
-        let mut piece = vec![0; BATCH_BYTES as usize];
+        let mut piece = vec![0; self.limits.batch_bytes as usize];
         self.pack.read(start, &mut piece)?;
         let id_len = self.table.id_len;
         let Some(head) = head_len(&piece, id_len) else { return self.literal_to(end) };
@@ -354,7 +392,7 @@ impl<E> Weaving<'_, '_, E> {
         let body = start + head as u64;
         let mut at = body;
         while at < end {
-            let step = BATCH_BYTES.min(end - at) as usize;
+            let step = self.limits.batch_bytes.min(end - at) as usize;
             self.pack.read(at, &mut piece[..step])?;
             let there = body_there.plus(at - body);
             let same = there.map_or(0, |there| {
@@ -374,13 +412,26 @@ impl<E> Weaving<'_, '_, E> {
     fn literal_to(&mut self, end: u64) -> Result<(), E> {
         let mut buffer = Vec::new();
         while self.told < end {
-            buffer.resize(BATCH_BYTES.min(end - self.told) as usize, 0);
+            let step = self.limits.batch_bytes.min(end - self.told);
+            buffer.resize(step as usize, 0);
             self.pack.read(self.told, &mut buffer)?;
             self.literal(&buffer)?;
             self.told += buffer.len() as u64;
         }
         Ok(())
     }
+}
+
+/// Leaves no more counterparts of an entry than are compared. An index that names a place
+/// for many ids could bring as many.
+fn thin_out(units: &mut Vec<Unit>) {
+    units.dedup();
+    let (mut last, mut count) = (None, 0);
+    units.retain(|unit| {
+        count = if last == Some(unit.at) { count + 1 } else { 0 };
+        last = Some(unit.at);
+        count <= u64::from(COUNTERPARTS_MAX)
+    });
 }
 
 /// Where in the pack the entries are whose ids begin with `byte`, in the order of ids.
@@ -451,7 +502,7 @@ fn head_len(entry: &[u8], id_len: usize) -> Option<usize> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::tests::{Memory, Rebuilt};
+    use super::super::tests::{Damaged, Failing, Gone, Memory, Rebuilt};
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -530,31 +581,51 @@ pub(crate) mod tests {
         (pack, index)
     }
 
+    /// A pack and its index.
+    type Pair = (Vec<u8>, Vec<u8>);
+
     /// Both files put together again from what is said of them.
-    fn rebuild(
-        (pack, index): &(Vec<u8>, Vec<u8>),
-        bases: &[(Vec<u8>, Vec<u8>)],
+    fn rebuild(new: &Pair, bases: &[Pair]) -> Result<(Rebuilt, Rebuilt), Doubt> {
+        rebuild_within(Limits::default(), new, bases, &[])
+    }
+
+    /// The same within these limits, when there are places in which bases cannot be read.
+    fn rebuild_within(
+        limits: Limits,
+        (pack, index): &Pair,
+        bases: &[Pair],
+        holes: &[(usize, usize)],
     ) -> Result<(Rebuilt, Rebuilt), Doubt> {
-        let mut packs: Vec<Memory> = bases.iter().map(|(pack, _)| Memory(pack.clone())).collect();
-        let mut indexes: Vec<Memory> =
-            bases.iter().map(|(_, index)| Memory(index.clone())).collect();
-        let (mut of_pack, mut of_index) = (Rebuilt::from(&packs), Rebuilt::from(&indexes));
+        let memory = |bytes: &[u8]| Memory(bytes.to_vec());
+        let damaged = |bytes: &[u8]| {
+            let holes = holes.iter().map(|(at, len)| {
+                let at = at % (bytes.len() + 1);
+                at..bytes.len().min(at + len)
+            });
+            Damaged { base: memory(bytes), holes: holes.collect(), reads: 0 }
+        };
+        let mut packs: Vec<Damaged> = bases.iter().map(|(pack, _)| damaged(pack)).collect();
+        let mut indexes: Vec<Damaged> = bases.iter().map(|(_, index)| damaged(index)).collect();
+        let whole = |bases: &[Damaged]| -> Vec<Memory> {
+            bases.iter().map(|base| base.base.clone()).collect()
+        };
+        let (mut of_pack, mut of_index) =
+            (Rebuilt::from(&whole(&packs)), Rebuilt::from(&whole(&indexes)));
         let mut pairs: Vec<PackBase<'_>> = packs
             .iter_mut()
             .zip(&mut indexes)
             .map(|(pack, index)| PackBase { pack, index })
             .collect();
-        let (mut new, mut new_index) = (Memory(pack.clone()), Memory(index.clone()));
-        let done = weave(&mut new, &mut new_index, &mut pairs, &mut of_pack);
+        let (mut new, mut new_index) = (memory(pack), memory(index));
+        let done = weave_within(limits, &mut new, &mut new_index, &mut pairs, &mut of_pack);
         let mut of_bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
         let indexed = super::super::git_idx::weave(&mut new_index, &mut of_bases, &mut of_index);
+        assert!(done.is_ok() || of_pack.bytes.is_empty(), "told before it was refused");
+        assert!(indexed.is_ok() || of_index.bytes.is_empty(), "told before it was refused");
         match (done, indexed) {
             (Ok(()), Ok(())) => Ok((of_pack, of_index)),
-            (Err(Refusal::Doubt(doubt)), _) | (_, Err(Refusal::Doubt(doubt))) => {
-                assert!(of_pack.bytes.is_empty() || of_index.bytes.is_empty());
-                Err(doubt)
-            }
+            (Err(Refusal::Doubt(doubt)), _) | (_, Err(Refusal::Doubt(doubt))) => Err(doubt),
             (Err(Refusal::Failed(error)), _) | (_, Err(Refusal::Failed(error))) => match error {},
         }
     }
@@ -634,6 +705,133 @@ pub(crate) mod tests {
         assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), Doubt::IndexDisorder);
     }
 
+    /// An index that names one place, or places nearby, for many ids.
+    fn crowded(pack: &[u8], ids: u64, places: u64) -> Pair {
+        let mut pack = pack.to_vec();
+        pack[8..12].copy_from_slice(&(ids as u32).to_be_bytes());
+        let objects: Vec<Object> =
+            (0..ids).map(|id| Object { id, distance: 0, body: Vec::new() }).collect();
+        let (_, mut index) = self::pack(&objects, 20, false);
+        let at = index.len() - 40 - 4 * ids as usize;
+        for row in 0..ids as usize {
+            let place = 12 + (row as u64 % places) as u32;
+            index[at + 4 * row..][..4].copy_from_slice(&place.to_be_bytes());
+        }
+        let checksum = index.len() - 40;
+        index[checksum..checksum + 20].copy_from_slice(&pack[pack.len() - 20..]);
+        (pack, index)
+    }
+
+    #[test]
+    fn many_ids_at_one_place_are_no_more_work() {
+        let bytes = [b"PACK\0\0\0\x02\0\0\0\0", &[0x30; 200_000][..], &[7; 20]].concat();
+        let ids = 20_000;
+        let (new, base) = (crowded(&bytes, ids, 1), crowded(&bytes, ids, 1000));
+        let mut bases = [(&base.0, &base.1)].map(|(pack, index)| {
+            let whole =
+                |bytes: &[u8]| Damaged { base: Memory(bytes.to_vec()), holes: vec![], reads: 0 };
+            (whole(pack), whole(index))
+        });
+        let [(pack, index)] = &mut bases;
+        let mut rebuilt = Rebuilt::from(std::slice::from_ref(&pack.base));
+        let done = weave(
+            &mut Memory(new.0.clone()),
+            &mut Memory(new.1.clone()),
+            &mut [PackBase { pack: &mut *pack, index: &mut *index }],
+            &mut rebuilt,
+        );
+        assert!(done.is_ok() && rebuilt.bytes == new.0);
+        assert!(pack.reads <= 3 * usize::from(COUNTERPARTS_MAX), "{}", pack.reads);
+        // And more entries than bytes are none.
+        let limits = Limits { bin_bytes: 1000, ..Limits::default() };
+        assert_eq!(rebuild_within(limits, &new, &[], &[]).err(), Some(Doubt::IndexDisorder));
+    }
+
+    /// An index that is another one when it was read so many times.
+    struct Replaced {
+        before: Vec<u8>,
+        after: Vec<u8>,
+        reads_left: usize,
+    }
+
+    impl Source<std::convert::Infallible> for Replaced {
+        fn len(&self) -> u64 {
+            self.before.len() as u64
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), std::convert::Infallible> {
+            let now = if self.reads_left > 0 { &self.before } else { &self.after };
+            self.reads_left = self.reads_left.saturating_sub(1);
+            buffer.copy_from_slice(&now[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_index_replaced_while_it_is_read_spoils_nothing() {
+        let limits = Limits { window_entries: 10, batch_bytes: 600, bin_bytes: 256 };
+        let objects: Vec<Object> = (0..60).map(object).collect();
+        let reversed: Vec<Object> = objects.iter().rev().cloned().collect();
+        let (before, after) = (pack(&objects, 20, false), pack(&reversed, 20, false));
+        for reads_left in 0..4000 {
+            let mut index =
+                Replaced { before: before.1.clone(), after: after.1.clone(), reads_left };
+            let (mut of_pack, mut of_index) = (Memory(after.0.clone()), Memory(after.1.clone()));
+            let mut rebuilt = Rebuilt::from(std::slice::from_ref(&of_pack));
+            let mut bases = [PackBase { pack: &mut of_pack, index: &mut of_index }];
+            let mut new = Memory(before.0.clone());
+            let done = weave_within(limits, &mut new, &mut index, &mut bases, &mut rebuilt);
+            assert!(done.is_err() || rebuilt.bytes == before.0, "{reads_left}");
+            if index.reads_left > 0 {
+                return;
+            }
+        }
+        panic!("it is read more often than that");
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_read_is_an_error() {
+        let limits = Limits { window_entries: 10, batch_bytes: 600, bin_bytes: 256 };
+        let objects: Vec<Object> = (0..40).map(object).collect();
+        let (bytes, index) = pack(&objects, 20, true);
+        let source = |bytes: &[u8], reads_left| Failing { bytes: bytes.to_vec(), reads_left };
+        let weave_pack = |of_pack, of_index| {
+            let mut rebuilt = Rebuilt::default();
+            let (mut pack, mut index) = (source(&bytes, of_pack), source(&index, of_index));
+            let done = weave_within(limits, &mut pack, &mut index, &mut [], &mut rebuilt);
+            match done {
+                Ok(()) => assert!(rebuilt.bytes == bytes),
+                Err(refusal) => assert!(matches!(refusal, Refusal::Failed(Gone))),
+            }
+            rebuilt.bytes.len() == bytes.len()
+        };
+        let weave_index = |reads| {
+            let mut rebuilt = Rebuilt::default();
+            let done =
+                super::super::git_idx::weave(&mut source(&index, reads), &mut [], &mut rebuilt);
+            assert!(done.is_ok() || matches!(done, Err(Refusal::Failed(Gone))));
+            done.is_ok()
+        };
+        assert!((0..).find(|reads| weave_pack(*reads, usize::MAX)).is_some_and(|n| n > 5));
+        assert!((0..).find(|reads| weave_pack(usize::MAX, *reads)).is_some_and(|n| n > 500));
+        assert!((0..).find(|reads| weave_index(*reads)).is_some_and(|n| n > 50));
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        let small = (1..50u64, 43..3000u64, 64..4000u64).prop_map(
+            |(window_entries, batch_bytes, bin_bytes)| Limits {
+                window_entries,
+                batch_bytes,
+                bin_bytes,
+            },
+        );
+        prop_oneof![Just(Limits::default()), small]
+    }
+
+    fn holes() -> impl Strategy<Value = Vec<(usize, usize)>> {
+        vec((any::<usize>(), prop_oneof![0..50usize, 0..3000usize]), 0..4)
+    }
+
     fn objects() -> impl Strategy<Value = Vec<Object>> {
         let object = (0..60u64, 0..3u64, prop_oneof![Just(0), Just(1), 2..100_000u32], 0..400usize);
         vec(object, 0..60).prop_map(|objects| {
@@ -674,6 +872,8 @@ pub(crate) mod tests {
             bases in vec((objects(), edits(), edits()), 0..4),
             id_len in prop_oneof![Just(20usize), Just(32)],
             far: bool,
+            holes in holes(),
+            limits in limits(),
         ) {
             let new = pack(&new, id_len, far);
             let bases: Vec<_> = bases
@@ -683,7 +883,7 @@ pub(crate) mod tests {
                     (edited(pack, &of_pack), edited(index, &of_index))
                 })
                 .collect();
-            let (of_pack, of_index) = rebuild(&new, &bases).expect("a sound pack");
+            let (of_pack, of_index) = rebuild_within(limits, &new, &bases, &holes).expect("a sound pack");
             prop_assert!(of_pack.bytes == new.0);
             prop_assert!(of_index.bytes == new.1);
         }
@@ -695,6 +895,7 @@ pub(crate) mod tests {
             of_pack in edits(),
             of_index in edits(),
             cut in 0..2000usize,
+            limits in limits(),
         ) {
             let (pack_bytes, index) = pack(&objects, 20, true);
             let mut new = (edited(pack_bytes, &of_pack), edited(index, &of_index));
@@ -702,7 +903,7 @@ pub(crate) mod tests {
                 new.1.truncate(new.1.len() - cut);
             }
             let base = pack(&base, 20, false);
-            if let Ok((of_pack, of_index)) = rebuild(&new, &[base]) {
+            if let Ok((of_pack, of_index)) = rebuild_within(limits, &new, &[base], &[]) {
                 prop_assert!(of_pack.bytes == new.0);
                 prop_assert!(of_index.bytes == new.1);
             }

@@ -145,11 +145,15 @@ impl Reading<'_, '_> {
         if !self.recheck.is_unchanged(&found.stat, previous)? {
             return Ok(false);
         }
-        self.intake.counters.unchanged(previous);
-        self.intake.observer.progress().add(1, previous.size);
         let entry = previous.clone();
-        self.keep(Some(entry));
+        self.keep_unchanged(entry);
         Ok(true)
+    }
+
+    fn keep_unchanged(&mut self, entry: Entry) {
+        self.intake.counters.unchanged(&entry);
+        self.intake.observer.progress().add(1, entry.size);
+        self.keep(Some(entry));
     }
 
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
@@ -331,27 +335,31 @@ impl Reading<'_, '_> {
         let mut open = Vec::new();
         for found in files {
             let previous = self.previous.get(&found.path);
-            let is_unchanged = match previous {
-                Some(previous) => self.recheck.is_unchanged(&found.stat, previous)?,
-                None => false,
+            // Decided once: damage found meanwhile must not make it neither kept nor read.
+            let unchanged = match previous {
+                Some(previous) if self.recheck.is_unchanged(&found.stat, previous)? => {
+                    Some(previous.clone())
+                }
+                _ => None,
             };
             let is_index = found.path.ends_with(b".idx");
-            if is_unchanged && !is_index {
-                open.push((*found, None, is_unchanged));
+            if unchanged.is_some() && !is_index {
+                open.push((*found, None, unchanged));
                 continue;
             }
             match self.open(found) {
-                Ok(file) => open.push((*found, Some(file), is_unchanged)),
+                Ok(file) => open.push((*found, Some(file), unchanged)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if is_index || found.path.ends_with(b".pack") {
                         return Ok(false);
                     }
                 }
+                Err(_) if unchanged.is_some() => open.push((*found, None, unchanged)),
                 Err(error) => self.intake.unreadable(&found.path, &error),
             }
         }
         let bases = match files.iter().find(|found| found.path.ends_with(b".pack")) {
-            Some(pack) if open.iter().any(|(_, _, is_unchanged)| !is_unchanged) => {
+            Some(pack) if open.iter().any(|(.., unchanged)| unchanged.is_none()) => {
                 self.pack_bases(pack, listed)
             }
             _ => Vec::new(),
@@ -360,8 +368,9 @@ impl Reading<'_, '_> {
             bases.iter().map(|(pack, index)| (pack, index)).collect();
         let index = open.iter().find(|(found, ..)| found.path.ends_with(b".idx"));
         let index = index.and_then(|(_, file, _)| file.as_ref());
-        for (found, file, is_unchanged) in &open {
-            if *is_unchanged && self.take_unchanged(found)? {
+        for (found, file, unchanged) in &open {
+            if let Some(entry) = unchanged {
+                self.keep_unchanged(entry.clone());
                 continue;
             }
             let Some(file) = file else { continue };

@@ -7,7 +7,7 @@ use crate::limits;
 use crate::observe::{Event, Observer};
 use crate::packer::{Packer, Stored};
 use crate::recipe::{Extent, RecipeWriter};
-use crate::reuse::{Allowance, Like, Loom, Woven};
+use crate::reuse::{Allowance, Like, Loom, Snag, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat};
 use crate::store::Store;
@@ -49,6 +49,16 @@ pub enum Trouble {
     Source(io::Error),
     /// The store could not be written: the run ends.
     Store(Error),
+}
+
+impl From<Snag> for Trouble {
+    /// Of a stream, which cannot be read once more.
+    fn from(snag: Snag) -> Trouble {
+        match snag {
+            Snag::Source(error) => Trouble::Source(error),
+            Snag::Lost(error) | Snag::Store(error) => Trouble::Store(error),
+        }
+    }
 }
 
 /// Fills a buffer with what comes next; says how much that was and whether it was the last.
@@ -304,7 +314,8 @@ impl<'a> Intake<'a> {
         like: Like<'_>,
         previous: Option<&Entry>,
     ) -> Result<Taken, Trouble> {
-        let is_sparse = stat.allocated_bytes < stat.size;
+        // A file that its file system compresses takes less than its size, too.
+        let is_sparse = stat.allocated_bytes < stat.size && !source::is_all_data(file, stat.size)?;
         if stat.size == 0 {
             return Ok(Taken::default());
         }
@@ -343,7 +354,7 @@ impl<'a> Intake<'a> {
     ) -> Result<Option<Taken>, Trouble> {
         match self.loom.file(file, len, previous, like) {
             Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
-            Err(Refusal::Failed(trouble)) => Err(trouble),
+            Err(Refusal::Failed(error)) => Err(Trouble::Store(error)),
             Err(Refusal::Doubt(doubt)) => {
                 *self.counters.doubts.lock().entry(doubt.name()).or_default() += 1;
                 let (path, reason) = (absolute(path), doubt.to_string());
@@ -467,7 +478,7 @@ impl<'a> Intake<'a> {
     pub fn stream(&self, input: &mut dyn Read, before: Option<&Entry>) -> Result<Taken, Trouble> {
         let mut watched = Watched { input, observer: self.observer };
         if let Some(before) = before
-            && let Some(woven) = self.loom.stream::<Trouble>(&mut watched, before)?
+            && let Some(woven) = self.loom.stream(&mut watched, before)?
         {
             return Ok(self.count_woven(woven));
         }

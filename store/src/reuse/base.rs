@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::index::Location;
 use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{self, Extent, Recipe};
@@ -13,6 +14,8 @@ use std::rc::Rc;
 
 /// Bytes of opened chunks and recipe groups that a reader keeps.
 const CACHE_BYTES: usize = 24 << 20;
+/// Bytes that keeping one of them takes besides.
+const HELD_BYTES: usize = 192;
 
 /// Opens chunks of the store and keeps the last ones.
 pub struct Reader<'a> {
@@ -75,6 +78,7 @@ impl Cache {
     }
 
     fn put(&mut self, id: ChunkId, item: Item, bytes: usize) {
+        let bytes = bytes + HELD_BYTES;
         while self.bytes + bytes > CACHE_BYTES {
             let oldest = self.held.iter().min_by_key(|(_, held)| held.used).map(|(id, _)| *id);
             let Some(removed) = oldest.and_then(|id| self.held.remove(&id)) else { break };
@@ -112,24 +116,46 @@ impl<'a> Reader<'a> {
         Ok(group)
     }
 
+    /// The length of a chunk that was read before.
+    pub fn plain_len(&self, id: &ChunkId) -> Result<u64> {
+        Ok(u64::from(self.location(id)?.plain_len))
+    }
+
     fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        let location = self.location(id)?;
+        let mut plain = Vec::new();
+        match self.store.read_location(id, &location, &mut plain) {
+            Ok(()) => Ok(plain),
+            Err(error) => {
+                self.lost.borrow_mut().insert(*id);
+                // Its chunks are stored anew when they are met.
+                let _ = self.store.index.set_damaged(&location.segment);
+                self.note(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where a chunk is, if a new snapshot may count on it: a damaged segment keeps none.
+    fn location(&self, id: &ChunkId) -> Result<Location> {
         if self.lost.borrow().contains(id) {
             return Err(Error::ChunkMissing(*id));
         }
-        self.store.chunk(id).inspect_err(|error| {
-            if self.lost.borrow_mut().insert(*id) {
-                self.note(error);
+        match self.store.index.find(id)? {
+            Some(location) if location.is_healthy => Ok(location),
+            // Whoever found the damage has told of it.
+            Some(_) => Err(Error::ChunkMissing(*id)),
+            None => {
+                let error = Error::ChunkMissing(*id);
+                self.lost.borrow_mut().insert(*id);
+                let _ = self.store.index.forget_closed();
+                self.note(&error);
+                Err(error)
             }
-        })
+        }
     }
 
-    /// Makes sure that what cannot be read now is not counted on by anybody.
     fn note(&self, error: &Error) {
-        if let Error::ChunkDamaged { segment, .. } = error {
-            // Its chunks are stored anew when they are met.
-            let _ = self.store.index.set_damaged(segment);
-        }
-        let _ = self.store.index.forget_closed();
         self.store.observer().event(Event::Warning(format!(
             "what the snapshot before has cannot be read, so it is stored anew: {error}"
         )));

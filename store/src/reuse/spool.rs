@@ -77,7 +77,7 @@ impl Piece {
 
 /// Pieces in order.
 pub struct Spool<'a> {
-    backend: &'a dyn Backend,
+    room: Option<&'a dyn Backend>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
     /// Bytes of the literal pieces, one after the other: those in the file ...
@@ -87,10 +87,10 @@ pub struct Spool<'a> {
 }
 
 impl<'a> Spool<'a> {
-    /// An empty one, which may need room in the store.
-    pub fn new(backend: &'a dyn Backend) -> Spool<'a> {
+    /// An empty one, which may need room in the store, or else on this machine.
+    pub fn new(room: Option<&'a dyn Backend>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
-        Spool { backend, file, memory: Vec::new(), literal_file, literal_memory: Vec::new() }
+        Spool { room, file, memory: Vec::new(), literal_file, literal_memory: Vec::new() }
     }
 
     /// Appends a slice of the chunk with this number.
@@ -124,7 +124,7 @@ impl<'a> Spool<'a> {
     fn spill(&mut self) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(BufWriter::new(self.backend.scratch()?)),
+            none => none.insert(BufWriter::new(scratch(self.room)?)),
         };
         for piece in self.memory.drain(..) {
             file.write_all(&piece.to_bytes())?;
@@ -135,7 +135,7 @@ impl<'a> Spool<'a> {
     fn spill_literals(&mut self) -> io::Result<()> {
         let file = match &mut self.literal_file {
             Some(file) => file,
-            none => none.insert(self.backend.scratch()?),
+            none => none.insert(scratch(self.room)?),
         };
         file.write_all(&self.literal_memory)?;
         self.literal_memory.clear();
@@ -143,7 +143,10 @@ impl<'a> Spool<'a> {
     }
 
     /// Calls `each` for all pieces in order.
-    pub fn replay(&mut self, mut each: impl FnMut(Piece) -> Result<()>) -> Result<()> {
+    pub fn replay<E: From<Error>>(
+        &mut self,
+        mut each: impl FnMut(Piece) -> Result<(), E>,
+    ) -> Result<(), E> {
         if let Some(file) = &mut self.file {
             file.flush().map_err(no_room())?;
             let file = file.get_mut();
@@ -160,10 +163,10 @@ impl<'a> Spool<'a> {
     }
 
     /// The same, with a reader of the bytes of literal pieces, from the first on.
-    pub fn replay_with_literals(
+    pub fn replay_with_literals<E: From<Error>>(
         &mut self,
-        mut each: impl FnMut(Piece, &mut dyn Read) -> Result<()>,
-    ) -> Result<()> {
+        mut each: impl FnMut(Piece, &mut dyn Read) -> Result<(), E>,
+    ) -> Result<(), E> {
         let memory = std::mem::take(&mut self.literal_memory);
         let mut file = self.literal_file.take();
         if let Some(file) = &mut file {
@@ -188,6 +191,10 @@ impl<'a> Spool<'a> {
     }
 }
 
+fn scratch(room: Option<&dyn Backend>) -> io::Result<File> {
+    room.map_or_else(tempfile::tempfile, Backend::scratch)
+}
+
 /// What went wrong with scratch space.
 pub fn no_room() -> impl FnOnce(io::Error) -> Error {
     Error::store_write("scratch space in tmp")
@@ -201,7 +208,12 @@ mod tests {
     #[test]
     fn pieces_come_back_in_order_and_joined() {
         let backend = Memory::default();
-        let mut spool = Spool::new(&backend);
+        for room in [None, Some(&backend as &dyn Backend)] {
+            pieces_come_back(&mut Spool::new(room));
+        }
+    }
+
+    fn pieces_come_back(spool: &mut Spool<'_>) {
         let count = 3 * MEMORY_PIECES as u32 + 5;
         let last = count - 1;
         for n in 0..count {
@@ -220,7 +232,7 @@ mod tests {
                     literals.take(u64::from(len)).read_to_end(&mut bytes).expect("reads");
                 }
                 found.push(piece);
-                Ok(())
+                Ok::<(), Error>(())
             };
             spool.replay_with_literals(collect).expect("reads");
             assert_eq!(found.len() as u32, count + 1);
@@ -233,6 +245,6 @@ mod tests {
             assert!(bytes == noise);
         }
         spool.clear();
-        spool.replay(|_| panic!("nothing is left")).expect("reads");
+        spool.replay::<Error>(|_| panic!("nothing is left")).expect("reads");
     }
 }

@@ -6,7 +6,7 @@
 //! them; and the recipe is written.
 
 use super::spool::{Piece, Spool, no_room};
-use super::{Allowance, BaseFile, Loom, Reader, UNUSED_PART, Woven};
+use super::{Allowance, BaseFile, Loom, Reader, Snag, UNUSED_PART, Woven};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::packer::Packer;
@@ -58,6 +58,8 @@ pub struct Weaver<'a> {
     reused: Reused,
     /// Bytes of chunks that the stretches before do not need.
     unused: u64,
+    /// Chunks of a stretch.
+    stretch_chunks: usize,
 }
 
 /// A chunk of a base.
@@ -105,30 +107,37 @@ impl<'a> Weaver<'a> {
             recipe: RecipeWriter::default(),
             cutter,
             piece_bytes,
-            spool: Spool::new(packer.backend()),
+            spool: Spool::new(packer.room()),
             len: 0,
             literal_len: 0,
             chunks: Vec::new(),
             numbers: HashMap::new(),
             reused: Reused::default(),
             unused: 0,
+            stretch_chunks: STRETCH_CHUNKS,
         }
     }
 
+    /// Concludes stretches of so many chunks.
+    #[cfg(test)]
+    pub fn set_stretch_chunks(&mut self, chunks: usize) {
+        self.stretch_chunks = chunks;
+    }
+
     /// The recipe of everything told.
-    pub fn finish(mut self) -> Result<Woven> {
+    pub fn finish(mut self) -> Result<Woven, Snag> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
         let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
         Ok(Woven { recipe, len, reused: self.reused, unused: self.unused })
     }
 
-    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<()> {
+    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
         let number = match self.numbers.get(&id) {
             Some(number) => *number,
             None => {
                 let number = self.chunks.len() as u32;
-                let plain_len = self.reader.plain(&id)?.len() as u64;
+                let plain_len = self.reader.plain_len(&id).map_err(Snag::Lost)?;
                 let referred = Referred { id, len: plain_len, used: 0, is_copied_forward: false };
                 self.chunks.push(referred);
                 self.numbers.insert(id, number);
@@ -138,18 +147,18 @@ impl<'a> Weaver<'a> {
         self.chunks[number as usize].used += len;
         self.len += len;
         // A slice is no longer than a chunk.
-        self.spool.slice(number, offset, len as u32)
+        Ok(self.spool.slice(number, offset, len as u32)?)
     }
 
-    fn end_stretch(&mut self) -> Result<()> {
-        let is_long = self.chunks.len() >= STRETCH_CHUNKS
+    fn end_stretch(&mut self) -> Result<(), Snag> {
+        let is_long = self.chunks.len() >= self.stretch_chunks
             || self.literal_len >= STRETCH_LITERAL_BYTES
             || self.len >= STRETCH_BYTES;
         if is_long { self.conclude() } else { Ok(()) }
     }
 
     /// Makes chunks and recipe of what was told since the last conclusion.
-    fn conclude(&mut self) -> Result<()> {
+    fn conclude(&mut self) -> Result<(), Snag> {
         let choice = self.choose_parts()?;
         self.choose_chunks();
         let own = self.cut(&choice)?;
@@ -157,7 +166,7 @@ impl<'a> Weaver<'a> {
         let mut put = |bytes: &[u8]| put_metadata(packer, bytes);
         let mut own_slices = Cursor::new(own.chunks.iter().copied());
         let mut at = 0;
-        spool.replay(|piece| {
+        spool.replay::<Error>(|piece| {
             let begin = at;
             at += piece.len();
             match piece {
@@ -181,7 +190,7 @@ impl<'a> Weaver<'a> {
     fn choose_parts(&mut self) -> Result<Choice> {
         let mut counts = vec![0u16; (self.len / PART_BYTES + 1) as usize];
         let (mut at, mut pieces) = (0, 0u64);
-        self.spool.replay(|piece| {
+        self.spool.replay::<Error>(|piece| {
             let count = &mut counts[(at / PART_BYTES) as usize];
             *count = count.saturating_add(1);
             at += piece.len();
@@ -205,7 +214,7 @@ impl<'a> Weaver<'a> {
         if choice.parts.contains(&true) {
             let Weaver { spool, chunks, .. } = self;
             let mut at = 0;
-            spool.replay(|piece| {
+            spool.replay::<Error>(|piece| {
                 if let Piece::Slice { chunk, len, .. } = piece
                     && choice.is_in_part(at, &piece)
                 {
@@ -226,7 +235,8 @@ impl<'a> Weaver<'a> {
         let referred = self.chunks.iter().filter(|chunk| chunk.used > 0);
         let mut unused: u64 = referred.map(unused_of).sum();
         let own = self.len / UNUSED_PART;
-        let limit = own + self.allowance.take(unused.saturating_sub(own));
+        let taken = self.allowance.take(unused.saturating_sub(own));
+        let limit = own + taken;
         let mut order: Vec<usize> =
             (0..self.chunks.len()).filter(|n| self.chunks[*n].used > 0).collect();
         let share = |chunk: &Referred| (chunk.used << 16) / chunk.len.max(1);
@@ -239,28 +249,30 @@ impl<'a> Weaver<'a> {
             chunk.is_copied_forward = true;
             unused -= unused_of(chunk);
         }
+        // Slices are copied forward chunk by chunk, so that some of it may be left.
+        self.allowance.give_back(taken.min(limit.saturating_sub(unused)));
         self.unused += unused;
     }
 
     /// Cuts what is new, and what is copied forward, into chunks.
-    fn cut(&mut self, choice: &Choice) -> Result<Own<'a>> {
+    fn cut(&mut self, choice: &Choice) -> Result<Own<'a>, Snag> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, cutter) = (self.packer, self.cutter);
         let mut own = Own { packer, cutter, pending, chunks: made, len: 0, by_chunk: 0 };
         let Weaver { reader, spool, chunks, reused, .. } = self;
         let mut at = 0;
-        spool.replay_with_literals(|piece, literals| {
+        spool.replay_with_literals::<Snag>(|piece, literals| {
             let begin = at;
             at += piece.len();
             match piece {
-                Piece::Literal { len } => own.read(literals, len as usize),
+                Piece::Literal { len } => Ok(own.read(literals, len as usize)?),
                 Piece::Slice { chunk, offset, len } => {
                     if !choice.is_own(begin, &piece, chunks) {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
-                    let plain = reader.plain(&chunks[chunk as usize].id)?;
-                    own.push(&plain[offset as usize..][..len as usize])
+                    let plain = reader.plain(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
+                    Ok(own.push(&plain[offset as usize..][..len as usize])?)
                 }
             }
         })?;
@@ -288,29 +300,32 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
     Ok(packer.put(Kind::Metadata, bytes)?.id)
 }
 
-impl<E: From<Error>> Sink<E> for Weaver<'_> {
-    fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
+impl Sink<Snag> for Weaver<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), Snag> {
         self.len += bytes.len() as u64;
         self.literal_len += bytes.len() as u64;
         self.spool.literal(bytes)?;
-        Ok(self.end_stretch()?)
+        self.end_stretch()
     }
 
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
+    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Snag> {
         self.reused.by_extent += len;
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let extent = self.bases[base].extent_at(at)?;
+            let extent = self.bases[base].extent_at(at).map_err(Snag::Lost)?;
             let Some((Extent::Slice { chunk, offset, len }, into)) = extent else {
                 let (what, reason) =
                     ("a file of the snapshot before", "it changed while it was read");
-                return Err(Error::Malformed { what: what.into(), reason: reason.into() }.into());
+                let lost = Error::Malformed { what: what.into(), reason: reason.into() };
+                return Err(Snag::Lost(lost));
             };
             let len = (len - into).min(end - at);
             self.refer(chunk, offset + into as u32, len)?;
             at += len;
+            // One copy can be a whole file of any length.
+            self.end_stretch()?;
         }
-        Ok(self.end_stretch()?)
+        Ok(())
     }
 }
 

@@ -1,0 +1,308 @@
+//! Files woven from slices of others, in a store in memory.
+
+use super::*;
+use crate::arbitrary::cases;
+use crate::backend::{Memory, write_all};
+use crate::config::{self, Config};
+use crate::entry::Kind;
+use crate::id::ChunkId;
+use crate::observe::Silent;
+use crate::recipe::{Extent, Extents, RecipeWriter};
+use crate::segment::Kind as ChunkKind;
+use crate::store::Purpose;
+use chunker::Parameters;
+use chunker::format::Sink;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A store whose chunks are small.
+struct Room {
+    store: Store,
+    memory: Memory,
+    _index: TempDir,
+}
+
+/// A file in the store, and the chunks that it is made of slices of.
+struct Stored {
+    entry: Entry,
+    bytes: Vec<u8>,
+    chunk_lens: HashMap<ChunkId, u64>,
+}
+
+impl Room {
+    fn new() -> Room {
+        let (memory, index) = (Memory::default(), tempfile::tempdir().expect("a directory"));
+        let sizes = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
+        let config = Config::new([7; 16], sizes, 1);
+        write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
+        let path = index.path().join("index.sqlite");
+        let backend = Arc::new(memory.clone());
+        let store =
+            Store::open_backend(backend, &path, Purpose::Write, Arc::new(Silent::default()));
+        Room { store: store.expect("opens"), memory, _index: index }
+    }
+
+    /// Stores a file made of slices of chunks of its own: which chunk, from where, how much.
+    fn file(&self, seed: u64, slices: &[(usize, usize, usize)]) -> Stored {
+        let packer = Packer::new(&self.store, false);
+        let chunks: Vec<Vec<u8>> =
+            (0..20).map(|n| noise(seed * 100 + n, 100 + 40 * n as usize)).collect();
+        let put = |kind, bytes: &[u8]| packer.put(kind, bytes).map(|stored| stored.id);
+        let ids: Vec<ChunkId> =
+            chunks.iter().map(|chunk| put(ChunkKind::Data, chunk).expect("puts")).collect();
+        let (mut recipe, mut bytes) = (RecipeWriter::default(), Vec::new());
+        for (n, from, len) in slices {
+            let n = n % chunks.len();
+            let from = from % chunks[n].len();
+            let len = (1 + len % 200).min(chunks[n].len() - from);
+            bytes.extend_from_slice(&chunks[n][from..from + len]);
+            let extent = Extent::Slice { chunk: ids[n], offset: from as u32, len: len as u64 };
+            recipe.push(extent, &mut |bytes| put(ChunkKind::Metadata, bytes)).expect("pushes");
+        }
+        let recipe = recipe.finish(&mut |bytes| put(ChunkKind::Metadata, bytes)).expect("ends");
+        packer.finish().expect("finishes");
+        let entry = Entry {
+            size: bytes.len() as u64,
+            content: Content::Recipe(recipe),
+            ..Entry::new(b"file".to_vec(), Kind::File, 0o600)
+        };
+        let chunk_lens =
+            ids.into_iter().zip(chunks.iter().map(|chunk| chunk.len() as u64)).collect();
+        Stored { entry, bytes, chunk_lens }
+    }
+
+    fn extents(&self, recipe: &Recipe) -> Vec<Extent> {
+        let get = |id: &ChunkId| self.store.chunk(id);
+        Extents::new(recipe, &get).map(|extent| extent.expect("reads")).collect()
+    }
+
+    fn read(&self, recipe: &Recipe) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for extent in self.extents(recipe) {
+            let Extent::Slice { chunk, offset, len } = extent else { panic!("no holes") };
+            let chunk = self.store.chunk(&chunk).expect("reads");
+            bytes.extend_from_slice(&chunk[offset as usize..][..len as usize]);
+        }
+        bytes
+    }
+
+    /// Marks every segment as damaged.
+    fn distrust(&self) {
+        for shard in 0..=255 {
+            for segment in self.store.index.segments(shard).expect("lists") {
+                self.store.index.set_damaged(&segment.id).expect("marks");
+            }
+        }
+    }
+
+    /// Spoils every segment.
+    fn damage(&self) {
+        self.memory.with_files(|files| {
+            let segments = files.iter_mut().filter(|(name, _)| name.starts_with("segments/"));
+            segments.for_each(|(_, bytes)| bytes.fill(0xA5));
+        });
+    }
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let blocks = (0..len as u64 / 32 + 1)
+        .flat_map(|n| *blake3::hash(&[seed.to_le_bytes(), n.to_le_bytes()].concat()).as_bytes());
+    blocks.take(len).collect()
+}
+
+fn cutter(store: &Store) -> Cutter {
+    Cutter::new(store.config.parameters()).expect("sizes that can be used")
+}
+
+/// What a format may say: literals, or a copy of a base.
+#[derive(Debug, Clone)]
+enum Said {
+    Literal(usize),
+    Copy { base: usize, at: usize, len: usize },
+}
+
+fn said() -> impl Strategy<Value = Vec<Said>> {
+    let copy = (0..2usize, any::<usize>(), prop_oneof![1..20usize, 1..3000usize]);
+    let said = prop_oneof![
+        (1..2000usize).prop_map(Said::Literal),
+        copy.prop_map(|(base, at, len)| Said::Copy { base, at, len }),
+    ];
+    vec(said, 0..60)
+}
+
+/// Weaves what is said, and returns the file that it is of.
+fn weave(weaver: &mut Weaver<'_>, bases: &[Stored], all: &[Said]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for (n, said) in all.iter().enumerate() {
+        match *said {
+            Said::Literal(len) => {
+                let bytes = noise(1_000_000 + n as u64, len);
+                weaver.literal(&bytes).expect("takes");
+                file.extend(bytes);
+            }
+            Said::Copy { base, at, len } => {
+                let bytes = &bases[base].bytes;
+                let at = at % bytes.len();
+                let len = len.min(bytes.len() - at);
+                weaver.copy(base, at as u64, len as u64).expect("takes");
+                file.extend_from_slice(&bytes[at..at + len]);
+            }
+        }
+    }
+    file
+}
+
+/// What the chunks of bases that a recipe refers to hold without need.
+fn unused_of(extents: &[Extent], bases: &[Stored]) -> u64 {
+    let mut used: HashMap<ChunkId, u64> = HashMap::new();
+    for extent in extents {
+        let Extent::Slice { chunk, len, .. } = extent else { continue };
+        *used.entry(*chunk).or_default() += len;
+    }
+    let len_of = |id: &ChunkId| bases.iter().find_map(|base| base.chunk_lens.get(id));
+    used.iter().filter_map(|(id, used)| Some(len_of(id)?.saturating_sub(*used))).sum()
+}
+
+/// All that is said, as slices of the chunks of bases.
+fn slices(room: &Room, bases: &[Stored], all: &[Said]) -> Vec<Extent> {
+    let reader = Reader::new(&room.store);
+    let mut slices = Vec::new();
+    for said in all {
+        let Said::Copy { base, at, len } = *said else { continue };
+        let file = base_file(&reader, &bases[base].entry).expect("has a recipe");
+        let at = at % bases[base].bytes.len();
+        let end = (at + len).min(bases[base].bytes.len());
+        for at in at..end {
+            let extent = file.extent_at(at as u64).expect("reads").expect("is there");
+            let (Extent::Slice { chunk, .. }, _) = extent else { panic!("no holes") };
+            slices.push(Extent::Slice { chunk, offset: 0, len: 1 });
+        }
+    }
+    slices
+}
+
+proptest! {
+    #![proptest_config(cases(60))]
+
+    #[test]
+    fn what_is_said_is_what_is_stored(
+        slices_of_bases in vec((any::<usize>(), any::<usize>(), any::<usize>()), 1..150),
+        all in said(),
+        stretch in prop_oneof![Just(usize::MAX), 1..12usize],
+        left in prop_oneof![Just(0i64), 0..20_000i64],
+        piece_bytes in prop_oneof![Just(1u64), 1..5000u64],
+    ) {
+        let room = Room::new();
+        let bases = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
+        let packer = Packer::new(&room.store, false);
+        let allowance = Allowance { left: AtomicI64::new(left) };
+        let cutter = cutter(&room.store);
+        let loom = Loom {
+            store: &room.store,
+            packer: &packer,
+            fine_cutter: cutter.clone(),
+            cutter: cutter.clone(),
+            allowance: &allowance,
+        };
+        let reader = Reader::new(&room.store);
+        let files = bases.iter().map(|base| base_file(&reader, &base.entry).expect("a recipe"));
+        let mut weaver = Weaver::new(&loom, &reader, files.collect(), cutter, piece_bytes);
+        weaver.set_stretch_chunks(stretch);
+        let file = weave(&mut weaver, &bases, &all);
+        let Woven { recipe, len, reused, unused } = weaver.finish().expect("ends");
+        packer.finish().expect("finishes");
+        prop_assert!(room.read(&recipe) == file);
+        prop_assert_eq!(len, file.len() as u64);
+        let (own, left) = (len / UNUSED_PART, left as u64);
+        prop_assert!(unused <= own + left, "{} of {}", unused, own + left);
+        let left_over = allowance.left.load(Relaxed) as u64;
+        prop_assert!(left_over <= left);
+        if stretch == usize::MAX && piece_bytes == 1 {
+            prop_assert_eq!(unused, unused_of(&room.extents(&recipe), &bases));
+            prop_assert_eq!(left - left_over, unused.saturating_sub(own));
+            let without_limit = unused_of(&slices(&room, &bases, &all), &bases);
+            prop_assert_eq!(reused.copied_forward > 0, without_limit > own + left);
+        }
+    }
+}
+
+/// A base of which little is used, and all that weaving it needs.
+fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, Weaver<'_>)) {
+    let room = Room::new();
+    let base = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let packer = Packer::new(&room.store, false);
+    let (allowance, cutter) = (Allowance::default(), cutter(&room.store));
+    let loom = Loom {
+        store: &room.store,
+        packer: &packer,
+        fine_cutter: cutter.clone(),
+        cutter: cutter.clone(),
+        allowance: &allowance,
+    };
+    let reader = Reader::new(&room.store);
+    let file = base_file(&reader, &base.entry).expect("a recipe");
+    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], cutter, 1));
+}
+
+#[test]
+fn what_is_in_a_damaged_segment_is_not_counted_on() {
+    with_base(|room, base, reader, _| {
+        let mut file = base_file(reader, &base.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &base.bytes), base.bytes.len());
+        room.distrust();
+        // Its chunks can be read as before, but a new snapshot must not need them.
+        let other = Reader::new(&room.store);
+        let mut file = base_file(&other, &base.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &base.bytes), 0);
+    });
+}
+
+#[test]
+fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
+    with_base(|room, _, _, mut weaver| {
+        room.distrust();
+        assert!(matches!(weaver.copy(0, 0, 9), Err(Snag::Lost(_))));
+    });
+    with_base(|room, _, _, mut weaver| {
+        weaver.copy(0, 0, 9).expect("is there");
+        room.damage();
+        assert!(matches!(weaver.finish(), Err(Snag::Lost(_))), "copied forward");
+    });
+}
+
+#[test]
+fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
+    let room = Room::new();
+    let base = room.file(1, &[(0, 0, 90)]).entry;
+    let packer = Packer::new(&room.store, false);
+    let (allowance, cutter) = (Allowance::default(), cutter(&room.store));
+    let loom = Loom {
+        store: &room.store,
+        packer: &packer,
+        fine_cutter: cutter.clone(),
+        cutter,
+        allowance: &allowance,
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let pack = [b"PACK\0\0\0\x02\0\0\0\x01", &[5; 20_000][..]].concat();
+    std::fs::write(path("pack"), &pack).expect("writes");
+    std::fs::write(path("idx"), vec![0; 5000]).expect("writes");
+    let file = File::open(path("pack")).expect("opens");
+    // It is there, but not to be read.
+    let index = OpenOptions::new().write(true).open(path("idx")).expect("opens");
+    let like = Like::Pack { index: &index, bases: &[(&base, &base)] };
+    let done = loom.file(&file, pack.len() as u64, None, like);
+    assert!(matches!(done, Ok(None)));
+}
+
+#[test]
+fn a_dry_run_needs_no_room_in_the_store() {
+    let room = Room::new();
+    assert!(Packer::new(&room.store, false).room().is_some());
+    assert!(Packer::new(&room.store, true).room().is_none());
+}
