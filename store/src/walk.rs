@@ -27,6 +27,13 @@ pub struct Excluded {
     pub git_caches: bool,
 }
 
+impl Excluded {
+    /// Whether a path of a git directory, and `inner` relative to that, is left out.
+    fn has(&self, path: &[u8], inner: &[u8]) -> bool {
+        (self.git_caches && git::is_cache(inner)) || self.globs.fits(path)
+    }
+}
+
 impl From<Globs> for Excluded {
     fn from(globs: Globs) -> Excluded {
         Excluded { globs, git_caches: false }
@@ -399,8 +406,7 @@ fn scan_phase_below(
         let inner = inner(name);
         git::Phase::of(&inner) == phase
             && !git::is_transient(&inner)
-            && !(exclude.git_caches && git::is_cache(&inner))
-            && !exclude.globs.fits(&join(path, &inner))
+            && !exclude.has(&join(path, &inner), &inner)
     };
     let listed = source::list(dir.as_fd(), is_wanted)?;
     if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {

@@ -221,7 +221,7 @@ mod tests {
         }
         spool.slice(last % 7, last + 3, 4).expect("room");
         let noise: Vec<u8> =
-            (0..3 * LITERAL_MEMORY_BYTES + 9).map(|n| (n * n >> 7) as u8).collect();
+            (0..3 * LITERAL_MEMORY_BYTES + 9).map(|n| ((n * n) >> 7) as u8).collect();
         for part in [&noise[..5], &noise[5..LITERAL_MEMORY_BYTES], &noise[LITERAL_MEMORY_BYTES..]] {
             spool.literal(part).expect("room");
         }
