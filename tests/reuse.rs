@@ -163,7 +163,8 @@ fn dump(rows: u64, version: impl Fn(u64) -> u64) -> String {
 fn dumps_cost_the_rows_that_changed() {
     let sandbox = Sandbox::with_store();
     let rows = 40_000;
-    let versions: [(&str, fn(u64) -> u64, u64); 4] = [
+    type Version = fn(u64) -> u64;
+    let versions: [(&str, Version, u64); 4] = [
         ("the first", |_| 0, rows),
         ("clusters", |row| u64::from(row % 8000 < 400), rows / 20),
         ("evenly", |row| u64::from(row % 8000 < 400) + u64::from(row % 77 == 5), rows / 77),

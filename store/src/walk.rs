@@ -397,10 +397,9 @@ fn scan_phase_below(
     let inner = |name: &[u8]| join(below, name);
     let is_wanted = |name: &[u8]| {
         let inner = inner(name);
-        git::Phase::of(&inner) == phase
-            && !git::is_transient(&inner)
-            && !(exclude.git_caches && git::is_cache(&inner))
-            && !exclude.globs.fits(&join(path, &inner))
+        let is_in_phase = git::Phase::of(&inner) == phase && !git::is_transient(&inner);
+        let is_cache = || exclude.git_caches && git::is_cache(&inner);
+        is_in_phase && !is_cache() && !exclude.globs.fits(&join(path, &inner))
     };
     let listed = source::list(dir.as_fd(), is_wanted)?;
     if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {

@@ -203,8 +203,8 @@ proptest! {
         let loom = Loom {
             store: &room.store,
             packer: &packer,
-            fine_cutter: cutter.clone(),
-            cutter: cutter.clone(),
+            fine_cutter: cutter,
+            cutter,
             allowance: &allowance,
         };
         let reader = Reader::new(&room.store);
@@ -238,8 +238,8 @@ fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, Weaver<'_>)) {
     let loom = Loom {
         store: &room.store,
         packer: &packer,
-        fine_cutter: cutter.clone(),
-        cutter: cutter.clone(),
+        fine_cutter: cutter,
+        cutter,
         allowance: &allowance,
     };
     let reader = Reader::new(&room.store);
@@ -282,7 +282,7 @@ fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
     let loom = Loom {
         store: &room.store,
         packer: &packer,
-        fine_cutter: cutter.clone(),
+        fine_cutter: cutter,
         cutter,
         allowance: &allowance,
     };
