@@ -169,7 +169,8 @@ fn dump(rows: u64, version: impl Fn(u64) -> u64) -> String {
 fn dumps_cost_the_rows_that_changed() {
     let sandbox = Sandbox::with_store();
     let rows = 40_000;
-    let versions: [(&str, fn(u64) -> u64, u64); 4] = [
+    type Version = fn(u64) -> u64;
+    let versions: [(&str, Version, u64); 4] = [
         ("the first", |_| 0, rows),
         ("clusters", |row| u64::from(row % 8000 < 400), rows / 20),
         ("evenly", |row| u64::from(row % 8000 < 400) + u64::from(row % 77 == 5), rows / 77),
@@ -297,7 +298,9 @@ fn thirty_nights_do_not_wear_a_store_out() {
     git(&sandbox, &["repack", "-adq"]);
     let rows = 12_000;
     let version = |night: u64| {
-        move |row: u64| (0..=night).rev().find(|n| (row * 7 + n * 13) % 97 == 0).unwrap_or(0)
+        move |row: u64| {
+            (0..=night).rev().find(|n| (row * 7 + n * 13).is_multiple_of(97)).unwrap_or(0)
+        }
     };
     let mut added = Vec::new();
     for night in 0..=30 {

@@ -1,5 +1,7 @@
-//! Makes inputs for the fuzzer to begin with, from a real store: `seeds STORE DIRECTORY`.
+//! Makes inputs for the fuzzer to begin with, from a real store, packs of git and
+//! dumps: `seeds STORE FILES DIRECTORY`.
 
+use forgekeep_fuzz::part;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -20,8 +22,12 @@ const HASH_MEMBER_LEN: usize = 83;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, store, directory] = &arguments[..] else { return Err("seeds STORE DIRECTORY".into()) };
-    make(Path::new(store), &Seeds { directory: Path::new(directory) })
+    let [_, store, files, directory] = &arguments[..] else {
+        return Err("seeds STORE FILES DIRECTORY".into());
+    };
+    let seeds = Seeds { directory: Path::new(directory) };
+    make(Path::new(store), &seeds)?;
+    formats(Path::new(files), &seeds)
 }
 
 struct Seeds<'a> {
@@ -68,6 +74,32 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
     }
     seeds.add("recipe", &columns()?)?;
     seeds.add("midx", &midx())
+}
+
+/// Two packs and two dumps, each compared with the other and with itself.
+fn formats(dir: &Path, seeds: &Seeds<'_>) -> Result<()> {
+    let read = |name: &str| fs::read(dir.join(name));
+    // Windows of one entry and of many, batches of 59 bytes and of some KiB.
+    for limits in [[0, 1, 0], [40, 255, 4]] {
+        for (new, base) in [("new", "old"), ("old", "new"), ("new", "new")] {
+            let pair = |name: &str| -> Result<[Vec<u8>; 2]> {
+                let [pack, index] = [read(&format!("{name}.pack"))?, read(&format!("{name}.idx"))?];
+                Ok([part(&pack), part(&index)])
+            };
+            let parts = [pair(new)?, pair(base)?].concat().concat();
+            seeds.add("git_pack", &[&limits[..], &[0; 4], &parts].concat())?;
+        }
+    }
+    for (new, base) in [("new", "old"), ("old", "new")] {
+        let indexes = [part(&read(&format!("{new}.idx"))?), part(&read(&format!("{base}.idx"))?)];
+        seeds.add("git_idx", &[&[0; 4], &indexes.concat()[..]].concat())?;
+        let (new, base) = (read(&format!("{new}.sql"))?, part(&read(&format!("{base}.sql"))?));
+        for times in [0, 240] {
+            let head = [times, times, 0xFF, 0xFF, 0, 0, 0, 0];
+            seeds.add("dump", &[&head, &base[..], &new].concat())?;
+        }
+    }
+    Ok(())
 }
 
 fn segment(file: &[u8], seeds: &Seeds<'_>) -> Result<()> {

@@ -1,0 +1,134 @@
+//! What the targets of the formats have in common: inputs in parts, and files in memory.
+
+use chunker::format::{Base, Doubt, Refusal, Sink, Source};
+use std::convert::Infallible;
+use std::ops::Range;
+
+/// An input that is taken apart from the front.
+pub struct Input<'a>(pub &'a [u8]);
+
+impl<'a> Input<'a> {
+    /// The next byte; 0 after the last.
+    pub fn byte(&mut self) -> u8 {
+        let Some((byte, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *byte
+    }
+
+    /// The next two bytes as a number.
+    pub fn number(&mut self) -> usize {
+        usize::from(u16::from_le_bytes([self.byte(), self.byte()]))
+    }
+
+    /// The next bytes, of which a number in front says how many they are.
+    pub fn part(&mut self) -> &'a [u8] {
+        let len = self.number().min(self.0.len());
+        let (part, rest) = self.0.split_at(len);
+        self.0 = rest;
+        part
+    }
+}
+
+/// Bytes as [`Input::part`] takes them.
+pub fn part(bytes: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(bytes.len()).expect("inputs are short");
+    [&len.to_le_bytes(), bytes].concat()
+}
+
+/// A file in memory, a part of which cannot be read where it is a base.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    pub bytes: Vec<u8>,
+    pub hole: Range<usize>,
+}
+
+impl Memory {
+    pub fn new(bytes: &[u8]) -> Memory {
+        Memory { bytes: bytes.to_vec(), hole: 0..0 }
+    }
+
+    fn readable(&self, offset: u64) -> &[u8] {
+        let Ok(offset) = usize::try_from(offset) else { return &[] };
+        let end = match offset < self.hole.end {
+            true => self.hole.start.min(self.bytes.len()),
+            false => self.bytes.len(),
+        };
+        self.bytes.get(offset..end).unwrap_or_default()
+    }
+}
+
+impl Base for Memory {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+        self.readable(offset).iter().zip(with).take_while(|(a, b)| a == b).count()
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+        let readable = self.readable(offset);
+        let len = readable.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&readable[..len]);
+        len
+    }
+}
+
+impl Source<Infallible> for Memory {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Infallible> {
+        buffer.copy_from_slice(&self.bytes[offset as usize..][..buffer.len()]);
+        Ok(())
+    }
+}
+
+/// Compares what it is told with the file that it is about.
+pub struct Checked<'a> {
+    new: &'a [u8],
+    bases: Vec<&'a [u8]>,
+    told: usize,
+    pub copies: usize,
+}
+
+impl<'a> Checked<'a> {
+    pub fn new(new: &'a [u8], bases: Vec<&'a [u8]>) -> Checked<'a> {
+        Checked { new, bases, told: 0, copies: 0 }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        assert!(self.new[self.told..].starts_with(bytes), "not the file");
+        self.told += bytes.len();
+    }
+
+    /// Asserts that all was told, or nothing.
+    pub fn finish(&self, done: Result<(), Refusal<Infallible>>) -> Option<Doubt> {
+        match done {
+            Ok(()) => assert_eq!(self.told, self.new.len(), "not all of the file"),
+            Err(Refusal::Failed(error)) => match error {},
+            Err(Refusal::Doubt(doubt)) => {
+                assert_eq!(self.told, 0, "a doubt after something was told");
+                return Some(doubt);
+            }
+        }
+        None
+    }
+}
+
+impl Sink<Infallible> for Checked<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), Infallible> {
+        assert!(!bytes.is_empty());
+        self.take(bytes);
+        Ok(())
+    }
+
+    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Infallible> {
+        assert!(len > 0);
+        self.copies += 1;
+        let bytes = &self.bases[base][offset as usize..][..len as usize];
+        self.take(bytes);
+        Ok(())
+    }
+}
