@@ -15,11 +15,17 @@ use std::ops::Range;
 
 /// Bytes before the first entry.
 const HEAD_LEN: u64 = 12;
-/// Entries of the pack that are dealt with at once; so many, and as many matches for
-/// each base that has them, are in memory.
-const WINDOW_ENTRIES: u64 = 1 << 20;
+/// Entries of the pack that are dealt with at once, 16 bytes of memory each. The indexes are
+/// read, and parts of bases opened, once for so many.
+const WINDOW_ENTRIES: u64 = 4 << 20;
+/// Most bytes of the pack that are dealt with at once.
+const WINDOW_BYTES: u64 = u32::MAX as u64;
+/// Units of a window from which on an entry is looked for in one base only.
+const UNITS_MAX: usize = 5 << 20;
 /// Bytes of the pack in memory at once.
 const BATCH_BYTES: u64 = 4 << 20;
+/// Most bytes of entries that are read in one go because bases have them in the same order.
+const RUN_BYTES: u64 = 256 << 10;
 /// The pack is divided into parts of at least so many bytes to count entries in.
 const BIN_BYTES: u64 = 64 << 10;
 /// Fewest bytes that are worth an extent of their own.
@@ -87,13 +93,16 @@ fn open<E>(pack: &mut dyn Source<E>, index: &mut dyn Source<E>) -> Result<Table,
     Ok(table)
 }
 
-/// An entry of the pack, or the same object's entry in a base.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// An entry of the pack, and where a base has the same object. One that several bases have
+/// makes several units. There are millions of them.
+#[derive(Debug, Clone, Copy)]
 struct Unit {
-    /// Where the entry begins in the pack.
-    at: u64,
-    /// Where the base has it; nothing for the entry itself.
+    /// Where the entry begins, counted from the begin of the window.
+    at: u32,
+    /// Where the base has it; nothing if none has it.
     there: Option<There>,
+    /// What both have in common, once they were compared.
+    fit: Fit,
 }
 
 /// A place in a base: the number of the base in the upper 16 bits, the place below. Never zero.
@@ -137,6 +146,8 @@ enum Fit {
     Whole,
 }
 
+const _: () = assert!(size_of::<Unit>() == 16);
+
 struct Weaving<'a, 'b, E> {
     pack: &'a mut dyn Source<E>,
     index: &'a mut dyn Source<E>,
@@ -171,7 +182,9 @@ impl<E> Weaving<'_, '_, E> {
         let (mut start, mut entries) = (0, 0);
         for (n, count) in bins.into_iter().enumerate() {
             let bin = n as u64 * bin_bytes;
-            if entries + u64::from(count) > WINDOW_ENTRIES && bin > start {
+            let is_full = entries + u64::from(count) > WINDOW_ENTRIES
+                || bin + bin_bytes - start > WINDOW_BYTES;
+            if is_full && bin > start {
                 windows.push(start..bin);
                 (start, entries) = (bin, 0);
             }
@@ -183,8 +196,9 @@ impl<E> Weaving<'_, '_, E> {
 
     fn all(&mut self, windows: &[Range<u64>]) -> Result<(), E> {
         for window in windows {
-            let (units, next) = self.units(window)?;
-            self.window(units, next)?;
+            let (mut units, next) = self.units(window)?;
+            self.compare(&mut units, window.start, next)?;
+            self.window(&units, window.start, next)?;
         }
         self.literal_to(self.pack.len())
     }
@@ -194,16 +208,15 @@ impl<E> Weaving<'_, '_, E> {
     fn units(&mut self, window: &Range<u64>) -> Result<(Vec<Unit>, u64), E> {
         let (mut units, mut next) = (Vec::new(), self.end);
         let (mut ids, mut ids_there) = (Vec::new(), Vec::new());
+        let unit =
+            |at: u64, there| Unit { at: (at - window.start) as u32, there, fit: Fit::Nothing };
         for byte in 0..=255 {
             self.table.read(self.index, Column::Ids, self.table.bucket(byte), &mut ids)?;
             let places = places(&self.table, self.index, byte)?;
-            for at in &places {
-                if window.contains(at) {
-                    units.push(Unit { at: *at, there: None });
-                } else if *at >= window.end {
-                    next = next.min(*at);
-                }
-            }
+            // An entry of another window needs no counterpart.
+            let mut is_done: Vec<bool> = places.iter().map(|at| !window.contains(at)).collect();
+            let later = places.iter().filter(|at| **at >= window.end);
+            next = later.fold(next, |next, at| next.min(*at));
             for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
                 let Some(table) = table else { continue };
                 let mut index = Whole(base.index);
@@ -213,74 +226,97 @@ impl<E> Weaving<'_, '_, E> {
                 };
                 let Ok(places_there) = self::places(table, &mut index, byte) else { continue };
                 join(&ids, &ids_there, table.id_len, |here, there| {
-                    if window.contains(&places[here]) {
-                        let there = There::new(n, places_there[there]);
-                        units.push(Unit { at: places[here], there });
+                    let at = places[here];
+                    let is_wanted = !is_done[here] || units.len() < UNITS_MAX;
+                    if is_wanted
+                        && window.contains(&at)
+                        && let there @ Some(_) = There::new(n, places_there[there])
+                    {
+                        is_done[here] = true;
+                        units.push(unit(at, there));
                     }
                 });
             }
+            let alone = places.iter().zip(&is_done).filter(|(_, is_done)| !**is_done);
+            units.extend(alone.map(|(at, _)| unit(*at, None)));
         }
-        units.sort_unstable();
+        units.sort_unstable_by_key(|unit| (unit.at, unit.there));
         Ok((units, next))
     }
 
-    /// Deals with a window, batch by batch. `next` is where its last entry ends.
-    fn window(&mut self, mut units: Vec<Unit>, next: u64) -> Result<(), E> {
+    /// Compares the entries of a window that begins at `start` with their counterparts, in the
+    /// order of these: each part of a base is opened once. `next` is where the last entry ends.
+    fn compare(&mut self, units: &mut [Unit], start: u64, next: u64) -> Result<(), E> {
+        let mut order: Vec<u32> = (0..units.len() as u32).collect();
+        order.retain(|n| units[*n as usize].there.is_some());
+        order.sort_unstable_by_key(|n| units[*n as usize].there);
         let mut bytes = Vec::new();
-        let mut rest = &mut units[..];
+        let mut rest = &order[..];
         while let Some(first) = rest.first() {
-            let start = first.at;
-            let count = rest.partition_point(|unit| unit.at - start < BATCH_BYTES);
-            // The last entry that begins in the batch may end beyond it.
-            let end = rest.get(count).map_or(next, |unit| unit.at);
-            let last = rest[count - 1].at;
-            let is_long = end - start > 2 * BATCH_BYTES;
-            let (count, end) = match is_long && last > start {
-                true => (rest.partition_point(|unit| unit.at < last), last),
-                false => (count, end),
-            };
-            let (batch, others) = rest.split_at_mut(count);
+            let range =
+                start + u64::from(units[*first as usize].at)..entry_end(units, *first, start, next);
+            let (count, end) = run(units, rest, range.clone(), start, next);
+            let (entries, others) = rest.split_at(count);
             rest = others;
-            self.literal_to(start)?;
-            if is_long && last == start {
-                self.long_entry(batch, end)?;
-                continue;
+            if end - range.start > BATCH_BYTES {
+                continue; // one long entry: compared piece by piece when it is told
             }
-            bytes.resize((end - start) as usize, 0);
-            self.pack.read(start, &mut bytes)?;
-            let fits = self.compare(batch, start, &bytes);
-            self.tell(batch, &fits, start, &bytes)?;
+            bytes.resize((end - range.start) as usize, 0);
+            self.pack.read(range.start, &mut bytes)?;
+            for n in entries {
+                let unit = units[*n as usize];
+                let Some(there) = unit.there else { continue };
+                let from = start + u64::from(unit.at) - range.start;
+                let to = entry_end(units, *n, start, next) - range.start;
+                let pack = &mut *self.bases[there.base()].pack;
+                let entry = &bytes[from as usize..to as usize];
+                units[*n as usize].fit = fit(pack, there.at(), entry, self.table.id_len);
+            }
         }
         Ok(())
     }
 
-    /// What the entries of a batch have in common with their counterparts, compared in
-    /// the order of these: each part of a base is read once.
-    fn compare(&mut self, batch: &[Unit], start: u64, bytes: &[u8]) -> Vec<Fit> {
-        let mut fits = vec![Fit::Nothing; batch.len()];
-        let mut order: Vec<usize> = (0..batch.len()).collect();
-        order.sort_unstable_by_key(|n| batch[*n].there);
-        for n in order {
-            let Unit { at, there: Some(there) } = batch[n] else { continue };
-            let next = batch[n..].iter().find(|unit| unit.at > at);
-            let end = next.map_or(bytes.len(), |unit| (unit.at - start) as usize);
-            let entry = &bytes[(at - start) as usize..end];
-            let pack = &mut *self.bases[there.base()].pack;
-            fits[n] = fit(pack, there.at(), entry, self.table.id_len);
+    /// Tells a window, batch by batch.
+    fn window(&mut self, units: &[Unit], window: u64, next: u64) -> Result<(), E> {
+        let mut bytes = Vec::new();
+        let place = |unit: &Unit| window + u64::from(unit.at);
+        let mut rest = units;
+        while let Some(first) = rest.first() {
+            let start = place(first);
+            let count = rest.partition_point(|unit| place(unit) - start < BATCH_BYTES);
+            // The last entry that begins in the batch may end beyond it.
+            let end = rest.get(count).map_or(next, place);
+            let last = place(&rest[count - 1]);
+            let is_long = end - last > BATCH_BYTES;
+            let (count, end) = match is_long && last > start {
+                true => (rest.partition_point(|unit| place(unit) < last), last),
+                false => (count, end),
+            };
+            let (batch, others) = rest.split_at(count);
+            rest = others;
+            self.literal_to(start)?;
+            if is_long && last == start {
+                self.long_entry(batch, start, end)?;
+                continue;
+            }
+            bytes.resize((end - start) as usize, 0);
+            self.pack.read(start, &mut bytes)?;
+            self.tell(batch, start, &bytes)?;
         }
-        fits
+        Ok(())
     }
 
     /// Tells the sink the entries of a batch.
-    fn tell(&mut self, batch: &[Unit], fits: &[Fit], start: u64, bytes: &[u8]) -> Result<(), E> {
+    fn tell(&mut self, batch: &[Unit], start: u64, bytes: &[u8]) -> Result<(), E> {
         let (mut told, mut n) = (0, 0);
+        let first = batch[0].at;
         while n < batch.len() {
             let at = batch[n].at;
-            let units = n..n + batch[n..].partition_point(|unit| unit.at == at);
+            let units = n..n + batch[n..].iter().take_while(|unit| unit.at == at).count();
             n = units.end;
-            let from = (at - start) as usize;
-            let to = batch.get(n).map_or(bytes.len(), |unit| (unit.at - start) as usize);
-            let Some((there, fit)) = self.best(&batch[units.clone()], &fits[units]) else {
+            let from = (at - first) as usize;
+            let to = batch.get(n).map_or(bytes.len(), |unit| (unit.at - first) as usize);
+            let Some((there, fit)) = self.best(&batch[units]) else {
                 continue;
             };
             let is_next = self.last == Some(there) && told == from;
@@ -310,8 +346,8 @@ impl<E> Weaving<'_, '_, E> {
 
     /// The counterpart that has most in common; among equals the one that goes on where
     /// the last copy ended.
-    fn best(&self, units: &[Unit], fits: &[Fit]) -> Option<(There, Fit)> {
-        let there = units.iter().zip(fits).filter_map(|(unit, fit)| Some((unit.there?, *fit)));
+    fn best(&self, units: &[Unit]) -> Option<(There, Fit)> {
+        let there = units.iter().filter_map(|unit| Some((unit.there?, unit.fit)));
         there.max_by_key(|(there, fit)| {
             let is_body = matches!(fit, Fit::Body { .. });
             (*fit == Fit::Whole, is_body, self.last == Some(*there))
@@ -336,8 +372,7 @@ impl<E> Weaving<'_, '_, E> {
 
     /// An entry longer than a batch, piece by piece, beside the first counterpart
     /// whose body begins alike.
-    fn long_entry(&mut self, units: &[Unit], end: u64) -> Result<(), E> {
-        let start = units[0].at;
+    fn long_entry(&mut self, units: &[Unit], start: u64, end: u64) -> Result<(), E> {
         let mut piece = vec![0; BATCH_BYTES as usize];
         self.pack.read(start, &mut piece)?;
         let id_len = self.table.id_len;
@@ -381,6 +416,32 @@ impl<E> Weaving<'_, '_, E> {
         }
         Ok(())
     }
+}
+
+/// Where the entry of unit `n` ends; that of the last one in a window from `start` on ends at `next`.
+fn entry_end(units: &[Unit], n: u32, start: u64, next: u64) -> u64 {
+    let (at, others) = (units[n as usize].at, &units[n as usize + 1..]);
+    let after = match others.first() {
+        Some(other) if other.at > at => Some(other),
+        // An index can say that very many objects are at one place.
+        _ => others.get(others.partition_point(|other| other.at <= at)),
+    };
+    after.map_or(next, |unit| start + u64::from(unit.at))
+}
+
+/// How many units of `order`, the first with an entry at `first`, follow each other in the pack
+/// too, and where they end there.
+fn run(units: &[Unit], order: &[u32], first: Range<u64>, start: u64, next: u64) -> (usize, u64) {
+    let (mut count, mut end) = (1, first.end);
+    for n in &order[1..] {
+        let entry_end = entry_end(units, *n, start, next);
+        let follows = start + u64::from(units[*n as usize].at) == end;
+        if !follows || entry_end - first.start > RUN_BYTES {
+            break;
+        }
+        (count, end) = (count + 1, entry_end);
+    }
+    (count, end)
 }
 
 /// Where in the pack the entries are whose ids begin with `byte`, in the order of ids.
