@@ -37,6 +37,8 @@ pub struct Weaver<'a> {
     /// Chunks of the bases that this stretch refers to.
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
+    /// The number that was asked for last.
+    last: Option<u32>,
     reused: Reused,
     /// Bytes of chunks that the stretches before do not need.
     unused: u64,
@@ -83,6 +85,7 @@ impl<'a> Weaver<'a> {
             spool: Spool::new(packer.backend()),
             chunks: Vec::new(),
             numbers: HashMap::new(),
+            last: None,
             reused: Reused::default(),
             unused: 0,
         }
@@ -98,20 +101,26 @@ impl<'a> Weaver<'a> {
     }
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<()> {
-        let number = match self.numbers.get(&id) {
-            Some(number) => *number,
-            None => {
-                let number = self.chunks.len() as u32;
-                let plain_len = self.reader.plain(&id)?.len() as u64;
-                let referred = Referred { id, len: plain_len, used: 0, is_copied_forward: false };
-                self.chunks.push(referred);
-                self.numbers.insert(id, number);
-                number
-            }
+        let number = match self.last.filter(|n| self.chunks[*n as usize].id == id) {
+            Some(number) => number,
+            None => self.number(id)?,
         };
+        self.last = Some(number);
         self.chunks[number as usize].used += len;
         // A slice is no longer than a chunk.
         self.spool.push(Piece::Slice { chunk: number, offset, len: len as u32 })
+    }
+
+    /// The number of a chunk of a base; a new one gets the next.
+    fn number(&mut self, id: ChunkId) -> Result<u32> {
+        if let Some(number) = self.numbers.get(&id) {
+            return Ok(*number);
+        }
+        let number = self.chunks.len() as u32;
+        let len = self.reader.plain_len(&id)?;
+        self.chunks.push(Referred { id, len, used: 0, is_copied_forward: false });
+        self.numbers.insert(id, number);
+        Ok(number)
     }
 
     /// Writes the recipe of what was told since the last conclusion.
@@ -138,6 +147,7 @@ impl<'a> Weaver<'a> {
         self.spool.clear();
         self.chunks.clear();
         self.numbers.clear();
+        self.last = None;
         self.literals.chunks.clear();
         self.literals.len = 0;
         Ok(())
