@@ -202,7 +202,7 @@ impl Objects {
         let len = self.body_len(n);
         let kind = if distance.is_some() { OFS_DELTA } else { BLOB };
         let mut rest = len as u64 * 3; // as it were when inflated
-        entry.push(kind << 4 | (rest & 15) as u8);
+        entry.push((kind << 4) | (rest & 15) as u8);
         rest >>= 4;
         while rest > 0 {
             *entry.last_mut().expect("one") |= 0x80;
@@ -273,11 +273,11 @@ const CRC: [[u32; 256]; 8] = {
         let mut crc = if table == 0 { byte as u32 } else { tables[table - 1][byte] };
         let mut bit = 0;
         while table == 0 && bit < 8 {
-            crc = crc >> 1 ^ 0xEDB8_8320 * (crc & 1);
+            crc = (crc >> 1) ^ (0xEDB8_8320 * (crc & 1));
             bit += 1;
         }
         if table > 0 {
-            crc = crc >> 8 ^ tables[0][(crc & 0xFF) as usize];
+            crc = (crc >> 8) ^ tables[0][(crc & 0xFF) as usize];
         }
         tables[table][byte] = crc;
         n += 1;
@@ -291,10 +291,10 @@ fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for eight in eights {
         let word = u64::from_le_bytes(*eight) ^ u64::from(crc);
-        crc = (0..8).fold(0, |sum, n| sum ^ CRC[7 - n][(word >> (8 * n) & 0xFF) as usize]);
+        crc = (0..8).fold(0, |sum, n| sum ^ CRC[7 - n][((word >> (8 * n)) & 0xFF) as usize]);
     }
     for byte in rest {
-        crc = crc >> 8 ^ CRC[0][((crc ^ u32::from(*byte)) & 0xFF) as usize];
+        crc = (crc >> 8) ^ CRC[0][((crc ^ u32::from(*byte)) & 0xFF) as usize];
     }
     !crc
 }
