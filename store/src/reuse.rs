@@ -46,7 +46,7 @@ const HEAD_BYTES: usize = 4 << 10;
 /// Bytes compared at once of a file that may not have changed.
 const PIECE_BYTES: usize = 256 << 10;
 /// Bytes read ahead where little is asked for at a time.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+const READ_AHEAD_BYTES: usize = 16 << 10;
 
 /// Of the bytes of a file, the part that its chunks may hold besides: a fourth.
 const UNUSED_PART: u64 = 4;

@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 
 /// A new pack is compared with packs that stay only if they are not so many times larger:
 /// a push would be compared with everything that was there.
-const MUCH_LARGER: u64 = 8;
+const MUCH_LARGER: u64 = 2;
 /// Listings before a repository that never rests is given up.
 const ROUNDS_MAX: usize = 100;
 /// Bytes of a multi-pack-index in which the names of its packs are looked for.

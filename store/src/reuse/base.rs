@@ -10,7 +10,8 @@ use crate::store::Store;
 use chunker::format::{Base, common_prefix};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
+use std::ops::Range;
+use std::rc::{Rc, Weak};
 
 /// Bytes of opened chunks and recipe groups that a reader keeps.
 const CACHE_BYTES: usize = 24 << 20;
@@ -169,48 +170,96 @@ pub struct BaseFile<'a> {
     level: u8,
     top: Rc<Group>,
     len: u64,
+    /// Where something was asked for last. The next place is mostly near it. What is there is
+    /// the cache's: a file keeps nothing in memory.
+    leaf: Option<Leaf>,
+    spot: Option<Spot>,
+}
+
+/// Extents of a file that stand together in its recipe.
+#[derive(Clone)]
+struct Leaf {
+    /// The bytes of the file that they make up.
+    range: Range<u64>,
+    group: Weak<Group>,
+}
+
+/// An extent of a file whose chunk is open.
+#[derive(Clone)]
+struct Spot {
+    /// The bytes of the file that it makes up.
+    range: Range<u64>,
+    /// Where they begin in the chunk.
+    offset: usize,
+    plain: Weak<Vec<u8>>,
+}
+
+/// Bytes of a chunk.
+struct Part {
+    plain: Rc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl Part {
+    fn bytes(&self) -> &[u8] {
+        &self.plain[self.range.clone()]
+    }
+}
+
+impl Spot {
+    /// The bytes from this one of the file on, if the chunk is still open.
+    fn part(&self, offset: u64) -> Option<Part> {
+        if !self.range.contains(&offset) {
+            return None;
+        }
+        let plain = self.plain.upgrade()?;
+        let into = |at: u64| usize::try_from(at - self.range.start).ok()?.checked_add(self.offset);
+        let range = into(offset)?..into(self.range.end)?.min(plain.len());
+        (!range.is_empty()).then_some(Part { plain, range })
+    }
 }
 
 impl<'a> BaseFile<'a> {
     /// The file with this recipe and so many bytes.
     pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> BaseFile<'a> {
         let top = Rc::new(Group::new(recipe.extents.clone()));
-        BaseFile { reader, level: recipe.level, top, len }
+        BaseFile { reader, level: recipe.level, top, len, leaf: None, spot: None }
     }
 
     /// The extent that has the byte at `offset`, and how far into it that is.
-    pub fn extent_at(&self, offset: u64) -> Result<Option<(Extent, u64)>> {
-        let mut group = Rc::clone(&self.top);
-        let mut offset = offset;
-        for _ in 0..self.level.min(limits::RECIPE_LEVELS_MAX) {
-            let Some((Extent::Slice { chunk, len, .. }, into)) = group.at(offset) else {
-                return Ok(None);
-            };
-            group = self.reader.group(&chunk, len)?;
-            offset = into;
+    pub fn extent_at(&mut self, offset: u64) -> Result<Option<(Extent, u64)>> {
+        let last = self.leaf.as_ref().filter(|leaf| leaf.range.contains(&offset));
+        if let Some((group, leaf)) = last.and_then(|leaf| Some((leaf.group.upgrade()?, leaf))) {
+            return Ok(group.at(offset - leaf.range.start));
         }
-        Ok(group.at(offset))
+        let mut group = Rc::clone(&self.top);
+        let mut range = 0..self.len;
+        for _ in 0..self.level.min(limits::RECIPE_LEVELS_MAX) {
+            let found = group.at(offset - range.start);
+            let Some((Extent::Slice { chunk, len, .. }, into)) = found else { return Ok(None) };
+            let start = offset - into;
+            (group, range) = (self.reader.group(&chunk, len)?, start..start.saturating_add(len));
+        }
+        let found = group.at(offset - range.start);
+        self.leaf = Some(Leaf { range, group: Rc::downgrade(&group) });
+        Ok(found)
     }
 
-    /// Calls `with` with the bytes that stand together from `offset` on. Holes have none.
-    fn bytes_at<T>(&self, offset: u64, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        let found = self.extent_at(offset).and_then(|found| {
-            let Some((Extent::Slice { chunk, offset, len }, into)) = found else {
-                return Ok(None);
-            };
-            Ok(Some((self.reader.plain(&chunk)?, offset, len, into)))
-        });
-        match found {
-            Ok(None) => None,
-            Ok(Some((plain, offset, len, into))) => {
-                let from = usize::try_from(u64::from(offset) + into).ok()?;
-                let to = usize::try_from(u64::from(offset).saturating_add(len)).ok()?;
-                let bytes = plain.get(from..to.min(plain.len()))?;
-                (!bytes.is_empty()).then(|| with(bytes))
-            }
-            // It was told when it was found.
-            Err(_) => None,
+    /// The bytes that stand together from `offset` on. Holes have none, nor has what cannot be
+    /// read: that was told when it was found.
+    fn part_at(&mut self, offset: u64) -> Option<Part> {
+        if let Some(part) = self.spot.as_ref().and_then(|spot| spot.part(offset)) {
+            return Some(part);
         }
+        let Ok(Some((Extent::Slice { chunk, offset: in_chunk, len }, into))) =
+            self.extent_at(offset)
+        else {
+            return None;
+        };
+        let (start, plain) = (offset - into, self.reader.plain(&chunk).ok()?);
+        let range = start..start.saturating_add(len);
+        let spot = Spot { range, offset: in_chunk as usize, plain: Rc::downgrade(&plain) };
+        self.spot.insert(spot).part(offset)
     }
 }
 
@@ -223,11 +272,10 @@ impl Base for BaseFile<'_> {
         let mut same = 0;
         while same < with.len() {
             let rest = &with[same..];
-            let compared = self.bytes_at(offset + same as u64, |bytes| {
-                let len = bytes.len().min(rest.len());
-                (common_prefix(&bytes[..len], &rest[..len]), len)
-            });
-            let Some((equal, len)) = compared else { break };
+            let Some(part) = self.part_at(offset + same as u64) else { break };
+            let bytes = part.bytes();
+            let len = bytes.len().min(rest.len());
+            let equal = common_prefix(&bytes[..len], &rest[..len]);
             same += equal;
             if equal < len {
                 break;
@@ -240,12 +288,10 @@ impl Base for BaseFile<'_> {
         let mut filled = 0;
         while filled < buffer.len() {
             let space = &mut buffer[filled..];
-            let copied = self.bytes_at(offset + filled as u64, |bytes| {
-                let len = bytes.len().min(space.len());
-                space[..len].copy_from_slice(&bytes[..len]);
-                len
-            });
-            let Some(len) = copied else { break };
+            let Some(part) = self.part_at(offset + filled as u64) else { break };
+            let bytes = part.bytes();
+            let len = bytes.len().min(space.len());
+            space[..len].copy_from_slice(&bytes[..len]);
             filled += len;
         }
         filled

@@ -173,7 +173,7 @@ fn slices(room: &Room, bases: &[Stored], all: &[Said]) -> Vec<Extent> {
     let mut slices = Vec::new();
     for said in all {
         let Said::Copy { base, at, len } = *said else { continue };
-        let file = base_file(&reader, &bases[base].entry).expect("has a recipe");
+        let mut file = base_file(&reader, &bases[base].entry).expect("has a recipe");
         let at = at % bases[base].bytes.len();
         let end = (at + len).min(bases[base].bytes.len());
         for at in at..end {

@@ -55,6 +55,8 @@ pub struct Weaver<'a> {
     /// Chunks of the bases that this stretch refers to.
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
+    /// The number that was asked for last.
+    last: Option<u32>,
     reused: Reused,
     /// Bytes of chunks that the stretches before do not need.
     unused: u64,
@@ -112,6 +114,7 @@ impl<'a> Weaver<'a> {
             literal_len: 0,
             chunks: Vec::new(),
             numbers: HashMap::new(),
+            last: None,
             reused: Reused::default(),
             unused: 0,
             stretch_chunks: STRETCH_CHUNKS,
@@ -133,21 +136,27 @@ impl<'a> Weaver<'a> {
     }
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
-        let number = match self.numbers.get(&id) {
-            Some(number) => *number,
-            None => {
-                let number = self.chunks.len() as u32;
-                let plain_len = self.reader.plain_len(&id).map_err(Snag::Lost)?;
-                let referred = Referred { id, len: plain_len, used: 0, is_copied_forward: false };
-                self.chunks.push(referred);
-                self.numbers.insert(id, number);
-                number
-            }
+        let number = match self.last.filter(|n| self.chunks[*n as usize].id == id) {
+            Some(number) => number,
+            None => self.number(id).map_err(Snag::Lost)?,
         };
+        self.last = Some(number);
         self.chunks[number as usize].used += len;
         self.len += len;
         // A slice is no longer than a chunk.
         Ok(self.spool.slice(number, offset, len as u32)?)
+    }
+
+    /// The number of a chunk of a base; a new one gets the next.
+    fn number(&mut self, id: ChunkId) -> Result<u32> {
+        if let Some(number) = self.numbers.get(&id) {
+            return Ok(*number);
+        }
+        let number = self.chunks.len() as u32;
+        let len = self.reader.plain_len(&id)?;
+        self.chunks.push(Referred { id, len, used: 0, is_copied_forward: false });
+        self.numbers.insert(id, number);
+        Ok(number)
     }
 
     fn end_stretch(&mut self) -> Result<(), Snag> {
@@ -182,6 +191,7 @@ impl<'a> Weaver<'a> {
         self.chunks.clear();
         self.numbers.clear();
         (self.len, self.literal_len) = (0, 0);
+        self.last = None;
         Ok(())
     }
 
