@@ -49,8 +49,13 @@ struct Golden {
 
 impl Golden {
     fn new() -> Golden {
+        Golden::named("v1")
+    }
+
+    /// A copy of another store of that version.
+    fn named(name: &str) -> Golden {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        copy(&fixture("v1"), &dir.path().join("store"));
+        copy(&fixture(name), &dir.path().join("store"));
         Golden { dir }
     }
 
@@ -157,6 +162,41 @@ fn layout(store: &Store, entry: &Entry) -> String {
     let (holes, slices): (Vec<_>, Vec<_>) =
         extents.partition(|extent| matches!(extent, Extent::Hole { .. }));
     format!(" level {} slices {} holes {}", recipe.level, slices.len(), holes.len())
+}
+
+/// A repository before and after it was packed anew, and a dump of two days: recipes in columns.
+#[test]
+fn files_that_were_stored_as_what_is_new_of_them_come_back() {
+    let golden = Golden::named("v1-nights");
+    let store = golden.open(Purpose::Read);
+    let report = check(&store, ReadData::All).expect("checks");
+    assert!(report.is_clean(), "{report:?}");
+    let (snapshots, _) = store.snapshots().expect("lists");
+    let (id, snapshot) = snapshots.last().expect("two nights");
+    let get = |id: &ChunkId| store.chunk(id);
+    let is_sliced = |entry: Entry| match &entry.content {
+        Content::Recipe(recipe) => Extents::new(recipe, &get)
+            .any(|extent| matches!(extent, Ok(Extent::Slice { offset: 1.., .. }))),
+        _ => false,
+    };
+    let entries = TreeReader::new(&snapshot.root.chunk(), &get).map(|entry| entry.expect("reads"));
+    let sliced: Vec<String> = entries
+        .filter(|entry| is_sliced(entry.clone()))
+        .map(|entry| {
+            String::from_utf8_lossy(&entry.path).rsplit('.').next().expect("one").to_owned()
+        })
+        .collect();
+    assert_eq!(sliced, ["sql", "pack"]);
+    let root = store.snapshot(id).expect("reads").root.chunk();
+    let source = tree_path(Path::new("/tmp/forgekeep-golden/nights"));
+    let report = restore(&store, &root, &source, &golden.path("back"), &restore_options());
+    assert_eq!(report.expect("restores").failed, 0);
+    let expected = fs::read_to_string(fixture("v1-nights.expected")).expect("reads");
+    for line in expected.lines() {
+        let (hash, path) = line.split_once("  ").expect("two columns");
+        let found = fs::read(golden.path("back").join(path)).expect("reads");
+        assert_eq!(blake3::hash(&found).to_hex().as_str(), hash, "{path}");
+    }
 }
 
 #[test]
