@@ -243,11 +243,15 @@ impl Reading<'_, '_> {
         let mut taken: HashSet<Vec<u8>> = HashSet::new();
         let mut last = Vec::new();
         let mut is_settled = false;
-        self.withdraw_gone();
-        for _ in 0..ROUNDS_MAX {
+        let old = self.old_packs();
+        for round in 0..ROUNDS_MAX {
             // A pack that went away while it was looked at has a successor that may be
             // newer than the listing.
             (last, is_settled) = self.scan(Phase::Packs);
+            let listed: HashSet<&[u8]> = last.iter().map(|found| &found.path[..]).collect();
+            if round == 0 {
+                self.withdraw_gone(&listed);
+            }
             let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
             for found in &last {
                 let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
@@ -262,7 +266,8 @@ impl Reading<'_, '_> {
                     continue;
                 }
                 is_settled = false;
-                if self.take_pack(&files, &last)? {
+                let bases = |new: &Found| pack_bases(&old, new, &listed);
+                if self.take_pack(&files, bases)? {
                     taken.insert(stem);
                 }
             }
@@ -278,10 +283,23 @@ impl Reading<'_, '_> {
         Ok(last.into_iter().map(|found| found.path).collect())
     }
 
+    /// The packs of the snapshot before, the largest first.
+    fn old_packs(&self) -> Vec<OldPack> {
+        let dir = join(self.path, b"objects/pack/");
+        let old_pack = |pack: &Entry| {
+            let stem = pack.path.strip_suffix(b".pack").filter(|stem| stem.starts_with(&dir))?;
+            let index = self.previous.get(&[stem, b".idx"].concat())?;
+            Some(OldPack { pack: pack.clone(), index: index.clone() })
+        };
+        let mut packs: Vec<OldPack> = self.previous.values().filter_map(old_pack).collect();
+        packs.sort_unstable_by(|OldPack { pack: a, .. }, OldPack { pack: b, .. }| {
+            (b.size, &a.path).cmp(&(a.size, &b.path))
+        });
+        packs
+    }
+
     /// What packs that are gone left to others is gone too.
-    fn withdraw_gone(&self) {
-        let listed = self.scan(Phase::Packs).0;
-        let listed: HashSet<&[u8]> = listed.iter().map(|found| &found.path[..]).collect();
+    fn withdraw_gone(&self, listed: &HashSet<&[u8]>) {
         let dir = join(self.path, b"objects/pack/");
         let gone = self
             .previous
@@ -329,9 +347,13 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Takes all files of a pack; false if it went away before all were open. `listed`
-    /// is what else there is.
-    fn take_pack(&mut self, files: &[&Found], listed: &[Found]) -> Result<bool> {
+    /// Takes all files of a pack; false if it went away before all were open. `bases`
+    /// says what a new pack is compared with.
+    fn take_pack<'o>(
+        &mut self,
+        files: &[&Found],
+        bases: impl Fn(&Found) -> Vec<(&'o Entry, &'o Entry)>,
+    ) -> Result<bool> {
         let mut open = Vec::new();
         for found in files {
             let previous = self.previous.get(&found.path);
@@ -359,13 +381,9 @@ impl Reading<'_, '_> {
             }
         }
         let bases = match files.iter().find(|found| found.path.ends_with(b".pack")) {
-            Some(pack) if open.iter().any(|(.., unchanged)| unchanged.is_none()) => {
-                self.pack_bases(pack, listed)
-            }
+            Some(pack) if open.iter().any(|(.., unchanged)| unchanged.is_none()) => bases(pack),
             _ => Vec::new(),
         };
-        let bases: Vec<(&Entry, &Entry)> =
-            bases.iter().map(|(pack, index)| (pack, index)).collect();
         let index = open.iter().find(|(found, ..)| found.path.ends_with(b".idx"));
         let index = index.and_then(|(_, file, _)| file.as_ref());
         for (found, file, unchanged) in &open {
@@ -386,31 +404,6 @@ impl Reading<'_, '_> {
             self.keep(entry);
         }
         Ok(true)
-    }
-
-    /// Packs of the snapshot before, with their indexes, whose entries `new` may hold:
-    /// what it was itself, those that are gone, and those that are not much larger.
-    fn pack_bases(&self, new: &Found, listed: &[Found]) -> Vec<(Entry, Entry)> {
-        let listed: HashSet<&[u8]> = listed.iter().map(|found| &found.path[..]).collect();
-        let dir = join(self.path, b"objects/pack/");
-        let is_base = |pack: &Entry| {
-            let is_gone = !listed.contains(&pack.path[..]);
-            is_gone || pack.path == new.path || pack.size / MUCH_LARGER <= new.stat.size
-        };
-        let packs = self.previous.values().filter(|entry| {
-            let stem = entry.path.strip_suffix(b".pack");
-            stem.is_some_and(|stem| stem.starts_with(&dir)) && is_base(entry)
-        });
-        let mut bases: Vec<(Entry, Entry)> = packs
-            .filter_map(|pack| {
-                let stem = pack.path.strip_suffix(b".pack")?;
-                let index = self.previous.get(&[stem, b".idx"].concat())?;
-                Some((pack.clone(), index.clone()))
-            })
-            .collect();
-        bases.sort_unstable_by(|(a, _), (b, _)| (b.size, &a.path).cmp(&(a.size, &b.path)));
-        bases.truncate(reuse::BASES_MAX);
-        bases
     }
 
     /// The directory itself, and what does not belong to one pack.
@@ -442,4 +435,25 @@ impl Reading<'_, '_> {
         let stems = git::midx_pack_stems(&head)?;
         stems.iter().all(|stem| taken.contains(stem)).then_some(file)
     }
+}
+
+/// A pack of the snapshot before.
+struct OldPack {
+    pack: Entry,
+    index: Entry,
+}
+
+/// The packs, with their indexes, whose entries `new` may hold: what it was itself, those
+/// that are gone, and those that are not much larger.
+fn pack_bases<'o>(
+    old: &'o [OldPack],
+    new: &Found,
+    listed: &HashSet<&[u8]>,
+) -> Vec<(&'o Entry, &'o Entry)> {
+    let is_base = |pack: &Entry| {
+        let is_gone = !listed.contains(&pack.path[..]);
+        is_gone || pack.path == new.path || pack.size / MUCH_LARGER <= new.stat.size
+    };
+    let bases = old.iter().filter(|old| is_base(&old.pack)).take(reuse::BASES_MAX);
+    bases.map(|OldPack { pack, index }| (pack, index)).collect()
 }
