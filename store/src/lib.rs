@@ -35,11 +35,11 @@ mod opened;
 
 pub mod packer;
 
-pub mod reuse;
-
 pub mod glob;
 
 pub mod source;
+
+pub mod reuse;
 
 pub mod git;
 

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::observe::Progress;
 use crate::packer::Packer;
 use crate::recipe::Recipe;
+use crate::source::{Ahead, read_full, read_stream};
 use crate::store::Store;
 use base::{BaseFile, Reader};
 use chunker::Cutter;
@@ -203,15 +204,15 @@ impl<'a> Loom<'a> {
             Like::Itself => {
                 let Some(entry) = before else { return Ok(None) };
                 let mut head = [0; HEAD_BYTES];
-                let filled = uninterrupted(|| file.read_at(&mut head, 0))
-                    .map_err(|error| Refusal::Failed(error.into()))?;
+                let filled =
+                    read_full(file, &mut head, 0).map_err(|error| Refusal::Failed(error.into()))?;
                 if !dump::detect(&head[..filled]) {
                     return Ok(None);
                 }
                 let mut at = 0;
                 let mut next = |buffer: &mut [u8]| {
                     let wanted = buffer.len().min((len - at) as usize);
-                    let read = uninterrupted(|| file.read_at(&mut buffer[..wanted], at))?;
+                    let read = read_full(file, &mut buffer[..wanted], at)?;
                     at += read as u64;
                     Ok(read)
                 };
@@ -225,7 +226,7 @@ impl<'a> Loom<'a> {
 
     /// The recipe of a stream, compared with what it was before.
     pub fn stream(&self, input: &mut dyn Read, before: &Entry) -> Result<Option<Woven>, Snag> {
-        let mut next = |buffer: &mut [u8]| Ok(uninterrupted(|| input.read(buffer))?);
+        let mut next = |buffer: &mut [u8]| Ok(read_stream(input, buffer)?);
         self.itself(&mut next, before)
     }
 
@@ -242,11 +243,8 @@ impl<'a> Loom<'a> {
         while at < before.size {
             self.store.observer().progress().check()?;
             let step = piece.len().min((before.size - at) as usize);
-            match file.read_exact_at(&mut piece[..step], at) {
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-                read => read?,
-            }
-            if base.common_prefix(at, &piece[..step]) < step {
+            let read = read_full(file, &mut piece[..step], at)?;
+            if read < step || base.common_prefix(at, &piece[..step]) < step {
                 return Ok(None);
             }
             at += step as u64;
@@ -317,17 +315,7 @@ impl<'a> Loom<'a> {
         'a: 'f,
     {
         let progress = self.store.observer().progress();
-        FileSource { file, progress, len, ahead: Vec::new(), ahead_at: 0 }
-    }
-}
-
-/// A read that was interrupted by a signal is no failure.
-fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match read() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
+        FileSource { file, progress, len, ahead: Ahead::new(file, len, READ_AHEAD_BYTES) }
     }
 }
 
@@ -344,9 +332,8 @@ struct FileSource<'a> {
     file: &'a File,
     progress: &'a Progress,
     len: u64,
-    /// What was read last for small requests, and where it begins.
-    ahead: Vec<u8>,
-    ahead_at: u64,
+    /// For small requests.
+    ahead: Ahead<'a>,
 }
 
 impl Source<Snag> for FileSource<'_> {
@@ -359,19 +346,7 @@ impl Source<Snag> for FileSource<'_> {
         if buffer.len() >= READ_AHEAD_BYTES {
             return Ok(self.file.read_exact_at(buffer, offset)?);
         }
-        let end = offset + buffer.len() as u64;
-        let is_ahead = offset >= self.ahead_at && end <= self.ahead_at + self.ahead.len() as u64;
-        if !is_ahead {
-            let wanted = (READ_AHEAD_BYTES as u64).min(self.len.saturating_sub(offset));
-            self.ahead.resize(wanted.max(buffer.len() as u64) as usize, 0);
-            self.ahead_at = offset;
-            if let Err(error) = self.file.read_exact_at(&mut self.ahead, offset) {
-                self.ahead.clear();
-                return Err(error.into());
-            }
-        }
-        let from = (offset - self.ahead_at) as usize;
-        buffer.copy_from_slice(&self.ahead[from..from + buffer.len()]);
+        buffer.copy_from_slice(self.ahead.read(offset, buffer.len())?);
         Ok(())
     }
 }

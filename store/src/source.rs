@@ -13,9 +13,10 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -302,6 +303,66 @@ pub fn data_runs(
 pub fn is_all_data(file: &File, len: u64) -> io::Result<bool> {
     let first = data_runs(file, 0, len).next().transpose()?;
     Ok(first == Some((0, len)))
+}
+
+/// Reads until the buffer is full or the file ends; returns how much that is.
+pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    fill(buffer, |filled, space| file.read_at(space, offset + filled as u64))
+}
+
+/// The same from a stream.
+pub fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    fill(buffer, |_, space| input.read(space))
+}
+
+fn fill(
+    buffer: &mut [u8],
+    mut read: impl FnMut(usize, &mut [u8]) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match read(filled, &mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            // A signal is no failure.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// A file of which a little more is read at once than is asked for.
+pub struct Ahead<'a> {
+    file: &'a File,
+    len: u64,
+    /// How much at least, where the file has it.
+    step: usize,
+    /// Where the bytes are from.
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Ahead<'a> {
+    /// A file of `len` bytes, read `step` bytes at once.
+    pub fn new(file: &'a File, len: u64, step: usize) -> Ahead<'a> {
+        Ahead { file, len, step, at: 0, bytes: Vec::new() }
+    }
+
+    /// The bytes from `at` on; fewer of them are an error.
+    pub fn read(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
+        let is_there = self.at <= at && at + len as u64 <= self.at + self.bytes.len() as u64;
+        if !is_there {
+            let more = (self.step as u64).min(self.len.saturating_sub(at)) as usize;
+            self.bytes.resize(len.max(more), 0);
+            self.at = at;
+            if let Err(error) = self.file.read_exact_at(&mut self.bytes, at) {
+                self.bytes.clear();
+                return Err(error);
+            }
+        }
+        Ok(&self.bytes[(at - self.at) as usize..][..len])
+    }
 }
 
 /// Names of users and groups; each is asked for once.

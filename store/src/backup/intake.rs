@@ -9,7 +9,7 @@ use crate::packer::{Packer, Stored};
 use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Allowance, Like, Loom, Snag, Woven};
 use crate::segment::Kind as ChunkKind;
-use crate::source::{self, Owners, Stat};
+use crate::source::{self, Owners, Stat, read_full, read_stream};
 use crate::store::Store;
 use crate::walk::{Base, Excluded, Found};
 use chunker::Cutter;
@@ -24,7 +24,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -521,21 +520,7 @@ pub fn absolute(path: &[u8]) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(path))
 }
 
-/// Reads until the buffer is full or the file ends.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// The same, with all cores.
+/// [`read_full`] with all cores.
 fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let reads: Vec<(usize, usize)> = buffer
         .par_chunks_mut(READ_BYTES)
@@ -556,7 +541,7 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
     Ok(total)
 }
 
-/// A stream whose bytes are counted as they come, and which ends when the run is to end.
+/// A stream whose bytes are counted as they come.
 struct Watched<'a> {
     input: &'a mut dyn Read,
     observer: &'a dyn Observer,
@@ -568,17 +553,4 @@ impl Read for Watched<'_> {
         self.observer.progress().add(0, read as u64);
         Ok(read)
     }
-}
-
-fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

@@ -8,7 +8,7 @@ use crate::id::ChunkId;
 use crate::limits;
 use crate::opened::Opened;
 use crate::recipe::{Extent, Extents, Recipe};
-use crate::source;
+use crate::source::{self, Ahead};
 use crate::store::Store;
 use crate::target::Unfinished;
 use parking_lot::Mutex;
@@ -286,7 +286,7 @@ pub(super) fn has_content(
     };
     let get = |id: &ChunkId| store.chunk(id);
     let mut opened = Opened::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
-    let mut ahead = Ahead { file: &file, len: stat.size, at: 0, bytes: Vec::new() };
+    let mut ahead = Ahead::new(&file, stat.size, AHEAD_BYTES);
     let mut at = 0;
     for extent in Extents::new(recipe, &get) {
         let Ok(extent) = extent else { return Ok(false) };
@@ -310,28 +310,6 @@ fn is_slice(opened: &mut Opened<'_>, chunk: &ChunkId, offset: u32, found: &[u8])
         return true;
     }
     opened.slice(chunk, offset, found.len() as u64).is_ok_and(|plain| plain == Some(found))
-}
-
-/// A file that is read from front to back, a little more at once than is asked for.
-struct Ahead<'a> {
-    file: &'a File,
-    len: u64,
-    /// Where the bytes are from.
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl Ahead<'_> {
-    fn read(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
-        let is_there = self.at <= at && at + len as u64 <= self.at + self.bytes.len() as u64;
-        if !is_there {
-            let more = AHEAD_BYTES.min(self.len.saturating_sub(at) as usize);
-            self.bytes.resize(len.max(more), 0);
-            self.at = at;
-            self.file.read_exact_at(&mut self.bytes, at)?;
-        }
-        Ok(&self.bytes[(at - self.at) as usize..][..len])
-    }
 }
 
 /// The length of a slice, if a chunk can have it.
