@@ -201,7 +201,7 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
     let counters = Counters::default();
     let packer = Packer::new(store, options.is_dry);
     let allowance = allowance(parent.as_ref());
-    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude, &allowance)?;
+    let intake = Intake::new(store, &packer, &counters, &exclude, &allowance)?;
     let recheck = Recheck { store, comparison, is_closed: parent_closed };
     let rules = Rules {
         exclude: exclude.clone(),
@@ -288,7 +288,7 @@ pub fn backup_stream(
         None => None,
     };
     let allowance = allowance(parent.as_ref());
-    let intake = Intake::new(store, &packer, store.observer(), &counters, &exclude, &allowance)?;
+    let intake = Intake::new(store, &packer, &counters, &exclude, &allowance)?;
     let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
         intake::Trouble::Store(error) => error,
         intake::Trouble::Source(source) => Error::Source { path: "standard input".into(), source },
@@ -576,7 +576,7 @@ impl Batch {
             match item {
                 Item::Ready(entry) => entries.push(entry),
                 Item::Read(found, previous) => {
-                    intake.observer.progress().check()?;
+                    intake.observer().progress().check()?;
                     entries.extend(intake.entry(base, &found, previous.as_ref())?);
                 }
             }
@@ -697,7 +697,7 @@ impl Merge<'_, '_> {
                 if self.failure.is_noted() {
                     return Ok(());
                 }
-                self.intake.observer.progress().check()?;
+                self.intake.observer().progress().check()?;
                 self.step(&base, step)?;
             }
             return self.flush(&base);
@@ -742,7 +742,7 @@ impl Merge<'_, '_> {
 
     fn unchanged(&mut self, entry: Entry) {
         self.intake.counters.unchanged(&entry);
-        self.intake.observer.progress().add(1, entry.size);
+        self.intake.observer().progress().add(1, entry.size);
         self.batch.items.push(Item::Ready(entry));
     }
 
