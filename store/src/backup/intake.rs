@@ -1,16 +1,15 @@
 //! From a found thing to a tree entry: metadata read, content cut and put.
 
-use super::Counters;
+use super::run::{Counters, Run};
 use crate::entry::{Content, Entry, HardLink, Kind, Xattrs};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::observe::{Event, Observer, Progress};
-use crate::packer::{Packer, Stored};
+use crate::packer::Stored;
 use crate::recipe::{Extent, RecipeWriter};
-use crate::reuse::{Allowance, Like, Loom, Snag, Woven};
+use crate::reuse::{Like, Loom, Snag, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat, read_full, read_stream};
-use crate::store::Store;
 use crate::walk::{Base, Excluded, Found};
 use chunker::Cutter;
 use chunker::format::Refusal;
@@ -132,13 +131,8 @@ thread_local! {
 }
 
 impl<'a> Intake<'a> {
-    pub fn new(
-        store: &'a Store,
-        packer: &'a Packer<'a>,
-        counters: &'a Counters,
-        exclude: &'a Excluded,
-        allowance: &'a Allowance,
-    ) -> Result<Intake<'a>> {
+    pub fn new(run: &'a Run<'a>, exclude: &'a Excluded) -> Result<Intake<'a>> {
+        let Run { store, packer, counters, allowance, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
         let cutter =
