@@ -246,7 +246,12 @@ impl Watch {
     }
 
     fn say(&self, text: &str) {
-        self.bar.suspend(|| warn(false, text));
+        self.bar.suspend(|| warn(self.json, text));
+    }
+
+    fn say_of(&self, path: &Path, text: &str) {
+        let shown = store::entry::display_path(path.as_os_str().as_bytes());
+        self.say(&format!("{shown} {text}"));
     }
 
     fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
@@ -275,18 +280,13 @@ impl Observer for Watch {
                 self.trouble("not restored:", "restore", &path, &reason);
             }
             Event::ChangedWhileRead(path) => {
-                let shown = store::entry::display_path(path.as_os_str().as_bytes());
-                let text = format!("{shown} changed while it was read; stored as it was read");
-                if self.json { warn(true, &text) } else { self.say(&text) }
+                self.say_of(&path, "changed while it was read; stored as it was read");
             }
             Event::StoredPlainly { path, reason } if self.verbose => {
-                let shown = store::entry::display_path(path.as_os_str().as_bytes());
-                let text = format!("{shown} {reason}; stored without comparing it");
-                if self.json { warn(true, &text) } else { self.say(&text) }
+                self.say_of(&path, &format!("{reason}; stored without comparing it"));
             }
-            Event::Warning(text) | Event::Note(text) if self.json => warn(true, &text),
             Event::Warning(text) => self.say(&text),
-            Event::Note(text) if !self.quiet => self.say(&text),
+            Event::Note(text) if self.json || !self.quiet => self.say(&text),
             _ => {}
         }
     }
