@@ -9,35 +9,34 @@
 //! The merge sends every batch of entries down two ways: to the workers, which
 //! fill in what was read, and to the tree, which takes the batches in the order
 //! in which they were sent. Both ways are bounded, and with them memory.
+//!
+//! A backup may be made of several passes, one after the other, each over other paths; what
+//! they leave is merged into one tree in the end.
 
 mod failure;
 mod git_dir;
 mod intake;
 mod merge;
+mod passes;
 mod pipeline;
 mod previous;
 mod run;
 mod survey;
 
-use crate::entry::{Entry, Kind, Time, is_within, path_cmp};
+pub use passes::{Backup, Likeness, Sources};
+
+use crate::entry::{Time, is_within, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::Globs;
-use crate::id::{ChunkId, SnapshotId};
+use crate::id::SnapshotId;
 use crate::limits;
 use crate::snapshot::Statistics;
 use crate::source::{self, Stat};
 use crate::store::Store;
-use crate::tree::{TreeReader, TreeWriter};
-use crate::walk::{Excluded, Rules};
-use intake::{Intake, Taken, Trouble};
-use previous::{Comparison, Previous, Recheck};
-use run::{Run, Totals};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// What to back up and how.
 #[derive(Debug, Clone)]
@@ -98,51 +97,12 @@ pub struct Report {
 
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    let globs = Globs::new(options.excludes.iter().map(String::as_str))?;
-    let exclude = Excluded { globs, git_caches: !options.git_caches };
     check_record(options)?;
-    let roots = roots(&options.paths)?;
-    let paths = options.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
-    let run = Run::begin(store, options, paths)?;
-    let parent = run.parent.as_ref();
-    let trusted = match parent {
-        Some((id, _)) if store.index.is_closed(id)? => Some(*id),
-        _ => None,
-    };
-    if let Some((_, parent)) = parent {
-        let statistics = &parent.statistics;
-        store.observer().progress().expect(statistics.entries, statistics.bytes);
-    }
-    let get = |id: &ChunkId| store.chunk(id);
-    let entries = parent.map(|(_, parent)| TreeReader::new(&parent.root.chunk(), &get));
-    let comparison = parent.map(|(_, parent)| Comparison {
-        ctime: !options.ignore_ctime,
-        inode: !options.ignore_inode,
-        started: parent.start.into(),
-    });
-    let recheck = Recheck { store, comparison, is_closed: trusted.is_some() };
-    let intake = Intake::new(&run, &exclude)?;
-    let rules = Rules {
-        exclude: exclude.clone(),
-        one_file_system: options.one_file_system,
-        exclude_caches: options.exclude_caches,
-        never: store.root().and_then(device_and_inode).into_iter().collect(),
-        git_dirs: true,
-        scan_git_dirs: parent.is_some(),
-    };
-    let is_over = AtomicBool::new(false);
-    let (root, totals) = std::thread::scope(|scope| {
-        let observer = store.observer();
-        if parent.is_none() && observer.wants_totals() {
-            scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
-        }
-        let done = pipeline::run(&intake, &recheck, Previous::new(entries), |merge| {
-            merge.roots(&roots, &rules, options.walk_threads)
-        });
-        is_over.store(true, Relaxed);
-        done
-    })?;
-    run.finish(root, totals, trusted)
+    let (paths, excludes) = (options.paths.clone(), options.excludes.clone());
+    let names = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
+    let mut backup = Backup::begin(store, options, Likeness::Paths(names))?;
+    backup.paths(&Sources { paths, excludes, ..Sources::default() })?;
+    backup.finish(None)
 }
 
 /// Refuses at once what would be refused when everything was read.
@@ -166,37 +126,12 @@ pub fn backup_stream(
     confirm: &mut dyn FnMut() -> Result<()>,
     options: &Options,
 ) -> Result<Report> {
-    let exclude = Globs::new([])?.into();
-    let run = Run::begin(store, options, vec![name.to_vec()])?;
-    let root = run.parent.as_ref().map(|(_, parent)| parent.root.chunk());
-    let before = root.and_then(|root| entry_at(store, &root, name));
-    let intake = Intake::new(&run, &exclude)?;
-    let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
-        Trouble::Store(error) => error,
-        Trouble::Source(source) => Error::Source { path: "standard input".into(), source },
+    let mut backup = Backup::begin(store, options, Likeness::Paths(vec![name.to_vec()]))?;
+    backup.stream(name, input, confirm).map_err(|error| match error {
+        Error::Source { source, .. } => Error::Source { path: "standard input".into(), source },
+        other => other,
     })?;
-    confirm()?;
-    let mut tree = TreeWriter::default();
-    let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
-    let parts: Vec<&[u8]> = name.split(|b| *b == b'/').collect();
-    for depth in 1..parts.len() {
-        let dir = Entry::new(parts[..depth].join(&b'/'), Kind::Directory, 0o755);
-        tree.push(&dir, &mut put)?;
-    }
-    let file = Entry::new(name.to_vec(), Kind::File, 0o600);
-    let Taken { content, size, unused } = taken;
-    let file = Entry { mtime: Some(run.start), content, size, unused, ..file };
-    run.counters.count(&file, before.as_ref());
-    tree.push(&file, &mut put)?;
-    let root = tree.finish(&mut put)?;
-    let totals = Totals { entries: parts.len() as u64, bytes: size, unused };
-    run.finish(root, totals, None)
-}
-
-/// The entry at a path, if that can be read.
-fn entry_at(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Entry> {
-    let get = |id: &ChunkId| store.chunk(id);
-    Previous::new(Some(TreeReader::new(root, &get))).at(path)
+    backup.finish(None)
 }
 
 /// A source path.
@@ -234,9 +169,4 @@ pub fn tree_path(path: &Path) -> Vec<u8> {
     let bytes = path.as_os_str().as_bytes();
     let parts = bytes.split(|b| *b == b'/').filter(|part| !part.is_empty());
     parts.collect::<Vec<_>>().join(&b'/')
-}
-
-fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
-    let stat = source::stat_open(source::open_dir(path).ok()?).ok()?;
-    Some((stat.device, stat.inode))
 }

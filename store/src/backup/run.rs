@@ -1,17 +1,19 @@
 //! The first and the last of a backup: what it starts from, and its record.
 
-use super::{Options, Report};
+use super::{Likeness, Options, Report};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::observe::Event;
 use crate::packer::Packer;
 use crate::reuse::Allowance;
-use crate::snapshot::{self, Id, Snapshot, Statistics};
+use crate::segment;
+use crate::snapshot::{self, Id, Instance, Snapshot, Statistics};
 use crate::store::{Named, Store};
+use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Counted while a backup runs.
 #[derive(Debug, Default)]
@@ -31,6 +33,8 @@ pub struct Counters {
     pub copied_forward: AtomicU64,
     /// Files that were not what they seem, by reason.
     pub doubts: Mutex<BTreeMap<&'static str, u64>>,
+    /// Whether everything was read once already.
+    is_again: AtomicBool,
 }
 
 impl Counters {
@@ -47,7 +51,15 @@ impl Counters {
     }
 
     /// Counts what was taken as it was before.
+    /// From now on what is unchanged was counted before.
+    pub fn begin_again(&self) {
+        self.is_again.store(true, Relaxed);
+    }
+
     pub fn unchanged(&self, entry: &Entry) {
+        if self.is_again.load(Relaxed) {
+            return;
+        }
         match entry.kind {
             Kind::File => &self.files_unmodified,
             Kind::Directory => &self.dirs_unmodified,
@@ -67,6 +79,22 @@ pub struct Totals {
     pub unused: u64,
 }
 
+impl Totals {
+    /// What one entry amounts to.
+    pub fn of(entry: &Entry) -> Totals {
+        Totals { entries: 1, bytes: entry.size, unused: entry.unused }
+    }
+
+    /// Both together. A sparse file can be so large that a few of them exceed every number.
+    pub fn plus(self, other: Totals) -> Totals {
+        Totals {
+            entries: self.entries + other.entries,
+            bytes: self.bytes.saturating_add(other.bytes),
+            unused: self.unused.saturating_add(other.unused),
+        }
+    }
+}
+
 /// A backup from its first moment to its record.
 pub struct Run<'a> {
     pub store: &'a Store,
@@ -76,16 +104,16 @@ pub struct Run<'a> {
     pub parent: Option<Named>,
     pub start: Time,
     options: &'a Options,
-    /// As the record has them.
-    paths: Vec<Vec<u8>>,
+    /// What packers before this one added: chunks, their plain and their stored bytes.
+    added: [u64; 3],
     /// The segments known to be damaged when the backup began.
     damaged: HashSet<SegmentId>,
 }
 
 impl<'a> Run<'a> {
-    /// Begins a backup of these paths, which are also what its parent is found by.
-    pub fn begin(store: &'a Store, options: &'a Options, paths: Vec<Vec<u8>>) -> Result<Run<'a>> {
-        let parent = if options.force { None } else { parent(store, &options.about.host, &paths)? };
+    /// Begins a backup.
+    pub fn begin(store: &'a Store, options: &'a Options, like: &Likeness) -> Result<Run<'a>> {
+        let parent = if options.force { None } else { parent(store, &options.about.host, like)? };
         let start = (options.about.clock)();
         let damaged = store.index.damaged()?;
         let packer = Packer::new(store, options.is_dry);
@@ -93,7 +121,32 @@ impl<'a> Run<'a> {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
         let counters = Counters::default();
-        Ok(Run { store, packer, counters, allowance, parent, start, options, paths, damaged })
+        let added = [0; 3];
+        Ok(Run { store, packer, counters, allowance, parent, start, options, added, damaged })
+    }
+
+    /// Makes everything so far durable, and with that readable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.packer.finish()?;
+        self.added = self.added();
+        self.packer = Packer::new(self.store, self.options.is_dry);
+        Ok(())
+    }
+
+    /// Chunks that were added, their plain and their stored bytes.
+    fn added(&self) -> [u64; 3] {
+        let added = self.packer.added();
+        let [chunks, plain, stored] = self.added;
+        [
+            chunks + added.chunks.load(Relaxed),
+            plain + added.plain_bytes.load(Relaxed),
+            stored + added.stored_bytes.load(Relaxed),
+        ]
+    }
+
+    /// Stores a page of a tree.
+    pub fn put_metadata(&self, bytes: &[u8]) -> Result<ChunkId> {
+        Ok(self.packer.put(segment::Kind::Metadata, bytes)?.id)
     }
 
     /// Makes everything durable, then writes the record. `trusted` is the snapshot that was
@@ -103,10 +156,13 @@ impl<'a> Run<'a> {
         root: ChunkId,
         Totals { entries, bytes, unused }: Totals,
         trusted: Option<SnapshotId>,
+        paths: Vec<Vec<u8>>,
+        instance: Option<Instance>,
     ) -> Result<Report> {
         self.packer.finish()?;
         let Run { store, counters, options, .. } = &self;
-        let (about, added) = (&options.about, self.packer.added());
+        let about = &options.about;
+        let [chunks_new, added_bytes, added_stored_bytes] = self.added();
         let statistics = Statistics {
             files_new: counters.files_new.load(Relaxed),
             files_changed: counters.files_changed.load(Relaxed),
@@ -117,9 +173,9 @@ impl<'a> Run<'a> {
             others: counters.others.load(Relaxed),
             entries,
             bytes,
-            chunks_new: added.chunks.load(Relaxed),
-            added_bytes: added.plain_bytes.load(Relaxed),
-            added_stored_bytes: added.stored_bytes.load(Relaxed),
+            chunks_new,
+            added_bytes,
+            added_stored_bytes,
             changed_while_read: counters.changed_while_read.load(Relaxed),
             bytes_read: counters.bytes_read.load(Relaxed),
             found_by_chunk: counters.found_by_chunk.load(Relaxed),
@@ -137,7 +193,7 @@ impl<'a> Run<'a> {
             end: (about.clock)().into(),
             host: about.host.clone(),
             user: about.user.clone(),
-            paths: self.paths.iter().cloned().map(Into::into).collect(),
+            paths: paths.into_iter().map(Into::into).collect(),
             tags: about.tags.clone(),
             root: Id(*root.as_bytes()),
             parent: parent.map(|id| Id(*id.as_bytes())),
@@ -145,6 +201,7 @@ impl<'a> Run<'a> {
             statistics,
             unreadable_count,
             excludes: options.excludes.clone(),
+            instance,
         };
         let snapshot = if options.is_dry {
             None
@@ -170,21 +227,27 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The snapshot to take unchanged files from: the newest of this machine with the
-/// same paths, else the newest that shares one.
-fn parent(store: &Store, host: &str, wanted: &[Vec<u8>]) -> Result<Option<Named>> {
+/// The snapshot to take unchanged files from: the newest of this machine of the same
+/// instance; or with the same paths, else the newest that shares one.
+fn parent(store: &Store, host: &str, like: &Likeness) -> Result<Option<Named>> {
     let (snapshots, damaged) = store.snapshots()?;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
     let of_host = || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == host);
-    let same = |snapshot: &Snapshot| {
-        snapshot.paths.len() == wanted.len()
-            && snapshot.paths.iter().all(|path| wanted.contains(path))
+    let found = match like {
+        Likeness::Instance(name) => of_host()
+            .find(|(_, snapshot)| snapshot.instance.as_ref().is_some_and(|of| of.name == *name)),
+        Likeness::Paths(wanted) => {
+            let is_wanted = |path: &ByteVec| wanted.iter().any(|wanted| **wanted == ***path);
+            let same = |snapshot: &Snapshot| {
+                snapshot.paths.len() == wanted.len() && snapshot.paths.iter().all(is_wanted)
+            };
+            let shares = |snapshot: &Snapshot| snapshot.paths.iter().any(is_wanted);
+            of_host()
+                .find(|(_, snapshot)| same(snapshot))
+                .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)))
+        }
     };
-    let shares = |snapshot: &Snapshot| snapshot.paths.iter().any(|path| wanted.contains(path));
-    let found = of_host()
-        .find(|(_, snapshot)| same(snapshot))
-        .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)));
     Ok(found.cloned())
 }
