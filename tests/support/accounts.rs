@@ -12,6 +12,11 @@ pub struct Account {
 }
 
 impl Account {
+    /// The account that may do everything.
+    pub fn root() -> Account {
+        Account { uid: 0, gid: 0 }
+    }
+
     /// The system account of this name, made if it is missing. Who is not root
     /// cannot be anybody else: then it is the account of the tests.
     pub fn named(name: &str) -> Account {

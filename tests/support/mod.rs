@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod accounts;
+pub mod gitlab;
 pub mod postgres;
 pub mod sandbox;
 mod self_test;

@@ -30,6 +30,8 @@ pub struct Options {
     pub data: PathBuf,
     /// Where the socket goes, `.s.PGSQL.5432`; 107 bytes with its name.
     pub sockets: PathBuf,
+    /// Where the server's messages go.
+    pub log: PathBuf,
     /// The database's superuser.
     pub superuser: String,
     /// The system account that runs it.
@@ -42,6 +44,7 @@ impl Options {
         Options {
             data: dir.join("data"),
             sockets: dir.to_owned(),
+            log: dir.join("log"),
             superuser: "gitlab-psql".into(),
             account: "gitlab-psql".into(),
         }
@@ -92,7 +95,6 @@ impl Postgres {
              unix_socket_directories = '{}'\n\
              unix_socket_permissions = 0777\n\
              fsync = off\n\
-             synchronous_commit = off\n\
              full_page_writes = off\n\
              shared_buffers = 32MB\n\
              max_wal_senders = 0\n\
@@ -124,8 +126,7 @@ impl Postgres {
         // One process first sleeps and then is the server: nothing to lose sight of.
         let script = "select(undef, undef, undef, shift); exec @ARGV";
         let arguments = ["perl", "-e", script, &delay, postgres, "-D", data];
-        let log = self.options.sockets.join("log");
-        Server::start(self.account, &arguments, &log, &[Signal::INT, Signal::QUIT])
+        Server::start(self.account, &arguments, &self.options.log, &[Signal::INT, Signal::QUIT])
     }
 
     /// Whether the server answers.
@@ -153,8 +154,7 @@ impl Postgres {
 
     /// What the server said.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(self.options.sockets.join("log")).expect("a log"))
-            .into_owned()
+        String::from_utf8_lossy(&std::fs::read(&self.options.log).expect("a log")).into_owned()
     }
 
     /// The directory of its socket, which is its host name for clients.
@@ -186,9 +186,8 @@ impl Postgres {
     /// What a query answers: a line a row, columns parted by `|`.
     #[track_caller]
     pub fn query(&self, database: &str, text: impl AsRef<str>) -> String {
-        let mut answer = self.psql(database, text.as_ref()).ok().stdout;
-        answer.truncate(answer.trim_end_matches('\n').len());
-        answer
+        let answer = self.psql(database, text.as_ref()).ok().stdout;
+        answer.trim_end_matches('\n').to_owned()
     }
 
     /// Runs SQL in a database, whatever comes of it.

@@ -1,18 +1,10 @@
 //! The support itself: servers start, do what they are for, and are gone afterwards.
 
+use super::gitlab::{Builder, assert_rows_have_files, fsck_all, short_dir};
 use super::postgres::{Options, Postgres};
+use super::sandbox::is_root;
 use super::server::{Signal, wait_until};
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
-
-/// A directory with a short name that servers of other accounts may pass.
-fn short_dir() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("fk").rand_bytes(4).tempdir_in("/tmp");
-    let dir = dir.expect("a temporary directory");
-    let pass = std::fs::Permissions::from_mode(0o711);
-    std::fs::set_permissions(dir.path(), pass).expect("its mode");
-    dir
-}
 
 #[test]
 fn a_database_server_crashes_starts_late_and_goes() {
@@ -38,4 +30,19 @@ fn a_database_server_crashes_starts_late_and_goes() {
     postgres.signal(Signal::STOP);
     drop(postgres);
     assert!(!sockets.join(".s.PGSQL.5432").exists(), "the server was stopped in good order");
+}
+
+#[test]
+fn an_instance_is_whole() {
+    if !is_root() {
+        return;
+    }
+    let start = Instant::now();
+    let gitlab = Builder::new().build();
+    eprintln!("{:?}", start.elapsed());
+    assert_eq!(fsck_all(gitlab.root()), gitlab.repositories.len());
+    assert!(assert_rows_have_files(&gitlab.postgres, gitlab.root()) > 20);
+    let root = gitlab.root().to_owned();
+    drop(gitlab);
+    assert!(!root.exists());
 }
