@@ -6,16 +6,21 @@
 //! scripts (`gitlab/puma`, `gitlab/sidekiq`) that do what its processes do.
 
 mod checks;
-mod database;
+pub mod database;
 mod files;
 mod layout;
+pub mod mattermost;
 mod repositories;
+mod services;
 
 pub use checks::{assert_pushes_are_there, assert_rows_have_files, fsck_all};
 pub use repositories::Repository;
 
 use super::accounts::Account;
 use super::postgres::{Options, Postgres};
+use super::redis::Redis;
+use super::runit::Runit;
+use super::sandbox::{Outcome, Run};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -33,12 +38,23 @@ pub const STORAGES: [(&str, &str); 2] = [
 pub struct Builder {
     projects: u32,
     version: String,
+    web: &'static str,
+    writers: bool,
+    mattermost: bool,
+    redis_append_only: bool,
 }
 
 impl Builder {
     /// Five projects, with a fork among them, and nobody who writes.
     pub fn new() -> Builder {
-        Builder { projects: 5, version: "17.8.2-ce.0".into() }
+        Builder {
+            projects: 5,
+            version: "17.8.2-ce.0".into(),
+            web: "puma",
+            writers: false,
+            mattermost: false,
+            redis_append_only: false,
+        }
     }
 
     /// With this many projects; wikis, designs, pools and snippets come on top.
@@ -53,20 +69,58 @@ impl Builder {
         self
     }
 
+    /// With a web server of this name; up to 12 it is `unicorn`.
+    pub fn web(mut self, name: &'static str) -> Builder {
+        self.web = name;
+        self
+    }
+
+    /// With services that write all the time, until they are stopped.
+    pub fn writers(mut self) -> Builder {
+        self.writers = true;
+        self
+    }
+
+    /// With Mattermost.
+    pub fn mattermost(mut self) -> Builder {
+        self.mattermost = true;
+        self
+    }
+
+    /// With a Redis that keeps a log of all changes.
+    pub fn redis_append_only(mut self) -> Builder {
+        self.redis_append_only = true;
+        self
+    }
+
     /// Makes it, which only root can, and starts its servers.
     pub fn build(self) -> Gitlab {
         let dir = short_dir();
         let root = dir.path().to_owned();
-        layout::make(&root, &self.version);
-        let postgresql = root.join(DATA).join("postgresql");
+        layout::make(&root, &self);
+        let data = root.join(DATA);
+        let log = root.join("var/log/gitlab");
         let postgres = Postgres::start(Options {
-            log: root.join("var/log/gitlab/postgresql/current"),
-            ..Options::within(&postgresql)
+            log: log.join("postgresql/current"),
+            data: data.join("postgresql/data"),
+            ..Options::within(&data.join("postgresql"))
         });
         database::make(&postgres, self.projects);
         let repositories = repositories::make(&postgres, &root);
         files::make(&postgres, &root);
-        Gitlab { repositories, postgres, dir }
+        if self.mattermost {
+            mattermost::make(&postgres, &root, self.major() >= 15);
+        }
+        let (log, account) = (log.join("redis/current"), "gitlab-redis");
+        let redis = Redis::start(&data.join("redis"), &log, account, self.redis_append_only);
+        redis.fill(1000);
+        let services = services::start(&self, &root, &repositories);
+        Gitlab { services, redis, repositories, postgres, dir }
+    }
+
+    fn major(&self) -> u32 {
+        let major = self.version.split('.').next().expect("a version");
+        major.parse().expect("a version begins with a number")
     }
 }
 
@@ -88,6 +142,10 @@ pub fn git() -> Account {
 /// An instance that runs until it is dropped, and leaves nothing.
 pub struct Gitlab {
     // In the order in which they are dropped.
+    /// What `gitlab-ctl` controls.
+    pub services: Runit,
+    /// Its Redis.
+    pub redis: Redis,
     /// All repositories it was made with.
     pub repositories: Vec<Repository>,
     /// Its database server.
@@ -104,5 +162,23 @@ impl Gitlab {
     /// A path in it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root().join(name)
+    }
+
+    /// Runs `gitlab-ctl`.
+    pub fn ctl<const N: usize>(&self, arguments: [&str; N]) -> Outcome {
+        Run::limited(self.path("usr/bin/gitlab-ctl")).args(arguments).run()
+    }
+
+    /// How many pushes, uploads and artifacts there are: what the writers write.
+    pub fn written(&self) -> [u64; 3] {
+        let count = |database, table| {
+            let count = self.postgres.query(database, format!("select count(*) from {table}"));
+            count.parse().expect("a number")
+        };
+        [
+            count(database::MAIN, "push_event_payloads"),
+            count(database::MAIN, "uploads"),
+            count(database::CI, "ci_job_artifacts"),
+        ]
     }
 }

@@ -6,6 +6,8 @@
 pub mod accounts;
 pub mod gitlab;
 pub mod postgres;
+pub mod redis;
+pub mod runit;
 pub mod sandbox;
 mod self_test;
 pub mod server;

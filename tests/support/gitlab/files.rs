@@ -43,7 +43,7 @@ fn registry(data: &Path) {
 }
 
 /// Writes a file and gives the directories that lead to it to its owner.
-fn below(data: &Path, path: &str, owner: Account, mode: u32, content: &str) {
+pub fn below(data: &Path, path: &str, owner: Account, mode: u32, content: &str) {
     let path = data.join(path);
     let missing: Vec<_> =
         path.ancestors().skip(1).take_while(|dir| !dir.exists()).map(Path::to_owned).collect();

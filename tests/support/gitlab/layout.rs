@@ -1,6 +1,6 @@
 //! Directories, generated configuration and programs.
 
-use super::STORAGES;
+use super::{Builder, STORAGES, mattermost};
 use crate::support::accounts::Account;
 use crate::support::postgres::programs;
 use serde_json::json;
@@ -18,6 +18,7 @@ const DIRECTORIES: &[(&str, &str, u32)] = &[
     ("opt/gitlab/embedded/service/gitlab-rails/public", "root", 0o755),
     ("opt/gitlab/etc", "root", 0o755),
     ("usr/bin", "root", 0o755),
+    ("var/log/gitlab/redis", "gitlab-redis", 0o700),
     ("var/log/gitlab/postgresql", "gitlab-psql", 0o700),
     ("var/opt/gitlab", "root", 0o755),
     ("var/opt/gitlab/.ssh", "git", 0o700),
@@ -47,23 +48,25 @@ const DIRECTORIES: &[(&str, &str, u32)] = &[
     ("var/opt/gitlab/gitlab-workhorse", "git", 0o750),
     ("var/opt/gitlab/nginx", "root", 0o750),
     ("var/opt/gitlab/postgresql", "gitlab-psql", 0o755),
+    ("var/opt/gitlab/redis", "gitlab-redis", 0o750),
 ];
 
 /// Makes everything that no server and no row is needed for.
-pub fn make(root: &Path, version: &str) {
+pub fn make(root: &Path, builder: &Builder) {
     for (path, owner, mode) in DIRECTORIES {
         directory(&root.join(path), Account::named(owner), *mode);
     }
-    let registry = root.join("var/opt/gitlab/gitlab-rails/shared/registry");
-    // The registry writes there, GitLab's backup reads.
-    let group = Account { gid: Account::named("git").gid, ..Account::named("registry") };
-    group.own(&registry);
-    configuration(root);
-    versions(root, version);
+    // Both are GitLab's by their group.
+    for (path, owner) in [("gitlab-rails/shared/registry", "registry"), ("redis", "gitlab-redis")] {
+        let owner = Account { gid: super::git().gid, ..Account::named(owner) };
+        owner.own(&root.join(super::DATA).join(path));
+    }
+    configuration(root, builder);
+    versions(root, &builder.version);
     programs_and_wrappers(root);
 }
 
-fn configuration(root: &Path) {
+fn configuration(root: &Path, builder: &Builder) {
     let anyone = |path: &str, text: &str| file(&root.join(path), Account::root(), 0o644, text);
     file(
         &root.join("etc/gitlab/gitlab.rb"),
@@ -74,7 +77,7 @@ fn configuration(root: &Path) {
          { name: 'default', path: '/var/opt/gitlab/git-data/repositories' },\n    \
          { name: 'storage2', path: '/mnt/storage2/repositories' },\n  ],\n}\n",
     );
-    let secrets = json!({
+    let mut secrets = json!({
         "gitlab_workhorse": { "secret_token": "d29ya2hvcnNl" },
         "gitlab_shell": { "secret_token": "4a".repeat(64) },
         "gitlab_rails": {
@@ -92,6 +95,9 @@ fn configuration(root: &Path) {
         "registry": { "http_secret": "6f".repeat(32), "internal_certificate": "", "internal_key": "" },
         "postgresql": { "internal_certificate": "", "internal_key": "" },
     });
+    if builder.mattermost {
+        secrets["mattermost"] = mattermost::secrets();
+    }
     let secrets = serde_json::to_string_pretty(&secrets).expect("is JSON");
     file(&root.join("etc/gitlab/gitlab-secrets.json"), Account::root(), 0o600, secrets);
     anyone("etc/gitlab/ssl/gitlab.example.com.crt", "-----BEGIN CERTIFICATE-----\n");
@@ -122,6 +128,10 @@ fn configuration(root: &Path) {
     file(&root.join("var/opt/gitlab/gitaly/config.toml"), super::git(), mode, gitaly);
     let keys = root.join("var/opt/gitlab/.ssh/authorized_keys");
     file(&keys, super::git(), 0o600, "command=\"gitlab-shell key-1\" ssh-ed25519 AAAA a@b\n");
+    let append_only = if builder.redis_append_only { "yes" } else { "no" };
+    let redis = include_str!("redis.conf").replace("{{append-only}}", append_only);
+    let owner = Account::named("gitlab-redis");
+    file(&root.join("var/opt/gitlab/redis/redis.conf"), owner, 0o644, redis);
     // GitLab's public uploads lead to where they are kept.
     let public = root.join("opt/gitlab/embedded/service/gitlab-rails/public/uploads");
     link(Path::new("/var/opt/gitlab/gitlab-rails/uploads"), &public);

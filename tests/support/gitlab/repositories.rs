@@ -20,6 +20,8 @@ pub struct Repository {
     pub path: String,
     /// The path of its pool.
     pub pool: Option<String>,
+    /// The id of the project whose code it has; wikis and the like have none.
+    pub project: Option<u64>,
     /// What GitLab calls it; nothing for a pool.
     pub full_path: String,
     /// Where it is.
@@ -54,13 +56,14 @@ pub fn make(postgres: &Postgres, root: &Path) -> Vec<Repository> {
 }
 
 fn parse(row: &str, root: &Path) -> Repository {
-    let [storage, path, pool, full_path] =
-        row.split('|').collect::<Vec<_>>().try_into().expect("four columns");
+    let [storage, path, pool, project, full_path] =
+        row.split('|').collect::<Vec<_>>().try_into().expect("five columns");
     let (_, place) = STORAGES.iter().find(|(name, _)| *name == storage).expect("a known storage");
     Repository {
         storage: storage.to_owned(),
         path: path.to_owned(),
         pool: (!pool.is_empty()).then(|| pool.to_owned()),
+        project: project.parse().ok(),
         full_path: full_path.to_owned(),
         dir: root.join(place.trim_start_matches('/')).join(path),
     }
