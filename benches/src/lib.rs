@@ -23,5 +23,6 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         statistics: Statistics::default(),
         unreadable_count: 0,
         excludes: Vec::new(),
+        instance: None,
     }
 }
