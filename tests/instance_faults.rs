@@ -3,7 +3,7 @@
 
 use crate::support::gitlab::{Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Outcome, Sandbox, is_root};
+use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
 use std::time::{Duration, Instant};
 
 const MAINTENANCE: &str = "mode = 'maintenance'";
@@ -38,7 +38,7 @@ fn a_database_server_that_dies_in_the_middle_of_a_dump() {
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
     let running = backup(&sandbox).start();
-    let dumping = "select pid from pg_stat_activity where application_name = 'pg_dump'";
+    let dumping = "select pid from pg_stat_activity where query like 'COPY public.large %'";
     let started = Instant::now();
     let pid = loop {
         let pid = gitlab.postgres.query("postgres", dumping);
@@ -78,7 +78,10 @@ fn a_service_that_does_not_stop() {
         return;
     }
     let gitlab = Builder::new().writers().build();
-    gitlab.services.add("unicorn", "trap '' TERM; while :; do sleep 1; done");
+    let stubborn = "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n";
+    gitlab.services.add("unicorn", stubborn);
+    let init = std::fs::read_link(gitlab.path("opt/gitlab/init/puma")).expect("a link to sv");
+    std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
     gitlab.services.wait_until_up();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
@@ -88,7 +91,7 @@ fn a_service_that_does_not_stop() {
 }
 
 #[test]
-fn a_disk_that_is_full_while_services_are_stopped() {
+fn a_store_whose_disk_is_full() {
     if !is_root() {
         return;
     }
@@ -97,7 +100,9 @@ fn a_disk_that_is_full_while_services_are_stopped() {
     configure(&sandbox, &gitlab, MAINTENANCE);
     std::fs::create_dir(sandbox.path("small")).expect("a directory");
     let small = sandbox.text("small");
-    sandbox.tool("mount").args(["-t", "tmpfs", "-o", "size=400k", "none", &small]).run().ok();
+    let large = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/large");
+    std::fs::write(large, Dice::new(1).bytes(3 << 20)).expect("writes");
+    sandbox.tool("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", &small]).run().ok();
     let store = format!("{small}/store");
     let outcome = backup(&sandbox).args(["--store", &store]).run();
     sandbox.tool("umount").args([&small]).run().ok();
@@ -182,11 +187,11 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
     let ok = |part: &str| format!("[instances.forge.parts.{part}]\nmissing = 'ok'\n");
     let parts = ["database-ci", "repositories-storage2", "secrets"].map(ok).concat();
     configure(&sandbox, &gitlab, &parts);
-    let all = backup(&sandbox).run().ends_with(3).json();
-    // What lies on the storage that is gone, is still missing from what the rows name.
-    let failed: Vec<_> =
-        lines(&all, "check").into_iter().filter(|line| line["verdict"] != "ok").collect();
-    assert!(!failed.is_empty(), "{all:?}");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true);
+    // Rows that name what lay on the storage are still told.
+    let repositories = lines(&all, "check").into_iter().find(|line| line["name"] == "repositories");
+    assert_eq!(repositories.expect("a check")["verdict"], "warning", "{all:?}");
 }
 
 #[test]
