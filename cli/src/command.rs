@@ -16,6 +16,7 @@ mod man;
 mod projects;
 mod recover;
 mod restore;
+mod schedule;
 mod snapshots;
 mod stats;
 
@@ -119,6 +120,7 @@ pub enum Command {
     Config(config::Config),
     Detect(detect::Detect),
     Recover(recover::Recover),
+    Schedule(schedule::Schedule),
     Completions(completions::Completions),
     Man(man::Man),
     #[command(hide = true)]
@@ -143,6 +145,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
         Command::Recover(command) => command.run(ui),
+        Command::Schedule(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Reference => ui.line(crate::reference::markdown().trim_end()),
