@@ -10,6 +10,7 @@ mod index;
 mod init;
 mod ls;
 mod man;
+mod notify;
 mod restore;
 mod snapshots;
 mod stats;
@@ -100,6 +101,7 @@ pub enum Command {
     Stats(stats::Stats),
     Completions(completions::Completions),
     Man(man::Man),
+    Notify(notify::Notify),
     #[command(hide = true)]
     Reference,
 }
@@ -120,6 +122,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Stats(command) => command.run(global, ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::Notify(command) => command.run(global, ui),
         Command::Reference => ui.line(crate::reference::markdown().trim_end()),
     }
 }

@@ -2,8 +2,10 @@
 
 mod command;
 mod exit;
+mod notify;
 mod reference;
 mod report;
+mod secret;
 mod select;
 mod ui;
 
