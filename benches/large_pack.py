@@ -10,17 +10,15 @@ failed, took more memory than the limit, or brought back other bytes.
 A pack of 5 GB needs some 30 GB in --work. Try it with --bytes 100M first.
 """
 
-import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-TARGET = os.path.join(os.path.dirname(HERE), "target", "release")
+from measure import TARGET, Bench, arguments
+
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -53,16 +51,12 @@ def copy_store(source, target):
     shutil.copytree(source, target, copy_function=lambda a, b: (os.link if os.sep + "segments" + os.sep in a else shutil.copy2)(a, b))
 
 
-class Bench:
-    def __init__(self, args):
-        self.a = args
-        self.work = os.path.abspath(args.work)
-        self.exe = os.path.abspath(args.forgekeep)
-        self.repo = os.path.join(self.work, "source", "large.git")
-        self.rows, self.bad = [], []
+class LargePack(Bench):
+    head = ["command", "peak MiB", "seconds", "CPU seconds", "MB/s", "MB added"]
 
-    def at(self, *names):
-        return os.path.join(self.work, *names)
+    def __init__(self, args):
+        super().__init__(args)
+        self.repo = self.at("source", "large.git")
 
     def create_repo(self):
         for name in ("objects/pack", "objects/info", "refs/heads", "refs/tags"):
@@ -98,24 +92,9 @@ class Bench:
         os.sync()
         time.sleep(0.2)  # what changed just now would be read again by the next backup
         argv = (["taskset", "-c", str(self.a.cpu)] if one_core else []) + [self.exe, *args, "--store", store]
-        with open(self.at("log"), "w+") as log:
-            start = time.monotonic()
-            p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
-            _, status, use = os.wait4(p.pid, 0)
-            wall = time.monotonic() - start
-            p.returncode = os.waitstatus_to_exitcode(status)
-            log.seek(0)
-            said = log.read()[-300:].strip()
-        mib, cpu = use.ru_maxrss / 1024, use.ru_utime + use.ru_stime
-        row = {"what": title, "peak_mib": mib, "seconds": wall, "cpu_seconds": cpu, "mb_per_second": size / wall / 1e6,
-               "added": store_bytes(store) - before}
-        self.rows.append(row)
-        print(self.line(row), file=sys.stderr, flush=True)
-        if p.returncode:
-            self.bad.append(f"{title}: exit code {p.returncode}: {said}")
-        if mib > self.a.limit_mib:
-            self.bad.append(f"{title}: {mib:.0f} MiB are more than {self.a.limit_mib}")
-        return row
+        row = self.command(title, argv, stdout=os.devnull)
+        row |= {"mb_per_second": size / row["seconds"] / 1e6, "added": store_bytes(store) - before}
+        return self.add(row)
 
     def restore(self, title, store, size):
         """Restore the last snapshot and compare every file of the pack directory."""
@@ -124,13 +103,11 @@ class Bench:
         folder = os.path.join(self.repo, "objects", "pack")
         for leaf in os.listdir(folder):
             if subprocess.run(["cmp", os.path.join(folder, leaf), target + os.path.join(folder, leaf)]).returncode:
-                self.bad.append(f"{title}: {leaf} is not what was backed up")
+                self.fail(f"{title}: {leaf} is not what was backed up")
         shutil.rmtree(target, ignore_errors=True)
         return row
 
     def run(self):
-        if os.path.isdir(self.work) and os.listdir(self.work):
-            sys.exit(f"{self.work} is not empty")
         self.create_repo()
         place = lambda name: self.at("stores", name)
         source = os.path.dirname(self.repo)
@@ -141,7 +118,7 @@ class Bench:
         copy_store(place("first"), place("one"))
         changes = [f"--{name}={getattr(self.a, name)}" for name in ("new", "dropped", "run", "moved")]
         size = self.put_pack("--repacked", *changes)
-        one = self.measure("repacked, one core", place("one"), "backup", source, size=size, one_core=True)
+        self.measure("repacked, one core", place("one"), "backup", source, size=size, one_core=True)
         self.measure("repacked, all cores", place("first"), "backup", source, size=size)
         if not self.a.no_restore:
             shutil.rmtree(place("one"))
@@ -150,26 +127,26 @@ class Bench:
             shutil.rmtree(place("fresh"))
             woven = self.restore("restore, repacked", place("first"), size)
             self.ratio = woven["seconds"] / fresh["seconds"]
-        self.size, self.one = size, one
+        self.size = size
 
     def line(self, row):
         return (f"| {row['what']} | {row['peak_mib']:.0f} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} "
                 f"| {row['mb_per_second']:.0f} | {row['added'] / 1e6:,.1f} |")
 
-    def report(self):
-        out = [f"A repacked pack of {self.a.objects:,} objects; with its index {self.size / 1e6:,.0f} MB.\n",
-               "| command | peak MiB | seconds | CPU seconds | MB/s | MB added |", "|---|---:|---:|---:|---:|---:|"]
-        out += [self.line(row) for row in self.rows]
-        if not self.a.no_restore:
-            out.append(f"\nThe repacked snapshot takes {self.ratio:.2f} times as long to restore as the fresh store's.")
-        if self.bad:
-            out += ["\nNot as it should be:\n"] + [f"- {why}" for why in self.bad]
-        return "\n".join(out) + "\n"
+    def title(self):
+        return f"A repacked pack of {self.a.objects:,} objects; with its index {self.size / 1e6:,.0f} MB."
+
+    def remarks(self):
+        if self.a.no_restore:
+            return []
+        return [f"\nThe repacked snapshot takes {self.ratio:.2f} times as long to restore as the fresh store's."]
+
+    def figures(self):
+        return super().figures() | {"bytes": self.size}
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--work", required=True, metavar="DIR", help="a new directory for repository and stores; removed at the end")
+    ap = arguments(__doc__, "repository and stores")
     ap.add_argument("--bytes", type=number, default=number("5G"), help="bytes of the first pack (default: 5G)")
     ap.add_argument("--objects", type=number, default=number("10M"), help="objects in it (default: 10M)")
     ap.add_argument("--new", type=int, default=20, help="new objects of the second night, in thousandths (default: 20)")
@@ -178,26 +155,9 @@ def main():
     ap.add_argument("--moved", type=int, default=250, help="runs that go elsewhere, in thousandths (default: 250)")
     ap.add_argument("--seed", type=int, default=1, help="what is drawn from (default: 1)")
     ap.add_argument("--cpu", type=int, default=0, metavar="N", help="the core of the one-core run (default: 0)")
-    ap.add_argument("--limit-mib", type=int, default=256, help="memory no command may exceed (default: 256)")
     ap.add_argument("--no-restore", action="store_true", help="only the backups")
-    ap.add_argument("--forgekeep", default=os.path.join(TARGET, "forgekeep"), metavar="FILE")
     ap.add_argument("--generator", default=os.path.join(TARGET, "large-pack"), metavar="FILE")
-    ap.add_argument("--markdown", metavar="FILE", help="write the table (also printed)")
-    ap.add_argument("--json", metavar="FILE", help="write unrounded figures")
-    ap.add_argument("--keep", action="store_true", help="do not remove what is in --work")
-    bench = Bench(ap.parse_args())
-    bench.run()
-    text = bench.report()
-    print(text)
-    if bench.a.markdown:
-        with open(bench.a.markdown, "w") as f:
-            f.write(text)
-    if bench.a.json:
-        with open(bench.a.json, "w") as f:
-            json.dump({"options": vars(bench.a), "bytes": bench.size, "rows": bench.rows, "bad": bench.bad}, f, indent=2)
-    if not bench.a.keep:
-        shutil.rmtree(bench.work)
-    sys.exit(1 if bench.bad else 0)
+    LargePack(ap.parse_args()).main()
 
 
 if __name__ == "__main__":

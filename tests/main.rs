@@ -12,6 +12,8 @@ mod fidelity;
 mod format;
 /// Stores of every version of the format are read by the present program.
 mod golden;
+/// Whole instances with real servers.
+mod instance;
 /// Live bare repositories.
 mod live_git;
 /// What a restore removes, keeps and leaves behind.

@@ -3,14 +3,19 @@
 mod backup;
 mod check;
 mod completions;
+mod config;
+mod detect;
 mod diff;
 mod dump;
 mod find;
 mod index;
 mod init;
+mod instance;
 mod ls;
 mod man;
 mod notify;
+mod projects;
+mod recover;
 mod restore;
 mod snapshots;
 mod stats;
@@ -18,7 +23,7 @@ mod stats;
 use crate::exit::{Failure, with_hint};
 use crate::ui::{Ui, Watch};
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::store::{Purpose, Store};
 
@@ -37,7 +42,8 @@ pub struct Arguments {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some paths could not be read or
-restored · 10 there is no store · 11 the store is locked · 130 interrupted";
+restored, or a part is missing · 10 there is no store · 11 the store is locked, or the instance
+is being backed up · 130 interrupted";
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
@@ -76,13 +82,23 @@ impl Global {
         purpose: Purpose,
         what: &'static str,
     ) -> Result<(Store, Arc<Watch>), Failure> {
-        let watch = ui.watch(what);
-        let opened = Store::open(self.place()?, purpose, Arc::clone(&watch) as _);
-        if opened.is_err() {
-            watch.end();
-        }
-        Ok((opened?, watch))
+        open(self.place()?, ui, purpose, what)
     }
+}
+
+/// Opens a store and watches what is done with it.
+fn open(
+    place: &Path,
+    ui: &Ui,
+    purpose: Purpose,
+    what: &'static str,
+) -> Result<(Store, Arc<Watch>), Failure> {
+    let watch = ui.watch(what);
+    let opened = Store::open(place, purpose, Arc::clone(&watch) as _);
+    if opened.is_err() {
+        watch.end();
+    }
+    Ok((opened?, watch))
 }
 
 /// What to do.
@@ -99,6 +115,11 @@ pub enum Command {
     Check(check::Check),
     Index(index::Index),
     Stats(stats::Stats),
+    Projects(projects::Projects),
+    #[command(subcommand)]
+    Config(config::Config),
+    Detect(detect::Detect),
+    Recover(recover::Recover),
     Completions(completions::Completions),
     Man(man::Man),
     Notify(notify::Notify),
@@ -120,9 +141,13 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Check(command) => command.run(global, ui),
         Command::Index(command) => command.run(global, ui),
         Command::Stats(command) => command.run(global, ui),
+        Command::Projects(command) => command.run(global, ui),
+        Command::Config(command) => command.run(global, ui),
+        Command::Detect(command) => command.run(ui),
+        Command::Recover(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
-        Command::Notify(command) => command.run(global, ui),
+        Command::Notify(command) => command.run(ui),
         Command::Reference => ui.line(crate::reference::markdown().trim_end()),
     }
 }

@@ -5,9 +5,9 @@
 //! | 0 | done |
 //! | 1 | failed |
 //! | 2 | wrong usage |
-//! | 3 | done, but some paths could not be read or restored |
+//! | 3 | done, but some paths could not be read or restored, or a part is missing |
 //! | 10 | there is no store |
-//! | 11 | the store is locked |
+//! | 11 | the store is locked, or another run for the instance is under way |
 //! | 130 | interrupted |
 
 use crate::ui::Ui;
@@ -19,6 +19,8 @@ use store::Error;
 pub enum Failure {
     /// An error of the store.
     Store(Error),
+    /// An error of an instance.
+    Forge(forge::Error),
     /// Something that only the command line knows of.
     Other {
         /// What is wrong.
@@ -32,6 +34,15 @@ pub enum Failure {
     Damaged,
     /// Whoever read our output has gone, and nothing else is to be said.
     BrokenPipe,
+}
+
+impl From<forge::Error> for Failure {
+    fn from(error: forge::Error) -> Failure {
+        match error {
+            forge::Error::Store(error) => Failure::Store(error),
+            error => Failure::Forge(error),
+        }
+    }
 }
 
 impl From<Error> for Failure {
@@ -59,6 +70,11 @@ pub fn code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Store(error)) => {
             let code = number(&error);
             ui.failed(&error.to_string(), hint(&error).as_deref(), code);
+            code
+        }
+        Err(Failure::Forge(error)) => {
+            let code = if matches!(error, forge::Error::Busy(_)) { 11 } else { 1 };
+            ui.failed(&error.to_string(), hint_for_instance(&error).as_deref(), code);
             code
         }
         Err(Failure::Other { message, hint }) => {
@@ -124,6 +140,39 @@ fn hint(error: &Error) -> Option<String> {
         }
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
         Error::Pattern(_) => "put it in quotes; [ ] { } are special and are escaped by \\".into(),
+        _ => return None,
+    };
+    Some(hint)
+}
+
+/// What to do about an error of an instance.
+fn hint_for_instance(error: &forge::Error) -> Option<String> {
+    use forge::Error as E;
+    let hint = match error {
+        E::Start { .. } => "check that the program is installed and may be run".into(),
+        E::TooSlow { .. } => {
+            "nothing was kept; give it a longer `limit` in the configuration if that is normal"
+                .into()
+        }
+        E::NoUser { .. } => "name another `user` in the configuration".into(),
+        E::NoProgram { program, .. } => {
+            format!("install it, or name the directory of {program} as `bin` in the configuration")
+        }
+        E::ClientTooOld { server, .. } => format!(
+            "install postgresql-client-{server} or newer, or name the directory of a newer pg_dump as postgres.bin"
+        ),
+        E::Pooler { own, .. } => format!(
+            "a pooler such as PgBouncer is in between, and a dump through it would take the site down; set postgres.port = {own}"
+        ),
+        E::Missing { .. } => {
+            "restore it, or mark it with missing = \"ok\" in the configuration".into()
+        }
+        E::Settings { .. } | E::Malformed { .. } => {
+            "`forgekeep config check` shows what a backup would do".into()
+        }
+        E::Busy(_) => "wait for it to end and try again".into(),
+        E::Write { .. } => "check the disk and the permissions of the state directory".into(),
+        E::Failed { .. } | E::Service { .. } | E::Read { .. } => "no snapshot was made".into(),
         _ => return None,
     };
     Some(hint)

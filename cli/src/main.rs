@@ -1,6 +1,7 @@
 //! The program: words and numbers for people, exit codes for scripts.
 
 mod command;
+mod config;
 mod exit;
 mod notify;
 mod reference;

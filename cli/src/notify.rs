@@ -16,6 +16,7 @@ mod zabbix_maintenance;
 
 pub use news::{Ending, News, Origin, Outcome, RunId, What};
 
+use forge::settings::Limit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use store::entry::Time;
@@ -210,21 +211,9 @@ impl When {
     }
 }
 
-/// How long a notifier waits for an answer, in seconds; 10 unless it is said.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(transparent)]
-struct Timeout(std::num::NonZeroU32);
-
-impl Default for Timeout {
-    fn default() -> Timeout {
-        Timeout(std::num::NonZeroU32::MIN.saturating_add(9))
-    }
-}
-
-impl From<Timeout> for Duration {
-    fn from(timeout: Timeout) -> Duration {
-        Duration::from_secs(timeout.0.get().into())
-    }
+/// How long a notifier waits for an answer unless it is said.
+fn ten_seconds() -> Limit {
+    Limit(Duration::from_secs(10))
 }
 
 /// Why one try did not work.
@@ -266,7 +255,7 @@ mod tests {
         for table in [
             "kind = 'zabbix'\nserver = 'z'\nkeys = { status = 'a[{instance}]', seconds-down = 'b' }",
             "kind = 'zabbix-maintenance'\nurl = 'https://z/api_jsonrpc.php'\ntoken = { file = '/t' }",
-            "kind = 'ping'\nurl = { command = ['pass', 'ping'] }\ntimeout-seconds = 3",
+            "kind = 'ping'\nurl = { command = ['pass', 'ping'] }\ntimeout = '3s'",
             "kind = 'textfile'\ndirectory = '/var/lib/prometheus/node-exporter'",
             "kind = 'webhook'\nurl = 'https://chat/hooks/x'\nchannel = 'ops'\nwhen = 'change'",
             "kind = 'mail'\nserver = 'mx'\nfrom = 'A <a@x.org>'\nto = ['b@x.org']",
@@ -277,7 +266,7 @@ mod tests {
         }
         let error = one("kind = 'pigeon'").expect_err("refused").to_string();
         assert!(error.contains("pigeon") && error.contains("`textfile`"), "{error}");
-        assert!(one("kind = 'ping'\nurl = 'http://x'\ntimeout-seconds = 0").is_err());
+        assert!(one("kind = 'ping'\nurl = 'http://x'\ntimeout = 'soon'").is_err());
     }
 
     #[test]

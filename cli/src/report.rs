@@ -1,6 +1,6 @@
 //! Numbers, times and paths for people and for programs.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::entry::{Entry, Kind, Time, display_path};
 use store::snapshot::Statistics;
@@ -116,7 +116,7 @@ pub fn entry_json(entry: &Entry) -> Value {
         Kind::CharDevice => "chardev",
         Kind::BlockDevice => "dev",
     };
-    let mut value = serde_json::json!({
+    let mut value = json!({
         "type": kind,
         "mode": entry.mode,
         "permissions": mode(entry),
@@ -153,6 +153,17 @@ pub fn reuse(statistics: &Statistics) -> Option<String> {
             size(found_by_extent),
             size(statistics.added_stored_bytes)
         )
+    })
+}
+
+/// The same for programs, whether anything was saved or not.
+pub fn reuse_json(statistics: &Statistics) -> Value {
+    json!({
+        "bytes_read": statistics.bytes_read,
+        "bytes_found_by_chunk": statistics.found_by_chunk,
+        "bytes_found_by_extent": statistics.found_by_extent,
+        "bytes_copied_forward": statistics.copied_forward,
+        "bytes_stored": statistics.added_stored_bytes,
     })
 }
 

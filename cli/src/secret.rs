@@ -3,16 +3,15 @@
 //! They come from a file that nobody else can read or from a command, never from arguments,
 //! which everybody on the machine can see. Nothing prints them: not `Debug`, not an error.
 
+use forge::run::Command;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 use std::fmt;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use store::observe::Progress;
 
 /// What no token or password is longer than.
 const MAX_LEN: u64 = 64 << 10;
@@ -25,7 +24,8 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 pub enum Secret {
     /// A file that group and others have no permission for.
     File(PathBuf),
-    /// A program and its arguments; it prints the secret within 30 seconds.
+    /// A program and its arguments; it prints the secret within 30 seconds. It runs in the environment
+    /// of a login of ours.
     Command(Vec<String>),
 }
 
@@ -137,62 +137,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     bounded(bytes, &shown.to_string())
 }
 
-fn read_command(command: &[String], limit: Duration) -> Result<Vec<u8>, String> {
-    let Some((program, arguments)) = command.split_first() else {
-        return Err("the command of a secret is empty; name a program and its arguments".into());
-    };
-    #[expect(clippy::disallowed_methods, reason = "secrets may be kept by another program")]
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        // In a group of its own, so that whatever it starts can be ended with it.
-        .process_group(0)
-        .spawn()
-        .map_err(|error| {
-            format!("cannot run `{program}` for a secret: {error}; check its path and permissions")
-        })?;
-    let told = output(&mut child, limit);
-    if told.is_none() {
-        let _ = rustix::process::kill_process_group(
-            rustix::process::Pid::from_child(&child),
-            rustix::process::Signal::KILL,
-        );
-        let _ = child.wait();
-    }
-    let shown = shown(command);
-    let remedy = "no secret was had of it; run it by hand and see";
-    let (bytes, status) =
-        told.ok_or_else(|| format!("{shown} did not end within {} s, {remedy}", limit.as_secs()))?;
-    // Before its end is judged: a command that says too much is cut off.
-    let bytes = bounded(bytes, &shown)?;
-    if !status.success() {
-        return Err(format!("{shown} ended with {status}, {remedy}"));
-    }
-    Ok(bytes)
-}
-
-/// All that a process prints and how it ended, if it does both in time.
-fn output(child: &mut Child, limit: Duration) -> Option<(Vec<u8>, std::process::ExitStatus)> {
-    let deadline = Instant::now() + limit;
-    let stdout = child.stdout.take()?;
-    let (sender, receiver) = mpsc::channel();
-    // A thread that can be left behind: something that the process started may keep the pipe.
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = stdout.take(MAX_LEN + 1).read_to_end(&mut bytes);
-        let _ = sender.send(read.map(|_| bytes));
-    });
-    let bytes = receiver.recv_timeout(limit).ok()?.ok()?;
-    loop {
-        if let Ok(Some(status)) = child.try_wait() {
-            return Some((bytes, status));
-        }
-        if Instant::now() >= deadline {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, String> {
+    let command = Command::new(argv).within(limit);
+    let output = command
+        .output(&Progress::default())
+        .map_err(|error| format!("no secret was had: {error}; run it by hand and see"))?;
+    bounded(output, &shown(argv))
 }
 
 fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
@@ -202,9 +152,9 @@ fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// A command in messages: its arguments may tell too much.
-fn shown(command: &[String]) -> String {
-    format!("the command `{}`", command.first().map_or("", String::as_str))
+/// A command in messages.
+fn shown(argv: &[String]) -> String {
+    format!("the command `{}`", Command::new(argv).shown())
 }
 
 #[cfg(test)]
@@ -259,11 +209,11 @@ mod tests {
     #[test]
     fn commands_are_bounded_and_their_ends_believed() {
         for (words, said) in [
-            (&["false"][..], "ended with"),
-            (&["sh", "-c", "echo s3cret; exit 3"], "ended with"),
-            (&["/nowhere/at/all"], "cannot run"),
+            (&["false"][..], "exit code 1"),
+            (&["sh", "-c", "printf s3; printf cret; echo no key >&2; exit 3"], "no key"),
+            (&["/nowhere/at/all"], "cannot start"),
             (&["head", "-c", "100000", "/dev/zero"], "64 KiB"),
-            (&[], "empty"),
+            (&[], "cannot start"),
         ] {
             let error = command(words).read().expect_err("refused");
             assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
@@ -277,7 +227,7 @@ mod tests {
         let script = format!("(sleep 1; touch '{}') & echo x; wait", alive.display());
         let words = ["sh", "-c", &script].map(str::to_owned);
         let error = read_command(&words, Duration::from_millis(200)).expect_err("ended");
-        assert!(error.contains("did not end"), "{error}");
+        assert!(error.contains("within"), "{error}");
         std::thread::sleep(Duration::from_millis(1300));
         assert!(!alive.exists());
     }

@@ -4,6 +4,7 @@ use crate::command::Global;
 use crate::exit::Failure;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
+use signal_hook::SigId;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct Ui {
     quiet: bool,
     verbose: bool,
     wants_stop: Arc<AtomicBool>,
+    /// What makes a second signal end the program at once.
+    impatient: Vec<SigId>,
     stdout: Mutex<io::Stdout>,
 }
 
@@ -32,17 +35,26 @@ impl Ui {
     /// first asks the command to stop, the second ends it.
     pub fn new(global: &Global) -> Ui {
         let wants_stop = Arc::new(AtomicBool::new(false));
+        let may_end = Arc::new(AtomicBool::new(false));
+        let mut impatient = Vec::new();
         for signal in
             [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
         {
-            let flag = Arc::clone(&wants_stop);
-            // Registered in this order, the first signal only sets the flag.
+            // Registered in this order, the first signal only sets the flags.
             let _ =
-                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag));
-            let _ = signal_hook::flag::register(signal, flag);
+                signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&may_end));
+            let _ = signal_hook::flag::register(signal, Arc::clone(&wants_stop));
+            impatient.extend(signal_hook::flag::register(signal, Arc::clone(&may_end)));
         }
         let Global { json, quiet, verbose, .. } = *global;
-        Ui { json, quiet, verbose, wants_stop, stdout: Mutex::new(io::stdout()) }
+        Ui { json, quiet, verbose, wants_stop, impatient, stdout: Mutex::new(io::stdout()) }
+    }
+
+    /// From now on no signal ends the program before it has undone what it did to others.
+    pub fn hold(&self) {
+        for id in &self.impatient {
+            signal_hook::low_level::unregister(*id);
+        }
     }
 
     /// A line of the result, for people only.
@@ -246,7 +258,12 @@ impl Watch {
     }
 
     fn say(&self, text: &str) {
-        self.bar.suspend(|| warn(false, text));
+        self.bar.suspend(|| warn(self.json, text));
+    }
+
+    fn say_of(&self, path: &Path, text: &str) {
+        let shown = store::entry::display_path(path.as_os_str().as_bytes());
+        self.say(&format!("{shown} {text}"));
     }
 
     fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
@@ -275,18 +292,13 @@ impl Observer for Watch {
                 self.trouble("not restored:", "restore", &path, &reason);
             }
             Event::ChangedWhileRead(path) => {
-                let shown = store::entry::display_path(path.as_os_str().as_bytes());
-                let text = format!("{shown} changed while it was read; stored as it was read");
-                if self.json { warn(true, &text) } else { self.say(&text) }
+                self.say_of(&path, "changed while it was read; stored as it was read");
             }
             Event::StoredPlainly { path, reason } if self.verbose => {
-                let shown = store::entry::display_path(path.as_os_str().as_bytes());
-                let text = format!("{shown} {reason}; stored without comparing it");
-                if self.json { warn(true, &text) } else { self.say(&text) }
+                self.say_of(&path, &format!("{reason}; stored without comparing it"));
             }
-            Event::Warning(text) | Event::Note(text) if self.json => warn(true, &text),
             Event::Warning(text) => self.say(&text),
-            Event::Note(text) if !self.quiet => self.say(&text),
+            Event::Note(text) if self.json || !self.quiet => self.say(&text),
             _ => {}
         }
     }

@@ -1,3 +1,32 @@
-//! What a running service consists of, how it is copied consistently and how it
-//! comes back. Nothing is here yet: directory trees, live bare repositories
-//! among them, are the business of the `store` crate.
+//! What a running service consists of, how it is copied consistently and how it comes
+//! back.
+//!
+//! ```text
+//! settings ─▶ kind ─▶ plan ─▶ session ─▶ snapshot
+//! ```
+//!
+//! Settings say what the admin wants, a kind knows what a product consists of, and both
+//! make a plan, in which everything is resolved and nothing done. The session carries it
+//! out. Modules stand in the order of their dependencies, apart from those of the plan,
+//! which name each other.
+
+pub mod error;
+pub mod run;
+pub mod settings;
+
+pub mod service;
+
+pub mod plan;
+
+pub mod check;
+pub mod copy;
+
+pub mod catalogue;
+
+pub mod kind;
+
+pub mod recovery;
+
+pub mod session;
+
+pub use error::{Error, Result};

@@ -10,6 +10,20 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// A pattern that fits this absolute path and nothing else. What is no text in it, fits
+/// anything.
+pub fn escape(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().fold(String::new(), |mut pattern, c| {
+        match c {
+            '?' | '*' | '[' | ']' | '{' | '}' | '\\' => pattern.extend(['\\', c]),
+            char::REPLACEMENT_CHARACTER => pattern.push('*'),
+            plain => pattern.push(plain),
+        }
+        pattern
+    })
+}
+
 /// A set of patterns.
 #[derive(Debug, Clone)]
 pub struct Globs {
@@ -78,6 +92,9 @@ mod tests {
         assert!(Globs::new(["*\u{e9}"]).expect("a pattern").fits("a/\u{e9}".as_bytes()));
         assert!(Globs::new(["a*"]).expect("a pattern").fits(b"x/a\xff"));
         assert!(Globs::new(["["]).is_err());
+        let odd = Path::new("/a/[b]{c}*?\\d");
+        let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
+        assert!(escaped.fits(br"a/[b]{c}*?\d") && !escaped.fits(b"a/b{c}*?d"));
     }
 
     /// Whether a pattern of letters, `?` and `*` fits a name.

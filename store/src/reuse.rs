@@ -190,17 +190,15 @@ impl<'a> Loom<'a> {
         before: Option<&Entry>,
         like: Like<'_>,
     ) -> Result<Option<Woven>, Refusal<Snag>> {
-        if len < COMPARED_BYTES_MIN {
+        if len < COMPARED_BYTES_MIN || matches!(like, Like::Nothing) {
             return Ok(None);
         }
-        let is_alike = !matches!(like, Like::Nothing);
-        if let Some(before) = before.filter(|before| is_alike && before.size == len)
+        if let Some(before) = before.filter(|before| before.size == len)
             && let Some(woven) = self.unchanged(file, before).map_err(Refusal::Failed)?
         {
             return Ok(Some(woven));
         }
         match like {
-            Like::Nothing => Ok(None),
             Like::Itself => {
                 let Some(entry) = before else { return Ok(None) };
                 let mut head = [0; HEAD_BYTES];
@@ -218,7 +216,9 @@ impl<'a> Loom<'a> {
                 };
                 self.itself(&mut next, entry).map_err(Refusal::Failed)
             }
-            Like::Pack { bases: [], .. } | Like::PackIndex { bases: [] } => Ok(None),
+            Like::Nothing | Like::Pack { bases: [], .. } | Like::PackIndex { bases: [] } => {
+                Ok(None)
+            }
             Like::Pack { index, bases } => self.pack(file, len, index, bases).map(Some),
             Like::PackIndex { bases } => self.pack_index(file, len, bases).map(Some),
         }

@@ -60,6 +60,24 @@ pub struct Snapshot {
     /// Globs that were left out.
     #[n(12)]
     pub excludes: Vec<String>,
+    /// The instance that it is a backup of, if it is one.
+    #[n(13)]
+    pub instance: Option<Instance>,
+}
+
+/// A service that a snapshot is a backup of.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Instance {
+    /// Its name in the configuration.
+    #[n(0)]
+    pub name: String,
+    /// Its kind, such as `gitlab`.
+    #[n(1)]
+    pub kind: String,
+    /// Whether everything that belongs to it was there.
+    #[n(2)]
+    pub is_complete: bool,
 }
 
 /// A moment within a record.
@@ -261,6 +279,7 @@ mod tests {
             statistics: Statistics { files_new: 3, ..Statistics::default() },
             unreadable_count: 0,
             excludes: vec![],
+            instance: None,
         }
     }
 
@@ -299,12 +318,16 @@ mod tests {
     fn snapshots() -> impl Strategy<Value = Snapshot> {
         let stamp = (any::<i64>(), 0..1_000_000_000u32)
             .prop_map(|(seconds, nanoseconds)| Stamp { seconds, nanoseconds });
+        let instance = (text(), text(), any::<bool>())
+            .prop_map(|(name, kind, is_complete)| Instance { name, kind, is_complete });
         let words = (text(), text(), text(), vec(text(), 0..4), vec(text(), 0..4));
         let paths = vec(noise().prop_map(ByteVec::from), 0..4);
         let ids = (any::<[u8; 32]>(), option::of(any::<[u8; 32]>()));
         let numbers = any::<[u64; 3]>();
+        let ids = (ids, option::of(instance));
         (stamp.clone(), stamp, words, paths, ids, numbers).prop_map(
-            |(start, end, words, paths, (root, parent), [files_new, bytes, unreadable_count])| {
+            |(start, end, words, paths, (ids, instance), numbers)| {
+                let ((root, parent), [files_new, bytes, unreadable_count]) = (ids, numbers);
                 let (host, user, program, tags, excludes) = words;
                 Snapshot {
                     version: VERSION,
@@ -320,6 +343,7 @@ mod tests {
                     statistics: Statistics { files_new, bytes, ..Statistics::default() },
                     unreadable_count,
                     excludes,
+                    instance,
                 }
             },
         )

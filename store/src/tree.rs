@@ -435,6 +435,57 @@ impl<'a> TreeReader<'a> {
     }
 }
 
+/// Looks up paths in path order, reading only the pages that may have them.
+pub struct Lookup<'a> {
+    reader: TreeReader<'a>,
+    next: Option<Entry>,
+}
+
+impl<'a> Lookup<'a> {
+    /// For the tree with this root.
+    pub fn new(root: &ChunkId, get: Get<'a>) -> Lookup<'a> {
+        Lookup { reader: TreeReader::new(root, get), next: None }
+    }
+
+    /// The entry with this path. Paths must be asked for in path order.
+    pub fn at(&mut self, path: &[u8]) -> Result<Option<Entry>> {
+        loop {
+            if let Some(next) = &self.next {
+                match path_cmp(&next.path, path) {
+                    Ordering::Less => self.next = None,
+                    // Kept, for whoever asks twice.
+                    Ordering::Equal => return Ok(self.next.clone()),
+                    Ordering::Greater => return Ok(None),
+                }
+            }
+            self.reader.skip_to(path);
+            match self.reader.next() {
+                None => return Ok(None),
+                Some(entry) => self.next = Some(entry.map_err(|lost| lost.error)?),
+            }
+        }
+    }
+}
+
+impl TreeReader<'_> {
+    /// Passes over whole pages that end before `path`.
+    fn skip_to(&mut self, path: &[u8]) {
+        let is_not_after = |child: &Child| path_cmp(&child.first, path) != Ordering::Greater;
+        // Pages of upper levels come after all that is left of lower ones.
+        let Some(level) =
+            self.stack.iter().position(|(_, children)| children.last().is_some_and(is_not_after))
+        else {
+            return;
+        };
+        self.stack.truncate(level + 1);
+        self.leaf = None;
+        let children = &mut self.stack[level].1;
+        while children.len() >= 2 && is_not_after(&children[children.len() - 2]) {
+            children.pop();
+        }
+    }
+}
+
 impl Iterator for TreeReader<'_> {
     type Item = Result<Entry, Lost>;
 

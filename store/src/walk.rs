@@ -9,6 +9,7 @@ use crate::git;
 use crate::glob::Globs;
 use crate::source::{self, Listed, Stat};
 use parking_lot::{Condvar, Mutex};
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ const AHEAD_MAX: usize = 50_000;
 pub struct Excluded {
     /// Paths that fit, with everything below.
     pub globs: Globs,
+    /// These very paths of the tree, with everything below.
+    pub leave: Arc<HashSet<Vec<u8>>>,
     /// What git can make again, in git directories.
     pub git_caches: bool,
 }
@@ -30,13 +33,18 @@ pub struct Excluded {
 impl Excluded {
     /// Whether a path of a git directory, and `inner` relative to that, is left out.
     fn has(&self, path: &[u8], inner: &[u8]) -> bool {
-        (self.git_caches && git::is_cache(inner)) || self.globs.fits(path)
+        (self.git_caches && git::is_cache(inner)) || self.fits(path)
+    }
+
+    /// Whether a path is left out with everything below.
+    fn fits(&self, path: &[u8]) -> bool {
+        self.globs.fits(path) || (!self.leave.is_empty() && self.leave.contains(path))
     }
 }
 
 impl From<Globs> for Excluded {
     fn from(globs: Globs) -> Excluded {
-        Excluded { globs, git_caches: false }
+        Excluded { globs, leave: Arc::default(), git_caches: false }
     }
 }
 
@@ -328,7 +336,7 @@ impl Shared {
         let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
         for (name, stat) in listed {
             let path = join(path, &name);
-            if self.rules.exclude.globs.fits(&path) {
+            if self.rules.exclude.fits(&path) {
                 continue;
             }
             let stat = match stat {

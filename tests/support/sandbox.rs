@@ -4,9 +4,6 @@
 //! `FORGEKEEP_STORE` set to `store`, so that a test says `backup source` and
 //! means just that.
 
-// Not every module uses every part.
-#![allow(dead_code)]
-
 use super::tree;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -184,6 +181,16 @@ impl Run {
     /// A run of any program, in the working directory of the tests.
     pub fn program(program: impl AsRef<OsStr>) -> Run {
         Run::of(program.as_ref())
+    }
+
+    /// A run of any program that is killed when it takes more than two minutes.
+    pub fn limited(program: impl AsRef<OsStr>) -> Run {
+        Run::of("timeout".as_ref()).args(["--kill-after=5", "120"]).args([program])
+    }
+
+    /// What is going to be started, for those who want to start it themselves.
+    pub fn command(&mut self) -> &mut Command {
+        &mut self.command
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one door of the tests to other processes")]

@@ -118,6 +118,7 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         statistics: Statistics::default(),
         unreadable_count: 0,
         excludes: Vec::new(),
+        instance: None,
     };
     snapshot.write(&Local::new(root)).expect("writes the record")
 }

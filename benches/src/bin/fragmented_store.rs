@@ -6,17 +6,17 @@
 
 use chunker::Parameters;
 use clap::Parser;
+use forgekeep_benches::{MADE, record};
 use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
 use store::config::Config;
-use store::entry::{Content, Entry, Kind, Time};
+use store::entry::{Content, Entry, Kind};
 use store::id::ChunkId;
 use store::observe::Silent;
 use store::packer::Packer;
 use store::recipe::{Extent, RecipeWriter};
 use store::segment;
-use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
 use store::store::{Purpose, Store, init};
 use store::tree::TreeWriter;
 
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (whole, slices) = fill(&packer, &arguments)?;
     packer.finish()?;
     for (name, root) in [("whole", whole), ("slices", slices)] {
-        record(name, root).write(&Local::new(&arguments.store))?;
+        record(name, &["/file"], root).write(&Local::new(&arguments.store))?;
     }
     Ok(())
 }
@@ -120,30 +120,10 @@ impl Numbers {
 /// A tree with this file only.
 fn tree(packer: &Packer<'_>, recipe: RecipeWriter) -> store::Result<ChunkId> {
     let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
-    let time = Some(Time { seconds: 1_700_000_000, nanoseconds: 0 });
     let size = recipe.len();
     let content = Content::Recipe(recipe.finish(put)?);
     let file = Entry::new(b"file".to_vec(), Kind::File, 0o644);
     let mut tree = TreeWriter::default();
-    tree.push(&Entry { mtime: time, inode: 1, size, content, ..file }, put)?;
+    tree.push(&Entry { mtime: Some(MADE), inode: 1, size, content, ..file }, put)?;
     tree.finish(put)
-}
-
-fn record(tag: &str, root: ChunkId) -> Snapshot {
-    let at = Stamp { seconds: 1_700_000_000, nanoseconds: 0 };
-    Snapshot {
-        version: VERSION,
-        start: at,
-        end: at,
-        host: "synthetic".into(),
-        user: "synthetic".into(),
-        paths: vec![b"/file".to_vec().into()],
-        tags: vec![tag.into()],
-        root: Id(*root.as_bytes()),
-        parent: None,
-        program: env!("CARGO_PKG_VERSION").into(),
-        statistics: Statistics::default(),
-        unreadable_count: 0,
-        excludes: Vec::new(),
-    }
 }

@@ -6,17 +6,17 @@
 
 use chunker::Parameters;
 use clap::Parser;
+use forgekeep_benches::{MADE, record};
 use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
 use store::config::Config;
-use store::entry::{Content, Entry, Kind, Time};
+use store::entry::{Content, Entry, Kind};
 use store::id::ChunkId;
 use store::observe::Silent;
 use store::packer::Packer;
 use store::recipe::{Extent, RecipeWriter};
 use store::segment;
-use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
 use store::store::{Purpose, Store, init};
 use store::tree::TreeWriter;
 
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let packer = Packer::new(&store, false);
     let root = fill(&packer, arguments.chunks, arguments.chunks_per_file)?;
     packer.finish()?;
-    record(root).write(&Local::new(&arguments.store))?;
+    record("synthetic", &["/large", "/small"], root).write(&Local::new(&arguments.store))?;
     Ok(())
 }
 
@@ -93,26 +93,11 @@ fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> stor
 }
 
 fn entry(path: String, kind: Kind) -> Entry {
-    let time = Some(Time { seconds: 1_700_000_000, nanoseconds: 0 });
     let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
-    Entry { mtime: time, ctime: time, inode: 1, ..Entry::new(path.into_bytes(), kind, mode) }
-}
-
-fn record(root: ChunkId) -> Snapshot {
-    let at = Stamp { seconds: 1_700_000_000, nanoseconds: 0 };
-    Snapshot {
-        version: VERSION,
-        start: at,
-        end: at,
-        host: "synthetic".into(),
-        user: "synthetic".into(),
-        paths: vec![b"/large".to_vec().into(), b"/small".to_vec().into()],
-        tags: vec!["synthetic".into()],
-        root: Id(*root.as_bytes()),
-        parent: None,
-        program: env!("CARGO_PKG_VERSION").into(),
-        statistics: Statistics::default(),
-        unreadable_count: 0,
-        excludes: Vec::new(),
+    Entry {
+        mtime: Some(MADE),
+        ctime: Some(MADE),
+        inode: 1,
+        ..Entry::new(path.into_bytes(), kind, mode)
     }
 }

@@ -1,12 +1,13 @@
+use super::instance::{self, ConfigFile};
 use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
 use crate::report::{self, count, now, size};
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use store::Error;
@@ -17,27 +18,34 @@ use store::store::{Purpose, Store};
 /// Threads that look at files; more than cores, since a cold disk answers many at once.
 const WALK_THREADS_PER_CORE: usize = 4;
 
-/// Back up directories and files, or one stream
+/// Back up directories and files, one stream, or a whole instance
 ///
 /// Files that are unchanged since the last snapshot of the same paths are not
 /// read again. Bare git repositories are read in the order that gives a whole copy
-/// while they are pushed to and packed.
+/// while they are pushed to and packed. An instance is a service of the configuration
+/// with all that belongs to it: databases, repositories, files, secrets.
 ///
 /// Examples:
 ///   forgekeep backup --store S /var/opt/gitlab /etc/gitlab
 ///   forgekeep backup --store S --init --tag nightly --exclude '*.tmp' /srv
 ///   pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
 ///   forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
+///   forgekeep backup --instance gitlab
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Backup {
     /// What to back up
     #[arg(
         value_name = "PATH",
-        required_unless_present = "stdin_name",
-        conflicts_with = "stdin_name"
+        required_unless_present_any = ["stdin_name", "instance"],
+        conflicts_with_all = ["stdin_name", "instance"]
     )]
     paths: Vec<PathBuf>,
+    /// Back up this instance of the configuration
+    #[arg(long, value_name = "NAME", conflicts_with = "stdin_name")]
+    instance: Option<String>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Make the store first if there is none
     #[arg(long)]
     init: bool,
@@ -99,13 +107,11 @@ pub enum GitCaches {
 
 impl Backup {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let place = global.place()?;
-        if self.init {
-            match init::init(place, ui) {
-                Err(Failure::Store(Error::StoreExists(_))) => {}
-                made => made?,
-            }
+        if let Some(name) = &self.instance {
+            return self.instance(name, global, ui);
         }
+        let place = global.place()?;
+        self.init(place, ui)?;
         let options = self.options()?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
@@ -117,6 +123,32 @@ impl Backup {
         let shown = show(ui, &report, missing, watch.elapsed());
         // Whoever does not read our output to its end still has the exit code.
         if report.unreadable_count + missing > 0 { Err(Failure::Partial) } else { shown }
+    }
+
+    /// Makes the store, if that was asked for and there is none.
+    fn init(&self, place: &Path, ui: &Ui) -> Result<(), Failure> {
+        if !self.init {
+            return Ok(());
+        }
+        match init::init(place, ui) {
+            Err(Failure::Store(Error::StoreExists(_))) => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Backs up an instance of the configuration.
+    fn instance(&self, name: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let config = self.config.read()?;
+        let place = instance::place_of(&config, name, global)?;
+        self.init(&place, ui)?;
+        let mut options = self.options()?;
+        options.about.tags.extend(config.instance(name)?.tags.iter().cloned());
+        // What is stopped is started again first, whatever signal comes.
+        ui.hold();
+        let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
+        let result = instance::backup(&config, name, &store, options);
+        watch.end();
+        instance::show(ui, &result?, watch.elapsed())
     }
 
     fn options(&self) -> Result<Options, Failure> {
@@ -238,37 +270,44 @@ fn spawn(program: &OsString, arguments: &[OsString]) -> Result<Child, Failure> {
 }
 
 fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
+    ui.json("summary", summary(report, missing, elapsed))?;
+    remarks(ui, report, missing, elapsed)
+}
+
+/// The figures of a backup, for programs. `missing` paths were not even there.
+pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
     let statistics = &report.statistics;
-    let id = report.snapshot.map(|id| id.to_string());
+    json!({
+        "files_new": statistics.files_new,
+        "files_changed": statistics.files_changed,
+        "files_unmodified": statistics.files_unmodified,
+        "dirs_new": statistics.dirs_new,
+        "dirs_changed": statistics.dirs_changed,
+        "dirs_unmodified": statistics.dirs_unmodified,
+        "total_files_processed": statistics.files_new + statistics.files_changed
+            + statistics.files_unmodified,
+        "total_bytes_processed": statistics.bytes,
+        "data_blobs": statistics.chunks_new,
+        "data_added": statistics.added_bytes,
+        "data_added_packed": statistics.added_stored_bytes,
+        "bytes_read": statistics.bytes_read,
+        "bytes_found_by_chunk": statistics.found_by_chunk,
+        "bytes_found_by_extent": statistics.found_by_extent,
+        "bytes_copied_forward": statistics.copied_forward,
+        "files_stored_plainly": report.doubts,
+        "files_changed_while_read": statistics.changed_while_read,
+        "errors": report.unreadable_count + missing,
+        "total_duration": elapsed.as_secs_f64(),
+        "dry_run": report.snapshot.is_none(),
+        "parent": report.parent.map(|id| id.to_string()),
+        "snapshot_id": report.snapshot.map(|id| id.to_string()),
+    })
+}
+
+/// The figures of a backup, for people.
+pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
+    let statistics = &report.statistics;
     let unreadable = report.unreadable_count + missing;
-    ui.json(
-        "summary",
-        json!({
-            "files_new": statistics.files_new,
-            "files_changed": statistics.files_changed,
-            "files_unmodified": statistics.files_unmodified,
-            "dirs_new": statistics.dirs_new,
-            "dirs_changed": statistics.dirs_changed,
-            "dirs_unmodified": statistics.dirs_unmodified,
-            "total_files_processed": statistics.files_new + statistics.files_changed
-                + statistics.files_unmodified,
-            "total_bytes_processed": statistics.bytes,
-            "data_blobs": statistics.chunks_new,
-            "data_added": statistics.added_bytes,
-            "data_added_packed": statistics.added_stored_bytes,
-            "bytes_read": statistics.bytes_read,
-            "bytes_found_by_chunk": statistics.found_by_chunk,
-            "bytes_found_by_extent": statistics.found_by_extent,
-            "bytes_copied_forward": statistics.copied_forward,
-            "files_stored_plainly": report.doubts,
-            "files_changed_while_read": statistics.changed_while_read,
-            "errors": unreadable,
-            "total_duration": elapsed.as_secs_f64(),
-            "dry_run": report.snapshot.is_none(),
-            "parent": report.parent.map(|id| id.to_string()),
-            "snapshot_id": id,
-        }),
-    )?;
     ui.remark(format!(
         "files: {} new, {} changed, {} unmodified; {} in {}",
         statistics.files_new,

@@ -72,13 +72,7 @@ impl Diff {
                 "metadata_changed": metadata,
                 "bytes_added": bytes[0],
                 "bytes_removed": bytes[1],
-                "second": {
-                    "bytes_read": second.statistics.bytes_read,
-                    "bytes_found_by_chunk": second.statistics.found_by_chunk,
-                    "bytes_found_by_extent": second.statistics.found_by_extent,
-                    "bytes_copied_forward": second.statistics.copied_forward,
-                    "bytes_stored": second.statistics.added_stored_bytes,
-                },
+                "second": report::reuse_json(&second.statistics),
             }),
         )?;
         ui.remark(format!(

@@ -1,12 +1,10 @@
-use super::Global;
+use super::instance::ConfigFile;
 use crate::exit::{Failure, other, with_hint};
 use crate::notify::{self, Ending, News, Notifier, Origin, Outcome, RunId, What};
 use crate::report::now;
 use crate::ui::Ui;
 use clap::{Args, Subcommand, ValueEnum};
-use serde::Deserialize;
 use serde_json::json;
-use std::path::{Path, PathBuf};
 use store::entry::Time;
 
 /// Try out who is told how backups went
@@ -23,18 +21,17 @@ enum Action {
 
 /// Send a test message through every notifier of the configuration
 ///
-/// Without --as it tells of a failure, because that must arrive. Telling of a success ends alarms that a real
-/// failure raised.
+/// Without --as it tells of a failure, because that must arrive. Telling of a success
+/// ends alarms that a real failure raised.
 ///
-/// Example: forgekeep notify test --config /etc/forgekeep.toml --instance gitlab
+/// Example: forgekeep notify test --instance gitlab
 #[derive(Debug, Args)]
 struct Test {
-    /// The configuration
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Whose news it is
-    #[arg(long, value_name = "NAME", default_value = "test")]
-    instance: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Whose news it is; the only instance of the configuration, or `test`
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
     /// What to tell
     #[arg(long = "as", value_enum, default_value_t = Kind::Failed)]
     kind: Kind,
@@ -55,15 +52,8 @@ enum Kind {
     Silence,
 }
 
-/// The part of the configuration that is about notifiers.
-#[derive(Deserialize)]
-struct Notifiers {
-    #[serde(default)]
-    notify: Vec<Notifier>,
-}
-
 impl Notify {
-    pub fn run(&self, _global: &Global, ui: &Ui) -> Result<(), Failure> {
+    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let Action::Test(test) = &self.action;
         test.run(ui)
     }
@@ -71,18 +61,25 @@ impl Notify {
 
 impl Test {
     fn run(&self, ui: &Ui) -> Result<(), Failure> {
-        let notifiers = read(&self.config)?;
+        let config = self.config.read()?;
+        let notifiers = &config.notify;
+        if notifiers.is_empty() {
+            let hint = "add a [[notify]] table to it, see docs/notifications.md";
+            return Err(with_hint("the configuration names nobody to tell", hint));
+        }
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
-        let origin = Origin { instance: &self.instance, host: &host, run };
+        let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
+        let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
+        let origin = Origin { instance, host: &host, run };
         let failures = match self.kind {
             Kind::Started => {
-                notify::tell(&notifiers, &News { origin, at: now(), what: What::Started })
+                notify::tell(notifiers, &News { origin, at: now(), what: What::Started })
             }
-            Kind::Done => end(&notifiers, origin, Ending::Done),
-            Kind::Partial => end(&notifiers, origin, Ending::Partial),
-            Kind::Failed => end(&notifiers, origin, Ending::Failed),
-            Kind::Silence => silence(&notifiers, &origin),
+            Kind::Done => end(notifiers, origin, Ending::Done),
+            Kind::Partial => end(notifiers, origin, Ending::Partial),
+            Kind::Failed => end(notifiers, origin, Ending::Failed),
+            Kind::Silence => silence(notifiers, &origin),
         };
         for failure in &failures {
             ui.warn(failure);
@@ -96,26 +93,6 @@ impl Test {
             _ => Err(Failure::Partial),
         }
     }
-}
-
-fn read(config: &Path) -> Result<Vec<Notifier>, Failure> {
-    let shown = config.display();
-    let text = std::fs::read_to_string(config).map_err(|error| {
-        with_hint(format!("cannot read {shown}: {error}"), "check the path and the permissions")
-    })?;
-    let notifiers: Notifiers = toml::from_str(&text).map_err(|error| {
-        with_hint(
-            format!("{shown} is not as it should be: {}", error.message()),
-            "docs/notifications.md has all keys",
-        )
-    })?;
-    if notifiers.notify.is_empty() {
-        return Err(with_hint(
-            format!("{shown} has no notifier"),
-            "add a [[notify]] table, see docs/notifications.md",
-        ));
-    }
-    Ok(notifiers.notify)
 }
 
 /// Tells of the end of a run that never was, in a way that everybody wants to hear of.

@@ -44,13 +44,7 @@ impl Stats {
                 "total_size": stored,
                 "total_uncompressed_size": data.plain_bytes + metadata.plain_bytes,
                 "total_blob_count": data.chunks + metadata.chunks,
-                "backups": {
-                    "bytes_read": reuse.bytes_read,
-                    "bytes_found_by_chunk": reuse.found_by_chunk,
-                    "bytes_found_by_extent": reuse.found_by_extent,
-                    "bytes_copied_forward": reuse.copied_forward,
-                    "bytes_stored": reuse.added_stored_bytes,
-                },
+                "backups": report::reuse_json(&reuse),
                 "data": {
                     "segments": data.segments, "segment_bytes": data.segment_bytes,
                     "chunks": data.chunks, "plain_bytes": data.plain_bytes,

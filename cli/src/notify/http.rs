@@ -1,6 +1,7 @@
 //! Posting to a server of somebody else, whose address may be a secret.
 
-use super::{Timeout, Trouble, persist};
+use super::{Trouble, persist};
+use forge::settings::Limit;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
 
@@ -20,7 +21,7 @@ pub struct Post<'a> {
     /// What is said.
     pub body: &'a [u8],
     /// How long one try may take, from looking up the name to the end of the answer.
-    pub timeout: Timeout,
+    pub timeout: Limit,
 }
 
 impl Post<'_> {
@@ -34,7 +35,7 @@ impl Post<'_> {
 
     fn once(&self, server: &str) -> Result<Vec<u8>, Trouble> {
         let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(self.timeout.into()))
+            .timeout_global(Some(self.timeout.0))
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("forgekeep/", env!("CARGO_PKG_VERSION")))
@@ -123,7 +124,7 @@ mod tests {
             content_type: "",
             bearer: Some("t0ken"),
             body: b"",
-            timeout: Timeout::default(),
+            timeout: super::super::ten_seconds(),
         };
         let told = post.without_secrets("no /hooks/s3cret here (https://x/hooks/s3cret), t0ken");
         assert_eq!(told, "no … here (…), …");

@@ -1,7 +1,8 @@
 //! A mail by SMTP.
 
-use super::{News, Tell, Timeout, Trouble, When, persist};
+use super::{News, Tell, Trouble, When, persist};
 use crate::secret::Secret;
+use forge::settings::Limit;
 use lettre::address::Envelope;
 use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue};
@@ -34,8 +35,8 @@ pub struct Mail {
     to: Vec<Mailbox>,
     #[serde(default)]
     when: When,
-    #[serde(default)]
-    timeout_seconds: Timeout,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
 }
 
 /// How the way to the mail server is secured.
@@ -98,7 +99,7 @@ impl Mail {
         let transport = SmtpTransport::builder_dangerous(&self.server)
             .port(self.port())
             .tls(tls)
-            .timeout(Some(self.timeout_seconds.into()));
+            .timeout(Some(self.timeout.0));
         let transport = match (&self.user, &self.password) {
             (None, None) => transport,
             (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {

@@ -1,8 +1,9 @@
 //! A dead man's switch as healthchecks.io has it: somebody else raises the alarm if no ping comes.
 
 use super::http::{self, Post};
-use super::{News, Tell, Timeout, What};
+use super::{News, Tell, What};
 use crate::secret::Address;
+use forge::settings::Limit;
 use serde::Deserialize;
 
 /// What healthchecks.io keeps of a body.
@@ -17,8 +18,8 @@ pub struct Ping {
     /// Whether the service understands exit codes. If not, it is told `URL` and `URL/fail`.
     #[serde(default = "yes")]
     exit_codes: bool,
-    #[serde(default)]
-    timeout_seconds: Timeout,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
 }
 
 fn yes() -> bool {
@@ -40,7 +41,7 @@ impl Tell for Ping {
             content_type: "text/plain; charset=utf-8",
             bearer: None,
             body: body.as_bytes(),
-            timeout: self.timeout_seconds,
+            timeout: self.timeout,
         };
         post.send().map(drop).map_err(|error| format!("no ping: {error}"))
     }
@@ -75,7 +76,7 @@ mod tests {
         let ping = |exit_codes| Ping {
             url: Address::Plain(String::new()),
             exit_codes,
-            timeout_seconds: Timeout::default(),
+            timeout: super::super::ten_seconds(),
         };
         let (done, mut failed) = (done(), failed());
         failed.exit_code = 11;

@@ -1,8 +1,9 @@
 //! A message in Mattermost or Slack, or in whatever understands theirs.
 
 use super::http::{self, Post};
-use super::{News, Tell, Timeout, When};
+use super::{News, Tell, When};
 use crate::secret::Address;
+use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,8 +22,8 @@ pub struct Webhook {
     channel: Option<String>,
     #[serde(default)]
     when: When,
-    #[serde(default)]
-    timeout_seconds: Timeout,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
 }
 
 impl Tell for Webhook {
@@ -43,7 +44,7 @@ impl Tell for Webhook {
             content_type: "application/json",
             bearer: None,
             body: message.as_bytes(),
-            timeout: self.timeout_seconds,
+            timeout: self.timeout,
         };
         post.send().map(drop).map_err(told)
     }
@@ -79,7 +80,7 @@ mod tests {
             username: Some("forgekeep".into()),
             channel: None,
             when: When::Always,
-            timeout_seconds: Timeout::default(),
+            timeout: super::super::ten_seconds(),
         };
         let message = hook.message(&news(What::Ended(&outcome)));
         let text = message["text"].as_str().expect("a text");

@@ -3,9 +3,8 @@
 //! The protocol is spoken here, in the clear, because what there is for it waits without limit
 //! and believes any length.
 
-use super::{
-    News, Origin, Outcome, Silence, Tell, Timeout, Told, Trouble, What, filled, news, persist,
-};
+use super::{News, Origin, Outcome, Silence, Tell, Told, Trouble, What, filled, news, persist};
+use forge::settings::Limit;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -37,8 +36,8 @@ pub struct Zabbix {
     /// Items that get a 1 before services are stopped and a 0 some minutes after they were started.
     #[serde(default)]
     maintenance_keys: Vec<String>,
-    #[serde(default)]
-    timeout_seconds: Timeout,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
 }
 
 fn port() -> u16 {
@@ -165,7 +164,7 @@ impl Zabbix {
     }
 
     fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
-        let deadline = Instant::now() + self.timeout_seconds.into();
+        let deadline = Instant::now() + self.timeout.0;
         let mut stream = self.connect(deadline)?;
         stream.set_write_timeout(Some(left(deadline)?))?;
         stream.write_all(&framed(request))?;
@@ -314,7 +313,7 @@ mod tests {
     fn a_server_that_says_nothing_is_not_waited_for() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let text = format!("server = '127.0.0.1'\nport = {port}\ntimeout-seconds = 1");
+        let text = format!("server = '127.0.0.1'\nport = {port}\ntimeout = '1s'");
         let zabbix: Zabbix = toml::from_str(&text).expect("parses");
         let error = zabbix.exchange(b"{}").expect_err("nobody answers");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

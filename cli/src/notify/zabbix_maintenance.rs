@@ -4,8 +4,9 @@
 //! are up that end is moved nearer. There is one maintenance for each name, used again every night.
 
 use super::http::{self, Post};
-use super::{News, Origin, Silence, Tell, Timeout, Told, filled};
+use super::{News, Origin, Silence, Tell, Told, filled};
 use crate::secret::Secret;
+use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use store::entry::Time;
 
 /// Zabbix knows no shorter period.
 const MIN_PERIOD_SECONDS: i64 = 300;
+/// Whoever wants a longer silence wants none to end.
+const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often Zabbix is asked whether the maintenance is in force.
 const POLL: Duration = Duration::from_secs(3);
 
@@ -37,14 +40,14 @@ pub struct ZabbixMaintenance {
     #[serde(default = "yes")]
     with_data: bool,
     /// When it ends by itself.
-    #[serde(default = "at_most")]
-    at_most_minutes: std::num::NonZeroU16,
+    #[serde(default = "two_hours")]
+    at_most: Limit,
     /// How long to wait for Zabbix to put it in force, which it does once a minute. Services are up
-    /// meanwhile. With 0 they are stopped at once.
-    #[serde(default = "wait")]
-    wait_seconds: u16,
-    #[serde(default)]
-    timeout_seconds: Timeout,
+    /// meanwhile.
+    #[serde(default = "a_minute_and_a_bit")]
+    wait: Limit,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
 }
 
 fn name() -> String {
@@ -55,12 +58,12 @@ fn yes() -> bool {
     true
 }
 
-fn at_most() -> std::num::NonZeroU16 {
-    std::num::NonZeroU16::MIN.saturating_add(119)
+fn two_hours() -> Limit {
+    Limit(Duration::from_secs(2 * 60 * 60))
 }
 
-fn wait() -> u16 {
-    90
+fn a_minute_and_a_bit() -> Limit {
+    Limit(Duration::from_secs(75))
 }
 
 impl Tell for ZabbixMaintenance {
@@ -77,7 +80,7 @@ impl Tell for ZabbixMaintenance {
         let (hosts, groups) = self.objects(&api, origin)?;
         let name = filled(&self.name, origin);
         // Zabbix rounds both down to the minute.
-        let till = minute_after(now.seconds + 60 * i64::from(self.at_most_minutes.get()));
+        let till = minute_after(self.at_most.0.min(MAX).as_secs() as i64 + now.seconds);
         let mut maintenance = json!({
             "active_since": now.seconds,
             "active_till": till,
@@ -138,7 +141,7 @@ impl ZabbixMaintenance {
     /// Waits until Zabbix has put the maintenance in force, or as long as was asked for. If it cannot tell,
     /// that is no reason to do without a backup.
     fn wait_for_force(&self, api: &Api, hosts: &[String], groups: &[String]) {
-        let deadline = Instant::now() + Duration::from_secs(self.wait_seconds.into());
+        let deadline = Instant::now() + self.wait.0;
         let awake = |of: &str, ids: &[String]| {
             ids.is_empty()
                 || {
@@ -211,7 +214,7 @@ impl Api<'_> {
             content_type: "application/json-rpc",
             bearer: (self.how == Authorization::Header).then(|| self.token.reveal()),
             body: request.as_bytes(),
-            timeout: self.settings.timeout_seconds,
+            timeout: self.settings.timeout,
         };
         let failed = |reason: String| format!("no maintenance in Zabbix: {method}: {reason}");
         let answer = post.send().map_err(failed)?;

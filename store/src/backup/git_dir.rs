@@ -122,7 +122,7 @@ impl Reading<'_, '_> {
     fn left_out(&self, found: &Found, why: &str) {
         let path = super::intake::absolute(&found.path);
         let note = format!("left out: {} {why}", path.display());
-        self.intake.observer.event(Event::Note(note));
+        self.intake.observer().event(Event::Note(note));
     }
 
     /// Takes a found thing, from the snapshot before if it is unchanged.
@@ -152,7 +152,7 @@ impl Reading<'_, '_> {
 
     fn keep_unchanged(&mut self, entry: Entry) {
         self.intake.counters.unchanged(&entry);
-        self.intake.observer.progress().add(1, entry.size);
+        self.intake.observer().progress().add(1, entry.size);
         self.keep(Some(entry));
     }
 

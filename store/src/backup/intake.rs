@@ -1,16 +1,15 @@
 //! From a found thing to a tree entry: metadata read, content cut and put.
 
-use super::Counters;
+use super::run::{Counters, Run};
 use crate::entry::{Content, Entry, HardLink, Kind, Xattrs};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::observe::{Event, Observer};
-use crate::packer::{Packer, Stored};
+use crate::observe::{Event, Observer, Progress};
+use crate::packer::Stored;
 use crate::recipe::{Extent, RecipeWriter};
-use crate::reuse::{Allowance, Like, Loom, Snag, Woven};
+use crate::reuse::{Like, Loom, Snag, Woven};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Owners, Stat, read_full, read_stream};
-use crate::store::Store;
 use crate::walk::{Base, Excluded, Found};
 use chunker::Cutter;
 use chunker::format::Refusal;
@@ -77,8 +76,6 @@ impl From<io::Error> for Trouble {
 
 /// Turns found things into entries. Shared by all threads of a backup.
 pub struct Intake<'a> {
-    pub packer: &'a Packer<'a>,
-    pub observer: &'a dyn Observer,
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
     owners: Owners,
@@ -87,6 +84,33 @@ pub struct Intake<'a> {
     region: Mutex<MmapMut>,
     /// Files of several names that were read. A lock is held while one is read.
     linked: [Mutex<Linked>; 16],
+}
+
+/// A file that is being read.
+#[derive(Clone, Copy)]
+struct OpenFile<'f> {
+    path: &'f [u8],
+    file: &'f File,
+    /// From before anything was read.
+    stat: Stat,
+    like: Like<'f>,
+    /// Its entry in the snapshot before.
+    previous: Option<&'f Entry>,
+}
+
+impl<'f> OpenFile<'f> {
+    fn new(
+        path: &'f [u8],
+        file: &'f File,
+        like: Like<'f>,
+        previous: Option<&'f Entry>,
+    ) -> io::Result<OpenFile<'f>> {
+        let stat = source::stat_open(file)?;
+        if stat.kind != Kind::File {
+            return Err(io::Error::other("it was replaced by something else"));
+        }
+        Ok(OpenFile { path, file, stat, like, previous })
+    }
 }
 
 /// What was read of a file.
@@ -107,14 +131,8 @@ thread_local! {
 }
 
 impl<'a> Intake<'a> {
-    pub fn new(
-        store: &'a Store,
-        packer: &'a Packer<'a>,
-        observer: &'a dyn Observer,
-        counters: &'a Counters,
-        exclude: &'a Excluded,
-        allowance: &'a Allowance,
-    ) -> Result<Intake<'a>> {
+    pub fn new(run: &'a Run<'a>, exclude: &'a Excluded) -> Result<Intake<'a>> {
+        let Run { store, packer, counters, allowance, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
         let cutter =
@@ -123,16 +141,12 @@ impl<'a> Intake<'a> {
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
         let loom = Loom { store, packer, cutter, fine_cutter, allowance };
-        Ok(Intake {
-            packer,
-            observer,
-            counters,
-            exclude,
-            owners,
-            loom,
-            region,
-            linked: Default::default(),
-        })
+        Ok(Intake { counters, exclude, owners, loom, region, linked: Default::default() })
+    }
+
+    /// Who hears how the backup goes.
+    pub fn observer(&self) -> &'a dyn Observer {
+        self.loom.store.observer()
     }
 
     /// The entry of a found thing, or nothing if it is gone or cannot be read,
@@ -147,12 +161,7 @@ impl<'a> Intake<'a> {
             Kind::File => self.open_and_read(base, found, previous),
             _ => self.other(base, found).map_err(Trouble::from),
         };
-        let entry = self.settle(&found.path, read)?;
-        if let Some(entry) = &entry {
-            self.counters.count(entry, previous);
-            self.observer.progress().add(1, entry.size);
-        }
-        Ok(entry)
+        self.settle(&found.path, previous, read)
     }
 
     /// The same for a file that is open already.
@@ -163,18 +172,23 @@ impl<'a> Intake<'a> {
         like: Like<'_>,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
-        let entry = self.settle(&found.path, self.read(&found.path, file, like, previous))?;
-        if let Some(entry) = &entry {
-            self.counters.count(entry, previous);
-            self.observer.progress().add(1, entry.size);
-        }
-        Ok(entry)
+        let open = OpenFile::new(&found.path, file, like, previous).map_err(Trouble::from);
+        self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
 
-    /// Separates what ends the run from what costs one file.
-    fn settle(&self, path: &[u8], read: Result<Entry, Trouble>) -> Result<Option<Entry>> {
+    /// Counts what was read, and separates what ends the run from what costs one file.
+    fn settle(
+        &self,
+        path: &[u8],
+        previous: Option<&Entry>,
+        read: Result<Entry, Trouble>,
+    ) -> Result<Option<Entry>> {
         match read {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(entry) => {
+                self.counters.count(&entry, previous);
+                self.observer().progress().add(1, entry.size);
+                Ok(Some(entry))
+            }
             Err(Trouble::Store(error)) => Err(error),
             // Deleted since it was listed.
             Err(Trouble::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -194,7 +208,7 @@ impl<'a> Intake<'a> {
     pub fn unreadable(&self, path: &[u8], error: &io::Error) {
         self.counters.unreadable.fetch_add(1, Relaxed);
         let (path, reason) = (absolute(path), error.to_string());
-        self.observer.event(Event::Unreadable { path, reason });
+        self.observer().event(Event::Unreadable { path, reason });
     }
 
     fn open_and_read(
@@ -204,27 +218,18 @@ impl<'a> Intake<'a> {
         previous: Option<&Entry>,
     ) -> Result<Entry, Trouble> {
         let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
-        self.read(&found.path, &file, Like::Itself, previous)
+        self.read(&OpenFile::new(&found.path, &file, Like::Itself, previous)?)
     }
 
-    fn read(
-        &self,
-        path: &[u8],
-        file: &File,
-        like: Like<'_>,
-        previous: Option<&Entry>,
-    ) -> Result<Entry, Trouble> {
-        let stat = source::stat_open(file)?;
-        if stat.kind != Kind::File {
-            return Err(Trouble::Source(io::Error::other("it was replaced by something else")));
-        }
+    fn read(&self, open: &OpenFile<'_>) -> Result<Entry, Trouble> {
+        let OpenFile { path, file, stat, .. } = open;
         let xattrs = source::xattrs_open(file)?;
-        let Taken { content, size, unused } = self.once(path, file, &stat, like, previous)?;
-        if size != stat.size || !source::stat_open(file)?.is_same_content(&stat) {
+        let Taken { content, size, unused } = self.once(open)?;
+        if size != stat.size || !source::stat_open(file)?.is_same_content(stat) {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
-            self.observer.event(Event::ChangedWhileRead(absolute(path)));
+            self.observer().event(Event::ChangedWhileRead(absolute(path)));
         }
-        Ok(Entry { content, size, unused, ..self.metadata(path, &stat, xattrs) })
+        Ok(Entry { content, size, unused, ..self.metadata(path, stat, xattrs) })
     }
 
     /// Everything but files.
@@ -276,16 +281,10 @@ impl<'a> Intake<'a> {
     /// The content of a file. One that has several names is read once: what it is compared
     /// with differs from name to name, and all of them must have the same recipe to be
     /// known as names of one file.
-    fn once(
-        &self,
-        path: &[u8],
-        file: &File,
-        stat: &Stat,
-        like: Like<'_>,
-        previous: Option<&Entry>,
-    ) -> Result<Taken, Trouble> {
+    fn once(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+        let stat = &open.stat;
         if stat.names < 2 {
-            return self.content(path, file, stat, like, previous);
+            return self.content(open);
         }
         let key = (stat.device, stat.inode);
         let shard = &self.linked[stat.inode as usize % self.linked.len()];
@@ -295,24 +294,18 @@ impl<'a> Intake<'a> {
             // A file of many names among too many others is the same whoever reads it.
             None if known.len() >= LINKED_MAX => {
                 drop(known);
-                return self.content(path, file, stat, Like::Nothing, None);
+                return self.content(&OpenFile { like: Like::Nothing, previous: None, ..*open });
             }
             _ => {}
         }
-        let taken = self.content(path, file, stat, like, previous)?;
+        let taken = self.content(open)?;
         known.insert(key, (*stat, taken.clone()));
         Ok(taken)
     }
 
     /// Reads a file up to the size it had when it was opened; returns how much that was.
-    fn content(
-        &self,
-        path: &[u8],
-        file: &File,
-        stat: &Stat,
-        like: Like<'_>,
-        previous: Option<&Entry>,
-    ) -> Result<Taken, Trouble> {
+    fn content(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+        let OpenFile { file, stat, like, .. } = open;
         // A file that its file system compresses takes less than its size, too.
         let is_sparse = stat.allocated_bytes < stat.size && !source::is_all_data(file, stat.size)?;
         if stat.size == 0 {
@@ -325,7 +318,7 @@ impl<'a> Intake<'a> {
             let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
             return Ok(self.taken(content, len as u64, 0));
         }
-        if !is_sparse && let Some(woven) = self.woven(path, file, stat.size, like, previous)? {
+        if !is_sparse && let Some(woven) = self.woven(open)? {
             return Ok(woven);
         }
         let is_of_git = matches!(like, Like::Pack { .. } | Like::PackIndex { .. });
@@ -343,21 +336,15 @@ impl<'a> Intake<'a> {
     }
 
     /// The content as far as the snapshot before has it, if that can be told.
-    fn woven(
-        &self,
-        path: &[u8],
-        file: &File,
-        len: u64,
-        like: Like<'_>,
-        previous: Option<&Entry>,
-    ) -> Result<Option<Taken>, Trouble> {
-        match self.loom.file(file, len, previous, like) {
+    fn woven(&self, open: &OpenFile<'_>) -> Result<Option<Taken>, Trouble> {
+        let OpenFile { path, file, stat, like, previous } = *open;
+        match self.loom.file(file, stat.size, previous, like) {
             Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
             Err(Refusal::Failed(error)) => Err(Trouble::Store(error)),
             Err(Refusal::Doubt(doubt)) => {
                 *self.counters.doubts.lock().entry(doubt.name()).or_default() += 1;
                 let (path, reason) = (absolute(path), doubt.to_string());
-                self.observer.event(Event::StoredPlainly { path, reason });
+                self.observer().event(Event::StoredPlainly { path, reason });
                 Ok(None)
             }
         }
@@ -455,14 +442,14 @@ impl<'a> Intake<'a> {
             let chunks: Vec<&[u8]> = starts.zip(&ends).map(|(from, to)| &data[from..*to]).collect();
             let stored: Vec<_> = chunks
                 .par_iter()
-                .map(|chunk| self.packer.put(ChunkKind::Data, chunk))
+                .map(|chunk| self.loom.packer.put(ChunkKind::Data, chunk))
                 .collect::<Result<_>>()?;
             for (stored, chunk) in stored.iter().zip(&chunks) {
                 self.count_found(*stored, chunk);
                 let extent = Extent::Slice { chunk: stored.id, offset: 0, len: chunk.len() as u64 };
                 self.push(recipe, extent)?;
             }
-            self.observer.progress().check()?;
+            self.observer().progress().check()?;
             if is_last {
                 return Ok(());
             }
@@ -475,7 +462,7 @@ impl<'a> Intake<'a> {
     /// The content of a stream that can be read once only, and its length. `before` is
     /// what it was in the snapshot before.
     pub fn stream(&self, input: &mut dyn Read, before: Option<&Entry>) -> Result<Taken, Trouble> {
-        let mut watched = Watched { input, observer: self.observer };
+        let mut watched = Watched { input, progress: self.observer().progress() };
         if let Some(before) = before
             && let Some(woven) = self.loom.stream(&mut watched, before)?
         {
@@ -493,7 +480,7 @@ impl<'a> Intake<'a> {
     }
 
     fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {
-        let stored = self.packer.put(ChunkKind::Data, chunk)?;
+        let stored = self.loom.packer.put(ChunkKind::Data, chunk)?;
         self.count_found(stored, chunk);
         let len = chunk.len() as u64;
         self.push(recipe, Extent::Slice { chunk: stored.id, offset: 0, len })
@@ -511,7 +498,7 @@ impl<'a> Intake<'a> {
 
     /// Stores a tree page or recipe.
     pub fn put_metadata(&self, bytes: &[u8]) -> Result<crate::id::ChunkId> {
-        Ok(self.packer.put(ChunkKind::Metadata, bytes)?.id)
+        Ok(self.loom.packer.put(ChunkKind::Metadata, bytes)?.id)
     }
 }
 
@@ -544,13 +531,13 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
 /// A stream whose bytes are counted as they come.
 struct Watched<'a> {
     input: &'a mut dyn Read,
-    observer: &'a dyn Observer,
+    progress: &'a Progress,
 }
 
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.input.read(buffer)?;
-        self.observer.progress().add(0, read as u64);
+        self.progress.add(0, read as u64);
         Ok(read)
     }
 }

@@ -80,6 +80,8 @@ pub struct Spool<'a> {
     room: Option<&'a dyn Backend>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
+    /// How many there are, in the file and in memory.
+    pieces: u64,
     /// Bytes of the literal pieces, one after the other: those in the file ...
     literal_file: Option<File>,
     /// ... and those after them.
@@ -90,7 +92,13 @@ impl<'a> Spool<'a> {
     /// An empty one, which may need room in the store, or else on this machine.
     pub fn new(room: Option<&'a dyn Backend>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
-        Spool { room, file, memory: Vec::new(), literal_file, literal_memory: Vec::new() }
+        let (memory, literal_memory) = (Vec::new(), Vec::new());
+        Spool { room, file, memory, pieces: 0, literal_file, literal_memory }
+    }
+
+    /// How many pieces a replay has.
+    pub fn pieces(&self) -> u64 {
+        self.pieces
     }
 
     /// Appends a slice of the chunk with this number.
@@ -118,6 +126,7 @@ impl<'a> Spool<'a> {
             self.spill()?;
         }
         self.memory.push(piece);
+        self.pieces += 1;
         Ok(())
     }
 
@@ -187,6 +196,7 @@ impl<'a> Spool<'a> {
     pub fn clear(&mut self) {
         (self.file, self.literal_file) = (None, None);
         self.memory.clear();
+        self.pieces = 0;
         self.literal_memory.clear();
     }
 }
@@ -236,6 +246,7 @@ mod tests {
             };
             spool.replay_with_literals(collect).expect("reads");
             assert_eq!(found.len() as u32, count + 1);
+            assert_eq!(found.len() as u64, spool.pieces());
             let is_slice = |(n, piece): (u32, &Piece)| {
                 *piece == Piece::Slice { chunk: n % 7, offset: n, len: 3 }
             };
@@ -245,6 +256,7 @@ mod tests {
             assert!(bytes == noise);
         }
         spool.clear();
+        assert_eq!(spool.pieces(), 0);
         spool.replay::<Error>(|_| panic!("nothing is left")).expect("reads");
     }
 }

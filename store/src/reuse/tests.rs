@@ -114,8 +114,10 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     blocks.take(len).collect()
 }
 
-fn cutter(store: &Store) -> Cutter {
-    Cutter::new(store.config.parameters()).expect("sizes that can be used")
+/// A loom that cuts everything in the sizes of the store.
+fn loom<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance) -> Loom<'a> {
+    let cutter = Cutter::new(store.config.parameters()).expect("sizes that can be used");
+    Loom { store, packer, cutter, fine_cutter: cutter, allowance }
 }
 
 /// What a format may say: literals, or a copy of a base.
@@ -200,17 +202,10 @@ proptest! {
         let bases = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
         let packer = Packer::new(&room.store, false);
         let allowance = Allowance { left: AtomicI64::new(left) };
-        let cutter = cutter(&room.store);
-        let loom = Loom {
-            store: &room.store,
-            packer: &packer,
-            fine_cutter: cutter,
-            cutter,
-            allowance: &allowance,
-        };
+        let loom = loom(&room.store, &packer, &allowance);
         let reader = Reader::new(&room.store);
         let files = bases.iter().map(|base| base_file(&reader, &base.entry).expect("a recipe"));
-        let mut weaver = Weaver::new(&loom, &reader, files.collect(), cutter, piece_bytes);
+        let mut weaver = Weaver::new(&loom, &reader, files.collect(), loom.cutter, piece_bytes);
         weaver.set_stretch_chunks(stretch);
         let file = weave(&mut weaver, &bases, &all);
         let Woven { recipe, len, reused, unused } = weaver.finish().expect("ends");
@@ -235,17 +230,11 @@ fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, Weaver<'_>)) {
     let room = Room::new();
     let base = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let packer = Packer::new(&room.store, false);
-    let (allowance, cutter) = (Allowance::default(), cutter(&room.store));
-    let loom = Loom {
-        store: &room.store,
-        packer: &packer,
-        fine_cutter: cutter,
-        cutter,
-        allowance: &allowance,
-    };
+    let allowance = Allowance::default();
+    let loom = loom(&room.store, &packer, &allowance);
     let reader = Reader::new(&room.store);
     let file = base_file(&reader, &base.entry).expect("a recipe");
-    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], cutter, 1));
+    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], loom.cutter, 1));
 }
 
 #[test]
@@ -279,14 +268,8 @@ fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
     let room = Room::new();
     let base = room.file(1, &[(0, 0, 90)]).entry;
     let packer = Packer::new(&room.store, false);
-    let (allowance, cutter) = (Allowance::default(), cutter(&room.store));
-    let loom = Loom {
-        store: &room.store,
-        packer: &packer,
-        fine_cutter: cutter,
-        cutter,
-        allowance: &allowance,
-    };
+    let allowance = Allowance::default();
+    let loom = loom(&room.store, &packer, &allowance);
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name);
     let pack = [b"PACK\0\0\0\x02\0\0\0\x01", &[5; 20_000][..]].concat();

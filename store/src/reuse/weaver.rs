@@ -26,6 +26,9 @@ const STRETCH_BYTES: u64 = 16 << 30;
 /// Where a file is in too many pieces, all short slices that begin in such a part of it
 /// are made one.
 const PART_BYTES: u64 = 4 << 10;
+/// Pieces that begin in such a part at least: of two, one may be a long slice, and nothing
+/// would be won.
+const PIECES_MIN: usize = 3;
 
 /// How much of a file came from where, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,8 +89,9 @@ struct Own<'a> {
 }
 
 /// Which slices of a stretch become bytes of its own.
+#[derive(Default)]
 struct Choice {
-    /// By part of the stretch: too many short pieces begin in it.
+    /// By part of the stretch: too many short pieces begin in it. Empty if they do in none.
     parts: Vec<bool>,
 }
 
@@ -198,43 +202,39 @@ impl<'a> Weaver<'a> {
     /// Chooses the parts in which slices are made one, those in most pieces first, until
     /// pieces have their bytes on average.
     fn choose_parts(&mut self) -> Result<Choice> {
+        let mut excess = self.spool.pieces().saturating_sub(self.len / self.piece_bytes);
+        if excess == 0 {
+            return Ok(Choice::default());
+        }
+        let Weaver { spool, chunks, .. } = self;
         let mut counts = vec![0u16; (self.len / PART_BYTES + 1) as usize];
-        let (mut at, mut pieces) = (0, 0u64);
-        self.spool.replay::<Error>(|piece| {
-            let count = &mut counts[(at / PART_BYTES) as usize];
-            *count = count.saturating_add(1);
+        let mut at = 0;
+        spool.replay::<Error>(|piece| {
+            counts[(at / PART_BYTES) as usize] += 1;
             at += piece.len();
-            pieces += 1;
             Ok(())
         })?;
-        let mut excess = pieces.saturating_sub(self.len / self.piece_bytes);
-        let mut by_count: Vec<u64> = vec![0; usize::from(u16::MAX) + 1];
+        // No piece is empty, so no more can begin in a part than it has bytes.
+        let mut by_count = vec![0u64; PART_BYTES as usize + 1];
         counts.iter().for_each(|count| by_count[usize::from(*count)] += 1);
-        let mut least = usize::MAX;
-        // Of two pieces, one may be a long slice, and nothing would be won.
-        for count in (3..by_count.len()).rev() {
-            if excess == 0 {
-                break;
-            }
-            least = count;
-            excess = excess.saturating_sub(by_count[count] * (count as u64 - 1));
-        }
-        let parts: Vec<bool> = counts.iter().map(|count| usize::from(*count) >= least).collect();
+        let mut is_enough = |count: &usize| {
+            excess = excess.saturating_sub(by_count[*count] * (*count as u64 - 1));
+            excess == 0
+        };
+        let least = (PIECES_MIN..by_count.len()).rev().find(&mut is_enough).unwrap_or(PIECES_MIN);
+        let parts = counts.iter().map(|count| usize::from(*count) >= least).collect();
         let choice = Choice { parts };
-        if choice.parts.contains(&true) {
-            let Weaver { spool, chunks, .. } = self;
-            let mut at = 0;
-            spool.replay::<Error>(|piece| {
-                if let Piece::Slice { chunk, len, .. } = piece
-                    && choice.is_in_part(at, &piece)
-                {
-                    let chunk = &mut chunks[chunk as usize];
-                    chunk.used = chunk.used.saturating_sub(u64::from(len));
-                }
-                at += piece.len();
-                Ok(())
-            })?;
-        }
+        let mut at = 0;
+        spool.replay::<Error>(|piece| {
+            if let Piece::Slice { chunk, len, .. } = piece
+                && choice.is_in_part(at, &piece)
+            {
+                let chunk = &mut chunks[chunk as usize];
+                chunk.used = chunk.used.saturating_sub(u64::from(len));
+            }
+            at += piece.len();
+            Ok(())
+        })?;
         Ok(choice)
     }
 
@@ -302,7 +302,8 @@ impl Choice {
     }
 
     fn is_in_part(&self, at: u64, piece: &Piece) -> bool {
-        piece.len() < PART_BYTES && self.parts[(at / PART_BYTES) as usize]
+        let part = self.parts.get((at / PART_BYTES) as usize);
+        piece.len() < PART_BYTES && part.is_some_and(|is_own| *is_own)
     }
 }
 

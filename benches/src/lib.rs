@@ -1,0 +1,28 @@
+//! What made-up stores have in common.
+
+use store::entry::Time;
+use store::id::ChunkId;
+use store::snapshot::{Id, Snapshot, Statistics, VERSION};
+
+/// When everything was made, so that it is the same every time.
+pub const MADE: Time = Time { seconds: 1_700_000_000, nanoseconds: 0 };
+
+/// The record of a snapshot of `paths`, to be found by `tag`.
+pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
+    Snapshot {
+        version: VERSION,
+        start: MADE.into(),
+        end: MADE.into(),
+        host: "synthetic".into(),
+        user: "synthetic".into(),
+        paths: paths.iter().map(|path| path.as_bytes().to_vec().into()).collect(),
+        tags: vec![tag.into()],
+        root: Id(*root.as_bytes()),
+        parent: None,
+        program: env!("CARGO_PKG_VERSION").into(),
+        statistics: Statistics::default(),
+        unreadable_count: 0,
+        excludes: Vec::new(),
+        instance: None,
+    }
+}

@@ -1,0 +1,41 @@
+use crate::exit::Failure;
+use crate::ui::Ui;
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Look at this machine and propose a configuration
+///
+/// Example: forgekeep detect > /etc/forgekeep.toml
+#[derive(Debug, Args)]
+pub struct Detect {
+    /// Look below this directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+impl Detect {
+    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        let mut found = 0;
+        ui.line("# Where backups go. Another disk, better another machine.")?;
+        ui.line("[stores.main]\npath = \"/srv/backup/forgekeep\"")?;
+        for kind in forge::kind::KINDS {
+            let Some(seen) = kind.detect(&self.root) else { continue };
+            found += 1;
+            let (name, title) = (kind.name(), kind.title());
+            ui.json("detected", json!({"kind": name, "title": title, "seen": seen}))?;
+            ui.line(format!("\n# {title}, because there is {seen}"))?;
+            ui.line(format!("[instances.{name}]\nkind = \"{name}\""))?;
+            if self.root != *"/" {
+                ui.line(format!("root = \"{}\"", self.root.display()))?;
+            }
+        }
+        if found == 0 {
+            ui.line(
+                "\n# Nothing that is known was found here. Any directories can be an instance:",
+            )?;
+            ui.line("# [instances.files]\n# kind = \"plain\"\n# [instances.files.parts.data]\n# path = \"/srv/data\"")?;
+        }
+        Ok(())
+    }
+}

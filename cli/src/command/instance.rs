@@ -1,0 +1,171 @@
+//! What the commands about instances share.
+
+use super::{Global, backup};
+use crate::config::{Config, DEFAULT};
+use crate::exit::{Failure, with_hint};
+use crate::report::{count, size};
+use crate::ui::Ui;
+use clap::Args;
+use forge::check::{Check, Verdict};
+use forge::kind::Site;
+use forge::recovery::{Monitor, Record};
+use forge::session::{Job, Outcome};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use store::backup::Options;
+use store::observe::{Event, Observer};
+use store::store::Store;
+
+/// Which configuration.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigFile {
+    /// The configuration
+    #[arg(
+        long = "config",
+        value_name = "FILE",
+        env = "FORGEKEEP_CONFIG",
+        hide_env_values = true,
+        default_value = DEFAULT
+    )]
+    path: PathBuf,
+}
+
+impl ConfigFile {
+    /// Reads it.
+    pub fn read(&self) -> Result<Config, Failure> {
+        Config::read(&self.path)
+    }
+}
+
+/// The store of an instance: the one of the command line or else that of the configuration.
+pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf, Failure> {
+    if let Some(place) = &global.store {
+        return Ok(place.clone());
+    }
+    let place = config.store_of(name, config.instance(name)?)?;
+    place.map(Path::to_owned).ok_or_else(|| {
+        let hint = "add [stores.main] with its path to the configuration, or give --store DIR";
+        with_hint(format!("no store is configured for instance {name}"), hint)
+    })
+}
+
+/// Nobody is told.
+pub struct Nobody;
+
+impl Monitor for Nobody {
+    fn silence(&self) -> Option<serde_json::Value> {
+        None
+    }
+
+    fn end_silence(&self, _: &serde_json::Value) {}
+}
+
+/// Backs up an instance.
+pub fn backup(
+    config: &Config,
+    name: &str,
+    store: &Store,
+    mut options: Options,
+) -> Result<Outcome, Failure> {
+    let observer = store.observer();
+    let mut record = Record::open(&config.state, name)?;
+    recover(&mut record, &Nobody, observer)?;
+    let settings = config.instance(name)?;
+    let site = Site { instance: name, settings, progress: observer.progress() };
+    let (mut plan, kind) = forge::kind::plan(&site)?;
+    plan.exclude.append(&mut options.excludes);
+    options.excludes.clone_from(&plan.exclude);
+    options.git_caches = !plan.skips_git_caches;
+    for note in &plan.notes {
+        observer.event(Event::Note(note.clone()));
+    }
+    let job = Job { plan: &plan, kind, store, options, monitor: &Nobody };
+    Ok(forge::session::backup(job, &mut record)?)
+}
+
+/// Works off what a killed run left; fails if that cannot be done.
+pub fn recover(
+    record: &mut Record,
+    monitor: &dyn Monitor,
+    observer: &dyn Observer,
+) -> Result<usize, Failure> {
+    let left: Vec<String> = record.left().iter().rev().map(|undo| undo.shown()).collect();
+    if left.is_empty() {
+        return Ok(0);
+    }
+    let text = format!(
+        "an earlier run for {} was ended before it could {}; doing it now",
+        record.instance(),
+        left.join(", ")
+    );
+    observer.event(Event::Warning(text));
+    let failed = record.undo(monitor);
+    match failed.into_iter().next() {
+        None => Ok(left.len()),
+        Some((undo, error)) => Err(with_hint(
+            format!("could not {}: {error}", undo.shown()),
+            "do it by hand if users wait; `forgekeep recover` tries again",
+        )),
+    }
+}
+
+/// Says how it went.
+pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
+    for absent in &outcome.missing {
+        ui.json("missing_part", json!(absent))?;
+        let text = format!("{} is not there: {}", absent.part, absent.looked_for);
+        if absent.is_required { ui.warn(&text) } else { ui.detail(text)? }
+    }
+    for check in &outcome.checks {
+        ui.json("check", json!(check))?;
+        show_check(ui, check)?;
+    }
+    for database in &outcome.databases {
+        let rows: u64 = database.tables.iter().map(|table| table.rows).sum();
+        ui.detail(format!(
+            "database {}: {}, {}",
+            database.name,
+            size(database.bytes),
+            count(rows, "row")
+        ))?;
+    }
+    let mut summary = backup::summary(&outcome.report, 0, elapsed);
+    summary["is_complete"] = outcome.is_complete().into();
+    summary["databases"] = outcome.databases.len().into();
+    summary["projects"] = outcome.project_count.into();
+    summary["seconds_down"] = outcome.down.map(|down| down.as_secs_f64()).into();
+    ui.json("summary", summary)?;
+    ui.remark(format!(
+        "{}, {}",
+        count(outcome.databases.len() as u64, "database"),
+        count(outcome.project_count as u64, "project")
+    ))?;
+    if let Some(down) = outcome.down {
+        ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
+    }
+    backup::remarks(ui, &outcome.report, 0, elapsed)?;
+    if outcome.is_complete() {
+        return Ok(());
+    }
+    ui.warn("the backup is not complete: see what is missing above");
+    Err(Failure::Partial)
+}
+
+/// Says how a check went.
+pub fn show_check(ui: &Ui, check: &Check) -> Result<(), Failure> {
+    let text = format!("{}: {}", check.name, check.text);
+    match check.verdict {
+        Verdict::Ok => ui.remark(text)?,
+        Verdict::Unknown | Verdict::Warning | Verdict::Failed => {
+            ui.warn(&text);
+            for example in &check.examples {
+                ui.warn(&format!("  {example}"));
+            }
+        }
+    }
+    if let Some(hint) = &check.hint {
+        ui.warn(&format!("  {hint}"));
+    }
+    Ok(())
+}

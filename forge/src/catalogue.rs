@@ -1,0 +1,85 @@
+//! What the databases say that there is: projects with their repositories, rows with their
+//! files. It is asked at the moment of the dumps, so that it fits them.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What was asked of the databases.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// All projects, by id.
+    pub projects: Vec<Project>,
+    /// Some or all rows that stand for files.
+    pub files: Vec<FileRow>,
+    /// Applications that may sign users on.
+    pub applications: Vec<Application>,
+    /// Version of the schema of each database.
+    pub schema: BTreeMap<String, String>,
+    /// Migrations that go on in the background, by state, of each database.
+    pub migrations: BTreeMap<String, BTreeMap<String, u64>>,
+    /// What could not be asked, and why.
+    pub notes: Vec<String>,
+}
+
+/// A project and what belongs to it. Paths of repositories are relative to their storage
+/// and end in `.git`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its number.
+    pub id: u64,
+    /// `group/subgroup/name`; empty where the database has none.
+    pub path: String,
+    /// Name of its storage.
+    pub storage: String,
+    /// Its repository.
+    pub repository: String,
+    /// The repository of its wiki, if it was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wiki: Option<String>,
+    /// The repository of its designs, if it was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub design: Option<String>,
+    /// The pool that it borrows objects from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The project that it is a fork of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forked_from: Option<String>,
+    /// Whether its repository is in the snapshot.
+    #[serde(default)]
+    pub is_copied: bool,
+}
+
+/// A row that stands for a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRow {
+    /// What it is, such as `uploads`.
+    pub what: &'static str,
+    /// Number of the row.
+    pub id: u64,
+    /// Where the file may be; any of them.
+    pub paths: Vec<PathBuf>,
+    /// Its size in bytes, if the row says so.
+    pub size: Option<u64>,
+}
+
+/// An application that may sign users on, as the database has it.
+#[derive(Clone, Deserialize)]
+pub struct Application {
+    /// Its name.
+    pub name: String,
+    /// Its public id.
+    pub uid: String,
+    /// Its secret, plain or hashed.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Application")
+            .field("name", &self.name)
+            .field("uid", &self.uid)
+            .finish_non_exhaustive()
+    }
+}

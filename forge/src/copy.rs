@@ -1,0 +1,102 @@
+//! A look at what was copied, or at the instance itself.
+
+use crate::error::Result;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use store::entry::{Entry, Kind, path_cmp};
+use store::id::ChunkId;
+use store::store::Store;
+
+/// Files of which the content is looked at are small.
+const CONTENT_BYTES_MAX: u64 = 1 << 20;
+
+/// Something to look paths up in.
+pub enum Copy<'a> {
+    /// The tree of a snapshot.
+    Tree {
+        /// The store that has it.
+        store: &'a Store,
+        /// Its root.
+        root: ChunkId,
+    },
+    /// This machine, as it is now.
+    Live,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// Size of a file in bytes.
+    pub size: u64,
+    /// Its content, if that was asked for.
+    pub content: Option<Vec<u8>>,
+}
+
+impl Copy<'_> {
+    /// Looks up paths; the answers are in the order of the questions.
+    pub fn look(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
+        self.look_at(paths, false)
+    }
+
+    /// Looks up small files with their content.
+    pub fn read(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
+        self.look_at(paths, true)
+    }
+
+    /// Whether there is anything at a path.
+    pub fn has(&self, path: &Path) -> Result<bool> {
+        Ok(self.look(&[path.to_owned()])?.iter().any(Option::is_some))
+    }
+
+    fn look_at(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
+        match self {
+            Copy::Tree { store, root } => look_in_tree(store, root, paths, reads),
+            Copy::Live => Ok(paths.iter().map(|path| look_at_machine(path, reads)).collect()),
+        }
+    }
+}
+
+fn look_in_tree(
+    store: &Store,
+    root: &ChunkId,
+    paths: &[PathBuf],
+    reads: bool,
+) -> Result<Vec<Option<Seen>>> {
+    let wanted: Vec<Vec<u8>> = paths.iter().map(|path| store::backup::tree_path(path)).collect();
+    let mut order: Vec<usize> = (0..wanted.len()).collect();
+    order.sort_by(|&a, &b| path_cmp(&wanted[a], &wanted[b]));
+    let mut seen = vec![None; paths.len()];
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut lookup = store::tree::Lookup::new(root, &get);
+    for at in order {
+        store.observer().progress().check()?;
+        if let Some(entry) = lookup.at(&wanted[at])? {
+            seen[at] = Some(of_entry(store, &entry, reads)?);
+        }
+    }
+    Ok(seen)
+}
+
+fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {
+    let content = if reads && entry.kind == Kind::File && entry.size <= CONTENT_BYTES_MAX {
+        let mut content = Vec::new();
+        store::dump::dump(store, entry, &mut content)?.ok().map(|()| content)
+    } else {
+        None
+    };
+    Ok(Seen { is_dir: entry.kind == Kind::Directory, size: entry.size, content })
+}
+
+fn look_at_machine(path: &Path, reads: bool) -> Option<Seen> {
+    let metadata = path.symlink_metadata().ok()?;
+    let is_small = metadata.is_file() && metadata.len() <= CONTENT_BYTES_MAX;
+    let content = (reads && is_small).then(|| std::fs::read(path).ok()).flatten();
+    Some(Seen { is_dir: metadata.is_dir(), size: metadata.len(), content })
+}
+
+/// A path as text for people.
+pub fn shown(path: &Path) -> String {
+    store::entry::display_path(path.as_os_str().as_bytes())
+}

@@ -1,0 +1,37 @@
+//! Directories and databases that no other kind knows: everything comes from the
+//! settings.
+
+use super::{Draft, Kind, Site};
+use crate::error::Result;
+use crate::plan::Product;
+use std::path::Path;
+
+/// Whatever the settings name.
+pub struct Plain;
+
+impl Kind for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn title(&self) -> &'static str {
+        "directories and databases of your own"
+    }
+
+    fn detect(&self, _: &Path) -> Option<String> {
+        None
+    }
+
+    fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+        let settings = site.settings;
+        let has_database =
+            settings.postgres.host.is_some() || settings.postgres.container.is_some();
+        if settings.parts.is_empty() && !has_database {
+            return Err(site.wrong(
+                "it has no parts; give it some, such as [instances.NAME.parts.data] with a path",
+            ));
+        }
+        draft.product = Product { name: "plain".into(), ..Product::default() };
+        Ok(())
+    }
+}

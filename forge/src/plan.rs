@@ -1,0 +1,155 @@
+//! What a backup of an instance would do: everything resolved, nothing done.
+//!
+//! A kind makes it from the settings and from what it finds on the machine; the
+//! session carries it out; `config check` prints it.
+
+use crate::run::Command;
+use crate::service::control::Control;
+use crate::service::postgres::Server;
+use crate::service::redis::Redis;
+use crate::settings::{Mode, OnFailure, Sample};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All that is needed to back up one instance.
+#[derive(Debug)]
+pub struct Plan {
+    /// Name of the instance.
+    pub instance: String,
+    /// Name of its kind.
+    pub kind: &'static str,
+    /// How parts are made to fit each other.
+    pub mode: Mode,
+    /// What comes before all paths of the kind.
+    pub root: PathBuf,
+    /// What is installed.
+    pub product: Product,
+    /// What is copied.
+    pub parts: Vec<Part>,
+    /// What is not, and why.
+    pub left_out: Vec<LeftOut>,
+    /// The database server.
+    pub postgres: Option<Server>,
+    /// The databases that may not be missing.
+    pub databases: Vec<Database>,
+    /// Redis.
+    pub redis: Option<Redis>,
+    /// How the services that write are stopped.
+    pub control: Control,
+    /// Commands to run before anything is copied.
+    pub before: Vec<Step>,
+    /// Commands to run at the end.
+    pub after: Vec<Step>,
+    /// Leave out what git can make again.
+    pub skips_git_caches: bool,
+    /// Globs of what to leave out of all parts.
+    pub exclude: Vec<String>,
+    /// Words to find the snapshot by.
+    pub tags: Vec<String>,
+    /// Rows to compare with files.
+    pub sample: Sample,
+    /// What is odd and worth a line.
+    pub notes: Vec<String>,
+}
+
+/// What is installed, for whoever restores it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Product {
+    /// Its name.
+    pub name: String,
+    /// Such as `ce` or `ee`.
+    pub edition: Option<String>,
+    /// As it calls itself.
+    pub version: Option<String>,
+}
+
+impl Product {
+    /// Major and minor version.
+    pub fn version_numbers(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.as_deref()?.split(|c: char| !c.is_ascii_digit());
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+/// One part of an instance that consists of files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// Name in the configuration.
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    /// Where it is.
+    pub paths: Vec<PathBuf>,
+    /// When it is copied.
+    pub phase: Phase,
+    /// Whether the backup is complete without it.
+    pub is_required: bool,
+    /// Who should own it, where the kind knows.
+    pub owner: Option<&'static str>,
+    /// Globs of what to leave out of it.
+    pub exclude: Vec<String>,
+}
+
+/// When a part is copied. Whoever refers to something comes before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Git repositories, which borrow objects from pools.
+    Repositories,
+    /// Pools of objects.
+    Pools,
+    /// Everything else.
+    Files,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
+}
+
+/// Something that is not copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why.
+    pub reason: String,
+}
+
+/// A database that the kind or the settings name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Database {
+    /// Its name.
+    pub name: String,
+    /// What it is for, such as `main`.
+    pub purpose: String,
+    /// Whether the backup is complete without it.
+    pub is_required: bool,
+}
+
+/// A command of the admin's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What to run.
+    pub command: Command,
+    /// What its failure means.
+    pub on_failure: OnFailure,
+}
+
+impl Database {
+    /// Its name as a part.
+    pub fn part(&self) -> String {
+        format!("database-{}", self.purpose)
+    }
+}
+
+impl Step {
+    /// From the settings.
+    pub fn of(settings: &crate::settings::StepSettings) -> Step {
+        let limit = settings.limit.map_or(Duration::from_secs(60), |limit| limit.0);
+        let command =
+            Command::new(settings.command.clone()).by(settings.user.as_deref()).within(limit);
+        Step { command, on_failure: settings.on_failure }
+    }
+}

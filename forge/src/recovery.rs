@@ -1,0 +1,250 @@
+//! What has to be undone, kept on disk before it is done.
+//!
+//! Whoever stops a service writes down first how to start it again. If the run is killed,
+//! the next one, or `forgekeep recover`, finds that and does it.
+
+use crate::error::{Error, Result};
+use crate::run::Command;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use store::observe::Progress;
+
+/// Directory of the records, below that of the program's state.
+const DIR: &str = "recovery";
+
+/// Something to undo.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Undo {
+    /// Start a service.
+    Start {
+        /// Its name.
+        name: String,
+        /// How.
+        commands: Vec<Command>,
+    },
+    /// Let monitoring speak again. What is in it only the monitor knows.
+    EndSilence(serde_json::Value),
+}
+
+impl Undo {
+    /// What is done, for people.
+    pub fn shown(&self) -> String {
+        match self {
+            Undo::Start { name, .. } => format!("start {name}"),
+            Undo::EndSilence(_) => "end the silence of monitoring".into(),
+        }
+    }
+}
+
+/// Silences monitoring while services are down.
+pub trait Monitor {
+    /// Silences it for at most as long as a run may take; what it returns ends that.
+    fn silence(&self) -> Option<serde_json::Value>;
+    /// Ends the silence, some minutes from now.
+    fn end_silence(&self, silenced: &serde_json::Value);
+}
+
+/// What an instance's runs have to undo. Held by one process at a time.
+#[derive(Debug)]
+pub struct Record {
+    instance: String,
+    path: PathBuf,
+    undo: Vec<Undo>,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl Record {
+    /// Takes the record of an instance, with what a killed run left in it.
+    pub fn open(state: &Path, instance: &str) -> Result<Record> {
+        let dir = state.join(DIR);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Write { path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed(&dir))?;
+        let lock_path = dir.join(format!("{instance}.lock"));
+        let mut options = OpenOptions::new();
+        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(failed(&lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy(instance.into())),
+            Err(error) => return Err(failed(&lock_path)(error.into())),
+        }
+        let path = dir.join(format!("{instance}.json"));
+        let undo = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+                let reason = format!("{error}; start the services by hand and remove it");
+                Error::Malformed { path: path.clone(), reason }
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(Error::Read { path, source }),
+        };
+        Ok(Record { instance: instance.into(), path, undo, _lock: lock })
+    }
+
+    /// Names of the instances that have something to undo.
+    pub fn instances(state: &Path) -> Result<Vec<String>> {
+        let dir = state.join(DIR);
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(Error::Read { path: dir, source }),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::Read { path: dir.clone(), source })?;
+            let name = entry.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            names.extend(name.map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Name of the instance.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// What is to be undone, the first done first.
+    pub fn left(&self) -> &[Undo] {
+        &self.undo
+    }
+
+    /// Notes something durably. To be called before it is done.
+    pub fn note(&mut self, undo: Undo) -> Result<()> {
+        self.undo.push(undo);
+        self.write()
+    }
+
+    /// Undoes everything, the last thing first; returns what could not be undone, which
+    /// stays in the record.
+    pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(Undo, Error)> {
+        let mut failed = Vec::new();
+        let mut kept = Vec::new();
+        // Not the progress of the run: somebody may have asked that to stop.
+        let progress = Progress::default();
+        while let Some(undo) = self.undo.pop() {
+            let done = match &undo {
+                Undo::Start { commands, .. } => {
+                    commands.iter().try_for_each(|command| command.output(&progress).map(drop))
+                }
+                Undo::EndSilence(silenced) => {
+                    monitor.end_silence(silenced);
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                kept.push(undo.clone());
+                failed.push((undo, error));
+            }
+            // What is done twice does no harm, what is forgotten does.
+            let rest = self.undo.iter().chain(kept.iter().rev()).cloned().collect::<Vec<_>>();
+            if let Err(error) = self.write_all(&rest) {
+                failed.push((Undo::EndSilence(serde_json::Value::Null), error));
+            }
+        }
+        kept.reverse();
+        self.undo = kept;
+        failed
+    }
+
+    fn write(&self) -> Result<()> {
+        self.write_all(&self.undo)
+    }
+
+    fn write_all(&self, undo: &[Undo]) -> Result<()> {
+        let fail = |source| Error::Write { path: self.path.clone(), source };
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        let sync_dir = || File::open(dir)?.sync_all();
+        if undo.is_empty() {
+            return match std::fs::remove_file(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.and_then(|()| sync_dir()).map_err(fail),
+            };
+        }
+        let text = serde_json::to_vec_pretty(undo).map_err(|error| fail(error.into()))?;
+        let new = self.path.with_extension("json.new");
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&new, &self.path)?;
+            sync_dir()
+        };
+        write().map_err(fail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[derive(Default)]
+    struct Ears(RefCell<Vec<String>>);
+
+    impl Monitor for Ears {
+        fn silence(&self) -> Option<serde_json::Value> {
+            None
+        }
+        fn end_silence(&self, silenced: &serde_json::Value) {
+            self.0.borrow_mut().push(silenced.to_string());
+        }
+    }
+
+    fn start(name: &str, script: String) -> Undo {
+        Undo::Start { name: name.into(), commands: vec![Command::new(["sh", "-c", &script])] }
+    }
+
+    #[test]
+    fn what_was_left_is_undone_in_reverse_and_failures_stay() {
+        let state = tempfile::tempdir().expect("a directory");
+        let log = state.path().join("log");
+        let says = |word: &str| format!("echo {word} >> {}", log.display());
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        record.note(Undo::EndSilence(7.into())).expect("writes");
+        record.note(start("puma", says("puma"))).expect("writes");
+        record.note(start("broken", "exit 3".into())).expect("writes");
+        record.note(start("sidekiq", says("sidekiq"))).expect("writes");
+        let busy = Record::open(state.path(), "forge").expect_err("held");
+        assert!(matches!(busy, Error::Busy(_)), "{busy}");
+        drop(record); // as if it had been killed
+
+        assert_eq!(Record::instances(state.path()).expect("lists"), ["forge"]);
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        assert_eq!(record.left().len(), 4);
+        let ears = Ears::default();
+        let failed = record.undo(&ears);
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].0.shown(), "start broken");
+        assert_eq!(std::fs::read_to_string(&log).expect("a log"), "sidekiq\npuma\n");
+        assert_eq!(*ears.0.borrow(), ["7"]);
+        drop(record);
+
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        assert_eq!(record.left().len(), 1);
+        record.undo = vec![start("whole", "true".into())];
+        assert!(record.undo(&ears).is_empty());
+        drop(record);
+        assert!(Record::instances(state.path()).expect("lists").is_empty());
+    }
+
+    #[test]
+    fn a_record_that_makes_no_sense_is_not_passed_over() {
+        let state = tempfile::tempdir().expect("a directory");
+        drop(Record::open(state.path(), "forge").expect("opens"));
+        std::fs::write(state.path().join("recovery/forge.json"), "[{").expect("writes");
+        let error = Record::open(state.path(), "forge").expect_err("malformed");
+        assert!(error.to_string().contains("by hand"), "{error}");
+    }
+}

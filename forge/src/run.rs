@@ -1,0 +1,460 @@
+//! The only door to child processes.
+//!
+//! A child runs as its own user in the environment of a login, in a process group
+//! of its own, without a terminal, and never longer than its limit. What it says is
+//! kept within bounds.
+
+use crate::error::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use store::observe::Progress;
+
+/// What is kept of the end of what a child says on standard error.
+const SAID_BYTES: usize = 4 << 10;
+/// What a child may print where all of it is taken.
+const OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// How often a wish to stop is looked for.
+const TICK: Duration = Duration::from_millis(100);
+/// Where programs are looked for, as after a login of root.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program to run: as whom, with what, for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// As whom; ourselves if not given.
+    pub user: Option<String>,
+    /// Variables beside those of a login.
+    pub env: BTreeMap<String, String>,
+    /// How long it may take, or say nothing where its output is read as it comes.
+    pub limit: Duration,
+}
+
+impl Command {
+    /// A program with arguments, to be run by ourselves within a minute.
+    pub fn new<I: IntoIterator<Item: Into<String>>>(argv: I) -> Command {
+        let argv = argv.into_iter().map(Into::into).collect();
+        Command { argv, user: None, env: BTreeMap::new(), limit: Duration::from_secs(60) }
+    }
+
+    /// Run as this user.
+    pub fn by(mut self, user: Option<&str>) -> Command {
+        self.user = user.map(str::to_owned);
+        self
+    }
+
+    /// With a limit.
+    pub fn within(mut self, limit: Duration) -> Command {
+        self.limit = limit;
+        self
+    }
+
+    /// With a variable.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Command {
+        self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// As somebody would type it, without its environment.
+    pub fn shown(&self) -> String {
+        self.argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Runs it to its end and returns what it printed, if it succeeded.
+    pub fn output(&self, progress: &Progress) -> Result<Vec<u8>> {
+        let (mut running, status, output) = self.run(progress)?;
+        if status.success() { Ok(output) } else { Err(running.failed(status)) }
+    }
+
+    /// Runs it to its end and returns what it printed, whatever its exit code.
+    pub fn answer(&self, progress: &Progress) -> Result<Vec<u8>> {
+        self.run(progress).map(|(_, _, output)| output)
+    }
+
+    fn run(&self, progress: &Progress) -> Result<(Running, ExitStatus, Vec<u8>)> {
+        let started = Instant::now();
+        let mut running = self.start(Stdin::Nothing)?;
+        let mut output = Vec::new();
+        let stdout = running.stdout(progress, Patience::End);
+        let read = stdout.take(OUTPUT_BYTES_MAX as u64 + 1).read_to_end(&mut output);
+        if output.len() > OUTPUT_BYTES_MAX {
+            let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");
+            return Err(Error::Service { service: self.shown(), reason });
+        }
+        let left = self.limit.saturating_sub(started.elapsed());
+        let status = running.status(read.err(), left, progress)?;
+        Ok((running, status, output))
+    }
+
+    /// Starts it; its output is to be read.
+    pub fn start(&self, stdin: Stdin) -> Result<Running> {
+        let fail = |source| Error::Start { command: self.shown(), source };
+        let (program, arguments) =
+            self.argv.split_first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
+        #[expect(clippy::disallowed_methods, reason = "the door")]
+        let mut command = std::process::Command::new(program);
+        let input = match stdin {
+            Stdin::Nothing => Stdio::null(),
+            Stdin::Piped => Stdio::piped(),
+        };
+        command
+            .args(arguments)
+            .stdin(input)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("LC_ALL", "C.UTF-8")
+            .current_dir("/");
+        self.become_user(&mut command)?;
+        command.envs(&self.env);
+        let mut child = command.spawn().map_err(fail)?;
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let listener = child.stderr.take().map(|stderr| {
+            let said = Arc::clone(&said);
+            std::thread::spawn(move || listen(stderr, &said))
+        });
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let shown = self.shown();
+        Ok(Running {
+            child,
+            shown,
+            limit: self.limit,
+            stdin,
+            stdout,
+            said,
+            listener,
+            is_over: false,
+        })
+    }
+
+    /// Sets user, group and the variables that a login of that user would have.
+    fn become_user(&self, command: &mut std::process::Command) -> Result<()> {
+        let own = nix::unistd::geteuid();
+        let user = match &self.user {
+            Some(name) => nix::unistd::User::from_name(name)
+                .ok()
+                .flatten()
+                .ok_or_else(|| Error::NoUser { user: name.clone(), command: self.shown() })?,
+            None => match nix::unistd::User::from_uid(own).ok().flatten() {
+                Some(user) => user,
+                None => return Ok(()), // a number without a name has no home
+            },
+        };
+        if user.uid != own {
+            // Supplementary groups are dropped with it.
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+        command
+            .env("HOME", &user.dir)
+            .env("SHELL", &user.shell)
+            .env("USER", &user.name)
+            .env("LOGNAME", &user.name);
+        Ok(())
+    }
+}
+
+/// What a child has on its standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    /// Its end, at once.
+    Nothing,
+    /// What is written to [`Running::stdin`].
+    Piped,
+}
+
+/// How long to wait for more of a child's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// The limit is for all of it.
+    End,
+    /// The limit is for the next piece.
+    Silence,
+}
+
+/// A child process; killed with its group when it is dropped before its end.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    shown: String,
+    limit: Duration,
+    /// Where its input goes, if that was asked for; take it to end the input.
+    pub stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    said: Arc<Mutex<Vec<u8>>>,
+    listener: Option<JoinHandle<()>>,
+    is_over: bool,
+}
+
+impl Running {
+    /// Its output, as it comes. An error of kind `TimedOut` says that the limit was
+    /// reached, one of kind `Interrupted` within an `Other` that somebody asked to stop.
+    pub fn stdout<'a>(&mut self, progress: &'a Progress, patience: Patience) -> Output<'a> {
+        Output {
+            stdout: self.stdout.take(),
+            progress,
+            patience,
+            limit: self.limit,
+            deadline: Instant::now() + self.limit,
+        }
+    }
+
+    /// Writes to its input.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = match &mut self.stdin {
+            Some(stdin) => stdin.write_all(bytes).and_then(|()| stdin.flush()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        // Why it does not listen any more, it says on its standard error.
+        written.map_err(|_| self.failure())
+    }
+
+    /// Waits for its end after its output was read, as long as the limit says, and tells
+    /// whether it succeeded. `read` is the error that reading ended with.
+    pub fn end(mut self, read: Option<io::Error>, progress: &Progress) -> Result<()> {
+        let status = self.status(read, self.limit, progress)?;
+        if status.success() { Ok(()) } else { Err(self.failed(status)) }
+    }
+
+    fn status(
+        &mut self,
+        read: Option<io::Error>,
+        limit: Duration,
+        progress: &Progress,
+    ) -> Result<ExitStatus> {
+        progress.check()?;
+        match read {
+            Some(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(self.too_slow("it did not get ahead"));
+            }
+            Some(source) => return Err(Error::Start { command: self.shown.clone(), source }),
+            None => {}
+        }
+        drop(self.stdin.take());
+        drop(self.stdout.take());
+        self.wait(limit, Some(progress))?.ok_or_else(|| self.too_slow("it did not end"))
+    }
+
+    /// What went wrong with a child that does not do its work any more.
+    pub fn failure(&mut self) -> Error {
+        match self.wait(Duration::from_secs(2), None) {
+            Ok(Some(status)) => self.failed(status),
+            Ok(None) => self.too_slow("it did not answer"),
+            Err(error) => error,
+        }
+    }
+
+    fn failed(&mut self, status: ExitStatus) -> Error {
+        let status = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            _ => "unknown end".into(),
+        };
+        Error::Failed { command: self.shown.clone(), status, said: self.said() }
+    }
+
+    fn too_slow(&self, what: &'static str) -> Error {
+        Error::TooSlow { command: self.shown.clone(), what, limit: self.limit }
+    }
+
+    /// The end of what it said on standard error.
+    pub fn said(&mut self) -> String {
+        if self.is_over
+            && let Some(listener) = self.listener.take()
+        {
+            // A grandchild may keep the pipe open; what was heard until then will do.
+            let started = Instant::now();
+            while !listener.is_finished() && started.elapsed() < TICK {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        let said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&said).trim().to_owned();
+        if text.is_empty() { "it said nothing".into() } else { text }
+    }
+
+    fn wait(&mut self, limit: Duration, progress: Option<&Progress>) -> Result<Option<ExitStatus>> {
+        let fail = |source| Error::Start { command: self.shown.clone(), source };
+        let (started, mut pause) = (Instant::now(), Duration::from_millis(1));
+        loop {
+            if let Some(status) = self.child.try_wait().map_err(fail)? {
+                self.is_over = true;
+                return Ok(Some(status));
+            }
+            if started.elapsed() >= limit {
+                return Ok(None);
+            }
+            if let Some(progress) = progress {
+                progress.check()?;
+            }
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(TICK);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        // Its helpers go with it.
+        let group = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The output of a child.
+#[derive(Debug)]
+pub struct Output<'a> {
+    stdout: Option<ChildStdout>,
+    progress: &'a Progress,
+    patience: Patience,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Output<'_> {
+    /// Tells of a wish to stop.
+    pub fn progress(&self) -> &Progress {
+        self.progress
+    }
+}
+
+impl Read for Output<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(stdout) = &mut self.stdout else { return Ok(0) };
+        if self.patience == Patience::Silence {
+            self.deadline = Instant::now() + self.limit;
+        }
+        loop {
+            self.progress.check().map_err(io::Error::other)?;
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let tick = Timespec::try_from(left.min(TICK)).map_err(io::Error::other)?;
+            let mut waiting = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN)];
+            match poll(&mut waiting, Some(&tick)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return stdout.read(into),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Keeps the end of what is said.
+fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
+    let mut piece = [0; 1 << 10];
+    loop {
+        match stderr.read(&mut piece) {
+            Ok(0) => return,
+            Ok(len) => {
+                let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                said.extend_from_slice(&piece[..len]);
+                let excess = said.len().saturating_sub(SAID_BYTES);
+                said.drain(..excess);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A word as a shell would have to be given it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        Command::new(["sh", "-c", script]).within(Duration::from_secs(20))
+    }
+
+    fn output(command: &Command) -> Result<String> {
+        command
+            .output(&Progress::default())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    #[test]
+    fn what_is_printed_comes_back_and_failures_say_why() {
+        assert_eq!(output(&shell("echo a; echo b >&2")).expect("works"), "a\n");
+        let failed = output(&shell("echo a; echo because >&2; exit 7")).expect_err("fails");
+        assert!(
+            matches!(&failed, Error::Failed { status, said, .. }
+            if status == "exit code 7" && said == "because"),
+            "{failed}"
+        );
+        let killed = output(&shell("kill -9 $$")).expect_err("fails");
+        assert!(killed.to_string().contains("signal 9"), "{killed}");
+        let absent = output(&Command::new(["/nowhere/at all"])).expect_err("fails");
+        assert!(absent.to_string().starts_with("cannot start '/nowhere/at all'"), "{absent}");
+    }
+
+    #[test]
+    fn a_limit_ends_the_whole_group() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = dir.path().join("mark");
+        let script = format!("(sleep 1; touch {}) & sleep 30", mark.display());
+        let started = Instant::now();
+        let slow = shell(&script).within(Duration::from_millis(200));
+        let error = output(&slow).expect_err("too slow");
+        assert!(matches!(error, Error::TooSlow { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1200));
+        assert!(!mark.exists(), "a grandchild went on");
+    }
+
+    #[test]
+    fn a_wish_to_stop_is_heard() {
+        let progress = Progress::default();
+        progress.stop();
+        let error = shell("sleep 30").output(&progress).expect_err("stopped");
+        assert!(error.is_interrupted(), "{error}");
+    }
+
+    #[test]
+    fn the_environment_is_that_of_a_login() {
+        let shown = output(&shell("env").env("OWN", "1")).expect("works");
+        let names: Vec<&str> =
+            shown.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+        for name in ["HOME", "USER", "LOGNAME", "SHELL", "PATH", "OWN"] {
+            assert!(names.contains(&name), "{name} is not in {shown}");
+        }
+        assert!(!names.contains(&"CARGO_MANIFEST_DIR"), "{shown}");
+        if nix::unistd::geteuid().is_root() {
+            let as_nobody = output(&shell("id -u; id -G").by(Some("nobody"))).expect("works");
+            assert_eq!(as_nobody, "65534\n65534\n");
+        }
+        let error = output(&shell("true").by(Some("no such user"))).expect_err("no such user");
+        assert!(matches!(error, Error::NoUser { .. }), "{error}");
+    }
+
+    #[test]
+    fn words_are_shown_as_a_shell_wants_them() {
+        let shown = Command::new(["a", "b c", "it's", ""]).shown();
+        assert_eq!(shown, r"a 'b c' 'it'\''s' ''");
+    }
+}

@@ -1,0 +1,29 @@
+//! The services that an instance runs on: how each is asked, copied, stopped.
+
+pub mod control;
+pub mod postgres;
+pub mod redis;
+
+use crate::run::Command;
+use std::path::PathBuf;
+
+/// Where the clients of a service run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// The command that leads into a container, such as `docker exec -i NAME`.
+    pub into: Vec<String>,
+    /// Directories with the programs, best first; without any, the usual ones.
+    pub bin: Vec<PathBuf>,
+    /// User of this machine who runs them.
+    pub user: Option<String>,
+}
+
+impl Reach {
+    /// A command to run `program` there.
+    pub fn command<I: IntoIterator<Item: Into<String>>>(&self, program: &str, rest: I) -> Command {
+        let found = self.bin.iter().map(|dir| dir.join(program)).find(|path| path.exists());
+        let program = found.map_or_else(|| program.to_owned(), |path| path.display().to_string());
+        let words = self.into.iter().cloned().chain([program]);
+        Command::new(words.chain(rest.into_iter().map(Into::into))).by(self.user.as_deref())
+    }
+}

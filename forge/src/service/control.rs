@@ -1,0 +1,174 @@
+//! Stopping and starting the services that write.
+
+use crate::error::Result;
+use crate::plan::Step;
+use crate::run::Command;
+use std::time::Duration;
+use store::observe::Progress;
+
+/// How services are stopped and started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// There is nothing to stop.
+    Nothing,
+    /// By the program that supervises them.
+    Supervised(Supervisor),
+    /// By the admin's commands.
+    Commands {
+        /// Run in this order.
+        stop: Vec<Step>,
+        /// Run in this order.
+        start: Vec<Step>,
+    },
+}
+
+/// A program that stops and starts services by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Supervisor {
+    /// What it speaks.
+    pub speaks: Speaks,
+    /// The program with what comes before its verb.
+    pub program: Vec<String>,
+    /// Services that write.
+    pub writers: Vec<String>,
+    /// How long one stop or start may take.
+    pub limit: Duration,
+}
+
+/// What a supervisor understands and answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// `sv` and `gitlab-ctl`: `status`, `stop NAME`, `start NAME`; `run: NAME: …`.
+    Runit,
+    /// `docker` and `podman`: `inspect NAME`, `stop NAME`, `start NAME`.
+    Docker,
+}
+
+/// What is to be done with a service, and undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writer {
+    /// Its name.
+    pub name: String,
+    /// Stops it.
+    pub stop: Command,
+    /// Start it again.
+    pub start: Vec<Command>,
+}
+
+impl Control {
+    /// What has to be stopped now: the services that run, or all the admin's commands.
+    pub fn writers(&self, progress: &Progress) -> Result<Vec<Writer>> {
+        match self {
+            Control::Nothing => Ok(Vec::new()),
+            Control::Supervised(supervisor) => supervisor.running(progress),
+            Control::Commands { stop, start } => {
+                let writer = |step: &Step| Writer {
+                    name: step.command.shown(),
+                    stop: step.command.clone(),
+                    start: Vec::new(),
+                };
+                let mut writers: Vec<Writer> = stop.iter().map(writer).collect();
+                // A start is not the start of one of them; all are run, whichever was stopped.
+                if let Some(first) = writers.first_mut() {
+                    first.start = start.iter().map(|step| step.command.clone()).collect();
+                }
+                Ok(writers)
+            }
+        }
+    }
+
+    /// Whether a service is known to be running; `None` if nobody knows.
+    pub fn is_running(&self, writer: &Writer, progress: &Progress) -> Result<Option<bool>> {
+        match self {
+            Control::Supervised(supervisor) => supervisor.is_running(&writer.name, progress),
+            Control::Nothing | Control::Commands { .. } => Ok(None),
+        }
+    }
+
+    /// Names of all services, where they are known.
+    pub fn services(&self, progress: &Progress) -> Vec<String> {
+        match self {
+            Control::Supervised(supervisor) if supervisor.speaks == Speaks::Runit => {
+                let output = supervisor.command(&["status"]).answer(progress).unwrap_or_default();
+                states(&output).map(|(_, name)| name).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Supervisor {
+    fn command(&self, words: &[&str]) -> Command {
+        let program = self.program.iter().map(String::as_str);
+        Command::new(program.chain(words.iter().copied())).within(self.limit)
+    }
+
+    fn running(&self, progress: &Progress) -> Result<Vec<Writer>> {
+        let mut running = Vec::new();
+        for name in &self.writers {
+            if self.is_running(name, progress)? == Some(true) {
+                let (stop, start) = (self.command(&["stop", name]), self.command(&["start", name]));
+                running.push(Writer { name: name.clone(), stop, start: vec![start] });
+            }
+        }
+        Ok(running)
+    }
+
+    /// `None` if there is no such service.
+    fn is_running(&self, name: &str, progress: &Progress) -> Result<Option<bool>> {
+        match self.speaks {
+            Speaks::Runit => {
+                // The exit code differs between programs and versions; the text does not.
+                let answer = self.command(&["status", name]).answer(progress)?;
+                let state = states(&answer).find(|(_, named)| is_same(named, name));
+                Ok(state.map(|(state, _)| state != "down"))
+            }
+            Speaks::Docker => {
+                let words = ["inspect", "--format", "{{.State.Running}}", name];
+                let answer = self.command(&words).answer(progress)?;
+                Ok(match answer.trim_ascii() {
+                    b"true" => Some(true),
+                    b"false" => Some(false),
+                    _ => None,
+                })
+            }
+        }
+    }
+}
+
+/// State and name in lines of runit's: `run: NAME: (pid 1) 2s; run: log: (pid 3) 2s`.
+fn states(output: &[u8]) -> impl Iterator<Item = (String, String)> {
+    let text = String::from_utf8_lossy(output).into_owned();
+    let lines: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            let (state, rest) = line.split_once(": ")?;
+            let is_state = ["run", "down", "finish"].contains(&state);
+            is_state.then_some((state.to_owned(), rest.split_once(':')?.0.to_owned()))
+        })
+        .collect();
+    lines.into_iter()
+}
+
+/// `sv` shows a service by the path that it was given.
+fn is_same(shown: &str, name: &str) -> bool {
+    let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
+    last(shown) == last(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runit_is_understood() {
+        let output = b"run: puma: (pid 12) 3s; run: log: (pid 11) 3s\n\
+            down: sidekiq: 1s, normally up\n\
+            fail: nginx: unable to change to service directory\n";
+        let states: Vec<_> = states(output).collect();
+        let expected = [("run", "puma"), ("down", "sidekiq")];
+        assert_eq!(states, expected.map(|(state, name)| (state.to_owned(), name.to_owned())));
+        assert!(is_same("/opt/service/puma", "puma"));
+        assert!(!is_same("puma", "sidekiq"));
+    }
+}

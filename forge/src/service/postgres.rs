@@ -1,0 +1,335 @@
+//! PostgreSQL: what databases there are, one moment of each, dumps of that moment.
+//!
+//! Everything goes through PostgreSQL's own clients, run as the user and in the place that
+//! the product itself runs them: the server tells users apart by who connects to its
+//! socket, so nobody else could connect in our stead.
+
+use super::Reach;
+use crate::error::{Error, Result};
+use crate::run::{Command, Output, Patience, Running, Stdin};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use store::observe::Progress;
+
+/// How long a server that is starting is waited for, if nobody says otherwise.
+pub const WAIT: Duration = Duration::from_secs(60);
+/// How long a dump may say nothing: a large table may be locked for a while.
+pub const SILENCE: Duration = Duration::from_secs(30 * 60);
+/// How long a question may take.
+const QUESTION: Duration = Duration::from_secs(10 * 60);
+/// `psql` could not connect.
+const NOT_CONNECTED: &str = "exit code 2";
+/// Ends every answer; no row of ours looks like it.
+const END: &str = "-- end of answer";
+/// What dumps hold in place of a random key.
+const RESTRICT_KEY: &str = "forgekeep";
+/// Bytes of a row as text; the largest are lists of paths.
+const ROW_BYTES_MAX: u64 = 16 << 20;
+
+/// A database server and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where the clients run.
+    pub reach: Reach,
+    /// Host name, or directory of the socket.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: u16,
+    /// The role to connect as.
+    pub role: Option<String>,
+    /// File of passwords for the clients.
+    pub passfile: Option<PathBuf>,
+    /// Databases to save; without it, all that the server has.
+    pub databases: Option<Vec<String>>,
+    /// How long to wait for it while it is starting.
+    pub wait: Duration,
+    /// How long a dump may say nothing.
+    pub silence: Duration,
+    /// Whether rows are counted.
+    pub counts_rows: bool,
+}
+
+/// Rows of a table at the moment of a dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// Its name with that of its schema.
+    pub table: String,
+    /// How many.
+    pub rows: u64,
+}
+
+impl Server {
+    /// Connects to a database, waiting for a server that is starting.
+    pub fn connect<'a>(&self, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
+        let started = Instant::now();
+        loop {
+            let opened = Connection::open(self, database, progress);
+            match opened {
+                Err(Error::Failed { status, .. })
+                    if status == NOT_CONNECTED && started.elapsed() < self.wait => {}
+                other => return other,
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Version of the server: its major number and all of it.
+    pub fn version(&self, connection: &mut Connection<'_>) -> Result<(u32, String)> {
+        #[derive(Deserialize)]
+        struct Version {
+            number: String,
+            text: String,
+            port: String,
+        }
+        let version: Version = connection.one(
+            "select current_setting('server_version_num') as number, \
+             current_setting('server_version') as text, current_setting('port') as port",
+        )?;
+        if self.reach.into.is_empty() && version.port != self.port.to_string() {
+            return Err(Error::Pooler { asked: self.port, own: version.port });
+        }
+        let number: u32 = version.number.parse().map_err(|_| Error::Service {
+            service: "PostgreSQL".into(),
+            reason: format!("its version is `{}`", version.number),
+        })?;
+        Ok((number / 10_000, version.text))
+    }
+
+    /// The databases to save.
+    pub fn databases(&self, connection: &mut Connection<'_>) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let all: Vec<Named> = connection.rows(
+            "select datname as name from pg_database \
+             where datallowconn and not datistemplate and datname <> 'postgres' order by 1",
+        )?;
+        let all = all.into_iter().map(|database| database.name);
+        Ok(match &self.databases {
+            Some(wanted) => all.filter(|name| wanted.contains(name)).collect(),
+            None => all.collect(),
+        })
+    }
+
+    /// The client that can dump a server of this major version: its own directory, or the
+    /// place in which it is run.
+    pub fn client(&self, server: u32, progress: &Progress) -> Result<Reach> {
+        let own = PathBuf::from(format!("/usr/lib/postgresql/{server}/bin"));
+        let mut newest = None;
+        let mut candidates: Vec<Reach> =
+            self.reach.bin.iter().map(|dir| self.reach_with(vec![dir.clone()])).collect();
+        if self.reach.into.is_empty() {
+            candidates.push(self.reach_with(vec![own]));
+        }
+        candidates.push(self.reach_with(Vec::new()));
+        for reach in candidates {
+            if reach.into.is_empty() && reach.bin.iter().any(|dir| !dir.join("pg_dump").exists()) {
+                continue;
+            }
+            match reach.command("pg_dump", ["--version"]).output(progress) {
+                Ok(output) => {
+                    let client = major(&String::from_utf8_lossy(&output));
+                    if client >= Some(server) {
+                        return Ok(reach);
+                    }
+                    newest = newest.max(client);
+                }
+                Err(Error::Start { .. } | Error::Failed { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match newest {
+            Some(client) => Err(Error::ClientTooOld { client, server }),
+            None => {
+                let places = self.reach.bin.iter().map(|dir| dir.display().to_string());
+                let places =
+                    places.chain([format!("/usr/lib/postgresql/{server}/bin"), "PATH".into()]);
+                Err(Error::NoProgram { program: "pg_dump".into(), places: places.collect() })
+            }
+        }
+    }
+
+    fn reach_with(&self, bin: Vec<PathBuf>) -> Reach {
+        Reach { bin, ..self.reach.clone() }
+    }
+
+    /// Dumps a database as of a moment that [`Connection::moment`] gave, uncompressed and in
+    /// the custom format, which `pg_restore` reads.
+    pub fn dump(&self, client: &Reach, database: &str, moment: &str) -> Result<Running> {
+        let words = ["--format=custom", "--compress=0", "--no-password"].map(String::from);
+        let words = words.into_iter().chain([format!("--snapshot={moment}")]);
+        let words = words.chain(self.address()).chain([format!("--dbname={database}")]);
+        self.with_environment(client.command("pg_dump", words))
+            .within(self.silence)
+            .start(Stdin::Nothing)
+    }
+
+    /// Roles, their passwords and settings, and tablespaces, as SQL.
+    pub fn globals(&self, client: &Reach, progress: &Progress) -> Result<Vec<u8>> {
+        let help = client.command("pg_dumpall", ["--help"]).output(progress)?;
+        let knows_key = String::from_utf8_lossy(&help).contains("--restrict-key");
+        let key = knows_key.then(|| format!("--restrict-key={RESTRICT_KEY}"));
+        let words = ["--globals-only", "--no-password"].map(String::from).into_iter().chain(key);
+        let words = words.chain(self.address());
+        self.with_environment(client.command("pg_dumpall", words)).within(QUESTION).output(progress)
+    }
+
+    fn address(&self) -> impl Iterator<Item = String> {
+        let host = self.host.iter().map(|host| format!("--host={host}"));
+        let role = self.role.iter().map(|role| format!("--username={role}"));
+        host.chain(role).chain([format!("--port={}", self.port)]).collect::<Vec<_>>().into_iter()
+    }
+
+    fn with_environment(&self, command: Command) -> Command {
+        let command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
+        match &self.passfile {
+            Some(file) => command.env("PGPASSFILE", file.display().to_string()),
+            None => command,
+        }
+    }
+}
+
+/// An open connection to one database: a `psql` that is asked one thing after the other.
+#[derive(Debug)]
+pub struct Connection<'a> {
+    running: Running,
+    output: BufReader<Output<'a>>,
+    /// Name of the database.
+    pub database: String,
+}
+
+impl<'a> Connection<'a> {
+    fn open(server: &Server, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
+        let words = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--no-password"];
+        let words = words.map(String::from).into_iter();
+        // A result is fetched in pieces, so that psql stays small.
+        let words =
+            words.chain(["--set=ON_ERROR_STOP=1", "--set=FETCH_COUNT=1000"].map(String::from));
+        let words = words.chain(server.address()).chain([format!("--dbname={database}")]);
+        let command = server.with_environment(server.reach.command("psql", words));
+        let mut running = command.within(QUESTION).start(Stdin::Piped)?;
+        let output = BufReader::new(running.stdout(progress, Patience::Silence));
+        let mut connection = Connection { running, output, database: database.to_owned() };
+        connection.rows::<serde_json::Value>("select 1 where false")?;
+        Ok(connection)
+    }
+
+    /// Begins to see one moment of the database, and gives it the name that dumps can be
+    /// told. It lasts as long as the connection.
+    pub fn moment(&mut self) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Moment {
+            name: String,
+        }
+        self.tell("begin transaction isolation level repeatable read, read only")?;
+        let moment: Moment = self.one("select pg_export_snapshot() as name")?;
+        Ok(moment.name)
+    }
+
+    /// How many rows each table has.
+    pub fn count_rows(&mut self) -> Result<Vec<Rows>> {
+        // The first query writes the queries that count.
+        self.tell_and_read(
+            "select format('select json_build_object(''table'', %L, ''rows'', count(*)) from %s', \
+             c.oid::regclass, c.oid::regclass) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind = 'r' and c.relpersistence = 'p' \
+             and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by c.oid::regclass::text \\gexec",
+        )
+    }
+
+    /// The columns of a table that is found by its name alone; none if there is no such table.
+    pub fn columns(&mut self, table: &str) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Column {
+            name: String,
+        }
+        let columns: Vec<Column> = self.rows(&format!(
+            "select attname as name from pg_attribute \
+             where attrelid = to_regclass({}) and attnum > 0 and not attisdropped order by attnum",
+            literal(table)
+        ))?;
+        Ok(columns.into_iter().map(|column| column.name).collect())
+    }
+
+    /// The only row of a query.
+    pub fn one<T: DeserializeOwned>(&mut self, query: &str) -> Result<T> {
+        let mut rows = self.rows(query)?;
+        match (rows.pop(), rows.is_empty()) {
+            (Some(row), true) => Ok(row),
+            _ => Err(self.odd("one row was expected")),
+        }
+    }
+
+    /// All rows of a query, each as an object of its columns.
+    pub fn rows<T: DeserializeOwned>(&mut self, query: &str) -> Result<Vec<T>> {
+        self.tell_and_read(&format!("select row_to_json(answer) from ({query}) answer;"))
+    }
+
+    /// Runs a statement without rows.
+    fn tell(&mut self, statement: &str) -> Result<()> {
+        self.tell_and_read::<serde_json::Value>(&format!("{statement};")).map(drop)
+    }
+
+    fn tell_and_read<T: DeserializeOwned>(&mut self, text: &str) -> Result<Vec<T>> {
+        self.running.write(format!("{text}\nselect '{END}';\n").as_bytes())?;
+        let mut rows = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            let mut row = std::io::Read::take(&mut self.output, ROW_BYTES_MAX);
+            match row.read_until(b'\n', &mut line) {
+                Ok(0) => return Err(self.running.failure()),
+                Ok(_) if line.last() != Some(&b'\n') => return Err(self.odd("a row is too long")),
+                Ok(_) if line.trim_ascii() == END.as_bytes() => return Ok(rows),
+                Ok(_) if line.trim_ascii().is_empty() => {}
+                Ok(_) => {
+                    let row = serde_json::from_slice(&line);
+                    rows.push(row.map_err(|error| self.odd(&error.to_string()))?);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                    return Err(self.running.failure());
+                }
+                Err(error) => {
+                    self.output.get_ref().progress().check()?;
+                    return Err(self.odd(&error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn odd(&self, reason: &str) -> Error {
+        Error::Service { service: format!("database {}", self.database), reason: reason.into() }
+    }
+}
+
+/// A text as SQL wants it.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The major version in `pg_dump (PostgreSQL) 15.18 (Debian …)`.
+fn major(version: &str) -> Option<u32> {
+    let number =
+        version.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found() {
+        assert_eq!(major("pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
+        assert_eq!(major("pg_dump (PostgreSQL) 18beta1"), Some(18));
+        assert_eq!(major("nothing"), None);
+    }
+
+    #[test]
+    fn texts_are_quoted() {
+        assert_eq!(literal("it's"), "'it''s'");
+    }
+}

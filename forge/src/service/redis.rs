@@ -1,0 +1,151 @@
+//! Redis: a save that is known to have succeeded.
+
+use super::Reach;
+use crate::error::{Error, Result};
+use crate::run::Command;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use store::observe::Progress;
+
+/// How long a save may take, if nobody says otherwise.
+pub const LIMIT: Duration = Duration::from_secs(10 * 60);
+/// How long one question may take.
+const QUESTION: Duration = Duration::from_secs(10);
+/// How often it is asked whether it is done.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A Redis server and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redis {
+    /// Where the client runs.
+    pub reach: Reach,
+    /// Its socket.
+    pub socket: Option<PathBuf>,
+    /// Its host name, where there is no socket.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// A file with the password.
+    pub password_file: Option<PathBuf>,
+    /// How long a save may take.
+    pub limit: Duration,
+}
+
+/// How Redis keeps its data in files.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Saved {
+    /// Its version.
+    pub version: String,
+    /// Directory of the files, as Redis sees it.
+    pub dir: PathBuf,
+    /// Name of the snapshot file there.
+    pub snapshot: String,
+    /// Name of the directory with the append-only files, or of the one file, if it
+    /// keeps such; it reads these and not the snapshot when it starts.
+    pub append_only: Option<String>,
+    /// Seconds that the save took.
+    pub seconds: f64,
+}
+
+impl Redis {
+    fn ask(&self, words: &[&str], progress: &Progress) -> Result<String> {
+        let mut arguments: Vec<String> = Vec::new();
+        match (&self.socket, &self.host) {
+            (Some(socket), _) => arguments.extend(["-s".into(), socket.display().to_string()]),
+            (None, Some(host)) => arguments.extend(["-h".into(), host.clone()]),
+            (None, None) => {}
+        }
+        if let (None, Some(port)) = (&self.socket, self.port) {
+            arguments.extend(["-p".into(), port.to_string()]);
+        }
+        arguments.extend(words.iter().map(|&word| word.to_owned()));
+        let mut command: Command = self.reach.command("redis-cli", arguments).within(QUESTION);
+        if let Some(path) = &self.password_file {
+            let fail = |source| Error::Read { path: path.clone(), source };
+            let password = std::fs::read_to_string(path).map_err(fail)?;
+            command = command.env("REDISCLI_AUTH", password.trim_end());
+        }
+        let answer = command.output(progress)?;
+        let answer = String::from_utf8_lossy(&answer).trim().to_owned();
+        // The client succeeds whatever the server answers.
+        let is_error = ["ERR ", "NOAUTH ", "WRONGPASS ", "NOPERM ", "MISCONF ", "LOADING "]
+            .iter()
+            .any(|prefix| {
+                answer.starts_with(prefix) || answer.starts_with(&format!("(error) {prefix}"))
+            });
+        if is_error { Err(self.odd(answer)) } else { Ok(answer) }
+    }
+
+    fn odd(&self, reason: impl Into<String>) -> Error {
+        Error::Service { service: "Redis".into(), reason: reason.into() }
+    }
+
+    fn info(&self, section: &str, progress: &Progress) -> Result<HashMap<String, String>> {
+        let answer = self.ask(&["INFO", section], progress)?;
+        let pairs = answer.lines().filter_map(|line| line.trim().split_once(':'));
+        Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    }
+
+    fn configured(&self, key: &str, progress: &Progress) -> Result<Option<String>> {
+        let answer = self.ask(&["CONFIG", "GET", key], progress)?;
+        Ok(answer.lines().nth(1).map(str::to_owned))
+    }
+
+    /// Has it write its data to its snapshot file and waits until that is done.
+    ///
+    /// `LASTSAVE` is never asked: it has whole seconds and stays as it is when a save fails.
+    pub fn save(&self, progress: &Progress) -> Result<Saved> {
+        let started = Instant::now();
+        self.wait_while(&["rdb_bgsave_in_progress", "aof_rewrite_in_progress"], started, progress)?;
+        // It says that it began even where it cannot.
+        self.ask(&["BGSAVE"], progress)?;
+        self.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
+        let info = self.info("persistence", progress)?;
+        match info.get("rdb_last_bgsave_status").map(String::as_str) {
+            Some("ok") => {}
+            other => {
+                let status = other.unwrap_or("unknown");
+                return Err(
+                    self.odd(format!("the save ended with status `{status}`; its log says why"))
+                );
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let is_append_only = info.get("aof_enabled").is_some_and(|value| value == "1");
+        let append_only = if is_append_only {
+            // A directory since 7.0, a file before.
+            match self.configured("appenddirname", progress)? {
+                Some(name) => Some(name),
+                None => self.configured("appendfilename", progress)?,
+            }
+        } else {
+            None
+        };
+        let version = self.info("server", progress)?.remove("redis_version").unwrap_or_default();
+        let dir = self.configured("dir", progress)?.unwrap_or_default().into();
+        let snapshot =
+            self.configured("dbfilename", progress)?.unwrap_or_else(|| "dump.rdb".into());
+        Ok(Saved { version, dir, snapshot, append_only, seconds })
+    }
+
+    fn wait_while(&self, keys: &[&str], started: Instant, progress: &Progress) -> Result<()> {
+        loop {
+            let info = self.info("persistence", progress)?;
+            let Some(state) = info.get("rdb_bgsave_in_progress") else {
+                return Err(self.odd(format!("it does not say whether it saves: {info:?}")));
+            };
+            let _ = state;
+            if !keys.iter().any(|key| info.get(*key).is_some_and(|value| value != "0")) {
+                return Ok(());
+            }
+            if started.elapsed() >= self.limit {
+                let limit = crate::error::seconds(self.limit);
+                return Err(self.odd(format!("the save did not end within {limit}")));
+            }
+            progress.check()?;
+            std::thread::sleep(PAUSE);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The order of work, once for all kinds.
+//!
+//! ```text
+//! online        moments of the databases ─▶ dumps ─▶ Redis ─▶ repositories ─▶ pools ─▶ files
+//! maintenance   repositories ─▶ pools ─▶ files
+//!               stop ─▶ moments ─▶ Redis ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
+//! ```
+//!
+//! Whoever refers to something is copied before it, so that nothing that a database names is
+//! missing from the files. In maintenance the moments are taken while nothing writes, and the
+//! dumps of these moments are made when everything runs again.
+
+mod dumps;
+mod facts;
+mod stopped;
+
+use crate::catalogue::Catalogue;
+use crate::check::{Check, Verdict};
+use crate::copy::{Copy, shown};
+use crate::error::Result;
+use crate::kind::Kind;
+use crate::plan::{Part, Phase, Plan, Step};
+use crate::recovery::{Monitor, Record};
+use crate::service::postgres::Rows;
+use crate::service::redis::Saved;
+use crate::settings::{Mode, OnFailure};
+use dumps::Moments;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Duration;
+use stopped::Stopped;
+use store::backup::{Backup, Likeness, Options, Report, Sources};
+use store::id::SnapshotId;
+use store::observe::Event;
+use store::snapshot::Instance;
+use store::store::Store;
+
+/// Directory in the tree of what is no file of the instance.
+pub const DIR: &str = ".forgekeep";
+
+/// What a run needs beside its plan.
+pub struct Job<'a> {
+    /// What to do.
+    pub plan: &'a Plan,
+    /// Of which kind it is.
+    pub kind: &'static dyn Kind,
+    /// Where it goes.
+    pub store: &'a Store,
+    /// How files are read, and what the record says of the run.
+    pub options: Options,
+    /// Silences monitoring.
+    pub monitor: &'a dyn Monitor,
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Figures and the id of the snapshot.
+    pub report: Report,
+    /// What was not there.
+    pub missing: Vec<Absent>,
+    /// What was looked at.
+    pub checks: Vec<Check>,
+    /// What was dumped.
+    pub databases: Vec<Dumped>,
+    /// Projects in the catalogue.
+    pub project_count: usize,
+    /// How long services were down.
+    pub down: Option<Duration>,
+}
+
+impl Outcome {
+    /// Whether everything that belongs to the instance is in the snapshot, and fits.
+    pub fn is_complete(&self) -> bool {
+        is_complete(&self.missing, &self.checks) && self.report.unreadable_count == 0
+    }
+
+    /// The snapshot, unless the run was dry.
+    pub fn snapshot(&self) -> Option<SnapshotId> {
+        self.report.snapshot
+    }
+}
+
+fn is_complete(missing: &[Absent], checks: &[Check]) -> bool {
+    missing.iter().all(|absent| !absent.is_required)
+        && checks.iter().all(|check| check.verdict < Verdict::Failed)
+}
+
+/// A part that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Absent {
+    /// Its name.
+    pub part: String,
+    /// Where it was looked for.
+    pub looked_for: String,
+    /// Whether the backup is complete without it.
+    pub is_required: bool,
+}
+
+/// A database in the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Dumped {
+    /// Its name.
+    pub name: String,
+    /// Where the dump is in the tree.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its tables, where rows are counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<Rows>,
+}
+
+/// Backs up an instance. `record` is taken over with nothing to undo in it, and has nothing
+/// to undo when this returns, unless that failed, which is told as a warning.
+pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
+    steps(&job, &job.plan.before)?;
+    let result = run(&job, record);
+    // They are for the end, whatever it is.
+    let after = steps(&job, &job.plan.after);
+    let outcome = result?;
+    after?;
+    Ok(outcome)
+}
+
+fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
+    let likeness = Likeness::Instance(job.plan.instance.clone());
+    let mut session = Session {
+        job,
+        backup: Backup::begin(job.store, &job.options, likeness)?,
+        missing: Vec::new(),
+        redis: None,
+        down: None,
+    };
+    let mut moments = match job.plan.mode {
+        // A dry run stops nothing.
+        Mode::Online => session.online()?,
+        Mode::Maintenance if job.options.is_dry => session.online()?,
+        Mode::Maintenance => session.maintenance(record)?,
+    };
+    let (catalogue, databases) = session.dump(&mut moments)?;
+    session.finish(catalogue, moments, databases)
+}
+
+/// Runs commands of the admin's.
+fn steps(job: &Job<'_>, steps: &[Step]) -> Result<()> {
+    if job.options.is_dry {
+        return Ok(());
+    }
+    for step in steps {
+        match step.command.output(job.store.observer().progress()) {
+            Err(error) if step.on_failure == OnFailure::Warn && !error.is_interrupted() => {
+                job.store.observer().event(Event::Warning(error.to_string()));
+            }
+            done => drop(done?),
+        }
+    }
+    Ok(())
+}
+
+/// A run under way.
+struct Session<'j> {
+    job: &'j Job<'j>,
+    backup: Backup<'j>,
+    missing: Vec<Absent>,
+    redis: Option<Saved>,
+    down: Option<Duration>,
+}
+
+impl<'j> Session<'j> {
+    fn online(&mut self) -> Result<Moments<'j>> {
+        let moments = self.moments()?;
+        self.save_redis()?;
+        self.copy_all()?;
+        Ok(moments)
+    }
+
+    fn maintenance(&mut self, record: &mut Record) -> Result<Moments<'j>> {
+        let job = self.job;
+        // Most of the work, while everything runs.
+        self.copy_all()?;
+        self.backup.again()?;
+        let note = |text: String| job.store.observer().event(Event::Note(text));
+        let mut stopped = Stopped::begin(job, record)?;
+        note(format!("stopped {}", stopped.names()));
+        let moments = self.moments()?;
+        self.save_redis()?;
+        self.missing.clear();
+        self.copy_all()?;
+        self.down = stopped.end();
+        note(format!("started again after {:.1} s", self.down.unwrap_or_default().as_secs_f64()));
+        Ok(moments)
+    }
+
+    /// One moment of every database.
+    fn moments(&mut self) -> Result<Moments<'j>> {
+        let (moments, missing) = Moments::take(self.job)?;
+        self.missing.extend(missing);
+        Ok(moments)
+    }
+
+    fn save_redis(&mut self) -> Result<()> {
+        if let Some(redis) = &self.job.plan.redis {
+            self.redis = Some(redis.save(self.job.store.observer().progress())?);
+        }
+        Ok(())
+    }
+
+    /// All files, in the order of their phases.
+    fn copy_all(&mut self) -> Result<()> {
+        let plan = self.job.plan;
+        for phase in Phase::ALL {
+            let mut sources = Sources::default();
+            for part in &plan.parts {
+                if part.phase == phase {
+                    self.add(part, &mut sources);
+                } else {
+                    // Others take it, before or after.
+                    sources.leave.extend(part.paths.iter().cloned());
+                }
+            }
+            sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
+            sources.excludes.extend(plan.exclude.iter().cloned());
+            if !sources.paths.is_empty() {
+                self.backup.paths(&sources)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a part, or notes that it is missing.
+    fn add(&mut self, part: &Part, sources: &mut Sources) {
+        let there: Vec<PathBuf> =
+            part.paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+        if there.is_empty() && !self.missing.iter().any(|absent| absent.part == part.name) {
+            let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
+            self.missing.push(Absent {
+                part: part.name.clone(),
+                looked_for: looked_for.join(", "),
+                is_required: part.is_required,
+            });
+        }
+        for path in &there {
+            let within = |glob: &String| {
+                let base = store::glob::escape(path);
+                let inner = if glob.contains('/') { "" } else { "/**" };
+                format!("{base}{inner}/{}", glob.trim_start_matches('/'))
+            };
+            sources.excludes.extend(part.exclude.iter().map(within));
+        }
+        sources.paths.extend(there);
+    }
+
+    /// Asks what there should be, then dumps every database as of its moment.
+    fn dump(&mut self, moments: &mut Moments<'_>) -> Result<(Catalogue, Vec<Dumped>)> {
+        let catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
+        let databases = moments.dump(&mut self.backup)?;
+        Ok((catalogue, databases))
+    }
+
+    /// Looks at what was copied and writes it all down.
+    fn finish(
+        mut self,
+        mut catalogue: Catalogue,
+        moments: Moments<'_>,
+        databases: Vec<Dumped>,
+    ) -> Result<Outcome> {
+        let (job, plan) = (self.job, self.job.plan);
+        let checks = if job.options.is_dry {
+            Vec::new()
+        } else {
+            let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
+            facts::complete(plan, &mut catalogue, &copy)?;
+            job.kind.check(plan, &catalogue, &copy)?
+        };
+        let facts = facts::Facts {
+            instance: &plan.instance,
+            kind: plan.kind,
+            product: &plan.product,
+            mode: plan.mode.name(),
+            schema: &catalogue.schema,
+            background_migrations: &catalogue.migrations,
+            postgres: moments.version(),
+            databases: &databases,
+            redis: self.redis.as_ref(),
+            services: plan.control.services(job.store.observer().progress()),
+            parts: &plan.parts,
+            left_out: &plan.left_out,
+            missing: &self.missing,
+            checks: &checks,
+            seconds_down: self.down.map(|down| down.as_secs_f64()),
+            notes: plan.notes.iter().chain(&catalogue.notes).collect(),
+        };
+        self.backup.bytes(&format!("{DIR}/instance.json"), &facts.to_json())?;
+        let projects = facts::projects(&catalogue);
+        if !catalogue.projects.is_empty() {
+            self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
+        }
+        drop(moments);
+        let instance = Instance {
+            name: plan.instance.clone(),
+            kind: plan.kind.into(),
+            is_complete: is_complete(&self.missing, &checks),
+        };
+        let report = self.backup.finish(Some(instance))?;
+        let project_count = catalogue.projects.len();
+        Ok(Outcome {
+            report,
+            missing: self.missing,
+            checks,
+            databases,
+            project_count,
+            down: self.down,
+        })
+    }
+}

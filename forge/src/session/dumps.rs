@@ -1,0 +1,107 @@
+//! Databases: one moment of each, and the dump of that moment.
+
+use super::{Absent, DIR, Dumped, Job};
+use crate::error::Result;
+use crate::run::Patience;
+use crate::service::Reach;
+use crate::service::postgres::{Connection, Server};
+use serde::Serialize;
+use store::backup::Backup;
+
+/// The server that the dumps come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Version {
+    /// As the server says it.
+    pub version: String,
+}
+
+/// Databases held at one moment.
+pub struct Moments<'a> {
+    job: &'a Job<'a>,
+    source: Option<Source<'a>>,
+}
+
+/// A server with what is needed to dump it.
+struct Source<'a> {
+    server: &'a Server,
+    client: Reach,
+    version: String,
+    connections: Vec<Connection<'a>>,
+    /// Names of the moments, in the order of the connections.
+    names: Vec<String>,
+}
+
+impl<'a> Moments<'a> {
+    /// Holds every database of the plan's server at one moment, all within the time that
+    /// it takes to ask for them. Also returns the databases that are not there.
+    pub fn take(job: &'a Job<'a>) -> Result<(Moments<'a>, Vec<Absent>)> {
+        let Some(server) = &job.plan.postgres else {
+            return Ok((Moments { job, source: None }, Vec::new()));
+        };
+        let progress = job.store.observer().progress();
+        let mut first = server.connect("postgres", progress)?;
+        let (major, version) = server.version(&mut first)?;
+        let client = server.client(major, progress)?;
+        let there = server.databases(&mut first)?;
+        drop(first);
+        let wanted = job.plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
+        let missing = wanted.map(|wanted| Absent {
+            part: wanted.part(),
+            looked_for: format!("database {}", wanted.name),
+            is_required: wanted.is_required,
+        });
+        let missing = missing.collect();
+        let mut connections = Vec::new();
+        for name in &there {
+            connections.push(server.connect(name, progress)?);
+        }
+        // One directly after the other, when all are open.
+        let names = connections.iter_mut().map(Connection::moment).collect::<Result<_>>()?;
+        let source = Some(Source { server, client, version, connections, names });
+        Ok((Moments { job, source }, missing))
+    }
+
+    /// The connections, each seeing its moment.
+    pub fn connections(&mut self) -> &mut [Connection<'a>] {
+        self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
+    }
+
+    /// Version of the server.
+    pub fn version(&self) -> Option<Version> {
+        self.source.as_ref().map(|source| Version { version: source.version.clone() })
+    }
+
+    /// Dumps everything into the store.
+    pub fn dump(&mut self, backup: &mut Backup<'_>) -> Result<Vec<Dumped>> {
+        let progress = self.job.store.observer().progress();
+        let Some(source) = &mut self.source else { return Ok(Vec::new()) };
+        let globals = source.server.globals(&source.client, progress)?;
+        backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;
+        let mut dumped = Vec::new();
+        for (connection, moment) in source.connections.iter_mut().zip(&source.names) {
+            let name = connection.database.clone();
+            let path = format!("{DIR}/databases/{name}.dump");
+            let mut running = source.server.dump(&source.client, &name, moment)?;
+            let output = running.stdout(progress, Patience::Silence);
+            let mut running = Some(running);
+            let mut ended = Ok(());
+            let stored = backup.stream(path.as_bytes(), &mut { output }, &mut || {
+                // A dump that ends early is no dump.
+                let end = running.take().map(|running| running.end(None, progress));
+                ended = end.unwrap_or(Ok(()));
+                if ended.is_ok() { Ok(()) } else { Err(store::Error::Interrupted) }
+            });
+            let bytes = match (ended, stored, running) {
+                (Err(error), ..) => return Err(error),
+                (_, Err(store::Error::Source { source, .. }), Some(running)) => {
+                    return running.end(Some(source), progress).map(|()| Vec::new());
+                }
+                (_, stored, _) => stored?,
+            };
+            let tables =
+                if source.server.counts_rows { connection.count_rows()? } else { Vec::new() };
+            dumped.push(Dumped { name, path, bytes, tables });
+        }
+        Ok(dumped)
+    }
+}

@@ -1,0 +1,79 @@
+//! What whoever restores the snapshot will ask for, kept in it as JSON.
+
+use super::dumps::Version;
+use super::{Absent, Dumped};
+use crate::catalogue::Catalogue;
+use crate::check::Check;
+use crate::copy::Copy;
+use crate::error::Result;
+use crate::kind::gitlab::rows;
+use crate::plan::{LeftOut, Part, Plan, Product};
+use crate::service::redis::Saved;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// All there is to know about a snapshot of an instance.
+#[derive(Debug, Serialize)]
+pub struct Facts<'a> {
+    pub instance: &'a str,
+    pub kind: &'a str,
+    pub product: &'a Product,
+    pub mode: &'a str,
+    /// Newest migration of each database.
+    pub schema: &'a BTreeMap<String, String>,
+    /// Of each database, how many in which state.
+    pub background_migrations: &'a BTreeMap<String, BTreeMap<String, u64>>,
+    pub postgres: Option<Version>,
+    pub databases: &'a [Dumped],
+    pub redis: Option<&'a Saved>,
+    /// All that the supervision knows.
+    pub services: Vec<String>,
+    pub parts: &'a [Part],
+    pub left_out: &'a [LeftOut],
+    pub missing: &'a [Absent],
+    pub checks: &'a [Check],
+    pub seconds_down: Option<f64>,
+    pub notes: Vec<&'a String>,
+}
+
+impl Facts<'_> {
+    /// As they are kept.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+}
+
+/// Marks which repositories of the catalogue are in the copy.
+pub fn complete(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<()> {
+    let place = |storage: &str, path: Option<&String>| {
+        let path = path.and_then(|path| rows::repository(plan, storage, path));
+        path.unwrap_or_else(|| PathBuf::from("/"))
+    };
+    let mut paths = Vec::new();
+    for project in &catalogue.projects {
+        let of_project =
+            [Some(&project.repository), project.wiki.as_ref(), project.design.as_ref()];
+        paths.extend(of_project.map(|path| place(&project.storage, path)));
+    }
+    let seen = copy.look(&paths)?;
+    for (project, seen) in catalogue.projects.iter_mut().zip(seen.chunks_exact(3)) {
+        project.is_copied = seen[0].is_some();
+        project.wiki = project.wiki.take().filter(|_| seen[1].is_some());
+        project.design = project.design.take().filter(|_| seen[2].is_some());
+    }
+    Ok(())
+}
+
+/// The projects, a line each.
+pub fn projects(catalogue: &Catalogue) -> Vec<u8> {
+    let mut lines = Vec::new();
+    for project in &catalogue.projects {
+        // Nothing in it can fail to be written.
+        lines.extend(serde_json::to_vec(project).unwrap_or_default());
+        lines.push(b'\n');
+    }
+    lines
+}

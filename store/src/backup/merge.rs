@@ -1,0 +1,276 @@
+//! The source, walked beside the snapshot before, becomes batches.
+//!
+//! What is unchanged is taken as it was; of the rest each batch says what is to be read.
+
+use super::failure::Failure;
+use super::intake::{Intake, absolute};
+use super::previous::{Previous, Recheck};
+use super::{Root, tree_path};
+use crate::entry::{Entry, Kind};
+use crate::error::{Error, Result};
+use crate::source;
+use crate::walk::{Base, Found, Rules, Step, Walk};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Entries of a batch.
+const BATCH_ENTRIES: usize = 256;
+/// Files of a batch that have to be read.
+const BATCH_FILES: usize = 32;
+/// Bytes of a batch that have to be read.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// Entries that follow each other, some of which have to be read first.
+pub struct Batch {
+    items: Vec<Item>,
+    files: usize,
+    bytes: u64,
+}
+
+enum Item {
+    Ready(Entry),
+    Read(Found, Option<Entry>),
+}
+
+/// What a worker does at a time.
+pub enum Job {
+    Batch(Arc<Base>, Batch),
+    GitDir(Arc<Base>, Found, Vec<Entry>),
+}
+
+/// A place in the tree's order, filled now or later.
+pub enum Slot {
+    Filled(Vec<Entry>),
+    Later(Receiver<Vec<Entry>>),
+}
+
+/// A job, and where its entries go.
+pub type Asked = (Job, SyncSender<Vec<Entry>>);
+
+impl Batch {
+    pub fn new() -> Batch {
+        Batch { items: Vec::new(), files: 0, bytes: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= BATCH_ENTRIES || self.files >= BATCH_FILES || self.bytes >= BATCH_BYTES
+    }
+
+    fn is_read(&self) -> bool {
+        self.files == 0
+    }
+
+    /// All entries, once those that have to be were read.
+    pub fn read(self, base: &Base, intake: &Intake<'_>) -> Result<Vec<Entry>> {
+        let mut entries = Vec::with_capacity(self.items.len());
+        for item in self.items {
+            match item {
+                Item::Ready(entry) => entries.push(entry),
+                Item::Read(found, previous) => {
+                    intake.observer().progress().check()?;
+                    entries.extend(intake.entry(base, &found, previous.as_ref())?);
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// Walks beside the snapshot before and sends batches down both ways.
+pub struct Merge<'a, 'p> {
+    pub intake: &'a Intake<'a>,
+    pub recheck: &'a Recheck<'a>,
+    pub previous: Previous<'p>,
+    pub failure: &'a Failure,
+    pub jobs: SyncSender<Asked>,
+    pub slots: SyncSender<Slot>,
+    pub batch: Batch,
+}
+
+impl Merge<'_, '_> {
+    /// Sends all roots. Those that cannot be read are reported, unless there is no other.
+    pub fn roots(&mut self, roots: &[Root], rules: &Rules, walk_threads: usize) -> Result<()> {
+        let mut ancestors = Vec::new();
+        let mut refused = Vec::new();
+        for root in roots {
+            self.ancestors(root, &mut ancestors)?;
+            match self.root(root, rules.clone(), walk_threads) {
+                Err(Error::Source { path, source }) => refused.push((path, source)),
+                done => done?,
+            }
+        }
+        if refused.len() == roots.len() {
+            let last = refused.pop().map(|(path, source)| Error::Source { path, source });
+            return last.map_or(Ok(()), Err);
+        }
+        for (path, error) in &refused {
+            self.intake.unreadable(&tree_path(path), error);
+        }
+        Ok(())
+    }
+
+    /// Sends the directories above a root that were not sent yet.
+    fn ancestors(&mut self, root: &Root, sent: &mut Vec<Vec<u8>>) -> Result<()> {
+        let ends = root.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        for path in ends.map(|end| root.path[..end].to_vec()) {
+            if sent.contains(&path) {
+                continue;
+            }
+            let fail = |source| Error::Source { path: absolute(&path), source };
+            let (stat, xattrs) = match source::open_dir(&absolute(&path)) {
+                Ok(dir) => (source::stat_open(&dir), source::xattrs_open(&dir)),
+                // It may be passed through, but not listed.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let dir = source::open_dir(Path::new("/")).map_err(fail)?;
+                    let flags = rustix::fs::OFlags::PATH;
+                    let opened = source::open_below(dir.as_fd(), &path, flags);
+                    let xattrs = source::xattrs_below(dir.as_fd(), &path);
+                    (opened.and_then(source::stat_open), xattrs)
+                }
+                Err(error) => return Err(fail(error)),
+            };
+            let (stat, xattrs) = (stat.map_err(fail)?, xattrs.map_err(fail)?);
+            let entry = self.intake.ancestor(&path, &stat, xattrs);
+            self.batch.items.push(Item::Ready(entry));
+            sent.push(path);
+        }
+        self.flush_ready()
+    }
+
+    /// Sends a root and everything below.
+    fn root(&mut self, root: &Root, rules: Rules, walk_threads: usize) -> Result<()> {
+        let fail = |source| Error::Source { path: absolute(&root.path), source };
+        if root.stat.kind == Kind::Directory {
+            let dir = source::open_dir(&absolute(&root.path)).map_err(fail)?;
+            let base = Arc::new(Base { path: root.path.clone(), dir });
+            for step in Walk::new(Arc::clone(&base), root.stat, rules, walk_threads) {
+                if self.failure.is_noted() {
+                    return Ok(());
+                }
+                self.intake.observer().progress().check()?;
+                self.step(&base, step)?;
+            }
+            return self.flush(&base);
+        }
+        let parent = root.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at);
+        let parent = root.path[..parent].to_vec();
+        let dir = source::open_dir(&absolute(&parent)).map_err(fail)?;
+        let base = Arc::new(Base { path: parent, dir });
+        self.step(&base, Step::Found(Found { path: root.path.clone(), stat: root.stat }))?;
+        self.flush(&base)
+    }
+
+    fn step(&mut self, base: &Arc<Base>, step: Step) -> Result<()> {
+        match step {
+            Step::Failed(path, error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    self.intake.unreadable(&path, &error);
+                }
+                Ok(())
+            }
+            // `/` itself has no name to be kept under.
+            Step::Found(found) if found.path.is_empty() => Ok(()),
+            Step::Found(found) => self.found(base, found),
+            Step::GitDir(found, content) => self.git_dir(base, found, content),
+        }
+    }
+
+    fn found(&mut self, base: &Arc<Base>, found: Found) -> Result<()> {
+        let previous = self.previous.at(&found.path);
+        match previous {
+            Some(entry) if self.recheck.is_unchanged(&found.stat, &entry)? => {
+                self.unchanged(entry);
+            }
+            previous => {
+                self.batch.files += 1;
+                self.batch.bytes += found.stat.size;
+                self.batch.items.push(Item::Read(found, previous));
+            }
+        }
+        if self.batch.is_full() { self.flush(base) } else { Ok(()) }
+    }
+
+    fn unchanged(&mut self, entry: Entry) {
+        self.intake.counters.unchanged(&entry);
+        self.intake.observer().progress().add(1, entry.size);
+        self.batch.items.push(Item::Ready(entry));
+    }
+
+    fn git_dir(
+        &mut self,
+        base: &Arc<Base>,
+        found: Found,
+        content: Option<Vec<Found>>,
+    ) -> Result<()> {
+        let own = self.previous.at(&found.path);
+        let below = self.previous.below(&found.path);
+        let previous: Vec<Entry> = own.into_iter().chain(below).collect();
+        let is_unchanged = match &content {
+            Some(content) => self.is_unchanged_git_dir(&found, content, &previous)?,
+            None => false,
+        };
+        if is_unchanged {
+            for entry in previous {
+                self.unchanged(entry);
+            }
+            return if self.batch.is_full() { self.flush(base) } else { Ok(()) };
+        }
+        self.flush(base)?;
+        let (reply, later) = sync_channel(1);
+        self.send_slot(Slot::Later(later))?;
+        self.send_job(Job::GitDir(Arc::clone(base), found, previous), reply)
+    }
+
+    /// Whether a look at all of a git directory, in the order of its phases,
+    /// found nothing but what the snapshot before has.
+    fn is_unchanged_git_dir(
+        &self,
+        dir: &Found,
+        content: &[Found],
+        previous: &[Entry],
+    ) -> Result<bool> {
+        if previous.len() != content.len() + 1 {
+            return Ok(false);
+        }
+        for (found, entry) in std::iter::once(dir).chain(content).zip(previous) {
+            if found.path != entry.path || !self.recheck.is_unchanged(&found.stat, entry)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn flush_ready(&mut self) -> Result<()> {
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
+        let ready = batch.items.into_iter().filter_map(|item| match item {
+            Item::Ready(entry) => Some(entry),
+            Item::Read(..) => None,
+        });
+        self.send_slot(Slot::Filled(ready.collect()))
+    }
+
+    fn flush(&mut self, base: &Arc<Base>) -> Result<()> {
+        if self.batch.items.is_empty() {
+            return Ok(());
+        }
+        if self.batch.is_read() {
+            return self.flush_ready();
+        }
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
+        let (reply, later) = sync_channel(1);
+        self.send_slot(Slot::Later(later))?;
+        self.send_job(Job::Batch(Arc::clone(base), batch), reply)
+    }
+
+    fn send_slot(&self, slot: Slot) -> Result<()> {
+        // The tree's thread ends before the sender only by a panic, which is passed on.
+        self.slots.send(slot).map_err(|_| Error::Interrupted)
+    }
+
+    fn send_job(&self, job: Job, reply: SyncSender<Vec<Entry>>) -> Result<()> {
+        self.jobs.send((job, reply)).map_err(|_| Error::Interrupted)
+    }
+}

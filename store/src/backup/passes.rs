@@ -1,0 +1,287 @@
+//! A backup in passes: each reads other paths, at a moment of the caller's choice.
+
+use super::intake::{Intake, Taken, Trouble};
+use super::previous::{Comparison, Previous, Recheck};
+use super::run::{Run, Totals};
+use super::{Options, Report, pipeline, roots, survey};
+use crate::entry::{Entry, Kind, Time, path_cmp};
+use crate::error::{Error, Result};
+use crate::glob::Globs;
+use crate::id::{ChunkId, SnapshotId};
+use crate::snapshot::Instance;
+use crate::source;
+use crate::store::Store;
+use crate::tree::{Get, TreeReader, TreeWriter};
+use crate::walk::{Excluded, Rules};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// By what the snapshot before is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Likeness {
+    /// It has the same paths, or shares one. They are also what the record names.
+    Paths(Vec<Vec<u8>>),
+    /// It is of the same instance. The record names the paths of all passes.
+    Instance(String),
+}
+
+/// What a pass reads.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Absolute paths without symbolic links in them.
+    pub paths: Vec<PathBuf>,
+    /// Globs of what to leave out.
+    pub excludes: Vec<String>,
+    /// Absolute paths that are left out with what is below, unless they are among `paths`.
+    pub leave: Vec<PathBuf>,
+}
+
+/// A backup under way. Nothing is a snapshot before [`finish`](Self::finish).
+pub struct Backup<'a> {
+    run: Run<'a>,
+    options: &'a Options,
+    likeness: Likeness,
+    /// The snapshot before, if every chunk of it is known to be there.
+    trusted: Option<SnapshotId>,
+    /// What passes compare with, and since when it may have changed.
+    before: Option<(ChunkId, Time)>,
+    /// What the passes so far left, the last one last.
+    trees: Vec<(ChunkId, Totals)>,
+    /// Streams, and the directories that lead to them.
+    streams: BTreeMap<Vec<u8>, Entry>,
+    /// Paths of all passes.
+    paths: Vec<Vec<u8>>,
+}
+
+impl<'a> Backup<'a> {
+    /// Begins a backup. Of `options` the paths and what is left out are passed over: each
+    /// pass has its own.
+    pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
+        let run = Run::begin(store, options, &likeness)?;
+        let trusted = match &run.parent {
+            Some((id, _)) if store.index.is_closed(id)? => Some(*id),
+            _ => None,
+        };
+        let mut before = None;
+        if let Some((_, parent)) = &run.parent {
+            let statistics = &parent.statistics;
+            store.observer().progress().expect(statistics.entries, statistics.bytes);
+            before = Some((parent.root.chunk(), parent.start.into()));
+        }
+        let (trees, streams, paths) = Default::default();
+        Ok(Backup { run, options, likeness, trusted, before, trees, streams, paths })
+    }
+
+    /// Reads directories and files.
+    pub fn paths(&mut self, sources: &Sources) -> Result<()> {
+        let (store, options) = (self.run.store, self.options);
+        let globs = Globs::new(sources.excludes.iter().map(String::as_str))?;
+        let leave: HashSet<Vec<u8>> =
+            sources.leave.iter().map(|path| super::tree_path(path)).collect();
+        let exclude = Excluded { globs, leave: leave.into(), git_caches: !options.git_caches };
+        let roots = roots(&sources.paths)?;
+        let get = |id: &ChunkId| store.chunk(id);
+        let entries = self.before.map(|(root, _)| TreeReader::new(&root, &get));
+        let comparison = self.before.map(|(_, started)| Comparison {
+            ctime: !options.ignore_ctime,
+            inode: !options.ignore_inode,
+            started,
+        });
+        let recheck = Recheck { store, comparison, is_closed: self.trusted.is_some() };
+        let intake = Intake::new(&self.run, &exclude)?;
+        let rules = Rules {
+            exclude: exclude.clone(),
+            one_file_system: options.one_file_system,
+            exclude_caches: options.exclude_caches,
+            never: store.root().and_then(device_and_inode).into_iter().collect(),
+            git_dirs: true,
+            scan_git_dirs: self.before.is_some(),
+        };
+        let is_over = AtomicBool::new(false);
+        let tree = std::thread::scope(|scope| {
+            let observer = store.observer();
+            if self.before.is_none() && observer.wants_totals() {
+                scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
+            }
+            let done = pipeline::run(&intake, &recheck, Previous::new(entries), |merge| {
+                merge.roots(&roots, &rules, options.walk_threads)
+            });
+            is_over.store(true, Relaxed);
+            done
+        })?;
+        self.trees.push(tree);
+        for path in &sources.paths {
+            let path = path.as_os_str().as_bytes();
+            if !self.paths.iter().any(|known| known == path) {
+                self.paths.push(path.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one stream to its end as the file `name`; returns its size. `confirm` then says
+    /// whether what was read is all there should be.
+    pub fn stream(
+        &mut self,
+        name: &[u8],
+        input: &mut dyn Read,
+        confirm: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<u64> {
+        let exclude = Globs::new([])?.into();
+        let store = self.run.store;
+        let before = self.before.and_then(|(root, _)| entry_at(store, &root, name));
+        let intake = Intake::new(&self.run, &exclude)?;
+        let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
+            Trouble::Store(error) => error,
+            Trouble::Source(source) => {
+                Error::Source { path: Path::new(OsStr::from_bytes(name)).to_owned(), source }
+            }
+        })?;
+        confirm()?;
+        let Taken { content, size, unused } = taken;
+        let file = Entry::new(name.to_vec(), Kind::File, 0o600);
+        let file = Entry { mtime: Some(self.run.start), content, size, unused, ..file };
+        self.run.counters.count(&file, before.as_ref());
+        self.streams.insert(name.to_vec(), file);
+        let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for dir in ends.map(|end| name[..end].to_vec()) {
+            let entry = Entry::new(dir.clone(), Kind::Directory, 0o755);
+            self.streams.entry(dir).or_insert(entry);
+        }
+        Ok(size)
+    }
+
+    /// Stores these bytes as the file `name`.
+    pub fn bytes(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        self.stream(name.as_bytes(), &mut bytes, &mut || Ok(())).map(drop)
+    }
+
+    /// What follows reads the same paths once more, and only what changed since.
+    ///
+    /// Not for a dry run, of which nothing is left to compare with.
+    pub fn again(&mut self) -> Result<()> {
+        let tree = self.tree()?;
+        self.before = Some((tree, self.run.start));
+        self.trees.clear();
+        self.run.counters.begin_again();
+        Ok(())
+    }
+
+    /// The tree of all that was read so far, to look things up in.
+    ///
+    /// Not for a dry run, of which there is none.
+    pub fn tree(&mut self) -> Result<ChunkId> {
+        let (root, totals) = self.merged()?;
+        self.run.flush()?;
+        // Merged once, it need not be again.
+        self.trees = vec![(root, totals)];
+        Ok(root)
+    }
+
+    /// Makes everything durable, then writes the record.
+    pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
+        let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };
+        let paths = match self.likeness {
+            Likeness::Paths(paths) => paths,
+            Likeness::Instance(_) => self.paths,
+        };
+        self.run.finish(root, totals, self.trusted, paths, instance)
+    }
+
+    /// What a dry run would have left.
+    fn added_up(&self) -> (ChunkId, Totals) {
+        let streams = self.streams.values().map(Totals::of);
+        let totals = self.trees.iter().map(|(_, totals)| *totals).chain(streams);
+        let totals = totals.fold(Totals::default(), Totals::plus);
+        (self.trees.last().map_or(ChunkId::of(b""), |(root, _)| *root), totals)
+    }
+
+    /// All trees and streams as one tree.
+    fn merged(&mut self) -> Result<(ChunkId, Totals)> {
+        if let ([only], true) = (&self.trees[..], self.streams.is_empty()) {
+            return Ok(*only);
+        }
+        if !self.trees.is_empty() {
+            // To be read again, pages have to be out of the packer.
+            self.run.flush()?;
+        }
+        let store = self.run.store;
+        let get = |id: &ChunkId| store.chunk(id);
+        let mut merging = Merging::new(&self.trees, &get)?;
+        let mut put = |bytes: &[u8]| self.run.put_metadata(bytes);
+        let (mut tree, mut totals) = (TreeWriter::default(), Totals::default());
+        let mut streams = self.streams.values().peekable();
+        loop {
+            store.observer().progress().check()?;
+            let ahead = match (merging.next_path(), streams.peek()) {
+                (None, None) => break,
+                (Some(path), Some(stream)) => path_cmp(&stream.path, path),
+                (Some(_), None) => Ordering::Greater,
+                (None, Some(_)) => Ordering::Less,
+            };
+            let entry = match ahead {
+                Ordering::Greater => merging.take()?,
+                // What we made up ourselves gives way to what is there.
+                Ordering::Equal => streams.next().and(merging.take()?),
+                Ordering::Less => streams.next().cloned(),
+            };
+            if let Some(entry) = entry {
+                totals = totals.plus(Totals::of(&entry));
+                tree.push(&entry, &mut put)?;
+            }
+        }
+        Ok((tree.finish(&mut put)?, totals))
+    }
+}
+
+/// Several trees, read side by side.
+struct Merging<'a> {
+    readers: Vec<(TreeReader<'a>, Option<Entry>)>,
+}
+
+impl<'a> Merging<'a> {
+    fn new(trees: &[(ChunkId, Totals)], get: Get<'a>) -> Result<Merging<'a>> {
+        let mut readers = Vec::new();
+        for (root, _) in trees {
+            let mut reader = TreeReader::new(root, get);
+            let first = reader.next().transpose().map_err(|lost| lost.error)?;
+            readers.push((reader, first));
+        }
+        Ok(Merging { readers })
+    }
+
+    /// The path that comes next.
+    fn next_path(&self) -> Option<&[u8]> {
+        let paths = self.readers.iter().filter_map(|(_, next)| Some(&next.as_ref()?.path[..]));
+        paths.min_by(|a, b| path_cmp(a, b))
+    }
+
+    /// The entry that comes next; of several with the same path, that of the last pass.
+    fn take(&mut self) -> Result<Option<Entry>> {
+        let Some(path) = self.next_path().map(<[u8]>::to_vec) else { return Ok(None) };
+        let mut taken = None;
+        for (reader, next) in &mut self.readers {
+            if next.as_ref().is_some_and(|entry| entry.path == path) {
+                let after = reader.next().transpose().map_err(|lost| lost.error)?;
+                taken = std::mem::replace(next, after);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// The entry at a path, if that can be read.
+fn entry_at(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Entry> {
+    let get = |id: &ChunkId| store.chunk(id);
+    TreeReader::within(root, path, &get).next()?.ok().filter(|entry| entry.path == path)
+}
+
+fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
+    let stat = source::stat_open(source::open_dir(path).ok()?).ok()?;
+    Some((stat.device, stat.inode))
+}

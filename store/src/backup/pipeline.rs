@@ -1,0 +1,113 @@
+//! The threads of a backup: one that merges, workers, and one that writes the tree.
+
+use super::failure::Failure;
+use super::git_dir;
+use super::intake::Intake;
+use super::merge::{Asked, Batch, Job, Merge, Slot};
+use super::previous::{Previous, Recheck};
+use super::run::Totals;
+use crate::error::{Error, Result};
+use crate::id::ChunkId;
+use crate::tree::TreeWriter;
+use parking_lot::Mutex;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+/// Batches on their way to the tree.
+const BATCHES_AHEAD: usize = 128;
+
+/// Runs the threads of a backup around `produce`; returns the root of the tree, and
+/// what it amounts to.
+pub fn run(
+    intake: &Intake<'_>,
+    recheck: &Recheck<'_>,
+    previous: Previous<'_>,
+    produce: impl FnOnce(&mut Merge<'_, '_>) -> Result<()>,
+) -> Result<(ChunkId, Totals)> {
+    let failure = Failure::default();
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let (job_sender, jobs) = sync_channel::<Asked>(2 * workers);
+    let (slot_sender, slots) = sync_channel::<Slot>(BATCHES_AHEAD);
+    let jobs = Mutex::new(jobs);
+    let tree = std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| work(&jobs, intake, recheck, &failure));
+        }
+        let tree = scope.spawn(|| write_tree(slots, intake, &failure));
+        let mut merge = Merge {
+            intake,
+            recheck,
+            previous,
+            failure: &failure,
+            jobs: job_sender,
+            slots: slot_sender,
+            batch: Batch::new(),
+        };
+        let produced = produce(&mut merge);
+        failure.note(produced);
+        drop(merge);
+        tree.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    match failure.into_error() {
+        Some(error) => Err(error),
+        None => tree,
+    }
+}
+
+/// A worker: jobs until there are no more.
+fn work(
+    jobs: &Mutex<Receiver<Asked>>,
+    intake: &Intake<'_>,
+    recheck: &Recheck<'_>,
+    failure: &Failure,
+) {
+    loop {
+        let next = jobs.lock().recv();
+        let Ok((job, reply)) = next else { return };
+        if failure.is_noted() {
+            continue; // emptying the queue, so that nobody waits for a place in it
+        }
+        let done = match job {
+            Job::Batch(base, batch) => batch.read(&base, intake),
+            Job::GitDir(base, found, previous) => {
+                git_dir::read(intake, recheck, &base, &found, previous)
+            }
+        };
+        if let Some(entries) = failure.note(done) {
+            // Nobody listens only after another thread failed.
+            let _ = reply.send(entries);
+        }
+    }
+}
+
+/// Takes the batches in order and writes the tree.
+fn write_tree(
+    slots: Receiver<Slot>,
+    intake: &Intake<'_>,
+    failure: &Failure,
+) -> Result<(ChunkId, Totals)> {
+    let mut tree = TreeWriter::default();
+    let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
+    let mut totals = Totals::default();
+    for slot in slots {
+        let entries = match slot {
+            Slot::Filled(entries) => entries,
+            Slot::Later(receiver) => receiver.recv().unwrap_or_default(),
+        };
+        if failure.is_noted() {
+            continue;
+        }
+        for entry in entries {
+            totals.entries += 1;
+            // A sparse file can be so large that a few of them exceed every number.
+            totals.bytes = totals.bytes.saturating_add(entry.size);
+            totals.unused = totals.unused.saturating_add(entry.unused);
+            if failure.note(tree.push(&entry, &mut put)).is_none() {
+                break;
+            }
+        }
+    }
+    if failure.is_noted() {
+        return Err(Error::Interrupted); // the noted error is the one that is returned
+    }
+    Ok((tree.finish(&mut put)?, totals))
+}

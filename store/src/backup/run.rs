@@ -1,0 +1,253 @@
+//! The first and the last of a backup: what it starts from, and its record.
+
+use super::{Likeness, Options, Report};
+use crate::entry::{Entry, Kind, Time};
+use crate::error::Result;
+use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::observe::Event;
+use crate::packer::Packer;
+use crate::reuse::Allowance;
+use crate::segment;
+use crate::snapshot::{self, Id, Instance, Snapshot, Statistics};
+use crate::store::{Named, Store};
+use minicbor::bytes::ByteVec;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Counted while a backup runs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub files_new: AtomicU64,
+    pub files_changed: AtomicU64,
+    pub files_unmodified: AtomicU64,
+    pub dirs_new: AtomicU64,
+    pub dirs_changed: AtomicU64,
+    pub dirs_unmodified: AtomicU64,
+    pub others: AtomicU64,
+    pub changed_while_read: AtomicU64,
+    pub unreadable: AtomicU64,
+    pub bytes_read: AtomicU64,
+    pub found_by_chunk: AtomicU64,
+    pub found_by_extent: AtomicU64,
+    pub copied_forward: AtomicU64,
+    /// Files that were not what they seem, by reason.
+    pub doubts: Mutex<BTreeMap<&'static str, u64>>,
+    /// Whether everything was read once already.
+    is_again: AtomicBool,
+}
+
+impl Counters {
+    /// Counts what was read.
+    pub fn count(&self, entry: &Entry, previous: Option<&Entry>) {
+        match (entry.kind, previous.is_some()) {
+            (Kind::File, false) => &self.files_new,
+            (Kind::File, true) => &self.files_changed,
+            (Kind::Directory, false) => &self.dirs_new,
+            (Kind::Directory, true) => &self.dirs_changed,
+            _ => &self.others,
+        }
+        .fetch_add(1, Relaxed);
+    }
+
+    /// Counts what was taken as it was before.
+    /// From now on what is unchanged was counted before.
+    pub fn begin_again(&self) {
+        self.is_again.store(true, Relaxed);
+    }
+
+    pub fn unchanged(&self, entry: &Entry) {
+        if self.is_again.load(Relaxed) {
+            return;
+        }
+        match entry.kind {
+            Kind::File => &self.files_unmodified,
+            Kind::Directory => &self.dirs_unmodified,
+            _ => &self.others,
+        }
+        .fetch_add(1, Relaxed);
+    }
+}
+
+/// What a tree amounts to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    pub entries: u64,
+    /// Of files.
+    pub bytes: u64,
+    /// Bytes of chunks that files refer to without needing them.
+    pub unused: u64,
+}
+
+impl Totals {
+    /// What one entry amounts to.
+    pub fn of(entry: &Entry) -> Totals {
+        Totals { entries: 1, bytes: entry.size, unused: entry.unused }
+    }
+
+    /// Both together. A sparse file can be so large that a few of them exceed every number.
+    pub fn plus(self, other: Totals) -> Totals {
+        Totals {
+            entries: self.entries + other.entries,
+            bytes: self.bytes.saturating_add(other.bytes),
+            unused: self.unused.saturating_add(other.unused),
+        }
+    }
+}
+
+/// A backup from its first moment to its record.
+pub struct Run<'a> {
+    pub store: &'a Store,
+    pub packer: Packer<'a>,
+    pub counters: Counters,
+    pub allowance: Allowance,
+    pub parent: Option<Named>,
+    pub start: Time,
+    options: &'a Options,
+    /// What packers before this one added: chunks, their plain and their stored bytes.
+    added: [u64; 3],
+    /// The segments known to be damaged when the backup began.
+    damaged: HashSet<SegmentId>,
+}
+
+impl<'a> Run<'a> {
+    /// Begins a backup.
+    pub fn begin(store: &'a Store, options: &'a Options, like: &Likeness) -> Result<Run<'a>> {
+        let parent = if options.force { None } else { parent(store, &options.about.host, like)? };
+        let start = (options.about.clock)();
+        let damaged = store.index.damaged()?;
+        let packer = Packer::new(store, options.is_dry);
+        let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
+            Allowance::of(parent.statistics.bytes, parent.statistics.unused)
+        });
+        let counters = Counters::default();
+        let added = [0; 3];
+        Ok(Run { store, packer, counters, allowance, parent, start, options, added, damaged })
+    }
+
+    /// Makes everything so far durable, and with that readable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.packer.finish()?;
+        self.added = self.added();
+        self.packer = Packer::new(self.store, self.options.is_dry);
+        Ok(())
+    }
+
+    /// Chunks that were added, their plain and their stored bytes.
+    fn added(&self) -> [u64; 3] {
+        let added = self.packer.added();
+        let [chunks, plain, stored] = self.added;
+        [
+            chunks + added.chunks.load(Relaxed),
+            plain + added.plain_bytes.load(Relaxed),
+            stored + added.stored_bytes.load(Relaxed),
+        ]
+    }
+
+    /// Stores a page of a tree.
+    pub fn put_metadata(&self, bytes: &[u8]) -> Result<ChunkId> {
+        Ok(self.packer.put(segment::Kind::Metadata, bytes)?.id)
+    }
+
+    /// Makes everything durable, then writes the record. `trusted` is the snapshot that was
+    /// closed when the backup began, so that none of its chunks was looked up.
+    pub fn finish(
+        self,
+        root: ChunkId,
+        Totals { entries, bytes, unused }: Totals,
+        trusted: Option<SnapshotId>,
+        paths: Vec<Vec<u8>>,
+        instance: Option<Instance>,
+    ) -> Result<Report> {
+        self.packer.finish()?;
+        let Run { store, counters, options, .. } = &self;
+        let about = &options.about;
+        let [chunks_new, added_bytes, added_stored_bytes] = self.added();
+        let statistics = Statistics {
+            files_new: counters.files_new.load(Relaxed),
+            files_changed: counters.files_changed.load(Relaxed),
+            files_unmodified: counters.files_unmodified.load(Relaxed),
+            dirs_new: counters.dirs_new.load(Relaxed),
+            dirs_changed: counters.dirs_changed.load(Relaxed),
+            dirs_unmodified: counters.dirs_unmodified.load(Relaxed),
+            others: counters.others.load(Relaxed),
+            entries,
+            bytes,
+            chunks_new,
+            added_bytes,
+            added_stored_bytes,
+            changed_while_read: counters.changed_while_read.load(Relaxed),
+            bytes_read: counters.bytes_read.load(Relaxed),
+            found_by_chunk: counters.found_by_chunk.load(Relaxed),
+            found_by_extent: counters.found_by_extent.load(Relaxed),
+            copied_forward: counters.copied_forward.load(Relaxed),
+            unused,
+        };
+        let doubts = std::mem::take(&mut *counters.doubts.lock());
+        let unreadable_count = counters.unreadable.load(Relaxed);
+        store.observer().progress().check()?;
+        let parent = self.parent.as_ref().map(|(id, _)| *id);
+        let record = Snapshot {
+            version: snapshot::VERSION,
+            start: self.start.into(),
+            end: (about.clock)().into(),
+            host: about.host.clone(),
+            user: about.user.clone(),
+            paths: paths.into_iter().map(Into::into).collect(),
+            tags: about.tags.clone(),
+            root: Id(*root.as_bytes()),
+            parent: parent.map(|id| Id(*id.as_bytes())),
+            program: about.program.clone(),
+            statistics,
+            unreadable_count,
+            excludes: options.excludes.clone(),
+            instance,
+        };
+        let snapshot = if options.is_dry {
+            None
+        } else {
+            let id = record.write(&*store.backend)?;
+            // The snapshot is there and good; without this mark the next backup looks closer.
+            if let Err(error) = self.close(&id, trusted) {
+                store.observer().event(Event::Warning(error.to_string()));
+            }
+            Some(id)
+        };
+        Ok(Report { snapshot, parent, statistics, unreadable_count, doubts })
+    }
+
+    /// Marks the snapshot as closed, unless something was found missing of the one it
+    /// relies on.
+    fn close(&self, snapshot: &SnapshotId, trusted: Option<SnapshotId>) -> Result<()> {
+        let index = &self.store.index;
+        match trusted {
+            Some(trusted) if !index.is_closed(&trusted)? => Ok(()),
+            _ => index.set_closed(snapshot, &self.damaged),
+        }
+    }
+}
+
+/// The snapshot to take unchanged files from: the newest of this machine of the same
+/// instance; or with the same paths, else the newest that shares one.
+fn parent(store: &Store, host: &str, like: &Likeness) -> Result<Option<Named>> {
+    let (snapshots, damaged) = store.snapshots()?;
+    for error in damaged {
+        store.observer().event(Event::Warning(error.to_string()));
+    }
+    let of_host = || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == host);
+    let found = match like {
+        Likeness::Instance(name) => of_host()
+            .find(|(_, snapshot)| snapshot.instance.as_ref().is_some_and(|of| of.name == *name)),
+        Likeness::Paths(wanted) => {
+            let is_wanted = |path: &ByteVec| wanted.iter().any(|wanted| **wanted == ***path);
+            let same = |snapshot: &Snapshot| {
+                snapshot.paths.len() == wanted.len() && snapshot.paths.iter().all(is_wanted)
+            };
+            let shares = |snapshot: &Snapshot| snapshot.paths.iter().any(is_wanted);
+            of_host()
+                .find(|(_, snapshot)| same(snapshot))
+                .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)))
+        }
+    };
+    Ok(found.cloned())
+}

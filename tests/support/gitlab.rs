@@ -1,0 +1,184 @@
+//! A GitLab of the Omnibus package, as far as a backup sees it: its files with
+//! their real owners and modes below a root of its own, and real servers.
+//!
+//! The generated configuration names paths as on a machine of its own, without
+//! the root. GitLab's own programs are not there; what writes all the time are
+//! scripts (`gitlab/puma`, `gitlab/sidekiq`) that do what its processes do.
+
+mod checks;
+pub mod database;
+mod files;
+mod layout;
+pub mod mattermost;
+mod repositories;
+mod services;
+
+pub use checks::{assert_pushes_are_there, assert_rows_have_files, fsck_all};
+pub use repositories::Repository;
+
+use super::accounts::Account;
+use super::postgres::{Options, Postgres};
+use super::redis::Redis;
+use super::runit::Runit;
+use super::sandbox::{Outcome, Run};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where GitLab keeps its data.
+pub const DATA: &str = "var/opt/gitlab";
+
+/// The names of the storages, and where their repositories are.
+pub const STORAGES: [(&str, &str); 2] = [
+    ("default", "/var/opt/gitlab/git-data/repositories"),
+    ("storage2", "/mnt/storage2/repositories"),
+];
+
+/// What kind of instance is made.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    projects: u32,
+    version: String,
+    web: &'static str,
+    writers: bool,
+    mattermost: bool,
+    redis_append_only: bool,
+}
+
+impl Builder {
+    /// Five projects, with a fork among them, and nobody who writes.
+    pub fn new() -> Builder {
+        Builder {
+            projects: 5,
+            version: "17.8.2-ce.0".into(),
+            web: "puma",
+            writers: false,
+            mattermost: false,
+            redis_append_only: false,
+        }
+    }
+
+    /// With this many projects; wikis, designs, pools and snippets come on top.
+    pub fn projects(mut self, count: u32) -> Builder {
+        self.projects = count;
+        self
+    }
+
+    /// With the version and edition of this package.
+    pub fn version(mut self, version: &str) -> Builder {
+        self.version = version.into();
+        self
+    }
+
+    /// With a web server of this name; up to 12 it is `unicorn`.
+    pub fn web(mut self, name: &'static str) -> Builder {
+        self.web = name;
+        self
+    }
+
+    /// With services that write all the time, until they are stopped.
+    pub fn writers(mut self) -> Builder {
+        self.writers = true;
+        self
+    }
+
+    /// With Mattermost.
+    pub fn mattermost(mut self) -> Builder {
+        self.mattermost = true;
+        self
+    }
+
+    /// With a Redis that keeps a log of all changes.
+    pub fn redis_append_only(mut self) -> Builder {
+        self.redis_append_only = true;
+        self
+    }
+
+    /// Makes it, which only root can, and starts its servers.
+    pub fn build(self) -> Gitlab {
+        let dir = short_dir();
+        let root = dir.path().to_owned();
+        layout::make(&root, &self);
+        let data = root.join(DATA);
+        let log = root.join("var/log/gitlab");
+        let postgres = Postgres::start(Options {
+            log: log.join("postgresql/current"),
+            data: data.join("postgresql/data"),
+            ..Options::within(&data.join("postgresql"))
+        });
+        database::make(&postgres, self.projects);
+        let repositories = repositories::make(&postgres, &root);
+        files::make(&postgres, &root);
+        if self.mattermost {
+            mattermost::make(&postgres, &root, self.major() >= 15);
+        }
+        let (log, account) = (log.join("redis/current"), "gitlab-redis");
+        let redis = Redis::start(&data.join("redis"), &log, account, self.redis_append_only);
+        redis.fill(1000);
+        let services = services::start(&self, &root, &repositories);
+        Gitlab { services, redis, repositories, postgres, dir }
+    }
+
+    fn major(&self) -> u32 {
+        let major = self.version.split('.').next().expect("a version");
+        major.parse().expect("a version begins with a number")
+    }
+}
+
+/// A directory with a short name, because those of sockets have to be, that
+/// servers of other accounts may pass.
+pub fn short_dir() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("fk").rand_bytes(4).tempdir_in("/tmp");
+    let dir = dir.expect("a temporary directory");
+    let pass = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), pass).expect("its mode");
+    dir
+}
+
+/// The account of GitLab itself.
+pub fn git() -> Account {
+    Account::named("git")
+}
+
+/// An instance that runs until it is dropped, and leaves nothing.
+pub struct Gitlab {
+    // In the order in which they are dropped.
+    /// What `gitlab-ctl` controls.
+    pub services: Runit,
+    /// Its Redis.
+    pub redis: Redis,
+    /// All repositories it was made with.
+    pub repositories: Vec<Repository>,
+    /// Its database server.
+    pub postgres: Postgres,
+    dir: tempfile::TempDir,
+}
+
+impl Gitlab {
+    /// What stands for `/`.
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root().join(name)
+    }
+
+    /// Runs `gitlab-ctl`.
+    pub fn ctl<const N: usize>(&self, arguments: [&str; N]) -> Outcome {
+        Run::limited(self.path("usr/bin/gitlab-ctl")).args(arguments).run()
+    }
+
+    /// How many pushes, uploads and artifacts there are: what the writers write.
+    pub fn written(&self) -> [u64; 3] {
+        let count = |database, table| {
+            let count = self.postgres.query(database, format!("select count(*) from {table}"));
+            count.parse().expect("a number")
+        };
+        [
+            count(database::MAIN, "push_event_payloads"),
+            count(database::MAIN, "uploads"),
+            count(database::CI, "ci_job_artifacts"),
+        ]
+    }
+}

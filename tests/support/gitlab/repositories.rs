@@ -1,0 +1,206 @@
+//! Bare repositories where the rows say they are. One is made by git, the
+//! others are copies of it that each got a commit of their own.
+
+use super::database::MAIN;
+use super::layout;
+use super::{STORAGES, git};
+use crate::support::accounts::Account;
+use crate::support::postgres::Postgres;
+use crate::support::sandbox::{Dice, Run};
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A repository and what the database says of it.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    /// The name of its storage.
+    pub storage: String,
+    /// Its path in the storage.
+    pub path: String,
+    /// The path of its pool.
+    pub pool: Option<String>,
+    /// The id of the project whose code it has; wikis and the like have none.
+    pub project: Option<u64>,
+    /// What GitLab calls it; nothing for a pool.
+    pub full_path: String,
+    /// Where it is.
+    pub dir: PathBuf,
+}
+
+/// Makes all repositories that there are rows for.
+pub fn make(postgres: &Postgres, root: &Path) -> Vec<Repository> {
+    let rows = postgres.query(MAIN, include_str!("repositories.sql"));
+    let repositories: Vec<_> = rows.lines().map(|row| parse(row, root)).collect();
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let template = scratch.path().join("template.git");
+    make_template(&template);
+    // Pools come first: members need them to be repositories at all.
+    let (pools, others): (Vec<_>, Vec<_>) =
+        repositories.iter().partition(|repository| repository.full_path.is_empty());
+    for pool in pools {
+        make_pool(pool, &template);
+    }
+    std::thread::scope(|scope| {
+        for half in others.chunks(others.len().div_ceil(2).max(1)) {
+            let template = &template;
+            scope.spawn(move || half.iter().for_each(|repository| make_one(repository, template)));
+        }
+    });
+    for (_, path) in STORAGES {
+        let storage = root.join(path.trim_start_matches('/'));
+        runtime(&storage);
+        give_to_git(&storage);
+    }
+    repositories
+}
+
+fn parse(row: &str, root: &Path) -> Repository {
+    let [storage, path, pool, project, full_path] =
+        row.split('|').collect::<Vec<_>>().try_into().expect("five columns");
+    let (_, place) = STORAGES.iter().find(|(name, _)| *name == storage).expect("a known storage");
+    Repository {
+        storage: storage.to_owned(),
+        path: path.to_owned(),
+        pool: (!pool.is_empty()).then(|| pool.to_owned()),
+        project: project.parse().ok(),
+        full_path: full_path.to_owned(),
+        dir: root.join(place.trim_start_matches('/')).join(path),
+    }
+}
+
+/// A packed history with all kinds of references that GitLab keeps.
+fn make_template(dir: &Path) {
+    let init = Run::limited("git").args(["init", "-q", "--bare", "--template=", "-b", "main"]);
+    init.args([dir]).run().ok();
+    let mut dice = Dice::new(1);
+    let mut stream = String::new();
+    for number in 1..=20 {
+        let content: String = (0..30).map(|_| format!("{:016x}\n", dice.roll())).collect();
+        commit(&mut stream, "main", number, "", &format!("src/{}", number % 7), &content);
+    }
+    commit(&mut stream, "feature", 21, "refs/heads/main", "README", "A feature\n");
+    run_git(dir, &["fast-import", "--quiet"], &stream);
+    run_git(dir, &["tag", "-a", "-m", "Version 1", "v1.0", "main~5"], "");
+    let mut updates = String::new();
+    for (name, of) in [
+        ("merge-requests/1/head", "feature"),
+        ("pipelines/1", "main"),
+        ("environments/production/deployments/1", "main~1"),
+    ] {
+        writeln!(updates, "create refs/{name} {of}").expect("writes to a string");
+    }
+    let kept = run_git(dir, &["rev-parse", "main~2"], "");
+    let kept = kept.trim();
+    writeln!(updates, "create refs/keep-around/{kept} {kept}").expect("writes to a string");
+    run_git(dir, &["update-ref", "--stdin"], &updates);
+    run_git(dir, &["repack", "-qad"], "");
+    run_git(dir, &["pack-refs", "--all"], "");
+}
+
+/// A commit for `git fast-import`. Its parent is `from`, or else the commit
+/// before it in the stream.
+fn commit(stream: &mut String, branch: &str, time: u32, from: &str, file: &str, content: &str) {
+    let from = if from.is_empty() { String::new() } else { format!("from {from}\n") };
+    write!(
+        stream,
+        "commit refs/heads/{branch}\n\
+         committer A <a@example.org> {} +0000\n\
+         data 7\nCommit\n{from}\
+         M 644 inline {file}\ndata {}\n{content}\n",
+        1_700_000_000 + time,
+        content.len()
+    )
+    .expect("writes to a string");
+}
+
+fn make_one(repository: &Repository, template: &Path) {
+    let dir = &repository.dir;
+    copy(template, dir);
+    if let Some(pool) = &repository.pool {
+        // All that was there before the fork is in the pool.
+        std::fs::remove_dir_all(dir.join("objects/pack")).expect("a packed repository");
+        std::fs::create_dir(dir.join("objects/pack")).expect("a directory");
+        std::fs::create_dir_all(dir.join("objects/info")).expect("a directory");
+        let alternates = format!("../../../../../{pool}/objects\n");
+        std::fs::write(dir.join("objects/info/alternates"), alternates).expect("writes");
+    }
+    let config = dir.join("config");
+    let mut text = std::fs::read_to_string(&config).expect("a configuration");
+    write!(text, "[gitlab]\n\tfullpath = {}\n", repository.full_path).expect("writes to a string");
+    std::fs::write(config, text).expect("writes");
+    let mut stream = String::new();
+    commit(&mut stream, "main", 30, "refs/heads/main^0", "README", &repository.full_path);
+    run_git(dir, &["fast-import", "--quiet"], &stream);
+}
+
+/// A pool has what its members share under references of its own.
+fn make_pool(pool: &Repository, template: &Path) {
+    copy(template, &pool.dir);
+    let refs = run_git(&pool.dir, &["for-each-ref", "--format=%(refname) %(objectname)"], "");
+    let mut updates = String::new();
+    for line in refs.lines() {
+        let (name, id) = line.split_once(' ').expect("two columns");
+        let rest = name.strip_prefix("refs/").expect("a reference");
+        writeln!(updates, "delete {name}\ncreate refs/remotes/origin/{rest} {id}")
+            .expect("writes to a string");
+    }
+    run_git(&pool.dir, &["update-ref", "--stdin"], &updates);
+    let lost = run_git(&pool.dir, &["hash-object", "-w", "--stdin"], "once somewhere");
+    let lost = lost.trim();
+    run_git(&pool.dir, &["update-ref", &format!("refs/dangling/{lost}"), lost], "");
+    run_git(&pool.dir, &["pack-refs", "--all"], "");
+}
+
+/// What Gitaly has beside the repositories.
+fn runtime(storage: &Path) {
+    let id = storage.to_string_lossy().len();
+    let identity = format!("{{\"gitaly_filesystem_id\":\"4b9d4b5a-0000-4000-8000-{id:012}\"}}");
+    layout::file(&storage.join(".gitaly-metadata"), git(), 0o600, identity);
+    for name in ["tmp", "cache", "state"] {
+        layout::directory(&storage.join("+gitaly").join(name), git(), 0o755);
+    }
+    let waste = storage.join("+gitaly/tmp/transaction");
+    layout::file(&waste, git(), 0o600, "is made again");
+}
+
+/// Gives repositories the owner and the modes that Gitaly gives them.
+fn give_to_git(storage: &Path) {
+    fn give(path: &Path, owner: Account) {
+        owner.own(path);
+        let metadata = path.symlink_metadata().expect("is there");
+        let mode = match metadata.permissions().readonly() || metadata.mode() & 0o200 == 0 {
+            _ if metadata.is_dir() => 0o2750,
+            true => 0o440,
+            false => 0o640,
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        if metadata.is_dir() {
+            for entry in std::fs::read_dir(path).expect("a directory") {
+                give(&entry.expect("an entry").path(), owner);
+            }
+        }
+    }
+    use std::os::unix::fs::MetadataExt;
+    give(storage, git());
+    layout::directory(storage, git(), 0o2770);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("copies");
+        }
+    }
+}
+
+/// Runs git in a repository of any owner; returns what it says.
+pub fn run_git(dir: &Path, arguments: &[&str], input: &str) -> String {
+    let git = Run::limited("git").args(["-c", "safe.directory=*", "--git-dir"]).args([dir]);
+    git.args(arguments).input(input).run().ok().stdout
+}

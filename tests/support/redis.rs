@@ -1,0 +1,104 @@
+//! A real Redis server in a directory.
+
+use super::accounts::Account;
+use super::sandbox::{Outcome, Run};
+use super::server::{Server, Signal};
+use std::path::{Path, PathBuf};
+
+/// A server that runs until it is dropped.
+pub struct Redis {
+    dir: PathBuf,
+    server: Server,
+}
+
+impl Redis {
+    /// Starts a server whose data and socket, `redis.socket`, are in `dir`, which
+    /// is there and its account's. It saves to `dump.rdb` when asked; with
+    /// `append_only` it keeps a log in `appendonlydir` as well.
+    pub fn start(dir: &Path, log: &Path, account: &str, append_only: bool) -> Redis {
+        let socket = dir.join("redis.socket");
+        let arguments = [
+            "redis-server",
+            // The real one may be read by everybody, and name other places.
+            "-",
+            "--port",
+            "0",
+            "--unixsocket",
+            socket.to_str().expect("a readable path"),
+            "--unixsocketperm",
+            "777",
+            "--dir",
+            dir.to_str().expect("a readable path"),
+            "--save",
+            "",
+            "--appendonly",
+            if append_only { "yes" } else { "no" },
+            "--appendfsync",
+            "no",
+            "--enable-debug-command",
+            "yes",
+            "--enable-protected-configs",
+            "yes",
+        ];
+        let account = Account::named(account);
+        let server = Server::start(account, &arguments, log, &[Signal::TERM]);
+        let mut redis = Redis { dir: dir.to_owned(), server };
+        let is_ready = || ask(dir, &["PING"]).stdout == "PONG\n";
+        redis.server.wait_until(is_ready);
+        redis
+    }
+
+    /// Sends a command; returns the answer.
+    #[track_caller]
+    pub fn ask(&self, command: &[&str]) -> String {
+        ask(&self.dir, command).ok().stdout.trim_end().to_owned()
+    }
+
+    /// Adds `count` keys of 100 bytes.
+    pub fn fill(&self, count: usize) {
+        self.ask(&["DEBUG", "POPULATE", &count.to_string(), "key", "100"]);
+    }
+
+    /// A line of `INFO persistence`, without its name.
+    pub fn persistence(&self, name: &str) -> String {
+        let information = self.ask(&["INFO", "persistence"]);
+        let mut lines = information.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.expect("a known name").trim_end().to_owned()
+    }
+
+    /// From now on every save fails, until [`mend_saving`](Self::mend_saving):
+    /// there is a directory where the file goes.
+    pub fn break_saving(&self) {
+        let dump = self.dir.join("dump.rdb");
+        if dump.is_file() {
+            std::fs::remove_file(&dump).expect("removes");
+        }
+        std::fs::create_dir(dump).expect("a directory");
+    }
+
+    /// Lets saves succeed again.
+    pub fn mend_saving(&self) {
+        std::fs::remove_dir(self.dir.join("dump.rdb")).expect("is there and empty");
+    }
+
+    /// From now on saving takes this long for each key; 0 is normal.
+    pub fn slow_saving(&self, microseconds: u32) {
+        self.ask(&["CONFIG", "SET", "rdb-key-save-delay", &microseconds.to_string()]);
+    }
+
+    /// Sends the server a signal: STOP makes it silent until CONT.
+    pub fn signal(&self, signal: Signal) {
+        self.server.signal(signal);
+    }
+
+    /// Where its socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("redis.socket")
+    }
+}
+
+fn ask(dir: &Path, command: &[&str]) -> Outcome {
+    let client = Run::limited("redis-cli").args(["-e", "-s"]).args([dir.join("redis.socket")]);
+    client.args(command).run()
+}
