@@ -13,6 +13,7 @@ mod init;
 mod instance;
 mod ls;
 mod man;
+mod notify;
 mod projects;
 mod recover;
 mod restore;
@@ -123,6 +124,7 @@ pub enum Command {
     Schedule(schedule::Schedule),
     Completions(completions::Completions),
     Man(man::Man),
+    Notify(notify::Notify),
     #[command(hide = true)]
     Reference,
 }
@@ -148,6 +150,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Schedule(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::Notify(command) => command.run(ui),
         Command::Reference => ui.line(crate::reference::markdown().trim_end()),
     }
 }
