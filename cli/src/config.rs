@@ -2,10 +2,11 @@
 
 use crate::exit::{Failure, other, with_hint};
 use crate::notify::Notifier;
-use forge::settings::Settings;
+use forge::settings::{Limit, Settings};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where it is, if nobody says otherwise.
 pub const DEFAULT: &str = "/etc/forgekeep.toml";
@@ -17,6 +18,9 @@ pub struct Config {
     /// Directory of what the program keeps for itself, such as what is to be undone.
     #[serde(default = "state")]
     pub state: PathBuf,
+    /// How long monitoring stays silent when services run again.
+    #[serde(default = "five_minutes")]
+    pub silence_after: Limit,
     /// Stores by name.
     #[serde(default)]
     pub stores: BTreeMap<String, StoreSettings>,
@@ -34,6 +38,10 @@ pub struct Config {
 pub struct StoreSettings {
     /// Its directory.
     pub path: PathBuf,
+}
+
+fn five_minutes() -> Limit {
+    Limit(Duration::from_secs(5 * 60))
 }
 
 fn state() -> PathBuf {

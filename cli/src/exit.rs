@@ -61,27 +61,37 @@ pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Failure
     Failure::Other { message: message.into(), hint: Some(hint.into()) }
 }
 
+impl Failure {
+    /// The exit code.
+    pub fn number(&self) -> u8 {
+        match self {
+            Failure::BrokenPipe => 0,
+            Failure::Partial => 3,
+            Failure::Damaged | Failure::Other { .. } => 1,
+            Failure::Store(error) => number(error),
+            Failure::Forge(forge::Error::Busy(_)) => 11,
+            Failure::Forge(_) => 1,
+        }
+    }
+
+    /// What happened, and what to do; `None` where that was said on the way.
+    pub fn words(&self) -> Option<(String, Option<String>)> {
+        match self {
+            Failure::BrokenPipe | Failure::Partial | Failure::Damaged => None,
+            Failure::Store(error) => Some((error.to_string(), hint(error))),
+            Failure::Forge(error) => Some((error.to_string(), hint_for_instance(error))),
+            Failure::Other { message, hint } => Some((message.clone(), hint.clone())),
+        }
+    }
+}
+
 /// Says the last words and gives the exit code.
 pub fn code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
-    let code = match result {
-        Ok(()) | Err(Failure::BrokenPipe) => 0,
-        Err(Failure::Partial) => 3,
-        Err(Failure::Damaged) => 1,
-        Err(Failure::Store(error)) => {
-            let code = number(&error);
-            ui.failed(&error.to_string(), hint(&error).as_deref(), code);
-            code
-        }
-        Err(Failure::Forge(error)) => {
-            let code = if matches!(error, forge::Error::Busy(_)) { 11 } else { 1 };
-            ui.failed(&error.to_string(), hint_for_instance(&error).as_deref(), code);
-            code
-        }
-        Err(Failure::Other { message, hint }) => {
-            ui.failed(&message, hint.as_deref(), 1);
-            1
-        }
-    };
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    let code = failure.number();
+    if let Some((message, hint)) = failure.words() {
+        ui.failed(&message, hint.as_deref(), code);
+    }
     ExitCode::from(code)
 }
 

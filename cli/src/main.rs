@@ -8,6 +8,7 @@ mod reference;
 mod report;
 mod secret;
 mod select;
+mod telling;
 mod ui;
 
 use clap::Parser;

@@ -57,6 +57,11 @@ impl Ui {
         }
     }
 
+    /// Whether a signal asked to stop.
+    pub fn wants_stop(&self) -> bool {
+        self.wants_stop.load(Relaxed)
+    }
+
     /// A line of the result, for people only.
     pub fn line(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         if self.json { Ok(()) } else { self.write(text.as_ref().as_bytes()) }

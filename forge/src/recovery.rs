@@ -45,8 +45,9 @@ impl Undo {
 pub trait Monitor {
     /// Silences it for at most as long as a run may take; what it returns ends that.
     fn silence(&self) -> Option<serde_json::Value>;
-    /// Ends the silence, some minutes from now.
-    fn end_silence(&self, silenced: &serde_json::Value);
+    /// Ends the silence, now or some minutes ahead; gives what has to be ended once more
+    /// when that time has come.
+    fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value>;
 }
 
 /// What an instance's runs have to undo. Held by one process at a time.
@@ -121,34 +122,33 @@ impl Record {
     /// Notes something durably. To be called before it is done.
     pub fn note(&mut self, undo: Undo) -> Result<()> {
         self.undo.push(undo);
-        self.write()
+        self.write(&self.undo)
     }
 
     /// Undoes everything, the last thing first; returns what could not be undone, which
-    /// stays in the record.
+    /// stays in the record, as does what is only due later.
     pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(Undo, Error)> {
-        let mut failed = Vec::new();
-        let mut kept = Vec::new();
+        let (mut failed, mut kept) = (Vec::new(), Vec::new());
         // Not the progress of the run: somebody may have asked that to stop.
         let progress = Progress::default();
-        while let Some(undo) = self.undo.pop() {
-            let done = match &undo {
+        while let Some(undo) = self.undo.last() {
+            match undo {
                 Undo::Start { commands, .. } => {
-                    commands.iter().try_for_each(|command| command.output(&progress).map(drop))
+                    let done = commands.iter().try_for_each(|it| it.output(&progress).map(drop));
+                    if let Err(error) = done {
+                        kept.push(undo.clone());
+                        failed.push((undo.clone(), error));
+                    }
                 }
                 Undo::EndSilence(silenced) => {
-                    monitor.end_silence(silenced);
-                    Ok(())
+                    kept.extend(monitor.end_silence(silenced).map(Undo::EndSilence));
                 }
-            };
-            if let Err(error) = done {
-                kept.push(undo.clone());
-                failed.push((undo, error));
             }
+            self.undo.pop();
             // What is done twice does no harm, what is forgotten does.
-            let rest = self.undo.iter().chain(kept.iter().rev()).cloned().collect::<Vec<_>>();
-            if let Err(error) = self.write_all(&rest) {
-                failed.push((Undo::EndSilence(serde_json::Value::Null), error));
+            let left: Vec<Undo> = self.undo.iter().chain(kept.iter().rev()).cloned().collect();
+            if let Err(error) = self.write(&left) {
+                failed.push((left.last().cloned().unwrap_or(Undo::EndSilence(().into())), error));
             }
         }
         kept.reverse();
@@ -156,11 +156,7 @@ impl Record {
         failed
     }
 
-    fn write(&self) -> Result<()> {
-        self.write_all(&self.undo)
-    }
-
-    fn write_all(&self, undo: &[Undo]) -> Result<()> {
+    fn write(&self, undo: &[Undo]) -> Result<()> {
         let fail = |source| Error::Write { path: self.path.clone(), source };
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         let sync_dir = || File::open(dir)?.sync_all();
@@ -197,8 +193,10 @@ mod tests {
         fn silence(&self) -> Option<serde_json::Value> {
             None
         }
-        fn end_silence(&self, silenced: &serde_json::Value) {
+        fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value> {
             self.0.borrow_mut().push(silenced.to_string());
+            // The first time it is too early.
+            (silenced == 7).then(|| 8.into())
         }
     }
 
@@ -232,8 +230,9 @@ mod tests {
         drop(record);
 
         let mut record = Record::open(state.path(), "forge").expect("opens");
-        assert_eq!(record.left().len(), 1);
-        record.undo = vec![start("whole", "true".into())];
+        let left: Vec<String> = record.left().iter().map(Undo::shown).collect();
+        assert_eq!(left, ["end the silence of monitoring", "start broken"]);
+        record.undo[1] = start("whole", "true".into());
         assert!(record.undo(&ears).is_empty());
         drop(record);
         assert!(Record::instances(state.path()).expect("lists").is_empty());

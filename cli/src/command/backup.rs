@@ -2,14 +2,16 @@ use super::instance::{self, ConfigFile};
 use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
 use crate::report::{self, count, now, size};
+use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
+use forge::recovery::Record;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::Error;
 use store::backup::{About, Options, Report};
 use store::observe::Event;
@@ -136,19 +138,37 @@ impl Backup {
         }
     }
 
-    /// Backs up an instance of the configuration.
+    /// Backs up an instance of the configuration, and tells of it.
     fn instance(&self, name: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
-        let place = instance::place_of(&config, name, global)?;
-        self.init(&place, ui)?;
+        let settings = config.instance(name)?;
         let mut options = self.options()?;
-        options.about.tags.extend(config.instance(name)?.tags.iter().cloned());
+        options.about.tags.extend(settings.tags.iter().cloned());
+        let host = options.about.host.clone();
+        let telling = Telling::new(ui, &config, name, &host)?;
         // What is stopped is started again first, whatever signal comes.
         ui.hold();
-        let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
-        let result = instance::backup(&config, name, &store, options);
-        watch.end();
-        instance::show(ui, &result?, watch.elapsed())
+        if !self.dry_run {
+            telling.started();
+        }
+        let mut record = None;
+        let started = Instant::now();
+        let result = instance::place_of(&config, name, global).and_then(|place| {
+            self.init(&place, ui)?;
+            let record = record.insert(Record::open(&config.state, name)?);
+            let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
+            let result = instance::backup(settings, record, &telling, &store, options);
+            watch.end();
+            result
+        });
+        if !self.dry_run {
+            telling.ended(&result);
+        }
+        let elapsed = started.elapsed();
+        if let Some(record) = &mut record {
+            telling.end_silences(record);
+        }
+        instance::show(ui, &result?, elapsed)
     }
 
     fn options(&self) -> Result<Options, Failure> {
@@ -162,7 +182,7 @@ impl Backup {
         }
         let host = match &self.host {
             Some(host) => host.clone(),
-            None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            None => instance::host(),
         };
         let uid = rustix::process::geteuid().as_raw();
         let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();

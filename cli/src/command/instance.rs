@@ -4,12 +4,14 @@ use super::{Global, backup};
 use crate::config::{Config, DEFAULT};
 use crate::exit::{Failure, with_hint};
 use crate::report::{count, size};
+use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::Args;
 use forge::check::{Check, Verdict};
 use forge::kind::Site;
 use forge::recovery::{Monitor, Record};
 use forge::session::{Job, Outcome};
+use forge::settings::Settings;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +45,11 @@ impl ConfigFile {
     }
 }
 
+/// Name of this machine.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The store of an instance: the one of the command line or else that of the configuration.
 pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf, Failure> {
     if let Some(place) = &global.store {
@@ -55,29 +62,18 @@ pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf,
     })
 }
 
-/// Nobody is told.
-pub struct Nobody;
-
-impl Monitor for Nobody {
-    fn silence(&self) -> Option<serde_json::Value> {
-        None
-    }
-
-    fn end_silence(&self, _: &serde_json::Value) {}
-}
-
-/// Backs up an instance.
+/// Backs up an instance, after working off what a killed run left in its record.
 pub fn backup(
-    config: &Config,
-    name: &str,
+    settings: &Settings,
+    record: &mut Record,
+    telling: &Telling<'_>,
     store: &Store,
     mut options: Options,
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
-    let mut record = Record::open(&config.state, name)?;
-    recover(&mut record, &Nobody, observer)?;
-    let settings = config.instance(name)?;
-    let site = Site { instance: name, settings, progress: observer.progress() };
+    recover(record, telling, observer)?;
+    let instance = record.instance().to_owned();
+    let site = Site { instance: &instance, settings, progress: observer.progress() };
     let (mut plan, kind) = forge::kind::plan(&site)?;
     plan.exclude.append(&mut options.excludes);
     options.excludes.clone_from(&plan.exclude);
@@ -85,8 +81,8 @@ pub fn backup(
     for note in &plan.notes {
         observer.event(Event::Note(note.clone()));
     }
-    let job = Job { plan: &plan, kind, store, options, monitor: &Nobody };
-    Ok(forge::session::backup(job, &mut record)?)
+    let job = Job { plan: &plan, kind, store, options, monitor: telling };
+    Ok(forge::session::backup(job, record)?)
 }
 
 /// Works off what a killed run left; fails if that cannot be done.

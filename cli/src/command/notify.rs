@@ -67,7 +67,7 @@ impl Test {
             let hint = "add a [[notify]] table to it, see docs/notifications.md";
             return Err(with_hint("the configuration names nobody to tell", hint));
         }
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = super::instance::host();
         let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
         let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
         let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);

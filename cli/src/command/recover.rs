@@ -1,6 +1,7 @@
-use super::instance::{self, ConfigFile, Nobody};
+use super::instance::{self, ConfigFile};
 use crate::exit::Failure;
 use crate::report::count;
+use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::Args;
 use forge::recovery::Record;
@@ -28,11 +29,13 @@ impl Recover {
         let mut names = Record::instances(&config.state)?;
         names.retain(|name| self.instance.as_ref().is_none_or(|wanted| wanted == name));
         ui.hold();
+        let host = instance::host();
         let watch = ui.watch("recover");
         let mut done = 0;
         let result: Result<(), Failure> = names.iter().try_for_each(|name| {
             let mut record = Record::open(&config.state, name)?;
-            done += instance::recover(&mut record, &Nobody, &*watch)?;
+            let telling = Telling::new(ui, &config, name, &host)?.at_once();
+            done += instance::recover(&mut record, &telling, &*watch)?;
             Ok(())
         });
         watch.end();

@@ -13,6 +13,7 @@ pub struct Stopped<'a> {
     record: &'a mut Record,
     since: Instant,
     names: Vec<String>,
+    is_over: bool,
 }
 
 impl<'a> Stopped<'a> {
@@ -28,7 +29,8 @@ impl<'a> Stopped<'a> {
         } else if let Some(silenced) = job.monitor.silence() {
             record.note(Undo::EndSilence(silenced))?;
         }
-        let mut stopped = Stopped { job, record, since: Instant::now(), names: Vec::new() };
+        let mut stopped =
+            Stopped { job, record, since: Instant::now(), names: Vec::new(), is_over: false };
         for writer in &writers {
             stopped.stop(writer)?;
         }
@@ -58,9 +60,10 @@ impl<'a> Stopped<'a> {
 
     /// Starts them again and says how long they were down, if there were any.
     pub fn end(&mut self) -> Option<Duration> {
-        if self.record.left().is_empty() {
-            return (!self.names.is_empty()).then(|| self.since.elapsed());
+        if std::mem::replace(&mut self.is_over, true) {
+            return None;
         }
+        let was_anything = !self.record.left().is_empty() || !self.names.is_empty();
         for (undo, error) in self.record.undo(self.job.monitor) {
             let text = format!(
                 "could not {}: {error}; `forgekeep recover` tries again, as does the next run",
@@ -68,7 +71,7 @@ impl<'a> Stopped<'a> {
             );
             self.job.store.observer().event(Event::Warning(text));
         }
-        Some(self.since.elapsed())
+        was_anything.then(|| self.since.elapsed())
     }
 }
 
