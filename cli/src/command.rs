@@ -17,6 +17,7 @@ mod notify;
 mod projects;
 mod recover;
 mod restore;
+mod schedule;
 mod snapshots;
 mod stats;
 
@@ -120,6 +121,7 @@ pub enum Command {
     Config(config::Config),
     Detect(detect::Detect),
     Recover(recover::Recover),
+    Schedule(schedule::Schedule),
     Completions(completions::Completions),
     Man(man::Man),
     Notify(notify::Notify),
@@ -145,6 +147,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
         Command::Recover(command) => command.run(ui),
+        Command::Schedule(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Notify(command) => command.run(ui),
