@@ -69,6 +69,12 @@ impl Zabbix {
         found.as_array().expect("a list").clone()
     }
 
+    /// Whether the server keeps still about the host.
+    pub fn is_in_maintenance(&self) -> bool {
+        let query = format!("select maintenance_status from hosts where host = '{HOST}'");
+        self.database.query("zabbix", query) == "1"
+    }
+
     /// A token as an administrator makes it by hand.
     fn new_token(&self) -> String {
         let login = json!({"username": "Admin", "password": "zabbix"});
