@@ -276,7 +276,8 @@ mod tests {
             notify: Vec<Notifier>,
         }
         let document = include_str!("../../docs/notifications.md");
-        let examples = document.split("```toml\n").skip(1).filter_map(|text| text.split("```").next());
+        let examples =
+            document.split("```toml\n").skip(1).filter_map(|text| text.split("```").next());
         let mut kinds: Vec<_> = examples
             .map(|text| toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}")))
             .map(|Example { notify }| std::mem::discriminant(&notify[0]))
