@@ -270,6 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_document_are_read() {
+        #[derive(Deserialize)]
+        struct Example {
+            notify: Vec<Notifier>,
+        }
+        let document = include_str!("../../docs/notifications.md");
+        let examples =
+            document.split("```toml\n").skip(1).filter_map(|text| text.split("```").next());
+        let mut kinds: Vec<_> = examples
+            .map(|text| toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}")))
+            .map(|Example { notify }| std::mem::discriminant(&notify[0]))
+            .collect();
+        kinds.dedup();
+        assert_eq!(kinds.len(), 6, "one example for each kind");
+    }
+
+    #[test]
     fn failures_and_recoveries_are_wanted_by_default() {
         let table = [
             (When::Failure, [[false, false, true], [true, true, true]]),

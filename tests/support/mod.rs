@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod gitlab;
 pub mod instance;
+pub mod listeners;
 pub mod postgres;
 pub mod redis;
 pub mod runit;
@@ -14,3 +15,4 @@ mod self_test;
 pub mod server;
 pub mod stores;
 pub mod tree;
+pub mod zabbix;

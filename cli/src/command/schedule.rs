@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn words_survive() {
-        let words = |word, quote: fn(&str) -> _| quote(word).expect("can be said");
+        let words =
+            |word, quote: fn(&str) -> Result<String, Failure>| quote(word).expect("can be said");
         assert_eq!(words("/a/b", for_systemd), "/a/b");
         assert_eq!(words("/a b%$\"", for_systemd), "\"/a b%%$$\\\"\"");
         assert_eq!(words("/a b", for_cron), "'/a b'");

@@ -1,6 +1,7 @@
 //! Posting to a server of somebody else, whose address may be a secret.
 
 use super::{Trouble, persist};
+use crate::secret::{Address, Secret};
 use forge::settings::Limit;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
@@ -87,6 +88,15 @@ impl Post<'_> {
             }
         }
         text
+    }
+}
+
+/// What can be shown of an address without reading a secret for it.
+pub fn shown(address: &Address) -> String {
+    match address {
+        Address::Plain(address) => server(address).unwrap_or_default(),
+        Address::Secret(Secret::File(path)) => format!("in {}", path.display()),
+        Address::Secret(Secret::Command(_)) => "by a command".into(),
     }
 }
 

@@ -28,8 +28,7 @@ fn yes() -> bool {
 
 impl Tell for Ping {
     fn name(&self) -> String {
-        let address = self.url.read().and_then(|address| http::server(address.reveal()));
-        format!("ping {}", address.unwrap_or_default())
+        format!("ping {}", http::shown(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

@@ -28,8 +28,7 @@ pub struct Webhook {
 
 impl Tell for Webhook {
     fn name(&self) -> String {
-        let address = self.url.read().and_then(|address| http::server(address.reveal()));
-        format!("webhook {}", address.unwrap_or_default())
+        format!("webhook {}", http::shown(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

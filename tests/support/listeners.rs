@@ -1,0 +1,88 @@
+//! Servers on this machine that write down what they are told.
+
+use super::accounts::Account;
+use super::sandbox::Sandbox;
+use super::server::{Server, Signal};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A server that runs until it is dropped.
+pub struct Listener {
+    /// Where it listens.
+    pub port: u16,
+    dir: PathBuf,
+    _server: Server,
+}
+
+/// A certificate for this machine and its key, both in one directory.
+pub struct Certificate {
+    /// What clients are to trust.
+    pub path: String,
+    key: String,
+}
+
+impl Certificate {
+    /// Makes one that nobody else has signed.
+    pub fn make(sandbox: &Sandbox) -> Certificate {
+        let (path, key) = (sandbox.text("certificate"), sandbox.text("key"));
+        let words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext \
+                     subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:false";
+        let openssl = sandbox.tool("openssl").args(words.split_whitespace());
+        openssl.args(["-keyout", &key, "-out", &path]).run().ok();
+        Certificate { path, key }
+    }
+}
+
+impl Listener {
+    /// A web server; `support/listeners/http.py` says how it answers.
+    pub fn http(sandbox: &Sandbox) -> Listener {
+        Listener::start(sandbox, "http", include_str!("listeners/http.py"), &[])
+    }
+
+    /// The same with TLS.
+    pub fn https(sandbox: &Sandbox, certificate: &Certificate) -> Listener {
+        let arguments = [certificate.path.as_str(), &certificate.key];
+        Listener::start(sandbox, "https", include_str!("listeners/http.py"), &arguments)
+    }
+
+    /// A mail server that secures its connections as the configuration calls it.
+    pub fn smtp(sandbox: &Sandbox, security: &str, certificate: &Certificate) -> Listener {
+        let arguments = [security, &certificate.path, &certificate.key];
+        Listener::start(sandbox, security, include_str!("listeners/smtp.py"), &arguments)
+    }
+
+    fn start(sandbox: &Sandbox, name: &str, script: &str, arguments: &[&str]) -> Listener {
+        let name = format!("listener-{name}");
+        sandbox.write(format!("{name}/script.py").as_str(), script);
+        let dir = sandbox.path(&name);
+        let text = sandbox.text(&name);
+        let script = format!("{text}/script.py");
+        let command: Vec<_> =
+            ["python3", &script, &text].into_iter().chain(arguments.iter().copied()).collect();
+        let log = dir.join("log");
+        let mut server = Server::start(Account::root(), &command, &log, &[Signal::TERM]);
+        server.wait_until(|| dir.join("port").exists());
+        let port = std::fs::read_to_string(dir.join("port")).expect("a port");
+        Listener { port: port.parse().expect("a number"), dir, _server: server }
+    }
+
+    /// An address of it.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// The requests it got.
+    pub fn requests(&self) -> Vec<Value> {
+        lines(&self.dir.join("requests"))
+    }
+
+    /// The mails it got.
+    pub fn mails(&self) -> Vec<Value> {
+        lines(&self.dir.join("mails"))
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
