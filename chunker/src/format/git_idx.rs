@@ -73,6 +73,11 @@ impl Table {
         Ok(Table { id_len, count, fan_out, len })
     }
 
+    /// The table of a base, if it can be read and has ids of this length.
+    pub fn of_base(base: &mut dyn Base, id_len: usize) -> Option<Table> {
+        Table::open(&mut Whole(base)).ok().filter(|table| table.id_len == id_len)
+    }
+
     /// Rows whose ids begin with `byte`.
     pub fn bucket(&self, byte: u8) -> Range<u32> {
         let at = usize::from(byte);
@@ -180,13 +185,7 @@ pub fn weave<E>(
     sink: &mut dyn Sink<E>,
 ) -> Result<(), Refusal<E>> {
     let table = Table::open(new)?;
-    let tables: Vec<Option<Table>> = bases
-        .iter_mut()
-        .map(|base| {
-            let opened = Table::open(&mut Whole(&mut **base)).ok();
-            opened.filter(|of_base| of_base.id_len == table.id_len)
-        })
-        .collect();
+    let tables = bases.iter_mut().map(|base| Table::of_base(&mut **base, table.id_len)).collect();
     let mut weaving = Weaving { new, bases, table, tables, sink, last: None };
     weaving.all().map_err(Refusal::Failed)
 }

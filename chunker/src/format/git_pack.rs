@@ -70,13 +70,7 @@ pub fn weave_within<E>(
     sink: &mut dyn Sink<E>,
 ) -> Result<(), Refusal<E>> {
     let table = open(pack, index)?;
-    let tables = bases
-        .iter_mut()
-        .map(|base| {
-            let opened = Table::open(&mut Whole(base.index)).ok();
-            opened.filter(|of_base| of_base.id_len == table.id_len)
-        })
-        .collect();
+    let tables = bases.iter_mut().map(|base| Table::of_base(base.index, table.id_len)).collect();
     let end = pack.len() - table.id_len as u64;
     let (told, last) = (0, None);
     let mut weaving = Weaving { limits, pack, index, bases, table, tables, sink, end, told, last };
