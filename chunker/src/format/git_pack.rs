@@ -13,11 +13,13 @@
 //!
 //! Layout: gitformat-pack, "pack-*.pack files have the following format".
 
+mod blocks;
 mod entry;
 mod window;
 
 use super::git_idx::{Column, Table, Whole, join};
 use super::{Base, Doubt, Refusal, Sink, Source, Teller};
+use blocks::Blocks;
 use entry::Fit;
 use std::ops::Range;
 use window::{There, Unit, Window};
@@ -229,6 +231,7 @@ impl<E> Weaving<'_, '_, E> {
     /// part of a base is opened once.
     fn compare(&mut self, window: &mut Window) -> Result<(), E> {
         let mut buffer = vec![0; self.limits.batch_bytes as usize];
+        let mut blocks = Blocks::new();
         let mut batch = Vec::new();
         for first in window.runs() {
             let mut next = Some(first as usize);
@@ -247,7 +250,7 @@ impl<E> Weaving<'_, '_, E> {
                     next = window.next_in_run(n);
                 }
                 let len = (end - start).min(buffer.len() as u64) as usize;
-                self.pack.read(start, &mut buffer[..len])?;
+                blocks.read(self.pack, start, &mut buffer[..len])?;
                 self.compare_batch(window, &batch, &buffer[..len]);
                 if end - start > len as u64 {
                     self.compare_rest(window, first, start + len as u64..end, &mut buffer)?;
