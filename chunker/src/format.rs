@@ -11,6 +11,7 @@ pub mod git_idx;
 pub mod git_pack;
 
 use std::fmt;
+use std::ops::Range;
 
 /// A file of the snapshot before.
 pub trait Base {
@@ -121,11 +122,80 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
 }
 
+/// Tells a sink a file, in order. Copies that go on where the one before ended are told as one.
+struct Teller<'a, E> {
+    sink: &'a mut dyn Sink<E>,
+    /// How many bytes of the file were told.
+    told: u64,
+    /// The last copy, of this base and these bytes of it. The sink hears of it once it is known
+    /// where it ends.
+    copy: Option<(usize, Range<u64>)>,
+    /// Most bytes of the file that are read at once.
+    batch_bytes: u64,
+}
+
+impl<'a, E> Teller<'a, E> {
+    fn new(sink: &'a mut dyn Sink<E>, batch_bytes: u64) -> Teller<'a, E> {
+        Teller { sink, told: 0, copy: None, batch_bytes }
+    }
+
+    /// Whether the last that was told is a copy of what stands before `offset` in this base.
+    fn goes_on(&self, base: usize, offset: u64) -> bool {
+        self.copy.as_ref().is_some_and(|(of, range)| *of == base && range.end == offset)
+    }
+
+    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
+        if len == 0 {
+            return Ok(());
+        }
+        self.told += len;
+        match &mut self.copy {
+            Some((of, range)) if *of == base && range.end == offset => range.end += len,
+            _ => {
+                self.end_copy()?;
+                self.copy = Some((base, offset..offset + len));
+            }
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), E> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.end_copy()?;
+        self.told += bytes.len() as u64;
+        self.sink.literal(bytes)
+    }
+
+    /// Tells what was not told of the file up to `end` as it is.
+    fn literal_to(&mut self, end: u64, file: &mut dyn Source<E>) -> Result<(), E> {
+        let mut buffer = Vec::new();
+        while self.told < end {
+            buffer.resize(self.batch_bytes.min(end - self.told) as usize, 0);
+            file.read(self.told, &mut buffer)?;
+            self.literal(&buffer)?;
+        }
+        Ok(())
+    }
+
+    fn end_copy(&mut self) -> Result<(), E> {
+        match self.copy.take() {
+            Some((base, range)) => self.sink.copy(base, range.start, range.end - range.start),
+            None => Ok(()),
+        }
+    }
+
+    /// To be called when all of the file was told.
+    fn finish(mut self) -> Result<(), E> {
+        self.end_copy()
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use std::convert::Infallible;
-    use std::ops::Range;
 
     /// A base, or a source, in memory.
     #[derive(Debug, Clone)]

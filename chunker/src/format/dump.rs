@@ -26,7 +26,7 @@
 mod marks;
 mod tape;
 
-use super::{Base, Sink};
+use super::{Base, Sink, common_prefix};
 use marks::{ANCHOR_BYTES, ANCHOR_MASK, Anchors, MARK_BYTES, Marks, marks};
 use tape::Tape;
 
@@ -380,7 +380,7 @@ fn nearest(new: &[u8], base: &Window, level: &Level, known: &mut Marks) -> Optio
         let Some(there) = known.get(hash).filter(|_| end >= compared) else {
             return true;
         };
-        let after = alike(&new[end..], &base.bytes[there..]);
+        let after = common_prefix(&new[end..], &base.bytes[there..]);
         let before = alike_backwards(&new[end.saturating_sub(STRONG)..end], &base.bytes[..there]);
         compared = end + after;
         let offset = base.start + (there - before) as u64;
@@ -405,21 +405,13 @@ fn unmoved(new: &[u8], base: &Window, level: &Level) -> Option<Match> {
         if run == MIN_COPY {
             let start = at + 1 - MIN_COPY;
             let place = base.start + (base.here + start) as u64;
-            let found = Match::new(start, place, alike(&new[start..], &there[start..]));
+            let found = Match::new(start, place, common_prefix(&new[start..], &there[start..]));
             if found.is_sure() {
                 return Some(found);
             }
         }
     }
     None
-}
-
-/// How many bytes both begin with.
-fn alike(a: &[u8], b: &[u8]) -> usize {
-    const STEP: usize = 32;
-    let steps = a.chunks_exact(STEP).zip(b.chunks_exact(STEP));
-    let same = steps.take_while(|(a, b)| a == b).count() * STEP;
-    same + a[same..].iter().zip(&b[same..]).take_while(|(a, b)| a == b).count()
 }
 
 /// How many bytes both end with.

@@ -8,7 +8,7 @@
 //! the first byte of the id, so that memory does not depend on their length but for a
 //! 256th of it.
 
-use super::{Base, Doubt, Refusal, Sink, Source};
+use super::{Base, Doubt, Refusal, Sink, Source, Teller};
 use std::ops::Range;
 
 /// Magic and version.
@@ -19,6 +19,8 @@ const IDS_AT: u64 = 8 + 4 * 256;
 const BUCKET_ROWS_MAX: u32 = 4 << 20;
 /// Fewest bytes of checksums or places in a row that are worth an extent.
 const RUN_BYTES_MIN: usize = 12;
+/// Bytes that are read at once of what stands before and after the rows.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Where the columns of an index are.
 #[derive(Debug, Clone)]
@@ -71,6 +73,11 @@ impl Table {
         }
         let id_len = id_len(len, count)?;
         Ok(Table { id_len, count, fan_out, len })
+    }
+
+    /// The table of a base, if it can be read and has ids of this length.
+    pub fn of_base(base: &mut dyn Base, id_len: usize) -> Option<Table> {
+        Table::open(&mut Whole(base)).ok().filter(|table| table.id_len == id_len)
     }
 
     /// Rows whose ids begin with `byte`.
@@ -180,15 +187,9 @@ pub fn weave<E>(
     sink: &mut dyn Sink<E>,
 ) -> Result<(), Refusal<E>> {
     let table = Table::open(new)?;
-    let tables: Vec<Option<Table>> = bases
-        .iter_mut()
-        .map(|base| {
-            let opened = Table::open(&mut Whole(&mut **base)).ok();
-            opened.filter(|of_base| of_base.id_len == table.id_len)
-        })
-        .collect();
-    let mut weaving = Weaving { new, bases, table, tables, sink, last: None };
-    weaving.all().map_err(Refusal::Failed)
+    let tables = bases.iter_mut().map(|base| Table::of_base(&mut **base, table.id_len)).collect();
+    let mut weaving = Weaving { new, bases, table, tables, teller: Teller::new(sink, BATCH_BYTES) };
+    weaving.all().and_then(|()| weaving.teller.finish()).map_err(Refusal::Failed)
 }
 
 struct Weaving<'a, 'b, E> {
@@ -197,9 +198,7 @@ struct Weaving<'a, 'b, E> {
     table: Table,
     /// Of the bases; nothing where one is unreadable or of another kind.
     tables: Vec<Option<Table>>,
-    sink: &'a mut dyn Sink<E>,
-    /// Where the last copy ended.
-    last: Option<(usize, u64)>,
+    teller: Teller<'a, E>,
 }
 
 /// A row of a base: which base, which row.
@@ -207,25 +206,13 @@ type Match = (usize, u32);
 
 impl<E> Weaving<'_, '_, E> {
     fn all(&mut self) -> Result<(), E> {
-        self.literal(0..IDS_AT)?;
+        self.teller.literal_to(IDS_AT, self.new)?;
         for column in [Column::Ids, Column::Checksums, Column::Places] {
             for byte in 0..=255 {
                 self.bucket(column, byte)?;
             }
         }
-        self.literal(self.table.at(Column::Places, self.table.count)..self.table.len)
-    }
-
-    fn literal(&mut self, range: Range<u64>) -> Result<(), E> {
-        let mut buffer = vec![0; (range.end - range.start).min(1 << 20) as usize];
-        let mut at = range.start;
-        while at < range.end {
-            let step = buffer.len().min((range.end - at) as usize);
-            self.new.read(at, &mut buffer[..step])?;
-            self.tell_literal(&buffer[..step])?;
-            at += step as u64;
-        }
-        Ok(())
+        self.teller.literal_to(self.table.len, self.new)
     }
 
     /// One column of the rows whose ids begin with `byte`.
@@ -291,7 +278,7 @@ impl<E> Weaving<'_, '_, E> {
         }
     }
 
-    /// Tells the sink the cells of a bucket, rows that follow each other in one go.
+    /// Tells the cells of a bucket, rows that follow each other in one go.
     fn tell(&mut self, column: Column, bytes: &[u8], matches: &[Option<Match>]) -> Result<(), E> {
         let width = self.table.width(column);
         let continues = |a: &Option<Match>, b: &Option<Match>| match (a, b) {
@@ -306,24 +293,15 @@ impl<E> Weaving<'_, '_, E> {
                 && let Some(table) = &self.tables[base]
             {
                 let there = table.at(column, row);
-                let continues = told == at && self.last == Some((base, there));
+                let continues = told == at && self.teller.goes_on(base, there);
                 if len >= RUN_BYTES_MIN || continues {
-                    self.tell_literal(&bytes[told..at])?;
-                    self.sink.copy(base, there, len as u64)?;
-                    self.last = Some((base, there + len as u64));
+                    self.teller.literal(&bytes[told..at])?;
+                    self.teller.copy(base, there, len as u64)?;
                     told = at + len;
                 }
             }
             at += len;
         }
-        self.tell_literal(&bytes[told..at])
-    }
-
-    fn tell_literal(&mut self, bytes: &[u8]) -> Result<(), E> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.last = None;
-        self.sink.literal(bytes)
+        self.teller.literal(&bytes[told..])
     }
 }
