@@ -19,7 +19,7 @@ use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
 use crate::error::Result;
 use crate::kind::Kind;
-use crate::plan::{Part, Phase, Plan, Step};
+use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record};
 use crate::service::postgres::Rows;
 use crate::service::redis::Saved;
@@ -86,17 +86,6 @@ fn is_complete(missing: &[Absent], checks: &[Check]) -> bool {
         && checks.iter().all(|check| check.verdict < Verdict::Failed)
 }
 
-/// A part that is not there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Absent {
-    /// Its name.
-    pub part: String,
-    /// Where it was looked for.
-    pub looked_for: String,
-    /// Whether the backup is complete without it.
-    pub is_required: bool,
-}
-
 /// A database in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dumped {
@@ -128,7 +117,7 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     let mut session = Session {
         job,
         backup: Backup::begin(job.store, &job.options, likeness)?,
-        missing: Vec::new(),
+        missing: job.plan.lacking.clone(),
         redis: None,
         down: None,
     };
@@ -183,9 +172,10 @@ impl<'j> Session<'j> {
         let note = |text: String| job.store.observer().event(Event::Note(text));
         let mut stopped = Stopped::begin(job, record)?;
         note(format!("stopped {}", stopped.names()));
+        // What the first copy missed may be there by now.
+        self.missing.clone_from(&job.plan.lacking);
         let moments = self.moments()?;
         self.save_redis()?;
-        self.missing.clear();
         self.copy_all()?;
         self.down = stopped.end();
         note(format!("started again after {:.1} s", self.down.unwrap_or_default().as_secs_f64()));

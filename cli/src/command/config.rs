@@ -93,6 +93,12 @@ fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
         ui.line(format!("  {:13} {}{state}  — {}", part.name, paths.join(" "), part.about))?;
         ui.json("part", json!({"instance": plan.instance, "part": part, "is_there": is_there}))?;
     }
+    for absent in &plan.lacking {
+        let state = if absent.is_required { "NOT THERE" } else { "(not there; not needed)" };
+        missing += u64::from(absent.is_required);
+        ui.line(format!("  {:13} {state}  — {}", absent.part, absent.looked_for))?;
+        ui.json("missing_part", json!({"instance": plan.instance, "missing": absent}))?;
+    }
     if let Some(server) = &plan.postgres {
         let user = server.reach.user.as_deref().unwrap_or("root");
         let host = server.host.as_deref().unwrap_or("the default socket");
