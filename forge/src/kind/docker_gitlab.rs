@@ -5,6 +5,8 @@
 //! and the keys that decrypt it, which no directory holds.
 
 pub mod compose;
+#[cfg(test)]
+mod tests;
 
 use super::gitlab::{generated, note_unknown, rows};
 use super::{Draft, Kind, STOP, Site, below, into_container};
@@ -19,7 +21,7 @@ use crate::service::postgres::{self, Connection, Server};
 use crate::service::redis::{self, Redis};
 use crate::service::{Password, Reach};
 use compose::{Compose, NAMES, Place, Service, Source, assignments};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -219,42 +221,34 @@ const DIRS_MAX: usize = 5000;
 /// Entries of one directory that are looked at.
 const ENTRIES_MAX: usize = 500;
 
-/// Compose files with this GitLab, in the usual places.
+/// Compose files with this GitLab, in the usual places; what is near the top comes first.
 fn compose_files(root: &Path) -> Vec<PathBuf> {
+    let places = PLACES.iter().map(|(place, depth)| (below(root, Path::new(place)), *depth));
+    let mut queue: VecDeque<(PathBuf, usize)> = places.collect();
     let mut found = Vec::new();
-    let mut left = DIRS_MAX;
-    for (place, depth) in PLACES {
-        look_into(&below(root, Path::new(place)), *depth, &mut left, &mut found);
+    for _ in 0..DIRS_MAX {
+        let Some((dir, depth)) = queue.pop_front() else { break };
+        let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+        found.extend(here.filter(|path| {
+            generated::text(path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
+        }));
+        if depth > 0 {
+            queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
+        }
     }
     found
 }
 
-fn look_into(dir: &Path, depth: usize, left: &mut usize, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    if *left == 0 {
-        return;
-    }
-    *left -= 1;
-    if let Some(path) = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file())
-        && generated::text(&path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
-    {
-        found.push(path);
-    }
-    if depth == 0 {
-        return;
-    }
-    let dirs = entries.take(ENTRIES_MAX).filter_map(|entry| {
-        let entry = entry.ok()?;
-        // Links are not followed, nor data looked through.
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let is_plain = entry.file_name().to_str().is_some_and(|name| !name.starts_with('.'));
-        (is_dir && is_plain).then(|| entry.path())
+/// Directories in one; no links, and none that is hidden.
+fn dirs_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().take(ENTRIES_MAX).flatten();
+    let dirs = entries.filter(|entry| {
+        let is_shown = entry.file_name().to_str().is_some_and(|name| !name.starts_with('.'));
+        is_shown && entry.file_type().is_ok_and(|kind| kind.is_dir())
     });
-    let mut dirs: Vec<PathBuf> = dirs.collect();
+    let mut dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
     dirs.sort();
-    for dir in dirs {
-        look_into(&dir, depth - 1, left, found);
-    }
+    dirs
 }
 
 /// Whether a line names the image.
