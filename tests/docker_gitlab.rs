@@ -2,8 +2,9 @@
 
 use crate::support::docker_gitlab::{COMPOSE, DATA, DockerGitlab, SECRETS, see_as_omnibus};
 use crate::support::gitlab;
+use crate::support::instance::{backup, configured};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{Outcome, Run, Sandbox, is_root};
+use crate::support::sandbox::{Outcome, Sandbox, is_root};
 use serde_json::Value;
 use std::path::Path;
 
@@ -18,17 +19,6 @@ fn configure(sandbox: &Sandbox, gitlab: &DockerGitlab, more: &str) {
         gitlab.path("docker").display(),
     );
     sandbox.write("forgekeep.toml", text);
-}
-
-fn configured<const N: usize>(sandbox: &Sandbox, arguments: [&str; N]) -> Run {
-    sandbox
-        .forgekeep(arguments)
-        .env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-}
-
-fn backup(sandbox: &Sandbox) -> Outcome {
-    configured(sandbox, ["backup", "--instance", "forge", "--init", "--json"]).run()
 }
 
 /// Asserts that a text has no secret in it.
@@ -80,7 +70,7 @@ fn a_gitlab_in_containers_comes_back() {
     assert!(checked.stderr.contains("USERMAP_UID"), "{}", checked.told());
     assert_discreet(&checked.told());
 
-    let outcome = backup(&sandbox).ok();
+    let outcome = backup(&sandbox).run().ok();
     assert_discreet(&outcome.told());
     let summary = summary(&outcome);
     assert_eq!(summary["is_complete"], true, "{}", outcome.told());
@@ -136,7 +126,7 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
     let name = "GITLAB_SECRETS_OTP_KEY_BASE";
     for outcome in [
         configured(&sandbox, ["config", "check"]).run().ends_with(3),
-        backup(&sandbox).ends_with(3),
+        backup(&sandbox).run().ends_with(3),
     ] {
         assert!(outcome.told().contains(name), "{}", outcome.told());
         assert!(!outcome.told().contains("DB_KEY_BASE"), "{}", outcome.told());
@@ -144,8 +134,8 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
     }
     // Those who have them elsewhere say so.
     configure(&sandbox, &gitlab, "parts.secrets.missing = 'ok'");
-    let summary = summary(&backup(&sandbox).ok());
-    assert_eq!(summary["is_complete"], true);
+    let lines = backup(&sandbox).run().ok().json();
+    assert_eq!(lines.last().expect("a summary")["is_complete"], true);
     sandbox.write("vault", "the keys");
     let place = format!("parts.secrets.path = '{}'", sandbox.text("vault"));
     configure(&sandbox, &gitlab, &place);
@@ -160,7 +150,7 @@ fn maintenance_stops_the_container_and_starts_it_again() {
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");
-    let outcome = backup(&sandbox).ok();
+    let outcome = backup(&sandbox).run().ok();
     let summary = summary(&outcome);
     assert_eq!(summary["is_complete"], true, "{}", outcome.told());
     assert!(summary["seconds_down"].as_f64().is_some_and(|seconds| seconds > 0.0), "{summary}");

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod docker_gitlab;
 pub mod gitlab;
+pub mod instance;
 pub mod postgres;
 pub mod redis;
 pub mod runit;

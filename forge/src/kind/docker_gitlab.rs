@@ -11,10 +11,10 @@ mod tests;
 use super::gitlab::{generated, note_unknown, rows};
 use super::{Draft, Kind, STOP, Site, below, into_container};
 use crate::catalogue::Catalogue;
-use crate::check::Check;
-use crate::copy::Copy;
+use crate::check::{Check, Verdict};
+use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
-use crate::plan::{Database, Plan, Product};
+use crate::plan::{Database, Phase, Plan, Product};
 use crate::run::Command;
 use crate::service::control::{Speaks, Supervisor};
 use crate::service::postgres::{self, Connection, Server};
@@ -184,8 +184,32 @@ impl Kind for DockerGitlab {
     }
 
     fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        rows::check(plan, catalogue, copy)
+        let mut checks = vec![check_secrets(plan, copy)?];
+        checks.extend(rows::check(plan, catalogue, copy)?);
+        Ok(checks)
     }
+}
+
+/// Whether all files that have keys are in the copy. That a key is in none of them, the part
+/// itself says.
+fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
+    let part = plan.parts.iter().find(|part| part.name == "secrets");
+    let paths = part.map(|part| part.paths.as_slice()).unwrap_or_default();
+    if paths.is_empty() {
+        let text = "not all keys that decrypt the database are in files that are copied";
+        return Ok(Check::new("secrets", Verdict::Warning, text));
+    }
+    let seen = copy.look(paths)?;
+    let absent = paths.iter().zip(seen).filter(|(_, seen)| seen.is_none());
+    let absent: Vec<String> = absent.map(|(path, _)| shown(path)).collect();
+    if absent.is_empty() {
+        return Ok(Check::ok(
+            "secrets",
+            "the files with the keys that decrypt the database are there",
+        ));
+    }
+    let text = "files with keys that decrypt the database are not in the copy";
+    Ok(Check::new("secrets", Verdict::Failed, text).with_examples(absent))
 }
 
 /// The compose file of the settings, or the only one that is found.
@@ -643,6 +667,7 @@ impl<'a> Containers<'a> {
             Some(Place::Here(dir)) => {
                 let part =
                     draft.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+                part.phase = Phase::Saves;
                 part.paths.push(dir.join("appendonlydir"));
                 part.paths.push(dir.join("appendonly.aof"));
                 draft.leaves(dir, "of it only what Redis saves is taken");

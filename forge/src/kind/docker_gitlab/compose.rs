@@ -89,7 +89,8 @@ impl Compose {
     /// named volumes are in `volumes`.
     pub fn read(path: &Path, root: &Path, volumes: &Path) -> Result<Compose> {
         let fail = |source| Error::Read { path: path.to_owned(), source };
-        let path = std::fs::canonicalize(path).map_err(fail)?;
+        // Links stay: compose names a project after the directory as it was called.
+        let path = lexically(&std::path::absolute(path).map_err(fail)?);
         let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
         let mut reader = Reader {
             root,
@@ -166,7 +167,7 @@ impl Service {
                 let rest = path.strip_prefix(&mount.target).unwrap_or(Path::new(""));
                 let joined =
                     if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
-                Place::Here(real(&joined))
+                Place::Here(joined)
             }
             Source::Text(_) => Place::Nowhere("it is in the compose file"),
             Source::Unknown(reason) => Place::Nowhere(reason),
@@ -232,7 +233,7 @@ impl Reader<'_> {
             let files: Vec<PathBuf> =
                 list.split(separator).take(DEPTH_MAX).map(|path| self.path(path)).collect();
             // Whoever gives another file means that one.
-            if files.iter().any(|file| real(file) == given) {
+            if files.iter().any(|file| file == given) {
                 return files;
             }
         }
@@ -380,7 +381,7 @@ impl Reader<'_> {
             _ if said["type"] == "tmpfs" => Source::Unknown("it is in memory"),
             None => Source::Unknown("it is in a volume without a name"),
             Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
-                Source::Path(real(&self.path_in(dir, &source)))
+                Source::Path(self.path_in(dir, &source))
             }
             Some(name) => self.named(&name)?,
         };
@@ -395,7 +396,7 @@ impl Reader<'_> {
             let is_bind =
                 self.text(&options["o"])?.is_some_and(|o| o.split(',').any(|o| o == "bind"));
             return Ok(if is_bind {
-                Source::Path(real(&self.path(&device)))
+                Source::Path(self.path(&device))
             } else {
                 Source::Unknown("it is in a volume that is mounted from elsewhere")
             });
@@ -413,7 +414,7 @@ impl Reader<'_> {
         let dirs: Vec<PathBuf> = full.map(|name| self.volumes.join(name).join("_data")).collect();
         let found = dirs.iter().find(|dir| dir.exists()).or(dirs.first());
         Ok(found.map_or(Source::Unknown("its volume has no usable name"), |dir| {
-            Source::Path(real(dir))
+            Source::Path(dir.clone())
         }))
     }
 
@@ -430,7 +431,7 @@ impl Reader<'_> {
         let source = if let Some(file) = self.text(&said["file"])? {
             let path = self.path(&file);
             self.files.borrow_mut().insert(path.clone());
-            Source::Path(real(&path))
+            Source::Path(path)
         } else if let Some(content) = self.text(&said["content"])? {
             Source::Text(content)
         } else if let Some(variable) = said["environment"].as_str() {
@@ -531,11 +532,6 @@ fn lexically(path: &Path) -> PathBuf {
         }
     }
     clean
-}
-
-/// Where a path leads, if there is something.
-fn real(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| lexically(path))
 }
 
 /// The elements of a list, or the one thing that stands for a list of it.
