@@ -4,6 +4,8 @@
 mod cli;
 /// One bit or one cut anywhere in a store, and stores made by an enemy.
 mod damage;
+/// A GitLab in containers.
+mod docker_gitlab;
 /// Kills, full disks, errors, locks and interrupts.
 mod faults;
 /// Everything a file system keeps comes back.

@@ -1,6 +1,7 @@
 //! The kinds of instance: what each consists of. A kind is one file and one line in
 //! [`KINDS`].
 
+pub mod docker_gitlab;
 pub mod gitlab;
 pub mod mattermost;
 pub mod plain;
@@ -9,7 +10,7 @@ use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::Copy;
 use crate::error::{Error, Result};
-use crate::plan::{Database, LeftOut, Part, Phase, Plan, Product, Step};
+use crate::plan::{Absent, Database, LeftOut, Part, Phase, Plan, Product, Step};
 use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{self, Connection, Server};
@@ -20,7 +21,8 @@ use std::time::Duration;
 use store::observe::Progress;
 
 /// All kinds. The first that recognises a machine is proposed for it.
-pub static KINDS: &[&dyn Kind] = &[&gitlab::Gitlab, &mattermost::Mattermost, &plain::Plain];
+pub static KINDS: &[&dyn Kind] =
+    &[&gitlab::Gitlab, &docker_gitlab::DockerGitlab, &mattermost::Mattermost, &plain::Plain];
 
 /// How long a service may take to stop or start: GitLab's own limit is a minute.
 const STOP: Duration = Duration::from_secs(180);
@@ -92,6 +94,8 @@ pub struct Draft {
     pub product: Product,
     /// What is copied.
     pub parts: Vec<Part>,
+    /// What is known to be missing.
+    pub lacking: Vec<Absent>,
     /// What is not.
     pub left_out: Vec<LeftOut>,
     /// The database server.
@@ -117,6 +121,13 @@ impl Draft {
     /// A part that not every instance has.
     pub fn takes(&mut self, name: &str, about: &str, path: PathBuf) -> &mut Part {
         self.part(name, about, path, false)
+    }
+
+    /// Something without which there is no backup, and which is nowhere; `looked_for` says
+    /// what and where, and never a secret.
+    pub fn lacks(&mut self, name: &str, looked_for: impl Into<String>) {
+        let looked_for = looked_for.into();
+        self.lacking.push(Absent { part: name.into(), looked_for, is_required: true });
     }
 
     fn part(&mut self, name: &str, about: &str, path: PathBuf, is_required: bool) -> &mut Part {
@@ -163,6 +174,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     kind.draft(site, &mut draft)?;
     override_parts(settings, &mut draft);
     draft.parts.iter_mut().for_each(Part::resolve);
+    draft.left_out.iter_mut().for_each(LeftOut::resolve);
     let plan = Plan {
         instance: site.instance.into(),
         kind: kind.name(),
@@ -184,6 +196,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
         sample: settings.checks.sample,
         notes: draft.notes,
         parts: draft.parts,
+        lacking: draft.lacking,
         left_out: draft.left_out,
     };
     Ok((plan, kind))
@@ -193,6 +206,11 @@ fn override_parts(settings: &Settings, draft: &mut Draft) {
     for (name, change) in &settings.parts {
         let mut paths = change.paths.clone();
         paths.extend(change.path.clone());
+        // Whoever names a place, or wants none, knows better where it is.
+        draft.lacking.retain(|absent| absent.part != *name || (paths.is_empty() && !change.skip));
+        for absent in draft.lacking.iter_mut().filter(|absent| absent.part == *name) {
+            absent.is_required = change.missing != Some(Missing::Ok);
+        }
         if change.skip {
             let skipped = draft.parts.iter().filter(|part| part.name == *name);
             let paths = skipped.flat_map(|part| part.paths.clone()).collect::<Vec<_>>();
@@ -244,7 +262,7 @@ fn override_postgres(settings: &Settings, server: Option<Server>) -> Option<Serv
     server.reach.user = own.user.clone().or(server.reach.user);
     server.reach.bin.splice(0..0, own.bin.clone());
     if let Some(container) = &own.container {
-        server.reach.into = into_container(container);
+        server.reach.into = into_container(settings, container, postgres::VARIABLES);
     }
     Some(server)
 }
@@ -264,14 +282,17 @@ fn override_redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
     let dir = own.client.as_ref().and_then(|client| client.parent()).map(Path::to_owned);
     redis.reach.bin.splice(0..0, dir);
     if let Some(container) = &own.container {
-        redis.reach.into = into_container(container);
+        redis.reach.into = into_container(settings, container, redis::VARIABLES);
     }
     Some(redis)
 }
 
-/// The command that leads into a running container.
-pub fn into_container(name: &str) -> Vec<String> {
-    ["docker", "exec", "-i", name].map(String::from).to_vec()
+/// The command that leads into a running container. It takes the named variables along
+/// where they are set, so that no value is among its arguments, where everybody can read it.
+pub fn into_container(settings: &Settings, name: &str, variables: &[&str]) -> Vec<String> {
+    let words = settings.docker.iter().map(String::as_str).chain(["exec", "-i"]);
+    let words = words.chain(variables.iter().flat_map(|variable| ["--env", variable]));
+    words.chain([name]).map(String::from).collect()
 }
 
 fn control(settings: &Settings, supervisor: Option<Supervisor>) -> Control {
@@ -302,6 +323,7 @@ impl Default for Server {
             port: 5432,
             role: None,
             passfile: None,
+            password: None,
             databases: None,
             wait: postgres::WAIT,
             silence: postgres::SILENCE,
@@ -318,6 +340,7 @@ impl Default for Redis {
             host: None,
             port: None,
             password_file: None,
+            password: None,
             limit: redis::LIMIT,
         }
     }

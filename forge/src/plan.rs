@@ -27,6 +27,8 @@ pub struct Plan {
     pub product: Product,
     /// What is copied.
     pub parts: Vec<Part>,
+    /// What is known to be missing before anything is looked for.
+    pub lacking: Vec<Absent>,
     /// What is not, and why.
     pub left_out: Vec<LeftOut>,
     /// The database server.
@@ -62,6 +64,9 @@ pub struct Product {
     pub edition: Option<String>,
     /// As it calls itself.
     pub version: Option<String>,
+    /// The image of its container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 impl Product {
@@ -92,6 +97,17 @@ pub struct Part {
     pub owner: Option<&'static str>,
     /// Globs of what to leave out of it.
     pub exclude: Vec<String>,
+}
+
+/// A part that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Absent {
+    /// Its name.
+    pub part: String,
+    /// Where it was looked for.
+    pub looked_for: String,
+    /// Whether the backup is incomplete without it.
+    pub is_required: bool,
 }
 
 impl Part {
@@ -136,6 +152,15 @@ pub struct LeftOut {
     pub path: PathBuf,
     /// Why.
     pub reason: String,
+}
+
+impl LeftOut {
+    /// Finds out where it really is, for that is where a copy would come upon it.
+    pub fn resolve(&mut self) {
+        if let Ok(real) = std::fs::canonicalize(&self.path) {
+            self.path = real;
+        }
+    }
 }
 
 /// A database that the kind or the settings name.

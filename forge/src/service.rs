@@ -27,3 +27,13 @@ impl Reach {
         Command::new(words.chain(rest.into_iter().map(Into::into))).by(self.user.as_deref())
     }
 }
+
+/// A password, which is handed to a client in its environment and shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(pub String);
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(…)")
+    }
+}

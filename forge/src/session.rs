@@ -20,7 +20,7 @@ use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::plan::{Part, Phase, Plan, Step};
+use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record};
 use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
@@ -93,17 +93,6 @@ fn is_complete(missing: &[Absent], checks: &[Check]) -> bool {
         && checks.iter().all(|check| check.verdict < Verdict::Failed)
 }
 
-/// A part that is not there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Absent {
-    /// Its name.
-    pub part: String,
-    /// Where it was looked for.
-    pub looked_for: String,
-    /// Whether the backup is complete without it.
-    pub is_required: bool,
-}
-
 /// A database in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dumped {
@@ -135,7 +124,7 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     let mut session = Session {
         job,
         backup: Backup::begin(job.store, &job.options, likeness)?,
-        missing: Vec::new(),
+        missing: job.plan.lacking.clone(),
         catalogue: Catalogue::default(),
         databases: Vec::new(),
         postgres: None,
@@ -194,7 +183,8 @@ impl<'j> Session<'j> {
         // Most of the work, while everything runs.
         self.copy(&FILES)?;
         self.backup.again()?;
-        self.missing.clear();
+        // What the first copy missed may be there by now.
+        self.missing.clone_from(&job.plan.lacking);
         let mut moments = self.connect()?;
         let note = |text: String| job.store.observer().event(Event::Note(text));
         let mut stopped = Stopped::begin(job, record)?;

@@ -29,8 +29,13 @@ pub struct Settings {
     /// Globs of what to leave out of all parts.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// The compose file, where the instance has one.
+    /// The compose file, where the instance has one, as seen by this machine; not below
+    /// `root`.
     pub compose: Option<PathBuf>,
+    /// The program that has the containers, with what comes before its verb, such as
+    /// `["podman"]`.
+    #[serde(default = "docker")]
+    pub docker: Vec<String>,
     /// Parts by name: those of the kind changed, others added.
     #[serde(default)]
     pub parts: BTreeMap<String, PartSettings>,
@@ -52,6 +57,10 @@ pub struct Settings {
     /// What is looked at in the copy.
     #[serde(default)]
     pub checks: ChecksSettings,
+}
+
+fn docker() -> Vec<String> {
+    vec!["docker".into()]
 }
 
 fn slash() -> PathBuf {

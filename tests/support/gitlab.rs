@@ -7,11 +7,11 @@
 
 mod checks;
 pub mod database;
-mod files;
-mod layout;
+pub mod files;
+pub mod layout;
 pub mod mattermost;
-mod repositories;
-mod services;
+pub mod repositories;
+pub mod services;
 
 pub use checks::{assert_pushes_are_there, assert_rows_have_files, fsck_all};
 pub use repositories::Repository;

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod accounts;
+pub mod docker_gitlab;
 pub mod gitlab;
 pub mod instance;
 pub mod listeners;

@@ -6,6 +6,7 @@ use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::kind::Site;
 use forge::plan::Plan;
+use forge::service::Reach;
 use forge::service::control::Control;
 use serde_json::json;
 use store::observe::Progress;
@@ -77,6 +78,11 @@ fn version(plan: &Plan) -> String {
     if known.is_empty() { "version unknown".into() } else { known.join(" ") }
 }
 
+/// Where the clients of a service run, if that is not here.
+fn container(reach: &Reach) -> String {
+    reach.into.last().map_or_else(String::new, |name| format!(" in container {name}"))
+}
+
 /// Prints a plan; returns how many parts are needed and not there.
 fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
     let mut missing = 0;
@@ -93,10 +99,20 @@ fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
         ui.line(format!("  {:13} {}{state}  — {}", part.name, paths.join(" "), part.about))?;
         ui.json("part", json!({"instance": plan.instance, "part": part, "is_there": is_there}))?;
     }
+    for absent in &plan.lacking {
+        let state = if absent.is_required { "NOT THERE" } else { "(not there; not needed)" };
+        missing += u64::from(absent.is_required);
+        ui.line(format!("  {:13} {state}  — {}", absent.part, absent.looked_for))?;
+        ui.json("missing_part", json!({"instance": plan.instance, "missing": absent}))?;
+    }
     if let Some(server) = &plan.postgres {
         let user = server.reach.user.as_deref().unwrap_or("root");
         let host = server.host.as_deref().unwrap_or("the default socket");
-        ui.line(format!("  postgres      {host} port {}, clients run as {user}", server.port))?;
+        let container = container(&server.reach);
+        ui.line(format!(
+            "  postgres      {host} port {}, clients run as {user}{container}",
+            server.port
+        ))?;
         for database in &plan.databases {
             let needed = if database.is_required { "" } else { "  (not needed)" };
             ui.line(format!("  {:13} {}{needed}", database.part(), database.name))?;
@@ -108,7 +124,9 @@ fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
             (None, Some(host)) => host.clone(),
             (None, None) => "its default address".into(),
         };
-        ui.line(format!("  redis         {place}, saved within {} s", redis.limit.as_secs()))?;
+        let container = container(&redis.reach);
+        let limit = redis.limit.as_secs();
+        ui.line(format!("  redis         {place}{container}, saved within {limit} s"))?;
     }
     let services = match &plan.control {
         Control::Nothing => "none is stopped".to_owned(),

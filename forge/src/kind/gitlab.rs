@@ -234,7 +234,7 @@ fn product(site: &Site<'_>) -> Product {
 }
 
 /// Says what lies beside the known parts.
-fn note_unknown(data: &Path, draft: &mut Draft) {
+pub fn note_unknown(data: &Path, draft: &mut Draft) {
     let Ok(entries) = std::fs::read_dir(data) else { return };
     let mut unknown: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))

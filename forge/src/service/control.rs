@@ -1,6 +1,6 @@
 //! Stopping and starting the services that write.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::Step;
 use crate::run::Command;
 use std::time::Duration;
@@ -40,9 +40,13 @@ pub struct Supervisor {
 pub enum Speaks {
     /// `sv` and `gitlab-ctl`: `status`, `stop NAME`, `start NAME`; `run: NAME: …`.
     Runit,
-    /// `docker` and `podman`: `inspect NAME`, `stop NAME`, `start NAME`.
+    /// `docker` and `podman`: `inspect NAME`, `stop -t SECONDS NAME`, `start NAME`.
     Docker,
 }
+
+/// How long what runs in a container may take to end before it is killed: `docker stop` by
+/// itself gives it ten seconds, in which GitLab does not end.
+const GRACE_SECONDS: &str = "90";
 
 /// What is to be done with a service, and undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +110,18 @@ impl Supervisor {
     fn running(&self, progress: &Progress) -> Result<Vec<Writer>> {
         let mut running = Vec::new();
         for name in &self.writers {
-            if self.is_running(name, progress)? == Some(true) {
-                let (stop, start) = (self.command(&["stop", name]), self.command(&["start", name]));
+            let is_running = self.is_running(name, progress)?;
+            if is_running.is_none() && self.speaks == Speaks::Docker {
+                let reason = "there is no such container, or it cannot be asked; \
+                     `services.writers` names those to stop";
+                return Err(Error::Service { service: name.clone(), reason: reason.into() });
+            }
+            if is_running == Some(true) {
+                let stop = match self.speaks {
+                    Speaks::Runit => self.command(&["stop", name]),
+                    Speaks::Docker => self.command(&["stop", "-t", GRACE_SECONDS, name]),
+                };
+                let start = self.command(&["start", name]);
                 running.push(Writer { name: name.clone(), stop, start: vec![start] });
             }
         }

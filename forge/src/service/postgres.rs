@@ -4,7 +4,7 @@
 //! the product itself runs them: the server tells users apart by who connects to its
 //! socket, so nobody else could connect in our stead.
 
-use super::Reach;
+use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::run::{Command, Output, Patience, Running, Stdin};
 use serde::de::DeserializeOwned;
@@ -20,6 +20,8 @@ pub const WAIT: Duration = Duration::from_secs(60);
 pub const SILENCE: Duration = Duration::from_secs(30 * 60);
 /// How long a question may take.
 const QUESTION: Duration = Duration::from_secs(10 * 60);
+/// Variables of the clients that mean something in a container as well.
+pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME"];
 /// `psql` could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
 /// Ends every answer; no row of ours looks like it.
@@ -42,6 +44,8 @@ pub struct Server {
     pub role: Option<String>,
     /// File of passwords for the clients.
     pub passfile: Option<PathBuf>,
+    /// Password of the role, where the instance's own configuration has it.
+    pub password: Option<Password>,
     /// Databases to save; without it, all that the server has.
     pub databases: Option<Vec<String>>,
     /// How long to wait for it while it is starting.
@@ -186,9 +190,10 @@ impl Server {
 
     fn with_environment(&self, command: Command) -> Command {
         let command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
-        match &self.passfile {
-            Some(file) => command.env("PGPASSFILE", file.display().to_string()),
-            None => command,
+        match (&self.passfile, &self.password) {
+            (Some(file), _) => command.env("PGPASSFILE", file.display().to_string()),
+            (None, Some(Password(password))) => command.env("PGPASSWORD", password),
+            (None, None) => command,
         }
     }
 }

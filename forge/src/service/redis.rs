@@ -1,6 +1,6 @@
 //! Redis: a save that is known to have succeeded.
 
-use super::Reach;
+use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::run::Command;
 use serde::Serialize;
@@ -11,6 +11,8 @@ use store::observe::Progress;
 
 /// How long a save may take, if nobody says otherwise.
 pub const LIMIT: Duration = Duration::from_secs(10 * 60);
+/// Variables of the client that mean something in a container as well.
+pub const VARIABLES: &[&str] = &["REDISCLI_AUTH"];
 /// How long one question may take.
 const QUESTION: Duration = Duration::from_secs(10);
 /// How often it is asked whether it is done.
@@ -29,6 +31,8 @@ pub struct Redis {
     pub port: Option<u16>,
     /// A file with the password.
     pub password_file: Option<PathBuf>,
+    /// The password, where the instance's own configuration has it.
+    pub password: Option<Password>,
     /// How long a save may take.
     pub limit: Duration,
 }
@@ -66,6 +70,8 @@ impl Redis {
             let fail = |source| Error::Read { path: path.clone(), source };
             let password = std::fs::read_to_string(path).map_err(fail)?;
             command = command.env("REDISCLI_AUTH", password.trim_end());
+        } else if let Some(Password(password)) = &self.password {
+            command = command.env("REDISCLI_AUTH", password);
         }
         let answer = command.output(progress)?;
         let answer = String::from_utf8_lossy(&answer).trim().to_owned();

@@ -1,7 +1,8 @@
 //! Databases: one moment of each, and the dump of that moment.
 
-use super::{Absent, DIR, Dumped, Job};
+use super::{DIR, Dumped, Job};
 use crate::error::Result;
+use crate::plan::Absent;
 use crate::run::Patience;
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};

@@ -1,12 +1,12 @@
 //! What whoever restores the snapshot will ask for, kept in it as JSON.
 
-use super::{Absent, Dumped};
+use super::Dumped;
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::kind::gitlab::rows;
-use crate::plan::{LeftOut, Part, Plan, Product};
+use crate::plan::{Absent, LeftOut, Part, Plan, Product};
 use crate::service::redis::Saved;
 use serde::Serialize;
 use std::collections::BTreeMap;

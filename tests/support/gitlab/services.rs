@@ -44,7 +44,7 @@ pub fn start(builder: &Builder, root: &Path, repositories: &[Repository]) -> Run
 }
 
 /// Id and directory of every project's repository, a line each.
-fn list_of_projects(repositories: &[Repository]) -> String {
+pub fn list_of_projects(repositories: &[Repository]) -> String {
     let mut list = String::new();
     for repository in repositories {
         if let Some(project) = repository.project {

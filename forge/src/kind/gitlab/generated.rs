@@ -206,8 +206,10 @@ pub fn text(path: &Path) -> Result<Option<String>> {
 /// A YAML file, if there is one.
 pub fn yaml(path: &Path) -> Result<Option<Value>> {
     let Some(text) = text(path)? else { return Ok(None) };
+    // The lines around an error may have passwords in them.
+    let options = serde_saphyr::options! { with_snippet: false };
     let wrong = |error: serde_saphyr::Error| malformed(path, error.to_string());
-    serde_saphyr::from_str(&text).map(Some).map_err(wrong)
+    serde_saphyr::from_str_with_options(&text, options).map(Some).map_err(wrong)
 }
 
 fn toml_table(path: &Path) -> Result<Option<toml::Table>> {

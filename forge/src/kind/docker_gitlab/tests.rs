@@ -1,0 +1,561 @@
+use super::compose::{Compose, Said, Source, assignments, expand};
+use super::*;
+use crate::settings::Settings;
+use proptest::prelude::*;
+use store::observe::Progress;
+
+/// A machine that is a directory.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn new() -> Machine {
+        Machine(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn root(&self) -> PathBuf {
+        std::fs::canonicalize(self.0.path()).expect("is there")
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        below(&self.root(), Path::new(path))
+    }
+
+    fn write(&self, path: &str, text: &str) -> &Machine {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+        std::fs::write(path, text).expect("writes");
+        self
+    }
+
+    fn make(&self, path: &str) -> &Machine {
+        std::fs::create_dir_all(self.path(path)).expect("directories");
+        self
+    }
+
+    /// What a backup of the project at a path would be; docker knows every container.
+    fn draft(&self, compose: &str) -> Draft {
+        self.try_draft(compose, "docker = ['true']").expect("a draft")
+    }
+
+    fn try_draft(&self, compose: &str, more: &str) -> Result<Draft> {
+        let text = format!(
+            "kind = 'docker-gitlab'\nroot = '{}'\ncompose = '{}'\n{more}",
+            self.root().display(),
+            self.path(compose).display()
+        );
+        let settings: Settings = toml::from_str(&text).expect("settings");
+        let progress = Progress::default();
+        let site = Site { instance: "forge", settings: &settings, progress: &progress };
+        let mut draft = Draft::default();
+        DockerGitlab.draft(&site, &mut draft).map(|()| draft)
+    }
+
+    fn read(&self, compose: &str) -> Compose {
+        let volumes = self.path("/var/lib/docker/volumes");
+        Compose::read(&self.path(compose), &self.root(), &volumes).expect("reads")
+    }
+
+    /// Paths of a part, seen from the root.
+    fn paths(&self, draft: &Draft, part: &str) -> Vec<String> {
+        let part = draft.parts.iter().find(|found| found.name == part).expect("a part");
+        let root = self.root();
+        let within = |path: &PathBuf| path.strip_prefix(&root).expect("below the root").to_owned();
+        part.paths.iter().map(|path| format!("/{}", within(path).display())).collect()
+    }
+}
+
+fn lacking(draft: &Draft) -> Vec<&str> {
+    draft.lacking.iter().map(|absent| absent.part.as_str()).collect()
+}
+
+/// The file that comes with the project.
+const OWN: &str = r#"
+version: '2.3'
+
+services:
+  redis:
+    restart: always
+    image: redis:6.2
+    command:
+    - --loglevel warning
+    volumes:
+    - redis-data:/data:Z
+
+  postgresql:
+    restart: always
+    image: kkimurak/sameersbn-postgresql:14
+    volumes:
+    - postgresql-data:/var/lib/postgresql:Z
+    environment:
+    - DB_USER=gitlab
+    - DB_PASS=password
+    - DB_NAME=gitlabhq_production
+    - DB_EXTENSION=pg_trgm,btree_gist
+
+  gitlab:
+    restart: always
+    image: sameersbn/gitlab:17.3.1-1
+    depends_on:
+    - redis
+    - postgresql
+    ports:
+    - "10080:80"
+    - "10022:22"
+    volumes:
+    - gitlab-data:/home/git/data:Z
+    healthcheck:
+      test: curl http://localhost/-/health || exit 1
+      interval: 1m
+    environment:
+    - DEBUG=false
+    - DB_ADAPTER=postgresql
+    - DB_HOST=postgresql
+    - DB_PORT=5432
+    - DB_USER=gitlab
+    - DB_PASS=password
+    - DB_NAME=gitlabhq_production
+    - REDIS_HOST=redis
+    - REDIS_PORT=6379
+    - GITLAB_RELATIVE_URL_ROOT=
+    - GITLAB_SECRETS_DB_KEY_BASE=long-and-random-alphanumeric-string
+    - GITLAB_SECRETS_SECRET_KEY_BASE=long-and-random-alphanumeric-string
+    - GITLAB_SECRETS_OTP_KEY_BASE=long-and-random-alphanumeric-string
+    - GITLAB_SECRETS_ENCRYPTED_SETTINGS_KEY_BASE=long-and-random-alphanumeric-string
+    - OAUTH_SAML_LABEL="Our SAML Provider"
+    - OAUTH_SAML_NAME_IDENTIFIER_FORMAT=urn:oasis:names:tc:SAML:2.0:nameid-format:transient
+
+volumes:
+  redis-data:
+  postgresql-data:
+  gitlab-data:
+"#;
+
+#[test]
+fn the_projects_own_file_is_understood() {
+    let machine = Machine::new();
+    machine.write("/srv/Docker_GitLab/docker-compose.yml", OWN);
+    // An old compose made this one, when it left out more characters.
+    machine.make("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/backups");
+    machine.write("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/tmp/VERSION", "17.2.0\n");
+    let draft = machine.draft("/srv/Docker_GitLab/docker-compose.yml");
+    let data = "/var/lib/docker/volumes/dockergitlab_gitlab-data/_data";
+    assert_eq!(machine.paths(&draft, "repositories"), [format!("{data}/repositories")]);
+    assert_eq!(machine.paths(&draft, "lfs"), [format!("{data}/shared/lfs-objects")]);
+    assert_eq!(machine.paths(&draft, "compose"), ["/srv/Docker_GitLab/docker-compose.yml"]);
+    // Where none of them is there, it is where the present compose would make it.
+    let redis = "/var/lib/docker/volumes/docker_gitlab_redis-data/_data/dump.rdb";
+    assert_eq!(machine.paths(&draft, "redis")[0], redis);
+    assert_eq!(draft.product.version.as_deref(), Some("17.3.1"));
+    assert_eq!(draft.product.image.as_deref(), Some("sameersbn/gitlab:17.3.1-1"));
+    assert!(draft.lacking.is_empty(), "{:?}", draft.lacking);
+    assert!(draft.notes.iter().any(|note| note.contains("17.2.0")), "{:?}", draft.notes);
+    assert_eq!(draft.databases[0].name, "gitlabhq_production");
+    let server = draft.postgres.expect("a server");
+    assert_eq!(server.role.as_deref(), Some("postgres"));
+    let into = server.reach.into.join(" ");
+    assert!(into.starts_with("true exec -i --env PGPASSWORD"), "{into}");
+    assert!(into.ends_with(" docker_gitlab-postgresql-1"), "{into}");
+    assert_eq!(draft.supervisor.expect("one").writers, ["docker_gitlab-gitlab-1"]);
+    let left: Vec<String> =
+        draft.left_out.iter().map(|left| left.path.display().to_string()).collect();
+    for end in ["/backups", "postgresql-data/_data", "/repositories/+gitaly"] {
+        assert!(left.iter().any(|left| left.ends_with(end)), "{end}: {left:?}");
+    }
+}
+
+#[test]
+fn the_oldest_form_has_no_services_and_links_them() {
+    let machine = Machine::new();
+    machine.write(
+        "/opt/gitlab/docker-compose.yml",
+        r#"
+postgresql:
+  container_name: gitlab-postgresql
+  image: quay.io:443/sameersbn/postgresql:9.4-3
+  environment:
+    - DB_USER=gitlab
+    - DB_NAME=gitlab_db
+  volumes:
+    - ./postgresql:/var/lib/postgresql
+gitlab:
+  image: sameersbn/gitlab:8.0.5
+  links:
+    - redis:redisio
+    - postgresql:postgresql
+  environment:
+    GITLAB_SECRETS_DB_KEY_BASE: 12345
+    GITLAB_REPOS_DIR: /repos/of git
+    GITLAB_SECRETS_SECRET_KEY_BASE: ""
+  volumes:
+    - ./gitlab/../data:/home/git/data
+    - ~/repos:/repos/of git:rw
+redis:
+  image: sameersbn/redis:latest
+  volumes:
+    - /opt/gitlab/redis:/var/lib/redis
+"#,
+    );
+    let draft = machine.draft("/opt/gitlab");
+    assert_eq!(machine.paths(&draft, "uploads"), ["/opt/gitlab/data/uploads"]);
+    assert_eq!(machine.paths(&draft, "repositories"), ["/root/repos"]);
+    assert_eq!(machine.paths(&draft, "redis")[0], "/opt/gitlab/redis/dump.rdb");
+    assert_eq!(draft.databases[0].name, "gitlab_db");
+    let server = draft.postgres.as_ref().expect("a server");
+    assert_eq!(server.reach.into.last().map(String::as_str), Some("gitlab-postgresql"));
+    assert_eq!(lacking(&draft), ["secrets"]);
+    let said = &draft.lacking[0].looked_for;
+    assert!(said.contains("GITLAB_SECRETS_SECRET_KEY_BASE"), "{said}");
+    assert!(said.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{said}");
+    // Neither what is set nor what this version does not know.
+    for not in ["DB_KEY_BASE", "ACTIVE_RECORD", "12345"] {
+        assert!(!said.contains(not), "{said}");
+    }
+}
+
+#[test]
+fn volumes_have_many_forms() {
+    let machine = Machine::new();
+    machine.write(
+        "/root/git.example/compose.yaml",
+        r#"
+name: ${STACK:-git}
+services:
+  gitlab:
+    image: registry.example.com:5000/mirror/sameersbn/gitlab@sha256:0123
+    environment:
+      DB_HOST: db
+      GITLAB_SHARED_DIR: /shared
+      GITLAB_BACKUP_DIR: /backups
+      GITLAB_UPLOADS_OBJECT_STORE_ENABLED: true
+      GITLAB_REGISTRY_KEY_PATH: /certs/registry.key
+      GITLAB_BUILDS_DIR: /builds
+      GITLAB_PAGES_DIR: /nowhere
+    volumes:
+      - {type: volume, source: data, target: /home/git/data}
+      - type: bind
+        source: ./shared
+        target: /shared
+        read_only: false
+      - backups:/backups
+      - certs:/certs
+      - {type: tmpfs, target: /builds}
+      - /var/log/gitlab
+      - lfs:/shared/lfs-objects
+      - disk:/shared/artifacts
+  db:
+    image: postgres:14-alpine
+    environment: {POSTGRES_USER: gitlab, POSTGRES_DB: git, POSTGRES_PASSWORD_FILE: /run/secrets/db}
+    secrets: [db]
+  registry:
+    image: registry:2
+    environment: [REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/registry]
+    volumes: ["registry-data:/registry"]
+secrets:
+  db: {file: ./db.txt}
+volumes:
+  data: {}
+  registry-data:
+  certs: {name: own-certs}
+  backups: {external: {name: all-backups}}
+  lfs: {external: true}
+  disk:
+    driver_opts: {type: none, o: "bind,rw", device: "/mnt/${DISK-disk1}"}
+"#,
+    );
+    machine.write("/root/git.example/db.txt", "of-database\n");
+    machine.write("/etc/docker/daemon.json", r#"{"data-root": "/mnt/docker"}"#);
+    let draft = machine.draft("/root/git.example/compose.yaml");
+    let at = |part| machine.paths(&draft, part).join(" ");
+    assert_eq!(at("repositories"), "/mnt/docker/volumes/git_data/_data/repositories");
+    assert_eq!(at("packages"), "/root/git.example/shared/packages");
+    assert_eq!(at("lfs"), "/mnt/docker/volumes/lfs/_data");
+    assert_eq!(at("artifacts"), "/mnt/disk1");
+    assert!(at("registry").ends_with(" /mnt/docker/volumes/git_registry-data/_data"));
+    assert!(at("certs").ends_with(" /mnt/docker/volumes/own-certs/_data/registry.key"));
+    let backups = machine.path("/mnt/docker/volumes/all-backups/_data");
+    assert!(draft.left_out.iter().any(|left| left.path == backups), "{:?}", draft.left_out);
+    for word in ["uploads: it is in an object store", "builds: /builds", "pages: /nowhere"] {
+        assert!(draft.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", draft.notes);
+    }
+    // Nothing says the version: all keys count.
+    assert_eq!(draft.product.version, None);
+    assert!(draft.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
+    let server = draft.postgres.expect("a server");
+    assert_eq!(server.role.as_deref(), Some("gitlab"));
+    assert_eq!(server.password, Some(Password("of-database".into())));
+    assert!(!format!("{server:?}").contains("of-database"));
+    assert!(draft.redis.is_none());
+}
+
+#[test]
+fn keys_may_be_in_any_file_that_the_container_gets() {
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/docker-compose.yml",
+        r#"
+version: '3.4'
+services:
+  postgresql: {image: sameersbn/postgresql:12}
+  gitlab:
+    image: ${IMAGE:?which one}
+    env_file:
+      - one.env
+      - path: ./two.env
+        required: false
+    volumes: ["/srv/git/data:/home/git/data"]
+    configs: [gitlab-configs]
+    secrets:
+      - source: keys
+        target: gitlab-secrets
+configs:
+  gitlab-configs: {file: ./gitlab.configs}
+secrets:
+  keys: {file: ./gitlab.secrets}
+"#,
+    );
+    machine.write("/srv/git/.env", "IMAGE=sameersbn/gitlab:18.5.1\nOTP='of otp'\n");
+    machine.write("/srv/git/one.env", "GITLAB_SECRETS_OTP_KEY_BASE=$OTP # kept\n");
+    machine.write("/srv/git/gitlab.configs", "# none\nexport GITLAB_SECRETS_DB_KEY_BASE=a\n");
+    let mut keys = String::from("export GITLAB_SECRETS_SECRET_KEY_BASE='b'\n");
+    for (name, _) in &SECRETS[3..] {
+        keys += &format!("{name}=\"c\"\n");
+    }
+    machine.write("/srv/git/gitlab.secrets", &keys);
+    let draft = machine.draft("/srv/git");
+    assert_eq!(lacking(&draft), [""; 0], "{:?}", draft.lacking);
+    let files = ["docker-compose.yml", ".env", "gitlab.configs", "gitlab.secrets", "one.env"];
+    assert_eq!(machine.paths(&draft, "compose"), files.map(|file| format!("/srv/git/{file}")));
+    assert!(machine.paths(&draft, "secrets").contains(&"/srv/git/gitlab.secrets".to_owned()));
+    assert!(draft.notes.iter().any(|note| note.contains("two.env")), "{:?}", draft.notes);
+
+    // Where they are gone, the part is.
+    std::fs::remove_file(machine.path("/srv/git/gitlab.secrets")).expect("removes");
+    assert_eq!(lacking(&machine.draft("/srv/git")), ["secrets"]);
+    // And without the variable that the file demands, it says which.
+    std::fs::remove_file(machine.path("/srv/git/.env")).expect("removes");
+    let error = machine.try_draft("/srv/git", "").expect_err("no image").to_string();
+    assert!(error.contains("IMAGE") && error.contains("service gitlab"), "{error}");
+}
+
+#[test]
+fn files_override_and_services_extend_each_other() {
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/docker-compose.yml",
+        r"
+x-environment: &environment
+  DB_HOST: postgresql
+  A: of anchor
+services:
+  base:
+    image: sameersbn/gitlab:16.0.0
+    volumes: ['/old:/home/git/data']
+  gitlab:
+    extends: base
+    environment:
+      <<: *environment
+      B: ${UNKNOWN}
+    container_name: forge
+  postgresql:
+    extends: {service: db, file: common/db.yml}
+",
+    );
+    machine.write(
+        "/srv/git/common/db.yml",
+        "services:\n  db:\n    image: postgres:15\n    env_file: db.env\n",
+    );
+    machine.write("/srv/git/common/db.env", "POSTGRES_USER=admin\n");
+    machine.write(
+        "/srv/git/docker-compose.override.yml",
+        "services:\n  gitlab:\n    image: sameersbn/gitlab:16.1.0\n    \
+         volumes: ['/new:/home/git/data:Z']\n    environment: ['A=of override']\n",
+    );
+    let compose = machine.read("/srv/git/docker-compose.yml");
+    let gitlab = compose.services["gitlab"].as_ref().expect("reads");
+    assert_eq!(gitlab.image.as_deref(), Some("sameersbn/gitlab:16.1.0"));
+    assert_eq!(gitlab.mounts.len(), 1);
+    assert_eq!(gitlab.mounts[0].source, Source::Path(machine.path("/new")));
+    assert_eq!(gitlab.variable("A"), Some("of override"));
+    assert_eq!(gitlab.variable("DB_HOST"), Some("postgresql"));
+    let db = compose.services["postgresql"].as_ref().expect("reads");
+    assert_eq!(db.variable("POSTGRES_USER"), Some("admin"));
+    assert!(compose.notes[0].contains("UNKNOWN"), "{:?}", compose.notes);
+    assert!(compose.files.contains(&machine.path("/srv/git/common/db.yml")));
+
+    // The order that `.env` says goes before that of names.
+    machine
+        .write("/srv/git/.env", "COMPOSE_FILE=docker-compose.yml:b.yml\nCOMPOSE_PROJECT_NAME=x\n");
+    machine.write("/srv/git/b.yml", "services: {gitlab: {container_name: b}}\n");
+    let compose = machine.read("/srv/git/docker-compose.yml");
+    let gitlab = compose.services["gitlab"].as_ref().expect("reads");
+    assert_eq!((gitlab.container.as_deref(), compose.names[0].as_str()), (Some("b"), "x"));
+    assert_eq!(gitlab.mounts[0].source, Source::Path(machine.path("/old")));
+
+    machine.write(
+        "/srv/loop/compose.yml",
+        "services:\n  a: {extends: b}\n  b: {extends: {service: a, file: compose.yml}}\n",
+    );
+    let error = machine.read("/srv/loop/compose.yml").services["a"]
+        .as_ref()
+        .expect_err("a loop")
+        .to_string();
+    assert!(error.contains("without an end"), "{error}");
+}
+
+#[test]
+fn podman_has_its_own_volumes_and_need_not_answer() {
+    let machine = Machine::new();
+    machine.write("/home/git/forge/compose.yml", OWN);
+    let draft = machine
+        .try_draft("/home/git/forge/compose.yml", "docker = ['/nowhere/podman', '--remote']")
+        .expect("a draft");
+    let uploads = "/var/lib/containers/storage/volumes/forge_gitlab-data/_data/uploads";
+    assert_eq!(machine.paths(&draft, "uploads"), [uploads]);
+    let supervisor = draft.supervisor.expect("one");
+    assert_eq!(supervisor.program, ["/nowhere/podman", "--remote"]);
+    assert_eq!(supervisor.writers, ["forge-gitlab-1"]);
+    assert!(draft.notes.iter().any(|note| note.contains("/nowhere/podman")), "{:?}", draft.notes);
+}
+
+#[test]
+fn a_database_may_be_on_another_machine() {
+    let machine = Machine::new();
+    let text = OWN.replace("DB_HOST=postgresql", "DB_HOST=db.example.com");
+    machine.write("/srv/git/compose.yml", &text.replace("DB_PORT=5432", "DB_PORT=6000"));
+    let server = machine.draft("/srv/git").postgres.expect("a server");
+    assert_eq!((server.host.as_deref(), server.port), (Some("db.example.com"), 6000));
+    assert_eq!(server.role.as_deref(), Some("gitlab"));
+    assert_eq!(server.password, Some(Password("password".into())));
+    assert!(server.reach.into.is_empty());
+    assert_eq!(server.databases.as_deref(), Some(&["gitlabhq_production".to_owned()][..]));
+}
+
+#[test]
+fn what_cannot_be_backed_up_is_told_with_a_way_out() {
+    let machine = Machine::new();
+    let told = |text: &str| {
+        machine.write("/srv/git/compose.yml", text);
+        machine
+            .try_draft("/srv/git/compose.yml", "docker = ['true']")
+            .expect_err("wrong")
+            .to_string()
+    };
+    let error = told("services: {web: {image: nginx}}");
+    assert!(error.contains("no service with an image sameersbn/gitlab"), "{error}");
+    let error = told("services: {git: {image: sameersbn/gitlab:1}}");
+    assert!(error.contains("has no volume at /home/git/data"), "{error}");
+    let error = told("services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}}");
+    assert!(error.contains("without a name"), "{error}");
+    // What is wrong is told without the line, which has a secret in it.
+    let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
+    assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
+    let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
+    assert!(error.contains("without a `}`") && !error.contains("hush"), "{error}");
+
+    let nowhere = machine.try_draft("/srv/none.yml", "").expect_err("nothing").to_string();
+    assert!(nowhere.starts_with("cannot read"), "{nowhere}");
+}
+
+#[test]
+fn files_of_environment_are_read_as_compose_does() {
+    let text = "\u{feff}# first\nA=1 # one\r\n export B = 'x # $y' # two\nC=\"a \\\"b\\\" \\$c\n d\"\n\
+                D=it's\nnothing\nE=\nF=\"open\nG=a#b=c\n";
+    let literally = |text: &str| Said::Literally(text.into());
+    let expanding = |text: &str| Said::ToExpand(text.into());
+    let expected = [
+        ("A", expanding("1")),
+        ("B", literally("x # $y")),
+        ("C", expanding("a \"b\" $$c\n d")),
+        ("D", expanding("it's")),
+        ("E", expanding("")),
+        ("F", expanding("\"open")),
+        ("G", expanding("a#b=c")),
+    ];
+    assert_eq!(assignments(text), expected.map(|(name, said)| (name.to_owned(), said)));
+}
+
+#[test]
+fn variables_are_expanded_as_compose_does() {
+    let look = |name: &str, _| match name {
+        "A" => Some("a".to_owned()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    };
+    let is = |text: &str| expand(text, &look, 0);
+    for (text, expected) in [
+        ("$A-${A}$$A", "a-a$A"),
+        ("${B:-x}${EMPTY:-x}${EMPTY-x}${A:-x}", "xxa"),
+        ("${B:-${C-${A}}}", "a"),
+        ("${A:+yes}${B:+no}${EMPTY:+no}${EMPTY+yes}", "yesyes"),
+        ("${A:?must}${EMPTY?must}", "a"),
+        ("$B{}", "{}"),
+        ("ä$A", "äa"),
+    ] {
+        assert_eq!(is(text).as_deref(), Ok(expected), "{text}");
+    }
+    for wrong in ["$", "${", "${}", "${A", "$1", "${A!}", "${B?}", "${EMPTY:?}"] {
+        assert!(is(wrong).is_err(), "{wrong}");
+    }
+    let deep = "${B-".repeat(50) + &"}".repeat(50);
+    assert!(is(&deep).is_err());
+    let large = |_: &str, _| Some("x".repeat(1 << 20));
+    assert!(expand(&"$A".repeat(1000), &large, 0).is_err());
+}
+
+/// Texts made of what means something.
+fn telling() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        Just("$"),
+        Just("{"),
+        Just("}"),
+        Just(":"),
+        Just("-"),
+        Just("?"),
+        Just("+"),
+        Just("A"),
+        Just("="),
+        Just("'"),
+        Just("\""),
+        Just("\\"),
+        Just("\n"),
+        Just(" "),
+        Just("#"),
+        Just("/"),
+        Just(".."),
+        Just("~"),
+        Just("[ "),
+        Just("]"),
+        Just("&a "),
+        Just("*a"),
+        Just("<<: "),
+        Just("services:\n  g:\n    "),
+        Just("image: sameersbn/gitlab:1\n    "),
+        Just("environment: "),
+        Just("volumes: "),
+        Just("env_file: "),
+        Just("extends: "),
+        Just("/home/git/data"),
+        Just("- "),
+        Just("null"),
+        Just("é"),
+    ];
+    proptest::collection::vec(word, 0..60).prop_map(|words| words.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_odd(text in telling(), env in telling()) {
+        let look = |_: &str, _| Some("v".to_owned());
+        let _ = expand(&text, &look, 0);
+        let _ = assignments(&text);
+        let machine = Machine::new();
+        machine.write("/p/compose.yml", &text).write("/p/.env", &env);
+        let _ = machine.try_draft("/p/compose.yml", "docker = ['true']");
+    }
+
+    #[test]
+    fn any_file_of_environment_ends(text in any::<String>()) {
+        let _ = assignments(&text);
+        let _ = expand(&text, &|_, _| None, 0);
+    }
+}

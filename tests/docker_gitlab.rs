@@ -1,0 +1,174 @@
+//! A GitLab in containers: volumes, databases, keys in the environment.
+
+use crate::support::docker_gitlab::{COMPOSE, DATA, DockerGitlab, SECRETS, see_as_omnibus};
+use crate::support::gitlab;
+use crate::support::instance::{backup, configured};
+use crate::support::postgres::{Options, Postgres};
+use crate::support::sandbox::{Outcome, Sandbox, is_root};
+use serde_json::Value;
+use std::path::Path;
+
+fn configure(sandbox: &Sandbox, gitlab: &DockerGitlab, more: &str) {
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'docker-gitlab'\n\
+         root = '{}'\ncompose = '{}'\ndocker = ['{}']\n{more}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        gitlab.root().display(),
+        gitlab.path(COMPOSE).display(),
+        gitlab.path("docker").display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+/// Asserts that a text has no secret in it.
+#[track_caller]
+fn assert_discreet(text: &str) {
+    for secret in SECRETS {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+fn summary(outcome: &Outcome) -> Value {
+    let lines = outcome.json();
+    for check in lines.iter().filter(|line| line["message_type"] == "check") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    lines.last().expect("a summary").clone()
+}
+
+/// A cluster with the databases of a restored snapshot.
+fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
+    let options =
+        Options { superuser: "postgres".into(), ..Options::within(&sandbox.path("scratch")) };
+    let postgres = Postgres::start(options);
+    let dir = restored.join(".forgekeep/databases");
+    let globals = std::fs::read_to_string(dir.join("globals.sql")).expect("globals");
+    // The role that the cluster was made with is there already.
+    postgres.sql("postgres", globals.replace("CREATE ROLE postgres;", ""));
+    for name in ["gitlabhq_production", "gitlabhq_production_ci"] {
+        let load = postgres.tool("pg_restore");
+        let load = load.args(["--exit-on-error", "--create", "--dbname=postgres"]);
+        load.args([dir.join(format!("{name}.dump"))]).run().ok();
+    }
+    postgres
+}
+
+#[test]
+fn a_gitlab_in_containers_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = DockerGitlab::start();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    for words in ["forge-gitlab-1", "17.8.2", "repositories", "secrets.env", "backups"] {
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+    }
+    assert!(checked.stderr.contains("USERMAP_UID"), "{}", checked.told());
+    assert_discreet(&checked.told());
+
+    let outcome = backup(&sandbox).run().ok();
+    assert_discreet(&outcome.told());
+    let summary = summary(&outcome);
+    assert_eq!(summary["is_complete"], true, "{}", outcome.told());
+    assert_eq!(summary["databases"], 2, "{summary}");
+    assert!(gitlab.is_up());
+    let asked = gitlab.asked();
+    assert_discreet(&asked);
+    assert!(asked.contains("handed over PGPASSWORD"), "{asked}");
+    assert!(!asked.contains("stop "), "{asked}");
+
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
+    let data = root.join(DATA);
+    for path in ["ssh/ssh_host_ed25519_key", "certs/gitlab.key", "tmp/VERSION"] {
+        assert!(data.join(path).exists(), "{path}");
+    }
+    for path in ["backups/1_gitlab_backup.tar", "repositories/+gitaly", ".gitlab_shell_secret"] {
+        assert!(!data.join(path).exists(), "{path}");
+    }
+    assert!(!root.join("srv/gitlab/postgresql").exists());
+    assert!(root.join("srv/gitlab/redis/dump.rdb").exists());
+    for path in ["docker-compose.yml", ".env", "secrets.env"] {
+        assert!(root.join("srv/forge").join(path).exists(), "{path}");
+    }
+    let facts = std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("facts");
+    assert_discreet(&facts);
+    let facts: Value = serde_json::from_str(&facts).expect("JSON");
+    assert_eq!(facts["product"]["version"], "17.8.2");
+    assert_eq!(facts["product"]["image"], "sameersbn/gitlab:17.8.2");
+
+    let seen = sandbox.path("seen");
+    see_as_omnibus(&root, &seen);
+    assert!(gitlab::fsck_all(&seen) >= 12);
+    let postgres = load_databases(&sandbox, &restored);
+    assert!(gitlab::assert_rows_have_files(&postgres, &seen) > 0);
+    assert!(gitlab::assert_pushes_are_there(&postgres, &seen) > 0);
+}
+
+#[test]
+fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = DockerGitlab::start();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let file = gitlab.path("srv/forge/secrets.env");
+    let whole = std::fs::read_to_string(&file).expect("reads");
+    let partly = whole.replace("GITLAB_SECRETS_OTP_KEY_BASE=", "OTHER=");
+    std::fs::write(&file, partly).expect("writes");
+
+    let name = "GITLAB_SECRETS_OTP_KEY_BASE";
+    for outcome in [
+        configured(&sandbox, ["config", "check"]).run().ends_with(3),
+        backup(&sandbox).run().ends_with(3),
+    ] {
+        assert!(outcome.told().contains(name), "{}", outcome.told());
+        assert!(!outcome.told().contains("DB_KEY_BASE"), "{}", outcome.told());
+        assert_discreet(&outcome.told());
+    }
+    // Those who have them elsewhere say so.
+    configure(&sandbox, &gitlab, "parts.secrets.missing = 'ok'");
+    let lines = backup(&sandbox).run().ok().json();
+    assert_eq!(lines.last().expect("a summary")["is_complete"], true);
+    sandbox.write("vault", "the keys");
+    let place = format!("parts.secrets.path = '{}'", sandbox.text("vault"));
+    configure(&sandbox, &gitlab, &place);
+    configured(&sandbox, ["config", "check"]).run().ok();
+}
+
+#[test]
+fn maintenance_stops_the_container_and_starts_it_again() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = DockerGitlab::start();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");
+    let outcome = backup(&sandbox).run().ok();
+    let summary = summary(&outcome);
+    assert_eq!(summary["is_complete"], true, "{}", outcome.told());
+    assert!(summary["seconds_down"].as_f64().is_some_and(|seconds| seconds > 0.0), "{summary}");
+    let asked = gitlab.asked();
+    let stop = asked.find("stop -t 90 forge-gitlab-1").expect("stopped");
+    let start = asked.find("start forge-gitlab-1").expect("started");
+    assert!(stop < start, "{asked}");
+    assert!(!asked.contains("stop -t 90 forge-postgresql-1"), "{asked}");
+    assert!(gitlab.is_up());
+}
+
+#[test]
+fn it_is_found_where_compose_files_usually_are() {
+    let sandbox = Sandbox::new();
+    sandbox.write("srv/other/docker-compose.yml", "services:\n  web:\n    image: nginx\n");
+    let found = "srv/docker/forge/compose.yaml";
+    sandbox.write(found, "services:\n  forge:\n    image: \"sameersbn/gitlab:18.1.0\"\n");
+    let outcome = sandbox.run(["detect", "--root", &sandbox.text("")]).ok();
+    assert!(outcome.stdout.contains("kind = \"docker-gitlab\""), "{}", outcome.told());
+    assert!(outcome.stdout.contains(found), "{}", outcome.told());
+}
