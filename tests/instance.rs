@@ -55,7 +55,10 @@ fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
         if path.extension().is_some_and(|extension| extension == "dump") {
             let name = path.file_stem().and_then(|name| name.to_str()).expect("a name");
             let load = postgres.tool("pg_restore");
-            load.args(["--exit-on-error", "--create", "--dbname=postgres"]).args([&path]).run().ok();
+            load.args(["--exit-on-error", "--create", "--dbname=postgres"])
+                .args([&path])
+                .run()
+                .ok();
             postgres.query(name, "select 1");
         }
     }

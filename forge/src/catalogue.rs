@@ -73,6 +73,8 @@ pub struct Application {
     pub uid: String,
     /// Its secret, plain or hashed.
     pub secret: String,
+    /// Whether it is the instance's, not a user's own.
+    pub is_instance_wide: bool,
 }
 
 impl std::fmt::Debug for Application {

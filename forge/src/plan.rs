@@ -53,6 +53,13 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+impl Plan {
+    /// The first place of a part.
+    pub fn place(&self, part: &str) -> Option<PathBuf> {
+        self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
+    }
+}
+
 /// What is installed, for whoever restores it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Product {

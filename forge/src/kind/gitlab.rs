@@ -7,6 +7,7 @@
 pub mod generated;
 pub mod rows;
 
+use super::mattermost::single_sign_on;
 use super::{Draft, Kind, Site, below, runit};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
@@ -135,7 +136,9 @@ impl Kind for Gitlab {
     }
 
     fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        rows::check(plan, catalogue, copy)
+        let mut checks = rows::check(plan, catalogue, copy)?;
+        checks.extend(single_sign_on::check(plan, catalogue, copy)?);
+        Ok(checks)
     }
 }
 

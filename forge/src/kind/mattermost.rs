@@ -1,5 +1,7 @@
 //! Mattermost, beside GitLab in its Linux package or alone.
 
+pub mod single_sign_on;
+
 use super::{Draft, Kind, Site, below, runit};
 use crate::error::Result;
 use crate::plan::{Database, Product};

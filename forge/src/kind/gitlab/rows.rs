@@ -140,19 +140,14 @@ fn sampled(table: &str, columns: &str, condition: &str, sample: Sample) -> Strin
     }
 }
 
-/// The directory of a part.
-fn dir_of(plan: &Plan, name: &str) -> Option<PathBuf> {
-    plan.parts.iter().find(|part| part.name == name)?.paths.first().cloned()
-}
-
 fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
-    if let Some(dir) = dir_of(plan, "uploads") {
+    if let Some(dir) = plan.place("uploads") {
         uploads(&dir, plan.sample, database, catalogue)?;
     }
-    if let Some(dir) = dir_of(plan, "lfs") {
+    if let Some(dir) = plan.place("lfs") {
         lfs(&dir, plan.sample, database, catalogue)?;
     }
-    if let Some(dir) = dir_of(plan, "artifacts") {
+    if let Some(dir) = plan.place("artifacts") {
         artifacts(&dir, plan.sample, database, catalogue)?;
     }
     Ok(())
@@ -278,11 +273,17 @@ fn artifacts(
 }
 
 fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
-    if !database.columns("oauth_applications")?.is_empty() {
-        let rows: Vec<Application> =
-            database.rows("select name, uid, secret from oauth_applications order by id")?;
-        catalogue.applications.extend(rows);
+    let columns = database.columns("oauth_applications")?;
+    if columns.is_empty() {
+        return Ok(());
     }
+    let has_owner = columns.iter().any(|column| column == "owner_id");
+    let instance_wide = if has_owner { "owner_id is null" } else { "true" };
+    let rows: Vec<Application> = database.rows(&format!(
+        "select name, uid, secret, {instance_wide} as is_instance_wide \
+         from oauth_applications order by id"
+    ))?;
+    catalogue.applications.extend(rows);
     Ok(())
 }
 
