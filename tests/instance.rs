@@ -1,69 +1,8 @@
 //! Whole instances: databases, repositories, files, services, secrets.
 
-use crate::support::gitlab::{self, Builder, Gitlab};
-use crate::support::postgres::{Options, Postgres};
+use crate::support::gitlab::{self, Builder};
+use crate::support::instance::{backup, configure, lines, load_databases, summary};
 use crate::support::sandbox::{Run, Sandbox, is_root};
-use serde_json::Value;
-use std::path::Path;
-
-/// Writes a configuration for an instance, with more lines for it.
-fn configure(sandbox: &Sandbox, gitlab: &Gitlab, more: &str) {
-    let text = format!(
-        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'gitlab'\nroot = '{}'\n{more}\n",
-        sandbox.text("state"),
-        sandbox.text("store"),
-        gitlab.root().display(),
-    );
-    sandbox.write("forgekeep.toml", text);
-}
-
-/// A command that reads the sandbox's configuration.
-fn configured<const N: usize>(sandbox: &Sandbox, arguments: [&str; N]) -> Run {
-    sandbox
-        .forgekeep(arguments)
-        .env("FORGEKEEP_CONFIG", sandbox.text("forgekeep.toml"))
-        .without_env("FORGEKEEP_STORE")
-}
-
-fn backup(sandbox: &Sandbox) -> Run {
-    configured(sandbox, ["backup", "--instance", "forge", "--init", "--json"])
-}
-
-/// The last line, which is the summary.
-fn summary(lines: &[Value]) -> &Value {
-    let last = lines.last().expect("a summary");
-    assert_eq!(last["message_type"], "summary");
-    last
-}
-
-/// Lines of one type.
-fn lines<'a>(all: &'a [Value], message_type: &str) -> Vec<&'a Value> {
-    all.iter().filter(|line| line["message_type"] == message_type).collect()
-}
-
-/// A cluster with the databases of a restored snapshot.
-fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
-    let postgres = Postgres::start(Options::within(&sandbox.path("scratch")));
-    let dir = restored.join(".forgekeep/databases");
-    let globals = std::fs::read_to_string(dir.join("globals.sql")).expect("globals");
-    // The role that the cluster was made with is there already.
-    let own = format!("CREATE ROLE \"{}\";", postgres.superuser());
-    assert!(globals.contains(&own), "{globals}");
-    postgres.sql("postgres", globals.replace(&own, ""));
-    for entry in std::fs::read_dir(&dir).expect("dumps") {
-        let path = entry.expect("a dump").path();
-        if path.extension().is_some_and(|extension| extension == "dump") {
-            let name = path.file_stem().and_then(|name| name.to_str()).expect("a name");
-            let load = postgres.tool("pg_restore");
-            load.args(["--exit-on-error", "--create", "--dbname=postgres"])
-                .args([&path])
-                .run()
-                .ok();
-            postgres.query(name, "select 1");
-        }
-    }
-    postgres
-}
 
 #[test]
 fn an_instance_that_is_written_to_is_copied_whole() {
@@ -96,5 +35,42 @@ fn an_instance_that_is_written_to_is_copied_whole() {
     assert!(gitlab::fsck_all(&root) >= 40);
     let postgres = load_databases(&sandbox, &restored);
     assert!(gitlab::assert_rows_have_files(&postgres, &root) > 0);
+    assert!(gitlab::assert_pushes_are_there(&postgres, &root) > 0);
+}
+
+#[test]
+fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(20).writers().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    let processes = || ["puma", "sidekiq"].map(|name| gitlab.services.process(name));
+    let before = processes();
+    let all = backup(&sandbox).run().ok().json();
+    let summary = summary(&all);
+    assert_eq!(summary["is_complete"], true, "{all:?}");
+    let (down, whole) = (&summary["seconds_down"], &summary["total_duration"]);
+    let [down, whole] = [down, whole].map(|seconds| seconds.as_f64().expect("seconds"));
+    assert!(0.0 < down && down < whole, "{down} of {whole}");
+    // Both run, and neither is what ran before.
+    gitlab.services.wait_until_up();
+    let after = processes();
+    for (before, after) in before.iter().zip(after) {
+        assert!(before.is_some() && after.is_some() && *before != after, "{before:?} {after:?}");
+    }
+    // Nothing was written between the moment of the database and the copy of the files: not
+    // only has every row its file, there is no file without its row.
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
+    let postgres = load_databases(&sandbox, &restored);
+    let rows =
+        postgres.query(gitlab::database::MAIN, "select count(*) from uploads where store = 1");
+    let files = Run::program("find").args([root.join("var/opt/gitlab/gitlab-rails/uploads")]);
+    let files = files.args(["-type", "f"]).run().ok();
+    assert_eq!(rows, files.stdout.lines().count().to_string());
     assert!(gitlab::assert_pushes_are_there(&postgres, &root) > 0);
 }

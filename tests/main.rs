@@ -14,6 +14,8 @@ mod format;
 mod golden;
 /// Whole instances with real servers.
 mod instance;
+/// Instances whose parts fail.
+mod instance_faults;
 /// Live bare repositories.
 mod live_git;
 /// What a restore removes, keeps and leaves behind.

@@ -108,11 +108,8 @@ pub enum Phase {
     Pools,
     /// Everything else.
     Files,
-}
-
-impl Phase {
-    /// All of them, in order.
-    pub const ALL: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
+    /// What a service writes when it is asked to save.
+    Saves,
 }
 
 /// Something that is not copied.

@@ -1,14 +1,15 @@
 //! The order of work, once for all kinds.
 //!
 //! ```text
-//! online        moments of the databases ─▶ dumps ─▶ Redis ─▶ repositories ─▶ pools ─▶ files
+//! online        moments of databases and Redis ─▶ dumps ─▶ repositories ─▶ pools ─▶ files
+//!
 //! maintenance   repositories ─▶ pools ─▶ files
-//!               stop ─▶ moments ─▶ Redis ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
+//!               stop ─▶ moments ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
 //! ```
 //!
-//! Whoever refers to something is copied before it, so that nothing that a database names is
-//! missing from the files. In maintenance the moments are taken while nothing writes, and the
-//! dumps of these moments are made when everything runs again.
+//! Whoever refers to something is held or copied before it, so that nothing that a database
+//! names is missing from the files. A moment of a database lasts until its dump is made, which
+//! in maintenance is when everything runs again.
 
 mod dumps;
 mod facts;
@@ -22,7 +23,7 @@ use crate::kind::Kind;
 use crate::plan::{Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record};
 use crate::service::postgres::Rows;
-use crate::service::redis::Saved;
+use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
 use serde::Serialize;
@@ -34,6 +35,9 @@ use store::id::SnapshotId;
 use store::observe::Event;
 use store::snapshot::Instance;
 use store::store::Store;
+
+/// What is copied while services may be stopped.
+const FILES: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
 
 /// Directory in the tree of what is no file of the instance.
 pub const DIR: &str = ".forgekeep";
@@ -129,17 +133,19 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         job,
         backup: Backup::begin(job.store, &job.options, likeness)?,
         missing: Vec::new(),
+        catalogue: Catalogue::default(),
+        databases: Vec::new(),
+        postgres: None,
         redis: None,
         down: None,
     };
-    let mut moments = match job.plan.mode {
-        // A dry run stops nothing.
+    match job.plan.mode {
         Mode::Online => session.online()?,
+        // A dry run stops nothing.
         Mode::Maintenance if job.options.is_dry => session.online()?,
         Mode::Maintenance => session.maintenance(record)?,
-    };
-    let (catalogue, databases) = session.dump(&mut moments)?;
-    session.finish(catalogue, moments, databases)
+    }
+    session.finish()
 }
 
 /// Runs commands of the admin's.
@@ -163,59 +169,72 @@ struct Session<'j> {
     job: &'j Job<'j>,
     backup: Backup<'j>,
     missing: Vec<Absent>,
+    catalogue: Catalogue,
+    databases: Vec<Dumped>,
+    postgres: Option<String>,
     redis: Option<Saved>,
     down: Option<Duration>,
 }
 
 impl<'j> Session<'j> {
-    fn online(&mut self) -> Result<Moments<'j>> {
-        let moments = self.moments()?;
-        self.save_redis()?;
-        self.copy_all()?;
-        Ok(moments)
+    fn online(&mut self) -> Result<()> {
+        let mut moments = self.connect()?;
+        moments.take()?;
+        let saving = self.begin_save()?;
+        self.dump(moments)?;
+        self.end_save(saving)?;
+        self.copy(&FILES)
     }
 
-    fn maintenance(&mut self, record: &mut Record) -> Result<Moments<'j>> {
+    fn maintenance(&mut self, record: &mut Record) -> Result<()> {
         let job = self.job;
         // Most of the work, while everything runs.
-        self.copy_all()?;
+        self.copy(&FILES)?;
         self.backup.again()?;
+        self.missing.clear();
+        let mut moments = self.connect()?;
         let note = |text: String| job.store.observer().event(Event::Note(text));
         let mut stopped = Stopped::begin(job, record)?;
         note(format!("stopped {}", stopped.names()));
-        let moments = self.moments()?;
-        self.save_redis()?;
-        self.missing.clear();
-        self.copy_all()?;
+        moments.take()?;
+        let saving = self.begin_save()?;
+        self.copy(&FILES)?;
         self.down = stopped.end();
+        drop(stopped);
         note(format!("started again after {:.1} s", self.down.unwrap_or_default().as_secs_f64()));
-        Ok(moments)
+        self.end_save(saving)?;
+        self.dump(moments)
     }
 
-    /// One moment of every database.
-    fn moments(&mut self) -> Result<Moments<'j>> {
-        let (moments, missing) = Moments::take(self.job)?;
+    /// Connects to all databases.
+    fn connect(&mut self) -> Result<Moments<'j>> {
+        let (moments, missing) = Moments::open(self.job)?;
         self.missing.extend(missing);
         Ok(moments)
     }
 
-    fn save_redis(&mut self) -> Result<()> {
-        if let Some(redis) = &self.job.plan.redis {
-            self.redis = Some(redis.save(self.job.store.observer().progress())?);
-        }
-        Ok(())
+    fn begin_save(&mut self) -> Result<Option<Saving<'j>>> {
+        let progress = self.job.store.observer().progress();
+        self.job.plan.redis.as_ref().map(|redis| redis.begin_save(progress)).transpose()
     }
 
-    /// All files, in the order of their phases.
-    fn copy_all(&mut self) -> Result<()> {
+    /// Waits for a save and copies it.
+    fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
+        let progress = self.job.store.observer().progress();
+        self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
+        self.copy(&[Phase::Saves])
+    }
+
+    /// Copies what belongs to these phases, in their order.
+    fn copy(&mut self, phases: &[Phase]) -> Result<()> {
         let plan = self.job.plan;
-        for phase in Phase::ALL {
+        for &phase in phases {
             let mut sources = Sources::default();
             for part in &plan.parts {
                 if part.phase == phase {
                     self.add(part, &mut sources);
                 } else {
-                    // Others take it, before or after.
+                    // Taken before or after.
                     sources.leave.extend(part.paths.iter().cloned());
                 }
             }
@@ -252,27 +271,22 @@ impl<'j> Session<'j> {
     }
 
     /// Asks what there should be, then dumps every database as of its moment.
-    fn dump(&mut self, moments: &mut Moments<'_>) -> Result<(Catalogue, Vec<Dumped>)> {
-        let catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
-        let databases = moments.dump(&mut self.backup)?;
-        Ok((catalogue, databases))
+    fn dump(&mut self, mut moments: Moments<'_>) -> Result<()> {
+        self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
+        self.databases = moments.dump(&mut self.backup)?;
+        self.postgres = moments.version();
+        Ok(())
     }
 
     /// Looks at what was copied and writes it all down.
-    fn finish(
-        mut self,
-        mut catalogue: Catalogue,
-        moments: Moments<'_>,
-        databases: Vec<Dumped>,
-    ) -> Result<Outcome> {
+    fn finish(mut self) -> Result<Outcome> {
         let (job, plan) = (self.job, self.job.plan);
-        let checks = if job.options.is_dry {
-            Vec::new()
-        } else {
+        let (mut checks, catalogue) = (Vec::new(), &mut self.catalogue);
+        if !job.options.is_dry {
             let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
-            facts::complete(plan, &mut catalogue, &copy)?;
-            job.kind.check(plan, &catalogue, &copy)?
-        };
+            facts::complete(plan, catalogue, &copy)?;
+            checks = job.kind.check(plan, catalogue, &copy)?;
+        }
         let facts = facts::Facts {
             instance: &plan.instance,
             kind: plan.kind,
@@ -280,8 +294,8 @@ impl<'j> Session<'j> {
             mode: plan.mode.name(),
             schema: &catalogue.schema,
             background_migrations: &catalogue.migrations,
-            postgres: moments.version(),
-            databases: &databases,
+            postgres: self.postgres.as_deref(),
+            databases: &self.databases,
             redis: self.redis.as_ref(),
             services: plan.control.services(job.store.observer().progress()),
             parts: &plan.parts,
@@ -292,15 +306,14 @@ impl<'j> Session<'j> {
             notes: plan.notes.iter().chain(&catalogue.notes).collect(),
         };
         self.backup.bytes(&format!("{DIR}/instance.json"), &facts.to_json())?;
-        let projects = facts::projects(&catalogue);
         if !catalogue.projects.is_empty() {
+            let projects = facts::projects(catalogue);
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
         }
-        drop(moments);
         let instance = Instance {
             name: plan.instance.clone(),
             kind: plan.kind.into(),
-            is_complete: is_complete(&self.missing, &checks),
+            is_complete: is_complete(&self.missing, &checks) && self.backup.unreadable_count() == 0,
         };
         let report = self.backup.finish(Some(instance))?;
         let project_count = catalogue.projects.len();
@@ -308,7 +321,7 @@ impl<'j> Session<'j> {
             report,
             missing: self.missing,
             checks,
-            databases,
+            databases: self.databases,
             project_count,
             down: self.down,
         })

@@ -125,9 +125,15 @@ impl Builder {
 }
 
 /// A directory with a short name, because those of sockets have to be, that
-/// servers of other accounts may pass.
+/// servers of other accounts may pass. It is in memory where that has room,
+/// for a large instance is very many small files.
 pub fn short_dir() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("fk").rand_bytes(4).tempdir_in("/tmp");
+    let memory = rustix::fs::statvfs("/dev/shm").is_ok_and(|memory| {
+        let can_run = !memory.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC);
+        can_run && memory.f_bavail.saturating_mul(memory.f_frsize) > 4 << 30
+    });
+    let place = if memory { "/dev/shm" } else { "/tmp" };
+    let dir = tempfile::Builder::new().prefix("fk").rand_bytes(4).tempdir_in(place);
     let dir = dir.expect("a temporary directory");
     let pass = std::fs::Permissions::from_mode(0o711);
     std::fs::set_permissions(dir.path(), pass).expect("its mode");

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod gitlab;
+pub mod instance;
 pub mod postgres;
 pub mod redis;
 pub mod runit;

@@ -295,6 +295,11 @@ impl Running {
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupts");
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("can be asked").is_some()

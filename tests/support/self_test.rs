@@ -2,7 +2,7 @@
 
 use super::accounts::Account;
 use super::gitlab::{
-    Builder, assert_pushes_are_there, assert_rows_have_files, fsck_all, short_dir,
+    Builder, DATA, assert_pushes_are_there, assert_rows_have_files, fsck_all, short_dir,
 };
 use super::postgres::{Options, Postgres};
 use super::redis::Redis;
@@ -95,6 +95,17 @@ fn an_instance_is_whole_and_goes() {
     for service in ["gitaly", "mattermost", "postgresql", "puma", "redis", "sidekiq"] {
         assert!(status.contains(&format!("run: {service}: (pid ")), "{status}");
     }
+    let fork = gitlab.repositories.iter().find(|repository| repository.pool.is_some());
+    let alternates = fork.expect("a fork").dir.join("objects/info/alternates");
+    std::fs::remove_file(alternates).expect("is there");
+    assert!(panics(|| _ = fsck_all(&root)), "a fork without its pool was taken for whole");
+    std::fs::write(
+        root.join(DATA).join("gitlab-rails/uploads/-/system/user/avatar/1/avatar.png"),
+        "other content",
+    )
+    .expect("writes");
+    assert!(panics(|| _ = assert_rows_have_files(&gitlab.postgres, &root)));
+
     assert!(!processes_with(&root).is_empty());
     drop(gitlab);
     assert!(!root.exists());
@@ -128,16 +139,8 @@ fn the_writers_of_an_instance_write_until_they_are_stopped() {
     assert_nothing_runs_in(&root);
 }
 
-#[test]
-#[ignore = "a minute: how long a large instance takes"]
-fn a_large_instance_is_built() {
-    let start = Instant::now();
-    let gitlab = Builder::new().projects(500).mattermost().build();
-    eprintln!("{} repositories in {:?}", gitlab.repositories.len(), start.elapsed());
-    let start = Instant::now();
-    fsck_all(gitlab.root());
-    assert_rows_have_files(&gitlab.postgres, gitlab.root());
-    eprintln!("checked in {:?}", start.elapsed());
+fn panics(check: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
 }
 
 /// What was killed takes a moment.

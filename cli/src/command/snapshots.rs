@@ -33,6 +33,10 @@ impl Snapshots {
             if !snapshot.tags.is_empty() {
                 notes += &format!("  [{}]", snapshot.tags.join(", "));
             }
+            if let Some(instance) = &snapshot.instance {
+                let state = if instance.is_complete { "" } else { ", NOT COMPLETE" };
+                notes += &format!("  ({} {}{state})", instance.kind, instance.name);
+            }
             if snapshot.unreadable_count > 0 {
                 notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));
             }
@@ -57,6 +61,11 @@ impl Snapshots {
                 "parent": snapshot.parent.map(|id| id.snapshot().to_string()),
                 "program_version": snapshot.program,
                 "errors": snapshot.unreadable_count,
+                "instance": snapshot.instance.as_ref().map(|instance| json!({
+                    "name": instance.name,
+                    "kind": instance.kind,
+                    "is_complete": instance.is_complete,
+                })),
                 "summary": {
                     "files_new": statistics.files_new,
                     "files_changed": statistics.files_changed,

@@ -13,7 +13,7 @@ use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::Copy;
 use crate::error::Result;
-use crate::plan::{Database, Plan, Product};
+use crate::plan::{Database, Phase, Plan, Product};
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
 use crate::service::redis::Redis;
@@ -185,6 +185,7 @@ impl Gitlab {
             ..Redis::default()
         });
         let part = draft.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+        part.phase = Phase::Saves;
         part.owner = Some("gitlab-redis");
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));

@@ -93,50 +93,21 @@ impl Redis {
         Ok(answer.lines().nth(1).map(str::to_owned))
     }
 
-    /// Has it write its data to its snapshot file and waits until that is done.
-    ///
-    /// `LASTSAVE` is never asked: it has whole seconds and stays as it is when a save fails.
-    pub fn save(&self, progress: &Progress) -> Result<Saved> {
+    /// Has it begin to write its data, as of now, to its snapshot file.
+    pub fn begin_save(&self, progress: &Progress) -> Result<Saving<'_>> {
         let started = Instant::now();
         self.wait_while(&["rdb_bgsave_in_progress", "aof_rewrite_in_progress"], started, progress)?;
         // It says that it began even where it cannot.
         self.ask(&["BGSAVE"], progress)?;
-        self.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
-        let info = self.info("persistence", progress)?;
-        match info.get("rdb_last_bgsave_status").map(String::as_str) {
-            Some("ok") => {}
-            other => {
-                let status = other.unwrap_or("unknown");
-                return Err(
-                    self.odd(format!("the save ended with status `{status}`; its log says why"))
-                );
-            }
-        }
-        let seconds = started.elapsed().as_secs_f64();
-        let is_append_only = info.get("aof_enabled").is_some_and(|value| value == "1");
-        let append_only = if is_append_only {
-            // A directory since 7.0, a file before.
-            match self.configured("appenddirname", progress)? {
-                Some(name) => Some(name),
-                None => self.configured("appendfilename", progress)?,
-            }
-        } else {
-            None
-        };
-        let version = self.info("server", progress)?.remove("redis_version").unwrap_or_default();
-        let dir = self.configured("dir", progress)?.unwrap_or_default().into();
-        let snapshot =
-            self.configured("dbfilename", progress)?.unwrap_or_else(|| "dump.rdb".into());
-        Ok(Saved { version, dir, snapshot, append_only, seconds })
+        Ok(Saving { redis: self, started })
     }
 
     fn wait_while(&self, keys: &[&str], started: Instant, progress: &Progress) -> Result<()> {
         loop {
             let info = self.info("persistence", progress)?;
-            let Some(state) = info.get("rdb_bgsave_in_progress") else {
-                return Err(self.odd(format!("it does not say whether it saves: {info:?}")));
-            };
-            let _ = state;
+            if !info.contains_key("rdb_bgsave_in_progress") {
+                return Err(self.odd("it does not say whether it saves"));
+            }
             if !keys.iter().any(|key| info.get(*key).is_some_and(|value| value != "0")) {
                 return Ok(());
             }
@@ -147,5 +118,43 @@ impl Redis {
             progress.check()?;
             std::thread::sleep(PAUSE);
         }
+    }
+}
+
+/// A save under way.
+#[derive(Debug)]
+pub struct Saving<'a> {
+    redis: &'a Redis,
+    started: Instant,
+}
+
+impl Saving<'_> {
+    /// Waits until it is done and says where.
+    ///
+    /// `LASTSAVE` is never asked: it has whole seconds and stays as it is when a save fails.
+    pub fn end(self, progress: &Progress) -> Result<Saved> {
+        let Saving { redis, started } = self;
+        redis.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
+        let info = redis.info("persistence", progress)?;
+        let status = info.get("rdb_last_bgsave_status").map_or("unknown", String::as_str);
+        if status != "ok" {
+            let reason = format!("its save ended with status `{status}`; its log says why");
+            return Err(redis.odd(reason));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        let is_append_only = info.get("aof_enabled").is_some_and(|value| value == "1");
+        let append_only = match is_append_only {
+            false => None,
+            // A directory since 7.0, a file before.
+            true => match redis.configured("appenddirname", progress)? {
+                Some(name) => Some(name),
+                None => redis.configured("appendfilename", progress)?,
+            },
+        };
+        let version = redis.info("server", progress)?.remove("redis_version").unwrap_or_default();
+        let dir = redis.configured("dir", progress)?.unwrap_or_default().into();
+        let snapshot = redis.configured("dbfilename", progress)?;
+        let snapshot = snapshot.unwrap_or_else(|| "dump.rdb".into());
+        Ok(Saved { version, dir, snapshot, append_only, seconds })
     }
 }

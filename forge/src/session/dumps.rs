@@ -5,17 +5,9 @@ use crate::error::Result;
 use crate::run::Patience;
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
-use serde::Serialize;
 use store::backup::Backup;
 
-/// The server that the dumps come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Version {
-    /// As the server says it.
-    pub version: String,
-}
-
-/// Databases held at one moment.
+/// Databases that can be held at one moment.
 pub struct Moments<'a> {
     job: &'a Job<'a>,
     source: Option<Source<'a>>,
@@ -32,9 +24,9 @@ struct Source<'a> {
 }
 
 impl<'a> Moments<'a> {
-    /// Holds every database of the plan's server at one moment, all within the time that
-    /// it takes to ask for them. Also returns the databases that are not there.
-    pub fn take(job: &'a Job<'a>) -> Result<(Moments<'a>, Vec<Absent>)> {
+    /// Connects to every database of the plan's server. Also returns the databases that are
+    /// not there.
+    pub fn open(job: &'a Job<'a>) -> Result<(Moments<'a>, Vec<Absent>)> {
         let Some(server) = &job.plan.postgres else {
             return Ok((Moments { job, source: None }, Vec::new()));
         };
@@ -51,14 +43,19 @@ impl<'a> Moments<'a> {
             is_required: wanted.is_required,
         });
         let missing = missing.collect();
-        let mut connections = Vec::new();
-        for name in &there {
-            connections.push(server.connect(name, progress)?);
-        }
-        // One directly after the other, when all are open.
-        let names = connections.iter_mut().map(Connection::moment).collect::<Result<_>>()?;
-        let source = Some(Source { server, client, version, connections, names });
+        let connections = there.iter().map(|name| server.connect(name, progress));
+        let connections = connections.collect::<Result<_>>()?;
+        let source = Some(Source { server, client, version, connections, names: Vec::new() });
         Ok((Moments { job, source }, missing))
+    }
+
+    /// Holds every database at this moment, one directly after the other.
+    pub fn take(&mut self) -> Result<()> {
+        if let Some(source) = &mut self.source {
+            let names = source.connections.iter_mut().map(Connection::moment);
+            source.names = names.collect::<Result<_>>()?;
+        }
+        Ok(())
     }
 
     /// The connections, each seeing its moment.
@@ -67,8 +64,8 @@ impl<'a> Moments<'a> {
     }
 
     /// Version of the server.
-    pub fn version(&self) -> Option<Version> {
-        self.source.as_ref().map(|source| Version { version: source.version.clone() })
+    pub fn version(&self) -> Option<String> {
+        self.source.as_ref().map(|source| source.version.clone())
     }
 
     /// Dumps everything into the store.

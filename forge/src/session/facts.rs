@@ -1,6 +1,5 @@
 //! What whoever restores the snapshot will ask for, kept in it as JSON.
 
-use super::dumps::Version;
 use super::{Absent, Dumped};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
@@ -24,7 +23,8 @@ pub struct Facts<'a> {
     pub schema: &'a BTreeMap<String, String>,
     /// Of each database, how many in which state.
     pub background_migrations: &'a BTreeMap<String, BTreeMap<String, u64>>,
-    pub postgres: Option<Version>,
+    /// Version of the database server.
+    pub postgres: Option<&'a str>,
     pub databases: &'a [Dumped],
     pub redis: Option<&'a Saved>,
     /// All that the supervision knows.

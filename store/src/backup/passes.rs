@@ -183,6 +183,11 @@ impl<'a> Backup<'a> {
         Ok(root)
     }
 
+    /// Source paths that could not be read so far.
+    pub fn unreadable_count(&self) -> u64 {
+        self.run.counters.unreadable.load(Relaxed)
+    }
+
     /// Makes everything durable, then writes the record.
     pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
         let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };

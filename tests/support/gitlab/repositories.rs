@@ -8,7 +8,7 @@ use crate::support::accounts::Account;
 use crate::support::postgres::Postgres;
 use crate::support::sandbox::{Dice, Run};
 use std::fmt::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A repository and what the database says of it.
@@ -32,7 +32,7 @@ pub struct Repository {
 pub fn make(postgres: &Postgres, root: &Path) -> Vec<Repository> {
     let rows = postgres.query(MAIN, include_str!("repositories.sql"));
     let repositories: Vec<_> = rows.lines().map(|row| parse(row, root)).collect();
-    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let scratch = super::short_dir();
     let template = scratch.path().join("template.git");
     make_template(&template);
     // Pools come first: members need them to be repositories at all.
@@ -41,12 +41,11 @@ pub fn make(postgres: &Postgres, root: &Path) -> Vec<Repository> {
     for pool in pools {
         make_pool(pool, &template);
     }
-    std::thread::scope(|scope| {
-        for half in others.chunks(others.len().div_ceil(2).max(1)) {
-            let template = &template;
-            scope.spawn(move || half.iter().for_each(|repository| make_one(repository, template)));
-        }
-    });
+    let workshop = scratch.path().join("workshop.git");
+    copy(&template, &workshop);
+    for (repository, commit) in others.iter().zip(make_commits(&workshop, &others)) {
+        make_one(repository, &template, &workshop, &commit);
+    }
     for (_, path) in STORAGES {
         let storage = root.join(path.trim_start_matches('/'));
         runtime(&storage);
@@ -114,7 +113,25 @@ fn commit(stream: &mut String, branch: &str, time: u32, from: &str, file: &str, 
     .expect("writes to a string");
 }
 
-fn make_one(repository: &Repository, template: &Path) {
+/// Makes a commit for each of some repositories, as loose objects; returns what
+/// each needs: commit, tree and file. One git for all: a thousand would take long.
+fn make_commits(workshop: &Path, repositories: &[&Repository]) -> Vec<[String; 3]> {
+    let (mut stream, mut names) = (String::new(), String::new());
+    for (number, repository) in repositories.iter().enumerate() {
+        let branch = format!("r{number}");
+        let name = &repository.full_path;
+        commit(&mut stream, &branch, 30, "refs/heads/main^0", "README", name);
+        writeln!(names, "{branch}\n{branch}^{{tree}}\n{branch}:README")
+            .expect("writes to a string");
+    }
+    run_git(workshop, &["config", "fastimport.unpackLimit", "1000000"], "");
+    run_git(workshop, &["fast-import", "--quiet"], &stream);
+    let ids = run_git(workshop, &["cat-file", "--batch-check=%(objectname)"], &names);
+    let ids: Vec<_> = ids.lines().map(str::to_owned).collect();
+    ids.chunks_exact(3).map(|ids| ids.to_vec().try_into().expect("three")).collect()
+}
+
+fn make_one(repository: &Repository, template: &Path, workshop: &Path, commit: &[String; 3]) {
     let dir = &repository.dir;
     copy(template, dir);
     if let Some(pool) = &repository.pool {
@@ -129,9 +146,14 @@ fn make_one(repository: &Repository, template: &Path) {
     let mut text = std::fs::read_to_string(&config).expect("a configuration");
     write!(text, "[gitlab]\n\tfullpath = {}\n", repository.full_path).expect("writes to a string");
     std::fs::write(config, text).expect("writes");
-    let mut stream = String::new();
-    commit(&mut stream, "main", 30, "refs/heads/main^0", "README", &repository.full_path);
-    run_git(dir, &["fast-import", "--quiet"], &stream);
+    for id in commit {
+        let object = format!("objects/{}/{}", &id[..2], &id[2..]);
+        let to = dir.join(&object);
+        std::fs::create_dir_all(to.parent().expect("a directory")).expect("a directory");
+        std::fs::copy(workshop.join(object), to).expect("copies");
+    }
+    std::fs::create_dir_all(dir.join("refs/heads")).expect("a directory");
+    std::fs::write(dir.join("refs/heads/main"), format!("{}\n", commit[0])).expect("writes");
 }
 
 /// A pool has what its members share under references of its own.
@@ -169,10 +191,10 @@ fn give_to_git(storage: &Path) {
     fn give(path: &Path, owner: Account) {
         owner.own(path);
         let metadata = path.symlink_metadata().expect("is there");
-        let mode = match metadata.permissions().readonly() || metadata.mode() & 0o200 == 0 {
+        let mode = match metadata.mode() & 0o200 {
             _ if metadata.is_dir() => 0o2750,
-            true => 0o440,
-            false => 0o640,
+            0 => 0o440,
+            _ => 0o640,
         };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
         if metadata.is_dir() {
@@ -181,7 +203,6 @@ fn give_to_git(storage: &Path) {
             }
         }
     }
-    use std::os::unix::fs::MetadataExt;
     give(storage, git());
     layout::directory(storage, git(), 0o2770);
 }

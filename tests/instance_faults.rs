@@ -1,0 +1,215 @@
+//! Instances whose parts fail while they are backed up: the right exit code and words, services
+//! that run again, and no snapshot that claims to be complete.
+
+use crate::support::gitlab::{Builder, Gitlab};
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
+use std::time::{Duration, Instant};
+
+const MAINTENANCE: &str = "mode = 'maintenance'";
+
+/// Asserts that a run failed with these words, left no new snapshot, and that all runs.
+fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &str) {
+    let said = &outcome.stderr;
+    assert!(said.contains(words), "`{words}` is not in: {said}");
+    gitlab.services.wait_until_up();
+    assert!(!sandbox.has("state/recovery/forge.json"), "something is left to undo");
+    if sandbox.has("store") {
+        let all = configured(sandbox, ["snapshots", "--json"])
+            .env("FORGEKEEP_STORE", sandbox.text("store"));
+        let all = all.run().ok().json();
+        for snapshot in lines(&all, "snapshot") {
+            assert_eq!(snapshot["instance"]["is_complete"], false, "{snapshot}");
+        }
+    }
+}
+
+#[test]
+fn a_database_server_that_dies_in_the_middle_of_a_dump() {
+    if !is_root() {
+        return;
+    }
+    let mut gitlab = Builder::new().build();
+    // A table that takes a while, since the dump waits for us to read.
+    gitlab.postgres.sql(
+        crate::support::gitlab::database::MAIN,
+        "create table large as select n, repeat(md5(n::text), 30) as text from generate_series(1, 400000) n",
+    );
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let running = backup(&sandbox).start();
+    let dumping = "select pid from pg_stat_activity where query like 'COPY public.large %'";
+    let started = Instant::now();
+    let pid = loop {
+        let pid = gitlab.postgres.query("postgres", dumping);
+        if let Some(pid) = pid.lines().next() {
+            break pid.to_owned();
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "it never dumped");
+    };
+    std::thread::sleep(Duration::from_millis(100));
+    gitlab.postgres.query("postgres", format!("select pg_terminate_backend({pid})"));
+    let outcome = running.wait().ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "pg_dump");
+    gitlab.postgres.stop();
+}
+
+#[test]
+fn redis_that_cannot_save() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    gitlab.redis.break_saving();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run().ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "Redis: its save ended with status `err`");
+    gitlab.redis.mend_saving();
+    gitlab.redis.slow_saving(20_000);
+    configure(&sandbox, &gitlab, "mode = 'maintenance'\nredis = { limit = '1s' }");
+    let outcome = backup(&sandbox).run().ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "did not end within 1 seconds");
+}
+
+#[test]
+fn a_service_that_does_not_stop() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().writers().build();
+    let stubborn = "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n";
+    gitlab.services.add("unicorn", stubborn);
+    let init = std::fs::read_link(gitlab.path("opt/gitlab/init/puma")).expect("a link to sv");
+    std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
+    gitlab.services.wait_until_up();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run().ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "unicorn");
+    assert!(gitlab.services.is_up("puma") && gitlab.services.is_up("sidekiq"));
+}
+
+#[test]
+fn a_store_whose_disk_is_full() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    std::fs::create_dir(sandbox.path("small")).expect("a directory");
+    let small = sandbox.text("small");
+    let large = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/large");
+    std::fs::write(large, Dice::new(1).bytes(3 << 20)).expect("writes");
+    sandbox.tool("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", &small]).run().ok();
+    let store = format!("{small}/store");
+    let outcome = backup(&sandbox).args(["--store", &store]).run();
+    sandbox.tool("umount").args([&small]).run().ok();
+    let outcome = outcome.ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "No space left on device");
+}
+
+/// Kills a run as soon as services are stopped.
+fn kill_while_stopped(sandbox: &Sandbox, gitlab: &Gitlab, signal: &str) -> Outcome {
+    let running = backup(sandbox).start();
+    let started = Instant::now();
+    while gitlab.services.is_up("puma") {
+        assert!(started.elapsed() < Duration::from_secs(60), "it never stopped puma");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sandbox.tool("kill").args([signal, &running.id().to_string()]).run().ok();
+    running.wait()
+}
+
+#[test]
+fn a_run_that_is_killed_while_services_are_stopped() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(20).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    kill_while_stopped(&sandbox, &gitlab, "-KILL");
+    assert!(sandbox.has("state/recovery/forge.json"));
+    assert!(!gitlab.services.is_up("puma"));
+    let recovered = configured(&sandbox, ["recover"]).run().ok();
+    assert!(recovered.stderr.contains("start puma"), "{}", recovered.stderr);
+    gitlab.services.wait_until_up();
+
+    // The next run does it as well, before anything else.
+    kill_while_stopped(&sandbox, &gitlab, "-KILL");
+    let outcome = backup(&sandbox).run().ok();
+    assert!(summary(&outcome.json())["is_complete"] == true);
+    gitlab.services.wait_until_up();
+    assert!(!sandbox.has("state/recovery/forge.json"));
+}
+
+#[test]
+fn signals_start_what_was_stopped() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(20).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let outcome = kill_while_stopped(&sandbox, &gitlab, signal).ends_with(130);
+        assert_failed(&sandbox, &gitlab, &outcome, "interrupted");
+    }
+}
+
+#[test]
+fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    std::fs::remove_file(gitlab.path("etc/gitlab/gitlab-secrets.json")).expect("removes");
+    std::fs::rename(gitlab.path("mnt/storage2"), gitlab.path("mnt/elsewhere")).expect("moves");
+    gitlab.postgres.sql("postgres", "drop database gitlabhq_production_ci");
+    configure(&sandbox, &gitlab, "");
+    let outcome = backup(&sandbox).run().ends_with(3);
+    let all = outcome.json();
+    let mut missing: Vec<&str> = lines(&all, "missing_part")
+        .into_iter()
+        .filter(|line| line["is_required"] == true)
+        .map(|line| line["part"].as_str().expect("a name"))
+        .collect();
+    missing.sort_unstable();
+    assert_eq!(missing, ["database-ci", "repositories-storage2", "secrets"]);
+    assert_eq!(summary(&all)["is_complete"], false);
+    assert_failed(&sandbox, &gitlab, &outcome, "");
+    let check = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(check.stdout.contains("NOT THERE"), "{}", check.stdout);
+
+    let ok = |part: &str| format!("[instances.forge.parts.{part}]\nmissing = 'ok'\n");
+    let parts = ["database-ci", "repositories-storage2", "secrets"].map(ok).concat();
+    configure(&sandbox, &gitlab, &parts);
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true);
+    // Rows that name what lay on the storage are still told.
+    let repositories = lines(&all, "check").into_iter().find(|line| line["name"] == "repositories");
+    assert_eq!(repositories.expect("a check")["verdict"], "warning", "{all:?}");
+}
+
+#[test]
+fn two_runs_at_once_do_not_meet() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(20).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "before = [{ command = ['sleep', '3'] }]");
+    let first = backup(&sandbox).start();
+    let started = Instant::now();
+    while !sandbox.has("state/recovery/forge.lock") {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let second = backup(&sandbox).run().ends_with(11);
+    assert!(second.stderr.contains("another run"), "{}", second.stderr);
+    first.wait().ok();
+}
