@@ -18,6 +18,8 @@ mod instance;
 mod instance_faults;
 /// Live bare repositories.
 mod live_git;
+/// Mattermost beside GitLab, and alone.
+mod mattermost;
 /// What a restore removes, keeps and leaves behind.
 mod restore;
 /// What changed is stored as what is new of it.

@@ -13,6 +13,7 @@
 
 mod dumps;
 mod facts;
+mod inspection;
 mod stopped;
 
 use crate::catalogue::Catalogue;
@@ -26,6 +27,7 @@ use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
+pub use inspection::{Inspection, inspect};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -99,6 +101,17 @@ pub struct Absent {
     pub looked_for: String,
     /// Whether the backup is complete without it.
     pub is_required: bool,
+}
+
+impl Absent {
+    fn of(part: &Part) -> Absent {
+        let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
+        Absent {
+            part: part.name.clone(),
+            looked_for: looked_for.join(", "),
+            is_required: part.is_required,
+        }
+    }
 }
 
 /// A database in the snapshot.
@@ -208,7 +221,8 @@ impl<'j> Session<'j> {
 
     /// Connects to all databases.
     fn connect(&mut self) -> Result<Moments<'j>> {
-        let (moments, missing) = Moments::open(self.job)?;
+        let (moments, missing) =
+            Moments::open(self.job.plan, self.job.store.observer().progress())?;
         self.missing.extend(missing);
         Ok(moments)
     }
@@ -252,12 +266,7 @@ impl<'j> Session<'j> {
         let there: Vec<PathBuf> =
             part.paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
         if there.is_empty() && !self.missing.iter().any(|absent| absent.part == part.name) {
-            let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
-            self.missing.push(Absent {
-                part: part.name.clone(),
-                looked_for: looked_for.join(", "),
-                is_required: part.is_required,
-            });
+            self.missing.push(Absent::of(part));
         }
         for path in &there {
             let within = |glob: &String| {

@@ -1,15 +1,17 @@
 //! Databases: one moment of each, and the dump of that moment.
 
-use super::{Absent, DIR, Dumped, Job};
+use super::{Absent, DIR, Dumped};
 use crate::error::Result;
+use crate::plan::Plan;
 use crate::run::Patience;
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
 use store::backup::Backup;
+use store::observe::Progress;
 
 /// Databases that can be held at one moment.
 pub struct Moments<'a> {
-    job: &'a Job<'a>,
+    progress: &'a Progress,
     source: Option<Source<'a>>,
 }
 
@@ -26,17 +28,16 @@ struct Source<'a> {
 impl<'a> Moments<'a> {
     /// Connects to every database of the plan's server. Also returns the databases that are
     /// not there.
-    pub fn open(job: &'a Job<'a>) -> Result<(Moments<'a>, Vec<Absent>)> {
-        let Some(server) = &job.plan.postgres else {
-            return Ok((Moments { job, source: None }, Vec::new()));
+    pub fn open(plan: &'a Plan, progress: &'a Progress) -> Result<(Moments<'a>, Vec<Absent>)> {
+        let Some(server) = &plan.postgres else {
+            return Ok((Moments { progress, source: None }, Vec::new()));
         };
-        let progress = job.store.observer().progress();
         let mut first = server.connect("postgres", progress)?;
         let (major, version) = server.version(&mut first)?;
         let client = server.client(major, progress)?;
         let there = server.databases(&mut first)?;
         drop(first);
-        let wanted = job.plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
+        let wanted = plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
         let missing = wanted.map(|wanted| Absent {
             part: wanted.part(),
             looked_for: format!("database {}", wanted.name),
@@ -46,7 +47,7 @@ impl<'a> Moments<'a> {
         let connections = there.iter().map(|name| server.connect(name, progress));
         let connections = connections.collect::<Result<_>>()?;
         let source = Some(Source { server, client, version, connections, names: Vec::new() });
-        Ok((Moments { job, source }, missing))
+        Ok((Moments { progress, source }, missing))
     }
 
     /// Holds every database at this moment, one directly after the other.
@@ -70,7 +71,7 @@ impl<'a> Moments<'a> {
 
     /// Dumps everything into the store.
     pub fn dump(&mut self, backup: &mut Backup<'_>) -> Result<Vec<Dumped>> {
-        let progress = self.job.store.observer().progress();
+        let progress = self.progress;
         let Some(source) = &mut self.source else { return Ok(Vec::new()) };
         let globals = source.server.globals(&source.client, progress)?;
         backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;

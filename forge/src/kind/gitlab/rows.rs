@@ -351,13 +351,15 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<
 
 /// What is missing: in the copy alone, or on this machine as well.
 struct Absent {
+    is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
 }
 
 impl Absent {
-    fn new() -> Absent {
-        Absent { of_copy: Vec::new(), of_instance: Vec::new() }
+    fn new(copy: &Copy<'_>) -> Absent {
+        let is_live = matches!(copy, Copy::Live);
+        Absent { is_live, of_copy: Vec::new(), of_instance: Vec::new() }
     }
 
     fn add(&mut self, text: String, is_on_machine: bool) {
@@ -370,10 +372,14 @@ impl Absent {
             return Check::ok(name, format!("{count} {what} looked at; all are there"));
         }
         let verdict = if self.of_copy.is_empty() { Verdict::Warning } else { Verdict::Failed };
-        let text = format!(
-            "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
-            self.of_instance.len()
-        );
+        let text = if self.is_live {
+            format!("{all} of {count} {what} are not there")
+        } else {
+            format!(
+                "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
+                self.of_instance.len()
+            )
+        };
         Check::new(name, verdict, text)
             .with_examples(self.of_copy.into_iter().chain(self.of_instance))
     }
@@ -385,7 +391,7 @@ fn check_repositories(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Re
         let dir = storages.get(project.storage.as_str())?;
         Some(dir.join(&project.repository))
     };
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     let known: Vec<(&Project, PathBuf)> =
         catalogue.projects.iter().filter_map(|project| Some((project, place(project)?))).collect();
     let unknown = catalogue.projects.iter().filter(|project| place(project).is_none());
@@ -430,7 +436,7 @@ fn check_pools(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Ch
         }
     }
     let pools: Vec<PathBuf> = borrowed.iter().map(|(_, pool)| pool.clone()).collect();
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     for ((project, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
         if seen.is_none() {
             absent.add(format!("{}: {}", project.path, shown(pool)), pool.exists());
@@ -469,7 +475,7 @@ fn lexically(path: &Path) -> PathBuf {
 fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let paths: Vec<PathBuf> = catalogue.files.iter().flat_map(|row| row.paths.clone()).collect();
     let mut seen = copy.look(&paths)?.into_iter();
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     for row in &catalogue.files {
         let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
         let fits = |seen: &Seen| row.size.is_none_or(|size| size == seen.size);

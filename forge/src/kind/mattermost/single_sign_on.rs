@@ -80,7 +80,7 @@ fn judge(
     let found = sources.iter().map(|source| source.found(applications));
     if sources.iter().all(fits) {
         let places: Vec<String> = sources.iter().map(Source::shown).collect();
-        let text = format!("what {} says is what GitLab has", places.join(" and "));
+        let text = format!("GitLab has what is said in {}", places.join(" and "));
         return Ok(Check::ok(NAME, text));
     }
     if sources.iter().all(|source| fits(source) || source.fit == Fit::Unknown) {
