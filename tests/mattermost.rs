@@ -1,8 +1,9 @@
 //! Mattermost: beside GitLab, where people sign in by GitLab, and alone.
 
 use crate::support::gitlab::mattermost::{OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PBKDF2};
-use crate::support::gitlab::{Builder, database::MAIN};
+use crate::support::gitlab::{Builder, database::MAIN, short_dir};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
+use crate::support::postgres::{Options, Postgres};
 use crate::support::sandbox::{Outcome, Sandbox, is_root};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -25,7 +26,7 @@ fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
 
 /// Asserts that nothing was told that only the two may know.
 fn without_secrets(outcome: Outcome) -> Outcome {
-    for secret in [OAUTH_SECRET, OTHER_SECRET, OAUTH_SECRET_PBKDF2] {
+    for secret in [OAUTH_SECRET, OTHER_SECRET, OAUTH_SECRET_PBKDF2, PASSWORD] {
         assert!(!outcome.told().contains(secret), "{}", outcome.told());
     }
     outcome
@@ -162,4 +163,110 @@ fn in_old_packages_the_configuration_of_mattermost_counts() {
         value["GitLabSettings"]["Secret"] = gitlab.postgres.query(MAIN, &query).into();
     });
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
+}
+
+/// The password of Mattermost's role.
+const PASSWORD: &str = "it's a pass/word@home";
+
+/// A Mattermost of its own below a root, and its database server, which asks for the password.
+fn alone(root: &Path) -> Postgres {
+    let sockets = root.join("run/postgresql");
+    let postgres = Postgres::start(Options::within(&sockets));
+    let sql = include_str!("support/gitlab/mattermost.sql");
+    let quoted = PASSWORD.replace('\'', "''");
+    postgres.sql(
+        "postgres",
+        format!(
+            "create role mmuser login password '{quoted}';\ncreate database chat owner mmuser;\n\
+             create database other;"
+        ),
+    );
+    postgres.sql("chat", format!("create extension pg_trgm;\nset role mmuser;\n{sql}"));
+    let access = sockets.join("data/pg_hba.conf");
+    let rest = std::fs::read_to_string(&access).expect("reads");
+    std::fs::write(&access, format!("local all mmuser scram-sha-256\n{rest}")).expect("writes");
+    postgres.query("postgres", "select pg_reload_conf()");
+    let home = root.join("opt/mattermost");
+    for dir in ["config", "plugins/one", "client/plugins"] {
+        std::fs::create_dir_all(home.join(dir)).expect("directories");
+    }
+    let config = json!({
+        "SqlSettings": { "DriverName": "postgres", "DataSource": "postgres://nobody:wrong@/none" },
+        "FileSettings": { "DriverName": "local", "Directory": "./files/" },
+    });
+    std::fs::write(home.join("config/config.json"), config.to_string()).expect("writes");
+    let unit = root.join("etc/systemd/system/mattermost.service");
+    std::fs::create_dir_all(unit.parent().expect("a directory")).expect("directories");
+    let variables = "EnvironmentFile=/opt/mattermost/config/mattermost.environment\n";
+    std::fs::write(unit, format!("[Service]\n{variables}")).expect("writes");
+    let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
+    std::fs::write(
+        home.join("config/mattermost.environment"),
+        format!("MM_SQLSETTINGS_DATASOURCE='{source}&sslmode=disable'\n"),
+    )
+    .expect("writes");
+    let files = "select path, repeat(md5('file' || right(createat::text, 1)), 50) from fileinfo";
+    for row in postgres.query("chat", files).lines() {
+        let (path, content) = row.split_once('|').expect("two columns");
+        let path = home.join("files").join(path);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
+        std::fs::write(path, content).expect("writes");
+    }
+    postgres
+}
+
+#[test]
+fn mattermost_alone_is_backed_up_and_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let dir = short_dir();
+    let postgres = alone(dir.path());
+    let sandbox = Sandbox::new();
+    let configure = |root: &Path, more: &str| {
+        let text = format!(
+            "state = '{}'\n[stores.main]\npath = '{}'\n\
+             [instances.forge]\nkind = 'mattermost'\nroot = '{}'\n{more}",
+            sandbox.text("state"),
+            sandbox.text("store"),
+            root.display(),
+        );
+        sandbox.write("forgekeep.toml", text);
+    };
+    configure(dir.path(), "");
+    let told = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(told.stdout.contains("opt/mattermost/files  "), "{}", told.told());
+    let all = without_secrets(backup(&sandbox).run().ok()).json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert_eq!(summary(&all)["databases"], 1, "{all:?}");
+    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
+    for word in ["Mattermost 10.2.0", "chat: ", "passwords of database roles are not"] {
+        assert!(facts.stdout.contains(word), "{}", facts.told());
+    }
+    drop(postgres);
+
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let facts = std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("reads");
+    assert!(!facts.contains(PASSWORD));
+    let root = restored.join(dir.path().strip_prefix("/").expect("absolute"));
+    let postgres = load_databases(&sandbox, &restored);
+    let host =
+        format!("[instances.forge.postgres]\nhost = '{}'\n", postgres.socket_dir().display());
+    configure(&root, &host);
+    let all = inspect(&sandbox, 0);
+    assert_eq!(summary(&all)["product"]["version"], "10.2.0");
+    let files = lines(&all, "check")[0].clone();
+    assert_eq!(files["text"], "4 rows with files looked at; all are there");
+    let path = postgres.query("chat", "select path from fileinfo order by createat limit 1");
+    std::fs::remove_file(root.join("opt/mattermost/files").join(path)).expect("removes");
+    let files = lines(&inspect(&sandbox, 3), "check")[0].clone();
+    assert_eq!(files["text"], "1 of 4 rows with files are not there");
+
+    std::fs::remove_file(root.join("etc/systemd/system/mattermost.service")).expect("removes");
+    change(&root.join("opt/mattermost/config/config.json"), |value| {
+        value["SqlSettings"]["DriverName"] = "mysql".into();
+    });
+    let refused = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    without_secrets(refused.fails(1, &["is MySQL", "--stdin-name"]));
 }

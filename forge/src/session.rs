@@ -284,6 +284,11 @@ impl<'j> Session<'j> {
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
         self.databases = moments.dump(&mut self.backup)?;
         self.postgres = moments.version();
+        if !moments.reads_passwords() {
+            let text = "the passwords of database roles are not in the snapshot: the role of the \
+                        backup may not read them";
+            self.catalogue.notes.push(text.into());
+        }
         Ok(())
     }
 
@@ -296,10 +301,12 @@ impl<'j> Session<'j> {
             facts::complete(plan, catalogue, &copy)?;
             checks = job.kind.check(plan, catalogue, &copy)?;
         }
+        let mut product = plan.product.clone();
+        product.version = product.version.or(catalogue.version.clone());
         let facts = facts::Facts {
             instance: &plan.instance,
             kind: plan.kind,
-            product: &plan.product,
+            product: &product,
             mode: plan.mode.name(),
             schema: &catalogue.schema,
             background_migrations: &catalogue.migrations,

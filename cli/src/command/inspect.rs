@@ -66,7 +66,7 @@ impl Inspect {
         let summary = json!({
             "instance": plan.instance,
             "kind": plan.kind,
-            "product": plan.product,
+            "product": inspection.product,
             "postgres": inspection.postgres,
             "projects": inspection.project_count,
             "is_right": is_right,

@@ -7,7 +7,7 @@
 pub mod generated;
 pub mod rows;
 
-use super::mattermost::single_sign_on;
+use super::mattermost::{self, single_sign_on};
 use super::{Draft, Kind, Site, below, runit};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
@@ -116,7 +116,7 @@ impl Kind for Gitlab {
         );
         self.databases(site, &generated, draft);
         self.redis(site, draft);
-        super::mattermost::beside_gitlab(site, draft);
+        mattermost::beside_gitlab(site, draft)?;
         for (name, reason) in LEFT_OUT {
             let path = site.at(DATA).join(name);
             if path.exists() && !draft.parts.iter().any(|part| part.paths.contains(&path)) {
@@ -132,7 +132,9 @@ impl Kind for Gitlab {
     }
 
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
-        rows::ask(plan, databases)
+        let mut catalogue = rows::ask(plan, databases)?;
+        mattermost::ask_beside_gitlab(plan, databases, &mut catalogue)?;
+        Ok(catalogue)
     }
 
     fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {

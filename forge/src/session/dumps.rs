@@ -20,6 +20,7 @@ struct Source<'a> {
     server: &'a Server,
     client: Reach,
     version: String,
+    reads_passwords: bool,
     connections: Vec<Connection<'a>>,
     /// Names of the moments, in the order of the connections.
     names: Vec<String>,
@@ -35,6 +36,7 @@ impl<'a> Moments<'a> {
         let mut first = server.connect("postgres", progress)?;
         let (major, version) = server.version(&mut first)?;
         let client = server.client(major, progress)?;
+        let reads_passwords = server.reads_passwords(&mut first)?;
         let there = server.databases(&mut first)?;
         drop(first);
         let wanted = plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
@@ -46,7 +48,14 @@ impl<'a> Moments<'a> {
         let missing = missing.collect();
         let connections = there.iter().map(|name| server.connect(name, progress));
         let connections = connections.collect::<Result<_>>()?;
-        let source = Some(Source { server, client, version, connections, names: Vec::new() });
+        let source = Some(Source {
+            server,
+            client,
+            version,
+            reads_passwords,
+            connections,
+            names: Vec::new(),
+        });
         Ok((Moments { progress, source }, missing))
     }
 
@@ -64,6 +73,11 @@ impl<'a> Moments<'a> {
         self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
     }
 
+    /// Whether the passwords of roles are in the dump.
+    pub fn reads_passwords(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.reads_passwords)
+    }
+
     /// Version of the server.
     pub fn version(&self) -> Option<String> {
         self.source.as_ref().map(|source| source.version.clone())
@@ -73,7 +87,7 @@ impl<'a> Moments<'a> {
     pub fn dump(&mut self, backup: &mut Backup<'_>) -> Result<Vec<Dumped>> {
         let progress = self.progress;
         let Some(source) = &mut self.source else { return Ok(Vec::new()) };
-        let globals = source.server.globals(&source.client, progress)?;
+        let globals = source.server.globals(&source.client, source.reads_passwords, progress)?;
         backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;
         let mut dumped = Vec::new();
         for (connection, moment) in source.connections.iter_mut().zip(&source.names) {

@@ -6,7 +6,7 @@ use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::kind::Kind;
-use crate::plan::Plan;
+use crate::plan::{Plan, Product};
 use store::observe::Progress;
 
 /// What was found.
@@ -16,6 +16,8 @@ pub struct Inspection {
     pub missing: Vec<Absent>,
     /// What was looked at.
     pub checks: Vec<Check>,
+    /// What is installed.
+    pub product: Product,
     /// Version of the database server.
     pub postgres: Option<String>,
     /// Projects that the databases know.
@@ -42,5 +44,7 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     missing.extend(absent.map(Absent::of));
     let checks = kind.check(plan, &catalogue, &Copy::Live)?;
     let project_count = catalogue.projects.len();
-    Ok(Inspection { missing, checks, postgres: moments.version(), project_count })
+    let mut product = plan.product.clone();
+    product.version = product.version.or(catalogue.version);
+    Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })
 }

@@ -190,7 +190,12 @@ fn uploads(
         if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
             paths.push(dir.join(hashed(id)).join(path));
         }
-        catalogue.files.push(FileRow { what: "uploads", id: row.id, paths, size: row.size });
+        catalogue.files.push(FileRow {
+            what: "uploads",
+            id: row.id.to_string(),
+            paths,
+            size: row.size,
+        });
     }
     Ok(())
 }
@@ -221,7 +226,7 @@ fn lfs(
         let path = dir.join(&oid[..2]).join(&oid[2..4]).join(&oid[4..]);
         catalogue.files.push(FileRow {
             what: "lfs",
-            id: row.id,
+            id: row.id.to_string(),
             paths: vec![path],
             size: row.size,
         });
@@ -264,7 +269,12 @@ fn artifacts(
             let project = project.strip_prefix("@hashed/").unwrap_or(&project);
             let path = dir.join(project).join(day).join(row.job_id.to_string());
             let path = path.join(row.id.to_string()).join(file);
-            let row = FileRow { what: "artifacts", id: row.id, paths: vec![path], size: row.size };
+            let row = FileRow {
+                what: "artifacts",
+                id: row.id.to_string(),
+                paths: vec![path],
+                size: row.size,
+            };
             catalogue.files.push(row);
         }
         return Ok(());
@@ -472,7 +482,8 @@ fn lexically(path: &Path) -> PathBuf {
     clean
 }
 
-fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+/// Looks whether the copy has the files that rows stand for.
+pub fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let paths: Vec<PathBuf> = catalogue.files.iter().flat_map(|row| row.paths.clone()).collect();
     let mut seen = copy.look(&paths)?.into_iter();
     let mut absent = Absent::new(copy);
