@@ -57,7 +57,7 @@ impl Inspect {
         };
         let looked = look();
         watch.end();
-        let (plan, inspection) = looked?;
+        let (plan, inspection) = looked.map_err(without_database)?;
         for note in &plan.notes {
             ui.warn(note);
         }
@@ -109,6 +109,18 @@ impl Inspect {
         facts["time"] = utc_time(time).into();
         facts["is_complete"] = is_complete.into();
         ui.json("instance", facts)
+    }
+}
+
+/// An error with what to do when nothing was to be backed up.
+fn without_database(error: forge::Error) -> Failure {
+    let hint = "start the database server and load its databases, or say under `postgres` in the \
+                configuration how it is reached";
+    match error {
+        forge::Error::Failed { .. } | forge::Error::Service { .. } => {
+            with_hint(error.to_string(), hint)
+        }
+        error => error.into(),
     }
 }
 
