@@ -1,7 +1,7 @@
 //! Whole instances: databases, repositories, files, services, secrets.
 
 use crate::support::gitlab::{self, Builder};
-use crate::support::instance::{backup, configure, lines, load_databases, summary};
+use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
 use crate::support::sandbox::{Run, Sandbox, is_root};
 
 #[test]
@@ -73,4 +73,47 @@ fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
     let files = files.args(["-type", "f"]).run().ok();
     assert_eq!(rows, files.stdout.lines().count().to_string());
     assert!(gitlab::assert_pushes_are_there(&postgres, &root) > 0);
+}
+
+#[test]
+fn a_schedule_is_what_systemd_and_cron_understand() {
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "forgekeep.toml",
+        "[stores.main]\npath = '/srv/backup'\n[instances.'my.forge']\nkind = 'gitlab'\n",
+    );
+    std::fs::create_dir(sandbox.path("units")).expect("a directory");
+    let write = ["--write", "units"];
+    configured(&sandbox, ["schedule", "--instance", "my.forge"]).args(write).run().ok();
+    let units =
+        ["service", "timer"].map(|kind| sandbox.path(format!("units/forgekeep-my.forge.{kind}")));
+    // It knows more than the syntax: programs that are not there, keys it does not know.
+    let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
+    let verified = verify.run().ok();
+    assert!(!verified.stderr.contains("my.forge"), "{}", verified.told());
+    let cron = configured(
+        &sandbox,
+        ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"],
+    );
+    cron.args(write).run().ok();
+    // Cron passes over files with a dot in their name.
+    let line = String::from_utf8(sandbox.read("units/forgekeep-my_forge")).expect("text");
+    assert!(line.contains("\n5 3 * * * root /"), "{line}");
+    configured(&sandbox, ["schedule", "--instance", "other"])
+        .run()
+        .fails(1, &["no instance `other`"]);
+}
+
+#[test]
+fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
+    let sandbox = Sandbox::new();
+    sandbox.write("root/opt/gitlab/version-manifest.txt", "gitlab-ce 17.8.2\n");
+    let found = sandbox.run(["detect", "--root", &sandbox.text("root")]).ok();
+    assert!(found.stdout.contains("kind = \"gitlab\""), "{}", found.stdout);
+    sandbox.write("forgekeep.toml", &found.stdout);
+    let check = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(check.stdout.contains("GitLab, Linux package, 17.8.2 ce"), "{}", check.stdout);
+    let none = sandbox.run(["detect", "--root", &sandbox.text("nothing")]).ok();
+    sandbox.write("forgekeep.toml", &none.stdout);
+    configured(&sandbox, ["config", "check"]).run().ok();
 }

@@ -14,9 +14,11 @@ mod inspect;
 mod instance;
 mod ls;
 mod man;
+mod notify;
 mod projects;
 mod recover;
 mod restore;
+mod schedule;
 mod snapshots;
 mod stats;
 
@@ -121,8 +123,10 @@ pub enum Command {
     Config(config::Config),
     Detect(detect::Detect),
     Recover(recover::Recover),
+    Schedule(schedule::Schedule),
     Completions(completions::Completions),
     Man(man::Man),
+    Notify(notify::Notify),
     #[command(hide = true)]
     Reference,
 }
@@ -146,8 +150,10 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
         Command::Recover(command) => command.run(ui),
+        Command::Schedule(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::Notify(command) => command.run(ui),
         Command::Reference => ui.line(crate::reference::markdown().trim_end()),
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration file: stores, instances, who is told.
 
 use crate::exit::{Failure, other, with_hint};
+use crate::notify::Notifier;
 use forge::settings::Settings;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ pub struct Config {
     /// Instances by name.
     #[serde(default)]
     pub instances: BTreeMap<String, Settings>,
+    /// Who is told how backups went.
+    #[serde(default)]
+    pub notify: Vec<Notifier>,
 }
 
 /// A store.

@@ -3,8 +3,10 @@
 mod command;
 mod config;
 mod exit;
+mod notify;
 mod reference;
 mod report;
+mod secret;
 mod select;
 mod ui;
 

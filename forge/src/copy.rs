@@ -47,11 +47,9 @@ impl Copy<'_> {
         self.look_at(paths, true)
     }
 
-    /// Looks up one small file with its content where links lead to, as a backup does with
-    /// its sources.
+    /// Looks up one small file with its content.
     pub fn file(&self, path: &Path) -> Result<Option<Seen>> {
-        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        Ok(self.read(&[real])?.pop().flatten())
+        Ok(self.read(&[path.to_owned()])?.pop().flatten())
     }
 
     /// Whether there is anything at a path.

@@ -126,6 +126,7 @@ impl Draft {
             name: name.into(),
             about: about.into(),
             paths: vec![path],
+            links: Vec::new(),
             phase: Phase::Files,
             is_required,
             owner: None,
@@ -162,6 +163,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let mut draft = Draft::default();
     kind.draft(site, &mut draft)?;
     override_parts(settings, &mut draft);
+    draft.parts.iter_mut().for_each(Part::resolve);
     let plan = Plan {
         instance: site.instance.into(),
         kind: kind.name(),

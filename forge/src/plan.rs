@@ -86,8 +86,11 @@ pub struct Part {
     pub name: String,
     /// What it is.
     pub about: String,
-    /// Where it is.
+    /// Where it is; without symbolic links, where it is there.
     pub paths: Vec<PathBuf>,
+    /// Symbolic links that lead to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<PathBuf>,
     /// When it is copied.
     pub phase: Phase,
     /// Whether the backup is complete without it.
@@ -96,6 +99,27 @@ pub struct Part {
     pub owner: Option<&'static str>,
     /// Globs of what to leave out of it.
     pub exclude: Vec<String>,
+}
+
+impl Part {
+    /// Finds out where its paths really are, and what leads there.
+    pub fn resolve(&mut self) {
+        for path in &mut self.paths {
+            let Ok(real) = std::fs::canonicalize(&*path) else { continue };
+            // Outermost first, each in a directory that has no links in its path any more.
+            for at in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
+                let is_link = at.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+                let parent = at.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+                if let (true, Some(parent), Some(name)) = (is_link, parent, at.file_name()) {
+                    let link = parent.join(name);
+                    if !self.links.contains(&link) {
+                        self.links.push(link);
+                    }
+                }
+            }
+            *path = real;
+        }
+    }
 }
 
 /// When a part is copied. Whoever refers to something comes before it.

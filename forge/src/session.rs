@@ -19,7 +19,7 @@ mod stopped;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::plan::{Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record};
@@ -40,6 +40,9 @@ use store::store::Store;
 
 /// What is copied while services may be stopped.
 const FILES: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
+
+/// How often saves are copied until they fit.
+const SAVES_MAX: usize = 5;
 
 /// Directory in the tree of what is no file of the instance.
 pub const DIR: &str = ".forgekeep";
@@ -236,7 +239,26 @@ impl<'j> Session<'j> {
     fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
         let progress = self.job.store.observer().progress();
         self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
-        self.copy(&[Phase::Saves])
+        // A log that is begun anew meanwhile leaves old and new files that do not fit.
+        for _ in 0..SAVES_MAX {
+            let before = self.manifests();
+            self.copy(&[Phase::Saves])?;
+            if self.manifests() == before {
+                return Ok(());
+            }
+        }
+        let reason = "its log was begun anew whenever it was copied".into();
+        Err(Error::Service { service: "Redis".into(), reason })
+    }
+
+    /// The lists of files that make up logs of changes.
+    fn manifests(&self) -> Vec<Option<Vec<u8>>> {
+        let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
+        let dirs =
+            saves.flat_map(|part| &part.paths).filter_map(|path| std::fs::read_dir(path).ok());
+        let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));
+        manifests.map(|path| std::fs::read(path).ok()).collect()
     }
 
     /// Copies what belongs to these phases, in their order.
@@ -264,7 +286,7 @@ impl<'j> Session<'j> {
     /// Adds a part, or notes that it is missing.
     fn add(&mut self, part: &Part, sources: &mut Sources) {
         let there: Vec<PathBuf> =
-            part.paths.iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+            part.paths.iter().filter(|path| path.symlink_metadata().is_ok()).cloned().collect();
         if there.is_empty() && !self.missing.iter().any(|absent| absent.part == part.name) {
             self.missing.push(Absent::of(part));
         }
@@ -276,7 +298,7 @@ impl<'j> Session<'j> {
             };
             sources.excludes.extend(part.exclude.iter().map(within));
         }
-        sources.paths.extend(there);
+        sources.paths.extend(part.links.iter().cloned().chain(there));
     }
 
     /// Asks what there should be, then dumps every database as of its moment.
@@ -295,12 +317,16 @@ impl<'j> Session<'j> {
     /// Looks at what was copied and writes it all down.
     fn finish(mut self) -> Result<Outcome> {
         let (job, plan) = (self.job, self.job.plan);
-        let (mut checks, catalogue) = (Vec::new(), &mut self.catalogue);
-        if !job.options.is_dry {
-            let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
-            facts::complete(plan, catalogue, &copy)?;
-            checks = job.kind.check(plan, catalogue, &copy)?;
+        let mut checks = self.check()?;
+        if checks.iter().any(|check| check.verdict == Verdict::Failed) {
+            // Things move: a pool is given up, a project renamed. Once more, of what changed.
+            let text = "the copy lacks something that the databases name; looking once more".into();
+            job.store.observer().event(Event::Note(text));
+            self.backup.again()?;
+            self.copy(&FILES)?;
+            checks = self.check()?;
         }
+        let catalogue = &self.catalogue;
         let mut product = plan.product.clone();
         product.version = product.version.or(catalogue.version.clone());
         let facts = facts::Facts {
@@ -332,14 +358,24 @@ impl<'j> Session<'j> {
             is_complete: is_complete(&self.missing, &checks) && self.backup.unreadable_count() == 0,
         };
         let report = self.backup.finish(Some(instance))?;
-        let project_count = catalogue.projects.len();
         Ok(Outcome {
             report,
             missing: self.missing,
             checks,
             databases: self.databases,
-            project_count,
+            project_count: self.catalogue.projects.len(),
             down: self.down,
         })
+    }
+
+    /// Looks whether what was copied fits what the databases say.
+    fn check(&mut self) -> Result<Vec<Check>> {
+        let (job, plan) = (self.job, self.job.plan);
+        if job.options.is_dry {
+            return Ok(Vec::new());
+        }
+        let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
+        facts::complete(plan, &mut self.catalogue, &copy)?;
+        job.kind.check(plan, &self.catalogue, &copy)
     }
 }

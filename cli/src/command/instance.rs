@@ -35,6 +35,11 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Reads it.
     pub fn read(&self) -> Result<Config, Failure> {
         Config::read(&self.path)

@@ -10,7 +10,7 @@ pub mod rows;
 use super::mattermost::{self, single_sign_on};
 use super::{Draft, Kind, Site, below, runit};
 use crate::catalogue::Catalogue;
-use crate::check::Check;
+use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::plan::{Database, Phase, Plan, Product};
@@ -138,7 +138,8 @@ impl Kind for Gitlab {
     }
 
     fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let mut checks = rows::check(plan, catalogue, copy)?;
+        let mut checks = vec![check_secrets(plan, copy)?];
+        checks.extend(rows::check(plan, catalogue, copy)?);
         checks.extend(single_sign_on::check(plan, catalogue, copy)?);
         Ok(checks)
     }
@@ -192,6 +193,32 @@ impl Gitlab {
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
     }
+}
+
+/// Keys without which what the database encrypts is lost.
+const SECRETS: [&str; 3] = ["db_key_base", "secret_key_base", "otp_key_base"];
+
+/// Whether the secrets in the copy are what GitLab would read.
+fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
+    let part = plan.parts.iter().find(|part| part.name == "secrets");
+    let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
+    let seen = copy.read(&paths)?.into_iter().flatten().next();
+    let Some(content) = seen.and_then(|seen| seen.content) else {
+        let text = "gitlab-secrets.json is not in the copy; without it CI variables, tokens and \
+                    two-factor sign-in are lost";
+        let is_required = part.is_some_and(|part| part.is_required);
+        let verdict = if is_required { Verdict::Failed } else { Verdict::Warning };
+        return Ok(Check::new("secrets", verdict, text));
+    };
+    let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
+    let rails = &secrets["gitlab_rails"];
+    let absent = SECRETS.into_iter().filter(|key| rails[key].as_str().is_none_or(str::is_empty));
+    let absent: Vec<&str> = absent.collect();
+    if absent.is_empty() {
+        return Ok(Check::ok("secrets", "the keys that decrypt the database are there"));
+    }
+    let text = format!("gitlab-secrets.json lacks {} in gitlab_rails", absent.join(", "));
+    Ok(Check::new("secrets", Verdict::Warning, text))
 }
 
 /// What the manifest of the package says.

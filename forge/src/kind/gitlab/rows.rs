@@ -430,9 +430,10 @@ fn check_pools(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Ch
         })
         .collect();
     let files: Vec<PathBuf> = members.iter().map(|(_, dir)| dir.join("info/alternates")).collect();
-    let mut borrowed: Vec<(&Project, PathBuf)> = Vec::new();
+    let mut borrowed: Vec<(&Project, &PathBuf, PathBuf)> = Vec::new();
     let mut odd = Vec::new();
-    for ((project, objects), seen) in members.iter().zip(copy.read(&files)?) {
+    let seen = copy.read(&files)?;
+    for (((project, objects), file), seen) in members.iter().zip(&files).zip(seen) {
         let lines = alternates(seen.as_ref());
         if lines.is_empty() && project.pool.is_some() {
             continue; // linked by the next housekeeping; until then it has its own objects
@@ -442,14 +443,16 @@ fn check_pools(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Ch
         }
         for line in lines {
             let pool = lexically(&objects.join(line));
-            borrowed.push((project, pool));
+            borrowed.push((project, file, pool));
         }
     }
-    let pools: Vec<PathBuf> = borrowed.iter().map(|(_, pool)| pool.clone()).collect();
+    let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
     let mut absent = Absent::new(copy);
-    for ((project, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
+    for ((project, file, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
         if seen.is_none() {
-            absent.add(format!("{}: {}", project.path, shown(pool)), pool.exists());
+            // A member of a pool that was given up meanwhile does not borrow any more.
+            let has_moved = !pool.exists() && !file.exists();
+            absent.add(format!("{}: {}", project.path, shown(pool)), pool.exists() || has_moved);
         }
     }
     let check = absent.check("pools", "members of pools", borrowed.len());

@@ -1,0 +1,128 @@
+use super::instance::ConfigFile;
+use crate::exit::{Failure, other, with_hint};
+use crate::notify::{self, Ending, News, Notifier, Origin, Outcome, RunId, What};
+use crate::report::now;
+use crate::ui::Ui;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use store::entry::Time;
+
+/// Try out who is told how backups went
+#[derive(Debug, Args)]
+pub struct Notify {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Test(Test),
+}
+
+/// Send a test message through every notifier of the configuration
+///
+/// Without --as it tells of a failure, because that must arrive. Telling of a success
+/// ends alarms that a real failure raised.
+///
+/// Example: forgekeep notify test --instance gitlab
+#[derive(Debug, Args)]
+struct Test {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Whose news it is; the only instance of the configuration, or `test`
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// What to tell
+    #[arg(long = "as", value_enum, default_value_t = Kind::Failed)]
+    kind: Kind,
+}
+
+/// What a test tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A run began
+    Started,
+    /// All was saved
+    Done,
+    /// Something is missing
+    Partial,
+    /// Nothing was saved
+    Failed,
+    /// Services are stopped and started: silences the monitoring and lets that end
+    Silence,
+}
+
+impl Notify {
+    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        let Action::Test(test) = &self.action;
+        test.run(ui)
+    }
+}
+
+impl Test {
+    fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        let config = self.config.read()?;
+        let notifiers = &config.notify;
+        if notifiers.is_empty() {
+            let hint = "add a [[notify]] table to it, see docs/notifications.md";
+            return Err(with_hint("the configuration names nobody to tell", hint));
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
+        let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
+        let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
+        let origin = Origin { instance, host: &host, run };
+        let failures = match self.kind {
+            Kind::Started => {
+                notify::tell(notifiers, &News { origin, at: now(), what: What::Started })
+            }
+            Kind::Done => end(notifiers, origin, Ending::Done),
+            Kind::Partial => end(notifiers, origin, Ending::Partial),
+            Kind::Failed => end(notifiers, origin, Ending::Failed),
+            Kind::Silence => silence(notifiers, &origin),
+        };
+        for failure in &failures {
+            ui.warn(failure);
+        }
+        ui.json("notified", json!({"notifiers": notifiers.len(), "failures": failures}))?;
+        match failures.len() {
+            0 => ui.remark(format!(
+                "told {}",
+                crate::report::count(notifiers.len() as u64, "notifier")
+            )),
+            _ => Err(Failure::Partial),
+        }
+    }
+}
+
+/// Tells of the end of a run that never was, in a way that everybody wants to hear of.
+fn end(notifiers: &[Notifier], origin: Origin, ending: Ending) -> Vec<String> {
+    let at = now();
+    let outcome = Outcome {
+        ending,
+        exit_code: match ending {
+            Ending::Done => 0,
+            Ending::Partial => 3,
+            Ending::Failed => 1,
+        },
+        started: at,
+        ended: at,
+        message: Some("this is a test, there was no backup".into()),
+        warnings: Vec::new(),
+        snapshot: None,
+        bytes_read: 0,
+        bytes_stored: 0,
+        seconds_down: None,
+        checks_failed: 0,
+        previous: Some(ending != Ending::Done),
+    };
+    notify::tell(notifiers, &News { origin, at, what: What::Ended(&outcome) })
+}
+
+fn silence(notifiers: &[Notifier], origin: &Origin) -> Vec<String> {
+    let (silenced, mut failures) = notify::silence(notifiers, origin, now());
+    let end: Time = now();
+    let (_, more) = notify::end_silence(notifiers, silenced, end, end);
+    failures.extend(more);
+    failures
+}

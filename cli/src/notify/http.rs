@@ -1,0 +1,132 @@
+//! Posting to a server of somebody else, whose address may be a secret.
+
+use super::{Trouble, persist};
+use forge::settings::Limit;
+use ureq::http::Uri;
+use ureq::tls::{RootCerts, TlsConfig};
+
+/// What is read of an answer; more than this is none that we asked for.
+const MAX_ANSWER: u64 = 1 << 20;
+/// How much of an answer is worth telling.
+const MAX_SHOWN: usize = 200;
+
+/// Something to be posted.
+pub struct Post<'a> {
+    /// Where to; the path may be a secret.
+    pub address: &'a str,
+    /// What `body` is.
+    pub content_type: &'a str,
+    /// A secret that lets us in.
+    pub bearer: Option<&'a str>,
+    /// What is said.
+    pub body: &'a [u8],
+    /// How long one try may take, from looking up the name to the end of the answer.
+    pub timeout: Limit,
+}
+
+impl Post<'_> {
+    /// Posts it, up to three times while the server cannot be reached or has trouble; gives the body of the
+    /// answer. Anything but a success is an error, redirects too: they would carry secrets to where
+    /// nobody sent them. An error names the server and never the path.
+    pub fn send(&self) -> Result<Vec<u8>, String> {
+        let server = server(self.address)?;
+        persist(|| self.once(&server))
+    }
+
+    fn once(&self, server: &str) -> Result<Vec<u8>, Trouble> {
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(self.timeout.0))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .user_agent(concat!("forgekeep/", env!("CARGO_PKG_VERSION")))
+            // What this machine trusts, so that the authority of a company is enough.
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+            .build()
+            .new_agent();
+        let mut request = agent.post(self.address).content_type(self.content_type);
+        if let Some(token) = self.bearer {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let unreachable = |error: ureq::Error| {
+            let reason = self.without_secrets(&error.to_string());
+            Trouble::Passing(format!(
+                "cannot reach {server}: {reason}; check the network and the address"
+            ))
+        };
+        let mut answer = request.send(self.body).map_err(unreachable)?;
+        let status = answer.status();
+        let body = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+        if status.is_success() {
+            return body.map_err(unreachable);
+        }
+        let said =
+            String::from_utf8_lossy(&body.unwrap_or_default()).replace(char::is_control, " ");
+        let said = super::news::cut(self.without_secrets(said.trim()), MAX_SHOWN);
+        let said = if said.is_empty() { said } else { format!(" ({})", said.trim_end()) };
+        let remedy = match status.as_u16() {
+            300..=399 => "redirects are not followed, give the address it redirects to",
+            401 | 403 => "check the secret and its rights",
+            404 | 410 => "check the address",
+            429 => "it wants fewer messages",
+            500.. => "look into its log",
+            _ => "check the address and the settings",
+        };
+        let reason = format!("{server} answered {status}{said}; {remedy}");
+        let may_pass = status.is_server_error() || status.as_u16() == 429;
+        Err(if may_pass { Trouble::Passing(reason) } else { Trouble::Lasting(reason) })
+    }
+
+    /// A text of somebody else, who may repeat what we sent.
+    fn without_secrets(&self, text: &str) -> String {
+        let mut text = text.replace(self.address, "…");
+        let path = self.address.parse().ok().and_then(|uri: Uri| uri.into_parts().path_and_query);
+        for secret in [path.as_ref().map(|path| path.as_str()), self.bearer].into_iter().flatten() {
+            // What is this short is no secret.
+            if secret.len() > 4 {
+                text = text.replace(secret, "…");
+            }
+        }
+        text
+    }
+}
+
+/// Host and port of an address: what of it can be shown.
+pub fn server(address: &str) -> Result<String, String> {
+    let uri: Option<Uri> = address.parse().ok();
+    let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
+    let host = uri.as_ref().and_then(|uri| Some((uri.host()?, uri.port_u16())));
+    match host {
+        Some((host, Some(port))) => Ok(format!("{host}:{port}")),
+        Some((host, None)) => Ok(host.to_owned()),
+        None => Err("the address of a notifier is none; it begins with https:// and a host".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_server_of_an_address_is_shown() {
+        let shown = |address| server(address).expect("an address");
+        assert_eq!(shown("https://a:b@chat.example/hooks/secret?x"), "chat.example");
+        assert_eq!(shown("http://127.0.0.1:80/x"), "127.0.0.1:80");
+        for none in ["", "chat.example/hooks/secret", "ftp://x/secret", "https://", "/secret"] {
+            let error = server(none).expect_err("no address");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_repeats_is_not_told() {
+        let post = Post {
+            address: "https://x/hooks/s3cret",
+            content_type: "",
+            bearer: Some("t0ken"),
+            body: b"",
+            timeout: super::super::ten_seconds(),
+        };
+        let told = post.without_secrets("no /hooks/s3cret here (https://x/hooks/s3cret), t0ken");
+        assert_eq!(told, "no … here (…), …");
+    }
+}

@@ -1,0 +1,242 @@
+//! A mail by SMTP.
+
+use super::{News, Tell, Trouble, When, persist};
+use crate::secret::Secret;
+use forge::settings::Limit;
+use lettre::address::Envelope;
+use lettre::message::Mailbox;
+use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue};
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::{Message, SmtpTransport, Transport};
+use serde::{Deserialize, Deserializer};
+use std::error::Error;
+
+/// What is said in one mail.
+const MAX_TEXT: usize = 200_000;
+
+/// `kind = "mail"`: a mail when a run has ended and `when` says so.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Mail {
+    /// The mail server.
+    server: String,
+    /// Its port, if not the usual one: 587 for `starttls`, 465 for `tls`, 25 for `none`.
+    port: Option<u16>,
+    #[serde(default)]
+    security: Security,
+    /// Who sends, for the server.
+    user: Option<String>,
+    /// The password of `user`.
+    password: Option<Secret>,
+    #[serde(deserialize_with = "mailbox")]
+    from: Mailbox,
+    #[serde(deserialize_with = "mailboxes")]
+    to: Vec<Mailbox>,
+    #[serde(default)]
+    when: When,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
+}
+
+/// How the way to the mail server is secured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Security {
+    /// TLS after a plain greeting; a server that has none gets no mail.
+    #[default]
+    Starttls,
+    /// TLS from the first byte.
+    Tls,
+    /// Not at all: for a server on this machine.
+    None,
+}
+
+impl Tell for Mail {
+    fn name(&self) -> String {
+        format!("mail {}:{}", self.server, self.port())
+    }
+
+    fn tell(&self, news: &News) -> Result<(), String> {
+        if self.when.wanted(news).is_none() {
+            return Ok(());
+        }
+        let transport = self.transport().map_err(|error| format!("no mail: {error}"))?;
+        let mut failed = Vec::new();
+        for to in &self.to {
+            // Each alone: a server that refuses one of them would take none of the mail.
+            if let Err(error) = self.send(&transport, to, news) {
+                failed.push(format!("no mail to {} by {}: {error}", to.email, self.name()));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    }
+}
+
+impl Mail {
+    fn port(&self) -> u16 {
+        self.port.unwrap_or(match self.security {
+            Security::Starttls => 587,
+            Security::Tls => 465,
+            Security::None => 25,
+        })
+    }
+
+    fn transport(&self) -> Result<SmtpTransport, String> {
+        let parameters = || {
+            TlsParameters::new(self.server.clone()).map_err(|error| {
+                format!(
+                    "TLS with {} is not possible: {error}; check the name of the server",
+                    self.server
+                )
+            })
+        };
+        let tls = match self.security {
+            Security::Starttls => Tls::Required(parameters()?),
+            Security::Tls => Tls::Wrapper(parameters()?),
+            Security::None => Tls::None,
+        };
+        let transport = SmtpTransport::builder_dangerous(&self.server)
+            .port(self.port())
+            .tls(tls)
+            .timeout(Some(self.timeout.0));
+        let transport = match (&self.user, &self.password) {
+            (None, None) => transport,
+            (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {
+                let server = &self.server;
+                return Err(format!(
+                    "the password for {server} would be sent unprotected; set security = \"starttls\" or \"tls\""
+                ));
+            }
+            (Some(user), Some(password)) => {
+                let password = password.read()?.reveal().to_owned();
+                transport.credentials(Credentials::new(user.clone(), password))
+            }
+            _ => return Err("user and password go together; set both or neither".into()),
+        };
+        Ok(transport.build())
+    }
+
+    fn is_here(&self) -> bool {
+        self.server == "localhost"
+            || self.server.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+    }
+
+    fn send(&self, transport: &SmtpTransport, to: &Mailbox, news: &News) -> Result<(), String> {
+        let unwritable = |error: &dyn Error| format!("{error}; check its address");
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(to.clone())
+            .subject(news.title())
+            .message_id(None)
+            // Keeps out-of-office notes from being sent in answer.
+            .header(AutoSubmitted)
+            .header(ContentType::TEXT_PLAIN)
+            .body(news.text(MAX_TEXT))
+            .map_err(|error| unwritable(&error))?;
+        let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.email.clone()])
+            .map_err(|error| unwritable(&error))?;
+        let message = message.formatted();
+        persist(|| {
+            transport.send_raw(&envelope, &message).map(drop).map_err(|error| self.trouble(&error))
+        })
+    }
+
+    fn trouble(&self, error: &lettre::transport::smtp::Error) -> Trouble {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !reason.contains(&inner_text) {
+                reason = format!("{reason}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        let reason = reason.replace(char::is_control, " ");
+        if error.is_permanent() {
+            return Trouble::Lasting(format!("{reason}; check addresses, user and password"));
+        }
+        if error.is_client() {
+            return Trouble::Lasting(format!("{reason}; check security and user"));
+        }
+        Trouble::Passing(format!(
+            "{reason}; check that the server runs, and its port and certificate"
+        ))
+    }
+}
+
+/// Says that no human wrote this (RFC 3834).
+#[derive(Debug, Clone)]
+struct AutoSubmitted;
+
+impl Header for AutoSubmitted {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        Ok(AutoSubmitted)
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+fn mailbox<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mailbox, D::Error> {
+    parse(&String::deserialize(deserializer)?)
+}
+
+fn mailboxes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Mailbox>, D::Error> {
+    let all = Vec::<String>::deserialize(deserializer)?;
+    if all.is_empty() {
+        return Err(serde::de::Error::custom("nobody to send mail to; give an address"));
+    }
+    all.iter().map(|one| parse(one)).collect()
+}
+
+fn parse<E: serde::de::Error>(text: &str) -> Result<Mailbox, E> {
+    let wrong =
+        |error| E::custom(format!("{text:?} is no mail address ({error}); write name@example.org"));
+    text.parse().map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mail(more: &str) -> Result<Mail, toml::de::Error> {
+        toml::from_str(&format!("from = 'Backup <a@x.org>'\nto = ['b@x.org']\n{more}"))
+    }
+
+    #[test]
+    fn the_port_follows_the_security() {
+        for (security, port) in [("starttls", 587), ("tls", 465), ("none", 25)] {
+            let mail = mail(&format!("server = 'mx'\nsecurity = '{security}'")).expect("parses");
+            assert_eq!(mail.port(), port);
+        }
+        assert_eq!(mail("server = 'mx'\nport = 2525").expect("parses").port(), 2525);
+    }
+
+    #[test]
+    fn a_password_goes_over_no_open_wire() {
+        let more = "security = 'none'\nuser = 'u'\npassword = { command = ['printf', 'x'] }";
+        let far = mail(&format!("server = 'mx.example.org'\n{more}")).expect("parses");
+        let error = far.transport().expect_err("refused");
+        assert!(error.contains("starttls"), "{error}");
+        for here in ["localhost", "127.0.0.1", "::1"] {
+            mail(&format!("server = '{here}'\n{more}")).expect("parses").transport().expect("ok");
+        }
+        let half = mail("server = 'mx'\nuser = 'u'").expect("parses").transport();
+        assert!(half.expect_err("refused").contains("both or neither"));
+    }
+
+    #[test]
+    fn addresses_are_checked_when_they_are_read() {
+        for wrong in ["to = []", "to = ['nobody']"] {
+            let text = format!("server = 'mx'\nfrom = 'a@x.org'\n{wrong}");
+            let error = toml::from_str::<Mail>(&text).expect_err("refused").to_string();
+            assert!(error.contains("; "), "{error}");
+        }
+    }
+}

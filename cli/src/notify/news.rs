@@ -1,0 +1,289 @@
+//! What is told, and its words.
+
+use crate::report::{count, local_time, size};
+use std::fmt::{self, Write};
+use store::entry::Time;
+
+/// What is told.
+#[derive(Debug, Clone, Copy)]
+pub struct News<'a> {
+    /// Whose news it is.
+    pub origin: Origin<'a>,
+    /// When it happened.
+    pub at: Time,
+    /// What happened.
+    pub what: What<'a>,
+}
+
+/// Whose news it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The name of what is backed up, as in the configuration.
+    pub instance: &'a str,
+    /// The name of the machine it runs on.
+    pub host: &'a str,
+    /// The same in all news of one run.
+    pub run: RunId,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy)]
+pub enum What<'a> {
+    /// A run began.
+    Started,
+    /// A run came to its end.
+    Ended(&'a Outcome),
+}
+
+/// How a run went as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All that was asked.
+    Done,
+    /// There is a snapshot, but something is not in it or some check failed.
+    Partial,
+    /// There is no snapshot to rely on.
+    Failed,
+}
+
+impl Ending {
+    /// 0 done, 1 partial, 2 failed: for monitoring, where more is worse.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::Partial => "done in part",
+            Ending::Failed => "failed",
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// As a whole.
+    pub ending: Ending,
+    /// Of the program.
+    pub exit_code: u8,
+    /// When the run began.
+    pub started: Time,
+    /// When it came to its end.
+    pub ended: Time,
+    /// Why it failed, or what is missing; without a secret in it.
+    pub message: Option<String>,
+    /// What people should know besides.
+    pub warnings: Vec<String>,
+    /// The short id of what was saved.
+    pub snapshot: Option<String>,
+    /// Bytes read from the source.
+    pub bytes_read: u64,
+    /// Bytes added to the store, compressed.
+    pub bytes_stored: u64,
+    /// How long services were down, if any were stopped.
+    pub seconds_down: Option<f64>,
+    /// How many checks of the source or of what was saved failed.
+    pub checks_failed: u64,
+    /// Whether the run before was [done](Ending::Done), if there was one and it is known.
+    pub previous: Option<bool>,
+}
+
+impl Outcome {
+    /// Whether nobody need do anything.
+    pub fn is_good(&self) -> bool {
+        self.ending == Ending::Done
+    }
+
+    /// How long it took, in seconds; 0 if the clock was set back meanwhile.
+    pub fn seconds(&self) -> f64 {
+        let of = |time: Time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9;
+        (of(self.ended) - of(self.started)).max(0.0)
+    }
+}
+
+/// A random number that all news of one run share; shown as a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunId([u8; 16]);
+
+impl RunId {
+    /// A new one.
+    pub fn random() -> std::io::Result<RunId> {
+        let mut bytes = [0; 16];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(RunId(bytes))
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = self.0;
+        // A UUID says of itself that it is random.
+        bytes[6] = bytes[6] & 0x0f | 0x40;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        for (at, byte) in bytes.iter().enumerate() {
+            let dash = if [4, 6, 8, 10].contains(&at) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl News<'_> {
+    /// The news in one line.
+    pub fn title(&self) -> String {
+        let Origin { instance, host, .. } = self.origin;
+        let how = match self.what {
+            What::Started => "started",
+            What::Ended(outcome) => outcome.ending.word(),
+        };
+        format!("backup of {instance} on {host} {how}").replace(char::is_control, " ")
+    }
+
+    /// All there is to say, in lines, the most important first; cut to `limit` bytes.
+    pub fn text(&self, limit: usize) -> String {
+        let mut text = self.title() + "\n";
+        match self.what {
+            What::Started => text += &format!("at {}\n", local_time(self.at)),
+            What::Ended(outcome) => details(&mut text, outcome),
+        }
+        cut(text, limit)
+    }
+}
+
+fn details(text: &mut String, outcome: &Outcome) {
+    if let Some(message) = &outcome.message {
+        let _ = writeln!(text, "{message}");
+    }
+    let took = duration(outcome.seconds());
+    let _ = writeln!(
+        text,
+        "exit code {}; began {}, took {took}",
+        outcome.exit_code,
+        local_time(outcome.started)
+    );
+    if let Some(seconds) = outcome.seconds_down {
+        let _ = writeln!(text, "services were down for {}", duration(seconds));
+    }
+    let (read, stored) = (size(outcome.bytes_read), size(outcome.bytes_stored));
+    let _ = match &outcome.snapshot {
+        Some(id) => writeln!(text, "snapshot {id}: read {read}, stored {stored}"),
+        None => writeln!(text, "no snapshot; read {read}, stored {stored}"),
+    };
+    if outcome.checks_failed > 0 {
+        let _ = writeln!(text, "{} failed", count(outcome.checks_failed, "check"));
+    }
+    if !outcome.warnings.is_empty() {
+        let _ = writeln!(text, "{}:", count(outcome.warnings.len() as u64, "warning"));
+    }
+    for warning in &outcome.warnings {
+        let _ = writeln!(text, "- {warning}");
+    }
+}
+
+/// A text of at most `limit` bytes that says so if it was cut.
+pub fn cut(mut text: String, limit: usize) -> String {
+    const MARK: &str = "…\n";
+    if text.len() > limit {
+        let mut at = limit.saturating_sub(MARK.len());
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        text.truncate(at);
+        text += MARK;
+    }
+    text
+}
+
+/// A number of seconds in the units people use.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A run that failed last night.
+    pub fn failed() -> Outcome {
+        let time = |seconds| Time { seconds, nanoseconds: 0 };
+        Outcome {
+            ending: Ending::Failed,
+            exit_code: 1,
+            started: time(1_700_000_000),
+            ended: time(1_700_000_760),
+            message: Some("pg_dump ended with 1".into()),
+            warnings: vec!["hooks was left out".into()],
+            snapshot: None,
+            bytes_read: 1 << 20,
+            bytes_stored: 1024,
+            seconds_down: Some(34.24),
+            checks_failed: 2,
+            previous: None,
+        }
+    }
+
+    /// The same, but it went well.
+    pub fn done() -> Outcome {
+        let snapshot = Some("3f083392".to_owned());
+        let (message, warnings) = (None, Vec::new());
+        let ending = Ending::Done;
+        Outcome { ending, exit_code: 0, message, warnings, snapshot, checks_failed: 0, ..failed() }
+    }
+
+    /// News of a run.
+    pub fn news(what: What<'_>) -> News<'_> {
+        let origin = Origin { instance: "gitlab", host: "git01", run: RunId([0xff; 16]) };
+        News { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
+    }
+
+    #[test]
+    fn the_reason_comes_first_and_nothing_is_left_out() {
+        let outcome = failed();
+        let text = news(What::Ended(&outcome)).text(10_000);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "backup of gitlab on git01 failed");
+        assert_eq!(lines[1], "pg_dump ended with 1");
+        for word in ["exit code 1", "12 min 40 s", "34.2 s", "1.0 MiB", "2 checks", "- hooks"] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+        let started = news(What::Started).text(10_000);
+        assert!(started.starts_with("backup of gitlab on git01 started\n"), "{started}");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        for limit in 0..20 {
+            let text = cut("äöü€äöü€".repeat(3), limit);
+            assert!(text.len() <= limit.max("…\n".len()) && text.ends_with("…\n"), "{text}");
+        }
+        assert_eq!(cut("abc".into(), 3), "abc");
+    }
+
+    #[test]
+    fn a_title_is_one_line() {
+        let mut news = news(What::Started);
+        news.origin.instance = "a\r\nBcc: b";
+        assert!(!news.title().contains(['\r', '\n']));
+    }
+
+    #[test]
+    fn a_run_id_is_a_random_uuid() {
+        let id = RunId([0xff; 16]).to_string();
+        assert_eq!(id, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_ne!(RunId::random().expect("random"), RunId::random().expect("random"));
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        let shown = [0.04, 59.4, 60.0, 3599.0, 3600.0, 100_000.0].map(duration);
+        let wanted = ["0.0 s", "59.4 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "27 h 46 min"];
+        assert_eq!(shown, wanted);
+    }
+}

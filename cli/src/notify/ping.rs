@@ -1,0 +1,98 @@
+//! A dead man's switch as healthchecks.io has it: somebody else raises the alarm if no ping comes.
+
+use super::http::{self, Post};
+use super::{News, Tell, What};
+use crate::secret::Address;
+use forge::settings::Limit;
+use serde::Deserialize;
+
+/// What healthchecks.io keeps of a body.
+const MAX_BODY: usize = 100_000;
+
+/// `kind = "ping"`: `URL/start` when a run begins, `URL/EXIT-CODE` when it ends.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ping {
+    /// The address to ping for a success; whoever knows it can do so.
+    url: Address,
+    /// Whether the service understands exit codes. If not, it is told `URL` and `URL/fail`.
+    #[serde(default = "yes")]
+    exit_codes: bool,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Tell for Ping {
+    fn name(&self) -> String {
+        let address = self.url.read().and_then(|address| http::server(address.reveal()));
+        format!("ping {}", address.unwrap_or_default())
+    }
+
+    fn tell(&self, news: &News) -> Result<(), String> {
+        let address = self.url.read().map_err(|error| format!("no ping: {error}"))?;
+        let address = self.address(address.reveal(), news);
+        let body = news.text(MAX_BODY);
+        let post = Post {
+            address: &address,
+            content_type: "text/plain; charset=utf-8",
+            bearer: None,
+            body: body.as_bytes(),
+            timeout: self.timeout,
+        };
+        post.send().map(drop).map_err(|error| format!("no ping: {error}"))
+    }
+}
+
+impl Ping {
+    /// The address to ping. The path goes before what the address asks for already.
+    fn address(&self, base: &str, news: &News) -> String {
+        let (base, query) = base
+            .split_once('?')
+            .map_or((base, String::new()), |(base, query)| (base, format!("{query}&")));
+        let base = base.trim_end_matches('/');
+        let what = match news.what {
+            What::Started => "/start".to_owned(),
+            // Nothing but 0 may look like a success, and 0 like nothing else.
+            What::Ended(outcome) if self.exit_codes && outcome.is_good() => "/0".to_owned(),
+            What::Ended(outcome) if self.exit_codes => format!("/{}", outcome.exit_code.max(1)),
+            What::Ended(outcome) if outcome.is_good() => String::new(),
+            What::Ended(_) => "/fail".to_owned(),
+        };
+        format!("{base}{what}?{query}rid={}", news.origin.run)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::news::tests::{done, failed, news};
+    use super::*;
+
+    #[test]
+    fn starts_successes_and_failures_have_addresses_of_their_own() {
+        let ping = |exit_codes| Ping {
+            url: Address::Plain(String::new()),
+            exit_codes,
+            timeout: super::super::ten_seconds(),
+        };
+        let (done, mut failed) = (done(), failed());
+        failed.exit_code = 11;
+        let rid = "rid=ffffffff-ffff-4fff-bfff-ffffffffffff";
+        for (exit_codes, what, wanted) in [
+            (true, What::Started, "/start"),
+            (true, What::Ended(&done), "/0"),
+            (true, What::Ended(&failed), "/11"),
+            (false, What::Started, "/start"),
+            (false, What::Ended(&done), ""),
+            (false, What::Ended(&failed), "/fail"),
+        ] {
+            let address = ping(exit_codes).address("https://hc/id/", &news(what));
+            assert_eq!(address, format!("https://hc/id{wanted}?{rid}"));
+        }
+        let address = ping(true).address("https://hc/key/slug?create=1", &news(What::Started));
+        assert_eq!(address, format!("https://hc/key/slug/start?create=1&{rid}"));
+    }
+}

@@ -1,0 +1,179 @@
+//! Metrics in a file for the textfile collector of Prometheus' node exporter.
+
+use super::{Ending, News, Outcome, Tell, What};
+use serde::Deserialize;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The only metric that outlives a run.
+const LAST_SUCCESS: &str = "forgekeep_last_success_timestamp_seconds";
+/// What no file of ours is longer than.
+const MAX_FILE: u64 = 64 << 10;
+
+/// `kind = "textfile"`: writes `forgekeep_INSTANCE.prom` when a run has ended.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Textfile {
+    /// Where the node exporter looks for files.
+    directory: PathBuf,
+}
+
+impl Tell for Textfile {
+    fn name(&self) -> String {
+        format!("textfile {}", self.directory.display())
+    }
+
+    fn tell(&self, news: &News) -> Result<(), String> {
+        let What::Ended(outcome) = news.what else { return Ok(()) };
+        let path = self.directory.join(file_name(news.origin.instance));
+        let metrics = metrics(news.origin.instance, outcome, last_success(&path));
+        replace(&path, metrics.as_bytes()).map_err(|error| {
+            format!(
+                "cannot write metrics to {}: {error}; check that the directory is there and may be written",
+                path.display()
+            )
+        })
+    }
+}
+
+/// A file name of its own for every instance.
+fn file_name(instance: &str) -> String {
+    let mut name = String::from("forgekeep_");
+    for byte in instance.bytes() {
+        let _ = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                name.write_char(byte.into())
+            }
+            _ => write!(name, "%{byte:02X}"),
+        };
+    }
+    name + ".prom"
+}
+
+/// The metrics in Prometheus' text format. The label is not called `instance`, which Prometheus
+/// gives to the machine.
+fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> String {
+    let ended = outcome.ended.seconds as f64;
+    let last_success = if outcome.ending == Ending::Done { Some(ended) } else { last_success };
+    let table = [
+        ("last_run_timestamp_seconds", "When the last backup ended.", Some(ended)),
+        (
+            &LAST_SUCCESS["forgekeep_".len()..],
+            "When the last backup ended that was done wholly.",
+            last_success,
+        ),
+        (
+            "last_run_result",
+            "How the last backup ended: 0 done, 1 done in part, 2 failed.",
+            Some(outcome.ending.number().into()),
+        ),
+        ("last_run_duration_seconds", "How long the last backup took.", Some(outcome.seconds())),
+        ("last_run_read_bytes", "How much the last backup read.", Some(outcome.bytes_read as f64)),
+        (
+            "last_run_stored_bytes",
+            "How much the last backup added to the store.",
+            Some(outcome.bytes_stored as f64),
+        ),
+        (
+            "last_run_down_seconds",
+            "How long services were down for the last backup.",
+            outcome.seconds_down,
+        ),
+        (
+            "last_run_warnings",
+            "How many warnings the last backup gave.",
+            Some(outcome.warnings.len() as f64),
+        ),
+        (
+            "last_run_failed_checks",
+            "How many checks failed in the last backup.",
+            Some(outcome.checks_failed as f64),
+        ),
+    ];
+    let label = instance.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    let mut text = String::new();
+    for (name, help, value) in table {
+        if let Some(value) = value {
+            let name = format!("forgekeep_{name}");
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+            let _ = writeln!(text, "{name}{{backup=\"{label}\"}} {value}");
+        }
+    }
+    text
+}
+
+/// What the file of the run before says. Whatever cannot be read is not known.
+fn last_success(path: &Path) -> Option<f64> {
+    let mut text = String::new();
+    std::fs::File::open(path).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;
+    let line = text.lines().find(|line| line.starts_with(LAST_SUCCESS))?;
+    line.rsplit_once(' ')?.1.parse().ok().filter(|seconds: &f64| seconds.is_finite())
+}
+
+/// Replaces a file at once: the collector may read at any time.
+fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    // The collector reads only what ends in `.prom`.
+    let temporary = path.with_extension(format!("prom.{}.tmp", std::process::id()));
+    let written = std::fs::File::create(&temporary).and_then(|mut file| {
+        file.write_all(content)?;
+        // The collector is another user, whatever our umask.
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        std::fs::rename(&temporary, path)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::news::tests::{done, failed, news};
+    use super::*;
+
+    fn value(text: &str, name: &str) -> Option<f64> {
+        let line = text.lines().find(|line| line.starts_with(&format!("forgekeep_{name}{{")))?;
+        line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok())
+    }
+
+    #[test]
+    fn the_last_success_outlives_failures() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let notifier = Textfile { directory: dir.path().to_owned() };
+        let (mut good, mut bad) = (done(), failed());
+        good.ended.seconds = 1000;
+        bad.ended.seconds = 2000;
+        let tell = |outcome| {
+            notifier.tell(&news(What::Ended(outcome))).expect("tells");
+            std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("is there")
+        };
+        assert_eq!(value(&tell(&bad), "last_success_timestamp_seconds"), None);
+        tell(&good);
+        tell(&bad);
+        let text = tell(&bad);
+        assert_eq!(value(&text, "last_success_timestamp_seconds"), Some(1000.0));
+        assert_eq!(value(&text, "last_run_timestamp_seconds"), Some(2000.0));
+        assert_eq!(value(&text, "last_run_result"), Some(2.0));
+        assert_eq!(value(&text, "last_run_down_seconds"), Some(34.24));
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1, "no file is left");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let notifier = Textfile { directory: "/nowhere/at/all".into() };
+        let error = notifier.tell(&news(What::Ended(&done()))).expect_err("no directory");
+        assert!(error.contains("/nowhere/at/all/forgekeep_gitlab.prom"), "{error}");
+    }
+
+    #[test]
+    fn instances_share_no_file_and_break_no_line() {
+        let names = ["a", "A", "a/b", "a%2Fb", "a b", "..", "ä"].map(file_name);
+        for (at, name) in names.iter().enumerate() {
+            assert!(!name.contains('/') && !names[..at].contains(name), "{name}");
+        }
+        let text = metrics("a\"b\\c\nd", &done(), None);
+        assert!(text.contains(r#"{backup="a\"b\\c\nd"}"#), "{text}");
+    }
+}

@@ -1,0 +1,93 @@
+//! A message in Mattermost or Slack, or in whatever understands theirs.
+
+use super::http::{self, Post};
+use super::{News, Tell, When};
+use crate::secret::Address;
+use forge::settings::Limit;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Mattermost takes 16,383 characters, Slack 40,000; people read fewer.
+const MAX_TEXT: usize = 8_000;
+
+/// `kind = "webhook"`: posts `{"text": …}` when a run has ended and `when` says so.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Webhook {
+    /// Where to; whoever knows it can post.
+    url: Address,
+    /// Who seems to say it, if not the one whom the webhook is for.
+    username: Option<String>,
+    /// Where it appears, if not where the webhook says.
+    channel: Option<String>,
+    #[serde(default)]
+    when: When,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
+}
+
+impl Tell for Webhook {
+    fn name(&self) -> String {
+        let address = self.url.read().and_then(|address| http::server(address.reveal()));
+        format!("webhook {}", address.unwrap_or_default())
+    }
+
+    fn tell(&self, news: &News) -> Result<(), String> {
+        if self.when.wanted(news).is_none() {
+            return Ok(());
+        }
+        let told = |error| format!("no message by webhook: {error}");
+        let address = self.url.read().map_err(told)?;
+        let message = self.message(news).to_string();
+        let post = Post {
+            address: address.reveal(),
+            content_type: "application/json",
+            bearer: None,
+            body: message.as_bytes(),
+            timeout: self.timeout,
+        };
+        post.send().map(drop).map_err(told)
+    }
+}
+
+impl Webhook {
+    fn message(&self, news: &News) -> Value {
+        // In a block nothing is a heading, a link or the name of somebody to be woken up.
+        // Slack's `<!channel>` works even there, and what it is escaped by is shown in Mattermost.
+        let text = news.text(MAX_TEXT).replace("```", "'''").replace('<', "‹");
+        let mut message = json!({"text": format!("```\n{text}```")});
+        for (key, value) in [("username", &self.username), ("channel", &self.channel)] {
+            if let Some(value) = value {
+                message[key] = value.as_str().into();
+            }
+        }
+        message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::news::tests::{failed, news};
+    use super::super::{What, When};
+    use super::*;
+
+    #[test]
+    fn nothing_escapes_from_the_block() {
+        let mut outcome = failed();
+        outcome.message = Some("``` @channel <!channel> ```".into());
+        let hook = Webhook {
+            url: Address::Plain(String::new()),
+            username: Some("forgekeep".into()),
+            channel: None,
+            when: When::Always,
+            timeout: super::super::ten_seconds(),
+        };
+        let message = hook.message(&news(What::Ended(&outcome)));
+        let text = message["text"].as_str().expect("a text");
+        assert!(text.starts_with("```\nbackup of gitlab on git01 failed\n"), "{text}");
+        assert_eq!(text.matches("```").count(), 2, "{text}");
+        assert!(!text.contains('<'), "{text}");
+        assert_eq!(message["username"], "forgekeep");
+        assert!(message.get("channel").is_none());
+    }
+}

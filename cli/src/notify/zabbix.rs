@@ -1,0 +1,321 @@
+//! Values for trapper items of a Zabbix server or proxy, in the protocol of `zabbix_sender`.
+//!
+//! The protocol is spoken here, in the clear, because what there is for it waits without limit
+//! and believes any length.
+
+use super::{News, Origin, Outcome, Silence, Tell, Told, Trouble, What, filled, news, persist};
+use forge::settings::Limit;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+use store::entry::Time;
+
+/// Protocol, without compression and with short lengths.
+const MAGIC: &[u8; 5] = b"ZBXD\x01";
+/// The answer is a line of numbers.
+const MAX_ANSWER: u32 = 64 << 10;
+/// What Zabbix keeps of a text is 64 KiB.
+const MAX_MESSAGE: usize = 60_000;
+
+/// `kind = "zabbix"`: sends values when a run has ended, and 1 or 0 while services are stopped.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Zabbix {
+    /// A server or proxy.
+    server: String,
+    #[serde(default = "port")]
+    port: u16,
+    /// The host that has the items, as Zabbix calls it; this machine's name unless it is said.
+    host: Option<String>,
+    /// Which value goes to the item of which key; no others are sent.
+    #[serde(default, deserialize_with = "some_keys")]
+    keys: BTreeMap<Value, String>,
+    /// Items that get a 1 before services are stopped and a 0 some minutes after they were started.
+    #[serde(default)]
+    maintenance_keys: Vec<String>,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
+}
+
+fn port() -> u16 {
+    10051
+}
+
+fn some_keys<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Value, String>, D::Error> {
+    let keys = BTreeMap::deserialize(d)?;
+    if keys.is_empty() {
+        return Err(serde::de::Error::custom(
+            "no key to send a value to; name one, or leave out keys",
+        ));
+    }
+    Ok(keys)
+}
+
+/// What can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Value {
+    /// 0 done, 1 done in part, 2 failed.
+    Status,
+    /// Everything in words.
+    Message,
+    /// Seconds, whole.
+    Duration,
+    BytesRead,
+    BytesStored,
+    /// Seconds with a fraction; nothing if no services were to be stopped.
+    SecondsDown,
+    Warnings,
+    ChecksFailed,
+}
+
+impl Value {
+    fn of(self, news: &News, outcome: &Outcome) -> Option<String> {
+        Some(match self {
+            Value::Status => outcome.ending.number().to_string(),
+            Value::Message => news.text(MAX_MESSAGE),
+            Value::Duration => format!("{:.0}", outcome.seconds()),
+            Value::BytesRead => outcome.bytes_read.to_string(),
+            Value::BytesStored => outcome.bytes_stored.to_string(),
+            Value::SecondsDown => format!("{:.2}", outcome.seconds_down?),
+            Value::Warnings => outcome.warnings.len().to_string(),
+            Value::ChecksFailed => outcome.checks_failed.to_string(),
+        })
+    }
+}
+
+impl Tell for Zabbix {
+    fn name(&self) -> String {
+        format!("zabbix {}:{}", self.server, self.port)
+    }
+
+    fn tell(&self, news: &News) -> Result<(), String> {
+        let What::Ended(outcome) = news.what else { return Ok(()) };
+        let values = self
+            .keys
+            .iter()
+            .filter_map(|(value, key)| Some((filled(key, &news.origin), value.of(news, outcome)?)));
+        self.send(&self.host(&news.origin), values, news.at)
+    }
+
+    fn silence(&self, origin: &Origin, now: Time) -> Result<Option<Silence>, String> {
+        if self.maintenance_keys.is_empty() {
+            return Ok(None);
+        }
+        let host = self.host(origin);
+        let keys: Vec<_> = self.maintenance_keys.iter().map(|key| filled(key, origin)).collect();
+        self.send(&host, keys.iter().map(|key| (key.clone(), "1".into())), now)?;
+        Ok(Some(Silence::ZabbixItems { host, keys }))
+    }
+
+    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {
+        let Silence::ZabbixItems { host, keys } = silence else { return Ok(Told::Now) };
+        if now < end {
+            return Ok(Told::OnlyWhenDue);
+        }
+        self.send(host, keys.iter().map(|key| (key.clone(), "0".into())), now)?;
+        Ok(Told::Now)
+    }
+}
+
+impl Zabbix {
+    fn host(&self, origin: &Origin) -> String {
+        self.host.as_deref().map_or(origin.host.to_owned(), |host| filled(host, origin))
+    }
+
+    /// Sends values for keys of a host, all at once.
+    fn send(
+        &self,
+        host: &str,
+        values: impl Iterator<Item = (String, String)>,
+        at: Time,
+    ) -> Result<(), String> {
+        let (clock, ns) = (at.seconds, at.nanoseconds);
+        let data: Vec<Json> = values
+            .map(|(key, value)| json!({"host": host, "key": key, "value": value, "clock": clock, "ns": ns}))
+            .collect();
+        if data.is_empty() {
+            return Ok(());
+        }
+        let request = json!({"request": "sender data", "data": data, "clock": clock, "ns": ns});
+        let request = request.to_string();
+        let answer =
+            persist(|| self.exchange(request.as_bytes()).map_err(|error| self.trouble(&error)))?;
+        accepted(&answer).map_err(|reason| {
+            let keys: Vec<_> = data.iter().filter_map(|one| one["key"].as_str()).collect();
+            let (name, keys) = (self.name(), keys.join(", "));
+            format!("{name} {reason}; for host {host}, check that these are items of type \"Zabbix trapper\" which this machine may send: {keys}")
+        })
+    }
+
+    fn trouble(&self, error: &io::Error) -> Trouble {
+        let reason = format!(
+            "{} gave no answer: {error}; check server, port, and that it takes unencrypted connections",
+            self.name()
+        );
+        if error.kind() == io::ErrorKind::InvalidData {
+            Trouble::Lasting(reason)
+        } else {
+            Trouble::Passing(reason)
+        }
+    }
+
+    fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + self.timeout.0;
+        let mut stream = self.connect(deadline)?;
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        stream.write_all(&framed(request))?;
+        let mut header = [0; 13];
+        read_exact(&mut stream, &mut header, deadline)?;
+        let mut answer = vec![0; length(&header)?];
+        read_exact(&mut stream, &mut answer, deadline)?;
+        Ok(answer)
+    }
+
+    /// The first address of the server that answers.
+    fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in (self.server.as_str(), self.port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, left(deadline)?) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A request as it goes over the wire.
+fn framed(request: &[u8]) -> Vec<u8> {
+    let mut frame = MAGIC.to_vec();
+    frame.extend_from_slice(&(request.len() as u64).to_le_bytes());
+    frame.extend_from_slice(request);
+    frame
+}
+
+/// The length of the answer that follows a header.
+fn length(header: &[u8; 13]) -> io::Result<usize> {
+    let [length, reserved] =
+        [5, 9].map(|at| u32::from_le_bytes(std::array::from_fn(|i| header[at + i])));
+    if !header.starts_with(MAGIC) || reserved != 0 || length > MAX_ANSWER {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no Zabbix server"));
+    }
+    Ok(length as usize)
+}
+
+/// What is left until then.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "the time is over"));
+    }
+    Ok(left)
+}
+
+/// Fills the buffer until then, even if one byte comes at a time.
+fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !into.is_empty() {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        match stream.read(into) {
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it closed the connection",
+                ));
+            }
+            Ok(read) => into = &mut into[read..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => left(deadline).map(drop)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether all values were taken. A server that takes none of them still answers "success" and tells
+/// only by their numbers.
+fn accepted(answer: &[u8]) -> Result<(), String> {
+    let answer: Json = serde_json::from_slice(answer).unwrap_or_default();
+    let info = answer["info"].as_str().unwrap_or_default();
+    let failed = info.split(';').find_map(|part| part.trim().strip_prefix("failed:"));
+    match (answer["response"].as_str(), failed.map(|number| number.trim().parse::<u64>())) {
+        (Some("success"), Some(Ok(0))) => Ok(()),
+        (Some("success"), Some(Ok(_))) => Err(format!("did not take all values ({info})")),
+        _ => {
+            let shown = answer.to_string().replace(char::is_control, " ");
+            Err(format!("answered {}", news::cut(shown, 200).trim_end()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::news::tests::{failed, news};
+    use super::*;
+
+    #[test]
+    fn only_a_count_of_no_failures_is_a_success() {
+        let told = |text: &str| accepted(text.as_bytes());
+        let info = |numbers: &str| format!(r#"{{"response":"success","info":"{numbers}"}}"#);
+        told(&info("processed: 2; failed: 0; total: 2; seconds spent: 0.000070")).expect("all");
+        for refused in [
+            info("processed: 1; failed: 1; total: 2; seconds spent: 0.000070"),
+            info("processed: 0; failed: 10; total: 10"),
+            info("processed: 2"),
+            info("failed: x"),
+            r#"{"response":"failed","info":"failed: 0"}"#.into(),
+            "{}".into(),
+            "<html>".into(),
+            String::new(),
+        ] {
+            assert!(told(&refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_an_enemy_are_refused() {
+        let header = |length: u32, reserved: u32, flags: u8| {
+            let mut header = *b"ZBXD\x01\0\0\0\0\0\0\0\0";
+            header[4] = flags;
+            header[5..9].copy_from_slice(&length.to_le_bytes());
+            header[9..].copy_from_slice(&reserved.to_le_bytes());
+            self::length(&header)
+        };
+        assert_eq!(header(90, 0, 1).expect("fine"), 90);
+        for (length, reserved, flags) in [
+            (u32::MAX, 0, 1),
+            (MAX_ANSWER + 1, 0, 1),
+            (90, 1, 1),
+            (90, 0, 3),
+            (90, 0, 5),
+            (9, 0, 0),
+        ] {
+            assert!(header(length, reserved, flags).is_err());
+        }
+        assert_eq!(framed(b"{}"), b"ZBXD\x01\x02\0\0\0\0\0\0\0{}");
+    }
+
+    #[test]
+    fn values_are_numbers_where_zabbix_computes_with_them() {
+        let outcome = failed();
+        let news = news(What::Ended(&outcome));
+        let all = [Value::Status, Value::Duration, Value::SecondsDown, Value::ChecksFailed];
+        let values = all.map(|value| value.of(&news, &outcome).expect("a value"));
+        assert_eq!(values, ["2", "760", "34.24", "2"]);
+        let none = Outcome { seconds_down: None, ..outcome.clone() };
+        assert_eq!(Value::SecondsDown.of(&news, &none), None);
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_not_waited_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let text = format!("server = '127.0.0.1'\nport = {port}\ntimeout = '1s'");
+        let zabbix: Zabbix = toml::from_str(&text).expect("parses");
+        let error = zabbix.exchange(b"{}").expect_err("nobody answers");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,293 @@
+//! A maintenance period in Zabbix while services are stopped, by its API.
+//!
+//! It always has an end, so that nothing stays silenced if this machine dies in between, and once services
+//! are up that end is moved nearer. There is one maintenance for each name, used again every night.
+
+use super::http::{self, Post};
+use super::{News, Origin, Silence, Tell, Told, filled};
+use crate::secret::Secret;
+use forge::settings::Limit;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use store::entry::Time;
+
+/// Zabbix knows no shorter period.
+const MIN_PERIOD_SECONDS: i64 = 300;
+/// Whoever wants a longer silence wants none to end.
+const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How often Zabbix is asked whether the maintenance is in force.
+const POLL: Duration = Duration::from_secs(3);
+
+/// `kind = "zabbix-maintenance"`: for Zabbix 6.0 and newer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ZabbixMaintenance {
+    /// Where the API is: `https://…/api_jsonrpc.php`.
+    url: String,
+    /// An API token of a user that may write to the hosts and groups, and may have maintenances.
+    token: Secret,
+    /// Hosts to silence, as Zabbix calls them; this machine unless hosts or groups are said.
+    #[serde(default)]
+    hosts: Vec<String>,
+    /// Host groups to silence.
+    #[serde(default)]
+    groups: Vec<String>,
+    /// The name of the maintenance, which nobody else may use.
+    #[serde(default = "name")]
+    name: String,
+    /// Whether values are collected meanwhile.
+    #[serde(default = "yes")]
+    with_data: bool,
+    /// When it ends by itself.
+    #[serde(default = "two_hours")]
+    at_most: Limit,
+    /// How long to wait for Zabbix to put it in force, which it does once a minute. Services are up
+    /// meanwhile.
+    #[serde(default = "a_minute_and_a_bit")]
+    wait: Limit,
+    #[serde(default = "super::ten_seconds")]
+    timeout: Limit,
+}
+
+fn name() -> String {
+    "forgekeep {instance} on {host}".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn two_hours() -> Limit {
+    Limit(Duration::from_secs(2 * 60 * 60))
+}
+
+fn a_minute_and_a_bit() -> Limit {
+    Limit(Duration::from_secs(75))
+}
+
+impl Tell for ZabbixMaintenance {
+    fn name(&self) -> String {
+        format!("zabbix-maintenance {}", self.url)
+    }
+
+    fn tell(&self, _news: &News) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn silence(&self, origin: &Origin, now: Time) -> Result<Option<Silence>, String> {
+        let api = self.api()?;
+        let (hosts, groups) = self.objects(&api, origin)?;
+        let name = filled(&self.name, origin);
+        // Zabbix rounds both down to the minute.
+        let till = minute_after(self.at_most.0.min(MAX).as_secs() as i64 + now.seconds);
+        let mut maintenance = json!({
+            "active_since": now.seconds,
+            "active_till": till,
+            "maintenance_type": u8::from(!self.with_data),
+            "hosts": hosts.iter().map(|id| json!({"hostid": id})).collect::<Vec<_>>(),
+            "groups": groups.iter().map(|id| json!({"groupid": id})).collect::<Vec<_>>(),
+            "timeperiods": [{
+                "timeperiod_type": 0,
+                "start_date": now.seconds,
+                "period": (till - now.seconds + 60).max(MIN_PERIOD_SECONDS),
+            }],
+        });
+        let known = api.call(
+            "maintenance.get",
+            json!({"filter": {"name": [name]}, "output": ["maintenanceid"]}),
+        )?;
+        let changed = match known[0]["maintenanceid"].as_str() {
+            Some(id) => {
+                maintenance["maintenanceid"] = id.into();
+                api.call("maintenance.update", maintenance)?
+            }
+            None => {
+                maintenance["name"] = name.into();
+                maintenance["description"] = "Made by forgekeep while it stops services.".into();
+                api.call("maintenance.create", maintenance)?
+            }
+        };
+        let id = changed["maintenanceids"][0].as_str().unwrap_or_default().to_owned();
+        self.wait_for_force(&api, &hosts, &groups);
+        Ok(Some(Silence::ZabbixMaintenance { id, till }))
+    }
+
+    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {
+        let Silence::ZabbixMaintenance { id, till } = silence else { return Ok(Told::Now) };
+        let end = minute_after(end.max(now).seconds);
+        if end < *till {
+            let nearer = json!({"maintenanceid": id, "active_till": end});
+            self.api()?.call("maintenance.update", nearer)?;
+        }
+        Ok(Told::Now)
+    }
+}
+
+impl ZabbixMaintenance {
+    /// The ids of the hosts and groups to silence.
+    fn objects(&self, api: &Api, origin: &Origin) -> Result<(Vec<String>, Vec<String>), String> {
+        let hosts = match (&self.hosts[..], &self.groups[..]) {
+            ([], []) => vec![origin.host.to_owned()],
+            (hosts, _) => hosts.iter().map(|host| filled(host, origin)).collect(),
+        };
+        let groups = self.groups.iter().map(|group| filled(group, origin)).collect::<Vec<_>>();
+        Ok((
+            api.ids("host.get", "host", "hostid", &hosts)?,
+            api.ids("hostgroup.get", "name", "groupid", &groups)?,
+        ))
+    }
+
+    /// Waits until Zabbix has put the maintenance in force, or as long as was asked for. If it cannot tell,
+    /// that is no reason to do without a backup.
+    fn wait_for_force(&self, api: &Api, hosts: &[String], groups: &[String]) {
+        let deadline = Instant::now() + self.wait.0;
+        let awake = |of: &str, ids: &[String]| {
+            ids.is_empty()
+                || {
+                    let mut query = json!({
+                        "countOutput": true, "monitored_hosts": true, "filter": {"maintenance_status": 0},
+                    });
+                    query[of] = ids.into();
+                    api.call("host.get", query).is_ok_and(|count| count == "0")
+                }
+        };
+        while Instant::now() < deadline && !(awake("hostids", hosts) && awake("groupids", groups)) {
+            std::thread::sleep(POLL.min(deadline.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn api(&self) -> Result<Api<'_>, String> {
+        let failed = |error| format!("no maintenance in Zabbix: {error}");
+        let token = self.token.read().map_err(failed)?;
+        let mut api = Api { settings: self, token, how: Authorization::None };
+        let version = api.call("apiinfo.version", json!({}))?;
+        api.how = authorization(version.as_str().unwrap_or_default()).map_err(failed)?;
+        Ok(api)
+    }
+}
+
+/// The first full minute that is later.
+fn minute_after(seconds: i64) -> i64 {
+    (seconds.div_euclid(60) + 1) * 60
+}
+
+/// How a version of Zabbix wants to be shown the token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Authorization {
+    /// Not at all.
+    None,
+    /// In the request, before 6.4.
+    Request,
+    /// In the header, the only way since 7.2.
+    Header,
+}
+
+fn authorization(version: &str) -> Result<Authorization, String> {
+    let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    match (parts.next(), parts.next()) {
+        (Some(6), Some(0..4)) => Ok(Authorization::Request),
+        (Some(6..), Some(_)) => Ok(Authorization::Header),
+        _ => Err(format!(
+            "the API of version {version:?} is too old, or it is none; use Zabbix 6.0 or newer, or kind = \"zabbix\" with maintenance-keys"
+        )),
+    }
+}
+
+/// The API of a Zabbix frontend.
+struct Api<'a> {
+    settings: &'a ZabbixMaintenance,
+    token: crate::secret::Hidden,
+    how: Authorization,
+}
+
+impl Api<'_> {
+    /// The result of a method. Errors come with HTTP's 200, too.
+    fn call(&self, method: &str, params: Value) -> Result<Value, String> {
+        let mut request = json!({"jsonrpc": "2.0", "method": method, "params": params, "id": 1});
+        if self.how == Authorization::Request {
+            request["auth"] = self.token.reveal().into();
+        }
+        let request = request.to_string();
+        let post = Post {
+            address: &self.settings.url,
+            content_type: "application/json-rpc",
+            bearer: (self.how == Authorization::Header).then(|| self.token.reveal()),
+            body: request.as_bytes(),
+            timeout: self.settings.timeout,
+        };
+        let failed = |reason: String| format!("no maintenance in Zabbix: {method}: {reason}");
+        let answer = post.send().map_err(failed)?;
+        let mut answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        if let Some(result) = answer.get_mut("result").filter(|result| !result.is_null()) {
+            return Ok(result.take());
+        }
+        let server = http::server(&self.settings.url).map_err(failed)?;
+        let error = &answer["error"];
+        let said =
+            [&error["message"], &error["data"]].map(|part| part.as_str().unwrap_or_default());
+        let said = said.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
+        Err(failed(if said.trim().is_empty() {
+            format!(
+                "{server} gave no answer of the API; check that the URL ends with /api_jsonrpc.php"
+            )
+        } else {
+            format!(
+                "{server} refused: {said}; check the token, its expiry and the rights of its user"
+            )
+        }))
+    }
+
+    /// The ids of things with these names; it is an error if one is not there.
+    fn ids(
+        &self,
+        method: &str,
+        by: &str,
+        id: &str,
+        names: &[String],
+    ) -> Result<Vec<String>, String> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = json!({"output": [id, by]});
+        query["filter"][by] = names.into();
+        let found = self.call(method, query)?;
+        let found = found.as_array().map_or(&[][..], Vec::as_slice);
+        let id_of = |name: &String| {
+            let one = found.iter().find(|one| one[by] == **name).and_then(|one| one[id].as_str());
+            one.map(str::to_owned).ok_or_else(|| {
+                format!("no maintenance in Zabbix: it has no {} {name:?} that the token may see; check the name and the rights of the token's user",
+                    if by == "host" { "host" } else { "host group" })
+            })
+        };
+        names.iter().map(id_of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_shown_as_the_version_wants_them() {
+        for (version, how) in [
+            ("6.0.14", Authorization::Request),
+            ("6.2.9", Authorization::Request),
+            ("6.4.0", Authorization::Header),
+            ("7.0.1", Authorization::Header),
+            ("7.4.0beta1", Authorization::Header),
+            ("10.0.0", Authorization::Header),
+        ] {
+            assert_eq!(authorization(version), Ok(how), "{version}");
+        }
+        for version in ["5.4.12", "", "x", "6"] {
+            assert!(authorization(version).is_err(), "{version}");
+        }
+    }
+
+    #[test]
+    fn ends_are_full_minutes_that_are_later() {
+        let ends = [0, 59, 60, 61, -1].map(minute_after);
+        assert_eq!(ends, [60, 60, 120, 120, 0]);
+    }
+}

@@ -1,0 +1,259 @@
+//! Secrets: tokens, passwords, and addresses that are as good as passwords.
+//!
+//! They come from a file that nobody else can read or from a command, never from arguments,
+//! which everybody on the machine can see. Nothing prints them: not `Debug`, not an error.
+
+use forge::run::Command;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
+use std::fmt;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use store::observe::Progress;
+
+/// What no token or password is longer than.
+const MAX_LEN: u64 = 64 << 10;
+/// How long a command may take to say a secret.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where a secret is: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Secret {
+    /// A file that group and others have no permission for.
+    File(PathBuf),
+    /// A program and its arguments; it prints the secret within 30 seconds. It runs in the environment
+    /// of a login of ours.
+    Command(Vec<String>),
+}
+
+impl Secret {
+    /// The secret, without the end of its line. An error says where it should have been, why it
+    /// was not taken, and what to do.
+    pub fn read(&self) -> Result<Hidden, String> {
+        let (bytes, place) = match self {
+            Secret::File(path) => (read_file(path)?, path.display().to_string()),
+            Secret::Command(command) => (read_command(command, COMMAND_LIMIT)?, shown(command)),
+        };
+        let text = String::from_utf8(bytes)
+            .map_err(|_| format!("the secret from {place} is no text; put it there as one line"))?;
+        let text = text.trim_end_matches(['\n', '\r']);
+        if text.is_empty() || text.contains(char::is_control) {
+            let found = if text.is_empty() { "empty" } else { "more than one line" };
+            return Err(format!("the secret from {place} is {found}; put it there as one line"));
+        }
+        Ok(Hidden(text.to_owned()))
+    }
+}
+
+/// A secret that was read. It is shown by [`Hidden::reveal`] alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// The secret itself, for whom it is meant.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// An address that may be a secret, as whoever knows the address of a webhook can use it: a plain
+/// string, or like a [`Secret`].
+#[derive(Clone, PartialEq, Eq)]
+pub enum Address {
+    /// The address itself.
+    Plain(String),
+    /// Where the address is.
+    Secret(Secret),
+}
+
+impl Address {
+    /// The address. A plain one is hidden as well: what is secret of it cannot be known.
+    pub fn read(&self) -> Result<Hidden, String> {
+        match self {
+            Address::Plain(address) => Ok(Hidden(address.clone())),
+            Address::Secret(secret) => secret.read(),
+        }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Plain(_) => f.write_str("(hidden)"),
+            Address::Secret(secret) => secret.fmt(f),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Address;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address, { file = … } or { command = [ … ] }")
+            }
+
+            fn visit_str<E>(self, address: &str) -> Result<Address, E> {
+                Ok(Address::Plain(address.to_owned()))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Address, M::Error> {
+                Secret::deserialize(MapAccessDeserializer::new(map)).map(Address::Secret)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    let unreadable =
+        |error| format!("cannot read the secret file {shown}: {error}; check its path and owner");
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    if !path.metadata().map_err(unreadable)?.is_file() {
+        return Err(format!("the secret file {shown} is no file; give the path of one"));
+    }
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "the secret file {shown} has mode {:04o}, others may use it; run: chmod 600 '{shown}'",
+            mode & 0o7777
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    bounded(bytes, &shown.to_string())
+}
+
+fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, String> {
+    let command = Command::new(argv).within(limit);
+    let output = command
+        .output(&Progress::default())
+        .map_err(|error| format!("no secret was had: {error}; run it by hand and see"))?;
+    bounded(output, &shown(argv))
+}
+
+fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
+    if bytes.len() as u64 > MAX_LEN {
+        return Err(format!("the secret from {place} is longer than 64 KiB; check what is there"));
+    }
+    Ok(bytes)
+}
+
+/// A command in messages.
+fn shown(argv: &[String]) -> String {
+    format!("the command `{}`", Command::new(argv).shown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, Secret) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("secret");
+        std::fs::write(&path, content).expect("writes");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+        (dir, Secret::File(path))
+    }
+
+    fn command(words: &[&str]) -> Secret {
+        Secret::Command(words.iter().map(|&word| word.to_owned()).collect())
+    }
+
+    #[test]
+    fn a_secret_loses_the_end_of_its_line_and_nothing_else() {
+        let (_dir, secret) = file(b" a b \r\n", 0o600);
+        assert_eq!(secret.read().expect("reads").reveal(), " a b ");
+        assert_eq!(command(&["printf", "x"]).read().expect("reads").reveal(), "x");
+    }
+
+    #[test]
+    fn files_that_others_may_use_are_refused_with_the_remedy() {
+        for mode in [0o640, 0o604, 0o620, 0o601, 0o644] {
+            let (_dir, secret) = file(b"token", mode);
+            let error = secret.read().expect_err("refused");
+            assert!(error.contains("chmod 600 ") && !error.contains("token"), "{error}");
+        }
+        let (_dir, secret) = file(b"token", 0o400);
+        secret.read().expect("reads");
+    }
+
+    #[test]
+    fn what_is_no_secret_is_named() {
+        let long = vec![b'x'; 64 * 1024 + 1];
+        for (content, word) in
+            [(&b""[..], "empty"), (b"a\nb", "one line"), (b"\xff", "no text"), (&long, "64 KiB")]
+        {
+            let (_dir, secret) = file(content, 0o600);
+            let error = secret.read().expect_err("refused");
+            assert!(error.contains(word) && error.contains("; "), "{error}");
+        }
+        let missing = Secret::File("/nowhere/at/all".into()).read().expect_err("not there");
+        assert!(missing.contains("/nowhere/at/all"), "{missing}");
+        assert!(Secret::File("/".into()).read().expect_err("a directory").contains("no file"));
+    }
+
+    #[test]
+    fn commands_are_bounded_and_their_ends_believed() {
+        for (words, said) in [
+            (&["false"][..], "exit code 1"),
+            (&["sh", "-c", "printf s3; printf cret; echo no key >&2; exit 3"], "no key"),
+            (&["/nowhere/at/all"], "cannot start"),
+            (&["head", "-c", "100000", "/dev/zero"], "64 KiB"),
+            (&[], "cannot start"),
+        ] {
+            let error = command(words).read().expect_err("refused");
+            assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended_with_all_it_started() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let alive = dir.path().join("alive");
+        let script = format!("(sleep 1; touch '{}') & echo x; wait", alive.display());
+        let words = ["sh", "-c", &script].map(str::to_owned);
+        let error = read_command(&words, Duration::from_millis(200)).expect_err("ended");
+        assert!(error.contains("within"), "{error}");
+        std::thread::sleep(Duration::from_millis(1300));
+        assert!(!alive.exists());
+    }
+
+    #[test]
+    fn nothing_shows_a_secret() {
+        let (_dir, secret) = file(b"s3cret", 0o600);
+        let address = Address::Plain("https://chat.example/hooks/s3cret".into());
+        let shown = format!("{:?} {address:?}", secret.read().expect("reads"));
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn an_address_is_a_string_or_a_secret() {
+        #[derive(Deserialize)]
+        struct Table {
+            url: Address,
+        }
+        let parse = |text: &str| toml::from_str::<Table>(text).map(|table| table.url);
+        assert_eq!(parse("url = 'http://x'").expect("parses"), Address::Plain("http://x".into()));
+        let file = Address::Secret(Secret::File("/x".into()));
+        assert_eq!(parse("url = { file = '/x' }").expect("parses"), file);
+        let two = command(&["a", "b"]);
+        let parsed = parse("url = { command = ['a', 'b'] }").expect("parses");
+        assert_eq!(parsed, Address::Secret(two));
+        assert!(parse("url = { fil = '/x' }").expect_err("unknown").to_string().contains("`file`"));
+        assert!(parse("url = 3").is_err());
+    }
+}
