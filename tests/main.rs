@@ -20,6 +20,8 @@ mod instance;
 mod instance_faults;
 /// Live bare repositories.
 mod live_git;
+/// Mattermost beside GitLab, and alone.
+mod mattermost;
 /// Who is told, by real servers.
 mod notify;
 /// What a restore removes, keeps and leaves behind.

@@ -10,6 +10,7 @@ mod dump;
 mod find;
 mod index;
 mod init;
+mod inspect;
 mod instance;
 mod ls;
 mod man;
@@ -43,8 +44,8 @@ pub struct Arguments {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some paths could not be read or
-restored, or a part is missing · 10 there is no store · 11 the store is locked, or the instance
-is being backed up · 130 interrupted";
+restored, a part is missing, or an instance is not as it should be · 10 there is no store ·
+11 the store is locked, or the instance is being backed up · 130 interrupted";
 
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
@@ -116,6 +117,7 @@ pub enum Command {
     Check(check::Check),
     Index(index::Index),
     Stats(stats::Stats),
+    Inspect(inspect::Inspect),
     Projects(projects::Projects),
     #[command(subcommand)]
     Config(config::Config),
@@ -143,6 +145,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Check(command) => command.run(global, ui),
         Command::Index(command) => command.run(global, ui),
         Command::Stats(command) => command.run(global, ui),
+        Command::Inspect(command) => command.run(global, ui),
         Command::Projects(command) => command.run(global, ui),
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),

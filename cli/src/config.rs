@@ -201,4 +201,23 @@ mod tests {
         let error = of("soon").expect_err("no time");
         assert!(error.contains("`soon` is no length of time"), "{error}");
     }
+
+    #[test]
+    fn every_kind_has_an_example() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
+        let mut kinds = std::collections::BTreeSet::new();
+        for entry in std::fs::read_dir(dir).expect("a directory of examples") {
+            let path = entry.expect("an entry").path();
+            let config =
+                Config::read(&path).unwrap_or_else(|failure| panic!("{path:?}: {failure:?}"));
+            for (name, settings) in config.instances {
+                let is_known = forge::kind::find(&settings.kind).is_some();
+                assert!(is_known, "{}: {name} is of an unknown kind", path.display());
+                kinds.insert(settings.kind);
+            }
+        }
+        for kind in forge::kind::KINDS {
+            assert!(kinds.contains(kind.name()), "docs/examples has none of kind {}", kind.name());
+        }
+    }
 }

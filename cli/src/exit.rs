@@ -5,7 +5,7 @@
 //! | 0 | done |
 //! | 1 | failed |
 //! | 2 | wrong usage |
-//! | 3 | done, but some paths could not be read or restored, or a part is missing |
+//! | 3 | done, but some paths could not be read or restored, a part is missing, or an instance is not as it should be |
 //! | 10 | there is no store |
 //! | 11 | the store is locked, or another run for the instance is under way |
 //! | 130 | interrupted |

@@ -85,6 +85,31 @@ impl Place {
 
 /// The one snapshot that is meant.
 pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failure> {
+    find_among(store, wanted, |_| true)
+}
+
+/// The one snapshot of an instance that is meant; `latest` is the latest of this instance.
+pub fn find_of_instance(
+    store: &Store,
+    wanted: &str,
+    instance: &str,
+) -> Result<(SnapshotId, Snapshot), Failure> {
+    let is_of = |snapshot: &Snapshot| {
+        snapshot.instance.as_ref().is_some_and(|known| known.name == instance)
+    };
+    let (id, snapshot) = find_among(store, wanted, is_of)?;
+    if is_of(&snapshot) {
+        return Ok((id, snapshot));
+    }
+    let message = format!("snapshot {} is not one of instance {instance}", id.short());
+    Err(with_hint(message, "`forgekeep snapshots` says of which instance each one is"))
+}
+
+fn find_among(
+    store: &Store,
+    wanted: &str,
+    fits: impl Fn(&Snapshot) -> bool,
+) -> Result<(SnapshotId, Snapshot), Failure> {
     if let Some(rest) = wanted.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
             Some(number) => number.parse().ok(),
@@ -98,6 +123,7 @@ pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failu
                 "`forgekeep snapshots` lists the others; give the id of one",
             ));
         }
+        snapshots.retain(|(_, snapshot)| fits(snapshot));
         let at = snapshots.len().checked_sub(back + 1);
         return Ok(snapshots.swap_remove(at.ok_or_else(|| Error::NoSnapshot(wanted.into()))?));
     }

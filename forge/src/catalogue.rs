@@ -14,6 +14,8 @@ pub struct Catalogue {
     pub files: Vec<FileRow>,
     /// Applications that may sign users on.
     pub applications: Vec<Application>,
+    /// Version of the product, where only its database knows it.
+    pub version: Option<String>,
     /// Version of the schema of each database.
     pub schema: BTreeMap<String, String>,
     /// Migrations that go on in the background, by state, of each database.
@@ -56,8 +58,8 @@ pub struct Project {
 pub struct FileRow {
     /// What it is, such as `uploads`.
     pub what: &'static str,
-    /// Number of the row.
-    pub id: u64,
+    /// Number or key of the row.
+    pub id: String,
     /// Where the file may be; any of them.
     pub paths: Vec<PathBuf>,
     /// Its size in bytes, if the row says so.
@@ -73,6 +75,8 @@ pub struct Application {
     pub uid: String,
     /// Its secret, plain or hashed.
     pub secret: String,
+    /// Whether it is the instance's, not a user's own.
+    pub is_instance_wide: bool,
 }
 
 impl std::fmt::Debug for Application {

@@ -1,6 +1,8 @@
 //! A look at what was copied, or at the instance itself.
 
 use crate::error::Result;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::entry::{Entry, Kind, path_cmp};
@@ -43,6 +45,11 @@ impl Copy<'_> {
     /// Looks up small files with their content.
     pub fn read(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
         self.look_at(paths, true)
+    }
+
+    /// Looks up one small file with its content.
+    pub fn file(&self, path: &Path) -> Result<Option<Seen>> {
+        Ok(self.read(&[path.to_owned()])?.pop().flatten())
     }
 
     /// Whether there is anything at a path.
@@ -92,8 +99,15 @@ fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {
 fn look_at_machine(path: &Path, reads: bool) -> Option<Seen> {
     let metadata = path.symlink_metadata().ok()?;
     let is_small = metadata.is_file() && metadata.len() <= CONTENT_BYTES_MAX;
-    let content = (reads && is_small).then(|| std::fs::read(path).ok()).flatten();
+    let content = (reads && is_small).then(|| read_small(path)).flatten();
     Some(Seen { is_dir: metadata.is_dir(), size: metadata.len(), content })
+}
+
+/// A file that may grow while it is read.
+fn read_small(path: &Path) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path).ok()?.take(CONTENT_BYTES_MAX).read_to_end(&mut content).ok()?;
+    Some(content)
 }
 
 /// A path as text for people.

@@ -16,6 +16,7 @@ use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{self, Connection, Server};
 use crate::service::redis::{self, Redis};
 use crate::settings::{GitCaches, Missing, Settings};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
@@ -253,6 +254,10 @@ fn override_postgres(settings: &Settings, server: Option<Server>) -> Option<Serv
         server.host = own.host.clone();
     }
     server.port = own.port.unwrap_or(server.port);
+    if own.role.is_some() || own.passfile.is_some() {
+        // It is that of another role, or would go before those of the file.
+        server.password = None;
+    }
     server.role = own.role.clone().or(server.role);
     server.passfile = own.passfile.clone().or(server.passfile);
     server.databases = own.databases.clone().or(server.databases);
@@ -315,6 +320,13 @@ pub fn runit(program: Vec<String>, writers: &[&str]) -> Supervisor {
     Supervisor { speaks: Speaks::Runit, program, writers, limit: STOP }
 }
 
+/// systemd.
+pub fn systemd(writers: &[&str]) -> Supervisor {
+    let writers = writers.iter().map(|&name| name.to_owned()).collect();
+    let program = vec!["systemctl".into()];
+    Supervisor { speaks: Speaks::Systemd, program, writers, limit: STOP }
+}
+
 impl Default for Server {
     fn default() -> Server {
         Server {
@@ -324,6 +336,7 @@ impl Default for Server {
             role: None,
             passfile: None,
             password: None,
+            encryption: BTreeMap::new(),
             databases: None,
             wait: postgres::WAIT,
             silence: postgres::SILENCE,

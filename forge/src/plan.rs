@@ -3,6 +3,7 @@
 //! A kind makes it from the settings and from what it finds on the machine; the
 //! session carries it out; `config check` prints it.
 
+use crate::copy::shown;
 use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
@@ -53,6 +54,13 @@ pub struct Plan {
     pub sample: Sample,
     /// What is odd and worth a line.
     pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// The first place of a part.
+    pub fn place(&self, part: &str) -> Option<PathBuf> {
+        self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
+    }
 }
 
 /// What is installed, for whoever restores it.
@@ -108,6 +116,18 @@ pub struct Absent {
     pub looked_for: String,
     /// Whether the backup is incomplete without it.
     pub is_required: bool,
+}
+
+impl Absent {
+    /// A part of which nothing is there.
+    pub fn of(part: &Part) -> Absent {
+        let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
+        Absent {
+            part: part.name.clone(),
+            looked_for: looked_for.join(", "),
+            is_required: part.is_required,
+        }
+    }
 }
 
 impl Part {

@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to run: as whom, with what, for how long.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     /// The program and its arguments.
     pub argv: Vec<String>,
@@ -37,6 +37,17 @@ pub struct Command {
     pub env: BTreeMap<String, String>,
     /// How long it may take, or say nothing where its output is read as it comes.
     pub limit: Duration,
+}
+
+impl std::fmt::Debug for Command {
+    /// Without the values of variables, among which may be a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Command")
+            .field("argv", &self.argv)
+            .field("user", &self.user)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Command {

@@ -13,11 +13,12 @@
 
 mod dumps;
 mod facts;
+mod inspection;
 mod stopped;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, shown};
+use crate::copy::Copy;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
@@ -26,6 +27,7 @@ use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
+pub use inspection::{Inspection, inspect};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -201,7 +203,8 @@ impl<'j> Session<'j> {
 
     /// Connects to all databases.
     fn connect(&mut self) -> Result<Moments<'j>> {
-        let (moments, missing) = Moments::open(self.job)?;
+        let (moments, missing) =
+            Moments::open(self.job.plan, self.job.store.observer().progress())?;
         self.missing.extend(missing);
         Ok(moments)
     }
@@ -264,12 +267,7 @@ impl<'j> Session<'j> {
         let there: Vec<PathBuf> =
             part.paths.iter().filter(|path| path.symlink_metadata().is_ok()).cloned().collect();
         if there.is_empty() && !self.missing.iter().any(|absent| absent.part == part.name) {
-            let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
-            self.missing.push(Absent {
-                part: part.name.clone(),
-                looked_for: looked_for.join(", "),
-                is_required: part.is_required,
-            });
+            self.missing.push(Absent::of(part));
         }
         for path in &there {
             let within = |glob: &String| {
@@ -287,6 +285,11 @@ impl<'j> Session<'j> {
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
         self.databases = moments.dump(&mut self.backup)?;
         self.postgres = moments.version();
+        if !moments.reads_passwords() {
+            let text = "the passwords of database roles are not in the snapshot: the role of the \
+                        backup may not read them";
+            self.catalogue.notes.push(text.into());
+        }
         Ok(())
     }
 
@@ -303,10 +306,12 @@ impl<'j> Session<'j> {
             checks = self.check()?;
         }
         let catalogue = &self.catalogue;
+        let mut product = plan.product.clone();
+        product.version = product.version.or(catalogue.version.clone());
         let facts = facts::Facts {
             instance: &plan.instance,
             kind: plan.kind,
-            product: &plan.product,
+            product: &product,
             mode: plan.mode.name(),
             schema: &catalogue.schema,
             background_migrations: &catalogue.migrations,

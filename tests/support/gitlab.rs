@@ -109,7 +109,7 @@ impl Builder {
         let repositories = repositories::make(&postgres, &root);
         files::make(&postgres, &root);
         if self.mattermost {
-            mattermost::make(&postgres, &root, self.major() >= 15);
+            mattermost::make(&postgres, &root, self.major());
         }
         let (log, account) = (log.join("redis/current"), "gitlab-redis");
         let redis = Redis::start(&data.join("redis"), &log, account, self.redis_append_only);

@@ -2,22 +2,26 @@
 
 use super::{Global, backup};
 use crate::config::{Config, DEFAULT};
-use crate::exit::{Failure, with_hint};
+use crate::exit::{Failure, other, with_hint};
 use crate::report::{count, size};
 use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::Args;
 use forge::check::{Check, Verdict};
 use forge::kind::Site;
+use forge::plan::Absent;
 use forge::recovery::{Monitor, Record};
-use forge::session::{Job, Outcome};
+use forge::session::{DIR, Job, Outcome};
 use forge::settings::Settings;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::backup::Options;
+use store::id::ChunkId;
 use store::observe::{Event, Observer};
+use store::snapshot::Snapshot;
 use store::store::Store;
+use store::tree::Lookup;
 
 /// Which configuration.
 #[derive(Debug, Clone, Args)]
@@ -60,6 +64,23 @@ pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf,
         let hint = "add [stores.main] with its path to the configuration, or give --store DIR";
         with_hint(format!("no store is configured for instance {name}"), hint)
     })
+}
+
+/// The largest file about an instance in its snapshot: a line for each of its projects.
+const KEPT_BYTES_MAX: u64 = 256 << 20;
+
+/// What a snapshot of an instance keeps about it in this file; `None` if it has none.
+pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let path = format!("{DIR}/{name}");
+    let get = |id: &ChunkId| store.chunk(id);
+    let entry = Lookup::new(&snapshot.root.chunk(), &get).at(path.as_bytes())?;
+    let Some(entry) = entry else { return Ok(None) };
+    if entry.size > KEPT_BYTES_MAX {
+        return Err(other(format!("{path} has {}, which is too much", size(entry.size))));
+    }
+    let mut text = Vec::new();
+    let dumped = store::dump::dump(store, &entry, &mut text)?;
+    dumped.map(|()| Some(text)).map_err(|error| other(error.to_string()))
 }
 
 /// Backs up an instance, after working off what a killed run left in its record.
@@ -113,15 +134,7 @@ pub fn recover(
 
 /// Says how it went.
 pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
-    for absent in &outcome.missing {
-        ui.json("missing_part", json!(absent))?;
-        let text = format!("{} is not there: {}", absent.part, absent.looked_for);
-        if absent.is_required { ui.warn(&text) } else { ui.detail(text)? }
-    }
-    for check in &outcome.checks {
-        ui.json("check", json!(check))?;
-        show_check(ui, check)?;
-    }
+    show_findings(ui, &outcome.missing, &outcome.checks)?;
     for database in &outcome.databases {
         let rows: u64 = database.tables.iter().map(|table| table.rows).sum();
         ui.detail(format!(
@@ -151,6 +164,20 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
     }
     ui.warn("the backup is not complete: see what is missing above");
     Err(Failure::Partial)
+}
+
+/// Says what is missing and how the checks went.
+pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<(), Failure> {
+    for absent in missing {
+        ui.json("missing_part", json!(absent))?;
+        let text = format!("{} is not there: {}", absent.part, absent.looked_for);
+        if absent.is_required { ui.warn(&text) } else { ui.detail(text)? }
+    }
+    for check in checks {
+        ui.json("check", json!(check))?;
+        show_check(ui, check)?;
+    }
+    Ok(())
 }
 
 /// Says how a check went.

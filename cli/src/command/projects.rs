@@ -1,15 +1,12 @@
-use super::Global;
+use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
 use crate::report::count;
 use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
-use forge::session::DIR;
 use serde_json::json;
-use store::id::ChunkId;
 use store::store::Purpose;
-use store::tree::Lookup;
 
 /// List the projects of a snapshot with their repositories
 ///
@@ -71,22 +68,17 @@ impl Projects {
 
     fn read(&self, store: &store::store::Store) -> Result<Vec<Project>, Failure> {
         let (id, snapshot) = select::find(store, &self.snapshot)?;
-        let path = format!("{DIR}/projects.jsonl");
-        let get = |id: &ChunkId| store.chunk(id);
-        let entry = Lookup::new(&snapshot.root.chunk(), &get).at(path.as_bytes())?;
-        let entry = entry.ok_or_else(|| {
+        let name = "projects.jsonl";
+        let text = instance::kept(store, &snapshot, name)?.ok_or_else(|| {
             let hint =
                 "only backups of a GitLab instance have one; `forgekeep snapshots` lists them";
             with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
         })?;
-        let mut text = Vec::new();
-        store::dump::dump(store, &entry, &mut text)?
-            .map_err(|error| crate::exit::other(error.to_string()))?;
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines
             .map(|line| {
                 let wrong = |error| {
-                    crate::exit::other(format!("{path} of snapshot {}: {error}", id.short()))
+                    crate::exit::other(format!("{name} of snapshot {}: {error}", id.short()))
                 };
                 serde_json::from_slice(line).map_err(wrong)
             })

@@ -7,6 +7,7 @@
 pub mod generated;
 pub mod rows;
 
+use super::mattermost::{self, single_sign_on};
 use super::{Draft, Kind, Site, below, runit};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
@@ -115,7 +116,7 @@ impl Kind for Gitlab {
         );
         self.databases(site, &generated, draft);
         self.redis(site, draft);
-        super::mattermost::beside_gitlab(site, draft);
+        mattermost::beside_gitlab(site, draft)?;
         for (name, reason) in LEFT_OUT {
             let path = site.at(DATA).join(name);
             if path.exists() && !draft.parts.iter().any(|part| part.paths.contains(&path)) {
@@ -131,12 +132,15 @@ impl Kind for Gitlab {
     }
 
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
-        rows::ask(plan, databases)
+        let mut catalogue = rows::ask(plan, databases)?;
+        mattermost::ask_beside_gitlab(plan, databases, &mut catalogue)?;
+        Ok(catalogue)
     }
 
     fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![check_secrets(plan, copy)?];
         checks.extend(rows::check(plan, catalogue, copy)?);
+        checks.extend(single_sign_on::check(plan, catalogue, copy)?);
         Ok(checks)
     }
 }

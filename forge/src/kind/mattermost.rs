@@ -1,17 +1,37 @@
 //! Mattermost, beside GitLab in its Linux package or alone.
 
-use super::{Draft, Kind, Site, below, runit};
+pub mod config;
+pub mod data_source;
+pub mod rows;
+pub mod single_sign_on;
+
+use super::{Draft, Kind, Site, below, runit, systemd};
+use crate::catalogue::Catalogue;
+use crate::check::Check;
+use crate::copy::Copy;
 use crate::error::Result;
-use crate::plan::{Database, Product};
-use crate::service::postgres::Server;
-use std::path::Path;
+use crate::plan::{Database, Plan, Product};
+use crate::service::postgres::{Connection, Server};
+use config::{Config, Unit};
+use data_source::DataSource;
+use std::path::{Path, PathBuf};
 
 /// Mattermost on its own.
 pub struct Mattermost;
 
+/// Where it is installed.
+const HOME: &str = "/opt/mattermost";
+
 /// Its database in GitLab's package, and usually elsewhere.
 const DATABASE: &str = "mattermost";
 const DATABASE_BESIDE_GITLAB: &str = "mattermost_production";
+
+/// Its service, and the user who runs it.
+const SERVICE: &str = "mattermost";
+
+/// The part with the files that users sent, alone and beside GitLab.
+const DATA: &str = "data";
+const DATA_BESIDE_GITLAB: &str = "mattermost-data";
 
 impl Kind for Mattermost {
     fn name(&self) -> &'static str {
@@ -23,45 +43,184 @@ impl Kind for Mattermost {
     }
 
     fn detect(&self, root: &Path) -> Option<String> {
-        let config = below(root, Path::new("/opt/mattermost/config/config.json"));
+        let config = below(root, Path::new(HOME)).join("config/config.json");
         config.exists().then(|| config.display().to_string())
     }
 
     fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
         draft.product = Product { name: "Mattermost".into(), ..Product::default() };
-        let home = site.at("/opt/mattermost");
+        let (root, home) = (&site.settings.root, site.at(HOME));
+        let unit = Unit::read(root)?;
+        let has_unit = unit.is_some();
+        let unit = unit.unwrap_or_default();
+        let kept_at = unit.variables.get("MM_CONFIG").cloned().unwrap_or_default();
+        let is_in_database = kept_at.contains("://");
+        let path = if is_in_database || kept_at.is_empty() {
+            home.join("config/config.json")
+        } else {
+            let path = Path::new(&kept_at);
+            if path.is_absolute() { below(root, path) } else { home.join(path) }
+        };
         draft.needs("config", "its configuration, with secrets", home.join("config"));
-        let data = draft.needs("data", "files that users sent", home.join("data"));
-        data.owner = Some("mattermost");
-        draft.takes("plugins", "plugins", home.join("plugins"));
-        draft.takes("client-plugins", "plugins for browsers", home.join("client/plugins"));
+        if is_in_database {
+            draft.notes.push(
+                "settings are in the database (table Configurations) and saved with it; name \
+                 directories under `parts` if they are not the usual ones"
+                    .into(),
+            );
+        } else if !path.starts_with(home.join("config")) {
+            draft.needs("config.json", "its configuration, with secrets", path.clone());
+        }
+        if !unit.files.is_empty() {
+            let part =
+                draft.takes("service", "its unit and variables, with secrets", PathBuf::new());
+            part.paths = unit.files;
+        }
+        let config = Config::read(&path, unit.variables)?;
+        files(&config, DATA, "data", site, &home, draft);
+        for (name, about, key, usual) in [
+            ("plugins", "plugins", "Directory", "plugins"),
+            ("client-plugins", "plugins for browsers", "ClientDirectory", "client/plugins"),
+        ] {
+            let path = config.directory("PluginSettings", key, root, &home);
+            draft.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
+        }
         draft.leaves(home.join("logs"), "logs");
-        draft.postgres = Some(Server::default());
-        let (name, purpose) = (DATABASE.into(), "mattermost".into());
-        draft.databases.push(Database { name, purpose, is_required: true });
-        draft.supervisor = Some(runit(vec!["sv".into()], &["mattermost"]));
+        if let Some(dir) = config.directory("BleveSettings", "IndexDir", root, &home) {
+            draft.leaves(dir, "an index for searching, which Mattermost makes again");
+        }
+        let in_database = is_in_database.then_some(kept_at.as_str());
+        database(&config, in_database, site, draft)?;
+        let runs_by_runit = ["/etc/sv", "/etc/service"].map(|dir| site.at(dir).join(SERVICE));
+        draft.supervisor = Some(if !has_unit && runs_by_runit.iter().any(|dir| dir.exists()) {
+            runit(vec!["sv".into()], &[SERVICE])
+        } else {
+            systemd(&[SERVICE])
+        });
+        if config.text("GitLabSettings", "Id").is_some() {
+            draft.notes.push(
+                "its single sign-on needs a row of another GitLab, which is not compared with it"
+                    .into(),
+            );
+        }
         Ok(())
+    }
+
+    fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
+        let mut catalogue = Catalogue::default();
+        for database in databases {
+            rows::product(database, &mut catalogue)?;
+            rows::files(plan, DATA, database, &mut catalogue)?;
+        }
+        Ok(catalogue)
+    }
+
+    fn check(&self, _: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+        rows::check(catalogue, copy)
     }
 }
 
-/// Adds Mattermost to a GitLab whose package brought it along.
-pub fn beside_gitlab(site: &Site<'_>, draft: &mut Draft) {
-    let home = site.at("/var/opt/gitlab/mattermost");
-    if !home.exists() {
+/// The part with the files that users sent.
+fn files(
+    config: &Config,
+    name: &str,
+    usual: &str,
+    site: &Site<'_>,
+    home: &Path,
+    draft: &mut Draft,
+) {
+    let dir = config.directory("FileSettings", "Directory", &site.settings.root, home);
+    let dir = dir.unwrap_or_else(|| home.join(usual));
+    if config.text("FileSettings", "DriverName") == Some("amazons3") {
+        let note = "files that users sent are in an object store, which is not copied";
+        draft.notes.push(note.into());
+        // What was there before stays.
+        draft.takes(name, "files that users sent", dir);
         return;
     }
-    draft.needs(
-        "mattermost-config",
-        "configuration of Mattermost, with secrets",
-        home.join("config.json"),
-    );
-    let part = draft.needs("mattermost", "Mattermost's files and plugins", home);
+    draft.needs(name, "files that users sent", dir).owner = Some("mattermost");
+}
+
+/// Server and database, as the settings give them. Settings that are themselves in a
+/// database are in the same one.
+fn database(
+    config: &Config,
+    in_database: Option<&str>,
+    site: &Site<'_>,
+    draft: &mut Draft,
+) -> Result<()> {
+    let mysql = config.text("SqlSettings", "DriverName") == Some("mysql");
+    if mysql || in_database.is_some_and(|source| source.starts_with("mysql:")) {
+        return Err(site.wrong(
+            "its database is MySQL, of which only PostgreSQL is backed up; move it to PostgreSQL, \
+             as Mattermost itself asks for, or make its directories an instance of kind `plain` and \
+             give a dump of mysqldump to `forgekeep backup --stdin-name`",
+        ));
+    }
+    let mut server = Server::default();
+    let mut name = DATABASE.to_owned();
+    if let Some(text) = config.text("SqlSettings", "DataSource").or(in_database) {
+        let source = DataSource::parse(text).map_err(|reason| {
+            site.wrong(format!("SqlSettings.DataSource of Mattermost cannot be used: {reason}"))
+        })?;
+        // The user that runs Mattermost is known to the server without a password.
+        let is_socket = source.host.as_ref().is_none_or(|host| host.starts_with('/'));
+        if is_socket && source.password.is_none() {
+            server.reach.user = Some(SERVICE.into());
+        }
+        // What is read from settings is below the root.
+        server.host = source.host.map(|host| match host.strip_prefix('/') {
+            Some(_) => site.at(&host).display().to_string(),
+            None => host,
+        });
+        server.port = source.port.unwrap_or(server.port);
+        server.role = source.role;
+        server.password = source.password;
+        server.encryption = source.encryption;
+        name = source.database.unwrap_or(name);
+    } else {
+        draft.notes.push("SqlSettings.DataSource is not set; the usual database is taken".into());
+    }
+    // There may be others on the server, which are not Mattermost's.
+    server.databases = Some(vec![name.clone()]);
+    draft.postgres = Some(server);
+    draft.databases.push(Database { name, purpose: "mattermost".into(), is_required: true });
+    Ok(())
+}
+
+/// Adds Mattermost to a GitLab whose package brought it along.
+pub fn beside_gitlab(site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+    let home = site.at("/var/opt/gitlab/mattermost");
+    if !home.exists() {
+        return Ok(());
+    }
+    let path = home.join("config.json");
+    let environment = site.at("/opt/gitlab/etc/mattermost/env");
+    // GitLab is not to go without a backup because Mattermost's settings make no sense.
+    let config = config::variables_in(&environment).and_then(|them| Config::read(&path, them));
+    let config = config.unwrap_or_else(|error| {
+        draft.notes.push(format!("{error}; the usual directories of Mattermost are taken"));
+        Config::default()
+    });
+    draft.needs("mattermost-config", "configuration of Mattermost, with secrets", path);
+    let part = draft.needs("mattermost", "Mattermost's files and plugins", home.clone());
     part.owner = Some("mattermost");
-    draft.takes(
-        "mattermost-environment",
-        "settings that go before its configuration",
-        site.at("/opt/gitlab/etc/mattermost/env"),
-    );
+    files(&config, DATA_BESIDE_GITLAB, "data", site, &home, draft);
+    draft.takes("mattermost-environment", "settings that go before its configuration", environment);
     let (name, purpose) = (DATABASE_BESIDE_GITLAB.into(), "mattermost".into());
     draft.databases.push(Database { name, purpose, is_required: true });
+    Ok(())
+}
+
+/// Asks what files there should be of the Mattermost beside GitLab.
+pub fn ask_beside_gitlab(
+    plan: &Plan,
+    databases: &mut [Connection<'_>],
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let is_it = |database: &&mut Connection<'_>| database.database == DATABASE_BESIDE_GITLAB;
+    for database in databases.iter_mut().filter(is_it) {
+        rows::files(plan, DATA_BESIDE_GITLAB, database, catalogue)?;
+    }
+    Ok(())
 }

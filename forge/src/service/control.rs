@@ -40,6 +40,8 @@ pub struct Supervisor {
 pub enum Speaks {
     /// `sv` and `gitlab-ctl`: `status`, `stop NAME`, `start NAME`; `run: NAME: …`.
     Runit,
+    /// `systemctl`: `is-active NAME`, `stop NAME`, `start NAME`.
+    Systemd,
     /// `docker` and `podman`: `inspect NAME`, `stop -t SECONDS NAME`, `start NAME`.
     Docker,
 }
@@ -118,7 +120,7 @@ impl Supervisor {
             }
             if is_running == Some(true) {
                 let stop = match self.speaks {
-                    Speaks::Runit => self.command(&["stop", name]),
+                    Speaks::Runit | Speaks::Systemd => self.command(&["stop", name]),
                     Speaks::Docker => self.command(&["stop", "-t", GRACE_SECONDS, name]),
                 };
                 let start = self.command(&["start", name]);
@@ -136,6 +138,15 @@ impl Supervisor {
                 let answer = self.command(&["status", name]).answer(progress)?;
                 let state = states(&answer).find(|(_, named)| is_same(named, name));
                 Ok(state.map(|(state, _)| state != "down"))
+            }
+            Speaks::Systemd => {
+                let answer = self.command(&["is-active", name]).answer(progress)?;
+                Ok(match answer.trim_ascii() {
+                    b"active" | b"reloading" | b"activating" | b"deactivating" => Some(true),
+                    // So it says of a unit that it does not know, too.
+                    b"inactive" | b"failed" => Some(false),
+                    _ => None,
+                })
             }
             Speaks::Docker => {
                 let words = ["inspect", "--format", "{{.State.Running}}", name];
@@ -184,5 +195,24 @@ mod tests {
         assert_eq!(states, expected.map(|(state, name)| (state.to_owned(), name.to_owned())));
         assert!(is_same("/opt/service/puma", "puma"));
         assert!(!is_same("puma", "sidekiq"));
+    }
+
+    #[test]
+    fn systemd_is_understood() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = dir.path().join("systemctl");
+        // Names of units are what it answers.
+        std::fs::write(&script, "test $1 = is-active && echo $2; exit 3").expect("writes");
+        let supervisor = Supervisor {
+            speaks: Speaks::Systemd,
+            program: vec!["sh".into(), script.display().to_string()],
+            writers: ["active", "inactive", "failed", "unknown"].map(String::from).to_vec(),
+            limit: Duration::from_secs(20),
+        };
+        let control = Control::Supervised(supervisor);
+        let writers = control.writers(&Progress::default()).expect("answers");
+        assert_eq!(writers.len(), 1, "{writers:?}");
+        assert!(writers[0].stop.shown().ends_with("systemctl stop active"), "{writers:?}");
+        assert!(writers[0].start[0].shown().ends_with("systemctl start active"), "{writers:?}");
     }
 }

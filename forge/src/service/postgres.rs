@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::run::{Command, Output, Patience, Running, Stdin};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -44,8 +45,10 @@ pub struct Server {
     pub role: Option<String>,
     /// File of passwords for the clients.
     pub passfile: Option<PathBuf>,
-    /// Password of the role, where the instance's own configuration has it.
+    /// Its password, where it is known without a file.
     pub password: Option<Password>,
+    /// How connections are encrypted, as variables of the clients.
+    pub encryption: BTreeMap<&'static str, String>,
     /// Databases to save; without it, all that the server has.
     pub databases: Option<Vec<String>>,
     /// How long to wait for it while it is starting.
@@ -100,6 +103,16 @@ impl Server {
             reason: format!("its version is `{}`", version.number),
         })?;
         Ok((number / 10_000, version.text))
+    }
+
+    /// Whether the role we connect as may read the passwords of roles.
+    pub fn reads_passwords(&self, connection: &mut Connection<'_>) -> Result<bool> {
+        #[derive(Deserialize)]
+        struct May {
+            read: bool,
+        }
+        let query = "select has_table_privilege('pg_authid', 'select') as read";
+        Ok(connection.one::<May>(query)?.read)
     }
 
     /// The databases to save.
@@ -172,13 +185,20 @@ impl Server {
             .start(Stdin::Nothing)
     }
 
-    /// Roles, their passwords and settings, and tablespaces, as SQL.
-    pub fn globals(&self, client: &Reach, progress: &Progress) -> Result<Vec<u8>> {
+    /// Roles with their settings, and tablespaces, as SQL; with the passwords of roles, if
+    /// the role we connect as may read them.
+    pub fn globals(
+        &self,
+        client: &Reach,
+        reads_passwords: bool,
+        progress: &Progress,
+    ) -> Result<Vec<u8>> {
         let help = client.command("pg_dumpall", ["--help"]).output(progress)?;
         let knows_key = String::from_utf8_lossy(&help).contains("--restrict-key");
         let key = knows_key.then(|| format!("--restrict-key={RESTRICT_KEY}"));
-        let words = ["--globals-only", "--no-password"].map(String::from).into_iter().chain(key);
-        let words = words.chain(self.address());
+        let without = (!reads_passwords).then(|| "--no-role-passwords".to_owned());
+        let words = ["--globals-only", "--no-password"].map(String::from).into_iter();
+        let words = words.chain(key).chain(without).chain(self.address());
         self.with_environment(client.command("pg_dumpall", words)).within(QUESTION).output(progress)
     }
 
@@ -189,11 +209,16 @@ impl Server {
     }
 
     fn with_environment(&self, command: Command) -> Command {
-        let command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
-        match (&self.passfile, &self.password) {
-            (Some(file), _) => command.env("PGPASSFILE", file.display().to_string()),
-            (None, Some(Password(password))) => command.env("PGPASSWORD", password),
-            (None, None) => command,
+        let mut command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
+        for (name, value) in &self.encryption {
+            command = command.env(name, value);
+        }
+        if let Some(Password(password)) = &self.password {
+            command = command.env("PGPASSWORD", password);
+        }
+        match &self.passfile {
+            Some(file) => command.env("PGPASSFILE", file.display().to_string()),
+            None => command,
         }
     }
 }

@@ -1,16 +1,17 @@
 //! Databases: one moment of each, and the dump of that moment.
 
-use super::{DIR, Dumped, Job};
+use super::{DIR, Dumped};
 use crate::error::Result;
-use crate::plan::Absent;
+use crate::plan::{Absent, Plan};
 use crate::run::Patience;
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
 use store::backup::Backup;
+use store::observe::Progress;
 
 /// Databases that can be held at one moment.
 pub struct Moments<'a> {
-    job: &'a Job<'a>,
+    progress: &'a Progress,
     source: Option<Source<'a>>,
 }
 
@@ -19,6 +20,7 @@ struct Source<'a> {
     server: &'a Server,
     client: Reach,
     version: String,
+    reads_passwords: bool,
     connections: Vec<Connection<'a>>,
     /// Names of the moments, in the order of the connections.
     names: Vec<String>,
@@ -27,17 +29,17 @@ struct Source<'a> {
 impl<'a> Moments<'a> {
     /// Connects to every database of the plan's server. Also returns the databases that are
     /// not there.
-    pub fn open(job: &'a Job<'a>) -> Result<(Moments<'a>, Vec<Absent>)> {
-        let Some(server) = &job.plan.postgres else {
-            return Ok((Moments { job, source: None }, Vec::new()));
+    pub fn open(plan: &'a Plan, progress: &'a Progress) -> Result<(Moments<'a>, Vec<Absent>)> {
+        let Some(server) = &plan.postgres else {
+            return Ok((Moments { progress, source: None }, Vec::new()));
         };
-        let progress = job.store.observer().progress();
         let mut first = server.connect("postgres", progress)?;
         let (major, version) = server.version(&mut first)?;
         let client = server.client(major, progress)?;
+        let reads_passwords = server.reads_passwords(&mut first)?;
         let there = server.databases(&mut first)?;
         drop(first);
-        let wanted = job.plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
+        let wanted = plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
         let missing = wanted.map(|wanted| Absent {
             part: wanted.part(),
             looked_for: format!("database {}", wanted.name),
@@ -46,8 +48,15 @@ impl<'a> Moments<'a> {
         let missing = missing.collect();
         let connections = there.iter().map(|name| server.connect(name, progress));
         let connections = connections.collect::<Result<_>>()?;
-        let source = Some(Source { server, client, version, connections, names: Vec::new() });
-        Ok((Moments { job, source }, missing))
+        let source = Some(Source {
+            server,
+            client,
+            version,
+            reads_passwords,
+            connections,
+            names: Vec::new(),
+        });
+        Ok((Moments { progress, source }, missing))
     }
 
     /// Holds every database at this moment, one directly after the other.
@@ -64,6 +73,11 @@ impl<'a> Moments<'a> {
         self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
     }
 
+    /// Whether the passwords of roles are in the dump.
+    pub fn reads_passwords(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| source.reads_passwords)
+    }
+
     /// Version of the server.
     pub fn version(&self) -> Option<String> {
         self.source.as_ref().map(|source| source.version.clone())
@@ -71,9 +85,9 @@ impl<'a> Moments<'a> {
 
     /// Dumps everything into the store.
     pub fn dump(&mut self, backup: &mut Backup<'_>) -> Result<Vec<Dumped>> {
-        let progress = self.job.store.observer().progress();
+        let progress = self.progress;
         let Some(source) = &mut self.source else { return Ok(Vec::new()) };
-        let globals = source.server.globals(&source.client, progress)?;
+        let globals = source.server.globals(&source.client, source.reads_passwords, progress)?;
         backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;
         let mut dumped = Vec::new();
         for (connection, moment) in source.connections.iter_mut().zip(&source.names) {

@@ -18,6 +18,9 @@ pub const OAUTH_ID: &str = "aa11bb22cc33dd44ee55ff66aa11bb22cc33dd44ee55ff66aa11
 /// What it proves that with.
 pub const OAUTH_SECRET: &str = "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978";
 
+/// The form of it that GitLab 15 and 16 keep.
+pub const OAUTH_SECRET_PBKDF2: &str = "$pbkdf2-sha512$20000$$fKZcdglCMuEitDbfm2AcE45Jpkpg0mvqHphGnJ5rOR1NXsgjAZBEZAQO8k47U9irKTqFr0JFJFiyXtIvqGTwGA";
+
 /// Its section of `gitlab-secrets.json`.
 pub fn secrets() -> serde_json::Value {
     json!({
@@ -31,12 +34,13 @@ pub fn secrets() -> serde_json::Value {
     })
 }
 
-/// Makes all of it. From version 15 on GitLab keeps a hash of the secret only.
-pub fn make(postgres: &Postgres, root: &Path, is_hashed: bool) {
-    let secret = if is_hashed {
-        format!("encode(sha512('{OAUTH_SECRET}'), 'hex')")
-    } else {
-        format!("'{OAUTH_SECRET}'")
+/// Makes all of it for a major version of GitLab, which from 15 on keeps a hash of the secret
+/// only.
+pub fn make(postgres: &Postgres, root: &Path, major: u32) {
+    let secret = match major {
+        ..15 => format!("'{OAUTH_SECRET}'"),
+        15..17 => format!("'{OAUTH_SECRET_PBKDF2}'"),
+        17.. => format!("encode(sha512('{OAUTH_SECRET}'), 'hex')"),
     };
     postgres.sql(
         MAIN,
@@ -59,10 +63,10 @@ pub fn make(postgres: &Postgres, root: &Path, is_hashed: bool) {
         MATTERMOST,
         format!("create extension pg_trgm;\nset role gitlab_mattermost;\n{tables}"),
     );
-    files(postgres, root);
+    files(postgres, root, major);
 }
 
-fn files(postgres: &Postgres, root: &Path) {
+fn files(postgres: &Postgres, root: &Path, major: u32) {
     let owner = Account::named("mattermost");
     let home = root.join(DATA).join("mattermost");
     for name in ["", "data", "plugins", "client-plugins", "plugins/com.example.plugin"] {
@@ -76,6 +80,12 @@ fn files(postgres: &Postgres, root: &Path) {
         "{\"id\":\"com.example.plugin\"}",
     );
     // Since package 11.0 this is only made when missing; what counts is the environment.
+    let has_environment = major >= 11;
+    let gitlab = if has_environment {
+        json!({ "Enable": false, "Secret": "", "Id": "", "Scope": "" })
+    } else {
+        json!({ "Enable": true, "Secret": OAUTH_SECRET, "Id": OAUTH_ID, "Scope": "" })
+    };
     let config = json!({
         "ServiceSettings": { "SiteURL": "https://mattermost.example.com" },
         "SqlSettings": { "DriverName": "postgres", "AtRestEncryptKey": "9c".repeat(16) },
@@ -88,7 +98,7 @@ fn files(postgres: &Postgres, root: &Path) {
             "Directory": "/var/opt/gitlab/mattermost/plugins",
             "ClientDirectory": "/var/opt/gitlab/mattermost/client-plugins",
         },
-        "GitLabSettings": { "Enable": false, "Secret": "", "Id": "", "Scope": "" },
+        "GitLabSettings": gitlab,
     });
     let config = serde_json::to_string_pretty(&config).expect("is JSON");
     file(&home.join("config.json"), owner, 0o600, config);
@@ -96,6 +106,9 @@ fn files(postgres: &Postgres, root: &Path) {
     for row in postgres.query(MATTERMOST, paths).lines() {
         let (path, content) = row.split_once('|').expect("two columns");
         super::files::below(&home.join("data"), path, owner, 0o640, content);
+    }
+    if !has_environment {
+        return;
     }
     let environment = root.join("opt/gitlab/etc/mattermost/env");
     directory(&environment, Account::root(), 0o755);

@@ -140,19 +140,14 @@ fn sampled(table: &str, columns: &str, condition: &str, sample: Sample) -> Strin
     }
 }
 
-/// The directory of a part.
-fn dir_of(plan: &Plan, name: &str) -> Option<PathBuf> {
-    plan.parts.iter().find(|part| part.name == name)?.paths.first().cloned()
-}
-
 fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
-    if let Some(dir) = dir_of(plan, "uploads") {
+    if let Some(dir) = plan.place("uploads") {
         uploads(&dir, plan.sample, database, catalogue)?;
     }
-    if let Some(dir) = dir_of(plan, "lfs") {
+    if let Some(dir) = plan.place("lfs") {
         lfs(&dir, plan.sample, database, catalogue)?;
     }
-    if let Some(dir) = dir_of(plan, "artifacts") {
+    if let Some(dir) = plan.place("artifacts") {
         artifacts(&dir, plan.sample, database, catalogue)?;
     }
     Ok(())
@@ -195,7 +190,12 @@ fn uploads(
         if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
             paths.push(dir.join(hashed(id)).join(path));
         }
-        catalogue.files.push(FileRow { what: "uploads", id: row.id, paths, size: row.size });
+        catalogue.files.push(FileRow {
+            what: "uploads",
+            id: row.id.to_string(),
+            paths,
+            size: row.size,
+        });
     }
     Ok(())
 }
@@ -226,7 +226,7 @@ fn lfs(
         let path = dir.join(&oid[..2]).join(&oid[2..4]).join(&oid[4..]);
         catalogue.files.push(FileRow {
             what: "lfs",
-            id: row.id,
+            id: row.id.to_string(),
             paths: vec![path],
             size: row.size,
         });
@@ -269,7 +269,12 @@ fn artifacts(
             let project = project.strip_prefix("@hashed/").unwrap_or(&project);
             let path = dir.join(project).join(day).join(row.job_id.to_string());
             let path = path.join(row.id.to_string()).join(file);
-            let row = FileRow { what: "artifacts", id: row.id, paths: vec![path], size: row.size };
+            let row = FileRow {
+                what: "artifacts",
+                id: row.id.to_string(),
+                paths: vec![path],
+                size: row.size,
+            };
             catalogue.files.push(row);
         }
         return Ok(());
@@ -278,11 +283,17 @@ fn artifacts(
 }
 
 fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
-    if !database.columns("oauth_applications")?.is_empty() {
-        let rows: Vec<Application> =
-            database.rows("select name, uid, secret from oauth_applications order by id")?;
-        catalogue.applications.extend(rows);
+    let columns = database.columns("oauth_applications")?;
+    if columns.is_empty() {
+        return Ok(());
     }
+    let has_owner = columns.iter().any(|column| column == "owner_id");
+    let instance_wide = if has_owner { "owner_id is null" } else { "true" };
+    let rows: Vec<Application> = database.rows(&format!(
+        "select name, uid, secret, {instance_wide} as is_instance_wide \
+         from oauth_applications order by id"
+    ))?;
+    catalogue.applications.extend(rows);
     Ok(())
 }
 
@@ -350,13 +361,15 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<
 
 /// What is missing: in the copy alone, or on this machine as well.
 struct Absent {
+    is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
 }
 
 impl Absent {
-    fn new() -> Absent {
-        Absent { of_copy: Vec::new(), of_instance: Vec::new() }
+    fn new(copy: &Copy<'_>) -> Absent {
+        let is_live = matches!(copy, Copy::Live);
+        Absent { is_live, of_copy: Vec::new(), of_instance: Vec::new() }
     }
 
     fn add(&mut self, text: String, is_on_machine: bool) {
@@ -369,10 +382,14 @@ impl Absent {
             return Check::ok(name, format!("{count} {what} looked at; all are there"));
         }
         let verdict = if self.of_copy.is_empty() { Verdict::Warning } else { Verdict::Failed };
-        let text = format!(
-            "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
-            self.of_instance.len()
-        );
+        let text = if self.is_live {
+            format!("{all} of {count} {what} are not there")
+        } else {
+            format!(
+                "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
+                self.of_instance.len()
+            )
+        };
         Check::new(name, verdict, text)
             .with_examples(self.of_copy.into_iter().chain(self.of_instance))
     }
@@ -384,7 +401,7 @@ fn check_repositories(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Re
         let dir = storages.get(project.storage.as_str())?;
         Some(dir.join(&project.repository))
     };
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     let known: Vec<(&Project, PathBuf)> =
         catalogue.projects.iter().filter_map(|project| Some((project, place(project)?))).collect();
     let unknown = catalogue.projects.iter().filter(|project| place(project).is_none());
@@ -430,7 +447,7 @@ fn check_pools(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Ch
         }
     }
     let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     for ((project, file, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
         if seen.is_none() {
             // A member of a pool that was given up meanwhile does not borrow any more.
@@ -468,10 +485,11 @@ fn lexically(path: &Path) -> PathBuf {
     clean
 }
 
-fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+/// Looks whether the copy has the files that rows stand for.
+pub fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let paths: Vec<PathBuf> = catalogue.files.iter().flat_map(|row| row.paths.clone()).collect();
     let mut seen = copy.look(&paths)?.into_iter();
-    let mut absent = Absent::new();
+    let mut absent = Absent::new(copy);
     for row in &catalogue.files {
         let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
         let fits = |seen: &Seen| row.size.is_none_or(|size| size == seen.size);

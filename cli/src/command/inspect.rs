@@ -1,0 +1,169 @@
+use super::Global;
+use super::instance::{self, ConfigFile};
+use crate::exit::{Failure, other, with_hint};
+use crate::report::{count, local_time, size, utc_time};
+use crate::select;
+use crate::ui::Ui;
+use clap::Args;
+use forge::check::Check;
+use forge::kind::Site;
+use serde_json::{Value, json};
+use store::entry::display_path;
+use store::store::Purpose;
+
+/// Look at an instance as it is, or at what a snapshot says of it
+///
+/// Without SNAPSHOT, what a backup looks at is looked at on this machine and in the running
+/// databases: what to do after a restore. Nothing is changed, and no store is needed. The
+/// exit code is 3 if something is missing or does not fit; what cannot be looked at is only
+/// told.
+///
+/// With SNAPSHOT, what was known when it was made is shown: versions, databases, services,
+/// what was missing, how the checks went then. latest is the latest of this instance.
+///
+/// Examples:
+///   forgekeep inspect --instance gitlab
+///   forgekeep inspect --instance gitlab latest
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Inspect {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME")]
+    instance: String,
+    /// Id of a snapshot or the beginning of one, latest, or latest~N
+    snapshot: Option<String>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Inspect {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        match &self.snapshot {
+            None => self.machine(ui),
+            Some(wanted) => self.snapshot(wanted, global, ui),
+        }
+    }
+
+    fn machine(&self, ui: &Ui) -> Result<(), Failure> {
+        let config = self.config.read()?;
+        let settings = config.instance(&self.instance)?;
+        let watch = ui.watch("inspect");
+        let progress = store::observe::Observer::progress(&*watch);
+        let look = || {
+            let site = Site { instance: &self.instance, settings, progress };
+            let (plan, kind) = forge::kind::plan(&site)?;
+            let inspection = forge::session::inspect(&plan, kind, progress)?;
+            Ok::<_, forge::Error>((plan, inspection))
+        };
+        let looked = look();
+        watch.end();
+        let (plan, inspection) = looked.map_err(without_database)?;
+        for note in &plan.notes {
+            ui.warn(note);
+        }
+        instance::show_findings(ui, &inspection.missing, &inspection.checks)?;
+        let is_right = inspection.is_right();
+        let summary = json!({
+            "instance": plan.instance,
+            "kind": plan.kind,
+            "product": inspection.product,
+            "postgres": inspection.postgres,
+            "projects": inspection.project_count,
+            "is_right": is_right,
+        });
+        ui.json("summary", summary)?;
+        if is_right {
+            return ui.remark(format!("{}: nothing is wrong", plan.instance));
+        }
+        ui.warn(&format!("{}: not all is as it should be: see above", plan.instance));
+        Err(Failure::Partial)
+    }
+
+    fn snapshot(&self, wanted: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        // A machine that is being made anew may have no configuration yet.
+        let place = match &global.store {
+            Some(place) => place.clone(),
+            None => instance::place_of(&self.config.read()?, &self.instance, global)?,
+        };
+        let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
+        let name = &self.instance;
+        let read = || {
+            let (id, snapshot) = select::find_of_instance(&store, wanted, name)?;
+            let facts = instance::kept(&store, &snapshot, "instance.json")?.ok_or_else(|| {
+                let hint = "`forgekeep snapshots` says which ones are complete";
+                with_hint(format!("snapshot {} says nothing of its instance", id.short()), hint)
+            })?;
+            Ok::<_, Failure>((id, snapshot, facts))
+        };
+        let read = read();
+        watch.end();
+        let (id, snapshot, facts) = read?;
+        let mut facts: Value = serde_json::from_slice(&facts)
+            .map_err(|error| other(format!("instance.json of snapshot {}: {error}", id.short())))?;
+        let is_complete = snapshot.instance.is_some_and(|instance| instance.is_complete);
+        let state = if is_complete { "complete" } else { "NOT COMPLETE" };
+        let time = snapshot.start.into();
+        ui.line(format!("{name}: snapshot {} of {}, {state}", id.short(), local_time(time)))?;
+        show(ui, &facts)?;
+        facts["snapshot"] = id.to_string().into();
+        facts["time"] = utc_time(time).into();
+        facts["is_complete"] = is_complete.into();
+        ui.json("instance", facts)
+    }
+}
+
+/// An error with what to do when nothing was to be backed up.
+fn without_database(error: forge::Error) -> Failure {
+    let hint = "start the database server and load its databases, or say under `postgres` in the \
+                configuration how it is reached";
+    match error {
+        forge::Error::Failed { .. } | forge::Error::Service { .. } => {
+            with_hint(error.to_string(), hint)
+        }
+        error => error.into(),
+    }
+}
+
+/// Says what whoever restores asks for.
+fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
+    let line = |name: &str, text: String| ui.line(format!("  {name:13} {text}"));
+    let text = |value: &Value| value.as_str().map(|text| display_path(text.as_bytes()));
+    let list = |name: &str| facts[name].as_array().map(Vec::as_slice).unwrap_or_default();
+    let product = &facts["product"];
+    let words = ["name", "version", "edition"].map(|key| text(&product[key]));
+    line("product", words.into_iter().flatten().collect::<Vec<_>>().join(" "))?;
+    line("mode", text(&facts["mode"]).unwrap_or_default())?;
+    if let Some(version) = text(&facts["postgres"]) {
+        line("postgres", version)?;
+    }
+    for database in list("databases") {
+        let name = text(&database["name"]).unwrap_or_default();
+        let schema = text(&facts["schema"][&name]);
+        let schema = schema.map_or_else(String::new, |schema| format!(", schema {schema}"));
+        let bytes = size(database["bytes"].as_u64().unwrap_or_default());
+        line("database", format!("{name}: {bytes}{schema}"))?;
+    }
+    let services: Vec<String> = list("services").iter().filter_map(text).collect();
+    if !services.is_empty() {
+        line("services", services.join(", "))?;
+    }
+    line("parts", count(list("parts").len() as u64, "part"))?;
+    for absent in list("missing") {
+        let needed = if absent["is_required"] == true { "" } else { "  (not needed)" };
+        let [part, place] = ["part", "looked_for"].map(|key| text(&absent[key]));
+        let (part, place) = (part.unwrap_or_default(), place.unwrap_or_default());
+        line("missing", format!("{part}: {place}{needed}"))?;
+    }
+    if let Some(seconds) = facts["seconds_down"].as_f64() {
+        line("down", format!("{seconds:.1} s"))?;
+    }
+    for note in list("notes").iter().filter_map(text) {
+        line("note", note)?;
+    }
+    for check in list("checks") {
+        if let Ok(check) = serde_json::from_value::<Check>(check.clone()) {
+            instance::show_check(ui, &check)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,573 @@
+//! Whether users can sign in to the Mattermost of the package by GitLab.
+//!
+//! Mattermost names an application of GitLab's by its id and proves itself with a secret;
+//! GitLab has the row of it in `oauth_applications`. Each half is of no use without the
+//! other, and they are in different parts of a backup:
+//!
+//! ```text
+//! up to 10.8   gitlab-secrets.json ─reconfigure─▶ config.json
+//! from 11.0    gitlab-secrets.json ─reconfigure─▶ environment, which goes before config.json
+//! ```
+//!
+//! What stands on the right works today, what stands on the left after the next
+//! `gitlab-ctl reconfigure`; both are compared. A secret never gets into a text.
+
+use crate::catalogue::{Application, Catalogue};
+use crate::check::{Check, Verdict};
+use crate::copy::{Copy, shown};
+use crate::error::Result;
+use crate::plan::Plan;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use serde_json::Value;
+use sha2::{Digest, Sha512};
+use std::path::PathBuf;
+
+/// Name of the check.
+const NAME: &str = "single-sign-on";
+
+/// From this major version of the package on, the environment goes before `config.json`.
+const ENVIRONMENT_SINCE: u32 = 11;
+
+/// Rounds that are worth computing; GitLab has 20 000.
+const ROUNDS_MAX: u32 = 1_000_000;
+
+/// Compares what Mattermost has with what GitLab has; `None` if there is no Mattermost.
+pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Option<Check>> {
+    let place = |part: &str| plan.place(part).unwrap_or_default();
+    if plan.place("mattermost-config").is_none() {
+        return Ok(None);
+    }
+    if catalogue.schema.is_empty() {
+        return Ok(Some(unknown("no database of GitLab was asked")));
+    }
+    let places = Places {
+        config: place("mattermost-config"),
+        environment: place("mattermost-environment"),
+        secrets: place("secrets"),
+    };
+    let major = plan.product.version_numbers().map(|(major, _)| major);
+    judge(&places, major, &catalogue.applications, copy).map(Some)
+}
+
+/// The files that say what Mattermost has.
+struct Places {
+    config: PathBuf,
+    environment: PathBuf,
+    secrets: PathBuf,
+}
+
+fn judge(
+    places: &Places,
+    major: Option<u32>,
+    applications: &[Application],
+    copy: &Copy<'_>,
+) -> Result<Check> {
+    let mut sources = match sources(places, major, copy)? {
+        Ok(sources) => sources,
+        Err(reason) => return Ok(unknown(reason)),
+    };
+    let Some(first) = sources.first() else {
+        return Ok(unknown("Mattermost is not configured to let users sign in by GitLab"));
+    };
+    if first.is_off {
+        return Ok(unknown(format!("it is switched off in {}", first.shown())));
+    }
+    for source in &mut sources {
+        source.fit = fit(source, applications);
+    }
+    let fits = |source: &Source| source.fit == Fit::Fits;
+    let found = sources.iter().map(|source| source.found(applications));
+    if sources.iter().all(fits) {
+        let places: Vec<String> = sources.iter().map(Source::shown).collect();
+        let text = format!("GitLab has what is said in {}", places.join(" and "));
+        return Ok(Check::ok(NAME, text));
+    }
+    if sources.iter().all(|source| fits(source) || source.fit == Fit::Unknown) {
+        let text = "GitLab keeps the secret in a form that is not known here";
+        return Ok(unknown(text).with_examples(found));
+    }
+    let text = if fits(&sources[0]) {
+        "users can sign in to Mattermost by GitLab, but not after the next `gitlab-ctl reconfigure`"
+    } else {
+        "users cannot sign in to Mattermost by GitLab: Mattermost and GitLab's database do not fit"
+    };
+    Ok(Check::new(NAME, Verdict::Warning, text).with_examples(found).with_hint(advice(
+        places,
+        &sources,
+        applications,
+    )))
+}
+
+fn unknown(reason: impl Into<String>) -> Check {
+    Check::new(NAME, Verdict::Unknown, reason)
+}
+
+/// Where something is said, and how it is called there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Config,
+    Environment,
+    Secrets,
+}
+
+/// What one place says. It cannot be printed whole, for the sake of the secret.
+struct Source {
+    origin: Origin,
+    path: PathBuf,
+    id: String,
+    secret: String,
+    is_off: bool,
+    fit: Fit,
+}
+
+/// How what a place says is related to GitLab's rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    Fits,
+    NoSuchId,
+    OtherSecret,
+    /// The row is in no form that is known.
+    Unknown,
+}
+
+impl Origin {
+    /// Names of id and secret.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Origin::Config => ["GitLabSettings.Id", "GitLabSettings.Secret"],
+            Origin::Environment => ["MM_GITLABSETTINGS_ID", "MM_GITLABSETTINGS_SECRET"],
+            Origin::Secrets => ["mattermost.gitlab_id", "mattermost.gitlab_secret"],
+        }
+    }
+}
+
+impl Source {
+    fn shown(&self) -> String {
+        shown(&self.path)
+    }
+
+    /// How it fits, for people.
+    fn found(&self, applications: &[Application]) -> String {
+        let [id, secret] = self.origin.names();
+        let of_row = || {
+            let row = applications.iter().find(|row| row.uid == self.id);
+            row.map_or_else(String::new, |row| {
+                format!("{} ({})", shown(row.name.as_ref()), Form::of(&row.secret).name())
+            })
+        };
+        let what = match self.fit {
+            Fit::Fits => "it fits".into(),
+            Fit::NoSuchId => format!("no application of GitLab has its {id}"),
+            Fit::OtherSecret => format!("its {secret} is not that of GitLab's {}", of_row()),
+            Fit::Unknown => format!("its {secret} cannot be compared with GitLab's {}", of_row()),
+        };
+        format!("{}: {what}", self.shown())
+    }
+}
+
+/// What there is to compare, what works now first; or why that cannot be read.
+fn sources(
+    places: &Places,
+    major: Option<u32>,
+    copy: &Copy<'_>,
+) -> Result<std::result::Result<Vec<Source>, String>> {
+    let environment = environment(places, copy)?;
+    // A version that is not known shows itself by what it wrote.
+    let is_old = major.map_or(environment.is_none(), |major| major < ENVIRONMENT_SINCE);
+    let secrets = match json(places, Origin::Secrets, copy)? {
+        Ok(secrets) => secrets,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let now = match environment {
+        Some(environment) if !is_old => Some(environment),
+        // It is made by the next reconfigure, as after a restore.
+        None if !is_old && secrets.is_some() => None,
+        _ => match json(places, Origin::Config, copy)? {
+            Ok(config) => config,
+            Err(reason) => return Ok(Err(reason)),
+        },
+    };
+    Ok(Ok(now.into_iter().chain(secrets).collect()))
+}
+
+/// What the environment says; `None` if it says nothing of GitLab.
+fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
+    let [id, secret] = Origin::Environment.names();
+    let line = |name| -> Result<String> {
+        let seen = copy.file(&places.environment.join(name))?;
+        let content = seen.and_then(|seen| seen.content).unwrap_or_default();
+        // Such a file has one line, and an empty one takes the variable away.
+        let line = content.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(line).trim_end().to_owned())
+    };
+    let (id, secret) = (line(id)?, line(secret)?);
+    let is_off = line("MM_GITLABSETTINGS_ENABLE")? == "false";
+    let path = places.environment.clone();
+    let source =
+        Source { origin: Origin::Environment, path, id, secret, is_off, fit: Fit::Unknown };
+    Ok((!source.id.is_empty()).then_some(source))
+}
+
+/// What a file of JSON says; `None` if it says nothing of GitLab. The inner error is why it
+/// cannot be read.
+fn json(
+    places: &Places,
+    origin: Origin,
+    copy: &Copy<'_>,
+) -> Result<std::result::Result<Option<Source>, String>> {
+    let (path, section, names) = match origin {
+        Origin::Secrets => {
+            (&places.secrets, "mattermost", ["gitlab_id", "gitlab_secret", "gitlab_enable"])
+        }
+        _ => (&places.config, "GitLabSettings", ["Id", "Secret", "Enable"]),
+    };
+    let Some(seen) = copy.file(path)? else {
+        return Ok(Err(format!("{} is not there", shown(path))));
+    };
+    let Some(content) = seen.content else {
+        return Ok(Err(format!("{} is no file, or too large to be one of these", shown(path))));
+    };
+    let value: Value = match serde_json::from_slice(&content) {
+        Ok(value) => value,
+        Err(error) => {
+            let (line, column) = (error.line(), error.column());
+            let what = format!("{} is no JSON from line {line}, column {column} on", shown(path));
+            return Ok(Err(what));
+        }
+    };
+    let [id, secret, enable] = names.map(|name| &value[section][name]);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let source = Source {
+        origin,
+        path: path.clone(),
+        id: text(id),
+        secret: text(secret),
+        is_off: enable.as_bool() == Some(false),
+        fit: Fit::Unknown,
+    };
+    Ok(Ok((!source.id.is_empty()).then_some(source)))
+}
+
+fn fit(source: &Source, applications: &[Application]) -> Fit {
+    let Some(row) = applications.iter().find(|row| row.uid == source.id) else {
+        return Fit::NoSuchId;
+    };
+    match Form::of(&row.secret).is_of(&source.secret) {
+        Some(true) => Fit::Fits,
+        Some(false) => Fit::OtherSecret,
+        None => Fit::Unknown,
+    }
+}
+
+/// How GitLab keeps a secret. Rows are not rewritten at once, so one table has several forms.
+enum Form<'a> {
+    Plain(&'a str),
+    /// About GitLab 15 and 16: `$pbkdf2-sha512$ROUNDS$SALT$HASH`.
+    Pbkdf2(Option<Pbkdf2<'a>>),
+    /// Later.
+    Sha512(&'a str),
+}
+
+struct Pbkdf2<'a> {
+    rounds: u32,
+    salt: Vec<u8>,
+    hash: &'a str,
+}
+
+impl<'a> Form<'a> {
+    fn of(secret: &'a str) -> Form<'a> {
+        if let Some(rest) = secret.strip_prefix("$pbkdf2-") {
+            return Form::Pbkdf2(Pbkdf2::parse(rest));
+        }
+        let is_digest =
+            secret.len() == 128 && secret.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if is_digest { Form::Sha512(secret) } else { Form::Plain(secret) }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Form::Plain(_) => "kept as it is",
+            Form::Pbkdf2(_) => "kept as a PBKDF2 hash",
+            Form::Sha512(_) => "kept as a SHA-512 hash",
+        }
+    }
+
+    /// Whether it is the form of this secret; `None` if that cannot be told.
+    fn is_of(&self, secret: &str) -> Option<bool> {
+        Some(match self {
+            Form::Plain(plain) => *plain == secret,
+            Form::Sha512(digits) => {
+                let hash = Sha512::digest(secret);
+                let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+                digits.eq_ignore_ascii_case(&hex)
+            }
+            Form::Pbkdf2(parsed) => {
+                let Pbkdf2 { rounds, salt, hash } = parsed.as_ref()?;
+                let mut computed = [0; 64];
+                pbkdf2::pbkdf2_hmac::<Sha512>(secret.as_bytes(), salt, *rounds, &mut computed);
+                BASE64.encode(computed) == plus(hash)
+            }
+        })
+    }
+}
+
+impl<'a> Pbkdf2<'a> {
+    fn parse(rest: &'a str) -> Option<Pbkdf2<'a>> {
+        let [digest, rounds, salt, hash] = rest.split('$').collect::<Vec<_>>().try_into().ok()?;
+        let rounds = rounds.parse().ok().filter(|rounds| (1..=ROUNDS_MAX).contains(rounds))?;
+        let salt = BASE64.decode(plus(salt)).ok()?;
+        (digest == "sha512").then_some(Pbkdf2 { rounds, salt, hash })
+    }
+}
+
+/// These hashes are written with `.` for `+` and without padding.
+fn plus(text: &str) -> String {
+    text.trim_end_matches('=').replace('.', "+")
+}
+
+/// What to do: which values belong where, without the secret among them.
+fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> String {
+    let find = |origin: Origin| sources.iter().find(|source| source.origin == origin);
+    let [id, secret] = Origin::Secrets.names();
+    let file = shown(&places.secrets);
+    if find(Origin::Secrets).is_some_and(|source| source.fit == Fit::Fits) {
+        return format!("`gitlab-ctl reconfigure` writes what {file} says where it belongs");
+    }
+    if let Some(right) = sources.iter().find(|source| source.fit == Fit::Fits) {
+        let ([right_id, right_secret], path) = (right.origin.names(), right.shown());
+        return format!(
+            "set {id} and {secret} in {file} to {right_id} and {right_secret} of {path}, \
+             before the next `gitlab-ctl reconfigure`"
+        );
+    }
+    let Some(row) = application(&sources[0], applications) else {
+        return "GitLab has no application for Mattermost; `gitlab-ctl reconfigure` registers one \
+                and writes its id and secret"
+            .into();
+    };
+    let config = find(Origin::Config).map(|config| {
+        let [id, secret] = config.origin.names();
+        format!("{id} and {secret} in {}", config.shown())
+    });
+    // The package writes the environment anew; only from its secrets file does a value last.
+    let lasting = format!("{id} and {secret} in {file}");
+    let (places, then) = match (config, find(Origin::Secrets)) {
+        (Some(config), None) => (config, "gitlab-ctl restart mattermost"),
+        (Some(config), Some(_)) => {
+            (format!("{config}, and {lasting},"), "gitlab-ctl restart mattermost")
+        }
+        (None, _) => (lasting, "gitlab-ctl reconfigure"),
+    };
+    let uid = &row.uid;
+    let where_from = match Form::of(&row.secret) {
+        Form::Plain(_) => format!(
+            "the secret is shown by `gitlab-psql -c \"select secret from oauth_applications \
+             where uid = '{uid}'\"`"
+        ),
+        _ => format!(
+            "GitLab keeps only a hash of the secret and cannot show it, so take it from the {file} \
+             that was saved together with this database (`forgekeep dump SNAPSHOT:{file}`), or have \
+             a new secret made for this application in GitLab's admin area"
+        ),
+    };
+    format!("set {places} to the id {uid} and its secret, then run `{then}`; {where_from}")
+}
+
+/// The row that Mattermost should be given: the one that it names, or else the newest that
+/// is called like it. A user can make one that is called so as well; it does not count.
+fn application<'a>(first: &Source, applications: &'a [Application]) -> Option<&'a Application> {
+    // An id that a shell would read as something else is not to be typed.
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let is_likely =
+        |row: &&Application| row.is_instance_wide && row.name.to_lowercase().contains("mattermost");
+    let named = applications.iter().find(|row| row.uid == first.id);
+    let likely = || applications.iter().rev().find(is_likely);
+    named.or_else(likely).filter(|row| row.uid.chars().all(is_plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "aa11bb22";
+    const SECRET: &str = "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978";
+    const PBKDF2: &str = "$pbkdf2-sha512$20000$$fKZcdglCMuEitDbfm2AcE45Jpkpg0mvqHphGnJ5rOR1NXsgjAZBEZAQO8k47U9irKTqFr0JFJFiyXtIvqGTwGA";
+    const SHA512: &str = "d0519d961a95c7674dfd0ca72aa40ec6633eadccb976407e604113dc97f42f12c9c1a30d7c79950d1c15156e12598664fe8a18840965ea8b0c910dac4254e386";
+    const FORMS: [&str; 3] = [SECRET, PBKDF2, SHA512];
+    const OTHER: &str = "this is another secret";
+
+    /// The files of a Mattermost.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new() -> Machine {
+            let dir = tempfile::tempdir().expect("a directory");
+            std::fs::create_dir(dir.path().join("env")).expect("a directory");
+            let machine = Machine(dir);
+            machine.write("config.json", r#"{"GitLabSettings": {"Enable": false, "Id": ""}}"#);
+            machine.write("gitlab-secrets.json", r#"{"gitlab_rails": {}}"#);
+            machine
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            std::fs::write(self.0.path().join(name), text).expect("writes");
+        }
+
+        fn config(self, id: &str, secret: &str) -> Machine {
+            let text = format!(
+                r#"{{"GitLabSettings": {{"Enable": true, "Id": "{id}", "Secret": "{secret}"}}}}"#
+            );
+            self.write("config.json", &text);
+            self
+        }
+
+        fn secrets(self, id: &str, secret: &str) -> Machine {
+            let text = format!(
+                r#"{{"mattermost": {{"gitlab_id": "{id}", "gitlab_secret": "{secret}"}}}}"#
+            );
+            self.write("gitlab-secrets.json", &text);
+            self
+        }
+
+        fn environment(self, id: &str, secret: &str) -> Machine {
+            self.write("env/MM_GITLABSETTINGS_ID", id);
+            self.write("env/MM_GITLABSETTINGS_SECRET", &format!("{secret}\n"));
+            self
+        }
+
+        fn judge(&self, major: Option<u32>, rows: &[Application]) -> Check {
+            let dir = self.0.path();
+            let places = Places {
+                config: dir.join("config.json"),
+                environment: dir.join("env"),
+                secrets: dir.join("gitlab-secrets.json"),
+            };
+            let check = judge(&places, major, rows, &Copy::Live).expect("judges");
+            let told = format!("{check:?}");
+            for secret in FORMS.into_iter().chain([OTHER]) {
+                assert!(!told.contains(secret), "{told}");
+            }
+            check
+        }
+    }
+
+    fn row(uid: &str, secret: &str) -> Application {
+        Application {
+            name: "GitLab Mattermost".into(),
+            uid: uid.into(),
+            secret: secret.into(),
+            is_instance_wide: true,
+        }
+    }
+
+    fn hint(check: &Check) -> &str {
+        assert_eq!(check.verdict, Verdict::Warning, "{check:?}");
+        check.hint.as_deref().expect("a hint")
+    }
+
+    #[test]
+    fn each_form_is_told_from_another_secret() {
+        for stored in FORMS {
+            assert_eq!(Form::of(stored).is_of(SECRET), Some(true), "{stored}");
+            assert_eq!(Form::of(stored).is_of(OTHER), Some(false), "{stored}");
+        }
+        let padded = format!("{}==", PBKDF2.replace('.', "+"));
+        assert_eq!(Form::of(&padded).is_of(SECRET), Some(true));
+        // A hostile row costs no time.
+        for odd in ["$pbkdf2-sha512$4000000000$$x", "$pbkdf2-sha1$1$$x", "$pbkdf2-", "$pbkdf2-a$b"]
+        {
+            assert_eq!(Form::of(odd).is_of(SECRET), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn before_11_the_file_counts() {
+        for stored in FORMS {
+            let rows = [row("older", OTHER), row(ID, stored)];
+            let machine = Machine::new().config(ID, SECRET).environment("nonsense", OTHER);
+            assert_eq!(machine.judge(Some(10), &rows).verdict, Verdict::Ok);
+            let check = machine.config(ID, OTHER).judge(Some(10), &rows);
+            assert!(check.examples[0].contains("GitLabSettings.Secret"), "{check:?}");
+            let hint = hint(&check);
+            assert!(hint.contains("set GitLabSettings.Id and GitLabSettings.Secret in "), "{hint}");
+            assert!(hint.contains(&format!("id {ID} ")), "{hint}");
+            assert!(hint.contains("gitlab-ctl restart mattermost"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn from_11_on_environment_and_secrets_file_count() {
+        for stored in FORMS {
+            let rows = [row(ID, stored)];
+            let machine = || Machine::new().config("nonsense", OTHER).environment(ID, SECRET);
+            let whole = machine().secrets(ID, SECRET);
+            assert_eq!(whole.judge(Some(11), &rows).verdict, Verdict::Ok);
+            // The version is not known.
+            assert_eq!(whole.judge(None, &rows).verdict, Verdict::Ok);
+
+            let check = machine().secrets(ID, OTHER).judge(Some(17), &rows);
+            assert!(check.text.contains("not after the next"), "{check:?}");
+            assert!(hint(&check).contains("to MM_GITLABSETTINGS_ID"), "{check:?}");
+            let check =
+                machine().secrets(ID, SECRET).environment("gone", SECRET).judge(Some(17), &rows);
+            assert!(hint(&check).starts_with("`gitlab-ctl reconfigure` writes"), "{check:?}");
+            let check =
+                machine().secrets("gone", OTHER).environment("gone", OTHER).judge(Some(17), &rows);
+            assert_eq!(check.examples.len(), 2, "{check:?}");
+            assert!(hint(&check).contains("gitlab-secrets.json to the id aa11bb22 "), "{check:?}");
+            assert!(hint(&check).contains("run `gitlab-ctl reconfigure`"), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_read_where_it_can_be() {
+        let machine = Machine::new().environment(ID, OTHER);
+        let plain = machine.judge(Some(14), &[row(ID, SECRET)]);
+        let query =
+            r#"`gitlab-psql -c "select secret from oauth_applications where uid = 'aa11bb22'"`"#;
+        assert!(hint(&plain).contains(query), "{plain:?}");
+        for stored in [PBKDF2, SHA512] {
+            let hashed = machine.judge(Some(17), &[row(ID, stored)]);
+            assert!(hint(&hashed).contains("only a hash"), "{hashed:?}");
+            assert!(hint(&hashed).contains("forgekeep dump SNAPSHOT:"), "{hashed:?}");
+            assert!(!hint(&hashed).contains("gitlab-psql"), "{hashed:?}");
+        }
+    }
+
+    #[test]
+    fn what_users_call_mattermost_is_not_proposed() {
+        let machine = Machine::new().environment("gone", SECRET);
+        let of_user = Application { is_instance_wide: false, ..row("evil", SECRET) };
+        let check = machine.judge(Some(17), std::slice::from_ref(&of_user));
+        assert!(hint(&check).contains("has no application for Mattermost"), "{check:?}");
+        let odd = row("$(reboot)", SECRET);
+        assert!(!hint(&machine.judge(Some(17), &[odd])).contains("reboot"));
+        let check = machine.judge(Some(17), &[row(ID, SECRET), of_user]);
+        assert!(hint(&check).contains(ID) && !hint(&check).contains("evil"), "{check:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_said() {
+        let rows = [row(ID, SECRET)];
+        let told = |machine: Machine, major| {
+            let check = machine.judge(Some(major), &rows);
+            assert_eq!(check.verdict, Verdict::Unknown, "{check:?}");
+            check.text
+        };
+        assert!(told(Machine::new(), 17).contains("not configured"));
+        assert!(told(Machine::new(), 10).contains("not configured"));
+        let off = Machine::new().environment(ID, OTHER);
+        off.write("env/MM_GITLABSETTINGS_ENABLE", "false");
+        assert!(told(off, 17).contains("switched off"));
+        let broken = Machine::new();
+        broken.write("config.json", &format!("{{\"Secret\": \"{SECRET}\""));
+        assert!(told(broken, 10).contains("is no JSON from line 1"));
+        let gone = Machine::new();
+        std::fs::remove_file(gone.0.path().join("gitlab-secrets.json")).expect("removes");
+        assert!(told(gone, 17).contains("is not there"));
+        let check =
+            Machine::new().config(ID, OTHER).judge(Some(10), &[row(ID, "$pbkdf2-new$1$$x")]);
+        assert_eq!(check.verdict, Verdict::Unknown, "{check:?}");
+    }
+}

@@ -1,0 +1,50 @@
+//! A look at an instance as it is, without a copy of it.
+
+use super::dumps::Moments;
+use crate::check::{Check, Verdict};
+use crate::copy::Copy;
+use crate::error::Result;
+use crate::kind::Kind;
+use crate::plan::{Absent, Plan, Product};
+use store::observe::Progress;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Inspection {
+    /// Parts and databases that are not there.
+    pub missing: Vec<Absent>,
+    /// What was looked at.
+    pub checks: Vec<Check>,
+    /// What is installed.
+    pub product: Product,
+    /// Version of the database server.
+    pub postgres: Option<String>,
+    /// Projects that the databases know.
+    pub project_count: usize,
+}
+
+impl Inspection {
+    /// Whether all that belongs to the instance is there, and fits. What could not be looked
+    /// at is no fault.
+    pub fn is_right(&self) -> bool {
+        self.missing.iter().all(|absent| !absent.is_required)
+            && self.checks.iter().all(|check| check.verdict < Verdict::Warning)
+    }
+}
+
+/// Looks at this machine and its running databases as they are now. Nothing is changed.
+pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Inspection> {
+    let (mut moments, mut missing) = Moments::open(plan, progress)?;
+    missing.extend(plan.lacking.iter().cloned());
+    // One that only reads.
+    moments.take()?;
+    let catalogue = kind.ask(plan, moments.connections())?;
+    let is_there = |path: &std::path::PathBuf| path.exists();
+    let absent = plan.parts.iter().filter(|part| !part.paths.iter().any(is_there));
+    missing.extend(absent.map(Absent::of));
+    let checks = kind.check(plan, &catalogue, &Copy::Live)?;
+    let project_count = catalogue.projects.len();
+    let mut product = plan.product.clone();
+    product.version = product.version.or(catalogue.version);
+    Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })
+}

@@ -1,0 +1,272 @@
+//! Mattermost: beside GitLab, where people sign in by GitLab, and alone.
+
+use crate::support::gitlab::mattermost::{OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PBKDF2};
+use crate::support::gitlab::{Builder, database::MAIN, short_dir};
+use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
+use crate::support::postgres::{Options, Postgres};
+use crate::support::sandbox::{Outcome, Sandbox, is_root};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What another installation has.
+const OTHER_ID: &str = "0123456789abcdef";
+const OTHER_SECRET: &str = "the secret of another installation";
+
+/// Looks at the instance, both for people and for programs; returns what a program reads.
+fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
+    let arguments = ["inspect", "--instance", "forge"];
+    let shown = without_secrets(configured(sandbox, arguments).run().ends_with(code));
+    let outcome = configured(sandbox, arguments).args(["--json"]).run().ends_with(code);
+    let all = without_secrets(outcome).json();
+    for hint in lines(&all, "check").iter().filter_map(|check| check["hint"].as_str()) {
+        assert!(shown.stderr.contains(hint), "{}", shown.told());
+    }
+    all
+}
+
+/// Asserts that nothing was told that only the two may know.
+fn without_secrets(outcome: Outcome) -> Outcome {
+    for secret in [OAUTH_SECRET, OTHER_SECRET, OAUTH_SECRET_PBKDF2, PASSWORD] {
+        assert!(!outcome.told().contains(secret), "{}", outcome.told());
+    }
+    outcome
+}
+
+/// What was found of single sign-on: the verdict, and the text with its hint.
+fn single_sign_on(all: &[Value]) -> (String, String) {
+    let checks = lines(all, "check");
+    let check = checks.iter().find(|check| check["name"] == "single-sign-on").expect("a check");
+    let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+    (text("verdict"), format!("{} {}", text("text"), text("hint")))
+}
+
+/// Changes a file of JSON.
+fn change(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&std::fs::read(path).expect("reads")).expect("JSON");
+    change(&mut value);
+    std::fs::write(path, value.to_string()).expect("writes");
+}
+
+#[test]
+fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().mattermost().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let all = without_secrets(backup(&sandbox).run().ok()).json();
+    assert_eq!(single_sign_on(&all).0, "ok", "{all:?}");
+
+    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
+    for word in ["GitLab 17.8.2 ce", "gitlabhq_production: ", "mattermost", ", complete"] {
+        assert!(facts.stdout.contains(word), "{}", facts.told());
+    }
+    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest", "--json"]);
+    let facts = without_secrets(facts.run().ok()).json();
+    assert_eq!(facts[0]["message_type"], "instance");
+    assert_eq!(facts[0]["product"]["version"], "17.8.2");
+    let none = configured(&sandbox, ["inspect", "--instance", "other", "latest"]);
+    none.run().fails(1, &["no instance `other`"]);
+
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
+    let postgres = load_databases(&sandbox, &restored);
+    // What installing the package and its first reconfigure make again.
+    for path in [
+        "opt/gitlab/version-manifest.txt",
+        "var/opt/gitlab/gitaly/config.toml",
+        "var/opt/gitlab/gitlab-rails/etc/gitlab.yml",
+        "var/opt/gitlab/gitlab-rails/etc/database.yml",
+    ] {
+        let made = root.join(path);
+        std::fs::create_dir_all(made.parent().expect("a directory")).expect("directories");
+        std::fs::copy(gitlab.path(path), made).expect("copies");
+    }
+    drop(gitlab);
+    let text = format!(
+        "[instances.forge]\nkind = 'gitlab'\nroot = '{}'\n\
+         [instances.forge.postgres]\nhost = '{}'\nrole = '{}'\n",
+        root.display(),
+        postgres.socket_dir().display(),
+        postgres.superuser(),
+    );
+    sandbox.write("forgekeep.toml", text);
+    let all = inspect(&sandbox, 0);
+    assert_eq!(single_sign_on(&all).0, "ok", "{all:?}");
+    assert_eq!(summary(&all)["is_right"], true);
+
+    // The other form of about GitLab 15 and 16.
+    let keep = |secret: &str| {
+        let update = format!("update oauth_applications set secret = '{secret}'");
+        postgres.sql(MAIN, update);
+    };
+    keep(OAUTH_SECRET_PBKDF2);
+    assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
+
+    // Only the database is that of the snapshot.
+    let environment = root.join("opt/gitlab/etc/mattermost/env");
+    let secrets = root.join("etc/gitlab/gitlab-secrets.json");
+    std::fs::write(environment.join("MM_GITLABSETTINGS_ID"), OTHER_ID).expect("writes");
+    std::fs::write(environment.join("MM_GITLABSETTINGS_SECRET"), OTHER_SECRET).expect("writes");
+    change(&secrets, |value| {
+        value["mattermost"]["gitlab_id"] = OTHER_ID.into();
+        value["mattermost"]["gitlab_secret"] = OTHER_SECRET.into();
+    });
+    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{told}");
+    for word in ["users cannot sign in", "mattermost.gitlab_secret in", OAUTH_ID, "only a hash"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    keep(OAUTH_SECRET);
+    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{told}");
+    let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
+    assert!(told.contains(&query), "{told}");
+    // Done as told, but for the reconfigure.
+    change(&secrets, |value| {
+        value["mattermost"]["gitlab_id"] = OAUTH_ID.into();
+        value["mattermost"]["gitlab_secret"] = postgres.query(MAIN, &query).into();
+    });
+    let (_, told) = single_sign_on(&inspect(&sandbox, 3));
+    assert!(told.contains("`gitlab-ctl reconfigure` writes what"), "{told}");
+    std::fs::remove_dir_all(&environment).expect("removes");
+    assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
+}
+
+#[test]
+fn in_old_packages_the_configuration_of_mattermost_counts() {
+    if !is_root() {
+        return;
+    }
+    let version = "10.5.5-ce.0";
+    let gitlab = Builder::new().version(version).web("unicorn").mattermost().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
+    let config = gitlab.path("var/opt/gitlab/mattermost/config.json");
+    change(&config, |value| {
+        value["GitLabSettings"] = json!({ "Enable": true, "Id": OTHER_ID, "Secret": OTHER_SECRET });
+    });
+    change(&gitlab.path("etc/gitlab/gitlab-secrets.json"), |value| {
+        value["mattermost"] = Value::Null;
+    });
+    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{told}");
+    let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
+    for word in ["GitLabSettings.Id", &query, "gitlab-ctl restart mattermost"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    change(&config, |value| {
+        value["GitLabSettings"]["Id"] = OAUTH_ID.into();
+        value["GitLabSettings"]["Secret"] = gitlab.postgres.query(MAIN, &query).into();
+    });
+    assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
+}
+
+/// The password of Mattermost's role.
+const PASSWORD: &str = "it's a pass/word@home";
+
+/// A Mattermost of its own below a root, and its database server, which asks for the password.
+fn alone(root: &Path) -> Postgres {
+    let sockets = root.join("run/postgresql");
+    let postgres = Postgres::start(Options::within(&sockets));
+    let sql = include_str!("support/gitlab/mattermost.sql");
+    let quoted = PASSWORD.replace('\'', "''");
+    postgres.sql(
+        "postgres",
+        format!(
+            "create role mmuser login password '{quoted}';\ncreate database chat owner mmuser;\n\
+             create database other;"
+        ),
+    );
+    postgres.sql("chat", format!("create extension pg_trgm;\nset role mmuser;\n{sql}"));
+    let access = sockets.join("data/pg_hba.conf");
+    let rest = std::fs::read_to_string(&access).expect("reads");
+    std::fs::write(&access, format!("local all mmuser scram-sha-256\n{rest}")).expect("writes");
+    postgres.query("postgres", "select pg_reload_conf()");
+    let home = root.join("opt/mattermost");
+    for dir in ["config", "plugins/one", "client/plugins"] {
+        std::fs::create_dir_all(home.join(dir)).expect("directories");
+    }
+    let config = json!({
+        "SqlSettings": { "DriverName": "postgres", "DataSource": "postgres://nobody:wrong@/none" },
+        "FileSettings": { "DriverName": "local", "Directory": "./files/" },
+    });
+    std::fs::write(home.join("config/config.json"), config.to_string()).expect("writes");
+    let unit = root.join("etc/systemd/system/mattermost.service");
+    std::fs::create_dir_all(unit.parent().expect("a directory")).expect("directories");
+    let variables = "EnvironmentFile=/opt/mattermost/config/mattermost.environment\n";
+    std::fs::write(unit, format!("[Service]\n{variables}")).expect("writes");
+    let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
+    std::fs::write(
+        home.join("config/mattermost.environment"),
+        format!("MM_SQLSETTINGS_DATASOURCE='{source}&sslmode=disable'\n"),
+    )
+    .expect("writes");
+    let files = "select path, repeat(md5('file' || right(createat::text, 1)), 50) from fileinfo";
+    for row in postgres.query("chat", files).lines() {
+        let (path, content) = row.split_once('|').expect("two columns");
+        let path = home.join("files").join(path);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
+        std::fs::write(path, content).expect("writes");
+    }
+    postgres
+}
+
+#[test]
+fn mattermost_alone_is_backed_up_and_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let dir = short_dir();
+    let postgres = alone(dir.path());
+    let sandbox = Sandbox::new();
+    let configure = |root: &Path, more: &str| {
+        let text = format!(
+            "state = '{}'\n[stores.main]\npath = '{}'\n\
+             [instances.forge]\nkind = 'mattermost'\nroot = '{}'\n{more}",
+            sandbox.text("state"),
+            sandbox.text("store"),
+            root.display(),
+        );
+        sandbox.write("forgekeep.toml", text);
+    };
+    configure(dir.path(), "");
+    let told = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(told.stdout.contains("opt/mattermost/files  "), "{}", told.told());
+    let all = without_secrets(backup(&sandbox).run().ok()).json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert_eq!(summary(&all)["databases"], 1, "{all:?}");
+    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
+    for word in ["Mattermost 10.2.0", "chat: ", "passwords of database roles are not"] {
+        assert!(facts.stdout.contains(word), "{}", facts.told());
+    }
+    drop(postgres);
+
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let facts = std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("reads");
+    assert!(!facts.contains(PASSWORD));
+    let root = restored.join(dir.path().strip_prefix("/").expect("absolute"));
+    let postgres = load_databases(&sandbox, &restored);
+    let host =
+        format!("[instances.forge.postgres]\nhost = '{}'\n", postgres.socket_dir().display());
+    configure(&root, &host);
+    let all = inspect(&sandbox, 0);
+    assert_eq!(summary(&all)["product"]["version"], "10.2.0");
+    let files = lines(&all, "check")[0].clone();
+    assert_eq!(files["text"], "4 rows with files looked at; all are there");
+    let path = postgres.query("chat", "select path from fileinfo order by createat limit 1");
+    std::fs::remove_file(root.join("opt/mattermost/files").join(path)).expect("removes");
+    let files = lines(&inspect(&sandbox, 3), "check")[0].clone();
+    assert_eq!(files["text"], "1 of 4 rows with files are not there");
+
+    std::fs::remove_file(root.join("etc/systemd/system/mattermost.service")).expect("removes");
+    change(&root.join("opt/mattermost/config/config.json"), |value| {
+        value["SqlSettings"]["DriverName"] = "mysql".into();
+    });
+    let refused = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    without_secrets(refused.fails(1, &["is MySQL", "--stdin-name"]));
+}
