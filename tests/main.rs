@@ -31,3 +31,5 @@ mod reuse;
 /// Files of very many small slices of chunks.
 mod slices;
 mod support;
+/// Runs of instances and who hears of them.
+mod telling;
