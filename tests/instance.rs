@@ -2,14 +2,24 @@
 
 use crate::support::gitlab::{self, Builder};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
-use crate::support::sandbox::{Run, Sandbox, is_root};
+use crate::support::sandbox::{Dice, Run, Sandbox, is_root};
 
 #[test]
 fn an_instance_that_is_written_to_is_copied_whole() {
+    copied_whole_while_written_to(40);
+}
+
+#[test]
+#[ignore = "minutes: a thousand repositories"]
+fn a_large_instance_that_is_written_to_is_copied_whole() {
+    copied_whole_while_written_to(500);
+}
+
+fn copied_whole_while_written_to(projects: u32) {
     if !is_root() {
         return;
     }
-    let gitlab = Builder::new().projects(40).mattermost().writers().build();
+    let gitlab = Builder::new().projects(projects).mattermost().writers().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
     let lines_of = |run: Run| run.run().ok().json();
@@ -32,7 +42,7 @@ fn an_instance_that_is_written_to_is_copied_whole() {
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored");
     let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
-    assert!(gitlab::fsck_all(&root) >= 40);
+    assert!(gitlab::fsck_all(&root) >= projects as usize);
     let postgres = load_databases(&sandbox, &restored);
     assert!(gitlab::assert_rows_have_files(&postgres, &root) > 0);
     assert!(gitlab::assert_pushes_are_there(&postgres, &root) > 0);
@@ -116,4 +126,24 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
     let none = sandbox.run(["detect", "--root", &sandbox.text("nothing")]).ok();
     sandbox.write("forgekeep.toml", &none.stdout);
     configured(&sandbox, ["config", "check"]).run().ok();
+}
+
+#[test]
+#[ignore = "minutes: a thousand repositories and a gigabyte of uploads"]
+fn a_stop_is_a_tenth_of_the_run_at_most() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(500).writers().build();
+    let mut dice = Dice::new(1);
+    for number in 0..1024 {
+        let path = gitlab.path(format!("var/opt/gitlab/gitlab-rails/shared/packages/{number}"));
+        std::fs::write(path, dice.bytes(1 << 20)).expect("writes");
+    }
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "mode = 'maintenance'");
+    let all = backup(&sandbox).run().ok().json();
+    let seconds = |key: &str| summary(&all)[key].as_f64().expect("seconds");
+    let (down, whole) = (seconds("seconds_down"), seconds("total_duration"));
+    assert!(down <= whole / 10.0, "down for {down} of {whole}");
 }

@@ -88,6 +88,12 @@ impl Kind for Gitlab {
         );
         draft.needs("gitlab.rb", "the configuration", site.at("/etc/gitlab/gitlab.rb"));
         draft.needs("config", "configuration, certificates", site.at("/etc/gitlab"));
+        let generated_files = draft.takes(
+            "generated",
+            "configuration that the package generated, by which data is found",
+            site.at(DATA).join("gitlab-rails/etc"),
+        );
+        generated_files.paths.push(site.at(DATA).join("gitaly/config.toml"));
         draft.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"));
         for (name, path) in &generated.storages {
             let part = if name == "default" {

@@ -92,7 +92,8 @@ impl<'a> Moments<'a> {
         let mut dumped = Vec::new();
         for (connection, moment) in source.connections.iter_mut().zip(&source.names) {
             let name = connection.database.clone();
-            let path = format!("{DIR}/databases/{name}.dump");
+            // A name may hold anything, a path may not.
+            let path = format!("{DIR}/databases/{}.dump", name.replace('/', "%2F"));
             let mut running = source.server.dump(&source.client, &name, moment)?;
             let output = running.stdout(progress, Patience::Silence);
             let mut running = Some(running);
