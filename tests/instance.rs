@@ -137,7 +137,8 @@ fn a_stop_is_a_tenth_of_the_run_at_most() {
     let gitlab = Builder::new().projects(500).writers().build();
     let mut dice = Dice::new(1);
     for number in 0..1024 {
-        let path = gitlab.path(format!("var/opt/gitlab/gitlab-rails/shared/packages/{number}"));
+        let path =
+            gitlab.path(format!("var/opt/gitlab/gitlab-rails/shared/packages/large-{number}"));
         std::fs::write(path, dice.bytes(1 << 20)).expect("writes");
     }
     let sandbox = Sandbox::new();

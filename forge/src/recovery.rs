@@ -125,26 +125,27 @@ impl Record {
         self.write(&self.undo)
     }
 
-    /// Undoes everything, the last thing first; returns what could not be undone, which
+    /// Undoes everything, the last thing first, services at once; returns what could not be undone, which
     /// stays in the record, as does what is only due later.
     pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(Undo, Error)> {
         let (mut failed, mut kept) = (Vec::new(), Vec::new());
         // Not the progress of the run: somebody may have asked that to stop.
         let progress = Progress::default();
-        while let Some(undo) = self.undo.last() {
-            match undo {
-                Undo::Start { commands, .. } => {
-                    let done = commands.iter().try_for_each(|it| it.output(&progress).map(drop));
-                    if let Err(error) = done {
+        while let Some(last) = self.undo.last() {
+            if let Undo::EndSilence(silenced) = last {
+                kept.extend(monitor.end_silence(silenced).map(Undo::EndSilence));
+                self.undo.pop();
+            } else {
+                // Services that follow each other were stopped together and start together.
+                let is_silence = |undo: &Undo| matches!(undo, Undo::EndSilence(_));
+                let from = self.undo.iter().rposition(is_silence).map_or(0, |at| at + 1);
+                for (undo, started) in start_all(self.undo.split_off(from), &progress) {
+                    if let Err(error) = started {
                         kept.push(undo.clone());
-                        failed.push((undo.clone(), error));
+                        failed.push((undo, error));
                     }
                 }
-                Undo::EndSilence(silenced) => {
-                    kept.extend(monitor.end_silence(silenced).map(Undo::EndSilence));
-                }
             }
-            self.undo.pop();
             // What is done twice does no harm, what is forgotten does.
             let left: Vec<Undo> = self.undo.iter().chain(kept.iter().rev()).cloned().collect();
             if let Err(error) = self.write(&left) {
@@ -179,6 +180,25 @@ impl Record {
         };
         write().map_err(fail)
     }
+}
+
+/// Starts services at once; returns what became of each.
+fn start_all(starts: Vec<Undo>, progress: &Progress) -> Vec<(Undo, Result<()>)> {
+    let start = |undo: &Undo| match undo {
+        Undo::Start { commands, .. } => {
+            commands.iter().try_for_each(|command| command.output(progress).map(drop))
+        }
+        Undo::EndSilence(_) => Ok(()),
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = starts.iter().map(|undo| scope.spawn(move || start(undo))).collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    let panicked = |panic| std::panic::resume_unwind(panic);
+    starts
+        .into_iter()
+        .zip(results.into_iter().map(|result| result.unwrap_or_else(panicked)))
+        .collect()
 }
 
 #[cfg(test)]
@@ -225,7 +245,10 @@ mod tests {
         let failed = record.undo(&ears);
         assert_eq!(failed.len(), 1);
         assert_eq!(failed[0].0.shown(), "start broken");
-        assert_eq!(std::fs::read_to_string(&log).expect("a log"), "sidekiq\npuma\n");
+        let log = std::fs::read_to_string(&log).expect("a log");
+        let mut started: Vec<&str> = log.lines().collect();
+        started.sort_unstable();
+        assert_eq!(started, ["puma", "sidekiq"]);
         assert_eq!(*ears.0.borrow(), ["7"]);
         drop(record);
 

@@ -3,9 +3,9 @@
 use super::Job;
 use crate::error::{Error, Result};
 use crate::recovery::{Record, Undo};
-use crate::service::control::Writer;
+use crate::service::control::{Control, Writer};
 use std::time::{Duration, Instant};
-use store::observe::Event;
+use store::observe::{Event, Progress};
 
 /// Services are down. When this goes, in whatever way, they are started again.
 pub struct Stopped<'a> {
@@ -22,35 +22,30 @@ impl<'a> Stopped<'a> {
     /// would fit nothing.
     pub fn begin(job: &'a Job<'a>, record: &'a mut Record) -> Result<Stopped<'a>> {
         let progress = job.store.observer().progress();
-        let writers = job.plan.control.writers(progress)?;
+        let control = &job.plan.control;
+        let writers = control.writers(progress)?;
+        // From here on, whatever happens, what is noted is undone.
+        let (since, names) = (Instant::now(), Vec::new());
+        let mut stopped = Stopped { job, record, since, names, is_over: false };
         if writers.is_empty() {
             let text = "no service that writes is running; nothing is stopped".into();
             job.store.observer().event(Event::Note(text));
         } else if let Some(silenced) = job.monitor.silence() {
-            record.note(Undo::EndSilence(silenced))?;
+            stopped.record.note(Undo::EndSilence(silenced))?;
         }
-        let mut stopped =
-            Stopped { job, record, since: Instant::now(), names: Vec::new(), is_over: false };
-        for writer in &writers {
-            stopped.stop(writer)?;
+        for Writer { name, start, .. } in writers.iter().filter(|writer| !writer.start.is_empty()) {
+            let undo = Undo::Start { name: name.clone(), commands: start.clone() };
+            stopped.record.note(undo)?;
         }
+        stopped.since = Instant::now();
+        if matches!(control, Control::Commands { .. }) {
+            // Commands of the admin's have an order.
+            writers.iter().try_for_each(|writer| stop(control, writer, progress))?;
+        } else {
+            stop_all(control, &writers, progress)?;
+        }
+        stopped.names.extend(writers.into_iter().map(|writer| writer.name));
         Ok(stopped)
-    }
-
-    fn stop(&mut self, writer: &Writer) -> Result<()> {
-        let progress = self.job.store.observer().progress();
-        let start = writer.start.clone();
-        if !start.is_empty() {
-            self.record.note(Undo::Start { name: writer.name.clone(), commands: start })?;
-        }
-        writer.stop.output(progress)?;
-        // What a program says of its success is not enough.
-        if self.job.plan.control.is_running(writer, progress)? == Some(true) {
-            let reason = "it still runs, though the command to stop it succeeded".into();
-            return Err(Error::Service { service: writer.name.clone(), reason });
-        }
-        self.names.push(writer.name.clone());
-        Ok(())
     }
 
     /// Their names, for people.
@@ -73,6 +68,27 @@ impl<'a> Stopped<'a> {
         }
         was_anything.then(|| self.since.elapsed())
     }
+}
+
+/// Stops services at once, and waits for all of them whatever the first one says.
+fn stop_all(control: &Control, writers: &[Writer], progress: &Progress) -> Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            writers.iter().map(|writer| scope.spawn(|| stop(control, writer, progress))).collect();
+        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        let panicked = |panic| std::panic::resume_unwind(panic);
+        results.into_iter().try_for_each(|result| result.unwrap_or_else(panicked))
+    })
+}
+
+fn stop(control: &Control, writer: &Writer, progress: &Progress) -> Result<()> {
+    writer.stop.output(progress)?;
+    // What a program says of its success is not enough.
+    if control.is_running(writer, progress)? == Some(true) {
+        let reason = "it still runs, though the command to stop it succeeded".into();
+        return Err(Error::Service { service: writer.name.clone(), reason });
+    }
+    Ok(())
 }
 
 impl Drop for Stopped<'_> {
