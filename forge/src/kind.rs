@@ -48,8 +48,9 @@ pub trait Kind: Sync {
         Ok(Catalogue::default())
     }
 
-    /// Looks whether what was copied fits what the databases say.
-    fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+    /// Looks whether what was copied fits what the databases say, and marks in the catalogue
+    /// what of it was copied.
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let _ = (plan, catalogue, copy);
         Ok(Vec::new())
     }

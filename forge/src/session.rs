@@ -354,7 +354,6 @@ impl<'j> Session<'j> {
             return Ok(Vec::new());
         }
         let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
-        facts::complete(plan, &mut self.catalogue, &copy)?;
-        job.kind.check(plan, &self.catalogue, &copy)
+        job.kind.check(plan, &mut self.catalogue, &copy)
     }
 }

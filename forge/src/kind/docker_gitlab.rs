@@ -8,7 +8,7 @@ pub mod compose;
 #[cfg(test)]
 mod tests;
 
-use super::gitlab::{generated, note_unknown, rows};
+use super::gitlab::{self, generated, note_unknown, rows};
 use super::{Draft, Kind, STOP, Site, below, into_container};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
@@ -183,9 +183,9 @@ impl Kind for DockerGitlab {
         rows::ask(plan, databases)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![check_secrets(plan, copy)?];
-        checks.extend(rows::check(plan, catalogue, copy)?);
+        checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);
         Ok(checks)
     }
 }

@@ -5,6 +5,7 @@
 //! and not asked.
 
 pub mod generated;
+mod repositories;
 pub mod rows;
 
 use super::mattermost::{self, single_sign_on};
@@ -13,6 +14,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
+use crate::fit::check_files;
 use crate::plan::{Database, Phase, Plan, Product};
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
@@ -143,9 +145,9 @@ impl Kind for Gitlab {
         Ok(catalogue)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![check_secrets(plan, copy)?];
-        checks.extend(rows::check(plan, catalogue, copy)?);
+        checks.extend(check_catalogue(plan, catalogue, copy)?);
         checks.extend(single_sign_on::check(plan, catalogue, copy)?);
         Ok(checks)
     }
@@ -225,6 +227,21 @@ fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
     }
     let text = format!("gitlab-secrets.json lacks {} in gitlab_rails", absent.join(", "));
     Ok(Check::new("secrets", Verdict::Warning, text))
+}
+
+/// Looks whether the copy has what the databases name.
+pub fn check_catalogue(
+    plan: &Plan,
+    catalogue: &mut Catalogue,
+    copy: &Copy<'_>,
+) -> Result<Vec<Check>> {
+    if catalogue.schema.is_empty() {
+        let text = "no database of GitLab was asked, so nothing could be compared with it";
+        return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
+    }
+    let mut checks = Vec::from(repositories::check(plan, catalogue, copy)?);
+    checks.push(check_files(&catalogue.files, copy)?);
+    Ok(checks)
 }
 
 /// What the manifest of the package says.

@@ -115,7 +115,7 @@ impl Kind for Mattermost {
         Ok(catalogue)
     }
 
-    fn check(&self, _: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+    fn check(&self, _: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         rows::check(catalogue, copy)
     }
 }

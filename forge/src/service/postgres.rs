@@ -272,7 +272,7 @@ impl<'a> Connection<'a> {
     }
 
     /// The columns of a table that is found by its name alone; none if there is no such table.
-    pub fn columns(&mut self, table: &str) -> Result<Vec<String>> {
+    pub fn columns(&mut self, table: &str) -> Result<Columns> {
         #[derive(Deserialize)]
         struct Column {
             name: String,
@@ -282,7 +282,7 @@ impl<'a> Connection<'a> {
              where attrelid = to_regclass({}) and attnum > 0 and not attisdropped order by attnum",
             literal(table)
         ))?;
-        Ok(columns.into_iter().map(|column| column.name).collect())
+        Ok(Columns(columns.into_iter().map(|column| column.name).collect()))
     }
 
     /// The only row of a query.
@@ -332,6 +332,22 @@ impl<'a> Connection<'a> {
 
     fn odd(&self, reason: &str) -> Error {
         Error::Service { service: format!("database {}", self.database), reason: reason.into() }
+    }
+}
+
+/// Names of the columns of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns(Vec<String>);
+
+impl Columns {
+    /// Whether there is one of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|column| column == name)
+    }
+
+    /// Whether there is no such table.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

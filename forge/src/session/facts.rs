@@ -3,14 +3,10 @@
 use super::Dumped;
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::Copy;
-use crate::error::Result;
-use crate::kind::gitlab::rows;
-use crate::plan::{Absent, LeftOut, Part, Plan, Product};
+use crate::plan::{Absent, LeftOut, Part, Product};
 use crate::service::redis::Saved;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 /// All there is to know about a snapshot of an instance.
 #[derive(Debug, Serialize)]
@@ -44,27 +40,6 @@ impl Facts<'_> {
         text.push(b'\n');
         text
     }
-}
-
-/// Marks which repositories of the catalogue are in the copy.
-pub fn complete(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<()> {
-    let place = |storage: &str, path: Option<&String>| {
-        let path = path.and_then(|path| rows::repository(plan, storage, path));
-        path.unwrap_or_else(|| PathBuf::from("/"))
-    };
-    let mut paths = Vec::new();
-    for project in &catalogue.projects {
-        let of_project =
-            [Some(&project.repository), project.wiki.as_ref(), project.design.as_ref()];
-        paths.extend(of_project.map(|path| place(&project.storage, path)));
-    }
-    let seen = copy.look(&paths)?;
-    for (project, seen) in catalogue.projects.iter_mut().zip(seen.chunks_exact(3)) {
-        project.is_copied = seen[0].is_some();
-        project.wiki = project.wiki.take().filter(|_| seen[1].is_some());
-        project.design = project.design.take().filter(|_| seen[2].is_some());
-    }
-    Ok(())
 }
 
 /// The projects, a line each.

@@ -38,11 +38,11 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     missing.extend(plan.lacking.iter().cloned());
     // One that only reads.
     moments.take()?;
-    let catalogue = kind.ask(plan, moments.connections())?;
+    let mut catalogue = kind.ask(plan, moments.connections())?;
     let is_there = |path: &std::path::PathBuf| path.exists();
     let absent = plan.parts.iter().filter(|part| !part.paths.iter().any(is_there));
     missing.extend(absent.map(Absent::of));
-    let checks = kind.check(plan, &catalogue, &Copy::Live)?;
+    let checks = kind.check(plan, &mut catalogue, &Copy::Live)?;
     let project_count = catalogue.projects.len();
     let mut product = plan.product.clone();
     product.version = product.version.or(catalogue.version);

@@ -3,16 +3,15 @@
 //! Columns come and go with versions, so a query is only asked of columns that are there.
 
 use crate::catalogue::{Application, Catalogue, FileRow, Project};
-use crate::check::{Check, Verdict};
-use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
-use crate::plan::{Phase, Plan};
+use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::Sample;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Asks all databases that have GitLab's tables.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
@@ -20,7 +19,7 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     for database in databases {
         schema(database, &mut catalogue)?;
         projects(database, &mut catalogue)?;
-        files(plan, database, &mut catalogue)?;
+        catalogue.files.extend(files(plan, database)?);
         applications(database, &mut catalogue)?;
         migrations(database, &mut catalogue)?;
     }
@@ -57,12 +56,12 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     if columns.is_empty() || !catalogue.projects.is_empty() {
         return Ok(());
     }
-    let has = |name: &str| columns.iter().any(|column| column == name);
     let mut select = vec!["p.id", "r.path"];
     let mut from = "from projects p \
         left join routes r on r.source_type = 'Project' and r.source_id = p.id"
         .to_owned();
-    let storage = if has("repository_storage") { "p.repository_storage" } else { "'default'" };
+    let storage =
+        if columns.has("repository_storage") { "p.repository_storage" } else { "'default'" };
     let named;
     if database.columns("project_repositories")?.is_empty() {
         named = format!("{storage} as storage, null as repository");
@@ -73,12 +72,12 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     }
     select.push(&named);
     // Storage version 0 is a path by name.
-    select.push(if has("storage_version") {
+    select.push(if columns.has("storage_version") {
         "coalesce(p.storage_version, 0) > 0 as is_hashed"
     } else {
         "false as is_hashed"
     });
-    if has("pool_repository_id") && !database.columns("pool_repositories")?.is_empty() {
+    if columns.has("pool_repository_id") && !database.columns("pool_repositories")?.is_empty() {
         select.push("po.disk_path as pool");
         from += " left join pool_repositories po on po.id = p.pool_repository_id";
     } else {
@@ -123,51 +122,62 @@ pub fn hashed(id: u64) -> String {
     format!("@hashed/{}/{}/{hex}", &hex[..2], &hex[2..4])
 }
 
-/// The rows of a table that stand for files on this machine: the newest and some others.
-fn sampled(table: &str, columns: &str, condition: &str, sample: Sample) -> String {
-    let all = format!("select {columns} from {table} t where {condition}");
-    match sample {
-        Sample::All => format!("{all} order by t.id"),
-        Sample::Rows(rows) => {
-            let half = rows.div_ceil(2);
-            // By number, so that large tables are not read whole.
-            format!(
-                "({all} order by t.id desc limit {half}) union \
-                 ({all} and t.id in (select (low + random() * (high - low))::bigint \
-                 from (select min(id) as low, max(id) as high from {table}) ends, generate_series(1, {half})))"
-            )
+fn files(plan: &Plan, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
+    type Ask = fn(&Path, Sample, &mut Connection<'_>) -> Result<Vec<FileRow>>;
+    let tables: [(&str, Ask); 3] =
+        [("uploads", uploads), ("lfs", lfs_objects), ("artifacts", artifacts)];
+    let mut files = Vec::new();
+    for (part, ask) in tables {
+        if let Some(dir) = plan.place(part) {
+            files.extend(ask(&dir, plan.sample, database)?);
         }
     }
+    Ok(files)
 }
 
-fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
-    if let Some(dir) = plan.place("uploads") {
-        uploads(&dir, plan.sample, database, catalogue)?;
-    }
-    if let Some(dir) = plan.place("lfs") {
-        lfs(&dir, plan.sample, database, catalogue)?;
-    }
-    if let Some(dir) = plan.place("artifacts") {
-        artifacts(&dir, plan.sample, database, catalogue)?;
-    }
-    Ok(())
+/// A table whose rows stand for files.
+struct Table {
+    name: &'static str,
+    /// Columns that the query needs; without any of them nothing is asked.
+    needs: &'static [&'static str],
+    /// What is asked of each row, which is called `t`.
+    select: &'static str,
+    /// Column that is 1 where the file is on this machine and not in a bucket.
+    store: &'static str,
 }
 
-/// On this machine, not in a bucket.
-fn is_local(columns: &[String], name: &str) -> String {
-    if columns.iter().any(|column| column == name) {
-        format!("coalesce(t.{name}, 1) = 1")
-    } else {
-        "true".into()
+impl Table {
+    /// The newest and some other rows whose files are on this machine.
+    fn rows<T: DeserializeOwned>(
+        &self,
+        sample: Sample,
+        database: &mut Connection<'_>,
+    ) -> Result<Vec<T>> {
+        let Table { name, needs, select, store } = self;
+        let columns = database.columns(name)?;
+        if !needs.iter().all(|needed| columns.has(needed)) {
+            return Ok(Vec::new());
+        }
+        let local =
+            if columns.has(store) { format!("coalesce(t.{store}, 1) = 1") } else { "true".into() };
+        let all = format!("select {select} from {name} t where {local}");
+        let query = match sample {
+            Sample::All => format!("{all} order by t.id"),
+            Sample::Rows(rows) => {
+                let half = rows.div_ceil(2);
+                // By number, so that large tables are not read whole.
+                format!(
+                    "({all} order by t.id desc limit {half}) union \
+                     ({all} and t.id in (select (low + random() * (high - low))::bigint \
+                     from (select min(id) as low, max(id) as high from {name}) ends, generate_series(1, {half})))"
+                )
+            }
+        };
+        database.rows(&query)
     }
 }
 
-fn uploads(
-    dir: &Path,
-    sample: Sample,
-    database: &mut Connection<'_>,
-    catalogue: &mut Catalogue,
-) -> Result<()> {
+fn uploads(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
     #[derive(Deserialize)]
     struct Row {
         id: u64,
@@ -176,70 +186,47 @@ fn uploads(
         model_type: Option<String>,
         model_id: Option<u64>,
     }
-    let columns = database.columns("uploads")?;
-    if columns.is_empty() {
-        return Ok(());
-    }
-    let local = is_local(&columns, "store");
-    let query =
-        sampled("uploads", "t.id, t.path, t.size, t.model_type, t.model_id", &local, sample);
-    for row in database.rows::<Row>(&query)? {
+    let table = Table {
+        name: "uploads",
+        needs: &["id", "path", "size", "model_type", "model_id"],
+        select: "t.id, t.path, t.size, t.model_type, t.model_id",
+        store: "store",
+    };
+    let file = |row: Row| {
         let path = row.path.strip_prefix("uploads/").unwrap_or(&row.path);
         let mut paths = vec![dir.join(path)];
         // Older rows are relative to the directory of what they belong to.
         if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
             paths.push(dir.join(hashed(id)).join(path));
         }
-        catalogue.files.push(FileRow {
-            what: "uploads",
-            id: row.id.to_string(),
-            paths,
-            size: row.size,
-        });
-    }
-    Ok(())
+        FileRow { what: "uploads", id: row.id.to_string(), paths, size: row.size }
+    };
+    Ok(table.rows(sample, database)?.into_iter().map(file).collect())
 }
 
-fn lfs(
-    dir: &Path,
-    sample: Sample,
-    database: &mut Connection<'_>,
-    catalogue: &mut Catalogue,
-) -> Result<()> {
+fn lfs_objects(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
     #[derive(Deserialize)]
     struct Row {
         id: u64,
         oid: String,
         size: Option<u64>,
     }
-    let columns = database.columns("lfs_objects")?;
-    if columns.is_empty() {
-        return Ok(());
-    }
-    let local = is_local(&columns, "file_store");
-    let query = sampled("lfs_objects", "t.id, t.oid, t.size", &local, sample);
-    for row in database.rows::<Row>(&query)? {
-        let oid = &row.oid;
-        if oid.len() < 5 || !oid.is_ascii() {
-            continue;
-        }
-        let path = dir.join(&oid[..2]).join(&oid[2..4]).join(&oid[4..]);
-        catalogue.files.push(FileRow {
-            what: "lfs",
-            id: row.id.to_string(),
-            paths: vec![path],
-            size: row.size,
-        });
-    }
-    Ok(())
+    let table = Table {
+        name: "lfs_objects",
+        needs: &["id", "oid", "size"],
+        select: "t.id, t.oid, t.size",
+        store: "file_store",
+    };
+    let mut rows: Vec<Row> = table.rows(sample, database)?;
+    rows.retain(|row| row.oid.len() >= 5 && row.oid.is_ascii());
+    let file = |row: Row| {
+        let path = dir.join(&row.oid[..2]).join(&row.oid[2..4]).join(&row.oid[4..]);
+        FileRow { what: "lfs", id: row.id.to_string(), paths: vec![path], size: row.size }
+    };
+    Ok(rows.into_iter().map(file).collect())
 }
 
-fn artifacts(
-    dir: &Path,
-    sample: Sample,
-    database: &mut Connection<'_>,
-    catalogue: &mut Catalogue,
-) -> Result<()> {
+fn artifacts(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
     #[derive(Deserialize)]
     struct Row {
         id: u64,
@@ -249,37 +236,28 @@ fn artifacts(
         size: Option<u64>,
         day: Option<String>,
     }
-    // Each database of a decomposed instance has the table, and only one the rows.
-    for table in ["p_ci_job_artifacts", "ci_job_artifacts"] {
-        let columns = database.columns(table)?;
-        let needed = ["id", "project_id", "job_id", "file", "size", "created_at"];
-        if needed.iter().any(|name| !columns.iter().any(|column| column == name)) {
-            continue;
+    let file = |row: Row| {
+        let project = hashed(row.project_id);
+        let project = project.strip_prefix("@hashed/").unwrap_or(&project);
+        let dir = dir.join(project).join(row.day?).join(row.job_id.to_string());
+        let (id, paths) = (row.id.to_string(), vec![dir.join(row.id.to_string()).join(row.file?)]);
+        Some(FileRow { what: "artifacts", id, paths, size: row.size })
+    };
+    // Partitioned in newer versions, and then the old name may be that of one partition.
+    for name in ["p_ci_job_artifacts", "ci_job_artifacts"] {
+        let table = Table {
+            name,
+            needs: &["id", "project_id", "job_id", "file", "size", "created_at"],
+            select: "t.id, t.project_id, t.job_id, t.file, t.size, \
+                     to_char(t.created_at, 'YYYY_MM_DD') as day",
+            store: "file_store",
+        };
+        let rows: Vec<Row> = table.rows(sample, database)?;
+        if !rows.is_empty() {
+            return Ok(rows.into_iter().filter_map(file).collect());
         }
-        let local = is_local(&columns, "file_store");
-        let query = sampled(
-            table,
-            "t.id, t.project_id, t.job_id, t.file, t.size, to_char(t.created_at, 'YYYY_MM_DD') as day",
-            &format!("{local} and t.file is not null"),
-            sample,
-        );
-        for row in database.rows::<Row>(&query)? {
-            let (Some(file), Some(day)) = (row.file, row.day) else { continue };
-            let project = hashed(row.project_id);
-            let project = project.strip_prefix("@hashed/").unwrap_or(&project);
-            let path = dir.join(project).join(day).join(row.job_id.to_string());
-            let path = path.join(row.id.to_string()).join(file);
-            let row = FileRow {
-                what: "artifacts",
-                id: row.id.to_string(),
-                paths: vec![path],
-                size: row.size,
-            };
-            catalogue.files.push(row);
-        }
-        return Ok(());
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
@@ -287,8 +265,7 @@ fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
     if columns.is_empty() {
         return Ok(());
     }
-    let has_owner = columns.iter().any(|column| column == "owner_id");
-    let instance_wide = if has_owner { "owner_id is null" } else { "true" };
+    let instance_wide = if columns.has("owner_id") { "owner_id is null" } else { "true" };
     let rows: Vec<Application> = database.rows(&format!(
         "select name, uid, secret, {instance_wide} as is_instance_wide \
          from oauth_applications order by id"
@@ -305,7 +282,7 @@ fn migrations(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resul
     }
     let columns = database.columns("batched_background_migrations")?;
     // The registry has a table of the same name with other numbers.
-    if !columns.iter().any(|column| column == "job_class_name") {
+    if !columns.has("job_class_name") {
         return Ok(());
     }
     let rows: Vec<Row> = database.rows(
@@ -330,193 +307,6 @@ fn migrations(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resul
     Ok(())
 }
 
-/// The storages by name.
-fn storages(plan: &Plan) -> BTreeMap<&str, &Path> {
-    let repositories = plan.parts.iter().filter(|part| part.phase == Phase::Repositories);
-    repositories
-        .filter_map(|part| {
-            let name = part.name.strip_prefix("repositories-").unwrap_or("default");
-            Some((name, part.paths.first()?.as_path()))
-        })
-        .collect()
-}
-
-/// Where the repository of a project is on this machine.
-pub fn repository(plan: &Plan, storage: &str, relative: &str) -> Option<PathBuf> {
-    storages(plan).get(storage).map(|dir| dir.join(relative))
-}
-
-/// Looks whether the copy has what the catalogue names.
-pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-    if catalogue.schema.is_empty() {
-        let text = "no database of GitLab was asked, so nothing could be compared with it";
-        return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
-    }
-    Ok(vec![
-        check_repositories(plan, catalogue, copy)?,
-        check_pools(plan, catalogue, copy)?,
-        check_files(catalogue, copy)?,
-    ])
-}
-
-/// What is missing: in the copy alone, or on this machine as well.
-struct Absent {
-    is_live: bool,
-    of_copy: Vec<String>,
-    of_instance: Vec<String>,
-}
-
-impl Absent {
-    fn new(copy: &Copy<'_>) -> Absent {
-        let is_live = matches!(copy, Copy::Live);
-        Absent { is_live, of_copy: Vec::new(), of_instance: Vec::new() }
-    }
-
-    fn add(&mut self, text: String, is_on_machine: bool) {
-        if is_on_machine { &mut self.of_copy } else { &mut self.of_instance }.push(text);
-    }
-
-    fn check(self, name: &str, what: &str, count: usize) -> Check {
-        let all = self.of_copy.len() + self.of_instance.len();
-        if all == 0 {
-            return Check::ok(name, format!("{count} {what} looked at; all are there"));
-        }
-        let verdict = if self.of_copy.is_empty() { Verdict::Warning } else { Verdict::Failed };
-        let text = if self.is_live {
-            format!("{all} of {count} {what} are not there")
-        } else {
-            format!(
-                "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
-                self.of_instance.len()
-            )
-        };
-        Check::new(name, verdict, text)
-            .with_examples(self.of_copy.into_iter().chain(self.of_instance))
-    }
-}
-
-fn check_repositories(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
-    let storages = storages(plan);
-    let place = |project: &Project| {
-        let dir = storages.get(project.storage.as_str())?;
-        Some(dir.join(&project.repository))
-    };
-    let mut absent = Absent::new(copy);
-    let known: Vec<(&Project, PathBuf)> =
-        catalogue.projects.iter().filter_map(|project| Some((project, place(project)?))).collect();
-    let unknown = catalogue.projects.iter().filter(|project| place(project).is_none());
-    for project in unknown {
-        absent
-            .add(format!("{}: its storage {} is not a part", project.path, project.storage), true);
-    }
-    let paths: Vec<PathBuf> = known.iter().map(|(_, path)| path.clone()).collect();
-    for ((project, path), seen) in known.iter().zip(copy.look(&paths)?) {
-        if seen.is_none() {
-            absent.add(format!("{}: {}", project.path, shown(path)), path.exists());
-        }
-    }
-    Ok(absent.check("repositories", "projects", catalogue.projects.len()))
-}
-
-/// Every pool that a member borrows from has to be there, or its objects are lost.
-fn check_pools(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
-    let storages = storages(plan);
-    let members: Vec<(&Project, PathBuf)> = catalogue
-        .projects
-        .iter()
-        .filter_map(|project| {
-            let dir = storages.get(project.storage.as_str())?;
-            Some((project, dir.join(&project.repository).join("objects")))
-        })
-        .collect();
-    let files: Vec<PathBuf> = members.iter().map(|(_, dir)| dir.join("info/alternates")).collect();
-    let mut borrowed: Vec<(&Project, &PathBuf, PathBuf)> = Vec::new();
-    let mut odd = Vec::new();
-    let seen = copy.read(&files)?;
-    for (((project, objects), file), seen) in members.iter().zip(&files).zip(seen) {
-        let lines = alternates(seen.as_ref());
-        if lines.is_empty() && project.pool.is_some() {
-            continue; // linked by the next housekeeping; until then it has its own objects
-        }
-        if !lines.is_empty() && project.pool.is_none() {
-            odd.push(format!("{}: it borrows objects, though its row names no pool", project.path));
-        }
-        for line in lines {
-            let pool = lexically(&objects.join(line));
-            borrowed.push((project, file, pool));
-        }
-    }
-    let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
-    let mut absent = Absent::new(copy);
-    for ((project, file, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
-        if seen.is_none() {
-            // A member of a pool that was given up meanwhile does not borrow any more.
-            let has_moved = !pool.exists() && !file.exists();
-            absent.add(format!("{}: {}", project.path, shown(pool)), pool.exists() || has_moved);
-        }
-    }
-    let check = absent.check("pools", "members of pools", borrowed.len());
-    if check.verdict == Verdict::Ok && !odd.is_empty() {
-        let text = format!("{}; rows and disk disagree about {}", check.text, odd.len());
-        return Ok(Check::new("pools", Verdict::Warning, text).with_examples(odd));
-    }
-    Ok(check)
-}
-
-/// The paths in a file of alternates.
-fn alternates(seen: Option<&Seen>) -> Vec<String> {
-    let content = seen.and_then(|seen| seen.content.as_deref()).unwrap_or_default();
-    let text = String::from_utf8_lossy(content).into_owned();
-    let lines =
-        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.map(str::to_owned).collect()
-}
-
-/// Without `..`, as git reads alternates.
-fn lexically(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for component in path.components() {
-        match component {
-            std::path::Component::ParentDir => drop(clean.pop()),
-            std::path::Component::CurDir => {}
-            other => clean.push(other),
-        }
-    }
-    clean
-}
-
-/// Looks whether the copy has the files that rows stand for.
-pub fn check_files(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
-    let paths: Vec<PathBuf> = catalogue.files.iter().flat_map(|row| row.paths.clone()).collect();
-    let mut seen = copy.look(&paths)?.into_iter();
-    let mut absent = Absent::new(copy);
-    for row in &catalogue.files {
-        let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
-        let fits = |seen: &Seen| row.size.is_none_or(|size| size == seen.size);
-        if found.iter().any(fits) {
-            continue;
-        }
-        let path = &row.paths[0];
-        let text = match found.first() {
-            Some(seen) => format!(
-                "{} row {}: {} has {} bytes instead of {}",
-                row.what,
-                row.id,
-                shown(path),
-                seen.size,
-                row.size.unwrap_or_default()
-            ),
-            None => format!("{} row {}: {}", row.what, row.id, shown(path)),
-        };
-        let is_on_machine = |path: &PathBuf| {
-            let metadata = path.symlink_metadata();
-            metadata.is_ok_and(|metadata| row.size.is_none_or(|size| size == metadata.len()))
-        };
-        absent.add(text, row.paths.iter().any(is_on_machine));
-    }
-    Ok(absent.check("files", "rows with files", catalogue.files.len()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -527,18 +317,5 @@ mod tests {
         let one = "@hashed/6b/86/6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b";
         assert_eq!(hashed(1), one);
         assert!(hashed(2).starts_with("@hashed/d4/73/d4735e3a265e"));
-    }
-
-    #[test]
-    fn alternates_are_followed_as_git_does() {
-        let seen = Seen {
-            is_dir: false,
-            size: 0,
-            content: Some(b"# pool\n../../../@pools/a.git/objects\n\n".to_vec()),
-        };
-        assert_eq!(alternates(Some(&seen)), ["../../../@pools/a.git/objects"]);
-        let objects = Path::new("/s/@hashed/6b/86.git/objects/../../../@pools/a.git/objects");
-        assert_eq!(lexically(objects), Path::new("/s/@hashed/@pools/a.git/objects"));
-        assert!(alternates(None).is_empty());
     }
 }

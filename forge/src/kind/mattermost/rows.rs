@@ -4,7 +4,7 @@ use crate::catalogue::{Catalogue, FileRow};
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
-use crate::kind::gitlab::rows::check_files;
+use crate::fit::check_files;
 use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::Sample;
@@ -27,7 +27,7 @@ pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resu
             catalogue.schema.insert(database.database.clone(), version);
         }
     }
-    if database.columns("configurations")?.iter().any(|column| column == "active") {
+    if database.columns("configurations")?.has("active") {
         let query = "select 'it is there' as value from configurations where active limit 1";
         if !database.rows::<Value>(query)?.is_empty() {
             catalogue.notes.push(
@@ -55,8 +55,7 @@ pub fn files(
     }
     let columns = database.columns("fileinfo")?;
     let (Some(dir), false) = (plan.place(part), columns.is_empty()) else { return Ok(()) };
-    let has_deleted = columns.iter().any(|column| column == "deleteat");
-    let condition = if has_deleted { "deleteat = 0" } else { "true" };
+    let condition = if columns.has("deleteat") { "deleteat = 0" } else { "true" };
     let all = format!("select id, path, size from fileinfo where path <> '' and {condition}");
     let query = match plan.sample {
         Sample::All => format!("{all} order by id"),
@@ -82,5 +81,5 @@ pub fn check(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let text = "no database of Mattermost was asked, so nothing could be compared with it";
         return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
     }
-    Ok(vec![check_files(catalogue, copy)?])
+    Ok(vec![check_files(&catalogue.files, copy)?])
 }
