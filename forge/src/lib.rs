@@ -25,6 +25,7 @@ pub mod copy;
 pub mod catalogue;
 
 pub mod kind;
+mod overrides;
 
 pub mod recovery;
 

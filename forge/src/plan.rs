@@ -8,12 +8,13 @@ use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
-use crate::settings::{Mode, OnFailure, Sample};
+use crate::settings::{Mode, OnFailure, Sample, Settings};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// All that is needed to back up one instance.
+/// All that is needed to back up one instance. A kind fills it, then the settings have
+/// their say.
 #[derive(Debug)]
 pub struct Plan {
     /// Name of the instance.
@@ -22,8 +23,6 @@ pub struct Plan {
     pub kind: &'static str,
     /// How parts are made to fit each other.
     pub mode: Mode,
-    /// What comes before all paths of the kind.
-    pub root: PathBuf,
     /// What is installed.
     pub product: Product,
     /// What is copied.
@@ -57,6 +56,80 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// One that the kind has yet to fill.
+    pub fn new(instance: &str, kind: &'static str, settings: &Settings) -> Plan {
+        Plan {
+            instance: instance.into(),
+            kind,
+            mode: settings.mode,
+            product: Product::default(),
+            parts: Vec::new(),
+            lacking: Vec::new(),
+            left_out: Vec::new(),
+            postgres: None,
+            databases: Vec::new(),
+            redis: None,
+            control: Control::Nothing,
+            before: settings.before.iter().map(Step::of).collect(),
+            after: settings.after.iter().map(Step::of).collect(),
+            skips_git_caches: false,
+            exclude: settings.exclude.clone(),
+            tags: settings.tags.clone(),
+            sample: settings.checks.sample,
+            notes: Vec::new(),
+        }
+    }
+
+    /// A part without which there is no backup.
+    pub fn needs(&mut self, name: &str, about: &str, path: PathBuf) -> &mut Part {
+        self.part(name, about, path, true)
+    }
+
+    /// A part that not every instance has.
+    pub fn takes(&mut self, name: &str, about: &str, path: PathBuf) -> &mut Part {
+        self.part(name, about, path, false)
+    }
+
+    /// Something without which there is no backup, and which is nowhere; `looked_for` says
+    /// what and where, and never a secret.
+    pub fn lacks(&mut self, name: &str, looked_for: impl Into<String>) {
+        let looked_for = looked_for.into();
+        self.lacking.push(Absent { part: name.into(), looked_for, is_required: true });
+    }
+
+    /// A part, by default of ordinary files.
+    pub fn part(&mut self, name: &str, about: &str, path: PathBuf, is_required: bool) -> &mut Part {
+        let at = self.parts.len();
+        self.parts.push(Part {
+            name: name.into(),
+            about: about.into(),
+            paths: vec![path],
+            links: Vec::new(),
+            phase: Phase::Files,
+            is_required,
+            owner: None,
+            exclude: Vec::new(),
+        });
+        &mut self.parts[at]
+    }
+
+    /// A storage of git repositories: repositories first, then the pools they borrow from.
+    pub fn storage(&mut self, name: &str, path: &Path, owner: Option<&'static str>) {
+        let repositories = self.needs(name, "git repositories", path.to_owned());
+        repositories.phase = Phase::Repositories;
+        repositories.owner = owner;
+        let pools =
+            self.takes(&format!("{name}-pools"), "objects that forks share", path.join("@pools"));
+        pools.phase = Phase::Pools;
+        pools.owner = owner;
+        self.leaves(path.join("+gitaly"), "made by Gitaly when it starts");
+    }
+
+    /// Something that is not copied.
+    pub fn leaves(&mut self, path: PathBuf, reason: &str) {
+        self.left_out.push(LeftOut { path, reason: reason.into() });
+    }
+
     /// The first place of a part.
     pub fn place(&self, part: &str) -> Option<PathBuf> {
         self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()

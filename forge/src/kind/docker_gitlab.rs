@@ -9,14 +9,14 @@ pub mod compose;
 mod tests;
 
 use super::gitlab::{self, generated, note_unknown, rows};
-use super::{Draft, Kind, STOP, Site, below, into_container};
+use super::{Kind, Site, below, into_container};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
 use crate::plan::{Database, Phase, Plan, Product};
 use crate::run::Command;
-use crate::service::control::{Speaks, Supervisor};
+use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{self, Connection, Server};
 use crate::service::redis::{self, Redis};
 use crate::service::{Password, Reach};
@@ -134,10 +134,10 @@ impl Kind for DockerGitlab {
         compose_files(root).first().map(|path| path.display().to_string())
     }
 
-    fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+    fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let path = compose_file(site)?;
         let compose = Compose::read(&path, &site.settings.root, &volumes_dir(site))?;
-        draft.notes.extend(compose.notes.iter().cloned());
+        plan.notes.extend(compose.notes.iter().cloned());
         let containers = Containers { site, compose: &compose };
         let (name, gitlab) = containers.gitlab()?;
         let data = match gitlab.place(Path::new(DATA)) {
@@ -153,29 +153,25 @@ impl Kind for DockerGitlab {
                 )));
             }
         };
-        draft.product = product(gitlab, &data, draft);
-        draft.skips_git_caches = true;
-        configuration(&compose, draft);
-        secrets(&compose, gitlab, draft);
-        repositories(gitlab, draft);
+        plan.product = product(gitlab, &data, plan);
+        plan.skips_git_caches = true;
+        configuration(&compose, plan);
+        secrets(&compose, gitlab, plan);
+        repositories(gitlab, plan);
         for row in ROWS {
-            directory(gitlab, row, draft);
+            directory(gitlab, row, plan);
         }
-        registry(&compose, draft);
-        certificates(gitlab, &data, draft);
-        left_out(gitlab, &data, draft);
-        identity(gitlab, draft);
-        containers.postgres(gitlab, draft)?;
-        containers.redis(gitlab, draft)?;
-        note_unknown(&data, draft);
-        let container = containers.name_of(name, gitlab, draft)?;
+        registry(&compose, plan);
+        certificates(gitlab, &data, plan);
+        left_out(gitlab, &data, plan);
+        identity(gitlab, plan);
+        containers.postgres(gitlab, plan)?;
+        containers.redis(gitlab, plan)?;
+        note_unknown(&data, plan);
+        let container = containers.name_of(name, gitlab, plan)?;
         // PostgreSQL and Redis are other containers and go on.
-        draft.supervisor = Some(Supervisor {
-            speaks: Speaks::Docker,
-            program: site.settings.docker.clone(),
-            writers: vec![container],
-            limit: STOP,
-        });
+        let program = &site.settings.docker;
+        plan.control = Control::Supervised(Supervisor::new(Speaks::Docker, program, [container]));
         Ok(())
     }
 
@@ -317,7 +313,7 @@ fn volumes_dir(site: &Site<'_>) -> PathBuf {
 }
 
 /// What the tag says, or else what last migrated the data.
-fn product(gitlab: &Service, data: &Path, draft: &mut Draft) -> Product {
+fn product(gitlab: &Service, data: &Path, plan: &mut Plan) -> Product {
     let tag = gitlab.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
     // 17.8.2-1 is the second image of 17.8.2.
     let of_tag = tag.map(|tag| tag.split('-').next().unwrap_or(tag).to_owned());
@@ -326,7 +322,7 @@ fn product(gitlab: &Service, data: &Path, draft: &mut Draft) -> Product {
     if let (Some(tag), Some(migrated)) = (&of_tag, &migrated)
         && tag != migrated
     {
-        draft.notes.push(format!(
+        plan.notes.push(format!(
             "the image is of {tag}, the data are of {migrated}: the container was not started \
              since the image was changed"
         ));
@@ -340,21 +336,21 @@ fn product(gitlab: &Service, data: &Path, draft: &mut Draft) -> Product {
 }
 
 /// The files that make the containers.
-fn configuration(compose: &Compose, draft: &mut Draft) {
+fn configuration(compose: &Compose, plan: &mut Plan) {
     let about = "the compose file and what it names: environment, secrets";
-    let part = draft.needs("compose", about, compose.path.clone());
+    let part = plan.needs("compose", about, compose.path.clone());
     let others = compose.files.iter().filter(|file| **file != compose.path);
     part.paths.extend(others.filter(|file| file.exists()).cloned());
     for file in compose.files.iter().filter(|file| !file.exists()) {
         if file.file_name().is_none_or(|name| name != ".env") {
             let text = format!("{} is named by the compose file and not there", file.display());
-            draft.notes.push(text);
+            plan.notes.push(text);
         }
     }
 }
 
 /// The keys: each has to be somewhere where it is backed up.
-fn secrets(compose: &Compose, gitlab: &Service, draft: &mut Draft) {
+fn secrets(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     let mut places = BTreeSet::from([compose.path.clone()]);
     let mut set: BTreeSet<String> = gitlab
         .environment
@@ -377,7 +373,7 @@ fn secrets(compose: &Compose, gitlab: &Service, draft: &mut Draft) {
             said.into_iter().filter(|(_, said)| !said.text().is_empty()).map(|(name, _)| name),
         );
     }
-    let version = draft.product.version_numbers();
+    let version = plan.product.version_numbers();
     let is_needed = |since| version.is_none_or(|version| version >= since);
     let missing: Vec<&str> = SECRETS
         .iter()
@@ -387,11 +383,11 @@ fn secrets(compose: &Compose, gitlab: &Service, draft: &mut Draft) {
     if missing.is_empty() {
         let mut places = places.into_iter();
         let first = places.next().unwrap_or_default();
-        let part = draft.needs("secrets", "keys that decrypt what the database holds", first);
+        let part = plan.needs("secrets", "keys that decrypt what the database holds", first);
         part.paths.extend(places);
         return;
     }
-    draft.lacks(
+    plan.lacks(
         "secrets",
         format!(
             "{} in the environment of the GitLab container or in {}; write them into .env beside \
@@ -425,32 +421,30 @@ fn on_machine(gitlab: &Service, path: &Path) -> Result<PathBuf, String> {
     }
 }
 
-fn repositories(gitlab: &Service, draft: &mut Draft) {
+fn repositories(gitlab: &Service, plan: &mut Plan) {
     let path = in_container(gitlab, "GITLAB_REPOS_DIR", "repositories");
     match on_machine(gitlab, &path) {
-        Ok(path) => draft.storage("repositories", &path, None),
-        Err(reason) => draft.lacks("repositories", reason),
+        Ok(path) => plan.storage("repositories", &path, None),
+        Err(reason) => plan.lacks("repositories", reason),
     }
 }
 
-fn directory(gitlab: &Service, row: &Row, draft: &mut Draft) {
+fn directory(gitlab: &Service, row: &Row, plan: &mut Plan) {
     let path = in_container(gitlab, row.variable, row.path);
     let is_remote = gitlab.variable(row.remote) == Some("true");
     match on_machine(gitlab, &path) {
         Ok(path) if is_remote && !path.exists() => {
-            draft
-                .notes
-                .push(format!("{}: it is in an object store, which is not copied", row.name));
+            plan.notes.push(format!("{}: it is in an object store, which is not copied", row.name));
         }
-        Ok(path) if row.is_needed && !is_remote => drop(draft.needs(row.name, row.about, path)),
-        Ok(path) => drop(draft.takes(row.name, row.about, path)),
-        Err(reason) if row.is_needed && !is_remote => draft.lacks(row.name, reason),
-        Err(reason) => draft.notes.push(format!("{}: {reason}; it is not copied", row.name)),
+        Ok(path) if row.is_needed && !is_remote => drop(plan.needs(row.name, row.about, path)),
+        Ok(path) => drop(plan.takes(row.name, row.about, path)),
+        Err(reason) if row.is_needed && !is_remote => plan.lacks(row.name, reason),
+        Err(reason) => plan.notes.push(format!("{}: {reason}; it is not copied", row.name)),
     }
 }
 
 /// Images are where the registry's own container has them.
-fn registry(compose: &Compose, draft: &mut Draft) {
+fn registry(compose: &Compose, plan: &mut Plan) {
     for service in compose.services.values().flatten() {
         if service.repository().rsplit('/').next() != Some("registry") {
             continue;
@@ -458,7 +452,7 @@ fn registry(compose: &Compose, draft: &mut Draft) {
         let root = service.variable("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY");
         let place = service.place(Path::new(root.unwrap_or("/var/lib/registry")));
         if let Some(Place::Here(path)) = place
-            && let Some(part) = draft.parts.iter_mut().find(|part| part.name == "registry")
+            && let Some(part) = plan.parts.iter_mut().find(|part| part.name == "registry")
             && !part.paths.contains(&path)
         {
             part.paths.push(path);
@@ -467,8 +461,8 @@ fn registry(compose: &Compose, draft: &mut Draft) {
 }
 
 /// Certificates that are kept outside the data.
-fn certificates(gitlab: &Service, data: &Path, draft: &mut Draft) {
-    let Some(part) = draft.parts.iter_mut().find(|part| part.name == "certs") else { return };
+fn certificates(gitlab: &Service, data: &Path, plan: &mut Plan) {
+    let Some(part) = plan.parts.iter_mut().find(|part| part.name == "certs") else { return };
     for variable in CERTIFICATES {
         let Some(path) = gitlab.variable(variable) else { continue };
         if let Some(Place::Here(path)) = gitlab.place(Path::new(path))
@@ -480,29 +474,29 @@ fn certificates(gitlab: &Service, data: &Path, draft: &mut Draft) {
     }
 }
 
-fn left_out(gitlab: &Service, data: &Path, draft: &mut Draft) {
+fn left_out(gitlab: &Service, data: &Path, plan: &mut Plan) {
     for (name, reason) in LEFT_OUT {
         let path = data.join(name);
         if path.exists() {
-            draft.leaves(path, reason);
+            plan.leaves(path, reason);
         }
     }
     if let Ok(path) = on_machine(gitlab, &in_container(gitlab, "GITLAB_BACKUP_DIR", "backups"))
-        && !draft.left_out.iter().any(|left| left.path == path)
+        && !plan.left_out.iter().any(|left| left.path == path)
     {
-        draft.leaves(path, "archives made by GitLab's own backup command");
+        plan.leaves(path, "archives made by GitLab's own backup command");
     }
     if let Some(Place::Here(path)) = gitlab.place(Path::new("/var/log/gitlab")) {
-        draft.leaves(path, "logs");
+        plan.leaves(path, "logs");
     }
 }
 
 /// Numbers of users are kept as they are; only the container has names for them.
-fn identity(gitlab: &Service, draft: &mut Draft) {
+fn identity(gitlab: &Service, plan: &mut Plan) {
     let number = |name| gitlab.variable(name).and_then(|text| text.parse::<u32>().ok());
     let (uid, gid) = (number("USERMAP_UID"), number("USERMAP_GID"));
     if uid.or(gid).is_some() {
-        draft.notes.push(format!(
+        plan.notes.push(format!(
             "GitLab's files belong to user {} and group {}, as USERMAP_UID and USERMAP_GID say; \
              a restore keeps these numbers",
             uid.unwrap_or(1000),
@@ -562,7 +556,7 @@ impl<'a> Containers<'a> {
 
     /// What the container of a service is called: as it says, or as one of the versions of
     /// compose would call it and docker knows it.
-    fn name_of(&self, service: &str, said: &Service, draft: &mut Draft) -> Result<String> {
+    fn name_of(&self, service: &str, said: &Service, plan: &mut Plan) -> Result<String> {
         if let Some(name) = &said.container {
             return Ok(name.clone());
         }
@@ -578,18 +572,16 @@ impl<'a> Containers<'a> {
                 Err(Error::Failed { .. }) => {}
                 Err(error) if error.is_interrupted() => return Err(error),
                 Err(error) => {
-                    draft.notes.push(format!("containers could not be asked for: {error}"));
+                    plan.notes.push(format!("containers could not be asked for: {error}"));
                     return Ok(names[0].clone());
                 }
             }
         }
-        draft
-            .notes
-            .push(format!("service {service} has no container named {}", names.join(" or ")));
+        plan.notes.push(format!("service {service} has no container named {}", names.join(" or ")));
         Ok(names[0].clone())
     }
 
-    fn postgres(&self, gitlab: &Service, draft: &mut Draft) -> Result<()> {
+    fn postgres(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
         let host = gitlab.variable("DB_HOST");
         let mut server = Server::default();
         let found = self.beside(host, is_postgres);
@@ -600,7 +592,7 @@ impl<'a> Containers<'a> {
         // The image of sameersbn takes a list.
         let database = database.split(',').next().unwrap_or(database).trim();
         if let Some((name, service)) = found {
-            let container = self.name_of(name, service, draft)?;
+            let container = self.name_of(name, service, plan)?;
             server.reach.into = into_container(self.site.settings, &container, postgres::VARIABLES);
             // Inside, its own socket is open to the one who made the cluster.
             server.role = Some(service.variable("POSTGRES_USER").unwrap_or("postgres").into());
@@ -613,7 +605,7 @@ impl<'a> Containers<'a> {
                         .iter()
                         .any(|data| mount.target.starts_with(data))
                 {
-                    draft.leaves(path.clone(), "dumped from the running server");
+                    plan.leaves(path.clone(), "dumped from the running server");
                 }
             }
         } else if let Some(host) = host {
@@ -623,7 +615,7 @@ impl<'a> Containers<'a> {
             server.role = gitlab.variable("DB_USER").map(str::to_owned);
             server.password = secret_of(gitlab, "DB_PASS");
             server.databases = Some(vec![database.to_owned()]);
-            draft.notes.push(format!(
+            plan.notes.push(format!(
                 "the database server is {host}, outside the compose file; its role needs to be \
                  allowed to read roles as well"
             ));
@@ -634,28 +626,28 @@ impl<'a> Containers<'a> {
                 self.compose.path.display()
             )));
         }
-        draft.postgres = Some(server);
+        plan.postgres = Some(server);
         let (name, purpose) = (database.into(), "main".into());
-        draft.databases.push(Database { name, purpose, is_required: true });
+        plan.databases.push(Database { name, purpose, is_required: true });
         Ok(())
     }
 
-    fn redis(&self, gitlab: &Service, draft: &mut Draft) -> Result<()> {
+    fn redis(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
         let Some((name, service)) = self.beside(gitlab.variable("REDIS_HOST"), is_redis) else {
-            draft.notes.push(
+            plan.notes.push(
                 "Redis is not in the compose file and is not saved; name it under `redis` if it \
                  should be"
                     .into(),
             );
             return Ok(());
         };
-        let container = self.name_of(name, service, draft)?;
+        let container = self.name_of(name, service, plan)?;
         let into = into_container(self.site.settings, &container, redis::VARIABLES);
         let option = service.command.iter().position(|word| word == "--requirepass");
         let of_command = option.and_then(|at| service.command.get(at + 1));
         let password = secret_of(service, "REDIS_PASSWORD")
             .or_else(|| of_command.map(|password| Password(password.clone())));
-        draft.redis =
+        plan.redis =
             Some(Redis { reach: Reach { into, ..Reach::default() }, password, ..Redis::default() });
         // The image of sameersbn has its data elsewhere than Redis's own.
         let dir = if service.repository().ends_with("sameersbn/redis") {
@@ -666,16 +658,16 @@ impl<'a> Containers<'a> {
         match service.place(Path::new(dir)) {
             Some(Place::Here(dir)) => {
                 let part =
-                    draft.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+                    plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
                 part.phase = Phase::Saves;
                 part.paths.push(dir.join("appendonlydir"));
                 part.paths.push(dir.join("appendonly.aof"));
-                draft.leaves(dir, "of it only what Redis saves is taken");
+                plan.leaves(dir, "of it only what Redis saves is taken");
             }
             Some(Place::Nowhere(reason)) => {
-                draft.notes.push(format!("redis: {reason}; its data are not copied"));
+                plan.notes.push(format!("redis: {reason}; its data are not copied"));
             }
-            None => draft.notes.push(format!(
+            None => plan.notes.push(format!(
                 "redis: no volume is at {dir}, where the image keeps its data; they are not copied"
             )),
         }

@@ -9,7 +9,7 @@ mod repositories;
 pub mod rows;
 
 use super::mattermost::{self, single_sign_on};
-use super::{Draft, Kind, Site, below, runit};
+use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::fit::check_files;
 use crate::plan::{Database, Phase, Plan, Product};
 use crate::service::Reach;
+use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
 use crate::service::redis::Redis;
 use std::path::{Path, PathBuf};
@@ -79,63 +80,64 @@ impl Kind for Gitlab {
         manifest.exists().then(|| manifest.display().to_string())
     }
 
-    fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+    fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let generated = generated::read(&site.settings.root, &site.at(DATA))?;
-        draft.product = product(site);
-        draft.skips_git_caches = true;
-        draft.needs(
+        plan.product = product(site);
+        plan.skips_git_caches = true;
+        plan.needs(
             "secrets",
             "keys that decrypt what the database holds",
             site.at("/etc/gitlab/gitlab-secrets.json"),
         );
-        draft.needs("gitlab.rb", "the configuration", site.at("/etc/gitlab/gitlab.rb"));
-        draft.needs("config", "configuration, certificates", site.at("/etc/gitlab"));
-        let generated_files = draft.takes(
+        plan.needs("gitlab.rb", "the configuration", site.at("/etc/gitlab/gitlab.rb"));
+        plan.needs("config", "configuration, certificates", site.at("/etc/gitlab"));
+        let generated_files = plan.takes(
             "generated",
             "configuration that the package generated, by which data is found",
             site.at(DATA).join("gitlab-rails/etc"),
         );
         generated_files.paths.push(site.at(DATA).join("gitaly/config.toml"));
-        draft.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"));
+        plan.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"));
         for (name, path) in &generated.storages {
             let part = if name == "default" {
                 "repositories".to_owned()
             } else {
                 format!("repositories-{name}")
             };
-            draft.storage(&part, path, Some("git"));
+            plan.storage(&part, path, Some("git"));
         }
         for data in &generated.data {
             if let Some(reason) = data.elsewhere {
-                draft.notes.push(format!("{}: {reason}", data.name));
+                plan.notes.push(format!("{}: {reason}", data.name));
                 continue;
             }
             let part = if data.is_expected {
-                draft.needs(data.name, data.about, data.path.clone())
+                plan.needs(data.name, data.about, data.path.clone())
             } else {
-                draft.takes(data.name, data.about, data.path.clone())
+                plan.takes(data.name, data.about, data.path.clone())
             };
             part.owner = Some(data.owner);
         }
-        draft.takes(
+        plan.takes(
             "ssh",
             "keys of users; GitLab can write them again",
             site.at("/var/opt/gitlab/.ssh"),
         );
-        self.databases(site, &generated, draft);
-        self.redis(site, draft);
-        mattermost::beside_gitlab(site, draft)?;
+        self.databases(site, &generated, plan);
+        self.redis(site, plan);
+        mattermost::beside_gitlab(site, plan)?;
         for (name, reason) in LEFT_OUT {
             let path = site.at(DATA).join(name);
-            if path.exists() && !draft.parts.iter().any(|part| part.paths.contains(&path)) {
-                draft.leaves(path, reason);
+            if path.exists() && !plan.parts.iter().any(|part| part.paths.contains(&path)) {
+                plan.leaves(path, reason);
             }
         }
-        note_unknown(&site.at(DATA), draft);
+        note_unknown(&site.at(DATA), plan);
         let control =
             ["/opt/gitlab/bin/gitlab-ctl", "/usr/bin/gitlab-ctl"].map(|path| site.at(path));
         let control = control.iter().find(|path| path.exists()).unwrap_or(&control[1]);
-        draft.supervisor = Some(runit(vec![control.display().to_string()], &WRITERS));
+        let program = [control.display().to_string()];
+        plan.control = Control::Supervised(Supervisor::new(Speaks::Runit, program, WRITERS));
         Ok(())
     }
 
@@ -154,7 +156,7 @@ impl Kind for Gitlab {
 }
 
 impl Gitlab {
-    fn databases(&self, site: &Site<'_>, generated: &generated::Generated, draft: &mut Draft) {
+    fn databases(&self, site: &Site<'_>, generated: &generated::Generated, plan: &mut Plan) {
         let socket_dir = site.at("/var/opt/gitlab/postgresql");
         let mut server = Server {
             reach: Reach { bin: vec![site.at(BIN)], ..Reach::default() },
@@ -166,16 +168,16 @@ impl Gitlab {
             server.role = Some("gitlab-psql".into());
         } else if let Some(host) = &generated.database_host {
             server.host = Some(host.clone());
-            draft.notes.push(format!(
+            plan.notes.push(format!(
                 "the database server is {host}, not the package's own; its clients need a passfile"
             ));
         }
         if let Some(port) = generated.database_port {
             server.port = port;
         }
-        draft.postgres = Some(server);
+        plan.postgres = Some(server);
         for (purpose, name) in &generated.databases {
-            draft.databases.push(Database {
+            plan.databases.push(Database {
                 name: name.clone(),
                 purpose: purpose.clone(),
                 is_required: true,
@@ -183,19 +185,19 @@ impl Gitlab {
         }
     }
 
-    fn redis(&self, site: &Site<'_>, draft: &mut Draft) {
+    fn redis(&self, site: &Site<'_>, plan: &mut Plan) {
         let dir = site.at("/var/opt/gitlab/redis");
         if !dir.exists() {
-            draft.notes.push("Redis is not the package's own and is not saved; name it under `redis` if it should be".into());
+            plan.notes.push("Redis is not the package's own and is not saved; name it under `redis` if it should be".into());
             return;
         }
         let socket = dir.join("redis.socket");
-        draft.redis = Some(Redis {
+        plan.redis = Some(Redis {
             reach: Reach { bin: vec![site.at(BIN)], ..Reach::default() },
             socket: Some(socket),
             ..Redis::default()
         });
-        let part = draft.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+        let part = plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
         part.phase = Phase::Saves;
         part.owner = Some("gitlab-redis");
         part.paths.push(dir.join("appendonlydir"));
@@ -261,14 +263,14 @@ fn product(site: &Site<'_>) -> Product {
 }
 
 /// Says what lies beside the known parts.
-pub fn note_unknown(data: &Path, draft: &mut Draft) {
+pub fn note_unknown(data: &Path, plan: &mut Plan) {
     let Ok(entries) = std::fs::read_dir(data) else { return };
     let mut unknown: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             let is_part =
-                draft.parts.iter().flat_map(|part| &part.paths).any(|part| part.starts_with(path));
-            !is_part && !draft.left_out.iter().any(|left| left.path == *path)
+                plan.parts.iter().flat_map(|part| &part.paths).any(|part| part.starts_with(path));
+            !is_part && !plan.left_out.iter().any(|left| left.path == *path)
         })
         .collect();
     unknown.sort();
@@ -277,6 +279,6 @@ pub fn note_unknown(data: &Path, draft: &mut Draft) {
             "{} is not known and not copied; make it a part if it should be",
             path.display()
         );
-        draft.notes.push(text);
+        plan.notes.push(text);
     }
 }

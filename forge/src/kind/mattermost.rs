@@ -5,12 +5,13 @@ pub mod data_source;
 pub mod rows;
 pub mod single_sign_on;
 
-use super::{Draft, Kind, Site, below, runit, systemd};
+use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::plan::{Database, Plan, Product};
+use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
 use config::{Config, Unit};
 use data_source::DataSource;
@@ -47,8 +48,8 @@ impl Kind for Mattermost {
         config.exists().then(|| config.display().to_string())
     }
 
-    fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
-        draft.product = Product { name: "Mattermost".into(), ..Product::default() };
+    fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+        plan.product = Product { name: "Mattermost".into(), ..Product::default() };
         let (root, home) = (&site.settings.root, site.at(HOME));
         let unit = Unit::read(root)?;
         let has_unit = unit.is_some();
@@ -61,44 +62,43 @@ impl Kind for Mattermost {
             let path = Path::new(&kept_at);
             if path.is_absolute() { below(root, path) } else { home.join(path) }
         };
-        draft.needs("config", "its configuration, with secrets", home.join("config"));
+        plan.needs("config", "its configuration, with secrets", home.join("config"));
         if is_in_database {
-            draft.notes.push(
+            plan.notes.push(
                 "settings are in the database (table Configurations) and saved with it; name \
                  directories under `parts` if they are not the usual ones"
                     .into(),
             );
         } else if !path.starts_with(home.join("config")) {
-            draft.needs("config.json", "its configuration, with secrets", path.clone());
+            plan.needs("config.json", "its configuration, with secrets", path.clone());
         }
         if !unit.files.is_empty() {
             let part =
-                draft.takes("service", "its unit and variables, with secrets", PathBuf::new());
+                plan.takes("service", "its unit and variables, with secrets", PathBuf::new());
             part.paths = unit.files;
         }
         let config = Config::read(&path, unit.variables)?;
-        files(&config, DATA, "data", site, &home, draft);
+        files(&config, DATA, "data", site, &home, plan);
         for (name, about, key, usual) in [
             ("plugins", "plugins", "Directory", "plugins"),
             ("client-plugins", "plugins for browsers", "ClientDirectory", "client/plugins"),
         ] {
             let path = config.directory("PluginSettings", key, root, &home);
-            draft.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
+            plan.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
         }
-        draft.leaves(home.join("logs"), "logs");
+        plan.leaves(home.join("logs"), "logs");
         if let Some(dir) = config.directory("BleveSettings", "IndexDir", root, &home) {
-            draft.leaves(dir, "an index for searching, which Mattermost makes again");
+            plan.leaves(dir, "an index for searching, which Mattermost makes again");
         }
         let in_database = is_in_database.then_some(kept_at.as_str());
-        database(&config, in_database, site, draft)?;
+        database(&config, in_database, site, plan)?;
         let runs_by_runit = ["/etc/sv", "/etc/service"].map(|dir| site.at(dir).join(SERVICE));
-        draft.supervisor = Some(if !has_unit && runs_by_runit.iter().any(|dir| dir.exists()) {
-            runit(vec!["sv".into()], &[SERVICE])
-        } else {
-            systemd(&[SERVICE])
-        });
+        let is_runits = !has_unit && runs_by_runit.iter().any(|dir| dir.exists());
+        let (speaks, program) =
+            if is_runits { (Speaks::Runit, "sv") } else { (Speaks::Systemd, "systemctl") };
+        plan.control = Control::Supervised(Supervisor::new(speaks, [program], [SERVICE]));
         if config.text("GitLabSettings", "Id").is_some() {
-            draft.notes.push(
+            plan.notes.push(
                 "its single sign-on needs a row of another GitLab, which is not compared with it"
                     .into(),
             );
@@ -121,24 +121,17 @@ impl Kind for Mattermost {
 }
 
 /// The part with the files that users sent.
-fn files(
-    config: &Config,
-    name: &str,
-    usual: &str,
-    site: &Site<'_>,
-    home: &Path,
-    draft: &mut Draft,
-) {
+fn files(config: &Config, name: &str, usual: &str, site: &Site<'_>, home: &Path, plan: &mut Plan) {
     let dir = config.directory("FileSettings", "Directory", &site.settings.root, home);
     let dir = dir.unwrap_or_else(|| home.join(usual));
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "files that users sent are in an object store, which is not copied";
-        draft.notes.push(note.into());
+        plan.notes.push(note.into());
         // What was there before stays.
-        draft.takes(name, "files that users sent", dir);
+        plan.takes(name, "files that users sent", dir);
         return;
     }
-    draft.needs(name, "files that users sent", dir).owner = Some("mattermost");
+    plan.needs(name, "files that users sent", dir).owner = Some("mattermost");
 }
 
 /// Server and database, as the settings give them. Settings that are themselves in a
@@ -147,7 +140,7 @@ fn database(
     config: &Config,
     in_database: Option<&str>,
     site: &Site<'_>,
-    draft: &mut Draft,
+    plan: &mut Plan,
 ) -> Result<()> {
     let mysql = config.text("SqlSettings", "DriverName") == Some("mysql");
     if mysql || in_database.is_some_and(|source| source.starts_with("mysql:")) {
@@ -179,17 +172,17 @@ fn database(
         server.encryption = source.encryption;
         name = source.database.unwrap_or(name);
     } else {
-        draft.notes.push("SqlSettings.DataSource is not set; the usual database is taken".into());
+        plan.notes.push("SqlSettings.DataSource is not set; the usual database is taken".into());
     }
     // There may be others on the server, which are not Mattermost's.
     server.databases = Some(vec![name.clone()]);
-    draft.postgres = Some(server);
-    draft.databases.push(Database { name, purpose: "mattermost".into(), is_required: true });
+    plan.postgres = Some(server);
+    plan.databases.push(Database { name, purpose: "mattermost".into(), is_required: true });
     Ok(())
 }
 
 /// Adds Mattermost to a GitLab whose package brought it along.
-pub fn beside_gitlab(site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+pub fn beside_gitlab(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     let home = site.at("/var/opt/gitlab/mattermost");
     if !home.exists() {
         return Ok(());
@@ -199,16 +192,16 @@ pub fn beside_gitlab(site: &Site<'_>, draft: &mut Draft) -> Result<()> {
     // GitLab is not to go without a backup because Mattermost's settings make no sense.
     let config = config::variables_in(&environment).and_then(|them| Config::read(&path, them));
     let config = config.unwrap_or_else(|error| {
-        draft.notes.push(format!("{error}; the usual directories of Mattermost are taken"));
+        plan.notes.push(format!("{error}; the usual directories of Mattermost are taken"));
         Config::default()
     });
-    draft.needs("mattermost-config", "configuration of Mattermost, with secrets", path);
-    let part = draft.needs("mattermost", "Mattermost's files and plugins", home.clone());
+    plan.needs("mattermost-config", "configuration of Mattermost, with secrets", path);
+    let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
     part.owner = Some("mattermost");
-    files(&config, DATA_BESIDE_GITLAB, "data", site, &home, draft);
-    draft.takes("mattermost-environment", "settings that go before its configuration", environment);
+    files(&config, DATA_BESIDE_GITLAB, "data", site, &home, plan);
+    plan.takes("mattermost-environment", "settings that go before its configuration", environment);
     let (name, purpose) = (DATABASE_BESIDE_GITLAB.into(), "mattermost".into());
-    draft.databases.push(Database { name, purpose, is_required: true });
+    plan.databases.push(Database { name, purpose, is_required: true });
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! Directories and databases that no other kind knows: everything comes from the
 //! settings.
 
-use super::{Draft, Kind, Site};
+use super::{Kind, Site};
 use crate::error::Result;
-use crate::plan::Product;
+use crate::plan::{Plan, Product};
 use std::path::Path;
 
 /// Whatever the settings name.
@@ -22,7 +22,7 @@ impl Kind for Plain {
         None
     }
 
-    fn draft(&self, site: &Site<'_>, draft: &mut Draft) -> Result<()> {
+    fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let settings = site.settings;
         let has_database =
             settings.postgres.host.is_some() || settings.postgres.container.is_some();
@@ -31,7 +31,7 @@ impl Kind for Plain {
                 "it has no parts; give it some, such as [instances.NAME.parts.data] with a path",
             ));
         }
-        draft.product = Product { name: "plain".into(), ..Product::default() };
+        plan.product = Product { name: "plain".into(), ..Product::default() };
         Ok(())
     }
 }

@@ -103,7 +103,22 @@ impl Control {
     }
 }
 
+/// How long a service may take to stop or start, if nobody says otherwise: GitLab's own limit
+/// is a minute.
+const LIMIT: Duration = Duration::from_secs(180);
+
 impl Supervisor {
+    /// A program with what comes before its verb, and the services that write.
+    pub fn new<P, W>(speaks: Speaks, program: P, writers: W) -> Supervisor
+    where
+        P: IntoIterator<Item: Into<String>>,
+        W: IntoIterator<Item: Into<String>>,
+    {
+        let program = program.into_iter().map(Into::into).collect();
+        let writers = writers.into_iter().map(Into::into).collect();
+        Supervisor { speaks, program, writers, limit: LIMIT }
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let program = self.program.iter().map(String::as_str);
         Command::new(program.chain(words.iter().copied())).within(self.limit)

@@ -68,6 +68,24 @@ pub struct Rows {
     pub rows: u64,
 }
 
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            reach: Reach::default(),
+            host: None,
+            port: 5432,
+            role: None,
+            passfile: None,
+            password: None,
+            encryption: BTreeMap::new(),
+            databases: None,
+            wait: WAIT,
+            silence: SILENCE,
+            counts_rows: true,
+        }
+    }
+}
+
 impl Server {
     /// Connects to a database, waiting for a server that is starting.
     pub fn connect<'a>(&self, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {

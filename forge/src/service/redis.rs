@@ -53,6 +53,20 @@ pub struct Saved {
     pub seconds: f64,
 }
 
+impl Default for Redis {
+    fn default() -> Redis {
+        Redis {
+            reach: Reach::default(),
+            socket: None,
+            host: None,
+            port: None,
+            password_file: None,
+            password: None,
+            limit: LIMIT,
+        }
+    }
+}
+
 impl Redis {
     fn ask(&self, words: &[&str], progress: &Progress) -> Result<String> {
         let mut arguments: Vec<String> = Vec::new();

@@ -33,11 +33,11 @@ impl Machine {
     }
 
     /// What a backup of the project at a path would be; docker knows every container.
-    fn draft(&self, compose: &str) -> Draft {
-        self.try_draft(compose, "docker = ['true']").expect("a draft")
+    fn plan(&self, compose: &str) -> Plan {
+        self.try_plan(compose, "docker = ['true']").expect("a plan")
     }
 
-    fn try_draft(&self, compose: &str, more: &str) -> Result<Draft> {
+    fn try_plan(&self, compose: &str, more: &str) -> Result<Plan> {
         let text = format!(
             "kind = 'docker-gitlab'\nroot = '{}'\ncompose = '{}'\n{more}",
             self.root().display(),
@@ -46,8 +46,8 @@ impl Machine {
         let settings: Settings = toml::from_str(&text).expect("settings");
         let progress = Progress::default();
         let site = Site { instance: "forge", settings: &settings, progress: &progress };
-        let mut draft = Draft::default();
-        DockerGitlab.draft(&site, &mut draft).map(|()| draft)
+        let mut plan = Plan::new("forge", "docker-gitlab", &settings);
+        DockerGitlab.fill(&site, &mut plan).map(|()| plan)
     }
 
     fn read(&self, compose: &str) -> Compose {
@@ -56,16 +56,23 @@ impl Machine {
     }
 
     /// Paths of a part, seen from the root.
-    fn paths(&self, draft: &Draft, part: &str) -> Vec<String> {
-        let part = draft.parts.iter().find(|found| found.name == part).expect("a part");
+    fn paths(&self, plan: &Plan, part: &str) -> Vec<String> {
+        let part = plan.parts.iter().find(|found| found.name == part).expect("a part");
         let root = self.root();
         let within = |path: &PathBuf| path.strip_prefix(&root).expect("below the root").to_owned();
         part.paths.iter().map(|path| format!("/{}", within(path).display())).collect()
     }
 }
 
-fn lacking(draft: &Draft) -> Vec<&str> {
-    draft.lacking.iter().map(|absent| absent.part.as_str()).collect()
+fn supervisor(plan: &Plan) -> &Supervisor {
+    match &plan.control {
+        Control::Supervised(supervisor) => supervisor,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn lacking(plan: &Plan) -> Vec<&str> {
+    plan.lacking.iter().map(|absent| absent.part.as_str()).collect()
 }
 
 /// The file that comes with the project.
@@ -137,27 +144,27 @@ fn the_projects_own_file_is_understood() {
     // An old compose made this one, when it left out more characters.
     machine.make("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/backups");
     machine.write("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/tmp/VERSION", "17.2.0\n");
-    let draft = machine.draft("/srv/Docker_GitLab/docker-compose.yml");
+    let plan = machine.plan("/srv/Docker_GitLab/docker-compose.yml");
     let data = "/var/lib/docker/volumes/dockergitlab_gitlab-data/_data";
-    assert_eq!(machine.paths(&draft, "repositories"), [format!("{data}/repositories")]);
-    assert_eq!(machine.paths(&draft, "lfs"), [format!("{data}/shared/lfs-objects")]);
-    assert_eq!(machine.paths(&draft, "compose"), ["/srv/Docker_GitLab/docker-compose.yml"]);
+    assert_eq!(machine.paths(&plan, "repositories"), [format!("{data}/repositories")]);
+    assert_eq!(machine.paths(&plan, "lfs"), [format!("{data}/shared/lfs-objects")]);
+    assert_eq!(machine.paths(&plan, "compose"), ["/srv/Docker_GitLab/docker-compose.yml"]);
     // Where none of them is there, it is where the present compose would make it.
     let redis = "/var/lib/docker/volumes/docker_gitlab_redis-data/_data/dump.rdb";
-    assert_eq!(machine.paths(&draft, "redis")[0], redis);
-    assert_eq!(draft.product.version.as_deref(), Some("17.3.1"));
-    assert_eq!(draft.product.image.as_deref(), Some("sameersbn/gitlab:17.3.1-1"));
-    assert!(draft.lacking.is_empty(), "{:?}", draft.lacking);
-    assert!(draft.notes.iter().any(|note| note.contains("17.2.0")), "{:?}", draft.notes);
-    assert_eq!(draft.databases[0].name, "gitlabhq_production");
-    let server = draft.postgres.expect("a server");
+    assert_eq!(machine.paths(&plan, "redis")[0], redis);
+    assert_eq!(plan.product.version.as_deref(), Some("17.3.1"));
+    assert_eq!(plan.product.image.as_deref(), Some("sameersbn/gitlab:17.3.1-1"));
+    assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
+    assert!(plan.notes.iter().any(|note| note.contains("17.2.0")), "{:?}", plan.notes);
+    assert_eq!(plan.databases[0].name, "gitlabhq_production");
+    let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.role.as_deref(), Some("postgres"));
     let into = server.reach.into.join(" ");
     assert!(into.starts_with("true exec -i --env PGPASSWORD"), "{into}");
     assert!(into.ends_with(" docker_gitlab-postgresql-1"), "{into}");
-    assert_eq!(draft.supervisor.expect("one").writers, ["docker_gitlab-gitlab-1"]);
+    assert_eq!(supervisor(&plan).writers, ["docker_gitlab-gitlab-1"]);
     let left: Vec<String> =
-        draft.left_out.iter().map(|left| left.path.display().to_string()).collect();
+        plan.left_out.iter().map(|left| left.path.display().to_string()).collect();
     for end in ["/backups", "postgresql-data/_data", "/repositories/+gitaly"] {
         assert!(left.iter().any(|left| left.ends_with(end)), "{end}: {left:?}");
     }
@@ -195,15 +202,15 @@ redis:
     - /opt/gitlab/redis:/var/lib/redis
 "#,
     );
-    let draft = machine.draft("/opt/gitlab");
-    assert_eq!(machine.paths(&draft, "uploads"), ["/opt/gitlab/data/uploads"]);
-    assert_eq!(machine.paths(&draft, "repositories"), ["/root/repos"]);
-    assert_eq!(machine.paths(&draft, "redis")[0], "/opt/gitlab/redis/dump.rdb");
-    assert_eq!(draft.databases[0].name, "gitlab_db");
-    let server = draft.postgres.as_ref().expect("a server");
+    let plan = machine.plan("/opt/gitlab");
+    assert_eq!(machine.paths(&plan, "uploads"), ["/opt/gitlab/data/uploads"]);
+    assert_eq!(machine.paths(&plan, "repositories"), ["/root/repos"]);
+    assert_eq!(machine.paths(&plan, "redis")[0], "/opt/gitlab/redis/dump.rdb");
+    assert_eq!(plan.databases[0].name, "gitlab_db");
+    let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.reach.into.last().map(String::as_str), Some("gitlab-postgresql"));
-    assert_eq!(lacking(&draft), ["secrets"]);
-    let said = &draft.lacking[0].looked_for;
+    assert_eq!(lacking(&plan), ["secrets"]);
+    let said = &plan.lacking[0].looked_for;
     assert!(said.contains("GITLAB_SECRETS_SECRET_KEY_BASE"), "{said}");
     assert!(said.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{said}");
     // Neither what is set nor what this version does not know.
@@ -264,8 +271,8 @@ volumes:
     );
     machine.write("/root/git.example/db.txt", "of-database\n");
     machine.write("/etc/docker/daemon.json", r#"{"data-root": "/mnt/docker"}"#);
-    let draft = machine.draft("/root/git.example/compose.yaml");
-    let at = |part| machine.paths(&draft, part).join(" ");
+    let plan = machine.plan("/root/git.example/compose.yaml");
+    let at = |part| machine.paths(&plan, part).join(" ");
     assert_eq!(at("repositories"), "/mnt/docker/volumes/git_data/_data/repositories");
     assert_eq!(at("packages"), "/root/git.example/shared/packages");
     assert_eq!(at("lfs"), "/mnt/docker/volumes/lfs/_data");
@@ -273,18 +280,18 @@ volumes:
     assert!(at("registry").ends_with(" /mnt/docker/volumes/git_registry-data/_data"));
     assert!(at("certs").ends_with(" /mnt/docker/volumes/own-certs/_data/registry.key"));
     let backups = machine.path("/mnt/docker/volumes/all-backups/_data");
-    assert!(draft.left_out.iter().any(|left| left.path == backups), "{:?}", draft.left_out);
+    assert!(plan.left_out.iter().any(|left| left.path == backups), "{:?}", plan.left_out);
     for word in ["uploads: it is in an object store", "builds: /builds", "pages: /nowhere"] {
-        assert!(draft.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", draft.notes);
+        assert!(plan.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", plan.notes);
     }
     // Nothing says the version: all keys count.
-    assert_eq!(draft.product.version, None);
-    assert!(draft.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
-    let server = draft.postgres.expect("a server");
+    assert_eq!(plan.product.version, None);
+    assert!(plan.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
+    let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.role.as_deref(), Some("gitlab"));
     assert_eq!(server.password, Some(Password("of-database".into())));
     assert!(!format!("{server:?}").contains("of-database"));
-    assert!(draft.redis.is_none());
+    assert!(plan.redis.is_none());
 }
 
 #[test]
@@ -321,19 +328,19 @@ secrets:
         keys += &format!("{name}=\"c\"\n");
     }
     machine.write("/srv/git/gitlab.secrets", &keys);
-    let draft = machine.draft("/srv/git");
-    assert_eq!(lacking(&draft), [""; 0], "{:?}", draft.lacking);
+    let plan = machine.plan("/srv/git");
+    assert_eq!(lacking(&plan), [""; 0], "{:?}", plan.lacking);
     let files = ["docker-compose.yml", ".env", "gitlab.configs", "gitlab.secrets", "one.env"];
-    assert_eq!(machine.paths(&draft, "compose"), files.map(|file| format!("/srv/git/{file}")));
-    assert!(machine.paths(&draft, "secrets").contains(&"/srv/git/gitlab.secrets".to_owned()));
-    assert!(draft.notes.iter().any(|note| note.contains("two.env")), "{:?}", draft.notes);
+    assert_eq!(machine.paths(&plan, "compose"), files.map(|file| format!("/srv/git/{file}")));
+    assert!(machine.paths(&plan, "secrets").contains(&"/srv/git/gitlab.secrets".to_owned()));
+    assert!(plan.notes.iter().any(|note| note.contains("two.env")), "{:?}", plan.notes);
 
     // Where they are gone, the part is.
     std::fs::remove_file(machine.path("/srv/git/gitlab.secrets")).expect("removes");
-    assert_eq!(lacking(&machine.draft("/srv/git")), ["secrets"]);
+    assert_eq!(lacking(&machine.plan("/srv/git")), ["secrets"]);
     // And without the variable that the file demands, it says which.
     std::fs::remove_file(machine.path("/srv/git/.env")).expect("removes");
-    let error = machine.try_draft("/srv/git", "").expect_err("no image").to_string();
+    let error = machine.try_plan("/srv/git", "").expect_err("no image").to_string();
     assert!(error.contains("IMAGE") && error.contains("service gitlab"), "{error}");
 }
 
@@ -406,15 +413,15 @@ services:
 fn podman_has_its_own_volumes_and_need_not_answer() {
     let machine = Machine::new();
     machine.write("/home/git/forge/compose.yml", OWN);
-    let draft = machine
-        .try_draft("/home/git/forge/compose.yml", "docker = ['/nowhere/podman', '--remote']")
-        .expect("a draft");
+    let plan = machine
+        .try_plan("/home/git/forge/compose.yml", "docker = ['/nowhere/podman', '--remote']")
+        .expect("a plan");
     let uploads = "/var/lib/containers/storage/volumes/forge_gitlab-data/_data/uploads";
-    assert_eq!(machine.paths(&draft, "uploads"), [uploads]);
-    let supervisor = draft.supervisor.expect("one");
+    assert_eq!(machine.paths(&plan, "uploads"), [uploads]);
+    let supervisor = supervisor(&plan);
     assert_eq!(supervisor.program, ["/nowhere/podman", "--remote"]);
     assert_eq!(supervisor.writers, ["forge-gitlab-1"]);
-    assert!(draft.notes.iter().any(|note| note.contains("/nowhere/podman")), "{:?}", draft.notes);
+    assert!(plan.notes.iter().any(|note| note.contains("/nowhere/podman")), "{:?}", plan.notes);
 }
 
 #[test]
@@ -422,7 +429,7 @@ fn a_database_may_be_on_another_machine() {
     let machine = Machine::new();
     let text = OWN.replace("DB_HOST=postgresql", "DB_HOST=db.example.com");
     machine.write("/srv/git/compose.yml", &text.replace("DB_PORT=5432", "DB_PORT=6000"));
-    let server = machine.draft("/srv/git").postgres.expect("a server");
+    let server = machine.plan("/srv/git").postgres.expect("a server");
     assert_eq!((server.host.as_deref(), server.port), (Some("db.example.com"), 6000));
     assert_eq!(server.role.as_deref(), Some("gitlab"));
     assert_eq!(server.password, Some(Password("password".into())));
@@ -436,7 +443,7 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     let told = |text: &str| {
         machine.write("/srv/git/compose.yml", text);
         machine
-            .try_draft("/srv/git/compose.yml", "docker = ['true']")
+            .try_plan("/srv/git/compose.yml", "docker = ['true']")
             .expect_err("wrong")
             .to_string()
     };
@@ -452,7 +459,7 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
     assert!(error.contains("without a `}`") && !error.contains("hush"), "{error}");
 
-    let nowhere = machine.try_draft("/srv/none.yml", "").expect_err("nothing").to_string();
+    let nowhere = machine.try_plan("/srv/none.yml", "").expect_err("nothing").to_string();
     assert!(nowhere.starts_with("cannot read"), "{nowhere}");
 }
 
@@ -550,7 +557,7 @@ proptest! {
         let _ = assignments(&text);
         let machine = Machine::new();
         machine.write("/p/compose.yml", &text).write("/p/.env", &env);
-        let _ = machine.try_draft("/p/compose.yml", "docker = ['true']");
+        let _ = machine.try_plan("/p/compose.yml", "docker = ['true']");
     }
 
     #[test]
