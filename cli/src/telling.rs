@@ -69,9 +69,10 @@ impl<'a> Telling<'a> {
         self.warn(notify::tell(self.notifiers, &self.news(What::Ended(&outcome))));
         let word = if outcome.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
-        let kept = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&self.memory, word));
-        if let Err(error) = kept {
-            self.ui.warn(&format!("cannot write {}: {error}", self.memory.display()));
+        // Without the directory the file says why it cannot be written.
+        let _ = std::fs::create_dir_all(dir);
+        if let Err(error) = forge::file::replace(&self.memory, 0o644, word.as_bytes()) {
+            self.ui.warn(&error.to_string());
         }
     }
 

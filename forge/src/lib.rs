@@ -11,6 +11,7 @@
 //! which name each other.
 
 pub mod error;
+pub mod file;
 mod fit;
 pub mod run;
 pub mod settings;

@@ -4,11 +4,12 @@
 //! the next one, or `forgekeep recover`, finds that and does it.
 
 use crate::error::{Error, Result};
+use crate::file;
 use crate::run::Command;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -79,13 +80,12 @@ impl Record {
             Err(error) => return Err(failed(&lock_path)(error.into())),
         }
         let path = dir.join(format!("{instance}.json"));
-        let undo = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+        let undo = match file::bytes(&path)? {
+            Some(text) => serde_json::from_slice(&text).map_err(|error| {
                 let reason = format!("{error}; start the services by hand and remove it");
                 Error::Malformed { path: path.clone(), reason }
             })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(Error::Read { path, source }),
+            None => Vec::new(),
         };
         Ok(Record { instance: instance.into(), path, undo, _lock: lock })
     }
@@ -168,17 +168,7 @@ impl Record {
             };
         }
         let text = serde_json::to_vec_pretty(undo).map_err(|error| fail(error.into()))?;
-        let new = self.path.with_extension("json.new");
-        let write = || {
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)?;
-            sync_dir()
-        };
-        write().map_err(fail)
+        file::replace(&self.path, 0o600, &text)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::{Error, Result};
+use crate::file;
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record};
@@ -237,7 +238,7 @@ impl<'j> Session<'j> {
             saves.flat_map(|part| &part.paths).filter_map(|path| std::fs::read_dir(path).ok());
         let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
         let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));
-        manifests.map(|path| std::fs::read(path).ok()).collect()
+        manifests.map(|path| file::bytes(&path).ok().flatten()).collect()
     }
 
     /// Copies what belongs to these phases, in their order.

@@ -3,7 +3,6 @@ use crate::exit::{Failure, other, with_hint};
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Write what runs a backup every night: units of systemd, or a line of cron
@@ -79,7 +78,7 @@ impl Schedule {
             match &self.write {
                 Some(dir) => {
                     let path = dir.join(name);
-                    write(&path, text)?;
+                    forge::file::replace(&path, 0o644, text.as_bytes())?;
                     ui.json("written", json!({"path": path.display().to_string()}))?;
                     ui.line(format!("wrote {}", path.display()))?;
                 }
@@ -97,14 +96,6 @@ impl Schedule {
         }
         Ok(())
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let fail = |error| other(format!("cannot write {}: {error}", path.display()));
-    let new = path.with_extension("forgekeep-new");
-    let mut file = std::fs::File::create(&new).map_err(fail)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
-    std::fs::rename(&new, path).map_err(fail)
 }
 
 /// What is run.

@@ -3,8 +3,7 @@
 use super::{Ending, News, Outcome, Tell, What};
 use serde::Deserialize;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The only metric that outlives a run.
@@ -29,11 +28,9 @@ impl Tell for Textfile {
         let What::Ended(outcome) = news.what else { return Ok(()) };
         let path = self.directory.join(file_name(news.origin.instance));
         let metrics = metrics(news.origin.instance, outcome, last_success(&path));
-        replace(&path, metrics.as_bytes()).map_err(|error| {
-            format!(
-                "cannot write metrics to {}: {error}; check that the directory is there and may be written",
-                path.display()
-            )
+        // The collector is another user, and may read at any time.
+        forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
+            format!("{error}; check that the directory is there and may be written")
         })
     }
 }
@@ -110,22 +107,6 @@ fn last_success(path: &Path) -> Option<f64> {
     std::fs::File::open(path).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;
     let line = text.lines().find(|line| line.starts_with(LAST_SUCCESS))?;
     line.rsplit_once(' ')?.1.parse().ok().filter(|seconds: &f64| seconds.is_finite())
-}
-
-/// Replaces a file at once: the collector may read at any time.
-fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    // The collector reads only what ends in `.prom`.
-    let temporary = path.with_extension(format!("prom.{}.tmp", std::process::id()));
-    let written = std::fs::File::create(&temporary).and_then(|mut file| {
-        file.write_all(content)?;
-        // The collector is another user, whatever our umask.
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        std::fs::rename(&temporary, path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ pub mod compose;
 #[cfg(test)]
 mod tests;
 
-use super::gitlab::{self, generated, note_unknown, rows};
+use super::gitlab::{self, note_unknown, rows};
 use super::{Kind, Site, below, into_container};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::plan::{Database, Phase, Plan, Product};
 use crate::run::Command;
 use crate::service::control::{Control, Speaks, Supervisor};
@@ -250,7 +251,7 @@ fn compose_files(root: &Path) -> Vec<PathBuf> {
         let Some((dir, depth)) = queue.pop_front() else { break };
         let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
         found.extend(here.filter(|path| {
-            generated::text(path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
+            file::text(path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
         }));
         if depth > 0 {
             queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
@@ -305,7 +306,7 @@ fn volumes_dir(site: &Site<'_>) -> PathBuf {
     if program.ends_with("podman") {
         return site.at("/var/lib/containers/storage/volumes");
     }
-    let daemon = generated::text(&site.at("/etc/docker/daemon.json")).ok().flatten();
+    let daemon = file::text(&site.at("/etc/docker/daemon.json")).ok().flatten();
     let daemon: serde_json::Value =
         daemon.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let moved = daemon["data-root"].as_str().or(daemon["graph"].as_str());
@@ -317,7 +318,7 @@ fn product(gitlab: &Service, data: &Path, plan: &mut Plan) -> Product {
     let tag = gitlab.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
     // 17.8.2-1 is the second image of 17.8.2.
     let of_tag = tag.map(|tag| tag.split('-').next().unwrap_or(tag).to_owned());
-    let migrated = generated::text(&data.join("tmp/VERSION")).ok().flatten();
+    let migrated = file::text(&data.join("tmp/VERSION")).ok().flatten();
     let migrated = migrated.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     if let (Some(tag), Some(migrated)) = (&of_tag, &migrated)
         && tag != migrated
@@ -363,7 +364,7 @@ fn secrets(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
         let text = match mount.map(|mount| &mount.source) {
             Some(Source::Path(path)) => {
                 places.insert(path.clone());
-                generated::text(path).ok().flatten()
+                file::text(path).ok().flatten()
             }
             Some(Source::Text(text)) => Some(text.clone()),
             Some(Source::Unknown(_)) | None => None,
@@ -683,7 +684,7 @@ fn secret_of(service: &Service, name: &str) -> Option<Password> {
     let file = Path::new(service.variable(&format!("{name}_FILE"))?);
     let mount = service.mounts.iter().rev().find(|mount| mount.target == file)?;
     let text = match &mount.source {
-        Source::Path(path) => generated::text(path).ok().flatten()?,
+        Source::Path(path) => file::text(path).ok().flatten()?,
         Source::Text(text) => text.clone(),
         Source::Unknown(_) => return None,
     };

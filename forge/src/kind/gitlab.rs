@@ -14,6 +14,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
+use crate::file;
 use crate::fit::check_files;
 use crate::plan::{Database, Phase, Plan, Product};
 use crate::service::Reach;
@@ -249,7 +250,7 @@ pub fn check_catalogue(
 /// What the manifest of the package says.
 fn product(site: &Site<'_>) -> Product {
     let mut product = Product { name: "GitLab".into(), ..Product::default() };
-    let manifest = std::fs::read_to_string(site.at(MANIFEST)).unwrap_or_default();
+    let manifest = file::text(&site.at(MANIFEST)).ok().flatten().unwrap_or_default();
     // The first line: `gitlab-ce 17.8.2`.
     let first = manifest.lines().find(|line| line.starts_with("gitlab-"));
     if let Some((name, version)) = first.and_then(|line| {

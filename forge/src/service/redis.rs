@@ -2,9 +2,11 @@
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::run::Command;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use store::observe::Progress;
@@ -81,8 +83,8 @@ impl Redis {
         arguments.extend(words.iter().map(|&word| word.to_owned()));
         let mut command: Command = self.reach.command("redis-cli", arguments).within(QUESTION);
         if let Some(path) = &self.password_file {
-            let fail = |source| Error::Read { path: path.clone(), source };
-            let password = std::fs::read_to_string(path).map_err(fail)?;
+            let absent = || Error::Read { path: path.clone(), source: ErrorKind::NotFound.into() };
+            let password = file::text(path)?.ok_or_else(absent)?;
             command = command.env("REDISCLI_AUTH", password.trim_end());
         } else if let Some(Password(password)) = &self.password {
             command = command.env("REDISCLI_AUTH", password);

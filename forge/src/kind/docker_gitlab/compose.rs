@@ -6,8 +6,9 @@
 //! the shell knew from which the containers were started cannot be seen.
 
 use crate::error::{Error, Result};
+use crate::file::text;
 use crate::kind::below;
-use crate::kind::gitlab::generated::{text, yaml};
+use crate::kind::gitlab::generated::yaml;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,6 +3,7 @@
 
 use super::below;
 use crate::error::{Error, Result};
+use crate::file::text;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -183,24 +184,6 @@ fn names_of_databases(settings: &Value) -> Vec<(String, String)> {
 
 fn port(value: &Value) -> Option<u16> {
     value.as_u64().or_else(|| value.as_str()?.parse().ok())?.try_into().ok()
-}
-
-/// Largest configuration file.
-const FILE_BYTES_MAX: u64 = 4 << 20;
-
-/// The text of a configuration file, if there is one.
-pub fn text(path: &Path) -> Result<Option<String>> {
-    let fail = |source| Error::Read { path: path.to_owned(), source };
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(error)),
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            let reason = format!("it has {} bytes, which is no configuration", metadata.len());
-            return Err(Error::Malformed { path: path.to_owned(), reason });
-        }
-        Ok(_) => {}
-    }
-    std::fs::read_to_string(path).map(Some).map_err(fail)
 }
 
 /// A YAML file, if there is one.

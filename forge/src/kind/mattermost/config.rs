@@ -1,8 +1,8 @@
 //! What a Mattermost is told: `config.json`, and the variables `MM_…` that go before it.
 
 use crate::error::{Error, Result};
+use crate::file::text;
 use crate::kind::below;
-use crate::kind::gitlab::generated::text;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

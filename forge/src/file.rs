@@ -1,0 +1,90 @@
+//! Small files: those of other programs are read within bounds, our own are replaced whole.
+
+use crate::error::{Error, Result};
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// The longest configuration, in bytes.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// The text of a file, if there is one.
+pub fn text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = bytes(path)? else { return Ok(None) };
+    let odd = |_| Error::Malformed { path: path.to_owned(), reason: "it is not UTF-8".into() };
+    String::from_utf8(bytes).map(Some).map_err(odd)
+}
+
+/// What is in a file, if there is one.
+pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let fail = |source| Error::Read { path: path.to_owned(), source };
+    let malformed =
+        |reason: &str| Error::Malformed { path: path.to_owned(), reason: reason.into() };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+        // Opening a pipe would wait for somebody to write into it.
+        Ok(metadata) if !metadata.is_file() => return Err(malformed("it is no file")),
+        Ok(_) => {}
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(fail)?;
+    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(malformed("it has more than 4 MiB, which no configuration has"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Replaces a file durably: whoever reads it meanwhile, or after a crash, finds the old or the
+/// new one.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let write = || {
+        // Hidden, so that a directory of units or metrics is not read with half a file in it.
+        let mut new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir)?;
+        new.write_all(bytes)?;
+        // Whatever the umask is.
+        new.as_file().set_permissions(Permissions::from_mode(mode))?;
+        new.as_file().sync_all()?;
+        new.persist(path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_bounded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        assert_eq!(text(&path).expect("nothing there"), None);
+        std::fs::write(&path, "text").expect("writes");
+        assert_eq!(text(&path).expect("reads").as_deref(), Some("text"));
+        std::fs::write(&path, [0xff]).expect("writes");
+        assert!(text(&path).expect_err("odd").to_string().contains("UTF-8"));
+        std::fs::write(&path, vec![b' '; BYTES_MAX as usize + 1]).expect("writes");
+        assert!(bytes(&path).expect_err("long").to_string().contains("4 MiB"));
+        let error = bytes(dir.path()).expect_err("a directory");
+        assert!(error.to_string().ends_with("it is no file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        for content in ["one", "two"] {
+            replace(&path, 0o640, content.as_bytes()).expect("replaces");
+            assert_eq!(std::fs::read_to_string(&path).expect("reads"), content);
+        }
+        let mode = std::fs::metadata(&path).expect("is there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o640);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
+        let error = replace(&path.join("below"), 0o600, b"").expect_err("no directory");
+        assert!(error.to_string().contains("file/below"), "{error}");
+    }
+}
