@@ -16,6 +16,7 @@ mod zabbix_maintenance;
 
 pub use news::{Ending, News, Origin, Outcome, RunId, What};
 
+use forge::run::at_once;
 use forge::settings::Limit;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -169,19 +170,6 @@ impl Silenced {
     fn has_ended(&self, now: Time) -> bool {
         matches!(self.silence, Silence::ZabbixMaintenance { till, .. } if till <= now.seconds)
     }
-}
-
-/// Does the same with all of them, each on a thread of its own, as most of it is waiting.
-fn at_once<T: Send>(notifiers: &[Notifier], work: impl Fn(&Notifier) -> T + Sync) -> Vec<T> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            notifiers.iter().map(|notifier| scope.spawn(move || work(notifier))).collect();
-        let results = threads.into_iter().map(|thread| thread.join());
-        results
-            .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    })
 }
 
 /// Which ends of runs people want to hear of.

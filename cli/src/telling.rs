@@ -77,20 +77,7 @@ impl<'a> Telling<'a> {
     }
 
     fn outcome(&self, result: &Result<Outcome, Failure>) -> notify::Outcome {
-        let mut told = notify::Outcome {
-            ending: Ending::Failed,
-            exit_code: 0,
-            started: self.started,
-            ended: now(),
-            message: None,
-            warnings: Vec::new(),
-            snapshot: None,
-            bytes_read: 0,
-            bytes_stored: 0,
-            seconds_down: None,
-            checks_failed: 0,
-            previous: None,
-        };
+        let mut told = notify::Outcome::new(Ending::Failed, 0, self.started, now());
         match result {
             Err(failure) => {
                 told.exit_code = failure.number();
@@ -108,7 +95,7 @@ impl<'a> Telling<'a> {
                 let failed = |verdict| verdict == Verdict::Failed;
                 let failed = outcome.checks.iter().filter(|check| failed(check.verdict)).count();
                 told.checks_failed = failed as u64;
-                if outcome.is_complete() {
+                if outcome.is_complete {
                     told.ending = Ending::Done;
                 } else {
                     (told.ending, told.exit_code) = (Ending::Partial, Failure::Partial.number());
@@ -138,8 +125,8 @@ impl<'a> Telling<'a> {
             std::thread::sleep(Duration::from_millis(200));
         }
         self.end.set(Some(now()));
-        for (undo, error) in record.undo(self) {
-            self.ui.warn(&format!("could not {}: {error}", undo.shown()));
+        for (what, error) in record.undo(self) {
+            self.ui.warn(&format!("could not {what}: {error}"));
         }
     }
 
@@ -159,7 +146,7 @@ impl Monitor for Telling<'_> {
     fn silence(&self) -> Option<serde_json::Value> {
         let (silenced, warnings) = notify::silence(self.notifiers, &self.origin, now());
         self.warn(warnings);
-        if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
+        noted(&silenced)
     }
 
     fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value> {
@@ -180,6 +167,11 @@ impl Monitor for Telling<'_> {
         self.end.set(Some(end));
         let (left, warnings) = notify::end_silence(self.notifiers, silenced, end, at);
         self.warn(warnings);
-        if left.is_empty() { None } else { serde_json::to_value(left).ok() }
+        noted(&left)
     }
+}
+
+/// What is kept of silences, if there are any.
+fn noted(silenced: &[Silenced]) -> Option<serde_json::Value> {
+    if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
 }

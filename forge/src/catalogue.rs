@@ -1,6 +1,7 @@
 //! What the databases say that there is: projects with their repositories, rows with their
 //! files. It is asked at the moment of the dumps, so that it fits them.
 
+use crate::plan::{Plan, Product};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +23,15 @@ pub struct Catalogue {
     pub migrations: BTreeMap<String, BTreeMap<String, u64>>,
     /// What could not be asked, and why.
     pub notes: Vec<String>,
+}
+
+impl Catalogue {
+    /// What is installed, with what only its database knows.
+    pub fn product(&self, plan: &Plan) -> Product {
+        let mut product = plan.product.clone();
+        product.version = product.version.or_else(|| self.version.clone());
+        product
+    }
 }
 
 /// A project and what belongs to it. Paths of repositories are relative to their storage

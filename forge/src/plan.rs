@@ -204,6 +204,11 @@ impl Absent {
 }
 
 impl Part {
+    /// Whether any of it is there. A link that leads nowhere is not.
+    pub fn is_there(&self) -> bool {
+        self.paths.iter().any(|path| path.exists())
+    }
+
     /// Finds out where its paths really are, and what leads there.
     pub fn resolve(&mut self) {
         for path in &mut self.paths {

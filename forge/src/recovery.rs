@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::file;
-use crate::run::Command;
+use crate::run::{Command, at_once};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -33,6 +33,15 @@ pub enum Undo {
 }
 
 impl Undo {
+    fn start(&self, progress: &Progress) -> Result<()> {
+        match self {
+            Undo::Start { commands, .. } => {
+                commands.iter().try_for_each(|command| command.output(progress).map(drop))
+            }
+            Undo::EndSilence(_) => Ok(()),
+        }
+    }
+
     /// What is done, for people.
     pub fn shown(&self) -> String {
         match self {
@@ -125,9 +134,9 @@ impl Record {
         self.write(&self.undo)
     }
 
-    /// Undoes everything, the last thing first, services at once; returns what could not be undone, which
-    /// stays in the record, as does what is only due later.
-    pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(Undo, Error)> {
+    /// Undoes everything, the last thing first, services at once; returns what could not be done
+    /// and why. What was not undone stays in the record, as does what is only due later.
+    pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
         let (mut failed, mut kept) = (Vec::new(), Vec::new());
         // Not the progress of the run: somebody may have asked that to stop.
         let progress = Progress::default();
@@ -139,17 +148,19 @@ impl Record {
                 // Services that follow each other were stopped together and start together.
                 let is_silence = |undo: &Undo| matches!(undo, Undo::EndSilence(_));
                 let from = self.undo.iter().rposition(is_silence).map_or(0, |at| at + 1);
-                for (undo, started) in start_all(self.undo.split_off(from), &progress) {
+                let starts = self.undo.split_off(from);
+                let started = at_once(&starts, |undo| undo.start(&progress));
+                for (undo, started) in starts.into_iter().zip(started) {
                     if let Err(error) = started {
-                        kept.push(undo.clone());
-                        failed.push((undo, error));
+                        failed.push((undo.shown(), error));
+                        kept.push(undo);
                     }
                 }
             }
             // What is done twice does no harm, what is forgotten does.
             let left: Vec<Undo> = self.undo.iter().chain(kept.iter().rev()).cloned().collect();
             if let Err(error) = self.write(&left) {
-                failed.push((left.last().cloned().unwrap_or(Undo::EndSilence(().into())), error));
+                failed.push(("note what is undone".into(), error));
             }
         }
         kept.reverse();
@@ -170,25 +181,6 @@ impl Record {
         let text = serde_json::to_vec_pretty(undo).map_err(|error| fail(error.into()))?;
         file::replace(&self.path, 0o600, &text)
     }
-}
-
-/// Starts services at once; returns what became of each.
-fn start_all(starts: Vec<Undo>, progress: &Progress) -> Vec<(Undo, Result<()>)> {
-    let start = |undo: &Undo| match undo {
-        Undo::Start { commands, .. } => {
-            commands.iter().try_for_each(|command| command.output(progress).map(drop))
-        }
-        Undo::EndSilence(_) => Ok(()),
-    };
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = starts.iter().map(|undo| scope.spawn(move || start(undo))).collect();
-        threads.into_iter().map(|thread| thread.join()).collect()
-    });
-    let panicked = |panic| std::panic::resume_unwind(panic);
-    starts
-        .into_iter()
-        .zip(results.into_iter().map(|result| result.unwrap_or_else(panicked)))
-        .collect()
 }
 
 #[cfg(test)]
@@ -234,7 +226,7 @@ mod tests {
         let ears = Ears::default();
         let failed = record.undo(&ears);
         assert_eq!(failed.len(), 1);
-        assert_eq!(failed[0].0.shown(), "start broken");
+        assert_eq!(failed[0].0, "start broken");
         let log = std::fs::read_to_string(&log).expect("a log");
         let mut started: Vec<&str> = log.lines().collect();
         started.sort_unstable();

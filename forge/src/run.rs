@@ -101,8 +101,11 @@ impl Command {
             let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");
             return Err(Error::Service { service: self.shown(), reason });
         }
+        if let Err(error) = read {
+            return Err(running.unread(error, progress));
+        }
         let left = self.limit.saturating_sub(started.elapsed());
-        let status = running.status(read.err(), left, progress)?;
+        let status = running.status(left, progress)?;
         Ok((running, status, output))
     }
 
@@ -230,27 +233,26 @@ impl Running {
         written.map_err(|_| self.failure())
     }
 
-    /// Waits for its end after its output was read, as long as the limit says, and tells
-    /// whether it succeeded. `read` is the error that reading ended with.
-    pub fn end(mut self, read: Option<io::Error>, progress: &Progress) -> Result<()> {
-        let status = self.status(read, self.limit, progress)?;
+    /// Waits for its end after its output was read to the end, as long as the limit says, and
+    /// tells whether it succeeded.
+    pub fn end(mut self, progress: &Progress) -> Result<()> {
+        let status = self.status(self.limit, progress)?;
         if status.success() { Ok(()) } else { Err(self.failed(status)) }
     }
 
-    fn status(
-        &mut self,
-        read: Option<io::Error>,
-        limit: Duration,
-        progress: &Progress,
-    ) -> Result<ExitStatus> {
-        progress.check()?;
-        match read {
-            Some(error) if error.kind() == io::ErrorKind::TimedOut => {
-                return Err(self.too_slow("it did not get ahead"));
+    /// What it means that its output could not be read on.
+    pub fn unread(&self, error: io::Error, progress: &Progress) -> Error {
+        match progress.check() {
+            Err(stop) => stop.into(),
+            Ok(()) if error.kind() == io::ErrorKind::TimedOut => {
+                self.too_slow("it did not get ahead")
             }
-            Some(source) => return Err(Error::Start { command: self.shown.clone(), source }),
-            None => {}
+            Ok(()) => Error::Start { command: self.shown.clone(), source: error },
         }
+    }
+
+    fn status(&mut self, limit: Duration, progress: &Progress) -> Result<ExitStatus> {
+        progress.check()?;
         drop(self.stdin.take());
         drop(self.stdout.take());
         self.wait(limit, Some(progress))?.ok_or_else(|| self.too_slow("it did not end"))
@@ -383,6 +385,18 @@ fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
             Err(_) => return,
         }
     }
+}
+
+/// Does the same with all of these, each on a thread of its own, as most of it is waiting.
+pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
+        let results = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        results
+            .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 /// A word as a shell would have to be given it.

@@ -77,23 +77,15 @@ pub struct Outcome {
     pub project_count: usize,
     /// How long services were down.
     pub down: Option<Duration>,
+    /// Whether everything that belongs to the instance is in the snapshot, and fits.
+    pub is_complete: bool,
 }
 
 impl Outcome {
-    /// Whether everything that belongs to the instance is in the snapshot, and fits.
-    pub fn is_complete(&self) -> bool {
-        is_complete(&self.missing, &self.checks) && self.report.unreadable_count == 0
-    }
-
     /// The snapshot, unless the run was dry.
     pub fn snapshot(&self) -> Option<SnapshotId> {
         self.report.snapshot
     }
-}
-
-fn is_complete(missing: &[Absent], checks: &[Check]) -> bool {
-    missing.iter().all(|absent| !absent.is_required)
-        && checks.iter().all(|check| check.verdict < Verdict::Failed)
 }
 
 /// A database in the snapshot.
@@ -265,9 +257,9 @@ impl<'j> Session<'j> {
 
     /// Adds a part, or notes that it is missing.
     fn add(&mut self, part: &Part, sources: &mut Sources) {
-        let there: Vec<PathBuf> =
-            part.paths.iter().filter(|path| path.symlink_metadata().is_ok()).cloned().collect();
-        if there.is_empty() && !self.missing.iter().any(|absent| absent.part == part.name) {
+        let is_something = |path: &&PathBuf| path.symlink_metadata().is_ok();
+        let there: Vec<PathBuf> = part.paths.iter().filter(is_something).cloned().collect();
+        if !part.is_there() && !self.missing.iter().any(|absent| absent.part == part.name) {
             self.missing.push(Absent::of(part));
         }
         for path in &there {
@@ -307,8 +299,7 @@ impl<'j> Session<'j> {
             checks = self.check()?;
         }
         let catalogue = &self.catalogue;
-        let mut product = plan.product.clone();
-        product.version = product.version.or(catalogue.version.clone());
+        let product = catalogue.product(plan);
         let facts = facts::Facts {
             instance: &plan.instance,
             kind: plan.kind,
@@ -332,14 +323,14 @@ impl<'j> Session<'j> {
             let projects = facts::projects(catalogue);
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
         }
-        let instance = Instance {
-            name: plan.instance.clone(),
-            kind: plan.kind.into(),
-            is_complete: is_complete(&self.missing, &checks) && self.backup.unreadable_count() == 0,
-        };
-        let report = self.backup.finish(Some(instance))?;
+        let is_complete = self.missing.iter().all(|absent| !absent.is_required)
+            && checks.iter().all(|check| check.verdict < Verdict::Failed)
+            && self.backup.unreadable_count() == 0;
+        let (name, kind) = (plan.instance.clone(), plan.kind.into());
+        let report = self.backup.finish(Some(Instance { name, kind, is_complete }))?;
         Ok(Outcome {
             report,
+            is_complete,
             missing: self.missing,
             checks,
             databases: self.databases,

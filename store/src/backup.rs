@@ -28,7 +28,6 @@ pub use passes::{Backup, Likeness, Sources};
 use crate::entry::{Time, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
-use crate::limits;
 use crate::snapshot::Statistics;
 use crate::source::{self, Stat};
 use crate::store::Store;
@@ -97,22 +96,11 @@ pub struct Report {
 
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    check_record(options)?;
     let (paths, excludes) = (options.paths.clone(), options.excludes.clone());
     let names = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
     let mut backup = Backup::begin(store, options, Likeness::Paths(names))?;
     backup.paths(&Sources { paths, excludes, ..Sources::default() })?;
     backup.finish(None)
-}
-
-/// Refuses at once what would be refused when everything was read.
-fn check_record(options: &Options) -> Result<()> {
-    let texts = options.excludes.iter().chain(&options.about.tags).map(String::len);
-    let paths = options.paths.iter().map(|path| path.as_os_str().len());
-    // Each has a length in front of it.
-    let bytes = texts.chain(paths).map(|len| len + 9).sum();
-    let max = limits::RECORD_BYTES_MAX / 2;
-    if bytes > max { Err(Error::RecordTooLong { bytes, max }) } else { Ok(()) }
 }
 
 /// Backs up one stream as one file named `name`, which is also its path.
@@ -127,10 +115,11 @@ pub fn backup_stream(
     options: &Options,
 ) -> Result<Report> {
     let mut backup = Backup::begin(store, options, Likeness::Paths(vec![name.to_vec()]))?;
-    backup.stream(name, input, confirm).map_err(|error| match error {
+    backup.stream(name, input).map_err(|error| match error {
         Error::Source { source, .. } => Error::Source { path: "standard input".into(), source },
         other => other,
     })?;
+    confirm()?;
     backup.finish(None)
 }
 

@@ -125,8 +125,8 @@ pub fn recover(
     let failed = record.undo(monitor);
     match failed.into_iter().next() {
         None => Ok(left.len()),
-        Some((undo, error)) => Err(with_hint(
-            format!("could not {}: {error}", undo.shown()),
+        Some((what, error)) => Err(with_hint(
+            format!("could not {what}: {error}"),
             "do it by hand if users wait; `forgekeep recover` tries again",
         )),
     }
@@ -145,7 +145,7 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
         ))?;
     }
     let mut summary = backup::summary(&outcome.report, 0, elapsed);
-    summary["is_complete"] = outcome.is_complete().into();
+    summary["is_complete"] = outcome.is_complete.into();
     summary["databases"] = outcome.databases.len().into();
     summary["projects"] = outcome.project_count.into();
     summary["seconds_down"] = outcome.down.map(|down| down.as_secs_f64()).into();
@@ -159,7 +159,7 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
         ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
     }
     backup::remarks(ui, &outcome.report, 0, elapsed)?;
-    if outcome.is_complete() {
+    if outcome.is_complete {
         return Ok(());
     }
     ui.warn("the backup is not complete: see what is missing above");

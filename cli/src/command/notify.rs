@@ -98,24 +98,14 @@ impl Test {
 /// Tells of the end of a run that never was, in a way that everybody wants to hear of.
 fn end(notifiers: &[Notifier], origin: Origin, ending: Ending) -> Vec<String> {
     let at = now();
-    let outcome = Outcome {
-        ending,
-        exit_code: match ending {
-            Ending::Done => 0,
-            Ending::Partial => 3,
-            Ending::Failed => 1,
-        },
-        started: at,
-        ended: at,
-        message: Some("this is a test, there was no backup".into()),
-        warnings: Vec::new(),
-        snapshot: None,
-        bytes_read: 0,
-        bytes_stored: 0,
-        seconds_down: None,
-        checks_failed: 0,
-        previous: Some(ending != Ending::Done),
+    let exit_code = match ending {
+        Ending::Done => 0,
+        Ending::Partial => 3,
+        Ending::Failed => 1,
     };
+    let mut outcome = Outcome::new(ending, exit_code, at, at);
+    outcome.message = Some("this is a test, there was no backup".into());
+    outcome.previous = Some(ending != Ending::Done);
     notify::tell(notifiers, &News { origin, at, what: What::Ended(&outcome) })
 }
 

@@ -91,6 +91,24 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// A run of which nothing more is known.
+    pub fn new(ending: Ending, exit_code: u8, started: Time, ended: Time) -> Outcome {
+        Outcome {
+            ending,
+            exit_code,
+            started,
+            ended,
+            message: None,
+            warnings: Vec::new(),
+            snapshot: None,
+            bytes_read: 0,
+            bytes_stored: 0,
+            seconds_down: None,
+            checks_failed: 0,
+            previous: None,
+        }
+    }
+
     /// Whether nobody need do anything.
     pub fn is_good(&self) -> bool {
         self.ending == Ending::Done

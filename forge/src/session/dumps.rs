@@ -96,21 +96,13 @@ impl<'a> Moments<'a> {
             let path = format!("{DIR}/databases/{}.dump", name.replace('/', "%2F"));
             let mut running = source.server.dump(&source.client, &name, moment)?;
             let output = running.stdout(progress, Patience::Silence);
-            let mut running = Some(running);
-            let mut ended = Ok(());
-            let stored = backup.stream(path.as_bytes(), &mut { output }, &mut || {
-                // A dump that ends early is no dump.
-                let end = running.take().map(|running| running.end(None, progress));
-                ended = end.unwrap_or(Ok(()));
-                if ended.is_ok() { Ok(()) } else { Err(store::Error::Interrupted) }
-            });
-            let bytes = match (ended, stored, running) {
-                (Err(error), ..) => return Err(error),
-                (_, Err(store::Error::Source { source, .. }), Some(running)) => {
-                    return running.end(Some(source), progress).map(|()| Vec::new());
-                }
-                (_, stored, _) => stored?,
-            };
+            let stored = backup.stream(path.as_bytes(), &mut { output });
+            let bytes = stored.map_err(|error| match error {
+                store::Error::Source { source, .. } => running.unread(source, progress),
+                other => other.into(),
+            })?;
+            // A dump that ends early is no dump, and its backup none.
+            running.end(progress)?;
             let tables =
                 if source.server.counts_rows { connection.count_rows()? } else { Vec::new() };
             dumped.push(Dumped { name, path, bytes, tables });

@@ -39,12 +39,10 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     // One that only reads.
     moments.take()?;
     let mut catalogue = kind.ask(plan, moments.connections())?;
-    let is_there = |path: &std::path::PathBuf| path.exists();
-    let absent = plan.parts.iter().filter(|part| !part.paths.iter().any(is_there));
+    let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
     let checks = kind.check(plan, &mut catalogue, &Copy::Live)?;
     let project_count = catalogue.projects.len();
-    let mut product = plan.product.clone();
-    product.version = product.version.or(catalogue.version);
+    let product = catalogue.product(plan);
     Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })
 }

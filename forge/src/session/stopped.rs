@@ -3,6 +3,7 @@
 use super::Job;
 use crate::error::{Error, Result};
 use crate::recovery::{Record, Undo};
+use crate::run::at_once;
 use crate::service::control::{Control, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};
@@ -42,7 +43,9 @@ impl<'a> Stopped<'a> {
             // Commands of the admin's have an order.
             writers.iter().try_for_each(|writer| stop(control, writer, progress))?;
         } else {
-            stop_all(control, &writers, progress)?;
+            // All are waited for, whatever the first one says.
+            let stopped = at_once(&writers, |writer| stop(control, writer, progress));
+            stopped.into_iter().collect::<Result<()>>()?;
         }
         stopped.names.extend(writers.into_iter().map(|writer| writer.name));
         Ok(stopped)
@@ -59,26 +62,14 @@ impl<'a> Stopped<'a> {
             return None;
         }
         let was_anything = !self.record.left().is_empty() || !self.names.is_empty();
-        for (undo, error) in self.record.undo(self.job.monitor) {
+        for (what, error) in self.record.undo(self.job.monitor) {
             let text = format!(
-                "could not {}: {error}; `forgekeep recover` tries again, as does the next run",
-                undo.shown()
+                "could not {what}: {error}; `forgekeep recover` tries again, as does the next run"
             );
             self.job.store.observer().event(Event::Warning(text));
         }
         was_anything.then(|| self.since.elapsed())
     }
-}
-
-/// Stops services at once, and waits for all of them whatever the first one says.
-fn stop_all(control: &Control, writers: &[Writer], progress: &Progress) -> Result<()> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            writers.iter().map(|writer| scope.spawn(|| stop(control, writer, progress))).collect();
-        let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
-        let panicked = |panic| std::panic::resume_unwind(panic);
-        results.into_iter().try_for_each(|result| result.unwrap_or_else(panicked))
-    })
 }
 
 fn stop(control: &Control, writer: &Writer, progress: &Progress) -> Result<()> {

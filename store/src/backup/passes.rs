@@ -8,10 +8,11 @@ use crate::entry::{Entry, Kind, Time, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::{ChunkId, SnapshotId};
+use crate::limits;
 use crate::snapshot::Instance;
 use crate::source;
 use crate::store::Store;
-use crate::tree::{Get, TreeReader, TreeWriter};
+use crate::tree::{Get, Lookup, TreeReader, TreeWriter};
 use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -74,11 +75,38 @@ impl<'a> Backup<'a> {
             before = Some((parent.root.chunk(), parent.start.into()));
         }
         let (trees, streams, paths) = Default::default();
-        Ok(Backup { run, options, likeness, trusted, before, trees, streams, paths })
+        let backup = Backup { run, options, likeness, trusted, before, trees, streams, paths };
+        backup.check_record()?;
+        Ok(backup)
+    }
+
+    /// Refuses at once what would be refused when everything was read.
+    fn check_record(&self) -> Result<()> {
+        let Options { excludes, about, .. } = self.options;
+        let texts = excludes.iter().chain(&about.tags).map(String::len);
+        // Each has a length in front of it.
+        let bytes = texts.chain(self.named_paths().iter().map(Vec::len)).map(|len| len + 9).sum();
+        let max = limits::RECORD_BYTES_MAX / 2;
+        if bytes > max { Err(Error::RecordTooLong { bytes, max }) } else { Ok(()) }
+    }
+
+    /// The paths that the record names.
+    fn named_paths(&self) -> &Vec<Vec<u8>> {
+        match &self.likeness {
+            Likeness::Paths(paths) => paths,
+            Likeness::Instance(_) => &self.paths,
+        }
     }
 
     /// Reads directories and files.
     pub fn paths(&mut self, sources: &Sources) -> Result<()> {
+        for path in &sources.paths {
+            let path = path.as_os_str().as_bytes();
+            if !self.paths.iter().any(|known| known == path) {
+                self.paths.push(path.to_vec());
+            }
+        }
+        self.check_record()?;
         let (store, options) = (self.run.store, self.options);
         let globs = Globs::new(sources.excludes.iter().map(String::as_str))?;
         let leave: HashSet<Vec<u8>> =
@@ -115,26 +143,18 @@ impl<'a> Backup<'a> {
             done
         })?;
         self.trees.push(tree);
-        for path in &sources.paths {
-            let path = path.as_os_str().as_bytes();
-            if !self.paths.iter().any(|known| known == path) {
-                self.paths.push(path.to_vec());
-            }
-        }
         Ok(())
     }
 
-    /// Reads one stream to its end as the file `name`; returns its size. `confirm` then says
-    /// whether what was read is all there should be.
-    pub fn stream(
-        &mut self,
-        name: &[u8],
-        input: &mut dyn Read,
-        confirm: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<u64> {
+    /// Reads one stream to its end as the file `name`; returns its size. Whether what was read
+    /// is all there should be is to be asked before [`finish`](Self::finish).
+    pub fn stream(&mut self, name: &[u8], input: &mut dyn Read) -> Result<u64> {
         let exclude = Globs::new([])?.into();
         let store = self.run.store;
-        let before = self.before.and_then(|(root, _)| entry_at(store, &root, name));
+        let get = |id: &ChunkId| store.chunk(id);
+        // What cannot be read is stored anew.
+        let entry_of = |(root, _)| Lookup::new(&root, &get).at(name).ok().flatten();
+        let before = self.before.and_then(entry_of);
         let intake = Intake::new(&self.run, &exclude)?;
         let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
             Trouble::Store(error) => error,
@@ -142,7 +162,6 @@ impl<'a> Backup<'a> {
                 Error::Source { path: Path::new(OsStr::from_bytes(name)).to_owned(), source }
             }
         })?;
-        confirm()?;
         let Taken { content, size, unused } = taken;
         let file = Entry::new(name.to_vec(), Kind::File, 0o600);
         let file = Entry { mtime: Some(self.run.start), content, size, unused, ..file };
@@ -158,7 +177,7 @@ impl<'a> Backup<'a> {
 
     /// Stores these bytes as the file `name`.
     pub fn bytes(&mut self, name: &str, mut bytes: &[u8]) -> Result<()> {
-        self.stream(name.as_bytes(), &mut bytes, &mut || Ok(())).map(drop)
+        self.stream(name.as_bytes(), &mut bytes).map(drop)
     }
 
     /// What follows reads the same paths once more, and only what changed since.
@@ -191,10 +210,7 @@ impl<'a> Backup<'a> {
     /// Makes everything durable, then writes the record.
     pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
         let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };
-        let paths = match self.likeness {
-            Likeness::Paths(paths) => paths,
-            Likeness::Instance(_) => self.paths,
-        };
+        let paths = self.named_paths().clone();
         self.run.finish(root, totals, self.trusted, paths, instance)
     }
 
@@ -278,12 +294,6 @@ impl<'a> Merging<'a> {
         }
         Ok(taken)
     }
-}
-
-/// The entry at a path, if that can be read.
-fn entry_at(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Entry> {
-    let get = |id: &ChunkId| store.chunk(id);
-    TreeReader::within(root, path, &get).next()?.ok().filter(|entry| entry.path == path)
 }
 
 fn device_and_inode(path: &Path) -> Option<(u64, u64)> {

@@ -50,12 +50,12 @@ impl Counters {
         .fetch_add(1, Relaxed);
     }
 
-    /// Counts what was taken as it was before.
     /// From now on what is unchanged was counted before.
     pub fn begin_again(&self) {
         self.is_again.store(true, Relaxed);
     }
 
+    /// Counts what was taken as it was before.
     pub fn unchanged(&self, entry: &Entry) {
         if self.is_again.load(Relaxed) {
             return;

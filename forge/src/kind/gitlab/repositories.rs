@@ -43,23 +43,24 @@ fn check_repositories(
         let Some(dir) = storages.get(project.storage.as_str()) else {
             let text = format!("{}: its storage {} is not a part", project.path, project.storage);
             gaps.add(text, true);
-            (project.wiki, project.design) = (None, None);
             continue;
         };
-        let others = [&project.wiki, &project.design].into_iter().flatten();
-        paths.extend([&project.repository].into_iter().chain(others).map(|path| dir.join(path)));
-        known.push((dir, project));
+        let stem = project.repository.trim_end_matches(".git");
+        let others = ["wiki", "design"].map(|what| format!("{stem}.{what}.git"));
+        paths.push(dir.join(&project.repository));
+        paths.extend(others.iter().map(|path| dir.join(path)));
+        known.push((project, others));
     }
-    let mut seen = copy.look(&paths)?.into_iter();
-    let mut is_next_there = || seen.next().flatten().is_some();
-    for (dir, project) in known {
-        project.is_copied = is_next_there();
+    let seen = copy.look(&paths)?;
+    for (((project, [wiki, design]), paths), seen) in
+        known.into_iter().zip(paths.chunks_exact(3)).zip(seen.chunks_exact(3))
+    {
+        project.is_copied = seen[0].is_some();
         // Not every project has them.
-        project.wiki = project.wiki.take().filter(|_| is_next_there());
-        project.design = project.design.take().filter(|_| is_next_there());
+        project.wiki = seen[1].is_some().then_some(wiki);
+        project.design = seen[2].is_some().then_some(design);
         if !project.is_copied {
-            let path = dir.join(&project.repository);
-            gaps.add(format!("{}: {}", project.path, shown(&path)), path.exists());
+            gaps.add(format!("{}: {}", project.path, shown(&paths[0])), paths[0].exists());
         }
     }
     Ok(gaps.check("repositories", "projects", count))
