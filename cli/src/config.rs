@@ -2,6 +2,7 @@
 
 use crate::exit::{Failure, other, with_hint};
 use crate::notify::Notifier;
+use forge::nearest::closest;
 use forge::settings::{Limit, Settings};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -131,13 +132,6 @@ fn nearest(message: &str) -> Option<String> {
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let (unknown, known) = words.split_first().filter(|_| is_unknown)?;
     closest(unknown, known.iter().copied()).map(str::to_owned)
-}
-
-/// The word that is most like another, if any is like it at all.
-fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let distance = |known: &str| strsim::damerau_levenshtein(word, known);
-    let near = known.filter(|known| distance(known) <= 1 + known.len() / 4);
-    near.min_by_key(|known| distance(known))
 }
 
 #[cfg(test)]

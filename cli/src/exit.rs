@@ -178,7 +178,7 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             "restore it, or mark it with missing = \"ok\" in the configuration".into()
         }
         E::Settings { .. } | E::Malformed { .. } => {
-            "`forgekeep config check` shows what a backup would do".into()
+            "mend it, then see with `forgekeep config check` what a backup would do".into()
         }
         E::Busy(_) => "wait for it to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),

@@ -6,7 +6,6 @@ mod exit;
 mod notify;
 mod reference;
 mod report;
-mod secret;
 mod select;
 mod telling;
 mod ui;

@@ -124,6 +124,9 @@ pub enum Error {
         /// What was looked for.
         reason: String,
     },
+    /// A secret could not be had. The words say what to do.
+    #[error("{0}")]
+    Secret(String),
     /// Services were stopped by a run that is still going on.
     #[error("another run for instance {0} is under way")]
     Busy(String),

@@ -91,7 +91,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     })?;
     let mut plan = Plan::new(site.instance, kind.name(), settings);
     kind.fill(site, &mut plan)?;
-    overrides::apply(settings, &mut plan);
+    overrides::apply(site, &mut plan)?;
     plan.parts.iter_mut().for_each(Part::resolve);
     plan.left_out.iter_mut().for_each(LeftOut::resolve);
     Ok((plan, kind))

@@ -16,6 +16,7 @@ mod fit;
 pub mod run;
 pub mod settings;
 
+pub mod secret;
 pub mod service;
 
 pub mod plan;
@@ -26,6 +27,7 @@ pub mod copy;
 pub mod catalogue;
 
 pub mod kind;
+pub mod nearest;
 mod overrides;
 
 pub mod recovery;

@@ -1,28 +1,63 @@
 //! What the settings change of what a kind says.
 
-use crate::kind::into_container;
-use crate::plan::{Plan, Step};
+use crate::error::Result;
+use crate::kind::{Site, into_container};
+use crate::nearest::closest;
+use crate::plan::{Database, Phase, Plan, Step};
 use crate::service::control::Control;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
-use crate::settings::{GitCaches, Missing, Settings};
+use crate::settings::{GitCaches, Missing, PostgresSettings, RedisSettings, Settings};
 use std::path::{Path, PathBuf};
 
+/// The part with what Redis saves.
+const REDIS: &str = "redis";
+
 /// Changes a plan as the settings say.
-pub fn apply(settings: &Settings, plan: &mut Plan) {
-    parts(settings, plan);
+pub fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+    let settings = site.settings;
     plan.postgres = postgres(settings, plan.postgres.take());
+    databases(settings, plan);
     plan.redis = redis(settings, plan.redis.take());
     control(settings, &mut plan.control);
+    parts(site, plan)?;
     if let Some(caches) = settings.git_caches {
         plan.skips_git_caches = caches == GitCaches::Skip;
     }
+    Ok(())
 }
 
-fn parts(settings: &Settings, plan: &mut Plan) {
-    for (name, change) in &settings.parts {
+/// Whoever lists databases wants these and no others.
+fn databases(settings: &Settings, plan: &mut Plan) {
+    let Some(wanted) = &settings.postgres.databases else { return };
+    let (kept, dropped) = std::mem::take(&mut plan.databases)
+        .into_iter()
+        .partition(|database| wanted.contains(&database.name));
+    plan.databases = kept;
+    for Database { name, .. } in dropped {
+        let note = format!("database {name} is left out: `postgres.databases` does not list it");
+        plan.notes.push(note);
+    }
+    for name in wanted {
+        if !plan.databases.iter().any(|database| database.name == *name) {
+            let (name, purpose) = (name.clone(), name.clone());
+            plan.databases.push(Database { name, purpose, is_required: true });
+        }
+    }
+}
+
+fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+    for (name, change) in &site.settings.parts {
         let mut paths = change.paths.clone();
         paths.extend(change.path.clone());
+        let known = names(plan);
+        if paths.is_empty() && !known.contains(name) {
+            let reason = format!("parts.{name} has no path, and no part is called so");
+            return Err(site.wrong(match closest(name, known.iter().map(String::as_str)) {
+                Some(near) => format!("{reason}; did you mean `{near}`?"),
+                None => format!("{reason}; there are {}", known.join(", ")),
+            }));
+        }
         // Whoever names a place, or wants none, knows better where it is.
         plan.lacking.retain(|absent| absent.part != *name || (paths.is_empty() && !change.skip));
         for absent in plan.lacking.iter_mut().filter(|absent| absent.part == *name) {
@@ -44,32 +79,55 @@ fn parts(settings: &Settings, plan: &mut Plan) {
             database.is_required = change.missing != Some(Missing::Ok);
             continue;
         }
+        if name == REDIS
+            && let Some(redis) = &mut plan.redis
+        {
+            redis.is_required = change.missing != Some(Missing::Ok);
+            if paths.is_empty() && !plan.parts.iter().any(|part| part.name == *name) {
+                continue;
+            }
+        }
         let part = match plan.parts.iter().position(|part| part.name == *name) {
             Some(at) => &mut plan.parts[at],
             None => {
                 let part = plan.part(name, "added by the configuration", PathBuf::new(), true);
                 part.paths.clear();
+                if name == REDIS {
+                    part.phase = Phase::Saves;
+                }
                 part
             }
         };
         if !paths.is_empty() {
             part.paths = paths;
+            part.needs_all = true;
         }
         if let Some(missing) = change.missing {
             part.is_required = missing == Missing::Error;
         }
         part.exclude.extend(change.exclude.iter().cloned());
     }
+    Ok(())
+}
+
+/// The names by which settings can mean a part.
+fn names(plan: &Plan) -> Vec<String> {
+    let parts = plan.parts.iter().map(|part| part.name.clone());
+    let absent = plan.lacking.iter().map(|absent| absent.part.clone());
+    let redis = plan.redis.iter().map(|_| REDIS.to_owned());
+    parts.chain(absent).chain(plan.databases.iter().map(Database::part)).chain(redis).collect()
 }
 
 fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
     let own = &settings.postgres;
-    let is_named = own.host.is_some() || own.container.is_some();
+    // Whoever says anything of a server has one.
+    let is_named = *own != PostgresSettings::default();
     let mut server = server.or_else(|| is_named.then(Server::default))?;
     if own.host.is_some() {
         server.host = own.host.clone();
     }
     server.port = own.port.unwrap_or(server.port);
+    server.secret = own.password.clone();
     if own.role.is_some() || own.passfile.is_some() {
         // It is that of another role, or would go before those of the file.
         server.password = None;
@@ -90,7 +148,7 @@ fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
 
 fn redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
     let own = &settings.redis;
-    let is_named = own.socket.is_some() || own.host.is_some() || own.container.is_some();
+    let is_named = *own != RedisSettings::default();
     if own.skip {
         return None;
     }
@@ -98,7 +156,7 @@ fn redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
     redis.socket = own.socket.clone().or(redis.socket);
     redis.host = own.host.clone().or(redis.host);
     redis.port = own.port.or(redis.port);
-    redis.password_file = own.password_file.clone().or(redis.password_file);
+    redis.secret = own.password.clone();
     redis.limit = own.limit.map_or(redis.limit, |limit| limit.0);
     let dir = own.client.as_ref().and_then(|client| client.parent()).map(Path::to_owned);
     redis.reach.bin.splice(0..0, dir);
@@ -116,6 +174,7 @@ fn control(settings: &Settings, control: &mut Control) {
     } else if let Control::Supervised(supervisor) = control {
         if let Some(writers) = &own.writers {
             supervisor.writers.clone_from(writers);
+            supervisor.needs_all = true;
         }
         supervisor.limit = own.limit.map_or(supervisor.limit, |limit| limit.0);
     }

@@ -107,6 +107,7 @@ impl Plan {
             links: Vec::new(),
             phase: Phase::Files,
             is_required,
+            needs_all: false,
             owner: None,
             exclude: Vec::new(),
         });
@@ -128,6 +129,12 @@ impl Plan {
     /// Something that is not copied.
     pub fn leaves(&mut self, path: PathBuf, reason: &str) {
         self.left_out.push(LeftOut { path, reason: reason.into() });
+    }
+
+    /// The directory of this machine in which a service saves what it has, if a part says so.
+    pub fn saves_dir(&self) -> Option<&Path> {
+        let path = self.parts.iter().find(|part| part.phase == Phase::Saves)?.paths.first()?;
+        if path.is_dir() { Some(path) } else { path.parent() }
     }
 
     /// The first place of a part.
@@ -174,6 +181,9 @@ pub struct Part {
     pub phase: Phase,
     /// Whether the backup is complete without it.
     pub is_required: bool,
+    /// Whether all of its paths have to be there; otherwise they are alternatives.
+    #[serde(skip)]
+    pub needs_all: bool,
     /// Who should own it, where the kind knows.
     pub owner: Option<&'static str>,
     /// Globs of what to leave out of it.
@@ -192,9 +202,10 @@ pub struct Absent {
 }
 
 impl Absent {
-    /// A part of which nothing is there.
+    /// A part that is not there.
     pub fn of(part: &Part) -> Absent {
-        let looked_for: Vec<String> = part.paths.iter().map(|path| shown(path)).collect();
+        let absent = part.paths.iter().filter(|path| !path.exists());
+        let looked_for: Vec<String> = absent.map(|path| shown(path)).collect();
         Absent {
             part: part.name.clone(),
             looked_for: looked_for.join(", "),
@@ -204,9 +215,14 @@ impl Absent {
 }
 
 impl Part {
-    /// Whether any of it is there. A link that leads nowhere is not.
+    /// Whether it is there. A link that leads nowhere is not.
     pub fn is_there(&self) -> bool {
-        self.paths.iter().any(|path| path.exists())
+        let mut paths = self.paths.iter();
+        if self.needs_all {
+            !self.paths.is_empty() && paths.all(|path| path.exists())
+        } else {
+            paths.any(|path| path.exists())
+        }
     }
 
     /// Finds out where its paths really are, and what leads there.

@@ -35,7 +35,7 @@ use std::time::Duration;
 use stopped::Stopped;
 use store::backup::{Backup, Likeness, Options, Report, Sources};
 use store::id::SnapshotId;
-use store::observe::Event;
+use store::observe::{Event, Progress};
 use store::snapshot::Instance;
 use store::store::Store;
 
@@ -105,13 +105,17 @@ pub struct Dumped {
 /// Backs up an instance. `record` is taken over with nothing to undo in it, and has nothing
 /// to undo when this returns, unless that failed, which is told as a warning.
 pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
-    steps(&job, &job.plan.before)?;
-    let result = run(&job, record);
-    // They are for the end, whatever it is.
-    let after = steps(&job, &job.plan.after);
-    let outcome = result?;
-    after?;
-    Ok(outcome)
+    let progress = job.store.observer().progress();
+    let result = steps(&job, &job.plan.before, progress).and_then(|()| run(&job, record));
+    // They are for the end, whatever it is, and whoever asked for it.
+    let after = steps(&job, &job.plan.after, &Progress::default());
+    match (result, after) {
+        (Err(error), Err(second)) => {
+            job.store.observer().event(Event::Warning(second.to_string()));
+            Err(error)
+        }
+        (result, after) => after.and(result),
+    }
 }
 
 fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
@@ -124,7 +128,10 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         databases: Vec::new(),
         postgres: None,
         redis: None,
+        saves: Vec::new(),
         down: None,
+        databases_at: None,
+        files_at: [None, None],
     };
     match job.plan.mode {
         Mode::Online => session.online()?,
@@ -136,12 +143,12 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
 }
 
 /// Runs commands of the admin's.
-fn steps(job: &Job<'_>, steps: &[Step]) -> Result<()> {
+fn steps(job: &Job<'_>, steps: &[Step], progress: &Progress) -> Result<()> {
     if job.options.is_dry {
         return Ok(());
     }
     for step in steps {
-        match step.command.output(job.store.observer().progress()) {
+        match step.command.output(progress) {
             Err(error) if step.on_failure == OnFailure::Warn && !error.is_interrupted() => {
                 job.store.observer().event(Event::Warning(error.to_string()));
             }
@@ -160,12 +167,24 @@ struct Session<'j> {
     databases: Vec<Dumped>,
     postgres: Option<String>,
     redis: Option<Saved>,
+    /// Files that Redis saved to.
+    saves: Vec<PathBuf>,
     down: Option<Duration>,
+    /// When databases were held.
+    databases_at: Option<String>,
+    /// When the last copying of files began and ended.
+    files_at: [Option<String>; 2],
+}
+
+/// The time now, as in the snapshot's facts.
+fn now() -> Option<String> {
+    Some(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 impl<'j> Session<'j> {
     fn online(&mut self) -> Result<()> {
         let mut moments = self.connect()?;
+        self.databases_at = now();
         moments.take()?;
         let saving = self.begin_save()?;
         self.dump(moments)?;
@@ -184,6 +203,7 @@ impl<'j> Session<'j> {
         let note = |text: String| job.store.observer().event(Event::Note(text));
         let mut stopped = Stopped::begin(job, record)?;
         note(format!("stopped {}", stopped.names()));
+        self.databases_at = now();
         moments.take()?;
         let saving = self.begin_save()?;
         self.copy(&FILES)?;
@@ -211,6 +231,10 @@ impl<'j> Session<'j> {
     fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
         let progress = self.job.store.observer().progress();
         self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
+        if let (Some(saved), Some(redis)) = (&self.redis, &self.job.plan.redis) {
+            self.saves = redis.files(saved, self.job.plan.saves_dir());
+            self.missing.extend(redis.absent(saved, &self.saves));
+        }
         // A log that is begun anew meanwhile leaves old and new files that do not fit.
         for _ in 0..SAVES_MAX {
             let before = self.manifests();
@@ -226,8 +250,8 @@ impl<'j> Session<'j> {
     /// The lists of files that make up logs of changes.
     fn manifests(&self) -> Vec<Option<Vec<u8>>> {
         let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
-        let dirs =
-            saves.flat_map(|part| &part.paths).filter_map(|path| std::fs::read_dir(path).ok());
+        let places = saves.flat_map(|part| &part.paths).chain(&self.saves);
+        let dirs = places.filter_map(|path| std::fs::read_dir(path).ok());
         let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
         let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));
         manifests.map(|path| file::bytes(&path).ok().flatten()).collect()
@@ -236,6 +260,7 @@ impl<'j> Session<'j> {
     /// Copies what belongs to these phases, in their order.
     fn copy(&mut self, phases: &[Phase]) -> Result<()> {
         let plan = self.job.plan;
+        let began = now();
         for &phase in phases {
             let mut sources = Sources::default();
             for part in &plan.parts {
@@ -246,11 +271,17 @@ impl<'j> Session<'j> {
                     sources.leave.extend(part.paths.iter().cloned());
                 }
             }
+            if phase == Phase::Saves {
+                sources.paths.extend(self.saves.iter().filter(|path| path.exists()).cloned());
+            }
             sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
             sources.excludes.extend(plan.exclude.iter().cloned());
             if !sources.paths.is_empty() {
                 self.backup.paths(&sources)?;
             }
+        }
+        if phases == FILES {
+            self.files_at = [began, now()];
         }
         Ok(())
     }
@@ -307,6 +338,8 @@ impl<'j> Session<'j> {
             mode: plan.mode.name(),
             schema: &catalogue.schema,
             background_migrations: &catalogue.migrations,
+            databases_at: self.databases_at.clone(),
+            files_at: self.files_at.clone(),
             postgres: self.postgres.as_deref(),
             databases: &self.databases,
             redis: self.redis.as_ref(),

@@ -1,6 +1,7 @@
 //! What the configuration says of an instance. Everything but the kind may be left
 //! out; the kind knows the rest.
 
+use crate::secret::Secret;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -128,7 +129,7 @@ pub enum Missing {
 }
 
 /// How to reach the database server.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PostgresSettings {
     /// Host name, or directory of the socket.
@@ -143,7 +144,10 @@ pub struct PostgresSettings {
     pub bin: Option<PathBuf>,
     /// Container to run the clients in.
     pub container: Option<String>,
-    /// File of passwords for the clients, in PostgreSQL's own form (`.pgpass`).
+    /// Where the password of the role is.
+    pub password: Option<Secret>,
+    /// File of passwords for the clients, in PostgreSQL's own form (`.pgpass`); not for clients
+    /// in a container.
     pub passfile: Option<PathBuf>,
     /// Databases to save; without it, all that the server has.
     pub databases: Option<Vec<String>>,
@@ -156,7 +160,7 @@ pub struct PostgresSettings {
 }
 
 /// How to reach Redis.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RedisSettings {
     /// Its socket.
@@ -165,8 +169,8 @@ pub struct RedisSettings {
     pub host: Option<String>,
     /// Its port.
     pub port: Option<u16>,
-    /// A file with the password.
-    pub password_file: Option<PathBuf>,
+    /// Where its password is.
+    pub password: Option<Secret>,
     /// `redis-cli`.
     pub client: Option<PathBuf>,
     /// Container to run the client in.

@@ -1,7 +1,7 @@
 //! Posting to a server of somebody else, whose address may be a secret.
 
 use super::{Trouble, persist};
-use crate::secret::{Address, Secret};
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};

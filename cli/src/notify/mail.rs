@@ -1,7 +1,7 @@
 //! A mail by SMTP.
 
 use super::{News, Tell, Trouble, When, persist};
-use crate::secret::Secret;
+use forge::secret::Secret;
 use forge::settings::Limit;
 use lettre::address::Envelope;
 use lettre::message::Mailbox;

@@ -2,7 +2,7 @@
 
 use super::http::{self, Post};
 use super::{News, Tell, When};
-use crate::secret::Address;
+use forge::secret::Address;
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@
 
 use super::http::{self, Post};
 use super::{News, Origin, Silence, Tell, Told, filled};
-use crate::secret::Secret;
+use forge::secret::Secret;
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -197,7 +197,7 @@ fn authorization(version: &str) -> Result<Authorization, String> {
 /// The API of a Zabbix frontend.
 struct Api<'a> {
     settings: &'a ZabbixMaintenance,
-    token: crate::secret::Hidden,
+    token: forge::secret::Hidden,
     how: Authorization,
 }
 

@@ -31,6 +31,9 @@ pub struct Supervisor {
     pub program: Vec<String>,
     /// Services that write.
     pub writers: Vec<String>,
+    /// Whether all of them have to be known to the program; a kind names some that not every
+    /// version has.
+    pub needs_all: bool,
     /// How long one stop or start may take.
     pub limit: Duration,
 }
@@ -40,7 +43,7 @@ pub struct Supervisor {
 pub enum Speaks {
     /// `sv` and `gitlab-ctl`: `status`, `stop NAME`, `start NAME`; `run: NAME: …`.
     Runit,
-    /// `systemctl`: `is-active NAME`, `stop NAME`, `start NAME`.
+    /// `systemctl`: `show NAME`, `stop NAME`, `start NAME`.
     Systemd,
     /// `docker` and `podman`: `inspect NAME`, `stop -t SECONDS NAME`, `start NAME`.
     Docker,
@@ -116,7 +119,7 @@ impl Supervisor {
     {
         let program = program.into_iter().map(Into::into).collect();
         let writers = writers.into_iter().map(Into::into).collect();
-        Supervisor { speaks, program, writers, limit: LIMIT }
+        Supervisor { speaks, program, writers, needs_all: speaks == Speaks::Docker, limit: LIMIT }
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -125,15 +128,14 @@ impl Supervisor {
     }
 
     fn running(&self, progress: &Progress) -> Result<Vec<Writer>> {
-        let mut running = Vec::new();
+        let (mut running, mut unknown) = (Vec::new(), Vec::new());
         for name in &self.writers {
             let is_running = self.is_running(name, progress)?;
-            if is_running.is_none() && self.speaks == Speaks::Docker {
-                let reason = "there is no such container, or it cannot be asked; \
-                     `services.writers` names those to stop";
-                return Err(Error::Service { service: name.clone(), reason: reason.into() });
-            }
-            if is_running == Some(true) {
+            let Some(is_running) = is_running else {
+                unknown.push(name.as_str());
+                continue;
+            };
+            if is_running {
                 let stop = match self.speaks {
                     Speaks::Runit | Speaks::Systemd => self.command(&["stop", name]),
                     Speaks::Docker => self.command(&["stop", "-t", GRACE_SECONDS, name]),
@@ -141,6 +143,15 @@ impl Supervisor {
                 let start = self.command(&["start", name]);
                 running.push(Writer { name: name.clone(), stop, start: vec![start] });
             }
+        }
+        let is_none_known = !unknown.is_empty() && unknown.len() == self.writers.len();
+        if is_none_known || (self.needs_all && !unknown.is_empty()) {
+            let program = self.program.join(" ");
+            let reason = format!(
+                "{program} knows no such service, or cannot be asked; `services.writers` names \
+                 those to stop"
+            );
+            return Err(Error::Service { service: unknown.join(", "), reason });
         }
         Ok(running)
     }
@@ -155,13 +166,13 @@ impl Supervisor {
                 Ok(state.map(|(state, _)| state != "down"))
             }
             Speaks::Systemd => {
-                let answer = self.command(&["is-active", name]).answer(progress)?;
-                Ok(match answer.trim_ascii() {
-                    b"active" | b"reloading" | b"activating" | b"deactivating" => Some(true),
-                    // So it says of a unit that it does not know, too.
-                    b"inactive" | b"failed" => Some(false),
-                    _ => None,
-                })
+                // `is-active` says of a unit that it does not know that it is inactive.
+                let words = ["show", "--property=LoadState,ActiveState", name];
+                let answer = self.command(&words).answer(progress)?;
+                let said = |line: &str| answer.split(|b| *b == b'\n').any(|l| l == line.as_bytes());
+                let runs = ["active", "reloading", "activating", "deactivating"];
+                let is_running = runs.iter().any(|state| said(&format!("ActiveState={state}")));
+                Ok((!said("LoadState=not-found") && !answer.is_empty()).then_some(is_running))
             }
             Speaks::Docker => {
                 let words = ["inspect", "--format", "{{.State.Running}}", name];
@@ -217,13 +228,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let script = dir.path().join("systemctl");
         // Names of units are what it answers.
-        std::fs::write(&script, "test $1 = is-active && echo $2; exit 3").expect("writes");
-        let supervisor = Supervisor {
-            speaks: Speaks::Systemd,
-            program: vec!["sh".into(), script.display().to_string()],
-            writers: ["active", "inactive", "failed", "unknown"].map(String::from).to_vec(),
-            limit: Duration::from_secs(20),
-        };
+        let answer = "test $1 = show || exit 3
+            case $3 in unknown) echo LoadState=not-found;; *) echo LoadState=loaded;; esac
+            echo ActiveState=$3";
+        std::fs::write(&script, answer).expect("writes");
+        let program = ["sh".into(), script.display().to_string()];
+        let writers = ["active", "inactive", "failed", "unknown"];
+        let mut supervisor = Supervisor::new(Speaks::Systemd, program, writers);
+        supervisor.needs_all = true;
+        let error = Control::Supervised(supervisor.clone()).writers(&Progress::default());
+        let error = error.expect_err("one is unknown").to_string();
+        assert!(error.starts_with("unknown: ") && error.contains("services.writers"), "{error}");
+        supervisor.needs_all = false;
         let control = Control::Supervised(supervisor);
         let writers = control.writers(&Progress::default()).expect("answers");
         assert_eq!(writers.len(), 1, "{writers:?}");

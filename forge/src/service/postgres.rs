@@ -7,6 +7,7 @@
 use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::run::{Command, Output, Patience, Running, Stdin};
+use crate::secret::Secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,7 +46,9 @@ pub struct Server {
     pub role: Option<String>,
     /// File of passwords for the clients.
     pub passfile: Option<PathBuf>,
-    /// Its password, where it is known without a file.
+    /// Where its password is, if the settings say so.
+    pub secret: Option<Secret>,
+    /// Its password otherwise, where the instance's own configuration has it.
     pub password: Option<Password>,
     /// How connections are encrypted, as variables of the clients.
     pub encryption: BTreeMap<&'static str, String>,
@@ -76,6 +79,7 @@ impl Default for Server {
             port: 5432,
             role: None,
             passfile: None,
+            secret: None,
             password: None,
             encryption: BTreeMap::new(),
             databases: None,
@@ -198,7 +202,7 @@ impl Server {
         let words = ["--format=custom", "--compress=0", "--no-password"].map(String::from);
         let words = words.into_iter().chain([format!("--snapshot={moment}")]);
         let words = words.chain(self.address()).chain([format!("--dbname={database}")]);
-        self.with_environment(client.command("pg_dump", words))
+        self.with_environment(client.command("pg_dump", words))?
             .within(self.silence)
             .start(Stdin::Nothing)
     }
@@ -217,7 +221,8 @@ impl Server {
         let without = (!reads_passwords).then(|| "--no-role-passwords".to_owned());
         let words = ["--globals-only", "--no-password"].map(String::from).into_iter();
         let words = words.chain(key).chain(without).chain(self.address());
-        self.with_environment(client.command("pg_dumpall", words)).within(QUESTION).output(progress)
+        let command = self.with_environment(client.command("pg_dumpall", words))?;
+        command.within(QUESTION).output(progress)
     }
 
     fn address(&self) -> impl Iterator<Item = String> {
@@ -226,18 +231,20 @@ impl Server {
         host.chain(role).chain([format!("--port={}", self.port)]).collect::<Vec<_>>().into_iter()
     }
 
-    fn with_environment(&self, command: Command) -> Command {
+    fn with_environment(&self, command: Command) -> Result<Command> {
         let mut command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
         for (name, value) in &self.encryption {
             command = command.env(name, value);
         }
-        if let Some(Password(password)) = &self.password {
+        if let Some(secret) = &self.secret {
+            command = command.env("PGPASSWORD", secret.read().map_err(Error::Secret)?.reveal());
+        } else if let Some(Password(password)) = &self.password {
             command = command.env("PGPASSWORD", password);
         }
-        match &self.passfile {
+        Ok(match &self.passfile {
             Some(file) => command.env("PGPASSFILE", file.display().to_string()),
             None => command,
-        }
+        })
     }
 }
 
@@ -258,7 +265,7 @@ impl<'a> Connection<'a> {
         let words =
             words.chain(["--set=ON_ERROR_STOP=1", "--set=FETCH_COUNT=1000"].map(String::from));
         let words = words.chain(server.address()).chain([format!("--dbname={database}")]);
-        let command = server.with_environment(server.reach.command("psql", words));
+        let command = server.with_environment(server.reach.command("psql", words))?;
         let mut running = command.within(QUESTION).start(Stdin::Piped)?;
         let output = BufReader::new(running.stdout(progress, Patience::Silence));
         let mut connection = Connection { running, output, database: database.to_owned() };

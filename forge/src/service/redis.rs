@@ -1,13 +1,14 @@
 //! Redis: a save that is known to have succeeded.
 
 use super::{Password, Reach};
+use crate::copy::shown;
 use crate::error::{Error, Result};
-use crate::file;
+use crate::plan::Absent;
 use crate::run::Command;
+use crate::secret::Secret;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
@@ -31,12 +32,14 @@ pub struct Redis {
     pub host: Option<String>,
     /// Its port.
     pub port: Option<u16>,
-    /// A file with the password.
-    pub password_file: Option<PathBuf>,
-    /// The password, where the instance's own configuration has it.
+    /// Where the password is, if the settings say so.
+    pub secret: Option<Secret>,
+    /// The password otherwise, where the instance's own configuration has it.
     pub password: Option<Password>,
     /// How long a save may take.
     pub limit: Duration,
+    /// Whether the backup is complete without its files.
+    pub is_required: bool,
 }
 
 /// How Redis keeps its data in files.
@@ -62,9 +65,10 @@ impl Default for Redis {
             socket: None,
             host: None,
             port: None,
-            password_file: None,
+            secret: None,
             password: None,
             limit: LIMIT,
+            is_required: true,
         }
     }
 }
@@ -82,10 +86,8 @@ impl Redis {
         }
         arguments.extend(words.iter().map(|&word| word.to_owned()));
         let mut command: Command = self.reach.command("redis-cli", arguments).within(QUESTION);
-        if let Some(path) = &self.password_file {
-            let absent = || Error::Read { path: path.clone(), source: ErrorKind::NotFound.into() };
-            let password = file::text(path)?.ok_or_else(absent)?;
-            command = command.env("REDISCLI_AUTH", password.trim_end());
+        if let Some(secret) = &self.secret {
+            command = command.env("REDISCLI_AUTH", secret.read().map_err(Error::Secret)?.reveal());
         } else if let Some(Password(password)) = &self.password {
             command = command.env("REDISCLI_AUTH", password);
         }
@@ -111,8 +113,12 @@ impl Redis {
     }
 
     fn configured(&self, key: &str, progress: &Progress) -> Result<Option<String>> {
-        let answer = self.ask(&["CONFIG", "GET", key], progress)?;
-        Ok(answer.lines().nth(1).map(str::to_owned))
+        match self.ask(&["CONFIG", "GET", key], progress) {
+            Ok(answer) => Ok(answer.lines().nth(1).map(str::to_owned)),
+            // Admins may forbid this command.
+            Err(Error::Service { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Has it begin to write its data, as of now, to its snapshot file.
@@ -122,6 +128,30 @@ impl Redis {
         // It says that it began even where it cannot.
         self.ask(&["BGSAVE"], progress)?;
         Ok(Saving { redis: self, started })
+    }
+
+    /// The files of a save, as this machine sees them. `dir` is where they are if Redis, in a
+    /// container, sees its directory elsewhere; without it they are nowhere.
+    pub fn files(&self, saved: &Saved, dir: Option<&Path>) -> Vec<PathBuf> {
+        let is_here = self.reach.into.is_empty() && saved.dir.is_absolute();
+        let dir = if is_here { Some(saved.dir.as_path()) } else { dir };
+        let names = [Some(&saved.snapshot), saved.append_only.as_ref()];
+        dir.map(|dir| names.into_iter().flatten().map(|name| dir.join(name)).collect())
+            .unwrap_or_default()
+    }
+
+    /// What is missing of a save.
+    pub fn absent(&self, saved: &Saved, files: &[PathBuf]) -> Option<Absent> {
+        let absent = files.iter().find(|path| !path.exists());
+        let looked_for = match absent {
+            Some(path) => format!("{}, where Redis says that it saved", shown(path)),
+            None if files.is_empty() => format!(
+                "{} in its container; make the directory that is mounted there the part `redis`",
+                shown(&saved.dir.join(&saved.snapshot))
+            ),
+            None => return None,
+        };
+        Some(Absent { part: "redis".into(), looked_for, is_required: self.is_required })
     }
 
     fn wait_while(&self, keys: &[&str], started: Instant, progress: &Progress) -> Result<()> {

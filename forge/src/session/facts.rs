@@ -19,6 +19,10 @@ pub struct Facts<'a> {
     pub schema: &'a BTreeMap<String, String>,
     /// Of each database, how many in which state.
     pub background_migrations: &'a BTreeMap<String, BTreeMap<String, u64>>,
+    /// When databases were held at their moments.
+    pub databases_at: Option<String>,
+    /// When the copying of files that the snapshot has began and ended.
+    pub files_at: [Option<String>; 2],
     /// Version of the database server.
     pub postgres: Option<&'a str>,
     pub databases: &'a [Dumped],

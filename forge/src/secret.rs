@@ -3,7 +3,7 @@
 //! They come from a file that nobody else can read or from a command, never from arguments,
 //! which everybody on the machine can see. Nothing prints them: not `Debug`, not an error.
 
-use forge::run::Command;
+use crate::run::Command;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 use std::fmt;
@@ -19,8 +19,7 @@ const MAX_LEN: u64 = 64 << 10;
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a secret is: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secret {
     /// A file that group and others have no permission for.
     File(PathBuf),
@@ -45,6 +44,56 @@ impl Secret {
             return Err(format!("the secret from {place} is {found}; put it there as one line"));
         }
         Ok(Hidden(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        deserializer.deserialize_any(Where)
+    }
+}
+
+/// Whoever writes a secret where its place belongs is not to find it in an error.
+struct Where;
+
+/// What is said instead.
+fn not_here<T, E: serde::de::Error>() -> Result<T, E> {
+    Err(E::custom(
+        "a secret is not written here; say where it is: { file = \"/path\" } or \
+         { command = [\"program\", \"argument\"] }",
+    ))
+}
+
+impl<'de> Visitor<'de> for Where {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{ file = … } or { command = [ … ] }")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Secret, M::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        enum Place {
+            File(PathBuf),
+            Command(Vec<String>),
+        }
+        Ok(match Place::deserialize(MapAccessDeserializer::new(map))? {
+            Place::File(path) => Secret::File(path),
+            Place::Command(command) => Secret::Command(command),
+        })
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Secret, E> {
+        not_here()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Secret, E> {
+        not_here()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Secret, E> {
+        not_here()
     }
 }
 
@@ -109,7 +158,7 @@ impl<'de> Deserialize<'de> for Address {
             }
 
             fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Address, M::Error> {
-                Secret::deserialize(MapAccessDeserializer::new(map)).map(Address::Secret)
+                Where.visit_map(map).map(Address::Secret)
             }
         }
         deserializer.deserialize_any(Either)
@@ -203,7 +252,8 @@ mod tests {
         }
         let missing = Secret::File("/nowhere/at/all".into()).read().expect_err("not there");
         assert!(missing.contains("/nowhere/at/all"), "{missing}");
-        assert!(Secret::File("/".into()).read().expect_err("a directory").contains("no file"));
+        let directory = Secret::File("/".into()).read().expect_err("a directory");
+        assert!(directory.contains("no file"), "{directory}");
     }
 
     #[test]
@@ -255,5 +305,20 @@ mod tests {
         assert_eq!(parsed, Address::Secret(two));
         assert!(parse("url = { fil = '/x' }").expect_err("unknown").to_string().contains("`file`"));
         assert!(parse("url = 3").is_err());
+    }
+
+    #[test]
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        #[derive(Debug, Deserialize)]
+        struct Table {
+            #[expect(dead_code, reason = "never read")]
+            password: Secret,
+        }
+        for text in ["password = 's3cret'", "password = 12345", "password = 1.2345"] {
+            let error = toml::from_str::<Table>(text).expect_err("refused");
+            let said = error.message();
+            assert!(said.contains("not written here") && !said.contains("s3cret"), "{said}");
+            assert!(!said.contains("2345"), "{said}");
+        }
     }
 }
