@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -23,6 +24,8 @@ const SAID_BYTES: usize = 4 << 10;
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// How often a wish to stop is looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a child that has ended is listened to, for the sake of what it left in the pipe.
+const LINGER: Duration = Duration::from_millis(300);
 /// Where programs are looked for, as after a login of root.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -83,7 +86,11 @@ impl Command {
     /// Runs it to its end and returns what it printed, if it succeeded.
     pub fn output(&self, progress: &Progress) -> Result<Vec<u8>> {
         let (mut running, status, output) = self.run(progress)?;
-        if status.success() { Ok(output) } else { Err(running.failed(status)) }
+        if status.success() {
+            return Ok(output);
+        }
+        let end = &output[output.len().saturating_sub(SAID_BYTES)..];
+        Err(running.failed(status, end))
     }
 
     /// Runs it to its end and returns what it printed, whatever its exit code.
@@ -94,15 +101,26 @@ impl Command {
     fn run(&self, progress: &Progress) -> Result<(Running, ExitStatus, Vec<u8>)> {
         let started = Instant::now();
         let mut running = self.start(Stdin::Nothing)?;
-        let mut output = Vec::new();
-        let stdout = running.stdout(progress, Patience::End);
-        let read = stdout.take(OUTPUT_BYTES_MAX as u64 + 1).read_to_end(&mut output);
-        if output.len() > OUTPUT_BYTES_MAX {
-            let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");
-            return Err(Error::Service { service: self.shown(), reason });
-        }
-        if let Err(error) = read {
-            return Err(running.unread(error, progress));
+        let mut stdout = running.stdout(progress, Patience::End);
+        let (mut output, mut ended) = (Vec::new(), None);
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            match stdout.piece(&mut piece) {
+                Ok(Some(0)) => break,
+                Ok(Some(len)) => output.extend_from_slice(&piece[..len]),
+                // What it started and left behind may keep the pipe open for ever.
+                Ok(None) if running.has_ended()? => {
+                    if ended.get_or_insert_with(Instant::now).elapsed() >= LINGER {
+                        break;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => return Err(running.unread(error, progress)),
+            }
+            if output.len() > OUTPUT_BYTES_MAX {
+                let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");
+                return Err(Error::Service { service: self.shown(), reason });
+            }
         }
         let left = self.limit.saturating_sub(started.elapsed());
         let status = running.status(left, progress)?;
@@ -112,16 +130,21 @@ impl Command {
     /// Starts it; its output is to be read.
     pub fn start(&self, stdin: Stdin) -> Result<Running> {
         let fail = |source| Error::Start { command: self.shown(), source };
-        let (program, arguments) =
-            self.argv.split_first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
+        let program = self.argv.first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
+        if program.contains('/') && !Path::new(program).exists() {
+            return Err(fail(io::ErrorKind::NotFound.into()));
+        }
+        let login = self.login()?;
+        let switch = login.as_ref().map(Login::switch).unwrap_or_default();
+        let words: Vec<&String> = switch.iter().chain(&self.argv).collect();
         #[expect(clippy::disallowed_methods, reason = "the door")]
-        let mut command = std::process::Command::new(program);
+        let mut command = std::process::Command::new(words[0]);
         let input = match stdin {
             Stdin::Nothing => Stdio::null(),
             Stdin::Piped => Stdio::piped(),
         };
         command
-            .args(arguments)
+            .args(&words[1..])
             .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -130,7 +153,13 @@ impl Command {
             .env("PATH", PATH)
             .env("LC_ALL", "C.UTF-8")
             .current_dir("/");
-        self.become_user(&mut command)?;
+        if let Some(Login { user, .. }) = login {
+            command
+                .env("HOME", &user.dir)
+                .env("SHELL", &user.shell)
+                .env("USER", &user.name)
+                .env("LOGNAME", &user.name);
+        }
         command.envs(&self.env);
         let mut child = command.spawn().map_err(fail)?;
         let said = Arc::new(Mutex::new(Vec::new()));
@@ -152,29 +181,38 @@ impl Command {
         })
     }
 
-    /// Sets user, group and the variables that a login of that user would have.
-    fn become_user(&self, command: &mut std::process::Command) -> Result<()> {
+    /// Whoever runs it. `None` for a number of ours without a name, which has no home.
+    fn login(&self) -> Result<Option<Login>> {
         let own = nix::unistd::geteuid();
         let user = match &self.user {
-            Some(name) => nix::unistd::User::from_name(name)
-                .ok()
-                .flatten()
-                .ok_or_else(|| Error::NoUser { user: name.clone(), command: self.shown() })?,
-            None => match nix::unistd::User::from_uid(own).ok().flatten() {
-                Some(user) => user,
-                None => return Ok(()), // a number without a name has no home
-            },
+            Some(name) => {
+                let user = nix::unistd::User::from_name(name).ok().flatten();
+                let absent = || Error::NoUser { user: name.clone(), command: self.shown() };
+                Some(user.ok_or_else(absent)?)
+            }
+            None => nix::unistd::User::from_uid(own).ok().flatten(),
         };
-        if user.uid != own {
-            // Supplementary groups are dropped with it.
-            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        Ok(user.map(|user| Login { is_other: user.uid != own, user }))
+    }
+}
+
+/// A user who runs a child.
+struct Login {
+    user: nix::unistd::User,
+    /// Whether that is somebody else than ourselves.
+    is_other: bool,
+}
+
+impl Login {
+    /// What comes before a command so that it runs as this user, with all groups of a login.
+    fn switch(&self) -> Vec<String> {
+        if !self.is_other {
+            return Vec::new();
         }
-        command
-            .env("HOME", &user.dir)
-            .env("SHELL", &user.shell)
-            .env("USER", &user.name)
-            .env("LOGNAME", &user.name);
-        Ok(())
+        let (uid, gid) = (self.user.uid, self.user.gid);
+        let words = [format!("--reuid={uid}"), format!("--regid={gid}"), "--init-groups".into()];
+        let words = words.into_iter().chain(["--".into()]);
+        std::iter::once("setpriv".into()).chain(words).collect()
     }
 }
 
@@ -237,7 +275,7 @@ impl Running {
     /// tells whether it succeeded.
     pub fn end(mut self, progress: &Progress) -> Result<()> {
         let status = self.status(self.limit, progress)?;
-        if status.success() { Ok(()) } else { Err(self.failed(status)) }
+        if status.success() { Ok(()) } else { Err(self.failed(status, b"")) }
     }
 
     /// What it means that its output could not be read on.
@@ -261,27 +299,36 @@ impl Running {
     /// What went wrong with a child that does not do its work any more.
     pub fn failure(&mut self) -> Error {
         match self.wait(Duration::from_secs(2), None) {
-            Ok(Some(status)) => self.failed(status),
+            Ok(Some(status)) => self.failed(status, b""),
             Ok(None) => self.too_slow("it did not answer"),
             Err(error) => error,
         }
     }
 
-    fn failed(&mut self, status: ExitStatus) -> Error {
+    /// `printed` are its reasons if it gave none on its standard error, as `sv` does.
+    fn failed(&mut self, status: ExitStatus, printed: &[u8]) -> Error {
         let status = match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
             (None, Some(signal)) => format!("signal {signal}"),
             _ => "unknown end".into(),
         };
-        Error::Failed { command: self.shown.clone(), status, said: self.said() }
+        let printed = || String::from_utf8_lossy(printed).trim().to_owned();
+        let said = Some(self.said()).filter(|said| !said.is_empty()).unwrap_or_else(printed);
+        let said = if said.is_empty() { "it said nothing".into() } else { said };
+        Error::Failed { command: self.shown.clone(), status, said }
     }
 
     fn too_slow(&self, what: &'static str) -> Error {
         Error::TooSlow { command: self.shown.clone(), what, limit: self.limit }
     }
 
+    /// Whether it has ended by itself.
+    fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.wait(Duration::ZERO, None)?.is_some())
+    }
+
     /// The end of what it said on standard error.
-    pub fn said(&mut self) -> String {
+    fn said(&mut self) -> String {
         if self.is_over
             && let Some(listener) = self.listener.take()
         {
@@ -292,8 +339,7 @@ impl Running {
             }
         }
         let said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let text = String::from_utf8_lossy(&said).trim().to_owned();
-        if text.is_empty() { "it said nothing".into() } else { text }
+        String::from_utf8_lossy(&said).trim().to_owned()
     }
 
     fn wait(&mut self, limit: Duration, progress: Option<&Progress>) -> Result<Option<ExitStatus>> {
@@ -346,24 +392,33 @@ impl Output<'_> {
     }
 }
 
+impl Output<'_> {
+    /// What comes within a short time: `None` if nothing did, none of it at its end.
+    fn piece(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(stdout) = &mut self.stdout else { return Ok(Some(0)) };
+        self.progress.check().map_err(io::Error::other)?;
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let tick = Timespec::try_from(left.min(TICK)).map_err(io::Error::other)?;
+        let mut waiting = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN)];
+        match poll(&mut waiting, Some(&tick)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => Ok(None),
+            Ok(_) => stdout.read(into).map(Some),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 impl Read for Output<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let Some(stdout) = &mut self.stdout else { return Ok(0) };
         if self.patience == Patience::Silence {
             self.deadline = Instant::now() + self.limit;
         }
         loop {
-            self.progress.check().map_err(io::Error::other)?;
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let tick = Timespec::try_from(left.min(TICK)).map_err(io::Error::other)?;
-            let mut waiting = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN)];
-            match poll(&mut waiting, Some(&tick)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return stdout.read(into),
-                Err(error) => return Err(error.into()),
+            if let Some(len) = self.piece(into)? {
+                return Ok(len);
             }
         }
     }
@@ -450,6 +505,26 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(10));
         std::thread::sleep(Duration::from_millis(1200));
         assert!(!mark.exists(), "a grandchild went on");
+    }
+
+    #[test]
+    fn what_a_start_leaves_behind_is_neither_waited_for_nor_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = dir.path().join("mark");
+        let script = format!("(sleep 2; touch {}) & echo started", mark.display());
+        let started = Instant::now();
+        assert_eq!(output(&shell(&script)).expect("works"), "started\n");
+        assert!(started.elapsed() < Duration::from_millis(1800), "it was waited for");
+        while !mark.exists() && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(mark.exists(), "it was ended");
+    }
+
+    #[test]
+    fn reasons_on_standard_output_are_heard() {
+        let failed = output(&shell("echo timeout: run: puma; exit 1")).expect_err("fails");
+        assert!(failed.to_string().ends_with("timeout: run: puma"), "{failed}");
     }
 
     #[test]
