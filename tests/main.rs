@@ -4,6 +4,8 @@
 mod cli;
 /// One bit or one cut anywhere in a store, and stores made by an enemy.
 mod damage;
+/// Database servers that are not as everybody's are.
+mod databases;
 /// A GitLab in containers.
 mod docker_gitlab;
 /// Kills, full disks, errors, locks and interrupts.

@@ -171,9 +171,9 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::ClientTooOld { server, .. } => format!(
             "install postgresql-client-{server} or newer, or name the directory of a newer pg_dump as postgres.bin"
         ),
-        E::Pooler { own, .. } => format!(
-            "a pooler such as PgBouncer is in between, and a dump through it would take the site down; set postgres.port = {own}"
-        ),
+        E::Pooler { .. } => "a dump through it would take the site down; set postgres.host and \
+             postgres.port to those of the server itself"
+            .into(),
         E::Missing { .. } => {
             "restore it, or mark it with missing = \"ok\" in the configuration".into()
         }

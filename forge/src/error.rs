@@ -69,12 +69,10 @@ pub enum Error {
         server: u32,
     },
     /// Somebody stands between us and the database server.
-    #[error("port {asked} is not that of the database server, which listens at {own}")]
+    #[error("not the database server itself, but a pooler such as PgBouncer answers at {place}")]
     Pooler {
-        /// Port of the settings.
-        asked: u16,
-        /// What the server says of itself.
-        own: String,
+        /// Host and port of the settings.
+        place: String,
     },
     /// A service answered something else than it should.
     #[error("{service}: {reason}")]

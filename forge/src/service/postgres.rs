@@ -23,13 +23,21 @@ pub const SILENCE: Duration = Duration::from_secs(30 * 60);
 /// How long a question may take.
 const QUESTION: Duration = Duration::from_secs(10 * 60);
 /// Variables of the clients that mean something in a container as well.
-pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME"];
+pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME", "PGOPTIONS"];
+/// Told to the server when a connection begins: nothing that takes long is to be cut off, as
+/// GitLab's package sets after a minute. A pooler does not hand on what it does not know, and so
+/// betrays itself by the last one.
+const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c forgekeep.direct=on";
+/// What a pooler says that refuses such options.
+const NO_OPTIONS: &str = "unsupported startup parameter";
 /// `psql` could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
 /// Ends every answer; no row of ours looks like it.
 const END: &str = "-- end of answer";
 /// What dumps hold in place of a random key.
 const RESTRICT_KEY: &str = "forgekeep";
+/// The database that every server has from its beginning, to connect to.
+pub const MAINTENANCE: &str = "postgres";
 /// Bytes of a row as text; the largest are lists of paths.
 const ROW_BYTES_MAX: u64 = 16 << 20;
 
@@ -97,12 +105,34 @@ impl Server {
         loop {
             let opened = Connection::open(self, database, progress);
             match opened {
+                Err(Error::Failed { said, .. }) if said.contains(NO_OPTIONS) => {
+                    return Err(self.pooler());
+                }
                 Err(Error::Failed { status, .. })
-                    if status == NOT_CONNECTED && started.elapsed() < self.wait => {}
+                    if status == NOT_CONNECTED
+                        && started.elapsed() < self.wait
+                        && !self.is_ready(progress)? => {}
                 other => return other,
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// Whether it takes connections, though not ours.
+    fn is_ready(&self, progress: &Progress) -> Result<bool> {
+        let command =
+            self.reach.command("pg_isready", ["--quiet".into()].into_iter().chain(self.address()));
+        match self.with_environment(command)?.output(progress) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_interrupted() => Err(error),
+            // Without that program we wait.
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn pooler(&self) -> Error {
+        let host = self.host.as_deref().unwrap_or("the default socket");
+        Error::Pooler { place: format!("{host}, port {}", self.port) }
     }
 
     /// Version of the server: its major number and all of it.
@@ -111,20 +141,53 @@ impl Server {
         struct Version {
             number: String,
             text: String,
-            port: String,
         }
         let version: Version = connection.one(
             "select current_setting('server_version_num') as number, \
-             current_setting('server_version') as text, current_setting('port') as port",
+             current_setting('server_version') as text",
         )?;
-        if self.reach.into.is_empty() && version.port != self.port.to_string() {
-            return Err(Error::Pooler { asked: self.port, own: version.port });
-        }
         let number: u32 = version.number.parse().map_err(|_| Error::Service {
             service: "PostgreSQL".into(),
             reason: format!("its version is `{}`", version.number),
         })?;
+        self.refuse_pooler(connection, number)?;
         Ok((number / 10_000, version.text))
+    }
+
+    /// Fails if what we told the server did not get to it.
+    fn refuse_pooler(&self, connection: &mut Connection<'_>, number: u32) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Told {
+            direct: Option<String>,
+        }
+        // An older one fails where it was told nothing.
+        let or_null = if number >= 90_600 { ", true" } else { "" };
+        let query = format!("select current_setting('forgekeep.direct'{or_null}) as direct");
+        match connection.one::<Told>(&query) {
+            Ok(Told { direct: Some(direct) }) if direct == "on" => Ok(()),
+            Ok(_) | Err(Error::Failed { .. }) => Err(self.pooler()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects to any database, to ask what there is: to the one that is there for that, or
+    /// else to one of `wanted`.
+    pub fn connect_first<'a>(
+        &self,
+        wanted: &[&str],
+        progress: &'a Progress,
+    ) -> Result<Connection<'a>> {
+        let first = match self.connect(MAINTENANCE, progress) {
+            Err(first @ Error::Failed { .. }) => first,
+            other => return other,
+        };
+        for database in wanted {
+            match self.connect(database, progress) {
+                Err(Error::Failed { .. }) => {}
+                other => return other,
+            }
+        }
+        Err(first)
     }
 
     /// Whether the role we connect as may read the passwords of roles.
@@ -145,12 +208,13 @@ impl Server {
         }
         let all: Vec<Named> = connection.rows(
             "select datname as name from pg_database \
-             where datallowconn and not datistemplate and datname <> 'postgres' order by 1",
+             where datallowconn and not datistemplate order by 1",
         )?;
         let all = all.into_iter().map(|database| database.name);
         Ok(match &self.databases {
             Some(wanted) => all.filter(|name| wanted.contains(name)).collect(),
-            None => all.collect(),
+            // That one is there to connect to.
+            None => all.filter(|name| name != MAINTENANCE).collect(),
         })
     }
 
@@ -201,7 +265,7 @@ impl Server {
     pub fn dump(&self, client: &Reach, database: &str, moment: &str) -> Result<Running> {
         let words = ["--format=custom", "--compress=0", "--no-password"].map(String::from);
         let words = words.into_iter().chain([format!("--snapshot={moment}")]);
-        let words = words.chain(self.address()).chain([format!("--dbname={database}")]);
+        let words = words.chain(self.address()).chain([database_word(database)]);
         self.with_environment(client.command("pg_dump", words))?
             .within(self.silence)
             .start(Stdin::Nothing)
@@ -232,7 +296,10 @@ impl Server {
     }
 
     fn with_environment(&self, command: Command) -> Result<Command> {
-        let mut command = command.env("PGCONNECT_TIMEOUT", "10").env("PGAPPNAME", "forgekeep");
+        let mut command = command
+            .env("PGCONNECT_TIMEOUT", "10")
+            .env("PGAPPNAME", "forgekeep")
+            .env("PGOPTIONS", OPTIONS);
         for (name, value) in &self.encryption {
             command = command.env(name, value);
         }
@@ -264,12 +331,21 @@ impl<'a> Connection<'a> {
         // A result is fetched in pieces, so that psql stays small.
         let words =
             words.chain(["--set=ON_ERROR_STOP=1", "--set=FETCH_COUNT=1000"].map(String::from));
-        let words = words.chain(server.address()).chain([format!("--dbname={database}")]);
+        let words = words.chain(server.address()).chain([database_word(database)]);
         let command = server.with_environment(server.reach.command("psql", words))?;
         let mut running = command.within(QUESTION).start(Stdin::Piped)?;
         let output = BufReader::new(running.stdout(progress, Patience::Silence));
         let mut connection = Connection { running, output, database: database.to_owned() };
-        connection.rows::<serde_json::Value>("select 1 where false")?;
+        // Older servers do not know all of them.
+        connection.rows::<serde_json::Value>(
+            "select set_config(name, '0', false) from pg_settings where name in \
+             ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')",
+        )?;
+        // Where there is no encoding, nothing can be converted.
+        connection.rows::<serde_json::Value>(
+            "select set_config('client_encoding', case current_setting('server_encoding') \
+             when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end, false)",
+        )?;
         Ok(connection)
     }
 
@@ -341,7 +417,8 @@ impl<'a> Connection<'a> {
                 Ok(_) if line.trim_ascii() == END.as_bytes() => return Ok(rows),
                 Ok(_) if line.trim_ascii().is_empty() => {}
                 Ok(_) => {
-                    let row = serde_json::from_slice(&line);
+                    // A database without an encoding may answer anything.
+                    let row = serde_json::from_str(&String::from_utf8_lossy(&line));
                     rows.push(row.map_err(|error| self.odd(&error.to_string()))?);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
@@ -374,6 +451,11 @@ impl Columns {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// A database as an argument: a plain name with `=` in it would be taken for something else.
+fn database_word(name: &str) -> String {
+    format!("--dbname=dbname='{}'", name.replace('\\', r"\\").replace('\'', r"\'"))
 }
 
 /// A text as SQL wants it.

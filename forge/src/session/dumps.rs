@@ -33,7 +33,8 @@ impl<'a> Moments<'a> {
         let Some(server) = &plan.postgres else {
             return Ok((Moments { progress, source: None }, Vec::new()));
         };
-        let mut first = server.connect("postgres", progress)?;
+        let named = plan.databases.iter().map(|database| database.name.as_str());
+        let mut first = server.connect_first(&named.collect::<Vec<_>>(), progress)?;
         let (major, version) = server.version(&mut first)?;
         let client = server.client(major, progress)?;
         let reads_passwords = server.reads_passwords(&mut first)?;
@@ -93,7 +94,8 @@ impl<'a> Moments<'a> {
         for (connection, moment) in source.connections.iter_mut().zip(&source.names) {
             let name = connection.database.clone();
             // A name may hold anything, a path may not.
-            let path = format!("{DIR}/databases/{}.dump", name.replace('/', "%2F"));
+            let path =
+                format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
             let mut running = source.server.dump(&source.client, &name, moment)?;
             let output = running.stdout(progress, Patience::Silence);
             let stored = backup.stream(path.as_bytes(), &mut { output });

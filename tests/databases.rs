@@ -1,0 +1,137 @@
+//! Servers and databases that are not as everybody's are.
+
+use crate::support::accounts::Account;
+use crate::support::instance::{backup, configured, lines, summary};
+use crate::support::postgres::{Options, Postgres};
+use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::server::{Server, Signal, wait_until};
+use std::path::Path;
+
+/// A cluster of the sandbox.
+fn cluster(sandbox: &Sandbox) -> Postgres {
+    Postgres::start(Options::within(&sandbox.path("cluster")))
+}
+
+/// Writes a configuration for an instance that consists of databases.
+fn configure(sandbox: &Sandbox, host: &Path, more: &str) {
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'plain'\n\
+         [instances.forge.postgres]\nhost = '{}'\nuser = 'gitlab-psql'\nrole = 'gitlab-psql'\n{more}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        host.display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+#[test]
+fn a_server_that_cuts_off_what_takes_long() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    for database in ["one", "two"] {
+        postgres.sql("postgres", format!("create database {database}"));
+        postgres.sql(
+            database,
+            "create table t as select n, repeat(md5(n::text), 10) as text from generate_series(1, 100000) n",
+        );
+    }
+    // GitLab's package sets both to a minute, of which its dumps take many.
+    postgres.sql("postgres", "alter system set idle_in_transaction_session_timeout = '50ms'");
+    postgres.sql("postgres", "alter system set lock_timeout = '1ms'");
+    postgres.sql("postgres", "select pg_reload_conf()");
+    postgres.sql("postgres", "alter role \"gitlab-psql\" set statement_timeout = '1ms'");
+    configure(&sandbox, postgres.socket_dir(), "");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["databases"], 2);
+    assert_eq!(summary(&all)["is_complete"], true);
+}
+
+#[test]
+fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    let names =
+        ["a=b", "postgresql://x", "sl/ash", "sl%2Fash", "it's", "back\\slash", "Upper", " "];
+    for name in names {
+        postgres.sql("postgres", format!("create database \"{name}\""));
+    }
+    postgres
+        .sql("postgres", "create database ascii encoding sql_ascii locale 'C' template template0");
+    postgres.sql("ascii", "set client_encoding = sql_ascii; do $$ begin execute 'create table \"' || convert_from('\\xff'::bytea, 'sql_ascii') || '\" (n int)'; end $$");
+    postgres
+        .sql("postgres", "create database closed; alter database closed allow_connections false");
+    configure(&sandbox, postgres.socket_dir(), "");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["databases"], names.len() + 1, "{all:?}");
+    sandbox.restore("latest", "restored");
+    let dumps = sandbox.path("restored/.forgekeep/databases");
+    let dumps = std::fs::read_dir(dumps).expect("dumps").count();
+    assert_eq!(dumps, names.len() + 2, "a dump each, and the globals");
+
+    // The first can be connected to; the others are in the way of being complete.
+    for missing in ["nowhere", "closed"] {
+        configure(&sandbox, postgres.socket_dir(), &format!("databases = ['Upper', '{missing}']"));
+        let all = backup(&sandbox).run().ends_with(3).json();
+        assert_eq!(lines(&all, "missing_part")[0]["part"], format!("database-{missing}"));
+        assert_eq!(summary(&all)["is_complete"], false);
+    }
+    postgres.sql("postgres", "revoke connect on database postgres from public");
+    postgres.sql("postgres", "create role backup superuser login");
+    configure(&sandbox, postgres.socket_dir(), "databases = ['Upper', 'postgres']");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["databases"], 2, "the one to connect to may be wanted as well");
+}
+
+#[test]
+fn a_role_that_is_not_there_is_not_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    configure(&sandbox, postgres.socket_dir(), "wait = '1h'");
+    let text = String::from_utf8(sandbox.read("forgekeep.toml")).expect("text");
+    sandbox.write("forgekeep.toml", text.replace("role = 'gitlab-psql'", "role = 'nobody'"));
+    backup(&sandbox).run().fails(1, &["role \"nobody\" does not exist"]);
+}
+
+#[test]
+fn a_pooler_is_not_taken_for_the_server() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    postgres.sql("postgres", "create database one");
+    let dir = sandbox.path("pooler");
+    std::fs::create_dir(&dir).expect("a directory");
+    let account = Account::named("gitlab-psql");
+    account.own(&dir);
+    // The same port as that of the server, in another directory; and one that swallows what it
+    // does not know.
+    for more in ["", "ignore_startup_parameters = options, extra_float_digits\n"] {
+        let settings = format!(
+            "[databases]\n* = host={} user=gitlab-psql\n[pgbouncer]\nlisten_addr =\nlisten_port = 5432\n\
+             unix_socket_dir = {}\nauth_type = any\npool_mode = transaction\n{more}",
+            postgres.socket_dir().display(),
+            dir.display()
+        );
+        sandbox.write("pgbouncer.ini", settings);
+        let file = sandbox.text("pgbouncer.ini");
+        let log = sandbox.path("pgbouncer.log");
+        let server = Server::start(account, &["/usr/sbin/pgbouncer", &file], &log, &[Signal::INT]);
+        wait_until("the pooler listens", || dir.join(".s.PGSQL.5432").exists());
+        configure(&sandbox, &dir, "databases = ['one']\nwait = '5s'");
+        let outcome = backup(&sandbox).run();
+        drop(server);
+        outcome.fails(1, &["a pooler such as PgBouncer", "to those of the server itself"]);
+    }
+    configure(&sandbox, postgres.socket_dir(), "databases = ['one']");
+    configured(&sandbox, ["backup", "--instance", "forge", "--init"]).run().ok();
+}
