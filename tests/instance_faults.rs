@@ -3,7 +3,9 @@
 
 use crate::support::gitlab::{Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::redis::Redis;
 use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
+use crate::support::server::Signal;
 use std::time::{Duration, Instant};
 
 const MAINTENANCE: &str = "mode = 'maintenance'";
@@ -212,4 +214,123 @@ fn two_runs_at_once_do_not_meet() {
     let second = backup(&sandbox).run().ends_with(11);
     assert!(second.stderr.contains("another run"), "{}", second.stderr);
     first.wait().ok();
+}
+
+#[test]
+fn a_service_that_does_not_start_again() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    let lame = "[[instances.forge.services.stop]]\ncommand = ['true']\n\
+                [[instances.forge.services.start]]\ncommand = ['sh', '-c', 'echo no luck; exit 7']\n";
+    configure(&sandbox, &gitlab, &format!("{MAINTENANCE}\n{lame}"));
+    // There is a snapshot, and it is whole; but nobody may take this for a good night.
+    for _ in 0..2 {
+        let outcome = backup(&sandbox).run().ends_with(3);
+        let all = outcome.json();
+        assert_eq!(summary(&all)["is_complete"], true);
+        let failures = summary(&all)["failures"].to_string();
+        assert!(failures.contains("could not start") && failures.contains("no luck"), "{failures}");
+        assert!(sandbox.has("state/recovery/forge.json"));
+    }
+    configured(&sandbox, ["recover"]).run().fails(1, &["no luck"]);
+}
+
+#[test]
+fn what_is_for_the_end_is_done_whatever_the_end_is() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    let steps = |before: &str| {
+        let log = sandbox.text("log");
+        format!(
+            "before = [{{ command = ['sh', '-c', 'echo before >> {log}; {before}'], limit = '1h' }}]\n\
+             after = [{{ command = ['sh', '-c', 'echo after >> {log}'] }}]\n"
+        )
+    };
+    let log = || String::from_utf8(sandbox.read("log")).expect("text");
+    configure(&sandbox, &gitlab, &steps("exit 4"));
+    backup(&sandbox).run().fails(1, &["exit code 4"]);
+    assert_eq!(log(), "before\nafter\n");
+
+    configure(&sandbox, &gitlab, &steps("exec sleep 600"));
+    for signal in ["-TERM", "-KILL"] {
+        sandbox.remove("log");
+        let running = backup(&sandbox).start();
+        let started = Instant::now();
+        while !sandbox.has("log") {
+            assert!(started.elapsed() < Duration::from_secs(60), "it never began");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        sandbox.tool("kill").args([signal, &running.id().to_string()]).run().ok();
+        running.wait();
+        if signal == "-KILL" {
+            assert_eq!(log(), "before\n");
+            configured(&sandbox, ["recover"]).run().ok();
+        }
+        assert_eq!(log(), "before\nafter\n", "{signal}");
+        assert!(!sandbox.has("state/recovery/forge.json"));
+    }
+
+    // The snapshot is there; that what comes after it failed is told.
+    let after = "after = [{ command = ['sh', '-c', 'echo no lock; exit 9'] }]";
+    configure(&sandbox, &gitlab, after);
+    let all = backup(&sandbox).run().ends_with(3).json();
+    assert_eq!(summary(&all)["is_complete"], true);
+    assert!(summary(&all)["failures"].to_string().contains("no lock"), "{all:?}");
+}
+
+#[test]
+fn a_dry_run_touches_nothing() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    kill_while_stopped(&sandbox, &gitlab, "-KILL");
+    let saves = || gitlab.redis.persistence("rdb_saves");
+    let before = saves();
+    backup(&sandbox).args(["--dry-run"]).run().ok();
+    assert_eq!(saves(), before);
+    assert!(!gitlab.services.is_up("puma") && sandbox.has("state/recovery/forge.json"));
+    configured(&sandbox, ["recover"]).run().ok();
+}
+
+#[test]
+fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
+    if !is_root() {
+        return;
+    }
+    let mut gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    gitlab.redis.ask(&["CONFIG", "SET", "dbfilename", "other.rdb"]);
+    backup(&sandbox).run().ok();
+    let dir = gitlab.path("var/opt/gitlab/redis");
+    let found = configured(&sandbox, ["find", "--store", &sandbox.text("store"), "other.rdb"]);
+    assert!(found.run().ok().stdout.contains("other.rdb"));
+
+    gitlab.redis.slow_saving(10_000);
+    let running = backup(&sandbox).start();
+    let started = Instant::now();
+    while gitlab.redis.persistence("rdb_bgsave_in_progress") == "0" {
+        assert!(started.elapsed() < Duration::from_secs(60), "it never saved");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let log = sandbox.path("redis.log");
+    gitlab.redis.signal(Signal::KILL);
+    std::thread::sleep(Duration::from_millis(100));
+    std::fs::remove_file(gitlab.redis.socket()).expect("removes");
+    gitlab.redis = Redis::start(&dir, &log, "gitlab-redis", false);
+    let outcome = running.wait().ends_with(1);
+    assert!(
+        outcome.stderr.contains("Redis") || outcome.stderr.contains("redis-cli"),
+        "{}",
+        outcome.stderr
+    );
 }

@@ -95,18 +95,13 @@ impl<'a> Telling<'a> {
                 let failed = |verdict| verdict == Verdict::Failed;
                 let failed = outcome.checks.iter().filter(|check| failed(check.verdict)).count();
                 told.checks_failed = failed as u64;
-                if outcome.is_complete {
+                if outcome.is_good() {
                     told.ending = Ending::Done;
                 } else {
                     (told.ending, told.exit_code) = (Ending::Partial, Failure::Partial.number());
-                    let missing = outcome.missing.iter().filter(|absent| absent.is_required);
-                    let missing: Vec<&str> = missing.map(|absent| &absent.part[..]).collect();
-                    let unreadable = outcome.report.unreadable_count;
-                    told.message = Some(match (&missing[..], unreadable) {
-                        ([], 0) => "the copy does not fit the databases".into(),
-                        ([], paths) => format!("{paths} paths could not be read"),
-                        (parts, _) => format!("missing: {}", parts.join(", ")),
-                    });
+                    let lack = (!outcome.is_complete).then(|| lack(outcome));
+                    let lines: Vec<String> = outcome.failures.iter().cloned().chain(lack).collect();
+                    told.message = Some(lines.join("\n"));
                 }
             }
         }
@@ -174,4 +169,15 @@ impl Monitor for Telling<'_> {
 /// What is kept of silences, if there are any.
 fn noted(silenced: &[Silenced]) -> Option<serde_json::Value> {
     if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
+}
+
+/// What an incomplete snapshot lacks.
+fn lack(outcome: &Outcome) -> String {
+    let missing = outcome.missing.iter().filter(|absent| absent.is_required);
+    let missing: Vec<&str> = missing.map(|absent| &absent.part[..]).collect();
+    match (&missing[..], outcome.report.unreadable_count) {
+        ([], 0) => "the copy does not fit the databases".into(),
+        ([], paths) => format!("{paths} paths could not be read"),
+        (parts, _) => format!("missing: {}", parts.join(", ")),
+    }
 }

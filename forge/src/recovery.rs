@@ -6,16 +6,22 @@
 use crate::error::{Error, Result};
 use crate::file;
 use crate::run::{Command, at_once};
+use crate::service::control::Supervisor;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use store::observe::Progress;
 
 /// Directory of the records, below that of the program's state.
 const DIR: &str = "recovery";
+
+/// How often a service is started, and with what pause.
+const START_TRIES: u32 = 3;
+const START_PAUSE: Duration = Duration::from_secs(1);
 
 /// Something to undo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,16 +33,42 @@ pub enum Undo {
         name: String,
         /// How.
         commands: Vec<Command>,
+        /// Who knows whether it runs.
+        supervisor: Option<Supervisor>,
+    },
+    /// Run what is to be run at the end of a run.
+    Run {
+        /// All of them, in this order.
+        commands: Vec<Command>,
     },
     /// Let monitoring speak again. What is in it only the monitor knows.
     EndSilence(serde_json::Value),
 }
 
 impl Undo {
-    fn start(&self, progress: &Progress) -> Result<()> {
+    fn carry_out(&self, progress: &Progress) -> Result<()> {
         match self {
-            Undo::Start { commands, .. } => {
-                commands.iter().try_for_each(|command| command.output(progress).map(drop))
+            Undo::Start { name, commands, supervisor } => {
+                let mut tries = 0;
+                loop {
+                    let done = commands
+                        .iter()
+                        .try_for_each(|command| command.output(progress).map(drop))
+                        .and_then(|()| match supervisor {
+                            Some(supervisor) => supervisor.expect_running(name, progress),
+                            None => Ok(()),
+                        });
+                    tries += 1;
+                    if done.is_ok() || tries == START_TRIES {
+                        return done;
+                    }
+                    std::thread::sleep(START_PAUSE);
+                }
+            }
+            Undo::Run { commands } => {
+                // Each of them, whatever the one before says.
+                let results = commands.iter().map(|command| command.output(progress).map(drop));
+                results.collect::<Vec<_>>().into_iter().collect()
             }
             Undo::EndSilence(_) => Ok(()),
         }
@@ -46,6 +78,10 @@ impl Undo {
     pub fn shown(&self) -> String {
         match self {
             Undo::Start { name, .. } => format!("start {name}"),
+            Undo::Run { commands } => {
+                let shown: Vec<String> = commands.iter().map(Command::shown).collect();
+                format!("run {}", shown.join("; "))
+            }
             Undo::EndSilence(_) => "end the silence of monitoring".into(),
         }
     }
@@ -137,35 +173,59 @@ impl Record {
     /// Undoes everything, the last thing first, services at once; returns what could not be done
     /// and why. What was not undone stays in the record, as does what is only due later.
     pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
+        self.undo_those(monitor, |_| true)
+    }
+
+    /// The same for what a run stopped and silenced: what it does at its end has its time yet.
+    pub fn undo_stop(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
+        self.undo_those(monitor, |undo| !matches!(undo, Undo::Run { .. }))
+    }
+
+    fn undo_those(
+        &mut self,
+        monitor: &dyn Monitor,
+        wanted: fn(&Undo) -> bool,
+    ) -> Vec<(String, Error)> {
         let (mut failed, mut kept) = (Vec::new(), Vec::new());
         // Not the progress of the run: somebody may have asked that to stop.
         let progress = Progress::default();
-        while let Some(last) = self.undo.last() {
+        let (mut todo, others): (Vec<Undo>, Vec<Undo>) =
+            std::mem::take(&mut self.undo).into_iter().partition(wanted);
+        while let Some(last) = todo.pop() {
             if let Undo::EndSilence(silenced) = last {
-                kept.extend(monitor.end_silence(silenced).map(Undo::EndSilence));
-                self.undo.pop();
+                kept.extend(monitor.end_silence(&silenced).map(Undo::EndSilence));
             } else {
+                let mut together = vec![last];
                 // Services that follow each other were stopped together and start together.
-                let is_silence = |undo: &Undo| matches!(undo, Undo::EndSilence(_));
-                let from = self.undo.iter().rposition(is_silence).map_or(0, |at| at + 1);
-                let starts = self.undo.split_off(from);
-                let started = at_once(&starts, |undo| undo.start(&progress));
-                for (undo, started) in starts.into_iter().zip(started) {
-                    if let Err(error) = started {
+                while let Some(before) = todo.pop_if(|undo| {
+                    matches!((&*undo, &together[0]), (Undo::Start { .. }, Undo::Start { .. }))
+                }) {
+                    together.push(before);
+                }
+                let results = at_once(&together, |undo| undo.carry_out(&progress));
+                for (undo, result) in together.into_iter().zip(results) {
+                    if let Err(error) = result {
                         failed.push((undo.shown(), error));
                         kept.push(undo);
                     }
                 }
             }
             // What is done twice does no harm, what is forgotten does.
-            let left: Vec<Undo> = self.undo.iter().chain(kept.iter().rev()).cloned().collect();
-            if let Err(error) = self.write(&left) {
+            let left = others.iter().chain(&todo).chain(kept.iter().rev());
+            if let Err(error) = self.write(&left.cloned().collect::<Vec<_>>()) {
                 failed.push(("note what is undone".into(), error));
             }
         }
         kept.reverse();
-        self.undo = kept;
+        self.undo = others;
+        self.undo.extend(kept);
         failed
+    }
+
+    /// Notes that what a run does at its end is done.
+    pub fn ended(&mut self) -> Result<()> {
+        self.undo.retain(|undo| !matches!(undo, Undo::Run { .. }));
+        self.write(&self.undo)
     }
 
     fn write(&self, undo: &[Undo]) -> Result<()> {
@@ -186,6 +246,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::control::Speaks;
     use std::cell::RefCell;
 
     #[derive(Default)]
@@ -203,7 +264,8 @@ mod tests {
     }
 
     fn start(name: &str, script: String) -> Undo {
-        Undo::Start { name: name.into(), commands: vec![Command::new(["sh", "-c", &script])] }
+        let commands = vec![Command::new(["sh", "-c", &script])];
+        Undo::Start { name: name.into(), commands, supervisor: None }
     }
 
     #[test]
@@ -238,9 +300,35 @@ mod tests {
         let left: Vec<String> = record.left().iter().map(Undo::shown).collect();
         assert_eq!(left, ["end the silence of monitoring", "start broken"]);
         record.undo[1] = start("whole", "true".into());
+        let end = state.path().join("end");
+        let command = Command::new(["touch", end.to_str().expect("readable")]);
+        record.undo.insert(0, Undo::Run { commands: vec![command] });
+        assert!(record.undo_stop(&ears).is_empty());
+        assert!(!end.exists() && record.left().len() == 1, "the end has not come");
         assert!(record.undo(&ears).is_empty());
+        assert!(end.exists());
         drop(record);
         assert!(Record::instances(state.path()).expect("lists").is_empty());
+    }
+
+    #[test]
+    fn a_start_is_believed_when_the_service_runs() {
+        let state = tempfile::tempdir().expect("a directory");
+        let script = state.path().join("sv");
+        let log = state.path().join("log");
+        let text = "echo $1 >> LOG; test $1 = status && echo \"down: puma: 0s, normally up\"; true";
+        std::fs::write(&script, text.replace("LOG", &log.display().to_string())).expect("writes");
+        let program = ["sh".to_owned(), script.display().to_string()];
+        let supervisor = Supervisor::new(Speaks::Runit, program, ["puma"]);
+        let commands = vec![Command::new(["sh", &script.display().to_string(), "start", "puma"])];
+        let undo = Undo::Start { name: "puma".into(), commands, supervisor: Some(supervisor) };
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        record.note(undo).expect("writes");
+        let failed = record.undo(&Ears::default());
+        assert!(failed[0].1.to_string().starts_with("puma: it does not run"), "{failed:?}");
+        assert_eq!(record.left().len(), 1);
+        let tries = std::fs::read_to_string(&log).expect("a log").matches("start").count();
+        assert_eq!(tries, START_TRIES as usize);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
-use crate::recovery::{Monitor, Record};
+use crate::recovery::{Monitor, Record, Undo};
 use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
@@ -79,9 +79,16 @@ pub struct Outcome {
     pub down: Option<Duration>,
     /// Whether everything that belongs to the instance is in the snapshot, and fits.
     pub is_complete: bool,
+    /// What went wrong beside the snapshot, such as a service that did not start again.
+    pub failures: Vec<String>,
 }
 
 impl Outcome {
+    /// Whether nobody need do anything.
+    pub fn is_good(&self) -> bool {
+        self.is_complete && self.failures.is_empty()
+    }
+
     /// The snapshot, unless the run was dry.
     pub fn snapshot(&self) -> Option<SnapshotId> {
         self.report.snapshot
@@ -105,17 +112,24 @@ pub struct Dumped {
 /// Backs up an instance. `record` is taken over with nothing to undo in it, and has nothing
 /// to undo when this returns, unless that failed, which is told as a warning.
 pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
-    let progress = job.store.observer().progress();
-    let result = steps(&job, &job.plan.before, progress).and_then(|()| run(&job, record));
-    // They are for the end, whatever it is, and whoever asked for it.
-    let after = steps(&job, &job.plan.after, &Progress::default());
-    match (result, after) {
-        (Err(error), Err(second)) => {
-            job.store.observer().event(Event::Warning(second.to_string()));
-            Err(error)
-        }
-        (result, after) => after.and(result),
+    let after = &job.plan.after;
+    if !after.is_empty() && !job.options.is_dry {
+        // They are for the end, whatever it is.
+        record.note(Undo::Run {
+            commands: after.iter().map(|step| step.command.clone()).collect(),
+        })?;
     }
+    let progress = job.store.observer().progress();
+    let mut result = steps(&job, &job.plan.before, progress).and_then(|()| run(&job, record));
+    // Whoever asked the run to stop did not ask for this.
+    let ended = steps(&job, after, &Progress::default()).and(record.ended());
+    if let Err(error) = ended {
+        match &mut result {
+            Ok(outcome) => outcome.failures.push(error.to_string()),
+            Err(_) => job.store.observer().event(Event::Warning(error.to_string())),
+        }
+    }
+    result
 }
 
 fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
@@ -130,13 +144,14 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         redis: None,
         saves: Vec::new(),
         down: None,
+        stopped: Vec::new(),
+        failures: Vec::new(),
         databases_at: None,
         files_at: [None, None],
     };
     match job.plan.mode {
+        _ if job.options.is_dry => session.dry()?,
         Mode::Online => session.online()?,
-        // A dry run stops nothing.
-        Mode::Maintenance if job.options.is_dry => session.online()?,
         Mode::Maintenance => session.maintenance(record)?,
     }
     session.finish()
@@ -170,6 +185,9 @@ struct Session<'j> {
     /// Files that Redis saved to.
     saves: Vec<PathBuf>,
     down: Option<Duration>,
+    /// Services that were stopped and started again.
+    stopped: Vec<String>,
+    failures: Vec<String>,
     /// When databases were held.
     databases_at: Option<String>,
     /// When the last copying of files began and ended.
@@ -192,6 +210,14 @@ impl<'j> Session<'j> {
         self.copy(&FILES)
     }
 
+    /// Looks at databases and reads files; nothing is stopped, saved or dumped.
+    fn dry(&mut self) -> Result<()> {
+        let mut moments = self.connect()?;
+        self.postgres = moments.version();
+        self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
+        self.copy(&FILES)
+    }
+
     fn maintenance(&mut self, record: &mut Record) -> Result<()> {
         let job = self.job;
         // Most of the work, while everything runs.
@@ -200,16 +226,27 @@ impl<'j> Session<'j> {
         // What the first copy missed may be there by now.
         self.missing.clone_from(&job.plan.lacking);
         let mut moments = self.connect()?;
+        if let Some(redis) = &job.plan.redis {
+            // Not while services are down.
+            redis.settle(job.store.observer().progress())?;
+        }
         let note = |text: String| job.store.observer().event(Event::Note(text));
         let mut stopped = Stopped::begin(job, record)?;
-        note(format!("stopped {}", stopped.names()));
+        self.stopped = stopped.names().to_vec();
+        if !self.stopped.is_empty() {
+            note(format!("stopped {}", self.stopped.join(", ")));
+        }
         self.databases_at = now();
         moments.take()?;
         let saving = self.begin_save()?;
         self.copy(&FILES)?;
-        self.down = stopped.end();
+        let failures;
+        (self.down, failures) = stopped.end();
         drop(stopped);
-        note(format!("started again after {:.1} s", self.down.unwrap_or_default().as_secs_f64()));
+        if let (Some(down), true) = (self.down, failures.is_empty()) {
+            note(format!("started again after {:.1} s", down.as_secs_f64()));
+        }
+        self.failures.extend(failures);
         self.end_save(saving)?;
         self.dump(moments)
     }
@@ -320,6 +357,7 @@ impl<'j> Session<'j> {
     /// Looks at what was copied and writes it all down.
     fn finish(mut self) -> Result<Outcome> {
         let (job, plan) = (self.job, self.job.plan);
+        self.look_after_services()?;
         let mut checks = self.check()?;
         if checks.iter().any(|check| check.verdict == Verdict::Failed) {
             // Things move: a pool is given up, a project renamed. Once more, of what changed.
@@ -364,12 +402,30 @@ impl<'j> Session<'j> {
         Ok(Outcome {
             report,
             is_complete,
+            failures: self.failures,
             missing: self.missing,
             checks,
             databases: self.databases,
             project_count: self.catalogue.projects.len(),
             down: self.down,
         })
+    }
+
+    /// One that was started may have ended soon after.
+    fn look_after_services(&mut self) -> Result<()> {
+        let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
+        let progress = self.job.store.observer().progress();
+        for name in &self.stopped {
+            let known = |failure: &String| failure.contains(&format!("start {name}:"));
+            match supervisor.expect_running(name, progress) {
+                Err(error) if error.is_interrupted() => return Err(error),
+                Err(error) if !self.failures.iter().any(known) => {
+                    self.failures.push(error.to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Looks whether what was copied fits what the databases say.

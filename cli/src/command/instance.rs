@@ -92,7 +92,8 @@ pub fn backup(
     mut options: Options,
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
-    recover(record, telling, observer)?;
+    // What cannot be undone is told and does not cost a night.
+    let left = if options.is_dry { Ok(0) } else { recover(record, telling, observer) };
     let instance = record.instance().to_owned();
     let site = Site { instance: &instance, settings, progress: observer.progress() };
     let (mut plan, kind) = forge::kind::plan(&site)?;
@@ -103,7 +104,11 @@ pub fn backup(
         observer.event(Event::Note(note.clone()));
     }
     let job = Job { plan: &plan, kind, store, options, monitor: telling };
-    Ok(forge::session::backup(job, record)?)
+    let mut outcome = forge::session::backup(job, record)?;
+    if let Err(failure) = left {
+        outcome.failures.extend(failure.words().map(|(message, _)| message));
+    }
+    Ok(outcome)
 }
 
 /// Works off what a killed run left; fails if that cannot be done.
@@ -146,6 +151,7 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
     }
     let mut summary = backup::summary(&outcome.report, 0, elapsed);
     summary["is_complete"] = outcome.is_complete.into();
+    summary["failures"] = json!(outcome.failures);
     summary["databases"] = outcome.databases.len().into();
     summary["projects"] = outcome.project_count.into();
     summary["seconds_down"] = outcome.down.map(|down| down.as_secs_f64()).into();
@@ -159,10 +165,15 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
         ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
     }
     backup::remarks(ui, &outcome.report, 0, elapsed)?;
-    if outcome.is_complete {
+    for failure in &outcome.failures {
+        ui.warn(failure);
+    }
+    if outcome.is_good() {
         return Ok(());
     }
-    ui.warn("the backup is not complete: see what is missing above");
+    if !outcome.is_complete {
+        ui.warn("the backup is not complete: see what is missing above");
+    }
     Err(Failure::Partial)
 }
 

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::plan::Step;
 use crate::run::Command;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use store::observe::Progress;
 
@@ -23,7 +24,7 @@ pub enum Control {
 }
 
 /// A program that stops and starts services by name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervisor {
     /// What it speaks.
     pub speaks: Speaks,
@@ -39,7 +40,8 @@ pub struct Supervisor {
 }
 
 /// What a supervisor understands and answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Speaks {
     /// `sv` and `gitlab-ctl`: `status`, `stop NAME`, `start NAME`; `run: NAME: …`.
     Runit,
@@ -83,6 +85,14 @@ impl Control {
                 }
                 Ok(writers)
             }
+        }
+    }
+
+    /// The program that knows whether services run.
+    pub fn supervisor(&self) -> Option<&Supervisor> {
+        match self {
+            Control::Supervised(supervisor) => Some(supervisor),
+            Control::Nothing | Control::Commands { .. } => None,
         }
     }
 
@@ -154,6 +164,15 @@ impl Supervisor {
             return Err(Error::Service { service: unknown.join(", "), reason });
         }
         Ok(running)
+    }
+
+    /// Fails if a service does not run.
+    pub fn expect_running(&self, name: &str, progress: &Progress) -> Result<()> {
+        if self.is_running(name, progress)? == Some(true) {
+            return Ok(());
+        }
+        let reason = "it does not run, though the command to start it succeeded; its log says why";
+        Err(Error::Service { service: name.into(), reason: reason.into() })
     }
 
     /// `None` if there is no such service.

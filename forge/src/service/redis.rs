@@ -112,6 +112,10 @@ impl Redis {
         Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
     }
 
+    fn run_id(&self, progress: &Progress) -> Result<Option<String>> {
+        Ok(self.info("server", progress)?.remove("run_id"))
+    }
+
     fn configured(&self, key: &str, progress: &Progress) -> Result<Option<String>> {
         match self.ask(&["CONFIG", "GET", key], progress) {
             Ok(answer) => Ok(answer.lines().nth(1).map(str::to_owned)),
@@ -121,13 +125,19 @@ impl Redis {
         }
     }
 
+    /// Waits until it does not save for reasons of its own.
+    pub fn settle(&self, progress: &Progress) -> Result<()> {
+        let keys = ["rdb_bgsave_in_progress", "aof_rewrite_in_progress"];
+        self.wait_while(&keys, Instant::now(), progress)
+    }
+
     /// Has it begin to write its data, as of now, to its snapshot file.
     pub fn begin_save(&self, progress: &Progress) -> Result<Saving<'_>> {
-        let started = Instant::now();
-        self.wait_while(&["rdb_bgsave_in_progress", "aof_rewrite_in_progress"], started, progress)?;
+        self.settle(progress)?;
+        let (started, run) = (Instant::now(), self.run_id(progress)?);
         // It says that it began even where it cannot.
         self.ask(&["BGSAVE"], progress)?;
-        Ok(Saving { redis: self, started })
+        Ok(Saving { redis: self, started, run })
     }
 
     /// The files of a save, as this machine sees them. `dir` is where they are if Redis, in a
@@ -178,6 +188,8 @@ impl Redis {
 pub struct Saving<'a> {
     redis: &'a Redis,
     started: Instant,
+    /// Which run of the server was told.
+    run: Option<String>,
 }
 
 impl Saving<'_> {
@@ -185,8 +197,12 @@ impl Saving<'_> {
     ///
     /// `LASTSAVE` is never asked: it has whole seconds and stays as it is when a save fails.
     pub fn end(self, progress: &Progress) -> Result<Saved> {
-        let Saving { redis, started } = self;
+        let Saving { redis, started, run } = self;
         redis.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
+        // One that was started again says that all is well and knows nothing of our save.
+        if redis.run_id(progress)? != run {
+            return Err(redis.odd("it was started again while it saved"));
+        }
         let info = redis.info("persistence", progress)?;
         let status = info.get("rdb_last_bgsave_status").map_or("unknown", String::as_str);
         if status != "ok" {

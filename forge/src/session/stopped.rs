@@ -30,12 +30,13 @@ impl<'a> Stopped<'a> {
         let mut stopped = Stopped { job, record, since, names, is_over: false };
         if writers.is_empty() {
             let text = "no service that writes is running; nothing is stopped".into();
-            job.store.observer().event(Event::Note(text));
+            job.store.observer().event(Event::Warning(text));
         } else if let Some(silenced) = job.monitor.silence() {
             stopped.record.note(Undo::EndSilence(silenced))?;
         }
         for Writer { name, start, .. } in writers.iter().filter(|writer| !writer.start.is_empty()) {
-            let undo = Undo::Start { name: name.clone(), commands: start.clone() };
+            let supervisor = control.supervisor().cloned();
+            let undo = Undo::Start { name: name.clone(), commands: start.clone(), supervisor };
             stopped.record.note(undo)?;
         }
         stopped.since = Instant::now();
@@ -51,24 +52,25 @@ impl<'a> Stopped<'a> {
         Ok(stopped)
     }
 
-    /// Their names, for people.
-    pub fn names(&self) -> String {
-        if self.names.is_empty() { "nothing".into() } else { self.names.join(", ") }
+    /// Their names.
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
-    /// Starts them again and says how long they were down, if there were any.
-    pub fn end(&mut self) -> Option<Duration> {
+    /// Starts them again. Says how long they were down, if there were any, and what could not be
+    /// done.
+    pub fn end(&mut self) -> (Option<Duration>, Vec<String>) {
         if std::mem::replace(&mut self.is_over, true) {
-            return None;
+            return (None, Vec::new());
         }
-        let was_anything = !self.record.left().is_empty() || !self.names.is_empty();
-        for (what, error) in self.record.undo(self.job.monitor) {
-            let text = format!(
+        let failed = self.record.undo_stop(self.job.monitor).into_iter();
+        let failed = failed.map(|(what, error)| {
+            format!(
                 "could not {what}: {error}; `forgekeep recover` tries again, as does the next run"
-            );
-            self.job.store.observer().event(Event::Warning(text));
-        }
-        was_anything.then(|| self.since.elapsed())
+            )
+        });
+        let failed = failed.collect();
+        ((!self.names.is_empty()).then(|| self.since.elapsed()), failed)
     }
 }
 
@@ -84,6 +86,8 @@ fn stop(control: &Control, writer: &Writer, progress: &Progress) -> Result<()> {
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        self.end();
+        for text in self.end().1 {
+            self.job.store.observer().event(Event::Warning(text));
+        }
     }
 }
