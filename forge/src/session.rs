@@ -236,15 +236,26 @@ impl<'j> Session<'j> {
         if !self.stopped.is_empty() {
             note(format!("stopped {}", self.stopped.join(", ")));
         }
+        let after_stop = stopped.elapsed();
         self.databases_at = now();
         moments.take()?;
         let saving = self.begin_save()?;
+        let after_moments = stopped.elapsed();
         self.copy(&FILES)?;
+        let after_copy = stopped.elapsed();
         let failures;
         (self.down, failures) = stopped.end();
         drop(stopped);
         if let (Some(down), true) = (self.down, failures.is_empty()) {
-            note(format!("started again after {:.1} s", down.as_secs_f64()));
+            note(format!(
+                "started again after {:.1} s: {:.1} to stop, {:.1} to hold databases, {:.1} to copy \
+                 what changed, {:.1} to start",
+                down.as_secs_f64(),
+                after_stop.as_secs_f64(),
+                (after_moments - after_stop).as_secs_f64(),
+                (after_copy - after_moments).as_secs_f64(),
+                (down - after_copy).as_secs_f64(),
+            ));
         }
         self.failures.extend(failures);
         self.end_save(saving)?;

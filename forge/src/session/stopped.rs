@@ -52,6 +52,11 @@ impl<'a> Stopped<'a> {
         Ok(stopped)
     }
 
+    /// Since the first of them was told to stop.
+    pub fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     /// Their names.
     pub fn names(&self) -> &[String] {
         &self.names
