@@ -334,3 +334,29 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
         outcome.stderr
     );
 }
+
+#[test]
+fn secrets_that_cannot_be_read() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    // Root reads everything, so somebody else makes the backup, to whom all but the secrets is open.
+    let own = "postgres = { user = 'nobody' }";
+    configure(&sandbox, &gitlab, own);
+    let tree = gitlab.root();
+    sandbox.tool("chmod").args(["-R", "a+rX"]).args([tree]).run().ok();
+    let secrets = gitlab.path("etc/gitlab/gitlab-secrets.json");
+    sandbox.tool("chmod").args(["600"]).args([&secrets]).run().ok();
+    let command = ["--config", &sandbox.text("forgekeep.toml"), "--init", "--json"];
+    let run = || sandbox.as_nobody(["backup", "--instance", "forge"]).args(command);
+    let outcome = run().run().ends_with(3);
+    let all = outcome.json();
+    assert_eq!(summary(&all)["is_complete"], false);
+    let check = lines(&all, "check").into_iter().find(|line| line["name"] == "secrets");
+    assert_eq!(check.expect("a check")["verdict"], "failed", "{all:?}");
+    assert_failed(&sandbox, &gitlab, &outcome, "");
+    sandbox.tool("chmod").args(["644"]).args([&secrets]).run().ok();
+    assert_eq!(summary(&run().run().ok().json())["is_complete"], true);
+}
