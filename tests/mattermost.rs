@@ -6,6 +6,7 @@ use crate::support::instance::{backup, configure, configured, lines, load_databa
 use crate::support::postgres::{Options, Postgres};
 use crate::support::sandbox::{Outcome, Sandbox, is_root};
 use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// What another installation has.
@@ -124,11 +125,29 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     assert_eq!(verdict, "warning", "{told}");
     let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
     assert!(told.contains(&query), "{told}");
-    // Done as told, but for the reconfigure.
-    change(&secrets, |value| {
-        value["mattermost"]["gitlab_id"] = OAUTH_ID.into();
-        value["mattermost"]["gitlab_secret"] = postgres.query(MAIN, &query).into();
-    });
+    // The command does what is told, but for the reconfigure; and it changes nothing else.
+    let repair = |more: &[&str]| {
+        let command = configured(&sandbox, ["repair", "single-sign-on", "--instance", "forge"]);
+        without_secrets(command.args(more).run())
+    };
+    sandbox.tool("chown").args(["12345:23456"]).args([&secrets]).run().ok();
+    sandbox.tool("chmod").args(["640"]).args([&secrets]).run().ok();
+    let read = || std::fs::read_to_string(&secrets).expect("reads");
+    let before = read();
+    assert!(repair(&["--dry-run"]).ok().stdout.contains("would write"));
+    assert_eq!(read(), before);
+    keep(OAUTH_SECRET_PBKDF2);
+    repair(&[]).fails(1, &["only a hash", "forgekeep dump SNAPSHOT:"]);
+    assert_eq!(read(), before);
+    keep(OAUTH_SECRET);
+    assert!(repair(&[]).ok().stdout.contains("now run `gitlab-ctl reconfigure`"));
+    let parsed = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+    let mut expected = parsed(&before);
+    expected["mattermost"]["gitlab_id"] = OAUTH_ID.into();
+    expected["mattermost"]["gitlab_secret"] = OAUTH_SECRET.into();
+    assert_eq!(parsed(&read()), expected);
+    let metadata = std::fs::metadata(&secrets).expect("is there");
+    assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12345, 23456, 0o640));
     let (_, told) = single_sign_on(&inspect(&sandbox, 3));
     assert!(told.contains("`gitlab-ctl reconfigure` writes what"), "{told}");
     std::fs::remove_dir_all(&environment).expect("removes");
@@ -158,10 +177,11 @@ fn in_old_packages_the_configuration_of_mattermost_counts() {
     for word in ["GitLabSettings.Id", &query, "gitlab-ctl restart mattermost"] {
         assert!(told.contains(word), "{word}: {told}");
     }
-    change(&config, |value| {
-        value["GitLabSettings"]["Id"] = OAUTH_ID.into();
-        value["GitLabSettings"]["Secret"] = gitlab.postgres.query(MAIN, &query).into();
-    });
+    let command = ["repair", "single-sign-on", "--instance", "forge"];
+    let repaired = without_secrets(configured(&sandbox, command).run().ok());
+    assert!(repaired.stdout.contains("gitlab-ctl restart mattermost"), "{}", repaired.stdout);
+    let repaired = configured(&sandbox, command).run().ok();
+    assert!(repaired.stdout.contains("nothing is wrong"), "{}", repaired.stdout);
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
 }
 

@@ -17,6 +17,7 @@ mod man;
 mod notify;
 mod projects;
 mod recover;
+mod repair;
 mod restore;
 mod schedule;
 mod snapshots;
@@ -123,6 +124,8 @@ pub enum Command {
     Config(config::Config),
     Detect(detect::Detect),
     Recover(recover::Recover),
+    #[command(subcommand)]
+    Repair(repair::Repair),
     Schedule(schedule::Schedule),
     Completions(completions::Completions),
     Man(man::Man),
@@ -150,6 +153,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
         Command::Recover(command) => command.run(ui),
+        Command::Repair(command) => command.run(ui),
         Command::Schedule(command) => command.run(ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 /// The longest configuration, in bytes.
@@ -40,13 +40,28 @@ pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Replaces a file durably: whoever reads it meanwhile, or after a crash, finds the old or the
 /// new one.
 pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    write(path, bytes, |file| file.set_permissions(Permissions::from_mode(mode)))
+}
+
+/// The same for a file of somebody else, whose owner, group and mode it keeps.
+pub fn change(path: &Path, bytes: &[u8]) -> Result<()> {
+    let real = std::fs::canonicalize(path);
+    let real = real.map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    write(&real, bytes, |file| {
+        let old = std::fs::metadata(&real)?;
+        std::os::unix::fs::fchown(file, Some(old.uid()), Some(old.gid()))?;
+        file.set_permissions(old.permissions())
+    })
+}
+
+fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
         // Hidden, so that a directory of units or metrics is not read with half a file in it.
         let mut new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir)?;
         new.write_all(bytes)?;
         // Whatever the umask is.
-        new.as_file().set_permissions(Permissions::from_mode(mode))?;
+        dress(new.as_file())?;
         new.as_file().sync_all()?;
         new.persist(path)?;
         File::open(dir)?.sync_all()

@@ -28,7 +28,7 @@ use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
-pub use inspection::{Inspection, inspect};
+pub use inspection::{Inspection, catalogue, inspect};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! A look at an instance as it is, without a copy of it.
 
 use super::dumps::Moments;
+use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
@@ -30,6 +31,13 @@ impl Inspection {
         self.missing.iter().all(|absent| !absent.is_required)
             && self.checks.iter().all(|check| check.verdict < Verdict::Warning)
     }
+}
+
+/// What the running databases say now.
+pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Catalogue> {
+    let (mut moments, _) = Moments::open(plan, progress)?;
+    moments.take()?;
+    kind.ask(plan, moments.connections())
 }
 
 /// Looks at this machine and its running databases as they are now. Nothing is changed.

@@ -12,6 +12,10 @@
 //! What stands on the right works today, what stands on the left after the next
 //! `gitlab-ctl reconfigure`; both are compared. A secret never gets into a text.
 
+mod repair;
+
+pub use repair::{Repair, repair};
+
 use crate::catalogue::{Application, Catalogue};
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
@@ -34,18 +38,10 @@ const ROUNDS_MAX: u32 = 1_000_000;
 
 /// Compares what Mattermost has with what GitLab has; `None` if there is no Mattermost.
 pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Option<Check>> {
-    let place = |part: &str| plan.place(part).unwrap_or_default();
-    if plan.place("mattermost-config").is_none() {
-        return Ok(None);
-    }
+    let Some(places) = Places::of(plan) else { return Ok(None) };
     if catalogue.schema.is_empty() {
         return Ok(Some(unknown("no database of GitLab was asked")));
     }
-    let places = Places {
-        config: place("mattermost-config"),
-        environment: place("mattermost-environment"),
-        secrets: place("secrets"),
-    };
     let major = plan.product.version_numbers().map(|(major, _)| major);
     judge(&places, major, &catalogue.applications, copy).map(Some)
 }
@@ -55,6 +51,17 @@ struct Places {
     config: PathBuf,
     environment: PathBuf,
     secrets: PathBuf,
+}
+
+impl Places {
+    /// `None` if there is no Mattermost beside GitLab.
+    fn of(plan: &Plan) -> Option<Places> {
+        Some(Places {
+            config: plan.place("mattermost-config")?,
+            environment: plan.place("mattermost-environment").unwrap_or_default(),
+            secrets: plan.place("secrets").unwrap_or_default(),
+        })
+    }
 }
 
 fn judge(
@@ -338,7 +345,7 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
         let ([right_id, right_secret], path) = (right.origin.names(), right.shown());
         return format!(
             "set {id} and {secret} in {file} to {right_id} and {right_secret} of {path}, \
-             before the next `gitlab-ctl reconfigure`"
+             before the next `gitlab-ctl reconfigure`; `forgekeep repair single-sign-on` does that"
         );
     }
     let Some(row) = application(&sources[0], applications) else {
@@ -363,7 +370,7 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     let where_from = match Form::of(&row.secret) {
         Form::Plain(_) => format!(
             "the secret is shown by `gitlab-psql -c \"select secret from oauth_applications \
-             where uid = '{uid}'\"`"
+             where uid = '{uid}'\"`; `forgekeep repair single-sign-on` writes both"
         ),
         _ => format!(
             "GitLab keeps only a hash of the secret and cannot show it, so take it from the {file} \

@@ -1,0 +1,68 @@
+use super::instance::ConfigFile;
+use crate::exit::Failure;
+use crate::ui::Ui;
+use clap::{Args, Subcommand};
+use forge::kind::Site;
+use forge::kind::mattermost::single_sign_on;
+use serde_json::json;
+use store::observe::Observer;
+
+/// Repair what a restore of one part alone breaks
+#[derive(Debug, Subcommand)]
+pub enum Repair {
+    SingleSignOn(SingleSignOn),
+}
+
+impl Repair {
+    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        match self {
+            Repair::SingleSignOn(repair) => repair.run(ui),
+        }
+    }
+}
+
+/// Give the Mattermost beside GitLab the id and secret that GitLab has
+///
+/// After a restore of GitLab's database without its secrets file, users cannot sign in to
+/// Mattermost. The values are taken from where they still are: another file, or the database
+/// where it keeps the secret as it is. Newer versions keep a hash, from which no secret comes back;
+/// then it is said what helps. Files keep their owner and mode. Nothing is restarted.
+///
+/// Example: forgekeep repair single-sign-on --instance gitlab --dry-run
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct SingleSignOn {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME")]
+    instance: String,
+    /// Say what would be written
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl SingleSignOn {
+    fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        let config = self.config.read()?;
+        let settings = config.instance(&self.instance)?;
+        let watch = ui.watch("repair");
+        let progress = Observer::progress(&*watch);
+        let repair = || {
+            let site = Site { instance: &self.instance, settings, progress };
+            let (plan, kind) = forge::kind::plan(&site)?;
+            let catalogue = forge::session::catalogue(&plan, kind, progress)?;
+            single_sign_on::repair(&plan, &catalogue, self.dry_run)
+        };
+        let repaired = repair();
+        watch.end();
+        let single_sign_on::Repair { written, next } = repaired?;
+        let written: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        ui.json("repaired", json!({"written": written, "next": next, "dry_run": self.dry_run}))?;
+        let would = if self.dry_run { "would write" } else { "wrote" };
+        for path in &written {
+            ui.line(format!("{would} id and secret into {path}"))?;
+        }
+        ui.line(if next.is_empty() { "nothing is wrong".into() } else { format!("now {next}") })
+    }
+}

@@ -1,0 +1,103 @@
+//! Writing id and secret where they belong.
+
+use super::{Fit, Form, Origin, Places, Source, advice, application, fit, sources};
+use crate::catalogue::{Application, Catalogue};
+use crate::copy::{Copy, shown};
+use crate::error::{Error, Result};
+use crate::file;
+use crate::plan::Plan;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What was done, or is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// Files that were changed, or would be.
+    pub written: Vec<PathBuf>,
+    /// What to do next, in a sentence; empty if nothing is wrong.
+    pub next: String,
+}
+
+/// Gives Mattermost the id and the secret that GitLab has, where that can be known: if another
+/// place has them, or GitLab keeps the secret as it is. With `is_dry` nothing is written.
+///
+/// What cannot be repaired in this way is an error that says what helps.
+pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair> {
+    let wrong = |reason: String| Error::Settings { instance: plan.instance.clone(), reason };
+    let Some(places) = Places::of(plan) else {
+        return Err(wrong("there is no Mattermost beside GitLab".into()));
+    };
+    let major = plan.product.version_numbers().map(|(major, _)| major);
+    let applications = &catalogue.applications;
+    let mut sources = sources(&places, major, &Copy::Live)?.map_err(wrong)?;
+    for source in &mut sources {
+        source.fit = fit(source, applications);
+    }
+    let Some(first) = sources.first() else {
+        return Err(wrong("Mattermost is not configured to let users sign in by GitLab".into()));
+    };
+    let fits = |source: &&Source| source.fit == Fit::Fits;
+    if sources.iter().all(|source| fits(&source)) {
+        return Ok(Repair { written: Vec::new(), next: String::new() });
+    }
+    let reconfigure =
+        || "run `gitlab-ctl reconfigure`, which writes them where they are read".into();
+    if sources.iter().any(|source| source.origin == Origin::Secrets && fits(&source)) {
+        return Ok(Repair { written: Vec::new(), next: reconfigure() });
+    }
+    let known = sources.iter().find(fits).map(|source| (&source.id, &source.secret));
+    let of_row = || application(first, applications).and_then(plain);
+    let Some((id, secret)) = known.or_else(of_row) else {
+        return Err(wrong(advice(&places, &sources, applications)));
+    };
+    // What is read now, unless the package makes it; and what it is made from.
+    let config = sources.iter().find(|source| source.origin == Origin::Config && !fits(source));
+    let has_secrets = sources.iter().any(|source| source.origin == Origin::Secrets);
+    let mut written = Vec::new();
+    if config.is_some() {
+        write(&places.config, "GitLabSettings", ["Id", "Secret"], [id, secret], is_dry)?;
+        written.push(places.config.clone());
+    }
+    if has_secrets || config.is_none() {
+        let names = ["gitlab_id", "gitlab_secret"];
+        write(&places.secrets, "mattermost", names, [id, secret], is_dry)?;
+        written.push(places.secrets.clone());
+    }
+    let next = match config {
+        Some(_) => "run `gitlab-ctl restart mattermost`, which reads them".into(),
+        None => reconfigure(),
+    };
+    Ok(Repair { written, next })
+}
+
+/// Id and secret of an application, if GitLab can show the secret.
+fn plain(row: &Application) -> Option<(&String, &String)> {
+    matches!(Form::of(&row.secret), Form::Plain(_)).then_some((&row.uid, &row.secret))
+}
+
+/// Changes two values in a section of a file; everything else in it, its owner and its mode stay.
+fn write(
+    path: &Path,
+    section: &str,
+    names: [&str; 2],
+    values: [&String; 2],
+    is_dry: bool,
+) -> Result<()> {
+    let malformed =
+        |reason: &str| Error::Malformed { path: path.to_owned(), reason: reason.into() };
+    let text = file::bytes(path)?.ok_or_else(|| malformed("it is not there"))?;
+    let mut value: Value = serde_json::from_slice(&text).map_err(|_| malformed("it is no JSON"))?;
+    let settings = value.as_object_mut().ok_or_else(|| malformed("it has no sections"))?;
+    let section = settings.entry(section).or_insert_with(|| Value::Object(Default::default()));
+    let section = section.as_object_mut().ok_or_else(|| malformed("a section has no values"))?;
+    for (name, value) in names.into_iter().zip(values) {
+        section.insert(name.into(), value.as_str().into());
+    }
+    if is_dry {
+        return Ok(());
+    }
+    let mut text = serde_json::to_vec_pretty(&value)
+        .map_err(|error| malformed(&format!("{} cannot be written: {error}", shown(path))))?;
+    text.push(b'\n');
+    file::change(path, &text)
+}
