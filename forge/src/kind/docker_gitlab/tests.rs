@@ -1,5 +1,9 @@
-use super::compose::{Compose, Said, Source, assignments, expand};
+use super::compose::{Compose, Source};
+use super::secrets::SECRETS;
+use super::variables::{Said, assignments, expand};
 use super::*;
+use crate::kind::below;
+use crate::service::Password;
 use crate::settings::Settings;
 use proptest::prelude::*;
 use store::observe::Progress;
