@@ -8,6 +8,7 @@ pub mod compose;
 mod containers;
 mod data;
 mod find;
+mod places;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,9 @@ use crate::file;
 use crate::plan::{Plan, Product};
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::Connection;
-use compose::{Compose, Place, Service};
+use compose::{Compose, Service};
 use containers::Containers;
+use places::{Dirs, place};
 use std::path::{Path, PathBuf};
 
 /// GitLab in the container of sameersbn/docker-gitlab.
@@ -52,28 +54,32 @@ impl Kind for DockerGitlab {
         plan.notes.extend(compose.notes.iter().cloned());
         let containers = Containers { site, compose: &compose };
         let (name, gitlab) = containers.gitlab()?;
-        let data = match gitlab.place(Path::new(DATA)) {
-            Some(Place::Here(data)) => data,
-            Some(Place::Nowhere(reason)) => {
-                return Err(site.wrong(format!("{DATA} of service {name}: {reason}")));
-            }
-            None => {
-                return Err(site.wrong(format!(
-                    "service {name} in {} has no volume at {DATA}, so its data would be \
-                     gone with its container",
-                    compose.path.display()
-                )));
-            }
-        };
-        plan.product = product(gitlab, &data, plan);
+        let dir = Dirs::of(gitlab).data;
+        if !gitlab
+            .mounts
+            .iter()
+            .any(|mount| mount.target.starts_with(&dir) || dir.starts_with(&mount.target))
+        {
+            return Err(site.wrong(format!(
+                "service {name} in {} has no volume at {}, so its data would be gone with its \
+                 container",
+                compose.path.display(),
+                dir.display()
+            )));
+        }
+        plan.product = product(gitlab, &dir, plan);
+        plan.services = services(&compose);
         plan.skips_git_caches = true;
         configuration(&compose, plan);
         secrets::fill(&compose, gitlab, plan);
-        data::fill(&compose, gitlab, &data, plan);
+        data::fill(site, &compose, gitlab, plan);
         identity(gitlab, plan);
         containers.postgres(gitlab, plan)?;
         containers.redis(gitlab, plan)?;
-        note_unknown(&data, plan);
+        if let Ok(data) = place(gitlab, &dir) {
+            data::leave_hidden(gitlab, &data, plan);
+            note_unknown(&data, plan);
+        }
         let container = containers.name_of(name, gitlab, plan)?;
         // PostgreSQL and Redis are other containers and go on.
         let program = &site.settings.docker;
@@ -87,7 +93,8 @@ impl Kind for DockerGitlab {
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![secrets::check(plan, copy)?];
-        checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);
+        let copy = Copy::Through { copy, mounts: &plan.mounts };
+        checks.extend(gitlab::check_catalogue(plan, catalogue, &copy)?);
         Ok(checks)
     }
 }
@@ -97,6 +104,8 @@ fn is_gitlab(service: &Service) -> bool {
     ["sameersbn/gitlab", "sameersbn-gitlab"].iter().any(|name| repository.ends_with(name))
         // Whoever made an image of their own from it has its directory.
         || service.mounts.iter().any(|mount| mount.target == Path::new(DATA))
+        // Or its keys.
+        || service.environment.contains_key("GITLAB_SECRETS_DB_KEY_BASE")
 }
 
 /// Where named volumes are.
@@ -113,11 +122,12 @@ fn volumes_dir(site: &Site<'_>) -> PathBuf {
 }
 
 /// What the tag says, or else what last migrated the data.
-fn product(gitlab: &Service, data: &Path, plan: &mut Plan) -> Product {
+fn product(gitlab: &Service, dir: &Path, plan: &mut Plan) -> Product {
     let tag = gitlab.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
     // 17.8.2-1 is the second image of 17.8.2.
     let of_tag = tag.map(|tag| tag.split('-').next().unwrap_or(tag).to_owned());
-    let migrated = file::text(&data.join("tmp/VERSION")).ok().flatten();
+    let migrated = place(gitlab, &dir.join("tmp/VERSION")).ok();
+    let migrated = migrated.and_then(|path| file::text(&path).ok().flatten());
     let migrated = migrated.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
     if let (Some(tag), Some(migrated)) = (&of_tag, &migrated)
         && tag != migrated
@@ -133,6 +143,15 @@ fn product(gitlab: &Service, data: &Path, plan: &mut Plan) -> Product {
         version: of_tag.or(migrated),
         image: gitlab.image.clone(),
     }
+}
+
+/// The services with their images.
+fn services(compose: &Compose) -> Vec<String> {
+    let shown = |(name, service): (&String, &Result<Service>)| {
+        let image = service.as_ref().ok().and_then(|service| service.image.clone());
+        image.map_or_else(|| name.clone(), |image| format!("{name} ({image})"))
+    };
+    compose.services.iter().map(shown).collect()
 }
 
 /// The files that make the containers.

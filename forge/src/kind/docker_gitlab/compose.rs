@@ -71,8 +71,10 @@ pub enum Source {
     Path(PathBuf),
     /// A text in the compose file itself.
     Text(String),
+    /// Nothing: it is in memory.
+    Memory,
     /// A place that cannot be known from the files.
-    Unknown(&'static str),
+    Unknown(String),
 }
 
 /// Where a path of a container is.
@@ -80,8 +82,10 @@ pub enum Source {
 pub enum Place {
     /// Here on this machine.
     Here(PathBuf),
+    /// Nowhere, on purpose: in memory.
+    Memory,
     /// Not on this machine, or nobody knows where.
-    Nowhere(&'static str),
+    Nowhere(String),
 }
 
 impl Compose {
@@ -142,6 +146,12 @@ impl Service {
         self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Whether a variable says yes, as YAML has it.
+    pub fn is_true(&self, name: &str) -> bool {
+        let value = self.variable(name).unwrap_or_default().to_lowercase();
+        ["true", "yes", "on", "y"].contains(&value.as_str())
+    }
+
     /// The image without registry, tag and digest, such as `sameersbn/gitlab`.
     pub fn repository(&self) -> &str {
         let image = self.image.as_deref().unwrap_or_default();
@@ -169,8 +179,9 @@ impl Service {
                     if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
                 Place::Here(joined)
             }
-            Source::Text(_) => Place::Nowhere("it is in the compose file"),
-            Source::Unknown(reason) => Place::Nowhere(reason),
+            Source::Text(_) => Place::Nowhere("it is in the compose file".into()),
+            Source::Memory => Place::Memory,
+            Source::Unknown(reason) => Place::Nowhere(reason.clone()),
         })
     }
 
@@ -378,8 +389,8 @@ impl Reader<'_> {
             };
         }
         let source = match source {
-            _ if said["type"] == "tmpfs" => Source::Unknown("it is in memory"),
-            None => Source::Unknown("it is in a volume without a name"),
+            _ if said["type"] == "tmpfs" => Source::Memory,
+            None => Source::Unknown("it is in a volume without a name".into()),
             Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
                 Source::Path(self.path_in(dir, &source))
             }
@@ -398,7 +409,9 @@ impl Reader<'_> {
             return Ok(if is_bind {
                 Source::Path(self.path(&device))
             } else {
-                Source::Unknown("it is in a volume that is mounted from elsewhere")
+                let kind = self.text(&options["type"])?.unwrap_or_default();
+                let reason = format!("volume {name} is mounted from elsewhere ({kind} {device})");
+                Source::Unknown(reason)
             });
         }
         let external = &said["external"];
@@ -413,7 +426,7 @@ impl Reader<'_> {
         let full = full.into_iter().filter(|name| !name.contains('/') && !name.starts_with('.'));
         let dirs: Vec<PathBuf> = full.map(|name| self.volumes.join(name).join("_data")).collect();
         let found = dirs.iter().find(|dir| dir.exists()).or(dirs.first());
-        Ok(found.map_or(Source::Unknown("its volume has no usable name"), |dir| {
+        Ok(found.map_or(Source::Unknown("its volume has no usable name".into()), |dir| {
             Source::Path(dir.clone())
         }))
     }
@@ -437,7 +450,7 @@ impl Reader<'_> {
         } else if let Some(variable) = said["environment"].as_str() {
             Source::Text(self.variables.get(variable).cloned().unwrap_or_default())
         } else {
-            Source::Unknown("it is kept by Docker itself")
+            Source::Unknown("it is kept by Docker itself".into())
         };
         Ok(Some(Mount { target: lexically(&target), source }))
     }
@@ -522,7 +535,7 @@ fn odd(reason: impl Into<String>) -> Error {
 }
 
 /// Without `.` and `..`.
-fn lexically(path: &Path) -> PathBuf {
+pub fn lexically(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in path.components() {
         match component {

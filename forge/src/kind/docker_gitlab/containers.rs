@@ -193,7 +193,7 @@ impl<'a> Containers<'a> {
             Some(Place::Nowhere(reason)) => {
                 plan.notes.push(format!("redis: {reason}; its data are not copied"));
             }
-            None => plan.notes.push(format!(
+            Some(Place::Memory) | None => plan.notes.push(format!(
                 "redis: no volume is at {dir}, where the image keeps its data; they are not copied"
             )),
         }
@@ -211,7 +211,7 @@ fn secret_of(service: &Service, name: &str) -> Option<Password> {
     let text = match &mount.source {
         Source::Path(path) => file::text(path).ok().flatten()?,
         Source::Text(text) => text.clone(),
-        Source::Unknown(_) => return None,
+        Source::Memory | Source::Unknown(_) => return None,
     };
     Some(Password(text.trim_end().to_owned()))
 }

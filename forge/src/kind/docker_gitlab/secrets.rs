@@ -42,7 +42,7 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
                 file::text(path).ok().flatten()
             }
             Some(Source::Text(text)) => Some(text.clone()),
-            Some(Source::Unknown(_)) | None => None,
+            Some(Source::Memory | Source::Unknown(_)) | None => None,
         };
         let said = assignments(text.as_deref().unwrap_or_default());
         set.extend(

@@ -1,3 +1,5 @@
+mod data;
+
 use super::compose::{Compose, Source};
 use super::secrets::SECRETS;
 use super::variables::{Said, assignments, expand};
@@ -285,11 +287,12 @@ volumes:
     assert!(at("certs").ends_with(" /mnt/docker/volumes/own-certs/_data/registry.key"));
     let backups = machine.path("/mnt/docker/volumes/all-backups/_data");
     assert!(plan.left_out.iter().any(|left| left.path == backups), "{:?}", plan.left_out);
-    for word in ["uploads: it is in an object store", "builds: /builds", "pages: /nowhere"] {
+    for word in ["uploads: it is in an object store", "builds: /builds"] {
         assert!(plan.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", plan.notes);
     }
     // Nothing says the version: all keys count.
     assert_eq!(plan.product.version, None);
+    assert_eq!(lacking(&plan), ["secrets", "pages"]);
     assert!(plan.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
     let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.role.as_deref(), Some("gitlab"));
@@ -455,13 +458,19 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     assert!(error.contains("no service with an image sameersbn/gitlab"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1}}");
     assert!(error.contains("has no volume at /home/git/data"), "{error}");
-    let error = told("services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}}");
-    assert!(error.contains("without a name"), "{error}");
     // What is wrong is told without the line, which has a secret in it.
     let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
     assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
     assert!(error.contains("without a `}`") && !error.contains("hush"), "{error}");
+
+    machine.write(
+        "/srv/git/compose.yml",
+        "services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}, db: {image: postgres}}",
+    );
+    let plan = machine.plan("/srv/git/compose.yml");
+    let said = &plan.lacking[1].looked_for;
+    assert!(said.contains("without a name") && said.contains("parts.repositories.path"), "{said}");
 
     let nowhere = machine.try_plan("/srv/none.yml", "").expect_err("nothing").to_string();
     assert!(nowhere.starts_with("cannot read"), "{nowhere}");
