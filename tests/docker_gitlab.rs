@@ -208,8 +208,22 @@ fn it_is_found_where_compose_files_usually_are() {
     let sandbox = Sandbox::new();
     sandbox.write("srv/other/docker-compose.yml", "services:\n  web:\n    image: nginx\n");
     let found = "srv/docker/forge/compose.yaml";
-    sandbox.write(found, "services:\n  forge:\n    image: \"sameersbn/gitlab:18.1.0\"\n");
-    let outcome = sandbox.run(["detect", "--root", &sandbox.text("")]).ok();
+    let text = "services:\n  db:\n    image: postgres\n  forge:\n    \
+                image: \"sameersbn/gitlab:18.1.0\" # pinned\n    volumes: ['./data:/home/git/data']\n";
+    sandbox.write(found, text);
+    sandbox.write("srv/other/old/docker-compose.yml", text);
+    let outcome = sandbox.forgekeep(["detect", "--root", "."]).within(sandbox.root()).run().ok();
     assert!(outcome.stdout.contains("kind = \"docker-gitlab\""), "{}", outcome.told());
-    assert!(outcome.stdout.contains(found), "{}", outcome.told());
+    let root = format!("root = \"{}\"", sandbox.root().display());
+    assert!(outcome.stdout.contains(&root), "{}", outcome.told());
+    for path in [found, "srv/other/old/docker-compose.yml"] {
+        assert!(outcome.stdout.contains(&sandbox.text(path)), "{}", outcome.told());
+    }
+    // What it proposes is understood as it is: only files are missing.
+    sandbox.write(
+        "forgekeep.toml",
+        format!("state = '{}'\n{}", sandbox.text("state"), outcome.stdout),
+    );
+    let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(checked.stdout.contains(&sandbox.text(found)), "{}", checked.told());
 }

@@ -48,9 +48,17 @@ impl Kind for DockerGitlab {
         find::compose_files(root).first().map(|path| path.display().to_string())
     }
 
+    fn propose(&self, root: &Path) -> Vec<String> {
+        find::proposed(root)
+    }
+
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-        let path = find::compose_file(site)?;
-        let compose = Compose::read(&path, &site.settings.root, &volumes_dir(site))?;
+        let surroundings = compose::Surroundings {
+            root: &site.settings.root,
+            volumes: &volumes_dir(site),
+            project: site.settings.project.as_deref(),
+        };
+        let compose = Compose::read(&find::chosen(site)?, surroundings)?;
         plan.notes.extend(compose.notes.iter().cloned());
         let containers = Containers { site, compose: &compose };
         let (name, gitlab) = containers.gitlab()?;
@@ -160,11 +168,16 @@ fn configuration(compose: &Compose, plan: &mut Plan) {
     let part = plan.needs("compose", about, compose.path.clone());
     let others = compose.files.iter().filter(|file| **file != compose.path);
     part.paths.extend(others.filter(|file| file.exists()).cloned());
-    for file in compose.files.iter().filter(|file| !file.exists()) {
-        if file.file_name().is_none_or(|name| name != ".env") {
-            let text = format!("{} is named by the compose file and not there", file.display());
-            plan.notes.push(text);
-        }
+    let absent = |file: &&PathBuf| !file.exists();
+    for file in compose.optional.iter().filter(absent) {
+        let text = format!("{} is named by the compose file and not there", file.display());
+        plan.notes.push(text);
+    }
+    // Without them, compose makes no container.
+    let needed: Vec<String> =
+        compose.needed.iter().filter(absent).map(|file| file.display().to_string()).collect();
+    if !needed.is_empty() {
+        plan.lacks("compose", format!("{}, named by the compose file", needed.join(", ")));
     }
 }
 

@@ -8,29 +8,49 @@ use crate::kind::{Site, below};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-/// The compose file of the settings, or the only one that is found.
-pub fn compose_file(site: &Site<'_>) -> Result<PathBuf> {
-    if let Some(path) = &site.settings.compose {
+/// The compose files of the settings, or the only one that is found.
+pub fn chosen(site: &Site<'_>) -> Result<Vec<PathBuf>> {
+    let said = site.settings.compose.iter().map(|path| {
         let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
-        return Ok(in_dir.unwrap_or_else(|| path.clone()));
+        in_dir.unwrap_or_else(|| path.clone())
+    });
+    let said: Vec<PathBuf> = said.collect();
+    if !said.is_empty() {
+        return Ok(said);
     }
-    let mut found = compose_files(&site.settings.root);
-    match (found.pop(), found.is_empty()) {
-        (Some(path), true) => Ok(path),
-        (None, _) => Err(site.wrong(
+    let found = compose_files(&site.settings.root);
+    match found.len() {
+        1 => Ok(found),
+        0 => Err(site.wrong(
             "no compose file with an image sameersbn/gitlab was found; \
              say where it is: compose = \"/…/docker-compose.yml\"",
         )),
-        (Some(last), false) => {
-            let all: Vec<String> =
-                found.iter().chain([&last]).map(|path| path.display().to_string()).collect();
-            Err(site.wrong(format!(
-                "several compose files have an image sameersbn/gitlab ({}); \
-                 say which it is: compose = \"…\"",
-                all.join(", ")
-            )))
-        }
+        _ => Err(site.wrong(format!(
+            "several compose files have an image sameersbn/gitlab ({}); \
+             say which it is: compose = \"…\"",
+            listed(&found)
+        ))),
     }
+}
+
+/// Lines of a configuration that say which compose file it is.
+pub fn proposed(root: &Path) -> Vec<String> {
+    let found = compose_files(root);
+    let Some((first, others)) = found.split_first() else { return Vec::new() };
+    let mut lines = Vec::new();
+    if !others.is_empty() {
+        lines.push(format!(
+            "# This GitLab is in {} as well; keep the one that runs.",
+            listed(others)
+        ));
+    }
+    lines.push(format!("compose = {:?}", first.display().to_string()));
+    lines
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    shown.join(", ")
 }
 
 /// Where compose files are looked for, and how far below.
@@ -73,11 +93,17 @@ fn dirs_in(dir: &Path) -> Vec<PathBuf> {
 
 /// Whether a line names the image.
 fn has_gitlab(text: &str) -> bool {
-    text.lines().any(|line| {
-        let image =
-            line.trim().strip_prefix("image:").map(|image| image.trim().trim_matches(['"', '\'']));
-        image.is_some_and(|image| {
-            is_gitlab(&Service { image: Some(image.to_owned()), ..Service::default() })
+    let image = |line: &str| {
+        let line = line.split(" #").next().unwrap_or_default();
+        let (before, image) = line.split_once("image:")?;
+        (!before.trim_start().starts_with('#')).then(|| image.to_owned())
+    };
+    let is_end = |c: char| c.is_whitespace() || ",\"'{}".contains(c);
+    text.lines().filter_map(image).any(|image| {
+        image.split(is_end).any(|word| {
+            // What a variable is by default.
+            let word = word.rsplit(":-").next().unwrap_or(word);
+            is_gitlab(&Service { image: Some(word.to_owned()), ..Service::default() })
         })
     })
 }

@@ -1,4 +1,5 @@
 mod data;
+mod files;
 
 use super::compose::{Compose, Source};
 use super::secrets::SECRETS;
@@ -49,7 +50,11 @@ impl Machine {
             self.root().display(),
             self.path(compose).display()
         );
-        let settings: Settings = toml::from_str(&text).expect("settings");
+        self.plan_of(&text)
+    }
+
+    fn plan_of(&self, settings: &str) -> Result<Plan> {
+        let settings: Settings = toml::from_str(settings).expect("settings");
         let progress = Progress::default();
         let site = Site { instance: "forge", settings: &settings, progress: &progress };
         let mut plan = Plan::new("forge", "docker-gitlab", &settings);
@@ -57,8 +62,9 @@ impl Machine {
     }
 
     fn read(&self, compose: &str) -> Compose {
-        let volumes = self.path("/var/lib/docker/volumes");
-        Compose::read(&self.path(compose), &self.root(), &volumes).expect("reads")
+        let (root, volumes) = (self.root(), self.path("/var/lib/docker/volumes"));
+        let place = compose::Surroundings { root: &root, volumes: &volumes, project: None };
+        Compose::read(&[self.path(compose)], place).expect("reads")
     }
 
     /// Paths of a part, seen from the root.
@@ -344,7 +350,7 @@ secrets:
 
     // Where they are gone, the part is.
     std::fs::remove_file(machine.path("/srv/git/gitlab.secrets")).expect("removes");
-    assert_eq!(lacking(&machine.plan("/srv/git")), ["secrets"]);
+    assert_eq!(lacking(&machine.plan("/srv/git")), ["compose", "secrets"]);
     // And without the variable that the file demands, it says which.
     std::fs::remove_file(machine.path("/srv/git/.env")).expect("removes");
     let error = machine.try_plan("/srv/git", "").expect_err("no image").to_string();
