@@ -1,6 +1,6 @@
 //! The keys that decrypt the database: variables, and files of them.
 
-use super::compose::{Compose, Service, Source};
+use super::compose::{Compose, Place, Service, Source};
 use super::variables::assignments;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
@@ -36,13 +36,15 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
         .collect();
     for handed in HANDED.map(Path::new) {
         let mount = gitlab.mounts.iter().rev().find(|mount| mount.target == handed);
-        let text = match mount.map(|mount| &mount.source) {
-            Some(Source::Path(path)) => {
-                places.insert(path.clone());
-                file::text(path).ok().flatten()
+        // It may be in a directory that is mounted.
+        let text = match (mount.map(|mount| &mount.source), gitlab.place(handed)) {
+            (Some(Source::Text(text)), _) => Some(text.clone()),
+            (_, Some(Place::Here(path))) if mount.is_some() || path.is_file() => {
+                let text = file::text(&path).ok().flatten();
+                places.insert(path);
+                text
             }
-            Some(Source::Text(text)) => Some(text.clone()),
-            Some(Source::Memory | Source::Unknown(_)) | None => None,
+            _ => None,
         };
         let said = assignments(text.as_deref().unwrap_or_default());
         set.extend(

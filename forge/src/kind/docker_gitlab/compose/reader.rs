@@ -340,7 +340,13 @@ impl<'a> Reader<'a> {
             Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
                 Source::Path(self.path_in(dir, &source))
             }
-            Some(name) => self.named(&name)?,
+            Some(name) => {
+                let inner = self.text(&said["volume"]["subpath"])?;
+                match (self.named(&name)?, inner) {
+                    (Source::Path(path), Some(inner)) => Source::Path(lexically(&path.join(inner))),
+                    (source, _) => source,
+                }
+            }
         };
         Ok(Some(Mount { target: lexically(Path::new(&target)), source }))
     }

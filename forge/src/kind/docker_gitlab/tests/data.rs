@@ -156,6 +156,25 @@ fn every_directory_may_be_a_volume_of_its_own() {
 }
 
 #[test]
+fn a_volume_may_be_a_part_of_another_one_and_keys_in_a_directory() {
+    let machine = project(&[], &["./secrets:/run/secrets:ro"]);
+    let file = machine.path("/srv/git/compose.yml");
+    let text = std::fs::read_to_string(&file).expect("reads");
+    let volume = "    - {type: volume, source: all, target: /home/git/data, volume: {subpath: git}}\n\
+                  volumes: {all: {name: all}}\n";
+    std::fs::write(&file, text + volume).expect("writes");
+    let keys = ["DB_KEY_BASE", "SECRET_KEY_BASE", "OTP_KEY_BASE"];
+    let keys: String = keys.iter().map(|key| format!("GITLAB_SECRETS_{key}=k\n")).collect();
+    machine.write("/srv/git/secrets/gitlab-secrets", &keys);
+    let plan = machine.plan("/srv/git");
+    let data = "/var/lib/docker/volumes/all/_data/git/uploads";
+    assert_eq!(machine.paths(&plan, "uploads"), [data]);
+    let file = "/srv/git/secrets/gitlab-secrets".to_owned();
+    assert!(machine.paths(&plan, "secrets").contains(&file));
+    assert_eq!(lacking(&plan), [""; 0], "{:?}", plan.lacking);
+}
+
+#[test]
 fn what_is_in_an_object_store_is_always_said() {
     let machine = project(
         &[
