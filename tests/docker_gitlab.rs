@@ -111,6 +111,47 @@ fn a_gitlab_in_containers_comes_back() {
 }
 
 #[test]
+fn a_volume_inside_another_one_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = DockerGitlab::start();
+    gitlab.mount("repositories/@hashed", "mnt/hashed");
+    gitlab.mount("repositories/@pools", "mnt/pools");
+    gitlab.mount("shared/lfs-objects", "mnt/lfs");
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    for words in ["/mnt/hashed", "/mnt/pools", "/mnt/lfs", "redis (redis:7)"] {
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+    }
+    let outcome = backup(&sandbox).run().ok();
+    assert_eq!(summary(&outcome)["is_complete"], true, "{}", outcome.told());
+
+    sandbox.restore("latest", "restored");
+    let root = sandbox.path("restored").join(gitlab.root().strip_prefix("/").expect("absolute"));
+    let text = std::fs::read(sandbox.path("restored/.forgekeep/instance.json")).expect("facts");
+    let facts: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(facts["mounts"].as_array().map(Vec::len), Some(2), "{}", facts["mounts"]);
+    assert!(facts["services"].to_string().contains("gitlab (sameersbn/gitlab:17.8.2)"));
+    let projects = std::fs::read_to_string(sandbox.path("restored/.forgekeep/projects.jsonl"))
+        .expect("projects");
+    for line in projects.lines() {
+        let project: Value = serde_json::from_str(line).expect("JSON");
+        let Some(place) = project["place"].as_str() else { continue };
+        let within = Path::new(place).strip_prefix(gitlab.root()).expect("below the root");
+        assert!(root.join(within).join("HEAD").exists(), "{place}");
+    }
+    assert!(projects.contains("/mnt/hashed/"), "{projects}");
+    assert!(root.join("mnt/lfs").read_dir().expect("is there").next().is_some());
+
+    // A disk that is not mounted is a part that is missing.
+    std::fs::rename(gitlab.path("mnt/lfs"), gitlab.path("mnt/gone")).expect("moves");
+    let outcome = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(outcome.told().contains("lfs"), "{}", outcome.told());
+}
+
+#[test]
 fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
     if !is_root() {
         return;
@@ -167,8 +208,22 @@ fn it_is_found_where_compose_files_usually_are() {
     let sandbox = Sandbox::new();
     sandbox.write("srv/other/docker-compose.yml", "services:\n  web:\n    image: nginx\n");
     let found = "srv/docker/forge/compose.yaml";
-    sandbox.write(found, "services:\n  forge:\n    image: \"sameersbn/gitlab:18.1.0\"\n");
-    let outcome = sandbox.run(["detect", "--root", &sandbox.text("")]).ok();
+    let text = "services:\n  db:\n    image: postgres\n  forge:\n    \
+                image: \"sameersbn/gitlab:18.1.0\" # pinned\n    volumes: ['./data:/home/git/data']\n";
+    sandbox.write(found, text);
+    sandbox.write("srv/other/old/docker-compose.yml", text);
+    let outcome = sandbox.forgekeep(["detect", "--root", "."]).within(sandbox.root()).run().ok();
     assert!(outcome.stdout.contains("kind = \"docker-gitlab\""), "{}", outcome.told());
-    assert!(outcome.stdout.contains(found), "{}", outcome.told());
+    let root = format!("root = \"{}\"", sandbox.root().display());
+    assert!(outcome.stdout.contains(&root), "{}", outcome.told());
+    for path in [found, "srv/other/old/docker-compose.yml"] {
+        assert!(outcome.stdout.contains(&sandbox.text(path)), "{}", outcome.told());
+    }
+    // What it proposes is understood as it is: only files are missing.
+    sandbox.write(
+        "forgekeep.toml",
+        format!("state = '{}'\n{}", sandbox.text("state"), outcome.stdout),
+    );
+    let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(checked.stdout.contains(&sandbox.text(found)), "{}", checked.told());
 }

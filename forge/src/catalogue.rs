@@ -46,6 +46,9 @@ pub struct Project {
     pub storage: String,
     /// Its repository.
     pub repository: String,
+    /// Where this machine had its repository, if that is not below the path of its storage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// The repository of its wiki, if it was copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wiki: Option<String>,

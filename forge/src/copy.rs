@@ -1,6 +1,7 @@
 //! A look at what was copied, or at the instance itself.
 
 use crate::error::Result;
+use serde::Serialize;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -23,6 +24,41 @@ pub enum Copy<'a> {
     },
     /// This machine, as it is now.
     Live,
+    /// Another one, in which some things are elsewhere than a service sees them.
+    Through {
+        /// What is looked at.
+        copy: &'a Copy<'a>,
+        /// What is elsewhere.
+        mounts: &'a [Mount],
+    },
+}
+
+/// Something that a service sees in a place where this machine does not have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Mount {
+    /// Where the service would see it if the rest of its directory were all there is.
+    pub seen: PathBuf,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Mount {
+    /// Finds out where both really are. What is mounted over need not be there, and a link there
+    /// is none to whoever sees the mount.
+    pub fn resolve(&mut self) {
+        if let (Some(dir), Some(name)) = (self.seen.parent(), self.seen.file_name()) {
+            self.seen = real(dir).join(name);
+        }
+        self.path = real(&self.path);
+    }
+}
+
+/// A path without links as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|at| Some((at, at.canonicalize().ok()?)));
+    let Some((at, real)) = there else { return path.to_owned() };
+    let rest = path.strip_prefix(at).unwrap_or(Path::new(""));
+    if rest.as_os_str().is_empty() { real } else { real.join(rest) }
 }
 
 /// What is at a path.
@@ -37,6 +73,25 @@ pub struct Seen {
 }
 
 impl Copy<'_> {
+    /// Whether it is this machine itself.
+    pub fn is_live(&self) -> bool {
+        match self {
+            Copy::Tree { .. } => false,
+            Copy::Live => true,
+            Copy::Through { copy, .. } => copy.is_live(),
+        }
+    }
+
+    /// Where this machine has what a service sees at a path.
+    pub fn place(&self, path: &Path) -> PathBuf {
+        let Copy::Through { mounts, .. } = self else { return path.to_owned() };
+        let holding = mounts.iter().filter(|mount| path.starts_with(&mount.seen));
+        let deepest = holding.max_by_key(|mount| mount.seen.components().count());
+        let Some(mount) = deepest else { return path.to_owned() };
+        let rest = path.strip_prefix(&mount.seen).unwrap_or(Path::new(""));
+        if rest.as_os_str().is_empty() { mount.path.clone() } else { mount.path.join(rest) }
+    }
+
     /// Looks up paths; the answers are in the order of the questions.
     pub fn look(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
         self.look_at(paths, false)
@@ -60,6 +115,10 @@ impl Copy<'_> {
     fn look_at(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
         match self {
             Copy::Tree { store, root } => look_in_tree(store, root, paths, reads),
+            Copy::Through { copy, .. } => {
+                let places: Vec<PathBuf> = paths.iter().map(|path| self.place(path)).collect();
+                copy.look_at(&places, reads)
+            }
             Copy::Live => Ok(paths.iter().map(|path| look_at_machine(path, reads)).collect()),
         }
     }

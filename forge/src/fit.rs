@@ -16,7 +16,7 @@ pub struct Gaps {
 impl Gaps {
     /// None so far in this copy.
     pub fn new(copy: &Copy<'_>) -> Gaps {
-        let is_live = matches!(copy, Copy::Live);
+        let is_live = copy.is_live();
         Gaps { is_live, of_copy: Vec::new(), of_instance: Vec::new() }
     }
 
@@ -56,7 +56,7 @@ pub fn check_files(rows: &[FileRow], copy: &Copy<'_>) -> Result<Check> {
         if found.iter().any(fits) {
             continue;
         }
-        let path = &row.paths[0];
+        let path = &copy.place(&row.paths[0]);
         let text = match found.first() {
             Some(seen) => format!(
                 "{} row {}: {} has {} bytes instead of {}",
@@ -69,7 +69,7 @@ pub fn check_files(rows: &[FileRow], copy: &Copy<'_>) -> Result<Check> {
             None => format!("{} row {}: {}", row.what, row.id, shown(path)),
         };
         let is_on_machine = |path: &PathBuf| {
-            let metadata = path.symlink_metadata();
+            let metadata = copy.place(path).symlink_metadata();
             metadata.is_ok_and(|metadata| row.size.is_none_or(|size| size == metadata.len()))
         };
         gaps.add(text, row.paths.iter().any(is_on_machine));

@@ -8,7 +8,7 @@ pub mod plain;
 
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::Copy;
+use crate::copy::{Copy, Mount};
 use crate::error::{Error, Result};
 use crate::overrides;
 use crate::plan::{LeftOut, Part, Plan};
@@ -31,6 +31,12 @@ pub trait Kind: Sync {
 
     /// What on a machine shows that there is one; `None` if there is not.
     fn detect(&self, root: &Path) -> Option<String>;
+
+    /// Further lines for the configuration of what was detected.
+    fn propose(&self, root: &Path) -> Vec<String> {
+        let _ = root;
+        Vec::new()
+    }
 
     /// Says in the plan what belongs to an instance.
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()>;
@@ -93,6 +99,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     kind.fill(site, &mut plan)?;
     overrides::apply(site, &mut plan)?;
     plan.parts.iter_mut().for_each(Part::resolve);
+    plan.mounts.iter_mut().for_each(Mount::resolve);
     plan.left_out.iter_mut().for_each(LeftOut::resolve);
     Ok((plan, kind))
 }

@@ -3,7 +3,7 @@
 //! A kind makes it from the settings and from what it finds on the machine; the
 //! session carries it out; `config check` prints it.
 
-use crate::copy::shown;
+use crate::copy::{Mount, shown};
 use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
@@ -12,6 +12,7 @@ use crate::settings::{Mode, OnFailure, Sample, Settings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::observe::Progress;
 
 /// All that is needed to back up one instance. A kind fills it, then the settings have
 /// their say.
@@ -27,6 +28,9 @@ pub struct Plan {
     pub product: Product,
     /// What is copied.
     pub parts: Vec<Part>,
+    /// What a service sees inside a directory and what is elsewhere on this machine. Each is a
+    /// path of a part as well.
+    pub mounts: Vec<Mount>,
     /// What is known to be missing before anything is looked for.
     pub lacking: Vec<Absent>,
     /// What is not, and why.
@@ -39,6 +43,8 @@ pub struct Plan {
     pub redis: Option<Redis>,
     /// How the services that write are stopped.
     pub control: Control,
+    /// All services, where a file says which there are.
+    pub services: Vec<String>,
     /// Commands to run before anything is copied.
     pub before: Vec<Step>,
     /// Commands to run at the end.
@@ -64,12 +70,14 @@ impl Plan {
             mode: settings.mode,
             product: Product::default(),
             parts: Vec::new(),
+            mounts: Vec::new(),
             lacking: Vec::new(),
             left_out: Vec::new(),
             postgres: None,
             databases: Vec::new(),
             redis: None,
             control: Control::Nothing,
+            services: Vec::new(),
             before: settings.before.iter().map(Step::of).collect(),
             after: settings.after.iter().map(Step::of).collect(),
             skips_git_caches: false,
@@ -135,6 +143,15 @@ impl Plan {
     pub fn saves_dir(&self) -> Option<&Path> {
         let path = self.parts.iter().find(|part| part.phase == Phase::Saves)?.paths.first()?;
         if path.is_dir() { Some(path) } else { path.parent() }
+    }
+
+    /// Names of all services, of the file that says them or of who supervises them.
+    pub fn all_services(&self, progress: &Progress) -> Vec<String> {
+        if self.services.is_empty() {
+            self.control.services(progress)
+        } else {
+            self.services.clone()
+        }
     }
 
     /// The first place of a part.

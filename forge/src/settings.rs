@@ -30,9 +30,12 @@ pub struct Settings {
     /// Globs of what to leave out of all parts.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// The compose file, where the instance has one, as seen by this machine; not below
-    /// `root`.
-    pub compose: Option<PathBuf>,
+    /// The compose file, where the instance has one, or several of which later ones go before
+    /// earlier ones; as seen by this machine, not below `root`.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub compose: Vec<PathBuf>,
+    /// What compose calls the project, where only its command line says so.
+    pub project: Option<String>,
     /// The program that has the containers, with what comes before its verb, such as
     /// `["podman"]`.
     #[serde(default = "docker")]
@@ -58,6 +61,19 @@ pub struct Settings {
     /// What is looked at in the copy.
     #[serde(default)]
     pub checks: ChecksSettings,
+}
+
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a path or a list of paths is needed")]
+    enum Paths {
+        One(PathBuf),
+        Several(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(from)? {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    })
 }
 
 fn docker() -> Vec<String> {

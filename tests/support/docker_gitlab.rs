@@ -86,6 +86,22 @@ impl DockerGitlab {
         self.root().join(name)
     }
 
+    /// Gives a directory of the data a volume of its own, which the container sees in the same
+    /// place as before.
+    pub fn mount(&self, inner: &str, place: &str) {
+        self.containers.sv(&["-w", "30", "stop"], "gitlab").ok();
+        let (seen, place) = (self.path(DATA).join(inner), self.path(place));
+        std::fs::create_dir_all(place.parent().expect("below the root")).expect("a directory");
+        std::fs::rename(&seen, &place).expect("moves");
+        layout::link(&place, &seen);
+        let compose = std::fs::read_to_string(self.path(COMPOSE)).expect("reads");
+        let data = "    - /srv/gitlab/data:/home/git/data:Z\n";
+        let place = place.strip_prefix(self.root()).expect("below the root").display();
+        let volume = format!("{data}    - /{place}:/home/git/data/{inner}\n");
+        std::fs::write(self.path(COMPOSE), compose.replace(data, &volume)).expect("writes");
+        self.containers.sv(&["-w", "30", "start"], "gitlab").ok();
+    }
+
     /// Whether the container of GitLab runs.
     pub fn is_up(&self) -> bool {
         self.containers.is_up("gitlab")

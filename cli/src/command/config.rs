@@ -148,7 +148,7 @@ fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
         }
     };
     ui.line(format!("  services      {services}"))?;
-    let running = plan.control.services(progress);
+    let running = plan.all_services(progress);
     if !running.is_empty() {
         ui.line(format!("  supervised    {}", running.join(", ")))?;
     }

@@ -17,17 +17,23 @@ pub struct Detect {
 impl Detect {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let mut found = 0;
+        // What is proposed is read from anywhere.
+        let root = std::path::absolute(&self.root)
+            .map_err(|source| forge::Error::Read { path: self.root.clone(), source })?;
         ui.line("# Where backups go. Another disk, better another machine.")?;
         ui.line("[stores.main]\npath = \"/srv/backup/forgekeep\"")?;
         for kind in forge::kind::KINDS {
-            let Some(seen) = kind.detect(&self.root) else { continue };
+            let Some(seen) = kind.detect(&root) else { continue };
             found += 1;
             let (name, title) = (kind.name(), kind.title());
             ui.json("detected", json!({"kind": name, "title": title, "seen": seen}))?;
             ui.line(format!("\n# {title}, because there is {seen}"))?;
             ui.line(format!("[instances.{name}]\nkind = \"{name}\""))?;
-            if self.root != *"/" {
-                ui.line(format!("root = \"{}\"", self.root.display()))?;
+            if root != *"/" {
+                ui.line(format!("root = \"{}\"", root.display()))?;
+            }
+            for line in kind.propose(&root) {
+                ui.line(line)?;
             }
         }
         if found == 0 {

@@ -111,6 +111,9 @@ impl Control {
                 let output = supervisor.command(&["status"]).answer(progress).unwrap_or_default();
                 states(&output).map(|(_, name)| name).collect()
             }
+            Control::Supervised(supervisor) if supervisor.speaks == Speaks::Systemd => {
+                supervisor.writers.clone()
+            }
             _ => Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 use super::Dumped;
 use crate::catalogue::Catalogue;
 use crate::check::Check;
+use crate::copy::Mount;
 use crate::plan::{Absent, LeftOut, Part, Product};
 use crate::service::redis::Saved;
 use serde::Serialize;
@@ -27,9 +28,12 @@ pub struct Facts<'a> {
     pub postgres: Option<&'a str>,
     pub databases: &'a [Dumped],
     pub redis: Option<&'a Saved>,
-    /// All that the supervision knows.
+    /// All that the supervision knows, or a file says.
     pub services: Vec<String>,
     pub parts: &'a [Part],
+    /// What a service sees inside a part, and where it is instead.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub mounts: &'a [Mount],
     pub left_out: &'a [LeftOut],
     pub missing: &'a [Absent],
     pub checks: &'a [Check],

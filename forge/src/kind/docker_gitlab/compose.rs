@@ -2,15 +2,13 @@
 //! machine their directories are.
 //!
 //! Read is what a backup needs, and that as compose reads it: `.env` beside the file, files
-//! of environment, variables, the overriding file, services that extend others. What only
+//! of environment, variables, overriding and included files, services that extend others. What only
 //! the shell knew from which the containers were started cannot be seen.
 
+mod reader;
+
 use crate::error::{Error, Result};
-use crate::file::text;
-use crate::kind::below;
-use crate::kind::gitlab::generated::yaml;
-use serde_json::Value;
-use std::cell::{Cell, RefCell};
+use reader::{Reader, Shared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
@@ -18,23 +16,22 @@ use std::path::{Component, Path, PathBuf};
 pub const NAMES: [&str; 4] =
     ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
-/// How deep services may extend each other, and texts nest.
-const DEPTH_MAX: usize = 16;
-/// Bytes that all variables may become where they are used: a few lines can say petabytes.
-const EXPANDED_BYTES_MAX: usize = 16 << 20;
-
 /// Variables by name.
 pub type Variables = BTreeMap<String, String>;
 
 /// A project: what its files say.
 #[derive(Debug)]
 pub struct Compose {
-    /// The file it was read from.
+    /// The file it was read from, the first if there are several.
     pub path: PathBuf,
     /// What it may be called: compose changed how it makes a name of that of a directory.
     pub names: Vec<String>,
     /// All files that were read or are handed to a container, whether they are there or not.
     pub files: BTreeSet<PathBuf>,
+    /// Those of them without which compose makes no container.
+    pub needed: BTreeSet<PathBuf>,
+    /// Those of them that may be missing, and are named even so.
+    pub optional: BTreeSet<PathBuf>,
     /// Its services; the reason for those that make no sense.
     pub services: BTreeMap<String, Result<Service>>,
     /// What is odd.
@@ -72,8 +69,10 @@ pub enum Source {
     Path(PathBuf),
     /// A text in the compose file itself.
     Text(String),
+    /// Nothing: it is in memory.
+    Memory,
     /// A place that cannot be known from the files.
-    Unknown(&'static str),
+    Unknown(String),
 }
 
 /// Where a path of a container is.
@@ -81,59 +80,56 @@ pub enum Source {
 pub enum Place {
     /// Here on this machine.
     Here(PathBuf),
+    /// Nowhere, on purpose: in memory.
+    Memory,
     /// Not on this machine, or nobody knows where.
-    Nowhere(&'static str),
+    Nowhere(String),
+}
+
+/// What is said of a project outside of its files.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Absolute paths are below it.
+    pub root: &'a Path,
+    /// Named volumes are in it.
+    pub volumes: &'a Path,
+    /// Name of the project, if it was given to compose itself.
+    pub project: Option<&'a str>,
 }
 
 impl Compose {
-    /// Reads a compose file and all that it names. Absolute paths in it are below `root`;
-    /// named volumes are in `volumes`.
-    pub fn read(path: &Path, root: &Path, volumes: &Path) -> Result<Compose> {
-        let fail = |source| Error::Read { path: path.to_owned(), source };
-        // Links stay: compose names a project after the directory as it was called.
-        let path = lexically(&std::path::absolute(path).map_err(fail)?);
-        let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-        let mut reader = Reader {
-            root,
-            volumes,
-            dir: dir.clone(),
-            variables: Variables::new(),
-            expanded: Cell::new(0),
-            files: RefCell::default(),
-            unset: RefCell::default(),
-            names: Vec::new(),
-            top: Vec::new(),
-        };
-        reader.variables = reader.environment_file(&dir.join(".env"))?.unwrap_or_default();
-        let mut notes = Vec::new();
-        for path in reader.files_of_project(&path) {
-            let document = reader.document(&path)?;
-            if !document["include"].is_null() {
-                notes.push(format!("{} includes other files, which are not read", path.display()));
-            }
-            reader.top.push(document);
+    /// Reads compose files, of which later ones go before earlier ones, and all that they name.
+    /// Relative paths in them begin where the first is.
+    pub fn read(paths: &[PathBuf], place: Surroundings<'_>) -> Result<Compose> {
+        let mut given = Vec::new();
+        for path in paths {
+            let fail = |source| Error::Read { path: path.to_owned(), source };
+            // Links stay: compose names a project after the directory as it was called.
+            given.push(lexically(&std::path::absolute(path).map_err(fail)?));
         }
-        reader.names = reader.names_of_project();
-        let mut names = BTreeSet::new();
-        for document in &reader.top {
-            names.extend(services(document).into_iter().flatten().map(|(name, _)| name.clone()));
-        }
-        let services = names.into_iter().map(|name| {
+        let path = given.first().cloned().unwrap_or_default();
+        let shared = Shared::default();
+        let reader = Reader::of_project(&given, place, &shared)?;
+        let services = reader.names_of_services().into_iter().map(|name| {
             let service = reader.service_of_all(&name);
             (name, service)
         });
         let services = services.collect();
-        let unset: Vec<String> = reader.unset.take().into_iter().collect();
+        let (names, env) = (reader.names.clone(), reader.dir.join(".env"));
+        drop(reader);
+        let mut notes: Vec<String> = shared.notes.into_inner().into_iter().collect();
+        let unset: Vec<String> = shared.unset.into_inner().into_iter().collect();
         if !unset.is_empty() {
             notes.push(format!(
                 "{} uses {}, which {} does not set; taken as empty",
                 path.display(),
                 unset.join(", "),
-                dir.join(".env").display()
+                env.display()
             ));
         }
-        let (names, files) = (reader.names, reader.files.into_inner());
-        Ok(Compose { path, names, files, services, notes })
+        let (files, needed) = (shared.files.into_inner(), shared.needed.into_inner());
+        let optional = shared.optional.into_inner();
+        Ok(Compose { path, names, files, needed, optional, services, notes })
     }
 }
 
@@ -141,6 +137,12 @@ impl Service {
     /// A variable that is set to something.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a variable says yes, as YAML has it.
+    pub fn is_true(&self, name: &str) -> bool {
+        let value = self.variable(name).unwrap_or_default().to_lowercase();
+        ["true", "yes", "on", "y"].contains(&value.as_str())
     }
 
     /// The image without registry, tag and digest, such as `sameersbn/gitlab`.
@@ -170,8 +172,9 @@ impl Service {
                     if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
                 Place::Here(joined)
             }
-            Source::Text(_) => Place::Nowhere("it is in the compose file"),
-            Source::Unknown(reason) => Place::Nowhere(reason),
+            Source::Text(_) => Place::Nowhere("it is in the compose file".into()),
+            Source::Memory => Place::Memory,
+            Source::Unknown(reason) => Place::Nowhere(reason.clone()),
         })
     }
 
@@ -191,339 +194,8 @@ impl Service {
     }
 }
 
-/// Services of a document. In the oldest form they are all that it has.
-fn services(document: &Value) -> Option<&serde_json::Map<String, Value>> {
-    match document.get("services") {
-        Some(services) => services.as_object(),
-        None if document.get("version").is_none() => document.as_object(),
-        None => None,
-    }
-}
-
-/// What is known while a project is read.
-struct Reader<'a> {
-    root: &'a Path,
-    volumes: &'a Path,
-    /// Relative paths begin here.
-    dir: PathBuf,
-    variables: Variables,
-    /// Bytes that variables became so far.
-    expanded: Cell<usize>,
-    files: RefCell<BTreeSet<PathBuf>>,
-    unset: RefCell<BTreeSet<String>>,
-    names: Vec<String>,
-    /// The documents of the project, later ones going before earlier ones.
-    top: Vec<Value>,
-}
-
-impl Reader<'_> {
-    fn document(&self, path: &Path) -> Result<Value> {
-        self.files.borrow_mut().insert(path.to_owned());
-        yaml(path)?.ok_or_else(|| Error::Read {
-            path: path.to_owned(),
-            source: std::io::ErrorKind::NotFound.into(),
-        })
-    }
-
-    /// The files that compose takes together: those that `.env` names, or the one given and
-    /// the one that overrides it.
-    fn files_of_project(&self, given: &Path) -> Vec<PathBuf> {
-        if let Some(list) = self.variables.get("COMPOSE_FILE").filter(|list| !list.is_empty()) {
-            let separator = self.variables.get("COMPOSE_PATH_SEPARATOR");
-            let separator = separator.filter(|text| !text.is_empty()).map_or(":", String::as_str);
-            let files: Vec<PathBuf> =
-                list.split(separator).take(DEPTH_MAX).map(|path| self.path(path)).collect();
-            // Whoever gives another file means that one.
-            if files.iter().any(|file| file == given) {
-                return files;
-            }
-        }
-        let stem = given.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let overriding = ["yml", "yaml"].map(|end| self.dir.join(format!("{stem}.override.{end}")));
-        let is_usual =
-            given.file_name().is_some_and(|name| NAMES.iter().any(|usual| name == *usual));
-        let overriding = overriding.into_iter().find(|path| is_usual && path.exists());
-        std::iter::once(given.to_owned()).chain(overriding).collect()
-    }
-
-    fn names_of_project(&self) -> Vec<String> {
-        let named = self.top.iter().rev().find_map(|document| document["name"].as_str());
-        let named = named.and_then(|name| self.expand(name).ok());
-        let own = self.variables.get("COMPOSE_PROJECT_NAME").cloned().or(named);
-        let own = own.filter(|name| !name.is_empty());
-        let dir =
-            || self.dir.file_name().and_then(|name| name.to_str()).unwrap_or("default").into();
-        let lower: String = own.unwrap_or_else(dir).to_lowercase();
-        let is_plain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let now: String = lower.chars().filter(|c| is_plain(c) || "-_".contains(*c)).collect();
-        let now = now.trim_start_matches(['-', '_']).to_owned();
-        let once: String = lower.chars().filter(is_plain).collect();
-        let mut names = vec![now, once];
-        names.dedup();
-        names
-    }
-
-    fn service_of_all(&self, name: &str) -> Result<Service> {
-        let mut service = Service::default();
-        for document in &self.top {
-            if services(document).is_some_and(|services| services.contains_key(name)) {
-                let later = self.service(document, &self.dir, name, 0);
-                service = service.then(later.map_err(|reason| Error::Service {
-                    service: format!("service {name} of the compose file"),
-                    reason: match reason {
-                        Error::Service { reason, .. } => reason,
-                        other => other.to_string(),
-                    },
-                })?);
-            }
-        }
-        Ok(service)
-    }
-
-    /// A service of one document, with what it extends.
-    fn service(&self, document: &Value, dir: &Path, name: &str, depth: usize) -> Result<Service> {
-        let Some(said) = services(document).and_then(|services| services.get(name)) else {
-            return Err(odd(format!("there is no service {name} that could be extended")));
-        };
-        if depth > DEPTH_MAX {
-            return Err(odd("services extend each other without an end"));
-        }
-        let base = match &said["extends"] {
-            Value::Null => Service::default(),
-            Value::String(other) => self.service(document, dir, &self.expand(other)?, depth + 1)?,
-            extends => {
-                let other = self.text(&extends["service"])?.unwrap_or_default();
-                match self.text(&extends["file"])? {
-                    None => self.service(document, dir, &other, depth + 1)?,
-                    Some(file) => {
-                        let file = self.path_in(dir, &file);
-                        let document = self.document(&file)?;
-                        let dir = file.parent().unwrap_or(dir);
-                        self.service(&document, dir, &other, depth + 1)?
-                    }
-                }
-            }
-        };
-        Ok(base.then(self.own(said, dir)?))
-    }
-
-    /// What is said of a service itself.
-    fn own(&self, said: &Value, dir: &Path) -> Result<Service> {
-        let mut service = Service {
-            image: self.text(&said["image"])?,
-            container: self.text(&said["container_name"])?,
-            ..Service::default()
-        };
-        for file in one_or_more(&said["env_file"]) {
-            let path = if file.is_object() { &file["path"] } else { file };
-            if let Some(path) = self.text(path)? {
-                let path = self.path_in(dir, &path);
-                service.environment.extend(self.environment_file(&path)?.unwrap_or_default());
-            }
-        }
-        self.environment(&said["environment"], &mut service.environment)?;
-        for volume in one_or_more(&said["volumes"]) {
-            service.mounts.extend(self.volume(volume, dir)?);
-        }
-        for (section, default) in [("configs", "/"), ("secrets", "/run/secrets")] {
-            for handed in one_or_more(&said[section]) {
-                service.mounts.extend(self.handed(section, handed, default)?);
-            }
-        }
-        for word in one_or_more(&said["command"]) {
-            let text = self.text(word)?.unwrap_or_default();
-            service.command.extend(text.split_whitespace().map(str::to_owned));
-        }
-        Ok(service)
-    }
-
-    /// Both forms of an environment. A name alone has the value that the project knows.
-    fn environment(&self, said: &Value, into: &mut Variables) -> Result<()> {
-        let mut set = |name: &str, value: Option<String>| match value
-            .or_else(|| self.variables.get(name).cloned())
-        {
-            Some(value) => drop(into.insert(name.to_owned(), value)),
-            None => drop(into.remove(name)),
-        };
-        for (name, value) in said.as_object().into_iter().flatten() {
-            set(name, self.text(value)?);
-        }
-        for line in said.as_array().into_iter().flatten() {
-            if let Some(line) = self.text(line)? {
-                match line.split_once('=') {
-                    Some((name, value)) => set(name, Some(value.to_owned())),
-                    None => set(&line, None),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Both forms of a volume.
-    fn volume(&self, said: &Value, dir: &Path) -> Result<Option<Mount>> {
-        let (source, target);
-        if said.is_object() {
-            source = self.text(&said["source"])?.or(self.text(&said["src"])?);
-            let long = ["target", "destination", "dst"].map(|key| &said[key]);
-            let Some(found) = long.into_iter().find(|value| value.is_string()) else {
-                return Ok(None);
-            };
-            target = self.text(found)?.unwrap_or_default();
-        } else {
-            let Some(text) = self.text(said)? else { return Ok(None) };
-            let mut words = text.splitn(3, ':').map(str::to_owned);
-            let (first, second) = (words.next().unwrap_or_default(), words.next());
-            (source, target) = match second {
-                Some(second) => (Some(first), second),
-                None => (None, first),
-            };
-        }
-        let source = match source {
-            _ if said["type"] == "tmpfs" => Source::Unknown("it is in memory"),
-            None => Source::Unknown("it is in a volume without a name"),
-            Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
-                Source::Path(self.path_in(dir, &source))
-            }
-            Some(name) => self.named(&name)?,
-        };
-        Ok(Some(Mount { target: lexically(Path::new(&target)), source }))
-    }
-
-    /// Where a named volume is.
-    fn named(&self, name: &str) -> Result<Source> {
-        let said = self.top_level("volumes", name);
-        let options = &said["driver_opts"];
-        if let Some(device) = self.text(&options["device"])? {
-            let is_bind =
-                self.text(&options["o"])?.is_some_and(|o| o.split(',').any(|o| o == "bind"));
-            return Ok(if is_bind {
-                Source::Path(self.path(&device))
-            } else {
-                Source::Unknown("it is in a volume that is mounted from elsewhere")
-            });
-        }
-        let external = &said["external"];
-        let own = self.text(&said["name"])?.or(self.text(&external["name"])?);
-        let is_external = external.is_object() || *external == true;
-        let full: Vec<String> = match own {
-            Some(own) => vec![own],
-            None if is_external => vec![name.to_owned()],
-            None => self.names.iter().map(|project| format!("{project}_{name}")).collect(),
-        };
-        // A name is no path.
-        let full = full.into_iter().filter(|name| !name.contains('/') && !name.starts_with('.'));
-        let dirs: Vec<PathBuf> = full.map(|name| self.volumes.join(name).join("_data")).collect();
-        let found = dirs.iter().find(|dir| dir.exists()).or(dirs.first());
-        Ok(found.map_or(Source::Unknown("its volume has no usable name"), |dir| {
-            Source::Path(dir.clone())
-        }))
-    }
-
-    /// A secret or a piece of configuration that is handed to a service.
-    fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<Mount>> {
-        let (name, target) = if said.is_object() {
-            (self.text(&said["source"])?, self.text(&said["target"])?)
-        } else {
-            (self.text(said)?, None)
-        };
-        let Some(name) = name else { return Ok(None) };
-        let target = Path::new(default).join(target.unwrap_or_else(|| name.clone()));
-        let said = self.top_level(section, &name);
-        let source = if let Some(file) = self.text(&said["file"])? {
-            let path = self.path(&file);
-            self.files.borrow_mut().insert(path.clone());
-            Source::Path(path)
-        } else if let Some(content) = self.text(&said["content"])? {
-            Source::Text(content)
-        } else if let Some(variable) = said["environment"].as_str() {
-            Source::Text(self.variables.get(variable).cloned().unwrap_or_default())
-        } else {
-            Source::Unknown("it is kept by Docker itself")
-        };
-        Ok(Some(Mount { target: lexically(&target), source }))
-    }
-
-    /// What the last document that speaks of it says of a volume, secret or configuration.
-    fn top_level(&self, section: &str, name: &str) -> &Value {
-        let said = self.top.iter().rev().map(|document| &document[section][name]);
-        said.into_iter().find(|said| !said.is_null()).unwrap_or(&Value::Null)
-    }
-
-    /// The variables of a file, if there is one.
-    fn environment_file(&self, path: &Path) -> Result<Option<Variables>> {
-        self.files.borrow_mut().insert(path.to_owned());
-        let Some(text) = text(path)? else { return Ok(None) };
-        let mut found = Variables::new();
-        for (name, said) in assignments(&text) {
-            let value = match said {
-                Said::Literally(value) => value,
-                Said::ToExpand(value) => {
-                    let look =
-                        |name: &str, _| found.get(name).or(self.variables.get(name)).cloned();
-                    // A dollar sign that means nothing is itself here.
-                    self.expand_with(&value, &look).unwrap_or(value)
-                }
-            };
-            self.spend(value.len())?;
-            found.insert(name, value);
-        }
-        Ok(Some(found))
-    }
-
-    /// A text with variables, or a number or truth value as a text.
-    fn text(&self, said: &Value) -> Result<Option<String>> {
-        Ok(match said {
-            Value::String(text) => Some(self.expand(text)?),
-            Value::Number(number) => Some(number.to_string()),
-            Value::Bool(value) => Some(value.to_string()),
-            _ => None,
-        })
-    }
-
-    fn expand(&self, text: &str) -> Result<String> {
-        let look = |name: &str, is_needed| {
-            let value = self.variables.get(name).cloned();
-            if value.is_none() && is_needed {
-                self.unset.borrow_mut().insert(name.to_owned());
-            }
-            value
-        };
-        self.expand_with(text, &look)
-    }
-
-    fn expand_with(&self, text: &str, look: Look<'_>) -> Result<String> {
-        let expanded = expand(text, look, 0).map_err(odd)?;
-        self.spend(expanded.len())?;
-        Ok(expanded)
-    }
-
-    fn spend(&self, bytes: usize) -> Result<()> {
-        self.expanded.set(self.expanded.get().saturating_add(bytes));
-        if self.expanded.get() > EXPANDED_BYTES_MAX {
-            return Err(odd(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes")));
-        }
-        Ok(())
-    }
-
-    fn path(&self, said: &str) -> PathBuf {
-        self.path_in(&self.dir, said)
-    }
-
-    /// A path as compose means it, on this machine.
-    fn path_in(&self, dir: &Path, said: &str) -> PathBuf {
-        // Whoever starts a forge at boot is root.
-        let home = said.strip_prefix('~').map(|rest| format!("/root{rest}"));
-        let path = PathBuf::from(home.as_deref().unwrap_or(said));
-        lexically(&if path.is_absolute() { below(self.root, &path) } else { dir.join(path) })
-    }
-}
-
-fn odd(reason: impl Into<String>) -> Error {
-    Error::Service { service: "compose file".into(), reason: reason.into() }
-}
-
 /// Without `.` and `..`.
-fn lexically(path: &Path) -> PathBuf {
+pub fn lexically(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in path.components() {
         match component {
@@ -533,188 +205,4 @@ fn lexically(path: &Path) -> PathBuf {
         }
     }
     clean
-}
-
-/// The elements of a list, or the one thing that stands for a list of it.
-fn one_or_more(said: &Value) -> &[Value] {
-    match said {
-        Value::Null => &[],
-        Value::Array(all) => all,
-        one => std::slice::from_ref(one),
-    }
-}
-
-/// The value of an assignment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
-    /// As it is.
-    Literally(String),
-    /// With variables in it.
-    ToExpand(String),
-}
-
-impl Said {
-    /// The text of it.
-    pub fn text(&self) -> &str {
-        match self {
-            Said::Literally(text) | Said::ToExpand(text) => text,
-        }
-    }
-}
-
-/// The assignments in a file of environment, or of the shell where it is no more than such.
-pub fn assignments(text: &str) -> Vec<(String, Said)> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    loop {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
-        if rest.is_empty() {
-            return found;
-        }
-        let line = rest.split('\n').next().unwrap_or_default();
-        let after_line = &rest[line.len()..];
-        let Some((name, _)) = line.split_once('=').filter(|_| !line.starts_with('#')) else {
-            rest = after_line;
-            continue;
-        };
-        let value = &rest[name.len() + 1..];
-        let value = value.trim_start_matches([' ', '\t']);
-        let name = name.trim();
-        let name = name.strip_prefix("export ").unwrap_or(name).trim();
-        let said;
-        (said, rest) = match value.chars().next() {
-            Some(quote @ ('\'' | '"')) => match quoted(&value[1..], quote) {
-                Some((inner, after)) => {
-                    let said =
-                        if quote == '"' { Said::ToExpand(inner) } else { Said::Literally(inner) };
-                    // What follows on the same line is a comment.
-                    (said, after.find('\n').map_or("", |at| &after[at..]))
-                }
-                // A quote that does not end is a character like any other.
-                None => bare(value),
-            },
-            _ => bare(value),
-        };
-        found.push((name.to_owned(), said));
-    }
-}
-
-/// A value without quotes, to the end of its line, and what follows.
-fn bare(value: &str) -> (Said, &str) {
-    let line = value.split('\n').next().unwrap_or_default();
-    let comment = line.find(" #").or_else(|| line.find("\t#")).unwrap_or(line.len());
-    (Said::ToExpand(line[..comment].trim().to_owned()), &value[line.len()..])
-}
-
-/// The text up to a quote, and what follows it.
-fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
-    let mut inner = String::new();
-    let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            c if c == quote => return Some((inner, &text[at + c.len_utf8()..])),
-            '\\' if quote == '"' => match chars.next()?.1 {
-                'n' => inner.push('\n'),
-                't' => inner.push('\t'),
-                'r' => inner.push('\r'),
-                '$' => inner.push_str("$$"),
-                other => inner.push(other),
-            },
-            c => inner.push(c),
-        }
-    }
-    None
-}
-
-/// Gives the value of a variable, and is told whether nothing is said for the case that it
-/// has none.
-pub type Look<'a> = &'a dyn Fn(&str, bool) -> Option<String>;
-
-/// A text with its variables filled in; an error says what is wrong with it and nothing of
-/// their values.
-pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
-    if depth > DEPTH_MAX {
-        return Err("variables nest too deep".into());
-    }
-    let mut expanded = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        expanded.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix('$') {
-            expanded.push('$');
-            rest = after;
-        } else if let Some(after) = rest.strip_prefix('{') {
-            let end = closing(after).ok_or("a `${` without a `}`")?;
-            expanded.push_str(&braced(&after[..end], look, depth)?);
-            rest = &after[end + 1..];
-        } else {
-            let len = name_len(rest);
-            if len == 0 {
-                return Err("a `$` that begins no variable; `$$` stands for itself".into());
-            }
-            expanded.push_str(&look(&rest[..len], true).unwrap_or_default());
-            rest = &rest[len..];
-        }
-        if expanded.len() > EXPANDED_BYTES_MAX {
-            return Err(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes"));
-        }
-    }
-    expanded.push_str(rest);
-    Ok(expanded)
-}
-
-/// Length of the name that a text begins with.
-fn name_len(text: &str) -> usize {
-    let is_of_name = |(at, c): (usize, char)| {
-        c == '_' || c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit())
-    };
-    text.char_indices().find(|&next| !is_of_name(next)).map_or(text.len(), |(at, _)| at)
-}
-
-/// Where the brace ends that was opened before the text.
-fn closing(text: &str) -> Option<usize> {
-    let mut open = 1;
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            // Only those of variables nest.
-            b'{' if at > 0 && text.as_bytes()[at - 1] == b'$' => open += 1,
-            b'}' => open -= 1,
-            _ => {}
-        }
-        if open == 0 {
-            return Some(at);
-        }
-    }
-    None
-}
-
-/// What is within `${` and `}`: a name, and what to do if it has no value, or has one.
-fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
-    let len = name_len(inner);
-    let (name, rest) = inner.split_at(len);
-    if name.is_empty() {
-        return Err("a `${` that no name follows".into());
-    }
-    if rest.is_empty() {
-        return Ok(look(name, true).unwrap_or_default());
-    }
-    // With a colon, an empty value counts as none.
-    let (counts_empty, operation) = match rest.strip_prefix(':') {
-        Some(operation) => (false, operation),
-        None => (true, rest),
-    };
-    let mut word = operation.chars();
-    let operator = word.next().unwrap_or_default();
-    let value = look(name, false).filter(|value| counts_empty || !value.is_empty());
-    match (operator, value) {
-        ('-' | '?', Some(value)) => Ok(value),
-        ('+', None) => Ok(String::new()),
-        ('-', None) | ('+', Some(_)) => expand(word.as_str(), look, depth + 1),
-        ('?', None) => Err(format!(
-            "{name} has no value, which the file demands; if it comes from the shell, \
-             write it into .env beside the file, so that it is backed up as well"
-        )),
-        _ => Err(format!("`${{{name}` is followed by something that compose does not know")),
-    }
 }

@@ -1,5 +1,12 @@
-use super::compose::{Compose, Said, Source, assignments, expand};
+mod data;
+mod files;
+
+use super::compose::{Compose, Source};
+use super::secrets::SECRETS;
+use super::variables::{Said, assignments, expand};
 use super::*;
+use crate::kind::below;
+use crate::service::Password;
 use crate::settings::Settings;
 use proptest::prelude::*;
 use store::observe::Progress;
@@ -43,7 +50,11 @@ impl Machine {
             self.root().display(),
             self.path(compose).display()
         );
-        let settings: Settings = toml::from_str(&text).expect("settings");
+        self.plan_of(&text)
+    }
+
+    fn plan_of(&self, settings: &str) -> Result<Plan> {
+        let settings: Settings = toml::from_str(settings).expect("settings");
         let progress = Progress::default();
         let site = Site { instance: "forge", settings: &settings, progress: &progress };
         let mut plan = Plan::new("forge", "docker-gitlab", &settings);
@@ -51,8 +62,9 @@ impl Machine {
     }
 
     fn read(&self, compose: &str) -> Compose {
-        let volumes = self.path("/var/lib/docker/volumes");
-        Compose::read(&self.path(compose), &self.root(), &volumes).expect("reads")
+        let (root, volumes) = (self.root(), self.path("/var/lib/docker/volumes"));
+        let place = compose::Surroundings { root: &root, volumes: &volumes, project: None };
+        Compose::read(&[self.path(compose)], place).expect("reads")
     }
 
     /// Paths of a part, seen from the root.
@@ -281,11 +293,12 @@ volumes:
     assert!(at("certs").ends_with(" /mnt/docker/volumes/own-certs/_data/registry.key"));
     let backups = machine.path("/mnt/docker/volumes/all-backups/_data");
     assert!(plan.left_out.iter().any(|left| left.path == backups), "{:?}", plan.left_out);
-    for word in ["uploads: it is in an object store", "builds: /builds", "pages: /nowhere"] {
+    for word in ["uploads: it is in an object store", "builds: /builds"] {
         assert!(plan.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", plan.notes);
     }
     // Nothing says the version: all keys count.
     assert_eq!(plan.product.version, None);
+    assert_eq!(lacking(&plan), ["secrets", "pages"]);
     assert!(plan.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
     let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.role.as_deref(), Some("gitlab"));
@@ -337,7 +350,7 @@ secrets:
 
     // Where they are gone, the part is.
     std::fs::remove_file(machine.path("/srv/git/gitlab.secrets")).expect("removes");
-    assert_eq!(lacking(&machine.plan("/srv/git")), ["secrets"]);
+    assert_eq!(lacking(&machine.plan("/srv/git")), ["compose", "secrets"]);
     // And without the variable that the file demands, it says which.
     std::fs::remove_file(machine.path("/srv/git/.env")).expect("removes");
     let error = machine.try_plan("/srv/git", "").expect_err("no image").to_string();
@@ -451,13 +464,19 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     assert!(error.contains("no service with an image sameersbn/gitlab"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1}}");
     assert!(error.contains("has no volume at /home/git/data"), "{error}");
-    let error = told("services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}}");
-    assert!(error.contains("without a name"), "{error}");
     // What is wrong is told without the line, which has a secret in it.
     let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
     assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
     assert!(error.contains("without a `}`") && !error.contains("hush"), "{error}");
+
+    machine.write(
+        "/srv/git/compose.yml",
+        "services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}, db: {image: postgres}}",
+    );
+    let plan = machine.plan("/srv/git/compose.yml");
+    let said = &plan.lacking[1].looked_for;
+    assert!(said.contains("without a name") && said.contains("parts.repositories.path"), "{said}");
 
     let nowhere = machine.try_plan("/srv/none.yml", "").expect_err("nothing").to_string();
     assert!(nowhere.starts_with("cannot read"), "{nowhere}");

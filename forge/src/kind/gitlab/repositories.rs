@@ -55,12 +55,14 @@ fn check_repositories(
     for (((project, [wiki, design]), paths), seen) in
         known.into_iter().zip(paths.chunks_exact(3)).zip(seen.chunks_exact(3))
     {
+        let place = copy.place(&paths[0]);
+        project.place = (place != paths[0]).then(|| shown(&place));
         project.is_copied = seen[0].is_some();
         // Not every project has them.
         project.wiki = seen[1].is_some().then_some(wiki);
         project.design = seen[2].is_some().then_some(design);
         if !project.is_copied {
-            gaps.add(format!("{}: {}", project.path, shown(&paths[0])), paths[0].exists());
+            gaps.add(format!("{}: {}", project.path, shown(&place)), place.exists());
         }
     }
     Ok(gaps.check("repositories", "projects", count))
@@ -96,6 +98,7 @@ fn check_pools(storages: &Storages<'_>, projects: &[Project], copy: &Copy<'_>) -
     let mut gaps = Gaps::new(copy);
     for ((project, file, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
         if seen.is_none() {
+            let (pool, file) = (&copy.place(pool), &copy.place(file));
             // A member of a pool that was given up meanwhile does not borrow any more.
             let has_moved = !pool.exists() && !file.exists();
             gaps.add(format!("{}: {}", project.path, shown(pool)), pool.exists() || has_moved);

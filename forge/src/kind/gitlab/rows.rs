@@ -103,6 +103,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
                 id: row.id,
                 storage: row.storage.unwrap_or_else(|| "default".into()),
                 repository: format!("{disk}.git"),
+                place: None,
                 wiki: None,
                 design: None,
                 pool: row.pool.map(|pool| format!("{pool}.git")),

@@ -1,0 +1,541 @@
+//! Reading compose files as compose does.
+
+use super::super::variables::{EXPANDED_BYTES_MAX, Look, Said, assignments, expand};
+use super::{Mount, NAMES, Service, Source, Surroundings, Variables, lexically};
+use crate::error::{Error, Result};
+use crate::file::text;
+use crate::kind::below;
+use crate::kind::gitlab::generated::yaml;
+use serde_json::Value;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// How deep services may extend each other, and files include each other.
+const DEPTH_MAX: usize = 16;
+/// Files of one project.
+const DOCUMENTS_MAX: usize = 256;
+/// Volumes that are looked at for a hint.
+const VOLUMES_MAX: usize = 10_000;
+/// Whoever starts a forge at boot is root.
+const HOME: &str = "/root";
+
+/// Services of a document. In the oldest form they are all that it has.
+fn services(document: &Value) -> Option<&serde_json::Map<String, Value>> {
+    match document.get("services") {
+        Some(services) => services.as_object(),
+        None if document.get("version").is_none() => document.as_object(),
+        None => None,
+    }
+}
+
+/// What is found out while the files of a project are read.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Bytes that variables became so far.
+    expanded: Cell<usize>,
+    /// Documents that were read so far.
+    documents: Cell<usize>,
+    /// All files.
+    pub files: RefCell<BTreeSet<PathBuf>>,
+    /// Files without which compose makes no container.
+    pub needed: RefCell<BTreeSet<PathBuf>>,
+    /// Files that it passes over where they are not there.
+    pub optional: RefCell<BTreeSet<PathBuf>>,
+    /// Variables that nothing sets.
+    pub unset: RefCell<BTreeSet<String>>,
+    /// What is odd.
+    pub notes: RefCell<BTreeSet<String>>,
+}
+
+/// A project, or files that one includes, with a directory and variables of their own.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    place: Surroundings<'a>,
+    shared: &'a Shared,
+    /// Relative paths begin here.
+    pub dir: PathBuf,
+    variables: Variables,
+    /// What the project may be called.
+    pub names: Vec<String>,
+    /// The documents, later ones going before earlier ones.
+    top: Vec<Value>,
+    /// What the documents include, and go before.
+    included: Vec<Reader<'a>>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the documents of a project.
+    pub fn of_project(
+        given: &[PathBuf],
+        place: Surroundings<'a>,
+        shared: &'a Shared,
+    ) -> Result<Reader<'a>> {
+        let first = given.first().map(PathBuf::as_path).unwrap_or(Path::new("/"));
+        let mut reader = Reader::empty(first.parent().unwrap_or(first), place, shared);
+        reader.take_environment(&reader.dir.join(".env"))?;
+        for path in reader.files_of_project(given) {
+            reader.top.push(reader.document(&path)?);
+        }
+        reader.names = reader.names_of_project();
+        reader.include(0)?;
+        Ok(reader)
+    }
+
+    fn empty(dir: &Path, place: Surroundings<'a>, shared: &'a Shared) -> Reader<'a> {
+        let mut variables = Variables::new();
+        // Of the shell only what can hardly be otherwise.
+        let seen = dir.strip_prefix(place.root).unwrap_or(dir);
+        variables.insert("PWD".into(), Path::new("/").join(seen).to_string_lossy().into_owned());
+        variables.insert("HOME".into(), HOME.into());
+        let dir = dir.to_owned();
+        Reader { place, shared, dir, variables, names: vec![], top: vec![], included: vec![] }
+    }
+
+    fn take_environment(&mut self, path: &Path) -> Result<()> {
+        let found = self.environment_file(path)?;
+        self.variables.extend(found.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Reads what the documents include.
+    fn include(&mut self, depth: usize) -> Result<()> {
+        if depth > DEPTH_MAX {
+            return Err(odd("files include each other without an end"));
+        }
+        for document in &self.top {
+            for said in one_or_more(&document["include"]) {
+                self.included.push(self.included(said, depth)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// One entry of a list of what is included.
+    fn included(&self, said: &Value, depth: usize) -> Result<Reader<'a>> {
+        let paths = if said.is_object() { &said["path"] } else { said };
+        let paths = self.texts(paths)?;
+        let is_remote = |path: &&String| {
+            path.contains("://") || path.starts_with("oci:") || path.starts_with("git@")
+        };
+        let remote = paths.iter().find(is_remote);
+        if let Some(path) = remote {
+            return Err(odd(format!("it includes {path}, which is not on this machine")));
+        }
+        let paths: Vec<PathBuf> = paths.iter().map(|path| self.path(path)).collect();
+        let Some(first) = paths.first() else {
+            return Err(odd("it includes a file without a path"));
+        };
+        let dir = match self.text(&said["project_directory"])? {
+            Some(dir) => self.path(&dir),
+            None => first.parent().unwrap_or(first).to_owned(),
+        };
+        let mut reader = Reader::empty(&dir, self.place, self.shared);
+        let environment = self.texts(&said["env_file"])?;
+        if environment.is_empty() {
+            reader.take_environment(&dir.join(".env"))?;
+        }
+        for file in environment {
+            let file = self.path(&file);
+            self.shared.needed.borrow_mut().insert(file.clone());
+            reader.take_environment(&file)?;
+        }
+        // Those of the whole project go before.
+        let own = self.variables.iter().filter(|(name, _)| *name != "PWD");
+        reader.variables.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+        reader.names.clone_from(&self.names);
+        for path in paths {
+            reader.top.push(reader.document(&path)?);
+        }
+        reader.include(depth + 1)?;
+        Ok(reader)
+    }
+
+    /// Names of all services.
+    pub fn names_of_services(&self) -> BTreeSet<String> {
+        let included = self.included.iter().flat_map(Reader::names_of_services);
+        let own = self.top.iter().filter_map(services).flatten().map(|(name, _)| name.clone());
+        included.chain(own).collect()
+    }
+
+    fn document(&self, path: &Path) -> Result<Value> {
+        self.shared.files.borrow_mut().insert(path.to_owned());
+        self.shared.documents.set(self.shared.documents.get() + 1);
+        if self.shared.documents.get() > DOCUMENTS_MAX {
+            return Err(odd(format!("it is made of more than {DOCUMENTS_MAX} files")));
+        }
+        yaml(path)?.ok_or_else(|| Error::Read {
+            path: path.to_owned(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+    }
+
+    /// The files that compose takes together: those given, or those that `.env` names, or the
+    /// one given and the one that overrides it.
+    fn files_of_project(&self, given: &[PathBuf]) -> Vec<PathBuf> {
+        let [given] = given else { return given.to_vec() };
+        if let Some(list) = self.variables.get("COMPOSE_FILE").filter(|list| !list.is_empty()) {
+            let separator = self.variables.get("COMPOSE_PATH_SEPARATOR");
+            let separator = separator.filter(|text| !text.is_empty()).map_or(":", String::as_str);
+            let files: Vec<PathBuf> =
+                list.split(separator).take(DEPTH_MAX).map(|path| self.path(path)).collect();
+            // Whoever gives another file means that one.
+            if files.iter().any(|file| file == given) {
+                return files;
+            }
+        }
+        let stem = given.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let overriding = ["yml", "yaml"].map(|end| self.dir.join(format!("{stem}.override.{end}")));
+        let is_usual =
+            given.file_name().is_some_and(|name| NAMES.iter().any(|usual| name == *usual));
+        let overriding = overriding.into_iter().find(|path| is_usual && path.exists());
+        std::iter::once(given.to_owned()).chain(overriding).collect()
+    }
+
+    fn names_of_project(&self) -> Vec<String> {
+        let named = self.top.iter().rev().find_map(|document| document["name"].as_str());
+        let named = named.and_then(|name| self.expand(name).ok());
+        let given = self.place.project.map(str::to_owned);
+        let own = given.or(self.variables.get("COMPOSE_PROJECT_NAME").cloned()).or(named);
+        let own = own.filter(|name| !name.is_empty());
+        let dir =
+            || self.dir.file_name().and_then(|name| name.to_str()).unwrap_or("default").into();
+        let lower: String = own.unwrap_or_else(dir).to_lowercase();
+        let is_plain = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let now: String = lower.chars().filter(|c| is_plain(c) || "-_".contains(*c)).collect();
+        let now = now.trim_start_matches(['-', '_']).to_owned();
+        let once: String = lower.chars().filter(is_plain).collect();
+        let mut names = vec![now, once];
+        names.dedup();
+        names
+    }
+
+    /// A service with all that any document says of it.
+    pub fn service_of_all(&self, name: &str) -> Result<Service> {
+        let mut service = Service::default();
+        for reader in &self.included {
+            if reader.names_of_services().contains(name) {
+                service = service.then(reader.service_of_all(name)?);
+            }
+        }
+        for document in &self.top {
+            if services(document).is_some_and(|services| services.contains_key(name)) {
+                let later = self.service(document, &self.dir, name, 0);
+                service = service.then(later.map_err(|reason| Error::Service {
+                    service: format!("service {name} of the compose file"),
+                    reason: match reason {
+                        Error::Service { reason, .. } => reason,
+                        other => other.to_string(),
+                    },
+                })?);
+            }
+        }
+        Ok(service)
+    }
+
+    /// A service of one document, with what it extends.
+    fn service(&self, document: &Value, dir: &Path, name: &str, depth: usize) -> Result<Service> {
+        let Some(said) = services(document).and_then(|services| services.get(name)) else {
+            return Err(odd(format!("there is no service {name} that could be extended")));
+        };
+        if depth > DEPTH_MAX {
+            return Err(odd("services extend each other without an end"));
+        }
+        let base = match &said["extends"] {
+            Value::Null => Service::default(),
+            Value::String(other) => self.service(document, dir, &self.expand(other)?, depth + 1)?,
+            extends => {
+                let other = self.text(&extends["service"])?.unwrap_or_default();
+                match self.text(&extends["file"])? {
+                    None => self.service(document, dir, &other, depth + 1)?,
+                    Some(file) => {
+                        let file = self.path_in(dir, &file);
+                        let document = self.document(&file)?;
+                        let dir = file.parent().unwrap_or(dir);
+                        self.service(&document, dir, &other, depth + 1)?
+                    }
+                }
+            }
+        };
+        Ok(base.then(self.own(said, dir)?))
+    }
+
+    /// What is said of a service itself.
+    fn own(&self, said: &Value, dir: &Path) -> Result<Service> {
+        let mut service = Service {
+            image: self.text(&said["image"])?,
+            container: self.text(&said["container_name"])?,
+            ..Service::default()
+        };
+        for file in one_or_more(&said["env_file"]) {
+            let path = if file.is_object() { &file["path"] } else { file };
+            if let Some(path) = self.text(path)? {
+                let path = self.path_in(dir, &path);
+                let is_needed = self.text(&file["required"])?.is_none_or(|said| said != "false");
+                let files = if is_needed { &self.shared.needed } else { &self.shared.optional };
+                files.borrow_mut().insert(path.clone());
+                service.environment.extend(self.environment_file(&path)?.unwrap_or_default());
+            }
+        }
+        self.environment(&said["environment"], &mut service.environment)?;
+        for volume in one_or_more(&said["volumes"]) {
+            service.mounts.extend(self.volume(volume, dir)?);
+        }
+        for (section, default) in [("configs", "/"), ("secrets", "/run/secrets")] {
+            for handed in one_or_more(&said[section]) {
+                service.mounts.extend(self.handed(section, handed, default)?);
+            }
+        }
+        for word in one_or_more(&said["command"]) {
+            let text = self.text(word)?.unwrap_or_default();
+            service.command.extend(text.split_whitespace().map(str::to_owned));
+        }
+        Ok(service)
+    }
+
+    /// Both forms of an environment. A name alone has the value that the project knows.
+    fn environment(&self, said: &Value, into: &mut Variables) -> Result<()> {
+        let mut set = |name: &str, value: Option<String>| match value
+            .or_else(|| self.variables.get(name).cloned())
+        {
+            Some(value) => drop(into.insert(name.to_owned(), value)),
+            None => drop(into.remove(name)),
+        };
+        for (name, value) in said.as_object().into_iter().flatten() {
+            set(name, self.text(value)?);
+        }
+        for line in said.as_array().into_iter().flatten() {
+            if let Some(line) = self.text(line)? {
+                match line.split_once('=') {
+                    Some((name, value)) => set(name, Some(value.to_owned())),
+                    None => set(&line, None),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Both forms of a volume.
+    fn volume(&self, said: &Value, dir: &Path) -> Result<Option<Mount>> {
+        let (source, target);
+        if said.is_object() {
+            source = self.text(&said["source"])?.or(self.text(&said["src"])?);
+            let long = ["target", "destination", "dst"].map(|key| &said[key]);
+            let Some(found) = long.into_iter().find(|value| value.is_string()) else {
+                return Ok(None);
+            };
+            target = self.text(found)?.unwrap_or_default();
+        } else {
+            let Some(text) = self.text(said)? else { return Ok(None) };
+            let mut words = text.splitn(3, ':').map(str::to_owned);
+            let (first, second) = (words.next().unwrap_or_default(), words.next());
+            (source, target) = match second {
+                Some(second) => (Some(first), second),
+                None => (None, first),
+            };
+        }
+        let source = match source {
+            _ if said["type"] == "tmpfs" => Source::Memory,
+            None => Source::Unknown("it is in a volume without a name".into()),
+            Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
+                Source::Path(self.path_in(dir, &source))
+            }
+            Some(name) => {
+                let inner = self.text(&said["volume"]["subpath"])?;
+                match (self.named(&name)?, inner) {
+                    (Source::Path(path), Some(inner)) => Source::Path(lexically(&path.join(inner))),
+                    (source, _) => source,
+                }
+            }
+        };
+        Ok(Some(Mount { target: lexically(Path::new(&target)), source }))
+    }
+
+    /// Where a named volume is.
+    fn named(&self, name: &str) -> Result<Source> {
+        let (reader, said) = self.top_level("volumes", name);
+        let options = &said["driver_opts"];
+        let unknown = |reason: String| Ok(Source::Unknown(format!("volume {name} {reason}")));
+        if let Some(driver) = reader.text(&said["driver"])?.filter(|driver| driver != "local") {
+            return unknown(format!("is made by the driver {driver}"));
+        }
+        if let Some(device) = reader.text(&options["device"])? {
+            let kind = reader.text(&options["type"])?.unwrap_or_default();
+            let is_bind =
+                reader.text(&options["o"])?.is_some_and(|o| o.split(',').any(|o| o == "bind"));
+            return match kind.as_str() {
+                _ if is_bind => Ok(Source::Path(reader.path(&device))),
+                "tmpfs" => Ok(Source::Memory),
+                // The other options may have a password.
+                _ => unknown(format!("is mounted from elsewhere ({kind} {device})")),
+            };
+        }
+        let external = &said["external"];
+        let own = reader.text(&said["name"])?.or(reader.text(&external["name"])?);
+        let is_external = external.is_object() || *external == true;
+        let is_guessed = own.is_none() && !is_external;
+        let full: Vec<String> = match own {
+            Some(own) => vec![own],
+            None if is_external => vec![name.to_owned()],
+            None => self.names.iter().map(|project| format!("{project}_{name}")).collect(),
+        };
+        // A name is no path.
+        let full = full.into_iter().filter(|name| !name.contains('/') && !name.starts_with('.'));
+        let full: Vec<String> = full.collect();
+        let dirs: Vec<PathBuf> =
+            full.iter().map(|name| self.place.volumes.join(name).join("_data")).collect();
+        let found = dirs.iter().find(|dir| dir.exists());
+        if let (None, true) = (found, is_guessed) {
+            self.hint_at_others(name, &full);
+        }
+        let Some(dir) = found.or(dirs.first()) else {
+            return unknown("has no usable name".into());
+        };
+        Ok(Source::Path(dir.clone()))
+    }
+
+    /// Names volumes that would be it if the project had another name.
+    fn hint_at_others(&self, name: &str, looked_for: &[String]) {
+        let entries = std::fs::read_dir(self.place.volumes).into_iter().flatten().flatten();
+        let end = format!("_{name}");
+        let others = entries
+            .take(VOLUMES_MAX)
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter_map(|full| full.strip_suffix(&end).map(str::to_owned))
+            .filter(|project| !project.is_empty());
+        let others: BTreeSet<String> = others.collect();
+        if let Some(first) = others.first() {
+            let others: Vec<String> =
+                others.iter().map(|project| format!("{project}{end}")).collect();
+            self.shared.notes.borrow_mut().insert(format!(
+                "there is no volume {}, but {}; if that is it, say project = {first:?}",
+                looked_for.join(" or "),
+                others.join(", ")
+            ));
+        }
+    }
+
+    /// A secret or a piece of configuration that is handed to a service.
+    fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<Mount>> {
+        let (name, target) = if said.is_object() {
+            (self.text(&said["source"])?, self.text(&said["target"])?)
+        } else {
+            (self.text(said)?, None)
+        };
+        let Some(name) = name else { return Ok(None) };
+        let target = Path::new(default).join(target.unwrap_or_else(|| name.clone()));
+        let (reader, said) = self.top_level(section, &name);
+        let source = if let Some(file) = reader.text(&said["file"])? {
+            let path = reader.path(&file);
+            self.shared.files.borrow_mut().insert(path.clone());
+            self.shared.needed.borrow_mut().insert(path.clone());
+            Source::Path(path)
+        } else if let Some(content) = reader.text(&said["content"])? {
+            Source::Text(content)
+        } else if let Some(variable) = said["environment"].as_str() {
+            Source::Text(reader.variables.get(variable).cloned().unwrap_or_default())
+        } else {
+            Source::Unknown("it is kept by Docker itself".into())
+        };
+        Ok(Some(Mount { target: lexically(&target), source }))
+    }
+
+    /// What the last document that speaks of it says of a volume, secret or configuration, and
+    /// whose words these are.
+    fn top_level(&self, section: &str, name: &str) -> (&Self, &Value) {
+        self.find_top_level(section, name).unwrap_or((self, &Value::Null))
+    }
+
+    fn find_top_level(&self, section: &str, name: &str) -> Option<(&Self, &Value)> {
+        let said = self.top.iter().rev().map(|document| &document[section][name]);
+        let own = said.into_iter().find(|said| !said.is_null()).map(|said| (self, said));
+        let included = self.included.iter().rev();
+        own.or_else(|| included.filter_map(|reader| reader.find_top_level(section, name)).next())
+    }
+
+    /// The variables of a file, if there is one.
+    fn environment_file(&self, path: &Path) -> Result<Option<Variables>> {
+        self.shared.files.borrow_mut().insert(path.to_owned());
+        let Some(text) = text(path)? else { return Ok(None) };
+        let mut found = Variables::new();
+        for (name, said) in assignments(&text) {
+            let value = match said {
+                Said::Literally(value) => value,
+                Said::ToExpand(value) => {
+                    let look =
+                        |name: &str, _| found.get(name).or(self.variables.get(name)).cloned();
+                    // A dollar sign that means nothing is itself here.
+                    self.expand_with(&value, &look).unwrap_or(value)
+                }
+            };
+            self.spend(value.len())?;
+            found.insert(name, value);
+        }
+        Ok(Some(found))
+    }
+
+    /// All texts of a list, or the one that stands for it.
+    fn texts(&self, said: &Value) -> Result<Vec<String>> {
+        let texts = one_or_more(said).iter().map(|said| self.text(said));
+        Ok(texts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// A text with variables, or a number or truth value as a text.
+    fn text(&self, said: &Value) -> Result<Option<String>> {
+        Ok(match said {
+            Value::String(text) => Some(self.expand(text)?),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Bool(value) => Some(value.to_string()),
+            _ => None,
+        })
+    }
+
+    fn expand(&self, text: &str) -> Result<String> {
+        let look = |name: &str, is_needed| {
+            let value = self.variables.get(name).cloned();
+            if value.is_none() && is_needed {
+                self.shared.unset.borrow_mut().insert(name.to_owned());
+            }
+            value
+        };
+        self.expand_with(text, &look)
+    }
+
+    fn expand_with(&self, text: &str, look: Look<'_>) -> Result<String> {
+        let expanded = expand(text, look, 0).map_err(odd)?;
+        self.spend(expanded.len())?;
+        Ok(expanded)
+    }
+
+    fn spend(&self, bytes: usize) -> Result<()> {
+        self.shared.expanded.set(self.shared.expanded.get().saturating_add(bytes));
+        if self.shared.expanded.get() > EXPANDED_BYTES_MAX {
+            return Err(odd(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes")));
+        }
+        Ok(())
+    }
+
+    fn path(&self, said: &str) -> PathBuf {
+        self.path_in(&self.dir, said)
+    }
+
+    /// A path as compose means it, on this machine.
+    fn path_in(&self, dir: &Path, said: &str) -> PathBuf {
+        let home = said.strip_prefix('~').map(|rest| format!("{HOME}{rest}"));
+        let path = PathBuf::from(home.as_deref().unwrap_or(said));
+        lexically(&if path.is_absolute() { below(self.place.root, &path) } else { dir.join(path) })
+    }
+}
+
+fn odd(reason: impl Into<String>) -> Error {
+    Error::Service { service: "compose file".into(), reason: reason.into() }
+}
+
+/// The elements of a list, or the one thing that stands for a list of it.
+fn one_or_more(said: &Value) -> &[Value] {
+    match said {
+        Value::Null => &[],
+        Value::Array(all) => all,
+        one => std::slice::from_ref(one),
+    }
+}

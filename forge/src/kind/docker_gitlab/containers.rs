@@ -1,0 +1,217 @@
+//! The containers of an instance: GitLab, PostgreSQL, Redis.
+
+use super::compose::{Compose, Place, Service, Source};
+use super::is_gitlab;
+use crate::error::{Error, Result};
+use crate::file;
+use crate::kind::{Site, into_container};
+use crate::plan::{Database, Phase, Plan};
+use crate::run::Command;
+use crate::service::postgres::{self, Server};
+use crate::service::redis::{self, Redis};
+use crate::service::{Password, Reach};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a question about a container may take.
+const QUESTION: Duration = Duration::from_secs(20);
+
+fn is_postgres(service: &Service) -> bool {
+    let repository = service.repository();
+    repository.ends_with("postgresql") || repository.rsplit('/').next() == Some("postgres")
+}
+
+fn is_redis(service: &Service) -> bool {
+    let name = service.repository().rsplit('/').next().unwrap_or_default();
+    ["redis", "valkey"].contains(&name) || name.ends_with("-redis")
+}
+
+/// The containers of an instance.
+pub struct Containers<'a> {
+    /// Whose they are.
+    pub site: &'a Site<'a>,
+    /// What is said of them.
+    pub compose: &'a Compose,
+}
+
+impl<'a> Containers<'a> {
+    fn all(&self) -> impl Iterator<Item = (&'a str, &'a Service)> {
+        let services = self.compose.services.iter();
+        services.filter_map(|(name, service)| Some((name.as_str(), service.as_ref().ok()?)))
+    }
+
+    /// The service that is GitLab.
+    pub fn gitlab(&self) -> Result<(&'a str, &'a Service)> {
+        let all: Vec<_> = self.all().filter(|(_, service)| is_gitlab(service)).collect();
+        // An image made from it counts only where the image itself is not there.
+        let by_image = all.iter().find(|(_, service)| service.repository().ends_with("gitlab"));
+        if let Some(found) = by_image.or(all.first()) {
+            return Ok(*found);
+        }
+        let mut reasons =
+            self.compose.services.values().filter_map(|service| service.as_ref().err());
+        let path = self.compose.path.clone();
+        Err(match reasons.next() {
+            Some(reason) => Error::Malformed { path, reason: reason.to_string() },
+            None => self.site.wrong(format!(
+                "{} has no service with an image sameersbn/gitlab; is it the right compose file?",
+                path.display()
+            )),
+        })
+    }
+
+    /// The service that a variable of GitLab's names, or the only one that does such a thing.
+    fn beside(
+        &self,
+        host: Option<&str>,
+        does: fn(&Service) -> bool,
+    ) -> Option<(&'a str, &'a Service)> {
+        let all: Vec<_> = self.all().filter(|(_, service)| does(service)).collect();
+        let is_named = |(name, service): &&(&str, &Service)| {
+            host.is_some_and(|host| *name == host || service.container.as_deref() == Some(host))
+        };
+        match (all.iter().find(is_named), host) {
+            (Some(found), _) => Some(*found),
+            // The name of another machine, not an alias of a container.
+            (None, Some(host)) if host.contains('.') => None,
+            (None, _) => all.first().copied().filter(|_| all.len() == 1),
+        }
+    }
+
+    /// What the container of a service is called: as it says, or as one of the versions of
+    /// compose would call it and docker knows it.
+    pub fn name_of(&self, service: &str, said: &Service, plan: &mut Plan) -> Result<String> {
+        if let Some(name) = &said.container {
+            return Ok(name.clone());
+        }
+        let projects = &self.compose.names;
+        let mut names: Vec<String> =
+            projects.iter().map(|project| format!("{project}-{service}-1")).collect();
+        names.extend(projects.iter().map(|project| format!("{project}_{service}_1")));
+        for name in &names {
+            let program = self.site.settings.docker.iter().map(String::as_str);
+            let words = program.chain(["inspect", "--format", "{{.Name}}", name]);
+            match Command::new(words).within(QUESTION).output(self.site.progress) {
+                Ok(_) => return Ok(name.clone()),
+                Err(Error::Failed { .. }) => {}
+                Err(error) if error.is_interrupted() => return Err(error),
+                Err(error) => {
+                    plan.notes.push(format!("containers could not be asked for: {error}"));
+                    return Ok(names[0].clone());
+                }
+            }
+        }
+        plan.notes.push(format!("service {service} has no container named {}", names.join(" or ")));
+        Ok(names[0].clone())
+    }
+
+    /// Says in the plan how the database server is reached.
+    pub fn postgres(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
+        let host = gitlab.variable("DB_HOST");
+        let mut server = Server::default();
+        let found = self.beside(host, is_postgres);
+        let of_server = found.and_then(|(_, service)| {
+            service.variable("POSTGRES_DB").or(service.variable("DB_NAME"))
+        });
+        let database = gitlab.variable("DB_NAME").or(of_server).unwrap_or("gitlabhq_production");
+        // The image of sameersbn takes a list.
+        let database = database.split(',').next().unwrap_or(database).trim();
+        if let Some((name, service)) = found {
+            let container = self.name_of(name, service, plan)?;
+            server.reach.into = into_container(self.site.settings, &container, postgres::VARIABLES);
+            // Inside, its own socket is open to the one who made the cluster.
+            server.role = Some(service.variable("POSTGRES_USER").unwrap_or("postgres").into());
+            server.password = ["POSTGRES_PASSWORD", "PG_PASSWORD"]
+                .into_iter()
+                .find_map(|name| secret_of(service, name));
+            for mount in &service.mounts {
+                if let Source::Path(path) = &mount.source
+                    && ["/var/lib/postgresql", "/bitnami/postgresql"]
+                        .iter()
+                        .any(|data| mount.target.starts_with(data))
+                {
+                    plan.leaves(path.clone(), "dumped from the running server");
+                }
+            }
+        } else if let Some(host) = host {
+            server.host = Some(host.into());
+            server.port =
+                gitlab.variable("DB_PORT").and_then(|port| port.parse().ok()).unwrap_or(5432);
+            server.role = gitlab.variable("DB_USER").map(str::to_owned);
+            server.password = secret_of(gitlab, "DB_PASS");
+            server.databases = Some(vec![database.to_owned()]);
+            plan.notes.push(format!(
+                "the database server is {host}, outside the compose file; its role needs to be \
+                 allowed to read roles as well"
+            ));
+        } else {
+            return Err(self.site.wrong(format!(
+                "{} does not say which service is PostgreSQL; say it: \
+                 postgres.container = \"NAME\", and DB_HOST for GitLab",
+                self.compose.path.display()
+            )));
+        }
+        plan.postgres = Some(server);
+        let (name, purpose) = (database.into(), "main".into());
+        plan.databases.push(Database { name, purpose, is_required: true });
+        Ok(())
+    }
+
+    /// Says in the plan how Redis is reached.
+    pub fn redis(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
+        let Some((name, service)) = self.beside(gitlab.variable("REDIS_HOST"), is_redis) else {
+            plan.notes.push(
+                "Redis is not in the compose file and is not saved; name it under `redis` if it \
+                 should be"
+                    .into(),
+            );
+            return Ok(());
+        };
+        let container = self.name_of(name, service, plan)?;
+        let into = into_container(self.site.settings, &container, redis::VARIABLES);
+        let option = service.command.iter().position(|word| word == "--requirepass");
+        let of_command = option.and_then(|at| service.command.get(at + 1));
+        let password = secret_of(service, "REDIS_PASSWORD")
+            .or_else(|| of_command.map(|password| Password(password.clone())));
+        plan.redis =
+            Some(Redis { reach: Reach { into, ..Reach::default() }, password, ..Redis::default() });
+        // The image of sameersbn has its data elsewhere than Redis's own.
+        let dir = if service.repository().ends_with("sameersbn/redis") {
+            "/var/lib/redis"
+        } else {
+            "/data"
+        };
+        match service.place(Path::new(dir)) {
+            Some(Place::Here(dir)) => {
+                let part =
+                    plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+                part.phase = Phase::Saves;
+                part.paths.push(dir.join("appendonlydir"));
+                part.paths.push(dir.join("appendonly.aof"));
+                plan.leaves(dir, "of it only what Redis saves is taken");
+            }
+            Some(Place::Nowhere(reason)) => {
+                plan.notes.push(format!("redis: {reason}; its data are not copied"));
+            }
+            Some(Place::Memory) | None => plan.notes.push(format!(
+                "redis: no volume is at {dir}, where the image keeps its data; they are not copied"
+            )),
+        }
+        Ok(())
+    }
+}
+
+/// A password among the variables, or in the file that one names.
+fn secret_of(service: &Service, name: &str) -> Option<Password> {
+    if let Some(value) = service.variable(name) {
+        return Some(Password(value.to_owned()));
+    }
+    let file = Path::new(service.variable(&format!("{name}_FILE"))?);
+    let mount = service.mounts.iter().rev().find(|mount| mount.target == file)?;
+    let text = match &mount.source {
+        Source::Path(path) => file::text(path).ok().flatten()?,
+        Source::Text(text) => text.clone(),
+        Source::Memory | Source::Unknown(_) => return None,
+    };
+    Some(Password(text.trim_end().to_owned()))
+}

@@ -1,0 +1,109 @@
+//! Which compose file it is.
+
+use super::compose::{NAMES, Service};
+use super::is_gitlab;
+use crate::error::Result;
+use crate::file;
+use crate::kind::{Site, below};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+/// The compose files of the settings, or the only one that is found.
+pub fn chosen(site: &Site<'_>) -> Result<Vec<PathBuf>> {
+    let said = site.settings.compose.iter().map(|path| {
+        let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
+        in_dir.unwrap_or_else(|| path.clone())
+    });
+    let said: Vec<PathBuf> = said.collect();
+    if !said.is_empty() {
+        return Ok(said);
+    }
+    let found = compose_files(&site.settings.root);
+    match found.len() {
+        1 => Ok(found),
+        0 => Err(site.wrong(
+            "no compose file with an image sameersbn/gitlab was found; \
+             say where it is: compose = \"/…/docker-compose.yml\"",
+        )),
+        _ => Err(site.wrong(format!(
+            "several compose files have an image sameersbn/gitlab ({}); \
+             say which it is: compose = \"…\"",
+            listed(&found)
+        ))),
+    }
+}
+
+/// Lines of a configuration that say which compose file it is.
+pub fn proposed(root: &Path) -> Vec<String> {
+    let found = compose_files(root);
+    let Some((first, others)) = found.split_first() else { return Vec::new() };
+    let mut lines = Vec::new();
+    if !others.is_empty() {
+        lines.push(format!(
+            "# This GitLab is in {} as well; keep the one that runs.",
+            listed(others)
+        ));
+    }
+    lines.push(format!("compose = {:?}", first.display().to_string()));
+    lines
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let shown: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    shown.join(", ")
+}
+
+/// Where compose files are looked for, and how far below.
+const PLACES: &[(&str, usize)] =
+    &[("/srv", 4), ("/opt", 4), ("/root", 3), ("/home", 4), ("/app", 3), ("/etc", 2)];
+/// Directories that are looked into at most.
+const DIRS_MAX: usize = 5000;
+/// Entries of one directory that are looked at.
+const ENTRIES_MAX: usize = 500;
+
+/// Compose files with this GitLab, in the usual places; what is near the top comes first.
+pub fn compose_files(root: &Path) -> Vec<PathBuf> {
+    let places = PLACES.iter().map(|(place, depth)| (below(root, Path::new(place)), *depth));
+    let mut queue: VecDeque<(PathBuf, usize)> = places.collect();
+    let mut found = Vec::new();
+    for _ in 0..DIRS_MAX {
+        let Some((dir, depth)) = queue.pop_front() else { break };
+        let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+        found.extend(here.filter(|path| {
+            file::text(path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
+        }));
+        if depth > 0 {
+            queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
+        }
+    }
+    found
+}
+
+/// Directories in one; no links, and none that is hidden.
+fn dirs_in(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().take(ENTRIES_MAX).flatten();
+    let dirs = entries.filter(|entry| {
+        let is_shown = entry.file_name().to_str().is_some_and(|name| !name.starts_with('.'));
+        is_shown && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    });
+    let mut dirs: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
+    dirs.sort();
+    dirs
+}
+
+/// Whether a line names the image.
+fn has_gitlab(text: &str) -> bool {
+    let image = |line: &str| {
+        let line = line.split(" #").next().unwrap_or_default();
+        let (before, image) = line.split_once("image:")?;
+        (!before.trim_start().starts_with('#')).then(|| image.to_owned())
+    };
+    let is_end = |c: char| c.is_whitespace() || ",\"'{}".contains(c);
+    text.lines().filter_map(image).any(|image| {
+        image.split(is_end).any(|word| {
+            // What a variable is by default.
+            let word = word.rsplit(":-").next().unwrap_or(word);
+            is_gitlab(&Service { image: Some(word.to_owned()), ..Service::default() })
+        })
+    })
+}

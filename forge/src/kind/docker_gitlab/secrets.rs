@@ -1,0 +1,99 @@
+//! The keys that decrypt the database: variables, and files of them.
+
+use super::compose::{Compose, Place, Service, Source};
+use super::variables::assignments;
+use crate::check::{Check, Verdict};
+use crate::copy::{Copy, shown};
+use crate::error::Result;
+use crate::file;
+use crate::plan::Plan;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Files of assignments that the container reads before anything else.
+const HANDED: [&str; 2] = ["/run/secrets/gitlab-secrets", "/gitlab-configs"];
+
+/// Keys without which the database cannot be decrypted, and the version of GitLab that began
+/// to need them.
+pub const SECRETS: &[(&str, (u32, u32))] = &[
+    ("GITLAB_SECRETS_DB_KEY_BASE", (0, 0)),
+    ("GITLAB_SECRETS_SECRET_KEY_BASE", (0, 0)),
+    ("GITLAB_SECRETS_OTP_KEY_BASE", (0, 0)),
+    ("GITLAB_SECRETS_ENCRYPTED_SETTINGS_KEY_BASE", (17, 0)),
+    ("GITLAB_SECRETS_ACTIVE_RECORD_ENCRYPTION_PRIMARY_KEY", (17, 8)),
+    ("GITLAB_SECRETS_ACTIVE_RECORD_ENCRYPTION_DETERMINISTIC_KEY", (17, 8)),
+    ("GITLAB_SECRETS_ACTIVE_RECORD_ENCRYPTION_KEY_DERIVATION_SALT", (17, 8)),
+];
+
+/// Says in the plan where the keys are: each has to be somewhere where it is backed up.
+pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
+    let mut places = BTreeSet::from([compose.path.clone()]);
+    let mut set: BTreeSet<String> = gitlab
+        .environment
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, _)| name.clone())
+        .collect();
+    for handed in HANDED.map(Path::new) {
+        let mount = gitlab.mounts.iter().rev().find(|mount| mount.target == handed);
+        // It may be in a directory that is mounted.
+        let text = match (mount.map(|mount| &mount.source), gitlab.place(handed)) {
+            (Some(Source::Text(text)), _) => Some(text.clone()),
+            (_, Some(Place::Here(path))) if mount.is_some() || path.is_file() => {
+                let text = file::text(&path).ok().flatten();
+                places.insert(path);
+                text
+            }
+            _ => None,
+        };
+        let said = assignments(text.as_deref().unwrap_or_default());
+        set.extend(
+            said.into_iter().filter(|(_, said)| !said.text().is_empty()).map(|(name, _)| name),
+        );
+    }
+    let version = plan.product.version_numbers();
+    let is_needed = |since| version.is_none_or(|version| version >= since);
+    let missing: Vec<&str> = SECRETS
+        .iter()
+        .filter(|(name, since)| is_needed(*since) && !set.contains(*name))
+        .map(|(name, _)| *name)
+        .collect();
+    if missing.is_empty() {
+        let mut places = places.into_iter();
+        let first = places.next().unwrap_or_default();
+        let part = plan.needs("secrets", "keys that decrypt what the database holds", first);
+        part.paths.extend(places);
+        return;
+    }
+    plan.lacks(
+        "secrets",
+        format!(
+            "{} in the environment of the GitLab container or in {}; write them into .env beside \
+             the compose file, or name the file that has them: parts.secrets.path",
+            missing.join(", "),
+            HANDED.join(", ")
+        ),
+    );
+}
+
+/// Whether all files that have keys are in the copy. That a key is in none of them, the part
+/// itself says.
+pub fn check(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
+    let part = plan.parts.iter().find(|part| part.name == "secrets");
+    let paths = part.map(|part| part.paths.as_slice()).unwrap_or_default();
+    if paths.is_empty() {
+        let text = "not all keys that decrypt the database are in files that are copied";
+        return Ok(Check::new("secrets", Verdict::Warning, text));
+    }
+    let seen = copy.look(paths)?;
+    let absent = paths.iter().zip(seen).filter(|(_, seen)| seen.is_none());
+    let absent: Vec<String> = absent.map(|(path, _)| shown(path)).collect();
+    if absent.is_empty() {
+        return Ok(Check::ok(
+            "secrets",
+            "the files with the keys that decrypt the database are there",
+        ));
+    }
+    let text = "files with keys that decrypt the database are not in the copy";
+    Ok(Check::new("secrets", Verdict::Failed, text).with_examples(absent))
+}

@@ -1,0 +1,224 @@
+//! Where directories are.
+
+use super::*;
+
+/// A project with these lines for the environment and the volumes of GitLab.
+fn project(environment: &[&str], volumes: &[&str]) -> Machine {
+    let list =
+        |lines: &[&str]| lines.iter().map(|line| format!("    - \"{line}\"\n")).collect::<String>();
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/compose.yml",
+        &format!(
+            "services:\n  postgresql: {{image: 'postgres:14'}}\n  gitlab:\n    \
+             image: sameersbn/gitlab:8.0.0\n    environment:\n    - A=a\n{}    volumes:\n{}",
+            list(environment),
+            list(volumes)
+        ),
+    );
+    let keys = "K=1\n";
+    machine.write("/srv/git/.env", keys);
+    machine
+}
+
+/// What is missing but the keys, which are not what this is about.
+fn gaps(plan: &Plan) -> Vec<&str> {
+    lacking(plan).into_iter().filter(|part| *part != "secrets").collect()
+}
+
+fn looked_for<'p>(plan: &'p Plan, part: &str) -> &'p str {
+    let absent = plan.lacking.iter().find(|absent| absent.part == part);
+    &absent.expect("it is missing").looked_for
+}
+
+fn is_noted(plan: &Plan, words: &str) -> bool {
+    plan.notes.iter().any(|note| note.contains(words))
+}
+
+#[test]
+fn what_is_mounted_inside_a_part_belongs_to_it() {
+    let machine = project(
+        &[],
+        &[
+            "/srv/data:/home/git/data",
+            "/mnt/hashed:/home/git/data/repositories/@hashed",
+            "/mnt/one:/home/git/data/repositories/@hashed/6b",
+            "/mnt/pools:/home/git/data/repositories/@pools",
+            "/mnt/gone:/home/git/data/uploads/-/system",
+            "/mnt/reg:/home/git/data/shared/registry/docker",
+            "/mnt/cache:/home/git/data/shared/cache/big",
+            "/mnt/own:/opt/own",
+            "/home/git/data/shared/artifacts/tmp",
+            "/mnt/lfs:/home/git/data/shared/lfs-objects",
+            "/etc/localtime:/etc/localtime:ro",
+        ],
+    );
+    for dir in ["hashed", "one", "pools", "reg", "cache", "own", "lfs"] {
+        machine.make(&format!("/mnt/{dir}"));
+    }
+    let plan = machine.plan("/srv/git");
+    let repositories = ["/srv/data/repositories", "/mnt/hashed", "/mnt/one"];
+    assert_eq!(machine.paths(&plan, "repositories"), repositories);
+    assert_eq!(machine.paths(&plan, "repositories-pools"), ["/mnt/pools"]);
+    assert_eq!(machine.paths(&plan, "registry"), ["/srv/data/shared/registry", "/mnt/reg"]);
+    assert_eq!(machine.paths(&plan, "lfs"), ["/mnt/lfs"]);
+    assert!(plan.left_out.iter().any(|left| left.path == machine.path("/mnt/cache")));
+    assert!(is_noted(&plan, "mounted at /opt/own, is not known"), "{:?}", plan.notes);
+    assert!(!is_noted(&plan, "localtime"), "{:?}", plan.notes);
+    // A disk that is not there, and a volume that only Docker knows.
+    assert_eq!(gaps(&plan), ["uploads", "artifacts"], "{:?}", plan.lacking);
+    assert!(looked_for(&plan, "uploads").contains("/mnt/gone"));
+    assert!(looked_for(&plan, "artifacts").contains("parts.artifacts.path"));
+
+    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    for (seen, expected) in [
+        ("/srv/data/repositories/@hashed/ab/c.git", "/mnt/hashed/ab/c.git"),
+        ("/srv/data/repositories/@hashed/6b/c.git", "/mnt/one/c.git"),
+        ("/srv/data/repositories/@pools/a.git", "/mnt/pools/a.git"),
+        ("/srv/data/repositories/@hashes", "/srv/data/repositories/@hashes"),
+        ("/srv/data/shared/registry/docker", "/mnt/reg"),
+    ] {
+        assert_eq!(copy.place(&machine.path(seen)), machine.path(expected));
+    }
+    machine.write("/mnt/one/86.git/HEAD", "");
+    let seen = machine.path("/srv/data/repositories/@hashed/6b/86.git/HEAD");
+    assert!(copy.has(&seen).expect("looks"));
+}
+
+#[test]
+fn what_a_mount_hides_is_not_gitlabs() {
+    let machine =
+        project(&[], &["/srv/data:/home/git/data", "/mnt/git:/home/git/data/repositories"]);
+    machine.make("/srv/data/repositories").make("/srv/data/other").make("/mnt/git");
+    let plan = machine.plan("/srv/git");
+    assert_eq!(machine.paths(&plan, "repositories"), ["/mnt/git"]);
+    let hidden = machine.path("/srv/data/repositories");
+    let left = plan.left_out.iter().find(|left| left.path == hidden).expect("left out");
+    assert!(left.reason.contains("hidden"));
+    assert!(is_noted(&plan, "/srv/data/other is not known"), "{:?}", plan.notes);
+}
+
+#[test]
+fn variables_move_data() {
+    let machine = project(
+        &[
+            "GITLAB_DATA_DIR=/data",
+            "GITLAB_UPLOADS_STORAGE_PATH=/public/",
+            "GITLAB_BACKUP_DIR=/data/archives",
+            "GITLAB_SHARED_DIR=/shared",
+            "GITLAB_LFS_OBJECTS_DIR=/lfs",
+            "GITLAB_PACKAGES_DIR=shared/packages",
+            "GITLAB_TERRAFORM_STATE_STORAGE_PATH=/state",
+        ],
+        &["/srv/data:/data", "/srv/public:/public", "/srv/shared:/shared", "/srv/lfs:/lfs"],
+    );
+    machine.write("/srv/data/tmp/VERSION", "8.0.1\n");
+    let plan = machine.plan("/srv/git");
+    let at = |part| machine.paths(&plan, part).join(" ");
+    assert_eq!(at("repositories"), "/srv/data/repositories");
+    assert_eq!(at("uploads"), "/srv/public/uploads");
+    assert_eq!(at("artifacts"), "/srv/shared/artifacts");
+    assert_eq!(at("packages"), "/srv/shared/packages");
+    assert_eq!(at("lfs"), "/srv/lfs");
+    assert_eq!(at("ssh-host-keys"), "/srv/data/ssh");
+    assert!(plan.left_out.iter().any(|left| left.path == machine.path("/srv/data/archives")));
+    assert!(is_noted(&plan, "8.0.1"), "{:?}", plan.notes);
+    // Said, and gone with the container.
+    assert_eq!(gaps(&plan), ["terraform-state"]);
+    assert!(looked_for(&plan, "terraform-state").contains("no volume"));
+
+    // The image's own link of uploads goes where it always went.
+    let machine = project(
+        &["GITLAB_DATA_DIR=/data"],
+        &["/srv/data:/data", "/srv/old:/home/git/data", "/srv/git:/home/git/data/repositories"],
+    );
+    machine.make("/srv/git");
+    let plan = machine.plan("/srv/git");
+    assert_eq!(machine.paths(&plan, "uploads"), ["/srv/data/uploads", "/srv/old/uploads"]);
+    let machine = project(
+        &["GITLAB_UPLOADS_STORAGE_PATH=/home/git/gitlab/public"],
+        &["/srv/data:/home/git/data"],
+    );
+    let plan = machine.plan("/srv/git");
+    assert_eq!(machine.paths(&plan, "uploads"), ["/srv/data/uploads"]);
+    assert_eq!(gaps(&plan), [""; 0]);
+}
+
+#[test]
+fn every_directory_may_be_a_volume_of_its_own() {
+    let machine = project(
+        &[],
+        &["./repositories:/home/git/data/repositories", "./uploads:/home/git/data/uploads"],
+    );
+    let plan = machine.plan("/srv/git");
+    assert_eq!(machine.paths(&plan, "repositories"), ["/srv/git/repositories"]);
+    assert_eq!(gaps(&plan), ["artifacts", "lfs", "ssh-host-keys"]);
+}
+
+#[test]
+fn a_volume_may_be_a_part_of_another_one_and_keys_in_a_directory() {
+    let machine = project(&[], &["./secrets:/run/secrets:ro"]);
+    let file = machine.path("/srv/git/compose.yml");
+    let text = std::fs::read_to_string(&file).expect("reads");
+    let volume = "    - {type: volume, source: all, target: /home/git/data, volume: {subpath: git}}\n\
+                  volumes: {all: {name: all}}\n";
+    std::fs::write(&file, text + volume).expect("writes");
+    let keys = ["DB_KEY_BASE", "SECRET_KEY_BASE", "OTP_KEY_BASE"];
+    let keys: String = keys.iter().map(|key| format!("GITLAB_SECRETS_{key}=k\n")).collect();
+    machine.write("/srv/git/secrets/gitlab-secrets", &keys);
+    let plan = machine.plan("/srv/git");
+    let data = "/var/lib/docker/volumes/all/_data/git/uploads";
+    assert_eq!(machine.paths(&plan, "uploads"), [data]);
+    let file = "/srv/git/secrets/gitlab-secrets".to_owned();
+    assert!(machine.paths(&plan, "secrets").contains(&file));
+    assert_eq!(lacking(&plan), [""; 0], "{:?}", plan.lacking);
+}
+
+#[test]
+fn what_is_in_an_object_store_is_always_said() {
+    let machine = project(
+        &[
+            "GITLAB_LFS_OBJECT_STORE_ENABLED=True",
+            "GITLAB_ARTIFACTS_OBJECT_STORE_ENABLED=true",
+            "GITLAB_PACKAGES_OBJECT_STORE_ENABLED=false",
+            "GITLAB_DEPENDENCY_PROXY_OBJECT_STORE_ENABLED=true",
+        ],
+        &["/srv/data:/home/git/data"],
+    );
+    machine.make("/srv/data/shared/lfs-objects");
+    let plan = machine.plan("/srv/git");
+    assert!(is_noted(&plan, "lfs: it is in an object store"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "data/shared/lfs-objects is"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "artifacts: it is in an object store"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "dependency-proxy: it is in an object store"), "{:?}", plan.notes);
+    assert!(!is_noted(&plan, "packages: "), "{:?}", plan.notes);
+    let lfs = plan.parts.iter().find(|part| part.name == "lfs").expect("what is left");
+    assert!(!lfs.is_required);
+    assert!(plan.parts.iter().all(|part| part.name != "artifacts"));
+}
+
+#[test]
+fn a_volume_from_elsewhere_has_a_way_out() {
+    let machine = project(&[], &["nfs:/home/git/data"]);
+    let text = std::fs::read_to_string(machine.path("/srv/git/compose.yml")).expect("reads");
+    let volume =
+        "volumes:\n  nfs:\n    driver_opts: {type: nfs, o: 'addr=nas,rw', device: ':/git'}\n";
+    machine.write("/srv/git/compose.yml", &(text + volume));
+    let plan = machine.plan("/srv/git");
+    let said = looked_for(&plan, "repositories");
+    for words in ["nfs", ":/git", "parts.repositories.path"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // All of it are data, as far as anybody can tell.
+    assert!(lacking(&plan).contains(&"packages"), "{:?}", plan.lacking);
+
+    let named = "docker = ['true']\nparts.repositories.path = '/mnt/nfs/repositories'";
+    let plan = machine.try_plan("/srv/git", named).expect("a plan");
+    assert!(!lacking(&plan).contains(&"repositories"));
+    let paths = |part: &str| plan.parts.iter().find(|found| found.name == part).map(|p| &p.paths);
+    assert_eq!(paths("repositories"), Some(&vec![PathBuf::from("/mnt/nfs/repositories")]));
+    let pools = Some(vec![PathBuf::from("/mnt/nfs/repositories/@pools")]);
+    assert_eq!(paths("repositories-pools").cloned(), pools);
+    let part = plan.parts.iter().find(|part| part.name == "repositories").expect("a part");
+    assert_eq!(part.phase, crate::plan::Phase::Repositories);
+}

@@ -1,0 +1,170 @@
+//! Which files make up a project, and which project it is.
+
+use super::*;
+
+const DB: &str = "services:\n  db: {image: 'postgres:15'}\n";
+
+fn notes(plan: &Plan) -> String {
+    plan.notes.join("\n")
+}
+
+#[test]
+fn several_files_are_taken_together() {
+    let machine = Machine::new();
+    machine.write("/srv/git/base.yml", DB);
+    machine.write(
+        "/srv/git/more/gitlab.yml",
+        "services:\n  gitlab:\n    image: sameersbn/gitlab:16.0.0\n    \
+         volumes: ['./data:/home/git/data']\n",
+    );
+    machine.write("/srv/git/last.yml", "services: {gitlab: {image: 'sameersbn/gitlab:16.1.0'}}\n");
+    let settings = format!(
+        "kind = 'docker-gitlab'\nroot = '{0}'\ndocker = ['true']\n\
+         compose = ['{0}/srv/git/base.yml', '{0}/srv/git/more/gitlab.yml', '{0}/srv/git/last.yml']",
+        machine.root().display()
+    );
+    let plan = machine.plan_of(&settings).expect("a plan");
+    assert_eq!(plan.product.version.as_deref(), Some("16.1.0"));
+    // Relative to the first.
+    assert_eq!(machine.paths(&plan, "uploads"), ["/srv/git/data/uploads"]);
+    let files = machine.paths(&plan, "compose");
+    for file in ["base.yml", "more/gitlab.yml", "last.yml"] {
+        assert!(files.contains(&format!("/srv/git/{file}")), "{files:?}");
+    }
+    let wrong: Result<Settings, _> = toml::from_str("kind = 'docker-gitlab'\ncompose = 1");
+    assert!(wrong.expect_err("a number").to_string().contains("a path or a list of paths"));
+}
+
+#[test]
+fn what_is_included_belongs_to_the_project() {
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/compose.yml",
+        "include:\n- db/compose.yml\n- path: [parts/gitlab.yml, parts/override.yml]\n  \
+         env_file: parts/own.env\n  project_directory: parts\n\
+         services:\n  gitlab: {environment: [B=of main]}\n",
+    );
+    machine.write("/srv/git/.env", "TAG=16.2.0\n");
+    machine.write("/srv/git/db/compose.yml", DB);
+    machine.write(
+        "/srv/git/parts/gitlab.yml",
+        "services:\n  gitlab:\n    image: sameersbn/gitlab:${TAG}\n    environment: ['A=${A}', B=b]\n    \
+         secrets: [gitlab-secrets]\n    volumes: ['data:/home/git/data', './certs:/home/git/data/certs']\n\
+         secrets: {gitlab-secrets: {file: ./keys}}\nvolumes: {data: }\n",
+    );
+    machine.write("/srv/git/parts/override.yml", "services: {gitlab: {container_name: forge}}\n");
+    machine.write("/srv/git/parts/own.env", "A=of own\nTAG=1\n");
+    machine.write("/srv/git/parts/keys", "export GITLAB_SECRETS_DB_KEY_BASE=k\n");
+    let compose = machine.read("/srv/git/compose.yml");
+    let gitlab = compose.services["gitlab"].as_ref().expect("reads");
+    assert_eq!(gitlab.image.as_deref(), Some("sameersbn/gitlab:16.2.0"));
+    assert_eq!(gitlab.container.as_deref(), Some("forge"));
+    assert_eq!((gitlab.variable("A"), gitlab.variable("B")), (Some("of own"), Some("of main")));
+    let plan = machine.plan("/srv/git");
+    let data = "/var/lib/docker/volumes/git_data/_data/uploads";
+    assert_eq!(machine.paths(&plan, "uploads"), [data]);
+    assert!(machine.paths(&plan, "certs")[0].ends_with("/srv/git/parts/certs"));
+    let files = machine.paths(&plan, "compose");
+    for file in ["db/compose.yml", "parts/override.yml", "parts/own.env", "parts/keys"] {
+        assert!(files.contains(&format!("/srv/git/{file}")), "{file}: {files:?}");
+    }
+
+    let told = |include: &str| {
+        machine.write("/srv/git/compose.yml", &format!("include: {include}\n{DB}"));
+        machine.try_plan("/srv/git", "docker = ['true']").expect_err("wrong").to_string()
+    };
+    assert!(told("[none.yml]").contains("none.yml"));
+    let error = told("['https://example.com/git.git#main']");
+    assert!(error.contains("example.com") && error.contains("not on this machine"), "{error}");
+    assert!(told("[compose.yml]").contains("without an end"));
+    assert!(told("[compose.yml, compose.yml, {path: compose.yml}]").contains("without an end"));
+}
+
+#[test]
+fn the_name_of_the_project_may_be_said() {
+    let machine = Machine::new();
+    machine.write("/srv/Git/compose.yml", OWN);
+    machine.make("/var/lib/docker/volumes/forge_gitlab-data/_data");
+    machine.make("/var/lib/docker/volumes/forge_other/_data");
+    let plan = machine.plan("/srv/Git");
+    let notes = notes(&plan);
+    assert!(notes.contains("no volume git_gitlab-data, but forge_gitlab-data"), "{notes}");
+    assert!(notes.contains("project = \"forge\""), "{notes}");
+    assert!(!notes.contains("forge_other"), "{notes}");
+
+    let plan = machine.try_plan("/srv/Git", "docker = ['true']\nproject = 'forge'");
+    let plan = plan.expect("a plan");
+    let data = "/var/lib/docker/volumes/forge_gitlab-data/_data/uploads";
+    assert_eq!(machine.paths(&plan, "uploads"), [data]);
+    assert_eq!(supervisor(&plan).writers, ["forge-gitlab-1"]);
+    assert!(!plan.notes.join("\n").contains("but forge_gitlab-data"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_file_that_compose_needs_is_needed() {
+    let machine = Machine::new();
+    let text = |required: &str| {
+        format!(
+            "services:\n  db: {{image: postgres}}\n  gitlab:\n    image: sameersbn/gitlab:8.0.0\n    \
+             env_file: [{{path: secrets.env{required}}}]\n    volumes: ['./data:/home/git/data']\n"
+        )
+    };
+    machine.write("/srv/git/compose.yml", &text(""));
+    let plan = machine.plan("/srv/git");
+    assert_eq!(lacking(&plan), ["compose", "secrets"]);
+    assert!(plan.lacking[0].looked_for.contains("/srv/git/secrets.env"), "{:?}", plan.lacking);
+    machine.write("/srv/git/compose.yml", &text(", required: false"));
+    let plan = machine.plan("/srv/git");
+    assert_eq!(lacking(&plan), ["secrets"]);
+    assert!(notes(&plan).contains("secrets.env"), "{}", notes(&plan));
+}
+
+#[test]
+fn keys_of_a_shell_are_nowhere() {
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/compose.yml",
+        "services:\n  db: {image: postgres}\n  gitlab:\n    image: sameersbn/gitlab:8.0.0\n    \
+         environment:\n    - GITLAB_SECRETS_DB_KEY_BASE\n    - GITLAB_SECRETS_OTP_KEY_BASE=${OTP}\n    \
+         - GITLAB_SECRETS_SECRET_KEY_BASE=k\n    volumes: ['./data:/home/git/data']\n",
+    );
+    let plan = machine.plan("/srv/git");
+    assert_eq!(lacking(&plan), ["secrets"]);
+    let said = &plan.lacking[0].looked_for;
+    assert!(said.contains("DB_KEY_BASE") && said.contains("OTP_KEY_BASE"), "{said}");
+    assert!(!said.contains("SECRET_KEY_BASE "), "{said}");
+}
+
+#[test]
+fn what_is_proposed_is_accepted() {
+    let machine = Machine::new();
+    let text = "services:\n  db: {image: postgres}\n  git:\n    image: sameersbn/gitlab:17.8.2 # pinned\n    \
+                volumes: ['./data:/home/git/data']\n";
+    machine.write("/srv/forge/docker-compose.yml", text);
+    let root = machine.root();
+    assert!(DockerGitlab.detect(&root).is_some());
+    machine.write("/srv/old/compose.yml", text);
+    machine.write("/srv/not/compose.yml", "#    image: sameersbn/gitlab:1\n");
+    let lines = DockerGitlab.propose(&root);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("# ") && lines[0].contains("/srv/old/compose.yml"), "{lines:?}");
+    let settings = format!(
+        "kind = 'docker-gitlab'\nroot = '{}'\ndocker = ['true']\n{}",
+        root.display(),
+        lines.join("\n")
+    );
+    let plan = machine.plan_of(&settings).expect("a plan");
+    assert_eq!(machine.paths(&plan, "compose"), ["/srv/forge/docker-compose.yml"]);
+
+    for (image, is_one) in [
+        ("image: \"sameersbn/gitlab:1\" # one", true),
+        ("git: {image: sameersbn/gitlab:1}", true),
+        ("image: ${IMAGE:-sameersbn/gitlab:1}", true),
+        ("image: nginx # before sameersbn/gitlab:1", false),
+        ("image: sameersbn/gitlab-runner:1", false),
+    ] {
+        let machine = Machine::new();
+        machine.write("/srv/a/compose.yml", image);
+        assert_eq!(DockerGitlab.detect(&machine.root()).is_some(), is_one, "{image}");
+    }
+}

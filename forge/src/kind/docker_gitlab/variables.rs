@@ -1,0 +1,181 @@
+//! Assignments of variables, and texts that have variables in them, as compose reads them.
+
+/// How deep texts nest.
+const DEPTH_MAX: usize = 16;
+/// Bytes that all variables may become where they are used: a few lines can say petabytes.
+pub const EXPANDED_BYTES_MAX: usize = 16 << 20;
+
+/// The value of an assignment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// As it is.
+    Literally(String),
+    /// With variables in it.
+    ToExpand(String),
+}
+
+impl Said {
+    /// The text of it.
+    pub fn text(&self) -> &str {
+        match self {
+            Said::Literally(text) | Said::ToExpand(text) => text,
+        }
+    }
+}
+
+/// The assignments in a file of environment, or of the shell where it is no more than such.
+pub fn assignments(text: &str) -> Vec<(String, Said)> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == '\u{feff}');
+        if rest.is_empty() {
+            return found;
+        }
+        let line = rest.split('\n').next().unwrap_or_default();
+        let after_line = &rest[line.len()..];
+        let Some((name, _)) = line.split_once('=').filter(|_| !line.starts_with('#')) else {
+            rest = after_line;
+            continue;
+        };
+        let value = &rest[name.len() + 1..];
+        let value = value.trim_start_matches([' ', '\t']);
+        let name = name.trim();
+        let name = name.strip_prefix("export ").unwrap_or(name).trim();
+        let said;
+        (said, rest) = match value.chars().next() {
+            Some(quote @ ('\'' | '"')) => match quoted(&value[1..], quote) {
+                Some((inner, after)) => {
+                    let said =
+                        if quote == '"' { Said::ToExpand(inner) } else { Said::Literally(inner) };
+                    // What follows on the same line is a comment.
+                    (said, after.find('\n').map_or("", |at| &after[at..]))
+                }
+                // A quote that does not end is a character like any other.
+                None => bare(value),
+            },
+            _ => bare(value),
+        };
+        found.push((name.to_owned(), said));
+    }
+}
+
+/// A value without quotes, to the end of its line, and what follows.
+fn bare(value: &str) -> (Said, &str) {
+    let line = value.split('\n').next().unwrap_or_default();
+    let comment = line.find(" #").or_else(|| line.find("\t#")).unwrap_or(line.len());
+    (Said::ToExpand(line[..comment].trim().to_owned()), &value[line.len()..])
+}
+
+/// The text up to a quote, and what follows it.
+fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
+    let mut inner = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            c if c == quote => return Some((inner, &text[at + c.len_utf8()..])),
+            '\\' if quote == '"' => match chars.next()?.1 {
+                'n' => inner.push('\n'),
+                't' => inner.push('\t'),
+                'r' => inner.push('\r'),
+                '$' => inner.push_str("$$"),
+                other => inner.push(other),
+            },
+            c => inner.push(c),
+        }
+    }
+    None
+}
+
+/// Gives the value of a variable, and is told whether nothing is said for the case that it
+/// has none.
+pub type Look<'a> = &'a dyn Fn(&str, bool) -> Option<String>;
+
+/// A text with its variables filled in; an error says what is wrong with it and nothing of
+/// their values.
+pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
+    if depth > DEPTH_MAX {
+        return Err("variables nest too deep".into());
+    }
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        expanded.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix('{') {
+            let end = closing(after).ok_or("a `${` without a `}`")?;
+            expanded.push_str(&braced(&after[..end], look, depth)?);
+            rest = &after[end + 1..];
+        } else {
+            let len = name_len(rest);
+            if len == 0 {
+                return Err("a `$` that begins no variable; `$$` stands for itself".into());
+            }
+            expanded.push_str(&look(&rest[..len], true).unwrap_or_default());
+            rest = &rest[len..];
+        }
+        if expanded.len() > EXPANDED_BYTES_MAX {
+            return Err(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes"));
+        }
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+/// Length of the name that a text begins with.
+fn name_len(text: &str) -> usize {
+    let is_of_name = |(at, c): (usize, char)| {
+        c == '_' || c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit())
+    };
+    text.char_indices().find(|&next| !is_of_name(next)).map_or(text.len(), |(at, _)| at)
+}
+
+/// Where the brace ends that was opened before the text.
+fn closing(text: &str) -> Option<usize> {
+    let mut open = 1;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            // Only those of variables nest.
+            b'{' if at > 0 && text.as_bytes()[at - 1] == b'$' => open += 1,
+            b'}' => open -= 1,
+            _ => {}
+        }
+        if open == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// What is within `${` and `}`: a name, and what to do if it has no value, or has one.
+fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
+    let len = name_len(inner);
+    let (name, rest) = inner.split_at(len);
+    if name.is_empty() {
+        return Err("a `${` that no name follows".into());
+    }
+    if rest.is_empty() {
+        return Ok(look(name, true).unwrap_or_default());
+    }
+    // With a colon, an empty value counts as none.
+    let (counts_empty, operation) = match rest.strip_prefix(':') {
+        Some(operation) => (false, operation),
+        None => (true, rest),
+    };
+    let mut word = operation.chars();
+    let operator = word.next().unwrap_or_default();
+    let value = look(name, false).filter(|value| counts_empty || !value.is_empty());
+    match (operator, value) {
+        ('-' | '?', Some(value)) => Ok(value),
+        ('+', None) => Ok(String::new()),
+        ('-', None) | ('+', Some(_)) => expand(word.as_str(), look, depth + 1),
+        ('?', None) => Err(format!(
+            "{name} has no value, which the file demands; if it comes from the shell, \
+             write it into .env beside the file, so that it is backed up as well"
+        )),
+        _ => Err(format!("`${{{name}` is followed by something that compose does not know")),
+    }
+}
