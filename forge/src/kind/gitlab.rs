@@ -7,12 +7,14 @@
 pub mod generated;
 mod repositories;
 pub mod rows;
+#[cfg(test)]
+mod tests;
 
 use super::mattermost::{self, single_sign_on};
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
+use crate::copy::{Copy, shown};
 use crate::error::Result;
 use crate::file;
 use crate::fit::check_files;
@@ -29,6 +31,9 @@ pub struct Gitlab;
 const MANIFEST: &str = "/opt/gitlab/version-manifest.txt";
 const DATA: &str = "/var/opt/gitlab";
 const BIN: &str = "/opt/gitlab/embedded/bin";
+
+/// Ends of the names under which the product is packaged.
+const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
 
 /// Services that change what is copied: the web server under both of its names, and the
 /// jobs. What they need to answer for themselves, such as Gitaly, goes on.
@@ -92,31 +97,35 @@ impl Kind for Gitlab {
         );
         plan.needs("gitlab.rb", "the configuration", site.at("/etc/gitlab/gitlab.rb"));
         plan.needs("config", "configuration, certificates", site.at("/etc/gitlab"));
-        let generated_files = plan.takes(
+        let generated_files = plan.needs(
             "generated",
             "configuration that the package generated, by which data is found",
             site.at(DATA).join("gitlab-rails/etc"),
         );
         generated_files.paths.push(site.at(DATA).join("gitaly/config.toml"));
+        if let Some(path) = generated.lacks.as_ref().filter(|_| generated_files.is_there()) {
+            plan.lacks("generated", shown(path));
+        }
+        plan.notes.extend(generated.notes.iter().cloned());
         plan.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"));
-        for (name, path) in &generated.storages {
-            let part = if name == "default" {
-                "repositories".to_owned()
-            } else {
-                format!("repositories-{name}")
-            };
-            plan.storage(&part, path, Some("git"));
+        for (name, place) in &generated.storages {
+            let part = repositories::part(name);
+            match place {
+                Ok(path) => plan.storage(&part, path, Some("git")),
+                Err(looked_for) => plan.lacks(&part, looked_for),
+            }
         }
         for data in &generated.data {
-            if let Some(reason) = data.elsewhere {
-                plan.notes.push(format!("{}: {reason}", data.name));
-                continue;
+            if data.is_remote {
+                let text = format!("{}: it is in an object store, which is not copied", data.name);
+                plan.notes.push(text);
+                if !data.paths.iter().any(|path| path.exists()) {
+                    continue;
+                }
             }
-            let part = if data.is_expected {
-                plan.needs(data.name, data.about, data.path.clone())
-            } else {
-                plan.takes(data.name, data.about, data.path.clone())
-            };
+            let first = data.paths.first().cloned().unwrap_or_default();
+            let part = plan.part(data.name, data.about, first, data.is_expected);
+            part.paths.clone_from(&data.paths);
             part.owner = Some(data.owner);
         }
         plan.takes(
@@ -209,27 +218,47 @@ impl Gitlab {
 /// Keys without which what the database encrypts is lost.
 const SECRETS: [&str; 3] = ["db_key_base", "secret_key_base", "otp_key_base"];
 
+/// What that means.
+const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
+
 /// Whether the secrets in the copy are what GitLab would read.
 fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
     let seen = copy.read(&paths)?.into_iter().flatten().next();
-    let Some(content) = seen.and_then(|seen| seen.content) else {
-        let text = "gitlab-secrets.json is not in the copy; without it CI variables, tokens and \
-                    two-factor sign-in are lost";
-        let is_required = part.is_some_and(|part| part.is_required);
+    let is_required = part.is_some_and(|part| part.is_required);
+    let Some(seen) = seen else {
+        let text = format!("gitlab-secrets.json is not in the copy; {SECRETS_LOST}");
         let verdict = if is_required { Verdict::Failed } else { Verdict::Warning };
         return Ok(Check::new("secrets", verdict, text));
     };
-    let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
+    let failed = |what: String| {
+        let hint = "put back the file of an older snapshot before `gitlab-ctl reconfigure` makes \
+                    new keys";
+        let text = format!("gitlab-secrets.json {what}; {SECRETS_LOST}");
+        Ok(Check::new("secrets", Verdict::Failed, text).with_hint(hint))
+    };
+    let Some(content) = seen.content else {
+        return failed("could not be read as a file".into());
+    };
+    if content.trim_ascii().is_empty() {
+        return failed("is empty".into());
+    }
+    let secrets: serde_json::Value = match serde_json::from_slice(&content) {
+        Ok(secrets) => secrets,
+        // The text itself is secret.
+        Err(error) => {
+            let (line, column) = (error.line(), error.column());
+            return failed(format!("is no JSON from line {line}, column {column} on"));
+        }
+    };
     let rails = &secrets["gitlab_rails"];
     let absent = SECRETS.into_iter().filter(|key| rails[key].as_str().is_none_or(str::is_empty));
     let absent: Vec<&str> = absent.collect();
     if absent.is_empty() {
         return Ok(Check::ok("secrets", "the keys that decrypt the database are there"));
     }
-    let text = format!("gitlab-secrets.json lacks {} in gitlab_rails", absent.join(", "));
-    Ok(Check::new("secrets", Verdict::Warning, text))
+    failed(format!("lacks {} in gitlab_rails", absent.join(", ")))
 }
 
 /// Looks whether the copy has what the databases name.
@@ -251,14 +280,17 @@ pub fn check_catalogue(
 fn product(site: &Site<'_>) -> Product {
     let mut product = Product { name: "GitLab".into(), ..Product::default() };
     let manifest = file::text(&site.at(MANIFEST)).ok().flatten().unwrap_or_default();
-    // The first line: `gitlab-ce 17.8.2`.
-    let first = manifest.lines().find(|line| line.starts_with("gitlab-"));
-    if let Some((name, version)) = first.and_then(|line| {
+    // The line of the product, `gitlab-ce 17.8.2`, among those of what it is made of.
+    for line in manifest.lines() {
         let mut words = line.split_whitespace();
-        Some((words.next()?, words.next_back()?))
-    }) {
-        product.edition = name.strip_prefix("gitlab-").map(str::to_owned);
-        product.version = Some(version.to_owned());
+        let edition = words.next().and_then(|name| name.strip_prefix("gitlab-"));
+        if let (Some(edition), Some(version)) = (edition, words.next_back())
+            && EDITIONS.contains(&edition)
+        {
+            product.edition = Some(edition.to_owned());
+            product.version = Some(version.to_owned());
+            break;
+        }
     }
     product
 }

@@ -22,6 +22,11 @@ pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<
     ])
 }
 
+/// The name of the part of a storage.
+pub fn part(storage: &str) -> String {
+    if storage == "default" { "repositories".into() } else { format!("repositories-{storage}") }
+}
+
 fn storages(plan: &Plan) -> Storages<'_> {
     let repositories = plan.parts.iter().filter(|part| part.phase == Phase::Repositories);
     repositories
