@@ -68,6 +68,8 @@ pub struct Project {
 pub struct FileRow {
     /// What it is, such as `uploads`.
     pub what: &'static str,
+    /// The part that should have its file.
+    pub part: &'static str,
     /// Number or key of the row.
     pub id: String,
     /// Where the file may be; any of them.

@@ -8,7 +8,7 @@ use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
-use crate::settings::{Mode, OnFailure, Sample, Settings};
+use crate::settings::{Missing, Mode, OnFailure, Sample, Settings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +51,9 @@ pub struct Plan {
     pub tags: Vec<String>,
     /// Rows to compare with files.
     pub sample: Sample,
+    /// Parts that the settings allow to be missing, or all, of which nothing need be there though
+    /// databases name it.
+    pub excused: Excused,
     /// What is odd and worth a line.
     pub notes: Vec<String>,
 }
@@ -76,6 +79,7 @@ impl Plan {
             exclude: settings.exclude.clone(),
             tags: settings.tags.clone(),
             sample: settings.checks.sample,
+            excused: Excused::of(settings),
             notes: Vec::new(),
         }
     }
@@ -140,6 +144,34 @@ impl Plan {
     /// The first place of a part.
     pub fn place(&self, part: &str) -> Option<PathBuf> {
         self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
+    }
+}
+
+/// What may be nowhere, though databases name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excused {
+    /// Whatever it is.
+    All,
+    /// These parts.
+    Parts(Vec<String>),
+}
+
+impl Excused {
+    /// What the settings say.
+    pub fn of(settings: &Settings) -> Excused {
+        if settings.checks.lost == Missing::Ok {
+            return Excused::All;
+        }
+        let parts = settings.parts.iter().filter(|(_, part)| part.missing == Some(Missing::Ok));
+        Excused::Parts(parts.map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Whether this part may be nowhere.
+    pub fn has(&self, part: &str) -> bool {
+        match self {
+            Excused::All => true,
+            Excused::Parts(parts) => parts.iter().any(|known| known == part),
+        }
     }
 }
 

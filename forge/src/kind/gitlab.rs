@@ -272,7 +272,7 @@ pub fn check_catalogue(
         return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
     }
     let mut checks = Vec::from(repositories::check(plan, catalogue, copy)?);
-    checks.push(check_files(&catalogue.files, copy)?);
+    checks.push(check_files(plan, &catalogue.files, copy)?);
     Ok(checks)
 }
 

@@ -115,8 +115,8 @@ impl Kind for Mattermost {
         Ok(catalogue)
     }
 
-    fn check(&self, _: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        rows::check(catalogue, copy)
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+        rows::check(plan, catalogue, copy)
     }
 }
 

@@ -199,7 +199,7 @@ fn uploads(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<
         if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
             paths.push(dir.join(hashed(id)).join(path));
         }
-        FileRow { what: "uploads", id: row.id.to_string(), paths, size: row.size }
+        FileRow { what: "uploads", part: "uploads", id: row.id.to_string(), paths, size: row.size }
     };
     Ok(table.rows(sample, database)?.into_iter().map(file).collect())
 }
@@ -221,7 +221,13 @@ fn lfs_objects(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Res
     rows.retain(|row| row.oid.len() >= 5 && row.oid.is_ascii());
     let file = |row: Row| {
         let path = dir.join(&row.oid[..2]).join(&row.oid[2..4]).join(&row.oid[4..]);
-        FileRow { what: "lfs", id: row.id.to_string(), paths: vec![path], size: row.size }
+        FileRow {
+            what: "lfs",
+            part: "lfs",
+            id: row.id.to_string(),
+            paths: vec![path],
+            size: row.size,
+        }
     };
     Ok(rows.into_iter().map(file).collect())
 }
@@ -241,7 +247,7 @@ fn artifacts(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Resul
         let project = project.strip_prefix("@hashed/").unwrap_or(&project);
         let dir = dir.join(project).join(row.day?).join(row.job_id.to_string());
         let (id, paths) = (row.id.to_string(), vec![dir.join(row.id.to_string()).join(row.file?)]);
-        Some(FileRow { what: "artifacts", id, paths, size: row.size })
+        Some(FileRow { what: "artifacts", part: "artifacts", id, paths, size: row.size })
     };
     // Partitioned in newer versions, and then the old name may be that of one partition.
     for name in ["p_ci_job_artifacts", "ci_job_artifacts"] {

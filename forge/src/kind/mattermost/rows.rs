@@ -43,7 +43,7 @@ pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resu
 /// Asks for files that users sent, which are in the directory of a part.
 pub fn files(
     plan: &Plan,
-    part: &str,
+    part: &'static str,
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
@@ -70,16 +70,16 @@ pub fn files(
     };
     for row in database.rows::<Row>(&query)? {
         let paths = vec![dir.join(row.path)];
-        catalogue.files.push(FileRow { what: "fileinfo", id: row.id, paths, size: row.size });
+        catalogue.files.push(FileRow { what: "fileinfo", part, id: row.id, paths, size: row.size });
     }
     Ok(())
 }
 
 /// Looks whether the copy has the files.
-pub fn check(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
     if catalogue.version.is_none() {
         let text = "no database of Mattermost was asked, so nothing could be compared with it";
         return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
     }
-    Ok(vec![check_files(&catalogue.files, copy)?])
+    Ok(vec![check_files(plan, &catalogue.files, copy)?])
 }
