@@ -4,7 +4,7 @@
 //! as it is the exception. If it is much of one place, that place is not mounted or not the
 //! right one, and the backup is none.
 
-use crate::catalogue::FileRow;
+use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
@@ -151,7 +151,8 @@ impl Group {
 }
 
 /// Looks whether the copy has the files that rows stand for.
-pub fn check_files(plan: &Plan, rows: &[FileRow], copy: &Copy<'_>) -> Result<Check> {
+pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+    let rows = &catalogue.files;
     let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.clone()).collect();
     let mut seen = copy.look(&paths)?.into_iter();
     let mut gaps = Gaps::new(plan, copy);
@@ -184,12 +185,18 @@ pub fn check_files(plan: &Plan, rows: &[FileRow], copy: &Copy<'_>) -> Result<Che
         };
         gaps.add(row.part, text, found);
     }
-    Ok(gaps.check("files", "rows with files", rows.len()))
+    let mut check = gaps.check("files", "rows with files", rows.len());
+    for (what, count) in catalogue.remote.iter().filter(|(_, count)| **count > 0) {
+        check.text +=
+            &format!("; {count} more of {what} are in an object store, which is not copied");
+    }
+    Ok(check)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::FileRow;
     use crate::settings::Settings;
 
     fn plan(more: &str) -> Plan {
@@ -239,13 +246,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         std::fs::write(&path, "text").expect("writes");
-        let row = |size| {
-            let (id, paths) = ("1".into(), vec![path.clone()]);
-            FileRow { what: "uploads", part: "uploads", id, paths, size: Some(size) }
-        };
         let plan = plan("");
-        let check = |size| check_files(&plan, &[row(size)], &Copy::Live).expect("looks");
-        assert_eq!(check(4).verdict, Verdict::Ok);
+        let check = |size| {
+            let (id, paths) = ("1".into(), vec![path.clone()]);
+            let row = FileRow { what: "uploads", part: "uploads", id, paths, size: Some(size) };
+            let remote = [("lfs", 3)].into();
+            let catalogue = Catalogue { files: vec![row], remote, ..Catalogue::default() };
+            check_files(&plan, &catalogue, &Copy::Live).expect("looks")
+        };
+        let all = "1 rows with files looked at; all are there; 3 more of lfs are in an object store, \
+                   which is not copied";
+        assert_eq!(check(4), Check::ok("files", all));
         let other = check(5);
         assert_eq!(other.verdict, Verdict::Warning);
         assert!(other.examples[0].ends_with("file has 4 bytes instead of 5"), "{other:?}");

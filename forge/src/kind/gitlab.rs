@@ -23,6 +23,7 @@ use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
 use crate::service::redis::Redis;
+use generated::DatabaseOf;
 use std::path::{Path, PathBuf};
 
 /// GitLab from its Linux package.
@@ -31,6 +32,9 @@ pub struct Gitlab;
 const MANIFEST: &str = "/opt/gitlab/version-manifest.txt";
 const DATA: &str = "/var/opt/gitlab";
 const BIN: &str = "/opt/gitlab/embedded/bin";
+
+/// Names of this machine itself.
+pub const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Ends of the names under which the product is packaged.
 const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
@@ -119,9 +123,6 @@ impl Kind for Gitlab {
             if data.is_remote {
                 let text = format!("{}: it is in an object store, which is not copied", data.name);
                 plan.notes.push(text);
-                if !data.paths.iter().any(|path| path.exists()) {
-                    continue;
-                }
             }
             let first = data.paths.first().cloned().unwrap_or_default();
             let part = plan.part(data.name, data.about, first, data.is_expected);
@@ -166,32 +167,51 @@ impl Kind for Gitlab {
 }
 
 impl Gitlab {
+    /// The server that `database.yml` names, and nothing else that may still run here.
     fn databases(&self, site: &Site<'_>, generated: &generated::Generated, plan: &mut Plan) {
-        let socket_dir = site.at("/var/opt/gitlab/postgresql");
+        let own = site.at("/var/opt/gitlab/postgresql");
         let mut server = Server {
             reach: Reach { bin: vec![site.at(BIN)], ..Reach::default() },
+            port: generated.database_port.unwrap_or(Server::default().port),
             ..Server::default()
         };
-        if socket_dir.exists() {
-            server.host = Some(socket_dir.display().to_string());
-            server.reach.user = Some("gitlab-psql".into());
-            server.role = Some("gitlab-psql".into());
-        } else if let Some(host) = &generated.database_host {
-            server.host = Some(host.clone());
-            plan.notes.push(format!(
-                "the database server is {host}, not the package's own; its clients need a passfile"
-            ));
-        }
-        if let Some(port) = generated.database_port {
-            server.port = port;
+        let own_socket = own.join(format!(".s.PGSQL.{}", server.port));
+        let socket_dir = match generated.database_host.as_deref() {
+            None => Some(own),
+            Some(host) if host.starts_with('/') => Some(site.at(host)),
+            // Whoever has the socket has the port as well, so that it is the same one.
+            Some(host) if LOOPBACK.contains(&host) && own_socket.exists() => Some(own),
+            Some(host) => {
+                server.host = Some(host.to_owned());
+                plan.notes.push(format!(
+                    "the database server is {host}, not the package's own; its clients need a \
+                     passfile"
+                ));
+                None
+            }
+        };
+        if let Some(dir) = socket_dir {
+            // Where it is not, another may be named, which has other users.
+            if dir.exists() {
+                server.reach.user = Some("gitlab-psql".into());
+                server.role = Some("gitlab-psql".into());
+            }
+            server.host = Some(dir.display().to_string());
         }
         plan.postgres = Some(server);
-        for (purpose, name) in &generated.databases {
-            plan.databases.push(Database {
-                name: name.clone(),
-                purpose: purpose.clone(),
-                is_required: true,
-            });
+        for DatabaseOf { purpose, name, elsewhere } in generated.databases.iter().cloned() {
+            let database = Database { name, purpose, is_required: true };
+            match elsewhere {
+                None => plan.databases.push(database),
+                Some(address) => plan.lacks(
+                    &database.part(),
+                    format!(
+                        "database {} on {address}, which is another server than that of the main \
+                         one; dump it there",
+                        database.name
+                    ),
+                ),
+            }
         }
     }
 
@@ -267,12 +287,15 @@ pub fn check_catalogue(
     catalogue: &mut Catalogue,
     copy: &Copy<'_>,
 ) -> Result<Vec<Check>> {
-    if catalogue.schema.is_empty() {
+    let mut checks: Vec<Check> = catalogue.unknown().collect();
+    if catalogue.schema.is_empty() && checks.is_empty() {
         let text = "no database of GitLab was asked, so nothing could be compared with it";
         return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
     }
-    let mut checks = Vec::from(repositories::check(plan, catalogue, copy)?);
-    checks.push(check_files(plan, &catalogue.files, copy)?);
+    if catalogue.knows(rows::PROJECTS) {
+        checks.extend(repositories::check(plan, catalogue, copy)?);
+    }
+    checks.push(check_files(plan, catalogue, copy)?);
     Ok(checks)
 }
 

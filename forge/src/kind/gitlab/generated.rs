@@ -16,8 +16,8 @@ pub struct Generated {
     pub storages: BTreeMap<String, Result<PathBuf, String>>,
     /// Directories of other data.
     pub data: Vec<Data>,
-    /// Databases: what for, and name.
-    pub databases: Vec<(String, String)>,
+    /// Databases of the server, and of others.
+    pub databases: Vec<DatabaseOf>,
     /// Host, or directory of the socket, of the database server.
     pub database_host: Option<String>,
     /// Its port.
@@ -26,6 +26,17 @@ pub struct Generated {
     pub lacks: Option<PathBuf>,
     /// What was assumed in place of files that are not there.
     pub notes: Vec<String>,
+}
+
+/// One database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseOf {
+    /// What it is for, such as `main`.
+    pub purpose: String,
+    /// Its name.
+    pub name: String,
+    /// The address of its server, where that is another than the main one's.
+    pub elsewhere: Option<String>,
 }
 
 /// One directory of data.
@@ -133,7 +144,7 @@ pub fn read(root: &Path, data: &Path) -> Result<Generated> {
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
         database_port: port(&main["port"]),
-        databases: names_of_databases(&databases),
+        databases: databases_of(&databases),
         lacks,
         notes,
     })
@@ -283,23 +294,38 @@ fn main_database(settings: &Value) -> &Value {
     if settings["database"].is_string() { settings } else { several.unwrap_or(&Value::Null) }
 }
 
-/// What each database is for, and its name. Several purposes may share one.
-fn names_of_databases(settings: &Value) -> Vec<(String, String)> {
-    let mut names: Vec<(String, String)> = Vec::new();
-    if let Some(name) = settings["database"].as_str() {
-        names.push(("main".into(), name.into()));
-    }
-    for (purpose, value) in settings.as_object().into_iter().flatten() {
-        if let Some(name) = value["database"].as_str()
-            && !names.iter().any(|(_, known)| known == name)
-        {
-            names.push((purpose.clone(), name.into()));
+/// What each database is for, its name, and whether its server is the main one's. Several
+/// purposes may share one.
+fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
+    let main = main_database(settings);
+    let address = |value: &Value| {
+        let host = value["host"].as_str().unwrap_or_default().to_owned();
+        (host, port(&value["port"]).unwrap_or(5432))
+    };
+    let of = |purpose: &str, value: &Value| {
+        let (host, port) = address(value);
+        let elsewhere = ((host.as_str(), port) != (address(main).0.as_str(), address(main).1))
+            .then(|| format!("{host}:{port}"));
+        let name = value["database"].as_str()?.to_owned();
+        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere })
+    };
+    let all = settings.as_object().into_iter().flatten();
+    let found = of("main", settings).into_iter();
+    let found = found.chain(all.filter_map(|(purpose, value)| of(purpose, value)));
+    let mut databases: Vec<DatabaseOf> = Vec::new();
+    for database in found {
+        let is_same = |known: &DatabaseOf| {
+            known.name == database.name && known.elsewhere == database.elsewhere
+        };
+        if !databases.iter().any(is_same) {
+            databases.push(database);
         }
     }
-    if names.is_empty() {
-        names.push(("main".into(), "gitlabhq_production".into()));
+    if databases.is_empty() {
+        let (purpose, name) = ("main".into(), "gitlabhq_production".into());
+        databases.push(DatabaseOf { purpose, name, elsewhere: None });
     }
-    names
+    databases
 }
 
 fn port(value: &Value) -> Option<u16> {

@@ -135,7 +135,7 @@ fn pages_and_registry_have_places_of_their_own() {
     machine.write("/var/opt/gitlab/registry/config.yml", "storage:\n  s3:\n    bucket: b\n");
     let plan = machine.plan();
     assert!(has_note(&plan, "registry: it is in an object store"), "{:?}", plan.notes);
-    assert!(plan.parts.iter().all(|part| part.name != "registry"));
+    assert!(!find(&plan, "registry").is_required);
 }
 
 #[test]
@@ -234,9 +234,86 @@ fn object_stores_are_told_of() {
     }
     assert!(!has_note(&plan, "lfs: it is"), "{:?}", plan.notes);
     // What is still on the machine is taken.
-    assert!(!find(&plan, "uploads").is_required);
-    assert!(plan.parts.iter().all(|part| part.name != "artifacts"));
+    assert!(!find(&plan, "uploads").is_required && !find(&plan, "artifacts").is_required);
     assert!(find(&plan, "lfs").is_required);
+}
+
+const DATABASE_YML: &str = "/var/opt/gitlab/gitlab-rails/etc/database.yml";
+
+/// Settings of the main database and a second one.
+fn two_databases(main: &str, ci: &str) -> String {
+    format!("production:\n  main:\n    database: one\n{main}  ci:\n    database: two\n{ci}")
+}
+
+#[test]
+fn the_database_is_where_its_configuration_says() {
+    let machine = Machine::with("");
+    let own = machine.dir("/var/opt/gitlab/postgresql");
+    let server = |host: &str| {
+        let host = format!("    host: {host}\n");
+        machine.write(DATABASE_YML, &two_databases(&host, &host));
+        let server = machine.plan().postgres.expect("a server");
+        (server.host.expect("a host"), server.role, server.reach.user)
+    };
+    let psql = || Some("gitlab-psql".to_owned());
+    let own = (own.display().to_string(), psql(), psql());
+    assert_eq!(server("''"), own);
+    assert_eq!(server("/var/opt/gitlab/postgresql"), own);
+    // The package's own may still run, or be what is left of it.
+    assert_eq!(server("db.example.com"), ("db.example.com".into(), None, None));
+    assert!(has_note(&machine.plan(), "the database server is db.example.com"));
+    let sockets = machine.dir("/run/postgresql");
+    assert_eq!(server("/run/postgresql"), (sockets.display().to_string(), psql(), psql()));
+    assert_eq!(server("127.0.0.1"), ("127.0.0.1".into(), None, None));
+    machine.write("/var/opt/gitlab/postgresql/.s.PGSQL.5432", "");
+    assert_eq!(server("127.0.0.1"), own);
+
+    machine.write(DATABASE_YML, &two_databases("", "    host: ci.example.com\n"));
+    let plan = machine.plan();
+    assert_eq!(plan.databases.len(), 1, "{:?}", plan.databases);
+    assert!(looked_for(&plan, "database-ci").starts_with("database two on ci.example.com:5432"));
+}
+
+#[test]
+fn mattermost_may_have_a_server_and_directories_of_its_own() {
+    let machine = Machine::with("");
+    machine.dir("/var/opt/gitlab/postgresql");
+    let variables = "/opt/gitlab/etc/mattermost/env";
+    let source = |text: &str| {
+        machine.write(&format!("{variables}/MM_SQLSETTINGS_DATASOURCE"), text);
+        machine.plan()
+    };
+    machine.dir("/var/opt/gitlab/mattermost");
+    let name = |plan: &Plan| {
+        let database = plan.databases.iter().find(|database| database.purpose == "mattermost");
+        database.map(|database| database.name.clone())
+    };
+    assert_eq!(name(&machine.plan()).as_deref(), Some("mattermost_production"));
+    let plan = source("user=u host=/var/opt/gitlab/postgresql port=5432 dbname=chat");
+    assert_eq!(name(&plan).as_deref(), Some("chat"));
+    assert_eq!(name(&source("postgres://u:secret@127.0.0.1/talk")).as_deref(), Some("talk"));
+    for text in [
+        "postgres://u:secret@db.example.com/chat",
+        "user=u host=/run/postgresql dbname=chat",
+        "host=localhost port=5433 dbname=chat",
+    ] {
+        let plan = source(text);
+        assert_eq!(name(&plan), None, "{text}");
+        let looked_for = looked_for(&plan, "database-mattermost");
+        assert!(looked_for.starts_with("database chat on "), "{looked_for}");
+        assert!(has_note(&plan, "another server than GitLab's"));
+        assert!(!format!("{plan:?}").contains("secret@"));
+    }
+
+    let write = |name: &str, text: &str| machine.write(&format!("{variables}/{name}"), text);
+    write("MM_PLUGINSETTINGS_DIRECTORY", "/mnt/plugins");
+    write("MM_PLUGINSETTINGS_CLIENTDIRECTORY", "/var/opt/gitlab/mattermost/client-plugins");
+    let plan = machine.plan();
+    assert_eq!(machine.places(&plan, "mattermost-plugins"), ["/mnt/plugins"]);
+    assert!(plan.parts.iter().all(|part| part.name != "mattermost-client-plugins"));
+    // Rows do not say which files the object store has.
+    write("MM_FILESETTINGS_DRIVERNAME", "amazons3");
+    assert_eq!(machine.plan().place("mattermost-data"), None);
 }
 
 #[test]
