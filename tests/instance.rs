@@ -128,6 +128,42 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
 }
 
 #[test]
+fn what_was_moved_to_another_disk_is_copied_from_there() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    // The links are as the instance has them, for which its root is `/`.
+    for (path, name) in [
+        ("mnt/storage2/repositories/@hashed", "hashed"),
+        ("var/opt/gitlab/git-data/repositories/@pools", "pools"),
+        ("var/opt/gitlab/gitlab-rails/uploads/@hashed", "uploads"),
+        ("var/opt/gitlab/gitlab-rails/shared/artifacts", "artifacts"),
+    ] {
+        let target = std::path::Path::new("mnt/disk").join(name);
+        std::fs::create_dir_all(gitlab.path("mnt/disk")).expect("directories");
+        std::fs::rename(gitlab.path(path), gitlab.path(&target)).expect("moves");
+        std::os::unix::fs::symlink(std::path::Path::new("/").join(target), gitlab.path(path))
+            .expect("links");
+    }
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    for check in lines(&all, "check") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    sandbox.restore("latest", "restored");
+    let root = sandbox.path("restored").join(gitlab.root().strip_prefix("/").expect("absolute"));
+    for name in ["hashed", "pools", "uploads", "artifacts"] {
+        let dir = root.join("mnt/disk").join(name);
+        assert!(std::fs::read_dir(&dir).expect("was copied").count() > 0, "{name}");
+    }
+    let link = root.join("mnt/storage2/repositories/@hashed");
+    assert!(link.symlink_metadata().expect("was copied").is_symlink());
+}
+
+#[test]
 fn a_schedule_is_what_systemd_and_cron_understand() {
     let sandbox = Sandbox::new();
     sandbox.write(

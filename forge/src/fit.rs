@@ -153,7 +153,8 @@ impl Group {
 /// Looks whether the copy has the files that rows stand for.
 pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let rows = &catalogue.files;
-    let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.clone()).collect();
+    let really = |path: &PathBuf| plan.really(path);
+    let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.iter().map(really)).collect();
     let mut seen = copy.look(&paths)?.into_iter();
     let mut gaps = Gaps::new(plan, copy);
     for row in rows {

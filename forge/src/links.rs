@@ -25,8 +25,9 @@ pub struct Real {
 pub fn follow(root: &Path, path: &Path) -> io::Result<Real> {
     let path = std::path::absolute(path)?;
     let (top, root) = (Path::new("/"), std::path::absolute(root)?);
-    let Ok(inner) = path.strip_prefix(&root) else { return walk(top, &path) };
     let own = walk(top, &root)?;
+    let inner = path.strip_prefix(&root).or_else(|_| path.strip_prefix(&own.path));
+    let Ok(inner) = inner else { return walk(top, &path) };
     let mut real = walk(&own.path, inner)?;
     real.links.splice(0..0, own.links);
     Ok(real)

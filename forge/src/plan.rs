@@ -4,6 +4,7 @@
 //! session carries it out; `config check` prints it.
 
 use crate::copy::shown;
+use crate::links;
 use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
@@ -27,6 +28,8 @@ pub struct Plan {
     pub product: Product,
     /// What is copied.
     pub parts: Vec<Part>,
+    /// Links in parts, and where they lead.
+    pub moved: Vec<(PathBuf, PathBuf)>,
     /// What is known to be missing before anything is looked for.
     pub lacking: Vec<Absent>,
     /// What is not, and why.
@@ -67,6 +70,7 @@ impl Plan {
             mode: settings.mode,
             product: Product::default(),
             parts: Vec::new(),
+            moved: Vec::new(),
             lacking: Vec::new(),
             left_out: Vec::new(),
             postgres: None,
@@ -139,6 +143,51 @@ impl Plan {
     pub fn saves_dir(&self) -> Option<&Path> {
         let path = self.parts.iter().find(|part| part.phase == Phase::Saves)?.paths.first()?;
         if path.is_dir() { Some(path) } else { path.parent() }
+    }
+
+    /// Adds to each part the directories outside of all parts to which links in its own lead, as
+    /// when one of them was moved to another disk. Only directly in its paths, which have to be
+    /// resolved. Where the settings name the place (`is_named`), the admin has chosen, and what is
+    /// not taken is noted.
+    pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
+        let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
+        let mut taken: Vec<PathBuf> = all.collect();
+        for part in &mut self.parts {
+            let mut added = Vec::new();
+            for (link, real) in part.paths.iter().flat_map(|path| links_in(root, path)) {
+                let end = real.path;
+                let is_in = |known: &PathBuf| end.starts_with(known);
+                let is_left = self.left_out.iter().any(|left| is_in(&left.path));
+                if !real.is_there {
+                    self.notes.push(leads_nowhere(&link, &end));
+                } else if taken.iter().any(is_in) {
+                    self.moved.push((link, end));
+                } else if end.is_dir() && !is_left {
+                    // Not half a machine for the sake of one link.
+                    let has_parts = taken.iter().any(|known| known.starts_with(&end));
+                    if has_parts || is_named(&part.name) {
+                        self.notes.push(format!(
+                            "{} leads to {}, which is not copied; make that a part if it should be",
+                            shown(&link),
+                            shown(&end)
+                        ));
+                        continue;
+                    }
+                    part.links.extend(real.links.into_iter().filter(|known| *known != link));
+                    taken.push(end.clone());
+                    added.push(end.clone());
+                    self.moved.push((link, end));
+                }
+            }
+            part.paths.extend(added);
+        }
+    }
+
+    /// Where a path really is that may lead through a link in a part.
+    pub fn really(&self, path: &Path) -> PathBuf {
+        let own =
+            self.moved.iter().find_map(|(link, end)| Some(end.join(path.strip_prefix(link).ok()?)));
+        own.unwrap_or_else(|| path.to_owned())
     }
 
     /// The first place of a part.
@@ -257,24 +306,42 @@ impl Part {
         }
     }
 
-    /// Finds out where its paths really are, and what leads there.
-    pub fn resolve(&mut self) {
+    /// Finds out where its paths really are, and what leads there. Links are followed below the
+    /// root; what one leads to and is not there is told.
+    pub fn resolve(&mut self, root: &Path) -> Vec<String> {
+        let mut notes = Vec::new();
         for path in &mut self.paths {
-            let Ok(real) = std::fs::canonicalize(&*path) else { continue };
-            // Outermost first, each in a directory that has no links in its path any more.
-            for at in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
-                let is_link = at.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-                let parent = at.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
-                if let (true, Some(parent), Some(name)) = (is_link, parent, at.file_name()) {
-                    let link = parent.join(name);
-                    if !self.links.contains(&link) {
-                        self.links.push(link);
-                    }
+            // Whatever cannot be followed is left to the copy, which tells why.
+            let Ok(real) = links::follow(root, path) else { continue };
+            if let Some(link) = real.links.last()
+                && let Ok(end) = links::follow(root, link)
+                && !end.is_there
+            {
+                notes.push(leads_nowhere(link, &end.path));
+            }
+            for link in real.links {
+                if !self.links.contains(&link) {
+                    self.links.push(link);
                 }
             }
-            *path = real;
+            *path = real.path;
         }
+        notes
     }
+}
+
+/// Links directly in a directory, and where they lead.
+fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    let mut links: Vec<PathBuf> = links.map(|entry| entry.path()).collect();
+    links.sort();
+    let end = |link: PathBuf| links::follow(root, &link).ok().map(|end| (link, end));
+    links.into_iter().filter_map(end).collect()
+}
+
+fn leads_nowhere(link: &Path, target: &Path) -> String {
+    format!("{} leads to {}, which is not there", shown(link), shown(target))
 }
 
 /// When a part is copied. Whoever refers to something comes before it.
@@ -302,9 +369,9 @@ pub struct LeftOut {
 
 impl LeftOut {
     /// Finds out where it really is, for that is where a copy would come upon it.
-    pub fn resolve(&mut self) {
-        if let Ok(real) = std::fs::canonicalize(&self.path) {
-            self.path = real;
+    pub fn resolve(&mut self, root: &Path) {
+        if let Ok(real) = links::follow(root, &self.path) {
+            self.path = real.path;
         }
     }
 }

@@ -168,7 +168,7 @@ impl Kind for DockerGitlab {
         identity(gitlab, plan);
         containers.postgres(gitlab, plan)?;
         containers.redis(gitlab, plan)?;
-        note_unknown(&data, plan);
+        note_unknown(&data, &["shared"], plan);
         let container = containers.name_of(name, gitlab, plan)?;
         // PostgreSQL and Redis are other containers and go on.
         let program = &site.settings.docker;

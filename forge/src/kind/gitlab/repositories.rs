@@ -58,8 +58,8 @@ fn check_repositories(
         };
         let stem = project.repository.trim_end_matches(".git");
         let others = ["wiki", "design"].map(|what| format!("{stem}.{what}.git"));
-        paths.push(dir.join(&project.repository));
-        paths.extend(others.iter().map(|path| dir.join(path)));
+        paths.push(plan.really(&dir.join(&project.repository)));
+        paths.extend(others.iter().map(|path| plan.really(&dir.join(path))));
         known.push((project, others));
     }
     let seen = copy.look(&paths)?;
@@ -93,7 +93,7 @@ fn check_pools(
     let objects = |project: &Project, dir: &Path| dir.join(&project.repository).join("objects");
     let files: Vec<PathBuf> = members
         .iter()
-        .map(|(project, dir)| objects(project, dir).join("info/alternates"))
+        .map(|(project, dir)| plan.really(&objects(project, dir).join("info/alternates")))
         .collect();
     let mut borrowed: Vec<(&Project, &PathBuf, PathBuf)> = Vec::new();
     let mut odd = Vec::new();
@@ -119,7 +119,7 @@ fn check_pools(
                 )),
                 Some(_) => {}
             }
-            borrowed.push((project, file, pool));
+            borrowed.push((project, file, plan.really(&pool)));
         }
     }
     let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();

@@ -4,6 +4,7 @@ use super::*;
 use crate::kind::plan;
 use crate::settings::Settings;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use store::observe::Progress;
 
 /// A machine with nothing but what a test puts there.
@@ -314,6 +315,70 @@ fn mattermost_may_have_a_server_and_directories_of_its_own() {
     // Rows do not say which files the object store has.
     write("MM_FILESETTINGS_DRIVERNAME", "amazons3");
     assert_eq!(machine.plan().place("mattermost-data"), None);
+}
+
+#[test]
+fn what_is_unknown_is_named_where_parts_lie_deeper() {
+    let machine = Machine::with("");
+    let data = "/var/opt/gitlab";
+    for known in ["gitlab-rails/tmp", "gitlab-rails/shared/cache", "gitlab-rails/shared/pages"] {
+        machine.write(&format!("{data}/{known}/file"), "");
+    }
+    machine.dir("/var/opt/gitlab/gitlab-rails/shared/empty");
+    machine.link("/var/opt/gitlab/gitlab-rails/shared/lfs-objects", "/mnt/lfs");
+    machine.dir("/mnt/lfs");
+    assert!(!has_note(&machine.plan(), "not known"), "{:?}", machine.plan().notes);
+    let unknown = ["own", "gitlab-rails/own", "gitlab-rails/shared/own", "git-data/own"];
+    for unknown in unknown {
+        machine.write(&format!("{data}/{unknown}/file"), "");
+    }
+    let plan = machine.plan();
+    for unknown in unknown {
+        assert!(has_note(&plan, &format!("{data}/{unknown} is not known")), "{:?}", plan.notes);
+    }
+    assert_eq!(plan.notes.iter().filter(|note| note.contains("not known")).count(), 4);
+}
+
+#[test]
+fn links_in_parts_are_followed_below_the_root() {
+    let machine = Machine::with("");
+    let shared = "/var/opt/gitlab/gitlab-rails/shared";
+    machine.link(&format!("{shared}/registry/docker"), "/mnt/reg/docker");
+    machine.dir("/mnt/reg/docker");
+    machine.link("/var/opt/gitlab/git-data", "/mnt/git-data");
+    machine.dir("/mnt/git-data/repositories");
+    machine.link("/mnt/git-data/repositories/@hashed", "/mnt/hashed");
+    machine.dir("/mnt/hashed");
+    let plan = machine.plan();
+    let registry = format!("{shared}/registry");
+    assert_eq!(machine.places(&plan, "registry"), [&registry, "/mnt/reg/docker"]);
+    let repositories = ["/mnt/git-data/repositories", "/mnt/hashed"];
+    assert_eq!(machine.places(&plan, "repositories"), repositories);
+    let link = &find(&plan, "repositories").links[0];
+    assert!(link.ends_with("var/opt/gitlab/git-data"), "{link:?}");
+    let place = plan.place("repositories").expect("a place");
+    assert!(plan.really(&place.join("@hashed/a.git")).ends_with("mnt/hashed/a.git"));
+
+    // What this machine has at the same path is not the instance's.
+    let host = tempfile::tempdir().expect("a directory");
+    let target = host.path().to_str().expect("text");
+    machine.link(&format!("{shared}/packages"), target);
+    machine.link(&format!("{shared}/registry/other"), target);
+    // Nor is all of it taken for one link.
+    machine.link(&format!("{shared}/registry/up"), "/");
+    let plan = machine.plan();
+    assert!(!find(&plan, "packages").is_there());
+    assert_eq!(machine.places(&plan, "packages"), [target]);
+    for words in ["shared/packages leads to ", "registry/other leads to ", "registry/up leads to "]
+    {
+        assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
+    }
+    assert_eq!(machine.places(&plan, "registry").len(), 2);
+    // Whoever names a place gets that.
+    let own = machine.at(&registry);
+    let plan = machine.plan_with(&format!("parts.registry.path = '{}'", own.display()));
+    assert_eq!(machine.places(&plan, "registry"), [registry]);
+    assert!(has_note(&plan, "registry/docker leads to "), "{:?}", plan.notes);
 }
 
 #[test]
