@@ -87,6 +87,83 @@ fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
 }
 
 #[test]
+fn odd_rows_and_tables_do_not_cost_the_night() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    gitlab.postgres.sql(
+        gitlab::database::MAIN,
+        "update uploads set size = -1 where id = 1;
+         update uploads set store = 2 where id = 2;
+         alter table uploads drop column model_type;
+         drop table routes cascade;
+         drop table shards cascade;
+         alter table lfs_objects rename to of_lfs;
+         create view lfs_objects as select id, oid, size / 0 as size, file, file_store from of_lfs;",
+    );
+    // The oldest are elsewhere, and days are those of UTC wherever the server is.
+    gitlab.postgres.sql(
+        gitlab::database::CI,
+        "update ci_job_artifacts set file_location = 1, project_id = 99 where id = 1;
+         alter database gitlabhq_production_ci set timezone to '<+40>-40';",
+    );
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert_eq!(summary(&all)["databases"], 2, "{all:?}");
+    let check = |name: &str| {
+        let check = lines(&all, "check").into_iter().find(|check| check["name"] == name);
+        let check = check.unwrap_or_else(|| panic!("{name}: {all:?}"));
+        (check["verdict"].as_str().expect("a word"), check["text"].as_str().expect("a text"))
+    };
+    let (verdict, text) = check("lfs");
+    assert_eq!(verdict, "unknown");
+    assert!(text.starts_with("lfs could not be asked: division by zero"), "{text}");
+    let files = "13 rows with files looked at; all are there; 1 more of uploads are in an object \
+                 store, which is not copied";
+    assert_eq!(check("files"), ("ok", files));
+    assert_eq!(check("repositories"), ("ok", "5 projects looked at; all are there"));
+}
+
+#[test]
+fn what_was_moved_to_another_disk_is_copied_from_there() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    // The links are as the instance has them, for which its root is `/`.
+    for (path, name) in [
+        ("mnt/storage2/repositories/@hashed", "hashed"),
+        ("var/opt/gitlab/git-data/repositories/@pools", "pools"),
+        ("var/opt/gitlab/gitlab-rails/uploads/@hashed", "uploads"),
+        ("var/opt/gitlab/gitlab-rails/shared/artifacts", "artifacts"),
+    ] {
+        let target = std::path::Path::new("mnt/disk").join(name);
+        std::fs::create_dir_all(gitlab.path("mnt/disk")).expect("directories");
+        std::fs::rename(gitlab.path(path), gitlab.path(&target)).expect("moves");
+        std::os::unix::fs::symlink(std::path::Path::new("/").join(target), gitlab.path(path))
+            .expect("links");
+    }
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    for check in lines(&all, "check") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    sandbox.restore("latest", "restored");
+    let root = sandbox.path("restored").join(gitlab.root().strip_prefix("/").expect("absolute"));
+    for name in ["hashed", "pools", "uploads", "artifacts"] {
+        let dir = root.join("mnt/disk").join(name);
+        assert!(std::fs::read_dir(&dir).expect("was copied").count() > 0, "{name}");
+    }
+    let link = root.join("mnt/storage2/repositories/@hashed");
+    assert!(link.symlink_metadata().expect("was copied").is_symlink());
+}
+
+#[test]
 fn a_schedule_is_what_systemd_and_cron_understand() {
     let sandbox = Sandbox::new();
     sandbox.write(

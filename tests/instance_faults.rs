@@ -197,6 +197,52 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
 }
 
 #[test]
+fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(10).build();
+    let sandbox = Sandbox::new();
+    let run = |more: &str, code: i32| {
+        configure(&sandbox, &gitlab, more);
+        backup(&sandbox).run().ends_with(code).json()
+    };
+    let check = |all: &[serde_json::Value], name: &str| {
+        let check = lines(all, "check").into_iter().find(|line| line["name"] == name);
+        let check = check.unwrap_or_else(|| panic!("{name}: {all:?}")).clone();
+        let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+        (text("verdict"), text("text"))
+    };
+    // What is there once it is mounted, and an empty directory until then.
+    let unmount = |path: &str| {
+        let path = gitlab.path(path);
+        std::fs::rename(&path, path.with_extension("away")).expect("moves");
+        std::fs::create_dir(&path).expect("a directory");
+    };
+    unmount("mnt/storage2/repositories");
+    let all = run("", 3);
+    assert_eq!(summary(&all)["is_complete"], false);
+    let (verdict, text) = check(&all, "repositories");
+    assert_eq!(verdict, "failed", "{text}");
+    assert!(text.contains("projects of storage storage2 is at"), "{text}");
+    assert!(text.ends_with("mnt/storage2/repositories: is it mounted?"), "{text}");
+    unmount("var/opt/gitlab/gitlab-rails/uploads");
+    let (verdict, text) = check(&run("", 3), "files");
+    assert_eq!(verdict, "failed", "{text}");
+    assert!(text.contains("rows of uploads is at"), "{text}");
+    // A pool of the first storage; its members are there.
+    unmount("var/opt/gitlab/git-data/repositories/@pools");
+    let (verdict, text) = check(&run("", 3), "pools");
+    assert_eq!(verdict, "failed", "{text}");
+
+    let all = run("checks = { lost = 'ok' }", 0);
+    assert_eq!(summary(&all)["is_complete"], true);
+    for name in ["repositories", "files", "pools"] {
+        assert_eq!(check(&all, name).0, "warning", "{all:?}");
+    }
+}
+
+#[test]
 fn two_runs_at_once_do_not_meet() {
     if !is_root() {
         return;

@@ -1,7 +1,11 @@
 //! What the databases say that there is: projects with their repositories, rows with their
 //! files. It is asked at the moment of the dumps, so that it fits them.
 
+use crate::check::{Check, Verdict};
+use crate::error::Result;
 use crate::plan::{Plan, Product};
+use crate::service::postgres::Connection;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +25,11 @@ pub struct Catalogue {
     pub schema: BTreeMap<String, String>,
     /// Migrations that go on in the background, by state, of each database.
     pub migrations: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Rows whose files are in an object store, by what they are.
+    pub remote: BTreeMap<&'static str, u64>,
     /// What could not be asked, and why.
+    pub unasked: Vec<(&'static str, String)>,
+    /// What else is worth a line.
     pub notes: Vec<String>,
 }
 
@@ -31,6 +39,41 @@ impl Catalogue {
         let mut product = plan.product.clone();
         product.version = product.version.or_else(|| self.version.clone());
         product
+    }
+
+    /// The rows of a query. One that fails, as tables differ, is noted and has no rows: a backup
+    /// that could not be compared is better than none.
+    pub fn ask<T: DeserializeOwned>(
+        &mut self,
+        what: &'static str,
+        database: &mut Connection<'_>,
+        query: &str,
+    ) -> Result<Vec<T>> {
+        match database.attempt(query)? {
+            Ok(rows) => Ok(rows),
+            Err(reason) => {
+                self.could_not_ask(what, &format!("{reason} (database {})", database.database));
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Notes that something could not be asked.
+    pub fn could_not_ask(&mut self, what: &'static str, reason: &str) {
+        self.notes.push(format!("{what} could not be asked: {reason}"));
+        self.unasked.push((what, reason.to_owned()));
+    }
+
+    /// Whether all questions about this were answered.
+    pub fn knows(&self, what: &str) -> bool {
+        self.unasked.iter().all(|(unasked, _)| *unasked != what)
+    }
+
+    /// What could not be looked at because it could not be asked.
+    pub fn unknown(&self) -> impl Iterator<Item = Check> {
+        self.unasked.iter().map(|(what, reason)| {
+            Check::new(what, Verdict::Unknown, format!("{what} could not be asked: {reason}"))
+        })
     }
 }
 
@@ -71,6 +114,8 @@ pub struct Project {
 pub struct FileRow {
     /// What it is, such as `uploads`.
     pub what: &'static str,
+    /// The part that should have its file.
+    pub part: &'static str,
     /// Number or key of the row.
     pub id: String,
     /// Where the file may be; any of them.

@@ -32,7 +32,8 @@ pub enum Verdict {
     Unknown,
     /// The instance itself is not as it should be; the copy is as the instance is.
     Warning,
-    /// The copy lacks something that the instance has.
+    /// The copy lacks something that the instance has, or what it lacks with the instance is so
+    /// much that it must be somewhere else.
     Failed,
 }
 

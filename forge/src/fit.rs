@@ -1,28 +1,100 @@
 //! Whether a copy has what databases name.
+//!
+//! What neither the copy nor the machine has, the instance has lost, which is a warning as long
+//! as it is the exception. If it is much of one place, that place is not mounted or not the
+//! right one, and the backup is none.
 
-use crate::catalogue::FileRow;
+use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
-use std::path::PathBuf;
+use crate::plan::Plan;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What to do about a place that has too little.
+const HINT: &str = "mount what is missing, or say where it is (`path` of the part); if the instance \
+                    has lost it for good, `lost = \"ok\"` in its `checks` makes this a warning";
 
 /// What is missing: in the copy alone, or on this machine as well.
-pub struct Gaps {
+pub struct Gaps<'a> {
+    plan: &'a Plan,
     is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
+    /// By the name of the part.
+    groups: BTreeMap<String, Group>,
 }
 
-impl Gaps {
+/// What is looked for in one place.
+struct Group {
+    /// What it is, such as `rows of uploads`.
+    what: String,
+    /// Where.
+    place: String,
+    looked_at: usize,
+    nowhere: usize,
+    /// Whether a single loss is too much.
+    is_strict: bool,
+}
+
+/// Where something is that the copy lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// On this machine.
+    Here,
+    /// On this machine, but not as it should be.
+    Otherwise,
+    /// Not on this machine either.
+    Nowhere,
+}
+
+impl<'a> Gaps<'a> {
     /// None so far in this copy.
-    pub fn new(copy: &Copy<'_>) -> Gaps {
+    pub fn new(plan: &'a Plan, copy: &Copy<'_>) -> Gaps<'a> {
         let is_live = copy.is_live();
-        Gaps { is_live, of_copy: Vec::new(), of_instance: Vec::new() }
+        let (of_copy, of_instance) = (Vec::new(), Vec::new());
+        Gaps { plan, is_live, of_copy, of_instance, groups: BTreeMap::new() }
     }
 
-    /// Adds one, which may be on the machine even so.
-    pub fn add(&mut self, text: String, is_on_machine: bool) {
-        if is_on_machine { &mut self.of_copy } else { &mut self.of_instance }.push(text);
+    /// Says that something was looked for in the place of a part, which is one of `what`.
+    pub fn look(&mut self, part: &str, what: impl FnOnce() -> String, place: Option<&Path>) {
+        self.group(part, what, place).looked_at += 1;
+    }
+
+    /// As [`Gaps::look`], for things of which none may be nowhere.
+    pub fn look_strictly(
+        &mut self,
+        part: &str,
+        what: impl FnOnce() -> String,
+        place: Option<&Path>,
+    ) {
+        let group = self.group(part, what, place);
+        group.looked_at += 1;
+        group.is_strict = true;
+    }
+
+    fn group(
+        &mut self,
+        part: &str,
+        what: impl FnOnce() -> String,
+        place: Option<&Path>,
+    ) -> &mut Group {
+        self.groups.entry(part.to_owned()).or_insert_with(|| Group {
+            what: what(),
+            place: place.map_or_else(|| "any known place".into(), shown),
+            looked_at: 0,
+            nowhere: 0,
+            is_strict: false,
+        })
+    }
+
+    /// Adds one of those that were looked for, which the copy lacks.
+    pub fn add(&mut self, part: &str, text: String, found: Where) {
+        if found == Where::Here { &mut self.of_copy } else { &mut self.of_instance }.push(text);
+        if let (Some(group), Where::Nowhere) = (self.groups.get_mut(part), found) {
+            group.nowhere += 1;
+        }
     }
 
     /// The verdict on `count` things that were looked at.
@@ -31,8 +103,7 @@ impl Gaps {
         if all == 0 {
             return Check::ok(name, format!("{count} {what} looked at; all are there"));
         }
-        let verdict = if self.of_copy.is_empty() { Verdict::Warning } else { Verdict::Failed };
-        let text = if self.is_live {
+        let mut text = if self.is_live {
             format!("{all} of {count} {what} are not there")
         } else {
             format!(
@@ -40,20 +111,57 @@ impl Gaps {
                 self.of_instance.len()
             )
         };
-        Check::new(name, verdict, text)
-            .with_examples(self.of_copy.into_iter().chain(self.of_instance))
+        let mut verdict = Verdict::Warning;
+        let mut hint = None;
+        for (part, group) in &self.groups {
+            if group.is_much() && !self.plan.excused.has(part) {
+                (verdict, hint) = (Verdict::Failed, Some(HINT));
+                text += &group.text();
+            }
+        }
+        if !self.of_copy.is_empty() {
+            verdict = Verdict::Failed;
+        }
+        let examples = self.of_copy.into_iter().chain(self.of_instance);
+        let check = Check::new(name, verdict, text).with_examples(examples);
+        match hint {
+            Some(hint) => check.with_hint(hint),
+            None => check,
+        }
+    }
+}
+
+impl Group {
+    /// Whether that much is missing that it must be somewhere else.
+    fn is_much(&self) -> bool {
+        let least = if self.is_strict { 1 } else { self.looked_at.div_ceil(2).max(1) };
+        self.nowhere >= least
+    }
+
+    fn text(&self) -> String {
+        let Group { what, place, looked_at, nowhere, .. } = self;
+        if nowhere == looked_at {
+            format!("; none of the {looked_at} {what} is at {place}: is it mounted?")
+        } else {
+            format!(
+                "; {nowhere} of the {looked_at} {what} are not at {place}: is all of it mounted?"
+            )
+        }
     }
 }
 
 /// Looks whether the copy has the files that rows stand for.
-pub fn check_files(rows: &[FileRow], copy: &Copy<'_>) -> Result<Check> {
+pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+    let rows = &catalogue.files;
     let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.clone()).collect();
     let mut seen = copy.look(&paths)?.into_iter();
-    let mut gaps = Gaps::new(copy);
+    let mut gaps = Gaps::new(plan, copy);
     for row in rows {
+        let what = || format!("rows of {}", row.what);
+        gaps.look(row.part, what, plan.place(row.part).as_deref());
         let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
-        let fits = |seen: &Seen| row.size.is_none_or(|size| size == seen.size);
-        if found.iter().any(fits) {
+        let fits = |size: u64| row.size.is_none_or(|wanted| wanted == size);
+        if found.iter().any(|seen| fits(seen.size)) {
             continue;
         }
         let path = &copy.place(&row.paths[0]);
@@ -68,11 +176,89 @@ pub fn check_files(rows: &[FileRow], copy: &Copy<'_>) -> Result<Check> {
             ),
             None => format!("{} row {}: {}", row.what, row.id, shown(path)),
         };
-        let is_on_machine = |path: &PathBuf| {
-            let metadata = copy.place(path).symlink_metadata();
-            metadata.is_ok_and(|metadata| row.size.is_none_or(|size| size == metadata.len()))
+        let sizes = row.paths.iter().filter_map(|path| copy.place(path).symlink_metadata().ok());
+        let sizes: Vec<u64> = sizes.map(|metadata| metadata.len()).collect();
+        let found = match sizes.as_slice() {
+            [] => Where::Nowhere,
+            sizes if sizes.iter().any(|size| fits(*size)) => Where::Here,
+            _ => Where::Otherwise,
         };
-        gaps.add(text, row.paths.iter().any(is_on_machine));
+        gaps.add(row.part, text, found);
     }
-    Ok(gaps.check("files", "rows with files", rows.len()))
+    let mut check = gaps.check("files", "rows with files", rows.len());
+    for (what, count) in catalogue.remote.iter().filter(|(_, count)| **count > 0) {
+        check.text +=
+            &format!("; {count} more of {what} are in an object store, which is not copied");
+    }
+    Ok(check)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::FileRow;
+    use crate::settings::Settings;
+
+    fn plan(more: &str) -> Plan {
+        let settings: Settings =
+            toml::from_str(&format!("kind = 'gitlab'\n{more}")).expect("reads");
+        Plan::new("forge", "gitlab", &settings)
+    }
+
+    /// The check on this many rows of uploads and of LFS, of which so many are nowhere.
+    fn check(plan: &Plan, uploads: (usize, usize), lfs: (usize, usize)) -> Check {
+        let mut gaps = Gaps::new(plan, &Copy::Live);
+        for (part, (count, nowhere)) in [("uploads", uploads), ("lfs", lfs)] {
+            for at in 0..count {
+                gaps.look(part, || format!("rows of {part}"), Some(Path::new("/mnt/place")));
+                if at < nowhere {
+                    gaps.add(part, format!("row {at}"), Where::Nowhere);
+                }
+            }
+        }
+        gaps.check("files", "rows", uploads.0 + lfs.0)
+    }
+
+    #[test]
+    fn what_is_nowhere_is_a_warning_only_as_an_exception() {
+        let strict = plan("");
+        assert_eq!(check(&strict, (9, 0), (1, 0)).verdict, Verdict::Ok);
+        assert_eq!(check(&strict, (9, 4), (1, 0)).verdict, Verdict::Warning);
+        // Each kind of row by itself: one of one is all.
+        for (uploads, lfs, words) in [
+            ((9, 0), (1, 1), "; none of the 1 rows of lfs is at /mnt/place: is it mounted?"),
+            ((8, 4), (1, 0), "; 4 of the 8 rows of uploads are not at /mnt/place: is all"),
+        ] {
+            let failed = check(&strict, uploads, lfs);
+            assert_eq!(failed.verdict, Verdict::Failed);
+            assert!(failed.text.contains(words), "{}", failed.text);
+            assert!(failed.hint.expect("a way out").contains("lost = \"ok\""));
+        }
+        let lost = plan("checks = { lost = 'ok' }");
+        assert_eq!(check(&lost, (8, 8), (1, 1)).verdict, Verdict::Warning);
+        let excused = plan("parts.lfs = { missing = 'ok' }");
+        assert_eq!(check(&excused, (9, 0), (1, 1)).verdict, Verdict::Warning);
+        assert_eq!(check(&excused, (9, 9), (1, 1)).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_somewhere() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "text").expect("writes");
+        let plan = plan("");
+        let check = |size| {
+            let (id, paths) = ("1".into(), vec![path.clone()]);
+            let row = FileRow { what: "uploads", part: "uploads", id, paths, size: Some(size) };
+            let remote = [("lfs", 3)].into();
+            let catalogue = Catalogue { files: vec![row], remote, ..Catalogue::default() };
+            check_files(&plan, &catalogue, &Copy::Live).expect("looks")
+        };
+        let all = "1 rows with files looked at; all are there; 3 more of lfs are in an object store, \
+                   which is not copied";
+        assert_eq!(check(4), Check::ok("files", all));
+        let other = check(5);
+        assert_eq!(other.verdict, Verdict::Warning);
+        assert!(other.examples[0].ends_with("file has 4 bytes instead of 5"), "{other:?}");
+    }
 }

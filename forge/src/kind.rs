@@ -11,7 +11,7 @@ use crate::check::Check;
 use crate::copy::{Copy, Mount};
 use crate::error::{Error, Result};
 use crate::overrides;
-use crate::plan::{LeftOut, Part, Plan};
+use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::Settings;
 use std::path::{Path, PathBuf};
@@ -98,9 +98,19 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let mut plan = Plan::new(site.instance, kind.name(), settings);
     kind.fill(site, &mut plan)?;
     overrides::apply(site, &mut plan)?;
-    plan.parts.iter_mut().for_each(Part::resolve);
+    let root = &settings.root;
+    for part in &mut plan.parts {
+        plan.notes.extend(part.resolve(root));
+    }
     plan.mounts.iter_mut().for_each(Mount::resolve);
-    plan.left_out.iter_mut().for_each(LeftOut::resolve);
+    plan.left_out.iter_mut().for_each(|left| left.resolve(root));
+    // Links in a container are its own, and lead elsewhere on this machine.
+    let is_contained = plan.product.image.is_some();
+    let is_named = |part: &str| {
+        let own = settings.parts.get(part);
+        is_contained || own.is_some_and(|own| own.path.is_some() || !own.paths.is_empty())
+    };
+    plan.follow_links(root, is_named);
     Ok((plan, kind))
 }
 

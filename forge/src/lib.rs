@@ -13,6 +13,7 @@
 pub mod error;
 pub mod file;
 mod fit;
+pub mod links;
 pub mod run;
 pub mod settings;
 

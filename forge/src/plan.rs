@@ -4,11 +4,12 @@
 //! session carries it out; `config check` prints it.
 
 use crate::copy::{Mount, shown};
+use crate::links;
 use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
-use crate::settings::{Mode, OnFailure, Sample, Settings};
+use crate::settings::{Missing, Mode, OnFailure, Sample, Settings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,8 +29,8 @@ pub struct Plan {
     pub product: Product,
     /// What is copied.
     pub parts: Vec<Part>,
-    /// What a service sees inside a directory and what is elsewhere on this machine. Each is a
-    /// path of a part as well.
+    /// What a service sees inside a directory and what is elsewhere on this machine, because it
+    /// is mounted there or a link leads there. Each is in a part as well.
     pub mounts: Vec<Mount>,
     /// What is known to be missing before anything is looked for.
     pub lacking: Vec<Absent>,
@@ -57,6 +58,9 @@ pub struct Plan {
     pub tags: Vec<String>,
     /// Rows to compare with files.
     pub sample: Sample,
+    /// Parts that the settings allow to be missing, or all, of which nothing need be there though
+    /// databases name it.
+    pub excused: Excused,
     /// What is odd and worth a line.
     pub notes: Vec<String>,
 }
@@ -84,6 +88,7 @@ impl Plan {
             exclude: settings.exclude.clone(),
             tags: settings.tags.clone(),
             sample: settings.checks.sample,
+            excused: Excused::of(settings),
             notes: Vec::new(),
         }
     }
@@ -154,9 +159,75 @@ impl Plan {
         }
     }
 
+    /// Adds to each part the directories outside of all parts to which links in its own lead, as
+    /// when one of them was moved to another disk. Only directly in its paths, which have to be
+    /// resolved. Where the settings name the place (`is_named`), the admin has chosen, and what is
+    /// not taken is noted.
+    pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
+        let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
+        let mut taken: Vec<PathBuf> = all.collect();
+        for part in &mut self.parts {
+            let mut added = Vec::new();
+            for (link, real) in part.paths.iter().flat_map(|path| links_in(root, path)) {
+                let end = real.path;
+                let is_in = |known: &PathBuf| end.starts_with(known);
+                let is_left = self.left_out.iter().any(|left| is_in(&left.path));
+                if !real.is_there {
+                    self.notes.push(leads_nowhere(&link, &end));
+                } else if taken.iter().any(is_in) {
+                    self.mounts.push(Mount { seen: link, path: end });
+                } else if end.is_dir() && !is_left {
+                    // Not half a machine for the sake of one link.
+                    let has_parts = taken.iter().any(|known| known.starts_with(&end));
+                    if has_parts || is_named(&part.name) {
+                        self.notes.push(format!(
+                            "{} leads to {}, which is not copied; make that a part if it should be",
+                            shown(&link),
+                            shown(&end)
+                        ));
+                        continue;
+                    }
+                    part.links.extend(real.links.into_iter().filter(|known| *known != link));
+                    taken.push(end.clone());
+                    added.push(end.clone());
+                    self.mounts.push(Mount { seen: link, path: end });
+                }
+            }
+            part.paths.extend(added);
+        }
+    }
+
     /// The first place of a part.
     pub fn place(&self, part: &str) -> Option<PathBuf> {
         self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
+    }
+}
+
+/// What may be nowhere, though databases name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Excused {
+    /// Whatever it is.
+    All,
+    /// These parts.
+    Parts(Vec<String>),
+}
+
+impl Excused {
+    /// What the settings say.
+    pub fn of(settings: &Settings) -> Excused {
+        if settings.checks.lost == Missing::Ok {
+            return Excused::All;
+        }
+        let parts = settings.parts.iter().filter(|(_, part)| part.missing == Some(Missing::Ok));
+        Excused::Parts(parts.map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Whether this part may be nowhere.
+    pub fn has(&self, part: &str) -> bool {
+        match self {
+            Excused::All => true,
+            Excused::Parts(parts) => parts.iter().any(|known| known == part),
+        }
     }
 }
 
@@ -242,24 +313,42 @@ impl Part {
         }
     }
 
-    /// Finds out where its paths really are, and what leads there.
-    pub fn resolve(&mut self) {
+    /// Finds out where its paths really are, and what leads there. Links are followed below the
+    /// root; what one leads to and is not there is told.
+    pub fn resolve(&mut self, root: &Path) -> Vec<String> {
+        let mut notes = Vec::new();
         for path in &mut self.paths {
-            let Ok(real) = std::fs::canonicalize(&*path) else { continue };
-            // Outermost first, each in a directory that has no links in its path any more.
-            for at in path.ancestors().collect::<Vec<_>>().into_iter().rev() {
-                let is_link = at.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-                let parent = at.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
-                if let (true, Some(parent), Some(name)) = (is_link, parent, at.file_name()) {
-                    let link = parent.join(name);
-                    if !self.links.contains(&link) {
-                        self.links.push(link);
-                    }
+            // Whatever cannot be followed is left to the copy, which tells why.
+            let Ok(real) = links::follow(root, path) else { continue };
+            if let Some(link) = real.links.last()
+                && let Ok(end) = links::follow(root, link)
+                && !end.is_there
+            {
+                notes.push(leads_nowhere(link, &end.path));
+            }
+            for link in real.links {
+                if !self.links.contains(&link) {
+                    self.links.push(link);
                 }
             }
-            *path = real;
+            *path = real.path;
         }
+        notes
     }
+}
+
+/// Links directly in a directory, and where they lead.
+fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    let mut links: Vec<PathBuf> = links.map(|entry| entry.path()).collect();
+    links.sort();
+    let end = |link: PathBuf| links::follow(root, &link).ok().map(|end| (link, end));
+    links.into_iter().filter_map(end).collect()
+}
+
+fn leads_nowhere(link: &Path, target: &Path) -> String {
+    format!("{} leads to {}, which is not there", shown(link), shown(target))
 }
 
 /// When a part is copied. Whoever refers to something comes before it.
@@ -287,9 +376,9 @@ pub struct LeftOut {
 
 impl LeftOut {
     /// Finds out where it really is, for that is where a copy would come upon it.
-    pub fn resolve(&mut self) {
-        if let Ok(real) = std::fs::canonicalize(&self.path) {
-            self.path = real;
+    pub fn resolve(&mut self, root: &Path) {
+        if let Ok(real) = links::follow(root, &self.path) {
+            self.path = real.path;
         }
     }
 }

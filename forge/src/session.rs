@@ -447,6 +447,7 @@ impl<'j> Session<'j> {
             return Ok(Vec::new());
         }
         let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
+        let copy = Copy::Through { copy: &copy, mounts: &plan.mounts };
         job.kind.check(plan, &mut self.catalogue, &copy)
     }
 }

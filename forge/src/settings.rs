@@ -246,11 +246,13 @@ pub enum OnFailure {
 pub struct ChecksSettings {
     /// How many rows of each kind of file are compared with the files; `all` compares them all.
     pub sample: Sample,
+    /// What it means that much of what the databases name is nowhere on this machine.
+    pub lost: Missing,
 }
 
 impl Default for ChecksSettings {
     fn default() -> ChecksSettings {
-        ChecksSettings { sample: Sample::Rows(1000) }
+        ChecksSettings { sample: Sample::Rows(1000), lost: Missing::Error }
     }
 }
 

@@ -86,7 +86,7 @@ impl Kind for DockerGitlab {
         containers.redis(gitlab, plan)?;
         if let Ok(data) = place(gitlab, &dir) {
             data::leave_hidden(gitlab, &data, plan);
-            note_unknown(&data, plan);
+            note_unknown(&data, &["shared"], plan);
         }
         let container = containers.name_of(name, gitlab, plan)?;
         // PostgreSQL and Redis are other containers and go on.
@@ -101,8 +101,7 @@ impl Kind for DockerGitlab {
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![secrets::check(plan, copy)?];
-        let copy = Copy::Through { copy, mounts: &plan.mounts };
-        checks.extend(gitlab::check_catalogue(plan, catalogue, &copy)?);
+        checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);
         Ok(checks)
     }
 }

@@ -5,10 +5,11 @@ pub mod data_source;
 pub mod rows;
 pub mod single_sign_on;
 
+use super::gitlab::LOOPBACK;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::Copy;
+use crate::copy::{Copy, shown};
 use crate::error::Result;
 use crate::plan::{Database, Plan, Product};
 use crate::service::control::{Control, Speaks, Supervisor};
@@ -71,6 +72,8 @@ impl Kind for Mattermost {
             );
         } else if !path.starts_with(home.join("config")) {
             plan.needs("config.json", "its configuration, with secrets", path.clone());
+        } else if !path.exists() {
+            plan.lacks("config.json", shown(&path));
         }
         if !unit.files.is_empty() {
             let part =
@@ -79,10 +82,7 @@ impl Kind for Mattermost {
         }
         let config = Config::read(&path, unit.variables)?;
         files(&config, DATA, "data", site, &home, plan);
-        for (name, about, key, usual) in [
-            ("plugins", "plugins", "Directory", "plugins"),
-            ("client-plugins", "plugins for browsers", "ClientDirectory", "client/plugins"),
-        ] {
+        for ((name, about, key), usual) in PLUGINS.into_iter().zip(["plugins", "client/plugins"]) {
             let path = config.directory("PluginSettings", key, root, &home);
             plan.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
         }
@@ -115,8 +115,8 @@ impl Kind for Mattermost {
         Ok(catalogue)
     }
 
-    fn check(&self, _: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        rows::check(catalogue, copy)
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+        rows::check(plan, catalogue, copy)
     }
 }
 
@@ -127,8 +127,8 @@ fn files(config: &Config, name: &str, usual: &str, site: &Site<'_>, home: &Path,
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "files that users sent are in an object store, which is not copied";
         plan.notes.push(note.into());
-        // What was there before stays.
-        plan.takes(name, "files that users sent", dir);
+        // What was there before stays. No row says whether its file is among it.
+        plan.takes(&format!("{name}-before"), "files that users sent before that", dir);
         return;
     }
     plan.needs(name, "files that users sent", dir).owner = Some("mattermost");
@@ -199,10 +199,68 @@ pub fn beside_gitlab(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
     part.owner = Some("mattermost");
     files(&config, DATA_BESIDE_GITLAB, "data", site, &home, plan);
+    let root = &site.settings.root;
+    for (name, about, key) in PLUGINS {
+        // In its directory they are a part of that.
+        let elsewhere = config.directory("PluginSettings", key, root, &home);
+        if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
+            plan.takes(&format!("mattermost-{name}"), about, path).owner = Some("mattermost");
+        }
+    }
     plan.takes("mattermost-environment", "settings that go before its configuration", environment);
-    let (name, purpose) = (DATABASE_BESIDE_GITLAB.into(), "mattermost".into());
-    plan.databases.push(Database { name, purpose, is_required: true });
+    database_beside_gitlab(&config, site, plan);
     Ok(())
+}
+
+/// Parts with plugins, and the settings that say where they are.
+const PLUGINS: [(&str, &str, &str); 2] = [
+    ("plugins", "plugins", "Directory"),
+    ("client-plugins", "plugins for browsers", "ClientDirectory"),
+];
+
+/// The database that Mattermost's settings name, if it is one of GitLab's server.
+fn database_beside_gitlab(config: &Config, site: &Site<'_>, plan: &mut Plan) {
+    let purpose = "mattermost".into();
+    let mut database = Database { name: DATABASE_BESIDE_GITLAB.into(), purpose, is_required: true };
+    let source = config.text("SqlSettings", "DataSource").map(DataSource::parse).transpose();
+    let source = source.unwrap_or_else(|reason| {
+        plan.notes.push(format!(
+            "SqlSettings.DataSource of Mattermost cannot be used: {reason}; its database is taken \
+             to be {DATABASE_BESIDE_GITLAB}"
+        ));
+        None
+    });
+    if let Some(source) = source {
+        database.name = source.database.clone().unwrap_or(database.name);
+        if !is_of_gitlab(&source, site, plan) {
+            let usual = Server::default().port;
+            let looked_for = format!(
+                "database {} on {}:{}, which is another server than GitLab's; dump it there",
+                database.name,
+                source.host.as_deref().unwrap_or("localhost"),
+                source.port.unwrap_or(usual),
+            );
+            plan.notes.push(format!("Mattermost has its {looked_for}"));
+            plan.lacks(&database.part(), looked_for);
+            return;
+        }
+    }
+    plan.databases.push(database);
+}
+
+/// Whether an address is that of GitLab's server.
+fn is_of_gitlab(source: &DataSource, site: &Site<'_>, plan: &Plan) -> bool {
+    let Some(server) = &plan.postgres else { return false };
+    let host = server.host.as_deref().unwrap_or_default();
+    let is_local = host.starts_with('/');
+    let is_same = match source.host.as_deref() {
+        Some(dir) if dir.starts_with('/') => site.at(dir) == Path::new(host),
+        // Without a host it is this machine, where only one server can have the port.
+        None => is_local || LOOPBACK.contains(&host),
+        Some(name) if LOOPBACK.contains(&name) => is_local || LOOPBACK.contains(&host),
+        Some(name) => name == host,
+    };
+    is_same && source.port.unwrap_or(Server::default().port) == server.port
 }
 
 /// Asks what files there should be of the Mattermost beside GitLab.
@@ -211,9 +269,47 @@ pub fn ask_beside_gitlab(
     databases: &mut [Connection<'_>],
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    let is_it = |database: &&mut Connection<'_>| database.database == DATABASE_BESIDE_GITLAB;
+    let own = plan.databases.iter().find(|database| database.purpose == "mattermost");
+    let Some(own) = own else { return Ok(()) };
+    let is_it = |database: &&mut Connection<'_>| database.database == own.name;
     for database in databases.iter_mut().filter(is_it) {
         rows::files(plan, DATA_BESIDE_GITLAB, database, catalogue)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+    use store::observe::Progress;
+
+    #[test]
+    fn without_its_configuration_something_is_missing() {
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+            std::fs::write(path, text).expect("writes");
+        };
+        let lacking = || {
+            let text = format!("kind = 'mattermost'\nroot = '{}'", root.path().display());
+            let settings: Settings = toml::from_str(&text).expect("settings");
+            let progress = Progress::default();
+            let site = Site { instance: "chat", settings: &settings, progress: &progress };
+            let (plan, _) = crate::kind::plan(&site).expect("a plan");
+            plan.lacking.into_iter().map(|absent| absent.part).collect::<Vec<_>>()
+        };
+        write("opt/mattermost/config/README", "");
+        assert_eq!(lacking(), ["config.json"]);
+        write("opt/mattermost/config/config.json", "{}");
+        assert!(lacking().is_empty());
+        std::fs::remove_file(root.path().join("opt/mattermost/config/config.json"))
+            .expect("removes");
+        write(
+            "etc/systemd/system/mattermost.service",
+            "[Service]\nEnvironment=MM_CONFIG=postgres://mm@localhost/chat\n",
+        );
+        assert!(lacking().is_empty());
+    }
 }

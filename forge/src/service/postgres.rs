@@ -34,6 +34,10 @@ const NO_OPTIONS: &str = "unsupported startup parameter";
 const NOT_CONNECTED: &str = "exit code 2";
 /// Ends every answer; no row of ours looks like it.
 const END: &str = "-- end of answer";
+/// Stands after the rows of a question that may fail; it fails with it.
+const ANSWERED: &str = "-- answered";
+/// Stands before the reason of a failure.
+const SAID: &str = "-- said ";
 /// What dumps hold in place of a random key.
 const RESTRICT_KEY: &str = "forgekeep";
 /// The database that every server has from its beginning, to connect to.
@@ -356,6 +360,8 @@ impl<'a> Connection<'a> {
         struct Moment {
             name: String,
         }
+        // Paths have the days of GitLab's times, which are those of UTC.
+        self.tell("set time zone 'UTC'")?;
         self.tell("begin transaction isolation level repeatable read, read only")?;
         let moment: Moment = self.one("select pg_export_snapshot() as name")?;
         Ok(moment.name)
@@ -400,27 +406,63 @@ impl<'a> Connection<'a> {
         self.tell_and_read(&format!("select row_to_json(answer) from ({query}) answer;"))
     }
 
+    /// All rows of a query that may fail, or why it did. A connection that is lost is still an
+    /// error. Only for one that has begun to see its moment: what a failed statement would end
+    /// with it is kept by a savepoint.
+    pub fn attempt<T: DeserializeOwned>(
+        &mut self,
+        query: &str,
+    ) -> Result<std::result::Result<Vec<T>, String>> {
+        // After a failure the server refuses everything up to the rollback, also the mark. Clients
+        // before 11 do not know the variable with the reason, so it is given a value first.
+        let text = format!(
+            "\\set LAST_ERROR_MESSAGE 'the server refused it'\n\
+             savepoint question;\n\
+             \\set ON_ERROR_STOP 0\n\
+             select row_to_json(answer) from ({query}) answer;\n\
+             \\set said :LAST_ERROR_MESSAGE\n\
+             select '{ANSWERED}';\n\
+             rollback to savepoint question;\n\
+             \\set ON_ERROR_STOP 1\n\
+             release savepoint question;\n\
+             select '{SAID}' || :'said';"
+        );
+        let (mut rows, mut said, mut is_answered) = (Ok(Vec::new()), None, false);
+        self.ask(&text, |line| {
+            if line == ANSWERED.as_bytes() {
+                is_answered = true;
+            } else if let Some(reason) = line.strip_prefix(SAID.as_bytes()) {
+                said = Some(String::from_utf8_lossy(reason).into_owned());
+            } else if said.is_none() {
+                take(&mut rows, line);
+            }
+        })?;
+        Ok(if is_answered { rows } else { Err(said.unwrap_or_default()) })
+    }
+
     /// Runs a statement without rows.
     fn tell(&mut self, statement: &str) -> Result<()> {
         self.tell_and_read::<serde_json::Value>(&format!("{statement};")).map(drop)
     }
 
     fn tell_and_read<T: DeserializeOwned>(&mut self, text: &str) -> Result<Vec<T>> {
+        let mut rows = Ok(Vec::new());
+        self.ask(text, |line| take(&mut rows, line))?;
+        rows.map_err(|reason| self.odd(&reason))
+    }
+
+    /// Hands on each line of an answer, all of which is read whatever is in it.
+    fn ask(&mut self, text: &str, mut take: impl FnMut(&[u8])) -> Result<()> {
         self.running.write(format!("{text}\nselect '{END}';\n").as_bytes())?;
-        let mut rows = Vec::new();
         loop {
             let mut line = Vec::new();
             let mut row = std::io::Read::take(&mut self.output, ROW_BYTES_MAX);
             match row.read_until(b'\n', &mut line) {
                 Ok(0) => return Err(self.running.failure()),
                 Ok(_) if line.last() != Some(&b'\n') => return Err(self.odd("a row is too long")),
-                Ok(_) if line.trim_ascii() == END.as_bytes() => return Ok(rows),
+                Ok(_) if line.trim_ascii() == END.as_bytes() => return Ok(()),
                 Ok(_) if line.trim_ascii().is_empty() => {}
-                Ok(_) => {
-                    // A database without an encoding may answer anything.
-                    let row = serde_json::from_str(&String::from_utf8_lossy(&line));
-                    rows.push(row.map_err(|error| self.odd(&error.to_string()))?);
-                }
+                Ok(_) => take(line.trim_ascii()),
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                     return Err(self.running.failure());
                 }
@@ -434,6 +476,17 @@ impl<'a> Connection<'a> {
 
     fn odd(&self, reason: &str) -> Error {
         Error::Service { service: format!("database {}", self.database), reason: reason.into() }
+    }
+}
+
+/// Adds a row, unless one before it made no sense.
+fn take<T: DeserializeOwned>(rows: &mut std::result::Result<Vec<T>, String>, line: &[u8]) {
+    if let Ok(known) = rows {
+        // A database without an encoding may answer anything.
+        match serde_json::from_str(&String::from_utf8_lossy(line)) {
+            Ok(row) => known.push(row),
+            Err(error) => *rows = Err(error.to_string()),
+        }
     }
 }
 

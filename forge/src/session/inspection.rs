@@ -49,7 +49,8 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     let mut catalogue = kind.ask(plan, moments.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
-    let checks = kind.check(plan, &mut catalogue, &Copy::Live)?;
+    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let checks = kind.check(plan, &mut catalogue, &copy)?;
     let project_count = catalogue.projects.len();
     let product = catalogue.product(plan);
     Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })

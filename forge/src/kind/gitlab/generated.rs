@@ -4,6 +4,7 @@
 use super::below;
 use crate::error::{Error, Result};
 use crate::file::text;
+use crate::links;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,16 +12,31 @@ use std::path::{Path, PathBuf};
 /// What the generated configuration says.
 #[derive(Debug)]
 pub struct Generated {
-    /// Storages of repositories by name.
-    pub storages: BTreeMap<String, PathBuf>,
+    /// Storages of repositories by name; where one is not on this machine, what was looked for.
+    pub storages: BTreeMap<String, Result<PathBuf, String>>,
     /// Directories of other data.
     pub data: Vec<Data>,
-    /// Databases: what for, and name.
-    pub databases: Vec<(String, String)>,
+    /// Databases of the server, and of others.
+    pub databases: Vec<DatabaseOf>,
     /// Host, or directory of the socket, of the database server.
     pub database_host: Option<String>,
     /// Its port.
     pub database_port: Option<u16>,
+    /// Without `gitlab.yml` nobody knows where anything is; where it was looked for.
+    pub lacks: Option<PathBuf>,
+    /// What was assumed in place of files that are not there.
+    pub notes: Vec<String>,
+}
+
+/// One database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseOf {
+    /// What it is for, such as `main`.
+    pub purpose: String,
+    /// Its name.
+    pub name: String,
+    /// The address of its server, where that is another than the main one's.
+    pub elsewhere: Option<String>,
 }
 
 /// One directory of data.
@@ -30,12 +46,12 @@ pub struct Data {
     pub name: &'static str,
     /// What it is.
     pub about: &'static str,
-    /// Where it is.
-    pub path: PathBuf,
+    /// Where it is; several places where it has been moved while it was in use.
+    pub paths: Vec<PathBuf>,
     /// Whether the configuration says that it is in use.
     pub is_expected: bool,
-    /// Why it is not on this machine.
-    pub elsewhere: Option<&'static str>,
+    /// Whether it, or what was added of late, is in an object store.
+    pub is_remote: bool,
     /// Who should own it.
     pub owner: &'static str,
 }
@@ -46,8 +62,8 @@ struct Row {
     name: &'static str,
     /// Section of `gitlab.yml`.
     section: &'static str,
-    /// Key in it.
-    key: &'static str,
+    /// Keys in it; the first that is there counts, as for GitLab.
+    keys: &'static [&'static str],
     /// Default below the data directory.
     default: &'static str,
     /// What it is.
@@ -57,104 +73,219 @@ struct Row {
 const fn row(
     name: &'static str,
     section: &'static str,
-    key: &'static str,
+    keys: &'static [&'static str],
     default: &'static str,
     about: &'static str,
 ) -> Row {
-    Row { name, section, key, default, about }
+    Row { name, section, keys, default, about }
 }
+
+/// Keys of most sections. Which of them the package writes has changed with its versions.
+const STORED: &[&str] = &["storage_path", "path"];
 
 #[rustfmt::skip]
 const DATA: &[Row] = &[
-    row("uploads", "uploads", "storage_path", "gitlab-rails/uploads", "files that users attached, avatars"),
-    row("artifacts", "artifacts", "storage_path", "gitlab-rails/shared/artifacts", "artifacts of CI jobs"),
-    row("external-diffs", "external_diffs", "storage_path", "gitlab-rails/shared/external-diffs", "diffs of merge requests"),
-    row("lfs", "lfs", "storage_path", "gitlab-rails/shared/lfs-objects", "Git LFS objects"),
-    row("packages", "packages", "storage_path", "gitlab-rails/shared/packages", "packages of projects"),
-    row("dependency-proxy", "dependency_proxy", "storage_path", "gitlab-rails/shared/dependency_proxy", "images kept for CI jobs"),
-    row("terraform-state", "terraform_state", "storage_path", "gitlab-rails/shared/terraform_state", "states of Terraform"),
-    row("ci-secure-files", "ci_secure_files", "storage_path", "gitlab-rails/shared/ci_secure_files", "secure files of CI"),
-    row("pages", "pages", "path", "gitlab-rails/shared/pages", "pages of projects"),
-    row("registry", "registry", "path", "gitlab-rails/shared/registry", "container images"),
-    row("encrypted-settings", "encrypted_settings", "path", "gitlab-rails/shared/encrypted_settings", "encrypted settings of mail and LDAP"),
-    row("builds", "gitlab_ci", "builds_path", "gitlab-ci/builds", "logs of CI jobs"),
+    row("uploads", "uploads", STORED, "gitlab-rails/uploads", "files that users attached, avatars"),
+    row("artifacts", "artifacts", &["path", "storage_path"], "gitlab-rails/shared/artifacts", "artifacts of CI jobs"),
+    row("external-diffs", "external_diffs", STORED, "gitlab-rails/shared/external-diffs", "diffs of merge requests"),
+    row("lfs", "lfs", STORED, "gitlab-rails/shared/lfs-objects", "Git LFS objects"),
+    row("packages", "packages", STORED, "gitlab-rails/shared/packages", "packages of projects"),
+    row("dependency-proxy", "dependency_proxy", STORED, "gitlab-rails/shared/dependency_proxy", "images kept for CI jobs"),
+    row("terraform-state", "terraform_state", STORED, "gitlab-rails/shared/terraform_state", "states of Terraform"),
+    row("ci-secure-files", "ci_secure_files", STORED, "gitlab-rails/shared/ci_secure_files", "secure files of CI"),
+    row("pages", "pages", &["path", "storage_path"], "gitlab-rails/shared/pages", "pages of projects"),
+    row("registry", "registry", &["path", "storage_path"], "gitlab-rails/shared/registry", "container images"),
+    row("encrypted-settings", "encrypted_settings", &["path", "storage_path"], "gitlab-rails/shared/encrypted_settings", "encrypted settings of mail and LDAP"),
+    row("builds", "gitlab_ci", &["builds_path"], "gitlab-ci/builds", "logs of CI jobs"),
 ];
 
-/// Parts whose directory may be absent though the configuration has a section for them.
+/// Parts whose directory may be absent though the configuration has a section for them, unless
+/// that says that they are in use.
 const MAYBE_UNUSED: [&str; 4] = ["pages", "registry", "encrypted-settings", "dependency-proxy"];
+
+/// Directory below which all these are if nothing else is said.
+const SHARED: &str = "gitlab-rails/shared";
+
+/// What a path that is not absolute is relative to.
+const RAILS: &str = "/opt/gitlab/embedded/service/gitlab-rails";
 
 /// Reads what there is below the data directory of the package.
 pub fn read(root: &Path, data: &Path) -> Result<Generated> {
     let etc = data.join("gitlab-rails/etc");
-    let production = |name: &str| -> Result<Value> {
-        let settings = yaml(&etc.join(name))?.unwrap_or_default();
-        Ok(settings.get("production").unwrap_or(&settings).clone())
+    let production = |name: &str| -> Result<Option<Value>> {
+        let settings = yaml(&etc.join(name))?;
+        Ok(settings.map(|all| all.get("production").unwrap_or(&all).clone()))
     };
-    let settings = production("gitlab.yml")?;
-    let databases = production("database.yml")?;
+    let (settings, databases) = (production("gitlab.yml")?, production("database.yml")?);
     let gitaly = toml_table(&data.join("gitaly/config.toml"))?;
+    let registry = yaml(&data.join("registry/config.yml"))?.unwrap_or_default();
+    let mut notes = Vec::new();
+    let mut assumed = |name: PathBuf, what: &str| {
+        notes.push(format!("{} is not there; {what}", name.display()));
+    };
+    if settings.is_none() {
+        assumed(etc.join("gitlab.yml"), "directories are taken to be the package's usual ones");
+    }
+    if databases.is_none() {
+        let what = "the database is taken to be gitlabhq_production on the package's own server";
+        assumed(etc.join("database.yml"), what);
+    }
+    // Versions before 9 have no Gitaly.
+    if gitaly.is_none() && data.join("gitaly").exists() {
+        let what = "storages are taken to be those of gitlab.yml";
+        assumed(data.join("gitaly/config.toml"), what);
+    }
+    let lacks = settings.is_none().then(|| etc.join("gitlab.yml"));
+    let (settings, databases) = (settings.unwrap_or_default(), databases.unwrap_or_default());
+    let places = Places { root, data, settings: &settings, registry: &registry };
     let main = main_database(&databases);
     Ok(Generated {
-        storages: storages(root, data, &settings, gitaly.as_ref()),
-        data: DATA.iter().map(|row| directory(root, data, &settings, row)).collect(),
-        database_host: main["host"].as_str().map(str::to_owned),
+        storages: places.storages(gitaly.as_ref()),
+        data: DATA.iter().map(|row| places.directory(row)).collect(),
+        database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
         database_port: port(&main["port"]),
-        databases: names_of_databases(&databases),
+        databases: databases_of(&databases),
+        lacks,
+        notes,
     })
 }
 
-/// The storages: Gitaly knows best; `gitlab.yml` knew before Gitaly did.
-fn storages(
-    root: &Path,
-    data: &Path,
-    settings: &Value,
-    gitaly: Option<&toml::Table>,
-) -> BTreeMap<String, PathBuf> {
-    let mut storages = BTreeMap::new();
-    let of_gitaly = gitaly.and_then(|config| config.get("storage")?.as_array());
-    for storage in of_gitaly.into_iter().flatten() {
-        let text = |key: &str| storage.get(key).and_then(toml::Value::as_str);
-        if let (Some(name), Some(path)) = (text("name"), text("path")) {
-            storages.insert(name.to_owned(), below(root, Path::new(path)));
-        }
-    }
-    for (name, storage) in settings["repositories"]["storages"].as_object().into_iter().flatten() {
-        if let Some(path) = storage["path"].as_str() {
-            storages.entry(name.clone()).or_insert_with(|| below(root, Path::new(path)));
-        }
-    }
-    if storages.is_empty() {
-        storages.insert("default".into(), data.join("git-data/repositories"));
-    }
-    storages
+/// All that says where something is.
+struct Places<'a> {
+    root: &'a Path,
+    data: &'a Path,
+    /// `gitlab.yml`.
+    settings: &'a Value,
+    /// The configuration of the registry, which has the last word on its own directory.
+    registry: &'a Value,
 }
 
-fn directory(root: &Path, data: &Path, settings: &Value, row: &Row) -> Data {
-    let section = &settings[row.section];
-    let default = data.join(row.default);
-    let path = match section[row.key].as_str().map(|path| below(root, Path::new(path))) {
-        // The public directory of Rails, in which `uploads` is a link to the data.
-        Some(path) if row.name == "uploads" && !path.ends_with("uploads") => {
-            let inner = path.join("uploads");
-            let is_own = inner.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-            if is_own { inner } else { default }
-        }
-        Some(path) => path,
-        None => default,
-    };
-    let is_off = section["enabled"].as_bool() == Some(false);
-    let is_remote = section["object_store"]["enabled"].as_bool() == Some(true);
-    let may_be_unused = section.is_null() || MAYBE_UNUSED.contains(&row.name);
-    Data {
-        name: row.name,
-        about: row.about,
-        is_expected: !may_be_unused && !is_off && !is_remote,
-        // What was put there before it went to the object store stays, and is taken.
-        elsewhere: (is_remote && !path.exists())
-            .then_some("it is in an object store, which is not copied"),
-        path,
-        owner: if row.name == "registry" { "registry" } else { "git" },
+impl Places<'_> {
+    /// A path of the configuration as a path of this machine.
+    fn at(&self, path: &str) -> PathBuf {
+        // Whatever is absolute replaces what it is joined to.
+        below(self.root, &Path::new(RAILS).join(path))
     }
+
+    /// The storages: Gitaly knows best; `gitlab.yml` knew before Gitaly did.
+    fn storages(&self, gitaly: Option<&toml::Table>) -> BTreeMap<String, Result<PathBuf, String>> {
+        let mut storages = BTreeMap::new();
+        let of_gitaly = gitaly.and_then(|config| config.get("storage")?.as_array());
+        for storage in of_gitaly.into_iter().flatten() {
+            let text = |key: &str| storage.get(key).and_then(toml::Value::as_str);
+            if let (Some(name), Some(path)) = (text("name"), text("path")) {
+                storages.insert(name.to_owned(), Ok(self.at(path)));
+            }
+        }
+        let of_rails = self.settings["repositories"]["storages"].as_object();
+        for (name, storage) in of_rails.into_iter().flatten() {
+            // Very old versions have nothing but a path.
+            let path = storage.as_str().or(storage["path"].as_str());
+            let address = storage["gitaly_address"].as_str().unwrap_or_default();
+            let place = match path.filter(|path| !path.is_empty()) {
+                Some(path) => Ok(self.at(path)),
+                // The Gitaly of this machine, of which only the place is not said.
+                None if name == "default" && address.starts_with("unix:") => Ok(self.usual()),
+                None => Err(remote(name, address)),
+            };
+            storages.entry(name.clone()).or_insert(place);
+        }
+        if storages.is_empty() {
+            storages.insert("default".into(), Ok(self.usual()));
+        }
+        storages
+    }
+
+    /// The package's own storage.
+    fn usual(&self) -> PathBuf {
+        self.data.join("git-data/repositories")
+    }
+
+    fn directory(&self, row: &Row) -> Data {
+        let section = &self.settings[row.section];
+        let said = row.keys.iter().find_map(|key| section[key].as_str());
+        let said = said.filter(|path| !path.is_empty()).map(|path| self.at(path));
+        let shared = self.settings["shared"]["path"].as_str().map(|path| self.at(path));
+        let default = match (row.default.strip_prefix(SHARED), shared) {
+            (Some(inner), Some(shared)) => shared.join(inner.trim_start_matches('/')),
+            _ => self.data.join(row.default),
+        };
+        let mut is_remote = is_remote(self.settings, row.section);
+        let mut paths = match row.name {
+            "uploads" => vec![self.uploads(said, default)],
+            _ => vec![said.unwrap_or(default)],
+        };
+        if row.name == "pages"
+            && let Some(path) = section["local_store"]["path"].as_str()
+        {
+            // What was there before versions had a store of their own may still be used.
+            let path = self.at(path);
+            paths.retain(|known| *known != path && known.exists());
+            paths.insert(0, path);
+        }
+        if row.name == "registry"
+            && let Some(storage) = self.registry["storage"].as_object()
+        {
+            match storage.get("filesystem").map(|store| store["rootdirectory"].as_str()) {
+                Some(Some(path)) => paths = vec![self.at(path)],
+                Some(None) => {}
+                None => is_remote |= REGISTRY_REMOTE.iter().any(|name| storage.contains_key(*name)),
+            }
+        }
+        let enabled = section["enabled"].as_bool();
+        let is_used = if MAYBE_UNUSED.contains(&row.name) {
+            enabled == Some(true)
+        } else {
+            !section.is_null() && enabled != Some(false)
+        };
+        Data {
+            name: row.name,
+            about: row.about,
+            // What was put there before it went to the object store stays, and is taken.
+            is_expected: is_used && !is_remote,
+            is_remote,
+            paths,
+            owner: if row.name == "registry" { "registry" } else { "git" },
+        }
+    }
+
+    /// Uploads are in a directory of that name in what is said, which in the package is the public
+    /// directory of Rails with a link to the data in it.
+    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> PathBuf {
+        let said = said.unwrap_or_else(|| self.at("public"));
+        let inner = said.join("uploads");
+        match inner.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => {
+                links::follow(self.root, &inner).map_or(inner, |real| real.path)
+            }
+            // Without the link it is a directory that the package made and does not use.
+            Ok(metadata) if metadata.is_dir() => inner,
+            _ if said.ends_with("uploads") => said,
+            _ if said.ends_with("public") => default,
+            _ => inner,
+        }
+    }
+}
+
+/// Drivers of the registry that keep images in an object store.
+const REGISTRY_REMOTE: [&str; 7] = ["s3", "s3_v2", "gcs", "azure", "azure_v2", "swift", "oss"];
+
+/// What to say of a storage of another machine.
+fn remote(name: &str, address: &str) -> String {
+    let of = if address.is_empty() { String::new() } else { format!(" (its Gitaly is {address})") };
+    format!(
+        "storage {name}, which has no path on this machine{of}; back it up where it is, or name \
+         the place where it is mounted"
+    )
+}
+
+/// Whether a section has an object store, of its own or the one that all share.
+fn is_remote(settings: &Value, section: &str) -> bool {
+    let is_on = |value: &Value| value["enabled"].as_bool() == Some(true);
+    let shared = &settings["object_store"];
+    let own = &shared["objects"][section];
+    let is_off = own["enabled"].as_bool() == Some(false);
+    is_on(&settings[section]["object_store"]) || (is_on(shared) && !own.is_null() && !is_off)
 }
 
 /// The settings of the main database. One database stands for itself, several have names.
@@ -163,23 +294,38 @@ fn main_database(settings: &Value) -> &Value {
     if settings["database"].is_string() { settings } else { several.unwrap_or(&Value::Null) }
 }
 
-/// What each database is for, and its name. Several purposes may share one.
-fn names_of_databases(settings: &Value) -> Vec<(String, String)> {
-    let mut names: Vec<(String, String)> = Vec::new();
-    if let Some(name) = settings["database"].as_str() {
-        names.push(("main".into(), name.into()));
-    }
-    for (purpose, value) in settings.as_object().into_iter().flatten() {
-        if let Some(name) = value["database"].as_str()
-            && !names.iter().any(|(_, known)| known == name)
-        {
-            names.push((purpose.clone(), name.into()));
+/// What each database is for, its name, and whether its server is the main one's. Several
+/// purposes may share one.
+fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
+    let main = main_database(settings);
+    let address = |value: &Value| {
+        let host = value["host"].as_str().unwrap_or_default().to_owned();
+        (host, port(&value["port"]).unwrap_or(5432))
+    };
+    let of = |purpose: &str, value: &Value| {
+        let (host, port) = address(value);
+        let elsewhere = ((host.as_str(), port) != (address(main).0.as_str(), address(main).1))
+            .then(|| format!("{host}:{port}"));
+        let name = value["database"].as_str()?.to_owned();
+        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere })
+    };
+    let all = settings.as_object().into_iter().flatten();
+    let found = of("main", settings).into_iter();
+    let found = found.chain(all.filter_map(|(purpose, value)| of(purpose, value)));
+    let mut databases: Vec<DatabaseOf> = Vec::new();
+    for database in found {
+        let is_same = |known: &DatabaseOf| {
+            known.name == database.name && known.elsewhere == database.elsewhere
+        };
+        if !databases.iter().any(is_same) {
+            databases.push(database);
         }
     }
-    if names.is_empty() {
-        names.push(("main".into(), "gitlabhq_production".into()));
+    if databases.is_empty() {
+        let (purpose, name) = ("main".into(), "gitlabhq_production".into());
+        databases.push(DatabaseOf { purpose, name, elsewhere: None });
     }
-    names
+    databases
 }
 
 fn port(value: &Value) -> Option<u16> {

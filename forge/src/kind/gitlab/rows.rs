@@ -1,6 +1,7 @@
 //! What GitLab's databases say that there is.
 //!
-//! Columns come and go with versions, so a query is only asked of columns that are there.
+//! Tables and columns come and go with versions, so a query is only asked of what is there, and
+//! one that fails all the same costs a look at what it was about.
 
 use crate::catalogue::{Application, Catalogue, FileRow, Project};
 use crate::error::Result;
@@ -13,13 +14,18 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// What the questions are about.
+pub const PROJECTS: &str = "projects";
+/// What the questions are about.
+pub const APPLICATIONS: &str = "applications";
+
 /// Asks all databases that have GitLab's tables.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
     for database in databases {
         schema(database, &mut catalogue)?;
         projects(database, &mut catalogue)?;
-        catalogue.files.extend(files(plan, database)?);
+        files(plan, database, &mut catalogue)?;
         applications(database, &mut catalogue)?;
         migrations(database, &mut catalogue)?;
     }
@@ -32,9 +38,9 @@ fn schema(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()
         version: Option<String>,
     }
     if !database.columns("schema_migrations")?.is_empty() {
-        let newest: Version =
-            database.one("select max(version::text) as version from schema_migrations")?;
-        if let Some(version) = newest.version {
+        let query = "select max(version::text) as version from schema_migrations";
+        let newest = catalogue.ask::<Version>("schema", database, query)?;
+        if let Some(version) = newest.into_iter().find_map(|row| row.version) {
             catalogue.schema.insert(database.database.clone(), version);
         }
     }
@@ -44,11 +50,11 @@ fn schema(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()
 fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
-        id: u64,
+        id: i64,
         path: Option<String>,
         storage: Option<String>,
         repository: Option<String>,
-        is_hashed: bool,
+        is_hashed: Option<bool>,
         pool: Option<String>,
         forked_from: Option<String>,
     }
@@ -56,113 +62,163 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     if columns.is_empty() || !catalogue.projects.is_empty() {
         return Ok(());
     }
-    let mut select = vec!["p.id", "r.path"];
-    let mut from = "from projects p \
-        left join routes r on r.source_type = 'Project' and r.source_id = p.id"
-        .to_owned();
-    let storage =
-        if columns.has("repository_storage") { "p.repository_storage" } else { "'default'" };
-    let named;
-    if database.columns("project_repositories")?.is_empty() {
-        named = format!("{storage} as storage, null as repository");
+    let mut has = |table: &str, needed: &[&str]| -> Result<bool> {
+        let columns = database.columns(table)?;
+        Ok(needed.iter().all(|needed| columns.has(needed)))
+    };
+    let has_routes = has("routes", &["source_type", "source_id", "path"])?;
+    let has_repositories = has("project_repositories", &["project_id", "disk_path"])?;
+    let has_shards = has_repositories
+        && has("project_repositories", &["shard_id"])?
+        && has("shards", &["id", "name"])?;
+    let has_pools =
+        columns.has("pool_repository_id") && has("pool_repositories", &["id", "disk_path"])?;
+    let has_forks =
+        has_routes && has("fork_network_members", &["project_id", "forked_from_project_id"])?;
+    let has_namespaces =
+        columns.has("namespace_id") && columns.has("path") && has("namespaces", &["id", "path"])?;
+
+    let (mut select, mut from) = (vec!["p.id"], "from projects p".to_owned());
+    select.push(if has_routes {
+        from += " left join routes r on r.source_type = 'Project' and r.source_id = p.id";
+        "r.path"
+    } else if has_namespaces {
+        from += " left join namespaces n on n.id = p.namespace_id";
+        "n.path || '/' || p.path as path"
     } else {
-        named = format!("coalesce(s.name, {storage}) as storage, pr.disk_path as repository");
-        from += " left join project_repositories pr on pr.project_id = p.id \
-                 left join shards s on s.id = pr.shard_id";
+        "null as path"
+    });
+    let own = columns.has("repository_storage");
+    if has_repositories {
+        from += " left join project_repositories pr on pr.project_id = p.id";
     }
-    select.push(&named);
+    if has_shards {
+        from += " left join shards s on s.id = pr.shard_id";
+    }
+    select.push(match (has_shards, own) {
+        (true, true) => "coalesce(s.name, p.repository_storage) as storage",
+        (true, false) => "s.name as storage",
+        (false, true) => "p.repository_storage as storage",
+        (false, false) => "null as storage",
+    });
+    select.push(if has_repositories { "pr.disk_path as repository" } else { "null as repository" });
     // Storage version 0 is a path by name.
     select.push(if columns.has("storage_version") {
         "coalesce(p.storage_version, 0) > 0 as is_hashed"
     } else {
         "false as is_hashed"
     });
-    if columns.has("pool_repository_id") && !database.columns("pool_repositories")?.is_empty() {
-        select.push("po.disk_path as pool");
+    select.push(if has_pools {
         from += " left join pool_repositories po on po.id = p.pool_repository_id";
+        "po.disk_path as pool"
     } else {
-        select.push("null as pool");
-    }
-    if database.columns("fork_network_members")?.is_empty() {
-        select.push("null as forked_from");
-    } else {
-        select.push("f.path as forked_from");
+        "null as pool"
+    });
+    select.push(if has_forks {
         from += " left join fork_network_members m on m.project_id = p.id \
                  left join routes f on f.source_type = 'Project' and f.source_id = m.forked_from_project_id";
-    }
-    let rows: Vec<Row> =
-        database.rows(&format!("select {} {from} order by p.id", select.join(", ")))?;
-    catalogue.projects = rows
-        .into_iter()
-        .map(|row| {
-            let path = row.path.unwrap_or_default();
-            let disk = row.repository.unwrap_or_else(|| {
-                if row.is_hashed || path.is_empty() { hashed(row.id) } else { path.clone() }
-            });
-            Project {
-                id: row.id,
-                storage: row.storage.unwrap_or_else(|| "default".into()),
-                repository: format!("{disk}.git"),
-                place: None,
-                wiki: None,
-                design: None,
-                pool: row.pool.map(|pool| format!("{pool}.git")),
-                forked_from: row.forked_from,
-                is_copied: false,
-                path,
-            }
+        "f.path as forked_from"
+    } else {
+        "null as forked_from"
+    });
+    let query = format!("select {} {from} order by p.id", select.join(", "));
+    let project = |row: Row| {
+        let id = row.id.try_into().ok()?;
+        let path = row.path.unwrap_or_default();
+        let is_hashed = row.is_hashed == Some(true) || path.is_empty();
+        let disk = row.repository;
+        let disk = disk.unwrap_or_else(|| if is_hashed { hashed(row.id) } else { path.clone() });
+        Some(Project {
+            id,
+            storage: row.storage.unwrap_or_else(|| "default".into()),
+            repository: format!("{disk}.git"),
+            place: None,
+            wiki: None,
+            design: None,
+            pool: row.pool.map(|pool| format!("{pool}.git")),
+            forked_from: row.forked_from,
+            is_copied: false,
+            path,
         })
-        .collect();
+    };
+    let rows = catalogue.ask::<Row>(PROJECTS, database, &query)?;
+    catalogue.projects = rows.into_iter().filter_map(project).collect();
     Ok(())
 }
 
 /// Path by number, as GitLab makes it.
-pub fn hashed(id: u64) -> String {
+pub fn hashed(id: i64) -> String {
     let hash = Sha256::digest(id.to_string());
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("@hashed/{}/{}/{hex}", &hex[..2], &hex[2..4])
 }
 
-fn files(plan: &Plan, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
-    type Ask = fn(&Path, Sample, &mut Connection<'_>) -> Result<Vec<FileRow>>;
+fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
+    type Ask = fn(&Path, &Plan, &mut Connection<'_>, &mut Catalogue) -> Result<()>;
     let tables: [(&str, Ask); 3] =
         [("uploads", uploads), ("lfs", lfs_objects), ("artifacts", artifacts)];
-    let mut files = Vec::new();
     for (part, ask) in tables {
         if let Some(dir) = plan.place(part) {
-            files.extend(ask(&dir, plan.sample, database)?);
+            ask(&dir, plan, database, catalogue)?;
         }
     }
-    Ok(files)
+    Ok(())
 }
 
 /// A table whose rows stand for files.
 struct Table {
     name: &'static str,
-    /// Columns that the query needs; without any of them nothing is asked.
+    /// What its rows are, which is also the part with their files.
+    what: &'static str,
+    /// Columns without which nothing can be asked.
     needs: &'static [&'static str],
-    /// What is asked of each row, which is called `t`.
+    /// Columns that some versions have, and which are nothing where they are not there.
+    takes: &'static [&'static str],
+    /// What else is asked of each row, which is called `t`.
     select: &'static str,
-    /// Column that is 1 where the file is on this machine and not in a bucket.
+    /// Column that is 1 where the file is on this machine and 2 where it is in a bucket.
     store: &'static str,
+    /// A column, and what has to be true of it.
+    only: Option<(&'static str, &'static str)>,
 }
 
 impl Table {
-    /// The newest and some other rows whose files are on this machine.
+    /// The newest and some other rows whose files are on this machine. Those in an object store
+    /// are counted.
     fn rows<T: DeserializeOwned>(
         &self,
-        sample: Sample,
+        plan: &Plan,
         database: &mut Connection<'_>,
+        catalogue: &mut Catalogue,
     ) -> Result<Vec<T>> {
-        let Table { name, needs, select, store } = self;
+        #[derive(Deserialize)]
+        struct Count {
+            count: u64,
+        }
+        let Table { name, what, needs, takes, select, store, only } = self;
         let columns = database.columns(name)?;
-        if !needs.iter().all(|needed| columns.has(needed)) {
+        if columns.is_empty() {
             return Ok(Vec::new());
         }
-        let local =
-            if columns.has(store) { format!("coalesce(t.{store}, 1) = 1") } else { "true".into() };
-        let all = format!("select {select} from {name} t where {local}");
-        let query = match sample {
+        if let Some(absent) = needs.iter().find(|needed| !columns.has(needed)) {
+            let database = &database.database;
+            let reason = format!("table {name} has no column {absent} (database {database})");
+            catalogue.could_not_ask(what, &reason);
+            return Ok(Vec::new());
+        }
+        let (has_store, mut conditions) = (columns.has(store), vec!["true".to_owned()]);
+        if has_store {
+            conditions.push(format!("coalesce(t.{store}, 1) = 1"));
+        }
+        conditions.extend(only.filter(|(column, _)| columns.has(column)).map(|(_, is)| is.into()));
+        let mut asked: Vec<String> = needs.iter().map(|column| format!("t.{column}")).collect();
+        asked.extend(takes.iter().map(|column| {
+            if columns.has(column) { format!("t.{column}") } else { format!("null as {column}") }
+        }));
+        asked.extend((!select.is_empty()).then(|| (*select).to_owned()));
+        let all =
+            format!("select {} from {name} t where {}", asked.join(", "), conditions.join(" and "));
+        let query = match plan.sample {
             Sample::All => format!("{all} order by t.id"),
             Sample::Rows(rows) => {
                 let half = rows.div_ceil(2);
@@ -174,91 +230,136 @@ impl Table {
                 )
             }
         };
-        database.rows(&query)
+        // Whoever wants no rows counted wants no table read whole.
+        if has_store && plan.postgres.as_ref().is_some_and(|server| server.counts_rows) {
+            let query = format!("select count(*) as count from {name} t where t.{store} = 2");
+            for row in catalogue.ask::<Count>(what, database, &query)? {
+                *catalogue.remote.entry(what).or_default() += row.count;
+            }
+        }
+        catalogue.ask(what, database, &query)
     }
 }
 
-fn uploads(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
+/// A size that the row knows.
+fn size(size: Option<i64>) -> Option<u64> {
+    size.and_then(|size| size.try_into().ok())
+}
+
+fn uploads(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
-        id: u64,
-        path: String,
-        size: Option<u64>,
+        id: i64,
+        path: Option<String>,
+        size: Option<i64>,
         model_type: Option<String>,
-        model_id: Option<u64>,
+        model_id: Option<i64>,
     }
     let table = Table {
         name: "uploads",
-        needs: &["id", "path", "size", "model_type", "model_id"],
-        select: "t.id, t.path, t.size, t.model_type, t.model_id",
+        what: "uploads",
+        needs: &["id", "path"],
+        takes: &["size", "model_type", "model_id"],
+        select: "",
         store: "store",
+        only: None,
     };
     let file = |row: Row| {
-        let path = row.path.strip_prefix("uploads/").unwrap_or(&row.path);
+        let path = row.path?;
+        let path = path.strip_prefix("uploads/").unwrap_or(&path);
         let mut paths = vec![dir.join(path)];
         // Older rows are relative to the directory of what they belong to.
         if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
             paths.push(dir.join(hashed(id)).join(path));
         }
-        FileRow { what: "uploads", id: row.id.to_string(), paths, size: row.size }
+        let (what, id, size) = ("uploads", row.id.to_string(), size(row.size));
+        Some(FileRow { what, part: "uploads", id, paths, size })
     };
-    Ok(table.rows(sample, database)?.into_iter().map(file).collect())
+    let rows = table.rows(plan, database, catalogue)?;
+    catalogue.files.extend(rows.into_iter().filter_map(file));
+    Ok(())
 }
 
-fn lfs_objects(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
+fn lfs_objects(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
-        id: u64,
+        id: i64,
         oid: String,
-        size: Option<u64>,
+        size: Option<i64>,
     }
     let table = Table {
         name: "lfs_objects",
-        needs: &["id", "oid", "size"],
-        select: "t.id, t.oid, t.size",
+        what: "lfs",
+        needs: &["id", "oid"],
+        takes: &["size"],
+        select: "",
         store: "file_store",
+        only: None,
     };
-    let mut rows: Vec<Row> = table.rows(sample, database)?;
+    let mut rows: Vec<Row> = table.rows(plan, database, catalogue)?;
     rows.retain(|row| row.oid.len() >= 5 && row.oid.is_ascii());
     let file = |row: Row| {
         let path = dir.join(&row.oid[..2]).join(&row.oid[2..4]).join(&row.oid[4..]);
-        FileRow { what: "lfs", id: row.id.to_string(), paths: vec![path], size: row.size }
+        let (id, size) = (row.id.to_string(), size(row.size));
+        FileRow { what: "lfs", part: "lfs", id, paths: vec![path], size }
     };
-    Ok(rows.into_iter().map(file).collect())
+    catalogue.files.extend(rows.into_iter().map(file));
+    Ok(())
 }
 
-fn artifacts(dir: &Path, sample: Sample, database: &mut Connection<'_>) -> Result<Vec<FileRow>> {
+fn artifacts(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
-        id: u64,
-        project_id: u64,
-        job_id: u64,
+        id: i64,
+        project_id: i64,
+        job_id: i64,
         file: Option<String>,
-        size: Option<u64>,
+        size: Option<i64>,
         day: Option<String>,
     }
     let file = |row: Row| {
         let project = hashed(row.project_id);
         let project = project.strip_prefix("@hashed/").unwrap_or(&project);
         let dir = dir.join(project).join(row.day?).join(row.job_id.to_string());
-        let (id, paths) = (row.id.to_string(), vec![dir.join(row.id.to_string()).join(row.file?)]);
-        Some(FileRow { what: "artifacts", id, paths, size: row.size })
+        let path = dir.join(row.id.to_string()).join(row.file?);
+        let (what, id, size) = ("artifacts", row.id.to_string(), size(row.size));
+        Some(FileRow { what, part: "artifacts", id, paths: vec![path], size })
     };
     // Partitioned in newer versions, and then the old name may be that of one partition.
     for name in ["p_ci_job_artifacts", "ci_job_artifacts"] {
         let table = Table {
             name,
-            needs: &["id", "project_id", "job_id", "file", "size", "created_at"],
-            select: "t.id, t.project_id, t.job_id, t.file, t.size, \
-                     to_char(t.created_at, 'YYYY_MM_DD') as day",
+            what: "artifacts",
+            needs: &["id", "project_id", "job_id", "file", "created_at"],
+            takes: &["size"],
+            select: "to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
+            // 1 are the oldest, which are not by number and by day.
+            only: Some(("file_location", "coalesce(t.file_location, 2) <> 1")),
         };
-        let rows: Vec<Row> = table.rows(sample, database)?;
-        if !rows.is_empty() {
-            return Ok(rows.into_iter().filter_map(file).collect());
+        let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
+        let is_any = !rows.is_empty() || catalogue.remote.get("artifacts") > Some(&0);
+        catalogue.files.extend(rows.into_iter().filter_map(file));
+        if is_any {
+            break;
         }
     }
-    Ok(Vec::new())
+    Ok(())
 }
 
 fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
@@ -267,10 +368,11 @@ fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
         return Ok(());
     }
     let instance_wide = if columns.has("owner_id") { "owner_id is null" } else { "true" };
-    let rows: Vec<Application> = database.rows(&format!(
+    let query = format!(
         "select name, uid, secret, {instance_wide} as is_instance_wide \
          from oauth_applications order by id"
-    ))?;
+    );
+    let rows: Vec<Application> = catalogue.ask(APPLICATIONS, database, &query)?;
     catalogue.applications.extend(rows);
     Ok(())
 }
@@ -286,9 +388,9 @@ fn migrations(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resul
     if !columns.has("job_class_name") {
         return Ok(());
     }
-    let rows: Vec<Row> = database.rows(
-        "select status, count(*) as count from batched_background_migrations group by 1 order by 1",
-    )?;
+    let query =
+        "select status, count(*) as count from batched_background_migrations group by 1 order by 1";
+    let rows: Vec<Row> = catalogue.ask("background migrations", database, query)?;
     let states = rows.into_iter().map(|row| {
         let state = match row.status {
             0 => "paused".into(),

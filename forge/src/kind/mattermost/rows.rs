@@ -18,18 +18,20 @@ pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resu
     }
     if !database.columns("systems")?.is_empty() {
         let query = "select value from systems where name = 'Version'";
-        let version = database.rows::<Value>(query)?.pop().and_then(|row| row.value);
+        let version = catalogue.ask::<Value>("version", database, query)?;
+        let version = version.into_iter().find_map(|row| row.value);
         catalogue.version = version.or(catalogue.version.take());
     }
     if !database.columns("db_migrations")?.is_empty() {
         let query = "select max(version)::text as value from db_migrations";
-        if let Some(version) = database.one::<Value>(query)?.value {
+        let version = catalogue.ask::<Value>("schema", database, query)?;
+        if let Some(version) = version.into_iter().find_map(|row| row.value) {
             catalogue.schema.insert(database.database.clone(), version);
         }
     }
     if database.columns("configurations")?.has("active") {
         let query = "select 'it is there' as value from configurations where active limit 1";
-        if !database.rows::<Value>(query)?.is_empty() {
+        if !catalogue.ask::<Value>("settings", database, query)?.is_empty() {
             catalogue.notes.push(
                 "the database has settings (table Configurations); if MM_CONFIG names it, they \
                  count and config.json does not"
@@ -43,7 +45,7 @@ pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resu
 /// Asks for files that users sent, which are in the directory of a part.
 pub fn files(
     plan: &Plan,
-    part: &str,
+    part: &'static str,
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
@@ -51,35 +53,40 @@ pub fn files(
     struct Row {
         id: String,
         path: String,
-        size: Option<u64>,
+        size: Option<i64>,
     }
     let columns = database.columns("fileinfo")?;
     let (Some(dir), false) = (plan.place(part), columns.is_empty()) else { return Ok(()) };
     let condition = if columns.has("deleteat") { "deleteat = 0" } else { "true" };
-    let all = format!("select id, path, size from fileinfo where path <> '' and {condition}");
+    let size = if columns.has("size") { "size" } else { "null as size" };
+    let newest = if columns.has("createat") { "createat" } else { "id" };
+    let all = format!("select id, path, {size} from fileinfo where path <> '' and {condition}");
     let query = match plan.sample {
         Sample::All => format!("{all} order by id"),
         // Numbers are random, so that a run of them is a random one.
         Sample::Rows(rows) => {
             let half = rows.div_ceil(2);
             format!(
-                "({all} order by createat desc limit {half}) union \
+                "({all} order by {newest} desc limit {half}) union \
                  ({all} and id >= (select md5(random()::text)) order by id limit {half})"
             )
         }
     };
-    for row in database.rows::<Row>(&query)? {
+    for row in catalogue.ask::<Row>("fileinfo", database, &query)? {
         let paths = vec![dir.join(row.path)];
-        catalogue.files.push(FileRow { what: "fileinfo", id: row.id, paths, size: row.size });
+        let size = row.size.and_then(|size| size.try_into().ok());
+        catalogue.files.push(FileRow { what: "fileinfo", part, id: row.id, paths, size });
     }
     Ok(())
 }
 
 /// Looks whether the copy has the files.
-pub fn check(catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-    if catalogue.version.is_none() {
+pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+    let mut checks: Vec<Check> = catalogue.unknown().collect();
+    if catalogue.version.is_none() && checks.is_empty() {
         let text = "no database of Mattermost was asked, so nothing could be compared with it";
         return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
     }
-    Ok(vec![check_files(&catalogue.files, copy)?])
+    checks.push(check_files(plan, catalogue, copy)?);
+    Ok(checks)
 }

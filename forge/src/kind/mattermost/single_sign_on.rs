@@ -20,6 +20,7 @@ use crate::catalogue::{Application, Catalogue};
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
 use crate::error::Result;
+use crate::kind::gitlab::rows::APPLICATIONS;
 use crate::plan::Plan;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
@@ -41,6 +42,9 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Opti
     let Some(places) = Places::of(plan) else { return Ok(None) };
     if catalogue.schema.is_empty() {
         return Ok(Some(unknown("no database of GitLab was asked")));
+    }
+    if !catalogue.knows(APPLICATIONS) {
+        return Ok(Some(unknown("GitLab's rows of applications could not be asked")));
     }
     let major = plan.product.version_numbers().map(|(major, _)| major);
     judge(&places, major, &catalogue.applications, copy).map(Some)

@@ -89,7 +89,7 @@ fn what_is_mounted_inside_a_part_belongs_to_it() {
 fn what_a_mount_hides_is_not_gitlabs() {
     let machine =
         project(&[], &["/srv/data:/home/git/data", "/mnt/git:/home/git/data/repositories"]);
-    machine.make("/srv/data/repositories").make("/srv/data/other").make("/mnt/git");
+    machine.make("/srv/data/repositories").write("/srv/data/other/file", "").make("/mnt/git");
     let plan = machine.plan("/srv/git");
     assert_eq!(machine.paths(&plan, "repositories"), ["/mnt/git"]);
     let hidden = machine.path("/srv/data/repositories");

@@ -1,0 +1,427 @@
+//! What is planned for an instance, by what is on its machine.
+
+use super::*;
+use crate::kind::plan;
+use crate::settings::Settings;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use store::observe::Progress;
+
+/// A machine with nothing but what a test puts there.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    /// Without anything.
+    fn new() -> Machine {
+        Machine(tempfile::tempdir().expect("a directory"))
+    }
+
+    /// With a `gitlab.yml` and what else every GitLab has.
+    fn with(gitlab_yml: &str) -> Machine {
+        let machine = Machine::new();
+        machine.write("/etc/gitlab/gitlab-secrets.json", "{}");
+        machine.write("/etc/gitlab/gitlab.rb", "");
+        machine.write(GITLAB_YML, gitlab_yml);
+        machine
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        below(self.0.path(), Path::new(path))
+    }
+
+    fn dir(&self, path: &str) -> PathBuf {
+        let path = self.at(path);
+        std::fs::create_dir_all(&path).expect("directories");
+        path
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.at(path);
+        std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+        std::fs::write(path, text).expect("writes");
+    }
+
+    fn link(&self, path: &str, target: &str) {
+        let path = self.at(path);
+        std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+        symlink(target, path).expect("links");
+    }
+
+    fn plan(&self) -> Plan {
+        self.plan_with("")
+    }
+
+    /// The plan with more settings.
+    fn plan_with(&self, more: &str) -> Plan {
+        let text = format!("kind = 'gitlab'\nroot = '{}'\n{more}", self.0.path().display());
+        let settings: Settings = toml::from_str(&text).expect("settings");
+        let progress = Progress::default();
+        let site = Site { instance: "forge", settings: &settings, progress: &progress };
+        plan(&site).expect("a plan").0
+    }
+
+    /// The places of a part, as the instance calls them.
+    fn places(&self, plan: &Plan, part: &str) -> Vec<String> {
+        let root = self.0.path().canonicalize().expect("is there");
+        let paths = &find(plan, part).paths;
+        let own = |path: &PathBuf| path.strip_prefix(&root).map(Path::to_owned);
+        let own = |path| own(path).unwrap_or_else(|_| panic!("{path:?} is not below the root"));
+        paths.iter().map(|path| format!("/{}", own(path).display())).collect()
+    }
+}
+
+const GITLAB_YML: &str = "/var/opt/gitlab/gitlab-rails/etc/gitlab.yml";
+
+fn find<'a>(plan: &'a Plan, part: &str) -> &'a crate::plan::Part {
+    let found = plan.parts.iter().find(|known| known.name == part);
+    found.unwrap_or_else(|| panic!("there is no part {part}"))
+}
+
+fn looked_for<'a>(plan: &'a Plan, part: &str) -> &'a str {
+    let found = plan.lacking.iter().find(|absent| absent.part == part);
+    &found.unwrap_or_else(|| panic!("{part} is not lacking: {:?}", plan.lacking)).looked_for
+}
+
+fn has_note(plan: &Plan, words: &str) -> bool {
+    plan.notes.iter().any(|note| note.contains(words))
+}
+
+#[test]
+fn every_directory_can_be_moved_by_each_of_its_keys() {
+    // Name of the part, section, keys.
+    let rows: [(&str, &str, &[&str]); 12] = [
+        ("uploads", "uploads", &["storage_path", "path"]),
+        ("artifacts", "artifacts", &["path", "storage_path"]),
+        ("external-diffs", "external_diffs", &["storage_path", "path"]),
+        ("lfs", "lfs", &["storage_path", "path"]),
+        ("packages", "packages", &["storage_path", "path"]),
+        ("dependency-proxy", "dependency_proxy", &["storage_path", "path"]),
+        ("terraform-state", "terraform_state", &["storage_path", "path"]),
+        ("ci-secure-files", "ci_secure_files", &["storage_path", "path"]),
+        ("pages", "pages", &["path", "storage_path"]),
+        ("registry", "registry", &["path", "storage_path"]),
+        ("encrypted-settings", "encrypted_settings", &["path", "storage_path"]),
+        ("builds", "gitlab_ci", &["builds_path"]),
+    ];
+    for (part, section, keys) in rows {
+        for key in keys {
+            let yml = format!("production:\n  {section}:\n    {key}: /mnt/{part}\n");
+            let machine = Machine::with(&yml);
+            let moved =
+                if part == "uploads" { "/mnt/uploads".into() } else { format!("/mnt/{part}") };
+            assert_eq!(machine.places(&machine.plan(), part), [moved], "{section}.{key}");
+        }
+        if part != "builds" && part != "uploads" {
+            let machine = Machine::with("production:\n  shared:\n    path: /mnt/shared\n");
+            let places = machine.places(&machine.plan(), part);
+            assert!(places[0].starts_with("/mnt/shared/"), "{part}: {places:?}");
+        }
+    }
+    // Relative to Rails, as GitLab takes it.
+    let machine = Machine::with("production:\n  lfs:\n    storage_path: shared/lfs\n");
+    let rails = "/opt/gitlab/embedded/service/gitlab-rails/shared/lfs";
+    assert_eq!(machine.places(&machine.plan(), "lfs"), [rails]);
+}
+
+#[test]
+fn pages_and_registry_have_places_of_their_own() {
+    let yml = "production:\n  pages:\n    path: /old\n    local_store:\n      path: /new\n";
+    let machine = Machine::with(yml);
+    assert_eq!(machine.places(&machine.plan(), "pages"), ["/new"]);
+    machine.dir("/old");
+    assert_eq!(machine.places(&machine.plan(), "pages"), ["/new", "/old"]);
+    let config = "storage:\n  filesystem:\n    rootdirectory: /mnt/images\n";
+    machine.write("/var/opt/gitlab/registry/config.yml", config);
+    assert_eq!(machine.places(&machine.plan(), "registry"), ["/mnt/images"]);
+    machine.write("/var/opt/gitlab/registry/config.yml", "storage:\n  s3:\n    bucket: b\n");
+    let plan = machine.plan();
+    assert!(has_note(&plan, "registry: it is in an object store"), "{:?}", plan.notes);
+    assert!(!find(&plan, "registry").is_required);
+}
+
+#[test]
+fn what_is_said_to_be_in_use_is_expected() {
+    let said = |section: &str, text: &str| {
+        let yml = format!("production:\n  {section}:\n    {text}\n");
+        find(&Machine::with(&yml).plan(), &section.replace('_', "-")).is_required
+    };
+    for section in ["pages", "registry", "dependency_proxy"] {
+        assert!(said(section, "enabled: true"), "{section}");
+        assert!(!said(section, "enabled: false"), "{section}");
+        assert!(!said(section, "host: example.com"), "{section}");
+    }
+    assert!(!said("encrypted_settings", "path: /var/opt/gitlab/gitlab-rails/shared/encrypted"));
+    assert!(said("packages", "storage_path: /mnt/packages"));
+    assert!(!said("packages", "enabled: false"));
+}
+
+#[test]
+fn uploads_are_where_the_link_leads() {
+    let machine = Machine::with("production:\n  uploads:\n    base_dir: uploads/-/system\n");
+    let uploads = |machine: &Machine| machine.places(&machine.plan(), "uploads");
+    assert_eq!(uploads(&machine), ["/var/opt/gitlab/gitlab-rails/uploads"]);
+    let public = "/opt/gitlab/embedded/service/gitlab-rails/public";
+    machine.link(&format!("{public}/uploads"), "/mnt/uploads");
+    // Not mounted: it is missing, and nothing else is taken in its place.
+    assert_eq!(uploads(&machine), ["/mnt/uploads"]);
+    assert!(find(&machine.plan(), "uploads").is_required);
+    assert!(!find(&machine.plan(), "uploads").is_there());
+    machine.dir("/mnt/data");
+    machine.link("/mnt/uploads", "data");
+    assert_eq!(uploads(&machine), ["/mnt/data"]);
+
+    let yml = "production:\n  uploads:\n    storage_path: /mnt/public\n";
+    machine.write(GITLAB_YML, yml);
+    assert_eq!(uploads(&machine), ["/var/opt/gitlab/gitlab-rails/uploads"]);
+    machine.dir("/mnt/public/uploads");
+    assert_eq!(uploads(&machine), ["/mnt/public/uploads"]);
+}
+
+#[test]
+fn files_that_the_package_generates_are_missed() {
+    let machine = Machine::new();
+    machine.dir("/var/opt/gitlab/gitlab-rails/etc");
+    machine.dir("/var/opt/gitlab/gitaly");
+    let plan = machine.plan();
+    assert!(looked_for(&plan, "generated").ends_with("etc/gitlab.yml"));
+    assert!(plan.lacking[0].is_required);
+    for words in ["gitlab.yml is not there; directories", "database.yml is not there; the data"] {
+        assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
+    }
+    assert!(has_note(&plan, "gitaly/config.toml is not there; storages"), "{:?}", plan.notes);
+    let plan = machine.plan_with("[parts.generated]\nmissing = 'ok'\n");
+    assert!(!plan.lacking[0].is_required);
+
+    machine.write(GITLAB_YML, "production: {}\n");
+    machine.write("/var/opt/gitlab/gitlab-rails/etc/database.yml", "production: {}\n");
+    std::fs::remove_dir(machine.at("/var/opt/gitlab/gitaly")).expect("removes");
+    let plan = machine.plan();
+    assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
+    assert!(!has_note(&plan, "is not there"), "{:?}", plan.notes);
+}
+
+#[test]
+fn a_storage_of_another_machine_is_missing() {
+    let storages = "default: {gitaly_address: 'unix:/var/opt/gitlab/gitaly/gitaly.socket'}, \
+                    far: {gitaly_address: 'tcp://gitaly.example.com:8075'}";
+    let machine =
+        Machine::with(&format!("production:\n  repositories:\n    storages: {{{storages}}}\n"));
+    let plan = machine.plan();
+    let usual = "/var/opt/gitlab/git-data/repositories";
+    assert_eq!(machine.places(&plan, "repositories"), [usual]);
+    let text = looked_for(&plan, "repositories-far");
+    assert!(text.contains("storage far") && text.contains("tcp://gitaly.example.com:8075"));
+    // Whoever has it mounted says where.
+    let plan = machine.plan_with("[parts.repositories-far]\npath = '/mnt/far'\n");
+    assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
+    machine.write(
+        "/var/opt/gitlab/gitaly/config.toml",
+        "[[storage]]\nname = 'far'\npath = '/mnt/far'\n",
+    );
+    assert_eq!(machine.places(&machine.plan(), "repositories-far"), ["/mnt/far"]);
+}
+
+#[test]
+fn object_stores_are_told_of() {
+    let yml = "production:\n  object_store:\n    enabled: true\n    objects:\n      \
+               artifacts: {bucket: a}\n      lfs: {bucket: l, enabled: false}\n  \
+               artifacts: {enabled: true}\n  lfs: {enabled: true}\n  \
+               uploads:\n    object_store: {enabled: true}\n";
+    let machine = Machine::with(yml);
+    machine.dir("/var/opt/gitlab/gitlab-rails/uploads");
+    let plan = machine.plan();
+    for part in ["artifacts", "uploads"] {
+        assert!(has_note(&plan, &format!("{part}: it is in an object store")), "{:?}", plan.notes);
+    }
+    assert!(!has_note(&plan, "lfs: it is"), "{:?}", plan.notes);
+    // What is still on the machine is taken.
+    assert!(!find(&plan, "uploads").is_required && !find(&plan, "artifacts").is_required);
+    assert!(find(&plan, "lfs").is_required);
+}
+
+const DATABASE_YML: &str = "/var/opt/gitlab/gitlab-rails/etc/database.yml";
+
+/// Settings of the main database and a second one.
+fn two_databases(main: &str, ci: &str) -> String {
+    format!("production:\n  main:\n    database: one\n{main}  ci:\n    database: two\n{ci}")
+}
+
+#[test]
+fn the_database_is_where_its_configuration_says() {
+    let machine = Machine::with("");
+    let own = machine.dir("/var/opt/gitlab/postgresql");
+    let server = |host: &str| {
+        let host = format!("    host: {host}\n");
+        machine.write(DATABASE_YML, &two_databases(&host, &host));
+        let server = machine.plan().postgres.expect("a server");
+        (server.host.expect("a host"), server.role, server.reach.user)
+    };
+    let psql = || Some("gitlab-psql".to_owned());
+    let own = (own.display().to_string(), psql(), psql());
+    assert_eq!(server("''"), own);
+    assert_eq!(server("/var/opt/gitlab/postgresql"), own);
+    // The package's own may still run, or be what is left of it.
+    assert_eq!(server("db.example.com"), ("db.example.com".into(), None, None));
+    assert!(has_note(&machine.plan(), "the database server is db.example.com"));
+    let sockets = machine.dir("/run/postgresql");
+    assert_eq!(server("/run/postgresql"), (sockets.display().to_string(), psql(), psql()));
+    assert_eq!(server("127.0.0.1"), ("127.0.0.1".into(), None, None));
+    machine.write("/var/opt/gitlab/postgresql/.s.PGSQL.5432", "");
+    assert_eq!(server("127.0.0.1"), own);
+
+    machine.write(DATABASE_YML, &two_databases("", "    host: ci.example.com\n"));
+    let plan = machine.plan();
+    assert_eq!(plan.databases.len(), 1, "{:?}", plan.databases);
+    assert!(looked_for(&plan, "database-ci").starts_with("database two on ci.example.com:5432"));
+}
+
+#[test]
+fn mattermost_may_have_a_server_and_directories_of_its_own() {
+    let machine = Machine::with("");
+    machine.dir("/var/opt/gitlab/postgresql");
+    let variables = "/opt/gitlab/etc/mattermost/env";
+    let source = |text: &str| {
+        machine.write(&format!("{variables}/MM_SQLSETTINGS_DATASOURCE"), text);
+        machine.plan()
+    };
+    machine.dir("/var/opt/gitlab/mattermost");
+    let name = |plan: &Plan| {
+        let database = plan.databases.iter().find(|database| database.purpose == "mattermost");
+        database.map(|database| database.name.clone())
+    };
+    assert_eq!(name(&machine.plan()).as_deref(), Some("mattermost_production"));
+    let plan = source("user=u host=/var/opt/gitlab/postgresql port=5432 dbname=chat");
+    assert_eq!(name(&plan).as_deref(), Some("chat"));
+    assert_eq!(name(&source("postgres://u:secret@127.0.0.1/talk")).as_deref(), Some("talk"));
+    for text in [
+        "postgres://u:secret@db.example.com/chat",
+        "user=u host=/run/postgresql dbname=chat",
+        "host=localhost port=5433 dbname=chat",
+    ] {
+        let plan = source(text);
+        assert_eq!(name(&plan), None, "{text}");
+        let looked_for = looked_for(&plan, "database-mattermost");
+        assert!(looked_for.starts_with("database chat on "), "{looked_for}");
+        assert!(has_note(&plan, "another server than GitLab's"));
+        assert!(!format!("{plan:?}").contains("secret@"));
+    }
+
+    let write = |name: &str, text: &str| machine.write(&format!("{variables}/{name}"), text);
+    write("MM_PLUGINSETTINGS_DIRECTORY", "/mnt/plugins");
+    write("MM_PLUGINSETTINGS_CLIENTDIRECTORY", "/var/opt/gitlab/mattermost/client-plugins");
+    let plan = machine.plan();
+    assert_eq!(machine.places(&plan, "mattermost-plugins"), ["/mnt/plugins"]);
+    assert!(plan.parts.iter().all(|part| part.name != "mattermost-client-plugins"));
+    // Rows do not say which files the object store has.
+    write("MM_FILESETTINGS_DRIVERNAME", "amazons3");
+    assert_eq!(machine.plan().place("mattermost-data"), None);
+}
+
+#[test]
+fn what_is_unknown_is_named_where_parts_lie_deeper() {
+    let machine = Machine::with("");
+    let data = "/var/opt/gitlab";
+    for known in ["gitlab-rails/tmp", "gitlab-rails/shared/cache", "gitlab-rails/shared/pages"] {
+        machine.write(&format!("{data}/{known}/file"), "");
+    }
+    machine.dir("/var/opt/gitlab/gitlab-rails/shared/empty");
+    machine.link("/var/opt/gitlab/gitlab-rails/shared/lfs-objects", "/mnt/lfs");
+    machine.dir("/mnt/lfs");
+    assert!(!has_note(&machine.plan(), "not known"), "{:?}", machine.plan().notes);
+    let unknown = ["own", "gitlab-rails/own", "gitlab-rails/shared/own", "git-data/own"];
+    for unknown in unknown {
+        machine.write(&format!("{data}/{unknown}/file"), "");
+    }
+    let plan = machine.plan();
+    for unknown in unknown {
+        assert!(has_note(&plan, &format!("{data}/{unknown} is not known")), "{:?}", plan.notes);
+    }
+    assert_eq!(plan.notes.iter().filter(|note| note.contains("not known")).count(), 4);
+}
+
+#[test]
+fn links_in_parts_are_followed_below_the_root() {
+    let machine = Machine::with("");
+    let shared = "/var/opt/gitlab/gitlab-rails/shared";
+    machine.link(&format!("{shared}/registry/docker"), "/mnt/reg/docker");
+    machine.dir("/mnt/reg/docker");
+    machine.link("/var/opt/gitlab/git-data", "/mnt/git-data");
+    machine.dir("/mnt/git-data/repositories");
+    machine.link("/mnt/git-data/repositories/@hashed", "/mnt/hashed");
+    machine.dir("/mnt/hashed");
+    let plan = machine.plan();
+    let registry = format!("{shared}/registry");
+    assert_eq!(machine.places(&plan, "registry"), [&registry, "/mnt/reg/docker"]);
+    let repositories = ["/mnt/git-data/repositories", "/mnt/hashed"];
+    assert_eq!(machine.places(&plan, "repositories"), repositories);
+    let link = &find(&plan, "repositories").links[0];
+    assert!(link.ends_with("var/opt/gitlab/git-data"), "{link:?}");
+    let place = plan.place("repositories").expect("a place");
+    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    assert!(copy.place(&place.join("@hashed/a.git")).ends_with("mnt/hashed/a.git"));
+
+    // What this machine has at the same path is not the instance's.
+    let host = tempfile::tempdir().expect("a directory");
+    let target = host.path().to_str().expect("text");
+    machine.link(&format!("{shared}/packages"), target);
+    machine.link(&format!("{shared}/registry/other"), target);
+    // Nor is all of it taken for one link.
+    machine.link(&format!("{shared}/registry/up"), "/");
+    let plan = machine.plan();
+    assert!(!find(&plan, "packages").is_there());
+    assert_eq!(machine.places(&plan, "packages"), [target]);
+    for words in ["shared/packages leads to ", "registry/other leads to ", "registry/up leads to "]
+    {
+        assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
+    }
+    assert_eq!(machine.places(&plan, "registry").len(), 2);
+    // Whoever names a place gets that.
+    let own = machine.at(&registry);
+    let plan = machine.plan_with(&format!("parts.registry.path = '{}'", own.display()));
+    assert_eq!(machine.places(&plan, "registry"), [registry]);
+    assert!(has_note(&plan, "registry/docker leads to "), "{:?}", plan.notes);
+}
+
+#[test]
+fn the_product_has_a_line_of_its_own() {
+    let machine = Machine::with("");
+    let product = |text: &str| {
+        machine.write(MANIFEST, text);
+        machine.plan().product
+    };
+    let found = product("gitlab-ee 17.8.2\n\nComponent Installed Version\ngitlab-shell v14.39.0\n");
+    assert_eq!((found.edition.as_deref(), found.version.as_deref()), (Some("ee"), Some("17.8.2")));
+    let found = product("Component Version\ngitlab-exporter 15.0\ngitlab-jh 16.1.0\n");
+    assert_eq!((found.edition.as_deref(), found.version.as_deref()), (Some("jh"), Some("16.1.0")));
+    assert_eq!(product("gitlab-exporter 15.0\n").version, None);
+}
+
+#[test]
+fn broken_secrets_fail() {
+    let machine = Machine::with("");
+    let path = machine.at("/etc/gitlab/gitlab-secrets.json");
+    let check = || check_secrets(&machine.plan(), &Copy::Live).expect("looks");
+    let keys = r#""db_key_base": "a", "secret_key_base": "b""#;
+    for (text, words) in [
+        (String::new(), "is empty"),
+        ("{\n\"gitlab_rails\": {".into(), "is no JSON from line 2, column"),
+        ("[]".into(), "lacks db_key_base, secret_key_base, otp_key_base"),
+        (format!("{{\"gitlab_rails\": {{{keys}}}}}"), "lacks otp_key_base"),
+    ] {
+        std::fs::write(&path, &text).expect("writes");
+        let check = check();
+        assert_eq!(check.verdict, Verdict::Failed, "{text}");
+        assert!(check.text.contains(words), "{}", check.text);
+    }
+    let whole = format!("{{\"gitlab_rails\": {{{keys}, \"otp_key_base\": \"c\"}}}}");
+    std::fs::write(&path, whole).expect("writes");
+    assert_eq!(check().verdict, Verdict::Ok);
+    // As one that nobody may read.
+    std::fs::remove_file(&path).expect("removes");
+    std::fs::create_dir(&path).expect("a directory");
+    assert_eq!(check().verdict, Verdict::Failed);
+    std::fs::remove_dir(&path).expect("removes");
+    symlink("/nowhere", &path).expect("links");
+    assert_eq!(check().verdict, Verdict::Failed);
+    assert!(!find(&machine.plan(), "secrets").is_there());
+}
