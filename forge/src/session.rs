@@ -214,6 +214,8 @@ impl<'j> Session<'j> {
     fn dry(&mut self) -> Result<()> {
         let mut moments = self.connect()?;
         self.postgres = moments.version();
+        // One that only reads.
+        moments.take()?;
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
         self.copy(&FILES)
     }

@@ -354,14 +354,11 @@ pub fn note_unknown(data: &Path, inner: &[&str], plan: &mut Plan) {
     }
 }
 
-/// Whether a path is a part, leads to one, has one in it, or is left out. An empty directory has
-/// nothing that could be missed.
+/// Whether a path is a part, leads to one, has one in it, or is left out.
 fn is_known(path: &Path, plan: &Plan) -> bool {
     let mut parts = plan.parts.iter().flat_map(|part| &part.paths);
     let real = path.canonicalize().ok();
-    let is_empty = || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     parts
         .any(|part| part.starts_with(path) || path.starts_with(part) || real.as_ref() == Some(part))
         || plan.left_out.iter().any(|left| left.path == *path)
-        || is_empty()
 }
