@@ -103,13 +103,18 @@ fn a_store_whose_disk_is_full() {
     std::fs::create_dir(sandbox.path("small")).expect("a directory");
     let small = sandbox.text("small");
     let large = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/large");
-    std::fs::write(large, Dice::new(1).bytes(3 << 20)).expect("writes");
-    sandbox.tool("mount").args(["-t", "tmpfs", "-o", "size=1m", "none", &small]).run().ok();
+    std::fs::write(large, Dice::new(1).bytes(40 << 20)).expect("writes");
     let store = format!("{small}/store");
-    let outcome = backup(&sandbox).args(["--store", &store]).run();
-    sandbox.tool("umount").args([&small]).run().ok();
-    let outcome = outcome.ends_with(1);
-    assert_failed(&sandbox, &gitlab, &outcome, "No space left on device");
+    for (size, words) in
+        [("24m", "No space left on device"), ("1m", "in which no backup finds room")]
+    {
+        let size = format!("size={size}");
+        sandbox.tool("mount").args(["-t", "tmpfs", "-o", &size, "none", &small]).run().ok();
+        let outcome = backup(&sandbox).args(["--store", &store]).run();
+        sandbox.tool("umount").args([&small]).run().ok();
+        let outcome = outcome.ends_with(1);
+        assert_failed(&sandbox, &gitlab, &outcome, words);
+    }
 }
 
 /// Kills a run as soon as services are stopped.
@@ -379,6 +384,33 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
         "{}",
         outcome.stderr
     );
+}
+
+#[test]
+fn keys_that_are_others_than_last_time() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let keys = |all: &[serde_json::Value]| {
+        lines(all, "check").into_iter().find(|check| check["name"] == "keys").cloned()
+    };
+    let first = backup(&sandbox).run().ok().json();
+    assert_eq!(keys(&first), None);
+    let secrets = gitlab.path("etc/gitlab/gitlab-secrets.json");
+    let text = std::fs::read_to_string(&secrets).expect("reads");
+    let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    value["gitlab_rails"]["db_key_base"] = "another key".into();
+    std::fs::write(&secrets, value.to_string()).expect("writes");
+    let outcome = backup(&sandbox).run().ok();
+    assert!(!outcome.told().contains("another key"), "{}", outcome.told());
+    let check = keys(&outcome.json()).expect("a check");
+    assert_eq!(check["verdict"], "warning");
+    let told = check.to_string();
+    let id = summary(&first)["snapshot_id"].as_str().expect("an id");
+    assert!(told.contains("db_key_base changed") && told.contains(&id[..8]), "{told}");
 }
 
 #[test]

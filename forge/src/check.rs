@@ -1,5 +1,6 @@
 //! What was looked at when a backup was made, for its report and for whoever restores it.
 
+use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 
 /// Cases that are named; more are only counted.
@@ -47,6 +48,19 @@ impl Check {
     pub fn new(name: &str, verdict: Verdict, text: impl Into<String>) -> Check {
         let (name, text) = (name.into(), text.into());
         Check { name, verdict, text, examples: Vec::new(), hint: None }
+    }
+
+    /// None of the databases has the tables of the product.
+    pub fn of_no_database(plan: &Plan, product: &str) -> Check {
+        let is_expected = plan.databases.iter().any(|database| database.is_required);
+        if plan.postgres.is_some() && is_expected {
+            let text = format!("none of the databases has the tables of {product}");
+            let hint = "see whether it is the right server, and whether they are loaded";
+            return Check::new("catalogue", Verdict::Failed, text).with_hint(hint);
+        }
+        let text =
+            format!("no database of {product} was asked, so nothing could be compared with it");
+        Check::new("catalogue", Verdict::Unknown, text)
     }
 
     /// With some of the cases.

@@ -122,6 +122,14 @@ pub enum Error {
         /// What was looked for.
         reason: String,
     },
+    /// The disk of the store is all but full.
+    #[error("{} has {left} bytes left, in which no backup finds room", store.display())]
+    NoRoom {
+        /// Directory of the store.
+        store: PathBuf,
+        /// What is left, in bytes.
+        left: u64,
+    },
     /// A secret could not be had. The words say what to do.
     #[error("{0}")]
     Secret(String),

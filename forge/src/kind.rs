@@ -12,8 +12,10 @@ use crate::copy::{Copy, Mount};
 use crate::error::{Error, Result};
 use crate::overrides;
 use crate::plan::Plan;
+use crate::service::Password;
 use crate::service::postgres::Connection;
 use crate::settings::Settings;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
@@ -45,6 +47,13 @@ pub trait Kind: Sync {
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         let _ = (plan, databases);
         Ok(Catalogue::default())
+    }
+
+    /// The keys that decrypt what the databases hold, by name, from files of a copy. Without
+    /// them what is encrypted is lost, and others do not open it.
+    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        let _ = (plan, copy);
+        Ok(BTreeMap::new())
     }
 
     /// Looks whether what was copied fits what the databases say, and marks in the catalogue

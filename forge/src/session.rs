@@ -18,7 +18,7 @@ mod stopped;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
+use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Kind;
@@ -134,9 +134,11 @@ pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
 
 fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     let likeness = Likeness::Instance(job.plan.instance.clone());
+    let backup = Backup::begin(job.store, &job.options, likeness)?;
+    look_for_room(job, &backup)?;
     let mut session = Session {
         job,
-        backup: Backup::begin(job.store, &job.options, likeness)?,
+        backup,
         missing: job.plan.lacking.clone(),
         catalogue: Catalogue::default(),
         databases: Vec::new(),
@@ -155,6 +157,30 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         Mode::Maintenance => session.maintenance(record)?,
     }
     session.finish()
+}
+
+/// Bytes that a store has to have room for, or nothing is begun: the least that segments and
+/// index need.
+const ROOM_BYTES_MIN: u64 = 16 << 20;
+
+/// Refuses to begin where there is no room, and warns where there may be too little.
+fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
+    let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
+    let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
+    let space = rustix::fs::statvfs(root).map_err(fail)?;
+    let left = space.f_bavail.saturating_mul(space.f_frsize);
+    if left < ROOM_BYTES_MIN {
+        return Err(Error::NoRoom { store: root.into(), left });
+    }
+    // The first one of all is as large as the instance.
+    let before = backup.parent().filter(|(_, snapshot)| snapshot.parent.is_some());
+    let before = before.map_or(0, |(_, snapshot)| snapshot.statistics.added_stored_bytes);
+    if left < before {
+        let text =
+            format!("{} has {left} bytes left, and the last backup took {before}", shown(root));
+        job.store.observer().event(Event::Warning(text));
+    }
+    Ok(())
 }
 
 /// Runs commands of the admin's.
@@ -450,6 +476,35 @@ impl<'j> Session<'j> {
         }
         let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
         let copy = Copy::Through { copy: &copy, mounts: &plan.mounts };
-        job.kind.check(plan, &mut self.catalogue, &copy)
+        let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
+        checks.extend(self.check_keys(&copy)?);
+        Ok(checks)
+    }
+
+    /// Keys that are others than last time do not open what was encrypted until then.
+    fn check_keys(&self, copy: &Copy<'_>) -> Result<Option<Check>> {
+        let (job, plan) = (self.job, self.job.plan);
+        let Some((id, snapshot)) = self.backup.parent() else { return Ok(None) };
+        let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
+        let before = Copy::Through { copy: &before, mounts: &plan.mounts };
+        // A snapshot that cannot be read does not cost the next one.
+        let Ok(before) = job.kind.keys(plan, &before) else { return Ok(None) };
+        let now = job.kind.keys(plan, copy)?;
+        let is_other = |name: &&str| now.get(*name).is_some_and(|key| *key != before[*name]);
+        let changed: Vec<&str> = before.keys().copied().filter(is_other).collect();
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        let text = format!(
+            "{} changed since the last backup; what the database encrypted until then cannot be \
+             read with the new ones",
+            changed.join(", ")
+        );
+        let hint = format!(
+            "if nobody did that on purpose, take the old file out of snapshot {}, before anything \
+             is encrypted with the new keys",
+            id.short()
+        );
+        Ok(Some(Check::new("keys", Verdict::Warning, text).with_hint(hint)))
     }
 }

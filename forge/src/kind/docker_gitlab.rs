@@ -22,11 +22,13 @@ use crate::copy::Copy;
 use crate::error::Result;
 use crate::file;
 use crate::plan::{Plan, Product};
+use crate::service::Password;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::Connection;
 use compose::{Compose, Service};
 use containers::Containers;
 use places::{Dirs, place};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// GitLab in the container of sameersbn/docker-gitlab.
@@ -97,6 +99,10 @@ impl Kind for DockerGitlab {
 
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         rows::ask(plan, databases)
+    }
+
+    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        secrets::keys(plan, copy)
     }
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {

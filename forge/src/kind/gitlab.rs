@@ -19,11 +19,12 @@ use crate::error::Result;
 use crate::file;
 use crate::fit::check_files;
 use crate::plan::{Database, Phase, Plan, Product};
-use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
 use crate::service::redis::Redis;
+use crate::service::{Password, Reach};
 use generated::DatabaseOf;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// GitLab from its Linux package.
@@ -175,6 +176,16 @@ impl Kind for Gitlab {
         Ok(catalogue)
     }
 
+    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        let Some(path) = plan.place("secrets") else { return Ok(BTreeMap::new()) };
+        let content = copy.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
+        let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
+        let key = |name: &'static str| {
+            Some((name, Password(secrets["gitlab_rails"][name].as_str()?.to_owned())))
+        };
+        Ok(SECRETS.into_iter().filter_map(key).collect())
+    }
+
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![check_secrets(plan, copy)?];
         checks.extend(check_catalogue(plan, catalogue, copy)?);
@@ -306,8 +317,7 @@ pub fn check_catalogue(
 ) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.schema.is_empty() && checks.is_empty() {
-        let text = "no database of GitLab was asked, so nothing could be compared with it";
-        return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
+        return Ok(vec![Check::of_no_database(plan, "GitLab")]);
     }
     if catalogue.knows(rows::PROJECTS) {
         checks.extend(repositories::check(plan, catalogue, copy)?);

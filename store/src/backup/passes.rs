@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
-use crate::snapshot::Instance;
+use crate::snapshot::{Instance, Snapshot};
 use crate::source;
 use crate::store::Store;
 use crate::tree::{Get, Lookup, TreeReader, TreeWriter};
@@ -200,6 +200,11 @@ impl<'a> Backup<'a> {
         // Merged once, it need not be again.
         self.trees = vec![(root, totals)];
         Ok(root)
+    }
+
+    /// The snapshot before, from which unchanged files are taken.
+    pub fn parent(&self) -> Option<(SnapshotId, &Snapshot)> {
+        self.run.parent.as_ref().map(|(id, snapshot)| (*id, snapshot))
     }
 
     /// Source paths that could not be read so far.

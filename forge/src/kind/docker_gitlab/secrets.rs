@@ -7,8 +7,9 @@ use crate::copy::{Copy, shown};
 use crate::error::Result;
 use crate::file;
 use crate::plan::Plan;
-use std::collections::BTreeSet;
-use std::path::Path;
+use crate::service::Password;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Files of assignments that the container reads before anything else.
 const HANDED: [&str; 2] = ["/run/secrets/gitlab-secrets", "/gitlab-configs"];
@@ -74,6 +75,29 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
             HANDED.join(", ")
         ),
     );
+}
+
+/// The keys in the files of a copy, where they are written as such.
+pub fn keys(plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+    let parts = plan.parts.iter().filter(|part| ["secrets", "compose"].contains(&&*part.name));
+    let paths: Vec<PathBuf> = parts.flat_map(|part| part.paths.clone()).collect();
+    let mut keys = BTreeMap::new();
+    for content in copy.read(&paths)?.into_iter().flatten().filter_map(|seen| seen.content) {
+        let text = String::from_utf8_lossy(&content);
+        for (name, _) in SECRETS {
+            // `NAME=value` or `NAME: value`; one that only refers to another says nothing.
+            let value = text.lines().find_map(|line| {
+                let rest = line.trim_start_matches([' ', '-']).strip_prefix(name)?;
+                let rest = rest.trim_start().strip_prefix(['=', ':'])?;
+                let value = rest.trim().trim_matches(['"', '\'']);
+                (!value.is_empty() && !value.starts_with('$')).then(|| value.to_owned())
+            });
+            if let Some(value) = value {
+                keys.insert(*name, Password(value));
+            }
+        }
+    }
+    Ok(keys)
 }
 
 /// Whether all files that have keys are in the copy. That a key is in none of them, the part

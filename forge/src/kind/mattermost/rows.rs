@@ -1,7 +1,7 @@
 //! What Mattermost's database says that there is.
 
 use crate::catalogue::{Catalogue, FileRow};
-use crate::check::{Check, Verdict};
+use crate::check::Check;
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::fit::check_files;
@@ -84,8 +84,7 @@ pub fn files(
 pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.version.is_none() && checks.is_empty() {
-        let text = "no database of Mattermost was asked, so nothing could be compared with it";
-        return Ok(vec![Check::new("catalogue", Verdict::Unknown, text)]);
+        return Ok(vec![Check::of_no_database(plan, "Mattermost")]);
     }
     checks.push(check_files(plan, catalogue, copy)?);
     Ok(checks)
