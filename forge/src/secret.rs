@@ -16,7 +16,7 @@ use store::observe::Progress;
 /// What no token or password is longer than.
 const MAX_LEN: u64 = 64 << 10;
 /// How long a command may take to say a secret.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a secret is: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -75,7 +75,7 @@ impl Inspect {
         if is_right {
             return ui.remark(format!("{}: nothing is wrong", plan.instance));
         }
-        ui.warn(&format!("{}: not all is as it should be: see above", plan.instance));
+        ui.explain(&format!("{}: not all is as it should be: see above", plan.instance));
         Err(Failure::Partial)
     }
 

@@ -5,6 +5,7 @@ use super::{News, Tell, What};
 use forge::secret::Address;
 use forge::settings::Limit;
 use serde::Deserialize;
+use std::time::Duration;
 
 /// What healthchecks.io keeps of a body.
 const MAX_BODY: usize = 100_000;
@@ -29,6 +30,10 @@ fn yes() -> bool {
 impl Tell for Ping {
     fn name(&self) -> String {
         format!("ping {}", http::shown(&self.url))
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

@@ -6,6 +6,7 @@ use forge::secret::Address;
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Mattermost takes 16,383 characters, Slack 40,000; people read fewer.
 const MAX_TEXT: usize = 8_000;
@@ -29,6 +30,10 @@ pub struct Webhook {
 impl Tell for Webhook {
     fn name(&self) -> String {
         format!("webhook {}", http::shown(&self.url))
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {
