@@ -388,3 +388,25 @@ fn the_program_documents_itself() {
     let written = std::fs::read_to_string(written).expect("docs/cli.md is there");
     assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
 }
+
+#[test]
+fn a_snapshot_of_an_instance_is_listed_by_its_name() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/file", "content");
+    let config = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.wiki]\nkind = 'plain'\nparts.a.path = '{}'\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        sandbox.text("data")
+    );
+    sandbox.write("forgekeep.toml", config);
+    let run = |arguments: &[&str]| {
+        crate::support::instance::configured(&sandbox, []).args(arguments).run().ok()
+    };
+    run(&["backup", "--instance", "wiki", "--init"]);
+    let listed = run(&["snapshots", "--store", &sandbox.text("store")]);
+    assert!(listed.stdout.contains("plain wiki, complete\n"), "{}", listed.stdout);
+    assert!(!listed.stdout.contains("data"), "{}", listed.stdout);
+    let facts = run(&["inspect", "--instance", "wiki", "latest"]);
+    assert!(facts.stdout.contains("  files of      20"), "{}", facts.stdout);
+}
