@@ -203,7 +203,7 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
     assert!(check.stdout.contains("GitLab, Linux package, 17.8.2 ce"), "{}", check.stdout);
     let none = sandbox.run(["detect", "--root", &sandbox.text("nothing")]).ok();
     sandbox.write("forgekeep.toml", &none.stdout);
-    configured(&sandbox, ["config", "check"]).run().ok();
+    configured(&sandbox, ["config", "check"]).run().fails(1, &["has no instance"]);
 }
 
 #[test]

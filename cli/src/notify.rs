@@ -21,6 +21,7 @@ use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use news::Kept;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -55,6 +56,21 @@ trait Tell {
 
     /// How long one of these may take, all tries together.
     fn limit(&self) -> Duration;
+
+    /// The secrets that it needs.
+    fn secrets(&self) -> Vec<&Secret> {
+        Vec::new()
+    }
+
+    /// An address as good as a password that stands in the configuration itself.
+    fn open_address(&self) -> bool {
+        false
+    }
+
+    /// The directory that it writes to.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
 
     /// The silence that [`Tell::silence`] would make; `None` if it cannot or was not asked to.
     fn plan_silence(&self, _origin: &Origin, _now: Time) -> Option<Silence> {
@@ -102,6 +118,21 @@ impl Notifier {
     /// What it talks to, for people.
     pub fn name(&self) -> String {
         self.teller().name()
+    }
+
+    /// The secrets that it needs.
+    pub fn secrets(&self) -> Vec<&Secret> {
+        self.teller().secrets()
+    }
+
+    /// Whether an address that is as good as a password stands in the configuration itself.
+    pub fn has_open_address(&self) -> bool {
+        self.teller().open_address()
+    }
+
+    /// The directory that it writes to.
+    pub fn directory(&self) -> Option<&Path> {
+        self.teller().directory()
     }
 }
 

@@ -70,7 +70,9 @@ impl Undo {
     /// What is done, for people.
     pub fn shown(&self) -> String {
         match self {
-            Undo::Start { name, commands, .. } if *name == named(commands) => format!("run {name}"),
+            Undo::Start { name, commands, .. } if *name == named(commands) => {
+                format!("start services by `{name}`")
+            }
             Undo::Start { name, .. } => format!("start {name}"),
             Undo::Run { commands } => format!("run {}", named(commands)),
             Undo::EndSilence(_) => "end the silence of monitoring".into(),
@@ -436,7 +438,7 @@ mod tests {
         let name = named(&commands);
         record.note(Undo::Start { name, commands, supervisor: None }).expect("notes");
         let failed = record.undo(&ears);
-        assert!(failed[0].0.starts_with("run false; touch "), "{failed:?}");
+        assert!(failed[0].0.starts_with("start services by `false; touch "), "{failed:?}");
         assert!(mark.exists());
     }
 }

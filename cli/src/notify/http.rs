@@ -108,7 +108,7 @@ pub fn place(address: &str) -> String {
 }
 
 /// User and password of an address.
-fn user_of(address: &str) -> Option<&str> {
+pub fn user_of(address: &str) -> Option<&str> {
     let (_, rest) = address.split_once("://")?;
     rest.split(['/', '?']).next()?.rsplit_once('@').map(|(user, _)| user)
 }

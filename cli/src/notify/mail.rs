@@ -58,6 +58,10 @@ impl Tell for Mail {
         format!("mail {}:{}", self.server, self.port())
     }
 
+    fn secrets(&self) -> Vec<&Secret> {
+        self.password.iter().collect()
+    }
+
     fn limit(&self) -> Duration {
         // The library's own limit is for each answer, and there may be any number of pieces of one.
         super::overall(self.timeout, self.to.len(), self.password.as_ref())

@@ -2,7 +2,7 @@
 
 use super::http::{self, Post};
 use super::{News, Tell, What};
-use forge::secret::Address;
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
 use std::time::Duration;
@@ -30,6 +30,14 @@ fn yes() -> bool {
 impl Tell for Ping {
     fn name(&self) -> String {
         format!("ping {}", http::shown(&self.url))
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        super::secret_of(&self.url).into_iter().collect()
+    }
+
+    fn open_address(&self) -> bool {
+        matches!(self.url, Address::Plain(_))
     }
 
     fn limit(&self) -> Duration {

@@ -25,6 +25,10 @@ impl Tell for Textfile {
         format!("textfile {}", self.directory.display())
     }
 
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.directory)
+    }
+
     fn limit(&self) -> Duration {
         super::overall(super::ten_seconds(), 1, None)
     }

@@ -2,7 +2,7 @@
 
 use super::http::{self, Post};
 use super::{News, Tell, When};
-use forge::secret::Address;
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -30,6 +30,14 @@ pub struct Webhook {
 impl Tell for Webhook {
     fn name(&self) -> String {
         format!("webhook {}", http::shown(&self.url))
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        super::secret_of(&self.url).into_iter().collect()
+    }
+
+    fn open_address(&self) -> bool {
+        matches!(self.url, Address::Plain(_))
     }
 
     fn limit(&self) -> Duration {

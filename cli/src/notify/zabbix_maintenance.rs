@@ -75,6 +75,14 @@ impl Tell for ZabbixMaintenance {
         format!("zabbix-maintenance {} ({})", http::place(&self.url), self.name)
     }
 
+    fn open_address(&self) -> bool {
+        http::user_of(&self.url).is_some()
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        vec![&self.token]
+    }
+
     fn limit(&self) -> Duration {
         super::overall(self.timeout, CALLS, Some(&self.token)).saturating_add(self.wait.0)
     }
