@@ -388,3 +388,112 @@ fn the_program_documents_itself() {
     let written = std::fs::read_to_string(written).expect("docs/cli.md is there");
     assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
 }
+
+/// `config check` of this configuration.
+fn check(sandbox: &Sandbox, config: &str) -> crate::support::sandbox::Run {
+    sandbox.write("forgekeep.toml", config);
+    crate::support::instance::configured(sandbox, ["config", "check"])
+}
+
+#[test]
+fn a_configuration_is_looked_at_as_a_whole() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/file", "content");
+    sandbox.write("data/a-part-with-a-long-name/file", "content");
+    let store = format!("[stores.main]\npath = '{}'\n", sandbox.text("store"));
+    let instance = |name: &str, more: &str| {
+        format!(
+            "[instances.{name}]\nkind = 'plain'\nroot = '{}'\ntags = ['nightly']\nexclude = ['*.tmp']\n\
+             parts.a-part-with-a-long-name.path = '{}'\n{more}\n",
+            sandbox.root().display(),
+            sandbox.text("data/a-part-with-a-long-name"),
+        )
+    };
+    let good = check(&sandbox, &format!("{store}{}", instance("good", ""))).run().ok();
+    for words in [
+        "  files\n    a-part-with-a-long-name  data/a-part-with-a-long-name  — ",
+        "tags        nightly\n",
+        "  left out\n    *.tmp  excluded\n",
+        "not made yet",
+        "checks      files of 1000 rows of each table\n",
+    ] {
+        assert!(good.stdout.contains(words), "{words}: {}", good.told());
+    }
+    assert!(good.stdout.ends_with("  complete: 1 part\n"), "{}", good.told());
+
+    let bad = instance(
+        "bad",
+        "parts.gone.path = '/nowhere/at all'\nbefore = [{ command = ['no-such-program'] }]\n\
+         after = [{ command = ['true'], user = 'no-such-user' }]\n\
+         services.stop = [{ command = ['/nowhere/stop'] }]\nservices.start = [{ command = ['true'] }]\n\
+         parts.data.path = '/etc'\nparts.data.exclude = ['[']\n\
+         postgres.host = '/run'\npostgres.password = { file = '/nowhere/password' }\n",
+    );
+    let told = "[[notify]]\nkind = 'ping'\nurl = 'https://ping.example/s3cret'\n";
+    let config = format!("{store}{}{bad}{told}", instance("good", ""));
+    let all = check(&sandbox, &config).run().ends_with(3);
+    for words in [
+        "no program no-such-program in /usr/local/sbin",
+        "no user no-such-user",
+        "services.stop: there is no program /nowhere/stop",
+        "exclude: ",
+        "cannot read the secret file /nowhere/password",
+        "can be read by everybody",
+    ] {
+        assert!(all.stderr.contains(words), "{words}: {}", all.told());
+    }
+    assert!(all.stdout.contains("gone") && all.stdout.contains("NOT THERE  /nowhere/at all"));
+    assert!(all.stdout.contains("not complete, missing: gone; "), "{}", all.told());
+    assert!(!all.told().contains("s3cret"), "{}", all.told());
+
+    let lines = check(&sandbox, &config).args(["--json"]).run().ends_with(3).json();
+    let instances: Vec<_> =
+        lines.iter().filter(|line| line["message_type"] == "instance").collect();
+    assert_eq!(instances.len(), 2);
+    assert_eq!(instances[0]["missing"][0]["part"], "gone");
+    assert!(instances[0]["problems"].as_array().expect("a list").len() >= 5, "{}", instances[0]);
+    assert_eq!(instances[1]["is_right"], true, "{}", instances[1]);
+    assert_eq!(instances[1]["parts"][0]["is_there"], true);
+}
+
+#[test]
+fn one_wrong_instance_hides_no_other_and_no_store_is_a_problem() {
+    let sandbox = Sandbox::new();
+    let good = "[instances.good]\nkind = 'plain'\nparts.a.path = '/etc'\n";
+    let told = check(&sandbox, good).run().ends_with(3);
+    assert!(told.stderr.contains("no store is configured"), "{}", told.told());
+    let store = format!("[stores.main]\npath = '{}'\n", sandbox.text("store"));
+    for (wrong, word) in [
+        ("", "it has no parts"),
+        ("parts.a.path = '/etc'\nservices.stop = [{ command = ['true'] }]\n", "would stay down"),
+        ("parts.a.path = '/etc'\nservices.start = [{ command = ['true'] }]\n", "services.stop"),
+        ("parts.a.path = '/etc'\nservices.writers = ['web']\n", "not known who stops them"),
+    ] {
+        let config = format!("{store}[instances.bad]\nkind = 'plain'\n{wrong}{good}");
+        let told = check(&sandbox, &config).run().fails(1, &[word]);
+        assert!(told.stdout.contains("good: ") && told.stdout.contains("complete: 1 part"));
+    }
+    check(&sandbox, &store).run().fails(1, &["has no instance", "forgekeep detect"]);
+}
+
+#[test]
+fn a_snapshot_of_an_instance_is_listed_by_its_name() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/file", "content");
+    let config = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.wiki]\nkind = 'plain'\nparts.a.path = '{}'\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        sandbox.text("data")
+    );
+    sandbox.write("forgekeep.toml", config);
+    let run = |arguments: &[&str]| {
+        crate::support::instance::configured(&sandbox, []).args(arguments).run().ok()
+    };
+    run(&["backup", "--instance", "wiki", "--init"]);
+    let listed = run(&["snapshots", "--store", &sandbox.text("store")]);
+    assert!(listed.stdout.contains("plain wiki, complete\n"), "{}", listed.stdout);
+    assert!(!listed.stdout.contains("data"), "{}", listed.stdout);
+    let facts = run(&["inspect", "--instance", "wiki", "latest"]);
+    assert!(facts.stdout.contains("  files of      20"), "{}", facts.stdout);
+}

@@ -166,27 +166,44 @@ fn what_was_moved_to_another_disk_is_copied_from_there() {
 #[test]
 fn a_schedule_is_what_systemd_and_cron_understand() {
     let sandbox = Sandbox::new();
-    sandbox.write(
-        "forgekeep.toml",
-        "[stores.main]\npath = '/srv/backup'\n[instances.'my.forge']\nkind = 'gitlab'\n",
-    );
+    let instances = "[instances.'my.forge']\nkind = 'gitlab'\n[instances.own]\nkind = 'plain'\n\
+                     parts.a.path = '/etc'\nbefore = [{ command = ['true'] }]\n";
+    sandbox.write("forgekeep.toml", instances);
+    // A unit that fails every night is worse than none.
+    configured(&sandbox, ["schedule", "--instance", "own"]).run().fails(1, &["no store"]);
+    let named = ["schedule", "--instance", "own", "--store", "/srv/a b$c%d"];
+    let named = configured(&sandbox, named).run().ok();
+    assert!(named.stdout.contains("--store \"/srv/a b$$c%%d\"\n"), "{}", named.stdout);
+
+    sandbox.write("forgekeep.toml", format!("[stores.main]\npath = '/srv/backup'\n{instances}"));
     std::fs::create_dir(sandbox.path("units")).expect("a directory");
     let write = ["--write", "units"];
-    configured(&sandbox, ["schedule", "--instance", "my.forge"]).args(write).run().ok();
-    let units =
-        ["service", "timer"].map(|kind| sandbox.path(format!("units/forgekeep-my.forge.{kind}")));
-    // It knows more than the syntax: programs that are not there, keys it does not know.
-    let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
-    let verified = verify.run().ok();
-    assert!(!verified.stderr.contains("my.forge"), "{}", verified.told());
-    let cron = configured(
-        &sandbox,
-        ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"],
-    );
-    cron.args(write).run().ok();
+    for (instance, exposure) in [("my.forge", 60), ("own", 95)] {
+        configured(&sandbox, ["schedule", "--instance", instance]).args(write).run().ok();
+        let names = [
+            format!("forgekeep-{instance}.service"),
+            format!("forgekeep-{instance}.timer"),
+            format!("forgekeep_recover-{instance}.service"),
+        ];
+        let units = names.map(|name| sandbox.path(format!("units/{name}")));
+        // It knows more than the syntax: programs that are not there, keys it does not know.
+        let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
+        let verified = verify.run().ok();
+        assert!(!verified.stderr.contains(instance), "{}", verified.told());
+        let threshold = format!("--threshold={exposure}");
+        let security = ["security", "--offline=true", &threshold];
+        let services = [&units[0], &units[2]];
+        Run::program("systemd-analyze").args(security).args(services).run().ok();
+    }
+    let recover =
+        String::from_utf8(sandbox.read("units/forgekeep_recover-own.service")).expect("text");
+    assert!(recover.contains("WantedBy=multi-user.target\n"), "{recover}");
+
+    let cron = ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"];
+    configured(&sandbox, cron).args(write).run().ok();
     // Cron passes over files with a dot in their name.
-    let line = String::from_utf8(sandbox.read("units/forgekeep-my_forge")).expect("text");
-    assert!(line.contains("\n5 3 * * * root /"), "{line}");
+    let lines = String::from_utf8(sandbox.read("units/forgekeep-my_dot_forge")).expect("text");
+    assert!(lines.contains("\n5 3 * * * root /") && lines.contains("\n@reboot root /"), "{lines}");
     configured(&sandbox, ["schedule", "--instance", "other"])
         .run()
         .fails(1, &["no instance `other`"]);
@@ -203,7 +220,7 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
     assert!(check.stdout.contains("GitLab, Linux package, 17.8.2 ce"), "{}", check.stdout);
     let none = sandbox.run(["detect", "--root", &sandbox.text("nothing")]).ok();
     sandbox.write("forgekeep.toml", &none.stdout);
-    configured(&sandbox, ["config", "check"]).run().ok();
+    configured(&sandbox, ["config", "check"]).run().fails(1, &["has no instance"]);
 }
 
 #[test]

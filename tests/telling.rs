@@ -1,11 +1,15 @@
 //! Runs of instances are told to real servers, and monitoring looks away while services are down.
 
 use crate::support::gitlab::Builder;
-use crate::support::instance::{backup, configure, configured};
+use crate::support::instance::{backup, configure, configured, lines};
 use crate::support::listeners::Listener;
 use crate::support::sandbox::{Sandbox, is_root};
 use crate::support::server::wait_until;
 use crate::support::zabbix::{HOST, Zabbix};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SILENCE: &str = "maintenance.status[web]";
@@ -68,4 +72,261 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     gitlab.services.wait_until_up();
     assert_eq!(silences(6)[4..], ["1", "0"]);
     assert!(!sandbox.has("state/recovery/forge.json"));
+}
+
+/// An instance of two commands and a directory, with more lines for it, then more tables.
+fn plain(sandbox: &Sandbox, top: &str, more: &str, tables: &str) {
+    sandbox.write("data/file", "content");
+    sandbox.write(
+        "forgekeep.toml",
+        format!(
+            "state = '{}'\n{top}\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'plain'\n\
+             mode = 'maintenance'\n{more}\n[instances.forge.parts.data]\npath = '{}'\n\
+             [instances.forge.services]\nstop = [{{ command = ['true'] }}]\n\
+             start = [{{ command = ['true'] }}]\n{tables}\n",
+            sandbox.text("state"),
+            sandbox.text("store"),
+            sandbox.text("data")
+        ),
+    );
+}
+
+/// A server of Zabbix's for values, which takes them all but those of the key `unknown`.
+struct Trapper {
+    port: u16,
+    values: Arc<Mutex<Vec<(Instant, String, String)>>>,
+}
+
+impl Trapper {
+    fn start() -> Trapper {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let values = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&values);
+        // Ends with the tests.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut header = [0; 13];
+                stream.read_exact(&mut header).expect("a header");
+                let len = u32::from_le_bytes(header[5..9].try_into().expect("four"));
+                let mut body = vec![0; len as usize];
+                stream.read_exact(&mut body).expect("a request");
+                let request: Value = serde_json::from_slice(&body).expect("JSON");
+                let data = request["data"].as_array().expect("values");
+                let mut failed = 0;
+                for one in data {
+                    let [key, value] =
+                        ["key", "value"].map(|name| one[name].as_str().expect("text"));
+                    if key == "unknown" {
+                        failed += 1;
+                        continue;
+                    }
+                    seen.lock().expect("no panic").push((Instant::now(), key.into(), value.into()));
+                }
+                let info = format!(
+                    "processed: {}; failed: {failed}; total: {}",
+                    data.len() - failed,
+                    data.len()
+                );
+                let answer = serde_json::json!({"response": "success", "info": info}).to_string();
+                let mut frame = b"ZBXD\x01".to_vec();
+                frame.extend_from_slice(&(answer.len() as u64).to_le_bytes());
+                frame.extend_from_slice(answer.as_bytes());
+                stream.write_all(&frame).expect("answers");
+            }
+        });
+        Trapper { port, values }
+    }
+
+    fn table(&self, keys: &str) -> String {
+        let port = self.port;
+        format!(
+            "[[notify]]\nkind = 'zabbix'\nserver = '127.0.0.1'\nport = {port}\nhost = 'git01'\nmaintenance-keys = {keys}\n"
+        )
+    }
+
+    fn values(&self) -> Vec<String> {
+        self.values
+            .lock()
+            .expect("no panic")
+            .iter()
+            .map(|(_, key, value)| format!("{key}={value}"))
+            .collect()
+    }
+}
+
+/// A table for the listener's Zabbix that never puts a maintenance in force.
+fn late_zabbix(sandbox: &Sandbox, listener: &Listener) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    sandbox.write("token", "t0ken");
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(sandbox.path("token"), mode).expect("chmod");
+    let url = listener.url("/late-zabbix/api_jsonrpc.php").replace("http://", "http://a:passw0rd@");
+    format!(
+        "[[notify]]\nkind = 'zabbix-maintenance'\nurl = '{url}'\ntoken = {{ file = '{}' }}\n\
+         hosts = ['git01']\nwait = '100s'\n",
+        sandbox.text("token")
+    )
+}
+
+/// The methods that were called of the listener's Zabbix.
+fn methods(listener: &Listener) -> Vec<String> {
+    let bodies = listener.requests();
+    let bodies = bodies.iter().map(|one| one["body"].as_str().expect("a body"));
+    let parsed = bodies.map(|body| serde_json::from_str::<Value>(body).expect("JSON"));
+    parsed.map(|call| call["method"].as_str().expect("a method").to_owned()).collect()
+}
+
+#[test]
+fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() {
+    let sandbox = Sandbox::new();
+    let listener = Listener::http(&sandbox);
+    plain(&sandbox, "", "", &late_zabbix(&sandbox, &listener));
+    let called = |method: &str, count: usize| {
+        methods(&listener).iter().filter(|one| *one == method).count() >= count
+    };
+    let mut running = backup(&sandbox).start();
+    wait_until("there is a maintenance", || called("maintenance.create", 1));
+    running.kill();
+    assert!(running.wait().was_killed());
+    let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
+    assert!(record.contains("forgekeep forge on ") && !record.contains("passw0rd"), "{record}");
+    let recovered = configured(&sandbox, ["recover"]).run().ok();
+    assert!(recovered.stderr.contains("end the silence of monitoring"), "{}", recovered.told());
+    assert!(called("maintenance.update", 1) && !sandbox.has("state/recovery/forge.json"));
+
+    let running = backup(&sandbox).start();
+    wait_until("it is used again", || called("maintenance.update", 2));
+    let interrupted = Instant::now();
+    running.interrupt();
+    let outcome = running.wait().ends_with(130);
+    assert!(interrupted.elapsed() < Duration::from_secs(30), "{}", outcome.told());
+    assert!(called("maintenance.update", 3) && !sandbox.has("state/recovery/forge.json"));
+    assert!(!outcome.told().contains("passw0rd"), "{}", outcome.told());
+}
+
+#[test]
+fn a_silence_that_was_taken_in_part_is_told_and_ended() {
+    let sandbox = Sandbox::new();
+    let trapper = Trapper::start();
+    plain(&sandbox, "silence-after = '1s'", "", &trapper.table("['known', 'unknown']"));
+    let outcome = backup(&sandbox).run().ok();
+    assert_eq!(trapper.values(), ["known=1", "known=0"]);
+    let all = outcome.json();
+    let warnings: Vec<&str> =
+        lines(&all, "warning").iter().map(|line| line["message"].as_str().expect("text")).collect();
+    let refused = warnings.iter().filter(|text| text.contains("failed: 1")).count();
+    assert_eq!(refused, 1, "the same words are said once: {warnings:?}");
+    // What is left is kept once, however many nights it is so.
+    backup(&sandbox).run().ok();
+    let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
+    assert_eq!(record.matches("end-silence").count(), 1, "{record}");
+    configured(&sandbox, ["recover"]).run().ends_with(3);
+    let forgotten = configured(&sandbox, ["recover", "--forget", "--instance", "forge"]).run().ok();
+    assert!(forgotten.stderr.contains("dropping"), "{}", forgotten.told());
+    assert!(!sandbox.has("state/recovery/forge.json"));
+}
+
+#[test]
+fn the_silence_of_a_run_has_its_own_end_whatever_it_recovered() {
+    let sandbox = Sandbox::new();
+    let trapper = Trapper::start();
+    let slow = "[[instances.forge.before]]\ncommand = ['sleep', '4']";
+    let never = trapper.table("['key']");
+    plain(&sandbox, "silence-after = '3s'", "", &format!("{slow}\n{never}"));
+    let silence = serde_json::json!([{"end-silence": [{
+        "notifier": format!("zabbix 127.0.0.1:{}", trapper.port),
+        "silence": {"zabbix-items": {"host": "git01", "keys": ["key"]}},
+    }]}]);
+    sandbox.write("state/recovery/forge.json", silence.to_string());
+    backup(&sandbox).run().ok();
+    assert_eq!(trapper.values(), ["key=1", "key=0"]);
+    let values = trapper.values.lock().expect("no panic");
+    assert!(values[1].0 - values[0].0 >= Duration::from_secs(3), "{values:?}");
+    assert!(!sandbox.has("state/recovery/forge.json"));
+}
+
+#[test]
+fn a_mail_server_that_answers_a_byte_at_a_time_holds_nobody_up() {
+    let sandbox = Sandbox::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.expect("a connection");
+                while stream.write_all(b"2").is_ok() {
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+            });
+        }
+    });
+    let trapper = Trapper::start();
+    let mail = format!(
+        "[[notify]]\nkind = 'mail'\nserver = '127.0.0.1'\nport = {port}\nsecurity = 'none'\n\
+         from = 'a@x.org'\nto = ['b@x.org']\nwhen = 'always'\ntimeout = '1s'\n"
+    );
+    let tables = format!("{mail}{}", trapper.table("['key']"));
+    plain(&sandbox, "silence-after = '1s'", "", &tables);
+    let started = Instant::now();
+    let running = backup(&sandbox).start();
+    wait_until("monitoring is told", || trapper.values() == ["key=1", "key=0"]);
+    let outcome = running.wait().ok();
+    assert!(started.elapsed() < Duration::from_secs(40), "{}", outcome.told());
+    let all = outcome.json();
+    let late = lines(&all, "warning");
+    let late = late.iter().any(|line| line["message"].to_string().contains("was not ready within"));
+    assert!(late, "{}", outcome.told());
+}
+
+#[test]
+fn what_was_warned_of_is_told_and_a_second_run_tells_nobody() {
+    let sandbox = Sandbox::new();
+    let listener = Listener::http(&sandbox);
+    let ping = format!("[[notify]]\nkind = 'ping'\nurl = '{}'\n", listener.url("/ping"));
+    let steps = "[[instances.forge.before]]\ncommand = ['sh', '-c', 'echo because >&2; exit 7']\n\
+                 on-failure = 'warn'\n[[instances.forge.before]]\ncommand = ['sleep', '3']\n";
+    plain(&sandbox, "", "", &format!("{steps}{ping}"));
+    let running = backup(&sandbox).start();
+    wait_until("it began", || listener.requests().len() == 1);
+    backup(&sandbox).run().fails(11, &["another run"]);
+    assert_eq!(listener.requests().len(), 1);
+    assert!(!sandbox.has("state/last/forge"));
+    running.wait().ok();
+    let requests = listener.requests();
+    let body = requests[1]["body"].as_str().expect("a body");
+    assert!(body.contains("1 warning") && body.contains("because"), "{body}");
+    assert_eq!(sandbox.read("state/last/forge"), b"done");
+}
+
+#[test]
+fn all_instances_are_recovered_whatever_becomes_of_one() {
+    let sandbox = Sandbox::new();
+    plain(&sandbox, "", "", "");
+    let start = |program: &str| {
+        let command = serde_json::json!({
+            "argv": [program, sandbox.text("started")], "user": null, "env": {}, "limit": {"secs": 9, "nanos": 0},
+        });
+        serde_json::json!([{"start": {"name": "puma", "commands": [command]}}]).to_string()
+    };
+    sandbox.write("state/recovery/a.json", "[{");
+    sandbox.write("state/recovery/b.json", start("false"));
+    sandbox.write("state/recovery/c.json", start("touch"));
+    let outcome = configured(&sandbox, ["recover", "--json"]).run();
+    let outcome = outcome.fails(1, &["--forget --instance"]);
+    assert!(
+        outcome.stdout.contains("could not start puma")
+            || outcome.stderr.contains("could not start puma")
+    );
+    assert!(outcome.told().contains("a.json makes no sense"), "{}", outcome.told());
+    assert!(sandbox.has("started"));
+    let all = outcome.json();
+    assert_eq!(lines(&all, "recovered")[0]["instances"], serde_json::json!(["c"]));
+    for name in ["a", "b"] {
+        configured(&sandbox, ["recover", "--forget", "--instance", name]).run().ok();
+    }
+    let nothing = configured(&sandbox, ["recover"]).run().ok();
+    assert_eq!(nothing.stdout, "nothing was left to do\n");
+    configured(&sandbox, ["recover", "--forget"]).run().ends_with(2);
 }

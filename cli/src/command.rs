@@ -154,7 +154,7 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Detect(command) => command.run(ui),
         Command::Recover(command) => command.run(ui),
         Command::Repair(command) => command.run(ui),
-        Command::Schedule(command) => command.run(ui),
+        Command::Schedule(command) => command.run(global, ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Notify(command) => command.run(ui),

@@ -3,6 +3,7 @@
 use crate::exit::{Failure, other, with_hint};
 use crate::notify::Notifier;
 use forge::nearest::closest;
+use forge::secret::Secret;
 use forge::settings::{Limit, Settings};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -58,13 +59,14 @@ impl Config {
             with_hint(format!("cannot read the configuration {shown}: {error}"), hint)
         })?;
         let config: Config = toml::from_str(&text).map_err(|error| {
-            let line = 1 + error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            let message = format!("{shown}, line {line}: {}", error.message());
+            let place = place(&text, error.span(), error.message());
+            let message = format!("{shown}, {place}: {}", error.message());
             match nearest(error.message()) {
                 Some(known) => with_hint(message, format!("did you mean `{known}`?")),
                 None => other(message),
             }
         })?;
+        check_kinds(path, &text)?;
         config.check(path)?;
         Ok(config)
     }
@@ -84,7 +86,58 @@ impl Config {
         for (name, settings) in &self.instances {
             self.store_of(name, settings)?;
         }
-        Ok(())
+        match self.paths().into_iter().find(|(_, path)| !path.is_absolute()) {
+            Some((key, relative)) => Err(with_hint(
+                format!("{}, key `{key}`: {} is relative", path.display(), relative.display()),
+                "write it from / on: backups at night are run in another directory",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// All paths with their keys.
+    fn paths(&self) -> Vec<(String, &Path)> {
+        let mut paths = vec![("state".to_owned(), self.state.as_path())];
+        for (name, store) in &self.stores {
+            paths.push((format!("stores.{name}.path"), &store.path));
+        }
+        let mut secrets: Vec<(String, &Secret)> = Vec::new();
+        for (name, own) in &self.instances {
+            let (postgres, redis) = (&own.postgres, &own.redis);
+            let single = [
+                ("postgres.bin", &postgres.bin),
+                ("postgres.passfile", &postgres.passfile),
+                ("redis.client", &redis.client),
+                ("redis.socket", &redis.socket),
+            ];
+            paths.push((format!("instances.{name}.root"), &own.root));
+            let compose = format!("instances.{name}.compose");
+            paths.extend(own.compose.iter().map(|path| (compose.clone(), path.as_path())));
+            for (key, path) in single {
+                paths.extend(path.as_deref().map(|path| (format!("instances.{name}.{key}"), path)));
+            }
+            for (part, settings) in &own.parts {
+                let key = format!("instances.{name}.parts.{part}.path");
+                let all = settings.path.iter().chain(&settings.paths);
+                paths.extend(all.map(|path| (key.clone(), path.as_path())));
+            }
+            let own = [("postgres", &postgres.password), ("redis", &redis.password)];
+            for (key, secret) in own {
+                let key = format!("instances.{name}.{key}.password");
+                secrets.extend(secret.iter().map(|secret| (key.clone(), secret)));
+            }
+        }
+        for notifier in &self.notify {
+            let key = || format!("notify ({})", notifier.name());
+            paths.extend(notifier.directory().map(|path| (key(), path)));
+            secrets.extend(notifier.secrets().into_iter().map(|secret| (key(), secret)));
+        }
+        for (key, secret) in secrets {
+            if let Secret::File(path) = secret {
+                paths.push((key, path));
+            }
+        }
+        paths
     }
 
     /// An instance of this name.
@@ -124,6 +177,53 @@ impl Config {
             None => Ok(self.stores.values().next().map(|store| store.path.as_path())),
         }
     }
+}
+
+/// Where an error is: the line and, where the message does not name it, the key in it. What
+/// comes after the key may be a secret.
+fn place(text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> String {
+    let Some(span) = span else { return "line 1".into() };
+    let before = &text[..span.start];
+    let line = format!("line {}", 1 + before.matches('\n').count());
+    let names_key = message.starts_with("unknown field") || message.starts_with("missing field");
+    let start = before.rfind('\n').map_or(0, |at| at + 1);
+    let key = text[start..].lines().next().and_then(|line| Some(line.split_once('=')?.0.trim()));
+    let is_key =
+        |key: &&str| key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.'\"".contains(c));
+    match key.filter(|key| !names_key && !key.is_empty()).filter(is_key) {
+        Some(key) => format!("{line}, key `{key}`"),
+        None => line,
+    }
+}
+
+/// Refuses kinds that nobody knows, with the line.
+fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Only {
+        #[serde(default)]
+        instances: BTreeMap<String, Kind>,
+    }
+    #[derive(Deserialize)]
+    struct Kind {
+        kind: toml::Spanned<String>,
+    }
+    // What is wrong otherwise was told.
+    let Ok(only) = toml::from_str::<Only>(text) else { return Ok(()) };
+    for Kind { kind } in only.instances.values() {
+        let name = kind.get_ref();
+        if forge::kind::find(name).is_some() {
+            continue;
+        }
+        let names: Vec<&str> = forge::kind::KINDS.iter().map(|kind| kind.name()).collect();
+        let hint = match closest(name, names.iter().copied()) {
+            Some(known) => format!("did you mean `{known}`?"),
+            None => format!("there are {}", names.join(", ")),
+        };
+        let place = place(text, Some(kind.span()), "");
+        let message = format!("{}, {place}: there is no kind `{name}`", path.display());
+        return Err(with_hint(message, hint));
+    }
+    Ok(())
 }
 
 /// The known key that is most like an unknown one: serde names it and those it expected.
@@ -182,6 +282,49 @@ mod tests {
         assert!(config.instance("aa").is_err());
         let error = read("[instances.'a/b']\nkind = 'plain'\n").expect_err("a slash");
         assert!(error.contains("no name for an instance"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_key() {
+        let wrong = |more: &str| {
+            read(&format!("[instances.a]\nkind = 'plain'\n{more}\n")).expect_err("refused")
+        };
+        let error = wrong("[instances.a.parts.x]\nskip = 'yes'");
+        assert!(error.starts_with("FILE, line 4, key `skip`: invalid type"), "{error}");
+        let error = read("\n[instances.a]\nkind = 'gitlb'\n").expect_err("refused");
+        let wanted = "FILE, line 3, key `kind`: there is no kind `gitlb` / did you mean `gitlab`?";
+        assert_eq!(error, wanted);
+        for sample in ["-1", "1.5", "'some'", "true"] {
+            let error = wrong(&format!("checks = {{ sample = {sample} }}"));
+            assert!(error.contains("a number of rows or \"all\""), "{error}");
+        }
+        for empty in ["before = [{ command = [] }]", "docker = []", "docker = ['']"] {
+            assert!(wrong(empty).contains("begins with the name of a program"), "{empty}");
+        }
+        let secret = "[[notify]]\nkind = 'ping'\nurl = { command = [] }";
+        assert!(wrong(secret).contains("begins with the name of a program"));
+    }
+
+    #[test]
+    fn paths_that_depend_on_a_directory_are_refused() {
+        for (more, key) in [
+            ("root = 'srv'", "instances.a.root"),
+            ("compose = 'docker-compose.yml'", "instances.a.compose"),
+            ("parts.x.path = 'x'", "instances.a.parts.x.path"),
+            ("parts.x.paths = ['/y', 'x']", "instances.a.parts.x.path"),
+            ("postgres.passfile = 'x'", "instances.a.postgres.passfile"),
+            ("postgres.password = { file = 'x' }", "instances.a.postgres.password"),
+            ("postgres.bin = 'x'", "instances.a.postgres.bin"),
+            ("redis.client = 'x'", "instances.a.redis.client"),
+            ("[stores.s]\npath = 'x'", "stores.s.path"),
+            ("[[notify]]\nkind = 'textfile'\ndirectory = 'x'", "notify (textfile x)"),
+        ] {
+            let error = read(&format!("[instances.a]\nkind = 'plain'\n{more}\n"));
+            let error = error.expect_err("refused");
+            assert!(error.starts_with(&format!("FILE, key `{key}`: ")), "{error}");
+            assert!(error.contains("write it from / on"), "{error}");
+        }
+        assert!(read("state = 'x'").expect_err("refused").contains("key `state`"));
     }
 
     #[test]

@@ -181,6 +181,9 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             "mend it, then see with `forgekeep config check` what a backup would do".into()
         }
         E::NoRoom { .. } => "nothing was stopped or begun; make space there".into(),
+        E::Record { instance, .. } => format!(
+            "start the services by hand, then drop it with `forgekeep recover --forget --instance {instance}`"
+        ),
         E::Busy(_) => "wait for it to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),
         E::Failed { .. } | E::Service { .. } | E::Read { .. } => "no snapshot was made".into(),

@@ -4,6 +4,7 @@ mod command;
 mod config;
 mod exit;
 mod notify;
+mod problems;
 mod reference;
 mod report;
 mod select;

@@ -2,8 +2,9 @@
 //! stopped.
 //!
 //! A notifier is one file below this one and one line in [`Notifier`]. None of them ever makes a
-//! run fail: whoever calls gets sentences to pass on as warnings. Each has a limit of time, and all
-//! are told at once, so that a dead server costs seconds.
+//! run fail: whoever calls gets sentences to pass on as warnings. All are told at once, each on a thread
+//! that is left behind when its time is over, so that a dead server, or one that answers a byte a
+//! minute, costs no more than that.
 
 mod http;
 mod mail;
@@ -16,10 +17,14 @@ mod zabbix_maintenance;
 
 pub use news::{Ending, News, Origin, Outcome, RunId, What};
 
-use forge::run::at_once;
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
+use news::Kept;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 use store::entry::Time;
 
 /// One `[[notify]]` table of the configuration; its `kind` says which.
@@ -49,12 +54,42 @@ trait Tell {
     /// Tells the news, or nothing if these are none for it.
     fn tell(&self, news: &News) -> Result<(), String>;
 
-    /// Silences the monitoring from `now` on; `None` if it cannot or was not asked to.
-    fn silence(&self, _origin: &Origin, _now: Time) -> Result<Option<Silence>, String> {
-        Ok(None)
+    /// How long one of these may take, all tries together.
+    fn limit(&self) -> Duration;
+
+    /// The secrets that it needs.
+    fn secrets(&self) -> Vec<&Secret> {
+        Vec::new()
     }
 
-    /// Lets a silence of its own end at `end`.
+    /// An address as good as a password that stands in the configuration itself.
+    fn open_address(&self) -> bool {
+        false
+    }
+
+    /// The directory that it writes to.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The silence that [`Tell::silence`] would make; `None` if it cannot or was not asked to.
+    fn plan_silence(&self, _origin: &Origin, _now: Time) -> Option<Silence> {
+        None
+    }
+
+    /// Silences the monitoring from `now` on as planned, and waits until that is so or `is_over` says that
+    /// nobody waits any longer.
+    fn silence(
+        &self,
+        _planned: &Silence,
+        _origin: &Origin,
+        _now: Time,
+        _is_over: &AtomicBool,
+    ) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Lets a silence of its own end at `end`. One that never began is none.
     fn end_silence(&self, _silence: &Silence, _end: Time, _now: Time) -> Result<Told, String> {
         Ok(Told::Now)
     }
@@ -85,19 +120,124 @@ impl Notifier {
         self.teller().name()
     }
 
-    /// Tells the news, or nothing if these are none for it. An error is a sentence with the way out.
-    pub fn tell(&self, news: &News) -> Result<(), String> {
-        self.teller().tell(news)
+    /// The secrets that it needs.
+    pub fn secrets(&self) -> Vec<&Secret> {
+        self.teller().secrets()
+    }
+
+    /// Whether an address that is as good as a password stands in the configuration itself.
+    pub fn has_open_address(&self) -> bool {
+        self.teller().open_address()
+    }
+
+    /// The directory that it writes to.
+    pub fn directory(&self) -> Option<&Path> {
+        self.teller().directory()
     }
 }
 
-/// Tells everybody at once; gives what did not work, for warnings.
-pub fn tell(notifiers: &[Notifier], news: &News) -> Vec<String> {
-    at_once(notifiers, |notifier| notifier.tell(news)).into_iter().filter_map(Result::err).collect()
+/// Tells everybody at once; gives what did not work, for warnings. If somebody wants to stop, the slow ones
+/// are not waited for much longer.
+pub fn tell(notifiers: &[Notifier], news: &News, wants_stop: &dyn Fn() -> bool) -> Vec<String> {
+    let news = Arc::new(Kept::of(news));
+    let task = |notifier: &Notifier| {
+        let news = Arc::clone(&news);
+        Task::of(notifier, move |teller, _| teller.tell(&news.news()))
+    };
+    let told = all(notifiers.iter().map(task).collect(), wants_stop);
+    told.into_iter().filter_map(Result::err).collect()
 }
 
-/// Monitoring that was silenced. Keep it where a later process finds it, until
-/// [`end_silence`] no longer gives it back.
+/// How long the slow ones are waited for once somebody wants to stop.
+const LAST_PATIENCE: Duration = Duration::from_secs(10);
+/// How often that is looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Something to be done with one of them.
+struct Task<T> {
+    name: String,
+    limit: Duration,
+    work: Work<T>,
+}
+
+/// It is told when nobody waits for it any longer.
+type Work<T> = Box<dyn FnOnce(&AtomicBool) -> Result<T, String> + Send>;
+
+impl<T> Task<T> {
+    fn of(
+        notifier: &Notifier,
+        work: impl FnOnce(&dyn Tell, &AtomicBool) -> Result<T, String> + Send + 'static,
+    ) -> Task<T> {
+        let (name, limit) = (notifier.name(), notifier.teller().limit());
+        let notifier = notifier.clone();
+        Task { name, limit, work: Box::new(move |is_over| work(notifier.teller(), is_over)) }
+    }
+}
+
+/// Does all of these at once. Whoever is not ready within its limit is left behind: what it
+/// waits for cannot be ended from outside.
+fn all<T: Send + 'static>(
+    tasks: Vec<Task<T>>,
+    wants_stop: &dyn Fn() -> bool,
+) -> Vec<Result<T, String>> {
+    let started = Instant::now();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let begin = |Task { name, limit, work }: Task<T>| {
+        let (sender, answer) = mpsc::channel();
+        let is_over = Arc::clone(&is_over);
+        // Nobody hears it any more if that fails.
+        std::thread::spawn(move || sender.send(work(&is_over)).is_ok());
+        (name, limit, answer)
+    };
+    let begun: Vec<_> = tasks.into_iter().map(begin).collect();
+    let mut stop_at = None;
+    let mut answers = Vec::new();
+    for (name, limit, answer) in begun {
+        answers.push(loop {
+            if stop_at.is_none() && wants_stop() {
+                is_over.store(true, Relaxed);
+                stop_at = Some(started.elapsed() + LAST_PATIENCE);
+            }
+            let limit = stop_at.map_or(limit, |stop| limit.min(stop));
+            let left = limit.saturating_sub(started.elapsed());
+            match answer.recv_timeout(left.min(TICK)) {
+                Ok(answer) => break answer,
+                Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                Err(_) => {
+                    let seconds = limit.as_secs();
+                    break Err(format!(
+                        "{name} was not ready within {seconds} s; check that it runs and answers"
+                    ));
+                }
+            }
+        });
+    }
+    is_over.store(true, Relaxed);
+    answers
+}
+
+/// How long all tries of so many exchanges may take together, and before them the command
+/// that says a secret.
+fn overall(timeout: Limit, exchanges: usize, secret: Option<&Secret>) -> Duration {
+    let exchanges = u32::try_from(exchanges).unwrap_or(u32::MAX).saturating_add(2);
+    let pauses = Duration::from_secs(5);
+    let command = match secret {
+        Some(Secret::Command(_)) => forge::secret::COMMAND_LIMIT,
+        _ => Duration::ZERO,
+    };
+    timeout.0.saturating_mul(exchanges).saturating_add(pauses + command)
+}
+
+/// Where an address is, if it is a secret.
+fn secret_of(address: &Address) -> Option<&Secret> {
+    match address {
+        Address::Plain(_) => None,
+        Address::Secret(secret) => Some(secret),
+    }
+}
+
+/// Monitoring that is or will be silenced. Keep it where a later process finds it, before
+/// it is, until [`end_silence`] no longer gives it back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silenced {
     /// [`Notifier::name`] of who did it.
@@ -111,23 +251,40 @@ pub struct Silenced {
 enum Silence {
     /// Items of a host that say 1.
     ZabbixItems { host: String, keys: Vec<String> },
-    /// A maintenance that ends by itself at `till`, in seconds since 1970.
-    ZabbixMaintenance { id: String, till: i64 },
+    /// A maintenance of this name that ends by itself at `till`, in seconds since 1970.
+    ZabbixMaintenance { name: String, till: i64 },
 }
 
-/// Silences all monitoring that can be silenced; call it before services are stopped, and write down what it
-/// gives. The second list is what did not work, for warnings.
-pub fn silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> (Vec<Silenced>, Vec<String>) {
-    let (mut silenced, mut warnings) = (Vec::new(), Vec::new());
-    let results = at_once(notifiers, |notifier| notifier.teller().silence(origin, now));
-    for (notifier, result) in notifiers.iter().zip(results) {
-        match result {
-            Ok(None) => {}
-            Ok(Some(silence)) => silenced.push(Silenced { notifier: notifier.name(), silence }),
-            Err(warning) => warnings.push(warning),
-        }
-    }
-    (silenced, warnings)
+/// The silences that [`silence`] would make; nothing is done yet.
+pub fn plan_silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> Vec<Silenced> {
+    let plan = |notifier: &Notifier| {
+        let silence = notifier.teller().plan_silence(origin, now)?;
+        Some(Silenced { notifier: notifier.name(), silence })
+    };
+    notifiers.iter().filter_map(plan).collect()
+}
+
+/// Silences all monitoring as planned; call it before services are stopped, and once the plan is
+/// written down. Gives what did not work, for warnings: it may have been silenced nevertheless.
+pub fn silence(
+    notifiers: &[Notifier],
+    planned: &[Silenced],
+    origin: &Origin,
+    now: Time,
+    wants_stop: &dyn Fn() -> bool,
+) -> Vec<String> {
+    let kept = Arc::new(Kept::of(&News { origin: *origin, at: now, what: What::Started }));
+    let task = |Silenced { notifier, silence }: &Silenced| {
+        let notifier = notifiers.iter().find(|known| {
+            known.name() == *notifier && known.teller().plan_silence(origin, now).is_some()
+        })?;
+        let (kept, silence) = (Arc::clone(&kept), silence.clone());
+        Some(Task::of(notifier, move |teller, is_over| {
+            teller.silence(&silence, &kept.news().origin, now, is_over)
+        }))
+    };
+    let tasks = planned.iter().filter_map(task).collect();
+    all(tasks, wants_stop).into_iter().filter_map(Result::err).collect()
 }
 
 /// Lets silences end at `end`, which is now or some minutes ahead, so that checks see the services
@@ -143,6 +300,7 @@ pub fn end_silence(
     now: Time,
 ) -> (Vec<Silenced>, Vec<String>) {
     let (mut left, mut warnings) = (Vec::new(), Vec::new());
+    let (mut known, mut tasks) = (Vec::new(), Vec::new());
     for silenced in silenced {
         let name = &silenced.notifier;
         let Some(notifier) = notifiers.iter().find(|notifier| notifier.name() == *name) else {
@@ -151,7 +309,13 @@ pub fn end_silence(
             ));
             continue;
         };
-        match notifier.teller().end_silence(&silenced.silence, end, now) {
+        let silence = silenced.silence.clone();
+        tasks.push(Task::of(notifier, move |teller, _| teller.end_silence(&silence, end, now)));
+        known.push(silenced);
+    }
+    // Whoever wants to stop wants this as well.
+    for (silenced, told) in known.into_iter().zip(all(tasks, &|| false)) {
+        match told {
             Ok(Told::Now) => {}
             Ok(Told::OnlyWhenDue) => left.push(silenced),
             Err(warning) => {
@@ -307,6 +471,36 @@ mod tests {
             Err(Trouble::Lasting("no".into()))
         });
         assert_eq!((refused, tries), (Err("no".into()), 1));
+    }
+
+    #[test]
+    fn whoever_is_never_ready_is_left_behind() {
+        let task = |name: &str, limit: u64, takes: u64| Task {
+            name: name.into(),
+            limit: Duration::from_millis(limit),
+            work: Box::new(move |_| {
+                std::thread::sleep(Duration::from_millis(takes));
+                Ok(takes)
+            }),
+        };
+        let started = Instant::now();
+        let tasks = vec![task("slow", 300, 60_000), task("quick", 60_000, 1)];
+        let answers = all(tasks, &|| false);
+        assert!(answers[0].as_ref().expect_err("late").starts_with("slow was not ready within"));
+        assert_eq!(answers[1], Ok(1));
+        // Somebody wants to stop: whoever hears of that stops waiting.
+        let hears = Task {
+            name: "hears".into(),
+            limit: Duration::from_secs(60),
+            work: Box::new(|is_over: &AtomicBool| {
+                while !is_over.load(Relaxed) {
+                    std::thread::sleep(TICK);
+                }
+                Ok(7)
+            }),
+        };
+        assert_eq!(all(vec![hears], &|| true), [Ok(7)]);
+        assert!(started.elapsed() < Duration::from_secs(30));
     }
 
     #[test]

@@ -7,12 +7,14 @@ use crate::notify::{self, Ending, News, Notifier, Origin, RunId, Silenced, What}
 use crate::report::now;
 use crate::ui::Ui;
 use forge::check::Verdict;
-use forge::recovery::{Monitor, Record};
+use forge::recovery::{Monitor, Record, Undo};
 use forge::session::Outcome;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::entry::Time;
+use store::observe::Progress;
 
 /// Tells of one run.
 pub struct Telling<'a> {
@@ -23,9 +25,11 @@ pub struct Telling<'a> {
     /// File with how the run before went.
     memory: PathBuf,
     /// How long monitoring stays silent when services run again.
-    delay: Duration,
-    /// When the last silence is to end.
-    end: Cell<Option<Time>>,
+    delay: Cell<Duration>,
+    /// Silences that are still to be ended, and when. Not by the clock, which may be set.
+    due: RefCell<Vec<(serde_json::Value, Instant)>>,
+    /// What was warned of; once is enough.
+    warned: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Telling<'a> {
@@ -43,30 +47,35 @@ impl<'a> Telling<'a> {
             origin: Origin { instance, host, run },
             started: now(),
             memory: config.state.join("last").join(instance),
-            delay: config.silence_after.0,
-            end: Cell::default(),
+            delay: Cell::new(config.silence_after.0),
+            due: RefCell::default(),
+            warned: RefCell::default(),
         })
     }
 
     /// For undoing what another run left: nothing is waited for.
     pub fn at_once(self) -> Telling<'a> {
-        Telling { delay: Duration::ZERO, ..self }
+        Telling { delay: Cell::new(Duration::ZERO), ..self }
     }
 
     /// Tells that it began.
     pub fn started(&self) {
-        self.warn(notify::tell(self.notifiers, &self.news(What::Started)));
+        let wants_stop = || self.ui.wants_stop();
+        self.warn(notify::tell(self.notifiers, &self.news(What::Started), &wants_stop));
     }
 
-    /// Tells how it ended.
-    pub fn ended(&self, result: &Result<Outcome, Failure>) {
-        let mut outcome = self.outcome(result);
+    /// Tells how it ended, and that this was `at` that time.
+    pub fn ended(&self, result: &Result<Outcome, Failure>, at: Time) {
+        let mut outcome = self.outcome(result, at);
         outcome.previous = match std::fs::read_to_string(&self.memory).as_deref() {
             Ok("done") => Some(true),
             Ok(_) => Some(false),
             Err(_) => None,
         };
-        self.warn(notify::tell(self.notifiers, &self.news(What::Ended(&outcome))));
+        // Whoever asked the run to stop has not asked for this to stop.
+        let was_stopped = self.ui.wants_stop();
+        let wants_stop = || !was_stopped && self.ui.wants_stop();
+        self.warn(notify::tell(self.notifiers, &self.news(What::Ended(&outcome)), &wants_stop));
         let word = if outcome.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
         // Without the directory the file says why it cannot be written.
@@ -76,8 +85,9 @@ impl<'a> Telling<'a> {
         }
     }
 
-    fn outcome(&self, result: &Result<Outcome, Failure>) -> notify::Outcome {
-        let mut told = notify::Outcome::new(Ending::Failed, 0, self.started, now());
+    fn outcome(&self, result: &Result<Outcome, Failure>, at: Time) -> notify::Outcome {
+        let mut told = notify::Outcome::new(Ending::Failed, 0, self.started, at);
+        told.warnings = self.ui.warnings();
         match result {
             Err(failure) => {
                 told.exit_code = failure.number();
@@ -110,16 +120,21 @@ impl<'a> Telling<'a> {
 
     /// Waits until silences may end, where monitoring cannot be told ahead, and ends them.
     pub fn end_silences(&self, record: &mut Record) {
-        let Some(end) = self.end.get() else { return };
-        let left = || end.seconds - now().seconds;
-        if !record.left().is_empty() && left() > 0 {
+        let is_silence = |undo: &Undo| matches!(undo, Undo::EndSilence(_));
+        if !record.left().iter().any(is_silence) {
+            return;
+        }
+        let due = self.due.borrow().iter().map(|(_, at)| *at).max();
+        let left = || due.map_or(0, |at| at.saturating_duration_since(Instant::now()).as_secs());
+        if left() > 0 {
             let text = format!("waiting {} s before monitoring is told that all is up", left());
             let _ = self.ui.remark(text);
         }
-        while !record.left().is_empty() && left() > 0 && !self.ui.wants_stop() {
+        while due.is_some_and(|at| Instant::now() < at) && !self.ui.wants_stop() {
             std::thread::sleep(Duration::from_millis(200));
         }
-        self.end.set(Some(now()));
+        self.delay.set(Duration::ZERO);
+        self.due.borrow_mut().clear();
         for (what, error) in record.undo(self) {
             self.ui.warn(&format!("could not {what}: {error}"));
         }
@@ -132,19 +147,33 @@ impl<'a> Telling<'a> {
     /// What did not work is told and never makes a run fail.
     fn warn(&self, warnings: Vec<String>) {
         for warning in warnings {
-            self.ui.warn(&warning);
+            if self.warned.borrow_mut().insert(warning.clone()) {
+                self.ui.warn(&warning);
+            }
         }
     }
 }
 
 impl Monitor for Telling<'_> {
-    fn silence(&self) -> Option<serde_json::Value> {
-        let (silenced, warnings) = notify::silence(self.notifiers, &self.origin, now());
-        self.warn(warnings);
-        noted(&silenced)
+    fn plan_silence(&self) -> Option<serde_json::Value> {
+        noted(&notify::plan_silence(self.notifiers, &self.origin, now()))
+    }
+
+    fn silence(&self, planned: &serde_json::Value, progress: &Progress) {
+        // What was to end of earlier ones is silenced anew, and ends when this does.
+        self.due.borrow_mut().clear();
+        let planned: Vec<Silenced> = serde_json::from_value(planned.clone()).unwrap_or_default();
+        let wants_stop = || progress.check().is_err();
+        let origin = &self.origin;
+        self.warn(notify::silence(self.notifiers, &planned, origin, now(), &wants_stop));
     }
 
     fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value> {
+        let known =
+            self.due.borrow().iter().find(|(known, _)| known == silenced).map(|(_, at)| *at);
+        if known.is_some_and(|at| Instant::now() < at) {
+            return Some(silenced.clone());
+        }
         let silenced: Vec<Silenced> = match serde_json::from_value(silenced.clone()) {
             Ok(silenced) => silenced,
             Err(error) => {
@@ -154,15 +183,17 @@ impl Monitor for Telling<'_> {
                 return None;
             }
         };
-        let at = now();
-        let end = self.end.get().unwrap_or(Time {
-            seconds: at.seconds.saturating_add(self.delay.as_secs() as i64),
-            ..at
-        });
-        self.end.set(Some(end));
+        // Each silence has its own time to end, counted from when services were started for it.
+        let delay = if known.is_some() { Duration::ZERO } else { self.delay.get() };
+        let (due, at) = (Instant::now() + delay, now());
+        let end = Time { seconds: at.seconds.saturating_add(delay.as_secs() as i64), ..at };
         let (left, warnings) = notify::end_silence(self.notifiers, silenced, end, at);
         self.warn(warnings);
-        noted(&left)
+        let left = noted(&left)?;
+        let mut all = self.due.borrow_mut();
+        all.retain(|(known, _)| *known != left);
+        all.push((left.clone(), due));
+        Some(left)
     }
 }
 

@@ -19,6 +19,30 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often a line says how far it is, where there is no terminal.
 const STATUS: Duration = Duration::from_secs(30);
 
+/// How many warnings are remembered for those who are told how it went.
+const REMEMBERED_MAX: usize = 50;
+
+/// Warnings of this run, each once.
+#[derive(Debug, Default)]
+struct Warnings {
+    texts: Vec<String>,
+    /// Those beyond the limit.
+    more: usize,
+}
+
+impl Warnings {
+    fn remember(&mut self, text: &str) {
+        if self.texts.iter().any(|known| known == text) {
+            return;
+        }
+        if self.texts.len() < REMEMBERED_MAX {
+            self.texts.push(text.to_owned());
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
 /// How a command speaks.
 pub struct Ui {
     json: bool,
@@ -28,6 +52,7 @@ pub struct Ui {
     /// What makes a second signal end the program at once.
     impatient: Vec<SigId>,
     stdout: Mutex<io::Stdout>,
+    warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Ui {
@@ -47,7 +72,9 @@ impl Ui {
             impatient.extend(signal_hook::flag::register(signal, Arc::clone(&may_end)));
         }
         let Global { json, quiet, verbose, .. } = *global;
-        Ui { json, quiet, verbose, wants_stop, impatient, stdout: Mutex::new(io::stdout()) }
+        let stdout = Mutex::new(io::stdout());
+        let warnings = Arc::default();
+        Ui { json, quiet, verbose, wants_stop, impatient, stdout, warnings }
     }
 
     /// From now on no signal ends the program before it has undone what it did to others.
@@ -105,12 +132,28 @@ impl Ui {
         }
     }
 
-    /// A warning that explains the result to people. For programs the summary, which
-    /// is their last line, has the number.
+    /// A warning. The result comes after it.
     pub fn warn(&self, text: &str) {
+        remember(&self.warnings, text);
+        warn(self.json, text);
+    }
+
+    /// A warning that explains the result to people. Programs find it in the result itself,
+    /// of which the last line is the last that they get.
+    pub fn explain(&self, text: &str) {
         if !self.json {
             warn(false, text);
         }
+    }
+
+    /// What was warned of so far, within bounds.
+    pub fn warnings(&self) -> Vec<String> {
+        let warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut texts = warnings.texts.clone();
+        if warnings.more > 0 {
+            texts.push(format!("and {} more", warnings.more));
+        }
+        texts
     }
 
     /// Watches an operation from now on.
@@ -126,6 +169,10 @@ pub fn written(result: io::Result<()>) -> Result<(), Failure> {
         Err(error) => Err(crate::exit::other(format!("cannot write to standard output: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+fn remember(warnings: &Mutex<Warnings>, text: &str) {
+    warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remember(text);
 }
 
 fn warn(is_json: bool, text: &str) {
@@ -147,6 +194,7 @@ pub struct Watch {
     started: Instant,
     ended: AtomicBool,
     ticker: Mutex<Option<JoinHandle<()>>>,
+    warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Watch {
@@ -165,6 +213,7 @@ impl Watch {
             started: Instant::now(),
             ended: AtomicBool::new(false),
             ticker: Mutex::new(None),
+            warnings: Arc::clone(&ui.warnings),
         });
         let (seen, wants_stop) = (Arc::clone(&watch), Arc::clone(&ui.wants_stop));
         let ticker = std::thread::spawn(move || seen.tick(&wants_stop));
@@ -302,7 +351,10 @@ impl Observer for Watch {
             Event::StoredPlainly { path, reason } if self.verbose => {
                 self.say_of(&path, &format!("{reason}; stored without comparing it"));
             }
-            Event::Warning(text) => self.say(&text),
+            Event::Warning(text) => {
+                remember(&self.warnings, &text);
+                self.say(&text);
+            }
             Event::Note(text) if self.json || !self.quiet => self.say(&text),
             _ => {}
         }
@@ -314,5 +366,21 @@ impl Observer for Watch {
 
     fn wants_totals(&self) -> bool {
         !self.bar.is_hidden()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_remembered_once_and_within_bounds() {
+        let mut warnings = Warnings::default();
+        for number in 0..60 {
+            warnings.remember("the same");
+            warnings.remember(&format!("number {number}"));
+        }
+        assert_eq!(warnings.texts[0], "the same");
+        assert_eq!((warnings.texts.len(), warnings.more), (REMEMBERED_MAX, 11));
     }
 }

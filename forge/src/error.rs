@@ -106,6 +106,16 @@ pub enum Error {
         /// Where and why.
         reason: String,
     },
+    /// The record of what an earlier run left to do makes no sense.
+    #[error("{} makes no sense: {reason}", path.display())]
+    Record {
+        /// Where it is.
+        path: PathBuf,
+        /// Of which instance.
+        instance: String,
+        /// Where and why.
+        reason: String,
+    },
     /// The settings of an instance contradict themselves, its kind or the machine.
     #[error("instance {instance}: {reason}")]
     Settings {

@@ -19,7 +19,7 @@ pub fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     plan.postgres = postgres(settings, plan.postgres.take());
     databases(settings, plan);
     plan.redis = redis(settings, plan.redis.take());
-    control(settings, &mut plan.control);
+    control(site, &mut plan.control)?;
     parts(site, plan)?;
     if let Some(caches) = settings.git_caches {
         plan.skips_git_caches = caches == GitCaches::Skip;
@@ -166,8 +166,22 @@ fn redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
     Some(redis)
 }
 
-fn control(settings: &Settings, control: &mut Control) {
-    let own = &settings.services;
+fn control(site: &Site<'_>, control: &mut Control) -> Result<()> {
+    let own = &site.settings.services;
+    if own.stop.is_empty() != own.start.is_empty() {
+        let reason = if own.start.is_empty() {
+            "it has services.stop without services.start: what is stopped would stay down"
+        } else {
+            "it has services.start without services.stop: nothing would have been stopped"
+        };
+        return Err(site.wrong(reason));
+    }
+    if own.writers.is_some() && own.stop.is_empty() && *control == Control::Nothing {
+        return Err(site.wrong(
+            "services.writers names services, and it is not known who stops them; give \
+             services.stop and services.start",
+        ));
+    }
     if !own.stop.is_empty() || !own.start.is_empty() {
         let steps = |steps: &[_]| steps.iter().map(Step::of).collect();
         *control = Control::Commands { stop: steps(&own.stop), start: steps(&own.start) };
@@ -178,4 +192,5 @@ fn control(settings: &Settings, control: &mut Control) {
         }
         supervisor.limit = own.limit.map_or(supervisor.limit, |limit| limit.0);
     }
+    Ok(())
 }

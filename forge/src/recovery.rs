@@ -51,13 +51,10 @@ impl Undo {
             Undo::Start { name, commands, supervisor } => {
                 let mut tries = 0;
                 loop {
-                    let done = commands
-                        .iter()
-                        .try_for_each(|command| command.output(progress).map(drop))
-                        .and_then(|()| match supervisor {
-                            Some(supervisor) => supervisor.expect_running(name, progress),
-                            None => Ok(()),
-                        });
+                    let done = run_all(commands, progress).and_then(|()| match supervisor {
+                        Some(supervisor) => supervisor.expect_running(name, progress),
+                        None => Ok(()),
+                    });
                     tries += 1;
                     if done.is_ok() || tries == START_TRIES {
                         return done;
@@ -65,11 +62,7 @@ impl Undo {
                     std::thread::sleep(START_PAUSE);
                 }
             }
-            Undo::Run { commands } => {
-                // Each of them, whatever the one before says.
-                let results = commands.iter().map(|command| command.output(progress).map(drop));
-                results.collect::<Vec<_>>().into_iter().collect()
-            }
+            Undo::Run { commands } => run_all(commands, progress),
             Undo::EndSilence(_) => Ok(()),
         }
     }
@@ -77,20 +70,35 @@ impl Undo {
     /// What is done, for people.
     pub fn shown(&self) -> String {
         match self {
-            Undo::Start { name, .. } => format!("start {name}"),
-            Undo::Run { commands } => {
-                let shown: Vec<String> = commands.iter().map(Command::shown).collect();
-                format!("run {}", shown.join("; "))
+            Undo::Start { name, commands, .. } if *name == named(commands) => {
+                format!("start services by `{name}`")
             }
+            Undo::Start { name, .. } => format!("start {name}"),
+            Undo::Run { commands } => format!("run {}", named(commands)),
             Undo::EndSilence(_) => "end the silence of monitoring".into(),
         }
     }
 }
 
+/// Runs each of them, whatever the one before says: what can run is to run.
+fn run_all(commands: &[Command], progress: &Progress) -> Result<()> {
+    let results = commands.iter().map(|command| command.output(progress).map(drop));
+    results.collect::<Vec<_>>().into_iter().collect()
+}
+
+/// What commands of the admin's are called, of which nobody knows what they start.
+pub fn named(commands: &[Command]) -> String {
+    commands.iter().map(Command::shown).collect::<Vec<_>>().join("; ")
+}
+
 /// Silences monitoring while services are down.
 pub trait Monitor {
-    /// Silences it for at most as long as a run may take; what it returns ends that.
-    fn silence(&self) -> Option<serde_json::Value>;
+    /// What ends the silence that [`Monitor::silence`] is going to make; `None` if there is nobody to
+    /// silence. Nothing is done yet, and to end what never began does no harm.
+    fn plan_silence(&self) -> Option<serde_json::Value>;
+    /// Silences it as planned, for at most as long as a run may take. What did not work is told
+    /// as a warning. If `progress` says so, nothing is waited for any longer.
+    fn silence(&self, planned: &serde_json::Value, progress: &Progress);
     /// Ends the silence, now or some minutes ahead; gives what has to be ended once more
     /// when that time has come.
     fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value>;
@@ -109,6 +117,18 @@ pub struct Record {
 impl Record {
     /// Takes the record of an instance, with what a killed run left in it.
     pub fn open(state: &Path, instance: &str) -> Result<Record> {
+        let mut record = Record::locked(state, instance)?;
+        if let Some(text) = file::bytes(&record.path)? {
+            record.undo = serde_json::from_slice(&text).map_err(|error| {
+                let (path, instance) = (record.path.clone(), instance.into());
+                Error::Record { path, instance, reason: error.to_string() }
+            })?;
+        }
+        Ok(record)
+    }
+
+    /// The record of an instance, without what is in it.
+    fn locked(state: &Path, instance: &str) -> Result<Record> {
         let dir = state.join(DIR);
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -125,14 +145,7 @@ impl Record {
             Err(error) => return Err(failed(&lock_path)(error.into())),
         }
         let path = dir.join(format!("{instance}.json"));
-        let undo = match file::bytes(&path)? {
-            Some(text) => serde_json::from_slice(&text).map_err(|error| {
-                let reason = format!("{error}; start the services by hand and remove it");
-                Error::Malformed { path: path.clone(), reason }
-            })?,
-            None => Vec::new(),
-        };
-        Ok(Record { instance: instance.into(), path, undo, _lock: lock })
+        Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock })
     }
 
     /// Names of the instances that have something to undo.
@@ -170,6 +183,34 @@ impl Record {
         self.write(&self.undo)
     }
 
+    /// Notes durably what ends a silence, then silences monitoring.
+    pub fn silence(&mut self, monitor: &dyn Monitor, progress: &Progress) -> Result<()> {
+        let Some(planned) = monitor.plan_silence() else { return Ok(()) };
+        self.note(Undo::EndSilence(planned.clone()))?;
+        monitor.silence(&planned, progress);
+        Ok(())
+    }
+
+    /// Drops the record of an instance, even one that makes no sense, after it was said what is
+    /// dropped. Whether there was one.
+    pub fn forget(state: &Path, instance: &str, say: &mut dyn FnMut(&str)) -> Result<bool> {
+        let (mut record, known) = match Record::open(state, instance) {
+            Ok(record) => {
+                let known: Vec<String> = record.undo.iter().map(Undo::shown).collect();
+                (record, known)
+            }
+            Err(Error::Record { path, reason, .. }) => {
+                let known = vec![format!("{}, which makes no sense ({reason})", path.display())];
+                (Record::locked(state, instance)?, known)
+            }
+            Err(error) => return Err(error),
+        };
+        known.iter().rev().for_each(|one| say(one));
+        record.undo.clear();
+        record.write(&[])?;
+        Ok(!known.is_empty())
+    }
+
     /// Undoes everything, the last thing first, services at once; returns what could not be done
     /// and why. What was not undone stays in the record, as does what is only due later.
     pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
@@ -193,7 +234,9 @@ impl Record {
             std::mem::take(&mut self.undo).into_iter().partition(wanted);
         while let Some(last) = todo.pop() {
             if let Undo::EndSilence(silenced) = last {
-                kept.extend(monitor.end_silence(&silenced).map(Undo::EndSilence));
+                let left = monitor.end_silence(&silenced).map(Undo::EndSilence);
+                // What cannot be ended is silenced again every night, and kept once.
+                kept.extend(left.filter(|left| !kept.contains(left)));
             } else {
                 let mut together = vec![last];
                 // Services that follow each other were stopped together and start together.
@@ -253,8 +296,11 @@ mod tests {
     struct Ears(RefCell<Vec<String>>);
 
     impl Monitor for Ears {
-        fn silence(&self) -> Option<serde_json::Value> {
-            None
+        fn plan_silence(&self) -> Option<serde_json::Value> {
+            Some(7.into())
+        }
+        fn silence(&self, planned: &serde_json::Value, _: &Progress) {
+            self.0.borrow_mut().push(format!("silence {planned}"));
         }
         fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value> {
             self.0.borrow_mut().push(silenced.to_string());
@@ -332,11 +378,67 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_makes_no_sense_is_not_passed_over() {
+    fn a_record_that_makes_no_sense_is_not_passed_over_and_can_be_dropped() {
         let state = tempfile::tempdir().expect("a directory");
         drop(Record::open(state.path(), "forge").expect("opens"));
         std::fs::write(state.path().join("recovery/forge.json"), "[{").expect("writes");
         let error = Record::open(state.path(), "forge").expect_err("malformed");
-        assert!(error.to_string().contains("by hand"), "{error}");
+        assert!(matches!(error, Error::Record { .. }), "{error}");
+        let forget = || {
+            let mut said = Vec::new();
+            let was = Record::forget(state.path(), "forge", &mut |text| said.push(text.to_owned()));
+            (was.expect("forgets"), said)
+        };
+        let (was, said) = forget();
+        assert!(was && said[0].contains("forge.json"), "{said:?}");
+        assert_eq!(forget(), (false, Vec::new()));
+        Record::open(state.path(), "forge").expect("opens");
+    }
+
+    #[test]
+    fn a_silence_is_on_the_disk_before_it_is_made() {
+        struct Looks<'a>(&'a Path, RefCell<Option<String>>);
+        impl Monitor for Looks<'_> {
+            fn plan_silence(&self) -> Option<serde_json::Value> {
+                Some("a name".into())
+            }
+            fn silence(&self, planned: &serde_json::Value, _: &Progress) {
+                assert_eq!(planned, "a name");
+                let record = self.0.join("recovery/forge.json");
+                *self.1.borrow_mut() = std::fs::read_to_string(record).ok();
+            }
+            fn end_silence(&self, _: &serde_json::Value) -> Option<serde_json::Value> {
+                None
+            }
+        }
+        let state = tempfile::tempdir().expect("a directory");
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        let looks = Looks(state.path(), RefCell::default());
+        record.silence(&looks, &Progress::default()).expect("notes");
+        let seen = looks.1.take().expect("a record");
+        assert!(seen.contains("end-silence") && seen.contains("a name"), "{seen}");
+    }
+
+    #[test]
+    fn silences_that_cannot_be_ended_do_not_pile_up_and_all_starts_are_tried() {
+        let state = tempfile::tempdir().expect("a directory");
+        let mark = state.path().join("mark");
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        let ears = Ears::default();
+        for _ in 0..3 {
+            record.silence(&ears, &Progress::default()).expect("notes");
+            assert!(record.undo(&ears).is_empty());
+            // The first time it is too early, and nobody comes back.
+            assert_eq!(record.left(), [Undo::EndSilence(8.into())]);
+            record.undo[0] = Undo::EndSilence(7.into());
+        }
+        record.undo.clear();
+        let command = |words: &[&str]| Command::new(words.iter().copied());
+        let commands = vec![command(&["false"]), command(&["touch", mark.to_str().expect("text")])];
+        let name = named(&commands);
+        record.note(Undo::Start { name, commands, supervisor: None }).expect("notes");
+        let failed = record.undo(&ears);
+        assert!(failed[0].0.starts_with("start services by `false; touch "), "{failed:?}");
+        assert!(mark.exists());
     }
 }

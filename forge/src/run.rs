@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a child that has ended is listened to, for the sake of what it left in the pipe.
 const LINGER: Duration = Duration::from_millis(300);
 /// Where programs are looked for, as after a login of root.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to run: as whom, with what, for how long.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

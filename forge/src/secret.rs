@@ -16,7 +16,7 @@ use store::observe::Progress;
 /// What no token or password is longer than.
 const MAX_LEN: u64 = 64 << 10;
 /// How long a command may take to say a secret.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a secret is: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl<'de> Visitor<'de> for Where {
         #[serde(rename_all = "kebab-case")]
         enum Place {
             File(PathBuf),
-            Command(Vec<String>),
+            Command(#[serde(deserialize_with = "crate::settings::program")] Vec<String>),
         }
         Ok(match Place::deserialize(MapAccessDeserializer::new(map))? {
             Place::File(path) => Secret::File(path),

@@ -38,7 +38,7 @@ pub struct Settings {
     pub project: Option<String>,
     /// The program that has the containers, with what comes before its verb, such as
     /// `["podman"]`.
-    #[serde(default = "docker")]
+    #[serde(default = "docker", deserialize_with = "program")]
     pub docker: Vec<String>,
     /// Parts by name: those of the kind changed, others added.
     #[serde(default)]
@@ -74,6 +74,15 @@ fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Er
         Paths::One(path) => vec![path],
         Paths::Several(paths) => paths,
     })
+}
+
+/// A program with what comes after it; there has to be one.
+pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let words = Vec::<String>::deserialize(from)?;
+    if words.first().is_none_or(String::is_empty) {
+        return Err(serde::de::Error::custom("a command begins with the name of a program"));
+    }
+    Ok(words)
 }
 
 fn docker() -> Vec<String> {
@@ -219,6 +228,7 @@ pub struct ServicesSettings {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StepSettings {
     /// The program and its arguments; no shell is in between.
+    #[serde(deserialize_with = "program")]
     pub command: Vec<String>,
     /// As whom; root if not given.
     pub user: Option<String>,
@@ -272,11 +282,14 @@ impl<'de> Deserialize<'de> for Sample {
         enum Word {
             Rows(u32),
             Text(String),
+            Other(serde::de::IgnoredAny),
         }
         match Word::deserialize(from)? {
             Word::Rows(rows) => Ok(Sample::Rows(rows)),
             Word::Text(text) if text == "all" => Ok(Sample::All),
-            Word::Text(_) => Err(serde::de::Error::custom("a number of rows or \"all\" is needed")),
+            Word::Text(_) | Word::Other(_) => {
+                Err(serde::de::Error::custom("a number of rows or \"all\" is needed"))
+            }
         }
     }
 }

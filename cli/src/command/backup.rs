@@ -148,25 +148,35 @@ impl Backup {
         let telling = Telling::new(ui, &config, name, &host)?;
         // What is stopped is started again first, whatever signal comes.
         ui.hold();
+        let record = Record::open(&config.state, name);
+        if let Err(busy @ forge::Error::Busy(_)) = record {
+            // The other run tells how it goes.
+            return Err(busy.into());
+        }
         if !self.dry_run {
             telling.started();
         }
-        let mut record = None;
         let started = Instant::now();
-        let result = instance::place_of(&config, name, global).and_then(|place| {
+        let work = |record: &mut Record| {
+            let place = instance::place_of(&config, name, global)?;
             self.init(&place, ui)?;
-            let record = record.insert(Record::open(&config.state, name)?);
             let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
             let result = instance::backup(settings, record, &telling, &store, options);
             watch.end();
             result
-        });
-        if !self.dry_run {
-            telling.ended(&result);
-        }
+        };
+        let (result, mut record) = match record {
+            Ok(mut record) => (work(&mut record), Some(record)),
+            Err(error) => (Err(error.into()), None),
+        };
         let elapsed = started.elapsed();
-        if let Some(record) = &mut record {
-            telling.end_silences(record);
+        // Before anybody is told, who may be slow to hear it.
+        let ended = now();
+        if !self.dry_run {
+            if let Some(record) = &mut record {
+                telling.end_silences(record);
+            }
+            telling.ended(&result, ended);
         }
         instance::show(ui, &result?, elapsed)
     }
@@ -349,7 +359,7 @@ pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Res
         ui.detail(format!("stored without comparing: {} ({reason})", count(*files, "file")))?;
     }
     if unreadable > 0 {
-        ui.warn(&format!(
+        ui.explain(&format!(
             "missing from the snapshot: {} could not be read",
             count(unreadable, "path")
         ));

@@ -1,14 +1,17 @@
 use super::Global;
-use super::instance::ConfigFile;
-use crate::exit::Failure;
+use super::instance::{self, ConfigFile};
+use crate::exit::{Failure, with_hint};
+use crate::problems;
 use crate::report::count;
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
-use forge::kind::Site;
-use forge::plan::Plan;
+use forge::kind::{Kind, Site};
+use forge::plan::{Absent, Part, Phase, Plan, Step};
 use forge::service::Reach;
 use forge::service::control::Control;
-use serde_json::json;
+use forge::settings::{Mode, Sample, Settings};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
 /// Look at the configuration
@@ -27,7 +30,9 @@ impl Config {
 
 /// Say what a backup of each instance would do
 ///
-/// Everything is resolved: paths, services, commands, users. Nothing is stopped or copied.
+/// Everything is resolved: paths, services, commands, users. What would keep a backup from being
+/// made, complete, or told of is named, and the exit code is 3 then. Nothing is stopped or
+/// copied.
 ///
 /// Example: forgekeep config check --instance gitlab
 #[derive(Debug, Args)]
@@ -40,36 +45,383 @@ pub struct Check {
 }
 
 impl Check {
-    fn run(&self, _: &Global, ui: &Ui) -> Result<(), Failure> {
+    fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
-        let progress = Progress::default();
-        let mut missing = 0;
         if let Some(name) = &self.instance {
             config.instance(name)?;
+        } else if config.instances.is_empty() {
+            let hint = "`forgekeep detect` proposes what to write in it";
+            return Err(with_hint("the configuration has no instance", hint));
         }
-        for (instance, settings) in &config.instances {
-            if self.instance.as_ref().is_some_and(|wanted| wanted != instance) {
-                continue;
+        let is_wanted = |name: &String| self.instance.as_ref().is_none_or(|wanted| wanted == name);
+        let progress = Progress::default();
+        let mut is_right = true;
+        // One that cannot even be resolved does not hide the others.
+        let mut failed: Option<Failure> = None;
+        for (instance, settings) in config.instances.iter().filter(|(name, _)| is_wanted(name)) {
+            let site = Site { instance, settings, progress: &progress };
+            let place = instance::place_of(&config, instance, global);
+            match forge::kind::plan(&site) {
+                Ok((plan, kind)) => {
+                    let view = View::of(&plan, kind, settings, place, &progress);
+                    view.show(ui)?;
+                    ui.json("instance", view.json())?;
+                    is_right &= view.is_right();
+                }
+                Err(error) => {
+                    let error = Failure::from(error);
+                    let message = error.words().map(|(message, _)| message);
+                    ui.json("instance", json!({"instance": instance, "error": message}))?;
+                    if let Some((message, _)) = failed.replace(error).and_then(|last| last.words())
+                    {
+                        ui.explain(&message);
+                    }
+                }
             }
-            let (plan, kind) =
-                forge::kind::plan(&Site { instance, settings, progress: &progress })?;
-            ui.line(format!("{instance}: {}, {}", kind.title(), version(&plan)))?;
-            if let Some(place) = config.store_of(instance, settings)? {
-                ui.line(format!("  store         {}", place.display()))?;
-            }
-            missing += show(ui, &plan, &progress)?;
         }
-        match missing {
-            0 => Ok(()),
-            missing => {
-                ui.warn(&format!(
-                    "{} not there: a backup would not be complete",
-                    count(missing, "needed part")
-                ));
-                Err(Failure::Partial)
+        for problem in problems::of_notifiers(&config, self.config.path()) {
+            is_right = false;
+            ui.warn(&problem);
+        }
+        match failed {
+            Some(failure) => Err(failure),
+            None if is_right => Ok(()),
+            None => Err(Failure::Partial),
+        }
+    }
+}
+
+/// What there is to say of one instance.
+struct View<'a> {
+    plan: &'a Plan,
+    title: &'static str,
+    root: &'a Path,
+    /// The store, or why there is none.
+    store: Result<PathBuf, String>,
+    /// What the supervision knows.
+    supervised: Vec<String>,
+    /// Parts that are needed and not there.
+    missing: Vec<Absent>,
+    problems: Vec<String>,
+}
+
+impl<'a> View<'a> {
+    fn of(
+        plan: &'a Plan,
+        kind: &'static dyn Kind,
+        settings: &'a Settings,
+        place: Result<PathBuf, Failure>,
+        progress: &Progress,
+    ) -> View<'a> {
+        let store = place.map_err(|failure| {
+            let (message, hint) = failure.words().unwrap_or_default();
+            format!("{message}; {}", hint.unwrap_or_default())
+        });
+        let mut problems = problems::of_plan(plan);
+        problems.extend(match &store {
+            Ok(place) => problems::of_store(place),
+            Err(reason) => Some(reason.clone()),
+        });
+        let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);
+        let missing = absent.chain(plan.lacking.iter().cloned());
+        let missing = missing.filter(|absent| absent.is_required).collect();
+        let (title, root) = (kind.title(), settings.root.as_path());
+        let supervised = plan.all_services(progress);
+        View { plan, title, root, store, supervised, missing, problems }
+    }
+
+    fn is_right(&self) -> bool {
+        self.missing.is_empty() && self.problems.is_empty()
+    }
+
+    /// A path as its section has it.
+    fn path(&self, path: &Path) -> String {
+        match path.strip_prefix(self.root) {
+            Ok(inner) if self.root != Path::new("/") && !inner.as_os_str().is_empty() => {
+                inner.display().to_string()
+            }
+            _ => path.display().to_string(),
+        }
+    }
+
+    /// Prints it, with what is wrong on standard error.
+    fn show(&self, ui: &Ui) -> Result<(), Failure> {
+        let instance = &self.plan.instance;
+        ui.line(format!("{instance}: {}, {}", self.title, version(self.plan)))?;
+        let sections = [
+            ("", self.head()),
+            ("files", self.files()),
+            ("databases", self.databases()),
+            ("Redis", self.redis()),
+            ("services", self.services()),
+            ("steps", self.steps()),
+            ("left out", self.left_out()),
+            ("notes", self.plan.notes.iter().map(|note| (String::new(), note.clone())).collect()),
+        ];
+        for (name, rows) in sections.into_iter().filter(|(_, rows)| !rows.is_empty()) {
+            if !name.is_empty() {
+                ui.line(format!("  {name}"))?;
+            }
+            let indent = if name.is_empty() { 2 } else { 4 };
+            let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+            for (name, text) in rows {
+                let gap = if width == 0 { "" } else { "  " };
+                ui.line(format!("{:indent$}{name:width$}{gap}{text}", ""))?;
+            }
+        }
+        ui.line(format!("  {}", self.verdict()))?;
+        for problem in &self.problems {
+            ui.explain(&format!("{instance}: {problem}"));
+        }
+        if !self.missing.is_empty() {
+            let missing = count(self.missing.len() as u64, "needed part");
+            ui.explain(&format!("{instance}: {missing} not there: a backup would not be complete"));
+        }
+        Ok(())
+    }
+
+    fn verdict(&self) -> String {
+        let mut lacks = Vec::new();
+        if !self.missing.is_empty() {
+            let names: Vec<&str> = self.missing.iter().map(|absent| &absent.part[..]).collect();
+            lacks.push(format!("not complete, missing: {}", names.join(", ")));
+        }
+        if !self.problems.is_empty() {
+            lacks.push(count(self.problems.len() as u64, "problem"));
+        }
+        if !lacks.is_empty() {
+            return lacks.join("; ");
+        }
+        let parts = self.plan.parts.iter().filter(|part| is_there(self.plan, part)).count();
+        let parts = count(parts as u64, "part");
+        match &self.plan.postgres {
+            None => format!("complete: {parts}"),
+            // All that the server has; nobody has asked it.
+            Some(_) if self.plan.databases.is_empty() => {
+                format!("complete: {parts}, all databases")
+            }
+            Some(_) => {
+                let databases = count(self.plan.databases.len() as u64, "database");
+                format!("complete: {parts}, {databases}")
             }
         }
     }
+
+    fn head(&self) -> Vec<Row> {
+        let plan = self.plan;
+        let store = match &self.store {
+            Ok(place) if place.join("store.json").exists() => place.display().to_string(),
+            Ok(place) => format!("{} (not made yet: `forgekeep init`)", place.display()),
+            Err(_) => "NONE".into(),
+        };
+        let mut rows = vec![row("store", store), row("mode", plan.mode.name())];
+        if self.root != Path::new("/") {
+            rows.push(row("root", format!("{}, where paths begin", self.root.display())));
+        }
+        if !plan.tags.is_empty() {
+            rows.push(row("tags", plan.tags.join(", ")));
+        }
+        let caches = if plan.skips_git_caches { "left out" } else { "kept" };
+        rows.push(row("git caches", caches));
+        rows.push(row(
+            "checks",
+            match rows_of(plan.sample) {
+                None => "all rows and their files".to_owned(),
+                Some(rows) => format!("files of {rows} rows of each table"),
+            },
+        ));
+        rows
+    }
+
+    fn files(&self) -> Vec<Row> {
+        let parts = self.plan.parts.iter().filter(|part| !is_saved(self.plan, part));
+        let mut rows: Vec<Row> = parts.map(|part| row(&part.name, self.part(part))).collect();
+        for absent in &self.plan.lacking {
+            let state = if absent.is_required { "NOT THERE" } else { "not there, not needed" };
+            rows.push(row(&absent.part, format!("{state}  — {}", absent.looked_for)));
+        }
+        rows
+    }
+
+    fn part(&self, part: &Part) -> String {
+        let paths = part.paths.iter().map(|path| {
+            let is_lacking = part.needs_all && !path.exists() && part.paths.len() > 1;
+            format!("{}{}", self.path(path), if is_lacking { " (not there)" } else { "" })
+        });
+        let paths = paths.collect::<Vec<_>>().join(" ");
+        let state = match (is_there(self.plan, part), part.is_required) {
+            (true, _) => "",
+            (false, true) => "NOT THERE  ",
+            (false, false) => "(not there, not needed)  ",
+        };
+        let without = match &part.exclude[..] {
+            [] => String::new(),
+            globs => format!("  without {}", globs.join(", ")),
+        };
+        format!("{state}{paths}{without}  — {}", part.about)
+    }
+
+    fn databases(&self) -> Vec<Row> {
+        let Some(server) = &self.plan.postgres else { return Vec::new() };
+        let user = server.reach.user.as_deref().unwrap_or("root");
+        let host = server.host.as_deref().unwrap_or("the default socket");
+        let port = server.port;
+        let mut text =
+            format!("{host} port {port}, clients run as {user}{}", container(&server.reach));
+        if let Some(role) = &server.role {
+            text += &format!(", role {role}");
+        }
+        if let Some(passfile) = &server.passfile {
+            text += &format!(", passwords in {}", passfile.display());
+        }
+        if let Some(bin) = server.reach.bin.first() {
+            text += &format!(", programs of {}", bin.display());
+        }
+        let mut rows = vec![row("server", text)];
+        for database in &self.plan.databases {
+            let needed = if database.is_required { "" } else { "  (not needed)" };
+            rows.push(row(&database.part(), format!("{}{needed}", database.name)));
+        }
+        if self.plan.databases.is_empty() {
+            rows.push(row("databases", "all that it has"));
+        }
+        rows
+    }
+
+    fn redis(&self) -> Vec<Row> {
+        let Some(redis) = &self.plan.redis else { return Vec::new() };
+        let place = match (&redis.socket, &redis.host) {
+            (Some(socket), _) => socket.display().to_string(),
+            (None, Some(host)) => {
+                redis.port.map_or_else(|| host.clone(), |port| format!("{host} port {port}"))
+            }
+            (None, None) => "its default address".into(),
+        };
+        let seconds = redis.limit.as_secs();
+        let container = container(&redis.reach);
+        let mut rows = vec![row("server", format!("{place}{container}, saved within {seconds} s"))];
+        for part in self.plan.parts.iter().filter(|part| is_saved(self.plan, part)) {
+            let paths: Vec<String> = part.paths.iter().map(|path| self.path(path)).collect();
+            rows.push(row("saves to", paths.join(" ")));
+        }
+        rows
+    }
+
+    fn services(&self) -> Vec<Row> {
+        let mut rows = match &self.plan.control {
+            Control::Nothing => Vec::new(),
+            Control::Supervised(supervisor) => {
+                let (writers, program) =
+                    (supervisor.writers.join(", "), supervisor.program.join(" "));
+                let not = if self.plan.mode == Mode::Online { "; not in this mode" } else { "" };
+                vec![row("stopped", format!("{writers} by {program}{not}"))]
+            }
+            Control::Commands { stop, start } => {
+                let stops = stop.iter().map(|step| row("stopped by", shown(step)));
+                stops.chain(start.iter().map(|step| row("started by", shown(step)))).collect()
+            }
+        };
+        if !self.supervised.is_empty() {
+            rows.push(row("supervised", self.supervised.join(", ")));
+        }
+        rows
+    }
+
+    fn steps(&self) -> Vec<Row> {
+        let before = self.plan.before.iter().map(|step| row("before", shown(step)));
+        before.chain(self.plan.after.iter().map(|step| row("after", shown(step)))).collect()
+    }
+
+    fn left_out(&self) -> Vec<Row> {
+        let globs = self.plan.exclude.iter().map(|glob| row(glob, "excluded"));
+        let paths = self.plan.left_out.iter().map(|left| row(&self.path(&left.path), &left.reason));
+        globs.chain(paths).collect()
+    }
+
+    /// The same for programs.
+    fn json(&self) -> Value {
+        let plan = self.plan;
+        let step = |step: &Step| json!({"command": step.command.argv, "user": step.command.user, "seconds": step.command.limit.as_secs()});
+        let steps = |steps: &[Step]| steps.iter().map(step).collect::<Vec<_>>();
+        let parts: Vec<Value> = plan
+            .parts
+            .iter()
+            .map(|part| {
+                let mut value = json!(part);
+                value["is_there"] = is_there(plan, part).into();
+                value
+            })
+            .collect();
+        let services = match &plan.control {
+            Control::Nothing => Value::Null,
+            Control::Supervised(supervisor) => {
+                json!({"program": supervisor.program, "writers": supervisor.writers})
+            }
+            Control::Commands { stop, start } => {
+                json!({"stop": steps(stop), "start": steps(start)})
+            }
+        };
+        json!({
+            "instance": plan.instance,
+            "kind": plan.kind,
+            "title": self.title,
+            "product": plan.product,
+            "store": self.store.as_ref().ok(),
+            "mode": plan.mode.name(),
+            "root": self.root,
+            "tags": plan.tags,
+            "git_caches": !plan.skips_git_caches,
+            "sample": rows_of(plan.sample),
+            "exclude": plan.exclude,
+            "parts": parts,
+            "missing": self.missing,
+            "databases": plan.databases,
+            "postgres": plan.postgres.as_ref().map(|server| json!({
+                "host": server.host,
+                "port": server.port,
+                "role": server.role,
+                "user": server.reach.user,
+                "passfile": server.passfile,
+                "bin": server.reach.bin,
+                "into": server.reach.into,
+            })),
+            "redis": plan.redis.as_ref().map(|redis| json!({
+                "socket": redis.socket,
+                "host": redis.host,
+                "port": redis.port,
+                "into": redis.reach.into,
+                "seconds": redis.limit.as_secs(),
+            })),
+            "services": services,
+            "supervised": self.supervised,
+            "steps": {"before": steps(&plan.before), "after": steps(&plan.after)},
+            "left_out": plan.left_out,
+            "notes": plan.notes,
+            "problems": self.problems,
+            "is_right": self.is_right(),
+        })
+    }
+}
+
+/// A name and what is said of it.
+type Row = (String, String);
+
+fn row(name: &str, text: impl AsRef<str>) -> Row {
+    (name.to_owned(), text.as_ref().to_owned())
+}
+
+/// What a service has yet to save cannot be missing.
+fn is_there(plan: &Plan, part: &Part) -> bool {
+    part.is_there() || is_saved(plan, part)
+}
+
+fn is_saved(plan: &Plan, part: &Part) -> bool {
+    part.phase == Phase::Saves && plan.redis.is_some()
+}
+
+fn shown(step: &Step) -> String {
+    let user = step.command.user.as_deref().unwrap_or("root");
+    format!("{} as {user}", step.command.shown())
 }
 
 fn version(plan: &Plan) -> String {
@@ -83,87 +435,10 @@ fn container(reach: &Reach) -> String {
     reach.into.last().map_or_else(String::new, |name| format!(" in container {name}"))
 }
 
-/// Prints a plan; returns how many parts are needed and not there.
-fn show(ui: &Ui, plan: &Plan, progress: &Progress) -> Result<u64, Failure> {
-    let mut missing = 0;
-    ui.line(format!("  mode          {}", plan.mode.name()))?;
-    for part in &plan.parts {
-        let is_there = part.paths.iter().any(|path| path.exists());
-        let state = match (is_there, part.is_required) {
-            (true, _) => "",
-            (false, true) => "  NOT THERE",
-            (false, false) => "  (not there; not needed)",
-        };
-        missing += u64::from(!is_there && part.is_required);
-        let paths: Vec<String> = part.paths.iter().map(|path| path.display().to_string()).collect();
-        ui.line(format!("  {:13} {}{state}  — {}", part.name, paths.join(" "), part.about))?;
-        ui.json("part", json!({"instance": plan.instance, "part": part, "is_there": is_there}))?;
+/// How many rows of each table are looked at, if not all.
+fn rows_of(sample: Sample) -> Option<u32> {
+    match sample {
+        Sample::Rows(rows) => Some(rows),
+        Sample::All => None,
     }
-    for absent in &plan.lacking {
-        let state = if absent.is_required { "NOT THERE" } else { "(not there; not needed)" };
-        missing += u64::from(absent.is_required);
-        ui.line(format!("  {:13} {state}  — {}", absent.part, absent.looked_for))?;
-        ui.json("missing_part", json!({"instance": plan.instance, "missing": absent}))?;
-    }
-    if let Some(server) = &plan.postgres {
-        let user = server.reach.user.as_deref().unwrap_or("root");
-        let host = server.host.as_deref().unwrap_or("the default socket");
-        let container = container(&server.reach);
-        ui.line(format!(
-            "  postgres      {host} port {}, clients run as {user}{container}",
-            server.port
-        ))?;
-        for database in &plan.databases {
-            let needed = if database.is_required { "" } else { "  (not needed)" };
-            ui.line(format!("  {:13} {}{needed}", database.part(), database.name))?;
-        }
-    }
-    if let Some(redis) = &plan.redis {
-        let place = match (&redis.socket, &redis.host) {
-            (Some(socket), _) => socket.display().to_string(),
-            (None, Some(host)) => host.clone(),
-            (None, None) => "its default address".into(),
-        };
-        let container = container(&redis.reach);
-        let limit = redis.limit.as_secs();
-        ui.line(format!("  redis         {place}{container}, saved within {limit} s"))?;
-    }
-    let services = match &plan.control {
-        Control::Nothing => "none is stopped".to_owned(),
-        Control::Supervised(supervisor) => format!(
-            "{} by {}{}",
-            supervisor.writers.join(", "),
-            supervisor.program.join(" "),
-            if plan.mode == forge::settings::Mode::Online {
-                " (not stopped in this mode)"
-            } else {
-                ""
-            }
-        ),
-        Control::Commands { stop, start } => {
-            let shown = |steps: &[forge::plan::Step]| {
-                steps.iter().map(|step| step.command.shown()).collect::<Vec<_>>().join("; ")
-            };
-            format!("stopped by {}; started by {}", shown(stop), shown(start))
-        }
-    };
-    ui.line(format!("  services      {services}"))?;
-    let running = plan.all_services(progress);
-    if !running.is_empty() {
-        ui.line(format!("  supervised    {}", running.join(", ")))?;
-    }
-    for (name, steps) in [("before", &plan.before), ("after", &plan.after)] {
-        for step in steps {
-            let user = step.command.user.as_deref().unwrap_or("root");
-            ui.line(format!("  {name:13} {} as {user}", step.command.shown()))?;
-        }
-    }
-    for left in &plan.left_out {
-        ui.line(format!("  left out      {}  — {}", left.path.display(), left.reason))?;
-        ui.json("left_out", json!({"instance": plan.instance, "left_out": left}))?;
-    }
-    for note in &plan.notes {
-        ui.warn(note);
-    }
-    Ok(missing)
 }

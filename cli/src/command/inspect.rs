@@ -75,7 +75,7 @@ impl Inspect {
         if is_right {
             return ui.remark(format!("{}: nothing is wrong", plan.instance));
         }
-        ui.warn(&format!("{}: not all is as it should be: see above", plan.instance));
+        ui.explain(&format!("{}: not all is as it should be: see above", plan.instance));
         Err(Failure::Partial)
     }
 
@@ -124,6 +124,20 @@ fn without_database(error: forge::Error) -> Failure {
     }
 }
 
+/// What of the migrations in the background was not over, of each database.
+fn unfinished(migrations: &Value) -> Vec<String> {
+    let databases = migrations.as_object().into_iter().flatten();
+    let left = databases.filter_map(|(database, states)| {
+        let states = states.as_object().into_iter().flatten();
+        let left: Vec<String> = states
+            .filter(|(state, _)| !["finished", "finalized"].contains(&state.as_str()))
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        (!left.is_empty()).then(|| format!("{database}: not over: {}", left.join(", ")))
+    });
+    left.map(|line| display_path(line.as_bytes())).collect()
+}
+
 /// Says what whoever restores asks for.
 fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
     let line = |name: &str, text: String| ui.line(format!("  {name:13} {text}"));
@@ -132,6 +146,9 @@ fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
     let product = &facts["product"];
     let words = ["name", "version", "edition"].map(|key| text(&product[key]));
     line("product", words.into_iter().flatten().collect::<Vec<_>>().join(" "))?;
+    if let Some(image) = text(&product["image"]) {
+        line("image", image)?;
+    }
     line("mode", text(&facts["mode"]).unwrap_or_default())?;
     if let Some(version) = text(&facts["postgres"]) {
         line("postgres", version)?;
@@ -142,6 +159,15 @@ fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
         let schema = schema.map_or_else(String::new, |schema| format!(", schema {schema}"));
         let bytes = size(database["bytes"].as_u64().unwrap_or_default());
         line("database", format!("{name}: {bytes}{schema}"))?;
+    }
+    if let Some(moment) = text(&facts["databases_at"]) {
+        line("databases of", moment)?;
+    }
+    if let [Some(begin), Some(end)] = [0, 1].map(|at| text(&facts["files_at"][at])) {
+        line("files of", format!("{begin} to {end}"))?;
+    }
+    for migrations in unfinished(&facts["background_migrations"]) {
+        line("migrations", migrations)?;
     }
     let services: Vec<String> = list("services").iter().filter_map(text).collect();
     if !services.is_empty() {
@@ -166,4 +192,19 @@ fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_that_are_not_over_are_shown() {
+        let migrations = json!({
+            "main": {"finished": 7, "active": 2, "failed": 1},
+            "ci": {"finalized": 3, "finished": 1},
+        });
+        assert_eq!(unfinished(&migrations), ["main: not over: 2 active, 1 failed"]);
+        assert!(unfinished(&Value::Null).is_empty());
+    }
 }

@@ -122,19 +122,22 @@ pub fn recover(
         return Ok(0);
     }
     let text = format!(
-        "an earlier run for {} was ended before it could {}; doing it now",
+        "an earlier run for {} left this to do: {}; doing it now",
         record.instance(),
         left.join(", ")
     );
     observer.event(Event::Warning(text));
-    let failed = record.undo(monitor);
-    match failed.into_iter().next() {
-        None => Ok(left.len()),
-        Some((what, error)) => Err(with_hint(
-            format!("could not {what}: {error}"),
-            "do it by hand if users wait; `forgekeep recover` tries again",
-        )),
+    let mut failed = record.undo(monitor);
+    let Some((what, error)) = failed.pop() else { return Ok(left.len()) };
+    for (what, error) in failed {
+        observer.event(Event::Warning(format!("could not {what}: {error}")));
     }
+    let hint = format!(
+        "do it by hand if users wait; `forgekeep recover` tries again, and with --forget --instance \
+         {} it drops what can no longer be done",
+        record.instance()
+    );
+    Err(with_hint(format!("could not {what}: {error}"), hint))
 }
 
 /// Says how it went.
@@ -166,13 +169,13 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
     }
     backup::remarks(ui, &outcome.report, 0, elapsed)?;
     for failure in &outcome.failures {
-        ui.warn(failure);
+        ui.explain(failure);
     }
     if outcome.is_good() {
         return Ok(());
     }
     if !outcome.is_complete {
-        ui.warn("the backup is not complete: see what is missing above");
+        ui.explain("the backup is not complete: see what is missing above");
     }
     Err(Failure::Partial)
 }
@@ -182,7 +185,7 @@ pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<()
     for absent in missing {
         ui.json("missing_part", json!(absent))?;
         let text = format!("{} is not there: {}", absent.part, absent.looked_for);
-        if absent.is_required { ui.warn(&text) } else { ui.detail(text)? }
+        if absent.is_required { ui.explain(&text) } else { ui.detail(text)? }
     }
     for check in checks {
         ui.json("check", json!(check))?;
@@ -197,14 +200,14 @@ pub fn show_check(ui: &Ui, check: &Check) -> Result<(), Failure> {
     match check.verdict {
         Verdict::Ok => ui.remark(text)?,
         Verdict::Unknown | Verdict::Warning | Verdict::Failed => {
-            ui.warn(&text);
+            ui.explain(&text);
             for example in &check.examples {
-                ui.warn(&format!("  {example}"));
+                ui.explain(&format!("  {example}"));
             }
         }
     }
     if let Some(hint) = &check.hint {
-        ui.warn(&format!("  {hint}"));
+        ui.explain(&format!("  {hint}"));
     }
     Ok(())
 }

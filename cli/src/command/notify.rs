@@ -72,17 +72,19 @@ impl Test {
         let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
         let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
         let origin = Origin { instance, host: &host, run };
+        let wants_stop = || ui.wants_stop();
         let failures = match self.kind {
             Kind::Started => {
-                notify::tell(notifiers, &News { origin, at: now(), what: What::Started })
+                let news = News { origin, at: now(), what: What::Started };
+                notify::tell(notifiers, &news, &wants_stop)
             }
-            Kind::Done => end(notifiers, origin, Ending::Done),
-            Kind::Partial => end(notifiers, origin, Ending::Partial),
-            Kind::Failed => end(notifiers, origin, Ending::Failed),
-            Kind::Silence => silence(notifiers, &origin),
+            Kind::Done => end(notifiers, origin, Ending::Done, &wants_stop),
+            Kind::Partial => end(notifiers, origin, Ending::Partial, &wants_stop),
+            Kind::Failed => end(notifiers, origin, Ending::Failed, &wants_stop),
+            Kind::Silence => silence(notifiers, &origin, &wants_stop),
         };
         for failure in &failures {
-            ui.warn(failure);
+            ui.explain(failure);
         }
         ui.json("notified", json!({"notifiers": notifiers.len(), "failures": failures}))?;
         match failures.len() {
@@ -96,7 +98,12 @@ impl Test {
 }
 
 /// Tells of the end of a run that never was, in a way that everybody wants to hear of.
-fn end(notifiers: &[Notifier], origin: Origin, ending: Ending) -> Vec<String> {
+fn end(
+    notifiers: &[Notifier],
+    origin: Origin,
+    ending: Ending,
+    wants_stop: &dyn Fn() -> bool,
+) -> Vec<String> {
     let at = now();
     let exit_code = match ending {
         Ending::Done => 0,
@@ -106,13 +113,19 @@ fn end(notifiers: &[Notifier], origin: Origin, ending: Ending) -> Vec<String> {
     let mut outcome = Outcome::new(ending, exit_code, at, at);
     outcome.message = Some("this is a test, there was no backup".into());
     outcome.previous = Some(ending != Ending::Done);
-    notify::tell(notifiers, &News { origin, at, what: What::Ended(&outcome) })
+    notify::tell(notifiers, &News { origin, at, what: What::Ended(&outcome) }, wants_stop)
 }
 
-fn silence(notifiers: &[Notifier], origin: &Origin) -> Vec<String> {
-    let (silenced, mut failures) = notify::silence(notifiers, origin, now());
+fn silence(notifiers: &[Notifier], origin: &Origin, wants_stop: &dyn Fn() -> bool) -> Vec<String> {
+    let start = now();
+    let planned = notify::plan_silence(notifiers, origin, start);
+    let mut failures = notify::silence(notifiers, &planned, origin, start, wants_stop);
     let end: Time = now();
-    let (_, more) = notify::end_silence(notifiers, silenced, end, end);
-    failures.extend(more);
+    let (_, more) = notify::end_silence(notifiers, planned, end, end);
+    for failure in more {
+        if !failures.contains(&failure) {
+            failures.push(failure);
+        }
+    }
     failures
 }

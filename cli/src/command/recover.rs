@@ -1,4 +1,5 @@
 use super::instance::{self, ConfigFile};
+use crate::config::Config;
 use crate::exit::Failure;
 use crate::report::count;
 use crate::telling::Telling;
@@ -10,15 +11,24 @@ use serde_json::json;
 /// Start again what a killed backup left stopped
 ///
 /// A backup that stops services keeps on disk how to start them. The next backup of the
-/// instance does what was left to do; this does it at once.
+/// instance does what was left to do; this does it at once, for all instances, whatever
+/// becomes of one of them.
 ///
-/// Example: forgekeep recover
+/// What can no longer be done, as a service that is gone cannot be started, is dropped by
+/// --forget, which says what that is.
+///
+/// Examples:
+///   forgekeep recover
+///   forgekeep recover --forget --instance gitlab
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub struct Recover {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
+    /// Do nothing, but drop the record of what was left to do
+    #[arg(long, requires = "instance")]
+    forget: bool,
     #[command(flatten)]
     config: ConfigFile,
 }
@@ -26,24 +36,71 @@ pub struct Recover {
 impl Recover {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
+        if let (true, Some(instance)) = (self.forget, &self.instance) {
+            return forget(&config, instance, ui);
+        }
         let mut names = Record::instances(&config.state)?;
         names.retain(|name| self.instance.as_ref().is_none_or(|wanted| wanted == name));
         ui.hold();
         let host = instance::host();
         let watch = ui.watch("recover");
-        let mut done = 0;
-        let result: Result<(), Failure> = names.iter().try_for_each(|name| {
-            let mut record = Record::open(&config.state, name)?;
-            let telling = Telling::new(ui, &config, name, &host)?.at_once();
-            done += instance::recover(&mut record, &telling, &*watch)?;
-            Ok(())
-        });
+        let (mut steps, mut done, mut failed) = (0, Vec::new(), Vec::new());
+        for name in &names {
+            let recover = || {
+                let mut record = Record::open(&config.state, name)?;
+                let telling = Telling::new(ui, &config, name, &host)?.at_once();
+                let steps = instance::recover(&mut record, &telling, &*watch)?;
+                // Monitoring that could not be told; that was said.
+                if record.left().is_empty() { Ok(steps) } else { Err(Failure::Partial) }
+            };
+            match recover() {
+                Ok(0) => {}
+                Ok(some) => {
+                    steps += some;
+                    done.push(name);
+                }
+                Err(failure) => failed.push((name, failure)),
+            }
+        }
         watch.end();
-        ui.json("recovered", json!({"instances": names, "steps": done}))?;
-        result?;
-        ui.line(match done {
-            0 => "nothing was left to do".to_owned(),
-            done => format!("did {}", count(done as u64, "step")),
-        })
+        // The worst is said last, as that of the whole.
+        failed.sort_by_key(|(_, failure)| std::cmp::Reverse(rank(failure)));
+        let worst = (!failed.is_empty()).then(|| failed.remove(0).1);
+        for (name, failure) in &failed {
+            let Some((message, hint)) = failure.words() else { continue };
+            ui.warn(&format!("{name}: {message}"));
+            if let Some(hint) = hint {
+                ui.warn(&format!("  {hint}"));
+            }
+        }
+        ui.json("recovered", json!({"instances": done, "steps": steps}))?;
+        if steps > 0 {
+            ui.line(format!("did {}", count(steps as u64, "step")))?;
+        }
+        match worst {
+            Some(failure) => Err(failure),
+            None if steps == 0 => ui.line("nothing was left to do"),
+            None => Ok(()),
+        }
     }
+}
+
+/// How bad it is: that somebody else is at it is the least, services that are down the most.
+fn rank(failure: &Failure) -> u8 {
+    match failure {
+        Failure::Forge(forge::Error::Busy(_)) => 0,
+        Failure::Partial => 1,
+        _ => 2,
+    }
+}
+
+/// Drops what can no longer be done.
+fn forget(config: &Config, instance: &str, ui: &Ui) -> Result<(), Failure> {
+    let mut dropped = Vec::new();
+    let was_any = Record::forget(&config.state, instance, &mut |what| {
+        ui.explain(&format!("{instance}: dropping what was left to do: {what}"));
+        dropped.push(what.to_owned());
+    })?;
+    ui.json("forgotten", json!({"instance": instance, "dropped": dropped}))?;
+    ui.line(if was_any { "dropped" } else { "nothing was left to do" })
 }

@@ -143,19 +143,19 @@ impl Restore {
         }
         ui.remark(text)?;
         if report.owner_denied > 0 {
-            ui.warn(&format!(
+            ui.explain(&format!(
                 "{} entries belong to you instead of their owner; run as root to set owners",
                 report.owner_denied
             ));
         }
         if report.xattr_denied > 0 {
-            ui.warn(&format!(
+            ui.explain(&format!(
                 "{} extended attributes could not be set here (not root, or the file system has none)",
                 report.xattr_denied
             ));
         }
         if report.failed > 0 {
-            ui.warn(&format!("{} not restored", count(report.failed, "path")));
+            ui.explain(&format!("{} not restored", count(report.failed, "path")));
         }
         Ok(())
     }

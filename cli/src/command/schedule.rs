@@ -1,14 +1,20 @@
-use super::instance::ConfigFile;
+use super::Global;
+use super::instance::{self, ConfigFile};
+use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
+use forge::secret::Secret;
+use forge::settings::Settings;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Write what runs a backup every night: units of systemd, or a line of cron
 ///
-/// Without a directory they are printed. A killed backup has its services started again by
-/// the unit, too; under cron the next run or `forgekeep recover` does it.
+/// Without a directory they are printed. What a killed backup left stopped is started again
+/// when the unit ends and, after a power cut, when the machine starts: by a unit of its own or by
+/// a second line of cron. The units take from a backup what it does not need; less of it where
+/// the configuration has commands of yours, which may need anything.
 ///
 /// Examples:
 ///   forgekeep schedule --instance gitlab --write /etc/systemd/system
@@ -51,28 +57,33 @@ fn time(text: &str) -> Result<(u8, u8), String> {
 }
 
 impl Schedule {
-    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
         let settings = config.instance(&self.instance)?;
-        let store = config.store_of(&self.instance, settings)?;
+        let store = instance::place_of(&config, &self.instance, global)?;
         let program = std::env::current_exe()
             .map_err(|error| other(format!("it is not known where this program is: {error}")))?;
-        let command =
-            Command { program: &program, config: self.config.path(), instance: &self.instance };
+        let command = Command {
+            program: &program,
+            config: self.config.path(),
+            store: global.store.as_deref(),
+            instance: &self.instance,
+        };
         let files = match self.runner {
             Runner::Systemd => {
-                let service = service(&command, &config.state, store)?;
+                let needs = Needs::of(&config, settings, &store)?;
                 let name = format!("forgekeep-{}", self.instance);
                 vec![
-                    (format!("{name}.service"), service),
+                    (format!("{name}.service"), service(&command, &needs)?),
                     (format!("{name}.timer"), timer(&self.instance, self.at)),
+                    // Another beginning: an instance may have any name after the usual one.
+                    (
+                        format!("forgekeep_recover-{}.service", self.instance),
+                        boot(&command, &needs, &config.state)?,
+                    ),
                 ]
             }
-            Runner::Cron => {
-                // Cron passes over files with a dot in their name.
-                let name = format!("forgekeep-{}", self.instance.replace('.', "_"));
-                vec![(name, cron(&command, self.at)?)]
-            }
+            Runner::Cron => vec![(cron_name(&self.instance), cron(&command, self.at)?)],
         };
         for (name, text) in &files {
             match &self.write {
@@ -90,7 +101,8 @@ impl Schedule {
         }
         if self.write.is_some() && self.runner == Runner::Systemd {
             ui.remark(format!(
-                "now run: systemctl daemon-reload && systemctl enable --now forgekeep-{}.timer",
+                "now run: systemctl daemon-reload && systemctl enable --now forgekeep-{0}.timer && \
+                 systemctl enable forgekeep_recover-{0}.service",
                 self.instance
             ))?;
         }
@@ -102,24 +114,159 @@ impl Schedule {
 struct Command<'a> {
     program: &'a Path,
     config: &'a Path,
+    /// The store, if the command line says it and not the configuration.
+    store: Option<&'a Path>,
     instance: &'a str,
 }
 
+/// How a word is written down for somebody.
+type Quote = fn(&str) -> Result<String, Failure>;
+
 impl Command<'_> {
-    /// Words, each quoted where `quote` says so.
-    fn line(
-        &self,
-        words: &[&str],
-        quote: fn(&str) -> Result<String, Failure>,
-    ) -> Result<String, Failure> {
-        let config = std::path::absolute(self.config)
-            .map_err(|error| other(format!("{}: {error}", self.config.display())))?;
-        let program = self.program.display().to_string();
-        let config = config.display().to_string();
-        let own = ["--instance", self.instance, "--config", &config];
-        let all = std::iter::once(&program[..]).chain(words.iter().copied()).chain(own);
-        Ok(all.map(quote).collect::<Result<Vec<_>, _>>()?.join(" "))
+    /// The line of a backup.
+    fn backup(&self, quote: Quote) -> Result<String, Failure> {
+        let store = self.store.map(absolute).transpose()?.map(|store| store.display().to_string());
+        let store = store.as_deref().map(|store| ["--store", store]);
+        self.line("backup", store.as_ref().map_or(&[], |store| &store[..]), quote)
     }
+
+    /// The line that starts again what a backup left stopped.
+    fn recover(&self, quote: Quote) -> Result<String, Failure> {
+        self.line("recover", &[], quote)
+    }
+
+    fn line(&self, verb: &str, more: &[&str], quote: Quote) -> Result<String, Failure> {
+        let program = self.program.display().to_string();
+        let config = absolute(self.config)?.display().to_string();
+        let own = [&program[..], "--quiet", verb, "--instance", self.instance, "--config", &config];
+        let words = own.into_iter().chain(more.iter().copied());
+        Ok(words.map(quote).collect::<Result<Vec<_>, _>>()?.join(" "))
+    }
+}
+
+/// Units run in another directory.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| other(format!("{}: {error}", path.display())))
+}
+
+/// What the units may not take from a backup.
+#[derive(Debug, Default)]
+struct Needs {
+    /// It writes into somebody's home.
+    home: bool,
+    /// It writes to these, which are read-only otherwise.
+    writes: Vec<PathBuf>,
+    /// It runs programs that say secrets.
+    secrets: bool,
+    /// It runs commands of the admin's, or containers without a daemon: they may need anything,
+    /// devices, mounts, namespaces.
+    anything: bool,
+}
+
+impl Needs {
+    fn of(config: &Config, settings: &Settings, store: &Path) -> Result<Needs, Failure> {
+        let is_command = |secret: &Secret| matches!(secret, Secret::Command(_));
+        let own = [&settings.postgres.password, &settings.redis.password];
+        let services = &settings.services;
+        let steps = [&settings.before, &settings.after, &services.stop, &services.start];
+        let has_daemon = settings.docker.first().is_none_or(|program| {
+            Path::new(program).file_name().is_some_and(|name| name == "docker")
+        });
+        let told = config.notify.iter();
+        let mut needs = Needs {
+            secrets: own.into_iter().flatten().any(is_command)
+                || told.clone().flat_map(|notifier| notifier.secrets()).any(is_command),
+            anything: !has_daemon || steps.iter().any(|steps| !steps.is_empty()),
+            ..Needs::default()
+        };
+        let metrics = told.filter_map(|notifier| notifier.directory());
+        for path in [&config.state, store].into_iter().chain(metrics) {
+            let real = real(&absolute(path)?);
+            let is_below = |tops: &[&str]| {
+                tops.iter().any(|top| {
+                    real.starts_with(top) || real.starts_with(self::real(Path::new(top)))
+                })
+            };
+            needs.home |= is_below(&["/home", "/root", "/run/user"]);
+            if is_below(&["/usr", "/boot", "/efi", "/etc"]) {
+                // Only what is there can be made writable.
+                needs
+                    .writes
+                    .extend(real.ancestors().find(|path| path.exists()).map(Path::to_owned));
+            }
+        }
+        Ok(needs)
+    }
+
+    /// The lines that take what is not needed.
+    fn hardening(&self) -> Result<String, Failure> {
+        let mut lines = String::new();
+        let mut say = |text: &str| {
+            lines += text;
+            lines.push('\n');
+        };
+        say(
+            "# It reads everything as root and becomes other users: what it never does is forbidden.",
+        );
+        say("LockPersonality=yes\nRestrictRealtime=yes");
+        say(
+            "SystemCallFilter=~@reboot @swap @obsolete @cpu-emulation\nSystemCallErrorNumber=EPERM",
+        );
+        if self.anything {
+            say(
+                "# Nothing more, for the configuration has commands of its own. They may mount, ask devices,",
+            );
+            say("# write anywhere, and call sudo.");
+            return Ok(lines);
+        }
+        say("SystemCallArchitectures=native\nRestrictSUIDSGID=yes");
+        say("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK");
+        say(
+            "CapabilityBoundingSet=~CAP_SYS_BOOT CAP_SYS_PACCT CAP_WAKE_ALARM CAP_NET_ADMIN CAP_NET_RAW",
+        );
+        say("ProtectSystem=full");
+        if !self.writes.is_empty() {
+            let paths = self.writes.iter().map(|path| for_systemd_path(path));
+            say(&format!("ReadWritePaths={}", paths.collect::<Vec<_>>().join(" ")));
+        }
+        say("ProtectKernelTunables=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes");
+        say("ProtectControlGroups=yes\nProtectClock=yes\nProtectHostname=yes");
+        if self.secrets {
+            say("# Programs that say secrets write into homes, and sudo wants new privileges.");
+            return Ok(lines);
+        }
+        say("NoNewPrivileges=yes\nRestrictNamespaces=yes");
+        if !self.home {
+            say("ProtectHome=read-only");
+        }
+        Ok(lines)
+    }
+
+    /// Who is ended with the unit.
+    fn killing(&self) -> &'static str {
+        if self.anything {
+            "# A daemon that a command of the configuration started belongs to this unit and has to \
+             outlive it.\n# A backup ends its other children itself.\nKillMode=process\n"
+        } else {
+            "# Only the backup is told to stop, for it has to start what it stopped. That is done by \
+             others, so\n# that nothing is left here that has to live on.\nKillMode=mixed\n"
+        }
+    }
+}
+
+/// Where a path really is, as far as it is there.
+fn real(path: &Path) -> PathBuf {
+    for there in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (std::fs::canonicalize(there), path.strip_prefix(there)) {
+            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
+        }
+    }
+    path.to_owned()
+}
+
+/// A file name for cron, which passes over those with a dot; another one for each instance.
+fn cron_name(instance: &str) -> String {
+    format!("forgekeep-{}", instance.replace('_', "__").replace('.', "_dot_"))
 }
 
 /// A word for a unit file.
@@ -128,6 +275,12 @@ fn for_systemd(word: &str) -> Result<String, Failure> {
         word.replace('\\', r"\\").replace('%', "%%").replace('$', "$$").replace('"', "\\\"");
     let is_plain = !word.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'');
     Ok(if is_plain { escaped } else { format!("\"{escaped}\"") })
+}
+
+/// A path for a setting of a unit, where `$` is nothing special.
+fn for_systemd_path(path: &Path) -> String {
+    let path = path.display().to_string();
+    format!("\"{}\"", path.replace('\\', r"\\").replace('%', "%%").replace('"', "\\\""))
 }
 
 /// A word for a line of cron, which ends lines at `%` and knows no way to say it in files.
@@ -140,13 +293,7 @@ fn for_cron(word: &str) -> Result<String, Failure> {
     Ok(if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) })
 }
 
-fn service(command: &Command<'_>, state: &Path, store: Option<&Path>) -> Result<String, Failure> {
-    let backup = command.line(&["--quiet", "backup"], for_systemd)?;
-    let recover = command.line(&["--quiet", "recover"], for_systemd)?;
-    let is_home =
-        |path: &Path| ["/home", "/root", "/run/user"].iter().any(|home| path.starts_with(home));
-    let needs_home = is_home(state) || store.is_some_and(is_home);
-    let home = if needs_home { "" } else { "ProtectHome=read-only\n" };
+fn service(command: &Command<'_>, needs: &Needs) -> Result<String, Failure> {
     Ok(format!(
         "[Unit]
 Description=Backup of {instance}
@@ -159,29 +306,56 @@ ExecStart={backup}
 # What a killed backup left stopped.
 ExecStopPost=-{recover}
 # A backup takes as long as it takes. When it is told to stop, it first starts what it
-# stopped, so only it is told, and gets the time to do it.
+# stopped, and gets the time to do it.
 TimeoutStartSec=infinity
 TimeoutStopSec=15min
-KillMode=mixed
-Nice=10
+{killing}Nice=10
 IOSchedulingClass=best-effort
 IOSchedulingPriority=7
 UMask=0077
-# It reads everything as root, becomes other users and stops services: more than this
-# cannot be taken from it.
-NoNewPrivileges=yes
-ProtectSystem=full
-{home}ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-LockPersonality=yes
-RestrictRealtime=yes
-SystemCallArchitectures=native
+{hardening}",
+        instance = command.instance,
+        backup = command.backup(for_systemd)?,
+        recover = command.recover(for_systemd)?,
+        killing = needs.killing(),
+        hardening = needs.hardening()?,
+    ))
+}
+
+/// After a power cut nothing else would start what was stopped.
+fn boot(command: &Command<'_>, needs: &Needs, state: &Path) -> Result<String, Failure> {
+    let instance = command.instance;
+    let state = real(&absolute(state)?);
+    let record = state.join(format!("recovery/{instance}.json"));
+    Ok(format!(
+        "[Unit]
+Description=Start again what a backup of {instance} left stopped when the machine went down
+RequiresMountsFor={state}
+ConditionPathExists={record}
+Wants=network-online.target
+After=network-online.target docker.service podman.service gitlab-runsvdir.service
+Before=forgekeep-{instance}.service
+StartLimitIntervalSec=1h
+StartLimitBurst=20
+
+[Service]
+Type=oneshot
+ExecStart={recover}
+TimeoutStartSec=15min
+# Supervisors may need a while before they take orders. Exit code 11 says that a backup does it.
+Restart=on-failure
+RestartSec=30
+RestartPreventExitStatus=2 11
+{killing}UMask=0077
+{hardening}
+[Install]
+WantedBy=multi-user.target
 ",
-        instance = command.instance
+        state = for_systemd_path(&state),
+        record = for_systemd_path(&record).trim_matches('"'),
+        recover = command.recover(for_systemd)?,
+        killing = needs.killing(),
+        hardening = needs.hardening()?,
     ))
 }
 
@@ -203,8 +377,12 @@ WantedBy=timers.target
 }
 
 fn cron(command: &Command<'_>, (hour, minute): (u8, u8)) -> Result<String, Failure> {
-    let backup = command.line(&["--quiet", "backup"], for_cron)?;
-    Ok(format!("# Nightly backup of {}\n{minute} {hour} * * * root {backup}\n", command.instance))
+    let (backup, recover) = (command.backup(for_cron)?, command.recover(for_cron)?);
+    Ok(format!(
+        "# Nightly backup of {instance}\n{minute} {hour} * * * root {backup}\n\
+         # What one left stopped when the machine went down\n@reboot root {recover}\n",
+        instance = command.instance
+    ))
 }
 
 #[cfg(test)]
@@ -216,6 +394,45 @@ mod tests {
         assert_eq!(time("03:30"), Ok((3, 30)));
         for wrong in ["24:00", "3", "03:60", "a:b", ""] {
             assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn instances_share_no_file_of_cron() {
+        let names = ["a.b", "a_b", "a__b", "a._b", "a_.b", "a_dot_b", "a.dot_b"].map(cron_name);
+        for (at, name) in names.iter().enumerate() {
+            assert!(!name.contains('.') && !names[..at].contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_configuration_does_is_not_forbidden() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = dir.path().join("link/store");
+        std::os::unix::fs::symlink("/root", dir.path().join("link")).expect("links");
+        let hardening = |store: &Path, more: &str| {
+            let text = format!("[instances.a]\nkind = 'plain'\n{more}");
+            let config: Config = toml::from_str(&text).expect("reads");
+            let settings = config.instance("a").expect("there");
+            Needs::of(&config, settings, store).and_then(|needs| needs.hardening()).expect("lines")
+        };
+        let plain = hardening(Path::new("/srv/store"), "");
+        for word in ["ProtectHome=", "NoNewPrivileges=", "ProtectClock=", "RestrictNamespaces="] {
+            assert!(plain.contains(word), "{plain}");
+        }
+        assert!(!plain.contains("ReadWritePaths"), "{plain}");
+        // A store in a home that a link leads to, one below what is read-only.
+        assert!(!hardening(&store, "").contains("ProtectHome"));
+        let etc = hardening(Path::new("/etc/no such/store"), "");
+        assert!(etc.contains("ReadWritePaths=\"/etc\"\n"), "{etc}");
+        let secret = "[[notify]]\nkind = 'ping'\nurl = { command = ['pass', 'ping'] }";
+        let secret = hardening(Path::new("/srv/store"), secret);
+        assert!(!secret.contains("ProtectHome") && !secret.contains("NoNewPrivileges"), "{secret}");
+        for own in ["before = [{ command = ['lvcreate'] }]", "docker = ['podman']"] {
+            let own = hardening(Path::new("/srv/store"), own);
+            for word in ["Protect", "NoNewPrivileges", "RestrictNamespaces", "Restrict A"] {
+                assert!(!own.contains(word), "{own}");
+            }
         }
     }
 

@@ -6,9 +6,13 @@ use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
 use store::entry::display_path;
+use store::snapshot::Instance;
 use store::store::Purpose;
 
 /// List snapshots, newest last
+///
+/// Of an instance, its kind, its name and whether the snapshot is complete are shown instead
+/// of the paths; those are in --json.
 ///
 /// Example: forgekeep snapshots --store S --tag nightly --path /var/opt/gitlab
 #[derive(Debug, Args)]
@@ -24,29 +28,36 @@ impl Snapshots {
         watch.end();
         let snapshots = snapshots?;
         if !snapshots.is_empty() {
-            ui.remark("id        time                 host             size        paths")?;
+            ui.remark("id        time                 host             size        paths, or the instance")?;
         }
         for (id, snapshot) in &snapshots {
             let statistics = &snapshot.statistics;
-            let paths: Vec<_> = snapshot.paths.iter().map(|path| display_path(path)).collect();
+            // An instance is known by its name, not by two dozen paths.
+            let what = match &snapshot.instance {
+                Some(Instance { kind, name, is_complete }) => {
+                    format!(
+                        "{kind} {name}, {}",
+                        if *is_complete { "complete" } else { "NOT COMPLETE" }
+                    )
+                }
+                None => {
+                    let paths = snapshot.paths.iter().map(|path| display_path(path));
+                    paths.collect::<Vec<_>>().join(" ")
+                }
+            };
             let mut notes = String::new();
             if !snapshot.tags.is_empty() {
                 notes += &format!("  [{}]", snapshot.tags.join(", "));
-            }
-            if let Some(instance) = &snapshot.instance {
-                let state = if instance.is_complete { "" } else { ", NOT COMPLETE" };
-                notes += &format!("  ({} {}{state})", instance.kind, instance.name);
             }
             if snapshot.unreadable_count > 0 {
                 notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));
             }
             ui.line(format!(
-                "{}  {}  {:15}  {:>10}  {}{notes}",
+                "{}  {}  {:15}  {:>10}  {what}{notes}",
                 id.short(),
                 local_time(snapshot.start.into()),
                 snapshot.host,
                 size(statistics.bytes),
-                paths.join(" "),
             ))?;
             let mut value = json!({
                 "id": id.to_string(),

@@ -81,7 +81,8 @@ impl Post<'_> {
     fn without_secrets(&self, text: &str) -> String {
         let mut text = text.replace(self.address, "…");
         let path = self.address.parse().ok().and_then(|uri: Uri| uri.into_parts().path_and_query);
-        for secret in [path.as_ref().map(|path| path.as_str()), self.bearer].into_iter().flatten() {
+        let path = path.as_ref().map(|path| path.as_str());
+        for secret in [path, user_of(self.address), self.bearer].into_iter().flatten() {
             // What is this short is no secret.
             if secret.len() > 4 {
                 text = text.replace(secret, "…");
@@ -98,6 +99,18 @@ pub fn shown(address: &Address) -> String {
         Address::Secret(Secret::File(path)) => format!("in {}", path.display()),
         Address::Secret(Secret::Command(_)) => "by a command".into(),
     }
+}
+
+/// Server and path of an address, for those whose path is no secret; without user and password.
+pub fn place(address: &str) -> String {
+    let path = address.parse().ok().map(|uri: Uri| uri.path().to_owned());
+    server(address).unwrap_or_default() + &path.unwrap_or_default()
+}
+
+/// User and password of an address.
+pub fn user_of(address: &str) -> Option<&str> {
+    let (_, rest) = address.split_once("://")?;
+    rest.split(['/', '?']).next()?.rsplit_once('@').map(|(user, _)| user)
 }
 
 /// Host and port of an address: what of it can be shown.
@@ -121,6 +134,7 @@ mod tests {
         let shown = |address| server(address).expect("an address");
         assert_eq!(shown("https://a:b@chat.example/hooks/secret?x"), "chat.example");
         assert_eq!(shown("http://127.0.0.1:80/x"), "127.0.0.1:80");
+        assert_eq!(place("https://a:secret@z.example:8443/api.php?x"), "z.example:8443/api.php");
         for none in ["", "chat.example/hooks/secret", "ftp://x/secret", "https://", "/secret"] {
             let error = server(none).expect_err("no address");
             assert!(!error.contains("secret"), "{error}");
@@ -130,13 +144,15 @@ mod tests {
     #[test]
     fn what_a_server_repeats_is_not_told() {
         let post = Post {
-            address: "https://x/hooks/s3cret",
+            address: "https://a:passw0rd@x/hooks/s3cret",
             content_type: "",
             bearer: Some("t0ken"),
             body: b"",
             timeout: super::super::ten_seconds(),
         };
-        let told = post.without_secrets("no /hooks/s3cret here (https://x/hooks/s3cret), t0ken");
-        assert_eq!(told, "no … here (…), …");
+        let told = post.without_secrets(
+            "no /hooks/s3cret here (https://a:passw0rd@x/hooks/s3cret), t0ken, a:passw0rd",
+        );
+        assert_eq!(told, "no … here (…), …, …");
     }
 }

@@ -11,6 +11,7 @@ use lettre::transport::smtp::client::{Tls, TlsParameters};
 use lettre::{Message, SmtpTransport, Transport};
 use serde::{Deserialize, Deserializer};
 use std::error::Error;
+use std::time::Duration;
 
 /// What is said in one mail.
 const MAX_TEXT: usize = 200_000;
@@ -55,6 +56,15 @@ enum Security {
 impl Tell for Mail {
     fn name(&self) -> String {
         format!("mail {}:{}", self.server, self.port())
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        self.password.iter().collect()
+    }
+
+    fn limit(&self) -> Duration {
+        // The library's own limit is for each answer, and there may be any number of pieces of one.
+        super::overall(self.timeout, self.to.len(), self.password.as_ref())
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

@@ -148,6 +148,35 @@ impl fmt::Display for RunId {
     }
 }
 
+/// News for somebody who may still be telling them when nobody waits any longer.
+#[derive(Debug)]
+pub struct Kept {
+    instance: String,
+    host: String,
+    run: RunId,
+    at: Time,
+    /// `None` for the start of a run.
+    outcome: Option<Outcome>,
+}
+
+impl Kept {
+    /// A copy of these.
+    pub fn of(news: &News) -> Kept {
+        let Origin { instance, host, run } = news.origin;
+        let outcome = match news.what {
+            What::Started => None,
+            What::Ended(outcome) => Some(outcome.clone()),
+        };
+        Kept { instance: instance.into(), host: host.into(), run, at: news.at, outcome }
+    }
+
+    /// They themselves.
+    pub fn news(&self) -> News<'_> {
+        let origin = Origin { instance: &self.instance, host: &self.host, run: self.run };
+        News { origin, at: self.at, what: self.outcome.as_ref().map_or(What::Started, What::Ended) }
+    }
+}
+
 impl News<'_> {
     /// The news in one line.
     pub fn title(&self) -> String {

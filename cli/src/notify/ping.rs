@@ -2,9 +2,10 @@
 
 use super::http::{self, Post};
 use super::{News, Tell, What};
-use forge::secret::Address;
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
+use std::time::Duration;
 
 /// What healthchecks.io keeps of a body.
 const MAX_BODY: usize = 100_000;
@@ -29,6 +30,18 @@ fn yes() -> bool {
 impl Tell for Ping {
     fn name(&self) -> String {
         format!("ping {}", http::shown(&self.url))
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        super::secret_of(&self.url).into_iter().collect()
+    }
+
+    fn open_address(&self) -> bool {
+        matches!(self.url, Address::Plain(_))
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

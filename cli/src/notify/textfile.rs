@@ -5,6 +5,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The only metric that outlives a run.
 const LAST_SUCCESS: &str = "forgekeep_last_success_timestamp_seconds";
@@ -24,13 +25,21 @@ impl Tell for Textfile {
         format!("textfile {}", self.directory.display())
     }
 
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.directory)
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(super::ten_seconds(), 1, None)
+    }
+
     fn tell(&self, news: &News) -> Result<(), String> {
         let What::Ended(outcome) = news.what else { return Ok(()) };
         let path = self.directory.join(file_name(news.origin.instance));
         let metrics = metrics(news.origin.instance, outcome, last_success(&path));
         // The collector is another user, and may read at any time.
         forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
-            format!("{error}; check that the directory is there and may be written")
+            format!("no metrics: {error}; check that the directory is there and may be written")
         })
     }
 }

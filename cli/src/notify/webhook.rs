@@ -2,10 +2,11 @@
 
 use super::http::{self, Post};
 use super::{News, Tell, When};
-use forge::secret::Address;
+use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Mattermost takes 16,383 characters, Slack 40,000; people read fewer.
 const MAX_TEXT: usize = 8_000;
@@ -29,6 +30,18 @@ pub struct Webhook {
 impl Tell for Webhook {
     fn name(&self) -> String {
         format!("webhook {}", http::shown(&self.url))
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        super::secret_of(&self.url).into_iter().collect()
+    }
+
+    fn open_address(&self) -> bool {
+        matches!(self.url, Address::Plain(_))
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {

@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
@@ -92,6 +93,10 @@ impl Tell for Zabbix {
         format!("zabbix {}:{}", self.server, self.port)
     }
 
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, 1, None)
+    }
+
     fn tell(&self, news: &News) -> Result<(), String> {
         let What::Ended(outcome) = news.what else { return Ok(()) };
         let values = self
@@ -101,14 +106,20 @@ impl Tell for Zabbix {
         self.send(&self.host(&news.origin), values, news.at)
     }
 
-    fn silence(&self, origin: &Origin, now: Time) -> Result<Option<Silence>, String> {
-        if self.maintenance_keys.is_empty() {
-            return Ok(None);
-        }
-        let host = self.host(origin);
+    fn plan_silence(&self, origin: &Origin, _: Time) -> Option<Silence> {
         let keys: Vec<_> = self.maintenance_keys.iter().map(|key| filled(key, origin)).collect();
-        self.send(&host, keys.iter().map(|key| (key.clone(), "1".into())), now)?;
-        Ok(Some(Silence::ZabbixItems { host, keys }))
+        (!keys.is_empty()).then(|| Silence::ZabbixItems { host: self.host(origin), keys })
+    }
+
+    fn silence(
+        &self,
+        planned: &Silence,
+        _: &Origin,
+        now: Time,
+        _: &AtomicBool,
+    ) -> Result<(), String> {
+        let Silence::ZabbixItems { host, keys } = planned else { return Ok(()) };
+        self.send(host, keys.iter().map(|key| (key.clone(), "1".into())), now)
     }
 
     fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {

@@ -4,11 +4,12 @@
 //! are up that end is moved nearer. There is one maintenance for each name, used again every night.
 
 use super::http::{self, Post};
-use super::{News, Origin, Silence, Tell, Told, filled};
+use super::{News, Origin, Silence, TICK, Tell, Told, filled};
 use forge::secret::Secret;
 use forge::settings::Limit;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
@@ -18,6 +19,8 @@ const MIN_PERIOD_SECONDS: i64 = 300;
 const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often Zabbix is asked whether the maintenance is in force.
 const POLL: Duration = Duration::from_secs(3);
+/// How many questions a maintenance takes.
+const CALLS: usize = 8;
 
 /// `kind = "zabbix-maintenance"`: for Zabbix 6.0 and newer.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,19 +71,42 @@ fn a_minute_and_a_bit() -> Limit {
 
 impl Tell for ZabbixMaintenance {
     fn name(&self) -> String {
-        format!("zabbix-maintenance {}", self.url)
+        // Two of them differ in what they call their maintenances.
+        format!("zabbix-maintenance {} ({})", http::place(&self.url), self.name)
+    }
+
+    fn open_address(&self) -> bool {
+        http::user_of(&self.url).is_some()
+    }
+
+    fn secrets(&self) -> Vec<&Secret> {
+        vec![&self.token]
+    }
+
+    fn limit(&self) -> Duration {
+        super::overall(self.timeout, CALLS, Some(&self.token)).saturating_add(self.wait.0)
     }
 
     fn tell(&self, _news: &News) -> Result<(), String> {
         Ok(())
     }
 
-    fn silence(&self, origin: &Origin, now: Time) -> Result<Option<Silence>, String> {
+    fn plan_silence(&self, origin: &Origin, now: Time) -> Option<Silence> {
+        // Zabbix rounds down to the minute.
+        let till = minute_after(self.at_most.0.min(MAX).as_secs() as i64 + now.seconds);
+        Some(Silence::ZabbixMaintenance { name: filled(&self.name, origin), till })
+    }
+
+    fn silence(
+        &self,
+        planned: &Silence,
+        origin: &Origin,
+        now: Time,
+        is_over: &AtomicBool,
+    ) -> Result<(), String> {
+        let Silence::ZabbixMaintenance { name, till } = planned else { return Ok(()) };
         let api = self.api()?;
         let (hosts, groups) = self.objects(&api, origin)?;
-        let name = filled(&self.name, origin);
-        // Zabbix rounds both down to the minute.
-        let till = minute_after(self.at_most.0.min(MAX).as_secs() as i64 + now.seconds);
         let mut maintenance = json!({
             "active_since": now.seconds,
             "active_till": till,
@@ -93,32 +119,38 @@ impl Tell for ZabbixMaintenance {
                 "period": (till - now.seconds + 60).max(MIN_PERIOD_SECONDS),
             }],
         });
-        let known = api.call(
-            "maintenance.get",
-            json!({"filter": {"name": [name]}, "output": ["maintenanceid"]}),
-        )?;
-        let changed = match known[0]["maintenanceid"].as_str() {
-            Some(id) => {
+        let known = api.known(name)?;
+        if is_over.load(Relaxed) {
+            // Its end was told already.
+            return Ok(());
+        }
+        match known {
+            Some(Known { id, .. }) => {
                 maintenance["maintenanceid"] = id.into();
-                api.call("maintenance.update", maintenance)?
+                api.call("maintenance.update", maintenance)?;
             }
             None => {
-                maintenance["name"] = name.into();
+                maintenance["name"] = name.as_str().into();
                 maintenance["description"] = "Made by forgekeep while it stops services.".into();
-                api.call("maintenance.create", maintenance)?
+                api.call("maintenance.create", maintenance)?;
             }
-        };
-        let id = changed["maintenanceids"][0].as_str().unwrap_or_default().to_owned();
-        self.wait_for_force(&api, &hosts, &groups);
-        Ok(Some(Silence::ZabbixMaintenance { id, till }))
+        }
+        self.wait_for_force(&api, &hosts, &groups, is_over);
+        Ok(())
     }
 
     fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {
-        let Silence::ZabbixMaintenance { id, till } = silence else { return Ok(Told::Now) };
+        let Silence::ZabbixMaintenance { name, till } = silence else { return Ok(Told::Now) };
         let end = minute_after(end.max(now).seconds);
-        if end < *till {
-            let nearer = json!({"maintenanceid": id, "active_till": end});
-            self.api()?.call("maintenance.update", nearer)?;
+        if end >= *till {
+            return Ok(Told::Now);
+        }
+        let api = self.api()?;
+        // It may never have been made, or be over.
+        if let Some(Known { id, till }) = api.known(name)?
+            && end < till
+        {
+            api.call("maintenance.update", json!({"maintenanceid": id, "active_till": end}))?;
         }
         Ok(Told::Now)
     }
@@ -140,8 +172,9 @@ impl ZabbixMaintenance {
 
     /// Waits until Zabbix has put the maintenance in force, or as long as was asked for. If it cannot tell,
     /// that is no reason to do without a backup.
-    fn wait_for_force(&self, api: &Api, hosts: &[String], groups: &[String]) {
-        let deadline = Instant::now() + self.wait.0;
+    fn wait_for_force(&self, api: &Api, hosts: &[String], groups: &[String], is_over: &AtomicBool) {
+        let started = Instant::now();
+        let is_late = || started.elapsed() >= self.wait.0 || is_over.load(Relaxed);
         let awake = |of: &str, ids: &[String]| {
             ids.is_empty()
                 || {
@@ -152,8 +185,12 @@ impl ZabbixMaintenance {
                     api.call("host.get", query).is_ok_and(|count| count == "0")
                 }
         };
-        while Instant::now() < deadline && !(awake("hostids", hosts) && awake("groupids", groups)) {
-            std::thread::sleep(POLL.min(deadline.saturating_duration_since(Instant::now())));
+        let is_in_force = || awake("hostids", hosts) && awake("groupids", groups);
+        while !(is_late() || is_in_force()) {
+            let asked = Instant::now();
+            while !is_late() && asked.elapsed() < POLL {
+                std::thread::sleep(TICK);
+            }
         }
     }
 
@@ -192,6 +229,13 @@ fn authorization(version: &str) -> Result<Authorization, String> {
             "the API of version {version:?} is too old, or it is none; use Zabbix 6.0 or newer, or kind = \"zabbix\" with maintenance-keys"
         )),
     }
+}
+
+/// A maintenance that is there.
+struct Known {
+    id: String,
+    /// When it ends.
+    till: i64,
 }
 
 /// The API of a Zabbix frontend.
@@ -236,6 +280,16 @@ impl Api<'_> {
                 "{server} refused: {said}; check the token, its expiry and the rights of its user"
             )
         }))
+    }
+
+    /// The maintenance of this name, if there is one.
+    fn known(&self, name: &str) -> Result<Option<Known>, String> {
+        let output = ["maintenanceid", "active_till"];
+        let query = json!({"filter": {"name": [name]}, "output": output});
+        let known = self.call("maintenance.get", query)?;
+        let Some(id) = known[0]["maintenanceid"].as_str() else { return Ok(None) };
+        let till = known[0]["active_till"].as_str().and_then(|till| till.parse().ok());
+        Ok(Some(Known { id: id.to_owned(), till: till.unwrap_or(i64::MAX) }))
     }
 
     /// The ids of things with these names; it is an error if one is not there.

@@ -2,7 +2,7 @@
 
 use super::Job;
 use crate::error::{Error, Result};
-use crate::recovery::{Record, Undo};
+use crate::recovery::{Record, Undo, named};
 use crate::run::at_once;
 use crate::service::control::{Control, Writer};
 use std::time::{Duration, Instant};
@@ -31,13 +31,19 @@ impl<'a> Stopped<'a> {
         if writers.is_empty() {
             let text = "no service that writes is running; nothing is stopped".into();
             job.store.observer().event(Event::Warning(text));
-        } else if let Some(silenced) = job.monitor.silence() {
-            stopped.record.note(Undo::EndSilence(silenced))?;
+        } else {
+            stopped.record.silence(job.monitor, progress)?;
         }
+        // Somebody may have asked to stop while monitoring was waited for.
+        progress.check()?;
         for Writer { name, start, .. } in writers.iter().filter(|writer| !writer.start.is_empty()) {
+            let name = match control {
+                // It is called by the command that stops something.
+                Control::Commands { .. } => named(start),
+                _ => name.clone(),
+            };
             let supervisor = control.supervisor().cloned();
-            let undo = Undo::Start { name: name.clone(), commands: start.clone(), supervisor };
-            stopped.record.note(undo)?;
+            stopped.record.note(Undo::Start { name, commands: start.clone(), supervisor })?;
         }
         stopped.since = Instant::now();
         if matches!(control, Control::Commands { .. }) {

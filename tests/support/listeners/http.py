@@ -2,7 +2,8 @@
 
 DIR/port gets its port, DIR/requests a JSON line for every request. The path says how it answers:
 /status/N with N, /flaky/N with 503 the first N times, /slow not for a minute, /redirect with
-another place, /echo with 404 and the path; /new-zabbix like the API of Zabbix 7.
+another place, /echo with 404 and the path; /new-zabbix like the API of Zabbix 7, and /late-zabbix
+like one that never puts a maintenance in force.
 """
 
 import collections
@@ -17,22 +18,35 @@ DIR = sys.argv[1]
 seen = collections.Counter()
 
 
-def new_zabbix(request, authorization):
+maintenances = {}
+
+
+def maintenance(method, params):
+    if method == "maintenance.get":
+        wanted = params["filter"]["name"]
+        return [one for one in maintenances.values() if one["name"] in wanted]
+    if method == "maintenance.create":
+        name = params["name"]
+        maintenances[name] = {"maintenanceid": str(len(maintenances) + 9), "name": name}
+    else:
+        name = next(one["name"] for one in maintenances.values() if one["maintenanceid"] == params["maintenanceid"])
+    maintenances[name]["active_till"] = str(params["active_till"])
+    return {"maintenanceids": [maintenances[name]["maintenanceid"]]}
+
+
+def new_zabbix(request, authorization, awake):
     method, params = request["method"], request["params"]
     if "auth" in request:
         return {"error": {"code": -32600, "message": "Invalid request.", "data": 'unexpected parameter "auth".'}}
     if method == "apiinfo.version":
         # The real one refuses a token here.
-        return {"result": "7.2.1"} if authorization is None else {"error": {"code": -32602, "message": "token"}}
+        is_ours = authorization is None or authorization.startswith("Basic ")
+        return {"result": "7.2.1"} if is_ours else {"error": {"code": -32602, "message": "token"}}
     if authorization != "Bearer t0ken":
         return {"error": {"code": -32602, "message": "Invalid params.", "data": "Not authorized."}}
-    results = {
-        "host.get": "0" if params.get("countOutput") else [{"hostid": "7", "host": "git01"}],
-        "maintenance.get": [],
-        "maintenance.create": {"maintenanceids": ["9"]},
-        "maintenance.update": {"maintenanceids": ["9"]},
-    }
-    return {"result": results[method]}
+    if method.startswith("maintenance."):
+        return {"result": maintenance(method, params)}
+    return {"result": awake if params.get("countOutput") else [{"hostid": "7", "host": "git01"}]}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,8 +68,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302, location="/elsewhere")
         elif parts[1] == "echo":
             self.answer(404, "there is no " + self.path)
-        elif parts[1] == "new-zabbix":
-            result = new_zabbix(json.loads(body), self.headers.get("Authorization"))
+        elif parts[1] in ("new-zabbix", "late-zabbix"):
+            awake = "1" if parts[1] == "late-zabbix" else "0"
+            result = new_zabbix(json.loads(body), self.headers.get("Authorization"), awake)
             self.answer(200, json.dumps({"jsonrpc": "2.0", "id": 1, **result}))
         else:
             self.answer(200, "ok")

@@ -1,0 +1,164 @@
+//! What would keep a backup from being made or told of, found without doing either.
+
+use crate::config::Config;
+use forge::plan::{Plan, Step};
+use forge::run::{Command, PATH};
+use forge::secret::Secret;
+use forge::service::control::Control;
+use forge::settings::Mode;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// What is wrong with what a plan needs: programs, users, patterns, secrets.
+pub fn of_plan(plan: &Plan) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut look = |what: &str, command: &Command| {
+        let found = of_command(command);
+        problems.extend(found.map(|problem| format!("{what}: {problem}")));
+    };
+    let mut look_at_steps = |what: &str, steps: &[Step]| {
+        steps.iter().for_each(|step| look(what, &step.command));
+    };
+    look_at_steps("before", &plan.before);
+    look_at_steps("after", &plan.after);
+    match &plan.control {
+        Control::Commands { stop, start } => {
+            look_at_steps("services.stop", stop);
+            look_at_steps("services.start", start);
+        }
+        // Without a stop they are only asked what runs, which need not work.
+        Control::Supervised(supervisor) if plan.mode == Mode::Maintenance => {
+            look("services", &Command::new(&supervisor.program));
+        }
+        Control::Supervised(_) | Control::Nothing => {}
+    }
+    if let Some(server) = &plan.postgres {
+        look("postgres", &server.reach.command("psql", [""; 0]));
+    }
+    if let Some(redis) = &plan.redis {
+        look("redis", &redis.reach.command("redis-cli", [""; 0]));
+    }
+    let patterns = plan.exclude.iter().chain(plan.parts.iter().flat_map(|part| &part.exclude));
+    for pattern in patterns {
+        if let Err(error) = store::glob::Globs::new([pattern.as_str()]) {
+            problems.push(format!("exclude: {error}"));
+        }
+    }
+    let secrets = [
+        ("postgres.password", plan.postgres.as_ref().and_then(|server| server.secret.as_ref())),
+        ("redis.password", plan.redis.as_ref().and_then(|redis| redis.secret.as_ref())),
+    ];
+    for (key, secret) in secrets {
+        let problem = secret.and_then(of_secret);
+        problems.extend(problem.map(|problem| format!("{key}: {problem}")));
+    }
+    problems
+}
+
+/// What is wrong with a place for a store.
+pub fn of_store(place: &Path) -> Option<String> {
+    let shown = place.display();
+    if place.join("store.json").exists() {
+        return None;
+    }
+    let there = place.ancestors().find(|path| path.exists())?;
+    if !there.is_dir() {
+        return Some(format!("store {shown}: {} is no directory", there.display()));
+    }
+    if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
+        return Some(format!("store {shown}: {} cannot be written: {error}", there.display()));
+    }
+    let is_empty = |dir: &Path| {
+        let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.all(|entry| entry.file_name() == "lost+found")
+    };
+    (there == place && !is_empty(place))
+        .then(|| format!("store {shown}: the directory is no store, and is not empty"))
+}
+
+/// What is wrong with those who are told, and with the file that names them.
+pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    for notifier in &config.notify {
+        let found = notifier.secrets().into_iter().filter_map(of_secret);
+        problems.extend(found.map(|problem| format!("{}: {problem}", notifier.name())));
+        if let Some(dir) = notifier.directory().filter(|dir| !dir.is_dir()) {
+            problems.push(format!("{}: {} is no directory", notifier.name(), dir.display()));
+        }
+    }
+    let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
+    if mode & 0o004 != 0 && config.notify.iter().any(|notifier| notifier.has_open_address()) {
+        problems.push(format!(
+            "{0} can be read by everybody, and has an address in it that is as good as a password; \
+             run: chmod 600 '{0}'",
+            file.display()
+        ));
+    }
+    problems
+}
+
+/// A file is read. A command may ask somebody for a password, and is only looked for.
+fn of_secret(secret: &Secret) -> Option<String> {
+    match secret {
+        Secret::File(_) => secret.read().err(),
+        Secret::Command(words) => of_command(&Command::new(words)),
+    }
+}
+
+/// Whether a command can be started.
+fn of_command(command: &Command) -> Option<String> {
+    let program = command.argv.first()?;
+    if !is_program(program) {
+        return Some(if program.contains('/') {
+            format!("there is no program {program}")
+        } else {
+            format!("there is no program {program} in {PATH}")
+        });
+    }
+    let user = command.user.as_ref()?;
+    let known = nix::unistd::User::from_name(user).ok().flatten();
+    known.is_none().then(|| format!("there is no user {user}, as whom {program} is to run"))
+}
+
+/// Whether a child finds this program, in the directory and with the path that it gets.
+fn is_program(program: &str) -> bool {
+    let may_run = |path: &Path| {
+        std::fs::metadata(path)
+            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        return may_run(&Path::new("/").join(program));
+    }
+    PATH.split(':').any(|dir| may_run(&Path::new(dir).join(program)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_users_are_looked_for_as_children_find_them() {
+        let problem = |words: &[&str]| of_command(&Command::new(words.iter().copied()));
+        assert_eq!(problem(&["sh"]), None);
+        assert_eq!(problem(&["/bin/sh", "-c"]), None);
+        assert!(problem(&["no-such"]).expect("none").contains("/usr/local/sbin"));
+        assert_eq!(problem(&["/etc/passwd"]).as_deref(), Some("there is no program /etc/passwd"));
+        let nobody = Command::new(["sh"]).by(Some("no such user"));
+        assert!(of_command(&nobody).expect("nobody").contains("no user no such user"));
+    }
+
+    #[test]
+    fn a_store_is_there_or_can_be_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = |name: &str| dir.path().join(name);
+        assert_eq!(of_store(&place("a/b/c")), None);
+        std::fs::create_dir(place("empty")).expect("makes");
+        assert_eq!(of_store(&place("empty")), None);
+        std::fs::write(place("file"), "").expect("writes");
+        assert!(of_store(&place("file")).expect("a file").contains("is no directory"));
+        assert!(of_store(&place("file/store")).expect("below a file").contains("is no directory"));
+        assert!(of_store(dir.path()).expect("something else").contains("is not empty"));
+        std::fs::write(place("empty/store.json"), "{}").expect("writes");
+        assert_eq!(of_store(&place("empty")), None);
+    }
+}
