@@ -14,18 +14,20 @@
 mod dumps;
 mod facts;
 mod inspection;
+mod keys;
+mod room;
+mod saves;
 mod stopped;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, shown};
-use crate::error::{Error, Result};
-use crate::file;
+use crate::copy::Copy;
+use crate::error::Result;
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record, Undo};
 use crate::service::postgres::Rows;
-use crate::service::redis::{Saved, Saving};
+use crate::service::redis::Saved;
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
 pub use inspection::{Inspection, catalogue, inspect};
@@ -41,9 +43,6 @@ use store::store::Store;
 
 /// What is copied while services may be stopped.
 const FILES: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
-
-/// How often saves are copied until they fit.
-const SAVES_MAX: usize = 5;
 
 /// Directory in the tree of what is no file of the instance.
 pub const DIR: &str = ".forgekeep";
@@ -135,7 +134,7 @@ pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
 fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     let likeness = Likeness::Instance(job.plan.instance.clone());
     let backup = Backup::begin(job.store, &job.options, likeness)?;
-    look_for_room(job, &backup)?;
+    room::look_for_room(job, &backup)?;
     let mut session = Session {
         job,
         backup,
@@ -157,30 +156,6 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         Mode::Maintenance => session.maintenance(record)?,
     }
     session.finish()
-}
-
-/// Bytes that a store has to have room for, or nothing is begun: the least that segments and
-/// index need.
-const ROOM_BYTES_MIN: u64 = 16 << 20;
-
-/// Refuses to begin where there is no room, and warns where there may be too little.
-fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
-    let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
-    let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
-    let space = rustix::fs::statvfs(root).map_err(fail)?;
-    let left = space.f_bavail.saturating_mul(space.f_frsize);
-    if left < ROOM_BYTES_MIN {
-        return Err(Error::NoRoom { store: root.into(), left });
-    }
-    // The first one of all is as large as the instance.
-    let before = backup.parent().filter(|(_, snapshot)| snapshot.parent.is_some());
-    let before = before.map_or(0, |(_, snapshot)| snapshot.statistics.added_stored_bytes);
-    if left < before {
-        let text =
-            format!("{} has {left} bytes left, and the last backup took {before}", shown(root));
-        job.store.observer().event(Event::Warning(text));
-    }
-    Ok(())
 }
 
 /// Runs commands of the admin's.
@@ -296,41 +271,6 @@ impl<'j> Session<'j> {
             Moments::open(self.job.plan, self.job.store.observer().progress())?;
         self.missing.extend(missing);
         Ok(moments)
-    }
-
-    fn begin_save(&mut self) -> Result<Option<Saving<'j>>> {
-        let progress = self.job.store.observer().progress();
-        self.job.plan.redis.as_ref().map(|redis| redis.begin_save(progress)).transpose()
-    }
-
-    /// Waits for a save and copies it.
-    fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
-        let progress = self.job.store.observer().progress();
-        self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
-        if let (Some(saved), Some(redis)) = (&self.redis, &self.job.plan.redis) {
-            self.saves = redis.files(saved, self.job.plan.saves_dir());
-            self.missing.extend(redis.absent(saved, &self.saves));
-        }
-        // A log that is begun anew meanwhile leaves old and new files that do not fit.
-        for _ in 0..SAVES_MAX {
-            let before = self.manifests();
-            self.copy(&[Phase::Saves])?;
-            if self.manifests() == before {
-                return Ok(());
-            }
-        }
-        let reason = "its log was begun anew whenever it was copied".into();
-        Err(Error::Service { service: "Redis".into(), reason })
-    }
-
-    /// The lists of files that make up logs of changes.
-    fn manifests(&self) -> Vec<Option<Vec<u8>>> {
-        let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
-        let places = saves.flat_map(|part| &part.paths).chain(&self.saves);
-        let dirs = places.filter_map(|path| std::fs::read_dir(path).ok());
-        let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));
-        manifests.map(|path| file::bytes(&path).ok().flatten()).collect()
     }
 
     /// Copies what belongs to these phases, in their order.
@@ -479,32 +419,5 @@ impl<'j> Session<'j> {
         let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)
-    }
-
-    /// Keys that are others than last time do not open what was encrypted until then.
-    fn check_keys(&self, copy: &Copy<'_>) -> Result<Option<Check>> {
-        let (job, plan) = (self.job, self.job.plan);
-        let Some((id, snapshot)) = self.backup.parent() else { return Ok(None) };
-        let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
-        let before = Copy::Through { copy: &before, mounts: &plan.mounts };
-        // A snapshot that cannot be read does not cost the next one.
-        let Ok(before) = job.kind.keys(plan, &before) else { return Ok(None) };
-        let now = job.kind.keys(plan, copy)?;
-        let is_other = |name: &&str| now.get(*name).is_some_and(|key| *key != before[*name]);
-        let changed: Vec<&str> = before.keys().copied().filter(is_other).collect();
-        if changed.is_empty() {
-            return Ok(None);
-        }
-        let text = format!(
-            "{} changed since the last backup; what the database encrypted until then cannot be \
-             read with the new ones",
-            changed.join(", ")
-        );
-        let hint = format!(
-            "if nobody did that on purpose, take the old file out of snapshot {}, before anything \
-             is encrypted with the new keys",
-            id.short()
-        );
-        Ok(Some(Check::new("keys", Verdict::Warning, text).with_hint(hint)))
     }
 }

@@ -1,0 +1,48 @@
+//! What Redis saves: begun at the moment of the databases, copied when it is there.
+
+use super::Session;
+use crate::error::{Error, Result};
+use crate::file;
+use crate::plan::Phase;
+use crate::service::redis::Saving;
+
+/// How often saves are copied until they fit.
+const SAVES_MAX: usize = 5;
+
+impl<'j> Session<'j> {
+    /// Has Redis begin to save, if there is one.
+    pub(super) fn begin_save(&mut self) -> Result<Option<Saving<'j>>> {
+        let progress = self.job.store.observer().progress();
+        self.job.plan.redis.as_ref().map(|redis| redis.begin_save(progress)).transpose()
+    }
+
+    /// Waits for a save and copies it.
+    pub(super) fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
+        let progress = self.job.store.observer().progress();
+        self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
+        if let (Some(saved), Some(redis)) = (&self.redis, &self.job.plan.redis) {
+            self.saves = redis.files(saved, self.job.plan.saves_dir());
+            self.missing.extend(redis.absent(saved, &self.saves));
+        }
+        // A log that is begun anew meanwhile leaves old and new files that do not fit.
+        for _ in 0..SAVES_MAX {
+            let before = self.manifests();
+            self.copy(&[Phase::Saves])?;
+            if self.manifests() == before {
+                return Ok(());
+            }
+        }
+        let reason = "its log was begun anew whenever it was copied".into();
+        Err(Error::Service { service: "Redis".into(), reason })
+    }
+
+    /// The lists of files that make up logs of changes.
+    fn manifests(&self) -> Vec<Option<Vec<u8>>> {
+        let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
+        let places = saves.flat_map(|part| &part.paths).chain(&self.saves);
+        let dirs = places.filter_map(|path| std::fs::read_dir(path).ok());
+        let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));
+        manifests.map(|path| file::bytes(&path).ok().flatten()).collect()
+    }
+}
