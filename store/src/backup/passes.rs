@@ -49,6 +49,8 @@ pub struct Backup<'a> {
     likeness: Likeness,
     /// The snapshot before, if every chunk of it is known to be there.
     trusted: Option<SnapshotId>,
+    /// Whether every chunk is known to be there of what passes compare with.
+    is_closed: bool,
     /// What passes compare with, and since when it may have changed.
     before: Option<(ChunkId, Time)>,
     /// What the passes so far left, the last one last.
@@ -75,7 +77,9 @@ impl<'a> Backup<'a> {
             before = Some((parent.root.chunk(), parent.start.into()));
         }
         let (trees, streams, paths) = Default::default();
-        let backup = Backup { run, options, likeness, trusted, before, trees, streams, paths };
+        let is_closed = trusted.is_some();
+        let backup =
+            Backup { run, options, likeness, trusted, is_closed, before, trees, streams, paths };
         backup.check_record()?;
         Ok(backup)
     }
@@ -120,7 +124,7 @@ impl<'a> Backup<'a> {
             inode: !options.ignore_inode,
             started,
         });
-        let recheck = Recheck { store, comparison, is_closed: self.trusted.is_some() };
+        let recheck = Recheck { store, comparison, is_closed: self.is_closed };
         let intake = Intake::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),
@@ -186,6 +190,8 @@ impl<'a> Backup<'a> {
     pub fn again(&mut self) -> Result<()> {
         let tree = self.tree()?;
         self.before = Some((tree, self.run.start));
+        // What it names was stored, or looked up, by ourselves.
+        self.is_closed = true;
         self.trees.clear();
         self.run.counters.begin_again();
         Ok(())
