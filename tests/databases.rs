@@ -81,6 +81,13 @@ fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() 
         assert_eq!(lines(&all, "missing_part")[0]["part"], format!("database-{missing}"));
         assert_eq!(summary(&all)["is_complete"], false);
     }
+    configure(
+        &sandbox,
+        postgres.socket_dir(),
+        "databases = ['Upper', 'ascii']\n[instances.forge.parts.database-ascii]\nskip = true",
+    );
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["databases"], 1, "one is left out on purpose");
     postgres.sql("postgres", "revoke connect on database postgres from public");
     postgres.sql("postgres", "create role backup superuser login");
     configure(&sandbox, postgres.socket_dir(), "databases = ['Upper', 'postgres']");
@@ -99,6 +106,24 @@ fn a_role_that_is_not_there_is_not_waited_for() {
     let text = String::from_utf8(sandbox.read("forgekeep.toml")).expect("text");
     sandbox.write("forgekeep.toml", text.replace("role = 'gitlab-psql'", "role = 'nobody'"));
     backup(&sandbox).run().fails(1, &["role \"nobody\" does not exist"]);
+}
+
+#[test]
+fn a_server_that_is_starting_is_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let mut postgres = cluster(&sandbox);
+    postgres.sql("postgres", "create database one");
+    configure(&sandbox, postgres.socket_dir(), "");
+    for _ in 0..5 {
+        // It has to recover, and takes no connections meanwhile.
+        postgres.signal(Signal::QUIT);
+        postgres.wait_for_end();
+        postgres.start_after(std::time::Duration::from_millis(300));
+        backup(&sandbox).run().ok();
+    }
 }
 
 #[test]

@@ -224,14 +224,14 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
 }
 
 #[test]
-#[ignore = "minutes: a thousand repositories and a gigabyte of uploads"]
+#[ignore = "minutes: a thousand repositories and two gigabytes of packages"]
 fn a_stop_is_a_tenth_of_the_run_at_most() {
     if !is_root() {
         return;
     }
     let gitlab = Builder::new().projects(500).writers().build();
     let mut dice = Dice::new(1);
-    for number in 0..1024 {
+    for number in 0..2048 {
         let path =
             gitlab.path(format!("var/opt/gitlab/gitlab-rails/shared/packages/large-{number}"));
         std::fs::write(path, dice.bytes(1 << 20)).expect("writes");

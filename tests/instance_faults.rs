@@ -327,10 +327,14 @@ fn what_is_for_the_end_is_done_whatever_the_end_is() {
         assert!(!sandbox.has("state/recovery/forge.json"));
     }
 
-    // The snapshot is there; that what comes after it failed is told.
-    let after = "after = [{ command = ['sh', '-c', 'echo no lock; exit 9'] }]";
-    configure(&sandbox, &gitlab, after);
+    // The snapshot is there; that what comes after it failed is told, and the rest is done.
+    let after = format!(
+        "after = [{{ command = ['sh', '-c', 'echo no lock; exit 9'] }}, {{ command = ['touch', '{}'] }}]",
+        sandbox.text("rest")
+    );
+    configure(&sandbox, &gitlab, &after);
     let all = backup(&sandbox).run().ends_with(3).json();
+    assert!(sandbox.has("rest"));
     assert_eq!(summary(&all)["is_complete"], true);
     assert!(summary(&all)["failures"].to_string().contains("no lock"), "{all:?}");
 }

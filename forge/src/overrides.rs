@@ -7,7 +7,9 @@ use crate::plan::{Database, Phase, Plan, Step};
 use crate::service::control::Control;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
-use crate::settings::{GitCaches, Missing, PostgresSettings, RedisSettings, Settings};
+use crate::settings::{
+    GitCaches, Missing, OnFailure, PostgresSettings, RedisSettings, Settings, StepSettings,
+};
 use std::path::{Path, PathBuf};
 
 /// The part with what Redis saves.
@@ -71,7 +73,14 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
                 plan.leaves(path, "left out by the configuration");
             }
             // A database is a part as well.
-            plan.databases.retain(|database| database.part() != *name);
+            let is_meant = |database: &Database| database.part() == *name;
+            for database in plan.databases.extract_if(.., |database| is_meant(database)) {
+                plan.notes
+                    .push(format!("database {} is left out by the configuration", database.name));
+                plan.postgres
+                    .iter_mut()
+                    .for_each(|server| server.skipped.push(database.name.clone()));
+            }
             continue;
         }
         if let Some(database) = plan.databases.iter_mut().find(|database| database.part() == *name)
@@ -184,6 +193,13 @@ fn control(site: &Site<'_>, control: &mut Control) -> Result<()> {
     }
     if !own.stop.is_empty() || !own.start.is_empty() {
         let steps = |steps: &[_]| steps.iter().map(Step::of).collect();
+        let is_warn = |step: &&StepSettings| step.on_failure == OnFailure::Warn;
+        if own.stop.iter().chain(&own.start).any(|step| is_warn(&step)) {
+            return Err(site.wrong(
+                "services.stop and services.start know no on-failure: a stop that fails ends the run, \
+                 and a start that fails is told",
+            ));
+        }
         *control = Control::Commands { stop: steps(&own.stop), start: steps(&own.start) };
     } else if let Control::Supervised(supervisor) = control {
         if let Some(writers) = &own.writers {

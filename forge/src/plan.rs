@@ -159,41 +159,53 @@ impl Plan {
         }
     }
 
-    /// Adds to each part the directories outside of all parts to which links in its own lead, as
-    /// when one of them was moved to another disk. Only directly in its paths, which have to be
-    /// resolved. Where the settings name the place (`is_named`), the admin has chosen, and what is
-    /// not taken is noted.
+    /// Adds to each part what links in its own lead to outside of all parts, as when one of its
+    /// directories was moved to another disk. Only links directly in its paths, which have to be
+    /// resolved, and in what is added. Where the settings name the place (`is_named`), the admin
+    /// has chosen, and what is not taken is noted.
     pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
         let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
         let mut taken: Vec<PathBuf> = all.collect();
         for part in &mut self.parts {
-            let mut added = Vec::new();
-            for (link, real) in part.paths.iter().flat_map(|path| links_in(root, path)) {
-                let end = real.path;
-                let is_in = |known: &PathBuf| end.starts_with(known);
-                let is_left = self.left_out.iter().any(|left| is_in(&left.path));
-                if !real.is_there {
-                    self.notes.push(leads_nowhere(&link, &end));
-                } else if taken.iter().any(is_in) {
-                    self.mounts.push(Mount { seen: link, path: end });
-                } else if end.is_dir() && !is_left {
-                    // Not half a machine for the sake of one link.
-                    let has_parts = taken.iter().any(|known| known.starts_with(&end));
-                    if has_parts || is_named(&part.name) {
-                        self.notes.push(format!(
-                            "{} leads to {}, which is not copied; make that a part if it should be",
-                            shown(&link),
-                            shown(&end)
-                        ));
+            // Directories to look into, and where the service sees each.
+            let mut left: Vec<(PathBuf, PathBuf)> =
+                part.paths.iter().map(|path| (path.clone(), path.clone())).collect();
+            while let Some((dir, seen)) = left.pop() {
+                for (link, real) in links_in(root, &dir) {
+                    let end = real.path;
+                    let seen = seen.join(link.file_name().unwrap_or_default());
+                    let is_in = |known: &PathBuf| end.starts_with(known);
+                    let is_left = self.left_out.iter().any(|left| is_in(&left.path));
+                    let is_dir = end.is_dir();
+                    if !real.is_there {
+                        self.notes.push(leads_nowhere(&link, &end));
                         continue;
                     }
-                    part.links.extend(real.links.into_iter().filter(|known| *known != link));
-                    taken.push(end.clone());
-                    added.push(end.clone());
-                    self.mounts.push(Mount { seen: link, path: end });
+                    if !taken.iter().any(is_in) {
+                        // Not half a machine for the sake of one link.
+                        let has_parts = taken.iter().any(|known| known.starts_with(&end));
+                        if is_left || has_parts || is_named(&part.name) {
+                            if !is_left {
+                                self.notes.push(format!(
+                                    "{} leads to {}, which is not copied; make that a part if it should be",
+                                    shown(&link),
+                                    shown(&end)
+                                ));
+                            }
+                            continue;
+                        }
+                        part.links.extend(real.links.into_iter().filter(|known| *known != link));
+                        taken.push(end.clone());
+                        part.paths.push(end.clone());
+                        if is_dir {
+                            left.push((end.clone(), seen.clone()));
+                        }
+                    }
+                    if is_dir {
+                        self.mounts.push(Mount { seen, path: end });
+                    }
                 }
             }
-            part.paths.extend(added);
         }
     }
 

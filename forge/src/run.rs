@@ -102,20 +102,21 @@ impl Command {
         let started = Instant::now();
         let mut running = self.start(Stdin::Nothing)?;
         let mut stdout = running.stdout(progress, Patience::End);
-        let (mut output, mut ended) = (Vec::new(), None);
+        let (mut output, mut ended, mut looked) = (Vec::new(), None, started);
         let mut piece = vec![0; 64 << 10];
         loop {
             match stdout.piece(&mut piece) {
                 Ok(Some(0)) => break,
                 Ok(Some(len)) => output.extend_from_slice(&piece[..len]),
-                // What it started and left behind may keep the pipe open for ever.
-                Ok(None) if running.has_ended()? => {
-                    if ended.get_or_insert_with(Instant::now).elapsed() >= LINGER {
-                        break;
-                    }
-                }
                 Ok(None) => {}
                 Err(error) => return Err(running.unread(error, progress)),
+            }
+            // What it started and left behind may keep the pipe open, and write to it, for ever.
+            if looked.elapsed() >= TICK {
+                looked = Instant::now();
+                if running.has_ended()? && ended.get_or_insert(looked).elapsed() >= LINGER {
+                    break;
+                }
             }
             if output.len() > OUTPUT_BYTES_MAX {
                 let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");

@@ -22,7 +22,7 @@ mod stopped;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record, Undo};
@@ -108,8 +108,9 @@ pub struct Dumped {
     pub tables: Vec<Rows>,
 }
 
-/// Backs up an instance. `record` is taken over with nothing to undo in it, and has nothing
-/// to undo when this returns, unless that failed, which is told as a warning.
+/// Backs up an instance. What is stopped or silenced meanwhile is noted in `record`, undone
+/// and taken out again; what could not be undone, or is due later, stays in it. What went wrong
+/// beside the snapshot is among the failures of the outcome.
 pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
     let after = &job.plan.after;
     if !after.is_empty() && !job.options.is_dry {
@@ -121,12 +122,13 @@ pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
     let progress = job.store.observer().progress();
     let mut result = steps(&job, &job.plan.before, progress).and_then(|()| run(&job, record));
     // Whoever asked the run to stop did not ask for this.
-    let ended = steps(&job, after, &Progress::default()).and(record.ended());
-    if let Err(error) = ended {
-        match &mut result {
-            Ok(outcome) => outcome.failures.push(error.to_string()),
-            Err(_) => job.store.observer().event(Event::Warning(error.to_string())),
-        }
+    let failures = if job.options.is_dry { Vec::new() } else { finish(&job, after) };
+    let failures = failures.into_iter().chain(record.ended().err());
+    match &mut result {
+        Ok(outcome) => outcome.failures.extend(failures.map(|error| error.to_string())),
+        Err(_) => failures.for_each(|error| {
+            job.store.observer().event(Event::Warning(error.to_string()));
+        }),
     }
     result
 }
@@ -158,20 +160,28 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     session.finish()
 }
 
-/// Runs commands of the admin's.
+/// Runs commands of the admin's, up to the first failure that counts.
 fn steps(job: &Job<'_>, steps: &[Step], progress: &Progress) -> Result<()> {
     if job.options.is_dry {
         return Ok(());
     }
-    for step in steps {
-        match step.command.output(progress) {
-            Err(error) if step.on_failure == OnFailure::Warn && !error.is_interrupted() => {
-                job.store.observer().event(Event::Warning(error.to_string()));
-            }
-            done => drop(done?),
+    steps.iter().try_for_each(|step| run_step(job, step, progress))
+}
+
+/// Runs all of the admin's commands, whatever becomes of any; returns the failures that count.
+fn finish(job: &Job<'_>, steps: &[Step]) -> Vec<Error> {
+    let progress = Progress::default();
+    steps.iter().filter_map(|step| run_step(job, step, &progress).err()).collect()
+}
+
+fn run_step(job: &Job<'_>, step: &Step, progress: &Progress) -> Result<()> {
+    match step.command.output(progress) {
+        Err(error) if step.on_failure == OnFailure::Warn && !error.is_interrupted() => {
+            job.store.observer().event(Event::Warning(error.to_string()));
+            Ok(())
         }
+        done => done.map(drop),
     }
-    Ok(())
 }
 
 /// A run under way.

@@ -55,6 +55,9 @@ pub enum Speaks {
 /// itself gives it ten seconds, in which GitLab does not end.
 const GRACE_SECONDS: &str = "90";
 
+/// How long such a stop may take: longer than that, or it is cut off before its end.
+const GRACE_LIMIT: Duration = Duration::from_secs(120);
+
 /// What is to be done with a service, and undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
@@ -149,12 +152,20 @@ impl Supervisor {
                 continue;
             };
             if is_running {
-                let stop = match self.speaks {
-                    Speaks::Runit | Speaks::Systemd => self.command(&["stop", name]),
-                    Speaks::Docker => self.command(&["stop", "-t", GRACE_SECONDS, name]),
-                };
                 let start = self.command(&["start", name]);
-                running.push(Writer { name: name.clone(), stop, start: vec![start] });
+                running.push(match self.speaks {
+                    Speaks::Runit | Speaks::Systemd => {
+                        let stop = self.command(&["stop", name]);
+                        Writer { name: name.clone(), stop, start: vec![start] }
+                    }
+                    Speaks::Docker => {
+                        let stop = self.command(&["stop", "-t", GRACE_SECONDS, name]);
+                        let stop = stop.within(self.limit.max(GRACE_LIMIT));
+                        // A stop goes on when whoever asked for it is gone, and a start
+                        // meanwhile does nothing: its end is waited for.
+                        Writer { name: name.clone(), start: vec![stop.clone(), start], stop }
+                    }
+                });
             }
         }
         let is_none_known = !unknown.is_empty() && unknown.len() == self.writers.len();

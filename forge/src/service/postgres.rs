@@ -66,6 +66,8 @@ pub struct Server {
     pub encryption: BTreeMap<&'static str, String>,
     /// Databases to save; without it, all that the server has.
     pub databases: Option<Vec<String>>,
+    /// Databases that are left out on purpose.
+    pub skipped: Vec<String>,
     /// How long to wait for it while it is starting.
     pub wait: Duration,
     /// How long a dump may say nothing.
@@ -95,6 +97,7 @@ impl Default for Server {
             password: None,
             encryption: BTreeMap::new(),
             databases: None,
+            skipped: Vec::new(),
             wait: WAIT,
             silence: SILENCE,
             counts_rows: true,
@@ -105,20 +108,23 @@ impl Default for Server {
 impl Server {
     /// Connects to a database, waiting for a server that is starting.
     pub fn connect<'a>(&self, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
-        let started = Instant::now();
+        let (started, mut was_ready) = (Instant::now(), false);
         loop {
-            let opened = Connection::open(self, database, progress);
-            match opened {
+            match Connection::open(self, database, progress) {
                 Err(Error::Failed { said, .. }) if said.contains(NO_OPTIONS) => {
                     return Err(self.pooler());
                 }
+                // It may have become ready between our trying and our asking.
                 Err(Error::Failed { status, .. })
-                    if status == NOT_CONNECTED
-                        && started.elapsed() < self.wait
-                        && !self.is_ready(progress)? => {}
+                    if status == NOT_CONNECTED && started.elapsed() < self.wait && !was_ready =>
+                {
+                    was_ready = self.is_ready(progress)?;
+                }
                 other => return other,
             }
-            std::thread::sleep(Duration::from_millis(200));
+            if !was_ready {
+                std::thread::sleep(Duration::from_millis(200));
+            }
         }
     }
 
@@ -215,6 +221,7 @@ impl Server {
              where datallowconn and not datistemplate order by 1",
         )?;
         let all = all.into_iter().map(|database| database.name);
+        let all = all.filter(|name| !self.skipped.contains(name));
         Ok(match &self.databases {
             Some(wanted) => all.filter(|name| wanted.contains(name)).collect(),
             // That one is there to connect to.

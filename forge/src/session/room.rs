@@ -15,6 +15,9 @@ pub fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
     let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
     let space = rustix::fs::statvfs(root).map_err(fail)?;
+    if space.f_blocks == 0 {
+        return Ok(()); // a file system that does not say
+    }
     let left = space.f_bavail.saturating_mul(space.f_frsize);
     if left < ROOM_BYTES_MIN {
         return Err(Error::NoRoom { store: root.into(), left });
@@ -23,8 +26,12 @@ pub fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let before = backup.parent().filter(|(_, snapshot)| snapshot.parent.is_some());
     let before = before.map_or(0, |(_, snapshot)| snapshot.statistics.added_stored_bytes);
     if left < before {
-        let text =
-            format!("{} has {left} bytes left, and the last backup took {before}", shown(root));
+        let text = format!(
+            "{} has {} MiB left, and the last backup took {} MiB",
+            shown(root),
+            left >> 20,
+            before >> 20
+        );
         job.store.observer().event(Event::Warning(text));
     }
     Ok(())

@@ -4,7 +4,7 @@ use super::Job;
 use crate::error::{Error, Result};
 use crate::recovery::{Record, Undo, named};
 use crate::run::at_once;
-use crate::service::control::{Control, Writer};
+use crate::service::control::{Control, Speaks, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};
 
@@ -86,7 +86,11 @@ impl<'a> Stopped<'a> {
 }
 
 fn stop(control: &Control, writer: &Writer, progress: &Progress) -> Result<()> {
-    writer.stop.output(progress)?;
+    let is_docker = control.supervisor().is_some_and(|known| known.speaks == Speaks::Docker);
+    // Who stops waiting for docker does not end the stop.
+    let own = Progress::default();
+    writer.stop.output(if is_docker { &own } else { progress })?;
+    progress.check()?;
     // What a program says of its success is not enough.
     if control.is_running(writer, progress)? == Some(true) {
         let reason = "it still runs, though the command to stop it succeeded".into();

@@ -47,6 +47,8 @@ pub struct Service {
     pub container: Option<String>,
     /// The variables it is started with.
     pub environment: Variables,
+    /// Variables of its files, until all is read.
+    pub from_files: Variables,
     /// What it has from outside.
     pub mounts: Vec<Mount>,
     /// The words of its command.
@@ -111,7 +113,7 @@ impl Compose {
         let shared = Shared::default();
         let reader = Reader::of_project(&given, place, &shared)?;
         let services = reader.names_of_services().into_iter().map(|name| {
-            let service = reader.service_of_all(&name);
+            let service = reader.service_of_all(&name).map(Service::settled);
             (name, service)
         });
         let services = services.collect();
@@ -178,11 +180,19 @@ impl Service {
         })
     }
 
+    /// Variables of files go behind all others, wherever these are said.
+    fn settled(mut self) -> Service {
+        let mut all = std::mem::take(&mut self.from_files);
+        all.extend(self.environment);
+        Service { environment: all, ..self }
+    }
+
     /// With what is said later, which goes before it.
     fn then(mut self, later: Service) -> Service {
         self.image = later.image.or(self.image);
         self.container = later.container.or(self.container);
         self.environment.extend(later.environment);
+        self.from_files.extend(later.from_files);
         for mount in later.mounts {
             self.mounts.retain(|known| known.target != mount.target);
             self.mounts.push(mount);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the questions are about.
 pub const PROJECTS: &str = "projects";
@@ -157,9 +157,19 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
     type Ask = fn(&Path, &Plan, &mut Connection<'_>, &mut Catalogue) -> Result<()>;
     let tables: [(&str, Ask); 3] =
         [("uploads", uploads), ("lfs", lfs_objects), ("artifacts", artifacts)];
-    for (part, ask) in tables {
-        if let Some(dir) = plan.place(part) {
-            ask(&dir, plan, database, catalogue)?;
+    for (name, ask) in tables {
+        let Some(part) = plan.parts.iter().find(|part| part.name == name) else { continue };
+        let Some((dir, others)) = part.paths.split_first() else { continue };
+        let asked = catalogue.files.len();
+        ask(dir, plan, database, catalogue)?;
+        // A part may be in several places, of which any has the file.
+        for row in &mut catalogue.files[asked..] {
+            let inner: Vec<PathBuf> = row
+                .paths
+                .iter()
+                .filter_map(|path| Some(path.strip_prefix(dir).ok()?.into()))
+                .collect();
+            row.paths.extend(others.iter().flat_map(|dir| inner.iter().map(|path| dir.join(path))));
         }
     }
     Ok(())

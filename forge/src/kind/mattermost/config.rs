@@ -104,7 +104,13 @@ impl Unit {
             }
         }
         if let Some(path) = line.strip_prefix("EnvironmentFile=") {
-            let path = below(root, Path::new(path.trim_start_matches('-').trim()));
+            let path = path.trim_start_matches('-').trim();
+            // An empty one takes back what was said before, in a way that does not matter here; a
+            // pattern names files that are read by nobody else.
+            if path.is_empty() || path.contains(['*', '?', '[']) {
+                return Ok(());
+            }
+            let path = below(root, Path::new(path));
             for line in text(&path)?.unwrap_or_default().lines() {
                 let line = line.trim();
                 if let Some((name, value)) = line.split_once('=') {

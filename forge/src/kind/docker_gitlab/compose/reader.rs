@@ -274,7 +274,7 @@ impl<'a> Reader<'a> {
                 let is_needed = self.text(&file["required"])?.is_none_or(|said| said != "false");
                 let files = if is_needed { &self.shared.needed } else { &self.shared.optional };
                 files.borrow_mut().insert(path.clone());
-                service.environment.extend(self.environment_file(&path)?.unwrap_or_default());
+                service.from_files.extend(self.environment_file(&path)?.unwrap_or_default());
             }
         }
         self.environment(&said["environment"], &mut service.environment)?;
