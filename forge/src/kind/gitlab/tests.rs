@@ -350,17 +350,23 @@ fn links_in_parts_are_followed_below_the_root() {
     machine.link("/var/opt/gitlab/git-data", "/mnt/git-data");
     machine.dir("/mnt/git-data/repositories");
     machine.link("/mnt/git-data/repositories/@hashed", "/mnt/hashed");
-    machine.dir("/mnt/hashed");
+    // A link in what a link leads to, and one to a file.
+    machine.link("/mnt/hashed/6b", "/mnt/more/6b");
+    machine.dir("/mnt/more/6b");
+    machine.link("/etc/gitlab/forge.key", "/mnt/keys/forge.key");
+    machine.write("/mnt/keys/forge.key", "");
     let plan = machine.plan();
     let registry = format!("{shared}/registry");
     assert_eq!(machine.places(&plan, "registry"), [&registry, "/mnt/reg/docker"]);
-    let repositories = ["/mnt/git-data/repositories", "/mnt/hashed"];
+    let repositories = ["/mnt/git-data/repositories", "/mnt/hashed", "/mnt/more/6b"];
     assert_eq!(machine.places(&plan, "repositories"), repositories);
     let link = &find(&plan, "repositories").links[0];
     assert!(link.ends_with("var/opt/gitlab/git-data"), "{link:?}");
     let place = plan.place("repositories").expect("a place");
     let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
     assert!(copy.place(&place.join("@hashed/a.git")).ends_with("mnt/hashed/a.git"));
+    assert!(copy.place(&place.join("@hashed/6b/86.git")).ends_with("mnt/more/6b/86.git"));
+    assert_eq!(machine.places(&plan, "config"), ["/etc/gitlab", "/mnt/keys/forge.key"]);
 
     // What this machine has at the same path is not the instance's.
     let host = tempfile::tempdir().expect("a directory");
