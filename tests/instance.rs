@@ -198,12 +198,30 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
     let recover =
         String::from_utf8(sandbox.read("units/forgekeep_recover-own.service")).expect("text");
     assert!(recover.contains("WantedBy=multi-user.target\n"), "{recover}");
+    // The supervisor of GitLab's package waits for the target that wants both.
+    let supervisor = "[Unit]\nAfter=multi-user.target\n[Service]\nExecStart=/bin/true\n\
+                      [Install]\nWantedBy=multi-user.target\n";
+    sandbox.write("units/gitlab-runsvdir.service", supervisor);
+    let both = ["gitlab-runsvdir.service", "forgekeep_recover-own.service"];
+    std::fs::create_dir(sandbox.path("units/multi-user.target.wants")).expect("a directory");
+    for name in both {
+        let link = sandbox.path(format!("units/multi-user.target.wants/{name}"));
+        std::os::unix::fs::symlink(sandbox.path(format!("units/{name}")), link).expect("links");
+    }
+    let booted = Run::program("systemd-analyze")
+        .args(["verify", "--man=no", "multi-user.target"])
+        .args(both.map(|name| sandbox.path(format!("units/{name}"))))
+        .run();
+    assert!(!booted.told().contains("ordering c"), "{}", booted.told());
 
     let cron = ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"];
     configured(&sandbox, cron).args(write).run().ok();
     // Cron passes over files with a dot in their name.
     let lines = String::from_utf8(sandbox.read("units/forgekeep-my_dot_forge")).expect("text");
-    assert!(lines.contains("\n5 3 * * * root /") && lines.contains("\n@reboot root /"), "{lines}");
+    assert!(
+        lines.contains("\n5 3 * * * root /") && lines.contains("\n@reboot root sleep 60 && /"),
+        "{lines}"
+    );
     configured(&sandbox, ["schedule", "--instance", "other"])
         .run()
         .fails(1, &["no instance `other`"]);

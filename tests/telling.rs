@@ -232,18 +232,24 @@ fn a_silence_that_was_taken_in_part_is_told_and_ended() {
 fn the_silence_of_a_run_has_its_own_end_whatever_it_recovered() {
     let sandbox = Sandbox::new();
     let trapper = Trapper::start();
-    let slow = "[[instances.forge.before]]\ncommand = ['sleep', '4']";
-    let never = trapper.table("['key']");
-    plain(&sandbox, "silence-after = '3s'", "", &format!("{slow}\n{never}"));
+    let mark = sandbox.text("mark");
+    let slow =
+        format!("[[instances.forge.before]]\ncommand = ['sh', '-c', 'touch {mark}; sleep 4']");
+    let table = trapper.table("['key']");
+    plain(&sandbox, "silence-after = '3s'", "", &format!("{slow}\n{table}"));
     let silence = serde_json::json!([{"end-silence": [{
         "notifier": format!("zabbix 127.0.0.1:{}", trapper.port),
         "silence": {"zabbix-items": {"host": "git01", "keys": ["key"]}},
     }]}]);
     sandbox.write("state/recovery/forge.json", silence.to_string());
-    backup(&sandbox).run().ok();
-    assert_eq!(trapper.values(), ["key=1", "key=0"]);
+    // What was left is over at once, before anything else is done.
+    let running = backup(&sandbox).start();
+    wait_until("it begins", || sandbox.has("mark"));
+    assert_eq!(trapper.values(), ["key=0"]);
+    running.wait().ok();
+    assert_eq!(trapper.values(), ["key=0", "key=1", "key=0"]);
     let values = trapper.values.lock().expect("no panic");
-    assert!(values[1].0 - values[0].0 >= Duration::from_secs(3), "{values:?}");
+    assert!(values[2].0 - values[1].0 >= Duration::from_secs(3), "{values:?}");
     assert!(!sandbox.has("state/recovery/forge.json"));
 }
 

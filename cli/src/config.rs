@@ -6,7 +6,7 @@ use forge::nearest::closest;
 use forge::secret::Secret;
 use forge::settings::{Limit, Settings};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,6 +85,18 @@ impl Config {
         }
         for (name, settings) in &self.instances {
             self.store_of(name, settings)?;
+        }
+        let mut names = BTreeSet::new();
+        for notifier in self.notify.iter().filter(|notifier| notifier.is_found_by_name()) {
+            let name = notifier.name();
+            if names.contains(&name) {
+                let hint = "give one of them another `name`";
+                return Err(with_hint(
+                    format!("{}: there are two [[notify]] of {name}", path.display()),
+                    hint,
+                ));
+            }
+            names.insert(name);
         }
         match self.paths().into_iter().find(|(_, path)| !path.is_absolute()) {
             Some((key, relative)) => Err(with_hint(
@@ -328,6 +340,23 @@ mod tests {
     }
 
     #[test]
+    fn maintenances_are_told_apart() {
+        let table = |more: &str| {
+            format!(
+                "[[notify]]\nkind = 'zabbix-maintenance'\nurl = 'https://z/api_jsonrpc.php'\n\
+                 token = {{ file = '/t' }}\n{more}\n"
+            )
+        };
+        let error = read(&(table("hosts = ['a']") + &table("hosts = ['b']"))).expect_err("equal");
+        let wanted = "FILE: there are two [[notify]] of zabbix-maintenance z/api_jsonrpc.php (";
+        assert!(error.starts_with(wanted) && error.ends_with("another `name`"), "{error}");
+        assert!(read(&(table("hosts = ['a']") + &table("name = 'other'"))).is_ok());
+        // These do not depend on who does it.
+        let values = "[[notify]]\nkind = 'zabbix'\nserver = 'z'\nmaintenance-keys = ['k']\n";
+        assert!(read(&format!("{values}host = 'a'\n{values}host = 'b'\n")).is_ok());
+    }
+
+    #[test]
     fn lengths_of_time_are_read() {
         let of = |limit: &str| {
             read(&format!(
@@ -337,6 +366,11 @@ mod tests {
         assert!(of("90s").is_ok() && of("5m").is_ok() && of("1h30m").is_ok());
         let error = of("soon").expect_err("no time");
         assert!(error.contains("`soon` is no length of time"), "{error}");
+        assert!(of("8760h").is_ok());
+        for endless in ["8761h", "9223372036854775807s"] {
+            let error = of(endless).expect_err("too long");
+            assert!(error.contains(&format!("`{endless}` is more than 365 days")), "{error}");
+        }
     }
 
     #[test]

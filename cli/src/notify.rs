@@ -120,6 +120,12 @@ impl Notifier {
         self.teller().name()
     }
 
+    /// Whether its silences are made and ended by whoever has its name, and depend on who that
+    /// is: others have all that they need in what is kept of them.
+    pub fn is_found_by_name(&self) -> bool {
+        matches!(self, Notifier::ZabbixMaintenance(_))
+    }
+
     /// The secrets that it needs.
     pub fn secrets(&self) -> Vec<&Secret> {
         self.teller().secrets()

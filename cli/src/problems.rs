@@ -7,7 +7,7 @@ use forge::secret::Secret;
 use forge::service::control::Control;
 use forge::settings::Mode;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is wrong with what a plan needs: programs, users, patterns, secrets.
 pub fn of_plan(plan: &Plan) -> Vec<String> {
@@ -120,16 +120,21 @@ fn of_command(command: &Command) -> Option<String> {
     known.is_none().then(|| format!("there is no user {user}, as whom {program} is to run"))
 }
 
-/// Whether a child finds this program, in the directory and with the path that it gets.
+/// Whether a child finds this program.
 fn is_program(program: &str) -> bool {
+    self::program(program).is_some()
+}
+
+/// Where a child finds this program, in the directory and with the path that it gets.
+pub fn program(program: &str) -> Option<PathBuf> {
     let may_run = |path: &Path| {
         std::fs::metadata(path)
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
     if program.contains('/') {
-        return may_run(&Path::new("/").join(program));
+        return Some(Path::new("/").join(program)).filter(|path| may_run(path));
     }
-    PATH.split(':').any(|dir| may_run(&Path::new(dir).join(program)))
+    PATH.split(':').map(|dir| Path::new(dir).join(program)).find(|path| may_run(path))
 }
 
 #[cfg(test)]

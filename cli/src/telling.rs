@@ -53,9 +53,12 @@ impl<'a> Telling<'a> {
         })
     }
 
-    /// For undoing what another run left: nothing is waited for.
-    pub fn at_once(self) -> Telling<'a> {
-        Telling { delay: Cell::new(Duration::ZERO), ..self }
+    /// Undoes what another run left, without waiting for anything: its silences are over.
+    pub fn at_once<T>(&self, undo: impl FnOnce() -> T) -> T {
+        let delay = self.delay.replace(Duration::ZERO);
+        let done = undo();
+        self.delay.set(delay);
+        done
     }
 
     /// Tells that it began.

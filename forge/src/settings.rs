@@ -298,6 +298,11 @@ impl<'de> Deserialize<'de> for Sample {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Duration);
 
+impl Limit {
+    /// Whoever wants a longer one wants none, and clocks cannot be asked for every moment.
+    pub const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+}
+
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Limit, D::Error> {
         let text = String::deserialize(from)?;
@@ -308,6 +313,9 @@ impl<'de> Deserialize<'de> for Limit {
         };
         let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
         let limit = Duration::try_from(span).map_err(|_| wrong())?;
+        if limit > Limit::MAX {
+            return Err(serde::de::Error::custom(format!("`{text}` is more than 365 days")));
+        }
         if limit.is_zero() { Err(wrong()) } else { Ok(Limit(limit)) }
     }
 }

@@ -3,6 +3,8 @@ use crate::exit::{Failure, other};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use store::config::Config;
 
@@ -29,6 +31,9 @@ pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| other(format!("no random number to be had: {error}")))?;
     let config = Config::new(id, chunker::Parameters::DEFAULT, LEVEL);
+    // All that a forge keeps secret will be in it. Why it cannot be made is said below.
+    let _ = place.parent().map(std::fs::create_dir_all);
+    let _ = DirBuilder::new().mode(0o700).create(place);
     store::store::init(place, &config)?;
     ui.json("initialized", json!({"id": config.store_id, "store": place.display().to_string()}))?;
     ui.remark(format!("made store {} at {}", &config.store_id[..8], place.display()))

@@ -93,7 +93,8 @@ pub fn backup(
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
     // What cannot be undone is told and does not cost a night.
-    let left = if options.is_dry { Ok(0) } else { recover(record, telling, observer) };
+    let left =
+        if options.is_dry { Ok(0) } else { telling.at_once(|| recover(record, telling, observer)) };
     let instance = record.instance().to_owned();
     let site = Site { instance: &instance, settings, progress: observer.progress() };
     let (mut plan, kind) = forge::kind::plan(&site)?;

@@ -48,8 +48,9 @@ impl Recover {
         for name in &names {
             let recover = || {
                 let mut record = Record::open(&config.state, name)?;
-                let telling = Telling::new(ui, &config, name, &host)?.at_once();
-                let steps = instance::recover(&mut record, &telling, &*watch)?;
+                let telling = Telling::new(ui, &config, name, &host)?;
+                let recover = || instance::recover(&mut record, &telling, &*watch);
+                let steps = telling.at_once(recover)?;
                 // Monitoring that could not be told; that was said.
                 if record.left().is_empty() { Ok(steps) } else { Err(Failure::Partial) }
             };

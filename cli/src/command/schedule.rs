@@ -2,11 +2,14 @@ use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
+use crate::problems;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::secret::Secret;
 use forge::settings::Settings;
 use serde_json::json;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Write what runs a backup every night: units of systemd, or a line of cron
@@ -72,6 +75,12 @@ impl Schedule {
         let files = match self.runner {
             Runner::Systemd => {
                 let needs = Needs::of(&config, settings, &store)?;
+                if needs.anything && is_open(&store) {
+                    let store = store.display();
+                    ui.warn(&format!(
+                        "others on this machine may read the store; if they shall not: chmod 700 {store}"
+                    ));
+                }
                 let name = format!("forgekeep-{}", self.instance);
                 vec![
                     (format!("{name}.service"), service(&command, &needs)?),
@@ -169,9 +178,7 @@ impl Needs {
         let own = [&settings.postgres.password, &settings.redis.password];
         let services = &settings.services;
         let steps = [&settings.before, &settings.after, &services.stop, &services.start];
-        let has_daemon = settings.docker.first().is_none_or(|program| {
-            Path::new(program).file_name().is_some_and(|name| name == "docker")
-        });
+        let has_daemon = settings.docker.first().is_none_or(|program| has_daemon(program));
         let told = config.notify.iter();
         let mut needs = Needs {
             secrets: own.into_iter().flatten().any(is_command)
@@ -242,6 +249,12 @@ impl Needs {
         Ok(lines)
     }
 
+    /// Settings that children inherit. A daemon that a command of the admin's starts would keep
+    /// them for as long as it lives.
+    fn inherited(&self, lines: &'static str) -> &'static str {
+        if self.anything { "" } else { lines }
+    }
+
     /// Who is ended with the unit.
     fn killing(&self) -> &'static str {
         if self.anything {
@@ -252,6 +265,23 @@ impl Needs {
              others, so\n# that nothing is left here that has to live on.\nKillMode=mixed\n"
         }
     }
+}
+
+/// Whether this program asks a daemon to do its work. Podman, which does it itself, can be
+/// installed under the name of docker: as a link, or as a script that calls it.
+fn has_daemon(program: &str) -> bool {
+    let path = problems::program(program).unwrap_or_else(|| program.into());
+    let real = real(&path);
+    let mut head = Vec::new();
+    // What cannot be read is no script.
+    let _ = std::fs::File::open(&real).and_then(|file| file.take(4096).read_to_end(&mut head));
+    let calls_podman = head.starts_with(b"#!") && head.windows(6).any(|word| word == b"podman");
+    real.file_name().is_some_and(|name| name == "docker") && !calls_podman
+}
+
+/// Whether others than its owner may look into a directory.
+fn is_open(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|dir| dir.permissions().mode() & 0o077 != 0)
 }
 
 /// Where a path really is, as far as it is there.
@@ -309,18 +339,19 @@ ExecStopPost=-{recover}
 # stopped, and gets the time to do it.
 TimeoutStartSec=infinity
 TimeoutStopSec=15min
-{killing}Nice=10
-IOSchedulingClass=best-effort
-IOSchedulingPriority=7
-UMask=0077
-{hardening}",
+{killing}{nice}{umask}{hardening}",
         instance = command.instance,
         backup = command.backup(for_systemd)?,
         recover = command.recover(for_systemd)?,
         killing = needs.killing(),
+        nice = needs.inherited("Nice=10\nIOSchedulingClass=best-effort\nIOSchedulingPriority=7\n"),
+        umask = needs.inherited(UMASK),
         hardening = needs.hardening()?,
     ))
 }
+
+/// What is written is for root alone.
+const UMASK: &str = "UMask=0077\n";
 
 /// After a power cut nothing else would start what was stopped.
 fn boot(command: &Command<'_>, needs: &Needs, state: &Path) -> Result<String, Failure> {
@@ -333,7 +364,8 @@ Description=Start again what a backup of {instance} left stopped when the machin
 RequiresMountsFor={state}
 ConditionPathExists={record}
 Wants=network-online.target
-After=network-online.target docker.service podman.service gitlab-runsvdir.service
+# GitLab's supervisor starts after this target, so that coming before it would be a cycle.
+After=multi-user.target network-online.target docker.service podman.service gitlab-runsvdir.service
 Before=forgekeep-{instance}.service
 StartLimitIntervalSec=1h
 StartLimitBurst=20
@@ -346,15 +378,16 @@ TimeoutStartSec=15min
 Restart=on-failure
 RestartSec=30
 RestartPreventExitStatus=2 11
-{killing}UMask=0077
-{hardening}
+{killing}{umask}{hardening}
 [Install]
 WantedBy=multi-user.target
 ",
         state = for_systemd_path(&state),
-        record = for_systemd_path(&record).trim_matches('"'),
+        // Taken as it stands, with quotes and backslashes.
+        record = record.display().to_string().replace('%', "%%"),
         recover = command.recover(for_systemd)?,
         killing = needs.killing(),
+        umask = needs.inherited(UMASK),
         hardening = needs.hardening()?,
     ))
 }
@@ -380,7 +413,8 @@ fn cron(command: &Command<'_>, (hour, minute): (u8, u8)) -> Result<String, Failu
     let (backup, recover) = (command.backup(for_cron)?, command.recover(for_cron)?);
     Ok(format!(
         "# Nightly backup of {instance}\n{minute} {hour} * * * root {backup}\n\
-         # What one left stopped when the machine went down\n@reboot root {recover}\n",
+         # What one left stopped when the machine went down; supervisors may need a while before \
+         they take orders\n@reboot root sleep 60 && {recover}\n",
         instance = command.instance
     ))
 }
@@ -432,6 +466,49 @@ mod tests {
             let own = hardening(Path::new("/srv/store"), own);
             for word in ["Protect", "NoNewPrivileges", "RestrictNamespaces", "Restrict A"] {
                 assert!(!own.contains(word), "{own}");
+            }
+        }
+    }
+
+    #[test]
+    fn podman_is_known_under_the_name_of_docker() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name);
+        let program = |name: &str, text: &str| {
+            let path = path(name);
+            std::fs::create_dir_all(path.parent().expect("it has one")).expect("makes");
+            std::fs::write(&path, text).expect("writes");
+            let mode = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(&path, mode).expect("chmod");
+        };
+        program("podman", "\x7fELF podman");
+        program("docker", "\x7fELF docker, not podman");
+        program("script/docker", "#!/bin/sh\nexec /usr/bin/podman \"$@\"\n");
+        std::fs::create_dir(path("link")).expect("makes");
+        std::os::unix::fs::symlink("../podman", path("link/docker")).expect("links");
+        let knows = |name: &str| has_daemon(path(name).to_str().expect("text"));
+        assert!(knows("docker") && knows("not there/docker"));
+        assert!(!knows("podman") && !knows("link/docker") && !knows("script/docker"));
+    }
+
+    #[test]
+    fn children_of_the_admin_inherit_nothing() {
+        let command = Command {
+            program: Path::new("/bin/forgekeep"),
+            config: Path::new("/etc/forgekeep.toml"),
+            store: None,
+            instance: "a",
+        };
+        for anything in [false, true] {
+            let needs = Needs { anything, ..Needs::default() };
+            let state = Path::new("/srv/a \"b\" %c\\d");
+            let boot = boot(&command, &needs, state).expect("a unit");
+            let condition = "\nConditionPathExists=/srv/a \"b\" %%c\\d/recovery/a.json\n";
+            assert!(boot.contains(condition), "{boot}");
+            for unit in [boot, service(&command, &needs).expect("a unit")] {
+                let has = |word: &str| unit.contains(&format!("\n{word}"));
+                assert_eq!(has("UMask="), !anything, "{unit}");
+                assert!(!anything || !(has("Nice=") || has("IOScheduling")), "{unit}");
             }
         }
     }

@@ -15,8 +15,6 @@ use store::entry::Time;
 
 /// Zabbix knows no shorter period.
 const MIN_PERIOD_SECONDS: i64 = 300;
-/// Whoever wants a longer silence wants none to end.
-const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often Zabbix is asked whether the maintenance is in force.
 const POLL: Duration = Duration::from_secs(3);
 /// How many questions a maintenance takes.
@@ -93,7 +91,7 @@ impl Tell for ZabbixMaintenance {
 
     fn plan_silence(&self, origin: &Origin, now: Time) -> Option<Silence> {
         // Zabbix rounds down to the minute.
-        let till = minute_after(self.at_most.0.min(MAX).as_secs() as i64 + now.seconds);
+        let till = minute_after(self.at_most.0.as_secs() as i64 + now.seconds);
         Some(Silence::ZabbixMaintenance { name: filled(&self.name, origin), till })
     }
 
