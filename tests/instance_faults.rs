@@ -144,7 +144,12 @@ fn a_run_that_is_killed_while_services_are_stopped() {
     assert!(recovered.stderr.contains("start puma"), "{}", recovered.stderr);
     gitlab.services.wait_until_up();
 
-    // The next run does it as well, before anything else.
+    // The next run does it as well, before anything else: here there is not even a store.
+    kill_while_stopped(&sandbox, &gitlab, "-KILL");
+    configured(&sandbox, ["backup", "--instance", "forge", "--store", "nowhere"])
+        .run()
+        .ends_with(10);
+    gitlab.services.wait_until_up();
     kill_while_stopped(&sandbox, &gitlab, "-KILL");
     let outcome = backup(&sandbox).run().ok();
     assert!(summary(&outcome.json())["is_complete"] == true);

@@ -158,12 +158,16 @@ impl Backup {
         }
         let started = Instant::now();
         let work = |record: &mut Record| {
+            // Whether there is a store or not, services are to run.
+            let left = if self.dry_run { None } else { instance::work_off(record, &telling, ui) };
             let place = instance::place_of(&config, name, global)?;
             self.init(&place, ui)?;
             let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
             let result = instance::backup(settings, record, &telling, &store, options);
             watch.end();
-            result
+            let mut outcome = result?;
+            outcome.failures.extend(left);
+            Ok(outcome)
         };
         let (result, mut record) = match record {
             Ok(mut record) => (work(&mut record), Some(record)),

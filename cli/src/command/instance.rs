@@ -83,7 +83,7 @@ pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec
     dumped.map(|()| Some(text)).map_err(|error| other(error.to_string()))
 }
 
-/// Backs up an instance, after working off what a killed run left in its record.
+/// Backs up an instance.
 pub fn backup(
     settings: &Settings,
     record: &mut Record,
@@ -92,9 +92,6 @@ pub fn backup(
     mut options: Options,
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
-    // What cannot be undone is told and does not cost a night.
-    let left =
-        if options.is_dry { Ok(0) } else { telling.at_once(|| recover(record, telling, observer)) };
     let instance = record.instance().to_owned();
     let site = Site { instance: &instance, settings, progress: observer.progress() };
     let (mut plan, kind) = forge::kind::plan(&site)?;
@@ -105,11 +102,19 @@ pub fn backup(
         observer.event(Event::Note(note.clone()));
     }
     let job = Job { plan: &plan, kind, store, options, monitor: telling };
-    let mut outcome = forge::session::backup(job, record)?;
-    if let Err(failure) = left {
-        outcome.failures.extend(failure.words().map(|(message, _)| message));
+    Ok(forge::session::backup(job, record)?)
+}
+
+/// Works off what a killed run left, before another one. What could not be done is returned to
+/// be told, and does not cost a night.
+pub fn work_off(record: &mut Record, telling: &Telling<'_>, ui: &Ui) -> Option<String> {
+    if record.left().is_empty() {
+        return None;
     }
-    Ok(outcome)
+    let watch = ui.watch("recover");
+    let done = telling.at_once(|| recover(record, telling, &*watch));
+    watch.end();
+    done.err().and_then(|failure| failure.words()).map(|(message, _)| message)
 }
 
 /// Works off what a killed run left; fails if that cannot be done.
