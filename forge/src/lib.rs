@@ -12,12 +12,13 @@
 
 pub mod error;
 pub mod file;
-mod fit;
 pub mod links;
+pub mod nearest;
 pub mod run;
-pub mod settings;
 
 pub mod secret;
+pub mod settings;
+
 pub mod service;
 
 pub mod plan;
@@ -26,9 +27,9 @@ pub mod check;
 pub mod copy;
 
 pub mod catalogue;
+mod fit;
 
 pub mod kind;
-pub mod nearest;
 mod overrides;
 
 pub mod recovery;
