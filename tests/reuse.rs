@@ -324,13 +324,12 @@ fn thirty_nights_do_not_wear_a_store_out() {
     sandbox.assert_clean();
     let Worn { files, chunks, dump_pieces, dump_bytes } = worn(&sandbox);
     assert!(chunks * 10 <= files * 13, "chunks of {chunks} bytes hold files of {files}");
-    let most = dump_bytes / 256;
-    assert!(dump_pieces <= most + most / 4, "{dump_pieces} of {dump_bytes}");
+    assert!(dump_pieces <= dump_bytes / 400, "{dump_pieces} of {dump_bytes}");
     // Nights cost what is new, and later what is copied forward so that old chunks can go.
     let sum = |nights: &[u64]| nights.iter().sum::<u64>();
     let (early, late) = (sum(&added[6..16]), sum(&added[21..31]));
     assert!(late < 3 * early, "{early}, later {late}: {added:?}");
-    assert!(late / 10 < added[0] / 8, "{added:?}");
+    assert!(late / 10 < added[0] / 7, "{added:?}");
 }
 
 /// What the last snapshot has become.

@@ -10,6 +10,7 @@
 //! the least used chunks are *copied forward* into new ones.
 
 mod base;
+mod parts;
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::store::Store;
 use base::{BaseFile, Reader};
 use chunker::Cutter;
 use chunker::format::{Base, Refusal, Source, dump, git_idx, git_pack};
+use parts::{Thinning, Until};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -34,12 +36,15 @@ use weaver::Weaver;
 
 /// Files of fewer bytes are not compared with anything.
 const COMPARED_BYTES_MIN: u64 = 8 << 10;
-/// Bytes that the slices of a dump should have on average. More of them would make
-/// recipes long and restores slow, fewer would have more copied forward.
-const ROWS_BYTES: u64 = 256;
-/// The same for git packs and their indexes, which are short of entry and row by themselves.
-const ENTRY_BYTES: u64 = 200;
-const INDEX_ROW_BYTES: u64 = 40;
+/// In a dump, 512 bytes are copied for a piece less. They compress to a quarter, and a piece
+/// takes two bytes in every recipe from then on. Rows that were just written stand close
+/// together and are new for the most part, so that they are whole from the first night on.
+const ROWS: Thinning = Thinning { part_bytes: 4 << 10, until: Until::Cost(512) };
+/// Packs and their indexes compress no more, so that a piece is cheaper than what it would take
+/// to be rid of it. They only are to stay about as they are after a first housekeeping:
+/// that leaves 600 to 800 bytes a piece of a pack, 65 to 95 of an index.
+const ENTRIES: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(512) };
+const INDEX_ROWS: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(60) };
 /// Most bases that a file is compared with.
 pub const BASES_MAX: usize = 64;
 /// Bytes of a file in which its format is looked for.
@@ -263,7 +268,7 @@ impl<'a> Loom<'a> {
         let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
         self.allowance.withdraw(before);
         let resolve = base_file(&reader, before).into_iter().collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter, ROWS_BYTES);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter, ROWS);
         let mut next = |buffer: &mut [u8]| {
             self.store.observer().progress().check()?;
             next(buffer)
@@ -286,7 +291,7 @@ impl<'a> Loom<'a> {
         let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
         let mut packs: Vec<git_pack::PackBase<'_>> =
             pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRY_BYTES);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRIES);
         let index_len = index.metadata().map_err(|error| Refusal::Failed(error.into()))?.len();
         let (mut pack, mut index) = (self.source(file, len), self.source(index, index_len));
         git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
@@ -305,7 +310,7 @@ impl<'a> Loom<'a> {
         let resolve = indexes.clone();
         let mut bases: Vec<&mut dyn Base> =
             indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, INDEX_ROW_BYTES);
+        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, INDEX_ROWS);
         git_idx::weave(&mut self.source(file, len), &mut bases, &mut weaver)?;
         weaver.finish().map_err(Refusal::Failed)
     }

@@ -187,6 +187,17 @@ fn slices(room: &Room, bases: &[Stored], all: &[Said]) -> Vec<Extent> {
     slices
 }
 
+/// Nothing is made one but what chunks demand.
+const AS_IT_IS: Thinning = Thinning { part_bytes: 4096, until: Until::Average(1) };
+
+fn until() -> impl Strategy<Value = Until> {
+    prop_oneof![
+        Just(AS_IT_IS.until),
+        (1..5000u64).prop_map(Until::Average),
+        (0..5000u64).prop_map(Until::Cost),
+    ]
+}
+
 proptest! {
     #![proptest_config(cases(60))]
 
@@ -196,7 +207,8 @@ proptest! {
         all in said(),
         stretch in prop_oneof![Just(usize::MAX), 1..12usize],
         left in prop_oneof![Just(0i64), 0..20_000i64],
-        piece_bytes in prop_oneof![Just(1u64), 1..5000u64],
+        part_bytes in 1..4096u64,
+        until in until(),
     ) {
         let room = Room::new();
         let bases = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
@@ -205,7 +217,8 @@ proptest! {
         let loom = loom(&room.store, &packer, &allowance);
         let reader = Reader::new(&room.store);
         let files = bases.iter().map(|base| base_file(&reader, &base.entry).expect("a recipe"));
-        let mut weaver = Weaver::new(&loom, &reader, files.collect(), loom.cutter, piece_bytes);
+        let thinning = Thinning { part_bytes, until };
+        let mut weaver = Weaver::new(&loom, &reader, files.collect(), loom.cutter, thinning);
         weaver.set_stretch_chunks(stretch);
         let file = weave(&mut weaver, &bases, &all);
         let Woven { recipe, len, reused, unused } = weaver.finish().expect("ends");
@@ -216,7 +229,7 @@ proptest! {
         prop_assert!(unused <= own + left, "{} of {}", unused, own + left);
         let left_over = allowance.left.load(Relaxed) as u64;
         prop_assert!(left_over <= left);
-        if stretch == usize::MAX && piece_bytes == 1 {
+        if stretch == usize::MAX && matches!(until, Until::Average(1)) {
             prop_assert_eq!(unused, unused_of(&room.extents(&recipe), &bases));
             prop_assert_eq!(left - left_over, unused.saturating_sub(own));
             let without_limit = unused_of(&slices(&room, &bases, &all), &bases);
@@ -234,7 +247,7 @@ fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, Weaver<'_>)) {
     let loom = loom(&room.store, &packer, &allowance);
     let reader = Reader::new(&room.store);
     let file = base_file(&reader, &base.entry).expect("a recipe");
-    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], loom.cutter, 1));
+    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], loom.cutter, AS_IT_IS));
 }
 
 #[test]

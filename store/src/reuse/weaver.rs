@@ -5,6 +5,7 @@
 //! are chosen; what is new is cut into chunks in the order of the file, together with
 //! them; and the recipe is written.
 
+use super::parts::{Parts, Survey, Thinning, Until};
 use super::spool::{Piece, Spool, no_room};
 use super::{Allowance, BaseFile, Loom, Reader, Snag, UNUSED_PART, Woven};
 use crate::error::{Error, Result};
@@ -23,12 +24,6 @@ const STRETCH_CHUNKS: usize = 256 << 10;
 const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
 /// Bytes of a stretch.
 const STRETCH_BYTES: u64 = 16 << 30;
-/// Where a file is in too many pieces, all short slices that begin in such a part of it
-/// are made one.
-const PART_BYTES: u64 = 4 << 10;
-/// Pieces that begin in such a part at least: of two, one may be a long slice, and nothing
-/// would be won.
-const PIECES_MIN: usize = 3;
 
 /// How much of a file came from where, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,8 +44,7 @@ pub struct Weaver<'a> {
     bases: Vec<BaseFile<'a>>,
     recipe: RecipeWriter,
     cutter: Cutter,
-    /// Bytes that a piece should have on average.
-    piece_bytes: u64,
+    thinning: Thinning,
     spool: Spool<'a>,
     /// Of this stretch.
     len: u64,
@@ -88,13 +82,6 @@ struct Own<'a> {
     by_chunk: u64,
 }
 
-/// Which slices of a stretch become bytes of its own.
-#[derive(Default)]
-struct Choice {
-    /// By part of the stretch: too many short pieces begin in it. Empty if they do in none.
-    parts: Vec<bool>,
-}
-
 impl<'a> Weaver<'a> {
     /// A weaver whose copies are of `bases`, by number, and which cuts with `cutter`.
     pub fn new(
@@ -102,7 +89,7 @@ impl<'a> Weaver<'a> {
         reader: &'a Reader<'a>,
         bases: Vec<BaseFile<'a>>,
         cutter: Cutter,
-        piece_bytes: u64,
+        thinning: Thinning,
     ) -> Weaver<'a> {
         let packer = loom.packer;
         Weaver {
@@ -112,7 +99,7 @@ impl<'a> Weaver<'a> {
             bases,
             recipe: RecipeWriter::default(),
             cutter,
-            piece_bytes,
+            thinning,
             spool: Spool::new(packer.room()),
             len: 0,
             literal_len: 0,
@@ -172,9 +159,9 @@ impl<'a> Weaver<'a> {
 
     /// Makes chunks and recipe of what was told since the last conclusion.
     fn conclude(&mut self) -> Result<(), Snag> {
-        let choice = self.choose_parts()?;
+        let parts = self.choose_parts()?;
         self.choose_chunks();
-        let own = self.cut(&choice)?;
+        let own = self.cut(parts.as_ref())?;
         let Weaver { packer, recipe, spool, chunks, .. } = self;
         let mut put = |bytes: &[u8]| put_metadata(packer, bytes);
         let mut own_slices = Cursor::new(own.chunks.iter().copied());
@@ -183,7 +170,9 @@ impl<'a> Weaver<'a> {
             let begin = at;
             at += piece.len();
             match piece {
-                Piece::Slice { chunk, offset, len } if !choice.is_own(begin, &piece, chunks) => {
+                Piece::Slice { chunk, offset, len }
+                    if !is_own(begin, &piece, chunks, parts.as_ref()) =>
+                {
                     let (chunk, len) = (chunks[chunk as usize].id, u64::from(len));
                     recipe.push(Extent::Slice { chunk, offset, len }, &mut put)
                 }
@@ -199,35 +188,31 @@ impl<'a> Weaver<'a> {
         Ok(())
     }
 
-    /// Chooses the parts in which slices are made one, those in most pieces first, until
-    /// pieces have their bytes on average.
-    fn choose_parts(&mut self) -> Result<Choice> {
-        let mut excess = self.spool.pieces().saturating_sub(self.len / self.piece_bytes);
-        if excess == 0 {
-            return Ok(Choice::default());
-        }
+    /// Chooses the parts in which short slices are copied forward, if there are any to choose.
+    fn choose_parts(&mut self) -> Result<Option<Parts>> {
         let Weaver { spool, chunks, .. } = self;
-        let mut counts = vec![0u16; (self.len / PART_BYTES + 1) as usize];
+        let excess = match self.thinning.until {
+            Until::Cost(_) => spool.pieces(),
+            Until::Average(bytes) => spool.pieces().saturating_sub(self.len / bytes),
+        };
+        if excess == 0 {
+            return Ok(None);
+        }
+        let mut survey = Survey::new(self.len, self.thinning.part_bytes);
         let mut at = 0;
         spool.replay::<Error>(|piece| {
-            counts[(at / PART_BYTES) as usize] += 1;
+            survey.add(at, &piece);
             at += piece.len();
             Ok(())
         })?;
-        // No piece is empty, so no more can begin in a part than it has bytes.
-        let mut by_count = vec![0u64; PART_BYTES as usize + 1];
-        counts.iter().for_each(|count| by_count[usize::from(*count)] += 1);
-        let mut is_enough = |count: &usize| {
-            excess = excess.saturating_sub(by_count[*count] * (*count as u64 - 1));
-            excess == 0
+        let parts = match self.thinning.until {
+            Until::Cost(bytes) => survey.up_to(bytes),
+            Until::Average(_) => survey.save(excess),
         };
-        let least = (PIECES_MIN..by_count.len()).rev().find(&mut is_enough).unwrap_or(PIECES_MIN);
-        let parts = counts.iter().map(|count| usize::from(*count) >= least).collect();
-        let choice = Choice { parts };
         let mut at = 0;
         spool.replay::<Error>(|piece| {
             if let Piece::Slice { chunk, len, .. } = piece
-                && choice.is_in_part(at, &piece)
+                && parts.have(at, &piece)
             {
                 let chunk = &mut chunks[chunk as usize];
                 chunk.used = chunk.used.saturating_sub(u64::from(len));
@@ -235,7 +220,7 @@ impl<'a> Weaver<'a> {
             at += piece.len();
             Ok(())
         })?;
-        Ok(choice)
+        Ok(Some(parts))
     }
 
     /// Chooses the chunks whose slices are copied forward, the least used first.
@@ -265,7 +250,7 @@ impl<'a> Weaver<'a> {
     }
 
     /// Cuts what is new, and what is copied forward, into chunks.
-    fn cut(&mut self, choice: &Choice) -> Result<Own<'a>, Snag> {
+    fn cut(&mut self, parts: Option<&Parts>) -> Result<Own<'a>, Snag> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, cutter) = (self.packer, self.cutter);
         let mut own = Own { packer, cutter, pending, chunks: made, len: 0, by_chunk: 0 };
@@ -277,7 +262,7 @@ impl<'a> Weaver<'a> {
             match piece {
                 Piece::Literal { len } => Ok(own.read(literals, len as usize)?),
                 Piece::Slice { chunk, offset, len } => {
-                    if !choice.is_own(begin, &piece, chunks) {
+                    if !is_own(begin, &piece, chunks, parts) {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
@@ -291,20 +276,13 @@ impl<'a> Weaver<'a> {
     }
 }
 
-impl Choice {
-    /// Whether a slice that begins at `at` is copied forward.
-    fn is_own(&self, at: u64, piece: &Piece, chunks: &[Referred]) -> bool {
-        let of_chunk = match piece {
-            Piece::Slice { chunk, .. } => chunks[*chunk as usize].is_copied_forward,
-            Piece::Literal { .. } => true,
-        };
-        of_chunk || self.is_in_part(at, piece)
-    }
-
-    fn is_in_part(&self, at: u64, piece: &Piece) -> bool {
-        let part = self.parts.get((at / PART_BYTES) as usize);
-        piece.len() < PART_BYTES && part.is_some_and(|is_own| *is_own)
-    }
+/// Whether a piece that begins at `at` becomes bytes of the file's own.
+fn is_own(at: u64, piece: &Piece, chunks: &[Referred], parts: Option<&Parts>) -> bool {
+    let of_chunk = match piece {
+        Piece::Slice { chunk, .. } => chunks[*chunk as usize].is_copied_forward,
+        Piece::Literal { .. } => true,
+    };
+    of_chunk || parts.is_some_and(|parts| parts.have(at, piece))
 }
 
 fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {

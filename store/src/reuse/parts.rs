@@ -1,0 +1,187 @@
+//! Parts of a file that consist of too many small pieces.
+//!
+//! A recipe grows with each piece, and so does every later recipe of the file. Where many
+//! pieces begin close together, the short slices among them are copied forward: what stands
+//! between them is new anyway, and all of it is one piece from then on.
+
+use super::spool::Piece;
+
+/// Costs are kept in eighths of a byte.
+const COST_UNIT: u64 = 8;
+/// The cost of a part in which there is nothing to win.
+const NEVER: u16 = u16::MAX;
+
+/// Which parts are made one piece.
+#[derive(Debug, Clone, Copy)]
+pub struct Thinning {
+    /// Bytes of a part, 4 KiB at most. The short slices are those of fewer.
+    pub part_bytes: u64,
+    /// How many of them.
+    pub until: Until,
+}
+
+/// How many parts are made one piece, those first that copy the fewest bytes for each piece saved.
+#[derive(Debug, Clone, Copy)]
+pub enum Until {
+    /// All that copy at most so many bytes for a piece.
+    Cost(u64),
+    /// Only as many as it takes for pieces to have so many bytes on average.
+    Average(u64),
+}
+
+/// Looks at the pieces of a file in order.
+pub struct Survey {
+    part_bytes: u64,
+    /// By part.
+    costs: Vec<u16>,
+    /// By cost: the pieces that parts of this cost would save.
+    saved: Vec<u64>,
+    /// The part that pieces begin in just now, ...
+    part: usize,
+    /// ... those of them that would become one, ...
+    pieces: u64,
+    /// ... and the bytes that are copied for that.
+    bytes: u64,
+}
+
+/// The parts that are made one piece.
+#[derive(Default)]
+pub struct Parts {
+    part_bytes: u64,
+    costs: Vec<u16>,
+    /// What a chosen part costs at most.
+    limit: u16,
+}
+
+impl Survey {
+    /// Of a file of `len` bytes.
+    pub fn new(len: u64, part_bytes: u64) -> Survey {
+        let costs = vec![NEVER; (len / part_bytes + 1) as usize];
+        let saved = vec![0; usize::from(NEVER)];
+        Survey { part_bytes, costs, saved, part: 0, pieces: 0, bytes: 0 }
+    }
+
+    /// The next piece begins at `at`.
+    pub fn add(&mut self, at: u64, piece: &Piece) {
+        let part = (at / self.part_bytes) as usize;
+        if part != self.part {
+            self.end_part();
+            (self.part, self.pieces, self.bytes) = (part, 0, 0);
+        }
+        match piece {
+            Piece::Literal { .. } => self.pieces += 1,
+            Piece::Slice { .. } if piece.len() < self.part_bytes => {
+                self.pieces += 1;
+                self.bytes += piece.len();
+            }
+            Piece::Slice { .. } => {}
+        }
+    }
+
+    fn end_part(&mut self) {
+        let saved = self.pieces.saturating_sub(1);
+        if saved > 0 {
+            // Fewer than the bytes of two parts, of which the last slice may have one.
+            let cost = (self.bytes * COST_UNIT / saved).min(u64::from(NEVER) - 1);
+            self.costs[self.part] = cost as u16;
+            self.saved[cost as usize] += saved;
+        }
+    }
+
+    /// All parts that cost at most so many bytes for each piece saved.
+    pub fn up_to(mut self, cost: u64) -> Parts {
+        self.end_part();
+        let limit = (cost * COST_UNIT).min(u64::from(NEVER) - 1) as u16;
+        Parts { part_bytes: self.part_bytes, costs: self.costs, limit }
+    }
+
+    /// The parts that cost least, so that so many pieces are saved.
+    pub fn save(mut self, mut pieces: u64) -> Parts {
+        self.end_part();
+        let is_enough = |saved: &u64| {
+            pieces = pieces.saturating_sub(*saved);
+            pieces == 0
+        };
+        let limit = self.saved.iter().position(is_enough).map_or(NEVER - 1, |cost| cost as u16);
+        Parts { part_bytes: self.part_bytes, costs: self.costs, limit }
+    }
+}
+
+impl Parts {
+    /// Whether this piece is a slice that is copied forward.
+    pub fn have(&self, at: u64, piece: &Piece) -> bool {
+        matches!(piece, Piece::Slice { .. })
+            && piece.len() < self.part_bytes
+            && self.costs[(at / self.part_bytes) as usize] <= self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PART: u64 = 1000;
+
+    /// A file of these pieces: the length of each, and whether it is a slice.
+    fn survey(pieces: &[(u32, bool)]) -> (Survey, Vec<(u64, Piece)>) {
+        let len = pieces.iter().map(|(len, _)| u64::from(*len)).sum();
+        let (mut survey, mut at, mut placed) = (Survey::new(len, PART), 0, Vec::new());
+        for (len, is_slice) in pieces {
+            let piece = match is_slice {
+                true => Piece::Slice { chunk: 0, offset: 0, len: *len },
+                false => Piece::Literal { len: *len },
+            };
+            survey.add(at, &piece);
+            placed.push((at, piece));
+            at += piece.len();
+        }
+        (survey, placed)
+    }
+
+    fn chosen(parts: &Parts, placed: &[(u64, Piece)]) -> Vec<bool> {
+        placed.iter().map(|(at, piece)| parts.have(*at, piece)).collect()
+    }
+
+    #[test]
+    fn what_is_new_costs_nothing() {
+        // Two slices of 200 bytes, two literals: three pieces fewer.
+        let pieces = [(200, true), (100, false), (200, true), (500, false)];
+        let is_chosen = |cost| {
+            let (survey, placed) = survey(&pieces);
+            chosen(&survey.up_to(cost), &placed)
+        };
+        assert_eq!(is_chosen(133), [false; 4]);
+        assert_eq!(is_chosen(134), [true, false, true, false]);
+    }
+
+    #[test]
+    fn long_slices_stay() {
+        let pieces = [(10, true), (10, false), (5000, true), (20, true), (20, true)];
+        let (survey, placed) = survey(&pieces);
+        assert_eq!(chosen(&survey.up_to(1 << 40), &placed), [true, false, false, true, true]);
+    }
+
+    #[test]
+    fn one_piece_by_itself_saves_nothing() {
+        let pieces = [(10, true), (1500, true), (999, true), (2000, true)];
+        let (survey, placed) = survey(&pieces);
+        assert_eq!(chosen(&survey.up_to(1 << 40), &placed), [false; 4]);
+    }
+
+    #[test]
+    fn the_cheapest_parts_save_what_is_asked() {
+        // Parts that save 1, 9 and 3 pieces for 500, 100 and 250 bytes each.
+        let first = [(500, false), (500, true)];
+        let pieces = [&first[..], &[(100, true); 10], &[(250, true); 4]].concat();
+        let saved = |wanted| {
+            let (survey, placed) = survey(&pieces);
+            let parts = survey.save(wanted);
+            [0, 2, 12].map(|n| chosen(&parts, &placed[n..])[..2].contains(&true))
+        };
+        assert_eq!(saved(1), [false, true, false]);
+        assert_eq!(saved(9), [false, true, false]);
+        assert_eq!(saved(10), [false, true, true]);
+        assert_eq!(saved(13), [true; 3]);
+        assert_eq!(saved(99), [true; 3]);
+    }
+}
