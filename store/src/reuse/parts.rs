@@ -80,9 +80,9 @@ impl Survey {
 
     fn end_part(&mut self) {
         let saved = self.pieces.saturating_sub(1);
-        if saved > 0 {
-            // Fewer than the bytes of two parts, of which the last slice may have one.
-            let cost = (self.bytes * COST_UNIT / saved).min(u64::from(NEVER) - 1);
+        // Fewer than the bytes of two parts, of which the last slice may have one.
+        if let Some(cost) = (self.bytes * COST_UNIT).checked_div(saved) {
+            let cost = cost.min(u64::from(NEVER) - 1);
             self.costs[self.part] = cost as u16;
             self.saved[cost as usize] += saved;
         }
