@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::target::Target;
 use crate::tree::{Lost, TreeReader};
 use parking_lot::Mutex;
-use runs::Spare;
+use runs::Room;
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -103,7 +103,7 @@ pub fn restore(
         counts: Counts::default(),
         fatal: Mutex::default(),
         window: Window::default(),
-        spare: Spare::default(),
+        room: Room::new()?,
         open_dirs: Vec::new(),
         links: HashMap::new(),
         lost_links: Mutex::default(),
@@ -217,7 +217,8 @@ struct Restore<'a> {
     /// An error that no other file would be spared.
     fatal: Mutex<Option<Error>>,
     window: Window,
-    spare: Spare,
+    /// Of the window that is being written; never of two at once.
+    room: Room,
     /// Directories that still take entries, outermost first.
     open_dirs: Vec<Dir>,
     /// First restored path of each file with several names, and the names to come.

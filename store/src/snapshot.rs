@@ -11,6 +11,7 @@ use crate::limits;
 use crate::seal::{Opener, Sealer, claimed_plain_len, frame_len};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
+use std::cell::RefCell;
 
 /// The directory of the store that holds the records.
 pub const DIR: &str = "snapshots";
@@ -209,7 +210,7 @@ impl Snapshot {
         let name = file_name(id);
         let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
             .map_err(Error::store_read(name))?;
-        let (copies, is_whole) = copies(&bytes, id);
+        let (copies, is_whole) = OPENER.with_borrow_mut(|opener| copies(opener, &bytes, id));
         let Some(record) = copies else {
             let reason = "no copy of its record is intact".into();
             return Err(Error::SnapshotDamaged { id: *id, reason });
@@ -225,13 +226,17 @@ impl Snapshot {
     }
 }
 
+thread_local! {
+    // There are as many snapshots as there were nights.
+    static OPENER: RefCell<Opener> = RefCell::default();
+}
+
 /// An intact copy of the record, and whether the file is exactly two of them.
-fn copies(bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
-    let (mut opener, mut plain) = (Opener::new(), Vec::new());
+fn copies(opener: &mut Opener, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
     let mut open = |frame: &[u8]| {
-        let len = claimed_plain_len(frame)?;
+        let (len, mut plain) = (claimed_plain_len(frame)?, Vec::new());
         opener.open(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
-        Some(plain.clone())
+        Some(plain)
     };
     let (first, second) = bytes.split_at(bytes.len() / 2);
     let is_whole = first == second && frame_len(first) == Some(first.len());

@@ -221,20 +221,28 @@ impl Store {
 
     /// The same into a buffer whose memory is used again.
     pub fn chunk_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        let first = self.index.find(id);
-        let error = match &first {
-            Ok(Some(location)) => match self.read_location(id, location, plain) {
+        // An index that cannot be read is as good as none.
+        let location = self.index.find(id).ok().flatten();
+        self.chunk_at(id, location.as_ref(), plain)
+    }
+
+    /// The same where the index was asked before. Looks for another copy of the chunk if it
+    /// is not there, or was not found.
+    pub(crate) fn chunk_at(
+        &self,
+        id: &ChunkId,
+        location: Option<&Location>,
+        plain: &mut Vec<u8>,
+    ) -> Result<()> {
+        let error = match location {
+            Some(location) => match self.read_location(id, location, plain) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             },
-            Ok(None) => Error::ChunkMissing(*id),
-            // An index that cannot be read is as good as none.
-            Err(_) => Error::ChunkMissing(*id),
+            None => Error::ChunkMissing(*id),
         };
         match self.second_look(id)? {
-            Some(location) if !matches!(first, Ok(Some(known)) if known == location) => {
-                self.read_location(id, &location, plain)
-            }
+            Some(other) if location != Some(&other) => self.read_location(id, &other, plain),
             _ => Err(error),
         }
     }
@@ -326,7 +334,7 @@ impl Store {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<(Opener, Vec<u8>)> = RefCell::new((Opener::new(), Vec::new()));
+    static SCRATCH: RefCell<(Opener, Vec<u8>)> = RefCell::default();
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {

@@ -6,9 +6,11 @@
 
 use super::Restore;
 use super::content::Output;
+use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
 use crate::order::by_number;
+use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -36,14 +38,12 @@ struct Run {
     at: u64,
     len: u32,
     slices: u32,
-    gathered: Mutex<Gathered>,
 }
 
 /// Slices of a run that came already, each in its place.
-#[derive(Default)]
-struct Gathered {
-    /// Empty before the first one came; then as long as the run, or longer.
-    bytes: Vec<u8>,
+struct Gathered<'r> {
+    /// As long as the run; empty where it is a single slice, which is written as it is.
+    bytes: &'r mut [u8],
     slices: u32,
 }
 
@@ -60,12 +60,21 @@ struct Slice {
     len: u32,
 }
 
+/// A chunk that slices belong to.
+#[derive(Clone, Copy)]
+struct Wanted {
+    id: ChunkId,
+    /// Where it is, once it was looked for.
+    location: Option<Location>,
+}
+
 /// All that a window writes.
 #[derive(Default)]
 pub(super) struct Runs {
     runs: Vec<Run>,
     slices: Vec<Slice>,
-    chunks: Vec<ChunkId>,
+    chunks: Vec<Wanted>,
+    /// Numbers of the chunks.
     numbers: HashMap<ChunkId, u32>,
     /// Bytes of runs of several slices.
     gathered_bytes: usize,
@@ -91,8 +100,7 @@ impl Runs {
             }
             None => {
                 output.expect_run();
-                let (output, gathered) = (Arc::clone(output), Mutex::default());
-                self.runs.push(Run { output, at, len, slices: 1, gathered });
+                self.runs.push(Run { output: Arc::clone(output), at, len, slices: 1 });
             }
         }
         let run = self.runs.len() as u32 - 1;
@@ -104,7 +112,7 @@ impl Runs {
         match self.numbers.entry(chunk) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                self.chunks.push(chunk);
+                self.chunks.push(Wanted { id: chunk, location: None });
                 *new.insert(self.chunks.len() as u32 - 1)
             }
         }
@@ -127,26 +135,30 @@ impl Runs {
         self.slices.retain(|slice| !runs[slice.run as usize].output.is_settled.load(Relaxed));
     }
 
-    /// Brings slices into the order in which their chunks stand in the segments. Those of
-    /// one chunk stay in the order of their runs.
+    /// Brings chunks, and with them their slices, into the order in which they stand in the
+    /// segments. Slices of one chunk stay in the order of their runs.
     fn sort(&mut self, locate: impl Fn(&ChunkId) -> Option<Location> + Sync) {
         let mut is_wanted = vec![false; self.chunks.len()];
         self.slices.iter().for_each(|slice| is_wanted[slice.chunk as usize] = true);
         let wanted = (0..).zip(&self.chunks).zip(is_wanted).filter(|(_, is_wanted)| *is_wanted);
-        let wanted: Vec<(u32, &ChunkId)> = wanted.map(|(chunk, _)| chunk).collect();
+        let wanted: Vec<(u32, &Wanted)> = wanted.map(|(chunk, _)| chunk).collect();
         let located = wanted.par_iter().map(|(number, chunk)| {
-            let location = locate(chunk);
-            (location.map(|location| (location.segment, location.offset)), *number)
+            let location = locate(&chunk.id);
+            (*number, Wanted { id: chunk.id, location })
         });
-        let mut located: Vec<_> = located.collect();
-        located.par_sort_unstable();
+        let mut located: Vec<(u32, Wanted)> = located.collect();
+        located.par_sort_unstable_by_key(|(number, chunk)| {
+            (chunk.location.map(|location| (location.segment, location.offset)), *number)
+        });
         let mut places = vec![0; self.chunks.len()];
-        for (place, (_, number)) in (0..).zip(located) {
-            places[number as usize] = place;
+        for (place, (number, _)) in (0..).zip(&located) {
+            places[*number as usize] = place;
         }
-        let numbers = self.slices.iter().map(|slice| places[slice.chunk as usize]);
-        let order = by_number(numbers, self.chunks.len());
+        self.slices.iter_mut().for_each(|slice| slice.chunk = places[slice.chunk as usize]);
+        let numbers = self.slices.iter().map(|slice| slice.chunk);
+        let order = by_number(numbers, located.len());
         self.slices = order.iter().map(|place| self.slices[*place as usize]).collect();
+        self.chunks = located.into_iter().map(|(_, chunk)| chunk).collect();
     }
 }
 
@@ -162,8 +174,32 @@ impl Run {
     }
 }
 
-/// Memory of full runs that were written, for others.
-pub(super) type Spare = Mutex<Vec<Vec<u8>>>;
+/// Memory in which the runs of a window are gathered, the same for one window after the
+/// other. Takes none before it is written to.
+pub(super) struct Room(Mutex<MmapMut>);
+
+impl Room {
+    pub(super) fn new() -> Result<Room> {
+        // A window is full once it has as many bytes; the last slice begins before that.
+        let len = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
+        let room = MmapMut::map_anon(len).map_err(Error::Memory)?;
+        // Page by page it would be a tenth of the restore of scattered files. A kernel that
+        // has no large pages does without.
+        let _ = room.advise(Advice::HugePage);
+        Ok(Room(Mutex::new(room)))
+    }
+}
+
+/// A place for each run that has several slices.
+fn places<'r>(runs: &[Run], mut room: &'r mut [u8]) -> Vec<Mutex<Gathered<'r>>> {
+    let place = |run: &Run| {
+        let len = if run.slices > 1 { run.len as usize } else { 0 };
+        let (bytes, rest) = take(&mut room).split_at_mut(len);
+        room = rest;
+        Mutex::new(Gathered { bytes, slices: 0 })
+    };
+    runs.iter().map(place).collect()
+}
 
 thread_local! {
     static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -174,26 +210,31 @@ impl Restore<'_> {
     pub(super) fn write(&self, mut runs: Runs) {
         runs.drop_settled();
         runs.sort(|chunk| self.store.locate(chunk).ok());
+        let mut room = self.room.0.lock();
+        let places = places(&runs.runs, &mut room);
         let groups: Vec<&[Slice]> = runs.slices.chunk_by(|a, b| a.chunk == b.chunk).collect();
         groups.par_iter().for_each(|group| {
             if self.fatal.lock().is_some() || self.store.observer().progress().check().is_err() {
                 return;
             }
-            self.write_chunk(&runs, group);
+            self.write_chunk(&runs, &places, group);
         });
     }
 
     /// Brings all slices of one chunk to their runs.
-    fn write_chunk(&self, runs: &Runs, slices: &[Slice]) {
-        let chunk = &runs.chunks[slices[0].chunk as usize];
+    fn write_chunk(&self, runs: &Runs, places: &[Mutex<Gathered<'_>>], slices: &[Slice]) {
+        let Wanted { id, location } = &runs.chunks[slices[0].chunk as usize];
         PLAIN.with_borrow_mut(|plain| {
-            let read = self.store.chunk_into(chunk, plain);
+            let read = self.store.chunk_at(id, location.as_ref(), plain);
             for slices in slices.chunk_by(|a, b| a.run == b.run) {
-                let run = &runs.runs[slices[0].run as usize];
+                let run = slices[0].run as usize;
+                let (run, place) = (&runs.runs[run], &places[run]);
                 match &read {
-                    Ok(()) if are_within(slices, plain.len()) => self.gather(run, slices, plain),
+                    Ok(()) if are_within(slices, plain.len()) => {
+                        self.gather(run, place, slices, plain);
+                    }
                     Ok(()) => {
-                        self.settle_failed(&run.output, &format!("chunk {chunk} is too short"));
+                        self.settle_failed(&run.output, &format!("chunk {id} is too short"));
                     }
                     Err(error) => self.settle_failed(&run.output, &error.to_string()),
                 }
@@ -202,35 +243,20 @@ impl Restore<'_> {
     }
 
     /// Takes slices of one chunk into a run; the last ones that it waits for write it.
-    fn gather(&self, run: &Run, slices: &[Slice], plain: &[u8]) {
+    fn gather(&self, run: &Run, place: &Mutex<Gathered<'_>>, slices: &[Slice], plain: &[u8]) {
         if let ([slice], 1) = (slices, run.slices) {
             self.write_run(run, slice.of(plain));
             return;
         }
-        let mut gathered = run.gathered.lock();
-        if gathered.bytes.is_empty() {
-            gathered.bytes = self.room(run.len);
-        }
+        let mut gathered = place.lock();
         for slice in slices {
             let to = slice.to as usize;
             gathered.bytes[to..to + slice.len as usize].copy_from_slice(slice.of(plain));
         }
         gathered.slices += slices.len() as u32;
         if gathered.slices == run.slices {
-            let bytes = take(&mut gathered.bytes);
-            drop(gathered);
-            self.write_run(run, &bytes[..run.len as usize]);
-            if bytes.len() == RUN_BYTES as usize {
-                self.spare.lock().push(bytes);
-            }
+            self.write_run(run, gathered.bytes);
         }
-    }
-
-    /// Memory for a run; for a full one, that of an earlier one.
-    fn room(&self, len: u32) -> Vec<u8> {
-        let is_full = len > RUN_BYTES - SMALL_BYTES;
-        let spare = if is_full { self.spare.lock().pop() } else { None };
-        spare.unwrap_or_else(|| vec![0; if is_full { RUN_BYTES } else { len } as usize])
     }
 
     fn write_run(&self, run: &Run, bytes: &[u8]) {
