@@ -1,6 +1,7 @@
 //! A look at what was copied, or at the instance itself.
 
 use crate::error::Result;
+use crate::links::real;
 use serde::Serialize;
 use std::fs::File;
 use std::io::Read;
@@ -51,14 +52,6 @@ impl Mount {
         }
         self.path = real(&self.path);
     }
-}
-
-/// A path without links as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    let there = path.ancestors().find_map(|at| Some((at, at.canonicalize().ok()?)));
-    let Some((at, real)) = there else { return path.to_owned() };
-    let rest = path.strip_prefix(at).unwrap_or(Path::new(""));
-    if rest.as_os_str().is_empty() { real } else { real.join(rest) }
 }
 
 /// What is at a path.

@@ -33,6 +33,24 @@ pub fn follow(root: &Path, path: &Path) -> io::Result<Real> {
     Ok(real)
 }
 
+/// The end of a path on this machine; the path itself where that cannot be found out.
+pub fn real(path: &Path) -> PathBuf {
+    follow(Path::new("/"), path).map_or_else(|_| path.to_owned(), |real| real.path)
+}
+
+/// A path without `.` and `..`, whatever is there.
+pub fn lexically(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(clean.pop()),
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
 fn walk(root: &Path, path: &Path) -> io::Result<Real> {
     let mut real = Real { path: root.to_owned(), links: Vec::new(), is_there: true };
     let mut left: VecDeque<OsString> = names(path).collect();

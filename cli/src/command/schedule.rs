@@ -5,6 +5,7 @@ use crate::exit::{Failure, other, with_hint};
 use crate::problems;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
+use forge::links::real;
 use forge::secret::Secret;
 use forge::settings::Settings;
 use serde_json::json;
@@ -282,16 +283,6 @@ fn has_daemon(program: &str) -> bool {
 /// Whether others than its owner may look into a directory.
 fn is_open(dir: &Path) -> bool {
     std::fs::metadata(dir).is_ok_and(|dir| dir.permissions().mode() & 0o077 != 0)
-}
-
-/// Where a path really is, as far as it is there.
-fn real(path: &Path) -> PathBuf {
-    for there in path.ancestors() {
-        if let (Ok(real), Ok(rest)) = (std::fs::canonicalize(there), path.strip_prefix(there)) {
-            return if rest.as_os_str().is_empty() { real } else { real.join(rest) };
-        }
-    }
-    path.to_owned()
 }
 
 /// A file name for cron, which passes over those with a dot; another one for each instance.

@@ -8,9 +8,10 @@
 mod reader;
 
 use crate::error::{Error, Result};
+use crate::links::lexically;
 use reader::{Reader, Shared};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// What the files may be called, the preferred name first.
 pub const NAMES: [&str; 4] =
@@ -202,17 +203,4 @@ impl Service {
         }
         self
     }
-}
-
-/// Without `.` and `..`.
-pub fn lexically(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => drop(clean.pop()),
-            other => clean.push(other),
-        }
-    }
-    clean
 }

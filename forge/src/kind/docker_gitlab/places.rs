@@ -2,7 +2,8 @@
 //! them.
 
 use super::DATA;
-use super::compose::{Place, Service, lexically};
+use super::compose::{Place, Service};
+use crate::links::lexically;
 use std::path::{Path, PathBuf};
 
 /// Where GitLab itself is. Paths that do not begin with a slash are relative to it.

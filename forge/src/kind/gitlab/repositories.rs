@@ -5,6 +5,7 @@ use crate::check::{Check, Verdict};
 use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
 use crate::fit::{Gaps, Where};
+use crate::links::lexically;
 use crate::plan::{Phase, Plan};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -157,19 +158,6 @@ fn alternates(seen: Option<&Seen>) -> Vec<String> {
     let lines =
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(str::to_owned).collect()
-}
-
-/// Without `..`, as git reads alternates.
-fn lexically(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for component in path.components() {
-        match component {
-            std::path::Component::ParentDir => drop(clean.pop()),
-            std::path::Component::CurDir => {}
-            other => clean.push(other),
-        }
-    }
-    clean
 }
 
 #[cfg(test)]

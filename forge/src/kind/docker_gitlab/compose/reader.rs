@@ -1,11 +1,12 @@
 //! Reading compose files as compose does.
 
 use super::super::variables::{EXPANDED_BYTES_MAX, Look, Said, assignments, expand};
-use super::{Mount, NAMES, Service, Source, Surroundings, Variables, lexically};
+use super::{Mount, NAMES, Service, Source, Surroundings, Variables};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::kind::below;
 use crate::kind::gitlab::generated::yaml;
+use crate::links::lexically;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
