@@ -30,6 +30,8 @@ const SLICES_MAX: usize = 256 << 10;
 /// The bytes of old dumps and packs are scattered, so that in each window chunks are opened that
 /// others need too. At half of this it was 1.7 times the bytes of a dump of 59 MB, now 1.3.
 const GATHERED_BYTES_MAX: usize = 64 << 20;
+/// A window is full once it has as many bytes: at most two slices more are gathered with the last one.
+const ROOM_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
 
 /// Bytes of a file that are written at once.
 struct Run {
@@ -180,9 +182,7 @@ pub(super) struct Room(Mutex<MmapMut>);
 
 impl Room {
     pub(super) fn new() -> Result<Room> {
-        // A window is full once it has as many bytes; the last slice begins before that.
-        let len = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
-        let room = MmapMut::map_anon(len).map_err(Error::Memory)?;
+        let room = MmapMut::map_anon(ROOM_BYTES).map_err(Error::Memory)?;
         // Page by page it would be a tenth of the restore of scattered files. A kernel that
         // has no large pages does without.
         let _ = room.advise(Advice::HugePage);
@@ -273,5 +273,48 @@ impl Slice {
     /// Its bytes, of a chunk that is known to have them.
     fn of<'p>(&self, plain: &'p [u8]) -> &'p [u8] {
         &plain[self.from as usize..][..self.len as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::cases;
+    use crate::entry::{Entry, Kind};
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    fn output() -> Arc<Output> {
+        Arc::new(Output {
+            entry: Entry::new(b"a".to_vec(), Kind::File, 0o600),
+            path: b"a".to_vec(),
+            is_fresh: Arc::new(AtomicBool::new(true)),
+            remaining: AtomicUsize::new(1),
+            file: Mutex::default(),
+            is_settled: AtomicBool::new(false),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(cases(30))]
+
+        #[test]
+        fn the_room_holds_a_full_window(lens in prop::collection::vec(1..=2 * SMALL_BYTES, 1..50)) {
+            let (output, chunk) = (output(), ChunkId::of(b"a"));
+            let (mut runs, mut at) = (Runs::default(), 0);
+            for len in lens.into_iter().cycle() {
+                if runs.are_many() {
+                    break;
+                }
+                runs.push(&output, (chunk, 0, len), at);
+                at += u64::from(len);
+            }
+            let mut room = vec![0; ROOM_BYTES];
+            let places = places(&runs.runs, &mut room);
+            for (run, place) in runs.runs.iter().zip(places) {
+                let gathered = if run.slices > 1 { run.len as usize } else { 0 };
+                prop_assert_eq!(place.lock().bytes.len(), gathered);
+            }
+        }
     }
 }
