@@ -27,6 +27,7 @@ const RUN_BYTES: u32 = 1 << 20;
 /// Most that a window has of these.
 const RUNS_MAX: usize = 16 << 10;
 const SLICES_MAX: usize = 256 << 10;
+const CHUNKS_MAX: usize = 32 << 10;
 /// The bytes of old dumps and packs are scattered, so that in each window chunks are opened that
 /// others need too. At half of this it was 1.7 times the bytes of a dump of 59 MB, now 1.3.
 const GATHERED_BYTES_MAX: usize = 64 << 20;
@@ -128,6 +129,7 @@ impl Runs {
     pub(super) fn are_many(&self) -> bool {
         self.runs.len() >= RUNS_MAX
             || self.slices.len() >= SLICES_MAX
+            || self.chunks.len() >= CHUNKS_MAX
             || self.gathered_bytes >= GATHERED_BYTES_MAX
     }
 
