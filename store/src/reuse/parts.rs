@@ -10,6 +10,8 @@ use super::spool::Piece;
 const COST_UNIT: u64 = 8;
 /// The cost of a part in which there is nothing to win.
 const NEVER: u16 = u16::MAX;
+/// Two bytes are kept for each part, of the largest files too: theirs are longer.
+const PARTS_MAX: u64 = 16 << 20;
 
 /// Which parts are made one piece.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,7 @@ pub struct Parts {
 impl Survey {
     /// Of a file of `len` bytes.
     pub fn new(len: u64, part_bytes: u64) -> Survey {
+        let part_bytes = part_bytes.max(len.div_ceil(PARTS_MAX));
         let costs = vec![NEVER; (len / part_bytes + 1) as usize];
         let saved = vec![0; usize::from(NEVER)];
         Survey { part_bytes, costs, saved, part: 0, pieces: 0, bytes: 0 }
@@ -80,7 +83,6 @@ impl Survey {
 
     fn end_part(&mut self) {
         let saved = self.pieces.saturating_sub(1);
-        // Fewer than the bytes of two parts, of which the last slice may have one.
         if let Some(cost) = (self.bytes * COST_UNIT).checked_div(saved) {
             let cost = cost.min(u64::from(NEVER) - 1);
             self.costs[self.part] = cost as u16;
@@ -159,6 +161,20 @@ mod tests {
         let pieces = [(10, true), (10, false), (5000, true), (20, true), (20, true)];
         let (survey, placed) = survey(&pieces);
         assert_eq!(chosen(&survey.up_to(1 << 40), &placed), [true, false, false, true, true]);
+    }
+
+    #[test]
+    fn the_largest_files_take_bounded_memory() {
+        let len = 1 << 40;
+        let mut survey = Survey::new(len, PART);
+        let slice = |len| Piece::Slice { chunk: 0, offset: 0, len };
+        for (at, piece) in [(0, 65_000), (1, 65_000), (len - 2, 9), (len - 1, 9)] {
+            survey.add(at, &slice(piece));
+        }
+        let parts = survey.up_to(512);
+        assert!(parts.costs.len() <= PARTS_MAX as usize + 1);
+        assert!(!parts.have(0, &slice(9)), "dear ones are not taken for cheap ones");
+        assert!(parts.have(len - 1, &slice(9)));
     }
 
     #[test]
