@@ -226,6 +226,30 @@ fn a_damaged_base_is_noticed_and_stored_anew() {
     sandbox.run(["check", "--read-data"]).ends_with(1);
 }
 
+/// A stream cannot be read once more when damage is found after a part of it was compared.
+#[test]
+fn a_stream_survives_damage_in_the_middle_of_its_base() {
+    let sandbox = Sandbox::with_store();
+    let back_up = |text: &str| {
+        let backup = ["backup", "--stdin-name", "dump.sql"];
+        let run = sandbox.forgekeep(backup).input(text).run().ok();
+        let dumped = sandbox.run(["dump", "latest:dump.sql"]).ok();
+        assert!(dumped.stdout == text);
+        run
+    };
+    back_up(&dump(20_000, |_| 0));
+    let segments = walk(&sandbox.path("store/segments"));
+    let len = |path: &PathBuf| std::fs::metadata(path).expect("is there").len();
+    let largest = segments.into_iter().max_by_key(len).expect("a segment");
+    let mut bytes = std::fs::read(&largest).expect("reads");
+    let at = bytes.len() * 3 / 4;
+    bytes[at] ^= 0x10;
+    std::fs::write(&largest, bytes).expect("writes");
+    let changed = dump(20_000, |row| u64::from(row % 100 == 0));
+    let run = back_up(&changed);
+    assert!(run.stderr.contains("cannot be read, so it is stored anew"), "{}", run.stderr);
+}
+
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).expect("lists") {

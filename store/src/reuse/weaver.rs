@@ -96,7 +96,7 @@ impl<'a> Weaver<'a> {
             packer,
             allowance: loom.allowance,
             reader,
-            bases,
+            bases: bases.into_iter().map(BaseFile::compared).collect(),
             recipe: RecipeWriter::default(),
             cutter,
             thinning,
@@ -128,9 +128,15 @@ impl<'a> Weaver<'a> {
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
         let number = match self.last.filter(|n| self.chunks[*n as usize].id == id) {
-            Some(number) => number,
+            Some(number) => Some(number),
             None => self.number(id).map_err(Snag::Lost)?,
         };
+        let Some(number) = number else {
+            // Its segment is damaged elsewhere. A stream is not there to be read once more.
+            let plain = self.reader.plain_again(&id).map_err(Snag::Lost)?;
+            return self.append(&plain[offset as usize..][..len as usize]);
+        };
+        self.reused.by_extent += len;
         self.last = Some(number);
         self.chunks[number as usize].used += len;
         self.len += len;
@@ -138,16 +144,24 @@ impl<'a> Weaver<'a> {
         Ok(self.spool.slice(number, offset, len as u32)?)
     }
 
-    /// The number of a chunk of a base; a new one gets the next.
-    fn number(&mut self, id: ChunkId) -> Result<u32> {
+    /// Takes bytes that no base has, or none that a new snapshot may count on.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Snag> {
+        self.len += bytes.len() as u64;
+        self.literal_len += bytes.len() as u64;
+        Ok(self.spool.literal(bytes)?)
+    }
+
+    /// The number of a chunk of a base; a new one gets the next. Nothing for one that a new
+    /// snapshot may not count on.
+    fn number(&mut self, id: ChunkId) -> Result<Option<u32>> {
         if let Some(number) = self.numbers.get(&id) {
-            return Ok(*number);
+            return Ok(Some(*number));
         }
         let number = self.chunks.len() as u32;
-        let len = self.reader.plain_len(&id)?;
+        let Some(len) = self.reader.plain_len(&id)? else { return Ok(None) };
         self.chunks.push(Referred { id, len, used: 0, is_copied_forward: false });
         self.numbers.insert(id, number);
-        Ok(number)
+        Ok(Some(number))
     }
 
     fn end_stretch(&mut self) -> Result<(), Snag> {
@@ -266,7 +280,7 @@ impl<'a> Weaver<'a> {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
-                    let plain = reader.plain(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
+                    let plain = reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
                     Ok(own.push(&plain[offset as usize..][..len as usize])?)
                 }
             }
@@ -291,14 +305,11 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
 
 impl Sink<Snag> for Weaver<'_> {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), Snag> {
-        self.len += bytes.len() as u64;
-        self.literal_len += bytes.len() as u64;
-        self.spool.literal(bytes)?;
+        self.append(bytes)?;
         self.end_stretch()
     }
 
     fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Snag> {
-        self.reused.by_extent += len;
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let extent = self.bases[base].extent_at(at).map_err(Snag::Lost)?;
