@@ -15,8 +15,9 @@ use crate::recipe::{Extent, RecipeWriter};
 use crate::segment::Kind;
 use chunker::Cutter;
 use chunker::format::Sink;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
+use std::ops::Range;
 
 /// Chunks referred to before a stretch of the file is concluded.
 const STRETCH_CHUNKS: usize = 256 << 10;
@@ -30,7 +31,7 @@ const STRETCH_BYTES: u64 = 16 << 30;
 pub struct Reused {
     /// Slices of chunks of the snapshot before.
     pub by_extent: u64,
-    /// New chunks that the store had nevertheless.
+    /// What else is in chunks that the store had.
     pub by_chunk: u64,
     /// Of the slices, those that were copied forward into new chunks.
     pub copied_forward: u64,
@@ -78,7 +79,9 @@ struct Own<'a> {
     /// The chunks made, and where each ends.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
-    /// Of those bytes, in chunks that the store had.
+    /// Of the bytes that are not cut yet, those that were copied forward.
+    forwarded: VecDeque<Range<u64>>,
+    /// Of the others, what is in chunks that the store had.
     by_chunk: u64,
 }
 
@@ -267,7 +270,8 @@ impl<'a> Weaver<'a> {
     fn cut(&mut self, parts: Option<&Parts>) -> Result<Own<'a>, Snag> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, cutter) = (self.packer, self.cutter);
-        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, by_chunk: 0 };
+        let forwarded = VecDeque::new();
+        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, forwarded, by_chunk: 0 };
         let Weaver { reader, spool, chunks, reused, .. } = self;
         let mut at = 0;
         spool.replay_with_literals::<Snag>(|piece, literals| {
@@ -281,7 +285,7 @@ impl<'a> Weaver<'a> {
                     }
                     reused.copied_forward += u64::from(len);
                     let plain = reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
-                    Ok(own.push(&plain[offset as usize..][..len as usize])?)
+                    Ok(own.forward(&plain[offset as usize..][..len as usize])?)
                 }
             }
         })?;
@@ -343,7 +347,8 @@ impl Own<'_> {
         Ok(())
     }
 
-    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+    fn forward(&mut self, bytes: &[u8]) -> Result<()> {
+        self.forwarded.push_back(self.len..self.len + bytes.len() as u64);
         for part in bytes.chunks(self.cutter.max_len()) {
             self.pending.extend_from_slice(part);
             self.added(part.len())?;
@@ -363,15 +368,32 @@ impl Own<'_> {
         for end in self.cutter.cut(&self.pending, is_last) {
             let chunk = &self.pending[start..end];
             let stored = self.packer.put(Kind::Data, chunk)?;
+            let len = chunk.len() as u64;
+            at += len;
+            let forwarded = self.forwarded_up_to(at);
             if !stored.is_new {
-                self.by_chunk += chunk.len() as u64;
+                self.by_chunk += len - forwarded;
             }
-            at += chunk.len() as u64;
             self.chunks.push((at, stored.id));
             start = end;
         }
         self.pending.drain(..start);
         Ok(())
+    }
+
+    /// How many bytes were copied forward from where the last call ended. They are counted
+    /// already, as found in a base.
+    fn forwarded_up_to(&mut self, end: u64) -> u64 {
+        let mut bytes = 0;
+        while let Some(range) = self.forwarded.front_mut().filter(|range| range.start < end) {
+            let stop = range.end.min(end);
+            bytes += stop - range.start;
+            range.start = stop;
+            if range.is_empty() {
+                self.forwarded.pop_front();
+            }
+        }
+        bytes
     }
 }
 
