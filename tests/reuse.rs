@@ -291,6 +291,32 @@ fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
 }
 
 #[test]
+fn packs_that_are_links_or_none_at_all_come_back_as_they_are() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 100);
+    git(&sandbox, &["repack", "-adq"]);
+    let dir = sandbox.path("source/forge.git/objects/pack");
+    std::fs::create_dir(sandbox.path("source/elsewhere")).expect("a directory");
+    for path in packs(&sandbox) {
+        let name = path.file_name().expect("a name");
+        std::fs::rename(&path, sandbox.path("source/elsewhere").join(name)).expect("moves");
+        let target = Path::new("../../../elsewhere").join(name);
+        std::os::unix::fs::symlink(target, &path).expect("links");
+    }
+    for name in ["pack-a.pack", "pack-b.idx"] {
+        std::fs::create_dir(dir.join(name)).expect("a directory");
+    }
+    for name in ["pack-a.idx", "pack-b.pack"] {
+        std::fs::write(dir.join(name), vec![7; 10_000]).expect("writes");
+    }
+    for _ in 0..2 {
+        sandbox.backup(["source"]);
+        assert_comes_back(&sandbox);
+    }
+    sandbox.assert_clean();
+}
+
+#[test]
 fn a_repository_without_its_caches_is_whole() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 200);
