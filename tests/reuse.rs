@@ -226,6 +226,30 @@ fn a_damaged_base_is_noticed_and_stored_anew() {
     sandbox.run(["check", "--read-data"]).ends_with(1);
 }
 
+/// A stream cannot be read once more when damage is found after a part of it was compared.
+#[test]
+fn a_stream_survives_damage_in_the_middle_of_its_base() {
+    let sandbox = Sandbox::with_store();
+    let back_up = |text: &str| {
+        let backup = ["backup", "--stdin-name", "dump.sql"];
+        let run = sandbox.forgekeep(backup).input(text).run().ok();
+        let dumped = sandbox.run(["dump", "latest:dump.sql"]).ok();
+        assert!(dumped.stdout == text);
+        run
+    };
+    back_up(&dump(20_000, |_| 0));
+    let segments = walk(&sandbox.path("store/segments"));
+    let len = |path: &PathBuf| std::fs::metadata(path).expect("is there").len();
+    let largest = segments.into_iter().max_by_key(len).expect("a segment");
+    let mut bytes = std::fs::read(&largest).expect("reads");
+    let at = bytes.len() * 3 / 4;
+    bytes[at] ^= 0x10;
+    std::fs::write(&largest, bytes).expect("writes");
+    let changed = dump(20_000, |row| u64::from(row % 100 == 0));
+    let run = back_up(&changed);
+    assert!(run.stderr.contains("cannot be read, so it is stored anew"), "{}", run.stderr);
+}
+
 fn walk(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).expect("lists") {
@@ -264,6 +288,32 @@ fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
     let reasons = sandbox.backup(["source"])["files_stored_plainly"].clone();
     assert_eq!((&reasons["version"], &reasons["trailing"]), (&1.into(), &2.into()), "{reasons}");
     assert_comes_back(&sandbox);
+}
+
+#[test]
+fn packs_that_are_links_or_none_at_all_come_back_as_they_are() {
+    let sandbox = repository("sha1");
+    push(&sandbox, "main", 0, 100);
+    git(&sandbox, &["repack", "-adq"]);
+    let dir = sandbox.path("source/forge.git/objects/pack");
+    std::fs::create_dir(sandbox.path("source/elsewhere")).expect("a directory");
+    for path in packs(&sandbox) {
+        let name = path.file_name().expect("a name");
+        std::fs::rename(&path, sandbox.path("source/elsewhere").join(name)).expect("moves");
+        let target = Path::new("../../../elsewhere").join(name);
+        std::os::unix::fs::symlink(target, &path).expect("links");
+    }
+    for name in ["pack-a.pack", "pack-b.idx"] {
+        std::fs::create_dir(dir.join(name)).expect("a directory");
+    }
+    for name in ["pack-a.idx", "pack-b.pack"] {
+        std::fs::write(dir.join(name), vec![7; 10_000]).expect("writes");
+    }
+    for _ in 0..2 {
+        sandbox.backup(["source"]);
+        assert_comes_back(&sandbox);
+    }
+    sandbox.assert_clean();
 }
 
 #[test]

@@ -169,7 +169,7 @@ pub struct Statistics {
     #[n(13)]
     #[cbor(default)]
     pub bytes_read: u64,
-    /// Of those, in chunks that the store had.
+    /// Of those, in chunks that the store had, and not found by extent.
     #[n(14)]
     #[cbor(default)]
     pub found_by_chunk: u64,

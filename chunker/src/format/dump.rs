@@ -49,6 +49,10 @@ const STRIDE: usize = 64 << 10;
 const STEP: usize = 4 << 10;
 /// One anchor is compared with the base for so many new bytes, and so many besides.
 const COMPARE_EACH: u64 = 256;
+/// A comparison far away opens a chunk of the base. One that finds less than this, which is
+/// hardly worth a copy, counts as so many.
+const WORTH_OPENING: usize = 512;
+const COMPARED_IN_VAIN: u64 = 256;
 /// How far beyond the expected place the base is scanned at first ...
 const SCAN_FIRST: u64 = 1 << 20;
 /// ... and for each byte that has no match since.
@@ -242,6 +246,9 @@ impl<E> Weaver<'_, E> {
             let after = self.base.common_prefix(base, &ahead[..ahead.len().min(STRIDE)]);
             let before = common_suffix(self.base, base, known, &mut self.window);
             let len = before + after;
+            if len < WORTH_OPENING && base.abs_diff(self.place) > NEAR {
+                self.compared += COMPARED_IN_VAIN - 1;
+            }
             if len >= MIN_COPY && best.is_none_or(|best| len > best.len) {
                 best = Some(Match::new(new - before, base - before as u64, len));
             }
@@ -620,6 +627,48 @@ mod tests {
                 assert!(counted.reads < new.len() / 32, "{}", counted.reads);
             }
         }
+    }
+
+    /// Counts how often it is asked for another place.
+    struct Jumping {
+        base: Memory,
+        last: u64,
+        jumps: usize,
+    }
+
+    impl Jumping {
+        fn go_to(&mut self, offset: u64) {
+            self.jumps += usize::from(offset.abs_diff(self.last) > NEAR);
+            self.last = offset;
+        }
+    }
+
+    impl Base for Jumping {
+        fn len(&self) -> u64 {
+            Base::len(&self.base)
+        }
+
+        fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+            self.go_to(offset);
+            self.base.common_prefix(offset, with)
+        }
+
+        fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+            self.go_to(offset);
+            Base::read(&mut self.base, offset, buffer)
+        }
+    }
+
+    /// A table that was clustered has all its rows, each somewhere else.
+    #[test]
+    fn rows_in_another_order_open_few_places() {
+        let base = rows(0..80_000);
+        let mut order: Vec<u64> = (0..80_000).collect();
+        order.sort_by_key(|id| mixed(*id));
+        let new: Vec<u8> = order.into_iter().flat_map(|id| row(id, 0)).collect();
+        let mut jumping = Jumping { base: Memory(base.clone()), last: 0, jumps: 0 };
+        weave_pieces(&mut jumping, &base, &new, &[]);
+        assert!(jumping.jumps < new.len() / (4 << 10), "{}", jumping.jumps);
     }
 
     #[test]

@@ -358,15 +358,17 @@ fn places<E>(table: &Table, index: &mut dyn Source<E>, byte: u8) -> Result<Vec<u
     let mut near = Vec::new();
     table.read(index, Column::Places, table.bucket(byte), &mut near)?;
     let (far_at, far_count) = table.far_places();
-    // Rows of the far table are mostly asked for one after the other.
     let (mut far_rows, mut far) = (0..0, [0; 8 * FAR_AT_ONCE as usize]);
+    // Those of the far table come one after the other. Anything else would be read at random.
+    let mut next_far = None;
     let mut places = Vec::with_capacity(near.len() / 4);
     for cell in near.as_chunks().0 {
         let place = u32::from_be_bytes(*cell);
         let row = u64::from(place & 0x7FFF_FFFF);
         places.push(match place >> 31 {
             0 => row,
-            _ if row < far_count => {
+            _ if row < far_count && next_far.is_none_or(|next| next == row) => {
+                next_far = Some(row + 1);
                 if !far_rows.contains(&row) {
                     far_rows = row..far_count.min(row + FAR_AT_ONCE);
                     let bytes = &mut far[..8 * (far_rows.end - row) as usize];

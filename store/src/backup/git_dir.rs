@@ -354,8 +354,13 @@ impl Reading<'_, '_> {
         files: &[&Found],
         bases: impl Fn(&Found) -> Vec<(&'o Entry, &'o Entry)>,
     ) -> Result<bool> {
-        let mut open = Vec::new();
+        let (mut open, mut others) = (Vec::new(), Vec::new());
         for found in files {
+            if found.stat.kind != Kind::File {
+                // A link to a pack elsewhere, as somebody put it there.
+                others.push(*found);
+                continue;
+            }
             let previous = self.previous.get(&found.path);
             // Decided once: damage found meanwhile must not make it neither kept nor read.
             let unchanged = match previous {
@@ -403,6 +408,7 @@ impl Reading<'_, '_> {
             let entry = self.intake.open_entry(found, file, like, previous)?;
             self.keep(entry);
         }
+        others.into_iter().try_for_each(|found| self.take(found))?;
         Ok(true)
     }
 

@@ -102,30 +102,44 @@ impl<'a> Reader<'a> {
         if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
             return Ok(plain);
         }
-        let plain = Rc::new(self.chunk(id)?);
+        let plain = Rc::new(self.chunk_at(id, &self.location(id)?)?);
         self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
         Ok(plain)
     }
 
-    fn group(&self, id: &ChunkId, len: u64) -> Result<Rc<Group>> {
+    /// The same of a chunk that was compared already. Damage found since in its segment
+    /// does not matter, as long as it is whole itself.
+    pub fn plain_again(&self, id: &ChunkId) -> Result<Rc<Vec<u8>>> {
+        if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
+            return Ok(plain);
+        }
+        let plain = Rc::new(self.chunk_at(id, &self.found(id)?)?);
+        self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
+        Ok(plain)
+    }
+
+    fn group(&self, id: &ChunkId, len: u64, is_compared: bool) -> Result<Rc<Group>> {
         if let Some(Item::Group(group)) = self.cache.borrow_mut().get(id) {
             return Ok(group);
         }
-        let group = Rc::new(Group::new(recipe::read_group(id, len, &self.chunk(id)?)?));
+        let location = if is_compared { self.found(id) } else { self.location(id) };
+        let plain = self.chunk_at(id, &location?)?;
+        let group = Rc::new(Group::new(recipe::read_group(id, len, &plain)?));
         let bytes = group.extents.len() * (size_of::<Extent>() + size_of::<u64>());
         self.cache.borrow_mut().put(*id, Item::Group(Rc::clone(&group)), bytes);
         Ok(group)
     }
 
-    /// The length of a chunk that was read before.
-    pub fn plain_len(&self, id: &ChunkId) -> Result<u64> {
-        Ok(u64::from(self.location(id)?.plain_len))
+    /// The length of a chunk that was read before; nothing if damage was found since in
+    /// its segment.
+    pub fn plain_len(&self, id: &ChunkId) -> Result<Option<u64>> {
+        let location = self.found(id)?;
+        Ok(location.is_healthy.then_some(u64::from(location.plain_len)))
     }
 
-    fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
-        let location = self.location(id)?;
+    fn chunk_at(&self, id: &ChunkId, location: &Location) -> Result<Vec<u8>> {
         let mut plain = Vec::new();
-        match self.store.read_location(id, &location, &mut plain) {
+        match self.store.read_location(id, location, &mut plain) {
             Ok(()) => Ok(plain),
             Err(error) => {
                 self.lost.borrow_mut().insert(*id);
@@ -139,13 +153,18 @@ impl<'a> Reader<'a> {
 
     /// Where a chunk is, if a new snapshot may count on it: a damaged segment keeps none.
     fn location(&self, id: &ChunkId) -> Result<Location> {
+        // Whoever found the damage has told of it.
+        let location = self.found(id)?;
+        if location.is_healthy { Ok(location) } else { Err(Error::ChunkMissing(*id)) }
+    }
+
+    /// Where a chunk is that is not known to be lost itself.
+    fn found(&self, id: &ChunkId) -> Result<Location> {
         if self.lost.borrow().contains(id) {
             return Err(Error::ChunkMissing(*id));
         }
         match self.store.index.find(id)? {
-            Some(location) if location.is_healthy => Ok(location),
-            // Whoever found the damage has told of it.
-            Some(_) => Err(Error::ChunkMissing(*id)),
+            Some(location) => Ok(location),
             None => {
                 let error = Error::ChunkMissing(*id);
                 self.lost.borrow_mut().insert(*id);
@@ -170,6 +189,8 @@ pub struct BaseFile<'a> {
     level: u8,
     top: Rc<Group>,
     len: u64,
+    /// Whether only what was compared already is asked for.
+    is_compared: bool,
     /// Where something was asked for last. The next place is mostly near it. What is there is
     /// the cache's: a file keeps nothing in memory.
     leaf: Option<Leaf>,
@@ -223,7 +244,14 @@ impl<'a> BaseFile<'a> {
     /// The file with this recipe and so many bytes.
     pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> BaseFile<'a> {
         let top = Rc::new(Group::new(recipe.extents.clone()));
-        BaseFile { reader, level: recipe.level, top, len, leaf: None, spot: None }
+        let (level, is_compared, leaf, spot) = (recipe.level, false, None, None);
+        BaseFile { reader, level, top, len, is_compared, leaf, spot }
+    }
+
+    /// The same file, to tell where something is that was compared already.
+    pub fn compared(mut self) -> BaseFile<'a> {
+        self.is_compared = true;
+        self
     }
 
     /// The extent that has the byte at `offset`, and how far into it that is.
@@ -238,7 +266,8 @@ impl<'a> BaseFile<'a> {
             let found = group.at(offset - range.start);
             let Some((Extent::Slice { chunk, len, .. }, into)) = found else { return Ok(None) };
             let start = offset - into;
-            (group, range) = (self.reader.group(&chunk, len)?, start..start.saturating_add(len));
+            group = self.reader.group(&chunk, len, self.is_compared)?;
+            range = start..start.saturating_add(len);
         }
         let found = group.at(offset - range.start);
         self.leaf = Some(Leaf { range, group: Rc::downgrade(&group) });

@@ -264,11 +264,44 @@ fn what_is_in_a_damaged_segment_is_not_counted_on() {
 }
 
 #[test]
-fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
-    with_base(|room, _, _, mut weaver| {
+fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
+    with_base(|room, base, reader, mut weaver| {
+        let mut file = base_file(reader, &base.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &base.bytes), base.bytes.len());
+        weaver.copy(0, 0, 100).expect("is there");
         room.distrust();
-        assert!(matches!(weaver.copy(0, 0, 9), Err(Snag::Lost(_))));
+        // The second chunk was referred to before, the third was not.
+        weaver.copy(0, 100, base.bytes.len() as u64 - 100).expect("is whole itself");
+        let Woven { len, reused, .. } = weaver.finish().expect("ends");
+        assert_eq!((len, reused.by_extent), (273, 182));
     });
+}
+
+#[test]
+fn what_is_copied_forward_once_more_is_counted_once() {
+    let room = Room::new();
+    let base = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let allowance = Allowance::default();
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        let packer = Packer::new(&room.store, false);
+        let loom = loom(&room.store, &packer, &allowance);
+        let reader = Reader::new(&room.store);
+        let file = base_file(&reader, &base.entry).expect("a recipe");
+        let mut weaver = Weaver::new(&loom, &reader, vec![file], loom.cutter, AS_IT_IS);
+        weaver.copy(0, 0, 100).expect("takes");
+        weaver.literal(&noise(9, 500)).expect("takes");
+        weaver.copy(0, 100, 173).expect("takes");
+        let Reused { by_extent, by_chunk, copied_forward } = weaver.finish().expect("ends").reused;
+        assert!(copied_forward > 0);
+        found.push((by_extent, by_chunk));
+        packer.finish().expect("finishes");
+    }
+    assert_eq!(found, [(273, 0), (273, 500)]);
+}
+
+#[test]
+fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
     with_base(|room, _, _, mut weaver| {
         weaver.copy(0, 0, 9).expect("is there");
         room.damage();

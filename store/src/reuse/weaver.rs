@@ -15,8 +15,9 @@ use crate::recipe::{Extent, RecipeWriter};
 use crate::segment::Kind;
 use chunker::Cutter;
 use chunker::format::Sink;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
+use std::ops::Range;
 
 /// Chunks referred to before a stretch of the file is concluded.
 const STRETCH_CHUNKS: usize = 256 << 10;
@@ -30,7 +31,7 @@ const STRETCH_BYTES: u64 = 16 << 30;
 pub struct Reused {
     /// Slices of chunks of the snapshot before.
     pub by_extent: u64,
-    /// New chunks that the store had nevertheless.
+    /// What else is in chunks that the store had.
     pub by_chunk: u64,
     /// Of the slices, those that were copied forward into new chunks.
     pub copied_forward: u64,
@@ -78,7 +79,9 @@ struct Own<'a> {
     /// The chunks made, and where each ends.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
-    /// Of those bytes, in chunks that the store had.
+    /// Of the bytes that are not cut yet, those that were copied forward.
+    forwarded: VecDeque<Range<u64>>,
+    /// Of the others, what is in chunks that the store had.
     by_chunk: u64,
 }
 
@@ -96,7 +99,7 @@ impl<'a> Weaver<'a> {
             packer,
             allowance: loom.allowance,
             reader,
-            bases,
+            bases: bases.into_iter().map(BaseFile::compared).collect(),
             recipe: RecipeWriter::default(),
             cutter,
             thinning,
@@ -128,9 +131,15 @@ impl<'a> Weaver<'a> {
 
     fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
         let number = match self.last.filter(|n| self.chunks[*n as usize].id == id) {
-            Some(number) => number,
+            Some(number) => Some(number),
             None => self.number(id).map_err(Snag::Lost)?,
         };
+        let Some(number) = number else {
+            // Its segment is damaged elsewhere. A stream is not there to be read once more.
+            let plain = self.reader.plain_again(&id).map_err(Snag::Lost)?;
+            return self.append(&plain[offset as usize..][..len as usize]);
+        };
+        self.reused.by_extent += len;
         self.last = Some(number);
         self.chunks[number as usize].used += len;
         self.len += len;
@@ -138,16 +147,24 @@ impl<'a> Weaver<'a> {
         Ok(self.spool.slice(number, offset, len as u32)?)
     }
 
-    /// The number of a chunk of a base; a new one gets the next.
-    fn number(&mut self, id: ChunkId) -> Result<u32> {
+    /// Takes bytes that no base has, or none that a new snapshot may count on.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Snag> {
+        self.len += bytes.len() as u64;
+        self.literal_len += bytes.len() as u64;
+        Ok(self.spool.literal(bytes)?)
+    }
+
+    /// The number of a chunk of a base; a new one gets the next. Nothing for one that a new
+    /// snapshot may not count on.
+    fn number(&mut self, id: ChunkId) -> Result<Option<u32>> {
         if let Some(number) = self.numbers.get(&id) {
-            return Ok(*number);
+            return Ok(Some(*number));
         }
         let number = self.chunks.len() as u32;
-        let len = self.reader.plain_len(&id)?;
+        let Some(len) = self.reader.plain_len(&id)? else { return Ok(None) };
         self.chunks.push(Referred { id, len, used: 0, is_copied_forward: false });
         self.numbers.insert(id, number);
-        Ok(number)
+        Ok(Some(number))
     }
 
     fn end_stretch(&mut self) -> Result<(), Snag> {
@@ -253,7 +270,8 @@ impl<'a> Weaver<'a> {
     fn cut(&mut self, parts: Option<&Parts>) -> Result<Own<'a>, Snag> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, cutter) = (self.packer, self.cutter);
-        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, by_chunk: 0 };
+        let forwarded = VecDeque::new();
+        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, forwarded, by_chunk: 0 };
         let Weaver { reader, spool, chunks, reused, .. } = self;
         let mut at = 0;
         spool.replay_with_literals::<Snag>(|piece, literals| {
@@ -266,8 +284,8 @@ impl<'a> Weaver<'a> {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
-                    let plain = reader.plain(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
-                    Ok(own.push(&plain[offset as usize..][..len as usize])?)
+                    let plain = reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
+                    Ok(own.forward(&plain[offset as usize..][..len as usize])?)
                 }
             }
         })?;
@@ -291,14 +309,11 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
 
 impl Sink<Snag> for Weaver<'_> {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), Snag> {
-        self.len += bytes.len() as u64;
-        self.literal_len += bytes.len() as u64;
-        self.spool.literal(bytes)?;
+        self.append(bytes)?;
         self.end_stretch()
     }
 
     fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Snag> {
-        self.reused.by_extent += len;
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let extent = self.bases[base].extent_at(at).map_err(Snag::Lost)?;
@@ -332,7 +347,8 @@ impl Own<'_> {
         Ok(())
     }
 
-    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+    fn forward(&mut self, bytes: &[u8]) -> Result<()> {
+        self.forwarded.push_back(self.len..self.len + bytes.len() as u64);
         for part in bytes.chunks(self.cutter.max_len()) {
             self.pending.extend_from_slice(part);
             self.added(part.len())?;
@@ -352,15 +368,32 @@ impl Own<'_> {
         for end in self.cutter.cut(&self.pending, is_last) {
             let chunk = &self.pending[start..end];
             let stored = self.packer.put(Kind::Data, chunk)?;
+            let len = chunk.len() as u64;
+            at += len;
+            let forwarded = self.forwarded_up_to(at);
             if !stored.is_new {
-                self.by_chunk += chunk.len() as u64;
+                self.by_chunk += len - forwarded;
             }
-            at += chunk.len() as u64;
             self.chunks.push((at, stored.id));
             start = end;
         }
         self.pending.drain(..start);
         Ok(())
+    }
+
+    /// How many bytes were copied forward from where the last call ended. They are counted
+    /// already, as found in a base.
+    fn forwarded_up_to(&mut self, end: u64) -> u64 {
+        let mut bytes = 0;
+        while let Some(range) = self.forwarded.front_mut().filter(|range| range.start < end) {
+            let stop = range.end.min(end);
+            bytes += stop - range.start;
+            range.start = stop;
+            if range.is_empty() {
+                self.forwarded.pop_front();
+            }
+        }
+        bytes
     }
 }
 

@@ -236,6 +236,22 @@ fn what_is_not_what_it_seems_is_refused() {
     assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), Doubt::IndexDisorder);
 }
 
+/// They would have to be read one by one, here and there.
+#[test]
+fn far_places_in_another_order_are_refused() {
+    let objects: Vec<Object> = (0..3000).map(object).collect();
+    let (pack, mut index) = pack(&objects, 20, true);
+    let far_at = index.len() - 40 - 8 * 1000;
+    let places: Vec<u8> = index[far_at..far_at + 8000].rchunks(8).flatten().copied().collect();
+    index[far_at..far_at + 8000].copy_from_slice(&places);
+    let cells = index[far_at - 4 * 3000..far_at].as_chunks_mut().0.iter_mut();
+    for cell in cells.filter(|cell| cell[0] & 0x80 != 0) {
+        let row = u32::from_be_bytes(*cell) & 0x7FFF_FFFF;
+        *cell = (0x8000_0000 | (999 - row)).to_be_bytes();
+    }
+    assert_eq!(rebuild(&(pack, index), &[]).err(), Some(Doubt::IndexDisorder));
+}
+
 /// An index that names one place, or places nearby, for many ids.
 fn crowded(pack: &[u8], ids: u64, places: u64) -> Pair {
     let mut pack = pack.to_vec();
