@@ -284,7 +284,8 @@ impl<'a> Weaver<'a> {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
-                    let plain = reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
+                    let plain =
+                        reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
                     Ok(own.forward(&plain[offset as usize..][..len as usize])?)
                 }
             }
