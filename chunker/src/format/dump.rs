@@ -49,9 +49,8 @@ const STRIDE: usize = 64 << 10;
 const STEP: usize = 4 << 10;
 /// One anchor is compared with the base for so many new bytes, and so many besides.
 const COMPARE_EACH: u64 = 256;
-/// A comparison far away opens a chunk of the base. One that finds less than this, which is
-/// hardly worth a copy, counts as so many.
-const WORTH_OPENING: usize = 512;
+/// A comparison far away opens a chunk of the base. One that finds no strong match is hardly
+/// worth that, and counts as so many.
 const COMPARED_IN_VAIN: u64 = 256;
 /// How far beyond the expected place the base is scanned at first ...
 const SCAN_FIRST: u64 = 1 << 20;
@@ -246,7 +245,7 @@ impl<E> Weaver<'_, E> {
             let after = self.base.common_prefix(base, &ahead[..ahead.len().min(STRIDE)]);
             let before = common_suffix(self.base, base, known, &mut self.window);
             let len = before + after;
-            if len < WORTH_OPENING && base.abs_diff(self.place) > NEAR {
+            if len < STRONG && base.abs_diff(self.place) > NEAR {
                 self.compared += COMPARED_IN_VAIN - 1;
             }
             if len >= MIN_COPY && best.is_none_or(|best| len > best.len) {
@@ -663,12 +662,14 @@ mod tests {
     #[test]
     fn rows_in_another_order_open_few_places() {
         let base = rows(0..80_000);
-        let mut order: Vec<u64> = (0..80_000).collect();
-        order.sort_by_key(|id| mixed(*id));
-        let new: Vec<u8> = order.into_iter().flat_map(|id| row(id, 0)).collect();
-        let mut jumping = Jumping { base: Memory(base.clone()), last: 0, jumps: 0 };
-        weave_pieces(&mut jumping, &base, &new, &[]);
-        assert!(jumping.jumps < new.len() / (4 << 10), "{}", jumping.jumps);
+        for together in [1, 6] {
+            let mut order: Vec<u64> = (0..80_000).collect();
+            order.sort_by_key(|id| (mixed(*id / together), *id));
+            let new: Vec<u8> = order.into_iter().flat_map(|id| row(id, 0)).collect();
+            let mut jumping = Jumping { base: Memory(base.clone()), last: 0, jumps: 0 };
+            weave_pieces(&mut jumping, &base, &new, &[]);
+            assert!(jumping.jumps < new.len() / (4 << 10), "{}", jumping.jumps);
+        }
     }
 
     #[test]
