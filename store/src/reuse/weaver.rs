@@ -25,6 +25,10 @@ const STRETCH_CHUNKS: usize = 256 << 10;
 const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
 /// Bytes of a stretch.
 const STRETCH_BYTES: u64 = 16 << 30;
+/// What is copied forward is put together in so many bytes, ...
+const FORWARD_BYTES: usize = 8 << 20;
+/// ... of so many slices at most.
+const WANTED_MAX: usize = 64 << 10;
 
 /// How much of a file came from where, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,8 +78,12 @@ struct Referred {
 /// What a stretch has of its own, cut into chunks as it comes.
 struct Own<'a> {
     packer: &'a Packer<'a>,
+    reader: &'a Reader<'a>,
     cutter: Cutter,
+    /// What is not cut yet.
     pending: Vec<u8>,
+    /// What is still to be put into it.
+    wanted: Vec<Wanted>,
     /// The chunks made, and where each ends.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
@@ -83,6 +91,15 @@ struct Own<'a> {
     forwarded: VecDeque<Range<u64>>,
     /// Of the others, what is in chunks that the store had.
     by_chunk: u64,
+}
+
+/// A slice that is copied forward.
+struct Wanted {
+    chunk: ChunkId,
+    offset: u32,
+    len: u32,
+    /// Its place in what is not cut yet.
+    at: usize,
 }
 
 impl<'a> Weaver<'a> {
@@ -269,24 +286,32 @@ impl<'a> Weaver<'a> {
     /// Cuts what is new, and what is copied forward, into chunks.
     fn cut(&mut self, parts: Option<&Parts>) -> Result<Own<'a>, Snag> {
         let (pending, made) = (Vec::new(), Vec::new());
-        let (packer, cutter) = (self.packer, self.cutter);
-        let forwarded = VecDeque::new();
-        let mut own = Own { packer, cutter, pending, chunks: made, len: 0, forwarded, by_chunk: 0 };
-        let Weaver { reader, spool, chunks, reused, .. } = self;
+        let (packer, reader, cutter) = (self.packer, self.reader, self.cutter);
+        let (wanted, forwarded) = (Vec::new(), VecDeque::new());
+        let mut own = Own {
+            packer,
+            reader,
+            cutter,
+            pending,
+            wanted,
+            chunks: made,
+            len: 0,
+            forwarded,
+            by_chunk: 0,
+        };
+        let Weaver { spool, chunks, reused, .. } = self;
         let mut at = 0;
         spool.replay_with_literals::<Snag>(|piece, literals| {
             let begin = at;
             at += piece.len();
             match piece {
-                Piece::Literal { len } => Ok(own.read(literals, len as usize)?),
+                Piece::Literal { len } => own.read(literals, len as usize),
                 Piece::Slice { chunk, offset, len } => {
                     if !is_own(begin, &piece, chunks, parts) {
                         return Ok(());
                     }
                     reused.copied_forward += u64::from(len);
-                    let plain =
-                        reader.plain_again(&chunks[chunk as usize].id).map_err(Snag::Lost)?;
-                    Ok(own.forward(&plain[offset as usize..][..len as usize])?)
+                    own.forward(chunks[chunk as usize].id, offset, len)
                 }
             }
         })?;
@@ -335,7 +360,7 @@ impl Sink<Snag> for Weaver<'_> {
 }
 
 impl Own<'_> {
-    fn read(&mut self, from: &mut dyn Read, len: usize) -> Result<()> {
+    fn read(&mut self, from: &mut dyn Read, len: usize) -> Result<(), Snag> {
         let mut left = len;
         while left > 0 {
             let step = left.min(self.cutter.max_len());
@@ -348,22 +373,40 @@ impl Own<'_> {
         Ok(())
     }
 
-    fn forward(&mut self, bytes: &[u8]) -> Result<()> {
-        self.forwarded.push_back(self.len..self.len + bytes.len() as u64);
-        for part in bytes.chunks(self.cutter.max_len()) {
-            self.pending.extend_from_slice(part);
-            self.added(part.len())?;
-        }
-        Ok(())
+    fn forward(&mut self, chunk: ChunkId, offset: u32, len: u32) -> Result<(), Snag> {
+        self.forwarded.push_back(self.len..self.len + u64::from(len));
+        let at = self.pending.len();
+        self.wanted.push(Wanted { chunk, offset, len, at });
+        self.pending.resize(at + len as usize, 0);
+        self.added(len as usize)
     }
 
-    fn added(&mut self, len: usize) -> Result<()> {
+    fn added(&mut self, len: usize) -> Result<(), Snag> {
         self.len += len as u64;
-        let is_enough = self.pending.len() >= 4 * self.cutter.max_len();
+        let is_enough = match self.wanted.len() {
+            0 => self.pending.len() >= 4 * self.cutter.max_len(),
+            wanted => wanted >= WANTED_MAX || self.pending.len() >= FORWARD_BYTES,
+        };
         if is_enough { self.cut(false) } else { Ok(()) }
     }
 
-    fn cut(&mut self, is_last: bool) -> Result<()> {
+    /// Copies forward what is wanted, chunk by chunk: the slices of a file whose parts were
+    /// moved are of a few chunks, each in many places.
+    fn copy_forward(&mut self) -> Result<(), Snag> {
+        self.wanted.sort_unstable_by_key(|wanted| (wanted.chunk, wanted.at));
+        for slices in self.wanted.chunk_by(|a, b| a.chunk == b.chunk) {
+            let plain = self.reader.plain_again(&slices[0].chunk).map_err(Snag::Lost)?;
+            for Wanted { offset, len, at, .. } in slices {
+                let slice = &plain[*offset as usize..][..*len as usize];
+                self.pending[*at..][..*len as usize].copy_from_slice(slice);
+            }
+        }
+        self.wanted.clear();
+        Ok(())
+    }
+
+    fn cut(&mut self, is_last: bool) -> Result<(), Snag> {
+        self.copy_forward()?;
         let mut start = 0;
         let mut at = self.len - self.pending.len() as u64;
         for end in self.cutter.cut(&self.pending, is_last) {
