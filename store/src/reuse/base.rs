@@ -97,23 +97,13 @@ impl<'a> Reader<'a> {
         Reader { store, cache: RefCell::default(), lost: RefCell::default() }
     }
 
-    /// The plain bytes of a chunk, verified.
-    pub fn plain(&self, id: &ChunkId) -> Result<Rc<Vec<u8>>> {
+    /// The plain bytes of a chunk, verified. Damage found in the segment of one that was
+    /// compared already does not matter, as long as it is whole itself.
+    pub fn plain(&self, id: &ChunkId, is_compared: bool) -> Result<Rc<Vec<u8>>> {
         if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
             return Ok(plain);
         }
-        let plain = Rc::new(self.chunk_at(id, &self.location(id)?)?);
-        self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
-        Ok(plain)
-    }
-
-    /// The same of a chunk that was compared already. Damage found since in its segment
-    /// does not matter, as long as it is whole itself.
-    pub fn plain_again(&self, id: &ChunkId) -> Result<Rc<Vec<u8>>> {
-        if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
-            return Ok(plain);
-        }
-        let plain = Rc::new(self.chunk_at(id, &self.found(id)?)?);
+        let plain = Rc::new(self.chunk(id, is_compared)?);
         self.cache.borrow_mut().put(*id, Item::Plain(Rc::clone(&plain)), plain.len());
         Ok(plain)
     }
@@ -122,8 +112,7 @@ impl<'a> Reader<'a> {
         if let Some(Item::Group(group)) = self.cache.borrow_mut().get(id) {
             return Ok(group);
         }
-        let location = if is_compared { self.found(id) } else { self.location(id) };
-        let plain = self.chunk_at(id, &location?)?;
+        let plain = self.chunk(id, is_compared)?;
         let group = Rc::new(Group::new(recipe::read_group(id, len, &plain)?));
         let bytes = group.extents.len() * (size_of::<Extent>() + size_of::<u64>());
         self.cache.borrow_mut().put(*id, Item::Group(Rc::clone(&group)), bytes);
@@ -133,13 +122,18 @@ impl<'a> Reader<'a> {
     /// The length of a chunk that was read before; nothing if damage was found since in
     /// its segment.
     pub fn plain_len(&self, id: &ChunkId) -> Result<Option<u64>> {
-        let location = self.found(id)?;
+        let location = self.location(id)?;
         Ok(location.is_healthy.then_some(u64::from(location.plain_len)))
     }
 
-    fn chunk_at(&self, id: &ChunkId, location: &Location) -> Result<Vec<u8>> {
+    fn chunk(&self, id: &ChunkId, is_compared: bool) -> Result<Vec<u8>> {
+        let location = self.location(id)?;
+        if !location.is_healthy && !is_compared {
+            // A new snapshot may not count on it. Whoever found the damage has told of it.
+            return Err(Error::ChunkMissing(*id));
+        }
         let mut plain = Vec::new();
-        match self.store.read_location(id, location, &mut plain) {
+        match self.store.read_location(id, &location, &mut plain) {
             Ok(()) => Ok(plain),
             Err(error) => {
                 self.lost.borrow_mut().insert(*id);
@@ -151,15 +145,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where a chunk is, if a new snapshot may count on it: a damaged segment keeps none.
-    fn location(&self, id: &ChunkId) -> Result<Location> {
-        // Whoever found the damage has told of it.
-        let location = self.found(id)?;
-        if location.is_healthy { Ok(location) } else { Err(Error::ChunkMissing(*id)) }
-    }
-
     /// Where a chunk is that is not known to be lost itself.
-    fn found(&self, id: &ChunkId) -> Result<Location> {
+    fn location(&self, id: &ChunkId) -> Result<Location> {
         if self.lost.borrow().contains(id) {
             return Err(Error::ChunkMissing(*id));
         }
@@ -285,7 +272,7 @@ impl<'a> BaseFile<'a> {
         else {
             return None;
         };
-        let (start, plain) = (offset - into, self.reader.plain(&chunk).ok()?);
+        let (start, plain) = (offset - into, self.reader.plain(&chunk, self.is_compared).ok()?);
         let range = start..start.saturating_add(len);
         let spot = Spot { range, offset: in_chunk as usize, plain: Rc::downgrade(&plain) };
         self.spot.insert(spot).part(offset)

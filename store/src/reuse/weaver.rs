@@ -153,7 +153,7 @@ impl<'a> Weaver<'a> {
         };
         let Some(number) = number else {
             // Its segment is damaged elsewhere. A stream is not there to be read once more.
-            let plain = self.reader.plain_again(&id).map_err(Snag::Lost)?;
+            let plain = self.reader.plain(&id, true).map_err(Snag::Lost)?;
             return self.append(&plain[offset as usize..][..len as usize]);
         };
         self.reused.by_extent += len;
@@ -395,7 +395,7 @@ impl Own<'_> {
     fn copy_forward(&mut self) -> Result<(), Snag> {
         self.wanted.sort_unstable_by_key(|wanted| (wanted.chunk, wanted.at));
         for slices in self.wanted.chunk_by(|a, b| a.chunk == b.chunk) {
-            let plain = self.reader.plain_again(&slices[0].chunk).map_err(Snag::Lost)?;
+            let plain = self.reader.plain(&slices[0].chunk, true).map_err(Snag::Lost)?;
             for Wanted { offset, len, at, .. } in slices {
                 let slice = &plain[*offset as usize..][..*len as usize];
                 self.pending[*at..][..*len as usize].copy_from_slice(slice);
