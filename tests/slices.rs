@@ -140,7 +140,7 @@ fn they_are_restored_compared_and_printed() {
         small = content;
         let (b, content) = file("b", MANY, put);
         large = content;
-        let b = Entry { hard_link: Some(HardLink { device: 1, names: 2 }), inode: 7, ..b };
+        let b = Entry { hard_link: Some(HardLink { file_system: 1, names: 2 }), inode: 7, ..b };
         linked = Some(b.clone());
         let c = Entry { path: b"c".to_vec(), ..b.clone() };
         let (d, _) = file("d", 900, put);

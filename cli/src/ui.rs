@@ -342,6 +342,9 @@ impl Observer for Watch {
             Event::Unreadable { path, reason } => {
                 self.trouble("cannot read", "archival", &path, &reason);
             }
+            Event::MetadataUnreadable { path, reason } => {
+                self.trouble("cannot read metadata of", "archival", &path, &reason);
+            }
             Event::NotRestored { path, reason } => {
                 self.trouble("not restored:", "restore", &path, &reason);
             }

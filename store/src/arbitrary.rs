@@ -154,7 +154,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
             inode,
             size: content_len(&content),
             target: if kind == Kind::Symlink { target } else { Vec::new() },
-            hard_link: link.map(|(device, names)| HardLink { device, names }),
+            hard_link: link.map(|(file_system, names)| HardLink { file_system, names }),
             xattrs,
             device,
             content,

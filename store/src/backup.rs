@@ -13,6 +13,7 @@
 //! A backup may be made of several passes, one after the other, each over other paths; what
 //! they leave is merged into one tree in the end.
 
+mod assembly;
 mod failure;
 mod git_dir;
 mod intake;
@@ -90,6 +91,8 @@ pub struct Report {
     pub statistics: Statistics,
     /// Source paths that could not be read.
     pub unreadable_count: u64,
+    /// Paths that are in the snapshot without some of their metadata.
+    pub metadata_unreadable_count: u64,
     /// Files that were not what they seem and were stored like any other, by reason.
     pub doubts: BTreeMap<&'static str, u64>,
 }

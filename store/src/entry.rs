@@ -87,8 +87,9 @@ pub struct Owner {
 /// Which of the source's files share one inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HardLink {
-    /// The source's device number; with the inode number it names the group.
-    pub device: u64,
+    /// Number of the file system within the snapshot; with the inode number it names the
+    /// group. A device number would change with every restart or block snapshot.
+    pub file_system: u64,
     /// Names the inode had, inside and outside of what was backed up.
     pub names: u64,
 }
@@ -122,7 +123,8 @@ pub struct Entry {
     /// Last change of content. `None` for the directories above a source path,
     /// whose times change with every neighbour and are not restored.
     pub mtime: Option<Time>,
-    /// Last change of the inode on the source, to notice changes.
+    /// Last change of the inode on the source, to notice changes. `None` where metadata could
+    /// not be read, so that the next backup tries again.
     pub ctime: Option<Time>,
     /// Inode number on the source, to notice changes and to group hard links.
     pub inode: u64,
@@ -286,7 +288,7 @@ impl Entry {
             out.u32(field::TARGET)?.bytes(&self.target)?;
         }
         if let Some(link) = self.hard_link {
-            out.u32(field::HARD_LINK)?.array(2)?.u64(link.device)?.u64(link.names)?;
+            out.u32(field::HARD_LINK)?.array(2)?.u64(link.file_system)?.u64(link.names)?;
         }
         if !self.xattrs.is_empty() {
             out.u32(field::XATTRS)?.array(2 * self.xattrs.len() as u64)?;
@@ -345,8 +347,8 @@ impl Entry {
                 field::TARGET => entry.target = input.bytes()?.to_vec(),
                 field::HARD_LINK => {
                     pair(input)?;
-                    let (device, names) = (input.u64()?, input.u64()?);
-                    entry.hard_link = Some(HardLink { device, names });
+                    let (file_system, names) = (input.u64()?, input.u64()?);
+                    entry.hard_link = Some(HardLink { file_system, names });
                 }
                 field::XATTRS => entry.xattrs = xattrs(input)?,
                 field::DEVICE => {

@@ -8,15 +8,17 @@
 //! so whatever was opened stays what it was.
 
 use crate::entry::Kind;
+use std::io;
 
 /// Whether a directory with this in it is a git directory, as git itself decides it.
-/// `head` reads the beginning of `HEAD`.
+/// `head` reads the beginning of `HEAD`; one that cannot be read is taken for right, because
+/// the rest is to be read in its order all the same.
 ///
 /// Directories whose `objects` or `refs` are symbolic links are not taken for one: what
 /// would have to be read in order is elsewhere.
 pub fn is_git_dir<'a>(
     content: impl Iterator<Item = (&'a [u8], Kind)>,
-    head: impl FnOnce() -> Vec<u8>,
+    head: impl FnOnce() -> io::Result<Vec<u8>>,
 ) -> bool {
     let mut found = [false; 3];
     let mut is_link = false;
@@ -29,7 +31,11 @@ pub fn is_git_dir<'a>(
             _ => {}
         }
     }
-    found == [true; 3] && (is_link || is_head(&head()))
+    let is_head = |head: io::Result<Vec<u8>>| match head {
+        Ok(bytes) => is_head(&bytes),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
+    found == [true; 3] && (is_link || is_head(head()))
 }
 
 /// Whether a file begins as `HEAD` does: with a reference or an object id.

@@ -16,6 +16,14 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Metadata of a path could not be read; all else of it is in the snapshot. Changes the
+    /// exit code.
+    MetadataUnreadable {
+        /// Which one.
+        path: PathBuf,
+        /// Which metadata, and why.
+        reason: String,
+    },
     /// A file changed while it was read; what is stored is what was read.
     ChangedWhileRead(PathBuf),
     /// A file that could not be compared with the snapshot before for not being what it

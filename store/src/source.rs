@@ -3,7 +3,7 @@
 //! Paths may be longer than the system takes at once, and anybody may swap a
 //! directory for a symbolic link at any moment; nothing here follows one.
 
-use crate::entry::{Kind, Owner, Time, Xattrs};
+use crate::entry::{Kind, Owner, Time, Xattrs, display_path};
 use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat, openat2,
@@ -135,16 +135,46 @@ pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result
 }
 
 /// Opens a file for reading without leaving a trace in its access time, where that is allowed.
+///
+/// Waits for a lease that a file server gave to a client, for as long as the kernel lets
+/// the client keep it (`/proc/sys/fs/lease-break-time`, 45 seconds).
 pub fn open_file_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<File> {
     // A FIFO that took the file's place must not block.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-    match open_below(dir, path, flags | OFlags::NOATIME) {
-        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
-            open_below(dir, path, flags)
-        }
+    let open = |flags| open_below(dir, path, OFlags::RDONLY | OFlags::NONBLOCK | flags);
+    match without_trace(open) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => open_leased(dir, path, error),
         result => result,
     }
     .map(File::from)
+}
+
+/// Opens with `NOATIME`, and without it where only the owner may do that.
+fn without_trace(open: impl Fn(OFlags) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    match open(OFlags::NOATIME) {
+        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+            open(OFlags::empty())
+        }
+        result => result,
+    }
+}
+
+/// Opens a regular file that cannot be opened without waiting, which failed with `refused`.
+fn open_leased(dir: BorrowedFd<'_>, path: &[u8], refused: io::Error) -> io::Result<OwnedFd> {
+    let place = open_below(dir, path, OFlags::PATH)?;
+    if stat_open(&place)?.kind != Kind::File {
+        return Err(refused);
+    }
+    // The same inode as was looked at, whatever has that name by now.
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let open = |flags| {
+        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::io::retry_on_intr(|| openat(CWD, &path, flags, Mode::empty()))?)
+    };
+    match without_trace(open) {
+        // Without `/proc` there is no such path; the file itself is there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(refused),
+        result => result,
+    }
 }
 
 /// Opens a directory for listing.
@@ -158,30 +188,48 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, flags, Mode::empty())?)
 }
 
+/// A name in a directory and its inode number.
+type Name = (Box<[u8]>, u64);
+
 /// All names in an open directory with their inode numbers, in no order.
-pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Box<[u8]>, u64)>> {
+pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
+    match names_until_error(dir) {
+        (names, None) => Ok(names),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// The names that can be listed, and the error that ended the listing early.
+fn names_until_error(dir: BorrowedFd<'_>) -> (Vec<Name>, Option<io::Error>) {
     let mut buffer = Vec::with_capacity(LISTING_BYTES);
     let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = listing.next() {
-        let entry = entry?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => return (names, Some(error.into())),
+        };
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             names.push((name.into(), entry.ino()));
         }
     }
-    Ok(names)
+    (names, None)
 }
 
 /// A name in a directory and what is known of it.
 pub type Listed = (Box<[u8]>, io::Result<Stat>);
 
-/// Looks at everything in an open directory whose name is wanted; sorted by name.
+/// Looks at everything in an open directory whose name is wanted; sorted by name, each name
+/// once. Also returns the error that ended the listing early, if one did.
 ///
 /// Looks in the order of inode numbers, which on a cold disk is the order of the
 /// inode tables. What vanished since it was listed has an error of kind `NotFound`.
-pub fn list(dir: BorrowedFd<'_>, is_wanted: impl Fn(&[u8]) -> bool) -> io::Result<Vec<Listed>> {
-    let mut found = names(dir)?;
+pub fn list(
+    dir: BorrowedFd<'_>,
+    is_wanted: impl Fn(&[u8]) -> bool,
+) -> (Vec<Listed>, Option<io::Error>) {
+    let (mut found, error) = names_until_error(dir);
     found.retain(|(name, _)| is_wanted(name));
     found.sort_unstable_by_key(|(_, inode)| *inode);
     let look = |(name, _): (Box<[u8]>, u64)| {
@@ -190,7 +238,9 @@ pub fn list(dir: BorrowedFd<'_>, is_wanted: impl Fn(&[u8]) -> bool) -> io::Resul
     };
     let mut listed: Vec<Listed> = found.into_iter().map(look).collect();
     listed.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(listed)
+    // Some file systems list a name twice while the directory changes.
+    listed.dedup_by(|(a, _), (b, _)| a == b);
+    (listed, error)
 }
 
 /// Target of a symbolic link.
@@ -214,56 +264,94 @@ fn parent_and_name<'p>(
     }
 }
 
+/// Extended attributes of one thing.
+#[derive(Debug, Default)]
+pub struct Attributes {
+    /// Those that can be read, sorted by name.
+    pub found: Xattrs,
+    /// The first reason why others cannot, with the name of the attribute.
+    pub error: Option<io::Error>,
+}
+
+impl Attributes {
+    fn failed(error: io::Error) -> Attributes {
+        let error = io::Error::new(error.kind(), format!("extended attributes: {error}"));
+        Attributes { found: Vec::new(), error: Some(error) }
+    }
+}
+
 /// All extended attributes of an open file or directory, sorted by name.
 pub fn xattrs_open(file: impl AsFd) -> io::Result<Xattrs> {
+    let Attributes { found, error } = attributes_open(file);
+    error.map_or(Ok(found), Err)
+}
+
+/// The extended attributes of an open file or directory, as far as they can be read.
+pub fn attributes_open(file: impl AsFd) -> Attributes {
     let file = file.as_fd();
-    xattrs(
+    attributes(
         |buffer| rustix::fs::flistxattr(file, buffer),
         |name, buffer| rustix::fs::fgetxattr(file, name, buffer),
     )
 }
 
-/// All extended attributes of what cannot be opened: links, FIFOs, sockets, devices.
-pub fn xattrs_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Xattrs> {
-    let (parent, name) = parent_and_name(dir, path)?;
+/// The same of what cannot be opened: links, FIFOs, sockets, devices.
+///
+/// What is gone has an error of kind `NotFound`.
+pub fn attributes_below(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {
+    let (parent, name) = match parent_and_name(dir, path) {
+        Ok(place) => place,
+        Err(error) => return Attributes::failed(error),
+    };
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
     // No call takes a directory and a name; the kernel's own view of the open directory does.
     let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
-    let path = CString::new(path).map_err(io::Error::other)?;
-    xattrs(
+    let path = match CString::new(path) {
+        Ok(path) => path,
+        Err(error) => return Attributes::failed(io::Error::other(error)),
+    };
+    let read = attributes(
         |buffer| rustix::fs::llistxattr(&path, buffer),
         |name, buffer| rustix::fs::lgetxattr(&path, name, buffer),
-    )
+    );
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    if read.error.as_ref().is_some_and(is_gone) && stat_at(parent, name).is_ok() {
+        return Attributes::failed(io::Error::other("/proc is not mounted"));
+    }
+    read
 }
 
-fn xattrs(
+fn attributes(
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&OsStr, &mut [u8]) -> rustix::io::Result<usize>,
-) -> io::Result<Xattrs> {
-    let mut names = [0u8; 1024];
-    let names = match list(&mut names) {
-        Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
-        Ok(len) => names[..len].to_vec(),
-        Err(Errno::RANGE) => {
-            let mut names = vec![0; XATTR_BYTES_MAX];
-            let len = list(&mut names)?;
-            names.truncate(len);
-            names
-        }
-        Err(error) => return Err(error.into()),
-    };
+) -> Attributes {
+    let mut names = vec![0; 1024];
+    let mut len = list(&mut names);
+    if len == Err(Errno::RANGE) {
+        names.resize(XATTR_BYTES_MAX, 0);
+        len = list(&mut names);
+    }
+    match len {
+        Ok(0) | Err(Errno::NOTSUP) => return Attributes::default(),
+        Ok(len) => names.truncate(len),
+        Err(error) => return Attributes::failed(error.into()),
+    }
     let mut value = vec![0; XATTR_BYTES_MAX];
-    let mut found = Vec::new();
+    let mut read = Attributes::default();
     for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         match get(OsStr::from_bytes(name), &mut value) {
-            Ok(len) => found.push((name.to_vec(), value[..len].to_vec())),
+            Ok(len) => read.found.push((name.to_vec(), value[..len].to_vec())),
             // Removed since, or shown to nobody.
             Err(Errno::NODATA | Errno::NOTSUP) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let error = io::Error::from(error);
+                let text = format!("extended attribute {}: {error}", display_path(name));
+                read.error.get_or_insert(io::Error::new(error.kind(), text));
+            }
         }
     }
-    found.sort();
-    Ok(found)
+    read.found.sort();
+    read
 }
 
 /// The data between `from` and `to` of a sparse file: runs of `[begin, end)` in
@@ -307,12 +395,29 @@ pub fn is_all_data(file: &File, len: u64) -> io::Result<bool> {
 
 /// Reads until the buffer is full or the file ends; returns how much that is.
 pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    fill(buffer, |filled, space| file.read_at(space, offset + filled as u64))
+    fill(buffer, |filled, space| {
+        let offset = offset + filled as u64;
+        match file.read_at(space, offset) {
+            // A file system that fetches the bytes first, and knows that we do not wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let flags = rustix::fs::fcntl_getfl(file)?;
+                rustix::fs::fcntl_setfl(file, flags - OFlags::NONBLOCK)?;
+                file.read_at(space, offset)
+            }
+            result => result,
+        }
+    })
 }
 
 /// The same from a stream.
 pub fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     fill(buffer, |_, space| input.read(space))
+}
+
+/// Whether a file goes on at `offset`.
+pub fn has_more(file: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    matches!(file.read_at(&mut byte, offset), Ok(1))
 }
 
 fn fill(
@@ -373,11 +478,19 @@ pub struct Owners {
 
 impl Owners {
     /// The owner with these numbers, with the names this machine knows.
-    pub fn get(&self, uid: u32, gid: u32) -> Arc<Owner> {
+    ///
+    /// `failed` hears, once for each owner, why a name could not be looked up.
+    pub fn get(&self, uid: u32, gid: u32, failed: impl Fn(String)) -> Arc<Owner> {
         let mut known = self.known.lock();
         let owner = known.entry((uid, gid)).or_insert_with(|| {
-            let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-            let group = nix::unistd::Group::from_gid(gid.into()).ok().flatten();
+            let user = nix::unistd::User::from_uid(uid.into()).unwrap_or_else(|error| {
+                note_lookup(error, "user", uid, &failed);
+                None
+            });
+            let group = nix::unistd::Group::from_gid(gid.into()).unwrap_or_else(|error| {
+                note_lookup(error, "group", gid, &failed);
+                None
+            });
             Arc::new(Owner {
                 uid,
                 gid,
@@ -386,5 +499,16 @@ impl Owners {
             })
         });
         Arc::clone(owner)
+    }
+}
+
+/// Passes on why a name could not be looked up, unless there is none.
+fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) {
+    use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
+    // What getpwuid(3) lists for a number without a name.
+    if !matches!(error, ENOENT | ESRCH | EBADF | EPERM) {
+        failed(format!(
+            "cannot look up the name of {what} {id}: {error}; storing its number alone"
+        ));
     }
 }

@@ -322,12 +322,9 @@ impl Shared {
             Ok(dir) => dir,
             Err(error) => return failed(error),
         };
-        let listed = match source::list(dir.as_fd(), |_| true) {
-            Ok(listed) => listed,
-            Err(error) => return failed(error),
-        };
+        let (listed, cut_short) = source::list(dir.as_fd(), |_| true);
         if self.rules.git_dirs && is_git_dir(dir.as_fd(), &listed) {
-            let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir).ok()).flatten();
+            let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir)).flatten();
             return (Listing::GitDir(content), Vec::new());
         }
         if self.rules.exclude_caches && is_cache(dir.as_fd()) {
@@ -356,44 +353,62 @@ impl Shared {
             nodes.extend(node.clone());
             children.push(Child::Found(Found { path, stat }, node));
         }
+        // What was listed before the error is there all the same.
+        children.extend(cut_short.map(|error| Child::Failed(path.to_vec(), error)));
         children.reverse();
         (Listing::Children(children), nodes)
     }
 
-    /// Looks at all of a git directory, in the order in which it must be read.
-    fn scan(&self, path: &[u8], dir: &OwnedFd) -> io::Result<Vec<Found>> {
-        let mut found = Vec::new();
-        scan_git_dir(dir.as_fd(), path, &self.rules.exclude, &mut |item| found.push(item))?;
-        found.sort_unstable_by(|a, b| crate::entry::path_cmp(&a.path, &b.path));
-        Ok(found)
+    /// Looks at all of a git directory, in the order in which it must be read; nothing
+    /// where a part of it cannot be looked at.
+    fn scan(&self, path: &[u8], dir: &OwnedFd) -> Option<Vec<Found>> {
+        let mut scan = Scan::default();
+        scan_git_dir(dir.as_fd(), path, &self.rules.exclude, &mut scan);
+        scan.found.sort_unstable_by(|a, b| crate::entry::path_cmp(&a.path, &b.path));
+        scan.failed.is_empty().then_some(scan.found)
+    }
+}
+
+/// What a look at a git directory, or a phase of it, told.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// Everything that could be looked at, in no order.
+    pub found: Vec<Found>,
+    /// Paths that could not be looked at or listed, or not to the end.
+    pub failed: Vec<(Vec<u8>, io::Error)>,
+    /// Whether something that was listed was gone when it was looked at. What took its
+    /// place may have been missed.
+    pub has_gaps: bool,
+}
+
+impl Scan {
+    /// Notes an error of a path. What went away is no failure.
+    fn fail(&mut self, path: Vec<u8>, error: io::Error) {
+        if error.kind() == io::ErrorKind::NotFound {
+            self.has_gaps = true;
+        } else {
+            self.failed.push((path, error));
+        }
     }
 }
 
 /// Looks at everything in an open git directory whose path in the tree is `path`,
-/// phase after phase; not sorted. What belongs to a running operation is left out.
-pub fn scan_git_dir(
-    dir: BorrowedFd<'_>,
-    path: &[u8],
-    exclude: &Excluded,
-    found: &mut dyn FnMut(Found),
-) -> io::Result<bool> {
-    let mut is_whole = true;
+/// phase after phase. What belongs to a running operation is left out.
+pub fn scan_git_dir(dir: BorrowedFd<'_>, path: &[u8], exclude: &Excluded, scan: &mut Scan) {
     for phase in git::Phase::ALL {
-        is_whole &= scan_phase(dir, path, phase, exclude, found)?;
+        scan_phase(dir, path, phase, exclude, scan);
     }
-    Ok(is_whole)
 }
 
-/// One phase of [`scan_git_dir`]. Whether all that was listed was still there when it
-/// was looked at; if not, what took its place may have been missed.
+/// One phase of [`scan_git_dir`].
 pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
     phase: git::Phase,
     exclude: &Excluded,
-    found: &mut dyn FnMut(Found),
-) -> io::Result<bool> {
-    scan_phase_below(dir, path, phase.begins_in(), phase, exclude, found)
+    scan: &mut Scan,
+) {
+    scan_phase_below(dir, path, phase.begins_in(), phase, exclude, scan);
 }
 
 fn scan_phase_below(
@@ -402,12 +417,14 @@ fn scan_phase_below(
     below: &[u8],
     phase: git::Phase,
     exclude: &Excluded,
-    found: &mut dyn FnMut(Found),
-) -> io::Result<bool> {
+    scan: &mut Scan,
+) {
+    let below_path = || if below.is_empty() { path.to_vec() } else { join(path, below) };
     let dir = match source::open_dir_below(git_dir, below) {
+        Ok(dir) => dir,
         // It went away; whatever took its place comes in a later phase.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-        dir => dir?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return scan.fail(below_path(), error),
     };
     let inner = |name: &[u8]| join(below, name);
     let is_wanted = |name: &[u8]| {
@@ -416,28 +433,29 @@ fn scan_phase_below(
             && !git::is_transient(&inner)
             && !exclude.has(&join(path, &inner), &inner)
     };
-    let listed = source::list(dir.as_fd(), is_wanted)?;
+    let (listed, cut_short) = source::list(dir.as_fd(), is_wanted);
+    if let Some(error) = cut_short {
+        scan.fail(below_path(), error);
+    }
     if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
         // Submodules: a whole git directory, read with the settings.
-        return scan_git_dir(dir.as_fd(), &join(path, below), exclude, found);
+        return scan_git_dir(dir.as_fd(), &join(path, below), exclude, scan);
     }
-    let mut is_whole = true;
     for (name, stat) in listed {
+        let inner = inner(&name);
         let stat = match stat {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                is_whole = false;
+            Ok(stat) => stat,
+            Err(error) => {
+                scan.fail(join(path, &inner), error);
                 continue;
             }
-            stat => stat?,
         };
-        let inner = inner(&name);
-        found(Found { path: join(path, &inner), stat });
+        scan.found.push(Found { path: join(path, &inner), stat });
         // Nothing in `refs` is of the phase that `refs` itself is of.
         if stat.kind == crate::entry::Kind::Directory && inner != b"refs" {
-            is_whole &= scan_phase_below(git_dir, path, &inner, phase, exclude, found)?;
+            scan_phase_below(git_dir, path, &inner, phase, exclude, scan);
         }
     }
-    Ok(is_whole)
 }
 
 /// Whether an open directory with this in it is a git directory.
@@ -445,10 +463,10 @@ pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
     let known = listed.iter().filter_map(|(name, stat)| Some((&**name, stat.as_ref().ok()?.kind)));
     git::is_git_dir(known, || {
         let mut head = vec![0; 64];
-        let read = source::open_file_below(dir, b"HEAD")
-            .and_then(|file| std::os::unix::fs::FileExt::read_at(&file, &mut head, 0));
-        head.truncate(read.unwrap_or(0));
-        head
+        let file = source::open_file_below(dir, b"HEAD")?;
+        let len = std::os::unix::fs::FileExt::read_at(&file, &mut head, 0)?;
+        head.truncate(len);
+        Ok(head)
     })
 }
 

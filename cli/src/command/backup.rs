@@ -124,7 +124,7 @@ impl Backup {
         let (report, missing) = result?;
         let shown = show(ui, &report, missing, watch.elapsed());
         // Whoever does not read our output to its end still has the exit code.
-        if report.unreadable_count + missing > 0 { Err(Failure::Partial) } else { shown }
+        if errors(&report, missing) > 0 { Err(Failure::Partial) } else { shown }
     }
 
     /// Makes the store, if that was asked for and there is none.
@@ -308,6 +308,11 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
     remarks(ui, report, missing, elapsed)
 }
 
+/// Paths that are missing from the snapshot, or lack metadata there.
+fn errors(report: &Report, missing: u64) -> u64 {
+    report.unreadable_count + report.metadata_unreadable_count + missing
+}
+
 /// The figures of a backup, for programs. `missing` paths were not even there.
 pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
     let statistics = &report.statistics;
@@ -330,7 +335,7 @@ pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
         "bytes_copied_forward": statistics.copied_forward,
         "files_stored_plainly": report.doubts,
         "files_changed_while_read": statistics.changed_while_read,
-        "errors": report.unreadable_count + missing,
+        "errors": errors(report, missing),
         "total_duration": elapsed.as_secs_f64(),
         "dry_run": report.snapshot.is_none(),
         "parent": report.parent.map(|id| id.to_string()),
@@ -367,6 +372,10 @@ pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Res
             "missing from the snapshot: {} could not be read",
             count(unreadable, "path")
         ));
+    }
+    if report.metadata_unreadable_count > 0 {
+        let paths = count(report.metadata_unreadable_count, "path");
+        ui.explain(&format!("metadata of {paths} could not be read; content is in the snapshot"));
     }
     match report.snapshot {
         Some(id) => ui.line(format!("snapshot {} saved", id.short())),

@@ -11,7 +11,7 @@ use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Like};
 use crate::source;
-use crate::walk::{self, Base, Found, join};
+use crate::walk::{self, Base, Found, Scan, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -42,7 +42,7 @@ pub fn read(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
             intake.unreadable(&found.path, &error);
-            return Ok(Vec::new());
+            return Ok(intake.entry(base, found, None)?.into_iter().collect());
         }
     };
     let mut reading = Reading {
@@ -52,6 +52,7 @@ pub fn read(
         base: Base { path: found.path.clone(), dir },
         previous,
         entries: BTreeMap::new(),
+        reported: HashSet::new(),
     };
     reading.take_below(Some(base), found)?;
     let before = (reading.scan(Phase::CommitGraphs).0, reading.scan(Phase::Packs).0);
@@ -79,6 +80,8 @@ struct Reading<'a, 'b> {
     base: Base,
     previous: HashMap<Vec<u8>, Entry>,
     entries: BTreeMap<Vec<u8>, Entry>,
+    /// Paths that were reported: what is listed again fails again.
+    reported: HashSet<Vec<u8>>,
 }
 
 impl Reading<'_, '_> {
@@ -86,25 +89,23 @@ impl Reading<'_, '_> {
         &self.base.dir
     }
 
-    /// What is listed in a phase now, and whether the listing is of one moment. What
-    /// cannot be listed is reported.
-    fn scan(&self, phase: Phase) -> (Vec<Found>, bool) {
-        let mut found = Vec::new();
+    /// What is listed in a phase now, and whether the listing is of one moment. Each path that
+    /// cannot be looked at is reported and costs nothing else.
+    fn scan(&mut self, phase: Phase) -> (Vec<Found>, bool) {
+        let mut scan = Scan::default();
         let exclude = self.intake.exclude;
-        let scanned =
-            walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut |item| {
-                found.push(item);
-            });
-        let is_whole = match scanned {
-            Ok(is_whole) => is_whole,
-            // A directory that went away while it was listed; so did what was in it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => {
-                self.intake.unreadable(&join(self.path, phase.begins_in()), &error);
-                true // another listing would not be better
-            }
-        };
-        (found, is_whole)
+        walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut scan);
+        for (path, error) in &scan.failed {
+            self.unreadable(path, error);
+        }
+        (scan.found, !scan.has_gaps)
+    }
+
+    /// Reports a path that is missing from the snapshot, once.
+    fn unreadable(&mut self, path: &[u8], error: &io::Error) {
+        if self.reported.insert(path.to_vec()) {
+            self.intake.unreadable(path, error);
+        }
     }
 
     fn plain(&mut self, phase: Phase) -> Result<()> {
@@ -145,7 +146,7 @@ impl Reading<'_, '_> {
         if !self.recheck.is_unchanged(&found.stat, previous)? {
             return Ok(false);
         }
-        let entry = previous.clone();
+        let entry = self.recheck.refreshed(&found.stat, previous.clone());
         self.keep_unchanged(entry);
         Ok(true)
     }
@@ -181,7 +182,7 @@ impl Reading<'_, '_> {
             }
         }
         let error = io::Error::other("its reftable changed faster than it could be read");
-        self.intake.unreadable(&join(self.path, b"reftable"), &error);
+        self.unreadable(&join(self.path, b"reftable"), &error);
         Ok(())
     }
 
@@ -189,9 +190,7 @@ impl Reading<'_, '_> {
     fn take_refs_of(&mut self, found: &[Found]) -> Result<bool> {
         let list_path = join(self.path, b"reftable/tables.list");
         let Some(list) = found.iter().find(|found| found.path == list_path) else {
-            for found in found {
-                self.take(found)?;
-            }
+            found.iter().try_for_each(|found| self.take(found))?;
             return Ok(true);
         };
         // git replaces the list by renaming: what is open names tables of one moment.
@@ -204,7 +203,10 @@ impl Reading<'_, '_> {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => {
-                self.intake.unreadable(&list_path, &error);
+                // Nothing tells which tables belong to it; each may be of use.
+                self.unreadable(&list_path, &error);
+                let mut others = found.iter().filter(|found| found.path != list_path);
+                others.try_for_each(|found| self.take(found))?;
                 return Ok(true);
             }
         };
@@ -221,7 +223,7 @@ impl Reading<'_, '_> {
             match self.open(table) {
                 Ok(file) => tables.push((table, file)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-                Err(error) => self.intake.unreadable(path, &error),
+                Err(error) => self.unreadable(path, &error),
             }
         }
         for (table, file) in tables {
@@ -277,7 +279,7 @@ impl Reading<'_, '_> {
         }
         if !is_settled {
             let error = io::Error::other("its packs changed faster than they could be read");
-            self.intake.unreadable(&join(self.path, b"objects/pack"), &error);
+            self.unreadable(&join(self.path, b"objects/pack"), &error);
         }
         self.rest_of_pack_dir(&last, &taken)?;
         Ok(last.into_iter().map(|found| found.path).collect())
@@ -313,33 +315,25 @@ impl Reading<'_, '_> {
     fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
         let (now, is_whole) = self.scan(Phase::CommitGraphs);
         let files = || now.iter().filter(|found| found.stat.kind == Kind::File);
-        let open: io::Result<Vec<(&Found, File)>> =
-            files().map(|found| Ok((found, self.open(found)?))).collect();
-        let is_as_listed = |(found, file): &(&Found, File)| {
-            source::stat_open(file).is_ok_and(|stat| stat == found.stat)
-        };
-        match open {
-            Ok(open)
-                if is_whole
-                    && packs_were_kept
-                    && now == before
-                    && open.iter().all(is_as_listed) =>
-            {
-                for (found, file) in &open {
-                    if !self.take_unchanged(found)? {
-                        self.take_open(found, file)?;
-                    }
+        let mut open = Vec::new();
+        let mut is_as_listed = is_whole && packs_were_kept && now == before;
+        for found in files() {
+            match self.open(found) {
+                Ok(file) => {
+                    is_as_listed &= source::stat_open(&file).is_ok_and(|stat| stat == found.stat);
+                    open.push((found, file));
                 }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => is_as_listed = false,
+                Err(error) => self.unreadable(&found.path, &error),
             }
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                self.intake.unreadable(&join(self.path, b"objects/info"), &error);
+        }
+        for (found, file) in &open {
+            if !is_as_listed {
+                let why = "may name commits that are not in the copy; git makes it anew";
+                self.left_out(found, why);
+            } else if !self.take_unchanged(found)? {
+                self.take_open(found, file)?;
             }
-            _ => files().for_each(|found| {
-                self.left_out(
-                    found,
-                    "may name commits that are not in the copy; git makes it anew",
-                );
-            }),
         }
         for found in now.iter().filter(|found| found.stat.kind != Kind::File) {
             self.take(found)?;
@@ -365,7 +359,7 @@ impl Reading<'_, '_> {
             // Decided once: damage found meanwhile must not make it neither kept nor read.
             let unchanged = match previous {
                 Some(previous) if self.recheck.is_unchanged(&found.stat, previous)? => {
-                    Some(previous.clone())
+                    Some(self.recheck.refreshed(&found.stat, previous.clone()))
                 }
                 _ => None,
             };
@@ -382,7 +376,7 @@ impl Reading<'_, '_> {
                     }
                 }
                 Err(_) if unchanged.is_some() => open.push((*found, None, unchanged)),
-                Err(error) => self.intake.unreadable(&found.path, &error),
+                Err(error) => self.unreadable(&found.path, &error),
             }
         }
         let bases = match files.iter().find(|found| found.path.ends_with(b".pack")) {
@@ -414,7 +408,7 @@ impl Reading<'_, '_> {
 
     /// The directory itself, and what does not belong to one pack.
     fn rest_of_pack_dir(&mut self, last: &[Found], taken: &HashSet<Vec<u8>>) -> Result<()> {
-        let midx = self.whole_midx(taken);
+        let midx = self.whole_midx();
         for found in last {
             let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             match (&midx, name) {
@@ -432,14 +426,21 @@ impl Reading<'_, '_> {
 
     /// The multi-pack-index, if it names only packs that are in the copy. One that
     /// names another would break the copy; git makes it anew when it is missing.
-    fn whole_midx(&self, taken: &HashSet<Vec<u8>>) -> Option<File> {
+    fn whole_midx(&self) -> Option<File> {
         let name = b"objects/pack/multi-pack-index";
         let file = source::open_file_below(self.dir().as_fd(), name).ok()?;
         let len = source::stat_open(&file).ok()?.size.min(MIDX_HEAD_BYTES as u64);
         let mut head = vec![0; len as usize];
         file.read_exact_at(&mut head, 0).ok()?;
         let stems = git::midx_pack_stems(&head)?;
-        stems.iter().all(|stem| taken.contains(stem)).then_some(file)
+        stems.iter().all(|stem| self.has_pack(stem)).then_some(file)
+    }
+
+    /// Whether the copy has a pack with its index.
+    fn has_pack(&self, stem: &[u8]) -> bool {
+        let path = join(self.path, &join(b"objects/pack", stem));
+        let has = |end: &[u8]| self.entries.contains_key(&[&path, end].concat());
+        has(b".pack") && has(b".idx")
     }
 }
 

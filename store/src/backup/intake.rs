@@ -1,7 +1,7 @@
 //! From a found thing to a tree entry: metadata read, content cut and put.
 
-use super::run::{Counters, Run};
-use crate::entry::{Content, Entry, HardLink, Kind, Xattrs};
+use super::run::{Counters, FileSystems, Run};
+use crate::entry::{Content, Entry, HardLink, Kind};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::observe::{Event, Observer, Progress};
@@ -9,7 +9,7 @@ use crate::packer::Stored;
 use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Like, Loom, Snag, Woven};
 use crate::segment::Kind as ChunkKind;
-use crate::source::{self, Owners, Stat, read_full, read_stream};
+use crate::source::{self, Attributes, Owners, Stat, read_full, read_stream};
 use crate::walk::{Base, Excluded, Found};
 use chunker::Cutter;
 use chunker::format::Refusal;
@@ -20,8 +20,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,6 +37,9 @@ const WINDOW_BYTES: usize = 4 << 20;
 const FINE_BYTES_MAX: u64 = 4 << 20;
 /// Files of several names whose content is remembered, in each of several places.
 const LINKED_MAX: usize = 1024;
+/// Bytes that are read of a file whose size says that it has none: some never end.
+const UNSIZED_BYTES_MAX: u64 = 4 << 30;
+const ENDLESS: &str = "its size is given as 0 or too small, and it has more than 4 GiB";
 /// Bytes that one core reads at once of a region.
 const READ_BYTES: usize = 2 << 20;
 
@@ -78,6 +81,7 @@ impl From<io::Error> for Trouble {
 pub struct Intake<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
+    file_systems: &'a FileSystems,
     owners: Owners,
     loom: Loom<'a>,
     /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
@@ -100,16 +104,17 @@ struct OpenFile<'f> {
 
 impl<'f> OpenFile<'f> {
     fn new(
-        path: &'f [u8],
+        found: &'f Found,
         file: &'f File,
         like: Like<'f>,
         previous: Option<&'f Entry>,
     ) -> io::Result<OpenFile<'f>> {
-        let stat = source::stat_open(file)?;
+        // What was looked at by name has to do where the open file cannot be looked at.
+        let stat = source::stat_open(file).unwrap_or(found.stat);
         if stat.kind != Kind::File {
             return Err(io::Error::other("it was replaced by something else"));
         }
-        Ok(OpenFile { path, file, stat, like, previous })
+        Ok(OpenFile { path: &found.path, file, stat, like, previous })
     }
 }
 
@@ -132,7 +137,7 @@ thread_local! {
 
 impl<'a> Intake<'a> {
     pub fn new(run: &'a Run<'a>, exclude: &'a Excluded) -> Result<Intake<'a>> {
-        let Run { store, packer, counters, allowance, .. } = run;
+        let Run { store, packer, counters, allowance, file_systems, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
         let cutter =
@@ -141,7 +146,8 @@ impl<'a> Intake<'a> {
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
         let loom = Loom { store, packer, cutter, fine_cutter, allowance };
-        Ok(Intake { counters, exclude, owners, loom, region, linked: Default::default() })
+        let linked = Default::default();
+        Ok(Intake { counters, exclude, file_systems, owners, loom, region, linked })
     }
 
     /// Who hears how the backup goes.
@@ -172,7 +178,7 @@ impl<'a> Intake<'a> {
         like: Like<'_>,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
-        let open = OpenFile::new(&found.path, file, like, previous).map_err(Trouble::from);
+        let open = OpenFile::new(found, file, like, previous).map_err(Trouble::from);
         self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
 
@@ -206,9 +212,14 @@ impl<'a> Intake<'a> {
 
     /// Reports a path that is missing from the snapshot.
     pub fn unreadable(&self, path: &[u8], error: &io::Error) {
-        self.counters.unreadable.fetch_add(1, Relaxed);
+        self.counters.report_unreadable(self.observer(), path, error);
+    }
+
+    /// Reports a path that is in the snapshot without some of its metadata.
+    pub fn metadata_unreadable(&self, path: &[u8], error: &io::Error) {
+        self.counters.metadata_unreadable.fetch_add(1, Relaxed);
         let (path, reason) = (absolute(path), error.to_string());
-        self.observer().event(Event::Unreadable { path, reason });
+        self.observer().event(Event::MetadataUnreadable { path, reason });
     }
 
     fn open_and_read(
@@ -218,61 +229,65 @@ impl<'a> Intake<'a> {
         previous: Option<&Entry>,
     ) -> Result<Entry, Trouble> {
         let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
-        self.read(&OpenFile::new(&found.path, &file, Like::Itself, previous)?)
+        self.read(&OpenFile::new(found, &file, Like::Itself, previous)?)
     }
 
     fn read(&self, open: &OpenFile<'_>) -> Result<Entry, Trouble> {
         let OpenFile { path, file, stat, .. } = open;
-        let xattrs = source::xattrs_open(file)?;
+        let attributes = source::attributes_open(file);
         let Taken { content, size, unused } = self.once(open)?;
-        if size != stat.size || !source::stat_open(file)?.is_same_content(stat) {
+        let is_same = source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
+        if size < stat.size || !is_same {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
             self.observer().event(Event::ChangedWhileRead(absolute(path)));
         }
-        Ok(Entry { content, size, unused, ..self.metadata(path, stat, xattrs) })
+        Ok(Entry { content, size, unused, ..self.metadata(path, stat, attributes) })
     }
 
     /// Everything but files.
     fn other(&self, base: &Base, found: &Found) -> io::Result<Entry> {
-        let path = base.relative(&found.path);
-        let (xattrs, target) = match found.stat.kind {
-            Kind::Directory => {
-                let xattrs = match source::open_dir_below(base.dir.as_fd(), path) {
-                    Ok(dir) => source::xattrs_open(dir)?,
-                    // Whoever could not list it has reported it.
-                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                        source::xattrs_below(base.dir.as_fd(), path)?
-                    }
-                    Err(error) => return Err(error),
-                };
-                (xattrs, Vec::new())
-            }
-            Kind::Symlink => {
-                let target = source::read_link(base.dir.as_fd(), path)?;
-                (source::xattrs_below(base.dir.as_fd(), path)?, target)
-            }
-            _ => (source::xattrs_below(base.dir.as_fd(), path)?, Vec::new()),
+        let (dir, path) = (base.dir.as_fd(), base.relative(&found.path));
+        let target = match found.stat.kind {
+            Kind::Symlink => source::read_link(dir, path)?,
+            _ => Vec::new(),
         };
-        Ok(Entry { target, ..self.metadata(&found.path, &found.stat, xattrs) })
+        let attributes = match found.stat.kind {
+            // Kept whatever became of it, because what is in it was listed.
+            Kind::Directory => directory_attributes(dir, path),
+            _ => source::attributes_below(dir, path),
+        };
+        Ok(Entry { target, ..self.metadata(&found.path, &found.stat, attributes) })
     }
 
     /// The entry of a directory above a source path: without times, which
     /// change with every neighbour.
-    pub fn ancestor(&self, path: &[u8], stat: &Stat, xattrs: Xattrs) -> Entry {
-        let entry = self.metadata(path, stat, xattrs);
+    pub fn ancestor(&self, path: &[u8], stat: &Stat, attributes: Attributes) -> Entry {
+        let entry = self.metadata(path, stat, attributes);
         Entry { mtime: None, ctime: None, inode: 0, ..entry }
     }
 
-    fn metadata(&self, path: &[u8], stat: &Stat, xattrs: Xattrs) -> Entry {
+    /// An entry without content. Metadata that cannot be read is reported, and costs the entry
+    /// its ctime, so that the next backup reads it again.
+    fn metadata(&self, path: &[u8], stat: &Stat, attributes: Attributes) -> Entry {
+        // What is gone by now had them when it was looked at, and nobody can tell which.
+        let lost = attributes.error.filter(|error| error.kind() != io::ErrorKind::NotFound);
+        if let Some(error) = &lost {
+            self.metadata_unreadable(path, error);
+        }
         let shares = stat.names > 1 && stat.kind != Kind::Directory;
         let is_device = matches!(stat.kind, Kind::CharDevice | Kind::BlockDevice);
+        let link = || {
+            let file_system = self.file_systems.number(stat.device);
+            HardLink { file_system, names: stat.names }
+        };
+        let warn = |text| self.observer().event(Event::Warning(text));
         Entry {
-            owner: self.owners.get(stat.uid, stat.gid),
+            owner: self.owners.get(stat.uid, stat.gid, warn),
             mtime: Some(stat.mtime),
-            ctime: Some(stat.ctime),
+            ctime: lost.is_none().then_some(stat.ctime),
             inode: stat.inode,
-            hard_link: shares.then_some(HardLink { device: stat.device, names: stat.names }),
-            xattrs,
+            hard_link: shares.then(link),
+            xattrs: attributes.found,
             device: is_device.then_some(stat.node),
             ..Entry::new(path.to_vec(), stat.kind, stat.mode)
         }
@@ -303,14 +318,61 @@ impl<'a> Intake<'a> {
         Ok(taken)
     }
 
-    /// Reads a file up to the size it had when it was opened; returns how much that was.
+    /// Reads a file up to the size it had when it was opened, or to its end where the file
+    /// system does not know the size.
     fn content(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
-        let OpenFile { file, stat, like, .. } = open;
-        // A file that its file system compresses takes less than its size, too.
-        let is_sparse = stat.allocated_bytes < stat.size && !source::is_all_data(file, stat.size)?;
+        let OpenFile { file, stat, .. } = open;
         if stat.size == 0 {
-            return Ok(Taken::default());
+            return self.content_to_end(file);
         }
+        let taken = self.content_of_size(open)?;
+        // What is appended meanwhile is left to the next backup.
+        let is_longer = taken.size == stat.size
+            && source::has_more(file, stat.size)
+            && source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
+        if !is_longer {
+            return Ok(taken);
+        }
+        (&**file).seek(SeekFrom::Start(0))?;
+        self.content_to_end(file)
+    }
+
+    /// Reads a file to its end, which its size does not tell: files of `/proc`, of some FUSE
+    /// and network file systems.
+    fn content_to_end(&self, file: &File) -> Result<Taken, Trouble> {
+        let progress = self.observer().progress();
+        // Whoever asks to stop ends a read that would go on for long.
+        let trouble =
+            |error| progress.check().map_or_else(Trouble::Store, |()| Trouble::Source(error));
+        let mut input = Available { file, progress };
+        let mut begin = vec![0; limits::INLINE_BYTES_MAX + 1];
+        let len = read_stream(&mut input, &mut begin).map_err(trouble)?;
+        begin.truncate(len);
+        if len <= limits::INLINE_BYTES_MAX {
+            return Ok(self.taken(Content::Inline(begin), len as u64, 0));
+        }
+        let mut recipe = RecipeWriter::default();
+        let mut region = self.region.lock();
+        let mut input = (&begin[..]).chain(input);
+        let mut size = 0;
+        self.large(&mut region, &mut recipe, &mut |space| {
+            let read = read_stream(&mut input, space).map_err(trouble)?;
+            size += read as u64;
+            if size > UNSIZED_BYTES_MAX {
+                return Err(io::Error::other(ENDLESS).into());
+            }
+            Ok((read, read < space.len()))
+        })?;
+        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        Ok(self.taken(Content::Recipe(recipe), size, 0))
+    }
+
+    fn content_of_size(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+        let OpenFile { file, stat, like, .. } = open;
+        // A file that its file system compresses takes less than its size, too. Where holes
+        // cannot be found, they are read as zeros.
+        let is_sparse = stat.allocated_bytes < stat.size
+            && source::is_all_data(file, stat.size).is_ok_and(|is_all| !is_all);
         if stat.size <= limits::INLINE_BYTES_MAX as u64 && !is_sparse {
             let mut bytes = vec![0; stat.size as usize];
             let len = read_full(file, &mut bytes, 0)?;
@@ -367,7 +429,7 @@ impl<'a> Intake<'a> {
     fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), Trouble> {
         let mut at = 0;
         for run in source::data_runs(file, 0, size) {
-            let (begin, end) = run?;
+            let (begin, end) = run.unwrap_or((at, size));
             self.push(recipe, Extent::Hole { len: begin - at })?;
             let read = self.run(file, begin, end, &self.loom.cutter, recipe)?;
             if read < end - begin {
@@ -507,6 +569,22 @@ pub fn absolute(path: &[u8]) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(path))
 }
 
+/// The attributes of a directory, which may be closed to us.
+fn directory_attributes(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {
+    match source::open_dir_below(dir, path) {
+        Ok(opened) => source::attributes_open(opened),
+        // What took its place has attributes of its own.
+        Err(error) if is_replaced(&error) => Attributes::default(),
+        Err(_) => source::attributes_below(dir, path),
+    }
+}
+
+/// Whether a directory could not be opened because something else has its name.
+fn is_replaced(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotADirectory
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
 /// [`read_full`] with all cores.
 fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let reads: Vec<(usize, usize)> = buffer
@@ -526,6 +604,22 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
         }
     }
     Ok(total)
+}
+
+/// A file read from where it stands to its end, or to where reading would wait.
+struct Available<'a> {
+    file: &'a File,
+    progress: &'a Progress,
+}
+
+impl Read for Available<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.progress.check().map_err(io::Error::other)?;
+        match self.file.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        }
+    }
 }
 
 /// A stream whose bytes are counted as they come.

@@ -8,7 +8,7 @@ use super::previous::{Previous, Recheck};
 use super::{Root, tree_path};
 use crate::entry::{Entry, Kind};
 use crate::error::{Error, Result};
-use crate::source;
+use crate::source::{self, Attributes, Stat};
 use crate::walk::{Base, Found, Rules, Step, Walk};
 use std::io;
 use std::os::fd::AsFd;
@@ -88,6 +88,8 @@ pub struct Merge<'a, 'p> {
     pub jobs: SyncSender<Asked>,
     pub slots: SyncSender<Slot>,
     pub batch: Batch,
+    /// The file system that the walk is on.
+    pub device: Option<u64>,
 }
 
 impl Merge<'_, '_> {
@@ -119,22 +121,14 @@ impl Merge<'_, '_> {
             if sent.contains(&path) {
                 continue;
             }
-            let fail = |source| Error::Source { path: absolute(&path), source };
-            let (stat, xattrs) = match source::open_dir(&absolute(&path)) {
-                Ok(dir) => (source::stat_open(&dir), source::xattrs_open(&dir)),
-                // It may be passed through, but not listed.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    let dir = source::open_dir(Path::new("/")).map_err(fail)?;
-                    let flags = rustix::fs::OFlags::PATH;
-                    let opened = source::open_below(dir.as_fd(), &path, flags);
-                    let xattrs = source::xattrs_below(dir.as_fd(), &path);
-                    (opened.and_then(source::stat_open), xattrs)
+            match look_at_ancestor(&path) {
+                Ok((stat, attributes)) => {
+                    let entry = self.intake.ancestor(&path, &stat, attributes);
+                    self.batch.items.push(Item::Ready(entry));
                 }
-                Err(error) => return Err(fail(error)),
-            };
-            let (stat, xattrs) = (stat.map_err(fail)?, xattrs.map_err(fail)?);
-            let entry = self.intake.ancestor(&path, &stat, xattrs);
-            self.batch.items.push(Item::Ready(entry));
+                // The tree gets a directory in its place, and the root tells whether it is there.
+                Err(error) => self.intake.metadata_unreadable(&path, &error),
+            }
             sent.push(path);
         }
         self.flush_ready()
@@ -179,10 +173,11 @@ impl Merge<'_, '_> {
     }
 
     fn found(&mut self, base: &Arc<Base>, found: Found) -> Result<()> {
+        self.enter_file_system(&found);
         let previous = self.previous.at(&found.path);
         match previous {
             Some(entry) if self.recheck.is_unchanged(&found.stat, &entry)? => {
-                self.unchanged(entry);
+                self.unchanged(self.recheck.refreshed(&found.stat, entry));
             }
             previous => {
                 self.batch.files += 1;
@@ -191,6 +186,14 @@ impl Merge<'_, '_> {
             }
         }
         if self.batch.is_full() { self.flush(base) } else { Ok(()) }
+    }
+
+    /// Numbers file systems in the order of paths, whatever the order in which files are read.
+    fn enter_file_system(&mut self, found: &Found) {
+        if self.device != Some(found.stat.device) {
+            self.recheck.file_systems.number(found.stat.device);
+            self.device = Some(found.stat.device);
+        }
     }
 
     fn unchanged(&mut self, entry: Entry) {
@@ -205,6 +208,7 @@ impl Merge<'_, '_> {
         found: Found,
         content: Option<Vec<Found>>,
     ) -> Result<()> {
+        self.enter_file_system(&found);
         let own = self.previous.at(&found.path);
         let below = self.previous.below(&found.path);
         let previous: Vec<Entry> = own.into_iter().chain(below).collect();
@@ -213,8 +217,9 @@ impl Merge<'_, '_> {
             None => false,
         };
         if is_unchanged {
-            for entry in previous {
-                self.unchanged(entry);
+            let looks = std::iter::once(&found).chain(content.iter().flatten());
+            for (found, entry) in looks.zip(previous) {
+                self.unchanged(self.recheck.refreshed(&found.stat, entry));
             }
             return if self.batch.is_full() { self.flush(base) } else { Ok(()) };
         }
@@ -273,4 +278,14 @@ impl Merge<'_, '_> {
     fn send_job(&self, job: Job, reply: SyncSender<Vec<Entry>>) -> Result<()> {
         self.jobs.send((job, reply)).map_err(|_| Error::Interrupted)
     }
+}
+
+/// A directory above a root, which may be closed to us but for passing through.
+fn look_at_ancestor(path: &[u8]) -> io::Result<(Stat, Attributes)> {
+    if let Ok(dir) = source::open_dir(&absolute(path)) {
+        return Ok((source::stat_open(&dir)?, source::attributes_open(&dir)));
+    }
+    let top = source::open_dir(Path::new("/"))?;
+    let dir = source::open_below(top.as_fd(), path, rustix::fs::OFlags::PATH)?;
+    Ok((source::stat_open(dir)?, source::attributes_below(top.as_fd(), path)))
 }

@@ -1,5 +1,6 @@
 //! A backup in passes: each reads other paths, at a moment of the caller's choice.
 
+use super::assembly::{Assembly, was_also_a_directory};
 use super::intake::{Intake, Taken, Trouble};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{Run, Totals};
@@ -12,7 +13,7 @@ use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
 use crate::source;
 use crate::store::Store;
-use crate::tree::{Get, Lookup, TreeReader, TreeWriter};
+use crate::tree::{Get, Lookup, TreeReader};
 use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -42,6 +43,16 @@ pub struct Sources {
     pub leave: Vec<PathBuf>,
 }
 
+/// What a pass compares with.
+#[derive(Clone, Copy)]
+struct Before {
+    /// Root of the tree.
+    root: ChunkId,
+    /// When it was read, from first to last.
+    started: Time,
+    ended: Time,
+}
+
 /// A backup under way. Nothing is a snapshot before [`finish`](Self::finish).
 pub struct Backup<'a> {
     run: Run<'a>,
@@ -51,8 +62,8 @@ pub struct Backup<'a> {
     trusted: Option<SnapshotId>,
     /// Whether every chunk is known to be there of what passes compare with.
     is_closed: bool,
-    /// What passes compare with, and since when it may have changed.
-    before: Option<(ChunkId, Time)>,
+    /// What passes compare with.
+    before: Option<Before>,
     /// What the passes so far left, the last one last.
     trees: Vec<(ChunkId, Totals)>,
     /// Streams, and the directories that lead to them.
@@ -74,7 +85,8 @@ impl<'a> Backup<'a> {
         if let Some((_, parent)) = &run.parent {
             let statistics = &parent.statistics;
             store.observer().progress().expect(statistics.entries, statistics.bytes);
-            before = Some((parent.root.chunk(), parent.start.into()));
+            let (started, ended) = (parent.start.into(), parent.end.into());
+            before = Some(Before { root: parent.root.chunk(), started, ended });
         }
         let (trees, streams, paths) = Default::default();
         let is_closed = trusted.is_some();
@@ -118,13 +130,15 @@ impl<'a> Backup<'a> {
         let exclude = Excluded { globs, leave: leave.into(), git_caches: !options.git_caches };
         let roots = roots(&sources.paths)?;
         let get = |id: &ChunkId| store.chunk(id);
-        let entries = self.before.map(|(root, _)| TreeReader::new(&root, &get));
-        let comparison = self.before.map(|(_, started)| Comparison {
+        let entries = self.before.map(|before| TreeReader::new(&before.root, &get));
+        let comparison = self.before.map(|Before { started, ended, .. }| Comparison {
             ctime: !options.ignore_ctime,
             inode: !options.ignore_inode,
             started,
+            ended,
         });
-        let recheck = Recheck { store, comparison, is_closed: self.is_closed };
+        let (is_closed, file_systems) = (self.is_closed, &self.run.file_systems);
+        let recheck = Recheck { store, comparison, is_closed, file_systems };
         let intake = Intake::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),
@@ -157,7 +171,7 @@ impl<'a> Backup<'a> {
         let store = self.run.store;
         let get = |id: &ChunkId| store.chunk(id);
         // What cannot be read is stored anew.
-        let entry_of = |(root, _)| Lookup::new(&root, &get).at(name).ok().flatten();
+        let entry_of = |Before { root, .. }| Lookup::new(&root, &get).at(name).ok().flatten();
         let before = self.before.and_then(entry_of);
         let intake = Intake::new(&self.run, &exclude)?;
         let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
@@ -189,7 +203,8 @@ impl<'a> Backup<'a> {
     /// Not for a dry run, of which nothing is left to compare with.
     pub fn again(&mut self) -> Result<()> {
         let tree = self.tree()?;
-        self.before = Some((tree, self.run.start));
+        let ended = (self.options.about.clock)();
+        self.before = Some(Before { root: tree, started: self.run.start, ended });
         // What it names was stored, or looked up, by ourselves.
         self.is_closed = true;
         self.trees.clear();
@@ -246,7 +261,11 @@ impl<'a> Backup<'a> {
         let get = |id: &ChunkId| store.chunk(id);
         let mut merging = Merging::new(&self.trees, &get)?;
         let mut put = |bytes: &[u8]| self.run.put_metadata(bytes);
-        let (mut tree, mut totals) = (TreeWriter::default(), Totals::default());
+        let mut in_the_way = |path: &[u8]| {
+            let error = was_also_a_directory();
+            self.run.counters.report_unreadable(store.observer(), path, &error);
+        };
+        let mut assembly = Assembly::default();
         let mut streams = self.streams.values().peekable();
         loop {
             store.observer().progress().check()?;
@@ -257,17 +276,19 @@ impl<'a> Backup<'a> {
                 (None, Some(_)) => Ordering::Less,
             };
             let entry = match ahead {
-                Ordering::Greater => merging.take()?,
+                Ordering::Greater => merging.take(&mut in_the_way)?,
                 // What we made up ourselves gives way to what is there.
-                Ordering::Equal => streams.next().and(merging.take()?),
+                Ordering::Equal => merging
+                    .take(&mut in_the_way)?
+                    .zip(streams.next().cloned())
+                    .map(|(found, ours)| directory_first(ours, found, &mut in_the_way)),
                 Ordering::Less => streams.next().cloned(),
             };
             if let Some(entry) = entry {
-                totals = totals.plus(Totals::of(&entry));
-                tree.push(&entry, &mut put)?;
+                assembly.push(entry, &mut put, &mut in_the_way)?;
             }
         }
-        Ok((tree.finish(&mut put)?, totals))
+        assembly.finish(&mut put)
     }
 }
 
@@ -293,18 +314,35 @@ impl<'a> Merging<'a> {
         paths.min_by(|a, b| path_cmp(a, b))
     }
 
-    /// The entry that comes next; of several with the same path, that of the last pass.
-    fn take(&mut self) -> Result<Option<Entry>> {
+    /// The entry that comes next; of several with the same path, that of the last pass, unless
+    /// it would take the place of a directory.
+    fn take(&mut self, in_the_way: &mut dyn FnMut(&[u8])) -> Result<Option<Entry>> {
         let Some(path) = self.next_path().map(<[u8]>::to_vec) else { return Ok(None) };
-        let mut taken = None;
+        let mut taken: Option<Entry> = None;
         for (reader, next) in &mut self.readers {
             if next.as_ref().is_some_and(|entry| entry.path == path) {
                 let after = reader.next().transpose().map_err(|lost| lost.error)?;
-                taken = std::mem::replace(next, after);
+                let later = std::mem::replace(next, after);
+                taken = match (taken, later) {
+                    (Some(earlier), Some(later)) => {
+                        Some(directory_first(earlier, later, in_the_way))
+                    }
+                    (earlier, later) => later.or(earlier),
+                };
             }
         }
         Ok(taken)
     }
+}
+
+/// Of two entries with the same path the later one, unless only the earlier one is a
+/// directory, which keeps what is below it.
+fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8])) -> Entry {
+    if earlier.kind == Kind::Directory && later.kind != Kind::Directory {
+        in_the_way(&later.path);
+        return earlier;
+    }
+    later
 }
 
 fn device_and_inode(path: &Path) -> Option<(u64, u64)> {

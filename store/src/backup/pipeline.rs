@@ -1,5 +1,6 @@
 //! The threads of a backup: one that merges, workers, and one that writes the tree.
 
+use super::assembly::{Assembly, was_also_a_directory};
 use super::failure::Failure;
 use super::git_dir;
 use super::intake::Intake;
@@ -8,7 +9,6 @@ use super::previous::{Previous, Recheck};
 use super::run::Totals;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
-use crate::tree::TreeWriter;
 use parking_lot::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -41,6 +41,7 @@ pub fn run(
             jobs: job_sender,
             slots: slot_sender,
             batch: Batch::new(),
+            device: None,
         };
         let produced = produce(&mut merge);
         failure.note(produced);
@@ -85,9 +86,9 @@ fn write_tree(
     intake: &Intake<'_>,
     failure: &Failure,
 ) -> Result<(ChunkId, Totals)> {
-    let mut tree = TreeWriter::default();
+    let mut assembly = Assembly::default();
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
-    let mut totals = Totals::default();
+    let mut in_the_way = |path: &[u8]| intake.unreadable(path, &was_also_a_directory());
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,
@@ -97,11 +98,8 @@ fn write_tree(
             continue;
         }
         for entry in entries {
-            totals.entries += 1;
-            // A sparse file can be so large that a few of them exceed every number.
-            totals.bytes = totals.bytes.saturating_add(entry.size);
-            totals.unused = totals.unused.saturating_add(entry.unused);
-            if failure.note(tree.push(&entry, &mut put)).is_none() {
+            let pushed = assembly.push(entry, &mut put, &mut in_the_way);
+            if failure.note(pushed).is_none() {
                 break;
             }
         }
@@ -109,5 +107,5 @@ fn write_tree(
     if failure.is_noted() {
         return Err(Error::Interrupted); // the noted error is the one that is returned
     }
-    Ok((tree.finish(&mut put)?, totals))
+    assembly.finish(&mut put)
 }

@@ -1,6 +1,7 @@
 //! The snapshot before, walked beside the source.
 
-use crate::entry::{Content, Entry, HardLink, Kind, Time, is_within, path_cmp};
+use super::run::FileSystems;
+use crate::entry::{Content, Entry, Kind, Time, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::recipe::{Extent, Extents, Recent};
@@ -22,33 +23,44 @@ pub struct Comparison {
     pub ctime: bool,
     /// Look at the inode number.
     pub inode: bool,
-    /// When the snapshot before began: what changed since may have changed again unseen.
+    /// When the previous snapshot began and ended: what changed between may have changed again
+    /// unseen.
     pub started: Time,
+    pub ended: Time,
 }
 
 impl Comparison {
     /// Whether `entry` still says everything about a thing that looks like `stat`.
     pub fn is_unchanged(&self, stat: &Stat, entry: &Entry) -> bool {
         let shares = stat.names > 1 && stat.kind != Kind::Directory;
-        let hard_link = shares.then_some(HardLink { device: stat.device, names: stat.names });
+        let names = shares.then_some(stat.names);
         let size = if stat.kind == Kind::File { stat.size } else { 0 };
         entry.kind == stat.kind
             && entry.size == size
             && entry.mtime == Some(stat.mtime)
-            && (!self.ctime || entry.ctime == Some(stat.ctime))
+            && entry.ctime.is_some_and(|ctime| !self.ctime || ctime == stat.ctime)
             && (!self.inode || entry.inode == stat.inode)
             && (entry.mode, entry.owner.uid, entry.owner.gid) == (stat.mode, stat.uid, stat.gid)
-            && entry.hard_link == hard_link
+            && entry.hard_link.map(|link| link.names) == names
             && !self.is_racy(stat)
     }
 
     /// Whether it may have changed once more within the clock tick of its last change.
+    ///
+    /// A change during the previous run leaves a time of that run. A time beyond its end is
+    /// somebody's own, or that of a wrong clock: a change would have replaced it.
     fn is_racy(&self, stat: &Stat) -> bool {
         let at =
             |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-        let tick = if stat.mtime.nanoseconds == 0 { COARSE_NANOSECONDS } else { TICK_NANOSECONDS };
-        let is_late = |time: Time, tick| at(time) + tick >= at(self.started);
-        is_late(stat.mtime, tick) || (self.ctime && is_late(stat.ctime, TICK_NANOSECONDS))
+        let (started, ended) = (at(self.started), at(self.ended));
+        // A clock that was set back meanwhile may have shown any time.
+        let ended = if ended < started { i128::MAX / 2 } else { ended };
+        let started = started.min(at(self.ended));
+        let is_of_run = |time: Time| {
+            let tick = if time.nanoseconds == 0 { COARSE_NANOSECONDS } else { TICK_NANOSECONDS };
+            (started - tick..=ended + tick).contains(&at(time))
+        };
+        is_of_run(stat.mtime) || (self.ctime && is_of_run(stat.ctime))
     }
 }
 
@@ -59,6 +71,7 @@ pub struct Recheck<'a> {
     pub comparison: Option<Comparison>,
     /// Whether every chunk of that snapshot is known to be there.
     pub is_closed: bool,
+    pub file_systems: &'a FileSystems,
 }
 
 impl Recheck<'_> {
@@ -67,6 +80,14 @@ impl Recheck<'_> {
     pub fn is_unchanged(&self, stat: &Stat, previous: &Entry) -> Result<bool> {
         let looks_same = self.comparison.is_some_and(|with| with.is_unchanged(stat, previous));
         Ok(looks_same && self.is_whole(previous)?)
+    }
+
+    /// An entry of the previous snapshot for this one, which counts file systems anew.
+    pub fn refreshed(&self, stat: &Stat, mut entry: Entry) -> Entry {
+        if let Some(link) = &mut entry.hard_link {
+            link.file_system = self.file_systems.number(stat.device);
+        }
+        entry
     }
 
     /// Whether all chunks of an entry are there.

@@ -1,10 +1,11 @@
 //! The first and the last of a backup: what it starts from, and its record.
 
+use super::intake::absolute;
 use super::{Likeness, Options, Report};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::observe::Event;
+use crate::observe::{Event, Observer};
 use crate::packer::Packer;
 use crate::reuse::Allowance;
 use crate::segment;
@@ -13,6 +14,7 @@ use crate::store::{Named, Store};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Counted while a backup runs.
@@ -27,6 +29,7 @@ pub struct Counters {
     pub others: AtomicU64,
     pub changed_while_read: AtomicU64,
     pub unreadable: AtomicU64,
+    pub metadata_unreadable: AtomicU64,
     pub bytes_read: AtomicU64,
     pub found_by_chunk: AtomicU64,
     pub found_by_extent: AtomicU64,
@@ -48,6 +51,13 @@ impl Counters {
             _ => &self.others,
         }
         .fetch_add(1, Relaxed);
+    }
+
+    /// Counts and reports a path that is missing from the snapshot.
+    pub fn report_unreadable(&self, observer: &dyn Observer, path: &[u8], error: &io::Error) {
+        self.unreadable.fetch_add(1, Relaxed);
+        let (path, reason) = (absolute(path), error.to_string());
+        observer.event(Event::Unreadable { path, reason });
     }
 
     /// From now on what is unchanged was counted before.
@@ -95,12 +105,32 @@ impl Totals {
     }
 }
 
+/// The file systems of a backup, numbered in the order in which the walk comes to them.
+#[derive(Debug, Default)]
+pub struct FileSystems {
+    devices: Mutex<Vec<u64>>,
+}
+
+impl FileSystems {
+    /// The number of the file system on this device.
+    pub fn number(&self, device: u64) -> u64 {
+        let mut devices = self.devices.lock();
+        let known = devices.iter().position(|known| *known == device);
+        let number = known.unwrap_or_else(|| {
+            devices.push(device);
+            devices.len() - 1
+        });
+        number as u64
+    }
+}
+
 /// A backup from its first moment to its record.
 pub struct Run<'a> {
     pub store: &'a Store,
     pub packer: Packer<'a>,
     pub counters: Counters,
     pub allowance: Allowance,
+    pub file_systems: FileSystems,
     pub parent: Option<Named>,
     pub start: Time,
     options: &'a Options,
@@ -120,9 +150,20 @@ impl<'a> Run<'a> {
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
-        let counters = Counters::default();
+        let (counters, file_systems) = Default::default();
         let added = [0; 3];
-        Ok(Run { store, packer, counters, allowance, parent, start, options, added, damaged })
+        Ok(Run {
+            store,
+            packer,
+            counters,
+            allowance,
+            file_systems,
+            parent,
+            start,
+            options,
+            added,
+            damaged,
+        })
     }
 
     /// Makes everything so far durable, and with that readable.
@@ -185,6 +226,7 @@ impl<'a> Run<'a> {
         };
         let doubts = std::mem::take(&mut *counters.doubts.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
+        let metadata_unreadable_count = counters.metadata_unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let parent = self.parent.as_ref().map(|(id, _)| *id);
         let record = Snapshot {
@@ -213,7 +255,14 @@ impl<'a> Run<'a> {
             }
             Some(id)
         };
-        Ok(Report { snapshot, parent, statistics, unreadable_count, doubts })
+        Ok(Report {
+            snapshot,
+            parent,
+            statistics,
+            unreadable_count,
+            metadata_unreadable_count,
+            doubts,
+        })
     }
 
     /// Marks the snapshot as closed, unless something was found missing of the one it

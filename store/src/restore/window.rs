@@ -239,17 +239,17 @@ pub(super) type LinkKey = [u8; 32];
 
 /// The key of an entry whose inode had several names.
 ///
-/// Device and inode number alone do not tell: a file that is deleted during a backup
+/// File system and inode number alone do not tell: a file that is deleted during a backup
 /// gives its number to the next one.
 pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
-    let device = entry.hard_link?.device;
+    let file_system = entry.hard_link?.file_system;
     // Not what differs between names, or changes when another name comes or goes.
     let path = b"-".to_vec();
     let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..entry.clone() };
     let mut bytes = Vec::new();
     alike.encode(b"", 0, &mut bytes);
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&device.to_le_bytes());
+    hasher.update(&file_system.to_le_bytes());
     hasher.update(&entry.owner.uid.to_le_bytes()).update(&entry.owner.gid.to_le_bytes());
     Some(*hasher.update(&bytes).finalize().as_bytes())
 }
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn names_of_one_file_have_one_key_and_reused_inodes_have_not() {
-        let link = crate::entry::HardLink { device: 1, names: 2 };
+        let link = crate::entry::HardLink { file_system: 1, names: 2 };
         let content = Content::Inline(b"AAA".to_vec());
         let file = Entry::new(b"a".to_vec(), Kind::File, 0o644);
         let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
