@@ -25,6 +25,7 @@ mod stats;
 
 use crate::exit::{Failure, with_hint};
 use crate::ui::{Ui, Watch};
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,7 +58,8 @@ pub struct Global {
         global = true,
         value_name = "DIR",
         env = "FORGEKEEP_STORE",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = PathBufValueParser::new().try_map(crate::place::local)
     )]
     pub store: Option<PathBuf>,
     /// Print JSON lines instead of text; each has a `message_type`
@@ -158,6 +160,6 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Notify(command) => command.run(ui),
-        Command::Reference => ui.line(crate::reference::markdown().trim_end()),
+        Command::Reference => ui.lines(crate::reference::markdown().trim_end()),
     }
 }

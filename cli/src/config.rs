@@ -1,6 +1,6 @@
 //! The configuration file: stores, instances, who is told.
 
-use crate::exit::{Failure, other, with_hint};
+use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
 use forge::nearest::closest;
 use forge::secret::Secret;
@@ -58,7 +58,7 @@ impl Config {
             let hint = "give --config FILE; `forgekeep detect` proposes what to write in it";
             with_hint(format!("cannot read the configuration {shown}: {error}"), hint)
         })?;
-        let config: Config = toml::from_str(&text).map_err(|error| {
+        let mut config: Config = toml::from_str(&text).map_err(|error| {
             let place = place(&text, error.span(), error.message());
             let message = format!("{shown}, {place}: {}", error.message());
             match nearest(error.message()) {
@@ -67,8 +67,19 @@ impl Config {
             }
         })?;
         check_kinds(path, &text)?;
+        config.resolve_stores(path)?;
         config.check(path)?;
         Ok(config)
+    }
+
+    /// Takes stores for directories, and refuses those that are not.
+    fn resolve_stores(&mut self, file: &Path) -> Result<(), Failure> {
+        for (name, store) in &mut self.stores {
+            let written = std::mem::take(&mut store.path);
+            let shown = format!("{}, key `stores.{name}.path`: {}", file.display(), written.display());
+            store.path = crate::place::local(written).map_err(|reason| usage(shown, reason))?;
+        }
+        Ok(())
     }
 
     fn check(&self, path: &Path) -> Result<(), Failure> {
@@ -85,6 +96,12 @@ impl Config {
         }
         for (name, settings) in &self.instances {
             self.store_of(name, settings)?;
+            for tag in &settings.tags {
+                crate::select::word(tag).map_err(|reason| {
+                    let file = path.display();
+                    usage(format!("{file}, key `instances.{name}.tags`: `{tag}`"), reason)
+                })?;
+            }
         }
         let mut names = BTreeSet::new();
         for notifier in self.notify.iter().filter(|notifier| notifier.is_found_by_name()) {

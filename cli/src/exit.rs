@@ -28,6 +28,13 @@ pub enum Failure {
         /// What to do.
         hint: Option<String>,
     },
+    /// The request makes no sense as it is written.
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to write instead.
+        hint: String,
+    },
     /// Done, except for what was reported on the way.
     Partial,
     /// A check found damage, which was reported on the way.
@@ -61,11 +68,17 @@ pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Failure
     Failure::Other { message: message.into(), hint: Some(hint.into()) }
 }
 
+/// A request that makes no sense, and what to write instead.
+pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+    Failure::Usage { message: message.into(), hint: hint.into() }
+}
+
 impl Failure {
     /// The exit code.
     pub fn number(&self) -> u8 {
         match self {
             Failure::BrokenPipe => 0,
+            Failure::Usage { .. } => 2,
             Failure::Partial => 3,
             Failure::Damaged | Failure::Other { .. } => 1,
             Failure::Store(error) => number(error),
@@ -81,6 +94,7 @@ impl Failure {
             Failure::Store(error) => Some((error.to_string(), hint(error))),
             Failure::Forge(error) => Some((error.to_string(), hint_for_instance(error))),
             Failure::Other { message, hint } => Some((message.clone(), hint.clone())),
+            Failure::Usage { message, hint } => Some((message.clone(), Some(hint.clone()))),
         }
     }
 }

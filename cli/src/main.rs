@@ -4,6 +4,7 @@ mod command;
 mod config;
 mod exit;
 mod notify;
+mod place;
 mod problems;
 mod reference;
 mod report;
@@ -15,7 +16,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments = command::Arguments::parse();
+    let arguments = command::Arguments::try_parse().unwrap_or_else(|error| ui::refuse(&error));
     let ui = ui::Ui::new(&arguments.global);
     exit::code(&ui, command::run(arguments.command, &arguments.global, &ui))
 }

@@ -54,6 +54,17 @@ pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snap
     Ok(snapshots)
 }
 
+/// A tag or the name of a machine, as snapshots keep it: a line of text that can be shown.
+pub fn word(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty; leave the option out".into());
+    }
+    if text.contains(store::entry::is_deceptive) {
+        return Err("it has control characters in it; use letters, digits and signs".into());
+    }
+    Ok(text.to_owned())
+}
+
 /// `SNAPSHOT[:PATH]`, as typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {

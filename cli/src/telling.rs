@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::exit::{Failure, other};
 use crate::notify::{self, Ending, News, Notifier, Origin, RunId, Silenced, What};
 use crate::report::now;
-use crate::ui::Ui;
+use crate::ui::{Ui, shown};
 use forge::check::Verdict;
 use forge::recovery::{Monitor, Record, Undo};
 use forge::session::Outcome;
@@ -94,7 +94,7 @@ impl<'a> Telling<'a> {
         match result {
             Err(failure) => {
                 told.exit_code = failure.number();
-                told.message = failure.words().map(|(message, _)| message);
+                told.message = failure.words().map(|(message, _)| shown(&message).into_owned());
             }
             Ok(outcome) => {
                 let statistics = &outcome.report.statistics;
@@ -113,7 +113,8 @@ impl<'a> Telling<'a> {
                 } else {
                     (told.ending, told.exit_code) = (Ending::Partial, Failure::Partial.number());
                     let lack = (!outcome.is_complete).then(|| lack(outcome));
-                    let lines: Vec<String> = outcome.failures.iter().cloned().chain(lack).collect();
+                    let lines = outcome.failures.iter().cloned().chain(lack);
+                    let lines: Vec<String> = lines.map(|line| shown(&line).into_owned()).collect();
                     told.message = Some(lines.join("\n"));
                 }
             }

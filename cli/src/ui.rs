@@ -5,6 +5,7 @@ use crate::exit::Failure;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use signal_hook::SigId;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use store::entry::is_deceptive;
 use store::observe::{Event, Observer, Progress};
 
 /// How often the terminal is drawn and a wish to stop is noticed.
@@ -57,14 +59,16 @@ pub struct Ui {
 
 impl Ui {
     /// Speaks as the arguments say, and hears SIGINT, SIGTERM and SIGHUP: the
-    /// first asks the command to stop, the second ends it.
+    /// first asks the command to stop, the second ends it. A signal that the parent
+    /// process ignores, such as SIGHUP below `nohup`, stays ignored.
     pub fn new(global: &Global) -> Ui {
         let wants_stop = Arc::new(AtomicBool::new(false));
         let may_end = Arc::new(AtomicBool::new(false));
         let mut impatient = Vec::new();
-        for signal in
-            [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
-        {
+        let ignored = ignored_signals();
+        let signals =
+            [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP];
+        for signal in signals.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0) {
             // Registered in this order, the first signal only sets the flags.
             let _ =
                 signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&may_end));
@@ -89,9 +93,14 @@ impl Ui {
         self.wants_stop.load(Relaxed)
     }
 
-    /// A line of the result, for people only.
+    /// A line of the result, for people only. Control characters in it are escaped.
     pub fn line(&self, text: impl AsRef<str>) -> Result<(), Failure> {
-        if self.json { Ok(()) } else { self.write(text.as_ref().as_bytes()) }
+        if self.json { Ok(()) } else { self.write(shown(text.as_ref()).as_bytes()) }
+    }
+
+    /// Several lines of the result, for people only: a text of ours, such as a unit file.
+    pub fn lines(&self, text: impl AsRef<str>) -> Result<(), Failure> {
+        text.as_ref().split('\n').try_for_each(|line| self.line(line))
     }
 
     /// A line that says how it went, for people who want to know.
@@ -126,9 +135,9 @@ impl Ui {
         }
         let mut stderr = io::stderr().lock();
         // Nobody is left to tell if this fails.
-        let _ = writeln!(stderr, "forgekeep: {message}");
+        let _ = writeln!(stderr, "forgekeep: {}", shown(message));
         if let Some(hint) = hint {
-            let _ = writeln!(stderr, "  {hint}");
+            let _ = writeln!(stderr, "  {}", shown(hint));
         }
     }
 
@@ -162,6 +171,38 @@ impl Ui {
     }
 }
 
+/// A text as one line that is safe to print: characters that steer a terminal, end a line or
+/// reverse the order of text are escaped, whoever put them into a name or a message.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_deceptive) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_deceptive(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    Cow::Owned(safe)
+}
+
+/// Prints help, or what is wrong with the arguments, and ends the program.
+pub fn refuse(error: &clap::Error) -> ! {
+    let text = error.render().to_string();
+    let safe: Vec<_> = text.lines().map(shown).collect();
+    if error.use_stderr() && safe.iter().any(|line| matches!(line, Cow::Owned(_))) {
+        // Without colours, since those are control characters, too.
+        let _ = writeln!(io::stderr(), "{}", safe.join("\n"));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// The signals that the parent process ignores, a bit each; 0 where the system does not say.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
 /// The outcome of writing to standard output.
 pub fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result {
@@ -179,7 +220,7 @@ fn warn(is_json: bool, text: &str) {
     if is_json {
         let _ = writeln!(io::stdout(), "{}", json!({"message_type": "warning", "message": text}));
     } else {
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(io::stderr(), "{}", shown(text));
     }
 }
 
@@ -375,6 +416,19 @@ impl Observer for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_printed() {
+        for (text, wanted) in [
+            ("plain ü 😀 \\", "plain ü 😀 \\"),
+            ("\x1b[31mred\x1b[0m", "\\u{1b}[31mred\\u{1b}[0m"),
+            ("one\nforgekeep: two\r\t", "one\\nforgekeep: two\\r\\t"),
+            ("\u{9b}31m\u{7f}\0", "\\u{9b}31m\\u{7f}\\u{0}"),
+            ("gpj.\u{202e}exe\u{2066}\u{2028}", "gpj.\\u{202e}exe\\u{2066}\\u{2028}"),
+        ] {
+            assert_eq!(shown(text), wanted);
+        }
+    }
 
     #[test]
     fn warnings_are_remembered_once_and_within_bounds() {

@@ -313,8 +313,11 @@ impl Running {
             (None, Some(signal)) => format!("signal {signal}"),
             _ => "unknown end".into(),
         };
-        let printed = || String::from_utf8_lossy(printed).trim().to_owned();
+        let printed = || String::from_utf8_lossy(printed).into_owned();
         let said = Some(self.said()).filter(|said| !said.is_empty()).unwrap_or_else(printed);
+        // Messages are lines.
+        let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+        let said = lines.collect::<Vec<_>>().join("; ");
         let said = if said.is_empty() { "it said nothing".into() } else { said };
         Error::Failed { command: self.shown.clone(), status, said }
     }

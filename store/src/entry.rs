@@ -199,13 +199,20 @@ pub fn is_valid_path(path: &[u8]) -> bool {
         && path.split(|b| *b == b'/').all(|part| !matches!(part, b"" | b"." | b".."))
 }
 
+/// Whether a character steers a terminal, ends a line, or reverses the order of text, so
+/// that a name could be shown as another one.
+pub fn is_deceptive(c: char) -> bool {
+    let is_bidi = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_bidi || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
 /// A path for people and messages: valid UTF-8 as it is, with control and
 /// invalid bytes as `\x..`.
 pub fn display_path(path: &[u8]) -> String {
     let mut out = String::with_capacity(path.len());
     for part in path.utf8_chunks() {
         for c in part.valid().chars() {
-            if c.is_control() || c == '\\' {
+            if is_deceptive(c) || c == '\\' {
                 out.extend(c.escape_default());
             } else {
                 out.push(c);

@@ -52,7 +52,7 @@ pub struct Backup {
     #[arg(long)]
     init: bool,
     /// A word to find the snapshot by (can be repeated)
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = crate::select::word)]
     tag: Vec<String>,
     /// Leave out what fits (can be repeated): a name at any depth, or with / a path
     #[arg(long, value_name = "GLOB")]
@@ -82,7 +82,7 @@ pub struct Backup {
     #[arg(long)]
     ignore_inode: bool,
     /// Name of this machine in the snapshot [default: its host name]
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = crate::select::word)]
     host: Option<String>,
     /// Back up standard input as one file of this name
     #[arg(long, value_name = "NAME")]

@@ -20,27 +20,27 @@ impl Detect {
         // What is proposed is read from anywhere.
         let root = std::path::absolute(&self.root)
             .map_err(|source| forge::Error::Read { path: self.root.clone(), source })?;
-        ui.line("# Where backups go. Another disk, better another machine.")?;
-        ui.line("[stores.main]\npath = \"/srv/backup/forgekeep\"")?;
+        ui.lines("# Where backups go. Another disk, better another machine.")?;
+        ui.lines("[stores.main]\npath = \"/srv/backup/forgekeep\"")?;
         for kind in forge::kind::KINDS {
             let Some(seen) = kind.detect(&root) else { continue };
             found += 1;
             let (name, title) = (kind.name(), kind.title());
             ui.json("detected", json!({"kind": name, "title": title, "seen": seen}))?;
-            ui.line(format!("\n# {title}, because there is {seen}"))?;
-            ui.line(format!("[instances.{name}]\nkind = \"{name}\""))?;
+            ui.lines(format!("\n# {title}, because there is {seen}"))?;
+            ui.lines(format!("[instances.{name}]\nkind = \"{name}\""))?;
             if root != *"/" {
                 ui.line(format!("root = \"{}\"", root.display()))?;
             }
             for line in kind.propose(&root) {
-                ui.line(line)?;
+                ui.lines(line)?;
             }
         }
         if found == 0 {
-            ui.line(
+            ui.lines(
                 "\n# Nothing that is known was found here. Any directories can be an instance:",
             )?;
-            ui.line("# [instances.files]\n# kind = \"plain\"\n# [instances.files.parts.data]\n# path = \"/srv/data\"")?;
+            ui.lines("# [instances.files]\n# kind = \"plain\"\n# [instances.files.parts.data]\n# path = \"/srv/data\"")?;
         }
         Ok(())
     }

@@ -105,7 +105,7 @@ impl Schedule {
                 }
                 None => {
                     ui.json("file", json!({"name": name, "text": text}))?;
-                    ui.line(format!("# {name}\n{text}"))?;
+                    ui.lines(format!("# {name}\n{text}"))?;
                 }
             }
         }

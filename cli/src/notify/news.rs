@@ -1,6 +1,7 @@
 //! What is told, and its words.
 
 use crate::report::{count, local_time, size};
+use crate::ui::shown;
 use std::fmt::{self, Write};
 use store::entry::Time;
 
@@ -185,7 +186,7 @@ impl News<'_> {
             What::Started => "started",
             What::Ended(outcome) => outcome.ending.word(),
         };
-        format!("backup of {instance} on {host} {how}").replace(char::is_control, " ")
+        shown(&format!("backup of {instance} on {host} {how}")).into_owned()
     }
 
     /// All there is to say, in lines, the most important first; cut to `limit` bytes.
@@ -201,7 +202,9 @@ impl News<'_> {
 
 fn details(text: &mut String, outcome: &Outcome) {
     if let Some(message) = &outcome.message {
-        let _ = writeln!(text, "{message}");
+        for line in message.lines() {
+            let _ = writeln!(text, "{}", shown(line));
+        }
     }
     let took = duration(outcome.seconds());
     let _ = writeln!(
@@ -225,7 +228,7 @@ fn details(text: &mut String, outcome: &Outcome) {
         let _ = writeln!(text, "{}:", count(outcome.warnings.len() as u64, "warning"));
     }
     for warning in &outcome.warnings {
-        let _ = writeln!(text, "- {warning}");
+        let _ = writeln!(text, "- {}", shown(warning));
     }
 }
 
@@ -318,6 +321,16 @@ pub mod tests {
         let mut news = news(What::Started);
         news.origin.instance = "a\r\nBcc: b";
         assert!(!news.title().contains(['\r', '\n']));
+    }
+
+    #[test]
+    fn nothing_steers_the_terminal_of_a_reader() {
+        let mut outcome = failed();
+        outcome.message = Some("one\ntwo \x1b[2J".into());
+        outcome.warnings = vec!["a\nsnapshot \u{202e}".into()];
+        let text = news(What::Ended(&outcome)).text(10_000);
+        assert!(text.contains("\none\ntwo \\u{1b}[2J\n"), "{text}");
+        assert!(text.contains("\n- a\\nsnapshot \\u{202e}\n"), "{text}");
     }
 
     #[test]

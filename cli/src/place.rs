@@ -1,0 +1,77 @@
+//! The place of a store, as people write it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The directory that is meant, or why none can be.
+///
+/// What has a colon before its first slash names a remote place to every other program:
+/// `sftp:host:/dir`, `s3://bucket`, `user@host:/dir`. A local directory of such a name is the
+/// last thing that is meant. `file:///dir` is a local directory.
+pub fn local(place: PathBuf) -> Result<PathBuf, String> {
+    let bytes = place.as_os_str().as_bytes();
+    if let Some(path) = bytes.strip_prefix(b"file://").filter(|path| path.starts_with(b"/")) {
+        return Ok(Path::new(std::ffi::OsStr::from_bytes(path)).to_owned());
+    }
+    let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let shown = place.display();
+    if first.contains(&b':') {
+        return Err(format!(
+            "remote stores are not supported yet; for a directory of that name write ./{shown}"
+        ));
+    }
+    if first.starts_with(b"~") {
+        return Err(format!(
+            "no shell has replaced the ~; write the path in full, or ./{shown} for a directory of that name"
+        ));
+    }
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remote_places_are_no_directories() {
+        for remote in [
+            "sftp:user@host:/dir",
+            "sftp://host/dir",
+            "s3:s3.amazonaws.com/bucket",
+            "s3://bucket/dir",
+            "user@host:/x",
+            "host:x",
+            "[::1]:/x",
+            "rest:https://host/",
+            "b2:bucket:dir",
+            "azure:container:/",
+            "rclone:remote:dir",
+            "https://host/x",
+            "file://host/x",
+            "file:x",
+            "C:\\x",
+        ] {
+            let error = local(remote.into()).expect_err(remote);
+            assert!(error.ends_with(&format!("write ./{remote}")), "{error}");
+            let spelled = PathBuf::from(format!("./{remote}"));
+            assert_eq!(local(spelled.clone()), Ok(spelled));
+        }
+        for tilde in ["~", "~/store", "~root/store"] {
+            assert!(local(tilde.into()).expect_err(tilde).contains("in full"));
+        }
+    }
+
+    #[test]
+    fn directories_are_directories() {
+        for (written, wanted) in [
+            ("store", "store"),
+            ("/srv/a:b", "/srv/a:b"),
+            ("dir/sftp:x", "dir/sftp:x"),
+            ("../a:b", "../a:b"),
+            ("file:///srv/store", "/srv/store"),
+            ("@host/x", "@host/x"),
+        ] {
+            assert_eq!(local(written.into()), Ok(wanted.into()), "{written}");
+        }
+    }
+}
