@@ -35,3 +35,5 @@ mod slices;
 mod support;
 /// Runs of instances and who hears of them.
 mod telling;
+/// When a file counts as unchanged.
+mod unchanged;

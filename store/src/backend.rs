@@ -10,6 +10,7 @@ use std::io;
 pub mod faulty;
 pub mod local;
 pub mod memory;
+pub mod recording;
 #[cfg(test)]
 mod suite;
 

@@ -304,3 +304,97 @@ fn publish_all(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::recording::{Log, Recording, Step};
+    use crate::backend::{Memory, write_all};
+    use crate::config::{self, Config};
+    use crate::observe::Silent;
+    use crate::store::Purpose;
+    use std::collections::HashMap;
+
+    /// A store in memory, with a log of what is written to it.
+    fn recorded(dir: &tempfile::TempDir) -> (Store, Log) {
+        let memory = Memory::default();
+        let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 1);
+        write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
+        let backend = Recording::new(memory);
+        let log = backend.log();
+        let (index, observer) = (dir.path().join("index.sqlite"), Arc::new(Silent::default()));
+        let store = Store::open_backend(Arc::new(backend), &index, Purpose::Write, observer);
+        (store.expect("opens"), log)
+    }
+
+    /// A chunk of 1 MiB that nothing can compress, another one for each number.
+    fn large(number: u64) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    /// The kinds of the segments in the order in which they got their names.
+    fn published_kinds(store: &Store, log: &Log) -> Vec<Kind> {
+        let mut kinds = HashMap::new();
+        for shard in 0..=255 {
+            for segment in store.index().segments(shard).expect("asks") {
+                kinds.insert(segment::file_name(&segment.id), segment.kind);
+            }
+        }
+        let steps = log.steps();
+        let names = steps.iter().filter_map(|step| match step {
+            Step::Publish(_, name) => kinds.get(name).copied(),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn a_segment_is_synced_with_all_of_its_bytes_before_it_has_a_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, log) = recorded(&dir);
+        let packer = Packer::new(&store, false);
+        for number in 0..70 {
+            packer.put(Kind::Data, &large(number)).expect("puts");
+        }
+        packer.put(Kind::Metadata, b"page").expect("puts");
+        packer.finish().expect("finishes");
+        let mut unsynced: HashMap<usize, bool> = HashMap::new();
+        let mut published = 0;
+        for step in log.steps() {
+            match step {
+                Step::Create(file) | Step::Write(file, _) => drop(unsynced.insert(file, true)),
+                Step::Sync(file) => drop(unsynced.insert(file, false)),
+                Step::Publish(file, name) => {
+                    assert_eq!(unsynced.get(&file), Some(&false), "{name} is not synced");
+                    published += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(published, 3, "two data segments and one of metadata");
+    }
+
+    #[test]
+    fn data_is_durable_before_the_metadata_that_was_put_after_it() {
+        for pages in [1, 40] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (store, log) = recorded(&dir);
+            let packer = Packer::new(&store, false);
+            packer.put(Kind::Data, b"content").expect("puts");
+            for number in 0..pages {
+                packer.put(Kind::Metadata, &large(number)).expect("puts");
+            }
+            packer.put(Kind::Data, b"more content").expect("puts");
+            packer.finish().expect("finishes");
+            let kinds = published_kinds(&store, &log);
+            let mut expected = vec![Kind::Data, Kind::Metadata];
+            if pages > 1 {
+                // Full segments of metadata, then the rest in the usual order.
+                expected.extend([Kind::Metadata, Kind::Data, Kind::Metadata]);
+            }
+            assert_eq!(kinds, expected, "{pages} pages");
+        }
+    }
+}

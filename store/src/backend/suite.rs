@@ -1,6 +1,6 @@
 //! What every backend must do. A backend binds to it with one test.
 
-use super::{Backend, Local, Memory, faulty::Faulty, read_all, write_all};
+use super::{Backend, Local, Memory, faulty::Faulty, read_all, recording::Recording, write_all};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -78,6 +78,11 @@ fn directories_that_a_copy_lacks_are_made_and_no_others() {
 #[test]
 fn faulty_without_faults_behaves() {
     behaves(&Faulty::new(Memory::default(), Arc::new(|_, _| Ok(()))));
+}
+
+#[test]
+fn recording_behaves() {
+    behaves(&Recording::new(Memory::default()));
 }
 
 #[test]

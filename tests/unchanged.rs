@@ -1,0 +1,109 @@
+//! When a file counts as unchanged, and what is read again for safety.
+//!
+//! The clock of a backup is set by the test, so that a file lies as near to the start
+//! of a run, or as far from it, as the rule asks.
+
+use crate::support::sandbox::Sandbox;
+use crate::support::stores;
+use std::cell::Cell;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use store::backup::Report;
+use store::entry::Time;
+use store::store::Purpose;
+
+thread_local! {
+    /// Nanoseconds since 1970. A backup asks the clock on the thread that called it.
+    static NOW: Cell<i64> = const { Cell::new(0) };
+}
+
+const MILLISECOND: i64 = 1_000_000;
+const SECOND: i64 = 1000 * MILLISECOND;
+
+fn clock() -> Time {
+    let now = NOW.get();
+    Time { seconds: now.div_euclid(SECOND), nanoseconds: now.rem_euclid(SECOND) as u32 }
+}
+
+/// Backs up `source` at a moment of the test's choice.
+fn backup_at(sandbox: &Sandbox, now: i64) -> Report {
+    NOW.set(now);
+    let store = stores::open(&sandbox.path("store"), Purpose::Write);
+    let mut options = stores::backup_options(&[&sandbox.path("source")]);
+    options.about.clock = clock;
+    store::backup::backup(&store, &options).expect("backs up")
+}
+
+/// Nanoseconds since 1970 of the last change of the inode.
+fn ctime(path: &Path) -> i64 {
+    let metadata = path.metadata().expect("is there");
+    metadata.ctime() * SECOND + metadata.ctime_nsec()
+}
+
+fn set_mtime(path: &Path, time: SystemTime) {
+    let file = File::options().write(true).open(path).expect("opens");
+    file.set_modified(time).expect("sets the time");
+}
+
+#[test]
+fn a_change_that_kept_size_and_mtime_is_seen_by_the_ctime() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "before");
+    let path = sandbox.path("source/file");
+    let mtime = path.metadata().and_then(|metadata| metadata.modified()).expect("a time");
+    // The clock is set back by an hour after this backup: no change looks recent.
+    backup_at(&sandbox, ctime(&path) + 3600 * SECOND);
+    let before = ctime(&path);
+    while ctime(&path) == before {
+        let file = File::options().write(true).open(&path).expect("opens");
+        file.write_all_at(b"behind", 0).expect("writes");
+        set_mtime(&path, mtime);
+    }
+    let report = backup_at(&sandbox, ctime(&path));
+    assert_eq!((report.statistics.files_changed, report.statistics.bytes_read), (1, 6));
+    let snapshot = report.snapshot.expect("not a dry run").to_string();
+    sandbox.restore(&sandbox.at(&snapshot, "source"), "restored");
+    assert_eq!(sandbox.read("restored/file"), b"behind");
+}
+
+/// Whether a backup reads a file again when the one before began `after` its last change.
+fn is_read_again(after: i64, is_mtime_whole: bool) -> bool {
+    let sandbox = Sandbox::with_store();
+    let path = sandbox.path("source/file");
+    loop {
+        sandbox.write("source/file", "content");
+        // Far from both ends of a second, so that nothing below crosses one.
+        if (100..700).contains(&(ctime(&path) % SECOND / MILLISECOND)) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // At least a second before the change of the inode that setting it makes.
+    let seconds = (ctime(&path) / SECOND - 1) as u64;
+    let nanoseconds = if is_mtime_whole { 0 } else { 1 };
+    set_mtime(&path, UNIX_EPOCH + Duration::new(seconds, nanoseconds));
+    let mtime = seconds as i64 * SECOND + i64::from(nanoseconds);
+    let changed = if is_mtime_whole { mtime } else { ctime(&path) };
+    backup_at(&sandbox, changed + after);
+    let report = backup_at(&sandbox, ctime(&path) + 3600 * SECOND);
+    report.statistics.bytes_read > 0
+}
+
+#[test]
+fn files_touched_within_the_clock_tick_of_a_run_are_read_again() {
+    for after in [0, MILLISECOND, 10 * MILLISECOND] {
+        assert!(is_read_again(after, false), "{after} ns after the ctime");
+    }
+    for after in [100 * MILLISECOND, SECOND, 60 * SECOND] {
+        assert!(!is_read_again(after, false), "{after} ns after the ctime");
+    }
+}
+
+#[test]
+fn whole_seconds_count_as_the_clock_tick_of_a_coarse_file_system() {
+    // The inode itself changed between 1.1 and 1.7 seconds after the mtime that was set.
+    assert!(is_read_again(2 * SECOND - MILLISECOND, true));
+    assert!(!is_read_again(60 * SECOND, true));
+}
