@@ -26,6 +26,8 @@ mod live_git;
 mod mattermost;
 /// Who is told, by real servers.
 mod notify;
+/// Power goes at any moment.
+mod power_loss;
 /// What a restore removes, keeps and leaves behind.
 mod restore;
 /// What changed is stored as what is new of it.

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod accounts;
+pub mod disk;
 pub mod docker_gitlab;
 pub mod gitlab;
 pub mod instance;
@@ -15,5 +16,6 @@ pub mod sandbox;
 mod self_test;
 pub mod server;
 pub mod stores;
+pub mod strace;
 pub mod tree;
 pub mod zabbix;

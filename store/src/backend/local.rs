@@ -55,7 +55,8 @@ impl Local {
                 File::open(path)?.sync_all()?;
             }
         }
-        File::open(&self.root)?.sync_all()
+        File::open(&self.root)?.sync_all()?;
+        sync_above(&self.root)
     }
 
     /// Removes what killed runs left unpublished; returns how many files.
@@ -219,6 +220,19 @@ fn with_parent<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T
         _ => sync_parent(parent)?,
     }
     make()
+}
+
+/// Syncs the names of a new directory and of those above it, which may be as new. Nobody
+/// makes a directory below one that he cannot open.
+fn sync_above(path: &Path) -> io::Result<()> {
+    for dir in fs::canonicalize(path)?.ancestors().skip(1) {
+        match File::open(dir).map(|dir| dir.sync_all()) {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
