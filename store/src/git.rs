@@ -208,6 +208,17 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_cannot_be_read_makes_no_other_directory_of_it() {
+        let content: [(&[u8], Kind); 3] =
+            [(b"HEAD", Kind::File), (b"objects", Kind::Directory), (b"refs", Kind::Directory)];
+        let with = |head: io::Result<Vec<u8>>| is_git_dir(content.into_iter(), || head);
+        assert!(with(Ok(b"ref: refs/heads/main\n".to_vec())));
+        assert!(with(Err(io::ErrorKind::PermissionDenied.into())));
+        assert!(!with(Ok(b"something else".to_vec())));
+        assert!(!with(Err(io::ErrorKind::NotFound.into())));
+    }
+
+    #[test]
     fn what_belongs_to_a_running_operation_is_left_out() {
         for path in [
             "HEAD.lock",

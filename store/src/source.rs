@@ -512,3 +512,49 @@ fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) 
         ));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attributes that are listed as `names` and read by `get`.
+    fn read(names: &[u8], get: impl Fn(&str) -> rustix::io::Result<usize>) -> Attributes {
+        let list = |buffer: &mut [u8]| {
+            let space = buffer.get_mut(..names.len()).ok_or(Errno::RANGE)?;
+            space.copy_from_slice(names);
+            Ok(names.len())
+        };
+        attributes(list, |name, _| get(name.to_str().expect("text")))
+    }
+
+    #[test]
+    fn an_attribute_that_cannot_be_read_costs_itself() {
+        let names = b"user.c\0user.gone\0user.a\0user.bad\0";
+        let read = read(names, |name| match name {
+            "user.gone" => Err(Errno::NODATA),
+            "user.bad" => Err(Errno::IO),
+            _ => Ok(1),
+        });
+        let found: Vec<&[u8]> = read.found.iter().map(|(name, _)| &name[..]).collect();
+        assert_eq!(found, [b"user.a", b"user.c"]);
+        let error = read.error.expect("one failed").to_string();
+        assert!(error.starts_with("extended attribute user.bad: "), "{error}");
+    }
+
+    #[test]
+    fn attributes_that_no_file_system_has_are_no_error() {
+        for error in [Errno::NODATA, Errno::NOTSUP] {
+            assert!(read(b"user.a\0", |_| Err(error)).error.is_none());
+        }
+        let none = attributes(|_| Err(Errno::NOTSUP), |_, _| Ok(0));
+        assert!(none.found.is_empty() && none.error.is_none());
+        assert!(attributes(|_| Err(Errno::IO), |_, _| Ok(0)).error.is_some());
+    }
+
+    #[test]
+    fn a_long_list_of_attributes_is_asked_for_twice() {
+        let names: Vec<u8> = (0..500).flat_map(|n| format!("user.{n:03}\0").into_bytes()).collect();
+        assert!(names.len() > 1024);
+        assert_eq!(read(&names, |_| Ok(2)).found.len(), 500);
+    }
+}

@@ -83,3 +83,101 @@ impl Assembly {
         self.tree.push(entry, put)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::path_cmp;
+    use crate::tree::TreeReader;
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// What is in the tree, and what gave way.
+    fn assembled(entries: Vec<Entry>) -> (Vec<(String, Kind)>, Vec<String>, Totals) {
+        let pages = RefCell::new(BTreeMap::new());
+        let mut put = |bytes: &[u8]| {
+            let id = ChunkId::of(bytes);
+            pages.borrow_mut().insert(id, bytes.to_vec());
+            Ok(id)
+        };
+        let text = |path: &[u8]| String::from_utf8(path.to_vec()).expect("text");
+        let mut gone = Vec::new();
+        let mut assembly = Assembly::default();
+        for entry in entries {
+            let mut in_the_way = |path: &[u8]| gone.push(text(path));
+            assembly.push(entry, &mut put, &mut in_the_way).expect("pushes");
+        }
+        let (root, totals) = assembly.finish(&mut put).expect("finishes");
+        let get = |id: &ChunkId| Ok(pages.borrow()[id].clone());
+        let read = TreeReader::new(&root, &get).map(|entry| {
+            let entry = entry.expect("reads");
+            (text(&entry.path), entry.kind)
+        });
+        (read.collect(), gone, totals)
+    }
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+        Entry::new(path.as_bytes().to_vec(), kind, mode)
+    }
+
+    #[test]
+    fn a_file_gives_way_to_what_is_below_it() {
+        let (tree, gone, totals) = assembled(vec![
+            entry("a", Kind::Directory),
+            entry("a/b", Kind::File),
+            entry("a/b/c", Kind::Symlink),
+            entry("a/b/c/d", Kind::File),
+            entry("a/b.c", Kind::File),
+            entry("e/f/g", Kind::Fifo),
+        ]);
+        let of = |path: &str, kind| (path.to_owned(), kind);
+        let wanted = [
+            of("a", Kind::Directory),
+            of("a/b", Kind::Directory),
+            of("a/b/c", Kind::Directory),
+            of("a/b/c/d", Kind::File),
+            of("a/b.c", Kind::File),
+            of("e", Kind::Directory),
+            of("e/f", Kind::Directory),
+            of("e/f/g", Kind::Fifo),
+        ];
+        assert_eq!(tree, wanted);
+        assert_eq!(gone, ["a/b", "a/b/c"]);
+        assert_eq!(totals.entries, 8);
+    }
+
+    proptest! {
+        #![proptest_config(crate::arbitrary::cases(200))]
+
+        #[test]
+        fn every_parent_is_a_directory_and_the_rest_stays(
+            paths in proptest::collection::btree_map("[ab](/[ab.]){0,3}", any::<bool>(), 0..12),
+        ) {
+            let is_path = |path: &&String| path.split('/').all(|part| part != ".");
+            let mut paths: Vec<(String, Kind)> = paths
+                .iter()
+                .filter(|(path, _)| is_path(path))
+                .map(|(path, is_dir)| {
+                    (path.clone(), if *is_dir { Kind::Directory } else { Kind::File })
+                })
+                .collect();
+            paths.sort_by(|(a, _), (b, _)| path_cmp(a.as_bytes(), b.as_bytes()));
+            let entries = paths.iter().map(|(path, kind)| entry(path, *kind)).collect();
+            let (tree, gone, _) = assembled(entries);
+            let dirs: BTreeSet<&str> = tree
+                .iter()
+                .filter(|(_, kind)| *kind == Kind::Directory)
+                .map(|(path, _)| &path[..])
+                .collect();
+            for (path, _) in &tree {
+                let parent = path.rsplit_once('/').map(|(parent, _)| parent);
+                prop_assert!(parent.is_none_or(|parent| dirs.contains(parent)), "{path}");
+            }
+            for item in &paths {
+                prop_assert!(tree.contains(item) != gone.contains(&item.0), "{item:?}");
+            }
+        }
+    }
+}

@@ -155,3 +155,110 @@ impl<'a> Previous<'a> {
         below
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::HardLink;
+
+    const HOUR: i64 = 3600;
+
+    fn at(seconds: i64) -> Time {
+        Time { seconds, nanoseconds: 500 }
+    }
+
+    /// Of a previous run that took an hour.
+    fn comparison() -> Comparison {
+        Comparison { ctime: true, inode: true, started: at(100 * HOUR), ended: at(101 * HOUR) }
+    }
+
+    fn stat(mtime: Time, ctime: Time) -> Stat {
+        Stat {
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            size: 0,
+            allocated_bytes: 0,
+            mtime,
+            ctime,
+            inode: 7,
+            device: 1,
+            names: 1,
+            node: (0, 0),
+        }
+    }
+
+    fn entry(stat: &Stat) -> Entry {
+        let owner = crate::entry::Owner { uid: stat.uid, gid: stat.gid, ..Default::default() };
+        Entry {
+            owner: std::sync::Arc::new(owner),
+            mtime: Some(stat.mtime),
+            ctime: Some(stat.ctime),
+            inode: stat.inode,
+            ..Entry::new(b"a".to_vec(), stat.kind, stat.mode)
+        }
+    }
+
+    #[test]
+    fn times_of_the_previous_run_are_not_trusted_and_others_are() {
+        let is_unchanged = |comparison: Comparison, mtime, ctime| {
+            let stat = stat(mtime, ctime);
+            comparison.is_unchanged(&stat, &entry(&stat))
+        };
+        let old = at(99 * HOUR);
+        let just_before = Time { seconds: 100 * HOUR, nanoseconds: 400 };
+        for (mtime, ctime, unchanged) in [
+            (old, old, true),
+            (old, just_before, false),
+            (old, at(100 * HOUR + 1800), false),
+            (old, at(101 * HOUR), false),
+            (at(100 * HOUR + 1800), old, false),
+            // Set by somebody, or by a clock that was wrong.
+            (at(500_000 * HOUR), old, true),
+            (old, at(500_000 * HOUR), true),
+            (at(102 * HOUR), at(102 * HOUR), true),
+            // A file system that knows every other second.
+            (old, Time { seconds: 100 * HOUR - 1, nanoseconds: 0 }, false),
+            (old, at(100 * HOUR - 1), true),
+        ] {
+            assert_eq!(is_unchanged(comparison(), mtime, ctime), unchanged, "{mtime:?} {ctime:?}");
+        }
+        let without_ctime = Comparison { ctime: false, ..comparison() };
+        assert!(is_unchanged(without_ctime, old, just_before));
+        // The clock was set back during the run, from a time that nobody knows.
+        let set_back = Comparison { ended: at(90 * HOUR), ..comparison() };
+        assert!(is_unchanged(set_back, at(89 * HOUR), at(89 * HOUR)));
+        for late in [91, 99, 100, 102, 500_000] {
+            assert!(!is_unchanged(set_back, at(89 * HOUR), at(late * HOUR)), "{late}");
+        }
+    }
+
+    #[test]
+    fn another_device_number_changes_nothing_and_another_name_does() {
+        let old = at(9);
+        let stat = Stat { names: 2, ..stat(old, old) };
+        let link = HardLink { file_system: 0, names: 2 };
+        let entry = Entry { hard_link: Some(link), ..entry(&stat) };
+        assert!(comparison().is_unchanged(&Stat { device: 99, ..stat }, &entry));
+        assert!(!comparison().is_unchanged(&Stat { names: 3, ..stat }, &entry));
+        assert!(!comparison().is_unchanged(&Stat { names: 1, ..stat }, &entry));
+    }
+
+    #[test]
+    fn an_entry_that_lacks_metadata_is_read_again() {
+        let stat = stat(at(9), at(9));
+        let entry = Entry { ctime: None, ..entry(&stat) };
+        for ctime in [true, false] {
+            let comparison = Comparison { ctime, ..comparison() };
+            assert!(!comparison.is_unchanged(&stat, &entry));
+        }
+    }
+
+    #[test]
+    fn file_systems_are_numbered_as_they_come() {
+        let file_systems = FileSystems::default();
+        let numbers = [70, 30, 70, 50, 30].map(|device| file_systems.number(device));
+        assert_eq!(numbers, [0, 1, 0, 2, 1]);
+    }
+}
