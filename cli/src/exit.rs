@@ -132,6 +132,11 @@ fn hint(error: &Error) -> Option<String> {
         error if error.is_out_of_space() => {
             "nothing was lost; make space and run the same command again".into()
         }
+        Error::StoreUnsynced { .. } => {
+            "`forgekeep snapshots` shows whether the snapshot is there; check the disk, then run \
+             the same command again"
+                .into()
+        }
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
             "check the disk and the permissions of the store, then run the same command again"
                 .into()
@@ -155,6 +160,9 @@ fn hint(error: &Error) -> Option<String> {
             )
         }
         error if error.is_index_denied() => "run it as a user who may write the store".into(),
+        error if error.is_index_broken() => {
+            "run the same command again: it builds the index anew from the segments".into()
+        }
         Error::Index(_) => "`forgekeep index rebuild` makes it anew from the segments".into(),
         Error::Source { .. } => {
             "nothing was backed up; check the path, or run as a user who may read it".into()

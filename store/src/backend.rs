@@ -14,7 +14,7 @@ pub mod recording;
 #[cfg(test)]
 mod suite;
 
-pub use local::Local;
+pub use local::{Local, Modes};
 pub use memory::Memory;
 
 /// A file of the store, as listed.
@@ -56,6 +56,10 @@ pub trait Backend: Send + Sync {
 
     /// Removes a file; `NotFound` if there is none. Durable when it returns.
     fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes durable that the files in directory `dir` have their names: a writer that was
+    /// killed may have published one and not come to that.
+    fn settle(&self, dir: &str) -> io::Result<()>;
 }
 
 /// A file being written, not visible yet.
@@ -67,7 +71,9 @@ pub trait Pending: Send {
     fn sync(&mut self) -> io::Result<()>;
 
     /// Gives the synced file its name; durable and visible when it returns.
-    /// A file that has this name already is replaced.
+    /// A file that has this name already is replaced. An error that holds
+    /// [`Unsynced`](crate::error::Unsynced) says that the file has its name, though a power
+    /// loss may take it.
     fn publish(self: Box<Self>, name: &str) -> io::Result<()>;
 }
 

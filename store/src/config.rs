@@ -1,5 +1,6 @@
 //! `store.json`: what a store is, written once by `init`.
 
+use crate::backend::Modes;
 use crate::error::{Error, Result};
 use chunker::Parameters;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct Config {
     pub compression: Compression,
     /// How stored bytes are protected: `none`.
     pub seal: String,
+    /// Whether the group of the store's directories may read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub group_readable: bool,
 }
 
 /// How files are cut into chunks. Frozen: other cuts would deduplicate nothing.
@@ -64,7 +68,13 @@ impl Config {
             },
             compression: Compression { algorithm: "zstd".into(), level },
             seal: "none".into(),
+            group_readable: false,
         }
+    }
+
+    /// Permission bits of files and directories of the store.
+    pub fn modes(&self) -> Modes {
+        if self.group_readable { Modes::GROUP } else { Modes::PRIVATE }
     }
 
     /// The bytes of the file: JSON whose last member is the BLAKE3 of what stands before it.
@@ -198,8 +208,10 @@ mod tests {
         #![proptest_config(cases(100))]
 
         #[test]
-        fn any_config_comes_back(id: [u8; 16], parameters in parameters(), level: i32) {
-            let config = Config::new(id, parameters, level);
+        fn any_config_comes_back(
+            id: [u8; 16], parameters in parameters(), level: i32, group_readable: bool
+        ) {
+            let config = Config { group_readable, ..Config::new(id, parameters, level) };
             let read = Config::from_bytes(&config.to_bytes()).expect("reads what it wrote");
             prop_assert_eq!(read.store_id_bytes(), Some(id));
             prop_assert_eq!(read.parameters(), parameters);

@@ -59,6 +59,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A file of the store was written and has its name, and that is not durable.
+    #[error("{name} of the store may be lost again: syncing its directory failed: {source}")]
+    StoreUnsynced {
+        /// File relative to the store.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// `store.json` is not what was written.
     #[error("store.json is damaged: {0}")]
     ConfigDamaged(String),
@@ -173,7 +181,10 @@ impl Error {
     /// A failed write of a file of the store.
     pub(crate) fn store_write(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let name = name.into();
-        |source| Error::StoreWrite { name, source }
+        |source| match source.downcast::<Unsynced>() {
+            Ok(Unsynced(source)) => Error::StoreUnsynced { name, source },
+            Err(source) => Error::StoreWrite { name, source },
+        }
     }
 
     /// Whether the index is one that this user may not write.
@@ -183,10 +194,15 @@ impl Error {
         matches!(error.sqlite_error_code(), Some(CannotOpen | ReadOnly))
     }
 
+    /// Whether the index is damaged, so that it has to be built anew.
+    pub fn is_index_broken(&self) -> bool {
+        matches!(self, Error::Index(error) if is_broken(error))
+    }
+
     /// Whether the store has no space left.
     pub fn is_out_of_space(&self) -> bool {
         match self {
-            Error::StoreWrite { source, .. } => {
+            Error::StoreWrite { source, .. } | Error::StoreUnsynced { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
             Error::Index(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
@@ -206,5 +222,55 @@ impl Error {
                 | Error::SnapshotDamaged { .. }
                 | Error::StoreRead { .. }
         )
+    }
+}
+
+/// Whether an error of SQLite says that the file is not what was written, rather than that it
+/// cannot be used just now.
+fn is_broken(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed,
+        OperationAborted, OperationInterrupted, OutOfMemory, PermissionDenied, ReadOnly,
+        SystemIoFailure,
+    };
+    use rusqlite::ffi;
+    match error.sqlite_error_code() {
+        Some(SystemIoFailure) => {
+            // A file that is cut off, and sectors that cannot be read.
+            let extended = error.sqlite_error().map(|error| error.extended_code);
+            matches!(
+                extended,
+                Some(
+                    ffi::SQLITE_IOERR_SHORT_READ
+                        | ffi::SQLITE_IOERR_READ
+                        | ffi::SQLITE_IOERR_CORRUPTFS
+                )
+            )
+        }
+        Some(
+            CannotOpen
+            | DatabaseBusy
+            | DatabaseLocked
+            | DiskFull
+            | FileLockingProtocolFailed
+            | OperationAborted
+            | OperationInterrupted
+            | OutOfMemory
+            | PermissionDenied
+            | ReadOnly,
+        ) => false,
+        _ => true,
+    }
+}
+
+/// A file has its name, though the sync of its directory failed with this error.
+#[derive(Debug, thiserror::Error)]
+#[error("syncing the directory failed: {0}")]
+pub struct Unsynced(pub io::Error);
+
+impl Unsynced {
+    /// The error of the sync as one of publishing.
+    pub(crate) fn wrap(error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), Unsynced(error))
     }
 }

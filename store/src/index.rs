@@ -5,14 +5,17 @@
 //! row too many would lose data, so rows of a segment that is not as it was
 //! written are never taken as proof that a chunk is there.
 
+use crate::backend::local::sync_dir;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Kind, Row};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +27,14 @@ const BROKEN_VERSION: i64 = 0;
 
 /// Memory that one connection may use for pages, in KiB.
 const CACHE_KIB: i64 = 8 << 10;
+
+/// Bytes of a file system block below which the index has no write-ahead log. SQLite maps
+/// the log's shared memory from a file and touches one byte in each 4 KiB of it first.
+/// Smaller blocks leave holes there, and on a full disk a write to a hole kills the process.
+const WAL_BLOCK_BYTES_MIN: u64 = 4 << 10;
+
+/// What SQLite keeps beside a database: write-ahead log, its shared memory, rollback journal.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 const SCHEMA: &str = "
     CREATE TABLE store (id BLOB NOT NULL);
@@ -92,15 +103,39 @@ pub struct Totals {
 /// An open index. Calls may come from several threads at once.
 pub struct Index {
     path: PathBuf,
+    /// Device and inode of the file. Another file at the same path is another index.
+    file: (u64, u64),
     is_read_only: bool,
     idle: Mutex<Vec<Connection>>,
+    /// Notified when a connection becomes idle.
+    returned: Condvar,
+}
+
+/// A connection on loan; goes back when dropped.
+struct Loan<'a> {
+    index: &'a Index,
+    connection: Option<Connection>,
+}
+
+impl Loan<'_> {
+    fn connection(&mut self) -> &mut Connection {
+        self.connection.as_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        self.index.idle.lock().extend(self.connection.take());
+        self.index.returned.notify_one();
+    }
 }
 
 impl Index {
     /// Opens what is there. `None` if there is no index, or one of another store
     /// or of another version of the tables.
     pub fn open(path: &Path, store_id: &[u8; 16]) -> Result<Option<Index>> {
-        if !path.exists() {
+        let Some(file) = identity(path) else { return Ok(None) };
+        if !can_have_log(path) && has_log(path) {
             return Ok(None);
         }
         let (connection, is_read_only) = match connect(path) {
@@ -116,25 +151,61 @@ impl Index {
         if id.as_deref() != Some(store_id) {
             return Ok(None);
         }
-        Ok(Some(Index { path: path.to_owned(), is_read_only, idle: Mutex::new(vec![connection]) }))
+        let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
+        Ok(Some(Index { path, file, is_read_only, idle, returned: Condvar::new() }))
+    }
+
+    /// Whether this user may not write it. What others write meanwhile is then not seen
+    /// reliably.
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
+    /// An idle connection, a new one, or the next that becomes idle. Somebody may have removed
+    /// the file: open connections go on with it, and a new one would begin another index.
+    fn lend(&self) -> Loan<'_> {
+        let idle = self.idle.lock().pop();
+        let connection = idle.or_else(|| self.connect_again()).unwrap_or_else(|| {
+            let mut idle = self.idle.lock();
+            loop {
+                match idle.pop() {
+                    Some(connection) => return connection,
+                    None => self.returned.wait(&mut idle),
+                }
+            }
+        });
+        Loan { index: self, connection: Some(connection) }
+    }
+
+    fn connect_again(&self) -> Option<Connection> {
+        let is_same = || identity(&self.path) == Some(self.file);
+        if !is_same() {
+            return None;
+        }
+        let connect = if self.is_read_only { connect_read_only } else { connect };
+        connect(&self.path).ok().filter(|_| is_same())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
-        let idle = self.idle.lock().pop();
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None if self.is_read_only => connect_read_only(&self.path)?,
-            None => connect(&self.path)?,
-        };
-        let result = work(&mut connection);
-        if let Err(Error::Index(error)) = &result
-            && is_broken(error)
-        {
-            // Whoever opens it next builds it anew. Best effort: this error is reported.
-            let _ = connection.pragma_update(None, "user_version", BROKEN_VERSION);
+        let mut loan = self.lend();
+        let result = work(loan.connection());
+        if result.as_ref().is_err_and(Error::is_index_broken) {
+            self.mark_broken(loan.connection());
         }
-        self.idle.lock().push(connection);
         result
+    }
+
+    /// Makes sure that the next process to open this index builds it anew.
+    pub fn give_up(&self) {
+        self.mark_broken(self.lend().connection());
+    }
+
+    /// Best effort: the error that led here is reported.
+    fn mark_broken(&self, connection: &Connection) {
+        let marked = connection.pragma_update(None, "user_version", BROKEN_VERSION);
+        if marked.is_err() && !self.is_read_only && identity(&self.path) == Some(self.file) {
+            remove(&self.path);
+        }
     }
 
     /// Where a chunk is, if any segment has it.
@@ -161,12 +232,33 @@ impl Index {
         })
     }
 
+    /// The highest number of a segment, 0 if there is none.
+    pub fn last_number(&self) -> Result<i64> {
+        self.with(|connection| {
+            let last = "SELECT coalesce(max(number), 0) FROM segments";
+            Ok(connection.query_row(last, [], |row| row.get(0))?)
+        })
+    }
+
+    /// The number of a segment, if the index has it.
+    pub fn number(&self, segment: &SegmentId) -> Result<Option<i64>> {
+        self.with(|connection| {
+            let number = connection
+                .prepare_cached("SELECT number FROM segments WHERE name = ?1")?
+                .query_row([segment.as_bytes()], |row| row.get(0))
+                .optional()?;
+            Ok(number)
+        })
+    }
+
     /// Whether a healthy segment has the chunk, so that it need not be stored again.
     pub fn has(&self, id: &ChunkId) -> Result<bool> {
         Ok(self.find(id)?.is_some_and(|location| location.is_healthy))
     }
 
     /// Takes up a segment with all its chunks, in one transaction.
+    ///
+    /// Rows that lead to a healthy segment stay as they are.
     pub fn add(&self, segment: &Segment, rows: &[Row]) -> Result<()> {
         let mut sorted: Vec<&Row> = rows.iter().collect();
         sorted.sort_unstable_by_key(|row| row.id);
@@ -175,9 +267,12 @@ impl Index {
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let number = insert_segment(&transaction, segment)?;
             {
-                // A damaged segment never takes the place of a healthy one.
                 let mut insert = transaction.prepare_cached(if segment.is_healthy {
-                    "INSERT OR REPLACE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)"
+                    "INSERT INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (id) DO UPDATE
+                     SET segment = ?2, at = ?3, stored_len = ?4, plain_len = ?5
+                     WHERE segment = ?2 OR
+                        (SELECT healthy FROM segments WHERE number = chunks.segment) IS NOT 1"
                 } else {
                     "INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)"
                 })?;
@@ -262,6 +357,15 @@ impl Index {
         })
     }
 
+    /// Number of chunks that lead to segments up to this number. Reads the whole index.
+    pub fn chunk_count_up_to(&self, number: i64) -> Result<u64> {
+        self.with(|connection| {
+            let count = "SELECT count(*) FROM chunks WHERE segment <= ?1";
+            let count: i64 = connection.query_row(count, [number], |row| row.get(0))?;
+            Ok(count as u64)
+        })
+    }
+
     /// Number of different chunks.
     pub fn chunk_count(&self) -> Result<u64> {
         self.with(|connection| {
@@ -299,42 +403,40 @@ impl Index {
     }
 }
 
-/// Whether an error says that the file is not what was written, rather than that it
-/// cannot be used just now.
-fn is_broken(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{
-        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed,
-        OperationAborted, OperationInterrupted, OutOfMemory, PermissionDenied, ReadOnly,
-        SystemIoFailure,
-    };
-    !matches!(
-        error.sqlite_error_code(),
-        Some(
-            CannotOpen
-                | DatabaseBusy
-                | DatabaseLocked
-                | DiskFull
-                | FileLockingProtocolFailed
-                | OperationAborted
-                | OperationInterrupted
-                | OutOfMemory
-                | PermissionDenied
-                | ReadOnly
-                | SystemIoFailure
-        )
-    )
+/// Device and inode of a file that is there.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+/// Whether an index at this path may have a write-ahead log.
+fn can_have_log(path: &Path) -> bool {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    rustix::fs::statvfs(dir).map_or(true, |found| found.f_frsize >= WAL_BLOCK_BYTES_MIN)
+}
+
+/// Whether a database says that it has a write-ahead log (bytes 18 and 19 of its header).
+fn has_log(path: &Path) -> bool {
+    let mut header = [0; 20];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header[18..] == [2, 2]
 }
 
 fn kind(number: i64) -> Kind {
     if number == Kind::Metadata as i64 { Kind::Metadata } else { Kind::Data }
 }
 
+/// Opens a database that is there.
 fn connect(path: &Path) -> Result<Connection> {
-    let connection = Connection::open(path)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(Duration::from_secs(60))?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    // What a power loss takes is read from the segment tables again.
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    if can_have_log(path) {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // What a power loss takes is read from the segment tables again.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+    } else {
+        connection.pragma_update(None, "journal_mode", "TRUNCATE")?;
+    }
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     // One plan for every id; otherwise each look-up is planned anew.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
@@ -343,7 +445,6 @@ fn connect(path: &Path) -> Result<Connection> {
 
 /// Opens an index that this user may not write.
 fn connect_read_only(path: &Path) -> Result<Connection> {
-    use rusqlite::OpenFlags;
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_encoded_bytes() {
         match byte {
@@ -396,17 +497,23 @@ fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
 /// Rows are collected in a temporary file and sorted there, so that millions of
 /// them are inserted in order and in bounded memory.
 pub struct Builder {
+    connection: Option<Connection>,
     path: PathBuf,
     unfinished: PathBuf,
-    connection: Connection,
 }
 
 impl Builder {
-    /// Begins a new index, which will stand at `path`.
-    pub fn new(path: &Path, store_id: &[u8; 16]) -> Result<Builder> {
+    /// Begins a new index, which will stand at `path` with the permission bits `mode`.
+    pub fn new(path: &Path, mode: u32, store_id: &[u8; 16]) -> Result<Builder> {
         let unfinished = with_suffix(path, ".new");
         remove(&unfinished);
-        let connection = Connection::open(&unfinished)?;
+        remove(&with_suffix(&unfinished, "-journal"));
+        create(&unfinished, mode).map_err(failed)?;
+        // From here on it is removed unless it is finished.
+        let mut builder = Builder { connection: None, path: path.to_owned(), unfinished };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&builder.unfinished, flags)?;
+        let connection = builder.connection.insert(connection);
         connection.pragma_update(None, "journal_mode", "OFF")?;
         connection.pragma_update(None, "synchronous", "OFF")?;
         connection.pragma_update(None, "cache_size", -4 * CACHE_KIB)?;
@@ -418,14 +525,18 @@ impl Builder {
              CREATE TABLE staging.rows (id, segment, at, stored_len, plain_len, healthy);
              BEGIN",
         )?;
-        Ok(Builder { path: path.to_owned(), unfinished, connection })
+        Ok(builder)
+    }
+
+    fn connection(&self) -> &Connection {
+        self.connection.as_ref().expect("open until it is finished")
     }
 
     /// Takes up a segment with all its chunks.
     pub fn add(&mut self, segment: &Segment, rows: &[Row]) -> Result<()> {
-        let number = insert_segment(&self.connection, segment)?;
+        let number = insert_segment(self.connection(), segment)?;
         let mut insert = self
-            .connection
+            .connection()
             .prepare_cached("INSERT INTO staging.rows VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
         for row in rows {
             let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
@@ -438,8 +549,8 @@ impl Builder {
     /// Sorts the rows and replaces what stood at the path before.
     ///
     /// Nobody else may have the old index open.
-    pub fn finish(self, store_id: &[u8; 16]) -> Result<Index> {
-        self.connection.execute_batch(&format!(
+    pub fn finish(mut self, store_id: &[u8; 16]) -> Result<Index> {
+        self.connection().execute_batch(&format!(
             "INSERT OR IGNORE INTO chunks
                  SELECT id, segment, at, stored_len, plain_len FROM staging.rows
                  ORDER BY id, healthy DESC;
@@ -447,19 +558,46 @@ impl Builder {
              DETACH staging;
              PRAGMA user_version = {SCHEMA_VERSION}"
         ))?;
-        let Builder { path, unfinished, connection } = self;
-        connection.close().map_err(|(_, error)| error)?;
-        // A log of the index before would be played into the new one.
-        remove(&with_suffix(&path, "-wal"));
-        remove(&with_suffix(&path, "-shm"));
-        let failed = |error: std::io::Error| crate::error::Error::StoreWrite {
-            name: "index.sqlite".into(),
-            source: error,
-        };
-        fs::rename(&unfinished, &path).map_err(failed)?;
-        let index = Index::open(&path, store_id)?;
-        index.ok_or_else(|| failed(std::io::Error::other("it is not what was just written")))
+        if let Some(connection) = self.connection.take() {
+            connection.close().map_err(|(_, error)| error)?;
+        }
+        self.publish().map_err(failed)?;
+        let index = Index::open(&self.path, store_id)?;
+        index.ok_or_else(|| failed(io::Error::other("it is not what was just written")))
     }
+
+    /// Puts the synced file in its place.
+    fn publish(&self) -> io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        File::open(&self.unfinished)?.sync_all()?;
+        // A log of the index before would be played into the new one. Without its log
+        // the old one would be wrong, so it goes first.
+        remove(&self.path);
+        for suffix in COMPANIONS {
+            remove(&with_suffix(&self.path, suffix));
+        }
+        // Nothing of the old one may come back after a power loss.
+        sync_dir(dir)?;
+        fs::rename(&self.unfinished, &self.path)?;
+        sync_dir(dir).map(drop)
+    }
+}
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        self.connection = None;
+        remove(&self.unfinished);
+    }
+}
+
+/// Makes an empty file with these permission bits, whatever the umask is.
+fn create(path: &Path, mode: u32) -> io::Result<()> {
+    let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::StoreWrite { name: "index.sqlite".into(), source }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -478,7 +616,7 @@ mod tests {
     use super::*;
 
     fn index_with_a_segment(dir: &Path) -> (Index, SegmentId) {
-        let builder = Builder::new(&dir.join("index.sqlite"), &[1; 16]).expect("begins");
+        let builder = Builder::new(&dir.join("index.sqlite"), 0o600, &[1; 16]).expect("begins");
         let index = builder.finish(&[1; 16]).expect("builds");
         let id = SegmentId::of(b"segment");
         let segment = Segment { id, kind: Kind::Data, len: 100, is_healthy: true };
@@ -514,12 +652,90 @@ mod tests {
         drop(index);
         let connection = connect_read_only(&path.join("index.sqlite")).expect("opens");
         assert!(damaged(&connection).expect("asks").is_empty());
-        let index = Index {
-            path: path.join("index.sqlite"),
-            is_read_only: true,
-            idle: Mutex::new(vec![connection]),
-        };
+        let path = path.join("index.sqlite");
+        let file = identity(&path).expect("is there");
+        let idle = Mutex::new(vec![connection]);
+        let index = Index { path, file, is_read_only: true, idle, returned: Condvar::new() };
         let error = index.set_damaged(&segment).expect_err("must not write");
         assert!(error.is_index_denied(), "{error}");
+    }
+
+    #[test]
+    fn rows_stay_with_a_healthy_segment_and_leave_a_damaged_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (index, _) = index_with_a_segment(dir.path());
+        let id = ChunkId::of(b"chunk");
+        let row = Row { id, offset: 10, stored_len: 20, plain_len: 30 };
+        let segment = |name: &[u8], is_healthy| Segment {
+            id: SegmentId::of(name),
+            kind: Kind::Data,
+            len: 100,
+            is_healthy,
+        };
+        let place = || index.find(&id).expect("asks").expect("is there").segment;
+        index.add(&segment(b"a", true), &[row]).expect("adds");
+        index.add(&segment(b"b", true), &[row]).expect("adds");
+        assert_eq!(place(), SegmentId::of(b"a"));
+        index.set_damaged(&SegmentId::of(b"a")).expect("marks");
+        index.add(&segment(b"c", false), &[row]).expect("adds");
+        assert_eq!(place(), SegmentId::of(b"a"));
+        index.add(&segment(b"b", true), &[row]).expect("adds again");
+        assert_eq!(place(), SegmentId::of(b"b"));
+        // Written once more, it is whole again.
+        index.add(&segment(b"a", true), &[row]).expect("adds");
+        assert_eq!(place(), SegmentId::of(b"b"));
+    }
+
+    #[test]
+    fn connections_go_on_with_an_index_that_is_removed_or_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (index, segment) = index_with_a_segment(dir.path());
+        let path = dir.path().join("index.sqlite");
+        let ask = || index.damaged().expect("asks").contains(&segment);
+        let replaced = std::fs::read(&path).expect("reads");
+        std::fs::remove_file(&path).expect("removes");
+        index.set_damaged(&segment).expect("marks");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| assert!(ask())));
+            }
+        });
+        assert!(!path.exists());
+        std::fs::write(&path, replaced).expect("writes");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..50).for_each(|_| assert!(ask())));
+            }
+        });
+    }
+
+    #[test]
+    fn an_index_is_given_up_and_never_half_built() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (index, _) = index_with_a_segment(dir.path());
+        let path = dir.path().join("index.sqlite");
+        let names = || {
+            let entries = std::fs::read_dir(dir.path()).expect("lists");
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.expect("lists").file_name()).collect();
+            names.sort();
+            names
+        };
+        index.give_up();
+        drop(index);
+        assert!(Index::open(&path, &[1; 16]).expect("opens").is_none());
+        let builder = Builder::new(&path, 0o640, &[1; 16]).expect("begins");
+        assert!(path.with_extension("sqlite.new").exists());
+        drop(builder);
+        assert_eq!(names(), ["index.sqlite"]);
+        // What belongs to the old index goes with it.
+        for suffix in COMPANIONS {
+            std::fs::write(with_suffix(&path, suffix), "of the old one").expect("writes");
+        }
+        let builder = Builder::new(&path, 0o640, &[1; 16]).expect("begins");
+        drop(builder.finish(&[1; 16]).expect("finishes"));
+        assert_eq!(names(), ["index.sqlite"]);
+        let mode = std::fs::metadata(&path).expect("is there").mode();
+        assert_eq!(mode & 0o777, 0o640);
     }
 }

@@ -8,11 +8,14 @@
 //! The lock is the operating system's and dies with its process: there is no
 //! stale lock and nothing to unlock by hand.
 
+use crate::backend::local::is_without_locks;
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Name of the file in the store.
 pub const FILE: &str = "lock";
@@ -32,6 +35,8 @@ pub struct Lock {
     /// `None` where the store lies on a medium that cannot be written.
     file: Option<File>,
     place: String,
+    /// Why this file system has no locks, if it has none.
+    unsupported: OnceLock<io::Error>,
 }
 
 impl Lock {
@@ -39,15 +44,30 @@ impl Lock {
     pub fn take(root: &Path, mode: Mode) -> Result<Lock> {
         let path = root.join(FILE);
         let place = root.display().to_string();
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = match file {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = match options.open(&path) {
             Ok(file) => Some(file),
             Err(error) if is_read_only(&error) => File::open(&path).ok(),
             Err(error) => return Err(Error::store_write(FILE)(error)),
         };
-        let lock = Lock { file, place };
+        let lock = Lock { file, place, unsupported: OnceLock::new() };
         lock.change(mode)?;
         Ok(lock)
+    }
+
+    /// Why there are no locks here, if that turned out. Nobody is kept away then.
+    pub fn unsupported(&self) -> Option<&io::Error> {
+        self.unsupported.get()
+    }
+
+    /// Gives the file these permission bits, if that is for this user to do.
+    pub fn set_permissions(&self, mode: u32) {
+        let Some(file) = &self.file else { return };
+        if file.metadata().is_ok_and(|found| found.mode() & 0o777 != mode) {
+            // Best effort: who may not read the file goes on without a lock.
+            let _ = file.set_permissions(Permissions::from_mode(mode));
+        }
     }
 
     /// Changes the mode of a held lock, or leaves it held as shared.
@@ -68,8 +88,11 @@ impl Lock {
                 };
                 Err(Error::Locked { place: self.place.clone(), holder })
             }
-            // A file system without locks has no second process to tell of either.
-            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => Ok(()),
+            // Better without a lock than not at all; the caller warns.
+            Err(error) if is_without_locks(error) => {
+                self.unsupported.get_or_init(|| error.into());
+                Ok(())
+            }
             Err(error) => Err(Error::store_read(FILE)(error.into())),
         }
     }

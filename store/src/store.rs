@@ -1,13 +1,13 @@
 //! An open store: its configuration, its lock, its index, and reading chunks.
 
-use crate::backend::{self, Backend, Local};
+use crate::backend::{self, Backend, Local, Modes};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::index::{Builder, Index, Location, Segment};
 use crate::limits;
-use crate::lock::{self, Lock, Mode};
-use crate::observe::{Event, Observer};
+use crate::lock::{self, FILE as LOCK_FILE, Lock, Mode};
+use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::seal::Opener;
 use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
@@ -75,7 +75,7 @@ pub struct Store {
 ///
 /// The directory may exist if it is empty, or holds what an interrupted `init` left.
 pub fn init(root: &Path, config: &Config) -> Result<()> {
-    let backend = Local::new(root);
+    let backend = Local::with(root, config.modes(), Arc::new(Silent::default()));
     let place = backend.place();
     let write = |source| Error::StoreWrite { name: place.clone(), source };
     if exists(root, &backend) {
@@ -99,7 +99,9 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
     backend.make_directories(dirs).map_err(write)?;
     backend::write_all(&backend, config::FILE, &config.to_bytes())
-        .map_err(Error::store_write(config::FILE))
+        .map_err(Error::store_write(config::FILE))?;
+    Lock::take(root, Mode::Shared)?.set_permissions(config.modes().file);
+    Ok(())
 }
 
 /// Whether there is a store, be it without its `store.json`.
@@ -143,12 +145,30 @@ impl Store {
             root,
             if purpose == Purpose::Rebuild { Mode::Exclusive } else { Mode::Shared },
         )?;
+        if let Some(reason) = lock.unsupported() {
+            observer.event(Event::Warning(format!(
+                "{LOCK_FILE} of the store: no locks here: {reason}; \
+                 let only one process write to the store at a time"
+            )));
+        }
+        let stored = StoredConfig::read(&local, &*observer)?;
+        let modes = stored.config.modes();
+        let local = Local::with(root, modes, Arc::clone(&observer));
+        if purpose != Purpose::Read {
+            lock.set_permissions(modes.file);
+            if local.is_exposed() {
+                let (place, others) =
+                    (local.place(), if stored.config.group_readable { "o=" } else { "go=" });
+                let text = format!("other users can read {place}; run `chmod -R {others} {place}`");
+                observer.event(Event::Warning(text));
+            }
+        }
         if purpose == Purpose::Write {
             local.remove_unpublished().map_err(Error::store_write("tmp"))?;
         }
         let index_path = root.join(INDEX_FILE);
         let root = Some(root.to_owned());
-        Store::assemble(Arc::new(local), &index_path, purpose, observer, Some(lock), root)
+        Store::assemble(Arc::new(local), stored, &index_path, purpose, observer, Some(lock), root)
     }
 
     /// Opens a store behind any backend, with its index at `index_path` on this machine.
@@ -158,20 +178,26 @@ impl Store {
         purpose: Purpose,
         observer: Arc<dyn Observer>,
     ) -> Result<Store> {
-        Store::assemble(backend, index_path, purpose, observer, None, None)
+        let stored = StoredConfig::read(&*backend, &*observer)?;
+        Store::assemble(backend, stored, index_path, purpose, observer, None, None)
     }
 
     fn assemble(
         backend: Arc<dyn Backend>,
+        stored: StoredConfig,
         index_path: &Path,
         purpose: Purpose,
         observer: Arc<dyn Observer>,
         lock: Option<Lock>,
         root: Option<PathBuf>,
     ) -> Result<Store> {
-        let (config, config_bytes) = read_config(&*backend, purpose, &*observer)?;
+        if purpose != Purpose::Read {
+            stored.mend(&*backend)?;
+        }
+        let StoredConfig { config, bytes: config_bytes, .. } = stored;
         let store_id = config.store_id_bytes().expect("checked when it was read");
-        let opening = Opening { backend: &*backend, store_id, observer: &*observer };
+        let mode = config.modes().file;
+        let opening = Opening { backend: &*backend, store_id, mode, observer: &*observer };
         let (index, private) = opening.index(index_path, purpose, lock.as_ref())?;
         Ok(Store {
             config,
@@ -262,10 +288,10 @@ impl Store {
             let opening = Opening {
                 backend: &*self.backend,
                 store_id: self.store_id,
-                observer: &crate::observe::Silent::default(),
+                mode: Modes::PRIVATE.file,
+                observer: &Silent::default(),
             };
-            let dir = tempfile::tempdir().ok()?;
-            let index = opening.build(&dir.path().join(INDEX_FILE)).ok()?;
+            let (index, dir) = opening.build_aside(Purpose::Read).ok()?;
             Some((dir, index))
         });
         match second {
@@ -387,48 +413,53 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
     Table::read(&header[..header_len], &table, &trailer).map_err(damaged)
 }
 
-/// Reads `store.json`, or the copy of it in a segment's header.
-fn read_config(
-    backend: &dyn Backend,
-    purpose: Purpose,
-    observer: &dyn Observer,
-) -> Result<(Config, Vec<u8>)> {
-    let read = backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX)
-        .map_err(Error::store_read(config::FILE))
-        .and_then(|bytes| Ok((Config::from_bytes(&bytes)?, bytes)));
-    let error = match read {
-        Ok(config) => return Ok(config),
-        Err(error @ Error::NewerFormat { .. }) => return Err(error),
-        Err(error) => error,
-    };
-    for shard in 0..=255 {
-        for (id, len) in list_shard(backend, shard)? {
-            let Ok(table) = read_table(backend, &id, len) else { continue };
-            let Ok(config) = Config::from_bytes(&table.header.config) else { continue };
-            let note = format!("{error}; using the copy in segment {id}");
-            observer.event(Event::Warning(note));
-            if purpose != Purpose::Read {
-                backend::write_all(backend, config::FILE, &table.header.config)
-                    .map_err(Error::store_write(config::FILE))?;
-            }
-            return Ok((config, table.header.config));
-        }
-    }
-    Err(error)
+/// `store.json` as it was read.
+struct StoredConfig {
+    config: Config,
+    bytes: Vec<u8>,
+    /// Whether it is the copy in a segment, for want of the file.
+    is_copy: bool,
 }
 
-/// How the index fits the segments.
-#[derive(Debug, PartialEq, Eq)]
-enum Fit {
-    Exactly,
-    /// Segments are gone or have another length: rows too many.
-    Lost,
+impl StoredConfig {
+    /// Reads `store.json`, or the copy of it in a segment's header.
+    fn read(backend: &dyn Backend, observer: &dyn Observer) -> Result<StoredConfig> {
+        let read = backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX)
+            .map_err(Error::store_read(config::FILE))
+            .and_then(|bytes| Ok((Config::from_bytes(&bytes)?, bytes)));
+        let error = match read {
+            Ok((config, bytes)) => return Ok(StoredConfig { config, bytes, is_copy: false }),
+            Err(error @ Error::NewerFormat { .. }) => return Err(error),
+            Err(error) => error,
+        };
+        for shard in 0..=255 {
+            for (id, len) in list_shard(backend, shard)? {
+                let Ok(table) = read_table(backend, &id, len) else { continue };
+                let Ok(config) = Config::from_bytes(&table.header.config) else { continue };
+                let note = format!("{error}; using the copy in segment {id}");
+                observer.event(Event::Warning(note));
+                return Ok(StoredConfig { config, bytes: table.header.config, is_copy: true });
+            }
+        }
+        Err(error)
+    }
+
+    /// Writes `store.json` again where it is lost or damaged.
+    fn mend(&self, backend: &dyn Backend) -> Result<()> {
+        if !self.is_copy {
+            return Ok(());
+        }
+        backend::write_all(backend, config::FILE, &self.bytes)
+            .map_err(Error::store_write(config::FILE))
+    }
 }
 
 /// What is needed to open or build an index.
 struct Opening<'a> {
     backend: &'a dyn Backend,
     store_id: [u8; 16],
+    /// Permission bits of an index that is built in the store.
+    mode: u32,
     observer: &'a dyn Observer,
 }
 
@@ -439,11 +470,21 @@ impl Opening<'_> {
         purpose: Purpose,
         lock: Option<&Lock>,
     ) -> Result<(Index, Option<TempDir>)> {
+        let has_locks = lock.is_none_or(|lock| lock.unsupported().is_none());
+        if purpose != Purpose::Rebuild && !has_locks {
+            // Without locks nobody else may use the same index.
+            let (index, dir) = self.build_aside(purpose)?;
+            return Ok((index, Some(dir)));
+        }
         let why = match purpose {
             Purpose::Rebuild => "asked for".to_owned(),
             _ => match self.open(path) {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(why)) => why,
+                // A new one would need even more space.
+                Err(error) if purpose == Purpose::Write && error.is_out_of_space() => {
+                    return Err(error);
+                }
                 Err(error @ Error::Index(_)) => error.to_string(),
                 Err(error) => return Err(error),
             },
@@ -462,14 +503,20 @@ impl Opening<'_> {
             Err(Error::Locked { .. } | Error::Index(_) | Error::StoreWrite { .. })
                 if purpose == Purpose::Read =>
             {
-                let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
-                let dir = tempfile::tempdir().map_err(failed)?;
                 say();
-                let index = self.build(&dir.path().join(INDEX_FILE))?;
+                let (index, dir) = self.build_aside(purpose)?;
                 Ok((index, Some(dir)))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Builds an index of this process alone, in a temporary directory.
+    fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
+        let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
+        let dir = tempfile::tempdir().map_err(failed)?;
+        let index = self.build(&dir.path().join(INDEX_FILE), purpose != Purpose::Read)?;
+        Ok((index, dir))
     }
 
     /// The index at `path`, if it is there and fits; else why not.
@@ -478,32 +525,55 @@ impl Opening<'_> {
             return Ok(Err("there is none that fits this store".into()));
         };
         match self.reconcile(&index)? {
-            Fit::Exactly => Ok(Ok(index)),
-            Fit::Lost => Ok(Err("segments it knows are gone or changed".into())),
+            None => Ok(Ok(index)),
+            Some(lost) => {
+                let text = format!("segment {lost} is gone or was changed");
+                let advice = "`forgekeep check` lists what that costs";
+                self.observer.event(Event::Warning(format!("{text}; {advice}")));
+                Ok(Err(text))
+            }
         }
     }
 
-    /// Compares the index with the listed segments and takes up the new ones.
-    fn reconcile(&self, index: &Index) -> Result<Fit> {
+    /// Compares the index with the listed segments and takes up the new ones. Returns a
+    /// segment that is gone or has another length: the index has rows too many.
+    fn reconcile(&self, index: &Index) -> Result<Option<SegmentId>> {
         for shard in 0..=255 {
             // In this order: what is published between the two is new, not gone.
             let known = index.segments(shard)?;
             let listed = list_shard(self.backend, shard)?;
-            let is_listed = |segment: &Segment| {
+            let is_there = |segment: &&Segment| {
                 let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);
-                at.is_ok_and(|at| listed[at].1 == segment.len)
+                at.is_ok_and(|at| listed[at].1 == segment.len) || self.is_whole_file(segment)
             };
-            if !known.iter().all(is_listed) {
-                return Ok(Fit::Lost);
+            if let Some(lost) = known.iter().find(|segment| !is_there(segment)) {
+                return Ok(Some(lost.id));
             }
-            for (id, len) in listed {
-                if known.binary_search_by_key(&id, |segment| segment.id).is_err() {
-                    let (segment, rows) = self.load(&id, len);
-                    index.add(&segment, &rows)?;
-                }
+            let is_new = |(id, _): &&(SegmentId, u64)| {
+                known.binary_search_by_key(id, |segment| segment.id).is_err()
+            };
+            if listed.iter().any(|segment| is_new(&segment)) {
+                self.settle(shard)?;
+            }
+            for (id, len) in listed.iter().filter(is_new) {
+                let (segment, rows) = self.load(id, *len);
+                index.add(&segment, &rows)?;
             }
         }
-        Ok(Fit::Exactly)
+        Ok(None)
+    }
+
+    /// Looks again for a segment that a listing lacks: some network file systems answer with
+    /// an old listing.
+    fn is_whole_file(&self, segment: &Segment) -> bool {
+        let len = self.backend.len(&segment::file_name(&segment.id));
+        len.is_ok_and(|len| len == segment.len)
+    }
+
+    /// A snapshot may refer to these segments from now on.
+    fn settle(&self, shard: u8) -> Result<()> {
+        let dir = shard_dir(shard);
+        self.backend.settle(&dir).map_err(Error::store_write(dir))
     }
 
     /// A segment's chunks by its table, or by looking for them where it is damaged.
@@ -528,17 +598,25 @@ impl Opening<'_> {
             lock.change(Mode::Exclusive)?;
         }
         say();
-        let Some(lock) = lock else { return self.build(path) };
-        let built = self.build(path);
-        lock.change(Mode::Shared)?;
+        let built = self.build(path, true);
+        if let Some(lock) = lock {
+            lock.change(Mode::Shared)?;
+        }
         built
     }
 
-    /// Builds an index at `path` from the segments' tables.
-    fn build(&self, path: &Path) -> Result<Index> {
-        let mut builder = Builder::new(path, &self.store_id)?;
-        let shards: Vec<Vec<(SegmentId, u64)>> =
-            (0..=255).map(|shard| list_shard(self.backend, shard)).collect::<Result<_>>()?;
+    /// Builds an index at `path` from the segments' tables. New snapshots may count on one
+    /// for `writers`.
+    fn build(&self, path: &Path, writers: bool) -> Result<Index> {
+        let mut builder = Builder::new(path, self.mode, &self.store_id)?;
+        let mut shards = Vec::new();
+        for shard in 0..=255 {
+            let listed = list_shard(self.backend, shard)?;
+            if writers && !listed.is_empty() {
+                self.settle(shard)?;
+            }
+            shards.push(listed);
+        }
         let count = shards.iter().map(|shard| shard.len() as u64).sum();
         let bytes = shards.iter().flatten().map(|(_, len)| len).sum();
         self.observer.progress().expect(count, bytes);

@@ -3,8 +3,6 @@ use crate::exit::{Failure, other};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use store::config::Config;
 
@@ -17,23 +15,32 @@ const LEVEL: i32 = 3;
 ///
 /// Example: forgekeep init --store /mnt/backup/forge
 #[derive(Debug, Args)]
-pub struct Init {}
+pub struct Init {
+    /// Let the group of the store's directory read everything in it
+    ///
+    /// Without this option only the owner reads the store, whatever the umask is. With it,
+    /// files are 0640 and directories 2750, so that new files keep the group of the directory.
+    /// Choose the group with `chgrp -R GROUP STORE` afterwards.
+    #[arg(long)]
+    group_readable: bool,
+}
 
 impl Init {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        init(global.place()?, ui)
+        make(global.place()?, self.group_readable, ui)
     }
 }
 
-/// Makes a store and says so.
+/// Makes a store that only its owner reads, and says so.
 pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
+    make(place, false, ui)
+}
+
+fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| other(format!("no random number to be had: {error}")))?;
-    let config = Config::new(id, chunker::Parameters::DEFAULT, LEVEL);
-    // All that a forge keeps secret will be in it. Why it cannot be made is said below.
-    let _ = place.parent().map(std::fs::create_dir_all);
-    let _ = DirBuilder::new().mode(0o700).create(place);
+    let config = Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) };
     store::store::init(place, &config)?;
     ui.json("initialized", json!({"id": config.store_id, "store": place.display().to_string()}))?;
     ui.remark(format!("made store {} at {}", &config.store_id[..8], place.display()))

@@ -1,6 +1,7 @@
 //! A backend that fails where a test wants it to.
 
 use super::{Backend, Listed, Pending};
+use crate::error::Unsynced;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub enum Operation {
     Create,
     /// [`Pending::write`]
     Write,
-    /// [`Pending::sync`]
+    /// [`Pending::sync`] and [`Backend::settle`]
     Sync,
     /// [`Pending::publish`], before the file has its name
     Publish,
@@ -77,6 +78,11 @@ impl<B: Backend> Backend for Faulty<B> {
         (self.fault)(Operation::Remove, name)?;
         self.inner.remove(name)
     }
+
+    fn settle(&self, dir: &str) -> io::Result<()> {
+        (self.fault)(Operation::Sync, dir)?;
+        self.inner.settle(dir)
+    }
 }
 
 struct FaultyPending {
@@ -98,6 +104,6 @@ impl Pending for FaultyPending {
     fn publish(self: Box<Self>, name: &str) -> io::Result<()> {
         (self.fault)(Operation::Publish, name)?;
         self.inner.publish(name)?;
-        (self.fault)(Operation::Published, name)
+        (self.fault)(Operation::Published, name).map_err(Unsynced::wrap)
     }
 }

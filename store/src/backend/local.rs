@@ -1,14 +1,17 @@
 //! A directory of this machine.
 
 use super::{Backend, Listed, Pending};
+use crate::error::Unsynced;
+use crate::observe::{Event, Observer, Silent};
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Where files stand until they are published.
 const UNPUBLISHED: &str = "tmp";
@@ -16,80 +19,131 @@ const UNPUBLISHED: &str = "tmp";
 /// Segments kept open for reading.
 const OPEN_FILES_MAX: usize = 16;
 
+/// Permission bits of everything that is made in a store, whatever the umask is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    /// Of files.
+    pub file: u32,
+    /// Of directories.
+    pub dir: u32,
+}
+
+impl Modes {
+    /// Only the owner reads the store.
+    pub const PRIVATE: Modes = Modes { file: 0o600, dir: 0o700 };
+    /// The group of the store's directories reads it, too: new files inherit that group.
+    pub const GROUP: Modes = Modes { file: 0o640, dir: 0o2750 };
+}
+
 /// A store in a directory.
 ///
 /// Files are written under `tmp/`, synced, renamed, and the directory of the
 /// new name is synced. An unpublished file is locked by its writer, so what a
 /// killed run left can be told from what another run is writing.
-pub struct Local {
+pub struct Local(Arc<Place>);
+
+struct Place {
     root: PathBuf,
+    modes: Modes,
+    observer: Arc<dyn Observer>,
+    /// Whether the observer knows that directories cannot be synced here.
+    has_warned: AtomicBool,
     /// Most recently used last.
-    open: Arc<OpenFiles>,
-}
-
-type OpenFiles = Mutex<Vec<(String, Arc<File>)>>;
-
-fn forget(open: &OpenFiles, name: &str) {
-    open.lock().retain(|(known, _)| known != name);
+    open: Mutex<Vec<(String, Arc<File>)>>,
 }
 
 impl Local {
-    /// The directory `root`, which need not exist yet.
+    /// The directory `root`, which need not exist yet, private to its owner.
     pub fn new(root: impl Into<PathBuf>) -> Local {
-        Local { root: root.into(), open: Arc::default() }
+        Local::with(root, Modes::PRIVATE, Arc::new(Silent::default()))
+    }
+
+    /// The directory `root`. New files and directories get `modes`; the observer hears
+    /// warnings.
+    pub fn with(root: impl Into<PathBuf>, modes: Modes, observer: Arc<dyn Observer>) -> Local {
+        let (root, has_warned, open) = (root.into(), AtomicBool::new(false), Mutex::default());
+        Local(Arc::new(Place { root, modes, observer, has_warned, open }))
     }
 
     /// The directory itself.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.0.root
     }
 
     /// Makes the directories of an empty store.
     pub fn make_directories<'a>(&self, names: impl Iterator<Item = &'a str>) -> io::Result<()> {
-        for name in names.chain([UNPUBLISHED]) {
-            fs::create_dir_all(self.root.join(name))?;
+        let Place { root, modes, .. } = &*self.0;
+        if let Some(parent) = root.parent() {
+            fs::create_dir_all(parent)?;
         }
-        for entry in fs::read_dir(&self.root)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                File::open(path)?.sync_all()?;
+        // A directory that was there before keeps its mode: it may be a mount point.
+        if !root.exists() {
+            make_dir(root, modes.dir)?;
+        }
+        for name in names.chain([UNPUBLISHED]) {
+            let mut path = root.clone();
+            for part in name.split('/') {
+                path.push(part);
+                make_dir(&path, modes.dir)?;
             }
         }
-        File::open(&self.root)?.sync_all()?;
-        sync_above(&self.root)
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                self.0.sync_dir(&entry.path())?;
+            }
+        }
+        self.0.sync_dir(root)?;
+        sync_above(root)
     }
 
     /// Removes what killed runs left unpublished; returns how many files.
     ///
-    /// Files of running writers are locked and stay.
+    /// Files of running writers are locked and stay. What cannot be removed stays with a
+    /// warning.
     pub fn remove_unpublished(&self) -> io::Result<usize> {
-        let dir = match fs::read_dir(self.root.join(UNPUBLISHED)) {
+        let dir = match fs::read_dir(self.0.root.join(UNPUBLISHED)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             dir => dir?,
         };
-        let mut removed = 0;
+        let (mut removed, mut left) = (0, Vec::new());
         for entry in dir {
-            let path = entry?.path();
-            let file = match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                file => file?,
-            };
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                match fs::remove_file(&path) {
-                    // Published since it was listed.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done.map(|()| removed += 1)?,
-                }
+            let entry = entry?;
+            match remove_unlocked(&entry.path()) {
+                Ok(is_removed) => removed += usize::from(is_removed),
+                Err(error) => left.push((entry.file_name(), error)),
             }
+        }
+        if let Some((name, error)) = left.first() {
+            let name = Path::new(UNPUBLISHED).join(name);
+            let others = match left.len() {
+                1 => String::new(),
+                all => format!(" (and {} more)", all - 1),
+            };
+            let name = name.display();
+            let text = format!("{name} of the store cannot be removed: {error}{others}");
+            self.0.observer.event(Event::Warning(format!("{text}; remove it by hand")));
         }
         Ok(removed)
     }
 
+    /// Whether users can read the store whom [`Modes`] does not let in: it was made
+    /// by another program, or its permissions were changed.
+    pub fn is_exposed(&self) -> bool {
+        let Place { root, modes, .. } = &*self.0;
+        let has = |name: &str, bits: u32| {
+            let path = if name.is_empty() { root.clone() } else { root.join(name) };
+            fs::metadata(path).is_ok_and(|found| found.mode() & bits & !modes.dir & 0o077 != 0)
+        };
+        let is_open = [("segments", 0o011), ("snapshots", 0o011), ("index.sqlite", 0o044)];
+        has("", 0o011) && is_open.into_iter().any(|(name, bits)| has(name, bits))
+    }
+
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock();
+        let mut open = self.0.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
             Some(at) => open.remove(at).1,
-            None => Arc::new(File::open(self.root.join(name))?),
+            None => Arc::new(File::open(self.0.root.join(name))?),
         };
         if open.len() >= OPEN_FILES_MAX {
             open.remove(0);
@@ -99,14 +153,48 @@ impl Local {
     }
 }
 
+impl Place {
+    fn forget(&self, name: &str) {
+        self.open.lock().retain(|(known, _)| known != name);
+    }
+
+    /// Makes the names in a directory durable, or warns once that its file system cannot.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        if !sync_dir(dir)? && !self.has_warned.swap(true, Relaxed) {
+            let text = "directories of the store cannot be synced: \
+                        a power loss may take the last files; keep a second copy";
+            self.observer.event(Event::Warning(text.into()));
+        }
+        Ok(())
+    }
+
+    fn sync_parent(&self, path: &Path) -> io::Result<()> {
+        self.sync_dir(path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Makes `path`, in a directory that may be missing: copies of a store made by programs
+    /// that know only files lack the empty ones. Directories above are not made, so a
+    /// store that is not mounted is not written beside its place.
+    fn with_parent<T>(&self, path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        let parent = path.parent().unwrap_or(Path::new("."));
+        match make() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            made => return made,
+        }
+        make_dir(parent, self.modes.dir)?;
+        self.sync_parent(parent)?;
+        make()
+    }
+}
+
 impl Backend for Local {
     fn place(&self) -> String {
-        self.root.display().to_string()
+        self.0.root.display().to_string()
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {
         let mut listed = Vec::new();
-        for entry in fs::read_dir(self.root.join(dir))? {
+        for entry in fs::read_dir(self.0.root.join(dir))? {
             let entry = entry?;
             let metadata = match entry.metadata() {
                 // Removed since it was listed: as if it had gone before.
@@ -127,51 +215,56 @@ impl Backend for Local {
     }
 
     fn len(&self, name: &str) -> io::Result<u64> {
-        Ok(fs::metadata(self.root.join(name))?.len())
+        Ok(fs::metadata(self.0.root.join(name))?.len())
     }
 
     fn create(&self) -> io::Result<Box<dyn Pending>> {
-        let dir = self.root.join(UNPUBLISHED);
+        let place = Arc::clone(&self.0);
+        let dir = place.root.join(UNPUBLISHED);
         let (path, file) = loop {
             let mut random = [0; 8];
             rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
             let path = dir.join(format!("{:016x}", u64::from_le_bytes(random)));
             let mut options = File::options();
-            options.write(true).create_new(true);
-            let file = with_parent(&path, || options.open(&path))?;
+            options.write(true).create_new(true).mode(place.modes.file);
+            let file = place.with_parent(&path, || options.open(&path))?;
             match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => {}
                 // A file system without locks: nobody's files are ever cleaned up there.
-                Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP) => {}
+                Err(error) if is_without_locks(error) => {}
                 Err(error) => return Err(error.into()),
             }
+            let made = file.metadata()?;
+            if made.mode() & 0o777 != place.modes.file {
+                file.set_permissions(Permissions::from_mode(place.modes.file))?;
+            }
             // Another run may have found it before it was locked, and removed it.
-            if file.metadata()?.nlink() > 0 {
+            if made.nlink() > 0 {
                 break (path, file);
             }
         };
-        Ok(Box::new(LocalPending {
-            root: self.root.clone(),
-            open: Arc::clone(&self.open),
-            path: Some(path),
-            file,
-        }))
+        Ok(Box::new(LocalPending { place, path: Some(path), file }))
     }
 
     fn scratch(&self) -> io::Result<File> {
-        tempfile::tempfile_in(self.root.join(UNPUBLISHED))
+        let dir = self.0.root.join(UNPUBLISHED);
+        self.0.with_parent(&dir.join("scratch"), || tempfile::tempfile_in(&dir))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        forget(&self.open, name);
-        let path = self.root.join(name);
+        self.0.forget(name);
+        let path = self.0.root.join(name);
         fs::remove_file(&path)?;
-        sync_parent(&path)
+        self.0.sync_parent(&path)
+    }
+
+    fn settle(&self, dir: &str) -> io::Result<()> {
+        self.0.sync_dir(&self.0.root.join(dir))
     }
 }
 
 struct LocalPending {
-    root: PathBuf,
-    open: Arc<OpenFiles>,
+    place: Arc<Place>,
     /// Gone once the file was published.
     path: Option<PathBuf>,
     file: File,
@@ -187,13 +280,13 @@ impl Pending for LocalPending {
     }
 
     fn publish(mut self: Box<Self>, name: &str) -> io::Result<()> {
-        let target = self.root.join(name);
+        let target = self.place.root.join(name);
         if let Some(path) = &self.path {
-            with_parent(&target, || fs::rename(path, &target))?;
+            self.place.with_parent(&target, || fs::rename(path, &target))?;
         }
         self.path = None;
-        forget(&self.open, name);
-        sync_parent(&target)
+        self.place.forget(name);
+        self.place.sync_parent(&target).map_err(Unsynced::wrap)
     }
 }
 
@@ -206,20 +299,26 @@ impl Drop for LocalPending {
     }
 }
 
-/// Makes `path`, in a directory that may be missing: copies of a store made by programs
-/// that know only files lack the empty ones. Directories above are not made, so a
-/// store that is not mounted is not written beside its place.
-fn with_parent<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    match make() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        made => return made,
+/// Removes an unpublished file unless its writer runs; returns whether it did.
+fn remove_unlocked(path: &Path) -> io::Result<bool> {
+    // Nobody would ever write into a pipe that lies there.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(false),
+        Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
+        file => File::from(file?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
     }
-    match fs::create_dir(parent) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => sync_parent(parent)?,
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(false);
     }
-    make()
+    match fs::remove_file(path) {
+        // Published since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed.map(|()| true),
+    }
 }
 
 /// Syncs the names of a new directory and of those above it, which may be as new. Nobody
@@ -235,7 +334,32 @@ fn sync_above(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+/// Makes a directory unless it is there, with these permission bits whatever the umask is.
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let found = fs::metadata(path)?;
+    // A directory inherits setgid from the one above, and keeps it.
+    let wanted = mode | (found.mode() & 0o2000);
+    if found.is_dir() && found.mode() & 0o7777 != wanted {
+        fs::set_permissions(path, Permissions::from_mode(wanted))?;
+    }
+    Ok(())
+}
+
+/// Makes the names in a directory durable; `false` where the file system cannot.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<bool> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    match File::open(dir)?.sync_all() {
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL)) => Ok(false),
+        synced => synced.map(|()| true),
+    }
+}
+
+/// Whether an error of `flock` says that there are no locks here, as on NFS without a
+/// lock server.
+pub(crate) fn is_without_locks(error: Errno) -> bool {
+    matches!(error, Errno::NOLCK | Errno::NOSYS | Errno::NOTSUP | Errno::INVAL)
 }

@@ -74,6 +74,10 @@ impl Backend for Memory {
             .map(drop)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+
+    fn settle(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct MemoryPending {
