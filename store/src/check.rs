@@ -9,11 +9,12 @@ use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
+use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::seal::Opener;
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
-use crate::store::Store;
+use crate::store::{INDEX_FILE, Store};
 use crate::tree::{self, Child, Part, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -129,6 +130,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         bad_chunks: Mutex::default(),
         bad_segments: Mutex::default(),
         chunks: AtomicU64::new(0),
+        last: None,
         indexed: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
         segments_read: AtomicU64::new(0),
@@ -140,9 +142,13 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
     check.trees(&snapshots)?;
     if check.losses.lock().count > 0 {
         // Whatever the index says: the next backup is to look at every chunk.
-        check.of_index(store.index.forget_closed())?;
+        check.to_index(store.index.forget_closed())?;
     }
-    Ok(check.finish())
+    let report = check.finish();
+    if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
+        store.index.give_up();
+    }
+    Ok(report)
 }
 
 struct Check<'a> {
@@ -154,7 +160,10 @@ struct Check<'a> {
     bad_chunks: Mutex<HashSet<ChunkId>>,
     bad_segments: Mutex<HashSet<SegmentId>>,
     chunks: AtomicU64,
-    /// Table rows that the index leads to.
+    /// The last segment that the index had when the check began: others may be added to the
+    /// store and to the index meanwhile. Nothing where the index is not compared.
+    last: Option<i64>,
+    /// Table rows of segments up to that one to which the index leads.
     indexed: AtomicU64,
     bytes_read: AtomicU64,
     segments_read: AtomicU64,
@@ -215,6 +224,7 @@ impl Check<'_> {
                     }
                     snapshots.push((id, snapshot));
                 }
+                Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
                 Err(error) => {
                     self.damage(name, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
@@ -229,6 +239,13 @@ impl Check<'_> {
 
     fn segments(&mut self) -> Result<()> {
         let progress = self.store.observer().progress();
+        // Before the segments are listed: all that the index has now are listed then.
+        if self.store.index.is_read_only() {
+            let note = "index.sqlite is not compared: this user may not write it";
+            self.store.observer().event(Event::Note(note.into()));
+        } else {
+            self.last = self.of_index(self.store.index.last_number())?;
+        }
         let shards: Vec<Vec<(SegmentId, u64)>> =
             (0..=255).map(|shard| self.store.list_shard(shard)).collect::<Result<_>>()?;
         let picked = |id: &SegmentId, len: u64| if self.read_data.picks(id) { len } else { 0 };
@@ -242,15 +259,19 @@ impl Check<'_> {
             progress.add(1, 0);
             Ok(())
         })?;
-        let Some(in_index) = self.of_index(self.store.index.chunk_count())? else {
-            return Ok(());
-        };
-        let (rows, indexed) = (self.chunks.load(Relaxed), self.indexed.load(Relaxed));
-        if self.bad_segments.lock().is_empty() && in_index != indexed {
-            let reason = format!(
-                "{in_index} chunks are in it, {rows} in the segments, {indexed} of them where it says"
-            );
-            self.damage(crate::store::INDEX_FILE, reason);
+        self.rows_too_many()
+    }
+
+    /// Compares the number of rows in the index with those that the tables led to.
+    fn rows_too_many(&self) -> Result<()> {
+        let Some(last) = self.last else { return Ok(()) };
+        let in_index = self.store.index.chunk_count_up_to(last);
+        let Some(in_index) = self.of_index(in_index)? else { return Ok(()) };
+        // Rows that leave a damaged segment meanwhile make them fewer.
+        let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
+        if self.bad_segments.lock().is_empty() && too_many > 0 {
+            let reason = format!("{too_many} of {in_index} chunks are not where it says");
+            self.damage(INDEX_FILE, reason);
         }
         Ok(())
     }
@@ -258,6 +279,7 @@ impl Check<'_> {
     fn segment(&self, id: &SegmentId, len: u64) -> Result<()> {
         let table = match self.store.table(id, len) {
             Ok(table) => table,
+            Err(_) if self.is_removed(id)? => return Ok(()),
             Err(error) => {
                 self.bad_segment(id, &error)?;
                 if self.read_data != ReadData::None {
@@ -276,12 +298,24 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Whether a segment was removed since it was listed. What that costs, the trees tell.
+    fn is_removed(&self, id: &SegmentId) -> Result<bool> {
+        let name = segment::file_name(id);
+        match self.store.backend.len(&name) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let listed = self.store.list_shard(id.as_bytes()[0])?;
+                Ok(listed.iter().all(|(other, _)| other != id))
+            }
+            _ => Ok(false),
+        }
+    }
+
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
         self.damage_count.fetch_add(1, Relaxed);
         let (object, reason) = (segment::file_name(id), reason.to_string());
         self.damages.lock().push(Damage { object, reason });
         self.bad_segments.lock().insert(*id);
-        self.of_index(self.store.index.set_damaged(id))?;
+        self.to_index(self.store.index.set_damaged(id))?;
         Ok(())
     }
 
@@ -289,9 +323,9 @@ impl Check<'_> {
     fn of_index<T>(&self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(error @ Error::Index(_)) => {
+            Err(error) if error.is_index_broken() => {
                 let mut damages = self.damages.lock();
-                let (object, reason) = (crate::store::INDEX_FILE.to_owned(), error.to_string());
+                let (object, reason) = (INDEX_FILE.to_owned(), error.to_string());
                 let damage = Damage { object, reason };
                 if !damages.contains(&damage) {
                     self.damage_count.fetch_add(1, Relaxed);
@@ -303,8 +337,26 @@ impl Check<'_> {
         }
     }
 
+    /// What the index was to remember. A full disk is no damage.
+    fn to_index(&self, result: Result<()>) -> Result<()> {
+        match self.of_index(result) {
+            Err(error @ Error::Index(_)) => {
+                let text = format!("the index cannot remember the damage: {error}");
+                self.store.observer().event(Event::Warning(text));
+                Ok(())
+            }
+            done => done.map(drop),
+        }
+    }
+
     /// Compares the rows of a table with the index.
     fn index_rows(&self, id: &SegmentId, rows: &[Row]) -> Result<()> {
+        let Some(last) = self.last else { return Ok(()) };
+        let Some(number) = self.of_index(self.store.index.number(id))? else { return Ok(()) };
+        if number.is_none_or(|number| number > last) {
+            // Published since the check began: its writer adds it to the index.
+            return Ok(());
+        }
         for row in rows {
             let Some(found) = self.of_index(self.store.index.find(&row.id))? else {
                 return Ok(());
@@ -313,7 +365,7 @@ impl Check<'_> {
                 Some(found) if found.segment == *id && found.offset == row.offset => {
                     if (found.stored_len, found.plain_len) != (row.stored_len, row.plain_len) {
                         let reason = format!("it has other lengths for chunk {}", row.id);
-                        self.damage(crate::store::INDEX_FILE, reason);
+                        self.damage(INDEX_FILE, reason);
                     }
                     self.indexed.fetch_add(1, Relaxed);
                 }
@@ -321,7 +373,7 @@ impl Check<'_> {
                 Some(_) => {}
                 None => {
                     let reason = format!("chunk {} of segment {id} is not in it", row.id);
-                    self.damage(crate::store::INDEX_FILE, reason);
+                    self.damage(INDEX_FILE, reason);
                 }
             }
         }
@@ -560,4 +612,157 @@ fn range_loss(id: &SnapshotId, from: &[u8], until: Option<&[u8]>, reason: String
         None => format!("{} and all that follows", display_path(from)),
     };
     Loss { snapshot: *id, path, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::faulty::{Faulty, Operation};
+    use crate::backend::{Memory, write_all};
+    use crate::config::Config;
+    use crate::observe::Silent;
+    use crate::packer::Packer;
+    use crate::segment::Kind;
+    use crate::store::Purpose;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    /// A store in memory with some chunks in it.
+    struct Beside {
+        memory: Memory,
+        index: tempfile::TempDir,
+    }
+
+    impl Beside {
+        fn new() -> Beside {
+            let memory = Memory::default();
+            let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 1);
+            write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
+            let beside = Beside { memory, index: tempfile::tempdir().expect("a directory") };
+            beside.put(&beside.path(), &[b"one", b"two"]);
+            beside
+        }
+
+        fn path(&self) -> PathBuf {
+            self.index.path().join(INDEX_FILE)
+        }
+
+        fn open(&self, index: &Path, purpose: Purpose) -> Store {
+            let backend = Arc::new(self.memory.clone());
+            Store::open_backend(backend, index, purpose, Arc::new(Silent::default()))
+                .expect("opens")
+        }
+
+        /// Another process stores a segment, known to the index at this path.
+        fn put(&self, index: &Path, chunks: &[&[u8]]) {
+            put(&self.memory, index, chunks);
+        }
+
+        /// Checks while somebody does something before the first use of this file or directory.
+        fn check_while(
+            &self,
+            when: &'static str,
+            does: impl Fn() + Send + Sync + 'static,
+        ) -> Report {
+            let (is_begun, is_done) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+            let begun = Arc::clone(&is_begun);
+            let fault = move |_: Operation, name: &str| {
+                if begun.load(Relaxed) && name == when && !is_done.swap(true, Relaxed) {
+                    does();
+                }
+                Ok(())
+            };
+            let backend = Arc::new(Faulty::new(self.memory.clone(), Arc::new(fault)));
+            let observer = Arc::new(Silent::default());
+            let store = Store::open_backend(backend, &self.path(), Purpose::Read, observer);
+            let store = store.expect("opens");
+            is_begun.store(true, Relaxed);
+            check(&store, ReadData::All).expect("checks")
+        }
+    }
+
+    fn put(memory: &Memory, index: &Path, chunks: &[&[u8]]) {
+        let (backend, observer) = (Arc::new(memory.clone()), Arc::new(Silent::default()));
+        let store = Store::open_backend(backend, index, Purpose::Write, observer).expect("opens");
+        let packer = Packer::new(&store, false);
+        for chunk in chunks {
+            packer.put(Kind::Data, chunk).expect("puts");
+        }
+        packer.finish().expect("finishes");
+    }
+
+    #[test]
+    fn a_segment_that_is_published_meanwhile_is_no_damage() {
+        for when in ["snapshots", "segments/00", "segments/ff"] {
+            // Known to the index, not yet known to it, and with a chunk that is there already.
+            for (is_told, chunks) in [(true, [b"new"]), (false, [b"new"]), (false, [b"two"])] {
+                let beside = Beside::new();
+                let other = tempfile::tempdir().expect("a directory");
+                let index = if is_told { beside.path() } else { other.path().join(INDEX_FILE) };
+                let memory = beside.memory.clone();
+                let report = beside.check_while(when, move || {
+                    if is_told {
+                        put(&memory, &index, &[chunks[0]]);
+                    } else {
+                        // Of a store that has no other segments, so that nothing is reused.
+                        let alone = Memory::default();
+                        let config = memory.with_files(|files| files[config::FILE].clone());
+                        write_all(&alone, config::FILE, &config).expect("writes");
+                        put(&alone, &index, &[chunks[0]]);
+                        let files = alone.with_files(|files| files.clone());
+                        memory.with_files(|all| all.extend(files));
+                    }
+                });
+                assert!(report.is_clean(), "{when} {is_told}: {report:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_leave_a_damaged_segment_meanwhile_are_no_damage_of_the_index() {
+        let beside = Beside::new();
+        let store = beside.open(&beside.path(), Purpose::Write);
+        for shard in 0..=255 {
+            for segment in store.index.segments(shard).expect("lists") {
+                store.index.set_damaged(&segment.id).expect("marks");
+            }
+        }
+        drop(store);
+        let (memory, index) = (beside.memory.clone(), beside.path());
+        let report = beside.check_while("segments/ff", move || put(&memory, &index, &[b"two"]));
+        assert!(report.is_clean(), "{report:?}");
+    }
+
+    #[test]
+    fn a_wrong_index_is_found_and_built_anew() {
+        let wrongs = [
+            "DELETE FROM chunks WHERE id = (SELECT min(id) FROM chunks)",
+            "UPDATE chunks SET at = at + 1",
+            "UPDATE chunks SET stored_len = stored_len + 1",
+            "INSERT INTO chunks SELECT randomblob(32), segment, at, 1, 1 FROM chunks LIMIT 1",
+        ];
+        for wrong in wrongs {
+            let beside = Beside::new();
+            let connection = rusqlite::Connection::open(beside.path()).expect("opens");
+            connection.execute(wrong, []).expect("changes");
+            drop(connection);
+            let report = check(&beside.open(&beside.path(), Purpose::Read), ReadData::None);
+            let report = report.expect("checks");
+            assert!(!report.is_clean(), "{wrong}");
+            assert!(report.damages.iter().all(|damage| damage.object == INDEX_FILE), "{wrong}");
+            let report = check(&beside.open(&beside.path(), Purpose::Read), ReadData::None);
+            assert!(report.expect("checks").is_clean(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_is_removed_meanwhile_is_no_damage() {
+        let beside = Beside::new();
+        let index = beside.path();
+        let remove = move || std::fs::remove_file(&index).expect("removes");
+        let report = beside.check_while("segments/00", remove);
+        assert!(report.is_clean(), "{report:?}");
+        assert!(!beside.path().exists(), "a reader began another index");
+    }
 }

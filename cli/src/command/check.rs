@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use std::time::Duration;
 use store::check::{ReadData, Report};
-use store::store::Purpose;
+use store::store::{INDEX_FILE, Purpose};
 
 /// Check that everything is there and as it was written
 ///
@@ -103,6 +103,9 @@ fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
     ))?;
     if report.damages.iter().any(|damage| damage.object.contains("segments/")) {
         ui.remark("the next backup stores again what its sources still have of it")?;
+    }
+    if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
+        ui.remark("the next command builds the index anew; nothing is lost with it")?;
     }
     Ok(())
 }
