@@ -395,6 +395,9 @@ impl Observer for Watch {
             Event::StoredPlainly { path, reason } if self.verbose => {
                 self.say_of(&path, &format!("{reason}; stored without comparing it"));
             }
+            Event::StoredAgain(path) if self.verbose => {
+                self.say_of(&path, "is stored again: the store lost some of it");
+            }
             Event::Warning(text) => {
                 remember(&self.warnings, &text);
                 self.say(&text);

@@ -26,6 +26,7 @@ mod survey;
 
 pub use passes::{Backup, Likeness, Sources};
 
+use crate::damage::Damage;
 use crate::entry::{Time, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
@@ -95,6 +96,8 @@ pub struct Report {
     pub metadata_unreadable_count: u64,
     /// Files that were not what they seem and were stored like any other, by reason.
     pub doubts: BTreeMap<&'static str, u64>,
+    /// Damage of older snapshots that was met. The new one does not count on what is damaged.
+    pub damage: Option<Damage>,
 }
 
 /// Backs up directories and files.

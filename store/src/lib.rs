@@ -27,6 +27,8 @@ pub mod entry;
 pub mod snapshot;
 pub mod tree;
 
+pub mod damage;
+
 mod salvage;
 
 pub mod store;

@@ -34,6 +34,9 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// An unchanged file is stored again because the store lost some of it. The report sums
+    /// that up.
+    StoredAgain(PathBuf),
     /// A path could not be restored completely. Changes the exit code.
     NotRestored {
         /// Which one.

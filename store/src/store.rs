@@ -2,6 +2,7 @@
 
 use crate::backend::{self, Backend, Local, Modes};
 use crate::config::{self, Config};
+use crate::damage::DamageLog;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::index::{Builder, Index, Location, Segment};
@@ -63,6 +64,8 @@ pub struct Store {
     pub(crate) store_id: [u8; 16],
     pub(crate) index: Arc<Index>,
     pub(crate) observer: Arc<dyn Observer>,
+    /// Damage that was met while files were compared and stored.
+    pub(crate) damage: DamageLog,
     root: Option<PathBuf>,
     _lock: Option<Lock>,
     /// Holds an index that could not stand in the store.
@@ -205,6 +208,7 @@ impl Store {
             store_id,
             index: Arc::new(index),
             observer,
+            damage: DamageLog::default(),
             root,
             _lock: lock,
             _private: private,

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use store::Error;
 use store::backup::{About, Options, Report};
+use store::damage::Damage;
 use store::observe::Event;
 use store::store::{Purpose, Store};
 
@@ -335,11 +336,21 @@ pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
         "bytes_copied_forward": statistics.copied_forward,
         "files_stored_plainly": report.doubts,
         "files_changed_while_read": statistics.changed_while_read,
+        "damage": report.damage.as_ref().map(damage),
         "errors": errors(report, missing),
         "total_duration": elapsed.as_secs_f64(),
         "dry_run": report.snapshot.is_none(),
         "parent": report.parent.map(|id| id.to_string()),
         "snapshot_id": report.snapshot.map(|id| id.to_string()),
+    })
+}
+
+fn damage(damage: &Damage) -> Value {
+    json!({
+        "segments": damage.segments.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "chunks": damage.chunks,
+        "files_stored_again": damage.files,
+        "older_snapshots": damage.older_snapshots,
     })
 }
 

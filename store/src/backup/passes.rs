@@ -154,9 +154,10 @@ impl<'a> Backup<'a> {
             if self.before.is_none() && observer.wants_totals() {
                 scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
             }
-            let done = pipeline::run(&intake, &recheck, Previous::new(entries), |merge| {
-                merge.roots(&roots, &rules, options.walk_threads)
-            });
+            let done =
+                pipeline::run(&intake, &recheck, Previous::new(entries, &store.damage), |merge| {
+                    merge.roots(&roots, &rules, options.walk_threads)
+                });
             is_over.store(true, Relaxed);
             done
         })?;

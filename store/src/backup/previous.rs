@@ -1,9 +1,11 @@
 //! The snapshot before, walked beside the source.
 
 use super::run::FileSystems;
+use crate::damage::DamageLog;
 use crate::entry::{Content, Entry, Kind, Time, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
+use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::source::Stat;
 use crate::store::Store;
@@ -79,7 +81,13 @@ impl Recheck<'_> {
     /// `stat`, and the store has all of its content.
     pub fn is_unchanged(&self, stat: &Stat, previous: &Entry) -> Result<bool> {
         let looks_same = self.comparison.is_some_and(|with| with.is_unchanged(stat, previous));
-        Ok(looks_same && self.is_whole(previous)?)
+        if !looks_same || self.is_whole(previous)? {
+            return Ok(looks_same);
+        }
+        self.store.damage.file(&previous.path);
+        let path = super::intake::absolute(&previous.path);
+        self.store.observer().event(Event::StoredAgain(path));
+        Ok(false)
     }
 
     /// An entry of the previous snapshot for this one, which counts file systems anew.
@@ -104,11 +112,18 @@ impl Recheck<'_> {
             match extent {
                 Ok(Extent::Hole { .. }) => {}
                 Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}
-                Ok(Extent::Slice { chunk, .. }) if self.store.index.has(&chunk)? => {
-                    there.insert(chunk, ());
+                Ok(Extent::Slice { chunk, .. }) => match self.store.index.find(&chunk)? {
+                    Some(location) if location.is_healthy => there.insert(chunk, ()),
+                    found => {
+                        let segment = found.map(|location| location.segment);
+                        self.store.damage.chunk(&chunk, segment);
+                        return Ok(false);
+                    }
+                },
+                Err(error) if error.is_damage() => {
+                    self.store.damage.error(&error);
+                    return Ok(false);
                 }
-                Ok(Extent::Slice { .. }) => return Ok(false),
-                Err(error) if error.is_damage() => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
@@ -119,12 +134,13 @@ impl Recheck<'_> {
 /// Reads the entries of the snapshot before, as far as they are asked for.
 pub struct Previous<'a> {
     entries: Option<Peekable<TreeReader<'a>>>,
+    damage: &'a DamageLog,
 }
 
 impl<'a> Previous<'a> {
     /// Nothing was before where `entries` is `None`.
-    pub fn new(entries: Option<TreeReader<'a>>) -> Previous<'a> {
-        Previous { entries: entries.map(Iterator::peekable) }
+    pub fn new(entries: Option<TreeReader<'a>>, damage: &'a DamageLog) -> Previous<'a> {
+        Previous { entries: entries.map(Iterator::peekable), damage }
     }
 
     /// The entry with this path. Paths must be asked for in path order.
@@ -133,7 +149,10 @@ impl<'a> Previous<'a> {
         loop {
             // A page that cannot be read holds no entries: their files are read again.
             match entries.peek()? {
-                Err(_) => drop(entries.next()),
+                Err(lost) => {
+                    self.damage.error(&lost.error);
+                    entries.next();
+                }
                 Ok(entry) => match path_cmp(&entry.path, path) {
                     Ordering::Less => drop(entries.next()),
                     Ordering::Equal => return entries.next()?.ok(),
@@ -150,7 +169,10 @@ impl<'a> Previous<'a> {
         while let Some(item) =
             entries.next_if(|item| item.as_ref().map_or(true, |entry| is_within(&entry.path, path)))
         {
-            below.extend(item.ok());
+            match item {
+                Ok(entry) => below.push(entry),
+                Err(lost) => self.damage.error(&lost.error),
+            }
         }
         below
     }

@@ -245,6 +245,11 @@ impl<'a> Run<'a> {
             excludes: options.excludes.clone(),
             instance,
         };
+        let older = store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
+        let damage = store.damage.summary(older);
+        if let Some(damage) = &damage {
+            store.observer().event(Event::Warning(damage.to_string()));
+        }
         let snapshot = if options.is_dry {
             None
         } else {
@@ -262,6 +267,7 @@ impl<'a> Run<'a> {
             unreadable_count,
             metadata_unreadable_count,
             doubts,
+            damage,
         })
     }
 

@@ -4,7 +4,6 @@ use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
 use crate::limits;
-use crate::observe::Event;
 use crate::recipe::{self, Extent, Recipe};
 use crate::store::Store;
 use chunker::format::{Base, common_prefix};
@@ -139,7 +138,7 @@ impl<'a> Reader<'a> {
                 self.lost.borrow_mut().insert(*id);
                 // Its chunks are stored anew when they are met.
                 let _ = self.store.index.set_damaged(&location.segment);
-                self.note(&error);
+                self.store.damage.error(&error);
                 Err(error)
             }
         }
@@ -156,16 +155,10 @@ impl<'a> Reader<'a> {
                 let error = Error::ChunkMissing(*id);
                 self.lost.borrow_mut().insert(*id);
                 let _ = self.store.index.forget_closed();
-                self.note(&error);
+                self.store.damage.error(&error);
                 Err(error)
             }
         }
-    }
-
-    fn note(&self, error: &Error) {
-        self.store.observer().event(Event::Warning(format!(
-            "what the snapshot before has cannot be read, so it is stored anew: {error}"
-        )));
     }
 }
 

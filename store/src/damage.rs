@@ -1,0 +1,147 @@
+//! Damage of older snapshots that a backup meets, summed up: one line at its end, not one
+//! a chunk.
+
+use crate::error::Error;
+use crate::id::{ChunkId, SegmentId};
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+
+/// Chunks and files that are told apart; beyond that they may be counted twice.
+const KNOWN_MAX: usize = 1 << 20;
+/// Segments that the summary names.
+const NAMED_MAX: usize = 3;
+
+/// Damage that was met so far. Any thread may add to it.
+#[derive(Debug, Default)]
+pub(crate) struct DamageLog {
+    met: Mutex<Met>,
+    hasher: RandomState,
+}
+
+#[derive(Debug, Default)]
+struct Met {
+    known: HashSet<u64>,
+    damage: Damage,
+}
+
+/// Damage that a backup met and stored around.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Segments that are damaged.
+    pub segments: BTreeSet<SegmentId>,
+    /// Chunks that cannot be read any more, or are in no segment.
+    pub chunks: u64,
+    /// Unchanged files that were stored again.
+    pub files: u64,
+    /// Snapshots that were there before and may lack something.
+    pub older_snapshots: u64,
+}
+
+impl DamageLog {
+    /// A chunk that cannot be used.
+    pub fn chunk(&self, id: &ChunkId, segment: Option<SegmentId>) {
+        let mut met = self.met.lock();
+        met.damage.segments.extend(segment);
+        let is_new = met.is_new(self.hasher.hash_one(id));
+        met.damage.chunks += u64::from(is_new);
+    }
+
+    /// The object of an error, if it is damage.
+    pub fn error(&self, error: &Error) {
+        match error {
+            Error::ChunkDamaged { chunk, segment, .. } => self.chunk(chunk, Some(*segment)),
+            Error::ChunkMissing(chunk) => self.chunk(chunk, None),
+            Error::SegmentDamaged { segment, .. } => {
+                self.met.lock().damage.segments.insert(*segment);
+            }
+            _ => {}
+        }
+    }
+
+    /// An unchanged file that is stored again.
+    pub fn file(&self, path: &[u8]) {
+        let mut met = self.met.lock();
+        let is_new = met.is_new(self.hasher.hash_one(path));
+        met.damage.files += u64::from(is_new);
+    }
+
+    /// All of it, or nothing if there was none.
+    pub fn summary(&self, older_snapshots: u64) -> Option<Damage> {
+        let damage = self.met.lock().damage.clone();
+        (damage != Damage::default()).then_some(Damage { older_snapshots, ..damage })
+    }
+}
+
+impl Met {
+    fn is_new(&mut self, hash: u64) -> bool {
+        if self.known.len() < KNOWN_MAX { self.known.insert(hash) } else { true }
+    }
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.segments.is_empty() {
+            write!(f, "{} of older snapshots missing", count(self.chunks, "chunk"))?;
+        } else {
+            let named: Vec<String> =
+                self.segments.iter().take(NAMED_MAX).map(SegmentId::to_string).collect();
+            let word = if self.segments.len() == 1 { "segment" } else { "segments" };
+            write!(f, "{word} {}", named.join(", "))?;
+            let more = self.segments.len() - named.len();
+            if more > 0 {
+                write!(f, " and {more} more")?;
+            }
+            write!(f, " damaged: {} cannot be used", count(self.chunks, "chunk"))?;
+        }
+        write!(
+            f,
+            "; {} stored again; up to {} may lack something: run `forgekeep check`",
+            count(self.files, "unchanged file"),
+            count(self.older_snapshots, "older snapshot")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_and_files_count_once() {
+        let log = DamageLog::default();
+        assert_eq!(log.summary(2), None);
+        let segment = SegmentId::of(b"segment");
+        for _ in 0..2 {
+            for chunk in [b"a", b"b"] {
+                log.chunk(&ChunkId::of(chunk), Some(segment));
+            }
+            log.file(b"a/file");
+        }
+        log.error(&Error::Interrupted);
+        let damage = log.summary(2).expect("there is some");
+        assert_eq!((damage.chunks, damage.files), (2, 1));
+        assert_eq!(
+            damage.to_string(),
+            format!(
+                "segment {segment} damaged: 2 chunks cannot be used; 1 unchanged file stored \
+                 again; up to 2 older snapshots may lack something: run `forgekeep check`"
+            )
+        );
+    }
+
+    #[test]
+    fn few_segments_are_named() {
+        let log = DamageLog::default();
+        for n in 0..10u8 {
+            log.chunk(&ChunkId::of(&[n]), Some(SegmentId::of(&[n])));
+        }
+        let text = log.summary(0).expect("there is some").to_string();
+        assert!(text.contains(" and 7 more damaged: 10 chunks"), "{text}");
+    }
+}
