@@ -34,6 +34,10 @@ mod restore;
 mod reuse;
 /// Files of very many small slices of chunks.
 mod slices;
+/// Everything at once on one store.
+mod soak;
+/// Permissions, locks, syncs and odd things of the store's own files.
+mod store_files;
 mod support;
 /// Runs of instances and who hears of them.
 mod telling;

@@ -1,0 +1,376 @@
+//! The files of a store itself: who may read them, what happens where the file system lacks
+//! locks or syncs, and what lies among them that nobody expects.
+
+use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+/// Everything below a directory of the sandbox, with permission bits.
+fn modes(sandbox: &Sandbox, dir: &str) -> Vec<(PathBuf, bool, u32)> {
+    let list =
+        sandbox.tool("find").args([dir, "-mindepth", "1", "-printf", "%y %m %p\n"]).run().ok();
+    let line = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let mut word = || words.next().expect("three words");
+        let (kind, mode, path) = (word(), word(), word());
+        (path.into(), kind == "d", u32::from_str_radix(mode, 8).expect("octal"))
+    };
+    list.stdout.lines().map(line).collect()
+}
+
+/// A run of the program with this umask.
+fn with_umask(sandbox: &Sandbox, umask: &str, arguments: &[&str]) -> Outcome {
+    let script = format!("umask {umask}; exec \"$@\"");
+    sandbox.tool("sh").args(["-c", &script, "sh", FORGEKEEP]).args(arguments).run().ok()
+}
+
+#[test]
+fn only_the_owner_reads_a_store_whatever_the_umask_and_its_directory_are() {
+    for umask in ["000", "022", "077"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("source/secret", "secret");
+        sandbox.write("source/large", Dice::new(1).bytes(200_000));
+        // A mount point.
+        std::fs::create_dir(sandbox.path("store")).expect("makes");
+        std::fs::set_permissions(sandbox.path("store"), PermissionsExt::from_mode(0o755))
+            .expect("opens it");
+        with_umask(&sandbox, umask, &["init"]);
+        with_umask(&sandbox, umask, &["backup", "source"]);
+        sandbox.remove("store/index.sqlite");
+        with_umask(&sandbox, umask, &["check", "--read-data"]);
+        for (path, is_dir, mode) in modes(&sandbox, "store") {
+            let wanted = if is_dir { 0o700 } else { 0o600 };
+            assert_eq!(mode, wanted, "{} is {mode:o}, umask {umask}", path.display());
+        }
+        let mode = std::fs::metadata(sandbox.path("store")).expect("is there").mode();
+        assert_eq!(mode & 0o777, 0o755, "the directory of somebody else is left alone");
+    }
+}
+
+/// The log of the index has the permissions of the index.
+#[test]
+fn the_log_of_a_killed_backup_is_as_private() {
+    let sandbox = Sandbox::new();
+    with_umask(&sandbox, "000", &["init"]);
+    for n in 0..300 {
+        sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(100_000));
+    }
+    let run = sandbox.tool("sh").args(["-c", "umask 000; exec \"$@\"", "sh", FORGEKEEP]);
+    let mut run = run.args(["backup", "source"]).start();
+    while !sandbox.has("store/index.sqlite-wal") && !run.has_ended() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    run.kill();
+    run.wait();
+    let found = modes(&sandbox, "store");
+    assert!(found.iter().any(|(path, ..)| path.ends_with("index.sqlite-wal")), "{found:?}");
+    for (path, _, mode) in found {
+        assert_eq!(mode & 0o077, 0, "{} is {mode:o}", path.display());
+    }
+}
+
+/// A run by somebody of group `gid`, of a copy of the program.
+fn as_member(sandbox: &Sandbox, gid: u32, arguments: &[&str]) -> Run {
+    sandbox.as_nobody(["--version"]).run().ok();
+    let ids = [format!("--reuid={NOBODY}"), format!("--regid={gid}"), "--clear-groups".into()];
+    sandbox.tool("setpriv").args(ids).args([sandbox.path("program")]).args(arguments)
+}
+
+#[test]
+fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
+    if !is_root() {
+        return;
+    }
+    const MEMBERS: u32 = 4711;
+    let sandbox = Sandbox::new();
+    sandbox.write("source/secret", "secret");
+    sandbox.write("source/large", Dice::new(1).bytes(200_000));
+    with_umask(&sandbox, "077", &["init", "--group-readable"]);
+    sandbox.tool("chgrp").args(["-R", "4711", "store"]).run().ok();
+    with_umask(&sandbox, "077", &["backup", "source"]);
+    with_umask(&sandbox, "000", &["index", "rebuild"]);
+    let check = |sandbox: &Sandbox| {
+        for (path, is_dir, mode) in modes(sandbox, "store") {
+            let wanted = if is_dir { 0o2750 } else { 0o640 };
+            assert_eq!(mode, wanted, "{} is {mode:o}", path.display());
+            let group = std::fs::metadata(sandbox.path(&path)).expect("is there").gid();
+            assert_eq!(group, MEMBERS, "{}", path.display());
+        }
+    };
+    check(&sandbox);
+    as_member(&sandbox, MEMBERS, &["restore", "latest", "--target", "restored"]).run().ok();
+    assert_eq!(sandbox.read(format!("restored{}", sandbox.text("source/secret"))), b"secret");
+    as_member(&sandbox, MEMBERS, &["check", "--read-data"]).run().ok();
+    let dump = format!("latest:{}", sandbox.text("source/secret"));
+    assert_ne!(as_member(&sandbox, 4712, &["dump", &dump]).run().code(), Some(0));
+    assert_ne!(as_member(&sandbox, MEMBERS, &["backup", "source"]).run().code(), Some(0));
+    // With the log of a killed run, which a reader cannot play back into the index.
+    std::fs::write(sandbox.path("store/index.sqlite-wal"), "").expect("writes");
+    std::fs::set_permissions(
+        sandbox.path("store/index.sqlite-wal"),
+        PermissionsExt::from_mode(0o640),
+    )
+    .expect("changes");
+    sandbox.tool("chgrp").args(["4711", "store/index.sqlite-wal"]).run().ok();
+    as_member(&sandbox, MEMBERS, &["check"]).run().ok();
+    with_umask(&sandbox, "077", &["backup", "source"]);
+    check(&sandbox);
+}
+
+#[test]
+fn a_store_that_was_opened_to_others_is_warned_of() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    let warns = || sandbox.run(["backup", "source"]).ok().stderr.contains("chmod -R go= store");
+    assert!(!warns());
+    sandbox.tool("chmod").args(["755", "store"]).run().ok();
+    assert!(!warns(), "what is in it is private");
+    sandbox.tool("chmod").args(["-R", "a+rX", "store"]).run().ok();
+    assert!(warns());
+    sandbox.tool("chmod").args(["-R", "go=", "store"]).run().ok();
+    assert!(!warns());
+}
+
+/// Runs the program while system calls fail as `inject` says, those on `paths` if there
+/// are any.
+fn traced(sandbox: &Sandbox, inject: &str, paths: &[&str], arguments: &[&str]) -> Outcome {
+    let inject = format!("inject={inject}");
+    let mut run = sandbox.tool("strace").args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+    for path in paths {
+        run = run.args(["-P", path]);
+    }
+    run.args([FORGEKEEP]).args(arguments).run()
+}
+
+#[test]
+fn without_locks_there_is_a_warning_and_everything_works() {
+    for error in ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"] {
+        let sandbox = Sandbox::with_store();
+        sandbox.write("source/a", "a");
+        let inject = format!("flock:error={error}");
+        let run = |arguments: &[&str]| {
+            let outcome = traced(&sandbox, &inject, &[], arguments).ok();
+            assert!(outcome.stderr.contains("no locks here"), "{}", outcome.told());
+        };
+        run(&["backup", "source"]);
+        run(&["backup", "source"]);
+        run(&["restore", "latest", "--target", "restored"]);
+        assert_eq!(sandbox.read(format!("restored{}", sandbox.text("source/a"))), b"a");
+        run(&["check", "--read-data"]);
+        run(&["index", "rebuild"]);
+        sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn directories_that_cannot_be_synced_are_warned_of_once() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    let shards: Vec<String> = (0..=255).map(|n| format!("store/segments/{n:02x}")).collect();
+    let mut paths: Vec<&str> = shards.iter().map(String::as_str).collect();
+    paths.extend(["store", "store/snapshots"]);
+    let outcome = traced(&sandbox, "fsync:error=EINVAL", &paths, &["backup", "source"]).ok();
+    assert_eq!(outcome.stderr.matches("cannot be synced").count(), 1, "{}", outcome.told());
+    sandbox.assert_clean();
+    // A disk that fails is another matter: the file has its name, for how long nobody knows.
+    let snapshots = ["store/snapshots"];
+    let outcome = traced(&sandbox, "fsync:error=EIO", &snapshots, &["backup", "source"]);
+    outcome.fails(1, &["snapshots/", "may be lost again", "`forgekeep snapshots`"]);
+    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    sandbox.write("source/a", Dice::new(2).bytes(100_000));
+    let outcome = traced(&sandbox, "fsync:error=ENOSPC", &paths, &["backup", "source"]);
+    outcome.fails(1, &["segments/", "may be lost again"]);
+    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    sandbox.backup(["source"]);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn odd_things_among_unfinished_files_stay_and_cost_a_warning() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("elsewhere", "kept");
+    sandbox.write("store/tmp/directory/file", "kept");
+    sandbox.write("store/tmp/left", "half");
+    sandbox.tool("mkfifo").args(["store/tmp/pipe"]).run().ok();
+    symlink(sandbox.path("elsewhere"), sandbox.path("store/tmp/link")).expect("links");
+    let run = Run::limited(FORGEKEEP).within(sandbox.root()).args(["backup", "source"]).run().ok();
+    let warned: Vec<&str> = run.stderr.lines().filter(|line| line.contains("tmp/")).collect();
+    assert_eq!(warned.len(), 1, "{}", run.told());
+    assert!(warned[0].contains("(and 2 more)"), "{}", run.told());
+    assert!(!sandbox.has("store/tmp/left"));
+    for kept in ["elsewhere", "store/tmp/directory/file", "store/tmp/pipe", "store/tmp/link"] {
+        assert!(sandbox.has(kept), "{kept}");
+    }
+    // Nor does a file that nobody may remove.
+    sandbox.write("store/tmp/fixed", "half");
+    let chattr = |flag| sandbox.tool("chattr").args([flag, "store/tmp/fixed"]).run().code();
+    if is_root() && chattr("+i") == Some(0) {
+        let run = sandbox.run(["backup", "source"]);
+        chattr("-i");
+        assert!(run.ok().stderr.contains("(and 3 more)"));
+    }
+    sandbox.assert_clean();
+}
+
+/// A file system with blocks of 1 KiB in a file; root makes it and takes it away.
+struct SmallBlocks<'a>(&'a Sandbox);
+
+impl<'a> SmallBlocks<'a> {
+    fn mount(sandbox: &'a Sandbox) -> Option<SmallBlocks<'a>> {
+        let image = std::fs::File::create(sandbox.path("image")).expect("creates");
+        image.set_len(12 << 20).expect("grows");
+        std::fs::create_dir(sandbox.path("disk")).expect("makes");
+        let made = is_root()
+            && sandbox
+                .tool("mkfs.ext4")
+                .args(["-q", "-b", "1024", "-m", "0", "image"])
+                .run()
+                .code()
+                == Some(0)
+            && sandbox.tool("mount").args(["-o", "loop", "image", "disk"]).run().code() == Some(0);
+        made.then_some(SmallBlocks(sandbox))
+    }
+}
+
+impl Drop for SmallBlocks<'_> {
+    fn drop(&mut self) {
+        self.0.tool("umount").args(["-l", "disk"]).run();
+    }
+}
+
+#[test]
+fn a_full_disk_of_small_blocks_kills_nobody() {
+    let sandbox = Sandbox::new();
+    let Some(_disk) = SmallBlocks::mount(&sandbox) else { return };
+    let run =
+        |arguments: &[&str]| sandbox.forgekeep(arguments).args(["--store", "disk/store"]).run();
+    run(&["init"]).ok();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    run(&["backup", "source"]).ok();
+    let fill = sandbox.path("disk/fill");
+    sandbox.tool("dd").args(["if=/dev/zero", "of=disk/fill", "bs=1024"]).run();
+    let mut filled = std::fs::metadata(&fill).expect("is there").len();
+    let (mut full, mut done) = (0, 0);
+    for round in 0..40 {
+        sandbox.write("source/new", Dice::new(round).bytes(900));
+        let outcome = run(&["backup", "source"]);
+        match outcome.code() {
+            Some(0) => done += 1,
+            _ => {
+                outcome.fails(1, &["make space"]);
+                full += 1;
+            }
+        }
+        run(&["check"]).ok();
+        filled -= 3072;
+        let file = std::fs::File::options().write(true).open(&fill).expect("opens");
+        file.set_len(filled).expect("makes space");
+    }
+    assert!(full > 3 && done > 3, "{full} full, {done} done");
+    // An index with a log, as from another disk.
+    std::fs::remove_file(&fill).expect("makes space");
+    sandbox.run(["init"]).ok();
+    sandbox.backup(["source"]);
+    sandbox.tool("cp").args(["-a", "store", "disk/copy"]).run().ok();
+    let header = sandbox.read("disk/copy/index.sqlite");
+    assert_eq!(header[18..20], [2, 2], "it has a log");
+    sandbox.run(["--store", "disk/copy", "backup", "source"]).ok();
+    let header = sandbox.read("disk/copy/index.sqlite");
+    assert_eq!(header[18..20], [1, 1], "it has none");
+}
+
+/// Which of these system calls a run makes on the store, in order, with their paths.
+fn calls(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
+    let trace = "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
+    let run = sandbox.tool("strace").args(["-f", "-qq", "-y", "-o", "trace", "-e", trace]);
+    run.args([FORGEKEEP]).args(arguments).run().ok();
+    let text = String::from_utf8_lossy(&sandbox.read("trace")).into_owned();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_new_index_is_durable_before_it_takes_the_place_of_the_old_one() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let calls = calls(&sandbox, &["index", "rebuild"]);
+    let at = |what: &str, from: usize, words: &[&str]| {
+        let is =
+            |call: &String| call.contains(what) && words.iter().all(|word| call.contains(word));
+        let found = calls.iter().skip(from).position(is);
+        from + found.unwrap_or_else(|| panic!("no {what} {words:?} from {from}: {calls:#?}"))
+    };
+    let synced = at("fsync(", 0, &["/store/index.sqlite.new>"]);
+    let removed = at("unlink", synced, &["index.sqlite\""]);
+    let settled = at("fsync(", removed, &["/store>"]);
+    let renamed = at("rename", settled, &["index.sqlite.new"]);
+    at("fsync(", renamed, &["/store>"]);
+}
+
+/// A writer was killed between the name of a segment and the sync of its directory.
+#[test]
+fn the_name_of_a_segment_that_a_killed_run_left_is_made_durable_before_it_is_used() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    sandbox.backup(["source"]);
+    let index = sandbox.read("store/index.sqlite");
+    sandbox.write("source/a", Dice::new(2).bytes(100_000));
+    sandbox.backup(["source"]);
+    // The index from before: it has not heard of the segments of the second run.
+    std::fs::write(sandbox.path("store/index.sqlite"), index).expect("writes");
+    let before: Vec<PathBuf> = modes(&sandbox, "store/segments")
+        .into_iter()
+        .filter(|(_, is_dir, _)| !is_dir)
+        .map(|(path, ..)| path)
+        .collect();
+    let calls = calls(&sandbox, &["snapshots"]);
+    let synced = before.iter().filter(|path| {
+        let dir = path.parent().unwrap_or(Path::new("")).display().to_string();
+        calls.iter().any(|call| call.contains("fsync(") && call.contains(&format!("/{dir}>")))
+    });
+    assert_eq!(synced.count(), 2, "{calls:#?}");
+}
+
+#[test]
+fn a_broken_index_is_built_anew_without_being_asked() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    sandbox.backup(["source"]);
+    let whole = sandbox.read("store/index.sqlite");
+    let mut odd = vec![vec![0xA5; whole.len()], whole[..whole.len() / 2].to_vec(), Vec::new()];
+    odd.push([&whole[..100], &vec![0xA5; whole.len() - 100]].concat());
+    odd.push([&whole[..4096], &vec![0xA5; whole.len() - 4096]].concat());
+    for (number, bytes) in odd.iter().enumerate() {
+        std::fs::write(sandbox.path("store/index.sqlite"), bytes).expect("writes");
+        sandbox.write("source/a", Dice::new(10 + number as u64).bytes(100_000));
+        // At the latest the second run, where the first met it in the middle.
+        if sandbox.run(["backup", "source"]).code() != Some(0) {
+            sandbox.backup(["source"]);
+        }
+        sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn damage_that_a_backup_meets_is_one_line() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..40 {
+        sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(60_000));
+    }
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/segments", "-size", "+1000k"]).run().ok();
+    std::fs::remove_file(sandbox.path(list.stdout.trim())).expect("removes");
+    let run = sandbox.forgekeep(["backup", "source"]).run().ok();
+    let lines: Vec<&str> =
+        run.stderr.lines().filter(|line| line.contains("stored again")).collect();
+    assert_eq!(lines.len(), 1, "{}", run.told());
+    for word in ["40 unchanged files", "1 older snapshot ", "forgekeep check"] {
+        assert!(lines[0].contains(word), "{word}: {}", run.told());
+    }
+    assert!(run.stderr.lines().count() < 6, "{}", run.told());
+    // All of it was stored again from the source.
+    sandbox.assert_clean();
+    let summary = sandbox.backup(["source"]);
+    assert!(summary["damage"].is_null(), "{summary}");
+}
