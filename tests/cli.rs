@@ -1,6 +1,7 @@
 //! Every command, end to end.
 
 use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
+use std::os::unix::fs::PermissionsExt;
 
 /// Two snapshots of a small tree.
 fn small() -> Sandbox {
@@ -496,4 +497,161 @@ fn a_snapshot_of_an_instance_is_listed_by_its_name() {
     assert!(!listed.stdout.contains("data"), "{}", listed.stdout);
     let facts = run(&["inspect", "--instance", "wiki", "latest"]);
     assert!(facts.stdout.contains("  files of      20"), "{}", facts.stdout);
+}
+
+#[test]
+fn control_characters_never_reach_the_terminal() {
+    let sandbox = Sandbox::with_store();
+    let bad = "x\u{1b}[31m";
+    sandbox.write(&format!("source/{bad}"), "a");
+    for refused in [["--tag", bad], ["--host", "h\nfake"], ["--tag", ""]] {
+        let refused = sandbox.forgekeep(["backup", "source"]).args(refused).run().ends_with(2);
+        assert!(!refused.told().contains('\u{1b}'), "{}", refused.told());
+    }
+    assert_eq!(sandbox.snapshot_ids().len(), 0);
+    sandbox.backup(["source"]);
+    for arguments in [
+        &["ls", "latest"][..],
+        &["ls", "latest", "-l"],
+        &["find", "x*"],
+        &["restore", "latest", "--target", bad],
+        &["backup", bad],
+        &["dump", &format!("latest:/{bad}")],
+        &["restore", bad, "--target", "t"],
+        &["snapshots", "--store", bad],
+        &["init", "--store", &format!("source/{bad}")],
+        &[bad],
+        &["--store", &format!("{bad}:x"), "snapshots"],
+        &["inspect", "--instance", bad, "--config", "source"],
+    ] {
+        let outcome = sandbox.run(arguments);
+        let told = [&outcome.stdout[..], &outcome.stderr[..]].concat();
+        assert!(!told.contains('\u{1b}'), "{arguments:?}: {told:?}");
+    }
+}
+
+#[test]
+fn a_remote_place_is_refused_and_never_made() {
+    let sandbox = Sandbox::new();
+    for place in ["sftp:host:/x", "s3:bucket", "user@host:/x", "rest:http://h/"] {
+        let words = "remote stores are not supported yet";
+        let spelled = format!("./{place}");
+        for command in ["init", "snapshots"] {
+            sandbox.run([command, "--store", place]).fails(2, &[words, &spelled]);
+            let named = sandbox.forgekeep([command]).env("FORGEKEEP_STORE", place).run();
+            named.fails(2, &[words, &spelled]);
+        }
+        let text = format!("[stores.main]\npath = '{place}'\n[instances.a]\nkind = 'plain'\n");
+        sandbox.write("forgekeep.toml", text);
+        let command = ["backup", "--instance", "a", "--init", "--config", "forgekeep.toml"];
+        let run = sandbox.forgekeep(command).without_env("FORGEKEEP_STORE").run();
+        run.fails(2, &["stores.main.path", words]);
+    }
+    let text = "[stores.main]\npath = '/s'\n[instances.a]\nkind = 'plain'\ntags = [\"a\\u001b\"]\n";
+    sandbox.write("forgekeep.toml", text);
+    sandbox.run(["config", "check", "--config", "forgekeep.toml"]).fails(2, &["control char"]);
+    let left = std::fs::read_dir(sandbox.root()).expect("lists").count();
+    assert_eq!(left, 1, "only the configuration");
+    sandbox.run(["init", "--store", "./sftp:x"]).ok();
+    sandbox.run(["snapshots", "--store", &format!("file://{}", sandbox.text("sftp:x"))]).ok();
+}
+
+#[test]
+fn only_an_empty_place_has_no_store() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("file", "");
+    sandbox.write("full/of", "something else");
+    std::fs::create_dir(sandbox.path("empty")).expect("makes");
+    std::os::unix::fs::symlink("nowhere", sandbox.path("dangling")).expect("links");
+    std::os::unix::fs::symlink("loop", sandbox.path("loop")).expect("links");
+    for (place, code, words) in [
+        ("nowhere", 10, &["no store at nowhere", "forgekeep init"][..]),
+        ("empty", 10, &["no store at empty"]),
+        ("file", 1, &["file is not a store", "not a directory"]),
+        ("file/below", 1, &["file/below is not a store", "a part of the path"]),
+        ("full", 1, &["full is not a store", "other content", "empty directory"]),
+        ("dangling", 1, &["dangling is not a store", "link to a missing path"]),
+        ("loop", 1, &["cannot look into the store at loop", "mount"]),
+    ] {
+        sandbox.run(["snapshots", "--store", place]).fails(code, words);
+    }
+    for (place, words) in [
+        ("file", "file is not a store"),
+        ("file/below", "a part of the path"),
+        ("full", "full is not empty"),
+        ("loop", "cannot look into"),
+    ] {
+        sandbox.run(["init", "--store", place]).fails(1, &[words]);
+    }
+    if crate::support::sandbox::is_root() {
+        let closed = |path: &str, mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(sandbox.path(path), mode).expect("chmod");
+        };
+        std::fs::create_dir(sandbox.path("private")).expect("makes");
+        std::fs::rename(sandbox.path("store"), sandbox.path("private/store")).expect("moves");
+        for (path, mode) in [("private", 0o700), ("private/store", 0o700)] {
+            closed("private", 0o755);
+            closed(path, mode);
+            let run = sandbox.as_nobody(["snapshots", "--store", "private/store"]).run();
+            run.fails(1, &["cannot look into the store", "Permission denied", "who may read"]);
+        }
+    }
+}
+
+#[test]
+fn an_empty_stream_is_refused() {
+    let sandbox = Sandbox::with_store();
+    let backup = ["backup", "--stdin-name", "db.sql"];
+    sandbox.run(backup).fails(1, &["standard input is empty", "--allow-empty"]);
+    let silent = ["--stdin-command", "true"];
+    sandbox.forgekeep(backup).args(silent).run().fails(1, &["true printed nothing"]);
+    assert_eq!(sandbox.snapshot_ids().len(), 0);
+    sandbox.forgekeep(backup).args(["--allow-empty"]).run().ok();
+    assert_eq!(sandbox.run(["dump", "latest:db.sql"]).ok().bytes, b"");
+    assert_eq!(sandbox.snapshot_ids().len(), 1);
+}
+
+#[test]
+fn a_stop_is_heard_while_a_stream_is_silent() {
+    let sandbox = Sandbox::with_store();
+    let script = "for what in '' '--stdin-command sh -c'; do \
+         set -- ${what:+\"sleep 31.4159; true\"}; \
+         sleep 30 | { \"$FK\" backup --stdin-name a $what \"$@\" & p=$!; sleep .5; kill -TERM $p; \
+         s=$(date +%s%N); wait $p; echo $? $(( ($(date +%s%N) - s) / 1000000000 )); \
+         kill -9 $(ps -o pid= -C sleep --ppid $$) 2>/dev/null; }; done; pgrep -f 'sleep 31.415[9]'";
+    let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).run();
+    assert_eq!(lines(&run.stdout), ["130 0", "130 0"], "{}", run.told());
+}
+
+#[test]
+fn a_killed_backup_leaves_no_command_behind() {
+    let sandbox = Sandbox::with_store();
+    let command = ["backup", "--stdin-name", "a", "--stdin-command", "sleep", "27.18281"];
+    let mut running = sandbox.forgekeep(command).start();
+    let runs = || sandbox.tool("pgrep").args(["-f", "^sleep 27.18281"]).run().code() == Some(0);
+    crate::support::server::wait_until("the command runs", runs);
+    running.kill();
+    running.wait();
+    crate::support::server::wait_until("it is gone", || !runs());
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored() {
+    let sandbox = Sandbox::with_store();
+    let script = "trap '' HUP; (sleep 1; echo a) | \"$FK\" backup --stdin-name a & \
+         sleep .5; kill -HUP $(pgrep -P $$ -f stdin-name); wait";
+    sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).run();
+    assert_eq!(sandbox.snapshot_ids().len(), 1);
+}
+
+#[test]
+fn a_new_store_is_announced() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    let first = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
+    assert!(first.stderr.contains("a new store was begun at store"), "{}", first.told());
+    assert!(first.stderr.contains("mounted"), "{}", first.told());
+    let second = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
+    assert_eq!(second.stderr, "");
 }

@@ -76,7 +76,8 @@ impl Config {
     fn resolve_stores(&mut self, file: &Path) -> Result<(), Failure> {
         for (name, store) in &mut self.stores {
             let written = std::mem::take(&mut store.path);
-            let shown = format!("{}, key `stores.{name}.path`: {}", file.display(), written.display());
+            let shown =
+                format!("{}, key `stores.{name}.path`: {}", file.display(), written.display());
             store.path = crate::place::local(written).map_err(|reason| usage(shown, reason))?;
         }
         Ok(())

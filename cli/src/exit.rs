@@ -124,6 +124,13 @@ fn hint(error: &Error) -> Option<String> {
         Error::NoStore(place) => {
             format!("make one with `forgekeep init --store {place}`, or check the path and mounts")
         }
+        Error::Unreachable { source, .. } if is_denied(source) => {
+            "run it as a user who may read the store, root for example".into()
+        }
+        Error::Unreachable { .. } => "check the disk, its mount and the path".into(),
+        Error::NotAStore { .. } => {
+            "check the path and mounts; a new store needs an empty directory".into()
+        }
         Error::StoreExists(_) => "use it as it is; `forgekeep snapshots` lists its content".into(),
         Error::NotEmpty(_) => "give a directory that is empty or does not exist yet".into(),
         Error::Locked { .. } => "wait for the other process to end and try again".into(),
@@ -136,6 +143,12 @@ fn hint(error: &Error) -> Option<String> {
             "`forgekeep snapshots` shows whether the snapshot is there; check the disk, then run \
              the same command again"
                 .into()
+        }
+        Error::StoreWrite { source, .. } if is_read_only(source) => {
+            "the file system is read-only: mount it writable, or only read the store".into()
+        }
+        Error::StoreRead { source, .. } | Error::StoreWrite { source, .. } if is_denied(source) => {
+            "run it as the user who owns the store".into()
         }
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
             "check the disk and the permissions of the store, then run the same command again"
@@ -175,6 +188,14 @@ fn hint(error: &Error) -> Option<String> {
         _ => return None,
     };
     Some(hint)
+}
+
+fn is_denied(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::PermissionDenied
+}
+
+fn is_read_only(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }
 
 /// What to do about an error of an instance.

@@ -9,6 +9,7 @@ mod problems;
 mod reference;
 mod report;
 mod select;
+mod stream;
 mod telling;
 mod ui;
 

@@ -58,8 +58,12 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
 /// What is wrong with a place for a store.
 pub fn of_store(place: &Path) -> Option<String> {
     let shown = place.display();
-    if place.join("store.json").exists() {
-        return None;
+    let unreachable = |error| format!("store {shown}: cannot look into it: {error}");
+    match place.join("store.json").try_exists() {
+        Ok(true) => return None,
+        Ok(false) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {}
+        Err(error) => return Some(unreachable(error)),
     }
     let there = place.ancestors().find(|path| path.exists())?;
     if !there.is_dir() {

@@ -66,8 +66,11 @@ impl Ui {
         let may_end = Arc::new(AtomicBool::new(false));
         let mut impatient = Vec::new();
         let ignored = ignored_signals();
-        let signals =
-            [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP];
+        let signals = [
+            signal_hook::consts::SIGINT,
+            signal_hook::consts::SIGTERM,
+            signal_hook::consts::SIGHUP,
+        ];
         for signal in signals.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0) {
             // Registered in this order, the first signal only sets the flags.
             let _ =

@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -26,6 +27,8 @@ const OUTPUT_BYTES_MAX: usize = 64 << 20;
 const TICK: Duration = Duration::from_millis(100);
 /// How long a child that has ended is listened to, for the sake of what it left in the pipe.
 const LINGER: Duration = Duration::from_millis(300);
+/// A limit that no child reaches.
+const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Where programs are looked for, as after a login of root.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -250,6 +253,44 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts a command that somebody has typed: with the environment, the directory and the
+    /// standard error of this process, and with nothing on its standard input. It has no
+    /// terminal, so it fails instead of waiting there for a password, and no limit. It
+    /// ends with this process, however that ends.
+    pub fn typed(words: &[OsString]) -> Result<Running> {
+        let shown: Vec<_> = words.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+        let shown = shown.join(" ");
+        let fail = |source| Error::Start { command: shown.clone(), source };
+        let setsid = installed("setsid");
+        let is_leader = setsid.is_some();
+        let mut argv: Vec<OsString> = setsid.into_iter().map(PathBuf::into_os_string).collect();
+        if let Some(setpriv) = installed("setpriv") {
+            argv.push(setpriv.into());
+            argv.extend(["--pdeathsig", "KILL", "--"].map(OsString::from));
+        }
+        argv.extend(words.iter().cloned());
+        let (program, arguments) =
+            argv.split_first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
+        #[expect(clippy::disallowed_methods, reason = "the door")]
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        if !is_leader {
+            command.process_group(0);
+        }
+        let mut child = command.spawn().map_err(fail)?;
+        let stdout = child.stdout.take();
+        Ok(Running {
+            child,
+            shown,
+            limit: NO_LIMIT,
+            stdin: None,
+            stdout,
+            said: Arc::default(),
+            listener: None,
+            is_over: false,
+        })
+    }
+
     /// Its output, as it comes. An error of kind `TimedOut` says that the limit was
     /// reached, one of kind `Interrupted` within an `Other` that somebody asked to stop.
     pub fn stdout<'a>(&mut self, progress: &'a Progress, patience: Patience) -> Output<'a> {
@@ -458,6 +499,14 @@ pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> 
     })
 }
 
+/// Where a program of util-linux is. Those of other makers know fewer options.
+fn installed(program: &str) -> Option<PathBuf> {
+    let path =
+        PATH.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.exists())?;
+    let real = path.canonicalize().ok()?;
+    (real.file_name()? == program).then_some(path)
+}
+
 /// A word as a shell would have to be given it.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
@@ -537,6 +586,19 @@ mod tests {
         progress.stop();
         let error = shell("sleep 30").output(&progress).expect_err("stopped");
         assert!(error.is_interrupted(), "{error}");
+    }
+
+    #[test]
+    fn a_typed_command_ends_with_its_group() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = dir.path().join("mark");
+        let script = format!("(sleep 1; touch {}) & sleep 30", mark.display());
+        let words = ["sh", "-c", &script].map(OsString::from);
+        let running = Running::typed(&words).expect("starts");
+        std::thread::sleep(Duration::from_millis(300));
+        drop(running);
+        std::thread::sleep(Duration::from_millis(1200));
+        assert!(!mark.exists(), "a grandchild went on");
     }
 
     #[test]

@@ -13,9 +13,25 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no `store.json`.
+    /// There is nothing at the place, or an empty directory.
     #[error("no store at {0}")]
     NoStore(String),
+    /// Whether there is a store cannot be seen.
+    #[error("cannot look into the store at {place}: {source}")]
+    Unreachable {
+        /// Where it should be.
+        place: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The place holds something else.
+    #[error("{place} is not a store: {reason}")]
+    NotAStore {
+        /// Where it should be.
+        place: String,
+        /// What is there.
+        reason: &'static str,
+    },
     /// `init` on a place that is a store already.
     #[error("there is a store at {0} already")]
     StoreExists(String),

@@ -81,22 +81,10 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     let backend = Local::with(root, config.modes(), Arc::new(Silent::default()));
     let place = backend.place();
     let write = |source| Error::StoreWrite { name: place.clone(), source };
-    if exists(root, &backend) {
-        return Err(Error::StoreExists(place));
-    }
-    // What an interrupted `init` leaves, and what a fresh file system has.
-    let harmless = [SEGMENTS_DIR, snapshot::DIR, "tmp", "lost+found"];
-    match std::fs::read_dir(root) {
-        Ok(entries) => {
-            for entry in entries {
-                let name = entry.map_err(write)?.file_name();
-                if !harmless.iter().any(|known| name == *known) {
-                    return Err(Error::NotEmpty(place));
-                }
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(write(error)),
+    match find(root, &backend)? {
+        Place::Store => return Err(Error::StoreExists(place)),
+        Place::Other => return Err(Error::NotEmpty(place)),
+        Place::Empty => {}
     }
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
@@ -107,9 +95,51 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a store, be it without its `store.json`.
-fn exists(root: &Path, backend: &dyn Backend) -> bool {
-    root.join(config::FILE).exists() || segments_exist(backend)
+/// What is at the place of a store.
+enum Place {
+    /// A store, be it without its `store.json`.
+    Store,
+    /// Nothing, or a directory in which a store can be made.
+    Empty,
+    /// A directory with other content.
+    Other,
+}
+
+/// Looks at the place of a store. An error is never taken for an empty place: whoever
+/// hears that there is no store makes one.
+fn find(root: &Path, backend: &dyn Backend) -> Result<Place> {
+    let place = || backend.place();
+    let unreachable = |source| Error::Unreachable { place: place(), source };
+    let other = |reason| Err(Error::NotAStore { place: place(), reason });
+    match std::fs::metadata(root) {
+        Ok(metadata) if !metadata.is_dir() => return other("it is not a directory"),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return other("a part of the path is not a directory");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_link = root.symlink_metadata().is_ok();
+            let nothing = || Ok(Place::Empty);
+            return if is_link { other("it is a link to a missing path") } else { nothing() };
+        }
+        Err(error) => return Err(unreachable(error)),
+    }
+    if root.join(config::FILE).try_exists().map_err(unreachable)? {
+        return Ok(Place::Store);
+    }
+    // What an interrupted `init` leaves, and what a fresh file system has.
+    let harmless = [SEGMENTS_DIR, snapshot::DIR, "tmp", "lost+found"];
+    let mut is_other = false;
+    for entry in std::fs::read_dir(root).map_err(unreachable)? {
+        let name = entry.map_err(unreachable)?.file_name();
+        is_other |= !harmless.iter().any(|known| name == *known);
+    }
+    let has_snapshots = backend.list(snapshot::DIR).is_ok_and(|files| !files.is_empty());
+    Ok(match is_other {
+        _ if has_snapshots || segments_exist(backend) => Place::Store,
+        true => Place::Other,
+        false => Place::Empty,
+    })
 }
 
 fn segments_exist(backend: &dyn Backend) -> bool {
@@ -141,8 +171,13 @@ impl Store {
 
     fn open_now(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
         let local = Local::new(root);
-        if !exists(root, &local) {
-            return Err(Error::NoStore(local.place()));
+        match find(root, &local)? {
+            Place::Store => {}
+            Place::Empty => return Err(Error::NoStore(local.place())),
+            Place::Other => {
+                let reason = "the directory has other content and no store.json";
+                return Err(Error::NotAStore { place: local.place(), reason });
+            }
         }
         let lock = Lock::take(
             root,
@@ -434,6 +469,12 @@ impl StoredConfig {
         let error = match read {
             Ok((config, bytes)) => return Ok(StoredConfig { config, bytes, is_copy: false }),
             Err(error @ Error::NewerFormat { .. }) => return Err(error),
+            // A copy is for what is lost, not for what is refused.
+            Err(Error::StoreRead { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return Err(Error::Unreachable { place: backend.place(), source });
+            }
             Err(error) => error,
         };
         for shard in 0..=255 {

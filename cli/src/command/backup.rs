@@ -2,15 +2,14 @@ use super::instance::{self, ConfigFile};
 use super::{Global, init};
 use crate::exit::{Failure, other, with_hint};
 use crate::report::{self, count, now, size};
+use crate::stream::Stream;
 use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use store::Error;
 use store::backup::{About, Options, Report};
@@ -30,7 +29,7 @@ const WALK_THREADS_PER_CORE: usize = 4;
 ///
 /// Examples:
 ///   forgekeep backup --store S /var/opt/gitlab /etc/gitlab
-///   forgekeep backup --store S --init --tag nightly --exclude '*.tmp' /srv
+///   forgekeep backup --store S --tag nightly --exclude '*.tmp' /srv
 ///   pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
 ///   forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
 ///   forgekeep backup --instance gitlab
@@ -49,7 +48,7 @@ pub struct Backup {
     instance: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
-    /// Make the store first if there is none
+    /// Make the store first if there is none. Not for backups at night: a disk that is not mounted has none
     #[arg(long)]
     init: bool,
     /// A word to find the snapshot by (can be repeated)
@@ -88,7 +87,10 @@ pub struct Backup {
     /// Back up standard input as one file of this name
     #[arg(long, value_name = "NAME")]
     stdin_name: Option<OsString>,
-    /// With --stdin-name: back up what this command prints; its failure is ours
+    /// With --stdin-name: back up an empty stream, too; it is refused otherwise
+    #[arg(long, requires = "stdin_name")]
+    allow_empty: bool,
+    /// With --stdin-name: back up this command's output; if it fails, the backup fails. It has no terminal
     #[arg(
         long,
         value_name = "COMMAND",
@@ -118,7 +120,7 @@ impl Backup {
         let options = self.options()?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
-            Some(name) => self.stream(&store, name, &options),
+            Some(name) => self.stream(&store, name, &options, ui),
             None => self.paths(&store, options),
         };
         watch.end();
@@ -135,7 +137,15 @@ impl Backup {
         }
         match init::init(place, ui) {
             Err(Failure::Store(Error::StoreExists(_))) => Ok(()),
-            made => made,
+            made => {
+                made?;
+                // Below a mount point that is empty tonight there was one yesterday.
+                ui.warn(&format!(
+                    "a new store was begun at {}; if one was there before, check that its disk is mounted",
+                    place.display()
+                ));
+                Ok(())
+            }
         }
     }
 
@@ -258,50 +268,35 @@ impl Backup {
         store: &Store,
         name: &OsString,
         options: &Options,
+        ui: &Ui,
     ) -> Result<(Report, u64), Failure> {
         let path = store::backup::tree_path(std::path::Path::new(name));
         if !store::entry::is_valid_path(&path) {
-            return Err(other(format!("{} is no name for a file", name.display())));
+            return Err(with_hint(
+                format!("{} cannot be the name of a file in a snapshot", name.display()),
+                "give a name such as db.sql, or a path without . and ..",
+            ));
         }
-        let Some((program, arguments)) = self.stdin_command.split_first() else {
-            let mut input = std::io::stdin().lock();
-            let report =
-                store::backup::backup_stream(store, &path, &mut input, &mut || Ok(()), options)?;
-            return Ok((report, 0));
-        };
-        let mut child = spawn(program, arguments)?;
-        let mut output = child.stdout.take().ok_or_else(|| other("the command has no output"))?;
-        let mut ended = None;
-        let mut confirm = || {
-            let status = child.wait();
-            let is_ok = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-            ended = Some(status);
-            if is_ok { Ok(()) } else { Err(store::Error::Interrupted) }
-        };
-        let input: &mut dyn Read = &mut output;
-        let result = store::backup::backup_stream(store, &path, input, &mut confirm, options);
-        match ended {
-            Some(Ok(status)) if status.success() => Ok((result?, 0)),
-            Some(Ok(status)) => Err(with_hint(
-                format!("{} failed: {status}", program.display()),
-                "there is no snapshot; what it printed on standard error says why",
-            )),
-            Some(Err(error)) => Err(other(format!("{}: {error}", program.display()))),
-            None => {
-                // The store failed first; a command that prints to nobody ends by itself.
-                drop(output);
-                let _ = child.wait();
-                Ok((result?, 0))
-            }
+        let (command, may_be_empty) = (&self.stdin_command[..], self.allow_empty);
+        if let Some(program) = command.first().filter(|program| !is_there(program)) {
+            return Err(with_hint(
+                format!("cannot start {}: there is no such program", program.display()),
+                "check its name and PATH; there is no snapshot",
+            ));
         }
+        let report = Stream { path: &path, command, may_be_empty }.backup(store, options, ui)?;
+        Ok((report, 0))
     }
 }
 
+/// Whether a shell would find this program.
 #[expect(clippy::disallowed_methods, reason = "the command is the user's own")]
-fn spawn(program: &OsString, arguments: &[OsString]) -> Result<Child, Failure> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-    command.spawn().map_err(|error| other(format!("cannot start {}: {error}", program.display())))
+fn is_there(program: &OsString) -> bool {
+    if program.as_encoded_bytes().contains(&b'/') {
+        return Path::new(program).exists();
+    }
+    let dirs = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file())
 }
 
 fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {

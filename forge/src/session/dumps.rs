@@ -1,7 +1,7 @@
 //! Databases: one moment of each, and the dump of that moment.
 
 use super::{DIR, Dumped};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{Absent, Plan};
 use crate::run::Patience;
 use crate::service::Reach;
@@ -105,6 +105,10 @@ impl<'a> Moments<'a> {
             })?;
             // A dump that ends early is no dump, and its backup none.
             running.end(progress)?;
+            if bytes == 0 {
+                let (service, reason) = (format!("database {name}"), "its dump is empty".into());
+                return Err(Error::Service { service, reason });
+            }
             let tables =
                 if source.server.counts_rows { connection.count_rows()? } else { Vec::new() };
             dumped.push(Dumped { name, path, bytes, tables });

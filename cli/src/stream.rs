@@ -1,0 +1,141 @@
+//! Backing up standard input, or what a command prints.
+
+use crate::exit::{Failure, other, with_hint};
+use crate::ui::Ui;
+use forge::run::{Patience, Running};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::time::Duration;
+use store::backup::{Options, Report};
+use store::observe::Progress;
+use store::store::Store;
+
+/// How often a wish to stop is looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A stream to back up.
+pub struct Stream<'a> {
+    /// Its path in the tree.
+    pub path: &'a [u8],
+    /// The command that prints it; standard input if there is none.
+    pub command: &'a [OsString],
+    /// Whether a stream of no bytes is one.
+    pub may_be_empty: bool,
+}
+
+impl Stream<'_> {
+    /// Backs it up. The command is over when this returns, whatever happens.
+    pub fn backup(&self, store: &Store, options: &Options, ui: &Ui) -> Result<Report, Failure> {
+        let progress = store.observer().progress();
+        let done = match self.command.first() {
+            None => {
+                let mut input = StandardInput { progress };
+                self.take(store, &mut input, &mut || Ok(()), options)
+            }
+            Some(program) => {
+                // A second signal must not end the program before the command.
+                ui.hold();
+                let mut running = Running::typed(self.command)?;
+                let mut output = running.stdout(progress, Patience::Silence);
+                let mut running = Some(running);
+                let mut end = || running.take().map_or(Ok(()), |running| running.end(progress));
+                let mut end = || end().map_err(|error| failed(program, error));
+                self.take(store, &mut output, &mut end, options)
+            }
+        };
+        // The reader can only say that it cannot go on.
+        done.map_err(|failure| progress.check().err().map_or(failure, Failure::Store))
+    }
+
+    /// Reads the input to its end, which `end` has to confirm.
+    fn take(
+        &self,
+        store: &Store,
+        input: &mut dyn Read,
+        end: &mut dyn FnMut() -> Result<(), Failure>,
+        options: &Options,
+    ) -> Result<Report, Failure> {
+        let bytes = Cell::new(0);
+        let mut refusal = None;
+        let mut confirm = || {
+            let ended = end();
+            let whole = ended.and_then(|()| if bytes.get() > 0 { Ok(()) } else { self.empty() });
+            whole.map_err(|failure| {
+                refusal = Some(failure);
+                store::Error::Interrupted
+            })
+        };
+        let mut input = Counted { input, bytes: &bytes };
+        let report =
+            store::backup::backup_stream(store, self.path, &mut input, &mut confirm, options);
+        match refusal {
+            Some(failure) => Err(failure),
+            None => Ok(report?),
+        }
+    }
+
+    /// A dump of nothing is what a failed command leaves.
+    fn empty(&self) -> Result<(), Failure> {
+        if self.may_be_empty {
+            return Ok(());
+        }
+        let what = match self.command.first() {
+            None => "standard input is empty".to_owned(),
+            Some(program) => format!("{} printed nothing", program.display()),
+        };
+        let hint =
+            "there is no snapshot; check the command, or give --allow-empty if that is right";
+        Err(with_hint(what, hint))
+    }
+}
+
+fn failed(program: &OsString, error: forge::Error) -> Failure {
+    match error {
+        forge::Error::Failed { status, .. } => with_hint(
+            format!("{} failed ({status})", program.display()),
+            "there is no snapshot; what the command printed on standard error says why",
+        ),
+        error if error.is_interrupted() => error.into(),
+        error => other(error.to_string()),
+    }
+}
+
+/// Counts what is read.
+struct Counted<'a> {
+    input: &'a mut dyn Read,
+    bytes: &'a Cell<u64>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(into)?;
+        self.bytes.set(self.bytes.get() + len as u64);
+        Ok(len)
+    }
+}
+
+/// Standard input, which may be silent for hours; a wish to stop ends the reading.
+struct StandardInput<'a> {
+    progress: &'a Progress,
+}
+
+impl Read for StandardInput<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let stdin = rustix::stdio::stdin();
+        let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
+        loop {
+            self.progress.check().map_err(io::Error::other)?;
+            let mut waiting = [PollFd::from_borrowed_fd(stdin, PollFlags::IN)];
+            match poll(&mut waiting, Some(&tick)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => match rustix::io::read(stdin, &mut *into) {
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                    read => return Ok(read?),
+                },
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
