@@ -39,6 +39,8 @@ mod soak;
 /// Permissions, locks, syncs and odd things of the store's own files.
 mod store_files;
 mod support;
+/// System calls that fail.
+mod system_calls;
 /// Runs of instances and who hears of them.
 mod telling;
 /// When a file counts as unchanged.

@@ -9,23 +9,21 @@
 //! `cargo test -p forgekeep --test forgekeep power_loss:: -- --ignored --nocapture`;
 //! `FORGEKEEP_STATES` is the number of states it looks at.
 
+use crate::support::aftermath::{comes_back, next_backup, said};
 use crate::support::disk::{Change, Disk, Loss, Remains};
 use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
-use crate::support::stores::{backup_options, restore_options};
+use crate::support::stores::backup_options;
 use crate::support::strace::Trace;
-use crate::support::tree::{Ignore, compare_ignoring};
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use store::backend::recording::{Recording, Step};
 use store::backend::{Backend, Memory, write_all};
-use store::backup::{Backup, Likeness, Sources, tree_path};
-use store::check::{self, ReadData, check};
+use store::backup::{Backup, Likeness, Sources};
 use store::config::Config;
 use store::id::SnapshotId;
 use store::observe::Silent;
-use store::restore::restore;
 use store::store::{Purpose, Store, init};
 
 /// States that each of the short lanes looks at.
@@ -75,43 +73,24 @@ impl Recorded {
         promises: &[String],
         new: Option<SnapshotId>,
     ) -> Result<(), String> {
-        let (snapshots, damaged) = store.snapshots().map_err(said("lists"))?;
+        let (snapshots, damaged) = store.snapshots().map_err(said("snapshots"))?;
         if !damaged.is_empty() {
             return Err(format!("listed and unreadable: {damaged:?}"));
         }
+        let source = self.source();
         for (id, snapshot) in &snapshots {
-            let source = self.source();
             let right = match self.contents.get(&id.to_string()) {
                 _ if Some(*id) == new => &source,
                 right => right.ok_or(format!("nobody saved {id}"))?,
             };
-            self.restore(store, &snapshot.root.chunk(), right)
+            comes_back(store, snapshot, &source, right)
                 .map_err(|error| format!("snapshot {id}: {error}"))?;
         }
-        let is_listed =
-            |promise: &&String| snapshots.iter().any(|(id, _)| id.to_string() == **promise);
-        match promises.iter().find(|promise| !is_listed(promise)) {
+        let listed: Vec<String> = snapshots.iter().map(|(id, _)| id.to_string()).collect();
+        match promises.iter().find(|promise| !listed.contains(promise)) {
             Some(lost) => Err(format!("snapshot {lost} was reported as saved and is gone")),
             None => Ok(()),
         }
-    }
-
-    fn restore(
-        &self,
-        store: &Store,
-        root: &store::id::ChunkId,
-        right: &Path,
-    ) -> Result<(), String> {
-        let target = scratch();
-        let from = tree_path(&self.source());
-        let report = restore(store, root, &from, target.path(), &restore_options());
-        let report = report.map_err(|error| error.to_string())?;
-        let ignore = Ignore { top_directory: true, ..Ignore::default() };
-        let differences = compare_ignoring(right, target.path(), ignore);
-        if report.failed > 0 || !differences.is_empty() {
-            return Err(format!("{} failed, differences: {differences:?}", report.failed));
-        }
-        Ok(())
     }
 
     /// Asserts everything that has to hold after a loss; `open` opens what is left. A reader
@@ -127,34 +106,9 @@ impl Recorded {
             self.restore_all(&store, promises, None)?;
         }
         let store = open(Purpose::Write).map_err(said("the store does not open for writing"))?;
-        let (snapshots, _) = store.snapshots().map_err(said("lists"))?;
-        let source = self.source();
-        let mut options = backup_options(&[&source]);
-        if let Some((_, last)) = snapshots.last() {
-            options.about.host.clone_from(&last.host);
-        }
-        let report = store::backup::backup(&store, &options).map_err(said("the next backup"))?;
-        if report.unreadable_count > 0 {
-            return Err("the next backup blames the source".into());
-        }
-        let report_of_check = check(&store, ReadData::All).map_err(said("check"))?;
-        if !report_of_check.is_clean() {
-            let check::Report { damages, losses, .. } = report_of_check;
-            return Err(format!("check: {damages:?} {losses:?}"));
-        }
-        self.restore_all(&store, promises, report.snapshot)
+        let new = next_backup(&store, &self.source())?;
+        self.restore_all(&store, promises, Some(new))
     }
-}
-
-fn said(what: &'static str) -> impl Fn(store::Error) -> String {
-    move |error| format!("{what}: {error}")
-}
-
-/// A directory in memory where there is one: thousands of stores are made in it.
-fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    tempfile::tempdir_in(place).expect("a directory")
 }
 
 /// A state: where the recording ends, and what luck the rest of it had.
@@ -299,7 +253,7 @@ struct RecordedSteps {
 }
 
 fn record_steps() -> RecordedSteps {
-    let mut recorded = Recorded { sandbox: Sandbox::new(), contents: BTreeMap::new() };
+    let mut recorded = Recorded { sandbox: Sandbox::in_memory(), contents: BTreeMap::new() };
     let mut changes: Vec<Change> =
         ["tmp", "snapshots", "segments"].map(|dir| Change::Directory(dir.into())).into();
     changes.extend((0..=255).map(|n| Change::Directory(format!("segments/{n:02x}").into())));
@@ -354,8 +308,8 @@ fn examine_steps(steps: &RecordedSteps, states: usize) -> usize {
                 Some((path.to_str().expect("readable").to_owned(), content?))
             }));
         });
-        let scratch = scratch();
-        let index = scratch.path().join("index.sqlite");
+        let scratch = Sandbox::in_memory();
+        let index = scratch.path("index.sqlite");
         let ended = steps.ends.iter().filter(|end| **end <= at).count();
         if ended > 0 && at % 3 > 0 {
             let behind = steps.recorded.sandbox.path(format!("index-{ended}"));
@@ -377,7 +331,7 @@ fn any_prefix_of_the_steps_of_a_backup_is_a_good_store() {
 /// The program's own system calls: a new store, two nights, a rebuilt index, a run that is
 /// killed and the one after it.
 fn record_calls() -> (Recorded, Trace) {
-    let mut recorded = Recorded { sandbox: Sandbox::new(), contents: BTreeMap::new() };
+    let mut recorded = Recorded { sandbox: Sandbox::in_memory(), contents: BTreeMap::new() };
     let sandbox = &recorded.sandbox;
     let mut trace = Trace::new(sandbox.root(), "store");
     let mut ids = Vec::new();
@@ -433,9 +387,9 @@ fn assert_complete(sandbox: &Sandbox, trace: &Trace) {
 /// Looks at what is left of the store in a directory.
 fn examine_calls(recorded: &Recorded, trace: &Trace, states: usize) -> usize {
     let examine = |remains: Remains, promises: &[String], at: usize| {
-        let scratch = scratch();
-        lay_out(scratch.path(), remains, &mut Dice::new(at as u64));
-        let root = scratch.path().join("store");
+        let scratch = Sandbox::in_memory();
+        lay_out(scratch.root(), remains, &mut Dice::new(at as u64));
+        let root = scratch.path("store");
         let open = |purpose| Store::open(&root, purpose, Arc::new(Silent::default()));
         if let (Err(store::Error::NoStore(_)), []) = (open(Purpose::Read), promises) {
             // A store that was being made is made again.

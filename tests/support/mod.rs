@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod accounts;
+pub mod aftermath;
 pub mod disk;
 pub mod docker_gitlab;
 pub mod gitlab;
@@ -18,4 +19,5 @@ pub mod server;
 pub mod stores;
 pub mod strace;
 pub mod tree;
+pub mod trip;
 pub mod zabbix;
