@@ -293,6 +293,7 @@ fn restore_options() -> store::restore::Options {
     let none = || Globs::new([]).expect("no patterns");
     store::restore::Options {
         include: none(),
+        include_each: Vec::new(),
         exclude: none(),
         delete: false,
         delete_below: Vec::new(),

@@ -183,6 +183,7 @@ fn hint(error: &Error) -> Option<String> {
         Error::Target { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
             "make space and run the same command again; what is right already is left alone".into()
         }
+        Error::TargetIsStore { .. } => "nothing was restored; give another directory".into(),
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
         Error::Pattern(_) => "put it in quotes; [ ] { } are special and are escaped by \\".into(),
         _ => return None,

@@ -392,6 +392,9 @@ impl Observer for Watch {
             Event::NotRestored { path, reason } => {
                 self.trouble("not restored:", "restore", &path, &reason);
             }
+            Event::MetadataRefused { path, reason } => {
+                self.trouble("restored without all metadata:", "restore", &path, &reason);
+            }
             Event::ChangedWhileRead(path) => {
                 self.say_of(&path, "changed while it was read; stored as it was read");
             }

@@ -134,6 +134,14 @@ pub enum Error {
         /// How many fit.
         count: usize,
     },
+    /// A restore would write into the store.
+    #[error("{} is in the store at {}, or would put files into it", target.display(), store.display())]
+    TargetIsStore {
+        /// Where to restore to.
+        target: PathBuf,
+        /// Directory of the store.
+        store: PathBuf,
+    },
     /// The snapshot has no such path.
     #[error("snapshot {snapshot} has no {path}")]
     NoPath {

@@ -44,6 +44,14 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A path was restored with its content, but some of its metadata was refused. Changes
+    /// the exit code.
+    MetadataRefused {
+        /// Which one.
+        path: PathBuf,
+        /// What was refused, and why.
+        reason: String,
+    },
     /// Something is not as it should be, though this run goes on.
     Warning(String),
     /// Anything else a person may want to know.

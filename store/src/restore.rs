@@ -9,6 +9,7 @@
 mod content;
 mod delete;
 mod dry_run;
+mod git_caches;
 mod runs;
 mod window;
 
@@ -16,11 +17,12 @@ use crate::entry::{Entry, Kind, is_within};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::ChunkId;
-use crate::observe::Event;
+use crate::observe::{Event, Observer};
 use crate::source;
 use crate::store::Store;
-use crate::target::Target;
+use crate::target::{Refused, Target};
 use crate::tree::{Lost, TreeReader};
+use git_caches::GitCaches;
 use parking_lot::Mutex;
 use runs::Room;
 use rustix::io::Errno;
@@ -38,6 +40,8 @@ use window::{Dir, LinkKey, Window, link_key};
 pub struct Options {
     /// Only what fits, with the directories that lead to it. Empty: everything.
     pub include: Globs,
+    /// The patterns of `include`, one by one: those that match nothing are warned of.
+    pub include_each: Vec<(String, Globs)>,
     /// Not what fits.
     pub exclude: Globs,
     /// Remove what is in the target and not in the snapshot.
@@ -53,6 +57,8 @@ pub struct Options {
 /// What a restore did, or would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Report {
+    /// Entries of the snapshot that were to be restored. With 0 of them nothing was done.
+    pub selected: u64,
     /// Files made or made anew.
     pub files_restored: u64,
     /// Bytes of those.
@@ -67,6 +73,9 @@ pub struct Report {
     pub deleted: u64,
     /// Paths that are missing or incomplete in the target.
     pub failed: u64,
+    /// Paths that have their content and lack some metadata for a reason that is not one
+    /// of the next two.
+    pub metadata_refused: u64,
     /// Entries whose owner could not be set.
     pub owner_denied: u64,
     /// Extended attributes that could not be set.
@@ -86,14 +95,19 @@ pub fn restore(
 ) -> Result<Report> {
     let get = |id: &ChunkId| store.chunk(id);
     let prefix = prefix(root, from, &get)?;
-    let totals = totals(root, from, options, &get)?;
-    store.observer().progress().expect(totals.0, totals.1);
-    let failed = |source| Error::Target { path: target.to_owned(), source };
-    let is_made = !target.exists();
-    if options.is_dry {
-        return dry_run::dry_run(store, root, from, &prefix, target, options);
+    let (selected_entries, bytes) = totals(root, from, options, &get, store.observer())?;
+    store.observer().progress().expect(selected_entries, bytes);
+    let store_place = store_place(store, root, from, &prefix, target, options)?;
+    if selected_entries == 0 {
+        return Ok(Report::default());
     }
-    std::fs::create_dir_all(target).map_err(failed)?;
+    if options.is_dry {
+        let store_place = store_place.as_deref();
+        let report = dry_run::dry_run(store, root, from, &prefix, target, store_place, options)?;
+        return Ok(Report { selected: selected_entries, ..report });
+    }
+    let failed = |source| Error::Target { path: target.to_owned(), source };
+    let is_made = make_target(target).map_err(failed)?;
     let dir = source::open_dir(target).map_err(failed)?;
     let is_empty = source::names(dir.as_fd()).map_err(failed)?.is_empty();
     let mut restore = Restore {
@@ -110,7 +124,13 @@ pub fn restore(
         prefix,
         top: Top { is_made, is_empty },
         lost: false,
+        selected: selected_entries,
+        is_delete: options.delete,
+        store_place,
+        copies: HashMap::new(),
+        git_caches: Mutex::default(),
     };
+    let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
     for item in selected(root, from, options, &get) {
         store.observer().progress().check()?;
         match item {
@@ -119,10 +139,87 @@ pub fn restore(
         }
     }
     restore.flush(true)?;
-    if options.delete {
-        restore.delete(root, from, options, &get)?;
-    }
+    restore.delete(extra, root, from, options, &get)?;
+    restore.target.put_modes_back();
     Ok(restore.report())
+}
+
+/// Makes the target directory, and those that lead to it; false if it was there.
+fn make_target(target: &Path) -> io::Result<bool> {
+    match std::fs::create_dir(target) {
+        Ok(()) => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // `.` and its like have no directory to be made in, and fail again.
+            target.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            match std::fs::create_dir(target) {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(false)
+}
+
+/// Where the store is below the target, if it is there. A restore into the store, or of
+/// anything that would be put into it, is refused.
+fn store_place(
+    store: &Store,
+    root: &ChunkId,
+    from: &[u8],
+    prefix: &[u8],
+    target: &Path,
+    options: &Options,
+) -> Result<Option<Vec<u8>>> {
+    let Some(store_root) = store.root() else { return Ok(None) };
+    let failed = |source| Error::Target { path: target.to_owned(), source };
+    let refused = || Error::TargetIsStore { target: target.to_owned(), store: store_root.into() };
+    let target_root = canonical(target).map_err(failed)?;
+    let is_store = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+        inode(path).is_some() && inode(path) == inode(store_root)
+    };
+    if target_root.ancestors().any(is_store) {
+        return Err(refused());
+    }
+    let store_root = std::fs::canonicalize(store_root).map_err(failed)?;
+    let Ok(place) = store_root.strip_prefix(&target_root) else { return Ok(None) };
+    let place = place.as_os_str().as_bytes().to_vec();
+    let tree_path = join(prefix, &place);
+    let get = |id: &ChunkId| store.chunk(id);
+    let would_be_put_there = |entry: &Entry| {
+        is_within(&entry.path, from)
+            && (entry.path != tree_path || entry.kind != Kind::Directory)
+            && options.selects(&entry.path)
+    };
+    if TreeReader::within(root, &tree_path, &get).flatten().any(|e| would_be_put_there(&e)) {
+        return Err(refused());
+    }
+    Ok(Some(place))
+}
+
+/// The path without links, also of something that is not there yet.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    match std::fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = canonical(parent.unwrap_or(Path::new(".")))?;
+            Ok(path.file_name().map_or(parent.clone(), |name| parent.join(name)))
+        }
+        found => found,
+    }
+}
+
+/// Why something that belongs where a directory stands is not restored.
+fn dir_in_the_way(is_delete: bool) -> &'static str {
+    if is_delete {
+        "a directory stands there and holds paths that the backup left out; move it away"
+    } else {
+        "a directory that is not empty stands there; move it away, or delete extra paths as well"
+    }
 }
 
 /// The part of every path that is not recreated.
@@ -144,6 +241,13 @@ fn prefix(
             what: crate::entry::display_path(from),
             reason: "the snapshot has no such path".into(),
         }),
+    }
+}
+
+impl Options {
+    /// Whether a path of the tree is to be restored for its own sake.
+    fn selects(&self, path: &[u8]) -> bool {
+        !self.exclude.covers(path) && (self.include.is_empty() || self.include.covers(path))
     }
 }
 
@@ -174,12 +278,13 @@ fn selected<'a>(
     })
 }
 
-/// Entries and bytes that a restore will deal with.
+/// Entries and bytes that a restore will deal with. Warns of patterns that match none of them.
 fn totals(
     root: &ChunkId,
     from: &[u8],
     options: &Options,
     get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    observer: &dyn Observer,
 ) -> Result<(u64, u64)> {
     if from.is_empty() && options.include.is_empty() && options.exclude.is_empty() {
         // A root that cannot be read is reported by the restore itself.
@@ -187,9 +292,19 @@ fn totals(
             return Ok(totals);
         }
     }
-    Ok(selected(root, from, options, get)
-        .flatten()
-        .fold((0, 0u64), |(entries, bytes), entry| (entries + 1, bytes.saturating_add(entry.size))))
+    let mut unmatched: Vec<&(String, Globs)> = options.include_each.iter().collect();
+    let (mut entries, mut bytes) = (0, 0u64);
+    for item in selected(root, from, options, get) {
+        entries += 1;
+        if let Ok(entry) = item {
+            bytes = bytes.saturating_add(entry.size);
+            unmatched.retain(|(_, globs)| !globs.covers(&entry.path));
+        }
+    }
+    for (pattern, _) in unmatched {
+        observer.event(Event::Warning(format!("no path of the snapshot matches {pattern}")));
+    }
+    Ok((entries, bytes))
 }
 
 #[derive(Debug, Default)]
@@ -201,6 +316,7 @@ struct Counts {
     others: AtomicU64,
     deleted: AtomicU64,
     failed: AtomicU64,
+    metadata_refused: AtomicU64,
 }
 
 /// What is known of the target directory itself.
@@ -228,16 +344,33 @@ struct Restore<'a> {
     prefix: Vec<u8>,
     top: Top,
     lost: bool,
+    selected: u64,
+    is_delete: bool,
+    /// Where the store is in the target.
+    store_place: Option<Vec<u8>>,
+    /// Copies of files that no further hard link could be made to.
+    copies: HashMap<LinkKey, Vec<u8>>,
+    git_caches: Mutex<GitCaches>,
 }
 
 impl Restore<'_> {
-    fn count_entry(&self, path: &[u8], result: io::Result<()>, count: &AtomicU64) {
+    fn count_made(&self, path: &[u8], result: io::Result<Refused>, count: &AtomicU64) {
         match result {
-            Ok(()) => {
+            Ok(refused) => {
+                self.refused(path, &refused);
                 count.fetch_add(1, Relaxed);
                 self.store.observer().progress().add(1, 0);
             }
             Err(error) => self.failed_io(path, &error),
+        }
+    }
+
+    /// Reports metadata that an entry did not get.
+    fn refused(&self, path: &[u8], refused: &Refused) {
+        if !refused.is_empty() {
+            self.counts.metadata_refused.fetch_add(1, Relaxed);
+            let (path, reason) = (self.shown(path), refused.to_string());
+            self.store.observer().event(Event::MetadataRefused { path, reason });
         }
     }
 
@@ -258,6 +391,10 @@ impl Restore<'_> {
         if is_fatal {
             let source = io::Error::from_raw_os_error(code.unwrap_or_default());
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
+            return;
+        }
+        if error.kind() == io::ErrorKind::DirectoryNotEmpty {
+            self.failed(path, dir_in_the_way(self.is_delete));
             return;
         }
         self.failed(path, &error.to_string());
@@ -285,6 +422,7 @@ impl Restore<'_> {
     fn report(&self) -> Report {
         let counts = &self.counts;
         Report {
+            selected: self.selected,
             files_restored: counts.files_restored.load(Relaxed),
             bytes_restored: counts.bytes_restored.load(Relaxed),
             files_unchanged: counts.files_unchanged.load(Relaxed),
@@ -292,6 +430,7 @@ impl Restore<'_> {
             others: counts.others.load(Relaxed),
             deleted: counts.deleted.load(Relaxed),
             failed: counts.failed.load(Relaxed),
+            metadata_refused: counts.metadata_refused.load(Relaxed),
             owner_denied: self.target.owner_denied.load(Relaxed),
             xattr_denied: self.target.xattr_denied.load(Relaxed),
         }
@@ -306,3 +445,6 @@ fn relative<'p>(path: &'p [u8], prefix: &[u8]) -> &'p [u8] {
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     crate::walk::join(path, name)
 }
+
+#[cfg(test)]
+mod tests;

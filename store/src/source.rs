@@ -295,7 +295,14 @@ pub fn attributes_open(file: impl AsFd) -> Attributes {
     )
 }
 
-/// The same of what cannot be opened: links, FIFOs, sockets, devices.
+/// All extended attributes of what cannot be opened, sorted by name.
+pub fn xattrs_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Xattrs> {
+    let Attributes { found, error } = attributes_below(dir, path);
+    error.map_or(Ok(found), Err)
+}
+
+/// The extended attributes of what cannot be opened (links, FIFOs, sockets, devices), as far
+/// as they can be read.
 ///
 /// What is gone has an error of kind `NotFound`.
 pub fn attributes_below(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {

@@ -2,25 +2,31 @@
 //!
 //! Every path is opened step by step from the target directory without following
 //! a symbolic link, whatever a tree says and whoever swaps directories meanwhile.
+//! Several restores may write into one directory: each removes and renames only
+//! files that are provably its own.
 
-use crate::entry::{Entry, Kind, Time};
-use crate::source;
+use crate::entry::{Entry, Kind, Time, is_within, path_cmp};
+use crate::source::{self, Stat};
+use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmod, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat, renameat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
+    XattrFlags, chmod, chownat, fchmod, flock, fremovexattr, fsetxattr, futimens, linkat, makedev,
+    mkdirat, mknodat, openat, readlinkat, removexattr, renameat, renameat_with, setxattr,
     symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, getegid, geteuid};
-use std::ffi::{CString, OsStr};
+use rustix::process::{Gid, Uid, geteuid};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Names of files that are not complete yet begin with this. A hash of the final name
-/// follows, so that whoever restores the same file again replaces what a killed run left.
+/// Names of files that are not complete yet begin with this; random digits follow.
+/// Their writer holds them locked, so an unlocked one was left by a killed restore.
 const UNFINISHED: &str = ".forgekeep-unfinished-";
 
 /// The attribute that holds an ACL.
@@ -28,41 +34,79 @@ const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The attribute that holds the ACL of what is made in a directory.
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
+/// How often something is tried again that another process was quicker with.
+const TRIES: usize = 8;
+
+/// Permissions that an owner needs to work in a directory.
+const OWNER_ALL: u32 = 0o700;
+
 /// A directory into which something is restored.
 pub struct Target {
     dir: OwnedFd,
     uid: u32,
-    gid: u32,
     /// Whether some directory gives an ACL to what is made in it.
     gives_acl: AtomicBool,
+    /// Directories that were made writable, with their modes before.
+    opened_up: Mutex<HashMap<Vec<u8>, u32>>,
     /// Entries whose owner could not be set.
     pub owner_denied: AtomicU64,
     /// Attributes that could not be set here.
     pub xattr_denied: AtomicU64,
 }
 
+/// Metadata that an entry did not get, with the reasons. Its content is there.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Refused(Vec<String>);
+
 /// A file being written.
 pub struct Unfinished {
     file: File,
+    /// What it was when it was made.
+    stat: Stat,
     parent: OwnedFd,
     /// Name it is written under.
     name: Vec<u8>,
     /// Name it gets when it is finished, unless that is the same.
     rename_to: Option<Vec<u8>>,
-    /// Whether the directory it is in gives it another group.
-    may_inherit: bool,
     /// It has its metadata and its name; until then dropping removes it.
     is_finished: bool,
 }
 
+/// An open thing whose metadata is set.
+#[derive(Clone, Copy)]
+struct Node<'a> {
+    fd: BorrowedFd<'a>,
+    /// Directory and name of a thing that cannot be opened itself: its descriptor has no access.
+    at: Option<(BorrowedFd<'a>, &'a [u8])>,
+}
+
+impl Refused {
+    /// Whether everything was set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn note(&mut self, what: &str, error: &io::Error) {
+        self.0.push(format!("{what}: {error}"));
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
 impl Target {
-    /// Everything is made below `dir`.
+    /// Everything is made below `dir`. Removes files that killed restores left in it.
     pub fn new(dir: OwnedFd) -> Target {
+        remove_abandoned(dir.as_fd());
         Target {
             gives_acl: AtomicBool::new(has_default_acl(&dir)),
             dir,
             uid: geteuid().as_raw(),
-            gid: getegid().as_raw(),
+            opened_up: Mutex::default(),
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
         }
@@ -74,240 +118,437 @@ impl Target {
     }
 
     fn parent<'p>(&self, path: &'p [u8]) -> io::Result<(OwnedFd, &'p [u8])> {
-        let (parent, name) = match path.iter().rposition(|b| *b == b'/') {
-            None => (&b""[..], path),
-            Some(at) => (&path[..at], &path[at + 1..]),
-        };
+        let (parent, name) = split(path);
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Ok((source::open_below(self.dir(), parent, flags)?, name))
+    }
+
+    /// Does something in the directory `dir`. Where a directory of ours does not let us,
+    /// it is made writable and the work done again; the mode is put back later.
+    fn work_in<T>(&self, dir: &[u8], mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        match work() {
+            Err(error) if is(&error, Errno::ACCESS) && self.open_up(dir) => work(),
+            result => result,
+        }
+    }
+
+    /// Makes a directory, and those that lead to it, writable for us; whether any was not.
+    fn open_up(&self, dir: &[u8]) -> bool {
+        let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        let mut is_changed = false;
+        for end in [0].into_iter().chain(ends).chain([dir.len()]) {
+            let path = &dir[..end];
+            let Ok(opened) = self.directory(path) else { return is_changed };
+            let Ok(stat) = source::stat_open(&opened) else { return is_changed };
+            if stat.uid != self.uid || stat.mode & OWNER_ALL == OWNER_ALL {
+                continue;
+            }
+            let node = Node { fd: opened.as_fd(), at: Some((self.dir(), path)) };
+            // Held, so that nobody who is as far puts back the mode before.
+            let mut opened_up = self.opened_up.lock();
+            if node.chmod(stat.mode | OWNER_ALL).is_ok() {
+                opened_up.entry(path.to_vec()).or_insert(stat.mode);
+                is_changed = true;
+            }
+        }
+        // Another thread may have been quicker.
+        is_changed || self.opened_up.lock().keys().any(|path| is_within(dir, path))
+    }
+
+    fn directory(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        source::open_below(self.dir(), path, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    /// Gives directories that were made writable for a time their modes back.
+    pub fn put_modes_back(&self) {
+        let mut dirs: Vec<(Vec<u8>, u32)> = self.opened_up.lock().drain().collect();
+        dirs.sort_by(|(a, _), (b, _)| path_cmp(b, a));
+        for (path, mode) in dirs {
+            if let Ok(dir) = self.directory(&path) {
+                // Best effort: whoever took the right away meanwhile has the last word.
+                let _ = Node { fd: dir.as_fd(), at: Some((self.dir(), &path)) }.chmod(mode);
+            }
+        }
     }
 
     /// Makes a directory that only we can enter; false if there is one already.
     /// Anything else of that name is replaced.
     pub fn make_dir(&self, path: &[u8]) -> io::Result<bool> {
-        let (parent, name) = self.parent(path)?;
-        match mkdirat(&parent, name, Mode::RWXU) {
-            Ok(()) => return Ok(true),
-            Err(Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if source::stat_at(parent.as_fd(), name)?.kind == Kind::Directory {
-            if source::open_dir_below(parent.as_fd(), name).is_ok_and(has_default_acl) {
-                self.gives_acl.store(true, Ordering::Relaxed);
-            }
-            return Ok(false);
-        }
-        unlinkat(&parent, name, AtFlags::empty())?;
-        mkdirat(&parent, name, Mode::RWXU)?;
-        Ok(true)
+        self.work_in(split(path).0, || self.try_make_dir(path))
     }
 
-    /// Begins a file. It is written under another name until it is complete, unless it
-    /// is in a fresh directory and written at once: then a part of it is shorter than it.
+    fn try_make_dir(&self, path: &[u8]) -> io::Result<bool> {
+        let (parent, name) = self.parent(path)?;
+        for _ in 0..TRIES {
+            match mkdirat(&parent, name, Mode::RWXU) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match source::stat_at(parent.as_fd(), name) {
+                Ok(stat) if stat.kind == Kind::Directory => {
+                    self.meet_dir(parent.as_fd(), name);
+                    return Ok(false);
+                }
+                Ok(_) => ignore_missing(unlinkat(&parent, name, AtFlags::empty()))?,
+                Err(error) if is(&error, Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Errno::EXIST.into())
+    }
+
+    /// Looks into a directory that was there before.
+    fn meet_dir(&self, parent: BorrowedFd<'_>, name: &[u8]) {
+        // What cannot be listed is found out by whoever writes to it.
+        let Ok(dir) = source::open_dir_below(parent, name) else { return };
+        if has_default_acl(&dir) {
+            self.gives_acl.store(true, Ordering::Relaxed);
+        }
+        remove_abandoned(dir.as_fd());
+    }
+
+    /// Begins a file. It is written under another name until it is complete, unless this
+    /// restore made its directory and it is written at once: then a part of it is shorter
+    /// than it, and another restore that meets that part replaces it.
     pub fn begin(&self, path: &[u8], is_fresh: bool, at_once: bool) -> io::Result<Unfinished> {
+        self.work_in(split(path).0, || self.try_begin(path, is_fresh && at_once))
+    }
+
+    fn try_begin(&self, path: &[u8], directly: bool) -> io::Result<Unfinished> {
         let (parent, name) = self.parent(path)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let (may_inherit, is_finished) = (!is_fresh, false);
-        if is_fresh && at_once {
-            match openat(&parent, name, flags, mode) {
-                Ok(file) => {
-                    let (file, name, rename_to) = (file.into(), name.to_vec(), None);
-                    return Ok(Unfinished {
-                        file,
-                        parent,
-                        name,
-                        rename_to,
-                        may_inherit,
-                        is_finished,
-                    });
-                }
-                Err(Errno::EXIST) => {} // somebody else made it just now
+        let create = |name: &[u8]| openat(&parent, name, flags, Mode::RUSR | Mode::WUSR);
+        if directly {
+            match create(name) {
+                Ok(file) => return Unfinished::new(file.into(), parent, name.to_vec(), None),
+                Err(Errno::EXIST) => {} // another restore made it just now
                 Err(error) => return Err(error.into()),
             }
         }
-        let hash = blake3::hash(name).to_hex();
-        let temporary = format!("{UNFINISHED}{}", &hash[..16]).into_bytes();
-        let file = match openat(&parent, &temporary[..], flags, mode) {
-            Err(Errno::EXIST) => {
-                unlinkat(&parent, &temporary[..], AtFlags::empty())?;
-                openat(&parent, &temporary[..], flags, mode)?
+        for _ in 0..TRIES {
+            let temporary = unfinished_name()?;
+            let file = create(&temporary)?;
+            match flock(&file, FlockOperation::LockExclusive) {
+                // A file system without locks: nobody's files are ever cleaned up there.
+                Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::INVAL) => {}
+                Err(error) => return Err(error.into()),
             }
-            file => file?,
-        };
-        let (file, name, rename_to) = (file.into(), temporary, Some(name.to_vec()));
-        Ok(Unfinished { file, parent, name, rename_to, may_inherit, is_finished })
+            let begun =
+                Unfinished::new(file.into(), parent.try_clone()?, temporary, Some(name.to_vec()))?;
+            // Another restore may have found it before it was locked, and removed it.
+            if begun.stat.names > 0 {
+                return Ok(begun);
+            }
+        }
+        Err(Errno::BUSY.into())
     }
 
-    /// Gives a written file its metadata and its name.
-    pub fn finish(&self, mut unfinished: Unfinished, entry: &Entry) -> io::Result<()> {
-        self.metadata_open(&unfinished.file, entry, unfinished.may_inherit, 0o600)?;
-        if let Some(name) = &unfinished.rename_to {
-            renameat(&unfinished.parent, &unfinished.name[..], &unfinished.parent, &name[..])?;
+    /// Gives a written file its metadata and its name. Only the name can fail.
+    pub fn finish(
+        &self,
+        mut unfinished: Unfinished,
+        path: &[u8],
+        entry: &Entry,
+    ) -> io::Result<Refused> {
+        let node = Node { fd: unfinished.file.as_fd(), at: None };
+        let refused = self.give_metadata(node, &unfinished.stat, entry, true);
+        if unfinished.rename_to.is_some() {
+            self.work_in(split(path).0, || unfinished.publish())?;
         }
         unfinished.is_finished = true;
-        Ok(())
+        Ok(refused)
     }
 
     /// Gives an existing directory its metadata.
-    pub fn finish_dir(&self, path: &[u8], entry: &Entry, is_fresh: bool) -> io::Result<()> {
-        let dir = source::open_dir_below(self.dir(), path)?;
-        let mode = if is_fresh { 0o700 } else { u32::MAX };
-        self.metadata_open(&dir, entry, !is_fresh, mode)
+    pub fn finish_dir(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
+        let dir = self.work_in(split(path).0, || self.directory(path))?;
+        let stat = source::stat_open(&dir)?;
+        let readable = source::open_dir_below(dir.as_fd(), b"");
+        let node = match &readable {
+            Ok(open) => Node { fd: open.as_fd(), at: None },
+            // Without the right to list it.
+            Err(_) => Node { fd: dir.as_fd(), at: Some((self.dir(), path)) },
+        };
+        let refused = self.give_metadata(node, &stat, entry, false);
+        self.opened_up.lock().remove(path);
+        Ok(refused)
     }
 
-    /// Gives an existing file that already has the right content its metadata.
-    pub fn refresh_file(&self, path: &[u8], entry: &Entry) -> io::Result<()> {
-        // Attributes that the entry does not have would stay; so the file is made anew
-        // only where its content differs.
-        let file = source::open_file_below(self.dir(), path)?;
-        for (name, _) in source::xattrs_open(&file)? {
-            if !entry.xattrs.iter().any(|(wanted, _)| *wanted == name) {
-                self.note_xattr(rustix::fs::fremovexattr(&file, OsStr::from_bytes(&name)))?;
-            }
-        }
-        self.metadata_open(&file, entry, true, u32::MAX)
+    /// Gives an open file that already has the right content its metadata.
+    pub fn refresh_file(&self, file: &File, stat: &Stat, entry: &Entry) -> Refused {
+        self.give_metadata(Node { fd: file.as_fd(), at: None }, stat, entry, false)
     }
 
-    /// Makes a symbolic link, FIFO, socket or device.
-    pub fn make_other(&self, path: &[u8], entry: &Entry, is_fresh: bool) -> io::Result<()> {
+    /// Makes a symbolic link, FIFO, socket or device, unless it is there already.
+    pub fn make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
+        self.work_in(split(path).0, || self.try_make_other(path, entry))
+    }
+
+    fn try_make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
         let (parent, name) = self.parent(path)?;
-        if !is_fresh {
-            match unlinkat(&parent, name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
+        for _ in 0..TRIES {
+            let is_new = match mknod(&parent, name, entry) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
                 Err(error) => return Err(error.into()),
+            };
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = match openat(&parent, name, flags, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                made => made?,
+            };
+            let stat = source::stat_open(&made)?;
+            if is_same_thing(&made, &stat, entry) {
+                let node = Node { fd: made.as_fd(), at: Some((parent.as_fd(), name)) };
+                return Ok(self.give_metadata(node, &stat, entry, is_new));
             }
+            remove_other(parent.as_fd(), name, stat.kind)?;
         }
-        let mode = Mode::from_raw_mode(entry.mode);
-        let make = |kind, device| mknodat(&parent, name, kind, mode, device);
-        let device = entry.device.map_or(0, |(major, minor)| makedev(major, minor));
-        match entry.kind {
-            Kind::Symlink => symlinkat(&entry.target[..], &parent, name)?,
-            Kind::Fifo => make(FileType::Fifo, 0)?,
-            Kind::Socket => make(FileType::Socket, 0)?,
-            Kind::CharDevice => make(FileType::CharacterDevice, device)?,
-            Kind::BlockDevice => make(FileType::BlockDevice, device)?,
-            Kind::File | Kind::Directory => unreachable!("made elsewhere"),
-        }
-        let (uid, gid) = (entry.owner.uid, entry.owner.gid);
-        if !is_fresh || (uid, gid) != (self.uid, self.gid) {
-            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            self.note_owner(chownat(&parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
-        }
-        // No call takes a directory and a name; the kernel's own view of the open directory does.
-        let seen = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
-        let seen = CString::new(seen).map_err(io::Error::other)?;
-        if entry.kind != Kind::Symlink {
-            set_mode(parent.as_fd(), name, entry.kind, mode)?;
-            if !is_fresh || self.gives_acl.load(Ordering::Relaxed) {
-                // Where there is none, there is nothing to remove.
-                let _ = rustix::fs::lremovexattr(&seen, ACCESS_ACL);
-            }
-        }
-        for (name, value) in &entry.xattrs {
-            let name = OsStr::from_bytes(name);
-            self.note_xattr(rustix::fs::lsetxattr(&seen, name, value, XattrFlags::empty()))?;
-        }
-        if let Some(mtime) = entry.mtime {
-            utimensat(&parent, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        Ok(())
+        Err(Errno::BUSY.into())
     }
 
     /// Makes `path` another name of `first`, both below the target.
-    pub fn make_link(&self, first: &[u8], path: &[u8], is_fresh: bool) -> io::Result<()> {
+    pub fn make_link(&self, first: &[u8], path: &[u8]) -> io::Result<()> {
+        self.work_in(split(path).0, || self.try_make_link(first, path))
+    }
+
+    fn try_make_link(&self, first: &[u8], path: &[u8]) -> io::Result<()> {
         let (from, from_name) = self.parent(first)?;
         let (to, to_name) = self.parent(path)?;
-        if !is_fresh {
-            if let (Ok(a), Ok(b)) =
-                (source::stat_at(from.as_fd(), from_name), source::stat_at(to.as_fd(), to_name))
-                && (a.device, a.inode) == (b.device, b.inode)
-            {
+        let is_first = |name: &[u8]| match (
+            source::stat_at(from.as_fd(), from_name),
+            source::stat_at(to.as_fd(), name),
+        ) {
+            (Ok(a), Ok(b)) => is_same_inode(&a, &b),
+            _ => false,
+        };
+        for _ in 0..TRIES {
+            if is_first(to_name) {
                 return Ok(());
             }
-            match unlinkat(&to, to_name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
+            match linkat(&from, from_name, &to, to_name, AtFlags::empty()) {
+                Err(Errno::EXIST) => {}
+                result => return Ok(result?),
+            }
+            // Beside first: where no link can be made, what is there stays.
+            let temporary = unfinished_name()?;
+            linkat(&from, from_name, &to, &temporary[..], AtFlags::empty())?;
+            let renamed = rename_over(to.as_fd(), &temporary, to_name);
+            // Renaming one name of a file to another one of it does nothing.
+            if is_first(&temporary) {
+                ignore_missing(unlinkat(&to, &temporary[..], AtFlags::empty()))?;
+            }
+            match renamed {
+                // Another restore took it for abandoned.
+                Err(error) if is(&error, Errno::NOENT) => {}
+                result => return result,
             }
         }
-        Ok(linkat(&from, from_name, &to, to_name, AtFlags::empty())?)
+        Err(Errno::BUSY.into())
+    }
+
+    /// What stands at a path, if anything does.
+    pub fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+        let (parent, name) = self.parent(path).ok()?;
+        Some(source::stat_at(parent.as_fd(), name).ok()?.kind)
     }
 
     /// Removes a path with everything below it.
     pub fn remove(&self, path: &[u8]) -> io::Result<()> {
-        let (parent, name) = self.parent(path)?;
-        let device = source::stat_at(parent.as_fd(), name)?.device;
-        remove_all(parent.as_fd(), name, device)
+        self.work_in(split(path).0, || {
+            let (parent, name) = self.parent(path)?;
+            let device = source::stat_at(parent.as_fd(), name)?.device;
+            remove_all(parent.as_fd(), name, device, self.uid)
+        })
     }
 
-    /// Owner, mode, attributes, times: in this order, since each of the first
-    /// undoes parts of the next ones.
-    fn metadata_open(
+    /// Owner, attributes, mode, times: in this order, since each of the first may
+    /// undo parts of the next ones. Sets only what differs.
+    fn give_metadata(&self, node: Node<'_>, stat: &Stat, entry: &Entry, is_new: bool) -> Refused {
+        let mut refused = Refused::default();
+        let owner = self.give_owner(node, stat, entry);
+        // A change of the owner takes bits of the mode away.
+        let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
+        let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
+        if may_have_xattrs || !entry.xattrs.is_empty() {
+            self.give_xattrs(node, entry, may_have_xattrs, &mut mode, &mut refused);
+        }
+        let wanted = safe_mode(entry, owner);
+        if entry.kind != Kind::Symlink && mode != Some(wanted) {
+            node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
+        }
+        if let Some(mtime) = entry.mtime.filter(|mtime| is_new || *mtime != stat.mtime) {
+            node.set_mtime(mtime).unwrap_or_else(|error| refused.note("time", &error));
+        }
+        refused
+    }
+
+    /// Sets the owner as far as this user may; returns user and group as they are then.
+    fn give_owner(&self, node: Node<'_>, stat: &Stat, entry: &Entry) -> (u32, u32) {
+        let (is, wanted) = ((stat.uid, stat.gid), (entry.owner.uid, entry.owner.gid));
+        if is == wanted || node.chown(Some(wanted.0), wanted.1).is_ok() {
+            return wanted;
+        }
+        self.owner_denied.fetch_add(1, Ordering::Relaxed);
+        let has_group = is.1 == wanted.1 || node.chown(None, wanted.1).is_ok();
+        (is.0, if has_group { wanted.1 } else { is.1 })
+    }
+
+    /// Sets attributes that differ. Where others may be there, those that the entry lacks go.
+    fn give_xattrs(
         &self,
-        file: impl AsFd,
+        node: Node<'_>,
         entry: &Entry,
-        may_inherit: bool,
-        mode: u32,
-    ) -> io::Result<()> {
-        let file = file.as_fd();
-        let (uid, gid) = (entry.owner.uid, entry.owner.gid);
-        let is_ours = !may_inherit && (uid, gid) == (self.uid, self.gid);
-        if !is_ours {
-            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            self.note_owner(fchown(file, uid, gid))?;
-        }
-        if entry.mode != mode {
-            fchmod(file, Mode::from_raw_mode(entry.mode))?;
-        }
-        if may_inherit || self.gives_acl.load(Ordering::Relaxed) {
-            self.remove_inherited(file, entry)?;
-        }
-        for (name, value) in &entry.xattrs {
-            let name = OsStr::from_bytes(name);
-            self.note_xattr(fsetxattr(file, name, value, XattrFlags::empty()))?;
-        }
-        if let Some(mtime) = entry.mtime {
-            futimens(file, &times(mtime))?;
-        }
-        Ok(())
-    }
-
-    /// Takes away the ACLs that the directory gave, or that were there, and the entry has not.
-    fn remove_inherited(&self, file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
-        for (name, _) in source::xattrs_open(file)? {
-            let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
-            if is_acl && !entry.xattrs.iter().any(|(wanted, _)| *wanted == name) {
-                self.note_xattr(rustix::fs::fremovexattr(file, OsStr::from_bytes(&name)))?;
+        may_have_others: bool,
+        mode: &mut Option<u32>,
+        refused: &mut Refused,
+    ) {
+        let present = match may_have_others.then(|| node.xattrs()).transpose() {
+            Ok(present) => present.unwrap_or_default(),
+            Err(error) => {
+                refused.note("attributes", &error);
+                return;
             }
+        };
+        let has = |list: &[(Vec<u8>, Vec<u8>)], name: &[u8]| list.iter().any(|(n, _)| n == name);
+        let gone = present.iter().filter(|(name, _)| is_ours_to_remove(name));
+        let gone = gone.filter(|(name, _)| !has(&entry.xattrs, name)).map(|(name, _)| (name, None));
+        let set = entry.xattrs.iter().filter(|xattr| !present.contains(xattr));
+        let changes = gone.chain(set.map(|(name, value)| (name, Some(value))));
+        for (name, value) in changes {
+            let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
+            if matches!(changed, Err(Errno::ACCESS)) && entry.kind != Kind::Symlink {
+                // Attributes of users need the right to write; the mode is set afterwards.
+                let writable = mode.unwrap_or(entry.mode) | OWNER_ALL;
+                if node.chmod(writable & 0o777).is_ok() {
+                    *mode = None;
+                    changed = node.set_xattr(name, value.map(|value| &value[..]));
+                }
+            }
+            if name == ACCESS_ACL.as_bytes() {
+                *mode = None;
+            }
+            self.note_xattr(name, changed, refused);
         }
-        Ok(())
     }
 
-    fn note_owner(&self, result: rustix::io::Result<()>) -> io::Result<()> {
-        note(result, &self.owner_denied)
-    }
-
-    fn note_xattr(&self, result: rustix::io::Result<()>) -> io::Result<()> {
-        note(result, &self.xattr_denied)
+    /// Attributes that this user or file system does not allow are counted.
+    fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
+        let what = format!("attribute {}", crate::entry::display_path(name));
+        match result {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS) => {
+                self.xattr_denied.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
+                refused.0.push(format!("{what}: too large for this file system"));
+            }
+            Err(error) => refused.note(&what, &error.into()),
+        }
     }
 }
 
-/// What this user or file system does not allow is counted, not an error for each file.
-fn note(result: rustix::io::Result<()>, denied: &AtomicU64) -> io::Result<()> {
-    match result {
-        Err(Errno::PERM | Errno::NOTSUP | Errno::INVAL | Errno::ACCESS) => {
-            denied.fetch_add(1, Ordering::Relaxed);
-            Ok(())
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.put_modes_back();
+    }
+}
+
+impl Node<'_> {
+    /// The kernel's own name of the open thing, for calls that take no descriptor without access.
+    fn link(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    fn chown(&self, uid: Option<u32>, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (uid.map(Uid::from_raw), Some(Gid::from_raw(gid)));
+        Ok(chownat(self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+    }
+
+    fn chmod(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        let done = if self.at.is_some() { chmod(self.link(), mode) } else { fchmod(self.fd, mode) };
+        Ok(done?)
+    }
+
+    fn set_mtime(&self, mtime: Time) -> io::Result<()> {
+        let times = times(mtime);
+        let done = match self.at {
+            // By its name where the kernel's own would be followed.
+            Some(_) => utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty()),
+            None => futimens(self.fd, &times),
+        };
+        Ok(done?)
+    }
+
+    fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {
+        match self.at {
+            Some((dir, name)) => source::xattrs_below(dir, name),
+            None => source::xattrs_open(self.fd),
         }
-        result => Ok(result?),
+    }
+
+    /// Sets an attribute, or removes it.
+    fn set_xattr(&self, name: &[u8], value: Option<&[u8]>) -> rustix::io::Result<()> {
+        let (name, flags) = (OsStr::from_bytes(name), XattrFlags::empty());
+        match (self.at, value) {
+            (None, Some(value)) => fsetxattr(self.fd, name, value, flags),
+            (None, None) => fremovexattr(self.fd, name),
+            (Some(_), Some(value)) => setxattr(self.link(), name, value, flags),
+            (Some(_), None) => removexattr(self.link(), name),
+        }
     }
 }
 
 impl Unfinished {
+    fn new(
+        file: File,
+        parent: OwnedFd,
+        name: Vec<u8>,
+        rename_to: Option<Vec<u8>>,
+    ) -> io::Result<Unfinished> {
+        let stat = source::stat_open(&file)?;
+        Ok(Unfinished { file, stat, parent, name, rename_to, is_finished: false })
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    fn is_under(&self, name: &[u8]) -> bool {
+        source::stat_at(self.parent.as_fd(), name)
+            .is_ok_and(|found| is_same_inode(&found, &self.stat))
+    }
+
+    /// Gives it its final name.
+    fn publish(&self) -> io::Result<()> {
+        let Some(name) = &self.rename_to else { return Ok(()) };
+        if !self.is_under(&self.name) {
+            return Err(io::Error::other("another program took the unfinished file away"));
+        }
+        rename_over(self.parent.as_fd(), &self.name, name)
+    }
+
+    /// Removes it and nothing that took its place meanwhile.
+    fn remove(&self) -> io::Result<()> {
+        if !self.is_under(&self.name) {
+            return Ok(());
+        }
+        if self.rename_to.is_some() {
+            return Ok(unlinkat(&self.parent, &self.name[..], AtFlags::empty())?);
+        }
+        // Another restore may give this name to a complete file at any moment: what
+        // is taken away is looked at, and put back if it is not this one.
+        let aside = unfinished_name()?;
+        renameat(&self.parent, &self.name[..], &self.parent, &aside[..])?;
+        if self.is_under(&aside) {
+            return Ok(unlinkat(&self.parent, &aside[..], AtFlags::empty())?);
+        }
+        let (dir, flags) = (&self.parent, RenameFlags::NOREPLACE);
+        Ok(renameat_with(dir, &aside[..], dir, &self.name[..], flags)?)
     }
 }
 
@@ -315,23 +556,141 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_finished {
             // Best effort: the reason why it is removed is being reported.
-            let _ = unlinkat(&self.parent, &self.name[..], AtFlags::empty());
+            let _ = self.remove();
         }
     }
 }
 
-fn has_default_acl(dir: impl AsFd) -> bool {
-    rustix::fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 0][..]).is_ok()
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        None => (b"", path),
+        Some(at) => (&path[..at], &path[at + 1..]),
+    }
 }
 
-/// Sets the mode of what was just made, and of nothing that took its place meanwhile.
-fn set_mode(parent: BorrowedFd<'_>, name: &[u8], kind: Kind, mode: Mode) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = openat(parent, name, flags, Mode::empty())?;
-    if source::stat_open(&made)?.kind != kind {
-        return Err(io::Error::other("something else took its place"));
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn is_same_inode(a: &Stat, b: &Stat) -> bool {
+    (a.device, a.inode) == (b.device, b.inode)
+}
+
+fn ignore_missing(result: rustix::io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(Errno::NOENT) => Ok(()),
+        result => Ok(result?),
     }
-    Ok(chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?)
+}
+
+/// A name that no other restore uses.
+fn unfinished_name() -> io::Result<Vec<u8>> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random)).into_bytes())
+}
+
+/// Whether this is the name of a file that is not complete yet.
+pub fn is_unfinished(name: &[u8]) -> bool {
+    name.starts_with(UNFINISHED.as_bytes())
+}
+
+/// Whether a file is being written by another restore.
+pub fn is_being_written(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+    let is_file = || source::stat_at(dir, name).is_ok_and(|stat| stat.kind == Kind::File);
+    is_unfinished(name) && is_file() && hold_abandoned(dir, name).is_none()
+}
+
+/// An unfinished file whose writer is gone, locked; `None` if there is no proof of that.
+fn hold_abandoned(dir: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |access| openat(dir, name, flags | access, Mode::empty());
+    // Its mode may be final already.
+    let file = open(OFlags::RDONLY).or_else(|_| open(OFlags::WRONLY)).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let (open, found) = (source::stat_open(&file).ok()?, source::stat_at(dir, name).ok()?);
+    (open.kind == Kind::File && is_same_inode(&open, &found)).then_some(file)
+}
+
+/// Removes unfinished files of killed restores.
+fn remove_abandoned(dir: BorrowedFd<'_>) {
+    // Best effort: they take space and are in nobody's way.
+    for (name, _) in source::names(dir).unwrap_or_default() {
+        if is_unfinished(&name)
+            && let Some(_held) = hold_abandoned(dir, &name)
+        {
+            let _ = unlinkat(dir, &name[..], AtFlags::empty());
+        }
+    }
+}
+
+/// Renames within a directory. An empty directory gives way; one with content is an
+/// error of kind `DirectoryNotEmpty`.
+fn rename_over(dir: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> io::Result<()> {
+    match renameat(dir, from, dir, to) {
+        Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
+            ignore_missing(unlinkat(dir, to, AtFlags::REMOVEDIR))?;
+            Ok(renameat(dir, from, dir, to)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Removes what stands where something else belongs; a directory only if it is empty.
+fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: Kind) -> io::Result<()> {
+    let is_dir = kind == Kind::Directory;
+    let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    ignore_missing(unlinkat(dir, name, flags))
+}
+
+fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
+    // For us alone until it has its owner.
+    let make = |kind, device| mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device);
+    let device = entry.device.map_or(0, |(major, minor)| makedev(major, minor));
+    match entry.kind {
+        Kind::Symlink => symlinkat(&entry.target[..], parent, name),
+        Kind::Fifo => make(FileType::Fifo, 0),
+        Kind::Socket => make(FileType::Socket, 0),
+        Kind::CharDevice => make(FileType::CharacterDevice, device),
+        Kind::BlockDevice => make(FileType::BlockDevice, device),
+        Kind::File | Kind::Directory => unreachable!("made elsewhere"),
+    }
+}
+
+/// Whether an open thing is the link, FIFO, socket or device of an entry, and not another
+/// name of something else as well.
+fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
+    let is_alone = stat.names == 1 || entry.hard_link.is_some();
+    let is_alike = match entry.kind {
+        Kind::Symlink => {
+            readlinkat(thing, c"", Vec::new()).is_ok_and(|target| target.to_bytes() == entry.target)
+        }
+        Kind::CharDevice | Kind::BlockDevice => stat.node == entry.device.unwrap_or_default(),
+        _ => true,
+    };
+    stat.kind == entry.kind && is_alone && is_alike
+}
+
+/// The mode of an entry. Rights of an owner who could not be set go to nobody else.
+fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
+    let (uid, gid) = (entry.owner.uid, entry.owner.gid);
+    let mut mode = entry.mode;
+    // On a directory the bits give no rights.
+    if entry.kind != Kind::Directory {
+        mode &= if owner.0 == uid { !0 } else { !0o4000 };
+        mode &= if owner.1 == gid { !0 } else { !0o2000 };
+    }
+    mode
+}
+
+/// Whether an attribute is one that somebody gave; systems give others by themselves.
+fn is_ours_to_remove(name: &[u8]) -> bool {
+    let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
+    is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
+}
+
+fn has_default_acl(dir: impl AsFd) -> bool {
+    rustix::fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 0][..]).is_ok()
 }
 
 fn times(mtime: Time) -> Timestamps {
@@ -342,18 +701,27 @@ fn times(mtime: Time) -> Timestamps {
 }
 
 /// Removes what is on this device; a file system mounted in it is not entered.
-fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64) -> io::Result<()> {
+fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io::Result<()> {
+    if is_being_written(parent, name) {
+        return Err(io::Error::other("another restore is writing it"));
+    }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }
-    let dir = source::open_dir_below(parent, name)?;
-    if source::stat_open(&dir)?.device != device {
+    let dir = source::open_below(parent, name, OFlags::PATH | OFlags::DIRECTORY)?;
+    let stat = source::stat_open(&dir)?;
+    if stat.device != device {
         return Err(Errno::XDEV.into());
     }
+    if stat.uid == uid && stat.mode & OWNER_ALL != OWNER_ALL {
+        // It is going to be removed.
+        Node { fd: dir.as_fd(), at: Some((parent, name)) }.chmod(stat.mode | OWNER_ALL)?;
+    }
+    let dir = source::open_dir_below(dir.as_fd(), b"")?;
     for (inner, _) in source::names(dir.as_fd())? {
-        remove_all(dir.as_fd(), &inner, device)?;
+        remove_all(dir.as_fd(), &inner, device, uid)?;
     }
     Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }

@@ -62,6 +62,7 @@ pub fn restore_options() -> store::restore::Options {
     let none = || store::glob::Globs::new([]).expect("no globs");
     store::restore::Options {
         include: none(),
+        include_each: Vec::new(),
         exclude: none(),
         delete: false,
         delete_below: Vec::new(),

@@ -72,8 +72,11 @@ impl Restore {
         } else {
             vec![place.path.clone()]
         };
+        let each = |pattern: &String| Ok((pattern.clone(), globs(std::slice::from_ref(pattern))?));
+        let include_each = self.include.iter().map(each).collect::<Result<_, store::Error>>()?;
         let options = Options {
             include,
+            include_each,
             exclude,
             delete: self.delete,
             delete_below,
@@ -101,9 +104,13 @@ impl Restore {
         let report = store::restore::restore(&store, &root, &place.path, &self.target, &options);
         watch.end();
         let report = report?;
+        if report.selected == 0 {
+            ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
+        }
         let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
+        let is_partial = report.failed > 0 || report.metadata_refused > 0 || report.selected == 0;
         // Whoever does not read our output to its end still has the exit code.
-        if report.failed > 0 { Err(Failure::Partial) } else { shown }
+        if is_partial { Err(Failure::Partial) } else { shown }
     }
 
     fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {
@@ -117,6 +124,7 @@ impl Restore {
                 "others": report.others,
                 "files_deleted": report.deleted,
                 "errors": report.failed,
+                "metadata_refused": report.metadata_refused,
                 "owner_denied": report.owner_denied,
                 "xattr_denied": report.xattr_denied,
                 "dry_run": self.dry_run,
@@ -153,6 +161,10 @@ impl Restore {
                 "{} extended attributes could not be set here (not root, or the file system has none)",
                 report.xattr_denied
             ));
+        }
+        if report.metadata_refused > 0 {
+            let paths = count(report.metadata_refused, "path");
+            ui.explain(&format!("{paths} restored without all metadata; each was named"));
         }
         if report.failed > 0 {
             ui.explain(&format!("{} not restored", count(report.failed, "path")));

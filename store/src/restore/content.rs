@@ -8,7 +8,7 @@ use crate::id::ChunkId;
 use crate::limits;
 use crate::opened::Opened;
 use crate::recipe::{Extent, Extents, Recipe};
-use crate::source::{self, Ahead};
+use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
 use crate::target::Unfinished;
 use parking_lot::Mutex;
@@ -142,17 +142,13 @@ impl Restore<'_> {
             return;
         }
         let (path, entry) = (&output.path, &output.entry);
-        if !has_content(self.store, self.target.dir(), path, entry).unwrap_or(false) {
+        let Some((file, stat)) = with_content(self.store, self.target.dir(), path, entry) else {
             return;
-        }
+        };
         output.is_settled.store(true, Relaxed);
-        match self.target.refresh_file(&output.path, &output.entry) {
-            Ok(()) => {
-                self.counts.files_unchanged.fetch_add(1, Relaxed);
-                self.store.observer().progress().add(1, output.entry.size);
-            }
-            Err(error) => self.failed_io(&output.path, &error),
-        }
+        self.refused(path, &self.target.refresh_file(&file, &stat, entry));
+        self.counts.files_unchanged.fetch_add(1, Relaxed);
+        self.store.observer().progress().add(1, entry.size);
     }
 
     /// Writes a part of a file.
@@ -171,10 +167,7 @@ impl Restore<'_> {
         })();
         drop(file);
         match written {
-            Ok(()) => {
-                self.counts.bytes_restored.fetch_add(bytes.len() as u64, Relaxed);
-                self.store.observer().progress().add(0, bytes.len() as u64);
-            }
+            Ok(()) => self.store.observer().progress().add(0, bytes.len() as u64),
             Err(error) => {
                 self.settle(output);
                 self.failed_io(&output.path, &error);
@@ -200,7 +193,6 @@ impl Restore<'_> {
         let begun = self.begin(output).and_then(|open| {
             if let Content::Inline(bytes) = &output.entry.content {
                 open.file().write_all_at(bytes, 0)?;
-                self.counts.bytes_restored.fetch_add(bytes.len() as u64, Relaxed);
                 self.store.observer().progress().add(0, bytes.len() as u64);
             }
             Ok(open)
@@ -227,11 +219,14 @@ impl Restore<'_> {
             }
             _ => Ok(()),
         };
-        let finished = sized.and_then(|()| self.target.finish(open, &output.entry));
-        if finished.is_err() {
-            self.lose(&output.entry);
+        let (path, entry) = (&output.path, &output.entry);
+        self.note_replaced(path);
+        let finished = sized.and_then(|()| self.target.finish(open, path, entry));
+        match &finished {
+            Ok(_) => drop(self.counts.bytes_restored.fetch_add(entry.size, Relaxed)),
+            Err(_) => self.lose(entry),
         }
-        self.count_entry(&output.path, finished, &self.counts.files_restored);
+        self.count_made(path, finished, &self.counts.files_restored);
     }
 
     /// Nothing more is written to this file, and what was is removed.
@@ -261,15 +256,20 @@ impl Output {
     }
 }
 
-/// Whether the file in the target has the bytes of the entry.
-pub(super) fn has_content(
+/// The file in the target, open, if it has the bytes of the entry.
+pub(super) fn with_content(
     store: &Store,
     target: BorrowedFd<'_>,
     path: &[u8],
     entry: &Entry,
-) -> io::Result<bool> {
-    let file = source::open_file_below(target, path)?;
-    let stat = source::stat_open(&file)?;
+) -> Option<(File, Stat)> {
+    // What cannot be read is written anew.
+    let file = source::open_file_below(target, path).ok()?;
+    let stat = source::stat_open(&file).ok()?;
+    has_content(store, &file, &stat, entry).unwrap_or(false).then_some((file, stat))
+}
+
+fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Result<bool> {
     // Another name of something else must not be written to, nor given other metadata.
     let shares = stat.names > 1 && entry.hard_link.is_none();
     if stat.kind != Kind::File || stat.size != entry.size || shares {
@@ -286,12 +286,12 @@ pub(super) fn has_content(
     };
     let get = |id: &ChunkId| store.chunk(id);
     let mut opened = Opened::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
-    let mut ahead = Ahead::new(&file, stat.size, AHEAD_BYTES);
+    let mut ahead = Ahead::new(file, stat.size, AHEAD_BYTES);
     let mut at = 0;
     for extent in Extents::new(recipe, &get) {
         let Ok(extent) = extent else { return Ok(false) };
         let same = match extent {
-            Extent::Hole { len } => is_hole(&file, at, len)?,
+            Extent::Hole { len } => is_hole(file, at, len)?,
             Extent::Slice { chunk, offset, len } => match chunk_len(len) {
                 Some(len) => is_slice(&mut opened, &chunk, offset, ahead.read(at, len as usize)?),
                 None => false,

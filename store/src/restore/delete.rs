@@ -1,6 +1,7 @@
 //! Removing what the target has and the snapshot has not.
 
-use super::{Options, Restore, relative, selected};
+use super::git_caches::GitCaches;
+use super::{Options, Restore, join, relative, selected};
 use crate::entry::{Kind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
@@ -9,8 +10,10 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat};
 use crate::store::Store;
+use crate::target;
 use crate::tree::TreeReader;
 use crate::walk::{Base, Found, Rules, Step, Walk, is_cache, is_git_dir};
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::io;
@@ -19,26 +22,83 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// Paths of the target that the snapshot lacks.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    /// Paths to remove, in path order; a directory stands for everything in it.
+    pub(super) paths: Vec<Vec<u8>>,
+    /// Directories that stand where the snapshot has something else, and hold nothing but
+    /// paths to remove. As paths of the tree.
+    giving_way: HashSet<Vec<u8>>,
+}
+
+impl Extra {
+    /// Whether a directory, as a path of the tree, will be empty and can be replaced.
+    pub(super) fn gives_way(&self, path: &[u8]) -> bool {
+        self.giving_way.contains(path)
+    }
+}
+
 impl Restore<'_> {
-    /// Removes what the target has and the snapshot has not.
+    /// Finds what is to be removed. What stands in the way of entries goes at once, the
+    /// paths that are left go in the end.
+    pub(super) fn clear_the_way(
+        &mut self,
+        root: &ChunkId,
+        options: &Options,
+    ) -> Result<Vec<Vec<u8>>> {
+        let (shown, dir) = (&self.root, self.target.dir());
+        let Extra { paths, giving_way } =
+            extra(shown, dir, self.store, root, &self.prefix, options)?;
+        let is_in_the_way = |path: &Vec<u8>| {
+            let path = join(&self.prefix, path);
+            giving_way.iter().any(|dir| is_within(&path, dir))
+        };
+        let (now, later): (Vec<_>, Vec<_>) = paths.into_iter().partition(is_in_the_way);
+        self.remove_all(now);
+        Ok(later)
+    }
+
+    fn remove_all(&self, paths: Vec<Vec<u8>>) {
+        for path in paths {
+            match self.target.remove(&path) {
+                Ok(()) => {
+                    self.counts.deleted.fetch_add(1, Relaxed);
+                    self.git_caches.lock().removed(&join(&self.prefix, &path));
+                }
+                // It went away with something that was replaced.
+                Err(error) if is_absent(&error) => {}
+                Err(error) => self.failed_io(&path, &error),
+            }
+        }
+    }
+
+    /// Notes that a file is about to take the place of another one.
+    pub(super) fn note_replaced(&self, path: &[u8]) {
+        let tree_path = join(&self.prefix, path);
+        if GitCaches::depend_on(&tree_path) && self.target.kind_of(path).is_some() {
+            self.git_caches.lock().replaced(&tree_path);
+        }
+    }
+
+    /// Removes what the target has and the snapshot has not, and caches that are stale.
     pub(super) fn delete(
         &mut self,
+        extra: Vec<Vec<u8>>,
         root: &ChunkId,
         from: &[u8],
         options: &Options,
         get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
     ) -> Result<()> {
-        if self.lost {
+        if self.lost && options.delete {
             let note = "nothing was deleted: parts of the snapshot's tree cannot be read";
             self.store.observer().event(Event::Note(note.into()));
             return Ok(());
         }
-        for path in extra(&self.root, self.target.dir(), self.store, root, &self.prefix, options)? {
-            match self.target.remove(&path) {
-                Ok(()) => drop(self.counts.deleted.fetch_add(1, Relaxed)),
-                Err(error) => self.failed_io(&path, &error),
-            }
-        }
+        self.remove_all(extra);
+        let caches = std::mem::take(&mut *self.git_caches.lock());
+        let dir = self.target.dir();
+        self.remove_all(caches.stale(dir, self.store, root, &self.prefix, options));
         if self.counts.deleted.load(Relaxed) == 0 {
             return Ok(());
         }
@@ -47,7 +107,8 @@ impl Restore<'_> {
         for entry in dirs.filter(|entry| entry.kind == Kind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() {
-                let _ = self.target.finish_dir(&path, &entry, false);
+                // What is refused was reported before.
+                let _ = self.target.finish_dir(&path, &entry).map(drop);
             }
         }
         Ok(())
@@ -66,9 +127,9 @@ pub(super) fn extra(
     root: &ChunkId,
     prefix: &[u8],
     options: &Options,
-) -> Result<Vec<Vec<u8>>> {
+) -> Result<Extra> {
     let failed = |source| Error::Target { path: shown.to_owned(), source };
-    let mut all: Vec<Vec<u8>> = Vec::new();
+    let mut all = Extra::default();
     for top in tops(prefix, options) {
         let dir = match source::open_dir_below(dir, relative(&top, prefix)) {
             Ok(dir) => dir,
@@ -77,9 +138,11 @@ pub(super) fn extra(
             Err(error) => return Err(failed(error)),
         };
         let stat = source::stat_open(&dir).map_err(failed)?;
-        all.extend(extra_below(Base { path: top, dir }, stat, store, root, options)?);
+        let found = extra_below(Base { path: top, dir }, stat, store, root, options)?;
+        all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
+        all.giving_way.extend(found.giving_way);
     }
-    Ok(all.iter().map(|path| relative(path, prefix).to_vec()).collect())
+    Ok(all)
 }
 
 /// The directories to look below, none of them in another.
@@ -106,7 +169,7 @@ fn extra_below(
     store: &Store,
     root: &ChunkId,
     options: &Options,
-) -> Result<Vec<Vec<u8>>> {
+) -> Result<Extra> {
     let base = Arc::new(base);
     let rules = Rules {
         exclude: Globs::new([])?.into(),
@@ -117,9 +180,12 @@ fn extra_below(
         git_dirs: false,
     };
     let get = |id: &ChunkId| store.chunk(id);
-    let mut tree = TreeReader::within(root, &base.path, &get).flatten().peekable();
+    let is_lost = Cell::new(false);
+    let mut tree = TreeReader::within(root, &base.path, &get)
+        .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
+        .peekable();
     let mut left_out = LeftOut::new(Arc::clone(&base), &stat, store)?;
-    let (mut extra, mut kept) = (Vec::new(), HashSet::new());
+    let (mut extra, mut kept, mut in_the_way) = (Vec::new(), HashSet::new(), Vec::new());
     for step in Walk::new(Arc::clone(&base), stat, rules, 1) {
         let found = match step {
             Step::Found(found) | Step::GitDir(found, _) => found,
@@ -129,25 +195,38 @@ fn extra_below(
             }
         };
         let is_left_out = left_out.has(&found);
-        let path = found.path;
+        let (path, kind) = (found.path, found.stat.kind);
         if path == base.path {
             continue;
         }
         while tree.next_if(|entry| path_cmp(&entry.path, &path) == Ordering::Less).is_some() {}
-        let is_known = tree.peek().is_some_and(|entry| entry.path == path);
+        let known = tree.peek().filter(|entry| entry.path == path).map(|entry| entry.kind);
+        if kind == Kind::Directory && known.is_some_and(|known| known != kind) {
+            if is_left_out {
+                keep(&path, &mut kept);
+            } else if options.selects(&path) {
+                in_the_way.push(path.clone());
+            }
+        }
         let may_go = !is_left_out
             && !options.exclude.covers(&path)
             && !options.keep.covers(&path)
             && (options.include.is_empty() || options.include.covers(&path));
-        match (is_known, may_go) {
+        match (known.is_some(), may_go) {
             (true, _) => {}
             (false, true) => extra.push(path),
             (false, false) => keep(&path, &mut kept),
         }
     }
+    tree.for_each(drop);
+    if is_lost.get() {
+        // Nobody knows what the lost part of the tree has.
+        return Ok(Extra::default());
+    }
     extra.retain(|path| !kept.contains(path));
     extra.dedup_by(|inner, outer| is_within(inner, outer));
-    Ok(extra)
+    in_the_way.retain(|dir| !kept.contains(dir));
+    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect() })
 }
 
 /// Notes that a path stays, and with it the directories it is in.
@@ -187,6 +266,9 @@ impl LeftOut {
 
     fn has(&mut self, found: &Found) -> bool {
         let (path, stat) = (&found.path, &found.stat);
+        if self.is_being_written(path) {
+            return true;
+        }
         if self.unseen.as_ref().is_some_and(|unseen| is_within(path, unseen)) {
             return true;
         }
@@ -200,6 +282,16 @@ impl LeftOut {
             self.enter(path);
         }
         is_left_out || self.unseen.as_ref() == Some(path)
+    }
+
+    /// Whether another restore is writing this very file.
+    fn is_being_written(&self, path: &[u8]) -> bool {
+        let path = self.base.relative(path);
+        let at = path.iter().rposition(|b| *b == b'/');
+        let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        target::is_unfinished(name)
+            && source::open_dir_below(self.base.dir.as_fd(), parent)
+                .is_ok_and(|dir| target::is_being_written(dir.as_fd(), name))
     }
 
     fn enter(&mut self, path: &[u8]) {

@@ -1,18 +1,35 @@
 //! What a restore would do.
 
-use super::content::has_content;
-use super::delete::extra;
-use super::{Options, Report, relative, selected};
+use super::content::with_content;
+use super::delete::{Extra, extra};
+use super::git_caches::GitCaches;
+use super::window::{LinkKey, link_key};
+use super::{Options, Report, dir_in_the_way, join, relative, selected};
 use crate::entry::{Entry, Kind};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source;
 use crate::store::Store;
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+struct DryRun<'a> {
+    store: &'a Store,
+    prefix: &'a [u8],
+    target: &'a Path,
+    /// A target that is not there, or cannot be looked into, has nothing yet.
+    dir: Option<OwnedFd>,
+    extra: Extra,
+    is_delete: bool,
+    git_caches: GitCaches,
+    /// Names to come of files that have several, and whether the first can be restored.
+    links: HashMap<LinkKey, (u64, bool)>,
+    report: Report,
+}
 
 /// Counts what a restore would do.
 pub(super) fn dry_run(
@@ -21,45 +38,127 @@ pub(super) fn dry_run(
     from: &[u8],
     prefix: &[u8],
     target: &Path,
+    store_place: Option<&[u8]>,
     options: &Options,
 ) -> Result<Report> {
     let get = |id: &ChunkId| store.chunk(id);
-    let mut report = Report::default();
-    // A target that is not there, or cannot be looked into, has nothing yet.
     let dir = source::open_dir(target).ok();
-    let is_there = |entry: &Entry| {
-        let path = relative(&entry.path, prefix);
-        dir.as_ref()
-            .is_some_and(|dir| has_content(store, dir.as_fd(), path, entry).unwrap_or(false))
+    let extra = match &dir {
+        Some(dir) if options.delete => extra(target, dir.as_fd(), store, root, prefix, options)?,
+        _ => Extra::default(),
+    };
+    let mut run = DryRun {
+        store,
+        prefix,
+        target,
+        dir,
+        extra,
+        is_delete: options.delete,
+        git_caches: GitCaches::default(),
+        links: HashMap::new(),
+        report: Report::default(),
     };
     for item in selected(root, from, options, &get) {
+        store.observer().progress().check()?;
         match item {
-            Ok(entry) if entry.path == prefix => {}
-            Ok(entry) => match entry.kind {
-                Kind::File if is_there(&entry) => report.files_unchanged += 1,
-                Kind::File => {
-                    report.files_restored += 1;
-                    report.bytes_restored = report.bytes_restored.saturating_add(entry.size);
-                }
-                Kind::Directory => report.dirs += 1,
-                _ => report.others += 1,
-            },
-            Err(lost) => {
-                report.failed += 1;
-                let path = target.join(OsStr::from_bytes(relative(&lost.from, prefix)));
-                let reason = lost.error.to_string();
-                store.observer().event(Event::NotRestored { path, reason });
+            Ok(entry) if Some(relative(&entry.path, prefix)) == store_place => {}
+            Ok(entry) => run.take(&entry),
+            Err(lost) => run.failed(relative(&lost.from, prefix), &lost.error.to_string()),
+        }
+    }
+    run.delete(root, options)?;
+    Ok(run.report)
+}
+
+impl DryRun<'_> {
+    fn take(&mut self, entry: &Entry) {
+        let path = relative(&entry.path, self.prefix).to_vec();
+        if entry.path == self.prefix && entry.kind == Kind::Directory {
+            // The target itself gets metadata only if it is made.
+            self.report.dirs += u64::from(!self.target.exists());
+            return;
+        }
+        if entry.kind == Kind::Directory {
+            self.report.dirs += 1;
+            return;
+        }
+        let known = link_key(entry).and_then(|key| self.known_link(entry, key));
+        if known == Some(false) {
+            self.failed(&path, "its first name cannot be restored");
+        } else if self.is_in_the_way(&path) {
+            self.failed(&path, dir_in_the_way(self.is_delete));
+            if let Some(link) = link_key(entry).and_then(|key| self.links.get_mut(&key)) {
+                link.1 &= known.is_some();
             }
+        } else if entry.kind != Kind::File || known.is_some() {
+            self.report.others += 1;
+        } else {
+            self.take_file(entry, &path);
         }
     }
-    if options.delete && target.exists() && report.failed == 0 {
-        let failed = |source| Error::Target { path: target.to_owned(), source };
-        let dir = source::open_dir(target).map_err(failed)?;
-        for path in extra(target, dir.as_fd(), store, root, prefix, options)? {
-            report.deleted += 1;
-            let path = target.join(OsStr::from_bytes(&path));
-            store.observer().event(Event::Note(format!("would delete {}", path.display())));
+
+    /// Whether another name of this was there before, and could be restored.
+    fn known_link(&mut self, entry: &Entry, key: LinkKey) -> Option<bool> {
+        let names = entry.hard_link.map_or(1, |link| link.names);
+        let Some((to_come, is_restored)) = self.links.get_mut(&key) else {
+            self.links.insert(key, (names.saturating_sub(1), true));
+            return None;
+        };
+        *to_come = to_come.saturating_sub(1);
+        let is_restored = *is_restored;
+        if *to_come == 0 {
+            self.links.remove(&key);
+        }
+        Some(is_restored)
+    }
+
+    fn take_file(&mut self, entry: &Entry, path: &[u8]) {
+        let there =
+            self.dir.as_ref().and_then(|dir| with_content(self.store, dir.as_fd(), path, entry));
+        if there.is_some() {
+            self.report.files_unchanged += 1;
+            return;
+        }
+        self.report.files_restored += 1;
+        self.report.bytes_restored = self.report.bytes_restored.saturating_add(entry.size);
+        if GitCaches::depend_on(&entry.path) && self.kind_of(path).is_some() {
+            self.git_caches.replaced(&entry.path);
         }
     }
-    Ok(report)
+
+    fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+        let dir = self.dir.as_ref()?;
+        let flags = rustix::fs::OFlags::PATH;
+        let open = source::open_below(dir.as_fd(), path, flags).ok()?;
+        Some(source::stat_open(open).ok()?.kind)
+    }
+
+    /// Whether a directory stands there that does not give way.
+    fn is_in_the_way(&self, path: &[u8]) -> bool {
+        let Some(dir) = &self.dir else { return false };
+        let Ok(open) = source::open_dir_below(dir.as_fd(), path) else { return false };
+        let is_empty = source::names(open.as_fd()).is_ok_and(|names| names.is_empty());
+        !is_empty && !self.extra.gives_way(&join(self.prefix, path))
+    }
+
+    fn failed(&mut self, path: &[u8], reason: &str) {
+        self.report.failed += 1;
+        let path = self.target.join(OsStr::from_bytes(path));
+        self.store.observer().event(Event::NotRestored { path, reason: reason.to_owned() });
+    }
+
+    fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        for path in &self.extra.paths {
+            self.git_caches.removed(&join(self.prefix, path));
+        }
+        let stale = self.git_caches.stale(dir.as_fd(), self.store, root, self.prefix, options);
+        for path in self.extra.paths.iter().chain(&stale) {
+            self.report.deleted += 1;
+            let path = self.target.join(OsStr::from_bytes(path));
+            let note = format!("would delete {}", path.display());
+            self.store.observer().event(Event::Note(note));
+        }
+        Ok(())
+    }
 }

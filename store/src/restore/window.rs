@@ -6,8 +6,12 @@ use super::{Restore, join, relative};
 use crate::entry::{Content, Entry, Kind, Owner, display_path, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
+use crate::observe::Event;
 use crate::recipe::Extent;
+use crate::target::Refused;
 use rayon::prelude::*;
+use rustix::io::Errno;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -41,7 +45,7 @@ pub(super) struct Window {
     pub(super) runs: Runs,
     /// Files with several runs.
     pub(super) open_files: usize,
-    pub(super) others: Vec<(Entry, Vec<u8>, Arc<AtomicBool>)>,
+    pub(super) others: Vec<(Entry, Vec<u8>)>,
     pub(super) links: Vec<OtherName>,
 }
 
@@ -67,6 +71,10 @@ impl Restore<'_> {
         }
         let path = relative(&entry.path, &self.prefix).to_vec();
         self.leave_dirs(&path);
+        if self.store_place.as_ref() == Some(&path) {
+            // The store itself, which has nothing of the snapshot in it.
+            return Ok(());
+        }
         let Some(is_fresh) = self.enter_parent(&path) else {
             self.failed(&path, "what should be its directory is none");
             return Ok(());
@@ -80,7 +88,7 @@ impl Restore<'_> {
         } else if entry.kind == Kind::File {
             self.open_file(entry, path, is_fresh, get)?;
         } else {
-            self.window.others.push((entry, path, is_fresh));
+            self.window.others.push((entry, path));
         }
         let window = &self.window;
         if window.entries >= WINDOW_ENTRIES
@@ -123,7 +131,7 @@ impl Restore<'_> {
         }
         let is_taken = |taken: &[u8]| is_within(path, taken);
         let files = self.window.files.iter().map(|file| &file.path);
-        let others = self.window.others.iter().map(|(_, path, _)| path);
+        let others = self.window.others.iter().map(|(_, path)| path);
         if files.chain(others).any(|taken| is_taken(taken)) {
             return None;
         }
@@ -168,23 +176,53 @@ impl Restore<'_> {
         window.files.par_iter().for_each(|output| self.compare(output));
         self.write(window.runs);
         window.files.par_iter().for_each(|output| self.finish_without_chunks(output));
-        window.others.par_iter().for_each(|(entry, path, is_fresh)| {
-            let made = self.target.make_other(path, entry, is_fresh.load(Relaxed));
-            if made.is_err() {
-                self.lose(entry);
-            }
-            self.count_entry(path, made, &self.counts.others);
-        });
-        for OtherName { entry, first, path, is_fresh } in &window.links {
-            if self.is_lost(entry) {
-                self.failed(path, &format!("{} was not restored", display_path(first)));
-                continue;
-            }
-            let made = self.target.make_link(first, path, is_fresh.load(Relaxed));
-            self.count_entry(path, made, &self.counts.others);
+        window.others.par_iter().for_each(|(entry, path)| self.make_other(entry, path));
+        for link in window.links {
+            self.make_link(link)?;
         }
         self.finish_dirs(window.done_dirs);
         self.check()
+    }
+
+    fn make_other(&self, entry: &Entry, path: &[u8]) {
+        let made = self.target.make_other(path, entry);
+        if made.is_err() {
+            self.lose(entry);
+        }
+        self.count_made(path, made, &self.counts.others);
+    }
+
+    /// Makes another name of a file; a copy of it where the file system refuses that.
+    fn make_link(&mut self, link: OtherName) -> Result<()> {
+        let OtherName { entry, first, path, is_fresh } = link;
+        if self.is_lost(&entry) {
+            self.failed(&path, &format!("{} was not restored", display_path(&first)));
+            return Ok(());
+        }
+        let key = link_key(&entry);
+        let copy = key.and_then(|key| self.copies.get(&key));
+        let made = match copy.map(|copy| self.target.make_link(copy, &path)) {
+            Some(Ok(())) => Ok(()),
+            _ => self.target.make_link(&first, &path),
+        };
+        let error = match made {
+            Err(error) if is_link_refused(&error) => error,
+            made => {
+                self.count_made(&path, made.map(|()| Refused::default()), &self.counts.others);
+                return Ok(());
+            }
+        };
+        let shown = self.shown(&path);
+        let note = format!("{}: a copy instead of a hard link: {error}", shown.display());
+        self.store.observer().event(Event::Note(note));
+        self.copies.extend(key.map(|key| (key, path.clone())));
+        if entry.kind != Kind::File {
+            self.make_other(&entry, &path);
+            return Ok(());
+        }
+        let store = self.store;
+        self.open_file(entry, path, is_fresh, &|id: &ChunkId| store.chunk(id))?;
+        self.flush(false)
     }
 
     /// Whether anything ends the restore.
@@ -222,9 +260,8 @@ impl Restore<'_> {
     fn finish_dirs(&self, mut dirs: Vec<Dir>) {
         dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
         let finish = |dir: &Dir| {
-            let is_fresh = dir.is_fresh.load(Relaxed);
-            let done = self.target.finish_dir(&dir.path, &dir.entry, is_fresh);
-            self.count_entry(&dir.path, done, &self.counts.dirs);
+            let done = self.target.finish_dir(&dir.path, &dir.entry);
+            self.count_made(&dir.path, done, &self.counts.dirs);
         };
         if rustix::process::geteuid().is_root() {
             dirs.par_iter().for_each(finish);
@@ -232,6 +269,13 @@ impl Restore<'_> {
             dirs.iter().for_each(finish);
         }
     }
+}
+
+/// Whether no hard link can be made, though the file can be.
+fn is_link_refused(error: &io::Error) -> bool {
+    [Errno::PERM, Errno::MLINK, Errno::XDEV, Errno::NOTSUP, Errno::NOSYS, Errno::NOENT]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// What all names of one file have in common.

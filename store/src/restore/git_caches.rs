@@ -1,0 +1,181 @@
+//! Caches of git repositories that a restore makes stale.
+//!
+//! A multi-pack-index names offsets in packs, bitmaps and reverse indexes belong to the bytes of
+//! one pack, and commit-graphs name commits. Once such a pack or object was removed or replaced,
+//! git trusts a cache that describes what is not there any more.
+
+use super::{Options, join, relative};
+use crate::entry::{Kind, is_within};
+use crate::git;
+use crate::id::ChunkId;
+use crate::source;
+use crate::store::Store;
+use crate::tree::TreeReader;
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Changed git directories, by their paths in the tree.
+#[derive(Debug, Default)]
+pub(super) struct GitCaches(BTreeMap<Vec<u8>, Changes>);
+
+/// Changes of a git directory that make caches stale.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Packs that were removed or replaced.
+    pack_stems: HashSet<Vec<u8>>,
+}
+
+/// Which files of a directory are caches that went stale.
+type IsStale<'a> = dyn Fn(&[u8]) -> bool + 'a;
+
+impl GitCaches {
+    /// Whether replacing the file at this path of the tree may make caches stale.
+    pub(super) fn depend_on(path: &[u8]) -> bool {
+        split(path).is_some_and(|(_, inner)| changed_pack(inner).is_some())
+    }
+
+    /// Another file of the same name took the place of this one.
+    pub(super) fn replaced(&mut self, path: &[u8]) {
+        if let Some((git_dir, inner)) = split(path)
+            && let Some(stem) = changed_pack(inner)
+        {
+            self.changes(git_dir).pack_stems.insert(stem.to_vec());
+        }
+    }
+
+    /// A path was removed with everything below it.
+    pub(super) fn removed(&mut self, path: &[u8]) {
+        self.replaced(path);
+        if let Some((git_dir, inner)) = split(path)
+            && matches!(git::Phase::of(inner), git::Phase::LooseObjects | git::Phase::Packs)
+        {
+            self.changes(git_dir);
+        }
+    }
+
+    fn changes(&mut self, git_dir: &[u8]) -> &mut Changes {
+        self.0.entry(git_dir.to_vec()).or_default()
+    }
+
+    /// Stale caches in the target that the selected part of the snapshot lacks, as paths in
+    /// the target.
+    pub(super) fn stale(
+        &self,
+        target: BorrowedFd<'_>,
+        store: &Store,
+        root: &ChunkId,
+        prefix: &[u8],
+        options: &Options,
+    ) -> Vec<Vec<u8>> {
+        let get = |id: &ChunkId| store.chunk(id);
+        let is_restored = |path: &[u8]| {
+            let first = TreeReader::within(root, path, &get).next();
+            // Where the tree cannot be read nothing is known.
+            first.is_some_and(|first| first.map_or(true, |entry| entry.path == path))
+                && options.selects(path)
+        };
+        let mut stale = Vec::new();
+        for (git_dir, changes) in &self.0 {
+            let packs: &IsStale<'_> = &|name| {
+                let is_midx = name.starts_with(b"multi-pack-index");
+                !changes.pack_stems.is_empty() && is_midx || changes.outdate(name)
+            };
+            let graphs: &IsStale<'_> = &|name| name.starts_with(b"commit-graph");
+            for (dir, is_stale) in [(&b"objects/pack"[..], packs), (b"objects/info", graphs)] {
+                let dir = join(git_dir, dir);
+                if is_within(&dir, prefix) {
+                    find(target, relative(&dir, prefix), is_stale, &mut stale);
+                }
+            }
+        }
+        stale.retain(|path| !is_restored(&join(prefix, path)));
+        stale
+    }
+}
+
+impl Changes {
+    /// Whether a file belongs to a pack that was removed or replaced, and can be made again.
+    fn outdate(&self, name: &[u8]) -> bool {
+        let is_cache = [&b".bitmap"[..], b".rev", b".mtimes"].iter().any(|end| name.ends_with(end));
+        is_cache && git::pack_stem(name).is_some_and(|stem| self.pack_stems.contains(stem))
+    }
+}
+
+/// Files of a directory, and of directories in it, that are stale with their top directory.
+fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut Vec<Vec<u8>>) {
+    // A directory that is not there has no caches.
+    let Ok(open) = source::open_dir_below(target, dir) else { return };
+    for (name, stat) in source::list(open.as_fd(), is_stale).0 {
+        let path = join(dir, &name);
+        match stat {
+            Ok(stat) if stat.kind == Kind::Directory => find(target, &path, &|_| true, found),
+            Ok(_) => found.push(path),
+            Err(_) => {}
+        }
+    }
+}
+
+/// The git directory of a path, and the path in it, if it is a path of git objects.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let name = b"objects";
+    let is_name = |at: usize| {
+        path[at..].starts_with(name)
+            && (at == 0 || path[at - 1] == b'/')
+            && path.get(at + name.len()).is_none_or(|next| *next == b'/')
+    };
+    let at = (0..path.len()).rev().find(|at| is_name(*at))?;
+    Some((&path[..at.saturating_sub(1)], &path[at..]))
+}
+
+/// The pack whose content a file of `objects/pack` is, or whose objects it lists.
+fn changed_pack(inner: &[u8]) -> Option<&[u8]> {
+    let name = inner.strip_prefix(b"objects/pack/")?;
+    let is_content = name.ends_with(b".pack") || name.ends_with(b".idx");
+    is_content.then(|| git::pack_stem(name)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn git_directories_are_told_from_paths() {
+        for (path, git_dir, inner) in [
+            ("a.git/objects/pack/pack-1.idx", "a.git", "objects/pack/pack-1.idx"),
+            ("objects/0a", "", "objects/0a"),
+            ("a/objects/modules/b/objects", "a/objects/modules/b", "objects"),
+        ] {
+            let expected = Some((git_dir.as_bytes(), inner.as_bytes()));
+            assert_eq!(split(path.as_bytes()), expected, "{path}");
+        }
+        assert_eq!(split(b"a/my-objects/pack"), None);
+        assert_eq!(split(b"a/objects.d/pack"), None);
+    }
+
+    #[test]
+    fn only_packs_and_their_indexes_make_caches_stale_when_replaced() {
+        for (path, is_so) in [
+            ("a.git/objects/pack/pack-1.idx", true),
+            ("a.git/objects/pack/pack-1.pack", true),
+            ("a.git/objects/pack/pack-1.bitmap", false),
+            ("a.git/objects/pack/multi-pack-index", false),
+            ("a.git/objects/0a/1f", false),
+            ("a.git/HEAD", false),
+        ] {
+            assert_eq!(GitCaches::depend_on(path.as_bytes()), is_so, "{path}");
+        }
+    }
+
+    #[test]
+    fn caches_of_a_pack_go_with_it_and_with_no_other() {
+        let mut caches = GitCaches::default();
+        caches.removed(b"a.git/objects/pack/pack-1.pack");
+        let changes = &caches.0[&b"a.git"[..]];
+        for name in ["pack-1.bitmap", "pack-1.rev", "pack-1.mtimes"] {
+            assert!(changes.outdate(name.as_bytes()), "{name}");
+        }
+        for name in ["pack-2.bitmap", "pack-1.keep", "pack-1.pack"] {
+            assert!(!changes.outdate(name.as_bytes()), "{name}");
+        }
+    }
+}

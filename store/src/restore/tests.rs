@@ -1,0 +1,453 @@
+//! Restores into directories that are not empty.
+
+use super::*;
+use crate::backup::{self, About};
+use crate::config::Config;
+use crate::entry::Time;
+use crate::observe::{Observer, Progress};
+use crate::store::{Purpose, init};
+use chunker::Parameters;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Remembers what it hears.
+#[derive(Default)]
+struct Listener {
+    events: Mutex<Vec<Event>>,
+    progress: Progress,
+}
+
+impl Observer for Listener {
+    fn event(&self, event: Event) {
+        self.events.lock().push(event);
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+/// A store with one snapshot of the directory `source` beside it.
+struct Bench {
+    dir: tempfile::TempDir,
+    store: Store,
+    listener: Arc<Listener>,
+    root: ChunkId,
+    /// Path of `source` in the tree.
+    from: Vec<u8>,
+}
+
+impl Bench {
+    /// Backs up what `make` puts into a directory.
+    fn new(make: impl FnOnce(&Path)) -> Bench {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (source, at) = (dir.path().join("source"), dir.path().join("store"));
+        fs::create_dir(&source).expect("makes");
+        make(&source);
+        let sizes = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
+        init(&at, &Config::new([7; 16], sizes, 1)).expect("init");
+        let listener = Arc::new(Listener::default());
+        let store = Store::open(&at, Purpose::Write, Arc::clone(&listener) as Arc<dyn Observer>);
+        let store = store.expect("opens");
+        let report = backup::backup(&store, &backup_options(&source)).expect("backs up");
+        let id = report.snapshot.expect("the run is not dry");
+        let root = store.snapshot(&id).expect("reads").root.chunk();
+        let from = source.as_os_str().as_bytes()[1..].to_vec();
+        Bench { dir, store, listener, root, from }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn options(&self) -> Options {
+        let none = || Globs::new([]).expect("no globs");
+        Options {
+            include: none(),
+            include_each: Vec::new(),
+            exclude: none(),
+            delete: false,
+            delete_below: vec![self.from.clone()],
+            keep: none(),
+            is_dry: false,
+        }
+    }
+
+    /// Restores `source`; also returns the paths that were reported as not restored.
+    fn restore(&self, target: &str, options: &Options) -> Result<(Report, Vec<PathBuf>)> {
+        self.listener.events.lock().clear();
+        let target = self.path(target);
+        let report = restore(&self.store, &self.root, &self.from, &target, options)?;
+        let events = self.listener.events.lock();
+        let mut paths: Vec<PathBuf> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::NotRestored { path, .. } => Some(path.clone()),
+                _ => None,
+            })
+            .collect();
+        paths.sort();
+        Ok((report, paths))
+    }
+
+    fn events(&self) -> String {
+        format!("{:?}", self.listener.events.lock())
+    }
+}
+
+fn backup_options(source: &Path) -> backup::Options {
+    backup::Options {
+        paths: vec![source.to_owned()],
+        excludes: Vec::new(),
+        one_file_system: false,
+        exclude_caches: false,
+        git_caches: true,
+        ignore_ctime: false,
+        ignore_inode: false,
+        force: false,
+        is_dry: false,
+        walk_threads: 1,
+        about: About {
+            host: "host".into(),
+            user: "user".into(),
+            tags: Vec::new(),
+            program: "test".into(),
+            clock: || Time { seconds: 4_000_000_000, nanoseconds: 0 },
+        },
+    }
+}
+
+/// What may stand at a path.
+const THINGS: [&str; 9] =
+    ["nothing", "file", "empty", "full", "symlink", "fifo", "socket", "char", "block"];
+
+/// Puts a thing at a path; false where this user may not.
+fn put(thing: &str, path: &Path) -> bool {
+    let node = |kind, device| mknodat(CWD, path, kind, Mode::RUSR, device).is_ok();
+    match thing {
+        "nothing" => true,
+        "file" => fs::write(path, "content").is_ok(),
+        "empty" => fs::create_dir(path).is_ok(),
+        "full" => fs::create_dir_all(path.join("a"))
+            .and_then(|()| {
+                fs::write(path.join("a/b"), "b").and_then(|()| fs::write(path.join("c"), "c"))
+            })
+            .is_ok(),
+        "symlink" => symlink("nowhere", path).is_ok(),
+        "fifo" => node(FileType::Fifo, 0),
+        "socket" => node(FileType::Socket, 0),
+        "char" => node(FileType::CharacterDevice, makedev(1, 3)),
+        "block" => node(FileType::BlockDevice, makedev(7, 99)),
+        _ => unreachable!("one of THINGS"),
+    }
+}
+
+/// Kind, size and time of change of everything below a directory.
+fn look(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).expect("lists") {
+        let path = entry.expect("lists").path();
+        let stat = path.symlink_metadata().expect("is there");
+        let kind = stat.file_type();
+        let words =
+            format!("{kind:?} {:o} {} {:?}", stat.mode(), stat.rdev(), fs::read_link(&path));
+        if kind.is_dir() {
+            found.extend(look(&path));
+        }
+        let content = if kind.is_file() { fs::read(&path).expect("reads") } else { Vec::new() };
+        found.insert(path, format!("{words} {content:?}"));
+    }
+    found
+}
+
+fn ctimes(dir: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
+    let stat = dir.symlink_metadata().expect("is there");
+    let mut found = BTreeMap::from([(dir.to_owned(), (stat.ctime(), stat.ctime_nsec()))]);
+    if stat.is_dir() {
+        for entry in fs::read_dir(dir).expect("lists") {
+            found.extend(ctimes(&entry.expect("lists").path()));
+        }
+    }
+    found
+}
+
+/// The tree at `dir` with paths relative to it.
+fn relative_look(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let strip = |path: PathBuf| path.strip_prefix(dir).expect("below").to_owned();
+    look(dir).into_iter().map(|(path, words)| (strip(path), words)).collect()
+}
+
+#[test]
+fn every_thing_takes_the_place_of_every_other_and_a_dry_run_says_so() {
+    for wanted in THINGS.into_iter().filter(|thing| *thing != "nothing") {
+        let mut is_made = false;
+        let bench = Bench::new(|source| {
+            is_made = put(wanted, &source.join("x"));
+            fs::write(source.join("y"), "beside").expect("writes");
+        });
+        if !is_made {
+            continue; // only root makes devices
+        }
+        for there in THINGS {
+            for delete in [false, true] {
+                let what = format!("{wanted} over {there}, delete {delete}");
+                let target = format!("{there}-{delete}");
+                fs::create_dir(bench.path(&target)).expect("makes");
+                if !put(there, &bench.path(&target).join("x")) {
+                    continue;
+                }
+                let options = Options { delete, ..bench.options() };
+                let dry = Options { is_dry: true, ..options.clone() };
+                let before = look(&bench.path(&target));
+                let (planned, planned_paths) = bench.restore(&target, &dry).expect("runs");
+                assert_eq!(
+                    look(&bench.path(&target)),
+                    before,
+                    "{what}: a dry run changed something"
+                );
+                let (done, paths) = bench.restore(&target, &options).expect("restores");
+                assert_eq!((planned, planned_paths), (done, paths.clone()), "{what}");
+                let is_dir = ["empty", "full"].contains(&wanted);
+                let is_refused = there == "full" && !is_dir && !delete;
+                assert_eq!(paths.len(), usize::from(is_refused), "{what}: {}", bench.events());
+                assert_eq!(done.failed > 0, is_refused, "{what}");
+                let (is, should) =
+                    (relative_look(&bench.path(&target)), relative_look(&bench.path("source")));
+                if is_refused {
+                    assert!(bench.events().contains("move it away"), "{what}: {}", bench.events());
+                    assert!(is.contains_key(Path::new("x/a/b")), "{what}");
+                } else if delete || !(is_dir && there == "full") {
+                    assert_eq!(is, should, "{what}");
+                }
+                let (again, paths) = bench.restore(&target, &options).expect("restores");
+                assert_eq!((paths.len(), again.deleted), (usize::from(is_refused), 0), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_directory_with_left_out_paths_never_gives_way() {
+    let bench = Bench::new(|source| fs::write(source.join("x"), "x").expect("writes"));
+    fs::create_dir_all(bench.path("target/x/cache")).expect("makes");
+    fs::write(bench.path("target/x/kept.tmp"), "left out").expect("writes");
+    fs::write(bench.path("target/x/extra"), "extra").expect("writes");
+    let keep = Globs::new(["*.tmp"]).expect("a glob");
+    let options = Options { delete: true, keep, ..bench.options() };
+    let dry = Options { is_dry: true, ..options.clone() };
+    let planned = bench.restore("target", &dry).expect("runs");
+    let done = bench.restore("target", &options).expect("restores");
+    assert_eq!((planned, 1), (done.clone(), done.0.failed));
+    assert!(bench.path("target/x/kept.tmp").exists());
+    assert!(bench.events().contains("holds paths that the backup left out"));
+}
+
+/// A tree with everything that has metadata.
+fn make_everything(source: &Path) {
+    fs::create_dir_all(source.join("dir/inner")).expect("makes");
+    for n in 0..100 {
+        fs::write(source.join(format!("dir/{n}")), format!("{n}").repeat(n)).expect("writes");
+    }
+    fs::hard_link(source.join("dir/7"), source.join("another")).expect("links");
+    for thing in ["symlink", "fifo", "socket", "char", "block"] {
+        put(thing, &source.join(thing));
+    }
+    let mode = fs::Permissions::from_mode(0o2750);
+    fs::set_permissions(source.join("dir/inner"), mode).expect("changes");
+    // What this file system does not hold is not compared.
+    let flags = rustix::fs::XattrFlags::empty();
+    for name in ["dir", "dir/3"] {
+        let _ = rustix::fs::setxattr(source.join(name), "user.a", b"value", flags);
+    }
+}
+
+#[test]
+fn a_restore_that_changes_nothing_changes_no_inode() {
+    let bench = Bench::new(make_everything);
+    bench.restore("target", &bench.options()).expect("restores");
+    for (target, delete) in [("target", false), ("target", true), ("source", false)] {
+        let before = ctimes(&bench.path(target));
+        let options = Options { delete, ..bench.options() };
+        let (report, _) = bench.restore(target, &options).expect("restores");
+        assert_eq!((report.files_restored, report.failed, report.deleted), (0, 0, 0));
+        assert_eq!(ctimes(&bench.path(target)), before, "{target}, delete {delete}");
+    }
+}
+
+#[test]
+fn a_restore_of_one_file_changes_that_one_and_its_directory() {
+    let bench = Bench::new(make_everything);
+    bench.restore("target", &bench.options()).expect("restores");
+    fs::write(bench.path("target/dir/50"), "changed").expect("writes");
+    let before = ctimes(&bench.path("target"));
+    bench.restore("target", &bench.options()).expect("restores");
+    let after = ctimes(&bench.path("target"));
+    let changed = before.iter().filter(|(path, ctime)| after[*path] != **ctime);
+    let changed: Vec<&PathBuf> = changed.map(|(path, _)| path).collect();
+    assert_eq!(changed, [&bench.path("target/dir"), &bench.path("target/dir/50")]);
+}
+
+#[test]
+fn metadata_that_differs_is_put_right() {
+    let bench = Bench::new(make_everything);
+    bench.restore("target", &bench.options()).expect("restores");
+    let (file, dir) = (bench.path("target/dir/3"), bench.path("target/dir"));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o400)).expect("changes");
+    let flags = rustix::fs::XattrFlags::empty();
+    let is_held = rustix::fs::setxattr(&file, "user.extra", b"x", flags).is_ok();
+    if is_held {
+        rustix::fs::setxattr(&dir, "user.extra", b"x", flags).expect("sets");
+        rustix::fs::setxattr(&file, "user.a", b"other", flags).expect("sets");
+    }
+    let (report, _) = bench.restore("target", &bench.options()).expect("restores");
+    assert_eq!((report.files_restored, report.metadata_refused, report.failed), (0, 0, 0));
+    let mode = file.metadata().expect("is there").mode();
+    assert_eq!(mode, bench.path("source/dir/3").metadata().expect("is there").mode());
+    if is_held {
+        let names = |path: &Path| source::xattrs_open(fs::File::open(path).expect("opens"));
+        for path in [file, dir] {
+            let names = names(&path).expect("lists");
+            assert_eq!(names, [(b"user.a".to_vec(), b"value".to_vec())], "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_restore_into_the_store_is_refused() {
+    let bench = Bench::new(|source| {
+        fs::create_dir_all(source.join("store/tmp")).expect("makes");
+        fs::create_dir_all(source.join("b/store")).expect("makes");
+        fs::write(source.join("b/file"), "x").expect("writes");
+    });
+    symlink("store", bench.path("link")).expect("links");
+    let before = look(&bench.path("store"));
+    for target in ["store", "store/tmp/new", "link/segments", "link"] {
+        for is_dry in [false, true] {
+            let options = Options { is_dry, ..bench.options() };
+            let refused = bench.restore(target, &options);
+            assert!(matches!(refused, Err(Error::TargetIsStore { .. })), "{target}: {refused:?}");
+        }
+    }
+    // The tree has files where the store is.
+    let refused = bench.restore("", &bench.options());
+    assert!(matches!(refused, Err(Error::TargetIsStore { .. })), "{refused:?}");
+    // And does not if they are left out, or where it has an empty directory there.
+    let exclude = Globs::new(["source/store/tmp"]).expect("a glob");
+    bench.restore("", &Options { exclude, ..bench.options() }).expect("restores");
+    assert!(bench.path("b/file").exists());
+    assert_eq!(look(&bench.path("store")), before);
+}
+
+#[test]
+fn patterns_that_match_nothing_are_named() {
+    let bench = Bench::new(make_everything);
+    let include = |patterns: &[&str]| Options {
+        include: Globs::new(patterns.iter().copied()).expect("globs"),
+        include_each: patterns
+            .iter()
+            .map(|pattern| (pattern.to_string(), Globs::new([*pattern]).expect("a glob")))
+            .collect(),
+        ..bench.options()
+    };
+    let (report, _) = bench.restore("some", &include(&["50", "nosuch"])).expect("restores");
+    assert_eq!((report.files_restored, bench.events().contains("matches nosuch")), (1, true));
+    assert!(!bench.events().contains("matches 50"));
+    let (report, _) = bench.restore("none", &include(&["nosuch"])).expect("restores");
+    assert_eq!((report, bench.path("none").exists()), (Report::default(), false));
+}
+
+#[test]
+fn leftovers_of_killed_restores_go_and_files_of_running_ones_stay() {
+    let bench = Bench::new(make_everything);
+    bench.restore("target", &bench.options()).expect("restores");
+    let left = bench.path("target/dir/.forgekeep-unfinished-0123456789abcdef");
+    let held = bench.path("target/dir/.forgekeep-unfinished-fedcba9876543210");
+    fs::write(&left, "half").expect("writes");
+    fs::write(&held, "half").expect("writes");
+    let lock = fs::File::open(&held).expect("opens");
+    lock.lock().expect("locks");
+    let options = Options { delete: true, ..bench.options() };
+    bench.restore("target", &options).expect("restores");
+    assert_eq!((left.exists(), held.exists()), (false, true));
+    drop(lock);
+    bench.restore("target", &options).expect("restores");
+    assert!(!held.exists());
+}
+
+#[test]
+fn restores_side_by_side_both_end_well() {
+    let bench = Bench::new(make_everything);
+    let should = relative_look(&bench.path("source"));
+    for round in 0..20 {
+        let target = bench.path(&format!("target-{round}"));
+        let options = bench.options();
+        std::thread::scope(|scope| {
+            let run = || restore(&bench.store, &bench.root, &bench.from, &target, &options);
+            let runs = [scope.spawn(run), scope.spawn(run)];
+            for run in runs {
+                let report = run.join().expect("no panic").expect("restores");
+                assert_eq!((report.failed, report.metadata_refused), (0, 0), "{}", bench.events());
+            }
+        });
+        assert_eq!(relative_look(&target), should);
+    }
+}
+
+#[test]
+fn nothing_is_written_outside_while_directories_become_links() {
+    let bench = Bench::new(|source| {
+        for dir in 0..4 {
+            fs::create_dir_all(source.join(format!("{dir}/in"))).expect("makes");
+            for n in 0..30 {
+                let name = format!("{dir}/in/{n}");
+                fs::write(source.join(&name), name.repeat(n * 7)).expect("writes");
+                symlink("x", source.join(format!("{dir}/in/link-{n}"))).expect("links");
+                put("fifo", &source.join(format!("{dir}/fifo-{n}")));
+            }
+        }
+    });
+    let outside = bench.path("outside");
+    fs::create_dir_all(outside.join("in")).expect("makes");
+    for n in 0..30 {
+        fs::write(outside.join(format!("in/{n}")), "outside").expect("writes");
+        fs::write(outside.join(format!("fifo-{n}")), "outside").expect("writes");
+    }
+    let before = ctimes(&outside);
+    let (is_over, target) = (AtomicBool::new(false), bench.path("target"));
+    std::thread::scope(|scope| {
+        for dir in 0..4 {
+            let (target, outside, is_over) = (&target, &outside, &is_over);
+            scope.spawn(move || {
+                // Each step may fail, for the restore is as busy there.
+                while !is_over.load(Relaxed) {
+                    let (at, aside) =
+                        (target.join(format!("{dir}")), target.join(format!("aside-{dir}")));
+                    let _ = fs::rename(&at, &aside);
+                    let _ = symlink(outside, &at);
+                    for name in ["in/3", "fifo-5", "in/link-7"] {
+                        let _ = fs::remove_file(aside.join(name));
+                        let _ = symlink(outside.join("in/3"), aside.join(name));
+                    }
+                    let _ = fs::remove_file(&at);
+                    let _ = fs::rename(&aside, &at);
+                }
+            });
+        }
+        for round in 0..30 {
+            let options = Options { delete: round % 2 == 1, ..bench.options() };
+            let done = restore(&bench.store, &bench.root, &bench.from, &target, &options);
+            assert!(done.is_ok(), "{done:?}");
+        }
+        is_over.store(true, Relaxed);
+    });
+    assert_eq!(ctimes(&outside), before);
+    assert!(fs::read_dir(&outside).expect("lists").count() == 31);
+    bench.restore("target", &Options { delete: true, ..bench.options() }).expect("restores");
+    assert_eq!(relative_look(&target), relative_look(&bench.path("source")));
+    let kind = target.join("0/fifo-5").symlink_metadata().expect("is there").file_type();
+    assert!(kind.is_fifo());
+}
