@@ -1,6 +1,8 @@
 //! What a restore removes, keeps and leaves behind.
 
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Dice, NOBODY, Run, Running, Sandbox, is_root};
+use crate::support::tree::{Ignore, compare_ignoring};
+use std::os::unix::process::CommandExt;
 
 /// Restores `source` over itself and removes what came later.
 fn restore_and_delete(sandbox: &Sandbox) {
@@ -65,6 +67,40 @@ fn delete_keeps_caches_and_what_git_makes_anew() {
 }
 
 #[test]
+fn delete_removes_a_repository_that_came_later_with_its_caches() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    sandbox.write("source/later.git/HEAD", "ref: refs/heads/main");
+    sandbox.write("source/later.git/objects/pack/multi-pack-index", "");
+    sandbox.write("source/later.git/refs/heads/main", "");
+    restore_and_delete(&sandbox);
+    assert!(!sandbox.has("source/later.git"));
+}
+
+#[test]
+fn nothing_restored_is_no_success() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("source/b", "b");
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let restore = |patterns: &[&str]| {
+        let patterns = patterns.iter().flat_map(|pattern| ["--include", pattern]);
+        sandbox.forgekeep(["restore", &place, "--target", "target"]).args(patterns).run()
+    };
+    let nothing = restore(&["nosuch"]).ends_with(3);
+    assert!(nothing.stderr.contains("nothing restored"), "{}", nothing.told());
+    assert!(!sandbox.has("target"));
+    let some = restore(&["a", "nosuch"]).ok();
+    assert!(some.stderr.contains("matches nosuch"), "{}", some.told());
+    assert!(!some.stderr.contains("matches a"), "{}", some.told());
+    assert!(sandbox.has("target/a") && !sandbox.has("target/b"));
+    sandbox.run(["restore", &place, "--target", "store"]).fails(1, &["is in the store"]);
+    sandbox.run(["restore", &place, "--target", "target/a"]).fails(1, &["target/a"]);
+}
+
+#[test]
 fn delete_is_refused_where_the_snapshot_lacks_unreadable_paths() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
@@ -90,4 +126,253 @@ fn delete_looks_only_below_what_was_backed_up() {
     sandbox.write(&format!("{below}/later"), "later");
     sandbox.run(["restore", "latest", "--target", "target", "--delete"]).ok();
     assert!(sandbox.has("target/other") && !sandbox.has(format!("{below}/later")));
+}
+
+/// Commits on a branch of `a.git`, as input of `fast-import`.
+fn commit(sandbox: &Sandbox, branch: &str, from: u64, count: u64) {
+    let mut stream = String::new();
+    for n in from..from + count {
+        let content = format!("{branch} {n}\n").repeat(50);
+        stream += &format!(
+            "commit refs/heads/{branch}\ncommitter A <a@example.org> {n} +0000\ndata 1\nx\n"
+        );
+        if n == from && from > 0 {
+            stream += &format!("from refs/heads/{branch}^0\n");
+        }
+        stream += &format!("M 644 inline {}.txt\ndata {}\n{content}\n", n % 7, content.len());
+    }
+    stream += "done\n";
+    // Small packs stay packs.
+    let limit = ["-c", "fastimport.unpackLimit=0", "--git-dir", "source/a.git"];
+    let import = ["fast-import", "--quiet", "--done"];
+    sandbox.tool("git").args(limit).args(import).input(stream).run().ok();
+}
+
+fn git(sandbox: &Sandbox, arguments: &[&str]) {
+    sandbox.tool("git").args(["--git-dir", "source/a.git"]).args(arguments).run().ok();
+}
+
+/// Ways in which git lays out the objects of a repository.
+const LAYOUTS: [&[&[&str]]; 6] = [
+    &[&["commit-graph", "write", "--reachable", "--split=no-merge", "--changed-paths"]],
+    &[&["multi-pack-index", "write", "--bitmap"], &["commit-graph", "write", "--reachable"]],
+    &[&["repack", "-d", "-q", "--geometric=2", "--write-midx"]],
+    &[&["repack", "-a", "-d", "-q", "--write-bitmap-index"], &["multi-pack-index", "write"]],
+    &[&["repack", "--cruft", "--cruft-expiration=never", "-d", "-q"]],
+    &[&["gc", "-q", "--prune=now"], &["commit-graph", "write", "--reachable", "--split=replace"]],
+];
+
+#[test]
+fn a_repository_restored_over_a_newer_one_is_whole() {
+    for (old, old_layout) in LAYOUTS.iter().enumerate() {
+        let sandbox = Sandbox::with_store();
+        let init = ["init", "--quiet", "--bare", "--initial-branch=kept", "source/a.git"];
+        sandbox.tool("git").args(init).run().ok();
+        git(&sandbox, &["config", "core.logAllRefUpdates", "false"]);
+        for n in 0..3 {
+            commit(&sandbox, "kept", 10 * n, 10);
+        }
+        commit(&sandbox, "dropped", 0, 5);
+        old_layout.iter().for_each(|step| git(&sandbox, step));
+        sandbox.backup(["source"]);
+        sandbox.tool("cp").args(["-a", "source", "before"]).run().ok();
+        for (new, new_layout) in LAYOUTS.iter().enumerate() {
+            for delete in [false, true] {
+                let what = format!("{old} over {new}, delete {delete}");
+                sandbox.remove("source");
+                sandbox.tool("cp").args(["-a", "before", "source"]).run().ok();
+                for n in 3..5 {
+                    commit(&sandbox, "kept", 10 * n, 10);
+                }
+                commit(&sandbox, "later", 0, 5);
+                git(&sandbox, &["branch", "-q", "-D", "dropped"]);
+                new_layout.iter().for_each(|step| git(&sandbox, step));
+                let place = sandbox.at("latest", "source");
+                let arguments = ["restore", &place, "--target", "source"];
+                let options: &[&str] = if delete { &["--delete"] } else { &[] };
+                let planned =
+                    sandbox.forgekeep(arguments).args(options).args(["-n", "--json"]).run();
+                let done = sandbox.forgekeep(arguments).args(options).args(["--json"]).run();
+                let (planned, done) = (planned.ok().json(), done.ok().json());
+                let (planned, done) = (planned.last().expect("a summary"), done.last());
+                for field in ["files_restored", "files_deleted", "files_unchanged", "dirs"] {
+                    assert_eq!(planned[field], done.expect("a summary")[field], "{what}: {field}");
+                }
+                for check in [
+                    &["fsck", "--strict", "--full", "--no-progress"][..],
+                    &["multi-pack-index", "verify", "--no-progress"],
+                    &["commit-graph", "verify", "--no-progress"],
+                    &["rev-list", "--all", "--objects", "--use-bitmap-index", "--count"],
+                ] {
+                    let git = sandbox.tool("git").args(["--git-dir", "source/a.git"]);
+                    let checked = git.args(check).run();
+                    assert_eq!(checked.code(), Some(0), "{what}: {}", checked.told());
+                    let warns = ["warning", "error"].iter().any(|w| checked.stderr.contains(w));
+                    assert!(!warns, "{what}: {}", checked.told());
+                }
+            }
+        }
+    }
+}
+
+/// A run by somebody without privileges.
+fn as_nobody(mut run: Run) -> Run {
+    if is_root() {
+        run.command().uid(NOBODY).gid(NOBODY);
+    }
+    run
+}
+
+/// A tree of directories and files that their owner may not write.
+fn write_protected(sandbox: &Sandbox) {
+    sandbox.write("source/dir/inner/file", "content");
+    sandbox.write("source/dir/other", "other");
+    sandbox.tool("ln").args(["source/dir/other", "source/dir/another"]).run().ok();
+    sandbox.tool("mkfifo").args(["source/dir/fifo"]).run().ok();
+    sandbox.tool("setfattr").args(["-n", "user.a", "-v", "x", "source/dir/other"]).run();
+    sandbox.tool("chmod").args(["400", "source/dir/other"]).run().ok();
+    sandbox.tool("chmod").args(["555", "source/dir/inner", "source/dir"]).run().ok();
+    sandbox.give_to_nobody("source");
+    sandbox.as_nobody(["init"]).run().ok();
+    sandbox.as_nobody(["backup", "source"]).run().ok();
+}
+
+fn assert_same(sandbox: &Sandbox, restored: &str) {
+    let ignore = Ignore { top_directory: true, ..Ignore::default() };
+    let differences = compare_ignoring(&sandbox.path("source"), &sandbox.path(restored), ignore);
+    assert_eq!(differences, Vec::<String>::new());
+}
+
+#[test]
+fn an_owner_restores_into_directories_without_the_right_to_write() {
+    let sandbox = Sandbox::new();
+    write_protected(&sandbox);
+    let place = sandbox.at("latest", "source");
+    let restore = || sandbox.as_nobody(["restore", &place, "--target", "target", "--delete"]);
+    restore().run().ok();
+    assert_same(&sandbox, "target");
+    let change = |script: &str| as_nobody(sandbox.tool("sh")).args(["-c", script]).run().ok();
+    let writable = "chmod u+w target/dir target/dir/inner target/dir/other";
+    let protected = "chmod 555 target/dir/inner target/dir && chmod 400 target/dir/other";
+    for script in [
+        "rm target/dir/inner/file",
+        "rm target/dir/fifo target/dir/another",
+        "rm -r target/dir/inner",
+        "mkdir -p target/dir/extra/in && touch target/dir/extra/in/x && chmod 500 target/dir/extra",
+        "rm target/dir/fifo && mkdir target/dir/fifo && touch target/dir/fifo/x",
+        "setfattr -x user.a target/dir/other; setfattr -n user.b -v x target/dir/other; true",
+        "touch target/top && chmod 555 target",
+    ] {
+        change(&format!("{writable} && {script}; {protected} 2>/dev/null; true"));
+        restore().run().ok();
+        assert_same(&sandbox, "target");
+    }
+    let target = std::fs::metadata(sandbox.path("target")).expect("is there");
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&target.permissions()) & 0o777, 0o555);
+}
+
+#[test]
+fn rights_of_an_owner_who_could_not_be_set_are_not_given_to_others() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/program", "#!/bin/sh");
+    sandbox.tool("chmod").args(["6755", "source/program"]).run().ok();
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    for _ in 0..2 {
+        sandbox.as_nobody(["restore", &place, "--target", "target"]).run().ok();
+        let mode = sandbox.tool("stat").args(["-c", "%a", "target/program"]).run().ok();
+        assert_eq!(mode.stdout.trim(), "755");
+    }
+    // Root finds it with the wrong owner, and puts right both.
+    sandbox.run(["restore", &place, "--target", "target"]).ok();
+    assert_same(&sandbox, "target");
+}
+
+#[test]
+fn content_comes_back_where_metadata_and_links_are_refused() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("source/b", "b");
+    sandbox.write("source/other/c", "c");
+    sandbox.tool("ln").args(["source/b", "source/other/b"]).run().ok();
+    sandbox.tool("ln").args(["source/b", "source/other/b-again"]).run().ok();
+    let large = "x".repeat(20_000);
+    let set = ["-n", "user.large", "-v", &large, "source/a"];
+    let is_held = sandbox.tool("setfattr").args(set).run().code() == Some(0);
+    sandbox.backup(["source"]);
+    std::fs::create_dir_all(sandbox.path("disk")).expect("a directory");
+    sandbox.tool("truncate").args(["-s", "20M", "image"]).run().ok();
+    sandbox.tool("mkfs.ext4").args(["-q", "-O", "^ea_inode", "image"]).run().ok();
+    let mount = ["-o", "loop", "image", "disk"];
+    if !is_root() || sandbox.tool("mount").args(mount).run().code() != Some(0) {
+        return;
+    }
+    std::fs::create_dir_all(sandbox.path("disk/to/other")).expect("a directory");
+    // A file system of its own: names on both sides cannot be of one file.
+    let mount = ["-t", "tmpfs", "tmpfs", "disk/to/other"];
+    sandbox.tool("mount").args(mount).run().ok();
+    let place = sandbox.at("latest", "source");
+    let restored = sandbox.run(["restore", &place, "--target", "disk/to"]);
+    let again = sandbox.run(["restore", &place, "--target", "disk/to"]);
+    let read = |name: &str| std::fs::read(sandbox.path(name)).unwrap_or_default();
+    let found = ["a", "b", "other/b", "other/b-again"].map(|name| read(&format!("disk/to/{name}")));
+    sandbox.tool("umount").args(["-R", "disk"]).run().ok();
+    assert_eq!(found, [b"a", b"b", b"b", b"b"], "{}", restored.told());
+    for run in [restored, again] {
+        assert!(run.stderr.contains("a copy instead of a hard link"), "{}", run.told());
+        if is_held {
+            assert!(run.stderr.contains("user.large: too large"), "{}", run.told());
+        }
+        run.ends_with(if is_held { 3 } else { 0 });
+    }
+}
+
+#[test]
+fn a_killed_restore_does_not_harm_another_one_into_the_same_directory() {
+    let sandbox = Sandbox::with_store();
+    let mut dice = Dice::new(7);
+    for n in 0..12 {
+        sandbox.write(&format!("source/{}/{n}", n % 3), dice.bytes(1_000_000));
+    }
+    for n in 0..200 {
+        sandbox.write(&format!("source/small/{n}"), dice.bytes(500));
+    }
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    for round in 0..8 {
+        let start = || sandbox.forgekeep(["restore", &place, "--target", "target"]).start();
+        let wait = |millis| std::thread::sleep(std::time::Duration::from_millis(millis));
+        let mut runs = [start(), start()];
+        wait(dice.below(150));
+        runs[round % 2].kill();
+        let [first, second] = runs.map(Running::wait);
+        let survivor = if round % 2 == 0 { second } else { first };
+        survivor.ok();
+        let found = sandbox.tool("diff").args(["-r", "source", "target"]).run();
+        let found = found.stdout.lines().filter(|line| !line.contains(".forgekeep-unfinished-"));
+        assert_eq!(found.collect::<Vec<_>>(), Vec::<&str>::new());
+        // What the killed one left goes with the next.
+        sandbox.run(["restore", &place, "--target", "target"]).ok();
+        assert_same(&sandbox, "target");
+        sandbox.remove("target");
+    }
+}
+
+#[test]
+fn a_restore_over_right_files_makes_no_work_for_the_next_backup() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..50 {
+        sandbox.write(&format!("source/{}/{n}", n % 3), format!("{n}").repeat(100));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    sandbox.backup(["source"]);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "source", "--delete"]).ok();
+    let summary = sandbox.backup(["source"]);
+    assert_eq!((&summary["files_changed"], &summary["files_new"]), (&0.into(), &0.into()));
 }

@@ -184,6 +184,10 @@ fn hint(error: &Error) -> Option<String> {
             "make space and run the same command again; what is right already is left alone".into()
         }
         Error::TargetIsStore { .. } => "nothing was restored; give another directory".into(),
+        Error::Target { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
+            "the target must be a directory; for one file use `forgekeep dump SNAPSHOT:PATH > FILE`"
+                .into()
+        }
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
         Error::Pattern(_) => "put it in quotes; [ ] { } are special and are escaped by \\".into(),
         _ => return None,

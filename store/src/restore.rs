@@ -218,7 +218,7 @@ fn dir_in_the_way(is_delete: bool) -> &'static str {
     if is_delete {
         "a directory stands there and holds paths that the backup left out; move it away"
     } else {
-        "a directory that is not empty stands there; move it away, or delete extra paths as well"
+        "a directory that is not empty stands there; move it away, or restore with --delete"
     }
 }
 

@@ -194,13 +194,15 @@ fn extra_below(
                 continue;
             }
         };
-        let is_left_out = left_out.has(&found);
+        while tree.next_if(|entry| path_cmp(&entry.path, &found.path) == Ordering::Less).is_some() {
+        }
+        let known = tree.peek().filter(|entry| entry.path == found.path).map(|entry| entry.kind);
+        let is_top = found.path == base.path;
+        let is_left_out = left_out.has(&found, is_top || known.is_some());
         let (path, kind) = (found.path, found.stat.kind);
-        if path == base.path {
+        if is_top {
             continue;
         }
-        while tree.next_if(|entry| path_cmp(&entry.path, &path) == Ordering::Less).is_some() {}
-        let known = tree.peek().filter(|entry| entry.path == path).map(|entry| entry.kind);
         if kind == Kind::Directory && known.is_some_and(|known| known != kind) {
             if is_left_out {
                 keep(&path, &mut kept);
@@ -264,7 +266,8 @@ impl LeftOut {
         Ok(LeftOut { base, device: top.device, store, unseen: None, git_dirs: Vec::new() })
     }
 
-    fn has(&mut self, found: &Found) -> bool {
+    /// `is_known` tells whether the snapshot has the path.
+    fn has(&mut self, found: &Found, is_known: bool) -> bool {
         let (path, stat) = (&found.path, &found.stat);
         if self.is_being_written(path) {
             return true;
@@ -279,7 +282,7 @@ impl LeftOut {
         self.git_dirs.retain(|dir| is_within(path, dir));
         let is_left_out = self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
         if stat.kind == Kind::Directory {
-            self.enter(path);
+            self.enter(path, is_known);
         }
         is_left_out || self.unseen.as_ref() == Some(path)
     }
@@ -294,7 +297,7 @@ impl LeftOut {
                 .is_ok_and(|dir| target::is_being_written(dir.as_fd(), name))
     }
 
-    fn enter(&mut self, path: &[u8]) {
+    fn enter(&mut self, path: &[u8], is_known: bool) {
         let Ok(dir) = source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path))
         else {
             return;
@@ -304,7 +307,8 @@ impl LeftOut {
         }
         let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
         let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
-        if is_git_dir(dir.as_fd(), &names.map(look)) {
+        // Of a git directory that came later nothing was left out.
+        if is_known && is_git_dir(dir.as_fd(), &names.map(look)) {
             self.git_dirs.push(path.to_vec());
         }
     }

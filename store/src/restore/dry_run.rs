@@ -5,7 +5,7 @@ use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
 use super::window::{LinkKey, link_key};
 use super::{Options, Report, dir_in_the_way, join, relative, selected};
-use crate::entry::{Entry, Kind};
+use crate::entry::{Entry, Kind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
@@ -152,7 +152,8 @@ impl DryRun<'_> {
         for path in &self.extra.paths {
             self.git_caches.removed(&join(self.prefix, path));
         }
-        let stale = self.git_caches.stale(dir.as_fd(), self.store, root, self.prefix, options);
+        let mut stale = self.git_caches.stale(dir.as_fd(), self.store, root, self.prefix, options);
+        stale.retain(|path| !self.extra.paths.iter().any(|extra| is_within(path, extra)));
         for path in self.extra.paths.iter().chain(&stale) {
             self.report.deleted += 1;
             let path = self.target.join(OsStr::from_bytes(path));

@@ -27,6 +27,8 @@ pub(super) struct Dir {
     entry: Entry,
     /// Path in the target.
     path: Vec<u8>,
+    /// Its entry is lost: one that was there before keeps its metadata.
+    is_lost: bool,
     /// Made by this restore, so that nothing else is in it. Known once it was made.
     is_fresh: Arc<AtomicBool>,
 }
@@ -82,7 +84,7 @@ impl Restore<'_> {
         self.window.entries += 1;
         self.window.bytes += weight(&entry);
         if entry.kind == Kind::Directory {
-            self.open_dir(entry, path);
+            self.open_dir(entry, path, false);
         } else if let Some(first) = self.linked(&entry, &path) {
             self.window.links.push(OtherName { entry, first, path, is_fresh });
         } else if entry.kind == Kind::File {
@@ -106,7 +108,7 @@ impl Restore<'_> {
     fn open_top(&mut self, entry: Entry) {
         if self.top.is_made && entry.kind == Kind::Directory {
             let is_fresh = Arc::new(AtomicBool::new(true));
-            self.open_dirs.push(Dir { entry, path: Vec::new(), is_fresh });
+            self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
         }
     }
 
@@ -137,14 +139,14 @@ impl Restore<'_> {
         }
         self.enter_parent(parent)?;
         let tree_path = join(&self.prefix, parent);
-        self.open_dir(nameless_dir(tree_path), parent.to_vec());
+        self.open_dir(nameless_dir(tree_path), parent.to_vec(), true);
         self.open_dirs.last().map(|dir| Arc::clone(&dir.is_fresh))
     }
 
-    fn open_dir(&mut self, entry: Entry, path: Vec<u8>) {
+    fn open_dir(&mut self, entry: Entry, path: Vec<u8>, is_lost: bool) {
         let is_fresh = Arc::new(AtomicBool::new(false));
         self.window.dirs.push((path.clone(), Arc::clone(&is_fresh)));
-        self.open_dirs.push(Dir { entry, path, is_fresh });
+        self.open_dirs.push(Dir { entry, path, is_lost, is_fresh });
     }
 
     /// The path restored before that this entry is another name of.
@@ -260,7 +262,11 @@ impl Restore<'_> {
     fn finish_dirs(&self, mut dirs: Vec<Dir>) {
         dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
         let finish = |dir: &Dir| {
-            let done = self.target.finish_dir(&dir.path, &dir.entry);
+            let keeps_metadata = dir.is_lost && !dir.is_fresh.load(Relaxed);
+            let done = match keeps_metadata {
+                true => Ok(Refused::default()),
+                false => self.target.finish_dir(&dir.path, &dir.entry),
+            };
             self.count_made(&dir.path, done, &self.counts.dirs);
         };
         if rustix::process::geteuid().is_root() {
