@@ -1,6 +1,6 @@
 //! What a restore removes, keeps and leaves behind.
 
-use crate::support::sandbox::{Dice, NOBODY, Run, Running, Sandbox, is_root};
+use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root};
 use crate::support::tree::{Ignore, compare_ignoring};
 use std::os::unix::process::CommandExt;
 
@@ -375,4 +375,56 @@ fn a_restore_over_right_files_makes_no_work_for_the_next_backup() {
     sandbox.run(["restore", &place, "--target", "source", "--delete"]).ok();
     let summary = sandbox.backup(["source"]);
     assert_eq!((&summary["files_changed"], &summary["files_new"]), (&0.into(), &0.into()));
+}
+
+/// Runs a restore in which system calls fail: each as `call:error`.
+fn restore_with_failing(sandbox: &Sandbox, place: &str, fault: &str) -> Outcome {
+    let inject = format!("inject={fault}");
+    let strace = ["-f", "-q", "-o", "/dev/null", "-e", "trace=none", "-e", &inject];
+    let arguments = [FORGEKEEP, "restore", place, "--target", "target"];
+    sandbox.tool("strace").args(strace).args(arguments).run()
+}
+
+#[test]
+fn no_refused_call_for_metadata_or_links_costs_content() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..4 {
+        sandbox.write(&format!("source/dir/{n}"), format!("{n}").repeat(1000));
+    }
+    sandbox.tool("ln").args(["source/dir/1", "source/dir/link"]).run().ok();
+    sandbox.tool("ln").args(["-s", "1", "source/dir/symlink"]).run().ok();
+    sandbox.tool("chmod").args(["640", "source/dir/0"]).run().ok();
+    let set = ["-n", "user.a", "-v", "x", "source/dir/2"];
+    let has_xattrs = sandbox.tool("setfattr").args(set).run().code() == Some(0);
+    sandbox.give_to_nobody("source");
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let tried = sandbox.tool("sh").args(["-c", "strace -o /dev/null true"]).run();
+    if tried.code() != Some(0) || !has_xattrs || !is_root() {
+        return; // no strace here, or none is allowed
+    }
+    let mut faults = Vec::new();
+    for error in ["EPERM", "EACCES", "EIO", "ENOSPC", "EINVAL", "EOPNOTSUPP", "EROFS"] {
+        for call in ["fchmod", "utimensat"] {
+            faults.push((format!("{call}:error={error}"), 3));
+        }
+        let is_denial = ["EPERM", "EACCES", "EOPNOTSUPP"].contains(&error);
+        faults.push((format!("fsetxattr:error={error}"), if is_denial { 0 } else { 3 }));
+        let is_denial = is_denial || error == "EINVAL";
+        faults.push((format!("fchownat:error={error}"), if is_denial { 0 } else { 3 }));
+    }
+    for error in ["EPERM", "EMLINK", "EXDEV", "EOPNOTSUPP"] {
+        faults.push((format!("linkat:error={error}"), 0));
+    }
+    for (fault, code) in faults {
+        let run = restore_with_failing(&sandbox, &place, &fault).ends_with(code);
+        let found = sandbox.tool("diff").args(["-r", "source", "target"]).run();
+        assert_eq!(found.stdout, "", "{fault}: {}", run.told());
+        let left = sandbox.tool("find").args(["target", "-name", ".forgekeep*"]).run().ok();
+        assert_eq!(left.stdout, "", "{fault}: {}", run.told());
+        // Once nothing fails any more, the rest is made up for.
+        sandbox.run(["restore", &place, "--target", "target"]).ok();
+        assert_same(&sandbox, "target");
+        sandbox.remove("target");
+    }
 }

@@ -368,7 +368,7 @@ impl Target {
     /// undo parts of the next ones. Sets only what differs.
     fn give_metadata(&self, node: Node<'_>, stat: &Stat, entry: &Entry, is_new: bool) -> Refused {
         let mut refused = Refused::default();
-        let owner = self.give_owner(node, stat, entry);
+        let owner = self.give_owner(node, stat, entry, &mut refused);
         // A change of the owner takes bits of the mode away.
         let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
         let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
@@ -386,12 +386,25 @@ impl Target {
     }
 
     /// Sets the owner as far as this user may; returns user and group as they are then.
-    fn give_owner(&self, node: Node<'_>, stat: &Stat, entry: &Entry) -> (u32, u32) {
+    fn give_owner(
+        &self,
+        node: Node<'_>,
+        stat: &Stat,
+        entry: &Entry,
+        refused: &mut Refused,
+    ) -> (u32, u32) {
         let (is, wanted) = ((stat.uid, stat.gid), (entry.owner.uid, entry.owner.gid));
-        if is == wanted || node.chown(Some(wanted.0), wanted.1).is_ok() {
+        if is == wanted {
             return wanted;
         }
-        self.owner_denied.fetch_add(1, Ordering::Relaxed);
+        match node.chown(Some(wanted.0), wanted.1) {
+            Ok(()) => return wanted,
+            // Numbers that a user namespace does not have are invalid.
+            Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL) => {
+                self.owner_denied.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => refused.note("owner", &error.into()),
+        }
         let has_group = is.1 == wanted.1 || node.chown(None, wanted.1).is_ok();
         (is.0, if has_group { wanted.1 } else { is.1 })
     }
@@ -462,9 +475,9 @@ impl Node<'_> {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
 
-    fn chown(&self, uid: Option<u32>, gid: u32) -> io::Result<()> {
+    fn chown(&self, uid: Option<u32>, gid: u32) -> rustix::io::Result<()> {
         let (uid, gid) = (uid.map(Uid::from_raw), Some(Gid::from_raw(gid)));
-        Ok(chownat(self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+        chownat(self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)
     }
 
     fn chmod(&self, mode: u32) -> io::Result<()> {
@@ -475,12 +488,16 @@ impl Node<'_> {
 
     fn set_mtime(&self, mtime: Time) -> io::Result<()> {
         let times = times(mtime);
-        let done = match self.at {
-            // By its name where the kernel's own would be followed.
-            Some(_) => utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty()),
-            None => futimens(self.fd, &times),
-        };
-        Ok(done?)
+        if self.at.is_none() {
+            return Ok(futimens(self.fd, &times)?);
+        }
+        match utimensat(self.fd, c"", &times, AtFlags::EMPTY_PATH) {
+            // Kernels before 5.8.
+            Err(Errno::INVAL) => {
+                Ok(utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty())?)
+            }
+            done => Ok(done?),
+        }
     }
 
     fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {

@@ -279,6 +279,16 @@ fn a_restore_that_changes_nothing_changes_no_inode() {
 }
 
 #[test]
+fn a_dry_run_into_a_new_directory_counts_what_the_run_does() {
+    let bench = Bench::new(make_everything);
+    let dry = Options { is_dry: true, ..bench.options() };
+    let (planned, _) = bench.restore("target", &dry).expect("runs");
+    assert!(!bench.path("target").exists());
+    let (done, _) = bench.restore("target", &bench.options()).expect("restores");
+    assert_eq!(planned, done);
+}
+
+#[test]
 fn a_restore_of_one_file_changes_that_one_and_its_directory() {
     let bench = Bench::new(make_everything);
     bench.restore("target", &bench.options()).expect("restores");
