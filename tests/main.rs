@@ -28,6 +28,8 @@ mod mattermost;
 mod notify;
 /// Power goes at any moment.
 mod power_loss;
+/// Trouble with the source costs what it is about, and nothing else.
+mod reading;
 /// What a restore removes, keeps and leaves behind.
 mod restore;
 /// What changed is stored as what is new of it.

@@ -21,6 +21,9 @@ use std::os::unix::fs::FileExt;
 /// A new pack is compared with packs that stay only if they are not so many times larger:
 /// a push would be compared with everything that was there.
 const MUCH_LARGER: u64 = 2;
+/// Files of packs that are open at once, in all git directories together. A process may have
+/// 1024 by default.
+const OPEN_FILES_MAX: usize = 512;
 /// Listings before a repository that never rests is given up.
 const ROUNDS_MAX: usize = 100;
 /// Bytes of a multi-pack-index in which the names of its packs are looked for.
@@ -241,35 +244,38 @@ impl Reading<'_, '_> {
     }
 
     /// Takes packs until a listing has nothing new; returns the paths it had.
+    ///
+    /// Packs are opened first and read later: while a pack is read, the next one may come, and
+    /// a busy repository would be read for ever.
     fn packs(&mut self) -> Result<HashSet<Vec<u8>>> {
         let mut taken: HashSet<Vec<u8>> = HashSet::new();
         let mut last = Vec::new();
         let mut is_settled = false;
+        let mut held = Vec::new();
         let old = self.old_packs();
+        let open_files_max = OPEN_FILES_MAX / rayon::current_num_threads();
         for round in 0..ROUNDS_MAX {
+            self.intake.observer().progress().check()?;
             // A pack that went away while it was looked at has a successor that may be
             // newer than the listing.
             (last, is_settled) = self.scan(Phase::Packs);
-            let listed: HashSet<&[u8]> = last.iter().map(|found| &found.path[..]).collect();
+            let listed = paths(&last);
             if round == 0 {
                 self.withdraw_gone(&listed);
             }
-            let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
-            for found in &last {
-                let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-                if let Some(stem) = git::pack_stem(name) {
-                    packs.entry(stem.to_vec()).or_default().push(found);
-                }
-            }
-            for (stem, files) in packs {
+            for (stem, files) in by_stem(&last) {
                 // The index appears last; a pack without one is not there yet.
                 let has = |end: &[u8]| files.iter().any(|found| found.path.ends_with(end));
                 if taken.contains(&stem) || !(has(b".pack") && has(b".idx")) {
                     continue;
                 }
                 is_settled = false;
-                let bases = |new: &Found| pack_bases(&old, new, &listed);
-                if self.take_pack(&files, bases)? {
+                if let Some(pack) = self.open_pack(&files)? {
+                    let open_files = held.iter().map(OpenPack::open_files).sum::<usize>();
+                    if open_files + pack.open_files() > open_files_max {
+                        self.read_packs(&mut held, &old, &listed)?;
+                    }
+                    held.push(pack);
                     taken.insert(stem);
                 }
             }
@@ -277,11 +283,13 @@ impl Reading<'_, '_> {
                 break;
             }
         }
+        let midx = self.open_midx();
+        self.read_packs(&mut held, &old, &paths(&last))?;
         if !is_settled {
             let error = io::Error::other("its packs changed faster than they could be read");
             self.unreadable(&join(self.path, b"objects/pack"), &error);
         }
-        self.rest_of_pack_dir(&last, &taken)?;
+        self.rest_of_pack_dir(&last, &taken, midx)?;
         Ok(last.into_iter().map(|found| found.path).collect())
     }
 
@@ -341,18 +349,13 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Takes all files of a pack; false if it went away before all were open. `bases`
-    /// says what a new pack is compared with.
-    fn take_pack<'o>(
-        &mut self,
-        files: &[&Found],
-        bases: impl Fn(&Found) -> Vec<(&'o Entry, &'o Entry)>,
-    ) -> Result<bool> {
-        let (mut open, mut others) = (Vec::new(), Vec::new());
-        for found in files {
+    /// Opens all files of a pack; nothing if it went away before all were open.
+    fn open_pack(&mut self, files: &[&Found]) -> Result<Option<OpenPack>> {
+        let mut pack = OpenPack::default();
+        for &found in files {
             if found.stat.kind != Kind::File {
                 // A link to a pack elsewhere, as somebody put it there.
-                others.push(*found);
+                pack.others.push(found.clone());
                 continue;
             }
             let previous = self.previous.get(&found.path);
@@ -364,28 +367,57 @@ impl Reading<'_, '_> {
                 _ => None,
             };
             let is_index = found.path.ends_with(b".idx");
-            if unchanged.is_some() && !is_index {
-                open.push((*found, None, unchanged));
-                continue;
-            }
-            match self.open(found) {
-                Ok(file) => open.push((*found, Some(file), unchanged)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if is_index || found.path.ends_with(b".pack") {
-                        return Ok(false);
+            let file = if unchanged.is_some() && !is_index {
+                None
+            } else {
+                match self.open(found) {
+                    Ok(file) => Some(file),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        if is_index || found.path.ends_with(b".pack") {
+                            return Ok(None);
+                        }
+                        continue;
+                    }
+                    Err(_) if unchanged.is_some() => None,
+                    Err(error) => {
+                        self.unreadable(&found.path, &error);
+                        continue;
                     }
                 }
-                Err(_) if unchanged.is_some() => open.push((*found, None, unchanged)),
-                Err(error) => self.unreadable(&found.path, &error),
-            }
+            };
+            pack.files.push(PackFile { found: found.clone(), file, unchanged });
         }
-        let bases = match files.iter().find(|found| found.path.ends_with(b".pack")) {
-            Some(pack) if open.iter().any(|(.., unchanged)| unchanged.is_none()) => bases(pack),
+        if pack.is_unchanged() {
+            // The index was opened for the others, and there are none.
+            pack.files.iter_mut().for_each(|of| of.file = None);
+        }
+        Ok(Some(pack))
+    }
+
+    /// Takes all of these packs. New ones are compared with `old` ones, given what is
+    /// `listed` by now.
+    fn read_packs(
+        &mut self,
+        packs: &mut Vec<OpenPack>,
+        old: &[OldPack],
+        listed: &HashSet<&[u8]>,
+    ) -> Result<()> {
+        packs.drain(..).try_for_each(|pack| self.read_pack(pack, old, listed))
+    }
+
+    fn read_pack(
+        &mut self,
+        pack: OpenPack,
+        old: &[OldPack],
+        listed: &HashSet<&[u8]>,
+    ) -> Result<()> {
+        let of = |end: &[u8]| pack.files.iter().find(|of| of.found.path.ends_with(end));
+        let bases = match of(b".pack") {
+            Some(new) if !pack.is_unchanged() => pack_bases(old, &new.found, listed),
             _ => Vec::new(),
         };
-        let index = open.iter().find(|(found, ..)| found.path.ends_with(b".idx"));
-        let index = index.and_then(|(_, file, _)| file.as_ref());
-        for (found, file, unchanged) in &open {
+        let index = of(b".idx").and_then(|of| of.file.as_ref());
+        for PackFile { found, file, unchanged } in &pack.files {
             if let Some(entry) = unchanged {
                 self.keep_unchanged(entry.clone());
                 continue;
@@ -402,13 +434,19 @@ impl Reading<'_, '_> {
             let entry = self.intake.open_entry(found, file, like, previous)?;
             self.keep(entry);
         }
-        others.into_iter().try_for_each(|found| self.take(found))?;
-        Ok(true)
+        pack.others.iter().try_for_each(|found| self.take(found))
     }
 
     /// The directory itself, and what does not belong to one pack.
-    fn rest_of_pack_dir(&mut self, last: &[Found], taken: &HashSet<Vec<u8>>) -> Result<()> {
-        let midx = self.whole_midx();
+    fn rest_of_pack_dir(
+        &mut self,
+        last: &[Found],
+        taken: &HashSet<Vec<u8>>,
+        midx: Option<(File, Vec<Vec<u8>>)>,
+    ) -> Result<()> {
+        // One that names another pack would break the copy; git makes it anew when it is missing.
+        let is_whole = |stems: &[Vec<u8>]| stems.iter().all(|stem| self.has_pack(stem));
+        let midx = midx.filter(|(_, stems)| is_whole(stems)).map(|(file, _)| file);
         for found in last {
             let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             match (&midx, name) {
@@ -424,16 +462,15 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// The multi-pack-index, if it names only packs that are in the copy. One that
-    /// names another would break the copy; git makes it anew when it is missing.
-    fn whole_midx(&self) -> Option<File> {
+    /// The multi-pack-index and the packs that it names.
+    fn open_midx(&self) -> Option<(File, Vec<Vec<u8>>)> {
         let name = b"objects/pack/multi-pack-index";
         let file = source::open_file_below(self.dir().as_fd(), name).ok()?;
         let len = source::stat_open(&file).ok()?.size.min(MIDX_HEAD_BYTES as u64);
         let mut head = vec![0; len as usize];
         file.read_exact_at(&mut head, 0).ok()?;
         let stems = git::midx_pack_stems(&head)?;
-        stems.iter().all(|stem| self.has_pack(stem)).then_some(file)
+        Some((file, stems))
     }
 
     /// Whether the copy has a pack with its index.
@@ -442,6 +479,49 @@ impl Reading<'_, '_> {
         let has = |end: &[u8]| self.entries.contains_key(&[&path, end].concat());
         has(b".pack") && has(b".idx")
     }
+}
+
+/// A file of a pack, open if it has to be read.
+struct PackFile {
+    found: Found,
+    file: Option<File>,
+    /// Its entry in the previous snapshot, if that still holds.
+    unchanged: Option<Entry>,
+}
+
+/// A pack whose files are open, so that it can be read when it is gone.
+#[derive(Default)]
+struct OpenPack {
+    files: Vec<PackFile>,
+    /// What is not a file.
+    others: Vec<Found>,
+}
+
+impl OpenPack {
+    fn open_files(&self) -> usize {
+        self.files.iter().filter(|of| of.file.is_some()).count()
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.files.iter().all(|of| of.unchanged.is_some())
+    }
+}
+
+/// The paths of a listing.
+fn paths(listing: &[Found]) -> HashSet<&[u8]> {
+    listing.iter().map(|found| &found.path[..]).collect()
+}
+
+/// The files of each pack in a listing.
+fn by_stem(listing: &[Found]) -> BTreeMap<Vec<u8>, Vec<&Found>> {
+    let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
+    for found in listing {
+        let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        if let Some(stem) = git::pack_stem(name) {
+            packs.entry(stem.to_vec()).or_default().push(found);
+        }
+    }
+    packs
 }
 
 /// A pack of the snapshot before.

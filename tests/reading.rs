@@ -1,0 +1,372 @@
+//! Trouble with one thing of the source costs that thing alone, and is reported by its name.
+
+use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root};
+use crate::support::stores;
+use rustix::fs::XattrFlags;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+use store::backup::{Backup, Likeness, Sources};
+use store::observe::Event;
+use store::store::{Purpose, Store};
+
+fn set_attribute(path: &Path) {
+    rustix::fs::setxattr(path, "user.a", b"b", XattrFlags::empty()).expect("sets an attribute");
+}
+
+fn attribute(path: &Path) -> Option<Vec<u8>> {
+    let mut value = [0; 8];
+    let len = rustix::fs::getxattr(path, "user.a", &mut value[..]).ok()?;
+    Some(value[..len].to_vec())
+}
+
+/// The paths that a backup reported, relative to the sandbox.
+fn reported(sandbox: &Sandbox, outcome: &Outcome) -> Vec<String> {
+    let lines = outcome.json();
+    let errors = lines.iter().filter(|line| line["message_type"] == "error");
+    let root = sandbox.text("");
+    let relative = |path: &str| path.strip_prefix(&root).unwrap_or(path).to_owned();
+    errors.map(|line| relative(line["item"].as_str().expect("a path"))).collect()
+}
+
+/// A run of the program in which system calls fail as `strace` is told.
+fn traced(sandbox: &Sandbox, faults: &[&str], arguments: &[&str]) -> Run {
+    let run = sandbox.tool("strace").args(["-f", "-qq", "-o", "/dev/null"]).args(faults);
+    run.args([crate::support::sandbox::FORGEKEEP]).args(arguments)
+}
+
+/// Everything below a directory but directories.
+fn files(dir: &Path) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(at) = dirs.pop() {
+        for entry in fs::read_dir(at).expect("lists") {
+            let path = entry.expect("lists").path();
+            if path.is_dir() && !path.is_symlink() {
+                dirs.push(path);
+            } else {
+                let name = path.strip_prefix(dir).expect("below").to_str().expect("UTF-8");
+                files.insert(name.to_owned());
+            }
+        }
+    }
+    files
+}
+
+/// A bare repository of nobody's with loose objects, two packs and packed references.
+fn repository(sandbox: &Sandbox) {
+    let git = |arguments: &[&str]| sandbox.tool("git").args(arguments).run().ok();
+    git(&["init", "--quiet", "--initial-branch=main", "work"]);
+    for round in ["one", "two", "three"] {
+        for n in 0..20 {
+            sandbox.write(&format!("work/{round}-{n}"), format!("{round} {n}\n"));
+        }
+        git(&["-C", "work", "add", "."]);
+        git(&["-C", "work", "commit", "--quiet", "--no-gpg-sign", "-m", round]);
+        if round != "three" {
+            git(&["-C", "work", "repack", "-dq"]);
+            git(&["-C", "work", "pack-refs", "--all"]);
+        }
+    }
+    fs::rename(sandbox.path("work/.git"), sandbox.path("r.git")).expect("renames");
+    sandbox.give_to_nobody("r.git");
+}
+
+fn with_end(dir: &Path, end: &str) -> String {
+    let mut names: Vec<String> =
+        files(dir).into_iter().filter(|name| name.ends_with(end)).collect();
+    names.sort();
+    names.remove(0)
+}
+
+#[test]
+fn what_cannot_be_read_of_a_git_directory_costs_itself() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.as_nobody(["init"]).run().ok();
+    repository(&sandbox);
+    let root = sandbox.path("r.git");
+    let all = files(&root);
+    let is_loose = |name: &&String| name.starts_with("objects/") && name.as_bytes()[10] == b'/';
+    let loose = all.iter().find(is_loose).expect("there are loose objects")[..10].to_owned();
+    let (pack, index) = (with_end(&root, ".pack"), with_end(&root, ".idx"));
+    let paths =
+        [&loose, "hooks", "info", "refs/heads", "config", "packed-refs", "HEAD", &pack, &index];
+    for (n, path) in paths.into_iter().enumerate() {
+        let before = root.join(path).metadata().expect("is there").permissions();
+        fs::set_permissions(root.join(path), PermissionsExt::from_mode(0o000)).expect("chmod");
+        let outcome =
+            sandbox.as_nobody(["backup", "--force", "--json", "r.git"]).run().ends_with(3);
+        assert_eq!(reported(&sandbox, &outcome), [format!("r.git/{path}")]);
+        fs::set_permissions(root.join(path), before).expect("chmod");
+        let target = format!("restored-{n}");
+        sandbox.restore(&sandbox.at("latest", "r.git"), &target);
+        let is_below = |name: &&String| *name == path || name.starts_with(&format!("{path}/"));
+        let left: BTreeSet<String> = all.iter().filter(|name| !is_below(name)).cloned().collect();
+        assert_eq!(files(&sandbox.path(&target)), left, "{path}");
+    }
+}
+
+#[test]
+fn a_multi_pack_index_is_left_out_with_a_pack_that_it_names() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.as_nobody(["init"]).run().ok();
+    repository(&sandbox);
+    sandbox.tool("git").args(["--git-dir", "r.git", "multi-pack-index", "write"]).run().ok();
+    sandbox.give_to_nobody("r.git");
+    let root = sandbox.path("r.git");
+    let pack = with_end(&root, ".pack");
+    fs::set_permissions(root.join(&pack), PermissionsExt::from_mode(0o000)).expect("chmod");
+    sandbox.as_nobody(["backup", "r.git"]).run().ends_with(3);
+    sandbox.restore(&sandbox.at("latest", "r.git"), "restored");
+    let missing: Vec<String> =
+        files(&root).difference(&files(&sandbox.path("restored"))).cloned().collect();
+    assert_eq!(missing, ["objects/pack/multi-pack-index".to_owned(), pack]);
+}
+
+#[test]
+fn a_listing_that_fails_in_the_middle_keeps_what_it_had() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..2000 {
+        sandbox.write(&format!("source/many/a-name-so-long-that-one-call-lists-few-{n}"), "");
+    }
+    sandbox.write("source/other/file", "content");
+    let many = sandbox.text("source/many");
+    let faults = ["-P", &many, "-e", "inject=getdents64:error=EIO:when=2+"];
+    for _ in 0..2 {
+        let run = traced(&sandbox, &faults, &["backup", "--json", "source"]);
+        assert_eq!(reported(&sandbox, &run.run().ends_with(3)), ["source/many"]);
+    }
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    let found = files(&sandbox.path("restored"));
+    assert!(found.contains("other/file") && (100..2000).contains(&found.len()), "{}", found.len());
+    sandbox.assert_clean();
+}
+
+#[test]
+fn attributes_that_cannot_be_read_cost_no_content_and_are_tried_again() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "precious");
+    sandbox.write("source/sub/file", "precious, too");
+    set_attribute(&sandbox.path("source/file"));
+    set_attribute(&sandbox.path("source/sub"));
+    for call in ["fgetxattr:error=EACCES", "fgetxattr:error=EIO", "flistxattr:error=ERANGE"] {
+        let inject = format!("inject={call}");
+        let run = traced(&sandbox, &["-e", &inject], &["backup", "--json", "source"]);
+        let outcome = run.run().ends_with(3);
+        let named = reported(&sandbox, &outcome);
+        assert!(named.contains(&"source/file".into()) && named.contains(&"source/sub".into()));
+        let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/file")]).ok();
+        assert_eq!(dumped.stdout, "precious", "{call}");
+    }
+    // Removed since it was listed: nothing is missing.
+    let run = traced(&sandbox, &["-e", "inject=fgetxattr:error=ENODATA"], &["backup", "source"]);
+    run.run().ok();
+    // Nothing changed but that the attributes can be read.
+    sandbox.remove("store");
+    sandbox.run(["init"]).ok();
+    let run = traced(&sandbox, &["-e", "inject=fgetxattr:error=EIO"], &["backup", "source"]);
+    run.run().ends_with(3);
+    sandbox.backup(["source"]);
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    for path in ["restored/file", "restored/sub"] {
+        assert_eq!(attribute(&sandbox.path(path)), Some(b"b".to_vec()), "{path}");
+    }
+}
+
+#[test]
+fn an_attribute_of_a_directory_that_is_only_passed_through_costs_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.write("hidden/mine/file", "mine");
+    sandbox.write("other/file", "other");
+    sandbox.give_to_nobody("hidden/mine");
+    sandbox.tool("chmod").args(["711", "hidden"]).run().ok();
+    set_attribute(&sandbox.path("hidden"));
+    sandbox.as_nobody(["init"]).run().ok();
+    for _ in 0..2 {
+        let run = sandbox.as_nobody(["backup", "--json", "other", "hidden/mine"]);
+        let outcome = run.run().ends_with(3);
+        assert_eq!(reported(&sandbox, &outcome), ["hidden"]);
+        assert_eq!(outcome.json().last().expect("a summary")["errors"], 1);
+        for name in ["hidden/mine/file", "other/file"] {
+            sandbox.run(["dump", &sandbox.at("latest", name)]).ok();
+        }
+    }
+}
+
+#[test]
+fn a_leased_file_is_read_once_it_is_given_back() {
+    const HOLDER: &str = "
+import fcntl, os, signal, sys, time
+file = os.open('source/leased', os.O_RDWR)
+def give_back(*_):
+    time.sleep(0.3)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, give_back)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+open('ready', 'w').close()
+while not os.path.exists('over'):
+    time.sleep(0.05)
+";
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/leased", "leased");
+    let holder = sandbox.tool("python3").args(["-c", HOLDER]).start();
+    while !sandbox.has("ready") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let outcome = sandbox.run(["backup", "source"]);
+    sandbox.write("over", "");
+    holder.wait().ok();
+    outcome.ok();
+    let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/leased")]).ok();
+    assert_eq!(dumped.stdout, "leased");
+}
+
+#[test]
+fn files_whose_size_is_given_as_0_are_read_to_their_end() {
+    let sandbox = Sandbox::with_store();
+    // A short one, and one that is cut into chunks where the kernel has it.
+    for path in ["/proc/version", "/proc/kallsyms"] {
+        let Ok(content) = fs::read(path) else { continue };
+        assert_eq!(Path::new(path).metadata().expect("is there").len(), 0);
+        sandbox.backup([path]);
+        let dumped = sandbox.run(["dump", &format!("latest:{path}")]).ok();
+        assert!(!content.is_empty() && dumped.stdout.as_bytes() == content, "{path}");
+    }
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_directory_of_one_pass_stays_one_when_another_pass_finds_a_file() {
+    let sandbox = Sandbox::new();
+    stores::init_small(&sandbox.path("store"));
+    sandbox.write("source/a/b/inside", "inside");
+    sandbox.write("source/c", "was a file first");
+    let listener = Arc::new(stores::Listener::default());
+    let store = Store::open(&sandbox.path("store"), Purpose::Write, listener.clone());
+    let store = store.expect("opens");
+    let source = sandbox.path("source");
+    let options = stores::backup_options(&[]);
+    let mut backup = Backup::begin(&store, &options, Likeness::Paths(Vec::new())).expect("begins");
+    let sources = Sources { paths: vec![source], ..Sources::default() };
+    backup.paths(&sources).expect("reads");
+    sandbox.remove("source/a");
+    sandbox.write("source/a", "a file by now");
+    sandbox.remove("source/c");
+    sandbox.write("source/c/inside", "a directory by now");
+    backup.paths(&sources).expect("reads");
+    let report = backup.finish(None).expect("finishes");
+    assert_eq!(report.unreadable_count, 1);
+    let events = std::mem::take(&mut *listener.events.lock().expect("no panic"));
+    let path = sandbox.path("source/a");
+    let is_it = |event: &Event| matches!(event, Event::Unreadable { path: of, .. } if *of == path);
+    assert!(events.iter().any(is_it), "{events:?}");
+    drop(store);
+    sandbox.assert_clean();
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    assert_eq!(sandbox.read("restored/a/b/inside"), b"inside");
+    assert_eq!(sandbox.read("restored/c/inside"), b"a directory by now");
+}
+
+/// A file system in memory.
+struct Mounted<'a>(&'a Sandbox, &'static str);
+
+impl Mounted<'_> {
+    fn new<'a>(sandbox: &'a Sandbox, at: &'static str) -> Option<Mounted<'a>> {
+        fs::create_dir_all(sandbox.path(at)).expect("a directory");
+        let mount = sandbox.tool("mount").args(["-t", "tmpfs", "tmpfs", at]);
+        (is_root() && mount.run().code() == Some(0)).then_some(Mounted(sandbox, at))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        self.0.tool("umount").args(["-l", self.1]).run();
+    }
+}
+
+#[test]
+fn hard_links_of_two_file_systems_with_the_same_inode_numbers_stay_apart() {
+    let sandbox = Sandbox::with_store();
+    let Some(_a) = Mounted::new(&sandbox, "source/a") else { return };
+    let Some(_b) = Mounted::new(&sandbox, "source/b") else { return };
+    let inode = |path: &str| sandbox.path(path).metadata().expect("is there").ino();
+    for dir in ["source/a", "source/b"] {
+        sandbox.write(&format!("{dir}/one"), "the same");
+        let (one, two) = (sandbox.path(format!("{dir}/one")), sandbox.path(format!("{dir}/two")));
+        fs::hard_link(&one, two).expect("links");
+        let file = File::options().write(true).open(one).expect("opens");
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(9)).expect("sets the time");
+    }
+    assert_eq!(inode("source/a/one"), inode("source/b/one"));
+    for target in ["first", "second"] {
+        sandbox.backup(["source"]);
+        sandbox.restore(&sandbox.at("latest", "source"), target);
+        let inode = |name: &str| inode(&format!("{target}/{name}"));
+        assert_eq!(inode("a/one"), inode("a/two"));
+        assert_eq!(inode("b/one"), inode("b/two"));
+        assert_ne!(inode("a/one"), inode("b/one"));
+    }
+}
+
+/// Makes something of another type in the place of `path`.
+fn replace(path: &Path, dice: &mut Dice) {
+    let _ = fs::remove_dir_all(path).or_else(|_| fs::remove_file(path));
+    let _ = match dice.below(5) {
+        0 => fs::write(path, dice.bytes(600)),
+        1 => symlink("target", path),
+        2 => {
+            let mode = rustix::fs::Mode::RWXU;
+            let fifo = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, path, fifo, mode, 0).map_err(Into::into)
+        }
+        3 => fs::create_dir(path),
+        _ => fs::create_dir_all(path.join("sub"))
+            .and_then(|()| fs::write(path.join("sub/inside"), "inside"))
+            .and_then(|()| fs::write(path.join("inside"), dice.bytes(600))),
+    };
+}
+
+#[test]
+fn types_may_change_while_they_are_read() {
+    let sandbox = Arc::new(Sandbox::with_store());
+    fs::create_dir(sandbox.path("source")).expect("a directory");
+    sandbox.tool("git").args(["init", "--quiet", "--bare", "source/r.git"]).run().ok();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let churn = |seed: u64| {
+        let (sandbox, is_over) = (Arc::clone(&sandbox), Arc::clone(&is_over));
+        move || {
+            let mut dice = Dice::new(seed);
+            while !is_over.load(Relaxed) {
+                let n = dice.below(20);
+                let dir =
+                    ["source", "source/r.git", "source/r.git/objects/info", "source/r.git/refs"];
+                let dir = dir[dice.below(4) as usize];
+                replace(&sandbox.path(format!("{dir}/{seed}-{n}")), &mut dice);
+            }
+        }
+    };
+    let threads: Vec<_> = (0..2).map(|seed| std::thread::spawn(churn(seed))).collect();
+    for round in 0..8 {
+        let outcome = sandbox.run(["backup", "source"]);
+        assert!(matches!(outcome.code(), Some(0 | 3)), "{}", outcome.told());
+        let target = format!("restored-{round}");
+        sandbox.restore(&sandbox.at("latest", "source"), &target);
+        sandbox.remove(target);
+    }
+    is_over.store(true, Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    sandbox.assert_clean();
+}
