@@ -118,6 +118,27 @@ fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
 }
 
 #[test]
+fn what_root_writes_into_the_store_of_another_user_belongs_to_that_user() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", Dice::new(1).bytes(100_000));
+    std::fs::create_dir(sandbox.path("store")).expect("makes");
+    sandbox.give_to_nobody("store");
+    sandbox.give_to_nobody("source");
+    sandbox.run(["init"]).ok();
+    sandbox.backup(["source"]);
+    sandbox.as_nobody(["backup", "source"]).run().ok();
+    sandbox.remove("store/tmp");
+    sandbox.remove("store/lock");
+    sandbox.remove("store/index.sqlite");
+    sandbox.write("source/a", Dice::new(2).bytes(100_000));
+    sandbox.give_to_nobody("source");
+    sandbox.backup(["source"]);
+    for command in [&["check", "--read-data"][..], &["backup", "source"], &["index", "rebuild"]] {
+        sandbox.as_nobody(command).run().ok();
+    }
+}
+
+#[test]
 fn a_store_that_was_opened_to_others_is_warned_of() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");

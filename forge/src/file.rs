@@ -1,6 +1,7 @@
 //! Small files: those of other programs are read within bounds, our own are replaced whole.
 
 use crate::error::{Error, Result};
+use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -64,9 +65,17 @@ fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> 
         dress(new.as_file())?;
         new.as_file().sync_all()?;
         new.persist(path)?;
-        File::open(dir)?.sync_all()
+        sync_dir(dir)
     };
     write().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Makes the names in a directory durable, where its file system can.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    match File::open(dir)?.sync_all() {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Ok(()),
+        synced => synced,
+    }
 }
 
 #[cfg(test)]

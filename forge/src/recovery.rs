@@ -8,6 +8,7 @@ use crate::file;
 use crate::run::{Command, at_once};
 use crate::service::control::Supervisor;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -112,6 +113,8 @@ pub struct Record {
     undo: Vec<Undo>,
     /// Holds the lock.
     _lock: File,
+    /// Why the file system has no locks, if it has none.
+    no_lock: Option<io::Error>,
 }
 
 impl Record {
@@ -139,13 +142,21 @@ impl Record {
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
         let lock = lock.map_err(failed(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Busy(instance.into())),
+        let no_lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => None,
+            Err(Errno::WOULDBLOCK) => return Err(Error::Busy(instance.into())),
+            Err(error @ (Errno::NOLCK | Errno::NOSYS | Errno::NOTSUP | Errno::INVAL)) => {
+                Some(error.into())
+            }
             Err(error) => return Err(failed(&lock_path)(error.into())),
-        }
+        };
         let path = dir.join(format!("{instance}.json"));
-        Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock })
+        Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock, no_lock })
+    }
+
+    /// Why nothing keeps another run of this instance away, if nothing does.
+    pub fn no_lock(&self) -> Option<&io::Error> {
+        self.no_lock.as_ref()
     }
 
     /// Names of the instances that have something to undo.
@@ -274,11 +285,10 @@ impl Record {
     fn write(&self, undo: &[Undo]) -> Result<()> {
         let fail = |source| Error::Write { path: self.path.clone(), source };
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let sync_dir = || File::open(dir)?.sync_all();
         if undo.is_empty() {
             return match std::fs::remove_file(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                removed => removed.and_then(|()| sync_dir()).map_err(fail),
+                removed => removed.and_then(|()| file::sync_dir(dir)).map_err(fail),
             };
         }
         let text = serde_json::to_vec_pretty(undo).map_err(|error| fail(error.into()))?;

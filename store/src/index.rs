@@ -5,7 +5,7 @@
 //! row too many would lose data, so rows of a segment that is not as it was
 //! written are never taken as proof that a chunk is there.
 
-use crate::backend::local::sync_dir;
+use crate::backend::local::{give_to_owner, sync_dir};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Kind, Row};
@@ -593,6 +593,7 @@ impl Drop for Builder {
 /// Makes an empty file with these permission bits, whatever the umask is.
 fn create(path: &Path, mode: u32) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
+    give_to_owner(&file, path.parent().unwrap_or(Path::new(".")));
     file.set_permissions(Permissions::from_mode(mode))
 }
 

@@ -8,7 +8,7 @@
 //! The lock is the operating system's and dies with its process: there is no
 //! stale lock and nothing to unlock by hand.
 
-use crate::backend::local::is_without_locks;
+use crate::backend::local::{give_to_owner, is_without_locks};
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, Permissions};
@@ -47,7 +47,10 @@ impl Lock {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = match options.open(&path) {
-            Ok(file) => Some(file),
+            Ok(file) => {
+                give_to_owner(&file, root);
+                Some(file)
+            }
             Err(error) if is_read_only(&error) => File::open(&path).ok(),
             Err(error) => return Err(Error::store_write(FILE)(error)),
         };

@@ -91,7 +91,9 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     backend.make_directories(dirs).map_err(write)?;
     backend::write_all(&backend, config::FILE, &config.to_bytes())
         .map_err(Error::store_write(config::FILE))?;
-    Lock::take(root, Mode::Shared)?.set_permissions(config.modes().file);
+    if let Ok(lock) = Lock::take(root, Mode::Shared) {
+        lock.set_permissions(config.modes().file);
+    }
     Ok(())
 }
 
@@ -516,7 +518,7 @@ impl Opening<'_> {
         lock: Option<&Lock>,
     ) -> Result<(Index, Option<TempDir>)> {
         let has_locks = lock.is_none_or(|lock| lock.unsupported().is_none());
-        if purpose != Purpose::Rebuild && !has_locks {
+        if !has_locks {
             // Without locks nobody else may use the same index.
             let (index, dir) = self.build_aside(purpose)?;
             return Ok((index, Some(dir)));

@@ -164,6 +164,12 @@ impl Backup {
             // The other run tells how it goes.
             return Err(busy.into());
         }
+        if let Some(reason) = record.as_ref().ok().and_then(Record::no_lock) {
+            ui.warn(&format!(
+                "{}: no locks here: {reason}; let only one backup of {name} run at a time",
+                config.state.display()
+            ));
+        }
         if !self.dry_run {
             telling.started();
         }

@@ -85,6 +85,7 @@ impl Local {
             for part in name.split('/') {
                 path.push(part);
                 make_dir(&path, modes.dir)?;
+                give_to_owner(&File::open(&path)?, root);
             }
         }
         for entry in fs::read_dir(root)? {
@@ -182,6 +183,7 @@ impl Place {
             made => return made,
         }
         make_dir(parent, self.modes.dir)?;
+        give_to_owner(&File::open(parent)?, &self.root);
         self.sync_parent(parent)?;
         make()
     }
@@ -238,6 +240,7 @@ impl Backend for Local {
             if made.mode() & 0o777 != place.modes.file {
                 file.set_permissions(Permissions::from_mode(place.modes.file))?;
             }
+            give_to_owner(&file, &place.root);
             // Another run may have found it before it was locked, and removed it.
             if made.nlink() > 0 {
                 break (path, file);
@@ -347,6 +350,21 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
         fs::set_permissions(path, Permissions::from_mode(wanted))?;
     }
     Ok(())
+}
+
+/// Gives a file that root makes to the owner of the store's directory, who could not read it
+/// otherwise.
+pub(crate) fn give_to_owner(file: &File, root: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let uid = |found: fs::Metadata| found.uid();
+    if let (Ok(owner), Ok(mine)) = (fs::metadata(root).map(uid), file.metadata().map(uid))
+        && owner != mine
+    {
+        // Best effort: some file systems know one owner only.
+        let _ = std::os::unix::fs::fchown(file, Some(owner), None);
+    }
 }
 
 /// Makes the names in a directory durable; `false` where the file system cannot.
