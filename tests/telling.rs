@@ -33,7 +33,7 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     configure(&sandbox, &gitlab, &notifiers);
     let text = String::from_utf8(sandbox.read("forgekeep.toml")).expect("text");
     sandbox.write("forgekeep.toml", format!("silence-after = '1s'\n{text}"));
-    let try_out = ["notify", "test", "--instance", "forge", "--as", "done"];
+    let try_out = ["notify", "test", "--instance", "forge", "--as", "failed"];
     // A server that has just started does not know its items yet.
     wait_until("values are taken", || configured(&sandbox, try_out).run().code() == Some(0));
     let before = listener.requests().len();

@@ -44,7 +44,7 @@ impl<'a> Telling<'a> {
         Ok(Telling {
             ui,
             notifiers: &config.notify,
-            origin: Origin { instance, host, run },
+            origin: Origin { instance, host, run, is_test: false },
             started: now(),
             memory: config.state.join("last").join(instance),
             delay: Cell::new(config.silence_after.0),

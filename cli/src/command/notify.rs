@@ -21,8 +21,8 @@ enum Action {
 
 /// Send a test message through every notifier of the configuration
 ///
-/// Without --as it tells of a failure, because that must arrive. Telling of a success
-/// ends alarms that a real failure raised.
+/// Without --as it tells of a failure, because that must arrive. No monitoring takes a test for
+/// a success: the next backup ends an alarm that a test raised.
 ///
 /// Example: forgekeep notify test --instance gitlab
 #[derive(Debug, Args)]
@@ -71,7 +71,10 @@ impl Test {
         let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
         let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
         let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
-        let origin = Origin { instance, host: &host, run };
+        if let Some(named) = &self.instance {
+            config.instance(named)?;
+        }
+        let origin = Origin { instance, host: &host, run, is_test: true };
         let wants_stop = || ui.wants_stop();
         let failures = match self.kind {
             Kind::Started => {

@@ -25,6 +25,8 @@ pub struct Origin<'a> {
     pub host: &'a str,
     /// The same in all news of one run.
     pub run: RunId,
+    /// Whether there is no run, and somebody tries out who hears of one.
+    pub is_test: bool,
 }
 
 /// What happened.
@@ -155,6 +157,7 @@ pub struct Kept {
     instance: String,
     host: String,
     run: RunId,
+    is_test: bool,
     at: Time,
     /// `None` for the start of a run.
     outcome: Option<Outcome>,
@@ -163,17 +166,18 @@ pub struct Kept {
 impl Kept {
     /// A copy of these.
     pub fn of(news: &News) -> Kept {
-        let Origin { instance, host, run } = news.origin;
+        let Origin { instance, host, run, is_test } = news.origin;
         let outcome = match news.what {
             What::Started => None,
             What::Ended(outcome) => Some(outcome.clone()),
         };
-        Kept { instance: instance.into(), host: host.into(), run, at: news.at, outcome }
+        Kept { instance: instance.into(), host: host.into(), run, is_test, at: news.at, outcome }
     }
 
     /// They themselves.
     pub fn news(&self) -> News<'_> {
-        let origin = Origin { instance: &self.instance, host: &self.host, run: self.run };
+        let (run, is_test) = (self.run, self.is_test);
+        let origin = Origin { instance: &self.instance, host: &self.host, run, is_test };
         News { origin, at: self.at, what: self.outcome.as_ref().map_or(What::Started, What::Ended) }
     }
 }
@@ -181,12 +185,13 @@ impl Kept {
 impl News<'_> {
     /// The news in one line.
     pub fn title(&self) -> String {
-        let Origin { instance, host, .. } = self.origin;
+        let Origin { instance, host, is_test, .. } = self.origin;
+        let test = if is_test { "test: " } else { "" };
         let how = match self.what {
             What::Started => "started",
             What::Ended(outcome) => outcome.ending.word(),
         };
-        shown(&format!("backup of {instance} on {host} {how}")).into_owned()
+        shown(&format!("{test}backup of {instance} on {host} {how}")).into_owned()
     }
 
     /// All there is to say, in lines, the most important first; cut to `limit` bytes.
@@ -289,7 +294,8 @@ pub mod tests {
 
     /// News of a run.
     pub fn news(what: What<'_>) -> News<'_> {
-        let origin = Origin { instance: "gitlab", host: "git01", run: RunId([0xff; 16]) };
+        let run = RunId([0xff; 16]);
+        let origin = Origin { instance: "gitlab", host: "git01", run, is_test: false };
         News { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
     }
 

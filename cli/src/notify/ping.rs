@@ -45,8 +45,14 @@ impl Tell for Ping {
     }
 
     fn tell(&self, news: &News) -> Result<(), String> {
+        let what = self.path(news).ok_or_else(|| {
+            let name = self.name();
+            format!(
+                "{name} was not tried; it would count as a success, so test it with --as failed"
+            )
+        })?;
         let address = self.url.read().map_err(|error| format!("no ping: {error}"))?;
-        let address = self.address(address.reveal(), news);
+        let address = address_of(address.reveal(), &what, news);
         let body = news.text(MAX_BODY);
         let post = Post {
             address: &address,
@@ -60,22 +66,34 @@ impl Tell for Ping {
 }
 
 impl Ping {
-    /// The address to ping. The path goes before what the address asks for already.
-    fn address(&self, base: &str, news: &News) -> String {
-        let (base, query) = base
-            .split_once('?')
-            .map_or((base, String::new()), |(base, query)| (base, format!("{query}&")));
-        let base = base.trim_end_matches('/');
-        let what = match news.what {
+    /// What comes behind the address; `None` for a test that the service would take for a run.
+    fn path(&self, news: &News) -> Option<String> {
+        let is_test = news.origin.is_test;
+        Some(match news.what {
+            // A line in the log of the check, which stays as it is.
+            What::Started if is_test && self.exit_codes => "/log".to_owned(),
+            What::Ended(outcome) if is_test && self.exit_codes && outcome.is_good() => {
+                "/log".to_owned()
+            }
+            What::Started if is_test => return None,
+            What::Ended(outcome) if is_test && outcome.is_good() => return None,
             What::Started => "/start".to_owned(),
             // Nothing but 0 may look like a success, and 0 like nothing else.
             What::Ended(outcome) if self.exit_codes && outcome.is_good() => "/0".to_owned(),
             What::Ended(outcome) if self.exit_codes => format!("/{}", outcome.exit_code.max(1)),
             What::Ended(outcome) if outcome.is_good() => String::new(),
             What::Ended(_) => "/fail".to_owned(),
-        };
-        format!("{base}{what}?{query}rid={}", news.origin.run)
+        })
     }
+}
+
+/// The address to ping. The path goes before what the address asks for already.
+fn address_of(base: &str, what: &str, news: &News) -> String {
+    let (base, query) = base
+        .split_once('?')
+        .map_or((base, String::new()), |(base, query)| (base, format!("{query}&")));
+    let base = base.trim_end_matches('/');
+    format!("{base}{what}?{query}rid={}", news.origin.run)
 }
 
 #[cfg(test)]
@@ -101,10 +119,31 @@ mod tests {
             (false, What::Ended(&done), ""),
             (false, What::Ended(&failed), "/fail"),
         ] {
-            let address = ping(exit_codes).address("https://hc/id/", &news(what));
+            let news = news(what);
+            let path = ping(exit_codes).path(&news).expect("is told");
+            let address = address_of("https://hc/id/", &path, &news);
             assert_eq!(address, format!("https://hc/id{wanted}?{rid}"));
         }
-        let address = ping(true).address("https://hc/key/slug?create=1", &news(What::Started));
+        let address = address_of("https://hc/key/slug?create=1", "/start", &news(What::Started));
         assert_eq!(address, format!("https://hc/key/slug/start?create=1&{rid}"));
+    }
+
+    #[test]
+    fn a_test_is_never_a_success() {
+        let (done, failed) = (done(), failed());
+        for (exit_codes, what, wanted) in [
+            (true, What::Started, Some("/log")),
+            (true, What::Ended(&done), Some("/log")),
+            (true, What::Ended(&failed), Some("/1")),
+            (false, What::Started, None),
+            (false, What::Ended(&done), None),
+            (false, What::Ended(&failed), Some("/fail")),
+        ] {
+            let timeout = super::super::ten_seconds();
+            let ping = Ping { url: Address::Plain(String::new()), exit_codes, timeout };
+            let mut news = news(what);
+            news.origin.is_test = true;
+            assert_eq!(ping.path(&news).as_deref(), wanted);
+        }
     }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// The only metric that outlives a run.
 const LAST_SUCCESS: &str = "forgekeep_last_success_timestamp_seconds";
+/// The file of tests. Those of instances begin otherwise.
+const TEST_FILE: &str = "forgekeep.test.prom";
 /// What no file of ours is longer than.
 const MAX_FILE: u64 = 64 << 10;
 
@@ -35,13 +37,40 @@ impl Tell for Textfile {
 
     fn tell(&self, news: &News) -> Result<(), String> {
         let What::Ended(outcome) = news.what else { return Ok(()) };
-        let path = self.directory.join(file_name(news.origin.instance));
-        let metrics = metrics(news.origin.instance, outcome, last_success(&path));
+        let instance = news.origin.instance;
+        let (path, metrics) = if news.origin.is_test {
+            (self.directory.join(TEST_FILE), test_metric(instance, outcome))
+        } else {
+            let path = self.directory.join(file_name(instance));
+            let metrics = metrics(instance, outcome, last_success(&path));
+            (path, metrics)
+        };
+        if !self.directory.is_dir() {
+            return Err(format!(
+                "no metrics: {} is not a directory; make it, or correct `directory`",
+                self.directory.display()
+            ));
+        }
         // The collector is another user, and may read at any time.
         forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
             format!("no metrics: {error}; check that the directory is there and may be written")
         })
     }
+}
+
+/// What a test says: when it was, and nothing that an alarm or a panel looks at.
+fn test_metric(instance: &str, outcome: &Outcome) -> String {
+    let name = "forgekeep_notify_test_timestamp_seconds";
+    let (label, ended) = (label(instance), outcome.ended.seconds);
+    format!(
+        "# HELP {name} When somebody last ran `forgekeep notify test`.\n# TYPE {name} gauge\n\
+         {name}{{backup=\"{label}\"}} {ended}\n"
+    )
+}
+
+/// A name as the value of a label.
+fn label(name: &str) -> String {
+    name.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
 /// A file name of its own for every instance.
@@ -98,7 +127,7 @@ fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> Stri
             Some(outcome.checks_failed as f64),
         ),
     ];
-    let label = instance.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+    let label = label(instance);
     let mut text = String::new();
     for (name, help, value) in table {
         if let Some(value) = value {
@@ -151,10 +180,32 @@ mod tests {
     }
 
     #[test]
+    fn a_test_leaves_the_metrics_of_backups_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let notifier = Textfile { directory: dir.path().to_owned() };
+        let mut tested = news(What::Started);
+        tested.origin.is_test = true;
+        let (done, failed) = (done(), failed());
+        for outcome in [&done, &failed] {
+            tested.what = What::Ended(outcome);
+            notifier.tell(&tested).expect("tells");
+        }
+        let names = std::fs::read_dir(dir.path()).expect("lists");
+        let names: Vec<_> = names.map(|entry| entry.expect("reads").file_name()).collect();
+        assert_eq!(names, [TEST_FILE]);
+        let text = std::fs::read_to_string(dir.path().join(TEST_FILE)).expect("reads");
+        assert_eq!(text.matches("backup=\"gitlab\"").count(), 1, "{text}");
+        assert!(!text.contains("last_"), "{text}");
+    }
+
+    #[test]
     fn what_cannot_be_written_is_named() {
         let notifier = Textfile { directory: "/nowhere/at/all".into() };
         let error = notifier.tell(&news(What::Ended(&done()))).expect_err("no directory");
-        assert!(error.contains("/nowhere/at/all/forgekeep_gitlab.prom"), "{error}");
+        assert_eq!(
+            error,
+            "no metrics: /nowhere/at/all is not a directory; make it, or correct `directory`"
+        );
     }
 
     #[test]

@@ -74,6 +74,16 @@ enum Value {
 }
 
 impl Value {
+    /// Whether a test may send it: words, which say that it is one, and a status that is no
+    /// success. Figures of no backup would stand among those of backups.
+    fn may_be_tried(self, outcome: &Outcome) -> bool {
+        match self {
+            Value::Message => true,
+            Value::Status => !outcome.is_good(),
+            _ => false,
+        }
+    }
+
     fn of(self, news: &News, outcome: &Outcome) -> Option<String> {
         Some(match self {
             Value::Status => outcome.ending.number().to_string(),
@@ -99,11 +109,18 @@ impl Tell for Zabbix {
 
     fn tell(&self, news: &News) -> Result<(), String> {
         let What::Ended(outcome) = news.what else { return Ok(()) };
-        let values = self
-            .keys
-            .iter()
-            .filter_map(|(value, key)| Some((filled(key, &news.origin), value.of(news, outcome)?)));
-        self.send(&self.host(&news.origin), values, news.at)
+        let is_test = news.origin.is_test;
+        let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(outcome));
+        let values: Vec<_> = keys
+            .filter_map(|(value, key)| Some((filled(key, &news.origin), value.of(news, outcome)?)))
+            .collect();
+        if is_test && values.is_empty() && !self.keys.is_empty() {
+            let name = self.name();
+            return Err(format!(
+                "{name} was not tried; a value would count as a success, so test it with --as failed"
+            ));
+        }
+        self.send(&self.host(&news.origin), values.into_iter(), news.at)
     }
 
     fn plan_silence(&self, origin: &Origin, _: Time) -> Option<Silence> {
@@ -283,6 +300,17 @@ mod tests {
             String::new(),
         ] {
             assert!(told(&refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_test_sends_no_figures_and_no_success() {
+        use super::super::news::tests::done;
+        let (done, failed) = (done(), failed());
+        assert!(Value::Message.may_be_tried(&done) && Value::Message.may_be_tried(&failed));
+        assert!(!Value::Status.may_be_tried(&done) && Value::Status.may_be_tried(&failed));
+        for value in [Value::Duration, Value::BytesRead, Value::BytesStored, Value::Warnings] {
+            assert!(!value.may_be_tried(&failed));
         }
     }
 
