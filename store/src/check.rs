@@ -44,7 +44,7 @@ pub enum ReadData {
         /// Of how many.
         of: u32,
     },
-    /// About this many of a million, chosen by `seed`.
+    /// This many of a million, rounded up to whole segments, chosen by `seed`.
     Share {
         /// Segments in a million.
         per_million: u32,
@@ -53,20 +53,56 @@ pub enum ReadData {
     },
 }
 
-impl ReadData {
-    fn picks(&self, id: &SegmentId) -> bool {
-        let number = u32::from_le_bytes(id.as_bytes()[..4].try_into().expect("4 bytes"));
-        match *self {
-            ReadData::None => false,
-            ReadData::All => true,
-            ReadData::Part { n, of } => number % of == n - 1,
+/// Which segments of those that are there are read completely.
+enum Picked {
+    None,
+    All,
+    Part {
+        n: u32,
+        of: u32,
+    },
+    /// Those whose rank for `seed` is not above `limit`.
+    Ranked {
+        seed: u64,
+        limit: u64,
+    },
+}
+
+impl Picked {
+    fn of<'a>(read_data: ReadData, all: impl Iterator<Item = &'a SegmentId>) -> Picked {
+        match read_data {
+            ReadData::None => Picked::None,
+            ReadData::All => Picked::All,
+            ReadData::Part { n, of } => Picked::Part { n, of },
             ReadData::Share { per_million, seed } => {
-                let hash = blake3::hash(&[&seed.to_le_bytes()[..], id.as_bytes()].concat());
-                let number = u32::from_le_bytes(hash.as_bytes()[..4].try_into().expect("4 bytes"));
-                number % 1_000_000 < per_million
+                let mut ranks: Vec<u64> = all.map(|id| rank(seed, id)).collect();
+                let share = ranks.len() as u128 * u128::from(per_million.min(1_000_000));
+                match (share.div_ceil(1_000_000) as usize).checked_sub(1) {
+                    None => Picked::None,
+                    Some(last) => {
+                        let (_, limit, _) = ranks.select_nth_unstable(last);
+                        Picked::Ranked { seed, limit: *limit }
+                    }
+                }
             }
         }
     }
+
+    fn has(&self, id: &SegmentId) -> bool {
+        let number = u32::from_le_bytes(id.as_bytes()[..4].try_into().expect("4 bytes"));
+        match *self {
+            Picked::None => false,
+            Picked::All => true,
+            Picked::Part { n, of } => number % of == n - 1,
+            Picked::Ranked { seed, limit } => rank(seed, id) <= limit,
+        }
+    }
+}
+
+/// The place of a segment in an order that is another one for every seed.
+fn rank(seed: u64, id: &SegmentId) -> u64 {
+    let hash = blake3::hash(&[&seed.to_le_bytes()[..], id.as_bytes()].concat());
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
 /// Something that is not as it was written.
@@ -124,6 +160,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
     let mut check = Check {
         store,
         read_data,
+        picked: Picked::None,
         damages: Mutex::default(),
         damage_count: AtomicU64::new(0),
         losses: Mutex::default(),
@@ -154,6 +191,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
 struct Check<'a> {
     store: &'a Store,
     read_data: ReadData,
+    picked: Picked,
     damages: Mutex<Vec<Damage>>,
     damage_count: AtomicU64,
     losses: Mutex<Losses>,
@@ -246,7 +284,9 @@ impl Check<'_> {
         }
         let shards: Vec<Vec<(SegmentId, u64)>> =
             (0..=255).map(|shard| self.store.list_shard(shard)).collect::<Result<_>>()?;
-        let picked = |id: &SegmentId, len: u64| if self.read_data.picks(id) { len } else { 0 };
+        let ids = shards.iter().flatten().map(|(id, _)| id);
+        self.picked = Picked::of(self.read_data, ids);
+        let picked = |id: &SegmentId, len: u64| if self.picked.has(id) { len } else { 0 };
         let count = shards.iter().map(|shard| shard.len() as u64).sum();
         let bytes = shards.iter().flatten().map(|(id, len)| picked(id, *len)).sum();
         progress.expect(count, bytes);
@@ -288,7 +328,7 @@ impl Check<'_> {
         };
         self.chunks.fetch_add(table.rows.len() as u64, Relaxed);
         self.index_rows(id, &table.rows)?;
-        if self.read_data.picks(id) {
+        if self.picked.has(id) {
             self.read_segment(id, len, &table)?;
             self.segments_read.fetch_add(1, Relaxed);
             self.bytes_read.fetch_add(len, Relaxed);
@@ -762,5 +802,23 @@ mod tests {
         let report = beside.check_while("segments/00", remove);
         assert!(report.is_clean(), "{report:?}");
         assert!(!beside.path().exists(), "a reader began another index");
+    }
+
+    #[test]
+    fn a_share_is_rounded_up_and_every_segment_gets_its_turn() {
+        let ids: Vec<SegmentId> = (0..10u8).map(|n| SegmentId::from_bytes([n; 32])).collect();
+        let read = |per_million, seed| {
+            let picked = Picked::of(ReadData::Share { per_million, seed }, ids.iter());
+            ids.iter().filter(|id| picked.has(id)).copied().collect::<Vec<_>>()
+        };
+        for (per_million, wanted) in
+            [(1, 1), (50_000, 1), (100_000, 1), (100_001, 2), (999_999, 10), (1_000_000, 10)]
+        {
+            assert_eq!(read(per_million, 7).len(), wanted, "{per_million}");
+        }
+        let all: HashSet<SegmentId> = (0..200).flat_map(|seed| read(50_000, seed)).collect();
+        assert_eq!(all.len(), ids.len());
+        let none = Picked::of(ReadData::Share { per_million: 50_000, seed: 1 }, [].iter());
+        assert!(!none.has(&ids[0]));
     }
 }
