@@ -28,7 +28,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
     let sandbox = Sandbox::new();
     sandbox.run(["snapshots"]).fails(10, &["no store at store", "forgekeep init"]);
     let none = sandbox.forgekeep(["snapshots"]).without_env("FORGEKEEP_STORE").run();
-    none.fails(1, &["no store was named", "--store", "FORGEKEEP_STORE"]);
+    none.fails(1, &["no store given", "--store", "FORGEKEEP_STORE"]);
     sandbox.write("full/of", "something else");
     sandbox.run(["init", "--store", "full"]).fails(1, &["full is not empty"]);
     sandbox.run(["init"]).ok();
@@ -117,7 +117,7 @@ fn snapshots_are_named_by_age_and_by_the_digits_of_their_id() {
     let ids = sandbox.snapshot_ids();
     let shared = ids.iter().find(|id| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1);
     let digit = &shared.expect("seventeen ids, sixteen digits")[..1];
-    sandbox.run(["ls", digit]).fails(1, &["fits", "more digits"]);
+    sandbox.run(["ls", digit]).fails(1, &["is ambiguous: ", "more digits"]);
 
     let tagged = sandbox.json(["snapshots", "--tag", "first"]);
     assert_eq!(tagged.len(), 1);
@@ -289,8 +289,15 @@ fn a_damaged_record_is_not_passed_over_in_silence() {
     std::fs::write(sandbox.path(format!("store/snapshots/{newest}")), [0; 300]).expect("damages");
     let listed = sandbox.run(["snapshots", "--quiet"]).ok();
     assert!(listed.stderr.contains(&newest[..8]), "{}", listed.told());
-    sandbox.run(["restore", "--quiet", "latest", "-t", "to"]).fails(1, &["latest", &newest[..8]]);
+    for command in [&["restore", "latest", "-t", "to"][..], &["backup", "source"]] {
+        let warned = sandbox.run(command).ends_with(3);
+        assert!(warned.stderr.contains(&newest[..8]), "{}", warned.told());
+    }
+    let file = sandbox.text("to/") + &sandbox.text("source/a");
+    assert_eq!(std::fs::read(file).expect("restored"), b"one");
     sandbox.run(["restore", "--quiet", &ids[0], "-t", "to"]).ok();
+    let check = sandbox.run(["check"]).ends_with(1);
+    assert!(check.stdout.contains(&newest[..8]), "{}", check.told());
 }
 
 #[test]
@@ -654,4 +661,137 @@ fn a_new_store_is_announced() {
     assert!(first.stderr.contains("mounted"), "{}", first.told());
     let second = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
     assert_eq!(second.stderr, "");
+}
+
+#[test]
+fn a_snapshot_from_the_future_is_not_the_latest() {
+    use store::entry::Time;
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "one");
+    sandbox.backup(["source"]);
+    let file = sandbox.at("latest", "source/a");
+    // The same snapshot, as a clock would have dated it that is years ahead.
+    let backend = store::backend::Local::new(sandbox.path("store"));
+    let of = |id: &str| store::id::SnapshotId::from_hex(id).expect("an id");
+    let (mut record, _) =
+        store::snapshot::Snapshot::read(&backend, &of(&sandbox.snapshot_ids()[0])).expect("reads");
+    record.start = Time { seconds: record.start.seconds + 400 * 24 * 3600, nanoseconds: 0 }.into();
+    record.tags = vec!["future".into(), "\u{1b}[31m".into()];
+    let future = record.write(&backend).expect("writes");
+    let short = future.short().to_string();
+    sandbox.write("source/a", "two");
+    let listed = sandbox.run(["snapshots"]).ok();
+    assert!(listed.stdout.contains("dated in the future"), "{}", listed.told());
+    assert!(!listed.stdout.contains('\u{1b}'), "{}", listed.told());
+    let backup = sandbox.run(["backup", "source"]).ends_with(3);
+    assert!(backup.stderr.contains(&short), "{}", backup.told());
+    for (command, out) in [(&["dump", &file][..], "two"), (&["restore", "latest", "-t", "to"], "")]
+    {
+        let warned = sandbox.run(command).ends_with(3);
+        assert!(warned.stderr.contains(&short), "{}", warned.told());
+        assert!(warned.stdout.contains(out), "{}", warned.told());
+    }
+    let check = sandbox.run(["check"]).ends_with(3);
+    assert!(check.stderr.contains(&short), "{}", check.told());
+    // Named, it is what was asked for.
+    let named = sandbox.run(["dump", &file.replace("latest", &short)]).ok();
+    assert_eq!((&named.stdout[..], &named.stderr[..]), ("one", ""));
+    // Of nothing else there is a newest one.
+    for id in sandbox.snapshot_ids().iter().filter(|id| !id.starts_with(&short)) {
+        sandbox.remove(format!("store/snapshots/{id}"));
+    }
+    let only = sandbox.run(["dump", &file]).ends_with(3);
+    assert!(only.stdout == "one" && only.stderr.contains("there is no other"), "{}", only.told());
+}
+
+#[test]
+fn files_that_went_are_counted() {
+    let sandbox = small();
+    let none = sandbox.backup(["source"]);
+    assert_eq!((&none["files_removed"], &none["dirs_removed"]), (&0.into(), &0.into()));
+    sandbox.remove("source/readme");
+    sandbox.remove("source/dir/deep");
+    sandbox.remove("source/link");
+    let some = sandbox.run(["backup", "source"]).ok();
+    assert!(some.stdout.contains(", 2 and 1 directory removed; "), "{}", some.told());
+    sandbox.remove("source/new");
+    std::fs::create_dir(sandbox.path("source/new")).expect("makes");
+    let other = sandbox.backup(["source"]);
+    assert_eq!((&other["files_removed"], &other["dirs_removed"]), (&1.into(), &0.into()));
+    let first = Sandbox::with_store();
+    first.write("source/a", "a");
+    assert!(first.backup(["source"])["files_removed"].is_null());
+}
+
+#[test]
+fn a_share_of_a_small_store_is_read() {
+    let sandbox = small();
+    let checked = sandbox.run(["check", "--read-data-subset", "1%", "--json"]).ok().json();
+    let summary = checked.last().expect("a summary");
+    assert_eq!(summary["segments_read"], 1);
+    assert!(summary["bytes_read"].as_u64() > Some(0), "{summary}");
+    let told = sandbox.run(["check", "--read-data-subset", "1%"]).ok().stdout;
+    assert!(told.contains("1 of ") && told.contains(" segments read, "), "{told}");
+}
+
+#[test]
+fn a_stop_is_heard_while_nobody_reads_a_dump() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", Dice::new(5).bytes(1_000_000));
+    sandbox.backup(["source"]);
+    let script = "mkfifo pipe; exec 3<>pipe; \"$FK\" dump \"$PLACE\" >pipe & p=$!; sleep .5; \
+         kill -TERM $p; wait $p; echo $?";
+    let place = sandbox.at("latest", "source/a");
+    let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).env("PLACE", place);
+    assert_eq!(run.run().stdout.trim(), "130");
+}
+
+#[test]
+fn messages_name_the_thing_the_fault_and_the_next_step() {
+    let sandbox = small();
+    sandbox.write("file", "");
+    let latest = sandbox.snapshot_ids()[1][..8].to_owned();
+    let source = sandbox.text("source");
+    sandbox.run(["init", "--store", "empty"]).ok();
+    for (arguments, words) in [
+        (
+            &["ls", "latest", "--store", "empty"][..],
+            &["no snapshot latest", "none yet", "backup"][..],
+        ),
+        (&["ls", "lastest"], &["no snapshot lastest among 2 snapshots", "did you mean `latest`?"]),
+        (&["ls", "Latest"], &["no snapshot Latest", "did you mean `latest`?"]),
+        (&["ls", "latest~9"], &["no snapshot latest~9 among 2 snapshots", "lists them"]),
+        (&["ls", "latest:/readme"], &[&latest, "has no /readme", "did you mean", &source]),
+        (
+            &["dump", &sandbox.at("latest", "source/raedme")],
+            &["has no", "did you mean", "source/readme"],
+        ),
+        (&["dump", "latest"], &["no file of snapshot latest", "SNAPSHOT:PATH"]),
+        (&["dump", &sandbox.at("latest", "source/dir")], &["not a file", "forgekeep restore"]),
+        (&["ls", "latest:a/../b"], &["cannot be a path", "write it from /"]),
+        (&["restore", "latest", "-t", "file"], &["file", "must be a directory", "forgekeep dump"]),
+        (&["backup", "--stdin-name", "../z"], &["../z cannot be the name", "such as db.sql"]),
+        (
+            &["backup", "--stdin-name", "z", "--stdin-command", "no-such"],
+            &["cannot start no-such", "PATH"],
+        ),
+        (&["backup", "source", "--exclude-file", "nope"], &["cannot read nope", "--exclude-file"]),
+        (&["config", "check", "--config", "source"], &["cannot read the", "wants a file"]),
+        (&["config", "check", "--config", "nope"], &["cannot read the", "forgekeep detect"]),
+    ] {
+        sandbox.run(arguments).fails(1, words);
+    }
+    sandbox.write("c.toml", "[stores.main]\npath = '/s'\n[instances.a]\nkind = 'plain'\n");
+    let schedule = ["schedule", "--instance", "a", "--config", "c.toml", "--write", "missing"];
+    sandbox.run(schedule).fails(1, &["cannot write into missing", "make it first"]);
+    let repair = ["repair", "single-sign-on", "--instance", "a", "--config", "c.toml"];
+    let outcome = sandbox.run(repair);
+    assert!(!outcome.stderr.contains("config check"), "{}", outcome.told());
+    let dotted = sandbox.run(["backup", "source/../source"]).ok();
+    assert!(!dotted.stderr.contains("symbolic link"), "{}", dotted.told());
+    std::os::unix::fs::symlink("source", sandbox.path("way")).expect("links");
+    let linked = sandbox.run(["backup", "way"]).ok();
+    assert!(linked.stderr.contains("symbolic link"), "{}", linked.told());
+    let stats = sandbox.run(["stats"]).ok().stdout;
+    assert!(stats.contains("saved         ") && !stats.contains("0.0 x"), "{stats}");
 }

@@ -75,9 +75,9 @@ pub struct Global {
 
 impl Global {
     fn place(&self) -> Result<&PathBuf, Failure> {
-        self.store.as_ref().ok_or_else(|| {
-            with_hint("no store was named", "give --store DIR or set FORGEKEEP_STORE")
-        })
+        self.store
+            .as_ref()
+            .ok_or_else(|| with_hint("no store given", "give --store DIR or set FORGEKEEP_STORE"))
     }
 
     /// Opens the store and watches what is done with it.
@@ -89,6 +89,15 @@ impl Global {
     ) -> Result<(Store, Arc<Watch>), Failure> {
         open(self.place()?, ui, purpose, what)
     }
+}
+
+/// What there is to say of snapshot records that were passed over.
+pub fn doubt(records: u64) -> Option<String> {
+    let text = format!(
+        "{} passed over, being unreadable or from the future; if of no use, remove it from snapshots/ in the store",
+        crate::report::count(records, "snapshot record")
+    );
+    (records > 0).then_some(text)
 }
 
 /// Opens a store and watches what is done with it.

@@ -55,7 +55,16 @@ impl Config {
     pub fn read(path: &Path) -> Result<Config, Failure> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).map_err(|error| {
-            let hint = "give --config FILE; `forgekeep detect` proposes what to write in it";
+            use std::io::ErrorKind as Is;
+            let hint = match error.kind() {
+                Is::NotFound => {
+                    "give --config FILE; `forgekeep detect` proposes what to write in it"
+                }
+                Is::PermissionDenied => "run it as a user who may read the file, root for example",
+                Is::IsADirectory => "--config wants a file, such as forgekeep.toml in it",
+                Is::InvalidData => "write it in UTF-8",
+                _ => "check the path and the disk",
+            };
             with_hint(format!("cannot read the configuration {shown}: {error}"), hint)
         })?;
         let mut config: Config = toml::from_str(&text).map_err(|error| {

@@ -164,15 +164,13 @@ fn hint(error: &Error) -> Option<String> {
         | Error::SnapshotDamaged { .. } => {
             "`forgekeep check --read-data` says what is damaged and which paths that costs".into()
         }
-        Error::NoSnapshot(_) => "`forgekeep snapshots` lists what there is".into(),
-        Error::AmbiguousSnapshot { .. } => "give more digits of the id".into(),
-        Error::NoPath { snapshot, .. } => {
-            let id = snapshot.short();
-            format!(
-                "`forgekeep ls {id}` lists its paths, `forgekeep find NAME` looks in all snapshots"
-            )
+        Error::WrongKind { kind: "a directory", .. } => {
+            "`forgekeep restore` brings back directories".into()
         }
-        error if error.is_index_denied() => "run it as a user who may write the store".into(),
+        Error::WrongKind { .. } => "`forgekeep ls -l` shows what it is".into(),
+        error if error.is_index_denied() => {
+            "the store cannot be written: mount it writable, or run it as its owner".into()
+        }
         error if error.is_index_broken() => {
             "run the same command again: it builds the index anew from the segments".into()
         }
@@ -184,7 +182,13 @@ fn hint(error: &Error) -> Option<String> {
             "make space and run the same command again; what is right already is left alone".into()
         }
         Error::TargetIsStore { .. } => "nothing was restored; give another directory".into(),
-        Error::Target { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
+        Error::Target { source, .. } if is_denied(source) => {
+            "give a directory that you may write, or run it as root".into()
+        }
+        Error::Target { source, .. } if is_read_only(source) => {
+            "the file system is read-only; restore to another one".into()
+        }
+        Error::Target { .. } => {
             "the target must be a directory; for one file use `forgekeep dump SNAPSHOT:PATH > FILE`"
                 .into()
         }
@@ -193,6 +197,10 @@ fn hint(error: &Error) -> Option<String> {
         _ => return None,
     };
     Some(hint)
+}
+
+fn is_without_password(reason: &str) -> bool {
+    ["NOAUTH", "WRONGPASS", "NOPERM"].iter().any(|word| reason.contains(word))
 }
 
 fn is_denied(error: &std::io::Error) -> bool {
@@ -234,7 +242,15 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         ),
         E::Busy(_) => "wait for it to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),
-        E::Failed { .. } | E::Service { .. } | E::Read { .. } => "no snapshot was made".into(),
+        E::Service { reason, .. } if is_without_password(reason) => {
+            "give redis.password in the configuration; GitLab has it in resque.yml or gitlab.rb"
+                .into()
+        }
+        E::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            "check the path in the configuration".into()
+        }
+        E::Read { .. } => "check its permissions, or run it as root".into(),
+        E::Failed { .. } | E::Service { .. } => "nothing was changed or stored".into(),
         _ => return None,
     };
     Some(hint)

@@ -1,13 +1,14 @@
 //! Which snapshots a command is about.
 
 use crate::exit::{Failure, with_hint};
+use crate::report::local_time;
 use clap::Args;
 use store::entry::{display_path, is_within};
-use store::error::Error;
-use store::id::SnapshotId;
+use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
 use store::snapshot::Snapshot;
 use store::store::Store;
+use store::tree::TreeReader;
 
 /// Narrows down snapshots.
 #[derive(Debug, Clone, Args)]
@@ -24,6 +25,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether it takes all snapshots.
+    pub fn is_empty(&self) -> bool {
+        self.tag.is_empty() && self.path.is_empty() && self.host.is_empty()
+    }
+
     fn fits(&self, snapshot: &Snapshot) -> bool {
         let any_path = |wanted: &std::path::PathBuf| {
             let wanted = store::backup::tree_path(wanted);
@@ -85,17 +91,33 @@ impl Place {
         let snapshot = String::from_utf8_lossy(snapshot).into_owned();
         let path = tree_path(path);
         if !path.is_empty() && !store::entry::is_valid_path(&path) {
-            return Err(crate::exit::other(format!(
-                "{} is no path of a snapshot: it has . or .. in it",
-                display_path(&path)
-            )));
+            return Err(with_hint(
+                format!("{} cannot be a path of a snapshot", display_path(&path)),
+                "write it from / on, without . and ..",
+            ));
         }
         Ok(Place { snapshot, path })
     }
 }
 
+/// A snapshot that was found.
+pub struct Found {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its record.
+    pub snapshot: Snapshot,
+    /// Whether it is the one that was meant. Other records are unreadable or from the future
+    /// if not, which was told.
+    pub is_sure: bool,
+}
+
 /// The one snapshot that is meant.
 pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failure> {
+    find_with_doubt(store, wanted).map(|found| (found.id, found.snapshot))
+}
+
+/// The one snapshot that is meant, and whether that is sure.
+pub fn find_with_doubt(store: &Store, wanted: &str) -> Result<Found, Failure> {
     find_among(store, wanted, |_| true)
 }
 
@@ -108,7 +130,7 @@ pub fn find_of_instance(
     let is_of = |snapshot: &Snapshot| {
         snapshot.instance.as_ref().is_some_and(|known| known.name == instance)
     };
-    let (id, snapshot) = find_among(store, wanted, is_of)?;
+    let Found { id, snapshot, .. } = find_among(store, wanted, is_of)?;
     if is_of(&snapshot) {
         return Ok((id, snapshot));
     }
@@ -120,35 +142,137 @@ fn find_among(
     store: &Store,
     wanted: &str,
     fits: impl Fn(&Snapshot) -> bool,
-) -> Result<(SnapshotId, Snapshot), Failure> {
+) -> Result<Found, Failure> {
     if let Some(rest) = wanted.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
             Some(number) => number.parse().ok(),
             None => rest.is_empty().then_some(0),
         };
-        let back: usize = back.ok_or_else(|| Error::NoSnapshot(wanted.into()))?;
-        let (mut snapshots, mut damaged) = store.snapshots()?;
-        if let Some(error) = damaged.pop() {
-            return Err(with_hint(
-                format!("which snapshot is {wanted} cannot be told: {error}"),
-                "`forgekeep snapshots` lists the others; give the id of one",
-            ));
+        if let Some(back) = back {
+            return latest(store, wanted, back, fits);
         }
-        snapshots.retain(|(_, snapshot)| fits(snapshot));
-        let at = snapshots.len().checked_sub(back + 1);
-        return Ok(snapshots.swap_remove(at.ok_or_else(|| Error::NoSnapshot(wanted.into()))?));
     }
     let ids = store.snapshot_ids()?;
-    let fitting: Vec<SnapshotId> = ids
-        .into_iter()
-        .filter(|id| !wanted.is_empty() && id.to_string().starts_with(wanted))
-        .collect();
+    let fitting: Vec<&SnapshotId> =
+        ids.iter().filter(|id| !wanted.is_empty() && id.to_string().starts_with(wanted)).collect();
     match fitting[..] {
-        [id] => Ok((id, store.snapshot(&id)?)),
-        [] => Err(Error::NoSnapshot(wanted.into()).into()),
+        [id] => Ok(Found { id: *id, snapshot: store.snapshot(id)?, is_sure: true }),
+        [] => Err(unknown(wanted, ids.len())),
         _ => {
-            let (prefix, count) = (wanted.to_owned(), fitting.len());
-            Err(Error::AmbiguousSnapshot { prefix, count }.into())
+            let shown = fitting.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
+            let shown = shown.collect::<Vec<_>>().join(", ");
+            let more = if fitting.len() > SHOWN_IDS { ", …" } else { "" };
+            let message =
+                format!("{wanted} is ambiguous: {} snapshots ({shown}{more})", fitting.len());
+            Err(with_hint(message, "give more digits of the id"))
         }
+    }
+}
+
+/// Ids that are named where several are possible.
+const SHOWN_IDS: usize = 4;
+
+/// The newest snapshot, or one before it. Records that cannot be read, and those from the
+/// future, are warned of and do not count.
+fn latest(
+    store: &Store,
+    wanted: &str,
+    back: usize,
+    fits: impl Fn(&Snapshot) -> bool,
+) -> Result<Found, Failure> {
+    let (mut snapshots, damaged) = store.snapshots()?;
+    let warn = |text: String| store.observer().event(Event::Warning(text));
+    for error in &damaged {
+        warn(format!("{error}; {wanted} is looked for among the others"));
+    }
+    snapshots.retain(|(_, snapshot)| fits(snapshot));
+    let now = crate::report::now();
+    let (future, mut known): (Vec<_>, Vec<_>) =
+        snapshots.into_iter().partition(|(_, snapshot)| snapshot.is_from_future(now));
+    let is_sure = damaged.is_empty() && future.is_empty();
+    let is_only_future = known.is_empty();
+    for (id, snapshot) in &future {
+        let time = local_time(snapshot.start.into());
+        let what = if is_only_future { "there is no other" } else { "latest does not count it" };
+        warn(format!("snapshot {} is dated in the future, {time}; {what}", id.short()));
+    }
+    if is_only_future {
+        known = future;
+    }
+    let count = known.len();
+    match count.checked_sub(back.saturating_add(1)) {
+        Some(at) => {
+            let (id, snapshot) = known.swap_remove(at);
+            Ok(Found { id, snapshot, is_sure })
+        }
+        None => Err(unknown(wanted, count)),
+    }
+}
+
+/// That there is no such snapshot among so many, and what may be meant.
+fn unknown(wanted: &str, count: usize) -> Failure {
+    if count == 0 {
+        let message = format!("no snapshot {wanted}: there is none yet");
+        return with_hint(
+            message,
+            "`forgekeep backup` makes one; check --store if there should be",
+        );
+    }
+    let message =
+        format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
+    let word = wanted.to_lowercase();
+    match forge::nearest::closest(&word, ["latest"].into_iter()) {
+        Some(known) if word != wanted || word != known => {
+            with_hint(message, format!("did you mean `{known}`?"))
+        }
+        _ => with_hint(message, "`forgekeep snapshots` lists them"),
+    }
+}
+
+/// Entries that are looked at to find out which path was meant.
+const LOOKED_AT: usize = 50_000;
+
+/// That a snapshot has no such path, and which one may be meant.
+pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> Failure {
+    let message = format!("snapshot {} has no /{}", id.short(), display_path(path));
+    let lists = format!("`forgekeep ls {}` lists its paths", id.short());
+    let hint = match likely(store, root, path) {
+        Some(likely) => format!("did you mean /{}? {lists}", display_path(&likely)),
+        None => format!("{lists}, `forgekeep find NAME` looks in all snapshots"),
+    };
+    with_hint(message, hint)
+}
+
+/// A path that ends with this one, or else the one most like it.
+fn likely(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Vec<u8>> {
+    let get = |id: &ChunkId| store.chunk(id);
+    let entries = TreeReader::new(root, &get).take(LOOKED_AT).filter_map(Result::ok);
+    let end = [b"/", path].concat();
+    let (parent, name) = split(path);
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries {
+        if entry.path.ends_with(&end) {
+            return Some(entry.path);
+        }
+        let (dir, own) = split(&entry.path);
+        if dir == parent {
+            names.extend(String::from_utf8(own.to_vec()).ok());
+        }
+    }
+    let name = std::str::from_utf8(name).ok()?;
+    let closest = forge::nearest::closest(name, names.iter().map(String::as_str))?;
+    let mut likely = parent.to_vec();
+    if !likely.is_empty() {
+        likely.push(b'/');
+    }
+    likely.extend(closest.as_bytes());
+    Some(likely)
+}
+
+/// The directory and the name of a path.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
     }
 }

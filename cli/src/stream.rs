@@ -6,7 +6,8 @@ use forge::run::{Patience, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use store::backup::{Options, Report};
 use store::observe::Progress;
@@ -124,18 +125,53 @@ struct StandardInput<'a> {
 impl Read for StandardInput<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let stdin = rustix::stdio::stdin();
-        let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
         loop {
             self.progress.check().map_err(io::Error::other)?;
-            let mut waiting = [PollFd::from_borrowed_fd(stdin, PollFlags::IN)];
-            match poll(&mut waiting, Some(&tick)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => match rustix::io::read(stdin, &mut *into) {
+            if wait(stdin, PollFlags::IN)? {
+                match rustix::io::read(stdin, &mut *into) {
                     Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                     read => return Ok(read?),
-                },
-                Err(error) => return Err(error.into()),
+                }
             }
         }
+    }
+}
+
+/// Standard output, whose reader may be slow or stuck; a wish to stop ends the writing.
+pub struct StandardOutput<'a> {
+    /// Tells of a wish to stop.
+    pub progress: &'a Progress,
+}
+
+/// What a pipe that is ready takes without waiting.
+const PIPE_BYTES: usize = 4096;
+
+impl Write for StandardOutput<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stdout = rustix::stdio::stdout();
+        let piece = &bytes[..bytes.len().min(PIPE_BYTES)];
+        loop {
+            self.progress.check().map_err(io::Error::other)?;
+            if wait(stdout, PollFlags::OUT)? {
+                match rustix::io::write(stdout, piece) {
+                    Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                    written => return Ok(written?),
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits a moment until something can be read or written.
+fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {
+    let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&tick)) {
+        Ok(0) | Err(rustix::io::Errno::INTR) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }

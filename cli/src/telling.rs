@@ -113,7 +113,8 @@ impl<'a> Telling<'a> {
                 } else {
                     (told.ending, told.exit_code) = (Ending::Partial, Failure::Partial.number());
                     let lack = (!outcome.is_complete).then(|| lack(outcome));
-                    let lines = outcome.failures.iter().cloned().chain(lack);
+                    let doubt = crate::command::doubt(outcome.report.doubtful_records);
+                    let lines = outcome.failures.iter().cloned().chain(lack).chain(doubt);
                     let lines: Vec<String> = lines.map(|line| shown(&line).into_owned()).collect();
                     told.message = Some(lines.join("\n"));
                 }

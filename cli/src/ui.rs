@@ -237,6 +237,7 @@ pub struct Watch {
     bar: ProgressBar,
     started: Instant,
     ended: AtomicBool,
+    is_hushed: AtomicBool,
     ticker: Mutex<Option<JoinHandle<()>>>,
     warnings: Arc<Mutex<Warnings>>,
 }
@@ -256,6 +257,7 @@ impl Watch {
             bar,
             started: Instant::now(),
             ended: AtomicBool::new(false),
+            is_hushed: AtomicBool::new(false),
             ticker: Mutex::new(None),
             warnings: Arc::clone(&ui.warnings),
         });
@@ -278,6 +280,13 @@ impl Watch {
         self.bar.finish_and_clear();
     }
 
+    /// Shows nothing more, before a result is printed that comes bit by bit. A wish to stop is
+    /// still heard.
+    pub fn hush(&self) {
+        self.is_hushed.store(true, Relaxed);
+        self.bar.finish_and_clear();
+    }
+
     /// Time since the operation began.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
@@ -292,7 +301,9 @@ impl Watch {
             if self.ended.load(Relaxed) {
                 return;
             }
-            if !self.bar.is_hidden() {
+            if self.is_hushed.load(Relaxed) {
+                // Only a wish to stop matters.
+            } else if !self.bar.is_hidden() {
                 self.draw();
             } else if !self.quiet && Instant::now() >= status_at {
                 status_at += STATUS;

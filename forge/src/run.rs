@@ -136,7 +136,7 @@ impl Command {
         let fail = |source| Error::Start { command: self.shown(), source };
         let program = self.argv.first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
         if program.contains('/') && !Path::new(program).exists() {
-            return Err(fail(io::ErrorKind::NotFound.into()));
+            return Err(fail(rustix::io::Errno::NOENT.into()));
         }
         let login = self.login()?;
         let switch = login.as_ref().map(Login::switch).unwrap_or_default();

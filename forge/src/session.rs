@@ -85,7 +85,7 @@ pub struct Outcome {
 impl Outcome {
     /// Whether nobody need do anything.
     pub fn is_good(&self) -> bool {
-        self.is_complete && self.failures.is_empty()
+        self.is_complete && self.failures.is_empty() && self.report.doubtful_records == 0
     }
 
     /// The snapshot, unless the run was dry.

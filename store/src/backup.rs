@@ -90,14 +90,29 @@ pub struct Report {
     pub parent: Option<SnapshotId>,
     /// Figures.
     pub statistics: Statistics,
+    /// What the parent has and the snapshot does not; `None` without a parent, after a dry run,
+    /// and where the parent's tree cannot be read.
+    pub removed: Option<Removed>,
     /// Source paths that could not be read.
     pub unreadable_count: u64,
     /// Paths that are in the snapshot without some of their metadata.
     pub metadata_unreadable_count: u64,
+    /// Snapshot records that were passed over when the parent was looked for: unreadable ones,
+    /// and those from the future.
+    pub doubtful_records: u64,
     /// Files that were not what they seem and were stored like any other, by reason.
     pub doubts: BTreeMap<&'static str, u64>,
     /// Damage of older snapshots that was met. The new one does not count on what is damaged.
     pub damage: Option<Damage>,
+}
+
+/// Numbers of entries that a snapshot no longer has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Files.
+    pub files: u64,
+    /// Directories.
+    pub dirs: u64,
 }
 
 /// Backs up directories and files.

@@ -123,17 +123,6 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// No snapshot fits what was asked for.
-    #[error("no snapshot {0}")]
-    NoSnapshot(String),
-    /// More than one does.
-    #[error("{prefix} fits {count} snapshots")]
-    AmbiguousSnapshot {
-        /// What was asked for.
-        prefix: String,
-        /// How many fit.
-        count: usize,
-    },
     /// A restore would write into the store.
     #[error("{} is in the store at {}, or would put files into it", target.display(), store.display())]
     TargetIsStore {
@@ -141,14 +130,6 @@ pub enum Error {
         target: PathBuf,
         /// Directory of the store.
         store: PathBuf,
-    },
-    /// The snapshot has no such path.
-    #[error("snapshot {snapshot} has no {path}")]
-    NoPath {
-        /// Which snapshot.
-        snapshot: SnapshotId,
-        /// The path, readable.
-        path: String,
     },
     /// A path is of another kind than the operation needs.
     #[error("{path} is {kind}, not {wanted}")]

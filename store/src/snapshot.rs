@@ -188,7 +188,16 @@ pub struct Statistics {
     pub unused: u64,
 }
 
+/// How far ahead of this machine's clock another one's may be, in seconds.
+const CLOCK_TOLERANCE: i64 = 10 * 60;
+
 impl Snapshot {
+    /// Whether its time lies ahead of `now` by more than clocks differ. Made under a wrong
+    /// clock, it would be the newest one for years.
+    pub fn is_from_future(&self, now: Time) -> bool {
+        self.start.seconds > now.seconds.saturating_add(CLOCK_TOLERANCE)
+    }
+
     fn to_record(&self) -> Vec<u8> {
         minicbor::to_vec(self).expect("writing to memory cannot fail")
     }
@@ -314,6 +323,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn clocks_may_differ_by_some_minutes() {
+        let of = |seconds| Snapshot { start: Stamp { seconds, nanoseconds: 0 }, ..example() };
+        let now = Time { seconds: 1_700_000_000, nanoseconds: 0 };
+        for (ahead, is_future) in [(-1, false), (0, false), (600, false), (601, true)] {
+            assert_eq!(of(now.seconds + ahead).is_from_future(now), is_future, "{ahead}");
+        }
+        assert!(of(i64::MAX).is_from_future(now) && !of(i64::MIN).is_from_future(now));
+        let end = Time { seconds: i64::MAX, nanoseconds: 0 };
+        assert!(!of(i64::MAX).is_from_future(end));
     }
 
     fn text() -> impl Strategy<Value = String> {

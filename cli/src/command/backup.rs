@@ -1,6 +1,6 @@
 use super::instance::{self, ConfigFile};
 use super::{Global, init};
-use crate::exit::{Failure, other, with_hint};
+use crate::exit::{Failure, with_hint};
 use crate::report::{self, count, now, size};
 use crate::stream::Stream;
 use crate::telling::Telling;
@@ -127,7 +127,14 @@ impl Backup {
         let (report, missing) = result?;
         let shown = show(ui, &report, missing, watch.elapsed());
         // Whoever does not read our output to its end still has the exit code.
-        if errors(&report, missing) > 0 { Err(Failure::Partial) } else { shown }
+        if let Some(doubt) = super::doubt(report.doubtful_records) {
+            ui.explain(&doubt);
+        }
+        if errors(&report, missing) + report.doubtful_records > 0 {
+            Err(Failure::Partial)
+        } else {
+            shown
+        }
     }
 
     /// Makes the store, if that was asked for and there is none.
@@ -205,8 +212,10 @@ impl Backup {
     fn options(&self) -> Result<Options, Failure> {
         let mut excludes = self.exclude.clone();
         for file in &self.exclude_file {
-            let text = std::fs::read_to_string(file)
-                .map_err(|error| other(format!("cannot read {}: {error}", file.display())))?;
+            let text = std::fs::read_to_string(file).map_err(|error| {
+                let message = format!("cannot read {}: {error}", file.display());
+                with_hint(message, "--exclude-file wants a readable file of patterns")
+            })?;
             let lines =
                 text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
             excludes.extend(lines.map(str::to_owned));
@@ -245,8 +254,7 @@ impl Backup {
         for path in &self.paths {
             match std::fs::canonicalize(path) {
                 Ok(real) => {
-                    let named = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                    if store::backup::tree_path(&real) != store::backup::tree_path(&named) {
+                    if passes_link(path) {
                         let text = format!(
                             "{} is reached by a symbolic link; backing up {}",
                             path.display(),
@@ -295,6 +303,12 @@ impl Backup {
     }
 }
 
+/// Whether a path leads through a symbolic link, and not only through `..`.
+fn passes_link(path: &Path) -> bool {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    absolute.ancestors().any(Path::is_symlink)
+}
+
 /// Whether a shell would find this program.
 #[expect(clippy::disallowed_methods, reason = "the command is the user's own")]
 fn is_there(program: &OsString) -> bool {
@@ -322,6 +336,8 @@ pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
         "files_new": statistics.files_new,
         "files_changed": statistics.files_changed,
         "files_unmodified": statistics.files_unmodified,
+        "files_removed": report.removed.map(|removed| removed.files),
+        "dirs_removed": report.removed.map(|removed| removed.dirs),
         "dirs_new": statistics.dirs_new,
         "dirs_changed": statistics.dirs_changed,
         "dirs_unmodified": statistics.dirs_unmodified,
@@ -339,6 +355,7 @@ pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
         "files_changed_while_read": statistics.changed_while_read,
         "damage": report.damage.as_ref().map(damage),
         "errors": errors(report, missing),
+        "snapshots_passed_over": report.doubtful_records,
         "total_duration": elapsed.as_secs_f64(),
         "dry_run": report.snapshot.is_none(),
         "parent": report.parent.map(|id| id.to_string()),
@@ -359,8 +376,14 @@ fn damage(damage: &Damage) -> Value {
 pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
     let statistics = &report.statistics;
     let unreadable = report.unreadable_count + missing;
+    let removed = report.removed.unwrap_or_default();
+    let removed = match (removed.files, removed.dirs) {
+        (0, 0) => String::new(),
+        (files, 0) => format!(", {files} removed"),
+        (files, dirs) => format!(", {files} and {} removed", count(dirs, "directory")),
+    };
     ui.remark(format!(
-        "files: {} new, {} changed, {} unmodified; {} in {}",
+        "files: {} new, {} changed, {} unmodified{removed}; {} in {}",
         statistics.files_new,
         statistics.files_changed,
         statistics.files_unmodified,

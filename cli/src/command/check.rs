@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use std::time::Duration;
 use store::check::{ReadData, Report};
-use store::store::{INDEX_FILE, Purpose};
+use store::store::{INDEX_FILE, Purpose, Store};
 
 /// Check that everything is there and as it was written
 ///
@@ -24,7 +24,8 @@ pub struct Check {
     /// Read and verify all data
     #[arg(long, conflicts_with = "read_data_subset")]
     read_data: bool,
-    /// Read and verify a part: N/M, the Nth of M equal parts, or a random share like 5%
+    /// Read and verify a part: N/M, the Nth of M parts that together are all segments, or a random
+    /// share like 5%, at least one segment
     #[arg(long, value_name = "PART")]
     read_data_subset: Option<String>,
 }
@@ -42,15 +43,40 @@ impl Check {
         };
         let (store, watch) = global.open(ui, Purpose::Read, "check")?;
         let report = store::check::check(&store, read_data);
+        let future = future(&store);
         watch.end();
-        let report = report?;
-        let shown = show(ui, &report, watch.elapsed());
+        let (report, future) = (report?, future?);
+        for snapshot in &future {
+            ui.warn(&format!(
+                "snapshot {snapshot} is dated in the future; latest does not count it"
+            ));
+        }
+        let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
         // Whoever does not read our output to its end still has the exit code.
-        if report.is_clean() { shown } else { Err(Failure::Damaged) }
+        match report.is_clean() {
+            false => Err(Failure::Damaged),
+            true if !future.is_empty() => Err(Failure::Partial),
+            true => shown,
+        }
     }
 }
 
-fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
+/// Snapshots that were made under a wrong clock.
+fn future(store: &Store) -> Result<Vec<String>, Failure> {
+    // What cannot be read is damage, which the check has found.
+    let (snapshots, _) = store.snapshots()?;
+    let now = now();
+    let future = snapshots.into_iter().filter(|(_, snapshot)| snapshot.is_from_future(now));
+    Ok(future.map(|(id, _)| id.short().to_string()).collect())
+}
+
+fn show(
+    ui: &Ui,
+    report: &Report,
+    read_data: ReadData,
+    future: usize,
+    elapsed: Duration,
+) -> Result<(), Failure> {
     for damage in &report.damages {
         ui.json("damage", json!({"object": damage.object, "reason": damage.reason}))?;
         ui.line(format!("damaged: {}: {}", damage.object, damage.reason))?;
@@ -72,6 +98,7 @@ fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
         "summary",
         json!({
             "snapshots": report.snapshots,
+            "snapshots_from_future": future,
             "segments": report.segments,
             "segments_read": report.segments_read,
             "bytes_read": report.bytes_read,
@@ -82,9 +109,14 @@ fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
         }),
     )?;
     let read = match report.segments_read {
-        0 => "data not read".into(),
+        0 if read_data == ReadData::None => "data not read".into(),
+        0 => "no segment belongs to this part".into(),
         all if all == report.segments => format!("all {} read", size(report.bytes_read)),
-        some => format!("{} read, {}", count(some, "segment"), size(report.bytes_read)),
+        some => format!(
+            "{some} of {} read, {}",
+            count(report.segments, "segment"),
+            size(report.bytes_read)
+        ),
     };
     ui.remark(format!(
         "{}, {}, {}; {read}, in {:.1} s",

@@ -27,7 +27,7 @@ pub struct Diff {
 impl Diff {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open(ui, Purpose::Read, "diff")?;
-        watch.end();
+        watch.hush();
         let (_, first) = select::find(&store, &self.first)?;
         let (_, second) = select::find(&store, &self.second)?;
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);

@@ -1,14 +1,15 @@
 use super::Global;
-use crate::exit::Failure;
-use crate::select::{self, Place};
+use crate::exit::{Failure, with_hint};
+use crate::select::{self, Found, Place};
+use crate::stream::StandardOutput;
 use crate::ui::{Ui, written};
 use clap::Args;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io;
 use store::Error;
 use store::entry::{Kind, display_path};
 use store::id::ChunkId;
-use store::store::Purpose;
+use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
 /// Print the content of one file
@@ -24,26 +25,38 @@ pub struct Dump {
 impl Dump {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
+        if place.path.is_empty() {
+            let message = format!("no file of snapshot {} is given", place.snapshot);
+            return Err(with_hint(message, "write SNAPSHOT:PATH; `forgekeep ls` lists the paths"));
+        }
         let (store, watch) = global.open(ui, Purpose::Read, "dump")?;
-        let (snapshot, record) = select::find(&store, &place.snapshot)?;
-        let get = |id: &ChunkId| store.chunk(id);
-        let shown = || format!("/{}", display_path(&place.path));
-        let entry = match TreeReader::within(&record.root.chunk(), &place.path, &get).next() {
-            Some(Err(lost)) => Err(lost.error),
-            Some(Ok(entry)) if entry.path == place.path => Ok(entry),
-            _ => Err(Error::NoPath { snapshot, path: shown() }),
-        };
-        let dumped = entry.and_then(|entry| {
-            if entry.kind != Kind::File {
-                let (kind, wanted) = (entry.kind.name(), "a file");
-                return Err(Error::WrongKind { path: shown(), kind, wanted });
-            }
-            store.observer().progress().expect(1, entry.size);
-            let mut out = std::io::stdout().lock();
-            let dumped = store::dump::dump(&store, &entry, &mut out)?;
-            Ok(dumped.and_then(|()| out.flush()))
-        });
+        let dumped = dump(&store, &place);
         watch.end();
-        written(dumped?)
+        let (written_out, is_sure) = dumped?;
+        written(written_out)?;
+        if is_sure { Ok(()) } else { Err(Failure::Partial) }
     }
+}
+
+/// Writes the file to standard output; whether it is sure that this is the one that was meant.
+fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure> {
+    let Found { id, snapshot, is_sure } = select::find_with_doubt(store, &place.snapshot)?;
+    let root = snapshot.root.chunk();
+    let get = |id: &ChunkId| store.chunk(id);
+    let entry = match TreeReader::within(&root, &place.path, &get).next() {
+        Some(Err(lost)) => return Err(lost.error.into()),
+        Some(Ok(entry)) if entry.path == place.path => entry,
+        _ => return Err(select::no_path(store, &id, &root, &place.path)),
+    };
+    if entry.kind != Kind::File {
+        let path = format!("/{}", display_path(&place.path));
+        let (kind, wanted) = (entry.kind.name(), "a file");
+        return Err(Error::WrongKind { path, kind, wanted }.into());
+    }
+    let progress = store.observer().progress();
+    progress.expect(1, entry.size);
+    let dumped = store::dump::dump(store, &entry, &mut StandardOutput { progress });
+    // The writer can only say that it cannot go on.
+    progress.check()?;
+    Ok((dumped?, is_sure))
 }

@@ -1,6 +1,6 @@
 //! What the commands about instances share.
 
-use super::{Global, backup};
+use super::{Global, backup, doubt};
 use crate::config::{Config, DEFAULT};
 use crate::exit::{Failure, other, with_hint};
 use crate::report::{count, size};
@@ -174,8 +174,8 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
         ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
     }
     backup::remarks(ui, &outcome.report, 0, elapsed)?;
-    for failure in &outcome.failures {
-        ui.explain(failure);
+    for failure in outcome.failures.iter().cloned().chain(doubt(outcome.report.doubtful_records)) {
+        ui.explain(&failure);
     }
     if outcome.is_good() {
         return Ok(());

@@ -5,7 +5,6 @@ use crate::select::{self, Place};
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
-use store::Error;
 use store::entry::{Entry, Kind, display_path};
 use store::id::{ChunkId, SnapshotId};
 use store::store::{Purpose, Store};
@@ -31,7 +30,7 @@ impl Ls {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
         let (store, watch) = global.open(ui, Purpose::Read, "ls")?;
-        watch.end();
+        watch.hush();
         let (id, snapshot) = select::find(&store, &place.snapshot)?;
         each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
             ui.json("node", entry_json(&entry))?;
@@ -71,10 +70,7 @@ pub fn each_entry(
     match error {
         Some(error) => Err(error.into()),
         None if found || path.is_empty() => Ok(()),
-        None => {
-            let path = format!("/{}", display_path(path));
-            Err(Error::NoPath { snapshot: *id, path }.into())
-        }
+        None => Err(select::no_path(store, id, root, path)),
     }
 }
 

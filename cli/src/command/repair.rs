@@ -1,5 +1,5 @@
 use super::instance::ConfigFile;
-use crate::exit::Failure;
+use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::kind::Site;
@@ -48,11 +48,11 @@ impl SingleSignOn {
         let settings = config.instance(&self.instance)?;
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
-        let repair = || {
+        let repair = || -> Result<_, Failure> {
             let site = Site { instance: &self.instance, settings, progress };
             let (plan, kind) = forge::kind::plan(&site)?;
             let catalogue = forge::session::catalogue(&plan, kind, progress)?;
-            single_sign_on::repair(&plan, &catalogue, self.dry_run)
+            single_sign_on::repair(&plan, &catalogue, self.dry_run).map_err(unrepaired)
         };
         let repaired = repair();
         watch.end();
@@ -64,5 +64,16 @@ impl SingleSignOn {
             ui.line(format!("{would} id and secret into {path}"))?;
         }
         ui.line(if next.is_empty() { "nothing is wrong".into() } else { format!("now {next}") })
+    }
+}
+
+/// What cannot be repaired is no fault of the configuration.
+fn unrepaired(error: forge::Error) -> Failure {
+    match error {
+        forge::Error::Settings { .. } => with_hint(
+            error.to_string(),
+            "nothing was changed; `forgekeep inspect` shows what GitLab and Mattermost know of each other",
+        ),
+        error => error.into(),
     }
 }

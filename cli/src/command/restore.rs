@@ -1,13 +1,13 @@
 use super::Global;
 use crate::exit::{Failure, with_hint};
 use crate::report::{count, size};
-use crate::select::{self, Place, tree_path};
+use crate::select::{self, Found, Place, tree_path};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use store::entry::{Kind, display_path};
+use store::entry::Kind;
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::restore::{Options, Report};
@@ -54,7 +54,7 @@ impl Restore {
         let (include, exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
-        let (id, snapshot) = select::find(&store, &place.snapshot)?;
+        let Found { id, snapshot, is_sure } = select::find_with_doubt(&store, &place.snapshot)?;
         if self.delete && snapshot.unreadable_count > 0 {
             watch.end();
             return Err(with_hint(
@@ -88,8 +88,7 @@ impl Restore {
             let first = TreeReader::within(&root, &place.path, &get).next();
             if first.is_none() {
                 watch.end();
-                let path = format!("/{}", display_path(&place.path));
-                return Err(store::Error::NoPath { snapshot: id, path }.into());
+                return Err(select::no_path(&store, &id, &root, &place.path));
             }
             let is_file = matches!(&first, Some(Ok(entry))
                 if entry.path == place.path && entry.kind != Kind::Directory);
@@ -110,7 +109,7 @@ impl Restore {
         let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
         let is_partial = report.failed > 0 || report.metadata_refused > 0 || report.selected == 0;
         // Whoever does not read our output to its end still has the exit code.
-        if is_partial { Err(Failure::Partial) } else { shown }
+        if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
     }
 
     fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {

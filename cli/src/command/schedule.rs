@@ -95,6 +95,10 @@ impl Schedule {
             }
             Runner::Cron => vec![(cron_name(&self.instance), cron(&command, self.at)?)],
         };
+        if let Some(dir) = self.write.as_deref().filter(|dir| !dir.is_dir()) {
+            let message = format!("cannot write into {}: it is not a directory", dir.display());
+            return Err(with_hint(message, "make it first, or check --write"));
+        }
         for (name, text) in &files {
             match &self.write {
                 Some(dir) => {

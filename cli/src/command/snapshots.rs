@@ -1,6 +1,6 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{count, local_time, put_path, size, utc_time};
+use crate::report::{count, local_time, now, put_path, size, utc_time};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
@@ -48,6 +48,9 @@ impl Snapshots {
             let mut notes = String::new();
             if !snapshot.tags.is_empty() {
                 notes += &format!("  [{}]", snapshot.tags.join(", "));
+            }
+            if snapshot.is_from_future(now()) {
+                notes += "  (dated in the future)";
             }
             if snapshot.unreadable_count > 0 {
                 notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));

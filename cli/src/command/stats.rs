@@ -71,12 +71,49 @@ impl Stats {
         if let Some(saved) = report::reuse(&reuse) {
             ui.line(format!("backups       {saved}"))?;
         }
-        let ratio = |a: u64, b: u64| if b == 0 { 1.0 } else { a as f64 / b as f64 };
-        ui.line(format!(
-            "saved         {:.1} x by deduplication, {:.1} x by compression, {:.1} x together",
-            ratio(restored, data.plain_bytes),
-            ratio(data.plain_bytes, data.stored_bytes),
-            ratio(restored, stored)
-        ))
+        // Of some snapshots only, nobody knows what they alone take.
+        if self.filter.is_empty() && restored > 0 {
+            ui.line(format!(
+                "saved         {}",
+                saved(restored, data.plain_bytes + metadata.plain_bytes, stored)
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a store saves: bytes of files in all snapshots, plain bytes of what is kept once, and
+/// bytes on disk.
+fn saved(restored: u64, plain: u64, stored: u64) -> String {
+    if stored >= restored {
+        return format!(
+            "nothing yet: files of {} take {} with their metadata",
+            size(restored),
+            size(stored)
+        );
+    }
+    let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
+    format!(
+        "{:.1} %: {} take {} ({:.1} x by deduplication, {:.1} x by compression)",
+        100.0 - 100.0 * ratio(stored, restored),
+        size(restored),
+        size(stored),
+        ratio(restored, plain),
+        ratio(plain, stored)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_savings_make_sense() {
+        assert_eq!(saved(10, 20, 30), "nothing yet: files of 10 B take 30 B with their metadata");
+        assert_eq!(
+            saved(4000, 2000, 1000),
+            "75.0 %: 3.9 KiB take 1000 B (2.0 x by deduplication, 2.0 x by compression)"
+        );
+        assert!(saved(1, 0, 0).starts_with("100.0 %"));
     }
 }

@@ -1,7 +1,8 @@
 //! The first and the last of a backup: what it starts from, and its record.
 
 use super::intake::absolute;
-use super::{Likeness, Options, Report};
+use super::{Likeness, Options, Removed, Report};
+use crate::diff::{Change, diff};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
@@ -132,6 +133,8 @@ pub struct Run<'a> {
     pub allowance: Allowance,
     pub file_systems: FileSystems,
     pub parent: Option<Named>,
+    /// Records that were passed over: unreadable ones, and those from the future.
+    doubtful_records: u64,
     pub start: Time,
     options: &'a Options,
     /// What packers before this one added: chunks, their plain and their stored bytes.
@@ -143,8 +146,10 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// Begins a backup.
     pub fn begin(store: &'a Store, options: &'a Options, like: &Likeness) -> Result<Run<'a>> {
-        let parent = if options.force { None } else { parent(store, &options.about.host, like)? };
         let start = (options.about.clock)();
+        let host = &options.about.host;
+        let (parent, doubtful_records) =
+            if options.force { (None, 0) } else { parent(store, host, like, start)? };
         let damaged = store.index.damaged()?;
         let packer = Packer::new(store, options.is_dry);
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
@@ -159,6 +164,7 @@ impl<'a> Run<'a> {
             allowance,
             file_systems,
             parent,
+            doubtful_records,
             start,
             options,
             added,
@@ -225,6 +231,10 @@ impl<'a> Run<'a> {
             unused,
         };
         let doubts = std::mem::take(&mut *counters.doubts.lock());
+        let removed = match &self.parent {
+            Some((_, parent)) if !options.is_dry => removed(store, &parent.root.chunk(), &root),
+            _ => None,
+        };
         let unreadable_count = counters.unreadable.load(Relaxed);
         let metadata_unreadable_count = counters.metadata_unreadable.load(Relaxed);
         store.observer().progress().check()?;
@@ -260,12 +270,15 @@ impl<'a> Run<'a> {
             }
             Some(id)
         };
+        let doubtful_records = self.doubtful_records;
         Ok(Report {
             snapshot,
             parent,
             statistics,
+            removed,
             unreadable_count,
             metadata_unreadable_count,
+            doubtful_records,
             doubts,
             damage,
         })
@@ -282,13 +295,48 @@ impl<'a> Run<'a> {
     }
 }
 
+/// What the first tree has and the second does not; `None` if a page cannot be read.
+fn removed(store: &Store, first: &ChunkId, second: &ChunkId) -> Option<Removed> {
+    let mut removed = Removed::default();
+    let mut count = |entry: &Entry| match entry.kind {
+        Kind::File => removed.files += 1,
+        Kind::Directory => removed.dirs += 1,
+        _ => {}
+    };
+    let mut each = |change| {
+        match &change {
+            Change::Removed(entry) => count(entry),
+            Change::Modified(old, new) if old.kind != new.kind => count(old),
+            _ => {}
+        }
+        Ok(())
+    };
+    let compared = diff(store, first, second, &mut each);
+    compared.ok().map(|()| removed)
+}
+
 /// The snapshot to take unchanged files from: the newest of this machine of the same
 /// instance; or with the same paths, else the newest that shares one.
-fn parent(store: &Store, host: &str, like: &Likeness) -> Result<Option<Named>> {
-    let (snapshots, damaged) = store.snapshots()?;
+/// What is from the future is never it: until when its files may have changed unseen, nobody
+/// knows. Also counts the records that were passed over.
+fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Option<Named>, u64)> {
+    let (mut snapshots, damaged) = store.snapshots()?;
+    let mut doubtful = damaged.len() as u64;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
+    snapshots.retain(|(id, snapshot)| {
+        let is_future = snapshot.is_from_future(now);
+        if is_future {
+            doubtful += 1;
+            let text = format!(
+                "snapshot {} is dated in the future; files are not compared with it",
+                id.short()
+            );
+            store.observer().event(Event::Warning(text));
+        }
+        !is_future
+    });
     let of_host = || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == host);
     let found = match like {
         Likeness::Instance(name) => of_host()
@@ -304,5 +352,5 @@ fn parent(store: &Store, host: &str, like: &Likeness) -> Result<Option<Named>> {
                 .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)))
         }
     };
-    Ok(found.cloned())
+    Ok((found.cloned(), doubtful))
 }

@@ -167,7 +167,7 @@ impl<'a> Reader<'a> {
         }
         yaml(path)?.ok_or_else(|| Error::Read {
             path: path.to_owned(),
-            source: std::io::ErrorKind::NotFound.into(),
+            source: rustix::io::Errno::NOENT.into(),
         })
     }
 
