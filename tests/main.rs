@@ -24,6 +24,8 @@ mod instance_faults;
 mod live_git;
 /// Mattermost beside GitLab, and alone.
 mod mattermost;
+/// Random trees against copies.
+mod nights;
 /// Who is told, by real servers.
 mod notify;
 /// Power goes at any moment.
