@@ -128,42 +128,55 @@ impl Id {
 pub struct Statistics {
     /// Files that the parent did not have.
     #[n(0)]
+    #[cbor(default)]
     pub files_new: u64,
     /// Files that were read again.
     #[n(1)]
+    #[cbor(default)]
     pub files_changed: u64,
     /// Files taken as they were.
     #[n(2)]
+    #[cbor(default)]
     pub files_unmodified: u64,
     /// Directories that the parent did not have.
     #[n(3)]
+    #[cbor(default)]
     pub dirs_new: u64,
     /// Directories with other metadata.
     #[n(4)]
+    #[cbor(default)]
     pub dirs_changed: u64,
     /// Directories as they were.
     #[n(5)]
+    #[cbor(default)]
     pub dirs_unmodified: u64,
     /// Links, devices and other entries.
     #[n(6)]
+    #[cbor(default)]
     pub others: u64,
     /// All entries.
     #[n(7)]
+    #[cbor(default)]
     pub entries: u64,
     /// Sum of the sizes of all files.
     #[n(8)]
+    #[cbor(default)]
     pub bytes: u64,
     /// Chunks the store did not have.
     #[n(9)]
+    #[cbor(default)]
     pub chunks_new: u64,
     /// Plain bytes of those.
     #[n(10)]
+    #[cbor(default)]
     pub added_bytes: u64,
     /// Stored bytes of those.
     #[n(11)]
+    #[cbor(default)]
     pub added_stored_bytes: u64,
     /// Files that changed while they were read.
     #[n(12)]
+    #[cbor(default)]
     pub changed_while_read: u64,
     /// Bytes of files that were read.
     #[n(13)]
@@ -335,6 +348,15 @@ mod tests {
         assert!(of(i64::MAX).is_from_future(now) && !of(i64::MIN).is_from_future(now));
         let end = Time { seconds: i64::MAX, nanoseconds: 0 };
         assert!(!of(i64::MAX).is_from_future(end));
+    }
+
+    #[test]
+    fn missing_statistics_are_0() {
+        let none = minicbor::decode::<Statistics>(&[0xA0]).expect("reads");
+        assert_eq!(none, Statistics::default());
+        // One of each: an old one, a later one, and one that nobody knows yet.
+        let some = minicbor::decode::<Statistics>(&[0xA3, 8, 5, 17, 6, 0x18, 99, 7]);
+        assert_eq!(some.expect("reads"), Statistics { bytes: 5, unused: 6, ..none });
     }
 
     fn text() -> impl Strategy<Value = String> {
