@@ -56,7 +56,7 @@ fn things(dir: &Path) -> Things {
 }
 
 /// A place where thousands of small files cost little.
-fn scratch() -> tempfile::TempDir {
+pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
@@ -533,31 +533,37 @@ fn an_index_or_log_of_another_time_or_store_costs_nothing() {
     }
 }
 
-fn head(major: u8, number: u64) -> Vec<u8> {
+/// The head of a CBOR item, in its longest form.
+pub fn head(major: u8, number: u64) -> Vec<u8> {
     let mut out = vec![major << 5 | 27];
     out.extend_from_slice(&number.to_be_bytes());
     out
 }
 
-fn number(number: u64) -> Vec<u8> {
+/// A number in CBOR.
+pub fn number(number: u64) -> Vec<u8> {
     head(0, number)
 }
 
-fn bytes(bytes: &[u8]) -> Vec<u8> {
+/// Bytes in CBOR.
+pub fn bytes(bytes: &[u8]) -> Vec<u8> {
     [head(2, bytes.len() as u64), bytes.to_vec()].concat()
 }
 
-fn array(items: &[Vec<u8>]) -> Vec<u8> {
+/// An array in CBOR.
+pub fn array(items: &[Vec<u8>]) -> Vec<u8> {
     [head(4, items.len() as u64), items.concat()].concat()
 }
 
-fn map(fields: &[(u64, Vec<u8>)]) -> Vec<u8> {
+/// A map of numbered fields in CBOR.
+pub fn map(fields: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let fields = fields.iter().flat_map(|(key, value)| [number(*key), value.clone()]);
     let items: Vec<Vec<u8>> = fields.collect();
     [head(5, items.len() as u64 / 2), items.concat()].concat()
 }
 
-fn page(level: u64, rest: &[Vec<u8>]) -> Vec<u8> {
+/// A tree page with this level, whatever follows it.
+pub fn page(level: u64, rest: &[Vec<u8>]) -> Vec<u8> {
     let tag = [head(3, 4), b"tree".to_vec()].concat();
     array(&[&[tag, number(level)], rest].concat())
 }
@@ -571,9 +577,11 @@ fn owner(uid: u64) -> Vec<u8> {
     array(&[number(uid), number(uid), vec![0xF6], vec![0xF6]])
 }
 
-fn index_page(level: u64, children: &[(&str, ChunkId)]) -> Vec<u8> {
-    let child = |(first, id): &(&str, ChunkId)| {
-        array(&[bytes(first.as_bytes()), bytes(id.as_bytes()), number(u64::MAX), number(u64::MAX)])
+/// A page that lists others, each by its first path, whatever they are.
+pub fn index_page<P: AsRef<[u8]>>(level: u64, children: &[(P, ChunkId)]) -> Vec<u8> {
+    let child = |(first, id): &(P, ChunkId)| {
+        let (first, id) = (bytes(first.as_ref()), bytes(id.as_bytes()));
+        array(&[first, id, number(u64::MAX), number(u64::MAX)])
     };
     page(level, &[array(&children.iter().map(child).collect::<Vec<_>>())])
 }
@@ -748,7 +756,7 @@ fn hostile_numbers_are_errors_and_no_panics() {
         ("an endless path", leaf(&[map(&[(1, head(2, u64::MAX))])])),
         ("lists in lists", leaf(&[map(&[(99, [0x81; 200_000].to_vec())])])),
         ("endless lists in lists", leaf(&[map(&[(99, [0x9F; 200_000].to_vec())])])),
-        ("a page of no entries at a high level", index_page(10, &[])),
+        ("a page of no entries at a high level", index_page::<&str>(10, &[])),
         (
             "a page that lists two others with all entries there are",
             index_page(1, &[("a", ChunkId::of(b"1")), ("b", ChunkId::of(b"2"))]),

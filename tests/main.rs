@@ -1,5 +1,7 @@
 //! The one integration test binary.
 
+/// A check and a restore come to the same verdict.
+mod agreement;
 /// Every command, end to end.
 mod cli;
 /// One bit or one cut anywhere in a store, and stores made by an enemy.

@@ -132,13 +132,86 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
     vec(1..=255u8, 1..9)
 }
 
+/// What `stat`, `listxattr`, names and recipes could hold on any system, at the path `x`:
+/// an entry that can be kept, or one with something beyond the limits.
+pub fn found() -> impl Strategy<Value = Entry> {
+    let nanoseconds = prop_oneof![0..1_000_000_000u32, 999_999_990..1_000_000_010u32, any::<u32>()];
+    let time = (any::<i64>(), nanoseconds)
+        .prop_map(|(seconds, nanoseconds)| Time { seconds, nanoseconds });
+    let number = prop_oneof![4 => 0..9u32, 1 => Just(u32::MAX)];
+    let name =
+        option::of(prop_oneof![4 => vec(any::<u8>(), 0..4), 1 => vec(any::<u8>(), 250..260)]);
+    let owner = (number.clone(), number, name.clone(), name)
+        .prop_map(|(uid, gid, user, group)| Arc::new(Owner { uid, gid, user, group }));
+    let xattr_name = prop_oneof![4 => text(), 1 => vec(1..=255u8, 250..260)];
+    let len = prop_oneof![8 => 0..9usize, 1 => 65_530..65_540usize];
+    let value = len.prop_map(|len| vec![b'v'; len]);
+    let count = prop_oneof![4 => 0..4usize, 1 => 0..90usize];
+    let xattrs = (vec((xattr_name, value), 1..4), count)
+        .prop_map(|(some, count)| some.into_iter().cycle().take(count).collect::<Vec<_>>());
+    let target = prop_oneof![4 => text(), 1 => vec(1..=255u8, 4090..4100), 1 => Just(Vec::new())];
+    let change = prop_oneof![
+        time.prop_map(Found::Mtime),
+        owner.prop_map(Found::Owner),
+        xattrs.prop_map(Found::Xattrs),
+        target.prop_map(Found::Target),
+        any::<u32>().prop_map(Found::Mode),
+        any::<(u32, u32)>().prop_map(Found::Device),
+        vec(any::<u8>(), 500..520).prop_map(Found::Inline),
+        prop_oneof![1..9u64, i64::MAX as u64 - 1..i64::MAX as u64 + 2].prop_map(Found::Hole),
+    ];
+    (entry(), vec(change, 0..4)).prop_map(|(mut entry, changes)| {
+        changes.into_iter().for_each(|change| change.apply(&mut entry));
+        entry
+    })
+}
+
+/// One thing that is unusual.
+#[derive(Debug, Clone)]
+enum Found {
+    Mtime(Time),
+    Owner(Arc<Owner>),
+    Xattrs(Vec<(Vec<u8>, Vec<u8>)>),
+    Target(Vec<u8>),
+    Mode(u32),
+    Device((u32, u32)),
+    Inline(Vec<u8>),
+    Hole(u64),
+}
+
+impl Found {
+    fn apply(self, entry: &mut Entry) {
+        match self {
+            Found::Mtime(time) => (entry.mtime, entry.ctime) = (Some(time), Some(time)),
+            Found::Owner(owner) => entry.owner = owner,
+            Found::Xattrs(xattrs) => entry.xattrs = xattrs,
+            Found::Target(target) => entry.target = target,
+            Found::Mode(mode) => entry.mode = mode,
+            Found::Device(device) => entry.device = Some(device),
+            Found::Inline(bytes) => entry.content = Content::Inline(bytes),
+            Found::Hole(len) => {
+                let extents = vec![Extent::Hole { len }];
+                entry.content = Content::Recipe(Recipe { level: 0, extents });
+            }
+        }
+        entry.size = content_len(&entry.content);
+    }
+}
+
+/// A path that a source could have, be it too long: like [`path`], with some long names.
+pub fn found_path() -> impl Strategy<Value = Vec<u8>> {
+    let long = prop_oneof![250..260usize, 1..255usize];
+    let long = (long, 1..40usize).prop_map(|(len, depth)| vec![vec![b'n'; len]; depth].join(&b'/'));
+    prop_oneof![4 => path(), 1 => long]
+}
+
 /// An entry that a backup could have made, at the path `x`.
 pub fn entry() -> impl Strategy<Value = Entry> {
     let kind = proptest::sample::select(&Kind::ALL[..]);
     let stamps = (option::of(time()), option::of(time()), any::<u64>());
     let link = option::of((any::<u64>(), any::<u64>()));
     let xattrs = vec((text(), vec(any::<u8>(), 0..9)), 0..3);
-    let device = option::of(any::<(u32, u32)>());
+    let device = option::of((0..=limits::DEVICE_MAJOR_MAX, 0..=limits::DEVICE_MINOR_MAX));
     let rest = (text(), content(), link, xattrs, device, 0..9u64);
     (kind, 0..=0o7777u32, owner(), stamps, rest).prop_map(|(kind, mode, owner, stamps, rest)| {
         let (mtime, ctime, inode) = stamps;

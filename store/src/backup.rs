@@ -15,6 +15,7 @@
 
 mod assembly;
 mod failure;
+mod gate;
 mod git_dir;
 mod intake;
 mod merge;

@@ -15,7 +15,7 @@ use crate::seal::Opener;
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
 use crate::store::{INDEX_FILE, Store};
-use crate::tree::{self, Child, Part, TreeReader};
+use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -119,8 +119,10 @@ pub struct Damage {
 pub struct Loss {
     /// In which snapshot.
     pub snapshot: SnapshotId,
-    /// Path in the tree, readable.
+    /// Path in the tree, readable; or from which one up to which.
     pub path: String,
+    /// How many paths are lost with it.
+    pub entries: u64,
     /// Because of what.
     pub reason: String,
 }
@@ -146,6 +148,8 @@ pub struct Report {
     pub losses: Vec<Loss>,
     /// How many paths that are; more than `losses` has if there are very many.
     pub loss_count: u64,
+    /// How many losses those are that `losses` has not.
+    pub losses_left_out: u64,
 }
 
 impl Report {
@@ -171,11 +175,14 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         indexed: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
         segments_read: AtomicU64::new(0),
+        foreign: AtomicU64::new(0),
+        a_foreign: Mutex::default(),
         report: Report::default(),
     };
     check.config();
     let snapshots = check.snapshots()?;
     check.segments()?;
+    check.foreign_segments();
     check.trees(&snapshots)?;
     if check.losses.lock().count > 0 {
         // Whatever the index says: the next backup is to look at every chunk.
@@ -205,6 +212,10 @@ struct Check<'a> {
     indexed: AtomicU64,
     bytes_read: AtomicU64,
     segments_read: AtomicU64,
+    /// Segments whose copy of `store.json` is another one.
+    foreign: AtomicU64,
+    /// One of them.
+    a_foreign: Mutex<Option<SegmentId>>,
     report: Report,
 }
 
@@ -212,7 +223,9 @@ struct Check<'a> {
 #[derive(Default)]
 struct Losses {
     kept: Vec<Loss>,
+    /// Paths of all, kept or not.
     count: u64,
+    left_out: u64,
     /// Memory of all, kept or not, about.
     bytes: usize,
 }
@@ -234,10 +247,12 @@ impl Check<'_> {
 
     fn lost(&self, loss: Loss) {
         let mut losses = self.losses.lock();
-        losses.count += 1;
+        losses.count = losses.count.saturating_add(loss.entries);
         losses.bytes += size_of::<Loss>() + loss.path.len() + loss.reason.len();
         if losses.bytes <= LOSS_BYTES_MAX {
             losses.kept.push(loss);
+        } else {
+            losses.left_out += 1;
         }
     }
 
@@ -266,7 +281,7 @@ impl Check<'_> {
                 Err(error) => {
                     self.damage(name, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
-                    self.lost(Loss { snapshot: id, path, reason });
+                    self.lost(Loss { snapshot: id, path, entries: 1, reason });
                 }
             }
         }
@@ -326,6 +341,10 @@ impl Check<'_> {
                 return Ok(());
             }
         };
+        if table.header.config != self.store.config_bytes {
+            self.foreign.fetch_add(1, Relaxed);
+            *self.a_foreign.lock() = Some(*id);
+        }
         self.chunks.fetch_add(table.rows.len() as u64, Relaxed);
         self.index_rows(id, &table.rows)?;
         if self.picked.has(id) {
@@ -346,6 +365,14 @@ impl Check<'_> {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Every segment holds a copy of `store.json`: another one belongs to another store.
+    fn foreign_segments(&self) {
+        let Some(one) = *self.a_foreign.lock() else { return };
+        let (foreign, all) = (self.foreign.load(Relaxed), self.report.segments);
+        let reason = format!("{foreign} of {all} segments have another copy of it, such as {one}");
+        self.damage(config::FILE, reason);
     }
 
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
@@ -485,17 +512,14 @@ impl Check<'_> {
     /// Walks over the pages of all snapshots, those found whole only once.
     fn trees(&mut self, snapshots: &[(SnapshotId, Snapshot)]) -> Result<()> {
         let mut whole_pages: HashSet<u128> = HashSet::new();
-        let known = |id: &ChunkId| {
-            u128::from_le_bytes(id.as_bytes()[..16].try_into().expect("16 of 32 bytes"))
-        };
         for (id, snapshot) in snapshots {
             let get = |id: &ChunkId| self.store.chunk(id);
             let mut entered = Vec::new();
             let parts = tree::outline(
                 &snapshot.root.chunk(),
                 &get,
-                &|page| whole_pages.contains(&known(page)),
-                &mut |page| entered.push(known(page)),
+                &|place| whole_pages.contains(&place.key()),
+                &mut |place| entered.push(place.key()),
             );
             let (before, of_others) = {
                 let losses = self.losses.lock();
@@ -503,22 +527,20 @@ impl Check<'_> {
             };
             let whole: Vec<bool> = parts
                 .par_iter()
-                .enumerate()
-                .map(|(at, (child, part))| {
+                .map(|(place, part)| {
                     self.store.observer().progress().check()?;
-                    let until = parts.get(at + 1).map(|(next, _)| &next.first[..]);
                     match part {
                         Part::Known => Ok(true),
-                        Part::Leaf => self.leaf(id, child, until),
+                        Part::Leaf => self.leaf(id, place),
                         Part::Lost(error) => {
-                            self.lost(range_loss(id, &child.first, until, error.to_string()));
+                            self.page_lost(id, place, error.to_string());
                             Ok(false)
                         }
                     }
                 })
                 .collect::<Result<_>>()?;
             let leaves = parts.iter().zip(whole).filter(|(_, is_whole)| *is_whole);
-            whole_pages.extend(leaves.map(|((child, _), _)| known(&child.page)));
+            whole_pages.extend(leaves.map(|((place, _), _)| place.key()));
             let mut losses = self.losses.lock();
             if losses.count == before {
                 // Pages above a damaged one are entered again for the next snapshot.
@@ -550,29 +572,39 @@ impl Check<'_> {
     }
 
     /// Whether all of a leaf's entries can be restored; those that cannot are noted.
-    fn leaf(&self, id: &SnapshotId, page: &Child, until: Option<&[u8]>) -> Result<bool> {
+    fn leaf(&self, id: &SnapshotId, place: &Place) -> Result<bool> {
         let get = |id: &ChunkId| self.store.chunk(id);
-        if let Some(reason) = self.trouble(&page.page)? {
-            self.lost(range_loss(id, &page.first, until, reason));
+        if let Some(reason) = self.trouble(&place.child.page)? {
+            self.page_lost(id, place, reason);
             return Ok(false);
         }
         let mut is_whole = true;
-        for item in TreeReader::new(&page.page, &get) {
-            match item {
-                Ok(entry) => {
-                    if let Some(reason) = self.entry(&entry, &get)? {
+        for item in TreeReader::at(place.clone(), &get) {
+            let loss = match item {
+                Ok(entry) => match self.entry(&entry, &get)? {
+                    None => continue,
+                    Some(reason) => {
                         let path = display_path(&entry.path);
-                        self.lost(Loss { snapshot: *id, path, reason });
-                        is_whole = false;
+                        Loss { snapshot: *id, path, entries: 1, reason }
                     }
+                },
+                Err(Lost { error, span, entries }) => {
+                    let (path, entries) = (span.to_string(), entries.unwrap_or(1));
+                    Loss { snapshot: *id, path, entries, reason: error.to_string() }
                 }
-                Err(lost) => {
-                    self.lost(range_loss(id, &lost.from, until, lost.error.to_string()));
-                    is_whole = false;
-                }
-            }
+            };
+            self.lost(loss);
+            is_whole = false;
         }
         Ok(is_whole)
+    }
+
+    /// Notes the loss of a page and all below it.
+    fn page_lost(&self, snapshot: &SnapshotId, place: &Place, reason: String) {
+        let (from, until) = (place.child.first.clone(), place.until.clone());
+        let path = Span::Range { from, until }.to_string();
+        let entries = place.child.entries.max(1);
+        self.lost(Loss { snapshot: *snapshot, path, entries, reason });
     }
 
     fn entry(
@@ -636,20 +668,12 @@ impl Check<'_> {
         report.segments_read = self.segments_read.into_inner();
         let losses = self.losses.into_inner();
         (report.losses, report.loss_count) = (losses.kept, losses.count);
+        report.losses_left_out = losses.left_out;
         report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
         report.damages.sort();
         report
     }
-}
-
-/// The loss of all that stands from one path up to another.
-fn range_loss(id: &SnapshotId, from: &[u8], until: Option<&[u8]>, reason: String) -> Loss {
-    let path = match until {
-        Some(until) => format!("{} up to {}", display_path(from), display_path(until)),
-        None => format!("{} and all that follows", display_path(from)),
-    };
-    Loss { snapshot: *id, path, reason }
 }
 
 #[cfg(test)]

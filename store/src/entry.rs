@@ -1,6 +1,7 @@
 //! An entry: everything that is kept of one file, directory or other thing.
 
-use crate::recipe::{Recipe, decode_extents, encode_extents};
+use crate::limits;
+use crate::recipe::{Extent, Recipe, decode_extents, encode_extents};
 use minicbor::{Decoder, Encoder, decode};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -12,6 +13,16 @@ pub struct Time {
     pub seconds: i64,
     /// 0 to 999,999,999.
     pub nanoseconds: u32,
+}
+
+/// Most nanoseconds within a second.
+const NANOSECONDS_MAX: u32 = 999_999_999;
+
+impl Time {
+    /// The time with its nanoseconds within the second. Some file systems hand out more.
+    pub fn clamped(self) -> Time {
+        Time { nanoseconds: self.nanoseconds.min(NANOSECONDS_MAX), ..self }
+    }
 }
 
 /// What an entry is.
@@ -191,12 +202,31 @@ pub fn is_within(path: &[u8], ancestor: &[u8]) -> bool {
     }
 }
 
-/// Whether this can be the path of an entry: relative, no empty, `.` or `..`
-/// component, no NUL, not too long.
+/// Whether this can be the path of an entry.
 pub fn is_valid_path(path: &[u8]) -> bool {
-    path.len() <= crate::limits::PATH_BYTES_MAX
-        && !path.contains(&0)
-        && path.split(|b| *b == b'/').all(|part| !matches!(part, b"" | b"." | b".."))
+    check_path(path).is_ok()
+}
+
+/// Says why this cannot be the path of an entry: relative, no empty, `.` or `..`
+/// component, no NUL, not too long.
+pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
+    let (len, max) = (path.len(), limits::PATH_BYTES_MAX);
+    if len > max {
+        return Err(format!("its path has {len} bytes; at most {max} can be kept"));
+    }
+    let (name_len, max) = (longest_name(path), limits::NAME_BYTES_MAX);
+    if name_len > max {
+        return Err(format!("a name in its path has {name_len} bytes; at most {max} can be kept"));
+    }
+    let is_name = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+    if path.contains(&0) || !path.split(|b| *b == b'/').all(is_name) {
+        return Err("a path that no entry can have".into());
+    }
+    Ok(())
+}
+
+fn longest_name(path: &[u8]) -> usize {
+    path.split(|b| *b == b'/').map(<[u8]>::len).max().unwrap_or(0)
 }
 
 /// Whether a character steers a terminal, ends a line, or reverses the order of text, so
@@ -322,94 +352,323 @@ impl Entry {
         Ok(())
     }
 
-    /// Reads an entry of a page whose entry before it has the path `previous`.
+    /// Reads an entry of a page. `previous` is the path of the entry before it in the page,
+    /// which is unknown if that path could not be read.
     ///
-    /// Fields that this program does not know are passed over.
+    /// Fields that this program does not know are passed over. An entry that is not as it
+    /// should be costs itself alone: `input` is left behind it. Fails where the end of the
+    /// entry cannot be found.
     pub(crate) fn decode(
-        previous: &[u8],
-        owners: &[Arc<Owner>],
+        previous: Option<&[u8]>,
+        owners: &[Option<Arc<Owner>>],
         input: &mut Decoder<'_>,
-    ) -> Result<Entry, decode::Error> {
-        let bad = decode::Error::message;
-        let fields = input.map()?.ok_or_else(|| bad("indefinite length"))?;
-        let mut shared = 0;
-        let (mut suffix, mut kind, mut mode, mut owner) = (None, None, None, None);
-        let mut entry = Entry::new(Vec::new(), Kind::File, 0);
-        let mut level = 0;
-        for _ in 0..fields {
-            match input.u32()? {
-                field::SHARED => shared = input.u64()? as usize,
-                field::SUFFIX => suffix = Some(input.bytes()?),
-                field::UNUSED => entry.unused = input.u64()?,
-                field::KIND => {
-                    let byte = input.u8()?;
-                    kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == byte);
+    ) -> Result<Decoded, decode::Error> {
+        let start = input.position();
+        let mut fields = Fields::new();
+        if let Err(error) = fields.read(owners, input) {
+            input.set_position(start);
+            input.skip()?;
+            fields.trouble.get_or_insert(error.to_string());
+        }
+        let path = fields.path(previous);
+        let result = fields.entry(path.as_deref());
+        Ok(Decoded { path, result })
+    }
+
+    /// What holds of every entry: the reader refuses, and the writer leaves out, what breaks it.
+    ///
+    /// Fails with the reason.
+    pub fn check(&self) -> Result<(), String> {
+        check_path(&self.path)?;
+        self.check_metadata()?;
+        self.check_content()
+    }
+
+    fn check_metadata(&self) -> Result<(), String> {
+        if self.mode > 0o7777 {
+            return Err("an impossible mode".into());
+        }
+        if !self.owner.is_valid() {
+            return Err("an owner that no file can have".into());
+        }
+        let times = [self.mtime, self.ctime];
+        if times.iter().flatten().any(|time| time.nanoseconds > NANOSECONDS_MAX) {
+            return Err("more nanoseconds than a second has".into());
+        }
+        if self.kind == Kind::Symlink {
+            check_target(&self.target)?;
+        }
+        let (major, minor) = self.device.unwrap_or_default();
+        if major > limits::DEVICE_MAJOR_MAX || minor > limits::DEVICE_MINOR_MAX {
+            return Err(format!("no device can have the numbers {major}, {minor}"));
+        }
+        if let Some((name, _)) = self.xattrs.iter().find(|xattr| !is_valid_xattr(xattr)) {
+            let name = display_path(&name[..name.len().min(limits::XATTR_NAME_BYTES_MAX)]);
+            return Err(format!("no extended attribute can be as {name} is"));
+        }
+        let bytes: usize = self.xattrs.iter().map(xattr_bytes).sum();
+        if bytes > limits::XATTRS_BYTES_MAX {
+            return Err(format!("{bytes} bytes of extended attributes are too many"));
+        }
+        Ok(())
+    }
+
+    fn check_content(&self) -> Result<(), String> {
+        let len = match &self.content {
+            Content::Empty => 0,
+            Content::Inline(bytes) if bytes.len() > limits::INLINE_BYTES_MAX => {
+                return Err("more content than stands in an entry".into());
+            }
+            Content::Inline(bytes) => bytes.len() as u64,
+            Content::Recipe(recipe) => {
+                if recipe.level > limits::RECIPE_LEVELS_MAX
+                    || recipe.extents.len() > limits::RECIPE_EXTENTS_MAX
+                {
+                    return Err("a recipe of more parts than there can be".into());
                 }
-                field::MODE => mode = Some(input.u32()?),
-                field::OWNER => owner = owners.get(input.u32()? as usize),
-                field::MTIME => entry.mtime = Some(time(input)?),
-                field::CTIME => entry.ctime = Some(time(input)?),
-                field::INODE => entry.inode = input.u64()?,
-                field::SIZE => entry.size = input.u64()?,
-                field::TARGET => entry.target = input.bytes()?.to_vec(),
-                field::HARD_LINK => {
-                    pair(input)?;
-                    let (file_system, names) = (input.u64()?, input.u64()?);
-                    entry.hard_link = Some(HardLink { file_system, names });
-                }
-                field::XATTRS => entry.xattrs = xattrs(input)?,
-                field::DEVICE => {
-                    pair(input)?;
-                    entry.device = Some((input.u32()?, input.u32()?));
-                }
-                field::INLINE => entry.content = Content::Inline(input.bytes()?.to_vec()),
-                field::EXTENTS => {
-                    let extents = decode_extents(input)?;
-                    entry.content = Content::Recipe(Recipe { level: 0, extents });
-                }
-                field::LEVEL => level = input.u8()?,
-                _ => input.skip()?,
+                let sum = |sum: u64, extent: &Extent| sum.checked_add(extent.len());
+                let len = recipe.extents.iter().try_fold(0, sum);
+                len.ok_or("a recipe longer than any file")?
+            }
+        };
+        if len != self.size || (self.size != 0 && self.kind != Kind::File) {
+            return Err("an entry whose size is not that of its content".into());
+        }
+        if self.size > limits::FILE_BYTES_MAX {
+            return Err("a file larger than any can be".into());
+        }
+        Ok(())
+    }
+
+    /// Changes metadata that cannot be kept as it is, so that content is not lost for it.
+    pub(crate) fn amend(&mut self) -> Amendment {
+        let mut amendment = Amendment::default();
+        for time in [&mut self.mtime, &mut self.ctime].into_iter().flatten() {
+            amendment.is_time_clamped |= *time != time.clamped();
+            *time = time.clamped();
+        }
+        if !self.owner.is_valid() {
+            self.owner = Arc::new(self.owner.amended());
+            amendment.is_owner_changed = true;
+        }
+        let (count, mut bytes) = (self.xattrs.len(), 0);
+        // In the order of their names, in which ACLs and capabilities come before `user.`.
+        self.xattrs.retain(|xattr| {
+            let with = bytes + xattr_bytes(xattr);
+            let is_kept = is_valid_xattr(xattr) && with <= limits::XATTRS_BYTES_MAX;
+            bytes = if is_kept { with } else { bytes };
+            is_kept
+        });
+        amendment.xattrs_dropped = count - self.xattrs.len();
+        amendment
+    }
+}
+
+/// What [`Entry::amend`] changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amendment {
+    /// A time had more nanoseconds than a second has.
+    pub is_time_clamped: bool,
+    /// The owner has no number, or a name that is too long.
+    pub is_owner_changed: bool,
+    /// Extended attributes that are left out.
+    pub xattrs_dropped: usize,
+}
+
+impl Owner {
+    /// Whether a file can have it. The largest number means "none" to system calls.
+    fn is_valid(&self) -> bool {
+        let is_short = |name: &Vec<u8>| name.len() <= limits::OWNER_NAME_BYTES_MAX;
+        let names = [&self.user, &self.group];
+        self.uid != u32::MAX && self.gid != u32::MAX && names.into_iter().flatten().all(is_short)
+    }
+
+    /// The owner that is kept instead of one that cannot be: `nobody` in the place of an
+    /// impossible number, and no name in the place of a long one.
+    fn amended(&self) -> Owner {
+        const NOBODY: u32 = 65_534;
+        let number = |id| if id == u32::MAX { NOBODY } else { id };
+        let is_short = |name: &&Vec<u8>| name.len() <= limits::OWNER_NAME_BYTES_MAX;
+        let name = |name: &Option<Vec<u8>>| name.as_ref().filter(is_short).cloned();
+        let (uid, gid) = (number(self.uid), number(self.gid));
+        Owner { uid, gid, user: name(&self.user), group: name(&self.group) }
+    }
+}
+
+fn check_target(target: &[u8]) -> Result<(), String> {
+    if target.is_empty() || target.contains(&0) || target.len() > limits::TARGET_BYTES_MAX {
+        return Err("a symbolic link with a target that none can have".into());
+    }
+    Ok(())
+}
+
+fn is_valid_xattr((name, value): &(Vec<u8>, Vec<u8>)) -> bool {
+    (1..=limits::XATTR_NAME_BYTES_MAX).contains(&name.len())
+        && !name.contains(&0)
+        && value.len() <= limits::XATTR_BYTES_MAX
+}
+
+/// What an attribute counts for beside its bytes: its place in memory and in a page.
+const XATTR_PLACE_BYTES: usize = 16;
+
+/// Bytes that an attribute counts for.
+fn xattr_bytes((name, value): &(Vec<u8>, Vec<u8>)) -> usize {
+    name.len() + value.len() + XATTR_PLACE_BYTES
+}
+
+/// An entry as it was found in a page.
+pub(crate) struct Decoded {
+    /// Its path, which the next one may share, be it valid or not. Unknown where it could not
+    /// be read. Of a longer path than any can be only the begin.
+    pub path: Option<Vec<u8>>,
+    /// The entry, or what is wrong with it.
+    pub result: Result<Entry, String>,
+}
+
+/// The fields of an entry as they stand in a page, as far as they could be read.
+struct Fields<'p> {
+    shared: u64,
+    suffix: Option<&'p [u8]>,
+    kind: Option<Kind>,
+    mode: Option<u32>,
+    owner: Option<Arc<Owner>>,
+    /// All other fields.
+    entry: Entry,
+    level: u8,
+    /// The first thing that is wrong.
+    trouble: Option<String>,
+}
+
+impl<'p> Fields<'p> {
+    fn new() -> Fields<'p> {
+        let entry = Entry::new(Vec::new(), Kind::File, 0);
+        let (suffix, kind, mode, owner, trouble) = Default::default();
+        Fields { shared: 0, suffix, kind, mode, owner, entry, level: 0, trouble }
+    }
+
+    /// Reads all fields. A value that is not as it should be is noted and passed over.
+    fn read(
+        &mut self,
+        owners: &[Option<Arc<Owner>>],
+        input: &mut Decoder<'p>,
+    ) -> Result<(), decode::Error> {
+        let count = input.map()?.ok_or_else(|| decode::Error::message("indefinite length"))?;
+        for _ in 0..count {
+            let number = input.u32()?;
+            let start = input.position();
+            if let Err(error) = self.field(number, owners, input) {
+                self.trouble.get_or_insert(error.to_string());
+                input.set_position(start);
+                input.skip()?;
             }
         }
-        let suffix = suffix.ok_or_else(|| bad("an entry without a path"))?;
-        let prefix =
-            previous.get(..shared).ok_or_else(|| bad("a path shares more than there is"))?;
-        entry.path = [prefix, suffix].concat();
-        entry.kind = kind.ok_or_else(|| bad("an entry of unknown kind"))?;
-        entry.mode = mode.filter(|m| *m <= 0o7777).ok_or_else(|| bad("an impossible mode"))?;
-        entry.owner = Arc::clone(owner.ok_or_else(|| bad("an entry without an owner"))?);
+        Ok(())
+    }
+
+    fn field(
+        &mut self,
+        number: u32,
+        owners: &[Option<Arc<Owner>>],
+        input: &mut Decoder<'p>,
+    ) -> Result<(), decode::Error> {
+        let entry = &mut self.entry;
+        match number {
+            field::SHARED => {
+                // Whatever is wrong with it, the path cannot be told.
+                self.shared = u64::MAX;
+                self.shared = input.u64()?;
+            }
+            field::SUFFIX => self.suffix = Some(input.bytes()?),
+            field::KIND => {
+                let byte = input.u8()?;
+                self.kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == byte);
+            }
+            field::MODE => self.mode = Some(input.u32()?),
+            field::OWNER => self.owner = owners.get(input.u32()? as usize).cloned().flatten(),
+            field::MTIME => entry.mtime = Some(time(input)?),
+            field::CTIME => entry.ctime = Some(time(input)?),
+            field::INODE => entry.inode = input.u64()?,
+            field::SIZE => entry.size = input.u64()?,
+            field::TARGET => entry.target = input.bytes()?.to_vec(),
+            field::HARD_LINK => {
+                pair(input)?;
+                let (file_system, names) = (input.u64()?, input.u64()?);
+                entry.hard_link = Some(HardLink { file_system, names });
+            }
+            field::XATTRS => entry.xattrs = xattrs(input)?,
+            field::DEVICE => {
+                pair(input)?;
+                entry.device = Some((input.u32()?, input.u32()?));
+            }
+            field::INLINE => entry.content = Content::Inline(input.bytes()?.to_vec()),
+            field::EXTENTS => {
+                let extents = decode_extents(input)?;
+                entry.content = Content::Recipe(Recipe { level: 0, extents });
+            }
+            field::LEVEL => self.level = input.u8()?,
+            field::UNUSED => entry.unused = input.u64()?,
+            _ => input.skip()?,
+        }
+        Ok(())
+    }
+
+    /// The path, if it can be told after that of the entry before.
+    fn path(&self, previous: Option<&[u8]>) -> Option<Vec<u8>> {
+        let suffix = self.suffix?;
+        let shared = match usize::try_from(self.shared).ok()? {
+            0 => b"",
+            shared => previous?.get(..shared)?,
+        };
+        // One byte too many says that it is too long; more would be memory for nothing.
+        let room = (limits::PATH_BYTES_MAX + 1).saturating_sub(shared.len());
+        Some([shared, &suffix[..suffix.len().min(room)]].concat())
+    }
+
+    fn entry(self, path: Option<&[u8]>) -> Result<Entry, String> {
+        let Fields { kind, mode, owner, mut entry, level, trouble, .. } = self;
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+        entry.path = path.ok_or("an entry whose path cannot be told")?.to_vec();
+        entry.kind = kind.ok_or("an entry of unknown kind")?;
+        entry.mode = mode.ok_or("an entry without a mode")?;
+        entry.owner = owner.ok_or("an entry without an owner")?;
         if let Content::Recipe(recipe) = &mut entry.content {
             recipe.level = level;
         }
-        entry.check().map_err(bad)?;
+        entry.check()?;
         Ok(entry)
     }
+}
 
-    /// What must hold of every entry, whoever wrote it.
-    fn check(&self) -> Result<(), &'static str> {
-        if !is_valid_path(&self.path) {
-            return Err("a path that no entry can have");
-        }
-        let content_len = match &self.content {
-            Content::Empty => 0,
-            Content::Inline(bytes) => bytes.len() as u64,
-            Content::Recipe(recipe) => recipe
-                .extents
-                .iter()
-                .try_fold(0u64, |sum, extent| sum.checked_add(extent.len()))
-                .ok_or("a recipe longer than any file")?,
-        };
-        if content_len != self.size || (self.size != 0 && self.kind != Kind::File) {
-            return Err("an entry whose size is not that of its content");
-        }
-        if self.kind == Kind::Symlink && (self.target.is_empty() || self.target.contains(&0)) {
-            return Err("a symbolic link without a target");
-        }
-        let names_fit = |(name, _): &(Vec<u8>, Vec<u8>)| !name.is_empty() && !name.contains(&0);
-        if !self.xattrs.iter().all(names_fit) {
-            return Err("an extended attribute without a name");
+impl Owner {
+    /// Appends the owner as it stands in a page.
+    pub(crate) fn encode(&self, out: &mut Out<'_>) -> EncodeResult {
+        out.array(4)?.u32(self.uid)?.u32(self.gid)?;
+        for name in [&self.user, &self.group] {
+            match name {
+                Some(name) => out.bytes(name)?,
+                None => out.null()?,
+            };
         }
         Ok(())
+    }
+
+    /// Reads an owner of a page; `None` for one that no file can have.
+    pub(crate) fn decode(input: &mut Decoder<'_>) -> Result<Option<Arc<Owner>>, decode::Error> {
+        if input.array()? != Some(4) {
+            return Err(decode::Error::message("an owner has four fields"));
+        }
+        let (uid, gid) = (input.u32()?, input.u32()?);
+        let mut name = || -> Result<Option<Vec<u8>>, decode::Error> {
+            if input.datatype()? == minicbor::data::Type::Null {
+                input.null()?;
+                return Ok(None);
+            }
+            Ok(Some(input.bytes()?.to_vec()))
+        };
+        let owner = Owner { uid, gid, user: name()?, group: name()? };
+        Ok(owner.is_valid().then(|| Arc::new(owner)))
     }
 }
 
@@ -419,16 +678,15 @@ fn pair(input: &mut Decoder<'_>) -> Result<(), decode::Error> {
 
 fn time(input: &mut Decoder<'_>) -> Result<Time, decode::Error> {
     pair(input)?;
-    let time = Time { seconds: input.i64()?, nanoseconds: input.u32()? };
-    if time.nanoseconds > 999_999_999 {
-        return Err(decode::Error::message("more nanoseconds than a second has"));
-    }
-    Ok(time)
+    Ok(Time { seconds: input.i64()?, nanoseconds: input.u32()? })
 }
 
 fn xattrs(input: &mut Decoder<'_>) -> Result<Xattrs, decode::Error> {
     let items = input.array()?.filter(|n| n.is_multiple_of(2));
     let items = items.ok_or_else(|| decode::Error::message("attributes are not in pairs"))?;
+    if items / 2 > (limits::XATTRS_BYTES_MAX / XATTR_PLACE_BYTES) as u64 {
+        return Err(decode::Error::message("more extended attributes than there can be"));
+    }
     (0..items / 2).map(|_| Ok((input.bytes()?.to_vec(), input.bytes()?.to_vec()))).collect()
 }
 
@@ -456,6 +714,9 @@ mod tests {
         for good in ["a", "a/b", "...", "a/ /b", "-", "a\n"] {
             assert!(is_valid_path(good.as_bytes()), "{good:?}");
         }
+        let names = |len: usize, count: usize| vec![vec![b'n'; len]; count].join(&b'/');
+        assert!(is_valid_path(&names(255, 32)) && !is_valid_path(&names(256, 1)));
+        assert!(!is_valid_path(&names(255, 33)));
         assert!(is_valid_path(b"\xff/\xfe"));
     }
 
@@ -471,6 +732,30 @@ mod tests {
         assert_eq!(display_path(b"x\n\x1b[\xff\\"), "x\\n\\u{1b}[\\xff\\\\");
     }
 
+    #[test]
+    fn metadata_that_cannot_be_kept_costs_itself() {
+        let odd = Time { seconds: -5, nanoseconds: u32::MAX };
+        let owner = Owner { uid: u32::MAX, gid: 7, user: Some(vec![b'u'; 256]), group: None };
+        let xattrs = vec![
+            (b"security.capability".to_vec(), vec![1; 20]),
+            (b"user.large".to_vec(), vec![2; limits::XATTR_BYTES_MAX + 1]),
+            (b"user.small".to_vec(), vec![3]),
+        ];
+        let file = Entry::new(b"a".to_vec(), Kind::File, 0o600);
+        let mut entry =
+            Entry { mtime: Some(odd), owner: Arc::new(owner), xattrs: xattrs.clone(), ..file };
+        assert!(entry.check().is_err());
+        let amendment = entry.amend();
+        let expected =
+            Amendment { is_time_clamped: true, is_owner_changed: true, xattrs_dropped: 1 };
+        assert_eq!(amendment, expected);
+        assert_eq!(entry.check(), Ok(()));
+        assert_eq!(entry.mtime, Some(Time { seconds: -5, nanoseconds: 999_999_999 }));
+        assert_eq!(*entry.owner, Owner { uid: 65_534, gid: 7, user: None, group: None });
+        assert_eq!(entry.xattrs, [xattrs[0].clone(), xattrs[2].clone()]);
+        assert_eq!(entry.amend(), Amendment::default());
+    }
+
     fn encoded(entry: &Entry, previous: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         entry.encode(previous, 0, &mut bytes);
@@ -483,12 +768,13 @@ mod tests {
         #[test]
         fn any_entry_comes_back(entry in entry(), path in path(), previous in path()) {
             let entry = Entry { path, ..entry };
-            let owners = [Arc::clone(&entry.owner)];
+            let owners = [Some(Arc::clone(&entry.owner))];
             let bytes = encoded(&entry, &previous);
             let mut input = Decoder::new(&bytes);
-            let read = Entry::decode(&previous, &owners, &mut input).expect("reads what it wrote");
+            let read = Entry::decode(Some(&previous), &owners, &mut input).expect("ends");
             prop_assert_eq!(input.position(), bytes.len());
-            prop_assert_eq!(read, entry);
+            prop_assert_eq!(read.path.as_ref(), Some(&entry.path));
+            prop_assert_eq!(read.result, Ok(entry));
         }
 
         #[test]
@@ -498,9 +784,10 @@ mod tests {
             noise in noise(),
             changes in changes(),
         ) {
-            let owners = [Arc::clone(&entry.owner)];
+            let owners = [Some(Arc::clone(&entry.owner))];
             for bytes in [noise, changed(encoded(&entry, &previous), &changes)] {
-                if let Ok(entry) = Entry::decode(&previous, &owners, &mut Decoder::new(&bytes)) {
+                let decoded = Entry::decode(Some(&previous), &owners, &mut Decoder::new(&bytes));
+                if let Ok(Decoded { result: Ok(entry), .. }) = decoded {
                     prop_assert_eq!(entry.check(), Ok(()));
                     prop_assert!(is_valid_path(&entry.path) && entry.mode <= 0o7777);
                 }

@@ -115,6 +115,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An entry that no tree can hold.
+    #[error("cannot keep {path}: {reason}")]
+    Unfit {
+        /// Its path, readable.
+        path: String,
+        /// Which limit it breaks.
+        reason: String,
+    },
     /// A snapshot record is not what its name says.
     #[error("snapshot {id} is damaged: {reason}")]
     SnapshotDamaged {

@@ -28,6 +28,34 @@ pub const PAGE_ITEMS_MAX: usize = 4096;
 /// system calls take, below a source directory of the same length.
 pub const PATH_BYTES_MAX: usize = 8192;
 
+/// Longest name in a path, in bytes: what Linux file systems take.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Longest target of a symbolic link, in bytes: what Linux takes.
+pub const TARGET_BYTES_MAX: usize = 4095;
+
+/// Largest file, in bytes: what system calls take.
+pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
+
+/// Longest name of an extended attribute, in bytes: what Linux takes.
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+
+/// Largest extended attribute, in bytes: what Linux takes.
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of all extended attributes of an entry, with their names, and 16 for each:
+/// a page with all that an entry can have fits a chunk.
+pub const XATTRS_BYTES_MAX: usize = 1 << 20;
+
+/// Longest name of a user or group, in bytes.
+pub const OWNER_NAME_BYTES_MAX: usize = 255;
+
+/// Largest major number of a device: what Linux takes.
+pub const DEVICE_MAJOR_MAX: u32 = (1 << 12) - 1;
+
+/// Largest minor number of a device: what Linux takes.
+pub const DEVICE_MINOR_MAX: u32 = (1 << 20) - 1;
+
 /// Levels of a tree. Six bits of fan-out a level make 2^61 entries.
 pub const TREE_LEVELS_MAX: u8 = 10;
 

@@ -21,7 +21,7 @@ use crate::observe::{Event, Observer};
 use crate::source;
 use crate::store::Store;
 use crate::target::{Refused, Target};
-use crate::tree::{Lost, TreeReader};
+use crate::tree::{Lost, Span, TreeReader};
 use git_caches::GitCaches;
 use parking_lot::Mutex;
 use runs::Room;
@@ -401,18 +401,16 @@ impl Restore<'_> {
     }
 
     fn failed(&self, path: &[u8], reason: &str) {
-        self.counts.failed.fetch_add(1, Relaxed);
+        add_up(&self.counts.failed, 1);
         let (path, reason) = (self.shown(path), reason.to_owned());
         self.store.observer().event(Event::NotRestored { path, reason });
     }
 
     fn lost(&mut self, lost: &Lost) {
         self.lost = true;
-        let until = match &lost.until {
-            Some(until) => format!("up to {}", crate::entry::display_path(until)),
-            None => "and all that follows".into(),
-        };
-        self.failed(relative(&lost.from, &self.prefix), &format!("{until}: {}", lost.error));
+        // One of them is counted with the report.
+        add_up(&self.counts.failed, lost.entries.unwrap_or(1).saturating_sub(1));
+        self.failed(relative(lost.span.from(), &self.prefix), &reason_of(lost));
     }
 
     fn shown(&self, path: &[u8]) -> PathBuf {
@@ -435,6 +433,28 @@ impl Restore<'_> {
             xattr_denied: self.target.xattr_denied.load(Relaxed),
         }
     }
+}
+
+/// Why a part of the tree is not restored, and how much of it.
+fn reason_of(lost: &Lost) -> String {
+    let entries = match lost.entries {
+        None => "entries".into(),
+        Some(1) => "1 entry".into(),
+        Some(count) => format!("{count} entries"),
+    };
+    let error = &lost.error;
+    match &lost.span {
+        Span::Entry(_) => error.to_string(),
+        Span::Range { until: Some(until), .. } => {
+            format!("{entries} lost up to {}: {error}", crate::entry::display_path(until))
+        }
+        Span::Range { until: None, .. } => format!("{entries} lost to the end: {error}"),
+    }
+}
+
+/// Adds to a count, which stays at the largest number: a hostile store may lie.
+fn add_up(count: &AtomicU64, more: u64) {
+    let _ = count.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(more)));
 }
 
 fn relative<'p>(path: &'p [u8], prefix: &[u8]) -> &'p [u8] {

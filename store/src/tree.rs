@@ -5,7 +5,7 @@
 //! entries are leaves; pages above them list pages, cut by the same rule with
 //! more bits, up to one root.
 
-use crate::entry::{Entry, Owner, is_within, path_cmp};
+use crate::entry::{Decoded, Entry, Kind, Owner, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -20,8 +20,13 @@ const TAG: &str = "tree";
 const LEAF_BITS: u32 = 7;
 /// One page in 2^6 begins a page of the level above.
 const LEVEL_BITS: u32 = 6;
-/// A page is closed at this size wherever its paths would have cut it.
+/// A page takes no more items at this size, wherever its paths would have cut it. With the
+/// largest entry there can be, and its owner, it still fits a chunk.
 const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Bytes that an item of a page above leaves takes beside its path, at most.
+const CHILD_BYTES: usize = 64;
+/// Bytes that an owner takes beside its names, at most.
+const OWNER_BYTES: usize = 32;
 
 /// Stores a metadata chunk.
 pub type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<ChunkId>;
@@ -58,31 +63,43 @@ pub struct Child {
 pub struct TreeWriter {
     leaf: OpenLeaf,
     /// Pages not yet listed by a page above, one list a level, the lowest first.
-    levels: Vec<Vec<Child>>,
+    levels: Vec<OpenLevel>,
 }
 
 #[derive(Default)]
 struct OpenLeaf {
     first: Vec<u8>,
     last: Vec<u8>,
+    /// Whether the last entry can have others below it.
+    is_last_dir: bool,
     encoded: Vec<u8>,
     owners: HashMap<Arc<Owner>, u32>,
     owner_order: Vec<Arc<Owner>>,
+    /// Bytes of all owners in the page, at most.
+    owner_bytes: usize,
     entries: u64,
     bytes: u64,
 }
 
+#[derive(Default)]
+struct OpenLevel {
+    children: Vec<Child>,
+    /// Bytes of all of them in a page, at most.
+    bytes: usize,
+}
+
 impl TreeWriter {
-    /// Appends an entry, whose path must come after all before it.
+    /// Appends an entry.
+    ///
+    /// Fails with [`Error::Unfit`], and takes the next one as if nothing had been, where a
+    /// reader would refuse the entry: for itself, because its path does not come after all
+    /// before it, or because it lies in something that is not a directory.
     pub fn push(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
-        let leaf = &self.leaf;
-        assert!(
-            leaf.last.is_empty() || path_cmp(&leaf.last, &entry.path) == Ordering::Less,
-            "entries come in path order"
-        );
-        let is_full = leaf.entries as usize >= limits::PAGE_ITEMS_MAX / 2
-            || leaf.encoded.len() >= PAGE_BYTES_MAX;
-        if leaf.entries > 0 && (is_full || begins_page(mark(&entry.path), 0)) {
+        self.leaf.check(entry).map_err(|reason| {
+            let path = format!("/{}", display_path(&entry.path));
+            Error::Unfit { path, reason }
+        })?;
+        if !self.leaf.is_empty() && (self.leaf.is_full() || begins_page(mark(&entry.path), 0)) {
             self.close_leaf(put)?;
         }
         self.leaf.push(entry);
@@ -91,35 +108,36 @@ impl TreeWriter {
 
     /// Closes all pages; returns the root. A tree without entries is one empty leaf.
     pub fn finish(mut self, put: Put<'_>) -> Result<ChunkId> {
-        if self.leaf.entries > 0 || self.levels.is_empty() {
+        if !self.leaf.is_empty() || self.levels.is_empty() {
             self.close_leaf(put)?;
         }
         let mut level = 0;
-        while level + 1 < self.levels.len() || self.levels[level].len() > 1 {
-            if !self.levels[level].is_empty() {
+        while level + 1 < self.levels.len() || self.levels[level].children.len() > 1 {
+            if !self.levels[level].children.is_empty() {
                 self.close_level(level, put)?;
             }
             level += 1;
         }
-        Ok(self.levels[level][0].page)
+        Ok(self.levels[level].children[0].page)
     }
 
     fn close_leaf(&mut self, put: Put<'_>) -> Result<()> {
         let leaf = std::mem::take(&mut self.leaf);
         let page = put(&leaf.page())?;
-        let OpenLeaf { first, last, entries, bytes, .. } = leaf;
-        self.leaf.last = last; // for the order, not for its bytes
+        let OpenLeaf { first, last, is_last_dir, entries, bytes, .. } = leaf;
+        // For the order, not for their bytes.
+        (self.leaf.last, self.leaf.is_last_dir) = (last, is_last_dir);
         self.list(0, Child { first, page, entries, bytes }, put)
     }
 
     /// Lists a page of level `level` in the open page above it.
     fn list(&mut self, level: usize, child: Child, put: Put<'_>) -> Result<()> {
         if self.levels.len() == level {
-            self.levels.push(Vec::new());
+            self.levels.push(OpenLevel::default());
         }
-        let open = self.levels[level].len();
-        let is_full = open >= limits::PAGE_ITEMS_MAX / 2;
-        if open > 0 && (is_full || begins_page(mark(&child.first), level + 1)) {
+        let open = &self.levels[level];
+        let begins = open.is_full() || begins_page(mark(&child.first), level + 1);
+        if !open.children.is_empty() && begins {
             self.close_level(level, put)?;
         }
         self.levels[level].push(child);
@@ -127,7 +145,7 @@ impl TreeWriter {
     }
 
     fn close_level(&mut self, level: usize, put: Put<'_>) -> Result<()> {
-        let children = std::mem::take(&mut self.levels[level]);
+        let children = std::mem::take(&mut self.levels[level]).children;
         let page = put(&index_page(level + 1, &children))?;
         let parent = Child {
             first: children[0].first.clone(),
@@ -139,25 +157,57 @@ impl TreeWriter {
     }
 }
 
+impl OpenLevel {
+    fn is_full(&self) -> bool {
+        self.children.len() >= limits::PAGE_ITEMS_MAX / 2 || self.bytes >= PAGE_BYTES_MAX
+    }
+
+    fn push(&mut self, child: Child) {
+        self.bytes += child.first.len() + CHILD_BYTES;
+        self.children.push(child);
+    }
+}
+
 impl OpenLeaf {
+    /// Whether a reader would take the entry after those before it.
+    fn check(&self, entry: &Entry) -> Result<(), String> {
+        entry.check()?;
+        check_order(&self.last, self.is_last_dir, &entry.path)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries as usize >= limits::PAGE_ITEMS_MAX / 2
+            || self.encoded.len() + self.owner_bytes >= PAGE_BYTES_MAX
+    }
+
     fn push(&mut self, entry: &Entry) {
-        let owner = match self.owners.get(&entry.owner) {
-            Some(row) => *row,
-            None => {
-                let row = self.owner_order.len() as u32;
-                self.owners.insert(Arc::clone(&entry.owner), row);
-                self.owner_order.push(Arc::clone(&entry.owner));
-                row
-            }
-        };
-        if self.entries == 0 {
+        let owner = self.owner(&entry.owner);
+        if self.is_empty() {
             self.first = entry.path.clone();
             self.last.clear();
         }
         entry.encode(&self.last, owner, &mut self.encoded);
         self.last.clone_from(&entry.path);
+        self.is_last_dir = entry.kind == Kind::Directory;
         self.entries += 1;
         self.bytes = self.bytes.saturating_add(entry.size);
+    }
+
+    /// The row of an owner.
+    fn owner(&mut self, owner: &Arc<Owner>) -> u32 {
+        if let Some(row) = self.owners.get(owner) {
+            return *row;
+        }
+        let row = self.owner_order.len() as u32;
+        let names = [&owner.user, &owner.group].into_iter().flatten();
+        self.owner_bytes += OWNER_BYTES + names.map(Vec::len).sum::<usize>();
+        self.owners.insert(Arc::clone(owner), row);
+        self.owner_order.push(Arc::clone(owner));
+        row
     }
 
     fn page(&self) -> Vec<u8> {
@@ -166,15 +216,7 @@ impl OpenLeaf {
         (|| {
             out.array(4)?.str(TAG)?.u8(0)?;
             out.array(self.owner_order.len() as u64)?;
-            for owner in &self.owner_order {
-                out.array(4)?.u32(owner.uid)?.u32(owner.gid)?;
-                for name in [&owner.user, &owner.group] {
-                    match name {
-                        Some(name) => out.bytes(name)?,
-                        None => out.null()?,
-                    };
-                }
-            }
+            self.owner_order.iter().try_for_each(|owner| owner.encode(&mut out))?;
             out.array(self.entries)?;
             Ok::<_, minicbor::encode::Error<std::convert::Infallible>>(())
         })()
@@ -182,6 +224,20 @@ impl OpenLeaf {
         page.extend_from_slice(&self.encoded);
         page
     }
+}
+
+/// Whether an entry with this path can follow the entry `last`, which is a directory or not.
+fn check_order(last: &[u8], is_last_dir: bool, path: &[u8]) -> Result<(), String> {
+    if last.is_empty() {
+        return Ok(());
+    }
+    if path_cmp(last, path) != Ordering::Less {
+        return Err("entries out of order".into());
+    }
+    if !is_last_dir && is_within(path, last) {
+        return Err(format!("it lies in /{}, which is not a directory", display_path(last)));
+    }
+    Ok(())
 }
 
 fn index_page(level: usize, children: &[Child]) -> Vec<u8> {
@@ -199,10 +255,91 @@ fn index_page(level: usize, children: &[Child]) -> Vec<u8> {
     page
 }
 
+/// A page where it stands in a tree. In another place the same page can be wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// As the page above lists it; the root is listed by none and has no numbers.
+    pub child: Child,
+    /// Path at which the next page begins; `None` for the last one.
+    pub until: Option<Vec<u8>>,
+    /// The level that it must have; the root may have any.
+    level: Option<u8>,
+}
+
+impl Place {
+    fn root(page: &ChunkId) -> Place {
+        let child = Child { first: Vec::new(), page: *page, entries: 0, bytes: 0 };
+        Place { child, until: None, level: None }
+    }
+
+    /// A number that is the same for the same page in the same place only.
+    pub fn key(&self) -> u128 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.child.page.as_bytes()).update(&[self.level.map_or(255, |level| level)]);
+        hasher.update(&(self.child.first.len() as u64).to_le_bytes()).update(&self.child.first);
+        if let Some(until) = &self.until {
+            hasher.update(b"/").update(until);
+        }
+        let hash = hasher.finalize();
+        u128::from_le_bytes(hash.as_bytes()[..16].try_into().expect("16 of 32 bytes"))
+    }
+
+    /// Reads the page.
+    ///
+    /// What an index page lists must lie in its range and ascend. So no two parts of a
+    /// tree share an index page, and walking over it comes to an end however pages refer to
+    /// each other.
+    fn open(&self, get: Get<'_>) -> Result<Page> {
+        let page = Page::open(&self.child.page, self.level, get)?;
+        if let Page::Index { children, .. } = &page {
+            let ascends = |a: &[u8], b: &[u8]| path_cmp(a, b) == Ordering::Less;
+            let is_sorted = children.is_sorted_by(|a, b| ascends(&a.first, &b.first));
+            let begins = children.first().is_some_and(|first| {
+                self.child.first.is_empty() || first.first == self.child.first
+            });
+            let ends = self
+                .until
+                .as_ref()
+                .is_none_or(|until| children.last().is_none_or(|last| ascends(&last.first, until)));
+            if !(is_sorted && begins && ends) {
+                let error = decode::Error::message("it lists pages that do not belong into it");
+                return Err(malformed_page(&self.child.page, error));
+            }
+        }
+        Ok(page)
+    }
+
+    /// All of it, lost for this reason.
+    fn lost(&self, error: Error) -> Lost {
+        let (from, until) = (self.child.first.clone(), self.until.clone());
+        let entries = (self.child.entries > 0).then_some(self.child.entries);
+        Lost { error, span: Span::Range { from, until }, entries }
+    }
+}
+
+/// The places of what an index page lists, which ends at `until`.
+fn places(level: u8, children: Vec<Child>, until: Option<Vec<u8>>) -> Vec<Place> {
+    let firsts = children.iter().skip(1).map(|child| Some(child.first.clone()));
+    let untils: Vec<_> = firsts.chain([until]).collect();
+    let place = |(child, until)| Place { child, until, level: Some(level - 1) };
+    children.into_iter().zip(untils).map(place).collect()
+}
+
 /// A page, opened.
 enum Page {
-    Leaf { bytes: Vec<u8>, owners: Vec<Arc<Owner>>, at: usize, left: u64 },
+    Leaf(OpenedLeaf),
     Index { level: u8, children: Vec<Child> },
+}
+
+/// A leaf being read.
+struct OpenedLeaf {
+    bytes: Vec<u8>,
+    /// Without those that no file can have.
+    owners: Vec<Option<Arc<Owner>>>,
+    /// Offset of the next entry.
+    at: usize,
+    /// Entries to come.
+    left: u64,
 }
 
 impl Page {
@@ -212,37 +349,10 @@ impl Page {
         Page::decode(bytes, level).map_err(|error| malformed_page(id, error))
     }
 
-    /// The same for a page that is listed as `child`, before one that begins at `until`.
-    ///
-    /// What an index page lists must lie in that range and ascend. So no two
-    /// parts of a tree share an index page, and walking over it comes to an end however
-    /// pages refer to each other.
-    fn open_listed(
-        child: &Child,
-        until: Option<&[u8]>,
-        level: Option<u8>,
-        get: Get<'_>,
-    ) -> Result<Page> {
-        let page = Page::open(&child.page, level, get)?;
-        if let Page::Index { children, .. } = &page {
-            let ascends = |a: &[u8], b: &[u8]| path_cmp(a, b) == Ordering::Less;
-            let is_sorted = children.is_sorted_by(|a, b| ascends(&a.first, &b.first));
-            let begins = child.first.is_empty()
-                || children.first().is_some_and(|first| first.first == child.first);
-            let ends = until
-                .is_none_or(|until| children.last().is_none_or(|last| ascends(&last.first, until)));
-            if !(is_sorted && begins && ends) {
-                let error = decode::Error::message("it lists pages that do not belong into it");
-                return Err(malformed_page(&child.page, error));
-            }
-        }
-        Ok(page)
-    }
-
     fn decode(bytes: Vec<u8>, wanted: Option<u8>) -> Result<Page, decode::Error> {
         let bad = decode::Error::message;
         let mut input = Decoder::new(&bytes);
-        input.array()?;
+        let fields = input.array()?;
         if input.str()? != TAG {
             return Err(bad("not a tree page"));
         }
@@ -250,16 +360,19 @@ impl Page {
         if level > limits::TREE_LEVELS_MAX || wanted.is_some_and(|wanted| wanted != level) {
             return Err(bad("a page of another level"));
         }
+        if fields != Some(if level > 0 { 3 } else { 4 }) {
+            return Err(bad("a page of another number of fields"));
+        }
         if level > 0 {
             let count = items(&mut input)?;
             let children = (0..count).map(|_| child(&mut input)).collect::<Result<_, _>>()?;
             return Ok(Page::Index { level, children });
         }
         let count = items(&mut input)?;
-        let owners = (0..count).map(|_| owner(&mut input)).collect::<Result<_, _>>()?;
+        let owners = (0..count).map(|_| Owner::decode(&mut input)).collect::<Result<_, _>>()?;
         let left = items(&mut input)?;
         let at = input.position();
-        Ok(Page::Leaf { bytes, owners, at, left })
+        Ok(Page::Leaf(OpenedLeaf { bytes, owners, at, left }))
     }
 }
 
@@ -273,7 +386,9 @@ fn items(input: &mut Decoder<'_>) -> Result<u64, decode::Error> {
 }
 
 fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
-    input.array()?;
+    if input.array()? != Some(4) {
+        return Err(decode::Error::message("a listed page has four fields"));
+    }
     let first = input.bytes()?;
     if !crate::entry::is_valid_path(first) {
         return Err(decode::Error::message("a page begins with a path that no entry can have"));
@@ -283,53 +398,97 @@ fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
     Ok(Child { first: first.to_vec(), page, entries: input.u64()?, bytes: input.u64()? })
 }
 
-fn owner(input: &mut Decoder<'_>) -> Result<Arc<Owner>, decode::Error> {
-    input.array()?;
-    let (uid, gid) = (input.u32()?, input.u32()?);
-    if uid == u32::MAX || gid == u32::MAX {
-        return Err(decode::Error::message("an owner that no file can have"));
-    }
-    let mut name = || -> Result<Option<Vec<u8>>, decode::Error> {
-        if input.datatype()? == minicbor::data::Type::Null {
-            input.null()?;
-            return Ok(None);
-        }
-        Ok(Some(input.bytes()?.to_vec()))
-    };
-    Ok(Arc::new(Owner { uid, gid, user: name()?, group: name()? }))
-}
-
 /// A part of a tree that cannot be read.
 #[derive(Debug)]
 pub struct Lost {
     /// Why.
     pub error: Error,
-    /// The first path that is lost, if it is known.
-    pub from: Vec<u8>,
-    /// The first path after it that is not lost; `None` up to the end.
-    pub until: Option<Vec<u8>>,
+    /// Where in the tree.
+    pub span: Span,
+    /// How many entries that is, if a page that can be read tells.
+    pub entries: Option<u64>,
+}
+
+/// Where something is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Span {
+    /// One entry, with this path.
+    Entry(Vec<u8>),
+    /// Something from one path up to another.
+    Range {
+        /// First path that may be lost.
+        from: Vec<u8>,
+        /// First path after it that is not lost; `None` up to the end.
+        until: Option<Vec<u8>>,
+    },
+}
+
+impl Span {
+    /// First path that may be lost.
+    pub fn from(&self) -> &[u8] {
+        match self {
+            Span::Entry(path) | Span::Range { from: path, .. } => path,
+        }
+    }
+
+    /// Whether the entry with this path may be lost.
+    pub fn may_be(&self, path: &[u8]) -> bool {
+        match self {
+            Span::Entry(lost) => lost == path,
+            Span::Range { .. } => self.may_be_within(path),
+        }
+    }
+
+    /// Whether an entry at or below `path` may be lost.
+    pub fn may_be_within(&self, path: &[u8]) -> bool {
+        match self {
+            Span::Entry(lost) => is_within(lost, path),
+            Span::Range { from, until } => {
+                let begins = is_within(from, path) || path_cmp(from, path) == Ordering::Less;
+                let ends =
+                    until.as_ref().is_some_and(|until| path_cmp(until, path) != Ordering::Greater);
+                begins && !ends
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Span::Entry(path) => write!(out, "{}", display_path(path)),
+            Span::Range { from, until: Some(until) } => {
+                write!(out, "{} up to {}", display_path(from), display_path(until))
+            }
+            Span::Range { from, until: None } => {
+                write!(out, "{} and all that follows", display_path(from))
+            }
+        }
+    }
 }
 
 /// The entries of a tree, or of what lies in one path of it, in path order.
 ///
-/// A page that cannot be read is one [`Lost`], after which reading goes on.
+/// A page or an entry that cannot be read is one [`Lost`], after which reading goes on.
 pub struct TreeReader<'a> {
     get: Get<'a>,
     within: Vec<u8>,
-    /// Index pages on the way down; each with its level and the children to come, last first.
-    stack: Vec<(u8, Vec<Child>)>,
-    leaf: Option<OpenedLeaf>,
-    /// Path of the entry before, to check the order.
+    /// Pages to come on the way down, a list for each level, last first.
+    stack: Vec<Vec<Place>>,
+    leaf: Option<(Place, OpenedLeaf)>,
+    /// Path of the last good entry, to check the order.
     last: Vec<u8>,
-    is_first_in_leaf: bool,
+    is_last_dir: bool,
+    previous: Previous,
 }
 
-struct OpenedLeaf {
-    id: ChunkId,
-    bytes: Vec<u8>,
-    owners: Vec<Arc<Owner>>,
-    at: usize,
-    left: u64,
+/// The path of the entry before in a leaf, of which the next one may share a part.
+enum Previous {
+    /// That of the last good entry.
+    Last,
+    /// Another one.
+    Path(Vec<u8>),
+    Unknown,
 }
 
 impl<'a> TreeReader<'a> {
@@ -340,98 +499,135 @@ impl<'a> TreeReader<'a> {
 
     /// The entry `path` and what is below it. Pages before it are not read.
     pub fn within(root: &ChunkId, path: &[u8], get: Get<'a>) -> TreeReader<'a> {
-        let root = Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 };
+        TreeReader { within: path.to_vec(), ..TreeReader::at(Place::root(root), get) }
+    }
+
+    /// The entries of one page and those below it, where it stands in its tree.
+    pub fn at(place: Place, get: Get<'a>) -> TreeReader<'a> {
         TreeReader {
             get,
-            within: path.to_vec(),
-            stack: vec![(limits::TREE_LEVELS_MAX + 1, vec![root])],
+            within: Vec::new(),
+            stack: vec![vec![place]],
             leaf: None,
             last: Vec::new(),
-            is_first_in_leaf: false,
+            is_last_dir: true,
+            previous: Previous::Last,
         }
-    }
-
-    /// The path at which the next page of any open level begins.
-    fn next_page(&self) -> Option<Vec<u8>> {
-        self.stack.iter().rev().find_map(|(_, children)| children.last()).map(|c| c.first.clone())
-    }
-
-    fn lost(&self, error: Error, from: Vec<u8>) -> Lost {
-        Lost { error, from, until: self.next_page() }
     }
 
     /// Opens the next page; `None` when there is no more.
     fn step(&mut self) -> Option<Result<(), Lost>> {
-        let (level, child) = loop {
-            let (level, children) = self.stack.last_mut()?;
-            let level = *level;
-            match children.pop() {
-                Some(child) => break (level, child),
+        let place = loop {
+            match self.stack.last_mut()?.pop() {
+                Some(place) => break place,
                 None => drop(self.stack.pop()),
             }
         };
         // Whole pages before and after the part asked for.
         if !self.within.is_empty() {
-            let is_after = |path: &[u8]| {
-                path_cmp(path, &self.within) == Ordering::Greater && !is_within(path, &self.within)
-            };
-            if is_after(&child.first) {
+            let first = &place.child.first;
+            if path_cmp(first, &self.within) == Ordering::Greater && !is_within(first, &self.within)
+            {
                 self.stack.clear();
                 return None;
             }
-            let next = self.next_page();
-            if next.is_some_and(|next| path_cmp(&next, &self.within) != Ordering::Greater) {
+            let ends = |until: &Vec<u8>| path_cmp(until, &self.within) != Ordering::Greater;
+            if place.until.as_ref().is_some_and(ends) {
                 return Some(Ok(()));
             }
         }
-        // The root may have any level; every page below has the one before its parent's.
-        let wanted = (level <= limits::TREE_LEVELS_MAX).then(|| level - 1);
-        let until = self.next_page();
-        match Page::open_listed(&child, until.as_deref(), wanted, self.get) {
-            Ok(Page::Leaf { bytes, owners, at, left }) => {
-                self.leaf = Some(OpenedLeaf { id: child.page, bytes, owners, at, left });
-                self.is_first_in_leaf = true;
+        match place.open(self.get) {
+            Ok(Page::Leaf(leaf)) => {
+                self.previous = Previous::Path(Vec::new());
+                self.leaf = Some((place, leaf));
                 Some(Ok(()))
             }
-            Ok(Page::Index { level, mut children }) => {
-                children.reverse();
-                self.stack.push((level, children));
+            Ok(Page::Index { level, children }) => {
+                let mut places = places(level, children, place.until);
+                places.reverse();
+                self.stack.push(places);
                 Some(Ok(()))
             }
-            Err(error) => Some(Err(self.lost(error, child.first))),
+            Err(error) => Some(Err(place.lost(error))),
         }
     }
 
     /// The next entry of the open leaf.
     fn entry(&mut self) -> Option<Result<Entry, Lost>> {
-        let leaf = self.leaf.as_mut()?;
+        let (place, leaf) = self.leaf.as_mut()?;
         if leaf.left == 0 {
             self.leaf = None;
             return None;
         }
-        let previous: &[u8] = if self.is_first_in_leaf { b"" } else { &self.last };
+        let previous = match &self.previous {
+            Previous::Last => Some(&self.last[..]),
+            Previous::Path(path) => Some(&path[..]),
+            Previous::Unknown => None,
+        };
         let mut input = Decoder::new(&leaf.bytes);
         input.set_position(leaf.at);
-        let decoded = Entry::decode(previous, &leaf.owners, &mut input).and_then(|entry| {
-            let in_order =
-                self.last.is_empty() || path_cmp(&self.last, &entry.path) == Ordering::Less;
-            if in_order { Ok(entry) } else { Err(decode::Error::message("entries out of order")) }
-        });
-        match decoded {
+        let decoded = Entry::decode(previous, &leaf.owners, &mut input);
+        let Decoded { path, result } = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                let left = leaf.left;
+                let lost = self.lost(None, left, error.to_string());
+                self.leaf = None;
+                return Some(Err(lost));
+            }
+        };
+        (leaf.at, leaf.left) = (input.position(), leaf.left - 1);
+        let fits = |entry: &Entry| {
+            check_order(&self.last, self.is_last_dir, &entry.path)?;
+            place.check(entry)
+        };
+        match result.and_then(|entry| fits(&entry).map(|()| entry)) {
             Ok(entry) => {
-                leaf.at = input.position();
-                leaf.left -= 1;
-                self.is_first_in_leaf = false;
                 self.last.clone_from(&entry.path);
+                self.is_last_dir = entry.kind == Kind::Directory;
+                self.previous = Previous::Last;
                 Some(Ok(entry))
             }
-            Err(error) => {
-                let what = format!("tree page {}", leaf.id);
-                let error = Error::Malformed { what, reason: error.to_string() };
-                self.leaf = None;
-                Some(Err(self.lost(error, self.last.clone())))
+            Err(reason) => {
+                let lost = self.lost(path.clone(), 1, reason);
+                self.previous = path.map_or(Previous::Unknown, Previous::Path);
+                Some(Err(lost))
             }
         }
+    }
+
+    /// Entries of the open leaf that cannot be read: the one with this path, or some after
+    /// the last good one.
+    fn lost(&self, path: Option<Vec<u8>>, entries: u64, reason: String) -> Lost {
+        let place = self.leaf.as_ref().map(|(place, _)| place);
+        let page = place.map_or_else(String::new, |place| place.child.page.to_string());
+        let error = Error::Malformed { what: format!("an entry of tree page {page}"), reason };
+        let span = match path {
+            Some(path) => Span::Entry(path),
+            None => {
+                let until = place.and_then(|place| place.until.clone());
+                Span::Range { from: self.last.clone(), until }
+            }
+        };
+        Lost { error, span, entries: Some(entries) }
+    }
+}
+
+impl Place {
+    /// Whether an entry belongs into this leaf. What lies below a file would be in the next
+    /// one: then the file gives way.
+    fn check(&self, entry: &Entry) -> Result<(), String> {
+        let path = &entry.path;
+        let begins = path_cmp(path, &self.child.first) != Ordering::Less;
+        let ends = |until: &Vec<u8>| path_cmp(path, until) == Ordering::Less;
+        if !begins || !self.until.as_ref().is_none_or(ends) {
+            return Err("an entry that belongs into another page".into());
+        }
+        let has_content = |until: &Vec<u8>| is_within(until, path);
+        if entry.kind != Kind::Directory && self.until.as_ref().is_some_and(has_content) {
+            return Err("other entries lie in it, and it is not a directory".into());
+        }
+        Ok(())
     }
 }
 
@@ -448,40 +644,48 @@ impl<'a> Lookup<'a> {
     }
 
     /// The entry with this path. Paths must be asked for in path order.
+    ///
+    /// Fails if the entry may be among those that cannot be read.
     pub fn at(&mut self, path: &[u8]) -> Result<Option<Entry>> {
+        let mut trouble = None;
         loop {
             if let Some(next) = &self.next {
                 match path_cmp(&next.path, path) {
                     Ordering::Less => self.next = None,
                     // Kept, for whoever asks twice.
                     Ordering::Equal => return Ok(self.next.clone()),
-                    Ordering::Greater => return Ok(None),
+                    Ordering::Greater => break,
                 }
             }
             self.reader.skip_to(path);
             match self.reader.next() {
-                None => return Ok(None),
-                Some(entry) => self.next = Some(entry.map_err(|lost| lost.error)?),
+                None => break,
+                Some(Ok(entry)) => self.next = Some(entry),
+                Some(Err(lost)) if lost.span.may_be(path) => {
+                    trouble.get_or_insert(lost.error);
+                }
+                Some(Err(_)) => {}
             }
         }
+        trouble.map_or(Ok(None), Err)
     }
 }
 
 impl TreeReader<'_> {
     /// Passes over whole pages that end before `path`.
     fn skip_to(&mut self, path: &[u8]) {
-        let is_not_after = |child: &Child| path_cmp(&child.first, path) != Ordering::Greater;
+        let is_not_after = |place: &Place| path_cmp(&place.child.first, path) != Ordering::Greater;
         // Pages of upper levels come after all that is left of lower ones.
         let Some(level) =
-            self.stack.iter().position(|(_, children)| children.last().is_some_and(is_not_after))
+            self.stack.iter().position(|places| places.last().is_some_and(is_not_after))
         else {
             return;
         };
         self.stack.truncate(level + 1);
         self.leaf = None;
-        let children = &mut self.stack[level].1;
-        while children.len() >= 2 && is_not_after(&children[children.len() - 2]) {
-            children.pop();
+        let places = &mut self.stack[level];
+        while places.len() >= 2 && is_not_after(&places[places.len() - 2]) {
+            places.pop();
         }
     }
 }
@@ -499,6 +703,7 @@ impl Iterator for TreeReader<'_> {
                         return None;
                     }
                 }
+                Some(Err(lost)) if !lost.span.may_be_within(&self.within) => {}
                 Some(item) => return Some(item),
                 None => {
                     if let Err(lost) = self.step()? {
@@ -522,36 +727,33 @@ pub enum Part {
 }
 
 /// All leaves of a tree in order, found without reading them, with the pages above
-/// them that could not be read. Pages that are known are not looked into; pages
-/// that were are told to `entered`.
+/// them that could not be read. Pages that are known are not looked into; `entered` hears of
+/// pages that were.
 pub fn outline(
     root: &ChunkId,
     get: Get<'_>,
-    is_known: &dyn Fn(&ChunkId) -> bool,
-    entered: &mut dyn FnMut(&ChunkId),
-) -> Vec<(Child, Part)> {
+    is_known: &dyn Fn(&Place) -> bool,
+    entered: &mut dyn FnMut(&Place),
+) -> Vec<(Place, Part)> {
     let mut parts = Vec::new();
-    let root = Child { first: Vec::new(), page: *root, entries: 0, bytes: 0 };
-    let mut stack = vec![(root, None::<u8>)];
-    while let Some((child, level)) = stack.pop() {
-        let part = if is_known(&child.page) {
+    let mut stack = vec![Place::root(root)];
+    while let Some(place) = stack.pop() {
+        let part = if is_known(&place) {
             Part::Known
-        } else if level == Some(0) {
+        } else if place.level == Some(0) {
             Part::Leaf
         } else {
-            // Pages stand on the stack in order: the next one begins where this one ends.
-            let until = stack.last().map(|(next, _)| &next.first[..]);
-            match Page::open_listed(&child, until, level, get) {
-                Ok(Page::Leaf { .. }) => Part::Leaf,
+            match place.open(get) {
+                Ok(Page::Leaf(_)) => Part::Leaf,
                 Ok(Page::Index { level, children }) => {
-                    entered(&child.page);
-                    stack.extend(children.into_iter().rev().map(|child| (child, Some(level - 1))));
+                    entered(&place);
+                    stack.extend(places(level, children, place.until).into_iter().rev());
                     continue;
                 }
                 Err(error) => Part::Lost(error),
             }
         };
-        parts.push((child, part));
+        parts.push((place, part));
     }
     parts
 }
@@ -567,9 +769,9 @@ pub fn totals(root: &ChunkId, get: Get<'_>) -> Result<Option<(u64, u64)>> {
 /// The leaves of a tree, in order, not read.
 pub fn leaves(root: &ChunkId, get: Get<'_>) -> Result<Vec<ChunkId>> {
     let parts = outline(root, get, &|_| false, &mut |_| {});
-    let leaf = |(child, part): (Child, Part)| match part {
+    let leaf = |(place, part): (Place, Part)| match part {
         Part::Lost(error) => Err(error),
-        Part::Leaf | Part::Known => Ok(child.page),
+        Part::Leaf | Part::Known => Ok(place.child.page),
     };
     parts.into_iter().map(leaf).collect()
 }
@@ -578,7 +780,7 @@ pub fn leaves(root: &ChunkId, get: Get<'_>) -> Result<Vec<ChunkId>> {
 mod tests {
     use super::*;
     use crate::arbitrary::{self, Change, cases, changed, changes, noise, path, paths};
-    use crate::entry::{Content, Kind};
+    use crate::entry::{Content, Kind, Time};
     use crate::recipe::{Extent, Recipe};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -597,12 +799,30 @@ mod tests {
             (pages, root)
         }
 
+        /// The same of entries that the writer would refuse.
+        fn unchecked(entries: &[Entry]) -> (Pages, ChunkId) {
+            let pages = Pages::default();
+            let mut put = |bytes: &[u8]| pages.put(bytes);
+            let mut writer = TreeWriter::default();
+            for entry in entries {
+                if !writer.leaf.is_empty() && begins_page(mark(&entry.path), 0) {
+                    writer.close_leaf(&mut put).expect("puts");
+                }
+                writer.leaf.push(entry);
+            }
+            let root = writer.finish(&mut put).expect("puts");
+            (pages, root)
+        }
+
+        fn put(&self, bytes: &[u8]) -> Result<ChunkId> {
+            assert!(bytes.len() <= limits::CHUNK_BYTES_MAX, "a page of {} bytes", bytes.len());
+            let id = ChunkId::of(bytes);
+            self.0.borrow_mut().insert(id, bytes.to_vec());
+            Ok(id)
+        }
+
         fn write(&self, entries: &[Entry]) -> ChunkId {
-            let mut put = |bytes: &[u8]| {
-                let id = ChunkId::of(bytes);
-                self.0.borrow_mut().insert(id, bytes.to_vec());
-                Ok(id)
-            };
+            let mut put = |bytes: &[u8]| self.put(bytes);
             let mut writer = TreeWriter::default();
             entries.iter().for_each(|entry| writer.push(entry, &mut put).expect("puts"));
             writer.finish(&mut put).expect("puts")
@@ -636,7 +856,15 @@ mod tests {
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
         (paths(400), vec(arbitrary::entry(), 1..6)).prop_map(|(paths, samples)| {
             let samples = samples.iter().cycle();
-            paths.into_iter().zip(samples).map(|(path, e)| Entry { path, ..e.clone() }).collect()
+            let entries = paths.into_iter().zip(samples);
+            let mut entries: Vec<Entry> =
+                entries.map(|(path, e)| Entry { path, ..e.clone() }).collect();
+            for at in 1..entries.len() {
+                if is_within(&entries[at].path, &entries[at - 1].path) {
+                    entries[at - 1] = directory(entries[at - 1].path.clone());
+                }
+            }
+            entries
         })
     }
 
@@ -703,6 +931,201 @@ mod tests {
                 pages.replace(which, |_| noise);
             }
             walk_all(&pages, &root, &path)?;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(60))]
+
+        #[test]
+        fn what_a_source_holds_comes_back_or_is_refused(
+            paths in vec(arbitrary::found_path(), 0..60),
+            samples in vec(arbitrary::found(), 1..6),
+        ) {
+            let samples = samples.iter().cycle();
+            let mut entries: Vec<Entry> =
+                paths.into_iter().zip(samples).map(|(path, e)| Entry { path, ..e.clone() }).collect();
+            entries.sort_by(|a, b| path_cmp(&a.path, &b.path));
+            entries.iter_mut().for_each(|entry| drop(entry.amend()));
+            let pages = Pages::default();
+            let mut put = |bytes: &[u8]| pages.put(bytes);
+            let (mut writer, mut kept) = (TreeWriter::default(), Vec::new());
+            for entry in entries {
+                match writer.push(&entry, &mut put) {
+                    Ok(()) => kept.push(entry),
+                    Err(Error::Unfit { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            let root = writer.finish(&mut put).expect("puts");
+            prop_assert_eq!(pages.read(&root, b""), kept);
+        }
+
+        #[test]
+        fn an_entry_that_cannot_be_read_costs_itself(
+            entries in entries(),
+            bad in vec((any::<Index>(), 0..BAD_KINDS), 1..5),
+        ) {
+            let mut written = entries.clone();
+            let mut lost: Vec<usize> = Vec::new();
+            for (at, kind) in bad.iter().filter(|_| !entries.is_empty()) {
+                let at = at.index(entries.len());
+                // What lies in a directory is read whether its own entry can be or not.
+                spoil(&mut written[at], *kind);
+                lost.push(at);
+            }
+            let (pages, root) = Pages::unchecked(&written);
+            let get = |id: &ChunkId| pages.get(id);
+            let (mut good, mut spans) = (Vec::new(), Vec::new());
+            for item in TreeReader::new(&root, &get) {
+                match item {
+                    Ok(entry) => good.push(entry),
+                    Err(lost) => {
+                        prop_assert_eq!(lost.entries, Some(1));
+                        spans.push(lost.span);
+                    }
+                }
+            }
+            lost.sort_unstable();
+            lost.dedup();
+            let is_kept = |at: &usize| !lost.contains(at);
+            let kept: Vec<Entry> =
+                (0..entries.len()).filter(is_kept).map(|at| entries[at].clone()).collect();
+            let named: Vec<Span> =
+                lost.iter().map(|at| Span::Entry(entries[*at].path.clone())).collect();
+            prop_assert_eq!((&good, &spans), (&kept, &named));
+            // Each can be looked up, whatever is beside it.
+            for (at, entry) in entries.iter().enumerate() {
+                let found = Lookup::new(&root, &get).at(&entry.path);
+                match is_kept(&at) {
+                    true => prop_assert_eq!(found.expect("reads"), Some(entry.clone())),
+                    false => prop_assert!(found.is_err()),
+                }
+            }
+        }
+    }
+
+    const BAD_KINDS: usize = 7;
+
+    /// Makes an entry one that no reader takes, under the same path.
+    fn spoil(entry: &mut Entry, kind: usize) {
+        match kind {
+            0 => entry.mtime = Some(Time { seconds: 0, nanoseconds: 1_000_000_000 }),
+            1 => entry.mode = 0o10000,
+            2 => entry.size = entry.size.wrapping_add(1),
+            3 => entry.xattrs = vec![(Vec::new(), Vec::new())],
+            4 => entry.owner = Arc::new(Owner { uid: u32::MAX, ..Owner::default() }),
+            5 => (entry.kind, entry.target) = (Kind::Symlink, Vec::new()),
+            _ => entry.device = Some((u32::MAX, 0)),
+        }
+    }
+
+    #[test]
+    fn the_largest_entries_fit_their_pages() {
+        let xattrs: Vec<(Vec<u8>, Vec<u8>)> =
+            (0..80).map(|n| (format!("user.k{n:02}").into_bytes(), vec![n; 64 << 10])).collect();
+        let mut dir = vec![vec![b'd'; 255]; 31].join(&b'/');
+        let owner = |n: u32| {
+            let name = || Some(format!("{n:0255}").into_bytes());
+            Arc::new(Owner { uid: n, gid: n, user: name(), group: name() })
+        };
+        let mut entries = vec![];
+        for n in 0..600u32 {
+            let path = [&dir[..], format!("/{n:0200}").as_bytes()].concat();
+            let entry = Entry { owner: owner(n), ..Entry::new(path, Kind::Symlink, 0o777) };
+            entries.push(Entry { target: vec![b't'; limits::TARGET_BYTES_MAX], ..entry });
+        }
+        for entry in &mut entries[200..204] {
+            entry.xattrs = xattrs.clone();
+            let amendment = entry.amend();
+            assert_eq!(amendment.xattrs_dropped + entry.xattrs.len(), 80);
+            assert_eq!(entry.xattrs.len(), 15, "what fits a mebibyte is kept");
+        }
+        let (pages, root) = Pages::of(&entries);
+        assert!(pages.read(&root, b"") == entries);
+        // Pages above leaves list paths that have nothing in common.
+        let pages = Pages::default();
+        let mut put = |bytes: &[u8]| pages.put(bytes);
+        let mut writer = TreeWriter::default();
+        for n in 0..2000 {
+            dir[..8].copy_from_slice(format!("{n:08}").as_bytes());
+            let child = Child { first: dir.clone(), page: root, entries: 1, bytes: 0 };
+            writer.levels.resize_with(1, OpenLevel::default);
+            // As if no path began a page.
+            if writer.levels[0].is_full() {
+                writer.close_level(0, &mut put).expect("puts");
+                writer.levels.truncate(1);
+            }
+            writer.levels[0].push(child);
+        }
+        assert!(pages.0.borrow().len() > 10);
+    }
+
+    #[test]
+    fn an_entry_without_a_path_costs_those_that_share_it() {
+        let mut leaf = OpenLeaf::default();
+        for path in ["a/1", "a/2", "a/3", "b"] {
+            leaf.push(&directory(path.into()));
+        }
+        // The path of the second entry becomes a number.
+        let at = leaf.encoded.windows(2).position(|two| two == [0x41, b'2']).expect("its suffix");
+        leaf.encoded.splice(at..at + 2, [0x18, b'2']);
+        let page = leaf.page();
+        let get = |_: &ChunkId| Ok(page.clone());
+        let (mut good, mut lost) = (Vec::new(), Vec::new());
+        for item in TreeReader::new(&ChunkId::of(&page), &get) {
+            match item {
+                Ok(entry) => good.push(entry.path),
+                Err(one) => lost.push((one.span, one.entries)),
+            }
+        }
+        assert_eq!(good, [&b"a/1"[..], b"b"]);
+        let range = || Span::Range { from: b"a/1".to_vec(), until: None };
+        assert_eq!(lost, [(range(), Some(1)), (range(), Some(1))]);
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_says_how_many_entries_it_had() {
+        let entries = many(3000);
+        let (pages, root) = Pages::of(&entries);
+        let get = |id: &ChunkId| pages.get(id);
+        let parts = outline(&root, &get, &|_| false, &mut |_| {});
+        let gone = parts[parts.len() / 2].0.clone();
+        pages.0.borrow_mut().remove(&gone.child.page);
+        let lost: Vec<Lost> =
+            TreeReader::new(&root, &get).filter_map(std::result::Result::err).collect();
+        assert_eq!(lost.len(), 1);
+        assert_eq!(lost[0].entries, Some(gone.child.entries));
+        let left = TreeReader::new(&root, &get).flatten().count() as u64;
+        assert_eq!(left + gone.child.entries, 3000);
+    }
+
+    #[test]
+    fn nothing_lies_in_a_file_whichever_page_it_stands_in() {
+        let file = |path: &str| Entry::new(path.into(), Kind::File, 0o600);
+        let mut writer = TreeWriter::default();
+        let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
+        writer.push(&file("a"), &mut put).expect("fits");
+        let refused = writer.push(&file("a/b"), &mut put);
+        assert!(matches!(refused, Err(Error::Unfit { .. })), "{refused:?}");
+        for (first, second) in
+            [(&[file("a")][..], &[file("a/b")][..]), (&[file("a"), file("c")], &[file("b")])]
+        {
+            let pages = Pages::default();
+            let child = |entries: &[Entry]| {
+                let mut leaf = OpenLeaf::default();
+                entries.iter().for_each(|entry| leaf.push(entry));
+                let page = pages.put(&leaf.page()).expect("puts");
+                Child { first: leaf.first, page, entries: leaf.entries, bytes: 0 }
+            };
+            let children = [child(first), child(second)];
+            let root = pages.put(&index_page(1, &children)).expect("puts");
+            let get = |id: &ChunkId| pages.get(id);
+            assert_eq!(TreeReader::new(&root, &get).filter(std::result::Result::is_err).count(), 1);
+            // Page by page, as a check reads them, it is the same.
+            let parts = outline(&root, &get, &|_| false, &mut |_| {});
+            let lost = parts.into_iter().flat_map(|(place, _)| TreeReader::at(place, &get));
+            assert_eq!(lost.filter(std::result::Result::is_err).count(), 1);
         }
     }
 

@@ -331,9 +331,14 @@ impl Shared {
             return (Listing::Children(Vec::new()), Vec::new());
         }
         let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
+        let mut too_long: Option<(Vec<u8>, String, usize)> = None;
         for (name, stat) in listed {
             let path = join(path, &name);
             if self.rules.exclude.fits(&path) {
+                continue;
+            }
+            if let Err(reason) = crate::entry::check_path(&path) {
+                too_long.get_or_insert((path, reason, 0)).2 += 1;
                 continue;
             }
             let stat = match stat {
@@ -355,6 +360,16 @@ impl Shared {
         }
         // What was listed before the error is there all the same.
         children.extend(cut_short.map(|error| Child::Failed(path.to_vec(), error)));
+        // Named once: there may be any number of them, and of others below.
+        if let Some((path, reason, count)) = too_long {
+            let text = match count {
+                1 => format!("{reason}; it is left out with all below it"),
+                _ => format!(
+                    "{reason}; {count} such entries of its directory are left out with all below them"
+                ),
+            };
+            children.push(Child::Failed(path, io::Error::other(text)));
+        }
         children.reverse();
         (Listing::Children(children), nodes)
     }
@@ -452,7 +467,9 @@ fn scan_phase_below(
         };
         scan.found.push(Found { path: join(path, &inner), stat });
         // Nothing in `refs` is of the phase that `refs` itself is of.
-        if stat.kind == crate::entry::Kind::Directory && inner != b"refs" {
+        // What is below a path that is too long could not be kept either.
+        let is_kept = crate::entry::is_valid_path(&join(path, &inner));
+        if stat.kind == crate::entry::Kind::Directory && inner != b"refs" && is_kept {
             scan_phase_below(git_dir, path, &inner, phase, exclude, scan);
         }
     }

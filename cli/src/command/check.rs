@@ -86,13 +86,20 @@ fn show(
         ui.line(format!("damaged: and {} more", count(more, "chunk")))?;
     }
     for loss in &report.losses {
-        let snapshot = loss.snapshot.to_string();
-        ui.json("loss", json!({"snapshot": snapshot, "path": loss.path, "reason": loss.reason}))?;
-        ui.line(format!("lost: {} in snapshot {}: {}", loss.path, &snapshot[..8], loss.reason))?;
+        let (snapshot, entries) = (loss.snapshot.to_string(), loss.entries);
+        let (path, reason) = (&loss.path, &loss.reason);
+        ui.json(
+            "loss",
+            json!({"snapshot": snapshot, "path": path, "entries": entries, "reason": reason}),
+        )?;
+        let path = match entries {
+            1 => path.clone(),
+            _ => format!("{path} ({})", count(entries, "path")),
+        };
+        ui.line(format!("lost: {path} in snapshot {}: {reason}", &snapshot[..8]))?;
     }
-    let more = report.loss_count - report.losses.len() as u64;
-    if more > 0 {
-        ui.line(format!("lost: and {} more", count(more, "path")))?;
+    if report.losses_left_out > 0 {
+        ui.line(format!("lost: and more in {} other places", report.losses_left_out))?;
     }
     ui.json(
         "summary",

@@ -10,7 +10,7 @@ use store::Error;
 use store::entry::{Kind, display_path};
 use store::id::ChunkId;
 use store::store::{Purpose, Store};
-use store::tree::TreeReader;
+use store::tree::Lookup;
 
 /// Print the content of one file
 ///
@@ -43,10 +43,8 @@ fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure>
     let Found { id, snapshot, is_sure } = select::find_with_doubt(store, &place.snapshot)?;
     let root = snapshot.root.chunk();
     let get = |id: &ChunkId| store.chunk(id);
-    let entry = match TreeReader::within(&root, &place.path, &get).next() {
-        Some(Err(lost)) => return Err(lost.error.into()),
-        Some(Ok(entry)) if entry.path == place.path => entry,
-        _ => return Err(select::no_path(store, &id, &root, &place.path)),
+    let Some(entry) = Lookup::new(&root, &get).at(&place.path)? else {
+        return Err(select::no_path(store, &id, &root, &place.path));
     };
     if entry.kind != Kind::File {
         let path = format!("/{}", display_path(&place.path));

@@ -1,12 +1,13 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{entry_json, local_time, mode, owner};
+use crate::report::{count, entry_json, local_time, mode, owner};
 use crate::select::{self, Place};
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
 use store::entry::{Entry, Kind, display_path};
 use store::id::{ChunkId, SnapshotId};
+use store::observe::Event;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
@@ -52,7 +53,7 @@ pub fn each_entry(
     each: &mut dyn FnMut(Entry) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let get = |id: &ChunkId| store.chunk(id);
-    let (mut found, mut error) = (false, None);
+    let (mut found, mut error, mut lost_entries) = (false, None, 0u64);
     for item in TreeReader::within(root, path, &get) {
         store.observer().progress().check()?;
         match item {
@@ -63,12 +64,17 @@ pub fn each_entry(
             Err(lost) => {
                 // What can be read is shown; the end tells the truth.
                 found = true;
+                lost_entries = lost_entries.saturating_add(lost.entries.unwrap_or(1));
                 error.get_or_insert(lost.error);
             }
         }
     }
     match error {
-        Some(error) => Err(error.into()),
+        Some(error) => {
+            let text = format!("{} cannot be read", count(lost_entries, "entry"));
+            store.observer().event(Event::Warning(text));
+            Err(error.into())
+        }
         None if found || path.is_empty() => Ok(()),
         None => Err(select::no_path(store, id, root, path)),
     }

@@ -3,43 +3,38 @@
 //! A backup lists directories at different moments, and one path can be a file at one of
 //! them and a directory at another. A directory keeps its content; the file gives way.
 
+use super::gate::Gate;
 use super::run::Totals;
 use crate::entry::{Entry, Kind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
-use crate::tree::{Put, TreeWriter};
+use crate::tree::Put;
 use std::io;
 use std::sync::Arc;
 
 /// Takes entries in path order and writes the tree.
-#[derive(Default)]
-pub struct Assembly {
-    tree: TreeWriter,
-    totals: Totals,
+pub struct Assembly<'a> {
+    gate: Gate<'a>,
     /// The last entry unless it is a directory: it gives way if something follows below it.
     held: Option<Entry>,
     /// Paths of the directories that lead to the last entry, outermost first.
     dirs: Vec<Vec<u8>>,
 }
 
-/// Why a path is missing that gave way to a directory.
-pub fn was_also_a_directory() -> io::Error {
-    io::Error::other("it was a directory at another moment of this backup, which is stored")
-}
+impl<'a> Assembly<'a> {
+    /// An empty tree behind a gate.
+    pub fn new(gate: Gate<'a>) -> Assembly<'a> {
+        Assembly { gate, held: None, dirs: Vec::new() }
+    }
 
-impl Assembly {
-    /// Takes an entry. `in_the_way` hears the path of one that gives way to a directory.
-    pub fn push(
-        &mut self,
-        entry: Entry,
-        put: Put<'_>,
-        in_the_way: &mut dyn FnMut(&[u8]),
-    ) -> Result<()> {
+    /// Takes an entry. Reports the one before it if that gives way to a directory.
+    pub fn push(&mut self, entry: Entry, put: Put<'_>) -> Result<()> {
         if let Some(held) = self.held.take() {
             if is_within(&entry.path, &held.path) {
-                in_the_way(&held.path);
+                let reason = "it was a directory at another moment of this backup, which is stored";
+                self.gate.report_unreadable(&held.path, &io::Error::other(reason));
             } else {
-                self.write(&held, put)?;
+                self.gate.push(held, put)?;
             }
         }
         while self.dirs.last().is_some_and(|dir| !is_within(&entry.path, dir)) {
@@ -49,8 +44,8 @@ impl Assembly {
         if entry.kind != Kind::Directory {
             self.held = Some(entry);
         } else if self.dirs.last() != Some(&entry.path) {
-            self.write(&entry, put)?;
-            self.dirs.push(entry.path);
+            self.dirs.push(entry.path.clone());
+            self.gate.push(entry, put)?;
         }
         Ok(())
     }
@@ -58,9 +53,9 @@ impl Assembly {
     /// Closes the tree; returns its root, and what it amounts to.
     pub fn finish(mut self, put: Put<'_>) -> Result<(ChunkId, Totals)> {
         if let Some(held) = self.held.take() {
-            self.write(&held, put)?;
+            self.gate.push(held, put)?;
         }
-        Ok((self.tree.finish(put)?, self.totals))
+        self.gate.finish(put)
     }
 
     /// Writes the directories above an entry that did not come: they vanished, or were
@@ -72,26 +67,40 @@ impl Assembly {
             let path = entry.path[..end].to_vec();
             let owner = Arc::clone(&entry.owner);
             let dir = Entry { owner, ..Entry::new(path, Kind::Directory, 0o700) };
-            self.write(&dir, put)?;
-            self.dirs.push(dir.path);
+            self.dirs.push(dir.path.clone());
+            self.gate.push(dir, put)?;
         }
         Ok(())
-    }
-
-    fn write(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
-        self.totals = self.totals.plus(Totals::of(entry));
-        self.tree.push(entry, put)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::run::Counters;
     use super::*;
     use crate::entry::path_cmp;
+    use crate::observe::{Event, Observer, Progress};
     use crate::tree::TreeReader;
+    use parking_lot::Mutex;
     use proptest::prelude::*;
     use std::cell::RefCell;
     use std::collections::{BTreeMap, BTreeSet};
+
+    /// Hears which paths are missing.
+    #[derive(Default)]
+    struct Missing(Mutex<Vec<String>>, Progress);
+
+    impl Observer for Missing {
+        fn event(&self, event: Event) {
+            if let Event::Unreadable { path, .. } = event {
+                self.0.lock().push(path.to_string_lossy()[1..].to_owned());
+            }
+        }
+
+        fn progress(&self) -> &Progress {
+            &self.1
+        }
+    }
 
     /// What is in the tree, and what gave way.
     fn assembled(entries: Vec<Entry>) -> (Vec<(String, Kind)>, Vec<String>, Totals) {
@@ -102,11 +111,10 @@ mod tests {
             Ok(id)
         };
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).expect("text");
-        let mut gone = Vec::new();
-        let mut assembly = Assembly::default();
+        let (counters, missing) = (Counters::default(), Missing::default());
+        let mut assembly = Assembly::new(Gate::new(&counters, &missing));
         for entry in entries {
-            let mut in_the_way = |path: &[u8]| gone.push(text(path));
-            assembly.push(entry, &mut put, &mut in_the_way).expect("pushes");
+            assembly.push(entry, &mut put).expect("pushes");
         }
         let (root, totals) = assembly.finish(&mut put).expect("finishes");
         let get = |id: &ChunkId| Ok(pages.borrow()[id].clone());
@@ -114,7 +122,7 @@ mod tests {
             let entry = entry.expect("reads");
             (text(&entry.path), entry.kind)
         });
-        (read.collect(), gone, totals)
+        (read.collect(), missing.0.into_inner(), totals)
     }
 
     fn entry(path: &str, kind: Kind) -> Entry {

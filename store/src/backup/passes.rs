@@ -1,11 +1,12 @@
 //! A backup in passes: each reads other paths, at a moment of the caller's choice.
 
-use super::assembly::{Assembly, was_also_a_directory};
+use super::assembly::Assembly;
+use super::gate::Gate;
 use super::intake::{Intake, Taken, Trouble};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{Run, Totals};
 use super::{Options, Report, pipeline, roots, survey};
-use crate::entry::{Entry, Kind, Time, path_cmp};
+use crate::entry::{Entry, Kind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::{ChunkId, SnapshotId};
@@ -168,6 +169,11 @@ impl<'a> Backup<'a> {
     /// Reads one stream to its end as the file `name`; returns its size. Whether what was read
     /// is all there should be is to be asked before [`finish`](Self::finish).
     pub fn stream(&mut self, name: &[u8], input: &mut dyn Read) -> Result<u64> {
+        // Before anything is read, which cannot be done twice.
+        check_path(name).map_err(|reason| {
+            let path = display_path(name);
+            Error::Unfit { path, reason }
+        })?;
         let exclude = Globs::new([])?.into();
         let store = self.run.store;
         let get = |id: &ChunkId| store.chunk(id);
@@ -262,11 +268,7 @@ impl<'a> Backup<'a> {
         let get = |id: &ChunkId| store.chunk(id);
         let mut merging = Merging::new(&self.trees, &get)?;
         let mut put = |bytes: &[u8]| self.run.put_metadata(bytes);
-        let mut in_the_way = |path: &[u8]| {
-            let error = was_also_a_directory();
-            self.run.counters.report_unreadable(store.observer(), path, &error);
-        };
-        let mut assembly = Assembly::default();
+        let mut assembly = Assembly::new(Gate::new(&self.run.counters, store.observer()));
         let mut streams = self.streams.values().peekable();
         loop {
             store.observer().progress().check()?;
@@ -286,7 +288,7 @@ impl<'a> Backup<'a> {
                 Ordering::Less => streams.next().cloned(),
             };
             if let Some(entry) = entry {
-                assembly.push(entry, &mut put, &mut in_the_way)?;
+                assembly.push(entry, &mut put)?;
             }
         }
         assembly.finish(&mut put)

@@ -1,7 +1,8 @@
 //! The threads of a backup: one that merges, workers, and one that writes the tree.
 
-use super::assembly::{Assembly, was_also_a_directory};
+use super::assembly::Assembly;
 use super::failure::Failure;
+use super::gate::Gate;
 use super::git_dir;
 use super::intake::Intake;
 use super::merge::{Asked, Batch, Job, Merge, Slot};
@@ -86,9 +87,8 @@ fn write_tree(
     intake: &Intake<'_>,
     failure: &Failure,
 ) -> Result<(ChunkId, Totals)> {
-    let mut assembly = Assembly::default();
+    let mut assembly = Assembly::new(Gate::new(intake.counters, intake.observer()));
     let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
-    let mut in_the_way = |path: &[u8]| intake.unreadable(path, &was_also_a_directory());
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,
@@ -98,8 +98,7 @@ fn write_tree(
             continue;
         }
         for entry in entries {
-            let pushed = assembly.push(entry, &mut put, &mut in_the_way);
-            if failure.note(pushed).is_none() {
+            if failure.note(assembly.push(entry, &mut put)).is_none() {
                 break;
             }
         }

@@ -39,8 +39,8 @@ impl Comparison {
         let size = if stat.kind == Kind::File { stat.size } else { 0 };
         entry.kind == stat.kind
             && entry.size == size
-            && entry.mtime == Some(stat.mtime)
-            && entry.ctime.is_some_and(|ctime| !self.ctime || ctime == stat.ctime)
+            && entry.mtime == Some(stat.mtime.clamped())
+            && entry.ctime.is_some_and(|ctime| !self.ctime || ctime == stat.ctime.clamped())
             && (!self.inode || entry.inode == stat.inode)
             && (entry.mode, entry.owner.uid, entry.owner.gid) == (stat.mode, stat.uid, stat.gid)
             && entry.hard_link.map(|link| link.names) == names

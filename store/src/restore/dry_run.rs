@@ -4,7 +4,7 @@ use super::content::with_content;
 use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
 use super::window::{LinkKey, link_key};
-use super::{Options, Report, dir_in_the_way, join, relative, selected};
+use super::{Options, Report, dir_in_the_way, join, reason_of, relative, selected};
 use crate::entry::{Entry, Kind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
@@ -63,7 +63,10 @@ pub(super) fn dry_run(
         match item {
             Ok(entry) if Some(relative(&entry.path, prefix)) == store_place => {}
             Ok(entry) => run.take(&entry),
-            Err(lost) => run.failed(relative(&lost.from, prefix), &lost.error.to_string()),
+            Err(lost) => {
+                run.report.failed += lost.entries.unwrap_or(1).saturating_sub(1);
+                run.failed(relative(lost.span.from(), prefix), &reason_of(&lost));
+            }
         }
     }
     run.delete(root, options)?;

@@ -1,0 +1,106 @@
+//! The last step of an entry on its way into the tree.
+//!
+//! A reader refuses what breaks the limits of the format, so nothing of that kind may be
+//! written. Metadata beyond the limits is left out and the content kept; an entry that cannot
+//! be kept at all is reported like one that cannot be read, and the run goes on.
+
+use super::intake::absolute;
+use super::run::{Counters, Totals};
+use crate::entry::{Amendment, Entry, is_within};
+use crate::error::{Error, Result};
+use crate::observe::{Event, Observer};
+use crate::tree::{Put, TreeWriter};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Writes entries into a tree, and reports what the tree cannot hold.
+pub struct Gate<'a> {
+    tree: TreeWriter,
+    totals: Totals,
+    counters: &'a Counters,
+    observer: &'a dyn Observer,
+    /// The last entry that was refused, until it is known how much is lost with it.
+    refused: Option<Refused>,
+}
+
+struct Refused {
+    path: Vec<u8>,
+    reason: String,
+    /// Entries below it that came already.
+    below: u64,
+}
+
+impl<'a> Gate<'a> {
+    /// A gate before an empty tree.
+    pub fn new(counters: &'a Counters, observer: &'a dyn Observer) -> Gate<'a> {
+        let (tree, totals) = Default::default();
+        Gate { tree, totals, counters, observer, refused: None }
+    }
+
+    /// Takes the next entry in path order.
+    pub fn push(&mut self, mut entry: Entry, put: Put<'_>) -> Result<()> {
+        if let Some(refused) = &mut self.refused {
+            if is_within(&entry.path, &refused.path) {
+                refused.below += 1;
+                return Ok(());
+            }
+            self.report_refused();
+        }
+        let amendment = entry.amend();
+        match self.tree.push(&entry, put) {
+            Ok(()) => {
+                self.report_amended(&entry, &amendment);
+                self.totals = self.totals.plus(Totals::of(&entry));
+                Ok(())
+            }
+            Err(Error::Unfit { reason, .. }) => {
+                self.refused = Some(Refused { path: entry.path, reason, below: 0 });
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reports a path that is missing from the tree.
+    pub fn report_unreadable(&self, path: &[u8], error: &std::io::Error) {
+        self.counters.report_unreadable(self.observer, path, error);
+    }
+
+    /// Closes the tree; returns its root, and what it amounts to.
+    pub fn finish(mut self, put: Put<'_>) -> Result<(crate::id::ChunkId, Totals)> {
+        self.report_refused();
+        Ok((self.tree.finish(put)?, self.totals))
+    }
+
+    /// Names a refused entry once, with how much is lost with it.
+    fn report_refused(&mut self) {
+        let Some(Refused { path, reason, below }) = self.refused.take() else { return };
+        self.counters.unreadable.fetch_add(1 + below, Relaxed);
+        let reason = match below {
+            0 => reason,
+            1 => format!("{reason}; 1 entry below it is left out, too"),
+            _ => format!("{reason}; {below} entries below it are left out, too"),
+        };
+        self.observer.event(Event::Unreadable { path: absolute(&path), reason });
+    }
+
+    fn report_amended(&self, entry: &Entry, amendment: &Amendment) {
+        let path = absolute(&entry.path);
+        if amendment.is_time_clamped {
+            let note = "a time has more nanoseconds than a second; storing the last one within it";
+            self.observer.event(Event::Note(format!("{}: {note}", path.display())));
+        }
+        if amendment.is_owner_changed {
+            let note = "its owner has a number or name that cannot be kept; storing a part of it";
+            self.observer.event(Event::Warning(format!("{}: {note}", path.display())));
+        }
+        if amendment.xattrs_dropped > 0 {
+            let all = entry.xattrs.len() + amendment.xattrs_dropped;
+            let text = format!(
+                "{}: {} of {all} extended attributes left out: they take too much space",
+                path.display(),
+                amendment.xattrs_dropped
+            );
+            self.observer.event(Event::Warning(text));
+        }
+    }
+}
