@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const FILE: &str = "store.json";
 
 /// Version of the whole format that this program writes.
-pub const FORMAT_VERSION: u64 = 1;
+pub const FORMAT_VERSION: u64 = 2;
 
 /// What `store.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,9 +183,9 @@ mod tests {
     #[test]
     fn a_newer_format_is_called_newer() {
         let mut config = Config::new([7; 16], Parameters::DEFAULT, 3);
-        config.format_version = 2;
+        config.format_version = 3;
         let error = Config::from_bytes(&config.to_bytes()).expect_err("refused");
-        assert!(matches!(error, Error::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, Error::NewerFormat { found: 3, known: 2, .. }), "{error}");
     }
 
     fn parameters() -> impl Strategy<Value = Parameters> {
