@@ -52,7 +52,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
         assert!(!sandbox.has("restored"));
     }
     sandbox.run(["ls", "latest:/a/../b"]).ends_with(1);
-    sandbox.run(["find", "["]).fails(1, &["bad pattern"]);
+    sandbox.run(["find", "["]).fails(2, &["bad pattern"]);
     sandbox.run(["check", "--read-data-subset", "8/7"]).ends_with(1);
     sandbox.run(["--version"]).ok();
     sandbox.run(["--help"]).ok();

@@ -297,7 +297,7 @@ fn restore_options() -> store::restore::Options {
         exclude: none(),
         delete: false,
         delete_below: Vec::new(),
-        keep: none(),
+        keep: none().into(),
         is_dry: false,
     }
 }

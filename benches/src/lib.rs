@@ -24,5 +24,6 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         unreadable_count: 0,
         excludes: Vec::new(),
         instance: None,
+        left_out: store::snapshot::LeftOut::default(),
     }
 }

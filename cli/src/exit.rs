@@ -114,6 +114,7 @@ fn number(error: &Error) -> u8 {
         Error::NoStore(_) => 10,
         Error::Locked { .. } => 11,
         Error::Interrupted => 130,
+        Error::Pattern { .. } => 2,
         _ => 1,
     }
 }
@@ -193,7 +194,12 @@ fn hint(error: &Error) -> Option<String> {
                 .into()
         }
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
-        Error::Pattern(_) => "put it in quotes; [ ] { } are special and are escaped by \\".into(),
+        Error::Pattern { .. } => {
+            "put it in quotes; [ ] { } and a leading ! are special and are escaped by \\".into()
+        }
+        Error::SourceIsStore(_) => {
+            "nothing was backed up; name other paths, or copy the store by other means".into()
+        }
         _ => return None,
     };
     Some(hint)

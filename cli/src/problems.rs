@@ -40,7 +40,7 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
     }
     let patterns = plan.exclude.iter().chain(plan.parts.iter().flat_map(|part| &part.exclude));
     for pattern in patterns {
-        if let Err(error) = store::glob::Globs::new([pattern.as_str()]) {
+        if let Err(error) = store::glob::Globs::new([pattern.as_bytes()]) {
             problems.push(format!("exclude: {error}"));
         }
     }

@@ -67,7 +67,7 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         }
         if change.skip {
             let skipped = plan.parts.iter().filter(|part| part.name == *name);
-            let paths = skipped.flat_map(|part| part.paths.clone()).collect::<Vec<_>>();
+            paths.extend(skipped.flat_map(|part| part.paths.clone()));
             plan.parts.retain(|part| part.name != *name);
             for path in paths {
                 plan.leaves(path, "left out by the configuration");

@@ -55,7 +55,7 @@ pub struct Job<'a> {
     pub kind: &'static dyn Kind,
     /// Where it goes.
     pub store: &'a Store,
-    /// How files are read, and what the record says of the run.
+    /// How files are read, what is left out of all parts, and what the record says of the run.
     pub options: Options,
     /// Silences monitoring.
     pub monitor: &'a dyn Monitor,
@@ -291,7 +291,7 @@ impl<'j> Session<'j> {
             let mut sources = Sources::default();
             for part in &plan.parts {
                 if part.phase == phase {
-                    self.add(part, &mut sources);
+                    self.add(part, &mut sources)?;
                 } else {
                     // Taken before or after.
                     sources.leave.extend(part.paths.iter().cloned());
@@ -301,7 +301,7 @@ impl<'j> Session<'j> {
                 sources.paths.extend(self.saves.iter().filter(|path| path.exists()).cloned());
             }
             sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
-            sources.excludes.extend(plan.exclude.iter().cloned());
+            sources.excludes.extend(self.job.options.excludes.iter().cloned());
             if !sources.paths.is_empty() {
                 self.backup.paths(&sources)?;
             }
@@ -313,7 +313,9 @@ impl<'j> Session<'j> {
     }
 
     /// Adds a part, or notes that it is missing.
-    fn add(&mut self, part: &Part, sources: &mut Sources) {
+    fn add(&mut self, part: &Part, sources: &mut Sources) -> Result<()> {
+        // By themselves: below a path, any text would be a pattern.
+        store::glob::Globs::new(part.exclude.iter().map(String::as_bytes))?;
         let is_something = |path: &&PathBuf| path.symlink_metadata().is_ok();
         let there: Vec<PathBuf> = part.paths.iter().filter(is_something).cloned().collect();
         if !part.is_there() && !self.missing.iter().any(|absent| absent.part == part.name) {
@@ -321,13 +323,16 @@ impl<'j> Session<'j> {
         }
         for path in &there {
             let within = |glob: &String| {
-                let base = store::glob::escape(path);
-                let inner = if glob.contains('/') { "" } else { "/**" };
-                format!("{base}{inner}/{}", glob.trim_start_matches('/'))
+                let mut pattern = store::glob::escape(path);
+                pattern.extend(if glob.contains('/') { "" } else { "/**" }.bytes());
+                pattern.push(b'/');
+                pattern.extend(glob.trim_start_matches('/').bytes());
+                pattern
             };
             sources.excludes.extend(part.exclude.iter().map(within));
         }
         sources.paths.extend(part.links.iter().cloned().chain(there));
+        Ok(())
     }
 
     /// Asks what there should be, then dumps every database as of its moment.

@@ -31,10 +31,12 @@ use crate::damage::Damage;
 use crate::entry::{Time, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
+use crate::observe::Event;
 use crate::snapshot::Statistics;
 use crate::source::{self, Stat};
 use crate::store::Store;
-use std::collections::BTreeMap;
+use crate::walk::Named;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -46,7 +48,7 @@ pub struct Options {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
     /// Globs of what to leave out.
-    pub excludes: Vec<String>,
+    pub excludes: Vec<Vec<u8>>,
     /// Stay on the file systems of the paths.
     pub one_file_system: bool,
     /// Leave out the content of directories marked as caches.
@@ -105,6 +107,8 @@ pub struct Report {
     pub doubts: BTreeMap<&'static str, u64>,
     /// Damage of older snapshots that was met. The new one does not count on what is damaged.
     pub damage: Option<Damage>,
+    /// Whether there is nothing in it but the named directories and those above them.
+    pub is_empty: bool,
 }
 
 /// Numbers of entries that a snapshot no longer has.
@@ -118,7 +122,7 @@ pub struct Removed {
 
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    let (paths, excludes) = (options.paths.clone(), options.excludes.clone());
+    let (paths, excludes) = (outside(store, &options.paths)?, options.excludes.clone());
     let names = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
     let mut backup = Backup::begin(store, options, Likeness::Paths(names))?;
     backup.paths(&Sources { paths, excludes, ..Sources::default() })?;
@@ -152,8 +156,31 @@ struct Root {
     stat: Stat,
 }
 
-/// The source paths in tree order, without those that lie in others.
-fn roots(paths: &[PathBuf]) -> Result<Vec<Root>> {
+/// These paths without the store and what lies in it, which is left out with a warning. Fails
+/// if nothing else is left.
+fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let Some(root) = store.root().and_then(device_and_inode) else { return Ok(paths.to_vec()) };
+    let is_inside =
+        |path: &PathBuf| path.ancestors().any(|dir| device_and_inode(dir) == Some(root));
+    let (inside, outside): (Vec<PathBuf>, Vec<PathBuf>) =
+        paths.iter().cloned().partition(is_inside);
+    for path in inside {
+        if outside.is_empty() {
+            return Err(Error::SourceIsStore(path));
+        }
+        let text = format!("left out: {} is the store itself or lies in it", path.display());
+        store.observer().event(Event::Warning(text));
+    }
+    Ok(outside)
+}
+
+fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
+    let stat = source::stat_open(source::open_dir(path).ok()?).ok()?;
+    Some((stat.device, stat.inode))
+}
+
+/// The source paths in tree order, and those of them that lie in others.
+fn roots(paths: &[PathBuf]) -> Result<(Vec<Root>, Named)> {
     let mut roots: Vec<Root> = Vec::new();
     for path in paths {
         let fail = |source| Error::Source { path: path.clone(), source };
@@ -171,8 +198,15 @@ fn roots(paths: &[PathBuf]) -> Result<Vec<Root>> {
         roots.push(Root { path: tree_path(path), stat });
     }
     roots.sort_by(|a, b| path_cmp(&a.path, &b.path));
-    roots.dedup_by(|later, earlier| is_within(&later.path, &earlier.path));
-    Ok(roots)
+    let mut inner = HashSet::new();
+    roots.dedup_by(|later, earlier| {
+        let is_inner = is_within(&later.path, &earlier.path);
+        if is_inner && later.path != earlier.path {
+            inner.insert(std::mem::take(&mut later.path));
+        }
+        is_inner
+    });
+    Ok((roots, Named::new(inner)))
 }
 
 /// An absolute path as a path in a tree.

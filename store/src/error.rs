@@ -177,8 +177,16 @@ pub enum Error {
         max: usize,
     },
     /// A glob that cannot be understood.
-    #[error("bad pattern: {0}")]
-    Pattern(#[from] globset::Error),
+    #[error("bad pattern \"{pattern}\": {reason}")]
+    Pattern {
+        /// The pattern, readable.
+        pattern: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The only source is the store itself, or lies in it.
+    #[error("{0} is the store itself or lies in it")]
+    SourceIsStore(PathBuf),
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -3,63 +3,151 @@
 //! A pattern without `/` fits a name at any depth; one that begins with `/` fits
 //! the whole path; any other fits the end of a path. `*` stays within a name,
 //! `**` crosses directories. What fits takes everything below it along.
+//!
+//! Patterns are bytes, as paths are: most are UTF-8, none need be.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use regex_automata::meta::Regex;
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// A pattern that fits this absolute path and nothing else. What is no text in it, fits
-/// anything.
-pub fn escape(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    text.chars().fold(String::new(), |mut pattern, c| {
-        match c {
-            '?' | '*' | '[' | ']' | '{' | '}' | '\\' => pattern.extend(['\\', c]),
-            char::REPLACEMENT_CHARACTER => pattern.push('*'),
-            plain => pattern.push(plain),
+/// Begins the private characters that stand for bytes outside UTF-8 in a pattern.
+const FOREIGN: u32 = 0x0010_FF00;
+
+/// A pattern that fits this absolute path and nothing else.
+pub fn escape(path: &Path) -> Vec<u8> {
+    let mut pattern = Vec::new();
+    for byte in path.as_os_str().as_bytes() {
+        if b"?*[]{}\\".contains(byte) {
+            pattern.push(b'\\');
         }
-        pattern
-    })
+        pattern.push(*byte);
+    }
+    pattern
+}
+
+/// The patterns of a file, each with the number of its line. A byte-order mark, spaces around
+/// a pattern, empty lines and lines that begin with `#` are skipped.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    (1..).zip(lines).filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
 }
 
 /// A set of patterns.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Globs {
     set: GlobSet,
+    /// Patterns that are not UTF-8, which a [`GlobSet`] does not take.
+    foreign: Option<Regex>,
 }
 
 impl Globs {
     /// Reads patterns; none fit nothing.
-    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Globs> {
-        let mut builder = GlobSetBuilder::new();
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a [u8]>) -> Result<Globs> {
+        let (mut builder, mut foreign) = (GlobSetBuilder::new(), Vec::new());
         for pattern in patterns {
-            let pattern = pattern.strip_suffix('/').filter(|p| !p.is_empty()).unwrap_or(pattern);
-            let glob = match pattern.strip_prefix('/') {
-                Some(anchored) => anchored.to_owned(),
-                None => format!("**/{pattern}"),
+            let failed = |reason: String| Error::Pattern {
+                pattern: String::from_utf8_lossy(pattern).into_owned(),
+                reason,
             };
-            builder.add(GlobBuilder::new(&glob).literal_separator(true).build()?);
+            let (glob, is_foreign) = glob(pattern).map_err(|reason| failed(reason.into()))?;
+            let glob = GlobBuilder::new(&glob).literal_separator(true).build();
+            let glob = glob.map_err(|error| failed(error.kind().to_string()))?;
+            if is_foreign {
+                let regex = with_foreign_bytes(glob.regex());
+                // By itself first, so that an error names it.
+                bytes_regex(&[&regex]).map_err(&failed)?;
+                foreign.push(regex);
+            } else {
+                builder.add(glob);
+            }
         }
-        Ok(Globs { set: builder.build()? })
+        let failed = |reason| Error::Pattern { pattern: "(all together)".into(), reason };
+        let set = builder.build().map_err(|error| failed(error.to_string()))?;
+        let foreign =
+            if foreign.is_empty() { None } else { Some(bytes_regex(&foreign).map_err(failed)?) };
+        Ok(Globs { set, foreign })
     }
 
     /// Whether there is no pattern.
     pub fn is_empty(&self) -> bool {
-        self.set.is_empty()
+        self.set.is_empty() && self.foreign.is_none()
     }
 
     /// Whether a pattern fits this very path, given without its leading `/`.
     pub fn fits(&self, path: &[u8]) -> bool {
-        !self.set.is_empty() && self.set.is_match(Path::new(OsStr::from_bytes(path)))
+        (!self.set.is_empty() && self.set.is_match(Path::new(OsStr::from_bytes(path))))
+            || self.foreign.as_ref().is_some_and(|foreign| foreign.is_match(path))
     }
 
     /// Whether a pattern fits this path or a directory that it lies in.
     pub fn covers(&self, path: &[u8]) -> bool {
-        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
-        !self.set.is_empty() && ends.chain([path.len()]).any(|end| self.fits(&path[..end]))
+        !self.is_empty() && ends(path).any(|end| self.fits(&path[..end]))
     }
+}
+
+/// Lengths of the directories that a path lies in, outermost first, and of the path.
+pub(crate) fn ends(path: &[u8]) -> impl Iterator<Item = usize> + '_ {
+    let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+    slashes.chain([path.len()])
+}
+
+/// A pattern as a glob for whole paths; whether characters stand for bytes outside UTF-8.
+fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
+    if pattern.is_empty() {
+        return Err("it is empty; an unset variable, perhaps?");
+    }
+    if pattern.starts_with(b"!") {
+        return Err("patterns cannot be negated; for a name that begins with ! write \\!");
+    }
+    if pattern.contains(&0) {
+        return Err("it contains a zero byte, and no path does");
+    }
+    let trimmed = pattern.strip_suffix(b"/").unwrap_or(pattern);
+    if trimmed.iter().all(|b| *b == b'/') {
+        return Err("it names no path");
+    }
+    let (mut text, mut is_foreign) = (String::new(), false);
+    for chunk in trimmed.utf8_chunks() {
+        text += chunk.valid();
+        is_foreign |= !chunk.invalid().is_empty();
+        text.extend(chunk.invalid().iter().filter_map(|byte| foreign_char(*byte)));
+    }
+    let glob = match text.strip_prefix('/') {
+        Some(anchored) => anchored.to_owned(),
+        None => format!("**/{text}"),
+    };
+    Ok((glob, is_foreign))
+}
+
+/// The character that stands for a byte outside UTF-8.
+fn foreign_char(byte: u8) -> Option<char> {
+    char::from_u32(FOREIGN + u32::from(byte))
+}
+
+/// A glob's regular expression with the bytes in place of the characters that stand for them.
+fn with_foreign_bytes(regex: &str) -> String {
+    let hex = |bytes: &[u8]| {
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "\\x{byte:02x}");
+            text
+        })
+    };
+    (0x80..=0xff).fold(regex.to_owned(), |regex, byte| match foreign_char(byte) {
+        Some(c) => regex.replace(&hex(c.encode_utf8(&mut [0; 4]).as_bytes()), &hex(&[byte])),
+        None => regex,
+    })
+}
+
+fn bytes_regex<P: AsRef<str>>(regexes: &[P]) -> Result<Regex, String> {
+    let syntax = regex_automata::util::syntax::Config::new().utf8(false).dot_matches_new_line(true);
+    let config = Regex::config().utf8_empty(false).nfa_size_limit(Some(10 << 20));
+    let built = Regex::builder().syntax(syntax).configure(config).build_many(regexes);
+    built.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -84,17 +172,59 @@ mod tests {
             ("x/log/", "a/x/log", true),
             ("[ab]?", "d/b1", true),
         ] {
-            let globs = Globs::new([pattern]).expect("a pattern");
+            let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
             assert_eq!(globs.fits(path.as_bytes()), fits, "{pattern} {path}");
         }
-        assert!(Globs::new(["cache"]).expect("a pattern").covers(b"a/cache/b/c"));
+        assert!(Globs::new([&b"cache"[..]]).expect("a pattern").covers(b"a/cache/b/c"));
         assert!(!Globs::new([]).expect("no pattern").covers(b"a"));
-        assert!(Globs::new(["*\u{e9}"]).expect("a pattern").fits("a/\u{e9}".as_bytes()));
-        assert!(Globs::new(["a*"]).expect("a pattern").fits(b"x/a\xff"));
-        assert!(Globs::new(["["]).is_err());
+        assert!(Globs::new(["*\u{e9}".as_bytes()]).expect("a pattern").fits("a/\u{e9}".as_bytes()));
+        assert!(Globs::new([&b"a*"[..]]).expect("a pattern").fits(b"x/a\xff"));
+        assert!(Globs::new([&b"["[..]]).is_err());
         let odd = Path::new("/a/[b]{c}*?\\d");
         let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
         assert!(escaped.fits(br"a/[b]{c}*?\d") && !escaped.fits(b"a/b{c}*?d"));
+    }
+
+    #[test]
+    fn patterns_are_bytes() {
+        for (pattern, path, fits) in [
+            (&b"\xff\xfe"[..], &b"src/\xff\xfe"[..], true),
+            (b"\xff\xfe", b"src/\xff", false),
+            (b"/src/*\xe9", b"src/caf\xe9", true),
+            (b"/src/*\xe9", b"src/caf\xc3\xa9", false),
+            (b"\xe9[\xe0-\xe2]?", b"a/\xe9\xe1x", true),
+            (b"\xe9[\xe0-\xe2]?", b"a/\xe9\xe3x", false),
+            (b"\xe9*.{tmp,\xfc}", b"\xe9\n.\xfc", true),
+            (b"\\!\xff", b"!\xff", true),
+            (b"\\!b", b"a/!b", true),
+        ] {
+            let globs = Globs::new([&b"other"[..], pattern]).expect("a pattern");
+            assert_eq!(globs.fits(path), fits, "{}", pattern.escape_ascii());
+            assert!(globs.fits(b"x/other") && !globs.is_empty());
+        }
+        let odd = Path::new(OsStr::from_bytes(b"/a/\xff*"));
+        let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
+        assert!(escaped.covers(b"a/\xff*/b") && !escaped.fits(b"a/\xffb"));
+    }
+
+    #[test]
+    fn patterns_that_cannot_be_meant_are_refused() {
+        for pattern in [&b""[..], b"/", b"//", b"!a", b"a\0b", b"[\xff", b"{a"] {
+            let read = Globs::new([&b"fine"[..], pattern]);
+            let named = String::from_utf8_lossy(pattern).into_owned();
+            assert!(
+                matches!(&read, Err(Error::Pattern { pattern, .. }) if *pattern == named),
+                "{named}: {read:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn lines_of_a_file_are_patterns() {
+        let text = b"\xef\xbb\xbf*.tmp\r\n\n  # no\n\t/a b \r\n\xff\xfe\n!x";
+        let found: Vec<(usize, &[u8])> = lines(text).collect();
+        assert_eq!(found, [(1, &b"*.tmp"[..]), (4, b"/a b"), (5, b"\xff\xfe"), (6, b"!x")]);
+        assert_eq!(lines(b"\xef\xbb\xbf").count(), 0);
     }
 
     /// Whether a pattern of letters, `?` and `*` fits a name.
@@ -148,7 +278,7 @@ mod tests {
             // `***` and `**` beside letters have no meaning of their own.
             let is_plain = |part: &&[u8]| !part.windows(2).any(|two| two == b"**") || *part == b"**";
             prop_assume!(split(&pattern).iter().all(is_plain));
-            let globs = Globs::new([&pattern[..]]).expect("a pattern");
+            let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
             prop_assert_eq!(globs.fits(path.as_bytes()), model(&pattern, &path));
             let mut ancestors = Path::new(&path).ancestors().filter_map(Path::to_str);
             let is_covered = ancestors.any(|path| !path.is_empty() && model(&pattern, path));
@@ -157,7 +287,7 @@ mod tests {
 
         #[test]
         fn any_text_is_a_pattern_or_an_error(pattern: String, path in noise()) {
-            if let Ok(globs) = Globs::new([&pattern[..]]) {
+            if let Ok(globs) = Globs::new([pattern.as_bytes()]) {
                 prop_assert!(!globs.fits(&path) || globs.covers(&path));
             }
         }

@@ -39,6 +39,8 @@ pub mod packer;
 
 pub mod glob;
 
+pub mod left_out;
+
 pub mod source;
 
 pub mod reuse;

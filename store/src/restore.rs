@@ -17,6 +17,7 @@ use crate::entry::{Entry, Kind, is_within};
 use crate::error::{Error, Result};
 use crate::glob::Globs;
 use crate::id::ChunkId;
+use crate::left_out::Spared;
 use crate::observe::{Event, Observer};
 use crate::source;
 use crate::store::Store;
@@ -49,7 +50,7 @@ pub struct Options {
     /// With `delete`: paths below which may be removed, and what the backup left out.
     pub delete_below: Vec<Vec<u8>>,
     /// With `delete`: what the backup left out is not removed.
-    pub keep: Globs,
+    pub keep: Spared,
     /// Change nothing.
     pub is_dry: bool,
 }

@@ -58,12 +58,48 @@ pub struct Snapshot {
     /// Source paths that could not be read and are missing here.
     #[n(11)]
     pub unreadable_count: u64,
-    /// Globs that were left out.
+    /// Globs that the user left out, as text; one that is not UTF-8 is in `left_out`.
     #[n(12)]
     pub excludes: Vec<String>,
     /// The instance that it is a backup of, if it is one.
     #[n(13)]
     pub instance: Option<Instance>,
+    /// What else was left out.
+    #[n(14)]
+    #[cbor(default)]
+    pub left_out: LeftOut,
+}
+
+/// What a backup left out, beside what the user's patterns tell. A restore that deletes
+/// spares it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct LeftOut {
+    /// Globs of single passes, and globs that are not UTF-8.
+    #[n(0)]
+    #[cbor(default)]
+    pub patterns: Vec<ByteVec>,
+    /// Paths of the tree that are left out with everything below, or of which only what is
+    /// below is left out.
+    #[n(1)]
+    #[cbor(default)]
+    pub paths: Vec<ByteVec>,
+    /// Whether other file systems were left out.
+    #[n(2)]
+    #[cbor(default)]
+    pub one_file_system: bool,
+    /// Whether the content of directories marked as caches was left out.
+    #[n(3)]
+    #[cbor(default)]
+    pub caches: bool,
+    /// Whether caches of git were left out.
+    #[n(4)]
+    #[cbor(default)]
+    pub git_caches: bool,
+    /// Whether patterns or paths are missing here because they did not fit.
+    #[n(5)]
+    #[cbor(default)]
+    pub is_cut: bool,
 }
 
 /// A service that a snapshot is a backup of.
@@ -211,6 +247,12 @@ impl Snapshot {
         self.start.seconds > now.seconds.saturating_add(CLOCK_TOLERANCE)
     }
 
+    /// Whether everything that belongs to it was read.
+    pub fn is_complete(&self) -> bool {
+        let is_whole = |instance: &Instance| instance.is_complete;
+        self.unreadable_count == 0 && self.instance.as_ref().is_none_or(is_whole)
+    }
+
     fn to_record(&self) -> Vec<u8> {
         minicbor::to_vec(self).expect("writing to memory cannot fail")
     }
@@ -307,6 +349,7 @@ mod tests {
             unreadable_count: 0,
             excludes: vec![],
             instance: None,
+            left_out: LeftOut::default(),
         }
     }
 
@@ -372,9 +415,19 @@ mod tests {
         let paths = vec(noise().prop_map(ByteVec::from), 0..4);
         let ids = (any::<[u8; 32]>(), option::of(any::<[u8; 32]>()));
         let numbers = any::<[u64; 3]>();
-        let ids = (ids, option::of(instance));
+        let left_out = (vec(noise(), 0..3), vec(noise(), 0..3), any::<[bool; 4]>()).prop_map(
+            |(patterns, paths, [one_file_system, caches, git_caches, is_cut])| LeftOut {
+                patterns: patterns.into_iter().map(ByteVec::from).collect(),
+                paths: paths.into_iter().map(ByteVec::from).collect(),
+                one_file_system,
+                caches,
+                git_caches,
+                is_cut,
+            },
+        );
+        let ids = (ids, option::of(instance), left_out);
         (stamp.clone(), stamp, words, paths, ids, numbers).prop_map(
-            |(start, end, words, paths, (ids, instance), numbers)| {
+            |(start, end, words, paths, (ids, instance, left_out), numbers)| {
                 let ((root, parent), [files_new, bytes, unreadable_count]) = (ids, numbers);
                 let (host, user, program, tags, excludes) = words;
                 Snapshot {
@@ -392,6 +445,7 @@ mod tests {
                     unreadable_count,
                     excludes,
                     instance,
+                    left_out,
                 }
             },
         )

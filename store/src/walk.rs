@@ -5,8 +5,10 @@
 //! What is listed and not yet taken is bounded, so memory does not grow with the
 //! tree.
 
+use crate::entry::Kind;
 use crate::git;
-use crate::glob::Globs;
+use crate::glob::{Globs, ends};
+use crate::left_out::Noted;
 use crate::source::{self, Listed, Stat};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashSet;
@@ -19,8 +21,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// until half of them were taken.
 const AHEAD_MAX: usize = 50_000;
 
-/// What somebody does not want.
-#[derive(Debug, Clone)]
+/// What is left out, by one set of rules for plain directories and git directories.
+///
+/// In this order: the store itself is never taken; a named path always is; then patterns,
+/// paths, file systems and caches have their say.
+#[derive(Debug, Clone, Default)]
 pub struct Excluded {
     /// Paths that fit, with everything below.
     pub globs: Globs,
@@ -28,37 +33,183 @@ pub struct Excluded {
     pub leave: Arc<HashSet<Vec<u8>>>,
     /// What git can make again, in git directories.
     pub git_caches: bool,
+    /// What is mounted below the nearest named path.
+    pub other_file_systems: bool,
+    /// What is below a directory with a valid `CACHEDIR.TAG`, but the tag.
+    pub caches: bool,
+    /// Directories that are never entered, as device and inode: the store itself.
+    pub never: Vec<(u64, u64)>,
+    /// Paths below others that are taken for their own sake.
+    pub named: Arc<Named>,
+    /// Takes a note of what no pattern tells.
+    pub noted: Arc<Noted>,
+}
+
+/// Paths of the tree that are taken whatever the rules for those above them say.
+#[derive(Debug, Default)]
+pub struct Named {
+    paths: HashSet<Vec<u8>>,
+    /// The directories above them.
+    passages: HashSet<Vec<u8>>,
+}
+
+impl Named {
+    /// Knows these paths.
+    pub fn new(paths: HashSet<Vec<u8>>) -> Named {
+        let above = |path: &Vec<u8>| {
+            ends(path).map(|end| path[..end].to_vec()).filter(|above| above != path).collect()
+        };
+        let passages = paths.iter().flat_map::<Vec<Vec<u8>>, _>(above).collect();
+        Named { paths, passages }
+    }
+
+    fn has(&self, path: &[u8]) -> bool {
+        !self.paths.is_empty() && self.paths.contains(path)
+    }
+
+    /// Whether a named path lies below this one.
+    fn is_below(&self, path: &[u8]) -> bool {
+        !self.passages.is_empty() && self.passages.contains(path)
+    }
+}
+
+/// Where a walk is: what applies to the content of a directory.
+#[derive(Debug, Clone, Copy)]
+struct Scope {
+    /// The file system of the nearest named path.
+    device: u64,
+    wanted: Wanted,
+}
+
+/// What is wanted of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    /// Only named paths, and what leads to them.
+    Named,
+    /// The same, and the tag of a cache.
+    Tag,
+}
+
+impl Scope {
+    fn all(device: u64) -> Scope {
+        Scope { device, wanted: Wanted::All }
+    }
+
+    fn only(self, wanted: Wanted) -> Scope {
+        Scope { wanted, ..self }
+    }
+}
+
+/// What becomes of a found thing.
+enum Verdict {
+    LeftOut,
+    /// It is taken, without what is below.
+    Alone,
+    /// It is taken, and what is below is looked at in this scope.
+    Within(Scope),
 }
 
 impl Excluded {
-    /// Whether a path of a git directory, and `inner` relative to that, is left out.
-    fn has(&self, path: &[u8], inner: &[u8]) -> bool {
-        (self.git_caches && git::is_cache(inner)) || self.fits(path)
+    /// Whether a path is left out whatever is there. In a git directory, `inner` is the path
+    /// relative to that.
+    fn has(&self, path: &[u8], inner: Option<&[u8]>, scope: Scope) -> bool {
+        let is_named = self.named.has(path) || self.named.is_below(path);
+        !is_named && self.is_out(path, inner, scope.wanted)
     }
 
-    /// Whether a path is left out with everything below.
-    fn fits(&self, path: &[u8]) -> bool {
-        self.globs.fits(path) || (!self.leave.is_empty() && self.leave.contains(path))
+    /// The same of a path that is not named, nor leads to one.
+    fn is_out(&self, path: &[u8], inner: Option<&[u8]>, wanted: Wanted) -> bool {
+        match wanted {
+            Wanted::Named => true,
+            Wanted::Tag if !path.ends_with(b"/CACHEDIR.TAG") => true,
+            Wanted::Tag | Wanted::All => {
+                let is_left = !self.leave.is_empty() && self.leave.contains(path);
+                let is_cache = || self.git_caches && inner.is_some_and(git::is_cache);
+                is_left || self.globs.fits(path) || is_cache()
+            }
+        }
+    }
+
+    /// What becomes of something in a directory of this scope that was not left out by name.
+    fn verdict(&self, path: &[u8], inner: Option<&[u8]>, stat: &Stat, scope: Scope) -> Verdict {
+        if self.never.contains(&(stat.device, stat.inode)) {
+            self.noted.path(path);
+            return Verdict::LeftOut;
+        }
+        if self.named.has(path) {
+            return Verdict::Within(Scope::all(stat.device));
+        }
+        let is_dir = stat.kind == Kind::Directory;
+        let is_passage = is_dir && self.named.is_below(path);
+        let is_out = self.is_out(path, inner, scope.wanted);
+        // Files have no say: layered file systems give them the device of the layer below.
+        let is_mount = is_dir && self.other_file_systems && stat.device != scope.device;
+        if is_mount && !is_out {
+            self.noted.path(path);
+        }
+        match (is_out || is_mount, is_passage) {
+            (true, true) => Verdict::Within(Scope::all(stat.device).only(Wanted::Named)),
+            (true, false) if is_out => Verdict::LeftOut,
+            (true, false) => Verdict::Alone,
+            (false, _) => Verdict::Within(scope),
+        }
+    }
+
+    /// The scope of an open directory that was reached in this one: of a cache only the tag
+    /// is wanted.
+    fn inside(&self, path: &[u8], dir: BorrowedFd<'_>, scope: Scope) -> Scope {
+        let may_be = self.caches && scope.wanted == Wanted::All && !self.named.has(path);
+        if !may_be || !is_cache(dir) {
+            return scope;
+        }
+        self.noted.path(path);
+        scope.only(Wanted::Tag)
+    }
+
+    /// The scope of a directory some levels below a git directory, or nothing where it is
+    /// left out.
+    fn scope_below(
+        &self,
+        git_dir: BorrowedFd<'_>,
+        path: &[u8],
+        below: &[u8],
+        mut scope: Scope,
+    ) -> Option<Scope> {
+        for end in ends(below).filter(|end| *end > 0) {
+            let inner = &below[..end];
+            let path = join(path, inner);
+            if self.has(&path, Some(inner), scope) {
+                return None;
+            }
+            // What cannot be looked at is reported where it is listed.
+            let Ok(stat) = source::stat_at(git_dir, inner) else { continue };
+            scope = match self.verdict(&path, Some(inner), &stat, scope) {
+                Verdict::Within(scope) => scope,
+                Verdict::LeftOut | Verdict::Alone => return None,
+            };
+            if self.caches
+                && end < below.len()
+                && let Ok(dir) = source::open_dir_below(git_dir, inner)
+            {
+                scope = self.inside(&path, dir.as_fd(), scope);
+            }
+        }
+        Some(scope)
     }
 }
 
 impl From<Globs> for Excluded {
     fn from(globs: Globs) -> Excluded {
-        Excluded { globs, leave: Arc::default(), git_caches: false }
+        Excluded { globs, ..Excluded::default() }
     }
 }
 
-/// What is left out.
+/// What a walk gives out, and how.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// What somebody does not want.
+    /// What is left out.
     pub exclude: Excluded,
-    /// Stay on the file system that the walk begins on.
-    pub one_file_system: bool,
-    /// Leave out what is below a directory with a valid `CACHEDIR.TAG`.
-    pub exclude_caches: bool,
-    /// Directories that are never entered, as device and inode: the store itself.
-    pub never: Vec<(u64, u64)>,
     /// Give out git directories as a whole, so that they can be read in their order.
     pub git_dirs: bool,
     /// Look into git directories ahead, so that unchanged ones need no second look.
@@ -106,6 +257,7 @@ pub enum Step {
 /// A directory to be listed.
 struct Node {
     path: Vec<u8>,
+    scope: Scope,
     state: Mutex<State>,
     done: Condvar,
 }
@@ -141,7 +293,6 @@ impl Listing {
 
 struct Shared {
     base: Arc<Base>,
-    device: u64,
     rules: Rules,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -170,9 +321,8 @@ impl Walk {
     /// Walks everything below `base` with `threads` threads beside the caller's.
     /// `top` is what a look at the base directory told.
     pub fn new(base: Arc<Base>, top: Stat, rules: Rules, threads: usize) -> Walk {
-        let root = node(base.path.clone());
+        let root = node(base.path.clone(), Scope::all(top.device));
         let shared = Arc::new(Shared {
-            device: top.device,
             rules,
             queue: Mutex::new(Queue { nodes: vec![Arc::clone(&root)], idle: 0, is_ended: false }),
             work: Condvar::new(),
@@ -197,7 +347,7 @@ impl Walk {
                 State::Waiting => {
                     *state = State::Taken;
                     drop(state);
-                    let (listing, nodes) = self.shared.list(&node.path);
+                    let (listing, nodes) = self.shared.list(node);
                     self.shared.push(nodes);
                     return listing;
                 }
@@ -266,7 +416,7 @@ impl Shared {
                 }
                 *state = State::Running;
             }
-            let (listing, nodes) = self.list(&node.path);
+            let (listing, nodes) = self.list(&node);
             self.ahead.fetch_add(listing.len(), Ordering::Relaxed);
             *node.state.lock() = State::Done(listing);
             node.done.notify_one();
@@ -316,45 +466,50 @@ impl Shared {
     }
 
     /// Lists a directory; also returns the directories in it.
-    fn list(&self, path: &[u8]) -> (Listing, Vec<Arc<Node>>) {
+    fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
+        let (path, exclude) = (&node.path[..], &self.rules.exclude);
         let failed = |error| (Listing::Failed(error), Vec::new());
         let dir = match source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path)) {
             Ok(dir) => dir,
             Err(error) => return failed(error),
         };
-        let (listed, cut_short) = source::list(dir.as_fd(), |_| true);
-        if self.rules.git_dirs && is_git_dir(dir.as_fd(), &listed) {
+        // The walk begins in what was named.
+        let is_top = path == self.base.path;
+        let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
+        let is_wanted = |name: &[u8]| {
+            scope.wanted == Wanted::All || !exclude.has(&join(path, name), None, scope)
+        };
+        let (listed, cut_short) = source::list(dir.as_fd(), is_wanted);
+        if self.rules.git_dirs && scope.wanted == Wanted::All && is_git_dir(dir.as_fd(), &listed) {
             let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir)).flatten();
             return (Listing::GitDir(content), Vec::new());
-        }
-        if self.rules.exclude_caches && is_cache(dir.as_fd()) {
-            return (Listing::Children(Vec::new()), Vec::new());
         }
         let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
         let mut too_long: Option<(Vec<u8>, String, usize)> = None;
         for (name, stat) in listed {
             let path = join(path, &name);
-            if self.rules.exclude.fits(&path) {
-                continue;
-            }
             if let Err(reason) = crate::entry::check_path(&path) {
+                if exclude.has(&path, None, scope) {
+                    continue;
+                }
                 too_long.get_or_insert((path, reason, 0)).2 += 1;
                 continue;
             }
             let stat = match stat {
                 Ok(stat) => stat,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) if exclude.has(&path, None, scope) => continue,
                 Err(error) => {
                     children.push(Child::Failed(path, error));
                     continue;
                 }
             };
-            if self.rules.never.contains(&(stat.device, stat.inode)) {
-                continue;
-            }
-            let other_device = self.rules.one_file_system && stat.device != self.device;
-            let enter = stat.kind == crate::entry::Kind::Directory && !other_device;
-            let node = enter.then(|| node(path.clone()));
+            let within = match exclude.verdict(&path, None, &stat, scope) {
+                Verdict::LeftOut => continue,
+                Verdict::Alone => None,
+                Verdict::Within(scope) => (stat.kind == Kind::Directory).then_some(scope),
+            };
+            let node = within.map(|scope| self::node(path.clone(), scope));
             nodes.extend(node.clone());
             children.push(Child::Found(Found { path, stat }, node));
         }
@@ -423,13 +578,20 @@ pub fn scan_phase(
     exclude: &Excluded,
     scan: &mut Scan,
 ) {
-    scan_phase_below(dir, path, phase.begins_in(), phase, exclude, scan);
+    let top = match source::stat_open(dir) {
+        Ok(stat) => Scope::all(stat.device),
+        Err(error) => return scan.fail(path.to_vec(), error),
+    };
+    if let Some(scope) = exclude.scope_below(dir, path, phase.begins_in(), top) {
+        scan_phase_below(dir, path, phase.begins_in(), scope, phase, exclude, scan);
+    }
 }
 
 fn scan_phase_below(
     git_dir: BorrowedFd<'_>,
     path: &[u8],
     below: &[u8],
+    scope: Scope,
     phase: git::Phase,
     exclude: &Excluded,
     scan: &mut Scan,
@@ -441,18 +603,23 @@ fn scan_phase_below(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => return scan.fail(below_path(), error),
     };
+    let scope = match below {
+        b"" => scope,
+        below => exclude.inside(&join(path, below), dir.as_fd(), scope),
+    };
     let inner = |name: &[u8]| join(below, name);
     let is_wanted = |name: &[u8]| {
         let inner = inner(name);
         git::Phase::of(&inner) == phase
             && !git::is_transient(&inner)
-            && !exclude.has(&join(path, &inner), &inner)
+            && !exclude.has(&join(path, &inner), Some(&inner), scope)
     };
     let (listed, cut_short) = source::list(dir.as_fd(), is_wanted);
     if let Some(error) = cut_short {
         scan.fail(below_path(), error);
     }
-    if !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
+    let is_all = scope.wanted == Wanted::All;
+    if is_all && !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
         // Submodules: a whole git directory, read with the settings.
         return scan_git_dir(dir.as_fd(), &join(path, below), exclude, scan);
     }
@@ -465,12 +632,21 @@ fn scan_phase_below(
                 continue;
             }
         };
-        scan.found.push(Found { path: join(path, &inner), stat });
-        // Nothing in `refs` is of the phase that `refs` itself is of.
+        let item = Found { path: join(path, &inner), stat };
+        let verdict = exclude.verdict(&item.path, Some(&inner), &stat, scope);
+        if matches!(verdict, Verdict::LeftOut) {
+            continue;
+        }
         // What is below a path that is too long could not be kept either.
-        let is_kept = crate::entry::is_valid_path(&join(path, &inner));
-        if stat.kind == crate::entry::Kind::Directory && inner != b"refs" && is_kept {
-            scan_phase_below(git_dir, path, &inner, phase, exclude, scan);
+        let is_kept = crate::entry::is_valid_path(&item.path);
+        scan.found.push(item);
+        // Nothing in `refs` is of the phase that `refs` itself is of.
+        if let Verdict::Within(scope) = verdict
+            && stat.kind == Kind::Directory
+            && inner != b"refs"
+            && is_kept
+        {
+            scan_phase_below(git_dir, path, &inner, scope, phase, exclude, scan);
         }
     }
 }
@@ -500,6 +676,6 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
-fn node(path: Vec<u8>) -> Arc<Node> {
-    Arc::new(Node { path, state: Mutex::new(State::Waiting), done: Condvar::new() })
+fn node(path: Vec<u8>, scope: Scope) -> Arc<Node> {
+    Arc::new(Node { path, scope, state: Mutex::new(State::Waiting), done: Condvar::new() })
 }

@@ -66,7 +66,7 @@ pub fn restore_options() -> store::restore::Options {
         exclude: none(),
         delete: false,
         delete_below: Vec::new(),
-        keep: none(),
+        keep: none().into(),
         is_dry: false,
     }
 }
@@ -120,6 +120,7 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         unreadable_count: 0,
         excludes: Vec::new(),
         instance: None,
+        left_out: store::snapshot::LeftOut::default(),
     };
     snapshot.write(&Local::new(root)).expect("writes the record")
 }

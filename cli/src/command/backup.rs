@@ -9,11 +9,13 @@ use clap::{Args, ValueEnum};
 use forge::recovery::Record;
 use serde_json::{Value, json};
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use store::Error;
 use store::backup::{About, Options, Report};
 use store::damage::Damage;
+use store::glob::Globs;
 use store::observe::Event;
 use store::store::{Purpose, Store};
 
@@ -56,17 +58,17 @@ pub struct Backup {
     tag: Vec<String>,
     /// Leave out what fits (can be repeated): a name at any depth, or with / a path
     #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
-    /// Leave out what fits a line of this file; empty lines and lines with # are passed over (can be repeated)
+    exclude: Vec<OsString>,
+    /// Leave out what fits a line of this file; empty lines and lines with # are skipped (can be repeated)
     #[arg(long, value_name = "FILE")]
     exclude_file: Vec<PathBuf>,
-    /// Leave out the content of directories with a CACHEDIR.TAG
+    /// Leave out the content of directories with a CACHEDIR.TAG, but not the tag
     #[arg(long)]
     exclude_caches: bool,
     /// What to do with what git can make again: commit-graphs, bitmaps, .rev files and multi-pack indexes
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = GitCaches::Keep)]
     git_caches: GitCaches,
-    /// Stay on the file systems of the given paths
+    /// Stay on the file systems of the given paths; a mount that is given itself is backed up
     #[arg(long, short = 'x')]
     one_file_system: bool,
     /// Store nothing, but say what would be stored
@@ -125,12 +127,17 @@ impl Backup {
         };
         watch.end();
         let (report, missing) = result?;
+        if report.is_empty {
+            ui.warn(
+                "nothing to back up: the named directories are empty, or all in them is left out",
+            );
+        }
         let shown = show(ui, &report, missing, watch.elapsed());
         // Whoever does not read our output to its end still has the exit code.
         if let Some(doubt) = super::doubt(report.doubtful_records) {
             ui.explain(&doubt);
         }
-        if errors(&report, missing) + report.doubtful_records > 0 {
+        if errors(&report, missing) + report.doubtful_records > 0 || report.is_empty {
             Err(Failure::Partial)
         } else {
             shown
@@ -210,15 +217,18 @@ impl Backup {
     }
 
     fn options(&self) -> Result<Options, Failure> {
-        let mut excludes = self.exclude.clone();
+        let mut excludes: Vec<Vec<u8>> =
+            self.exclude.iter().map(|glob| glob.as_bytes().to_vec()).collect();
+        Globs::new(excludes.iter().map(Vec::as_slice))?;
         for file in &self.exclude_file {
-            let text = std::fs::read_to_string(file).map_err(|error| {
+            let text = std::fs::read(file).map_err(|error| {
                 let message = format!("cannot read {}: {error}", file.display());
                 with_hint(message, "--exclude-file wants a readable file of patterns")
             })?;
-            let lines =
-                text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
-            excludes.extend(lines.map(str::to_owned));
+            for (number, glob) in store::glob::lines(&text) {
+                Globs::new([glob]).map_err(|error| in_line(file, number, error))?;
+                excludes.push(glob.to_vec());
+            }
         }
         let host = match &self.host {
             Some(host) => host.clone(),
@@ -300,6 +310,17 @@ impl Backup {
         }
         let report = Stream { path: &path, command, may_be_empty }.backup(store, options, ui)?;
         Ok((report, 0))
+    }
+}
+
+/// A bad pattern with the place that it comes from.
+fn in_line(file: &Path, number: usize, error: Error) -> Error {
+    match error {
+        Error::Pattern { pattern, reason } => {
+            let reason = format!("{reason} ({}, line {number})", file.display());
+            Error::Pattern { pattern, reason }
+        }
+        error => error,
     }
 }
 

@@ -6,6 +6,8 @@ use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use store::entry::{Entry, display_path};
 use store::glob::Globs;
 use store::id::ChunkId;
@@ -25,14 +27,14 @@ use store::tree::{self, TreeReader};
 pub struct Find {
     /// What to look for
     #[arg(value_name = "GLOB", required = true)]
-    patterns: Vec<String>,
+    patterns: Vec<OsString>,
     #[command(flatten)]
     filter: Filter,
 }
 
 impl Find {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let globs = Globs::new(self.patterns.iter().map(String::as_str))?;
+        let globs = Globs::new(self.patterns.iter().map(|pattern| pattern.as_bytes()))?;
         let (store, watch) = global.open(ui, Purpose::Read, "find")?;
         let snapshots = select::snapshots(&store, &self.filter)?;
         let get = |id: &ChunkId| store.chunk(id);

@@ -94,9 +94,9 @@ pub fn backup(
     let observer = store.observer();
     let instance = record.instance().to_owned();
     let site = Site { instance: &instance, settings, progress: observer.progress() };
-    let (mut plan, kind) = forge::kind::plan(&site)?;
-    plan.exclude.append(&mut options.excludes);
-    options.excludes.clone_from(&plan.exclude);
+    let (plan, kind) = forge::kind::plan(&site)?;
+    let configured = plan.exclude.iter().map(|glob| glob.clone().into_bytes());
+    options.excludes.splice(0..0, configured);
     options.git_caches = !plan.skips_git_caches;
     for note in &plan.notes {
         observer.event(Event::Note(note.clone()));

@@ -6,12 +6,16 @@ use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use store::entry::Kind;
 use store::glob::Globs;
-use store::id::ChunkId;
+use store::id::{ChunkId, SnapshotId};
+use store::left_out::Spared;
+use store::observe::Event;
 use store::restore::{Options, Report};
-use store::store::Purpose;
+use store::snapshot::Snapshot;
+use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
 /// Restore a snapshot, or a part of it, into a directory
@@ -35,11 +39,11 @@ pub struct Restore {
     target: PathBuf,
     /// Only what fits, and what is below (can be repeated)
     #[arg(long, value_name = "GLOB")]
-    include: Vec<String>,
+    include: Vec<OsString>,
     /// Not what fits, nor what is below (can be repeated)
     #[arg(long, value_name = "GLOB")]
-    exclude: Vec<String>,
-    /// Remove what is in the restored directories and not in the snapshot
+    exclude: Vec<OsString>,
+    /// Remove files of the restored directories that the snapshot lacks, except those that the backup left out
     #[arg(long)]
     delete: bool,
     /// Change nothing, but say what would be done
@@ -50,19 +54,26 @@ pub struct Restore {
 impl Restore {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
-        let globs = |patterns: &[String]| Globs::new(patterns.iter().map(String::as_str));
+        let globs = |patterns: &[OsString]| Globs::new(patterns.iter().map(|glob| glob.as_bytes()));
         let (include, exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
         let Found { id, snapshot, is_sure } = select::find_with_doubt(&store, &place.snapshot)?;
-        if self.delete && snapshot.unreadable_count > 0 {
+        if !snapshot.is_complete() {
+            let other = last_complete(&store, &snapshot)?;
+            let other = other.map_or_else(
+                || "there is no complete one of it".into(),
+                |other| format!("{} is the last complete one of it", other.short()),
+            );
+            let text = format!("snapshot {} is NOT COMPLETE; {other}", id.short());
+            store.observer().event(Event::Warning(text));
+        }
+        if self.delete
+            && let Some(reason) = why_not_delete(&snapshot)
+        {
             watch.end();
             return Err(with_hint(
-                format!(
-                    "snapshot {} lacks {} that could not be read; --delete would remove them",
-                    id.short(),
-                    count(snapshot.unreadable_count, "path")
-                ),
+                format!("snapshot {} {reason}", id.short()),
                 "restore without --delete, or use another snapshot",
             ));
         }
@@ -72,15 +83,24 @@ impl Restore {
         } else {
             vec![place.path.clone()]
         };
-        let each = |pattern: &String| Ok((pattern.clone(), globs(std::slice::from_ref(pattern))?));
+        let each = |pattern: &OsString| {
+            Ok((pattern.to_string_lossy().into_owned(), globs(std::slice::from_ref(pattern))?))
+        };
         let include_each = self.include.iter().map(each).collect::<Result<_, store::Error>>()?;
+        let keep = match self.delete {
+            false => Spared::default(),
+            true => {
+                let named = snapshot.paths.iter().map(|path| tree_path(path));
+                Spared::of(&snapshot.excludes, &snapshot.left_out, named)?
+            }
+        };
         let options = Options {
             include,
             include_each,
             exclude,
             delete: self.delete,
             delete_below,
-            keep: globs(&snapshot.excludes)?,
+            keep,
             is_dry: self.dry_run,
         };
         if !place.path.is_empty() {
@@ -170,6 +190,35 @@ impl Restore {
         }
         Ok(())
     }
+}
+
+/// Why nothing may be removed for being absent from a snapshot.
+fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
+    if snapshot.unreadable_count > 0 {
+        let paths = count(snapshot.unreadable_count, "path");
+        return Some(format!("lacks {paths} that could not be read; --delete would remove them"));
+    }
+    if let Some(instance) = snapshot.instance.as_ref().filter(|instance| !instance.is_complete) {
+        let name = &instance.name;
+        return Some(format!("lacks a part of instance {name}; --delete would remove it"));
+    }
+    let text =
+        "does not list everything that its backup left out; --delete would remove some of it";
+    snapshot.left_out.is_cut.then(|| text.into())
+}
+
+/// The newest complete snapshot of the same instance, or of the same machine and paths.
+fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, Failure> {
+    let name = |snapshot: &Snapshot| snapshot.instance.as_ref().map(|of| of.name.clone());
+    let is_alike = |other: &Snapshot| {
+        other.host == like.host
+            && name(other) == name(like)
+            && (like.instance.is_some() || other.paths == like.paths)
+    };
+    let (snapshots, _) = store.snapshots()?;
+    let mut snapshots = snapshots.iter().rev();
+    let found = snapshots.find(|(_, other)| other.is_complete() && is_alike(other));
+    Ok(found.map(|(id, _)| *id))
 }
 
 /// Several files are written at once; the usual limit of 1024 is meant for old programs.

@@ -21,6 +21,11 @@ pub struct Assembly<'a> {
     dirs: Vec<Vec<u8>>,
 }
 
+/// Why a path is missing that gave way to a directory.
+pub fn was_also_a_directory() -> io::Error {
+    io::Error::other("it was a directory at another moment of this backup, which is stored")
+}
+
 impl<'a> Assembly<'a> {
     /// An empty tree behind a gate.
     pub fn new(gate: Gate<'a>) -> Assembly<'a> {
@@ -31,8 +36,7 @@ impl<'a> Assembly<'a> {
     pub fn push(&mut self, entry: Entry, put: Put<'_>) -> Result<()> {
         if let Some(held) = self.held.take() {
             if is_within(&entry.path, &held.path) {
-                let reason = "it was a directory at another moment of this backup, which is stored";
-                self.gate.report_unreadable(&held.path, &io::Error::other(reason));
+                self.gate.report_unreadable(&held.path, &was_also_a_directory());
             } else {
                 self.gate.push(held, put)?;
             }

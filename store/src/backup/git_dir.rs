@@ -124,6 +124,7 @@ impl Reading<'_, '_> {
     }
 
     fn left_out(&self, found: &Found, why: &str) {
+        self.intake.exclude.noted.path(&found.path);
         let path = super::intake::absolute(&found.path);
         let note = format!("left out: {} {why}", path.display());
         self.intake.observer().event(Event::Note(note));
@@ -237,8 +238,12 @@ impl Reading<'_, '_> {
         self.take_open(list, &list_file)?;
         // `packed-refs` and the directory; tables that no list names are left-overs.
         let in_reftable = join(self.path, b"reftable/");
-        for found in found.iter().filter(|found| !found.path.starts_with(&in_reftable)) {
-            self.take(found)?;
+        for found in found {
+            if !found.path.starts_with(&in_reftable) {
+                self.take(found)?;
+            } else if found.path != list_path && !listed.contains(&found.path) {
+                self.intake.exclude.noted.path(&found.path);
+            }
         }
         Ok(true)
     }
@@ -454,7 +459,9 @@ impl Reading<'_, '_> {
                 (None, b"multi-pack-index") => {
                     self.left_out(found, "names packs that are not in the copy; git makes it anew");
                 }
-                (None, name) if name.starts_with(b"multi-pack-index") => {}
+                (None, name) if name.starts_with(b"multi-pack-index") => {
+                    self.intake.exclude.noted.path(&found.path);
+                }
                 (_, name) if git::pack_stem(name).is_some_and(|stem| taken.contains(stem)) => {}
                 _ => self.take(found)?,
             }

@@ -1,18 +1,17 @@
 //! A backup in passes: each reads other paths, at a moment of the caller's choice.
 
-use super::assembly::Assembly;
+use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
 use super::intake::{Intake, Taken, Trouble};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{Run, Totals};
-use super::{Options, Report, pipeline, roots, survey};
+use super::{Options, Report, device_and_inode, outside, pipeline, roots, survey, tree_path};
 use crate::entry::{Entry, Kind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::Globs;
+use crate::glob::{Globs, ends};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
-use crate::source;
 use crate::store::Store;
 use crate::tree::{Get, Lookup, TreeReader};
 use crate::walk::{Excluded, Rules};
@@ -22,6 +21,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// By what the snapshot before is found.
@@ -39,7 +39,7 @@ pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
     /// Globs of what to leave out.
-    pub excludes: Vec<String>,
+    pub excludes: Vec<Vec<u8>>,
     /// Absolute paths that are left out with what is below, unless they are among `paths`.
     pub leave: Vec<PathBuf>,
 }
@@ -71,6 +71,8 @@ pub struct Backup<'a> {
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
     paths: Vec<Vec<u8>>,
+    /// Directories that are named or above what is named, as paths of the tree.
+    shell: HashSet<Vec<u8>>,
 }
 
 impl<'a> Backup<'a> {
@@ -89,10 +91,20 @@ impl<'a> Backup<'a> {
             let (started, ended) = (parent.start.into(), parent.end.into());
             before = Some(Before { root: parent.root.chunk(), started, ended });
         }
-        let (trees, streams, paths) = Default::default();
+        let (trees, streams, paths, shell) = Default::default();
         let is_closed = trusted.is_some();
-        let backup =
-            Backup { run, options, likeness, trusted, is_closed, before, trees, streams, paths };
+        let backup = Backup {
+            run,
+            options,
+            likeness,
+            trusted,
+            is_closed,
+            before,
+            trees,
+            streams,
+            paths,
+            shell,
+        };
         backup.check_record()?;
         Ok(backup)
     }
@@ -100,7 +112,7 @@ impl<'a> Backup<'a> {
     /// Refuses at once what would be refused when everything was read.
     fn check_record(&self) -> Result<()> {
         let Options { excludes, about, .. } = self.options;
-        let texts = excludes.iter().chain(&about.tags).map(String::len);
+        let texts = excludes.iter().map(Vec::len).chain(about.tags.iter().map(String::len));
         // Each has a length in front of it.
         let bytes = texts.chain(self.named_paths().iter().map(Vec::len)).map(|len| len + 9).sum();
         let max = limits::RECORD_BYTES_MAX / 2;
@@ -117,7 +129,8 @@ impl<'a> Backup<'a> {
 
     /// Reads directories and files.
     pub fn paths(&mut self, sources: &Sources) -> Result<()> {
-        for path in &sources.paths {
+        let paths = outside(self.run.store, &sources.paths)?;
+        for path in &paths {
             let path = path.as_os_str().as_bytes();
             if !self.paths.iter().any(|known| known == path) {
                 self.paths.push(path.to_vec());
@@ -125,11 +138,15 @@ impl<'a> Backup<'a> {
         }
         self.check_record()?;
         let (store, options) = (self.run.store, self.options);
-        let globs = Globs::new(sources.excludes.iter().map(String::as_str))?;
-        let leave: HashSet<Vec<u8>> =
-            sources.leave.iter().map(|path| super::tree_path(path)).collect();
-        let exclude = Excluded { globs, leave: leave.into(), git_caches: !options.git_caches };
-        let roots = roots(&sources.paths)?;
+        let exclude = self.exclude(sources)?;
+        let (roots, named) = roots(&paths)?;
+        for root in &roots {
+            self.shell.extend(ends(&root.path).map(|end| root.path[..end].to_vec()));
+            if root.stat.kind != Kind::Directory {
+                self.shell.remove(&root.path);
+            }
+        }
+        let exclude = Excluded { named: named.into(), ..exclude };
         let get = |id: &ChunkId| store.chunk(id);
         let entries = self.before.map(|before| TreeReader::new(&before.root, &get));
         let comparison = self.before.map(|Before { started, ended, .. }| Comparison {
@@ -143,9 +160,6 @@ impl<'a> Backup<'a> {
         let intake = Intake::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),
-            one_file_system: options.one_file_system,
-            exclude_caches: options.exclude_caches,
-            never: store.root().and_then(device_and_inode).into_iter().collect(),
             git_dirs: true,
             scan_git_dirs: self.before.is_some(),
         };
@@ -166,6 +180,25 @@ impl<'a> Backup<'a> {
         Ok(())
     }
 
+    /// The rules of a pass. The record lists them.
+    fn exclude(&self, sources: &Sources) -> Result<Excluded> {
+        let (options, noted) = (self.options, &self.run.noted);
+        let globs = Globs::new(sources.excludes.iter().map(Vec::as_slice))?;
+        sources.excludes.iter().for_each(|pattern| noted.pattern(pattern));
+        let leave: HashSet<Vec<u8>> = sources.leave.iter().map(|path| tree_path(path)).collect();
+        leave.iter().for_each(|path| noted.path(path));
+        Ok(Excluded {
+            globs,
+            leave: leave.into(),
+            git_caches: !options.git_caches,
+            other_file_systems: options.one_file_system,
+            caches: options.exclude_caches,
+            never: self.run.store.root().map_or_else(Vec::new, directories_of),
+            named: Arc::default(),
+            noted: Arc::clone(noted),
+        })
+    }
+
     /// Reads one stream to its end as the file `name`; returns its size. Whether what was read
     /// is all there should be is to be asked before [`finish`](Self::finish).
     pub fn stream(&mut self, name: &[u8], input: &mut dyn Read) -> Result<u64> {
@@ -174,7 +207,7 @@ impl<'a> Backup<'a> {
             let path = display_path(name);
             Error::Unfit { path, reason }
         })?;
-        let exclude = Globs::new([])?.into();
+        let exclude = Excluded::default();
         let store = self.run.store;
         let get = |id: &ChunkId| store.chunk(id);
         // What cannot be read is stored anew.
@@ -243,8 +276,14 @@ impl<'a> Backup<'a> {
     /// Makes everything durable, then writes the record.
     pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
         let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };
-        let paths = self.named_paths().clone();
-        self.run.finish(root, totals, self.trusted, paths, instance)
+        let mut paths = self.named_paths().clone();
+        if let Likeness::Paths(_) = self.likeness {
+            // Those that were read, and streams, which have no other name.
+            paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
+        }
+        let is_empty = totals.entries <= self.shell.len() as u64;
+        let report = self.run.finish(root, totals, self.trusted, paths, instance)?;
+        Ok(Report { is_empty, ..report })
     }
 
     /// What a dry run would have left.
@@ -268,6 +307,10 @@ impl<'a> Backup<'a> {
         let get = |id: &ChunkId| store.chunk(id);
         let mut merging = Merging::new(&self.trees, &get)?;
         let mut put = |bytes: &[u8]| self.run.put_metadata(bytes);
+        let mut in_the_way = |path: &[u8]| {
+            let error = was_also_a_directory();
+            self.run.counters.report_unreadable(store.observer(), path, &error);
+        };
         let mut assembly = Assembly::new(Gate::new(&self.run.counters, store.observer()));
         let mut streams = self.streams.values().peekable();
         loop {
@@ -348,7 +391,10 @@ fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8
     later
 }
 
-fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
-    let stat = source::stat_open(source::open_dir(path).ok()?).ok()?;
-    Some((stat.device, stat.inode))
+/// A store's directory and those in it, as device and inode.
+fn directories_of(store: &Path) -> Vec<(u64, u64)> {
+    let inner = std::fs::read_dir(store).into_iter().flatten().flatten();
+    let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let all = std::iter::once(store.to_owned()).chain(inner.map(|entry| entry.path()));
+    all.filter_map(|dir| device_and_inode(&dir)).collect()
 }

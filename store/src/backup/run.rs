@@ -1,21 +1,26 @@
 //! The first and the last of a backup: what it starts from, and its record.
 
 use super::intake::absolute;
-use super::{Likeness, Options, Removed, Report};
+use super::{Likeness, Options, Removed, Report, tree_path};
 use crate::diff::{Change, diff};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::left_out::Noted;
 use crate::observe::{Event, Observer};
 use crate::packer::Packer;
 use crate::reuse::Allowance;
 use crate::segment;
-use crate::snapshot::{self, Id, Instance, Snapshot, Statistics};
+use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
 use crate::store::{Named, Store};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Counted while a backup runs.
@@ -136,6 +141,8 @@ pub struct Run<'a> {
     /// Records that were passed over: unreadable ones, and those from the future.
     doubtful_records: u64,
     pub start: Time,
+    /// What was left out so far.
+    pub noted: Arc<Noted>,
     options: &'a Options,
     /// What packers before this one added: chunks, their plain and their stored bytes.
     added: [u64; 3],
@@ -156,7 +163,7 @@ impl<'a> Run<'a> {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
         let (counters, file_systems) = Default::default();
-        let added = [0; 3];
+        let (added, noted) = ([0; 3], Arc::default());
         Ok(Run {
             store,
             packer,
@@ -166,6 +173,7 @@ impl<'a> Run<'a> {
             parent,
             doubtful_records,
             start,
+            noted,
             options,
             added,
             damaged,
@@ -239,6 +247,16 @@ impl<'a> Run<'a> {
         let metadata_unreadable_count = counters.metadata_unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let parent = self.parent.as_ref().map(|(id, _)| *id);
+        let text = |pattern: &Vec<u8>| String::from_utf8_lossy(pattern).into_owned();
+        let excludes: Vec<String> = options.excludes.iter().map(text).collect();
+        let named =
+            paths.iter().map(|path| tree_path(Path::new(OsStr::from_bytes(path)))).collect();
+        let left_out = LeftOut {
+            one_file_system: options.one_file_system,
+            caches: options.exclude_caches,
+            git_caches: !options.git_caches,
+            ..self.noted.record(&excludes, &named)
+        };
         let record = Snapshot {
             version: snapshot::VERSION,
             start: self.start.into(),
@@ -252,8 +270,9 @@ impl<'a> Run<'a> {
             program: about.program.clone(),
             statistics,
             unreadable_count,
-            excludes: options.excludes.clone(),
+            excludes,
             instance,
+            left_out,
         };
         let older = store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let damage = store.damage.summary(older);
@@ -281,6 +300,7 @@ impl<'a> Run<'a> {
             doubtful_records,
             doubts,
             damage,
+            is_empty: entries == 0,
         })
     }
 

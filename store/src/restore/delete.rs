@@ -5,14 +5,13 @@ use super::{Options, Restore, join, relative, selected};
 use crate::entry::{Kind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
-use crate::glob::Globs;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target;
 use crate::tree::TreeReader;
-use crate::walk::{Base, Found, Rules, Step, Walk, is_cache, is_git_dir};
+use crate::walk::{Base, Excluded, Found, Rules, Step, Walk, is_cache, is_git_dir};
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -172,10 +171,7 @@ fn extra_below(
 ) -> Result<Extra> {
     let base = Arc::new(base);
     let rules = Rules {
-        exclude: Globs::new([])?.into(),
-        one_file_system: true,
-        exclude_caches: false,
-        never: Vec::new(),
+        exclude: Excluded { other_file_systems: true, ..Excluded::default() },
         scan_git_dirs: false,
         git_dirs: false,
     };

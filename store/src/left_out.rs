@@ -1,0 +1,175 @@
+//! What a backup leaves out: noted while it runs, kept in the record, spared by a restore
+//! that deletes.
+
+use crate::error::Result;
+use crate::glob::{Globs, ends};
+use crate::limits;
+use crate::snapshot::LeftOut;
+use minicbor::bytes::ByteVec;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashSet};
+
+/// Bytes of paths and patterns that a record has room for beside those that the user gave.
+const BYTES_MAX: usize = limits::RECORD_BYTES_MAX / 4;
+/// Bytes that a path or pattern takes beside its own, at most.
+const HEAD_BYTES: usize = 9;
+
+/// What a backup left out so far; filled by several threads.
+#[derive(Debug, Default)]
+pub struct Noted(Mutex<Lists>);
+
+#[derive(Debug, Default)]
+struct Lists {
+    patterns: BTreeSet<Vec<u8>>,
+    /// Paths of the tree, with everything below.
+    paths: BTreeSet<Vec<u8>>,
+    bytes: usize,
+    /// Whether something did not fit.
+    is_cut: bool,
+}
+
+impl Lists {
+    /// Whether there is room for so much more.
+    fn takes(&mut self, len: usize) -> bool {
+        let bytes = self.bytes + len + HEAD_BYTES;
+        self.is_cut |= bytes > BYTES_MAX;
+        if bytes <= BYTES_MAX {
+            self.bytes = bytes;
+        }
+        bytes <= BYTES_MAX
+    }
+}
+
+impl Noted {
+    /// Notes a pattern that applies.
+    pub fn pattern(&self, pattern: &[u8]) {
+        let mut lists = self.0.lock();
+        if !lists.patterns.contains(pattern) && lists.takes(pattern.len()) {
+            lists.patterns.insert(pattern.to_vec());
+        }
+    }
+
+    /// Notes a path of the tree that is left out with everything below, or of which only what
+    /// is below is left out.
+    pub fn path(&self, path: &[u8]) {
+        let mut lists = self.0.lock();
+        if !lists.paths.contains(path) && lists.takes(path.len()) {
+            lists.paths.insert(path.to_vec());
+        }
+    }
+
+    /// Whether anything was noted.
+    pub fn is_empty(&self) -> bool {
+        let lists = self.0.lock();
+        lists.patterns.is_empty() && lists.paths.is_empty() && !lists.is_cut
+    }
+
+    /// All of it for the record that lists `excludes` already and names these paths of its tree:
+    /// one pass leaves out what another one reads.
+    pub fn record(&self, excludes: &[String], named: &HashSet<Vec<u8>>) -> LeftOut {
+        let lists = self.0.lock();
+        let is_listed = |pattern: &[u8]| excludes.iter().any(|known| known.as_bytes() == pattern);
+        let patterns = lists.patterns.iter().filter(|pattern| !is_listed(pattern));
+        let paths = lists.paths.iter().filter(|path| !named.contains(*path));
+        LeftOut {
+            patterns: patterns.cloned().map(ByteVec::from).collect(),
+            paths: paths.cloned().map(ByteVec::from).collect(),
+            is_cut: lists.is_cut,
+            ..LeftOut::default()
+        }
+    }
+}
+
+/// What a restore that deletes spares because the backup left it out.
+#[derive(Debug, Clone, Default)]
+pub struct Spared {
+    globs: Globs,
+    paths: HashSet<Vec<u8>>,
+    /// Paths that the backup read for their own sake, whatever lies above them.
+    named: HashSet<Vec<u8>>,
+}
+
+impl From<Globs> for Spared {
+    fn from(globs: Globs) -> Spared {
+        Spared { globs, ..Spared::default() }
+    }
+}
+
+impl Spared {
+    /// What a record says. `named` are its paths, as paths of its tree.
+    pub fn of(
+        excludes: &[String],
+        left_out: &LeftOut,
+        named: impl IntoIterator<Item = Vec<u8>>,
+    ) -> Result<Spared> {
+        let patterns = left_out.patterns.iter().map(|pattern| &pattern[..]);
+        let globs = Globs::new(excludes.iter().map(String::as_bytes).chain(patterns))?;
+        let paths = left_out.paths.iter().map(|path| path.to_vec()).collect();
+        Ok(Spared { globs, paths, named: named.into_iter().collect() })
+    }
+
+    /// Whether the backup left out this path of its tree, or a directory that it lies in.
+    pub fn covers(&self, path: &[u8]) -> bool {
+        let above = |end: &usize| self.named.contains(&path[..*end]);
+        let from = if self.named.is_empty() { None } else { ends(path).filter(above).last() };
+        let is_left_out = |end: usize| {
+            let path = &path[..end];
+            self.globs.fits(path) || self.paths.contains(path)
+        };
+        ends(path).filter(|end| from.is_none_or(|from| *end > from)).any(is_left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spared(patterns: &[&str], paths: &[&str], named: &[&str]) -> Spared {
+        let excludes: Vec<String> = patterns.iter().map(|pattern| (*pattern).into()).collect();
+        let noted = Noted::default();
+        paths.iter().for_each(|path| noted.path(path.as_bytes()));
+        let named: HashSet<Vec<u8>> = named.iter().map(|path| path.as_bytes().to_vec()).collect();
+        let record = noted.record(&excludes, &named);
+        Spared::of(&excludes, &record, named).expect("patterns")
+    }
+
+    #[test]
+    fn what_was_left_out_is_spared_up_to_what_was_named() {
+        let spared =
+            spared(&["big", "*.tmp"], &["src/mnt", "other"], &["src", "src/big/in", "other"]);
+        for (path, is_spared) in [
+            ("src/f", false),
+            ("src/big", true),
+            ("src/big/out", true),
+            ("src/big/in", false),
+            ("src/big/in/f", false),
+            ("src/big/in/a.tmp/f", true),
+            ("src/mnt", true),
+            ("src/mnt/f", true),
+            ("src/mntx", false),
+            // One pass left it out, another one read it.
+            ("other", false),
+            ("other/f", false),
+        ] {
+            assert_eq!(spared.covers(path.as_bytes()), is_spared, "{path}");
+        }
+        assert!(!Spared::default().covers(b"src/f"));
+    }
+
+    #[test]
+    fn what_does_not_fit_a_record_is_known_to_be_missing() {
+        let noted = Noted::default();
+        assert!(noted.is_empty());
+        let count = 3 * BYTES_MAX / 2000;
+        for n in 0..count {
+            noted.path(format!("{n:01000}").as_bytes());
+            // Once more costs nothing.
+            noted.path(format!("{n:01000}").as_bytes());
+        }
+        let record = noted.record(&[], &HashSet::new());
+        assert!(record.is_cut && record.paths.len() < count);
+        assert!(record.paths.len() > BYTES_MAX / 1100);
+        let bytes = minicbor::to_vec(&record).expect("writing to memory cannot fail").len();
+        assert!(bytes < BYTES_MAX + 100, "{bytes}");
+    }
+}
