@@ -464,3 +464,59 @@ fn nothing_is_written_outside_while_directories_become_links() {
     let kind = target.join("0/fifo-5").symlink_metadata().expect("is there").file_type();
     assert!(kind.is_fifo());
 }
+
+/// The names in a directory, and what the files contain.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
+    let entries = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path());
+    entries.map(|path| (name(&path), fs::read(&path).expect("reads"))).collect()
+}
+
+fn target_at(dir: &Path) -> Target {
+    Target::new(source::open_dir(dir).expect("opens"))
+}
+
+#[test]
+fn an_unfinished_file_removes_nothing_but_itself() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = target_at(dir.path());
+    for directly in [true, false] {
+        let begun = target.begin(b"a", directly, true).expect("begins");
+        drop(begun);
+        assert_eq!(files(dir.path()), BTreeMap::new());
+    }
+    // Another restore was quicker, and has all of it.
+    let begun = target.begin(b"a", true, true).expect("begins");
+    fs::write(dir.path().join("other"), "complete").expect("writes");
+    fs::rename(dir.path().join("other"), dir.path().join("a")).expect("renames");
+    drop(begun);
+    assert_eq!(files(dir.path()), BTreeMap::from([("a".into(), b"complete".to_vec())]));
+}
+
+#[test]
+fn nothing_but_the_written_file_gets_its_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = target_at(dir.path());
+    let entry = Entry::new(b"a".to_vec(), Kind::File, 0o600);
+    fs::write(dir.path().join("a"), "before").expect("writes");
+    let begun = target.begin(b"a", false, true).expect("begins");
+    let names = files(dir.path()).into_keys();
+    let unfinished = names.filter(|name| name != "a").collect::<Vec<_>>();
+    assert_eq!(unfinished.len(), 1);
+    fs::remove_file(dir.path().join(&unfinished[0])).expect("removes");
+    fs::write(dir.path().join(&unfinished[0]), "somebody else's").expect("writes");
+    assert!(target.finish(begun, b"a", &entry).is_err());
+    let found = files(dir.path());
+    assert_eq!(found["a"], b"before");
+    assert_eq!(found[&unfinished[0]], b"somebody else's");
+}
+
+#[test]
+fn unfinished_files_are_locked_and_have_names_of_their_own() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let begun = [(); 2].map(|()| target_at(dir.path()).begin(b"a", false, true).expect("begins"));
+    // Each `target_at` looked for abandoned files and left these alone.
+    assert_eq!(files(dir.path()).len(), 2);
+    drop(begun);
+    assert_eq!(files(dir.path()).len(), 0);
+}
