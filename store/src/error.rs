@@ -132,7 +132,7 @@ pub enum Error {
         reason: String,
     },
     /// A restore would write into the store.
-    #[error("{} is in the store at {}, or would put files into it", target.display(), store.display())]
+    #[error("a restore into {} would write into the store at {}", target.display(), store.display())]
     TargetIsStore {
         /// Where to restore to.
         target: PathBuf,

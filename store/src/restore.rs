@@ -30,7 +30,6 @@ use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -110,11 +109,12 @@ pub fn restore(
     let failed = |source| Error::Target { path: target.to_owned(), source };
     let is_made = make_target(target).map_err(failed)?;
     let dir = source::open_dir(target).map_err(failed)?;
-    let is_empty = source::names(dir.as_fd()).map_err(failed)?.is_empty();
+    let target_dir = Target::new(dir);
+    let is_empty = source::names(target_dir.dir()).map_err(failed)?.is_empty();
     let mut restore = Restore {
         store,
         root: target.to_owned(),
-        target: Target::new(dir),
+        target: target_dir,
         counts: Counts::default(),
         fatal: Mutex::default(),
         window: Window::default(),
@@ -164,8 +164,8 @@ fn make_target(target: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Where the store is below the target, if it is there. A restore into the store, or of
-/// anything that would be put into it, is refused.
+/// The path of the store below the target, if it is there. Refuses a restore into the store
+/// and one that would put entries of the snapshot into it.
 fn store_place(
     store: &Store,
     root: &ChunkId,
@@ -214,7 +214,7 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Why something that belongs where a directory stands is not restored.
+/// The reason why a directory keeps an entry from being restored, with the next step.
 fn dir_in_the_way(is_delete: bool) -> &'static str {
     if is_delete {
         "a directory stands there and holds paths that the backup left out; move it away"

@@ -62,7 +62,7 @@ pub struct Refused(Vec<String>);
 /// A file being written.
 pub struct Unfinished {
     file: File,
-    /// What it was when it was made.
+    /// State of the file right after it was created.
     stat: Stat,
     parent: OwnedFd,
     /// Name it is written under.
@@ -101,7 +101,10 @@ impl fmt::Display for Refused {
 impl Target {
     /// Everything is made below `dir`. Removes files that killed restores left in it.
     pub fn new(dir: OwnedFd) -> Target {
-        remove_abandoned(dir.as_fd());
+        // Listed through another descriptor, for a listing goes on where the one before ended.
+        if let Ok(listed) = source::open_dir_below(dir.as_fd(), b"") {
+            remove_abandoned(listed.as_fd());
+        }
         Target {
             gives_acl: AtomicBool::new(has_default_acl(&dir)),
             dir,
@@ -200,7 +203,7 @@ impl Target {
 
     /// Looks into a directory that was there before.
     fn meet_dir(&self, parent: BorrowedFd<'_>, name: &[u8]) {
-        // What cannot be listed is found out by whoever writes to it.
+        // If it cannot be listed, the first write to it reports that.
         let Ok(dir) = source::open_dir_below(parent, name) else { return };
         if has_default_acl(&dir) {
             self.gives_acl.store(true, Ordering::Relaxed);
@@ -349,7 +352,7 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    /// What stands at a path, if anything does.
+    /// The kind of thing at a path, if there is one.
     pub fn kind_of(&self, path: &[u8]) -> Option<Kind> {
         let (parent, name) = self.parent(path).ok()?;
         Some(source::stat_at(parent.as_fd(), name).ok()?.kind)
@@ -653,7 +656,7 @@ fn rename_over(dir: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Removes what stands where something else belongs; a directory only if it is empty.
+/// Removes the thing of this name; a directory only if it is empty.
 fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: Kind) -> io::Result<()> {
     let is_dir = kind == Kind::Directory;
     let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };

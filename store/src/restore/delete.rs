@@ -39,8 +39,7 @@ impl Extra {
 }
 
 impl Restore<'_> {
-    /// Finds what is to be removed. What stands in the way of entries goes at once, the
-    /// paths that are left go in the end.
+    /// Finds extra paths. Removes those that stand in the way of entries; returns the others.
     pub(super) fn clear_the_way(
         &mut self,
         root: &ChunkId,
@@ -80,7 +79,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Removes what the target has and the snapshot has not, and caches that are stale.
+    /// Removes extra paths and git caches that went stale.
     pub(super) fn delete(
         &mut self,
         extra: Vec<Vec<u8>>,

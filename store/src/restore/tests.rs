@@ -379,13 +379,15 @@ fn leftovers_of_killed_restores_go_and_files_of_running_ones_stay() {
     bench.restore("target", &bench.options()).expect("restores");
     let left = bench.path("target/dir/.forgekeep-unfinished-0123456789abcdef");
     let held = bench.path("target/dir/.forgekeep-unfinished-fedcba9876543210");
+    let left_on_top = bench.path("target/.forgekeep-unfinished-0123456789abcdef");
     fs::write(&left, "half").expect("writes");
+    fs::write(&left_on_top, "half").expect("writes");
     fs::write(&held, "half").expect("writes");
     let lock = fs::File::open(&held).expect("opens");
     lock.lock().expect("locks");
-    let options = Options { delete: true, ..bench.options() };
+    let options = bench.options();
     bench.restore("target", &options).expect("restores");
-    assert_eq!((left.exists(), held.exists()), (false, true));
+    assert_eq!((left.exists(), left_on_top.exists(), held.exists()), (false, false, true));
     drop(lock);
     bench.restore("target", &options).expect("restores");
     assert!(!held.exists());
