@@ -61,7 +61,7 @@ pub struct Report {
     pub selected: u64,
     /// Files made or made anew.
     pub files_restored: u64,
-    /// Bytes of those.
+    /// Sizes of those in bytes, holes included.
     pub bytes_restored: u64,
     /// Files that had the right content already.
     pub files_unchanged: u64,
