@@ -280,6 +280,22 @@ fn a_directory_of_one_pass_stays_one_when_another_pass_finds_a_file() {
     assert_eq!(sandbox.read("restored/c/inside"), b"a directory by now");
 }
 
+#[test]
+fn a_path_that_vanished_costs_no_other() {
+    let sandbox = Sandbox::new();
+    stores::init_small(&sandbox.path("store"));
+    sandbox.write("there/file", "content");
+    let store = stores::open(&sandbox.path("store"), Purpose::Write);
+    let (there, gone) = (sandbox.path("there"), sandbox.path("gone"));
+    let report = store::backup::backup(&store, &stores::backup_options(&[&gone, &there]));
+    assert_eq!(report.expect("backs up").unreadable_count, 1);
+    let report = store::backup::backup(&store, &stores::backup_options(&[&gone]));
+    assert!(matches!(report, Err(store::Error::Source { .. })));
+    drop(store);
+    let dumped = sandbox.run(["dump", &sandbox.at("latest", "there/file")]).ok();
+    assert_eq!(dumped.stdout, "content");
+}
+
 /// A file system in memory.
 struct Mounted<'a>(&'a Sandbox, &'static str);
 

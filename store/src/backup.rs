@@ -37,7 +37,7 @@ use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::walk::Named;
 use std::collections::{BTreeMap, HashSet};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -179,23 +179,29 @@ fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
     Some((stat.device, stat.inode))
 }
 
-/// The source paths in tree order, and those of them that lie in others.
-fn roots(paths: &[PathBuf]) -> Result<(Vec<Root>, Named)> {
-    let mut roots: Vec<Root> = Vec::new();
+/// The source paths of a pass.
+struct Roots {
+    /// Where walks begin, in tree order.
+    tops: Vec<Root>,
+    /// Those that lie below others.
+    named: Named,
+    /// Those that cannot be looked at, and why.
+    refused: Vec<(PathBuf, io::Error)>,
+}
+
+/// Looks at the source paths; fails if none of them can be looked at.
+fn roots(paths: &[PathBuf]) -> Result<Roots> {
+    let (mut roots, mut refused): (Vec<Root>, Vec<_>) = Default::default();
     for path in paths {
-        let fail = |source| Error::Source { path: path.clone(), source };
-        let stat = source::open_dir(Path::new("/"))
-            .and_then(|top| {
-                let relative = tree_path(path);
-                if relative.is_empty() {
-                    source::stat_open(&top)
-                } else {
-                    let flags = rustix::fs::OFlags::PATH;
-                    source::stat_open(source::open_below(top.as_fd(), &relative, flags)?)
-                }
-            })
-            .map_err(fail)?;
-        roots.push(Root { path: tree_path(path), stat });
+        match look_at_root(path) {
+            Ok(stat) => roots.push(Root { path: tree_path(path), stat }),
+            Err(source) => refused.push((path.clone(), source)),
+        }
+    }
+    if roots.is_empty()
+        && let Some((path, source)) = refused.pop()
+    {
+        return Err(Error::Source { path, source });
     }
     roots.sort_by(|a, b| path_cmp(&a.path, &b.path));
     let mut inner = HashSet::new();
@@ -206,7 +212,17 @@ fn roots(paths: &[PathBuf]) -> Result<(Vec<Root>, Named)> {
         }
         is_inner
     });
-    Ok((roots, Named::new(inner)))
+    Ok(Roots { tops: roots, named: Named::new(inner), refused })
+}
+
+fn look_at_root(path: &Path) -> io::Result<Stat> {
+    let top = source::open_dir(Path::new("/"))?;
+    let relative = tree_path(path);
+    if relative.is_empty() {
+        return source::stat_open(&top);
+    }
+    let flags = rustix::fs::OFlags::PATH;
+    source::stat_open(source::open_below(top.as_fd(), &relative, flags)?)
 }
 
 /// An absolute path as a path in a tree.

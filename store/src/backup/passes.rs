@@ -5,7 +5,7 @@ use super::gate::Gate;
 use super::intake::{Intake, Taken, Trouble};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{Run, Totals};
-use super::{Options, Report, device_and_inode, outside, pipeline, roots, survey, tree_path};
+use super::{Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path};
 use crate::entry::{Entry, Kind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
@@ -139,7 +139,11 @@ impl<'a> Backup<'a> {
         self.check_record()?;
         let (store, options) = (self.run.store, self.options);
         let exclude = self.exclude(sources)?;
-        let (roots, named) = roots(&paths)?;
+        let Roots { tops: roots, named, refused } = roots(&paths)?;
+        for (path, error) in &refused {
+            let path = super::tree_path(path);
+            self.run.counters.report_unreadable(store.observer(), &path, error);
+        }
         for root in &roots {
             self.shell.extend(ends(&root.path).map(|end| root.path[..end].to_vec()));
             if root.stat.kind != Kind::Directory {
