@@ -85,6 +85,7 @@ fn change_source(sandbox: &Sandbox, name: &str, dice: &mut Dice) {
     sandbox.write(&shared, Dice::new(dice.below(50)).bytes(200_000));
 }
 
+#[expect(clippy::print_stdout, reason = "the figures of a long run")]
 fn soak(length: Duration) {
     let sandbox = Sandbox::with_store();
     make_source(&sandbox, "fixed", &mut Dice::new(1));

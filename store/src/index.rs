@@ -548,8 +548,9 @@ impl Builder {
 
     /// Sorts the rows and replaces what stood at the path before.
     ///
-    /// Nobody else may have the old index open.
-    pub fn finish(mut self, store_id: &[u8; 16]) -> Result<Index> {
+    /// Nobody else may have the old index open. One that goes away with this process need not
+    /// be durable.
+    pub fn finish(mut self, is_durable: bool, store_id: &[u8; 16]) -> Result<Index> {
         self.connection().execute_batch(&format!(
             "INSERT OR IGNORE INTO chunks
                  SELECT id, segment, at, stored_len, plain_len FROM staging.rows
@@ -561,13 +562,16 @@ impl Builder {
         if let Some(connection) = self.connection.take() {
             connection.close().map_err(|(_, error)| error)?;
         }
-        self.publish().map_err(failed)?;
+        self.publish(is_durable).map_err(failed)?;
         let index = Index::open(&self.path, store_id)?;
         index.ok_or_else(|| failed(io::Error::other("it is not what was just written")))
     }
 
     /// Puts the synced file in its place.
-    fn publish(&self) -> io::Result<()> {
+    fn publish(&self, is_durable: bool) -> io::Result<()> {
+        if !is_durable {
+            return fs::rename(&self.unfinished, &self.path);
+        }
         let dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(&self.unfinished)?.sync_all()?;
         // A log of the index before would be played into the new one. Without its log
@@ -618,7 +622,7 @@ mod tests {
 
     fn index_with_a_segment(dir: &Path) -> (Index, SegmentId) {
         let builder = Builder::new(&dir.join("index.sqlite"), 0o600, &[1; 16]).expect("begins");
-        let index = builder.finish(&[1; 16]).expect("builds");
+        let index = builder.finish(true, &[1; 16]).expect("builds");
         let id = SegmentId::of(b"segment");
         let segment = Segment { id, kind: Kind::Data, len: 100, is_healthy: true };
         index.add(&segment, &[]).expect("adds");
@@ -734,7 +738,7 @@ mod tests {
             std::fs::write(with_suffix(&path, suffix), "of the old one").expect("writes");
         }
         let builder = Builder::new(&path, 0o640, &[1; 16]).expect("begins");
-        drop(builder.finish(&[1; 16]).expect("finishes"));
+        drop(builder.finish(true, &[1; 16]).expect("finishes"));
         assert_eq!(names(), ["index.sqlite"]);
         let mode = std::fs::metadata(&path).expect("is there").mode();
         assert_eq!(mode & 0o777, 0o640);

@@ -562,7 +562,9 @@ impl Opening<'_> {
     fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
         let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
         let dir = tempfile::tempdir().map_err(failed)?;
-        let index = self.build(&dir.path().join(INDEX_FILE), purpose != Purpose::Read)?;
+        let builder = Builder::new(&dir.path().join(INDEX_FILE), self.mode, &self.store_id)?;
+        let builder = self.fill(builder, purpose != Purpose::Read)?;
+        let index = builder.finish(false, &self.store_id)?;
         Ok((index, dir))
     }
 
@@ -645,17 +647,17 @@ impl Opening<'_> {
             lock.change(Mode::Exclusive)?;
         }
         say();
-        let built = self.build(path, true);
+        let built = Builder::new(path, self.mode, &self.store_id)
+            .and_then(|builder| self.fill(builder, true))
+            .and_then(|builder| builder.finish(true, &self.store_id));
         if let Some(lock) = lock {
             lock.change(Mode::Shared)?;
         }
         built
     }
 
-    /// Builds an index at `path` from the segments' tables. New snapshots may count on one
-    /// for `writers`.
-    fn build(&self, path: &Path, writers: bool) -> Result<Index> {
-        let mut builder = Builder::new(path, self.mode, &self.store_id)?;
+    /// Fills an index from the segments' tables. New snapshots may count on one for `writers`.
+    fn fill(&self, mut builder: Builder, writers: bool) -> Result<Builder> {
         let mut shards = Vec::new();
         for shard in 0..=255 {
             let listed = list_shard(self.backend, shard)?;
@@ -688,7 +690,7 @@ impl Opening<'_> {
             }
             Ok::<_, Error>(())
         })?;
-        builder.finish(&self.store_id)
+        Ok(builder)
     }
 }
 
