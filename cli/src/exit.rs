@@ -256,7 +256,7 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             "check the path in the configuration".into()
         }
         E::Read { .. } => "check its permissions, or run it as root".into(),
-        E::Failed { .. } | E::Service { .. } => "nothing was changed or stored".into(),
+        E::Failed { .. } | E::Service { .. } => "no snapshot was made".into(),
         _ => return None,
     };
     Some(hint)

@@ -220,12 +220,10 @@ fn unknown(wanted: &str, count: usize) -> Failure {
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
-    let word = wanted.to_lowercase();
-    match forge::nearest::closest(&word, ["latest"].into_iter()) {
-        Some(known) if word != wanted || word != known => {
-            with_hint(message, format!("did you mean `{known}`?"))
-        }
-        _ => with_hint(message, "`forgekeep snapshots` lists them"),
+    let known = forge::nearest::closest(&wanted.to_lowercase(), ["latest"].into_iter());
+    match known.filter(|_| !wanted.starts_with("latest~")) {
+        Some(known) => with_hint(message, format!("did you mean `{known}`?")),
+        None => with_hint(message, "`forgekeep snapshots` lists them"),
     }
 }
 

@@ -118,8 +118,8 @@ impl Backup {
             return self.instance(name, global, ui);
         }
         let place = global.place()?;
-        self.init(place, ui)?;
         let options = self.options()?;
+        self.init(place, ui)?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
@@ -282,7 +282,10 @@ impl Backup {
             }
         }
         if options.paths.is_empty() {
-            return Err(with_hint("none of the paths can be read", "nothing was backed up"));
+            return Err(with_hint(
+                "none of the paths can be read",
+                "nothing was backed up; check the paths",
+            ));
         }
         Ok((store::backup::backup(store, &options)?, missing))
     }

@@ -1,5 +1,5 @@
 use super::Global;
-use crate::exit::{Failure, other};
+use crate::exit::{Failure, other, with_hint};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
@@ -41,7 +41,13 @@ fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| other(format!("no random number to be had: {error}")))?;
     let config = Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) };
-    store::store::init(place, &config)?;
+    store::store::init(place, &config).map_err(|error| match error {
+        store::Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
+            format!("cannot make a store at {}: {source}", place.display()),
+            "check the path and its mount, or run it as a user who may write there",
+        ),
+        error => error.into(),
+    })?;
     ui.json("initialized", json!({"id": config.store_id, "store": place.display().to_string()}))?;
     ui.remark(format!("made store {} at {}", &config.store_id[..8], place.display()))
 }
