@@ -3,7 +3,7 @@
 //! The clock of a backup is set by the test, so that a file lies as near to the start
 //! of a run, or as far from it, as the rule asks.
 
-use crate::support::sandbox::Sandbox;
+use crate::support::sandbox::{Sandbox, is_root};
 use crate::support::stores;
 use std::cell::Cell;
 use std::fs::File;
@@ -106,4 +106,54 @@ fn whole_seconds_count_as_the_clock_tick_of_a_coarse_file_system() {
     // The inode itself changed between 1.1 and 1.7 seconds after the mtime that was set.
     assert!(is_read_again(2 * SECOND - MILLISECOND, true));
     assert!(!is_read_again(60 * SECOND, true));
+}
+
+fn tool(sandbox: &Sandbox, words: &[&str]) {
+    sandbox.tool(words[0]).args(&words[1..]).run().ok();
+}
+
+/// How many files a second backup reads when this happened to one since the first, which
+/// looked at everything but the ctime.
+fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "content");
+    sandbox.write("source/other", "other");
+    let later = ctime(&sandbox.path("source/other")) + 3600 * SECOND;
+    let backup = |now| {
+        NOW.set(now);
+        let store = stores::open(&sandbox.path("store"), Purpose::Write);
+        let mut options = stores::backup_options(&[&sandbox.path("source")]);
+        (options.about.clock, options.ignore_ctime) = (clock, true);
+        store::backup::backup(&store, &options).expect("backs up").statistics.files_changed
+    };
+    backup(later);
+    change(&sandbox);
+    backup(later + SECOND)
+}
+
+#[test]
+fn everything_else_counts_where_the_ctime_is_ignored() {
+    assert_eq!(read_without_ctime(|_| {}), 0);
+    type Change = (&'static str, fn(&Sandbox));
+    let changes: [Change; 7] = [
+        ("mode", |sandbox| tool(sandbox, &["chmod", "600", "source/file"])),
+        ("owner", |sandbox| tool(sandbox, &["chown", "4711", "source/file"])),
+        ("group", |sandbox| tool(sandbox, &["chgrp", "4711", "source/file"])),
+        ("names", |sandbox| tool(sandbox, &["ln", "source/file", "name"])),
+        ("mtime", |sandbox| set_mtime(&sandbox.path("source/file"), UNIX_EPOCH)),
+        ("size", |sandbox| {
+            tool(sandbox, &["cp", "-p", "source/file", "old"]);
+            sandbox.write("source/file", "content and more");
+            tool(sandbox, &["touch", "-r", "old", "source/file"]);
+        }),
+        ("inode", |sandbox| {
+            tool(sandbox, &["cp", "-p", "source/file", "new"]);
+            tool(sandbox, &["mv", "new", "source/file"]);
+        }),
+    ];
+    for (what, change) in changes {
+        if is_root() || !["owner", "group"].contains(&what) {
+            assert_eq!(read_without_ctime(change), 1, "{what}");
+        }
+    }
 }
