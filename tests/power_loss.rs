@@ -12,6 +12,7 @@
 use crate::support::aftermath::{comes_back, next_backup, said};
 use crate::support::disk::{Change, Disk, Loss, Remains};
 use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
+use crate::support::show;
 use crate::support::stores::backup_options;
 use crate::support::strace::Trace;
 use std::collections::{BTreeMap, HashSet};
@@ -186,7 +187,7 @@ fn lose_power(
             });
         }
     });
-    println!("{} states of {distinct} different ones", chosen.len());
+    show(&format!("{} states of {distinct} different ones", chosen.len()));
     chosen.len()
 }
 
@@ -311,11 +312,11 @@ fn examine_steps(steps: &RecordedSteps, states: usize) -> usize {
         let scratch = Sandbox::in_memory();
         let index = scratch.path("index.sqlite");
         let ended = steps.ends.iter().filter(|end| **end <= at).count();
-        if ended > 0 && at % 3 > 0 {
+        if ended > 0 && !at.is_multiple_of(3) {
             let behind = steps.recorded.sandbox.path(format!("index-{ended}"));
             std::fs::copy(behind, &index).expect("copies");
         }
-        steps.recorded.examine(promises, at % 2 == 0, &|purpose| {
+        steps.recorded.examine(promises, at.is_multiple_of(2), &|purpose| {
             let memory: Arc<dyn Backend> = Arc::new(memory.clone());
             Store::open_backend(memory, &index, purpose, Arc::new(Silent::default()))
         })
@@ -366,17 +367,13 @@ fn assert_complete(sandbox: &Sandbox, trace: &Trace) {
     let files = sandbox.tool("find").args(["store", "-type", "f"]).run().ok();
     let mut there: Vec<&str> = files.stdout.lines().collect();
     there.sort_unstable();
-    let traced: Vec<&str> = remains
+    let mut traced: Vec<&str> = remains
         .iter()
         .filter(|(_, content)| content.is_some())
-        .map(|(path, _)| path.to_str())
-        .flatten()
+        .filter_map(|(path, _)| path.to_str())
         .collect();
-    assert_eq!(there, {
-        let mut traced = traced;
-        traced.sort_unstable();
-        traced
-    });
+    traced.sort_unstable();
+    assert_eq!(there, traced);
     for (path, content) in remains {
         if let Some(content) = content {
             assert!(content == sandbox.read(&path), "{}", path.display());
@@ -396,7 +393,7 @@ fn examine_calls(recorded: &Recorded, trace: &Trace, states: usize) -> usize {
             let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 3);
             init(&root, &config).map_err(|error| format!("init: {error}"))?;
         }
-        recorded.examine(promises, at % 2 == 0, &open)
+        recorded.examine(promises, at.is_multiple_of(2), &open)
     };
     lose_power(&trace.changes, 0, states, examine)
 }
@@ -434,5 +431,5 @@ fn ten_thousand_losses_of_power_cost_nothing() {
         let (recorded, trace) = record_calls();
         calls += examine_calls(&recorded, &trace, wanted - steps - calls);
     }
-    println!("{} states in all: {steps} of a backend, {calls} of system calls", steps + calls);
+    show(&format!("{} states: {steps} of a backend, {calls} of system calls", steps + calls));
 }

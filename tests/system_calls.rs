@@ -9,6 +9,7 @@
 
 use crate::support::aftermath::{comes_back, differences, next_backup, said};
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
+use crate::support::show;
 use crate::support::tree::{Ignore, compare_ignoring};
 use crate::support::trip::{Errno, Fault, Trip};
 use std::path::PathBuf;
@@ -118,7 +119,7 @@ impl Case {
                 };
             }
         }
-        println!("{runs} runs of {}", self.arguments.join(" "));
+        show(&format!("{runs} runs of {}", self.arguments.join(" ")));
         assert!(runs > self.calls.len(), "nothing failed");
         let shown = failures.iter().take(8).cloned().collect::<Vec<_>>().join("\n");
         assert!(failures.is_empty(), "{} of {runs} runs: {shown}", failures.len());
@@ -145,7 +146,7 @@ fn prepare() -> Sandbox {
     sandbox.run(["init"]).ok();
     let dump = |night: u64| {
         let row = |row: u64| {
-            let mut dice = Dice::new(row * 1009 + if row % 50 == 0 { night } else { 0 });
+            let mut dice = Dice::new(row * 1009 + if row.is_multiple_of(50) { night } else { 0 });
             format!("INSERT INTO t VALUES ({row}, '{:016x}');\n", dice.roll())
         };
         (0..1000).map(row).collect::<String>()
