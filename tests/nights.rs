@@ -404,7 +404,7 @@ fn every_night_of_random_trees_comes_back() {
 }
 
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "a slow lane, see CONTRIBUTING.md"]
 fn every_night_of_many_random_trees_comes_back() {
     (100..100 + TREES_LONG).for_each(nights_of);
 }

@@ -420,7 +420,7 @@ fn any_prefix_of_the_system_calls_leaves_a_good_store() {
 }
 
 #[test]
-#[ignore = "takes some twenty minutes"]
+#[ignore = "a slow lane, see CONTRIBUTING.md"]
 fn ten_thousand_losses_of_power_cost_nothing() {
     #[expect(clippy::disallowed_methods, reason = "the length of the long lane")]
     let wanted = std::env::var("FORGEKEEP_STATES").ok().and_then(|count| count.parse().ok());

@@ -373,7 +373,7 @@ fn check_and_rebuild_survive_faults_of_the_disk() {
 }
 
 #[test]
-#[ignore = "takes half an hour"]
+#[ignore = "a slow lane, see CONTRIBUTING.md"]
 fn every_system_call_may_fail() {
     let lanes = [
         backup_with_faults_in_the_store,
