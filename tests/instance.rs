@@ -121,7 +121,7 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
     let (verdict, text) = check("lfs");
     assert_eq!(verdict, "unknown");
     assert!(text.starts_with("lfs could not be asked: division by zero"), "{text}");
-    let files = "13 rows with files looked at; all are there; 1 more of uploads are in an object \
+    let files = "22 rows with files looked at; all are there; 1 more of uploads are in an object \
                  store, which is not copied";
     assert_eq!(check("files"), ("ok", files));
     assert_eq!(check("repositories"), ("ok", "5 projects looked at; all are there"));

@@ -21,6 +21,7 @@ mod golden;
 /// Whole instances with real servers.
 mod instance;
 /// Instances whose parts fail.
+mod instance_checks;
 mod instance_faults;
 /// Live bare repositories.
 mod live_git;

@@ -281,7 +281,7 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
     let path = postgres.query("chat", "select path from fileinfo order by createat limit 1");
     std::fs::remove_file(root.join("opt/mattermost/files").join(path)).expect("removes");
     let files = lines(&inspect(&sandbox, 3), "check")[0].clone();
-    assert_eq!(files["text"], "1 of 4 rows with files are not there");
+    assert_eq!(files["text"], "1 of 4 rows with files are missing or damaged");
 
     std::fs::remove_file(root.join("etc/systemd/system/mattermost.service")).expect("removes");
     change(&root.join("opt/mattermost/config/config.json"), |value| {

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 pub struct Catalogue {
     /// All projects, by id.
     pub projects: Vec<Project>,
+    /// Repositories that no project has: of snippets and of groups' wikis.
+    pub repositories: Vec<Repository>,
     /// Some or all rows that stand for files.
     pub files: Vec<FileRow>,
     /// Applications that may sign users on.
@@ -107,6 +109,42 @@ pub struct Project {
     /// Whether its repository is in the snapshot.
     #[serde(default)]
     pub is_copied: bool,
+    /// Whether it is marked for deletion, or being deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_pending_deletion: bool,
+    /// Whether rows name designs, which are in a repository of their own.
+    #[serde(skip)]
+    pub has_designs: bool,
+}
+
+impl Project {
+    /// The repositories of its wiki and of its designs.
+    pub fn others(&self) -> [String; 2] {
+        let stem = self.repository.strip_suffix(".git").unwrap_or(&self.repository);
+        ["wiki", "design"].map(|what| format!("{stem}.{what}.git"))
+    }
+}
+
+/// A repository that no project has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repository {
+    /// What it belongs to, such as `snippet`.
+    pub of: String,
+    /// The number of that.
+    pub id: u64,
+    /// Name of its storage.
+    pub storage: String,
+    /// Its path below that, with `.git`.
+    pub repository: String,
+    /// Whether it is in the snapshot.
+    #[serde(default)]
+    pub is_copied: bool,
+}
+
+impl std::fmt::Display for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.of, self.id)
+    }
 }
 
 /// A row that stands for a file.

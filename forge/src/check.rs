@@ -21,6 +21,9 @@ pub struct Check {
     /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Whether another copy would find the same, so that a second walk is needless.
+    #[serde(skip)]
+    pub is_settled: bool,
 }
 
 /// How a check went.
@@ -47,7 +50,7 @@ impl Check {
     /// A verdict with its reason.
     pub fn new(name: &str, verdict: Verdict, text: impl Into<String>) -> Check {
         let (name, text) = (name.into(), text.into());
-        Check { name, verdict, text, examples: Vec::new(), hint: None }
+        Check { name, verdict, text, examples: Vec::new(), hint: None, is_settled: false }
     }
 
     /// None of the databases has the tables of the product.
@@ -56,7 +59,7 @@ impl Check {
         if plan.postgres.is_some() && is_expected {
             let text = format!("none of the databases has the tables of {product}");
             let hint = "see whether it is the right server, and whether they are loaded";
-            return Check::new("catalogue", Verdict::Failed, text).with_hint(hint);
+            return Check::new("catalogue", Verdict::Failed, text).with_hint(hint).settled();
         }
         let text =
             format!("no database of {product} was asked, so nothing could be compared with it");
@@ -66,6 +69,12 @@ impl Check {
     /// With some of the cases.
     pub fn with_examples(mut self, cases: impl IntoIterator<Item = String>) -> Check {
         self.examples = cases.into_iter().take(EXAMPLES).collect();
+        self
+    }
+
+    /// One that another copy would not change.
+    pub fn settled(mut self) -> Check {
+        self.is_settled = true;
         self
     }
 

@@ -105,6 +105,15 @@ impl Copy<'_> {
         Ok(self.look(&[path.to_owned()])?.iter().any(Option::is_some))
     }
 
+    /// Whether there is a file somewhere below a directory.
+    pub fn has_file_below(&self, dir: &Path) -> Result<bool> {
+        match self {
+            Copy::Tree { store, root } => has_file_in_tree(store, root, dir),
+            Copy::Through { copy, .. } => copy.has_file_below(&self.place(dir)),
+            Copy::Live => Ok(has_file_on_machine(dir)),
+        }
+    }
+
     fn look_at(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
         match self {
             Copy::Tree { store, root } => look_in_tree(store, root, paths, reads),
@@ -136,6 +145,32 @@ fn look_in_tree(
         }
     }
     Ok(seen)
+}
+
+fn has_file_in_tree(store: &Store, root: &ChunkId, dir: &Path) -> Result<bool> {
+    let get = |id: &ChunkId| store.chunk(id);
+    let path = store::backup::tree_path(dir);
+    for entry in store::tree::TreeReader::within(root, &path, &get) {
+        store.observer().progress().check()?;
+        if entry.map_err(|lost| lost.error)?.kind == Kind::File {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn has_file_on_machine(dir: &Path) -> bool {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_file() => return true,
+                Ok(kind) if kind.is_dir() => dirs.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    false
 }
 
 fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {

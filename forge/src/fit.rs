@@ -22,6 +22,8 @@ pub struct Gaps<'a> {
     is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
+    /// Whether another copy may have more than this one.
+    may_come: bool,
     /// By the name of the part.
     groups: BTreeMap<String, Group>,
 }
@@ -43,6 +45,8 @@ struct Group {
 pub enum Where {
     /// On this machine.
     Here,
+    /// In a place that this machine does not reach.
+    Elsewhere,
     /// On this machine, but not as it should be.
     Otherwise,
     /// Not on this machine either.
@@ -54,7 +58,7 @@ impl<'a> Gaps<'a> {
     pub fn new(plan: &'a Plan, copy: &Copy<'_>) -> Gaps<'a> {
         let is_live = copy.is_live();
         let (of_copy, of_instance) = (Vec::new(), Vec::new());
-        Gaps { plan, is_live, of_copy, of_instance, groups: BTreeMap::new() }
+        Gaps { plan, is_live, of_copy, of_instance, may_come: false, groups: BTreeMap::new() }
     }
 
     /// Says that something was looked for in the place of a part, which is one of `what`.
@@ -91,7 +95,11 @@ impl<'a> Gaps<'a> {
 
     /// Adds one of those that were looked for, which the copy lacks.
     pub fn add(&mut self, part: &str, text: String, found: Where) {
-        if found == Where::Here { &mut self.of_copy } else { &mut self.of_instance }.push(text);
+        self.may_come |= found == Where::Here;
+        match found {
+            Where::Here | Where::Elsewhere => self.of_copy.push(text),
+            Where::Otherwise | Where::Nowhere => self.of_instance.push(text),
+        }
         if let (Some(group), Where::Nowhere) = (self.groups.get_mut(part), found) {
             group.nowhere += 1;
         }
@@ -103,14 +111,15 @@ impl<'a> Gaps<'a> {
         if all == 0 {
             return Check::ok(name, format!("{count} {what} looked at; all are there"));
         }
-        let mut text = if self.is_live {
-            format!("{all} of {count} {what} are not there")
-        } else {
-            format!(
-                "{all} of {count} {what} are not in the copy; {} of them are not on this machine either",
-                self.of_instance.len()
-            )
-        };
+        let mut text = format!("{all} of {count} {what} are missing or damaged");
+        if !self.is_live {
+            text += " in the copy";
+            text += &match self.of_instance.len() {
+                0 => String::new(),
+                own if own == all => ", and on this machine as well".into(),
+                own => format!(", {own} of them on this machine as well"),
+            };
+        }
         let mut verdict = Verdict::Warning;
         let mut hint = None;
         for (part, group) in &self.groups {
@@ -123,7 +132,8 @@ impl<'a> Gaps<'a> {
             verdict = Verdict::Failed;
         }
         let examples = self.of_copy.into_iter().chain(self.of_instance);
-        let check = Check::new(name, verdict, text).with_examples(examples);
+        let mut check = Check::new(name, verdict, text).with_examples(examples);
+        check.is_settled = !self.may_come;
         match hint {
             Some(hint) => check.with_hint(hint),
             None => check,

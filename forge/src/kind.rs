@@ -56,6 +56,19 @@ pub trait Kind: Sync {
         Ok(BTreeMap::new())
     }
 
+    /// Compares a copy with an earlier one, from the last backup that was complete: whether
+    /// something was there then and is gone without a reason.
+    fn compare(
+        &self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        copy: &Copy<'_>,
+        before: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        let _ = (plan, catalogue, copy, before);
+        Ok(None)
+    }
+
     /// Looks whether what was copied fits what the databases say, and marks in the catalogue
     /// what of it was copied.
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {

@@ -38,7 +38,7 @@ use stopped::Stopped;
 use store::backup::{Backup, Likeness, Options, Report, Sources};
 use store::id::SnapshotId;
 use store::observe::{Event, Progress};
-use store::snapshot::Instance;
+use store::snapshot::{Instance, Snapshot};
 use store::store::Store;
 
 /// What is copied while services may be stopped.
@@ -353,7 +353,7 @@ impl<'j> Session<'j> {
         let (job, plan) = (self.job, self.job.plan);
         self.look_after_services()?;
         let mut checks = self.check()?;
-        if checks.iter().any(|check| check.verdict == Verdict::Failed) {
+        if checks.iter().any(|check| check.verdict == Verdict::Failed && !check.is_settled) {
             // Things move: a pool is given up, a project renamed. Once more, of what changed.
             let text = "the copy lacks something that the databases name; looking once more".into();
             job.store.observer().event(Event::Note(text));
@@ -386,8 +386,12 @@ impl<'j> Session<'j> {
         };
         self.backup.bytes(&format!("{DIR}/instance.json"), &facts.to_json())?;
         if !catalogue.projects.is_empty() {
-            let projects = facts::projects(catalogue);
+            let projects = facts::lines(&catalogue.projects);
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
+        }
+        if !catalogue.repositories.is_empty() {
+            let repositories = facts::lines(&catalogue.repositories);
+            self.backup.bytes(&format!("{DIR}/repositories.jsonl"), &repositories)?;
         }
         let is_complete = self.missing.iter().all(|absent| !absent.is_required)
             && checks.iter().all(|check| check.verdict < Verdict::Failed)
@@ -437,6 +441,35 @@ impl<'j> Session<'j> {
         let copy = Copy::Through { copy: &copy, mounts: &plan.mounts };
         let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
         checks.extend(self.check_keys(&copy)?);
+        if let Some((id, snapshot)) = self.last_complete()? {
+            let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
+            let before = Copy::Through { copy: &before, mounts: &plan.mounts };
+            match job.kind.compare(plan, &self.catalogue, &copy, &before) {
+                Err(error) if error.is_interrupted() => return Err(error),
+                // A snapshot that cannot be read does not cost the next one.
+                Err(error) => job.store.observer().event(Event::Warning(error.to_string())),
+                Ok(check) => checks.extend(check.map(|mut check| {
+                    check.text += &format!("; the earlier snapshot is {}", id.short());
+                    check
+                })),
+            }
+        }
         Ok(checks)
+    }
+
+    /// The newest snapshot of this instance on this machine that had all of it; without one, the
+    /// newest there is.
+    fn last_complete(&self) -> Result<Option<(SnapshotId, Snapshot)>> {
+        let Some((id, parent)) = self.backup.parent() else { return Ok(None) };
+        let (mut all, _) = self.job.store.snapshots()?;
+        let is_complete = |snapshot: &Snapshot| {
+            snapshot.host == parent.host
+                && snapshot
+                    .instance
+                    .as_ref()
+                    .is_some_and(|of| of.name == self.job.plan.instance && of.is_complete)
+        };
+        let last = all.iter().rposition(|(_, snapshot)| is_complete(snapshot));
+        Ok(Some(last.map_or_else(|| (id, parent.clone()), |at| all.swap_remove(at))))
     }
 }

@@ -105,6 +105,16 @@ impl Kind for DockerGitlab {
         secrets::keys(plan, copy)
     }
 
+    fn compare(
+        &self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        copy: &Copy<'_>,
+        before: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        gitlab::repositories::compare(plan, catalogue, copy, before)
+    }
+
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let mut checks = vec![secrets::check(plan, copy)?];
         checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);

@@ -5,7 +5,7 @@
 //! and not asked.
 
 pub mod generated;
-mod repositories;
+pub mod repositories;
 pub mod rows;
 #[cfg(test)]
 mod tests;
@@ -184,6 +184,16 @@ impl Kind for Gitlab {
             Some((name, Password(secrets["gitlab_rails"][name].as_str()?.to_owned())))
         };
         Ok(SECRETS.into_iter().filter_map(key).collect())
+    }
+
+    fn compare(
+        &self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        copy: &Copy<'_>,
+        before: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        repositories::compare(plan, catalogue, copy, before)
     }
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {

@@ -1,7 +1,6 @@
 //! What whoever restores the snapshot will ask for, kept in it as JSON.
 
 use super::Dumped;
-use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::Mount;
 use crate::plan::{Absent, LeftOut, Part, Product};
@@ -50,12 +49,12 @@ impl Facts<'_> {
     }
 }
 
-/// The projects, a line each.
-pub fn projects(catalogue: &Catalogue) -> Vec<u8> {
+/// What the catalogue names, a line each.
+pub fn lines<T: Serialize>(all: &[T]) -> Vec<u8> {
     let mut lines = Vec::new();
-    for project in &catalogue.projects {
+    for one in all {
         // Nothing in it can fail to be written.
-        lines.extend(serde_json::to_vec(project).unwrap_or_default());
+        lines.extend(serde_json::to_vec(one).unwrap_or_default());
         lines.push(b'\n');
     }
     lines

@@ -1,7 +1,10 @@
 -- The local file of every row: path below the data directory, SHA-256 and size as far
 -- as the row knows them, and which content it was made with.
 create temporary view files (path, hash, size, kind, id) as
-    select 'gitlab-rails/uploads/' || regexp_replace(path, '^uploads/', ''), checksum, size, 'upload', id
+    select 'gitlab-rails/uploads/' || case uploader
+            when 'NamespaceFileUploader' then '-/system/namespace/' || model_id || '/'
+            when 'PersonalFileUploader' then '-/system/personal_snippet/' || model_id || '/'
+            else '' end || regexp_replace(path, '^uploads/', ''), checksum, size, 'upload', id
         from uploads where store = 1
     union all select 'gitlab-rails/shared/lfs-objects/' || substr(oid, 1, 2) || '/' || substr(oid, 3, 2) || '/' || file,
         oid, size, 'lfs', id from lfs_objects where file_store = 1

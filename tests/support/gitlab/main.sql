@@ -48,6 +48,12 @@ insert into uploads (size, path, checksum, model_id, model_type, uploader, mount
     select pg_temp.size('upload', :projects + u.id), 'uploads/-/system/user/avatar/' || u.id || '/avatar.png',
         encode(pg_temp.hash('upload', :projects + u.id), 'hex'), u.id, 'User', 'AvatarUploader', 'avatar'
     from users u order by u.id;
+-- Relative to the directory of a group, and of a snippet of nobody's project.
+insert into uploads (size, path, checksum, model_id, model_type, uploader, secret)
+    select pg_temp.size('upload', n), md5('secret' || n) || '/notes.txt', encode(pg_temp.hash('upload', n), 'hex'), 1,
+        case when n % 2 = 1 then 'Namespace' else 'Snippet' end,
+        case when n % 2 = 1 then 'NamespaceFileUploader' else 'PersonalFileUploader' end, md5('secret' || n)
+    from generate_series(:projects + 6, :projects + 7) n order by n;
 insert into lfs_objects (oid, size, file)
     select oid, pg_temp.size('lfs', n), substr(oid, 5)
     from generate_series(1, :projects) n, encode(pg_temp.hash('lfs', n), 'hex') oid order by n;

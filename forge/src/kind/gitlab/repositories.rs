@@ -1,6 +1,9 @@
-//! Whether a copy has the repositories of all projects, and the pools that they borrow from.
+//! Whether a copy has the repositories of all projects, the others that rows name, and the pools
+//! that they borrow from; and whether git would take each for one.
 
-use crate::catalogue::{Catalogue, Project};
+mod whole;
+
+use crate::catalogue::{Catalogue, Project, Repository};
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
@@ -9,16 +12,18 @@ use crate::links::lexically;
 use crate::plan::{Phase, Plan};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use whole::{State, examine, has_references};
 
 /// Directories of storages by name.
 type Storages<'a> = BTreeMap<&'a str, &'a Path>;
 
 /// Looks whether the copy has the repositories that the catalogue names, and marks those that
 /// it has.
-pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<[Check; 2]> {
+pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<[Check; 3]> {
     let storages = storages(plan);
     Ok([
         check_repositories(plan, &storages, &mut catalogue.projects, copy)?,
+        check_others(plan, &storages, &mut catalogue.repositories, copy)?,
         check_pools(plan, &storages, &catalogue.projects, copy)?,
     ])
 }
@@ -38,6 +43,45 @@ fn storages(plan: &Plan) -> Storages<'_> {
         .collect()
 }
 
+/// Where something is that the copy lacks or has damaged.
+fn on_machine(place: &Path) -> Result<Where> {
+    let state = examine(&Copy::Live, &[place.to_owned()])?.pop();
+    Ok(match state {
+        Some(State::Whole) => Where::Here,
+        Some(State::Damaged(_)) => Where::Otherwise,
+        Some(State::Absent) | None => Where::Nowhere,
+    })
+}
+
+/// Adds a repository that is not whole in the copy.
+fn add(gaps: &mut Gaps<'_>, storage: &str, name: &str, place: &Path, state: &State) -> Result<()> {
+    let text = match state {
+        State::Damaged(fault) => format!("{name}: {} {fault}", shown(place)),
+        State::Whole | State::Absent => format!("{name}: {}", shown(place)),
+    };
+    gaps.add(&part(storage), text, on_machine(place)?);
+    Ok(())
+}
+
+/// The directory of a storage; adds to the gaps if it is not among the parts.
+fn storage_dir<'a>(
+    gaps: &mut Gaps<'_>,
+    plan: &Plan,
+    storages: &Storages<'a>,
+    storage: &str,
+    name: &str,
+) -> Option<&'a Path> {
+    let dir = storages.get(storage).copied();
+    if dir.is_none() {
+        let part = part(storage);
+        let text = format!("{name}: its storage {storage} is not a part");
+        // One that nobody has excused is somewhere.
+        let found = if plan.excused.has(&part) { Where::Nowhere } else { Where::Elsewhere };
+        gaps.add(&part, text, found);
+    }
+    dir
+}
+
 fn check_repositories(
     plan: &Plan,
     storages: &Storages<'_>,
@@ -45,41 +89,133 @@ fn check_repositories(
     copy: &Copy<'_>,
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, copy), projects.len());
-    let (mut known, mut paths) = (Vec::new(), Vec::new());
+    let (mut known, mut dirs, mut pending) = (Vec::new(), Vec::new(), 0);
     for project in projects {
         let part = part(&project.storage);
         let dir = storages.get(project.storage.as_str());
         gaps.look(&part, || format!("projects of storage {}", project.storage), dir.copied());
-        let Some(dir) = dir else {
-            let text = format!("{}: its storage {} is not a part", project.path, project.storage);
-            // One that nobody has excused is somewhere.
-            let found = if plan.excused.has(&part) { Where::Nowhere } else { Where::Here };
-            gaps.add(&part, text, found);
-            continue;
-        };
-        let stem = project.repository.trim_end_matches(".git");
-        let others = ["wiki", "design"].map(|what| format!("{stem}.{what}.git"));
-        paths.push(dir.join(&project.repository));
-        paths.extend(others.iter().map(|path| dir.join(path)));
-        known.push((project, others));
+        let dir = storage_dir(&mut gaps, plan, storages, &project.storage, &project.path);
+        let Some(dir) = dir else { continue };
+        let [wiki, design] = project.others();
+        dirs.extend([&project.repository, &wiki, &design].map(|path| dir.join(path)));
+        known.push((project, [wiki, design]));
     }
-    let seen = copy.look(&paths)?;
-    for (((project, [wiki, design]), paths), seen) in
-        known.into_iter().zip(paths.chunks_exact(3)).zip(seen.chunks_exact(3))
+    let states = examine(copy, &dirs)?;
+    for (((project, [wiki, design]), dirs), states) in
+        known.into_iter().zip(dirs.chunks_exact(3)).zip(states.chunks_exact(3))
     {
-        let place = copy.place(&paths[0]);
-        project.place = (place != paths[0]).then(|| shown(&place));
-        project.is_copied = seen[0].is_some();
+        let place = copy.place(&dirs[0]);
+        project.place = (place != dirs[0]).then(|| shown(&place));
+        project.is_copied = states[0] != State::Absent;
         // Not every project has them.
-        project.wiki = seen[1].is_some().then_some(wiki);
-        project.design = seen[2].is_some().then_some(design);
-        if !project.is_copied {
-            let found = if place.exists() { Where::Here } else { Where::Nowhere };
-            let text = format!("{}: {}", project.path, shown(&place));
-            gaps.add(&part(&project.storage), text, found);
+        project.wiki = (states[1] != State::Absent).then_some(wiki);
+        project.design = (states[2] != State::Absent).then_some(design);
+        if states[0] == State::Absent && project.is_pending_deletion {
+            pending += 1;
+            continue;
+        }
+        let names = [String::new(), " (wiki)".into(), " (designs)".into()];
+        for (at, (state, what)) in states.iter().zip(names).enumerate() {
+            let is_fault = match state {
+                State::Whole => false,
+                State::Absent => at == 0 || (at == 2 && project.has_designs),
+                State::Damaged(_) => true,
+            };
+            if is_fault {
+                let name = format!("{}{what}", project.path);
+                add(&mut gaps, &project.storage, &name, &copy.place(&dirs[at]), state)?;
+            }
         }
     }
-    Ok(gaps.check("repositories", "projects", count))
+    let mut check = gaps.check("repositories", "projects", count);
+    if pending > 0 {
+        check.text += &format!("; {pending} without a repository are being deleted");
+    }
+    Ok(check)
+}
+
+/// Repositories of snippets and of groups' wikis.
+fn check_others(
+    plan: &Plan,
+    storages: &Storages<'_>,
+    repositories: &mut [Repository],
+    copy: &Copy<'_>,
+) -> Result<Check> {
+    let (mut gaps, count) = (Gaps::new(plan, copy), repositories.len());
+    let (mut known, mut dirs) = (Vec::new(), Vec::new());
+    for repository in repositories {
+        let (storage, name) = (repository.storage.clone(), repository.to_string());
+        let place = storages.get(storage.as_str()).copied();
+        gaps.look(&part(&storage), || format!("other repositories of storage {storage}"), place);
+        let dir = storage_dir(&mut gaps, plan, storages, &storage, &name);
+        let Some(dir) = dir else { continue };
+        dirs.push(dir.join(&repository.repository));
+        known.push(repository);
+    }
+    let states = examine(copy, &dirs)?;
+    for ((repository, dir), state) in known.into_iter().zip(&dirs).zip(states) {
+        repository.is_copied = state != State::Absent;
+        if state != State::Whole {
+            let name = repository.to_string();
+            add(&mut gaps, &repository.storage, &name, &copy.place(dir), &state)?;
+        }
+    }
+    Ok(gaps.check("other-repositories", "repositories of snippets and group wikis", count))
+}
+
+/// Compares repositories with those of an earlier copy: one that had references then has to have
+/// some now, unless its project is being deleted.
+pub fn compare(
+    plan: &Plan,
+    catalogue: &Catalogue,
+    copy: &Copy<'_>,
+    before: &Copy<'_>,
+) -> Result<Option<Check>> {
+    let storages = storages(plan);
+    let mut all = Vec::new();
+    for project in &catalogue.projects {
+        let Some(dir) = storages.get(project.storage.as_str()) else { continue };
+        let [wiki, design] = project.others();
+        let paths = [(&project.repository, ""), (&wiki, " (wiki)"), (&design, " (designs)")];
+        all.extend(paths.map(|(path, what)| {
+            let name = format!("{}{what}", project.path);
+            (dir.join(path), name, &project.storage, project.is_pending_deletion)
+        }));
+    }
+    for repository in &catalogue.repositories {
+        let Some(dir) = storages.get(repository.storage.as_str()) else { continue };
+        let path = dir.join(&repository.repository);
+        all.push((path, repository.to_string(), &repository.storage, false));
+    }
+    let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
+    let now = has_references(copy, &dirs)?;
+    all = all.into_iter().zip(now).filter(|(_, has)| !has).map(|(one, _)| one).collect();
+    let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
+    let had = has_references(before, &dirs)?;
+    let lost = all.into_iter().zip(had).filter(|(_, had)| *had).map(|(one, _)| one);
+    let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|(.., is_pending)| *is_pending);
+    if pending.is_empty() && lost.is_empty() {
+        return Ok(None);
+    }
+    let is_excused = lost.iter().all(|(_, _, storage, _)| plan.excused.has(&part(storage)));
+    let mut text = format!(
+        "{} repositories had references in an earlier snapshot and have none now",
+        lost.len() + pending.len()
+    );
+    if !pending.is_empty() {
+        text += &format!("; projects of {} of them are being deleted", pending.len());
+    }
+    let verdict = match lost.is_empty() {
+        true => Verdict::Ok,
+        false if is_excused => Verdict::Warning,
+        false => Verdict::Failed,
+    };
+    let lost =
+        lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&copy.place(&dir))));
+    let check = Check::new("references", verdict, text).with_examples(lost);
+    let hint = "restore them from that snapshot; if they are empty on purpose, \
+                `lost = \"ok\"` in the instance's `checks` makes this a warning";
+    Ok(Some(if verdict == Verdict::Ok { check } else { check.with_hint(hint) }))
 }
 
 /// Every pool that a member borrows from has to be there, or its objects are lost.
@@ -126,19 +262,28 @@ fn check_pools(
         }
     }
     let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
+    let repositories: Vec<PathBuf> =
+        pools.iter().filter_map(|pool| pool.parent()).map(Path::to_owned).collect();
+    let states = examine(copy, &repositories)?;
     let mut gaps = Gaps::new(plan, copy);
-    for ((project, file, pool), seen) in borrowed.iter().zip(copy.look(&pools)?) {
+    for ((project, file, pool), state) in borrowed.iter().zip(states) {
         let part = part(&project.storage);
         let place = storages.get(project.storage.as_str()).map(|dir| dir.join("@pools"));
         let what = || format!("pools that projects of storage {} borrow from", project.storage);
         // Without its pool a member has lost objects, however few such members there are.
         gaps.look_strictly(&part, what, place.as_deref());
-        if seen.is_none() {
+        if state != State::Whole {
             let (pool, file) = (&copy.place(pool), &copy.place(file));
             // A member of a pool that was given up meanwhile does not borrow any more.
-            let is_here = pool.exists() || !file.exists();
-            let found = if is_here { Where::Here } else { Where::Nowhere };
-            gaps.add(&part, format!("{}: {}", project.path, shown(pool)), found);
+            let found = if file.exists() {
+                on_machine(pool.parent().unwrap_or(pool))?
+            } else {
+                Where::Here
+            };
+            // A damaged pool has lost objects as well.
+            let found = if found == Where::Otherwise { Where::Nowhere } else { found };
+            let fault = if let State::Damaged(fault) = state { fault } else { "" };
+            gaps.add(&part, format!("{}: {} {fault}", project.path, shown(pool)), found);
         }
     }
     let mut check = gaps.check("pools", "members of pools", borrowed.len());
@@ -183,8 +328,7 @@ mod tests {
             std::fs::write(info.join("alternates"), line).expect("writes");
         }
         for pool in ["a", "b"] {
-            let objects = storage.join(format!("@pools/{pool}.git/objects"));
-            std::fs::create_dir_all(objects).expect("directories");
+            whole::make(&storage.join(format!("@pools/{pool}.git")));
         }
         let project = |name: &str, pool: Option<&str>| Project {
             id: 1,
@@ -197,6 +341,8 @@ mod tests {
             pool: pool.map(|pool| format!("@pools/{pool}.git")),
             forked_from: None,
             is_copied: false,
+            is_pending_deletion: false,
+            has_designs: false,
         };
         let check = |plan: &Plan, projects: &[Project]| {
             check_pools(plan, &storages(plan), projects, &Copy::Live).expect("looks")

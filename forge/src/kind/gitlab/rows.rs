@@ -3,7 +3,9 @@
 //! Tables and columns come and go with versions, so a query is only asked of what is there, and
 //! one that fails all the same costs a look at what it was about.
 
-use crate::catalogue::{Application, Catalogue, FileRow, Project};
+mod uploads;
+
+use crate::catalogue::{Application, Catalogue, FileRow, Project, Repository};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::service::postgres::Connection;
@@ -17,6 +19,8 @@ use std::path::{Path, PathBuf};
 /// What the questions are about.
 pub const PROJECTS: &str = "projects";
 /// What the questions are about.
+pub const REPOSITORIES: &str = "repositories of snippets and group wikis";
+/// What the questions are about.
 pub const APPLICATIONS: &str = "applications";
 
 /// Asks all databases that have GitLab's tables.
@@ -25,6 +29,7 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     for database in databases {
         schema(database, &mut catalogue)?;
         projects(database, &mut catalogue)?;
+        repositories(database, &mut catalogue)?;
         files(plan, database, &mut catalogue)?;
         applications(database, &mut catalogue)?;
         migrations(database, &mut catalogue)?;
@@ -57,6 +62,8 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
         is_hashed: Option<bool>,
         pool: Option<String>,
         forked_from: Option<String>,
+        is_pending_deletion: Option<bool>,
+        has_designs: Option<bool>,
     }
     let columns = database.columns("projects")?;
     if columns.is_empty() || !catalogue.projects.is_empty() {
@@ -75,6 +82,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
         columns.has("pool_repository_id") && has("pool_repositories", &["id", "disk_path"])?;
     let has_forks =
         has_routes && has("fork_network_members", &["project_id", "forked_from_project_id"])?;
+    let has_designs = has("design_management_designs", &["project_id"])?;
     let has_namespaces =
         columns.has("namespace_id") && columns.has("path") && has("namespaces", &["id", "path"])?;
 
@@ -121,6 +129,22 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     } else {
         "null as forked_from"
     });
+    // Columns of several versions, each of which says that a project is to go.
+    let mut pending = vec!["false"];
+    for (column, is) in [
+        ("pending_delete", "coalesce(p.pending_delete, false)"),
+        ("marked_for_deletion_at", "p.marked_for_deletion_at is not null"),
+        ("marked_for_deletion_on", "p.marked_for_deletion_on is not null"),
+    ] {
+        pending.extend(columns.has(column).then_some(is));
+    }
+    let pending = format!("({}) as is_pending_deletion", pending.join(" or "));
+    select.push(&pending);
+    select.push(if has_designs {
+        "exists (select from design_management_designs d where d.project_id = p.id) as has_designs"
+    } else {
+        "false as has_designs"
+    });
     let query = format!("select {} {from} order by p.id", select.join(", "));
     let project = |row: Row| {
         let id = row.id.try_into().ok()?;
@@ -138,11 +162,58 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
             pool: row.pool.map(|pool| format!("{pool}.git")),
             forked_from: row.forked_from,
             is_copied: false,
+            is_pending_deletion: row.is_pending_deletion == Some(true),
+            has_designs: row.has_designs == Some(true),
             path,
         })
     };
     let rows = catalogue.ask::<Row>(PROJECTS, database, &query)?;
     catalogue.projects = rows.into_iter().filter_map(project).collect();
+    Ok(())
+}
+
+/// Repositories that rows name by their place. Those of wikis and designs of projects are beside
+/// that of the project, and their rows do not say that there is one.
+fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Row {
+        id: i64,
+        storage: Option<String>,
+        disk_path: String,
+    }
+    if !catalogue.repositories.is_empty() {
+        return Ok(());
+    }
+    let shards = database.columns("shards")?;
+    let has_shards = shards.has("id") && shards.has("name");
+    for (table, column, of) in [
+        ("snippet_repositories", "snippet_id", "snippet"),
+        ("group_wiki_repositories", "group_id", "wiki of group"),
+    ] {
+        let columns = database.columns(table)?;
+        if ![column, "disk_path"].iter().all(|needed| columns.has(needed)) {
+            continue;
+        }
+        let query = if has_shards && columns.has("shard_id") {
+            format!(
+                "select t.{column} as id, s.name as storage, t.disk_path from {table} t \
+                 left join shards s on s.id = t.shard_id order by 1"
+            )
+        } else {
+            format!("select {column} as id, null as storage, disk_path from {table} order by 1")
+        };
+        let repository = |row: Row| {
+            Some(Repository {
+                of: of.into(),
+                id: row.id.try_into().ok()?,
+                storage: row.storage.unwrap_or_else(|| "default".into()),
+                repository: format!("{}.git", row.disk_path.trim_start_matches('/')),
+                is_copied: false,
+            })
+        };
+        let rows = catalogue.ask::<Row>(REPOSITORIES, database, &query)?;
+        catalogue.repositories.extend(rows.into_iter().filter_map(repository));
+    }
     Ok(())
 }
 
@@ -155,8 +226,17 @@ pub fn hashed(id: i64) -> String {
 
 fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     type Ask = fn(&Path, &Plan, &mut Connection<'_>, &mut Catalogue) -> Result<()>;
-    let tables: [(&str, Ask); 3] =
-        [("uploads", uploads), ("lfs", lfs_objects), ("artifacts", artifacts)];
+    let tables: [(&str, Ask); 9] = [
+        ("uploads", uploads),
+        ("lfs", lfs_objects),
+        ("artifacts", artifacts),
+        ("artifacts", pipeline_artifacts),
+        ("external-diffs", external_diffs),
+        ("packages", packages),
+        ("terraform-state", terraform_states),
+        ("ci-secure-files", secure_files),
+        ("pages", pages),
+    ];
     for (name, ask) in tables {
         let Some(part) = plan.parts.iter().find(|part| part.name == name) else { continue };
         let Some((dir, others)) = part.paths.split_first() else { continue };
@@ -176,7 +256,7 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
 }
 
 /// A table whose rows stand for files.
-struct Table {
+struct Table<'a> {
     name: &'static str,
     /// What its rows are, which is also the part with their files.
     what: &'static str,
@@ -185,14 +265,14 @@ struct Table {
     /// Columns that some versions have, and which are nothing where they are not there.
     takes: &'static [&'static str],
     /// What else is asked of each row, which is called `t`.
-    select: &'static str,
+    select: &'a str,
     /// Column that is 1 where the file is on this machine and 2 where it is in a bucket.
     store: &'static str,
     /// A column, and what has to be true of it.
     only: Option<(&'static str, &'static str)>,
 }
 
-impl Table {
+impl Table<'_> {
     /// The newest and some other rows whose files are on this machine. Those in an object store
     /// are counted.
     fn rows<T: DeserializeOwned>(
@@ -262,32 +342,31 @@ fn uploads(
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Row {
-        id: i64,
-        path: Option<String>,
-        size: Option<i64>,
-        model_type: Option<String>,
-        model_id: Option<i64>,
-    }
+    // A route is the place of a project's attachments until they are moved.
+    let mut has = |table: &str, needed: &[&str]| -> Result<bool> {
+        let columns = database.columns(table)?;
+        Ok(needed.iter().all(|needed| columns.has(needed)))
+    };
+    let has_routes = has("routes", &["source_type", "source_id", "path"])?
+        && has("uploads", &["model_type", "model_id"])?;
     let table = Table {
         name: "uploads",
         what: "uploads",
         needs: &["id", "path"],
-        takes: &["size", "model_type", "model_id"],
-        select: "",
+        takes: &["size", "model_type", "model_id", "uploader", "secret"],
+        select: if has_routes {
+            "(select min(r.path) from routes r where t.model_type = 'Project' \
+             and r.source_type = 'Project' and r.source_id = t.model_id) as route"
+        } else {
+            "null as route"
+        },
         store: "store",
         only: None,
     };
-    let file = |row: Row| {
-        let path = row.path?;
-        let path = path.strip_prefix("uploads/").unwrap_or(&path);
-        let mut paths = vec![dir.join(path)];
-        // Older rows are relative to the directory of what they belong to.
-        if let (Some("Project"), Some(id)) = (row.model_type.as_deref(), row.model_id) {
-            paths.push(dir.join(hashed(id)).join(path));
-        }
+    let file = |row: uploads::Row| {
+        let paths = row.places().into_iter().map(|path| dir.join(path)).collect();
         let (what, id, size) = ("uploads", row.id.to_string(), size(row.size));
+        row.path.as_ref()?;
         Some(FileRow { what, part: "uploads", id, paths, size })
     };
     let rows = table.rows(plan, database, catalogue)?;
@@ -370,6 +449,208 @@ fn artifacts(
         }
     }
     Ok(())
+}
+
+/// A file of a row in a directory by the number of its project.
+#[derive(Deserialize)]
+struct OfProject {
+    id: i64,
+    project_id: Option<i64>,
+    /// What leads to the file below the directory of its project; several where versions differ.
+    inner: Vec<Option<String>>,
+    size: Option<i64>,
+}
+
+impl OfProject {
+    fn file(self, what: &'static str, dir: &Path) -> Option<FileRow> {
+        let project = hashed(self.project_id?);
+        let dir = dir.join(project.strip_prefix("@hashed/").unwrap_or(&project));
+        let inner = self.inner.into_iter().flatten();
+        let paths: Vec<PathBuf> =
+            inner.map(|path| dir.join(path.trim_start_matches('/'))).collect();
+        let (id, size) = (self.id.to_string(), size(self.size));
+        (!paths.is_empty()).then_some(FileRow { what, part: what, id, paths, size })
+    }
+}
+
+fn of_projects(
+    table: &Table<'_>,
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let rows: Vec<OfProject> = table.rows(plan, database, catalogue)?;
+    catalogue.files.extend(rows.into_iter().filter_map(|row| row.file(table.what, dir)));
+    Ok(())
+}
+
+fn pipeline_artifacts(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let table = Table {
+        name: "ci_pipeline_artifacts",
+        what: "artifacts",
+        needs: &["id", "project_id", "pipeline_id", "file"],
+        takes: &["size"],
+        select: "array['pipelines/' || t.pipeline_id || '/artifacts/' || t.id || '/' || t.file] as inner",
+        store: "file_store",
+        only: None,
+    };
+    of_projects(&table, dir, plan, database, catalogue)
+}
+
+fn external_diffs(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Row {
+        id: i64,
+        merge_request_id: i64,
+        external_diff: Option<String>,
+    }
+    let table = Table {
+        name: "merge_request_diffs",
+        what: "external-diffs",
+        needs: &["id", "merge_request_id", "external_diff", "stored_externally"],
+        takes: &[],
+        select: "",
+        store: "external_diff_store",
+        only: Some(("stored_externally", "t.stored_externally")),
+    };
+    if !database.columns(table.name)?.has("external_diff") {
+        return Ok(()); // versions that keep all of them in the database
+    }
+    let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
+    catalogue.files.extend(rows.into_iter().filter_map(|row| {
+        let place = format!("merge_request_diffs/mr-{}", row.merge_request_id);
+        let paths = vec![dir.join(place).join(row.external_diff?)];
+        let (what, id) = ("external-diffs", row.id.to_string());
+        Some(FileRow { what, part: what, id, paths, size: None })
+    }));
+    Ok(())
+}
+
+fn packages(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    // The project is the package's; files have had one of their own only of late.
+    let of_package = database.columns("packages_packages")?.has("project_id");
+    let own = database.columns("packages_package_files")?.has("project_id");
+    let project = match (of_package, own) {
+        (true, true) => {
+            "coalesce((select p.project_id from packages_packages p where p.id = t.package_id), \
+             t.project_id) as project_id"
+        }
+        (true, false) => {
+            "(select p.project_id from packages_packages p where p.id = t.package_id) as project_id"
+        }
+        (false, true) => "t.project_id",
+        (false, false) => "null::bigint as project_id",
+    };
+    let select = format!(
+        "{project}, array['packages/' || t.package_id || '/files/' || t.id || '/' || t.file] as inner"
+    );
+    let table = Table {
+        name: "packages_package_files",
+        what: "packages",
+        needs: &["id", "package_id", "file"],
+        takes: &["size"],
+        select: &select,
+        store: "file_store",
+        only: None,
+    };
+    of_projects(&table, dir, plan, database, catalogue)
+}
+
+fn terraform_states(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let states = database.columns("terraform_states")?;
+    if states.has("uuid") && states.has("project_id") {
+        let of_state = |column: &str| {
+            format!("(select s.{column} from terraform_states s where s.id = t.terraform_state_id)")
+        };
+        // Before there were versions, a state was one file.
+        let select = format!(
+            "{} as project_id, null::bigint as size, array[{} || '/' || t.file, t.file] as inner",
+            of_state("project_id"),
+            of_state("uuid")
+        );
+        let table = Table {
+            name: "terraform_state_versions",
+            what: "terraform-state",
+            needs: &["id", "terraform_state_id", "file"],
+            takes: &[],
+            select: &select,
+            store: "file_store",
+            only: None,
+        };
+        of_projects(&table, dir, plan, database, catalogue)?;
+    }
+    if states.has("file") {
+        let table = Table {
+            name: "terraform_states",
+            what: "terraform-state",
+            needs: &["id", "project_id", "file"],
+            takes: &[],
+            select: "null::bigint as size, array[t.file] as inner",
+            store: "file_store",
+            only: Some(("versioning_enabled", "t.versioning_enabled is not true")),
+        };
+        of_projects(&table, dir, plan, database, catalogue)?;
+    }
+    Ok(())
+}
+
+fn secure_files(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let table = Table {
+        name: "ci_secure_files",
+        what: "ci-secure-files",
+        needs: &["id", "project_id", "file"],
+        takes: &[],
+        // What is on disk is encrypted, and larger than the row says.
+        select: "null::bigint as size, array['secure_files/' || t.id || '/' || t.file] as inner",
+        store: "file_store",
+        only: None,
+    };
+    of_projects(&table, dir, plan, database, catalogue)
+}
+
+fn pages(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    let table = Table {
+        name: "pages_deployments",
+        what: "pages",
+        needs: &["id", "project_id", "file"],
+        takes: &["size"],
+        select: "array['pages_deployments/' || t.id || '/' || t.file] as inner",
+        store: "file_store",
+        // Those that were replaced are removed some time later.
+        only: Some(("deleted_at", "t.deleted_at is null")),
+    };
+    of_projects(&table, &dir.join("@hashed"), plan, database, catalogue)
 }
 
 fn applications(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {

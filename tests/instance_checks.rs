@@ -1,0 +1,202 @@
+//! What a backup of an instance, and a look at one, find of what the databases name.
+
+use crate::support::gitlab::{Builder, Gitlab, database};
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::sandbox::{Sandbox, is_root};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Verdict, text and examples of the check of this name.
+#[track_caller]
+fn check(all: &[Value], name: &str) -> (String, String) {
+    let found = lines(all, "check").into_iter().find(|check| check["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("{name}: {all:?}"));
+    let verdict = found["verdict"].as_str().expect("a word").to_owned();
+    let hint = found["hint"].as_str().unwrap_or_default();
+    let text = found["text"].as_str().expect("a text");
+    (verdict, format!("{text} {} {hint}", found["examples"]))
+}
+
+/// The directory of a repository of a project.
+fn repository(gitlab: &Gitlab, project: u64) -> PathBuf {
+    let mut all = gitlab.repositories.iter();
+    all.find(|known| known.project == Some(project)).expect("is known").dir.clone()
+}
+
+fn remove(path: impl Into<PathBuf>) {
+    let path = path.into();
+    let is_dir = path.symlink_metadata().expect("is there").is_dir();
+    let removed = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+    removed.expect("removes");
+}
+
+#[test]
+fn a_repository_is_there_only_if_git_takes_it_for_one() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let broken = repository(&gitlab, 1);
+    remove(broken.join("HEAD"));
+    remove(broken.join("objects"));
+    // The instance is as the copy is.
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "repositories");
+    assert_eq!(verdict, "warning", "{text}");
+    assert!(text.starts_with("1 of 8 projects are missing or damaged in the copy"), "{text}");
+    assert!(text.contains("has no readable HEAD"), "{text}");
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3);
+    assert!(looked.told().contains("has no readable HEAD"), "{}", looked.told());
+
+    // One that had references and has none is lost, whatever else is there.
+    let emptied = repository(&gitlab, 2);
+    remove(emptied.join("refs"));
+    remove(emptied.join("packed-refs"));
+    std::fs::create_dir_all(emptied.join("refs/heads")).expect("directories");
+    let gone = repository(&gitlab, 7);
+    remove(&gone);
+    for _ in 0..2 {
+        // Also the second time: an incomplete snapshot is no measure.
+        let all = backup(&sandbox).run().ends_with(3).json();
+        assert_eq!(summary(&all)["is_complete"], false);
+        let (verdict, text) = check(&all, "references");
+        assert_eq!(verdict, "failed", "{text}");
+        assert!(text.starts_with("2 repositories had references"), "{text}");
+        assert!(text.contains("project2: /") && text.contains("project7: /"), "{text}");
+    }
+    let main = database::MAIN;
+    gitlab.postgres.sql(main, "update projects set pending_delete = true where id in (2, 7)");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "references");
+    assert_eq!(verdict, "ok", "{text}");
+    assert!(text.contains("projects of 2 of them are being deleted"), "{text}");
+    assert!(check(&all, "repositories").1.contains("1 without a repository are being deleted"));
+}
+
+#[test]
+fn every_kind_of_repository_is_looked_for() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let all = backup(&sandbox).run().ok().json();
+    let others = check(&all, "other-repositories");
+    assert_eq!(others.0, "ok");
+    assert!(
+        others.1.starts_with("3 repositories of snippets and group wikis looked at"),
+        "{others:?}"
+    );
+    sandbox.restore("latest", "restored");
+    let list = sandbox.read("restored/.forgekeep/repositories.jsonl");
+    assert!(String::from_utf8(list).expect("text").contains("\"of\":\"wiki of group\""));
+    for (name, of, words) in [
+        ("snippets/1", "other-repositories", "snippet 1: "),
+        ("groups/1.wiki", "other-repositories", "wiki of group 1: "),
+        ("group3/project2.design", "repositories", "project2 (designs): "),
+        ("group2/project1.wiki", "repositories", "project1 (wiki): "),
+    ] {
+        let mut known = gitlab.repositories.iter();
+        let known = known.find(|known| known.full_path == name).expect("is known");
+        let away = known.dir.with_extension("away");
+        std::fs::rename(&known.dir, &away).expect("moves");
+        std::fs::create_dir(&known.dir).expect("a directory");
+        std::fs::copy(away.join("HEAD"), known.dir.join("HEAD")).expect("copies");
+        let all = backup(&sandbox).run().ends_with(3).json();
+        let (verdict, text) = check(&all, of);
+        assert_ne!(verdict, "ok", "{name}: {text}");
+        assert!(text.contains(words) && text.contains("has no objects"), "{name}: {text}");
+        assert_eq!(check(&all, "references").0, "failed", "{name}");
+        remove(&known.dir);
+        std::fs::rename(&away, &known.dir).expect("moves back");
+    }
+}
+
+#[test]
+fn every_table_of_files_is_compared() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let (verdict, text) = check(&inspect().ok().json(), "files");
+    assert_eq!(verdict, "ok", "{text}");
+    let shared = gitlab.path("var/opt/gitlab/gitlab-rails/shared");
+    for (dir, words) in [
+        ("../uploads/-/system/namespace", "uploads row "),
+        ("../uploads/-/system/personal_snippet", "uploads row "),
+        ("external-diffs", "external-diffs row "),
+        ("packages", "packages row "),
+        ("terraform_state", "terraform-state row "),
+        ("ci_secure_files", "ci-secure-files row "),
+        ("pages", "pages row "),
+        ("artifacts", "artifacts row "),
+        ("lfs-objects", "lfs row "),
+    ] {
+        let (dir, away) = (shared.join(dir), gitlab.path("away"));
+        std::fs::rename(&dir, &away).expect("moves");
+        std::fs::create_dir(&dir).expect("a directory");
+        let (verdict, text) = check(&inspect().ends_with(3).json(), "files");
+        assert_ne!(verdict, "ok", "{dir:?}: {text}");
+        assert!(text.contains(words), "{dir:?}: {text}");
+        remove(&dir);
+        std::fs::rename(&away, &dir).expect("moves back");
+    }
+}
+
+#[test]
+fn a_project_by_name_is_complete() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    // As before storage was hashed; and with a repository that is, and attachments that are not.
+    let uploads = gitlab.path("var/opt/gitlab/gitlab-rails/uploads");
+    for (project, version, path) in [(1, 0, "group2/project1"), (2, 1, "group3/project2")] {
+        let main = database::MAIN;
+        let query = format!("select path from uploads where id = {project}");
+        let hashed = gitlab.postgres.query(main, query);
+        let (dir, file) = hashed.trim().rsplit_once("/image.png").expect("a file");
+        assert_eq!(file, "");
+        let (_, secret) = dir.rsplit_once('/').expect("a secret");
+        std::fs::create_dir_all(uploads.join(path)).expect("directories");
+        std::fs::rename(uploads.join(dir), uploads.join(path).join(secret)).expect("moves");
+        gitlab.postgres.sql(
+            main,
+            format!(
+                "update uploads set path = '{secret}/image.png' where id = {project};
+                 update projects set storage_version = {version} where id = {project};"
+            ),
+        );
+        if version == 0 {
+            let known = repository(&gitlab, project);
+            let storage = known.ancestors().nth(4).expect("a storage").to_owned();
+            let place = storage.join(format!("{path}.git"));
+            std::fs::create_dir_all(place.parent().expect("a group")).expect("directories");
+            std::fs::rename(&known, &place).expect("moves");
+            let other = |end: &str| {
+                PathBuf::from(format!("{}.{end}.git", known.with_extension("").display()))
+            };
+            let wiki = storage.join(format!("{path}.wiki.git"));
+            std::fs::rename(other("wiki"), wiki).expect("moves");
+            gitlab.postgres.sql(
+                main,
+                format!("update project_repositories set disk_path = '{path}' where project_id = {project}"),
+            );
+        }
+    }
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    for check in lines(&all, "check") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    let (_, text) = check(&all, "files");
+    assert!(text.contains("all are there"), "{text}");
+}
