@@ -86,10 +86,66 @@ fn a_service_that_does_not_stop() {
     std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
     gitlab.services.wait_until_up();
     let sandbox = Sandbox::new();
-    configure(&sandbox, &gitlab, MAINTENANCE);
+    configure(&sandbox, &gitlab, &format!("{MAINTENANCE}\nservices = {{ limit = '9s' }}"));
     let outcome = backup(&sandbox).run().ends_with(1);
-    assert_failed(&sandbox, &gitlab, &outcome, "unicorn");
+    let words = "unicorn: it still runs 9 seconds after it was told to stop";
+    assert_failed(&sandbox, &gitlab, &outcome, words);
     assert!(gitlab.services.is_up("puma") && gitlab.services.is_up("sidekiq"));
+}
+
+#[test]
+fn a_service_that_takes_longer_to_stop_than_sv_waits() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let slow = "#!/bin/sh\ntrap 'sleep 10; exit' TERM\nwhile :; do sleep 0.1; done\n";
+    gitlab.services.add("unicorn", slow);
+    let init = std::fs::read_link(gitlab.path("opt/gitlab/init/puma")).expect("a link to sv");
+    std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
+    gitlab.services.wait_until_up();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true);
+    let down = summary(&all)["seconds_down"].as_f64().expect("seconds");
+    assert!(down >= 10.0, "{down}");
+    gitlab.services.wait_until_up();
+}
+
+#[test]
+fn a_service_that_somebody_starts_while_it_is_to_be_down() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    // Redis is asked to save while services are down.
+    let cli = gitlab.path("opt/gitlab/embedded/bin/redis-cli");
+    let real = std::fs::read_link(&cli).expect("a link");
+    std::fs::remove_file(&cli).expect("removes");
+    let script = |how: &str| {
+        format!(
+            "#!/bin/sh\ncase $* in *BGSAVE*) {how} '{}' start puma >/dev/null;; esac\nexec {} \"$@\"\n",
+            gitlab.path("opt/gitlab/bin/gitlab-ctl").display(),
+            real.display()
+        )
+    };
+    let install = |how: &str| {
+        std::fs::write(&cli, script(how)).expect("writes");
+        sandbox.tool("chmod").args(["755"]).args([&cli]).run().ok();
+    };
+    install(&format!("test ! -e {0} && touch {0} &&", sandbox.text("once")));
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run().ok();
+    assert!(outcome.told().contains("puma runs again though it was stopped"), "{}", outcome.told());
+    assert_eq!(summary(&outcome.json())["is_complete"], true);
+    gitlab.services.wait_until_up();
+
+    sandbox.remove("store");
+    install("");
+    let outcome = backup(&sandbox).run().ends_with(1);
+    assert_failed(&sandbox, &gitlab, &outcome, "puma runs again though it was stopped");
 }
 
 #[test]

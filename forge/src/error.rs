@@ -82,6 +82,16 @@ pub enum Error {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// Services that were to be down while files were copied run.
+    #[error(
+        "{} runs again though it was stopped: another program started it, such as \
+         `gitlab-ctl reconfigure`; run the backup when that is done",
+        services.join(", ")
+    )]
+    Restarted {
+        /// Their names.
+        services: Vec<String>,
+    },
     /// A file of the instance, or of our own, could not be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {

@@ -52,10 +52,15 @@ impl Undo {
             Undo::Start { name, commands, supervisor } => {
                 let mut tries = 0;
                 loop {
-                    let done = run_all(commands, progress).and_then(|()| match supervisor {
-                        Some(supervisor) => supervisor.expect_running(name, progress),
-                        None => Ok(()),
-                    });
+                    let told = run_all(commands, progress);
+                    // A service that runs was started, whatever the command says.
+                    let done =
+                        match supervisor.as_ref().map(|known| known.expect_running(name, progress))
+                        {
+                            Some(Ok(())) => Ok(()),
+                            Some(Err(error)) => told.and(Err(error)),
+                            None => told,
+                        };
                     tries += 1;
                     if done.is_ok() || tries == START_TRIES {
                         return done;

@@ -27,7 +27,7 @@ use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
 use crate::recovery::{Monitor, Record, Undo};
 use crate::service::postgres::Rows;
-use crate::service::redis::Saved;
+use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
 pub use inspection::{Inspection, catalogue, inspect};
@@ -238,6 +238,26 @@ impl<'j> Session<'j> {
         self.backup.again()?;
         // What the first copy missed may be there by now.
         self.missing.clone_from(&job.plan.lacking);
+        let (saving, moments) = match self.copy_stopped(record) {
+            Err(error @ Error::Restarted { .. }) => {
+                let text = format!("{error}; trying once more when it has run undisturbed");
+                job.store.observer().event(Event::Warning(text));
+                if let Some(supervisor) = job.plan.control.supervisor() {
+                    supervisor.settle(job.store.observer().progress())?;
+                }
+                self.backup.again()?;
+                self.missing.clone_from(&job.plan.lacking);
+                self.copy_stopped(record)?
+            }
+            done => done?,
+        };
+        self.end_save(saving)?;
+        self.dump(moments)
+    }
+
+    /// Stops services, holds databases, copies what changed and starts the services again.
+    fn copy_stopped(&mut self, record: &mut Record) -> Result<(Option<Saving<'j>>, Moments<'j>)> {
+        let job = self.job;
         let mut moments = self.connect()?;
         if let Some(redis) = &job.plan.redis {
             // Not while services are down.
@@ -255,6 +275,7 @@ impl<'j> Session<'j> {
         let saving = self.begin_save()?;
         let after_moments = stopped.elapsed();
         self.copy(&FILES)?;
+        stopped.expect_down()?;
         let after_copy = stopped.elapsed();
         let failures;
         (self.down, failures) = stopped.end();
@@ -271,8 +292,7 @@ impl<'j> Session<'j> {
             ));
         }
         self.failures.extend(failures);
-        self.end_save(saving)?;
-        self.dump(moments)
+        Ok((saving, moments))
     }
 
     /// Connects to all databases.

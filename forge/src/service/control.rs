@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::plan::Step;
 use crate::run::Command;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::observe::Progress;
 
 /// How services are stopped and started.
@@ -58,6 +58,17 @@ const GRACE_SECONDS: &str = "90";
 /// How long such a stop may take: longer than that, or it is cut off before its end.
 const GRACE_LIMIT: Duration = Duration::from_secs(120);
 
+/// What a supervisor says of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Whether it runs.
+    pub is_running: bool,
+    /// Whether it was told to stop, and is still at work.
+    pub is_stopping: bool,
+    /// Tells one run of it from the next, where the supervisor shows that.
+    pub run: Option<String>,
+}
+
 /// What is to be done with a service, and undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
@@ -99,14 +110,6 @@ impl Control {
         }
     }
 
-    /// Whether a service is known to be running; `None` if nobody knows.
-    pub fn is_running(&self, writer: &Writer, progress: &Progress) -> Result<Option<bool>> {
-        match self {
-            Control::Supervised(supervisor) => supervisor.is_running(&writer.name, progress),
-            Control::Nothing | Control::Commands { .. } => Ok(None),
-        }
-    }
-
     /// Names of all services, where they are known.
     pub fn services(&self, progress: &Progress) -> Vec<String> {
         match self {
@@ -125,6 +128,12 @@ impl Control {
 /// How long a service may take to stop or start, if nobody says otherwise: GitLab's own limit
 /// is a minute.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// How often a service is looked at that was told to stop.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long services have to be left alone before they are stopped once more.
+const QUIET: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     /// A program with what comes before its verb, and the services that write.
@@ -182,41 +191,130 @@ impl Supervisor {
 
     /// Fails if a service does not run.
     pub fn expect_running(&self, name: &str, progress: &Progress) -> Result<()> {
-        if self.is_running(name, progress)? == Some(true) {
+        if self
+            .status(name, progress)?
+            .is_some_and(|status| status.is_running && !status.is_stopping)
+        {
             return Ok(());
         }
         let reason = "it does not run, though the command to start it succeeded; its log says why";
         Err(Error::Service { service: name.into(), reason: reason.into() })
     }
 
+    /// Stops a service: tells it to, then looks at its status until it is down. The command's own
+    /// verdict counts only where the service did not take notice, for `sv` gives up after seven
+    /// seconds, long before the limit.
+    pub fn stop(&self, writer: &Writer, progress: &Progress) -> Result<()> {
+        // Who stops waiting for docker does not end the stop.
+        let own = Progress::default();
+        let is_docker = self.speaks == Speaks::Docker;
+        let started = Instant::now();
+        let told = writer.stop.output(if is_docker { &own } else { progress }).map(drop);
+        if told.as_ref().is_err_and(Error::is_interrupted) {
+            return told;
+        }
+        progress.check()?;
+        loop {
+            let status = self.status(&writer.name, progress)?;
+            let Some(status) = status.filter(|status| status.is_running) else {
+                return Ok(());
+            };
+            let failed = |reason: String| Error::Service { service: writer.name.clone(), reason };
+            if !status.is_stopping {
+                told?;
+                // Somebody wants it to run.
+                return Err(Error::Restarted { services: vec![writer.name.clone()] });
+            }
+            if started.elapsed() >= self.limit {
+                let limit = crate::error::seconds(self.limit);
+                let reason = format!("it still runs {limit} after it was told to stop");
+                return Err(failed(reason));
+            }
+            progress.check()?;
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Which of some services that are to be down run all the same.
+    pub fn running_among(&self, names: &[String], progress: &Progress) -> Result<Vec<String>> {
+        let mut running = Vec::new();
+        for name in names {
+            if self.is_running(name, progress)? == Some(true) {
+                running.push(name.clone());
+            }
+        }
+        Ok(running)
+    }
+
+    /// Waits until nobody has started the services anew for a while, or the limit is over.
+    pub fn settle(&self, progress: &Progress) -> Result<()> {
+        let statuses = || -> Result<Vec<Option<Status>>> {
+            self.writers.iter().map(|name| self.status(name, progress)).collect()
+        };
+        let (started, mut since, mut before) = (Instant::now(), Instant::now(), statuses()?);
+        while since.elapsed() < QUIET && started.elapsed() < self.limit {
+            progress.check()?;
+            std::thread::sleep(PAUSE);
+            let now = statuses()?;
+            if now != before {
+                (since, before) = (Instant::now(), now);
+            }
+        }
+        Ok(())
+    }
+
     /// `None` if there is no such service.
     fn is_running(&self, name: &str, progress: &Progress) -> Result<Option<bool>> {
+        Ok(self.status(name, progress)?.map(|status| status.is_running))
+    }
+
+    /// `None` if there is no such service.
+    fn status(&self, name: &str, progress: &Progress) -> Result<Option<Status>> {
         match self.speaks {
             Speaks::Runit => {
                 // The exit code differs between programs and versions; the text does not.
                 let answer = self.command(&["status", name]).answer(progress)?;
-                let state = states(&answer).find(|(_, named)| is_same(named, name));
-                Ok(state.map(|(state, _)| state != "down"))
+                let text = String::from_utf8_lossy(&answer);
+                let of_it =
+                    |line: &&str| states(line.as_bytes()).any(|(_, named)| is_same(&named, name));
+                Ok(text.lines().find(of_it).map(runit_status))
             }
             Speaks::Systemd => {
                 // `is-active` says of a unit that it does not know that it is inactive.
-                let words = ["show", "--property=LoadState,ActiveState", name];
+                let words = ["show", "--property=LoadState,ActiveState,MainPID", name];
                 let answer = self.command(&words).answer(progress)?;
                 let said = |line: &str| answer.split(|b| *b == b'\n').any(|l| l == line.as_bytes());
                 let runs = ["active", "reloading", "activating", "deactivating"];
-                let is_running = runs.iter().any(|state| said(&format!("ActiveState={state}")));
-                Ok((!said("LoadState=not-found") && !answer.is_empty()).then_some(is_running))
+                let status = Status {
+                    is_running: runs.iter().any(|state| said(&format!("ActiveState={state}"))),
+                    is_stopping: said("ActiveState=deactivating"),
+                    run: Some(String::from_utf8_lossy(&answer).into_owned()),
+                };
+                Ok((!said("LoadState=not-found") && !answer.is_empty()).then_some(status))
             }
             Speaks::Docker => {
                 let words = ["inspect", "--format", "{{.State.Running}}", name];
                 let answer = self.command(&words).answer(progress)?;
+                let status = |is_running| Status { is_running, is_stopping: false, run: None };
                 Ok(match answer.trim_ascii() {
-                    b"true" => Some(true),
-                    b"false" => Some(false),
+                    b"true" => Some(status(true)),
+                    b"false" => Some(status(false)),
                     _ => None,
                 })
             }
         }
+    }
+}
+
+/// The status in a line of runit's, of which what follows `;` is about the log.
+fn runit_status(line: &str) -> Status {
+    let own = line.split(';').next().unwrap_or_default();
+    let is_running = !own.starts_with("down");
+    Status {
+        is_running,
+        // `finish` is the script that runs after its end.
+        is_stopping: is_running && (own.contains("want down") || own.starts_with("finish")),
+        run: own.split_once("(pid ").and_then(|(_, rest)| Some(rest.split_once(')')?.0.to_owned())),
     }
 }
 
@@ -252,6 +350,13 @@ mod tests {
         let states: Vec<_> = states(output).collect();
         let expected = [("run", "puma"), ("down", "sidekiq")];
         assert_eq!(states, expected.map(|(state, name)| (state.to_owned(), name.to_owned())));
+        let status = |line| runit_status(line);
+        let draining =
+            status("run: sidekiq: (pid 12) 9s, want down, got TERM; run: log: (pid 1) 2s");
+        assert!(draining.is_running && draining.is_stopping);
+        assert_eq!(draining.run.as_deref(), Some("12"));
+        assert!(!status("run: puma: (pid 7) 2s; run: log: (pid 1) 2s, want down").is_stopping);
+        assert!(!status("down: puma: 1s, normally up; run: log: (pid 1) 2s").is_running);
         assert!(is_same("/opt/service/puma", "puma"));
         assert!(!is_same("puma", "sidekiq"));
     }

@@ -4,7 +4,7 @@ use super::Job;
 use crate::error::{Error, Result};
 use crate::recovery::{Record, Undo, named};
 use crate::run::at_once;
-use crate::service::control::{Control, Speaks, Writer};
+use crate::service::control::{Control, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};
 
@@ -51,8 +51,16 @@ impl<'a> Stopped<'a> {
             writers.iter().try_for_each(|writer| stop(control, writer, progress))?;
         } else {
             // All are waited for, whatever the first one says.
-            let stopped = at_once(&writers, |writer| stop(control, writer, progress));
-            stopped.into_iter().collect::<Result<()>>()?;
+            let mut restarted = Vec::new();
+            for stopped in at_once(&writers, |writer| stop(control, writer, progress)) {
+                match stopped {
+                    Err(Error::Restarted { services }) => restarted.extend(services),
+                    other => other?,
+                }
+            }
+            if !restarted.is_empty() {
+                return Err(Error::Restarted { services: restarted });
+            }
         }
         stopped.names.extend(writers.into_iter().map(|writer| writer.name));
         Ok(stopped)
@@ -66,6 +74,15 @@ impl<'a> Stopped<'a> {
     /// Their names.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Fails if one of them runs: somebody else started it, and what was copied meanwhile fits
+    /// nothing.
+    pub fn expect_down(&self) -> Result<()> {
+        let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
+        let progress = self.job.store.observer().progress();
+        let services = supervisor.running_among(&self.names, progress)?;
+        if services.is_empty() { Ok(()) } else { Err(Error::Restarted { services }) }
     }
 
     /// Starts them again. Says how long they were down, if there were any, and what could not be
@@ -86,17 +103,13 @@ impl<'a> Stopped<'a> {
 }
 
 fn stop(control: &Control, writer: &Writer, progress: &Progress) -> Result<()> {
-    let is_docker = control.supervisor().is_some_and(|known| known.speaks == Speaks::Docker);
-    // Who stops waiting for docker does not end the stop.
-    let own = Progress::default();
-    writer.stop.output(if is_docker { &own } else { progress })?;
-    progress.check()?;
-    // What a program says of its success is not enough.
-    if control.is_running(writer, progress)? == Some(true) {
-        let reason = "it still runs, though the command to stop it succeeded".into();
-        return Err(Error::Service { service: writer.name.clone(), reason });
+    match control.supervisor() {
+        Some(supervisor) => supervisor.stop(writer, progress),
+        None => {
+            writer.stop.output(progress)?;
+            Ok(progress.check()?)
+        }
     }
-    Ok(())
 }
 
 impl Drop for Stopped<'_> {
