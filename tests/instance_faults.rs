@@ -452,6 +452,26 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
 }
 
 #[test]
+fn redis_with_a_password() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    gitlab.redis.ask(&["CONFIG", "SET", "requirepass", "hush hush"]);
+    let outcome = backup(&sandbox).run().ends_with(1);
+    let words = "NOAUTH Authentication required.; set `redis.password` of the instance";
+    assert_failed(&sandbox, &gitlab, &outcome, words);
+    let resque = gitlab.path("var/opt/gitlab/gitlab-rails/etc/resque.yml");
+    std::fs::write(resque, "production:\n  url: 'redis://:hush%20hush@localhost'\n")
+        .expect("writes");
+    let outcome = backup(&sandbox).run().ok();
+    assert_eq!(summary(&outcome.json())["is_complete"], true);
+    assert!(!outcome.told().contains("hush"), "{}", outcome.told());
+}
+
+#[test]
 fn keys_that_are_others_than_last_time() {
     if !is_root() {
         return;

@@ -5,6 +5,7 @@
 //! and not asked.
 
 pub mod generated;
+mod redis_password;
 pub mod repositories;
 pub mod rows;
 #[cfg(test)]
@@ -263,6 +264,7 @@ impl Gitlab {
         plan.redis = Some(Redis {
             reach: Reach { bin: vec![site.at(BIN)], ..Reach::default() },
             socket: Some(socket),
+            password: redis_password::find(&site.at(DATA)),
             ..Redis::default()
         });
         let part = plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));

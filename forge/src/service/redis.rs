@@ -99,7 +99,18 @@ impl Redis {
             .any(|prefix| {
                 answer.starts_with(prefix) || answer.starts_with(&format!("(error) {prefix}"))
             });
-        if is_error { Err(self.odd(answer)) } else { Ok(answer) }
+        if !is_error {
+            return Ok(answer);
+        }
+        let is_refused = answer.contains("NOAUTH ") || answer.contains("WRONGPASS ");
+        Err(self.odd(if is_refused {
+            format!(
+                "{answer}; set `redis.password` of the instance; without it, GitLab's `resque.yml` \
+                 and `redis.conf` are asked"
+            )
+        } else {
+            answer
+        }))
     }
 
     fn odd(&self, reason: impl Into<String>) -> Error {
