@@ -401,7 +401,7 @@ fn the_program_documents_itself() {
 /// `config check` of this configuration.
 fn check(sandbox: &Sandbox, config: &str) -> crate::support::sandbox::Run {
     sandbox.write("forgekeep.toml", config);
-    crate::support::instance::configured(sandbox, ["config", "check"])
+    crate::support::instance::configured(sandbox, ["config", "check", "--offline"])
 }
 
 #[test]

@@ -50,6 +50,47 @@ fn a_server_that_cuts_off_what_takes_long() {
 }
 
 #[test]
+fn databases_of_others_cost_nothing_and_are_named() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    for database in ["own", "rdsadmin", "closed", "theirs"] {
+        postgres.sql("postgres", format!("create database {database}"));
+        postgres.sql(database, "create table t as select 1 as n");
+    }
+    postgres.sql(
+        "postgres",
+        "create role plain login; alter database own owner to plain;
+         revoke connect on database closed from public;",
+    );
+    postgres.sql("own", "alter table t owner to plain");
+    // Open by all that a role can ask, and refused at the door.
+    let rules = sandbox.path("cluster/data/pg_hba.conf");
+    let text = std::fs::read_to_string(&rules).expect("reads");
+    std::fs::write(&rules, format!("local rdsadmin all reject\n{text}")).expect("writes");
+    postgres.sql("postgres", "select pg_reload_conf()");
+    configure(&sandbox, postgres.socket_dir(), "");
+    let text = String::from_utf8(sandbox.read("forgekeep.toml")).expect("text");
+    sandbox.write("forgekeep.toml", text.replace("role = 'gitlab-psql'", "role = 'plain'"));
+    let outcome = backup(&sandbox).run().ok();
+    let all = outcome.json();
+    assert_eq!(summary(&all)["is_complete"], true, "{}", outcome.told());
+    assert_eq!(summary(&all)["databases"], 1, "{}", outcome.told());
+    for words in [
+        "database rdsadmin is not dumped: ",
+        "database closed is not dumped: the role of the backup may not connect",
+        "database theirs is not dumped: the role of the backup may not read 1 of its tables",
+    ] {
+        assert!(outcome.told().contains(words), "`{words}`: {}", outcome.told());
+    }
+    // One that is asked for has to be dumped.
+    configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'rdsadmin']");
+    backup(&sandbox).run().fails(1, &["rdsadmin"]);
+}
+
+#[test]
 fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() {
     if !is_root() {
         return;

@@ -63,7 +63,7 @@ fn a_gitlab_in_containers_comes_back() {
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
 
-    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
     for words in ["forge-gitlab-1", "17.8.2", "repositories", "secrets.env", "backups"] {
         assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
     }
@@ -121,7 +121,7 @@ fn a_volume_inside_another_one_comes_back() {
     gitlab.mount("shared/lfs-objects", "mnt/lfs");
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
-    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
     for words in [" mnt/hashed", " mnt/pools", " mnt/lfs", "redis (redis:7)"] {
         assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
     }
@@ -147,7 +147,7 @@ fn a_volume_inside_another_one_comes_back() {
 
     // A disk that is not mounted is a part that is missing.
     std::fs::rename(gitlab.path("mnt/lfs"), gitlab.path("mnt/gone")).expect("moves");
-    let outcome = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    let outcome = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
     assert!(outcome.told().contains("lfs"), "{}", outcome.told());
 }
 
@@ -166,7 +166,7 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
 
     let name = "GITLAB_SECRETS_OTP_KEY_BASE";
     for outcome in [
-        configured(&sandbox, ["config", "check"]).run().ends_with(3),
+        configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3),
         backup(&sandbox).run().ends_with(3),
     ] {
         assert!(outcome.told().contains(name), "{}", outcome.told());
@@ -180,7 +180,7 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
     sandbox.write("vault", "the keys");
     let place = format!("parts.secrets.path = '{}'", sandbox.text("vault"));
     configure(&sandbox, &gitlab, &place);
-    configured(&sandbox, ["config", "check"]).run().ok();
+    configured(&sandbox, ["config", "check", "--offline"]).run().ok();
 }
 
 #[test]
@@ -224,6 +224,6 @@ fn it_is_found_where_compose_files_usually_are() {
         "forgekeep.toml",
         format!("state = '{}'\n{}", sandbox.text("state"), outcome.stdout),
     );
-    let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
     assert!(checked.stdout.contains(&format!("  {found}  ")), "{}", checked.told());
 }

@@ -30,7 +30,7 @@ use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
 use dumps::Moments;
-pub use inspection::{Inspection, catalogue, inspect};
+pub use inspection::{Inspection, catalogue, databases, inspect};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -300,6 +300,9 @@ impl<'j> Session<'j> {
         let (moments, missing) =
             Moments::open(self.job.plan, self.job.store.observer().progress())?;
         self.missing.extend(missing);
+        for note in moments.notes() {
+            self.job.store.observer().event(Event::Note(note.clone()));
+        }
         Ok(moments)
     }
 
@@ -358,6 +361,7 @@ impl<'j> Session<'j> {
     /// Asks what there should be, then dumps every database as of its moment.
     fn dump(&mut self, mut moments: Moments<'_>) -> Result<()> {
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
+        self.catalogue.notes.extend(moments.notes().iter().cloned());
         self.databases = moments.dump(&mut self.backup)?;
         self.postgres = moments.version();
         if !moments.reads_passwords() {

@@ -12,6 +12,7 @@ use forge::service::control::Control;
 use forge::settings::{Mode, Sample, Settings};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use store::observe::Progress;
 
 /// Look at the configuration
@@ -40,8 +41,42 @@ pub struct Check {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
+    /// Do not connect to database servers
+    #[arg(long)]
+    offline: bool,
     #[command(flatten)]
     config: ConfigFile,
+}
+
+/// How long a database server that is starting is waited for.
+const SERVER_WAIT: Duration = Duration::from_secs(2);
+
+/// What a database server says of the databases of a plan.
+#[derive(Default)]
+struct Asked {
+    /// Those that are not there.
+    missing: Vec<Absent>,
+    /// Why it could not be asked.
+    problem: Option<String>,
+}
+
+impl Asked {
+    /// Asks the server. Why it has databases that are not dumped goes to the plan's notes.
+    fn of(plan: &mut Plan, progress: &Progress) -> Asked {
+        if let Some(server) = &mut plan.postgres {
+            server.wait = server.wait.min(SERVER_WAIT);
+        }
+        match forge::session::databases(plan, progress) {
+            Ok((missing, notes)) => {
+                plan.notes.extend(notes);
+                Asked { missing, problem: None }
+            }
+            Err(error) => {
+                let problem = format!("databases cannot be asked: {error}; `--offline` skips this");
+                Asked { missing: Vec::new(), problem: Some(problem) }
+            }
+        }
+    }
 }
 
 impl Check {
@@ -62,8 +97,13 @@ impl Check {
             let site = Site { instance, settings, progress: &progress };
             let place = instance::place_of(&config, instance, global);
             match forge::kind::plan(&site) {
-                Ok((plan, kind)) => {
-                    let view = View::of(&plan, kind, settings, place, &progress);
+                Ok((mut plan, kind)) => {
+                    let asked = if self.offline {
+                        Asked::default()
+                    } else {
+                        Asked::of(&mut plan, &progress)
+                    };
+                    let view = View::of(&plan, kind, settings, place, asked, &progress);
                     view.show(ui)?;
                     ui.json("instance", view.json())?;
                     is_right &= view.is_right();
@@ -111,6 +151,7 @@ impl<'a> View<'a> {
         kind: &'static dyn Kind,
         settings: &'a Settings,
         place: Result<PathBuf, Failure>,
+        asked: Asked,
         progress: &Progress,
     ) -> View<'a> {
         let store = place.map_err(|failure| {
@@ -123,7 +164,8 @@ impl<'a> View<'a> {
             Err(reason) => Some(reason.clone()),
         });
         let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);
-        let missing = absent.chain(plan.lacking.iter().cloned());
+        problems.extend(asked.problem);
+        let missing = absent.chain(plan.lacking.iter().cloned()).chain(asked.missing);
         let missing = missing.filter(|absent| absent.is_required).collect();
         let (title, root) = (kind.title(), settings.root.as_path());
         let supervised = plan.all_services(progress);

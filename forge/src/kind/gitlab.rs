@@ -222,6 +222,7 @@ impl Gitlab {
             Some(host) if LOOPBACK.contains(&host) && own_socket.exists() => Some(own),
             Some(host) => {
                 server.host = Some(host.to_owned());
+                server.is_shared = true;
                 plan.notes.push(format!(
                     "the database server is {host}, not the package's own; its clients need a \
                      passfile"
@@ -238,10 +239,16 @@ impl Gitlab {
             server.host = Some(dir.display().to_string());
         }
         plan.postgres = Some(server);
-        for DatabaseOf { purpose, name, elsewhere } in generated.databases.iter().cloned() {
-            let database = Database { name, purpose, is_required: true };
+        for DatabaseOf { purpose, name, elsewhere, is_required } in
+            generated.databases.iter().cloned()
+        {
+            let database = Database { name, purpose, is_required };
             match elsewhere {
                 None => plan.databases.push(database),
+                Some(address) if !is_required => plan.notes.push(format!(
+                    "database {} on {address} is not dumped; dump it there if it is in use",
+                    database.name
+                )),
                 Some(address) => plan.lacks(
                     &database.part(),
                     format!(

@@ -66,6 +66,8 @@ pub struct Server {
     pub encryption: BTreeMap<&'static str, String>,
     /// Databases to save; without it, all that the server has.
     pub databases: Option<Vec<String>>,
+    /// Whether it serves others as well, so that only databases that are named are saved.
+    pub is_shared: bool,
     /// Databases that are left out on purpose.
     pub skipped: Vec<String>,
     /// How long to wait for it while it is starting.
@@ -97,6 +99,7 @@ impl Default for Server {
             password: None,
             encryption: BTreeMap::new(),
             databases: None,
+            is_shared: false,
             skipped: Vec::new(),
             wait: WAIT,
             silence: SILENCE,
@@ -210,22 +213,72 @@ impl Server {
         Ok(connection.one::<May>(query)?.read)
     }
 
-    /// The databases to save.
-    pub fn databases(&self, connection: &mut Connection<'_>) -> Result<Vec<String>> {
+    /// The databases to save, of which the plan names some, and why others are not.
+    pub fn databases(
+        &self,
+        connection: &mut Connection<'_>,
+        planned: &[&str],
+    ) -> Result<(Vec<String>, Vec<String>)> {
         #[derive(Deserialize)]
-        struct Named {
+        struct Listed {
             name: String,
+            may_connect: bool,
         }
-        let all: Vec<Named> = connection.rows(
-            "select datname as name from pg_database \
-             where datallowconn and not datistemplate order by 1",
+        let all: Vec<Listed> = connection.rows(
+            "select datname as name, has_database_privilege(datname, 'CONNECT') as may_connect \
+             from pg_database where datallowconn and not datistemplate order by 1",
         )?;
-        let all = all.into_iter().map(|database| database.name);
-        let all = all.filter(|name| !self.skipped.contains(name));
-        Ok(match &self.databases {
-            Some(wanted) => all.filter(|name| wanted.contains(name)).collect(),
-            // That one is there to connect to.
-            None => all.filter(|name| name != MAINTENANCE).collect(),
+        let (mut names, mut notes) = (Vec::new(), Vec::new());
+        for Listed { name, may_connect } in all {
+            let is_planned = planned.contains(&name.as_str());
+            let is_wanted = self.databases.as_ref().map(|wanted| wanted.contains(&name));
+            if self.skipped.contains(&name) || is_wanted == Some(false) {
+                continue;
+            }
+            if is_planned || is_wanted == Some(true) {
+                names.push(name);
+            } else if name == MAINTENANCE {
+                // That one is there to connect to.
+            } else if self.is_shared {
+                notes.push(not_dumped(&name, "it is none of this instance's"));
+            } else if !may_connect {
+                notes.push(not_dumped(&name, "the role of the backup may not connect to it"));
+            } else {
+                names.push(name);
+            }
+        }
+        Ok((names, notes))
+    }
+
+    /// Connects to a database of which the instance need not have anything; or why it cannot be
+    /// dumped.
+    pub fn connect_to_other<'a>(
+        &self,
+        name: &str,
+        progress: &'a Progress,
+    ) -> Result<std::result::Result<Connection<'a>, String>> {
+        #[derive(Deserialize)]
+        struct Closed {
+            count: u64,
+        }
+        let mut connection = match self.connect(name, progress) {
+            Ok(connection) => connection,
+            Err(Error::Failed { said, .. }) => return Ok(Err(not_dumped(name, said.trim()))),
+            Err(error) => return Err(error),
+        };
+        // What is locked or read by a dump.
+        let closed: Closed = connection.one(
+            "select count(*) as count from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind in ('r', 'p', 'S') and n.nspname !~ '^pg_' \
+             and n.nspname <> 'information_schema' and not (has_schema_privilege(n.oid, 'usage') \
+             and has_table_privilege(c.oid, 'select'))",
+        )?;
+        Ok(match closed.count {
+            0 => Ok(connection),
+            count => {
+                let reason = format!("the role of the backup may not read {count} of its tables");
+                Err(not_dumped(name, &reason))
+            }
         })
     }
 
@@ -511,6 +564,12 @@ impl Columns {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+fn not_dumped(name: &str, reason: &str) -> String {
+    format!(
+        "database {name} is not dumped: {reason}; `postgres.databases` names it if it should be"
+    )
 }
 
 /// A database as an argument: a plain name with `=` in it would be taken for something else.

@@ -22,6 +22,8 @@ struct Source<'a> {
     version: String,
     reads_passwords: bool,
     connections: Vec<Connection<'a>>,
+    /// Why databases of the server are not among them.
+    notes: Vec<String>,
     /// Names of the moments, in the order of the connections.
     names: Vec<String>,
 }
@@ -33,12 +35,13 @@ impl<'a> Moments<'a> {
         let Some(server) = &plan.postgres else {
             return Ok((Moments { progress, source: None }, Vec::new()));
         };
-        let named = plan.databases.iter().map(|database| database.name.as_str());
-        let mut first = server.connect_first(&named.collect::<Vec<_>>(), progress)?;
+        let named: Vec<&str> =
+            plan.databases.iter().map(|database| database.name.as_str()).collect();
+        let mut first = server.connect_first(&named, progress)?;
         let (major, version) = server.version(&mut first)?;
         let client = server.client(major, progress)?;
         let reads_passwords = server.reads_passwords(&mut first)?;
-        let there = server.databases(&mut first)?;
+        let (there, mut notes) = server.databases(&mut first, &named)?;
         drop(first);
         let wanted = plan.databases.iter().filter(|wanted| !there.contains(&wanted.name));
         let missing = wanted.map(|wanted| Absent {
@@ -47,14 +50,25 @@ impl<'a> Moments<'a> {
             is_required: wanted.is_required,
         });
         let missing = missing.collect();
-        let connections = there.iter().map(|name| server.connect(name, progress));
-        let connections = connections.collect::<Result<_>>()?;
+        let mut connections = Vec::new();
+        for name in &there {
+            let is_listed = server.databases.as_ref().is_some_and(|listed| listed.contains(name));
+            if is_listed || named.contains(&name.as_str()) {
+                connections.push(server.connect(name, progress)?);
+                continue;
+            }
+            match server.connect_to_other(name, progress)? {
+                Ok(connection) => connections.push(connection),
+                Err(note) => notes.push(note),
+            }
+        }
         let source = Some(Source {
             server,
             client,
             version,
             reads_passwords,
             connections,
+            notes,
             names: Vec::new(),
         });
         Ok((Moments { progress, source }, missing))
@@ -72,6 +86,11 @@ impl<'a> Moments<'a> {
     /// The connections, each seeing its moment.
     pub fn connections(&mut self) -> &mut [Connection<'a>] {
         self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
+    }
+
+    /// Why databases of the server are not dumped.
+    pub fn notes(&self) -> &[String] {
+        self.source.as_ref().map_or(&[], |source| &source.notes)
     }
 
     /// Whether the passwords of roles are in the dump.

@@ -40,6 +40,13 @@ pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Ca
     kind.ask(plan, moments.connections())
 }
 
+/// Which databases of the plan the server does not have, and why it has others that are not
+/// dumped. Connects to all and reads nothing of them.
+pub fn databases(plan: &Plan, progress: &Progress) -> Result<(Vec<Absent>, Vec<String>)> {
+    let (moments, missing) = Moments::open(plan, progress)?;
+    Ok((missing, moments.notes().to_vec()))
+}
+
 /// Looks at this machine and its running databases as they are now. Nothing is changed.
 pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Inspection> {
     let (mut moments, mut missing) = Moments::open(plan, progress)?;

@@ -1,7 +1,7 @@
 //! The configuration files that the package generates: where data is, and what may not be
 //! missing.
 
-use super::below;
+use super::{LOOPBACK, below};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::links;
@@ -37,6 +37,8 @@ pub struct DatabaseOf {
     pub name: String,
     /// The address of its server, where that is another than the main one's.
     pub elsewhere: Option<String>,
+    /// Whether the backup is complete without it.
+    pub is_required: bool,
 }
 
 /// One directory of data.
@@ -144,7 +146,10 @@ pub fn read(root: &Path, data: &Path) -> Result<Generated> {
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
         database_port: port(&main["port"]),
-        databases: databases_of(&databases),
+        databases: databases_of(&databases)
+            .into_iter()
+            .chain(registry_database(&registry["database"], main))
+            .collect(),
         lacks,
         notes,
     })
@@ -307,7 +312,7 @@ fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
         let elsewhere = ((host.as_str(), port) != (address(main).0.as_str(), address(main).1))
             .then(|| format!("{host}:{port}"));
         let name = value["database"].as_str()?.to_owned();
-        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere })
+        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere, is_required: true })
     };
     let all = settings.as_object().into_iter().flatten();
     let found = of("main", settings).into_iter();
@@ -323,9 +328,32 @@ fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
     }
     if databases.is_empty() {
         let (purpose, name) = ("main".into(), "gitlabhq_production".into());
-        databases.push(DatabaseOf { purpose, name, elsewhere: None });
+        databases.push(DatabaseOf { purpose, name, elsewhere: None, is_required: true });
     }
     databases
+}
+
+/// The database of the registry, which may keep there what it knows of its images.
+fn registry_database(settings: &Value, main: &Value) -> Option<DatabaseOf> {
+    let enabled = &settings["enabled"];
+    // It may also be used only where it has been filled.
+    let is_required = enabled.as_bool() == Some(true) || enabled.as_str() == Some("true");
+    if !is_required && enabled.as_str() != Some("prefer") {
+        return None;
+    }
+    let address = |value: &Value| {
+        let host = value["host"].as_str().unwrap_or_default();
+        let is_local = host.is_empty() || host.starts_with('/') || LOOPBACK.contains(&host);
+        let host = if is_local { "localhost" } else { host };
+        format!("{host}:{}", port(&value["port"]).unwrap_or(5432))
+    };
+    let own = address(settings);
+    Some(DatabaseOf {
+        purpose: "registry".into(),
+        name: settings["dbname"].as_str().unwrap_or("registry").to_owned(),
+        elsewhere: (own != address(main)).then_some(own),
+        is_required,
+    })
 }
 
 fn port(value: &Value) -> Option<u16> {

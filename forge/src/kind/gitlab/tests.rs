@@ -433,3 +433,28 @@ fn broken_secrets_fail() {
     assert_eq!(check().verdict, Verdict::Failed);
     assert!(!find(&machine.plan(), "secrets").is_there());
 }
+
+#[test]
+fn the_database_of_the_registry_belongs_to_it() {
+    let machine = Machine::with("production: {}\n");
+    let registry = |text: &str| {
+        machine.write("/var/opt/gitlab/registry/config.yml", text);
+        machine.plan()
+    };
+    let names = |plan: &Plan| {
+        plan.databases.iter().map(|of| (of.part(), of.is_required)).collect::<Vec<_>>()
+    };
+    let main = ("database-main".to_owned(), true);
+    assert_eq!(names(&registry("database:\n  enabled: false\n")), [main.clone()]);
+    let own = "database:\n  enabled: true\n  host: /var/opt/gitlab/postgresql\n  dbname: images\n";
+    let plan = registry(own);
+    assert_eq!(names(&plan), [main.clone(), ("database-registry".into(), true)]);
+    assert_eq!(plan.databases[1].name, "images");
+    let maybe = "database:\n  enabled: prefer\n  host: localhost\n";
+    assert_eq!(names(&registry(maybe)), [main.clone(), ("database-registry".into(), false)]);
+    let plan = registry("database:\n  enabled: true\n  host: db.example.org\n");
+    assert_eq!(names(&plan), [main]);
+    assert!(looked_for(&plan, "database-registry").contains("db.example.org:5432"));
+    let skipped = machine.plan_with("parts.database-registry.missing = 'ok'");
+    assert!(!skipped.lacking[0].is_required);
+}
