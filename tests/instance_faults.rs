@@ -496,6 +496,14 @@ fn keys_that_are_others_than_last_time() {
     let told = check.to_string();
     let id = summary(&first)["snapshot_id"].as_str().expect("an id");
     assert!(told.contains("db_key_base changed") && told.contains(&id[..8]), "{told}");
+    // As long as nobody says that it was done on purpose, and not only once.
+    let again = keys(&backup(&sandbox).run().ok().json()).expect("a check");
+    assert_eq!(again["text"], check["text"]);
+    configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
+    let accepted = keys(&backup(&sandbox).run().ok().json()).expect("a check");
+    assert_eq!(accepted["verdict"], "ok", "{accepted}");
+    configure(&sandbox, &gitlab, "");
+    assert_eq!(keys(&backup(&sandbox).run().ok().json()), None);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
-use crate::settings::{Missing, Mode, OnFailure, Sample, Settings};
+use crate::settings::{ChangedKeys, Missing, Mode, OnFailure, Sample, Settings};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,6 +61,8 @@ pub struct Plan {
     /// Parts that the settings allow to be missing, or all, of which nothing need be there though
     /// databases name it.
     pub excused: Excused,
+    /// Whether other keys than before are worth a warning.
+    pub changed_keys: ChangedKeys,
     /// What is odd and worth a line.
     pub notes: Vec<String>,
 }
@@ -89,6 +91,7 @@ impl Plan {
             tags: settings.tags.clone(),
             sample: settings.checks.sample,
             excused: Excused::of(settings),
+            changed_keys: settings.keys.changed,
             notes: Vec::new(),
         }
     }

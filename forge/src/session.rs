@@ -465,7 +465,7 @@ impl<'j> Session<'j> {
         let copy = Copy::Through { copy: &copy, mounts: &plan.mounts };
         let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
         checks.extend(self.check_keys(&copy)?);
-        if let Some((id, snapshot)) = self.last_complete()? {
+        if let Some((id, snapshot)) = self.complete_ones()?.pop() {
             let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
             let before = Copy::Through { copy: &before, mounts: &plan.mounts };
             match job.kind.compare(plan, &self.catalogue, &copy, &before) {
@@ -481,19 +481,19 @@ impl<'j> Session<'j> {
         Ok(checks)
     }
 
-    /// The newest snapshot of this instance on this machine that had all of it; without one, the
-    /// newest there is.
-    fn last_complete(&self) -> Result<Option<(SnapshotId, Snapshot)>> {
-        let Some((id, parent)) = self.backup.parent() else { return Ok(None) };
+    /// The snapshots of this instance on this machine that had all of it, oldest first; without
+    /// one, the newest there is.
+    fn complete_ones(&self) -> Result<Vec<(SnapshotId, Snapshot)>> {
+        let Some((id, parent)) = self.backup.parent() else { return Ok(Vec::new()) };
         let (mut all, _) = self.job.store.snapshots()?;
-        let is_complete = |snapshot: &Snapshot| {
+        all.retain(|(_, snapshot)| {
+            let of = snapshot.instance.as_ref();
             snapshot.host == parent.host
-                && snapshot
-                    .instance
-                    .as_ref()
-                    .is_some_and(|of| of.name == self.job.plan.instance && of.is_complete)
-        };
-        let last = all.iter().rposition(|(_, snapshot)| is_complete(snapshot));
-        Ok(Some(last.map_or_else(|| (id, parent.clone()), |at| all.swap_remove(at))))
+                && of.is_some_and(|of| of.name == self.job.plan.instance && of.is_complete)
+        });
+        if all.is_empty() {
+            all.push((id, parent.clone()));
+        }
+        Ok(all)
     }
 }

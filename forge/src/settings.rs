@@ -61,6 +61,9 @@ pub struct Settings {
     /// What is looked at in the copy.
     #[serde(default)]
     pub checks: ChecksSettings,
+    /// What it means that keys are others than before.
+    #[serde(default)]
+    pub keys: KeysSettings,
 }
 
 fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
@@ -258,6 +261,25 @@ pub struct ChecksSettings {
     pub sample: Sample,
     /// What it means that much of what the databases name is nowhere on this machine.
     pub lost: Missing,
+}
+
+/// The keys that decrypt what databases hold.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct KeysSettings {
+    /// What it means that they changed.
+    pub changed: ChangedKeys,
+}
+
+/// What it means that keys changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangedKeys {
+    /// A warning, with every backup.
+    #[default]
+    Warn,
+    /// Nothing: it was done on purpose.
+    Ok,
 }
 
 impl Default for ChecksSettings {

@@ -115,7 +115,7 @@ pub fn check(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
     if absent.is_empty() {
         return Ok(Check::ok(
             "secrets",
-            "the files with the keys that decrypt the database are there",
+            "the files with the keys that decrypt the database are present, not tried",
         ));
     }
     let text = "files with keys that decrypt the database are not in the copy";
