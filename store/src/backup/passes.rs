@@ -5,7 +5,9 @@ use super::gate::Gate;
 use super::intake::{Intake, Taken, Trouble};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{Run, Totals};
-use super::{Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path};
+use super::{
+    Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path,
+};
 use crate::entry::{Entry, Kind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};

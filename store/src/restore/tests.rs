@@ -72,7 +72,7 @@ impl Bench {
             exclude: none(),
             delete: false,
             delete_below: vec![self.from.clone()],
-            keep: none(),
+            keep: Spared::default(),
             is_dry: false,
         }
     }
@@ -236,7 +236,7 @@ fn a_directory_with_left_out_paths_never_gives_way() {
     fs::create_dir_all(bench.path("target/x/cache")).expect("makes");
     fs::write(bench.path("target/x/kept.tmp"), "left out").expect("writes");
     fs::write(bench.path("target/x/extra"), "extra").expect("writes");
-    let keep = Globs::new(["*.tmp"]).expect("a glob");
+    let keep: Spared = Globs::new([&b"*.tmp"[..]]).expect("a glob").into();
     let options = Options { delete: true, keep, ..bench.options() };
     let dry = Options { is_dry: true, ..options.clone() };
     let planned = bench.restore("target", &dry).expect("runs");
@@ -349,7 +349,7 @@ fn a_restore_into_the_store_is_refused() {
     let refused = bench.restore("", &bench.options());
     assert!(matches!(refused, Err(Error::TargetIsStore { .. })), "{refused:?}");
     // And does not if they are left out, or where it has an empty directory there.
-    let exclude = Globs::new(["source/store/tmp"]).expect("a glob");
+    let exclude = Globs::new([&b"source/store/tmp"[..]]).expect("a glob");
     bench.restore("", &Options { exclude, ..bench.options() }).expect("restores");
     assert!(bench.path("b/file").exists());
     assert!((mode(), ctimes(&bench.path("store/segments"))) == before);
@@ -359,10 +359,10 @@ fn a_restore_into_the_store_is_refused() {
 fn patterns_that_match_nothing_are_named() {
     let bench = Bench::new(make_everything);
     let include = |patterns: &[&str]| Options {
-        include: Globs::new(patterns.iter().copied()).expect("globs"),
+        include: Globs::new(patterns.iter().map(|pattern| pattern.as_bytes())).expect("globs"),
         include_each: patterns
             .iter()
-            .map(|pattern| (pattern.to_string(), Globs::new([*pattern]).expect("a glob")))
+            .map(|pattern| (pattern.to_string(), Globs::new([pattern.as_bytes()]).expect("a glob")))
             .collect(),
         ..bench.options()
     };
