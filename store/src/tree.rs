@@ -946,7 +946,9 @@ mod tests {
             let mut entries: Vec<Entry> =
                 paths.into_iter().zip(samples).map(|(path, e)| Entry { path, ..e.clone() }).collect();
             entries.sort_by(|a, b| path_cmp(&a.path, &b.path));
-            entries.iter_mut().for_each(|entry| drop(entry.amend()));
+            for entry in &mut entries {
+                entry.amend();
+            }
             let pages = Pages::default();
             let mut put = |bytes: &[u8]| pages.put(bytes);
             let (mut writer, mut kept) = (TreeWriter::default(), Vec::new());

@@ -104,3 +104,53 @@ impl<'a> Gate<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Kind, Time};
+    use crate::id::ChunkId;
+    use crate::observe::Progress;
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<Event>>, Progress);
+
+    impl Observer for Heard {
+        fn event(&self, event: Event) {
+            self.0.lock().push(event);
+        }
+
+        fn progress(&self) -> &Progress {
+            &self.1
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_named_once_with_what_it_costs() {
+        let (heard, counters) = (Heard::default(), Counters::default());
+        let mut gate = Gate::new(&counters, &heard);
+        let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
+        let dir = |path: &str, mode| Entry::new(path.into(), Kind::Directory, mode);
+        let odd = Time { seconds: 0, nanoseconds: 1 << 30 };
+        let many = (0..80).map(|n| (vec![b'a' + n], vec![0; 60_000])).collect();
+        let full = Entry { mtime: Some(odd), xattrs: many, ..dir("full", 0o755) };
+        for entry in [
+            dir("bad", u32::MAX),
+            dir("bad/a", 0o755),
+            dir("bad/a/b", 0o755),
+            full,
+            dir("z", 0o755),
+        ] {
+            gate.push(entry, &mut put).expect("goes on");
+        }
+        let (_, totals) = gate.finish(&mut put).expect("puts");
+        assert_eq!((totals.entries, counters.unreadable.into_inner()), (2, 3));
+        let heard = heard.0.into_inner();
+        let reason = "an impossible mode; 2 entries below it are left out, too".to_owned();
+        assert_eq!(heard[0], Event::Unreadable { path: "/bad".into(), reason });
+        assert!(matches!(&heard[1], Event::Note(note) if note.starts_with("/full: a time")));
+        assert!(matches!(&heard[2], Event::Warning(text) if text.starts_with("/full: 63 of 80")));
+        assert_eq!(heard.len(), 3);
+    }
+}
