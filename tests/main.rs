@@ -39,6 +39,8 @@ mod reading;
 mod restore;
 /// What changed is stored as what is new of it.
 mod reuse;
+/// What is left out, what is named, and what a restore spares.
+mod rules;
 /// Files of very many small slices of chunks.
 mod slices;
 /// Everything at once on one store.

@@ -1,0 +1,213 @@
+//! What a backup leaves out, what was named all the same, and what a restore spares of it.
+
+use crate::support::instance::configured;
+use crate::support::sandbox::{Outcome, Sandbox, is_root};
+
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55";
+const GIT_DIR: [(&str, &str); 3] =
+    [("HEAD", "ref: refs/heads/main\n"), ("objects/aa/x", "x"), ("refs/heads/main", "x")];
+
+/// A directory `source/p` (or the same in a git directory) that a rule leaves out.
+struct Case {
+    base: &'static str,
+    rule: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const BASES: [&str; 2] = ["source", "source/r.git"];
+const RULES: [(&str, &[&str]); 3] =
+    [("pattern", &["--exclude", "p"]), ("cache", &["--exclude-caches"]), ("mount", &["-x"])];
+
+fn cases() -> impl Iterator<Item = Case> {
+    let rules = RULES.into_iter().filter(|(rule, _)| *rule != "mount" || is_root());
+    rules.flat_map(|(rule, arguments)| BASES.map(|base| Case { base, rule, arguments }))
+}
+
+/// Runs a test with the directory of a case in place.
+fn within(case: &Case, test: impl FnOnce(&Sandbox, &str)) {
+    let sandbox = Sandbox::with_store();
+    let dir = format!("{}/p", case.base);
+    for (name, content) in GIT_DIR {
+        sandbox.write(&format!("source/r.git/{name}"), content);
+    }
+    sandbox.write("source/beside", "beside");
+    std::fs::create_dir_all(sandbox.path(&dir)).expect("a directory");
+    let is_mount = case.rule == "mount";
+    if is_mount && sandbox.tool("mount").args(["-t", "tmpfs", "none", &dir]).run().code() != Some(0)
+    {
+        return;
+    }
+    if case.rule == "cache" {
+        sandbox.write(&format!("{dir}/CACHEDIR.TAG"), TAG);
+    }
+    sandbox.write(&format!("{dir}/out"), "left out");
+    sandbox.write(&format!("{dir}/in/f"), "named");
+    test(&sandbox, &dir);
+    if is_mount {
+        sandbox.tool("umount").args(["-l", &dir]).run().ok();
+    }
+}
+
+/// Whether the newest snapshot has this path.
+fn has(sandbox: &Sandbox, path: &str) -> bool {
+    let listed = sandbox.run(["ls", "latest"]).ok().stdout;
+    let path = sandbox.text(path);
+    listed.lines().any(|line| line == path)
+}
+
+#[test]
+fn what_is_named_is_in_whatever_the_rules_say_of_its_parents() {
+    for case in cases() {
+        let text = format!("{} in {}", case.rule, case.base);
+        within(&case, |sandbox, dir| {
+            let [out, named, below] = ["out", "in", "in/f"].map(|name| format!("{dir}/{name}"));
+            let backup = |paths: &[&str]| {
+                sandbox.forgekeep(["backup"]).args(case.arguments).args(paths).run().ok();
+            };
+            for again in ["first", "second"] {
+                backup(&["source"]);
+                assert!(!has(sandbox, &out) && !has(sandbox, &below), "{text}, {again}");
+                assert!(has(sandbox, "source/r.git/objects/aa/x"), "{text}, {again}");
+                let has_tag = has(sandbox, &format!("{dir}/CACHEDIR.TAG"));
+                assert_eq!(has_tag, case.rule == "cache", "{text}, {again}");
+                backup(&["source", &named]);
+                assert!(!has(sandbox, &out) && has(sandbox, &below), "{text}, {again}");
+                backup(&["source", dir]);
+                assert!(has(sandbox, &out) && has(sandbox, &below), "{text}, {again}");
+            }
+        });
+    }
+}
+
+#[test]
+fn what_was_left_out_survives_a_restore_that_deletes() {
+    for case in cases() {
+        within(&case, |sandbox, dir| {
+            let text = format!("{} in {}", case.rule, case.base);
+            let named = format!("{dir}/in");
+            let paths = ["source", &named];
+            sandbox.forgekeep(["backup"]).args(case.arguments).args(paths).run().ok();
+            // As on a machine where nothing is mounted and no cache has its tag.
+            let copy = "copy/source";
+            let moved = dir.replacen("source", copy, 1);
+            sandbox.tool("mkdir").args(["copy"]).run().ok();
+            sandbox.tool("cp").args(["-a", "source", copy]).run().ok();
+            let _ = std::fs::remove_file(sandbox.path(format!("{moved}/CACHEDIR.TAG")));
+            for later in ["copy/source/later", &format!("{moved}/in/later")] {
+                sandbox.write(later, "later");
+            }
+            let place = sandbox.at("latest", "source");
+            sandbox.run(["restore", &place, "--target", copy, "--delete"]).ok();
+            assert!(sandbox.has(format!("{moved}/out")), "{text}");
+            assert!(sandbox.has(format!("{moved}/in/f")), "{text}");
+            assert!(!sandbox.has("copy/source/later"), "{text}");
+            // Nothing is removed in a cache, whose tag is back.
+            let is_kept = sandbox.has(format!("{moved}/in/later"));
+            assert_eq!(is_kept, case.rule == "cache", "{text}");
+        });
+    }
+}
+
+#[test]
+fn the_store_is_never_in_a_snapshot() {
+    for place in ["source/store", "source/r.git/store"] {
+        let sandbox = Sandbox::new();
+        for (name, content) in GIT_DIR {
+            sandbox.write(&format!("source/r.git/{name}"), content);
+        }
+        let run = |arguments: &[&str]| sandbox.forgekeep(arguments).args(["--store", place]).run();
+        run(&["init"]).ok();
+        let inner = format!("{place}/segments");
+        run(&["backup", place]).fails(1, &["is the store itself"]);
+        run(&["backup", &inner, place]).fails(1, &["lies in it"]);
+        for paths in [&["source"][..], &["source", place], &["source", &inner]] {
+            run(&[&["backup"], paths].concat()).ok();
+            let listed = run(&["ls", "latest"]).ok().stdout;
+            assert!(!listed.contains(place) && listed.contains("r.git/HEAD"), "{listed}");
+        }
+    }
+}
+
+#[test]
+fn patterns_that_leave_nothing_are_not_a_success() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("source/b.log", "b");
+    sandbox.write("patterns", "\u{feff}*.log\r\n!b.log\r\n");
+    let backup = |arguments: &[&str]| -> Outcome {
+        sandbox.forgekeep(["backup", "source"]).args(arguments).run()
+    };
+    backup(&["--exclude", ""]).fails(2, &["bad pattern", "empty"]);
+    backup(&["--exclude-file", "patterns"]).fails(2, &["negated", "patterns, line 2"]);
+    sandbox.run(["restore", "latest", "-t", "x", "--include", ""]).fails(2, &["bad pattern"]);
+    for all in ["*", "**", "a,b"] {
+        let all = if all == "a,b" { "{a,b.log}" } else { all };
+        let outcome = backup(&["--exclude", all]).ends_with(3);
+        assert!(outcome.stderr.contains("nothing to back up"), "{}", outcome.told());
+    }
+    backup(&["--exclude", "*.log"]).ok();
+    assert!(has(&sandbox, "source/a") && !has(&sandbox, "source/b.log"));
+}
+
+/// Writes the configuration of an instance of two parts, one of them skipped.
+fn configure(sandbox: &Sandbox, more: &str) {
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.wiki]\nkind = 'plain'\n\
+         exclude = ['*.tmp']\nparts.all.path = '{data}'\nparts.all.exclude = ['logs']\n\
+         parts.big.path = '{data}/big'\nparts.big.skip = true\n{more}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        data = sandbox.text("data"),
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+#[test]
+fn what_a_configuration_leaves_out_survives_a_restore_that_deletes() {
+    let sandbox = Sandbox::new();
+    let left_out = ["data/logs/x", "data/sub/logs/x", "data/big/x", "data/a.tmp", "data/sub/b.tmp"];
+    for name in ["data/kept", "data/sub/kept"].iter().chain(&left_out) {
+        sandbox.write(name, "x");
+    }
+    configure(&sandbox, "");
+    let run = |arguments: &[&str]| configured(&sandbox, []).args(arguments).run();
+    let backup = ["backup", "--instance", "wiki", "--init", "--exclude", "*.bak"];
+    sandbox.write("data/c.bak", "x");
+    run(&backup).ok();
+    sandbox.write("data/later", "x");
+    let (place, store) = (sandbox.at("latest", "data"), sandbox.text("store"));
+    let restore = ["restore", &place, "--target", "data", "--delete", "--store", &store];
+    run(&restore).ok();
+    for name in left_out.iter().chain(&["data/kept", "data/sub/kept", "data/c.bak"]) {
+        assert!(sandbox.has(name), "{name}");
+    }
+    assert!(!sandbox.has("data/later"));
+    let listed = run(&["ls", "latest", "--store", &store]).ok().stdout;
+    for name in left_out {
+        assert!(!listed.contains(&sandbox.text(name)), "{name}");
+    }
+}
+
+#[test]
+fn an_incomplete_snapshot_says_so_and_names_the_last_complete_one() {
+    let sandbox = Sandbox::new();
+    sandbox.write("data/kept", "x");
+    sandbox.write("data/big/x", "x");
+    sandbox.write("more/x", "x");
+    let more = format!("parts.more.path = '{}'", sandbox.text("more"));
+    configure(&sandbox, &more);
+    let run = |arguments: &[&str]| configured(&sandbox, []).args(arguments).run();
+    let backup = ["backup", "--instance", "wiki", "--init"];
+    run(&backup).ok();
+    std::fs::rename(sandbox.path("more"), sandbox.path("elsewhere")).expect("is moved");
+    run(&backup).ends_with(3);
+    let (place, store) = (sandbox.at("latest", "data"), sandbox.text("store"));
+    let list = run(&["snapshots", "--json", "--store", &store]).ok().json();
+    let complete = list[0]["short_id"].as_str().expect("an id").to_owned();
+    let outcome = run(&["restore", &place, "--target", "back", "--store", &store]).ok();
+    assert!(outcome.stderr.contains("NOT COMPLETE"), "{}", outcome.told());
+    assert!(outcome.stderr.contains(&complete), "{}", outcome.told());
+    let restore = ["restore", &place, "--target", "data", "--delete", "--store", &store];
+    run(&restore).fails(1, &["lacks a part of instance wiki"]);
+    assert!(sandbox.has("data/big/x"));
+}
