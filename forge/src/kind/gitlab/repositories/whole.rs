@@ -39,8 +39,10 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
                 State::Damaged("has no references")
             }
             // A list of other places to look in is a file as well.
+            // A new one with a reftable has references to nothing, which only git can tell.
             Some(_)
-                if !copy.has_file_below(&dir.join("objects"))?
+                if !is_filled(&tables[at])
+                    && !copy.has_file_below(&dir.join("objects"))?
                     && has_references(copy, std::slice::from_ref(dir))?[0] =>
             {
                 State::Damaged("has references and no objects")
