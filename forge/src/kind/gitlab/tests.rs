@@ -445,7 +445,8 @@ fn the_database_of_the_registry_belongs_to_it() {
         plan.databases.iter().map(|of| (of.part(), of.is_required)).collect::<Vec<_>>()
     };
     let main = ("database-main".to_owned(), true);
-    assert_eq!(names(&registry("database:\n  enabled: false\n")), [main.clone()]);
+    let plan = registry("database:\n  enabled: false\n");
+    assert_eq!(names(&plan), std::slice::from_ref(&main));
     let own = "database:\n  enabled: true\n  host: /var/opt/gitlab/postgresql\n  dbname: images\n";
     let plan = registry(own);
     assert_eq!(names(&plan), [main.clone(), ("database-registry".into(), true)]);
