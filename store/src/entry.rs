@@ -460,6 +460,10 @@ impl Entry {
             is_kept
         });
         amendment.xattrs_dropped = count - self.xattrs.len();
+        if amendment.is_owner_changed || amendment.xattrs_dropped > 0 {
+            // The next backup looks again, and reports it again.
+            self.ctime = None;
+        }
         amendment
     }
 }

@@ -148,7 +148,6 @@ impl Trace {
                 let [a, b] = if call.name == "rename" { [0, 1] } else { [1, 3] };
                 match (path(a), path(b)) {
                     (Some(from), Some(to)) => {
-                        self.assume_synced(&from);
                         self.note(Change::Rename { from, to });
                     }
                     (None, None) => {}
@@ -186,13 +185,6 @@ impl Trace {
                     (0..call.arguments.len()).any(|at| self.open_path(&call, at).is_some());
                 assert!(!is_ours, "the model does not know {line}");
             }
-        }
-    }
-
-    /// Takes a new index for safe before it gets its name, whether it was synced or not.
-    fn assume_synced(&mut self, from: &Path) {
-        if let Some(file) = self.disk.file(from).filter(|_| from.ends_with("index.sqlite.new")) {
-            self.note(Change::SyncFile { file, begun: self.changes.len() });
         }
     }
 

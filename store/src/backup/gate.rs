@@ -84,23 +84,20 @@ impl<'a> Gate<'a> {
     }
 
     fn report_amended(&self, entry: &Entry, amendment: &Amendment) {
-        let path = absolute(&entry.path);
         if amendment.is_time_clamped {
+            let path = absolute(&entry.path);
             let note = "a time has more nanoseconds than a second; storing the last one within it";
             self.observer.event(Event::Note(format!("{}: {note}", path.display())));
         }
         if amendment.is_owner_changed {
-            let note = "its owner has a number or name that cannot be kept; storing a part of it";
-            self.observer.event(Event::Warning(format!("{}: {note}", path.display())));
+            let reason = "the number or name of its owner cannot be kept; storing a part of it";
+            self.counters.report_metadata(self.observer, &entry.path, reason.into());
         }
         if amendment.xattrs_dropped > 0 {
-            let all = entry.xattrs.len() + amendment.xattrs_dropped;
-            let text = format!(
-                "{}: {} of {all} extended attributes left out: they take too much space",
-                path.display(),
-                amendment.xattrs_dropped
-            );
-            self.observer.event(Event::Warning(text));
+            let (dropped, kept) = (amendment.xattrs_dropped, entry.xattrs.len());
+            let all = dropped + kept;
+            let reason = format!("{dropped} of {all} extended attributes take too much space");
+            self.counters.report_metadata(self.observer, &entry.path, reason);
         }
     }
 }
@@ -146,11 +143,13 @@ mod tests {
         }
         let (_, totals) = gate.finish(&mut put).expect("puts");
         assert_eq!((totals.entries, counters.unreadable.into_inner()), (2, 3));
+        assert_eq!(counters.metadata_unreadable.into_inner(), 1);
         let heard = heard.0.into_inner();
         let reason = "an impossible mode; 2 entries below it are left out, too".to_owned();
         assert_eq!(heard[0], Event::Unreadable { path: "/bad".into(), reason });
         assert!(matches!(&heard[1], Event::Note(note) if note.starts_with("/full: a time")));
-        assert!(matches!(&heard[2], Event::Warning(text) if text.starts_with("/full: 63 of 80")));
+        let reason = "63 of 80 extended attributes take too much space".to_owned();
+        assert_eq!(heard[2], Event::MetadataUnreadable { path: "/full".into(), reason });
         assert_eq!(heard.len(), 3);
     }
 }

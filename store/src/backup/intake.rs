@@ -217,9 +217,7 @@ impl<'a> Intake<'a> {
 
     /// Reports a path that is in the snapshot without some of its metadata.
     pub fn metadata_unreadable(&self, path: &[u8], error: &io::Error) {
-        self.counters.metadata_unreadable.fetch_add(1, Relaxed);
-        let (path, reason) = (absolute(path), error.to_string());
-        self.observer().event(Event::MetadataUnreadable { path, reason });
+        self.counters.report_metadata(self.observer(), path, error.to_string());
     }
 
     fn open_and_read(

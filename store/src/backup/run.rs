@@ -66,6 +66,12 @@ impl Counters {
         observer.event(Event::Unreadable { path, reason });
     }
 
+    /// Counts and reports a path that is in the snapshot without some of its metadata.
+    pub fn report_metadata(&self, observer: &dyn Observer, path: &[u8], reason: String) {
+        self.metadata_unreadable.fetch_add(1, Relaxed);
+        observer.event(Event::MetadataUnreadable { path: absolute(path), reason });
+    }
+
     /// From now on what is unchanged was counted before.
     pub fn begin_again(&self) {
         self.is_again.store(true, Relaxed);
