@@ -288,8 +288,11 @@ fn totals(
     observer: &dyn Observer,
 ) -> Result<(u64, u64)> {
     if from.is_empty() && options.include.is_empty() && options.exclude.is_empty() {
-        // A root that cannot be read is reported by the restore itself.
-        if let Ok(Some(totals)) = crate::tree::totals(root, get) {
+        // A root that cannot be read is reported by the restore itself. One that says that
+        // nothing is below it is not believed.
+        if let Ok(Some(totals)) = crate::tree::totals(root, get)
+            && totals.0 > 0
+        {
             return Ok(totals);
         }
     }
