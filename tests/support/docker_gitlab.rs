@@ -47,7 +47,7 @@ impl DockerGitlab {
             ..Options::within(&path("sockets"))
         });
         database::make(&postgres, 12);
-        for table in ["project_repositories", "pool_repositories"] {
+        for table in ["project_repositories", "pool_repositories", "snippet_repositories"] {
             let one = format!(
                 "update {table} set shard_id = (select id from shards where name = 'default')"
             );
