@@ -10,7 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
-use store::backup::{Backup, Likeness, Sources};
+use store::backup::{Backup, Likeness, Options, Sources};
+use store::entry::Time;
 use store::observe::Event;
 use store::store::{Purpose, Store};
 
@@ -258,7 +259,7 @@ fn a_directory_of_one_pass_stays_one_when_another_pass_finds_a_file() {
     let store = Store::open(&sandbox.path("store"), Purpose::Write, listener.clone());
     let store = store.expect("opens");
     let source = sandbox.path("source");
-    let options = stores::backup_options(&[]);
+    let options = in_the_past(&[]);
     let mut backup = Backup::begin(&store, &options, Likeness::Paths(Vec::new())).expect("begins");
     let sources = Sources { paths: vec![source], ..Sources::default() };
     backup.paths(&sources).expect("reads");
@@ -280,6 +281,13 @@ fn a_directory_of_one_pass_stays_one_when_another_pass_finds_a_file() {
     assert_eq!(sandbox.read("restored/c/inside"), b"a directory by now");
 }
 
+/// Options for snapshots that `latest` finds.
+fn in_the_past(paths: &[&Path]) -> Options {
+    let mut options = stores::backup_options(paths);
+    options.about.clock = || Time { seconds: 1_700_000_000, nanoseconds: 0 };
+    options
+}
+
 #[test]
 fn a_path_that_vanished_costs_no_other() {
     let sandbox = Sandbox::new();
@@ -287,9 +295,9 @@ fn a_path_that_vanished_costs_no_other() {
     sandbox.write("there/file", "content");
     let store = stores::open(&sandbox.path("store"), Purpose::Write);
     let (there, gone) = (sandbox.path("there"), sandbox.path("gone"));
-    let report = store::backup::backup(&store, &stores::backup_options(&[&gone, &there]));
+    let report = store::backup::backup(&store, &in_the_past(&[&gone, &there]));
     assert_eq!(report.expect("backs up").unreadable_count, 1);
-    let report = store::backup::backup(&store, &stores::backup_options(&[&gone]));
+    let report = store::backup::backup(&store, &in_the_past(&[&gone]));
     assert!(matches!(report, Err(store::Error::Source { .. })));
     drop(store);
     let dumped = sandbox.run(["dump", &sandbox.at("latest", "there/file")]).ok();
@@ -385,4 +393,18 @@ fn types_may_change_while_they_are_read() {
     is_over.store(true, Relaxed);
     threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
     sandbox.assert_clean();
+}
+
+#[test]
+fn attributes_that_could_not_be_read_survive_a_restore_in_place() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/f", "1");
+    let file = sandbox.path("source/f");
+    rustix::fs::setxattr(&file, "user.a", b"kept", XattrFlags::empty()).expect("sets");
+    let faults = ["-e", "inject=flistxattr:error=EIO"];
+    traced(&sandbox, &faults, &["backup", "source"]).run().ends_with(3);
+    let told = sandbox.run(["restore", &sandbox.at("latest", "source"), "--target", "source"]).ok();
+    assert!(told.stderr.contains("without some of their metadata"), "{}", told.told());
+    let mut value = [0; 8];
+    assert_eq!(rustix::fs::getxattr(&file, "user.a", &mut value[..]), Ok(4));
 }

@@ -429,3 +429,26 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
         sandbox.remove("target");
     }
 }
+
+#[test]
+fn what_cannot_be_deleted_is_named() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/f", "1");
+    sandbox.backup(["source"]);
+    sandbox.write("source/extra", "2");
+    sandbox.write("source/dir/extra", "3");
+    let immutable = |flag: &str| {
+        sandbox.tool("chattr").args([flag, "source/extra", "source/dir"]).run().code() == Some(0)
+    };
+    if !immutable("+i") {
+        return;
+    }
+    let place = sandbox.at("latest", "source");
+    let run = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
+    assert!(immutable("-i"));
+    let told = run.ends_with(3).told();
+    assert!(told.contains("source/extra") && told.contains("source/dir"), "{told}");
+}

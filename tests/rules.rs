@@ -101,9 +101,8 @@ fn what_was_left_out_survives_a_restore_that_deletes() {
             assert!(sandbox.has(format!("{moved}/out")), "{text}");
             assert!(sandbox.has(format!("{moved}/in/f")), "{text}");
             assert!(!sandbox.has("copy/source/later"), "{text}");
-            // Nothing is removed in a cache, whose tag is back.
-            let is_kept = sandbox.has(format!("{moved}/in/later"));
-            assert_eq!(is_kept, case.rule == "cache", "{text}");
+            // A path that was named is brought back as it was.
+            assert!(!sandbox.has(format!("{moved}/in/later")), "{text}");
         });
     }
 }
@@ -210,4 +209,40 @@ fn an_incomplete_snapshot_says_so_and_names_the_last_complete_one() {
     let restore = ["restore", &place, "--target", "data", "--delete", "--store", &store];
     run(&restore).fails(1, &["lacks a part of instance wiki"]);
     assert!(sandbox.has("data/big/x"));
+}
+
+#[test]
+fn a_restore_above_the_sources_deletes_only_below_them() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/d/f", "1");
+    sandbox.write("source/e/never_backed_up", "2");
+    sandbox.backup(["source/d"]);
+    sandbox.write("source/d/later", "3");
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "source", "--delete"]).ok();
+    assert!(sandbox.has("source/e/never_backed_up") && !sandbox.has("source/d/later"));
+}
+
+#[test]
+fn a_snapshot_without_a_named_path_is_not_complete() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/d/f", "1");
+    let told = sandbox.run(["backup", "source/d", "source/gone"]).ends_with(3).told();
+    assert!(told.contains("source/gone"), "{told}");
+    let place = sandbox.at("latest", "source");
+    let told = sandbox.run(["restore", &place, "--target", "target"]).ok();
+    assert!(told.stderr.contains("NOT COMPLETE"), "{}", told.told());
+    sandbox.run(["restore", &place, "--target", "target", "--delete"]).fails(1, &["1 path"]);
+}
+
+#[test]
+fn absolute_patterns_follow_links_as_sources_do() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("real/x/secret", "1");
+    sandbox.write("real/keep", "2");
+    std::os::unix::fs::symlink("real", sandbox.path("link")).expect("links");
+    let pattern = sandbox.text("link/x");
+    sandbox.run(["backup", "--exclude", &pattern, "link"]).ok();
+    let listed = sandbox.run(["ls", "latest"]).ok().stdout;
+    assert!(listed.contains("keep") && !listed.contains("secret"), "{listed}");
 }

@@ -379,6 +379,8 @@ fn damage_that_a_backup_meets_is_one_line() {
     for n in 0..40 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(60_000));
     }
+    // What was written within the clock tick of a backup counts as changed.
+    std::thread::sleep(std::time::Duration::from_millis(50));
     sandbox.backup(["source"]);
     let list = sandbox.tool("find").args(["store/segments", "-size", "+1000k"]).run().ok();
     std::fs::remove_file(sandbox.path(list.stdout.trim())).expect("removes");
@@ -394,4 +396,64 @@ fn damage_that_a_backup_meets_is_one_line() {
     sandbox.assert_clean();
     let summary = sandbox.backup(["source"]);
     assert!(summary["damage"].is_null(), "{summary}");
+}
+
+#[test]
+fn records_that_are_no_files_are_not_passed_over() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "old");
+    sandbox.backup(["source"]);
+    let old = sandbox.snapshot_ids();
+    sandbox.write("source/a", "newer");
+    sandbox.backup(["source"]);
+    let ids = sandbox.snapshot_ids();
+    let new = ids.iter().find(|id| !old.contains(id)).expect("a second snapshot");
+    let record = sandbox.path(format!("store/snapshots/{new}"));
+    std::fs::rename(&record, sandbox.path("record")).expect("moves");
+    symlink(sandbox.path("record"), &record).expect("links");
+    sandbox.assert_clean();
+    std::fs::remove_file(&record).expect("removes");
+    sandbox.tool("mkfifo").args([&record]).run().ok();
+    let told = sandbox.run(["check"]).ends_with(1).told();
+    assert!(told.contains(&format!("damaged: snapshots/{new}")), "{told}");
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
+}
+
+#[test]
+fn odd_things_at_names_of_the_index_are_removed() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    for name in ["index.sqlite-journal", "index.sqlite-wal", "index.sqlite.new", "index.sqlite"] {
+        for program in ["mkfifo", "mkdir"] {
+            let path = format!("store/{name}");
+            if sandbox.has(&path) {
+                sandbox.remove(&path);
+            }
+            sandbox.tool(program).args([&path]).run().ok();
+            sandbox.assert_clean();
+            sandbox.run(["backup", "source"]).ok();
+        }
+    }
+}
+
+#[test]
+fn no_store_is_made_inside_another_one() {
+    let sandbox = Sandbox::with_store();
+    for place in ["store/tmp", "store/new", "store/segments/00/x"] {
+        sandbox.run(["init", "--store", place]).fails(1, &["another store"]);
+    }
+}
+
+#[test]
+fn the_loss_of_a_whole_tree_is_counted() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..50 {
+        sandbox.write(&format!("source/{n}"), "small");
+    }
+    sandbox.backup(["source"]);
+    sandbox.tool("find").args(["store/segments", "-type", "f", "-delete"]).run().ok();
+    let told = sandbox.run(["check"]).ends_with(1).told();
+    assert!(told.contains("lost: / (53 paths)") && told.contains(" 53 paths lost"), "{told}");
 }

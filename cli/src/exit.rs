@@ -11,6 +11,7 @@
 //! | 130 | interrupted |
 
 use crate::ui::Ui;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use store::Error;
 
@@ -179,7 +180,9 @@ fn hint(error: &Error) -> Option<String> {
         Error::Source { .. } => {
             "nothing was backed up; check the path, or run as a user who may read it".into()
         }
-        Error::Target { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+        Error::Target { source, .. }
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+        {
             "make space and run the same command again; what is right already is left alone".into()
         }
         Error::TargetIsStore { .. } => "nothing was restored; give another directory".into(),
@@ -189,10 +192,13 @@ fn hint(error: &Error) -> Option<String> {
         Error::Target { source, .. } if is_read_only(source) => {
             "the file system is read-only; restore to another one".into()
         }
-        Error::Target { .. } => {
+        Error::Target { source, .. }
+            if matches!(source.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) =>
+        {
             "the target must be a directory; for one file use `forgekeep dump SNAPSHOT:PATH > FILE`"
                 .into()
         }
+        Error::Target { .. } => "check the path and its disk, then run it again".into(),
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
         Error::Pattern { .. } => {
             "put it in quotes; [ ] { } and a leading ! are special and are escaped by \\".into()

@@ -422,7 +422,7 @@ impl<'j> Session<'j> {
             && self.backup.unreadable_count() == 0;
         let (name, kind) = (plan.instance.clone(), plan.kind.into());
         let report = self.backup.finish(Some(Instance { name, kind, is_complete }))?;
-        let paths = report.metadata_unreadable_count;
+        let paths = report.statistics.metadata_unreadable;
         if paths > 0 {
             self.failures.push(format!("metadata of {paths} paths could not be read"));
         }

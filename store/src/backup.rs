@@ -98,8 +98,6 @@ pub struct Report {
     pub removed: Option<Removed>,
     /// Source paths that could not be read.
     pub unreadable_count: u64,
-    /// Paths that are in the snapshot without some of their metadata.
-    pub metadata_unreadable_count: u64,
     /// Snapshot records that were passed over when the parent was looked for: unreadable ones,
     /// and those from the future.
     pub doubtful_records: u64,

@@ -19,7 +19,7 @@ use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Stored bytes read at once: they stay in a core's cache while they are hashed,
@@ -177,6 +177,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         segments_read: AtomicU64::new(0),
         foreign: AtomicU64::new(0),
         a_foreign: Mutex::default(),
+        entries: HashMap::new(),
         report: Report::default(),
     };
     check.config();
@@ -216,6 +217,8 @@ struct Check<'a> {
     foreign: AtomicU64,
     /// One of them.
     a_foreign: Mutex<Option<SegmentId>>,
+    /// How many entries each snapshot has, as its record says.
+    entries: HashMap<SnapshotId, u64>,
     report: Report,
 }
 
@@ -275,6 +278,7 @@ impl Check<'_> {
                     if !is_whole {
                         self.damage(name, "one of its two copies of the record is damaged");
                     }
+                    self.entries.insert(id, snapshot.statistics.entries);
                     snapshots.push((id, snapshot));
                 }
                 Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
@@ -603,7 +607,9 @@ impl Check<'_> {
     fn page_lost(&self, snapshot: &SnapshotId, place: &Place, reason: String) {
         let (from, until) = (place.child.first.clone(), place.until.clone());
         let path = Span::Range { from, until }.to_string();
-        let entries = place.child.entries.max(1);
+        let is_all = place.child.first.is_empty() && place.until.is_none();
+        let known = if is_all { self.entries.get(snapshot) } else { Some(&place.child.entries) };
+        let entries = known.copied().unwrap_or(1).max(1);
         self.lost(Loss { snapshot: *snapshot, path, entries, reason });
     }
 

@@ -177,6 +177,12 @@ impl Entry {
         }
     }
 
+    /// Whether the backup could read all of its metadata: else the entry has a time of change of
+    /// its content and none of its inode, so that the next backup looks again.
+    pub fn has_all_metadata(&self) -> bool {
+        self.mtime.is_none() || self.ctime.is_some()
+    }
+
     /// The last component of the path.
     pub fn name(&self) -> &[u8] {
         self.path.rsplit(|b| *b == b'/').next().unwrap_or_default()

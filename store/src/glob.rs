@@ -33,8 +33,17 @@ pub fn escape(path: &Path) -> Vec<u8> {
 /// a pattern, empty lines and lines that begin with `#` are skipped.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    let lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
+    let lines = text.split(|b| *b == b'\n').map(without_spaces);
     (1..).zip(lines).filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
+}
+
+/// A line without the spaces around it. A backslash before the last ones keeps one of them.
+fn without_spaces(line: &[u8]) -> &[u8] {
+    let line = line.trim_ascii_start();
+    let len = line.trim_ascii_end().len();
+    let escapes = line[..len].iter().rev().take_while(|byte| **byte == b'\\').count();
+    let is_escaped = escapes % 2 == 1 && matches!(line.get(len), Some(b' ' | b'\t'));
+    &line[..len + usize::from(is_escaped)]
 }
 
 /// A set of patterns.
@@ -107,9 +116,16 @@ fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     if pattern.contains(&0) {
         return Err("it contains a zero byte, and no path does");
     }
-    let trimmed = pattern.strip_suffix(b"/").unwrap_or(pattern);
-    if trimmed.iter().all(|b| *b == b'/') {
+    let parts = || pattern.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    if parts().next().is_none() {
         return Err("it names no path");
+    }
+    if parts().any(|part| part == b"..") {
+        return Err("paths are matched by their names, and none is `..`");
+    }
+    let mut trimmed = parts().collect::<Vec<_>>().join(&b'/');
+    if pattern.starts_with(b"/") {
+        trimmed.insert(0, b'/');
     }
     let (mut text, mut is_foreign) = (String::new(), false);
     for chunk in trimmed.utf8_chunks() {
@@ -160,6 +176,8 @@ mod tests {
     fn where_patterns_fit() {
         for (pattern, path, fits) in [
             ("*.tmp", "a/b.tmp", true),
+            ("./a//b/./c/", "x/a/b/c", true),
+            ("/./a", "a", true),
             ("*.tmp", "b.tmp", true),
             ("*.tmp", "b.tmp/c", false),
             ("cache", "a/cache", true),
@@ -209,7 +227,7 @@ mod tests {
 
     #[test]
     fn patterns_that_cannot_be_meant_are_refused() {
-        for pattern in [&b""[..], b"/", b"//", b"!a", b"a\0b", b"[\xff", b"{a"] {
+        for pattern in [&b""[..], b"/", b"//", b".", b"a/../b", b"!a", b"a\0b", b"[\xff", b"{a"] {
             let read = Globs::new([&b"fine"[..], pattern]);
             let named = String::from_utf8_lossy(pattern).into_owned();
             assert!(
@@ -217,6 +235,12 @@ mod tests {
                 "{named}: {read:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_escaped_space_at_the_end_of_a_line_stays() {
+        let found: Vec<&[u8]> = lines(b"a\\  \nb \\\\ \n").map(|(_, line)| line).collect();
+        assert_eq!(found, [&b"a\\ "[..], b"b \\\\"]);
     }
 
     #[test]

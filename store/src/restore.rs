@@ -332,7 +332,6 @@ struct Top {
 struct Restore<'a> {
     store: &'a Store,
     root: PathBuf,
-    target: Target,
     counts: Counts,
     /// An error that no other file would be spared.
     fatal: Mutex<Option<Error>>,
@@ -355,6 +354,8 @@ struct Restore<'a> {
     /// Copies of files that no further hard link could be made to.
     copies: HashMap<LinkKey, Vec<u8>>,
     git_caches: Mutex<GitCaches>,
+    /// Dropped last: unfinished files go before the modes of their directories are put back.
+    target: Target,
 }
 
 impl Restore<'_> {
@@ -392,7 +393,8 @@ impl Restore<'_> {
         let is_fatal = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS]
             .iter()
             .any(|errno| code == Some(errno.raw_os_error()));
-        if is_fatal {
+        // What is mounted in the target costs only what belongs there.
+        if is_fatal && !self.target.is_elsewhere(path) {
             let source = io::Error::from_raw_os_error(code.unwrap_or_default());
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
             return;

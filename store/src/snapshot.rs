@@ -235,6 +235,10 @@ pub struct Statistics {
     #[n(17)]
     #[cbor(default)]
     pub unused: u64,
+    /// Entries without some of their metadata, which could not be read.
+    #[n(18)]
+    #[cbor(default)]
+    pub metadata_unreadable: u64,
 }
 
 /// How far ahead of this machine's clock another one's may be, in seconds.

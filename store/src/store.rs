@@ -86,6 +86,11 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
         Place::Other => return Err(Error::NotEmpty(place)),
         Place::Empty => {}
     }
+    // The outer one would take the inner one's files for its own.
+    let above = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
+        return Err(Error::NotAStore { place, reason: "it lies in another store" });
+    }
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
     backend.make_directories(dirs).map_err(write)?;
@@ -502,6 +507,34 @@ impl StoredConfig {
 }
 
 /// What is needed to open or build an index.
+/// A pipe, directory or dangling link at a name of the index: SQLite would wait for it or fail.
+fn odd_file(index: &Path) -> Option<PathBuf> {
+    let names = ["", "-wal", "-shm", "-journal", ".new"].map(|end| {
+        let mut name = index.as_os_str().to_owned();
+        name.push(end);
+        PathBuf::from(name)
+    });
+    let is_odd = |path: &PathBuf| match path.metadata() {
+        Ok(found) => !found.is_file(),
+        Err(_) => path.is_symlink(),
+    };
+    names.into_iter().find(is_odd)
+}
+
+/// Everything at these names may be deleted, see docs/format.md.
+fn remove_odd_files(index: &Path) -> Result<()> {
+    while let Some(path) = odd_file(index) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let removed = if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(Error::store_write(name))?;
+    }
+    Ok(())
+}
+
 struct Opening<'a> {
     backend: &'a dyn Backend,
     store_id: [u8; 16],
@@ -522,6 +555,14 @@ impl Opening<'_> {
             // Without locks nobody else may use the same index.
             let (index, dir) = self.build_aside(purpose)?;
             return Ok((index, Some(dir)));
+        }
+        if purpose == Purpose::Read {
+            if odd_file(path).is_some() {
+                let (index, dir) = self.build_aside(purpose)?;
+                return Ok((index, Some(dir)));
+            }
+        } else {
+            remove_odd_files(path)?;
         }
         let why = match purpose {
             Purpose::Rebuild => "asked for".to_owned(),

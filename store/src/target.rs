@@ -87,7 +87,7 @@ impl Refused {
         self.0.is_empty()
     }
 
-    fn note(&mut self, what: &str, error: &io::Error) {
+    pub(crate) fn note(&mut self, what: &str, error: &io::Error) {
         self.0.push(format!("{what}: {error}"));
     }
 }
@@ -124,6 +124,19 @@ impl Target {
         let (parent, name) = split(path);
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Ok((source::open_below(self.dir(), parent, flags)?, name))
+    }
+
+    /// Whether a path lies on another file system than the target directory.
+    pub fn is_elsewhere(&self, path: &[u8]) -> bool {
+        let device = |dir: BorrowedFd<'_>| source::stat_open(dir).ok().map(|stat| stat.device);
+        let mut dir = split(path).0;
+        loop {
+            match source::open_below(self.dir(), dir, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(open) => return device(open.as_fd()) != device(self.dir()),
+                Err(_) if dir.is_empty() => return false,
+                Err(_) => dir = split(dir).0,
+            }
+        }
     }
 
     /// Does something in the directory `dir`. Where a directory of ours does not let us,
@@ -421,6 +434,8 @@ impl Target {
         mode: &mut Option<u32>,
         refused: &mut Refused,
     ) {
+        // What the backup could not read is not among those of the entry.
+        let may_have_others = may_have_others && entry.has_all_metadata();
         let present = match may_have_others.then(|| node.xattrs()).transpose() {
             Ok(present) => present.unwrap_or_default(),
             Err(error) => {
@@ -727,7 +742,12 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io:
     }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error @ (Errno::ISDIR | Errno::PERM)) => {
+            // Immutable, perhaps: only a directory has something in it to remove.
+            if source::stat_at(parent, name)?.kind != Kind::Directory {
+                return Err(error.into());
+            }
+        }
         Err(error) => return Err(error.into()),
     }
     let dir = source::open_below(parent, name, OFlags::PATH | OFlags::DIRECTORY)?;

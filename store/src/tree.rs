@@ -457,6 +457,7 @@ impl std::fmt::Display for Span {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Span::Entry(path) => write!(out, "{}", display_path(path)),
+            Span::Range { from, until: None } if from.is_empty() => write!(out, "/"),
             Span::Range { from, until: Some(until) } => {
                 write!(out, "{} up to {}", display_path(from), display_path(until))
             }

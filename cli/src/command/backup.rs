@@ -8,7 +8,7 @@ use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
 use serde_json::{Value, json};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ pub struct Backup {
     /// What to do with what git can make again: commit-graphs, bitmaps, .rev files and multi-pack indexes
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = GitCaches::Keep)]
     git_caches: GitCaches,
-    /// Stay on the file systems of the given paths; a mount that is given itself is backed up
+    /// Stay on the file systems of the given paths; mounts that are given themselves, and mounted files, are backed up
     #[arg(long, short = 'x')]
     one_file_system: bool,
     /// Store nothing, but say what would be stored
@@ -123,7 +123,7 @@ impl Backup {
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
-            None => self.paths(&store, options),
+            None => self.paths(&store, options).map(|report| (report, 0)),
         };
         watch.end();
         let (report, missing) = result?;
@@ -230,6 +230,8 @@ impl Backup {
                 excludes.push(glob.to_vec());
             }
         }
+        let resolved: Vec<_> = excludes.iter().filter_map(|glob| through_links(glob)).collect();
+        excludes.extend(resolved);
         let host = match &self.host {
             Some(host) => host.clone(),
             None => instance::host(),
@@ -258,9 +260,10 @@ impl Backup {
         })
     }
 
-    /// Backs up the paths that exist; returns how many do not.
-    fn paths(&self, store: &Store, mut options: Options) -> Result<(Report, u64), Failure> {
-        let mut missing = 0;
+    /// Backs up the paths. One that cannot be found is left to the backup, which reports it
+    /// and knows that its snapshot is not complete.
+    fn paths(&self, store: &Store, mut options: Options) -> Result<Report, Failure> {
+        let mut missing = Vec::new();
         for path in &self.paths {
             match std::fs::canonicalize(path) {
                 Ok(real) => {
@@ -275,19 +278,21 @@ impl Backup {
                     options.paths.push(real);
                 }
                 Err(error) => {
-                    missing += 1;
-                    let (path, reason) = (path.clone(), error.to_string());
-                    store.observer().event(Event::Unreadable { path, reason });
+                    options.paths.push(std::path::absolute(path).unwrap_or(path.clone()));
+                    missing.push((path.clone(), error.to_string()));
                 }
             }
         }
-        if options.paths.is_empty() {
+        if missing.len() == self.paths.len() {
+            for (path, reason) in missing {
+                store.observer().event(Event::Unreadable { path, reason });
+            }
             return Err(with_hint(
                 "none of the paths can be read",
                 "nothing was backed up; check the paths",
             ));
         }
-        Ok((store::backup::backup(store, &options)?, missing))
+        Ok(store::backup::backup(store, &options)?)
     }
 
     fn stream(
@@ -327,6 +332,22 @@ fn in_line(file: &Path, number: usize, error: Error) -> Error {
     }
 }
 
+/// An absolute pattern whose literal beginning leads through symbolic links, with the
+/// directories that they lead to: source paths are resolved in the same way.
+fn through_links(pattern: &[u8]) -> Option<Vec<u8>> {
+    let inner = pattern.strip_prefix(b"/")?;
+    let is_literal = |part: &&[u8]| !part.iter().any(|byte| b"?*[]{}\\".contains(byte));
+    let parts: Vec<&[u8]> = inner.split(|byte| *byte == b'/').collect();
+    let literal = parts.iter().copied().take_while(is_literal).count();
+    // The last part may be a link that is itself to be left out.
+    (1..=literal.min(parts.len() - 1)).rev().find_map(|n| {
+        let dir = [b"/", &parts[..n].join(&b'/')[..]].concat();
+        let real = std::fs::canonicalize(OsStr::from_bytes(&dir)).ok()?;
+        let resolved = [store::glob::escape(&real), parts[n..].join(&b'/')].join(&b'/');
+        Some((real.as_os_str().as_bytes() != dir).then_some(resolved))
+    })?
+}
+
 /// Whether a path leads through a symbolic link, and not only through `..`.
 fn passes_link(path: &Path) -> bool {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -350,7 +371,7 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
 
 /// Paths that are missing from the snapshot, or lack metadata there.
 fn errors(report: &Report, missing: u64) -> u64 {
-    report.unreadable_count + report.metadata_unreadable_count + missing
+    report.unreadable_count + report.statistics.metadata_unreadable + missing
 }
 
 /// The figures of a backup, for programs. `missing` paths were not even there.
@@ -432,8 +453,8 @@ pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Res
             count(unreadable, "path")
         ));
     }
-    if report.metadata_unreadable_count > 0 {
-        let paths = count(report.metadata_unreadable_count, "path");
+    if report.statistics.metadata_unreadable > 0 {
+        let paths = count(report.statistics.metadata_unreadable, "path");
         ui.explain(&format!("metadata of {paths} could not be read; content is in the snapshot"));
     }
     match report.snapshot {

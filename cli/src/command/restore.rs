@@ -68,6 +68,15 @@ impl Restore {
             let text = format!("snapshot {} is NOT COMPLETE; {other}", id.short());
             store.observer().event(Event::Warning(text));
         }
+        let incomplete = snapshot.statistics.metadata_unreadable;
+        if incomplete > 0 {
+            let text = format!(
+                "snapshot {} has {} without some of their metadata, which could not be read",
+                id.short(),
+                count(incomplete, "entry")
+            );
+            store.observer().event(Event::Warning(text));
+        }
         if self.delete
             && let Some(reason) = why_not_delete(&snapshot)
         {
@@ -78,11 +87,7 @@ impl Restore {
             ));
         }
         let root = snapshot.root.chunk();
-        let delete_below = if place.path.is_empty() {
-            snapshot.paths.iter().map(|path| tree_path(path)).collect()
-        } else {
-            vec![place.path.clone()]
-        };
+        let delete_below = snapshot.paths.iter().map(|path| tree_path(path)).collect();
         let each = |pattern: &OsString| {
             Ok((pattern.to_string_lossy().into_owned(), globs(std::slice::from_ref(pattern))?))
         };

@@ -52,6 +52,10 @@ impl Snapshots {
             if snapshot.is_from_future(now()) {
                 notes += "  (dated in the future)";
             }
+            let incomplete = snapshot.statistics.metadata_unreadable;
+            if incomplete > 0 {
+                notes += &format!("  ({} without some metadata)", count(incomplete, "entry"));
+            }
             if snapshot.unreadable_count > 0 {
                 notes += &format!("  ({} missing)", count(snapshot.unreadable_count, "path"));
             }

@@ -144,7 +144,7 @@ impl Local {
         let mut open = self.0.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
             Some(at) => open.remove(at).1,
-            None => Arc::new(File::open(self.0.root.join(name))?),
+            None => Arc::new(open_regular(&self.0.root.join(name))?),
         };
         if open.len() >= OPEN_FILES_MAX {
             open.remove(0);
@@ -198,13 +198,18 @@ impl Backend for Local {
         let mut listed = Vec::new();
         for entry in fs::read_dir(self.0.root.join(dir))? {
             let entry = entry?;
-            let metadata = match entry.metadata() {
+            let mut metadata = match entry.metadata() {
                 // Removed since it was listed: as if it had gone before.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata?,
             };
-            // Names that are no text are none of ours.
-            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+            if metadata.is_symlink() {
+                metadata = fs::metadata(entry.path()).unwrap_or(metadata);
+            }
+            // What is neither a file nor a directory is listed, too: it cannot be read, and
+            // passing it over would hide that something is missing. Names that are no text
+            // are none of ours.
+            if let (false, Ok(name)) = (metadata.is_dir(), entry.file_name().into_string()) {
                 listed.push(Listed { name, len: metadata.len() });
             }
         }
@@ -300,6 +305,16 @@ impl Drop for LocalPending {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Opens a file for reading; anything else is an error, and a pipe is not waited for.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is not a regular file"))
 }
 
 /// Removes an unpublished file unless its writer runs; returns whether it did.

@@ -456,9 +456,15 @@ impl Reading<'_, '_> {
             let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
             match (&midx, name) {
                 (Some(midx), b"multi-pack-index") => self.take_open(found, midx)?,
-                (None, b"multi-pack-index") => {
-                    self.left_out(found, "names packs that are not in the copy; git makes it anew");
-                }
+                (None, b"multi-pack-index") => match self.open(found) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        self.unreadable(&found.path, &error);
+                    }
+                    _ => {
+                        let why = "names packs that are not in the copy; git makes it anew";
+                        self.left_out(found, why);
+                    }
+                },
                 (None, name) if name.starts_with(b"multi-pack-index") => {
                     self.intake.exclude.noted.path(&found.path);
                 }

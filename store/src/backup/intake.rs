@@ -235,7 +235,9 @@ impl<'a> Intake<'a> {
         let attributes = source::attributes_open(file);
         let Taken { content, size, unused } = self.once(open)?;
         let is_same = source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
-        if size < stat.size || !is_same {
+        // Fewer bytes than were promised are a change only if the size is another one now:
+        // `/sys` promises a page for every file.
+        if !is_same {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
             self.observer().event(Event::ChangedWhileRead(absolute(path)));
         }

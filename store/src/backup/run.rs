@@ -243,6 +243,7 @@ impl<'a> Run<'a> {
             found_by_extent: counters.found_by_extent.load(Relaxed),
             copied_forward: counters.copied_forward.load(Relaxed),
             unused,
+            metadata_unreadable: counters.metadata_unreadable.load(Relaxed),
         };
         let doubts = std::mem::take(&mut *counters.doubts.lock());
         let removed = match &self.parent {
@@ -250,7 +251,6 @@ impl<'a> Run<'a> {
             _ => None,
         };
         let unreadable_count = counters.unreadable.load(Relaxed);
-        let metadata_unreadable_count = counters.metadata_unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let parent = self.parent.as_ref().map(|(id, _)| *id);
         let text = |pattern: &Vec<u8>| String::from_utf8_lossy(pattern).into_owned();
@@ -302,7 +302,6 @@ impl<'a> Run<'a> {
             statistics,
             removed,
             unreadable_count,
-            metadata_unreadable_count,
             doubtful_records,
             doubts,
             damage,

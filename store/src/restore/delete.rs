@@ -29,6 +29,8 @@ pub(super) struct Extra {
     /// Directories that stand where the snapshot has something else, and hold nothing but
     /// paths to remove. As paths of the tree.
     giving_way: HashSet<Vec<u8>>,
+    /// Paths that cannot be looked into, so that nobody knows whether they are extra.
+    pub(super) unseen: Vec<(Vec<u8>, String)>,
 }
 
 impl Extra {
@@ -46,8 +48,11 @@ impl Restore<'_> {
         options: &Options,
     ) -> Result<Vec<Vec<u8>>> {
         let (shown, dir) = (&self.root, self.target.dir());
-        let Extra { paths, giving_way } =
+        let Extra { paths, giving_way, unseen } =
             extra(shown, dir, self.store, root, &self.prefix, options)?;
+        for (path, reason) in unseen {
+            self.failed(&path, &reason);
+        }
         let is_in_the_way = |path: &Vec<u8>| {
             let path = join(&self.prefix, path);
             giving_way.iter().any(|dir| is_within(&path, dir))
@@ -139,6 +144,8 @@ pub(super) fn extra(
         let found = extra_below(Base { path: top, dir }, stat, store, root, options)?;
         all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
         all.giving_way.extend(found.giving_way);
+        let unseen = found.unseen.into_iter();
+        all.unseen.extend(unseen.map(|(path, reason)| (relative(&path, prefix).to_vec(), reason)));
     }
     Ok(all)
 }
@@ -181,10 +188,15 @@ fn extra_below(
         .peekable();
     let mut left_out = LeftOut::new(Arc::clone(&base), &stat, store)?;
     let (mut extra, mut kept, mut in_the_way) = (Vec::new(), HashSet::new(), Vec::new());
+    let mut unseen = Vec::new();
     for step in Walk::new(Arc::clone(&base), stat, rules, 1) {
         let found = match step {
             Step::Found(found) | Step::GitDir(found, _) => found,
-            Step::Failed(path, _) => {
+            Step::Failed(path, error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    let reason = format!("cannot look for paths to delete in it: {error}");
+                    unseen.push((path.clone(), reason));
+                }
                 keep(&path, &mut kept);
                 continue;
             }
@@ -223,7 +235,7 @@ fn extra_below(
     extra.retain(|path| !kept.contains(path));
     extra.dedup_by(|inner, outer| is_within(inner, outer));
     in_the_way.retain(|dir| !kept.contains(dir));
-    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect() })
+    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), unseen })
 }
 
 /// Notes that a path stays, and with it the directories it is in.

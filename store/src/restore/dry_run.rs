@@ -140,6 +140,10 @@ impl DryRun<'_> {
     fn is_in_the_way(&self, path: &[u8]) -> bool {
         let Some(dir) = &self.dir else { return false };
         let Ok(open) = source::open_dir_below(dir.as_fd(), path) else { return false };
+        let device = |dir: &OwnedFd| source::stat_open(dir).ok().map(|stat| stat.device);
+        if device(&open) != device(dir) {
+            return true;
+        }
         let is_empty = source::names(open.as_fd()).is_ok_and(|names| names.is_empty());
         !is_empty && !self.extra.gives_way(&join(self.prefix, path))
     }
@@ -151,6 +155,9 @@ impl DryRun<'_> {
     }
 
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
+        for (path, reason) in std::mem::take(&mut self.extra.unseen) {
+            self.failed(&path, &reason);
+        }
         let Some(dir) = &self.dir else { return Ok(()) };
         for path in &self.extra.paths {
             self.git_caches.removed(&join(self.prefix, path));

@@ -208,15 +208,22 @@ impl Restore<'_> {
             _ => self.target.make_link(&first, &path),
         };
         let error = match made {
-            Err(error) if is_link_refused(&error) => error,
+            // Whatever forbids a link may permit a copy; if not, the copy says so.
+            Err(error) => error,
             made => {
                 self.count_made(&path, made.map(|()| Refused::default()), &self.counts.others);
                 return Ok(());
             }
         };
-        let shown = self.shown(&path);
-        let note = format!("{}: a copy instead of a hard link: {error}", shown.display());
-        self.store.observer().event(Event::Note(note));
+        if is_link_impossible(&error) {
+            let shown = self.shown(&path);
+            let note = format!("{}: a copy instead of a hard link: {error}", shown.display());
+            self.store.observer().event(Event::Note(note));
+        } else {
+            let mut refused = Refused::default();
+            refused.note("hard link, so it is a copy", &error);
+            self.refused(&path, &refused);
+        }
         self.copies.extend(key.map(|key| (key, path.clone())));
         if entry.kind != Kind::File {
             self.make_other(&entry, &path);
@@ -277,8 +284,8 @@ impl Restore<'_> {
     }
 }
 
-/// Whether no hard link can be made, though the file can be.
-fn is_link_refused(error: &io::Error) -> bool {
+/// Whether the file system has no hard links here, or no more of them.
+fn is_link_impossible(error: &io::Error) -> bool {
     [Errno::PERM, Errno::MLINK, Errno::XDEV, Errno::NOTSUP, Errno::NOSYS, Errno::NOENT]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
