@@ -302,7 +302,7 @@ fn what_was_warned_of_is_told_and_a_second_run_tells_nobody() {
     running.wait().ok();
     let requests = listener.requests();
     let body = requests[1]["body"].as_str().expect("a body");
-    assert!(body.contains("1 warning") && body.contains("because"), "{body}");
+    assert!(body.contains("2 warnings") && body.contains("because"), "{body}");
     assert_eq!(sandbox.read("state/last/forge"), b"done");
 }
 
