@@ -91,7 +91,7 @@ impl Global {
     }
 }
 
-/// What there is to say of snapshot records that were passed over.
+/// A warning about snapshot records that were passed over.
 pub fn doubt(records: u64) -> Option<String> {
     let text = format!(
         "{} passed over, being unreadable or from the future; if of no use, remove it from snapshots/ in the store",

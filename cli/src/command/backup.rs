@@ -348,13 +348,13 @@ fn through_links(pattern: &[u8]) -> Option<Vec<u8>> {
     })?
 }
 
-/// Whether a path leads through a symbolic link, and not only through `..`.
+/// Returns true if a path leads through a symbolic link, and not only through `..`.
 fn passes_link(path: &Path) -> bool {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     absolute.ancestors().any(Path::is_symlink)
 }
 
-/// Whether a shell would find this program.
+/// Returns true if a shell would find this program.
 #[expect(clippy::disallowed_methods, reason = "the command is the user's own")]
 fn is_there(program: &OsString) -> bool {
     if program.as_encoded_bytes().contains(&b'/') {

@@ -51,7 +51,7 @@ pub struct Check {
 /// How long a database server that is starting is waited for.
 const SERVER_WAIT: Duration = Duration::from_secs(2);
 
-/// What a database server says of the databases of a plan.
+/// The answers of a database server about the databases of a plan.
 #[derive(Default)]
 struct Asked {
     /// Those that are not there.
