@@ -663,6 +663,8 @@ fn a_signal_that_is_ignored_stays_ignored() {
 fn a_new_store_is_announced() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
+    sandbox.run(["backup", "source", "--init", "--dry-run"]).ends_with(10);
+    assert!(!sandbox.has("store"));
     let first = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
     assert!(first.stderr.contains("a new store was begun at store"), "{}", first.told());
     assert!(first.stderr.contains("mounted"), "{}", first.told());

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backend::Memory;
 use store::check::{ReadData, Report, check};
+use store::diff::{Change, Difference, diff};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
@@ -231,6 +232,38 @@ impl<'a> Bench<'a> {
         all_missing
     }
 
+    /// Compares the two snapshots; panics if a path is called different that is not, or one
+    /// that is different goes unmentioned.
+    fn compare(&self, store: &Store, what: &str) {
+        let ids: Vec<&SnapshotId> = self.sample.snapshots.keys().collect();
+        let roots: Vec<ChunkId> =
+            ids.iter().filter_map(|id| Some(store.snapshot(id).ok()?.root.chunk())).collect();
+        let [first, second] = roots[..] else { return };
+        let all = |n: usize| &self.sample.snapshots[ids[n]];
+        let differs = |path: &str| all(0).get(path) != all(1).get(path);
+        let (mut found, mut lost) = (BTreeSet::new(), Vec::new());
+        let compared = diff(store, &first, &second, &mut |difference| {
+            match difference {
+                Difference::Lost(part) => lost.push(part.span),
+                Difference::Change(change) => {
+                    let path = String::from_utf8_lossy(change.path()).into_owned();
+                    // Directories and their like have other times.
+                    let is_content = !matches!(change, Change::Metadata(..));
+                    assert!(!is_content || differs(&path), "{what}: {path} is the same in both");
+                    found.insert(path);
+                }
+            }
+            Ok(())
+        });
+        if compared.is_err() {
+            return;
+        }
+        for path in all(0).keys().chain(all(1).keys()).filter(|path| differs(path)) {
+            let is_known = found.contains(path) || lost.iter().any(|p| p.may_be(path.as_bytes()));
+            assert!(is_known, "{what}: nothing is said of {path}");
+        }
+    }
+
     fn look(&self, memory: &Memory, what: &str) -> Found {
         let opened = self.open(memory, Purpose::Read);
         let (store, listener) = opened.unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -239,6 +272,7 @@ impl<'a> Bench<'a> {
 
     fn look_into(&self, store: &Store, listener: &Listener, what: &str) -> Found {
         let missing = self.restore(store, listener, what);
+        self.compare(store, what);
         let report = check(store, ReadData::All);
         let report = report.unwrap_or_else(|error| panic!("{what}: check: {error}"));
         Found { report, missing }

@@ -1,7 +1,7 @@
 //! What must not happen whatever goes wrong: killed runs, full disks, failing
 //! operations, two at once.
 
-use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
+use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, is_root};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -161,6 +161,39 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
     sandbox.assert_clean();
     sandbox.restore(&sandbox.at("latest", "source"), "again");
     assert_same(&sandbox, "source", "again");
+}
+
+#[test]
+fn a_full_disk_leaves_no_unfinished_file_in_a_directory_that_its_owner_may_not_write() {
+    let sandbox = Sandbox::new();
+    let mut dice = Dice::new(4);
+    for n in 0..40 {
+        sandbox.write(&format!("source/dir/{n}"), dice.bytes(300_000));
+    }
+    let Some(disk) = SmallDisk::mount(&sandbox, "disk", 4000) else { return };
+    std::fs::create_dir_all(sandbox.path("disk/to/dir")).expect("a directory");
+    sandbox.tool("chmod").args(["555", "source/dir", "disk/to/dir"]).run().ok();
+    sandbox.give_to_nobody("source");
+    sandbox.give_to_nobody("disk");
+    sandbox.as_nobody(["init"]).run().ok();
+    sandbox.as_nobody(["backup", "source"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    let restore = || sandbox.as_nobody(["restore", &place, "--target", "disk/to"]).run();
+    let left = || {
+        let found = ["disk", "-name", ".forgekeep-unfinished-*"];
+        sandbox.tool("find").args(found).run().ok().stdout
+    };
+    restore().fails(1, &["make space"]);
+    assert_eq!(left(), "");
+    // One that a kill left behind goes with the next restore.
+    let kept = "disk/to/dir/.forgekeep-unfinished-0123456789abcdef";
+    let script = format!(
+        "chmod u+w disk/to/dir; touch {kept}; chown {NOBODY} {kept}; chmod 555 disk/to/dir"
+    );
+    sandbox.tool("sh").args(["-c", &script]).run().ok();
+    disk.resize(40_000);
+    restore().ok();
+    assert_eq!(left(), "");
 }
 
 #[test]

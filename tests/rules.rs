@@ -108,6 +108,37 @@ fn what_was_left_out_survives_a_restore_that_deletes() {
 }
 
 #[test]
+fn a_file_that_is_mounted_is_another_file_system() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/f", "below the mount");
+    sandbox.write("source/r.git/HEAD", "ref: refs/heads/main");
+    sandbox.write("source/r.git/config", "below the mount");
+    std::fs::create_dir_all(sandbox.path("other")).expect("a directory");
+    std::fs::create_dir_all(sandbox.path("source/r.git/refs")).expect("a directory");
+    std::fs::create_dir_all(sandbox.path("source/r.git/objects")).expect("a directory");
+    let mount = ["-t", "tmpfs", "none", "other"];
+    if !is_root() || sandbox.tool("mount").args(mount).run().code() != Some(0) {
+        return;
+    }
+    sandbox.write("other/f", "mounted");
+    for name in ["source/f", "source/r.git/config"] {
+        sandbox.tool("mount").args(["--bind", "other/f", name]).run().ok();
+    }
+    sandbox.backup(["source", "-x"]);
+    let found = ["source/f", "source/r.git/config", "source/r.git/HEAD"];
+    let found = found.map(|name| has(&sandbox, name));
+    let place = sandbox.at("latest", "source");
+    sandbox.run(["restore", &place, "--target", "source", "--delete"]).ok();
+    let kept = sandbox.read("other/f");
+    for name in ["source/f", "source/r.git/config", "other"] {
+        sandbox.tool("umount").args(["-l", name]).run().ok();
+    }
+    assert_eq!(found, [false, false, true]);
+    assert_eq!(kept, b"mounted");
+    assert_eq!(sandbox.read("source/f"), b"below the mount");
+}
+
+#[test]
 fn the_store_is_never_in_a_snapshot() {
     for place in ["source/store", "source/r.git/store"] {
         let sandbox = Sandbox::new();

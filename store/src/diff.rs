@@ -4,7 +4,7 @@ use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::store::Store;
-use crate::tree::{self, TreeReader};
+use crate::tree::{self, Lost, Span, TreeReader};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
@@ -21,14 +21,23 @@ pub enum Change {
     Metadata(Entry, Entry),
 }
 
-/// Calls `each` for every path that differs, in path order.
+/// What a comparison meets.
+#[derive(Debug)]
+pub enum Difference {
+    /// A path that differs.
+    Change(Change),
+    /// A part of a tree that cannot be read. Nothing is said of the paths that it may have held.
+    Lost(Lost),
+}
+
+/// Calls `each` for every path that differs, in path order, and for every lost part.
 ///
 /// Leaves that both trees have are the same in both and are not read.
 pub fn diff(
     store: &Store,
     first: &ChunkId,
     second: &ChunkId,
-    each: &mut dyn FnMut(Change) -> Result<()>,
+    each: &mut dyn FnMut(Difference) -> Result<()>,
 ) -> Result<()> {
     let get = |id: &ChunkId| store.chunk(id);
     let (left, right) = (tree::leaves(first, &get)?, tree::leaves(second, &get)?);
@@ -38,24 +47,60 @@ pub fn diff(
     };
     let mut left = entries(left, &shared, &get).peekable();
     let mut right = entries(right, &shared, &get).peekable();
+    let mut lost_parts: Vec<Span> = Vec::new();
     loop {
         let order = match (left.peek(), right.peek()) {
             (None, None) => return Ok(()),
-            (Some(Ok(a)), Some(Ok(b))) => path_cmp(&a.path, &b.path),
-            (Some(_), None) | (Some(Err(_)), _) => Ordering::Less,
-            (None, Some(_)) | (_, Some(Err(_))) => Ordering::Greater,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            // A lost part comes first: it may hold the path that the other side is at.
+            (Some(a), Some(b)) => {
+                path_cmp(first_path(a), first_path(b)).then_with(|| a.is_ok().cmp(&b.is_ok()))
+            }
         };
         let change = match order {
-            Ordering::Less => left.next().transpose()?.map(Change::Removed),
-            Ordering::Greater => right.next().transpose()?.map(Change::Added),
-            Ordering::Equal => match (left.next().transpose()?, right.next().transpose()?) {
-                (Some(a), Some(b)) => compare(a, b),
-                _ => None,
+            Ordering::Less => left.next().transpose().map(|entry| entry.map(Change::Removed)),
+            Ordering::Greater => right.next().transpose().map(|entry| entry.map(Change::Added)),
+            Ordering::Equal => match (left.next(), right.next()) {
+                (Some(Ok(a)), Some(Ok(b))) => Ok(compare(a, b)),
+                // Both are lost: once is enough.
+                (Some(Err(lost)), _) | (_, Some(Err(lost))) => Err(lost),
+                _ => Ok(None),
             },
         };
-        if let Some(change) = change {
-            each(change)?;
+        match change {
+            Ok(None) => {}
+            Ok(Some(change)) => {
+                let path = change.path();
+                lost_parts.retain(|part| part.may_reach(path));
+                if !lost_parts.iter().any(|part| part.may_be(path)) {
+                    each(Difference::Change(change))?;
+                }
+            }
+            Err(lost) => {
+                lost_parts.push(lost.span.clone());
+                each(Difference::Lost(lost))?;
+            }
         }
+    }
+}
+
+impl Change {
+    /// The path that differs.
+    pub fn path(&self) -> &[u8] {
+        match self {
+            Change::Added(entry)
+            | Change::Removed(entry)
+            | Change::Modified(_, entry)
+            | Change::Metadata(_, entry) => &entry.path,
+        }
+    }
+}
+
+fn first_path(item: &Result<Entry, Lost>) -> &[u8] {
+    match item {
+        Ok(entry) => &entry.path,
+        Err(lost) => lost.span.from(),
     }
 }
 
@@ -73,10 +118,9 @@ fn entries<'a>(
     leaves: Vec<ChunkId>,
     shared: &'a HashSet<ChunkId>,
     get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-) -> impl Iterator<Item = Result<Entry>> + 'a {
+) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
     leaves
         .into_iter()
         .filter(|page| !shared.contains(page))
         .flat_map(move |page| TreeReader::new(&page, get))
-        .map(|item| item.map_err(|lost| lost.error))
 }

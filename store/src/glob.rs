@@ -76,7 +76,7 @@ impl Globs {
             }
         }
         let failed = |reason| Error::Pattern { pattern: "(all together)".into(), reason };
-        let set = builder.build().map_err(|error| failed(error.to_string()))?;
+        let set = builder.build().map_err(|error| failed(error.kind().to_string()))?;
         let foreign =
             if foreign.is_empty() { None } else { Some(bytes_regex(&foreign).map_err(failed)?) };
         Ok(Globs { set, foreign })

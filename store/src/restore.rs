@@ -10,6 +10,7 @@ mod content;
 mod delete;
 mod dry_run;
 mod git_caches;
+mod hidden_refs;
 mod runs;
 mod window;
 
@@ -19,20 +20,22 @@ use crate::glob::Globs;
 use crate::id::ChunkId;
 use crate::left_out::Spared;
 use crate::observe::{Event, Observer};
-use crate::source;
+use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{Refused, Target};
 use crate::tree::{Lost, Span, TreeReader};
 use git_caches::GitCaches;
+use hidden_refs::PackedRefs;
 use parking_lot::Mutex;
 use runs::Room;
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use window::{Dir, LinkKey, Window, link_key};
 
 /// What to restore and how.
@@ -73,6 +76,9 @@ pub struct Report {
     pub deleted: u64,
     /// Paths that are missing or incomplete in the target.
     pub failed: u64,
+    /// Whether more are missing than `failed`: parts of the tree are lost, and nobody knows how
+    /// many paths they held.
+    pub has_uncounted: bool,
     /// Paths that have their content and lack some metadata for a reason that is not one
     /// of the next two.
     pub metadata_refused: u64,
@@ -107,10 +113,9 @@ pub fn restore(
         return Ok(Report { selected: selected_entries, ..report });
     }
     let failed = |source| Error::Target { path: target.to_owned(), source };
-    let is_made = make_target(target).map_err(failed)?;
-    let dir = source::open_dir(target).map_err(failed)?;
-    let target_dir = Target::new(dir);
-    let is_empty = source::names(target_dir.dir()).map_err(failed)?.is_empty();
+    make_target(target).map_err(failed)?;
+    let top = Top::look(target, &prefix).map_err(failed)?;
+    let target_dir = Target::new(source::open_dir(target).map_err(failed)?);
     let mut restore = Restore {
         store,
         root: target.to_owned(),
@@ -123,13 +128,14 @@ pub fn restore(
         links: HashMap::new(),
         lost_links: Mutex::default(),
         prefix,
-        top: Top { is_made, is_empty },
+        top,
         lost: false,
         selected: selected_entries,
         is_delete: options.delete,
         store_place,
         copies: HashMap::new(),
         git_caches: Mutex::default(),
+        packed_refs: PackedRefs::default(),
     };
     let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
     for item in selected(root, from, options, &get) {
@@ -141,27 +147,18 @@ pub fn restore(
     }
     restore.flush(true)?;
     restore.delete(extra, root, from, options, &get)?;
+    restore.warn_of_hidden_refs(root);
     restore.target.put_modes_back();
     Ok(restore.report())
 }
 
-/// Makes the target directory, and those that lead to it; false if it was there.
-fn make_target(target: &Path) -> io::Result<bool> {
-    match std::fs::create_dir(target) {
-        Ok(()) => return Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // `.` and its like have no directory to be made in, and fail again.
-            target.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-            match std::fs::create_dir(target) {
-                Ok(()) => return Ok(true),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(error) => return Err(error),
+/// Makes the target directory, and those that lead to it, unless it is there.
+fn make_target(target: &Path) -> io::Result<()> {
+    match std::fs::create_dir_all(target) {
+        // A symbolic link to a directory is one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => Ok(()),
+        made => made,
     }
-    Ok(false)
 }
 
 /// The path of the store below the target, if it is there. Refuses a restore into the store
@@ -217,7 +214,7 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
 /// The reason why a directory keeps an entry from being restored, with the next step.
 fn dir_in_the_way(is_delete: bool) -> &'static str {
     if is_delete {
-        "a directory stands there and holds paths that the backup left out; move it away"
+        "a directory stands there and holds paths that --delete spares; move it away"
     } else {
         "a directory that is not empty stands there; move it away, or restore with --delete"
     }
@@ -320,13 +317,38 @@ struct Counts {
     others: AtomicU64,
     deleted: AtomicU64,
     failed: AtomicU64,
+    has_uncounted: AtomicBool,
     metadata_refused: AtomicU64,
 }
 
-/// What is known of the target directory itself.
+/// The target directory itself, as it was before.
 struct Top {
-    is_made: bool,
+    stat: Stat,
     is_empty: bool,
+    /// Whether it gets the metadata of the directory whose content is restored.
+    gets_metadata: bool,
+}
+
+impl Top {
+    /// Looks at the directory that gets the content of `prefix`.
+    ///
+    /// It gets the metadata as well where it is the very directory that was backed up, or has
+    /// nothing in it and is ours. Another one is in use for something else.
+    fn look(target: &Path, prefix: &[u8]) -> io::Result<Top> {
+        let dir = source::open_dir(target)?;
+        let stat = source::stat_open(&dir)?;
+        let is_empty = source::names(dir.as_fd())?.is_empty();
+        let is_place = canonical(target)?.as_os_str().as_bytes() == [b"/", prefix].concat();
+        let user = rustix::process::geteuid();
+        let is_ours = user.is_root() || user.as_raw() == stat.uid;
+        Ok(Top { stat, is_empty, gets_metadata: is_place || is_empty && is_ours })
+    }
+
+    /// Whether an entry has its owner and mode.
+    fn is_like(&self, entry: &Entry) -> bool {
+        let (stat, owner) = (&self.stat, &entry.owner);
+        (stat.mode, stat.uid, stat.gid) == (entry.mode, owner.uid, owner.gid)
+    }
 }
 
 struct Restore<'a> {
@@ -354,6 +376,7 @@ struct Restore<'a> {
     /// Copies of files that no further hard link could be made to.
     copies: HashMap<LinkKey, Vec<u8>>,
     git_caches: Mutex<GitCaches>,
+    packed_refs: PackedRefs,
     /// Dropped last: unfinished files go before the modes of their directories are put back.
     target: Target,
 }
@@ -412,10 +435,28 @@ impl Restore<'_> {
         self.store.observer().event(Event::NotRestored { path, reason });
     }
 
+    fn warn_of_hidden_refs(&self, root: &ChunkId) {
+        let dir = self.target.dir();
+        for (git_dir, names) in self.packed_refs.hidden(dir, self.store, root, &self.prefix) {
+            let git_dir = self.shown(relative(&git_dir, &self.prefix));
+            let first = crate::entry::display_path(&names[0]);
+            let have = match names.len() {
+                1 => format!("1 reference such as {first} has a newer value"),
+                count => format!("{count} references such as {first} have newer values"),
+            };
+            let text = format!(
+                "{}: {have} in a file that the snapshot lacks; restore with --delete to remove it",
+                git_dir.display(),
+            );
+            self.store.observer().event(Event::Warning(text));
+        }
+    }
+
     fn lost(&mut self, lost: &Lost) {
         self.lost = true;
         // One of them is counted with the report.
         add_up(&self.counts.failed, lost.entries.unwrap_or(1).saturating_sub(1));
+        self.counts.has_uncounted.fetch_or(lost.entries.is_none(), Relaxed);
         self.failed(relative(lost.span.from(), &self.prefix), &reason_of(lost));
     }
 
@@ -434,6 +475,7 @@ impl Restore<'_> {
             others: counts.others.load(Relaxed),
             deleted: counts.deleted.load(Relaxed),
             failed: counts.failed.load(Relaxed),
+            has_uncounted: counts.has_uncounted.load(Relaxed),
             metadata_refused: counts.metadata_refused.load(Relaxed),
             owner_denied: self.target.owner_denied.load(Relaxed),
             xattr_denied: self.target.xattr_denied.load(Relaxed),

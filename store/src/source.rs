@@ -6,8 +6,8 @@
 use crate::entry::{Kind, Owner, Time, Xattrs, display_path};
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags, openat, openat2,
-    statx,
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags,
+    openat, openat2, statx,
 };
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -98,6 +98,15 @@ impl Stat {
 pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     Stat::new(&statx(dir, name, flags, StatxFlags::BASIC_STATS)?)
+}
+
+/// Whether something in an open directory is mounted there, as the kernel tells (Linux 5.8).
+/// Device numbers tell that of directories alone: layered file systems give files the device of
+/// the layer below.
+pub fn is_mount_root(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let looked = statx(dir, name, flags, StatxFlags::empty());
+    looked.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Looks at an open file.

@@ -506,7 +506,6 @@ impl StoredConfig {
     }
 }
 
-/// What is needed to open or build an index.
 /// A pipe, directory or dangling link at a name of the index: SQLite would wait for it or fail.
 fn odd_file(index: &Path) -> Option<PathBuf> {
     let names = ["", "-wal", "-shm", "-journal", ".new"].map(|end| {
@@ -535,6 +534,7 @@ fn remove_odd_files(index: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Everything that opening or building an index needs.
 struct Opening<'a> {
     backend: &'a dyn Backend,
     store_id: [u8; 16],

@@ -34,6 +34,10 @@ const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The attribute that holds the ACL of what is made in a directory.
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
+/// Seconds since 1970 that every file system can hold: FAT begins with 1980, and signed
+/// 32 bits end in 2038.
+const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
+
 /// How often something is tried again that another process was quicker with.
 const TRIES: usize = 8;
 
@@ -101,18 +105,16 @@ impl fmt::Display for Refused {
 impl Target {
     /// Everything is made below `dir`. Removes files that killed restores left in it.
     pub fn new(dir: OwnedFd) -> Target {
-        // Listed through another descriptor, for a listing goes on where the one before ended.
-        if let Ok(listed) = source::open_dir_below(dir.as_fd(), b"") {
-            remove_abandoned(listed.as_fd());
-        }
-        Target {
-            gives_acl: AtomicBool::new(has_default_acl(&dir)),
+        let target = Target {
+            gives_acl: AtomicBool::new(false),
             dir,
             uid: geteuid().as_raw(),
             opened_up: Mutex::default(),
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
-        }
+        };
+        target.meet_dir(b"");
+        target
     }
 
     /// The directory itself.
@@ -203,7 +205,7 @@ impl Target {
             }
             match source::stat_at(parent.as_fd(), name) {
                 Ok(stat) if stat.kind == Kind::Directory => {
-                    self.meet_dir(parent.as_fd(), name);
+                    self.meet_dir(path);
                     return Ok(false);
                 }
                 Ok(_) => ignore_missing(unlinkat(&parent, name, AtFlags::empty()))?,
@@ -215,13 +217,14 @@ impl Target {
     }
 
     /// Looks into a directory that was there before.
-    fn meet_dir(&self, parent: BorrowedFd<'_>, name: &[u8]) {
+    fn meet_dir(&self, path: &[u8]) {
         // If it cannot be listed, the first write to it reports that.
-        let Ok(dir) = source::open_dir_below(parent, name) else { return };
+        let Ok(dir) = source::open_dir_below(self.dir(), path) else { return };
         if has_default_acl(&dir) {
             self.gives_acl.store(true, Ordering::Relaxed);
         }
-        remove_abandoned(dir.as_fd());
+        // Best effort: abandoned files take space and are in nobody's way.
+        let _ = self.work_in(path, || remove_abandoned(dir.as_fd()));
     }
 
     /// Begins a file. It is written under another name until it is complete, unless this
@@ -465,12 +468,20 @@ impl Target {
         }
     }
 
+    /// Whether a refusal tells of this file rather than of the user or the file system: root
+    /// may set attributes of users wherever there are any.
+    fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
+        self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
+    }
+
     /// Attributes that this user or file system does not allow are counted.
     fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
         let what = format!("attribute {}", crate::entry::display_path(name));
         match result {
             Ok(()) | Err(Errno::NODATA) => {}
-            Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS) => {
+            Err(error @ (Errno::PERM | Errno::NOTSUP | Errno::ACCESS))
+                if !self.is_about_the_file(name, error) =>
+            {
                 self.xattr_denied.fetch_add(1, Ordering::Relaxed);
             }
             Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
@@ -507,15 +518,27 @@ impl Node<'_> {
     fn set_mtime(&self, mtime: Time) -> io::Result<()> {
         let times = times(mtime);
         if self.at.is_none() {
-            return Ok(futimens(self.fd, &times)?);
-        }
-        match utimensat(self.fd, c"", &times, AtFlags::EMPTY_PATH) {
-            // Kernels before 5.8.
-            Err(Errno::INVAL) => {
-                Ok(utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty())?)
+            futimens(self.fd, &times)?;
+        } else {
+            match utimensat(self.fd, c"", &times, AtFlags::EMPTY_PATH) {
+                // Kernels before 5.8.
+                Err(Errno::INVAL) => {
+                    utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty())?;
+                }
+                done => done?,
             }
-            done => Ok(done?),
         }
+        // Other times are clamped by some file systems without an error.
+        if !TIMES_HELD_EVERYWHERE.contains(&mtime.seconds) {
+            let held = source::stat_open(self.fd)?.mtime.seconds;
+            if held != mtime.seconds {
+                let wanted = mtime.seconds;
+                return Err(io::Error::other(format!(
+                    "this file system cannot hold {wanted} seconds since 1970; it is {held} now"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {
@@ -648,15 +671,17 @@ fn hold_abandoned(dir: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
 }
 
 /// Removes unfinished files of killed restores.
-fn remove_abandoned(dir: BorrowedFd<'_>) {
-    // Best effort: they take space and are in nobody's way.
-    for (name, _) in source::names(dir).unwrap_or_default() {
+fn remove_abandoned(dir: BorrowedFd<'_>) -> io::Result<()> {
+    // A listing goes on where the one before ended: each has its own descriptor.
+    let listed = source::open_dir_below(dir, b"")?;
+    for (name, _) in source::names(listed.as_fd())? {
         if is_unfinished(&name)
             && let Some(_held) = hold_abandoned(dir, &name)
         {
-            let _ = unlinkat(dir, &name[..], AtFlags::empty());
+            ignore_missing(unlinkat(dir, &name[..], AtFlags::empty()))?;
         }
     }
+    Ok(())
 }
 
 /// Renames within a directory. An empty directory gives way; one with content is an

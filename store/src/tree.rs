@@ -431,6 +431,15 @@ impl Span {
         }
     }
 
+    /// Whether a path at or after this one, in path order, may be lost.
+    pub fn may_reach(&self, path: &[u8]) -> bool {
+        let last = match self {
+            Span::Entry(lost) => Some(lost),
+            Span::Range { until, .. } => until.as_ref(),
+        };
+        last.is_none_or(|last| path_cmp(path, last) != Ordering::Greater)
+    }
+
     /// Whether the entry with this path may be lost.
     pub fn may_be(&self, path: &[u8]) -> bool {
         match self {

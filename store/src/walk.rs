@@ -132,7 +132,16 @@ impl Excluded {
     }
 
     /// What becomes of something in a directory of this scope that was not left out by name.
-    fn verdict(&self, path: &[u8], inner: Option<&[u8]>, stat: &Stat, scope: Scope) -> Verdict {
+    ///
+    /// `is_mounted` tells of a thing that is no directory whether it is a mount point.
+    fn verdict(
+        &self,
+        path: &[u8],
+        inner: Option<&[u8]>,
+        stat: &Stat,
+        scope: Scope,
+        is_mounted: impl FnOnce() -> bool,
+    ) -> Verdict {
         if self.never.contains(&(stat.device, stat.inode)) {
             self.noted.path(path);
             return Verdict::LeftOut;
@@ -143,14 +152,14 @@ impl Excluded {
         let is_dir = stat.kind == Kind::Directory;
         let is_passage = is_dir && self.named.is_below(path);
         let is_out = self.is_out(path, inner, scope.wanted);
-        // Files have no say: layered file systems give them the device of the layer below.
-        let is_mount = is_dir && self.other_file_systems && stat.device != scope.device;
+        let is_elsewhere = self.other_file_systems && stat.device != scope.device;
+        let is_mount = is_elsewhere && (is_dir || is_mounted());
         if is_mount && !is_out {
             self.noted.path(path);
         }
         match (is_out || is_mount, is_passage) {
             (true, true) => Verdict::Within(Scope::all(stat.device).only(Wanted::Named)),
-            (true, false) if is_out => Verdict::LeftOut,
+            (true, false) if is_out || !is_dir => Verdict::LeftOut,
             (true, false) => Verdict::Alone,
             (false, _) => Verdict::Within(scope),
         }
@@ -184,7 +193,8 @@ impl Excluded {
             }
             // What cannot be looked at is reported where it is listed.
             let Ok(stat) = source::stat_at(git_dir, inner) else { continue };
-            scope = match self.verdict(&path, Some(inner), &stat, scope) {
+            let is_mounted = || source::is_mount_root(git_dir, inner);
+            scope = match self.verdict(&path, Some(inner), &stat, scope, is_mounted) {
                 Verdict::Within(scope) => scope,
                 Verdict::LeftOut | Verdict::Alone => return None,
             };
@@ -504,7 +514,8 @@ impl Shared {
                     continue;
                 }
             };
-            let within = match exclude.verdict(&path, None, &stat, scope) {
+            let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
+            let within = match exclude.verdict(&path, None, &stat, scope, is_mounted) {
                 Verdict::LeftOut => continue,
                 Verdict::Alone => None,
                 Verdict::Within(scope) => (stat.kind == Kind::Directory).then_some(scope),
@@ -633,7 +644,8 @@ fn scan_phase_below(
             }
         };
         let item = Found { path: join(path, &inner), stat };
-        let verdict = exclude.verdict(&item.path, Some(&inner), &stat, scope);
+        let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
+        let verdict = exclude.verdict(&item.path, Some(&inner), &stat, scope, is_mounted);
         if matches!(verdict, Verdict::LeftOut) {
             continue;
         }

@@ -144,9 +144,9 @@ impl Backup {
         }
     }
 
-    /// Makes the store, if that was asked for and there is none.
+    /// Makes the store, if that was asked for and there is none. A dry run makes none.
     fn init(&self, place: &Path, ui: &Ui) -> Result<(), Failure> {
-        if !self.init {
+        if !self.init || self.dry_run {
             return Ok(());
         }
         match init::init(place, ui) {

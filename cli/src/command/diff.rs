@@ -5,7 +5,7 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
-use store::diff::Change;
+use store::diff::{Change, Difference};
 use store::entry::display_path;
 use store::store::Purpose;
 
@@ -31,9 +31,17 @@ impl Diff {
         let (_, first) = select::find(&store, &self.first)?;
         let (_, second) = select::find(&store, &self.second)?;
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
-        let mut failure = None;
-        store::diff::diff(&store, &first.root.chunk(), &second.root.chunk(), &mut |change| {
+        let (mut failure, mut lost_parts) = (None, 0u64);
+        store::diff::diff(&store, &first.root.chunk(), &second.root.chunk(), &mut |met| {
             store.observer().progress().check()?;
+            let change = match met {
+                Difference::Change(change) => change,
+                Difference::Lost(lost) => {
+                    lost_parts += 1;
+                    ui.warn(&format!("cannot compare {}: {}", lost.span, lost.error));
+                    return Ok(());
+                }
+            };
             let (kind, sign, entry) = match &change {
                 Change::Added(entry) => (0, "+", entry),
                 Change::Removed(entry) => (1, "-", entry),
@@ -81,9 +89,9 @@ impl Diff {
             size(bytes[0]),
             size(bytes[1])
         ))?;
-        match report::reuse(&second.statistics) {
-            Some(saved) => ui.remark(format!("the backup of the second: {saved}")),
-            None => Ok(()),
+        if let Some(saved) = report::reuse(&second.statistics) {
+            ui.remark(format!("the backup of the second: {saved}"))?;
         }
+        if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
     }
 }

@@ -191,7 +191,8 @@ impl Restore {
             ui.explain(&format!("{paths} restored without all metadata; each was named"));
         }
         if report.failed > 0 {
-            ui.explain(&format!("{} not restored", count(report.failed, "path")));
+            let at_least = if report.has_uncounted { "at least " } else { "" };
+            ui.explain(&format!("{at_least}{} not restored", count(report.failed, "path")));
         }
         Ok(())
     }

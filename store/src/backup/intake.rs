@@ -16,6 +16,7 @@ use chunker::format::Refusal;
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
+use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -40,8 +41,18 @@ const LINKED_MAX: usize = 1024;
 /// Bytes that are read of a file whose size says that it has none: some never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "its size is given as 0 or too small, and it has more than 4 GiB";
+const REPLACED: &str = "it was replaced by something else during the backup";
 /// Bytes that one core reads at once of a region.
 const READ_BYTES: usize = 2 << 20;
+
+/// The error of a path, or why it failed if `errno` says that another kind of thing is there
+/// now, or on the way to it.
+fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
+    let is_replaced = [errno, Errno::LOOP, Errno::NOTDIR, Errno::NXIO]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    if is_replaced { io::Error::other(REPLACED) } else { error }
+}
 
 /// What can go wrong while a source is read. The two never share a handler.
 #[derive(Debug)]
@@ -112,7 +123,7 @@ impl<'f> OpenFile<'f> {
         // What was looked at by name has to do where the open file cannot be looked at.
         let stat = source::stat_open(file).unwrap_or(found.stat);
         if stat.kind != Kind::File {
-            return Err(io::Error::other("it was replaced by something else"));
+            return Err(io::Error::other(REPLACED));
         }
         Ok(OpenFile { path: &found.path, file, stat, like, previous })
     }
@@ -226,7 +237,8 @@ impl<'a> Intake<'a> {
         found: &Found,
         previous: Option<&Entry>,
     ) -> Result<Entry, Trouble> {
-        let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))?;
+        let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))
+            .map_err(|error| unless_replaced(error, Errno::LOOP))?;
         self.read(&OpenFile::new(found, &file, Like::Itself, previous)?)
     }
 
@@ -248,7 +260,8 @@ impl<'a> Intake<'a> {
     fn other(&self, base: &Base, found: &Found) -> io::Result<Entry> {
         let (dir, path) = (base.dir.as_fd(), base.relative(&found.path));
         let target = match found.stat.kind {
-            Kind::Symlink => source::read_link(dir, path)?,
+            Kind::Symlink => source::read_link(dir, path)
+                .map_err(|error| unless_replaced(error, Errno::INVAL))?,
             _ => Vec::new(),
         };
         let attributes = match found.stat.kind {

@@ -2,7 +2,7 @@
 
 use super::intake::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
-use crate::diff::{Change, diff};
+use crate::diff::{Change, Difference, diff};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
@@ -328,11 +328,12 @@ fn removed(store: &Store, first: &ChunkId, second: &ChunkId) -> Option<Removed> 
         Kind::Directory => removed.dirs += 1,
         _ => {}
     };
-    let mut each = |change| {
-        match &change {
-            Change::Removed(entry) => count(entry),
-            Change::Modified(old, new) if old.kind != new.kind => count(old),
-            _ => {}
+    let mut each = |met| {
+        match met {
+            Difference::Change(Change::Removed(entry)) => count(&entry),
+            Difference::Change(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
+            Difference::Change(_) => {}
+            Difference::Lost(lost) => return Err(lost.error),
         }
         Ok(())
     };

@@ -147,6 +147,7 @@ impl Restore<'_> {
         };
         output.is_settled.store(true, Relaxed);
         self.refused(path, &self.target.refresh_file(&file, &stat, entry));
+        self.packed_refs.restored(&entry.path);
         self.counts.files_unchanged.fetch_add(1, Relaxed);
         self.store.observer().progress().add(1, entry.size);
     }
@@ -223,7 +224,10 @@ impl Restore<'_> {
         self.note_replaced(path);
         let finished = sized.and_then(|()| self.target.finish(open, path, entry));
         match &finished {
-            Ok(_) => drop(self.counts.bytes_restored.fetch_add(entry.size, Relaxed)),
+            Ok(_) => {
+                self.packed_refs.restored(&entry.path);
+                self.counts.bytes_restored.fetch_add(entry.size, Relaxed);
+            }
             Err(_) => self.lose(entry),
         }
         self.count_made(path, finished, &self.counts.files_restored);

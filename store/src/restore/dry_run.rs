@@ -4,7 +4,7 @@ use super::content::with_content;
 use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
 use super::window::{LinkKey, link_key};
-use super::{Options, Report, dir_in_the_way, join, reason_of, relative, selected};
+use super::{Options, Report, Top, dir_in_the_way, join, reason_of, relative, selected};
 use crate::entry::{Entry, Kind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
@@ -65,6 +65,7 @@ pub(super) fn dry_run(
             Ok(entry) => run.take(&entry),
             Err(lost) => {
                 run.report.failed += lost.entries.unwrap_or(1).saturating_sub(1);
+                run.report.has_uncounted |= lost.entries.is_none();
                 run.failed(relative(lost.span.from(), prefix), &reason_of(&lost));
             }
         }
@@ -77,8 +78,8 @@ impl DryRun<'_> {
     fn take(&mut self, entry: &Entry) {
         let path = relative(&entry.path, self.prefix).to_vec();
         if entry.path == self.prefix && entry.kind == Kind::Directory {
-            // The target itself gets metadata only if it is made.
-            self.report.dirs += u64::from(!self.target.exists());
+            let top = Top::look(self.target, self.prefix);
+            self.report.dirs += u64::from(top.map_or(true, |top| top.gets_metadata));
             return;
         }
         if entry.kind == Kind::Directory {

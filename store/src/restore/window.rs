@@ -103,12 +103,20 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// The directory whose content is restored is the target itself; it gets that
-    /// directory's metadata only if it was made for this.
+    /// The directory whose content is restored is the target itself.
     fn open_top(&mut self, entry: Entry) {
-        if self.top.is_made && entry.kind == Kind::Directory {
-            let is_fresh = Arc::new(AtomicBool::new(true));
+        if entry.kind != Kind::Directory {
+            return;
+        }
+        if self.top.gets_metadata {
+            let is_fresh = Arc::new(AtomicBool::new(self.top.is_empty));
             self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
+        } else if !self.top.is_like(&entry) {
+            let note = format!(
+                "{} is in use for something else: it keeps its owner and mode",
+                self.root.display()
+            );
+            self.store.observer().event(Event::Note(note));
         }
     }
 
@@ -182,6 +190,8 @@ impl Restore<'_> {
         for link in window.links {
             self.make_link(link)?;
         }
+        // Unfinished files go before their directories get modes that forbid it.
+        drop(window.files);
         self.finish_dirs(window.done_dirs);
         self.check()
     }
