@@ -152,6 +152,11 @@ fn hint(error: &Error) -> Option<String> {
         Error::StoreRead { source, .. } | Error::StoreWrite { source, .. } if is_denied(source) => {
             "run it as the user who owns the store".into()
         }
+        Error::StoreWrite { source, .. } if source.kind() == ErrorKind::IsADirectory => {
+            "a directory stands where a file of the store belongs: move it away, then run the same \
+             command again"
+                .into()
+        }
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
             "check the disk and the permissions of the store, then run the same command again"
                 .into()
