@@ -2,6 +2,7 @@
 
 use crate::limits;
 use crate::recipe::{Extent, Recipe, decode_extents, encode_extents};
+use memchr::{memchr, memchr_iter};
 use minicbor::{Decoder, Encoder, decode};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -220,19 +221,31 @@ pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
     if len > max {
         return Err(format!("its path has {len} bytes; at most {max} can be kept"));
     }
-    let (name_len, max) = (longest_name(path), limits::NAME_BYTES_MAX);
-    if name_len > max {
-        return Err(format!("a name in its path has {name_len} bytes; at most {max} can be kept"));
-    }
-    let is_name = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
-    if path.contains(&0) || !path.split(|b| *b == b'/').all(is_name) {
+    if memchr(0, path).is_some() {
         return Err("a path that no entry can have".into());
+    }
+    let mut begin = 0;
+    for end in memchr_iter(b'/', path).chain([len]) {
+        check_name(&path[begin..end])?;
+        begin = end + 1;
     }
     Ok(())
 }
 
-fn longest_name(path: &[u8]) -> usize {
-    path.split(|b| *b == b'/').map(<[u8]>::len).max().unwrap_or(0)
+/// The same of a name that a file system listed in a directory whose path was checked.
+pub(crate) fn check_child(path: &[u8], name: &[u8]) -> Result<(), String> {
+    if path.len() > limits::PATH_BYTES_MAX { check_path(path) } else { check_name(name) }
+}
+
+fn check_name(name: &[u8]) -> Result<(), String> {
+    let (len, max) = (name.len(), limits::NAME_BYTES_MAX);
+    if len > max {
+        return Err(format!("a name in its path has {len} bytes; at most {max} can be kept"));
+    }
+    if matches!(name, b"" | b"." | b"..") {
+        return Err("a path that no entry can have".into());
+    }
+    Ok(())
 }
 
 /// Whether a character steers a terminal, ends a line, or reverses the order of text, so

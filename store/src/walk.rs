@@ -498,7 +498,7 @@ impl Shared {
         let mut too_long: Option<(Vec<u8>, String, usize)> = None;
         for (name, stat) in listed {
             let path = join(path, &name);
-            if let Err(reason) = crate::entry::check_path(&path) {
+            if let Err(reason) = crate::entry::check_child(&path, &name) {
                 if exclude.has(&path, None, scope) {
                     continue;
                 }

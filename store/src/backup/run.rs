@@ -322,6 +322,9 @@ impl<'a> Run<'a> {
 
 /// What the first tree has and the second does not; `None` if a page cannot be read.
 fn removed(store: &Store, first: &ChunkId, second: &ChunkId) -> Option<Removed> {
+    if first == second {
+        return Some(Removed::default());
+    }
     let mut removed = Removed::default();
     let mut count = |entry: &Entry| match entry.kind {
         Kind::File => removed.files += 1,
