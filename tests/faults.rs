@@ -2,19 +2,18 @@
 //! operations, two at once.
 
 use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, is_root};
+use crate::support::stores::{Listener, backup_options, restore_options};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use store::backend::faulty::{Faulty, Operation};
 use store::backend::{Backend, Memory, write_all};
-use store::backup::{About, Options, backup};
+use store::backup::backup;
 use store::check::{ReadData, check};
 use store::config::Config;
-use store::entry::Time;
-use store::glob::Globs;
 use store::id::SnapshotId;
-use store::observe::{Event, Observer, Progress, Silent};
+use store::observe::{Event, Observer, Silent};
 use store::store::{Purpose, Store};
 
 /// Kills in all.
@@ -235,25 +234,6 @@ fn a_disk_may_be_full_at_any_byte() {
     assert_same(&sandbox, "source", "restored");
 }
 
-/// Hears which paths could not be read.
-#[derive(Default)]
-struct Listener {
-    progress: Progress,
-    unreadable: Mutex<Vec<String>>,
-}
-
-impl Observer for Listener {
-    fn event(&self, event: Event) {
-        if let Event::Unreadable { path, .. } = event {
-            self.unreadable.lock().expect("no panic").push(path.display().to_string());
-        }
-    }
-
-    fn progress(&self) -> &Progress {
-        &self.progress
-    }
-}
-
 /// A store in memory that fails at one operation.
 struct Fragile {
     memory: Memory,
@@ -292,10 +272,15 @@ impl Fragile {
         );
         let listener = Arc::new(Listener::default());
         let result = self.open(Arc::new(faulty), Arc::clone(&listener) as _).and_then(|store| {
-            let report = backup(&store, &options(source))?;
+            let report = backup(&store, &backup_options(&[source]))?;
             Ok(report.snapshot.expect("not a dry run"))
         });
-        let unreadable = std::mem::take(&mut *listener.unreadable.lock().expect("no panic"));
+        let events = listener.events.lock().expect("no panic");
+        let path = |event: &Event| match event {
+            Event::Unreadable { path, .. } => Some(path.display().to_string()),
+            _ => None,
+        };
+        let unreadable = events.iter().filter_map(path).collect();
         (result, unreadable, count.load(Relaxed))
     }
 
@@ -319,41 +304,6 @@ impl Fragile {
             assert_eq!(report.expect("restores").failed, 0);
         }
         snapshots.len()
-    }
-}
-
-fn restore_options() -> store::restore::Options {
-    let none = || Globs::new([]).expect("no patterns");
-    store::restore::Options {
-        include: none(),
-        include_each: Vec::new(),
-        exclude: none(),
-        delete: false,
-        delete_below: Vec::new(),
-        keep: none().into(),
-        is_dry: false,
-    }
-}
-
-fn options(source: &Path) -> Options {
-    Options {
-        paths: vec![source.to_owned()],
-        excludes: Vec::new(),
-        one_file_system: false,
-        exclude_caches: false,
-        git_caches: true,
-        ignore_ctime: false,
-        ignore_inode: false,
-        force: false,
-        is_dry: false,
-        walk_threads: 2,
-        about: About {
-            host: "here".into(),
-            user: "me".into(),
-            tags: Vec::new(),
-            program: "test".into(),
-            clock: Time::default,
-        },
     }
 }
 
