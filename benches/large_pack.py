@@ -125,8 +125,8 @@ class LargePack(Bench):
             self.measure("the same into a fresh store", place("fresh"), "backup", source, size=size)
             fresh = self.restore("restore, fresh store", place("fresh"), size)
             shutil.rmtree(place("fresh"))
-            woven = self.restore("restore, repacked", place("first"), size)
-            self.ratio = woven["seconds"] / fresh["seconds"]
+            rebuilt = self.restore("restore, repacked", place("first"), size)
+            self.ratio = rebuilt["seconds"] / fresh["seconds"]
         self.size = size
 
     def line(self, row):

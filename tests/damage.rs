@@ -844,7 +844,7 @@ fn a_snapshot_record_of_lies_is_an_error() {
     for record in records {
         let id = SnapshotId::of(&record);
         let mut frame = Vec::new();
-        store::seal::Sealer::new(3).seal(&record, &mut frame);
+        store::codec::FrameEncoder::new(3).encode(&record, &mut frame);
         fs::write(root.join("snapshots").join(id.to_string()), frame.repeat(2)).expect("writes");
         let store = stores::open(&root, Purpose::Read);
         assert!(store.snapshot(&id).is_err());

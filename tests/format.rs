@@ -6,10 +6,10 @@ use crate::support::tree::{build_everything, compare, make_writable_and_remove};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use store::codec::FrameDecoder;
 use store::entry::{Content, Entry, Kind, Time};
 use store::id::{ChunkId, SegmentId};
 use store::recipe::{Extent, Recipe, RecipeWriter};
-use store::seal::Opener;
 use store::tree::TreeWriter;
 use store::{limits, segment};
 
@@ -91,7 +91,7 @@ fn the_example_in_the_document_is_a_segment() {
     assert_eq!(row.id, ChunkId::of(&[b'x'; 700]));
     let stored = &bytes[row.offset as usize..row.end() as usize];
     let mut plain = Vec::new();
-    Opener::new().open(&row.id, stored, row.plain_len as usize, &mut plain).expect("opens");
+    FrameDecoder::new().decode(&row.id, stored, row.plain_len as usize, &mut plain).expect("opens");
     assert_eq!(plain, [b'x'; 700]);
 }
 

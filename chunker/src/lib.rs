@@ -7,7 +7,7 @@
 pub mod cdc;
 pub mod parallel;
 
-pub mod format;
+pub mod delta;
 
 pub use cdc::{Cutter, ParameterError, Parameters};
 pub use parallel::cut_parallel;

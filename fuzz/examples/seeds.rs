@@ -81,22 +81,24 @@ fn formats(dir: &Path, seeds: &Seeds<'_>) -> Result<()> {
     let read = |name: &str| fs::read(dir.join(name));
     // Windows of one entry and of many, batches of 59 bytes and of some KiB.
     for limits in [[0, 1, 0], [40, 255, 4]] {
-        for (new, base) in [("new", "old"), ("old", "new"), ("new", "new")] {
+        for (new, reference) in [("new", "old"), ("old", "new"), ("new", "new")] {
             let pair = |name: &str| -> Result<[Vec<u8>; 2]> {
                 let [pack, index] = [read(&format!("{name}.pack"))?, read(&format!("{name}.idx"))?];
                 Ok([part(&pack), part(&index)])
             };
-            let parts = [pair(new)?, pair(base)?].concat().concat();
+            let parts = [pair(new)?, pair(reference)?].concat().concat();
             seeds.add("git_pack", &[&limits[..], &[0; 4], &parts].concat())?;
         }
     }
-    for (new, base) in [("new", "old"), ("old", "new")] {
-        let indexes = [part(&read(&format!("{new}.idx"))?), part(&read(&format!("{base}.idx"))?)];
+    for (new, reference) in [("new", "old"), ("old", "new")] {
+        let indexes =
+            [part(&read(&format!("{new}.idx"))?), part(&read(&format!("{reference}.idx"))?)];
         seeds.add("git_idx", &[&[0; 4], &indexes.concat()[..]].concat())?;
-        let (new, base) = (read(&format!("{new}.sql"))?, part(&read(&format!("{base}.sql"))?));
+        let (new, reference) =
+            (read(&format!("{new}.sql"))?, part(&read(&format!("{reference}.sql"))?));
         for times in [0, 240] {
             let head = [times, times, 0xFF, 0xFF, 0, 0, 0, 0];
-            seeds.add("dump", &[&head, &base[..], &new].concat())?;
+            seeds.add("dump", &[&head, &reference[..], &new].concat())?;
         }
     }
     Ok(())
@@ -111,13 +113,13 @@ fn segment(file: &[u8], seeds: &Seeds<'_>) -> Result<()> {
     let header = &file[..skippable_len(file).ok_or("no header")?];
     let table = Table::read(header, &file[trailer.table_offset as usize..table_end], &trailer)?;
     let stored = |row: &Row| &file[row.offset as usize..row.end() as usize];
-    table.rows.iter().step_by(9).try_for_each(|row| seeds.add("sealed", stored(row)))
+    table.rows.iter().step_by(9).try_for_each(|row| seeds.add("frame", stored(row)))
 }
 
 fn open(frame: &[u8]) -> Result<Vec<u8>> {
-    let len = store::seal::claimed_plain_len(frame).ok_or("no frame")?;
+    let len = store::codec::claimed_plain_len(frame).ok_or("no frame")?;
     let mut plain = Vec::new();
-    store::seal::Opener::new().open_unnamed(frame, len, &mut plain)?;
+    store::codec::FrameDecoder::new().decode_unnamed(frame, len, &mut plain)?;
     Ok(plain)
 }
 

@@ -1,6 +1,6 @@
 //! What the targets of the formats have in common: inputs in parts, and files in memory.
 
-use chunker::format::{Base, Doubt, Refusal, Sink, Source};
+use chunker::delta::{DeltaError, FormatError, Reference, Sink, Source};
 use std::convert::Infallible;
 use std::ops::Range;
 
@@ -35,7 +35,7 @@ pub fn part(bytes: &[u8]) -> Vec<u8> {
     [&len.to_le_bytes(), bytes].concat()
 }
 
-/// A file in memory, a part of which cannot be read where it is a base.
+/// A file in memory, a part of which cannot be read where it is a reference.
 #[derive(Debug, Clone)]
 pub struct Memory {
     pub bytes: Vec<u8>,
@@ -57,7 +57,7 @@ impl Memory {
     }
 }
 
-impl Base for Memory {
+impl Reference for Memory {
     fn len(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -88,14 +88,14 @@ impl Source<Infallible> for Memory {
 /// Compares what it is told with the file that it is about.
 pub struct Checked<'a> {
     new: &'a [u8],
-    bases: Vec<&'a [u8]>,
+    references: Vec<&'a [u8]>,
     told: usize,
     pub copies: usize,
 }
 
 impl<'a> Checked<'a> {
-    pub fn new(new: &'a [u8], bases: Vec<&'a [u8]>) -> Checked<'a> {
-        Checked { new, bases, told: 0, copies: 0 }
+    pub fn new(new: &'a [u8], references: Vec<&'a [u8]>) -> Checked<'a> {
+        Checked { new, references, told: 0, copies: 0 }
     }
 
     fn take(&mut self, bytes: &[u8]) {
@@ -104,13 +104,13 @@ impl<'a> Checked<'a> {
     }
 
     /// Asserts that all was told, or nothing.
-    pub fn finish(&self, done: Result<(), Refusal<Infallible>>) -> Option<Doubt> {
+    pub fn finish(&self, done: Result<(), DeltaError<Infallible>>) -> Option<FormatError> {
         match done {
             Ok(()) => assert_eq!(self.told, self.new.len(), "not all of the file"),
-            Err(Refusal::Failed(error)) => match error {},
-            Err(Refusal::Doubt(doubt)) => {
+            Err(DeltaError::Failed(error)) => match error {},
+            Err(DeltaError::Format(error)) => {
                 assert_eq!(self.told, 0, "a doubt after something was told");
-                return Some(doubt);
+                return Some(error);
             }
         }
         None
@@ -124,10 +124,10 @@ impl Sink<Infallible> for Checked<'_> {
         Ok(())
     }
 
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Infallible> {
+    fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), Infallible> {
         assert!(len > 0);
         self.copies += 1;
-        let bytes = &self.bases[base][offset as usize..][..len as usize];
+        let bytes = &self.references[reference][offset as usize..][..len as usize];
         self.take(bytes);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! A dump compared with the one before: how often each is repeated, how much is read at
-//! once, where the base cannot be read, then both.
+//! once, where the reference cannot be read, then both.
 #![no_main]
 
-use chunker::format::dump::weave;
+use chunker::delta::dump::compare;
 use forgekeep_fuzz::{Checked, Input, Memory};
 use libfuzzer_sys::fuzz_target;
 
@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| {
         bytes.iter_mut().step_by(4999).enumerate().for_each(|(n, byte)| *byte ^= n as u8);
         bytes
     };
-    let base = repeated(input.part(), of_base);
+    let reference = repeated(input.part(), of_base);
     let new = repeated(input.0, of_new);
     let mut left = &new[..];
     let mut read = |buffer: &mut [u8]| {
@@ -35,9 +35,9 @@ fuzz_target!(|input: &[u8]| {
         left = later;
         Ok(now.len())
     };
-    let mut sink = Checked::new(&new, vec![&base]);
-    let mut damaged = Memory { bytes: base.clone(), hole: at..at + len };
-    let Ok(()) = weave(&mut read, &mut damaged, &mut sink);
+    let mut sink = Checked::new(&new, vec![&reference]);
+    let mut damaged = Memory { bytes: reference.clone(), hole: at..at + len };
+    let Ok(()) = compare(&mut read, &mut damaged, &mut sink);
     sink.finish(Ok(()));
     assert!(sink.copies <= new.len() / 32 + 1, "{} copies", sink.copies);
 });

@@ -4,12 +4,12 @@
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
 use store::backend::Memory;
+use store::codec::FrameEncoder;
 use store::id::SnapshotId;
-use store::seal::Sealer;
 use store::snapshot::{Snapshot, VERSION, file_name};
 
 thread_local! {
-    static SEALER: RefCell<Sealer> = RefCell::new(Sealer::new(1));
+    static ENCODER: RefCell<FrameEncoder> = RefCell::new(FrameEncoder::new(1));
 }
 
 fn read(id: &SnapshotId, file: &[u8]) -> Option<(Snapshot, bool)> {
@@ -22,7 +22,7 @@ fuzz_target!(|record: &[u8]| {
     let id = SnapshotId::of(record);
     let _ = read(&id, record);
     let mut frame = Vec::new();
-    SEALER.with_borrow_mut(|sealer| sealer.seal(record, &mut frame));
+    ENCODER.with_borrow_mut(|encoder| encoder.encode(record, &mut frame));
     let Some((snapshot, is_whole)) = read(&id, &frame.repeat(2)) else { return };
     assert!(is_whole && snapshot.version == VERSION);
     let memory = Memory::default();

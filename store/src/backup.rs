@@ -17,7 +17,7 @@ mod assembly;
 mod failure;
 mod gate;
 mod git_dir;
-mod intake;
+mod ingest;
 mod merge;
 mod passes;
 mod pipeline;

@@ -4,6 +4,7 @@
 //! their bytes where that is asked for; the trees, down to every chunk they name.
 
 use crate::backend;
+use crate::codec::FrameDecoder;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result};
@@ -11,7 +12,6 @@ use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
-use crate::seal::Opener;
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
 use crate::store::{INDEX_FILE, Store};
@@ -187,7 +187,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
     check.trees(&snapshots)?;
     if check.losses.lock().count > 0 {
         // Whatever the index says: the next backup is to look at every chunk.
-        check.to_index(store.index.forget_closed())?;
+        check.to_index(store.index.forget_whole())?;
     }
     let report = check.finish();
     if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
@@ -234,8 +234,8 @@ struct Losses {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<(Opener, Vec<u8>, Vec<u8>)> =
-        RefCell::new((Opener::new(), Vec::new(), Vec::new()));
+    static SCRATCH: RefCell<(FrameDecoder, Vec<u8>, Vec<u8>)> =
+        RefCell::new((FrameDecoder::new(), Vec::new(), Vec::new()));
 }
 
 impl Check<'_> {
@@ -457,7 +457,7 @@ impl Check<'_> {
         let body = table.rows.first().map_or(len, |row| u64::from(row.offset));
         let body_end = table.rows.last().map_or(body, Row::end);
         let mut is_bad = false;
-        let result = SCRATCH.with_borrow_mut(|(opener, stored, plain)| -> std::io::Result<()> {
+        let result = SCRATCH.with_borrow_mut(|(decoder, stored, plain)| -> std::io::Result<()> {
             self.hash_range(&name, 0, body, &mut whole, stored)?;
             let mut rows = &table.rows[..];
             while let Some(first) = rows.first() {
@@ -472,7 +472,8 @@ impl Check<'_> {
                 for row in batch {
                     let from = (row.offset - first.offset) as usize;
                     let frame = &stored[from..from + row.stored_len as usize];
-                    if let Err(reason) = opener.open(&row.id, frame, row.plain_len as usize, plain)
+                    if let Err(reason) =
+                        decoder.decode(&row.id, frame, row.plain_len as usize, plain)
                     {
                         is_bad = true;
                         self.damage(format!("chunk {} in {name}", row.id), reason);

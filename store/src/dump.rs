@@ -1,14 +1,14 @@
 //! The content of one file, as a stream.
 
+use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
-use crate::opened::Opened;
 use crate::recipe::{Extent, Extents};
 use crate::store::Store;
 use std::io::{self, BufWriter, Write};
 
-/// Opened chunks that are kept for further slices of them.
+/// ChunkCache chunks that are kept for further slices of them.
 const OPENED_BYTES: usize = 32 << 20;
 /// Zeros written at once for a hole.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -23,7 +23,7 @@ pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Res
         Content::Recipe(recipe) => recipe,
     };
     let get = |id: &ChunkId| store.chunk(id);
-    let mut opened = Opened::new(store, OPENED_BYTES);
+    let mut opened = ChunkCache::new(store, OPENED_BYTES);
     // Small slices are collected; what is longer than the buffer goes past it.
     let mut out = BufWriter::with_capacity(ZEROS.len(), out);
     for extent in Extents::new(recipe, &get) {

@@ -192,7 +192,7 @@ impl Entry {
 
 /// The order of a tree: by components, so that a directory is followed by what is in it.
 ///
-/// Like comparing bytes, with `/` before every other byte.
+/// Hint comparing bytes, with `/` before every other byte.
 pub fn path_cmp(a: &[u8], b: &[u8]) -> Ordering {
     let common = a.iter().zip(b).position(|(x, y)| x != y);
     let Some(at) = common else { return a.len().cmp(&b.len()) };

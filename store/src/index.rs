@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Version of the tables below; another one means: build anew.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// What an index gets instead when it turns out to be damaged.
 const BROKEN_VERSION: i64 = 0;
@@ -52,7 +52,7 @@ const SCHEMA: &str = "
         stored_len INTEGER NOT NULL,
         plain_len INTEGER NOT NULL
     ) WITHOUT ROWID;
-    CREATE TABLE closed (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE whole (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
 
 /// Where a chunk is.
@@ -309,10 +309,10 @@ impl Index {
 
     /// Whether every chunk of this snapshot was seen to be in a healthy segment,
     /// with no segment lost since.
-    pub fn is_closed(&self, snapshot: &SnapshotId) -> Result<bool> {
+    pub fn is_whole(&self, snapshot: &SnapshotId) -> Result<bool> {
         self.with(|connection| {
             let mut statement =
-                connection.prepare_cached("SELECT 1 FROM closed WHERE snapshot = ?1")?;
+                connection.prepare_cached("SELECT 1 FROM whole WHERE snapshot = ?1")?;
             Ok(statement.exists([snapshot.as_bytes()])?)
         })
     }
@@ -324,22 +324,22 @@ impl Index {
 
     /// Remembers that every chunk of this snapshot is there, unless damage was found
     /// since `known` was all of it: such a chunk may have been counted on before.
-    pub fn set_closed(&self, snapshot: &SnapshotId, known: &HashSet<SegmentId>) -> Result<()> {
+    pub fn set_whole(&self, snapshot: &SnapshotId, known: &HashSet<SegmentId>) -> Result<()> {
         self.with(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             if damaged(&transaction)?.is_subset(known) {
                 transaction
-                    .execute("INSERT OR IGNORE INTO closed VALUES (?1)", [snapshot.as_bytes()])?;
+                    .execute("INSERT OR IGNORE INTO whole VALUES (?1)", [snapshot.as_bytes()])?;
             }
             Ok(transaction.commit()?)
         })
     }
 
     /// Forgets which snapshots are closed: something of one is lost.
-    pub fn forget_closed(&self) -> Result<()> {
+    pub fn forget_whole(&self) -> Result<()> {
         self.with(|connection| {
-            connection.execute("DELETE FROM closed", [])?;
+            connection.execute("DELETE FROM whole", [])?;
             Ok(())
         })
     }
@@ -352,7 +352,7 @@ impl Index {
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let name = segment.as_bytes();
             transaction.execute("UPDATE segments SET healthy = 0 WHERE name = ?1", [name])?;
-            transaction.execute("DELETE FROM closed", [])?;
+            transaction.execute("DELETE FROM whole", [])?;
             Ok(transaction.commit()?)
         })
     }
@@ -637,15 +637,15 @@ mod tests {
         let known = index.damaged().expect("asks");
         assert!(known.is_empty());
         index.set_damaged(&segment).expect("marks");
-        index.set_closed(&snapshot, &known).expect("asks");
-        assert!(!index.is_closed(&snapshot).expect("asks"));
+        index.set_whole(&snapshot, &known).expect("asks");
+        assert!(!index.is_whole(&snapshot).expect("asks"));
 
         let known = index.damaged().expect("asks");
         assert_eq!(known, HashSet::from([segment]));
-        index.set_closed(&snapshot, &known).expect("marks");
-        assert!(index.is_closed(&snapshot).expect("asks"));
-        index.forget_closed().expect("forgets");
-        assert!(!index.is_closed(&snapshot).expect("asks"));
+        index.set_whole(&snapshot, &known).expect("marks");
+        assert!(index.is_whole(&snapshot).expect("asks"));
+        index.forget_whole().expect("forgets");
+        assert!(!index.is_whole(&snapshot).expect("asks"));
     }
 
     #[test]

@@ -7,12 +7,12 @@
 pub mod id;
 pub mod limits;
 
-mod order;
+mod counting_sort;
 
 pub mod error;
 pub mod observe;
 
-pub mod seal;
+pub mod codec;
 pub mod segment;
 
 pub mod backend;
@@ -33,7 +33,7 @@ mod salvage;
 
 pub mod store;
 
-mod opened;
+mod chunk_cache;
 
 pub mod packer;
 

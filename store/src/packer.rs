@@ -4,11 +4,11 @@
 //! thread that makes them durable and then tells the index, in that order.
 
 use crate::backend::{Backend, Pending};
+use crate::codec::FrameEncoder;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
 use crate::limits;
-use crate::seal::Sealer;
 use crate::segment::{self, Header, Kind, Row, Trailer};
 use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
@@ -87,7 +87,7 @@ struct Finisher {
 }
 
 thread_local! {
-    static SEALER: RefCell<Option<(i32, Sealer, Vec<u8>)>> = const { RefCell::new(None) };
+    static ENCODER: RefCell<Option<(i32, FrameEncoder, Vec<u8>)>> = const { RefCell::new(None) };
 }
 
 impl<'a> Packer<'a> {
@@ -110,7 +110,7 @@ impl<'a> Packer<'a> {
 
     /// Where there is room for what is needed for a while: in the store, unless nothing may
     /// be written to it.
-    pub(crate) fn room(&self) -> Option<&'a dyn Backend> {
+    pub(crate) fn scratch(&self) -> Option<&'a dyn Backend> {
         (!self.is_dry).then_some(&*self.store.backend)
     }
 
@@ -135,13 +135,13 @@ impl<'a> Packer<'a> {
             self.claimed.lock().remove(&id);
             return Ok(Stored { id, is_new: false });
         }
-        SEALER.with_borrow_mut(|slot| {
+        ENCODER.with_borrow_mut(|slot| {
             let level = self.store.config.compression.level;
             if slot.as_ref().is_none_or(|(of, ..)| *of != level) {
-                *slot = Some((level, Sealer::new(level), Vec::new()));
+                *slot = Some((level, FrameEncoder::new(level), Vec::new()));
             }
-            let (_, sealer, frame) = slot.as_mut().expect("made just now");
-            sealer.seal(plain, frame);
+            let (_, encoder, frame) = slot.as_mut().expect("made just now");
+            encoder.encode(plain, frame);
             if !self.is_dry {
                 self.append(kind, id, frame, plain.len())?;
             }

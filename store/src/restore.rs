@@ -27,7 +27,7 @@ use crate::tree::{Lost, Span, TreeReader};
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
 use parking_lot::Mutex;
-use runs::Room;
+use runs::GatherBuffer;
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -36,7 +36,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use window::{Dir, LinkKey, Window, link_key};
+use window::{Dir, EntryWindow, LinkKey, link_key};
 
 /// What to restore and how.
 #[derive(Debug, Clone)]
@@ -122,8 +122,8 @@ pub fn restore(
         target: target_dir,
         counts: Counts::default(),
         fatal: Mutex::default(),
-        window: Window::default(),
-        room: Room::new()?,
+        window: EntryWindow::default(),
+        gather_buffer: GatherBuffer::new()?,
         open_dirs: Vec::new(),
         links: HashMap::new(),
         lost_links: Mutex::default(),
@@ -357,9 +357,9 @@ struct Restore<'a> {
     counts: Counts,
     /// An error that no other file would be spared.
     fatal: Mutex<Option<Error>>,
-    window: Window,
+    window: EntryWindow,
     /// Of the window that is being written; never of two at once.
-    room: Room,
+    gather_buffer: GatherBuffer,
     /// Directories that still take entries, outermost first.
     open_dirs: Vec<Dir>,
     /// First restored path of each file with several names, and the names to come.

@@ -1,6 +1,6 @@
 //! Reuse: how a changed file becomes extents of chunks that the store has.
 //!
-//! A [format](chunker::format) compares the file with *bases*, files of the snapshot
+//! A [format](chunker::delta) compares the file with *references*, files of the snapshot
 //! before, which are read back from the store and verified. What is the same
 //! becomes slices of the chunks underneath, so a recipe never depends on another
 //! recipe; what is not becomes new chunks.
@@ -9,12 +9,12 @@
 //! chunks of a file hold beyond its own bytes has a [limit](Allowance); above it, slices of
 //! the least used chunks are *copied forward* into new ones.
 
-mod base;
 mod parts;
+mod recipe_builder;
+mod reference;
 mod spool;
 #[cfg(test)]
 mod tests;
-mod weaver;
 
 use crate::entry::{Content, Entry};
 use crate::error::Error;
@@ -23,16 +23,16 @@ use crate::packer::Packer;
 use crate::recipe::Recipe;
 use crate::source::{Ahead, read_full, read_stream};
 use crate::store::Store;
-use base::{BaseFile, Reader};
 use chunker::Cutter;
-use chunker::format::{Base, Refusal, Source, dump, git_idx, git_pack};
+use chunker::delta::{DeltaError, Reference, Source, dump, git_idx, git_pack};
 use parts::{Thinning, Until};
+use recipe_builder::RecipeBuilder;
+pub use recipe_builder::ReusedBytes;
+use reference::{Reader, ReferenceFile};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-pub use weaver::Reused;
-use weaver::Weaver;
 
 /// Files of fewer bytes are not compared with anything.
 const COMPARED_BYTES_MIN: u64 = 8 << 10;
@@ -45,8 +45,8 @@ const ROWS: Thinning = Thinning { part_bytes: 4 << 10, until: Until::Cost(512) }
 /// that leaves 600 to 800 bytes a piece of a pack, 65 to 95 of an index.
 const ENTRIES: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(512) };
 const INDEX_ROWS: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(60) };
-/// Most bases that a file is compared with.
-pub const BASES_MAX: usize = 64;
+/// Most references that a file is compared with.
+pub const REFERENCES_MAX: usize = 64;
 /// Bytes of a file in which its format is looked for.
 const HEAD_BYTES: usize = 4 << 10;
 /// Bytes compared at once of a file that may not have changed.
@@ -100,7 +100,7 @@ fn share(bytes: u64, unused: u64) -> i64 {
 
 /// What a file may have in common with files of the snapshot before.
 #[derive(Clone, Copy)]
-pub enum Like<'a> {
+pub enum Hint<'a> {
     /// Nothing that is known.
     Nothing,
     /// What it was before.
@@ -110,30 +110,30 @@ pub enum Like<'a> {
         /// Its index.
         index: &'a File,
         /// Packs of the same directory, and their indexes.
-        bases: &'a [(&'a Entry, &'a Entry)],
+        references: &'a [(&'a Entry, &'a Entry)],
     },
     /// The index of a git pack.
     PackIndex {
         /// Packs of the same directory, and their indexes.
-        bases: &'a [(&'a Entry, &'a Entry)],
+        references: &'a [(&'a Entry, &'a Entry)],
     },
 }
 
 /// A file put together.
-pub struct Woven {
+pub struct Reused {
     /// How.
     pub recipe: Recipe,
     /// Its length in bytes.
     pub len: u64,
     /// What it consists of.
-    pub reused: Reused,
+    pub reused: ReusedBytes,
     /// Bytes of its chunks that it does not need.
     pub unused: u64,
 }
 
 /// Why a comparison ends before its time.
 #[derive(Debug)]
-pub enum Snag {
+pub enum ReuseError {
     /// The source cannot be read.
     Source(io::Error),
     /// A file of the snapshot before cannot be read where it could be before.
@@ -142,22 +142,22 @@ pub enum Snag {
     Store(Error),
 }
 
-impl From<io::Error> for Snag {
-    fn from(error: io::Error) -> Snag {
-        Snag::Source(error)
+impl From<io::Error> for ReuseError {
+    fn from(error: io::Error) -> ReuseError {
+        ReuseError::Source(error)
     }
 }
 
-impl From<Error> for Snag {
-    fn from(error: Error) -> Snag {
-        Snag::Store(error)
+impl From<Error> for ReuseError {
+    fn from(error: Error) -> ReuseError {
+        ReuseError::Store(error)
     }
 }
 
 /// Compares files with others.
 #[derive(Clone, Copy)]
-pub struct Loom<'a> {
-    /// Where bases are.
+pub struct Reuse<'a> {
+    /// Where references are.
     pub store: &'a Store,
     /// Where chunks go.
     pub packer: &'a Packer<'a>,
@@ -169,22 +169,22 @@ pub struct Loom<'a> {
     pub allowance: &'a Allowance,
 }
 
-impl<'a> Loom<'a> {
+impl<'a> Reuse<'a> {
     /// The recipe of a file of `len` bytes, if it is one that can be compared.
-    /// `Refusal::Doubt` means that it is not what it seems.
+    /// `DeltaError::Format` means that it is not what it seems.
     pub fn file(
         &self,
         file: &File,
         len: u64,
         before: Option<&Entry>,
-        like: Like<'_>,
-    ) -> Result<Option<Woven>, Refusal<Error>> {
+        like: Hint<'_>,
+    ) -> Result<Option<Reused>, DeltaError<Error>> {
         self.compared(file, len, before, like).or_else(|refusal| match refusal {
-            Refusal::Doubt(doubt) => Err(Refusal::Doubt(doubt)),
-            Refusal::Failed(Snag::Store(error)) => Err(Refusal::Failed(error)),
-            // What cannot be read may be the index of a pack, or a base; whether it is the
+            DeltaError::Format(error) => Err(DeltaError::Format(error)),
+            DeltaError::Failed(ReuseError::Store(error)) => Err(DeltaError::Failed(error)),
+            // What cannot be read may be the index of a pack, or a reference; whether it is the
             // file itself is seen when it is read for its own sake.
-            Refusal::Failed(Snag::Source(_) | Snag::Lost(_)) => Ok(None),
+            DeltaError::Failed(ReuseError::Source(_) | ReuseError::Lost(_)) => Ok(None),
         })
     }
 
@@ -193,22 +193,22 @@ impl<'a> Loom<'a> {
         file: &File,
         len: u64,
         before: Option<&Entry>,
-        like: Like<'_>,
-    ) -> Result<Option<Woven>, Refusal<Snag>> {
-        if len < COMPARED_BYTES_MIN || matches!(like, Like::Nothing) {
+        like: Hint<'_>,
+    ) -> Result<Option<Reused>, DeltaError<ReuseError>> {
+        if len < COMPARED_BYTES_MIN || matches!(like, Hint::Nothing) {
             return Ok(None);
         }
         if let Some(before) = before.filter(|before| before.size == len)
-            && let Some(woven) = self.unchanged(file, before).map_err(Refusal::Failed)?
+            && let Some(reused) = self.unchanged(file, before).map_err(DeltaError::Failed)?
         {
-            return Ok(Some(woven));
+            return Ok(Some(reused));
         }
         match like {
-            Like::Itself => {
+            Hint::Itself => {
                 let Some(entry) = before else { return Ok(None) };
                 let mut head = [0; HEAD_BYTES];
-                let filled =
-                    read_full(file, &mut head, 0).map_err(|error| Refusal::Failed(error.into()))?;
+                let filled = read_full(file, &mut head, 0)
+                    .map_err(|error| DeltaError::Failed(error.into()))?;
                 if !dump::detect(&head[..filled]) {
                     return Ok(None);
                 }
@@ -219,27 +219,31 @@ impl<'a> Loom<'a> {
                     at += read as u64;
                     Ok(read)
                 };
-                self.itself(&mut next, entry).map_err(Refusal::Failed)
+                self.itself(&mut next, entry).map_err(DeltaError::Failed)
             }
-            Like::Nothing | Like::Pack { bases: [], .. } | Like::PackIndex { bases: [] } => {
-                Ok(None)
-            }
-            Like::Pack { index, bases } => self.pack(file, len, index, bases).map(Some),
-            Like::PackIndex { bases } => self.pack_index(file, len, bases).map(Some),
+            Hint::Nothing
+            | Hint::Pack { references: [], .. }
+            | Hint::PackIndex { references: [] } => Ok(None),
+            Hint::Pack { index, references } => self.pack(file, len, index, references).map(Some),
+            Hint::PackIndex { references } => self.pack_index(file, len, references).map(Some),
         }
     }
 
     /// The recipe of a stream, compared with what it was before.
-    pub fn stream(&self, input: &mut dyn Read, before: &Entry) -> Result<Option<Woven>, Snag> {
+    pub fn stream(
+        &self,
+        input: &mut dyn Read,
+        before: &Entry,
+    ) -> Result<Option<Reused>, ReuseError> {
         let mut next = |buffer: &mut [u8]| Ok(read_stream(input, buffer)?);
         self.itself(&mut next, before)
     }
 
     /// The recipe from before of a file that was touched, but has not changed.
-    fn unchanged(&self, file: &File, before: &Entry) -> Result<Option<Woven>, Snag> {
+    fn unchanged(&self, file: &File, before: &Entry) -> Result<Option<Reused>, ReuseError> {
         let reader = Reader::new(self.store);
-        let (Some(mut base), Content::Recipe(recipe)) =
-            (base_file(&reader, before), &before.content)
+        let (Some(mut reference), Content::Recipe(recipe)) =
+            (reference_file(&reader, before), &before.content)
         else {
             return Ok(None);
         };
@@ -249,32 +253,32 @@ impl<'a> Loom<'a> {
             self.store.observer().progress().check()?;
             let step = piece.len().min((before.size - at) as usize);
             let read = read_full(file, &mut piece[..step], at)?;
-            if read < step || base.common_prefix(at, &piece[..step]) < step {
+            if read < step || reference.common_prefix(at, &piece[..step]) < step {
                 return Ok(None);
             }
             at += step as u64;
         }
-        let reused = Reused { by_extent: before.size, ..Reused::default() };
+        let reused = ReusedBytes { by_extent: before.size, ..ReusedBytes::default() };
         let unused = before.unused;
-        Ok(Some(Woven { recipe: recipe.clone(), len: before.size, reused, unused }))
+        Ok(Some(Reused { recipe: recipe.clone(), len: before.size, reused, unused }))
     }
 
     fn itself(
         &self,
-        next: &mut dyn FnMut(&mut [u8]) -> Result<usize, Snag>,
+        next: &mut dyn FnMut(&mut [u8]) -> Result<usize, ReuseError>,
         before: &Entry,
-    ) -> Result<Option<Woven>, Snag> {
+    ) -> Result<Option<Reused>, ReuseError> {
         let reader = Reader::new(self.store);
-        let Some(mut base) = base_file(&reader, before) else { return Ok(None) };
+        let Some(mut reference) = reference_file(&reader, before) else { return Ok(None) };
         self.allowance.withdraw(before);
-        let resolve = base_file(&reader, before).into_iter().collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.cutter, ROWS);
+        let resolve = reference_file(&reader, before).into_iter().collect();
+        let mut builder = RecipeBuilder::new(self, &reader, resolve, self.cutter, ROWS);
         let mut next = |buffer: &mut [u8]| {
             self.store.observer().progress().check()?;
             next(buffer)
         };
-        dump::weave(&mut next, &mut base, &mut weaver)?;
-        Ok(Some(weaver.finish()?))
+        dump::compare(&mut next, &mut reference, &mut builder)?;
+        Ok(Some(builder.finish()?))
     }
 
     fn pack(
@@ -282,37 +286,39 @@ impl<'a> Loom<'a> {
         file: &File,
         len: u64,
         index: &File,
-        bases: &[(&Entry, &Entry)],
-    ) -> Result<Woven, Refusal<Snag>> {
+        references: &[(&Entry, &Entry)],
+    ) -> Result<Reused, DeltaError<ReuseError>> {
         let reader = Reader::new(self.store);
-        let open = |entry: &Entry| base_file(&reader, entry);
-        let mut pairs: Vec<(BaseFile<'_>, BaseFile<'_>)> =
-            bases.iter().filter_map(|(pack, index)| Some((open(pack)?, open(index)?))).collect();
+        let open = |entry: &Entry| reference_file(&reader, entry);
+        let mut pairs: Vec<(ReferenceFile<'_>, ReferenceFile<'_>)> = references
+            .iter()
+            .filter_map(|(pack, index)| Some((open(pack)?, open(index)?)))
+            .collect();
         let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
-        let mut packs: Vec<git_pack::PackBase<'_>> =
-            pairs.iter_mut().map(|(pack, index)| git_pack::PackBase { pack, index }).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, ENTRIES);
-        let index_len = index.metadata().map_err(|error| Refusal::Failed(error.into()))?.len();
+        let mut packs: Vec<git_pack::PackReference<'_>> =
+            pairs.iter_mut().map(|(pack, index)| git_pack::PackReference { pack, index }).collect();
+        let mut builder = RecipeBuilder::new(self, &reader, resolve, self.fine_cutter, ENTRIES);
+        let index_len = index.metadata().map_err(|error| DeltaError::Failed(error.into()))?.len();
         let (mut pack, mut index) = (self.source(file, len), self.source(index, index_len));
-        git_pack::weave(&mut pack, &mut index, &mut packs, &mut weaver)?;
-        weaver.finish().map_err(Refusal::Failed)
+        git_pack::compare(&mut pack, &mut index, &mut packs, &mut builder)?;
+        builder.finish().map_err(DeltaError::Failed)
     }
 
     fn pack_index(
         &self,
         file: &File,
         len: u64,
-        bases: &[(&Entry, &Entry)],
-    ) -> Result<Woven, Refusal<Snag>> {
+        references: &[(&Entry, &Entry)],
+    ) -> Result<Reused, DeltaError<ReuseError>> {
         let reader = Reader::new(self.store);
-        let mut indexes: Vec<BaseFile<'_>> =
-            bases.iter().filter_map(|(_, index)| base_file(&reader, index)).collect();
+        let mut indexes: Vec<ReferenceFile<'_>> =
+            references.iter().filter_map(|(_, index)| reference_file(&reader, index)).collect();
         let resolve = indexes.clone();
-        let mut bases: Vec<&mut dyn Base> =
-            indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-        let mut weaver = Weaver::new(self, &reader, resolve, self.fine_cutter, INDEX_ROWS);
-        git_idx::weave(&mut self.source(file, len), &mut bases, &mut weaver)?;
-        weaver.finish().map_err(Refusal::Failed)
+        let mut references: Vec<&mut dyn Reference> =
+            indexes.iter_mut().map(|index| index as &mut dyn Reference).collect();
+        let mut builder = RecipeBuilder::new(self, &reader, resolve, self.fine_cutter, INDEX_ROWS);
+        git_idx::compare(&mut self.source(file, len), &mut references, &mut builder)?;
+        builder.finish().map_err(DeltaError::Failed)
     }
 
     fn source<'f>(&self, file: &'f File, len: u64) -> FileSource<'f>
@@ -325,9 +331,9 @@ impl<'a> Loom<'a> {
 }
 
 /// The content of an entry, where it is in chunks.
-fn base_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<BaseFile<'a>> {
+fn reference_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<ReferenceFile<'a>> {
     match &entry.content {
-        Content::Recipe(recipe) => Some(BaseFile::new(reader, recipe, entry.size)),
+        Content::Recipe(recipe) => Some(ReferenceFile::new(reader, recipe, entry.size)),
         Content::Empty | Content::Inline(_) => None,
     }
 }
@@ -341,12 +347,12 @@ struct FileSource<'a> {
     ahead: Ahead<'a>,
 }
 
-impl Source<Snag> for FileSource<'_> {
+impl Source<ReuseError> for FileSource<'_> {
     fn len(&self) -> u64 {
         self.len
     }
 
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Snag> {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), ReuseError> {
         self.progress.check()?;
         if buffer.len() >= READ_AHEAD_BYTES {
             return Ok(self.file.read_exact_at(buffer, offset)?);

@@ -4,9 +4,9 @@
 //! what they begin with and named by what they contain.
 
 use crate::backend::Backend;
+use crate::codec::{FrameDecoder, claimed_plain_len, frame_len};
 use crate::id::{ChunkId, SegmentId};
 use crate::limits;
-use crate::seal::{Opener, claimed_plain_len, frame_len};
 use crate::segment::{self, Row};
 
 /// First four bytes of a zstd frame.
@@ -18,8 +18,8 @@ const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
     let name = segment::file_name(id);
     let len = len.min(limits::SEGMENT_BYTES_MAX) as usize;
-    let (mut opener, mut plain) = (Opener::new(), Vec::new());
-    let mut window = Window { bytes: Vec::new(), start: 0, len };
+    let (mut decoder, mut plain) = (FrameDecoder::new(), Vec::new());
+    let mut window = ScanWindow { bytes: Vec::new(), start: 0, len };
     let mut rows = Vec::new();
     let mut at = 0;
     while at + ZSTD_MAGIC.len() <= len && rows.len() < limits::SEGMENT_CHUNKS_MAX {
@@ -39,7 +39,7 @@ pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
         }
         let row = frame_len(bytes).and_then(|stored_len| {
             let frame = &bytes[..stored_len];
-            opener.open_unnamed(frame, claimed_plain_len(frame)?, &mut plain).ok()?;
+            decoder.decode_unnamed(frame, claimed_plain_len(frame)?, &mut plain).ok()?;
             Some(Row {
                 id: ChunkId::of(&plain),
                 offset: at as u32,
@@ -54,13 +54,13 @@ pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
 }
 
 /// The part of the file that is in memory.
-struct Window {
+struct ScanWindow {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
-impl Window {
+impl ScanWindow {
     /// Makes sure that a whole chunk from `at` on is in memory.
     fn move_to(&mut self, backend: &dyn Backend, name: &str, at: usize) -> std::io::Result<()> {
         let wanted = (at + limits::STORED_BYTES_MAX).min(self.len);

@@ -4,11 +4,11 @@
 //! holds the record twice, as two zstd frames.
 
 use crate::backend::{self, Backend};
+use crate::codec::{FrameDecoder, FrameEncoder, claimed_plain_len, frame_len};
 use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
-use crate::seal::{Opener, Sealer, claimed_plain_len, frame_len};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use std::cell::RefCell;
@@ -266,7 +266,7 @@ impl Snapshot {
         let record = self.to_record();
         let id = SnapshotId::of(&record);
         let mut frame = Vec::new();
-        Sealer::new(3).seal(&record, &mut frame);
+        FrameEncoder::new(3).encode(&record, &mut frame);
         let name = file_name(&id);
         backend::write_all(backend, &name, &frame.repeat(2)).map_err(Error::store_write(name))?;
         Ok(id)
@@ -278,7 +278,7 @@ impl Snapshot {
         let name = file_name(id);
         let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
             .map_err(Error::store_read(name))?;
-        let (copies, is_whole) = OPENER.with_borrow_mut(|opener| copies(opener, &bytes, id));
+        let (copies, is_whole) = DECODER.with_borrow_mut(|decoder| copies(decoder, &bytes, id));
         let Some(record) = copies else {
             let reason = "no copy of its record is intact".into();
             return Err(Error::SnapshotDamaged { id: *id, reason });
@@ -296,14 +296,14 @@ impl Snapshot {
 
 thread_local! {
     // There are as many snapshots as there were nights.
-    static OPENER: RefCell<Opener> = RefCell::default();
+    static DECODER: RefCell<FrameDecoder> = RefCell::default();
 }
 
 /// An intact copy of the record, and whether the file is exactly two of them.
-fn copies(opener: &mut Opener, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
+fn copies(decoder: &mut FrameDecoder, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
     let mut open = |frame: &[u8]| {
         let (len, mut plain) = (claimed_plain_len(frame)?, Vec::new());
-        opener.open(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
+        decoder.decode(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
         Some(plain)
     };
     let (first, second) = bytes.split_at(bytes.len() / 2);
@@ -497,7 +497,7 @@ mod tests {
             // Under the name that belongs to it, as an enemy would write it.
             for record in [noise, changed(snapshot.to_record(), &changes)] {
                 let mut frame = Vec::new();
-                Sealer::new(3).seal(&record, &mut frame);
+                FrameEncoder::new(3).encode(&record, &mut frame);
                 if let Ok((read, is_whole)) = read_as(&SnapshotId::of(&record), frame.repeat(2)) {
                     prop_assert!(is_whole && read.version == VERSION);
                 }

@@ -1,6 +1,7 @@
 //! An open store: its configuration, its lock, its index, and reading chunks.
 
 use crate::backend::{self, Backend, Local, Modes};
+use crate::codec::FrameDecoder;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
 use crate::error::{Error, Result};
@@ -10,7 +11,6 @@ use crate::limits;
 use crate::lock::{self, FILE as LOCK_FILE, Lock, Mode};
 use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
-use crate::seal::Opener;
 use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
 use std::cell::RefCell;
@@ -359,7 +359,7 @@ impl Store {
             return Err(damaged("its length is impossible".into()));
         }
         let name = segment::file_name(&location.segment);
-        SCRATCH.with_borrow_mut(|(opener, stored)| {
+        SCRATCH.with_borrow_mut(|(decoder, stored)| {
             stored.resize(location.stored_len as usize, 0);
             match self.backend.read(&name, u64::from(location.offset), stored) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -367,7 +367,7 @@ impl Store {
                 }
                 result => result.map_err(Error::store_read(name))?,
             }
-            opener.open(id, stored, location.plain_len as usize, plain).map_err(damaged)
+            decoder.decode(id, stored, location.plain_len as usize, plain).map_err(damaged)
         })
     }
 
@@ -406,7 +406,7 @@ impl Store {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<(Opener, Vec<u8>)> = RefCell::default();
+    static SCRATCH: RefCell<(FrameDecoder, Vec<u8>)> = RefCell::default();
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {

@@ -228,14 +228,14 @@ pub struct Rules {
 
 /// A directory on this machine with its path in the tree.
 #[derive(Debug)]
-pub struct Base {
+pub struct OpenRoot {
     /// Path in the tree; empty for `/`.
     pub path: Vec<u8>,
     /// The directory, open.
     pub dir: OwnedFd,
 }
 
-impl Base {
+impl OpenRoot {
     /// `path` relative to this directory.
     pub fn relative<'p>(&self, path: &'p [u8]) -> &'p [u8] {
         let rest = &path[self.path.len()..];
@@ -302,7 +302,7 @@ impl Listing {
 }
 
 struct Shared {
-    base: Arc<Base>,
+    open_root: Arc<OpenRoot>,
     rules: Rules,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -328,23 +328,23 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Walks everything below `base` with `threads` threads beside the caller's.
-    /// `top` is what a look at the base directory told.
-    pub fn new(base: Arc<Base>, top: Stat, rules: Rules, threads: usize) -> Walk {
-        let root = node(base.path.clone(), Scope::all(top.device));
+    /// Walks everything below `open_root` with `threads` threads beside the caller's.
+    /// `top` is what a look at the open_root directory told.
+    pub fn new(open_root: Arc<OpenRoot>, top: Stat, rules: Rules, threads: usize) -> Walk {
+        let root = node(open_root.path.clone(), Scope::all(top.device));
         let shared = Arc::new(Shared {
             rules,
             queue: Mutex::new(Queue { nodes: vec![Arc::clone(&root)], idle: 0, is_ended: false }),
             work: Condvar::new(),
             ahead: AtomicUsize::new(0),
-            base: Arc::clone(&base),
+            open_root: Arc::clone(&open_root),
         });
         let spawn = |_| {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || shared.work())
         };
         let threads = (0..threads).map(spawn).collect();
-        let top = Found { path: base.path.clone(), stat: top };
+        let top = Found { path: open_root.path.clone(), stat: top };
         let stack = vec![vec![Child::Found(top, Some(root))]];
         Walk { shared, stack, pending: None, threads }
     }
@@ -479,12 +479,14 @@ impl Shared {
     fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
         let failed = |error| (Listing::Failed(error), Vec::new());
-        let dir = match source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path)) {
-            Ok(dir) => dir,
-            Err(error) => return failed(error),
-        };
+        let dir =
+            match source::open_dir_below(self.open_root.dir.as_fd(), self.open_root.relative(path))
+            {
+                Ok(dir) => dir,
+                Err(error) => return failed(error),
+            };
         // The walk begins in what was named.
-        let is_top = path == self.base.path;
+        let is_top = path == self.open_root.path;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
         let is_wanted = |name: &[u8]| {
             scope.wanted == Wanted::All || !exclude.has(&join(path, name), None, scope)

@@ -4,7 +4,7 @@
 //! written. Metadata beyond the limits is left out and the content kept; an entry that cannot
 //! be kept at all is reported like one that cannot be read, and the run goes on.
 
-use super::intake::absolute;
+use super::ingest::absolute;
 use super::run::{Counters, Totals};
 use crate::entry::{Amendment, Entry, is_within};
 use crate::error::{Error, Result};

@@ -3,15 +3,15 @@
 //! The order is that of [`git::Phase`]. Files are opened as soon as they are
 //! listed and read while they are open, so an unlink does no harm.
 
-use super::intake::Intake;
+use super::ingest::Ingest;
 use super::previous::Recheck;
 use crate::entry::{Entry, Kind, path_cmp};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
-use crate::reuse::{self, Like};
+use crate::reuse::{self, Hint};
 use crate::source;
-use crate::walk::{self, Base, Found, Scan, join};
+use crate::walk::{self, Found, OpenRoot, Scan, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -33,31 +33,31 @@ const MIDX_HEAD_BYTES: usize = 4 << 20;
 ///
 /// `previous` are the entries of the snapshot before.
 pub fn read(
-    intake: &Intake<'_>,
+    ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
-    base: &Base,
+    open_root: &OpenRoot,
     found: &Found,
     previous: Vec<Entry>,
 ) -> Result<Vec<Entry>> {
     let previous = previous.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
-    let dir = match source::open_dir_below(base.dir.as_fd(), base.relative(&found.path)) {
+    let dir = match source::open_dir_below(open_root.dir.as_fd(), open_root.relative(&found.path)) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
-            intake.unreadable(&found.path, &error);
-            return Ok(intake.entry(base, found, None)?.into_iter().collect());
+            ingest.unreadable(&found.path, &error);
+            return Ok(ingest.entry(open_root, found, None)?.into_iter().collect());
         }
     };
     let mut reading = Reading {
-        intake,
+        ingest,
         recheck,
         path: &found.path,
-        base: Base { path: found.path.clone(), dir },
+        open_root: OpenRoot { path: found.path.clone(), dir },
         previous,
         entries: BTreeMap::new(),
         reported: HashSet::new(),
     };
-    reading.take_below(Some(base), found)?;
+    reading.take_below(Some(open_root), found)?;
     let before = (reading.scan(Phase::CommitGraphs).0, reading.scan(Phase::Packs).0);
     let mut packs_after = HashSet::new();
     for phase in Phase::ALL {
@@ -77,10 +77,10 @@ pub fn read(
 }
 
 struct Reading<'a, 'b> {
-    intake: &'a Intake<'b>,
+    ingest: &'a Ingest<'b>,
     recheck: &'a Recheck<'a>,
     path: &'a [u8],
-    base: Base,
+    open_root: OpenRoot,
     previous: HashMap<Vec<u8>, Entry>,
     entries: BTreeMap<Vec<u8>, Entry>,
     /// Paths that were reported: what is listed again fails again.
@@ -89,14 +89,14 @@ struct Reading<'a, 'b> {
 
 impl Reading<'_, '_> {
     fn dir(&self) -> &OwnedFd {
-        &self.base.dir
+        &self.open_root.dir
     }
 
     /// What is listed in a phase now, and whether the listing is of one moment. Each path that
     /// cannot be looked at is reported and costs nothing else.
     fn scan(&mut self, phase: Phase) -> (Vec<Found>, bool) {
         let mut scan = Scan::default();
-        let exclude = self.intake.exclude;
+        let exclude = self.ingest.exclude;
         walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut scan);
         for (path, error) in &scan.failed {
             self.unreadable(path, error);
@@ -107,7 +107,7 @@ impl Reading<'_, '_> {
     /// Reports a path that is missing from the snapshot, once.
     fn unreadable(&mut self, path: &[u8], error: &io::Error) {
         if self.reported.insert(path.to_vec()) {
-            self.intake.unreadable(path, error);
+            self.ingest.unreadable(path, error);
         }
     }
 
@@ -124,10 +124,10 @@ impl Reading<'_, '_> {
     }
 
     fn left_out(&self, found: &Found, why: &str) {
-        self.intake.exclude.noted.path(&found.path);
-        let path = super::intake::absolute(&found.path);
+        self.ingest.exclude.noted.path(&found.path);
+        let path = super::ingest::absolute(&found.path);
         let note = format!("left out: {} {why}", path.display());
-        self.intake.observer().event(Event::Note(note));
+        self.ingest.observer().event(Event::Note(note));
     }
 
     /// Takes a found thing, from the snapshot before if it is unchanged.
@@ -136,10 +136,10 @@ impl Reading<'_, '_> {
     }
 
     /// The same below another directory than the git directory.
-    fn take_below(&mut self, base: Option<&Base>, found: &Found) -> Result<()> {
+    fn take_below(&mut self, open_root: Option<&OpenRoot>, found: &Found) -> Result<()> {
         if !self.take_unchanged(found)? {
             let previous = self.previous.get(&found.path);
-            let entry = self.intake.entry(base.unwrap_or(&self.base), found, previous)?;
+            let entry = self.ingest.entry(open_root.unwrap_or(&self.open_root), found, previous)?;
             self.keep(entry);
         }
         Ok(())
@@ -156,14 +156,14 @@ impl Reading<'_, '_> {
     }
 
     fn keep_unchanged(&mut self, entry: Entry) {
-        self.intake.counters.unchanged(&entry);
-        self.intake.observer().progress().add(1, entry.size);
+        self.ingest.counters.unchanged(&entry);
+        self.ingest.observer().progress().add(1, entry.size);
         self.keep(Some(entry));
     }
 
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
         let previous = self.previous.get(&found.path);
-        let entry = self.intake.open_entry(found, file, Like::Nothing, previous)?;
+        let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
         self.keep(entry);
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Reading<'_, '_> {
     }
 
     fn open(&self, found: &Found) -> io::Result<File> {
-        source::open_file_below(self.dir().as_fd(), self.base.relative(&found.path))
+        source::open_file_below(self.dir().as_fd(), self.open_root.relative(&found.path))
     }
 
     fn packed_refs(&mut self) -> Result<()> {
@@ -242,7 +242,7 @@ impl Reading<'_, '_> {
             if !found.path.starts_with(&in_reftable) {
                 self.take(found)?;
             } else if found.path != list_path && !listed.contains(&found.path) {
-                self.intake.exclude.noted.path(&found.path);
+                self.ingest.exclude.noted.path(&found.path);
             }
         }
         Ok(true)
@@ -260,7 +260,7 @@ impl Reading<'_, '_> {
         let old = self.old_packs();
         let open_files_max = OPEN_FILES_MAX / rayon::current_num_threads();
         for round in 0..ROUNDS_MAX {
-            self.intake.observer().progress().check()?;
+            self.ingest.observer().progress().check()?;
             // A pack that went away while it was looked at has a successor that may be
             // newer than the listing.
             (last, is_settled) = self.scan(Phase::Packs);
@@ -320,7 +320,7 @@ impl Reading<'_, '_> {
             .previous
             .values()
             .filter(|entry| entry.path.starts_with(&dir) && !listed.contains(&entry.path[..]));
-        gone.for_each(|entry| self.intake.withdraw(entry));
+        gone.for_each(|entry| self.ingest.withdraw(entry));
     }
 
     /// Takes the commit-graphs if they are what they were `before` all else was read,
@@ -417,7 +417,7 @@ impl Reading<'_, '_> {
         listed: &HashSet<&[u8]>,
     ) -> Result<()> {
         let of = |end: &[u8]| pack.files.iter().find(|of| of.found.path.ends_with(end));
-        let bases = match of(b".pack") {
+        let references = match of(b".pack") {
             Some(new) if !pack.is_unchanged() => pack_bases(old, &new.found, listed),
             _ => Vec::new(),
         };
@@ -431,12 +431,14 @@ impl Reading<'_, '_> {
             let previous = self.previous.get(&found.path);
             let like = match index {
                 Some(index) if found.path.ends_with(b".pack") => {
-                    Like::Pack { index, bases: &bases }
+                    Hint::Pack { index, references: &references }
                 }
-                Some(_) if found.path.ends_with(b".idx") => Like::PackIndex { bases: &bases },
-                _ => Like::Nothing,
+                Some(_) if found.path.ends_with(b".idx") => {
+                    Hint::PackIndex { references: &references }
+                }
+                _ => Hint::Nothing,
             };
-            let entry = self.intake.open_entry(found, file, like, previous)?;
+            let entry = self.ingest.open_entry(found, file, like, previous)?;
             self.keep(entry);
         }
         pack.others.iter().try_for_each(|found| self.take(found))
@@ -466,7 +468,7 @@ impl Reading<'_, '_> {
                     }
                 },
                 (None, name) if name.starts_with(b"multi-pack-index") => {
-                    self.intake.exclude.noted.path(&found.path);
+                    self.ingest.exclude.noted.path(&found.path);
                 }
                 (_, name) if git::pack_stem(name).is_some_and(|stem| taken.contains(stem)) => {}
                 _ => self.take(found)?,
@@ -554,6 +556,6 @@ fn pack_bases<'o>(
         let is_gone = !listed.contains(&pack.path[..]);
         is_gone || pack.path == new.path || pack.size / MUCH_LARGER <= new.stat.size
     };
-    let bases = old.iter().filter(|old| is_base(&old.pack)).take(reuse::BASES_MAX);
-    bases.map(|OldPack { pack, index }| (pack, index)).collect()
+    let references = old.iter().filter(|old| is_base(&old.pack)).take(reuse::REFERENCES_MAX);
+    references.map(|OldPack { pack, index }| (pack, index)).collect()
 }

@@ -3,13 +3,13 @@
 //! What is unchanged is taken as it was; of the rest each batch says what is to be read.
 
 use super::failure::Failure;
-use super::intake::{Intake, absolute};
+use super::ingest::{Ingest, absolute};
 use super::previous::{Previous, Recheck};
 use super::{Root, tree_path};
 use crate::entry::{Entry, Kind};
 use crate::error::{Error, Result};
 use crate::source::{self, Attributes, Stat};
-use crate::walk::{Base, Found, Rules, Step, Walk};
+use crate::walk::{Found, OpenRoot, Rules, Step, Walk};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -37,8 +37,8 @@ enum Item {
 
 /// What a worker does at a time.
 pub enum Job {
-    Batch(Arc<Base>, Batch),
-    GitDir(Arc<Base>, Found, Vec<Entry>),
+    Batch(Arc<OpenRoot>, Batch),
+    GitDir(Arc<OpenRoot>, Found, Vec<Entry>),
 }
 
 /// A place in the tree's order, filled now or later.
@@ -64,14 +64,14 @@ impl Batch {
     }
 
     /// All entries, once those that have to be were read.
-    pub fn read(self, base: &Base, intake: &Intake<'_>) -> Result<Vec<Entry>> {
+    pub fn read(self, open_root: &OpenRoot, ingest: &Ingest<'_>) -> Result<Vec<Entry>> {
         let mut entries = Vec::with_capacity(self.items.len());
         for item in self.items {
             match item {
                 Item::Ready(entry) => entries.push(entry),
                 Item::Read(found, previous) => {
-                    intake.observer().progress().check()?;
-                    entries.extend(intake.entry(base, &found, previous.as_ref())?);
+                    ingest.observer().progress().check()?;
+                    entries.extend(ingest.entry(open_root, &found, previous.as_ref())?);
                 }
             }
         }
@@ -81,7 +81,7 @@ impl Batch {
 
 /// Walks beside the snapshot before and sends batches down both ways.
 pub struct Merge<'a, 'p> {
-    pub intake: &'a Intake<'a>,
+    pub ingest: &'a Ingest<'a>,
     pub recheck: &'a Recheck<'a>,
     pub previous: Previous<'p>,
     pub failure: &'a Failure,
@@ -109,7 +109,7 @@ impl Merge<'_, '_> {
             return last.map_or(Ok(()), Err);
         }
         for (path, error) in &refused {
-            self.intake.unreadable(&tree_path(path), error);
+            self.ingest.unreadable(&tree_path(path), error);
         }
         Ok(())
     }
@@ -123,11 +123,11 @@ impl Merge<'_, '_> {
             }
             match look_at_ancestor(&path) {
                 Ok((stat, attributes)) => {
-                    let entry = self.intake.ancestor(&path, &stat, attributes);
+                    let entry = self.ingest.ancestor(&path, &stat, attributes);
                     self.batch.items.push(Item::Ready(entry));
                 }
                 // The tree gets a directory in its place, and the root tells whether it is there.
-                Err(error) => self.intake.metadata_unreadable(&path, &error),
+                Err(error) => self.ingest.metadata_unreadable(&path, &error),
             }
             sent.push(path);
         }
@@ -139,40 +139,40 @@ impl Merge<'_, '_> {
         let fail = |source| Error::Source { path: absolute(&root.path), source };
         if root.stat.kind == Kind::Directory {
             let dir = source::open_dir(&absolute(&root.path)).map_err(fail)?;
-            let base = Arc::new(Base { path: root.path.clone(), dir });
-            for step in Walk::new(Arc::clone(&base), root.stat, rules, walk_threads) {
+            let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
+            for step in Walk::new(Arc::clone(&open_root), root.stat, rules, walk_threads) {
                 if self.failure.is_noted() {
                     return Ok(());
                 }
-                self.intake.observer().progress().check()?;
-                self.step(&base, step)?;
+                self.ingest.observer().progress().check()?;
+                self.step(&open_root, step)?;
             }
-            return self.flush(&base);
+            return self.flush(&open_root);
         }
         let parent = root.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at);
         let parent = root.path[..parent].to_vec();
         let dir = source::open_dir(&absolute(&parent)).map_err(fail)?;
-        let base = Arc::new(Base { path: parent, dir });
-        self.step(&base, Step::Found(Found { path: root.path.clone(), stat: root.stat }))?;
-        self.flush(&base)
+        let open_root = Arc::new(OpenRoot { path: parent, dir });
+        self.step(&open_root, Step::Found(Found { path: root.path.clone(), stat: root.stat }))?;
+        self.flush(&open_root)
     }
 
-    fn step(&mut self, base: &Arc<Base>, step: Step) -> Result<()> {
+    fn step(&mut self, open_root: &Arc<OpenRoot>, step: Step) -> Result<()> {
         match step {
             Step::Failed(path, error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    self.intake.unreadable(&path, &error);
+                    self.ingest.unreadable(&path, &error);
                 }
                 Ok(())
             }
             // `/` itself has no name to be kept under.
             Step::Found(found) if found.path.is_empty() => Ok(()),
-            Step::Found(found) => self.found(base, found),
-            Step::GitDir(found, content) => self.git_dir(base, found, content),
+            Step::Found(found) => self.found(open_root, found),
+            Step::GitDir(found, content) => self.git_dir(open_root, found, content),
         }
     }
 
-    fn found(&mut self, base: &Arc<Base>, found: Found) -> Result<()> {
+    fn found(&mut self, open_root: &Arc<OpenRoot>, found: Found) -> Result<()> {
         self.enter_file_system(&found);
         let previous = self.previous.at(&found.path);
         match previous {
@@ -185,7 +185,7 @@ impl Merge<'_, '_> {
                 self.batch.items.push(Item::Read(found, previous));
             }
         }
-        if self.batch.is_full() { self.flush(base) } else { Ok(()) }
+        if self.batch.is_full() { self.flush(open_root) } else { Ok(()) }
     }
 
     /// Numbers file systems in the order of paths, whatever the order in which files are read.
@@ -197,14 +197,14 @@ impl Merge<'_, '_> {
     }
 
     fn unchanged(&mut self, entry: Entry) {
-        self.intake.counters.unchanged(&entry);
-        self.intake.observer().progress().add(1, entry.size);
+        self.ingest.counters.unchanged(&entry);
+        self.ingest.observer().progress().add(1, entry.size);
         self.batch.items.push(Item::Ready(entry));
     }
 
     fn git_dir(
         &mut self,
-        base: &Arc<Base>,
+        open_root: &Arc<OpenRoot>,
         found: Found,
         content: Option<Vec<Found>>,
     ) -> Result<()> {
@@ -221,12 +221,12 @@ impl Merge<'_, '_> {
             for (found, entry) in looks.zip(previous) {
                 self.unchanged(self.recheck.refreshed(&found.stat, entry));
             }
-            return if self.batch.is_full() { self.flush(base) } else { Ok(()) };
+            return if self.batch.is_full() { self.flush(open_root) } else { Ok(()) };
         }
-        self.flush(base)?;
+        self.flush(open_root)?;
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
-        self.send_job(Job::GitDir(Arc::clone(base), found, previous), reply)
+        self.send_job(Job::GitDir(Arc::clone(open_root), found, previous), reply)
     }
 
     /// Whether a look at all of a git directory, in the order of its phases,
@@ -257,7 +257,7 @@ impl Merge<'_, '_> {
         self.send_slot(Slot::Filled(ready.collect()))
     }
 
-    fn flush(&mut self, base: &Arc<Base>) -> Result<()> {
+    fn flush(&mut self, open_root: &Arc<OpenRoot>) -> Result<()> {
         if self.batch.items.is_empty() {
             return Ok(());
         }
@@ -267,7 +267,7 @@ impl Merge<'_, '_> {
         let batch = std::mem::replace(&mut self.batch, Batch::new());
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
-        self.send_job(Job::Batch(Arc::clone(base), batch), reply)
+        self.send_job(Job::Batch(Arc::clone(open_root), batch), reply)
     }
 
     fn send_slot(&self, slot: Slot) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
-use super::intake::{Intake, Taken, Trouble};
+use super::ingest::{FileContent, Ingest, IngestError};
 use super::previous::{Comparison, Previous, Recheck};
-use super::run::{Run, Totals};
+use super::run::{BackupState, Totals};
 use super::{
     Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path,
 };
@@ -58,13 +58,13 @@ struct Before {
 
 /// A backup under way. Nothing is a snapshot before [`finish`](Self::finish).
 pub struct Backup<'a> {
-    run: Run<'a>,
+    run: BackupState<'a>,
     options: &'a Options,
     likeness: Likeness,
     /// The snapshot before, if every chunk of it is known to be there.
     trusted: Option<SnapshotId>,
     /// Whether every chunk is known to be there of what passes compare with.
-    is_closed: bool,
+    is_whole: bool,
     /// What passes compare with.
     before: Option<Before>,
     /// What the passes so far left, the last one last.
@@ -81,9 +81,9 @@ impl<'a> Backup<'a> {
     /// Begins a backup. Of `options` the paths and what is left out are passed over: each
     /// pass has its own.
     pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
-        let run = Run::begin(store, options, &likeness)?;
+        let run = BackupState::begin(store, options, &likeness)?;
         let trusted = match &run.parent {
-            Some((id, _)) if store.index.is_closed(id)? => Some(*id),
+            Some((id, _)) if store.index.is_whole(id)? => Some(*id),
             _ => None,
         };
         let mut before = None;
@@ -94,13 +94,13 @@ impl<'a> Backup<'a> {
             before = Some(Before { root: parent.root.chunk(), started, ended });
         }
         let (trees, streams, paths, shell) = Default::default();
-        let is_closed = trusted.is_some();
+        let is_whole = trusted.is_some();
         let backup = Backup {
             run,
             options,
             likeness,
             trusted,
-            is_closed,
+            is_whole,
             before,
             trees,
             streams,
@@ -161,9 +161,9 @@ impl<'a> Backup<'a> {
             started,
             ended,
         });
-        let (is_closed, file_systems) = (self.is_closed, &self.run.file_systems);
-        let recheck = Recheck { store, comparison, is_closed, file_systems };
-        let intake = Intake::new(&self.run, &exclude)?;
+        let (is_whole, file_systems) = (self.is_whole, &self.run.file_systems);
+        let recheck = Recheck { store, comparison, is_whole, file_systems };
+        let ingest = Ingest::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),
             git_dirs: true,
@@ -176,7 +176,7 @@ impl<'a> Backup<'a> {
                 scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
             }
             let done =
-                pipeline::run(&intake, &recheck, Previous::new(entries, &store.damage), |merge| {
+                pipeline::run(&ingest, &recheck, Previous::new(entries, &store.damage), |merge| {
                     merge.roots(&roots, &rules, options.walk_threads)
                 });
             is_over.store(true, Relaxed);
@@ -219,14 +219,14 @@ impl<'a> Backup<'a> {
         // What cannot be read is stored anew.
         let entry_of = |Before { root, .. }| Lookup::new(&root, &get).at(name).ok().flatten();
         let before = self.before.and_then(entry_of);
-        let intake = Intake::new(&self.run, &exclude)?;
-        let taken = intake.stream(input, before.as_ref()).map_err(|trouble| match trouble {
-            Trouble::Store(error) => error,
-            Trouble::Source(source) => {
+        let ingest = Ingest::new(&self.run, &exclude)?;
+        let taken = ingest.stream(input, before.as_ref()).map_err(|trouble| match trouble {
+            IngestError::Store(error) => error,
+            IngestError::Source(source) => {
                 Error::Source { path: Path::new(OsStr::from_bytes(name)).to_owned(), source }
             }
         })?;
-        let Taken { content, size, unused } = taken;
+        let FileContent { content, size, unused } = taken;
         let file = Entry::new(name.to_vec(), Kind::File, 0o600);
         let file = Entry { mtime: Some(self.run.start), content, size, unused, ..file };
         self.run.counters.count(&file, before.as_ref());
@@ -252,7 +252,7 @@ impl<'a> Backup<'a> {
         let ended = (self.options.about.clock)();
         self.before = Some(Before { root: tree, started: self.run.start, ended });
         // What it names was stored, or looked up, by ourselves.
-        self.is_closed = true;
+        self.is_whole = true;
         self.trees.clear();
         self.run.counters.begin_again();
         Ok(())

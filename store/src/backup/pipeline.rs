@@ -4,7 +4,7 @@ use super::assembly::Assembly;
 use super::failure::Failure;
 use super::gate::Gate;
 use super::git_dir;
-use super::intake::Intake;
+use super::ingest::Ingest;
 use super::merge::{Asked, Batch, Job, Merge, Slot};
 use super::previous::{Previous, Recheck};
 use super::run::Totals;
@@ -19,7 +19,7 @@ const BATCHES_AHEAD: usize = 128;
 /// Runs the threads of a backup around `produce`; returns the root of the tree, and
 /// what it amounts to.
 pub fn run(
-    intake: &Intake<'_>,
+    ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
     previous: Previous<'_>,
     produce: impl FnOnce(&mut Merge<'_, '_>) -> Result<()>,
@@ -31,11 +31,11 @@ pub fn run(
     let jobs = Mutex::new(jobs);
     let tree = std::thread::scope(|scope| {
         for _ in 0..workers {
-            scope.spawn(|| work(&jobs, intake, recheck, &failure));
+            scope.spawn(|| work(&jobs, ingest, recheck, &failure));
         }
-        let tree = scope.spawn(|| write_tree(slots, intake, &failure));
+        let tree = scope.spawn(|| write_tree(slots, ingest, &failure));
         let mut merge = Merge {
-            intake,
+            ingest,
             recheck,
             previous,
             failure: &failure,
@@ -58,7 +58,7 @@ pub fn run(
 /// A worker: jobs until there are no more.
 fn work(
     jobs: &Mutex<Receiver<Asked>>,
-    intake: &Intake<'_>,
+    ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
     failure: &Failure,
 ) {
@@ -69,9 +69,9 @@ fn work(
             continue; // emptying the queue, so that nobody waits for a place in it
         }
         let done = match job {
-            Job::Batch(base, batch) => batch.read(&base, intake),
-            Job::GitDir(base, found, previous) => {
-                git_dir::read(intake, recheck, &base, &found, previous)
+            Job::Batch(open_root, batch) => batch.read(&open_root, ingest),
+            Job::GitDir(open_root, found, previous) => {
+                git_dir::read(ingest, recheck, &open_root, &found, previous)
             }
         };
         if let Some(entries) = failure.note(done) {
@@ -84,11 +84,11 @@ fn work(
 /// Takes the batches in order and writes the tree.
 fn write_tree(
     slots: Receiver<Slot>,
-    intake: &Intake<'_>,
+    ingest: &Ingest<'_>,
     failure: &Failure,
 ) -> Result<(ChunkId, Totals)> {
-    let mut assembly = Assembly::new(Gate::new(intake.counters, intake.observer()));
-    let mut put = |bytes: &[u8]| intake.put_metadata(bytes);
+    let mut assembly = Assembly::new(Gate::new(ingest.counters, ingest.observer()));
+    let mut put = |bytes: &[u8]| ingest.put_metadata(bytes);
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,

@@ -72,7 +72,7 @@ pub struct Recheck<'a> {
     /// `None` when everything is to be read again.
     pub comparison: Option<Comparison>,
     /// Whether every chunk of that snapshot is known to be there.
-    pub is_closed: bool,
+    pub is_whole: bool,
     pub file_systems: &'a FileSystems,
 }
 
@@ -85,7 +85,7 @@ impl Recheck<'_> {
             return Ok(looks_same);
         }
         self.store.damage.file(&previous.path);
-        let path = super::intake::absolute(&previous.path);
+        let path = super::ingest::absolute(&previous.path);
         self.store.observer().event(Event::StoredAgain(path));
         Ok(false)
     }
@@ -103,7 +103,7 @@ impl Recheck<'_> {
     /// After segments were lost, files whose chunks went with them are read again.
     fn is_whole(&self, entry: &Entry) -> Result<bool> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(true) };
-        if self.is_closed {
+        if self.is_whole {
             return Ok(true);
         }
         let get = |id: &ChunkId| self.store.chunk(id);

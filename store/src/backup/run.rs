@@ -1,6 +1,6 @@
 //! The first and the last of a backup: what it starts from, and its record.
 
-use super::intake::absolute;
+use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
 use crate::diff::{Change, Difference, diff};
 use crate::entry::{Entry, Kind, Time};
@@ -137,7 +137,7 @@ impl FileSystems {
 }
 
 /// A backup from its first moment to its record.
-pub struct Run<'a> {
+pub struct BackupState<'a> {
     pub store: &'a Store,
     pub packer: Packer<'a>,
     pub counters: Counters,
@@ -156,9 +156,13 @@ pub struct Run<'a> {
     damaged: HashSet<SegmentId>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> BackupState<'a> {
     /// Begins a backup.
-    pub fn begin(store: &'a Store, options: &'a Options, like: &Likeness) -> Result<Run<'a>> {
+    pub fn begin(
+        store: &'a Store,
+        options: &'a Options,
+        like: &Likeness,
+    ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
         let (parent, doubtful_records) =
@@ -170,7 +174,7 @@ impl<'a> Run<'a> {
         });
         let (counters, file_systems) = Default::default();
         let (added, noted) = ([0; 3], Arc::default());
-        Ok(Run {
+        Ok(BackupState {
             store,
             packer,
             counters,
@@ -221,7 +225,7 @@ impl<'a> Run<'a> {
         instance: Option<Instance>,
     ) -> Result<Report> {
         self.packer.finish()?;
-        let Run { store, counters, options, .. } = &self;
+        let BackupState { store, counters, options, .. } = &self;
         let about = &options.about;
         let [chunks_new, added_bytes, added_stored_bytes] = self.added();
         let statistics = Statistics {
@@ -314,8 +318,8 @@ impl<'a> Run<'a> {
     fn close(&self, snapshot: &SnapshotId, trusted: Option<SnapshotId>) -> Result<()> {
         let index = &self.store.index;
         match trusted {
-            Some(trusted) if !index.is_closed(&trusted)? => Ok(()),
-            _ => index.set_closed(snapshot, &self.damaged),
+            Some(trusted) if !index.is_whole(&trusted)? => Ok(()),
+            _ => index.set_whole(snapshot, &self.damaged),
         }
     }
 }

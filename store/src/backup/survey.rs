@@ -1,11 +1,11 @@
 //! Looking ahead at how much there is to be read, for those who watch.
 
 use super::Root;
-use super::intake::absolute;
+use super::ingest::absolute;
 use crate::entry::Kind;
 use crate::observe::Progress;
 use crate::source;
-use crate::walk::{Base, Rules, Step, Walk};
+use crate::walk::{OpenRoot, Rules, Step, Walk};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -22,8 +22,8 @@ pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &Atom
             continue;
         }
         let Ok(dir) = source::open_dir(&absolute(&root.path)) else { continue };
-        let base = Arc::new(Base { path: root.path.clone(), dir });
-        for step in Walk::new(base, root.stat, rules.clone(), 0) {
+        let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
+        for step in Walk::new(open_root, root.stat, rules.clone(), 0) {
             if is_over.load(Relaxed) {
                 return;
             }

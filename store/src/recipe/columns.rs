@@ -5,9 +5,9 @@
 //! zstd then finds what they have in common, which leaves about two bytes an extent.
 
 use super::Extent;
+use crate::counting_sort::by_number;
 use crate::id::ChunkId;
 use crate::limits;
-use crate::order::by_number;
 use minicbor::data::Type;
 use minicbor::decode::Error;
 use minicbor::{Decoder, Encoder};

@@ -2,11 +2,11 @@
 
 use super::Restore;
 use super::runs::Runs;
+use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry, Kind};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::limits;
-use crate::opened::Opened;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// Opened chunks that all threads together keep while they compare files.
+/// ChunkCache chunks that all threads together keep while they compare files.
 const OPENED_BYTES_ALL: usize = 64 << 20;
 /// Bytes of a file that are read at once to be compared.
 const AHEAD_BYTES: usize = 64 << 10;
@@ -289,7 +289,7 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
         Content::Recipe(recipe) => recipe,
     };
     let get = |id: &ChunkId| store.chunk(id);
-    let mut opened = Opened::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
+    let mut opened = ChunkCache::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
     let mut ahead = Ahead::new(file, stat.size, AHEAD_BYTES);
     let mut at = 0;
     for extent in Extents::new(recipe, &get) {
@@ -309,7 +309,7 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
     Ok(true)
 }
 
-fn is_slice(opened: &mut Opened<'_>, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
+fn is_slice(opened: &mut ChunkCache<'_>, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
     if offset == 0 && ChunkId::of(found) == *chunk {
         return true;
     }

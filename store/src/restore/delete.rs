@@ -11,7 +11,7 @@ use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target;
 use crate::tree::TreeReader;
-use crate::walk::{Base, Excluded, Found, Rules, Step, Walk, is_cache, is_git_dir};
+use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -141,7 +141,7 @@ pub(super) fn extra(
             Err(error) => return Err(failed(error)),
         };
         let stat = source::stat_open(&dir).map_err(failed)?;
-        let found = extra_below(Base { path: top, dir }, stat, store, root, options)?;
+        let found = extra_below(OpenRoot { path: top, dir }, stat, store, root, options)?;
         all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
         all.giving_way.extend(found.giving_way);
         let unseen = found.unseen.into_iter();
@@ -169,13 +169,13 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 fn extra_below(
-    base: Base,
+    open_root: OpenRoot,
     stat: Stat,
     store: &Store,
     root: &ChunkId,
     options: &Options,
 ) -> Result<Extra> {
-    let base = Arc::new(base);
+    let open_root = Arc::new(open_root);
     let rules = Rules {
         exclude: Excluded { other_file_systems: true, ..Excluded::default() },
         scan_git_dirs: false,
@@ -183,13 +183,13 @@ fn extra_below(
     };
     let get = |id: &ChunkId| store.chunk(id);
     let is_lost = Cell::new(false);
-    let mut tree = TreeReader::within(root, &base.path, &get)
+    let mut tree = TreeReader::within(root, &open_root.path, &get)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
-    let mut left_out = LeftOut::new(Arc::clone(&base), &stat, store)?;
+    let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store)?;
     let (mut extra, mut kept, mut in_the_way) = (Vec::new(), HashSet::new(), Vec::new());
     let mut unseen = Vec::new();
-    for step in Walk::new(Arc::clone(&base), stat, rules, 1) {
+    for step in Walk::new(Arc::clone(&open_root), stat, rules, 1) {
         let found = match step {
             Step::Found(found) | Step::GitDir(found, _) => found,
             Step::Failed(path, error) => {
@@ -204,7 +204,7 @@ fn extra_below(
         while tree.next_if(|entry| path_cmp(&entry.path, &found.path) == Ordering::Less).is_some() {
         }
         let known = tree.peek().filter(|entry| entry.path == found.path).map(|entry| entry.kind);
-        let is_top = found.path == base.path;
+        let is_top = found.path == open_root.path;
         let is_left_out = left_out.has(&found, is_top || known.is_some());
         let (path, kind) = (found.path, found.stat.kind);
         if is_top {
@@ -249,7 +249,7 @@ fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
 
 /// Tells what a backup may leave out without being told to; paths come in their order.
 struct LeftOut {
-    base: Arc<Base>,
+    open_root: Arc<OpenRoot>,
     device: u64,
     /// Device and inode of the store's directory.
     store: Option<(u64, u64)>,
@@ -260,7 +260,7 @@ struct LeftOut {
 }
 
 impl LeftOut {
-    fn new(base: Arc<Base>, top: &Stat, store: &Store) -> Result<LeftOut> {
+    fn new(open_root: Arc<OpenRoot>, top: &Stat, store: &Store) -> Result<LeftOut> {
         let store = match store.root() {
             None => None,
             Some(path) => {
@@ -270,7 +270,7 @@ impl LeftOut {
                 Some((stat.device, stat.inode))
             }
         };
-        Ok(LeftOut { base, device: top.device, store, unseen: None, git_dirs: Vec::new() })
+        Ok(LeftOut { open_root, device: top.device, store, unseen: None, git_dirs: Vec::new() })
     }
 
     /// `is_known` tells whether the snapshot has the path.
@@ -296,16 +296,17 @@ impl LeftOut {
 
     /// Whether another restore is writing this very file.
     fn is_being_written(&self, path: &[u8]) -> bool {
-        let path = self.base.relative(path);
+        let path = self.open_root.relative(path);
         let at = path.iter().rposition(|b| *b == b'/');
         let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
         target::is_unfinished(name)
-            && source::open_dir_below(self.base.dir.as_fd(), parent)
+            && source::open_dir_below(self.open_root.dir.as_fd(), parent)
                 .is_ok_and(|dir| target::is_being_written(dir.as_fd(), name))
     }
 
     fn enter(&mut self, path: &[u8], is_known: bool) {
-        let Ok(dir) = source::open_dir_below(self.base.dir.as_fd(), self.base.relative(path))
+        let Ok(dir) =
+            source::open_dir_below(self.open_root.dir.as_fd(), self.open_root.relative(path))
         else {
             return;
         };

@@ -6,10 +6,10 @@
 
 use super::Restore;
 use super::content::Output;
+use crate::counting_sort::by_number;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::index::Location;
-use crate::order::by_number;
 use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ const GATHERED_BYTES_MAX: usize = 64 << 20;
 const ROOM_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
 
 /// Bytes of a file that are written at once.
-struct Run {
+struct WriteRun {
     output: Arc<Output>,
     /// Where it begins in the file.
     at: u64,
@@ -74,7 +74,7 @@ struct Wanted {
 /// All that a window writes.
 #[derive(Default)]
 pub(super) struct Runs {
-    runs: Vec<Run>,
+    runs: Vec<WriteRun>,
     slices: Vec<Slice>,
     chunks: Vec<Wanted>,
     /// Numbers of the chunks.
@@ -103,7 +103,7 @@ impl Runs {
             }
             None => {
                 output.expect_run();
-                self.runs.push(Run { output: Arc::clone(output), at, len, slices: 1 });
+                self.runs.push(WriteRun { output: Arc::clone(output), at, len, slices: 1 });
             }
         }
         let run = self.runs.len() as u32 - 1;
@@ -166,7 +166,7 @@ impl Runs {
     }
 }
 
-impl Run {
+impl WriteRun {
     /// Whether a slice is to be written together with what this run has.
     fn is_continued(&self, output: &Arc<Output>, at: u64, len: u32) -> bool {
         let are_small = self.slices > 1 || self.len <= SMALL_BYTES;
@@ -180,24 +180,24 @@ impl Run {
 
 /// Memory in which the runs of a window are gathered, the same for one window after the
 /// other. Takes none before it is written to.
-pub(super) struct Room(Mutex<MmapMut>);
+pub(super) struct GatherBuffer(Mutex<MmapMut>);
 
-impl Room {
-    pub(super) fn new() -> Result<Room> {
-        let room = MmapMut::map_anon(ROOM_BYTES).map_err(Error::Memory)?;
+impl GatherBuffer {
+    pub(super) fn new() -> Result<GatherBuffer> {
+        let gather_buffer = MmapMut::map_anon(ROOM_BYTES).map_err(Error::Memory)?;
         // Page by page it would be a tenth of the restore of scattered files. A kernel that
         // has no large pages does without.
-        let _ = room.advise(Advice::HugePage);
-        Ok(Room(Mutex::new(room)))
+        let _ = gather_buffer.advise(Advice::HugePage);
+        Ok(GatherBuffer(Mutex::new(gather_buffer)))
     }
 }
 
 /// A place for each run that has several slices.
-fn places<'r>(runs: &[Run], mut room: &'r mut [u8]) -> Vec<Mutex<Gathered<'r>>> {
-    let place = |run: &Run| {
+fn places<'r>(runs: &[WriteRun], mut gather_buffer: &'r mut [u8]) -> Vec<Mutex<Gathered<'r>>> {
+    let place = |run: &WriteRun| {
         let len = if run.slices > 1 { run.len as usize } else { 0 };
-        let (bytes, rest) = take(&mut room).split_at_mut(len);
-        room = rest;
+        let (bytes, rest) = take(&mut gather_buffer).split_at_mut(len);
+        gather_buffer = rest;
         Mutex::new(Gathered { bytes, slices: 0 })
     };
     runs.iter().map(place).collect()
@@ -212,8 +212,8 @@ impl Restore<'_> {
     pub(super) fn write(&self, mut runs: Runs) {
         runs.drop_settled();
         runs.sort(|chunk| self.store.locate(chunk).ok());
-        let mut room = self.room.0.lock();
-        let places = places(&runs.runs, &mut room);
+        let mut gather_buffer = self.gather_buffer.0.lock();
+        let places = places(&runs.runs, &mut gather_buffer);
         let groups: Vec<&[Slice]> = runs.slices.chunk_by(|a, b| a.chunk == b.chunk).collect();
         groups.par_iter().for_each(|group| {
             if self.fatal.lock().is_some() || self.store.observer().progress().check().is_err() {
@@ -245,7 +245,7 @@ impl Restore<'_> {
     }
 
     /// Takes slices of one chunk into a run; the last ones that it waits for write it.
-    fn gather(&self, run: &Run, place: &Mutex<Gathered<'_>>, slices: &[Slice], plain: &[u8]) {
+    fn gather(&self, run: &WriteRun, place: &Mutex<Gathered<'_>>, slices: &[Slice], plain: &[u8]) {
         if let ([slice], 1) = (slices, run.slices) {
             self.write_run(run, slice.of(plain));
             return;
@@ -261,7 +261,7 @@ impl Restore<'_> {
         }
     }
 
-    fn write_run(&self, run: &Run, bytes: &[u8]) {
+    fn write_run(&self, run: &WriteRun, bytes: &[u8]) {
         self.write_at(&run.output, bytes, run.at);
         self.release(&run.output);
     }
@@ -311,8 +311,8 @@ mod tests {
                 runs.push(&output, (chunk, 0, len), at);
                 at += u64::from(len);
             }
-            let mut room = vec![0; ROOM_BYTES];
-            let places = places(&runs.runs, &mut room);
+            let mut gather_buffer = vec![0; ROOM_BYTES];
+            let places = places(&runs.runs, &mut gather_buffer);
             for (run, place) in runs.runs.iter().zip(places) {
                 let gathered = if run.slices > 1 { run.len as usize } else { 0 };
                 prop_assert_eq!(place.lock().bytes.len(), gathered);

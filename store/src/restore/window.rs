@@ -35,7 +35,7 @@ pub(super) struct Dir {
 
 /// Entries that are dealt with together.
 #[derive(Default)]
-pub(super) struct Window {
+pub(super) struct EntryWindow {
     pub(super) entries: usize,
     /// Memory of those, about.
     pub(super) bytes: usize,

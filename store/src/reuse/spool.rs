@@ -1,7 +1,7 @@
 //! What a file was found to be, kept until all of it is known.
 //!
 //! Which slices are worth referring to is seen at the end of a file; until then its pieces
-//! wait here, and the bytes that no base has, most of both in nameless files of the store.
+//! wait here, and the bytes that no reference has, most of both in nameless files of the store.
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ const PIECE_BYTES: usize = 12;
 pub enum Piece {
     /// A slice of the chunk with this number.
     Slice { chunk: u32, offset: u32, len: u32 },
-    /// The next bytes of what no base has.
+    /// The next bytes of what no reference has.
     Literal { len: u32 },
 }
 
@@ -106,7 +106,7 @@ impl<'a> Spool<'a> {
         self.push(Piece::Slice { chunk, offset, len }).map_err(no_room())
     }
 
-    /// Appends bytes that no base has.
+    /// Appends bytes that no reference has.
     pub fn literal(&mut self, bytes: &[u8]) -> Result<()> {
         for part in bytes.chunks(LITERAL_MEMORY_BYTES) {
             if self.literal_memory.len() + part.len() > LITERAL_MEMORY_BYTES {

@@ -1,4 +1,4 @@
-//! Files woven from slices of others, in a store in memory.
+//! Files reused from slices of others, in a store in memory.
 
 use super::*;
 use crate::arbitrary::cases;
@@ -11,7 +11,7 @@ use crate::recipe::{Extent, Extents, RecipeWriter};
 use crate::segment::Kind as ChunkKind;
 use crate::store::Purpose;
 use chunker::Parameters;
-use chunker::format::Sink;
+use chunker::delta::Sink;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -114,43 +114,43 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     blocks.take(len).collect()
 }
 
-/// A loom that cuts everything in the sizes of the store.
-fn loom<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance) -> Loom<'a> {
+/// A reuse that cuts everything in the sizes of the store.
+fn reuse<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance) -> Reuse<'a> {
     let cutter = Cutter::new(store.config.parameters()).expect("sizes that can be used");
-    Loom { store, packer, cutter, fine_cutter: cutter, allowance }
+    Reuse { store, packer, cutter, fine_cutter: cutter, allowance }
 }
 
-/// What a format may say: literals, or a copy of a base.
+/// What a format may say: literals, or a copy of a reference.
 #[derive(Debug, Clone)]
 enum Said {
     Literal(usize),
-    Copy { base: usize, at: usize, len: usize },
+    Copy { reference: usize, at: usize, len: usize },
 }
 
 fn said() -> impl Strategy<Value = Vec<Said>> {
     let copy = (0..2usize, any::<usize>(), prop_oneof![1..20usize, 1..3000usize]);
     let said = prop_oneof![
         (1..2000usize).prop_map(Said::Literal),
-        copy.prop_map(|(base, at, len)| Said::Copy { base, at, len }),
+        copy.prop_map(|(reference, at, len)| Said::Copy { reference, at, len }),
     ];
     vec(said, 0..60)
 }
 
 /// Weaves what is said, and returns the file that it is of.
-fn weave(weaver: &mut Weaver<'_>, bases: &[Stored], all: &[Said]) -> Vec<u8> {
+fn compare(builder: &mut RecipeBuilder<'_>, references: &[Stored], all: &[Said]) -> Vec<u8> {
     let mut file = Vec::new();
     for (n, said) in all.iter().enumerate() {
         match *said {
             Said::Literal(len) => {
                 let bytes = noise(1_000_000 + n as u64, len);
-                weaver.literal(&bytes).expect("takes");
+                builder.literal(&bytes).expect("takes");
                 file.extend(bytes);
             }
-            Said::Copy { base, at, len } => {
-                let bytes = &bases[base].bytes;
+            Said::Copy { reference, at, len } => {
+                let bytes = &references[reference].bytes;
                 let at = at % bytes.len();
                 let len = len.min(bytes.len() - at);
-                weaver.copy(base, at as u64, len as u64).expect("takes");
+                builder.copy(reference, at as u64, len as u64).expect("takes");
                 file.extend_from_slice(&bytes[at..at + len]);
             }
         }
@@ -158,26 +158,27 @@ fn weave(weaver: &mut Weaver<'_>, bases: &[Stored], all: &[Said]) -> Vec<u8> {
     file
 }
 
-/// What the chunks of bases that a recipe refers to hold without need.
-fn unused_of(extents: &[Extent], bases: &[Stored]) -> u64 {
+/// What the chunks of references that a recipe refers to hold without need.
+fn unused_of(extents: &[Extent], references: &[Stored]) -> u64 {
     let mut used: HashMap<ChunkId, u64> = HashMap::new();
     for extent in extents {
         let Extent::Slice { chunk, len, .. } = extent else { continue };
         *used.entry(*chunk).or_default() += len;
     }
-    let len_of = |id: &ChunkId| bases.iter().find_map(|base| base.chunk_lens.get(id));
+    let len_of =
+        |id: &ChunkId| references.iter().find_map(|reference| reference.chunk_lens.get(id));
     used.iter().filter_map(|(id, used)| Some(len_of(id)?.saturating_sub(*used))).sum()
 }
 
-/// All that is said, as slices of the chunks of bases.
-fn slices(room: &Room, bases: &[Stored], all: &[Said]) -> Vec<Extent> {
+/// All that is said, as slices of the chunks of references.
+fn slices(room: &Room, references: &[Stored], all: &[Said]) -> Vec<Extent> {
     let reader = Reader::new(&room.store);
     let mut slices = Vec::new();
     for said in all {
-        let Said::Copy { base, at, len } = *said else { continue };
-        let mut file = base_file(&reader, &bases[base].entry).expect("has a recipe");
-        let at = at % bases[base].bytes.len();
-        let end = (at + len).min(bases[base].bytes.len());
+        let Said::Copy { reference, at, len } = *said else { continue };
+        let mut file = reference_file(&reader, &references[reference].entry).expect("has a recipe");
+        let at = at % references[reference].bytes.len();
+        let end = (at + len).min(references[reference].bytes.len());
         for at in at..end {
             let extent = file.extent_at(at as u64).expect("reads").expect("is there");
             let (Extent::Slice { chunk, .. }, _) = extent else { panic!("no holes") };
@@ -211,17 +212,17 @@ proptest! {
         until in until(),
     ) {
         let room = Room::new();
-        let bases = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
+        let references = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
         let packer = Packer::new(&room.store, false);
         let allowance = Allowance { left: AtomicI64::new(left) };
-        let loom = loom(&room.store, &packer, &allowance);
+        let reuse = reuse(&room.store, &packer, &allowance);
         let reader = Reader::new(&room.store);
-        let files = bases.iter().map(|base| base_file(&reader, &base.entry).expect("a recipe"));
+        let files = references.iter().map(|reference| reference_file(&reader, &reference.entry).expect("a recipe"));
         let thinning = Thinning { part_bytes, until };
-        let mut weaver = Weaver::new(&loom, &reader, files.collect(), loom.cutter, thinning);
-        weaver.set_stretch_chunks(stretch);
-        let file = weave(&mut weaver, &bases, &all);
-        let Woven { recipe, len, reused, unused } = weaver.finish().expect("ends");
+        let mut builder = RecipeBuilder::new(&reuse, &reader, files.collect(), reuse.cutter, thinning);
+        builder.set_stretch_chunks(stretch);
+        let file = compare(&mut builder, &references, &all);
+        let Reused { recipe, len, reused, unused } = builder.finish().expect("ends");
         packer.finish().expect("finishes");
         prop_assert!(room.read(&recipe) == file);
         prop_assert_eq!(len, file.len() as u64);
@@ -230,49 +231,54 @@ proptest! {
         let left_over = allowance.left.load(Relaxed) as u64;
         prop_assert!(left_over <= left);
         if stretch == usize::MAX && matches!(until, Until::Average(1)) {
-            prop_assert_eq!(unused, unused_of(&room.extents(&recipe), &bases));
+            prop_assert_eq!(unused, unused_of(&room.extents(&recipe), &references));
             prop_assert_eq!(left - left_over, unused.saturating_sub(own));
-            let without_limit = unused_of(&slices(&room, &bases, &all), &bases);
+            let without_limit = unused_of(&slices(&room, &references, &all), &references);
             prop_assert_eq!(reused.copied_forward > 0, without_limit > own + left);
         }
     }
 }
 
-/// A base of which little is used, and all that weaving it needs.
-fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, Weaver<'_>)) {
+/// A reference of which little is used, and all that weaving it needs.
+fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
     let room = Room::new();
-    let base = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let packer = Packer::new(&room.store, false);
     let allowance = Allowance::default();
-    let loom = loom(&room.store, &packer, &allowance);
+    let reuse = reuse(&room.store, &packer, &allowance);
     let reader = Reader::new(&room.store);
-    let file = base_file(&reader, &base.entry).expect("a recipe");
-    look(&room, &base, &reader, Weaver::new(&loom, &reader, vec![file], loom.cutter, AS_IT_IS));
+    let file = reference_file(&reader, &reference.entry).expect("a recipe");
+    look(
+        &room,
+        &reference,
+        &reader,
+        RecipeBuilder::new(&reuse, &reader, vec![file], reuse.cutter, AS_IT_IS),
+    );
 }
 
 #[test]
 fn what_is_in_a_damaged_segment_is_not_counted_on() {
-    with_base(|room, base, reader, _| {
-        let mut file = base_file(reader, &base.entry).expect("a recipe");
-        assert_eq!(file.common_prefix(0, &base.bytes), base.bytes.len());
+    with_base(|room, reference, reader, _| {
+        let mut file = reference_file(reader, &reference.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         room.distrust();
         // Its chunks can be read as before, but a new snapshot must not need them.
         let other = Reader::new(&room.store);
-        let mut file = base_file(&other, &base.entry).expect("a recipe");
-        assert_eq!(file.common_prefix(0, &base.bytes), 0);
+        let mut file = reference_file(&other, &reference.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &reference.bytes), 0);
     });
 }
 
 #[test]
 fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
-    with_base(|room, base, reader, mut weaver| {
-        let mut file = base_file(reader, &base.entry).expect("a recipe");
-        assert_eq!(file.common_prefix(0, &base.bytes), base.bytes.len());
-        weaver.copy(0, 0, 100).expect("is there");
+    with_base(|room, reference, reader, mut builder| {
+        let mut file = reference_file(reader, &reference.entry).expect("a recipe");
+        assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
+        builder.copy(0, 0, 100).expect("is there");
         room.distrust();
         // The second chunk was referred to before, the third was not.
-        weaver.copy(0, 100, base.bytes.len() as u64 - 100).expect("is whole itself");
-        let Woven { len, reused, .. } = weaver.finish().expect("ends");
+        builder.copy(0, 100, reference.bytes.len() as u64 - 100).expect("is whole itself");
+        let Reused { len, reused, .. } = builder.finish().expect("ends");
         assert_eq!((len, reused.by_extent), (273, 182));
     });
 }
@@ -280,19 +286,20 @@ fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
 #[test]
 fn what_is_copied_forward_once_more_is_counted_once() {
     let room = Room::new();
-    let base = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let allowance = Allowance::default();
     let mut found = Vec::new();
     for _ in 0..2 {
         let packer = Packer::new(&room.store, false);
-        let loom = loom(&room.store, &packer, &allowance);
+        let reuse = reuse(&room.store, &packer, &allowance);
         let reader = Reader::new(&room.store);
-        let file = base_file(&reader, &base.entry).expect("a recipe");
-        let mut weaver = Weaver::new(&loom, &reader, vec![file], loom.cutter, AS_IT_IS);
-        weaver.copy(0, 0, 100).expect("takes");
-        weaver.literal(&noise(9, 500)).expect("takes");
-        weaver.copy(0, 100, 173).expect("takes");
-        let Reused { by_extent, by_chunk, copied_forward } = weaver.finish().expect("ends").reused;
+        let file = reference_file(&reader, &reference.entry).expect("a recipe");
+        let mut builder = RecipeBuilder::new(&reuse, &reader, vec![file], reuse.cutter, AS_IT_IS);
+        builder.copy(0, 0, 100).expect("takes");
+        builder.literal(&noise(9, 500)).expect("takes");
+        builder.copy(0, 100, 173).expect("takes");
+        let ReusedBytes { by_extent, by_chunk, copied_forward } =
+            builder.finish().expect("ends").reused;
         assert!(copied_forward > 0);
         found.push((by_extent, by_chunk));
         packer.finish().expect("finishes");
@@ -302,20 +309,20 @@ fn what_is_copied_forward_once_more_is_counted_once() {
 
 #[test]
 fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
-    with_base(|room, _, _, mut weaver| {
-        weaver.copy(0, 0, 9).expect("is there");
+    with_base(|room, _, _, mut builder| {
+        builder.copy(0, 0, 9).expect("is there");
         room.damage();
-        assert!(matches!(weaver.finish(), Err(Snag::Lost(_))), "copied forward");
+        assert!(matches!(builder.finish(), Err(ReuseError::Lost(_))), "copied forward");
     });
 }
 
 #[test]
 fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
     let room = Room::new();
-    let base = room.file(1, &[(0, 0, 90)]).entry;
+    let reference = room.file(1, &[(0, 0, 90)]).entry;
     let packer = Packer::new(&room.store, false);
     let allowance = Allowance::default();
-    let loom = loom(&room.store, &packer, &allowance);
+    let reuse = reuse(&room.store, &packer, &allowance);
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name);
     let pack = [b"PACK\0\0\0\x02\0\0\0\x01", &[5; 20_000][..]].concat();
@@ -324,14 +331,14 @@ fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
     let file = File::open(path("pack")).expect("opens");
     // It is there, but not to be read.
     let index = OpenOptions::new().write(true).open(path("idx")).expect("opens");
-    let like = Like::Pack { index: &index, bases: &[(&base, &base)] };
-    let done = loom.file(&file, pack.len() as u64, None, like);
+    let like = Hint::Pack { index: &index, references: &[(&reference, &reference)] };
+    let done = reuse.file(&file, pack.len() as u64, None, like);
     assert!(matches!(done, Ok(None)));
 }
 
 #[test]
 fn a_dry_run_needs_no_room_in_the_store() {
     let room = Room::new();
-    assert!(Packer::new(&room.store, false).room().is_some());
-    assert!(Packer::new(&room.store, true).room().is_none());
+    assert!(Packer::new(&room.store, false).scratch().is_some());
+    assert!(Packer::new(&room.store, true).scratch().is_none());
 }

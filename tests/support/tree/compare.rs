@@ -58,7 +58,7 @@ pub fn compare(a: &Path, b: &Path) -> Vec<String> {
     compare_ignoring(a, b, Ignore::default())
 }
 
-/// Like [`compare`], apart from what is to be ignored.
+/// Hint [`compare`], apart from what is to be ignored.
 pub fn compare_ignoring(a: &Path, b: &Path, ignore: Ignore) -> Vec<String> {
     let (a, b) = match (Tree::open(a, "a"), Tree::open(b, "b")) {
         (Ok(a), Ok(b)) => (a, b),

@@ -8,7 +8,7 @@
 //! the first byte of the id, so that memory does not depend on their length but for a
 //! 256th of it.
 
-use super::{Base, Doubt, Refusal, Sink, Source, Teller};
+use super::{CopyMerger, DeltaError, FormatError, Reference, Sink, Source};
 use std::ops::Range;
 
 /// Magic and version.
@@ -47,18 +47,18 @@ pub enum Column {
 
 impl Table {
     /// Reads and checks what stands before the ids.
-    pub fn open<E>(index: &mut dyn Source<E>) -> Result<Table, Refusal<E>> {
+    pub fn open<E>(index: &mut dyn Source<E>) -> Result<Table, DeltaError<E>> {
         let len = index.len();
         if len < IDS_AT {
-            return Err(Doubt::Truncated.into());
+            return Err(FormatError::Truncated.into());
         }
         let mut head = vec![0; IDS_AT as usize];
-        index.read(0, &mut head).map_err(Refusal::Failed)?;
+        index.read(0, &mut head).map_err(DeltaError::Failed)?;
         if head[..4] != HEAD[..4] {
-            return Err(Doubt::Magic.into());
+            return Err(FormatError::Magic.into());
         }
         if head[..8] != HEAD {
-            return Err(Doubt::Version.into());
+            return Err(FormatError::Version.into());
         }
         let fan_out: Vec<u32> =
             head[8..].as_chunks().0.iter().map(|n| u32::from_be_bytes(*n)).collect();
@@ -69,15 +69,15 @@ impl Table {
             .max(sizes.map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or(0))
             <= BUCKET_ROWS_MAX;
         if !(is_sorted && is_even) {
-            return Err(Doubt::IndexDisorder.into());
+            return Err(FormatError::IndexDisorder.into());
         }
         let id_len = id_len(len, count)?;
         Ok(Table { id_len, count, fan_out, len })
     }
 
-    /// The table of a base, if it can be read and has ids of this length.
-    pub fn of_base(base: &mut dyn Base, id_len: usize) -> Option<Table> {
-        Table::open(&mut Whole(base)).ok().filter(|table| table.id_len == id_len)
+    /// The table of a reference, if it can be read and has ids of this length.
+    pub fn of_reference(reference: &mut dyn Reference, id_len: usize) -> Option<Table> {
+        Table::open(&mut Whole(reference)).ok().filter(|table| table.id_len == id_len)
     }
 
     /// Rows whose ids begin with `byte`.
@@ -128,7 +128,7 @@ impl Table {
 }
 
 /// The length of ids that makes an index with so many rows so many bytes long.
-fn id_len(len: u64, count: u32) -> Result<usize, Doubt> {
+fn id_len(len: u64, count: u32) -> Result<usize, FormatError> {
     let rows = u64::from(count);
     let least = |id: u64| IDS_AT + rows * (id + 8) + 2 * id;
     for id in [20, 32] {
@@ -137,15 +137,15 @@ fn id_len(len: u64, count: u32) -> Result<usize, Doubt> {
             return Ok(id as usize);
         }
     }
-    Err(if len < least(20) { Doubt::Truncated } else { Doubt::Trailing })
+    Err(if len < least(20) { FormatError::Truncated } else { FormatError::Trailing })
 }
 
-/// Bytes of a base could not be read.
+/// Bytes of a reference could not be read.
 #[derive(Debug)]
 pub struct Lost;
 
-/// A base, read like a source.
-pub struct Whole<'a>(pub &'a mut dyn Base);
+/// A reference, read like a source.
+pub struct Whole<'a>(pub &'a mut dyn Reference);
 
 impl Source<Lost> for Whole<'_> {
     fn len(&self) -> u64 {
@@ -180,39 +180,43 @@ pub fn join(a: &[u8], b: &[u8], id_len: usize, mut found: impl FnMut(usize, usiz
 
 /// Compares an index with those of other packs.
 ///
-/// An error of `Refusal::Doubt` comes before `sink` was told anything.
-pub fn weave<E>(
+/// An error of `DeltaError::Format` comes before `sink` was told anything.
+pub fn compare<E>(
     new: &mut dyn Source<E>,
-    bases: &mut [&mut dyn Base],
+    references: &mut [&mut dyn Reference],
     sink: &mut dyn Sink<E>,
-) -> Result<(), Refusal<E>> {
+) -> Result<(), DeltaError<E>> {
     let table = Table::open(new)?;
-    let tables = bases.iter_mut().map(|base| Table::of_base(&mut **base, table.id_len)).collect();
-    let mut weaving = Weaving { new, bases, table, tables, teller: Teller::new(sink, BATCH_BYTES) };
-    weaving.all().and_then(|()| weaving.teller.finish()).map_err(Refusal::Failed)
+    let tables = references
+        .iter_mut()
+        .map(|reference| Table::of_reference(&mut **reference, table.id_len))
+        .collect();
+    let mut matcher =
+        IndexMatcher { new, references, table, tables, merger: CopyMerger::new(sink, BATCH_BYTES) };
+    matcher.all().and_then(|()| matcher.merger.finish()).map_err(DeltaError::Failed)
 }
 
-struct Weaving<'a, 'b, E> {
+struct IndexMatcher<'a, 'b, E> {
     new: &'a mut dyn Source<E>,
-    bases: &'a mut [&'b mut dyn Base],
+    references: &'a mut [&'b mut dyn Reference],
     table: Table,
-    /// Of the bases; nothing where one is unreadable or of another kind.
+    /// Of the references; nothing where one is unreadable or of another kind.
     tables: Vec<Option<Table>>,
-    teller: Teller<'a, E>,
+    merger: CopyMerger<'a, E>,
 }
 
-/// A row of a base: which base, which row.
+/// A row of a reference: which reference, which row.
 type Match = (usize, u32);
 
-impl<E> Weaving<'_, '_, E> {
+impl<E> IndexMatcher<'_, '_, E> {
     fn all(&mut self) -> Result<(), E> {
-        self.teller.literal_to(IDS_AT, self.new)?;
+        self.merger.literal_to(IDS_AT, self.new)?;
         for column in [Column::Ids, Column::Checksums, Column::Places] {
             for byte in 0..=255 {
                 self.bucket(column, byte)?;
             }
         }
-        self.teller.literal_to(self.table.len, self.new)
+        self.merger.literal_to(self.table.len, self.new)
     }
 
     /// One column of the rows whose ids begin with `byte`.
@@ -229,19 +233,21 @@ impl<E> Weaving<'_, '_, E> {
         self.tell(column, &bytes, &matches)
     }
 
-    /// For each id the row of a base that has it, neighbours from the same base where possible.
+    /// For each id the row of a reference that has it, neighbours from the same reference where possible.
     fn matches(&mut self, byte: u8, ids: &[u8]) -> Vec<Option<Match>> {
         let id_len = self.table.id_len;
         let mut matches: Vec<Option<Match>> = vec![None; ids.len() / id_len];
-        let mut of_base = Vec::new();
-        for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+        let mut of_reference = Vec::new();
+        for (n, (reference, table)) in self.references.iter_mut().zip(&self.tables).enumerate() {
             let Some(table) = table else { continue };
             let rows = table.bucket(byte);
-            if table.read(&mut Whole(&mut **base), Column::Ids, rows.clone(), &mut of_base).is_err()
+            if table
+                .read(&mut Whole(&mut **reference), Column::Ids, rows.clone(), &mut of_reference)
+                .is_err()
             {
                 continue;
             }
-            join(ids, &of_base, id_len, |here, there| {
+            join(ids, &of_reference, id_len, |here, there| {
                 let row = rows.start + there as u32;
                 let before = here.checked_sub(1).and_then(|here| matches[here]);
                 let continues = row > 0 && before == Some((n, row - 1));
@@ -262,16 +268,17 @@ impl<E> Weaving<'_, '_, E> {
         matches: &mut [Option<Match>],
     ) {
         let width = self.table.width(column);
-        let mut of_base = Vec::new();
-        for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+        let mut of_reference = Vec::new();
+        for (n, (reference, table)) in self.references.iter_mut().zip(&self.tables).enumerate() {
             let is_asked = matches.iter().flatten().any(|(of, _)| *of == n);
             let Some(table) = table.as_ref().filter(|_| is_asked) else { continue };
             let rows = table.bucket(byte);
-            let read = table.read(&mut Whole(&mut **base), column, rows.clone(), &mut of_base);
+            let read =
+                table.read(&mut Whole(&mut **reference), column, rows.clone(), &mut of_reference);
             for (cell, found) in bytes.chunks_exact(width).zip(matches.iter_mut()) {
                 let Some((_, row)) = found.filter(|(of, _)| *of == n) else { continue };
                 let at = (row - rows.start) as usize * width;
-                if read.is_err() || of_base.get(at..at + width) != Some(cell) {
+                if read.is_err() || of_reference.get(at..at + width) != Some(cell) {
                     *found = None;
                 }
             }
@@ -283,25 +290,25 @@ impl<E> Weaving<'_, '_, E> {
         let width = self.table.width(column);
         let continues = |a: &Option<Match>, b: &Option<Match>| match (a, b) {
             (None, None) => true,
-            (Some((base, row)), Some(next)) => *next == (*base, row.wrapping_add(1)),
+            (Some((reference, row)), Some(next)) => *next == (*reference, row.wrapping_add(1)),
             _ => false,
         };
-        let (mut told, mut at) = (0, 0);
+        let (mut emitted, mut at) = (0, 0);
         for run in matches.chunk_by(continues) {
             let len = run.len() * width;
-            if let Some((base, row)) = run[0]
-                && let Some(table) = &self.tables[base]
+            if let Some((reference, row)) = run[0]
+                && let Some(table) = &self.tables[reference]
             {
                 let there = table.at(column, row);
-                let continues = told == at && self.teller.goes_on(base, there);
+                let continues = emitted == at && self.merger.goes_on(reference, there);
                 if len >= RUN_BYTES_MIN || continues {
-                    self.teller.literal(&bytes[told..at])?;
-                    self.teller.copy(base, there, len as u64)?;
-                    told = at + len;
+                    self.merger.literal(&bytes[emitted..at])?;
+                    self.merger.copy(reference, there, len as u64)?;
+                    emitted = at + len;
                 }
             }
             at += len;
         }
-        self.teller.literal(&bytes[told..])
+        self.merger.literal(&bytes[emitted..])
     }
 }

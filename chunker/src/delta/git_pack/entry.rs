@@ -1,13 +1,13 @@
-//! An entry: a short head (type, length, and for a delta where its base is) and a compressed body.
+//! An entry: a short head (type, length, and for a delta where its reference is) and a compressed body.
 
-use crate::format::Base;
+use crate::delta::Reference;
 
 /// The longest head of an entry: ten bytes of length, and an id.
 const HEAD_MAX: usize = 10 + 32;
 
-/// What an entry of a base has in common with that of the pack.
+/// What an entry of a reference has in common with that of the pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
+pub enum EntryMatch {
     /// Nothing that is known.
     Nothing,
     /// All but a part of the head.
@@ -23,36 +23,42 @@ pub enum Fit {
     Whole,
 }
 
-impl Fit {
+impl EntryMatch {
     /// What the entry at `there` has in common with `entry`, which begins with `same` bytes that
     /// are there too. Of a long entry, `entry` may be the beginning.
-    pub fn of(pack: &mut dyn Base, there: u64, entry: &[u8], same: usize, id_len: usize) -> Fit {
+    pub fn of(
+        pack: &mut dyn Reference,
+        there: u64,
+        entry: &[u8],
+        same: usize,
+        id_len: usize,
+    ) -> EntryMatch {
         if same == entry.len() {
-            return Fit::Whole;
+            return EntryMatch::Whole;
         }
-        let Some(head) = head_len(entry, id_len) else { return Fit::Nothing };
+        let Some(head) = head_len(entry, id_len) else { return EntryMatch::Nothing };
         // An entry with another body differs in its first bytes; no need to look further.
         if same >= head {
-            return Fit::Nothing;
+            return EntryMatch::Nothing;
         }
-        let Some(head_there) = head_there(pack, there, id_len) else { return Fit::Nothing };
+        let Some(head_there) = head_there(pack, there, id_len) else { return EntryMatch::Nothing };
         let body = &entry[head..];
         if pack.common_prefix(there + head_there as u64, body) < body.len() {
-            return Fit::Nothing;
+            return EntryMatch::Nothing;
         }
-        Fit::Body { lead: same as u8, head: head as u8, head_there: head_there as u8 }
+        EntryMatch::Body { lead: same as u8, head: head as u8, head_there: head_there as u8 }
     }
 
     /// Bytes of the heads here and there that are not the same.
     pub fn heads(self) -> (u64, u64) {
         match self {
-            Fit::Body { head, head_there, .. } => (u64::from(head), u64::from(head_there)),
-            Fit::Nothing | Fit::Whole => (0, 0),
+            EntryMatch::Body { head, head_there, .. } => (u64::from(head), u64::from(head_there)),
+            EntryMatch::Nothing | EntryMatch::Whole => (0, 0),
         }
     }
 }
 
-fn head_there(pack: &mut dyn Base, there: u64, id_len: usize) -> Option<usize> {
+fn head_there(pack: &mut dyn Reference, there: u64, id_len: usize) -> Option<usize> {
     let mut bytes = [0; HEAD_MAX];
     let len = pack.read(there, &mut bytes);
     head_len(&bytes[..len], id_len)

@@ -1,7 +1,7 @@
 //! Database dumps, logs, and any large file that changed in place.
 //!
-//! The new file is compared with one base, the file of the same name in the snapshot
-//! before. It is read once and may be a stream of unknown length; the base is read where
+//! The new file is compared with one reference, the file of the same name in the snapshot
+//! before. It is read once and may be a stream of unknown length; the reference is read where
 //! it is needed. No format is parsed: rows are found again by their bytes, so that plain
 //! SQL, `pg_dump -Fc -Z0`, the long lines of `mysqldump` and a page of SQLite are alike.
 //!
@@ -10,25 +10,25 @@
 //! 1. *In step*: the next bytes of both are the same. Nothing is hashed.
 //! 2. *Nearby*: after a difference, marks of 32 bytes show where both go on alike. Tried
 //!    in windows that grow, as most changes are small.
-//! 3. *Far*: anchors, marks of 64 bytes and one in a KiB, of all of the base that was passed
+//! 3. *Far*: anchors, marks of 64 bytes and one in a KiB, of all of the reference that was passed
 //!    over or lies ahead. They find what comes after a table that was dropped, and a table
 //!    that moved.
 //!
 //! Promised, whatever the bytes are:
 //!
 //! - The sink is told every byte once and in order, and as a copy only if it was compared.
-//! - Memory: up to 64 bytes for each KiB of the base, at most 16 MiB, and 3 MiB beside.
-//! - Time: each byte of the base is scanned for anchors at most once; each window nearby is
+//! - Memory: up to 64 bytes for each KiB of the reference, at most 16 MiB, and 3 MiB beside.
+//! - Time: each byte of the reference is scanned for anchors at most once; each window nearby is
 //!   searched at most once in a quarter of its width of new bytes, and comparing anchors has
 //!   a budget. So no content makes the work per byte more than a constant.
-//! - A base that cannot be read costs space only.
+//! - A reference that cannot be read costs space only.
 
+mod lookahead;
 mod marks;
-mod tape;
 
-use super::{Base, Sink, common_prefix};
+use super::{Reference, Sink, common_prefix};
+use lookahead::Lookahead;
 use marks::{ANCHOR_BYTES, ANCHOR_MASK, Anchors, MARK_BYTES, Marks, marks};
-use tape::Tape;
 
 /// No shorter run is told as a copy: naming it costs about a third of this.
 const MIN_COPY: usize = 32;
@@ -47,18 +47,18 @@ const WIDEST: usize = 32 << 10;
 const STRIDE: usize = 64 << 10;
 /// ... and how much is passed at once when there is none.
 const STEP: usize = 4 << 10;
-/// One anchor is compared with the base for so many new bytes, and so many besides.
+/// One anchor is compared with the reference for so many new bytes, and so many besides.
 const COMPARE_EACH: u64 = 256;
-/// A comparison far away opens a chunk of the base. One that finds no strong match is hardly
+/// A comparison far away opens a chunk of the reference. One that finds no strong match is hardly
 /// worth that, and counts as so many.
 const COMPARED_IN_VAIN: u64 = 256;
-/// How far beyond the expected place the base is scanned at first ...
+/// How far beyond the expected place the reference is scanned at first ...
 const SCAN_FIRST: u64 = 1 << 20;
 /// ... and for each byte that has no match since.
 const SCAN_FACTOR: u64 = 64;
-/// Bytes of the base in memory: what one scan reads, more than the widest window.
+/// Bytes of the reference in memory: what one scan reads, more than the widest window.
 const WINDOW: usize = 256 << 10;
-/// How much of the base is passed over where it cannot be read.
+/// How much of the reference is passed over where it cannot be read.
 const UNREADABLE: usize = 16 << 10;
 /// A short match within this distance of the expected place is followed, others are not.
 const NEAR: u64 = 1 << 20;
@@ -79,37 +79,37 @@ fn is_text(head: &[u8]) -> bool {
     !head.is_empty() && head.iter().filter(is_control).count() <= head.len() / 64
 }
 
-/// Compares all that `new` gives with `base` and tells `sink` all of it in order.
+/// Compares all that `new` gives with `reference` and tells `sink` all of it in order.
 ///
 /// `new` fills a buffer as far as it can and returns how many bytes; 0 means the end.
-/// Copies are of the base numbered 0.
-pub fn weave<E>(
+/// Copies are of the reference numbered 0.
+pub fn compare<E>(
     new: &mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
-    base: &mut dyn Base,
+    reference: &mut dyn Reference,
     sink: &mut dyn Sink<E>,
 ) -> Result<(), E> {
-    let mut weaver = Weaver {
-        tape: Tape::new(new, sink),
+    let mut matcher = DumpMatcher {
+        lookahead: Lookahead::new(new, sink),
         place: 0,
         sure: 0,
         try_again: [0; LEVELS.len()],
         peek_again: 0,
         compared: 0,
         scanned: 0,
-        anchors: Anchors::new(base.len()),
+        anchors: Anchors::new(reference.len()),
         window: vec![0; WINDOW],
         marks: Marks::default(),
-        base,
+        reference,
     };
-    weaver.run()?;
-    weaver.tape.finish()
+    matcher.run()?;
+    matcher.lookahead.finish()
 }
 
 /// Both files, and where they are compared.
-struct Weaver<'a, E> {
-    tape: Tape<'a, E>,
-    base: &'a mut dyn Base,
-    /// Where in the base the next bytes are expected.
+struct DumpMatcher<'a, E> {
+    lookahead: Lookahead<'a, E>,
+    reference: &'a mut dyn Reference,
+    /// Where in the reference the next bytes are expected.
     place: u64,
     /// Where in the new file a strong match ended last.
     sure: u64,
@@ -119,23 +119,23 @@ struct Weaver<'a, E> {
     peek_again: u64,
     /// How many anchors were compared.
     compared: u64,
-    /// The base has been scanned up to here.
+    /// The reference has been scanned up to here.
     scanned: u64,
     anchors: Anchors,
     window: Vec<u8>,
     marks: Marks,
 }
 
-impl<E> Weaver<'_, E> {
+impl<E> DumpMatcher<'_, E> {
     fn run(&mut self) -> Result<(), E> {
         loop {
-            self.tape.fill(MIN_COPY)?;
+            self.lookahead.fill(MIN_COPY)?;
             self.go_in_step()?;
-            if !self.tape.ahead().is_empty() {
+            if !self.lookahead.ahead().is_empty() {
                 if !self.search_nearby()? {
                     self.search_far()?;
                 }
-            } else if self.tape.is_all_read {
+            } else if self.lookahead.is_all_read {
                 return Ok(());
             }
         }
@@ -143,8 +143,8 @@ impl<E> Weaver<'_, E> {
 
     /// Takes what is the same at the expected place.
     fn go_in_step(&mut self) -> Result<(), E> {
-        let alike = self.base.common_prefix(self.place, self.tape.ahead());
-        if alike >= MIN_COPY || self.tape.is_copied_up_to(self.place) {
+        let alike = self.reference.common_prefix(self.place, self.lookahead.ahead());
+        if alike >= MIN_COPY || self.lookahead.is_copied_up_to(self.place) {
             self.take(Match::new(0, self.place, alike), true)?;
         }
         Ok(())
@@ -153,13 +153,13 @@ impl<E> Weaver<'_, E> {
     /// Searches the windows around the expected place. Returns whether there is anything
     /// to go on with; the expected place is then another.
     fn search_nearby(&mut self) -> Result<bool, E> {
-        self.tape.fill(WIDEST + STRONG)?;
-        let position = self.tape.position();
+        self.lookahead.fill(WIDEST + STRONG)?;
+        let position = self.lookahead.position();
         let soonest = self.try_again.into_iter().min().unwrap_or(0);
         if soonest > position {
             // Too many differences to look into each. Most changes keep the length.
-            let len = self.tape.ahead().len().min((soonest - position) as usize);
-            self.tape.pass(len);
+            let len = self.lookahead.ahead().len().min((soonest - position) as usize);
+            self.lookahead.pass(len);
             self.place += len as u64;
             return Ok(true);
         }
@@ -171,10 +171,10 @@ impl<E> Weaver<'_, E> {
             *try_again = position + level.pause as u64;
             let start = self.place.saturating_sub(level.width as u64 / 2);
             let here = (self.place - start) as usize;
-            let len = self.base.read(start, &mut self.window[..here + level.width + STRONG]);
-            let base = Window { bytes: &self.window[..len], start, here: here.min(len) };
-            let found = nearest(self.tape.ahead(), &base, level, &mut self.marks)
-                .or_else(|| unmoved(self.tape.ahead(), &base, level));
+            let len = self.reference.read(start, &mut self.window[..here + level.width + STRONG]);
+            let reference = Window { bytes: &self.window[..len], start, here: here.min(len) };
+            let found = nearest(self.lookahead.ahead(), &reference, level, &mut self.marks)
+                .or_else(|| unmoved(self.lookahead.ahead(), &reference, level));
             best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
         }
         let Some(mut found) = best else {
@@ -190,11 +190,11 @@ impl<E> Weaver<'_, E> {
     /// The first strong match at an anchor of the next bytes. A short match nearby may be
     /// of rows that look alike, when those that come next are elsewhere.
     fn peek(&mut self) -> Result<Option<Match>, E> {
-        if self.tape.position() < self.peek_again {
+        if self.lookahead.position() < self.peek_again {
             return Ok(None);
         }
-        self.peek_again = self.tape.position() + STRIDE as u64;
-        self.tape.fill(STRIDE + STRONG)?;
+        self.peek_again = self.lookahead.position() + STRIDE as u64;
+        self.lookahead.fill(STRIDE + STRONG)?;
         self.scan_ahead();
         Ok(self.search_anchors(STRIDE, |found| found.is_sure()))
     }
@@ -202,13 +202,13 @@ impl<E> Weaver<'_, E> {
     /// Passes new bytes until one of the anchors in them leads to a place to go on from.
     fn search_far(&mut self) -> Result<(), E> {
         loop {
-            self.tape.fill(STEP + STRONG)?;
-            if self.tape.ahead().is_empty() {
+            self.lookahead.fill(STEP + STRONG)?;
+            if self.lookahead.ahead().is_empty() {
                 return Ok(());
             }
             self.scan_ahead();
             let Some(found) = self.search_anchors(STEP, |_| true) else {
-                self.tape.pass(STEP.min(self.tape.ahead().len()));
+                self.lookahead.pass(STEP.min(self.lookahead.ahead().len()));
                 continue;
             };
             let is_to_follow = found.is_sure() || found.shift(self.place) <= NEAR;
@@ -221,10 +221,10 @@ impl<E> Weaver<'_, E> {
 
     /// The first match at an anchor of the next `len` bytes that is wanted.
     fn search_anchors(&mut self, len: usize, is_wanted: fn(&Match) -> bool) -> Option<Match> {
-        self.tape.find_anchors(len);
-        for at in 0..self.tape.anchors.len() {
-            let (end, hash) = self.tape.anchors[at];
-            let new = (end - self.tape.position()) as usize;
+        self.lookahead.find_anchors(len);
+        for at in 0..self.lookahead.anchors.len() {
+            let (end, hash) = self.lookahead.anchors[at];
+            let new = (end - self.lookahead.position()) as usize;
             let found = if new <= len { self.compare_anchor(new, hash) } else { break };
             if found.as_ref().is_some_and(is_wanted) {
                 return found;
@@ -236,20 +236,20 @@ impl<E> Weaver<'_, E> {
     /// The longest match at an anchor that ends `new` bytes ahead.
     fn compare_anchor(&mut self, new: usize, hash: u64) -> Option<Match> {
         let mut best: Option<Match> = None;
-        for base in self.anchors.get(hash).into_iter().filter(|base| *base > 0) {
-            if self.compared > self.tape.position() / COMPARE_EACH + COMPARE_EACH {
+        for reference in self.anchors.get(hash).into_iter().filter(|reference| *reference > 0) {
+            if self.compared > self.lookahead.position() / COMPARE_EACH + COMPARE_EACH {
                 break;
             }
             self.compared += 1;
-            let (known, ahead) = self.tape.ahead().split_at(new);
-            let after = self.base.common_prefix(base, &ahead[..ahead.len().min(STRIDE)]);
-            let before = common_suffix(self.base, base, known, &mut self.window);
+            let (known, ahead) = self.lookahead.ahead().split_at(new);
+            let after = self.reference.common_prefix(reference, &ahead[..ahead.len().min(STRIDE)]);
+            let before = common_suffix(self.reference, reference, known, &mut self.window);
             let len = before + after;
-            if len < STRONG && base.abs_diff(self.place) > NEAR {
+            if len < STRONG && reference.abs_diff(self.place) > NEAR {
                 self.compared += COMPARED_IN_VAIN - 1;
             }
             if len >= MIN_COPY && best.is_none_or(|best| len > best.len) {
-                best = Some(Match::new(new - before, base - before as u64, len));
+                best = Some(Match::new(new - before, reference - before as u64, len));
             }
         }
         best
@@ -258,27 +258,32 @@ impl<E> Weaver<'_, E> {
     /// Takes a match, with what is the same before it. If it is not followed, the bytes
     /// after it are expected where they were before.
     fn take(&mut self, found: Match, is_to_follow: bool) -> Result<(), E> {
-        self.tape.pass(found.new);
-        let before = common_suffix(self.base, found.base, self.tape.behind(), &mut self.window);
-        self.tape.copy(found.base - before as u64, before, found.len)?;
+        self.lookahead.pass(found.new);
+        let before = common_suffix(
+            self.reference,
+            found.reference,
+            self.lookahead.behind(),
+            &mut self.window,
+        );
+        self.lookahead.copy(found.reference - before as u64, before, found.len)?;
         if is_to_follow {
-            if found.base >= self.place + ANCHOR_BYTES as u64 {
+            if found.reference >= self.place + ANCHOR_BYTES as u64 {
                 // What is passed over here may come later.
-                self.scan(found.base);
+                self.scan(found.reference);
             }
-            self.place = found.base + found.len as u64;
+            self.place = found.reference + found.len as u64;
             if found.is_sure() || before + found.len >= STRONG {
-                self.sure = self.tape.position();
+                self.sure = self.lookahead.position();
             }
         }
         Ok(())
     }
 
-    /// Scans the base for anchors: the further ahead, the longer nothing was found.
+    /// Scans the reference for anchors: the further ahead, the longer nothing was found.
     fn scan_ahead(&mut self) {
-        let doubt = self.tape.position() - self.sure;
+        let doubt = self.lookahead.position() - self.sure;
         let reach = SCAN_FIRST + doubt.saturating_mul(SCAN_FACTOR);
-        self.scan(self.place.saturating_add(reach).min(self.base.len()));
+        self.scan(self.place.saturating_add(reach).min(self.reference.len()));
     }
 
     /// Scans from the expected place up to `target` what has not been scanned.
@@ -287,7 +292,7 @@ impl<E> Weaver<'_, E> {
         while self.scanned < target {
             let from = self.scanned.saturating_sub(ANCHOR_BYTES as u64);
             let wanted = usize::try_from(target - from).unwrap_or(WINDOW).min(WINDOW);
-            let len = self.base.read(from, &mut self.window[..wanted]);
+            let len = self.reference.read(from, &mut self.window[..wanted]);
             marks(&self.window[..len], ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
                 self.anchors.insert(hash, from + end as u64, self.place);
                 true
@@ -302,15 +307,15 @@ impl<E> Weaver<'_, E> {
 #[derive(Debug, Clone, Copy)]
 struct Match {
     new: usize,
-    base: u64,
+    reference: u64,
     len: usize,
     /// Its length, and those of others seen after it.
     evidence: usize,
 }
 
 impl Match {
-    fn new(new: usize, base: u64, len: usize) -> Match {
-        Match { new, base, len, evidence: len }
+    fn new(new: usize, reference: u64, len: usize) -> Match {
+        Match { new, reference, len, evidence: len }
     }
 
     /// Whether the same rows go on here, as far as one can tell.
@@ -320,7 +325,7 @@ impl Match {
 
     /// How far it is from where it would be had nothing come or gone.
     fn shift(&self, place: u64) -> u64 {
-        self.base.abs_diff(place + self.new as u64)
+        self.reference.abs_diff(place + self.new as u64)
     }
 
     /// What it saves, without what has to be passed to get there. Of short matches the
@@ -332,7 +337,7 @@ impl Match {
     /// Whether it begins before the other in both files, by what is worth a copy. The end
     /// may be common to both, as rows often end alike.
     fn precedes(&self, other: &Match) -> bool {
-        self.new + MIN_COPY <= other.new && self.base + MIN_COPY as u64 <= other.base
+        self.new + MIN_COPY <= other.new && self.reference + MIN_COPY as u64 <= other.reference
     }
 
     /// The one to take. If it precedes the other, that is still there afterwards.
@@ -360,36 +365,37 @@ struct Level {
     mark_bits: u32,
 }
 
-/// Bytes of the base.
+/// Bytes of the reference.
 struct Window<'a> {
     bytes: &'a [u8],
-    /// Where in the base they begin.
+    /// Where in the reference they begin.
     start: u64,
     /// Which of them is at the expected place.
     here: usize,
 }
 
-/// The first strong match of the next bytes with a window of the base, or else the one of
+/// The first strong match of the next bytes with a window of the reference, or else the one of
 /// most worth.
-fn nearest(new: &[u8], base: &Window, level: &Level, known: &mut Marks) -> Option<Match> {
+fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> Option<Match> {
     let mask = ((1 << level.mark_bits) - 1) << (u32::BITS - level.mark_bits);
-    let last = base.bytes.len().min(base.here + level.width);
+    let last = reference.bytes.len().min(reference.here + level.width);
     known.clear((4 * level.width).ilog2() - level.mark_bits);
-    marks(&base.bytes[..last], mask, MARK_BYTES, |end, hash| {
+    marks(&reference.bytes[..last], mask, MARK_BYTES, |end, hash| {
         known.insert(hash, end);
         true
     });
-    let place = base.start + base.here as u64;
+    let place = reference.start + reference.here as u64;
     let mut best: Option<Match> = None;
     let mut compared = 0;
     marks(&new[..new.len().min(level.width)], mask, MARK_BYTES, |end, hash| {
         let Some(there) = known.get(hash).filter(|_| end >= compared) else {
             return true;
         };
-        let after = common_prefix(&new[end..], &base.bytes[there..]);
-        let before = alike_backwards(&new[end.saturating_sub(STRONG)..end], &base.bytes[..there]);
+        let after = common_prefix(&new[end..], &reference.bytes[there..]);
+        let before =
+            alike_backwards(&new[end.saturating_sub(STRONG)..end], &reference.bytes[..there]);
         compared = end + after;
-        let offset = base.start + (there - before) as u64;
+        let offset = reference.start + (there - before) as u64;
         let found = Match::new(end - before, offset, before + after);
         if found.len < MIN_COPY || found.shift(place) > 16 * found.len as u64 {
             return true;
@@ -403,14 +409,14 @@ fn nearest(new: &[u8], base: &Window, level: &Level, known: &mut Marks) -> Optio
 
 /// The first strong match that is neither nearer nor farther than it was: for content that
 /// has no marks of its own, as zeros.
-fn unmoved(new: &[u8], base: &Window, level: &Level) -> Option<Match> {
-    let there = &base.bytes[base.here..];
+fn unmoved(new: &[u8], reference: &Window, level: &Level) -> Option<Match> {
+    let there = &reference.bytes[reference.here..];
     let mut run = 0;
     for (at, (a, b)) in new.iter().zip(there).enumerate().take(level.width) {
         run = if a == b { run + 1 } else { 0 };
         if run == MIN_COPY {
             let start = at + 1 - MIN_COPY;
-            let place = base.start + (base.here + start) as u64;
+            let place = reference.start + (reference.here + start) as u64;
             let found = Match::new(start, place, common_prefix(&new[start..], &there[start..]));
             if found.is_sure() {
                 return Some(found);
@@ -426,13 +432,18 @@ fn alike_backwards(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// How many of the bytes before `offset` are those that `with` ends with.
-fn common_suffix(base: &mut dyn Base, offset: u64, with: &[u8], window: &mut [u8]) -> usize {
+fn common_suffix(
+    reference: &mut dyn Reference,
+    offset: u64,
+    with: &[u8],
+    window: &mut [u8],
+) -> usize {
     let (mut len, mut step) = (0, 64);
     loop {
         let left = (with.len() - len).min(usize::try_from(offset).unwrap_or(usize::MAX) - len);
         step = left.min(4 * step).min(window.len());
         let block = &mut window[..step];
-        if step == 0 || base.read(offset - (len + step) as u64, block) < step {
+        if step == 0 || reference.read(offset - (len + step) as u64, block) < step {
             return len;
         }
         let alike = alike_backwards(block, &with[..with.len() - len]);
@@ -446,14 +457,19 @@ fn common_suffix(base: &mut dyn Base, offset: u64, with: &[u8], window: &mut [u8
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::tests::{Damaged, Memory, Rebuilt};
+    use crate::delta::tests::{Damaged, Memory, Rebuilt};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::convert::Infallible;
     use std::ops::Range;
 
     /// Weaves `new`, given in pieces of these sizes, and looks whether it comes out again.
-    fn weave_pieces(base: &mut dyn Base, whole: &[u8], new: &[u8], pieces: &[usize]) -> Rebuilt {
+    fn compare_pieces(
+        reference: &mut dyn Reference,
+        whole: &[u8],
+        new: &[u8],
+        pieces: &[usize],
+    ) -> Rebuilt {
         let mut rebuilt = Rebuilt::from(&[Memory(whole.to_vec())]);
         let mut pieces = pieces.iter().cycle();
         let mut left = new;
@@ -464,13 +480,13 @@ mod tests {
             left = later;
             Ok::<usize, Infallible>(now.len())
         };
-        let Ok(()) = weave(&mut read, base, &mut rebuilt);
+        let Ok(()) = compare(&mut read, reference, &mut rebuilt);
         assert!(rebuilt.bytes == new, "{} bytes became others", new.len());
         rebuilt
     }
 
-    fn woven(base: &[u8], new: &[u8]) -> Rebuilt {
-        weave_pieces(&mut Memory(base.to_vec()), base, new, &[])
+    fn compared(reference: &[u8], new: &[u8]) -> Rebuilt {
+        compare_pieces(&mut Memory(reference.to_vec()), reference, new, &[])
     }
 
     /// Numbers that every platform makes alike.
@@ -505,53 +521,55 @@ mod tests {
 
     #[test]
     fn the_same_again_is_one_copy() {
-        let base = rows(0..30_000);
-        let rebuilt = woven(&base, &base);
+        let reference = rows(0..30_000);
+        let rebuilt = compared(&reference, &reference);
         assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (0, 1));
     }
 
     #[test]
     fn nothing_and_little() {
-        for (base, new) in [("", ""), ("", "new"), ("base", ""), ("some", "some"), ("a", "ab")] {
-            woven(base.as_bytes(), new.as_bytes());
+        for (reference, new) in
+            [("", ""), ("", "new"), ("reference", ""), ("some", "some"), ("a", "ab")]
+        {
+            compared(reference.as_bytes(), new.as_bytes());
         }
     }
 
     #[test]
     fn one_changed_line_costs_little() {
-        let base = rows(0..8000);
+        let reference = rows(0..8000);
         let new = [rows(0..4000), row(4000, 1), rows(4001..8000)].concat();
-        let rebuilt = woven(&base, &new);
+        let rebuilt = compared(&reference, &new);
         assert!(cost(&rebuilt) < 300, "{}", cost(&rebuilt));
     }
 
     #[test]
     fn lines_that_came_or_went_cost_what_came() {
-        let base = rows(0..8000);
+        let reference = rows(0..8000);
         let fewer = [rows(0..4000), rows(4100..8000)].concat();
-        assert!(cost(&woven(&base, &fewer)) < 300);
-        let came = cost(&woven(&fewer, &base));
+        assert!(cost(&compared(&reference, &fewer)) < 300);
+        let came = cost(&compared(&fewer, &reference));
         assert!(came < rows(4000..4100).len() + 300, "{came}");
     }
 
     #[test]
     fn every_hundredth_row_changed() {
-        let base = rows(0..40_000);
+        let reference = rows(0..40_000);
         let new: Vec<u8> = (0..40_000).flat_map(|id| row(id, u64::from(id % 100 == 7))).collect();
-        let rebuilt = woven(&base, &new);
-        let changed = base.len() / 100;
+        let rebuilt = compared(&reference, &new);
+        let changed = reference.len() / 100;
         assert!(cost(&rebuilt) < changed, "{} of {changed}", cost(&rebuilt));
     }
 
     /// PostgreSQL writes what was updated to another place.
     #[test]
     fn rows_that_moved_to_the_end_cost_what_they_are() {
-        let base = rows(0..40_000);
+        let reference = rows(0..40_000);
         let is_changed = |id: &u64| id / 500 % 20 == 3;
         let kept = (0..40_000).filter(|id| !is_changed(id)).flat_map(|id| row(id, 0));
         let changed: Vec<u8> = (0..40_000).filter(is_changed).flat_map(|id| row(id, 1)).collect();
         let new: Vec<u8> = kept.chain(changed.iter().copied()).collect();
-        let rebuilt = woven(&base, &new);
+        let rebuilt = compared(&reference, &new);
         assert!(
             cost(&rebuilt) < changed.len() * 13 / 10,
             "{} of {}",
@@ -569,17 +587,17 @@ mod tests {
             });
             values.collect::<Vec<_>>().join(",").into_bytes()
         };
-        let rebuilt = woven(&joined(0), &joined(1));
+        let rebuilt = compared(&joined(0), &joined(1));
         assert!(cost(&rebuilt) < 9000 / 90 * 80, "{}", cost(&rebuilt));
     }
 
     #[test]
     fn a_dropped_table_and_tables_that_moved() {
         let [a, b, c] = [noise(3 << 20, 1), rows(0..50_000), noise(2 << 20, 3)];
-        let base = [&a[..], &b, &c].concat();
-        assert!(cost(&woven(&base, &[&a[..], &c].concat())) < 1000);
-        assert!(cost(&woven(&base, &[&b[..], &c].concat())) < 1000);
-        let moved = cost(&woven(&base, &[&c[..], &a, &b].concat()));
+        let reference = [&a[..], &b, &c].concat();
+        assert!(cost(&compared(&reference, &[&a[..], &c].concat())) < 1000);
+        assert!(cost(&compared(&reference, &[&b[..], &c].concat())) < 1000);
+        let moved = cost(&compared(&reference, &[&c[..], &a, &b].concat()));
         assert!(moved < 1000, "{moved}");
     }
 
@@ -590,21 +608,21 @@ mod tests {
         for at in [5, 6, 300_000, 700_100] {
             new[at] = 1;
         }
-        let rebuilt = woven(&zeros, &new);
+        let rebuilt = compared(&zeros, &new);
         assert!(cost(&rebuilt) < 200, "{}", cost(&rebuilt));
     }
 
     #[test]
     fn unreadable_places_cost_what_is_in_them() {
-        let base = rows(0..40_000);
+        let reference = rows(0..40_000);
         let holes = vec![0..100_000, 1_000_000..1_100_000, 3_000_000..3_000_100];
-        let mut damaged = Damaged { base: Memory(base.clone()), holes, reads: 0 };
-        let rebuilt = weave_pieces(&mut damaged, &base, &base, &[]);
+        let mut damaged = Damaged { reference: Memory(reference.clone()), holes, reads: 0 };
+        let rebuilt = compare_pieces(&mut damaged, &reference, &reference, &[]);
         assert!(cost(&rebuilt) < 200_100 + 3 * UNREADABLE, "{}", cost(&rebuilt));
-        let holes = vec![0..1, 1..base.len()];
-        let mut nothing = Damaged { base: Memory(base.clone()), holes, reads: 0 };
-        let rebuilt = weave_pieces(&mut nothing, &base, &base, &[]);
-        assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (base.len(), 0));
+        let holes = vec![0..1, 1..reference.len()];
+        let mut nothing = Damaged { reference: Memory(reference.clone()), holes, reads: 0 };
+        let rebuilt = compare_pieces(&mut nothing, &reference, &reference, &[]);
+        assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (reference.len(), 0));
     }
 
     /// The work is counted in calls, as no test is timed.
@@ -618,11 +636,11 @@ mod tests {
         let mut dots = zeros.clone();
         dots.iter_mut().step_by(33).for_each(|byte| *byte = 1);
         let contents = [&lines, &spoiled, &zeros, &dots];
-        for base in contents {
+        for reference in contents {
             for new in contents {
-                let whole = Memory(base.clone());
-                let mut counted = Damaged { base: whole, holes: Vec::new(), reads: 0 };
-                weave_pieces(&mut counted, base, new, &[]);
+                let whole = Memory(reference.clone());
+                let mut counted = Damaged { reference: whole, holes: Vec::new(), reads: 0 };
+                compare_pieces(&mut counted, reference, new, &[]);
                 assert!(counted.reads < new.len() / 32, "{}", counted.reads);
             }
         }
@@ -630,7 +648,7 @@ mod tests {
 
     /// Counts how often it is asked for another place.
     struct Jumping {
-        base: Memory,
+        reference: Memory,
         last: u64,
         jumps: usize,
     }
@@ -642,32 +660,32 @@ mod tests {
         }
     }
 
-    impl Base for Jumping {
+    impl Reference for Jumping {
         fn len(&self) -> u64 {
-            Base::len(&self.base)
+            Reference::len(&self.reference)
         }
 
         fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
             self.go_to(offset);
-            self.base.common_prefix(offset, with)
+            self.reference.common_prefix(offset, with)
         }
 
         fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
             self.go_to(offset);
-            Base::read(&mut self.base, offset, buffer)
+            Reference::read(&mut self.reference, offset, buffer)
         }
     }
 
     /// A table that was clustered has all its rows, each somewhere else.
     #[test]
     fn rows_in_another_order_open_few_places() {
-        let base = rows(0..80_000);
+        let reference = rows(0..80_000);
         for together in [1, 6] {
             let mut order: Vec<u64> = (0..80_000).collect();
             order.sort_by_key(|id| (mixed(*id / together), *id));
             let new: Vec<u8> = order.into_iter().flat_map(|id| row(id, 0)).collect();
-            let mut jumping = Jumping { base: Memory(base.clone()), last: 0, jumps: 0 };
-            weave_pieces(&mut jumping, &base, &new, &[]);
+            let mut jumping = Jumping { reference: Memory(reference.clone()), last: 0, jumps: 0 };
+            compare_pieces(&mut jumping, &reference, &new, &[]);
             assert!(jumping.jumps < new.len() / (4 << 10), "{}", jumping.jumps);
         }
     }
@@ -703,8 +721,8 @@ mod tests {
                 Ok(())
             }
         }
-        let mut base = Memory(vec![1; 1 << 20]);
-        assert_eq!(weave(&mut read, &mut base, &mut Nothing), Err("gone"));
+        let mut reference = Memory(vec![1; 1 << 20]);
+        assert_eq!(compare(&mut read, &mut reference, &mut Nothing), Err("gone"));
     }
 
     /// Noise, runs of one byte, rows, and rows that differ little.
@@ -721,7 +739,7 @@ mod tests {
         vec(run, 0..6).prop_map(|runs| runs.concat())
     }
 
-    /// What is done to a base: at a place, so many bytes are dropped, changed, repeated,
+    /// What is done to a reference: at a place, so many bytes are dropped, changed, repeated,
     /// or moved to another place.
     type Edit = (u8, u32, usize, u32);
 
@@ -753,38 +771,38 @@ mod tests {
 
         #[test]
         fn any_content_comes_out_again(
-            base in content(),
+            reference in content(),
             new in content(),
             pieces in vec(1..200_000usize, 0..4),
         ) {
-            weave_pieces(&mut Memory(base.clone()), &base, &new, &pieces);
+            compare_pieces(&mut Memory(reference.clone()), &reference, &new, &pieces);
         }
 
         #[test]
         fn any_edit_comes_out_again(
-            base in content(),
+            reference in content(),
             edits in edits(),
             holes in vec((any::<u32>(), 0..50_000usize), 0..3),
             pieces in vec(1..200_000usize, 0..4),
         ) {
-            let new = edited(base.clone(), &edits);
+            let new = edited(reference.clone(), &edits);
             let holes = holes.into_iter().map(|(at, len)| {
-                let at = at as usize % (base.len() + 1);
-                at..base.len().min(at + len)
+                let at = at as usize % (reference.len() + 1);
+                at..reference.len().min(at + len)
             });
             let holes = holes.collect();
-            let mut damaged = Damaged { base: Memory(base.clone()), holes, reads: 0 };
-            let rebuilt = weave_pieces(&mut damaged, &base, &new, &pieces);
+            let mut damaged = Damaged { reference: Memory(reference.clone()), holes, reads: 0 };
+            let rebuilt = compare_pieces(&mut damaged, &reference, &new, &pieces);
             prop_assert!(rebuilt.copies <= new.len() / MIN_COPY + 1);
         }
 
         /// Noise has no rows that look alike: what an edit costs is bounded.
         #[test]
         fn an_edit_of_noise_costs_little(seed: u64, edits in edits()) {
-            let base = noise(200_000, seed);
-            let new = edited(base.clone(), &edits);
+            let reference = noise(200_000, seed);
+            let new = edited(reference.clone(), &edits);
             let touched: usize = edits.iter().map(|edit| edit.2).sum();
-            let rebuilt = woven(&base, &new);
+            let rebuilt = compared(&reference, &new);
             let bound = touched + 1000 * edits.len() + 9;
             prop_assert!(cost(&rebuilt) < bound, "{} of {bound}", cost(&rebuilt));
         }

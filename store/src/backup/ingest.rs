@@ -1,18 +1,18 @@
 //! From a found thing to a tree entry: metadata read, content cut and put.
 
-use super::run::{Counters, FileSystems, Run};
+use super::run::{BackupState, Counters, FileSystems};
 use crate::entry::{Content, Entry, HardLink, Kind};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::observe::{Event, Observer, Progress};
 use crate::packer::Stored;
 use crate::recipe::{Extent, RecipeWriter};
-use crate::reuse::{Like, Loom, Snag, Woven};
+use crate::reuse::{Hint, Reuse, ReuseError, Reused};
 use crate::segment::Kind as ChunkKind;
 use crate::source::{self, Attributes, Owners, Stat, read_full, read_stream};
-use crate::walk::{Base, Excluded, Found};
+use crate::walk::{Excluded, Found, OpenRoot};
 use chunker::Cutter;
-use chunker::format::Refusal;
+use chunker::delta::DeltaError;
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -56,45 +56,45 @@ fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
 
 /// What can go wrong while a source is read. The two never share a handler.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum IngestError {
     /// The source could not be read: this file is missing, the run goes on.
     Source(io::Error),
     /// The store could not be written: the run ends.
     Store(Error),
 }
 
-impl From<Snag> for Trouble {
+impl From<ReuseError> for IngestError {
     /// Of a stream, which cannot be read once more.
-    fn from(snag: Snag) -> Trouble {
-        match snag {
-            Snag::Source(error) => Trouble::Source(error),
-            Snag::Lost(error) | Snag::Store(error) => Trouble::Store(error),
+    fn from(error: ReuseError) -> IngestError {
+        match error {
+            ReuseError::Source(error) => IngestError::Source(error),
+            ReuseError::Lost(error) | ReuseError::Store(error) => IngestError::Store(error),
         }
     }
 }
 
 /// Fills a buffer with what comes next; says how much that was and whether it was the last.
-type Fill<'f> = &'f mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), Trouble>;
+type Fill<'f> = &'f mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), IngestError>;
 
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Trouble {
-        Trouble::Store(error)
+impl From<Error> for IngestError {
+    fn from(error: Error) -> IngestError {
+        IngestError::Store(error)
     }
 }
 
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Trouble {
-        Trouble::Source(error)
+impl From<io::Error> for IngestError {
+    fn from(error: io::Error) -> IngestError {
+        IngestError::Source(error)
     }
 }
 
 /// Turns found things into entries. Shared by all threads of a backup.
-pub struct Intake<'a> {
+pub struct Ingest<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
     file_systems: &'a FileSystems,
     owners: Owners,
-    loom: Loom<'a>,
+    reuse: Reuse<'a>,
     /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
     region: Mutex<MmapMut>,
     /// Files of several names that were read. A lock is held while one is read.
@@ -108,7 +108,7 @@ struct OpenFile<'f> {
     file: &'f File,
     /// From before anything was read.
     stat: Stat,
-    like: Like<'f>,
+    like: Hint<'f>,
     /// Its entry in the snapshot before.
     previous: Option<&'f Entry>,
 }
@@ -117,7 +117,7 @@ impl<'f> OpenFile<'f> {
     fn new(
         found: &'f Found,
         file: &'f File,
-        like: Like<'f>,
+        like: Hint<'f>,
         previous: Option<&'f Entry>,
     ) -> io::Result<OpenFile<'f>> {
         // What was looked at by name has to do where the open file cannot be looked at.
@@ -131,7 +131,7 @@ impl<'f> OpenFile<'f> {
 
 /// What was read of a file.
 #[derive(Debug, Clone, Default)]
-pub struct Taken {
+pub struct FileContent {
     pub content: Content,
     /// Bytes.
     pub size: u64,
@@ -140,15 +140,15 @@ pub struct Taken {
 }
 
 /// The content of files of several names, by device and inode.
-type Linked = HashMap<(u64, u64), (Stat, Taken)>;
+type Linked = HashMap<(u64, u64), (Stat, FileContent)>;
 
 thread_local! {
     static WINDOW: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl<'a> Intake<'a> {
-    pub fn new(run: &'a Run<'a>, exclude: &'a Excluded) -> Result<Intake<'a>> {
-        let Run { store, packer, counters, allowance, file_systems, .. } = run;
+impl<'a> Ingest<'a> {
+    pub fn new(run: &'a BackupState<'a>, exclude: &'a Excluded) -> Result<Ingest<'a>> {
+        let BackupState { store, packer, counters, allowance, file_systems, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
         let cutter =
@@ -156,27 +156,27 @@ impl<'a> Intake<'a> {
         let sizes = store.config.parameters();
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
-        let loom = Loom { store, packer, cutter, fine_cutter, allowance };
+        let reuse = Reuse { store, packer, cutter, fine_cutter, allowance };
         let linked = Default::default();
-        Ok(Intake { counters, exclude, file_systems, owners, loom, region, linked })
+        Ok(Ingest { counters, exclude, file_systems, owners, reuse, region, linked })
     }
 
     /// Who hears how the backup goes.
     pub fn observer(&self) -> &'a dyn Observer {
-        self.loom.store.observer()
+        self.reuse.store.observer()
     }
 
     /// The entry of a found thing, or nothing if it is gone or cannot be read,
     /// which is reported. Counts it as new or changed.
     pub fn entry(
         &self,
-        base: &Base,
+        open_root: &OpenRoot,
         found: &Found,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
         let read = match found.stat.kind {
-            Kind::File => self.open_and_read(base, found, previous),
-            _ => self.other(base, found).map_err(Trouble::from),
+            Kind::File => self.open_and_read(open_root, found, previous),
+            _ => self.other(open_root, found).map_err(IngestError::from),
         };
         self.settle(&found.path, previous, read)
     }
@@ -186,10 +186,10 @@ impl<'a> Intake<'a> {
         &self,
         found: &Found,
         file: &File,
-        like: Like<'_>,
+        like: Hint<'_>,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
-        let open = OpenFile::new(found, file, like, previous).map_err(Trouble::from);
+        let open = OpenFile::new(found, file, like, previous).map_err(IngestError::from);
         self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
 
@@ -198,7 +198,7 @@ impl<'a> Intake<'a> {
         &self,
         path: &[u8],
         previous: Option<&Entry>,
-        read: Result<Entry, Trouble>,
+        read: Result<Entry, IngestError>,
     ) -> Result<Option<Entry>> {
         match read {
             Ok(entry) => {
@@ -206,10 +206,10 @@ impl<'a> Intake<'a> {
                 self.observer().progress().add(1, entry.size);
                 Ok(Some(entry))
             }
-            Err(Trouble::Store(error)) => Err(error),
+            Err(IngestError::Store(error)) => Err(error),
             // Deleted since it was listed.
-            Err(Trouble::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(Trouble::Source(error)) => {
+            Err(IngestError::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(IngestError::Source(error)) => {
                 self.unreadable(path, &error);
                 Ok(None)
             }
@@ -218,7 +218,7 @@ impl<'a> Intake<'a> {
 
     /// What this file of the snapshot before left to others is to be used no more.
     pub fn withdraw(&self, entry: &Entry) {
-        self.loom.allowance.withdraw(entry);
+        self.reuse.allowance.withdraw(entry);
     }
 
     /// Reports a path that is missing from the snapshot.
@@ -233,19 +233,19 @@ impl<'a> Intake<'a> {
 
     fn open_and_read(
         &self,
-        base: &Base,
+        open_root: &OpenRoot,
         found: &Found,
         previous: Option<&Entry>,
-    ) -> Result<Entry, Trouble> {
-        let file = source::open_file_below(base.dir.as_fd(), base.relative(&found.path))
+    ) -> Result<Entry, IngestError> {
+        let file = source::open_file_below(open_root.dir.as_fd(), open_root.relative(&found.path))
             .map_err(|error| unless_replaced(error, Errno::LOOP))?;
-        self.read(&OpenFile::new(found, &file, Like::Itself, previous)?)
+        self.read(&OpenFile::new(found, &file, Hint::Itself, previous)?)
     }
 
-    fn read(&self, open: &OpenFile<'_>) -> Result<Entry, Trouble> {
+    fn read(&self, open: &OpenFile<'_>) -> Result<Entry, IngestError> {
         let OpenFile { path, file, stat, .. } = open;
         let attributes = source::attributes_open(file);
-        let Taken { content, size, unused } = self.once(open)?;
+        let FileContent { content, size, unused } = self.once(open)?;
         let is_same = source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
         // Fewer bytes than were promised are a change only if the size is another one now:
         // `/sys` promises a page for every file.
@@ -257,8 +257,8 @@ impl<'a> Intake<'a> {
     }
 
     /// Everything but files.
-    fn other(&self, base: &Base, found: &Found) -> io::Result<Entry> {
-        let (dir, path) = (base.dir.as_fd(), base.relative(&found.path));
+    fn other(&self, open_root: &OpenRoot, found: &Found) -> io::Result<Entry> {
+        let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
         let target = match found.stat.kind {
             Kind::Symlink => source::read_link(dir, path)
                 .map_err(|error| unless_replaced(error, Errno::INVAL))?,
@@ -309,7 +309,7 @@ impl<'a> Intake<'a> {
     /// The content of a file. One that has several names is read once: what it is compared
     /// with differs from name to name, and all of them must have the same recipe to be
     /// known as names of one file.
-    fn once(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+    fn once(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let stat = &open.stat;
         if stat.names < 2 {
             return self.content(open);
@@ -322,7 +322,7 @@ impl<'a> Intake<'a> {
             // A file of many names among too many others is the same whoever reads it.
             None if known.len() >= LINKED_MAX => {
                 drop(known);
-                return self.content(&OpenFile { like: Like::Nothing, previous: None, ..*open });
+                return self.content(&OpenFile { like: Hint::Nothing, previous: None, ..*open });
             }
             _ => {}
         }
@@ -333,7 +333,7 @@ impl<'a> Intake<'a> {
 
     /// Reads a file up to the size it had when it was opened, or to its end where the file
     /// system does not know the size.
-    fn content(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+    fn content(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let OpenFile { file, stat, .. } = open;
         if stat.size == 0 {
             return self.content_to_end(file);
@@ -352,11 +352,12 @@ impl<'a> Intake<'a> {
 
     /// Reads a file to its end, which its size does not tell: files of `/proc`, of some FUSE
     /// and network file systems.
-    fn content_to_end(&self, file: &File) -> Result<Taken, Trouble> {
+    fn content_to_end(&self, file: &File) -> Result<FileContent, IngestError> {
         let progress = self.observer().progress();
         // Whoever asks to stop ends a read that would go on for long.
-        let trouble =
-            |error| progress.check().map_or_else(Trouble::Store, |()| Trouble::Source(error));
+        let trouble = |error| {
+            progress.check().map_or_else(IngestError::Store, |()| IngestError::Source(error))
+        };
         let mut input = Available { file, progress };
         let mut begin = vec![0; limits::INLINE_BYTES_MAX + 1];
         let len = read_stream(&mut input, &mut begin).map_err(trouble)?;
@@ -380,7 +381,7 @@ impl<'a> Intake<'a> {
         Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
-    fn content_of_size(&self, open: &OpenFile<'_>) -> Result<Taken, Trouble> {
+    fn content_of_size(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let OpenFile { file, stat, like, .. } = open;
         // A file that its file system compresses takes less than its size, too. Where holes
         // cannot be found, they are read as zeros.
@@ -393,12 +394,12 @@ impl<'a> Intake<'a> {
             let content = if len == 0 { Content::Empty } else { Content::Inline(bytes) };
             return Ok(self.taken(content, len as u64, 0));
         }
-        if !is_sparse && let Some(woven) = self.woven(open)? {
-            return Ok(woven);
+        if !is_sparse && let Some(reused) = self.reused(open)? {
+            return Ok(reused);
         }
-        let is_of_git = matches!(like, Like::Pack { .. } | Like::PackIndex { .. });
+        let is_of_git = matches!(like, Hint::Pack { .. } | Hint::PackIndex { .. });
         let is_fine = is_of_git && stat.size < FINE_BYTES_MAX;
-        let cutter = if is_fine { &self.loom.fine_cutter } else { &self.loom.cutter };
+        let cutter = if is_fine { &self.reuse.fine_cutter } else { &self.reuse.cutter };
         let mut recipe = RecipeWriter::default();
         if is_sparse {
             self.sparse(file, stat.size, &mut recipe)?;
@@ -411,40 +412,40 @@ impl<'a> Intake<'a> {
     }
 
     /// The content as far as the snapshot before has it, if that can be told.
-    fn woven(&self, open: &OpenFile<'_>) -> Result<Option<Taken>, Trouble> {
+    fn reused(&self, open: &OpenFile<'_>) -> Result<Option<FileContent>, IngestError> {
         let OpenFile { path, file, stat, like, previous } = *open;
-        match self.loom.file(file, stat.size, previous, like) {
-            Ok(woven) => Ok(woven.map(|woven| self.count_woven(woven))),
-            Err(Refusal::Failed(error)) => Err(Trouble::Store(error)),
-            Err(Refusal::Doubt(doubt)) => {
-                *self.counters.doubts.lock().entry(doubt.name()).or_default() += 1;
-                let (path, reason) = (absolute(path), doubt.to_string());
+        match self.reuse.file(file, stat.size, previous, like) {
+            Ok(reused) => Ok(reused.map(|reused| self.count_reused(reused))),
+            Err(DeltaError::Failed(error)) => Err(IngestError::Store(error)),
+            Err(DeltaError::Format(error)) => {
+                *self.counters.doubts.lock().entry(error.name()).or_default() += 1;
+                let (path, reason) = (absolute(path), error.to_string());
                 self.observer().event(Event::StoredPlainly { path, reason });
                 Ok(None)
             }
         }
     }
 
-    fn taken(&self, content: Content, size: u64, unused: u64) -> Taken {
+    fn taken(&self, content: Content, size: u64, unused: u64) -> FileContent {
         self.counters.bytes_read.fetch_add(size, Relaxed);
         let content = if size == 0 { Content::Empty } else { content };
-        Taken { content, size, unused }
+        FileContent { content, size, unused }
     }
 
-    fn count_woven(&self, woven: Woven) -> Taken {
-        let Woven { recipe, len, reused, unused } = woven;
+    fn count_reused(&self, reused: Reused) -> FileContent {
+        let Reused { recipe, len, reused, unused } = reused;
         self.counters.found_by_extent.fetch_add(reused.by_extent, Relaxed);
         self.counters.found_by_chunk.fetch_add(reused.by_chunk, Relaxed);
         self.counters.copied_forward.fetch_add(reused.copied_forward, Relaxed);
         self.taken(Content::Recipe(recipe), len, unused)
     }
 
-    fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), Trouble> {
+    fn sparse(&self, file: &File, size: u64, recipe: &mut RecipeWriter) -> Result<(), IngestError> {
         let mut at = 0;
         for run in source::data_runs(file, 0, size) {
             let (begin, end) = run.unwrap_or((at, size));
             self.push(recipe, Extent::Hole { len: begin - at })?;
-            let read = self.run(file, begin, end, &self.loom.cutter, recipe)?;
+            let read = self.run(file, begin, end, &self.reuse.cutter, recipe)?;
             if read < end - begin {
                 return Ok(()); // it was cut meanwhile
             }
@@ -462,7 +463,7 @@ impl<'a> Intake<'a> {
         end: u64,
         cutter: &Cutter,
         recipe: &mut RecipeWriter,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<u64, IngestError> {
         if end - begin >= LARGE_BYTES {
             let mut region = self.region.lock();
             let mut at = begin;
@@ -505,19 +506,19 @@ impl<'a> Intake<'a> {
         region: &mut [u8],
         recipe: &mut RecipeWriter,
         fill: Fill<'_>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), IngestError> {
         let mut filled = 0;
         loop {
             let (read, is_last) = fill(&mut region[filled..])?;
             filled += read;
             let data = &region[..filled];
             let pieces = rayon::current_num_threads();
-            let ends = chunker::cut_parallel(&self.loom.cutter, data, is_last, pieces);
+            let ends = chunker::cut_parallel(&self.reuse.cutter, data, is_last, pieces);
             let starts = std::iter::once(0).chain(ends.iter().copied());
             let chunks: Vec<&[u8]> = starts.zip(&ends).map(|(from, to)| &data[from..*to]).collect();
             let stored: Vec<_> = chunks
                 .par_iter()
-                .map(|chunk| self.loom.packer.put(ChunkKind::Data, chunk))
+                .map(|chunk| self.reuse.packer.put(ChunkKind::Data, chunk))
                 .collect::<Result<_>>()?;
             for (stored, chunk) in stored.iter().zip(&chunks) {
                 self.count_found(*stored, chunk);
@@ -536,12 +537,16 @@ impl<'a> Intake<'a> {
 
     /// The content of a stream that can be read once only, and its length. `before` is
     /// what it was in the snapshot before.
-    pub fn stream(&self, input: &mut dyn Read, before: Option<&Entry>) -> Result<Taken, Trouble> {
+    pub fn stream(
+        &self,
+        input: &mut dyn Read,
+        before: Option<&Entry>,
+    ) -> Result<FileContent, IngestError> {
         let mut watched = Watched { input, progress: self.observer().progress() };
         if let Some(before) = before
-            && let Some(woven) = self.loom.stream(&mut watched, before)?
+            && let Some(reused) = self.reuse.stream(&mut watched, before)?
         {
-            return Ok(self.count_woven(woven));
+            return Ok(self.count_reused(reused));
         }
         let mut recipe = RecipeWriter::default();
         let mut region = self.region.lock();
@@ -555,7 +560,7 @@ impl<'a> Intake<'a> {
     }
 
     fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {
-        let stored = self.loom.packer.put(ChunkKind::Data, chunk)?;
+        let stored = self.reuse.packer.put(ChunkKind::Data, chunk)?;
         self.count_found(stored, chunk);
         let len = chunk.len() as u64;
         self.push(recipe, Extent::Slice { chunk: stored.id, offset: 0, len })
@@ -573,7 +578,7 @@ impl<'a> Intake<'a> {
 
     /// Stores a tree page or recipe.
     pub fn put_metadata(&self, bytes: &[u8]) -> Result<crate::id::ChunkId> {
-        Ok(self.loom.packer.put(ChunkKind::Metadata, bytes)?.id)
+        Ok(self.reuse.packer.put(ChunkKind::Metadata, bytes)?.id)
     }
 }
 

@@ -80,11 +80,11 @@ impl Marks {
     }
 }
 
-/// Where in the base anchors end.
+/// Where in the reference anchors end.
 ///
 /// A slot holds the last one that fell on it, and the rarest of those before, by a number
 /// drawn from the hash. The same are rare in every file: what was scanned just now is known
-/// densely, and of a base of any size an even sample.
+/// densely, and of a reference of any size an even sample.
 pub struct Anchors {
     /// In each place the offset, below the tag. No anchor ends at 0.
     slots: Vec<[u64; 2]>,
@@ -94,7 +94,7 @@ impl Anchors {
     const OFFSET_BITS: u32 = 44;
     const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
 
-    /// For a base of this length.
+    /// For a reference of this length.
     pub fn new(base_bytes: u64) -> Anchors {
         let slots = (base_bytes / 512).clamp(64, 1 << 20).next_power_of_two();
         Anchors { slots: vec![[0; 2]; slots as usize] }
@@ -123,7 +123,7 @@ impl Anchors {
         *last = Self::tag(hash) | offset;
     }
 
-    /// Where it may be in the base; 0 is nowhere.
+    /// Where it may be in the reference; 0 is nowhere.
     pub fn get(&self, hash: u64) -> [u64; 2] {
         self.slots[self.slot(hash)].map(|entry| {
             let is_same = entry & !Self::OFFSET_MASK == Self::tag(hash);

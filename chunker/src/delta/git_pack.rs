@@ -3,12 +3,12 @@
 //! Housekeeping puts the entries of old packs together in another order, most of
 //! them as they are. Both indexes say which entry is of which object; what the
 //! entries have in common is found by comparing their bytes. An entry is a short head
-//! (type, length, and for a delta where its base is) and a compressed body. Bodies
-//! stay the same more often than heads, which say how far away the base is.
+//! (type, length, and for a delta where its reference is) and a compressed body. Bodies
+//! stay the same more often than heads, which say how far away the reference is.
 //!
 //! The pack is dealt with in windows of as many entries as memory allows. Their counterparts
-//! are compared in the order of the bases, as what costs most is to open a part of a base again
-//! and again. Then the window is told in the order of the pack, and only what no base has is
+//! are compared in the order of the references, as what costs most is to open a part of a reference again
+//! and again. Then the window is told in the order of the pack, and only what no reference has is
 //! read for that.
 //!
 //! Layout: gitformat-pack, "pack-*.pack files have the following format".
@@ -18,9 +18,9 @@ mod entry;
 mod window;
 
 use super::git_idx::{Column, Table, Whole, join};
-use super::{Base, Doubt, Refusal, Sink, Source, Teller};
+use super::{CopyMerger, DeltaError, FormatError, Reference, Sink, Source};
 use blocks::Blocks;
-use entry::Fit;
+use entry::EntryMatch;
 use std::ops::Range;
 use window::{There, Unit, Window};
 
@@ -42,7 +42,7 @@ const FAR_AT_ONCE: u64 = 64;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Entries of the pack that are in memory, 25 bytes each at most. The indexes
-    /// are read, and parts of bases opened, once for so many.
+    /// are read, and parts of references opened, once for so many.
     pub window_entries: u64,
     /// Bytes of the pack in memory.
     pub batch_bytes: u64,
@@ -57,101 +57,104 @@ impl Default for Limits {
 }
 
 /// A pack of the snapshot before, and its index.
-pub struct PackBase<'a> {
+pub struct PackReference<'a> {
     /// The pack.
-    pub pack: &'a mut dyn Base,
+    pub pack: &'a mut dyn Reference,
     /// Its index.
-    pub index: &'a mut dyn Base,
+    pub index: &'a mut dyn Reference,
 }
 
 /// Compares a pack with others. `index` is its own.
 ///
-/// An error of `Refusal::Doubt` comes before `sink` was told anything.
-pub fn weave<E>(
+/// An error of `DeltaError::Format` comes before `sink` was told anything.
+pub fn compare<E>(
     pack: &mut dyn Source<E>,
     index: &mut dyn Source<E>,
-    bases: &mut [PackBase<'_>],
+    references: &mut [PackReference<'_>],
     sink: &mut dyn Sink<E>,
-) -> Result<(), Refusal<E>> {
-    weave_within(Limits::default(), pack, index, bases, sink)
+) -> Result<(), DeltaError<E>> {
+    compare_within(Limits::default(), pack, index, references, sink)
 }
 
 /// The same within other limits: what is told may be another, the pack never.
-pub fn weave_within<E>(
+pub fn compare_within<E>(
     limits: Limits,
     pack: &mut dyn Source<E>,
     index: &mut dyn Source<E>,
-    bases: &mut [PackBase<'_>],
+    references: &mut [PackReference<'_>],
     sink: &mut dyn Sink<E>,
-) -> Result<(), Refusal<E>> {
+) -> Result<(), DeltaError<E>> {
     let table = open(pack, index)?;
-    let tables = bases.iter_mut().map(|base| Table::of_base(base.index, table.id_len)).collect();
+    let tables = references
+        .iter_mut()
+        .map(|reference| Table::of_reference(reference.index, table.id_len))
+        .collect();
     let end = pack.len() - table.id_len as u64;
-    let teller = Teller::new(sink, limits.batch_bytes);
-    let mut weaving = Weaving { limits, pack, index, bases, table, tables, teller, end };
-    let windows = weaving.windows()?;
-    weaving.all(&windows).and_then(|()| weaving.teller.finish()).map_err(Refusal::Failed)
+    let merger = CopyMerger::new(sink, limits.batch_bytes);
+    let mut matcher = PackMatcher { limits, pack, index, references, table, tables, merger, end };
+    let windows = matcher.windows()?;
+    matcher.all(&windows).and_then(|()| matcher.merger.finish()).map_err(DeltaError::Failed)
 }
 
 /// Checks that pack and index are what they seem and belong together.
-fn open<E>(pack: &mut dyn Source<E>, index: &mut dyn Source<E>) -> Result<Table, Refusal<E>> {
+fn open<E>(pack: &mut dyn Source<E>, index: &mut dyn Source<E>) -> Result<Table, DeltaError<E>> {
     if pack.len() < HEAD_LEN {
-        return Err(Doubt::Truncated.into());
+        return Err(FormatError::Truncated.into());
     }
     let mut head = [0; HEAD_LEN as usize];
-    pack.read(0, &mut head).map_err(Refusal::Failed)?;
+    pack.read(0, &mut head).map_err(DeltaError::Failed)?;
     if head[..4] != *b"PACK" {
-        return Err(Doubt::Magic.into());
+        return Err(FormatError::Magic.into());
     }
     if head[4..8] != [0, 0, 0, 2] {
-        return Err(Doubt::Version.into());
+        return Err(FormatError::Version.into());
     }
     let table = Table::open(index)?;
     if head[8..] != table.count.to_be_bytes() {
-        return Err(Doubt::IndexDisagrees.into());
+        return Err(FormatError::IndexDisagrees.into());
     }
     if pack.len() < HEAD_LEN + table.id_len as u64 {
-        return Err(Doubt::Truncated.into());
+        return Err(FormatError::Truncated.into());
     }
-    let (mut own, mut told) = (vec![0; table.id_len], vec![0; table.id_len]);
-    pack.read(pack.len() - table.id_len as u64, &mut own).map_err(Refusal::Failed)?;
-    index.read(table.pack_checksum_at(), &mut told).map_err(Refusal::Failed)?;
-    if own != told {
-        return Err(Doubt::IndexDisagrees.into());
+    let (mut own, mut stated) = (vec![0; table.id_len], vec![0; table.id_len]);
+    pack.read(pack.len() - table.id_len as u64, &mut own).map_err(DeltaError::Failed)?;
+    index.read(table.pack_checksum_at(), &mut stated).map_err(DeltaError::Failed)?;
+    if own != stated {
+        return Err(FormatError::IndexDisagrees.into());
     }
     Ok(table)
 }
 
-struct Weaving<'a, 'b, E> {
+struct PackMatcher<'a, 'b, E> {
     limits: Limits,
     pack: &'a mut dyn Source<E>,
     index: &'a mut dyn Source<E>,
-    bases: &'a mut [PackBase<'b>],
+    references: &'a mut [PackReference<'b>],
     table: Table,
-    /// Of the bases; nothing where one is unreadable or of another kind.
+    /// Of the references; nothing where one is unreadable or of another kind.
     tables: Vec<Option<Table>>,
-    teller: Teller<'a, E>,
+    merger: CopyMerger<'a, E>,
     /// Where the entries end.
     end: u64,
 }
 
-impl<E> Weaving<'_, '_, E> {
+impl<E> PackMatcher<'_, '_, E> {
     /// Cuts the pack where no more than a bounded number of entries lies between, about the same
     /// number each time.
-    fn windows(&mut self) -> Result<Vec<Range<u64>>, Refusal<E>> {
+    fn windows(&mut self) -> Result<Vec<Range<u64>>, DeltaError<E>> {
         let bin_bytes = self.limits.bin_bytes.max(self.end.div_ceil(1 << 20)).min(WINDOW_BYTES);
         let mut bins = vec![0u32; (self.end / bin_bytes + 1) as usize];
         for byte in 0..=255 {
-            let places = places(&self.table, self.index, byte).map_err(Refusal::Failed)?;
+            let places = places(&self.table, self.index, byte).map_err(DeltaError::Failed)?;
             for at in places {
                 if !(HEAD_LEN..self.end).contains(&at) {
-                    return Err(Doubt::IndexDisorder.into());
+                    return Err(FormatError::IndexDisorder.into());
                 }
                 let bin = &mut bins[(at / bin_bytes) as usize];
                 *bin += 1;
                 // More entries than bytes: some are at the same place.
                 if u64::from(*bin) > bin_bytes {
-                    return Err(Doubt::IndexDisorder.into());
+                    return Err(FormatError::IndexDisorder.into());
                 }
             }
         }
@@ -180,7 +183,7 @@ impl<E> Weaving<'_, '_, E> {
             self.compare(&mut window)?;
             self.tell(&window)?;
         }
-        self.teller.literal_to(self.pack.len(), self.pack)
+        self.merger.literal_to(self.pack.len(), self.pack)
     }
 
     /// Finds all entries of a window, and their counterparts.
@@ -188,15 +191,19 @@ impl<E> Weaving<'_, '_, E> {
         let (mut units, mut end) = (Vec::new(), self.end);
         let (mut ids, mut ids_there) = (Vec::new(), Vec::new());
         let mut more_left = self.limits.window_entries / MORE_PART;
-        let unit =
-            |at: u64, there| Unit { at: (at - window.start) as u32, there, fit: Fit::Nothing };
+        let unit = |at: u64, there| Unit {
+            at: (at - window.start) as u32,
+            there,
+            fit: EntryMatch::Nothing,
+        };
         for byte in 0..=255 {
             self.table.read(self.index, Column::Ids, self.table.bucket(byte), &mut ids)?;
             let places = places(&self.table, self.index, byte)?;
             let mut counterparts = vec![0; places.len()];
-            for (n, (base, table)) in self.bases.iter_mut().zip(&self.tables).enumerate() {
+            for (n, (reference, table)) in self.references.iter_mut().zip(&self.tables).enumerate()
+            {
                 let Some(table) = table else { continue };
-                let mut index = Whole(base.index);
+                let mut index = Whole(reference.index);
                 let rows = table.bucket(byte);
                 let Ok(()) = table.read(&mut index, Column::Ids, rows, &mut ids_there) else {
                     continue;
@@ -228,7 +235,7 @@ impl<E> Weaving<'_, '_, E> {
     }
 
     /// Compares the entries of a window with their counterparts, in the order of these: each
-    /// part of a base is opened once.
+    /// part of a reference is opened once.
     fn compare(&mut self, window: &mut Window) -> Result<(), E> {
         let mut buffer = vec![0; self.limits.batch_bytes as usize];
         let mut blocks = Blocks::new();
@@ -260,7 +267,7 @@ impl<E> Weaving<'_, '_, E> {
         Ok(())
     }
 
-    /// Compares `bytes` of the pack with a run in a base: units, each with the place in `bytes`
+    /// Compares `bytes` of the pack with a run in a reference: units, each with the place in `bytes`
     /// where its entry begins. They end where the last entry does, or within a long one.
     fn compare_batch(&mut self, window: &mut Window, batch: &[(usize, usize)], bytes: &[u8]) {
         // Whole entries that follow each other are compared in one go.
@@ -269,12 +276,12 @@ impl<E> Weaving<'_, '_, E> {
             let to = batch.get(k + 1).map_or(bytes.len(), |(_, from)| *from);
             let unit = &mut window.units[*n];
             let Some(there) = unit.there else { continue };
-            let pack = &mut *self.bases[there.base()].pack;
+            let pack = &mut *self.references[there.reference()].pack;
             if same_up_to <= *from {
                 same_up_to = from + pack.common_prefix(there.at(), &bytes[*from..]);
             }
             let same = same_up_to.min(to) - from;
-            unit.fit = Fit::of(pack, there.at(), &bytes[*from..to], same, self.table.id_len);
+            unit.fit = EntryMatch::of(pack, there.at(), &bytes[*from..to], same, self.table.id_len);
             same_up_to = same_up_to.max(to);
         }
     }
@@ -291,17 +298,17 @@ impl<E> Weaving<'_, '_, E> {
         let unit = &mut window.units[n];
         let (head, head_there) = unit.fit.heads();
         let mut at = rest.start;
-        while at < rest.end && unit.fit != Fit::Nothing {
+        while at < rest.end && unit.fit != EntryMatch::Nothing {
             let piece = &mut buffer[..self.limits.batch_bytes.min(rest.end - at) as usize];
             self.pack.read(at, piece)?;
             let there =
                 unit.there.and_then(|there| there.plus(at - entry.start + head_there - head));
             let is_same = there.is_some_and(|there| {
-                let pack = &mut *self.bases[there.base()].pack;
+                let pack = &mut *self.references[there.reference()].pack;
                 pack.common_prefix(there.at(), piece) == piece.len()
             });
             if !is_same {
-                unit.fit = Fit::Nothing;
+                unit.fit = EntryMatch::Nothing;
             }
             at += piece.len() as u64;
         }
@@ -312,32 +319,33 @@ impl<E> Weaving<'_, '_, E> {
     fn tell(&mut self, window: &Window) -> Result<(), E> {
         for (entry, units) in window.entries() {
             // An index that changed since it was read last may lead back to what was told.
-            if entry.start < self.teller.told {
+            if entry.start < self.merger.emitted {
                 continue;
             }
-            let teller = &self.teller;
+            let merger = &self.merger;
             let goes_on = |there: There| {
-                entry.start == teller.told && teller.goes_on(there.base(), there.at())
+                entry.start == merger.emitted && merger.goes_on(there.reference(), there.at())
             };
             let Some((there, fit)) = best(units, goes_on) else { continue };
             let is_next = goes_on(there);
             let (head, head_there) = fit.heads();
             // Bytes of the head are worth it only where they lengthen an extent.
             let lead = match fit {
-                Fit::Nothing => continue,
-                Fit::Body { lead, .. } if is_next => u64::from(lead),
-                Fit::Body { .. } | Fit::Whole => 0,
+                EntryMatch::Nothing => continue,
+                EntryMatch::Body { lead, .. } if is_next => u64::from(lead),
+                EntryMatch::Body { .. } | EntryMatch::Whole => 0,
             };
             let body = entry.start + head;
-            let is_worth_it = entry.end - body >= COPY_BYTES_MIN || (fit == Fit::Whole && is_next);
+            let is_worth_it =
+                entry.end - body >= COPY_BYTES_MIN || (fit == EntryMatch::Whole && is_next);
             if !is_worth_it {
                 continue;
             }
             let Some(body_there) = there.plus(head_there) else { continue };
-            self.teller.literal_to(entry.start, self.pack)?;
-            self.teller.copy(there.base(), there.at(), lead)?;
-            self.teller.literal_to(body, self.pack)?;
-            self.teller.copy(there.base(), body_there.at(), entry.end - body)?;
+            self.merger.literal_to(entry.start, self.pack)?;
+            self.merger.copy(there.reference(), there.at(), lead)?;
+            self.merger.literal_to(body, self.pack)?;
+            self.merger.copy(there.reference(), body_there.at(), entry.end - body)?;
         }
         Ok(())
     }
@@ -345,11 +353,11 @@ impl<E> Weaving<'_, '_, E> {
 
 /// The counterpart that has most in common; among equals one that goes on where the last copy
 /// ended.
-fn best(units: &[Unit], goes_on: impl Fn(There) -> bool) -> Option<(There, Fit)> {
+fn best(units: &[Unit], goes_on: impl Fn(There) -> bool) -> Option<(There, EntryMatch)> {
     let there = units.iter().filter_map(|unit| Some((unit.there?, unit.fit)));
     there.max_by_key(|(there, fit)| {
-        let is_body = matches!(fit, Fit::Body { .. });
-        (*fit == Fit::Whole, is_body, goes_on(*there))
+        let is_body = matches!(fit, EntryMatch::Body { .. });
+        (*fit == EntryMatch::Whole, is_body, goes_on(*there))
     })
 }
 

@@ -1,7 +1,7 @@
 //! Formats whose content comes back in other places, or nearly the same.
 //!
-//! A format compares a new file with *bases*, files of the snapshot before, and says
-//! which runs of its bytes a base has too. One file per format: what is recognised,
+//! A format compares a new file with *references*, files of the snapshot before, and says
+//! which runs of its bytes a reference has too. One file per format: what is recognised,
 //! what the units are, how they are matched. Whatever a unit is called in its format,
 //! only bytes that were compared are ever reported as the same, so that a mistake in
 //! understanding a file costs space and nothing else.
@@ -14,7 +14,7 @@ use std::fmt;
 use std::ops::Range;
 
 /// A file of the snapshot before.
-pub trait Base {
+pub trait Reference {
     /// Its length in bytes.
     fn len(&self) -> u64;
 
@@ -48,16 +48,16 @@ pub trait Source<E> {
 
 /// Takes a file in order, each run of bytes as what it was found to be.
 pub trait Sink<E> {
-    /// The next bytes, which no base has.
+    /// The next bytes, which no reference has.
     fn literal(&mut self, bytes: &[u8]) -> Result<(), E>;
 
-    /// The next `len` bytes are those of the base numbered `base` from `offset` on.
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E>;
+    /// The next `len` bytes are those of the reference numbered `reference` from `offset` on.
+    fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), E>;
 }
 
 /// Why a file is not taken for what its name says. It is then cut like any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Doubt {
+pub enum FormatError {
     /// It does not begin as such a file does.
     Magic,
     /// A version of the format that is not known.
@@ -72,45 +72,45 @@ pub enum Doubt {
     IndexDisorder,
 }
 
-impl Doubt {
+impl FormatError {
     /// A word for it that never changes.
     pub fn name(self) -> &'static str {
         match self {
-            Doubt::Magic => "magic",
-            Doubt::Version => "version",
-            Doubt::Truncated => "truncated",
-            Doubt::Trailing => "trailing",
-            Doubt::IndexDisagrees => "index_disagrees",
-            Doubt::IndexDisorder => "index_disorder",
+            FormatError::Magic => "magic",
+            FormatError::Version => "version",
+            FormatError::Truncated => "truncated",
+            FormatError::Trailing => "trailing",
+            FormatError::IndexDisagrees => "index_disagrees",
+            FormatError::IndexDisorder => "index_disorder",
         }
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Doubt::Magic => "does not begin as its name says",
-            Doubt::Version => "is of an unknown version",
-            Doubt::Truncated => "is shorter than it says",
-            Doubt::Trailing => "is longer than it says",
-            Doubt::IndexDisagrees => "is not what its index speaks of",
-            Doubt::IndexDisorder => "has an index that is out of order",
+            FormatError::Magic => "does not begin as its name says",
+            FormatError::Version => "is of an unknown version",
+            FormatError::Truncated => "is shorter than it says",
+            FormatError::Trailing => "is longer than it says",
+            FormatError::IndexDisagrees => "is not what its index speaks of",
+            FormatError::IndexDisorder => "has an index that is out of order",
         })
     }
 }
 
 /// Why a format gives a file up before it said anything about its bytes.
 #[derive(Debug)]
-pub enum Refusal<E> {
+pub enum DeltaError<E> {
     /// It is not what it seems.
-    Doubt(Doubt),
+    Format(FormatError),
     /// It cannot be read.
     Failed(E),
 }
 
-impl<E> From<Doubt> for Refusal<E> {
-    fn from(doubt: Doubt) -> Refusal<E> {
-        Refusal::Doubt(doubt)
+impl<E> From<FormatError> for DeltaError<E> {
+    fn from(error: FormatError) -> DeltaError<E> {
+        DeltaError::Format(error)
     }
 }
 
@@ -123,37 +123,37 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
 }
 
 /// Tells a sink a file, in order. Copies that go on where the one before ended are told as one.
-struct Teller<'a, E> {
+struct CopyMerger<'a, E> {
     sink: &'a mut dyn Sink<E>,
     /// How many bytes of the file were told.
-    told: u64,
-    /// The last copy, of this base and these bytes of it. The sink hears of it once it is known
+    emitted: u64,
+    /// The last copy, of this reference and these bytes of it. The sink hears of it once it is known
     /// where it ends.
     copy: Option<(usize, Range<u64>)>,
     /// Most bytes of the file that are read at once.
     batch_bytes: u64,
 }
 
-impl<'a, E> Teller<'a, E> {
-    fn new(sink: &'a mut dyn Sink<E>, batch_bytes: u64) -> Teller<'a, E> {
-        Teller { sink, told: 0, copy: None, batch_bytes }
+impl<'a, E> CopyMerger<'a, E> {
+    fn new(sink: &'a mut dyn Sink<E>, batch_bytes: u64) -> CopyMerger<'a, E> {
+        CopyMerger { sink, emitted: 0, copy: None, batch_bytes }
     }
 
-    /// Whether the last that was told is a copy of what stands before `offset` in this base.
-    fn goes_on(&self, base: usize, offset: u64) -> bool {
-        self.copy.as_ref().is_some_and(|(of, range)| *of == base && range.end == offset)
+    /// Whether the last that was told is a copy of what stands before `offset` in this reference.
+    fn goes_on(&self, reference: usize, offset: u64) -> bool {
+        self.copy.as_ref().is_some_and(|(of, range)| *of == reference && range.end == offset)
     }
 
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
+    fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), E> {
         if len == 0 {
             return Ok(());
         }
-        self.told += len;
+        self.emitted += len;
         match &mut self.copy {
-            Some((of, range)) if *of == base && range.end == offset => range.end += len,
+            Some((of, range)) if *of == reference && range.end == offset => range.end += len,
             _ => {
                 self.end_copy()?;
-                self.copy = Some((base, offset..offset + len));
+                self.copy = Some((reference, offset..offset + len));
             }
         }
         Ok(())
@@ -164,16 +164,16 @@ impl<'a, E> Teller<'a, E> {
             return Ok(());
         }
         self.end_copy()?;
-        self.told += bytes.len() as u64;
+        self.emitted += bytes.len() as u64;
         self.sink.literal(bytes)
     }
 
     /// Tells what was not told of the file up to `end` as it is.
     fn literal_to(&mut self, end: u64, file: &mut dyn Source<E>) -> Result<(), E> {
         let mut buffer = Vec::new();
-        while self.told < end {
-            buffer.resize(self.batch_bytes.min(end - self.told) as usize, 0);
-            file.read(self.told, &mut buffer)?;
+        while self.emitted < end {
+            buffer.resize(self.batch_bytes.min(end - self.emitted) as usize, 0);
+            file.read(self.emitted, &mut buffer)?;
             self.literal(&buffer)?;
         }
         Ok(())
@@ -181,7 +181,9 @@ impl<'a, E> Teller<'a, E> {
 
     fn end_copy(&mut self) -> Result<(), E> {
         match self.copy.take() {
-            Some((base, range)) => self.sink.copy(base, range.start, range.end - range.start),
+            Some((reference, range)) => {
+                self.sink.copy(reference, range.start, range.end - range.start)
+            }
             None => Ok(()),
         }
     }
@@ -197,11 +199,11 @@ pub(crate) mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    /// A base, or a source, in memory.
+    /// A reference, or a source, in memory.
     #[derive(Debug, Clone)]
     pub struct Memory(pub Vec<u8>);
 
-    impl Base for Memory {
+    impl Reference for Memory {
         fn len(&self) -> u64 {
             self.0.len() as u64
         }
@@ -230,10 +232,10 @@ pub(crate) mod tests {
         }
     }
 
-    /// A base in which some ranges cannot be read.
+    /// A reference in which some ranges cannot be read.
     #[derive(Debug, Clone)]
     pub struct Damaged {
-        pub base: Memory,
+        pub reference: Memory,
         pub holes: Vec<Range<usize>>,
         pub reads: usize,
     }
@@ -247,21 +249,21 @@ pub(crate) mod tests {
         }
     }
 
-    impl Base for Damaged {
+    impl Reference for Damaged {
         fn len(&self) -> u64 {
-            self.base.0.len() as u64
+            self.reference.0.len() as u64
         }
 
         fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
             self.reads += 1;
             let readable = self.readable(offset).min(with.len());
-            self.base.common_prefix(offset, &with[..readable])
+            self.reference.common_prefix(offset, &with[..readable])
         }
 
         fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
             self.reads += 1;
             let readable = self.readable(offset).min(buffer.len());
-            Base::read(&mut self.base, offset, &mut buffer[..readable])
+            Reference::read(&mut self.reference, offset, &mut buffer[..readable])
         }
     }
 
@@ -291,16 +293,16 @@ pub(crate) mod tests {
     /// Puts a file together again as a sink was told to.
     #[derive(Debug, Default)]
     pub struct Rebuilt {
-        pub bases: Vec<Vec<u8>>,
+        pub references: Vec<Vec<u8>>,
         pub bytes: Vec<u8>,
         pub literal_bytes: usize,
         pub copies: usize,
     }
 
     impl Rebuilt {
-        pub fn from(bases: &[Memory]) -> Rebuilt {
-            let bases = bases.iter().map(|base| base.0.clone()).collect();
-            Rebuilt { bases, ..Rebuilt::default() }
+        pub fn from(references: &[Memory]) -> Rebuilt {
+            let references = references.iter().map(|reference| reference.0.clone()).collect();
+            Rebuilt { references, ..Rebuilt::default() }
         }
     }
 
@@ -311,9 +313,10 @@ pub(crate) mod tests {
             Ok(())
         }
 
-        fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), E> {
+        fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), E> {
             self.copies += 1;
-            self.bytes.extend_from_slice(&self.bases[base][offset as usize..][..len as usize]);
+            self.bytes
+                .extend_from_slice(&self.references[reference][offset as usize..][..len as usize]);
             Ok(())
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::format::tests::{Damaged, Failing, Gone, Memory, Rebuilt};
+use crate::delta::tests::{Damaged, Failing, Gone, Memory, Rebuilt};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 pub struct Object {
     pub id: u64,
-    /// How far before it its delta base is; 0 for a whole object, 1 for a base by id.
+    /// How far before it its delta reference is; 0 for a whole object, 1 for a reference by id.
     pub distance: u32,
     pub body: Vec<u8>,
 }
@@ -81,44 +81,48 @@ pub fn pack(objects: &[Object], id_len: usize, far: bool) -> (Vec<u8>, Vec<u8>) 
 type Pair = (Vec<u8>, Vec<u8>);
 
 /// Both files put together again from what is said of them.
-fn rebuild(new: &Pair, bases: &[Pair]) -> Result<(Rebuilt, Rebuilt), Doubt> {
-    rebuild_within(Limits::default(), new, bases, &[])
+fn rebuild(new: &Pair, references: &[Pair]) -> Result<(Rebuilt, Rebuilt), FormatError> {
+    rebuild_within(Limits::default(), new, references, &[])
 }
 
-/// The same within these limits, when there are places in which bases cannot be read.
+/// The same within these limits, when there are places in which references cannot be read.
 fn rebuild_within(
     limits: Limits,
     (pack, index): &Pair,
-    bases: &[Pair],
+    references: &[Pair],
     holes: &[(usize, usize)],
-) -> Result<(Rebuilt, Rebuilt), Doubt> {
+) -> Result<(Rebuilt, Rebuilt), FormatError> {
     let memory = |bytes: &[u8]| Memory(bytes.to_vec());
     let damaged = |bytes: &[u8]| {
         let holes = holes.iter().map(|(at, len)| {
             let at = at % (bytes.len() + 1);
             at..bytes.len().min(at + len)
         });
-        Damaged { base: memory(bytes), holes: holes.collect(), reads: 0 }
+        Damaged { reference: memory(bytes), holes: holes.collect(), reads: 0 }
     };
-    let mut packs: Vec<Damaged> = bases.iter().map(|(pack, _)| damaged(pack)).collect();
-    let mut indexes: Vec<Damaged> = bases.iter().map(|(_, index)| damaged(index)).collect();
-    let whole =
-        |bases: &[Damaged]| -> Vec<Memory> { bases.iter().map(|base| base.base.clone()).collect() };
+    let mut packs: Vec<Damaged> = references.iter().map(|(pack, _)| damaged(pack)).collect();
+    let mut indexes: Vec<Damaged> = references.iter().map(|(_, index)| damaged(index)).collect();
+    let whole = |references: &[Damaged]| -> Vec<Memory> {
+        references.iter().map(|reference| reference.reference.clone()).collect()
+    };
     let (mut of_pack, mut of_index) =
         (Rebuilt::from(&whole(&packs)), Rebuilt::from(&whole(&indexes)));
-    let mut pairs: Vec<PackBase<'_>> =
-        packs.iter_mut().zip(&mut indexes).map(|(pack, index)| PackBase { pack, index }).collect();
+    let mut pairs: Vec<PackReference<'_>> = packs
+        .iter_mut()
+        .zip(&mut indexes)
+        .map(|(pack, index)| PackReference { pack, index })
+        .collect();
     let (mut new, mut new_index) = (memory(pack), memory(index));
-    let done = weave_within(limits, &mut new, &mut new_index, &mut pairs, &mut of_pack);
-    let mut of_bases: Vec<&mut dyn Base> =
-        indexes.iter_mut().map(|index| index as &mut dyn Base).collect();
-    let indexed = crate::format::git_idx::weave(&mut new_index, &mut of_bases, &mut of_index);
-    assert!(done.is_ok() || of_pack.bytes.is_empty(), "told before it was refused");
-    assert!(indexed.is_ok() || of_index.bytes.is_empty(), "told before it was refused");
+    let done = compare_within(limits, &mut new, &mut new_index, &mut pairs, &mut of_pack);
+    let mut of_bases: Vec<&mut dyn Reference> =
+        indexes.iter_mut().map(|index| index as &mut dyn Reference).collect();
+    let indexed = crate::delta::git_idx::compare(&mut new_index, &mut of_bases, &mut of_index);
+    assert!(done.is_ok() || of_pack.bytes.is_empty(), "emitted before it was refused");
+    assert!(indexed.is_ok() || of_index.bytes.is_empty(), "emitted before it was refused");
     match (done, indexed) {
         (Ok(()), Ok(())) => Ok((of_pack, of_index)),
-        (Err(Refusal::Doubt(doubt)), _) | (_, Err(Refusal::Doubt(doubt))) => Err(doubt),
-        (Err(Refusal::Failed(error)), _) | (_, Err(Refusal::Failed(error))) => match error {},
+        (Err(DeltaError::Format(error)), _) | (_, Err(DeltaError::Format(error))) => Err(error),
+        (Err(DeltaError::Failed(error)), _) | (_, Err(DeltaError::Failed(error))) => match error {},
     }
 }
 
@@ -136,9 +140,10 @@ fn objects_put_in_another_order_are_found() {
         let old: Vec<Object> = (0..500).map(object).collect();
         let mut new: Vec<Object> = old.iter().rev().cloned().collect();
         new.insert(100, object(9999));
-        let base = pack(&old, id_len, false);
+        let reference = pack(&old, id_len, false);
         let new = pack(&new, id_len, true);
-        let (of_pack, of_index) = rebuild(&new, std::slice::from_ref(&base)).expect("woven");
+        let (of_pack, of_index) =
+            rebuild(&new, std::slice::from_ref(&reference)).expect("compares");
         assert_eq!((&of_pack.bytes, &of_index.bytes), (&new.0, &new.1));
         assert!(of_pack.literal_bytes < 12 + id_len + 200, "{}", of_pack.literal_bytes);
         let places = 500 * 12;
@@ -146,25 +151,25 @@ fn objects_put_in_another_order_are_found() {
     }
 }
 
-/// A base that notes where it is read.
+/// A reference that notes where it is read.
 struct Noted {
-    base: Memory,
+    reference: Memory,
     places: Vec<u64>,
 }
 
-impl Base for Noted {
+impl Reference for Noted {
     fn len(&self) -> u64 {
-        Base::len(&self.base)
+        Reference::len(&self.reference)
     }
 
     fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
         self.places.push(offset);
-        self.base.common_prefix(offset, with)
+        self.reference.common_prefix(offset, with)
     }
 
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
         self.places.push(offset);
-        Base::read(&mut self.base, offset, buffer)
+        Reference::read(&mut self.reference, offset, buffer)
     }
 }
 
@@ -173,13 +178,13 @@ fn bases_are_read_from_front_to_back_however_entries_moved() {
     let old: Vec<Object> = (0..500).map(object).collect();
     let runs: Vec<&[Object]> = old.chunks(10).collect();
     let new: Vec<Object> = (0..50).flat_map(|n| runs[n * 7 % 50].to_vec()).collect();
-    let (base, new) = (pack(&old, 20, false), pack(&new, 20, false));
+    let (reference, new) = (pack(&old, 20, false), pack(&new, 20, false));
     let (mut bytes, mut index) = (Memory(new.0.clone()), Memory(new.1));
-    let mut of_pack = Noted { base: Memory(base.0.clone()), places: Vec::new() };
-    let mut of_index = Memory(base.1);
-    let mut rebuilt = Rebuilt::from(&[Memory(base.0)]);
-    let mut bases = [PackBase { pack: &mut of_pack, index: &mut of_index }];
-    let done = weave(&mut bytes, &mut index, &mut bases, &mut rebuilt);
+    let mut of_pack = Noted { reference: Memory(reference.0.clone()), places: Vec::new() };
+    let mut of_index = Memory(reference.1);
+    let mut rebuilt = Rebuilt::from(&[Memory(reference.0)]);
+    let mut references = [PackReference { pack: &mut of_pack, index: &mut of_index }];
+    let done = compare(&mut bytes, &mut index, &mut references, &mut rebuilt);
     assert!(done.is_ok() && rebuilt.bytes == new.0);
     assert!(of_pack.places.is_sorted());
     assert!(of_pack.places.len() <= 50 && rebuilt.copies <= 50, "{}", of_pack.places.len());
@@ -190,8 +195,8 @@ fn a_delta_whose_base_moved_costs_its_head_only() {
     let delta = |id, distance| Object { id, distance, body: body(id, 300) };
     let old: Vec<Object> = (0..100).map(|id| delta(id, 1000 + id as u32)).collect();
     let new: Vec<Object> = (0..100).map(|id| delta(id, 90_000 + id as u32)).collect();
-    let (base, new) = (pack(&old, 20, false), pack(&new, 20, false));
-    let (of_pack, _) = rebuild(&new, &[base]).expect("woven");
+    let (reference, new) = (pack(&old, 20, false), pack(&new, 20, false));
+    let (of_pack, _) = rebuild(&new, &[reference]).expect("compares");
     assert_eq!(of_pack.bytes, new.0);
     assert!(of_pack.literal_bytes <= 100 * 5 + 32, "{}", of_pack.literal_bytes);
 }
@@ -201,9 +206,9 @@ fn an_entry_longer_than_a_batch_is_found() {
     let long = Object { id: 5, distance: 0, body: body(5, 9 << 20) };
     let moved = Object { distance: 500, ..long.clone() };
     for entry in [long.clone(), moved] {
-        let base = pack(&[object(1), long.clone(), object(2)], 20, false);
+        let reference = pack(&[object(1), long.clone(), object(2)], 20, false);
         let new = pack(&[object(2), object(7), entry, object(1)], 20, false);
-        let (of_pack, _) = rebuild(&new, &[base]).expect("woven");
+        let (of_pack, _) = rebuild(&new, &[reference]).expect("compares");
         assert!(of_pack.bytes == new.0);
         assert!(of_pack.literal_bytes < 500, "{}", of_pack.literal_bytes);
     }
@@ -220,20 +225,20 @@ fn what_is_not_what_it_seems_is_refused() {
         bytes[at] = byte;
         bytes
     };
-    assert_eq!(try_with(&changed(&pack, 0, b'p'), &index), Doubt::Magic);
-    assert_eq!(try_with(&changed(&pack, 7, 3), &index), Doubt::Version);
-    assert_eq!(try_with(&changed(&pack, 11, 3), &index), Doubt::IndexDisagrees);
-    assert_eq!(try_with(&pack[..pack.len() - 1], &index), Doubt::IndexDisagrees);
-    assert_eq!(try_with(&[&pack[..], b"more"].concat(), &index), Doubt::IndexDisagrees);
-    assert_eq!(try_with(&pack[..9], &index), Doubt::Truncated);
-    assert_eq!(try_with(&pack, &changed(&index, 1, 0)), Doubt::Magic);
-    assert_eq!(try_with(&pack, &changed(&index, 7, 3)), Doubt::Version);
-    assert_eq!(try_with(&pack, &index[..index.len() - 1]), Doubt::Truncated);
-    assert_eq!(try_with(&pack, &[&index[..], b"x"].concat()), Doubt::Trailing);
-    assert_eq!(try_with(&pack, &changed(&index, 8, 9)), Doubt::IndexDisorder);
+    assert_eq!(try_with(&changed(&pack, 0, b'p'), &index), FormatError::Magic);
+    assert_eq!(try_with(&changed(&pack, 7, 3), &index), FormatError::Version);
+    assert_eq!(try_with(&changed(&pack, 11, 3), &index), FormatError::IndexDisagrees);
+    assert_eq!(try_with(&pack[..pack.len() - 1], &index), FormatError::IndexDisagrees);
+    assert_eq!(try_with(&[&pack[..], b"more"].concat(), &index), FormatError::IndexDisagrees);
+    assert_eq!(try_with(&pack[..9], &index), FormatError::Truncated);
+    assert_eq!(try_with(&pack, &changed(&index, 1, 0)), FormatError::Magic);
+    assert_eq!(try_with(&pack, &changed(&index, 7, 3)), FormatError::Version);
+    assert_eq!(try_with(&pack, &index[..index.len() - 1]), FormatError::Truncated);
+    assert_eq!(try_with(&pack, &[&index[..], b"x"].concat()), FormatError::Trailing);
+    assert_eq!(try_with(&pack, &changed(&index, 8, 9)), FormatError::IndexDisorder);
     let place = index.len() - 44;
-    assert_eq!(try_with(&pack, &changed(&index, place, 1)), Doubt::IndexDisorder);
-    assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), Doubt::IndexDisorder);
+    assert_eq!(try_with(&pack, &changed(&index, place, 1)), FormatError::IndexDisorder);
+    assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), FormatError::IndexDisorder);
 }
 
 /// They would have to be read one by one, here and there.
@@ -249,7 +254,7 @@ fn far_places_in_another_order_are_refused() {
         let row = u32::from_be_bytes(*cell) & 0x7FFF_FFFF;
         *cell = (0x8000_0000 | (999 - row)).to_be_bytes();
     }
-    assert_eq!(rebuild(&(pack, index), &[]).err(), Some(Doubt::IndexDisorder));
+    assert_eq!(rebuild(&(pack, index), &[]).err(), Some(FormatError::IndexDisorder));
 }
 
 /// An index that names one place, or places nearby, for many ids.
@@ -273,25 +278,25 @@ fn crowded(pack: &[u8], ids: u64, places: u64) -> Pair {
 fn many_ids_at_one_place_are_no_more_work() {
     let bytes = [b"PACK\0\0\0\x02\0\0\0\0", &[0x30; 200_000][..], &[7; 20]].concat();
     let ids = 20_000;
-    let (new, base) = (crowded(&bytes, ids, 1), crowded(&bytes, ids, 1000));
-    let mut bases = [(&base.0, &base.1)].map(|(pack, index)| {
+    let (new, reference) = (crowded(&bytes, ids, 1), crowded(&bytes, ids, 1000));
+    let mut references = [(&reference.0, &reference.1)].map(|(pack, index)| {
         let whole =
-            |bytes: &[u8]| Damaged { base: Memory(bytes.to_vec()), holes: vec![], reads: 0 };
+            |bytes: &[u8]| Damaged { reference: Memory(bytes.to_vec()), holes: vec![], reads: 0 };
         (whole(pack), whole(index))
     });
-    let [(pack, index)] = &mut bases;
-    let mut rebuilt = Rebuilt::from(std::slice::from_ref(&pack.base));
-    let done = weave(
+    let [(pack, index)] = &mut references;
+    let mut rebuilt = Rebuilt::from(std::slice::from_ref(&pack.reference));
+    let done = compare(
         &mut Memory(new.0.clone()),
         &mut Memory(new.1.clone()),
-        &mut [PackBase { pack: &mut *pack, index: &mut *index }],
+        &mut [PackReference { pack: &mut *pack, index: &mut *index }],
         &mut rebuilt,
     );
     assert!(done.is_ok() && rebuilt.bytes == new.0);
     assert!(pack.reads <= 3 * usize::from(COUNTERPARTS_MAX), "{}", pack.reads);
     // And more entries than bytes are none.
     let limits = Limits { bin_bytes: 1000, ..Limits::default() };
-    assert_eq!(rebuild_within(limits, &new, &[], &[]).err(), Some(Doubt::IndexDisorder));
+    assert_eq!(rebuild_within(limits, &new, &[], &[]).err(), Some(FormatError::IndexDisorder));
 }
 
 /// An index that is another one when it was read so many times.
@@ -324,9 +329,9 @@ fn an_index_replaced_while_it_is_read_spoils_nothing() {
         let mut index = Replaced { before: before.1.clone(), after: after.1.clone(), reads_left };
         let (mut of_pack, mut of_index) = (Memory(after.0.clone()), Memory(after.1.clone()));
         let mut rebuilt = Rebuilt::from(std::slice::from_ref(&of_pack));
-        let mut bases = [PackBase { pack: &mut of_pack, index: &mut of_index }];
+        let mut references = [PackReference { pack: &mut of_pack, index: &mut of_index }];
         let mut new = Memory(before.0.clone());
-        let done = weave_within(limits, &mut new, &mut index, &mut bases, &mut rebuilt);
+        let done = compare_within(limits, &mut new, &mut index, &mut references, &mut rebuilt);
         assert!(done.is_err() || rebuilt.bytes == before.0, "{reads_left}");
         if index.reads_left > 0 {
             return;
@@ -341,25 +346,26 @@ fn a_source_that_cannot_be_read_is_an_error() {
     let objects: Vec<Object> = (0..40).map(object).collect();
     let (bytes, index) = pack(&objects, 20, true);
     let source = |bytes: &[u8], reads_left| Failing { bytes: bytes.to_vec(), reads_left };
-    let weave_pack = |of_pack, of_index| {
+    let compare_pack = |of_pack, of_index| {
         let mut rebuilt = Rebuilt::default();
         let (mut pack, mut index) = (source(&bytes, of_pack), source(&index, of_index));
-        let done = weave_within(limits, &mut pack, &mut index, &mut [], &mut rebuilt);
+        let done = compare_within(limits, &mut pack, &mut index, &mut [], &mut rebuilt);
         match done {
             Ok(()) => assert!(rebuilt.bytes == bytes),
-            Err(refusal) => assert!(matches!(refusal, Refusal::Failed(Gone))),
+            Err(refusal) => assert!(matches!(refusal, DeltaError::Failed(Gone))),
         }
         rebuilt.bytes.len() == bytes.len()
     };
-    let weave_index = |reads| {
+    let compare_index = |reads| {
         let mut rebuilt = Rebuilt::default();
-        let done = crate::format::git_idx::weave(&mut source(&index, reads), &mut [], &mut rebuilt);
-        assert!(done.is_ok() || matches!(done, Err(Refusal::Failed(Gone))));
+        let done =
+            crate::delta::git_idx::compare(&mut source(&index, reads), &mut [], &mut rebuilt);
+        assert!(done.is_ok() || matches!(done, Err(DeltaError::Failed(Gone))));
         done.is_ok()
     };
-    assert!((0..).find(|reads| weave_pack(*reads, usize::MAX)).is_some_and(|n| n > 5));
-    assert!((0..).find(|reads| weave_pack(usize::MAX, *reads)).is_some_and(|n| n > 500));
-    assert!((0..).find(|reads| weave_index(*reads)).is_some_and(|n| n > 50));
+    assert!((0..).find(|reads| compare_pack(*reads, usize::MAX)).is_some_and(|n| n > 5));
+    assert!((0..).find(|reads| compare_pack(usize::MAX, *reads)).is_some_and(|n| n > 500));
+    assert!((0..).find(|reads| compare_index(*reads)).is_some_and(|n| n > 50));
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
@@ -414,21 +420,21 @@ proptest! {
     #[test]
     fn packs_come_back_whatever_their_bases_are(
         new in objects(),
-        bases in vec((objects(), edits(), edits()), 0..4),
+        references in vec((objects(), edits(), edits()), 0..4),
         id_len in prop_oneof![Just(20usize), Just(32)],
         far: bool,
         holes in holes(),
         limits in limits(),
     ) {
         let new = pack(&new, id_len, far);
-        let bases: Vec<_> = bases
+        let references: Vec<_> = references
             .into_iter()
             .map(|(objects, of_pack, of_index)| {
                 let (pack, index) = pack(&objects, id_len, !far);
                 (edited(pack, &of_pack), edited(index, &of_index))
             })
             .collect();
-        let (of_pack, of_index) = rebuild_within(limits, &new, &bases, &holes).expect("a sound pack");
+        let (of_pack, of_index) = rebuild_within(limits, &new, &references, &holes).expect("a sound pack");
         prop_assert!(of_pack.bytes == new.0);
         prop_assert!(of_index.bytes == new.1);
     }
@@ -436,7 +442,7 @@ proptest! {
     #[test]
     fn any_bytes_come_back_or_are_refused(
         objects in objects(),
-        base in objects(),
+        reference in objects(),
         of_pack in edits(),
         of_index in edits(),
         cut in 0..2000usize,
@@ -447,8 +453,8 @@ proptest! {
         if cut < new.1.len() / 2 {
             new.1.truncate(new.1.len() - cut);
         }
-        let base = pack(&base, 20, false);
-        if let Ok((of_pack, of_index)) = rebuild_within(limits, &new, &[base], &[]) {
+        let reference = pack(&reference, 20, false);
+        if let Ok((of_pack, of_index)) = rebuild_within(limits, &new, &[reference], &[]) {
             prop_assert!(of_pack.bytes == new.0);
             prop_assert!(of_index.bytes == new.1);
         }

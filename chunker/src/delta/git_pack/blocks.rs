@@ -1,9 +1,9 @@
 //! Reading short pieces of a file that are near each other, now here and now there.
 
-use crate::format::Source;
+use crate::delta::Source;
 
 const BLOCK_BYTES: u64 = 16 << 10;
-/// Blocks that are kept. A base mostly leads to a few places of the pack by turns.
+/// Blocks that are kept. A reference mostly leads to a few places of the pack by turns.
 const BLOCKS: u64 = 256;
 /// So much is read as it is asked for.
 const LONG_BYTES: usize = 2 * BLOCK_BYTES as usize;

@@ -9,7 +9,7 @@ use std::mem::take;
 const CHUNKS_MAX: usize = 256;
 
 /// Reads slices of chunks.
-pub struct Opened<'a> {
+pub struct ChunkCache<'a> {
     store: &'a Store,
     /// The one used last stands last. Slices come back to the same few, so it is soon found.
     chunks: Vec<(ChunkId, Vec<u8>)>,
@@ -19,10 +19,10 @@ pub struct Opened<'a> {
     spare: Vec<u8>,
 }
 
-impl<'a> Opened<'a> {
+impl<'a> ChunkCache<'a> {
     /// Keeps up to so many bytes, and always one chunk.
-    pub fn new(store: &'a Store, bytes_max: usize) -> Opened<'a> {
-        Opened { store, chunks: Vec::new(), bytes: 0, bytes_max, spare: Vec::new() }
+    pub fn new(store: &'a Store, bytes_max: usize) -> ChunkCache<'a> {
+        ChunkCache { store, chunks: Vec::new(), bytes: 0, bytes_max, spare: Vec::new() }
     }
 
     /// A slice of a chunk, verified; `None` if the chunk is too short.

@@ -6,7 +6,7 @@ use crate::index::Location;
 use crate::limits;
 use crate::recipe::{self, Extent, Recipe};
 use crate::store::Store;
-use chunker::format::{Base, common_prefix};
+use chunker::delta::{Reference, common_prefix};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
             None => {
                 let error = Error::ChunkMissing(*id);
                 self.lost.borrow_mut().insert(*id);
-                let _ = self.store.index.forget_closed();
+                let _ = self.store.index.forget_whole();
                 self.store.damage.error(&error);
                 Err(error)
             }
@@ -164,7 +164,7 @@ impl<'a> Reader<'a> {
 
 /// A file of the snapshot before.
 #[derive(Clone)]
-pub struct BaseFile<'a> {
+pub struct ReferenceFile<'a> {
     reader: &'a Reader<'a>,
     level: u8,
     top: Rc<Group>,
@@ -196,12 +196,12 @@ struct Spot {
 }
 
 /// Bytes of a chunk.
-struct Part {
+struct ChunkSlice {
     plain: Rc<Vec<u8>>,
     range: Range<usize>,
 }
 
-impl Part {
+impl ChunkSlice {
     fn bytes(&self) -> &[u8] {
         &self.plain[self.range.clone()]
     }
@@ -209,27 +209,27 @@ impl Part {
 
 impl Spot {
     /// The bytes from this one of the file on, if the chunk is still open.
-    fn part(&self, offset: u64) -> Option<Part> {
+    fn part(&self, offset: u64) -> Option<ChunkSlice> {
         if !self.range.contains(&offset) {
             return None;
         }
         let plain = self.plain.upgrade()?;
         let into = |at: u64| usize::try_from(at - self.range.start).ok()?.checked_add(self.offset);
         let range = into(offset)?..into(self.range.end)?.min(plain.len());
-        (!range.is_empty()).then_some(Part { plain, range })
+        (!range.is_empty()).then_some(ChunkSlice { plain, range })
     }
 }
 
-impl<'a> BaseFile<'a> {
+impl<'a> ReferenceFile<'a> {
     /// The file with this recipe and so many bytes.
-    pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> BaseFile<'a> {
+    pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> ReferenceFile<'a> {
         let top = Rc::new(Group::new(recipe.extents.clone()));
         let (level, is_compared, leaf, spot) = (recipe.level, false, None, None);
-        BaseFile { reader, level, top, len, is_compared, leaf, spot }
+        ReferenceFile { reader, level, top, len, is_compared, leaf, spot }
     }
 
     /// The same file, to tell where something is that was compared already.
-    pub fn compared(mut self) -> BaseFile<'a> {
+    pub fn compared(mut self) -> ReferenceFile<'a> {
         self.is_compared = true;
         self
     }
@@ -256,7 +256,7 @@ impl<'a> BaseFile<'a> {
 
     /// The bytes that stand together from `offset` on. Holes have none, nor has what cannot be
     /// read: that was told when it was found.
-    fn part_at(&mut self, offset: u64) -> Option<Part> {
+    fn part_at(&mut self, offset: u64) -> Option<ChunkSlice> {
         if let Some(part) = self.spot.as_ref().and_then(|spot| spot.part(offset)) {
             return Some(part);
         }
@@ -272,7 +272,7 @@ impl<'a> BaseFile<'a> {
     }
 }
 
-impl Base for BaseFile<'_> {
+impl Reference for ReferenceFile<'_> {
     fn len(&self) -> u64 {
         self.len
     }

@@ -16,16 +16,16 @@ const QUICK_LEVEL: i32 = 1;
 const WORTHWHILE_PERCENT: usize = 80;
 
 /// Turns plain bytes into stored bytes. One for each thread; keeps its working memory.
-pub struct Sealer {
+pub struct FrameEncoder {
     level: i32,
     context: CCtx<'static>,
-    opener: Opener,
+    decoder: FrameDecoder,
     check: Vec<u8>,
 }
 
-impl Sealer {
-    /// A sealer that compresses with this zstd level what is worth it.
-    pub fn new(level: i32) -> Sealer {
+impl FrameEncoder {
+    /// A encoder that compresses with this zstd level what is worth it.
+    pub fn new(level: i32) -> FrameEncoder {
         let mut context = CCtx::create();
         // The chunk's name verifies it better than a checksum.
         for parameter in [CParameter::ContentSizeFlag(true), CParameter::ChecksumFlag(false)] {
@@ -34,20 +34,20 @@ impl Sealer {
                 .map_err(get_error_name)
                 .expect("zstd knows these flags");
         }
-        Sealer { level, context, opener: Opener::new(), check: Vec::new() }
+        FrameEncoder { level, context, decoder: FrameDecoder::new(), check: Vec::new() }
     }
 
     /// Replaces `out` by the stored form of `plain`.
     ///
     /// What was sealed is opened again and compared before it counts: a compressor
     /// that errs (zstd's did, more than once) must not become a lost file.
-    pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+    pub fn encode(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         assert!(plain.len() <= limits::CHUNK_BYTES_MAX, "chunks are bounded");
         self.compress(self.level.min(QUICK_LEVEL), plain, out);
         if self.level > QUICK_LEVEL && out.len() * 100 < plain.len() * WORTHWHILE_PERCENT {
             self.compress(self.level, plain, out);
         }
-        let opened = self.opener.open_unnamed(out, plain.len(), &mut self.check);
+        let opened = self.decoder.decode_unnamed(out, plain.len(), &mut self.check);
         assert!(opened.is_ok() && self.check == plain, "zstd does not give back what it was given");
     }
 
@@ -63,20 +63,20 @@ impl Sealer {
 }
 
 /// Turns stored bytes back into plain ones. One for each thread.
-pub struct Opener {
+pub struct FrameDecoder {
     context: DCtx<'static>,
 }
 
-impl Default for Opener {
+impl Default for FrameDecoder {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Opener {
-    /// An opener with its own working memory.
-    pub fn new() -> Opener {
-        Opener { context: DCtx::create() }
+impl FrameDecoder {
+    /// An decoder with its own working memory.
+    pub fn new() -> FrameDecoder {
+        FrameDecoder { context: DCtx::create() }
     }
 
     /// Replaces `out` by the `plain_len` plain bytes of chunk `id`.
@@ -84,14 +84,14 @@ impl Opener {
     /// Fails with the reason unless `stored` opens to exactly that many bytes
     /// and they have that name. Never holds more than `plain_len` bytes,
     /// whatever `stored` claims. On failure `out` is empty.
-    pub fn open(
+    pub fn decode(
         &mut self,
         id: &ChunkId,
         stored: &[u8],
         plain_len: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), String> {
-        let result = self.open_unnamed(stored, plain_len, out).and_then(|()| {
+        let result = self.decode_unnamed(stored, plain_len, out).and_then(|()| {
             if ChunkId::of(out) == *id {
                 Ok(())
             } else {
@@ -105,7 +105,7 @@ impl Opener {
     }
 
     /// The same for a chunk whose name is not known yet.
-    pub fn open_unnamed(
+    pub fn decode_unnamed(
         &mut self,
         stored: &[u8],
         plain_len: usize,
@@ -148,24 +148,24 @@ mod tests {
     #[test]
     fn what_was_sealed_opens_and_nothing_else_does() {
         let plain: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
-        let (mut sealer, mut opener) = (Sealer::new(3), Opener::new());
+        let (mut encoder, mut decoder) = (FrameEncoder::new(3), FrameDecoder::new());
         let (mut stored, mut back) = (Vec::new(), Vec::new());
         let id = ChunkId::of(&plain);
-        sealer.seal(&plain, &mut stored);
-        opener.open(&id, &stored, plain.len(), &mut back).expect("opens");
+        encoder.encode(&plain, &mut stored);
+        decoder.decode(&id, &stored, plain.len(), &mut back).expect("opens");
         assert_eq!(back, plain);
         assert_eq!(frame_len(&[&stored[..], b"more"].concat()), Some(stored.len()));
         assert_eq!(claimed_plain_len(&stored), Some(plain.len()));
 
         let other = ChunkId::of(b"other");
-        assert!(opener.open(&other, &stored, plain.len(), &mut back).is_err());
+        assert!(decoder.decode(&other, &stored, plain.len(), &mut back).is_err());
         assert!(back.is_empty());
-        assert!(opener.open(&id, &stored, plain.len() - 1, &mut back).is_err());
-        assert!(opener.open(&id, &stored, plain.len() + 1, &mut back).is_err());
-        assert!(opener.open(&id, &stored[..stored.len() - 1], plain.len(), &mut back).is_err());
-        assert!(opener.open(&id, &[], plain.len(), &mut back).is_err());
-        sealer.seal(b"", &mut stored);
-        opener.open(&ChunkId::of(b""), &stored, 0, &mut back).expect("nothing is content too");
+        assert!(decoder.decode(&id, &stored, plain.len() - 1, &mut back).is_err());
+        assert!(decoder.decode(&id, &stored, plain.len() + 1, &mut back).is_err());
+        assert!(decoder.decode(&id, &stored[..stored.len() - 1], plain.len(), &mut back).is_err());
+        assert!(decoder.decode(&id, &[], plain.len(), &mut back).is_err());
+        encoder.encode(b"", &mut stored);
+        decoder.decode(&ChunkId::of(b""), &stored, 0, &mut back).expect("nothing is content too");
     }
 
     #[test]
@@ -174,12 +174,12 @@ mod tests {
         let zeros = std::io::repeat(0u8);
         zstd::stream::copy_encode(std::io::Read::take(zeros, 1 << 30), &mut bomb, 19)
             .expect("compresses");
-        let (mut opener, mut out) = (Opener::new(), Vec::new());
+        let (mut decoder, mut out) = (FrameDecoder::new(), Vec::new());
         for claim in [0, 1, 4096, limits::CHUNK_BYTES_MAX] {
-            assert!(opener.open_unnamed(&bomb, claim, &mut out).is_err());
+            assert!(decoder.decode_unnamed(&bomb, claim, &mut out).is_err());
             assert!(out.capacity() <= limits::CHUNK_BYTES_MAX);
         }
-        assert!(opener.open_unnamed(&bomb, 1 << 30, &mut out).is_err());
+        assert!(decoder.decode_unnamed(&bomb, 1 << 30, &mut out).is_err());
         assert_eq!(claimed_plain_len(&bomb), None);
     }
 
@@ -195,11 +195,11 @@ mod tests {
         #[test]
         fn any_content_comes_back(plain in plain(), level in prop_oneof![-8..20, any::<i32>()]) {
             let (mut stored, mut back) = (Vec::new(), Vec::new());
-            Sealer::new(level).seal(&plain, &mut stored);
+            FrameEncoder::new(level).encode(&plain, &mut stored);
             prop_assert!(stored.len() <= plain.len() + plain.len() / 128 + 1024);
             prop_assert_eq!(frame_len(&stored), Some(stored.len()));
             prop_assert_eq!(claimed_plain_len(&stored), Some(plain.len()));
-            let opened = Opener::new().open(&ChunkId::of(&plain), &stored, plain.len(), &mut back);
+            let opened = FrameDecoder::new().decode(&ChunkId::of(&plain), &stored, plain.len(), &mut back);
             prop_assert_eq!(opened, Ok(()));
             prop_assert_eq!(back, plain);
         }
@@ -211,12 +211,12 @@ mod tests {
             changes in changes(),
         ) {
             let (mut stored, mut out) = (Vec::new(), Vec::new());
-            Sealer::new(3).seal(&plain, &mut stored);
-            let mut opener = Opener::new();
+            FrameEncoder::new(3).encode(&plain, &mut stored);
+            let mut decoder = FrameDecoder::new();
             for bytes in [noise, changed(stored, &changes)] {
-                let opened = opener.open(&ChunkId::of(&plain), &bytes, plain.len(), &mut out);
+                let opened = decoder.decode(&ChunkId::of(&plain), &bytes, plain.len(), &mut out);
                 prop_assert_eq!(&out[..], if opened.is_ok() { &plain[..] } else { b"" });
-                let _ = opener.open_unnamed(&bytes, plain.len(), &mut out);
+                let _ = decoder.decode_unnamed(&bytes, plain.len(), &mut out);
                 prop_assert!(out.len() <= plain.len());
                 prop_assert!(frame_len(&bytes).is_none_or(|len| len <= bytes.len()));
                 let claim = claimed_plain_len(&bytes);

@@ -1,25 +1,25 @@
-//! Entries of a part of a pack, and where bases have the same objects.
+//! Entries of a part of a pack, and where references have the same objects.
 
 use super::COUNTERPARTS_MAX;
-use super::entry::Fit;
+use super::entry::EntryMatch;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-/// An entry of the pack, and where a base has the same object. One that several bases have
+/// An entry of the pack, and where a reference has the same object. One that several references have
 /// makes several units. There are millions of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Unit {
     /// Where the entry begins, counted from the beginning of the window.
     pub at: u32,
-    /// Where the base has it; nothing if none has it.
+    /// Where the reference has it; nothing if none has it.
     pub there: Option<There>,
     /// What both have in common, once they were compared.
-    pub fit: Fit,
+    pub fit: EntryMatch,
 }
 
 const _: () = assert!(size_of::<Unit>() == 16);
 
-/// A place in a base: the number of the base in the upper 16 bits, the place below. Never zero.
+/// A place in a reference: the number of the reference in the upper 16 bits, the place below. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct There(NonZeroU64);
 
@@ -27,12 +27,14 @@ impl There {
     const PLACE_BITS: u32 = 48;
 
     /// Nothing for a place that no entry can be at.
-    pub fn new(base: usize, at: u64) -> Option<There> {
-        let is_possible = base <= usize::from(u16::MAX) && at >> Self::PLACE_BITS == 0;
-        NonZeroU64::new((base as u64) << Self::PLACE_BITS | at).filter(|_| is_possible).map(There)
+    pub fn new(reference: usize, at: u64) -> Option<There> {
+        let is_possible = reference <= usize::from(u16::MAX) && at >> Self::PLACE_BITS == 0;
+        NonZeroU64::new((reference as u64) << Self::PLACE_BITS | at)
+            .filter(|_| is_possible)
+            .map(There)
     }
 
-    pub fn base(self) -> usize {
+    pub fn reference(self) -> usize {
         (self.0.get() >> Self::PLACE_BITS) as usize
     }
 
@@ -41,7 +43,7 @@ impl There {
     }
 
     pub fn plus(self, len: u64) -> Option<There> {
-        There::new(self.base(), self.at() + len)
+        There::new(self.reference(), self.at() + len)
     }
 }
 
@@ -87,7 +89,7 @@ impl Window {
         })
     }
 
-    /// The unit after `n` in a run: of the next entry, where the base goes on with that too.
+    /// The unit after `n` in a run: of the next entry, where the reference goes on with that too.
     pub fn next_in_run(&self, n: usize) -> Option<usize> {
         let Unit { at, there, .. } = self.units[n];
         let next = n + self.units[n..].iter().position(|unit| unit.at > at)?;
@@ -97,7 +99,7 @@ impl Window {
         Some(next + units.into_iter().position(|unit| unit.there == Some(wanted))?)
     }
 
-    /// The first units of all runs, in the order of the bases. A unit that nothing goes before or
+    /// The first units of all runs, in the order of the references. A unit that nothing goes before or
     /// after is a run too; one without a counterpart is none.
     pub fn runs(&self) -> Vec<u32> {
         let mut runs = Vec::new();

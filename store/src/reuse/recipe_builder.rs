@@ -1,27 +1,27 @@
 //! From what a format says of a file to its recipe.
 //!
-//! A file is woven in two steps. While it is told, its pieces are only noted. When all of
+//! A file is reused in two steps. While it is told, its pieces are only noted. When all of
 //! them are known, or very many, it is *concluded*: slices that are not worth referring to
 //! are chosen; what is new is cut into chunks in the order of the file, together with
 //! them; and the recipe is written.
 
 use super::parts::{Parts, Survey, Thinning, Until};
 use super::spool::{Piece, Spool, no_room};
-use super::{Allowance, BaseFile, Loom, Reader, Snag, UNUSED_PART, Woven};
+use super::{Allowance, Reader, ReferenceFile, Reuse, ReuseError, Reused, UNUSED_PART};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::packer::Packer;
 use crate::recipe::{Extent, RecipeWriter};
 use crate::segment::Kind;
 use chunker::Cutter;
-use chunker::format::Sink;
+use chunker::delta::Sink;
 use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::ops::Range;
 
 /// Chunks referred to before a stretch of the file is concluded.
 const STRETCH_CHUNKS: usize = 256 << 10;
-/// Bytes of a stretch that no base has.
+/// Bytes of a stretch that no reference has.
 const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
 /// Bytes of a stretch.
 const STRETCH_BYTES: u64 = 16 << 30;
@@ -32,7 +32,7 @@ const WANTED_MAX: usize = 64 << 10;
 
 /// How much of a file came from where, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reused {
+pub struct ReusedBytes {
     /// Slices of chunks of the snapshot before.
     pub by_extent: u64,
     /// What else is in chunks that the store had.
@@ -42,11 +42,11 @@ pub struct Reused {
 }
 
 /// Takes what a format says and makes a recipe of it.
-pub struct Weaver<'a> {
+pub struct RecipeBuilder<'a> {
     packer: &'a Packer<'a>,
     allowance: &'a Allowance,
     reader: &'a Reader<'a>,
-    bases: Vec<BaseFile<'a>>,
+    references: Vec<ReferenceFile<'a>>,
     recipe: RecipeWriter,
     cutter: Cutter,
     thinning: Thinning,
@@ -54,19 +54,19 @@ pub struct Weaver<'a> {
     /// Of this stretch.
     len: u64,
     literal_len: u64,
-    /// Chunks of the bases that this stretch refers to.
+    /// Chunks of the references that this stretch refers to.
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
     /// The number that was asked for last.
     last: Option<u32>,
-    reused: Reused,
+    reused: ReusedBytes,
     /// Bytes of chunks that the stretches before do not need.
     unused: u64,
     /// Chunks of a stretch.
     stretch_chunks: usize,
 }
 
-/// A chunk of a base.
+/// A chunk of a reference.
 struct Referred {
     id: ChunkId,
     len: u64,
@@ -76,7 +76,7 @@ struct Referred {
 }
 
 /// What a stretch has of its own, cut into chunks as it comes.
-struct Own<'a> {
+struct NewBytes<'a> {
     packer: &'a Packer<'a>,
     reader: &'a Reader<'a>,
     cutter: Cutter,
@@ -102,31 +102,31 @@ struct Wanted {
     at: usize,
 }
 
-impl<'a> Weaver<'a> {
-    /// A weaver whose copies are of `bases`, by number, and which cuts with `cutter`.
+impl<'a> RecipeBuilder<'a> {
+    /// A builder whose copies are of `references`, by number, and which cuts with `cutter`.
     pub fn new(
-        loom: &Loom<'a>,
+        reuse: &Reuse<'a>,
         reader: &'a Reader<'a>,
-        bases: Vec<BaseFile<'a>>,
+        references: Vec<ReferenceFile<'a>>,
         cutter: Cutter,
         thinning: Thinning,
-    ) -> Weaver<'a> {
-        let packer = loom.packer;
-        Weaver {
+    ) -> RecipeBuilder<'a> {
+        let packer = reuse.packer;
+        RecipeBuilder {
             packer,
-            allowance: loom.allowance,
+            allowance: reuse.allowance,
             reader,
-            bases: bases.into_iter().map(BaseFile::compared).collect(),
+            references: references.into_iter().map(ReferenceFile::compared).collect(),
             recipe: RecipeWriter::default(),
             cutter,
             thinning,
-            spool: Spool::new(packer.room()),
+            spool: Spool::new(packer.scratch()),
             len: 0,
             literal_len: 0,
             chunks: Vec::new(),
             numbers: HashMap::new(),
             last: None,
-            reused: Reused::default(),
+            reused: ReusedBytes::default(),
             unused: 0,
             stretch_chunks: STRETCH_CHUNKS,
         }
@@ -139,21 +139,21 @@ impl<'a> Weaver<'a> {
     }
 
     /// The recipe of everything told.
-    pub fn finish(mut self) -> Result<Woven, Snag> {
+    pub fn finish(mut self) -> Result<Reused, ReuseError> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
         let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
-        Ok(Woven { recipe, len, reused: self.reused, unused: self.unused })
+        Ok(Reused { recipe, len, reused: self.reused, unused: self.unused })
     }
 
-    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), Snag> {
+    fn refer(&mut self, id: ChunkId, offset: u32, len: u64) -> Result<(), ReuseError> {
         let number = match self.last.filter(|n| self.chunks[*n as usize].id == id) {
             Some(number) => Some(number),
-            None => self.number(id).map_err(Snag::Lost)?,
+            None => self.number(id).map_err(ReuseError::Lost)?,
         };
         let Some(number) = number else {
             // Its segment is damaged elsewhere. A stream is not there to be read once more.
-            let plain = self.reader.plain(&id, true).map_err(Snag::Lost)?;
+            let plain = self.reader.plain(&id, true).map_err(ReuseError::Lost)?;
             return self.append(&plain[offset as usize..][..len as usize]);
         };
         self.reused.by_extent += len;
@@ -164,14 +164,14 @@ impl<'a> Weaver<'a> {
         Ok(self.spool.slice(number, offset, len as u32)?)
     }
 
-    /// Takes bytes that no base has, or none that a new snapshot may count on.
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Snag> {
+    /// Takes bytes that no reference has, or none that a new snapshot may count on.
+    fn append(&mut self, bytes: &[u8]) -> Result<(), ReuseError> {
         self.len += bytes.len() as u64;
         self.literal_len += bytes.len() as u64;
         Ok(self.spool.literal(bytes)?)
     }
 
-    /// The number of a chunk of a base; a new one gets the next. Nothing for one that a new
+    /// The number of a chunk of a reference; a new one gets the next. Nothing for one that a new
     /// snapshot may not count on.
     fn number(&mut self, id: ChunkId) -> Result<Option<u32>> {
         if let Some(number) = self.numbers.get(&id) {
@@ -184,7 +184,7 @@ impl<'a> Weaver<'a> {
         Ok(Some(number))
     }
 
-    fn end_stretch(&mut self) -> Result<(), Snag> {
+    fn end_stretch(&mut self) -> Result<(), ReuseError> {
         let is_long = self.chunks.len() >= self.stretch_chunks
             || self.literal_len >= STRETCH_LITERAL_BYTES
             || self.len >= STRETCH_BYTES;
@@ -192,11 +192,11 @@ impl<'a> Weaver<'a> {
     }
 
     /// Makes chunks and recipe of what was told since the last conclusion.
-    fn conclude(&mut self) -> Result<(), Snag> {
+    fn conclude(&mut self) -> Result<(), ReuseError> {
         let parts = self.choose_parts()?;
         self.choose_chunks();
         let own = self.cut(parts.as_ref())?;
-        let Weaver { packer, recipe, spool, chunks, .. } = self;
+        let RecipeBuilder { packer, recipe, spool, chunks, .. } = self;
         let mut put = |bytes: &[u8]| put_metadata(packer, bytes);
         let mut own_slices = Cursor::new(own.chunks.iter().copied());
         let mut at = 0;
@@ -224,7 +224,7 @@ impl<'a> Weaver<'a> {
 
     /// Chooses the parts in which short slices are copied forward, if there are any to choose.
     fn choose_parts(&mut self) -> Result<Option<Parts>> {
-        let Weaver { spool, chunks, .. } = self;
+        let RecipeBuilder { spool, chunks, .. } = self;
         let excess = match self.thinning.until {
             Until::Cost(_) => spool.pieces(),
             Until::Average(bytes) => spool.pieces().saturating_sub(self.len / bytes),
@@ -284,11 +284,11 @@ impl<'a> Weaver<'a> {
     }
 
     /// Cuts what is new, and what is copied forward, into chunks.
-    fn cut(&mut self, parts: Option<&Parts>) -> Result<Own<'a>, Snag> {
+    fn cut(&mut self, parts: Option<&Parts>) -> Result<NewBytes<'a>, ReuseError> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, reader, cutter) = (self.packer, self.reader, self.cutter);
         let (wanted, forwarded) = (Vec::new(), VecDeque::new());
-        let mut own = Own {
+        let mut own = NewBytes {
             packer,
             reader,
             cutter,
@@ -299,9 +299,9 @@ impl<'a> Weaver<'a> {
             forwarded,
             by_chunk: 0,
         };
-        let Weaver { spool, chunks, reused, .. } = self;
+        let RecipeBuilder { spool, chunks, reused, .. } = self;
         let mut at = 0;
-        spool.replay_with_literals::<Snag>(|piece, literals| {
+        spool.replay_with_literals::<ReuseError>(|piece, literals| {
             let begin = at;
             at += piece.len();
             match piece {
@@ -333,21 +333,21 @@ fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
     Ok(packer.put(Kind::Metadata, bytes)?.id)
 }
 
-impl Sink<Snag> for Weaver<'_> {
-    fn literal(&mut self, bytes: &[u8]) -> Result<(), Snag> {
+impl Sink<ReuseError> for RecipeBuilder<'_> {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), ReuseError> {
         self.append(bytes)?;
         self.end_stretch()
     }
 
-    fn copy(&mut self, base: usize, offset: u64, len: u64) -> Result<(), Snag> {
+    fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), ReuseError> {
         let (mut at, end) = (offset, offset + len);
         while at < end {
-            let extent = self.bases[base].extent_at(at).map_err(Snag::Lost)?;
+            let extent = self.references[reference].extent_at(at).map_err(ReuseError::Lost)?;
             let Some((Extent::Slice { chunk, offset, len }, into)) = extent else {
                 let (what, reason) =
                     ("a file of the snapshot before", "it changed while it was read");
                 let lost = Error::Malformed { what: what.into(), reason: reason.into() };
-                return Err(Snag::Lost(lost));
+                return Err(ReuseError::Lost(lost));
             };
             let len = (len - into).min(end - at);
             self.refer(chunk, offset + into as u32, len)?;
@@ -359,8 +359,8 @@ impl Sink<Snag> for Weaver<'_> {
     }
 }
 
-impl Own<'_> {
-    fn read(&mut self, from: &mut dyn Read, len: usize) -> Result<(), Snag> {
+impl NewBytes<'_> {
+    fn read(&mut self, from: &mut dyn Read, len: usize) -> Result<(), ReuseError> {
         let mut left = len;
         while left > 0 {
             let step = left.min(self.cutter.max_len());
@@ -373,7 +373,7 @@ impl Own<'_> {
         Ok(())
     }
 
-    fn forward(&mut self, chunk: ChunkId, offset: u32, len: u32) -> Result<(), Snag> {
+    fn forward(&mut self, chunk: ChunkId, offset: u32, len: u32) -> Result<(), ReuseError> {
         self.forwarded.push_back(self.len..self.len + u64::from(len));
         let at = self.pending.len();
         self.wanted.push(Wanted { chunk, offset, len, at });
@@ -381,7 +381,7 @@ impl Own<'_> {
         self.added(len as usize)
     }
 
-    fn added(&mut self, len: usize) -> Result<(), Snag> {
+    fn added(&mut self, len: usize) -> Result<(), ReuseError> {
         self.len += len as u64;
         let is_enough = match self.wanted.len() {
             0 => self.pending.len() >= 4 * self.cutter.max_len(),
@@ -392,10 +392,10 @@ impl Own<'_> {
 
     /// Copies forward what is wanted, chunk by chunk: the slices of a file whose parts were
     /// moved are of a few chunks, each in many places.
-    fn copy_forward(&mut self) -> Result<(), Snag> {
+    fn copy_forward(&mut self) -> Result<(), ReuseError> {
         self.wanted.sort_unstable_by_key(|wanted| (wanted.chunk, wanted.at));
         for slices in self.wanted.chunk_by(|a, b| a.chunk == b.chunk) {
-            let plain = self.reader.plain(&slices[0].chunk, true).map_err(Snag::Lost)?;
+            let plain = self.reader.plain(&slices[0].chunk, true).map_err(ReuseError::Lost)?;
             for Wanted { offset, len, at, .. } in slices {
                 let slice = &plain[*offset as usize..][..*len as usize];
                 self.pending[*at..][..*len as usize].copy_from_slice(slice);
@@ -405,7 +405,7 @@ impl Own<'_> {
         Ok(())
     }
 
-    fn cut(&mut self, is_last: bool) -> Result<(), Snag> {
+    fn cut(&mut self, is_last: bool) -> Result<(), ReuseError> {
         self.copy_forward()?;
         let mut start = 0;
         let mut at = self.len - self.pending.len() as u64;
@@ -426,7 +426,7 @@ impl Own<'_> {
     }
 
     /// How many bytes were copied forward from where the last call ended. They are counted
-    /// already, as found in a base.
+    /// already, as found in a reference.
     fn forwarded_up_to(&mut self, end: u64) -> u64 {
         let mut bytes = 0;
         while let Some(range) = self.forwarded.front_mut().filter(|range| range.start < end) {

@@ -10,14 +10,14 @@ const READ: usize = 256 << 10;
 const HISTORY: usize = 1 << 20;
 const BUFFER: usize = 2 * HISTORY + READ;
 /// The new file as it is read, and what the sink is told of it.
-pub struct Tape<'a, E> {
+pub struct Lookahead<'a, E> {
     new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
     sink: &'a mut dyn Sink<E>,
     buffer: Vec<u8>,
     /// Where in the file the buffer begins.
     start: u64,
     /// The bytes before are told, or are of the copy.
-    told: usize,
+    emitted: usize,
     /// The bytes before are decided: those after `told` are literals, as far as is known.
     here: usize,
     end: usize,
@@ -31,17 +31,17 @@ pub struct Tape<'a, E> {
     copy: Option<(u64, u64)>,
 }
 
-impl<'a, E> Tape<'a, E> {
+impl<'a, E> Lookahead<'a, E> {
     pub fn new(
         new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
         sink: &'a mut dyn Sink<E>,
-    ) -> Tape<'a, E> {
-        Tape {
+    ) -> Lookahead<'a, E> {
+        Lookahead {
             new,
             sink,
             buffer: vec![0; BUFFER],
             start: 0,
-            told: 0,
+            emitted: 0,
             here: 0,
             end: 0,
             is_all_read: false,
@@ -63,12 +63,12 @@ impl<'a, E> Tape<'a, E> {
 
     /// The literals before them, as many as are held back.
     pub fn behind(&self) -> &[u8] {
-        &self.buffer[self.told..self.here]
+        &self.buffer[self.emitted..self.here]
     }
 
-    /// Whether the last thing told is a copy that ends at `offset` of the base.
+    /// Whether the last thing told is a copy that ends at `offset` of the reference.
     pub fn is_copied_up_to(&self, offset: u64) -> bool {
-        self.told == self.here && self.copy.is_some_and(|(from, len)| from + len == offset)
+        self.emitted == self.here && self.copy.is_some_and(|(from, len)| from + len == offset)
     }
 
     /// Reads until the next `len` bytes are there, or the end.
@@ -84,16 +84,16 @@ impl<'a, E> Tape<'a, E> {
 
     /// Makes room to read. Literals too old for any match are told.
     fn make_room(&mut self) -> Result<(), E> {
-        if self.told < self.end && self.end + READ <= self.buffer.len() {
+        if self.emitted < self.end && self.end + READ <= self.buffer.len() {
             return Ok(());
         }
-        let old = (self.here - self.told).saturating_sub(HISTORY);
-        self.tell_literals(old)?;
-        self.buffer.copy_within(self.told..self.end, 0);
-        self.start += self.told as u64;
-        self.here -= self.told;
-        self.end -= self.told;
-        self.told = 0;
+        let old = (self.here - self.emitted).saturating_sub(HISTORY);
+        self.emit_literals(old)?;
+        self.buffer.copy_within(self.emitted..self.end, 0);
+        self.start += self.emitted as u64;
+        self.here -= self.emitted;
+        self.end -= self.emitted;
+        self.emitted = 0;
         Ok(())
     }
 
@@ -126,29 +126,29 @@ impl<'a, E> Tape<'a, E> {
         self.here += len;
     }
 
-    /// The last `before` literals and the next `len` bytes are those of the base.
+    /// The last `before` literals and the next `len` bytes are those of the reference.
     pub fn copy(&mut self, offset: u64, before: usize, len: usize) -> Result<(), E> {
-        let literals = self.here - before - self.told;
+        let literals = self.here - before - self.emitted;
         let added = (before + len) as u64;
         match &mut self.copy {
             Some((from, len)) if literals == 0 && *from + *len == offset => *len += added,
             _ => {
-                self.tell_literals(literals)?;
+                self.emit_literals(literals)?;
                 self.tell_copy()?;
                 self.copy = Some((offset, added));
             }
         }
         self.here += len;
-        self.told = self.here;
+        self.emitted = self.here;
         Ok(())
     }
 
     /// Tells the first literals that are held back, after the copy before them.
-    fn tell_literals(&mut self, len: usize) -> Result<(), E> {
+    fn emit_literals(&mut self, len: usize) -> Result<(), E> {
         if len > 0 {
             self.tell_copy()?;
-            self.sink.literal(&self.buffer[self.told..self.told + len])?;
-            self.told += len;
+            self.sink.literal(&self.buffer[self.emitted..self.emitted + len])?;
+            self.emitted += len;
         }
         Ok(())
     }
@@ -162,7 +162,7 @@ impl<'a, E> Tape<'a, E> {
 
     /// Tells what is left.
     pub fn finish(mut self) -> Result<(), E> {
-        self.tell_literals(self.here - self.told)?;
+        self.emit_literals(self.here - self.emitted)?;
         self.tell_copy()
     }
 }
