@@ -729,9 +729,35 @@ fn files_that_went_are_counted() {
     std::fs::create_dir(sandbox.path("source/new")).expect("makes");
     let other = sandbox.backup(["source"]);
     assert_eq!((&other["files_removed"], &other["dirs_removed"]), (&1.into(), &0.into()));
+    // Paths that this backup does not look at are not gone.
+    sandbox.write("another/file", "a");
+    sandbox.backup(["source", "another"]);
+    assert_eq!(sandbox.backup(["another"])["files_removed"], 0);
+    sandbox.backup(["source", "another"]);
+    let excluded = sandbox.backup(["source", "another", "--exclude", "file"]);
+    assert_eq!(excluded["files_removed"], 0);
     let first = Sandbox::with_store();
     first.write("source/a", "a");
     assert!(first.backup(["source"])["files_removed"].is_null());
+}
+
+#[test]
+fn nothing_but_content_is_printed_by_a_dump() {
+    let sandbox = small();
+    sandbox.remove("store/index.sqlite");
+    let place = sandbox.at("latest", "source/readme");
+    let dumped = sandbox.run(["--json", "dump", &place]).ok();
+    assert_eq!(dumped.stdout.as_bytes(), sandbox.read("source/readme"));
+    assert!(dumped.stderr.contains("building the index"), "{}", dumped.told());
+}
+
+#[test]
+fn a_saved_snapshot_is_named_though_nobody_can_read_the_result() {
+    let sandbox = small();
+    let script = "\"$FK\" backup source >/dev/full";
+    let run = sandbox.tool("sh").args(["-c", script]).env("FK", FORGEKEEP).run();
+    assert_eq!(run.code(), Some(1));
+    assert!(run.stderr.contains("was saved all the same"), "{}", run.told());
 }
 
 #[test]
@@ -754,6 +780,14 @@ fn a_stop_is_heard_while_nobody_reads_a_dump() {
          kill -TERM $p; wait $p; echo $?";
     let place = sandbox.at("latest", "source/a");
     let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).env("PLACE", place);
+    assert_eq!(run.run().stdout.trim(), "130");
+    for n in 0..3000 {
+        sandbox.write(&format!("source/{n:0100}"), "");
+    }
+    sandbox.backup(["source"]);
+    let script = "exec 3<>pipe; \"$FK\" ls latest >pipe & p=$!; sleep .5; \
+         kill -TERM $p; wait $p; echo $?";
+    let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP);
     assert_eq!(run.run().stdout.trim(), "130");
 }
 

@@ -192,6 +192,9 @@ fn mail_that_one_does_not_get_reaches_the_others() {
 fn metrics_please_promtool() {
     let sandbox = Sandbox::new();
     let table = format!("[[notify]]\nkind = 'textfile'\ndirectory = '{}'\n", sandbox.text("d"));
+    for kind in ["started", "silence"] {
+        warns(test(&sandbox, &table, kind).run(), &["sends nothing of this kind", "not tested"]);
+    }
     warns(test(&sandbox, &table, "done").run(), &["no metrics: ", "/d is not a directory"]);
     std::fs::create_dir(sandbox.path("d")).expect("a directory");
     let real = "forgekeep_last_success_timestamp_seconds{backup=\"gitlab\"} 1000\n";

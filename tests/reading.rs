@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use store::backup::{Backup, Likeness, Options, Sources};
 use store::entry::Time;
 use store::observe::Event;
@@ -233,6 +233,51 @@ while not os.path.exists('over'):
     outcome.ok();
     let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/leased")]).ok();
     assert_eq!(dumped.stdout, "leased");
+}
+
+#[test]
+fn a_stop_is_heard_while_a_lease_is_waited_for() {
+    const HOLDER: &str = "
+import fcntl, os, signal, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = os.open('source/leased', os.O_RDWR)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+open('ready', 'w').close()
+while not os.path.exists('over'):
+    time.sleep(0.05)
+";
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/leased", "leased");
+    let holder = sandbox.tool("python3").args(["-c", HOLDER]).start();
+    while !sandbox.has("ready") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let began = Instant::now();
+    let run = sandbox.forgekeep(["backup", "source"]).start();
+    std::thread::sleep(Duration::from_millis(700));
+    run.interrupt();
+    let outcome = run.wait();
+    let elapsed = began.elapsed();
+    sandbox.write("over", "");
+    holder.wait().ok();
+    outcome.ends_with(130);
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
+}
+
+#[test]
+fn files_of_others_beside_a_reftable_are_kept() {
+    let sandbox = Sandbox::with_store();
+    let git = ["init", "--quiet", "--bare", "--ref-format=reftable", "source/r.git"];
+    sandbox.tool("git").args(git).run().ok();
+    sandbox.write("source/r.git/reftable/notes", "kept");
+    sandbox.write("source/r.git/reftable/dir/file", "kept");
+    sandbox.write("source/r.git/reftable/0x1-0x2-abc.ref", "a left-over");
+    sandbox.backup(["source"]);
+    sandbox.restore(&sandbox.at("latest", "source"), "target");
+    for name in ["notes", "dir/file", "tables.list"] {
+        assert!(sandbox.has(format!("target/r.git/reftable/{name}")), "{name}");
+    }
+    assert!(!sandbox.has("target/r.git/reftable/0x1-0x2-abc.ref"));
 }
 
 #[test]

@@ -531,3 +531,114 @@ fn newer_files_that_hide_restored_references_are_named() {
     let count = ["--git-dir", "source/a.git", "rev-list", "--count", "kept"];
     assert_eq!(sandbox.tool("git").args(count).run().ok().stdout.trim(), "3");
 }
+
+#[test]
+fn a_name_that_cannot_be_given_costs_no_other_name_of_the_file() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "precious");
+    sandbox.tool("mkfifo").args(["source/p"]).run().ok();
+    for (first, other) in [("a", "b"), ("a", "c"), ("p", "q"), ("p", "r")] {
+        let names = [format!("source/{first}"), format!("source/{other}")];
+        sandbox.tool("ln").args(names).run().ok();
+    }
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let same = |a: &str, b: &str| sandbox.tool("test").args([a, "-ef", b]).run().code() == Some(0);
+    for blocked in ["a", "b", "c", "p", "q"] {
+        sandbox.write(&format!("target/{blocked}/inside"), "in the way");
+        let arguments = ["restore", &place, "--target", "target", "--json"];
+        let planned = sandbox.forgekeep(arguments).args(["-n"]).run().ends_with(3).json();
+        let run = sandbox.run(arguments).ends_with(3);
+        let told = run.told();
+        for field in ["files_restored", "others", "errors"] {
+            let (planned, done) = (planned.last().expect("one"), run.json());
+            let done = done.last().expect("a summary");
+            assert_eq!(planned[field], done[field], "{blocked}: {field}: {told}");
+        }
+        assert_eq!(told.matches("\"message_type\":\"error\"").count(), 1, "{blocked}: {told}");
+        for names in [["a", "b", "c"], ["p", "q", "r"]] {
+            let given: Vec<String> = names
+                .iter()
+                .filter(|name| **name != blocked)
+                .map(|name| format!("target/{name}"))
+                .collect();
+            assert!(given.iter().all(|name| same(&given[0], name)), "{blocked}: {told}");
+            let is_file = names[0] == "a";
+            assert!(!is_file || sandbox.read(&given[0]) == b"precious", "{blocked}: {told}");
+        }
+        sandbox.remove("target");
+    }
+}
+
+#[test]
+fn the_objects_of_a_running_push_are_not_deleted() {
+    let sandbox = Sandbox::with_store();
+    for (name, content) in [
+        ("HEAD", "ref: refs/heads/main"),
+        ("refs/heads/main", ""),
+        ("objects/info/x", ""),
+        ("objects/tmp_objdir-incoming-Ab12/pack/pack-1.pack", "x"),
+        ("objects/tmp_objdir-incoming-Ab12/aa/bb", "x"),
+        ("objects/incoming-Ab12/pack/tmp_pack_1", "x"),
+    ] {
+        sandbox.write(&format!("source/r.git/{name}"), content);
+    }
+    sandbox.backup(["source"]);
+    restore_and_delete(&sandbox);
+    for kept in ["tmp_objdir-incoming-Ab12/pack/pack-1.pack", "tmp_objdir-incoming-Ab12/aa/bb"] {
+        assert!(sandbox.has(format!("source/r.git/objects/{kept}")), "{kept}");
+    }
+    assert!(sandbox.has("source/r.git/objects/incoming-Ab12/pack/tmp_pack_1"));
+}
+
+#[test]
+fn a_private_directory_is_private_while_it_is_restored() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..12 {
+        sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(2_000_000));
+    }
+    sandbox.tool("chmod").args(["750", "source"]).run().ok();
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let mode = || sandbox.tool("stat").args(["-c", "%a", "target"]).run().stdout;
+    let mut run = sandbox.forgekeep(["restore", &place, "--target", "target"]).start();
+    while !sandbox.has("target") && !run.has_ended() {
+        std::hint::spin_loop();
+    }
+    let first = mode();
+    run.kill();
+    run.wait();
+    assert!(["700", "750"].contains(&first.trim()), "{first}");
+    // The next run knows that the directory was made for this.
+    sandbox.run(["restore", &place, "--target", "target"]).ok();
+    assert_eq!(mode().trim(), "750");
+    let left = sandbox.tool("find").args(["target", "-name", ".forgekeep*"]).run().ok();
+    assert_eq!(left.stdout, "");
+}
+
+#[test]
+fn mounted_files_and_directories_are_not_deleted() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/f", "1");
+    sandbox.backup(["source"]);
+    sandbox.write("elsewhere/file", "kept");
+    sandbox.write("source/file", "");
+    std::fs::create_dir_all(sandbox.path("source/dir")).expect("a directory");
+    let mount = |from: &str, to: &str| {
+        sandbox.tool("mount").args(["--bind", from, to]).run().code() == Some(0)
+    };
+    if !mount("elsewhere/file", "source/file") || !mount("elsewhere", "source/dir") {
+        return;
+    }
+    let place = sandbox.at("latest", "source");
+    let restore = ["restore", &place, "--target", "source", "--delete"];
+    let planned = sandbox.forgekeep(restore).args(["--dry-run"]).run();
+    let done = sandbox.run(restore);
+    sandbox.tool("umount").args(["-l", "source/file", "source/dir"]).run().ok();
+    assert!(!planned.ok().told().contains("would delete"));
+    done.ok();
+    assert_eq!(sandbox.read("elsewhere/file"), b"kept");
+}

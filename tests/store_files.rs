@@ -190,18 +190,22 @@ fn directories_that_cannot_be_synced_are_warned_of_once() {
     let shards: Vec<String> = (0..=255).map(|n| format!("store/segments/{n:02x}")).collect();
     let mut paths: Vec<&str> = shards.iter().map(String::as_str).collect();
     paths.extend(["store", "store/snapshots"]);
-    let outcome = traced(&sandbox, "fsync:error=EINVAL", &paths, &["backup", "source"]).ok();
-    assert_eq!(outcome.stderr.matches("cannot be synced").count(), 1, "{}", outcome.told());
-    sandbox.assert_clean();
+    for (n, error) in ["EINVAL", "EBADF", "EOPNOTSUPP", "ENOSYS"].into_iter().enumerate() {
+        sandbox.write("source/a", Dice::new(10 + n as u64).bytes(100_000));
+        let inject = format!("fsync:error={error}");
+        let outcome = traced(&sandbox, &inject, &paths, &["backup", "source"]).ok();
+        assert_eq!(outcome.stderr.matches("cannot be synced").count(), 1, "{}", outcome.told());
+        sandbox.assert_clean();
+    }
     // A disk that fails is another matter: the file has its name, for how long nobody knows.
     let snapshots = ["store/snapshots"];
     let outcome = traced(&sandbox, "fsync:error=EIO", &snapshots, &["backup", "source"]);
     outcome.fails(1, &["snapshots/", "may be lost again", "`forgekeep snapshots`"]);
-    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    assert_eq!(sandbox.snapshot_ids().len(), 5);
     sandbox.write("source/a", Dice::new(2).bytes(100_000));
     let outcome = traced(&sandbox, "fsync:error=ENOSPC", &paths, &["backup", "source"]);
     outcome.fails(1, &["segments/", "may be lost again"]);
-    assert_eq!(sandbox.snapshot_ids().len(), 2);
+    assert_eq!(sandbox.snapshot_ids().len(), 5);
     sandbox.backup(["source"]);
     sandbox.assert_clean();
 }
@@ -212,24 +216,27 @@ fn odd_things_among_unfinished_files_stay_and_cost_a_warning() {
     sandbox.write("source/a", "a");
     sandbox.write("elsewhere", "kept");
     sandbox.write("store/tmp/directory/file", "kept");
-    sandbox.write("store/tmp/left", "half");
+    sandbox.write("store/tmp/0123456789abcdef", "half");
+    sandbox.write("store/tmp/notes.txt", "kept");
     sandbox.tool("mkfifo").args(["store/tmp/pipe"]).run().ok();
     symlink(sandbox.path("elsewhere"), sandbox.path("store/tmp/link")).expect("links");
     let run = Run::limited(FORGEKEEP).within(sandbox.root()).args(["backup", "source"]).run().ok();
     let warned: Vec<&str> = run.stderr.lines().filter(|line| line.contains("tmp/")).collect();
     assert_eq!(warned.len(), 1, "{}", run.told());
-    assert!(warned[0].contains("(and 2 more)"), "{}", run.told());
-    assert!(!sandbox.has("store/tmp/left"));
+    assert!(warned[0].contains("(and 3 more)"), "{}", run.told());
+    assert!(!sandbox.has("store/tmp/0123456789abcdef"));
     for kept in ["elsewhere", "store/tmp/directory/file", "store/tmp/pipe", "store/tmp/link"] {
         assert!(sandbox.has(kept), "{kept}");
     }
+    assert!(sandbox.has("store/tmp/notes.txt"));
     // Nor does a file that nobody may remove.
-    sandbox.write("store/tmp/fixed", "half");
-    let chattr = |flag| sandbox.tool("chattr").args([flag, "store/tmp/fixed"]).run().code();
+    sandbox.write("store/tmp/fedcba9876543210", "half");
+    let chattr =
+        |flag| sandbox.tool("chattr").args([flag, "store/tmp/fedcba9876543210"]).run().code();
     if is_root() && chattr("+i") == Some(0) {
         let run = sandbox.run(["backup", "source"]);
         chattr("-i");
-        assert!(run.ok().stderr.contains("(and 3 more)"));
+        assert!(run.ok().stderr.contains("(and 4 more)"));
     }
     sandbox.assert_clean();
 }
@@ -412,12 +419,57 @@ fn records_that_are_no_files_are_not_passed_over() {
     std::fs::rename(&record, sandbox.path("record")).expect("moves");
     symlink(sandbox.path("record"), &record).expect("links");
     sandbox.assert_clean();
-    std::fs::remove_file(&record).expect("removes");
-    sandbox.tool("mkfifo").args([&record]).run().ok();
-    let told = sandbox.run(["check"]).ends_with(1).told();
-    assert!(told.contains(&format!("damaged: snapshots/{new}")), "{told}");
-    let place = sandbox.at("latest", "source");
-    sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
+    for odd in ["mkfifo", "mkdir"] {
+        sandbox.remove(&format!("store/snapshots/{new}"));
+        sandbox.tool(odd).args([&record]).run().ok();
+        let told = sandbox.run(["check"]).ends_with(1).told();
+        assert!(told.contains(&format!("damaged: snapshots/{new}")), "{odd}: {told}");
+        let place = sandbox.at("latest", "source");
+        sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
+    }
+}
+
+#[test]
+fn a_link_in_place_of_tmp_never_leads_to_files_that_are_removed() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.write("precious/0123456789abcdef", "kept");
+    sandbox.remove("store/tmp");
+    symlink(sandbox.path("precious"), sandbox.path("store/tmp")).expect("links");
+    let told = sandbox.run(["backup", "source"]).ok().told();
+    assert!(told.contains("tmp of the store was a symbolic link"), "{told}");
+    assert!(sandbox.has("precious/0123456789abcdef"));
+    assert_eq!(sandbox.run(["backup", "source"]).ok().stderr, "");
+}
+
+#[test]
+fn a_directory_of_segments_that_cannot_be_listed_costs_only_those() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..3 {
+        sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(1_000_000));
+        sandbox.backup(["source"]);
+    }
+    let is_empty = |shard: &u8| {
+        let dir = sandbox.path(format!("store/segments/{shard:02x}"));
+        std::fs::read_dir(dir).expect("lists").next().is_none()
+    };
+    let shard = (0..=255).find(is_empty).expect("few segments");
+    let name = format!("store/segments/{shard:02x}");
+    sandbox.remove(&name);
+    sandbox.write(&name, "not a directory");
+    for has_index in [true, false] {
+        if !has_index {
+            sandbox.remove("store/index.sqlite");
+        }
+        let place = sandbox.at("latest", "source");
+        let run = sandbox.run(["restore", &place, "--target", "target"]).ok();
+        assert!(run.stderr.contains(&format!("segments/{shard:02x}")), "{}", run.told());
+        assert_eq!(sandbox.read("target/2"), sandbox.read("source/2"));
+        let told = sandbox.run(["check"]).ends_with(1).told();
+        assert!(told.contains(&format!("damaged: segments/{shard:02x}")), "{told}");
+        sandbox.remove("target");
+    }
+    sandbox.run(["backup", "source"]).fails(1, &["segments/"]);
 }
 
 #[test]

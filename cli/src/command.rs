@@ -94,7 +94,7 @@ impl Global {
 /// A warning about snapshot records that were passed over.
 pub fn doubt(records: u64) -> Option<String> {
     let text = format!(
-        "{} passed over, being unreadable or from the future; if of no use, remove it from snapshots/ in the store",
+        "{} passed over, being unreadable or from the future; check the disk and the clock of this machine",
         crate::report::count(records, "snapshot record")
     );
     (records > 0).then_some(text)
@@ -143,6 +143,13 @@ pub enum Command {
     Notify(notify::Notify),
     #[command(hide = true)]
     Reference,
+}
+
+impl Command {
+    /// Returns true if standard output gets the content of a file, and nothing else may.
+    pub fn prints_content(&self) -> bool {
+        matches!(self, Command::Dump(_))
+    }
 }
 
 /// Does it.

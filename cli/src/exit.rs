@@ -120,6 +120,12 @@ fn number(error: &Error) -> u8 {
     }
 }
 
+/// Returns true if a file stands where a directory belongs, or a directory where a file does.
+fn is_in_the_way(error: &std::io::Error) -> bool {
+    use ErrorKind::{AlreadyExists, DirectoryNotEmpty, IsADirectory, NotADirectory};
+    matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | IsADirectory | NotADirectory)
+}
+
 /// What to do about an error.
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
@@ -130,6 +136,9 @@ fn hint(error: &Error) -> Option<String> {
             "run it as a user who may read the store, root for example".into()
         }
         Error::Unreachable { .. } => "check the disk, its mount and the path".into(),
+        Error::Temporary { .. } => {
+            "set TMPDIR to a directory with free space, and run it again".into()
+        }
         Error::NotAStore { .. } => {
             "check the path and mounts; a new store needs an empty directory".into()
         }
@@ -138,13 +147,13 @@ fn hint(error: &Error) -> Option<String> {
         Error::Locked { .. } => "wait for the other process to end and try again".into(),
         Error::Memory(_) => "end other programs or raise the limit, and run it again".into(),
         Error::NewerFormat { .. } => "install the version of forgekeep that wrote it".into(),
-        error if error.is_out_of_space() => {
-            "nothing was lost; make space and run the same command again".into()
-        }
         Error::StoreUnsynced { .. } => {
             "`forgekeep snapshots` shows whether the snapshot is there; check the disk, then run \
              the same command again"
                 .into()
+        }
+        error if error.is_out_of_space() => {
+            "nothing was lost; make space and run the same command again".into()
         }
         Error::StoreWrite { source, .. } if is_read_only(source) => {
             "the file system is read-only: mount it writable, or only read the store".into()
@@ -152,10 +161,10 @@ fn hint(error: &Error) -> Option<String> {
         Error::StoreRead { source, .. } | Error::StoreWrite { source, .. } if is_denied(source) => {
             "run it as the user who owns the store".into()
         }
-        Error::StoreWrite { source, .. } if source.kind() == ErrorKind::IsADirectory => {
-            "a directory stands where a file of the store belongs: move it away, then run the same \
-             command again"
-                .into()
+        Error::StoreWrite { name, source } if is_in_the_way(source) => {
+            format!(
+                "something else stands where {name} of the store belongs: move it away, then run the same command again"
+            )
         }
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
             "check the disk and the permissions of the store, then run the same command again"

@@ -18,6 +18,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = command::Arguments::try_parse().unwrap_or_else(|error| ui::refuse(&error));
-    let ui = ui::Ui::new(&arguments.global);
-    exit::code(&ui, command::run(arguments.command, &arguments.global, &ui))
+    let mut global = arguments.global;
+    // The content of a file is all that `dump` prints.
+    global.json &= !arguments.command.prints_content();
+    let ui = ui::Ui::new(&global);
+    exit::code(&ui, command::run(arguments.command, &global, &ui))
 }

@@ -54,6 +54,11 @@ trait Tell {
     /// Tells the news, or nothing if these are none for it.
     fn tell(&self, news: &News) -> Result<(), String>;
 
+    /// Returns true if [`Tell::tell`] sends anything for these.
+    fn sends(&self, news: &News) -> bool {
+        matches!(news.what, What::Ended(_))
+    }
+
     /// How long one of these may take, all tries together.
     fn limit(&self) -> Duration;
 
@@ -134,6 +139,16 @@ impl Notifier {
     /// Whether an address that is as good as a password stands in the configuration itself.
     pub fn has_open_address(&self) -> bool {
         self.teller().open_address()
+    }
+
+    /// Returns true if it sends anything for these.
+    pub fn sends(&self, news: &News) -> bool {
+        self.teller().sends(news)
+    }
+
+    /// Returns true if it silences monitoring.
+    pub fn silences(&self, origin: &Origin, now: Time) -> bool {
+        self.teller().plan_silence(origin, now).is_some()
     }
 
     /// The directory that it writes to.

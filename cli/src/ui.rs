@@ -21,6 +21,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often a line says how far it is, where there is no terminal.
 const STATUS: Duration = Duration::from_secs(30);
 
+/// How long a command that prints a result may take to end after a signal.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// How many warnings are remembered for those who are told how it went.
 const REMEMBERED_MAX: usize = 50;
 
@@ -78,6 +81,8 @@ impl Ui {
             let _ = signal_hook::flag::register(signal, Arc::clone(&wants_stop));
             impatient.extend(signal_hook::flag::register(signal, Arc::clone(&may_end)));
         }
+        // A file that grows beyond a limit is an error of that file, and not the end of the run.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
         let Global { json, quiet, verbose, .. } = *global;
         let stdout = Mutex::new(io::stdout());
         let warnings = Arc::default();
@@ -293,10 +298,15 @@ impl Watch {
     }
 
     fn tick(&self, wants_stop: &AtomicBool) {
-        let mut status_at = self.started + STATUS;
+        let (mut status_at, mut stop_at) = (self.started + STATUS, None);
         loop {
             if wants_stop.load(Relaxed) {
                 self.progress.stop();
+                let stop_at = *stop_at.get_or_insert(Instant::now() + PATIENCE);
+                if self.is_hushed.load(Relaxed) && Instant::now() >= stop_at {
+                    // The result is being written, and its reader does not read.
+                    std::process::exit(130);
+                }
             }
             if self.ended.load(Relaxed) {
                 return;
@@ -402,6 +412,9 @@ impl Observer for Watch {
             }
             Event::NotRestored { path, reason } => {
                 self.trouble("not restored:", "restore", &path, &reason);
+            }
+            Event::NotDeleted { path, reason } => {
+                self.trouble("not deleted:", "restore", &path, &reason);
             }
             Event::MetadataRefused { path, reason } => {
                 self.trouble("restored without all metadata:", "restore", &path, &reason);

@@ -73,6 +73,15 @@ impl Undo {
         }
     }
 
+    /// Returns true if both start the same service, or both end a run, or are equal.
+    fn is_same_as(&self, other: &Undo) -> bool {
+        match (self, other) {
+            (Undo::Start { name, .. }, Undo::Start { name: other, .. }) => name == other,
+            (Undo::Run { .. }, Undo::Run { .. }) => true,
+            _ => self == other,
+        }
+    }
+
     /// What is done, for people.
     pub fn shown(&self) -> String {
         match self {
@@ -193,8 +202,10 @@ impl Record {
         &self.undo
     }
 
-    /// Notes something durably. To be called before it is done.
+    /// Notes something durably. To be called before it is done. A note that failed in earlier
+    /// runs is replaced by the same one of this run.
     pub fn note(&mut self, undo: Undo) -> Result<()> {
+        self.undo.retain(|known| !known.is_same_as(&undo));
         self.undo.push(undo);
         self.write(&self.undo)
     }
@@ -390,6 +401,18 @@ mod tests {
         assert_eq!(record.left().len(), 1);
         let tries = std::fs::read_to_string(&log).expect("a log").matches("start").count();
         assert_eq!(tries, START_TRIES as usize);
+    }
+
+    #[test]
+    fn a_start_that_keeps_failing_is_noted_once() {
+        let state = tempfile::tempdir().expect("a directory");
+        let mut record = Record::open(state.path(), "forge").expect("opens");
+        for _ in 0..3 {
+            record.note(start("puma", "false".into())).expect("notes");
+            record.note(Undo::Run { commands: vec![Command::new(["false"])] }).expect("notes");
+            assert_eq!(record.undo(&Ears::default()).len(), 2);
+            assert_eq!(record.left().len(), 2);
+        }
     }
 
     #[test]

@@ -35,9 +35,10 @@ pub trait Backend: Send + Sync {
     /// The place, for messages.
     fn place(&self) -> String;
 
-    /// All files in directory `dir`, sorted by name, without what lies in
-    /// directories below. Complete or an error: a directory that is not there
-    /// is an error, never an empty answer.
+    /// All files in directory `dir`, sorted by name, without the files in directories below.
+    ///
+    /// Complete or an error: a missing directory is an error, never an empty answer. Directories
+    /// may be listed as well, with length 0; reading one fails.
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>>;
 
     /// Fills `out` with the bytes from `offset` on. Fewer bytes are an

@@ -14,6 +14,7 @@ use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
+use crate::store::shard_dir;
 use crate::store::{INDEX_FILE, Store};
 use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
 use parking_lot::Mutex;
@@ -301,8 +302,13 @@ impl Check<'_> {
         if !self.store.index.is_read_only() {
             self.last = self.of_index(self.store.index.last_number())?;
         }
-        let shards: Vec<Vec<(SegmentId, u64)>> =
-            (0..=255).map(|shard| self.store.list_shard(shard)).collect::<Result<_>>()?;
+        let list = |shard| {
+            self.store.list_shard(shard).unwrap_or_else(|error| {
+                self.damage(shard_dir(shard), format!("{error}; its segments count as missing"));
+                Vec::new()
+            })
+        };
+        let shards: Vec<Vec<(SegmentId, u64)>> = (0..=255).map(list).collect();
         let ids = shards.iter().flatten().map(|(id, _)| id);
         self.picked = Picked::of(self.read_data, ids);
         let picked = |id: &SegmentId, len: u64| if self.picked.has(id) { len } else { 0 };

@@ -4,7 +4,7 @@ use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::store::Store;
-use crate::tree::{self, Lost, Span, TreeReader};
+use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
@@ -40,10 +40,13 @@ pub fn diff(
     each: &mut dyn FnMut(Difference) -> Result<()>,
 ) -> Result<()> {
     let get = |id: &ChunkId| store.chunk(id);
-    let (left, right) = (tree::leaves(first, &get)?, tree::leaves(second, &get)?);
+    let outline = |root| tree::outline(root, &get, &|_| false, &mut |_| {});
+    let (left, right) = (outline(first), outline(second));
     let shared: HashSet<ChunkId> = {
-        let left: HashSet<ChunkId> = left.iter().copied().collect();
-        right.iter().copied().filter(|page| left.contains(page)).collect()
+        let pages = |parts: &[(Place, Part)]| -> HashSet<ChunkId> {
+            parts.iter().map(|(place, _)| place.child.page).collect()
+        };
+        pages(&left).intersection(&pages(&right)).copied().collect()
     };
     let mut left = entries(left, &shared, &get).peekable();
     let mut right = entries(right, &shared, &get).peekable();
@@ -115,12 +118,16 @@ fn compare(a: Entry, b: Entry) -> Option<Change> {
 }
 
 fn entries<'a>(
-    leaves: Vec<ChunkId>,
+    parts: Vec<(Place, Part)>,
     shared: &'a HashSet<ChunkId>,
     get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
 ) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
-    leaves
-        .into_iter()
-        .filter(|page| !shared.contains(page))
-        .flat_map(move |page| TreeReader::new(&page, get))
+    let parts = parts.into_iter().filter(|(place, _)| !shared.contains(&place.child.page));
+    parts.flat_map(move |(place, part)| {
+        let (lost, leaf) = match part {
+            Part::Lost(error) => (Some(place.lost(error)), None),
+            Part::Leaf | Part::Known => (None, Some(TreeReader::at(place, get))),
+        };
+        lost.map(Err).into_iter().chain(leaf.into_iter().flatten())
+    })
 }

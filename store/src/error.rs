@@ -67,6 +67,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A file that only this process needs could not be written.
+    #[error("cannot write temporary files in {}: {source}", dir.display())]
+    Temporary {
+        /// Directory of temporary files.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Writing to the store failed; the run ends.
     #[error("cannot write {name} of the store: {source}")]
     StoreWrite {

@@ -44,6 +44,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A path that the snapshot lacks could not be removed. Changes the exit code.
+    NotDeleted {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A path was restored with its content, but some of its metadata was refused. Changes
     /// the exit code.
     MetadataRefused {

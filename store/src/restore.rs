@@ -16,13 +16,13 @@ mod window;
 
 use crate::entry::{Entry, Kind, is_within};
 use crate::error::{Error, Result};
-use crate::glob::Globs;
+use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
 use crate::left_out::Spared;
 use crate::observe::{Event, Observer};
 use crate::source::{self, Stat};
 use crate::store::Store;
-use crate::target::{Refused, Target};
+use crate::target::{self, Refused, Target};
 use crate::tree::{Lost, Span, TreeReader};
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
@@ -113,9 +113,16 @@ pub fn restore(
         return Ok(Report { selected: selected_entries, ..report });
     }
     let failed = |source| Error::Target { path: target.to_owned(), source };
-    make_target(target).map_err(failed)?;
+    let gives_metadata = matches!(
+        TreeReader::within(root, &prefix, &get).next(),
+        Some(Ok(entry)) if entry.path == prefix && !prefix.is_empty()
+    );
+    make_target(target, gives_metadata).map_err(failed)?;
     let top = Top::look(target, &prefix).map_err(failed)?;
     let target_dir = Target::new(source::open_dir(target).map_err(failed)?);
+    if gives_metadata && top.gets_metadata && !top.is_place {
+        target_dir.mark();
+    }
     let mut restore = Restore {
         store,
         root: target.to_owned(),
@@ -127,6 +134,7 @@ pub fn restore(
         open_dirs: Vec::new(),
         links: HashMap::new(),
         lost_links: Mutex::default(),
+        unplaced_links: Mutex::default(),
         prefix,
         top,
         lost: false,
@@ -134,6 +142,7 @@ pub fn restore(
         is_delete: options.delete,
         store_place,
         copies: HashMap::new(),
+        unmade_dirs: Mutex::default(),
         git_caches: Mutex::default(),
         packed_refs: PackedRefs::default(),
     };
@@ -149,12 +158,23 @@ pub fn restore(
     restore.delete(extra, root, from, options, &get)?;
     restore.warn_of_hidden_refs(root);
     restore.target.put_modes_back();
-    Ok(restore.report())
+    let report = restore.report();
+    if report.files_restored + report.others + report.deleted > 0 {
+        restore.target.sync().map_err(failed)?;
+    }
+    Ok(report)
 }
 
-/// Makes the target directory, and those that lead to it, unless it is there.
-fn make_target(target: &Path) -> io::Result<()> {
-    match std::fs::create_dir_all(target) {
+/// Makes the target directory, and those that lead to it, unless it is there. One that gets
+/// metadata of its own later is private until then.
+fn make_target(target: &Path, gets_metadata: bool) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    // `.` and its like have no directory to be made in.
+    if let Some(parent) = target.parent().filter(|_| target.file_name().is_some()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mode = if gets_metadata { 0o700 } else { 0o777 };
+    match std::fs::DirBuilder::new().mode(mode).create(target) {
         // A symbolic link to a directory is one.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => Ok(()),
         made => made,
@@ -325,6 +345,8 @@ struct Counts {
 struct Top {
     stat: Stat,
     is_empty: bool,
+    /// Whether it is the very directory that was backed up.
+    is_place: bool,
     /// Whether it gets the metadata of the directory whose content is restored.
     gets_metadata: bool,
 }
@@ -337,11 +359,14 @@ impl Top {
     fn look(target: &Path, prefix: &[u8]) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
         let stat = source::stat_open(&dir)?;
-        let is_empty = source::names(dir.as_fd())?.is_empty();
+        let names = source::names(dir.as_fd())?;
+        let is_marked = names.iter().any(|(name, _)| target::is_mark(name));
+        let is_empty = names.iter().all(|(name, _)| target::is_mark(name));
         let is_place = canonical(target)?.as_os_str().as_bytes() == [b"/", prefix].concat();
         let user = rustix::process::geteuid();
         let is_ours = user.is_root() || user.as_raw() == stat.uid;
-        Ok(Top { stat, is_empty, gets_metadata: is_place || is_empty && is_ours })
+        let gets_metadata = is_place || (is_empty || is_marked) && is_ours;
+        Ok(Top { stat, is_empty, is_place, gets_metadata })
     }
 
     /// Whether an entry has its owner and mode.
@@ -364,8 +389,10 @@ struct Restore<'a> {
     open_dirs: Vec<Dir>,
     /// First restored path of each file with several names, and the names to come.
     links: HashMap<LinkKey, (Vec<u8>, u64)>,
-    /// Those whose first path was not restored: what stands there is something else.
+    /// Files of several names whose content is lost.
     lost_links: Mutex<HashSet<LinkKey>>,
+    /// Those of which no name could be given yet: something else stands there.
+    unplaced_links: Mutex<HashSet<LinkKey>>,
     prefix: Vec<u8>,
     top: Top,
     lost: bool,
@@ -375,6 +402,8 @@ struct Restore<'a> {
     store_place: Option<Vec<u8>>,
     /// Copies of files that no further hard link could be made to.
     copies: HashMap<LinkKey, Vec<u8>>,
+    /// Directories that could not be made. Nothing in them can be restored.
+    unmade_dirs: Mutex<HashSet<Vec<u8>>>,
     git_caches: Mutex<GitCaches>,
     packed_refs: PackedRefs,
     /// Dropped last: unfinished files go before the modes of their directories are put back.
@@ -402,9 +431,15 @@ impl Restore<'_> {
         }
     }
 
-    /// Other names of this must not be linked to whatever is in its place.
+    /// Notes that the content of this is lost, under all of its names.
     fn lose(&self, entry: &Entry) {
         self.lost_links.lock().extend(link_key(entry));
+    }
+
+    /// Notes that this name could not be given. Other names must not be linked to whatever is
+    /// in its place.
+    fn miss(&self, entry: &Entry) {
+        self.unplaced_links.lock().extend(link_key(entry));
     }
 
     fn is_lost(&self, entry: &Entry) -> bool {
@@ -422,11 +457,20 @@ impl Restore<'_> {
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
             return;
         }
+        if error.kind() == io::ErrorKind::NotFound && self.is_below_unmade(path) {
+            self.failed(path, "its directory could not be made");
+            return;
+        }
         if error.kind() == io::ErrorKind::DirectoryNotEmpty {
             self.failed(path, dir_in_the_way(self.is_delete));
             return;
         }
         self.failed(path, &error.to_string());
+    }
+
+    fn is_below_unmade(&self, path: &[u8]) -> bool {
+        let unmade = self.unmade_dirs.lock();
+        !unmade.is_empty() && ends(path).any(|end| unmade.contains(&path[..end]))
     }
 
     fn failed(&self, path: &[u8], reason: &str) {

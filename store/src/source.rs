@@ -19,6 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Longest path handed to a system call at once.
 const STEP_BYTES: usize = 3000;
@@ -26,6 +27,11 @@ const STEP_BYTES: usize = 3000;
 const XATTR_BYTES_MAX: usize = 64 << 10;
 /// Bytes of directory listing read at once.
 const LISTING_BYTES: usize = 32 << 10;
+
+/// How long a lease is waited for: longer than the kernel lets anybody keep one by default.
+const LEASE_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is tried again.
+const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What one look at a file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,17 +150,34 @@ pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result
 }
 
 /// Opens a file for reading without leaving a trace in its access time, where that is allowed.
-///
-/// Waits for a lease that a file server gave to a client, for as long as the kernel lets
-/// the client keep it (`/proc/sys/fs/lease-break-time`, 45 seconds).
+/// A lease that a file server gave to a client is not waited for: `WouldBlock`.
 pub fn open_file_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<File> {
     // A FIFO that took the file's place must not block.
     let open = |flags| open_below(dir, path, OFlags::RDONLY | OFlags::NONBLOCK | flags);
-    match without_trace(open) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => open_leased(dir, path, error),
-        result => result,
+    without_trace(open).map(File::from)
+}
+
+/// The same, but waits for a lease, for as long as the kernel lets the client keep it
+/// (`/proc/sys/fs/lease-break-time`, 45 seconds) or until `is_over`.
+pub fn open_file_waiting(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    is_over: impl Fn() -> bool,
+) -> io::Result<File> {
+    let began = Instant::now();
+    loop {
+        match open_file_below(dir, path) {
+            // The attempt itself asks the client to give the lease back.
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && began.elapsed() < LEASE_PATIENCE
+                    && !is_over() =>
+            {
+                std::thread::sleep(LEASE_PAUSE);
+            }
+            opened => return opened,
+        }
     }
-    .map(File::from)
 }
 
 /// Opens with `NOATIME`, and without it where only the owner may do that.
@@ -163,25 +186,6 @@ fn without_trace(open: impl Fn(OFlags) -> io::Result<OwnedFd>) -> io::Result<Own
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
             open(OFlags::empty())
         }
-        result => result,
-    }
-}
-
-/// Opens a regular file that cannot be opened without waiting, which failed with `refused`.
-fn open_leased(dir: BorrowedFd<'_>, path: &[u8], refused: io::Error) -> io::Result<OwnedFd> {
-    let place = open_below(dir, path, OFlags::PATH)?;
-    if stat_open(&place)?.kind != Kind::File {
-        return Err(refused);
-    }
-    // The same inode as was looked at, whatever has that name by now.
-    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let open = |flags| {
-        let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(rustix::io::retry_on_intr(|| openat(CWD, &path, flags, Mode::empty()))?)
-    };
-    match without_trace(open) {
-        // Without `/proc` there is no such path; the file itself is there.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(refused),
         result => result,
     }
 }

@@ -13,7 +13,7 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -153,7 +153,7 @@ fn segments_exist(backend: &dyn Backend) -> bool {
     (0..=255u8).any(|shard| backend.list(&shard_dir(shard)).is_ok_and(|files| !files.is_empty()))
 }
 
-fn shard_dir(shard: u8) -> String {
+pub(crate) fn shard_dir(shard: u8) -> String {
     format!("{SEGMENTS_DIR}/{shard:02x}")
 }
 
@@ -204,7 +204,9 @@ impl Store {
             if local.is_exposed() {
                 let (place, others) =
                     (local.place(), if stored.config.group_readable { "o=" } else { "go=" });
-                let text = format!("other users can read {place}; run `chmod -R {others} {place}`");
+                let text = format!(
+                    "other users can read or change {place}; run `chmod -R {others} {place}`"
+                );
                 observer.event(Event::Warning(text));
             }
         }
@@ -409,6 +411,20 @@ thread_local! {
     static SCRATCH: RefCell<(FrameDecoder, Vec<u8>)> = RefCell::default();
 }
 
+/// The name of the directory of a shard and its segments; nothing, with a warning, where the
+/// directory cannot be listed.
+fn list_shard_if_possible(
+    backend: &dyn Backend,
+    shard: u8,
+    observer: &dyn Observer,
+) -> Option<Vec<(SegmentId, u64)>> {
+    list_shard(backend, shard)
+        .map_err(|error| {
+            observer.event(Event::Warning(format!("{error}; its segments count as missing")));
+        })
+        .ok()
+}
+
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
     let dir = shard_dir(shard);
     let files = match backend.list(&dir) {
@@ -566,7 +582,7 @@ impl Opening<'_> {
         }
         let why = match purpose {
             Purpose::Rebuild => "asked for".to_owned(),
-            _ => match self.open(path) {
+            _ => match self.open(path, purpose) {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(why)) => why,
                 // A new one would need even more space.
@@ -578,12 +594,16 @@ impl Opening<'_> {
             },
         };
         // An empty store has no index because nobody needed one yet.
+        let is_said = Cell::new(false);
         let say = || {
+            if is_said.replace(true) {
+                return;
+            }
             if purpose != Purpose::Rebuild && segments_exist(self.backend) {
                 self.observer.event(Event::Note(format!("building the index: {why}")));
             }
         };
-        let built = self.build_alone(path, lock, &say);
+        let built = self.build_alone(path, purpose, lock, &say);
         match built {
             Ok(index) => Ok((index, None)),
             // Somebody else works on it, or this place cannot be written: a reader
@@ -601,20 +621,26 @@ impl Opening<'_> {
 
     /// Builds an index of this process alone, in a temporary directory.
     fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
-        let failed = |source| Error::StoreWrite { name: INDEX_FILE.into(), source };
-        let dir = tempfile::tempdir().map_err(failed)?;
-        let builder = Builder::new(&dir.path().join(INDEX_FILE), self.mode, &self.store_id)?;
-        let builder = self.fill(builder, purpose != Purpose::Read)?;
-        let index = builder.finish(false, &self.store_id)?;
+        let failed = |source| Error::Temporary { dir: std::env::temp_dir(), source };
+        // A rescue system may have no place for temporary files but its memory.
+        let dir = tempfile::tempdir()
+            .or_else(|error| tempfile::tempdir_in("/dev/shm").map_err(|_| failed(error)))?;
+        let built = Builder::new(&dir.path().join(INDEX_FILE), self.mode, &self.store_id)
+            .and_then(|builder| self.fill(builder, purpose, purpose != Purpose::Read))
+            .and_then(|builder| builder.finish(false, &self.store_id));
+        let index = built.map_err(|error| match error.is_out_of_space() {
+            true => failed(io::ErrorKind::StorageFull.into()),
+            false => error,
+        })?;
         Ok((index, dir))
     }
 
     /// The index at `path`, if it is there and fits; else why not.
-    fn open(&self, path: &Path) -> Result<Result<Index, String>> {
+    fn open(&self, path: &Path, purpose: Purpose) -> Result<Result<Index, String>> {
         let Some(index) = Index::open(path, &self.store_id)? else {
             return Ok(Err("there is none that fits this store".into()));
         };
-        match self.reconcile(&index)? {
+        match self.reconcile(&index, purpose)? {
             None => Ok(Ok(index)),
             Some(lost) => {
                 let text = format!("segment {lost} is gone or was changed");
@@ -627,11 +653,13 @@ impl Opening<'_> {
 
     /// Compares the index with the listed segments and takes up the new ones. Returns a
     /// segment that is gone or has another length: the index has rows too many.
-    fn reconcile(&self, index: &Index) -> Result<Option<SegmentId>> {
+    ///
+    /// A reader does without a directory that cannot be listed.
+    fn reconcile(&self, index: &Index, purpose: Purpose) -> Result<Option<SegmentId>> {
         for shard in 0..=255 {
             // In this order: what is published between the two is new, not gone.
             let known = index.segments(shard)?;
-            let listed = list_shard(self.backend, shard)?;
+            let Some(listed) = self.list_shard(shard, purpose)? else { continue };
             let is_there = |segment: &&Segment| {
                 let at = listed.binary_search_by_key(&segment.id, |(id, _)| *id);
                 at.is_ok_and(|at| listed[at].1 == segment.len) || self.is_whole_file(segment)
@@ -660,6 +688,14 @@ impl Opening<'_> {
         len.is_ok_and(|len| len == segment.len)
     }
 
+    /// The segments of a shard; nothing, for a reader, where its directory cannot be listed.
+    fn list_shard(&self, shard: u8, purpose: Purpose) -> Result<Option<Vec<(SegmentId, u64)>>> {
+        match purpose {
+            Purpose::Read => Ok(list_shard_if_possible(self.backend, shard, self.observer)),
+            Purpose::Write | Purpose::Rebuild => list_shard(self.backend, shard).map(Some),
+        }
+    }
+
     /// A snapshot may refer to these segments from now on.
     fn settle(&self, shard: u8) -> Result<()> {
         let dir = shard_dir(shard);
@@ -683,13 +719,19 @@ impl Opening<'_> {
         }
     }
 
-    fn build_alone(&self, path: &Path, lock: Option<&Lock>, say: &dyn Fn()) -> Result<Index> {
+    fn build_alone(
+        &self,
+        path: &Path,
+        purpose: Purpose,
+        lock: Option<&Lock>,
+        say: &dyn Fn(),
+    ) -> Result<Index> {
         if let Some(lock) = lock {
             lock.change(Mode::Exclusive)?;
         }
         say();
         let built = Builder::new(path, self.mode, &self.store_id)
-            .and_then(|builder| self.fill(builder, true))
+            .and_then(|builder| self.fill(builder, purpose, true))
             .and_then(|builder| builder.finish(true, &self.store_id));
         if let Some(lock) = lock {
             lock.change(Mode::Shared)?;
@@ -698,10 +740,10 @@ impl Opening<'_> {
     }
 
     /// Fills an index from the segments' tables. New snapshots may count on one for `writers`.
-    fn fill(&self, mut builder: Builder, writers: bool) -> Result<Builder> {
+    fn fill(&self, mut builder: Builder, purpose: Purpose, writers: bool) -> Result<Builder> {
         let mut shards = Vec::new();
         for shard in 0..=255 {
-            let listed = list_shard(self.backend, shard)?;
+            let listed = self.list_shard(shard, purpose)?.unwrap_or_default();
             if writers && !listed.is_empty() {
                 self.settle(shard)?;
             }

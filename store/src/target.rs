@@ -29,6 +29,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// Their writer holds them locked, so an unlocked one was left by a killed restore.
 const UNFINISHED: &str = ".forgekeep-unfinished-";
 
+/// Stands in a target that gets the metadata of a directory, until it has them: a restore that
+/// ends early leaves it, and the next one goes on.
+const MARK: &str = ".forgekeep-unfinished-restore";
+
 /// The attribute that holds an ACL.
 const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The attribute that holds the ACL of what is made in a directory.
@@ -115,6 +119,27 @@ impl Target {
         };
         target.meet_dir(b"");
         target
+    }
+
+    /// Marks the target as one that gets the metadata of a directory when all is restored.
+    pub fn mark(&self) {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        // Best effort: without it a restore that is taken up again leaves the mode alone.
+        let _ = openat(&self.dir, MARK, flags, Mode::RUSR | Mode::WUSR);
+    }
+
+    /// Removes the mark.
+    pub fn unmark(&self) {
+        let _ = unlinkat(&self.dir, MARK, AtFlags::empty());
+    }
+
+    /// Brings everything written to stable storage, so that an error of the disk, or of a server
+    /// that was asked late, is reported. Returns the first error since the target was opened.
+    pub fn sync(&self) -> io::Result<()> {
+        match rustix::fs::syncfs(&self.dir) {
+            Err(Errno::NOSYS | Errno::NOTSUP | Errno::INVAL) => Ok(()),
+            synced => Ok(synced?),
+        }
     }
 
     /// The directory itself.
@@ -485,7 +510,7 @@ impl Target {
                 self.xattr_denied.fetch_add(1, Ordering::Relaxed);
             }
             Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
-                refused.0.push(format!("{what}: too large for this file system"));
+                refused.0.push(format!("{what}: too large for this file system, or it is full"));
             }
             Err(error) => refused.note(&what, &error.into()),
         }
@@ -650,7 +675,14 @@ fn unfinished_name() -> io::Result<Vec<u8>> {
 
 /// Whether this is the name of a file that is not complete yet.
 pub fn is_unfinished(name: &[u8]) -> bool {
-    name.starts_with(UNFINISHED.as_bytes())
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let digits = name.strip_prefix(UNFINISHED.as_bytes());
+    digits.is_some_and(|digits| digits.len() == 16 && digits.iter().all(is_digit))
+}
+
+/// Returns true if this is the name of the mark of a target.
+pub fn is_mark(name: &[u8]) -> bool {
+    name == MARK.as_bytes()
 }
 
 /// Whether a file is being written by another restore.

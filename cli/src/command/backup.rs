@@ -133,6 +133,7 @@ impl Backup {
             );
         }
         let shown = show(ui, &report, missing, watch.elapsed());
+        let shown = saved_all_the_same(shown, &report);
         // Whoever does not read our output to its end still has the exit code.
         if let Some(doubt) = super::doubt(report.doubtful_records) {
             ui.explain(&doubt);
@@ -367,6 +368,16 @@ fn is_there(program: &OsString) -> bool {
 fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
     ui.json("summary", summary(report, missing, elapsed))?;
     remarks(ui, report, missing, elapsed)
+}
+
+/// Adds to a failure to print a result that its snapshot is there.
+pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result<(), Failure> {
+    shown.map_err(|failure| match (failure, report.snapshot) {
+        (Failure::Other { message, .. }, Some(id)) => {
+            with_hint(message, format!("snapshot {} was saved all the same", id.short()))
+        }
+        (failure, _) => failure,
+    })
 }
 
 /// Paths that are missing from the snapshot, or lack metadata there.

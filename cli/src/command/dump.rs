@@ -14,6 +14,8 @@ use store::tree::Lookup;
 
 /// Print the content of one file
 ///
+/// Standard output gets the content alone; warnings and errors are text on standard error, also with --json.
+///
 /// Example: forgekeep dump --store S latest:/gitlab.sql | psql gitlab
 #[derive(Debug, Args)]
 pub struct Dump {

@@ -12,7 +12,7 @@ use store::entry::{Entry, display_path};
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::store::Purpose;
-use store::tree::{self, TreeReader};
+use store::tree::{self, Lost, Part, TreeReader};
 
 /// Say in which snapshots a path is
 ///
@@ -41,23 +41,35 @@ impl Find {
         // Leaves without a hit are shared by many snapshots and looked at once.
         let mut empty: HashSet<ChunkId> = HashSet::new();
         let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
-        let mut damage = None;
-        for (number, (_, snapshot)) in snapshots.iter().enumerate() {
-            let mut leaves = tree::leaves(&snapshot.root.chunk(), &get)?;
-            leaves.retain(|page| !empty.contains(page));
-            for page in leaves {
+        let mut lost_parts = 0u64;
+        for (number, (id, snapshot)) in snapshots.iter().enumerate() {
+            let mut lost = |lost: &Lost| {
+                lost_parts += 1;
+                let (id, span, error) = (id.short(), &lost.span, &lost.error);
+                ui.warn(&format!("cannot look at {span} in snapshot {id}: {error}"));
+            };
+            let root = snapshot.root.chunk();
+            for (place, part) in tree::outline(&root, &get, &|_| false, &mut |_| {}) {
                 store.observer().progress().check()?;
+                let page = place.child.page;
+                if let Part::Lost(error) = part {
+                    lost(&place.lost(error));
+                    continue;
+                }
+                if empty.contains(&page) {
+                    continue;
+                }
                 let mut is_empty = true;
-                for item in TreeReader::new(&page, &get) {
+                for item in TreeReader::at(place, &get) {
                     match item {
                         Ok(entry) if globs.fits(&entry.path) => {
                             is_empty = false;
                             found.entry(entry.path.clone()).or_default().push((number, entry));
                         }
                         Ok(_) => {}
-                        Err(lost) => {
+                        Err(part) => {
                             is_empty = false;
-                            damage.get_or_insert(lost.error);
+                            lost(&part);
                         }
                     }
                 }
@@ -66,7 +78,8 @@ impl Find {
                 }
             }
         }
-        watch.end();
+        // A signal is still heard while the result is printed.
+        watch.hush();
         for (path, versions) in &found {
             ui.line(format!("/{}", display_path(path)))?;
             for (number, entry) in versions {
@@ -86,6 +99,7 @@ impl Find {
             count(found.len() as u64, "path"),
             count(snapshots.len() as u64, "snapshot")
         ))?;
-        damage.map_or(Ok(()), |error| Err(error.into()))
+        watch.end();
+        if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
     }
 }

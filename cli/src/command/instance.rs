@@ -148,6 +148,12 @@ pub fn recover(
 
 /// Says how it went.
 pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
+    let shown = backup::saved_all_the_same(print(ui, outcome, elapsed), &outcome.report);
+    // Whoever does not read our output to its end still has the exit code.
+    if outcome.is_good() { shown } else { Err(Failure::Partial) }
+}
+
+fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
     show_findings(ui, &outcome.missing, &outcome.checks)?;
     for database in &outcome.databases {
         let rows: u64 = database.tables.iter().map(|table| table.rows).sum();
@@ -177,13 +183,10 @@ pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure
     for failure in outcome.failures.iter().cloned().chain(doubt(outcome.report.doubtful_records)) {
         ui.explain(&failure);
     }
-    if outcome.is_good() {
-        return Ok(());
-    }
     if !outcome.is_complete {
         ui.explain("the backup is not complete: see what is missing above");
     }
-    Err(Failure::Partial)
+    Ok(())
 }
 
 /// Says what is missing and how the checks went.

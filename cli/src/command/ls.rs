@@ -53,30 +53,24 @@ pub fn each_entry(
     each: &mut dyn FnMut(Entry) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let get = |id: &ChunkId| store.chunk(id);
-    let (mut found, mut error, mut lost_entries) = (false, None, 0u64);
+    let (mut found, mut lost_parts) = (false, 0u64);
     for item in TreeReader::within(root, path, &get) {
         store.observer().progress().check()?;
+        found = true;
         match item {
-            Ok(entry) => {
-                found = true;
-                each(entry)?;
-            }
+            Ok(entry) => each(entry)?,
             Err(lost) => {
-                // What can be read is shown; the end tells the truth.
-                found = true;
-                lost_entries = lost_entries.saturating_add(lost.entries.unwrap_or(1));
-                error.get_or_insert(lost.error);
+                lost_parts += 1;
+                let entries = lost.entries.map_or("entries".into(), |n| count(n, "entry"));
+                let text = format!("{entries} of {} cannot be read: {}", lost.span, lost.error);
+                store.observer().event(Event::Warning(text));
             }
         }
     }
-    match error {
-        Some(error) => {
-            let text = format!("{} cannot be read", count(lost_entries, "entry"));
-            store.observer().event(Event::Warning(text));
-            Err(error.into())
-        }
-        None if found || path.is_empty() => Ok(()),
-        None => Err(select::no_path(store, id, root, path)),
+    match lost_parts {
+        0 if found || path.is_empty() => Ok(()),
+        0 => Err(select::no_path(store, id, root, path)),
+        _ => Err(Failure::Partial),
     }
 }
 

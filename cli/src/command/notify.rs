@@ -76,47 +76,55 @@ impl Test {
         }
         let origin = Origin { instance, host: &host, run, is_test: true };
         let wants_stop = || ui.wants_stop();
-        let failures = match self.kind {
-            Kind::Started => {
-                let news = News { origin, at: now(), what: What::Started };
-                notify::tell(notifiers, &news, &wants_stop)
+        let outcome;
+        let what = match self.kind {
+            Kind::Started => Some(What::Started),
+            Kind::Silence => None,
+            Kind::Done | Kind::Partial | Kind::Failed => {
+                outcome = self.kind.outcome();
+                Some(What::Ended(&outcome))
             }
-            Kind::Done => end(notifiers, origin, Ending::Done, &wants_stop),
-            Kind::Partial => end(notifiers, origin, Ending::Partial, &wants_stop),
-            Kind::Failed => end(notifiers, origin, Ending::Failed, &wants_stop),
-            Kind::Silence => silence(notifiers, &origin, &wants_stop),
         };
+        let news = what.map(|what| News { origin, at: now(), what });
+        let failures = match &news {
+            Some(news) => notify::tell(notifiers, news, &wants_stop),
+            None => silence(notifiers, &origin, &wants_stop),
+        };
+        let is_silent = |notifier: &&Notifier| match &news {
+            Some(news) => !notifier.sends(news),
+            None => !notifier.silences(&origin, now()),
+        };
+        let silent: Vec<String> = notifiers.iter().filter(is_silent).map(Notifier::name).collect();
+        let count = notifiers.len() - silent.len();
         for failure in &failures {
             ui.explain(failure);
         }
-        ui.json("notified", json!({"notifiers": notifiers.len(), "failures": failures}))?;
-        match failures.len() {
-            0 => ui.remark(format!(
-                "told {}",
-                crate::report::count(notifiers.len() as u64, "notifier")
-            )),
-            _ => Err(Failure::Partial),
+        for name in &silent {
+            ui.explain(&format!("{name} sends nothing of this kind; it was not tested"));
         }
+        let value = json!({"notifiers": count, "not_tested": silent, "failures": failures});
+        ui.json("notified", value)?;
+        if failures.is_empty() && count > 0 {
+            return ui.remark(format!("told {}", crate::report::count(count as u64, "notifier")));
+        }
+        Err(Failure::Partial)
     }
 }
 
-/// Tells of the end of a run that never was, in a way that everybody wants to hear of.
-fn end(
-    notifiers: &[Notifier],
-    origin: Origin,
-    ending: Ending,
-    wants_stop: &dyn Fn() -> bool,
-) -> Vec<String> {
-    let at = now();
-    let exit_code = match ending {
-        Ending::Done => 0,
-        Ending::Partial => 3,
-        Ending::Failed => 1,
-    };
-    let mut outcome = Outcome::new(ending, exit_code, at, at);
-    outcome.message = Some("this is a test, there was no backup".into());
-    outcome.previous = Some(ending != Ending::Done);
-    notify::tell(notifiers, &News { origin, at, what: What::Ended(&outcome) }, wants_stop)
+impl Kind {
+    /// The end of a run that never was, in a way that everybody wants to hear of.
+    fn outcome(self) -> Outcome {
+        let (ending, exit_code) = match self {
+            Kind::Done => (Ending::Done, 0),
+            Kind::Partial => (Ending::Partial, 3),
+            _ => (Ending::Failed, 1),
+        };
+        let at = now();
+        let mut outcome = Outcome::new(ending, exit_code, at, at);
+        outcome.message = Some("this is a test, there was no backup".into());
+        outcome.previous = Some(ending != Ending::Done);
+        outcome
+    }
 }
 
 fn silence(notifiers: &[Notifier], origin: &Origin, wants_stop: &dyn Fn() -> bool) -> Vec<String> {

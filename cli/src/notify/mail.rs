@@ -67,8 +67,12 @@ impl Tell for Mail {
         super::overall(self.timeout, self.to.len(), self.password.as_ref())
     }
 
+    fn sends(&self, news: &News) -> bool {
+        self.when.wanted(news).is_some()
+    }
+
     fn tell(&self, news: &News) -> Result<(), String> {
-        if self.when.wanted(news).is_none() {
+        if !self.sends(news) {
             return Ok(());
         }
         let transport = self.transport().map_err(|error| format!("no mail: {error}"))?;

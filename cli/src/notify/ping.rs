@@ -44,6 +44,10 @@ impl Tell for Ping {
         super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
+    fn sends(&self, _: &News) -> bool {
+        true
+    }
+
     fn tell(&self, news: &News) -> Result<(), String> {
         let what = self.path(news).ok_or_else(|| {
             let name = self.name();

@@ -44,8 +44,12 @@ impl Tell for Webhook {
         super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
+    fn sends(&self, news: &News) -> bool {
+        self.when.wanted(news).is_some()
+    }
+
     fn tell(&self, news: &News) -> Result<(), String> {
-        if self.when.wanted(news).is_none() {
+        if !self.sends(news) {
             return Ok(());
         }
         let told = |error| format!("no message by webhook: {error}");

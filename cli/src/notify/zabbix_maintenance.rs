@@ -85,6 +85,10 @@ impl Tell for ZabbixMaintenance {
         super::overall(self.timeout, CALLS, Some(&self.token)).saturating_add(self.wait.0)
     }
 
+    fn sends(&self, _: &News) -> bool {
+        false
+    }
+
     fn tell(&self, _news: &News) -> Result<(), String> {
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::{Backend, Listed, Pending};
 use crate::error::Unsynced;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What is about to be done.
@@ -34,12 +35,19 @@ pub type Fault = Arc<dyn Fn(Operation, &str) -> io::Result<()> + Send + Sync>;
 pub struct Faulty<B> {
     inner: B,
     fault: Fault,
+    /// Bytes of every file that cannot be read.
+    bad_bytes: Range<u64>,
 }
 
 impl<B: Backend> Faulty<B> {
     /// `inner`, except where `fault` says otherwise.
     pub fn new(inner: B, fault: Fault) -> Faulty<B> {
-        Faulty { inner, fault }
+        Faulty { inner, fault, bad_bytes: 0..0 }
+    }
+
+    /// `inner`, on a disk with a bad sector: these bytes of a file cannot be read.
+    pub fn with_bad_bytes(inner: B, bad_bytes: Range<u64>) -> Faulty<B> {
+        Faulty { inner, fault: Arc::new(|_, _| Ok(())), bad_bytes }
     }
 }
 
@@ -55,6 +63,9 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {
         (self.fault)(Operation::Read, name)?;
+        if offset < self.bad_bytes.end && offset + out.len() as u64 > self.bad_bytes.start {
+            return Err(io::Error::other("a bad sector"));
+        }
         self.inner.read(name, offset, out)
     }
 

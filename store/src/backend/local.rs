@@ -6,6 +6,7 @@ use crate::observe::{Event, Observer, Silent};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -103,13 +104,24 @@ impl Local {
     /// Files of running writers are locked and stay. What cannot be removed stays with a
     /// warning.
     pub fn remove_unpublished(&self) -> io::Result<usize> {
-        let dir = match fs::read_dir(self.0.root.join(UNPUBLISHED)) {
+        let path = self.0.root.join(UNPUBLISHED);
+        if path.is_symlink() {
+            // Files of somebody else lie behind it. The writer makes a directory instead.
+            fs::remove_file(&path)?;
+            let text = "tmp of the store was a symbolic link, which no store has; removed the link";
+            self.0.observer.event(Event::Warning(text.into()));
+        }
+        let dir = match fs::read_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             dir => dir?,
         };
         let (mut removed, mut left) = (0, Vec::new());
         for entry in dir {
             let entry = entry?;
+            if !is_unpublished_name(&entry.file_name()) {
+                left.push((entry.file_name(), io::Error::other("it is not of this program")));
+                continue;
+            }
             match remove_unlocked(&entry.path()) {
                 Ok(is_removed) => removed += usize::from(is_removed),
                 Err(error) => left.push((entry.file_name(), error)),
@@ -122,7 +134,7 @@ impl Local {
                 all => format!(" (and {} more)", all - 1),
             };
             let name = name.display();
-            let text = format!("{name} of the store cannot be removed: {error}{others}");
+            let text = format!("{name} of the store stays: {error}{others}");
             self.0.observer.event(Event::Warning(format!("{text}; remove it by hand")));
         }
         Ok(removed)
@@ -137,7 +149,10 @@ impl Local {
             fs::metadata(path).is_ok_and(|found| found.mode() & bits & !modes.dir & 0o077 != 0)
         };
         let is_open = [("segments", 0o011), ("snapshots", 0o011), ("index.sqlite", 0o044)];
-        has("", 0o011) && is_open.into_iter().any(|(name, bits)| has(name, bits))
+        // Whoever may write in the directory can put another store in its place.
+        let is_sticky = fs::metadata(root).is_ok_and(|found| found.mode() & 0o1000 != 0);
+        let is_writable = has("", 0o002) && !is_sticky;
+        is_writable || has("", 0o011) && is_open.into_iter().any(|(name, bits)| has(name, bits))
     }
 
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
@@ -206,11 +221,11 @@ impl Backend for Local {
             if metadata.is_symlink() {
                 metadata = fs::metadata(entry.path()).unwrap_or(metadata);
             }
-            // What is neither a file nor a directory is listed, too: it cannot be read, and
-            // passing it over would hide that something is missing. Names that are no text
-            // are none of ours.
-            if let (false, Ok(name)) = (metadata.is_dir(), entry.file_name().into_string()) {
-                listed.push(Listed { name, len: metadata.len() });
+            // What is not a file is listed, too: it cannot be read, and passing it over would
+            // hide that something is missing. Names that are not text are not ours.
+            if let Ok(name) = entry.file_name().into_string() {
+                let len = if metadata.is_dir() { 0 } else { metadata.len() };
+                listed.push(Listed { name, len });
             }
         }
         listed.sort();
@@ -317,6 +332,12 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Err(io::Error::other("it is not a regular file"))
 }
 
+/// Returns true if a writer may have given this name to a file: sixteen hexadecimal digits.
+fn is_unpublished_name(name: &OsStr) -> bool {
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.len() == 16 && name.as_encoded_bytes().iter().all(is_digit)
+}
+
 /// Removes an unpublished file unless its writer runs; returns whether it did.
 fn remove_unlocked(path: &Path) -> io::Result<bool> {
     // Nobody would ever write into a pipe that lies there.
@@ -344,7 +365,7 @@ fn remove_unlocked(path: &Path) -> io::Result<bool> {
 fn sync_above(path: &Path) -> io::Result<()> {
     for dir in fs::canonicalize(path)?.ancestors().skip(1) {
         match File::open(dir).map(|dir| dir.sync_all()) {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+            Ok(Err(error)) if !is_without_sync(&error) => return Err(error),
             Ok(_) => {}
             Err(_) => break,
         }
@@ -358,6 +379,7 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
+    remove_acl(path);
     let found = fs::metadata(path)?;
     // A directory inherits setgid from the one above, and keeps it.
     let wanted = mode | (found.mode() & 0o2000);
@@ -365,6 +387,14 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
         fs::set_permissions(path, Permissions::from_mode(wanted))?;
     }
     Ok(())
+}
+
+/// Removes an ACL that a directory inherited: it would let users in whom its mode does not name.
+fn remove_acl(dir: &Path) {
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        // Most have none, and many file systems know none.
+        let _ = rustix::fs::removexattr(dir, name);
+    }
 }
 
 /// Gives a file that root makes to the owner of the store's directory, who could not read it
@@ -386,9 +416,16 @@ pub(crate) fn give_to_owner(file: &File, root: &Path) {
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<bool> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     match File::open(dir)?.sync_all() {
-        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL)) => Ok(false),
+        Err(error) if is_without_sync(&error) => Ok(false),
         synced => synced.map(|()| true),
     }
+}
+
+/// Returns true if an error of `fsync` says that directories cannot be synced here, as on some
+/// network and FUSE file systems.
+fn is_without_sync(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::INVAL | Errno::BADF | Errno::NOTSUP | Errno::NOSYS))
 }
 
 /// Whether an error of `flock` says that there are no locks here, as on NFS without a

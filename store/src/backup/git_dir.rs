@@ -175,7 +175,9 @@ impl Reading<'_, '_> {
     }
 
     fn open(&self, found: &Found) -> io::Result<File> {
-        source::open_file_below(self.dir().as_fd(), self.open_root.relative(&found.path))
+        let is_over = || self.ingest.observer().progress().check().is_err();
+        let path = self.open_root.relative(&found.path);
+        source::open_file_waiting(self.dir().as_fd(), path, is_over)
     }
 
     fn packed_refs(&mut self) -> Result<()> {
@@ -236,13 +238,15 @@ impl Reading<'_, '_> {
             }
         }
         self.take_open(list, &list_file)?;
-        // `packed-refs` and the directory; tables that no list names are left-overs.
+        // `packed-refs`, the directory, and files of others. Unlisted tables are left-overs of git.
         let in_reftable = join(self.path, b"reftable/");
         for found in found {
-            if !found.path.starts_with(&in_reftable) {
-                self.take(found)?;
-            } else if found.path != list_path && !listed.contains(&found.path) {
+            let is_table = found.path.starts_with(&in_reftable) && found.path.ends_with(b".ref");
+            let is_taken = found.path == list_path || listed.contains(&found.path);
+            if is_table && !is_taken {
                 self.ingest.exclude.noted.path(&found.path);
+            } else if !is_taken {
+                self.take(found)?;
             }
         }
         Ok(true)

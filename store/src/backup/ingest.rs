@@ -237,7 +237,9 @@ impl<'a> Ingest<'a> {
         found: &Found,
         previous: Option<&Entry>,
     ) -> Result<Entry, IngestError> {
-        let file = source::open_file_below(open_root.dir.as_fd(), open_root.relative(&found.path))
+        let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
+        let is_over = || self.observer().progress().check().is_err();
+        let file = source::open_file_waiting(dir, path, is_over)
             .map_err(|error| unless_replaced(error, Errno::LOOP))?;
         self.read(&OpenFile::new(found, &file, Hint::Itself, previous)?)
     }

@@ -5,8 +5,9 @@ use super::{Likeness, Options, Removed, Report, tree_path};
 use crate::diff::{Change, Difference, diff};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
+use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::left_out::Noted;
+use crate::left_out::{Noted, Spared};
 use crate::observe::{Event, Observer};
 use crate::packer::Packer;
 use crate::reuse::Allowance;
@@ -23,6 +24,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+/// Unreadable paths that are remembered. With more of them nobody knows which files are gone.
+const UNREADABLE_PATHS_MAX: usize = 1000;
+
 /// Counted while a backup runs.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -35,6 +39,8 @@ pub struct Counters {
     pub others: AtomicU64,
     pub changed_while_read: AtomicU64,
     pub unreadable: AtomicU64,
+    /// The paths of those, up to a limit.
+    unreadable_paths: Mutex<HashSet<Vec<u8>>>,
     pub metadata_unreadable: AtomicU64,
     pub bytes_read: AtomicU64,
     pub found_by_chunk: AtomicU64,
@@ -62,6 +68,11 @@ impl Counters {
     /// Counts and reports a path that is missing from the snapshot.
     pub fn report_unreadable(&self, observer: &dyn Observer, path: &[u8], error: &io::Error) {
         self.unreadable.fetch_add(1, Relaxed);
+        let mut paths = self.unreadable_paths.lock();
+        if paths.len() < UNREADABLE_PATHS_MAX {
+            paths.insert(path.to_vec());
+        }
+        drop(paths);
         let (path, reason) = (absolute(path), error.to_string());
         observer.event(Event::Unreadable { path, reason });
     }
@@ -250,10 +261,6 @@ impl<'a> BackupState<'a> {
             metadata_unreadable: counters.metadata_unreadable.load(Relaxed),
         };
         let doubts = std::mem::take(&mut *counters.doubts.lock());
-        let removed = match &self.parent {
-            Some((_, parent)) if !options.is_dry => removed(store, &parent.root.chunk(), &root),
-            _ => None,
-        };
         let unreadable_count = counters.unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let parent = self.parent.as_ref().map(|(id, _)| *id);
@@ -266,6 +273,21 @@ impl<'a> BackupState<'a> {
             caches: options.exclude_caches,
             git_caches: !options.git_caches,
             ..self.noted.record(&excludes, &named)
+        };
+        let removed = match &self.parent {
+            Some((_, parent)) if !options.is_dry => {
+                let spared = Spared::of(&excludes, &left_out, named.iter().cloned())?;
+                let unread = counters.unreadable_paths.lock();
+                let was_looked_for = |path: &[u8]| {
+                    let has =
+                        |all: &HashSet<Vec<u8>>| ends(path).any(|end| all.contains(&path[..end]));
+                    has(&named) && !has(&unread) && !spared.covers(path)
+                };
+                let is_known = unread.len() < UNREADABLE_PATHS_MAX;
+                let removed = || removed(store, &parent.root.chunk(), &root, &was_looked_for);
+                is_known.then(removed).flatten()
+            }
+            _ => None,
         };
         let record = Snapshot {
             version: snapshot::VERSION,
@@ -324,8 +346,14 @@ impl<'a> BackupState<'a> {
     }
 }
 
-/// What the first tree has and the second does not; `None` if a page cannot be read.
-fn removed(store: &Store, first: &ChunkId, second: &ChunkId) -> Option<Removed> {
+/// Counts what the first tree has and the second does not, as far as the second backup looked
+/// for it; `None` if a page cannot be read.
+fn removed(
+    store: &Store,
+    first: &ChunkId,
+    second: &ChunkId,
+    was_looked_for: &dyn Fn(&[u8]) -> bool,
+) -> Option<Removed> {
     if first == second {
         return Some(Removed::default());
     }
@@ -337,7 +365,9 @@ fn removed(store: &Store, first: &ChunkId, second: &ChunkId) -> Option<Removed> 
     };
     let mut each = |met| {
         match met {
-            Difference::Change(Change::Removed(entry)) => count(&entry),
+            Difference::Change(Change::Removed(entry)) if was_looked_for(&entry.path) => {
+                count(&entry)
+            }
             Difference::Change(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
             Difference::Change(_) => {}
             Difference::Lost(lost) => return Err(lost.error),

@@ -171,6 +171,7 @@ impl Restore<'_> {
             Ok(()) => self.store.observer().progress().add(0, bytes.len() as u64),
             Err(error) => {
                 self.settle(output);
+                self.miss(&output.entry);
                 self.failed_io(&output.path, &error);
             }
         }
@@ -204,7 +205,7 @@ impl Restore<'_> {
                 self.finish(output);
             }
             Err(error) => {
-                self.lose(&output.entry);
+                self.miss(&output.entry);
                 self.failed_io(&output.path, &error);
             }
         }
@@ -228,7 +229,7 @@ impl Restore<'_> {
                 self.packed_refs.restored(&entry.path);
                 self.counts.bytes_restored.fetch_add(entry.size, Relaxed);
             }
-            Err(_) => self.lose(entry),
+            Err(_) => self.miss(entry),
         }
         self.count_made(path, finished, &self.counts.files_restored);
     }
@@ -237,11 +238,11 @@ impl Restore<'_> {
     fn settle(&self, output: &Output) -> bool {
         let was_settled = output.is_settled.swap(true, Relaxed);
         drop(output.file.lock().take());
-        self.lose(&output.entry);
         !was_settled
     }
 
     pub(super) fn settle_failed(&self, output: &Output, reason: &str) {
+        self.lose(&output.entry);
         if self.settle(output) {
             self.failed(&output.path, reason);
         }
@@ -268,7 +269,8 @@ pub(super) fn with_content(
     entry: &Entry,
 ) -> Option<(File, Stat)> {
     // What cannot be read is written anew.
-    let file = source::open_file_below(target, path).ok()?;
+    let is_over = || store.observer().progress().check().is_err();
+    let file = source::open_file_waiting(target, path, is_over).ok()?;
     let stat = source::stat_open(&file).ok()?;
     has_content(store, &file, &stat, entry).unwrap_or(false).then_some((file, stat))
 }

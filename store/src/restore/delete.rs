@@ -5,6 +5,7 @@ use super::{Options, Restore, join, relative, selected};
 use crate::entry::{Kind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
+use crate::glob::ends;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat};
@@ -12,6 +13,7 @@ use crate::store::Store;
 use crate::target;
 use crate::tree::TreeReader;
 use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
+use rustix::fs::OFlags;
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -51,7 +53,7 @@ impl Restore<'_> {
         let Extra { paths, giving_way, unseen } =
             extra(shown, dir, self.store, root, &self.prefix, options)?;
         for (path, reason) in unseen {
-            self.failed(&path, &reason);
+            self.count_not_deleted(&path, reason);
         }
         let is_in_the_way = |path: &Vec<u8>| {
             let path = join(&self.prefix, path);
@@ -71,9 +73,19 @@ impl Restore<'_> {
                 }
                 // It went away with something that was replaced.
                 Err(error) if is_absent(&error) => {}
-                Err(error) => self.failed_io(&path, &error),
+                Err(error) => self.not_deleted(&path, &error),
             }
         }
+    }
+
+    fn not_deleted(&self, path: &[u8], error: &io::Error) {
+        self.count_not_deleted(path, error.to_string());
+    }
+
+    fn count_not_deleted(&self, path: &[u8], reason: String) {
+        self.counts.failed.fetch_add(1, Relaxed);
+        let path = self.shown(path);
+        self.store.observer().event(Event::NotDeleted { path, reason });
     }
 
     /// Notes that a file is about to take the place of another one.
@@ -282,7 +294,9 @@ impl LeftOut {
         if self.unseen.as_ref().is_some_and(|unseen| is_within(path, unseen)) {
             return true;
         }
-        if stat.device != self.device || Some((stat.device, stat.inode)) == self.store {
+        let is_ours = stat.device == self.device && Some((stat.device, stat.inode)) != self.store;
+        let may_be_mounted = stat.kind == Kind::Directory || !is_known;
+        if !is_ours || may_be_mounted && self.is_mount_root(path) {
             self.unseen = Some(path.clone());
             return true;
         }
@@ -294,11 +308,23 @@ impl LeftOut {
         is_left_out || self.unseen.as_ref() == Some(path)
     }
 
+    fn is_mount_root(&self, path: &[u8]) -> bool {
+        let path = self.open_root.relative(path);
+        let at = path.iter().rposition(|b| *b == b'/');
+        let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        !name.is_empty()
+            && source::open_below(self.open_root.dir.as_fd(), parent, OFlags::PATH)
+                .is_ok_and(|dir| source::is_mount_root(dir.as_fd(), name))
+    }
+
     /// Whether another restore is writing this very file.
     fn is_being_written(&self, path: &[u8]) -> bool {
         let path = self.open_root.relative(path);
         let at = path.iter().rposition(|b| *b == b'/');
         let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        if parent.is_empty() && target::is_mark(name) {
+            return true;
+        }
         target::is_unfinished(name)
             && source::open_dir_below(self.open_root.dir.as_fd(), parent)
                 .is_ok_and(|dir| target::is_being_written(dir.as_fd(), name))
@@ -324,7 +350,6 @@ impl LeftOut {
 
 /// Whether backups may leave a path of a git directory out: git makes it anew.
 fn is_remade(path: &[u8]) -> bool {
-    path.split(|b| *b == b'/').any(|part| part.starts_with(b"incoming-"))
-        || git::is_transient(path)
-        || git::is_cache(path)
+    // A push keeps its objects in a directory with such a name until it is accepted.
+    ends(path).any(|end| git::is_transient(&path[..end]) || git::is_cache(&path[..end]))
 }

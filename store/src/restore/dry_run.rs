@@ -87,14 +87,15 @@ impl DryRun<'_> {
             return;
         }
         let known = link_key(entry).and_then(|key| self.known_link(entry, key));
-        if known == Some(false) {
-            self.failed(&path, "its first name cannot be restored");
-        } else if self.is_in_the_way(&path) {
+        let is_in_the_way = self.is_in_the_way(&path);
+        if known != Some(true)
+            && let Some(link) = link_key(entry).and_then(|key| self.links.get_mut(&key))
+        {
+            link.1 = !is_in_the_way;
+        }
+        if is_in_the_way {
             self.failed(&path, dir_in_the_way(self.is_delete));
-            if let Some(link) = link_key(entry).and_then(|key| self.links.get_mut(&key)) {
-                link.1 &= known.is_some();
-            }
-        } else if entry.kind != Kind::File || known.is_some() {
+        } else if entry.kind != Kind::File || known == Some(true) {
             self.report.others += 1;
         } else {
             self.take_file(entry, &path);
@@ -157,7 +158,9 @@ impl DryRun<'_> {
 
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
         for (path, reason) in std::mem::take(&mut self.extra.unseen) {
-            self.failed(&path, &reason);
+            self.report.failed += 1;
+            let path = self.target.join(OsStr::from_bytes(&path));
+            self.store.observer().event(Event::NotDeleted { path, reason });
         }
         let Some(dir) = &self.dir else { return Ok(()) };
         for path in &self.extra.paths {

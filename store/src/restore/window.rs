@@ -183,6 +183,7 @@ impl Restore<'_> {
         }
         let window = std::mem::take(&mut self.window);
         self.make_dirs(&window.dirs);
+        self.check()?;
         window.files.par_iter().for_each(|output| self.compare(output));
         self.write(window.runs);
         window.files.par_iter().for_each(|output| self.finish_without_chunks(output));
@@ -192,6 +193,9 @@ impl Restore<'_> {
         }
         // Unfinished files go before their directories get modes that forbid it.
         drop(window.files);
+        if is_end {
+            self.target.unmark();
+        }
         self.finish_dirs(window.done_dirs);
         self.check()
     }
@@ -199,7 +203,7 @@ impl Restore<'_> {
     fn make_other(&self, entry: &Entry, path: &[u8]) {
         let made = self.target.make_other(path, entry);
         if made.is_err() {
-            self.lose(entry);
+            self.miss(entry);
         }
         self.count_made(path, made, &self.counts.others);
     }
@@ -212,36 +216,48 @@ impl Restore<'_> {
             return Ok(());
         }
         let key = link_key(&entry);
-        let copy = key.and_then(|key| self.copies.get(&key));
-        let made = match copy.map(|copy| self.target.make_link(copy, &path)) {
-            Some(Ok(())) => Ok(()),
-            _ => self.target.make_link(&first, &path),
-        };
-        let error = match made {
-            // Whatever forbids a link may permit a copy; if not, the copy says so.
-            Err(error) => error,
-            made => {
-                self.count_made(&path, made.map(|()| Refused::default()), &self.counts.others);
+        let copy = key.and_then(|key| self.copies.get(&key)).cloned();
+        let is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
+        // Without a name to link to, this one gets the content.
+        for first in copy.into_iter().chain((!is_unplaced).then_some(first)) {
+            let error = match self.target.make_link(&first, &path) {
+                Ok(()) => {
+                    self.count_made(&path, Ok(Refused::default()), &self.counts.others);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if error.kind() == io::ErrorKind::DirectoryNotEmpty {
+                self.failed_io(&path, &error);
                 return Ok(());
             }
-        };
-        if is_link_impossible(&error) {
-            let shown = self.shown(&path);
+            // Whatever forbids a link may permit a copy; if not, the copy says so.
+            self.note_copy(&path, &error);
+        }
+        let (store, copied) = (self.store, path.clone());
+        if entry.kind == Kind::File {
+            self.open_file(entry, path, is_fresh, &|id: &ChunkId| store.chunk(id))?;
+            self.flush(false)?;
+        } else {
+            self.make_other(&entry, &path);
+        }
+        if let Some(key) = key.filter(|key| !self.unplaced_links.lock().contains(key)) {
+            self.copies.insert(key, copied);
+        }
+        Ok(())
+    }
+
+    /// Reports that a name gets a copy of the content because of this error.
+    fn note_copy(&self, path: &[u8], error: &io::Error) {
+        if is_link_impossible(error) {
+            let shown = self.shown(path);
             let note = format!("{}: a copy instead of a hard link: {error}", shown.display());
             self.store.observer().event(Event::Note(note));
         } else {
             let mut refused = Refused::default();
-            refused.note("hard link, so it is a copy", &error);
-            self.refused(&path, &refused);
+            refused.note("hard link, so it is a copy", error);
+            self.refused(path, &refused);
         }
-        self.copies.extend(key.map(|key| (key, path.clone())));
-        if entry.kind != Kind::File {
-            self.make_other(&entry, &path);
-            return Ok(());
-        }
-        let store = self.store;
-        self.open_file(entry, path, is_fresh, &|id: &ChunkId| store.chunk(id))?;
-        self.flush(false)
     }
 
     /// Whether anything ends the restore.
@@ -270,13 +286,17 @@ impl Restore<'_> {
         for dirs in by_depth {
             dirs.par_iter().for_each(|(path, is_fresh)| match self.target.make_dir(path) {
                 Ok(made) => is_fresh.store(made, Relaxed),
-                Err(error) => self.failed_io(path, &error),
+                Err(error) => {
+                    self.failed_io(path, &error);
+                    self.unmade_dirs.lock().insert(path.clone());
+                }
             });
         }
     }
 
     /// Metadata of directories, innermost first: without it they may not be entered.
     fn finish_dirs(&self, mut dirs: Vec<Dir>) {
+        dirs.retain(|dir| !self.unmade_dirs.lock().contains(&dir.path));
         dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
         let finish = |dir: &Dir| {
             let keeps_metadata = dir.is_lost && !dir.is_fresh.load(Relaxed);
