@@ -536,6 +536,13 @@ fn odd_file(index: &Path) -> Option<PathBuf> {
     names.into_iter().find(is_odd)
 }
 
+/// Returns true if the file system of the index has no block left: SQLite reports that in many
+/// ways.
+fn is_full(index: &Path) -> bool {
+    let dir = index.parent().filter(|dir| !dir.as_os_str().is_empty());
+    rustix::fs::statvfs(dir.unwrap_or(Path::new("."))).is_ok_and(|found| found.f_bavail == 0)
+}
+
 /// Everything at these names may be deleted, see docs/format.md.
 fn remove_odd_files(index: &Path) -> Result<()> {
     while let Some(path) = odd_file(index) {
@@ -585,9 +592,13 @@ impl Opening<'_> {
             _ => match self.open(path, purpose) {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(why)) => why,
-                // A new one would need even more space.
-                Err(error) if purpose == Purpose::Write && error.is_out_of_space() => {
-                    return Err(error);
+                Err(error @ Error::Index(_)) if error.is_out_of_space() || is_full(path) => {
+                    if purpose == Purpose::Write {
+                        // A new one would need even more space.
+                        let source = io::ErrorKind::StorageFull.into();
+                        return Err(Error::StoreWrite { name: INDEX_FILE.into(), source });
+                    }
+                    "the disk of the store is full".to_owned()
                 }
                 Err(error @ Error::Index(_)) => error.to_string(),
                 Err(error) => return Err(error),
