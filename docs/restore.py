@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Restores a Forgekeep snapshot without Forgekeep: restore.py STORE SNAPSHOT TARGET
 
-Needs Python 3.8 and the programs zstd and b3sum. SNAPSHOT is the begin of a name in
-STORE/snapshots; TARGET must not exist. docs/format.md explains what is read here.
+Needs Python 3.8 and the programs zstd and b3sum. SNAPSHOT is the beginning of a name in
+STORE/snapshots; TARGET must not exist. docs/format.md describes the format.
 Damage is reported and the rest restored; the exit status is then 1.
 """
 import os, stat, sys, tempfile
