@@ -1,34 +1,34 @@
-//! FastCDC under our own name.
+//! Wrapper around FastCDC.
 //!
-//! The only file that names the package which decides cut points. The
-//! algorithm is the one of the 2020 paper with normalisation level 1, the gear
-//! tables unseeded; `docs/format.md` refers to it as `fastcdc-v2020`.
+//! Only this file names the package that decides cut points. The algorithm is the one of the 2020
+//! paper with normalisation level 1 and unseeded gear tables. `docs/format.md` calls it
+//! `fastcdc-v2020`.
 
 use fastcdc::v2020;
 
-/// Chunk sizes in bytes. Stored with every store and never changed there.
+/// Chunk sizes in bytes. Recorded in every store and never changed there.
 ///
 /// All three are even, because the scan tests bytes in pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
-    /// No chunk is smaller, except the last one of a stream.
+    /// Minimum size of every chunk except the last one of a stream.
     pub min_bytes: u32,
-    /// The size aimed at.
+    /// Target average size.
     pub avg_bytes: u32,
-    /// No chunk is larger.
+    /// Maximum size.
     pub max_bytes: u32,
 }
 
 impl Parameters {
-    /// The largest `max_bytes` accepted. Readers size buffers by it.
+    /// Largest accepted `max_bytes`. Readers size their buffers by it.
     pub const LIMIT_BYTES: u32 = 4 << 20;
 
-    /// What a new store gets: 64 KiB, 256 KiB, 1 MiB.
+    /// Sizes of a new store: 64 KiB, 256 KiB, 1 MiB.
     pub const DEFAULT: Parameters =
         Parameters { min_bytes: 64 << 10, avg_bytes: 256 << 10, max_bytes: 1 << 20 };
 
-    /// An eighth of these sizes, as far as they can be cut that small: for content of
-    /// which parts will be needed longer than others.
+    /// Returns an eighth of these sizes, but at least the smallest sizes that FastCDC supports.
+    /// Meant for content of which some parts are kept longer than others.
     pub fn finer(self) -> Parameters {
         let eighth = |bytes: u32, least: usize| (bytes / 8 / 2 * 2).max(least as u32);
         Parameters {
@@ -39,7 +39,7 @@ impl Parameters {
     }
 }
 
-/// Chunk sizes that cannot be used.
+/// Unusable chunk sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParameterError(pub Parameters);
 
@@ -57,7 +57,7 @@ impl std::fmt::Display for ParameterError {
 
 impl std::error::Error for ParameterError {}
 
-/// Finds cut points. Cheap to copy, holds no data.
+/// Finds cut points. Cheap to copy; holds no data.
 #[derive(Debug, Clone, Copy)]
 pub struct Cutter {
     parameters: Parameters,
@@ -66,7 +66,7 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// A cutter for these sizes, which are checked.
+    /// Checks the sizes and returns a cutter for them.
     pub fn new(parameters: Parameters) -> Result<Cutter, ParameterError> {
         let Parameters { min_bytes, avg_bytes, max_bytes } = parameters;
         let even = [min_bytes, avg_bytes, max_bytes].iter().all(|n| n.is_multiple_of(2));
@@ -84,21 +84,20 @@ impl Cutter {
         Ok(Cutter { parameters, mask_small, mask_large })
     }
 
-    /// The sizes this cutter was made for.
+    /// Returns the sizes of this cutter.
     pub fn parameters(&self) -> Parameters {
         self.parameters
     }
 
-    /// The largest chunk in bytes.
+    /// Maximum chunk size in bytes.
     pub fn max_len(&self) -> usize {
         self.parameters.max_bytes as usize
     }
 
-    /// Length of the chunk that begins where `data` begins.
+    /// Returns the length in bytes of the chunk that starts at `data[0]`.
     ///
-    /// The answer depends on the first [`max_len`](Self::max_len) bytes only:
-    /// it is final when `data` is at least that long or ends the stream.
-    /// Returns 0 for empty data only.
+    /// The result depends only on the first [`max_len`](Self::max_len) bytes. It is final if `data`
+    /// is at least that long or ends the stream. Returns 0 only for empty data.
     pub fn next_len(&self, data: &[u8]) -> usize {
         let (_, len) = v2020::cut(
             data,
@@ -113,11 +112,10 @@ impl Cutter {
         len
     }
 
-    /// The ends of all chunks of `data`, one after the other.
+    /// Returns the end offsets of all chunks of `data`, in order.
     ///
-    /// With `is_last` the last end is `data.len()`. Without, the final bytes
-    /// whose cut still depends on what follows are left over: at most
-    /// `max_len() - 1` bytes after the last end.
+    /// With `is_last`, the last end is `data.len()`. Otherwise the final bytes stay uncut while
+    /// their cut depends on later bytes: at most `max_len() - 1` bytes after the last end.
     pub fn cut(&self, data: &[u8], is_last: bool) -> Vec<usize> {
         let mut ends = Vec::with_capacity(data.len() / self.parameters.avg_bytes as usize + 1);
         let mut start = 0;
@@ -135,7 +133,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// Splitmix64: a fixed input that every platform makes alike.
+    /// SplitMix64: fixed input, identical on every platform.
     pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
         let mut out = Vec::with_capacity(len + 8);
         while out.len() < len {
@@ -153,14 +151,14 @@ mod tests {
         Cutter::new(Parameters { min_bytes, avg_bytes, max_bytes }).expect("valid sizes")
     }
 
-    /// Frozen: these figures may never change. A change means that every
-    /// existing store stops deduplicating against new backups.
+    /// Frozen: these figures must never change. A change would stop every existing store from
+    /// deduplicating new backups.
     #[test]
     fn golden_cut_points() {
         let data = noise(4 << 20, 1);
         let default = Cutter::new(Parameters::DEFAULT).expect("valid");
         assert_eq!(default.cut(&data, true), GOLDEN_DEFAULT);
-        // An average that is not a power of two: 4.0.0 of the package moved these.
+        // The average is not a power of two: version 4.0.0 of the package moved these cut points.
         assert_eq!(cutter(16 << 10, 100_000, 400_000).cut(&data[..1 << 20], true), GOLDEN_ODD);
         // An odd length and a tail shorter than the minimum.
         assert_eq!(cutter(4096, 16384, 65536).cut(&data[..100_001], true), GOLDEN_SMALL);
@@ -211,7 +209,7 @@ mod tests {
         assert_eq!(ends, whole);
     }
 
-    /// Small sizes, so that little content has many cuts.
+    /// Small sizes, so that small content has many cuts.
     fn sizes() -> impl Strategy<Value = Parameters> {
         let halves = (32..200u32, 1..300u32, 1..900u32);
         halves.prop_filter_map("beyond the bounds", |(min, more, still_more)| {
@@ -221,7 +219,7 @@ mod tests {
         })
     }
 
-    /// Noise, runs of one byte, and content that comes again.
+    /// Noise, runs of one byte, and repeated content.
     fn content() -> impl Strategy<Value = Vec<u8>> {
         let run = prop_oneof![
             (0..6000usize, 0..3u64).prop_map(|(len, seed)| noise(len, seed)),

@@ -1,10 +1,9 @@
-//! Formats whose content comes back in other places, or nearly the same.
+//! Formats whose content reappears elsewhere, unchanged or nearly so.
 //!
-//! A format compares a new file with *references*, files of the snapshot before, and says
-//! which runs of its bytes a reference has too. One file per format: what is recognised,
-//! what the units are, how they are matched. Whatever a unit is called in its format,
-//! only bytes that were compared are ever reported as the same, so that a mistake in
-//! understanding a file costs space and nothing else.
+//! A format module compares a new file with *references*, files of the previous snapshot. It
+//! reports which runs of its bytes also occur in a reference. There is one file per format. It
+//! defines how the format is recognised, what its units are and how they are matched. Only compared
+//! bytes are ever reported as equal, so misreading a file costs space and nothing else.
 
 pub mod dump;
 pub mod git_idx;
@@ -13,67 +12,68 @@ pub mod git_pack;
 use std::fmt;
 use std::ops::Range;
 
-/// A file of the snapshot before.
+/// A file of the previous snapshot.
 pub trait Reference {
-    /// Its length in bytes.
+    /// Length in bytes.
     fn len(&self) -> u64;
 
-    /// Whether it has no bytes.
+    /// Returns true if the file is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes from `offset` on are those that `with` begins with. Bytes
-    /// beyond the end, or that cannot be read, are like none.
+    /// Returns the number of bytes from `offset` on that equal the beginning of `with`. Bytes
+    /// beyond the end and unreadable bytes equal nothing.
     fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize;
 
-    /// Reads bytes from `offset` on; returns how many: fewer than asked for at the
-    /// end, and where bytes cannot be read.
+    /// Reads bytes from `offset` on and returns their number. Returns fewer than requested at the
+    /// end of the file and before unreadable bytes.
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize;
 }
 
-/// The file that is backed up. `E` is its reader's error.
+/// The file being backed up. `E` is the error of its reader.
 pub trait Source<E> {
-    /// Its length in bytes.
+    /// Length in bytes.
     fn len(&self) -> u64;
 
-    /// Whether it has no bytes.
+    /// Returns true if the file is empty.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Fills the buffer from `offset` on; an error where there is less.
+    /// Fills the buffer from `offset` on. Fails if the file ends before the buffer is full.
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), E>;
 }
 
-/// Takes a file in order, each run of bytes as what it was found to be.
+/// Receives a file in order, as literals and copies.
 pub trait Sink<E> {
-    /// The next bytes, which no reference has.
+    /// The next bytes, found in no reference.
     fn literal(&mut self, bytes: &[u8]) -> Result<(), E>;
 
-    /// The next `len` bytes are those of the reference numbered `reference` from `offset` on.
+    /// The next `len` bytes equal those from `offset` on in reference number `reference`.
     fn copy(&mut self, reference: usize, offset: u64, len: u64) -> Result<(), E>;
 }
 
-/// Why a file is not taken for what its name says. It is then cut like any other.
+/// Reason why a file is not of the format that its name suggests. It is then chunked like any other
+/// file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FormatError {
-    /// It does not begin as such a file does.
+    /// The magic number is wrong.
     Magic,
-    /// A version of the format that is not known.
+    /// The version of the format is unknown.
     Version,
-    /// It is shorter than it says.
+    /// The file is shorter than its header declares.
     Truncated,
-    /// It is longer than it says.
+    /// The file is longer than its header declares.
     Trailing,
-    /// Its index is missing, or of another pack.
+    /// The index is missing or belongs to another pack.
     IndexDisagrees,
-    /// The index lists objects at impossible places, or not in order.
+    /// The index lists objects at impossible offsets or out of order.
     IndexDisorder,
 }
 
 impl FormatError {
-    /// A word for it that never changes.
+    /// Returns a stable identifier.
     pub fn name(self) -> &'static str {
         match self {
             FormatError::Magic => "magic",
@@ -99,12 +99,12 @@ impl fmt::Display for FormatError {
     }
 }
 
-/// Why a format gives a file up before it said anything about its bytes.
+/// Reason why a format module rejects a file.
 #[derive(Debug)]
 pub enum DeltaError<E> {
-    /// It is not what it seems.
+    /// The file is not of this format.
     Format(FormatError),
-    /// It cannot be read.
+    /// The file cannot be read.
     Failed(E),
 }
 
@@ -114,7 +114,7 @@ impl<E> From<FormatError> for DeltaError<E> {
     }
 }
 
-/// How many bytes two runs have in common at their beginnings.
+/// Returns the length in bytes of the common prefix.
 pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     const STEP: usize = 64;
     let steps = a.chunks(STEP).zip(b.chunks(STEP)).take_while(|(a, b)| a == b).count();
@@ -122,15 +122,14 @@ pub fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     from + a[from..].iter().zip(&b[from..]).take_while(|(a, b)| a == b).count()
 }
 
-/// Tells a sink a file, in order. Copies that go on where the one before ended are told as one.
+/// Passes a file to a sink in order and merges adjacent copies.
 struct CopyMerger<'a, E> {
     sink: &'a mut dyn Sink<E>,
-    /// How many bytes of the file were told.
+    /// Number of bytes of the file received so far.
     emitted: u64,
-    /// The last copy, of this reference and these bytes of it. The sink hears of it once it is known
-    /// where it ends.
+    /// Last copy: reference number and byte range in it. Passed to the sink once its end is known.
     copy: Option<(usize, Range<u64>)>,
-    /// Most bytes of the file that are read at once.
+    /// Maximum number of bytes of the file read at once.
     batch_bytes: u64,
 }
 
@@ -139,7 +138,7 @@ impl<'a, E> CopyMerger<'a, E> {
         CopyMerger { sink, emitted: 0, copy: None, batch_bytes }
     }
 
-    /// Whether the last that was told is a copy of what stands before `offset` in this reference.
+    /// Returns true if the pending copy is from this reference and ends at `offset`.
     fn goes_on(&self, reference: usize, offset: u64) -> bool {
         self.copy.as_ref().is_some_and(|(of, range)| *of == reference && range.end == offset)
     }
@@ -168,7 +167,7 @@ impl<'a, E> CopyMerger<'a, E> {
         self.sink.literal(bytes)
     }
 
-    /// Tells what was not told of the file up to `end` as it is.
+    /// Emits the bytes up to `end` that were not emitted yet, as literals.
     fn literal_to(&mut self, end: u64, file: &mut dyn Source<E>) -> Result<(), E> {
         let mut buffer = Vec::new();
         while self.emitted < end {
@@ -188,7 +187,7 @@ impl<'a, E> CopyMerger<'a, E> {
         }
     }
 
-    /// To be called when all of the file was told.
+    /// Emits the pending copy. Call after the last byte of the file.
     fn finish(mut self) -> Result<(), E> {
         self.end_copy()
     }
@@ -199,7 +198,7 @@ pub(crate) mod tests {
     use super::*;
     use std::convert::Infallible;
 
-    /// A reference, or a source, in memory.
+    /// A reference or a source in memory.
     #[derive(Debug, Clone)]
     pub struct Memory(pub Vec<u8>);
 
@@ -232,7 +231,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A reference in which some ranges cannot be read.
+    /// A reference with unreadable ranges.
     #[derive(Debug, Clone)]
     pub struct Damaged {
         pub reference: Memory,
@@ -241,7 +240,7 @@ pub(crate) mod tests {
     }
 
     impl Damaged {
-        /// How many bytes from `offset` on can be read.
+        /// Number of readable bytes from `offset` on.
         fn readable(&self, offset: u64) -> usize {
             let offset = offset as usize;
             let ends = self.holes.iter().filter(|hole| !hole.is_empty() && hole.end > offset);
@@ -267,14 +266,14 @@ pub(crate) mod tests {
         }
     }
 
-    /// A source that can be read so many times and then no more.
+    /// A source that fails after a number of reads.
     #[derive(Debug)]
     pub struct Failing {
         pub bytes: Vec<u8>,
         pub reads_left: usize,
     }
 
-    /// What it fails with.
+    /// Error of [`Failing`].
     #[derive(Debug, PartialEq, Eq)]
     pub struct Gone;
 
@@ -290,7 +289,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Puts a file together again as a sink was told to.
+    /// A sink that rebuilds the file.
     #[derive(Debug, Default)]
     pub struct Rebuilt {
         pub references: Vec<Vec<u8>>,

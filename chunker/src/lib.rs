@@ -1,8 +1,8 @@
-//! Bytes in, pieces out.
+//! Splits bytes into chunks.
 //!
-//! This crate knows where a run of bytes is cut into chunks so that the same
-//! content gives the same chunks wherever it stands. It reads no files, names
-//! no chunks and knows nothing of stores; that is the crate above.
+//! This crate decides where to cut a run of bytes, so that equal content gives equal chunks at any
+//! offset. It reads no files, names no chunks and does not know the store; those belong to the
+//! crate above.
 
 pub mod cdc;
 pub mod parallel;

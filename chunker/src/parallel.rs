@@ -1,19 +1,18 @@
-//! One large run of bytes cut by all cores, with exactly the cut points of one.
+//! Cuts one large buffer on all cores, at exactly the cut points of a sequential scan.
 //!
-//! A cut depends only on the bytes that follow the cut before it, so two scans
-//! that ever stop at the same byte agree from there on. Each core scans one
-//! piece as if a chunk began at its first byte; then the true cuts are followed
-//! from piece to piece: a few chunks are cut again until they meet a cut of the
-//! speculative scan, whose remaining cuts are then taken over as they are.
+//! A cut depends only on the bytes after the previous cut. Two scans that stop at the same byte
+//! therefore agree from there on. Each core scans one piece as if a chunk began at its first byte.
+//! Then the true cuts are followed from piece to piece. A few chunks are cut again until they meet
+//! a cut of the speculative scan, whose remaining cuts are then used unchanged.
 
 use crate::cdc::Cutter;
 use rayon::prelude::*;
 
-/// The ends of all chunks of `data`: equal to [`Cutter::cut`] for every input.
+/// Returns the end offsets of all chunks of `data`. Equals [`Cutter::cut`] for every input.
 ///
-/// `pieces` is the number of scans run at once, normally the number of threads
-/// of the rayon pool this is called in. Content on which scans never meet
-/// (none is known but periodic data) costs the time of one thread, not the result.
+/// `pieces` is the number of concurrent scans, normally the number of threads of the current rayon
+/// pool. Content on which scans never meet is cut correctly, but only as fast as on one thread.
+/// Only periodic data is known to behave so.
 pub fn cut_parallel(cutter: &Cutter, data: &[u8], is_last: bool, pieces: usize) -> Vec<usize> {
     let piece_len = piece_len(data.len(), pieces, cutter.max_len());
     if piece_len >= data.len() {
@@ -27,12 +26,13 @@ pub fn cut_parallel(cutter: &Cutter, data: &[u8], is_last: bool, pieces: usize) 
     stitch(cutter, data, is_last, piece_len, &scans)
 }
 
-/// A multiple of the largest chunk, so that runs cut by size alone (zeros) meet too.
+/// Returns a multiple of the maximum chunk size, so that scans also meet in data cut only by size
+/// (zeros).
 fn piece_len(len: usize, pieces: usize, max_len: usize) -> usize {
     len.div_ceil(pieces.max(1)).next_multiple_of(max_len)
 }
 
-/// Ends of the chunks met from `start` on, up to the first end at or after `stop`.
+/// Returns the ends of the chunks from `start` on, up to the first end at or after `stop`.
 fn scan(cutter: &Cutter, data: &[u8], is_last: bool, start: usize, stop: usize) -> Vec<usize> {
     let stop = stop.min(data.len());
     let mut ends = Vec::new();
@@ -47,7 +47,7 @@ fn scan(cutter: &Cutter, data: &[u8], is_last: bool, start: usize, stop: usize) 
     ends
 }
 
-/// The end of the chunk that begins at `at`, or nothing if `data` does not decide it.
+/// Returns the end of the chunk that starts at `at`, or `None` if that needs more data.
 fn next_end(cutter: &Cutter, data: &[u8], is_last: bool, at: usize) -> Option<usize> {
     let rest = &data[at..];
     let decided = !rest.is_empty() && (is_last || rest.len() >= cutter.max_len());
@@ -72,7 +72,7 @@ fn stitch(
             if let Some(from) = met {
                 ends.extend_from_slice(&scan[from..]);
                 at = ends.last().copied().unwrap_or(at).max(at);
-                // A scan ends past its piece, or where the data no longer decides.
+                // A scan ends past its piece, or where the cut needs more data.
                 if at < stop && next_end(cutter, data, is_last, at).is_none() {
                     return ends;
                 }
@@ -98,7 +98,7 @@ mod tests {
         Cutter::new(Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 }).expect("valid")
     }
 
-    /// Runs of noise, of one repeated byte, and of copied earlier content.
+    /// Runs of noise, of one repeated byte, and of an arithmetic sequence.
     fn mixed() -> impl Strategy<Value = Vec<u8>> {
         let run = prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..4000),

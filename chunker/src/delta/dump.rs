@@ -1,27 +1,27 @@
 //! Database dumps, logs, and any large file that changed in place.
 //!
-//! The new file is compared with one reference, the file of the same name in the snapshot
-//! before. It is read once and may be a stream of unknown length; the reference is read where
-//! it is needed. No format is parsed: rows are found again by their bytes, so that plain
-//! SQL, `pg_dump -Fc -Z0`, the long lines of `mysqldump` and a page of SQLite are alike.
+//! The new file is compared with one reference, the file of the same name in the previous snapshot.
+//! The new file is read once and may be a stream of unknown length. The reference is read where
+//! needed. No format is parsed; rows are matched by their bytes. Plain SQL, `pg_dump -Fc -Z0`, the
+//! long lines of `mysqldump` and SQLite pages are therefore handled alike.
 //!
-//! Three ways to go on, each for what the one before cannot do:
+//! There are three searches. Each handles the cases that the previous one cannot:
 //!
-//! 1. *In step*: the next bytes of both are the same. Nothing is hashed.
-//! 2. *Nearby*: after a difference, marks of 32 bytes show where both go on alike. Tried
-//!    in windows that grow, as most changes are small.
-//! 3. *Far*: anchors, marks of 64 bytes and one in a KiB, of all of the reference that was passed
-//!    over or lies ahead. They find what comes after a table that was dropped, and a table
+//! 1. *In step*: the next bytes of both files are equal. Nothing is hashed.
+//! 2. *Nearby*: after a difference, marks of 32 bytes show where both files agree again. The
+//!    windows grow, because most changes are small.
+//! 3. *Far*: anchors are marks of 64 bytes, one in a KiB. They cover the parts of the reference
+//!    that were passed over or lie ahead. They find the content after a dropped table, and tables
 //!    that moved.
 //!
-//! Promised, whatever the bytes are:
+//! Guarantees for any input:
 //!
-//! - The sink is told every byte once and in order, and as a copy only if it was compared.
-//! - Memory: up to 64 bytes for each KiB of the reference, at most 16 MiB, and 3 MiB beside.
-//! - Time: each byte of the reference is scanned for anchors at most once; each window nearby is
-//!   searched at most once in a quarter of its width of new bytes, and comparing anchors has
-//!   a budget. So no content makes the work per byte more than a constant.
-//! - A reference that cannot be read costs space only.
+//! - The sink receives every byte once and in order, and as a copy only if it was compared.
+//! - Memory: up to 64 bytes for each KiB of the reference, at most 16 MiB, plus 3 MiB.
+//! - Time: constant work per byte for any content. Each byte of the reference is scanned for
+//!   anchors at most once. Each nearby window is searched at most once per quarter of its width of
+//!   new bytes. Anchor comparisons have a budget.
+//! - An unreadable reference costs space only.
 
 mod lookahead;
 mod marks;
@@ -30,12 +30,12 @@ use super::{Reference, Sink, common_prefix};
 use lookahead::Lookahead;
 use marks::{ANCHOR_BYTES, ANCHOR_MASK, Anchors, MARK_BYTES, Marks, marks};
 
-/// No shorter run is told as a copy: naming it costs about a third of this.
+/// Minimum length of a copy in bytes. Recording a copy costs about a third of this.
 const MIN_COPY: usize = 32;
-/// A run that long is no accident: rows look alike, but seldom for so long.
+/// A match of this length is no coincidence. Similar rows are seldom equal for so long.
 const STRONG: usize = 1024;
-/// The windows searched nearby, one after the other. The wider, the fewer marks, as only
-/// longer matches are of use there.
+/// The windows searched nearby, in order. Wider windows use fewer marks, because only longer
+/// matches are useful there.
 const LEVELS: [Level; 4] = [
     Level { width: 128, pause: 32, mark_bits: 3 },
     Level { width: 512, pause: 256, mark_bits: 3 },
@@ -43,28 +43,28 @@ const LEVELS: [Level; 4] = [
     Level { width: WIDEST, pause: WIDEST, mark_bits: 6 },
 ];
 const WIDEST: usize = 32 << 10;
-/// How far ahead anchors are looked for before a short match nearby is believed, ...
+/// Distance ahead searched for anchors before a short nearby match is accepted.
 const STRIDE: usize = 64 << 10;
-/// ... and how much is passed at once when there is none.
+/// Bytes passed at once if there is no match.
 const STEP: usize = 4 << 10;
-/// One anchor is compared with the reference for so many new bytes, and so many besides.
+/// One anchor comparison is allowed for this many new bytes, plus the same number at the start.
 const COMPARE_EACH: u64 = 256;
-/// A comparison far away opens a chunk of the reference. One that finds no strong match is hardly
-/// worth that, and counts as so many.
+/// A far comparison opens a chunk of the reference. One without a strong match is hardly worth that
+/// and counts as this many comparisons.
 const COMPARED_IN_VAIN: u64 = 256;
-/// How far beyond the expected place the reference is scanned at first ...
+/// Distance beyond the expected position that the reference is scanned at first ...
 const SCAN_FIRST: u64 = 1 << 20;
-/// ... and for each byte that has no match since.
+/// ... plus this many bytes for each byte since the last strong match.
 const SCAN_FACTOR: u64 = 64;
-/// Bytes of the reference in memory: what one scan reads, more than the widest window.
+/// Bytes of the reference in memory: one scan's read, larger than the widest window.
 const WINDOW: usize = 256 << 10;
-/// How much of the reference is passed over where it cannot be read.
+/// Bytes of the reference skipped after an unreadable position.
 const UNREADABLE: usize = 16 << 10;
-/// A short match within this distance of the expected place is followed, others are not.
+/// Maximum distance from the expected position at which a short match is followed.
 const NEAR: u64 = 1 << 20;
 
-/// Whether content that begins like this is worth comparing: text, or a container that
-/// holds what it is given uncompressed. `head` is its first up to 4 KiB.
+/// Returns true if content with this beginning is worth comparing: text, or a container that holds
+/// uncompressed data. `head` is up to the first 4 KiB.
 pub fn detect(head: &[u8]) -> bool {
     let magics: [&[u8]; 4] = [b"PGDMP", b"SQLite format 3\0", b"XBSTCK", b"REDIS0"];
     let is_container = magics.iter().any(|magic| head.starts_with(magic));
@@ -72,17 +72,17 @@ pub fn detect(head: &[u8]) -> bool {
     is_container || is_tar || is_text(head)
 }
 
-/// Text of any encoding that extends ASCII. Compressed bytes have ten times the control
-/// characters allowed here.
+/// Returns true for text in any encoding that extends ASCII. Compressed bytes have ten times as
+/// many control characters as allowed here.
 fn is_text(head: &[u8]) -> bool {
     let is_control = |byte: &&u8| matches!(byte, 0..=8 | 14..=26 | 28..=31 | 127);
     !head.is_empty() && head.iter().filter(is_control).count() <= head.len() / 64
 }
 
-/// Compares all that `new` gives with `reference` and tells `sink` all of it in order.
+/// Compares the stream `new` with `reference` and passes all of it to `sink` in order.
 ///
-/// `new` fills a buffer as far as it can and returns how many bytes; 0 means the end.
-/// Copies are of the reference numbered 0.
+/// `new` fills a buffer as far as it can and returns the number of bytes; 0 means the end. Copies
+/// are of reference number 0.
 pub fn compare<E>(
     new: &mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
     reference: &mut dyn Reference,
@@ -105,21 +105,21 @@ pub fn compare<E>(
     matcher.lookahead.finish()
 }
 
-/// Both files, and where they are compared.
+/// Both files and the state of their comparison.
 struct DumpMatcher<'a, E> {
     lookahead: Lookahead<'a, E>,
     reference: &'a mut dyn Reference,
-    /// Where in the reference the next bytes are expected.
+    /// Expected position of the next bytes in the reference.
     place: u64,
-    /// Where in the new file a strong match ended last.
+    /// Position in the new file of the end of the last strong match.
     sure: u64,
-    /// Where in the new file each width may be searched again.
+    /// Position in the new file from which each level may be searched again.
     try_again: [u64; LEVELS.len()],
-    /// Where in the new file a far match may be looked for although there is one nearby.
+    /// Position in the new file from which anchors may be searched again despite a nearby match.
     peek_again: u64,
-    /// How many anchors were compared.
+    /// Number of anchor comparisons, including penalties.
     compared: u64,
-    /// The reference has been scanned up to here.
+    /// Position in the reference up to which it was scanned.
     scanned: u64,
     anchors: Anchors,
     window: Vec<u8>,
@@ -141,7 +141,7 @@ impl<E> DumpMatcher<'_, E> {
         }
     }
 
-    /// Takes what is the same at the expected place.
+    /// Takes the bytes that are equal at the expected position.
     fn go_in_step(&mut self) -> Result<(), E> {
         let alike = self.reference.common_prefix(self.place, self.lookahead.ahead());
         if alike >= MIN_COPY || self.lookahead.is_copied_up_to(self.place) {
@@ -150,14 +150,14 @@ impl<E> DumpMatcher<'_, E> {
         Ok(())
     }
 
-    /// Searches the windows around the expected place. Returns whether there is anything
-    /// to go on with; the expected place is then another.
+    /// Searches the windows around the expected position. Returns true if the comparison can
+    /// continue, at an updated expected position.
     fn search_nearby(&mut self) -> Result<bool, E> {
         self.lookahead.fill(WIDEST + STRONG)?;
         let position = self.lookahead.position();
         let soonest = self.try_again.into_iter().min().unwrap_or(0);
         if soonest > position {
-            // Too many differences to look into each. Most changes keep the length.
+            // There are too many differences to search at each. Most changes keep the length.
             let len = self.lookahead.ahead().len().min((soonest - position) as usize);
             self.lookahead.pass(len);
             self.place += len as u64;
@@ -187,8 +187,8 @@ impl<E> DumpMatcher<'_, E> {
         Ok(true)
     }
 
-    /// The first strong match at an anchor of the next bytes. A short match nearby may be
-    /// of rows that look alike, when those that come next are elsewhere.
+    /// Returns the first strong match at an anchor of the next bytes. A short nearby match may be a
+    /// similar row while the next rows are elsewhere in the reference.
     fn peek(&mut self) -> Result<Option<Match>, E> {
         if self.lookahead.position() < self.peek_again {
             return Ok(None);
@@ -199,7 +199,7 @@ impl<E> DumpMatcher<'_, E> {
         Ok(self.search_anchors(STRIDE, |found| found.is_sure()))
     }
 
-    /// Passes new bytes until one of the anchors in them leads to a place to go on from.
+    /// Passes new bytes until an anchor leads to a position worth following.
     fn search_far(&mut self) -> Result<(), E> {
         loop {
             self.lookahead.fill(STEP + STRONG)?;
@@ -219,7 +219,7 @@ impl<E> DumpMatcher<'_, E> {
         }
     }
 
-    /// The first match at an anchor of the next `len` bytes that is wanted.
+    /// Returns the first match at an anchor of the next `len` bytes that satisfies `is_wanted`.
     fn search_anchors(&mut self, len: usize, is_wanted: fn(&Match) -> bool) -> Option<Match> {
         self.lookahead.find_anchors(len);
         for at in 0..self.lookahead.anchors.len() {
@@ -233,7 +233,7 @@ impl<E> DumpMatcher<'_, E> {
         None
     }
 
-    /// The longest match at an anchor that ends `new` bytes ahead.
+    /// Returns the longest match at an anchor that ends `new` bytes ahead.
     fn compare_anchor(&mut self, new: usize, hash: u64) -> Option<Match> {
         let mut best: Option<Match> = None;
         for reference in self.anchors.get(hash).into_iter().filter(|reference| *reference > 0) {
@@ -255,8 +255,8 @@ impl<E> DumpMatcher<'_, E> {
         best
     }
 
-    /// Takes a match, with what is the same before it. If it is not followed, the bytes
-    /// after it are expected where they were before.
+    /// Takes a match and the equal bytes before it. If the match is not followed, the expected
+    /// position does not change.
     fn take(&mut self, found: Match, is_to_follow: bool) -> Result<(), E> {
         self.lookahead.pass(found.new);
         let before = common_suffix(
@@ -268,7 +268,7 @@ impl<E> DumpMatcher<'_, E> {
         self.lookahead.copy(found.reference - before as u64, before, found.len)?;
         if is_to_follow {
             if found.reference >= self.place + ANCHOR_BYTES as u64 {
-                // What is passed over here may come later.
+                // Bytes passed over here may appear later in the new file.
                 self.scan(found.reference);
             }
             self.place = found.reference + found.len as u64;
@@ -279,14 +279,14 @@ impl<E> DumpMatcher<'_, E> {
         Ok(())
     }
 
-    /// Scans the reference for anchors: the further ahead, the longer nothing was found.
+    /// Scans the reference for anchors. The longer nothing was found, the further ahead it scans.
     fn scan_ahead(&mut self) {
         let doubt = self.lookahead.position() - self.sure;
         let reach = SCAN_FIRST + doubt.saturating_mul(SCAN_FACTOR);
         self.scan(self.place.saturating_add(reach).min(self.reference.len()));
     }
 
-    /// Scans from the expected place up to `target` what has not been scanned.
+    /// Scans the unscanned bytes between the expected position and `target`.
     fn scan(&mut self, target: u64) {
         self.scanned = self.scanned.max(self.place);
         while self.scanned < target {
@@ -303,13 +303,13 @@ impl<E> DumpMatcher<'_, E> {
     }
 }
 
-/// Bytes that are the same, the new ones counted from the next one on.
+/// Equal bytes in both files. `new` counts from the next new byte.
 #[derive(Debug, Clone, Copy)]
 struct Match {
     new: usize,
     reference: u64,
     len: usize,
-    /// Its length, and those of others seen after it.
+    /// Length in bytes of this match and of later ones that support it.
     evidence: usize,
 }
 
@@ -318,29 +318,30 @@ impl Match {
         Match { new, reference, len, evidence: len }
     }
 
-    /// Whether the same rows go on here, as far as one can tell.
+    /// Returns true if the match is long enough to be no coincidence.
     fn is_sure(&self) -> bool {
         self.evidence >= STRONG
     }
 
-    /// How far it is from where it would be had nothing come or gone.
+    /// Returns the distance in bytes from the position expected without insertions or deletions.
     fn shift(&self, place: u64) -> u64 {
         self.reference.abs_diff(place + self.new as u64)
     }
 
-    /// What it saves, without what has to be passed to get there. Of short matches the
-    /// less shifted are likely to be the same row, and not one that looks alike.
+    /// Bytes saved, minus the bytes passed to get there. A less shifted short match is more likely
+    /// the same row and not a similar one.
     fn worth(&self, place: u64) -> i64 {
         self.len.min(STRONG) as i64 - self.new as i64 - self.shift(place) as i64 / 16
     }
 
-    /// Whether it begins before the other in both files, by what is worth a copy. The end
-    /// may be common to both, as rows often end alike.
+    /// Returns true if this match begins earlier in both files, by at least the minimum copy. Both
+    /// may end alike, because rows often do.
     fn precedes(&self, other: &Match) -> bool {
         self.new + MIN_COPY <= other.new && self.reference + MIN_COPY as u64 <= other.reference
     }
 
-    /// The one to take. If it precedes the other, that is still there afterwards.
+    /// Returns the better match. A match that precedes the other wins, because the other remains
+    /// available afterwards.
     fn or(self, other: Match, place: u64) -> Match {
         let evidence = self.evidence + other.evidence;
         if self.precedes(&other) {
@@ -355,27 +356,28 @@ impl Match {
     }
 }
 
-/// A window in which matches are searched.
+/// Parameters of a nearby search.
 struct Level {
-    /// How many bytes of both files; half as many before the expected place.
+    /// Width in bytes in both files. In the reference, half as many before the expected position
+    /// are added.
     width: usize,
-    /// After how many new bytes it may be searched again.
+    /// Number of new bytes until the next search at this level.
     pause: usize,
-    /// One place in two to the power of so many is a mark.
+    /// One position in two to the power of this is a mark.
     mark_bits: u32,
 }
 
 /// Bytes of the reference.
 struct Window<'a> {
     bytes: &'a [u8],
-    /// Where in the reference they begin.
+    /// Byte offset in the reference of the first byte.
     start: u64,
-    /// Which of them is at the expected place.
+    /// Index in `bytes` of the expected position.
     here: usize,
 }
 
-/// The first strong match of the next bytes with a window of the reference, or else the one of
-/// most worth.
+/// Returns the first strong match of the next bytes within a window of the reference, or else the
+/// match of most worth.
 fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> Option<Match> {
     let mask = ((1 << level.mark_bits) - 1) << (u32::BITS - level.mark_bits);
     let last = reference.bytes.len().min(reference.here + level.width);
@@ -407,8 +409,8 @@ fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> 
     best
 }
 
-/// The first strong match that is neither nearer nor farther than it was: for content that
-/// has no marks of its own, as zeros.
+/// Returns the first strong match without a shift. Finds matches in content without marks, such as
+/// zeros.
 fn unmoved(new: &[u8], reference: &Window, level: &Level) -> Option<Match> {
     let there = &reference.bytes[reference.here..];
     let mut run = 0;
@@ -426,12 +428,12 @@ fn unmoved(new: &[u8], reference: &Window, level: &Level) -> Option<Match> {
     None
 }
 
-/// How many bytes both end with.
+/// Returns the length in bytes of the common suffix.
 fn alike_backwards(a: &[u8], b: &[u8]) -> usize {
     a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count()
 }
 
-/// How many of the bytes before `offset` are those that `with` ends with.
+/// Returns the number of bytes before `offset` that equal the end of `with`.
 fn common_suffix(
     reference: &mut dyn Reference,
     offset: u64,
@@ -463,7 +465,7 @@ mod tests {
     use std::convert::Infallible;
     use std::ops::Range;
 
-    /// Weaves `new`, given in pieces of these sizes, and looks whether it comes out again.
+    /// Compares `new`, read in pieces of these sizes, and checks that the sink can rebuild it.
     fn compare_pieces(
         reference: &mut dyn Reference,
         whole: &[u8],
@@ -489,7 +491,7 @@ mod tests {
         compare_pieces(&mut Memory(reference.to_vec()), reference, new, &[])
     }
 
-    /// Numbers that every platform makes alike.
+    /// Pseudo-random numbers, identical on every platform.
     pub fn mixed(n: u64) -> u64 {
         let z = n.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -501,7 +503,7 @@ mod tests {
         (0..len as u64).map(|at| mixed(mixed(seed).wrapping_add(at)) as u8).collect()
     }
 
-    /// A row as pg_dump writes it: much in it is the same in all rows.
+    /// A row in the format of pg_dump. Much of it is equal in all rows.
     fn row(id: u64, version: u64) -> Vec<u8> {
         let name = mixed(id);
         let count = mixed(id + version) % 1000 * version;
@@ -514,7 +516,7 @@ mod tests {
         ids.flat_map(|id| row(id, 0)).collect()
     }
 
-    /// What it costs to keep: literals, and 8 bytes for each copy.
+    /// Stored size in bytes: literals, and 8 bytes for each copy.
     fn cost(rebuilt: &Rebuilt) -> usize {
         rebuilt.literal_bytes + 8 * rebuilt.copies
     }
@@ -561,7 +563,7 @@ mod tests {
         assert!(cost(&rebuilt) < changed, "{} of {changed}", cost(&rebuilt));
     }
 
-    /// PostgreSQL writes what was updated to another place.
+    /// PostgreSQL writes updated rows to another place.
     #[test]
     fn rows_that_moved_to_the_end_cost_what_they_are() {
         let reference = rows(0..40_000);
@@ -625,7 +627,7 @@ mod tests {
         assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (reference.len(), 0));
     }
 
-    /// The work is counted in calls, as no test is timed.
+    /// Work is counted in calls, because no test is timed.
     #[test]
     fn content_that_repeats_itself_is_no_more_work() {
         let line = b"the same line once more, and once more\n";
@@ -646,7 +648,7 @@ mod tests {
         }
     }
 
-    /// Counts how often it is asked for another place.
+    /// Counts reads far from the previous one.
     struct Jumping {
         reference: Memory,
         last: u64,
@@ -676,7 +678,7 @@ mod tests {
         }
     }
 
-    /// A table that was clustered has all its rows, each somewhere else.
+    /// A clustered table has all its rows, each at another position.
     #[test]
     fn rows_in_another_order_open_few_places() {
         let reference = rows(0..80_000);
@@ -725,7 +727,7 @@ mod tests {
         assert_eq!(compare(&mut read, &mut reference, &mut Nothing), Err("gone"));
     }
 
-    /// Noise, runs of one byte, rows, and rows that differ little.
+    /// Noise, runs of one byte, rows, and rows with small differences.
     fn content() -> impl Strategy<Value = Vec<u8>> {
         let run = prop_oneof![
             (0..20_000usize, 0..4u64).prop_map(|(len, seed)| noise(len, seed)),
@@ -739,8 +741,8 @@ mod tests {
         vec(run, 0..6).prop_map(|runs| runs.concat())
     }
 
-    /// What is done to a reference: at a place, so many bytes are dropped, changed, repeated,
-    /// or moved to another place.
+    /// An edit of the reference: kind, position, length and target. Bytes are dropped, changed,
+    /// inserted or moved to the target.
     type Edit = (u8, u32, usize, u32);
 
     fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
@@ -796,7 +798,7 @@ mod tests {
             prop_assert!(rebuilt.copies <= new.len() / MIN_COPY + 1);
         }
 
-        /// Noise has no rows that look alike: what an edit costs is bounded.
+        /// Noise has no similar rows, so the cost of an edit is bounded.
         #[test]
         fn an_edit_of_noise_costs_little(seed: u64, edits in edits()) {
             let reference = noise(200_000, seed);

@@ -1,35 +1,34 @@
 //! The index of a git pack (`.idx`, version 2).
 //!
-//! A table sorted by object id: ids, checksums of the packed entries, places in the
-//! pack, one column after the other. A pack that is put together from others has
-//! most of their ids, in the same order, and most of their checksums; its places are new.
+//! A table sorted by object id, stored column by column: ids, checksums of the packed entries,
+//! offsets in the pack. A repacked pack keeps most ids in the same order, and most checksums; its
+//! offsets are new.
 //!
-//! Layout: gitformat-pack, "Version 2 pack-*.idx files". Tables are worked through by
-//! the first byte of the id, so that memory does not depend on their length but for a
-//! 256th of it.
+//! Layout: gitformat-pack, "Version 2 pack-*.idx files". Tables are processed by the first byte of
+//! the id, so that about a 256th of a table is in memory.
 
 use super::{CopyMerger, DeltaError, FormatError, Reference, Sink, Source};
 use std::ops::Range;
 
-/// Magic and version.
+/// Magic number and version.
 const HEAD: [u8; 8] = [0xFF, b't', b'O', b'c', 0, 0, 0, 2];
-/// Bytes before the first id: head and fan-out.
+/// Byte offset of the first id: after header and fan-out.
 const IDS_AT: u64 = 8 + 4 * 256;
-/// Most rows with the same first byte that are looked at.
+/// Maximum accepted number of rows with the same first byte.
 const BUCKET_ROWS_MAX: u32 = 4 << 20;
-/// Fewest bytes of checksums or places in a row that are worth an extent.
+/// Minimum bytes of consecutive cells that justify an extent.
 const RUN_BYTES_MIN: usize = 12;
-/// Bytes that are read at once of what stands before and after the rows.
+/// Bytes read at once from the parts before and after the rows.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Where the columns of an index are.
+/// Layout of the columns of an index.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// Bytes of an object id: 20, or 32 in SHA-256 repositories.
+    /// Length of an object id in bytes: 20, or 32 in SHA-256 repositories.
     pub id_len: usize,
-    /// Rows.
+    /// Number of rows.
     pub count: u32,
-    /// Rows up to and with each first byte of an id.
+    /// Number of rows whose first id byte is at most the index here.
     fan_out: Vec<u32>,
     len: u64,
 }
@@ -41,12 +40,12 @@ pub enum Column {
     Ids,
     /// CRC-32 of each packed entry.
     Checksums,
-    /// Places in the pack, with a bit for those beyond 2 GiB.
+    /// Offsets in the pack, with a flag bit for those beyond 2 GiB.
     Places,
 }
 
 impl Table {
-    /// Reads and checks what stands before the ids.
+    /// Reads and checks the part before the ids.
     pub fn open<E>(index: &mut dyn Source<E>) -> Result<Table, DeltaError<E>> {
         let len = index.len();
         if len < IDS_AT {
@@ -75,12 +74,13 @@ impl Table {
         Ok(Table { id_len, count, fan_out, len })
     }
 
-    /// The table of a reference, if it can be read and has ids of this length.
+    /// Returns the table of a reference, or `None` if it is unreadable or has ids of another
+    /// length.
     pub fn of_reference(reference: &mut dyn Reference, id_len: usize) -> Option<Table> {
         Table::open(&mut Whole(reference)).ok().filter(|table| table.id_len == id_len)
     }
 
-    /// Rows whose ids begin with `byte`.
+    /// Returns the rows whose ids begin with `byte`.
     pub fn bucket(&self, byte: u8) -> Range<u32> {
         let at = usize::from(byte);
         let start = if at == 0 { 0 } else { self.fan_out[at - 1] };
@@ -91,7 +91,7 @@ impl Table {
         if column == Column::Ids { self.id_len } else { 4 }
     }
 
-    /// Where a row of a column stands.
+    /// Returns the byte offset in the index of a cell.
     pub fn at(&self, column: Column, row: u32) -> u64 {
         let rows = u64::from(self.count);
         let (before, width) = match column {
@@ -102,13 +102,13 @@ impl Table {
         IDS_AT + before + u64::from(row) * width
     }
 
-    /// Where the 8-byte places begin, and how many there are.
+    /// Returns the byte offset of the table of 8-byte offsets, and its number of rows.
     pub fn far_places(&self) -> (u64, u64) {
         let at = self.at(Column::Places, self.count);
         (at, (self.len - at - 2 * self.id_len as u64) / 8)
     }
 
-    /// Where the checksum of the pack stands.
+    /// Returns the byte offset of the pack's checksum.
     pub fn pack_checksum_at(&self) -> u64 {
         self.len - 2 * self.id_len as u64
     }
@@ -127,7 +127,7 @@ impl Table {
     }
 }
 
-/// The length of ids that makes an index with so many rows so many bytes long.
+/// Derives the id length from the length of the index and its number of rows.
 fn id_len(len: u64, count: u32) -> Result<usize, FormatError> {
     let rows = u64::from(count);
     let least = |id: u64| IDS_AT + rows * (id + 8) + 2 * id;
@@ -144,7 +144,7 @@ fn id_len(len: u64, count: u32) -> Result<usize, FormatError> {
 #[derive(Debug)]
 pub struct Lost;
 
-/// A reference, read like a source.
+/// Reads a reference as a [`Source`].
 pub struct Whole<'a>(pub &'a mut dyn Reference);
 
 impl Source<Lost> for Whole<'_> {
@@ -157,8 +157,8 @@ impl Source<Lost> for Whole<'_> {
     }
 }
 
-/// Calls `found` for every id that both lists have, with its places in them. Both
-/// are sorted; where one is not, ids are missed.
+/// Calls `found` for every id in both lists, with its row in each. Both lists must be sorted;
+/// otherwise ids are missed.
 pub fn join(a: &[u8], b: &[u8], id_len: usize, mut found: impl FnMut(usize, usize)) {
     let id = |ids: &[u8], n: usize| -> Option<std::ops::Range<usize>> {
         let start = n * id_len;
@@ -180,7 +180,7 @@ pub fn join(a: &[u8], b: &[u8], id_len: usize, mut found: impl FnMut(usize, usiz
 
 /// Compares an index with those of other packs.
 ///
-/// An error of `DeltaError::Format` comes before `sink` was told anything.
+/// Returns `DeltaError::Format` only before anything was passed to `sink`.
 pub fn compare<E>(
     new: &mut dyn Source<E>,
     references: &mut [&mut dyn Reference],
@@ -200,12 +200,12 @@ struct IndexMatcher<'a, 'b, E> {
     new: &'a mut dyn Source<E>,
     references: &'a mut [&'b mut dyn Reference],
     table: Table,
-    /// Of the references; nothing where one is unreadable or of another kind.
+    /// Tables of the references; `None` if a reference is unreadable or of another kind.
     tables: Vec<Option<Table>>,
     merger: CopyMerger<'a, E>,
 }
 
-/// A row of a reference: which reference, which row.
+/// A row of a reference: reference number and row number.
 type Match = (usize, u32);
 
 impl<E> IndexMatcher<'_, '_, E> {
@@ -219,7 +219,7 @@ impl<E> IndexMatcher<'_, '_, E> {
         self.merger.literal_to(self.table.len, self.new)
     }
 
-    /// One column of the rows whose ids begin with `byte`.
+    /// Processes one column of the rows whose ids begin with `byte`.
     fn bucket(&mut self, column: Column, byte: u8) -> Result<(), E> {
         let rows = self.table.bucket(byte);
         let mut ids = Vec::new();
@@ -233,7 +233,8 @@ impl<E> IndexMatcher<'_, '_, E> {
         self.tell(column, &bytes, &matches)
     }
 
-    /// For each id the row of a reference that has it, neighbours from the same reference where possible.
+    /// Finds a reference row for each id. Prefers the row that continues the match of the previous
+    /// id.
     fn matches(&mut self, byte: u8, ids: &[u8]) -> Vec<Option<Match>> {
         let id_len = self.table.id_len;
         let mut matches: Vec<Option<Match>> = vec![None; ids.len() / id_len];
@@ -259,7 +260,7 @@ impl<E> IndexMatcher<'_, '_, E> {
         matches
     }
 
-    /// Forgets matches whose cells of this column are not the same.
+    /// Removes matches whose cells of this column differ.
     fn keep_equal(
         &mut self,
         column: Column,
@@ -285,7 +286,7 @@ impl<E> IndexMatcher<'_, '_, E> {
         }
     }
 
-    /// Tells the cells of a bucket, rows that follow each other in one go.
+    /// Emits the cells of a bucket. Consecutive rows of one reference become one copy.
     fn tell(&mut self, column: Column, bytes: &[u8], matches: &[Option<Match>]) -> Result<(), E> {
         let width = self.table.width(column);
         let continues = |a: &Option<Match>, b: &Option<Match>| match (a, b) {

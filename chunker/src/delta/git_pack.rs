@@ -1,15 +1,14 @@
 //! The git pack (`.pack`, version 2), matched entry by entry.
 //!
-//! Housekeeping puts the entries of old packs together in another order, most of
-//! them as they are. Both indexes say which entry is of which object; what the
-//! entries have in common is found by comparing their bytes. An entry is a short head
-//! (type, length, and for a delta where its reference is) and a compressed body. Bodies
-//! stay the same more often than heads, which say how far away the reference is.
+//! Repacking writes the entries of old packs in another order, most of them unchanged. Both indexes
+//! map objects to entries. Comparing the entries' bytes shows how much they share. An entry is a
+//! short header (type, length, and the base of a delta) and a compressed body. Bodies stay equal
+//! more often than headers, which contain the distance to the delta base.
 //!
-//! The pack is dealt with in windows of as many entries as memory allows. Their counterparts
-//! are compared in the order of the references, as what costs most is to open a part of a reference again
-//! and again. Then the window is told in the order of the pack, and only what no reference has is
-//! read for that.
+//! The pack is processed in windows of as many entries as memory allows. Counterparts are compared
+//! in the order of the references, because opening a part of a reference again and again costs
+//! most. Then the window is emitted in pack order. Only bytes missing from all references are read
+//! for that.
 //!
 //! Layout: gitformat-pack, "pack-*.pack files have the following format".
 
@@ -26,27 +25,27 @@ use window::{There, Unit, Window};
 
 /// Bytes before the first entry.
 const HEAD_LEN: u64 = 12;
-/// Most bytes of the pack in a window.
+/// Maximum bytes of the pack in a window.
 const WINDOW_BYTES: u64 = u32::MAX as u64;
-/// Most counterparts that an entry is compared with. More than one or two have only
-/// objects that are in many packs, and indexes made to keep us busy.
+/// Maximum counterparts compared with one entry. Only objects in many packs have more than one or
+/// two, and so do malicious indexes.
 const COUNTERPARTS_MAX: u8 = 8;
-/// Of a window's entries, the part that may be in memory again for their further counterparts.
+/// Fraction of a window's entries added as a limit on counterparts beyond each entry's first.
 const MORE_PART: u64 = 4;
-/// Fewest bytes that are worth an extent of their own.
+/// Minimum bytes that justify an extent of their own.
 const COPY_BYTES_MIN: u64 = 16;
-/// Rows of an index's table of far places that are read at once.
+/// Rows of an index's table of 8-byte offsets read at once.
 const FAR_AT_ONCE: u64 = 64;
 
-/// How much is dealt with at once.
+/// Limits on memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Entries of the pack that are in memory, 25 bytes each at most. The indexes
-    /// are read, and parts of references opened, once for so many.
+    /// Entries of the pack in memory, at most 25 bytes each. The indexes are read, and parts of
+    /// references opened, once per window of this size.
     pub window_entries: u64,
     /// Bytes of the pack in memory.
     pub batch_bytes: u64,
-    /// The pack is divided into parts of at least so many bytes to count entries in.
+    /// Minimum size in bytes of the bins in which entries are counted.
     pub bin_bytes: u64,
 }
 
@@ -56,7 +55,7 @@ impl Default for Limits {
     }
 }
 
-/// A pack of the snapshot before, and its index.
+/// A pack of the previous snapshot and its index.
 pub struct PackReference<'a> {
     /// The pack.
     pub pack: &'a mut dyn Reference,
@@ -64,9 +63,9 @@ pub struct PackReference<'a> {
     pub index: &'a mut dyn Reference,
 }
 
-/// Compares a pack with others. `index` is its own.
+/// Compares a pack with others. `index` is the pack's own.
 ///
-/// An error of `DeltaError::Format` comes before `sink` was told anything.
+/// Returns `DeltaError::Format` only before anything was passed to `sink`.
 pub fn compare<E>(
     pack: &mut dyn Source<E>,
     index: &mut dyn Source<E>,
@@ -76,7 +75,7 @@ pub fn compare<E>(
     compare_within(Limits::default(), pack, index, references, sink)
 }
 
-/// The same within other limits: what is told may be another, the pack never.
+/// Same as [`compare`], with other limits. These may change the copies, but never the content.
 pub fn compare_within<E>(
     limits: Limits,
     pack: &mut dyn Source<E>,
@@ -96,7 +95,7 @@ pub fn compare_within<E>(
     matcher.all(&windows).and_then(|()| matcher.merger.finish()).map_err(DeltaError::Failed)
 }
 
-/// Checks that pack and index are what they seem and belong together.
+/// Checks the headers of pack and index and that they belong together.
 fn open<E>(pack: &mut dyn Source<E>, index: &mut dyn Source<E>) -> Result<Table, DeltaError<E>> {
     if pack.len() < HEAD_LEN {
         return Err(FormatError::Truncated.into());
@@ -131,16 +130,15 @@ struct PackMatcher<'a, 'b, E> {
     index: &'a mut dyn Source<E>,
     references: &'a mut [PackReference<'b>],
     table: Table,
-    /// Of the references; nothing where one is unreadable or of another kind.
+    /// Tables of the references; `None` if a reference is unreadable or of another kind.
     tables: Vec<Option<Table>>,
     merger: CopyMerger<'a, E>,
-    /// Where the entries end.
+    /// Byte offset in the pack of the end of the entries.
     end: u64,
 }
 
 impl<E> PackMatcher<'_, '_, E> {
-    /// Cuts the pack where no more than a bounded number of entries lies between, about the same
-    /// number each time.
+    /// Divides the pack into windows of a bounded and about equal number of entries.
     fn windows(&mut self) -> Result<Vec<Range<u64>>, DeltaError<E>> {
         let bin_bytes = self.limits.bin_bytes.max(self.end.div_ceil(1 << 20)).min(WINDOW_BYTES);
         let mut bins = vec![0u32; (self.end / bin_bytes + 1) as usize];
@@ -152,7 +150,7 @@ impl<E> PackMatcher<'_, '_, E> {
                 }
                 let bin = &mut bins[(at / bin_bytes) as usize];
                 *bin += 1;
-                // More entries than bytes: some are at the same place.
+                // More entries than bytes: several entries have the same offset.
                 if u64::from(*bin) > bin_bytes {
                     return Err(FormatError::IndexDisorder.into());
                 }
@@ -186,7 +184,7 @@ impl<E> PackMatcher<'_, '_, E> {
         self.merger.literal_to(self.pack.len(), self.pack)
     }
 
-    /// Finds all entries of a window, and their counterparts.
+    /// Finds all entries of a window and their counterparts.
     fn window(&mut self, window: &Range<u64>) -> Result<Window, E> {
         let (mut units, mut end) = (Vec::new(), self.end);
         let (mut ids, mut ids_there) = (Vec::new(), Vec::new());
@@ -234,8 +232,8 @@ impl<E> PackMatcher<'_, '_, E> {
         Ok(Window::new(window.start, end, units))
     }
 
-    /// Compares the entries of a window with their counterparts, in the order of these: each
-    /// part of a reference is opened once.
+    /// Compares the entries of a window with their counterparts in the order of the references, so
+    /// that each part of a reference is opened once.
     fn compare(&mut self, window: &mut Window) -> Result<(), E> {
         let mut buffer = vec![0; self.limits.batch_bytes as usize];
         let mut blocks = Blocks::new();
@@ -267,10 +265,11 @@ impl<E> PackMatcher<'_, '_, E> {
         Ok(())
     }
 
-    /// Compares `bytes` of the pack with a run in a reference: units, each with the place in `bytes`
-    /// where its entry begins. They end where the last entry does, or within a long one.
+    /// Compares `bytes` of the pack with a run in a reference. `batch` lists units, each with the
+    /// index in `bytes` where its entry begins. `bytes` ends with the last entry, or within a long
+    /// one.
     fn compare_batch(&mut self, window: &mut Window, batch: &[(usize, usize)], bytes: &[u8]) {
-        // Whole entries that follow each other are compared in one go.
+        // Consecutive whole entries are compared at once.
         let mut same_up_to = 0;
         for (k, (n, from)) in batch.iter().enumerate() {
             let to = batch.get(k + 1).map_or(bytes.len(), |(_, from)| *from);
@@ -286,7 +285,7 @@ impl<E> PackMatcher<'_, '_, E> {
         }
     }
 
-    /// Compares what is left of a long entry, and forgets it if it is not the same.
+    /// Compares the rest of a long entry and discards the match if the rest differs.
     fn compare_rest(
         &mut self,
         window: &mut Window,
@@ -315,10 +314,10 @@ impl<E> PackMatcher<'_, '_, E> {
         Ok(())
     }
 
-    /// Tells the entries of a window.
+    /// Emits the entries of a window.
     fn tell(&mut self, window: &Window) -> Result<(), E> {
         for (entry, units) in window.entries() {
-            // An index that changed since it was read last may lead back to what was told.
+            // An index that changed between reads may list an entry that was already emitted.
             if entry.start < self.merger.emitted {
                 continue;
             }
@@ -329,7 +328,7 @@ impl<E> PackMatcher<'_, '_, E> {
             let Some((there, fit)) = best(units, goes_on) else { continue };
             let is_next = goes_on(there);
             let (head, head_there) = fit.heads();
-            // Bytes of the head are worth it only where they lengthen an extent.
+            // Equal header bytes are worth a copy only if they extend the previous one.
             let lead = match fit {
                 EntryMatch::Nothing => continue,
                 EntryMatch::Body { lead, .. } if is_next => u64::from(lead),
@@ -351,8 +350,8 @@ impl<E> PackMatcher<'_, '_, E> {
     }
 }
 
-/// The counterpart that has most in common; among equals one that goes on where the last copy
-/// ended.
+/// Returns the counterpart that shares most. Among equals, prefers one that continues the last
+/// copy.
 fn best(units: &[Unit], goes_on: impl Fn(There) -> bool) -> Option<(There, EntryMatch)> {
     let there = units.iter().filter_map(|unit| Some((unit.there?, unit.fit)));
     there.max_by_key(|(there, fit)| {
@@ -361,13 +360,13 @@ fn best(units: &[Unit], goes_on: impl Fn(There) -> bool) -> Option<(There, Entry
     })
 }
 
-/// Where in the pack the entries are whose ids begin with `byte`, in the order of ids.
+/// Returns the offsets in the pack of the entries whose ids begin with `byte`, in the order of ids.
 fn places<E>(table: &Table, index: &mut dyn Source<E>, byte: u8) -> Result<Vec<u64>, E> {
     let mut near = Vec::new();
     table.read(index, Column::Places, table.bucket(byte), &mut near)?;
     let (far_at, far_count) = table.far_places();
     let (mut far_rows, mut far) = (0..0, [0; 8 * FAR_AT_ONCE as usize]);
-    // Those of the far table come one after the other. Anything else would be read at random.
+    // Rows of the 8-byte table must be consecutive. Any other order would need random reads.
     let mut next_far = None;
     let mut places = Vec::with_capacity(near.len() / 4);
     for cell in near.as_chunks().0 {
@@ -384,7 +383,7 @@ fn places<E>(table: &Table, index: &mut dyn Source<E>, byte: u8) -> Result<Vec<u
                 }
                 u64::from_be_bytes(far.as_chunks().0[(row - far_rows.start) as usize])
             }
-            // No place at all: refused where places are checked.
+            // Invalid offset, rejected where offsets are checked.
             _ => u64::MAX,
         });
     }

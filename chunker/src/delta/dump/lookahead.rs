@@ -1,33 +1,34 @@
-//! The new file, read once, and what is told of it.
+//! Buffer over the new file, which is read once, and output to the sink.
 
 use super::super::Sink;
 use super::marks::{ANCHOR_BYTES, ANCHOR_MASK, marks};
 use std::collections::VecDeque;
 
-/// How much is asked of the stream at once. Small enough to be in cache when compared.
+/// Bytes requested from the stream at once. Small enough to stay in cache for the comparison.
 const READ: usize = 256 << 10;
-/// Literals that are held back, as a match found later may begin in them.
+/// Literal bytes held back, because a match found later may begin in them.
 const HISTORY: usize = 1 << 20;
 const BUFFER: usize = 2 * HISTORY + READ;
-/// The new file as it is read, and what the sink is told of it.
+/// Buffers the new file and passes literals and copies to the sink.
 pub struct Lookahead<'a, E> {
     new: &'a mut dyn FnMut(&mut [u8]) -> Result<usize, E>,
     sink: &'a mut dyn Sink<E>,
     buffer: Vec<u8>,
-    /// Where in the file the buffer begins.
+    /// Offset in the file of the first byte of `buffer`.
     start: u64,
-    /// The bytes before are told, or are of the copy.
+    /// Index in `buffer`. Earlier bytes were emitted or belong to the pending copy.
     emitted: usize,
-    /// The bytes before are decided: those after `told` are literals, as far as is known.
+    /// Index in `buffer` of the next byte to compare. Bytes from `emitted` to here are literals
+    /// unless a later match covers them.
     here: usize,
     end: usize,
-    /// Whether the end of the file has been read.
+    /// True if the end of the file has been read.
     pub is_all_read: bool,
-    /// Where anchors ahead end, and their hashes, as far as they were asked for.
+    /// End offsets and hashes of the anchors ahead, as far as they were searched.
     pub anchors: VecDeque<(u64, u64)>,
-    /// Anchors have been searched up to here.
+    /// Offset in the file up to which anchors have been searched.
     searched: u64,
-    /// Offset and length of a copy that may go on.
+    /// Offset and length of the pending copy, which may still grow.
     copy: Option<(u64, u64)>,
 }
 
@@ -51,27 +52,27 @@ impl<'a, E> Lookahead<'a, E> {
         }
     }
 
-    /// Where in the file the next bytes are.
+    /// Offset in the file of the next byte.
     pub fn position(&self) -> u64 {
         self.start + self.here as u64
     }
 
-    /// The next bytes.
+    /// Returns the next bytes.
     pub fn ahead(&self) -> &[u8] {
         &self.buffer[self.here..self.end]
     }
 
-    /// The literals before them, as many as are held back.
+    /// Returns the literal bytes held back before the next byte.
     pub fn behind(&self) -> &[u8] {
         &self.buffer[self.emitted..self.here]
     }
 
-    /// Whether the last thing told is a copy that ends at `offset` of the reference.
+    /// Returns true if the last output is a copy that ends at `offset` of the reference.
     pub fn is_copied_up_to(&self, offset: u64) -> bool {
         self.emitted == self.here && self.copy.is_some_and(|(from, len)| from + len == offset)
     }
 
-    /// Reads until the next `len` bytes are there, or the end.
+    /// Reads until at least `len` bytes are ahead or the file ends.
     pub fn fill(&mut self, len: usize) -> Result<(), E> {
         while self.end - self.here < len && !self.is_all_read {
             self.make_room()?;
@@ -82,7 +83,7 @@ impl<'a, E> Lookahead<'a, E> {
         Ok(())
     }
 
-    /// Makes room to read. Literals too old for any match are told.
+    /// Frees buffer space for a read. Emits literals too old for any match.
     fn make_room(&mut self) -> Result<(), E> {
         if self.emitted < self.end && self.end + READ <= self.buffer.len() {
             return Ok(());
@@ -112,7 +113,7 @@ impl<'a, E> Lookahead<'a, E> {
         let warm = from.saturating_sub(ANCHOR_BYTES - 1);
         marks(&self.buffer[warm..to], ANCHOR_MASK, ANCHOR_BYTES, |end, hash| {
             let end = self.start + (warm + end) as u64;
-            // Content that repeats itself may have one at every other byte.
+            // Repetitive content may have one at every other byte.
             if self.anchors.back().is_none_or(|(last, _)| end - last >= ANCHOR_BYTES as u64) {
                 self.anchors.push_back((end, hash));
             }
@@ -121,12 +122,13 @@ impl<'a, E> Lookahead<'a, E> {
         self.searched = self.start + to as u64;
     }
 
-    /// Takes the next `len` bytes for literals, unless a match is found to begin in them.
+    /// Treats the next `len` bytes as literals, unless a later match covers them.
     pub fn pass(&mut self, len: usize) {
         self.here += len;
     }
 
-    /// The last `before` literals and the next `len` bytes are those of the reference.
+    /// Records a copy: the last `before` literals and the next `len` bytes equal the reference from
+    /// `offset` on.
     pub fn copy(&mut self, offset: u64, before: usize, len: usize) -> Result<(), E> {
         let literals = self.here - before - self.emitted;
         let added = (before + len) as u64;
@@ -143,7 +145,7 @@ impl<'a, E> Lookahead<'a, E> {
         Ok(())
     }
 
-    /// Tells the first literals that are held back, after the copy before them.
+    /// Emits the pending copy and then the first `len` literals held back.
     fn emit_literals(&mut self, len: usize) -> Result<(), E> {
         if len > 0 {
             self.tell_copy()?;
@@ -160,7 +162,7 @@ impl<'a, E> Lookahead<'a, E> {
         }
     }
 
-    /// Tells what is left.
+    /// Emits the remaining literals and the pending copy.
     pub fn finish(mut self) -> Result<(), E> {
         self.emit_literals(self.here - self.emitted)?;
         self.tell_copy()

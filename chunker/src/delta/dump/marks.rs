@@ -1,13 +1,13 @@
-//! Places that content itself marks, so that they are the same wherever it stands.
+//! Positions chosen by content alone, so that equal content has equal positions at any offset.
 
-/// A mark nearby is made by the 32 bytes before it.
+/// Number of bytes that decide a mark, for searches nearby.
 pub const MARK_BYTES: usize = 32;
-/// An anchor: one in 1024 bytes, by the 64 bytes before it.
+/// Mask for anchors: one position in 1024, decided by the 64 bytes before it.
 pub const ANCHOR_MASK: u64 = 0x3FF << 54;
 pub const ANCHOR_BYTES: usize = 64;
 
-/// Tells the end and the hash of each place whose last bytes have a hash with none of the
-/// bits of `mask`, until told to stop.
+/// Calls `found` with the end and the hash of each position whose last `len` bytes have a hash with
+/// no bit of `mask` set. Stops when `found` returns false.
 pub fn marks(bytes: &[u8], mask: u64, len: usize, mut found: impl FnMut(usize, u64) -> bool) {
     let (first, rest) = bytes.split_at(bytes.len().min(len - 1));
     let roll = |hash: u64, byte: &u8| (hash << 1).wrapping_add(GEAR[usize::from(*byte)]);
@@ -20,8 +20,8 @@ pub fn marks(bytes: &[u8], mask: u64, len: usize, mut found: impl FnMut(usize, u
     }
 }
 
-/// A number for each byte. Shifted by one for each byte that follows, bit `n` of their sum
-/// depends on the last `n + 1` bytes and on nothing before them.
+/// One number per byte value. Each following byte shifts the sum by one. Bit `n` of the sum
+/// therefore depends on the last `n + 1` bytes only.
 const GEAR: [u64; 256] = {
     let mut gear = [0; 256];
     let (mut at, mut seed) = (0, 0x666F_7267_656B_6565_u64);
@@ -36,20 +36,20 @@ const GEAR: [u64; 256] = {
     gear
 };
 
-/// Where the marks of a window end, by their hashes.
+/// Ends of the marks in a window, by hash.
 ///
-/// Marks that come again in the window are of no use: they are in what all rows have, which
-/// neither tells rows apart nor costs much when it is compressed.
+/// Marks that repeat within the window are ignored. They lie in content common to all rows, which
+/// does not distinguish rows and compresses to almost nothing.
 #[derive(Default)]
 pub struct Marks {
-    /// In each place the hash, above the end. No mark ends at 0.
+    /// Each slot holds the hash in its upper half and the end in its lower half. No mark ends at 0.
     slots: Vec<u64>,
 }
 
 impl Marks {
     const SEVERAL: u64 = u32::MAX as u64;
 
-    /// Forgets all, and makes room for two to the power of `bits`.
+    /// Removes all marks and allocates two to the power of `bits` slots.
     pub fn clear(&mut self, bits: u32) {
         self.slots.clear();
         self.slots.resize(1 << bits, 0);
@@ -60,7 +60,7 @@ impl Marks {
         (spread >> (u32::BITS - self.slots.len().ilog2())) as usize
     }
 
-    /// Notes a mark. One with another hash may be lost, the one further on.
+    /// Inserts a mark. If its slot holds a mark with another hash, the new mark is dropped.
     pub fn insert(&mut self, hash: u64, end: usize) {
         let slot = self.slot(hash);
         let entry = &mut self.slots[slot];
@@ -71,7 +71,7 @@ impl Marks {
         }
     }
 
-    /// Where the only mark with this hash ends.
+    /// Returns the end of the mark with this hash, if the window has exactly one.
     pub fn get(&self, hash: u64) -> Option<usize> {
         let entry = self.slots[self.slot(hash)];
         let end = entry & Self::SEVERAL;
@@ -80,13 +80,13 @@ impl Marks {
     }
 }
 
-/// Where in the reference anchors end.
+/// Ends of anchors in the reference.
 ///
-/// A slot holds the last one that fell on it, and the rarest of those before, by a number
-/// drawn from the hash. The same are rare in every file: what was scanned just now is known
-/// densely, and of a reference of any size an even sample.
+/// A slot holds the last anchor that fell on it and the rarest of the earlier ones. Rarity is a
+/// number drawn from the hash, so the same anchors are rare in every file. Recently scanned content
+/// is therefore known densely, and the rest of the reference as an even sample.
 pub struct Anchors {
-    /// In each place the offset, below the tag. No anchor ends at 0.
+    /// Each entry holds the tag in its upper bits and the offset below. No anchor ends at 0.
     slots: Vec<[u64; 2]>,
 }
 
@@ -94,7 +94,7 @@ impl Anchors {
     const OFFSET_BITS: u32 = 44;
     const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
 
-    /// For a reference of this length.
+    /// Sizes the table for a reference of `base_bytes` bytes.
     pub fn new(base_bytes: u64) -> Anchors {
         let slots = (base_bytes / 512).clamp(64, 1 << 20).next_power_of_two();
         Anchors { slots: vec![[0; 2]; slots as usize] }
@@ -104,12 +104,13 @@ impl Anchors {
         (hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - self.slots.len().ilog2())) as usize
     }
 
-    /// The bits below those of the mask, which say how rare it is, in an entry's place.
+    /// The hash bits below the mask, moved to the upper bits of an entry. They define the rarity.
     fn tag(hash: u64) -> u64 {
         hash << ANCHOR_MASK.count_ones() & !Self::OFFSET_MASK
     }
 
-    /// Notes an anchor. Where one with the same tag is ahead of `place`, that is nearer.
+    /// Inserts an anchor. Does nothing if the slot's last anchor has the same tag and lies at or
+    /// after `place`, because that one is nearer.
     pub fn insert(&mut self, hash: u64, offset: u64, place: u64) {
         let slot = self.slot(hash);
         let [last, rare] = &mut self.slots[slot];
@@ -123,7 +124,7 @@ impl Anchors {
         *last = Self::tag(hash) | offset;
     }
 
-    /// Where it may be in the reference; 0 is nowhere.
+    /// Returns possible offsets in the reference; 0 means none.
     pub fn get(&self, hash: u64) -> [u64; 2] {
         self.slots[self.slot(hash)].map(|entry| {
             let is_same = entry & !Self::OFFSET_MASK == Self::tag(hash);
@@ -137,7 +138,7 @@ mod tests {
     use super::super::tests::{mixed, noise};
     use super::*;
 
-    /// A byte of which any number in a row would all be anchors would make scans slow.
+    /// If any number of equal bytes were all anchors, scans would be slow.
     #[test]
     fn no_byte_repeated_is_an_anchor() {
         for byte in 0..=255 {
@@ -164,7 +165,7 @@ mod tests {
         }
     }
 
-    /// However much is noted, what came last is known, and some of all.
+    /// However many anchors are inserted, the table keeps recent ones and a sample of the rest.
     #[test]
     fn anchors_thin_out_evenly() {
         let mut anchors = Anchors::new(0);

@@ -1,14 +1,14 @@
-//! Reading short pieces of a file that are near each other, now here and now there.
+//! Cached reads of short pieces that cluster in a few places of a file.
 
 use crate::delta::Source;
 
 const BLOCK_BYTES: u64 = 16 << 10;
-/// Blocks that are kept. A reference mostly leads to a few places of the pack by turns.
+/// Number of cached blocks. A reference mostly leads to a few places of the pack by turns.
 const BLOCKS: u64 = 256;
-/// So much is read as it is asked for.
+/// Reads of at least this many bytes bypass the cache.
 const LONG_BYTES: usize = 2 * BLOCK_BYTES as usize;
 
-/// Blocks of a file that were read, each in the one slot for its number.
+/// Direct-mapped cache of file blocks.
 pub struct Blocks(Vec<Option<Block>>);
 
 struct Block {
@@ -17,12 +17,12 @@ struct Block {
 }
 
 impl Blocks {
-    /// Of a file of which nothing was read.
+    /// Returns an empty cache.
     pub fn new() -> Blocks {
         Blocks((0..BLOCKS).map(|_| None).collect())
     }
 
-    /// Fills the buffer from `offset` on; the file has so much.
+    /// Fills the buffer from `offset` on. The range must lie within the file.
     pub fn read<E>(
         &mut self,
         file: &mut dyn Source<E>,

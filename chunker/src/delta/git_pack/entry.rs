@@ -1,31 +1,31 @@
-//! An entry: a short head (type, length, and for a delta where its reference is) and a compressed body.
+//! A pack entry: a short header (type, length and the base of a delta) and a compressed body.
 
 use crate::delta::Reference;
 
-/// The longest head of an entry: ten bytes of length, and an id.
+/// Maximum length of a header: ten bytes of length, and an id.
 const HEAD_MAX: usize = 10 + 32;
 
-/// What an entry of a reference has in common with that of the pack.
+/// Bytes that an entry of a reference shares with the pack's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryMatch {
-    /// Nothing that is known.
+    /// None known.
     Nothing,
-    /// All but a part of the head.
+    /// All except a part of the header.
     Body {
-        /// Bytes of the head that are the same.
+        /// Number of leading header bytes that are equal.
         lead: u8,
-        /// Bytes of the head here.
+        /// Length in bytes of the header in the pack.
         head: u8,
-        /// Bytes of the head there.
+        /// Length in bytes of the header in the reference.
         head_there: u8,
     },
-    /// Everything.
+    /// All.
     Whole,
 }
 
 impl EntryMatch {
-    /// What the entry at `there` has in common with `entry`, which begins with `same` bytes that
-    /// are there too. Of a long entry, `entry` may be the beginning.
+    /// Compares `entry` with the entry at `there`. The first `same` bytes are known to be equal.
+    /// For a long entry, `entry` may be only its beginning.
     pub fn of(
         pack: &mut dyn Reference,
         there: u64,
@@ -37,7 +37,7 @@ impl EntryMatch {
             return EntryMatch::Whole;
         }
         let Some(head) = head_len(entry, id_len) else { return EntryMatch::Nothing };
-        // An entry with another body differs in its first bytes; no need to look further.
+        // Different bodies differ in their first bytes, so these suffice.
         if same >= head {
             return EntryMatch::Nothing;
         }
@@ -49,7 +49,8 @@ impl EntryMatch {
         EntryMatch::Body { lead: same as u8, head: head as u8, head_there: head_there as u8 }
     }
 
-    /// Bytes of the heads here and there that are not the same.
+    /// Returns the header lengths in the pack and in the reference if only the bodies are equal;
+    /// else zeros.
     pub fn heads(self) -> (u64, u64) {
         match self {
             EntryMatch::Body { head, head_there, .. } => (u64::from(head), u64::from(head_there)),
@@ -64,7 +65,7 @@ fn head_there(pack: &mut dyn Reference, there: u64, id_len: usize) -> Option<usi
     head_len(&bytes[..len], id_len)
 }
 
-/// Bytes of an entry before its body; nothing if it is none.
+/// Returns the length of the header in bytes, or `None` if the header is invalid.
 fn head_len(entry: &[u8], id_len: usize) -> Option<usize> {
     const OFS_DELTA: u8 = 6;
     const REF_DELTA: u8 = 7;

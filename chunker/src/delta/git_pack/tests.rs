@@ -3,11 +3,11 @@ use crate::delta::tests::{Damaged, Failing, Gone, Memory, Rebuilt};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// An object of a made-up pack. Bodies are not compressed; nobody opens them.
+/// An object of a made-up pack. Bodies are not compressed, because nothing decompresses them.
 #[derive(Debug, Clone)]
 pub struct Object {
     pub id: u64,
-    /// How far before it its delta reference is; 0 for a whole object, 1 for a reference by id.
+    /// Distance to the delta base; 0 for a whole object, 1 for a base given by id.
     pub distance: u32,
     pub body: Vec<u8>,
 }
@@ -23,13 +23,13 @@ fn number(mut n: u32, first: u8, first_bits: u32) -> Vec<u8> {
     bytes
 }
 
-/// An id of `id_len` bytes that is spread over all first bytes.
+/// Returns an id of `id_len` bytes. Ids are spread over all first bytes.
 fn id(n: u64, id_len: usize) -> Vec<u8> {
     n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes().repeat(4)[..id_len].to_vec()
 }
 
-/// A pack of these objects and its index. With `far`, some places stand in the table of
-/// 8-byte places.
+/// Returns a pack of these objects and its index. With `far`, some offsets are in the table of
+/// 8-byte offsets.
 pub fn pack(objects: &[Object], id_len: usize, far: bool) -> (Vec<u8>, Vec<u8>) {
     let mut pack = [b"PACK\0\0\0\x02", &(objects.len() as u32).to_be_bytes()[..]].concat();
     let mut rows: Vec<(Vec<u8>, u32, u64)> = Vec::new();
@@ -80,12 +80,12 @@ pub fn pack(objects: &[Object], id_len: usize, far: bool) -> (Vec<u8>, Vec<u8>) 
 /// A pack and its index.
 type Pair = (Vec<u8>, Vec<u8>);
 
-/// Both files put together again from what is said of them.
+/// Rebuilds both files from the copies and literals.
 fn rebuild(new: &Pair, references: &[Pair]) -> Result<(Rebuilt, Rebuilt), FormatError> {
     rebuild_within(Limits::default(), new, references, &[])
 }
 
-/// The same within these limits, when there are places in which references cannot be read.
+/// Same within these limits, with unreadable ranges in the references.
 fn rebuild_within(
     limits: Limits,
     (pack, index): &Pair,
@@ -151,7 +151,7 @@ fn objects_put_in_another_order_are_found() {
     }
 }
 
-/// A reference that notes where it is read.
+/// A reference that records the offsets of reads.
 struct Noted {
     reference: Memory,
     places: Vec<u64>,
@@ -241,7 +241,7 @@ fn what_is_not_what_it_seems_is_refused() {
     assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), FormatError::IndexDisorder);
 }
 
-/// They would have to be read one by one, here and there.
+/// They would need random reads, one by one.
 #[test]
 fn far_places_in_another_order_are_refused() {
     let objects: Vec<Object> = (0..3000).map(object).collect();
@@ -257,7 +257,7 @@ fn far_places_in_another_order_are_refused() {
     assert_eq!(rebuild(&(pack, index), &[]).err(), Some(FormatError::IndexDisorder));
 }
 
-/// An index that names one place, or places nearby, for many ids.
+/// An index that lists one offset, or nearby offsets, for many ids.
 fn crowded(pack: &[u8], ids: u64, places: u64) -> Pair {
     let mut pack = pack.to_vec();
     pack[8..12].copy_from_slice(&(ids as u32).to_be_bytes());
@@ -294,12 +294,12 @@ fn many_ids_at_one_place_are_no_more_work() {
     );
     assert!(done.is_ok() && rebuilt.bytes == new.0);
     assert!(pack.reads <= 3 * usize::from(COUNTERPARTS_MAX), "{}", pack.reads);
-    // And more entries than bytes are none.
+    // More entries than bytes are rejected.
     let limits = Limits { bin_bytes: 1000, ..Limits::default() };
     assert_eq!(rebuild_within(limits, &new, &[], &[]).err(), Some(FormatError::IndexDisorder));
 }
 
-/// An index that is another one when it was read so many times.
+/// An index that changes after a number of reads.
 struct Replaced {
     before: Vec<u8>,
     after: Vec<u8>,

@@ -1,32 +1,32 @@
-//! Entries of a part of a pack, and where references have the same objects.
+//! Entries of one part of a pack and the same objects in references.
 
 use super::COUNTERPARTS_MAX;
 use super::entry::EntryMatch;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
-/// An entry of the pack, and where a reference has the same object. One that several references have
-/// makes several units. There are millions of them.
+/// An entry of the pack and the same object in one reference. An object found in several references
+/// has several units. A window holds millions of units.
 #[derive(Debug, Clone, Copy)]
 pub struct Unit {
-    /// Where the entry begins, counted from the beginning of the window.
+    /// Byte offset of the entry from the start of the window.
     pub at: u32,
-    /// Where the reference has it; nothing if none has it.
+    /// Position of the object in a reference; `None` if no reference has it.
     pub there: Option<There>,
-    /// What both have in common, once they were compared.
+    /// Result of comparing both entries.
     pub fit: EntryMatch,
 }
 
 const _: () = assert!(size_of::<Unit>() == 16);
 
-/// A place in a reference: the number of the reference in the upper 16 bits, the place below. Never zero.
+/// A position in a reference: reference number in the upper 16 bits, byte offset below. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct There(NonZeroU64);
 
 impl There {
     const PLACE_BITS: u32 = 48;
 
-    /// Nothing for a place that no entry can be at.
+    /// Returns `None` for an impossible position.
     pub fn new(reference: usize, at: u64) -> Option<There> {
         let is_possible = reference <= usize::from(u16::MAX) && at >> Self::PLACE_BITS == 0;
         NonZeroU64::new((reference as u64) << Self::PLACE_BITS | at)
@@ -47,18 +47,18 @@ impl There {
     }
 }
 
-/// All units of a part of the pack, in its order.
+/// All units of one part of the pack, in pack order.
 pub struct Window {
-    /// Where it begins.
+    /// Byte offset in the pack of the start.
     pub start: u64,
-    /// Where its last entry ends.
+    /// Byte offset in the pack of the end of the last entry.
     pub end: u64,
     pub units: Vec<Unit>,
 }
 
 impl Window {
-    /// Puts the units in order, and leaves no more of an entry than are compared: an index
-    /// that names a place for many ids could bring as many.
+    /// Sorts the units and keeps at most `COUNTERPARTS_MAX` per entry. Otherwise an index that
+    /// lists one offset for many ids could add any number.
     pub fn new(start: u64, end: u64, mut units: Vec<Unit>) -> Window {
         units.sort_unstable_by_key(|unit| (unit.at, unit.there));
         units.dedup_by_key(|unit| (unit.at, unit.there));
@@ -71,7 +71,7 @@ impl Window {
         Window { start, end, units }
     }
 
-    /// The entry that unit `n` is of.
+    /// Returns the byte range in the pack of the entry of unit `n`.
     pub fn entry(&self, n: usize) -> Range<u64> {
         let at = self.units[n].at;
         let next = self.units[n..].iter().find(|unit| unit.at > at);
@@ -79,7 +79,7 @@ impl Window {
         self.start + u64::from(at)..end
     }
 
-    /// The units of each entry, with the bytes of the pack that it has.
+    /// Returns the units of each entry with the entry's byte range in the pack.
     pub fn entries(&self) -> impl Iterator<Item = (Range<u64>, &[Unit])> {
         let mut first = 0;
         self.units.chunk_by(|a, b| a.at == b.at).map(move |units| {
@@ -89,7 +89,8 @@ impl Window {
         })
     }
 
-    /// The unit after `n` in a run: of the next entry, where the reference goes on with that too.
+    /// Returns the unit after `n` in its run: a unit of the next entry, at the adjacent position in
+    /// the same reference.
     pub fn next_in_run(&self, n: usize) -> Option<usize> {
         let Unit { at, there, .. } = self.units[n];
         let next = n + self.units[n..].iter().position(|unit| unit.at > at)?;
@@ -99,8 +100,8 @@ impl Window {
         Some(next + units.into_iter().position(|unit| unit.there == Some(wanted))?)
     }
 
-    /// The first units of all runs, in the order of the references. A unit that nothing goes before or
-    /// after is a run too; one without a counterpart is none.
+    /// Returns the first units of all runs, in reference order. A unit without neighbours is a run,
+    /// too. Units without a counterpart are in no run.
     pub fn runs(&self) -> Vec<u32> {
         let mut runs = Vec::new();
         for (n, unit) in self.units.iter().enumerate() {
@@ -112,7 +113,7 @@ impl Window {
         runs
     }
 
-    /// Whether unit `n` is the next in the run of another one.
+    /// Returns true if unit `n` continues the run of another unit.
     fn goes_on(&self, n: usize) -> bool {
         let at = self.units[n].at;
         let before = self.units[..n].iter().rev().skip_while(|unit| unit.at == at);
