@@ -1,13 +1,12 @@
-//! Reuse: how a changed file becomes extents of chunks that the store has.
+//! Reuse: stores a changed file as extents of existing chunks.
 //!
-//! A [format](chunker::delta) compares the file with *references*, files of the snapshot
-//! before, which are read back from the store and verified. What is the same
-//! becomes slices of the chunks underneath, so a recipe never depends on another
-//! recipe; what is not becomes new chunks.
+//! A [format](chunker::delta) compares the file with *references*, files of the previous snapshot.
+//! These are read back from the store and verified. Equal bytes become slices of the underlying
+//! chunks, so a recipe never depends on another recipe. All other bytes become new chunks.
 //!
-//! Slices of chunks of which a recipe uses little keep those chunks alive. So what the
-//! chunks of a file hold beyond its own bytes has a [limit](Allowance); above it, slices of
-//! the least used chunks are *copied forward* into new ones.
+//! A slice keeps its whole chunk alive, even if a recipe uses little of it. A [limit](Allowance)
+//! therefore bounds the bytes that a file's chunks hold beyond the file's own. Above the limit,
+//! slices of the least used chunks are *copied forward* into new ones.
 
 mod parts;
 mod recipe_builder;
@@ -34,58 +33,58 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-/// Files of fewer bytes are not compared with anything.
+/// Smaller files are not compared with anything.
 const COMPARED_BYTES_MIN: u64 = 8 << 10;
-/// In a dump, 512 bytes are copied for a piece less. They compress to a quarter, and a piece
-/// takes two bytes in every recipe from then on. Rows that were just written stand close
-/// together and are new for the most part, so that they are whole from the first night on.
+/// Dumps: copies up to 512 bytes per piece saved. These compress to a quarter, while a piece takes
+/// two bytes in every later recipe. Freshly written rows are close together and mostly new, so they
+/// become whole pieces on the first night.
 const ROWS: Thinning = Thinning { part_bytes: 4 << 10, until: Until::Cost(512) };
-/// Packs and their indexes compress no more, so that a piece is cheaper than what it would take
-/// to be rid of it. They only are to stay about as they are after a first housekeeping:
-/// that leaves 600 to 800 bytes a piece of a pack, 65 to 95 of an index.
+/// Packs and their indexes do not compress, so a piece is cheaper than the copy that saves it. The
+/// limit only keeps the size of pieces stable after the first repack. A repack leaves 600 to 800
+/// bytes per piece of a pack, and 65 to 95 of an index.
 const ENTRIES: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(512) };
 const INDEX_ROWS: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(60) };
-/// Most references that a file is compared with.
+/// Maximum number of references per file.
 pub const REFERENCES_MAX: usize = 64;
-/// Bytes of a file in which its format is looked for.
+/// Bytes of a file examined to detect its format.
 const HEAD_BYTES: usize = 4 << 10;
-/// Bytes compared at once of a file that may not have changed.
+/// Bytes compared at once of a file that may be unchanged.
 const PIECE_BYTES: usize = 256 << 10;
-/// Bytes read ahead where little is asked for at a time.
+/// Bytes read ahead for small requests.
 const READ_AHEAD_BYTES: usize = 16 << 10;
 
-/// Of the bytes of a file, the part that its chunks may hold besides: a fourth.
+/// A file's chunks may hold unused bytes up to this fraction of its length: a fourth.
 const UNUSED_PART: u64 = 4;
 
-/// How much the chunks of all files may hold that no file of the snapshot needs.
+/// Number of unused bytes that the chunks of all files may still hold.
 ///
-/// A file may have [`UNUSED_PART`] of its bytes. What other files do not take of that it may
-/// have too, so that little has to be copied while most of what is backed up never changes.
+/// Each file may have [`UNUSED_PART`] of its length. It may also have what other files leave of
+/// theirs. Little is therefore copied while most of the backed-up data never changes.
 #[derive(Debug, Default)]
 pub struct Allowance {
     left: AtomicI64,
 }
 
 impl Allowance {
-    /// What a snapshot of so many bytes leaves, of which `unused` are taken.
+    /// Returns the allowance that a snapshot of `bytes` bytes leaves, of which `unused` are taken.
     pub fn of(bytes: u64, unused: u64) -> Allowance {
         Allowance { left: AtomicI64::new(share(bytes, unused)) }
     }
 
-    /// A file goes away, and what it left to others with it.
+    /// Removes a file and the share that it left to others.
     pub fn withdraw(&self, entry: &Entry) {
         let share = share(entry.size, entry.unused);
-        // Sparse files can be so large that a few of them exceed every number.
+        // A few sparse files can be large enough to exceed every number.
         let less = |left: i64| Some(left.saturating_sub(share));
         let _ = self.left.fetch_update(Relaxed, Relaxed, less);
     }
 
-    /// What was taken and is not needed.
+    /// Returns taken bytes that are not needed.
     fn give_back(&self, bytes: u64) {
         self.left.fetch_add(i64::try_from(bytes).unwrap_or(i64::MAX), Relaxed);
     }
 
-    /// As much of `wanted` as there is.
+    /// Takes up to `wanted` bytes and returns the number taken.
     fn take(&self, wanted: u64) -> u64 {
         let grant = |left: i64| wanted.min(left.max(0) as u64);
         let taken = |left| Some(left - grant(left) as i64);
@@ -98,47 +97,47 @@ fn share(bytes: u64, unused: u64) -> i64 {
     number(bytes / UNUSED_PART).saturating_sub(number(unused))
 }
 
-/// What a file may have in common with files of the snapshot before.
+/// Files of the previous snapshot that a file may resemble.
 #[derive(Clone, Copy)]
 pub enum Hint<'a> {
-    /// Nothing that is known.
+    /// None known.
     Nothing,
-    /// What it was before.
+    /// Its own previous version.
     Itself,
     /// A git pack.
     Pack {
         /// Its index.
         index: &'a File,
-        /// Packs of the same directory, and their indexes.
+        /// Packs of the same directory and their indexes.
         references: &'a [(&'a Entry, &'a Entry)],
     },
     /// The index of a git pack.
     PackIndex {
-        /// Packs of the same directory, and their indexes.
+        /// Packs of the same directory and their indexes.
         references: &'a [(&'a Entry, &'a Entry)],
     },
 }
 
-/// A file put together.
+/// Result of reusing a file.
 pub struct Reused {
-    /// How.
+    /// Recipe of the file.
     pub recipe: Recipe,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// What it consists of.
+    /// Origin of its bytes.
     pub reused: ReusedBytes,
     /// Bytes of its chunks that it does not need.
     pub unused: u64,
 }
 
-/// Why a comparison ends before its time.
+/// Reason why a comparison was abandoned.
 #[derive(Debug)]
 pub enum ReuseError {
     /// The source cannot be read.
     Source(io::Error),
-    /// A file of the snapshot before cannot be read where it could be before.
+    /// A file of the previous snapshot has become unreadable.
     Lost(Error),
-    /// The store cannot be written, or the run is to end.
+    /// The store cannot be written, or the run was cancelled.
     Store(Error),
 }
 
@@ -154,24 +153,24 @@ impl From<Error> for ReuseError {
     }
 }
 
-/// Compares files with others.
+/// Compares files with references.
 #[derive(Clone, Copy)]
 pub struct Reuse<'a> {
-    /// Where references are.
+    /// Contains the references.
     pub store: &'a Store,
-    /// Where chunks go.
+    /// Receives new chunks.
     pub packer: &'a Packer<'a>,
-    /// Cuts what is new of a file.
+    /// Cuts new bytes of most files.
     pub cutter: Cutter,
-    /// Cuts what is new of a git pack.
+    /// Cuts new bytes of git packs and their indexes.
     pub fine_cutter: Cutter,
-    /// What chunks may hold that nobody needs.
+    /// Limit on unused bytes in chunks.
     pub allowance: &'a Allowance,
 }
 
 impl<'a> Reuse<'a> {
-    /// The recipe of a file of `len` bytes, if it is one that can be compared.
-    /// `DeltaError::Format` means that it is not what it seems.
+    /// Returns the recipe of a file of `len` bytes, or `None` if it cannot be compared.
+    /// `DeltaError::Format` means that the file is not of the expected format.
     pub fn file(
         &self,
         file: &File,
@@ -182,8 +181,8 @@ impl<'a> Reuse<'a> {
         self.compared(file, len, before, like).or_else(|refusal| match refusal {
             DeltaError::Format(error) => Err(DeltaError::Format(error)),
             DeltaError::Failed(ReuseError::Store(error)) => Err(DeltaError::Failed(error)),
-            // What cannot be read may be the index of a pack, or a reference; whether it is the
-            // file itself is seen when it is read for its own sake.
+            // The unreadable file may be a pack's index or a reference. If it is the file itself,
+            // the plain read that follows reports it.
             DeltaError::Failed(ReuseError::Source(_) | ReuseError::Lost(_)) => Ok(None),
         })
     }
@@ -229,7 +228,7 @@ impl<'a> Reuse<'a> {
         }
     }
 
-    /// The recipe of a stream, compared with what it was before.
+    /// Returns the recipe of a stream, compared with its previous version.
     pub fn stream(
         &self,
         input: &mut dyn Read,
@@ -239,7 +238,7 @@ impl<'a> Reuse<'a> {
         self.itself(&mut next, before)
     }
 
-    /// The recipe from before of a file that was touched, but has not changed.
+    /// Returns the previous recipe if the file was touched but has not changed.
     fn unchanged(&self, file: &File, before: &Entry) -> Result<Option<Reused>, ReuseError> {
         let reader = Reader::new(self.store);
         let (Some(mut reference), Content::Recipe(recipe)) =
@@ -330,7 +329,7 @@ impl<'a> Reuse<'a> {
     }
 }
 
-/// The content of an entry, where it is in chunks.
+/// Returns the content of an entry, if it is in chunks.
 fn reference_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<ReferenceFile<'a>> {
     match &entry.content {
         Content::Recipe(recipe) => Some(ReferenceFile::new(reader, recipe, entry.size)),
@@ -338,12 +337,12 @@ fn reference_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<Reference
     }
 }
 
-/// A file of the source, read at any place.
+/// Random access to a file of the source.
 struct FileSource<'a> {
     file: &'a File,
     progress: &'a Progress,
     len: u64,
-    /// For small requests.
+    /// Read-ahead for small requests.
     ahead: Ahead<'a>,
 }
 

@@ -1,62 +1,63 @@
 //! Parts of a file that consist of too many small pieces.
 //!
-//! A recipe grows with each piece, and so does every later recipe of the file. Where many
-//! pieces begin close together, the short slices among them are copied forward: what stands
-//! between them is new anyway, and all of it is one piece from then on.
+//! Every piece makes the recipe and all later recipes of the file longer. Where many pieces begin
+//! close together, the short slices among them are copied forward. The bytes between them are new
+//! anyway, so all of it becomes one piece.
 
 use super::spool::Piece;
 
-/// Costs are kept in eighths of a byte.
+/// Costs are in eighths of a byte.
 const COST_UNIT: u64 = 8;
-/// The cost of a part in which there is nothing to win.
+/// Cost of a part without any possible saving.
 const NEVER: u16 = u16::MAX;
-/// Two bytes are kept for each part, of the largest files too: theirs are longer.
+/// Maximum number of parts, two bytes each. The largest files have longer parts.
 const PARTS_MAX: u64 = 16 << 20;
 
-/// Which parts are made one piece.
+/// Selects the parts that become one piece.
 #[derive(Debug, Clone, Copy)]
 pub struct Thinning {
-    /// Bytes of a part, 4 KiB at most. The short slices are those of fewer.
+    /// Length of a part in bytes, at most 4 KiB. Slices of fewer bytes are short.
     pub part_bytes: u64,
-    /// How many of them.
+    /// Limit on the selected parts.
     pub until: Until,
 }
 
-/// How many parts are made one piece, those first that copy the fewest bytes for each piece saved.
+/// Limit on the parts that become one piece. Parts with the fewest copied bytes per piece saved
+/// come first.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
-    /// All that copy at most so many bytes for a piece.
+    /// All parts that copy at most this many bytes per piece saved.
     Cost(u64),
-    /// Only as many as it takes for pieces to have so many bytes on average.
+    /// As few parts as give pieces this average length in bytes.
     Average(u64),
 }
 
-/// Looks at the pieces of a file in order.
+/// Collects the cost of each part from the pieces of a file, in order.
 pub struct Survey {
     part_bytes: u64,
-    /// By part.
+    /// Cost by part.
     costs: Vec<u16>,
-    /// By cost: the pieces that parts of this cost would save.
+    /// Pieces saved by all parts of a cost, by cost.
     saved: Vec<u64>,
-    /// The part that pieces begin in just now, ...
+    /// Current part ...
     part: usize,
-    /// ... those of them that would become one, ...
+    /// ... the number of its pieces that would become one ...
     pieces: u64,
-    /// ... and the bytes that are copied for that.
+    /// ... and the number of bytes to copy for that.
     bytes: u64,
 }
 
-/// The parts that are made one piece.
+/// The parts that become one piece.
 #[derive(Default)]
 pub struct Parts {
     part_bytes: u64,
     costs: Vec<u16>,
-    /// What a chosen part costs at most.
+    /// Maximum cost of a selected part.
     limit: u16,
 }
 
 impl Survey {
-    /// Of a file of `len` bytes.
+    /// Starts a survey of a file of `len` bytes.
     pub fn new(len: u64, part_bytes: u64) -> Survey {
         let part_bytes = part_bytes.max(len.div_ceil(PARTS_MAX));
         let costs = vec![NEVER; (len / part_bytes + 1) as usize];
@@ -64,7 +65,7 @@ impl Survey {
         Survey { part_bytes, costs, saved, part: 0, pieces: 0, bytes: 0 }
     }
 
-    /// The next piece begins at `at`.
+    /// Adds the next piece, which begins at byte offset `at`.
     pub fn add(&mut self, at: u64, piece: &Piece) {
         let part = (at / self.part_bytes) as usize;
         if part != self.part {
@@ -90,14 +91,14 @@ impl Survey {
         }
     }
 
-    /// All parts that cost at most so many bytes for each piece saved.
+    /// Selects all parts that cost at most `cost` bytes per piece saved.
     pub fn up_to(mut self, cost: u64) -> Parts {
         self.end_part();
         let limit = (cost * COST_UNIT).min(u64::from(NEVER) - 1) as u16;
         Parts { part_bytes: self.part_bytes, costs: self.costs, limit }
     }
 
-    /// The parts that cost least, so that so many pieces are saved.
+    /// Selects the cheapest parts that together save `pieces` pieces.
     pub fn save(mut self, mut pieces: u64) -> Parts {
         self.end_part();
         let is_enough = |saved: &u64| {
@@ -110,7 +111,7 @@ impl Survey {
 }
 
 impl Parts {
-    /// Whether this piece is a slice that is copied forward.
+    /// Returns true if this piece is a slice to copy forward.
     pub fn have(&self, at: u64, piece: &Piece) -> bool {
         matches!(piece, Piece::Slice { .. })
             && piece.len() < self.part_bytes
@@ -124,7 +125,7 @@ mod tests {
 
     const PART: u64 = 1000;
 
-    /// A file of these pieces: the length of each, and whether it is a slice.
+    /// Surveys a file of these pieces: length and true for a slice.
     fn survey(pieces: &[(u32, bool)]) -> (Survey, Vec<(u64, Piece)>) {
         let len = pieces.iter().map(|(len, _)| u64::from(*len)).sum();
         let (mut survey, mut at, mut placed) = (Survey::new(len, PART), 0, Vec::new());
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_is_new_costs_nothing() {
-        // Two slices of 200 bytes, two literals: three pieces fewer.
+        // Two slices of 200 bytes and two literals: three pieces fewer.
         let pieces = [(200, true), (100, false), (200, true), (500, false)];
         let is_chosen = |cost| {
             let (survey, placed) = survey(&pieces);

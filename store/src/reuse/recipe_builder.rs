@@ -1,9 +1,11 @@
-//! From what a format says of a file to its recipe.
+//! Converts the output of a format into a recipe.
 //!
-//! A file is reused in two steps. While it is told, its pieces are only noted. When all of
-//! them are known, or very many, it is *concluded*: slices that are not worth referring to
-//! are chosen; what is new is cut into chunks in the order of the file, together with
-//! them; and the recipe is written.
+//! A file is reused in two steps. While the format runs, the pieces are only recorded. Once all of
+//! them are known, or very many, they are *concluded*:
+//!
+//! 1. Slices that are not worth a reference are selected.
+//! 2. These slices and the new bytes are cut into chunks in file order.
+//! 3. The recipe is written.
 
 use super::parts::{Parts, Survey, Thinning, Until};
 use super::spool::{Piece, Spool, no_room};
@@ -19,29 +21,29 @@ use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::ops::Range;
 
-/// Chunks referred to before a stretch of the file is concluded.
+/// Maximum number of referenced chunks in a stretch, the part of a file that is concluded at once.
 const STRETCH_CHUNKS: usize = 256 << 10;
-/// Bytes of a stretch that no reference has.
+/// Maximum bytes of a stretch found in no reference.
 const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
-/// Bytes of a stretch.
+/// Maximum bytes of a stretch.
 const STRETCH_BYTES: u64 = 16 << 30;
-/// What is copied forward is put together in so many bytes, ...
+/// Maximum bytes copied forward at once, ...
 const FORWARD_BYTES: usize = 8 << 20;
-/// ... of so many slices at most.
+/// ... and maximum number of slices.
 const WANTED_MAX: usize = 64 << 10;
 
-/// How much of a file came from where, in bytes.
+/// Bytes of a file by origin.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReusedBytes {
-    /// Slices of chunks of the snapshot before.
+    /// Bytes in slices of chunks of the previous snapshot.
     pub by_extent: u64,
-    /// What else is in chunks that the store had.
+    /// Other bytes in chunks that were already in the store.
     pub by_chunk: u64,
-    /// Of the slices, those that were copied forward into new chunks.
+    /// The part of `by_extent` that was copied forward into new chunks.
     pub copied_forward: u64,
 }
 
-/// Takes what a format says and makes a recipe of it.
+/// Receives the output of a format and builds a recipe.
 pub struct RecipeBuilder<'a> {
     packer: &'a Packer<'a>,
     allowance: &'a Allowance,
@@ -51,18 +53,18 @@ pub struct RecipeBuilder<'a> {
     cutter: Cutter,
     thinning: Thinning,
     spool: Spool<'a>,
-    /// Of this stretch.
+    /// Bytes in this stretch, and the literals among them.
     len: u64,
     literal_len: u64,
     /// Chunks of the references that this stretch refers to.
     chunks: Vec<Referred>,
     numbers: HashMap<ChunkId, u32>,
-    /// The number that was asked for last.
+    /// Number of the chunk referenced last.
     last: Option<u32>,
     reused: ReusedBytes,
-    /// Bytes of chunks that the stretches before do not need.
+    /// Unused bytes in chunks of the concluded stretches.
     unused: u64,
-    /// Chunks of a stretch.
+    /// Maximum number of chunks of a stretch.
     stretch_chunks: usize,
 }
 
@@ -70,40 +72,40 @@ pub struct RecipeBuilder<'a> {
 struct Referred {
     id: ChunkId,
     len: u64,
-    /// Bytes of it that the file consists of.
+    /// Number of its bytes used by the file.
     used: u64,
     is_copied_forward: bool,
 }
 
-/// What a stretch has of its own, cut into chunks as it comes.
+/// The new bytes of a stretch, cut into chunks as they arrive.
 struct NewBytes<'a> {
     packer: &'a Packer<'a>,
     reader: &'a Reader<'a>,
     cutter: Cutter,
-    /// What is not cut yet.
+    /// Bytes not cut yet.
     pending: Vec<u8>,
-    /// What is still to be put into it.
+    /// Slices still to be copied into `pending`.
     wanted: Vec<Wanted>,
-    /// The chunks made, and where each ends.
+    /// Stored chunks with the end offset of each.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
-    /// Of the bytes that are not cut yet, those that were copied forward.
+    /// Byte ranges of `pending` that are copied forward.
     forwarded: VecDeque<Range<u64>>,
-    /// Of the others, what is in chunks that the store had.
+    /// Number of other bytes in chunks that were already in the store.
     by_chunk: u64,
 }
 
-/// A slice that is copied forward.
+/// A slice to copy forward.
 struct Wanted {
     chunk: ChunkId,
     offset: u32,
     len: u32,
-    /// Its place in what is not cut yet.
+    /// Byte offset in the pending bytes.
     at: usize,
 }
 
 impl<'a> RecipeBuilder<'a> {
-    /// A builder whose copies are of `references`, by number, and which cuts with `cutter`.
+    /// Returns a builder that resolves copies in `references`, by number, and cuts with `cutter`.
     pub fn new(
         reuse: &Reuse<'a>,
         reader: &'a Reader<'a>,
@@ -132,13 +134,13 @@ impl<'a> RecipeBuilder<'a> {
         }
     }
 
-    /// Concludes stretches of so many chunks.
+    /// Sets the number of chunks after which a stretch is concluded.
     #[cfg(test)]
     pub fn set_stretch_chunks(&mut self, chunks: usize) {
         self.stretch_chunks = chunks;
     }
 
-    /// The recipe of everything told.
+    /// Returns the recipe of everything received.
     pub fn finish(mut self) -> Result<Reused, ReuseError> {
         self.conclude()?;
         let (len, packer) = (self.recipe.len(), self.packer);
@@ -152,7 +154,7 @@ impl<'a> RecipeBuilder<'a> {
             None => self.number(id).map_err(ReuseError::Lost)?,
         };
         let Some(number) = number else {
-            // Its segment is damaged elsewhere. A stream is not there to be read once more.
+            // Its segment is damaged elsewhere. A stream cannot be read a second time.
             let plain = self.reader.plain(&id, true).map_err(ReuseError::Lost)?;
             return self.append(&plain[offset as usize..][..len as usize]);
         };
@@ -164,15 +166,15 @@ impl<'a> RecipeBuilder<'a> {
         Ok(self.spool.slice(number, offset, len as u32)?)
     }
 
-    /// Takes bytes that no reference has, or none that a new snapshot may count on.
+    /// Adds bytes found in no reference, or only in one that a new snapshot must not depend on.
     fn append(&mut self, bytes: &[u8]) -> Result<(), ReuseError> {
         self.len += bytes.len() as u64;
         self.literal_len += bytes.len() as u64;
         Ok(self.spool.literal(bytes)?)
     }
 
-    /// The number of a chunk of a reference; a new one gets the next. Nothing for one that a new
-    /// snapshot may not count on.
+    /// Returns the number of a chunk of a reference; a new chunk gets the next number. Returns
+    /// `None` if a new snapshot must not depend on the chunk.
     fn number(&mut self, id: ChunkId) -> Result<Option<u32>> {
         if let Some(number) = self.numbers.get(&id) {
             return Ok(Some(*number));
@@ -191,7 +193,7 @@ impl<'a> RecipeBuilder<'a> {
         if is_long { self.conclude() } else { Ok(()) }
     }
 
-    /// Makes chunks and recipe of what was told since the last conclusion.
+    /// Writes the chunks and recipe of everything received since the last conclusion.
     fn conclude(&mut self) -> Result<(), ReuseError> {
         let parts = self.choose_parts()?;
         self.choose_chunks();
@@ -222,7 +224,8 @@ impl<'a> RecipeBuilder<'a> {
         Ok(())
     }
 
-    /// Chooses the parts in which short slices are copied forward, if there are any to choose.
+    /// Selects the parts in which short slices are copied forward. Returns `None` if no pieces need
+    /// to be saved.
     fn choose_parts(&mut self) -> Result<Option<Parts>> {
         let RecipeBuilder { spool, chunks, .. } = self;
         let excess = match self.thinning.until {
@@ -257,7 +260,7 @@ impl<'a> RecipeBuilder<'a> {
         Ok(Some(parts))
     }
 
-    /// Chooses the chunks whose slices are copied forward, the least used first.
+    /// Selects the chunks whose slices are copied forward, least used first.
     fn choose_chunks(&mut self) {
         // A chunk can be used twice.
         let unused_of = |chunk: &Referred| chunk.len.saturating_sub(chunk.used);
@@ -278,12 +281,12 @@ impl<'a> RecipeBuilder<'a> {
             chunk.is_copied_forward = true;
             unused -= unused_of(chunk);
         }
-        // Slices are copied forward chunk by chunk, so that some of it may be left.
+        // Slices are copied forward by whole chunks, so some of the allowance may be left.
         self.allowance.give_back(taken.min(limit.saturating_sub(unused)));
         self.unused += unused;
     }
 
-    /// Cuts what is new, and what is copied forward, into chunks.
+    /// Cuts new and forwarded bytes into chunks.
     fn cut(&mut self, parts: Option<&Parts>) -> Result<NewBytes<'a>, ReuseError> {
         let (pending, made) = (Vec::new(), Vec::new());
         let (packer, reader, cutter) = (self.packer, self.reader, self.cutter);
@@ -320,7 +323,7 @@ impl<'a> RecipeBuilder<'a> {
     }
 }
 
-/// Whether a piece that begins at `at` becomes bytes of the file's own.
+/// Returns true if a piece that begins at `at` is stored in the file's new chunks.
 fn is_own(at: u64, piece: &Piece, chunks: &[Referred], parts: Option<&Parts>) -> bool {
     let of_chunk = match piece {
         Piece::Slice { chunk, .. } => chunks[*chunk as usize].is_copied_forward,
@@ -390,8 +393,8 @@ impl NewBytes<'_> {
         if is_enough { self.cut(false) } else { Ok(()) }
     }
 
-    /// Copies forward what is wanted, chunk by chunk: the slices of a file whose parts were
-    /// moved are of a few chunks, each in many places.
+    /// Copies the wanted slices, chunk by chunk. A file with moved parts takes many slices from few
+    /// chunks.
     fn copy_forward(&mut self) -> Result<(), ReuseError> {
         self.wanted.sort_unstable_by_key(|wanted| (wanted.chunk, wanted.at));
         for slices in self.wanted.chunk_by(|a, b| a.chunk == b.chunk) {
@@ -425,8 +428,8 @@ impl NewBytes<'_> {
         Ok(())
     }
 
-    /// How many bytes were copied forward from where the last call ended. They are counted
-    /// already, as found in a reference.
+    /// Returns the number of bytes copied forward since the end of the last call. These are already
+    /// counted in `by_extent`.
     fn forwarded_up_to(&mut self, end: u64) -> u64 {
         let mut bytes = 0;
         while let Some(range) = self.forwarded.front_mut().filter(|range| range.start < end) {
@@ -441,10 +444,10 @@ impl NewBytes<'_> {
     }
 }
 
-/// Goes through chunks that hold bytes one after the other.
+/// Walks through consecutive chunks.
 struct Cursor<I: Iterator<Item = (u64, ChunkId)>> {
     chunks: std::iter::Peekable<I>,
-    /// Where the first chunk begins.
+    /// Offset of the start of the first chunk.
     start: u64,
     at: u64,
 }
@@ -454,7 +457,7 @@ impl<I: Iterator<Item = (u64, ChunkId)>> Cursor<I> {
         Cursor { chunks: chunks.peekable(), start: 0, at: 0 }
     }
 
-    /// Passes over chunks that end before the present place.
+    /// Passes chunks that end at or before the current offset.
     fn pass(&mut self) {
         while let Some((end, _)) = self.chunks.next_if(|(end, _)| *end <= self.at) {
             self.start = end;

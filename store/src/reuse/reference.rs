@@ -1,4 +1,4 @@
-//! Reading files of the snapshot before at any place, a bounded part of them in memory.
+//! Random access to files of the previous snapshot in bounded memory.
 
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -12,16 +12,16 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
-/// Bytes of opened chunks and recipe groups that a reader keeps.
+/// Bytes of decoded chunks and recipe groups that a reader caches.
 const CACHE_BYTES: usize = 24 << 20;
-/// Bytes that keeping one of them takes besides.
+/// Memory overhead of a cached item in bytes.
 const HELD_BYTES: usize = 192;
 
-/// Opens chunks of the store and keeps the last ones.
+/// Decodes chunks of the store and caches the most recent ones.
 pub struct Reader<'a> {
     store: &'a Store,
     cache: RefCell<Cache>,
-    /// What could not be read, so that nobody tries again.
+    /// Unreadable chunks, so that none is tried twice.
     lost: RefCell<HashSet<ChunkId>>,
 }
 
@@ -44,7 +44,7 @@ enum Item {
     Group(Rc<Group>),
 }
 
-/// Extents that follow each other, and where each begins within them.
+/// Consecutive extents and the offset of each within the group.
 struct Group {
     starts: Vec<u64>,
     extents: Vec<Extent>,
@@ -61,7 +61,7 @@ impl Group {
         Group { starts: starts.collect(), extents }
     }
 
-    /// The extent at `offset`, and how far into it that is.
+    /// Returns the extent at `offset` and the offset into the extent.
     fn at(&self, offset: u64) -> Option<(Extent, u64)> {
         let n = self.starts.partition_point(|start| *start <= offset).checked_sub(1)?;
         let into = offset - self.starts[n];
@@ -91,13 +91,13 @@ impl Cache {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader of this store.
+    /// Returns a reader of this store.
     pub fn new(store: &'a Store) -> Reader<'a> {
         Reader { store, cache: RefCell::default(), lost: RefCell::default() }
     }
 
-    /// The plain bytes of a chunk, verified. Damage found in the segment of one that was
-    /// compared already does not matter, as long as it is whole itself.
+    /// Returns the verified plain bytes of a chunk. With `is_compared`, a chunk in a damaged
+    /// segment is accepted if the chunk itself is intact.
     pub fn plain(&self, id: &ChunkId, is_compared: bool) -> Result<Rc<Vec<u8>>> {
         if let Some(Item::Plain(plain)) = self.cache.borrow_mut().get(id) {
             return Ok(plain);
@@ -118,8 +118,8 @@ impl<'a> Reader<'a> {
         Ok(group)
     }
 
-    /// The length of a chunk that was read before; nothing if damage was found since in
-    /// its segment.
+    /// Returns the length of a chunk that was read before, or `None` if its segment has been found
+    /// damaged since.
     pub fn plain_len(&self, id: &ChunkId) -> Result<Option<u64>> {
         let location = self.location(id)?;
         Ok(location.is_healthy.then_some(u64::from(location.plain_len)))
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
     fn chunk(&self, id: &ChunkId, is_compared: bool) -> Result<Vec<u8>> {
         let location = self.location(id)?;
         if !location.is_healthy && !is_compared {
-            // A new snapshot may not count on it. Whoever found the damage has told of it.
+            // A new snapshot must not depend on it. The code that found the damage reported it.
             return Err(Error::ChunkMissing(*id));
         }
         let mut plain = Vec::new();
@@ -136,7 +136,7 @@ impl<'a> Reader<'a> {
             Ok(()) => Ok(plain),
             Err(error) => {
                 self.lost.borrow_mut().insert(*id);
-                // Its chunks are stored anew when they are met.
+                // The chunks of this segment are stored again when they occur next.
                 let _ = self.store.index.set_damaged(&location.segment);
                 self.store.damage.error(&error);
                 Err(error)
@@ -144,7 +144,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where a chunk is that is not known to be lost itself.
+    /// Returns the location of a chunk, unless the chunk is known to be lost.
     fn location(&self, id: &ChunkId) -> Result<Location> {
         if self.lost.borrow().contains(id) {
             return Err(Error::ChunkMissing(*id));
@@ -162,35 +162,35 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A file of the snapshot before.
+/// A file of the previous snapshot.
 #[derive(Clone)]
 pub struct ReferenceFile<'a> {
     reader: &'a Reader<'a>,
     level: u8,
     top: Rc<Group>,
     len: u64,
-    /// Whether only what was compared already is asked for.
+    /// True if only bytes that were already compared are requested.
     is_compared: bool,
-    /// Where something was asked for last. The next place is mostly near it. What is there is
-    /// the cache's: a file keeps nothing in memory.
+    /// Most recent position; the next one is mostly near. The cache owns the bytes there. The file
+    /// itself keeps nothing in memory.
     leaf: Option<Leaf>,
     spot: Option<Spot>,
 }
 
-/// Extents of a file that stand together in its recipe.
+/// One group of extents in the recipe of a file.
 #[derive(Clone)]
 struct Leaf {
-    /// The bytes of the file that they make up.
+    /// Byte range in the file.
     range: Range<u64>,
     group: Weak<Group>,
 }
 
-/// An extent of a file whose chunk is open.
+/// An extent of a file whose chunk is decoded.
 #[derive(Clone)]
 struct Spot {
-    /// The bytes of the file that it makes up.
+    /// Byte range in the file.
     range: Range<u64>,
-    /// Where they begin in the chunk.
+    /// Byte offset in the chunk of the start of the range.
     offset: usize,
     plain: Weak<Vec<u8>>,
 }
@@ -208,7 +208,7 @@ impl ChunkSlice {
 }
 
 impl Spot {
-    /// The bytes from this one of the file on, if the chunk is still open.
+    /// Returns the bytes from file offset `offset` on, if the chunk is still in memory.
     fn part(&self, offset: u64) -> Option<ChunkSlice> {
         if !self.range.contains(&offset) {
             return None;
@@ -221,20 +221,20 @@ impl Spot {
 }
 
 impl<'a> ReferenceFile<'a> {
-    /// The file with this recipe and so many bytes.
+    /// Returns the file with this recipe and length in bytes.
     pub fn new(reader: &'a Reader<'a>, recipe: &Recipe, len: u64) -> ReferenceFile<'a> {
         let top = Rc::new(Group::new(recipe.extents.clone()));
         let (level, is_compared, leaf, spot) = (recipe.level, false, None, None);
         ReferenceFile { reader, level, top, len, is_compared, leaf, spot }
     }
 
-    /// The same file, to tell where something is that was compared already.
+    /// Returns the same file for locating bytes that were already compared.
     pub fn compared(mut self) -> ReferenceFile<'a> {
         self.is_compared = true;
         self
     }
 
-    /// The extent that has the byte at `offset`, and how far into it that is.
+    /// Returns the extent that contains the byte at `offset`, and the offset into the extent.
     pub fn extent_at(&mut self, offset: u64) -> Result<Option<(Extent, u64)>> {
         let last = self.leaf.as_ref().filter(|leaf| leaf.range.contains(&offset));
         if let Some((group, leaf)) = last.and_then(|leaf| Some((leaf.group.upgrade()?, leaf))) {
@@ -254,8 +254,8 @@ impl<'a> ReferenceFile<'a> {
         Ok(found)
     }
 
-    /// The bytes that stand together from `offset` on. Holes have none, nor has what cannot be
-    /// read: that was told when it was found.
+    /// Returns the contiguous bytes from `offset` on. Returns `None` for holes and for unreadable
+    /// bytes. These were reported when they were found.
     fn part_at(&mut self, offset: u64) -> Option<ChunkSlice> {
         if let Some(part) = self.spot.as_ref().and_then(|spot| spot.part(offset)) {
             return Some(part);

@@ -1,18 +1,18 @@
-//! What a file was found to be, kept until all of it is known.
+//! Pieces of a file, kept until the whole file is known.
 //!
-//! Which slices are worth referring to is seen at the end of a file; until then its pieces
-//! wait here, and the bytes that no reference has, most of both in nameless files of the store.
+//! The end of a file decides which slices are worth a reference. Until then its pieces and its
+//! literal bytes wait here, most of them in unnamed files in the store.
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 
-/// Pieces in memory.
+/// Maximum number of pieces in memory.
 const MEMORY_PIECES: usize = 64 << 10;
-/// Bytes of literal pieces in memory.
+/// Maximum bytes of literal pieces in memory.
 const LITERAL_MEMORY_BYTES: usize = 1 << 20;
-/// Bytes of a piece in the file.
+/// Bytes per piece in the scratch file.
 const PIECE_BYTES: usize = 12;
 
 /// A run of bytes of the file.
@@ -20,15 +20,15 @@ const PIECE_BYTES: usize = 12;
 pub enum Piece {
     /// A slice of the chunk with this number.
     Slice { chunk: u32, offset: u32, len: u32 },
-    /// The next bytes of what no reference has.
+    /// The next literal bytes.
     Literal { len: u32 },
 }
 
-/// The number of no chunk.
+/// Chunk number that marks a literal.
 const LITERAL: u32 = u32::MAX;
 
 impl Piece {
-    /// Bytes of the file.
+    /// Length in bytes.
     pub fn len(self) -> u64 {
         match self {
             Piece::Slice { len, .. } | Piece::Literal { len } => u64::from(len),
@@ -55,7 +55,7 @@ impl Piece {
         }
     }
 
-    /// Joins the next piece to this one, if they are one.
+    /// Appends the next piece to this one and returns true if both are contiguous.
     fn join(&mut self, next: Piece) -> bool {
         let (len, more) = match (&mut *self, next) {
             (
@@ -80,23 +80,23 @@ pub struct Spool<'a> {
     room: Option<&'a dyn Backend>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
-    /// How many there are, in the file and in memory.
+    /// Number of pieces in the file and in memory.
     pieces: u64,
-    /// Bytes of the literal pieces, one after the other: those in the file ...
+    /// Bytes of the literal pieces: those in the file ...
     literal_file: Option<File>,
-    /// ... and those after them.
+    /// ... followed by these.
     literal_memory: Vec<u8>,
 }
 
 impl<'a> Spool<'a> {
-    /// An empty one, which may need room in the store, or else on this machine.
+    /// Returns an empty spool. Scratch files are created in the store, or else on this machine.
     pub fn new(room: Option<&'a dyn Backend>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
         let (memory, literal_memory) = (Vec::new(), Vec::new());
         Spool { room, file, memory, pieces: 0, literal_file, literal_memory }
     }
 
-    /// How many pieces a replay has.
+    /// Returns the number of pieces in a replay.
     pub fn pieces(&self) -> u64 {
         self.pieces
     }
@@ -106,7 +106,7 @@ impl<'a> Spool<'a> {
         self.push(Piece::Slice { chunk, offset, len }).map_err(no_room())
     }
 
-    /// Appends bytes that no reference has.
+    /// Appends literal bytes.
     pub fn literal(&mut self, bytes: &[u8]) -> Result<()> {
         for part in bytes.chunks(LITERAL_MEMORY_BYTES) {
             if self.literal_memory.len() + part.len() > LITERAL_MEMORY_BYTES {
@@ -171,7 +171,7 @@ impl<'a> Spool<'a> {
         self.memory.iter().try_for_each(|piece| each(*piece))
     }
 
-    /// The same, with a reader of the bytes of literal pieces, from the first on.
+    /// Same as [`replay`](Self::replay), with a reader of the literal bytes from the first on.
     pub fn replay_with_literals<E: From<Error>>(
         &mut self,
         mut each: impl FnMut(Piece, &mut dyn Read) -> Result<(), E>,
@@ -192,7 +192,7 @@ impl<'a> Spool<'a> {
         Ok(())
     }
 
-    /// Forgets all pieces.
+    /// Removes all pieces.
     pub fn clear(&mut self) {
         (self.file, self.literal_file) = (None, None);
         self.memory.clear();
@@ -205,7 +205,7 @@ fn scratch(room: Option<&dyn Backend>) -> io::Result<File> {
     room.map_or_else(tempfile::tempfile, Backend::scratch)
 }
 
-/// What went wrong with scratch space.
+/// Converts an I/O error of scratch space.
 pub fn no_room() -> impl FnOnce(io::Error) -> Error {
     Error::store_write("scratch space in tmp")
 }

@@ -19,14 +19,14 @@ use std::fs::OpenOptions;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-/// A store whose chunks are small.
+/// A store with small chunks.
 struct Room {
     store: Store,
     memory: Memory,
     _index: TempDir,
 }
 
-/// A file in the store, and the chunks that it is made of slices of.
+/// A file in the store and the chunks of its slices.
 struct Stored {
     entry: Entry,
     bytes: Vec<u8>,
@@ -46,7 +46,7 @@ impl Room {
         Room { store: store.expect("opens"), memory, _index: index }
     }
 
-    /// Stores a file made of slices of chunks of its own: which chunk, from where, how much.
+    /// Stores a file of slices of its own chunks: chunk number, offset, length.
     fn file(&self, seed: u64, slices: &[(usize, usize, usize)]) -> Stored {
         let packer = Packer::new(&self.store, false);
         let chunks: Vec<Vec<u8>> =
@@ -99,7 +99,7 @@ impl Room {
         }
     }
 
-    /// Spoils every segment.
+    /// Damages every segment.
     fn damage(&self) {
         self.memory.with_files(|files| {
             let segments = files.iter_mut().filter(|(name, _)| name.starts_with("segments/"));
@@ -114,13 +114,13 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     blocks.take(len).collect()
 }
 
-/// A reuse that cuts everything in the sizes of the store.
+/// Returns a reuse that cuts everything at the store's sizes.
 fn reuse<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance) -> Reuse<'a> {
     let cutter = Cutter::new(store.config.parameters()).expect("sizes that can be used");
     Reuse { store, packer, cutter, fine_cutter: cutter, allowance }
 }
 
-/// What a format may say: literals, or a copy of a reference.
+/// Possible output of a format: literals, or a copy of a reference.
 #[derive(Debug, Clone)]
 enum Said {
     Literal(usize),
@@ -136,7 +136,7 @@ fn said() -> impl Strategy<Value = Vec<Said>> {
     vec(said, 0..60)
 }
 
-/// Weaves what is said, and returns the file that it is of.
+/// Passes `all` to the builder and returns the resulting content.
 fn compare(builder: &mut RecipeBuilder<'_>, references: &[Stored], all: &[Said]) -> Vec<u8> {
     let mut file = Vec::new();
     for (n, said) in all.iter().enumerate() {
@@ -158,7 +158,7 @@ fn compare(builder: &mut RecipeBuilder<'_>, references: &[Stored], all: &[Said])
     file
 }
 
-/// What the chunks of references that a recipe refers to hold without need.
+/// Returns the number of unused bytes in the referenced chunks.
 fn unused_of(extents: &[Extent], references: &[Stored]) -> u64 {
     let mut used: HashMap<ChunkId, u64> = HashMap::new();
     for extent in extents {
@@ -170,7 +170,7 @@ fn unused_of(extents: &[Extent], references: &[Stored]) -> u64 {
     used.iter().filter_map(|(id, used)| Some(len_of(id)?.saturating_sub(*used))).sum()
 }
 
-/// All that is said, as slices of the chunks of references.
+/// Returns `all` as slices of the chunks of references.
 fn slices(room: &Room, references: &[Stored], all: &[Said]) -> Vec<Extent> {
     let reader = Reader::new(&room.store);
     let mut slices = Vec::new();
@@ -188,7 +188,7 @@ fn slices(room: &Room, references: &[Stored], all: &[Said]) -> Vec<Extent> {
     slices
 }
 
-/// Nothing is made one but what chunks demand.
+/// No thinning: only the limit on unused bytes copies slices forward.
 const AS_IT_IS: Thinning = Thinning { part_bytes: 4096, until: Until::Average(1) };
 
 fn until() -> impl Strategy<Value = Until> {
@@ -239,7 +239,7 @@ proptest! {
     }
 }
 
-/// A reference of which little is used, and all that weaving it needs.
+/// Runs `look` with a reference of which little is used.
 fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
     let room = Room::new();
     let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
@@ -262,7 +262,7 @@ fn what_is_in_a_damaged_segment_is_not_counted_on() {
         let mut file = reference_file(reader, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         room.distrust();
-        // Its chunks can be read as before, but a new snapshot must not need them.
+        // Its chunks can still be read, but a new snapshot must not depend on them.
         let other = Reader::new(&room.store);
         let mut file = reference_file(&other, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), 0);
@@ -276,7 +276,7 @@ fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         builder.copy(0, 0, 100).expect("is there");
         room.distrust();
-        // The second chunk was referred to before, the third was not.
+        // The second chunk was referenced before, the third was not.
         builder.copy(0, 100, reference.bytes.len() as u64 - 100).expect("is whole itself");
         let Reused { len, reused, .. } = builder.finish().expect("ends");
         assert_eq!((len, reused.by_extent), (273, 182));
@@ -329,7 +329,7 @@ fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
     std::fs::write(path("pack"), &pack).expect("writes");
     std::fs::write(path("idx"), vec![0; 5000]).expect("writes");
     let file = File::open(path("pack")).expect("opens");
-    // It is there, but not to be read.
+    // It exists, but cannot be read.
     let index = OpenOptions::new().write(true).open(path("idx")).expect("opens");
     let like = Hint::Pack { index: &index, references: &[(&reference, &reference)] };
     let done = reuse.file(&file, pack.len() as u64, None, like);
