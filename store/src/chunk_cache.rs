@@ -1,31 +1,32 @@
-//! The chunks opened last, for those who want slices of the same ones again and again.
+//! Cache of decoded chunks, for repeated reads of slices of the same chunks.
 
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::store::Store;
 use std::mem::take;
 
-/// Most chunks that are kept, however small they are.
+/// Maximum number of cached chunks of any size.
 const CHUNKS_MAX: usize = 256;
 
 /// Reads slices of chunks.
 pub struct ChunkCache<'a> {
     store: &'a Store,
-    /// The one used last stands last. Slices come back to the same few, so it is soon found.
+    /// Least recently used first. Slices mostly repeat the same few chunks, so a search from the
+    /// end is short.
     chunks: Vec<(ChunkId, Vec<u8>)>,
     bytes: usize,
     bytes_max: usize,
-    /// A chunk that nothing more is wanted of, or memory for the next one.
+    /// A chunk that is no longer needed; its memory serves the next one.
     spare: Vec<u8>,
 }
 
 impl<'a> ChunkCache<'a> {
-    /// Keeps up to so many bytes, and always one chunk.
+    /// Returns a cache of up to `bytes_max` bytes, but at least one chunk.
     pub fn new(store: &'a Store, bytes_max: usize) -> ChunkCache<'a> {
         ChunkCache { store, chunks: Vec::new(), bytes: 0, bytes_max, spare: Vec::new() }
     }
 
-    /// A slice of a chunk, verified; `None` if the chunk is too short.
+    /// Returns a verified slice of a chunk; `None` if the chunk is too short.
     pub fn slice(&mut self, chunk: &ChunkId, offset: u32, len: u64) -> Result<Option<&[u8]>> {
         let is_known = self.chunks.iter().rposition(|(known, _)| known == chunk);
         match is_known {
@@ -33,7 +34,7 @@ impl<'a> ChunkCache<'a> {
             None => {
                 self.store.chunk_into(chunk, &mut self.spare)?;
                 if offset == 0 && self.spare.len() as u64 == len {
-                    // Nothing is left of it to come back to.
+                    // The slice is the whole chunk, so nothing of it remains to cache.
                     return Ok(Some(&self.spare));
                 }
                 self.keep(chunk);
@@ -44,7 +45,7 @@ impl<'a> ChunkCache<'a> {
         Ok(end.and_then(|end| plain.get(offset as usize..end)))
     }
 
-    /// Keeps what was just read, instead of what was not used for the longest time.
+    /// Caches the chunk just read and evicts the least recently used ones.
     fn keep(&mut self, chunk: &ChunkId) {
         let plain = take(&mut self.spare);
         self.bytes += plain.capacity();

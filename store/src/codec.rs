@@ -1,21 +1,20 @@
-//! The one place where plain bytes become stored bytes and back.
+//! Encodes and decodes chunks. No other module does.
 //!
-//! The only mode so far is `none`: a chunk is one standard zstd frame, named by
-//! the hash of its plain bytes.
+//! The only seal so far is `none`: a chunk is one standard zstd frame, named by the hash of its
+//! plain bytes.
 
 use crate::id::ChunkId;
 use crate::limits;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound, get_error_name};
 
-/// The level that is tried first. Git packs and other compressed content hardly
-/// shrink at any level, and this one costs a third of the usual one.
+/// The level tried first. Git packs and other compressed content hardly shrink at any level, and
+/// this level costs a third of the usual one.
 const QUICK_LEVEL: i32 = 1;
 
-/// Content that shrinks to less than this many parts of 100 is compressed again
-/// with the store's own level.
+/// Content that shrinks below this percentage is compressed again with the store's own level.
 const WORTHWHILE_PERCENT: usize = 80;
 
-/// Turns plain bytes into stored bytes. One for each thread; keeps its working memory.
+/// Encodes plain bytes into zstd frames. Each thread has its own, with its working memory.
 pub struct FrameEncoder {
     level: i32,
     context: CCtx<'static>,
@@ -24,10 +23,10 @@ pub struct FrameEncoder {
 }
 
 impl FrameEncoder {
-    /// A encoder that compresses with this zstd level what is worth it.
+    /// Returns an encoder that uses this zstd level for compressible content.
     pub fn new(level: i32) -> FrameEncoder {
         let mut context = CCtx::create();
-        // The chunk's name verifies it better than a checksum.
+        // The chunk's id verifies it better than a checksum.
         for parameter in [CParameter::ContentSizeFlag(true), CParameter::ChecksumFlag(false)] {
             context
                 .set_parameter(parameter)
@@ -37,10 +36,10 @@ impl FrameEncoder {
         FrameEncoder { level, context, decoder: FrameDecoder::new(), check: Vec::new() }
     }
 
-    /// Replaces `out` by the stored form of `plain`.
+    /// Replaces `out` by the encoded form of `plain`.
     ///
-    /// What was sealed is opened again and compared before it counts: a compressor
-    /// that errs (zstd's did, more than once) must not become a lost file.
+    /// Every frame is decoded again and compared. A faulty compressor must not lose a file, and
+    /// zstd had such faults more than once.
     pub fn encode(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         assert!(plain.len() <= limits::CHUNK_BYTES_MAX, "chunks are bounded");
         self.compress(self.level.min(QUICK_LEVEL), plain, out);
@@ -62,7 +61,7 @@ impl FrameEncoder {
     }
 }
 
-/// Turns stored bytes back into plain ones. One for each thread.
+/// Decodes zstd frames into plain bytes. Each thread has its own.
 pub struct FrameDecoder {
     context: DCtx<'static>,
 }
@@ -74,16 +73,16 @@ impl Default for FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// An decoder with its own working memory.
+    /// Returns a decoder with its own working memory.
     pub fn new() -> FrameDecoder {
         FrameDecoder { context: DCtx::create() }
     }
 
     /// Replaces `out` by the `plain_len` plain bytes of chunk `id`.
     ///
-    /// Fails with the reason unless `stored` opens to exactly that many bytes
-    /// and they have that name. Never holds more than `plain_len` bytes,
-    /// whatever `stored` claims. On failure `out` is empty.
+    /// Returns the reason of the failure unless `stored` decodes to exactly that many bytes with
+    /// that id. Never holds more than `plain_len` bytes, whatever `stored` claims. On failure `out`
+    /// is empty.
     pub fn decode(
         &mut self,
         id: &ChunkId,
@@ -104,7 +103,7 @@ impl FrameDecoder {
         result
     }
 
-    /// The same for a chunk whose name is not known yet.
+    /// Same as [`decode`](Self::decode), for a chunk with an unknown id.
     pub fn decode_unnamed(
         &mut self,
         stored: &[u8],
@@ -115,8 +114,8 @@ impl FrameDecoder {
         if plain_len > limits::CHUNK_BYTES_MAX {
             return Err(format!("{plain_len} bytes are more than a chunk may have"));
         }
-        // zstd writes no further than the buffer's end, and a frame that wants
-        // more is refused; buffers are ours and never larger than a chunk.
+        // zstd never writes past the end of the buffer and rejects a frame that needs more. The
+        // buffer is never larger than a chunk.
         out.reserve_exact(plain_len);
         match self.context.decompress(out, stored) {
             Ok(n) if n == plain_len => Ok(()),
@@ -126,14 +125,14 @@ impl FrameDecoder {
     }
 }
 
-/// The length of the frame that `bytes` begin with, found without opening it.
+/// Returns the length of the frame at the start of `bytes`, without decoding it.
 ///
-/// Used to find chunks again in a segment whose table is gone.
+/// Used to find chunks in a segment whose table is lost.
 pub fn frame_len(bytes: &[u8]) -> Option<usize> {
     zstd::zstd_safe::find_frame_compressed_size(bytes).ok().filter(|len| *len <= bytes.len())
 }
 
-/// The plain length that a frame claims to have, if it is one a chunk may have.
+/// Returns the plain length that a frame declares, if a chunk may have that length.
 pub fn claimed_plain_len(frame: &[u8]) -> Option<usize> {
     let len = zstd::zstd_safe::get_frame_content_size(frame).ok()??;
     usize::try_from(len).ok().filter(|len| *len <= limits::CHUNK_BYTES_MAX)
@@ -183,7 +182,7 @@ mod tests {
         assert_eq!(claimed_plain_len(&bomb), None);
     }
 
-    /// Noise and what compresses.
+    /// Noise, and content that compresses.
     fn plain() -> impl Strategy<Value = Vec<u8>> {
         let run = (noise(), 1..200usize).prop_map(|(bytes, times)| bytes.repeat(times));
         prop_oneof![noise(), run]

@@ -1,7 +1,7 @@
-//! Sorting by small numbers, in as many steps as there are items.
+//! Sorting by small numbers in linear time.
 
-/// The places of all items by their numbers, which are below `end`; items with the same number
-/// stay in their order.
+/// Returns the positions of all items, sorted by number. All numbers are below `end`. Equal numbers
+/// keep their order.
 pub fn by_number(numbers: impl Iterator<Item = u32> + Clone, end: usize) -> Vec<u32> {
     let mut next = vec![0; end + 1];
     let mut count = 0;

@@ -1,7 +1,7 @@
-//! Chunks in, segments out.
+//! Packs chunks into segments.
 //!
-//! Any thread may put a chunk; each is stored once. Full segments go to one
-//! thread that makes them durable and then tells the index, in that order.
+//! Any thread may put a chunk; each is stored once. One thread receives full segments. It first
+//! makes them durable and then adds them to the index.
 
 use crate::backend::{Backend, Pending};
 use crate::codec::FrameEncoder;
@@ -19,29 +19,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Bytes collected before they are hashed and written.
+/// Bytes buffered before they are hashed and written.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Full segments that may wait to be made durable. They are files already and
-/// cost no memory but their tables.
+/// Maximum number of full segments waiting to become durable. They are files already, so only their
+/// tables take memory.
 const WAITING_SEGMENTS: usize = 16;
 
-/// In a dry run nothing is taken off the list of seen chunks; it is forgotten at this length.
+/// A dry run removes nothing from the set of claimed chunks; it is cleared at this size.
 const SEEN_MAX: usize = 1 << 20;
 
-/// What a put did.
+/// Result of [`Packer::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// The chunk's name.
+    /// Id of the chunk.
     pub id: ChunkId,
-    /// Whether the store did not have it.
+    /// True if the store did not have the chunk.
     pub is_new: bool,
 }
 
-/// Figures of what was put.
+/// Counters of added chunks.
 #[derive(Debug, Default)]
 pub struct Added {
-    /// Chunks the store did not have.
+    /// Number of chunks that the store did not have.
     pub chunks: AtomicU64,
     /// Their plain bytes.
     pub plain_bytes: AtomicU64,
@@ -49,11 +49,11 @@ pub struct Added {
     pub stored_bytes: AtomicU64,
 }
 
-/// Takes chunks, from any thread.
+/// Stores chunks from any thread.
 pub struct Packer<'a> {
     store: &'a Store,
     is_dry: bool,
-    /// Chunks on their way to the index: claimed by one thread, known to the others.
+    /// Chunks not in the index yet. One thread stores a claimed chunk; the others skip it.
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
     data: Mutex<Option<OpenSegment>>,
     metadata: Mutex<Option<OpenSegment>>,
@@ -61,7 +61,7 @@ pub struct Packer<'a> {
     added: Added,
 }
 
-/// A segment that still takes chunks.
+/// A segment that still receives chunks.
 struct OpenSegment {
     kind: Kind,
     pending: Box<dyn Pending>,
@@ -91,7 +91,8 @@ thread_local! {
 }
 
 impl<'a> Packer<'a> {
-    /// A packer for this store. A dry one stores nothing, and counts what it would.
+    /// Returns a packer for this store. A dry packer stores nothing, but counts what it would
+    /// store.
     pub fn new(store: &'a Store, is_dry: bool) -> Packer<'a> {
         let claimed = Arc::<Mutex<HashSet<ChunkId>>>::default();
         let (queue, full) = sync_channel(WAITING_SEGMENTS);
@@ -108,13 +109,12 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Where there is room for what is needed for a while: in the store, unless nothing may
-    /// be written to it.
+    /// Returns the backend for scratch files: the store's, unless the run must not write to it.
     pub(crate) fn scratch(&self) -> Option<&'a dyn Backend> {
         (!self.is_dry).then_some(&*self.store.backend)
     }
 
-    /// What was added so far.
+    /// Returns the counters of added chunks.
     pub fn added(&self) -> &Added {
         &self.added
     }
@@ -170,7 +170,7 @@ impl<'a> Packer<'a> {
             let full = slot.take();
             drop(slot);
             if kind == Kind::Metadata {
-                // Metadata never becomes durable before the data that it speaks of.
+                // Metadata never becomes durable before the data it refers to.
                 self.close(Kind::Data)?;
             }
             self.hand_over(full)?;
@@ -205,22 +205,22 @@ impl<'a> Packer<'a> {
         let queue = self.finisher.lock().as_ref().map(|finisher| finisher.queue.clone());
         match queue.map(|queue| queue.send(full)) {
             Some(Ok(())) => Ok(()),
-            // The thread ended because it failed; its error tells why.
+            // The thread has failed; `join` returns its error.
             _ => self.join(),
         }
     }
 
-    /// Ends the publishing thread and returns what became of it.
+    /// Ends the publishing thread and returns its result.
     fn join(&self) -> Result<()> {
         let Some(Finisher { queue, thread }) = self.finisher.lock().take() else {
-            // Whoever came first has the reason.
+            // The first caller gets the reason.
             return Err(Error::Interrupted);
         };
         drop(queue);
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Makes everything durable and known to the index, data before metadata.
+    /// Makes everything durable and adds it to the index, data before metadata.
     pub fn finish(&self) -> Result<()> {
         self.close(Kind::Data)?;
         self.close(Kind::Metadata)?;
@@ -230,7 +230,7 @@ impl<'a> Packer<'a> {
 
 impl Drop for Packer<'_> {
     fn drop(&mut self) {
-        // Segments that are full already are kept for the next run.
+        // Full segments are kept for the next run.
         if let Some(Finisher { queue, thread }) = self.finisher.lock().take() {
             drop(queue);
             let _ = thread.join();
@@ -315,7 +315,7 @@ mod tests {
     use crate::store::Purpose;
     use std::collections::HashMap;
 
-    /// A store in memory, with a log of what is written to it.
+    /// A store in memory, with a log of all writes.
     fn recorded(dir: &tempfile::TempDir) -> (Store, Log) {
         let memory = Memory::default();
         let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 1);
@@ -327,14 +327,14 @@ mod tests {
         (store.expect("opens"), log)
     }
 
-    /// A chunk of 1 MiB that nothing can compress, another one for each number.
+    /// An incompressible chunk of 1 MiB, different for each number.
     fn large(number: u64) -> Vec<u8> {
         let mut bytes = vec![0; 1 << 20];
         blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     }
 
-    /// The kinds of the segments in the order in which they got their names.
+    /// Returns the kinds of the segments in the order of publication.
     fn published_kinds(store: &Store, log: &Log) -> Vec<Kind> {
         let mut kinds = HashMap::new();
         for shard in 0..=255 {

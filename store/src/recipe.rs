@@ -1,4 +1,4 @@
-//! The recipe: which bytes of which chunks make up a file.
+//! The recipe of a file: byte ranges of chunks, in file order.
 
 mod columns;
 
@@ -8,9 +8,9 @@ use crate::limits;
 use minicbor::{Decoder, Encoder, decode};
 use std::collections::HashMap;
 
-/// Most extents that stand in a tree entry itself.
+/// Maximum number of extents stored in a tree entry.
 const INLINE_EXTENTS_MAX: usize = 48;
-/// Least extents of a recipe chunk that is not the last one.
+/// Minimum number of extents in a recipe chunk, except the last.
 const GROUP_EXTENTS_MIN: usize = 256;
 /// Zero bits that end a group: one whole chunk in 1024, one other slice in 16,384.
 const WHOLE_END_BITS: u32 = 10;
@@ -21,44 +21,43 @@ const PART_END_BITS: u32 = 14;
 pub enum Extent {
     /// A slice of a chunk's plain bytes.
     Slice {
-        /// Which chunk.
+        /// Id of the chunk.
         chunk: ChunkId,
-        /// First byte of the chunk that is used.
+        /// Byte offset in the chunk.
         offset: u32,
-        /// Bytes.
+        /// Length in bytes.
         len: u64,
     },
-    /// Zeros that take no space.
+    /// Zeros without stored bytes.
     Hole {
-        /// Bytes.
+        /// Length in bytes.
         len: u64,
     },
 }
 
 impl Extent {
-    /// Bytes of the file that this extent makes up.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         match *self {
             Extent::Slice { len, .. } | Extent::Hole { len } => len,
         }
     }
 
-    /// Whether it makes up nothing. Stored extents never do.
+    /// Returns true if the length is 0. Stored extents are never empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// How a file is put together.
+/// The extents of a file.
 ///
-/// At level 0 the extents make up the file. At level n they make up a list of
-/// chunks which hold recipes of level n - 1, and each extent's length is that of
-/// the part of the *file* below it.
+/// At level 0 the extents form the file. At level n they list chunks that hold recipes of level n -
+/// 1. The length of each extent is then that of its part of the *file*.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recipe {
-    /// Steps down to the extents of the file.
+    /// Number of levels above the extents of the file.
     pub level: u8,
-    /// In file order.
+    /// Extents in file order.
     pub extents: Vec<Extent>,
 }
 
@@ -110,24 +109,24 @@ pub(crate) fn decode_extents(input: &mut Decoder<'_>) -> Result<Vec<Extent>, dec
     Ok(extents)
 }
 
-/// Collects extents as a file is read; what does not fit an entry goes to chunks.
+/// Collects extents while a file is read. Extents that exceed an entry go to recipe chunks.
 ///
-/// Groups end where an extent says so, so that an insertion near the begin
-/// of a large file leaves the later groups as they were.
+/// The content of an extent decides whether it ends a group. An insertion near the start of a large
+/// file therefore leaves later groups unchanged.
 #[derive(Debug, Default)]
 pub struct RecipeWriter {
-    /// The last extent, which the next one may continue.
+    /// The last extent; the next one may continue it.
     last: Option<Extent>,
-    /// One open group a level, the lowest first.
+    /// One open group per level, lowest first.
     levels: Vec<Group>,
     len: u64,
 }
 
-/// Extents that will stand in one recipe chunk.
+/// Extents of one recipe chunk.
 #[derive(Debug, Default)]
 struct Group {
     extents: Vec<Extent>,
-    /// Whether some begin within their chunk: then the group is written in columns.
+    /// True if some slices start inside their chunk. The group is then encoded in columns.
     has_parts: bool,
 }
 
@@ -137,7 +136,7 @@ impl Group {
         self.extents.push(extent);
     }
 
-    /// Whether `last`, the last one pushed, is the last one it takes.
+    /// Returns true if `last`, the most recent extent, ends the group.
     fn ends(&self, last: &Extent) -> bool {
         let most = match self.has_parts {
             true => limits::RECIPE_COLUMNS_MAX,
@@ -159,7 +158,7 @@ impl Group {
 }
 
 impl RecipeWriter {
-    /// Appends an extent, a slice within its chunk or a hole. `put` stores a metadata chunk.
+    /// Appends a hole or a slice within its chunk. `put` stores a metadata chunk.
     pub fn push(
         &mut self,
         extent: Extent,
@@ -181,12 +180,12 @@ impl RecipeWriter {
         }
     }
 
-    /// Bytes of the file so far.
+    /// Returns the number of bytes of the file so far.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether nothing was pushed yet.
+    /// Returns true if nothing was pushed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -205,7 +204,7 @@ impl RecipeWriter {
         if group.ends(&extent) { self.close(level, put) } else { Ok(()) }
     }
 
-    /// Stores the open group of `level` and names it one level up.
+    /// Stores the open group of `level` and adds it to the next level.
     fn close(&mut self, level: usize, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<()> {
         let group = std::mem::take(&mut self.levels[level]);
         let len = group.extents.iter().map(Extent::len).sum();
@@ -213,7 +212,7 @@ impl RecipeWriter {
         self.push_at(level + 1, Extent::Slice { chunk, offset: 0, len }, put)
     }
 
-    /// The recipe of everything pushed.
+    /// Returns the recipe of everything pushed.
     pub fn finish(mut self, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<Recipe> {
         if let Some(last) = self.last.take() {
             self.push_at(0, last, put)?;
@@ -235,7 +234,7 @@ impl RecipeWriter {
     }
 }
 
-/// Two extents as one, if the second continues the first.
+/// Joins two extents if the second continues the first.
 fn joined(first: &Extent, second: &Extent) -> Option<Extent> {
     match (*first, *second) {
         (Extent::Hole { len }, Extent::Hole { len: more }) => {
@@ -251,14 +250,14 @@ fn joined(first: &Extent, second: &Extent) -> Option<Extent> {
     }
 }
 
-/// Whether it is a slice that begins within its chunk. Files that were cut into chunks
-/// have none.
+/// Returns true for a slice that starts inside its chunk. Files that were cut into chunks have no
+/// such slices.
 fn is_part(extent: &Extent) -> bool {
     matches!(extent, Extent::Slice { offset, .. } if *offset > 0)
 }
 
-/// Whether a group may end after this extent. Which slices do must not hang on the
-/// chunk alone where the same few chunks come again and again.
+/// Returns true if a group may end after this extent. Where the same few chunks repeat, the chunk
+/// alone must not decide that for slices.
 fn ends_group(extent: &Extent) -> bool {
     let Extent::Slice { chunk, offset, len } = *extent else { return false };
     let (number, _) = chunk.as_bytes().split_first_chunk().expect("an id has more bytes");
@@ -271,7 +270,7 @@ fn ends_group(extent: &Extent) -> bool {
     mixed.leading_zeros() >= PART_END_BITS
 }
 
-/// Reads a recipe chunk, written either way.
+/// Decodes a recipe chunk in either encoding.
 fn decode_group(bytes: &[u8]) -> Result<Vec<Extent>, decode::Error> {
     let mut input = Decoder::new(bytes);
     match columns::are_next(&input) {
@@ -280,15 +279,15 @@ fn decode_group(bytes: &[u8]) -> Result<Vec<Extent>, decode::Error> {
     }
 }
 
-/// Walks over the extents of a file, reading recipe chunks as it comes to them.
+/// Iterates over the extents of a file and reads recipe chunks as needed.
 pub struct Extents<'a> {
     get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-    /// Groups being walked: their level and what is left of them, the top first.
+    /// Level and remaining extents of each group in progress, top first.
     stack: Vec<(u8, std::vec::IntoIter<Extent>)>,
 }
 
 impl<'a> Extents<'a> {
-    /// The extents of `recipe`; `get` reads metadata chunks.
+    /// Returns an iterator over `recipe`; `get` reads metadata chunks.
     pub fn new(recipe: &Recipe, get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>) -> Extents<'a> {
         Extents { get, stack: vec![(recipe.level, recipe.extents.clone().into_iter())] }
     }
@@ -327,7 +326,7 @@ impl Iterator for Extents<'_> {
     }
 }
 
-/// The extents in the recipe chunk `chunk`, which make up `len` bytes of a file.
+/// Returns the extents of recipe chunk `chunk`, which cover `len` bytes of a file.
 pub(crate) fn read_group(chunk: &ChunkId, len: u64, bytes: &[u8]) -> Result<Vec<Extent>> {
     let what = || format!("recipe chunk {chunk}");
     let extents = decode_group(bytes).map_err(|error| malformed(what(), error.to_string()))?;
@@ -338,11 +337,11 @@ pub(crate) fn read_group(chunk: &ChunkId, len: u64, bytes: &[u8]) -> Result<Vec<
     Ok(extents)
 }
 
-/// What was found out about the chunks of a recipe, so that it need not be for each of their
-/// slices. Forgets everything now and then instead of growing.
+/// Cache of a result per chunk, shared by all slices of the chunk. It is cleared when full, so it
+/// cannot grow.
 pub struct Recent<T>(HashMap<ChunkId, T>);
 
-/// Chunks that are remembered.
+/// Maximum number of cached chunks.
 const RECENT_MAX: usize = 4096;
 
 impl<T> Default for Recent<T> {
@@ -352,12 +351,12 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T> Recent<T> {
-    /// What is known of a chunk.
+    /// Returns the cached result of a chunk.
     pub fn get(&self, chunk: &ChunkId) -> Option<&T> {
         self.0.get(chunk)
     }
 
-    /// Remembers something about a chunk.
+    /// Caches a result for a chunk.
     pub fn insert(&mut self, chunk: ChunkId, value: T) {
         if self.0.len() >= RECENT_MAX {
             self.0.clear();
@@ -416,8 +415,8 @@ mod tests {
         }
     }
 
-    /// Slices as a repacked file has them: two bytes of new content, then some of an old
-    /// chunk, a little further on than where it was left.
+    /// Slices of a repacked file: two new bytes, then a slice of an old chunk, a little after the
+    /// previous one.
     fn fragments(count: u32) -> Vec<Extent> {
         let chunk = |n: u32| ChunkId::of(&n.to_le_bytes());
         let offset = |n: u32, step: u32| n % 600 * step;
@@ -459,11 +458,11 @@ mod tests {
         assert!(before > 10 && new <= 3, "{new} new groups beside {before}");
     }
 
-    /// Where groups end and how they are written decides whether a store has them already.
+    /// The ends of groups and their encoding decide whether a store already has them.
     #[test]
     fn recipes_are_written_as_ever() {
         let whole = |n: u32| Extent::Slice {
-            // Some chunks come more than once.
+            // Some chunks repeat.
             chunk: ChunkId::of(&(n / 3 * 3).to_le_bytes()),
             offset: 0,
             len: u64::from(n % 3 + 1),
@@ -533,7 +532,7 @@ mod tests {
         }
     }
 
-    /// Extents that continue each other made one.
+    /// Joins extents that continue each other.
     fn all_joined(extents: &[Extent]) -> Vec<Extent> {
         let mut all: Vec<Extent> = Vec::new();
         for extent in extents {
@@ -545,7 +544,7 @@ mod tests {
         all
     }
 
-    /// Chunks in memory, under names that nothing checks.
+    /// Chunks in memory. Their ids are not verified.
     #[derive(Default)]
     struct Chunks(RefCell<HashMap<ChunkId, Vec<u8>>>);
 

@@ -1,7 +1,7 @@
-//! Finding the chunks of a segment whose table is gone.
+//! Finds the chunks of a segment whose table is lost.
 //!
-//! Chunks are standard zstd frames one after the other, so they can be found by
-//! what they begin with and named by what they contain.
+//! Chunks are consecutive standard zstd frames. The magic number locates them, and their content
+//! gives their ids.
 
 use crate::backend::Backend;
 use crate::codec::{FrameDecoder, claimed_plain_len, frame_len};
@@ -17,7 +17,7 @@ const READ_BYTES: [usize; 3] = [512 << 10, 64 << 10, 4 << 10];
 
 /// All chunks that can be found in a segment of `len` bytes, whatever happened to it.
 ///
-/// Never fails: what cannot be read holds no chunks.
+/// Never fails: unreadable parts are treated as empty.
 pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
     let name = segment::file_name(id);
     let len = len.min(limits::SEGMENT_BYTES_MAX) as usize;
@@ -52,7 +52,7 @@ pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
     rows
 }
 
-/// The part of the file that is in memory.
+/// The part of the file in memory.
 struct ScanWindow {
     bytes: Vec<u8>,
     start: usize,

@@ -2,20 +2,19 @@
 //!
 //! ```text
 //! header   skippable frame   TAG_HEADER   version, kind, seal, store id, store.json
-//! body     one zstd frame a chunk, one after the other
-//! table    skippable frame   TAG_TABLE    a row a chunk, in body order
-//! trailer  skippable frame   TAG_TRAILER  where the table is, and a hash of header and table
+//! body     one zstd frame per chunk
+//! table    skippable frame   TAG_TABLE    one row per chunk, in body order
+//! trailer  skippable frame   TAG_TRAILER  offset of the table, and a hash of header and table
 //! ```
 //!
-//! All numbers are little-endian. Because everything but the chunks is a zstd
-//! skippable frame, `zstd -dc FILE` prints the chunks; `b3sum FILE` prints the
-//! file's name. `docs/format.md` shows the bytes and is compared with the
-//! constants below by a test.
+//! All numbers are little-endian. Everything except the chunks is in zstd skippable frames, so
+//! `zstd -dc FILE` prints the chunks. `b3sum FILE` prints the file's name. `docs/format.md` shows
+//! the bytes; a test compares it with the constants below.
 
 use crate::id::{ChunkId, SegmentId};
 use crate::limits;
 
-/// First four bytes of a skippable frame; readers of zstd pass over it.
+/// First four bytes of a skippable frame. Zstd decoders skip such frames.
 pub const SKIPPABLE_MAGIC: u32 = 0x184D_2A5B;
 /// Bytes before a skippable frame's content: the magic and the content's length.
 pub const SKIPPABLE_HEAD_LEN: usize = 8;
@@ -27,14 +26,14 @@ pub const TAG_TABLE: &[u8; 8] = b"FKtable\n";
 pub const TAG_TRAILER: &[u8; 8] = b"FKtrailr";
 /// Version of this layout.
 pub const VERSION: u16 = 1;
-/// Fixed part of the header's content, before the copy of `store.json`.
+/// Length in bytes of the fixed part of the header's content, before the copy of `store.json`.
 pub const HEADER_FIXED_LEN: usize = 8 + 2 + 1 + 1 + 16;
-/// Bytes of a table row: id, offset, stored length, plain length.
+/// Length in bytes of a table row: id, offset, stored length, plain length.
 pub const ROW_LEN: usize = ChunkId::LEN + 4 + 4 + 4;
-/// Bytes of the whole trailer frame: head, tag, table offset, row count, hash.
+/// Length in bytes of the whole trailer frame: head, tag, table offset, row count, hash.
 pub const TRAILER_LEN: usize = SKIPPABLE_HEAD_LEN + 8 + 4 + 4 + 32;
 
-/// What a segment's chunks are.
+/// Kind of the chunks in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Content of files.
@@ -53,16 +52,16 @@ impl Kind {
     }
 }
 
-/// Where a chunk stands in its segment, and how long it is.
+/// Position and size of a chunk in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The chunk's name.
+    /// Id of the chunk.
     pub id: ChunkId,
-    /// First stored byte, counted from the file's begin.
+    /// Byte offset in the segment file.
     pub offset: u32,
-    /// Stored bytes.
+    /// Stored length in bytes.
     pub stored_len: u32,
-    /// Plain bytes.
+    /// Plain length in bytes.
     pub plain_len: u32,
 }
 
@@ -84,25 +83,25 @@ impl Row {
         })
     }
 
-    /// One past the last stored byte.
+    /// Returns the byte offset after the last stored byte.
     pub fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.stored_len)
     }
 }
 
-/// The head of a segment, as read from its first bytes.
+/// The header of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// What the chunks are.
+    /// Kind of the chunks.
     pub kind: Kind,
     /// The store this segment was written for.
     pub store_id: [u8; 16],
-    /// The bytes of that store's `store.json`, a copy against its loss.
+    /// A copy of that store's `store.json`, in case the file is lost.
     pub config: Vec<u8>,
 }
 
 impl Header {
-    /// The header frame, all bytes of it.
+    /// Encodes the whole header frame.
     pub fn to_frame(&self) -> Vec<u8> {
         let mut content = Vec::with_capacity(HEADER_FIXED_LEN + self.config.len());
         content.extend_from_slice(TAG_HEADER);
@@ -114,7 +113,7 @@ impl Header {
         skippable(&content)
     }
 
-    /// Reads the content of a header frame.
+    /// Decodes the content of a header frame.
     fn from_content(content: &[u8]) -> Result<Header, String> {
         let rest = content.strip_prefix(TAG_HEADER).ok_or("it does not begin like a segment")?;
         let version = u16::from_le_bytes([
@@ -140,16 +139,16 @@ impl Header {
 /// The fixed-size end of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trailer {
-    /// Where the table frame begins.
+    /// Byte offset of the table frame.
     pub table_offset: u32,
-    /// Rows in the table.
+    /// Number of rows in the table.
     pub rows: u32,
     /// BLAKE3 of the header frame followed by the table frame.
     pub hash: [u8; 32],
 }
 
 impl Trailer {
-    /// The trailer frame, all bytes of it.
+    /// Encodes the whole trailer frame.
     pub fn to_frame(self) -> Vec<u8> {
         let mut content = TAG_TRAILER.to_vec();
         content.extend_from_slice(&self.table_offset.to_le_bytes());
@@ -158,7 +157,7 @@ impl Trailer {
         skippable(&content)
     }
 
-    /// Reads the last [`TRAILER_LEN`] bytes of a segment of `file_len` bytes.
+    /// Decodes the last [`TRAILER_LEN`] bytes of a segment of `file_len` bytes.
     pub fn read(frame: &[u8], file_len: u64) -> Result<Trailer, String> {
         let content =
             unskip(frame).filter(|c| frame.len() == TRAILER_LEN && c.starts_with(TAG_TRAILER));
@@ -175,22 +174,22 @@ impl Trailer {
         Ok(trailer)
     }
 
-    /// Bytes of the table frame.
+    /// Returns the length in bytes of the table frame.
     pub fn table_len(&self) -> u64 {
         SKIPPABLE_HEAD_LEN as u64 + 8 + u64::from(self.rows) * ROW_LEN as u64
     }
 }
 
-/// The head and the table of a segment, checked against the trailer's hash.
+/// Header and table of a segment, verified by the trailer's hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// The head.
+    /// The header.
     pub header: Header,
-    /// All chunks, in body order, side by side without a gap.
+    /// All chunks, in body order and without gaps.
     pub rows: Vec<Row>,
 }
 
-/// The table frame for these rows.
+/// Encodes the table frame of these rows.
 pub fn table_frame(rows: &[Row]) -> Vec<u8> {
     let mut content = Vec::with_capacity(8 + rows.len() * ROW_LEN);
     content.extend_from_slice(TAG_TABLE);
@@ -198,13 +197,13 @@ pub fn table_frame(rows: &[Row]) -> Vec<u8> {
     skippable(&content)
 }
 
-/// What ties header and table to the trailer.
+/// Returns the hash of header and table that the trailer contains.
 pub fn frame_hash(header: &[u8], table: &[u8]) -> [u8; 32] {
     *blake3::Hasher::new().update(header).update(table).finalize().as_bytes()
 }
 
 impl Table {
-    /// Puts a segment's table together from its frames and checks all of it.
+    /// Decodes a segment's header and table frames and checks them.
     pub fn read(header: &[u8], table: &[u8], trailer: &Trailer) -> Result<Table, String> {
         if frame_hash(header, table) != trailer.hash {
             return Err("its header or table does not match its trailer".into());
@@ -243,13 +242,13 @@ fn skippable(content: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The content of a frame that is all of `frame`.
+/// Returns the content if `frame` is exactly one skippable frame.
 fn unskip(frame: &[u8]) -> Option<&[u8]> {
     let len = skippable_len(frame)?;
     (len == frame.len()).then(|| &frame[SKIPPABLE_HEAD_LEN..])
 }
 
-/// The whole length of the skippable frame that `bytes` begin with.
+/// Returns the total length of the skippable frame at the start of `bytes`.
 pub fn skippable_len(bytes: &[u8]) -> Option<usize> {
     let magic = u32_at(bytes, 0)?;
     let len = u32_at(bytes, 4)? as usize;
@@ -260,7 +259,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
 }
 
-/// The file of a segment, relative to the store.
+/// Returns the file name of a segment, relative to the store.
 pub fn file_name(id: &SegmentId) -> String {
     let hex = id.to_string();
     format!("segments/{}/{hex}", &hex[..2])
@@ -273,7 +272,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// A header, and rows that stand behind it without a gap.
+    /// A header, and rows that follow it without gaps.
     fn parts() -> impl Strategy<Value = (Header, Vec<Row>)> {
         let kind = prop_oneof![Just(Kind::Data), Just(Kind::Metadata)];
         let header = (kind, any::<[u8; 16]>(), noise())
@@ -338,7 +337,7 @@ mod tests {
             for (head, table) in
                 [(&other_head, &table), (&head, &other_table), (&noise, &table), (&head, &noise)]
             {
-                // With a trailer that vouches for the damage.
+                // With a trailer whose hash matches the damage.
                 let vouches = trailer(head, table, offset, rows.len());
                 if let Ok(read) = Table::read(head, table, &vouches) {
                     prop_assert_eq!(read.rows.len(), rows.len());

@@ -1,8 +1,8 @@
-//! Recipe chunks in columns, for files made of many small slices of few chunks.
+//! Recipe chunks in columns, for files of many small slices of few chunks.
 //!
-//! Each chunk id stands there once. What is left of an extent are three small numbers
-//! that are like those of its neighbours, so each kind of them stands together:
-//! zstd then finds what they have in common, which leaves about two bytes an extent.
+//! Each chunk id is stored once. The rest of an extent is three small numbers, similar to those of
+//! its neighbours. Each kind of number has its own column, so that zstd finds the similarities.
+//! About two bytes per extent remain.
 
 use super::Extent;
 use crate::counting_sort::by_number;
@@ -13,13 +13,13 @@ use minicbor::decode::Error;
 use minicbor::{Decoder, Encoder};
 use std::collections::HashMap;
 
-/// Stands for a hole where others have the number of their chunk.
+/// Chunk number that marks a hole.
 const HOLE: u32 = 0;
 
 /// Appends the array of ids, chunk numbers, offsets and lengths.
 ///
-/// Offsets and lengths stand in the order of chunk numbers: the bytes of a literal
-/// chunk and those of an old one alternate in the file, and their lengths have nothing in common.
+/// Offsets and lengths are in the order of chunk numbers. In the file, slices of new and old chunks
+/// alternate, and their lengths are unrelated.
 pub(super) fn encode(extents: &[Extent], out: &mut Encoder<&mut Vec<u8>>) {
     let (ids, numbers) = number_chunks(extents);
     let (mut which, mut offsets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
@@ -41,7 +41,7 @@ pub(super) fn encode(extents: &[Extent], out: &mut Encoder<&mut Vec<u8>>) {
     written.expect("writing to memory cannot fail");
 }
 
-/// Whether the array that `input` begins with is one of columns.
+/// Returns true if `input` starts with an array of columns.
 pub(super) fn are_next(input: &Decoder<'_>) -> bool {
     let mut ahead = input.clone();
     ahead.array().is_ok() && ahead.datatype().is_ok_and(|found| found == Type::Bytes)
@@ -79,7 +79,7 @@ pub(super) fn decode(input: &mut Decoder<'_>) -> Result<Vec<Extent>, Error> {
     Ok(extents)
 }
 
-/// Where the slice before this one ended.
+/// Chunk number and end of the previous slice.
 #[derive(Default)]
 struct Last {
     number: u32,
@@ -87,7 +87,7 @@ struct Last {
 }
 
 impl Last {
-    /// The same if it was a slice of this chunk; else the begin of the chunk.
+    /// Returns the end of the previous slice if it was of this chunk; else 0.
     fn end_in(&mut self, number: u32) -> i64 {
         if self.number != number {
             *self = Last { number, end: 0 };
@@ -96,8 +96,8 @@ impl Last {
     }
 }
 
-/// The ids of all chunks, one after the other as they come, and for each extent the number
-/// of its chunk among them, from 1.
+/// Returns the ids of all chunks, concatenated in order of appearance. For each extent, also
+/// returns the number of its chunk, counted from 1.
 fn number_chunks(extents: &[Extent]) -> (Vec<u8>, Vec<u32>) {
     let (mut ids, mut known) = (Vec::new(), HashMap::new());
     let number = |extent: &Extent| match extent {
@@ -125,7 +125,7 @@ fn read_numbers(column: &[u8], chunks: usize) -> Result<Vec<u32>, Error> {
     Ok(numbers)
 }
 
-/// The places of all extents, those of holes first, then chunk by chunk.
+/// Returns the positions of all extents: holes first, then by chunk number.
 fn by_chunk(numbers: &[u32], chunks: usize) -> Vec<u32> {
     by_number(numbers.iter().copied(), chunks + 1)
 }
@@ -134,7 +134,7 @@ fn hole(len: u64) -> Result<Extent, Error> {
     if len == 0 { Err(Error::message("an extent is empty")) } else { Ok(Extent::Hole { len }) }
 }
 
-/// Offset and length of a slice that a chunk can have.
+/// Checks offset and length of a slice against the maximum chunk size.
 fn checked_slice(begin: Option<i64>, len: u64) -> Result<(u32, u64), Error> {
     let offset = begin.and_then(|begin| u32::try_from(begin).ok());
     let end = offset.and_then(|offset| u64::from(offset).checked_add(len));
@@ -162,7 +162,7 @@ fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// What is left of a column.
+/// The rest of a column.
 struct Varints<'a>(&'a [u8]);
 
 impl Varints<'_> {
@@ -272,7 +272,7 @@ mod tests {
             let read = decode(&mut Decoder::new(&columns(bad)));
             assert!(read.is_err(), "column {place}: {wrong:?}");
         }
-        // The end of the largest chunk is within it, the byte after it is not.
+        // A slice may end at the end of the largest chunk, but not one byte after it.
         for (len, is_fine) in [(&[0x80, 0x80, 0x80, 2][..], true), (&[0x81, 0x80, 0x80, 2], false)]
         {
             let bytes = columns([&ids[..32], &[1], &[0], len]);
