@@ -1,5 +1,5 @@
-//! Makes inputs for the fuzzer to begin with, from a real store, packs of git and
-//! dumps: `seeds STORE FILES DIRECTORY`.
+//! Creates seed inputs for the fuzzer from a real store, git packs and dumps: `seeds STORE FILES
+//! DIRECTORY`.
 
 use forgekeep_fuzz::part;
 use std::error::Error;
@@ -17,7 +17,7 @@ use store::tree::{TreeReader, TreeWriter};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Bytes of the last member of `store.json`.
+/// Length in bytes of the last member of `store.json`.
 const HASH_MEMBER_LEN: usize = 83;
 
 fn main() -> Result<()> {
@@ -76,10 +76,10 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
     seeds.add("midx", &midx())
 }
 
-/// Two packs and two dumps, each compared with the other and with itself.
+/// Two packs and two dumps, each compared with the other. One pack is compared with itself, too.
 fn formats(dir: &Path, seeds: &Seeds<'_>) -> Result<()> {
     let read = |name: &str| fs::read(dir.join(name));
-    // Windows of one entry and of many, batches of 59 bytes and of some KiB.
+    // Windows of one entry and of many; batches of 59 bytes and of some KiB.
     for limits in [[0, 1, 0], [40, 255, 4]] {
         for (new, reference) in [("new", "old"), ("old", "new"), ("new", "new")] {
             let pair = |name: &str| -> Result<[Vec<u8>; 2]> {
@@ -134,7 +134,7 @@ fn recipe(store: &Store, entry: &Entry, seeds: &Seeds<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A recipe chunk in columns: slices of two chunks by turns, and holes.
+/// A recipe chunk in columns: alternating slices of two chunks, and holes.
 fn columns() -> Result<Vec<u8>> {
     let mut input = vec![1];
     let mut writer = RecipeWriter::default();
@@ -156,12 +156,12 @@ fn columns() -> Result<Vec<u8>> {
     Ok(input)
 }
 
-/// Enough entries for more than one page.
+/// Returns enough entries for more than one page.
 fn many_like(entry: &Entry) -> Vec<Entry> {
     (0..300).map(|n| Entry { path: format!("n{n:03}").into(), ..entry.clone() }).collect()
 }
 
-/// The pages of a tree, the root first, under names that count them.
+/// Returns the pages of a tree, root first. The ids count the pages.
 fn tree(entries: &[Entry]) -> Result<Vec<u8>> {
     let write = |count: usize| -> Result<Vec<Vec<u8>>> {
         let mut pages: Vec<Vec<u8>> = Vec::new();
@@ -174,7 +174,7 @@ fn tree(entries: &[Entry]) -> Result<Vec<u8>> {
         writer.finish(&mut put)?;
         Ok(pages)
     };
-    // Once to count them, for the root is written last.
+    // The first pass counts the pages, because the root is written last.
     let count = write(0)?.len();
     let mut out = Vec::new();
     for page in write(count)?.iter().rev() {

@@ -1,26 +1,26 @@
-//! What the targets of the formats have in common: inputs in parts, and files in memory.
+//! Code shared by the fuzz targets: inputs in parts, and files in memory.
 
 use chunker::delta::{DeltaError, FormatError, Reference, Sink, Source};
 use std::convert::Infallible;
 use std::ops::Range;
 
-/// An input that is taken apart from the front.
+/// An input that is consumed from the front.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
-    /// The next byte; 0 after the last.
+    /// Returns the next byte; 0 after the last.
     pub fn byte(&mut self) -> u8 {
         let Some((byte, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *byte
     }
 
-    /// The next two bytes as a number.
+    /// Returns the next two bytes as a little-endian number.
     pub fn number(&mut self) -> usize {
         usize::from(u16::from_le_bytes([self.byte(), self.byte()]))
     }
 
-    /// The next bytes, of which a number in front says how many they are.
+    /// Returns the next part: a two-byte length, then that number of bytes.
     pub fn part(&mut self) -> &'a [u8] {
         let len = self.number().min(self.0.len());
         let (part, rest) = self.0.split_at(len);
@@ -29,13 +29,13 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Bytes as [`Input::part`] takes them.
+/// Encodes bytes for [`Input::part`].
 pub fn part(bytes: &[u8]) -> Vec<u8> {
     let len = u16::try_from(bytes.len()).expect("inputs are short");
     [&len.to_le_bytes(), bytes].concat()
 }
 
-/// A file in memory, a part of which cannot be read where it is a reference.
+/// A file in memory with a hole that is unreadable in a reference.
 #[derive(Debug, Clone)]
 pub struct Memory {
     pub bytes: Vec<u8>,
@@ -85,7 +85,7 @@ impl Source<Infallible> for Memory {
     }
 }
 
-/// Compares what it is told with the file that it is about.
+/// A sink that compares its input with the new file.
 pub struct Checked<'a> {
     new: &'a [u8],
     references: Vec<&'a [u8]>,
@@ -103,7 +103,7 @@ impl<'a> Checked<'a> {
         self.told += bytes.len();
     }
 
-    /// Asserts that all was told, or nothing.
+    /// Asserts that the sink received the whole file, or nothing if the format failed.
     pub fn finish(&self, done: Result<(), DeltaError<Infallible>>) -> Option<FormatError> {
         match done {
             Ok(()) => assert_eq!(self.told, self.new.len(), "not all of the file"),

@@ -1,4 +1,4 @@
-//! `store.json`: as it is, and with the hash that belongs to it.
+//! `store.json`, unchanged and with a matching hash.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,19 +1,19 @@
-//! A dump compared with the one before: how often each is repeated, how much is read at
-//! once, where the reference cannot be read, then both.
+//! A dump compared with its previous version. The input is: repetitions of each, maximum bytes per
+//! read, the hole in the reference, and both files.
 #![no_main]
 
 use chunker::delta::dump::compare;
 use forgekeep_fuzz::{Checked, Input, Memory};
 use libfuzzer_sys::fuzz_target;
 
-/// Bytes of either after it was repeated.
+/// Maximum bytes of each file after repetition.
 const BYTES_MAX: usize = 1 << 20;
 
 fuzz_target!(|input: &[u8]| {
     let mut input = Input(input);
     let mut times = || {
         let byte = usize::from(input.byte());
-        // Most inputs are to be short.
+        // Most inputs should be short.
         if byte < 200 { 1 + byte / 50 } else { byte }
     };
     let (of_base, of_new) = (times(), times());
@@ -22,7 +22,7 @@ fuzz_target!(|input: &[u8]| {
     let repeated = |bytes: &[u8], times: usize| {
         let mut bytes = bytes.repeat(times);
         bytes.truncate(BYTES_MAX);
-        // Places in which the repetitions differ.
+        // Make the repetitions differ in places.
         bytes.iter_mut().step_by(4999).enumerate().for_each(|(n, byte)| *byte ^= n as u8);
         bytes
     };

@@ -1,4 +1,4 @@
-//! Stored chunks: frames of zstd.
+//! Stored chunks: zstd frames.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! The index of a git pack, compared with others: where these cannot be read, then all of them.
+//! The index of a git pack, compared with others. The input is: the hole in the references, then
+//! all indexes.
 #![no_main]
 
 use chunker::delta::Reference;

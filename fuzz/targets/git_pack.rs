@@ -1,5 +1,5 @@
-//! A git pack with its index, compared with others: three bytes for the limits, where the references
-//! cannot be read, then the pack, its index, and pairs of packs and indexes.
+//! A git pack with its index, compared with others. The input is: three bytes of limits, the hole
+//! in the references, the pack, its index, and pairs of packs and indexes.
 #![no_main]
 
 use chunker::delta::git_pack::{Limits, PackReference, compare_within};

@@ -1,4 +1,4 @@
-//! Multi-pack-indexes of git, of which the names of the packs are read.
+//! Multi-pack-indexes of git: the names of their packs.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

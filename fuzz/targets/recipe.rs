@@ -1,5 +1,5 @@
-//! Recipe chunks: a level, the length the recipe claims, then one chunk, which is what
-//! every id leads to.
+//! Recipe chunks. The input is: a level, the declared length of the recipe, and one chunk that
+//! every id resolves to.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -11,12 +11,12 @@ fuzz_target!(|input: &[u8]| {
     let Some((len, page)) = input.split_first_chunk() else { return };
     let len = u64::from_le_bytes(*len);
     if len == 0 {
-        return; // what refers to a chunk is never empty: entries and chunks are checked for it
+        return; // entries and extents are never empty, and readers check that
     }
     let top = Extent::Slice { chunk: ChunkId::from_bytes([0; 32]), offset: 0, len };
     let recipe = Recipe { level: *level, extents: vec![top] };
     let get = |_: &ChunkId| Ok(page.to_vec());
-    // As many as a file is long; more than these take only time.
+    // A file of `len` bytes can have `len` extents; more than 1000 only take time.
     let mut sum = 0u64;
     for extent in Extents::new(&recipe, &get).take(1000).flatten() {
         assert!(!extent.is_empty());

@@ -1,4 +1,4 @@
-//! Trailer, header and table of a segment, with a trailer that vouches for them.
+//! Trailer, header and table of a segment, with a matching hash in the trailer.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Snapshot records: the file as it is, and the bytes as a record under its own name.
+//! Snapshot records: the file unchanged, and the bytes as a record under a matching id.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,5 @@
-//! Tree pages and the entries in them: up to 16 pages, each behind its length of two bytes. The
-//! first is the root; an id leads to the page that its first byte counts.
+//! Tree pages and their entries: up to 16 pages, each after its length of two bytes. The first page
+//! is the root. The first byte of an id is the number of its page.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

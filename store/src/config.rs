@@ -1,4 +1,4 @@
-//! `store.json`: what a store is, written once by `init`.
+//! `store.json`: the configuration of a store, written once by `init`.
 
 use crate::backend::Modes;
 use crate::error::{Error, Result};
@@ -11,51 +11,51 @@ pub const FILE: &str = "store.json";
 /// Version of the whole format that this program writes.
 pub const FORMAT_VERSION: u64 = 2;
 
-/// What `store.json` says.
+/// Content of `store.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Version of the format.
     pub format_version: u64,
-    /// Random name of the store, 32 hexadecimal digits.
+    /// Random id of the store, 32 hexadecimal digits.
     pub store_id: String,
-    /// How files are cut.
+    /// Parameters of the chunker.
     pub chunking: Chunking,
-    /// How chunks are compressed.
+    /// Parameters of the compression.
     pub compression: Compression,
-    /// How stored bytes are protected: `none`.
+    /// Protection of stored bytes; always `none`.
     pub seal: String,
-    /// Whether the group of the store's directories may read it.
+    /// True if the group of the store's directories may read the store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub group_readable: bool,
 }
 
-/// How files are cut into chunks. Frozen: other cuts would deduplicate nothing.
+/// Parameters of the chunker. Frozen: other cuts would deduplicate nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chunking {
     /// `fastcdc-v2020`.
     pub algorithm: String,
-    /// Smallest chunk but the last of a file.
+    /// Minimum size in bytes of every chunk except the last of a file.
     pub min_bytes: u32,
-    /// Size aimed at.
+    /// Target average size in bytes.
     pub avg_bytes: u32,
-    /// Largest chunk.
+    /// Maximum size in bytes.
     pub max_bytes: u32,
 }
 
-/// How chunks are compressed. Readers need none of it.
+/// Parameters of the compression. Readers do not need them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Compression {
     /// `zstd`.
     pub algorithm: String,
-    /// zstd's level.
+    /// Compression level of zstd.
     pub level: i32,
 }
 
 impl Config {
-    /// What a new store gets; `store_id` are 16 random bytes.
+    /// Returns the configuration of a new store; `store_id` is 16 random bytes.
     pub fn new(store_id: [u8; 16], parameters: Parameters, level: i32) -> Config {
         Config {
             format_version: FORMAT_VERSION,
@@ -72,19 +72,19 @@ impl Config {
         }
     }
 
-    /// Permission bits of files and directories of the store.
+    /// Returns the permission bits of files and directories of the store.
     pub fn modes(&self) -> Modes {
         if self.group_readable { Modes::GROUP } else { Modes::PRIVATE }
     }
 
-    /// The bytes of the file: JSON whose last member is the BLAKE3 of what stands before it.
+    /// Encodes the file: JSON whose last member is the BLAKE3 hash of the bytes before it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let json = serde_json::to_vec_pretty(self).expect("plain values become JSON");
         let body = json.strip_suffix(BODY_END).expect("an object ends with a brace");
         [body, hash_member(body).as_bytes()].concat()
     }
 
-    /// Reads the bytes of the file and checks every one of them.
+    /// Decodes the file and checks every byte of it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Config> {
         let damaged = |reason: &str| Error::ConfigDamaged(reason.to_owned());
         let member_len = hash_member(b"").len();
@@ -123,13 +123,13 @@ impl Config {
         Ok(())
     }
 
-    /// The chunk sizes.
+    /// Returns the chunk sizes.
     pub fn parameters(&self) -> Parameters {
         let Chunking { min_bytes, avg_bytes, max_bytes, .. } = self.chunking;
         Parameters { min_bytes, avg_bytes, max_bytes }
     }
 
-    /// The store's id as bytes; `None` if it is not 32 hexadecimal digits.
+    /// Returns the store's id as bytes; `None` if it is not 32 hexadecimal digits.
     pub fn store_id_bytes(&self) -> Option<[u8; 16]> {
         let mut out = [0; 16];
         let hex = self.store_id.as_bytes();
@@ -145,12 +145,12 @@ impl Config {
 
 const BODY_END: &[u8] = b"\n}";
 
-/// The last member of the file, for what stands before it.
+/// Returns the last member of the file for the bytes before it.
 fn hash_member(body: &[u8]) -> String {
     format!(",\n  \"blake3\": \"{}\"\n}}\n", blake3::hash(body))
 }
 
-/// Read first, so that a newer format is called newer rather than damaged.
+/// Decoded first, so that a newer format is reported as newer and not as damaged.
 #[derive(Deserialize)]
 struct Versioned {
     format_version: u64,
@@ -199,7 +199,7 @@ mod tests {
         })
     }
 
-    /// The bytes of a file with this body and the hash that belongs to it.
+    /// Returns a file with this body and a matching hash.
     fn hashed(body: &[u8]) -> Vec<u8> {
         [body, hash_member(body).as_bytes()].concat()
     }
@@ -225,7 +225,7 @@ mod tests {
             let bytes = Config::new([7; 16], Parameters::DEFAULT, 3).to_bytes();
             let whole = changed(bytes.clone(), &changes);
             prop_assert!(whole == bytes || Config::from_bytes(&whole).is_err());
-            // Damage that the hash would have told, had nobody made a new one.
+            // Damage behind a matching hash.
             let body = &bytes[..bytes.len() - hash_member(b"").len()];
             if let Ok(config) = Config::from_bytes(&hashed(&changed(body.to_vec(), &changes))) {
                 prop_assert!(chunker::Cutter::new(config.parameters()).is_ok());

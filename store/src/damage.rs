@@ -1,5 +1,5 @@
-//! Damage of older snapshots that a backup meets, summed up: one line at its end, not one
-//! a chunk.
+//! Damage of older snapshots found by a backup, summed up in one line at its end instead of one
+//! line per chunk.
 
 use crate::error::Error;
 use crate::id::{ChunkId, SegmentId};
@@ -8,12 +8,12 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
-/// Chunks and files that are told apart; beyond that they may be counted twice.
+/// Number of chunks and files counted exactly; further ones may be counted twice.
 const KNOWN_MAX: usize = 1 << 20;
-/// Segments that the summary names.
+/// Maximum number of segments named in the summary.
 const NAMED_MAX: usize = 3;
 
-/// Damage that was met so far. Any thread may add to it.
+/// Damage found so far. Any thread may add to it.
 #[derive(Debug, Default)]
 pub(crate) struct DamageLog {
     met: Mutex<Met>,
@@ -26,21 +26,21 @@ struct Met {
     damage: Damage,
 }
 
-/// Damage that a backup met and stored around.
+/// Damage that a backup found and stored again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damage {
-    /// Segments that are damaged.
+    /// Damaged segments.
     pub segments: BTreeSet<SegmentId>,
-    /// Chunks that cannot be read any more, or are in no segment.
+    /// Number of chunks that cannot be read any more or are in no segment.
     pub chunks: u64,
-    /// Unchanged files that were stored again.
+    /// Number of unchanged files that were stored again.
     pub files: u64,
-    /// Snapshots that were there before and may lack something.
+    /// Number of existing snapshots that may have missing data.
     pub older_snapshots: u64,
 }
 
 impl DamageLog {
-    /// A chunk that cannot be used.
+    /// Records an unusable chunk.
     pub fn chunk(&self, id: &ChunkId, segment: Option<SegmentId>) {
         let mut met = self.met.lock();
         met.damage.segments.extend(segment);
@@ -48,7 +48,7 @@ impl DamageLog {
         met.damage.chunks += u64::from(is_new);
     }
 
-    /// The object of an error, if it is damage.
+    /// Records the object of an error, if the error is damage.
     pub fn error(&self, error: &Error) {
         match error {
             Error::ChunkDamaged { chunk, segment, .. } => self.chunk(chunk, Some(*segment)),
@@ -60,14 +60,14 @@ impl DamageLog {
         }
     }
 
-    /// An unchanged file that is stored again.
+    /// Records an unchanged file that is stored again.
     pub fn file(&self, path: &[u8]) {
         let mut met = self.met.lock();
         let is_new = met.is_new(self.hasher.hash_one(path));
         met.damage.files += u64::from(is_new);
     }
 
-    /// All of it, or nothing if there was none.
+    /// Returns the total, or `None` if there was no damage.
     pub fn summary(&self, older_snapshots: u64) -> Option<Damage> {
         let damage = self.met.lock().damage.clone();
         (damage != Damage::default()).then_some(Damage { older_snapshots, ..damage })

@@ -1,38 +1,38 @@
-//! One error type: every variant names the object it is about and the reason.
+//! The error type. Every variant names the affected object and the reason.
 //!
-//! What to do about it is said by the command line.
+//! The command line adds the next step.
 
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use std::io;
 use std::path::PathBuf;
 
-/// The result of everything in this crate that can fail.
+/// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation on a store ended.
+/// Failure of an operation on a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is nothing at the place, or an empty directory.
+    /// The path does not exist or is an empty directory.
     #[error("no store at {0}")]
     NoStore(String),
-    /// Whether there is a store cannot be seen.
+    /// The system does not show whether there is a store.
     #[error("cannot look into the store at {place}: {source}")]
     Unreachable {
-        /// Where it should be.
+        /// Expected path of the store.
         place: String,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The place holds something else.
+    /// The path has other content.
     #[error("{place} is not a store: {reason}")]
     NotAStore {
-        /// Where it should be.
+        /// Expected path of the store.
         place: String,
-        /// What is there.
+        /// The content that was found.
         reason: &'static str,
     },
-    /// `init` on a place that is a store already.
+    /// `init` on an existing store.
     #[error("there is a store at {0} already")]
     StoreExists(String),
     /// `init` on a directory with other content.
@@ -41,9 +41,9 @@ pub enum Error {
     /// Another process holds the lock.
     #[error("the store at {place} is locked: {holder}")]
     Locked {
-        /// Where the store is.
+        /// Path of the store.
         place: String,
-        /// What is known of the other process.
+        /// Description of the other process.
         holder: &'static str,
     },
     /// Written by a newer program.
@@ -53,18 +53,18 @@ pub enum Error {
         what: String,
         /// Its version.
         found: u64,
-        /// Ours.
+        /// The version that this program reads.
         known: u64,
     },
-    /// The system gives no more memory.
+    /// The system is out of memory.
     #[error("not enough memory: {0}")]
     Memory(io::Error),
     /// Reading a file of the store failed.
     #[error("cannot read {name} of the store: {source}")]
     StoreRead {
-        /// File relative to the store.
+        /// File name relative to the store.
         name: String,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// A file that only this process needs could not be written.
@@ -78,83 +78,83 @@ pub enum Error {
     /// Writing to the store failed; the run ends.
     #[error("cannot write {name} of the store: {source}")]
     StoreWrite {
-        /// File relative to the store.
+        /// File name relative to the store.
         name: String,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A file of the store was written and has its name, and that is not durable.
+    /// A file of the store was written and renamed, but the new name is not durable.
     #[error("{name} of the store may be lost again: syncing its directory failed: {source}")]
     StoreUnsynced {
-        /// File relative to the store.
+        /// File name relative to the store.
         name: String,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// `store.json` is not what was written.
+    /// `store.json` is damaged.
     #[error("store.json is damaged: {0}")]
     ConfigDamaged(String),
-    /// A segment is not what its name says.
+    /// The content of a segment does not match its id.
     #[error("segment {segment} is damaged: {reason}")]
     SegmentDamaged {
-        /// Which one.
+        /// Id of the segment.
         segment: SegmentId,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// A chunk's bytes do not match its name.
+    /// A chunk's bytes do not match its id.
     #[error("chunk {chunk} in segment {segment} is damaged: {reason}")]
     ChunkDamaged {
-        /// Which one.
+        /// Id of the chunk.
         chunk: ChunkId,
-        /// Where.
+        /// Id of its segment.
         segment: SegmentId,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// No segment has this chunk.
     #[error("chunk {0} is in no segment")]
     ChunkMissing(ChunkId),
-    /// Bytes that match their name are not what they should be.
+    /// Bytes that match their id have an invalid format.
     #[error("{what} is malformed: {reason}")]
     Malformed {
-        /// The thing, by name.
+        /// Name of the object.
         what: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// An entry that no tree can hold.
     #[error("cannot keep {path}: {reason}")]
     Unfit {
-        /// Its path, readable.
+        /// Its path, for display.
         path: String,
-        /// Which limit it breaks.
+        /// The limit that it exceeds.
         reason: String,
     },
-    /// A snapshot record is not what its name says.
+    /// A snapshot record does not match its id.
     #[error("snapshot {id} is damaged: {reason}")]
     SnapshotDamaged {
-        /// Which one.
+        /// Id of the snapshot.
         id: SnapshotId,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
     /// A restore would write into the store.
     #[error("a restore into {} would write into the store at {}", target.display(), store.display())]
     TargetIsStore {
-        /// Where to restore to.
+        /// Target of the restore.
         target: PathBuf,
         /// Directory of the store.
         store: PathBuf,
     },
-    /// A path is of another kind than the operation needs.
+    /// A path is of the wrong kind for the operation.
     #[error("{path} is {kind}, not {wanted}")]
     WrongKind {
-        /// The path, readable.
+        /// The path, for display.
         path: String,
-        /// What it is.
+        /// The actual kind.
         kind: &'static str,
-        /// What it should be.
+        /// The required kind.
         wanted: &'static str,
     },
     /// The index cannot be used.
@@ -165,7 +165,7 @@ pub enum Error {
     Source {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
     /// The target of a restore cannot be used at all.
@@ -173,41 +173,41 @@ pub enum Error {
     Target {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Paths, tags and patterns that would not fit a snapshot record.
+    /// Paths, tags and patterns are too long for a snapshot record.
     #[error("paths, tags and patterns take {bytes} bytes; a snapshot can keep {max}")]
     RecordTooLong {
-        /// How many they are.
+        /// Their length in bytes.
         bytes: usize,
-        /// How many they may be.
+        /// Maximum length in bytes.
         max: usize,
     },
-    /// A glob that cannot be understood.
+    /// An invalid glob.
     #[error("bad pattern \"{pattern}\": {reason}")]
     Pattern {
-        /// The pattern, readable.
+        /// The pattern, for display.
         pattern: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// The only source is the store itself, or lies in it.
+    /// The only source is the store itself or a path inside it.
     #[error("{0} is the store itself or lies in it")]
     SourceIsStore(PathBuf),
-    /// Somebody asked to stop.
+    /// The operation was cancelled.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// A failed read of a file of the store.
+    /// Converts the error of a failed read of a file of the store.
     pub(crate) fn store_read(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let name = name.into();
         |source| Error::StoreRead { name, source }
     }
 
-    /// A failed write of a file of the store.
+    /// Converts the error of a failed write of a file of the store.
     pub(crate) fn store_write(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let name = name.into();
         |source| match source.downcast::<Unsynced>() {
@@ -216,19 +216,19 @@ impl Error {
         }
     }
 
-    /// Whether the index is one that this user may not write.
+    /// Returns true if this user may not write the index.
     pub fn is_index_denied(&self) -> bool {
         use rusqlite::ErrorCode::{CannotOpen, ReadOnly};
         let Error::Index(error) = self else { return false };
         matches!(error.sqlite_error_code(), Some(CannotOpen | ReadOnly))
     }
 
-    /// Whether the index is damaged, so that it has to be built anew.
+    /// Returns true if the index is damaged and must be rebuilt.
     pub fn is_index_broken(&self) -> bool {
         matches!(self, Error::Index(error) if is_broken(error))
     }
 
-    /// Whether the store has no space left.
+    /// Returns true if the store has no space left.
     pub fn is_out_of_space(&self) -> bool {
         match self {
             Error::StoreWrite { source, .. } | Error::StoreUnsynced { source, .. } => {
@@ -239,8 +239,7 @@ impl Error {
         }
     }
 
-    /// Whether this is about stored content that is gone or not what it was,
-    /// so that other content may still be fine.
+    /// Returns true if stored content is missing or damaged. Other content may still be intact.
     pub fn is_damage(&self) -> bool {
         matches!(
             self,
@@ -254,8 +253,7 @@ impl Error {
     }
 }
 
-/// Whether an error of SQLite says that the file is not what was written, rather than that it
-/// cannot be used just now.
+/// Returns true if SQLite reports a damaged file, and not one that is temporarily unusable.
 fn is_broken(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{
         CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed,
@@ -265,7 +263,7 @@ fn is_broken(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
     match error.sqlite_error_code() {
         Some(SystemIoFailure) => {
-            // A file that is cut off, and sectors that cannot be read.
+            // A truncated file and unreadable sectors.
             let extended = error.sqlite_error().map(|error| error.extended_code);
             matches!(
                 extended,
@@ -292,13 +290,13 @@ fn is_broken(error: &rusqlite::Error) -> bool {
     }
 }
 
-/// A file has its name, though the sync of its directory failed with this error.
+/// The file has its name, but syncing its directory failed with this error.
 #[derive(Debug, thiserror::Error)]
 #[error("syncing the directory failed: {0}")]
 pub struct Unsynced(pub io::Error);
 
 impl Unsynced {
-    /// The error of the sync as one of publishing.
+    /// Wraps the error of the sync as an error of publishing.
     pub(crate) fn wrap(error: io::Error) -> io::Error {
         io::Error::new(error.kind(), Unsynced(error))
     }

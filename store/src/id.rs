@@ -1,9 +1,9 @@
-//! Names made of BLAKE3 hashes, one type for each thing that has such a name.
+//! Ids made of BLAKE3 hashes, one type for each kind of object.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-/// Why a text is not an id.
+/// The text is not an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an id: 64 hexadecimal digits are needed")]
 pub struct BadId;
@@ -18,22 +18,22 @@ macro_rules! id_type {
             /// Length in bytes.
             pub const LEN: usize = 32;
 
-            /// The id of these bytes: their BLAKE3 hash.
+            /// Returns the id of these bytes: their BLAKE3 hash.
             pub fn of(bytes: &[u8]) -> Self {
                 Self(blake3::hash(bytes).into())
             }
 
-            /// An id that was computed or stored before.
+            /// Wraps an id that was computed or stored before.
             pub fn from_bytes(bytes: [u8; 32]) -> Self {
                 Self(bytes)
             }
 
-            /// An id read from outside; `None` unless 32 bytes long.
+            /// Reads an untrusted id; `None` unless it has 32 bytes.
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
 
-            /// Reads 64 lower-case hexadecimal digits, nothing else.
+            /// Parses exactly 64 lower-case hexadecimal digits.
             pub fn from_hex(text: &str) -> Result<Self, BadId> {
                 let digit = |b: u8| match b {
                     b'0'..=b'9' => Ok(b - b'0'),
@@ -50,19 +50,19 @@ macro_rules! id_type {
                 Ok(Self(out))
             }
 
-            /// The 32 bytes.
+            /// Returns the 32 bytes.
             pub fn as_bytes(&self) -> &[u8; 32] {
                 &self.0
             }
 
-            /// The first eight hexadecimal digits, for people.
+            /// Returns the first eight hexadecimal digits, for display.
             pub fn short(&self) -> String {
                 self.to_string()[..8].to_owned()
             }
         }
 
         impl Hash for $name {
-            /// Its first bytes tell one hash from another as well as all of them do.
+            /// The first bytes distinguish hashes as well as all of them do.
             fn hash<H: Hasher>(&self, state: &mut H) {
                 let [a, b, c, d, e, f, g, h, ..] = self.0;
                 state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
@@ -84,15 +84,15 @@ macro_rules! id_type {
 }
 
 id_type! {
-    /// Names a chunk: the hash of its plain bytes.
+    /// Id of a chunk: the hash of its plain bytes.
     ChunkId
 }
 id_type! {
-    /// Names a segment: the hash of all bytes of its file.
+    /// Id of a segment: the hash of all bytes of its file.
     SegmentId
 }
 id_type! {
-    /// Names a snapshot: the hash of its record's plain bytes.
+    /// Id of a snapshot: the hash of its record's plain bytes.
     SnapshotId
 }
 

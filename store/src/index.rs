@@ -1,9 +1,8 @@
 //! The index: chunk → segment, offset, lengths, in SQLite.
 //!
-//! Never the only copy of anything: every row stands in a segment's table too.
-//! A missing row costs a chunk stored twice or a second look at the tables; a
-//! row too many would lose data, so rows of a segment that is not as it was
-//! written are never taken as proof that a chunk is there.
+//! The index is never the only copy: every row is also in a segment's table. A missing row costs a
+//! chunk stored twice or another read of the tables. A wrong row would lose data. Rows of a damaged
+//! segment therefore never prove that a chunk exists.
 
 use crate::backend::local::{give_to_owner, sync_dir};
 use crate::error::{Error, Result};
@@ -19,21 +18,21 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Version of the tables below; another one means: build anew.
+/// Version of the tables below. An index of another version is rebuilt.
 const SCHEMA_VERSION: i64 = 2;
 
-/// What an index gets instead when it turns out to be damaged.
+/// Version that marks a damaged index.
 const BROKEN_VERSION: i64 = 0;
 
-/// Memory that one connection may use for pages, in KiB.
+/// Page cache of one connection in KiB.
 const CACHE_KIB: i64 = 8 << 10;
 
-/// Bytes of a file system block below which the index has no write-ahead log. SQLite maps
-/// the log's shared memory from a file and touches one byte in each 4 KiB of it first.
-/// Smaller blocks leave holes there, and on a full disk a write to a hole kills the process.
+/// Minimum block size in bytes of a file system for a write-ahead log. SQLite maps the log's shared
+/// memory from a file and first touches one byte in each 4 KiB of it. Smaller blocks leave holes
+/// there. On a full disk a write to a hole kills the process.
 const WAL_BLOCK_BYTES_MIN: u64 = 4 << 10;
 
-/// What SQLite keeps beside a database: write-ahead log, its shared memory, rollback journal.
+/// SQLite's files beside a database: write-ahead log, its shared memory, rollback journal.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 const SCHEMA: &str = "
@@ -55,44 +54,44 @@ const SCHEMA: &str = "
     CREATE TABLE whole (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
 ";
 
-/// Where a chunk is.
+/// Location of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Location {
-    /// The segment.
+    /// Id of the segment.
     pub segment: SegmentId,
-    /// What the segment holds.
+    /// Kind of the segment's chunks.
     pub kind: Kind,
-    /// Whether the segment was as written when it was last looked at.
+    /// True if the segment was intact when last examined.
     pub is_healthy: bool,
-    /// First stored byte in the segment.
+    /// Byte offset in the segment.
     pub offset: u32,
-    /// Stored bytes.
+    /// Stored length in bytes.
     pub stored_len: u32,
-    /// Plain bytes.
+    /// Plain length in bytes.
     pub plain_len: u32,
 }
 
-/// A segment as the index knows it.
+/// A segment in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// Its name.
+    /// Id of the segment.
     pub id: SegmentId,
-    /// What it holds.
+    /// Kind of its chunks.
     pub kind: Kind,
     /// Length of its file in bytes.
     pub len: u64,
-    /// Whether its table was intact.
+    /// True if its table was intact.
     pub is_healthy: bool,
 }
 
-/// Figures about the chunks of one kind.
+/// Totals of the chunks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
-    /// Segments.
+    /// Number of segments.
     pub segments: u64,
     /// Bytes of their files.
     pub segment_bytes: u64,
-    /// Different chunks.
+    /// Number of different chunks.
     pub chunks: u64,
     /// Their plain bytes.
     pub plain_bytes: u64,
@@ -100,7 +99,7 @@ pub struct Totals {
     pub stored_bytes: u64,
 }
 
-/// An open index. Calls may come from several threads at once.
+/// An open index. Methods may be called from several threads at once.
 pub struct Index {
     path: PathBuf,
     /// Device and inode of the file. Another file at the same path is another index.
@@ -111,7 +110,7 @@ pub struct Index {
     returned: Condvar,
 }
 
-/// A connection on loan; goes back when dropped.
+/// A borrowed connection; returned when dropped.
 struct Loan<'a> {
     index: &'a Index,
     connection: Option<Connection>,
@@ -131,8 +130,8 @@ impl Drop for Loan<'_> {
 }
 
 impl Index {
-    /// Opens what is there. `None` if there is no index, or one of another store
-    /// or of another version of the tables.
+    /// Opens an existing index. Returns `None` if there is no index, or one of another store or of
+    /// another version of the tables.
     pub fn open(path: &Path, store_id: &[u8; 16]) -> Result<Option<Index>> {
         let Some(file) = identity(path) else { return Ok(None) };
         if !can_have_log(path) && has_log(path) {
@@ -155,14 +154,15 @@ impl Index {
         Ok(Some(Index { path, file, is_read_only, idle, returned: Condvar::new() }))
     }
 
-    /// Whether this user may not write it. What others write meanwhile is then not seen
-    /// reliably.
+    /// Returns true if this user may not write the index. Concurrent writes by others are then not
+    /// seen reliably.
     pub fn is_read_only(&self) -> bool {
         self.is_read_only
     }
 
-    /// An idle connection, a new one, or the next that becomes idle. Somebody may have removed
-    /// the file: open connections go on with it, and a new one would begin another index.
+    /// Returns an idle connection, a new one, or the next that becomes idle. If the file was
+    /// removed, open connections continue to use it. No new one is opened then, because it would
+    /// start another index.
     fn lend(&self) -> Loan<'_> {
         let idle = self.idle.lock().pop();
         let connection = idle.or_else(|| self.connect_again()).unwrap_or_else(|| {
@@ -195,7 +195,7 @@ impl Index {
         result
     }
 
-    /// Makes sure that the next process to open this index builds it anew.
+    /// Marks the index, so that the next process that opens it rebuilds it.
     pub fn give_up(&self) {
         self.mark_broken(self.lend().connection());
     }
@@ -208,7 +208,7 @@ impl Index {
         }
     }
 
-    /// Where a chunk is, if any segment has it.
+    /// Returns the location of a chunk, if any segment has it.
     pub fn find(&self, id: &ChunkId) -> Result<Option<Location>> {
         self.with(|connection| {
             let mut statement = connection.prepare_cached(
@@ -232,7 +232,7 @@ impl Index {
         })
     }
 
-    /// The highest number of a segment, 0 if there is none.
+    /// Returns the highest segment number; 0 if there is none.
     pub fn last_number(&self) -> Result<i64> {
         self.with(|connection| {
             let last = "SELECT coalesce(max(number), 0) FROM segments";
@@ -240,7 +240,7 @@ impl Index {
         })
     }
 
-    /// The number of a segment, if the index has it.
+    /// Returns the number of a segment, if the index has it.
     pub fn number(&self, segment: &SegmentId) -> Result<Option<i64>> {
         self.with(|connection| {
             let number = connection
@@ -251,14 +251,14 @@ impl Index {
         })
     }
 
-    /// Whether a healthy segment has the chunk, so that it need not be stored again.
+    /// Returns true if a healthy segment has the chunk. It need not be stored again then.
     pub fn has(&self, id: &ChunkId) -> Result<bool> {
         Ok(self.find(id)?.is_some_and(|location| location.is_healthy))
     }
 
-    /// Takes up a segment with all its chunks, in one transaction.
+    /// Adds a segment with all its chunks, in one transaction.
     ///
-    /// Rows that lead to a healthy segment stay as they are.
+    /// Rows that point to a healthy segment do not change.
     pub fn add(&self, segment: &Segment, rows: &[Row]) -> Result<()> {
         let mut sorted: Vec<&Row> = rows.iter().collect();
         sorted.sort_unstable_by_key(|row| row.id);
@@ -286,7 +286,7 @@ impl Index {
         })
     }
 
-    /// The segments whose name begins with `shard`, by name.
+    /// Returns the segments whose id begins with `shard`, sorted by id.
     pub fn segments(&self, shard: u8) -> Result<Vec<Segment>> {
         self.with(|connection| {
             let mut statement = connection.prepare_cached(
@@ -307,8 +307,8 @@ impl Index {
         })
     }
 
-    /// Whether every chunk of this snapshot was seen to be in a healthy segment,
-    /// with no segment lost since.
+    /// Returns true if every chunk of this snapshot was found in a healthy segment, and no segment
+    /// was lost since.
     pub fn is_whole(&self, snapshot: &SnapshotId) -> Result<bool> {
         self.with(|connection| {
             let mut statement =
@@ -317,13 +317,13 @@ impl Index {
         })
     }
 
-    /// The segments that are known not to be what was written.
+    /// Returns the segments known to be damaged.
     pub fn damaged(&self) -> Result<HashSet<SegmentId>> {
         self.with(|connection| damaged(connection))
     }
 
-    /// Remembers that every chunk of this snapshot is there, unless damage was found
-    /// since `known` was all of it: such a chunk may have been counted on before.
+    /// Marks a snapshot as whole, unless damage beyond `known` was found. The snapshot may depend
+    /// on a chunk in a segment found damaged since.
     pub fn set_whole(&self, snapshot: &SnapshotId, known: &HashSet<SegmentId>) -> Result<()> {
         self.with(|connection| {
             let transaction =
@@ -336,7 +336,7 @@ impl Index {
         })
     }
 
-    /// Forgets which snapshots are closed: something of one is lost.
+    /// Clears the set of whole snapshots, because some of their data is lost.
     pub fn forget_whole(&self) -> Result<()> {
         self.with(|connection| {
             connection.execute("DELETE FROM whole", [])?;
@@ -344,8 +344,8 @@ impl Index {
         })
     }
 
-    /// Notes that a segment is not what was written. Its chunks count as missing for
-    /// new backups, which store them again, and no snapshot counts as closed.
+    /// Marks a segment as damaged. New backups treat its chunks as missing and store them again. No
+    /// snapshot remains whole.
     pub fn set_damaged(&self, segment: &SegmentId) -> Result<()> {
         self.with(|connection| {
             let transaction =
@@ -357,7 +357,8 @@ impl Index {
         })
     }
 
-    /// Number of chunks that lead to segments up to this number. Reads the whole index.
+    /// Returns the number of chunks that point to segments up to this number. Reads the whole
+    /// index.
     pub fn chunk_count_up_to(&self, number: i64) -> Result<u64> {
         self.with(|connection| {
             let count = "SELECT count(*) FROM chunks WHERE segment <= ?1";
@@ -366,7 +367,7 @@ impl Index {
         })
     }
 
-    /// Number of different chunks.
+    /// Returns the number of different chunks.
     pub fn chunk_count(&self) -> Result<u64> {
         self.with(|connection| {
             let count: i64 =
@@ -375,7 +376,7 @@ impl Index {
         })
     }
 
-    /// Figures about the chunks of one kind. Reads the whole index.
+    /// Returns the totals of one kind of chunks. Reads the whole index.
     pub fn totals(&self, kind: Kind) -> Result<Totals> {
         self.with(|connection| {
             let kind = kind as i64;
@@ -403,18 +404,18 @@ impl Index {
     }
 }
 
-/// Device and inode of a file that is there.
+/// Returns device and inode of a file, if it exists.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Whether an index at this path may have a write-ahead log.
+/// Returns true if an index at this path may have a write-ahead log.
 fn can_have_log(path: &Path) -> bool {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     rustix::fs::statvfs(dir).map_or(true, |found| found.f_frsize >= WAL_BLOCK_BYTES_MIN)
 }
 
-/// Whether a database says that it has a write-ahead log (bytes 18 and 19 of its header).
+/// Returns true if bytes 18 and 19 of the database header declare a write-ahead log.
 fn has_log(path: &Path) -> bool {
     let mut header = [0; 20];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
@@ -425,20 +426,20 @@ fn kind(number: i64) -> Kind {
     if number == Kind::Metadata as i64 { Kind::Metadata } else { Kind::Data }
 }
 
-/// Opens a database that is there.
+/// Opens an existing database.
 fn connect(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(Duration::from_secs(60))?;
     if can_have_log(path) {
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // What a power loss takes is read from the segment tables again.
+        // Rows lost by a power loss are read from the segment tables again.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
     } else {
         connection.pragma_update(None, "journal_mode", "TRUNCATE")?;
     }
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    // One plan for every id; otherwise each look-up is planned anew.
+    // Use one plan for every id. Otherwise SQLite plans each look-up again.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
@@ -455,7 +456,7 @@ fn connect_read_only(path: &Path) -> Result<Connection> {
         }
     }
     if !with_suffix(path, "-wal").exists() {
-        // Without a log SQLite would make one, which it may not.
+        // If there is no log, SQLite would try to create one, without permission.
         uri += "?immutable=1";
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -492,10 +493,10 @@ fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
 }
 
-/// Builds a new index beside the old one and puts it in its place.
+/// Builds a new index beside the old one and replaces it.
 ///
-/// Rows are collected in a temporary file and sorted there, so that millions of
-/// them are inserted in order and in bounded memory.
+/// Rows are collected in a temporary file and sorted there, so that millions of them are inserted
+/// in order and in bounded memory.
 pub struct Builder {
     connection: Option<Connection>,
     path: PathBuf,
@@ -503,13 +504,13 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Begins a new index, which will stand at `path` with the permission bits `mode`.
+    /// Starts a new index for `path` with the permission bits `mode`.
     pub fn new(path: &Path, mode: u32, store_id: &[u8; 16]) -> Result<Builder> {
         let unfinished = with_suffix(path, ".new");
         remove(&unfinished);
         remove(&with_suffix(&unfinished, "-journal"));
         create(&unfinished, mode).map_err(failed)?;
-        // From here on it is removed unless it is finished.
+        // From here on, dropping the builder removes the file unless it is finished.
         let mut builder = Builder { connection: None, path: path.to_owned(), unfinished };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&builder.unfinished, flags)?;
@@ -532,7 +533,7 @@ impl Builder {
         self.connection.as_ref().expect("open until it is finished")
     }
 
-    /// Takes up a segment with all its chunks.
+    /// Adds a segment with all its chunks.
     pub fn add(&mut self, segment: &Segment, rows: &[Row]) -> Result<()> {
         let number = insert_segment(self.connection(), segment)?;
         let mut insert = self
@@ -546,10 +547,9 @@ impl Builder {
         Ok(())
     }
 
-    /// Sorts the rows and replaces what stood at the path before.
+    /// Sorts the rows and replaces the index at the path.
     ///
-    /// Nobody else may have the old index open. One that goes away with this process need not
-    /// be durable.
+    /// No other process may have the old index open. A temporary index need not be durable.
     pub fn finish(mut self, is_durable: bool, store_id: &[u8; 16]) -> Result<Index> {
         self.connection().execute_batch(&format!(
             "INSERT OR IGNORE INTO chunks
@@ -567,20 +567,20 @@ impl Builder {
         index.ok_or_else(|| failed(io::Error::other("it is not what was just written")))
     }
 
-    /// Puts the synced file in its place.
+    /// Syncs the file and renames it to its final path.
     fn publish(&self, is_durable: bool) -> io::Result<()> {
         if !is_durable {
             return fs::rename(&self.unfinished, &self.path);
         }
         let dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(&self.unfinished)?.sync_all()?;
-        // A log of the index before would be played into the new one. Without its log
-        // the old one would be wrong, so it goes first.
+        // SQLite would replay the old index's log into the new one. The old index is wrong without
+        // its log, so the old index is removed first.
         remove(&self.path);
         for suffix in COMPANIONS {
             remove(&with_suffix(&self.path, suffix));
         }
-        // Nothing of the old one may come back after a power loss.
+        // Nothing of the old index may reappear after a power loss.
         sync_dir(dir)?;
         fs::rename(&self.unfinished, &self.path)?;
         sync_dir(dir).map(drop)
@@ -594,7 +594,7 @@ impl Drop for Builder {
     }
 }
 
-/// Makes an empty file with these permission bits, whatever the umask is.
+/// Creates an empty file with these permission bits, independent of the umask.
 fn create(path: &Path, mode: u32) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
     give_to_owner(&file, path.parent().unwrap_or(Path::new(".")));
@@ -611,7 +611,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Best effort: what cannot be removed shows up at the next step.
+/// Best effort: a file that cannot be removed fails the next step.
 fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
@@ -686,7 +686,7 @@ mod tests {
         assert_eq!(place(), SegmentId::of(b"a"));
         index.add(&segment(b"b", true), &[row]).expect("adds again");
         assert_eq!(place(), SegmentId::of(b"b"));
-        // Written once more, it is whole again.
+        // Segment a is written again and healthy; the row stays with b.
         index.add(&segment(b"a", true), &[row]).expect("adds");
         assert_eq!(place(), SegmentId::of(b"b"));
     }
@@ -733,7 +733,7 @@ mod tests {
         assert!(path.with_extension("sqlite.new").exists());
         drop(builder);
         assert_eq!(names(), ["index.sqlite"]);
-        // What belongs to the old index goes with it.
+        // The old index's files are removed with it.
         for suffix in COMPANIONS {
             std::fs::write(with_suffix(&path, suffix), "of the old one").expect("writes");
         }

@@ -1,12 +1,12 @@
-//! Who may work on a store beside whom.
+//! The lock between processes that use the same store.
 //!
-//! | runs | lock |
+//! | operation | lock |
 //! |---|---|
-//! | everything that reads or adds | shared |
-//! | what deletes, and building the index | exclusive |
+//! | reading or adding | shared |
+//! | deleting, and building the index | exclusive |
 //!
-//! The lock is the operating system's and dies with its process: there is no
-//! stale lock and nothing to unlock by hand.
+//! The operating system holds the lock and releases it when the process ends. There are no stale
+//! locks and there is nothing to unlock by hand.
 
 use crate::backend::local::{give_to_owner, is_without_locks};
 use crate::error::{Error, Result};
@@ -20,27 +20,27 @@ use std::sync::OnceLock;
 /// Name of the file in the store.
 pub const FILE: &str = "lock";
 
-/// How much of the store a process needs for itself.
+/// Mode of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Beside others of this mode.
+    /// Compatible with other shared locks.
     Shared,
-    /// Alone.
+    /// Excludes all other processes.
     Exclusive,
 }
 
-/// A held lock; given back when dropped.
+/// A held lock; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    /// `None` where the store lies on a medium that cannot be written.
+    /// `None` if this user can neither write nor read the lock file.
     file: Option<File>,
     place: String,
-    /// Why this file system has no locks, if it has none.
+    /// Error of a file system without locks.
     unsupported: OnceLock<io::Error>,
 }
 
 impl Lock {
-    /// Takes the lock of the store in directory `root`, or says who has it.
+    /// Takes the lock of the store in directory `root`, or fails with [`Error::Locked`].
     pub fn take(root: &Path, mode: Mode) -> Result<Lock> {
         let path = root.join(FILE);
         let place = root.display().to_string();
@@ -59,21 +59,21 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Why there are no locks here, if that turned out. Nobody is kept away then.
+    /// Returns the error of a file system without locks. The lock then excludes nobody.
     pub fn unsupported(&self) -> Option<&io::Error> {
         self.unsupported.get()
     }
 
-    /// Gives the file these permission bits, if that is for this user to do.
+    /// Sets the permission bits of the file, if this user may do so.
     pub fn set_permissions(&self, mode: u32) {
         let Some(file) = &self.file else { return };
         if file.metadata().is_ok_and(|found| found.mode() & 0o777 != mode) {
-            // Best effort: who may not read the file goes on without a lock.
+            // Best effort: users who may not read the file run without a lock.
             let _ = file.set_permissions(Permissions::from_mode(mode));
         }
     }
 
-    /// Changes the mode of a held lock, or leaves it held as shared.
+    /// Changes the mode of a held lock. On failure the lock stays shared.
     pub fn change(&self, mode: Mode) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let operation = match mode {
@@ -83,7 +83,7 @@ impl Lock {
         match flock(file, operation) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                // A failed change may have let go of what was held.
+                // A failed change may have released the lock.
                 let _ = flock(file, FlockOperation::NonBlockingLockShared);
                 let holder = match mode {
                     Mode::Shared => "another process needs it alone",
@@ -91,7 +91,7 @@ impl Lock {
                 };
                 Err(Error::Locked { place: self.place.clone(), holder })
             }
-            // Better without a lock than not at all; the caller warns.
+            // Running without a lock is better than not running; the caller warns.
             Err(error) if is_without_locks(error) => {
                 self.unsupported.get_or_init(|| error.into());
                 Ok(())
@@ -101,7 +101,7 @@ impl Lock {
     }
 }
 
-/// Whether writing failed because this place or this user may not be written by.
+/// Returns true if a write failed because the file system or this user may not write.
 pub fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
 }

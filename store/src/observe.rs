@@ -1,47 +1,47 @@
-//! What a running operation tells its caller: counters to look at any time, and
-//! events as they happen. Libraries never print; this is how they speak.
+//! Reports of a running operation to its caller: counters to read at any time, and events as they
+//! happen. Libraries never print; they report through this module.
 
 use crate::error::{Error, Result};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Something worth a line.
+/// An event worth a line of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
     /// A source path could not be read; it is not in the snapshot. Changes the exit code.
     Unreadable {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// Metadata of a path could not be read; all else of it is in the snapshot. Changes the
-    /// exit code.
+    /// Metadata of a path could not be read; everything else of the path is in the snapshot.
+    /// Changes the exit code.
     MetadataUnreadable {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Which metadata, and why.
+        /// The missing metadata and the reason.
         reason: String,
     },
-    /// A file changed while it was read; what is stored is what was read.
+    /// A file changed while it was read; the bytes that were read are stored.
     ChangedWhileRead(PathBuf),
-    /// A file that could not be compared with the snapshot before for not being what it
-    /// seems. It is stored like any other.
+    /// A file could not be compared with the previous snapshot, because it is not of the expected
+    /// format. It is stored like any other file.
     StoredPlainly {
-        /// Which one.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// An unchanged file is stored again because the store lost some of it. The report sums
-    /// that up.
+    /// An unchanged file is stored again, because the store lost a part of it. The report contains
+    /// the total.
     StoredAgain(PathBuf),
     /// A path could not be restored completely. Changes the exit code.
     NotRestored {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A path that the snapshot lacks could not be removed. Changes the exit code.
@@ -54,27 +54,27 @@ pub enum Event {
     /// A path was restored with its content, but some of its metadata was refused. Changes
     /// the exit code.
     MetadataRefused {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// What was refused, and why.
+        /// The rejected metadata and the reason.
         reason: String,
     },
-    /// Something is not as it should be, though this run goes on.
+    /// A problem that does not end this run.
     Warning(String),
-    /// Anything else a person may want to know.
+    /// Other information for the user.
     Note(String),
 }
 
-/// Counters of a running operation. All of them only grow.
+/// Counters of a running operation. They only grow.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Files and other entries dealt with.
+    /// Number of files and other entries processed.
     pub entries_done: AtomicU64,
-    /// Plain bytes dealt with.
+    /// Plain bytes processed.
     pub bytes_done: AtomicU64,
-    /// Entries to expect; 0 while unknown.
+    /// Expected number of entries; 0 if unknown.
     pub entries_total: AtomicU64,
-    /// Bytes to expect; 0 while unknown.
+    /// Expected number of bytes; 0 if unknown.
     pub bytes_total: AtomicU64,
     stop: AtomicBool,
 }
@@ -85,37 +85,37 @@ impl Progress {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Fails once [`stop`](Self::stop) was called.
+    /// Fails if [`stop`](Self::stop) was called.
     pub fn check(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Counts dealt-with things.
+    /// Adds processed entries and bytes.
     pub fn add(&self, entries: u64, bytes: u64) {
         self.entries_done.fetch_add(entries, Ordering::Relaxed);
         self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Says what to expect.
+    /// Sets the expected numbers of entries and bytes.
     pub fn expect(&self, entries: u64, bytes: u64) {
         self.entries_total.store(entries, Ordering::Relaxed);
         self.bytes_total.store(bytes, Ordering::Relaxed);
     }
 }
 
-/// Hears events, from several threads at once.
+/// Receives events from several threads at once.
 pub trait Observer: Send + Sync {
-    /// Called as it happens. Must return soon.
+    /// Called for each event. Must return soon.
     fn event(&self, event: Event);
-    /// The counters of this operation.
+    /// Returns the counters of this operation.
     fn progress(&self) -> &Progress;
-    /// Whether it is worth some work to know beforehand how much there will be.
+    /// Returns true if computing totals in advance is worth some work.
     fn wants_totals(&self) -> bool {
         false
     }
 }
 
-/// Hears nothing.
+/// Ignores all events.
 #[derive(Debug, Default)]
 pub struct Silent(Progress);
 

@@ -107,7 +107,7 @@ impl Header {
         content.extend_from_slice(TAG_HEADER);
         content.extend_from_slice(&VERSION.to_le_bytes());
         content.push(self.kind as u8);
-        content.push(0); // how it is sealed: not at all
+        content.push(0); // seal: none
         content.extend_from_slice(&self.store_id);
         content.extend_from_slice(&self.config);
         skippable(&content)

@@ -1,4 +1,4 @@
-//! A backend that fails where a test wants it to.
+//! A backend that fails on demand, for tests.
 
 use super::{Backend, Listed, Pending};
 use crate::error::Unsynced;
@@ -7,14 +7,14 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What is about to be done.
+/// An operation about to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// [`Backend::list`]
     List,
     /// [`Backend::read`] and [`Backend::len`]
     Read,
-    /// [`Backend::create`]
+    /// [`Backend::create`] and [`Backend::scratch`]
     Create,
     /// [`Pending::write`]
     Write,
@@ -31,7 +31,7 @@ pub enum Operation {
 /// Decides whether an operation on a file fails.
 pub type Fault = Arc<dyn Fn(Operation, &str) -> io::Result<()> + Send + Sync>;
 
-/// Wraps a backend; asks the fault before every operation.
+/// Wraps a backend and calls the fault before every operation.
 pub struct Faulty<B> {
     inner: B,
     fault: Fault,
@@ -40,7 +40,7 @@ pub struct Faulty<B> {
 }
 
 impl<B: Backend> Faulty<B> {
-    /// `inner`, except where `fault` says otherwise.
+    /// Wraps `inner`; operations fail as `fault` decides.
     pub fn new(inner: B, fault: Fault) -> Faulty<B> {
         Faulty { inner, fault, bad_bytes: 0..0 }
     }

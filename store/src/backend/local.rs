@@ -1,4 +1,4 @@
-//! A directory of this machine.
+//! A store in a local directory.
 
 use super::{Backend, Listed, Pending};
 use crate::error::Unsynced;
@@ -14,70 +14,71 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Where files stand until they are published.
+/// Directory of files that are not published yet.
 const UNPUBLISHED: &str = "tmp";
 
-/// Segments kept open for reading.
+/// Maximum number of files kept open for reading.
 const OPEN_FILES_MAX: usize = 16;
 
-/// Permission bits of everything that is made in a store, whatever the umask is.
+/// Permission bits of everything created in a store, independent of the umask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
-    /// Of files.
+    /// Bits of files.
     pub file: u32,
-    /// Of directories.
+    /// Bits of directories.
     pub dir: u32,
 }
 
 impl Modes {
     /// Only the owner reads the store.
     pub const PRIVATE: Modes = Modes { file: 0o600, dir: 0o700 };
-    /// The group of the store's directories reads it, too: new files inherit that group.
+    /// The group of the store's directories reads it, too. New files inherit that group.
     pub const GROUP: Modes = Modes { file: 0o640, dir: 0o2750 };
 }
 
-/// A store in a directory.
+/// A store in a local directory.
 ///
-/// Files are written under `tmp/`, synced, renamed, and the directory of the
-/// new name is synced. An unpublished file is locked by its writer, so what a
-/// killed run left can be told from what another run is writing.
+/// Files are written under `tmp/`, synced and renamed, and the directory of the new name is synced.
+/// The writer locks an unpublished file. This distinguishes files of running writers from those
+/// that a killed run left behind.
 pub struct Local(Arc<Place>);
 
 struct Place {
     root: PathBuf,
     modes: Modes,
     observer: Arc<dyn Observer>,
-    /// Whether the observer knows that directories cannot be synced here.
+    /// True if the observer was warned that directories cannot be synced here.
     has_warned: AtomicBool,
-    /// Most recently used last.
+    /// Open files, most recently used last.
     open: Mutex<Vec<(String, Arc<File>)>>,
 }
 
 impl Local {
-    /// The directory `root`, which need not exist yet, private to its owner.
+    /// Returns a backend for directory `root`, which need not exist yet. Only its owner may read
+    /// it.
     pub fn new(root: impl Into<PathBuf>) -> Local {
         Local::with(root, Modes::PRIVATE, Arc::new(Silent::default()))
     }
 
-    /// The directory `root`. New files and directories get `modes`; the observer hears
-    /// warnings.
+    /// Returns a backend for directory `root`. New files and directories get `modes`; the observer
+    /// receives warnings.
     pub fn with(root: impl Into<PathBuf>, modes: Modes, observer: Arc<dyn Observer>) -> Local {
         let (root, has_warned, open) = (root.into(), AtomicBool::new(false), Mutex::default());
         Local(Arc::new(Place { root, modes, observer, has_warned, open }))
     }
 
-    /// The directory itself.
+    /// Returns the directory.
     pub fn root(&self) -> &Path {
         &self.0.root
     }
 
-    /// Makes the directories of an empty store.
+    /// Creates the directories of an empty store.
     pub fn make_directories<'a>(&self, names: impl Iterator<Item = &'a str>) -> io::Result<()> {
         let Place { root, modes, .. } = &*self.0;
         if let Some(parent) = root.parent() {
             fs::create_dir_all(parent)?;
         }
-        // A directory that was there before keeps its mode: it may be a mount point.
+        // An existing directory keeps its mode, because it may be a mount point.
         if !root.exists() {
             make_dir(root, modes.dir)?;
         }
@@ -99,9 +100,9 @@ impl Local {
         sync_above(root)
     }
 
-    /// Removes what killed runs left unpublished; returns how many files.
+    /// Removes unpublished files that killed runs left behind, and returns their number.
     ///
-    /// Files of running writers are locked and stay. What cannot be removed stays with a
+    /// Files of running writers are locked and stay. A file that cannot be removed stays, with a
     /// warning.
     pub fn remove_unpublished(&self) -> io::Result<usize> {
         let path = self.0.root.join(UNPUBLISHED);
@@ -140,8 +141,8 @@ impl Local {
         Ok(removed)
     }
 
-    /// Whether users can read the store whom [`Modes`] does not let in: it was made
-    /// by another program, or its permissions were changed.
+    /// Returns true if users beyond [`Modes`] can read the store. Another program may have created
+    /// it, or its permissions were changed.
     pub fn is_exposed(&self) -> bool {
         let Place { root, modes, .. } = &*self.0;
         let has = |name: &str, bits: u32| {
@@ -174,7 +175,7 @@ impl Place {
         self.open.lock().retain(|(known, _)| known != name);
     }
 
-    /// Makes the names in a directory durable, or warns once that its file system cannot.
+    /// Makes the names in a directory durable, or warns once that the file system cannot do so.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         if !sync_dir(dir)? && !self.has_warned.swap(true, Relaxed) {
             let text = "directories of the store cannot be synced: \
@@ -188,9 +189,9 @@ impl Place {
         self.sync_dir(path.parent().unwrap_or(Path::new("")))
     }
 
-    /// Makes `path`, in a directory that may be missing: copies of a store made by programs
-    /// that know only files lack the empty ones. Directories above are not made, so a
-    /// store that is not mounted is not written beside its place.
+    /// Creates `path` and its directory if that is missing. Programs that copy only files omit
+    /// empty directories of a store. Directories further up are not created, so that nothing is
+    /// written to the mount point of an unmounted store.
     fn with_parent<T>(&self, path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
         let parent = path.parent().unwrap_or(Path::new("."));
         match make() {
@@ -214,7 +215,7 @@ impl Backend for Local {
         for entry in fs::read_dir(self.0.root.join(dir))? {
             let entry = entry?;
             let mut metadata = match entry.metadata() {
-                // Removed since it was listed: as if it had gone before.
+                // Removed since the directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata?,
             };
@@ -252,7 +253,7 @@ impl Backend for Local {
             let file = place.with_parent(&path, || options.open(&path))?;
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => {}
-                // A file system without locks: nobody's files are ever cleaned up there.
+                // A file system without locks: unpublished files are never removed there.
                 Err(error) if is_without_locks(error) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -261,7 +262,7 @@ impl Backend for Local {
                 file.set_permissions(Permissions::from_mode(place.modes.file))?;
             }
             give_to_owner(&file, &place.root);
-            // Another run may have found it before it was locked, and removed it.
+            // Another run may have found the file before it was locked, and removed it.
             if made.nlink() > 0 {
                 break (path, file);
             }
@@ -288,7 +289,7 @@ impl Backend for Local {
 
 struct LocalPending {
     place: Arc<Place>,
-    /// Gone once the file was published.
+    /// `None` once the file is published.
     path: Option<PathBuf>,
     file: File,
 }
@@ -316,13 +317,13 @@ impl Pending for LocalPending {
 impl Drop for LocalPending {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // Best effort: what stays is removed by the next run that writes.
+            // Best effort: the next run that writes removes a remaining file.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Opens a file for reading; anything else is an error, and a pipe is not waited for.
+/// Opens a regular file for reading. Fails for anything else, and does not wait for a pipe.
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
@@ -340,7 +341,7 @@ fn is_unpublished_name(name: &OsStr) -> bool {
 
 /// Removes an unpublished file unless its writer runs; returns whether it did.
 fn remove_unlocked(path: &Path) -> io::Result<bool> {
-    // Nobody would ever write into a pipe that lies there.
+    // A read from a pipe here would wait forever.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
         Err(Errno::NOENT) => return Ok(false),
@@ -354,14 +355,14 @@ fn remove_unlocked(path: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     match fs::remove_file(path) {
-        // Published since it was listed.
+        // Published since the directory was read.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         removed => removed.map(|()| true),
     }
 }
 
-/// Syncs the names of a new directory and of those above it, which may be as new. Nobody
-/// makes a directory below one that he cannot open.
+/// Syncs the directories above a new directory, because they may be new, too. Stops at one that
+/// cannot be opened: this user cannot have created directories below it.
 fn sync_above(path: &Path) -> io::Result<()> {
     for dir in fs::canonicalize(path)?.ancestors().skip(1) {
         match File::open(dir).map(|dir| dir.sync_all()) {
@@ -373,7 +374,7 @@ fn sync_above(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a directory unless it is there, with these permission bits whatever the umask is.
+/// Creates a directory unless it exists, with these permission bits independent of the umask.
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -381,7 +382,7 @@ fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
     }
     remove_acl(path);
     let found = fs::metadata(path)?;
-    // A directory inherits setgid from the one above, and keeps it.
+    // A directory inherits setgid from its parent and keeps it.
     let wanted = mode | (found.mode() & 0o2000);
     if found.is_dir() && found.mode() & 0o7777 != wanted {
         fs::set_permissions(path, Permissions::from_mode(wanted))?;
@@ -407,12 +408,12 @@ pub(crate) fn give_to_owner(file: &File, root: &Path) {
     if let (Ok(owner), Ok(mine)) = (fs::metadata(root).map(uid), file.metadata().map(uid))
         && owner != mine
     {
-        // Best effort: some file systems know one owner only.
+        // Best effort: some file systems support one owner only.
         let _ = std::os::unix::fs::fchown(file, Some(owner), None);
     }
 }
 
-/// Makes the names in a directory durable; `false` where the file system cannot.
+/// Makes the names in a directory durable. Returns false if the file system cannot do so.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<bool> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     match File::open(dir)?.sync_all() {

@@ -16,12 +16,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// All files, to look at or to damage.
+    /// Gives access to all files, to inspect or damage them.
     pub fn with_files<T>(&self, look: impl FnOnce(&mut Files) -> T) -> T {
         look(&mut self.files.lock())
     }
 
-    /// A copy that shares nothing.
+    /// Returns a copy that shares nothing.
     pub fn copy(&self) -> Memory {
         Memory { files: Arc::new(Mutex::new(self.with_files(|files| files.clone()))) }
     }

@@ -1,4 +1,4 @@
-//! A backend that keeps a log of what is written to it, for tests.
+//! A backend that logs all writes, for tests.
 
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-/// One step of writing. A file is known by its number until it has a name.
+/// One step of writing. Numbers identify files without a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// [`Backend::create`]
@@ -17,7 +17,7 @@ pub enum Step {
     Sync(usize),
     /// [`Pending::publish`] began: the file may have the name from here on.
     Publish(usize, String),
-    /// [`Pending::publish`] returned: the file has its name for good.
+    /// [`Pending::publish`] returned: the file has its name permanently.
     Published(usize),
     /// The file was dropped without a name.
     Drop(usize),
@@ -27,7 +27,7 @@ pub enum Step {
     Removed(String),
 }
 
-/// All steps in the order in which they were taken. Clones share it.
+/// All steps in order. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Log {
     steps: Arc<Mutex<Vec<Step>>>,
@@ -38,7 +38,7 @@ impl Log {
         self.steps.lock().push(step);
     }
 
-    /// The steps so far.
+    /// Returns the steps so far.
     pub fn steps(&self) -> Vec<Step> {
         self.steps.lock().clone()
     }
@@ -52,12 +52,12 @@ pub struct Recording<B> {
 }
 
 impl<B: Backend> Recording<B> {
-    /// `inner`, with a log of what is written to it from now on.
+    /// Wraps `inner` and logs its changes from now on.
     pub fn new(inner: B) -> Recording<B> {
         Recording { inner, log: Log::default(), files: Mutex::new(0) }
     }
 
-    /// The log, which goes on growing.
+    /// Returns the log, which continues to grow.
     pub fn log(&self) -> Log {
         self.log.clone()
     }
@@ -103,13 +103,13 @@ impl<B: Backend> Backend for Recording<B> {
     }
 
     fn settle(&self, dir: &str) -> io::Result<()> {
-        // No step: every file of this log was durable when its `Published` was noted.
+        // Not a step: every file of this log was durable when its `Published` was logged.
         self.inner.settle(dir)
     }
 }
 
 struct RecordingPending {
-    /// Gone once the file was published.
+    /// `None` once the file is published.
     inner: Option<Box<dyn Pending>>,
     log: Log,
     file: usize,

@@ -1,4 +1,4 @@
-//! What every backend must do. A backend binds to it with one test.
+//! Requirements on every backend. One test per backend runs them.
 
 use super::{Backend, Local, Memory, faulty::Faulty, read_all, recording::Recording, write_all};
 use std::io::ErrorKind;
