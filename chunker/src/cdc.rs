@@ -28,7 +28,7 @@ impl Parameters {
         Parameters { min_bytes: 64 << 10, avg_bytes: 256 << 10, max_bytes: 1 << 20 };
 
     /// Returns an eighth of these sizes, but at least the smallest sizes that FastCDC supports.
-    /// Meant for content of which some parts are kept longer than others.
+    /// Meant for content whose parts have different lifetimes.
     pub fn finer(self) -> Parameters {
         let eighth = |bytes: u32, least: usize| (bytes / 8 / 2 * 2).max(least as u32);
         Parameters {

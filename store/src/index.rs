@@ -456,7 +456,7 @@ fn connect_read_only(path: &Path) -> Result<Connection> {
         }
     }
     if !with_suffix(path, "-wal").exists() {
-        // If there is no log, SQLite would try to create one, without permission.
+        // Without a log, SQLite would create one, but this user may not write.
         uri += "?immutable=1";
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;

@@ -51,8 +51,8 @@ impl Extent {
 
 /// The extents of a file.
 ///
-/// At level 0 the extents form the file. At level n they list chunks that hold recipes of level n -
-/// 1. The length of each extent is then that of its part of the *file*.
+/// At level 0 the extents form the file. At higher levels they list chunks that hold recipes of the
+/// level below. The length of each extent is then that of its part of the *file*.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recipe {
     /// Number of levels above the extents of the file.

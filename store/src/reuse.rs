@@ -53,20 +53,21 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Bytes read ahead for small requests.
 const READ_AHEAD_BYTES: usize = 16 << 10;
 
-/// A file's chunks may hold unused bytes up to this fraction of its length: a fourth.
+/// Divisor: the chunks of a file may hold unused bytes up to a fourth of its length.
 const UNUSED_PART: u64 = 4;
 
 /// Number of unused bytes that the chunks of all files may still hold.
 ///
-/// Each file may have [`UNUSED_PART`] of its length. It may also have what other files leave of
-/// theirs. Little is therefore copied while most of the backed-up data never changes.
+/// Each file may have its length divided by [`UNUSED_PART`]. It may also take the unused rest of
+/// other files' shares. Little is therefore copied while most of the backed-up data never changes.
 #[derive(Debug, Default)]
 pub struct Allowance {
     left: AtomicI64,
 }
 
 impl Allowance {
-    /// Returns the allowance that a snapshot of `bytes` bytes leaves, of which `unused` are taken.
+    /// Returns the allowance left by a snapshot of `bytes` bytes whose chunks hold `unused` unused
+    /// bytes.
     pub fn of(bytes: u64, unused: u64) -> Allowance {
         Allowance { left: AtomicI64::new(share(bytes, unused)) }
     }

@@ -5,7 +5,7 @@
 //! needed. No format is parsed; rows are matched by their bytes. Plain SQL, `pg_dump -Fc -Z0`, the
 //! long lines of `mysqldump` and SQLite pages are therefore handled alike.
 //!
-//! There are three searches. Each handles the cases that the previous one cannot:
+//! There are three searches. Each handles cases that the previous one misses:
 //!
 //! 1. *In step*: the next bytes of both files are equal. Nothing is hashed.
 //! 2. *Nearby*: after a difference, marks of 32 bytes show where both files agree again. The
@@ -52,9 +52,9 @@ const COMPARE_EACH: u64 = 256;
 /// A far comparison opens a chunk of the reference. One without a strong match is hardly worth that
 /// and counts as this many comparisons.
 const COMPARED_IN_VAIN: u64 = 256;
-/// Distance beyond the expected position that the reference is scanned at first ...
+/// Initial distance in bytes that the reference is scanned beyond the expected position.
 const SCAN_FIRST: u64 = 1 << 20;
-/// ... plus this many bytes for each byte since the last strong match.
+/// Additional scan distance in bytes for each byte since the last strong match.
 const SCAN_FACTOR: u64 = 64;
 /// Bytes of the reference in memory: one scan's read, larger than the widest window.
 const WINDOW: usize = 256 << 10;
@@ -358,8 +358,8 @@ impl Match {
 
 /// Parameters of a nearby search.
 struct Level {
-    /// Width in bytes in both files. In the reference, half as many before the expected position
-    /// are added.
+    /// Bytes searched in each file. In the reference, the window also includes half as many bytes
+    /// before the expected position.
     width: usize,
     /// Number of new bytes until the next search at this level.
     pause: usize,
@@ -377,7 +377,7 @@ struct Window<'a> {
 }
 
 /// Returns the first strong match of the next bytes within a window of the reference, or else the
-/// match of most worth.
+/// match with the highest [`worth`](Match::worth).
 fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> Option<Match> {
     let mask = ((1 << level.mark_bits) - 1) << (u32::BITS - level.mark_bits);
     let last = reference.bytes.len().min(reference.here + level.width);

@@ -30,7 +30,7 @@ const WINDOW_BYTES: u64 = u32::MAX as u64;
 /// Maximum counterparts compared with one entry. Only objects in many packs have more than one or
 /// two, and so do malicious indexes.
 const COUNTERPARTS_MAX: u8 = 8;
-/// Fraction of a window's entries added as a limit on counterparts beyond each entry's first.
+/// Divisor of `window_entries` that limits the counterparts beyond each entry's first.
 const MORE_PART: u64 = 4;
 /// Minimum bytes that justify an extent of their own.
 const COPY_BYTES_MIN: u64 = 16;

@@ -341,7 +341,7 @@ fn is_unpublished_name(name: &OsStr) -> bool {
 
 /// Removes an unpublished file unless its writer runs; returns whether it did.
 fn remove_unlocked(path: &Path) -> io::Result<bool> {
-    // A read from a pipe here would wait forever.
+    // Without NONBLOCK, opening a pipe would wait forever for a writer.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
         Err(Errno::NOENT) => return Ok(false),

@@ -39,11 +39,11 @@ pub struct Survey {
     costs: Vec<u16>,
     /// Pieces saved by all parts of a cost, by cost.
     saved: Vec<u64>,
-    /// Current part ...
+    /// Number of the current part.
     part: usize,
-    /// ... the number of its pieces that would become one ...
+    /// Number of its pieces that would become one.
     pieces: u64,
-    /// ... and the number of bytes to copy for that.
+    /// Number of bytes to copy for that.
     bytes: u64,
 }
 

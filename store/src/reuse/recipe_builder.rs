@@ -27,9 +27,9 @@ const STRETCH_CHUNKS: usize = 256 << 10;
 const STRETCH_LITERAL_BYTES: u64 = 512 << 20;
 /// Maximum bytes of a stretch.
 const STRETCH_BYTES: u64 = 16 << 30;
-/// Maximum bytes copied forward at once, ...
+/// Maximum bytes copied forward at once.
 const FORWARD_BYTES: usize = 8 << 20;
-/// ... and maximum number of slices.
+/// Maximum number of slices copied forward at once.
 const WANTED_MAX: usize = 64 << 10;
 
 /// Bytes of a file by origin.
@@ -89,7 +89,7 @@ struct NewBytes<'a> {
     /// Stored chunks with the end offset of each.
     chunks: Vec<(u64, ChunkId)>,
     len: u64,
-    /// Byte ranges of `pending` that are copied forward.
+    /// Ranges copied forward among the uncut bytes, as offsets in the new bytes of the stretch.
     forwarded: VecDeque<Range<u64>>,
     /// Number of other bytes in chunks that were already in the store.
     by_chunk: u64,

@@ -82,9 +82,9 @@ pub struct Spool<'a> {
     memory: Vec<Piece>,
     /// Number of pieces in the file and in memory.
     pieces: u64,
-    /// Bytes of the literal pieces: those in the file ...
+    /// Scratch file with the first bytes of the literal pieces.
     literal_file: Option<File>,
-    /// ... followed by these.
+    /// Bytes of the literal pieces after those in `literal_file`.
     literal_memory: Vec<u8>,
 }
 

@@ -239,7 +239,7 @@ proptest! {
     }
 }
 
-/// Runs `look` with a reference of which little is used.
+/// Runs `look` with a reference that is mostly unused.
 fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
     let room = Room::new();
     let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);

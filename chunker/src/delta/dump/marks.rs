@@ -138,7 +138,7 @@ mod tests {
     use super::super::tests::{mixed, noise};
     use super::*;
 
-    /// If any number of equal bytes were all anchors, scans would be slow.
+    /// A repeated byte must not give an anchor at every position, because scans would be slow.
     #[test]
     fn no_byte_repeated_is_an_anchor() {
         for byte in 0..=255 {

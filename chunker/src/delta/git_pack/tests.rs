@@ -241,7 +241,7 @@ fn what_is_not_what_it_seems_is_refused() {
     assert_eq!(try_with(&pack, &changed(&index, place, 0x80)), FormatError::IndexDisorder);
 }
 
-/// They would need random reads, one by one.
+/// Rows in another order would need random reads, one by one.
 #[test]
 fn far_places_in_another_order_are_refused() {
     let objects: Vec<Object> = (0..3000).map(object).collect();
