@@ -1,8 +1,8 @@
 //! The index: chunk → segment, offset, lengths, in SQLite.
 //!
 //! The index is never the only copy: every row is also in a segment's table. A missing row costs a
-//! chunk stored twice or another read of the tables. A wrong row would lose data. Rows of a damaged
-//! segment therefore never prove that a chunk exists.
+//! chunk stored twice or another read of the tables. An extra row would lose data. Rows of a
+//! damaged segment therefore never prove that a chunk exists.
 
 use crate::backend::local::{give_to_owner, sync_dir};
 use crate::error::{Error, Result};
