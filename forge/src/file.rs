@@ -17,6 +17,20 @@ pub fn text(path: &Path) -> Result<Option<String>> {
     String::from_utf8(bytes).map(Some).map_err(odd)
 }
 
+/// A JSON file, if there is one. The error tells where it is wrong, and none of its text.
+pub fn json(path: &Path) -> Result<Option<serde_json::Value>> {
+    let Some(text) = text(path)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let reason = if text.trim().is_empty() {
+            "it is empty".into()
+        } else {
+            format!("no JSON from line {line}, column {column} on")
+        };
+        Error::Malformed { path: path.to_owned(), reason }
+    })
+}
+
 /// What is in a file, if there is one.
 pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let fail = |source| Error::Read { path: path.to_owned(), source };

@@ -14,7 +14,7 @@ mod secrets;
 mod tests;
 mod variables;
 
-use super::gitlab::{self, note_unknown, rows};
+use super::gitlab::{self, note_unknown, rows, take_unknown};
 use super::{Kind, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
@@ -57,7 +57,7 @@ impl Kind for DockerGitlab {
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let surroundings = compose::Surroundings {
             root: &site.settings.root,
-            volumes: &volumes_dir(site),
+            volumes: &volumes_dir(site, plan),
             project: site.settings.project.as_deref(),
         };
         let compose = Compose::read(&find::chosen(site)?, surroundings)?;
@@ -88,7 +88,10 @@ impl Kind for DockerGitlab {
         containers.redis(gitlab, plan)?;
         if let Ok(data) = place(gitlab, &dir) {
             data::leave_hidden(gitlab, &data, plan);
-            note_unknown(&data, &["shared"], plan);
+            if let Ok(shared) = place(gitlab, &Dirs::of(gitlab).shared) {
+                take_unknown(site, &shared, "shared", plan);
+            }
+            note_unknown(site, &data, &[], plan);
         }
         let container = containers.name_of(name, gitlab, plan)?;
         // PostgreSQL and Redis are other containers and go on.
@@ -132,14 +135,19 @@ fn is_gitlab(service: &Service) -> bool {
 }
 
 /// Where named volumes are.
-fn volumes_dir(site: &Site<'_>) -> PathBuf {
+pub fn volumes_dir(site: &Site<'_>, plan: &mut Plan) -> PathBuf {
     let program = site.settings.docker.first().map(String::as_str).unwrap_or_default();
     if program.ends_with("podman") {
         return site.at("/var/lib/containers/storage/volumes");
     }
-    let daemon = file::text(&site.at("/etc/docker/daemon.json")).ok().flatten();
-    let daemon: serde_json::Value =
-        daemon.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let path = site.at("/etc/docker/daemon.json");
+    let daemon = file::json(&path).unwrap_or_else(|error| {
+        plan.notes.push(format!(
+            "{error}; where Docker keeps its volumes is unknown, and the usual directory is taken"
+        ));
+        None
+    });
+    let daemon = daemon.unwrap_or_default();
     let moved = daemon["data-root"].as_str().or(daemon["graph"].as_str());
     site.at(moved.unwrap_or("/var/lib/docker")).join("volumes")
 }

@@ -192,7 +192,11 @@ pub fn beside_gitlab(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     // GitLab is not to go without a backup because Mattermost's settings make no sense.
     let config = config::variables_in(&environment).and_then(|them| Config::read(&path, them));
     let config = config.unwrap_or_else(|error| {
-        plan.notes.push(format!("{error}; the usual directories of Mattermost are taken"));
+        let text = format!(
+            "a usable file ({error}); directories and database of Mattermost are unknown, and the \
+             usual ones are taken"
+        );
+        plan.lacks("mattermost-config", text);
         Config::default()
     });
     plan.needs("mattermost-config", "configuration of Mattermost, with secrets", path);

@@ -47,6 +47,8 @@ const ROWS: &[Row] = &[
     row("ci-secure-files", "GITLAB_CI_SECURE_FILES_STORAGE_PATH", "shared/ci_secure_files", false, "GITLAB_CI_SECURE_FILES_OBJECT_STORE_ENABLED", "secure files of CI"),
     row("pages", "GITLAB_PAGES_DIR", "shared/pages", false, "", "pages of projects"),
     row("registry", "GITLAB_REGISTRY_DIR", "shared/registry", false, "", "container images"),
+    row("agent-plan-content", "", "shared/agent_plan_content", false, "", "plans of agents"),
+    row("ci-catalog-bundles", "", "shared/ci_catalog_bundles", false, "", "bundles of the CI catalog"),
     row("encrypted-settings", "", "shared/encrypted_settings", false, "", "encrypted settings of mail and LDAP"),
     row("builds", "GITLAB_BUILDS_DIR", "builds", false, "", "logs of CI jobs"),
     row("ssh-host-keys", "", "ssh", true, "", "keys by which users know this machine"),

@@ -14,7 +14,8 @@ const INSTALLED: &str = "/home/git/gitlab";
 pub struct Dirs {
     /// All data.
     pub data: PathBuf,
-    shared: PathBuf,
+    /// What most kinds of data are in.
+    pub shared: PathBuf,
 }
 
 /// A directory, and which variable has moved it.

@@ -22,8 +22,12 @@ pub struct Generated {
     pub database_host: Option<String>,
     /// Its port.
     pub database_port: Option<u16>,
+    /// Directories that hold those of uploads, artifacts and so on; new versions add to them.
+    pub shared: PathBuf,
     /// Without `gitlab.yml` nobody knows where anything is; where it was looked for.
     pub lacks: Option<PathBuf>,
+    /// Files that are there and make no sense, each with what is unknown without it.
+    pub unusable: Vec<String>,
     /// What was assumed in place of files that are not there.
     pub notes: Vec<String>,
 }
@@ -97,6 +101,8 @@ const DATA: &[Row] = &[
     row("ci-secure-files", "ci_secure_files", STORED, "gitlab-rails/shared/ci_secure_files", "secure files of CI"),
     row("pages", "pages", &["path", "storage_path"], "gitlab-rails/shared/pages", "pages of projects"),
     row("registry", "registry", &["path", "storage_path"], "gitlab-rails/shared/registry", "container images"),
+    row("agent-plan-content", "agent_plan_content", STORED, "gitlab-rails/shared/agent_plan_content", "plans of agents"),
+    row("ci-catalog-bundles", "ci_catalog_bundles", STORED, "gitlab-rails/shared/ci_catalog_bundles", "bundles of the CI catalog"),
     row("encrypted-settings", "encrypted_settings", &["path", "storage_path"], "gitlab-rails/shared/encrypted_settings", "encrypted settings of mail and LDAP"),
     row("builds", "gitlab_ci", &["builds_path"], "gitlab-ci/builds", "logs of CI jobs"),
 ];
@@ -105,43 +111,55 @@ const DATA: &[Row] = &[
 /// that says that they are in use.
 const MAYBE_UNUSED: [&str; 4] = ["pages", "registry", "encrypted-settings", "dependency-proxy"];
 
+/// Parts that new versions have, whose directory is made when something is first put into it.
+const MADE_LATE: [&str; 2] = ["agent-plan-content", "ci-catalog-bundles"];
+
+/// Sections that every `gitlab.yml` has had for many versions, and parts that they place.
+const SECTIONS: [&str; 4] = ["artifacts", "lfs", "uploads", "gitlab_ci"];
+
 /// Directory below which all these are if nothing else is said.
 const SHARED: &str = "gitlab-rails/shared";
 
 /// What a path that is not absolute is relative to.
 const RAILS: &str = "/opt/gitlab/embedded/service/gitlab-rails";
 
-/// Reads what there is below the data directory of the package.
-pub fn read(root: &Path, data: &Path) -> Result<Generated> {
+/// Reads what there is below the data directory of the package. A file that makes no sense does
+/// not cost what the others say.
+pub fn read(root: &Path, data: &Path) -> Generated {
     let etc = data.join("gitlab-rails/etc");
-    let production = |name: &str| -> Result<Option<Value>> {
-        let settings = yaml(&etc.join(name))?;
-        Ok(settings.map(|all| all.get("production").unwrap_or(&all).clone()))
-    };
-    let (settings, databases) = (production("gitlab.yml")?, production("database.yml")?);
-    let gitaly = toml_table(&data.join("gitaly/config.toml"))?;
-    let registry = yaml(&data.join("registry/config.yml"))?.unwrap_or_default();
+    let paths = [etc.join("gitlab.yml"), etc.join("database.yml")];
+    let [gitlab_yml, database_yml] = &paths;
+    let gitaly_toml = data.join("gitaly/config.toml");
+    let registry_yml = data.join("registry/config.yml");
+    let mut unusable = Vec::new();
+    let settings = take(usable_settings(gitlab_yml), DIRECTORIES_UNKNOWN, &mut unusable);
+    let databases = take(usable_databases(database_yml), DATABASES_UNKNOWN, &mut unusable);
+    let gitaly = take(usable_gitaly(&gitaly_toml), STORAGES_UNKNOWN, &mut unusable);
+    let registry = take(usable_registry(&registry_yml), REGISTRY_UNKNOWN, &mut unusable);
+    let registry = registry.unwrap_or_default();
     let mut notes = Vec::new();
-    let mut assumed = |name: PathBuf, what: &str| {
-        notes.push(format!("{} is not there; {what}", name.display()));
+    if let Some(settings) = &settings {
+        notes.extend(sections_lacking(gitlab_yml, settings));
+    }
+    let mut assumed = |name: &Path, what: &str| {
+        if matches!(name.try_exists(), Ok(false)) {
+            notes.push(format!("{} is not there; {what}", name.display()));
+        }
     };
-    if settings.is_none() {
-        assumed(etc.join("gitlab.yml"), "directories are taken to be the package's usual ones");
-    }
-    if databases.is_none() {
-        let what = "the database is taken to be gitlabhq_production on the package's own server";
-        assumed(etc.join("database.yml"), what);
-    }
+    assumed(gitlab_yml, "directories are taken to be the package's usual ones");
+    assumed(
+        database_yml,
+        "the database is taken to be gitlabhq_production on the package's own server",
+    );
     // Versions before 9 have no Gitaly.
-    if gitaly.is_none() && data.join("gitaly").exists() {
-        let what = "storages are taken to be those of gitlab.yml";
-        assumed(data.join("gitaly/config.toml"), what);
+    if data.join("gitaly").exists() {
+        assumed(&gitaly_toml, "storages are taken to be those of gitlab.yml");
     }
-    let lacks = settings.is_none().then(|| etc.join("gitlab.yml"));
+    let lacks = matches!(gitlab_yml.try_exists(), Ok(false)).then(|| gitlab_yml.clone());
     let (settings, databases) = (settings.unwrap_or_default(), databases.unwrap_or_default());
     let places = Places { root, data, settings: &settings, registry: &registry };
     let main = main_database(&databases);
-    Ok(Generated {
+    Generated {
         storages: places.storages(gitaly.as_ref()),
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
@@ -150,8 +168,89 @@ pub fn read(root: &Path, data: &Path) -> Result<Generated> {
             .into_iter()
             .chain(registry_database(&registry["database"], main))
             .collect(),
+        shared: places.shared(),
         lacks,
+        unusable,
         notes,
+    }
+}
+
+const DIRECTORIES_UNKNOWN: &str =
+    "the directories of data are unknown, and the package's usual ones are taken";
+const DATABASES_UNKNOWN: &str =
+    "databases and their server are unknown, and the package's usual ones are taken";
+const STORAGES_UNKNOWN: &str = "storages are unknown, and those of gitlab.yml are taken";
+const REGISTRY_UNKNOWN: &str =
+    "the directory and the database of the container registry are unknown";
+
+/// What a file says; if it makes no sense, notes that with what is `unknown` then.
+fn take<T>(read: Result<Option<T>>, unknown: &str, unusable: &mut Vec<String>) -> Option<T> {
+    read.unwrap_or_else(|error| {
+        unusable.push(format!("a usable file ({error}); {unknown}"));
+        None
+    })
+}
+
+/// The settings of the production environment.
+fn production(path: &Path) -> Result<Option<Value>> {
+    let settings = whole_yaml(path)?;
+    Ok(settings.map(|all| all.get("production").unwrap_or(&all).clone()))
+}
+
+/// `gitlab.yml`, which has to have settings.
+fn usable_settings(path: &Path) -> Result<Option<Value>> {
+    let settings = production(path)?;
+    if settings.as_ref().is_some_and(|settings| !settings.is_object()) {
+        return Err(malformed(path, "it has no settings of `production`".into()));
+    }
+    // The package uses at the end what it defines at the beginning.
+    let text = text(path)?.unwrap_or_default();
+    if text.contains("&base") && !text.contains("*base") {
+        return Err(malformed(path, "its end is missing".into()));
+    }
+    Ok(settings)
+}
+
+/// `database.yml`, which has to name a database.
+fn usable_databases(path: &Path) -> Result<Option<Value>> {
+    let databases = production(path)?;
+    let names_none = |all: &Value| main_database(all)["database"].as_str().is_none();
+    if databases.as_ref().is_some_and(names_none) {
+        return Err(malformed(path, "it names no database".into()));
+    }
+    Ok(databases)
+}
+
+/// Gitaly's configuration, which has to name a storage.
+fn usable_gitaly(path: &Path) -> Result<Option<toml::Table>> {
+    let gitaly = toml_table(path)?;
+    let storages = |table: &toml::Table| table.get("storage")?.as_array().map(Vec::len);
+    if gitaly.as_ref().is_some_and(|table| storages(table).unwrap_or_default() == 0) {
+        return Err(malformed(path, "it names no storage".into()));
+    }
+    Ok(gitaly)
+}
+
+/// The registry's configuration, which has to have settings.
+fn usable_registry(path: &Path) -> Result<Option<Value>> {
+    let registry = whole_yaml(path)?;
+    if registry.as_ref().is_some_and(|registry| !registry.is_object()) {
+        return Err(malformed(path, "it has no settings".into()));
+    }
+    Ok(registry)
+}
+
+/// Names sections that nothing but a cut leaves out.
+fn sections_lacking(path: &Path, settings: &Value) -> Option<String> {
+    let lacking = SECTIONS.into_iter().filter(|section| settings.get(*section).is_none());
+    let lacking: Vec<&str> = lacking.collect();
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "{} says nothing of {}, whose directories are taken to be the package's usual ones; \
+             run `gitlab-ctl reconfigure` if it was cut off",
+            path.display(),
+            lacking.join(", ")
+        )
     })
 }
 
@@ -206,14 +305,19 @@ impl Places<'_> {
         self.data.join("git-data/repositories")
     }
 
+    /// The directory that most others are in.
+    fn shared(&self) -> PathBuf {
+        let said = self.settings["shared"]["path"].as_str().map(|path| self.at(path));
+        said.unwrap_or_else(|| self.data.join(SHARED))
+    }
+
     fn directory(&self, row: &Row) -> Data {
         let section = &self.settings[row.section];
         let said = row.keys.iter().find_map(|key| section[key].as_str());
         let said = said.filter(|path| !path.is_empty()).map(|path| self.at(path));
-        let shared = self.settings["shared"]["path"].as_str().map(|path| self.at(path));
-        let default = match (row.default.strip_prefix(SHARED), shared) {
-            (Some(inner), Some(shared)) => shared.join(inner.trim_start_matches('/')),
-            _ => self.data.join(row.default),
+        let default = match row.default.strip_prefix(SHARED) {
+            Some(inner) => self.shared().join(inner.trim_start_matches('/')),
+            None => self.data.join(row.default),
         };
         let mut is_remote = is_remote(self.settings, row.section);
         let mut paths = match row.name {
@@ -238,7 +342,9 @@ impl Places<'_> {
             }
         }
         let enabled = section["enabled"].as_bool();
-        let is_used = if MAYBE_UNUSED.contains(&row.name) {
+        let is_used = if MADE_LATE.contains(&row.name) {
+            false
+        } else if MAYBE_UNUSED.contains(&row.name) {
             enabled == Some(true)
         } else {
             !section.is_null() && enabled != Some(false)
@@ -369,9 +475,29 @@ pub fn yaml(path: &Path) -> Result<Option<Value>> {
     serde_saphyr::from_str_with_options(&text, options).map(Some).map_err(wrong)
 }
 
+/// A YAML file that the package writes: with something in it, to the end of its last line.
+fn whole_yaml(path: &Path) -> Result<Option<Value>> {
+    expect_whole(path)?;
+    yaml(path)
+}
+
 fn toml_table(path: &Path) -> Result<Option<toml::Table>> {
+    expect_whole(path)?;
     let Some(text) = text(path)? else { return Ok(None) };
-    text.parse().map(Some).map_err(|error: toml::de::Error| malformed(path, error.to_string()))
+    // The error shows the line, in which may be a password.
+    let wrong = |error: toml::de::Error| malformed(path, error.message().to_owned());
+    text.parse().map(Some).map_err(wrong)
+}
+
+/// Fails if a file that a program writes is empty or ends in the middle of a line.
+fn expect_whole(path: &Path) -> Result<()> {
+    match text(path)? {
+        Some(text) if text.trim().is_empty() => Err(malformed(path, "it is empty".into())),
+        Some(text) if !text.ends_with('\n') => {
+            Err(malformed(path, "it ends in the middle of a line".into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn malformed(path: &Path, reason: String) -> Error {

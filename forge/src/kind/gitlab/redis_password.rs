@@ -1,18 +1,24 @@
 //! The password of the package's Redis, as its clients and its server have it.
 
 use super::generated::yaml;
+use crate::error::Error;
 use crate::file;
 use crate::service::Password;
 use serde_json::Value;
 use std::path::Path;
 
 /// The password, from what Rails reads or else from Redis's own configuration. A file that makes
-/// no sense says nothing: Redis itself will.
-pub fn find(data: &Path) -> Option<Password> {
-    let resque = yaml(&data.join("gitlab-rails/etc/resque.yml")).ok().flatten();
+/// no sense is noted, and the other one may still say it.
+pub fn find(data: &Path, notes: &mut Vec<String>) -> Option<Password> {
+    let mut noted = |error: Error| {
+        notes.push(format!("{error}; whether Redis has a password there is unknown"));
+        None
+    };
+    let resque = yaml(&data.join("gitlab-rails/etc/resque.yml")).unwrap_or_else(&mut noted);
     let of_client = resque.as_ref().and_then(of_resque);
     let password = of_client.or_else(|| {
-        let text = file::text(&data.join("redis/redis.conf")).ok().flatten()?;
+        let text = file::text(&data.join("redis/redis.conf"));
+        let text = text.map_err(&mut noted).ok().flatten()?;
         text.lines().rev().find_map(of_line)
     })?;
     (!password.is_empty()).then_some(Password(password))
@@ -97,7 +103,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().expect("below")).expect("directories");
             std::fs::write(path, text).expect("writes");
         };
-        let found = || find(dir.path()).map(|Password(password)| password);
+        let found = || find(dir.path(), &mut Vec::new()).map(|Password(password)| password);
         assert_eq!(found(), None);
         write("redis/redis.conf", "port 0\nrequirepass \"of the server\"\n");
         assert_eq!(found().as_deref(), Some("of the server"));

@@ -193,7 +193,8 @@ fn files_that_the_package_generates_are_missed() {
     assert!(!plan.lacking[0].is_required);
 
     machine.write(GITLAB_YML, "production: {}\n");
-    machine.write("/var/opt/gitlab/gitlab-rails/etc/database.yml", "production: {}\n");
+    let databases = "production:\n  main:\n    database: gitlab\n";
+    machine.write("/var/opt/gitlab/gitlab-rails/etc/database.yml", databases);
     std::fs::remove_dir(machine.at("/var/opt/gitlab/gitaly")).expect("removes");
     let plan = machine.plan();
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
@@ -458,4 +459,92 @@ fn the_database_of_the_registry_belongs_to_it() {
     assert!(looked_for(&plan, "database-registry").contains("db.example.org:5432"));
     let skipped = machine.plan_with("parts.database-registry.missing = 'ok'");
     assert!(!skipped.lacking[0].is_required);
+}
+
+#[test]
+fn what_a_new_version_keeps_beside_the_rest_is_copied_and_named() {
+    let machine = Machine::with("production:\n  shared:\n    path: /mnt/shared\n");
+    for dir in ["agent_plan_content", "ci_catalog_bundles", "of_tomorrow", "cache", "lost+found"] {
+        machine.dir(&format!("/mnt/shared/{dir}"));
+    }
+    machine.dir("/var/opt/gitlab/gitlab-rails/shared/artifacts");
+    machine.dir("/var/opt/gitlab/git-data/old-repositories");
+    let plan = machine.plan();
+    for (part, place) in [
+        ("agent-plan-content", "/mnt/shared/agent_plan_content"),
+        ("ci-catalog-bundles", "/mnt/shared/ci_catalog_bundles"),
+        ("shared-of_tomorrow", "/mnt/shared/of_tomorrow"),
+        ("git-data-old-repositories", "/var/opt/gitlab/git-data/old-repositories"),
+    ] {
+        assert_eq!(machine.places(&plan, part), [place]);
+        let is_new = part.starts_with("shared-") || part.starts_with("git-data-");
+        let words = format!("copied as part `{part}`");
+        assert_eq!(has_note(&plan, &words), is_new, "{:?}", plan.notes);
+    }
+    assert!(!plan.parts.iter().any(|part| part.name.contains("cache")));
+    assert!(!plan.parts.iter().any(|part| part.name.contains("lost")));
+    // Whoever names it, or wants it left out, has said so.
+    let place = machine.at("/mnt/shared/of_tomorrow");
+    let plan = machine.plan_with(&format!("parts.own.path = '{}'", place.display()));
+    assert!(!has_note(&plan, "shared/of_tomorrow is not known"), "{:?}", plan.notes);
+    let plan = machine.plan_with("parts.shared-of_tomorrow.skip = true");
+    assert!(!plan.parts.iter().any(|part| part.name.contains("of_tomorrow")));
+}
+
+#[test]
+fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
+    let rails = "/var/opt/gitlab/gitlab-rails/etc";
+    let whole = "production: &base\n  artifacts: {}\n  lfs: {}\n  uploads: {}\n  gitlab_ci: {}\n\
+                 test:\n  <<: *base\n";
+    let databases = "production:\n  main:\n    database: gitlab\n";
+    let gitaly = "[[storage]]\nname = 'default'\npath = '/var/opt/gitlab/git-data/repositories'\n";
+    let good = || {
+        let machine = Machine::with(whole);
+        machine.write(&format!("{rails}/database.yml"), databases);
+        machine.write("/var/opt/gitlab/gitaly/config.toml", gitaly);
+        machine.write("/var/opt/gitlab/registry/config.yml", "version: 0.1\n");
+        machine
+    };
+    assert_eq!(good().plan().lacking, []);
+    let files = [
+        (format!("{rails}/gitlab.yml"), whole, "the directories of data are unknown"),
+        (format!("{rails}/database.yml"), databases, "databases and their server are unknown"),
+        ("/var/opt/gitlab/gitaly/config.toml".into(), gitaly, "storages are unknown"),
+        (
+            "/var/opt/gitlab/registry/config.yml".into(),
+            "version: 0.1\n",
+            "database of the container registry are unknown",
+        ),
+    ];
+    for (path, text, unknown) in &files {
+        let cut = &text[..text.len() - 3];
+        for bytes in [b"".as_slice(), b"\n", cut.as_bytes(), b"[\n", b"key: \xff\n", b"{\n"] {
+            let machine = good();
+            std::fs::write(machine.at(path), bytes).expect("writes");
+            let plan = machine.plan();
+            let said = looked_for(&plan, "generated");
+            assert!(said.contains(path.as_str()) && said.contains(unknown), "{said}");
+            assert!(plan.lacking[0].is_required);
+        }
+        // As one that cannot be read.
+        let machine = good();
+        std::fs::remove_file(machine.at(path)).expect("removes");
+        machine.dir(path);
+        assert!(looked_for(&machine.plan(), "generated").contains(unknown));
+    }
+    // Cut between two lines.
+    let lines = |text: &str, count: usize| {
+        let machine = good();
+        let cut: String = text.lines().take(count).map(|line| format!("{line}\n")).collect();
+        machine.write(&files[0].0, &cut);
+        machine.plan()
+    };
+    assert!(looked_for(&lines(whole, 3), "generated").contains("its end is missing"));
+    let plan = lines(&whole.replace(" &base", ""), 3);
+    assert!(has_note(&plan, "says nothing of uploads, gitlab_ci"), "{:?}", plan.notes);
+    let machine = good();
+    machine.write(&format!("{rails}/resque.yml"), "production: [\n");
+    machine.dir("/var/opt/gitlab/redis");
+    let plan = machine.plan();
+    assert!(has_note(&plan, "whether Redis has a password there is unknown"), "{:?}", plan.notes);
 }

@@ -1,7 +1,7 @@
 //! What a Mattermost is told: `config.json`, and the variables `MM_…` that go before it.
 
-use crate::error::{Error, Result};
-use crate::file::text;
+use crate::error::Result;
+use crate::file::{json, text};
 use crate::kind::below;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,14 +23,7 @@ pub struct Config {
 impl Config {
     /// Reads `config.json`, if there is one.
     pub fn read(path: &Path, variables: BTreeMap<String, String>) -> Result<Config> {
-        let file = match text(path)? {
-            None => Value::Null,
-            Some(text) => serde_json::from_str(&text).map_err(|error| {
-                let reason =
-                    format!("no JSON from line {}, column {} on", error.line(), error.column());
-                Error::Malformed { path: path.to_owned(), reason }
-            })?,
-        };
+        let file = json(path)?.unwrap_or_default();
         Ok(Config { file, variables })
     }
 
