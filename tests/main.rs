@@ -17,6 +17,8 @@ mod fidelity;
 /// `docs/format.md` and `docs/restore.py` against the code.
 mod format;
 /// Stores of every version of the format are read by the present program.
+mod gitlab_container;
+
 mod golden;
 /// Whole instances with real servers.
 mod instance;

@@ -290,3 +290,74 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
     let refused = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
     without_secrets(refused.fails(1, &["is MySQL", "--stdin-name"]));
 }
+
+#[test]
+fn settings_in_the_database_say_where_files_are() {
+    if !is_root() {
+        return;
+    }
+    let dir = short_dir();
+    let postgres = alone(dir.path());
+    let sandbox = Sandbox::new();
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n\
+         [instances.forge]\nkind = 'mattermost'\nroot = '{}'\nchecks = {{ sample = 'all' }}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        dir.path().display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+    let source = "postgres://mmuser:it%27s%20a%20pass%2Fword%40home@/chat?host=/run/postgresql";
+    let home = dir.path().join("opt/mattermost");
+    let environment = home.join("config/mattermost.environment");
+    let variables = |more: &str| {
+        std::fs::write(&environment, format!("MM_CONFIG='{source}&sslmode=disable'\n{more}"))
+            .expect("writes");
+    };
+    variables("");
+    std::fs::remove_file(home.join("config/config.json")).expect("removes");
+    std::fs::rename(home.join("files"), dir.path().join("srv")).expect("moves");
+    let settings = |directory: &str, source: &str| {
+        let value = json!({
+            "FileSettings": { "DriverName": "local", "Directory": directory },
+            "SqlSettings": { "DriverName": "postgres", "DataSource": source },
+        });
+        let value = value.to_string().replace('\'', "''");
+        postgres.sql(
+            "chat",
+            format!(
+                "set role mmuser; create table if not exists configurations (id varchar(26) \
+                 primary key, value text not null, createat bigint, active boolean unique, sha char(64)); \
+                 delete from configurations; insert into configurations values \
+                 ('a', '{{}}', 1, null, ''), ('b', '{value}', 2, true, '');"
+            ),
+        );
+    };
+    // Without a table nobody knows where files are: both say so.
+    for arguments in [["config", "check"].as_slice(), &["backup", "--instance", "forge", "--init"]]
+    {
+        let run = arguments.iter().fold(configured(&sandbox, []), |run, word| run.args([*word]));
+        let told = without_secrets(run.run().ends_with(3)).told();
+        assert!(told.contains("mattermost-settings") && told.contains("no such table"), "{told}");
+    }
+    settings("/srv/", &format!("{source}&sslmode=disable"));
+    let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ok());
+    assert!(told.stdout.contains(" srv  — files that users sent"), "{}", told.told());
+    let all = without_secrets(backup(&sandbox).run().ok()).json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert_eq!(lines(&all, "check")[0]["text"], "4 rows with files looked at; all are there");
+    // What goes before them is named.
+    variables("MM_FILESETTINGS_DIRECTORY=/elsewhere\n");
+    let words = "MM_FILESETTINGS_DIRECTORY of its environment goes before FileSettings.Directory";
+    let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));
+    assert!(told.stdout.contains(words) && told.stdout.contains("elsewhere"), "{}", told.told());
+    let told = without_secrets(backup(&sandbox).run().ends_with(3)).told();
+    assert!(told.contains(words), "{told}");
+    // Settings that are elsewhere than the rest are a database of their own.
+    variables("");
+    settings("/srv/", "postgres://mmuser@/other?host=/run/postgresql");
+    let told = without_secrets(configured(&sandbox, ["config", "check", "--offline"]).run());
+    assert!(told.stdout.contains("not asked for offline"), "{}", told.told());
+    let told = without_secrets(configured(&sandbox, ["config", "check"]).run());
+    assert!(told.stdout.contains("database-mattermost-settings  chat"), "{}", told.told());
+}

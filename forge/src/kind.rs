@@ -3,6 +3,7 @@
 
 pub mod docker_gitlab;
 pub mod gitlab;
+pub mod gitlab_container;
 pub mod mattermost;
 pub mod plain;
 
@@ -20,8 +21,13 @@ use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
 /// All kinds. The first that recognises a machine is proposed for it.
-pub static KINDS: &[&dyn Kind] =
-    &[&gitlab::Gitlab, &docker_gitlab::DockerGitlab, &mattermost::Mattermost, &plain::Plain];
+pub static KINDS: &[&dyn Kind] = &[
+    &gitlab::Gitlab,
+    &gitlab_container::GitlabContainer,
+    &docker_gitlab::DockerGitlab,
+    &mattermost::Mattermost,
+    &plain::Plain,
+];
 
 /// What is known of a product.
 pub trait Kind: Sync {
@@ -91,6 +97,8 @@ pub struct Site<'a> {
     pub settings: &'a Settings,
     /// Tells of a wish to stop.
     pub progress: &'a Progress,
+    /// Whether database servers are not to be asked.
+    pub is_offline: bool,
 }
 
 impl Site<'_> {

@@ -127,7 +127,8 @@ fn names(plan: &Plan) -> Vec<String> {
     parts.chain(absent).chain(plan.databases.iter().map(Database::part)).chain(redis).collect()
 }
 
-fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
+/// The server as the settings change it.
+pub fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
     let own = &settings.postgres;
     // Whoever says anything of a server has one.
     let is_named = *own != PostgresSettings::default();

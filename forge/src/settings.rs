@@ -36,6 +36,8 @@ pub struct Settings {
     pub compose: Vec<PathBuf>,
     /// What compose calls the project, where only its command line says so.
     pub project: Option<String>,
+    /// The container, where no compose file says which it is.
+    pub container: Option<String>,
     /// The program that has the containers, with what comes before its verb, such as
     /// `["podman"]`.
     #[serde(default = "docker", deserialize_with = "program")]

@@ -8,6 +8,7 @@ pub mod aftermath;
 pub mod disk;
 pub mod docker_gitlab;
 pub mod gitlab;
+pub mod gitlab_container;
 pub mod instance;
 pub mod listeners;
 pub mod postgres;

@@ -94,7 +94,7 @@ impl Check {
         // One that cannot even be resolved does not hide the others.
         let mut failed: Option<Failure> = None;
         for (instance, settings) in config.instances.iter().filter(|(name, _)| is_wanted(name)) {
-            let site = Site { instance, settings, progress: &progress };
+            let site = Site { instance, settings, progress: &progress, is_offline: self.offline };
             let place = instance::place_of(&config, instance, global);
             match forge::kind::plan(&site) {
                 Ok((mut plan, kind)) => {
@@ -305,7 +305,7 @@ impl<'a> View<'a> {
 
     fn databases(&self) -> Vec<Row> {
         let Some(server) = &self.plan.postgres else { return Vec::new() };
-        let user = server.reach.user.as_deref().unwrap_or("root");
+        let user = server.reach.runs_as().unwrap_or("root");
         let host = server.host.as_deref().unwrap_or("the default socket");
         let port = server.port;
         let mut text =

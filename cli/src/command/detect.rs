@@ -14,6 +14,10 @@ pub struct Detect {
     root: PathBuf,
 }
 
+/// What no kind backs up.
+const NOT_COVERED: &str = "\n# Not covered: GitLab from the Helm chart, Gitaly Cluster (Praefect), \
+                           Geo,\n# and files that a forge keeps in an object store.";
+
 impl Detect {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let mut found = 0;
@@ -42,6 +46,7 @@ impl Detect {
             )?;
             ui.lines("# [instances.files]\n# kind = \"plain\"\n# [instances.files.parts.data]\n# path = \"/srv/data\"")?;
         }
+        ui.lines(NOT_COVERED)?;
         Ok(())
     }
 }

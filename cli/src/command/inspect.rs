@@ -50,7 +50,7 @@ impl Inspect {
         let watch = ui.watch("inspect");
         let progress = store::observe::Observer::progress(&*watch);
         let look = || {
-            let site = Site { instance: &self.instance, settings, progress };
+            let site = Site { instance: &self.instance, settings, progress, is_offline: false };
             let (plan, kind) = forge::kind::plan(&site)?;
             let inspection = forge::session::inspect(&plan, kind, progress)?;
             Ok::<_, forge::Error>((plan, inspection))

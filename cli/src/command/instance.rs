@@ -93,7 +93,8 @@ pub fn backup(
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
     let instance = record.instance().to_owned();
-    let site = Site { instance: &instance, settings, progress: observer.progress() };
+    let site =
+        Site { instance: &instance, settings, progress: observer.progress(), is_offline: false };
     let (plan, kind) = forge::kind::plan(&site)?;
     let configured = plan.exclude.iter().map(|glob| glob.clone().into_bytes());
     options.excludes.splice(0..0, configured);

@@ -49,7 +49,7 @@ impl SingleSignOn {
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
-            let site = Site { instance: &self.instance, settings, progress };
+            let site = Site { instance: &self.instance, settings, progress, is_offline: false };
             let (plan, kind) = forge::kind::plan(&site)?;
             let catalogue = forge::session::catalogue(&plan, kind, progress)?;
             single_sign_on::repair(&plan, &catalogue, self.dry_run).map_err(unrepaired)

@@ -5,9 +5,9 @@
 //! and the keys that decrypt it, which no directory holds.
 
 pub mod compose;
-mod containers;
+pub mod containers;
 mod data;
-mod find;
+pub mod find;
 mod places;
 mod secrets;
 #[cfg(test)]
@@ -34,6 +34,9 @@ use std::path::{Path, PathBuf};
 /// GitLab in the container of sameersbn/docker-gitlab.
 pub struct DockerGitlab;
 
+/// The service that is GitLab.
+const SOUGHT: find::Sought = find::Sought { image: "sameersbn/gitlab", is_it: is_gitlab };
+
 /// Where the container has its data.
 const DATA: &str = "/home/git/data";
 
@@ -47,11 +50,11 @@ impl Kind for DockerGitlab {
     }
 
     fn detect(&self, root: &Path) -> Option<String> {
-        find::compose_files(root).first().map(|path| path.display().to_string())
+        find::compose_files(root, SOUGHT).first().map(|path| path.display().to_string())
     }
 
     fn propose(&self, root: &Path) -> Vec<String> {
-        find::proposed(root)
+        find::proposed(root, SOUGHT)
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
@@ -60,7 +63,7 @@ impl Kind for DockerGitlab {
             volumes: &volumes_dir(site, plan),
             project: site.settings.project.as_deref(),
         };
-        let compose = Compose::read(&find::chosen(site)?, surroundings)?;
+        let compose = Compose::read(&find::chosen(site, SOUGHT)?, surroundings)?;
         plan.notes.extend(compose.notes.iter().cloned());
         let containers = Containers { site, compose: &compose };
         let (name, gitlab) = containers.gitlab()?;
@@ -186,7 +189,7 @@ fn services(compose: &Compose) -> Vec<String> {
 }
 
 /// The files that make the containers.
-fn configuration(compose: &Compose, plan: &mut Plan) {
+pub fn configuration(compose: &Compose, plan: &mut Plan) {
     let about = "the compose file and what it names: environment, secrets";
     let part = plan.needs("compose", about, compose.path.clone());
     let others = compose.files.iter().filter(|file| **file != compose.path);

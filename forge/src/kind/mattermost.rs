@@ -2,15 +2,18 @@
 
 pub mod config;
 pub mod data_source;
+mod in_database;
 pub mod rows;
 pub mod single_sign_on;
 
 use super::gitlab::LOOPBACK;
+use super::gitlab::package::Package;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::copy::{Copy, shown};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::overrides;
 use crate::plan::{Database, Plan, Product};
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
@@ -55,8 +58,9 @@ impl Kind for Mattermost {
         let unit = Unit::read(root)?;
         let has_unit = unit.is_some();
         let unit = unit.unwrap_or_default();
-        let kept_at = unit.variables.get("MM_CONFIG").cloned().unwrap_or_default();
-        let is_in_database = kept_at.contains("://");
+        let kept_at = unit.config.clone().or_else(|| unit.variables.get("MM_CONFIG").cloned());
+        let kept_at = kept_at.unwrap_or_default();
+        let is_in_database = in_database::is_meant(&kept_at);
         let path = if is_in_database || kept_at.is_empty() {
             home.join("config/config.json")
         } else {
@@ -65,11 +69,7 @@ impl Kind for Mattermost {
         };
         plan.needs("config", "its configuration, with secrets", home.join("config"));
         if is_in_database {
-            plan.notes.push(
-                "settings are in the database (table Configurations) and saved with it; name \
-                 directories under `parts` if they are not the usual ones"
-                    .into(),
-            );
+            plan.notes.push(rows::IN_DATABASE.into());
         } else if !path.starts_with(home.join("config")) {
             plan.needs("config.json", "its configuration, with secrets", path.clone());
         } else if !path.exists() {
@@ -80,14 +80,34 @@ impl Kind for Mattermost {
                 plan.takes("service", "its unit and variables, with secrets", PathBuf::new());
             part.paths = unit.files;
         }
-        let config = Config::read(&path, unit.variables)?;
-        files(&config, DATA, "data", site, &home, plan);
+        let config = if is_in_database {
+            let source = data_source(&kept_at, "MM_CONFIG", site)?;
+            let name = source.database.clone().unwrap_or_else(|| DATABASE.into());
+            let server = overrides::postgres(site.settings, Some(server(source, site)));
+            let settings = asked(site, &server.unwrap_or_default(), &name, plan)?;
+            Config::of(settings.unwrap_or_default(), unit.variables)
+        } else {
+            Config::read(&path, unit.variables).map_err(|error| match error {
+                Error::Malformed { path, reason } => {
+                    let unknown = "files and database of Mattermost are unknown without it";
+                    Error::Malformed { path, reason: format!("{reason}; {unknown}") }
+                }
+                other => other,
+            })?
+        };
+        plan.notes.extend(config.overridden(if is_in_database {
+            "the database"
+        } else {
+            "config.json"
+        }));
+        let at = |path: &Path| site.at(path);
+        files(&config, DATA, "data", &at, &home, plan);
         for ((name, about, key), usual) in PLUGINS.into_iter().zip(["plugins", "client/plugins"]) {
-            let path = config.directory("PluginSettings", key, root, &home);
+            let path = config.directory("PluginSettings", key, &at, &home);
             plan.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
         }
         plan.leaves(home.join("logs"), "logs");
-        if let Some(dir) = config.directory("BleveSettings", "IndexDir", root, &home) {
+        if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at, &home) {
             plan.leaves(dir, "an index for searching, which Mattermost makes again");
         }
         let in_database = is_in_database.then_some(kept_at.as_str());
@@ -109,7 +129,7 @@ impl Kind for Mattermost {
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         let mut catalogue = Catalogue::default();
         for database in databases {
-            rows::product(database, &mut catalogue)?;
+            rows::product(plan, database, &mut catalogue)?;
             rows::files(plan, DATA, database, &mut catalogue)?;
         }
         Ok(catalogue)
@@ -121,8 +141,15 @@ impl Kind for Mattermost {
 }
 
 /// The part with the files that users sent.
-fn files(config: &Config, name: &str, usual: &str, site: &Site<'_>, home: &Path, plan: &mut Plan) {
-    let dir = config.directory("FileSettings", "Directory", &site.settings.root, home);
+fn files(
+    config: &Config,
+    name: &str,
+    usual: &str,
+    at: &dyn Fn(&Path) -> PathBuf,
+    home: &Path,
+    plan: &mut Plan,
+) {
+    let dir = config.directory("FileSettings", "Directory", at, home);
     let dir = dir.unwrap_or_else(|| home.join(usual));
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "files that users sent are in an object store, which is not copied";
@@ -150,70 +177,184 @@ fn database(
              give a dump of mysqldump to `forgekeep backup --stdin-name`",
         ));
     }
-    let mut server = Server::default();
-    let mut name = DATABASE.to_owned();
-    if let Some(text) = config.text("SqlSettings", "DataSource").or(in_database) {
-        let source = DataSource::parse(text).map_err(|reason| {
-            site.wrong(format!("SqlSettings.DataSource of Mattermost cannot be used: {reason}"))
-        })?;
-        // The user that runs Mattermost is known to the server without a password.
-        let is_socket = source.host.as_ref().is_none_or(|host| host.starts_with('/'));
-        if is_socket && source.password.is_none() {
-            server.reach.user = Some(SERVICE.into());
-        }
-        // What is read from settings is below the root.
-        server.host = source.host.map(|host| match host.strip_prefix('/') {
-            Some(_) => site.at(&host).display().to_string(),
-            None => host,
-        });
-        server.port = source.port.unwrap_or(server.port);
-        server.role = source.role;
-        server.password = source.password;
-        server.encryption = source.encryption;
-        name = source.database.unwrap_or(name);
-    } else {
+    let said = config.text("SqlSettings", "DataSource");
+    let Some(text) = said.or(in_database) else {
         plan.notes.push("SqlSettings.DataSource is not set; the usual database is taken".into());
-    }
+        let server = Server { databases: Some(vec![DATABASE.into()]), ..Server::default() };
+        plan.postgres = Some(server);
+        let purpose = "mattermost".into();
+        plan.databases.push(Database { name: DATABASE.into(), purpose, is_required: true });
+        return Ok(());
+    };
+    let source = data_source(text, "SqlSettings.DataSource", site)?;
+    let name = source.database.clone().unwrap_or_else(|| DATABASE.into());
+    let mut server = server(source, site);
     // There may be others on the server, which are not Mattermost's.
-    server.databases = Some(vec![name.clone()]);
-    plan.postgres = Some(server);
+    let mut names = vec![name.clone()];
     plan.databases.push(Database { name, purpose: "mattermost".into(), is_required: true });
+    if let Some(text) = in_database {
+        let source = data_source(text, "MM_CONFIG", site)?;
+        let name = source.database.clone().unwrap_or_else(|| DATABASE.into());
+        let of_settings = self::server(source, site);
+        let purpose = "mattermost-settings".to_owned();
+        let own = Database { name: name.clone(), purpose, is_required: true };
+        if (&of_settings.host, of_settings.port) != (&server.host, server.port) {
+            let host = of_settings.host.as_deref().unwrap_or("the default socket");
+            let looked_for = format!(
+                "database {name} on {host} port {}, which has the settings and is on another \
+                 server than Mattermost's own; dump it there",
+                of_settings.port
+            );
+            plan.lacks(&own.part(), looked_for);
+        } else if !names.contains(&name) {
+            names.push(name);
+            plan.databases.push(own);
+        }
+    }
+    server.databases = Some(names);
+    plan.postgres = Some(server);
     Ok(())
 }
 
+/// Reads an address of a database, without telling any of it.
+fn data_source(text: &str, named: &str, site: &Site<'_>) -> Result<DataSource> {
+    DataSource::parse(text)
+        .map_err(|reason| site.wrong(format!("{named} of Mattermost cannot be used: {reason}")))
+}
+
+/// The server that an address names.
+fn server(source: DataSource, site: &Site<'_>) -> Server {
+    let mut server = Server::default();
+    // The user that runs Mattermost is known to the server without a password.
+    let is_socket = source.host.as_ref().is_none_or(|host| host.starts_with('/'));
+    if is_socket && source.password.is_none() {
+        server.reach.user = Some(SERVICE.into());
+    }
+    // What is read from settings is below the root.
+    server.host = source.host.map(|host| match host.strip_prefix('/') {
+        Some(_) => site.at(&host).display().to_string(),
+        None => host,
+    });
+    server.port = source.port.unwrap_or(server.port);
+    server.role = source.role;
+    server.password = source.password;
+    server.encryption = source.encryption;
+    server
+}
+
+/// The settings in a database; without them, something is missing.
+fn asked(
+    site: &Site<'_>,
+    server: &Server,
+    database: &str,
+    plan: &mut Plan,
+) -> Result<Option<serde_json::Value>> {
+    if site.is_offline {
+        plan.notes.push(format!(
+            "Mattermost's settings in database {database} are not asked for offline; the usual \
+             directories are taken"
+        ));
+        return Ok(None);
+    }
+    match in_database::read(server, database, site.progress) {
+        Ok(settings) => Ok(Some(settings)),
+        Err(error) if error.is_interrupted() => Err(error),
+        Err(error) => {
+            let looked_for = format!(
+                "in database {database} ({error}); directories of Mattermost are unknown, and the \
+                 usual ones are taken"
+            );
+            plan.lacks("mattermost-settings", looked_for);
+            Ok(None)
+        }
+    }
+}
+
 /// Adds Mattermost to a GitLab whose package brought it along.
-pub fn beside_gitlab(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-    let home = site.at("/var/opt/gitlab/mattermost");
+pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
+    let home = package.at("/var/opt/gitlab/mattermost");
     if !home.exists() {
         return Ok(());
     }
-    let path = home.join("config.json");
-    let environment = site.at("/opt/gitlab/etc/mattermost/env");
-    // GitLab is not to go without a backup because Mattermost's settings make no sense.
-    let config = config::variables_in(&environment).and_then(|them| Config::read(&path, them));
-    let config = config.unwrap_or_else(|error| {
+    let environment = package.place(Path::new("/opt/gitlab/etc/mattermost/env")).ok();
+    let variables = environment.as_deref().map(config::variables_in).transpose();
+    let unusable = |error: Error, plan: &mut Plan| {
         let text = format!(
             "a usable file ({error}); directories and database of Mattermost are unknown, and the \
              usual ones are taken"
         );
         plan.lacks("mattermost-config", text);
-        Config::default()
+    };
+    // GitLab is not to go without a backup because Mattermost's settings make no sense.
+    let variables = variables.unwrap_or_else(|error| {
+        unusable(error, plan);
+        None
     });
-    plan.needs("mattermost-config", "configuration of Mattermost, with secrets", path);
+    let variables = variables.unwrap_or_default();
+    let kept_at = variables.get("MM_CONFIG").cloned().unwrap_or_default();
+    let about = "configuration of Mattermost, with secrets";
+    let in_database = in_database::is_meant(&kept_at).then_some(kept_at.as_str());
+    let config = if let Some(source) = in_database {
+        plan.notes.push(rows::IN_DATABASE.into());
+        plan.takes("mattermost-config", about, home.join("config.json"));
+        Config::of(of_gitlabs_server(source, package, plan)?.unwrap_or_default(), variables)
+    } else {
+        let path = Path::new(&kept_at);
+        let path = match path.is_absolute().then(|| package.place(path)) {
+            Some(Ok(path)) => path,
+            _ => home.join("config.json"),
+        };
+        plan.needs("mattermost-config", about, path.clone());
+        Config::read(&path, variables.clone()).unwrap_or_else(|error| {
+            unusable(error, plan);
+            Config::of(serde_json::Value::Null, variables)
+        })
+    };
+    plan.notes.extend(config.overridden(if in_database.is_some() {
+        "the database"
+    } else {
+        "config.json"
+    }));
     let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
     part.owner = Some("mattermost");
-    files(&config, DATA_BESIDE_GITLAB, "data", site, &home, plan);
-    let root = &site.settings.root;
+    let at = |path: &Path| package.at(path);
+    files(&config, DATA_BESIDE_GITLAB, "data", &at, &home, plan);
     for (name, about, key) in PLUGINS {
         // In its directory they are a part of that.
-        let elsewhere = config.directory("PluginSettings", key, root, &home);
+        let elsewhere = config.directory("PluginSettings", key, &at, &home);
         if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
             plan.takes(&format!("mattermost-{name}"), about, path).owner = Some("mattermost");
         }
     }
-    plan.takes("mattermost-environment", "settings that go before its configuration", environment);
-    database_beside_gitlab(&config, site, plan);
+    if let Some(environment) = environment {
+        let about = "settings that go before its configuration";
+        plan.takes("mattermost-environment", about, environment);
+    }
+    database_beside_gitlab(&config, in_database, package, plan);
     Ok(())
+}
+
+/// The settings in a database, of GitLab's server or of another.
+fn of_gitlabs_server(
+    text: &str,
+    package: &Package<'_>,
+    plan: &mut Plan,
+) -> Result<Option<serde_json::Value>> {
+    let site = package.site;
+    let source = match DataSource::parse(text) {
+        Ok(source) => source,
+        Err(reason) => {
+            plan.lacks("mattermost-settings", format!("MM_CONFIG cannot be used: {reason}"));
+            return Ok(None);
+        }
+    };
+    let name = source.database.clone().unwrap_or_else(|| DATABASE_BESIDE_GITLAB.into());
+    let server = if is_of_gitlab(&source, package, plan) {
+        overrides::postgres(site.settings, plan.postgres.clone())
+    } else {
+        Some(server(source, site))
+    };
+    asked(site, &server.unwrap_or_default(), &name, plan)
 }
 
 /// Parts with plugins, and the settings that say where they are.
@@ -223,10 +364,16 @@ const PLUGINS: [(&str, &str, &str); 2] = [
 ];
 
 /// The database that Mattermost's settings name, if it is one of GitLab's server.
-fn database_beside_gitlab(config: &Config, site: &Site<'_>, plan: &mut Plan) {
+fn database_beside_gitlab(
+    config: &Config,
+    in_database: Option<&str>,
+    package: &Package<'_>,
+    plan: &mut Plan,
+) {
     let purpose = "mattermost".into();
     let mut database = Database { name: DATABASE_BESIDE_GITLAB.into(), purpose, is_required: true };
-    let source = config.text("SqlSettings", "DataSource").map(DataSource::parse).transpose();
+    let source = config.text("SqlSettings", "DataSource").or(in_database);
+    let source = source.map(DataSource::parse).transpose();
     let source = source.unwrap_or_else(|reason| {
         plan.notes.push(format!(
             "SqlSettings.DataSource of Mattermost cannot be used: {reason}; its database is taken \
@@ -236,7 +383,7 @@ fn database_beside_gitlab(config: &Config, site: &Site<'_>, plan: &mut Plan) {
     });
     if let Some(source) = source {
         database.name = source.database.clone().unwrap_or(database.name);
-        if !is_of_gitlab(&source, site, plan) {
+        if !is_of_gitlab(&source, package, plan) {
             let usual = Server::default().port;
             let looked_for = format!(
                 "database {} on {}:{}, which is another server than GitLab's; dump it there",
@@ -253,12 +400,12 @@ fn database_beside_gitlab(config: &Config, site: &Site<'_>, plan: &mut Plan) {
 }
 
 /// Whether an address is that of GitLab's server.
-fn is_of_gitlab(source: &DataSource, site: &Site<'_>, plan: &Plan) -> bool {
+fn is_of_gitlab(source: &DataSource, package: &Package<'_>, plan: &Plan) -> bool {
     let Some(server) = &plan.postgres else { return false };
     let host = server.host.as_deref().unwrap_or_default();
     let is_local = host.starts_with('/');
     let is_same = match source.host.as_deref() {
-        Some(dir) if dir.starts_with('/') => site.at(dir) == Path::new(host),
+        Some(dir) if dir.starts_with('/') => package.inside(dir) == Path::new(host),
         // Without a host it is this machine, where only one server can have the port.
         None => is_local || LOOPBACK.contains(&host),
         Some(name) if LOOPBACK.contains(&name) => is_local || LOOPBACK.contains(&host),
@@ -300,7 +447,12 @@ mod tests {
             let text = format!("kind = 'mattermost'\nroot = '{}'", root.path().display());
             let settings: Settings = toml::from_str(&text).expect("settings");
             let progress = Progress::default();
-            let site = Site { instance: "chat", settings: &settings, progress: &progress };
+            let site = Site {
+                instance: "chat",
+                settings: &settings,
+                progress: &progress,
+                is_offline: true,
+            };
             let (plan, _) = crate::kind::plan(&site).expect("a plan");
             plan.lacking.into_iter().map(|absent| absent.part).collect::<Vec<_>>()
         };
@@ -308,6 +460,16 @@ mod tests {
         assert_eq!(lacking(), ["config.json"]);
         write("opt/mattermost/config/config.json", "{}");
         assert!(lacking().is_empty());
+        for text in ["", "{\"FileSettings\": {", "{} {}"] {
+            write("opt/mattermost/config/config.json", text);
+            let settings = format!("kind = 'mattermost'\nroot = '{}'", root.path().display());
+            let settings: Settings = toml::from_str(&settings).expect("settings");
+            let progress = Progress::default();
+            let (instance, settings) = ("chat", &settings);
+            let site = Site { instance, settings, progress: &progress, is_offline: true };
+            let error = crate::kind::plan(&site).err().expect("no JSON").to_string();
+            assert!(error.contains("config.json") && error.contains("unknown without"), "{error}");
+        }
         std::fs::remove_file(root.path().join("opt/mattermost/config/config.json"))
             .expect("removes");
         write(

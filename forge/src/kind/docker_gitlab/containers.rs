@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long a question about a container may take.
-const QUESTION: Duration = Duration::from_secs(20);
+pub const QUESTION: Duration = Duration::from_secs(20);
 
 fn is_postgres(service: &Service) -> bool {
     let repository = service.repository();

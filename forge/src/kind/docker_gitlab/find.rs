@@ -1,32 +1,45 @@
 //! Which compose file it is.
 
 use super::compose::{NAMES, Service};
-use super::is_gitlab;
 use crate::error::Result;
 use crate::file;
 use crate::kind::{Site, below};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-/// The compose files of the settings, or the only one that is found.
-pub fn chosen(site: &Site<'_>) -> Result<Vec<PathBuf>> {
+/// Which service is meant by a kind.
+#[derive(Clone, Copy)]
+pub struct Sought {
+    /// Name of its image.
+    pub image: &'static str,
+    /// Whether a service is one.
+    pub is_it: fn(&Service) -> bool,
+}
+
+/// The compose files that the settings name.
+pub fn named(site: &Site<'_>) -> Vec<PathBuf> {
     let said = site.settings.compose.iter().map(|path| {
         let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
         in_dir.unwrap_or_else(|| path.clone())
     });
-    let said: Vec<PathBuf> = said.collect();
+    said.collect()
+}
+
+/// The compose files of the settings, or the only one that is found.
+pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
+    let said = named(site);
     if !said.is_empty() {
         return Ok(said);
     }
-    let found = compose_files(&site.settings.root);
+    let (found, image) = (compose_files(&site.settings.root, sought), sought.image);
     match found.len() {
         1 => Ok(found),
-        0 => Err(site.wrong(
-            "no compose file with an image sameersbn/gitlab was found; \
-             say where it is: compose = \"/…/docker-compose.yml\"",
-        )),
+        0 => Err(site.wrong(format!(
+            "no compose file with an image {image} was found; \
+             say where it is: compose = \"/…/docker-compose.yml\""
+        ))),
         _ => Err(site.wrong(format!(
-            "several compose files have an image sameersbn/gitlab ({}); \
+            "several compose files have an image {image} ({}); \
              say which it is: compose = \"…\"",
             listed(&found)
         ))),
@@ -34,8 +47,8 @@ pub fn chosen(site: &Site<'_>) -> Result<Vec<PathBuf>> {
 }
 
 /// Lines of a configuration that say which compose file it is.
-pub fn proposed(root: &Path) -> Vec<String> {
-    let found = compose_files(root);
+pub fn proposed(root: &Path, sought: Sought) -> Vec<String> {
+    let found = compose_files(root, sought);
     let Some((first, others)) = found.split_first() else { return Vec::new() };
     let mut lines = Vec::new();
     if !others.is_empty() {
@@ -61,8 +74,8 @@ const DIRS_MAX: usize = 5000;
 /// Entries of one directory that are looked at.
 const ENTRIES_MAX: usize = 500;
 
-/// Compose files with this GitLab, in the usual places; what is near the top comes first.
-pub fn compose_files(root: &Path) -> Vec<PathBuf> {
+/// Compose files with such a service, in the usual places; what is near the top comes first.
+pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
     let places = PLACES.iter().map(|(place, depth)| (below(root, Path::new(place)), *depth));
     let mut queue: VecDeque<(PathBuf, usize)> = places.collect();
     let mut found = Vec::new();
@@ -70,7 +83,7 @@ pub fn compose_files(root: &Path) -> Vec<PathBuf> {
         let Some((dir, depth)) = queue.pop_front() else { break };
         let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
         found.extend(here.filter(|path| {
-            file::text(path).is_ok_and(|text| has_gitlab(&text.unwrap_or_default()))
+            file::text(path).is_ok_and(|text| has_image(&text.unwrap_or_default(), sought))
         }));
         if depth > 0 {
             queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
@@ -92,7 +105,7 @@ fn dirs_in(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Whether a line names the image.
-fn has_gitlab(text: &str) -> bool {
+fn has_image(text: &str, sought: Sought) -> bool {
     let image = |line: &str| {
         let line = line.split(" #").next().unwrap_or_default();
         let (before, image) = line.split_once("image:")?;
@@ -103,7 +116,7 @@ fn has_gitlab(text: &str) -> bool {
         image.split(is_end).any(|word| {
             // What a variable is by default.
             let word = word.rsplit(":-").next().unwrap_or(word);
-            is_gitlab(&Service { image: Some(word.to_owned()), ..Service::default() })
+            (sought.is_it)(&Service { image: Some(word.to_owned()), ..Service::default() })
         })
     })
 }

@@ -56,7 +56,8 @@ impl Machine {
     fn plan_of(&self, settings: &str) -> Result<Plan> {
         let settings: Settings = toml::from_str(settings).expect("settings");
         let progress = Progress::default();
-        let site = Site { instance: "forge", settings: &settings, progress: &progress };
+        let site =
+            Site { instance: "forge", settings: &settings, progress: &progress, is_offline: true };
         let mut plan = Plan::new("forge", "docker-gitlab", &settings);
         DockerGitlab.fill(&site, &mut plan).map(|()| plan)
     }

@@ -1,7 +1,8 @@
 //! The configuration files that the package generates: where data is, and what may not be
 //! missing.
 
-use super::{LOOPBACK, below};
+use super::LOOPBACK;
+use super::package::{DATA as DATA_DIR, Package};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::links;
@@ -22,7 +23,7 @@ pub struct Generated {
     pub database_host: Option<String>,
     /// Its port.
     pub database_port: Option<u16>,
-    /// Directories that hold those of uploads, artifacts and so on; new versions add to them.
+    /// The directory that holds those of artifacts, LFS objects and so on; new versions add to it.
     pub shared: PathBuf,
     /// Without `gitlab.yml` nobody knows where anything is; where it was looked for.
     pub lacks: Option<PathBuf>,
@@ -54,6 +55,8 @@ pub struct Data {
     pub about: &'static str,
     /// Where it is; several places where it has been moved while it was in use.
     pub paths: Vec<PathBuf>,
+    /// Why this machine does not have others.
+    pub gaps: Vec<String>,
     /// Whether the configuration says that it is in use.
     pub is_expected: bool,
     /// Whether it, or what was added of late, is in an object store.
@@ -125,7 +128,8 @@ const RAILS: &str = "/opt/gitlab/embedded/service/gitlab-rails";
 
 /// Reads what there is below the data directory of the package. A file that makes no sense does
 /// not cost what the others say.
-pub fn read(root: &Path, data: &Path) -> Generated {
+pub fn read(package: &Package<'_>) -> Generated {
+    let data = package.at(DATA_DIR);
     let etc = data.join("gitlab-rails/etc");
     let paths = [etc.join("gitlab.yml"), etc.join("database.yml")];
     let [gitlab_yml, database_yml] = &paths;
@@ -157,7 +161,7 @@ pub fn read(root: &Path, data: &Path) -> Generated {
     }
     let lacks = matches!(gitlab_yml.try_exists(), Ok(false)).then(|| gitlab_yml.clone());
     let (settings, databases) = (settings.unwrap_or_default(), databases.unwrap_or_default());
-    let places = Places { root, data, settings: &settings, registry: &registry };
+    let places = Places { package, settings: &settings, registry: &registry };
     let main = main_database(&databases);
     Generated {
         storages: places.storages(gitaly.as_ref()),
@@ -168,7 +172,7 @@ pub fn read(root: &Path, data: &Path) -> Generated {
             .into_iter()
             .chain(registry_database(&registry["database"], main))
             .collect(),
-        shared: places.shared(),
+        shared: package.at(places.shared()),
         lacks,
         unusable,
         notes,
@@ -256,8 +260,7 @@ fn sections_lacking(path: &Path, settings: &Value) -> Option<String> {
 
 /// All that says where something is.
 struct Places<'a> {
-    root: &'a Path,
-    data: &'a Path,
+    package: &'a Package<'a>,
     /// `gitlab.yml`.
     settings: &'a Value,
     /// The configuration of the registry, which has the last word on its own directory.
@@ -265,10 +268,15 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// A path of the configuration as a path of this machine.
-    fn at(&self, path: &str) -> PathBuf {
+    /// A path of the configuration as the package sees it.
+    fn said(&self, path: &str) -> PathBuf {
         // Whatever is absolute replaces what it is joined to.
-        below(self.root, &Path::new(RAILS).join(path))
+        Path::new(RAILS).join(path)
+    }
+
+    /// A path of the configuration as a path of this machine, or why it has none.
+    fn place(&self, path: &str) -> Result<PathBuf, String> {
+        self.package.place(&self.said(path))
     }
 
     /// The storages: Gitaly knows best; `gitlab.yml` knew before Gitaly did.
@@ -278,7 +286,7 @@ impl Places<'_> {
         for storage in of_gitaly.into_iter().flatten() {
             let text = |key: &str| storage.get(key).and_then(toml::Value::as_str);
             if let (Some(name), Some(path)) = (text("name"), text("path")) {
-                storages.insert(name.to_owned(), Ok(self.at(path)));
+                storages.insert(name.to_owned(), self.place(path));
             }
         }
         let of_rails = self.settings["repositories"]["storages"].as_object();
@@ -287,60 +295,62 @@ impl Places<'_> {
             let path = storage.as_str().or(storage["path"].as_str());
             let address = storage["gitaly_address"].as_str().unwrap_or_default();
             let place = match path.filter(|path| !path.is_empty()) {
-                Some(path) => Ok(self.at(path)),
+                Some(path) => self.place(path),
                 // The Gitaly of this machine, of which only the place is not said.
-                None if name == "default" && address.starts_with("unix:") => Ok(self.usual()),
+                None if name == "default" && address.starts_with("unix:") => self.usual(),
                 None => Err(remote(name, address)),
             };
             storages.entry(name.clone()).or_insert(place);
         }
         if storages.is_empty() {
-            storages.insert("default".into(), Ok(self.usual()));
+            storages.insert("default".into(), self.usual());
         }
         storages
     }
 
     /// The package's own storage.
-    fn usual(&self) -> PathBuf {
-        self.data.join("git-data/repositories")
+    fn usual(&self) -> Result<PathBuf, String> {
+        self.package.place(&Path::new(DATA_DIR).join("git-data/repositories"))
     }
 
-    /// The directory that most others are in.
+    /// The directory that most others are in, as the package sees it.
     fn shared(&self) -> PathBuf {
-        let said = self.settings["shared"]["path"].as_str().map(|path| self.at(path));
-        said.unwrap_or_else(|| self.data.join(SHARED))
+        let said = self.settings["shared"]["path"].as_str().map(|path| self.said(path));
+        said.unwrap_or_else(|| Path::new(DATA_DIR).join(SHARED))
     }
 
     fn directory(&self, row: &Row) -> Data {
         let section = &self.settings[row.section];
         let said = row.keys.iter().find_map(|key| section[key].as_str());
-        let said = said.filter(|path| !path.is_empty()).map(|path| self.at(path));
+        let said = said.filter(|path| !path.is_empty()).map(|path| self.said(path));
         let default = match row.default.strip_prefix(SHARED) {
             Some(inner) => self.shared().join(inner.trim_start_matches('/')),
-            None => self.data.join(row.default),
+            None => Path::new(DATA_DIR).join(row.default),
         };
         let mut is_remote = is_remote(self.settings, row.section);
         let mut paths = match row.name {
             "uploads" => vec![self.uploads(said, default)],
-            _ => vec![said.unwrap_or(default)],
+            _ => vec![self.package.place(&said.unwrap_or(default))],
         };
         if row.name == "pages"
             && let Some(path) = section["local_store"]["path"].as_str()
         {
             // What was there before versions had a store of their own may still be used.
-            let path = self.at(path);
-            paths.retain(|known| *known != path && known.exists());
+            let path = self.place(path);
+            paths
+                .retain(|known| *known != path && known.as_ref().is_ok_and(|known| known.exists()));
             paths.insert(0, path);
         }
         if row.name == "registry"
             && let Some(storage) = self.registry["storage"].as_object()
         {
             match storage.get("filesystem").map(|store| store["rootdirectory"].as_str()) {
-                Some(Some(path)) => paths = vec![self.at(path)],
+                Some(Some(path)) => paths = vec![self.place(path)],
                 Some(None) => {}
                 None => is_remote |= REGISTRY_REMOTE.iter().any(|name| storage.contains_key(*name)),
             }
         }
+        let (paths, gaps): (Vec<_>, Vec<_>) = paths.into_iter().partition(Result::is_ok);
         let enabled = section["enabled"].as_bool();
         let is_used = if MADE_LATE.contains(&row.name) {
             false
@@ -355,25 +365,29 @@ impl Places<'_> {
             // What was put there before it went to the object store stays, and is taken.
             is_expected: is_used && !is_remote,
             is_remote,
-            paths,
+            paths: paths.into_iter().filter_map(Result::ok).collect(),
+            gaps: gaps.into_iter().filter_map(Result::err).collect(),
             owner: if row.name == "registry" { "registry" } else { "git" },
         }
     }
 
     /// Uploads are in a directory of that name in what is said, which in the package is the public
     /// directory of Rails with a link to the data in it.
-    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> PathBuf {
-        let said = said.unwrap_or_else(|| self.at("public"));
+    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, String> {
+        let said = said.unwrap_or_else(|| self.said("public"));
         let inner = said.join("uploads");
-        match inner.symlink_metadata() {
-            Ok(metadata) if metadata.is_symlink() => {
-                links::follow(self.root, &inner).map_or(inner, |real| real.path)
+        // Of the program itself a container has no volume.
+        let here = self.package.place(&inner).ok();
+        match here.as_ref().and_then(|path| path.symlink_metadata().ok()).zip(here) {
+            Some((metadata, path)) if metadata.is_symlink() => {
+                let root = &self.package.site.settings.root;
+                Ok(links::follow(root, &path).map_or(path, |real| real.path))
             }
             // Without the link it is a directory that the package made and does not use.
-            Ok(metadata) if metadata.is_dir() => inner,
-            _ if said.ends_with("uploads") => said,
-            _ if said.ends_with("public") => default,
-            _ => inner,
+            Some((metadata, path)) if metadata.is_dir() => Ok(path),
+            _ if said.ends_with("uploads") => self.package.place(&said),
+            _ if said.ends_with("public") => self.package.place(&default),
+            _ => self.package.place(&inner),
         }
     }
 }

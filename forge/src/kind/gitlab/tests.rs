@@ -56,7 +56,8 @@ impl Machine {
         let text = format!("kind = 'gitlab'\nroot = '{}'\n{more}", self.0.path().display());
         let settings: Settings = toml::from_str(&text).expect("settings");
         let progress = Progress::default();
-        let site = Site { instance: "forge", settings: &settings, progress: &progress };
+        let site =
+            Site { instance: "forge", settings: &settings, progress: &progress, is_offline: true };
         plan(&site).expect("a plan").0
     }
 

@@ -13,6 +13,16 @@ const UNITS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/s
 /// The name of the unit.
 const UNIT: &str = "mattermost.service";
 
+/// Settings that decide where something is.
+const PLACES: [(&str, &str); 6] = [
+    ("FileSettings", "DriverName"),
+    ("FileSettings", "Directory"),
+    ("SqlSettings", "DriverName"),
+    ("SqlSettings", "DataSource"),
+    ("PluginSettings", "Directory"),
+    ("PluginSettings", "ClientDirectory"),
+];
+
 /// The settings. There are secrets among them, so that they cannot be printed.
 #[derive(Default)]
 pub struct Config {
@@ -23,24 +33,52 @@ pub struct Config {
 impl Config {
     /// Reads `config.json`, if there is one.
     pub fn read(path: &Path, variables: BTreeMap<String, String>) -> Result<Config> {
-        let file = json(path)?.unwrap_or_default();
-        Ok(Config { file, variables })
+        Ok(Config::of(json(path)?.unwrap_or_default(), variables))
+    }
+
+    /// Settings, and variables that go before them.
+    pub fn of(settings: Value, variables: BTreeMap<String, String>) -> Config {
+        Config { file: settings, variables }
+    }
+
+    /// Notes that say of each variable which other value it goes before, of settings that decide
+    /// where something is. Values may have passwords in them.
+    pub fn overridden(&self, settings: &str) -> impl Iterator<Item = String> {
+        PLACES.iter().filter_map(move |(section, key)| {
+            let name = variable_of(section, key);
+            let value = self.variables.get(&name)?;
+            let beaten = self.file[section][key].as_str().filter(|beaten| !beaten.is_empty())?;
+            (beaten != value).then(|| {
+                format!("{name} of its environment goes before {section}.{key} of {settings}")
+            })
+        })
     }
 
     /// A setting that is not empty.
     pub fn text(&self, section: &str, key: &str) -> Option<&str> {
-        let name = format!("MM_{section}_{key}").to_uppercase();
-        let variable = self.variables.get(&name).map(String::as_str);
+        let variable = self.variables.get(&variable_of(section, key)).map(String::as_str);
         variable.or_else(|| self.file[section][key].as_str()).filter(|text| !text.is_empty())
     }
 
-    /// A directory; a relative one is below that of the installation.
-    pub fn directory(&self, section: &str, key: &str, root: &Path, home: &Path) -> Option<PathBuf> {
+    /// A directory; a relative one is below that of the installation. `at` says where this machine
+    /// has what is absolute.
+    pub fn directory(
+        &self,
+        section: &str,
+        key: &str,
+        at: &dyn Fn(&Path) -> PathBuf,
+        home: &Path,
+    ) -> Option<PathBuf> {
         let path = Path::new(self.text(section, key)?);
-        let whole = if path.is_absolute() { below(root, path) } else { home.join(path) };
+        let whole = if path.is_absolute() { at(path) } else { home.join(path) };
         // Without the `.` of `./data/`.
         Some(whole.components().collect())
     }
+}
+
+/// The variable that goes before a setting.
+fn variable_of(section: &str, key: &str) -> String {
+    format!("MM_{section}_{key}").to_uppercase()
 }
 
 /// Variables in a directory with a file for each, as runit's `chpst -e` reads it.
@@ -65,6 +103,8 @@ pub struct Unit {
     pub files: Vec<PathBuf>,
     /// Variables that Mattermost gets.
     pub variables: BTreeMap<String, String>,
+    /// Where its settings are, if its command line says so.
+    pub config: Option<String>,
 }
 
 impl Unit {
@@ -73,7 +113,7 @@ impl Unit {
         let found =
             UNITS.map(|dir| root.join(dir).join(UNIT)).into_iter().find(|path| path.exists());
         let Some(found) = found else { return Ok(None) };
-        let mut unit = Unit { files: vec![found], variables: BTreeMap::new() };
+        let mut unit = Unit { files: vec![found], ..Unit::default() };
         for dir in UNITS.iter().rev() {
             let entries = std::fs::read_dir(root.join(dir).join(format!("{UNIT}.d")));
             let mut added: Vec<PathBuf> =
@@ -93,8 +133,17 @@ impl Unit {
     fn line(&mut self, root: &Path, line: &str) -> Result<()> {
         if let Some(words) = line.strip_prefix("Environment=") {
             for word in words_of(words) {
-                self.variable(&word);
+                // Units have variables of their own, which begin with one.
+                self.variable(&word.replace("%%", "%"));
             }
+        }
+        if let Some(words) = line.strip_prefix("ExecStart=") {
+            let words = words_of(words);
+            let inline = words.iter().find_map(|word| word.strip_prefix("--config="));
+            let option = words.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
+            let next = option.and_then(|at| words.get(at + 1)).map(String::as_str);
+            // A later line may be the empty one that takes the command back.
+            self.config = inline.or(next).map(|text| text.replace("%%", "%"));
         }
         if let Some(path) = line.strip_prefix("EnvironmentFile=") {
             let path = path.trim_start_matches('-').trim();
@@ -162,12 +211,13 @@ mod tests {
         assert!(Unit::read(root.path()).expect("reads").is_none());
         write(
             "lib/systemd/system/mattermost.service",
-            "[Service]\nEnvironment=\"MM_A_B=one two\" MM_C_D=3 PATH=/bin\nEnvironmentFile=-/etc/mm.env\n",
+            "[Service]\nEnvironment=\"MM_A_B=one two\" MM_C_D=3 PATH=/bin\nExecStart=/opt/mm/mattermost server -c postgres://a%%40b/c\nEnvironmentFile=-/etc/mm.env\n",
         );
         write("etc/systemd/system/mattermost.service.d/own.conf", "Environment=MM_C_D=4\n");
         write("etc/mm.env", "# comment\nMM_FILESETTINGS_DIRECTORY=\"./data/\"\nMM_E_F=''\n");
         let unit = Unit::read(root.path()).expect("reads").expect("is there");
         assert_eq!(unit.files.len(), 3, "{:?}", unit.files);
+        assert_eq!(unit.config.as_deref(), Some("postgres://a%40b/c"));
         let text = r#"{"A": {"B": "file", "X": "file"}, "C": {"D": 5}, "E": {"F": "file"}}"#;
         write("config.json", text);
         let config = Config::read(&root.path().join("config.json"), unit.variables).expect("reads");
@@ -176,8 +226,8 @@ mod tests {
         assert_eq!(value("A", "X"), Some("file"));
         assert_eq!(value("C", "D"), Some("4"));
         assert_eq!(value("E", "F"), None);
-        let dir =
-            config.directory("FileSettings", "Directory", Path::new("/r"), Path::new("/r/mm"));
+        let at = |path: &Path| below(Path::new("/r"), path);
+        let dir = config.directory("FileSettings", "Directory", &at, Path::new("/r/mm"));
         assert_eq!(dir.as_deref(), Some(Path::new("/r/mm/data")));
     }
 

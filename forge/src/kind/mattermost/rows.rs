@@ -10,8 +10,16 @@ use crate::service::postgres::Connection;
 use crate::settings::Sample;
 use serde::Deserialize;
 
+/// What is said where the settings are in the database.
+pub const IN_DATABASE: &str =
+    "settings are in the database (table configurations) and saved with it";
+
 /// Asks for its version, and whether settings are in the database as well.
-pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
+pub fn product(
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
     #[derive(Deserialize)]
     struct Value {
         value: Option<String>,
@@ -29,7 +37,8 @@ pub fn product(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resu
             catalogue.schema.insert(database.database.clone(), version);
         }
     }
-    if database.columns("configurations")?.has("active") {
+    let is_meant = plan.notes.iter().any(|note| note == IN_DATABASE);
+    if !is_meant && database.columns("configurations")?.has("active") {
         let query = "select 'it is there' as value from configurations where active limit 1";
         if !catalogue.ask::<Value>("settings", database, query)?.is_empty() {
             catalogue.notes.push(

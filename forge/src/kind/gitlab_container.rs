@@ -1,0 +1,387 @@
+//! GitLab in the container of its official image, which has the Linux package in it.
+//!
+//! A compose file, or the program that runs the container, says where its volumes are on this
+//! machine. All else is as in the package: the container's own clients and `gitlab-ctl` are run in
+//! it, and it stays up while services in it are stopped.
+
+mod running;
+
+use super::docker_gitlab::compose::{Compose, Service, Surroundings};
+use super::docker_gitlab::containers::Containers;
+use super::docker_gitlab::find::{self, Sought};
+use super::docker_gitlab::{configuration, volumes_dir};
+use super::gitlab::Gitlab;
+use super::gitlab::package::{CONFIG, Container, DATA, Package};
+use super::{Kind, Site};
+use crate::catalogue::Catalogue;
+use crate::check::Check;
+use crate::copy::Copy;
+use crate::error::{Error, Result};
+use crate::file;
+use crate::plan::{Plan, Product};
+use crate::service::Password;
+use crate::service::postgres::Connection;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// GitLab in the container of its official image.
+pub struct GitlabContainer;
+
+/// The service that is GitLab.
+const SOUGHT: Sought = Sought { image: "gitlab/gitlab-ce or gitlab/gitlab-ee", is_it: is_official };
+
+/// The editions, each with an image of its own.
+const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
+
+/// Programs that run containers.
+const PROGRAMS: [&str; 2] = ["docker", "podman"];
+
+impl Kind for GitlabContainer {
+    fn name(&self) -> &'static str {
+        "gitlab-container"
+    }
+
+    fn title(&self) -> &'static str {
+        "GitLab in a container of its official image"
+    }
+
+    fn detect(&self, root: &Path) -> Option<String> {
+        let file = find::compose_files(root, SOUGHT).into_iter().next();
+        file.map(|path| path.display().to_string()).or_else(|| {
+            let (program, all) = found_running(root)?;
+            Some(format!("container {} of {program}", all[0].name))
+        })
+    }
+
+    fn propose(&self, root: &Path) -> Vec<String> {
+        let mut lines = find::proposed(root, SOUGHT);
+        let Some((program, all)) = found_running(root) else { return lines };
+        if lines.is_empty() {
+            let others: Vec<&str> = all[1..].iter().map(|other| other.name.as_str()).collect();
+            if !others.is_empty() {
+                let others = others.join(", ");
+                lines.push(format!("# As well: {others}; each is an instance of its own."));
+            }
+            lines.push(format!("container = {:?}", all[0].name));
+        }
+        lines.extend((program != PROGRAMS[0]).then(|| format!("docker = [{program:?}]")));
+        lines
+    }
+
+    fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+        let (name, service) = container(site, plan)?;
+        let package =
+            Package { site, container: Some(Container { name: &name, service: &service }) };
+        for needed in [CONFIG, DATA] {
+            package.place(Path::new(needed)).map_err(|reason| {
+                site.wrong(format!("container {name} cannot be backed up: {reason}"))
+            })?;
+        }
+        plan.product = product(&package, &service, plan);
+        package.fill(plan)?;
+        // Names of users are those of the container.
+        plan.parts.iter_mut().for_each(|part| part.owner = None);
+        if let Ok(rails) = std::fs::metadata(package.at(DATA).join("gitlab-rails")) {
+            plan.notes.push(format!(
+                "GitLab's files belong to user {} and group {} of the container; a restore keeps \
+                 these numbers",
+                rails.uid(),
+                rails.gid()
+            ));
+        }
+        Ok(())
+    }
+
+    fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
+        Gitlab.ask(plan, databases)
+    }
+
+    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        Gitlab.keys(plan, copy)
+    }
+
+    fn compare(
+        &self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        copy: &Copy<'_>,
+        before: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        Gitlab.compare(plan, catalogue, copy, before)
+    }
+
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+        Gitlab.check(plan, catalogue, copy)
+    }
+}
+
+/// Whether a service is of an official image, or of an image made from one.
+fn is_official(service: &Service) -> bool {
+    edition(service).is_some()
+        || service.environment.contains_key("GITLAB_OMNIBUS_CONFIG")
+        || service.mounts.iter().any(|mount| mount.target == Path::new(DATA))
+}
+
+/// The edition that the name of the image says.
+fn edition(service: &Service) -> Option<&'static str> {
+    let name = service.repository().rsplit('/').next()?.strip_prefix("gitlab-")?;
+    EDITIONS.into_iter().find(|edition| *edition == name)
+}
+
+/// The containers of the first program that runs some of GitLab. Those of this machine say
+/// nothing of another root.
+fn found_running(root: &Path) -> Option<(&'static str, Vec<running::Running>)> {
+    let is_here = root == Path::new("/");
+    PROGRAMS.into_iter().filter(|_| is_here).find_map(|program| {
+        let all = running::all(&[program.to_owned()], root).ok()?;
+        let all: Vec<_> = all.into_iter().filter(|one| is_official(&one.service)).collect();
+        (!all.is_empty()).then_some((program, all))
+    })
+}
+
+/// Name of the container and what it has from outside. What makes it becomes a part.
+fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
+    let (settings, root) = (site.settings, &site.settings.root);
+    if let Some(name) = &settings.container {
+        let Some(running) = running::one(&settings.docker, name, root, site.progress)? else {
+            let program = settings.docker.join(" ");
+            return Err(site.wrong(format!("{program} knows no container {name}")));
+        };
+        return Ok(of_running(site, running, plan));
+    }
+    let has_file = !find::named(site).is_empty() || find::compose_files(root, SOUGHT).len() == 1;
+    if !has_file {
+        let all = running::all(&settings.docker, root).unwrap_or_default();
+        let mut all: Vec<_> =
+            all.into_iter().filter(|running| is_official(&running.service)).collect();
+        if all.len() > 1 {
+            let names: Vec<&str> = all.iter().map(|running| running.name.as_str()).collect();
+            return Err(site.wrong(format!(
+                "several containers have a GitLab ({}); say which it is: container = \"…\"",
+                names.join(", ")
+            )));
+        }
+        if let Some(running) = all.pop() {
+            return Ok(of_running(site, running, plan));
+        }
+    }
+    of_compose(site, plan)
+}
+
+/// A container that is known by its name.
+fn of_running(site: &Site<'_>, running: running::Running, plan: &mut Plan) -> (String, Service) {
+    let files: Vec<PathBuf> = running.compose.iter().map(|file| site.at(file)).collect();
+    let files: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
+    match files.first() {
+        Some(first) => {
+            let about = "the compose file, by which the container was made";
+            let part = plan.takes("compose", about, first.clone());
+            part.paths.extend(files.iter().skip(1).cloned());
+            let env = first.with_file_name(".env");
+            part.paths.extend(env.exists().then_some(env));
+        }
+        None => plan.notes.push(format!(
+            "no compose file of container {} is known, so the command that made it is not in the \
+             backup; keep it, or name it: parts.compose.path",
+            running.name
+        )),
+    }
+    (running.name, running.service)
+}
+
+/// The service of a compose file, and what its container says of volumes besides.
+fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
+    let settings = site.settings;
+    let surroundings = Surroundings {
+        root: &settings.root,
+        volumes: &volumes_dir(site, plan),
+        project: settings.project.as_deref(),
+    };
+    let compose = Compose::read(&find::chosen(site, SOUGHT)?, surroundings)?;
+    plan.notes.extend(compose.notes.iter().cloned());
+    configuration(&compose, plan);
+    let path = compose.path.clone();
+    let (mut found, mut reason) = (Vec::new(), None);
+    for (name, service) in &compose.services {
+        match service {
+            Ok(service) if is_official(service) => found.push((name, service)),
+            Ok(_) => {}
+            Err(error) => reason = reason.or_else(|| Some(error.to_string())),
+        }
+    }
+    let by_image = found.iter().find(|(_, service)| edition(service).is_some());
+    let Some((name, service)) = by_image.or(found.first()) else {
+        return Err(match reason {
+            Some(reason) => Error::Malformed { path, reason },
+            None => site.wrong(format!(
+                "{} has no service with an image {}; is it the right compose file?",
+                path.display(),
+                SOUGHT.image
+            )),
+        });
+    };
+    let containers = Containers { site, compose: &compose };
+    let container = containers.name_of(name, service, plan)?;
+    let mut mounts = service.mounts.clone();
+    // Volumes without a name, and those that compose calls by another name.
+    match running::one(&settings.docker, &container, &settings.root, site.progress) {
+        Ok(Some(running)) => running::add_mounts(&mut mounts, running.service.mounts),
+        Ok(None) => {}
+        Err(error) if error.is_interrupted() => return Err(error),
+        Err(error) => plan.notes.push(format!("volumes of {container} are unknown: {error}")),
+    }
+    let service = Service {
+        image: service.image.clone(),
+        environment: service.environment.clone(),
+        mounts,
+        ..Service::default()
+    };
+    Ok((container, service))
+}
+
+/// The version that last started, or else that of the image's tag.
+fn product(package: &Package<'_>, service: &Service, plan: &mut Plan) -> Product {
+    let tag = service.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
+    let number = |text: &str| text.split('-').next().unwrap_or(text).trim().to_owned();
+    // 17.8.2-ce.0 is the first package of 17.8.2.
+    let of_tag = tag.map(number);
+    let path = package.at(DATA).join("gitlab-rails/VERSION");
+    let of_data = file::text(&path).unwrap_or_else(|error| {
+        plan.notes.push(format!("{error}; the version is taken from the image"));
+        None
+    });
+    let of_data = of_data.map(|text| number(&text)).filter(|text| !text.is_empty());
+    if let (Some(tag), Some(data)) = (&of_tag, &of_data)
+        && tag != data
+    {
+        plan.notes.push(format!(
+            "the image is of {tag}, the data are of {data}: the container was not started since \
+             the image was changed"
+        ));
+    }
+    Product {
+        name: "GitLab".into(),
+        edition: edition(service).map(str::to_owned),
+        version: of_data.or(of_tag),
+        image: service.image.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::control::Control;
+    use crate::settings::Settings;
+    use store::observe::Progress;
+
+    /// The plan of a machine that has these files.
+    fn plan_of(files: &[(&str, &str)], more: &str) -> (tempfile::TempDir, Result<Plan>) {
+        let root = tempfile::tempdir().expect("a directory");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
+            std::fs::write(path, text).expect("writes");
+        }
+        let text = format!("kind = 'gitlab-container'\nroot = '{}'\n{more}", root.path().display());
+        let settings: Settings = toml::from_str(&text).expect("settings");
+        let progress = Progress::default();
+        let site =
+            Site { instance: "forge", settings: &settings, progress: &progress, is_offline: true };
+        let plan = crate::kind::plan(&site).map(|(plan, _)| plan);
+        (root, plan)
+    }
+
+    const RAILS: &str = "srv/data/gitlab-rails";
+    const COMPOSE: &str = "services:\n  git:\n    image: registry.example.org/gitlab/gitlab-ee:17.8.2-ee.0\n    \
+                           container_name: forge\n    volumes:\n      - /srv/config:/etc/gitlab\n      \
+                           - /srv/data:/var/opt/gitlab\n      - /mnt/lfs:/var/opt/gitlab/gitlab-rails/shared/lfs-objects\n      \
+                           - /mnt/git:/data/git\n";
+    const GITLAB_YML: &str = "production:\n  artifacts:\n    path: /nowhere/artifacts\n  \
+                              lfs:\n    storage_path: /var/opt/gitlab/gitlab-rails/shared/lfs-objects\n  \
+                              uploads:\n    storage_path: /opt/gitlab/embedded/service/gitlab-rails/public\n  \
+                              gitlab_ci: {}\n";
+
+    #[test]
+    fn what_the_container_sees_is_found_in_its_volumes() {
+        let database =
+            "production:\n  main:\n    database: gitlab\n    host: /var/opt/gitlab/postgresql\n";
+        let gitaly = "[[storage]]\nname = 'default'\npath = '/data/git/repositories'\n\
+                      [[storage]]\nname = 'inner'\npath = '/layer/repositories'\n";
+        let files = [
+            ("srv/forge/compose.yaml", COMPOSE),
+            ("srv/config/gitlab.rb", ""),
+            (&format!("{RAILS}/etc/gitlab.yml"), GITLAB_YML),
+            (&format!("{RAILS}/etc/database.yml"), database),
+            (&format!("{RAILS}/shared/new/file"), ""),
+            (&format!("{RAILS}/VERSION"), "17.9.0-ee\n"),
+            ("srv/data/gitaly/config.toml", gitaly),
+            ("srv/data/postgresql/data/PG_VERSION", "16"),
+            ("srv/data/geo-postgresql/data/PG_VERSION", "16"),
+            ("srv/data/redis/dump.rdb", ""),
+        ];
+        let (root, plan) = plan_of(&files, "docker = ['false']");
+        let plan = plan.expect("a plan");
+        let root = root.path().canonicalize().expect("is there");
+        let place = |part: &str| {
+            let place = plan.place(part).unwrap_or_else(|| panic!("{part}: {:?}", plan.parts));
+            place.strip_prefix(&root).expect("below the root").display().to_string()
+        };
+        assert_eq!(place("config"), "srv/config");
+        assert_eq!(place("uploads"), "srv/data/gitlab-rails/uploads");
+        assert_eq!(place("lfs"), "mnt/lfs");
+        assert_eq!(place("repositories"), "mnt/git/repositories");
+        assert_eq!(place("shared-new"), "srv/data/gitlab-rails/shared/new");
+        assert_eq!(place("compose"), "srv/forge/compose.yaml");
+        assert!(plan.place("ssh-host-keys").is_none(), "they are in its configuration");
+        let lacking: Vec<(&str, &str)> =
+            plan.lacking.iter().map(|absent| (&*absent.part, &*absent.looked_for)).collect();
+        let goes = "of the container, which no volume holds: it goes with the container";
+        assert_eq!(lacking.len(), 2, "{lacking:?}");
+        assert!(lacking.contains(&("artifacts", &format!("/nowhere/artifacts {goes}"))));
+        assert!(lacking.iter().any(|(part, text)| part.contains("inner") && text.ends_with(goes)));
+        let server = plan.postgres.as_ref().expect("a server");
+        assert_eq!(server.host.as_deref(), Some("/var/opt/gitlab/postgresql"));
+        let command = server.reach.command("psql", ["-l"]).argv.join(" ");
+        assert!(command.starts_with("false exec -i --env PGPASSWORD "), "{command}");
+        let end = " --user gitlab-psql forge /opt/gitlab/embedded/bin/psql -l";
+        assert!(command.ends_with(end), "{command}");
+        let Control::Supervised(supervisor) = &plan.control else { panic!("{:?}", plan.control) };
+        let program = ["false", "exec", "forge", "/opt/gitlab/bin/gitlab-ctl"];
+        assert_eq!(supervisor.program, program);
+        assert_eq!(plan.product.version.as_deref(), Some("17.9.0"));
+        assert_eq!(plan.product.edition.as_deref(), Some("ee"));
+        for words in ["the image is of 17.8.2, the data are of 17.9.0", "Geo: ", "belong to user"] {
+            assert!(plan.notes.iter().any(|note| note.contains(words)), "{:?}", plan.notes);
+        }
+        assert!(plan.parts.iter().all(|part| part.owner.is_none()));
+    }
+
+    #[test]
+    fn without_its_volumes_it_is_refused() {
+        let compose = COMPOSE.replace("/srv/data:/var/opt/gitlab\n", "/srv/data:/else\n");
+        let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], "docker = ['false']");
+        let error = plan.expect_err("is refused").to_string();
+        assert!(error.contains("/var/opt/gitlab of the container, which no volume"), "{error}");
+        let (_root, plan) = plan_of(&[], "docker = ['false']");
+        let error = plan.expect_err("is refused").to_string();
+        assert!(error.contains("no compose file with an image gitlab/gitlab-ce"), "{error}");
+        let truncated = &COMPOSE[..COMPOSE.len() - 60];
+        let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", truncated)], "docker = ['false']");
+        assert!(plan.is_ok(), "its volumes are whole");
+    }
+
+    #[test]
+    fn images_are_told_apart() {
+        for (image, found) in [
+            ("gitlab/gitlab-ce", Some("ce")),
+            ("docker.io/gitlab/gitlab-ee:17.8.2-ee.0@sha256:00", Some("ee")),
+            ("registry.example.org:5000/mirror/gitlab-jh:1", Some("jh")),
+            ("gitlab/gitlab-runner:latest", None),
+            ("sameersbn/gitlab:17.8.2", None),
+        ] {
+            let service = Service { image: Some(image.into()), ..Service::default() };
+            assert_eq!(edition(&service), found, "{image}");
+        }
+    }
+}

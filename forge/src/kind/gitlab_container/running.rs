@@ -1,0 +1,170 @@
+//! What the program that runs containers says of them.
+
+use crate::error::{Error, Result};
+use crate::kind::below;
+use crate::kind::docker_gitlab::compose::{Mount, Service, Source};
+use crate::kind::docker_gitlab::containers::QUESTION;
+use crate::run::Command;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use store::observe::Progress;
+
+/// Containers that are looked at, at most.
+const CONTAINERS_MAX: usize = 200;
+
+/// Labels by which compose finds its files again.
+const COMPOSE_FILES: [&str; 2] =
+    ["com.docker.compose.project.config_files", "io.podman.compose.config_files"];
+
+/// A container.
+#[derive(Debug)]
+pub struct Running {
+    /// Its name.
+    pub name: String,
+    /// Its image, environment and volumes.
+    pub service: Service,
+    /// The compose files that made it.
+    pub compose: Vec<PathBuf>,
+}
+
+/// All containers that run.
+pub fn all(program: &[String], root: &Path) -> Result<Vec<Running>> {
+    let progress = Progress::default();
+    let ids = ask(program, &["ps", "--quiet"], &progress)?;
+    let ids = String::from_utf8_lossy(&ids);
+    let ids = ids.lines().filter_map(|line| line.split_whitespace().next());
+    let ids: Vec<&str> = ids.take(CONTAINERS_MAX).collect();
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let words: Vec<&str> = ["inspect"].into_iter().chain(ids).collect();
+    Ok(containers(&ask(program, &words, &progress)?, root))
+}
+
+/// The container of this name, if there is one.
+pub fn one(
+    program: &[String],
+    name: &str,
+    root: &Path,
+    progress: &Progress,
+) -> Result<Option<Running>> {
+    match ask(program, &["inspect", name], progress) {
+        Ok(answer) => Ok(containers(&answer, root).into_iter().next()),
+        Err(Error::Failed { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Adds the volumes that a container has to those of its compose file. These count where they are
+/// there.
+pub fn add_mounts(mounts: &mut Vec<Mount>, own: Vec<Mount>) {
+    for mount in own {
+        let is_there = |source: &Source| match source {
+            Source::Path(path) => path.exists(),
+            Source::Text(_) | Source::Memory => true,
+            Source::Unknown(_) => false,
+        };
+        match mounts.iter_mut().find(|known| known.target == mount.target) {
+            Some(known) if is_there(&known.source) => {}
+            Some(known) => known.source = mount.source,
+            None => mounts.push(mount),
+        }
+    }
+}
+
+fn ask(program: &[String], words: &[&str], progress: &Progress) -> Result<Vec<u8>> {
+    let words = program.iter().map(String::as_str).chain(words.iter().copied());
+    Command::new(words).within(QUESTION).output(progress)
+}
+
+/// Containers in the answer of `inspect`, which docker and podman give alike.
+fn containers(answer: &[u8], root: &Path) -> Vec<Running> {
+    let all: Vec<Value> = serde_json::from_slice(answer).unwrap_or_default();
+    all.iter().filter_map(|one| container(one, root)).collect()
+}
+
+fn container(inspected: &Value, root: &Path) -> Option<Running> {
+    let config = &inspected["Config"];
+    let image = config["Image"].as_str().or(inspected["ImageName"].as_str())?;
+    let variables = config["Env"].as_array().into_iter().flatten();
+    let variables = variables.filter_map(|text| text.as_str()?.split_once('='));
+    let mounts = inspected["Mounts"].as_array().into_iter().flatten();
+    let label = |name| config["Labels"][name].as_str();
+    let files = COMPOSE_FILES.into_iter().find_map(label).unwrap_or_default();
+    Some(Running {
+        name: inspected["Name"].as_str()?.trim_start_matches('/').to_owned(),
+        service: Service {
+            image: Some(image.to_owned()),
+            environment: variables
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            mounts: mounts.filter_map(|mount| self::mount(mount, root)).collect(),
+            ..Service::default()
+        },
+        compose: files.split(',').filter(|file| !file.is_empty()).map(PathBuf::from).collect(),
+    })
+}
+
+fn mount(inspected: &Value, root: &Path) -> Option<Mount> {
+    let target = PathBuf::from(inspected["Destination"].as_str()?);
+    let source = inspected["Source"].as_str().filter(|source| !source.is_empty()).map(Path::new);
+    let source = match (inspected["Type"].as_str(), source) {
+        (Some("tmpfs"), _) => Source::Memory,
+        (_, Some(path)) if path.starts_with(root) => Source::Path(path.to_owned()),
+        (_, Some(path)) if path.is_absolute() => Source::Path(below(root, path)),
+        _ => Source::Unknown("it is not on this machine".into()),
+    };
+    Some(Mount { target, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &[u8] =
+        br#"[{"Name": "/git", "Config": {"Image": "docker.io/gitlab/gitlab-ee:17.8.2-ee.0",
+        "Env": ["PATH=/bin", "GITLAB_OMNIBUS_CONFIG=external_url 'a=b'"],
+        "Labels": {"com.docker.compose.project.config_files": "/srv/a.yml,/srv/b.yml"}},
+        "Mounts": [{"Type": "bind", "Source": "/srv/config", "Destination": "/etc/gitlab"},
+        {"Type": "volume", "Name": "data", "Source": "/var/lib/docker/volumes/data/_data",
+        "Destination": "/var/opt/gitlab"}, {"Type": "tmpfs", "Source": "", "Destination": "/run"},
+        {"Type": "volume", "Destination": "/far"}]}, {"Name": "odd"}, 7]"#;
+
+    #[test]
+    fn what_inspect_says_is_read() {
+        let all = containers(ANSWER, Path::new("/"));
+        assert_eq!(all.len(), 1);
+        let Running { name, service, compose } = &all[0];
+        assert_eq!(name, "git");
+        assert_eq!(service.repository(), "docker.io/gitlab/gitlab-ee");
+        assert_eq!(service.tag(), Some("17.8.2-ee.0"));
+        assert_eq!(service.variable("GITLAB_OMNIBUS_CONFIG"), Some("external_url 'a=b'"));
+        assert_eq!(*compose, [Path::new("/srv/a.yml"), Path::new("/srv/b.yml")]);
+        let sources: Vec<&Source> = service.mounts.iter().map(|mount| &mount.source).collect();
+        let path = |path: &str| Source::Path(path.into());
+        assert_eq!(*sources[0], path("/srv/config"));
+        assert_eq!(*sources[1], path("/var/lib/docker/volumes/data/_data"));
+        assert_eq!(*sources[2], Source::Memory);
+        assert!(matches!(sources[3], Source::Unknown(_)));
+        assert!(containers(b"no JSON", Path::new("/")).is_empty());
+        let below = containers(ANSWER, Path::new("/srv"));
+        let source = |at: usize| &below[0].service.mounts[at].source;
+        assert_eq!(*source(0), path("/srv/config"));
+        assert_eq!(*source(1), path("/srv/var/lib/docker/volumes/data/_data"));
+    }
+
+    #[test]
+    fn volumes_of_the_compose_file_count_where_they_are_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mount = |target: &str, source: &Path| Mount {
+            target: target.into(),
+            source: Source::Path(source.to_owned()),
+        };
+        let gone = dir.path().join("gone");
+        let mut mounts = vec![mount("/a", dir.path()), mount("/b", &gone)];
+        let own = ["/a", "/b", "/c"].map(|target| mount(target, Path::new("/own")));
+        add_mounts(&mut mounts, own.to_vec());
+        let own = Path::new("/own");
+        assert_eq!(mounts, [mount("/a", dir.path()), mount("/b", own), mount("/c", own)]);
+    }
+}

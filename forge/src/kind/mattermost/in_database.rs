@@ -1,0 +1,36 @@
+//! Settings that Mattermost keeps in a database: the active row of a table.
+
+use crate::error::{Error, Result};
+use crate::service::postgres::Server;
+use serde::Deserialize;
+use serde_json::Value;
+use std::time::Duration;
+use store::observe::Progress;
+
+/// How long a server that is starting is waited for: a backup that comes to it waits longer.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Whether this names a database, and not a file.
+pub fn is_meant(config: &str) -> bool {
+    config.contains("://")
+}
+
+/// The settings that count in a database. The error says nothing of them, for they have secrets.
+pub fn read(server: &Server, database: &str, progress: &Progress) -> Result<Value> {
+    #[derive(Deserialize)]
+    struct Row {
+        value: String,
+    }
+    let odd = |reason: &str| Error::Service {
+        service: format!("table configurations of database {database}"),
+        reason: reason.into(),
+    };
+    let server = Server { wait: server.wait.min(WAIT), ..server.clone() };
+    let mut connection = server.connect(database, progress)?;
+    if !connection.columns("configurations")?.has("active") {
+        return Err(odd("there is no such table"));
+    }
+    let query = "select value::text as value from configurations where active limit 1";
+    let row = connection.rows::<Row>(query)?.pop().ok_or_else(|| odd("no row is active"))?;
+    serde_json::from_str(&row.value).map_err(|_| odd("its active row is no JSON"))
+}

@@ -1,0 +1,210 @@
+//! A GitLab in a container of its official image.
+
+use crate::support::gitlab::{self, Builder};
+use crate::support::gitlab_container::{COMPOSE, GitlabContainer, NAME};
+use crate::support::instance::{backup, configured, lines, load_databases, summary};
+use crate::support::sandbox::{Run, Sandbox, is_root};
+use serde_json::Value;
+
+fn configure(sandbox: &Sandbox, gitlab: &GitlabContainer, more: &str) {
+    let root = gitlab.root();
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'gitlab-container'\n\
+         root = '{}'\ndocker = ['{}']\n{more}\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        root.display(),
+        root.join("docker").display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+#[test]
+fn an_official_container_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = GitlabContainer::start(Builder::new().mattermost());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    for words in [NAME, "17.8.2 ce", "srv/gitlab/data/git-data/repositories", "mnt/disk"] {
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+    }
+    assert!(checked.stdout.contains("run as gitlab-psql"), "{}", checked.told());
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert_eq!(summary(&all)["databases"], 3, "{all:?}");
+    // What the package sets in Mattermost's environment stays in the container.
+    for check in lines(&all, "check").iter().filter(|check| check["name"] != "single-sign-on") {
+        assert_eq!(check["verdict"], "ok", "{check}");
+    }
+    let asked = gitlab.asked();
+    for words in [
+        "--user gitlab-psql forge-gitlab-1 /opt/gitlab/embedded/bin/pg_dump",
+        "/opt/gitlab/embedded/bin/redis-cli -s /var/opt/gitlab/redis/redis.socket",
+    ] {
+        assert!(asked.contains(words), "{words}: {asked}");
+    }
+
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored");
+    let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
+    for path in [
+        COMPOSE,
+        "srv/forge/mail.env",
+        "srv/gitlab/config/gitlab-secrets.json",
+        "srv/gitlab/data/redis/dump.rdb",
+        "srv/gitlab/data/gitlab-rails/etc/gitlab.yml",
+    ] {
+        assert!(root.join(path).exists(), "{path}");
+    }
+    assert!(!root.join("srv/gitlab/data/postgresql/data").exists());
+    assert!(!root.join("srv/gitlab/logs").exists());
+    let text = std::fs::read(restored.join(".forgekeep/instance.json")).expect("facts");
+    let facts: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(facts["product"]["image"], "gitlab/gitlab-ce:17.8.2-ce.0");
+    assert!(facts["services"].to_string().contains("sidekiq"), "{}", facts["services"]);
+    // As the container would see it.
+    for (host, seen) in [("srv/gitlab/data", "var/opt/gitlab"), ("mnt/disk", "mnt/storage2")] {
+        std::fs::create_dir_all(root.join(seen).parent().expect("below")).expect("directories");
+        std::os::unix::fs::symlink(root.join(host), root.join(seen)).expect("links");
+    }
+    assert!(gitlab::fsck_all(&root) >= 5);
+    let postgres = load_databases(&sandbox, &restored);
+    assert!(gitlab::assert_rows_have_files(&postgres, &root) > 0);
+}
+
+#[test]
+fn services_in_a_container_are_stopped_and_it_stays_up() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    // Without its compose file, the container itself says where its volumes are.
+    std::fs::remove_file(gitlab.root().join(COMPOSE)).expect("removes");
+    let more = "mode = 'maintenance'\nchecks = { sample = 'all' }";
+    configure(&sandbox, &gitlab, more);
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    assert!(summary(&all)["seconds_down"].as_f64().is_some_and(|down| down > 0.0), "{all:?}");
+    let asked = gitlab.asked();
+    let at = |words: &str| asked.find(words).unwrap_or_else(|| panic!("{words}: {asked}"));
+    for service in ["puma", "sidekiq"] {
+        let ctl = format!("exec {NAME} /opt/gitlab/bin/gitlab-ctl");
+        assert!(at(&format!("{ctl} stop {service}")) < at(&format!("{ctl} start {service}")));
+        assert!(gitlab.inside.services.is_up(service), "{service}");
+    }
+    assert!(!asked.lines().any(|line| line.starts_with("stop ")), "{asked}");
+    let notes: Vec<_> = all.iter().filter_map(|line| line["message"].as_str()).collect();
+    assert!(notes.iter().any(|note| note.contains("no compose file")), "{notes:?}");
+
+    configure(&sandbox, &gitlab, &format!("container = '{NAME}'"));
+    configured(&sandbox, ["config", "check"]).run().ok();
+    configure(&sandbox, &gitlab, "container = 'other'");
+    configured(&sandbox, ["config", "check"]).run().fails(1, &["knows no container other"]);
+    // One that does not run says so.
+    std::fs::write(gitlab.root().join("stopped"), "").expect("writes");
+    configure(&sandbox, &gitlab, "postgres.wait = '1s'");
+    backup(&sandbox).run().fails(1, &["is not running"]);
+}
+
+#[test]
+fn the_databases_come_back_as_the_page_about_restoring_says() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let before = gitlab.inside.written();
+    backup(&sandbox).run().ok();
+    let docker = gitlab.root().join("docker");
+    let ctl = |verb: &[&str]| {
+        let run = Run::limited(&docker).args(["exec", NAME, "/opt/gitlab/bin/gitlab-ctl"]);
+        run.args(verb).run();
+    };
+    ctl(&["stop"]);
+    let client = |program: &str, arguments: &[&str]| {
+        let run = Run::limited(&docker).args(["exec", "-i", "--user", "gitlab-psql", NAME]);
+        let run = run.args([format!("/opt/gitlab/embedded/bin/{program}")]);
+        let run = run.args(["-h", "/var/opt/gitlab/postgresql", "-U", "gitlab-psql"]);
+        run.args(arguments)
+    };
+    sandbox.restore("latest", "restored");
+    let dir = sandbox.path("restored/.forgekeep/databases");
+    let read = |name: &str| std::fs::read(dir.join(name)).expect("is there");
+    // Roles that exist are named, and no more.
+    client("psql", &["-d", "postgres"]).input(read("globals.sql")).run().ok();
+    for name in [gitlab::database::MAIN, gitlab::database::CI] {
+        let drop = format!("drop database if exists \"{name}\"");
+        client("psql", &["-d", "postgres", "-c", &drop]).run().ok();
+        let load = ["--create", "--exit-on-error", "-d", "postgres"];
+        client("pg_restore", &load).input(read(&format!("{name}.dump"))).run().ok();
+        client("psql", &["-d", name, "-c", "analyze"]).run().ok();
+        let owner =
+            "select pg_get_userbyid(datdba) from pg_database where datname = current_database()";
+        assert_eq!(gitlab.inside.postgres.query(name, owner), "gitlab");
+    }
+    let after = gitlab.inside.written();
+    assert!(after.iter().zip(before).all(|(after, before)| *after >= before), "{after:?}");
+    ctl(&["start"]);
+    gitlab.inside.services.wait_until_up();
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    assert!(looked.stdout.contains("all are there"), "{}", looked.told());
+}
+
+#[test]
+fn an_official_image_is_found_in_compose_files() {
+    let sandbox = Sandbox::new();
+    let path = "root/srv/gitlab/docker-compose.yml";
+    sandbox.write(path, "services:\n  web:\n    image: 'gitlab/gitlab-ee:latest'\n    volumes: ['./config:/etc/gitlab', './data:/var/opt/gitlab']\n");
+    let found = sandbox.run(["detect", "--root", &sandbox.text("root")]).ok();
+    assert!(found.stdout.contains("kind = \"gitlab-container\""), "{}", found.told());
+    assert!(!found.stdout.contains("docker-gitlab"), "{}", found.told());
+    assert!(found.stdout.contains(&sandbox.text(path)), "{}", found.told());
+    for words in ["Not covered", "Helm chart", "Praefect", "Geo", "object store"] {
+        assert!(found.stdout.contains(words), "{words}: {}", found.told());
+    }
+    sandbox
+        .write("forgekeep.toml", format!("state = '{}'\n{}", sandbox.text("state"), found.stdout));
+    let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
+    assert!(checked.stdout.contains("root/srv/gitlab/data"), "{}", checked.told());
+    assert!(checked.stdout.contains("NOT THERE"), "{}", checked.told());
+    // Data that no volume holds goes with the container.
+    sandbox.write(
+        path,
+        "services:\n  web:\n    image: gitlab/gitlab-ee\n    volumes: ['./config:/etc/gitlab']\n",
+    );
+    let checked = configured(&sandbox, ["config", "check", "--offline"]).run();
+    checked.fails(1, &["/var/opt/gitlab of the container, which no volume holds"]);
+}
+
+#[test]
+fn a_container_that_runs_is_found_without_a_compose_file() {
+    if !is_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let answer = "[{\"Name\": \"git\", \"Config\": {\"Image\": \"docker.io/gitlab/gitlab-ce:17.8.2-ce.0\"}, \
+                  \"Mounts\": []}]";
+    sandbox.write("answer", answer);
+    let stub = "#!/bin/sh\ncase $1 in ps) echo 0123abcd ;; inspect) cat ANSWER ;; esac\n";
+    sandbox.write("stub", stub.replace("ANSWER", &sandbox.text("answer")));
+    for (program, more) in [("docker", ""), ("podman", "docker = [\"podman\"]\n")] {
+        // Where a login of root has its programs.
+        let script = "mount -t tmpfs none /usr/local/sbin && install \"$1\" \"/usr/local/sbin/$2\" && \
+                      exec \"$3\" detect";
+        let found = Run::program("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+            .args([sandbox.text("stub"), program.into(), env!("CARGO_BIN_EXE_forgekeep").into()])
+            .run()
+            .ok();
+        for words in ["kind = \"gitlab-container\"", "container = \"git\"\n", more] {
+            assert!(found.stdout.contains(words), "{words}: {}", found.told());
+        }
+        let shown = format!("because there is container git of {program}");
+        assert!(found.stdout.contains(&shown), "{}", found.told());
+    }
+}
