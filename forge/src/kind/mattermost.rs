@@ -326,9 +326,16 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
             plan.takes(&format!("mattermost-{name}"), about, path).owner = Some("mattermost");
         }
     }
-    if let Some(environment) = environment {
-        let about = "settings that go before its configuration";
-        plan.takes("mattermost-environment", about, environment);
+    let about = "settings that go before its configuration";
+    match environment {
+        Some(environment) => {
+            plan.takes("mattermost-environment", about, environment);
+        }
+        None => plan.notes.push(
+            "Mattermost's environment is in the container and not looked at: its directories are \
+             those of its configuration"
+                .into(),
+        ),
     }
     database_beside_gitlab(&config, in_database, package, plan);
     Ok(())

@@ -398,9 +398,11 @@ const REGISTRY_REMOTE: [&str; 7] = ["s3", "s3_v2", "gcs", "azure", "azure_v2", "
 /// What to say of a storage of another machine.
 fn remote(name: &str, address: &str) -> String {
     let of = if address.is_empty() { String::new() } else { format!(" (its Gitaly is {address})") };
+    let is_cluster = address.contains("praefect") || address.ends_with(":2305");
+    let cluster = if is_cluster { "; Gitaly Cluster (Praefect) is not covered" } else { "" };
     format!(
-        "storage {name}, which has no path on this machine{of}; back it up where it is, or name \
-         the place where it is mounted"
+        "storage {name}, which has no path on this machine{of}{cluster}; back it up where it is, \
+         or name the place where it is mounted"
     )
 }
 

@@ -213,6 +213,12 @@ fn a_storage_of_another_machine_is_missing() {
     assert_eq!(machine.places(&plan, "repositories"), [usual]);
     let text = looked_for(&plan, "repositories-far");
     assert!(text.contains("storage far") && text.contains("tcp://gitaly.example.com:8075"));
+    assert!(!text.contains("Praefect"), "{text}");
+    let cluster = storages.replace("gitaly.example.com:8075", "praefect.internal:2305");
+    let yml = format!("production:\n  repositories:\n    storages: {{{cluster}}}\n");
+    let plan = Machine::with(&yml).plan();
+    let text = looked_for(&plan, "repositories-far");
+    assert!(text.contains("Gitaly Cluster (Praefect) is not covered"), "{text}");
     // Whoever has it mounted says where.
     let plan = machine.plan_with("[parts.repositories-far]\npath = '/mnt/far'\n");
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
