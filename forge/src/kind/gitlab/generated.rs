@@ -143,7 +143,20 @@ pub fn read(package: &Package<'_>) -> Generated {
     let registry = registry.unwrap_or_default();
     let mut notes = Vec::new();
     if let Some(settings) = &settings {
-        notes.extend(sections_lacking(gitlab_yml, settings));
+        let lacking = SECTIONS.into_iter().filter(|section| settings.get(*section).is_none());
+        let lacking: Vec<&str> = lacking.collect();
+        if !lacking.is_empty() {
+            let assumed = "whose directories are taken to be the package's usual ones";
+            notes.push(may_be_cut(gitlab_yml, &lacking.join(", "), assumed));
+        }
+    }
+    if databases.as_ref().is_some_and(|all| main_database(all).get("host").is_none()) {
+        let assumed = "which is taken to be the package's own server";
+        notes.push(may_be_cut(database_yml, "a host", assumed));
+    }
+    if registry_yml.exists() && !registry.is_null() && registry.get("storage").is_none() {
+        let assumed = "which is taken to be where gitlab.yml has it";
+        notes.push(may_be_cut(&registry_yml, "its storage", assumed));
     }
     let mut assumed = |name: &Path, what: &str| {
         if matches!(name.try_exists(), Ok(false)) {
@@ -244,18 +257,12 @@ fn usable_registry(path: &Path) -> Result<Option<Value>> {
     Ok(registry)
 }
 
-/// Names sections that nothing but a cut leaves out.
-fn sections_lacking(path: &Path, settings: &Value) -> Option<String> {
-    let lacking = SECTIONS.into_iter().filter(|section| settings.get(*section).is_none());
-    let lacking: Vec<&str> = lacking.collect();
-    (!lacking.is_empty()).then(|| {
-        format!(
-            "{} says nothing of {}, whose directories are taken to be the package's usual ones; \
-             run `gitlab-ctl reconfigure` if it was cut off",
-            path.display(),
-            lacking.join(", ")
-        )
-    })
+/// What to say of a file that lacks what the package always writes.
+fn may_be_cut(path: &Path, lacking: &str, assumed: &str) -> String {
+    let path = path.display();
+    format!(
+        "{path} says nothing of {lacking}, {assumed}; run `gitlab-ctl reconfigure` if it was cut off"
+    )
 }
 
 /// All that says where something is.

@@ -549,6 +549,13 @@ fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
     assert!(looked_for(&lines(whole, 3), "generated").contains("its end is missing"));
     let plan = lines(&whole.replace(" &base", ""), 3);
     assert!(has_note(&plan, "says nothing of uploads, gitlab_ci"), "{:?}", plan.notes);
+    let plan = good().plan();
+    for words in ["database.yml says nothing of a host", "config.yml says nothing of its storage"] {
+        assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
+    }
+    let machine = good();
+    machine.write(&format!("{rails}/database.yml"), &format!("{databases}    host:\n"));
+    assert!(!has_note(&machine.plan(), "nothing of a host"));
     let machine = good();
     machine.write(&format!("{rails}/resque.yml"), "production: [\n");
     machine.dir("/var/opt/gitlab/redis");
