@@ -3,7 +3,7 @@
 use crate::support::accounts::Account;
 use crate::support::instance::{backup, configured, lines, summary};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::server::{Server, Signal, wait_until};
 use std::path::Path;
 
@@ -26,9 +26,7 @@ fn configure(sandbox: &Sandbox, host: &Path, more: &str) {
 
 #[test]
 fn a_server_that_cuts_off_what_takes_long() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
     for database in ["one", "two"] {
@@ -51,9 +49,7 @@ fn a_server_that_cuts_off_what_takes_long() {
 
 #[test]
 fn databases_of_others_cost_nothing_and_are_named() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
     for database in ["own", "rdsadmin", "closed", "theirs"] {
@@ -92,9 +88,7 @@ fn databases_of_others_cost_nothing_and_are_named() {
 
 #[test]
 fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
     let names =
@@ -138,9 +132,7 @@ fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() 
 
 #[test]
 fn a_role_that_is_not_there_is_not_waited_for() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
     configure(&sandbox, postgres.socket_dir(), "wait = '1h'");
@@ -151,9 +143,7 @@ fn a_role_that_is_not_there_is_not_waited_for() {
 
 #[test]
 fn a_server_that_is_starting_is_waited_for() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let mut postgres = cluster(&sandbox);
     postgres.sql("postgres", "create database one");
@@ -169,9 +159,7 @@ fn a_server_that_is_starting_is_waited_for() {
 
 #[test]
 fn a_pooler_is_not_taken_for_the_server() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
     postgres.sql("postgres", "create database one");

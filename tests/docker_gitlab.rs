@@ -4,7 +4,7 @@ use crate::support::docker_gitlab::{COMPOSE, DATA, DockerGitlab, SECRETS, see_as
 use crate::support::gitlab;
 use crate::support::instance::{backup, configured};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{Outcome, Sandbox, is_root};
+use crate::support::sandbox::{Outcome, Sandbox, need_root};
 use serde_json::Value;
 use std::path::Path;
 
@@ -56,9 +56,7 @@ fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
 
 #[test]
 fn a_gitlab_in_containers_comes_back() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -112,9 +110,7 @@ fn a_gitlab_in_containers_comes_back() {
 
 #[test]
 fn a_volume_inside_another_one_comes_back() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = DockerGitlab::start();
     gitlab.mount("repositories/@hashed", "mnt/hashed");
     gitlab.mount("repositories/@pools", "mnt/pools");
@@ -153,9 +149,7 @@ fn a_volume_inside_another_one_comes_back() {
 
 #[test]
 fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -185,9 +179,7 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
 
 #[test]
 fn maintenance_stops_the_container_and_starts_it_again() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");

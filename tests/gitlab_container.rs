@@ -3,7 +3,7 @@
 use crate::support::gitlab::{self, Builder};
 use crate::support::gitlab_container::{COMPOSE, GitlabContainer, NAME};
 use crate::support::instance::{backup, configured, lines, load_databases, summary};
-use crate::support::sandbox::{Run, Sandbox, is_root};
+use crate::support::sandbox::{Run, Sandbox, need_root};
 use serde_json::Value;
 
 fn configure(sandbox: &Sandbox, gitlab: &GitlabContainer, more: &str) {
@@ -21,9 +21,7 @@ fn configure(sandbox: &Sandbox, gitlab: &GitlabContainer, more: &str) {
 
 #[test]
 fn an_official_container_comes_back() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = GitlabContainer::start(Builder::new().mattermost());
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -77,9 +75,7 @@ fn an_official_container_comes_back() {
 
 #[test]
 fn services_in_a_container_are_stopped_and_it_stays_up() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = GitlabContainer::start(Builder::new());
     let sandbox = Sandbox::new();
     // Without its compose file, the container itself says where its volumes are.
@@ -112,9 +108,7 @@ fn services_in_a_container_are_stopped_and_it_stays_up() {
 
 #[test]
 fn the_databases_come_back_as_the_page_about_restoring_says() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = GitlabContainer::start(Builder::new());
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -183,9 +177,7 @@ fn an_official_image_is_found_in_compose_files() {
 
 #[test]
 fn a_container_that_runs_is_found_without_a_compose_file() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let answer = "[{\"Name\": \"git\", \"Config\": {\"Image\": \"docker.io/gitlab/gitlab-ce:17.8.2-ce.0\"}, \
                   \"Mounts\": []}]";

@@ -2,7 +2,7 @@
 
 use crate::support::gitlab::{self, Builder};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
-use crate::support::sandbox::{Dice, Run, Sandbox, is_root};
+use crate::support::sandbox::{Dice, Run, Sandbox, need_root};
 use serde_json::Value;
 
 #[test]
@@ -17,9 +17,7 @@ fn a_large_instance_that_is_written_to_is_copied_whole() {
 }
 
 fn copied_whole_while_written_to(projects: u32) {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(projects).mattermost().writers().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -51,9 +49,7 @@ fn copied_whole_while_written_to(projects: u32) {
 
 #[test]
 fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(20).writers().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");
@@ -88,9 +84,7 @@ fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
 
 #[test]
 fn odd_rows_and_tables_do_not_cost_the_night() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     gitlab.postgres.sql(
@@ -129,9 +123,7 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
 
 #[test]
 fn what_was_moved_to_another_disk_is_copied_from_there() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     // The links are as the instance has them, for which its root is `/`.
@@ -244,9 +236,7 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
 #[test]
 #[ignore = "minutes: a thousand repositories and two gigabytes of packages"]
 fn a_stop_is_a_tenth_of_the_run_at_most() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(500).writers().build();
     let mut dice = Dice::new(1);
     for number in 0..2048 {

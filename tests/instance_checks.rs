@@ -2,7 +2,7 @@
 
 use crate::support::gitlab::{Builder, Gitlab, database};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -32,9 +32,7 @@ fn remove(path: impl Into<PathBuf>) {
 
 #[test]
 fn a_repository_is_there_only_if_git_takes_it_for_one() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(8).build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -77,9 +75,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
 
 #[test]
 fn every_kind_of_repository_is_looked_for() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -117,9 +113,7 @@ fn every_kind_of_repository_is_looked_for() {
 
 #[test]
 fn every_table_of_files_is_compared() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
@@ -151,9 +145,7 @@ fn every_table_of_files_is_compared() {
 
 #[test]
 fn a_project_by_name_is_complete() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");

@@ -4,7 +4,7 @@
 use crate::support::gitlab::{Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::redis::Redis;
-use crate::support::sandbox::{Dice, Outcome, Sandbox, is_root};
+use crate::support::sandbox::{Dice, Outcome, Sandbox, need_root};
 use crate::support::server::Signal;
 use std::time::{Duration, Instant};
 
@@ -28,9 +28,7 @@ fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &
 
 #[test]
 fn a_database_server_that_dies_in_the_middle_of_a_dump() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let mut gitlab = Builder::new().build();
     // A table that takes a while, since the dump waits for us to read.
     gitlab.postgres.sql(
@@ -58,9 +56,7 @@ fn a_database_server_that_dies_in_the_middle_of_a_dump() {
 
 #[test]
 fn redis_that_cannot_save() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     gitlab.redis.break_saving();
     let sandbox = Sandbox::new();
@@ -76,9 +72,7 @@ fn redis_that_cannot_save() {
 
 #[test]
 fn a_service_that_does_not_stop() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().writers().build();
     let stubborn = "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n";
     gitlab.services.add("unicorn", stubborn);
@@ -95,9 +89,7 @@ fn a_service_that_does_not_stop() {
 
 #[test]
 fn a_service_that_takes_longer_to_stop_than_sv_waits() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let slow = "#!/bin/sh\ntrap 'sleep 10; exit' TERM\nwhile :; do sleep 0.1; done\n";
     gitlab.services.add("unicorn", slow);
@@ -115,9 +107,7 @@ fn a_service_that_takes_longer_to_stop_than_sv_waits() {
 
 #[test]
 fn a_service_that_somebody_starts_while_it_is_to_be_down() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     // Redis is asked to save while services are down.
@@ -150,9 +140,7 @@ fn a_service_that_somebody_starts_while_it_is_to_be_down() {
 
 #[test]
 fn a_store_whose_disk_is_full() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
@@ -187,9 +175,7 @@ fn kill_while_stopped(sandbox: &Sandbox, gitlab: &Gitlab, signal: &str) -> Outco
 
 #[test]
 fn a_run_that_is_killed_while_services_are_stopped() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
@@ -215,9 +201,7 @@ fn a_run_that_is_killed_while_services_are_stopped() {
 
 #[test]
 fn signals_start_what_was_stopped() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
@@ -229,9 +213,7 @@ fn signals_start_what_was_stopped() {
 
 #[test]
 fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     std::fs::remove_file(gitlab.path("etc/gitlab/gitlab-secrets.json")).expect("removes");
@@ -264,9 +246,7 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
 
 #[test]
 fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(10).build();
     let sandbox = Sandbox::new();
     let run = |more: &str, code: i32| {
@@ -310,9 +290,7 @@ fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
 
 #[test]
 fn two_runs_at_once_do_not_meet() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "before = [{ command = ['sleep', '3'] }]");
@@ -330,9 +308,7 @@ fn two_runs_at_once_do_not_meet() {
 
 #[test]
 fn a_service_that_does_not_start_again() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     let lame = "[[instances.forge.services.stop]]\ncommand = ['true']\n\
@@ -352,9 +328,7 @@ fn a_service_that_does_not_start_again() {
 
 #[test]
 fn what_is_for_the_end_is_done_whatever_the_end_is() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     let steps = |before: &str| {
@@ -402,9 +376,7 @@ fn what_is_for_the_end_is_done_whatever_the_end_is() {
 
 #[test]
 fn a_dry_run_touches_nothing() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
@@ -419,9 +391,7 @@ fn a_dry_run_touches_nothing() {
 
 #[test]
 fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let mut gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -453,9 +423,7 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
 
 #[test]
 fn redis_with_a_password() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -473,9 +441,7 @@ fn redis_with_a_password() {
 
 #[test]
 fn keys_that_are_others_than_last_time() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -508,9 +474,7 @@ fn keys_that_are_others_than_last_time() {
 
 #[test]
 fn secrets_that_cannot_be_read() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     // Root reads everything, so somebody else makes the backup, to whom all but the secrets is open.

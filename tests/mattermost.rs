@@ -4,7 +4,7 @@ use crate::support::gitlab::mattermost::{OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PB
 use crate::support::gitlab::{Builder, database::MAIN, short_dir};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
 use crate::support::postgres::{Options, Postgres};
-use crate::support::sandbox::{Outcome, Sandbox, is_root};
+use crate::support::sandbox::{Outcome, Sandbox, need_root};
 use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -50,9 +50,7 @@ fn change(path: &Path, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().mattermost().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -156,9 +154,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
 
 #[test]
 fn in_old_packages_the_configuration_of_mattermost_counts() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let version = "10.5.5-ce.0";
     let gitlab = Builder::new().version(version).web("unicorn").mattermost().build();
     let sandbox = Sandbox::new();
@@ -237,9 +233,7 @@ fn alone(root: &Path) -> Postgres {
 
 #[test]
 fn mattermost_alone_is_backed_up_and_comes_back() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let dir = short_dir();
     let postgres = alone(dir.path());
     let sandbox = Sandbox::new();
@@ -293,9 +287,7 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
 
 #[test]
 fn settings_in_the_database_say_where_files_are() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let dir = short_dir();
     let postgres = alone(dir.path());
     let sandbox = Sandbox::new();

@@ -1,7 +1,7 @@
 //! Who is told, by real servers that say what arrived.
 
 use crate::support::listeners::{Certificate, Listener};
-use crate::support::sandbox::{Outcome, Run, Sandbox, is_root};
+use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
 use crate::support::server::wait_until;
 use crate::support::zabbix::{HOST, Zabbix, now};
 use serde_json::Value;
@@ -108,7 +108,7 @@ fn one_who_cannot_be_told_keeps_no_other_from_it() {
     assert_eq!((text(&message, "/username"), text(&message, "/channel")), ("forgekeep", "ops"));
     assert_eq!(text(&requests[0], "/headers/content-type"), "application/json");
     // A webhook does not hear of starts.
-    test(&sandbox, &table, "started").run().ok();
+    test(&sandbox, &table, "started").run().ends_with(3);
     assert_eq!(listener.requests().len(), 1);
 }
 
@@ -232,9 +232,7 @@ fn metrics_please_promtool() {
 
 #[test]
 fn zabbix_has_the_values_and_tells_which_it_refuses() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);
     let table = |host: &str, more: &str| {
@@ -275,9 +273,7 @@ fn zabbix_has_the_values_and_tells_which_it_refuses() {
 
 #[test]
 fn a_maintenance_in_zabbix_ends_by_itself_and_sooner_if_it_can() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);
     let table = |token: &str, more: &str| {

@@ -1,6 +1,6 @@
 //! Trouble with one thing of the source costs that thing alone, and is reported by its name.
 
-use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root};
+use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root, need_root};
 use crate::support::stores;
 use rustix::fs::XattrFlags;
 use std::collections::BTreeSet;
@@ -86,9 +86,7 @@ fn with_end(dir: &Path, end: &str) -> String {
 
 #[test]
 fn what_cannot_be_read_of_a_git_directory_costs_itself() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     sandbox.as_nobody(["init"]).run().ok();
     repository(&sandbox);
@@ -116,9 +114,7 @@ fn what_cannot_be_read_of_a_git_directory_costs_itself() {
 
 #[test]
 fn a_multi_pack_index_is_left_out_with_a_pack_that_it_names() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     sandbox.as_nobody(["init"]).run().ok();
     repository(&sandbox);
@@ -186,9 +182,7 @@ fn attributes_that_cannot_be_read_cost_no_content_and_are_tried_again() {
 
 #[test]
 fn an_attribute_of_a_directory_that_is_only_passed_through_costs_nothing_else() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     sandbox.write("hidden/mine/file", "mine");
     sandbox.write("other/file", "other");

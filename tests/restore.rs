@@ -1,6 +1,8 @@
 //! What a restore removes, keeps and leaves behind.
 
-use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root};
+use crate::support::sandbox::{
+    Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root, need_root,
+};
 use crate::support::tree::{Ignore, compare_ignoring};
 use std::os::unix::process::CommandExt;
 
@@ -33,9 +35,8 @@ fn delete_never_removes_what_is_mounted_inside() {
     std::fs::create_dir_all(sandbox.path("source/new/disk")).expect("a directory");
     sandbox.write("source/new/later", "later");
     let mount = ["-t", "tmpfs", "tmpfs", "source/new/disk"];
-    if !is_root() || sandbox.tool("mount").args(mount).run().code() != Some(0) {
-        return;
-    }
+    need_root();
+    sandbox.tool("mount").args(mount).run().ok();
     sandbox.write("source/new/disk/b", "b");
     let place = sandbox.at("latest", "source");
     let outcome = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
@@ -273,9 +274,7 @@ fn an_owner_restores_into_directories_without_the_right_to_write() {
 
 #[test]
 fn rights_of_an_owner_who_could_not_be_set_are_not_given_to_others() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::with_store();
     sandbox.write("source/program", "#!/bin/sh");
     sandbox.tool("chmod").args(["6755", "source/program"]).run().ok();
@@ -308,9 +307,8 @@ fn content_comes_back_where_metadata_and_links_are_refused() {
     sandbox.tool("truncate").args(["-s", "20M", "image"]).run().ok();
     sandbox.tool("mkfs.ext4").args(["-q", "-O", "^ea_inode", "image"]).run().ok();
     let mount = ["-o", "loop", "image", "disk"];
-    if !is_root() || sandbox.tool("mount").args(mount).run().code() != Some(0) {
-        return;
-    }
+    need_root();
+    sandbox.tool("mount").args(mount).run().ok();
     std::fs::create_dir_all(sandbox.path("disk/to/other")).expect("a directory");
     // A file system of its own: names on both sides cannot be of one file.
     let mount = ["-t", "tmpfs", "tmpfs", "disk/to/other"];
@@ -433,9 +431,7 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
 
 #[test]
 fn what_cannot_be_deleted_is_named() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "1");
     sandbox.backup(["source"]);
@@ -498,9 +494,8 @@ fn times_that_the_file_system_cannot_hold_are_named() {
     // Inodes of this size have signed seconds of 32 bits.
     sandbox.tool("mkfs.ext4").args(["-q", "-I", "128", "image"]).run().ok();
     let mount = ["-o", "loop", "image", "disk"];
-    if !is_root() || sandbox.tool("mount").args(mount).run().code() != Some(0) {
-        return;
-    }
+    need_root();
+    sandbox.tool("mount").args(mount).run().ok();
     let place = sandbox.at("latest", "source");
     let restored = sandbox.run(["restore", &place, "--target", "disk/to"]);
     sandbox.tool("umount").args(["disk"]).run().ok();
@@ -618,9 +613,7 @@ fn a_private_directory_is_private_while_it_is_restored() {
 
 #[test]
 fn mounted_files_and_directories_are_not_deleted() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "1");
     sandbox.backup(["source"]);

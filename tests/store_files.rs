@@ -1,7 +1,7 @@
 //! The files of a store itself: who may read them, what happens where the file system lacks
 //! locks or syncs, and what lies among them that nobody expects.
 
-use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root};
+use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root, need_root};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -78,9 +78,7 @@ fn as_member(sandbox: &Sandbox, gid: u32, arguments: &[&str]) -> Run {
 
 #[test]
 fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     const MEMBERS: u32 = 4711;
     let sandbox = Sandbox::new();
     sandbox.write("source/secret", "secret");

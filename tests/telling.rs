@@ -3,7 +3,7 @@
 use crate::support::gitlab::Builder;
 use crate::support::instance::{backup, configure, configured, lines};
 use crate::support::listeners::Listener;
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::server::wait_until;
 use crate::support::zabbix::{HOST, Zabbix};
 use serde_json::Value;
@@ -16,9 +16,7 @@ const SILENCE: &str = "maintenance.status[web]";
 
 #[test]
 fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);

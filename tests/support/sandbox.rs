@@ -20,7 +20,12 @@ pub const FORGEKEEP: &str = env!("CARGO_BIN_EXE_forgekeep");
 /// User and group of those who own nothing.
 pub const NOBODY: u32 = 65534;
 
-/// Whether this process is root.
+/// Fails a test that only root can run: one that returned silently would look like a success.
+pub fn need_root() {
+    assert!(is_root(), "this test needs mounts, owners or services: run it as root");
+}
+
+/// Whether the tests run as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

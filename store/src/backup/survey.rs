@@ -18,7 +18,7 @@ pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &Atom
     for root in roots {
         if root.stat.kind != Kind::Directory {
             entries += 1;
-            bytes += root.stat.size;
+            bytes = bytes.saturating_add(root.stat.size);
             continue;
         }
         let Ok(dir) = source::open_dir(&absolute(&root.path)) else { continue };
@@ -29,7 +29,9 @@ pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &Atom
             }
             if let Step::Found(found) = step {
                 entries += 1;
-                bytes += if found.stat.kind == Kind::File { found.stat.size } else { 0 };
+                let size = if found.stat.kind == Kind::File { found.stat.size } else { 0 };
+                // Sparse files may have any size.
+                bytes = bytes.saturating_add(size);
             }
         }
     }

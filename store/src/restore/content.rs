@@ -1,7 +1,7 @@
 //! What files contain: compared where they are there already, written where not.
 
-use super::Restore;
 use super::runs::Runs;
+use super::{Restore, add_up};
 use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry, Kind};
 use crate::error::Result;
@@ -227,7 +227,7 @@ impl Restore<'_> {
         match &finished {
             Ok(_) => {
                 self.packed_refs.restored(&entry.path);
-                self.counts.bytes_restored.fetch_add(entry.size, Relaxed);
+                add_up(&self.counts.bytes_restored, entry.size);
             }
             Err(_) => self.miss(entry),
         }
