@@ -10,26 +10,26 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use std::sync::Arc;
 
-/// As many cases as keep a test short.
+/// Returns a configuration with `count` cases.
 pub fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(count) }
 }
 
-/// Bytes that are anything.
+/// Arbitrary bytes.
 pub fn noise() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..300)
 }
 
-/// A change of one place in some bytes.
+/// A change at one position in some bytes.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// Another value of a byte.
+    /// Another value for a byte.
     Replace(Index, u8),
-    /// A byte more.
+    /// An additional byte.
     Insert(Index, u8),
-    /// A byte less.
+    /// A missing byte.
     Remove(Index),
-    /// The end is missing.
+    /// A missing end.
     Cut(Index),
 }
 
@@ -48,7 +48,7 @@ impl Change {
     }
 }
 
-/// A few changes. Most replace a byte, because those keep what follows readable.
+/// A few changes. Most replace a byte, because that keeps the rest readable.
 pub fn changes() -> impl Strategy<Value = Vec<Change>> {
     let change = prop_oneof![
         6 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Replace(at, byte)),
@@ -59,7 +59,7 @@ pub fn changes() -> impl Strategy<Value = Vec<Change>> {
     vec(change, 1..5)
 }
 
-/// `bytes` with these changes made.
+/// Applies these changes to `bytes`.
 pub fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
     changes.iter().for_each(|change| change.apply(&mut bytes));
     bytes
@@ -70,7 +70,7 @@ pub fn id() -> impl Strategy<Value = ChunkId> {
     any::<[u8; 32]>().prop_map(ChunkId::from_bytes)
 }
 
-/// An extent as a file can have it: some name the same few chunks, some continue others.
+/// An extent as in a file: some share the same few chunks, some continue others.
 pub fn extent() -> impl Strategy<Value = Extent> {
     let chunk = prop_oneof![id(), (0..3u8).prop_map(|n| ChunkId::from_bytes([n; 32]))];
     let most = limits::CHUNK_BYTES_MAX as u32;
@@ -84,14 +84,14 @@ pub fn extent() -> impl Strategy<Value = Extent> {
     prop_oneof![4 => slice, 1 => hole]
 }
 
-/// What stands in a recipe of any level.
+/// An element of a recipe of any level.
 fn part() -> impl Strategy<Value = Extent> {
     let list = (id(), 1..1u64 << 40);
     let list = list.prop_map(|(chunk, len)| Extent::Slice { chunk, offset: 0, len });
     prop_oneof![4 => extent(), 1 => list]
 }
 
-/// A path of few letters, so that many are like each other; some sort next to `/`.
+/// A path of few letters, so that many paths are similar; some sort next to `/`.
 pub fn path() -> impl Strategy<Value = Vec<u8>> {
     let byte = proptest::sample::select(&b"ab.-\x01\xff "[..]);
     vec(vec(byte, 1..4), 1..4)
@@ -99,7 +99,7 @@ pub fn path() -> impl Strategy<Value = Vec<u8>> {
         .prop_filter("no path of an entry", |path| is_valid_path(path))
 }
 
-/// Up to `max` different paths in the order of a tree.
+/// Up to `max` different paths in tree order.
 pub fn paths(max: usize) -> impl Strategy<Value = Vec<Vec<u8>>> {
     vec(path(), 0..max).prop_map(|mut paths| {
         paths.sort_by(|a, b| path_cmp(a, b));
@@ -113,7 +113,7 @@ fn time() -> impl Strategy<Value = Time> {
         .prop_map(|(seconds, nanoseconds)| Time { seconds, nanoseconds })
 }
 
-/// Somebody; often the same.
+/// An owner; often the same one.
 pub fn owner() -> impl Strategy<Value = Arc<Owner>> {
     let name = option::of(vec(any::<u8>(), 0..4));
     let numbers = prop_oneof![Just((0, 0)), (0..u32::MAX, 0..u32::MAX)];
@@ -132,8 +132,8 @@ fn text() -> impl Strategy<Value = Vec<u8>> {
     vec(1..=255u8, 1..9)
 }
 
-/// What `stat`, `listxattr`, names and recipes could hold on any system, at the path `x`:
-/// an entry that can be kept, or one with something beyond the limits.
+/// An entry with values that `stat`, `listxattr`, names and recipes could have on any system, at
+/// the path `x`. Some values exceed the limits.
 pub fn found() -> impl Strategy<Value = Entry> {
     let nanoseconds = prop_oneof![0..1_000_000_000u32, 999_999_990..1_000_000_010u32, any::<u32>()];
     let time = (any::<i64>(), nanoseconds)
@@ -166,7 +166,7 @@ pub fn found() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// One thing that is unusual.
+/// One unusual value.
 #[derive(Debug, Clone)]
 enum Found {
     Mtime(Time),
@@ -198,7 +198,7 @@ impl Found {
     }
 }
 
-/// A path that a source could have, be it too long: like [`path`], with some long names.
+/// A path that a source could have, possibly too long: like [`path`], with some long names.
 pub fn found_path() -> impl Strategy<Value = Vec<u8>> {
     let long = prop_oneof![250..260usize, 1..255usize];
     let long = (long, 1..40usize).prop_map(|(len, depth)| vec![vec![b'n'; len]; depth].join(&b'/'));

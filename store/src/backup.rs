@@ -1,17 +1,17 @@
 //! Backup: source directories in, one snapshot out.
 //!
 //! ```text
-//! walk ─▶ merge with the snapshot before ─▶ jobs (any order) ─▶ tree (path order) ─▶ snapshot
+//! walk ─▶ merge with the previous snapshot ─▶ jobs (any order) ─▶ tree (path order) ─▶ snapshot
 //!                                             │ read, cut, hash, compress
 //!                                             └▶ packer ─▶ segments ─▶ index
 //! ```
 //!
-//! The merge sends every batch of entries down two ways: to the workers, which
-//! fill in what was read, and to the tree, which takes the batches in the order
-//! in which they were sent. Both ways are bounded, and with them memory.
+//! The merge sends every batch of entries two ways. Workers fill in the content they read. The tree
+//! takes the batches in the order in which they were sent. Both queues are bounded, which bounds
+//! memory.
 //!
-//! A backup may be made of several passes, one after the other, each over other paths; what
-//! they leave is merged into one tree in the end.
+//! A backup may consist of several passes, one after the other, each over other paths. Their
+//! results are merged into one tree at the end.
 
 mod assembly;
 mod failure;
@@ -42,74 +42,74 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What to back up and how.
+/// Options of a backup.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of what to leave out.
+    /// Globs of paths to leave out.
     pub excludes: Vec<Vec<u8>>,
     /// Stay on the file systems of the paths.
     pub one_file_system: bool,
     /// Leave out the content of directories marked as caches.
     pub exclude_caches: bool,
-    /// Take along what git can make again: commit-graphs, bitmaps, reverse and multi-pack indexes.
+    /// Include files that git can recreate: commit-graphs, bitmaps, reverse and multi-pack indexes.
     pub git_caches: bool,
-    /// Take a file as unchanged whatever its ctime says.
+    /// Treat a file as unchanged even if its ctime differs.
     pub ignore_ctime: bool,
-    /// Take a file as unchanged whatever its inode number is.
+    /// Treat a file as unchanged even if its inode number differs.
     pub ignore_inode: bool,
-    /// Read every file again, changed or not.
+    /// Read every file, changed or not.
     pub force: bool,
     /// Store nothing.
     pub is_dry: bool,
-    /// Threads that look at files ahead of the reading.
+    /// Number of threads that walk ahead of reading.
     pub walk_threads: usize,
-    /// What the record says of the run.
+    /// Description of the run for the record.
     pub about: About,
 }
 
-/// What the record says of a run.
+/// Description of a run in its record.
 #[derive(Debug, Clone)]
 pub struct About {
     /// Name of the machine.
     pub host: String,
     /// Name of the user.
     pub user: String,
-    /// Words to find the snapshot by.
+    /// Labels for finding the snapshot.
     pub tags: Vec<String>,
     /// Version of the program.
     pub program: String,
-    /// Tells the time.
+    /// Returns the current time.
     pub clock: fn() -> Time,
 }
 
-/// What a backup did.
+/// Result of a backup.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The new snapshot, unless the run was dry.
     pub snapshot: Option<SnapshotId>,
-    /// The snapshot that unchanged files were taken from.
+    /// Snapshot from which unchanged files were taken.
     pub parent: Option<SnapshotId>,
-    /// Figures.
+    /// Statistics.
     pub statistics: Statistics,
-    /// What the parent has and the snapshot does not; `None` without a parent, after a dry run,
-    /// and where the parent's tree cannot be read.
+    /// Entries that the parent has and the snapshot does not. `None` without a parent, after a dry
+    /// run, or if the parent's tree is unreadable.
     pub removed: Option<Removed>,
-    /// Source paths that could not be read.
+    /// Number of source paths that could not be read.
     pub unreadable_count: u64,
-    /// Snapshot records that were passed over when the parent was looked for: unreadable ones,
-    /// and those from the future.
+    /// Number of snapshot records that the search for a parent skipped: unreadable ones, and those
+    /// from the future.
     pub doubtful_records: u64,
-    /// Files that were not what they seem and were stored like any other, by reason.
+    /// Number of files, by reason, that looked special but were stored like any other file.
     pub doubts: BTreeMap<&'static str, u64>,
-    /// Damage of older snapshots that was met. The new one does not count on what is damaged.
+    /// Damage found in older snapshots. The new snapshot does not use damaged chunks.
     pub damage: Option<Damage>,
-    /// Whether there is nothing in it but the named directories and those above them.
+    /// True if the snapshot holds only the named directories and those above them.
     pub is_empty: bool,
 }
 
-/// Numbers of entries that a snapshot no longer has.
+/// Numbers of entries that the parent has and the snapshot does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Files.
@@ -129,8 +129,8 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
 
 /// Backs up one stream as one file named `name`, which is also its path.
 ///
-/// `input` is read to its end; `confirm` then says whether what was read is all
-/// there should be, and without its consent there is no snapshot.
+/// Reads `input` to its end, then calls `confirm`. If `confirm` fails because the input is
+/// incomplete, no snapshot is created.
 pub fn backup_stream(
     store: &Store,
     name: &[u8],
@@ -154,7 +154,7 @@ struct Root {
     stat: Stat,
 }
 
-/// These paths without the store and what lies in it, which is left out with a warning. Fails
+/// Returns these paths without the store and paths in it, which are left out with a warning. Fails
 /// if nothing else is left.
 fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let Some(root) = store.root().and_then(device_and_inode) else { return Ok(paths.to_vec()) };
@@ -179,15 +179,15 @@ fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
 
 /// The source paths of a pass.
 struct Roots {
-    /// Where walks begin, in tree order.
+    /// Roots of walks, in tree order.
     tops: Vec<Root>,
-    /// Those that lie below others.
+    /// Paths below other source paths.
     named: Named,
-    /// Those that cannot be looked at, and why.
+    /// Paths whose metadata cannot be read, with the error.
     refused: Vec<(PathBuf, io::Error)>,
 }
 
-/// Looks at the source paths; fails if none of them can be looked at.
+/// Looks at the source paths. Fails if none of them can be read.
 fn roots(paths: &[PathBuf]) -> Result<Roots> {
     let (mut roots, mut refused): (Vec<Root>, Vec<_>) = Default::default();
     for path in paths {
@@ -223,7 +223,7 @@ fn look_at_root(path: &Path) -> io::Result<Stat> {
     source::stat_open(source::open_below(top.as_fd(), &relative, flags)?)
 }
 
-/// An absolute path as a path in a tree.
+/// Returns an absolute path as a path in a tree.
 pub fn tree_path(path: &Path) -> Vec<u8> {
     let bytes = path.as_os_str().as_bytes();
     let parts = bytes.split(|b| *b == b'/').filter(|part| !part.is_empty());

@@ -1,7 +1,10 @@
-//! Check: is everything there, is it what was written, and if not, what does it cost?
+//! Check: finds missing or changed data in a store and lists the resulting losses.
 //!
-//! Three passes: the small files; the segments with their tables, and with all
-//! their bytes where that is asked for; the trees, down to every chunk they name.
+//! There are three passes:
+//!
+//! 1. the small files,
+//! 2. the segments: their tables, and all bytes of those that are read completely,
+//! 3. the trees, down to every chunk they name.
 
 use crate::backend;
 use crate::codec::FrameDecoder;
@@ -23,38 +26,38 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Stored bytes read at once: they stay in a core's cache while they are hashed,
-/// opened and hashed again.
+/// Stored bytes read at once. They stay in a core's cache while they are hashed, decoded and hashed
+/// again.
 const READ_BYTES: usize = 1 << 20;
-/// Damaged chunks that are kept by name; all are counted, and segments always named.
+/// Maximum number of damaged chunks kept by name. All are counted, and segments are always named.
 const DAMAGES_MAX: usize = 10_000;
-/// Memory that lost paths may take by name, about; all are counted.
+/// Approximate limit of memory for lost paths, in bytes. All are counted.
 const LOSS_BYTES_MAX: usize = 24 << 20;
 
-/// Which segments are read completely.
+/// Segments to read completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadData {
     /// Only tables.
     None,
     /// All.
     All,
-    /// Part `n` of `of` parts, counted from 1. All parts together are all segments.
+    /// Part `n` of `of` parts, counted from 1. All parts together cover all segments.
     Part {
-        /// Which part.
+        /// Number of the part.
         n: u32,
-        /// Of how many.
+        /// Number of parts.
         of: u32,
     },
-    /// This many of a million, rounded up to whole segments, chosen by `seed`.
+    /// A share of the segments, chosen by `seed` and rounded up to whole segments.
     Share {
-        /// Segments in a million.
+        /// Segments per million.
         per_million: u32,
-        /// Another seed, other segments.
+        /// Each seed chooses other segments.
         seed: u64,
     },
 }
 
-/// Which segments of those that are there are read completely.
+/// [`ReadData`], resolved for the listed segments.
 enum Picked {
     None,
     All,
@@ -62,7 +65,7 @@ enum Picked {
         n: u32,
         of: u32,
     },
-    /// Those whose rank for `seed` is not above `limit`.
+    /// Segments whose rank for `seed` is at most `limit`.
     Ranked {
         seed: u64,
         limit: u64,
@@ -100,61 +103,61 @@ impl Picked {
     }
 }
 
-/// The place of a segment in an order that is another one for every seed.
+/// Returns a segment's position in an order that depends on the seed.
 fn rank(seed: u64, id: &SegmentId) -> u64 {
     let hash = blake3::hash(&[&seed.to_le_bytes()[..], id.as_bytes()].concat());
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
-/// Something that is not as it was written.
+/// A damaged object of the store.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Damage {
     /// The file of the store, or the chunk.
     pub object: String,
-    /// What is wrong with it.
+    /// Fault.
     pub reason: String,
 }
 
-/// Something that can no longer be restored.
+/// An entry or range of entries that can no longer be restored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Loss {
-    /// In which snapshot.
+    /// Affected snapshot.
     pub snapshot: SnapshotId,
-    /// Path in the tree, readable; or from which one up to which.
+    /// Path in the tree, readable; or a range of paths.
     pub path: String,
-    /// How many paths are lost with it.
+    /// Number of lost paths.
     pub entries: u64,
-    /// Because of what.
+    /// Cause.
     pub reason: String,
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// Snapshots looked at.
+    /// Number of snapshots checked.
     pub snapshots: u64,
-    /// Segments looked at.
+    /// Number of segments checked.
     pub segments: u64,
-    /// Segments read completely.
+    /// Number of segments read completely.
     pub segments_read: u64,
-    /// Bytes of those.
+    /// Bytes of segments read completely.
     pub bytes_read: u64,
-    /// Chunks in tables.
+    /// Number of chunks in tables.
     pub chunks: u64,
-    /// What is damaged.
+    /// Damage found, up to a limit.
     pub damages: Vec<Damage>,
-    /// How much that is; more than `damages` has if it is very much.
+    /// Number of all damages, including those not in `damages`.
     pub damage_count: u64,
-    /// What that costs.
+    /// Resulting losses, up to a limit.
     pub losses: Vec<Loss>,
-    /// How many paths that are; more than `losses` has if there are very many.
+    /// Number of all lost paths, including those not in `losses`.
     pub loss_count: u64,
-    /// How many losses those are that `losses` has not.
+    /// Number of losses not in `losses`.
     pub losses_left_out: u64,
 }
 
 impl Report {
-    /// Whether nothing was found.
+    /// Returns true if the check found no damage and no loss.
     pub fn is_clean(&self) -> bool {
         self.damage_count == 0 && self.loss_count == 0
     }
@@ -187,7 +190,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
     check.foreign_segments();
     check.trees(&snapshots)?;
     if check.losses.lock().count > 0 {
-        // Whatever the index says: the next backup is to look at every chunk.
+        // Regardless of the index, the next backup must look at every chunk.
         check.to_index(store.index.forget_whole())?;
     }
     let report = check.finish();
@@ -207,30 +210,30 @@ struct Check<'a> {
     bad_chunks: Mutex<HashSet<ChunkId>>,
     bad_segments: Mutex<HashSet<SegmentId>>,
     chunks: AtomicU64,
-    /// The last segment that the index had when the check began: others may be added to the
-    /// store and to the index meanwhile. Nothing where the index is not compared.
+    /// Last segment in the index when the check began, because others may be added meanwhile.
+    /// `None` if the index is not compared.
     last: Option<i64>,
-    /// Table rows of segments up to that one to which the index leads.
+    /// Number of table rows, of segments up to `last`, that the index locates.
     indexed: AtomicU64,
     bytes_read: AtomicU64,
     segments_read: AtomicU64,
-    /// Segments whose copy of `store.json` is another one.
+    /// Number of segments with a different copy of `store.json`.
     foreign: AtomicU64,
     /// One of them.
     a_foreign: Mutex<Option<SegmentId>>,
-    /// How many entries each snapshot has, as its record says.
+    /// Number of entries of each snapshot, according to its record.
     entries: HashMap<SnapshotId, u64>,
     report: Report,
 }
 
-/// What can no longer be restored.
+/// Losses found.
 #[derive(Default)]
 struct Losses {
     kept: Vec<Loss>,
-    /// Paths of all, kept or not.
+    /// Number of lost paths, including those not kept.
     count: u64,
     left_out: u64,
-    /// Memory of all, kept or not, about.
+    /// Approximate memory of all losses, including those not kept, in bytes.
     bytes: usize,
 }
 
@@ -297,8 +300,9 @@ impl Check<'_> {
 
     fn segments(&mut self) -> Result<()> {
         let progress = self.store.observer().progress();
-        // Before the segments are listed: all that the index has now are listed then.
-        // Who may not write the index cannot lock it either and may see half of a change.
+        // Before the listing: all segments of the index are then listed.
+        //
+        // A user who may not write the index cannot lock it, and could see half of a change.
         if !self.store.index.is_read_only() {
             self.last = self.of_index(self.store.index.last_number())?;
         }
@@ -325,12 +329,12 @@ impl Check<'_> {
         self.rows_too_many()
     }
 
-    /// Compares the number of rows in the index with those that the tables led to.
+    /// Compares the number of rows in the index with the number that the tables led to.
     fn rows_too_many(&self) -> Result<()> {
         let Some(last) = self.last else { return Ok(()) };
         let in_index = self.store.index.chunk_count_up_to(last);
         let Some(in_index) = self.of_index(in_index)? else { return Ok(()) };
-        // Rows that leave a damaged segment meanwhile make them fewer.
+        // Rows may leave a damaged segment meanwhile, which lowers the count.
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
         if self.bad_segments.lock().is_empty() && too_many > 0 {
             let reason = format!("{too_many} of {in_index} chunks are not where it says");
@@ -365,7 +369,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether a segment was removed since it was listed. What that costs, the trees tell.
+    /// Returns true if a segment was removed after it was listed. The trees show the resulting
+    /// loss.
     fn is_removed(&self, id: &SegmentId) -> Result<bool> {
         let name = segment::file_name(id);
         match self.store.backend.len(&name) {
@@ -377,7 +382,7 @@ impl Check<'_> {
         }
     }
 
-    /// Every segment holds a copy of `store.json`: another one belongs to another store.
+    /// Reports segments of another store: every segment holds a copy of its store's `store.json`.
     fn foreign_segments(&self) {
         let Some(one) = *self.a_foreign.lock() else { return };
         let (foreign, all) = (self.foreign.load(Relaxed), self.report.segments);
@@ -394,7 +399,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What the index said; nothing if it is damaged, which is noted once.
+    /// Returns the index's answer. Returns `None` if the index is damaged, which is reported once.
     fn of_index<T>(&self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -412,7 +417,7 @@ impl Check<'_> {
         }
     }
 
-    /// What the index was to remember. A full disk is no damage.
+    /// Handles the result of a write to the index. A full disk is not a damage.
     fn to_index(&self, result: Result<()>) -> Result<()> {
         match self.of_index(result) {
             Err(error @ Error::Index(_)) => {
@@ -429,7 +434,7 @@ impl Check<'_> {
         let Some(last) = self.last else { return Ok(()) };
         let Some(number) = self.of_index(self.store.index.number(id))? else { return Ok(()) };
         if number.is_none_or(|number| number > last) {
-            // Published since the check began: its writer adds it to the index.
+            // Published after the check began: its writer adds it to the index.
             return Ok(());
         }
         for row in rows {
@@ -444,7 +449,7 @@ impl Check<'_> {
                     }
                     self.indexed.fetch_add(1, Relaxed);
                 }
-                // The same chunk in another segment; that row is counted there.
+                // The index has this chunk in another segment. It is counted there.
                 Some(_) => {}
                 None => {
                     let reason = format!("chunk {} of segment {id} is not in it", row.id);
@@ -455,8 +460,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Reads every byte of a segment: the chunks against their names, all of it
-    /// against its own.
+    /// Reads every byte of a segment. Verifies each chunk and the whole file against their ids.
     fn read_segment(&self, id: &SegmentId, len: u64, table: &Table) -> Result<()> {
         let name = segment::file_name(id);
         let mut whole = blake3::Hasher::new();
@@ -520,7 +524,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Walks over the pages of all snapshots, those found whole only once.
+    /// Walks the pages of all snapshots. Pages found whole are checked only once.
     fn trees(&mut self, snapshots: &[(SnapshotId, Snapshot)]) -> Result<()> {
         let mut whole_pages: HashSet<u128> = HashSet::new();
         for (id, snapshot) in snapshots {
@@ -554,7 +558,7 @@ impl Check<'_> {
             whole_pages.extend(leaves.map(|((place, _), _)| place.key()));
             let mut losses = self.losses.lock();
             if losses.count == before {
-                // Pages above a damaged one are entered again for the next snapshot.
+                // Index pages above a damaged page are opened again for the next snapshot.
                 whole_pages.extend(entered);
             }
             losses.kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
@@ -562,7 +566,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Why a chunk cannot be had.
+    /// Returns the reason why a chunk cannot be read, or `None`.
     fn trouble(&self, chunk: &ChunkId) -> Result<Option<String>> {
         let location = match self.store.locate(chunk) {
             Ok(location) => location,
@@ -582,7 +586,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether all of a leaf's entries can be restored; those that cannot are noted.
+    /// Returns true if all entries of a leaf can be restored. Reports the others as lost.
     fn leaf(&self, id: &SnapshotId, place: &Place) -> Result<bool> {
         let get = |id: &ChunkId| self.store.chunk(id);
         if let Some(reason) = self.trouble(&place.child.page)? {
@@ -610,7 +614,7 @@ impl Check<'_> {
         Ok(is_whole)
     }
 
-    /// Notes the loss of a page and all below it.
+    /// Reports the loss of a page and everything below it.
     fn page_lost(&self, snapshot: &SnapshotId, place: &Place, reason: String) {
         let (from, until) = (place.child.first.clone(), place.until.clone());
         let path = Span::Range { from, until }.to_string();
@@ -643,7 +647,8 @@ impl Check<'_> {
         Ok(None)
     }
 
-    /// Why a slice cannot be had. `sound` has the lengths of chunks that can.
+    /// Returns the reason why a slice cannot be read, or `None`. `sound` holds the plain lengths of
+    /// readable chunks.
     fn slice(
         &self,
         chunk: &ChunkId,
@@ -662,7 +667,7 @@ impl Check<'_> {
         }
         let mut plain_len = u64::from(self.store.locate(chunk)?.plain_len);
         if end > plain_len {
-            // So says the index; the chunk itself knows.
+            // The index may be wrong about the length; the chunk itself is not.
             plain_len = match self.store.chunk(chunk) {
                 Ok(plain) => plain.len() as u64,
                 Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
@@ -729,12 +734,12 @@ mod tests {
                 .expect("opens")
         }
 
-        /// Another process stores a segment, known to the index at this path.
+        /// Stores a segment as another process, and adds it to the index at this path.
         fn put(&self, index: &Path, chunks: &[&[u8]]) {
             put(&self.memory, index, chunks);
         }
 
-        /// Checks while somebody does something before the first use of this file or directory.
+        /// Runs a check. Calls `does` before the first use of the file or directory `when`.
         fn check_while(
             &self,
             when: &'static str,
@@ -770,7 +775,7 @@ mod tests {
     #[test]
     fn a_segment_that_is_published_meanwhile_is_no_damage() {
         for when in ["snapshots", "segments/00", "segments/ff"] {
-            // Known to the index, not yet known to it, and with a chunk that is there already.
+            // In the index, not yet in the index, and with a chunk that already exists.
             for (is_told, chunks) in [(true, [b"new"]), (false, [b"new"]), (false, [b"two"])] {
                 let beside = Beside::new();
                 let other = tempfile::tempdir().expect("a directory");
@@ -780,7 +785,7 @@ mod tests {
                     if is_told {
                         put(&memory, &index, &[chunks[0]]);
                     } else {
-                        // Of a store that has no other segments, so that nothing is reused.
+                        // A store without other segments, so that nothing is reused.
                         let alone = Memory::default();
                         let config = memory.with_files(|files| files[config::FILE].clone());
                         write_all(&alone, config::FILE, &config).expect("writes");

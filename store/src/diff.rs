@@ -1,4 +1,4 @@
-//! What differs between two trees, without reading what they share.
+//! Compares two trees without reading the pages that they share.
 
 use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
@@ -21,18 +21,18 @@ pub enum Change {
     Metadata(Entry, Entry),
 }
 
-/// What a comparison meets.
+/// Result of comparing one path or part.
 #[derive(Debug)]
 pub enum Difference {
     /// A path that differs.
     Change(Change),
-    /// A part of a tree that cannot be read. Nothing is said of the paths that it may have held.
+    /// An unreadable part of a tree. Differences of paths in it are not reported.
     Lost(Lost),
 }
 
 /// Calls `each` for every path that differs, in path order, and for every lost part.
 ///
-/// Leaves that both trees have are the same in both and are not read.
+/// Leaves that both trees contain are equal and are not read.
 pub fn diff(
     store: &Store,
     first: &ChunkId,
@@ -56,7 +56,7 @@ pub fn diff(
             (None, None) => return Ok(()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            // A lost part comes first: it may hold the path that the other side is at.
+            // A lost part precedes an entry, because it may hold the entry's path.
             (Some(a), Some(b)) => {
                 path_cmp(first_path(a), first_path(b)).then_with(|| a.is_ok().cmp(&b.is_ok()))
             }
@@ -66,7 +66,7 @@ pub fn diff(
             Ordering::Greater => right.next().transpose().map(|entry| entry.map(Change::Added)),
             Ordering::Equal => match (left.next(), right.next()) {
                 (Some(Ok(a)), Some(Ok(b))) => Ok(compare(a, b)),
-                // Both are lost: once is enough.
+                // Lost in both trees: report it once.
                 (Some(Err(lost)), _) | (_, Some(Err(lost))) => Err(lost),
                 _ => Ok(None),
             },
@@ -89,7 +89,7 @@ pub fn diff(
 }
 
 impl Change {
-    /// The path that differs.
+    /// Returns the path that differs.
     pub fn path(&self) -> &[u8] {
         match self {
             Change::Added(entry)

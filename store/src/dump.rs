@@ -1,4 +1,4 @@
-//! The content of one file, as a stream.
+//! Writes the content of one file as a stream.
 
 use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry};
@@ -8,14 +8,14 @@ use crate::recipe::{Extent, Extents};
 use crate::store::Store;
 use std::io::{self, BufWriter, Write};
 
-/// ChunkCache chunks that are kept for further slices of them.
+/// Plain bytes of chunks kept for later slices.
 const OPENED_BYTES: usize = 32 << 20;
 /// Zeros written at once for a hole.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Writes the content of `entry`, every byte verified before it is written.
+/// Writes the content of `entry`. Every byte is verified before it is written.
 ///
-/// The outer error is the store's, the inner one that of `out`.
+/// The outer error is the store's; the inner one is that of `out`.
 pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Result<()>> {
     let recipe = match &entry.content {
         Content::Empty => return Ok(Ok(())),
@@ -24,7 +24,7 @@ pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Res
     };
     let get = |id: &ChunkId| store.chunk(id);
     let mut opened = ChunkCache::new(store, OPENED_BYTES);
-    // Small slices are collected; what is longer than the buffer goes past it.
+    // Collects small slices. Slices longer than the buffer bypass it.
     let mut out = BufWriter::with_capacity(ZEROS.len(), out);
     for extent in Extents::new(recipe, &get) {
         store.observer().progress().check()?;

@@ -1,4 +1,4 @@
-//! An entry: everything that is kept of one file, directory or other thing.
+//! An entry: everything stored about one file, directory or other object.
 
 use crate::limits;
 use crate::recipe::{Extent, Recipe, decode_extents, encode_extents};
@@ -7,7 +7,7 @@ use minicbor::{Decoder, Encoder, decode};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// A moment: seconds since 1970 (UTC), may be negative, and nanoseconds within the second.
+/// A point in time: seconds since 1970 (UTC), possibly negative, and nanoseconds within the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time {
     /// Whole seconds, rounded down.
@@ -16,17 +16,17 @@ pub struct Time {
     pub nanoseconds: u32,
 }
 
-/// Most nanoseconds within a second.
+/// Largest number of nanoseconds within a second.
 const NANOSECONDS_MAX: u32 = 999_999_999;
 
 impl Time {
-    /// The time with its nanoseconds within the second. Some file systems hand out more.
+    /// Returns the time with its nanoseconds limited to one second. Some file systems return more.
     pub fn clamped(self) -> Time {
         Time { nanoseconds: self.nanoseconds.min(NANOSECONDS_MAX), ..self }
     }
 }
 
-/// What an entry is.
+/// Type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A regular file.
@@ -56,7 +56,7 @@ impl Kind {
         Kind::BlockDevice,
     ];
 
-    /// The kind, for people.
+    /// Returns the name of the kind, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Kind::File => "a file",
@@ -69,7 +69,7 @@ impl Kind {
         }
     }
 
-    /// One letter, as `ls -l` and `find -type` have them.
+    /// Returns its letter, as `ls -l` and `find -type` use it.
     pub fn letter(self) -> char {
         match self {
             Kind::File => '-',
@@ -83,7 +83,7 @@ impl Kind {
     }
 }
 
-/// Who owns an entry: numbers, and names if the source machine knew them.
+/// Owner of an entry: numbers, and names if the source machine had them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Owner {
     /// User number.
@@ -96,25 +96,25 @@ pub struct Owner {
     pub group: Option<Vec<u8>>,
 }
 
-/// Which of the source's files share one inode.
+/// Group of source files that share one inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HardLink {
-    /// Number of the file system within the snapshot; with the inode number it names the
-    /// group. A device number would change with every restart or block snapshot.
+    /// Number of the file system within the snapshot. Together with the inode number it identifies
+    /// the group. Device numbers would change with every restart or block snapshot.
     pub file_system: u64,
-    /// Names the inode had, inside and outside of what was backed up.
+    /// Number of names of the inode, inside and outside of the source paths.
     pub names: u64,
 }
 
-/// What a file contains.
+/// Content of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Content {
-    /// Nothing: not a file, or an empty one.
+    /// No content: an empty file, or not a file.
     #[default]
     Empty,
-    /// These bytes.
+    /// Bytes stored in the entry.
     Inline(Vec<u8>),
-    /// Bytes of chunks.
+    /// Bytes stored in chunks.
     Recipe(Recipe),
 }
 
@@ -124,41 +124,41 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 /// A tree entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Absolute path without the leading `/`; any bytes but NUL, `/` between components.
+    /// Absolute path without the leading `/`. Any bytes except NUL; `/` separates components.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Type.
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky: 0 to 0o7777.
     pub mode: u32,
-    /// Whose it is.
+    /// Owner and group.
     pub owner: Arc<Owner>,
-    /// Last change of content. `None` for the directories above a source path,
-    /// whose times change with every neighbour and are not restored.
+    /// Last change of content. `None` for directories above a source path: their times change with
+    /// every neighbour and are not restored.
     pub mtime: Option<Time>,
-    /// Last change of the inode on the source, to notice changes. `None` where metadata could
-    /// not be read, so that the next backup tries again.
+    /// Last change of the inode on the source, to detect changes. `None` if metadata could not be
+    /// read, so that the next backup tries again.
     pub ctime: Option<Time>,
-    /// Inode number on the source, to notice changes and to group hard links.
+    /// Inode number on the source, to detect changes and to group hard links.
     pub inode: u64,
-    /// Bytes of a file, 0 for everything else.
+    /// Size of a file in bytes; 0 for everything else.
     pub size: u64,
     /// Target of a symbolic link.
     pub target: Vec<u8>,
-    /// Set where the inode has more than one name.
+    /// Set if the inode has more than one name.
     pub hard_link: Option<HardLink>,
-    /// Extended attributes with POSIX ACLs among them, sorted by name.
+    /// Extended attributes, including POSIX ACLs, sorted by name.
     pub xattrs: Xattrs,
     /// Major and minor number of a device.
     pub device: Option<(u32, u32)>,
-    /// What a file contains.
+    /// Content of a file.
     pub content: Content,
-    /// Bytes of the chunks it refers to that are not its own: kept for other snapshots, or for
-    /// nobody. 0 for files that chunks were made for.
+    /// Bytes of referenced chunks that this entry does not use. Other snapshots may need them, or
+    /// none. 0 for files whose chunks were made for them.
     pub unused: u64,
 }
 
 impl Entry {
-    /// An entry without content, of which nothing more is known.
+    /// Creates an entry without content and with default metadata.
     pub fn new(path: Vec<u8>, kind: Kind, mode: u32) -> Entry {
         Entry {
             path,
@@ -178,30 +178,30 @@ impl Entry {
         }
     }
 
-    /// Whether the backup could read all of its metadata: else the entry has a time of change of
-    /// its content and none of its inode, so that the next backup looks again.
+    /// Returns true if the backup read all metadata. Otherwise the entry has an `mtime` but no
+    /// `ctime`, so that the next backup tries again.
     pub fn has_all_metadata(&self) -> bool {
         self.mtime.is_none() || self.ctime.is_some()
     }
 
-    /// The last component of the path.
+    /// Returns the last component of the path.
     pub fn name(&self) -> &[u8] {
         self.path.rsplit(|b| *b == b'/').next().unwrap_or_default()
     }
 }
 
-/// The order of a tree: by components, so that a directory is followed by what is in it.
+/// Compares paths in tree order: component by component, so that a directory's content follows it.
 ///
-/// Hint comparing bytes, with `/` before every other byte.
+/// Equals a comparison of bytes in which `/` precedes every other byte.
 pub fn path_cmp(a: &[u8], b: &[u8]) -> Ordering {
     let common = a.iter().zip(b).position(|(x, y)| x != y);
     let Some(at) = common else { return a.len().cmp(&b.len()) };
     let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
-    // NUL is no byte of a path, so nothing else has rank 0.
+    // Paths contain no NUL, so nothing else has rank 0.
     rank(a[at]).cmp(&rank(b[at]))
 }
 
-/// Whether `path` is `ancestor` or lies below it. Everything lies below the empty path.
+/// Returns true if `path` is `ancestor` or below it. Every path is below the empty path.
 pub fn is_within(path: &[u8], ancestor: &[u8]) -> bool {
     match path.strip_prefix(ancestor) {
         Some(rest) => rest.is_empty() || rest[0] == b'/' || ancestor.is_empty(),
@@ -209,13 +209,13 @@ pub fn is_within(path: &[u8], ancestor: &[u8]) -> bool {
     }
 }
 
-/// Whether this can be the path of an entry.
+/// Returns true if an entry can have this path.
 pub fn is_valid_path(path: &[u8]) -> bool {
     check_path(path).is_ok()
 }
 
-/// Says why this cannot be the path of an entry: relative, no empty, `.` or `..`
-/// component, no NUL, not too long.
+/// Checks that an entry can have this path, and returns the reason otherwise. The path must be
+/// relative, without NUL, without empty, `.` or `..` components, and within the length limits.
 pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
     let (len, max) = (path.len(), limits::PATH_BYTES_MAX);
     if len > max {
@@ -232,7 +232,7 @@ pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// The same of a name that a file system listed in a directory whose path was checked.
+/// Like [`check_path`], for a name that a file system listed in a directory whose path was checked.
 pub(crate) fn check_child(path: &[u8], name: &[u8]) -> Result<(), String> {
     if path.len() > limits::PATH_BYTES_MAX { check_path(path) } else { check_name(name) }
 }
@@ -248,15 +248,15 @@ fn check_name(name: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a character steers a terminal, ends a line, or reverses the order of text, so
-/// that a name could be shown as another one.
+/// Returns true if a character controls a terminal, ends a line or reverses text direction. It
+/// could make a name look like another one.
 pub fn is_deceptive(c: char) -> bool {
     let is_bidi = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_bidi || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
-/// A path for people and messages: valid UTF-8 as it is, with control and
-/// invalid bytes as `\x..`.
+/// Formats a path for people and messages. Backslashes, deceptive characters and invalid bytes are
+/// escaped; other valid UTF-8 is unchanged.
 pub fn display_path(path: &[u8]) -> String {
     let mut out = String::with_capacity(path.len());
     for part in path.utf8_chunks() {
@@ -296,8 +296,8 @@ type Out<'a> = Encoder<&'a mut Vec<u8>>;
 type EncodeResult = Result<(), minicbor::encode::Error<std::convert::Infallible>>;
 
 impl Entry {
-    /// Appends the entry as it stands in a page: without the bytes its path
-    /// shares with `previous`, and with the owner as a row of the page's table.
+    /// Appends the entry in a page's encoding: without the prefix that its path shares with
+    /// `previous`. `owner` is a row of the page's owner table.
     pub(crate) fn encode(&self, previous: &[u8], owner: u32, out: &mut Vec<u8>) {
         let shared = previous.iter().zip(&self.path).take_while(|(a, b)| a == b).count();
         let mut out = Encoder::new(out);
@@ -371,12 +371,11 @@ impl Entry {
         Ok(())
     }
 
-    /// Reads an entry of a page. `previous` is the path of the entry before it in the page,
-    /// which is unknown if that path could not be read.
+    /// Decodes an entry of a page. `previous` is the path of the previous entry in the page, or
+    /// `None` if that path could not be read.
     ///
-    /// Fields that this program does not know are passed over. An entry that is not as it
-    /// should be costs itself alone: `input` is left behind it. Fails where the end of the
-    /// entry cannot be found.
+    /// Skips unknown fields. A malformed entry affects only itself: `input` is left after it. Fails
+    /// if the end of the entry cannot be found.
     pub(crate) fn decode(
         previous: Option<&[u8]>,
         owners: &[Option<Arc<Owner>>],
@@ -394,7 +393,8 @@ impl Entry {
         Ok(Decoded { path, result })
     }
 
-    /// What holds of every entry: the reader refuses, and the writer leaves out, what breaks it.
+    /// Checks the rules for every entry. The reader refuses an entry that breaks one; the writer
+    /// leaves it out.
     ///
     /// Fails with the reason.
     pub fn check(&self) -> Result<(), String> {
@@ -459,7 +459,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Changes metadata that cannot be kept as it is, so that content is not lost for it.
+    /// Changes metadata that cannot be stored unchanged, so that the content is not lost with it.
     pub(crate) fn amend(&mut self) -> Amendment {
         let mut amendment = Amendment::default();
         for time in [&mut self.mtime, &mut self.ctime].into_iter().flatten() {
@@ -471,7 +471,7 @@ impl Entry {
             amendment.is_owner_changed = true;
         }
         let (count, mut bytes) = (self.xattrs.len(), 0);
-        // In the order of their names, in which ACLs and capabilities come before `user.`.
+        // Sorted by name: ACLs and capabilities precede `user.` attributes.
         self.xattrs.retain(|xattr| {
             let with = bytes + xattr_bytes(xattr);
             let is_kept = is_valid_xattr(xattr) && with <= limits::XATTRS_BYTES_MAX;
@@ -480,34 +480,35 @@ impl Entry {
         });
         amendment.xattrs_dropped = count - self.xattrs.len();
         if amendment.is_owner_changed || amendment.xattrs_dropped > 0 {
-            // The next backup looks again, and reports it again.
+            // The next backup then reads and reports it again.
             self.ctime = None;
         }
         amendment
     }
 }
 
-/// What [`Entry::amend`] changed.
+/// Changes made by [`Entry::amend`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Amendment {
-    /// A time had more nanoseconds than a second has.
+    /// A time had more nanoseconds than a second.
     pub is_time_clamped: bool,
-    /// The owner has no number, or a name that is too long.
+    /// The owner has an impossible number or a name that is too long.
     pub is_owner_changed: bool,
-    /// Extended attributes that are left out.
+    /// Number of extended attributes left out.
     pub xattrs_dropped: usize,
 }
 
 impl Owner {
-    /// Whether a file can have it. The largest number means "none" to system calls.
+    /// Returns true if a file can have this owner. To system calls, the largest number means
+    /// "none".
     fn is_valid(&self) -> bool {
         let is_short = |name: &Vec<u8>| name.len() <= limits::OWNER_NAME_BYTES_MAX;
         let names = [&self.user, &self.group];
         self.uid != u32::MAX && self.gid != u32::MAX && names.into_iter().flatten().all(is_short)
     }
 
-    /// The owner that is kept instead of one that cannot be: `nobody` in the place of an
-    /// impossible number, and no name in the place of a long one.
+    /// Returns the owner to store instead of an impossible one. `nobody` replaces an impossible
+    /// number; a name that is too long is dropped.
     fn amended(&self) -> Owner {
         const NOBODY: u32 = 65_534;
         let number = |id| if id == u32::MAX { NOBODY } else { id };
@@ -531,24 +532,24 @@ fn is_valid_xattr((name, value): &(Vec<u8>, Vec<u8>)) -> bool {
         && value.len() <= limits::XATTR_BYTES_MAX
 }
 
-/// What an attribute counts for beside its bytes: its place in memory and in a page.
+/// Bytes that an attribute counts for besides name and value: its overhead in memory and in a page.
 const XATTR_PLACE_BYTES: usize = 16;
 
-/// Bytes that an attribute counts for.
+/// Returns the number of bytes that an attribute counts for.
 fn xattr_bytes((name, value): &(Vec<u8>, Vec<u8>)) -> usize {
     name.len() + value.len() + XATTR_PLACE_BYTES
 }
 
-/// An entry as it was found in a page.
+/// An entry decoded from a page.
 pub(crate) struct Decoded {
-    /// Its path, which the next one may share, be it valid or not. Unknown where it could not
-    /// be read. Of a longer path than any can be only the begin.
+    /// Its path, valid or not, because the next entry may share its prefix. `None` if it could not
+    /// be read. A path beyond the limit is cut.
     pub path: Option<Vec<u8>>,
-    /// The entry, or what is wrong with it.
+    /// The entry, or the reason why it is malformed.
     pub result: Result<Entry, String>,
 }
 
-/// The fields of an entry as they stand in a page, as far as they could be read.
+/// Fields of an entry in a page, as far as they could be read.
 struct Fields<'p> {
     shared: u64,
     suffix: Option<&'p [u8]>,
@@ -558,7 +559,7 @@ struct Fields<'p> {
     /// All other fields.
     entry: Entry,
     level: u8,
-    /// The first thing that is wrong.
+    /// First error found.
     trouble: Option<String>,
 }
 
@@ -569,7 +570,7 @@ impl<'p> Fields<'p> {
         Fields { shared: 0, suffix, kind, mode, owner, entry, level: 0, trouble }
     }
 
-    /// Reads all fields. A value that is not as it should be is noted and passed over.
+    /// Reads all fields. Records and skips malformed values.
     fn read(
         &mut self,
         owners: &[Option<Arc<Owner>>],
@@ -597,7 +598,7 @@ impl<'p> Fields<'p> {
         let entry = &mut self.entry;
         match number {
             field::SHARED => {
-                // Whatever is wrong with it, the path cannot be told.
+                // If this value is malformed, the path stays unknown.
                 self.shared = u64::MAX;
                 self.shared = input.u64()?;
             }
@@ -635,14 +636,15 @@ impl<'p> Fields<'p> {
         Ok(())
     }
 
-    /// The path, if it can be told after that of the entry before.
+    /// Returns the path, unless it depends on an unknown previous path.
     fn path(&self, previous: Option<&[u8]>) -> Option<Vec<u8>> {
         let suffix = self.suffix?;
         let shared = match usize::try_from(self.shared).ok()? {
             0 => b"",
             shared => previous?.get(..shared)?,
         };
-        // One byte too many says that it is too long; more would be memory for nothing.
+        // One byte beyond the limit suffices to detect a path that is too long. More would waste
+        // memory.
         let room = (limits::PATH_BYTES_MAX + 1).saturating_sub(shared.len());
         Some([shared, &suffix[..suffix.len().min(room)]].concat())
     }
@@ -665,7 +667,7 @@ impl<'p> Fields<'p> {
 }
 
 impl Owner {
-    /// Appends the owner as it stands in a page.
+    /// Appends the owner in a page's encoding.
     pub(crate) fn encode(&self, out: &mut Out<'_>) -> EncodeResult {
         out.array(4)?.u32(self.uid)?.u32(self.gid)?;
         for name in [&self.user, &self.group] {
@@ -677,7 +679,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Reads an owner of a page; `None` for one that no file can have.
+    /// Decodes an owner of a page. Returns `None` for an owner that no file can have.
     pub(crate) fn decode(input: &mut Decoder<'_>) -> Result<Option<Arc<Owner>>, decode::Error> {
         if input.array()? != Some(4) {
             return Err(decode::Error::message("an owner has four fields"));

@@ -1,21 +1,22 @@
-//! Bare git repositories: how they are recognised and in which order they are read.
+//! Bare git repositories: detection, and the order in which they are read.
 //!
-//! git writes objects first and refs after; a copy of a repository that is pushed
-//! to and packed meanwhile is whole if it is read the other way round: loose
-//! refs, then `packed-refs`, then loose objects, then packs, listed again until
-//! nothing is new. Commit-graphs name commits that housekeeping may drop while the rest
-//! is read; they come last, and only if nothing of that kind happened. git never changes a file in place, it renames complete ones,
-//! so whatever was opened stays what it was.
+//! git writes objects first and refs after. A copy of a repository in use is whole if it is read in
+//! reverse order: loose refs, `packed-refs`, loose objects, packs. Packs are listed again until
+//! none is new.
+//!
+//! Commit-graphs name commits that housekeeping may drop during the backup. They are read last, and
+//! only if no housekeeping ran. git never changes a file in place but renames complete files, so an
+//! open file never changes.
 
 use crate::entry::Kind;
 use std::io;
 
-/// Whether a directory with this in it is a git directory, as git itself decides it.
-/// `head` reads the beginning of `HEAD`; one that cannot be read is taken for right, because
-/// the rest is to be read in its order all the same.
+/// Returns true if a directory with this content is a git directory, by git's own rules. `head`
+/// reads the beginning of `HEAD`. An unreadable `HEAD` counts as valid, because the rest must still
+/// be read in order.
 ///
-/// Directories whose `objects` or `refs` are symbolic links are not taken for one: what
-/// would have to be read in order is elsewhere.
+/// Directories whose `objects` or `refs` are symbolic links do not count, because the files that
+/// need an order are elsewhere.
 pub fn is_git_dir<'a>(
     content: impl Iterator<Item = (&'a [u8], Kind)>,
     head: impl FnOnce() -> io::Result<Vec<u8>>,
@@ -38,17 +39,17 @@ pub fn is_git_dir<'a>(
     found == [true; 3] && (is_link || is_head(head()))
 }
 
-/// Whether a file begins as `HEAD` does: with a reference or an object id.
+/// Returns true if a file begins like `HEAD`: with a reference or an object id.
 fn is_head(bytes: &[u8]) -> bool {
     let is_id =
         |len: usize| bytes.get(..len).is_some_and(|id| id.iter().all(u8::is_ascii_hexdigit));
     bytes.starts_with(b"ref:") || is_id(40)
 }
 
-/// When a part of a git directory is read; earlier phases are done before later ones begin.
+/// Phase in which a part of a git directory is read. Each phase ends before the next begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Configuration, hooks, `HEAD`, alternates, and what names commits that must be there later.
+    /// Configuration, hooks, `HEAD`, alternates, and files that name commits needed later.
     Settings,
     /// Below `refs/`.
     LooseRefs,
@@ -73,7 +74,7 @@ impl Phase {
         Phase::CommitGraphs,
     ];
 
-    /// The directory that holds everything of this phase, relative to the git directory.
+    /// Returns the directory that holds everything of this phase, relative to the git directory.
     pub fn begins_in(self) -> &'static [u8] {
         match self {
             Phase::Settings | Phase::PackedRefs => b"",
@@ -83,7 +84,7 @@ impl Phase {
         }
     }
 
-    /// The phase in which a path, relative to the git directory, is read.
+    /// Returns the phase in which a path, relative to the git directory, is read.
     pub fn of(path: &[u8]) -> Phase {
         let mut parts = path.split(|b| *b == b'/');
         match (parts.next().unwrap_or_default(), parts.next()) {
@@ -105,8 +106,8 @@ fn is_fan_out(name: &[u8]) -> bool {
     name.len() == 2 && name.iter().all(u8::is_ascii_hexdigit)
 }
 
-/// Whether a path, relative to the git directory, belongs to an operation under
-/// way and is of no use in a copy: locks, temporary files, quarantined pushes.
+/// Returns true if a path, relative to the git directory, belongs to a running operation: a lock,
+/// temporary file or quarantined push. Such files are useless in a copy.
 pub fn is_transient(path: &[u8]) -> bool {
     let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
     let in_objects = path.starts_with(b"objects/");
@@ -119,8 +120,8 @@ pub fn is_transient(path: &[u8]) -> bool {
                 || name.starts_with(b"incoming-")))
 }
 
-/// Whether a path, relative to the git directory, is a cache: made from the rest by git,
-/// which does without it and makes it again.
+/// Returns true if a path, relative to the git directory, is a cache. git works without it and can
+/// recreate it from the rest.
 pub fn is_cache(path: &[u8]) -> bool {
     let ends = |ends: &[&[u8]]| ends.iter().any(|end| path.ends_with(end));
     match path.strip_prefix(b"objects/pack/") {
@@ -129,8 +130,8 @@ pub fn is_cache(path: &[u8]) -> bool {
     }
 }
 
-/// Whether a path, relative to the git directory, is a lock where git makes them. Other
-/// files with such names belong to somebody else.
+/// Returns true if a path, relative to the git directory, is a lock in a place where git creates
+/// locks. Other files with such names are not git's.
 fn is_lock(path: &[u8]) -> bool {
     const AT_TOP: [&[u8]; 8] = [
         b"HEAD",
@@ -147,15 +148,15 @@ fn is_lock(path: &[u8]) -> bool {
     AT_TOP.contains(&locked) || BELOW.iter().any(|dir| locked.starts_with(dir))
 }
 
-/// The part of a file name in `objects/pack` that all files of one pack share:
-/// `pack-…` before the dot.
+/// Returns the part of a file name in `objects/pack` that all files of one pack share: `pack-…` up
+/// to the dot.
 pub fn pack_stem(name: &[u8]) -> Option<&[u8]> {
     let stem = name.split(|b| *b == b'.').next()?;
     (stem.starts_with(b"pack-") && stem.len() < name.len()).then_some(stem)
 }
 
-/// The packs that a multi-pack-index names, read from its first bytes; `None`
-/// if `bytes` are not one, or too few of them.
+/// Returns the packs that a multi-pack-index names, read from its first bytes. Returns `None` if
+/// `bytes` are not a multi-pack-index or too few.
 ///
 /// Layout: Documentation/gitformat-pack.txt of git, "multi-pack-index (MIDX) files".
 pub fn midx_pack_stems(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(pack_stem(b"pack-12"), None);
     }
 
-    /// A multi-pack-index of these files, as git lays it out; only the names are real.
+    /// Returns a multi-pack-index of these files in git's layout; only the names are real.
     fn midx(names: &[Vec<u8>]) -> Vec<u8> {
         let list: Vec<u8> = names.iter().flat_map(|name| [name, &b"\0"[..]].concat()).collect();
         let chunks: [(&[u8; 4], usize); 3] = [(b"OIDF", 8), (b"PNAM", list.len()), (b"OIDL", 5)];

@@ -1,10 +1,10 @@
 //! Globs that choose paths.
 //!
-//! A pattern without `/` fits a name at any depth; one that begins with `/` fits
-//! the whole path; any other fits the end of a path. `*` stays within a name,
-//! `**` crosses directories. What fits takes everything below it along.
+//! A pattern without `/` matches a name at any depth. One that begins with `/` matches the whole
+//! path; any other matches the end of a path. `*` stays within a name, `**` crosses directories. A
+//! match includes everything below it.
 //!
-//! Patterns are bytes, as paths are: most are UTF-8, none need be.
+//! Patterns are bytes, as paths are: most are UTF-8, but none needs to be.
 
 use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -14,10 +14,10 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Begins the private characters that stand for bytes outside UTF-8 in a pattern.
+/// First of the private characters that stand for bytes outside UTF-8 in a pattern.
 const FOREIGN: u32 = 0x0010_FF00;
 
-/// A pattern that fits this absolute path and nothing else.
+/// Returns a pattern that matches only this absolute path.
 pub fn escape(path: &Path) -> Vec<u8> {
     let mut pattern = Vec::new();
     for byte in path.as_os_str().as_bytes() {
@@ -29,15 +29,16 @@ pub fn escape(path: &Path) -> Vec<u8> {
     pattern
 }
 
-/// The patterns of a file, each with the number of its line. A byte-order mark, spaces around
-/// a pattern, empty lines and lines that begin with `#` are skipped.
+/// Returns the patterns in a file, each with its line number. Skips a byte-order mark, spaces
+/// around a pattern, empty lines and lines that begin with `#`.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let lines = text.split(|b| *b == b'\n').map(without_spaces);
     (1..).zip(lines).filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
 }
 
-/// A line without the spaces around it. A backslash before the last ones keeps one of them.
+/// Returns a line without surrounding spaces. A backslash before the trailing spaces keeps one of
+/// them.
 fn without_spaces(line: &[u8]) -> &[u8] {
     let line = line.trim_ascii_start();
     let len = line.trim_ascii_end().len();
@@ -50,12 +51,12 @@ fn without_spaces(line: &[u8]) -> &[u8] {
 #[derive(Debug, Clone, Default)]
 pub struct Globs {
     set: GlobSet,
-    /// Patterns that are not UTF-8, which a [`GlobSet`] does not take.
+    /// Patterns that are not UTF-8, which [`GlobSet`] does not accept.
     foreign: Option<Regex>,
 }
 
 impl Globs {
-    /// Reads patterns; none fit nothing.
+    /// Parses patterns. An empty set matches nothing.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a [u8]>) -> Result<Globs> {
         let (mut builder, mut foreign) = (GlobSetBuilder::new(), Vec::new());
         for pattern in patterns {
@@ -68,7 +69,7 @@ impl Globs {
             let glob = glob.map_err(|error| failed(error.kind().to_string()))?;
             if is_foreign {
                 let regex = with_foreign_bytes(glob.regex());
-                // By itself first, so that an error names it.
+                // Compiled alone first, so that an error names this pattern.
                 bytes_regex(&[&regex]).map_err(&failed)?;
                 foreign.push(regex);
             } else {
@@ -82,30 +83,31 @@ impl Globs {
         Ok(Globs { set, foreign })
     }
 
-    /// Whether there is no pattern.
+    /// Returns true if the set has no patterns.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.foreign.is_none()
     }
 
-    /// Whether a pattern fits this very path, given without its leading `/`.
+    /// Returns true if a pattern matches exactly this path, given without its leading `/`.
     pub fn fits(&self, path: &[u8]) -> bool {
         (!self.set.is_empty() && self.set.is_match(Path::new(OsStr::from_bytes(path))))
             || self.foreign.as_ref().is_some_and(|foreign| foreign.is_match(path))
     }
 
-    /// Whether a pattern fits this path or a directory that it lies in.
+    /// Returns true if a pattern matches this path or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
         !self.is_empty() && ends(path).any(|end| self.fits(&path[..end]))
     }
 }
 
-/// Lengths of the directories that a path lies in, outermost first, and of the path.
+/// Returns the lengths of the directories above a path, outermost first, and of the path itself.
 pub(crate) fn ends(path: &[u8]) -> impl Iterator<Item = usize> + '_ {
     let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
     slashes.chain([path.len()])
 }
 
-/// A pattern as a glob for whole paths; whether characters stand for bytes outside UTF-8.
+/// Returns a pattern as a glob for whole paths, and true if characters in it stand for bytes
+/// outside UTF-8.
 fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     if pattern.is_empty() {
         return Err("it is empty; an unset variable, perhaps?");
@@ -140,12 +142,12 @@ fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     Ok((glob, is_foreign))
 }
 
-/// The character that stands for a byte outside UTF-8.
+/// Returns the character that stands for a byte outside UTF-8.
 fn foreign_char(byte: u8) -> Option<char> {
     char::from_u32(FOREIGN + u32::from(byte))
 }
 
-/// A glob's regular expression with the bytes in place of the characters that stand for them.
+/// Replaces the stand-in characters in a glob's regular expression by their bytes.
 fn with_foreign_bytes(regex: &str) -> String {
     let hex = |bytes: &[u8]| {
         bytes.iter().fold(String::new(), |mut text, byte| {
@@ -251,7 +253,7 @@ mod tests {
         assert_eq!(lines(b"\xef\xbb\xbf").count(), 0);
     }
 
-    /// Whether a pattern of letters, `?` and `*` fits a name.
+    /// Returns true if a pattern of letters, `?` and `*` matches a name.
     fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern, name) {
             ([], rest) => rest.is_empty(),
@@ -262,11 +264,11 @@ mod tests {
         }
     }
 
-    /// The same for names one below the other, with `**` for any number of them.
+    /// Like [`fits_name`], for the names of a path, with `**` for any number of them.
     fn fits_names(patterns: &[&[u8]], names: &[&[u8]]) -> bool {
         match (patterns, names) {
             ([], rest) => rest.is_empty(),
-            // At the end: what lies in a directory, not the directory.
+            // At the end: matches a directory's content, but not the directory.
             ([b"**"], rest) => !rest.is_empty(),
             ([b"**", after @ ..], names) => {
                 (0..=names.len()).any(|n| fits_names(after, &names[n..]))
@@ -282,7 +284,7 @@ mod tests {
         path.split('/').map(str::as_bytes).collect()
     }
 
-    /// What the module's description says, in the simplest code.
+    /// Implements the module's description in the simplest code.
     fn model(pattern: &str, path: &str) -> bool {
         let pattern = pattern.strip_suffix('/').unwrap_or(pattern);
         match pattern.strip_prefix('/') {
@@ -299,7 +301,7 @@ mod tests {
             pattern in "/?((a|b|\\?|[ab]\\*|\\*[ab]|\\*){1,2}|\\*\\*)(/([ab?]{1,2}|[ab]\\*|\\*|\\*\\*)){0,3}/?",
             path in "[ab]{1,3}(/[ab]{1,3}){0,4}",
         ) {
-            // `***` and `**` beside letters have no meaning of their own.
+            // `***`, and `**` next to letters, have no meaning of their own.
             let is_plain = |part: &&[u8]| !part.windows(2).any(|two| two == b"**") || *part == b"**";
             prop_assume!(split(&pattern).iter().all(is_plain));
             let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");

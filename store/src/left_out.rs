@@ -1,5 +1,5 @@
-//! What a backup leaves out: noted while it runs, kept in the record, spared by a restore
-//! that deletes.
+//! Content that a backup leaves out: recorded while it runs, stored in the snapshot, and spared by
+//! a restore that deletes files.
 
 use crate::error::Result;
 use crate::glob::{Globs, ends};
@@ -9,12 +9,12 @@ use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashSet};
 
-/// Bytes of paths and patterns that a record has room for beside those that the user gave.
+/// Limit for bytes of paths and patterns in a record, besides the user's own patterns.
 const BYTES_MAX: usize = limits::RECORD_BYTES_MAX / 4;
-/// Bytes that a path or pattern takes beside its own, at most.
+/// Maximum overhead of a path or pattern in bytes.
 const HEAD_BYTES: usize = 9;
 
-/// What a backup left out so far; filled by several threads.
+/// Content left out so far, recorded by several threads.
 #[derive(Debug, Default)]
 pub struct Noted(Mutex<Lists>);
 
@@ -24,12 +24,12 @@ struct Lists {
     /// Paths of the tree, with everything below.
     paths: BTreeSet<Vec<u8>>,
     bytes: usize,
-    /// Whether something did not fit.
+    /// True if something did not fit.
     is_cut: bool,
 }
 
 impl Lists {
-    /// Whether there is room for so much more.
+    /// Reserves `len` bytes and returns true if they fit.
     fn takes(&mut self, len: usize) -> bool {
         let bytes = self.bytes + len + HEAD_BYTES;
         self.is_cut |= bytes > BYTES_MAX;
@@ -41,7 +41,7 @@ impl Lists {
 }
 
 impl Noted {
-    /// Notes a pattern that applies.
+    /// Records a pattern that applies.
     pub fn pattern(&self, pattern: &[u8]) {
         let mut lists = self.0.lock();
         if !lists.patterns.contains(pattern) && lists.takes(pattern.len()) {
@@ -49,8 +49,7 @@ impl Noted {
         }
     }
 
-    /// Notes a path of the tree that is left out with everything below, or of which only what
-    /// is below is left out.
+    /// Records a path of the tree whose content is left out, possibly with the path itself.
     pub fn path(&self, path: &[u8]) {
         let mut lists = self.0.lock();
         if !lists.paths.contains(path) && lists.takes(path.len()) {
@@ -58,14 +57,14 @@ impl Noted {
         }
     }
 
-    /// Whether anything was noted.
+    /// Returns true if nothing was recorded.
     pub fn is_empty(&self) -> bool {
         let lists = self.0.lock();
         lists.patterns.is_empty() && lists.paths.is_empty() && !lists.is_cut
     }
 
-    /// All of it for the record that lists `excludes` already and names these paths of its tree:
-    /// one pass leaves out what another one reads.
+    /// Returns everything for a record that already lists `excludes`. Omits the paths in `named`:
+    /// one pass may leave out a path that another pass reads.
     pub fn record(&self, excludes: &[String], named: &HashSet<Vec<u8>>) -> LeftOut {
         let lists = self.0.lock();
         let is_listed = |pattern: &[u8]| excludes.iter().any(|known| known.as_bytes() == pattern);
@@ -80,12 +79,12 @@ impl Noted {
     }
 }
 
-/// What a restore that deletes spares because the backup left it out.
+/// Content that a restore must not delete, because the backup left it out.
 #[derive(Debug, Clone, Default)]
 pub struct Spared {
     globs: Globs,
     paths: HashSet<Vec<u8>>,
-    /// Paths that the backup read for their own sake, whatever lies above them.
+    /// Paths that were named sources of the backup, even below paths that were left out.
     named: HashSet<Vec<u8>>,
 }
 
@@ -96,7 +95,7 @@ impl From<Globs> for Spared {
 }
 
 impl Spared {
-    /// What a record says. `named` are its paths, as paths of its tree.
+    /// Reads it from a record. `named` are the record's source paths, as paths of its tree.
     pub fn of(
         excludes: &[String],
         left_out: &LeftOut,
@@ -108,7 +107,7 @@ impl Spared {
         Ok(Spared { globs, paths, named: named.into_iter().collect() })
     }
 
-    /// Whether the backup left out this path of its tree, or a directory that it lies in.
+    /// Returns true if the backup left out this path of its tree or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
         let above = |end: &usize| self.named.contains(&path[..*end]);
         let from = if self.named.is_empty() { None } else { ends(path).filter(above).last() };
@@ -163,7 +162,7 @@ mod tests {
         let count = 3 * BYTES_MAX / 2000;
         for n in 0..count {
             noted.path(format!("{n:01000}").as_bytes());
-            // Once more costs nothing.
+            // Recording a path twice takes no space.
             noted.path(format!("{n:01000}").as_bytes());
         }
         let record = noted.record(&[], &HashSet::new());

@@ -1,8 +1,7 @@
-//! Pieces in, snapshots out.
+//! Stores directory trees as snapshots.
 //!
-//! A store keeps directory trees as immutable segments of chunks that are named by
-//! their content. Modules stand in the order of their dependencies: each uses
-//! only those before it.
+//! A store keeps trees in immutable segments of chunks. Each chunk is named by the hash of its
+//! content. Modules are declared in dependency order: each uses only modules above it.
 
 pub mod id;
 pub mod limits;

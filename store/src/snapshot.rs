@@ -1,7 +1,7 @@
 //! The snapshot: a small record that names a finished backup.
 //!
-//! It is the only file that nothing else in the store could replace, so the file
-//! holds the record twice, as two zstd frames.
+//! Nothing else in the store can replace this file. The file therefore holds the record twice, as
+//! two zstd frames.
 
 use crate::backend::{self, Backend};
 use crate::codec::{FrameDecoder, FrameEncoder, claimed_plain_len, frame_len};
@@ -13,65 +13,65 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use std::cell::RefCell;
 
-/// The directory of the store that holds the records.
+/// Directory of the records in the store.
 pub const DIR: &str = "snapshots";
 /// Version of the record.
 pub const VERSION: u64 = 1;
 
-/// What is kept of a backup beside its tree.
+/// Record of a backup, without its tree.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Snapshot {
     /// Version of this record.
     #[n(0)]
     pub version: u64,
-    /// When the backup began.
+    /// Start of the backup.
     #[n(1)]
     pub start: Stamp,
-    /// When it ended.
+    /// End of the backup.
     #[n(2)]
     pub end: Stamp,
     /// Name of the machine.
     #[n(3)]
     pub host: String,
-    /// Name of the user who ran it.
+    /// Name of the user who ran the backup.
     #[n(4)]
     pub user: String,
-    /// Absolute source paths; for standard input the name it was given.
+    /// Absolute source paths; for standard input, the given name.
     #[n(5)]
     pub paths: Vec<ByteVec>,
-    /// Words to find it by.
+    /// Labels for finding the snapshot.
     #[n(6)]
     pub tags: Vec<String>,
     /// Root page of the tree.
     #[n(7)]
     pub root: Id,
-    /// The snapshot that unchanged files were taken from.
+    /// Snapshot from which unchanged files were taken.
     #[n(8)]
     pub parent: Option<Id>,
     /// Version of the program.
     #[n(9)]
     pub program: String,
-    /// What the run did.
+    /// Statistics of the backup.
     #[n(10)]
     pub statistics: Statistics,
-    /// Source paths that could not be read and are missing here.
+    /// Number of source paths that could not be read and are missing here.
     #[n(11)]
     pub unreadable_count: u64,
-    /// Globs that the user left out, as text; one that is not UTF-8 is in `left_out`.
+    /// Globs that the user excluded, as text. Globs that are not UTF-8 are in `left_out`.
     #[n(12)]
     pub excludes: Vec<String>,
-    /// The instance that it is a backup of, if it is one.
+    /// The instance, if this is the backup of one.
     #[n(13)]
     pub instance: Option<Instance>,
-    /// What else was left out.
+    /// Everything else that was left out.
     #[n(14)]
     #[cbor(default)]
     pub left_out: LeftOut,
 }
 
-/// What a backup left out, beside what the user's patterns tell. A restore that deletes
-/// spares it.
+/// Content that a backup left out, besides the user's patterns. A restore that deletes files spares
+/// it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct LeftOut {
@@ -79,30 +79,29 @@ pub struct LeftOut {
     #[n(0)]
     #[cbor(default)]
     pub patterns: Vec<ByteVec>,
-    /// Paths of the tree that are left out with everything below, or of which only what is
-    /// below is left out.
+    /// Paths in the tree whose content was left out, some of them with the path itself.
     #[n(1)]
     #[cbor(default)]
     pub paths: Vec<ByteVec>,
-    /// Whether other file systems were left out.
+    /// True if other file systems were left out.
     #[n(2)]
     #[cbor(default)]
     pub one_file_system: bool,
-    /// Whether the content of directories marked as caches was left out.
+    /// True if the content of directories marked as caches was left out.
     #[n(3)]
     #[cbor(default)]
     pub caches: bool,
-    /// Whether caches of git were left out.
+    /// True if caches of git were left out.
     #[n(4)]
     #[cbor(default)]
     pub git_caches: bool,
-    /// Whether patterns or paths are missing here because they did not fit.
+    /// True if patterns or paths are missing here because they did not fit.
     #[n(5)]
     #[cbor(default)]
     pub is_cut: bool,
 }
 
-/// A service that a snapshot is a backup of.
+/// A service whose backup a snapshot is.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Instance {
@@ -112,12 +111,12 @@ pub struct Instance {
     /// Its kind, such as `gitlab`.
     #[n(1)]
     pub kind: String,
-    /// Whether everything that belongs to it was there.
+    /// True if everything that belongs to the instance was present.
     #[n(2)]
     pub is_complete: bool,
 }
 
-/// A moment within a record.
+/// A point in time within a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(array)]
 pub struct Stamp {
@@ -147,18 +146,18 @@ impl From<Stamp> for Time {
 pub struct Id(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
 
 impl Id {
-    /// As the id of a chunk.
+    /// Returns it as the id of a chunk.
     pub fn chunk(self) -> ChunkId {
         ChunkId::from_bytes(self.0)
     }
 
-    /// As the id of a snapshot.
+    /// Returns it as the id of a snapshot.
     pub fn snapshot(self) -> SnapshotId {
         SnapshotId::from_bytes(self.0)
     }
 }
 
-/// What a backup did.
+/// Statistics of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
 pub struct Statistics {
@@ -170,7 +169,7 @@ pub struct Statistics {
     #[n(1)]
     #[cbor(default)]
     pub files_changed: u64,
-    /// Files taken as they were.
+    /// Files taken over unchanged.
     #[n(2)]
     #[cbor(default)]
     pub files_unmodified: u64,
@@ -178,11 +177,11 @@ pub struct Statistics {
     #[n(3)]
     #[cbor(default)]
     pub dirs_new: u64,
-    /// Directories with other metadata.
+    /// Directories with changed metadata.
     #[n(4)]
     #[cbor(default)]
     pub dirs_changed: u64,
-    /// Directories as they were.
+    /// Unchanged directories.
     #[n(5)]
     #[cbor(default)]
     pub dirs_unmodified: u64,
@@ -198,15 +197,15 @@ pub struct Statistics {
     #[n(8)]
     #[cbor(default)]
     pub bytes: u64,
-    /// Chunks the store did not have.
+    /// Chunks that the store did not have.
     #[n(9)]
     #[cbor(default)]
     pub chunks_new: u64,
-    /// Plain bytes of those.
+    /// Plain bytes of new chunks.
     #[n(10)]
     #[cbor(default)]
     pub added_bytes: u64,
-    /// Stored bytes of those.
+    /// Stored bytes of new chunks.
     #[n(11)]
     #[cbor(default)]
     pub added_stored_bytes: u64,
@@ -218,40 +217,40 @@ pub struct Statistics {
     #[n(13)]
     #[cbor(default)]
     pub bytes_read: u64,
-    /// Of those, in chunks that the store had, and not found by extent.
+    /// Part of `bytes_read` in chunks that the store already had, without bytes found by extent.
     #[n(14)]
     #[cbor(default)]
     pub found_by_chunk: u64,
-    /// Of those, found in files of the parent and referred to as slices of their chunks.
+    /// Part of `bytes_read` found in files of the parent and stored as slices of their chunks.
     #[n(15)]
     #[cbor(default)]
     pub found_by_extent: u64,
-    /// Of those slices, what was put into new chunks because their old ones were of little
-    /// use otherwise.
+    /// Part of `found_by_extent` copied forward into new chunks, because the old chunks had little
+    /// other use.
     #[n(16)]
     #[cbor(default)]
     pub copied_forward: u64,
-    /// Bytes of chunks that files refer to without needing them, summed up over all files.
+    /// Bytes of referenced chunks that files do not need, summed over all files.
     #[n(17)]
     #[cbor(default)]
     pub unused: u64,
-    /// Entries without some of their metadata, which could not be read.
+    /// Entries that lack some metadata because it could not be read.
     #[n(18)]
     #[cbor(default)]
     pub metadata_unreadable: u64,
 }
 
-/// How far ahead of this machine's clock another one's may be, in seconds.
+/// Maximum lead of another machine's clock over this one, in seconds.
 const CLOCK_TOLERANCE: i64 = 10 * 60;
 
 impl Snapshot {
-    /// Whether its time lies ahead of `now` by more than clocks differ. Made under a wrong
-    /// clock, it would be the newest one for years.
+    /// Returns true if the start lies ahead of `now` by more than clocks may differ. A snapshot
+    /// made under a wrong clock would be the newest one for years.
     pub fn is_from_future(&self, now: Time) -> bool {
         self.start.seconds > now.seconds.saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// Whether everything that belongs to it was read.
+    /// Returns true if everything that belongs to the snapshot was read.
     pub fn is_complete(&self) -> bool {
         let is_whole = |instance: &Instance| instance.is_complete;
         self.unreadable_count == 0 && self.instance.as_ref().is_none_or(is_whole)
@@ -261,7 +260,7 @@ impl Snapshot {
         minicbor::to_vec(self).expect("writing to memory cannot fail")
     }
 
-    /// Writes the record; the snapshot exists when this returns.
+    /// Writes the record. The snapshot exists when this returns.
     pub fn write(&self, backend: &dyn Backend) -> Result<SnapshotId> {
         let record = self.to_record();
         let id = SnapshotId::of(&record);
@@ -272,8 +271,7 @@ impl Snapshot {
         Ok(id)
     }
 
-    /// Reads a record. One intact copy of the two suffices; the second value
-    /// tells whether both are.
+    /// Reads a record. One of the two copies suffices. The second value is true if both are intact.
     pub fn read(backend: &dyn Backend, id: &SnapshotId) -> Result<(Snapshot, bool)> {
         let name = file_name(id);
         let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
@@ -295,11 +293,11 @@ impl Snapshot {
 }
 
 thread_local! {
-    // There are as many snapshots as there were nights.
+    // Kept, because a store has one snapshot per night.
     static DECODER: RefCell<FrameDecoder> = RefCell::default();
 }
 
-/// An intact copy of the record, and whether the file is exactly two of them.
+/// Returns an intact copy of the record, and true if the file consists of exactly two such copies.
 fn copies(decoder: &mut FrameDecoder, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
     let mut open = |frame: &[u8]| {
         let (len, mut plain) = (claimed_plain_len(frame)?, Vec::new());
@@ -311,17 +309,17 @@ fn copies(decoder: &mut FrameDecoder, bytes: &[u8], id: &SnapshotId) -> (Option<
     if let Some(record) = open(first) {
         return (Some(record), is_whole);
     }
-    // Cut off somewhere, or damaged in the first copy.
+    // The file is truncated, or its first copy is damaged.
     let whole_first = frame_len(bytes).and_then(|len| open(&bytes[..len]));
     (whole_first.or_else(|| open(second)), false)
 }
 
-/// The file of a snapshot, relative to the store.
+/// Returns the file name of a snapshot, relative to the store.
 pub fn file_name(id: &SnapshotId) -> String {
     format!("{DIR}/{id}")
 }
 
-/// The ids of all snapshots. Complete or an error.
+/// Returns the ids of all snapshots. The list is complete, or the call fails.
 pub fn list(backend: &dyn Backend) -> Result<Vec<SnapshotId>> {
     let listed = backend.list(DIR).map_err(Error::store_read(DIR))?;
     Ok(listed.iter().filter_map(|file| SnapshotId::from_hex(&file.name).ok()).collect())
@@ -401,7 +399,7 @@ mod tests {
     fn missing_statistics_are_0() {
         let none = minicbor::decode::<Statistics>(&[0xA0]).expect("reads");
         assert_eq!(none, Statistics::default());
-        // One of each: an old one, a later one, and one that nobody knows yet.
+        // One field each: an old one, a later one, and an unknown one.
         let some = minicbor::decode::<Statistics>(&[0xA3, 8, 5, 17, 6, 0x18, 99, 7]);
         assert_eq!(some.expect("reads"), Statistics { bytes: 5, unused: 6, ..none });
     }
@@ -455,7 +453,7 @@ mod tests {
         )
     }
 
-    /// Puts a file in the place of a snapshot, then reads it.
+    /// Stores bytes in the place of a snapshot, then reads it.
     fn read_as(id: &SnapshotId, bytes: Vec<u8>) -> Result<(Snapshot, bool)> {
         let memory = Memory::default();
         memory.with_files(|files| files.insert(file_name(id), bytes));
@@ -494,7 +492,7 @@ mod tests {
             noise in noise(),
             changes in changes(),
         ) {
-            // Under the name that belongs to it, as an enemy would write it.
+            // Under its correct id, as an attacker would write it.
             for record in [noise, changed(snapshot.to_record(), &changes)] {
                 let mut frame = Vec::new();
                 FrameEncoder::new(3).encode(&record, &mut frame);

@@ -1,7 +1,7 @@
-//! Looking at files on this machine, always relative to an open directory.
+//! Access to files on this machine, always relative to an open directory.
 //!
-//! Paths may be longer than the system takes at once, and anybody may swap a
-//! directory for a symbolic link at any moment; nothing here follows one.
+//! Paths may be longer than a system call accepts. Any process may replace a directory by a
+//! symbolic link at any time; nothing here follows links below the open directory.
 
 use crate::entry::{Kind, Owner, Time, Xattrs, display_path};
 use parking_lot::Mutex;
@@ -21,11 +21,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Longest path handed to a system call at once.
+/// Longest path passed to one system call, in bytes.
 const STEP_BYTES: usize = 3000;
-/// Largest list of attribute names, and largest attribute, that Linux allows.
+/// Limit of Linux for a list of attribute names and for one attribute, in bytes.
 const XATTR_BYTES_MAX: usize = 64 << 10;
-/// Bytes of directory listing read at once.
+/// Bytes of a directory listing read at once.
 const LISTING_BYTES: usize = 32 << 10;
 
 /// How long a lease is waited for: longer than the kernel lets anybody keep one by default.
@@ -36,7 +36,7 @@ const LEASE_PAUSE: Duration = Duration::from_millis(20);
 /// What one look at a file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// What it is.
+    /// Type.
     pub kind: Kind,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
@@ -44,7 +44,7 @@ pub struct Stat {
     pub uid: u32,
     /// Group number.
     pub gid: u32,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Bytes on disk.
     pub allocated_bytes: u64,
@@ -54,9 +54,9 @@ pub struct Stat {
     pub ctime: Time,
     /// Inode number.
     pub inode: u64,
-    /// Device the inode is on.
+    /// Device of the inode.
     pub device: u64,
-    /// Names the inode has.
+    /// Number of names of the inode.
     pub names: u64,
     /// Major and minor number of a device node.
     pub node: (u32, u32),
@@ -93,34 +93,33 @@ impl Stat {
         })
     }
 
-    /// Whether a file has the same content as at another look, as far as that can be seen.
+    /// Returns true if a file has the same content as in `other`, as far as metadata shows that.
     pub fn is_same_content(&self, other: &Stat) -> bool {
         (self.size, self.mtime, self.ctime, self.inode)
             == (other.size, other.mtime, other.ctime, other.inode)
     }
 }
 
-/// Looks at `name` in an open directory, without following a symbolic link.
+/// Reads the metadata of `name` in an open directory, without following a symbolic link.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     Stat::new(&statx(dir, name, flags, StatxFlags::BASIC_STATS)?)
 }
 
-/// Whether something in an open directory is mounted there, as the kernel tells (Linux 5.8).
-/// Device numbers tell that of directories alone: layered file systems give files the device of
-/// the layer below.
+/// Returns true if the kernel reports a mount point at `name` (Linux 5.8). Device numbers show
+/// mounts only for directories: layered file systems give files the device of the lower layer.
 pub fn is_mount_root(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let looked = statx(dir, name, flags, StatxFlags::empty());
     looked.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Looks at an open file.
+/// Reads the metadata of an open file.
 pub fn stat_open(file: impl AsFd) -> io::Result<Stat> {
     Stat::new(&statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?)
 }
 
-/// Opens a path of any length below an open directory; fails on a symbolic link anywhere in it.
+/// Opens a path of any length below an open directory. Fails if any component is a symbolic link.
 pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if path.is_empty() {
@@ -130,7 +129,7 @@ pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result
         let resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         match openat2(dir, path, flags, Mode::empty(), resolve) {
-            // Kernels before 5.6, and sandboxes that do not know the call.
+            // Kernels before 5.6, and sandboxes that refuse the call.
             Err(Errno::NOSYS | Errno::PERM) => {}
             result => return Ok(result?),
         }
@@ -152,7 +151,7 @@ pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result
 /// Opens a file for reading without leaving a trace in its access time, where that is allowed.
 /// A lease that a file server gave to a client is not waited for: `WouldBlock`.
 pub fn open_file_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<File> {
-    // A FIFO that took the file's place must not block.
+    // A FIFO that replaced the file must not block.
     let open = |flags| open_below(dir, path, OFlags::RDONLY | OFlags::NONBLOCK | flags);
     without_trace(open).map(File::from)
 }
@@ -180,7 +179,7 @@ pub fn open_file_waiting(
     }
 }
 
-/// Opens with `NOATIME`, and without it where only the owner may do that.
+/// Opens with `NOATIME`, or without it if only the owner may use that flag.
 fn without_trace(open: impl Fn(OFlags) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
     match open(OFlags::NOATIME) {
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
@@ -195,7 +194,7 @@ pub fn open_dir_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     open_below(dir, path, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
-/// Opens a directory by its plain path, following symbolic links.
+/// Opens a directory by its path, following symbolic links.
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(openat(CWD, path, flags, Mode::empty())?)
@@ -204,7 +203,7 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 /// A name in a directory and its inode number.
 type Name = (Box<[u8]>, u64);
 
-/// All names in an open directory with their inode numbers, in no order.
+/// Returns all names in an open directory with their inode numbers, in no order.
 pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
     match names_until_error(dir) {
         (names, None) => Ok(names),
@@ -212,7 +211,7 @@ pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
     }
 }
 
-/// The names that can be listed, and the error that ended the listing early.
+/// Returns the names that can be listed, and the error that ended the listing early.
 fn names_until_error(dir: BorrowedFd<'_>) -> (Vec<Name>, Option<io::Error>) {
     let mut buffer = Vec::with_capacity(LISTING_BYTES);
     let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
@@ -230,14 +229,14 @@ fn names_until_error(dir: BorrowedFd<'_>) -> (Vec<Name>, Option<io::Error>) {
     (names, None)
 }
 
-/// A name in a directory and what is known of it.
+/// A name in a directory and its metadata.
 pub type Listed = (Box<[u8]>, io::Result<Stat>);
 
-/// Looks at everything in an open directory whose name is wanted; sorted by name, each name
-/// once. Also returns the error that ended the listing early, if one did.
+/// Reads the metadata of everything in an open directory whose name is wanted. The result is sorted
+/// by name without duplicates. Also returns the error that ended the listing early, if any.
 ///
-/// Looks in the order of inode numbers, which on a cold disk is the order of the
-/// inode tables. What vanished since it was listed has an error of kind `NotFound`.
+/// Reads in order of inode numbers, which on a cold disk is the order of the inode tables. Names
+/// that vanished after the listing have an error of kind `NotFound`.
 pub fn list(
     dir: BorrowedFd<'_>,
     is_wanted: impl Fn(&[u8]) -> bool,
@@ -256,14 +255,15 @@ pub fn list(
     (listed, error)
 }
 
-/// Target of a symbolic link.
+/// Returns the target of a symbolic link.
 pub fn read_link(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Vec<u8>> {
     let (parent, name) = parent_and_name(dir, path)?;
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
     Ok(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes())
 }
 
-/// The open parent of a path, unless it is `dir` itself, and the last component.
+/// Returns the last component of a path and its open parent. The parent is `None` if it is `dir`
+/// itself.
 fn parent_and_name<'p>(
     dir: BorrowedFd<'_>,
     path: &'p [u8],
@@ -277,12 +277,12 @@ fn parent_and_name<'p>(
     }
 }
 
-/// Extended attributes of one thing.
+/// Extended attributes of one object.
 #[derive(Debug, Default)]
 pub struct Attributes {
-    /// Those that can be read, sorted by name.
+    /// Readable attributes, sorted by name.
     pub found: Xattrs,
-    /// The first reason why others cannot, with the name of the attribute.
+    /// First error of the others, with the name of the attribute.
     pub error: Option<io::Error>,
 }
 
@@ -293,13 +293,13 @@ impl Attributes {
     }
 }
 
-/// All extended attributes of an open file or directory, sorted by name.
+/// Returns all extended attributes of an open file or directory, sorted by name.
 pub fn xattrs_open(file: impl AsFd) -> io::Result<Xattrs> {
     let Attributes { found, error } = attributes_open(file);
     error.map_or(Ok(found), Err)
 }
 
-/// The extended attributes of an open file or directory, as far as they can be read.
+/// Returns the readable extended attributes of an open file or directory.
 pub fn attributes_open(file: impl AsFd) -> Attributes {
     let file = file.as_fd();
     attributes(
@@ -308,23 +308,24 @@ pub fn attributes_open(file: impl AsFd) -> Attributes {
     )
 }
 
-/// All extended attributes of what cannot be opened, sorted by name.
+/// Returns all extended attributes of an object that cannot be opened, sorted by name.
 pub fn xattrs_below(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Xattrs> {
     let Attributes { found, error } = attributes_below(dir, path);
     error.map_or(Ok(found), Err)
 }
 
-/// The extended attributes of what cannot be opened (links, FIFOs, sockets, devices), as far
-/// as they can be read.
+/// Returns the readable extended attributes of an object that cannot be opened: a link, FIFO,
+/// socket or device.
 ///
-/// What is gone has an error of kind `NotFound`.
+/// A missing object has an error of kind `NotFound`.
 pub fn attributes_below(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {
     let (parent, name) = match parent_and_name(dir, path) {
         Ok(place) => place,
         Err(error) => return Attributes::failed(error),
     };
     let parent = parent.as_ref().map_or(dir, AsFd::as_fd);
-    // No call takes a directory and a name; the kernel's own view of the open directory does.
+    // No system call takes a directory and a name. A path through `/proc` reaches the open
+    // directory.
     let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
     let path = match CString::new(path) {
         Ok(path) => path,
@@ -361,7 +362,7 @@ fn attributes(
     for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         match get(OsStr::from_bytes(name), &mut value) {
             Ok(len) => read.found.push((name.to_vec(), value[..len].to_vec())),
-            // Removed since, or shown to nobody.
+            // Removed since the listing, or not readable by anyone.
             Err(Errno::NODATA | Errno::NOTSUP) => {}
             Err(error) => {
                 let error = io::Error::from(error);
@@ -374,11 +375,11 @@ fn attributes(
     read
 }
 
-/// The data between `from` and `to` of a sparse file: runs of `[begin, end)` in
-/// order; the rest are holes.
+/// Returns the data between `from` and `to` of a sparse file: ranges `[begin, end)` in order. The
+/// rest are holes.
 ///
-/// The last run ends at `to` at most. File systems that know no holes say that
-/// all is data.
+/// The last range ends at `to` at most. File systems without support for holes report everything as
+/// data.
 pub fn data_runs(
     file: &File,
     from: u64,
@@ -407,18 +408,18 @@ pub fn data_runs(
     })
 }
 
-/// Whether a file of `len` bytes has no holes.
+/// Returns true if a file of `len` bytes has no holes.
 pub fn is_all_data(file: &File, len: u64) -> io::Result<bool> {
     let first = data_runs(file, 0, len).next().transpose()?;
     Ok(first == Some((0, len)))
 }
 
-/// Reads until the buffer is full or the file ends; returns how much that is.
+/// Reads until the buffer is full or the file ends. Returns the number of bytes read.
 pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     fill(buffer, |filled, space| {
         let offset = offset + filled as u64;
         match file.read_at(space, offset) {
-            // A file system that fetches the bytes first, and knows that we do not wait.
+            // Some file systems must fetch the bytes first and honour `O_NONBLOCK`.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let flags = rustix::fs::fcntl_getfl(file)?;
                 rustix::fs::fcntl_setfl(file, flags - OFlags::NONBLOCK)?;
@@ -429,12 +430,12 @@ pub fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
     })
 }
 
-/// The same from a stream.
+/// Like [`read_full`], from a stream.
 pub fn read_stream(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     fill(buffer, |_, space| input.read(space))
 }
 
-/// Whether a file goes on at `offset`.
+/// Returns true if a file has a byte at `offset`.
 pub fn has_more(file: &File, offset: u64) -> bool {
     let mut byte = [0];
     matches!(file.read_at(&mut byte, offset), Ok(1))
@@ -449,7 +450,7 @@ fn fill(
         match read(filled, &mut buffer[filled..]) {
             Ok(0) => break,
             Ok(read) => filled += read,
-            // A signal is no failure.
+            // A signal is not a failure.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -457,24 +458,24 @@ fn fill(
     Ok(filled)
 }
 
-/// A file of which a little more is read at once than is asked for.
+/// Reads a file in larger steps than requested.
 pub struct Ahead<'a> {
     file: &'a File,
     len: u64,
-    /// How much at least, where the file has it.
+    /// Minimum bytes per read, unless the file ends earlier.
     step: usize,
-    /// Where the bytes are from.
+    /// Offset of `bytes` in the file.
     at: u64,
     bytes: Vec<u8>,
 }
 
 impl<'a> Ahead<'a> {
-    /// A file of `len` bytes, read `step` bytes at once.
+    /// Creates a reader for a file of `len` bytes that reads `step` bytes at once.
     pub fn new(file: &'a File, len: u64, step: usize) -> Ahead<'a> {
         Ahead { file, len, step, at: 0, bytes: Vec::new() }
     }
 
-    /// The bytes from `at` on; fewer of them are an error.
+    /// Returns `len` bytes from `at` on. Fewer bytes are an error.
     pub fn read(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
         let is_there = self.at <= at && at + len as u64 <= self.at + self.bytes.len() as u64;
         if !is_there {
@@ -490,16 +491,16 @@ impl<'a> Ahead<'a> {
     }
 }
 
-/// Names of users and groups; each is asked for once.
+/// Names of users and groups; each is looked up once.
 #[derive(Debug, Default)]
 pub struct Owners {
     known: Mutex<HashMap<(u32, u32), Arc<Owner>>>,
 }
 
 impl Owners {
-    /// The owner with these numbers, with the names this machine knows.
+    /// Returns the owner with these numbers, with the names known on this machine.
     ///
-    /// `failed` hears, once for each owner, why a name could not be looked up.
+    /// Calls `failed` once per owner with the reason why a name could not be looked up.
     pub fn get(&self, uid: u32, gid: u32, failed: impl Fn(String)) -> Arc<Owner> {
         let mut known = self.known.lock();
         let owner = known.entry((uid, gid)).or_insert_with(|| {
@@ -522,10 +523,10 @@ impl Owners {
     }
 }
 
-/// Passes on why a name could not be looked up, unless there is none.
+/// Reports why a lookup failed, unless the number has no name.
 fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) {
     use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
-    // What getpwuid(3) lists for a number without a name.
+    // Listed by getpwuid(3) for a number without a name.
     if !matches!(error, ENOENT | ESRCH | EBADF | EPERM) {
         failed(format!(
             "cannot look up the name of {what} {id}: {error}; storing its number alone"
@@ -537,7 +538,7 @@ fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) 
 mod tests {
     use super::*;
 
-    /// Attributes that are listed as `names` and read by `get`.
+    /// Reads attributes that are listed as `names` and whose values `get` returns.
     fn read(names: &[u8], get: impl Fn(&str) -> rustix::io::Result<usize>) -> Attributes {
         let list = |buffer: &mut [u8]| {
             let space = buffer.get_mut(..names.len()).ok_or(Errno::RANGE)?;

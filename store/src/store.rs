@@ -1,4 +1,4 @@
-//! An open store: its configuration, its lock, its index, and reading chunks.
+//! An open store: its configuration, lock and index, and access to chunks.
 
 use crate::backend::{self, Backend, Local, Modes};
 use crate::codec::FrameDecoder;
@@ -24,36 +24,37 @@ use tempfile::TempDir;
 
 /// Name of the index in a local store.
 pub const INDEX_FILE: &str = "index.sqlite";
-/// The directory of the segments; they stand in directories `00` to `ff` below.
+/// Directory of the segments, which are in its subdirectories `00` to `ff`.
 pub const SEGMENTS_DIR: &str = "segments";
 
-/// Bytes read from the end of a segment at once: trailer and usual table.
+/// Bytes read from the end of a segment at once: the trailer and a table of usual size.
 const TAIL_BYTES: u64 = 32 << 10;
 
-/// Threads that read tables while an index is built. A table can take 12 MiB as it
-/// is stored and as much again when read, so there are few, and none reads far ahead.
-/// They are not rayon's: whoever finds the index wrong may be a rayon job, which must not
-/// take up another one while it waits here.
+/// Threads that read tables while an index is built. A table can take 12 MiB as stored and as much
+/// again when decoded. The threads are therefore few, and none reads far ahead.
+///
+/// They are not rayon's: the thread that finds the index wrong may be a rayon job. While that job
+/// waits here, it must not start another one.
 const LOADERS: usize = 4;
 
-/// How long an open waits for a lock: as long as it takes to make the index of a
-/// new store, which several first backups may want at the same moment.
+/// Maximum wait for a lock. It covers building the index of a new store, which several first
+/// backups may attempt at once.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// The shortest pause before the lock is tried again.
+/// Shortest pause between two attempts to take the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// What a store is opened for.
+/// Intended use of an open store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Looking and restoring. Works on media that cannot be written.
+    /// Reading and restoring. Works on read-only media.
     Read,
     /// Adding snapshots.
     Write,
-    /// Building the index anew, alone.
+    /// Rebuilding the index under an exclusive lock.
     Rebuild,
 }
 
-/// A snapshot with its name.
+/// A snapshot with its id.
 pub type Named = (SnapshotId, Snapshot);
 
 /// An open store.
@@ -64,19 +65,20 @@ pub struct Store {
     pub(crate) store_id: [u8; 16],
     pub(crate) index: Arc<Index>,
     pub(crate) observer: Arc<dyn Observer>,
-    /// Damage that was met while files were compared and stored.
+    /// Damage found while files were compared and stored.
     pub(crate) damage: DamageLog,
     root: Option<PathBuf>,
     _lock: Option<Lock>,
-    /// Holds an index that could not stand in the store.
+    /// Holds an index that could not be kept in the store.
     _private: Option<TempDir>,
-    /// Read from the segment tables when the index proved wrong.
+    /// Index read from the segment tables after the store's index proved wrong. Holds `None` if
+    /// building it failed.
     second: OnceLock<Option<(TempDir, Index)>>,
 }
 
-/// Makes an empty store in directory `root`.
+/// Creates an empty store in directory `root`.
 ///
-/// The directory may exist if it is empty, or holds what an interrupted `init` left.
+/// The directory may exist if it is empty or holds only the remains of an interrupted `init`.
 pub fn init(root: &Path, config: &Config) -> Result<()> {
     let backend = Local::with(root, config.modes(), Arc::new(Silent::default()));
     let place = backend.place();
@@ -86,7 +88,7 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
         Place::Other => return Err(Error::NotEmpty(place)),
         Place::Empty => {}
     }
-    // The outer one would take the inner one's files for its own.
+    // The outer store would mistake the inner store's files for its own.
     let above = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
     if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
         return Err(Error::NotAStore { place, reason: "it lies in another store" });
@@ -102,18 +104,18 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// What is at the place of a store.
+/// Content found at the path of a store.
 enum Place {
-    /// A store, be it without its `store.json`.
+    /// A store, possibly without its `store.json`.
     Store,
-    /// Nothing, or a directory in which a store can be made.
+    /// Nothing, or a directory in which a store can be created.
     Empty,
     /// A directory with other content.
     Other,
 }
 
-/// Looks at the place of a store. An error is never taken for an empty place: whoever
-/// hears that there is no store makes one.
+/// Looks at the path of a store. An error never counts as an empty place, because a caller that
+/// finds no store creates one.
 fn find(root: &Path, backend: &dyn Backend) -> Result<Place> {
     let place = || backend.place();
     let unreachable = |source| Error::Unreachable { place: place(), source };
@@ -134,7 +136,7 @@ fn find(root: &Path, backend: &dyn Backend) -> Result<Place> {
     if root.join(config::FILE).try_exists().map_err(unreachable)? {
         return Ok(Place::Store);
     }
-    // What an interrupted `init` leaves, and what a fresh file system has.
+    // Left by an interrupted `init`, or present in a new file system.
     let harmless = [SEGMENTS_DIR, snapshot::DIR, "tmp", "lost+found"];
     let mut is_other = false;
     for entry in std::fs::read_dir(root).map_err(unreachable)? {
@@ -160,7 +162,7 @@ pub(crate) fn shard_dir(shard: u8) -> String {
 impl Store {
     /// Opens the store in directory `root`.
     ///
-    /// The index is built anew if it is missing or does not fit the segments.
+    /// Rebuilds the index if it is missing or does not match the segments.
     pub fn open(root: &Path, purpose: Purpose, observer: Arc<dyn Observer>) -> Result<Store> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
@@ -170,7 +172,7 @@ impl Store {
                 return opened;
             }
             observer.progress().check()?;
-            // Two that want it alone at the same moment must not meet again.
+            // Processes that want an exclusive lock at the same time must not collide again.
             let jitter = u64::from(std::process::id() % 64);
             std::thread::sleep(LOCK_PAUSE + Duration::from_millis(jitter));
         }
@@ -218,7 +220,7 @@ impl Store {
         Store::assemble(Arc::new(local), stored, &index_path, purpose, observer, Some(lock), root)
     }
 
-    /// Opens a store behind any backend, with its index at `index_path` on this machine.
+    /// Opens a store on any backend, with its index at `index_path` on this machine.
     pub fn open_backend(
         backend: Arc<dyn Backend>,
         index_path: &Path,
@@ -261,47 +263,47 @@ impl Store {
         })
     }
 
-    /// The place of the store, for messages.
+    /// Returns the place of the store, for messages.
     pub fn place(&self) -> String {
         self.backend.place()
     }
 
-    /// The directory of a store on this machine.
+    /// Returns the directory of a store on this machine.
     pub fn root(&self) -> Option<&Path> {
         self.root.as_deref()
     }
 
-    /// What `store.json` says.
+    /// Returns the content of `store.json`.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Hears what happens.
+    /// Returns the observer that receives this store's events.
     pub fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
 
-    /// Figures of the index.
+    /// Returns the index.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// The plain bytes of a chunk, verified against its name.
+    /// Returns the plain bytes of a chunk, verified against its id.
     pub fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
         let mut plain = Vec::new();
         self.chunk_into(id, &mut plain)?;
         Ok(plain)
     }
 
-    /// The same into a buffer whose memory is used again.
+    /// Like [`Store::chunk`], but into a buffer whose memory is reused.
     pub fn chunk_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        // An index that cannot be read is as good as none.
+        // An unreadable index counts as an index without the chunk.
         let location = self.index.find(id).ok().flatten();
         self.chunk_at(id, location.as_ref(), plain)
     }
 
-    /// The same where the index was asked before. Looks for another copy of the chunk if it
-    /// is not there, or was not found.
+    /// Like [`Store::chunk_into`], with a location that the index returned. Reads another copy of
+    /// the chunk if this location fails or is `None`.
     pub(crate) fn chunk_at(
         &self,
         id: &ChunkId,
@@ -321,7 +323,7 @@ impl Store {
         }
     }
 
-    /// Where a chunk is; asks the segments themselves when the index does not know.
+    /// Finds a chunk. Searches the segment tables if the index does not have it.
     pub fn locate(&self, id: &ChunkId) -> Result<Location> {
         match self.index.find(id) {
             Ok(Some(location)) => Ok(location),
@@ -348,7 +350,7 @@ impl Store {
         }
     }
 
-    /// Reads a chunk at a place where it is said to be.
+    /// Reads a chunk at the given location.
     pub(crate) fn read_location(
         &self,
         id: &ChunkId,
@@ -373,7 +375,7 @@ impl Store {
         })
     }
 
-    /// All snapshots that can be read, oldest first, and the errors of the others.
+    /// Returns all readable snapshots, oldest first, and the errors of the others.
     pub fn snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for id in snapshot::list(&*self.backend)? {
@@ -386,22 +388,22 @@ impl Store {
         Ok((good, bad))
     }
 
-    /// The ids of all snapshots, damaged ones too.
+    /// Returns the ids of all snapshots, including damaged ones.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         snapshot::list(&*self.backend)
     }
 
-    /// The record of one snapshot.
+    /// Returns the record of one snapshot.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
         Ok(Snapshot::read(&*self.backend, id)?.0)
     }
 
-    /// All segments, shard by shard, as the backend lists them.
+    /// Returns the segments of one shard with their lengths in bytes, as the backend lists them.
     pub(crate) fn list_shard(&self, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
         list_shard(&*self.backend, shard)
     }
 
-    /// The checked table of a segment.
+    /// Returns the checked table of a segment.
     pub(crate) fn table(&self, id: &SegmentId, len: u64) -> Result<Table> {
         read_table(&*self.backend, id, len)
     }
@@ -428,8 +430,8 @@ fn list_shard_if_possible(
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
     let dir = shard_dir(shard);
     let files = match backend.list(&dir) {
-        // A copy made by a program that knows only files has no empty directories. That
-        // there is no such directory counts only where the one above can be read.
+        // Copies made by tools that know only files lack empty directories. A missing directory
+        // counts as empty only if its parent can be read.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
             Vec::new()
@@ -475,16 +477,16 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
     Table::read(&header[..header_len], &table, &trailer).map_err(damaged)
 }
 
-/// `store.json` as it was read.
+/// Content of `store.json` as read.
 struct StoredConfig {
     config: Config,
     bytes: Vec<u8>,
-    /// Whether it is the copy in a segment, for want of the file.
+    /// True if it was read from a segment, because the file is lost or damaged.
     is_copy: bool,
 }
 
 impl StoredConfig {
-    /// Reads `store.json`, or the copy of it in a segment's header.
+    /// Reads `store.json`, or its copy in a segment's header.
     fn read(backend: &dyn Backend, observer: &dyn Observer) -> Result<StoredConfig> {
         let read = backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX)
             .map_err(Error::store_read(config::FILE))
@@ -492,7 +494,7 @@ impl StoredConfig {
         let error = match read {
             Ok((config, bytes)) => return Ok(StoredConfig { config, bytes, is_copy: false }),
             Err(error @ Error::NewerFormat { .. }) => return Err(error),
-            // A copy is for what is lost, not for what is refused.
+            // The copy replaces a lost file, not one whose access is denied.
             Err(Error::StoreRead { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -512,7 +514,7 @@ impl StoredConfig {
         Err(error)
     }
 
-    /// Writes `store.json` again where it is lost or damaged.
+    /// Rewrites `store.json` if it is lost or damaged.
     fn mend(&self, backend: &dyn Backend) -> Result<()> {
         if !self.is_copy {
             return Ok(());
@@ -522,7 +524,8 @@ impl StoredConfig {
     }
 }
 
-/// A pipe, directory or dangling link at a name of the index: SQLite would wait for it or fail.
+/// Finds a pipe, directory or dangling link at one of the index's file names. SQLite would wait for
+/// it or fail.
 fn odd_file(index: &Path) -> Option<PathBuf> {
     let names = ["", "-wal", "-shm", "-journal", ".new"].map(|end| {
         let mut name = index.as_os_str().to_owned();
@@ -557,11 +560,11 @@ fn remove_odd_files(index: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Everything that opening or building an index needs.
+/// Inputs for opening or building an index.
 struct Opening<'a> {
     backend: &'a dyn Backend,
     store_id: [u8; 16],
-    /// Permission bits of an index that is built in the store.
+    /// Permission bits of an index built in the store.
     mode: u32,
     observer: &'a dyn Observer,
 }
@@ -575,7 +578,7 @@ impl Opening<'_> {
     ) -> Result<(Index, Option<TempDir>)> {
         let has_locks = lock.is_none_or(|lock| lock.unsupported().is_none());
         if !has_locks {
-            // Without locks nobody else may use the same index.
+            // Without locks, no other process may use the same index.
             let (index, dir) = self.build_aside(purpose)?;
             return Ok((index, Some(dir)));
         }
@@ -617,8 +620,8 @@ impl Opening<'_> {
         let built = self.build_alone(path, purpose, lock, &say);
         match built {
             Ok(index) => Ok((index, None)),
-            // Somebody else works on it, or this place cannot be written: a reader
-            // helps itself.
+            // Another process builds the index, or this place is not writable. A reader then builds
+            // an index of its own.
             Err(Error::Locked { .. } | Error::Index(_) | Error::StoreWrite { .. })
                 if purpose == Purpose::Read =>
             {
@@ -630,7 +633,7 @@ impl Opening<'_> {
         }
     }
 
-    /// Builds an index of this process alone, in a temporary directory.
+    /// Builds an index for this process only, in a temporary directory.
     fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
         let failed = |source| Error::Temporary { dir: std::env::temp_dir(), source };
         // A rescue system may have no place for temporary files but its memory.
@@ -668,7 +671,7 @@ impl Opening<'_> {
     /// A reader does without a directory that cannot be listed.
     fn reconcile(&self, index: &Index, purpose: Purpose) -> Result<Option<SegmentId>> {
         for shard in 0..=255 {
-            // In this order: what is published between the two is new, not gone.
+            // In this order: a segment published between the two calls is new, not missing.
             let known = index.segments(shard)?;
             let Some(listed) = self.list_shard(shard, purpose)? else { continue };
             let is_there = |segment: &&Segment| {
@@ -692,8 +695,8 @@ impl Opening<'_> {
         Ok(None)
     }
 
-    /// Looks again for a segment that a listing lacks: some network file systems answer with
-    /// an old listing.
+    /// Checks a segment that is missing in a listing. Some network file systems return stale
+    /// listings.
     fn is_whole_file(&self, segment: &Segment) -> bool {
         let len = self.backend.len(&segment::file_name(&segment.id));
         len.is_ok_and(|len| len == segment.len)
@@ -713,7 +716,7 @@ impl Opening<'_> {
         self.backend.settle(&dir).map_err(Error::store_write(dir))
     }
 
-    /// A segment's chunks by its table, or by looking for them where it is damaged.
+    /// Returns a segment's chunks from its table, or salvages them if the segment is damaged.
     fn load(&self, id: &SegmentId, len: u64) -> (Segment, Vec<Row>) {
         match read_table(self.backend, id, len) {
             Ok(Table { header, rows }) => {
@@ -788,7 +791,7 @@ impl Opening<'_> {
     }
 }
 
-/// Whether an error says that a place cannot be written by this user.
+/// Returns true if an error means that this user cannot write to a place.
 pub fn is_read_only(error: &io::Error) -> bool {
     lock::is_read_only(error)
 }

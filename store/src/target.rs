@@ -1,9 +1,8 @@
-//! Making files below a directory, and nowhere else.
+//! Creates files below a directory, and nowhere else.
 //!
-//! Every path is opened step by step from the target directory without following
-//! a symbolic link, whatever a tree says and whoever swaps directories meanwhile.
-//! Several restores may write into one directory: each removes and renames only
-//! files that are provably its own.
+//! Every path is opened step by step from the target directory without following symbolic links. A
+//! tree or a process that swaps directories cannot lead it elsewhere. Several restores may write
+//! into one directory: each removes and renames only files that are provably its own.
 
 use crate::entry::{Entry, Kind, Time, is_within, path_cmp};
 use crate::source::{self, Stat};
@@ -25,8 +24,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Names of files that are not complete yet begin with this; random digits follow.
-/// Their writer holds them locked, so an unlocked one was left by a killed restore.
+/// Prefix of the names of incomplete files; random digits follow. The writer holds a lock on its
+/// file, so a killed restore left any unlocked one.
 const UNFINISHED: &str = ".forgekeep-unfinished-";
 
 /// Stands in a target that gets the metadata of a directory, until it has them: a restore that
@@ -35,34 +34,34 @@ const MARK: &str = ".forgekeep-unfinished-restore";
 
 /// The attribute that holds an ACL.
 const ACCESS_ACL: &str = "system.posix_acl_access";
-/// The attribute that holds the ACL of what is made in a directory.
+/// Attribute that holds the ACL for objects created in a directory.
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
-/// Seconds since 1970 that every file system can hold: FAT begins with 1980, and signed
-/// 32 bits end in 2038.
+/// Seconds since 1970 that every file system can hold: FAT begins in 1980, and signed 32 bits end
+/// in 2038.
 const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
 
-/// How often something is tried again that another process was quicker with.
+/// Maximum attempts at an operation that other processes may disturb.
 const TRIES: usize = 8;
 
 /// Permissions that an owner needs to work in a directory.
 const OWNER_ALL: u32 = 0o700;
 
-/// A directory into which something is restored.
+/// A directory into which a restore writes.
 pub struct Target {
     dir: OwnedFd,
     uid: u32,
-    /// Whether some directory gives an ACL to what is made in it.
+    /// True if a directory here gives an ACL to objects created in it.
     gives_acl: AtomicBool,
-    /// Directories that were made writable, with their modes before.
+    /// Original modes of directories that were made writable.
     opened_up: Mutex<HashMap<Vec<u8>, u32>>,
-    /// Entries whose owner could not be set.
+    /// Number of entries whose owner could not be set.
     pub owner_denied: AtomicU64,
-    /// Attributes that could not be set here.
+    /// Number of attributes that could not be set here.
     pub xattr_denied: AtomicU64,
 }
 
-/// Metadata that an entry did not get, with the reasons. Its content is there.
+/// Metadata that could not be set on an entry, with reasons. The content is complete.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Refused(Vec<String>);
@@ -70,27 +69,27 @@ pub struct Refused(Vec<String>);
 /// A file being written.
 pub struct Unfinished {
     file: File,
-    /// State of the file right after it was created.
+    /// State of the file right after its creation.
     stat: Stat,
     parent: OwnedFd,
-    /// Name it is written under.
+    /// Name while it is written.
     name: Vec<u8>,
-    /// Name it gets when it is finished, unless that is the same.
+    /// Final name, unless it is the same.
     rename_to: Option<Vec<u8>>,
-    /// It has its metadata and its name; until then dropping removes it.
+    /// True if it has its metadata and its final name. Until then, dropping removes the file.
     is_finished: bool,
 }
 
-/// An open thing whose metadata is set.
+/// An open object whose metadata is set.
 #[derive(Clone, Copy)]
 struct Node<'a> {
     fd: BorrowedFd<'a>,
-    /// Directory and name of a thing that cannot be opened itself: its descriptor has no access.
+    /// Directory and name of an object that can only be opened with `O_PATH`.
     at: Option<(BorrowedFd<'a>, &'a [u8])>,
 }
 
 impl Refused {
-    /// Whether everything was set.
+    /// Returns true if everything was set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -107,7 +106,7 @@ impl fmt::Display for Refused {
 }
 
 impl Target {
-    /// Everything is made below `dir`. Removes files that killed restores left in it.
+    /// Creates a target for files below `dir`. Removes files that killed restores left there.
     pub fn new(dir: OwnedFd) -> Target {
         let target = Target {
             gives_acl: AtomicBool::new(false),
@@ -153,7 +152,7 @@ impl Target {
         Ok((source::open_below(self.dir(), parent, flags)?, name))
     }
 
-    /// Whether a path lies on another file system than the target directory.
+    /// Returns true if a path is on another file system than the target directory.
     pub fn is_elsewhere(&self, path: &[u8]) -> bool {
         let device = |dir: BorrowedFd<'_>| source::stat_open(dir).ok().map(|stat| stat.device);
         let mut dir = split(path).0;
@@ -166,8 +165,8 @@ impl Target {
         }
     }
 
-    /// Does something in the directory `dir`. Where a directory of ours does not let us,
-    /// it is made writable and the work done again; the mode is put back later.
+    /// Runs `work` in the directory `dir`. If a directory owned by this user denies access, makes
+    /// it writable and retries; its mode is restored later.
     fn work_in<T>(&self, dir: &[u8], mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is(&error, Errno::ACCESS) && self.open_up(dir) => work(),
@@ -175,7 +174,8 @@ impl Target {
         }
     }
 
-    /// Makes a directory, and those that lead to it, writable for us; whether any was not.
+    /// Makes a directory and those above it writable for this user. Returns true if that changed
+    /// any of them.
     fn open_up(&self, dir: &[u8]) -> bool {
         let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let mut is_changed = false;
@@ -187,14 +187,15 @@ impl Target {
                 continue;
             }
             let node = Node { fd: opened.as_fd(), at: Some((self.dir(), path)) };
-            // Held, so that nobody who is as far puts back the mode before.
+            // Locked, so that another thread at this point does not record the changed mode as the
+            // original.
             let mut opened_up = self.opened_up.lock();
             if node.chmod(stat.mode | OWNER_ALL).is_ok() {
                 opened_up.entry(path.to_vec()).or_insert(stat.mode);
                 is_changed = true;
             }
         }
-        // Another thread may have been quicker.
+        // Another thread may have done it first.
         is_changed || self.opened_up.lock().keys().any(|path| is_within(dir, path))
     }
 
@@ -202,20 +203,20 @@ impl Target {
         source::open_below(self.dir(), path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
-    /// Gives directories that were made writable for a time their modes back.
+    /// Restores the modes of directories that were made writable for a time.
     pub fn put_modes_back(&self) {
         let mut dirs: Vec<(Vec<u8>, u32)> = self.opened_up.lock().drain().collect();
         dirs.sort_by(|(a, _), (b, _)| path_cmp(b, a));
         for (path, mode) in dirs {
             if let Ok(dir) = self.directory(&path) {
-                // Best effort: whoever took the right away meanwhile has the last word.
+                // Best effort: another process may have taken away the right meanwhile.
                 let _ = Node { fd: dir.as_fd(), at: Some((self.dir(), &path)) }.chmod(mode);
             }
         }
     }
 
-    /// Makes a directory that only we can enter; false if there is one already.
-    /// Anything else of that name is replaced.
+    /// Creates a directory that only this user can enter. Returns false if the directory already
+    /// exists. Replaces any other object of that name.
     pub fn make_dir(&self, path: &[u8]) -> io::Result<bool> {
         self.work_in(split(path).0, || self.try_make_dir(path))
     }
@@ -241,20 +242,20 @@ impl Target {
         Err(Errno::EXIST.into())
     }
 
-    /// Looks into a directory that was there before.
+    /// Inspects a directory that already existed.
     fn meet_dir(&self, path: &[u8]) {
-        // If it cannot be listed, the first write to it reports that.
+        // If it cannot be listed, the first write to it reports the error.
         let Ok(dir) = source::open_dir_below(self.dir(), path) else { return };
         if has_default_acl(&dir) {
             self.gives_acl.store(true, Ordering::Relaxed);
         }
-        // Best effort: abandoned files take space and are in nobody's way.
+        // Best effort: abandoned files take space but do no harm.
         let _ = self.work_in(path, || remove_abandoned(dir.as_fd()));
     }
 
-    /// Begins a file. It is written under another name until it is complete, unless this
-    /// restore made its directory and it is written at once: then a part of it is shorter
-    /// than it, and another restore that meets that part replaces it.
+    /// Begins a file. It has a temporary name until it is complete, with one exception: this
+    /// restore created its directory and writes the file at once. An incomplete file is then
+    /// shorter than its entry, and another restore that finds it replaces it.
     pub fn begin(&self, path: &[u8], is_fresh: bool, at_once: bool) -> io::Result<Unfinished> {
         self.work_in(split(path).0, || self.try_begin(path, is_fresh && at_once))
     }
@@ -275,13 +276,13 @@ impl Target {
             let temporary = unfinished_name()?;
             let file = create(&temporary)?;
             match flock(&file, FlockOperation::LockExclusive) {
-                // A file system without locks: nobody's files are ever cleaned up there.
+                // On a file system without locks, files are never cleaned up.
                 Ok(()) | Err(Errno::NOSYS | Errno::NOTSUP | Errno::NOLCK | Errno::INVAL) => {}
                 Err(error) => return Err(error.into()),
             }
             let begun =
                 Unfinished::new(file.into(), parent.try_clone()?, temporary, Some(name.to_vec()))?;
-            // Another restore may have found it before it was locked, and removed it.
+            // Another restore may have found and removed it before it was locked.
             if begun.stat.names > 0 {
                 return Ok(begun);
             }
@@ -289,7 +290,8 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    /// Gives a written file its metadata and its name. Only the name can fail.
+    /// Sets the metadata and the final name of a written file. Fails only if the name cannot be
+    /// set.
     pub fn finish(
         &self,
         mut unfinished: Unfinished,
@@ -305,14 +307,14 @@ impl Target {
         Ok(refused)
     }
 
-    /// Gives an existing directory its metadata.
+    /// Sets the metadata of an existing directory.
     pub fn finish_dir(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
         let dir = self.work_in(split(path).0, || self.directory(path))?;
         let stat = source::stat_open(&dir)?;
         let readable = source::open_dir_below(dir.as_fd(), b"");
         let node = match &readable {
             Ok(open) => Node { fd: open.as_fd(), at: None },
-            // Without the right to list it.
+            // This user may not list it.
             Err(_) => Node { fd: dir.as_fd(), at: Some((self.dir(), path)) },
         };
         let refused = self.give_metadata(node, &stat, entry, false);
@@ -320,12 +322,12 @@ impl Target {
         Ok(refused)
     }
 
-    /// Gives an open file that already has the right content its metadata.
+    /// Sets the metadata of an open file that already has the right content.
     pub fn refresh_file(&self, file: &File, stat: &Stat, entry: &Entry) -> Refused {
         self.give_metadata(Node { fd: file.as_fd(), at: None }, stat, entry, false)
     }
 
-    /// Makes a symbolic link, FIFO, socket or device, unless it is there already.
+    /// Creates a symbolic link, FIFO, socket or device, unless it already exists.
     pub fn make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
         self.work_in(split(path).0, || self.try_make_other(path, entry))
     }
@@ -376,16 +378,16 @@ impl Target {
                 Err(Errno::EXIST) => {}
                 result => return Ok(result?),
             }
-            // Beside first: where no link can be made, what is there stays.
+            // Under a temporary name first: if no link can be made, the existing object stays.
             let temporary = unfinished_name()?;
             linkat(&from, from_name, &to, &temporary[..], AtFlags::empty())?;
             let renamed = rename_over(to.as_fd(), &temporary, to_name);
-            // Renaming one name of a file to another one of it does nothing.
+            // Renaming one name of a file to another name of the same file does nothing.
             if is_first(&temporary) {
                 ignore_missing(unlinkat(&to, &temporary[..], AtFlags::empty()))?;
             }
             match renamed {
-                // Another restore took it for abandoned.
+                // Another restore removed it as abandoned.
                 Err(error) if is(&error, Errno::NOENT) => {}
                 result => return result,
             }
@@ -393,7 +395,7 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    /// The kind of thing at a path, if there is one.
+    /// Returns the type of the object at a path, or `None`.
     pub fn kind_of(&self, path: &[u8]) -> Option<Kind> {
         let (parent, name) = self.parent(path).ok()?;
         Some(source::stat_at(parent.as_fd(), name).ok()?.kind)
@@ -408,12 +410,12 @@ impl Target {
         })
     }
 
-    /// Owner, attributes, mode, times: in this order, since each of the first may
-    /// undo parts of the next ones. Sets only what differs.
+    /// Sets owner, attributes, mode and times, in this order, because each may undo parts of the
+    /// later ones. Sets only values that differ.
     fn give_metadata(&self, node: Node<'_>, stat: &Stat, entry: &Entry, is_new: bool) -> Refused {
         let mut refused = Refused::default();
         let owner = self.give_owner(node, stat, entry, &mut refused);
-        // A change of the owner takes bits of the mode away.
+        // A change of owner clears bits of the mode.
         let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
         let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
         if may_have_xattrs || !entry.xattrs.is_empty() {
@@ -429,7 +431,7 @@ impl Target {
         refused
     }
 
-    /// Sets the owner as far as this user may; returns user and group as they are then.
+    /// Sets the owner as far as this user may. Returns the resulting user and group.
     fn give_owner(
         &self,
         node: Node<'_>,
@@ -443,7 +445,7 @@ impl Target {
         }
         match node.chown(Some(wanted.0), wanted.1) {
             Ok(()) => return wanted,
-            // Numbers that a user namespace does not have are invalid.
+            // Numbers unknown to a user namespace are invalid.
             Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL) => {
                 self.owner_denied.fetch_add(1, Ordering::Relaxed);
             }
@@ -453,7 +455,8 @@ impl Target {
         (is.0, if has_group { wanted.1 } else { is.1 })
     }
 
-    /// Sets attributes that differ. Where others may be there, those that the entry lacks go.
+    /// Sets attributes that differ. With `may_have_others`, removes attributes that the entry
+    /// lacks.
     fn give_xattrs(
         &self,
         node: Node<'_>,
@@ -462,7 +465,7 @@ impl Target {
         mode: &mut Option<u32>,
         refused: &mut Refused,
     ) {
-        // What the backup could not read is not among those of the entry.
+        // The entry lacks attributes that the backup could not read.
         let may_have_others = may_have_others && entry.has_all_metadata();
         let present = match may_have_others.then(|| node.xattrs()).transpose() {
             Ok(present) => present.unwrap_or_default(),
@@ -479,7 +482,7 @@ impl Target {
         for (name, value) in changes {
             let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
             if matches!(changed, Err(Errno::ACCESS)) && entry.kind != Kind::Symlink {
-                // Attributes of users need the right to write; the mode is set afterwards.
+                // `user.` attributes require write permission; the mode is set afterwards.
                 let writable = mode.unwrap_or(entry.mode) | OWNER_ALL;
                 if node.chmod(writable & 0o777).is_ok() {
                     *mode = None;
@@ -493,13 +496,14 @@ impl Target {
         }
     }
 
-    /// Whether a refusal tells of this file rather than of the user or the file system: root
-    /// may set attributes of users wherever there are any.
+    /// Returns true if a refusal concerns this file, not the user or the file system. Root may set
+    /// `user.` attributes wherever the file system supports them.
     fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
         self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
     }
 
-    /// Attributes that this user or file system does not allow are counted.
+    /// Handles the result of setting an attribute. Counts attributes that this user or file system
+    /// does not allow.
     fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
         let what = format!("attribute {}", crate::entry::display_path(name));
         match result {
@@ -524,7 +528,8 @@ impl Drop for Target {
 }
 
 impl Node<'_> {
-    /// The kernel's own name of the open thing, for calls that take no descriptor without access.
+    /// Returns the path of the open object in `/proc`, for calls that do not accept `O_PATH`
+    /// descriptors.
     fn link(&self) -> String {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
@@ -553,7 +558,7 @@ impl Node<'_> {
                 done => done?,
             }
         }
-        // Other times are clamped by some file systems without an error.
+        // Some file systems clamp other times without an error.
         if !TIMES_HELD_EVERYWHERE.contains(&mtime.seconds) {
             let held = source::stat_open(self.fd)?.mtime.seconds;
             if held != mtime.seconds {
@@ -573,7 +578,7 @@ impl Node<'_> {
         }
     }
 
-    /// Sets an attribute, or removes it.
+    /// Sets or removes an attribute.
     fn set_xattr(&self, name: &[u8], value: Option<&[u8]>) -> rustix::io::Result<()> {
         let (name, flags) = (OsStr::from_bytes(name), XattrFlags::empty());
         match (self.at, value) {
@@ -596,7 +601,7 @@ impl Unfinished {
         Ok(Unfinished { file, stat, parent, name, rename_to, is_finished: false })
     }
 
-    /// The open file.
+    /// Returns the open file.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -606,7 +611,7 @@ impl Unfinished {
             .is_ok_and(|found| is_same_inode(&found, &self.stat))
     }
 
-    /// Gives it its final name.
+    /// Gives the file its final name.
     fn publish(&self) -> io::Result<()> {
         let Some(name) = &self.rename_to else { return Ok(()) };
         if !self.is_under(&self.name) {
@@ -615,7 +620,7 @@ impl Unfinished {
         rename_over(self.parent.as_fd(), &self.name, name)
     }
 
-    /// Removes it and nothing that took its place meanwhile.
+    /// Removes the file, but never an object that replaced it.
     fn remove(&self) -> io::Result<()> {
         if !self.is_under(&self.name) {
             return Ok(());
@@ -623,8 +628,8 @@ impl Unfinished {
         if self.rename_to.is_some() {
             return Ok(unlinkat(&self.parent, &self.name[..], AtFlags::empty())?);
         }
-        // Another restore may give this name to a complete file at any moment: what
-        // is taken away is looked at, and put back if it is not this one.
+        // Another restore may give this name to a complete file at any time. The object is
+        // therefore moved aside, checked, and moved back if it is another one.
         let aside = unfinished_name()?;
         renameat(&self.parent, &self.name[..], &self.parent, &aside[..])?;
         if self.is_under(&aside) {
@@ -638,7 +643,7 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if !self.is_finished {
-            // Best effort: the reason why it is removed is being reported.
+            // Best effort: the cause of the removal is already being reported.
             let _ = self.remove();
         }
     }
@@ -666,14 +671,14 @@ fn ignore_missing(result: rustix::io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// A name that no other restore uses.
+/// Returns a name that no other restore uses.
 fn unfinished_name() -> io::Result<Vec<u8>> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random)).into_bytes())
 }
 
-/// Whether this is the name of a file that is not complete yet.
+/// Returns true for names of incomplete files.
 pub fn is_unfinished(name: &[u8]) -> bool {
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     let digits = name.strip_prefix(UNFINISHED.as_bytes());
@@ -685,17 +690,18 @@ pub fn is_mark(name: &[u8]) -> bool {
     name == MARK.as_bytes()
 }
 
-/// Whether a file is being written by another restore.
+/// Returns true if another restore is writing this file.
 pub fn is_being_written(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     let is_file = || source::stat_at(dir, name).is_ok_and(|stat| stat.kind == Kind::File);
     is_unfinished(name) && is_file() && hold_abandoned(dir, name).is_none()
 }
 
-/// An unfinished file whose writer is gone, locked; `None` if there is no proof of that.
+/// Opens and locks an unfinished file whose writer is gone. Returns `None` if that cannot be
+/// proved.
 fn hold_abandoned(dir: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |access| openat(dir, name, flags | access, Mode::empty());
-    // Its mode may be final already.
+    // Its mode may already be final.
     let file = open(OFlags::RDONLY).or_else(|_| open(OFlags::WRONLY)).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     let (open, found) = (source::stat_open(&file).ok()?, source::stat_at(dir, name).ok()?);
@@ -704,7 +710,7 @@ fn hold_abandoned(dir: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
 
 /// Removes unfinished files of killed restores.
 fn remove_abandoned(dir: BorrowedFd<'_>) -> io::Result<()> {
-    // A listing goes on where the one before ended: each has its own descriptor.
+    // Listing continues where the previous listing of a descriptor ended, so each uses its own.
     let listed = source::open_dir_below(dir, b"")?;
     for (name, _) in source::names(listed.as_fd())? {
         if is_unfinished(&name)
@@ -716,8 +722,8 @@ fn remove_abandoned(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames within a directory. An empty directory gives way; one with content is an
-/// error of kind `DirectoryNotEmpty`.
+/// Renames within a directory. Replaces an empty directory; a directory with content is an error of
+/// kind `DirectoryNotEmpty`.
 fn rename_over(dir: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> io::Result<()> {
     match renameat(dir, from, dir, to) {
         Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
@@ -728,7 +734,7 @@ fn rename_over(dir: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Removes the thing of this name; a directory only if it is empty.
+/// Removes the object of this name; a directory only if it is empty.
 fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: Kind) -> io::Result<()> {
     let is_dir = kind == Kind::Directory;
     let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -736,7 +742,7 @@ fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: Kind) -> io::Result<()> 
 }
 
 fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()> {
-    // For us alone until it has its owner.
+    // Accessible only to this user until the owner is set.
     let make = |kind, device| mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device);
     let device = entry.device.map_or(0, |(major, minor)| makedev(major, minor));
     match entry.kind {
@@ -749,8 +755,8 @@ fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()>
     }
 }
 
-/// Whether an open thing is the link, FIFO, socket or device of an entry, and not another
-/// name of something else as well.
+/// Returns true if an open object is the link, FIFO, socket or device of an entry, and not also
+/// another name of a different object.
 fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
     let is_alone = stat.names == 1 || entry.hard_link.is_some();
     let is_alike = match entry.kind {
@@ -763,11 +769,12 @@ fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
     stat.kind == entry.kind && is_alone && is_alike
 }
 
-/// The mode of an entry. Rights of an owner who could not be set go to nobody else.
+/// Returns the mode for an entry. If its owner or group could not be set, drops setuid or setgid so
+/// that no one else gets those rights.
 fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
     let (uid, gid) = (entry.owner.uid, entry.owner.gid);
     let mut mode = entry.mode;
-    // On a directory the bits give no rights.
+    // On a directory these bits grant no rights.
     if entry.kind != Kind::Directory {
         mode &= if owner.0 == uid { !0 } else { !0o4000 };
         mode &= if owner.1 == gid { !0 } else { !0o2000 };
@@ -775,7 +782,7 @@ fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
     mode
 }
 
-/// Whether an attribute is one that somebody gave; systems give others by themselves.
+/// Returns true for attributes that users set. Systems set the others by themselves.
 fn is_ours_to_remove(name: &[u8]) -> bool {
     let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
     is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
@@ -792,7 +799,7 @@ fn times(mtime: Time) -> Timestamps {
     }
 }
 
-/// Removes what is on this device; a file system mounted in it is not entered.
+/// Removes everything on this device. Does not enter mounted file systems.
 fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io::Result<()> {
     if is_being_written(parent, name) {
         return Err(io::Error::other("another restore is writing it"));
@@ -800,7 +807,7 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io:
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(error @ (Errno::ISDIR | Errno::PERM)) => {
-            // Immutable, perhaps: only a directory has something in it to remove.
+            // It may be immutable. Only a directory has content to remove.
             if source::stat_at(parent, name)?.kind != Kind::Directory {
                 return Err(error.into());
             }
@@ -813,7 +820,7 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io:
         return Err(Errno::XDEV.into());
     }
     if stat.uid == uid && stat.mode & OWNER_ALL != OWNER_ALL {
-        // It is going to be removed.
+        // The directory will be removed.
         Node { fd: dir.as_fd(), at: Some((parent, name)) }.chmod(stat.mode | OWNER_ALL)?;
     }
     let dir = source::open_dir_below(dir.as_fd(), b"")?;

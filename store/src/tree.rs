@@ -1,9 +1,8 @@
 //! The tree: all entries of a snapshot in path order, cut into pages.
 //!
-//! Where a page begins depends on the path of its first entry only, so the same
-//! entries give the same pages wherever the rest of the tree changed. Pages of
-//! entries are leaves; pages above them list pages, cut by the same rule with
-//! more bits, up to one root.
+//! The hash of a path decides whether a page begins at it. The same entries therefore give the same
+//! pages, even if the rest of the tree changes. Leaf pages hold entries. Index pages list pages and
+//! are cut by the same rule with more bits, up to one root.
 
 use crate::entry::{Decoded, Entry, Kind, Owner, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
@@ -18,14 +17,14 @@ use std::sync::Arc;
 const TAG: &str = "tree";
 /// One entry in 2^7 begins a leaf.
 const LEAF_BITS: u32 = 7;
-/// One page in 2^6 begins a page of the level above.
+/// One page in 2^6 begins a page of the next level.
 const LEVEL_BITS: u32 = 6;
-/// A page takes no more items at this size, wherever its paths would have cut it. With the
-/// largest entry there can be, and its owner, it still fits a chunk.
+/// Size in bytes at which a page is full, even if no path ends it. With the largest possible entry
+/// and its owner, the page still fits into a chunk.
 const PAGE_BYTES_MAX: usize = 1 << 20;
-/// Bytes that an item of a page above leaves takes beside its path, at most.
+/// Maximum bytes of an item in an index page, without its path.
 const CHILD_BYTES: usize = 64;
-/// Bytes that an owner takes beside its names, at most.
+/// Maximum bytes of an owner, without its names.
 const OWNER_BYTES: usize = 32;
 
 /// Stores a metadata chunk.
@@ -33,36 +32,36 @@ pub type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<ChunkId>;
 /// Reads a metadata chunk.
 pub type Get<'a> = &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>;
 
-/// The number that decides which pages begin with this path.
+/// Returns the number that decides which pages begin with this path.
 fn mark(path: &[u8]) -> u64 {
     let hash = blake3::hash(path);
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes"))
 }
 
-/// Whether a page of this level begins at an item with this mark.
+/// Returns true if a page of this level begins at an item with this mark.
 fn begins_page(mark: u64, level: usize) -> bool {
     let bits = (LEAF_BITS + LEVEL_BITS * level as u32).min(63);
     mark.trailing_zeros() >= bits
 }
 
-/// A page as the page above knows it.
+/// A page as listed in the page above it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Child {
-    /// Path of the first entry below.
+    /// Path of the first entry in the page or below it.
     pub first: Vec<u8>,
-    /// The page.
+    /// Id of the page.
     pub page: ChunkId,
-    /// Entries below.
+    /// Number of entries in the page and below it.
     pub entries: u64,
-    /// Sum of the sizes of the files below.
+    /// Sum of the sizes of their files in bytes.
     pub bytes: u64,
 }
 
-/// Takes entries in path order and makes pages of them.
+/// Writes entries, given in path order, as pages.
 #[derive(Default)]
 pub struct TreeWriter {
     leaf: OpenLeaf,
-    /// Pages not yet listed by a page above, one list a level, the lowest first.
+    /// Pages not yet listed in an index page: one list per level, lowest level first.
     levels: Vec<OpenLevel>,
 }
 
@@ -70,12 +69,12 @@ pub struct TreeWriter {
 struct OpenLeaf {
     first: Vec<u8>,
     last: Vec<u8>,
-    /// Whether the last entry can have others below it.
+    /// True if other entries can be below the last one.
     is_last_dir: bool,
     encoded: Vec<u8>,
     owners: HashMap<Arc<Owner>, u32>,
     owner_order: Vec<Arc<Owner>>,
-    /// Bytes of all owners in the page, at most.
+    /// Maximum bytes of all owners in the page.
     owner_bytes: usize,
     entries: u64,
     bytes: u64,
@@ -84,16 +83,19 @@ struct OpenLeaf {
 #[derive(Default)]
 struct OpenLevel {
     children: Vec<Child>,
-    /// Bytes of all of them in a page, at most.
+    /// Maximum bytes of all children in a page.
     bytes: usize,
 }
 
 impl TreeWriter {
     /// Appends an entry.
     ///
-    /// Fails with [`Error::Unfit`], and takes the next one as if nothing had been, where a
-    /// reader would refuse the entry: for itself, because its path does not come after all
-    /// before it, or because it lies in something that is not a directory.
+    /// Fails with [`Error::Unfit`] if a reader would refuse the entry; the writer stays usable. The
+    /// reader refuses an entry in three cases:
+    ///
+    /// - the entry itself is invalid,
+    /// - its path does not follow the previous path,
+    /// - the entry above it is not a directory.
     pub fn push(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
         self.leaf.check(entry).map_err(|reason| {
             let path = format!("/{}", display_path(&entry.path));
@@ -106,7 +108,7 @@ impl TreeWriter {
         Ok(())
     }
 
-    /// Closes all pages; returns the root. A tree without entries is one empty leaf.
+    /// Closes all pages and returns the root. A tree without entries is one empty leaf.
     pub fn finish(mut self, put: Put<'_>) -> Result<ChunkId> {
         if !self.leaf.is_empty() || self.levels.is_empty() {
             self.close_leaf(put)?;
@@ -125,7 +127,7 @@ impl TreeWriter {
         let leaf = std::mem::take(&mut self.leaf);
         let page = put(&leaf.page())?;
         let OpenLeaf { first, last, is_last_dir, entries, bytes, .. } = leaf;
-        // For the order, not for their bytes.
+        // Kept to check the order of the next entry.
         (self.leaf.last, self.leaf.is_last_dir) = (last, is_last_dir);
         self.list(0, Child { first, page, entries, bytes }, put)
     }
@@ -169,7 +171,7 @@ impl OpenLevel {
 }
 
 impl OpenLeaf {
-    /// Whether a reader would take the entry after those before it.
+    /// Checks that a reader would accept the entry after the previous ones.
     fn check(&self, entry: &Entry) -> Result<(), String> {
         entry.check()?;
         check_order(&self.last, self.is_last_dir, &entry.path)
@@ -197,7 +199,7 @@ impl OpenLeaf {
         self.bytes = self.bytes.saturating_add(entry.size);
     }
 
-    /// The row of an owner.
+    /// Returns the row of an owner and adds the owner if necessary.
     fn owner(&mut self, owner: &Arc<Owner>) -> u32 {
         if let Some(row) = self.owners.get(owner) {
             return *row;
@@ -226,7 +228,8 @@ impl OpenLeaf {
     }
 }
 
-/// Whether an entry with this path can follow the entry `last`, which is a directory or not.
+/// Checks that an entry with this path can follow the entry `last`. `is_last_dir` is true if that
+/// one is a directory.
 fn check_order(last: &[u8], is_last_dir: bool, path: &[u8]) -> Result<(), String> {
     if last.is_empty() {
         return Ok(());
@@ -255,14 +258,14 @@ fn index_page(level: usize, children: &[Child]) -> Vec<u8> {
     page
 }
 
-/// A page where it stands in a tree. In another place the same page can be wrong.
+/// A page at its position in a tree. The same page can be wrong in another position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// As the page above lists it; the root is listed by none and has no numbers.
+    /// The page as listed in the page above. The root is not listed; its counts are 0.
     pub child: Child,
-    /// Path at which the next page begins; `None` for the last one.
+    /// First path of the next page; `None` for the last page.
     pub until: Option<Vec<u8>>,
-    /// The level that it must have; the root may have any.
+    /// Level that the page must have. `None` for the root, which may have any level.
     level: Option<u8>,
 }
 
@@ -272,7 +275,7 @@ impl Place {
         Place { child, until: None, level: None }
     }
 
-    /// A number that is the same for the same page in the same place only.
+    /// Returns a hash that is equal only for the same page in the same place.
     pub fn key(&self) -> u128 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.child.page.as_bytes()).update(&[self.level.map_or(255, |level| level)]);
@@ -286,9 +289,8 @@ impl Place {
 
     /// Reads the page.
     ///
-    /// What an index page lists must lie in its range and ascend. So no two parts of a
-    /// tree share an index page, and walking over it comes to an end however pages refer to
-    /// each other.
+    /// The children of an index page must ascend and lie in its range. Two parts of a tree
+    /// therefore never share an index page. A walk always ends, however pages refer to each other.
     fn open(&self, get: Get<'_>) -> Result<Page> {
         let page = Page::open(&self.child.page, self.level, get)?;
         if let Page::Index { children, .. } = &page {
@@ -317,7 +319,7 @@ impl Place {
     }
 }
 
-/// The places of what an index page lists, which ends at `until`.
+/// Returns the places of an index page's children. `until` is the end of that page.
 fn places(level: u8, children: Vec<Child>, until: Option<Vec<u8>>) -> Vec<Place> {
     let firsts = children.iter().skip(1).map(|child| Some(child.first.clone()));
     let untils: Vec<_> = firsts.chain([until]).collect();
@@ -325,7 +327,7 @@ fn places(level: u8, children: Vec<Child>, until: Option<Vec<u8>>) -> Vec<Place>
     children.into_iter().zip(untils).map(place).collect()
 }
 
-/// A page, opened.
+/// A decoded page.
 enum Page {
     Leaf(OpenedLeaf),
     Index { level: u8, children: Vec<Child> },
@@ -334,16 +336,16 @@ enum Page {
 /// A leaf being read.
 struct OpenedLeaf {
     bytes: Vec<u8>,
-    /// Without those that no file can have.
+    /// `None` for an owner that no file can have.
     owners: Vec<Option<Arc<Owner>>>,
-    /// Offset of the next entry.
+    /// Byte offset of the next entry.
     at: usize,
-    /// Entries to come.
+    /// Number of entries not yet read.
     left: u64,
 }
 
 impl Page {
-    /// Reads a page which must be of `level`, if that is known.
+    /// Reads a page, which must be of `level` if that is given.
     fn open(id: &ChunkId, level: Option<u8>, get: Get<'_>) -> Result<Page> {
         let bytes = get(id)?;
         Page::decode(bytes, level).map_err(|error| malformed_page(id, error))
@@ -398,40 +400,40 @@ fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
     Ok(Child { first: first.to_vec(), page, entries: input.u64()?, bytes: input.u64()? })
 }
 
-/// A part of a tree that cannot be read.
+/// An unreadable part of a tree.
 #[derive(Debug)]
 pub struct Lost {
-    /// Why.
+    /// Cause.
     pub error: Error,
-    /// Where in the tree.
+    /// Position in the tree.
     pub span: Span,
-    /// How many entries that is, if a page that can be read tells.
+    /// Number of lost entries, if a readable page lists it.
     pub entries: Option<u64>,
 }
 
-/// Where something is lost.
+/// Position of a loss.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Span {
     /// One entry, with this path.
     Entry(Vec<u8>),
-    /// Something from one path up to another.
+    /// Entries from one path up to another.
     Range {
         /// First path that may be lost.
         from: Vec<u8>,
-        /// First path after it that is not lost; `None` up to the end.
+        /// First path after the loss; `None` if it reaches the end.
         until: Option<Vec<u8>>,
     },
 }
 
 impl Span {
-    /// First path that may be lost.
+    /// Returns the first path that may be lost.
     pub fn from(&self) -> &[u8] {
         match self {
             Span::Entry(path) | Span::Range { from: path, .. } => path,
         }
     }
 
-    /// Whether a path at or after this one, in path order, may be lost.
+    /// Returns true if `path` or a later path may be lost.
     pub fn may_reach(&self, path: &[u8]) -> bool {
         let last = match self {
             Span::Entry(lost) => Some(lost),
@@ -440,7 +442,7 @@ impl Span {
         last.is_none_or(|last| path_cmp(path, last) != Ordering::Greater)
     }
 
-    /// Whether the entry with this path may be lost.
+    /// Returns true if the entry with this path may be lost.
     pub fn may_be(&self, path: &[u8]) -> bool {
         match self {
             Span::Entry(lost) => lost == path,
@@ -448,7 +450,7 @@ impl Span {
         }
     }
 
-    /// Whether an entry at or below `path` may be lost.
+    /// Returns true if an entry at or below `path` may be lost.
     pub fn may_be_within(&self, path: &[u8]) -> bool {
         match self {
             Span::Entry(lost) => is_within(lost, path),
@@ -477,13 +479,13 @@ impl std::fmt::Display for Span {
     }
 }
 
-/// The entries of a tree, or of what lies in one path of it, in path order.
+/// Reads the entries of a tree, or of one path in it, in path order.
 ///
-/// A page or an entry that cannot be read is one [`Lost`], after which reading goes on.
+/// An unreadable page or entry is one [`Lost`]; reading continues after it.
 pub struct TreeReader<'a> {
     get: Get<'a>,
     within: Vec<u8>,
-    /// Pages to come on the way down, a list for each level, last first.
+    /// Pages to read: one list per level, each in reverse order.
     stack: Vec<Vec<Place>>,
     leaf: Option<(Place, OpenedLeaf)>,
     /// Path of the last good entry, to check the order.
@@ -492,27 +494,27 @@ pub struct TreeReader<'a> {
     previous: Previous,
 }
 
-/// The path of the entry before in a leaf, of which the next one may share a part.
+/// Path of the previous entry in a leaf, whose prefix the next entry may share.
 enum Previous {
-    /// That of the last good entry.
+    /// Path of the last good entry.
     Last,
-    /// Another one.
+    /// Another path.
     Path(Vec<u8>),
     Unknown,
 }
 
 impl<'a> TreeReader<'a> {
-    /// All entries of the tree with this root.
+    /// Reads all entries of the tree with this root.
     pub fn new(root: &ChunkId, get: Get<'a>) -> TreeReader<'a> {
         TreeReader::within(root, b"", get)
     }
 
-    /// The entry `path` and what is below it. Pages before it are not read.
+    /// Reads the entry `path` and everything below it. Does not read the pages before it.
     pub fn within(root: &ChunkId, path: &[u8], get: Get<'a>) -> TreeReader<'a> {
         TreeReader { within: path.to_vec(), ..TreeReader::at(Place::root(root), get) }
     }
 
-    /// The entries of one page and those below it, where it stands in its tree.
+    /// Reads the entries of one page and of the pages below it.
     pub fn at(place: Place, get: Get<'a>) -> TreeReader<'a> {
         TreeReader {
             get,
@@ -525,7 +527,7 @@ impl<'a> TreeReader<'a> {
         }
     }
 
-    /// Opens the next page; `None` when there is no more.
+    /// Opens the next page. Returns `None` at the end.
     fn step(&mut self) -> Option<Result<(), Lost>> {
         let place = loop {
             match self.stack.last_mut()?.pop() {
@@ -533,7 +535,7 @@ impl<'a> TreeReader<'a> {
                 None => drop(self.stack.pop()),
             }
         };
-        // Whole pages before and after the part asked for.
+        // Skip whole pages before and after the requested part.
         if !self.within.is_empty() {
             let first = &place.child.first;
             if path_cmp(first, &self.within) == Ordering::Greater && !is_within(first, &self.within)
@@ -562,7 +564,7 @@ impl<'a> TreeReader<'a> {
         }
     }
 
-    /// The next entry of the open leaf.
+    /// Returns the next entry of the open leaf.
     fn entry(&mut self) -> Option<Result<Entry, Lost>> {
         let (place, leaf) = self.leaf.as_mut()?;
         if leaf.left == 0 {
@@ -606,8 +608,8 @@ impl<'a> TreeReader<'a> {
         }
     }
 
-    /// Entries of the open leaf that cannot be read: the one with this path, or some after
-    /// the last good one.
+    /// Returns the loss of entries in the open leaf: the one with this path, or some after the last
+    /// good entry.
     fn lost(&self, path: Option<Vec<u8>>, entries: u64, reason: String) -> Lost {
         let place = self.leaf.as_ref().map(|(place, _)| place);
         let page = place.map_or_else(String::new, |place| place.child.page.to_string());
@@ -624,8 +626,8 @@ impl<'a> TreeReader<'a> {
 }
 
 impl Place {
-    /// Whether an entry belongs into this leaf. What lies below a file would be in the next
-    /// one: then the file gives way.
+    /// Checks that an entry belongs to this leaf. Entries below a file would begin the next leaf;
+    /// the file is refused then.
     fn check(&self, entry: &Entry) -> Result<(), String> {
         let path = &entry.path;
         let begins = path_cmp(path, &self.child.first) != Ordering::Less;
@@ -641,28 +643,28 @@ impl Place {
     }
 }
 
-/// Looks up paths in path order, reading only the pages that may have them.
+/// Looks up paths in path order. Reads only pages that may contain them.
 pub struct Lookup<'a> {
     reader: TreeReader<'a>,
     next: Option<Entry>,
 }
 
 impl<'a> Lookup<'a> {
-    /// For the tree with this root.
+    /// Looks up paths in the tree with this root.
     pub fn new(root: &ChunkId, get: Get<'a>) -> Lookup<'a> {
         Lookup { reader: TreeReader::new(root, get), next: None }
     }
 
-    /// The entry with this path. Paths must be asked for in path order.
+    /// Returns the entry with this path. Calls must ask for paths in path order.
     ///
-    /// Fails if the entry may be among those that cannot be read.
+    /// Fails if the entry may be among unreadable ones.
     pub fn at(&mut self, path: &[u8]) -> Result<Option<Entry>> {
         let mut trouble = None;
         loop {
             if let Some(next) = &self.next {
                 match path_cmp(&next.path, path) {
                     Ordering::Less => self.next = None,
-                    // Kept, for whoever asks twice.
+                    // Kept, because the caller may ask for the same path again.
                     Ordering::Equal => return Ok(self.next.clone()),
                     Ordering::Greater => break,
                 }
@@ -682,10 +684,10 @@ impl<'a> Lookup<'a> {
 }
 
 impl TreeReader<'_> {
-    /// Passes over whole pages that end before `path`.
+    /// Skips whole pages that end before `path`.
     fn skip_to(&mut self, path: &[u8]) {
         let is_not_after = |place: &Place| path_cmp(&place.child.first, path) != Ordering::Greater;
-        // Pages of upper levels come after all that is left of lower ones.
+        // The remaining pages of lower levels all precede those of upper levels.
         let Some(level) =
             self.stack.iter().position(|places| places.last().is_some_and(is_not_after))
         else {
@@ -725,20 +727,20 @@ impl Iterator for TreeReader<'_> {
     }
 }
 
-/// A part of a tree, as [`outline`] finds it.
+/// A part of a tree, as returned by [`outline`].
 #[derive(Debug)]
 pub enum Part {
     /// A leaf, not read.
     Leaf,
-    /// A page that need not be looked into.
+    /// A known page, not opened.
     Known,
-    /// A page above leaves that cannot be read; all below it is lost.
+    /// An unreadable index page; everything below it is lost.
     Lost(Error),
 }
 
-/// All leaves of a tree in order, found without reading them, with the pages above
-/// them that could not be read. Pages that are known are not looked into; `entered` hears of
-/// pages that were.
+/// Returns all leaves of a tree in order without reading them, and the unreadable index pages. Does
+/// not open pages for which `is_known` returns true. Calls `entered` for each index page that it
+/// opened.
 pub fn outline(
     root: &ChunkId,
     get: Get<'_>,
@@ -768,8 +770,8 @@ pub fn outline(
     parts
 }
 
-/// Entries and the sum of file sizes below a root, as its own page tells; `None`
-/// where the root is a leaf.
+/// Returns the number of entries and the sum of file sizes in bytes, as the root page lists them.
+/// Returns `None` if the root is a leaf.
 pub fn totals(root: &ChunkId, get: Get<'_>) -> Result<Option<(u64, u64)>> {
     let Page::Index { children, .. } = Page::open(root, None, get)? else { return Ok(None) };
     let sum = |of: fn(&Child) -> u64| children.iter().map(of).fold(0, u64::saturating_add);
@@ -788,7 +790,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeMap;
 
-    /// Pages in memory, under names that nothing checks.
+    /// Pages in memory, without checks of their ids.
     #[derive(Default)]
     struct Pages(RefCell<BTreeMap<ChunkId, Vec<u8>>>);
 
@@ -799,7 +801,7 @@ mod tests {
             (pages, root)
         }
 
-        /// The same of entries that the writer would refuse.
+        /// Like [`Pages::of`], for entries that the writer would refuse.
         fn unchecked(entries: &[Entry]) -> (Pages, ChunkId) {
             let pages = Pages::default();
             let mut put = |bytes: &[u8]| pages.put(bytes);
@@ -837,13 +839,13 @@ mod tests {
             TreeReader::within(root, path, &get).map(|entry| entry.expect("reads")).collect()
         }
 
-        /// How many pages are not among those of `other`.
+        /// Returns the number of pages that `other` does not have.
         fn beyond(&self, other: &Pages) -> usize {
             let known = other.0.borrow();
             self.0.borrow().keys().filter(|id| !known.contains_key(*id)).count()
         }
 
-        /// Puts other bytes in the place of the page chosen by `which`.
+        /// Replaces the bytes of the page chosen by `which`.
         fn replace(&self, which: Index, bytes: impl FnOnce(Vec<u8>) -> Vec<u8>) {
             let mut pages = self.0.borrow_mut();
             let at = which.index(pages.len());
@@ -852,7 +854,7 @@ mod tests {
         }
     }
 
-    /// Entries in order; few kinds of them under many paths.
+    /// Entries in order: few samples under many paths.
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
         (paths(400), vec(arbitrary::entry(), 1..6)).prop_map(|(paths, samples)| {
             let samples = samples.iter().cycle();
@@ -872,7 +874,7 @@ mod tests {
         Entry::new(path, Kind::Directory, 0o755)
     }
 
-    /// Enough entries for a root, pages below it, and their leaves.
+    /// Enough entries for a root, index pages below it, and their leaves.
     fn many(count: usize) -> Vec<Entry> {
         (0..count).map(|n| directory(format!("d{n:05}").into_bytes())).collect()
     }
@@ -973,7 +975,7 @@ mod tests {
             let mut lost: Vec<usize> = Vec::new();
             for (at, kind) in bad.iter().filter(|_| !entries.is_empty()) {
                 let at = at.index(entries.len());
-                // What lies in a directory is read whether its own entry can be or not.
+                // The content of a directory is read even if the directory's entry is not.
                 spoil(&mut written[at], *kind);
                 lost.push(at);
             }
@@ -997,7 +999,7 @@ mod tests {
             let named: Vec<Span> =
                 lost.iter().map(|at| Span::Entry(entries[*at].path.clone())).collect();
             prop_assert_eq!((&good, &spans), (&kept, &named));
-            // Each can be looked up, whatever is beside it.
+            // Each entry can be looked up, whatever its neighbours are.
             for (at, entry) in entries.iter().enumerate() {
                 let found = Lookup::new(&root, &get).at(&entry.path);
                 match is_kept(&at) {
@@ -1010,7 +1012,7 @@ mod tests {
 
     const BAD_KINDS: usize = 7;
 
-    /// Makes an entry one that no reader takes, under the same path.
+    /// Makes an entry invalid for readers, without changing its path.
     fn spoil(entry: &mut Entry, kind: usize) {
         match kind {
             0 => entry.mtime = Some(Time { seconds: 0, nanoseconds: 1_000_000_000 }),
@@ -1046,7 +1048,7 @@ mod tests {
         }
         let (pages, root) = Pages::of(&entries);
         assert!(pages.read(&root, b"") == entries);
-        // Pages above leaves list paths that have nothing in common.
+        // Index pages list paths without a common prefix.
         let pages = Pages::default();
         let mut put = |bytes: &[u8]| pages.put(bytes);
         let mut writer = TreeWriter::default();
@@ -1070,7 +1072,7 @@ mod tests {
         for path in ["a/1", "a/2", "a/3", "b"] {
             leaf.push(&directory(path.into()));
         }
-        // The path of the second entry becomes a number.
+        // Turn the path of the second entry into a number.
         let at = leaf.encoded.windows(2).position(|two| two == [0x41, b'2']).expect("its suffix");
         leaf.encoded.splice(at..at + 2, [0x18, b'2']);
         let page = leaf.page();
@@ -1125,14 +1127,14 @@ mod tests {
             let root = pages.put(&index_page(1, &children)).expect("puts");
             let get = |id: &ChunkId| pages.get(id);
             assert_eq!(TreeReader::new(&root, &get).filter(std::result::Result::is_err).count(), 1);
-            // Page by page, as a check reads them, it is the same.
+            // Reading page by page, as a check does, gives the same result.
             let parts = outline(&root, &get, &|_| false, &mut |_| {});
             let lost = parts.into_iter().flat_map(|(place, _)| TreeReader::at(place, &get));
             assert_eq!(lost.filter(std::result::Result::is_err).count(), 1);
         }
     }
 
-    /// Walks over a tree that may be damaged in every way there is.
+    /// Walks a tree with arbitrary damage.
     fn walk_all(pages: &Pages, root: &ChunkId, path: &[u8]) -> Result<(), TestCaseError> {
         let get = |id: &ChunkId| pages.get(id);
         for path in [b"", path] {
@@ -1159,7 +1161,7 @@ mod tests {
             let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
             with.insert(at + 1, directory(format!("d{at:05}/{name}").into_bytes()));
             let (new, new_root) = Pages::of(&with);
-            // It may begin a page on each of three levels, and so divide one.
+            // The entry may begin a page on each of three levels and thereby split one.
             prop_assert!(new_root != old_root && new.beyond(&old) <= 6);
             prop_assert_eq!(new.write(&without), old_root);
         }

@@ -1,9 +1,8 @@
-//! Walking a directory tree with several threads, in path order.
+//! Walks a directory tree on several threads, in path order.
 //!
-//! Threads list directories ahead of the caller, deepest first from where the
-//! caller is; the caller lists what it needs itself when nobody has begun to.
-//! What is listed and not yet taken is bounded, so memory does not grow with the
-//! tree.
+//! Threads list directories ahead of the caller, deepest first from the caller's position. The
+//! caller lists a directory itself if no thread has begun to. A limit on listed but unread entries
+//! bounds memory.
 
 use crate::entry::Kind;
 use crate::git;
@@ -17,44 +16,44 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Entries that may be listed and not yet taken. Threads that found so many rest
-/// until half of them were taken.
+/// Maximum number of entries listed but not yet read. At this number threads pause until half of
+/// the entries have been read.
 const AHEAD_MAX: usize = 50_000;
 
-/// What is left out, by one set of rules for plain directories and git directories.
+/// Rules for what is left out, the same for plain directories and git directories.
 ///
-/// In this order: the store itself is never taken; a named path always is; then patterns,
-/// paths, file systems and caches have their say.
+/// In this order: the store itself is never read; a named path always is; then patterns, paths,
+/// file systems and caches apply.
 #[derive(Debug, Clone, Default)]
 pub struct Excluded {
-    /// Paths that fit, with everything below.
+    /// Patterns of paths to leave out, with everything below.
     pub globs: Globs,
-    /// These very paths of the tree, with everything below.
+    /// Exact paths of the tree to leave out, with everything below.
     pub leave: Arc<HashSet<Vec<u8>>>,
-    /// What git can make again, in git directories.
+    /// Leaves out files in git directories that git can recreate.
     pub git_caches: bool,
-    /// What is mounted below the nearest named path.
+    /// Leaves out file systems mounted below the nearest named path.
     pub other_file_systems: bool,
-    /// What is below a directory with a valid `CACHEDIR.TAG`, but the tag.
+    /// Leaves out everything below a directory with a valid `CACHEDIR.TAG`, except the tag.
     pub caches: bool,
-    /// Directories that are never entered, as device and inode: the store itself.
+    /// Device and inode of directories that are never entered: the store itself.
     pub never: Vec<(u64, u64)>,
-    /// Paths below others that are taken for their own sake.
+    /// Named paths below other named paths.
     pub named: Arc<Named>,
-    /// Takes a note of what no pattern tells.
+    /// Records paths that were left out without a pattern.
     pub noted: Arc<Noted>,
 }
 
-/// Paths of the tree that are taken whatever the rules for those above them say.
+/// Paths of the tree that are read, whatever the rules say about the directories above.
 #[derive(Debug, Default)]
 pub struct Named {
     paths: HashSet<Vec<u8>>,
-    /// The directories above them.
+    /// Directories above the named paths.
     passages: HashSet<Vec<u8>>,
 }
 
 impl Named {
-    /// Knows these paths.
+    /// Creates the set of these paths.
     pub fn new(paths: HashSet<Vec<u8>>) -> Named {
         let above = |path: &Vec<u8>| {
             ends(path).map(|end| path[..end].to_vec()).filter(|above| above != path).collect()
@@ -67,27 +66,27 @@ impl Named {
         !self.paths.is_empty() && self.paths.contains(path)
     }
 
-    /// Whether a named path lies below this one.
+    /// Returns true if a named path is below this one.
     fn is_below(&self, path: &[u8]) -> bool {
         !self.passages.is_empty() && self.passages.contains(path)
     }
 }
 
-/// Where a walk is: what applies to the content of a directory.
+/// Rules that apply to the content of a directory.
 #[derive(Debug, Clone, Copy)]
 struct Scope {
-    /// The file system of the nearest named path.
+    /// Device of the nearest named path.
     device: u64,
     wanted: Wanted,
 }
 
-/// What is wanted of a directory.
+/// Content wanted from a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     All,
-    /// Only named paths, and what leads to them.
+    /// Only named paths, and the directories that lead to them.
     Named,
-    /// The same, and the tag of a cache.
+    /// Named paths, and the tag of a cache.
     Tag,
 }
 
@@ -101,24 +100,24 @@ impl Scope {
     }
 }
 
-/// What becomes of a found thing.
+/// Decision about an object found by the walk.
 enum Verdict {
     LeftOut,
-    /// It is taken, without what is below.
+    /// Read it, but nothing below it.
     Alone,
-    /// It is taken, and what is below is looked at in this scope.
+    /// Read it, and its content under this scope.
     Within(Scope),
 }
 
 impl Excluded {
-    /// Whether a path is left out whatever is there. In a git directory, `inner` is the path
-    /// relative to that.
+    /// Returns true if a path is left out regardless of the object there. In a git directory,
+    /// `inner` is the path relative to that directory.
     fn has(&self, path: &[u8], inner: Option<&[u8]>, scope: Scope) -> bool {
         let is_named = self.named.has(path) || self.named.is_below(path);
         !is_named && self.is_out(path, inner, scope.wanted)
     }
 
-    /// The same of a path that is not named, nor leads to one.
+    /// Like [`Excluded::has`], for a path that is not named and does not lead to a named path.
     fn is_out(&self, path: &[u8], inner: Option<&[u8]>, wanted: Wanted) -> bool {
         match wanted {
             Wanted::Named => true,
@@ -131,9 +130,9 @@ impl Excluded {
         }
     }
 
-    /// What becomes of something in a directory of this scope that was not left out by name.
+    /// Decides about an object in a directory of this scope that was not left out by its path.
     ///
-    /// `is_mounted` tells of a thing that is no directory whether it is a mount point.
+    /// `is_mounted` returns true if an object other than a directory is a mount point.
     fn verdict(
         &self,
         path: &[u8],
@@ -165,8 +164,8 @@ impl Excluded {
         }
     }
 
-    /// The scope of an open directory that was reached in this one: of a cache only the tag
-    /// is wanted.
+    /// Returns the scope for the content of an open directory in this scope. From a cache, only the
+    /// tag is wanted.
     fn inside(&self, path: &[u8], dir: BorrowedFd<'_>, scope: Scope) -> Scope {
         let may_be = self.caches && scope.wanted == Wanted::All && !self.named.has(path);
         if !may_be || !is_cache(dir) {
@@ -176,8 +175,8 @@ impl Excluded {
         scope.only(Wanted::Tag)
     }
 
-    /// The scope of a directory some levels below a git directory, or nothing where it is
-    /// left out.
+    /// Returns the scope of a directory some levels below a git directory, or `None` if it is left
+    /// out.
     fn scope_below(
         &self,
         git_dir: BorrowedFd<'_>,
@@ -191,7 +190,7 @@ impl Excluded {
             if self.has(&path, Some(inner), scope) {
                 return None;
             }
-            // What cannot be looked at is reported where it is listed.
+            // An error here is reported when the directory is listed.
             let Ok(stat) = source::stat_at(git_dir, inner) else { continue };
             let is_mounted = || source::is_mount_root(git_dir, inner);
             scope = match self.verdict(&path, Some(inner), &stat, scope, is_mounted) {
@@ -215,14 +214,14 @@ impl From<Globs> for Excluded {
     }
 }
 
-/// What a walk gives out, and how.
+/// Rules of a walk.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// What is left out.
+    /// Rules for what is left out.
     pub exclude: Excluded,
-    /// Give out git directories as a whole, so that they can be read in their order.
+    /// Return git directories as one step, so that they can be read in their own order.
     pub git_dirs: bool,
-    /// Look into git directories ahead, so that unchanged ones need no second look.
+    /// Scan git directories ahead, so that unchanged ones need no second scan.
     pub scan_git_dirs: bool,
 }
 
@@ -236,35 +235,35 @@ pub struct OpenRoot {
 }
 
 impl OpenRoot {
-    /// `path` relative to this directory.
+    /// Returns `path` relative to this directory.
     pub fn relative<'p>(&self, path: &'p [u8]) -> &'p [u8] {
         let rest = &path[self.path.len()..];
         rest.strip_prefix(b"/").unwrap_or(rest)
     }
 }
 
-/// A found thing.
+/// An object found by a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Path in the tree.
     pub path: Vec<u8>,
-    /// What a look at it told.
+    /// Its metadata.
     pub stat: Stat,
 }
 
 /// One step of a walk.
 #[derive(Debug)]
 pub enum Step {
-    /// A file, directory or other thing. What is in a directory follows.
+    /// A file, directory or other object. The content of a directory follows.
     Found(Found),
-    /// A git directory, which is read as a whole. With its content in path order
-    /// if that was asked for and could be looked at.
+    /// A git directory, to be read as a whole. Holds its content in path order if that was
+    /// requested and could be scanned.
     GitDir(Found, Option<Vec<Found>>),
-    /// Something that could not be looked at or listed.
+    /// An object whose metadata or listing could not be read.
     Failed(Vec<u8>, io::Error),
 }
 
-/// A directory to be listed.
+/// A directory to list.
 struct Node {
     path: Vec<u8>,
     scope: Scope,
@@ -280,7 +279,7 @@ enum State {
 }
 
 enum Listing {
-    /// The children to come, last first.
+    /// Children not yet returned, in reverse order.
     Children(Vec<Child>),
     GitDir(Option<Vec<Found>>),
     Failed(io::Error),
@@ -309,10 +308,10 @@ struct Shared {
     ahead: AtomicUsize,
 }
 
-/// Directories to be listed, the next one last.
+/// Directories to list; the last one is next.
 struct Queue {
     nodes: Vec<Arc<Node>>,
-    /// Threads with nothing to do.
+    /// Number of waiting threads.
     idle: usize,
     is_ended: bool,
 }
@@ -320,16 +319,16 @@ struct Queue {
 /// A running walk: an iterator over [`Step`]s in path order.
 pub struct Walk {
     shared: Arc<Shared>,
-    /// Directories being walked, each with the children to come, last first.
+    /// Open directories, each with its remaining children in reverse order.
     stack: Vec<Vec<Child>>,
-    /// A directory whose listing comes next.
+    /// Directory whose listing is needed next.
     pending: Option<(Found, Arc<Node>)>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Walk {
-    /// Walks everything below `open_root` with `threads` threads beside the caller's.
-    /// `top` is what a look at the open_root directory told.
+    /// Walks everything below `open_root` with `threads` threads besides the caller's. `top` is the
+    /// metadata of that directory.
     pub fn new(open_root: Arc<OpenRoot>, top: Stat, rules: Rules, threads: usize) -> Walk {
         let root = node(open_root.path.clone(), Scope::all(top.device));
         let shared = Arc::new(Shared {
@@ -349,7 +348,7 @@ impl Walk {
         Walk { shared, stack, pending: None, threads }
     }
 
-    /// The listing of a directory; lists it here if nobody has begun to.
+    /// Returns the listing of a directory. Lists it on this thread if no other has begun to.
     fn listing(&self, node: &Node) -> Listing {
         let mut state = node.state.lock();
         loop {
@@ -416,7 +415,7 @@ impl Drop for Walk {
 }
 
 impl Shared {
-    /// What a thread does until the walk ends.
+    /// Runs a listing thread until the walk ends.
     fn work(&self) {
         while let Some(node) = self.next_node() {
             {
@@ -451,7 +450,7 @@ impl Shared {
         }
     }
 
-    /// The caller took so many entries that were listed ahead.
+    /// Records that the caller took `entries` entries that were listed ahead.
     fn taken(&self, entries: usize) {
         let before = self.ahead.fetch_sub(entries, Ordering::Relaxed);
         let low = AHEAD_MAX / 2;
@@ -461,7 +460,7 @@ impl Shared {
         }
     }
 
-    /// Queues directories; the first is taken first.
+    /// Queues directories; the first is next.
     fn push(&self, nodes: Vec<Arc<Node>>) {
         if nodes.is_empty() {
             return;
@@ -475,7 +474,7 @@ impl Shared {
         }
     }
 
-    /// Lists a directory; also returns the directories in it.
+    /// Lists a directory. Also returns its subdirectories.
     fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
         let failed = |error| (Listing::Failed(error), Vec::new());
@@ -485,7 +484,7 @@ impl Shared {
                 Ok(dir) => dir,
                 Err(error) => return failed(error),
             };
-        // The walk begins in what was named.
+        // Rules do not apply to the named path at which the walk begins.
         let is_top = path == self.open_root.path;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
         let is_wanted = |name: &[u8]| {
@@ -526,9 +525,9 @@ impl Shared {
             nodes.extend(node.clone());
             children.push(Child::Found(Found { path, stat }, node));
         }
-        // What was listed before the error is there all the same.
+        // Entries listed before the error are still valid.
         children.extend(cut_short.map(|error| Child::Failed(path.to_vec(), error)));
-        // Named once: there may be any number of them, and of others below.
+        // Reported once per directory: there may be any number of such paths, with more below.
         if let Some((path, reason, count)) = too_long {
             let text = match count {
                 1 => format!("{reason}; it is left out with all below it"),
@@ -542,8 +541,8 @@ impl Shared {
         (Listing::Children(children), nodes)
     }
 
-    /// Looks at all of a git directory, in the order in which it must be read; nothing
-    /// where a part of it cannot be looked at.
+    /// Scans a whole git directory, in the order in which it must be read. Returns `None` if a part
+    /// of it cannot be scanned.
     fn scan(&self, path: &[u8], dir: &OwnedFd) -> Option<Vec<Found>> {
         let mut scan = Scan::default();
         scan_git_dir(dir.as_fd(), path, &self.rules.exclude, &mut scan);
@@ -552,20 +551,20 @@ impl Shared {
     }
 }
 
-/// What a look at a git directory, or a phase of it, told.
+/// Result of scanning a git directory or a phase of it.
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// Everything that could be looked at, in no order.
+    /// Everything found, in no order.
     pub found: Vec<Found>,
-    /// Paths that could not be looked at or listed, or not to the end.
+    /// Paths that could not be scanned, or only in part.
     pub failed: Vec<(Vec<u8>, io::Error)>,
-    /// Whether something that was listed was gone when it was looked at. What took its
-    /// place may have been missed.
+    /// True if a listed object was gone when its metadata was read. The scan may have missed its
+    /// replacement.
     pub has_gaps: bool,
 }
 
 impl Scan {
-    /// Notes an error of a path. What went away is no failure.
+    /// Records an error of a path. A path that went away is not a failure.
     fn fail(&mut self, path: Vec<u8>, error: io::Error) {
         if error.kind() == io::ErrorKind::NotFound {
             self.has_gaps = true;
@@ -575,15 +574,15 @@ impl Scan {
     }
 }
 
-/// Looks at everything in an open git directory whose path in the tree is `path`,
-/// phase after phase. What belongs to a running operation is left out.
+/// Scans everything in an open git directory whose path in the tree is `path`, phase by phase.
+/// Leaves out files of running git operations.
 pub fn scan_git_dir(dir: BorrowedFd<'_>, path: &[u8], exclude: &Excluded, scan: &mut Scan) {
     for phase in git::Phase::ALL {
         scan_phase(dir, path, phase, exclude, scan);
     }
 }
 
-/// One phase of [`scan_git_dir`].
+/// Runs one phase of [`scan_git_dir`].
 pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
@@ -612,7 +611,7 @@ fn scan_phase_below(
     let below_path = || if below.is_empty() { path.to_vec() } else { join(path, below) };
     let dir = match source::open_dir_below(git_dir, below) {
         Ok(dir) => dir,
-        // It went away; whatever took its place comes in a later phase.
+        // It went away. A later phase finds its replacement.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
         Err(error) => return scan.fail(below_path(), error),
     };
@@ -633,7 +632,7 @@ fn scan_phase_below(
     }
     let is_all = scope.wanted == Wanted::All;
     if is_all && !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
-        // Submodules: a whole git directory, read with the settings.
+        // A submodule is a whole git directory, read in the settings phase.
         return scan_git_dir(dir.as_fd(), &join(path, below), exclude, scan);
     }
     for (name, stat) in listed {
@@ -651,10 +650,10 @@ fn scan_phase_below(
         if matches!(verdict, Verdict::LeftOut) {
             continue;
         }
-        // What is below a path that is too long could not be kept either.
+        // Paths below one that is too long could not be stored either.
         let is_kept = crate::entry::is_valid_path(&item.path);
         scan.found.push(item);
-        // Nothing in `refs` is of the phase that `refs` itself is of.
+        // The content of `refs` belongs to another phase than `refs` itself.
         if let Verdict::Within(scope) = verdict
             && stat.kind == Kind::Directory
             && inner != b"refs"
@@ -665,7 +664,7 @@ fn scan_phase_below(
     }
 }
 
-/// Whether an open directory with this in it is a git directory.
+/// Returns true if an open directory with this listing is a git directory.
 pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
     let known = listed.iter().filter_map(|(name, stat)| Some((&**name, stat.as_ref().ok()?.kind)));
     git::is_git_dir(known, || {
@@ -677,7 +676,7 @@ pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
     })
 }
 
-/// Whether a directory says that it is a cache: <https://bford.info/cachedir/>.
+/// Returns true if a directory is marked as a cache: <https://bford.info/cachedir/>.
 pub(crate) fn is_cache(dir: BorrowedFd<'_>) -> bool {
     const SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
     let Ok(file) = source::open_file_below(dir, b"CACHEDIR.TAG") else { return false };
@@ -685,7 +684,7 @@ pub(crate) fn is_cache(dir: BorrowedFd<'_>) -> bool {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut begin, 0).is_ok() && begin == SIGNATURE
 }
 
-/// `name` below `path`.
+/// Returns the path of `name` below `path`.
 pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
