@@ -400,7 +400,7 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
     let place = sandbox.at("latest", "source");
     let tried = sandbox.tool("sh").args(["-c", "strace -o /dev/null true"]).run();
     if tried.code() != Some(0) || !has_xattrs || !is_root() {
-        return; // no strace here, or none is allowed
+        return; // strace is missing or not allowed
     }
     let mut faults = Vec::new();
     for error in ["EPERM", "EACCES", "EIO", "ENOSPC", "EINVAL", "EOPNOTSUPP", "EROFS"] {

@@ -1,10 +1,12 @@
-//! Restore: a tree, or a part of it, into a directory.
+//! Restore: writes a tree, or a part of it, into a directory.
 //!
-//! Entries are taken in windows of path order. Within a window the directories
-//! are made first; then every chunk that any file of the window needs is read
-//! and opened once, in the order in which chunks stand in the segments, and
-//! brought to all places that want a slice of it; then links; then the metadata of
-//! directories that nothing will be made in any more.
+//! Entries are processed in windows of path order. Each window has these steps:
+//!
+//! 1. Create its directories.
+//! 2. Read and decode each chunk that its files need once, in segment order. Write it to every
+//!    place that needs a slice of it.
+//! 3. Create links.
+//! 4. Set the metadata of directories that are complete.
 
 mod content;
 mod delete;
@@ -38,49 +40,48 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use window::{Dir, EntryWindow, LinkKey, link_key};
 
-/// What to restore and how.
+/// Options of a restore.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Only what fits, with the directories that lead to it. Empty: everything.
+    /// Restore only matching paths, with the directories above them. Empty: everything.
     pub include: Globs,
-    /// The patterns of `include`, one by one: those that match nothing are warned of.
+    /// The patterns of `include`, one by one, to warn of patterns without a match.
     pub include_each: Vec<(String, Globs)>,
-    /// Not what fits.
+    /// Do not restore matching paths.
     pub exclude: Globs,
-    /// Remove what is in the target and not in the snapshot.
+    /// Remove paths of the target that the snapshot lacks.
     pub delete: bool,
-    /// With `delete`: paths below which may be removed, and what the backup left out.
+    /// With `delete`: paths below which removal is allowed.
     pub delete_below: Vec<Vec<u8>>,
-    /// With `delete`: what the backup left out is not removed.
+    /// With `delete`: content that the backup left out and that is not removed.
     pub keep: Spared,
     /// Change nothing.
     pub is_dry: bool,
 }
 
-/// What a restore did, or would do.
+/// Result of a restore or dry run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Report {
-    /// Entries of the snapshot that were to be restored. With 0 of them nothing was done.
+    /// Number of selected entries of the snapshot. With 0, nothing was done.
     pub selected: u64,
-    /// Files made or made anew.
+    /// Files created or replaced.
     pub files_restored: u64,
-    /// Sizes of those in bytes, holes included.
+    /// Sizes of restored files in bytes, including holes.
     pub bytes_restored: u64,
-    /// Files that had the right content already.
+    /// Files that already had the right content.
     pub files_unchanged: u64,
     /// Directories.
     pub dirs: u64,
     /// Links, devices and other entries.
     pub others: u64,
-    /// Removed from the target.
+    /// Paths removed from the target.
     pub deleted: u64,
     /// Paths that are missing or incomplete in the target.
     pub failed: u64,
-    /// Whether more are missing than `failed`: parts of the tree are lost, and nobody knows how
-    /// many paths they held.
+    /// True if more than `failed` paths are missing: lost parts of the tree held an unknown number
+    /// of paths.
     pub has_uncounted: bool,
-    /// Paths that have their content and lack some metadata for a reason that is not one
-    /// of the next two.
+    /// Paths that have their content but lack some metadata for a reason other than the next two.
     pub metadata_refused: u64,
     /// Entries whose owner could not be set.
     pub owner_denied: u64,
@@ -88,10 +89,10 @@ pub struct Report {
     pub xattr_denied: u64,
 }
 
-/// Restores what is at and below `from` in the tree `root` into directory `target`.
+/// Restores the entry `from` in the tree `root` and everything below it into directory `target`.
 ///
-/// With an empty `from`, paths are recreated below the target; else the *content*
-/// of `from` is put into it. The target directory is made if it is not there.
+/// With an empty `from`, paths are recreated below the target. Otherwise the *content* of `from` is
+/// put into it. Creates the target directory if it is missing.
 pub fn restore(
     store: &Store,
     root: &ChunkId,
@@ -181,7 +182,7 @@ fn make_target(target: &Path, gets_metadata: bool) -> io::Result<()> {
     }
 }
 
-/// The path of the store below the target, if it is there. Refuses a restore into the store
+/// Returns the path of the store below the target, if it is there. Refuses a restore into the store
 /// and one that would put entries of the snapshot into it.
 fn store_place(
     store: &Store,
@@ -219,7 +220,7 @@ fn store_place(
     Ok(Some(place))
 }
 
-/// The path without links, also of something that is not there yet.
+/// Resolves links in a path, which need not exist.
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     match std::fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -231,7 +232,7 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The reason why a directory keeps an entry from being restored, with the next step.
+/// Returns the reason why a directory prevents the restore of an entry, with the next step.
 fn dir_in_the_way(is_delete: bool) -> &'static str {
     if is_delete {
         "a directory stands there and holds paths that --delete spares; move it away"
@@ -240,7 +241,7 @@ fn dir_in_the_way(is_delete: bool) -> &'static str {
     }
 }
 
-/// The part of every path that is not recreated.
+/// Returns the part of every path that is not recreated.
 fn prefix(
     root: &ChunkId,
     from: &[u8],
@@ -263,13 +264,13 @@ fn prefix(
 }
 
 impl Options {
-    /// Whether a path of the tree is to be restored for its own sake.
+    /// Returns true if a path of the tree itself is selected.
     fn selects(&self, path: &[u8]) -> bool {
         !self.exclude.covers(path) && (self.include.is_empty() || self.include.covers(path))
     }
 }
 
-/// Entries that fit the options, directories on the way to them included.
+/// Returns entries that match the options, and the directories above them.
 fn selected<'a>(
     root: &ChunkId,
     from: &[u8],
@@ -296,7 +297,7 @@ fn selected<'a>(
     })
 }
 
-/// Entries and bytes that a restore will deal with. Warns of patterns that match none of them.
+/// Returns the number of entries and bytes to restore. Warns of patterns that match no entry.
 fn totals(
     root: &ChunkId,
     from: &[u8],
@@ -305,8 +306,8 @@ fn totals(
     observer: &dyn Observer,
 ) -> Result<(u64, u64)> {
     if from.is_empty() && options.include.is_empty() && options.exclude.is_empty() {
-        // A root that cannot be read is reported by the restore itself. One that says that
-        // nothing is below it is not believed.
+        // The restore itself reports an unreadable root. A root that claims to be empty is not
+        // believed.
         if let Ok(Some(totals)) = crate::tree::totals(root, get)
             && totals.0 > 0
         {
@@ -341,7 +342,7 @@ struct Counts {
     metadata_refused: AtomicU64,
 }
 
-/// The target directory itself, as it was before.
+/// State of the target directory before the restore.
 struct Top {
     stat: Stat,
     is_empty: bool,
@@ -352,10 +353,10 @@ struct Top {
 }
 
 impl Top {
-    /// Looks at the directory that gets the content of `prefix`.
+    /// Inspects the directory that receives the content of `prefix`.
     ///
-    /// It gets the metadata as well where it is the very directory that was backed up, or has
-    /// nothing in it and is ours. Another one is in use for something else.
+    /// It also gets the metadata if it is the very directory that was backed up, or is empty and
+    /// owned by this user. Any other directory has another use.
     fn look(target: &Path, prefix: &[u8]) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
         let stat = source::stat_open(&dir)?;
@@ -369,7 +370,7 @@ impl Top {
         Ok(Top { stat, is_empty, is_place, gets_metadata })
     }
 
-    /// Whether an entry has its owner and mode.
+    /// Returns true if the directory has the owner and mode of an entry.
     fn is_like(&self, entry: &Entry) -> bool {
         let (stat, owner) = (&self.stat, &entry.owner);
         (stat.mode, stat.uid, stat.gid) == (entry.mode, owner.uid, owner.gid)
@@ -380,14 +381,14 @@ struct Restore<'a> {
     store: &'a Store,
     root: PathBuf,
     counts: Counts,
-    /// An error that no other file would be spared.
+    /// An error that would affect every other file.
     fatal: Mutex<Option<Error>>,
     window: EntryWindow,
-    /// Of the window that is being written; never of two at once.
+    /// Buffer of the window being written; never of two at once.
     gather_buffer: GatherBuffer,
-    /// Directories that still take entries, outermost first.
+    /// Directories that still receive entries, outermost first.
     open_dirs: Vec<Dir>,
-    /// First restored path of each file with several names, and the names to come.
+    /// First restored path of each file with several names, and the number of names to come.
     links: HashMap<LinkKey, (Vec<u8>, u64)>,
     /// Files of several names whose content is lost.
     lost_links: Mutex<HashSet<LinkKey>>,
@@ -398,15 +399,16 @@ struct Restore<'a> {
     lost: bool,
     selected: u64,
     is_delete: bool,
-    /// Where the store is in the target.
+    /// Path of the store below the target.
     store_place: Option<Vec<u8>>,
-    /// Copies of files that no further hard link could be made to.
+    /// Copies of files to which no further hard link could be made.
     copies: HashMap<LinkKey, Vec<u8>>,
     /// Directories that could not be made. Nothing in them can be restored.
     unmade_dirs: Mutex<HashSet<Vec<u8>>>,
     git_caches: Mutex<GitCaches>,
     packed_refs: PackedRefs,
-    /// Dropped last: unfinished files go before the modes of their directories are put back.
+    /// Dropped last: unfinished files are removed before the modes of their directories are
+    /// restored.
     target: Target,
 }
 
@@ -422,7 +424,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Reports metadata that an entry did not get.
+    /// Reports metadata that could not be set on an entry.
     fn refused(&self, path: &[u8], refused: &Refused) {
         if !refused.is_empty() {
             self.counts.metadata_refused.fetch_add(1, Relaxed);
@@ -451,7 +453,7 @@ impl Restore<'_> {
         let is_fatal = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS]
             .iter()
             .any(|errno| code == Some(errno.raw_os_error()));
-        // What is mounted in the target costs only what belongs there.
+        // An error on a file system mounted in the target affects only entries there.
         if is_fatal && !self.target.is_elsewhere(path) {
             let source = io::Error::from_raw_os_error(code.unwrap_or_default());
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
@@ -498,7 +500,7 @@ impl Restore<'_> {
 
     fn lost(&mut self, lost: &Lost) {
         self.lost = true;
-        // One of them is counted with the report.
+        // The report below counts one of them.
         add_up(&self.counts.failed, lost.entries.unwrap_or(1).saturating_sub(1));
         self.counts.has_uncounted.fetch_or(lost.entries.is_none(), Relaxed);
         self.failed(relative(lost.span.from(), &self.prefix), &reason_of(lost));
@@ -527,7 +529,7 @@ impl Restore<'_> {
     }
 }
 
-/// Why a part of the tree is not restored, and how much of it.
+/// Returns the reason why a part of the tree is not restored, with its size.
 fn reason_of(lost: &Lost) -> String {
     let entries = match lost.entries {
         None => "entries".into(),
@@ -544,7 +546,7 @@ fn reason_of(lost: &Lost) -> String {
     }
 }
 
-/// Adds to a count, which stays at the largest number: a hostile store may lie.
+/// Adds to a count without overflow: a hostile store may claim any number.
 fn add_up(count: &AtomicU64, more: u64) {
     let _ = count.fetch_update(Relaxed, Relaxed, |count| Some(count.saturating_add(more)));
 }

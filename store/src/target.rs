@@ -268,7 +268,7 @@ impl Target {
         if directly {
             match create(name) {
                 Ok(file) => return Unfinished::new(file.into(), parent, name.to_vec(), None),
-                Err(Errno::EXIST) => {} // another restore made it just now
+                Err(Errno::EXIST) => {} // another restore created it
                 Err(error) => return Err(error.into()),
             }
         }

@@ -455,7 +455,7 @@ impl Shared {
         let before = self.ahead.fetch_sub(entries, Ordering::Relaxed);
         let low = AHEAD_MAX / 2;
         if before > low && before - entries <= low {
-            drop(self.queue.lock()); // whoever is about to wait looks again, or waits already
+            drop(self.queue.lock()); // a thread about to wait checks again, or already waits
             self.work.notify_all();
         }
     }

@@ -1,7 +1,7 @@
-//! Entries become a tree in which whatever has something below it is a directory.
+//! Builds a tree in which every path with entries below it is a directory.
 //!
-//! A backup lists directories at different moments, and one path can be a file at one of
-//! them and a directory at another. A directory keeps its content; the file gives way.
+//! A backup lists directories at different times. One path can be a file at one time and a
+//! directory at another. The tree then keeps the directory with its content and drops the file.
 
 use super::gate::Gate;
 use super::run::Totals;
@@ -15,24 +15,24 @@ use std::sync::Arc;
 /// Takes entries in path order and writes the tree.
 pub struct Assembly<'a> {
     gate: Gate<'a>,
-    /// The last entry unless it is a directory: it gives way if something follows below it.
+    /// Last entry, unless it is a directory. It is dropped if an entry below it follows.
     held: Option<Entry>,
     /// Paths of the directories that lead to the last entry, outermost first.
     dirs: Vec<Vec<u8>>,
 }
 
-/// Why a path is missing that gave way to a directory.
+/// Returns the error for a path that was dropped in favour of a directory.
 pub fn was_also_a_directory() -> io::Error {
     io::Error::other("it was a directory at another moment of this backup, which is stored")
 }
 
 impl<'a> Assembly<'a> {
-    /// An empty tree behind a gate.
+    /// Creates an empty tree that is written through a gate.
     pub fn new(gate: Gate<'a>) -> Assembly<'a> {
         Assembly { gate, held: None, dirs: Vec::new() }
     }
 
-    /// Takes an entry. Reports the one before it if that gives way to a directory.
+    /// Takes an entry. Reports the previous one if a directory replaces it.
     pub fn push(&mut self, entry: Entry, put: Put<'_>) -> Result<()> {
         if let Some(held) = self.held.take() {
             if is_within(&entry.path, &held.path) {
@@ -54,7 +54,7 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Closes the tree; returns its root, and what it amounts to.
+    /// Closes the tree and returns its root and totals.
     pub fn finish(mut self, put: Put<'_>) -> Result<(ChunkId, Totals)> {
         if let Some(held) = self.held.take() {
             self.gate.push(held, put)?;
@@ -62,8 +62,8 @@ impl<'a> Assembly<'a> {
         self.gate.finish(put)
     }
 
-    /// Writes the directories above an entry that did not come: they vanished, or were
-    /// something else when they were looked at.
+    /// Writes missing directories above an entry. They vanished, or were of another type when they
+    /// were read.
     fn make_parents(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
         let known = self.dirs.last().map_or(0, Vec::len);
         let ends = entry.path.iter().enumerate().skip(known + 1).filter(|(_, b)| **b == b'/');
@@ -90,7 +90,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::{BTreeMap, BTreeSet};
 
-    /// Hears which paths are missing.
+    /// Collects the paths that are reported missing.
     #[derive(Default)]
     struct Missing(Mutex<Vec<String>>, Progress);
 
@@ -106,7 +106,7 @@ mod tests {
         }
     }
 
-    /// What is in the tree, and what gave way.
+    /// Returns the tree's content and the paths that were dropped.
     fn assembled(entries: Vec<Entry>) -> (Vec<(String, Kind)>, Vec<String>, Totals) {
         let pages = RefCell::new(BTreeMap::new());
         let mut put = |bytes: &[u8]| {

@@ -1,10 +1,10 @@
-//! What ends a backup, in whichever thread it came about.
+//! The error that ends a backup, from whichever thread it comes.
 
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// The first error of any thread; the others see that there is one and end.
+/// First error of any thread. The other threads check it and end.
 #[derive(Default)]
 pub struct Failure {
     failed: AtomicBool,
@@ -12,13 +12,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The value, or nothing where there is an error, which is kept if it is the first.
+    /// Returns the value, or records the error if it is the first and returns `None`.
     pub fn note<T>(&self, result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
                 let mut first = self.error.lock();
-                // Whoever was only stopped by another's error does not know the reason.
+                // A thread that stopped because of another thread's error has no reason of its own.
                 if matches!(*first, None | Some(Error::Interrupted)) {
                     *first = Some(error);
                 }
@@ -29,12 +29,12 @@ impl Failure {
         }
     }
 
-    /// Whether it is time to end.
+    /// Returns true if an error was recorded.
     pub fn is_noted(&self) -> bool {
         self.failed.load(Relaxed)
     }
 
-    /// What it was, when all threads have ended.
+    /// Returns the error, after all threads have ended.
     pub fn into_error(self) -> Option<Error> {
         self.error.into_inner()
     }

@@ -1,8 +1,8 @@
-//! The last step of an entry on its way into the tree.
+//! Last check of an entry before it enters the tree.
 //!
-//! A reader refuses what breaks the limits of the format, so nothing of that kind may be
-//! written. Metadata beyond the limits is left out and the content kept; an entry that cannot
-//! be kept at all is reported like one that cannot be read, and the run goes on.
+//! A reader refuses entries beyond the limits of the format, so none may be written. Metadata
+//! beyond the limits is left out and the content kept. An entry that cannot be stored at all is
+//! reported as unreadable, and the run continues.
 
 use super::ingest::absolute;
 use super::run::{Counters, Totals};
@@ -12,25 +12,25 @@ use crate::observe::{Event, Observer};
 use crate::tree::{Put, TreeWriter};
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Writes entries into a tree, and reports what the tree cannot hold.
+/// Writes entries into a tree and reports entries that the tree cannot hold.
 pub struct Gate<'a> {
     tree: TreeWriter,
     totals: Totals,
     counters: &'a Counters,
     observer: &'a dyn Observer,
-    /// The last entry that was refused, until it is known how much is lost with it.
+    /// Last refused entry, until the number of entries below it is known.
     refused: Option<Refused>,
 }
 
 struct Refused {
     path: Vec<u8>,
     reason: String,
-    /// Entries below it that came already.
+    /// Number of entries below it so far.
     below: u64,
 }
 
 impl<'a> Gate<'a> {
-    /// A gate before an empty tree.
+    /// Creates a gate in front of an empty tree.
     pub fn new(counters: &'a Counters, observer: &'a dyn Observer) -> Gate<'a> {
         let (tree, totals) = Default::default();
         Gate { tree, totals, counters, observer, refused: None }
@@ -65,13 +65,13 @@ impl<'a> Gate<'a> {
         self.counters.report_unreadable(self.observer, path, error);
     }
 
-    /// Closes the tree; returns its root, and what it amounts to.
+    /// Closes the tree and returns its root and totals.
     pub fn finish(mut self, put: Put<'_>) -> Result<(crate::id::ChunkId, Totals)> {
         self.report_refused();
         Ok((self.tree.finish(put)?, self.totals))
     }
 
-    /// Names a refused entry once, with how much is lost with it.
+    /// Reports a refused entry once, with the number of entries lost below it.
     fn report_refused(&mut self) {
         let Some(Refused { path, reason, below }) = self.refused.take() else { return };
         self.counters.unreadable.fetch_add(1 + below, Relaxed);

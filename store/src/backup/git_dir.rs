@@ -1,7 +1,7 @@
-//! Reading a git directory that is in use.
+//! Reads a git directory that is in use.
 //!
-//! The order is that of [`git::Phase`]. Files are opened as soon as they are
-//! listed and read while they are open, so an unlink does no harm.
+//! The order is that of [`git::Phase`]. Files are opened as soon as they are listed and read while
+//! open, so unlinking them does no harm.
 
 use super::ingest::Ingest;
 use super::previous::Recheck;
@@ -18,20 +18,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// A new pack is compared with packs that stay only if they are not so many times larger:
-/// a push would be compared with everything that was there.
+/// A new pack is compared with a pack that stays only if that one is at most this many times
+/// larger. Otherwise every push would be compared with all older packs.
 const MUCH_LARGER: u64 = 2;
-/// Files of packs that are open at once, in all git directories together. A process may have
-/// 1024 by default.
+/// Maximum number of open pack files, in all git directories together. A process may open 1024
+/// files by default.
 const OPEN_FILES_MAX: usize = 512;
-/// Listings before a repository that never rests is given up.
+/// Maximum number of listings of a repository that keeps changing.
 const ROUNDS_MAX: usize = 100;
-/// Bytes of a multi-pack-index in which the names of its packs are looked for.
+/// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 
-/// Reads the git directory `found` and everything in it; entries in path order.
+/// Reads the git directory `found` and everything in it. Returns the entries in path order.
 ///
-/// `previous` are the entries of the snapshot before.
+/// `previous` are its entries in the previous snapshot.
 pub fn read(
     ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
@@ -83,7 +83,7 @@ struct Reading<'a, 'b> {
     open_root: OpenRoot,
     previous: HashMap<Vec<u8>, Entry>,
     entries: BTreeMap<Vec<u8>, Entry>,
-    /// Paths that were reported: what is listed again fails again.
+    /// Paths already reported, because repeated listings fail again.
     reported: HashSet<Vec<u8>>,
 }
 
@@ -92,8 +92,8 @@ impl Reading<'_, '_> {
         &self.open_root.dir
     }
 
-    /// What is listed in a phase now, and whether the listing is of one moment. Each path that
-    /// cannot be looked at is reported and costs nothing else.
+    /// Returns the listing of a phase, and true if it has no gaps. Reports each unreadable path and
+    /// continues.
     fn scan(&mut self, phase: Phase) -> (Vec<Found>, bool) {
         let mut scan = Scan::default();
         let exclude = self.ingest.exclude;
@@ -114,7 +114,7 @@ impl Reading<'_, '_> {
     fn plain(&mut self, phase: Phase) -> Result<()> {
         for found in self.scan(phase).0 {
             if phase == Phase::LooseRefs && found.stat.kind == Kind::File && found.stat.size == 0 {
-                // What a crash leaves; git itself ignores and removes it.
+                // Left by a crash. git itself ignores and removes empty refs.
                 self.left_out(&found, "is an empty ref");
                 continue;
             }
@@ -130,12 +130,12 @@ impl Reading<'_, '_> {
         self.ingest.observer().event(Event::Note(note));
     }
 
-    /// Takes a found thing, from the snapshot before if it is unchanged.
+    /// Adds an object, from the previous snapshot if it is unchanged.
     fn take(&mut self, found: &Found) -> Result<()> {
         self.take_below(None, found)
     }
 
-    /// The same below another directory than the git directory.
+    /// Like [`Reading::take`], below another directory than the git directory.
     fn take_below(&mut self, open_root: Option<&OpenRoot>, found: &Found) -> Result<()> {
         if !self.take_unchanged(found)? {
             let previous = self.previous.get(&found.path);
@@ -192,14 +192,14 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Takes what is listed; false if a table went away that was still listed.
+    /// Adds the listed refs. Returns false if a listed table went away.
     fn take_refs_of(&mut self, found: &[Found]) -> Result<bool> {
         let list_path = join(self.path, b"reftable/tables.list");
         let Some(list) = found.iter().find(|found| found.path == list_path) else {
             found.iter().try_for_each(|found| self.take(found))?;
             return Ok(true);
         };
-        // git replaces the list by renaming: what is open names tables of one moment.
+        // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
             let mut text = vec![0; source::stat_open(&file)?.size.min(1 << 20) as usize];
             file.read_exact_at(&mut text, 0)?;
@@ -209,7 +209,7 @@ impl Reading<'_, '_> {
             Ok(opened) => opened,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => {
-                // Nothing tells which tables belong to it; each may be of use.
+                // The tables that belong to it are unknown, and each may be useful.
                 self.unreadable(&list_path, &error);
                 let mut others = found.iter().filter(|found| found.path != list_path);
                 others.try_for_each(|found| self.take(found))?;
@@ -252,10 +252,10 @@ impl Reading<'_, '_> {
         Ok(true)
     }
 
-    /// Takes packs until a listing has nothing new; returns the paths it had.
+    /// Adds packs until a listing has no new one. Returns the listed paths.
     ///
-    /// Packs are opened first and read later: while a pack is read, the next one may come, and
-    /// a busy repository would be read for ever.
+    /// Opens packs first and reads them later. While a pack is read, the next one may appear, and
+    /// reading a busy repository would never end.
     fn packs(&mut self) -> Result<HashSet<Vec<u8>>> {
         let mut taken: HashSet<Vec<u8>> = HashSet::new();
         let mut last = Vec::new();
@@ -265,15 +265,15 @@ impl Reading<'_, '_> {
         let open_files_max = OPEN_FILES_MAX / rayon::current_num_threads();
         for round in 0..ROUNDS_MAX {
             self.ingest.observer().progress().check()?;
-            // A pack that went away while it was looked at has a successor that may be
-            // newer than the listing.
+            // A pack that vanished during the scan has a successor that may be newer than the
+            // listing.
             (last, is_settled) = self.scan(Phase::Packs);
             let listed = paths(&last);
             if round == 0 {
                 self.withdraw_gone(&listed);
             }
             for (stem, files) in by_stem(&last) {
-                // The index appears last; a pack without one is not there yet.
+                // The index appears last; a pack without one is incomplete.
                 let has = |end: &[u8]| files.iter().any(|found| found.path.ends_with(end));
                 if taken.contains(&stem) || !(has(b".pack") && has(b".idx")) {
                     continue;
@@ -302,7 +302,7 @@ impl Reading<'_, '_> {
         Ok(last.into_iter().map(|found| found.path).collect())
     }
 
-    /// The packs of the snapshot before, the largest first.
+    /// Returns the packs of the previous snapshot, largest first.
     fn old_packs(&self) -> Vec<OldPack> {
         let dir = join(self.path, b"objects/pack/");
         let old_pack = |pack: &Entry| {
@@ -317,7 +317,7 @@ impl Reading<'_, '_> {
         packs
     }
 
-    /// What packs that are gone left to others is gone too.
+    /// Withdraws the allowance that packs left to others, for packs that are gone.
     fn withdraw_gone(&self, listed: &HashSet<&[u8]>) {
         let dir = join(self.path, b"objects/pack/");
         let gone = self
@@ -327,8 +327,8 @@ impl Reading<'_, '_> {
         gone.for_each(|entry| self.ingest.withdraw(entry));
     }
 
-    /// Takes the commit-graphs if they are what they were `before` all else was read,
-    /// and no pack went away: then all commits they name are in the copy.
+    /// Adds the commit-graphs if they are unchanged since `before` and no pack went away. All
+    /// commits that they name are then in the copy.
     fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
         let (now, is_whole) = self.scan(Phase::CommitGraphs);
         let files = || now.iter().filter(|found| found.stat.kind == Kind::File);
@@ -358,17 +358,18 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// Opens all files of a pack; nothing if it went away before all were open.
+    /// Opens all files of a pack. Returns `None` if the pack went away before all were open.
     fn open_pack(&mut self, files: &[&Found]) -> Result<Option<OpenPack>> {
         let mut pack = OpenPack::default();
         for &found in files {
             if found.stat.kind != Kind::File {
-                // A link to a pack elsewhere, as somebody put it there.
+                // A link to a pack elsewhere.
                 pack.others.push(found.clone());
                 continue;
             }
             let previous = self.previous.get(&found.path);
-            // Decided once: damage found meanwhile must not make it neither kept nor read.
+            // Decided once: otherwise damage found later could leave the file out, neither kept nor
+            // read.
             let unchanged = match previous {
                 Some(previous) if self.recheck.is_unchanged(&found.stat, previous)? => {
                     Some(self.recheck.refreshed(&found.stat, previous.clone()))
@@ -397,14 +398,13 @@ impl Reading<'_, '_> {
             pack.files.push(PackFile { found: found.clone(), file, unchanged });
         }
         if pack.is_unchanged() {
-            // The index was opened for the others, and there are none.
+            // The index was opened only for the other files, and none needs reading.
             pack.files.iter_mut().for_each(|of| of.file = None);
         }
         Ok(Some(pack))
     }
 
-    /// Takes all of these packs. New ones are compared with `old` ones, given what is
-    /// `listed` by now.
+    /// Adds all of these packs. Compares new ones with `old` ones; `listed` are the current paths.
     fn read_packs(
         &mut self,
         packs: &mut Vec<OpenPack>,
@@ -448,14 +448,14 @@ impl Reading<'_, '_> {
         pack.others.iter().try_for_each(|found| self.take(found))
     }
 
-    /// The directory itself, and what does not belong to one pack.
+    /// Adds the directory itself and the files that belong to no single pack.
     fn rest_of_pack_dir(
         &mut self,
         last: &[Found],
         taken: &HashSet<Vec<u8>>,
         midx: Option<(File, Vec<Vec<u8>>)>,
     ) -> Result<()> {
-        // One that names another pack would break the copy; git makes it anew when it is missing.
+        // An index that names a missing pack would break the copy. git recreates a missing index.
         let is_whole = |stems: &[Vec<u8>]| stems.iter().all(|stem| self.has_pack(stem));
         let midx = midx.filter(|(_, stems)| is_whole(stems)).map(|(file, _)| file);
         for found in last {
@@ -481,7 +481,7 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    /// The multi-pack-index and the packs that it names.
+    /// Opens the multi-pack-index and returns the packs that it names.
     fn open_midx(&self) -> Option<(File, Vec<Vec<u8>>)> {
         let name = b"objects/pack/multi-pack-index";
         let file = source::open_file_below(self.dir().as_fd(), name).ok()?;
@@ -492,7 +492,7 @@ impl Reading<'_, '_> {
         Some((file, stems))
     }
 
-    /// Whether the copy has a pack with its index.
+    /// Returns true if the copy has a pack with its index.
     fn has_pack(&self, stem: &[u8]) -> bool {
         let path = join(self.path, &join(b"objects/pack", stem));
         let has = |end: &[u8]| self.entries.contains_key(&[&path, end].concat());
@@ -500,19 +500,19 @@ impl Reading<'_, '_> {
     }
 }
 
-/// A file of a pack, open if it has to be read.
+/// A file of a pack, open if it must be read.
 struct PackFile {
     found: Found,
     file: Option<File>,
-    /// Its entry in the previous snapshot, if that still holds.
+    /// Its entry in the previous snapshot, if that is still valid.
     unchanged: Option<Entry>,
 }
 
-/// A pack whose files are open, so that it can be read when it is gone.
+/// A pack whose files are open, so that it can be read after it was deleted.
 #[derive(Default)]
 struct OpenPack {
     files: Vec<PackFile>,
-    /// What is not a file.
+    /// Objects other than files.
     others: Vec<Found>,
 }
 
@@ -526,12 +526,12 @@ impl OpenPack {
     }
 }
 
-/// The paths of a listing.
+/// Returns the paths of a listing.
 fn paths(listing: &[Found]) -> HashSet<&[u8]> {
     listing.iter().map(|found| &found.path[..]).collect()
 }
 
-/// The files of each pack in a listing.
+/// Returns the files of each pack in a listing.
 fn by_stem(listing: &[Found]) -> BTreeMap<Vec<u8>, Vec<&Found>> {
     let mut packs: BTreeMap<Vec<u8>, Vec<&Found>> = BTreeMap::new();
     for found in listing {
@@ -543,14 +543,14 @@ fn by_stem(listing: &[Found]) -> BTreeMap<Vec<u8>, Vec<&Found>> {
     packs
 }
 
-/// A pack of the snapshot before.
+/// A pack of the previous snapshot.
 struct OldPack {
     pack: Entry,
     index: Entry,
 }
 
-/// The packs, with their indexes, whose entries `new` may hold: what it was itself, those
-/// that are gone, and those that are not much larger.
+/// Returns the packs, with their indexes, whose objects `new` may hold. These are its own previous
+/// version, packs that are gone, and packs that are not much larger.
 fn pack_bases<'o>(
     old: &'o [OldPack],
     new: &Found,

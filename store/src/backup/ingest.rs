@@ -1,4 +1,4 @@
-//! From a found thing to a tree entry: metadata read, content cut and put.
+//! Turns objects found by the walk into tree entries: reads metadata, cuts and stores content.
 
 use super::run::{BackupState, Counters, FileSystems};
 use crate::entry::{Content, Entry, HardLink, Kind};
@@ -27,26 +27,26 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Runs of at least this many bytes are cut and hashed by all cores.
+/// Data runs of at least this many bytes are cut and hashed on all cores.
 const LARGE_BYTES: u64 = 16 << 20;
-/// Bytes of a large run in memory at once. There is one such buffer.
+/// Bytes of a large data run in memory at once. There is one such buffer.
 const REGION_BYTES: usize = 32 << 20;
-/// Bytes of a smaller run in memory at once, for each thread.
+/// Bytes of a smaller data run in memory at once, for each thread.
 const WINDOW_BYTES: usize = 4 << 20;
-/// Git packs and indexes of fewer bytes are cut finer: most of a small pack is put into a
-/// larger one soon, and what is not can then be given up.
+/// Git packs and indexes with fewer bytes are cut finer. Most of a small pack soon moves to a
+/// larger one, and the rest can then be dropped.
 const FINE_BYTES_MAX: u64 = 4 << 20;
-/// Files of several names whose content is remembered, in each of several places.
+/// Maximum number of files with several names whose content is remembered, per shard.
 const LINKED_MAX: usize = 1024;
-/// Bytes that are read of a file whose size says that it has none: some never end.
+/// Maximum bytes read from a file whose size is reported as 0. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "its size is given as 0 or too small, and it has more than 4 GiB";
 const REPLACED: &str = "it was replaced by something else during the backup";
-/// Bytes that one core reads at once of a region.
+/// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;
 
-/// The error of a path, or why it failed if `errno` says that another kind of thing is there
-/// now, or on the way to it.
+/// Returns the error of a path. Replaces it if `errno` or a similar error shows that the path, or a
+/// part of it, now has another type.
 fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
     let is_replaced = [errno, Errno::LOOP, Errno::NOTDIR, Errno::NXIO]
         .iter()
@@ -54,17 +54,17 @@ fn unless_replaced(error: io::Error, errno: Errno) -> io::Error {
     if is_replaced { io::Error::other(REPLACED) } else { error }
 }
 
-/// What can go wrong while a source is read. The two never share a handler.
+/// Errors while a source is read. The two never share a handler.
 #[derive(Debug)]
 pub enum IngestError {
-    /// The source could not be read: this file is missing, the run goes on.
+    /// The source could not be read: this file is missing, and the run continues.
     Source(io::Error),
     /// The store could not be written: the run ends.
     Store(Error),
 }
 
 impl From<ReuseError> for IngestError {
-    /// Of a stream, which cannot be read once more.
+    /// Converts the error of a stream, which cannot be read again.
     fn from(error: ReuseError) -> IngestError {
         match error {
             ReuseError::Source(error) => IngestError::Source(error),
@@ -73,7 +73,7 @@ impl From<ReuseError> for IngestError {
     }
 }
 
-/// Fills a buffer with what comes next; says how much that was and whether it was the last.
+/// Fills a buffer with the next bytes. Returns their number, and true if they are the last.
 type Fill<'f> = &'f mut dyn FnMut(&mut [u8]) -> Result<(usize, bool), IngestError>;
 
 impl From<Error> for IngestError {
@@ -88,28 +88,28 @@ impl From<io::Error> for IngestError {
     }
 }
 
-/// Turns found things into entries. Shared by all threads of a backup.
+/// Turns objects found by the walk into entries. Shared by all threads of a backup.
 pub struct Ingest<'a> {
     pub counters: &'a Counters,
     pub exclude: &'a Excluded,
     file_systems: &'a FileSystems,
     owners: Owners,
     reuse: Reuse<'a>,
-    /// Of a file larger than a window, or a stream. Takes memory only once it is written to.
+    /// Buffer for a file larger than a window, or a stream. Uses memory only once it is written to.
     region: Mutex<MmapMut>,
-    /// Files of several names that were read. A lock is held while one is read.
+    /// Files with several names that were read. The lock is held while one is read.
     linked: [Mutex<Linked>; 16],
 }
 
-/// A file that is being read.
+/// A file being read.
 #[derive(Clone, Copy)]
 struct OpenFile<'f> {
     path: &'f [u8],
     file: &'f File,
-    /// From before anything was read.
+    /// Metadata from before the first read.
     stat: Stat,
     like: Hint<'f>,
-    /// Its entry in the snapshot before.
+    /// Its entry in the previous snapshot.
     previous: Option<&'f Entry>,
 }
 
@@ -120,7 +120,7 @@ impl<'f> OpenFile<'f> {
         like: Hint<'f>,
         previous: Option<&'f Entry>,
     ) -> io::Result<OpenFile<'f>> {
-        // What was looked at by name has to do where the open file cannot be looked at.
+        // If the open file has no readable metadata, use that found by name.
         let stat = source::stat_open(file).unwrap_or(found.stat);
         if stat.kind != Kind::File {
             return Err(io::Error::other(REPLACED));
@@ -129,17 +129,17 @@ impl<'f> OpenFile<'f> {
     }
 }
 
-/// What was read of a file.
+/// Content read from a file.
 #[derive(Debug, Clone, Default)]
 pub struct FileContent {
     pub content: Content,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Bytes of its chunks that it does not need.
+    /// Bytes of its chunks that the file does not use.
     pub unused: u64,
 }
 
-/// The content of files of several names, by device and inode.
+/// Content of files with several names, by device and inode.
 type Linked = HashMap<(u64, u64), (Stat, FileContent)>;
 
 thread_local! {
@@ -161,13 +161,13 @@ impl<'a> Ingest<'a> {
         Ok(Ingest { counters, exclude, file_systems, owners, reuse, region, linked })
     }
 
-    /// Who hears how the backup goes.
+    /// Returns the observer of the backup.
     pub fn observer(&self) -> &'a dyn Observer {
         self.reuse.store.observer()
     }
 
-    /// The entry of a found thing, or nothing if it is gone or cannot be read,
-    /// which is reported. Counts it as new or changed.
+    /// Returns the entry of an object. Returns `None` if it is gone, or if it is unreadable, which
+    /// is reported. Counts it as new or changed.
     pub fn entry(
         &self,
         open_root: &OpenRoot,
@@ -181,7 +181,7 @@ impl<'a> Ingest<'a> {
         self.settle(&found.path, previous, read)
     }
 
-    /// The same for a file that is open already.
+    /// Like [`Ingest::entry`], for a file that is already open.
     pub fn open_entry(
         &self,
         found: &Found,
@@ -193,7 +193,7 @@ impl<'a> Ingest<'a> {
         self.settle(&found.path, previous, open.and_then(|open| self.read(&open)))
     }
 
-    /// Counts what was read, and separates what ends the run from what costs one file.
+    /// Counts an entry that was read. Separates errors that end the run from errors of one file.
     fn settle(
         &self,
         path: &[u8],
@@ -207,7 +207,7 @@ impl<'a> Ingest<'a> {
                 Ok(Some(entry))
             }
             Err(IngestError::Store(error)) => Err(error),
-            // Deleted since it was listed.
+            // Deleted after it was listed.
             Err(IngestError::Source(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(IngestError::Source(error)) => {
                 self.unreadable(path, &error);
@@ -216,7 +216,7 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// What this file of the snapshot before left to others is to be used no more.
+    /// Withdraws the allowance that this file of the previous snapshot left to others.
     pub fn withdraw(&self, entry: &Entry) {
         self.reuse.allowance.withdraw(entry);
     }
@@ -249,8 +249,8 @@ impl<'a> Ingest<'a> {
         let attributes = source::attributes_open(file);
         let FileContent { content, size, unused } = self.once(open)?;
         let is_same = source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
-        // Fewer bytes than were promised are a change only if the size is another one now:
-        // `/sys` promises a page for every file.
+        // Fewer bytes than expected are a change only if the size is different now: `/sys` reports
+        // a page for every file.
         if !is_same {
             self.counters.changed_while_read.fetch_add(1, Relaxed);
             self.observer().event(Event::ChangedWhileRead(absolute(path)));
@@ -258,7 +258,7 @@ impl<'a> Ingest<'a> {
         Ok(Entry { content, size, unused, ..self.metadata(path, stat, attributes) })
     }
 
-    /// Everything but files.
+    /// Returns the entry of an object other than a file.
     fn other(&self, open_root: &OpenRoot, found: &Found) -> io::Result<Entry> {
         let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
         let target = match found.stat.kind {
@@ -267,24 +267,24 @@ impl<'a> Ingest<'a> {
             _ => Vec::new(),
         };
         let attributes = match found.stat.kind {
-            // Kept whatever became of it, because what is in it was listed.
+            // Kept even if it was replaced meanwhile, because its content was listed.
             Kind::Directory => directory_attributes(dir, path),
             _ => source::attributes_below(dir, path),
         };
         Ok(Entry { target, ..self.metadata(&found.path, &found.stat, attributes) })
     }
 
-    /// The entry of a directory above a source path: without times, which
-    /// change with every neighbour.
+    /// Returns the entry of a directory above a source path. It has no times, because they change
+    /// with every neighbour.
     pub fn ancestor(&self, path: &[u8], stat: &Stat, attributes: Attributes) -> Entry {
         let entry = self.metadata(path, stat, attributes);
         Entry { mtime: None, ctime: None, inode: 0, ..entry }
     }
 
-    /// An entry without content. Metadata that cannot be read is reported, and costs the entry
-    /// its ctime, so that the next backup reads it again.
+    /// Returns an entry without content. Reports unreadable metadata and omits the ctime then, so
+    /// that the next backup reads it again.
     fn metadata(&self, path: &[u8], stat: &Stat, attributes: Attributes) -> Entry {
-        // What is gone by now had them when it was looked at, and nobody can tell which.
+        // An object that is gone had attributes before, and they are unknown now.
         let lost = attributes.error.filter(|error| error.kind() != io::ErrorKind::NotFound);
         if let Some(error) = &lost {
             self.metadata_unreadable(path, error);
@@ -308,9 +308,8 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// The content of a file. One that has several names is read once: what it is compared
-    /// with differs from name to name, and all of them must have the same recipe to be
-    /// known as names of one file.
+    /// Returns the content of a file. A file with several names is read once. All names need the
+    /// same recipe to be recognised as one file, but references differ from name to name.
     fn once(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let stat = &open.stat;
         if stat.names < 2 {
@@ -321,7 +320,7 @@ impl<'a> Ingest<'a> {
         let mut known = shard.lock();
         match known.get(&key) {
             Some((of, taken)) if of.is_same_content(stat) => return Ok(taken.clone()),
-            // A file of many names among too many others is the same whoever reads it.
+            // The cache is full. Without references, every name of the file gets the same recipe.
             None if known.len() >= LINKED_MAX => {
                 drop(known);
                 return self.content(&OpenFile { like: Hint::Nothing, previous: None, ..*open });
@@ -333,15 +332,15 @@ impl<'a> Ingest<'a> {
         Ok(taken)
     }
 
-    /// Reads a file up to the size it had when it was opened, or to its end where the file
-    /// system does not know the size.
+    /// Reads a file up to its size when it was opened. Reads to its end if the file system does not
+    /// know the size.
     fn content(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let OpenFile { file, stat, .. } = open;
         if stat.size == 0 {
             return self.content_to_end(file);
         }
         let taken = self.content_of_size(open)?;
-        // What is appended meanwhile is left to the next backup.
+        // The next backup stores bytes appended meanwhile.
         let is_longer = taken.size == stat.size
             && source::has_more(file, stat.size)
             && source::stat_open(file).is_ok_and(|now| now.is_same_content(stat));
@@ -352,11 +351,11 @@ impl<'a> Ingest<'a> {
         self.content_to_end(file)
     }
 
-    /// Reads a file to its end, which its size does not tell: files of `/proc`, of some FUSE
+    /// Reads a file to its end, for files whose size is unknown: files of `/proc` and of some FUSE
     /// and network file systems.
     fn content_to_end(&self, file: &File) -> Result<FileContent, IngestError> {
         let progress = self.observer().progress();
-        // Whoever asks to stop ends a read that would go on for long.
+        // A request to stop ends a read that would take long.
         let trouble = |error| {
             progress.check().map_or_else(IngestError::Store, |()| IngestError::Source(error))
         };
@@ -385,8 +384,8 @@ impl<'a> Ingest<'a> {
 
     fn content_of_size(&self, open: &OpenFile<'_>) -> Result<FileContent, IngestError> {
         let OpenFile { file, stat, like, .. } = open;
-        // A file that its file system compresses takes less than its size, too. Where holes
-        // cannot be found, they are read as zeros.
+        // A file compressed by its file system also occupies less than its size. If holes cannot be
+        // found, they are read as zeros.
         let is_sparse = stat.allocated_bytes < stat.size
             && source::is_all_data(file, stat.size).is_ok_and(|is_all| !is_all);
         if stat.size <= limits::INLINE_BYTES_MAX as u64 && !is_sparse {
@@ -413,7 +412,7 @@ impl<'a> Ingest<'a> {
         Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
-    /// The content as far as the snapshot before has it, if that can be told.
+    /// Returns the content with slices of the previous snapshot, if the file can be compared.
     fn reused(&self, open: &OpenFile<'_>) -> Result<Option<FileContent>, IngestError> {
         let OpenFile { path, file, stat, like, previous } = *open;
         match self.reuse.file(file, stat.size, previous, like) {
@@ -449,7 +448,7 @@ impl<'a> Ingest<'a> {
             self.push(recipe, Extent::Hole { len: begin - at })?;
             let read = self.run(file, begin, end, &self.reuse.cutter, recipe)?;
             if read < end - begin {
-                return Ok(()); // it was cut meanwhile
+                return Ok(()); // truncated meanwhile
             }
             at = end;
         }
@@ -457,7 +456,7 @@ impl<'a> Ingest<'a> {
         Ok(())
     }
 
-    /// Reads, cuts and puts the bytes `[begin, end)`; returns how many there were.
+    /// Reads, cuts and stores the bytes `[begin, end)`. Returns the number of bytes read.
     fn run(
         &self,
         file: &File,
@@ -502,7 +501,7 @@ impl<'a> Ingest<'a> {
         })
     }
 
-    /// Cuts and puts what `fill` delivers, with all cores.
+    /// Cuts and stores the bytes from `fill` on all cores.
     fn large(
         &self,
         region: &mut [u8],
@@ -537,8 +536,8 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// The content of a stream that can be read once only, and its length. `before` is
-    /// what it was in the snapshot before.
+    /// Returns the content of a stream that can be read only once. `before` is its entry in the
+    /// previous snapshot.
     pub fn stream(
         &self,
         input: &mut dyn Read,
@@ -584,28 +583,28 @@ impl<'a> Ingest<'a> {
     }
 }
 
-/// A tree path as the path it has on this machine.
+/// Returns a tree path as a path on this machine.
 pub fn absolute(path: &[u8]) -> PathBuf {
     Path::new("/").join(OsStr::from_bytes(path))
 }
 
-/// The attributes of a directory, which may be closed to us.
+/// Returns the attributes of a directory that this user may not be allowed to open.
 fn directory_attributes(dir: BorrowedFd<'_>, path: &[u8]) -> Attributes {
     match source::open_dir_below(dir, path) {
         Ok(opened) => source::attributes_open(opened),
-        // What took its place has attributes of its own.
+        // The replacement has attributes of its own.
         Err(error) if is_replaced(&error) => Attributes::default(),
         Err(_) => source::attributes_below(dir, path),
     }
 }
 
-/// Whether a directory could not be opened because something else has its name.
+/// Returns true if a directory could not be opened because another object has its name.
 fn is_replaced(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotADirectory
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
-/// [`read_full`] with all cores.
+/// Like [`read_full`], on all cores.
 fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let reads: Vec<(usize, usize)> = buffer
         .par_chunks_mut(READ_BYTES)
@@ -615,7 +614,7 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
             Ok((read, part.len()))
         })
         .collect::<io::Result<_>>()?;
-    // What follows a part that fell short is not connected to what precedes it.
+    // Bytes after a short part do not continue the bytes before it.
     let mut total = 0;
     for (read, wanted) in reads {
         total += read;
@@ -626,7 +625,7 @@ fn read_parallel(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usiz
     Ok(total)
 }
 
-/// A file read from where it stands to its end, or to where reading would wait.
+/// Reads a file from its current position to its end, or until reading would block.
 struct Available<'a> {
     file: &'a File,
     progress: &'a Progress,
@@ -642,7 +641,7 @@ impl Read for Available<'_> {
     }
 }
 
-/// A stream whose bytes are counted as they come.
+/// Counts the bytes of a stream as they are read.
 struct Watched<'a> {
     input: &'a mut dyn Read,
     progress: &'a Progress,

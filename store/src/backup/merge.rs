@@ -1,6 +1,6 @@
-//! The source, walked beside the snapshot before, becomes batches.
+//! Walks the source alongside the previous snapshot and produces batches.
 //!
-//! What is unchanged is taken as it was; of the rest each batch says what is to be read.
+//! Unchanged entries are taken over. Each batch lists the rest, which must be read.
 
 use super::failure::Failure;
 use super::ingest::{Ingest, absolute};
@@ -16,14 +16,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// Entries of a batch.
+/// Maximum number of entries in a batch.
 const BATCH_ENTRIES: usize = 256;
-/// Files of a batch that have to be read.
+/// Maximum number of files to read in a batch.
 const BATCH_FILES: usize = 32;
-/// Bytes of a batch that have to be read.
+/// Maximum number of bytes to read in a batch.
 const BATCH_BYTES: u64 = 4 << 20;
 
-/// Entries that follow each other, some of which have to be read first.
+/// Consecutive entries, some of which must be read first.
 pub struct Batch {
     items: Vec<Item>,
     files: usize,
@@ -35,19 +35,19 @@ enum Item {
     Read(Found, Option<Entry>),
 }
 
-/// What a worker does at a time.
+/// One unit of work for a worker.
 pub enum Job {
     Batch(Arc<OpenRoot>, Batch),
     GitDir(Arc<OpenRoot>, Found, Vec<Entry>),
 }
 
-/// A place in the tree's order, filled now or later.
+/// A position in the tree's order, filled now or later.
 pub enum Slot {
     Filled(Vec<Entry>),
     Later(Receiver<Vec<Entry>>),
 }
 
-/// A job, and where its entries go.
+/// A job, and the channel for its entries.
 pub type Asked = (Job, SyncSender<Vec<Entry>>);
 
 impl Batch {
@@ -63,7 +63,7 @@ impl Batch {
         self.files == 0
     }
 
-    /// All entries, once those that have to be were read.
+    /// Reads the entries that must be read and returns all entries.
     pub fn read(self, open_root: &OpenRoot, ingest: &Ingest<'_>) -> Result<Vec<Entry>> {
         let mut entries = Vec::with_capacity(self.items.len());
         for item in self.items {
@@ -79,7 +79,7 @@ impl Batch {
     }
 }
 
-/// Walks beside the snapshot before and sends batches down both ways.
+/// Walks the source alongside the previous snapshot. Sends batches to the workers and to the tree.
 pub struct Merge<'a, 'p> {
     pub ingest: &'a Ingest<'a>,
     pub recheck: &'a Recheck<'a>,
@@ -88,12 +88,12 @@ pub struct Merge<'a, 'p> {
     pub jobs: SyncSender<Asked>,
     pub slots: SyncSender<Slot>,
     pub batch: Batch,
-    /// The file system that the walk is on.
+    /// Device on which the walk is.
     pub device: Option<u64>,
 }
 
 impl Merge<'_, '_> {
-    /// Sends all roots. Those that cannot be read are reported, unless there is no other.
+    /// Sends all roots. Reports unreadable roots, but fails if no root is readable.
     pub fn roots(&mut self, roots: &[Root], rules: &Rules, walk_threads: usize) -> Result<()> {
         let mut ancestors = Vec::new();
         let mut refused = Vec::new();
@@ -126,7 +126,7 @@ impl Merge<'_, '_> {
                     let entry = self.ingest.ancestor(&path, &stat, attributes);
                     self.batch.items.push(Item::Ready(entry));
                 }
-                // The tree gets a directory in its place, and the root tells whether it is there.
+                // The tree gets a directory in its place. Reading the root shows whether it exists.
                 Err(error) => self.ingest.metadata_unreadable(&path, &error),
             }
             sent.push(path);
@@ -134,7 +134,7 @@ impl Merge<'_, '_> {
         self.flush_ready()
     }
 
-    /// Sends a root and everything below.
+    /// Sends a root and everything below it.
     fn root(&mut self, root: &Root, rules: Rules, walk_threads: usize) -> Result<()> {
         let fail = |source| Error::Source { path: absolute(&root.path), source };
         if root.stat.kind == Kind::Directory {
@@ -165,7 +165,7 @@ impl Merge<'_, '_> {
                 }
                 Ok(())
             }
-            // `/` itself has no name to be kept under.
+            // `/` itself has no name under which it could be stored.
             Step::Found(found) if found.path.is_empty() => Ok(()),
             Step::Found(found) => self.found(open_root, found),
             Step::GitDir(found, content) => self.git_dir(open_root, found, content),
@@ -188,7 +188,7 @@ impl Merge<'_, '_> {
         if self.batch.is_full() { self.flush(open_root) } else { Ok(()) }
     }
 
-    /// Numbers file systems in the order of paths, whatever the order in which files are read.
+    /// Numbers file systems in path order, independently of the order in which files are read.
     fn enter_file_system(&mut self, found: &Found) {
         if self.device != Some(found.stat.device) {
             self.recheck.file_systems.number(found.stat.device);
@@ -229,8 +229,8 @@ impl Merge<'_, '_> {
         self.send_job(Job::GitDir(Arc::clone(open_root), found, previous), reply)
     }
 
-    /// Whether a look at all of a git directory, in the order of its phases,
-    /// found nothing but what the snapshot before has.
+    /// Returns true if a scan of a whole git directory, in order of its phases, found exactly the
+    /// content of the previous snapshot.
     fn is_unchanged_git_dir(
         &self,
         dir: &Found,
@@ -271,7 +271,7 @@ impl Merge<'_, '_> {
     }
 
     fn send_slot(&self, slot: Slot) -> Result<()> {
-        // The tree's thread ends before the sender only by a panic, which is passed on.
+        // The tree's thread ends before the sender only on a panic, which is passed on.
         self.slots.send(slot).map_err(|_| Error::Interrupted)
     }
 
@@ -280,7 +280,7 @@ impl Merge<'_, '_> {
     }
 }
 
-/// A directory above a root, which may be closed to us but for passing through.
+/// Reads a directory above a root, which this user may be allowed only to pass through.
 fn look_at_ancestor(path: &[u8]) -> io::Result<(Stat, Attributes)> {
     if let Ok(dir) = source::open_dir(&absolute(path)) {
         return Ok((source::stat_open(&dir)?, source::attributes_open(&dir)));

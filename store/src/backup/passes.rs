@@ -1,4 +1,4 @@
-//! A backup in passes: each reads other paths, at a moment of the caller's choice.
+//! A backup in passes. Each pass reads other paths, when the caller chooses.
 
 use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
@@ -26,60 +26,60 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// By what the snapshot before is found.
+/// Criterion for finding the previous snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Likeness {
-    /// It has the same paths, or shares one. They are also what the record names.
+    /// It has the same paths, or shares one. The record names these paths.
     Paths(Vec<Vec<u8>>),
-    /// It is of the same instance. The record names the paths of all passes.
+    /// It is a backup of the same instance. The record names the paths of all passes.
     Instance(String),
 }
 
-/// What a pass reads.
+/// Sources of a pass.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of what to leave out.
+    /// Globs of paths to leave out.
     pub excludes: Vec<Vec<u8>>,
-    /// Absolute paths that are left out with what is below, unless they are among `paths`.
+    /// Absolute paths to leave out with everything below, unless they are in `paths`.
     pub leave: Vec<PathBuf>,
 }
 
-/// What a pass compares with.
+/// Tree with which a pass compares.
 #[derive(Clone, Copy)]
 struct Before {
     /// Root of the tree.
     root: ChunkId,
-    /// When it was read, from first to last.
+    /// Start and end of the time in which it was read.
     started: Time,
     ended: Time,
 }
 
-/// A backup under way. Nothing is a snapshot before [`finish`](Self::finish).
+/// A running backup. There is no snapshot before [`finish`](Self::finish).
 pub struct Backup<'a> {
     run: BackupState<'a>,
     options: &'a Options,
     likeness: Likeness,
-    /// The snapshot before, if every chunk of it is known to be there.
+    /// Previous snapshot, if it is whole.
     trusted: Option<SnapshotId>,
-    /// Whether every chunk is known to be there of what passes compare with.
+    /// True if the tree with which passes compare is whole.
     is_whole: bool,
-    /// What passes compare with.
+    /// Tree with which passes compare.
     before: Option<Before>,
-    /// What the passes so far left, the last one last.
+    /// Trees of the passes so far, in order.
     trees: Vec<(ChunkId, Totals)>,
-    /// Streams, and the directories that lead to them.
+    /// Streams, and the directories above them.
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
     paths: Vec<Vec<u8>>,
-    /// Directories that are named or above what is named, as paths of the tree.
+    /// Named directories and those above named paths, as paths of the tree.
     shell: HashSet<Vec<u8>>,
 }
 
 impl<'a> Backup<'a> {
-    /// Begins a backup. Of `options` the paths and what is left out are passed over: each
-    /// pass has its own.
+    /// Begins a backup. Ignores the paths and exclusions of `options`, because each pass has its
+    /// own.
     pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
         let run = BackupState::begin(store, options, &likeness)?;
         let trusted = match &run.parent {
@@ -111,17 +111,17 @@ impl<'a> Backup<'a> {
         Ok(backup)
     }
 
-    /// Refuses at once what would be refused when everything was read.
+    /// Refuses a record that is too long before anything is read.
     fn check_record(&self) -> Result<()> {
         let Options { excludes, about, .. } = self.options;
         let texts = excludes.iter().map(Vec::len).chain(about.tags.iter().map(String::len));
-        // Each has a length in front of it.
+        // Each text has a length in front of it.
         let bytes = texts.chain(self.named_paths().iter().map(Vec::len)).map(|len| len + 9).sum();
         let max = limits::RECORD_BYTES_MAX / 2;
         if bytes > max { Err(Error::RecordTooLong { bytes, max }) } else { Ok(()) }
     }
 
-    /// The paths that the record names.
+    /// Returns the paths that the record names.
     fn named_paths(&self) -> &Vec<Vec<u8>> {
         match &self.likeness {
             Likeness::Paths(paths) => paths,
@@ -186,7 +186,7 @@ impl<'a> Backup<'a> {
         Ok(())
     }
 
-    /// The rules of a pass. The record lists them.
+    /// Returns the exclusion rules of a pass and adds them to the record.
     fn exclude(&self, sources: &Sources) -> Result<Excluded> {
         let (options, noted) = (self.options, &self.run.noted);
         let globs = Globs::new(sources.excludes.iter().map(Vec::as_slice))?;
@@ -205,10 +205,10 @@ impl<'a> Backup<'a> {
         })
     }
 
-    /// Reads one stream to its end as the file `name`; returns its size. Whether what was read
-    /// is all there should be is to be asked before [`finish`](Self::finish).
+    /// Reads one stream to its end as the file `name` and returns its size in bytes. The caller
+    /// must check that the stream is complete before [`finish`](Self::finish).
     pub fn stream(&mut self, name: &[u8], input: &mut dyn Read) -> Result<u64> {
-        // Before anything is read, which cannot be done twice.
+        // Checked first, because the stream cannot be read twice.
         check_path(name).map_err(|reason| {
             let path = display_path(name);
             Error::Unfit { path, reason }
@@ -216,7 +216,7 @@ impl<'a> Backup<'a> {
         let exclude = Excluded::default();
         let store = self.run.store;
         let get = |id: &ChunkId| store.chunk(id);
-        // What cannot be read is stored anew.
+        // An unreadable previous entry means storing the stream in full.
         let entry_of = |Before { root, .. }| Lookup::new(&root, &get).at(name).ok().flatten();
         let before = self.before.and_then(entry_of);
         let ingest = Ingest::new(&self.run, &exclude)?;
@@ -244,37 +244,37 @@ impl<'a> Backup<'a> {
         self.stream(name.as_bytes(), &mut bytes).map(drop)
     }
 
-    /// What follows reads the same paths once more, and only what changed since.
+    /// Makes the following passes read the same paths again, and only changes.
     ///
-    /// Not for a dry run, of which nothing is left to compare with.
+    /// Not for a dry run, which leaves no tree to compare with.
     pub fn again(&mut self) -> Result<()> {
         let tree = self.tree()?;
         let ended = (self.options.about.clock)();
         self.before = Some(Before { root: tree, started: self.run.start, ended });
-        // What it names was stored, or looked up, by ourselves.
+        // This backup stored or looked up everything that the tree names.
         self.is_whole = true;
         self.trees.clear();
         self.run.counters.begin_again();
         Ok(())
     }
 
-    /// The tree of all that was read so far, to look things up in.
+    /// Returns the tree of everything read so far, for lookups.
     ///
-    /// Not for a dry run, of which there is none.
+    /// Not for a dry run, which has no tree.
     pub fn tree(&mut self) -> Result<ChunkId> {
         let (root, totals) = self.merged()?;
         self.run.flush()?;
-        // Merged once, it need not be again.
+        // Kept, so that it is not merged again.
         self.trees = vec![(root, totals)];
         Ok(root)
     }
 
-    /// The snapshot before, from which unchanged files are taken.
+    /// Returns the previous snapshot, from which unchanged files are taken.
     pub fn parent(&self) -> Option<(SnapshotId, &Snapshot)> {
         self.run.parent.as_ref().map(|(id, snapshot)| (*id, snapshot))
     }
 
-    /// Source paths that could not be read so far.
+    /// Returns the number of source paths that could not be read so far.
     pub fn unreadable_count(&self) -> u64 {
         self.run.counters.unreadable.load(Relaxed)
     }
@@ -284,7 +284,7 @@ impl<'a> Backup<'a> {
         let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };
         let mut paths = self.named_paths().clone();
         if let Likeness::Paths(_) = self.likeness {
-            // Those that were read, and streams, which have no other name.
+            // Paths that were read, and streams, which have no other name.
             paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
         }
         let is_empty = totals.entries <= self.shell.len() as u64;
@@ -292,7 +292,7 @@ impl<'a> Backup<'a> {
         Ok(Report { is_empty, ..report })
     }
 
-    /// What a dry run would have left.
+    /// Returns the totals that a dry run would have stored.
     fn added_up(&self) -> (ChunkId, Totals) {
         let streams = self.streams.values().map(Totals::of);
         let totals = self.trees.iter().map(|(_, totals)| *totals).chain(streams);
@@ -300,13 +300,13 @@ impl<'a> Backup<'a> {
         (self.trees.last().map_or(ChunkId::of(b""), |(root, _)| *root), totals)
     }
 
-    /// All trees and streams as one tree.
+    /// Merges all trees and streams into one tree.
     fn merged(&mut self) -> Result<(ChunkId, Totals)> {
         if let ([only], true) = (&self.trees[..], self.streams.is_empty()) {
             return Ok(*only);
         }
         if !self.trees.is_empty() {
-            // To be read again, pages have to be out of the packer.
+            // Pages can be read again only after the packer wrote them.
             self.run.flush()?;
         }
         let store = self.run.store;
@@ -329,7 +329,7 @@ impl<'a> Backup<'a> {
             };
             let entry = match ahead {
                 Ordering::Greater => merging.take(&mut in_the_way)?,
-                // What we made up ourselves gives way to what is there.
+                // Directories made up for a stream give way to those found.
                 Ordering::Equal => merging
                     .take(&mut in_the_way)?
                     .zip(streams.next().cloned())
@@ -344,7 +344,7 @@ impl<'a> Backup<'a> {
     }
 }
 
-/// Several trees, read side by side.
+/// Several trees, read in parallel in path order.
 struct Merging<'a> {
     readers: Vec<(TreeReader<'a>, Option<Entry>)>,
 }
@@ -360,14 +360,14 @@ impl<'a> Merging<'a> {
         Ok(Merging { readers })
     }
 
-    /// The path that comes next.
+    /// Returns the next path.
     fn next_path(&self) -> Option<&[u8]> {
         let paths = self.readers.iter().filter_map(|(_, next)| Some(&next.as_ref()?.path[..]));
         paths.min_by(|a, b| path_cmp(a, b))
     }
 
-    /// The entry that comes next; of several with the same path, that of the last pass, unless
-    /// it would take the place of a directory.
+    /// Returns the next entry. If several trees have its path, the last pass wins, unless its entry
+    /// would replace a directory.
     fn take(&mut self, in_the_way: &mut dyn FnMut(&[u8])) -> Result<Option<Entry>> {
         let Some(path) = self.next_path().map(<[u8]>::to_vec) else { return Ok(None) };
         let mut taken: Option<Entry> = None;
@@ -387,8 +387,8 @@ impl<'a> Merging<'a> {
     }
 }
 
-/// Of two entries with the same path the later one, unless only the earlier one is a
-/// directory, which keeps what is below it.
+/// Returns the later of two entries with the same path. Returns the earlier one if only that is a
+/// directory, because entries below it are kept.
 fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8])) -> Entry {
     if earlier.kind == Kind::Directory && later.kind != Kind::Directory {
         in_the_way(&later.path);
@@ -397,7 +397,7 @@ fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8
     later
 }
 
-/// A store's directory and those in it, as device and inode.
+/// Returns device and inode of a store's directory and of its subdirectories.
 fn directories_of(store: &Path) -> Vec<(u64, u64)> {
     let inner = std::fs::read_dir(store).into_iter().flatten().flatten();
     let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));

@@ -13,11 +13,10 @@ use crate::id::ChunkId;
 use parking_lot::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-/// Batches on their way to the tree.
+/// Maximum number of batches queued for the tree.
 const BATCHES_AHEAD: usize = 128;
 
-/// Runs the threads of a backup around `produce`; returns the root of the tree, and
-/// what it amounts to.
+/// Runs the threads of a backup around `produce`. Returns the root and the totals of the tree.
 pub fn run(
     ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
@@ -55,7 +54,7 @@ pub fn run(
     }
 }
 
-/// A worker: jobs until there are no more.
+/// Runs a worker until there are no more jobs.
 fn work(
     jobs: &Mutex<Receiver<Asked>>,
     ingest: &Ingest<'_>,
@@ -66,7 +65,7 @@ fn work(
         let next = jobs.lock().recv();
         let Ok((job, reply)) = next else { return };
         if failure.is_noted() {
-            continue; // emptying the queue, so that nobody waits for a place in it
+            continue; // drain the queue, so that no sender blocks on it
         }
         let done = match job {
             Job::Batch(open_root, batch) => batch.read(&open_root, ingest),
@@ -75,7 +74,7 @@ fn work(
             }
         };
         if let Some(entries) = failure.note(done) {
-            // Nobody listens only after another thread failed.
+            // The receiver is gone only after another thread failed.
             let _ = reply.send(entries);
         }
     }
@@ -104,7 +103,7 @@ fn write_tree(
         }
     }
     if failure.is_noted() {
-        return Err(Error::Interrupted); // the noted error is the one that is returned
+        return Err(Error::Interrupted); // `run` returns the recorded error instead
     }
     assembly.finish(&mut put)
 }

@@ -1,4 +1,4 @@
-//! The snapshot before, walked beside the source.
+//! The previous snapshot, read alongside the source.
 
 use super::run::FileSystems;
 use crate::damage::DamageLog;
@@ -13,26 +13,26 @@ use crate::tree::TreeReader;
 use std::cmp::Ordering;
 use std::iter::Peekable;
 
-/// Timestamps are taken from a clock that ticks this often.
+/// Period of the clock from which timestamps are taken.
 const TICK_NANOSECONDS: i128 = 20_000_000;
-/// File systems that know whole seconds only may know every other second only.
+/// File systems with whole seconds may store only every other second.
 const COARSE_NANOSECONDS: i128 = 2_000_000_000;
 
-/// When a file counts as unchanged.
+/// Criteria for an unchanged file.
 #[derive(Debug, Clone, Copy)]
 pub struct Comparison {
-    /// Look at the time the inode changed.
+    /// Compare the time of the last inode change.
     pub ctime: bool,
-    /// Look at the inode number.
+    /// Compare the inode number.
     pub inode: bool,
-    /// When the previous snapshot began and ended: what changed between may have changed again
-    /// unseen.
+    /// Start and end of the previous snapshot. A file that changed in between may have changed
+    /// again unnoticed.
     pub started: Time,
     pub ended: Time,
 }
 
 impl Comparison {
-    /// Whether `entry` still says everything about a thing that looks like `stat`.
+    /// Returns true if `entry` still describes an object with the metadata `stat` completely.
     pub fn is_unchanged(&self, stat: &Stat, entry: &Entry) -> bool {
         let shares = stat.names > 1 && stat.kind != Kind::Directory;
         let names = shares.then_some(stat.names);
@@ -47,15 +47,15 @@ impl Comparison {
             && !self.is_racy(stat)
     }
 
-    /// Whether it may have changed once more within the clock tick of its last change.
+    /// Returns true if the file may have changed again within the clock tick of its last change.
     ///
-    /// A change during the previous run leaves a time of that run. A time beyond its end is
-    /// somebody's own, or that of a wrong clock: a change would have replaced it.
+    /// A change during the previous run leaves a time within that run. A later time was set by a
+    /// user or a wrong clock: a change would have replaced it.
     fn is_racy(&self, stat: &Stat) -> bool {
         let at =
             |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
         let (started, ended) = (at(self.started), at(self.ended));
-        // A clock that was set back meanwhile may have shown any time.
+        // A clock that was set back during the run may have shown any time.
         let ended = if ended < started { i128::MAX / 2 } else { ended };
         let started = started.min(at(self.ended));
         let is_of_run = |time: Time| {
@@ -66,19 +66,19 @@ impl Comparison {
     }
 }
 
-/// Decides whether an entry of the snapshot before can be taken as it is.
+/// Decides if an entry of the previous snapshot can be taken over.
 pub struct Recheck<'a> {
     pub store: &'a Store,
-    /// `None` when everything is to be read again.
+    /// `None` if everything must be read again.
     pub comparison: Option<Comparison>,
-    /// Whether every chunk of that snapshot is known to be there.
+    /// True if the previous snapshot is whole.
     pub is_whole: bool,
     pub file_systems: &'a FileSystems,
 }
 
 impl Recheck<'_> {
-    /// Whether `previous` still says everything about a thing that looks like
-    /// `stat`, and the store has all of its content.
+    /// Returns true if `previous` still describes an object with the metadata `stat` completely,
+    /// and the store has all of its content.
     pub fn is_unchanged(&self, stat: &Stat, previous: &Entry) -> Result<bool> {
         let looks_same = self.comparison.is_some_and(|with| with.is_unchanged(stat, previous));
         if !looks_same || self.is_whole(previous)? {
@@ -90,7 +90,7 @@ impl Recheck<'_> {
         Ok(false)
     }
 
-    /// An entry of the previous snapshot for this one, which counts file systems anew.
+    /// Adapts an entry of the previous snapshot to this one, which numbers file systems again.
     pub fn refreshed(&self, stat: &Stat, mut entry: Entry) -> Entry {
         if let Some(link) = &mut entry.hard_link {
             link.file_system = self.file_systems.number(stat.device);
@@ -98,9 +98,9 @@ impl Recheck<'_> {
         entry
     }
 
-    /// Whether all chunks of an entry are there.
+    /// Returns true if all chunks of an entry are in healthy segments.
     ///
-    /// After segments were lost, files whose chunks went with them are read again.
+    /// After a loss of segments, files that used their chunks are read again.
     fn is_whole(&self, entry: &Entry) -> Result<bool> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(true) };
         if self.is_whole {
@@ -131,23 +131,23 @@ impl Recheck<'_> {
     }
 }
 
-/// Reads the entries of the snapshot before, as far as they are asked for.
+/// Reads entries of the previous snapshot on demand.
 pub struct Previous<'a> {
     entries: Option<Peekable<TreeReader<'a>>>,
     damage: &'a DamageLog,
 }
 
 impl<'a> Previous<'a> {
-    /// Nothing was before where `entries` is `None`.
+    /// Creates a reader. `entries` is `None` if there is no previous snapshot.
     pub fn new(entries: Option<TreeReader<'a>>, damage: &'a DamageLog) -> Previous<'a> {
         Previous { entries: entries.map(Iterator::peekable), damage }
     }
 
-    /// The entry with this path. Paths must be asked for in path order.
+    /// Returns the entry with this path. Calls must ask for paths in path order.
     pub fn at(&mut self, path: &[u8]) -> Option<Entry> {
         let entries = self.entries.as_mut()?;
         loop {
-            // A page that cannot be read holds no entries: their files are read again.
+            // Files of an unreadable page have no entries, so they are read again.
             match entries.peek()? {
                 Err(lost) => {
                     self.damage.error(&lost.error);
@@ -162,7 +162,8 @@ impl<'a> Previous<'a> {
         }
     }
 
-    /// All entries below this path, which was asked for just before.
+    /// Returns all entries below this path, which must be the path of the last call of
+    /// [`Previous::at`].
     pub fn below(&mut self, path: &[u8]) -> Vec<Entry> {
         let mut below = Vec::new();
         let Some(entries) = &mut self.entries else { return below };
@@ -189,7 +190,7 @@ mod tests {
         Time { seconds, nanoseconds: 500 }
     }
 
-    /// Of a previous run that took an hour.
+    /// Comparison with a previous run that took an hour.
     fn comparison() -> Comparison {
         Comparison { ctime: true, inode: true, started: at(100 * HOUR), ended: at(101 * HOUR) }
     }
@@ -236,11 +237,11 @@ mod tests {
             (old, at(100 * HOUR + 1800), false),
             (old, at(101 * HOUR), false),
             (at(100 * HOUR + 1800), old, false),
-            // Set by somebody, or by a clock that was wrong.
+            // Set by a user, or by a wrong clock.
             (at(500_000 * HOUR), old, true),
             (old, at(500_000 * HOUR), true),
             (at(102 * HOUR), at(102 * HOUR), true),
-            // A file system that knows every other second.
+            // A file system that stores every other second.
             (old, Time { seconds: 100 * HOUR - 1, nanoseconds: 0 }, false),
             (old, at(100 * HOUR - 1), true),
         ] {
@@ -248,7 +249,7 @@ mod tests {
         }
         let without_ctime = Comparison { ctime: false, ..comparison() };
         assert!(is_unchanged(without_ctime, old, just_before));
-        // The clock was set back during the run, from a time that nobody knows.
+        // The clock was set back during the run, from an unknown time.
         let set_back = Comparison { ended: at(90 * HOUR), ..comparison() };
         assert!(is_unchanged(set_back, at(89 * HOUR), at(89 * HOUR)));
         for late in [91, 99, 100, 102, 500_000] {

@@ -1,4 +1,4 @@
-//! The first and the last of a backup: what it starts from, and its record.
+//! Start and end of a backup: the search for a parent, and the record.
 
 use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
@@ -46,14 +46,14 @@ pub struct Counters {
     pub found_by_chunk: AtomicU64,
     pub found_by_extent: AtomicU64,
     pub copied_forward: AtomicU64,
-    /// Files that were not what they seem, by reason.
+    /// Number of files that looked special but were stored like any other file, by reason.
     pub doubts: Mutex<BTreeMap<&'static str, u64>>,
-    /// Whether everything was read once already.
+    /// True if everything was already read once.
     is_again: AtomicBool,
 }
 
 impl Counters {
-    /// Counts what was read.
+    /// Counts an entry that was read.
     pub fn count(&self, entry: &Entry, previous: Option<&Entry>) {
         match (entry.kind, previous.is_some()) {
             (Kind::File, false) => &self.files_new,
@@ -83,12 +83,12 @@ impl Counters {
         observer.event(Event::MetadataUnreadable { path: absolute(path), reason });
     }
 
-    /// From now on what is unchanged was counted before.
+    /// Stops counting unchanged entries, because they were counted before.
     pub fn begin_again(&self) {
         self.is_again.store(true, Relaxed);
     }
 
-    /// Counts what was taken as it was before.
+    /// Counts an entry that was taken over unchanged.
     pub fn unchanged(&self, entry: &Entry) {
         if self.is_again.load(Relaxed) {
             return;
@@ -102,23 +102,24 @@ impl Counters {
     }
 }
 
-/// What a tree amounts to.
+/// Totals of a tree.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
     pub entries: u64,
-    /// Of files.
+    /// Sum of file sizes in bytes.
     pub bytes: u64,
-    /// Bytes of chunks that files refer to without needing them.
+    /// Bytes of referenced chunks that files do not need.
     pub unused: u64,
 }
 
 impl Totals {
-    /// What one entry amounts to.
+    /// Returns the totals of one entry.
     pub fn of(entry: &Entry) -> Totals {
         Totals { entries: 1, bytes: entry.size, unused: entry.unused }
     }
 
-    /// Both together. A sparse file can be so large that a few of them exceed every number.
+    /// Returns the sum of both. It saturates, because a few large sparse files can exceed every
+    /// number.
     pub fn plus(self, other: Totals) -> Totals {
         Totals {
             entries: self.entries + other.entries,
@@ -128,14 +129,14 @@ impl Totals {
     }
 }
 
-/// The file systems of a backup, numbered in the order in which the walk comes to them.
+/// The file systems of a backup, numbered in the order in which the walk reaches them.
 #[derive(Debug, Default)]
 pub struct FileSystems {
     devices: Mutex<Vec<u64>>,
 }
 
 impl FileSystems {
-    /// The number of the file system on this device.
+    /// Returns the number of the file system on this device.
     pub fn number(&self, device: u64) -> u64 {
         let mut devices = self.devices.lock();
         let known = devices.iter().position(|known| *known == device);
@@ -147,7 +148,7 @@ impl FileSystems {
     }
 }
 
-/// A backup from its first moment to its record.
+/// State of a backup from its start to its record.
 pub struct BackupState<'a> {
     pub store: &'a Store,
     pub packer: Packer<'a>,
@@ -155,15 +156,15 @@ pub struct BackupState<'a> {
     pub allowance: Allowance,
     pub file_systems: FileSystems,
     pub parent: Option<Named>,
-    /// Records that were passed over: unreadable ones, and those from the future.
+    /// Number of skipped records: unreadable ones, and those from the future.
     doubtful_records: u64,
     pub start: Time,
-    /// What was left out so far.
+    /// Content left out so far.
     pub noted: Arc<Noted>,
     options: &'a Options,
-    /// What packers before this one added: chunks, their plain and their stored bytes.
+    /// Added by earlier packers: number of chunks, their plain bytes, their stored bytes.
     added: [u64; 3],
-    /// The segments known to be damaged when the backup began.
+    /// Segments that were known to be damaged when the backup began.
     damaged: HashSet<SegmentId>,
 }
 
@@ -201,7 +202,7 @@ impl<'a> BackupState<'a> {
         })
     }
 
-    /// Makes everything so far durable, and with that readable.
+    /// Makes everything so far durable and thereby readable.
     pub fn flush(&mut self) -> Result<()> {
         self.packer.finish()?;
         self.added = self.added();
@@ -209,7 +210,7 @@ impl<'a> BackupState<'a> {
         Ok(())
     }
 
-    /// Chunks that were added, their plain and their stored bytes.
+    /// Returns the number of added chunks, their plain bytes and their stored bytes.
     fn added(&self) -> [u64; 3] {
         let added = self.packer.added();
         let [chunks, plain, stored] = self.added;
@@ -225,8 +226,8 @@ impl<'a> BackupState<'a> {
         Ok(self.packer.put(segment::Kind::Metadata, bytes)?.id)
     }
 
-    /// Makes everything durable, then writes the record. `trusted` is the snapshot that was
-    /// closed when the backup began, so that none of its chunks was looked up.
+    /// Makes everything durable, then writes the record. `trusted` is the snapshot that was whole
+    /// when the backup began, so that its chunks were not looked up.
     pub fn finish(
         self,
         root: ChunkId,
@@ -315,7 +316,7 @@ impl<'a> BackupState<'a> {
             None
         } else {
             let id = record.write(&*store.backend)?;
-            // The snapshot is there and good; without this mark the next backup looks closer.
+            // The snapshot is complete. Without this mark, the next backup looks up every chunk.
             if let Err(error) = self.close(&id, trusted) {
                 store.observer().event(Event::Warning(error.to_string()));
             }
@@ -335,8 +336,7 @@ impl<'a> BackupState<'a> {
         })
     }
 
-    /// Marks the snapshot as closed, unless something was found missing of the one it
-    /// relies on.
+    /// Marks the snapshot as whole, unless the snapshot on which it relies is no longer whole.
     fn close(&self, snapshot: &SnapshotId, trusted: Option<SnapshotId>) -> Result<()> {
         let index = &self.store.index;
         match trusted {
@@ -378,10 +378,11 @@ fn removed(
     compared.ok().map(|()| removed)
 }
 
-/// The snapshot to take unchanged files from: the newest of this machine of the same
-/// instance; or with the same paths, else the newest that shares one.
-/// What is from the future is never it: until when its files may have changed unseen, nobody
-/// knows. Also counts the records that were passed over.
+/// Finds the snapshot from which to take unchanged files. It is the newest of this machine with the
+/// same instance or the same paths. Without one, it is the newest that shares a path.
+///
+/// Never returns a snapshot from the future: the time up to which its files may have changed
+/// unnoticed is unknown. Also returns the number of skipped records.
 fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Option<Named>, u64)> {
     let (mut snapshots, damaged) = store.snapshots()?;
     let mut doubtful = damaged.len() as u64;

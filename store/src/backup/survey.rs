@@ -1,4 +1,4 @@
-//! Looking ahead at how much there is to be read, for those who watch.
+//! Counts what a backup will read, for observers that show progress.
 
 use super::Root;
 use super::ingest::absolute;
@@ -9,9 +9,9 @@ use crate::walk::{OpenRoot, Rules, Step, Walk};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Adds up what is below `roots` and tells `progress`, unless `is_over` comes first.
+/// Adds up everything below `roots` and reports it to `progress`, unless `is_over` is set first.
 ///
-/// What cannot be looked at is passed over: the backup itself reports it.
+/// Skips unreadable paths, because the backup itself reports them.
 pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &AtomicBool) {
     let (mut entries, mut bytes) = (0, 0);
     let rules = Rules { git_dirs: false, scan_git_dirs: false, ..rules.clone() };

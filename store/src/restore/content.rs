@@ -1,4 +1,4 @@
-//! What files contain: compared where they are there already, written where not.
+//! File content: compares existing files and writes the others.
 
 use super::runs::Runs;
 use super::{Restore, add_up};
@@ -20,35 +20,35 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// ChunkCache chunks that all threads together keep while they compare files.
+/// Plain bytes of chunks that all threads together keep while they compare files.
 const OPENED_BYTES_ALL: usize = 64 << 20;
-/// Bytes of a file that are read at once to be compared.
+/// Bytes of a file read at once for comparison.
 const AHEAD_BYTES: usize = 64 << 10;
 
-/// A file to be restored.
+/// A file to restore.
 pub(super) struct Output {
     pub(super) entry: Entry,
     pub(super) path: Vec<u8>,
     pub(super) is_fresh: Arc<AtomicBool>,
-    /// Runs to come; one more until all of them are known.
+    /// Number of outstanding runs, plus one until all runs are known.
     pub(super) remaining: AtomicUsize,
     pub(super) file: Mutex<Option<Unfinished>>,
-    /// Has the right content already, or has failed: nothing is written to it.
+    /// True if it already has the right content or has failed: nothing more is written.
     pub(super) is_settled: AtomicBool,
 }
 
-/// A file whose slices are being taken.
+/// A file whose slices are being collected.
 struct Unread<'a> {
     output: Arc<Output>,
     extents: Extents<'a>,
-    /// Where the next one belongs.
+    /// Byte offset of the next extent in the file.
     at: u64,
-    /// Runs so far.
+    /// Number of runs so far.
     runs: usize,
 }
 
 impl Restore<'_> {
-    /// Takes a file and the slices it needs into the window.
+    /// Adds a file and its slices to the window.
     pub(super) fn open_file(
         &mut self,
         entry: Entry,
@@ -83,7 +83,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Takes slices of a file until there are many; says whether more may come.
+    /// Collects slices of a file until there are many. Returns true if more may follow.
     fn take_slices(&self, file: &mut Unread<'_>, runs: &mut Runs) -> Result<bool> {
         let output = &file.output;
         while !runs.are_many() {
@@ -108,8 +108,8 @@ impl Restore<'_> {
         Ok(true)
     }
 
-    /// Writes what is left of a file that is longer than a window. Slices are taken while
-    /// those before them are written.
+    /// Writes the rest of a file that is longer than a window. Collects slices while the previous
+    /// ones are written.
     fn write_rest(&self, file: &mut Unread<'_>) -> Result<()> {
         let (mut runs, mut has_more) = (Runs::default(), true);
         while has_more || !runs.is_empty() {
@@ -124,18 +124,18 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// One thing less to wait for; the last one finishes the file.
+    /// Releases one outstanding run. The last one finishes the file.
     pub(super) fn release(&self, output: &Output) {
         let is_last = output.remaining.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1;
         if is_last && !output.is_settled.load(Relaxed) {
-            // Files without chunks are made with the window that holds them.
+            // Files without chunks are created with their window.
             if output.file.lock().is_some() {
                 self.finish(output);
             }
         }
     }
 
-    /// Leaves a file alone that already has its content.
+    /// Keeps a file that already has its content.
     pub(super) fn compare(&self, output: &Output) {
         let is_settled = output.is_settled.load(Relaxed);
         if is_settled || output.is_fresh.load(Relaxed) || output.file.lock().is_some() {
@@ -156,7 +156,7 @@ impl Restore<'_> {
     pub(super) fn write_at(&self, output: &Output, bytes: &[u8], at: u64) {
         let mut file = output.file.lock();
         if output.is_settled.load(Relaxed) {
-            // Another part of it failed meanwhile: what is left of it must stay removed.
+            // Another part failed meanwhile, and the removed file must stay removed.
             return;
         }
         let written = (|| {
@@ -185,7 +185,7 @@ impl Restore<'_> {
         self.target.begin(&output.path, output.is_fresh.load(Relaxed), at_once)
     }
 
-    /// Files that no chunk belongs to: empty, inline, or holes only.
+    /// Writes a file without chunks: empty, inline, or holes only.
     pub(super) fn finish_without_chunks(&self, output: &Output) {
         let is_untouched = output.remaining.load(std::sync::atomic::Ordering::Acquire) == 0
             && !output.is_settled.load(Relaxed);
@@ -214,7 +214,7 @@ impl Restore<'_> {
     fn finish(&self, output: &Output) {
         let Some(open) = output.file.lock().take() else { return };
         output.is_settled.store(true, Relaxed);
-        // Holes at its end are not written.
+        // Holes at the end of a file are not written.
         let sized = match &output.entry.content {
             Content::Recipe(recipe) if may_end_in_a_hole(recipe) => {
                 open.file().set_len(output.entry.size)
@@ -234,7 +234,7 @@ impl Restore<'_> {
         self.count_made(path, finished, &self.counts.files_restored);
     }
 
-    /// Nothing more is written to this file, and what was is removed.
+    /// Stops writing a file and removes it. Returns true if it was not settled before.
     fn settle(&self, output: &Output) -> bool {
         let was_settled = output.is_settled.swap(true, Relaxed);
         drop(output.file.lock().take());
@@ -250,18 +250,18 @@ impl Restore<'_> {
 }
 
 impl Output {
-    /// One run more to wait for.
+    /// Adds one outstanding run.
     pub(super) fn expect_run(&self) {
         self.remaining.fetch_add(1, Relaxed);
     }
 
-    /// Its file was taken away from it, complete.
+    /// Returns true if nothing more will be written to the file.
     fn is_finished(&self) -> bool {
         self.is_settled.load(Relaxed)
     }
 }
 
-/// The file in the target, open, if it has the bytes of the entry.
+/// Opens the file in the target if it has the content of the entry.
 pub(super) fn with_content(
     store: &Store,
     target: BorrowedFd<'_>,
@@ -276,7 +276,7 @@ pub(super) fn with_content(
 }
 
 fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Result<bool> {
-    // Another name of something else must not be written to, nor given other metadata.
+    // A further name of another file must not be written to, nor get other metadata.
     let shares = stat.names > 1 && entry.hard_link.is_none();
     if stat.kind != Kind::File || stat.size != entry.size || shares {
         return Ok(false);
@@ -318,7 +318,7 @@ fn is_slice(opened: &mut ChunkCache<'_>, chunk: &ChunkId, offset: u32, found: &[
     opened.slice(chunk, offset, found.len() as u64).is_ok_and(|plain| plain == Some(found))
 }
 
-/// The length of a slice, if a chunk can have it.
+/// Returns the length of a slice if it does not exceed a chunk.
 fn chunk_len(len: u64) -> Option<u32> {
     u32::try_from(len).ok().filter(|len| *len <= limits::CHUNK_BYTES_MAX as u32)
 }

@@ -1,4 +1,4 @@
-//! Removing what the target has and the snapshot has not.
+//! Removes paths of the target that the snapshot lacks.
 
 use super::git_caches::GitCaches;
 use super::{Options, Restore, join, relative, selected};
@@ -26,24 +26,24 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Paths of the target that the snapshot lacks.
 #[derive(Debug, Default)]
 pub(super) struct Extra {
-    /// Paths to remove, in path order; a directory stands for everything in it.
+    /// Paths to remove, in path order. A directory includes everything in it.
     pub(super) paths: Vec<Vec<u8>>,
-    /// Directories that stand where the snapshot has something else, and hold nothing but
-    /// paths to remove. As paths of the tree.
+    /// Directories, as paths of the tree, in place of which the snapshot has another type, and
+    /// whose whole content will be removed.
     giving_way: HashSet<Vec<u8>>,
-    /// Paths that cannot be looked into, so that nobody knows whether they are extra.
+    /// Unreadable paths, below which extra paths cannot be found, with the reason.
     pub(super) unseen: Vec<(Vec<u8>, String)>,
 }
 
 impl Extra {
-    /// Whether a directory, as a path of the tree, will be empty and can be replaced.
+    /// Returns true if a directory, as a path of the tree, will be empty and can be replaced.
     pub(super) fn gives_way(&self, path: &[u8]) -> bool {
         self.giving_way.contains(path)
     }
 }
 
 impl Restore<'_> {
-    /// Finds extra paths. Removes those that stand in the way of entries; returns the others.
+    /// Finds extra paths. Removes those that block entries and returns the others.
     pub(super) fn clear_the_way(
         &mut self,
         root: &ChunkId,
@@ -71,7 +71,7 @@ impl Restore<'_> {
                     self.counts.deleted.fetch_add(1, Relaxed);
                     self.git_caches.lock().removed(&join(&self.prefix, &path));
                 }
-                // It went away with something that was replaced.
+                // It was removed together with a replaced object.
                 Err(error) if is_absent(&error) => {}
                 Err(error) => self.not_deleted(&path, &error),
             }
@@ -96,7 +96,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Removes extra paths and git caches that went stale.
+    /// Removes extra paths and stale git caches.
     pub(super) fn delete(
         &mut self,
         extra: Vec<Vec<u8>>,
@@ -117,12 +117,12 @@ impl Restore<'_> {
         if self.counts.deleted.load(Relaxed) == 0 {
             return Ok(());
         }
-        // Removing changed the times of directories that were right before.
+        // Removal changed the times of directories that were right before.
         let dirs = selected(root, from, options, get).flatten();
         for entry in dirs.filter(|entry| entry.kind == Kind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() {
-                // What is refused was reported before.
+                // Refused metadata was reported before.
                 let _ = self.target.finish_dir(&path, &entry).map(drop);
             }
         }
@@ -130,11 +130,11 @@ impl Restore<'_> {
     }
 }
 
-/// Paths below the target that the selected part of the tree does not have; a
-/// directory stands for everything in it.
+/// Returns paths below the target that the selected part of the tree lacks. A directory includes
+/// everything in it.
 ///
-/// Looks only below the paths that were backed up. What a backup never looks at is
-/// not extra, nor is a directory that holds some of it.
+/// Looks only below the paths that were backed up. Content that a backup never reads is not extra,
+/// and neither is a directory that holds some of it.
 pub(super) fn extra(
     shown: &Path,
     dir: BorrowedFd<'_>,
@@ -148,7 +148,7 @@ pub(super) fn extra(
     for top in tops(prefix, options) {
         let dir = match source::open_dir_below(dir, relative(&top, prefix)) {
             Ok(dir) => dir,
-            // Nothing is there, or no directory.
+            // The path is missing, or not a directory.
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(failed(error)),
         };
@@ -162,7 +162,7 @@ pub(super) fn extra(
     Ok(all)
 }
 
-/// The directories to look below, none of them in another.
+/// Returns the directories to search, none of them inside another.
 fn tops(prefix: &[u8], options: &Options) -> Vec<Vec<u8>> {
     if options.delete_below.iter().any(|dir| is_within(prefix, dir)) {
         return vec![prefix.to_vec()];
@@ -241,7 +241,7 @@ fn extra_below(
     }
     tree.for_each(drop);
     if is_lost.get() {
-        // Nobody knows what the lost part of the tree has.
+        // The lost part of the tree may hold any path.
         return Ok(Extra::default());
     }
     extra.retain(|path| !kept.contains(path));
@@ -250,7 +250,7 @@ fn extra_below(
     Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), unseen })
 }
 
-/// Notes that a path stays, and with it the directories it is in.
+/// Records that a path and the directories above it stay.
 fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
     let mut path = path;
     while kept.insert(path.to_vec()) {
@@ -259,15 +259,15 @@ fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
     }
 }
 
-/// Tells what a backup may leave out without being told to; paths come in their order.
+/// Recognises content that a backup leaves out by itself. Paths must come in path order.
 struct LeftOut {
     open_root: Arc<OpenRoot>,
     device: u64,
     /// Device and inode of the store's directory.
     store: Option<(u64, u64)>,
-    /// The store, a mount point or a cache: nothing in it was looked at.
+    /// The store, a mount point or a cache, whose content is not inspected.
     unseen: Option<Vec<u8>>,
-    /// Git directories that the walk is in.
+    /// Git directories that contain the current path.
     git_dirs: Vec<Vec<u8>>,
 }
 
@@ -285,7 +285,8 @@ impl LeftOut {
         Ok(LeftOut { open_root, device: top.device, store, unseen: None, git_dirs: Vec::new() })
     }
 
-    /// `is_known` tells whether the snapshot has the path.
+    /// Returns true if a backup leaves out the object. `is_known` is true if the snapshot has the
+    /// path.
     fn has(&mut self, found: &Found, is_known: bool) -> bool {
         let (path, stat) = (&found.path, &found.stat);
         if self.is_being_written(path) {
@@ -341,14 +342,14 @@ impl LeftOut {
         }
         let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
         let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
-        // Of a git directory that came later nothing was left out.
+        // The backup left out nothing of a git directory that is newer than it.
         if is_known && is_git_dir(dir.as_fd(), &names.map(look)) {
             self.git_dirs.push(path.to_vec());
         }
     }
 }
 
-/// Whether backups may leave a path of a git directory out: git makes it anew.
+/// Returns true if backups may leave out a path of a git directory because git recreates it.
 fn is_remade(path: &[u8]) -> bool {
     // A push keeps its objects in a directory with such a name until it is accepted.
     ends(path).any(|end| git::is_transient(&path[..end]) || git::is_cache(&path[..end]))

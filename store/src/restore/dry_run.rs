@@ -1,4 +1,4 @@
-//! What a restore would do.
+//! Dry run of a restore.
 
 use super::content::with_content;
 use super::delete::{Extra, extra};
@@ -21,17 +21,18 @@ struct DryRun<'a> {
     store: &'a Store,
     prefix: &'a [u8],
     target: &'a Path,
-    /// A target that is not there, or cannot be looked into, has nothing yet.
+    /// `None` if the target is missing or unreadable: it counts as empty.
     dir: Option<OwnedFd>,
     extra: Extra,
     is_delete: bool,
     git_caches: GitCaches,
-    /// Names to come of files that have several, and whether the first can be restored.
+    /// For files with several names: number of names to come, and true if the first name can be
+    /// restored.
     links: HashMap<LinkKey, (u64, bool)>,
     report: Report,
 }
 
-/// Counts what a restore would do.
+/// Counts what a restore would do, without changing anything.
 pub(super) fn dry_run(
     store: &Store,
     root: &ChunkId,
@@ -102,7 +103,8 @@ impl DryRun<'_> {
         }
     }
 
-    /// Whether another name of this was there before, and could be restored.
+    /// Returns `None` for the first name of a file. For other names, returns true if the first can
+    /// be restored.
     fn known_link(&mut self, entry: &Entry, key: LinkKey) -> Option<bool> {
         let names = entry.hard_link.map_or(1, |link| link.names);
         let Some((to_come, is_restored)) = self.links.get_mut(&key) else {
@@ -138,7 +140,7 @@ impl DryRun<'_> {
         Some(source::stat_open(open).ok()?.kind)
     }
 
-    /// Whether a directory stands there that does not give way.
+    /// Returns true if a directory at this path cannot be replaced.
     fn is_in_the_way(&self, path: &[u8]) -> bool {
         let Some(dir) = &self.dir else { return false };
         let Ok(open) = source::open_dir_below(dir.as_fd(), path) else { return false };

@@ -1,8 +1,8 @@
 //! Caches of git repositories that a restore makes stale.
 //!
 //! A multi-pack-index names offsets in packs, bitmaps and reverse indexes belong to the bytes of
-//! one pack, and commit-graphs name commits. Once such a pack or object was removed or replaced,
-//! git trusts a cache that describes what is not there any more.
+//! one pack, and commit-graphs name commits. After such a pack or object was removed or replaced,
+//! git would still use a cache that describes missing data.
 
 use super::{Options, join, relative};
 use crate::entry::{Kind, is_within};
@@ -25,16 +25,16 @@ struct Changes {
     pack_stems: HashSet<Vec<u8>>,
 }
 
-/// Which files of a directory are caches that went stale.
+/// Returns true if a file of a directory, given by name, is a stale cache.
 type IsStale<'a> = dyn Fn(&[u8]) -> bool + 'a;
 
 impl GitCaches {
-    /// Whether replacing the file at this path of the tree may make caches stale.
+    /// Returns true if replacing the file at this path of the tree may make caches stale.
     pub(super) fn depend_on(path: &[u8]) -> bool {
         split(path).is_some_and(|(_, inner)| changed_pack(inner).is_some())
     }
 
-    /// Another file of the same name took the place of this one.
+    /// Records that another file replaced the file at this path.
     pub(super) fn replaced(&mut self, path: &[u8]) {
         if let Some((git_dir, inner)) = split(path)
             && let Some(stem) = changed_pack(inner)
@@ -43,7 +43,7 @@ impl GitCaches {
         }
     }
 
-    /// A path was removed with everything below it.
+    /// Records that a path was removed with everything below it.
     pub(super) fn removed(&mut self, path: &[u8]) {
         self.replaced(path);
         if let Some((git_dir, inner)) = split(path)
@@ -57,7 +57,7 @@ impl GitCaches {
         self.0.entry(git_dir.to_vec()).or_default()
     }
 
-    /// Stale caches in the target that the selected part of the snapshot lacks, as paths in
+    /// Returns stale caches in the target that the selected part of the snapshot lacks, as paths in
     /// the target.
     pub(super) fn stale(
         &self,
@@ -70,7 +70,7 @@ impl GitCaches {
         let get = |id: &ChunkId| store.chunk(id);
         let is_restored = |path: &[u8]| {
             let first = TreeReader::within(root, path, &get).next();
-            // Where the tree cannot be read nothing is known.
+            // If the tree is unreadable here, the entry may exist.
             first.is_some_and(|first| first.map_or(true, |entry| entry.path == path))
                 && options.selects(path)
         };
@@ -94,16 +94,16 @@ impl GitCaches {
 }
 
 impl Changes {
-    /// Whether a file belongs to a pack that was removed or replaced, and can be made again.
+    /// Returns true if a file is a cache of a removed or replaced pack and can be recreated.
     fn outdate(&self, name: &[u8]) -> bool {
         let is_cache = [&b".bitmap"[..], b".rev", b".mtimes"].iter().any(|end| name.ends_with(end));
         is_cache && git::pack_stem(name).is_some_and(|stem| self.pack_stems.contains(stem))
     }
 }
 
-/// Files of a directory, and of directories in it, that are stale with their top directory.
+/// Finds stale files in a directory, and all files below its stale subdirectories.
 fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut Vec<Vec<u8>>) {
-    // A directory that is not there has no caches.
+    // A missing directory has no caches.
     let Ok(open) = source::open_dir_below(target, dir) else { return };
     for (name, stat) in source::list(open.as_fd(), is_stale).0 {
         let path = join(dir, &name);
@@ -115,7 +115,7 @@ fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut 
     }
 }
 
-/// The git directory of a path, and the path in it, if it is a path of git objects.
+/// Returns the git directory of a path and the path in it, if it is a path of git objects.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let name = b"objects";
     let is_name = |at: usize| {
@@ -127,7 +127,7 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&path[..at.saturating_sub(1)], &path[at..]))
 }
 
-/// The pack whose content a file of `objects/pack` is, or whose objects it lists.
+/// Returns the pack whose content a file of `objects/pack` is, or whose objects it lists.
 fn changed_pack(inner: &[u8]) -> Option<&[u8]> {
     let name = inner.strip_prefix(b"objects/pack/")?;
     let is_content = name.ends_with(b".pack") || name.ends_with(b".idx");

@@ -1,7 +1,7 @@
 //! References of git repositories that newer files hide.
 //!
 //! git prefers a file below `refs/` to a line of `packed-refs`. A restore over a newer repository
-//! that removes nothing leaves such files where they are.
+//! leaves such files in place unless it deletes extra paths.
 
 use super::{join, relative};
 use crate::git;
@@ -15,9 +15,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Longest line of `packed-refs` that is looked at.
+/// Longest line of `packed-refs` that is read, in bytes.
 const LINE_BYTES_MAX: u64 = 64 << 10;
-/// Longest file of a reference that is looked at: an id and a line end.
+/// Longest reference file that is read, in bytes: an id and a line end.
 const REF_BYTES_MAX: u64 = 256;
 
 /// Restored files with packed references, by their paths in the tree.
@@ -28,15 +28,15 @@ pub(super) struct PackedRefs(Mutex<BTreeSet<Vec<u8>>>);
 pub(super) type Hidden = (Vec<u8>, Vec<Vec<u8>>);
 
 impl PackedRefs {
-    /// Notes that a path of the tree has the content of the snapshot.
+    /// Records that a path of the tree has the content of the snapshot.
     pub(super) fn restored(&self, path: &[u8]) {
         if path == b"packed-refs" || path.ends_with(b"/packed-refs") {
             self.0.lock().insert(path.to_vec());
         }
     }
 
-    /// References of these files that the snapshot has in no file of their own, and the
-    /// target has with another value.
+    /// Returns packed references for which the target has a file with another value and the
+    /// snapshot has no file.
     pub(super) fn hidden(
         &self,
         target: BorrowedFd<'_>,
@@ -48,7 +48,7 @@ impl PackedRefs {
         let hidden = all.iter().filter_map(|path| {
             let git_dir = path.strip_suffix(b"packed-refs").expect("noted for its end");
             let git_dir = git_dir.strip_suffix(b"/").unwrap_or(git_dir);
-            // What cannot be looked at cannot be used by git either.
+            // If this user cannot read it, git cannot use it either.
             let refs = hidden_in(target, store, root, prefix, git_dir).unwrap_or_default();
             (!refs.is_empty()).then(|| (git_dir.to_vec(), refs))
         });
@@ -86,7 +86,7 @@ fn loose_refs(git_dir: BorrowedFd<'_>, below: &[u8], found: &mut BTreeMap<Vec<u8
         if git::is_transient(&path) {
             continue;
         }
-        // A directory is opened like a file, and cannot be read like one.
+        // A directory can be opened like a file, but not read like one.
         let mut value = Vec::new();
         let Ok(file) = source::open_file_below(dir.as_fd(), &name) else { continue };
         match file.take(REF_BYTES_MAX).read_to_end(&mut value) {
@@ -96,12 +96,12 @@ fn loose_refs(git_dir: BorrowedFd<'_>, below: &[u8], found: &mut BTreeMap<Vec<u8
     }
 }
 
-/// The names of packed references that have another value in `loose`.
+/// Returns the names of packed references that have another value in `loose`.
 fn differing(packed: File, loose: &BTreeMap<Vec<u8>, Vec<u8>>) -> io::Result<Vec<Vec<u8>>> {
     let (mut packed, mut line) = (BufReader::new(packed), Vec::new());
     let mut names = HashSet::new();
     while packed.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? > 0 {
-        // `# pack-refs with: …` and `^<peeled>` have no such name.
+        // `# pack-refs with: …` and `^<peeled>` do not contain such a name.
         if let Some(at) = line.iter().position(|b| *b == b' ') {
             let (id, name) = (&line[..at], line[at + 1..].trim_ascii_end());
             if loose.get(name).is_some_and(|value| value != id) {

@@ -1,8 +1,8 @@
-//! What a window writes: slices of chunks, gathered into runs that are written at once.
+//! Slices of chunks, gathered into runs that are written at once.
 //!
-//! A file of small slices would take a system call for each. So slices that follow each
-//! other are put together in memory first, and every chunk is opened once for all the
-//! slices of the window, whatever run they belong to.
+//! A file of small slices would need a system call for each. Consecutive slices are therefore
+//! gathered in memory first. Every chunk is decoded once for all slices of the window, whichever
+//! run they belong to.
 
 use super::Restore;
 use super::content::Output;
@@ -20,72 +20,74 @@ use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Longer slices are written as they are.
+/// Longer slices, in bytes, are written directly.
 const SMALL_BYTES: u32 = 32 << 10;
-/// Bytes of a run of several slices.
+/// Maximum bytes of a run of several slices.
 const RUN_BYTES: u32 = 1 << 20;
-/// Most that a window has of these.
+/// Maximum numbers per window.
 const RUNS_MAX: usize = 16 << 10;
 const SLICES_MAX: usize = 256 << 10;
 const CHUNKS_MAX: usize = 32 << 10;
-/// The bytes of old dumps and packs are scattered, so that in each window chunks are opened that
-/// others need too. At half of this it was 1.7 times the bytes of a dump of 59 MB, now 1.3.
+/// Maximum gathered bytes per window. The bytes of old dumps and packs are scattered, so each
+/// window decodes chunks that other windows also need. With half of this limit, decoded bytes were
+/// 1.7 times a dump of 59 MB; now they are 1.3 times.
 const GATHERED_BYTES_MAX: usize = 64 << 20;
-/// A window is full once it has as many bytes: at most two slices more are gathered with the last one.
+/// Size of the gather buffer in bytes. A window is full at the limit, and its last slice gathers at
+/// most two slices more.
 const ROOM_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
 
 /// Bytes of a file that are written at once.
 struct WriteRun {
     output: Arc<Output>,
-    /// Where it begins in the file.
+    /// Byte offset in the file.
     at: u64,
     len: u32,
     slices: u32,
 }
 
-/// Slices of a run that came already, each in its place.
+/// Slices of a run that have arrived, each in its place.
 struct Gathered<'r> {
-    /// As long as the run; empty where it is a single slice, which is written as it is.
+    /// As long as the run. Empty for a single slice, which is written directly.
     bytes: &'r mut [u8],
     slices: u32,
 }
 
-/// A slice of a chunk that belongs into a run.
+/// A slice of a chunk that belongs to a run.
 #[derive(Clone, Copy)]
 struct Slice {
     run: u32,
-    /// Number of the chunk.
+    /// Index of the chunk.
     chunk: u32,
-    /// First byte of the chunk.
+    /// First byte in the chunk.
     from: u32,
-    /// First byte of the run.
+    /// First byte in the run.
     to: u32,
     len: u32,
 }
 
-/// A chunk that slices belong to.
+/// A chunk that slices need.
 #[derive(Clone, Copy)]
 struct Wanted {
     id: ChunkId,
-    /// Where it is, once it was looked for.
+    /// Location, after it was looked up.
     location: Option<Location>,
 }
 
-/// All that a window writes.
+/// All runs, slices and chunks of a window.
 #[derive(Default)]
 pub(super) struct Runs {
     runs: Vec<WriteRun>,
     slices: Vec<Slice>,
     chunks: Vec<Wanted>,
-    /// Numbers of the chunks.
+    /// Indexes of the chunks.
     numbers: HashMap<ChunkId, u32>,
-    /// Bytes of runs of several slices.
+    /// Bytes in runs of several slices.
     gathered_bytes: usize,
 }
 
 impl Runs {
-    /// Takes a slice that belongs at `at` in the file; says whether a run begins with it.
-    /// Slices of a file come in order.
+    /// Adds a slice for byte offset `at` of the file. Returns true if it begins a new run. Slices
+    /// of a file come in order.
     pub(super) fn push(
         &mut self,
         output: &Arc<Output>,
@@ -125,7 +127,7 @@ impl Runs {
         self.runs.is_empty()
     }
 
-    /// Whether the window is to be dealt with before more is taken.
+    /// Returns true if the window must be written before more is added.
     pub(super) fn are_many(&self) -> bool {
         self.runs.len() >= RUNS_MAX
             || self.slices.len() >= SLICES_MAX
@@ -133,14 +135,14 @@ impl Runs {
             || self.gathered_bytes >= GATHERED_BYTES_MAX
     }
 
-    /// Leaves away what belongs to files that need nothing more.
+    /// Drops slices of settled files.
     fn drop_settled(&mut self) {
         let runs = &self.runs;
         self.slices.retain(|slice| !runs[slice.run as usize].output.is_settled.load(Relaxed));
     }
 
-    /// Brings chunks, and with them their slices, into the order in which they stand in the
-    /// segments. Slices of one chunk stay in the order of their runs.
+    /// Sorts chunks, and their slices with them, in segment order. Slices of one chunk stay in the
+    /// order of their runs.
     fn sort(&mut self, locate: impl Fn(&ChunkId) -> Option<Location> + Sync) {
         let mut is_wanted = vec![false; self.chunks.len()];
         self.slices.iter().for_each(|slice| is_wanted[slice.chunk as usize] = true);
@@ -167,7 +169,7 @@ impl Runs {
 }
 
 impl WriteRun {
-    /// Whether a slice is to be written together with what this run has.
+    /// Returns true if a slice is to be written together with this run.
     fn is_continued(&self, output: &Arc<Output>, at: u64, len: u32) -> bool {
         let are_small = self.slices > 1 || self.len <= SMALL_BYTES;
         are_small
@@ -178,21 +180,21 @@ impl WriteRun {
     }
 }
 
-/// Memory in which the runs of a window are gathered, the same for one window after the
-/// other. Takes none before it is written to.
+/// Memory in which runs are gathered, reused for every window. Uses no memory before it is written
+/// to.
 pub(super) struct GatherBuffer(Mutex<MmapMut>);
 
 impl GatherBuffer {
     pub(super) fn new() -> Result<GatherBuffer> {
         let gather_buffer = MmapMut::map_anon(ROOM_BYTES).map_err(Error::Memory)?;
-        // Page by page it would be a tenth of the restore of scattered files. A kernel that
-        // has no large pages does without.
+        // With small pages, page faults take a tenth of a restore of scattered files. A kernel
+        // without large pages ignores this.
         let _ = gather_buffer.advise(Advice::HugePage);
         Ok(GatherBuffer(Mutex::new(gather_buffer)))
     }
 }
 
-/// A place for each run that has several slices.
+/// Returns a place for each run; empty for runs of one slice.
 fn places<'r>(runs: &[WriteRun], mut gather_buffer: &'r mut [u8]) -> Vec<Mutex<Gathered<'r>>> {
     let place = |run: &WriteRun| {
         let len = if run.slices > 1 { run.len as usize } else { 0 };
@@ -208,7 +210,7 @@ thread_local! {
 }
 
 impl Restore<'_> {
-    /// Opens every wanted chunk once and writes it everywhere.
+    /// Decodes every wanted chunk once and writes its slices.
     pub(super) fn write(&self, mut runs: Runs) {
         runs.drop_settled();
         runs.sort(|chunk| self.store.locate(chunk).ok());
@@ -223,7 +225,7 @@ impl Restore<'_> {
         });
     }
 
-    /// Brings all slices of one chunk to their runs.
+    /// Copies all slices of one chunk to their runs.
     fn write_chunk(&self, runs: &Runs, places: &[Mutex<Gathered<'_>>], slices: &[Slice]) {
         let Wanted { id, location } = &runs.chunks[slices[0].chunk as usize];
         PLAIN.with_borrow_mut(|plain| {
@@ -244,7 +246,7 @@ impl Restore<'_> {
         });
     }
 
-    /// Takes slices of one chunk into a run; the last ones that it waits for write it.
+    /// Adds slices of one chunk to a run. Writes the run when all its slices have arrived.
     fn gather(&self, run: &WriteRun, place: &Mutex<Gathered<'_>>, slices: &[Slice], plain: &[u8]) {
         if let ([slice], 1) = (slices, run.slices) {
             self.write_run(run, slice.of(plain));
@@ -272,7 +274,7 @@ fn are_within(slices: &[Slice], len: usize) -> bool {
 }
 
 impl Slice {
-    /// Its bytes, of a chunk that is known to have them.
+    /// Returns its bytes of a chunk, which must be long enough.
     fn of<'p>(&self, plain: &'p [u8]) -> &'p [u8] {
         &plain[self.from as usize..][..self.len as usize]
     }

@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Remembers what it hears.
+/// Records events.
 #[derive(Default)]
 struct Listener {
     events: Mutex<Vec<Event>>,
@@ -31,7 +31,7 @@ impl Observer for Listener {
     }
 }
 
-/// A store with one snapshot of the directory `source` beside it.
+/// A store with one snapshot of the directory `source` next to it.
 struct Bench {
     dir: tempfile::TempDir,
     store: Store,
@@ -42,7 +42,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Backs up what `make` puts into a directory.
+    /// Backs up the content that `make` puts into a directory.
     fn new(make: impl FnOnce(&Path)) -> Bench {
         let dir = tempfile::tempdir().expect("a directory");
         let (source, at) = (dir.path().join("source"), dir.path().join("store"));
@@ -121,11 +121,11 @@ fn backup_options(source: &Path) -> backup::Options {
     }
 }
 
-/// What may stand at a path.
+/// Objects that may be at a path.
 const THINGS: [&str; 9] =
     ["nothing", "file", "empty", "full", "symlink", "fifo", "socket", "char", "block"];
 
-/// Puts a thing at a path; false where this user may not.
+/// Creates an object at a path. Returns false if this user may not.
 fn put(thing: &str, path: &Path) -> bool {
     let node = |kind, device| mknodat(CWD, path, kind, Mode::RUSR, device).is_ok();
     match thing {
@@ -146,7 +146,7 @@ fn put(thing: &str, path: &Path) -> bool {
     }
 }
 
-/// Kind, size and time of change of everything below a directory.
+/// Returns type, size and modification time of everything below a directory.
 fn look(dir: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).expect("lists") {
@@ -175,7 +175,7 @@ fn ctimes(dir: &Path) -> BTreeMap<PathBuf, (i64, i64)> {
     found
 }
 
-/// The tree at `dir` with paths relative to it.
+/// Returns the tree at `dir` with paths relative to it.
 fn relative_look(dir: &Path) -> BTreeMap<PathBuf, String> {
     let strip = |path: PathBuf| path.strip_prefix(dir).expect("below").to_owned();
     look(dir).into_iter().map(|(path, words)| (strip(path), words)).collect()
@@ -190,7 +190,7 @@ fn every_thing_takes_the_place_of_every_other_and_a_dry_run_says_so() {
             fs::write(source.join("y"), "beside").expect("writes");
         });
         if !is_made {
-            continue; // only root makes devices
+            continue; // only root can create devices
         }
         for there in THINGS {
             for delete in [false, true] {
@@ -246,7 +246,7 @@ fn a_directory_with_left_out_paths_never_gives_way() {
     assert!(bench.events().contains("holds paths that --delete spares"));
 }
 
-/// A tree with everything that has metadata.
+/// Creates a tree with all kinds of metadata.
 fn make_everything(source: &Path) {
     fs::create_dir_all(source.join("dir/inner")).expect("makes");
     for n in 0..100 {
@@ -258,7 +258,7 @@ fn make_everything(source: &Path) {
     }
     let mode = fs::Permissions::from_mode(0o2750);
     fs::set_permissions(source.join("dir/inner"), mode).expect("changes");
-    // What this file system does not hold is not compared.
+    // Metadata that this file system does not support is not compared.
     let flags = rustix::fs::XattrFlags::empty();
     for name in ["dir", "dir/3"] {
         let _ = rustix::fs::setxattr(source.join(name), "user.a", b"value", flags);
@@ -345,10 +345,10 @@ fn a_restore_into_the_store_is_refused() {
             assert!(matches!(refused, Err(Error::TargetIsStore { .. })), "{target}: {refused:?}");
         }
     }
-    // The tree has files where the store is.
+    // The tree has files at the path of the store.
     let refused = bench.restore("", &bench.options());
     assert!(matches!(refused, Err(Error::TargetIsStore { .. })), "{refused:?}");
-    // And does not if they are left out, or where it has an empty directory there.
+    // The restore works if they are excluded, or if the tree has an empty directory there.
     let exclude = Globs::new([&b"source/store/tmp"[..]]).expect("a glob");
     bench.restore("", &Options { exclude, ..bench.options() }).expect("restores");
     assert!(bench.path("b/file").exists());
@@ -437,7 +437,7 @@ fn nothing_is_written_outside_while_directories_become_links() {
         for dir in 0..4 {
             let (target, outside, is_over) = (&target, &outside, &is_over);
             scope.spawn(move || {
-                // Each step may fail, for the restore is as busy there.
+                // Each step may fail, because the restore works on the same paths.
                 while !is_over.load(Relaxed) {
                     let (at, aside) =
                         (target.join(format!("{dir}")), target.join(format!("aside-{dir}")));
@@ -467,7 +467,7 @@ fn nothing_is_written_outside_while_directories_become_links() {
     assert!(kind.is_fifo());
 }
 
-/// The names in a directory, and what the files contain.
+/// Returns the names in a directory and the content of its files.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
     let entries = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path());
@@ -487,7 +487,7 @@ fn an_unfinished_file_removes_nothing_but_itself() {
         drop(begun);
         assert_eq!(files(dir.path()), BTreeMap::new());
     }
-    // Another restore was quicker, and has all of it.
+    // Another restore was faster and has the complete file.
     let begun = target.begin(b"a", true, true).expect("begins");
     fs::write(dir.path().join("other"), "complete").expect("writes");
     fs::rename(dir.path().join("other"), dir.path().join("a")).expect("renames");
@@ -517,7 +517,7 @@ fn nothing_but_the_written_file_gets_its_name() {
 fn unfinished_files_are_locked_and_have_names_of_their_own() {
     let dir = tempfile::tempdir().expect("a directory");
     let begun = [(); 2].map(|()| target_at(dir.path()).begin(b"a", false, true).expect("begins"));
-    // Each `target_at` looked for abandoned files and left these alone.
+    // Each `target_at` looked for abandoned files and spared these.
     assert_eq!(files(dir.path()).len(), 2);
     drop(begun);
     assert_eq!(files(dir.path()).len(), 0);

@@ -1,4 +1,4 @@
-//! Windows: entries that follow each other in path order and are dealt with together.
+//! Windows: consecutive entries in path order that are processed together.
 
 use super::content::Output;
 use super::runs::Runs;
@@ -15,11 +15,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Entries of a window.
+/// Maximum number of entries in a window.
 const WINDOW_ENTRIES: usize = 8192;
-/// Bytes that the entries of a window take in memory, about.
+/// Approximate limit of memory for the entries of a window, in bytes.
 const WINDOW_BYTES: usize = 32 << 20;
-/// Files of a window that are written in more than one run: so many may be open at once.
+/// Maximum number of files in a window with several runs, because all may be open at once.
 const WINDOW_OPEN_FILES: usize = 400;
 
 /// A directory of the tree.
@@ -27,31 +27,31 @@ pub(super) struct Dir {
     entry: Entry,
     /// Path in the target.
     path: Vec<u8>,
-    /// Its entry is lost: one that was there before keeps its metadata.
+    /// True if its entry is lost: an existing directory keeps its metadata.
     is_lost: bool,
-    /// Made by this restore, so that nothing else is in it. Known once it was made.
+    /// True if this restore created it, so that it was empty. Known once it was created.
     is_fresh: Arc<AtomicBool>,
 }
 
-/// Entries that are dealt with together.
+/// Entries that are processed together.
 #[derive(Default)]
 pub(super) struct EntryWindow {
     pub(super) entries: usize,
-    /// Memory of those, about.
+    /// Approximate memory of the entries in bytes.
     pub(super) bytes: usize,
-    /// Directories to make.
+    /// Directories to create.
     pub(super) dirs: Vec<(Vec<u8>, Arc<AtomicBool>)>,
-    /// Directories that nothing will be made in any more.
+    /// Directories that will receive nothing more.
     pub(super) done_dirs: Vec<Dir>,
     pub(super) files: Vec<Arc<Output>>,
     pub(super) runs: Runs,
-    /// Files with several runs.
+    /// Number of files with several runs.
     pub(super) open_files: usize,
     pub(super) others: Vec<(Entry, Vec<u8>)>,
     pub(super) links: Vec<OtherName>,
 }
 
-/// Another name of something restored before.
+/// A further name of an object restored before.
 pub(super) struct OtherName {
     entry: Entry,
     /// Path of the first name.
@@ -61,7 +61,7 @@ pub(super) struct OtherName {
 }
 
 impl Restore<'_> {
-    /// Takes the next entry of the tree into the window.
+    /// Adds the next entry of the tree to the window.
     pub(super) fn take(
         &mut self,
         entry: Entry,
@@ -74,7 +74,7 @@ impl Restore<'_> {
         let path = relative(&entry.path, &self.prefix).to_vec();
         self.leave_dirs(&path);
         if self.store_place.as_ref() == Some(&path) {
-            // The store itself, which has nothing of the snapshot in it.
+            // The store itself, which holds nothing of the snapshot.
             return Ok(());
         }
         let Some(is_fresh) = self.enter_parent(&path) else {
@@ -103,7 +103,7 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// The directory whose content is restored is the target itself.
+    /// Handles the directory whose content is restored: it is the target itself.
     fn open_top(&mut self, entry: Entry) {
         if entry.kind != Kind::Directory {
             return;
@@ -120,15 +120,15 @@ impl Restore<'_> {
         }
     }
 
-    /// Directories that `path` is not in will take nothing any more.
+    /// Closes directories that do not contain `path`.
     fn leave_dirs(&mut self, path: &[u8]) {
         while self.open_dirs.last().is_some_and(|dir| !is_within(path, &dir.path)) {
             self.window.done_dirs.extend(self.open_dirs.pop());
         }
     }
 
-    /// Whether the directory of `path` is fresh. Directories that the tree lost are
-    /// made; `None` if something else stands there.
+    /// Returns the freshness flag of the parent of `path`. Creates directories whose entries are
+    /// lost. Returns `None` if another object is in their place.
     fn enter_parent(&mut self, path: &[u8]) -> Option<Arc<AtomicBool>> {
         let parent = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
         if let Some(dir) = self.open_dirs.last()
@@ -157,7 +157,7 @@ impl Restore<'_> {
         self.open_dirs.push(Dir { entry, path, is_lost, is_fresh });
     }
 
-    /// The path restored before that this entry is another name of.
+    /// Returns the restored path of which this entry is another name.
     fn linked(&mut self, entry: &Entry, path: &[u8]) -> Option<Vec<u8>> {
         let (link, key) = (entry.hard_link?, link_key(entry)?);
         match self.links.get_mut(&key) {
@@ -176,7 +176,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Deals with everything in the window.
+    /// Processes everything in the window.
     pub(super) fn flush(&mut self, is_end: bool) -> Result<()> {
         if is_end {
             self.leave_dirs_all();
@@ -191,7 +191,7 @@ impl Restore<'_> {
         for link in window.links {
             self.make_link(link)?;
         }
-        // Unfinished files go before their directories get modes that forbid it.
+        // Removes unfinished files before their directories get modes that forbid it.
         drop(window.files);
         if is_end {
             self.target.unmark();
@@ -208,7 +208,7 @@ impl Restore<'_> {
         self.count_made(path, made, &self.counts.others);
     }
 
-    /// Makes another name of a file; a copy of it where the file system refuses that.
+    /// Makes another name of a file, or a copy if that fails.
     fn make_link(&mut self, link: OtherName) -> Result<()> {
         let OtherName { entry, first, path, is_fresh } = link;
         if self.is_lost(&entry) {
@@ -260,7 +260,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Whether anything ends the restore.
+    /// Returns the error that ends the restore, if any.
     pub(super) fn check(&self) -> Result<()> {
         match self.fatal.lock().take() {
             Some(error) => Err(error),
@@ -274,7 +274,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Makes directories, all of one depth at once.
+    /// Creates directories, all of one depth in parallel.
     fn make_dirs(&self, dirs: &[(Vec<u8>, Arc<AtomicBool>)]) {
         let depth = |path: &[u8]| path.iter().filter(|b| **b == b'/').count();
         let mut by_depth: Vec<Vec<&(Vec<u8>, Arc<AtomicBool>)>> = Vec::new();
@@ -294,7 +294,8 @@ impl Restore<'_> {
         }
     }
 
-    /// Metadata of directories, innermost first: without it they may not be entered.
+    /// Sets metadata of directories, innermost first, because a directory's mode may forbid
+    /// entering it.
     fn finish_dirs(&self, mut dirs: Vec<Dir>) {
         dirs.retain(|dir| !self.unmade_dirs.lock().contains(&dir.path));
         dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
@@ -314,23 +315,23 @@ impl Restore<'_> {
     }
 }
 
-/// Whether the file system has no hard links here, or no more of them.
+/// Returns true if the file system does not support hard links here, or has reached their limit.
 fn is_link_impossible(error: &io::Error) -> bool {
     [Errno::PERM, Errno::MLINK, Errno::XDEV, Errno::NOTSUP, Errno::NOSYS, Errno::NOENT]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// What all names of one file have in common.
+/// Hash of everything that all names of one file share.
 pub(super) type LinkKey = [u8; 32];
 
-/// The key of an entry whose inode had several names.
+/// Returns the key of an entry whose inode had several names.
 ///
-/// File system and inode number alone do not tell: a file that is deleted during a backup
-/// gives its number to the next one.
+/// File system and inode number are not enough: a file deleted during a backup may pass its number
+/// to a new file.
 pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
     let file_system = entry.hard_link?.file_system;
-    // Not what differs between names, or changes when another name comes or goes.
+    // Without values that differ between names, or change when a name is added or removed.
     let path = b"-".to_vec();
     let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..entry.clone() };
     let mut bytes = Vec::new();
@@ -341,21 +342,21 @@ pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
     Some(*hasher.update(&bytes).finalize().as_bytes())
 }
 
-/// Bytes of memory that an entry takes while it waits, about.
+/// Returns the approximate bytes of memory that a waiting entry takes.
 fn weight(entry: &Entry) -> usize {
     let content = match &entry.content {
         Content::Empty => 0,
         Content::Inline(bytes) => bytes.len(),
-        // Once in the entry, once in the recipe that is walked over.
+        // Once in the entry, once in the recipe that is iterated.
         Content::Recipe(recipe) => 2 * recipe.extents.len() * size_of::<Extent>(),
     };
-    // Many short attributes take more room for their places than for their bytes.
+    // Many short attributes take more memory for their vectors than for their bytes.
     let place = size_of::<(Vec<u8>, Vec<u8>)>();
     let xattrs = entry.xattrs.iter().map(|(name, value)| place + name.len() + value.len());
     2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>()
 }
 
-/// Stands for a directory whose entry is lost.
+/// Returns a substitute for a directory whose entry is lost.
 fn nameless_dir(path: Vec<u8>) -> Entry {
     let owner = Owner {
         uid: rustix::process::geteuid().as_raw(),
