@@ -1,6 +1,6 @@
-//! A check that finds no loss, and a restore that brings everything back, are the same verdict.
+//! A check that finds no loss and a restore that restores everything must agree.
 //!
-//! Trees are written by hand, page by page: honest ones, odd ones, and lies of every kind.
+//! Trees are written by hand, page by page: valid ones, odd ones, and false ones of every kind.
 
 use crate::damage::{array, bytes, head, index_page, map, number, page};
 use crate::support::stores::{self, Listener, backup_options, restore_options};
@@ -21,31 +21,31 @@ use store::observe::Event;
 use store::segment::Kind;
 use store::store::{Purpose, Store};
 
-/// Trees that are written, checked and restored.
+/// Number of trees that are written, checked and restored.
 const TREES: usize = 400;
 
-/// One thing about an entry that need not be as it should.
+/// One property of an entry that may be wrong.
 #[derive(Debug, Clone)]
 enum Odd {
     Field(u64, Vec<u8>),
-    /// Content of so many bytes within the entry.
+    /// Inline content of this many bytes.
     Inline(usize),
     /// Holes of these lengths.
     Holes(Vec<u64>),
-    /// A slice of a chunk of 100 bytes, or of one that is nowhere.
+    /// A slice of a chunk of 100 bytes, or of a missing chunk.
     Slice {
         is_there: bool,
         offset: u64,
         len: u64,
     },
-    /// A recipe of so many levels, whose extents are two holes or what is no recipe.
+    /// A recipe of this many levels, whose extents are two holes or not a recipe.
     Levels {
         level: u64,
         is_recipe: bool,
     },
-    /// The size is another one.
+    /// A different size.
     Size(u64),
-    /// One of a group of names of one file.
+    /// One name of a file with several names.
     Linked,
 }
 
@@ -57,15 +57,14 @@ struct Raw {
     odd: Vec<Odd>,
 }
 
-/// How entries are put into pages.
+/// Layout of entries in pages.
 #[derive(Debug, Clone)]
 struct Tree {
     entries: Vec<Raw>,
     is_sorted: bool,
-    /// How many entries each leaf has; a single leaf is the root.
+    /// Number of entries in each leaf; a single leaf is the root.
     leaves: Vec<usize>,
-    /// What is added to the level of the pages above, and whether a leaf is listed where it
-    /// should not be.
+    /// Added to the level of the index pages. May also list a leaf in a wrong place.
     level: u64,
     /// A page that is listed under another path.
     lie: Option<(usize, Vec<u8>)>,
@@ -131,7 +130,7 @@ fn odd() -> impl Strategy<Value = Odd> {
 }
 
 fn raw() -> impl Strategy<Value = Raw> {
-    // Devices are for root alone.
+    // Only root can create devices.
     let kinds = match rustix::process::geteuid().is_root() {
         true => vec![1, 1, 1, 2, 2, 2, 3, 4, 5, 6, 7],
         false => vec![1, 1, 1, 2, 2, 2, 3, 4, 5],
@@ -219,7 +218,7 @@ impl Tree {
         let mut entries = self.entries.clone();
         if self.is_sorted {
             entries.sort_by(|a, b| path_cmp(&a.path, &b.path));
-            // Else nearly every tree would have a path twice, or something in a file.
+            // Otherwise nearly every tree would have a path twice, or entries below a file.
             entries.dedup_by(|later, earlier| later.path == earlier.path);
             for at in 1..entries.len() {
                 let is_below =
@@ -261,7 +260,7 @@ impl Tree {
     }
 }
 
-/// Whether a snapshot comes back whole.
+/// Returns true if a snapshot is restored completely.
 fn is_restored(store: &Store, id: &SnapshotId, target: &Path) -> bool {
     let root = store.snapshot(id).expect("reads").root.chunk();
     let report = store::restore::restore(store, &root, b"", target, &restore_options());
@@ -288,7 +287,7 @@ fn a_check_without_losses_is_a_restore_without_failures() {
         packer.finish().expect("finishes");
         trees
     };
-    // Several trees can be the same.
+    // Several trees can be equal.
     let written: Vec<(SnapshotId, &Tree)> =
         trees.iter().map(|(tree, page)| (stores::record(&root, *page), tree)).collect();
     let store = stores::open(&root, Purpose::Read);
@@ -301,7 +300,7 @@ fn a_check_without_losses_is_a_restore_without_failures() {
         let is_restored = is_restored(&store, id, &dir.path().join("target"));
         assert_eq!(is_whole, is_restored, "{tree:#?}\n{losses:?}");
     }
-    // Both verdicts are met often.
+    // Both verdicts occur often.
     let all: HashSet<_> = written.iter().map(|(id, _)| *id).collect();
     assert!(lossy.len() > TREES / 8 && all.len() - lossy.len() > TREES / 8, "{}", lossy.len());
 }
@@ -321,7 +320,7 @@ fn the_store_json_of_another_store_is_damage() {
     assert_eq!(objects, ["store.json"], "{:?}", report.damages);
 }
 
-/// Makes `depth` directories with names of 200 bytes, each in the one before.
+/// Creates `depth` nested directories with names of 200 bytes.
 fn make_deep(top: &Path, depth: usize) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut dir: OwnedFd = rustix::fs::open(top, flags, Mode::empty()).expect("opens");
@@ -347,7 +346,7 @@ fn a_path_that_is_too_long_is_named_and_costs_nothing_else() {
     make_deep(&source.join("deep"), 45);
     make_deep(&source.join("bare.git/refs/heads"), 45);
     stores::init_small(&root);
-    // The second night finds nothing changed, and names them again.
+    // The second night finds nothing changed, and reports them again.
     for _ in 0..2 {
         let listener = Arc::<Listener>::default();
         let store = Store::open(&root, Purpose::Write, Arc::clone(&listener) as Arc<_>);

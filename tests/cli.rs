@@ -3,7 +3,7 @@
 use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
 use std::os::unix::fs::PermissionsExt;
 
-/// Two snapshots of a small tree.
+/// Creates two snapshots of a small tree.
 fn small() -> Sandbox {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/readme", "hello\n");
@@ -111,7 +111,7 @@ fn snapshots_are_named_by_age_and_by_the_digits_of_their_id() {
     for bad in ["latest~", "latest~x", "latestx", "", "zz"] {
         sandbox.run(["ls", bad]).fails(1, &["no snapshot"]);
     }
-    // Seventeen ids: two begin with the same digit.
+    // Of seventeen ids, two begin with the same digit.
     while sandbox.snapshot_ids().len() < 17 {
         sandbox.backup(["source"]);
     }
@@ -398,7 +398,7 @@ fn the_program_documents_itself() {
     assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
 }
 
-/// `config check` of this configuration.
+/// Runs `config check` on this configuration.
 fn check(sandbox: &Sandbox, config: &str) -> crate::support::sandbox::Run {
     sandbox.write("forgekeep.toml", config);
     crate::support::instance::configured(sandbox, ["config", "check", "--offline"])
@@ -679,7 +679,7 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
     sandbox.write("source/a", "one");
     sandbox.backup(["source"]);
     let file = sandbox.at("latest", "source/a");
-    // The same snapshot, as a clock would have dated it that is years ahead.
+    // The same snapshot, dated by a clock that is years ahead.
     let backend = store::backend::Local::new(sandbox.path("store"));
     let of = |id: &str| store::id::SnapshotId::from_hex(id).expect("an id");
     let (mut record, _) =
@@ -704,10 +704,10 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
     }
     let check = sandbox.run(["check"]).ends_with(3);
     assert!(check.stderr.contains(&short), "{}", check.told());
-    // Named, it is what was asked for.
+    // A snapshot given by id is used.
     let named = sandbox.run(["dump", &file.replace("latest", &short)]).ok();
     assert_eq!((&named.stdout[..], &named.stderr[..]), ("one", ""));
-    // Of nothing else there is a newest one.
+    // Without another snapshot, it is the newest.
     for id in sandbox.snapshot_ids().iter().filter(|id| !id.starts_with(&short)) {
         sandbox.remove(format!("store/snapshots/{id}"));
     }

@@ -1,8 +1,8 @@
-//! What damage costs, and that it costs no more.
+//! Damage has its exact cost, and not more.
 //!
-//! First part: a small store with one bit flipped, for every byte of it, and cut at many lengths. A
-//! check has to name the file and exactly what is lost, and a restore brings back all the
-//! rest, never wrong bytes. Second part: stores that an enemy made.
+//! First part: a small store with one bit flipped, for every byte of it, and truncated at many
+//! lengths. A check must name the file and exactly the losses. A restore must restore everything
+//! else and never wrong bytes. Second part: stores crafted by an attacker.
 
 use crate::support::sandbox::{FORGEKEEP, Run};
 use crate::support::stores::{self, Listener, restore_options};
@@ -20,7 +20,7 @@ use store::observe::Event;
 use store::segment::Kind;
 use store::store::{INDEX_FILE, Purpose, Store};
 
-/// What stands at a path.
+/// An object at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Thing {
     Directory,
@@ -56,12 +56,12 @@ fn things(dir: &Path) -> Things {
     found
 }
 
-/// A place where thousands of small files cost little.
+/// Returns a directory in which thousands of small files are cheap.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
-/// A small store, and what its snapshots hold.
+/// A small store, and the content of its snapshots.
 struct Sample {
     _dir: tempfile::TempDir,
     source: PathBuf,
@@ -70,7 +70,7 @@ struct Sample {
     snapshots: BTreeMap<SnapshotId, Things>,
 }
 
-/// A name that begins a leaf of the tree.
+/// Returns a name that begins a leaf of the tree.
 fn name_at_boundary(dir: &Path, prefix: &str) -> String {
     let begins = |name: &String| {
         let path = dir.join(name);
@@ -137,7 +137,7 @@ impl Sample {
         self.memory.with_files(|files| files.clone())
     }
 
-    /// A copy with one file replaced, or removed.
+    /// Returns a copy with one file replaced or removed.
     fn with(&self, name: &str, bytes: Option<Vec<u8>>) -> Memory {
         let memory = self.memory.copy();
         memory.with_files(|files| match bytes {
@@ -148,16 +148,16 @@ impl Sample {
     }
 }
 
-/// A place to look at damaged stores.
+/// A directory for examining damaged stores.
 struct Bench<'a> {
     sample: &'a Sample,
     dir: tempfile::TempDir,
-    /// Restore the two snapshots in turns, where there are thousands of damages.
+    /// Restores the two snapshots in turns, for thousands of damages.
     in_turns: bool,
     turn: Cell<usize>,
 }
 
-/// What a look at a damaged store gave.
+/// Result of examining a damaged store.
 struct Found {
     report: Report,
     /// Paths of each snapshot that were not restored.
@@ -177,7 +177,7 @@ impl<'a> Bench<'a> {
         self.dir.path().join(INDEX_FILE)
     }
 
-    /// Puts an index in place, or none.
+    /// Puts an index in place, or removes it.
     fn put_index(&self, index: Option<&[u8]>) {
         for suffix in ["", "-wal", "-shm", ".new"] {
             let _ = fs::remove_file(self.dir.path().join(format!("{INDEX_FILE}{suffix}")));
@@ -195,7 +195,7 @@ impl<'a> Bench<'a> {
         Ok((store, listener))
     }
 
-    /// Restores all snapshots; panics if anything has other bytes than it should.
+    /// Restores all snapshots. Panics if any object has wrong content.
     fn restore(
         &self,
         store: &Store,
@@ -232,8 +232,8 @@ impl<'a> Bench<'a> {
         all_missing
     }
 
-    /// Compares the two snapshots; panics if a path is called different that is not, or one
-    /// that is different goes unmentioned.
+    /// Compares the two snapshots. Panics if an equal path is reported as different, or a different
+    /// one is not reported.
     fn compare(&self, store: &Store, what: &str) {
         let ids: Vec<&SnapshotId> = self.sample.snapshots.keys().collect();
         let roots: Vec<ChunkId> =
@@ -247,7 +247,7 @@ impl<'a> Bench<'a> {
                 Difference::Lost(part) => lost.push(part.span),
                 Difference::Change(change) => {
                     let path = String::from_utf8_lossy(change.path()).into_owned();
-                    // Directories and their like have other times.
+                    // Times of directories and similar objects differ.
                     let is_content = !matches!(change, Change::Metadata(..));
                     assert!(!is_content || differs(&path), "{what}: {path} is the same in both");
                     found.insert(path);
@@ -278,7 +278,7 @@ impl<'a> Bench<'a> {
         Found { report, missing }
     }
 
-    /// Judges what was found in a store one of whose files is not as it was.
+    /// Checks the findings for a store in which one file was changed.
     fn judge(&self, name: &str, found: &Found, what: &str) {
         let report = &found.report;
         assert!(!report.is_clean(), "{what}: not noticed");
@@ -290,7 +290,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Whether a path is among those that the text of a loss speaks of.
+/// Returns true if the text of a loss covers a path.
 fn covers(loss: &str, path: &str) -> bool {
     let before = |a: &str, b: &str| path_cmp(a.as_bytes(), b.as_bytes()).is_lt();
     if let Some((from, until)) = loss.split_once(" up to ") {
@@ -306,7 +306,7 @@ fn covers(loss: &str, path: &str) -> bool {
 }
 
 impl Found {
-    /// What the check calls lost is what the restore did not bring back.
+    /// Asserts that the check reports as lost exactly the paths that the restore missed.
     fn agree(&self, snapshots: &BTreeMap<SnapshotId, Things>, what: &str) {
         for (id, missing) in &self.missing {
             let losses = self.report.losses.iter().filter(|loss| loss.snapshot == *id);
@@ -318,7 +318,7 @@ impl Found {
             for loss in losses {
                 let is_range = !snapshots[id].contains_key(loss);
                 let mut paths = snapshots[id].keys().filter(|path| covers(loss, path));
-                // A directory whose entry is lost is made all the same for what is in it.
+                // A directory whose entry is lost is still created for its content.
                 assert!(
                     paths.any(|path| is_range || missing.contains(path)),
                     "{what}: {loss} of {id} is called lost"
@@ -332,15 +332,15 @@ impl Found {
     }
 }
 
-/// One bit of byte `at`, another one each time.
+/// Flips one bit of byte `at`, another bit for each byte.
 fn flip(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut flipped = bytes.to_vec();
     flipped[at] ^= 1 << ((at * 5 + at / 8) % 8);
     flipped
 }
 
-/// Flips a bit of every byte of the files that `picks` names, under a store that is open;
-/// returns how often something was lost.
+/// Flips a bit of every byte of the files that `picks` names, under an open store. Returns the
+/// number of flips with a loss.
 fn flip_all(picks: &str) -> usize {
     let sample = Sample::new();
     let bench = Bench::in_turns(&sample);
@@ -351,7 +351,7 @@ fn flip_all(picks: &str) -> usize {
         let mut opened = None;
         for at in 0..bytes.len() {
             if opened.is_none() || at % 100 == 0 {
-                // What it learned of earlier damage is forgotten.
+                // Forget the effect of earlier damage.
                 memory.with_files(|files| files.insert(name.clone(), bytes.clone()));
                 opened = None;
                 bench.put_index(Some(&sample.index));
@@ -368,8 +368,8 @@ fn flip_all(picks: &str) -> usize {
     losses
 }
 
-/// Flips a bit of every `step`th byte of the files that `picks` names, then opens the store,
-/// with an index from before or with none.
+/// Flips a bit of every `step`th byte of the files that `picks` names. Then opens the store, with
+/// an older index or without one.
 fn flip_then_open(picks: &str, step: usize) {
     let sample = Sample::new();
     let bench = Bench::in_turns(&sample);
@@ -458,7 +458,8 @@ fn a_missing_segment_costs_what_the_check_says() {
     }
 }
 
-/// With whatever is in the place of the index: nothing is lost, and the next backup is right.
+/// Asserts that nothing is lost with any file in place of the index, and that the next backup is
+/// right.
 fn index_costs_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
     let memory = bench.sample.memory.copy();
     let (store, listener) =
@@ -483,7 +484,7 @@ fn index_costs_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
         let report = store::backup::backup(&store, &options)?;
         Ok::<_, store::Error>((store, report.snapshot.expect("not dry")))
     };
-    // A run that stumbles over a broken index leaves it to the next one to build it anew.
+    // A run that finds a broken index leaves the rebuild to the next run.
     let (written, id) = match run() {
         Err(store::Error::Index(_)) => run().unwrap_or_else(|error| panic!("{what}: {error}")),
         other => other.unwrap_or_else(|error| panic!("{what}: {error}")),
@@ -567,42 +568,42 @@ fn an_index_or_log_of_another_time_or_store_costs_nothing() {
     }
 }
 
-/// The head of a CBOR item, in its longest form.
+/// Returns the head of a CBOR item, in its longest form.
 pub fn head(major: u8, number: u64) -> Vec<u8> {
     let mut out = vec![major << 5 | 27];
     out.extend_from_slice(&number.to_be_bytes());
     out
 }
 
-/// A number in CBOR.
+/// Returns a number in CBOR.
 pub fn number(number: u64) -> Vec<u8> {
     head(0, number)
 }
 
-/// Bytes in CBOR.
+/// Returns bytes in CBOR.
 pub fn bytes(bytes: &[u8]) -> Vec<u8> {
     [head(2, bytes.len() as u64), bytes.to_vec()].concat()
 }
 
-/// An array in CBOR.
+/// Returns an array in CBOR.
 pub fn array(items: &[Vec<u8>]) -> Vec<u8> {
     [head(4, items.len() as u64), items.concat()].concat()
 }
 
-/// A map of numbered fields in CBOR.
+/// Returns a map of numbered fields in CBOR.
 pub fn map(fields: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let fields = fields.iter().flat_map(|(key, value)| [number(*key), value.clone()]);
     let items: Vec<Vec<u8>> = fields.collect();
     [head(5, items.len() as u64 / 2), items.concat()].concat()
 }
 
-/// A tree page with this level, whatever follows it.
+/// Returns a tree page of this level with arbitrary content.
 pub fn page(level: u64, rest: &[Vec<u8>]) -> Vec<u8> {
     let tag = [head(3, 4), b"tree".to_vec()].concat();
     array(&[&[tag, number(level)], rest].concat())
 }
 
-/// A leaf with one owner and these entries, whatever they are.
+/// Returns a leaf with one owner and these entries, valid or not.
 pub fn leaf(entries: &[Vec<u8>]) -> Vec<u8> {
     page(0, &[array(&[owner(0)]), array(entries)])
 }
@@ -611,7 +612,7 @@ fn owner(uid: u64) -> Vec<u8> {
     array(&[number(uid), number(uid), vec![0xF6], vec![0xF6]])
 }
 
-/// A page that lists others, each by its first path, whatever they are.
+/// Returns a page that lists others, each by its first path, valid or not.
 pub fn index_page<P: AsRef<[u8]>>(level: u64, children: &[(P, ChunkId)]) -> Vec<u8> {
     let child = |(first, id): &(P, ChunkId)| {
         let (first, id) = (bytes(first.as_ref()), bytes(id.as_bytes()));
@@ -626,12 +627,12 @@ fn raw(path: &str, kind: u64, more: &[(u64, Vec<u8>)]) -> Vec<u8> {
     map(&[&fields, more].concat())
 }
 
-/// An entry of a short file.
+/// Returns an entry of a short file.
 pub fn raw_file(path: &str, content: &[u8]) -> Vec<u8> {
     raw(path, 1, &[(8, number(content.len() as u64)), (13, bytes(content))])
 }
 
-/// An entry of a symbolic link.
+/// Returns an entry of a symbolic link.
 pub fn raw_symlink(path: &str, target: &str) -> Vec<u8> {
     raw(path, 3, &[(9, bytes(target.as_bytes()))])
 }
@@ -640,7 +641,7 @@ fn raw_dir(path: &str) -> Vec<u8> {
     raw(path, 2, &[])
 }
 
-/// A hard link field: one group for all.
+/// Returns a hard link field: one group for all.
 fn group() -> [(u64, Vec<u8>); 2] {
     [(7, number(5)), (10, array(&[number(1), number(u64::MAX)]))]
 }
@@ -650,7 +651,7 @@ fn raw_linked_file(path: &str, content: &[u8]) -> Vec<u8> {
     raw(path, 1, &[&group()[..], &content].concat())
 }
 
-/// Restores a crafted tree into `target` beside a file and a directory that must stay as they are.
+/// Restores a crafted tree into `target`. A file and a directory next to it must not change.
 fn restore_hostile(
     what: &str,
     make: impl FnOnce(&mut dyn FnMut(Kind, &[u8]) -> ChunkId) -> ChunkId,
@@ -665,11 +666,11 @@ fn restore_hostile(
     let id = stores::craft(&root, make);
     let store = stores::open(&root, Purpose::Read);
     let snapshot = store.snapshot(&id).expect("reads").root.chunk();
-    // A check says what it thinks of it, without a panic.
+    // A check must not panic.
     let report = check(&store, ReadData::All);
     assert!(report.is_ok(), "{what}: {report:?}");
     let result = store::restore::restore(&store, &snapshot, b"", &target, &restore_options());
-    // Once more over what is there.
+    // Restores once more over the existing files.
     let _ = store::restore::restore(&store, &snapshot, b"", &target, &restore_options());
     let found = if target.exists() { things(&target) } else { Things::new() };
     let _ = fs::remove_dir_all(&target);
@@ -734,7 +735,7 @@ fn hostile_links_do_not_lead_out_of_the_target() {
         let is_harmless = what.starts_with("two names");
         assert!(is_harmless || result.is_ok_and(|report| report.failed > 0), "{what}");
     }
-    // The link and what is in it fall into different windows of the restore.
+    // The link and its content fall into different windows of the restore.
     let (_, result) = restore_hostile("a link at the end of a window", |put| {
         let paths: Vec<String> = (0..8191).map(|n| format!("a{n:05}")).collect();
         let mut entries: Vec<Vec<u8>> = paths.iter().map(|path| raw_file(path, b"")).collect();
@@ -853,7 +854,7 @@ fn a_snapshot_record_of_lies_is_an_error() {
     }
 }
 
-/// Restores with the program itself, which may have so much address space and no more.
+/// Restores with the program itself, under a limit on address space.
 fn restore_in_little_memory(root: &Path, id: &SnapshotId, what: &str) {
     let target = root.with_extension("target");
     let script = r#"ulimit -v 800000; exec "$0" --store "$1" restore "$2" --target "$3""#;
@@ -864,7 +865,7 @@ fn restore_in_little_memory(root: &Path, id: &SnapshotId, what: &str) {
         .args([&target])
         .env("RAYON_NUM_THREADS", "2")
         .run();
-    // Success, some paths missing, or an error in words: no panic (101), no abort (signal).
+    // Success, some missing paths, or an error message: no panic (101), no abort (signal).
     assert!(matches!(outcome.code(), Some(0 | 1 | 3)), "{what}: {}", outcome.told());
     assert!(!outcome.stderr.contains("panicked"), "{what}: {}", outcome.told());
     let _ = fs::remove_dir_all(&target);
@@ -876,7 +877,7 @@ fn bombs_do_not_take_memory() {
     let root = dir.path().join("store");
     stores::init_small(&root);
 
-    // Each entry shares all but a few bytes of its path with the one before.
+    // Each entry shares all but a few bytes of its path with the previous one.
     let id = stores::craft(&root, |put| {
         let prefix = format!("{}/", "p".repeat(199)).repeat(40);
         let mut children = Vec::new();
@@ -897,7 +898,7 @@ fn bombs_do_not_take_memory() {
     });
     restore_in_little_memory(&root, &id, "paths with long shared prefixes");
 
-    // Files and attributes of a megabyte that stand in their entries and compress to nothing.
+    // Files and attributes of a megabyte, inline in their entries and highly compressible.
     type Make = fn(&str) -> Vec<u8>;
     let fat: [(&str, Make); 3] = [
         ("contents in entries", |path| raw_file(path, &vec![0; 1 << 20])),
@@ -921,7 +922,7 @@ fn bombs_do_not_take_memory() {
         restore_in_little_memory(&root, &id, what);
     }
 
-    // A frame of a few kilobytes that would open to four gigabytes.
+    // A frame of a few kilobytes that would decode to four gigabytes.
     let mut bomb = vec![0x28, 0xB5, 0x2F, 0xFD, 0x00, 0x58];
     for last in std::iter::repeat_n(false, 32_767).chain([true]) {
         // A block of 128 KiB of one repeated byte.
@@ -933,7 +934,7 @@ fn bombs_do_not_take_memory() {
     restore_in_little_memory(&root, &id, "a frame that opens to gigabytes");
 }
 
-/// A snapshot of one file whose only chunk is `frame`.
+/// Creates a snapshot of one file whose only chunk is `frame`.
 fn craft_bomb(root: &Path, frame: &[u8]) -> SnapshotId {
     use store::id::SegmentId;
     use store::segment::{Header, Row, Trailer, file_name, frame_hash, table_frame};

@@ -1,4 +1,4 @@
-//! Servers and databases that are not as everybody's are.
+//! Servers and databases with unusual settings.
 
 use crate::support::accounts::Account;
 use crate::support::instance::{backup, configured, lines, summary};
@@ -7,7 +7,7 @@ use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::server::{Server, Signal, wait_until};
 use std::path::Path;
 
-/// A cluster of the sandbox.
+/// Returns a cluster in the sandbox.
 fn cluster(sandbox: &Sandbox) -> Postgres {
     Postgres::start(Options::within(&sandbox.path("cluster")))
 }
@@ -36,7 +36,7 @@ fn a_server_that_cuts_off_what_takes_long() {
             "create table t as select n, repeat(md5(n::text), 10) as text from generate_series(1, 100000) n",
         );
     }
-    // GitLab's package sets both to a minute, of which its dumps take many.
+    // GitLab's package sets both to a minute. Its dumps take many minutes.
     postgres.sql("postgres", "alter system set idle_in_transaction_session_timeout = '50ms'");
     postgres.sql("postgres", "alter system set lock_timeout = '1ms'");
     postgres.sql("postgres", "select pg_reload_conf()");
@@ -62,7 +62,7 @@ fn databases_of_others_cost_nothing_and_are_named() {
          revoke connect on database closed from public;",
     );
     postgres.sql("own", "alter table t owner to plain");
-    // Open by all that a role can ask, and refused at the door.
+    // A role may connect to them, but the server refuses.
     let rules = sandbox.path("cluster/data/pg_hba.conf");
     let text = std::fs::read_to_string(&rules).expect("reads");
     std::fs::write(&rules, format!("local rdsadmin all reject\n{text}")).expect("writes");
@@ -81,7 +81,7 @@ fn databases_of_others_cost_nothing_and_are_named() {
     ] {
         assert!(outcome.told().contains(words), "`{words}`: {}", outcome.told());
     }
-    // One that is asked for has to be dumped.
+    // A requested database must be dumped.
     configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'rdsadmin']");
     backup(&sandbox).run().fails(1, &["rdsadmin"]);
 }
@@ -109,7 +109,7 @@ fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() 
     let dumps = std::fs::read_dir(dumps).expect("dumps").count();
     assert_eq!(dumps, names.len() + 2, "a dump each, and the globals");
 
-    // The first can be connected to; the others are in the way of being complete.
+    // The first accepts connections; the others make the backup incomplete.
     for missing in ["nowhere", "closed"] {
         configure(&sandbox, postgres.socket_dir(), &format!("databases = ['Upper', '{missing}']"));
         let all = backup(&sandbox).run().ends_with(3).json();
@@ -149,7 +149,7 @@ fn a_server_that_is_starting_is_waited_for() {
     postgres.sql("postgres", "create database one");
     configure(&sandbox, postgres.socket_dir(), "");
     for _ in 0..5 {
-        // It has to recover, and takes no connections meanwhile.
+        // The server must recover and accepts no connections meanwhile.
         postgres.signal(Signal::QUIT);
         postgres.wait_for_end();
         postgres.start_after(std::time::Duration::from_millis(300));
@@ -167,8 +167,7 @@ fn a_pooler_is_not_taken_for_the_server() {
     std::fs::create_dir(&dir).expect("a directory");
     let account = Account::named("gitlab-psql");
     account.own(&dir);
-    // The same port as that of the server, in another directory; and one that swallows what it
-    // does not know.
+    // The server's port in another directory; and one that ignores unknown parameters.
     for more in ["", "ignore_startup_parameters = options, extra_float_digits\n"] {
         let settings = format!(
             "[databases]\n* = host={} user=gitlab-psql\n[pgbouncer]\nlisten_addr =\nlisten_port = 5432\n\

@@ -21,7 +21,7 @@ fn configure(sandbox: &Sandbox, gitlab: &DockerGitlab, more: &str) {
     sandbox.write("forgekeep.toml", text);
 }
 
-/// Asserts that a text has no secret in it.
+/// Asserts that a text contains no secret.
 #[track_caller]
 fn assert_discreet(text: &str) {
     for secret in SECRETS {
@@ -37,14 +37,14 @@ fn summary(outcome: &Outcome) -> Value {
     lines.last().expect("a summary").clone()
 }
 
-/// A cluster with the databases of a restored snapshot.
+/// Creates a cluster with the databases of a restored snapshot.
 fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
     let options =
         Options { superuser: "postgres".into(), ..Options::within(&sandbox.path("scratch")) };
     let postgres = Postgres::start(options);
     let dir = restored.join(".forgekeep/databases");
     let globals = std::fs::read_to_string(dir.join("globals.sql")).expect("globals");
-    // The role that the cluster was made with is there already.
+    // The cluster was created with this role.
     postgres.sql("postgres", globals.replace("CREATE ROLE postgres;", ""));
     for name in ["gitlabhq_production", "gitlabhq_production_ci"] {
         let load = postgres.tool("pg_restore");
@@ -141,7 +141,7 @@ fn a_volume_inside_another_one_comes_back() {
     assert!(projects.contains("/mnt/hashed/"), "{projects}");
     assert!(root.join("mnt/lfs").read_dir().expect("is there").next().is_some());
 
-    // A disk that is not mounted is a part that is missing.
+    // A disk that is not mounted is a missing part.
     std::fs::rename(gitlab.path("mnt/lfs"), gitlab.path("mnt/gone")).expect("moves");
     let outcome = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
     assert!(outcome.told().contains("lfs"), "{}", outcome.told());
@@ -167,7 +167,7 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
         assert!(!outcome.told().contains("DB_KEY_BASE"), "{}", outcome.told());
         assert_discreet(&outcome.told());
     }
-    // Those who have them elsewhere say so.
+    // Administrators who keep secrets elsewhere configure that.
     configure(&sandbox, &gitlab, "parts.secrets.missing = 'ok'");
     let lines = backup(&sandbox).run().ok().json();
     assert_eq!(lines.last().expect("a summary")["is_complete"], true);
@@ -211,7 +211,7 @@ fn it_is_found_where_compose_files_usually_are() {
     for path in [found, "srv/other/old/docker-compose.yml"] {
         assert!(outcome.stdout.contains(&sandbox.text(path)), "{}", outcome.told());
     }
-    // What it proposes is understood as it is: only files are missing.
+    // The proposed configuration is accepted: only files are missing.
     sandbox.write(
         "forgekeep.toml",
         format!("state = '{}'\n{}", sandbox.text("state"), outcome.stdout),

@@ -1,5 +1,4 @@
-//! What must not happen whatever goes wrong: killed runs, full disks, failing
-//! operations, two at once.
+//! Safety under any fault: killed runs, full disks, failing operations, concurrent runs.
 
 use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, is_root};
 use crate::support::stores::{Listener, backup_options, restore_options};
@@ -16,10 +15,10 @@ use store::id::SnapshotId;
 use store::observe::{Event, Observer, Silent};
 use store::store::{Purpose, Store};
 
-/// Kills in all.
+/// Total number of kills.
 const KILLS: usize = 200;
 
-/// A source of some 1.5 MB in files of all sizes.
+/// Creates a source of about 1.5 MB in files of all sizes.
 fn make_source(sandbox: &Sandbox) {
     let mut dice = Dice::new(1);
     for n in 0..60 {
@@ -29,7 +28,7 @@ fn make_source(sandbox: &Sandbox) {
     sandbox.write("source/large", dice.bytes(400_000));
 }
 
-/// Changes some of it.
+/// Changes some of the source.
 fn change_source(sandbox: &Sandbox, dice: &mut Dice) {
     for _ in 0..4 {
         let len = dice.below(40_000) as usize;
@@ -42,7 +41,7 @@ fn change_source(sandbox: &Sandbox, dice: &mut Dice) {
     sandbox.write("source/large", large);
 }
 
-/// Asserts that two directories hold the same.
+/// Asserts that two directories have the same content.
 fn assert_same(sandbox: &Sandbox, a: &str, b: &str) {
     let ignore = crate::support::tree::Ignore {
         top_directory: true,
@@ -85,7 +84,7 @@ fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
             killed += 1;
         }
         if killed % 5 == 0 {
-            // Earlier snapshots are listed and readable; nothing half-made is.
+            // Earlier snapshots are listed and readable; no incomplete one is.
             let ids = sandbox.snapshot_ids();
             assert!(kept.iter().all(|id| ids.contains(id)), "a snapshot went away");
             kept = ids;
@@ -95,7 +94,7 @@ fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
             sandbox.restore(&sandbox.at(&first, "source"), "restored");
             assert_same(&sandbox, "first", "restored");
             sandbox.remove("restored");
-            // No step by hand is needed.
+            // No manual step is needed.
             sandbox.backup(["source"]);
             kept = sandbox.snapshot_ids();
             sandbox.restore(&sandbox.at("latest", "source"), "restored");
@@ -109,7 +108,7 @@ fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
     assert_eq!(left, 0, "what killed runs left is removed by the next");
 }
 
-/// A small file system for the store; root makes it and takes it away.
+/// A small file system for the store. Root mounts and unmounts it.
 struct SmallDisk<'a>(&'a Sandbox, &'static str);
 
 impl<'a> SmallDisk<'a> {
@@ -133,7 +132,7 @@ impl Drop for SmallDisk<'_> {
     }
 }
 
-/// Asserts that a run failed for want of space, and said so.
+/// Asserts that a run failed for lack of space and reported that.
 fn assert_full(outcome: Outcome) {
     let outcome = outcome.fails(1, &["make space"]);
     assert!(!outcome.stdout.contains("saved"), "{}", outcome.told());
@@ -184,7 +183,7 @@ fn a_full_disk_leaves_no_unfinished_file_in_a_directory_that_its_owner_may_not_w
     };
     restore().fails(1, &["make space"]);
     assert_eq!(left(), "");
-    // One that a kill left behind goes with the next restore.
+    // The next restore removes a file that a kill left behind.
     let kept = "disk/to/dir/.forgekeep-unfinished-0123456789abcdef";
     let script = format!(
         "chmod u+w disk/to/dir; touch {kept}; chown {NOBODY} {kept}; chmod 555 disk/to/dir"
@@ -224,7 +223,7 @@ fn a_disk_may_be_full_at_any_byte() {
         assert_eq!(ids, first, "a failed run leaves no snapshot, at {kib} KiB");
         failed += 1;
         sandbox.assert_clean();
-        // Most sizes fail while the data is written; what follows is looked at closely.
+        // Most sizes fail while data is written. Later stages are tested in small steps.
         kib += if kib < used + 40 || kib > used + 270 { 4 } else { 20 };
         assert!(kib < used + 2000, "it never fits");
     }
@@ -234,14 +233,13 @@ fn a_disk_may_be_full_at_any_byte() {
     assert_same(&sandbox, "source", "restored");
 }
 
-/// A store in memory that fails at one operation.
+/// A store in memory in which one operation fails.
 struct Fragile {
     memory: Memory,
     index: tempfile::TempDir,
 }
 
-/// What [`Fragile::backup`] came to: the result, what was unreadable, and how many
-/// operations there were.
+/// Result of [`Fragile::backup`]: snapshot or error, unreadable paths, and number of operations.
 type Attempt = (store::Result<SnapshotId>, Vec<String>, usize);
 
 impl Fragile {
@@ -257,7 +255,7 @@ impl Fragile {
         Store::open_backend(backend, &index, Purpose::Write, observer)
     }
 
-    /// A backup in which the `n`th operation of this kind fails, if it comes to that.
+    /// Runs a backup in which the `n`th operation of this kind fails, if there are that many.
     fn backup(&self, source: &Path, fails: Option<(Operation, usize)>) -> Attempt {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
@@ -284,7 +282,7 @@ impl Fragile {
         (result, unreadable, count.load(Relaxed))
     }
 
-    /// Asserts that all is well without faults, and that every snapshot restores.
+    /// Asserts that everything works without faults and that every snapshot can be restored.
     fn assert_good(&self) -> usize {
         let store = self.open(Arc::new(self.memory.clone()), Arc::new(Silent::default()));
         let store = store.expect("the store opens");
@@ -341,7 +339,7 @@ fn any_operation_may_fail() {
                     let is_told = error.to_string().contains("of the store")
                         || matches!(error, store::Error::StoreRead { .. });
                     assert!(is_told, "{kind:?} {n}: {error}");
-                    // The record may have got its name before the error came.
+                    // The record may have got its name before the error.
                     let most = if kind == Operation::Published { 2 } else { 1 };
                     assert!(snapshots <= most, "{kind:?} {n}: a failed backup is listed");
                 }
@@ -354,10 +352,10 @@ fn any_operation_may_fail() {
             if !is_reached {
                 break;
             }
-            // Shards are listed 256 times, all alike.
+            // 256 shards are listed, all alike.
             n += if kind == Operation::List && n > 4 && n < 250 { 41 } else { 1 };
         }
-        // What cannot be read of the snapshot before is read from the source again.
+        // Unreadable parts of the previous snapshot are read from the source again.
         assert!(failed > 0 || kind == Operation::Read, "{kind:?} never failed");
     }
 }
@@ -382,7 +380,7 @@ fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
     assert_eq!((&summary["errors"], &summary["files_new"]), (&2.into(), &1.into()));
     sandbox.as_nobody(["check", "--read-data"]).run().ok();
 
-    // The other way round: a store that cannot be written is no fault of the source.
+    // Conversely, a store that is not writable is not a fault of the source.
     sandbox.as_nobody(["backup", "source"]).run().ends_with(3);
     let made = sandbox.tool("find").args(["store/tmp", "store/segments", "-type", "d"]).run().ok();
     sandbox.tool("chmod").args(["a-w"]).args(made.stdout.lines()).run().ok();
@@ -410,7 +408,7 @@ fn a_path_that_cannot_be_read_costs_only_itself() {
     assert!(listed.stdout.contains("hidden/open/a"), "{}", listed.told());
 }
 
-/// Asserts that every file in `to` is one of `from`, complete.
+/// Asserts that every file in `to` is a complete file of `from`.
 fn assert_only_whole_files(sandbox: &Sandbox, from: &str, to: &str) {
     let list = sandbox.tool("find").args([to, "-type", "f"]).run().ok();
     for file in list.stdout.lines() {
@@ -446,7 +444,7 @@ fn a_restore_that_ends_early_leaves_no_half_of_a_file() {
         if sandbox.has(&target) {
             assert_only_whole_files(&sandbox, "source", &target);
         }
-        // Killed, it leaves at most what the next run puts right.
+        // A killed restore leaves nothing that the next run cannot repair.
         let mut run = sandbox.forgekeep(["restore", &place, "--target", &target]).start();
         std::thread::sleep(std::time::Duration::from_millis(wait));
         run.kill();

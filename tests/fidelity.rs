@@ -1,4 +1,4 @@
-//! What was backed up comes back as it was, in everything a file system keeps.
+//! A restore reproduces everything that a file system stores.
 
 use crate::support::sandbox::{Sandbox, is_root};
 use crate::support::tree::{Ignore, build_everything, compare_ignoring, has_full_privileges};

@@ -1,4 +1,4 @@
-//! The description of the format, and the script that needs no more than it.
+//! The description of the format, and the script that needs nothing else.
 
 use crate::support::sandbox::{FORGEKEEP, Outcome, Run};
 use crate::support::stores;
@@ -15,7 +15,7 @@ use store::{limits, segment};
 
 const DOCUMENT: &str = include_str!("../docs/format.md");
 
-/// Rows of two or more cells whose first one is a constant's name.
+/// Returns table rows of two or more cells whose first cell is a constant's name.
 fn documented() -> BTreeMap<&'static str, &'static str> {
     let row = |line: &'static str| {
         let mut cells = line.strip_prefix("| `")?.split(" | ");
@@ -104,7 +104,7 @@ fn forgekeep(store: &Path, arguments: &[&str]) {
     Run::program(FORGEKEEP).args(["--store"]).args([store]).args(arguments).run().ok();
 }
 
-/// Trees that nothing else could remove.
+/// Trees that only this type can remove.
 struct Scratch {
     dir: tempfile::TempDir,
 }
@@ -122,7 +122,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         for name in ["source", "target"] {
-            // Best effort: a failed test has better things to say.
+            // Best effort: a failed test has a more important error.
             let _ = make_writable_and_remove(&self.path(name));
         }
     }
@@ -232,7 +232,7 @@ fn the_script_reads_recipes_in_columns() {
         let mut tree = TreeWriter::default();
         tree.push(&file("file", recipe, size), &mut put).expect("puts");
         let root = tree.finish(&mut put).expect("puts");
-        // Two groups at least, each an array of four.
+        // At least two groups, each an array of four.
         assert!(groups.iter().filter(|first| **first == 0x84).count() > 1, "{groups:?}");
         root
     });

@@ -1,4 +1,4 @@
-//! Stores that earlier programs wrote: `tests/fixtures`.
+//! Stores written by earlier versions: `tests/fixtures`.
 
 use crate::support::sandbox::Run;
 use crate::support::stores::{self, restore_options};
@@ -19,16 +19,16 @@ use store::restore::{Report, restore};
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
-/// Where the files stood that the store holds.
+/// Directory of the source when the store was written.
 const SOURCE: &str = "/tmp/forgekeep-golden/source";
-/// The same of the store of two nights.
+/// Directory of the source for the store of two nights.
 const NIGHTS: &str = "/tmp/forgekeep-golden-nights";
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/store").join(name)
 }
 
-/// The path of `dir` as trees have it.
+/// Returns `dir` as a path in trees.
 fn tree_path(dir: &Path) -> Vec<u8> {
     dir.strip_prefix("/").expect("absolute").as_os_str().as_bytes().to_vec()
 }
@@ -56,7 +56,7 @@ impl Golden {
         Golden::named("v2")
     }
 
-    /// A copy of another store of that version.
+    /// Copies another store of that version.
     fn named(name: &str) -> Golden {
         let dir = tempfile::tempdir().expect("a temporary directory");
         copy(&fixture(name), &dir.path().join("store"));
@@ -88,7 +88,7 @@ impl Golden {
         assert_eq!(listing(&store, SOURCE), expected());
     }
 
-    /// The names of all segments of files' content.
+    /// Returns the names of all segments of file content.
     fn data_segments(&self) -> BTreeSet<PathBuf> {
         let dirs = fs::read_dir(self.path("store/segments")).expect("lists");
         let files = dirs.flat_map(|dir| fs::read_dir(dir.expect("lists").path()).expect("lists"));
@@ -101,15 +101,14 @@ fn expected() -> String {
     fs::read_to_string(fixture("v2.expected")).expect("reads")
 }
 
-/// The two snapshots that the store was made with, oldest first.
+/// Returns the two snapshots of the original store, oldest first.
 fn originals(store: &Store) -> Vec<SnapshotId> {
     let (snapshots, errors) = store.snapshots().expect("lists");
     assert!(errors.is_empty(), "{errors:?}");
     snapshots.into_iter().take(2).map(|(id, _)| id).collect()
 }
 
-/// The two oldest snapshots with all that is below `source`, in words that do not
-/// depend on who looks.
+/// Lists the two oldest snapshots below `source`, in a form that does not depend on the reader.
 fn listing(store: &Store, source: &str) -> String {
     let mut out = String::new();
     for id in originals(store) {
@@ -158,7 +157,7 @@ fn content(store: &Store, entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-/// How a file is kept: within its entry, or in how many extents of which kind.
+/// Describes how a file is stored: inline, or as a number of extents by type.
 fn layout(store: &Store, entry: &Entry) -> String {
     let Content::Recipe(recipe) = &entry.content else { return " inline".into() };
     let get = |id: &ChunkId| store.chunk(id);
@@ -168,7 +167,7 @@ fn layout(store: &Store, entry: &Entry) -> String {
     format!(" level {} slices {} holes {}", recipe.level, slices.len(), holes.len())
 }
 
-/// A repository before and after it was packed anew, and a dump of two days: recipes in columns.
+/// A repository before and after repacking, and a dump of two days: recipes in columns.
 #[test]
 fn files_that_were_stored_as_what_is_new_of_them_come_back() {
     let golden = Golden::named("v2-nights");
@@ -230,7 +229,7 @@ fn its_snapshots_are_restored_as_they_were() {
                 let inode = path.symlink_metadata().expect("is there").ino();
                 links.entry(entry.inode).or_default().insert(inode);
             }
-            // The target itself was there for the restore to fill.
+            // The target existed, and the restore filled it.
             if !below.is_empty() {
                 assert_restored(&store, &entry, &path, report.xattr_denied == 0);
             }
@@ -271,7 +270,7 @@ fn what_comes_back_is_cut_into_the_same_chunks() {
     drop(store);
     let before = golden.data_segments();
     assert!(!before.is_empty());
-    // Where holes begin and end is the file system's affair.
+    // The file system decides where holes begin and end.
     let options = Options {
         excludes: vec!["sparse".into()],
         ..stores::backup_options(&[&targets[0], &targets[1]])
@@ -308,14 +307,14 @@ fn a_store_without_the_directory_of_its_segments_is_not_an_empty_one() {
     assert!(matches!(opened.err(), Some(store::Error::StoreRead { .. })));
 }
 
-/// Bytes that look like noise and are always the same.
+/// Returns pseudorandom bytes that are always the same.
 fn noise(seed: u8, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// The files of the first snapshot.
+/// Creates the files of the first snapshot.
 fn make_source(source: &Path) {
     let write = |name: &[u8], bytes: &[u8]| {
         fs::write(source.join(std::ffi::OsStr::from_bytes(name)), bytes).expect("writes");
@@ -346,7 +345,7 @@ fn make_source(source: &Path) {
     mode("repo", 0o2750);
 }
 
-/// What is other in the second one.
+/// Makes the changes for the second snapshot.
 fn change_source(source: &Path) {
     let mut changed = noise(2, 20_000);
     changed.splice(7000..7000, *b"inserted");
@@ -355,7 +354,7 @@ fn change_source(source: &Path) {
     fs::remove_file(source.join("one-chunk")).expect("removes");
 }
 
-/// Gives everything at and below `path` a time of its own, always the same.
+/// Gives everything at and below `path` an individual time that is always the same.
 fn set_times(path: &Path, seconds: i64) {
     let is_dir = path.symlink_metadata().expect("is there").is_dir();
     let mut items: Vec<PathBuf> = Vec::new();
@@ -381,7 +380,7 @@ fn back_up(root: &Path, source: &str, clock: fn() -> Time, tags: &[&str]) {
     store::backup::backup(&store, &Options { about, ..options }).expect("backs up");
 }
 
-/// Removes what a store can do without, and what git does not keep.
+/// Removes files that a store does not need, and directories that git does not keep.
 fn strip(root: &Path) {
     for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "lock"] {
         let _ = fs::remove_file(root.join(name));
@@ -414,7 +413,7 @@ fn make_the_store() {
         &["nightly", "keep"],
     );
     strip(&root);
-    // Looked at from a copy, because an open store grows an index.
+    // Read from a copy, because an open store creates an index.
     let dir = tempfile::tempdir().expect("a temporary directory");
     copy(&root, &dir.path().join("store"));
     let store = stores::open(&dir.path().join("store"), Purpose::Read);
@@ -422,7 +421,7 @@ fn make_the_store() {
     fs::remove_dir_all(work).expect("removes");
 }
 
-/// The rows of a dump. On the second night some are other and some are new.
+/// Returns the rows of a dump. On the second night some are changed and some are new.
 fn dump_of(night: u32) -> String {
     let row = |n: u32| {
         let text = blake3::hash(&n.to_le_bytes()).to_hex();
@@ -438,12 +437,12 @@ fn git(dir: &Path, arguments: &[&str], input: &str) {
     outcome.ok();
 }
 
-/// Adds commits of files to a bare repository, and packs all of it anew.
+/// Adds commits of files to a bare repository and repacks all of it.
 fn commit(repository: &Path, files: std::ops::Range<u8>) {
     let (mut stream, first) = (String::new(), files.start);
     for n in files {
         let text: String = noise(n, 2000).iter().map(|byte| format!("{byte:02x}\n")).collect();
-        // What stands in the stream itself follows by itself.
+        // Later commits in the stream follow automatically.
         let from = if n == first && n > 0 { "from refs/heads/main^0\n" } else { "" };
         let (message, len) = (format!("file {n}"), text.len());
         write!(
@@ -489,7 +488,7 @@ fn make_the_nights() {
     fs::remove_dir_all(nights).expect("removes");
 }
 
-/// All files below a directory, in order, relative to it.
+/// Returns all files below a directory, in order, relative to `top`.
 fn files_below(top: &Path, dir: &Path) -> Vec<PathBuf> {
     let mut items: Vec<_> =
         fs::read_dir(top.join(dir)).expect("lists").map(|item| item.expect("lists")).collect();

@@ -62,14 +62,14 @@ fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
     let (down, whole) = (&summary["seconds_down"], &summary["total_duration"]);
     let [down, whole] = [down, whole].map(|seconds| seconds.as_f64().expect("seconds"));
     assert!(0.0 < down && down < whole, "{down} of {whole}");
-    // Both run, and neither is what ran before.
+    // Both run, and both are new processes.
     gitlab.services.wait_until_up();
     let after = processes();
     for (before, after) in before.iter().zip(after) {
         assert!(before.is_some() && after.is_some() && *before != after, "{before:?} {after:?}");
     }
-    // Nothing was written between the moment of the database and the copy of the files: not
-    // only has every row its file, there is no file without its row.
+    // Nothing was written between the snapshot of the database and the copy of the files: every row
+    // has its file, and every file its row.
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored");
     let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
@@ -97,7 +97,7 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
          alter table lfs_objects rename to of_lfs;
          create view lfs_objects as select id, oid, size / 0 as size, file, file_store from of_lfs;",
     );
-    // The oldest are elsewhere, and days are those of UTC wherever the server is.
+    // The oldest are elsewhere, and days are in UTC in every time zone of the server.
     gitlab.postgres.sql(
         gitlab::database::CI,
         "update ci_job_artifacts set file_location = 1, project_id = 99 where id = 1;
@@ -126,7 +126,7 @@ fn what_was_moved_to_another_disk_is_copied_from_there() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
-    // The links are as the instance has them, for which its root is `/`.
+    // Links are as in the instance, where its root is `/`.
     for (path, name) in [
         ("mnt/storage2/repositories/@hashed", "hashed"),
         ("var/opt/gitlab/git-data/repositories/@pools", "pools"),
@@ -178,7 +178,7 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
             format!("forgekeep_recover-{instance}.service"),
         ];
         let units = names.map(|name| sandbox.path(format!("units/{name}")));
-        // It knows more than the syntax: programs that are not there, keys it does not know.
+        // It checks more than the syntax: missing programs and unknown keys.
         let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
         let verified = verify.run().ok();
         assert!(!verified.stderr.contains(instance), "{}", verified.told());
@@ -208,7 +208,7 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
 
     let cron = ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"];
     configured(&sandbox, cron).args(write).run().ok();
-    // Cron passes over files with a dot in their name.
+    // Cron ignores files with a dot in their name.
     let lines = String::from_utf8(sandbox.read("units/forgekeep-my_dot_forge")).expect("text");
     assert!(
         lines.contains("\n5 3 * * * root /") && lines.contains("\n@reboot root sleep 60 && /"),

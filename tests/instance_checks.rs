@@ -1,4 +1,4 @@
-//! What a backup of an instance, and a look at one, find of what the databases name.
+//! Checks of files and repositories that the databases name, in backups and inspections.
 
 use crate::support::gitlab::{Builder, Gitlab, database};
 use crate::support::instance::{backup, configure, configured, lines, summary};
@@ -6,7 +6,7 @@ use crate::support::sandbox::{Sandbox, need_root};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Verdict, text and examples of the check of this name.
+/// Returns verdict, text and examples of the check of this name.
 #[track_caller]
 fn check(all: &[Value], name: &str) -> (String, String) {
     let found = lines(all, "check").into_iter().find(|check| check["name"] == name);
@@ -17,7 +17,7 @@ fn check(all: &[Value], name: &str) -> (String, String) {
     (verdict, format!("{text} {} {hint}", found["examples"]))
 }
 
-/// The directory of a repository of a project.
+/// Returns the directory of a project's repository.
 fn repository(gitlab: &Gitlab, project: u64) -> PathBuf {
     let mut all = gitlab.repositories.iter();
     all.find(|known| known.project == Some(project)).expect("is known").dir.clone()
@@ -39,7 +39,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
     let broken = repository(&gitlab, 1);
     remove(broken.join("HEAD"));
     remove(broken.join("objects"));
-    // The instance is as the copy is.
+    // The instance matches the copy.
     let all = backup(&sandbox).run().ok().json();
     let (verdict, text) = check(&all, "repositories");
     assert_eq!(verdict, "warning", "{text}");
@@ -48,7 +48,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
     let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3);
     assert!(looked.told().contains("has no readable HEAD"), "{}", looked.told());
 
-    // One that had references and has none is lost, whatever else is there.
+    // A repository that lost all its references is lost, whatever else it has.
     let emptied = repository(&gitlab, 2);
     remove(emptied.join("refs"));
     remove(emptied.join("packed-refs"));
@@ -56,7 +56,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
     let gone = repository(&gitlab, 7);
     remove(&gone);
     for _ in 0..2 {
-        // Also the second time: an incomplete snapshot is no measure.
+        // Also the second time: an incomplete snapshot does not count as the previous one.
         let all = backup(&sandbox).run().ends_with(3).json();
         assert_eq!(summary(&all)["is_complete"], false);
         let (verdict, text) = check(&all, "references");
@@ -149,7 +149,7 @@ fn a_project_by_name_is_complete() {
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
-    // As before storage was hashed; and with a repository that is, and attachments that are not.
+    // As before hashed storage; and with a repository that uses it, and attachments that do not.
     let uploads = gitlab.path("var/opt/gitlab/gitlab-rails/uploads");
     for (project, version, path) in [(1, 0, "group2/project1"), (2, 1, "group3/project2")] {
         let main = database::MAIN;

@@ -1,5 +1,5 @@
-//! Instances whose parts fail while they are backed up: the right exit code and words, services
-//! that run again, and no snapshot that claims to be complete.
+//! Instances whose parts fail during a backup: the right exit code and message, restarted services,
+//! and no snapshot that claims to be complete.
 
 use crate::support::gitlab::{Builder, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const MAINTENANCE: &str = "mode = 'maintenance'";
 
-/// Asserts that a run failed with these words, left no new snapshot, and that all runs.
+/// Asserts that a run failed with these words, left no new snapshot, and that all services run.
 fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &str) {
     let said = &outcome.stderr;
     assert!(said.contains(words), "`{words}` is not in: {said}");
@@ -30,7 +30,7 @@ fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &
 fn a_database_server_that_dies_in_the_middle_of_a_dump() {
     need_root();
     let mut gitlab = Builder::new().build();
-    // A table that takes a while, since the dump waits for us to read.
+    // Dumping this table takes a while, because the dump waits for its reader.
     gitlab.postgres.sql(
         crate::support::gitlab::database::MAIN,
         "create table large as select n, repeat(md5(n::text), 30) as text from generate_series(1, 400000) n",
@@ -186,7 +186,7 @@ fn a_run_that_is_killed_while_services_are_stopped() {
     assert!(recovered.stderr.contains("start puma"), "{}", recovered.stderr);
     gitlab.services.wait_until_up();
 
-    // The next run does it as well, before anything else: here there is not even a store.
+    // The next run restarts them before anything else, here even without a store.
     kill_while_stopped(&sandbox, &gitlab, "-KILL");
     configured(&sandbox, ["backup", "--instance", "forge", "--store", "nowhere"])
         .run()
@@ -239,7 +239,7 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
     configure(&sandbox, &gitlab, &parts);
     let all = backup(&sandbox).run().ok().json();
     assert_eq!(summary(&all)["is_complete"], true);
-    // Rows that name what lay on the storage are still told.
+    // Rows that name objects of the storage are still reported.
     let repositories = lines(&all, "check").into_iter().find(|line| line["name"] == "repositories");
     assert_eq!(repositories.expect("a check")["verdict"], "warning", "{all:?}");
 }
@@ -259,7 +259,7 @@ fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
         let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
         (text("verdict"), text("text"))
     };
-    // What is there once it is mounted, and an empty directory until then.
+    // Content once it is mounted, and an empty directory until then.
     let unmount = |path: &str| {
         let path = gitlab.path(path);
         std::fs::rename(&path, path.with_extension("away")).expect("moves");
@@ -276,7 +276,7 @@ fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
     let (verdict, text) = check(&run("", 3), "files");
     assert_eq!(verdict, "failed", "{text}");
     assert!(text.contains("rows of uploads is at"), "{text}");
-    // A pool of the first storage; its members are there.
+    // A pool of the first storage; its members exist.
     unmount("var/opt/gitlab/git-data/repositories/@pools");
     let (verdict, text) = check(&run("", 3), "pools");
     assert_eq!(verdict, "failed", "{text}");
@@ -314,7 +314,7 @@ fn a_service_that_does_not_start_again() {
     let lame = "[[instances.forge.services.stop]]\ncommand = ['true']\n\
                 [[instances.forge.services.start]]\ncommand = ['sh', '-c', 'echo no luck; exit 7']\n";
     configure(&sandbox, &gitlab, &format!("{MAINTENANCE}\n{lame}"));
-    // There is a snapshot, and it is whole; but nobody may take this for a good night.
+    // The snapshot exists and is whole, but must not count as a success.
     for _ in 0..2 {
         let outcome = backup(&sandbox).run().ends_with(3);
         let all = outcome.json();
@@ -362,7 +362,7 @@ fn what_is_for_the_end_is_done_whatever_the_end_is() {
         assert!(!sandbox.has("state/recovery/forge.json"));
     }
 
-    // The snapshot is there; that what comes after it failed is told, and the rest is done.
+    // The snapshot exists. The later failure is reported, and the remaining steps run.
     let after = format!(
         "after = [{{ command = ['sh', '-c', 'echo no lock; exit 9'] }}, {{ command = ['touch', '{}'] }}]",
         sandbox.text("rest")
@@ -462,7 +462,7 @@ fn keys_that_are_others_than_last_time() {
     let told = check.to_string();
     let id = summary(&first)["snapshot_id"].as_str().expect("an id");
     assert!(told.contains("db_key_base changed") && told.contains(&id[..8]), "{told}");
-    // As long as nobody says that it was done on purpose, and not only once.
+    // Reported every time, until someone confirms that it was intended.
     let again = keys(&backup(&sandbox).run().ok().json()).expect("a check");
     assert_eq!(again["text"], check["text"]);
     configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
@@ -477,7 +477,7 @@ fn secrets_that_cannot_be_read() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
-    // Root reads everything, so somebody else makes the backup, to whom all but the secrets is open.
+    // Root can read everything, so another user runs the backup, who can read all but the secrets.
     let own = "postgres = { user = 'nobody' }";
     configure(&sandbox, &gitlab, own);
     let tree = gitlab.root();

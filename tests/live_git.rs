@@ -1,9 +1,8 @@
 //! Bare repositories that are pushed to and packed while they are backed up.
 //!
-//! These tests can fail: of five copies made as `cp -a` makes them, `objects`
-//! before `refs`, at the speed of a network, all five were broken when this was
-//! written, and none at the speed of a local disk. The last test makes such
-//! copies and prints how many of its own were broken.
+//! These tests can fail. Of five copies made like `cp -a`, `objects` before `refs`, at the speed of
+//! a network, all five were broken when this was written. At the speed of a local disk, none was.
+//! The last test makes such copies and prints how many were broken.
 
 use crate::support::sandbox::{Dice, Outcome, Run, Sandbox};
 use crate::support::stores;
@@ -15,38 +14,38 @@ use store::backup::{Backup, Likeness, Sources};
 use store::entry::Time;
 use store::store::Purpose;
 
-/// Backups for each combination of references and maintenance, at least.
+/// Minimum number of backups for each combination of references and maintenance.
 const TRIALS: usize = 10;
-/// Backups after which a repository that hardly changes during them is given up.
+/// Number of backups after which a repository that hardly changes during them is given up.
 const TRIALS_MAX: usize = 10 * TRIALS;
 
-/// How objects are named.
+/// Hash function of object ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hash {
     Sha1,
     Sha256,
 }
 
-/// How references are kept.
+/// Format of references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refs {
     Files,
     Reftable,
 }
 
-/// What packs the repository meanwhile.
+/// Maintenance that packs the repository meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Packing {
-    /// Drops what nothing refers to, so nobody takes a reference back.
+    /// Drops unreachable objects, so references are never taken back.
     DropsUnreachable,
-    /// Keeps it, as git does for two weeks; references are forced and deleted.
+    /// Keeps them, as git does for two weeks; references are forced and deleted.
     KeepsUnreachable,
 }
 
-/// Branches that only ever grow.
+/// Branches that only grow.
 const GROWING: [&str; 3] = ["made", "imported", "pushed"];
 
-/// Does its work once and says how many references it wrote.
+/// Does its work once and returns the number of references it wrote.
 type Job = Box<dyn FnMut(&Sandbox, u64) -> u64 + Send>;
 
 /// A repository in which several processes work.
@@ -107,7 +106,7 @@ fn line(outcome: &Outcome) -> String {
     outcome.stdout.trim().to_owned()
 }
 
-/// A bare repository with some history and a clone to push from.
+/// Creates a bare repository with some history and a clone to push from.
 fn repository(refs: Refs, hash: Hash) -> Arc<Sandbox> {
     let sandbox = Sandbox::with_store();
     let format = match refs {
@@ -130,7 +129,7 @@ fn repository(refs: Refs, hash: Hash) -> Arc<Sandbox> {
     Arc::new(sandbox)
 }
 
-/// Input for `fast-import`: commits on a branch, with content nobody else has.
+/// Returns input for `fast-import`: commits on a branch, with unique content.
 fn stream(branch: &str, count: u64, from: Option<u64>) -> Vec<u8> {
     let mut text = String::new();
     for n in 0..count {
@@ -149,8 +148,7 @@ fn stream(branch: &str, count: u64, from: Option<u64>) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Commits with plumbing: loose objects, then a reference. Gives up where git's
-/// own commands get into each other's way.
+/// Commits with plumbing: loose objects, then a reference. Gives up if git's own commands conflict.
 fn commit(sandbox: &Sandbox, round: u64, packing: Packing) -> u64 {
     let make = |arguments: &[&str], input: String| {
         let made = git(sandbox, arguments).input(input).run();
@@ -221,15 +219,15 @@ fn ask_references(sandbox: &Sandbox, git_dir: &str) -> Outcome {
     sandbox.tool("git").args(["--git-dir", git_dir, "for-each-ref", format]).run()
 }
 
-/// The same of the repository that is worked in. git looks twice for an object whose pack is
-/// being replaced, and on a slow machine both packs may be gone by then.
+/// Like [`references`], for the live repository. git looks twice for an object whose pack is being
+/// replaced. On a slow machine both packs may be gone by then.
 fn live_references(sandbox: &Sandbox) -> Vec<(String, String)> {
     let is_quiet = |told: &Outcome| told.code() == Some(0) && told.stderr.is_empty();
     let mut asked = (0..20).map(|_| ask_references(sandbox, "live.git"));
     names_and_values(&asked.find(is_quiet).expect("git finds its own objects"))
 }
 
-/// Names and values of all references.
+/// Returns names and values of all references.
 fn references(sandbox: &Sandbox, git_dir: &str) -> Vec<(String, String)> {
     let told = ask_references(sandbox, git_dir).ok();
     assert_eq!(told.stderr, "", "{git_dir}");
@@ -256,7 +254,7 @@ fn packs(sandbox: &Sandbox) -> Vec<PathBuf> {
     names
 }
 
-/// What is wrong with a copy, if anything.
+/// Returns the fault of a copy, if any.
 fn verdict(sandbox: &Sandbox, copy: &str) -> Result<(), String> {
     let run = |arguments: &[&str]| {
         let done = sandbox.tool("git").args(["--git-dir", copy]).args(arguments).run();
@@ -268,7 +266,7 @@ fn verdict(sandbox: &Sandbox, copy: &str) -> Result<(), String> {
     run(&["rev-list", "--quiet", "--objects", "--all"])
 }
 
-/// How the backups of one busy repository went.
+/// Results of the backups of one busy repository.
 #[derive(Debug, Default)]
 struct Tally {
     refs_moved: usize,
@@ -277,7 +275,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Whether enough happened during backups. How many that takes depends on how the
+    /// Returns true if enough happened during backups. The necessary number depends on how the
     /// machine shares its time.
     fn is_enough(&self) -> bool {
         self.refs_moved * 2 >= TRIALS && self.packs_changed * 4 >= TRIALS
@@ -293,7 +291,8 @@ fn trials(refs: Refs, hash: Hash, packing: Packing) {
             break;
         }
         if trial == TRIALS / 2 {
-            // The first half goes into one store, each after the one before; the others begin anew.
+            // The first half of the backups shares one store. Each of the others starts with an
+            // empty one.
             sandbox.run(["check", "--read-data"]).ok();
         }
         if trial >= TRIALS / 2 {
@@ -373,7 +372,7 @@ fn a_repository_that_never_rests_is_read_to_an_end() {
     let ended = Arc::new(AtomicBool::new(false));
     let writer = {
         let (sandbox, ended) = (Arc::clone(&sandbox), Arc::clone(&ended));
-        // A pack that takes longer to be read than the next one takes to come.
+        // Reading this pack takes longer than creating the next one.
         move || {
             for n in 0.. {
                 if ended.load(Relaxed) {
@@ -400,7 +399,7 @@ fn a_repository_that_never_rests_is_read_to_an_end() {
     outcome.ok();
 }
 
-/// Runs a job over and over until it goes out of scope.
+/// Repeats a job until it goes out of scope.
 struct Worker {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -495,7 +494,7 @@ fn copies_are_whole_of_a_partial_clone() {
         }),
         Worker::begin(&sandbox, |sandbox, round| {
             run_git(sandbox, "partial.git", &["fetch", "--quiet"]);
-            // Blobs come when they are asked for, each lot as a pack of its own.
+            // Blobs arrive on demand, each batch as a pack of its own.
             let blob = format!("imported:imported/{}.txt", round % 40);
             run_git(sandbox, "partial.git", &["cat-file", "blob", &blob]);
         }),
@@ -542,7 +541,7 @@ fn copies_are_whole_while_objects_move_to_where_they_are_borrowed_from() {
         }),
     ];
     for trial in 0..TRIALS / 2 {
-        // Borrowers first: what leaves them is in the pool by then.
+        // Borrowers first: objects that leave them are in the pool by then.
         let (copy, store) = (format!("copy-{trial}"), sandbox.path("store"));
         let store = stores::open(&store, Purpose::Write);
         let mut options = stores::backup_options(&[]);
@@ -574,15 +573,15 @@ fn now() -> Time {
     Time { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() }
 }
 
-/// Copies in alphabetical order, as `cp -a` and most backup programs do, and passes
-/// over what went away meanwhile.
+/// Copies in alphabetical order, like `cp -a` and most backup programs, and skips files that went
+/// away meanwhile.
 fn naive_copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     let mut names: Vec<_> = std::fs::read_dir(from)?.collect::<Result<_, _>>()?;
     names.sort_by_key(std::fs::DirEntry::file_name);
     for entry in names {
         let target = to.join(entry.file_name());
-        // The speed of a network; the disk of a test is too fast to be caught.
+        // The speed of a network. The disk of a test is too fast for a conflict.
         std::thread::sleep(std::time::Duration::from_millis(2));
         let copied = if entry.path().is_dir() {
             naive_copy(&entry.path(), &target)

@@ -1,18 +1,18 @@
 //! The one integration test binary.
 
-/// A check and a restore come to the same verdict.
+/// A check and a restore agree.
 mod agreement;
 /// Every command, end to end.
 mod cli;
-/// One bit or one cut anywhere in a store, and stores made by an enemy.
+/// One flipped bit or one cut anywhere in a store, and stores crafted by an attacker.
 mod damage;
-/// Database servers that are not as everybody's are.
+/// Database servers with unusual settings.
 mod databases;
 /// A GitLab in containers.
 mod docker_gitlab;
 /// Kills, full disks, errors, locks and interrupts.
 mod faults;
-/// Everything a file system keeps comes back.
+/// A restore reproduces everything that a file system stores.
 mod fidelity;
 /// `docs/format.md` and `docs/restore.py` against the code.
 mod format;
@@ -27,32 +27,32 @@ mod instance_checks;
 mod instance_faults;
 /// Live bare repositories.
 mod live_git;
-/// Mattermost beside GitLab, and alone.
+/// Mattermost next to GitLab, and alone.
 mod mattermost;
 /// Random trees against copies.
 mod nights;
-/// Who is told, by real servers.
+/// Notifications, received by real servers.
 mod notify;
-/// Power goes at any moment.
+/// Loss of power at any moment.
 mod power_loss;
-/// Trouble with the source costs what it is about, and nothing else.
+/// A fault of one source path costs only that path.
 mod reading;
-/// What a restore removes, keeps and leaves behind.
+/// Paths that a restore removes, keeps and leaves behind.
 mod restore;
-/// What changed is stored as what is new of it.
+/// Changed files are stored as their new bytes.
 mod reuse;
-/// What is left out, what is named, and what a restore spares.
+/// Rules: excluded paths, named paths, and paths that a restore spares.
 mod rules;
 /// Files of very many small slices of chunks.
 mod slices;
-/// Everything at once on one store.
+/// Concurrent work on one store.
 mod soak;
-/// Permissions, locks, syncs and odd things of the store's own files.
+/// Permissions, locks, syncs and unexpected objects among the store's own files.
 mod store_files;
 mod support;
 /// System calls that fail.
 mod system_calls;
-/// Runs of instances and who hears of them.
+/// Notifications about runs of instances.
 mod telling;
-/// When a file counts as unchanged.
+/// Criteria for unchanged files.
 mod unchanged;

@@ -1,4 +1,4 @@
-//! Mattermost: beside GitLab, where people sign in by GitLab, and alone.
+//! Mattermost: next to GitLab, with sign-on by GitLab, and alone.
 
 use crate::support::gitlab::mattermost::{OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PBKDF2};
 use crate::support::gitlab::{Builder, database::MAIN, short_dir};
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What another installation has.
+/// Id of another installation.
 const OTHER_ID: &str = "0123456789abcdef";
 const OTHER_SECRET: &str = "the secret of another installation";
 
-/// Looks at the instance, both for people and for programs; returns what a program reads.
+/// Inspects the instance, for people and for programs. Returns the output for programs.
 fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
     let arguments = ["inspect", "--instance", "forge"];
     let shown = without_secrets(configured(sandbox, arguments).run().ends_with(code));
@@ -25,7 +25,7 @@ fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
     all
 }
 
-/// Asserts that nothing was told that only the two may know.
+/// Asserts that the output contains no secret that only the two may share.
 fn without_secrets(outcome: Outcome) -> Outcome {
     for secret in [OAUTH_SECRET, OTHER_SECRET, OAUTH_SECRET_PBKDF2, PASSWORD] {
         assert!(!outcome.told().contains(secret), "{}", outcome.told());
@@ -33,7 +33,7 @@ fn without_secrets(outcome: Outcome) -> Outcome {
     outcome
 }
 
-/// What was found of single sign-on: the verdict, and the text with its hint.
+/// Returns the verdict on single sign-on, and its text with the hint.
 fn single_sign_on(all: &[Value]) -> (String, String) {
     let checks = lines(all, "check");
     let check = checks.iter().find(|check| check["name"] == "single-sign-on").expect("a check");
@@ -41,7 +41,7 @@ fn single_sign_on(all: &[Value]) -> (String, String) {
     (text("verdict"), format!("{} {}", text("text"), text("hint")))
 }
 
-/// Changes a file of JSON.
+/// Changes a JSON file.
 fn change(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&std::fs::read(path).expect("reads")).expect("JSON");
     change(&mut value);
@@ -72,7 +72,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     let restored = sandbox.path("restored");
     let root = restored.join(gitlab.root().strip_prefix("/").expect("absolute"));
     let postgres = load_databases(&sandbox, &restored);
-    // What installing the package and its first reconfigure make again.
+    // Files that installing the package and its first reconfigure recreate.
     for path in [
         "opt/gitlab/version-manifest.txt",
         "var/opt/gitlab/gitaly/config.toml",
@@ -96,7 +96,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     assert_eq!(single_sign_on(&all).0, "ok", "{all:?}");
     assert_eq!(summary(&all)["is_right"], true);
 
-    // The other form of about GitLab 15 and 16.
+    // The other format, of about GitLab 15 and 16.
     let keep = |secret: &str| {
         let update = format!("update oauth_applications set secret = '{secret}'");
         postgres.sql(MAIN, update);
@@ -104,7 +104,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     keep(OAUTH_SECRET_PBKDF2);
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
 
-    // Only the database is that of the snapshot.
+    // Only the database comes from the snapshot.
     let environment = root.join("opt/gitlab/etc/mattermost/env");
     let secrets = root.join("etc/gitlab/gitlab-secrets.json");
     std::fs::write(environment.join("MM_GITLABSETTINGS_ID"), OTHER_ID).expect("writes");
@@ -123,7 +123,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     assert_eq!(verdict, "warning", "{told}");
     let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
     assert!(told.contains(&query), "{told}");
-    // The command does what is told, but for the reconfigure; and it changes nothing else.
+    // The command does what the hint says, except the reconfigure; and it changes nothing else.
     let repair = |more: &[&str]| {
         let command = configured(&sandbox, ["repair", "single-sign-on", "--instance", "forge"]);
         without_secrets(command.args(more).run())
@@ -181,10 +181,11 @@ fn in_old_packages_the_configuration_of_mattermost_counts() {
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
 }
 
-/// The password of Mattermost's role.
+/// Password of Mattermost's role.
 const PASSWORD: &str = "it's a pass/word@home";
 
-/// A Mattermost of its own below a root, and its database server, which asks for the password.
+/// Creates a Mattermost of its own below a root, and its database server, which requires the
+/// password.
 fn alone(root: &Path) -> Postgres {
     let sockets = root.join("run/postgresql");
     let postgres = Postgres::start(Options::within(&sockets));

@@ -1,10 +1,10 @@
 //! Random trees with random changes, night after night, against copies.
 //!
-//! Every night the source is backed up and copied; then every snapshot is restored and
-//! compared with the copy of its night in everything that a file system keeps.
+//! Every night the source is backed up and copied. Then every snapshot is restored and compared
+//! with the copy of its night in everything that a file system stores.
 //!
-//! A failure names its seed. The long lane tries many:
-//! `cargo test -p forgekeep --test forgekeep nights:: -- --ignored --nocapture`.
+//! A failure names its seed. The long lane tries many: `cargo test -p forgekeep --test forgekeep
+//! nights:: -- --ignored --nocapture`.
 
 use crate::support::sandbox::{Dice, Sandbox, is_root};
 use crate::support::tree::{Acl, Ignore, acl, compare_ignoring};
@@ -16,11 +16,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Nights of a tree.
+/// Number of nights for each tree.
 const NIGHTS: usize = 6;
-/// Changes of a night, at most.
+/// Maximum number of changes in a night.
 const CHANGES: u64 = 30;
-/// Trees of the short and of the long lane.
+/// Number of trees in the short and in the long lane.
 const TREES: u64 = 3;
 const TREES_LONG: u64 = 60;
 
@@ -34,10 +34,10 @@ struct Tree<'a> {
     sandbox: &'a Sandbox,
     top: PathBuf,
     dice: Dice,
-    /// Rows of the dump, in their order.
+    /// Rows of the dump in order.
     rows: Vec<u64>,
     commits: u64,
-    /// What was done to it, for messages.
+    /// Changes made so far, for messages.
     done: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Tree<'_> {
         from.get(at).cloned()
     }
 
-    /// All paths but the repository, directories before what is in them.
+    /// Returns all paths except the repository, directories before their content.
     fn paths(&self) -> Vec<PathBuf> {
         let mut all = Vec::new();
         let mut dirs = vec![self.top.clone()];
@@ -114,7 +114,7 @@ impl Tree<'_> {
         }
     }
 
-    /// One change. What cannot be done here, such as giving files away, is left out.
+    /// Makes one change. Skips changes that are impossible here, such as giving files away.
     fn change(&mut self) {
         let kind = self.dice.below(26);
         let before = self.done.len();
@@ -286,7 +286,7 @@ impl Tree<'_> {
         File::options().write(true).open(path)?.write_all_at(&bytes, at)
     }
 
-    /// A dump some of whose rows changed, moved, came or went.
+    /// Changes, moves, adds or removes some rows of the dump.
     fn dump(&mut self) -> io::Result<()> {
         for _ in 0..self.dice.below(20) {
             let at = self.dice.below(self.rows.len() as u64) as usize;
@@ -305,7 +305,7 @@ impl Tree<'_> {
         fs::write(self.top.join(DUMP), self.rows.iter().map(row).collect::<String>())
     }
 
-    /// Some commits, as a push brings them.
+    /// Adds some commits, as a push does.
     fn push(&mut self) {
         let mut stream = String::new();
         for _ in 0..5 {
@@ -357,7 +357,7 @@ fn remove(path: &Path) -> io::Result<()> {
     if is_dir(path) { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
-/// Lives through some nights of a tree.
+/// Runs some nights of a tree.
 fn nights_of(seed: u64) {
     let sandbox = Sandbox::with_store();
     let mut tree = Tree::new(&sandbox, seed);

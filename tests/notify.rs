@@ -1,4 +1,4 @@
-//! Who is told, by real servers that say what arrived.
+//! Notifications, received by real servers that report what arrived.
 
 use crate::support::listeners::{Certificate, Listener};
 use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
@@ -7,14 +7,14 @@ use crate::support::zabbix::{HOST, Zabbix, now};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 
-/// `notify test` for an instance, with these notifiers.
+/// Prepares `notify test` for an instance with these notifiers.
 fn test(sandbox: &Sandbox, notifiers: &str, what: &str) -> Run {
     sandbox.write("forgekeep.toml", format!("{notifiers}\n[instances.gitlab]\nkind = 'plain'\n"));
     let config = sandbox.text("forgekeep.toml");
     sandbox.forgekeep(["notify", "test", "--instance", "gitlab", "--config", &config, "--as", what])
 }
 
-/// Writes a secret as it should be.
+/// Writes a secret with the right permissions.
 fn secret(sandbox: &Sandbox, name: &str, content: &str) -> String {
     sandbox.write(name, content);
     let mode = std::fs::Permissions::from_mode(0o600);
@@ -22,14 +22,14 @@ fn secret(sandbox: &Sandbox, name: &str, content: &str) -> String {
     format!("{{ file = '{}' }}", sandbox.text(name))
 }
 
-/// Asserts that it is told that somebody could not be, in these words and no others.
+/// Asserts a warning about a failed notification, in these words and no others.
 #[track_caller]
 fn warns(outcome: Outcome, words: &[&str]) {
     let outcome = outcome.ends_with(3);
     for word in words {
         assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.told());
     }
-    // A reason, and what to do about it.
+    // A reason and a next step.
     assert!(outcome.stderr.contains("; "), "{}", outcome.told());
     assert!(!outcome.told().contains("s3cret"), "{}", outcome.told());
 }
@@ -50,7 +50,7 @@ fn a_test_pings_no_success() {
     }
     let requests = listener.requests();
     let paths: Vec<_> = requests.iter().map(|one| text(one, "/path")).collect();
-    // What is only tried is a line in the service's log, unless it is a failure.
+    // A test message is one line in the service's log, unless it reports a failure.
     for (path, end) in paths.iter().zip(["log", "log", "3", "1"]) {
         let (path, run) = path.split_once("?rid=").expect("a run id");
         assert_eq!(path, format!("/ping/s3cret/{end}"));
@@ -74,7 +74,7 @@ fn trouble_that_passes_is_waited_out_and_any_other_is_told() {
     let tell = |path: &str| test(&sandbox, &table(path), "started").run();
     tell("/flaky/2/s3cret").ok();
     assert_eq!(listener.requests().len(), 3);
-    // A redirect would carry the secret to where nobody sent it.
+    // A redirect would carry the secret to an unintended place.
     warns(tell("/redirect/s3cret"), &["302", "redirects are not followed"]);
     warns(tell("/echo/s3cret"), &["404", "there is no …", "check the address"]);
     assert_eq!(listener.requests().len(), 5);
@@ -183,7 +183,7 @@ fn mail_that_one_does_not_get_reaches_the_others() {
     let mails = server.mails();
     let to: Vec<_> = mails.iter().map(|mail| text(mail, "/to/0")).collect();
     assert_eq!(to, ["later@x.org", "b@x.org"]);
-    // Whoever wants TLS does not do without.
+    // A client that requires TLS does not fall back.
     warns(test(&sandbox, &table("starttls"), "done").run(), &["no mail to b@x.org", "STARTTLS"]);
     assert_eq!(server.mails().len(), 2);
 }
@@ -247,7 +247,7 @@ fn zabbix_has_the_values_and_tells_which_it_refuses() {
     wait_until("values are taken", || {
         test(&sandbox, &table(HOST, ""), "failed").run().code() == Some(0)
     });
-    // A success, and figures, are for backups only.
+    // Success messages and figures are only for backups.
     test(&sandbox, &table(HOST, "duration = 'backup.duration[gitlab]'"), "done").run().ok();
     let wrong = table(HOST, "").replace("backup.message[{instance}]", "no.such[item]");
     let outcome = test(&sandbox, &wrong, "partial").run();
@@ -287,7 +287,7 @@ fn a_maintenance_in_zabbix_ends_by_itself_and_sooner_if_it_can() {
         text(maintenance, key).parse().expect("a number")
     };
 
-    // Killed while it waits for Zabbix: the silence has an end.
+    // Killed while it waits for Zabbix: the silence still ends.
     let wait = format!("hosts = ['{HOST}']\nwait = '100s'\n");
     let mut killed = test(&sandbox, &table(&token, &wait), "silence").start();
     wait_until("there is a maintenance", || !zabbix.maintenances().is_empty());
@@ -300,7 +300,7 @@ fn a_maintenance_in_zabbix_ends_by_itself_and_sooner_if_it_can() {
     assert_eq!(text(&first, "/hosts/0/host"), HOST);
     assert!(text(&first, "/name").starts_with("forgekeep gitlab on "), "{first}");
 
-    // The next one uses it again, and ends it.
+    // The next run uses it again and ends it.
     let no_wait = format!("hosts = ['{HOST}']\nwait = '1s'\n");
     test(&sandbox, &table(&token, &no_wait), "silence").run().ok();
     let all = zabbix.maintenances();

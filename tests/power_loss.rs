@@ -1,13 +1,14 @@
-//! Power goes at any moment, and the disk loses what nobody synced.
+//! Power fails at any moment, and the disk loses everything that was not synced.
 //!
-//! Two recordings are played back: the steps of a backup as a backend sees them, and the
-//! system calls of the program, those of SQLite among them. After each of many losses every
-//! listed snapshot has to come back, what was reported as saved has to be listed, and the
-//! next backup has to work and to leave a clean store.
+//! Two recordings are replayed: the steps of a backup as a backend sees them, and the system calls
+//! of the program, including those of SQLite. After each of many losses, three things must hold:
 //!
-//! The short lanes look at some hundred states. The long one is
-//! `cargo test -p forgekeep --test forgekeep power_loss:: -- --ignored --nocapture`;
-//! `FORGEKEEP_STATES` is the number of states it looks at.
+//! - every listed snapshot can be restored,
+//! - everything reported as saved is listed,
+//! - the next backup works and leaves a clean store.
+//!
+//! The short lanes test some hundred states. The long one is `cargo test -p forgekeep --test
+//! forgekeep power_loss:: -- --ignored --nocapture`; `FORGEKEEP_STATES` is its number of states.
 
 use crate::support::aftermath::{comes_back, next_backup, said};
 use crate::support::disk::{Change, Disk, Loss, Remains};
@@ -27,14 +28,14 @@ use store::id::SnapshotId;
 use store::observe::Silent;
 use store::store::{Purpose, Store, init};
 
-/// States that each of the short lanes looks at.
+/// Number of states in each of the short lanes.
 const STATES: usize = 300;
-/// States that the long lane looks at unless it is told otherwise.
+/// Default number of states in the long lane.
 const STATES_LONG: usize = 12_000;
-/// From this seed and the numbers of a state all of its luck follows.
+/// Seed that determines, with the number of a state, all of its random choices.
 const SEED: u64 = 20_261_128;
 
-/// The files of a night; some of them differ every night.
+/// Creates the files of a night; some of them differ every night.
 fn make_source(sandbox: &Sandbox, night: u64) {
     let mut dice = Dice::new(1000 + night);
     sandbox.write("source/always", Dice::new(1).bytes(20_000));
@@ -50,10 +51,10 @@ fn make_source(sandbox: &Sandbox, night: u64) {
     sandbox.tool("cp").args(["-a", "source", &format!("night-{night}")]).run().ok();
 }
 
-/// What a recorded run was about.
+/// The context of a recorded run.
 struct Recorded {
     sandbox: Sandbox,
-    /// The directory with the right content, for each snapshot.
+    /// Directory with the right content for each snapshot.
     contents: BTreeMap<String, PathBuf>,
 }
 
@@ -66,8 +67,8 @@ impl Recorded {
         self.contents.insert(id.to_owned(), self.sandbox.path(format!("night-{night}")));
     }
 
-    /// Restores all snapshots and compares them: with what they were made of, and the new
-    /// one with the source.
+    /// Restores all snapshots. Compares them with their original content, and the new one with the
+    /// source.
     fn restore_all(
         &self,
         store: &Store,
@@ -94,8 +95,8 @@ impl Recorded {
         }
     }
 
-    /// Asserts everything that has to hold after a loss; `open` opens what is left. A reader
-    /// may be the first who comes, or the next night's backup.
+    /// Asserts everything that must hold after a loss; `open` opens the remaining store. The first
+    /// to open it may be a reader or the next backup.
     fn examine(
         &self,
         promises: &[String],
@@ -112,7 +113,7 @@ impl Recorded {
     }
 }
 
-/// A state: where the recording ends, and what luck the rest of it had.
+/// A state: the end of the recording, and the random choices for the rest.
 struct State {
     changes: usize,
     dice: Dice,
@@ -120,7 +121,7 @@ struct State {
 }
 
 impl State {
-    /// State number `n`, spread over a recording of `len` changes.
+    /// Returns state number `n`, spread over a recording of `len` changes.
     fn number(n: usize, from: usize, len: usize) -> State {
         let mut dice = Dice::new(SEED.wrapping_add(n as u64).wrapping_mul(0x9e37_79b9));
         let loss = match dice.below(10) {
@@ -133,15 +134,15 @@ impl State {
     }
 }
 
-/// Looks at states until `wanted` different ones were seen. `examine` is given what is left,
-/// and the promises that were made.
+/// Tests states until `wanted` different ones were seen. Passes the remaining files and the
+/// promises made to `examine`.
 fn lose_power(
     changes: &[Change],
     from: usize,
     wanted: usize,
     examine: impl Fn(Remains, &[String], usize) -> Result<(), String> + Sync,
 ) -> usize {
-    // Few changes have few outcomes; then all were seen long before this.
+    // Few changes have few outcomes; all were seen long before this limit.
     let tries = wanted * 4;
     let mut states: Vec<(usize, State)> =
         (0..tries).map(|n| (n, State::number(n, from, changes.len()))).collect();
@@ -202,13 +203,13 @@ fn fingerprint(remains: &Remains, promises: &[String]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// Files with their lengths.
+/// Returns files with their lengths.
 fn describe(remains: &Remains) -> Vec<(PathBuf, usize)> {
     let files = remains.iter().filter_map(|(path, content)| Some((path, content.as_ref()?)));
     files.map(|(path, content)| (path.clone(), content.len())).collect()
 }
 
-/// The steps of a backend as changes of a disk.
+/// Converts the steps of a backend to changes of a disk.
 fn changes_of(steps: &[Step], into: &mut Vec<Change>, promise: &str) {
     let (mut lens, mut names) = (BTreeMap::new(), BTreeMap::new());
     let unnamed = |file: &usize| PathBuf::from(format!("tmp/{file}"));
@@ -244,12 +245,12 @@ fn step_len(step: &Step) -> u64 {
     if let Step::Write(_, bytes) = step { bytes.len() as u64 } else { 0 }
 }
 
-/// Three nights of several passes each, as a backend sees them, and the index that
-/// each of them left.
+/// Three nights of several passes each, as a backend sees them, and the index that each of them
+/// left.
 struct RecordedSteps {
     recorded: Recorded,
     changes: Vec<Change>,
-    /// After how many changes each of the runs ended.
+    /// Number of changes at the end of each run.
     ends: Vec<usize>,
 }
 
@@ -295,9 +296,9 @@ fn record_steps() -> RecordedSteps {
     RecordedSteps { recorded, changes, ends }
 }
 
-/// Looks at what is left of a backend, without an index or with one that is behind.
+/// Tests remains of a backend, without an index or with an outdated one.
 fn examine_steps(steps: &RecordedSteps, states: usize) -> usize {
-    // Before `store.json` is published there is no store.
+    // Before `store.json` is published, there is no store.
     let is_store =
         |change: &Change| matches!(change, Change::Rename { to, .. } if to.ends_with("store.json"));
     let from = steps.changes.iter().position(is_store).expect("a store") + 2;
@@ -329,8 +330,8 @@ fn any_prefix_of_the_steps_of_a_backup_is_a_good_store() {
     examine_steps(&record_steps(), STATES);
 }
 
-/// The program's own system calls: a new store, two nights, a rebuilt index, a run that is
-/// killed and the one after it.
+/// Records the program's own system calls: a new store, two nights, a rebuilt index, a killed run
+/// and the next one.
 fn record_calls() -> (Recorded, Trace) {
     let mut recorded = Recorded { sandbox: Sandbox::in_memory(), contents: BTreeMap::new() };
     let sandbox = &recorded.sandbox;
@@ -361,7 +362,7 @@ fn record_calls() -> (Recorded, Trace) {
     (recorded, trace)
 }
 
-/// Asserts that the trace has everything: played back it gives the store that is there.
+/// Asserts that the trace is complete: replayed, it gives the existing store.
 fn assert_complete(sandbox: &Sandbox, trace: &Trace) {
     let remains = trace.disk().remains(Loss::Nothing, &mut Dice::new(0));
     let files = sandbox.tool("find").args(["store", "-type", "f"]).run().ok();
@@ -381,7 +382,7 @@ fn assert_complete(sandbox: &Sandbox, trace: &Trace) {
     }
 }
 
-/// Looks at what is left of the store in a directory.
+/// Tests remains of the store in a directory.
 fn examine_calls(recorded: &Recorded, trace: &Trace, states: usize) -> usize {
     let examine = |remains: Remains, promises: &[String], at: usize| {
         let scratch = Sandbox::in_memory();
@@ -389,7 +390,7 @@ fn examine_calls(recorded: &Recorded, trace: &Trace, states: usize) -> usize {
         let root = scratch.path("store");
         let open = |purpose| Store::open(&root, purpose, Arc::new(Silent::default()));
         if let (Err(store::Error::NoStore(_)), []) = (open(Purpose::Read), promises) {
-            // A store that was being made is made again.
+            // A store whose creation was interrupted is created again.
             let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 3);
             init(&root, &config).map_err(|error| format!("init: {error}"))?;
         }
@@ -398,13 +399,13 @@ fn examine_calls(recorded: &Recorded, trace: &Trace, states: usize) -> usize {
     lose_power(&trace.changes, 0, states, examine)
 }
 
-/// Puts what is left into a directory.
+/// Writes the remains into a directory.
 fn lay_out(root: &Path, remains: Remains, dice: &mut Dice) {
     for (path, content) in remains {
         let place = root.join(&path);
         match content {
             None => std::fs::create_dir(&place).expect("makes"),
-            // SQLite shares it as memory: nobody knows what of it reached the disk.
+            // SQLite shares it as memory, so its state on the disk is unknown.
             Some(content) if path.ends_with("index.sqlite-shm") => {
                 std::fs::write(&place, dice.bytes(content.len())).expect("writes");
             }

@@ -1,4 +1,4 @@
-//! Trouble with one thing of the source costs that thing alone, and is reported by its name.
+//! A fault of one source path costs only that path, which is reported.
 
 use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root, need_root};
 use crate::support::stores;
@@ -25,7 +25,7 @@ fn attribute(path: &Path) -> Option<Vec<u8>> {
     Some(value[..len].to_vec())
 }
 
-/// The paths that a backup reported, relative to the sandbox.
+/// Returns the paths that a backup reported, relative to the sandbox.
 fn reported(sandbox: &Sandbox, outcome: &Outcome) -> Vec<String> {
     let lines = outcome.json();
     let errors = lines.iter().filter(|line| line["message_type"] == "error");
@@ -34,13 +34,13 @@ fn reported(sandbox: &Sandbox, outcome: &Outcome) -> Vec<String> {
     errors.map(|line| relative(line["item"].as_str().expect("a path"))).collect()
 }
 
-/// A run of the program in which system calls fail as `strace` is told.
+/// Prepares a run of the program in which system calls fail, as the `strace` arguments specify.
 fn traced(sandbox: &Sandbox, faults: &[&str], arguments: &[&str]) -> Run {
     let run = sandbox.tool("strace").args(["-f", "-qq", "-o", "/dev/null"]).args(faults);
     run.args([crate::support::sandbox::FORGEKEEP]).args(arguments)
 }
 
-/// Everything below a directory but directories.
+/// Returns everything below a directory except directories.
 fn files(dir: &Path) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     let mut dirs = vec![dir.to_owned()];
@@ -58,7 +58,7 @@ fn files(dir: &Path) -> BTreeSet<String> {
     files
 }
 
-/// A bare repository of nobody's with loose objects, two packs and packed references.
+/// Creates a bare repository of user nobody, with loose objects, two packs and packed references.
 fn repository(sandbox: &Sandbox) {
     let git = |arguments: &[&str]| sandbox.tool("git").args(arguments).run().ok();
     git(&["init", "--quiet", "--initial-branch=main", "work"]);
@@ -165,10 +165,10 @@ fn attributes_that_cannot_be_read_cost_no_content_and_are_tried_again() {
         let dumped = sandbox.run(["dump", &sandbox.at("latest", "source/file")]).ok();
         assert_eq!(dumped.stdout, "precious", "{call}");
     }
-    // Removed since it was listed: nothing is missing.
+    // Removed after the listing: nothing is missing.
     let run = traced(&sandbox, &["-e", "inject=fgetxattr:error=ENODATA"], &["backup", "source"]);
     run.run().ok();
-    // Nothing changed but that the attributes can be read.
+    // The only change is that the attributes can be read.
     sandbox.remove("store");
     sandbox.run(["init"]).ok();
     let run = traced(&sandbox, &["-e", "inject=fgetxattr:error=EIO"], &["backup", "source"]);
@@ -277,7 +277,7 @@ fn files_of_others_beside_a_reftable_are_kept() {
 #[test]
 fn files_whose_size_is_given_as_0_are_read_to_their_end() {
     let sandbox = Sandbox::with_store();
-    // A short one, and one that is cut into chunks where the kernel has it.
+    // A short one, and one that is cut into chunks on kernels that have it.
     for path in ["/proc/version", "/proc/kallsyms"] {
         let Ok(content) = fs::read(path) else { continue };
         assert_eq!(Path::new(path).metadata().expect("is there").len(), 0);
@@ -384,7 +384,7 @@ fn hard_links_of_two_file_systems_with_the_same_inode_numbers_stay_apart() {
     }
 }
 
-/// Makes something of another type in the place of `path`.
+/// Replaces `path` by an object of another type.
 fn replace(path: &Path, dice: &mut Dice) {
     let _ = fs::remove_dir_all(path).or_else(|_| fs::remove_file(path));
     let _ = match dice.below(5) {

@@ -1,4 +1,4 @@
-//! What a restore removes, keeps and leaves behind.
+//! Paths that a restore removes, keeps and leaves behind.
 
 use crate::support::sandbox::{
     Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root, need_root,
@@ -6,7 +6,7 @@ use crate::support::sandbox::{
 use crate::support::tree::{Ignore, compare_ignoring};
 use std::os::unix::process::CommandExt;
 
-/// Restores `source` over itself and removes what came later.
+/// Restores `source` over itself and removes newer paths.
 fn restore_and_delete(sandbox: &Sandbox) {
     let place = sandbox.at("latest", "source");
     sandbox.run(["restore", &place, "--target", "source", "--delete"]).ok();
@@ -129,7 +129,7 @@ fn delete_looks_only_below_what_was_backed_up() {
     assert!(sandbox.has("target/other") && !sandbox.has(format!("{below}/later")));
 }
 
-/// Commits on a branch of `a.git`, as input of `fast-import`.
+/// Commits on a branch of `a.git` with `fast-import`.
 fn commit(sandbox: &Sandbox, branch: &str, from: u64, count: u64) {
     let mut stream = String::new();
     for n in from..from + count {
@@ -153,7 +153,7 @@ fn git(sandbox: &Sandbox, arguments: &[&str]) {
     sandbox.tool("git").args(["--git-dir", "source/a.git"]).args(arguments).run().ok();
 }
 
-/// Ways in which git lays out the objects of a repository.
+/// Ways in which git stores the objects of a repository.
 const LAYOUTS: [&[&[&str]]; 6] = [
     &[&["commit-graph", "write", "--reachable", "--split=no-merge", "--changed-paths"]],
     &[&["multi-pack-index", "write", "--bitmap"], &["commit-graph", "write", "--reachable"]],
@@ -216,7 +216,7 @@ fn a_repository_restored_over_a_newer_one_is_whole() {
     }
 }
 
-/// A run by somebody without privileges.
+/// Turns a run into one by a user without privileges.
 fn as_nobody(mut run: Run) -> Run {
     if is_root() {
         run.command().uid(NOBODY).gid(NOBODY);
@@ -224,7 +224,7 @@ fn as_nobody(mut run: Run) -> Run {
     run
 }
 
-/// A tree of directories and files that their owner may not write.
+/// Creates a tree of directories and files that their owner may not write.
 fn write_protected(sandbox: &Sandbox) {
     sandbox.write("source/dir/inner/file", "content");
     sandbox.write("source/dir/other", "other");
@@ -286,7 +286,7 @@ fn rights_of_an_owner_who_could_not_be_set_are_not_given_to_others() {
         let mode = sandbox.tool("stat").args(["-c", "%a", "target/program"]).run().ok();
         assert_eq!(mode.stdout.trim(), "755");
     }
-    // Root finds it with the wrong owner, and puts right both.
+    // Root finds the wrong owner and corrects both.
     sandbox.run(["restore", &place, "--target", "target"]).ok();
     assert_same(&sandbox, "target");
 }
@@ -310,7 +310,7 @@ fn content_comes_back_where_metadata_and_links_are_refused() {
     need_root();
     sandbox.tool("mount").args(mount).run().ok();
     std::fs::create_dir_all(sandbox.path("disk/to/other")).expect("a directory");
-    // A file system of its own: names on both sides cannot be of one file.
+    // A separate file system: names on both sides cannot share a file.
     let mount = ["-t", "tmpfs", "tmpfs", "disk/to/other"];
     sandbox.tool("mount").args(mount).run().ok();
     let place = sandbox.at("latest", "source");
@@ -353,7 +353,7 @@ fn a_killed_restore_does_not_harm_another_one_into_the_same_directory() {
         let found = sandbox.tool("diff").args(["-r", "source", "target"]).run();
         let found = found.stdout.lines().filter(|line| !line.contains(".forgekeep-unfinished-"));
         assert_eq!(found.collect::<Vec<_>>(), Vec::<&str>::new());
-        // What the killed one left goes with the next.
+        // The next restore removes the file that the killed one left.
         sandbox.run(["restore", &place, "--target", "target"]).ok();
         assert_same(&sandbox, "target");
         sandbox.remove("target");
@@ -375,7 +375,7 @@ fn a_restore_over_right_files_makes_no_work_for_the_next_backup() {
     assert_eq!((&summary["files_changed"], &summary["files_new"]), (&0.into(), &0.into()));
 }
 
-/// Runs a restore in which system calls fail: each as `call:error`.
+/// Runs a restore in which system calls fail, each given as `call:error`.
 fn restore_with_failing(sandbox: &Sandbox, place: &str, fault: &str) -> Outcome {
     let inject = format!("inject={fault}");
     let trace = format!("trace={}", fault.split(':').next().expect("a call"));
@@ -407,7 +407,7 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
         for call in ["fchmod", "utimensat"] {
             faults.push((format!("{call}:error={error}"), 3));
         }
-        // Root may set attributes wherever the file system has them.
+        // Root may set attributes wherever the file system supports them.
         let has_none = error == "EOPNOTSUPP";
         faults.push((format!("fsetxattr:error={error}"), if has_none { 0 } else { 3 }));
         let is_denial = ["EPERM", "EACCES", "EOPNOTSUPP", "EINVAL"].contains(&error);
@@ -422,7 +422,7 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
         assert_eq!(found.stdout, "", "{fault}: {}", run.told());
         let left = sandbox.tool("find").args(["target", "-name", ".forgekeep*"]).run().ok();
         assert_eq!(left.stdout, "", "{fault}: {}", run.told());
-        // Once nothing fails any more, the rest is made up for.
+        // Without further faults, the rest is completed.
         sandbox.run(["restore", &place, "--target", "target"]).ok();
         assert_same(&sandbox, "target");
         sandbox.remove("target");

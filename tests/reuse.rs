@@ -1,6 +1,6 @@
-//! Files that changed are stored as what is new of them.
+//! Changed files are stored as their new bytes.
 //!
-//! Packs are made by git, of histories made up here; dumps are text with rows.
+//! git makes the packs, from generated histories; dumps are text with rows.
 
 use crate::support::sandbox::{Dice, Sandbox};
 use crate::support::{stores, tree};
@@ -13,7 +13,7 @@ use store::recipe::{Extent, Extents};
 use store::store::Purpose;
 use store::tree::TreeReader;
 
-/// Rows of a file of the histories.
+/// Rows of a file in the histories.
 const ROWS: u64 = 160;
 
 fn git(sandbox: &Sandbox, arguments: &[&str]) -> String {
@@ -21,7 +21,7 @@ fn git(sandbox: &Sandbox, arguments: &[&str]) -> String {
     run.run().ok().stdout.trim().to_owned()
 }
 
-/// An empty repository in `source`.
+/// Creates an empty repository in `source`.
 fn repository(object_format: &str) -> Sandbox {
     let sandbox = Sandbox::with_store();
     std::fs::create_dir(sandbox.path("source")).expect("a directory");
@@ -35,7 +35,7 @@ fn repository(object_format: &str) -> Sandbox {
     sandbox
 }
 
-/// Adds commits `from..to` as one pack, as a push does. Each changes a row of a file.
+/// Adds commits `from..to` as one pack, like a push. Each changes a row of a file.
 fn push(sandbox: &Sandbox, branch: &str, from: u64, to: u64) {
     let mut stream = Vec::new();
     let mut say = |text: String| stream.extend(text.into_bytes());
@@ -59,7 +59,7 @@ fn push(sandbox: &Sandbox, branch: &str, from: u64, to: u64) {
         .ok();
 }
 
-/// The content of a file at a commit: rows nobody else has, one in five of them changed since.
+/// Returns the content of a file at a commit: unique rows, one in five of them changed since.
 fn file(number: u64, commit: u64) -> String {
     let row = |row: u64| {
         let changed = if row % 20 < commit / 20 % 20 { commit / 40 } else { 0 };
@@ -121,7 +121,7 @@ fn every_kind_of_housekeeping_costs_little_and_comes_back() {
                 .map(|path| path.metadata().expect("is there").len())
                 .sum();
             let found = number(&summary, "bytes_found_by_extent");
-            // New deltas are made where packs are put together, most of them with -f.
+            // git computes new deltas when it merges packs, most of them with -f.
             let least = if arguments.contains(&"-adfq") { new / 3 } else { new * 3 / 4 };
             assert!(found >= least, "{object_format} {arguments:?}: {found} of {new}: {summary}");
             assert!(summary["files_stored_plainly"].as_object().is_some_and(|map| map.is_empty()));
@@ -142,7 +142,7 @@ fn what_was_touched_costs_nothing() {
     sandbox.backup(["source"]);
     sandbox.write("source/dump.sql", dump(5000, |row| u64::from(row % 1000 < 30)));
     sandbox.backup(["source"]);
-    // git does this to packs when it meets an object that they have.
+    // git does this to packs when it gets an object that they contain.
     for path in packs(&sandbox).iter().chain([&sandbox.path("source/dump.sql")]) {
         sandbox.tool("touch").args([path]).run().ok();
     }
@@ -152,7 +152,7 @@ fn what_was_touched_costs_nothing() {
     assert_comes_back(&sandbox);
 }
 
-/// A dump of so many rows; `version` says what a row is at the moment.
+/// Returns a dump of this many rows; `version` returns the current version of a row.
 fn dump(rows: u64, version: impl Fn(u64) -> u64) -> String {
     let mut text =
         "--\n-- PostgreSQL database dump\n--\n\nCOPY public.notes (id, note) FROM stdin;\n"
@@ -226,7 +226,7 @@ fn a_damaged_base_is_noticed_and_stored_anew() {
     sandbox.run(["check", "--read-data"]).ends_with(1);
 }
 
-/// A stream cannot be read once more when damage is found after a part of it was compared.
+/// A stream cannot be read again when damage is found after a part of it was compared.
 #[test]
 fn a_stream_survives_damage_in_the_middle_of_its_base() {
     let sandbox = Sandbox::with_store();
@@ -336,7 +336,7 @@ fn a_repository_without_its_caches_is_whole() {
         sandbox.tool("git").args(["--git-dir", dir, "rev-parse", "main"]).run().ok().stdout
     };
     assert_eq!(head("clone/.git"), head("source/forge.git"));
-    // And they are kept where nobody says otherwise.
+    // By default they are kept.
     sandbox.backup(["source"]);
     assert_comes_back(&sandbox);
 }
@@ -375,19 +375,19 @@ fn thirty_nights_do_not_wear_a_store_out() {
     let Worn { files, chunks, dump_pieces, dump_bytes } = worn(&sandbox);
     assert!(chunks * 10 <= files * 13, "chunks of {chunks} bytes hold files of {files}");
     assert!(dump_pieces <= dump_bytes / 400, "{dump_pieces} of {dump_bytes}");
-    // Nights cost what is new, and later what is copied forward so that old chunks can go.
+    // Nights cost the new bytes, and later those copied forward so that old chunks can be dropped.
     let sum = |nights: &[u64]| nights.iter().sum::<u64>();
     let (early, late) = (sum(&added[6..16]), sum(&added[21..31]));
     assert!(late < 3 * early, "{early}, later {late}: {added:?}");
     assert!(late / 10 < added[0] / 7, "{added:?}");
 }
 
-/// What the last snapshot has become.
+/// Fragmentation of the last snapshot.
 struct Worn {
-    /// Bytes of files in chunks, and of all chunks that they refer to.
+    /// Bytes of files in chunks, and of all chunks that they reference.
     files: u64,
     chunks: u64,
-    /// Of the dump.
+    /// Number of pieces of the dump.
     dump_pieces: u64,
     dump_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! What a backup leaves out, what was named all the same, and what a restore spares of it.
+//! Rules: paths that a backup leaves out, named paths, and paths that a restore spares.
 
 use crate::support::instance::configured;
 use crate::support::sandbox::{Outcome, Sandbox, is_root, need_root};
@@ -48,7 +48,7 @@ fn within(case: &Case, test: impl FnOnce(&Sandbox, &str)) {
     }
 }
 
-/// Whether the newest snapshot has this path.
+/// Returns true if the newest snapshot has this path.
 fn has(sandbox: &Sandbox, path: &str) -> bool {
     let listed = sandbox.run(["ls", "latest"]).ok().stdout;
     let path = sandbox.text(path);
@@ -87,7 +87,7 @@ fn what_was_left_out_survives_a_restore_that_deletes() {
             let named = format!("{dir}/in");
             let paths = ["source", &named];
             sandbox.forgekeep(["backup"]).args(case.arguments).args(paths).run().ok();
-            // As on a machine where nothing is mounted and no cache has its tag.
+            // As on a machine without mounts and without cache tags.
             let copy = "copy/source";
             let moved = dir.replacen("source", copy, 1);
             sandbox.tool("mkdir").args(["copy"]).run().ok();
@@ -101,7 +101,7 @@ fn what_was_left_out_survives_a_restore_that_deletes() {
             assert!(sandbox.has(format!("{moved}/out")), "{text}");
             assert!(sandbox.has(format!("{moved}/in/f")), "{text}");
             assert!(!sandbox.has("copy/source/later"), "{text}");
-            // A path that was named is brought back as it was.
+            // A named path is restored to its original state.
             assert!(!sandbox.has(format!("{moved}/in/later")), "{text}");
         });
     }

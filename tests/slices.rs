@@ -1,4 +1,4 @@
-//! Files that are made of very many small slices of chunks.
+//! Files that consist of very many small slices of chunks.
 
 use crate::support::stores;
 use std::fs;
@@ -15,7 +15,7 @@ use store::tree::TreeWriter;
 
 /// Bytes of each old chunk.
 const CHUNK: usize = 50_000;
-/// More slices than a restore has in memory at once.
+/// More slices than a restore holds in memory at once.
 const MANY: usize = 300_000;
 
 struct Scratch {
@@ -48,7 +48,7 @@ impl Scratch {
         fs::read(self.path("target").join(name)).is_ok_and(|found| found == content)
     }
 
-    /// Names of what is in the target, temporary files too.
+    /// Returns the names in the target, including temporary files.
     fn names(&self) -> Vec<String> {
         let files = fs::read_dir(self.path("target")).expect("lists");
         let name = |file: std::io::Result<fs::DirEntry>| file.expect("lists").file_name();
@@ -59,14 +59,14 @@ impl Scratch {
     }
 }
 
-/// The bytes of the old chunk with this number.
+/// Returns the bytes of the old chunk with this number.
 fn old(number: usize) -> Vec<u8> {
     let mut bytes = vec![0; CHUNK];
     blake3::Hasher::new().update(&[number as u8]).finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A file being made of slices, and what it should contain.
+/// A file composed of slices, and its expected content.
 struct File {
     recipe: RecipeWriter,
     content: Vec<u8>,
@@ -83,7 +83,7 @@ impl File {
         self.recipe.push(extent, &mut put).expect("puts");
     }
 
-    /// Many slices with a hole in their midst and a large slice near their end.
+    /// Adds many slices with a hole in the middle and a large slice near the end.
     fn fill(&mut self, count: usize, put: &mut Put<'_>) {
         let chunks: Vec<Vec<u8>> = (0..8).map(old).collect();
         let ids: Vec<ChunkId> =
@@ -95,7 +95,7 @@ impl File {
                 Extent::Slice { chunk: ids[which], offset: offset as u32, len: len as u64 };
             self.push(extent, &chunks[which][offset..offset + len], put);
             if n == count / 2 {
-                // Holes begin and end with blocks of the file system.
+                // Holes begin and end at blocks of the file system.
                 let len = 4096 - self.content.len() % 4096;
                 let extent = Extent::Slice { chunk: ids[7], offset: 1, len: len as u64 };
                 self.push(extent, &chunks[7][1..1 + len], put);
@@ -104,7 +104,7 @@ impl File {
         }
     }
 
-    /// Its entry, and what it should contain.
+    /// Returns its entry and its expected content.
     fn finish(self, name: &str, put: &mut Put<'_>) -> (Entry, Vec<u8>) {
         let size = self.recipe.len();
         let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
@@ -160,7 +160,7 @@ fn they_are_restored_compared_and_printed() {
     );
     assert!(found("b").blocks() * 512 < large.len() as u64, "the hole takes space");
 
-    // All is there already; then one byte of one file is not.
+    // Everything is up to date; then one byte of one file is wrong.
     let report = scratch.restore(&id);
     assert_eq!((report.failed, report.files_restored, report.files_unchanged), (0, 0, 3));
     let changed = fs::OpenOptions::new().write(true).open(scratch.path("target/b"));
@@ -228,7 +228,7 @@ fn slices_beyond_their_chunk_are_found_and_never_restored() {
     assert_eq!(scratch.names(), ["d"]);
 }
 
-/// Paths that a check says cannot be restored.
+/// Returns the paths that a check reports as lost.
 fn losses(root: &Path) -> Vec<String> {
     let report = check(&stores::open(root, Purpose::Read), ReadData::None).expect("checks");
     report.losses.into_iter().map(|loss| loss.path).collect()

@@ -1,12 +1,12 @@
-//! Everything at once on one store: backups, checks, restores, kills, and an index that is
-//! deleted or built anew. Nothing is lost, and no command reports damage that is not there.
+//! Concurrent work on one store: backups, checks, restores, kills, and an index that is deleted or
+//! rebuilt. Nothing is lost, and no command reports false damage.
 
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
 use crate::support::tree::{Ignore, compare_ignoring};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Length in CI.
+/// Duration in CI.
 const SHORT: Duration = Duration::from_secs(20);
 
 #[test]
@@ -24,7 +24,7 @@ fn side_by_side_for_long() {
     soak(Duration::from_secs(seconds));
 }
 
-/// How often a kind of command succeeded, and how often the store was locked.
+/// Number of successes of a kind of command, and of runs that found the store locked.
 #[derive(Default)]
 struct Count {
     done: AtomicU64,
@@ -32,7 +32,7 @@ struct Count {
 }
 
 impl Count {
-    /// Counts a command that may have found the store locked, and nothing else.
+    /// Counts a command that may fail only because the store is locked.
     #[track_caller]
     fn add(&self, outcome: Outcome) {
         match outcome.code() {
@@ -65,13 +65,13 @@ fn assert_same(sandbox: &Sandbox, a: &str, b: &str) {
     assert_eq!(differences, Vec::<String>::new());
 }
 
-/// Makes a source of some 2 MB.
+/// Creates a source of about 2 MB.
 fn make_source(sandbox: &Sandbox, name: &str, dice: &mut Dice) {
     for n in 0..40 {
         let len = [30, 900, 9_000, 90_000][n % 4] + dice.below(3000) as usize;
         sandbox.write(&format!("{name}/{}/{n}", n % 5), dice.bytes(len));
     }
-    // What all have in common is stored by whoever comes first, or by several.
+    // The first source to be backed up stores the common part, or several do.
     sandbox.write(&format!("{name}/common"), Dice::new(7).bytes(900_000));
 }
 
@@ -158,7 +158,7 @@ fn soak(length: Duration) {
                     rebuilds.add(sandbox.run(["index", "rebuild"]));
                     continue;
                 }
-                // As somebody would by hand, the database first.
+                // As an administrator would do it, the database first.
                 for suffix in ["", "-shm", "-wal"] {
                     let _ =
                         std::fs::remove_file(sandbox.path(format!("store/index.sqlite{suffix}")));

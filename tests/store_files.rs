@@ -1,11 +1,11 @@
-//! The files of a store itself: who may read them, what happens where the file system lacks
-//! locks or syncs, and what lies among them that nobody expects.
+//! The files of a store itself: their permissions, file systems without locks or syncs, and
+//! unexpected objects among them.
 
 use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root, need_root};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Everything below a directory of the sandbox, with permission bits.
+/// Returns everything below a directory of the sandbox, with permission bits.
 fn modes(sandbox: &Sandbox, dir: &str) -> Vec<(PathBuf, bool, u32)> {
     let list =
         sandbox.tool("find").args([dir, "-mindepth", "1", "-printf", "%y %m %p\n"]).run().ok();
@@ -18,7 +18,7 @@ fn modes(sandbox: &Sandbox, dir: &str) -> Vec<(PathBuf, bool, u32)> {
     list.stdout.lines().map(line).collect()
 }
 
-/// A run of the program with this umask.
+/// Runs the program with this umask.
 fn with_umask(sandbox: &Sandbox, umask: &str, arguments: &[&str]) -> Outcome {
     let script = format!("umask {umask}; exec \"$@\"");
     sandbox.tool("sh").args(["-c", &script, "sh", FORGEKEEP]).args(arguments).run().ok()
@@ -69,7 +69,7 @@ fn the_log_of_a_killed_backup_is_as_private() {
     }
 }
 
-/// A run by somebody of group `gid`, of a copy of the program.
+/// Prepares a run of a copy of the program by a user of group `gid`.
 fn as_member(sandbox: &Sandbox, gid: u32, arguments: &[&str]) -> Run {
     sandbox.as_nobody(["--version"]).run().ok();
     let ids = [format!("--reuid={NOBODY}"), format!("--regid={gid}"), "--clear-groups".into()];
@@ -102,7 +102,7 @@ fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
     let dump = format!("latest:{}", sandbox.text("source/secret"));
     assert_ne!(as_member(&sandbox, 4712, &["dump", &dump]).run().code(), Some(0));
     assert_ne!(as_member(&sandbox, MEMBERS, &["backup", "source"]).run().code(), Some(0));
-    // With the log of a killed run, which a reader cannot play back into the index.
+    // With the log of a killed run, which a reader cannot replay into the index.
     std::fs::write(sandbox.path("store/index.sqlite-wal"), "").expect("writes");
     std::fs::set_permissions(
         sandbox.path("store/index.sqlite-wal"),
@@ -150,8 +150,7 @@ fn a_store_that_was_opened_to_others_is_warned_of() {
     assert!(!warns());
 }
 
-/// Runs the program while system calls fail as `inject` says, those on `paths` if there
-/// are any.
+/// Runs the program while system calls fail as `inject` specifies, on `paths` if there are any.
 fn traced(sandbox: &Sandbox, inject: &str, paths: &[&str], arguments: &[&str]) -> Outcome {
     let inject = format!("inject={inject}");
     let mut run = sandbox.tool("strace").args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
@@ -239,7 +238,7 @@ fn odd_things_among_unfinished_files_stay_and_cost_a_warning() {
     sandbox.assert_clean();
 }
 
-/// A file system with blocks of 1 KiB in a file; root makes it and takes it away.
+/// A file system with blocks of 1 KiB in a file. Root mounts and unmounts it.
 struct SmallBlocks<'a>(&'a Sandbox);
 
 impl<'a> SmallBlocks<'a> {
@@ -306,7 +305,7 @@ fn a_full_disk_of_small_blocks_kills_nobody() {
     assert_eq!(header[18..20], [1, 1], "it has none");
 }
 
-/// Which of these system calls a run makes on the store, in order, with their paths.
+/// Returns these system calls of a run on the store, in order, with their paths.
 fn calls(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
     let trace = "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat";
     let run = sandbox.tool("strace").args(["-f", "-qq", "-y", "-o", "trace", "-e", trace]);
@@ -334,7 +333,7 @@ fn a_new_index_is_durable_before_it_takes_the_place_of_the_old_one() {
     at("fsync(", renamed, &["/store>"]);
 }
 
-/// A writer was killed between the name of a segment and the sync of its directory.
+/// A writer was killed between renaming a segment and syncing its directory.
 #[test]
 fn the_name_of_a_segment_that_a_killed_run_left_is_made_durable_before_it_is_used() {
     let sandbox = Sandbox::with_store();
@@ -343,7 +342,7 @@ fn the_name_of_a_segment_that_a_killed_run_left_is_made_durable_before_it_is_use
     let index = sandbox.read("store/index.sqlite");
     sandbox.write("source/a", Dice::new(2).bytes(100_000));
     sandbox.backup(["source"]);
-    // The index from before: it has not heard of the segments of the second run.
+    // The old index: it lacks the segments of the second run.
     std::fs::write(sandbox.path("store/index.sqlite"), index).expect("writes");
     let before: Vec<PathBuf> = modes(&sandbox, "store/segments")
         .into_iter()
@@ -370,7 +369,7 @@ fn a_broken_index_is_built_anew_without_being_asked() {
     for (number, bytes) in odd.iter().enumerate() {
         std::fs::write(sandbox.path("store/index.sqlite"), bytes).expect("writes");
         sandbox.write("source/a", Dice::new(10 + number as u64).bytes(100_000));
-        // At the latest the second run, where the first met it in the middle.
+        // The second backup must work if the first found the damage while it ran.
         if sandbox.run(["backup", "source"]).code() != Some(0) {
             sandbox.backup(["source"]);
         }
@@ -384,7 +383,7 @@ fn damage_that_a_backup_meets_is_one_line() {
     for n in 0..40 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(60_000));
     }
-    // What was written within the clock tick of a backup counts as changed.
+    // A file written within the clock tick of a backup counts as changed.
     std::thread::sleep(std::time::Duration::from_millis(50));
     sandbox.backup(["source"]);
     let list = sandbox.tool("find").args(["store/segments", "-size", "+1000k"]).run().ok();

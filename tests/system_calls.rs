@@ -1,11 +1,14 @@
-//! Any system call of a run may fail or do less than was asked, below the backend and below
-//! SQLite.
+//! Any system call of a run may fail or do less than requested, below the backend and below SQLite.
 //!
-//! A run that ends with 0 did all of it. Whatever it ends with: nothing panics, what is listed
-//! comes back, nobody else is blamed, and without the fault the next run works.
+//! A run that ends with 0 did all of it. With any exit code, four things hold:
 //!
-//! The short lanes let some calls of each name fail. The long one lets all of them fail:
-//! `cargo test -p forgekeep --test forgekeep system_calls:: -- --ignored --nocapture`.
+//! - no run panics,
+//! - listed snapshots can be restored,
+//! - no run blames something that works,
+//! - the next run works without the fault.
+//!
+//! The short lanes let some calls of each name fail. The long one lets all of them fail: `cargo
+//! test -p forgekeep --test forgekeep system_calls:: -- --ignored --nocapture`.
 
 use crate::support::aftermath::{comes_back, differences, next_backup, said};
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
@@ -50,7 +53,7 @@ const ATTRIBUTES: &[&str] = &[
     "readlink,readlinkat",
 ];
 
-/// What disks do to readers and to writers.
+/// Faults of disks, for readers and for writers.
 const OF_READS: &[Fault] = &[Fault::Once(Errno::Io), Fault::ForGood(Errno::Io), Fault::Short];
 const OF_WRITES: &[Fault] = &[
     Fault::Once(Errno::Io),
@@ -60,7 +63,7 @@ const OF_WRITES: &[Fault] = &[
     Fault::Short,
 ];
 
-/// How many of the calls of one name fail.
+/// Share of the calls of one name that fail.
 #[derive(Clone, Copy)]
 enum Lane {
     /// The first, the fifth, the twenty-first …
@@ -68,21 +71,21 @@ enum Lane {
     All,
 }
 
-/// A command, and where its calls fail.
+/// A command, and the calls that fail in it.
 struct Case {
     arguments: Vec<String>,
     below: &'static str,
     calls: Vec<&'static str>,
     faults: &'static [Fault],
-    /// How it may end, beside 0.
+    /// Allowed exit codes besides 0.
     codes: &'static [i32],
-    /// Words that would blame somebody else.
+    /// Words that would blame something that works.
     innocent: &'static [&'static str],
 }
 
 impl Case {
-    /// Lets calls fail until there are no more of them. `examine` is told whether one
-    /// failed, and says what is wrong.
+    /// Runs the command repeatedly, each time with the next call failing, until all have failed.
+    /// `examine` gets true if one failed, and returns the fault it finds.
     fn run(
         &self,
         lane: Lane,
@@ -109,7 +112,7 @@ impl Case {
                 {
                     failures.push(format!("{trip}: {error}\n{}", outcome.told()));
                 }
-                // All calls from the first on are short: once is enough.
+                // From the first on, all calls are short: one run is enough.
                 if count <= n || is_short {
                     break;
                 }
@@ -130,7 +133,7 @@ impl Case {
         if code != 0 && !self.codes.contains(&code) {
             return Err(format!("it ended with {code}"));
         }
-        // Files are opened to be read and to be written.
+        // Files are opened for reading and for writing.
         let is_open = |words: &str| call == OPENS && words.starts_with("cannot");
         let is_blamed = |words: &&&str| outcome.stderr.contains(**words) && !is_open(words);
         match ["panicked"].iter().chain(self.innocent).find(is_blamed) {
@@ -140,7 +143,7 @@ impl Case {
     }
 }
 
-/// A store with one snapshot, and a source that changed since.
+/// Creates a store with one snapshot, and a source that changed since.
 fn prepare() -> Sandbox {
     let sandbox = Sandbox::in_memory();
     sandbox.run(["init"]).ok();
@@ -158,7 +161,7 @@ fn prepare() -> Sandbox {
     sandbox.tool("ln").args(["source/always", "source/dir/name"]).run().ok();
     sandbox.tool("mkfifo").args(["source/fifo"]).run().ok();
     let flags = rustix::fs::XattrFlags::empty();
-    // Where there are such attributes.
+    // Where such attributes are supported.
     let _ = rustix::fs::setxattr(sandbox.path("source/always"), "user.x", b"value", flags);
     sandbox.backup(["source"]);
     sandbox.tool("cp").args(["-a", "source", "before"]).run().ok();
@@ -182,15 +185,15 @@ fn open(sandbox: &Sandbox) -> Result<Store, String> {
     Store::open(&sandbox.path("store"), Purpose::Write, observer).map_err(said("open"))
 }
 
-/// Without faults everything listed comes back, the next backup works, and all is clean.
-/// Returns how many snapshots there were.
+/// Asserts that without faults every listed snapshot can be restored, the next backup works, and
+/// the store is clean. Returns the number of snapshots.
 fn recovers(sandbox: &Sandbox) -> Result<usize, String> {
     let (store, source) = (open(sandbox)?, source(sandbox));
     let (snapshots, _) = store.snapshots().map_err(said("snapshots"))?;
     for (n, (id, snapshot)) in snapshots.iter().enumerate() {
         let right = if n == 0 { &sandbox.path("before") } else { &source };
         let found = differences(&store, snapshot, &source, right)?;
-        // What a backup could not read is missing, and it said so.
+        // Unreadable paths are missing, and the backup reported them.
         let is_told = |line: &String| snapshot.unreadable_count > 0 && is_missing(line);
         if let Some(wrong) = found.iter().find(|line| !is_told(line)) {
             return Err(format!("snapshot {id}: {wrong}"));
@@ -202,13 +205,13 @@ fn recovers(sandbox: &Sandbox) -> Result<usize, String> {
     Ok(snapshots.len())
 }
 
-/// Whether a difference is a path that is not there, or a name of a file that is not there.
+/// Returns true if a difference is a missing path, or a missing name of a file.
 fn is_missing(difference: &str) -> bool {
     difference.ends_with("missing in b") || difference.contains("hard links")
 }
 
-/// A backup that ended with 0 made a snapshot of everything; one that ended otherwise did not
-/// report any, or one with gaps.
+/// Checks that a backup that ended with 0 made a complete snapshot. A backup that ended otherwise
+/// must report none, or one with gaps.
 fn backup_is_honest(sandbox: &Sandbox, outcome: &Outcome) -> Result<(), String> {
     let summary = outcome.json().pop().filter(|line| line["message_type"] == "summary");
     let is_saved = summary.as_ref().is_some_and(|summary| summary["snapshot_id"].is_string());
@@ -260,7 +263,7 @@ fn backup_with_faults_in_the_source(lane: Lane) {
     let case = Case {
         arguments: words("backup source --json"),
         below: "source",
-        // `reading` shows that attributes which cannot be read cost nothing else.
+        // `reading` shows that unreadable attributes cost nothing else.
         calls: [READS, &ATTRIBUTES[6..]].concat(),
         faults: OF_READS,
         codes: &[1, 3],
@@ -269,7 +272,7 @@ fn backup_with_faults_in_the_source(lane: Lane) {
     case.run(lane, &sandbox, |outcome, _| backup_is_honest(&sandbox, outcome));
 }
 
-/// A restore that ended with 0 brought back everything; without the fault it always does.
+/// Checks that a restore that ended with 0 restored everything. Without the fault it always does.
 fn restore_is_honest(sandbox: &Sandbox, place: &str, outcome: &Outcome) -> Result<(), String> {
     let compare = || {
         let ignore = Ignore { top_directory: true, ..Ignore::default() };
@@ -334,7 +337,7 @@ fn check_and_rebuild_with_faults(lane: Lane) {
     rebuilding.run(lane, &sandbox, |_, _| recovers(&sandbox).map(drop));
 }
 
-/// A segment that cannot be read is never passed over.
+/// A check never skips an unreadable segment.
 fn check_reads_every_segment(lane: Lane) {
     let sandbox = prepare();
     let case = Case {

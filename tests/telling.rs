@@ -1,4 +1,5 @@
-//! Runs of instances are told to real servers, and monitoring looks away while services are down.
+//! Real servers get messages about runs of instances, and monitoring is silent while services are
+//! down.
 
 use crate::support::gitlab::Builder;
 use crate::support::instance::{backup, configure, configured, lines};
@@ -56,7 +57,7 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     assert_eq!(told()[2..], ["/ping/start", "/ping/1"]);
     assert_eq!(silences(4)[2..], ["1", "0"]);
 
-    // A run that is killed: who was told to look away is told by whoever starts the services.
+    // A run that is killed: the process that restarts the services also ends the silence.
     let mut running = backup(&sandbox).start();
     let started = Instant::now();
     while gitlab.services.is_up("puma") {
@@ -72,7 +73,8 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     assert!(!sandbox.has("state/recovery/forge.json"));
 }
 
-/// An instance of two commands and a directory, with more lines for it, then more tables.
+/// Configures an instance of two commands and a directory, with more lines for it, then more
+/// tables.
 fn plain(sandbox: &Sandbox, top: &str, more: &str, tables: &str) {
     sandbox.write("data/file", "content");
     sandbox.write(
@@ -89,7 +91,7 @@ fn plain(sandbox: &Sandbox, top: &str, more: &str, tables: &str) {
     );
 }
 
-/// A server of Zabbix's for values, which takes them all but those of the key `unknown`.
+/// A Zabbix server for values, which accepts them all except those of the key `unknown`.
 struct Trapper {
     port: u16,
     values: Arc<Mutex<Vec<(Instant, String, String)>>>,
@@ -154,7 +156,7 @@ impl Trapper {
     }
 }
 
-/// A table for the listener's Zabbix that never puts a maintenance in force.
+/// Returns a table for the listener's Zabbix, which never puts a maintenance in force.
 fn late_zabbix(sandbox: &Sandbox, listener: &Listener) -> String {
     use std::os::unix::fs::PermissionsExt;
     sandbox.write("token", "t0ken");
@@ -168,7 +170,7 @@ fn late_zabbix(sandbox: &Sandbox, listener: &Listener) -> String {
     )
 }
 
-/// The methods that were called of the listener's Zabbix.
+/// Returns the methods that were called on the listener's Zabbix.
 fn methods(listener: &Listener) -> Vec<String> {
     let bodies = listener.requests();
     let bodies = bodies.iter().map(|one| one["body"].as_str().expect("a body"));
@@ -216,7 +218,7 @@ fn a_silence_that_was_taken_in_part_is_told_and_ended() {
         lines(&all, "warning").iter().map(|line| line["message"].as_str().expect("text")).collect();
     let refused = warnings.iter().filter(|text| text.contains("failed: 1")).count();
     assert_eq!(refused, 1, "the same words are said once: {warnings:?}");
-    // What is left is kept once, however many nights it is so.
+    // The unfinished end of a silence is recorded once, for any number of such nights.
     backup(&sandbox).run().ok();
     let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
     assert_eq!(record.matches("end-silence").count(), 1, "{record}");
@@ -240,7 +242,7 @@ fn the_silence_of_a_run_has_its_own_end_whatever_it_recovered() {
         "silence": {"zabbix-items": {"host": "git01", "keys": ["key"]}},
     }]}]);
     sandbox.write("state/recovery/forge.json", silence.to_string());
-    // What was left is over at once, before anything else is done.
+    // The silence that was left behind ends at once, before anything else.
     let running = backup(&sandbox).start();
     wait_until("it begins", || sandbox.has("mark"));
     assert_eq!(trapper.values(), ["key=0"]);

@@ -1,7 +1,7 @@
-//! When a file counts as unchanged, and what is read again for safety.
+//! Criteria for unchanged files, and files that are read again for safety.
 //!
-//! The clock of a backup is set by the test, so that a file lies as near to the start
-//! of a run, or as far from it, as the rule asks.
+//! The test sets the clock of a backup. A file can therefore be as near to the start of a run, or
+//! as far from it, as the rule requires.
 
 use crate::support::sandbox::{Sandbox, is_root};
 use crate::support::stores;
@@ -15,7 +15,7 @@ use store::entry::Time;
 use store::store::Purpose;
 
 thread_local! {
-    /// Nanoseconds since 1970. A backup asks the clock on the thread that called it.
+    /// Nanoseconds since 1970. A backup reads the clock on the thread that called it.
     static NOW: Cell<i64> = const { Cell::new(0) };
 }
 
@@ -27,7 +27,7 @@ fn clock() -> Time {
     Time { seconds: now.div_euclid(SECOND), nanoseconds: now.rem_euclid(SECOND) as u32 }
 }
 
-/// Backs up `source` at a moment of the test's choice.
+/// Backs up `source` at a time that the test chooses.
 fn backup_at(sandbox: &Sandbox, now: i64) -> Report {
     NOW.set(now);
     let store = stores::open(&sandbox.path("store"), Purpose::Write);
@@ -36,7 +36,7 @@ fn backup_at(sandbox: &Sandbox, now: i64) -> Report {
     store::backup::backup(&store, &options).expect("backs up")
 }
 
-/// Nanoseconds since 1970 of the last change of the inode.
+/// Returns the time of the last inode change in nanoseconds since 1970.
 fn ctime(path: &Path) -> i64 {
     let metadata = path.metadata().expect("is there");
     metadata.ctime() * SECOND + metadata.ctime_nsec()
@@ -68,7 +68,7 @@ fn a_change_that_kept_size_and_mtime_is_seen_by_the_ctime() {
     assert_eq!(sandbox.read("restored/file"), b"behind");
 }
 
-/// Whether a backup reads a file again when the one before began `after` its last change.
+/// Returns true if a backup reads a file again when the previous one began `after` its last change.
 fn is_read_again(after: i64, is_mtime_whole: bool) -> bool {
     let sandbox = Sandbox::with_store();
     let path = sandbox.path("source/file");
@@ -80,7 +80,7 @@ fn is_read_again(after: i64, is_mtime_whole: bool) -> bool {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    // At least a second before the change of the inode that setting it makes.
+    // At least a second before the inode change that setting it causes.
     let seconds = (ctime(&path) / SECOND - 1) as u64;
     let nanoseconds = if is_mtime_whole { 0 } else { 1 };
     set_mtime(&path, UNIX_EPOCH + Duration::new(seconds, nanoseconds));
@@ -112,8 +112,8 @@ fn tool(sandbox: &Sandbox, words: &[&str]) {
     sandbox.tool(words[0]).args(&words[1..]).run().ok();
 }
 
-/// How many files a second backup reads when this happened to one since the first, which
-/// looked at everything but the ctime.
+/// Returns the number of files that a second backup reads after this change to one file. Both
+/// backups ignore the ctime.
 fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/file", "content");

@@ -1,13 +1,13 @@
-//! What made-up stores have in common.
+//! Parts common to generated stores.
 
 use store::entry::Time;
 use store::id::ChunkId;
 use store::snapshot::{Id, Snapshot, Statistics, VERSION};
 
-/// When everything was made, so that it is the same every time.
+/// Creation time of everything, so that it is the same every time.
 pub const MADE: Time = Time { seconds: 1_700_000_000, nanoseconds: 0 };
 
-/// The record of a snapshot of `paths`, to be found by `tag`.
+/// Returns the record of a snapshot of `paths` with the given tag.
 pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
     Snapshot {
         version: VERSION,

@@ -1,8 +1,9 @@
-//! Makes a store with one file twice: as whole chunks, and as very many small slices.
+//! Creates a store with one file twice: as whole chunks, and as very many small slices.
 //!
-//! The slices are like those of a repacked git pack: two bytes of new content, then some
-//! hundred bytes of one of a few old chunks, a little further on than where it was left. The two
-//! snapshots, tagged `whole` and `slices`, have the same content, so what restoring slices costs can be measured side by side.
+//! The slices resemble those of a repacked git pack. Two new bytes are followed by some hundred
+//! bytes of one of a few old chunks, a little after the previous slice of that chunk. The two
+//! snapshots, tagged `whole` and `slices`, have the same content. The cost of restoring slices can
+//! therefore be measured side by side.
 
 use chunker::Parameters;
 use clap::Parser;
@@ -20,15 +21,15 @@ use store::segment;
 use store::store::{Purpose, Store, init};
 use store::tree::TreeWriter;
 
-/// Makes a store with a file of whole chunks, and one of the same bytes in small slices.
+/// Creates a store with a file of whole chunks, and one of the same bytes in small slices.
 #[derive(Parser)]
 struct Arguments {
-    /// The directory of the store; it must not exist, or be empty
+    /// Directory of the store; it must be missing or empty
     store: PathBuf,
-    /// How many slices there are; every other one has two bytes
+    /// Number of slices; every other one has two bytes
     #[arg(long, default_value_t = 2_000_000)]
     slices: u64,
-    /// How many chunks are open to be sliced at a time
+    /// Number of chunks that are sliced at a time
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
     open: u64,
 }
@@ -49,14 +50,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// An old chunk that is being sliced.
+/// An old chunk being sliced.
 struct Open {
     id: ChunkId,
     bytes: Vec<u8>,
     at: usize,
 }
 
-/// Stores all chunks, recipes and trees; returns the roots of both.
+/// Stores all chunks, recipes and trees. Returns both roots.
 fn fill(packer: &Packer<'_>, arguments: &Arguments) -> store::Result<(ChunkId, ChunkId)> {
     let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
     let (mut whole, mut slices) = (RecipeWriter::default(), RecipeWriter::default());
@@ -105,7 +106,7 @@ fn push_whole(packer: &Packer<'_>, recipe: &mut RecipeWriter, chunk: &[u8]) -> s
     recipe.push(Extent::Slice { chunk: id, offset: 0, len: chunk.len() as u64 }, put)
 }
 
-/// Numbers that look random and are the same every time.
+/// Pseudorandom numbers that are the same every time.
 struct Numbers(u64);
 
 impl Numbers {
@@ -117,7 +118,7 @@ impl Numbers {
     }
 }
 
-/// A tree with this file only.
+/// Returns a tree with only this file.
 fn tree(packer: &Packer<'_>, recipe: RecipeWriter) -> store::Result<ChunkId> {
     let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
     let size = recipe.len();

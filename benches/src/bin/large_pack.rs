@@ -1,9 +1,9 @@
-//! Makes a git pack of any size and its index, as they were before a repacking or after it.
+//! Creates a git pack of any size and its index, as before or after a repacking.
 //!
-//! Two nights with the same seed have most entries in common, in the order that git gives them:
-//! new objects first, then the old ones, most of them in runs as before, each base before its
-//! deltas. Heads, distances and checksums of entries are right; bodies are random bytes, which
-//! nobody opens. The three SHA-1 sums at the ends are for the caller to append.
+//! Two nights with the same seed share most entries, in git's order. New objects come first, then
+//! the old ones, most of them in the same runs, each base before its deltas. Entry heads, distances
+//! and checksums are right. Bodies are random bytes, which nothing decodes. The caller must append
+//! the three SHA-1 sums at the ends.
 
 use clap::Parser;
 use std::fs::File;
@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 /// Writes a pack and its index without the sums at their ends.
 #[derive(Parser)]
 struct Arguments {
-    /// The directory for `pack` and `idx`; it must exist
+    /// Directory for `pack` and `idx`; it must exist
     directory: PathBuf,
-    /// Bytes of the pack, about
+    /// Approximate size of the pack in bytes
     #[arg(long)]
     bytes: u64,
     /// Objects in the first night
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     objects: u32,
-    /// As it is after the repacking
+    /// Write the state after the repacking
     #[arg(long)]
     repacked: bool,
     /// New objects of the repacking, in thousandths of the old ones
@@ -33,19 +33,19 @@ struct Arguments {
     /// Mean length of the runs of objects that keep their order
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     run: u64,
-    /// Runs that go elsewhere, in thousandths
+    /// Runs that move elsewhere, in thousandths
     #[arg(long, default_value_t = 250)]
     moved: u64,
-    /// What all is drawn from
+    /// Seed of all random values
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// Most bytes of an entry beside its body.
+/// Maximum bytes of an entry, without its body.
 const HEAD_BYTES: u64 = 20;
-/// How far back in the order of objects a base may be.
+/// Maximum distance of a base in the order of objects.
 const BASE_DISTANCE: u64 = 100;
-/// Objects of a thousand that are no deltas.
+/// Objects that are not deltas, in thousandths.
 const WHOLE: u64 = 350;
 const BLOB: u8 = 3;
 const OFS_DELTA: u8 = 6;
@@ -62,7 +62,7 @@ fn main() -> io::Result<()> {
     write_index(rows, &arguments.directory.join("idx"))
 }
 
-/// A number that looks like any other, the same each time.
+/// Returns a pseudorandom number that is the same every time.
 fn mix(seed: u64, n: u64) -> u64 {
     let mut n = n.wrapping_add(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     n = (n ^ (n >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -70,7 +70,7 @@ fn mix(seed: u64, n: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-/// What is drawn for an object.
+/// Properties drawn at random for an object.
 #[derive(Clone, Copy)]
 enum Draw {
     IsWhole = 1,
@@ -83,20 +83,20 @@ enum Draw {
     Target,
 }
 
-/// What is known of each object by its number.
+/// Properties of each object, by its number.
 struct Objects {
     seed: u64,
     body_mean: f64,
-    /// Those from here on are of the repacking.
+    /// First number of the objects that the repacking adds.
     old: u32,
     count: u32,
-    /// Which of them the pack has not, in thousandths.
+    /// Dropped old objects, in thousandths.
     dropped: u64,
 }
 
-/// An entry, as its row in the index needs it.
+/// Data of an entry for its row in the index.
 struct Row {
-    /// The first bytes of the id; the others follow from them.
+    /// First bytes of the id; the others are derived from them.
     id: u64,
     checksum: u32,
     at: u64,
@@ -123,21 +123,21 @@ impl Objects {
         n < self.old && self.draw(Draw::IsDropped, n) % 1000 < self.dropped
     }
 
-    /// The base of a delta. An object whose base was dropped is no delta any more.
+    /// Returns the base of a delta. An object whose base was dropped is no longer a delta.
     fn base(&self, n: u32) -> Option<u32> {
         let is_whole = self.draw(Draw::IsWhole, n) % 1000 < WHOLE;
         let distance = 1 + (self.draw(Draw::Distance, n) % BASE_DISTANCE) as u32;
         n.checked_sub(distance).filter(|base| !is_whole && !self.is_dropped(*base))
     }
 
-    /// The length of a body: many are short, few are long.
+    /// Returns the length of a body in bytes: many are short, few are long.
     fn body_len(&self, n: u32) -> usize {
         let part = (self.draw(Draw::Len, n) >> 11) as f64 / (1u64 << 53) as f64;
         8 + (-self.body_mean * (1.0 - part).ln()) as usize
     }
 
-    /// The order after the repacking: half of the new objects, then runs of the others, the
-    /// moved ones wherever they were drawn to.
+    /// Returns the order after the repacking: half of the new objects, then runs of the others,
+    /// with moved runs at random places.
     fn repacked(&self, arguments: &Arguments) -> Vec<u32> {
         let first = self.old + (self.count - self.old) / 2;
         let mut runs: Vec<(u32, std::ops::Range<u32>)> = Vec::new();
@@ -158,7 +158,7 @@ impl Objects {
         (self.old..first).chain(rest).filter(|n| !self.is_dropped(*n)).collect()
     }
 
-    /// The same order, but that bases stand before their deltas, as git has it.
+    /// Returns this order with bases before their deltas, as in git.
     fn bases_first(&self, order: Vec<u32>) -> Vec<u32> {
         let mut is_there = vec![false; self.count as usize];
         let mut sorted = Vec::with_capacity(order.len());
@@ -210,7 +210,7 @@ impl Objects {
             rest >>= 7;
         }
         entry.extend(distance.map(distance_bytes).unwrap_or_default());
-        // What is no delta has another body than what is one.
+        // An object has different bodies with and without a delta.
         let mut state = self.draw(Draw::Body, n) ^ u64::from(kind);
         let end = entry.len() + len;
         while entry.len() < end {
@@ -222,7 +222,8 @@ impl Objects {
     }
 }
 
-/// How far before a delta its base is, as git writes it: each byte but the last stands for one more.
+/// Returns the distance of a delta's base in git's encoding: each byte except the last counts one
+/// more.
 fn distance_bytes(mut distance: u64) -> Vec<u8> {
     let mut bytes = vec![(distance & 0x7F) as u8];
     distance >>= 7;
@@ -264,7 +265,7 @@ fn write_index(mut rows: Vec<Row>, path: &Path) -> io::Result<()> {
     index.flush()
 }
 
-/// What eight bytes do to the checksum, by how many bytes come after each.
+/// Effect of eight bytes on the checksum, by the number of bytes after each.
 const CRC: [[u32; 256]; 8] = {
     let mut tables = [[0; 256]; 8];
     let mut n = 0;
@@ -285,7 +286,7 @@ const CRC: [[u32; 256]; 8] = {
     tables
 };
 
-/// The CRC-32 of zlib.
+/// Returns the CRC-32 of zlib.
 fn crc32(bytes: &[u8]) -> u32 {
     let (eights, rest) = bytes.as_chunks::<8>();
     let mut crc = u32::MAX;

@@ -1,8 +1,8 @@
-//! Makes a store with very many very small chunks, for measuring memory.
+//! Creates a store with very many very small chunks, to measure memory.
 //!
-//! Everything in it is as a backup would have written it: the store's own packer
-//! makes the segments, and a snapshot names every chunk. A tenth of the chunks
-//! make up one large file, the rest files of a few hundred chunks each.
+//! Everything in it is as a backup writes it: the store's own packer creates the segments, and a
+//! snapshot names every chunk. A tenth of the chunks form one large file, the rest files of a few
+//! hundred chunks each.
 
 use chunker::Parameters;
 use clap::Parser;
@@ -20,20 +20,20 @@ use store::segment;
 use store::store::{Purpose, Store, init};
 use store::tree::TreeWriter;
 
-/// Makes a store whose index has very many chunks, all of them in one snapshot.
+/// Creates a store whose index has very many chunks, all of them in one snapshot.
 #[derive(Parser)]
 struct Arguments {
-    /// The directory of the store; it must not exist, or be empty
+    /// Directory of the store; it must be missing or empty
     store: PathBuf,
-    /// How many chunks of 16 to 32 random bytes there are
+    /// Number of chunks, each of 16 to 32 random bytes
     #[arg(long, default_value_t = 10_000_000)]
     chunks: u64,
-    /// How many of them make up a file
+    /// Number of chunks of a file
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     chunks_per_file: u64,
 }
 
-/// Files of a directory.
+/// Number of files in a directory.
 const FILES_PER_DIRECTORY: u64 = 100;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Stores all chunks, recipes and tree pages; returns the root page.
+/// Stores all chunks, recipes and tree pages. Returns the root page.
 fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result<ChunkId> {
     let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
     let mut tree = TreeWriter::default();
@@ -73,12 +73,12 @@ fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result
     tree.finish(put)
 }
 
-/// A file made up of the chunks with these numbers.
+/// Returns a file that consists of the chunks with these numbers.
 fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> store::Result<Entry> {
     let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
     let mut recipe = RecipeWriter::default();
     for number in chunks {
-        // The hash of the number serves as random bytes that are the same every time.
+        // The hash of the number provides random bytes that are the same every time.
         let bytes = *blake3::hash(&number.to_le_bytes()).as_bytes();
         let plain = &bytes[..16 + usize::from(bytes[31] % 17)];
         let chunk = packer.put(segment::Kind::Data, plain)?.id;
