@@ -1,10 +1,10 @@
-//! The system accounts that a forge's servers run as.
+//! System accounts of a forge's servers.
 
 use super::sandbox::{Run, is_root};
 use std::path::Path;
 use std::sync::Mutex;
 
-/// Whom a process runs as and a file belongs to.
+/// Account of a process or owner of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
     pub uid: u32,
@@ -12,13 +12,13 @@ pub struct Account {
 }
 
 impl Account {
-    /// The account that may do everything.
+    /// Returns the account of root.
     pub fn root() -> Account {
         Account { uid: 0, gid: 0 }
     }
 
-    /// The system account of this name, made if it is missing. Who is not root
-    /// cannot be anybody else: then it is the account of the tests.
+    /// Returns the system account of this name and creates it if it is missing. Without root,
+    /// returns the account of the tests, because no other can be used.
     pub fn named(name: &str) -> Account {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         if !is_root() {
@@ -28,7 +28,7 @@ impl Account {
             };
         }
         let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // Other test processes add accounts as well, and wait for each other only briefly.
+        // Other test processes add accounts too, and their tools wait for the lock only briefly.
         for _ in 0..50 {
             if let Some(account) = Account::find(name) {
                 return account;
@@ -46,15 +46,15 @@ impl Account {
         Some(Account { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
     }
 
-    /// A program to be run by this account.
+    /// Prepares a run of a program by this account.
     pub fn run(&self, program: impl AsRef<Path>) -> Run {
         let run = Run::program("setpriv").args(["--pdeathsig", "KILL"]);
         self.options(run).args([program.as_ref()])
     }
 
-    /// The options of setpriv that make it this account.
+    /// Adds setpriv's options for this account.
     pub fn options(&self, setpriv: Run) -> Run {
-        // What root has on its path need not be open to others.
+        // Directories on root's path may be closed to others.
         let setpriv = setpriv.env("PATH", "/usr/local/bin:/usr/bin:/bin");
         if !is_root() {
             return setpriv;
@@ -63,7 +63,7 @@ impl Account {
         setpriv.args(["--reuid", &uid, "--regid", &gid, "--clear-groups"])
     }
 
-    /// Makes something this account's.
+    /// Makes this account the owner of a path.
     pub fn own(&self, path: &Path) {
         if is_root() {
             std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))

@@ -1,4 +1,4 @@
-//! What has to hold of a store after anything went wrong.
+//! Conditions that a store must meet after any fault.
 
 use super::sandbox::Sandbox;
 use super::stores::{backup_options, restore_options};
@@ -11,12 +11,12 @@ use store::restore::restore;
 use store::snapshot::Snapshot;
 use store::store::Store;
 
-/// An error of the store with what was tried.
+/// Adds the failed operation to an error of the store.
 pub fn said(what: &'static str) -> impl Fn(store::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// Restores what a snapshot has of `source`, which has to be what is in `right`.
+/// Restores `source` from a snapshot and asserts that it equals `right`.
 pub fn comes_back(
     store: &Store,
     snapshot: &Snapshot,
@@ -29,7 +29,7 @@ pub fn comes_back(
     }
 }
 
-/// How what comes back differs from what is in `right`.
+/// Returns the differences between a restore and `right`.
 pub fn differences(
     store: &Store,
     snapshot: &Snapshot,
@@ -47,8 +47,7 @@ pub fn differences(
     Ok(compare_ignoring(right, target, ignore))
 }
 
-/// The next night: a backup, which has to read everything, and a check of everything, which
-/// has to be clean.
+/// Runs the next night: a backup that must read everything, and a full check that must be clean.
 pub fn next_backup(store: &Store, source: &Path) -> Result<SnapshotId, String> {
     let (snapshots, damaged) = store.snapshots().map_err(said("snapshots"))?;
     if !damaged.is_empty() {

@@ -1,8 +1,8 @@
 //! A disk that loses power.
 //!
-//! What was written and not synced may be lost, in part or altogether, and in any order;
-//! so may names that were given or taken away before their directory was synced. The model
-//! is stricter than real file systems: no name and no byte is kept that nobody synced.
+//! Data that was written but not synced may be lost, in part or completely, and in any order. Names
+//! are lost the same way if they were added or removed before their directory was synced. The model
+//! is stricter than real file systems: it keeps no name and no byte that was not synced.
 
 use super::sandbox::Dice;
 use std::collections::BTreeMap;
@@ -10,15 +10,15 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Data is lost in pieces of at most this many bytes.
+/// Maximum bytes of a piece of data that is lost as a whole.
 const PIECE_BYTES: usize = 4096;
 
-/// One change of a disk. Files are known by numbers, since names move.
+/// One change of a disk. Files have numbers, since names move.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A directory was made.
+    /// Creates a directory.
     Directory(PathBuf),
-    /// An empty file was made.
+    /// Creates an empty file.
     File {
         path: PathBuf,
         file: usize,
@@ -28,7 +28,7 @@ pub enum Change {
         offset: u64,
         bytes: Arc<[u8]>,
     },
-    /// A file was cut off or made longer.
+    /// Truncates or extends a file.
     Resize {
         file: usize,
         len: u64,
@@ -41,19 +41,19 @@ pub enum Change {
         from: PathBuf,
         to: PathBuf,
     },
-    /// A name was taken away, of a file or of a directory.
+    /// Removes the name of a file or directory.
     Unlink(PathBuf),
-    /// All changes of a file before the one with number `begun` are safe.
+    /// Makes all changes of a file before number `begun` safe.
     SyncFile {
         file: usize,
         begun: usize,
     },
-    /// All names in a directory that were changed before number `begun` are safe.
+    /// Makes all changes of names in a directory before number `begun` safe.
     SyncDirectory {
         path: PathBuf,
         begun: usize,
     },
-    /// From here on the user relies on this.
+    /// The user relies on this from here on.
     Promise(String),
 }
 
@@ -80,14 +80,14 @@ impl Display for Change {
     }
 }
 
-/// What a name leads to.
+/// The object that a name refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Node {
     Directory,
     File(usize),
 }
 
-/// A value that survives, and those that came later, with the number of their change.
+/// A safe value, and the later ones, each with the number of its change.
 #[derive(Debug, Clone, Default)]
 struct Name {
     safe: Option<Node>,
@@ -112,21 +112,21 @@ struct Content {
     later: Vec<(usize, Edit)>,
 }
 
-/// What is left: paths with the bytes of files; directories have none.
+/// Remaining paths with the bytes of files; directories have none.
 pub type Remains = BTreeMap<PathBuf, Option<Vec<u8>>>;
 
-/// How much of what nobody synced is lost.
+/// Amount of unsynced data that is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// Nothing: the program was killed, and the disk went on.
+    /// Nothing: the program was killed, and the disk continued.
     Nothing,
     /// Everything.
     Everything,
-    /// Some of it: every change with its own luck.
+    /// Some of it: each change at random.
     Some,
 }
 
-/// A disk, change by change. Its top directory was always there.
+/// A disk, change by change. Its top directory always exists.
 #[derive(Debug, Default)]
 pub struct Disk {
     names: BTreeMap<PathBuf, Name>,
@@ -136,17 +136,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The number of changes so far.
+    /// Returns the number of changes so far.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// What the user relies on.
+    /// Returns the promises on which the user relies.
     pub fn promises(&self) -> &[String] {
         &self.promises
     }
 
-    /// The file that has this name now.
+    /// Returns the file that has this name now.
     pub fn file(&self, path: &Path) -> Option<usize> {
         match self.names.get(path)?.newest()? {
             Node::File(file) => Some(file),
@@ -154,7 +154,7 @@ impl Disk {
         }
     }
 
-    /// The length of a file now.
+    /// Returns the current length of a file in bytes.
     pub fn size(&self, file: usize) -> u64 {
         let content = &self.files[&file];
         content.later.iter().fold(content.safe.len() as u64, |size, (_, edit)| match edit {
@@ -163,7 +163,7 @@ impl Disk {
         })
     }
 
-    /// Makes a change.
+    /// Applies a change.
     pub fn apply(&mut self, change: &Change) {
         let number = self.count;
         self.count += 1;
@@ -216,7 +216,7 @@ impl Disk {
         self.files.get_mut(&file).expect("a file").later.push((number, edit));
     }
 
-    /// What is left when the power goes now.
+    /// Returns the state after a loss of power now.
     pub fn remains(&self, loss: Loss, dice: &mut Dice) -> Remains {
         let luck = |dice: &mut Dice| match loss {
             Loss::Nothing => 8,
@@ -266,7 +266,7 @@ fn put(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 }
 
 impl Content {
-    /// `luck` of eight changes come through, on average.
+    /// Returns the remaining bytes. On average, `luck` of eight changes survive.
     fn remains(&self, luck: u64, dice: &mut Dice) -> Vec<u8> {
         let mut content = self.safe.clone();
         for (_, edit) in &self.later {
@@ -283,12 +283,12 @@ impl Content {
     }
 }
 
-/// Writes some pieces of `bytes`. The file may have got its length without its data.
+/// Writes some pieces of `bytes`. The file may have its length without its data.
 fn torn(content: &mut Vec<u8>, offset: usize, bytes: &[u8], luck: u64, dice: &mut Dice) {
     let unit = [512, PIECE_BYTES][dice.below(2) as usize];
     let mut from = 0;
     while from < bytes.len() {
-        // Pieces lie on boundaries of the file, as sectors and pages do.
+        // Pieces have boundaries in the file, like sectors and pages.
         let to = bytes.len().min(((offset + from) / unit + 1) * unit - offset);
         if dice.below(8) < luck {
             put(content, offset + from, &bytes[from..to]);

@@ -1,8 +1,8 @@
-//! A GitLab of sameersbn/docker-gitlab, as far as a backup sees it: the volumes of its
+//! A GitLab of sameersbn/docker-gitlab, as far as a backup sees it. It has the volumes of its
 //! containers, its compose file, and a `docker` whose containers are servers of the tests.
 //!
-//! The same data can be seen below the same root as those of the Omnibus package, through
-//! links, so that what makes, changes and checks those does it here as well.
+//! Links below the same root show the same data in the layout of the Omnibus package. Functions
+//! that create, change and check Omnibus data therefore work here too.
 
 use super::accounts::Account;
 use super::gitlab::{database, files, git, layout, repositories, services, short_dir};
@@ -11,18 +11,18 @@ use super::redis::Redis;
 use super::runit::{Runit, write_service};
 use std::path::{Path, PathBuf};
 
-/// Values of secrets, none of which may be seen anywhere.
+/// Values of secrets, none of which may appear anywhere.
 pub const SECRETS: [&str; 3] = ["very-secret-password", "very-secret-key", "very-secret-file"];
 
-/// Where its data are, below the root.
+/// Path of its data below the root.
 pub const DATA: &str = "srv/gitlab/data";
 
-/// Its compose file, below the root.
+/// Path of its compose file below the root.
 pub const COMPOSE: &str = "srv/forge/docker-compose.yml";
 
-/// An instance that runs until it is dropped, and leaves nothing.
+/// An instance that runs until it is dropped and leaves nothing behind.
 pub struct DockerGitlab {
-    // In the order in which they are dropped.
+    // In drop order.
     /// The container of GitLab, as a service.
     pub containers: Runit,
     /// Its Redis.
@@ -33,7 +33,7 @@ pub struct DockerGitlab {
 }
 
 impl DockerGitlab {
-    /// Makes one, which only root can, and starts its servers; GitLab itself writes all the
+    /// Creates an instance and starts its servers; requires root. GitLab itself writes all the
     /// time.
     pub fn start() -> DockerGitlab {
         let dir = short_dir();
@@ -76,18 +76,18 @@ impl DockerGitlab {
         DockerGitlab { containers, redis, postgres, dir }
     }
 
-    /// What stands for `/`.
+    /// Returns the directory that represents `/`.
     pub fn root(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A path in it.
+    /// Returns a path in it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root().join(name)
     }
 
-    /// Gives a directory of the data a volume of its own, which the container sees in the same
-    /// place as before.
+    /// Gives a directory of the data a volume of its own, which the container sees at the same path
+    /// as before.
     pub fn mount(&self, inner: &str, place: &str) {
         self.containers.sv(&["-w", "30", "stop"], "gitlab").ok();
         let (seen, place) = (self.path(DATA).join(inner), self.path(place));
@@ -102,18 +102,18 @@ impl DockerGitlab {
         self.containers.sv(&["-w", "30", "start"], "gitlab").ok();
     }
 
-    /// Whether the container of GitLab runs.
+    /// Returns true if the container of GitLab runs.
     pub fn is_up(&self) -> bool {
         self.containers.is_up("gitlab")
     }
 
-    /// What docker was asked so far, a line each.
+    /// Returns the requests to docker so far, one per line.
     pub fn asked(&self) -> String {
         std::fs::read_to_string(self.path("docker.log")).unwrap_or_default()
     }
 }
 
-/// Lets the data below `root` be seen below `seen` as the Omnibus package would have them.
+/// Makes the data below `root` visible below `seen` in the layout of the Omnibus package.
 pub fn see_as_omnibus(root: &Path, seen: &Path) {
     let omnibus = seen.join(super::gitlab::DATA);
     for dir in ["git-data", "gitlab-rails", "gitlab-ci"] {
@@ -131,7 +131,7 @@ pub fn see_as_omnibus(root: &Path, seen: &Path) {
     layout::link(&root.join("sockets"), &omnibus.join("postgresql"));
 }
 
-/// What only this kind of instance has.
+/// Creates the files that only this kind of instance has.
 fn own_files(root: &Path) {
     let data = root.join(DATA);
     for (dir, owner, mode) in [
@@ -165,7 +165,7 @@ fn own_files(root: &Path) {
     layout::file(&dir.join("secrets.env"), Account::root(), 0o600, secrets);
 }
 
-/// The container of GitLab: one service in which the web server and the jobs write.
+/// Starts the container of GitLab: one service in which the web server and the jobs write.
 fn container(root: &Path, projects: &str) -> Runit {
     let dir = root.join("image");
     layout::directory(&dir, Account::root(), 0o755);

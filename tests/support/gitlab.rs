@@ -1,9 +1,9 @@
-//! A GitLab of the Omnibus package, as far as a backup sees it: its files with
-//! their real owners and modes below a root of its own, and real servers.
+//! A GitLab of the Omnibus package, as far as a backup sees it. It has its files with their real
+//! owners and modes below a root of its own, and real servers.
 //!
-//! The generated configuration names paths as on a machine of its own, without
-//! the root. GitLab's own programs are not there; what writes all the time are
-//! scripts (`gitlab/puma`, `gitlab/sidekiq`) that do what its processes do.
+//! The generated configuration contains paths as on a separate machine, without the root. GitLab's
+//! own programs are missing. Scripts (`gitlab/puma`, `gitlab/sidekiq`) write all the time, as its
+//! processes do.
 
 mod checks;
 pub mod database;
@@ -24,16 +24,16 @@ use super::sandbox::{Outcome, Run};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where GitLab keeps its data.
+/// Path of GitLab's data.
 pub const DATA: &str = "var/opt/gitlab";
 
-/// The names of the storages, and where their repositories are.
+/// Names of the storages, and paths of their repositories.
 pub const STORAGES: [(&str, &str); 2] = [
     ("default", "/var/opt/gitlab/git-data/repositories"),
     ("storage2", "/mnt/storage2/repositories"),
 ];
 
-/// What kind of instance is made.
+/// Properties of an instance to create.
 #[derive(Clone, Debug)]
 pub struct Builder {
     projects: u32,
@@ -45,7 +45,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Five projects, with a fork among them, and nobody who writes.
+    /// Five projects, with a fork among them, without writers.
     pub fn new() -> Builder {
         Builder {
             projects: 5,
@@ -57,7 +57,7 @@ impl Builder {
         }
     }
 
-    /// With this many projects; wikis, designs, pools and snippets come on top.
+    /// With this many projects; wikis, designs, pools and snippets are added.
     pub fn projects(mut self, count: u32) -> Builder {
         self.projects = count;
         self
@@ -75,7 +75,7 @@ impl Builder {
         self
     }
 
-    /// With services that write all the time, until they are stopped.
+    /// With services that write until they are stopped.
     pub fn writers(mut self) -> Builder {
         self.writers = true;
         self
@@ -93,7 +93,7 @@ impl Builder {
         self
     }
 
-    /// Makes it, which only root can, and starts its servers.
+    /// Creates the instance and starts its servers; requires root.
     pub fn build(self) -> Gitlab {
         let dir = short_dir();
         let root = dir.path().to_owned();
@@ -124,9 +124,8 @@ impl Builder {
     }
 }
 
-/// A directory with a short name, because those of sockets have to be, that
-/// servers of other accounts may pass. It is in memory where that has room,
-/// for a large instance is very many small files.
+/// Creates a directory with a short path, as sockets require, that servers of other accounts may
+/// enter. It is in memory if there is space, because a large instance has very many small files.
 pub fn short_dir() -> tempfile::TempDir {
     let memory = rustix::fs::statvfs("/dev/shm").is_ok_and(|memory| {
         let can_run = !memory.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC);
@@ -140,19 +139,19 @@ pub fn short_dir() -> tempfile::TempDir {
     dir
 }
 
-/// The account of GitLab itself.
+/// Returns the account of GitLab itself.
 pub fn git() -> Account {
     Account::named("git")
 }
 
-/// An instance that runs until it is dropped, and leaves nothing.
+/// An instance that runs until it is dropped and leaves nothing behind.
 pub struct Gitlab {
-    // In the order in which they are dropped.
-    /// What `gitlab-ctl` controls.
+    // In drop order.
+    /// Services that `gitlab-ctl` controls.
     pub services: Runit,
     /// Its Redis.
     pub redis: Redis,
-    /// All repositories it was made with.
+    /// All repositories of the new instance.
     pub repositories: Vec<Repository>,
     /// Its database server.
     pub postgres: Postgres,
@@ -160,12 +159,12 @@ pub struct Gitlab {
 }
 
 impl Gitlab {
-    /// What stands for `/`.
+    /// Returns the directory that represents `/`.
     pub fn root(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A path in it.
+    /// Returns a path in it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root().join(name)
     }
@@ -175,7 +174,7 @@ impl Gitlab {
         Run::limited(self.path("usr/bin/gitlab-ctl")).args(arguments).run()
     }
 
-    /// How many pushes, uploads and artifacts there are: what the writers write.
+    /// Returns the numbers of pushes, uploads and artifacts, which the writers create.
     pub fn written(&self) -> [u64; 3] {
         let count = |database, table| {
             let count = self.postgres.query(database, format!("select count(*) from {table}"));

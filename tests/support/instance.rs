@@ -1,4 +1,4 @@
-//! Backing up an instance by the sandbox's configuration.
+//! Backs up an instance with the sandbox's configuration.
 
 // Not every module uses every part.
 #![allow(dead_code)]
@@ -20,7 +20,7 @@ pub fn configure(sandbox: &Sandbox, gitlab: &Gitlab, more: &str) {
     sandbox.write("forgekeep.toml", text);
 }
 
-/// A command that reads the sandbox's configuration.
+/// Prepares a command that reads the sandbox's configuration.
 pub fn configured<const N: usize>(sandbox: &Sandbox, arguments: [&str; N]) -> Run {
     sandbox
         .forgekeep(arguments)
@@ -28,29 +28,29 @@ pub fn configured<const N: usize>(sandbox: &Sandbox, arguments: [&str; N]) -> Ru
         .without_env("FORGEKEEP_STORE")
 }
 
-/// A backup of the instance, with JSON.
+/// Prepares a backup of the instance, with JSON output.
 pub fn backup(sandbox: &Sandbox) -> Run {
     configured(sandbox, ["backup", "--instance", "forge", "--init", "--json"])
 }
 
-/// The last line, which is the summary.
+/// Returns the last line, which is the summary.
 pub fn summary(lines: &[Value]) -> &Value {
     let last = lines.last().expect("a summary");
     assert_eq!(last["message_type"], "summary");
     last
 }
 
-/// Lines of one type.
+/// Returns the lines of one type.
 pub fn lines<'a>(all: &'a [Value], message_type: &str) -> Vec<&'a Value> {
     all.iter().filter(|line| line["message_type"] == message_type).collect()
 }
 
-/// A cluster with the databases of a restored snapshot.
+/// Creates a cluster with the databases of a restored snapshot.
 pub fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
     let postgres = Postgres::start(Options::within(&sandbox.path("scratch")));
     let dir = restored.join(".forgekeep/databases");
     let globals = std::fs::read_to_string(dir.join("globals.sql")).expect("globals");
-    // The role that the cluster was made with is there already.
+    // The cluster was created with this role.
     let own = format!("CREATE ROLE \"{}\";", postgres.superuser());
     assert!(globals.contains(&own), "{globals}");
     postgres.sql("postgres", globals.replace(&own, ""));

@@ -1,4 +1,4 @@
-//! Servers on this machine that write down what they are told.
+//! Servers on this machine that record their requests.
 
 use super::accounts::Account;
 use super::sandbox::Sandbox;
@@ -8,21 +8,21 @@ use std::path::{Path, PathBuf};
 
 /// A server that runs until it is dropped.
 pub struct Listener {
-    /// Where it listens.
+    /// Port on which it listens.
     pub port: u16,
     dir: PathBuf,
     _server: Server,
 }
 
-/// A certificate for this machine and its key, both in one directory.
+/// A certificate for this machine and its key, in one directory.
 pub struct Certificate {
-    /// What clients are to trust.
+    /// Path of the certificate that clients must trust.
     pub path: String,
     key: String,
 }
 
 impl Certificate {
-    /// Makes one that nobody else has signed.
+    /// Creates a self-signed certificate.
     pub fn make(sandbox: &Sandbox) -> Certificate {
         let (path, key) = (sandbox.text("certificate"), sandbox.text("key"));
         let words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext \
@@ -34,18 +34,18 @@ impl Certificate {
 }
 
 impl Listener {
-    /// A web server; `support/listeners/http.py` says how it answers.
+    /// Starts a web server; `support/listeners/http.py` defines its answers.
     pub fn http(sandbox: &Sandbox) -> Listener {
         Listener::start(sandbox, "http", include_str!("listeners/http.py"), &[])
     }
 
-    /// The same with TLS.
+    /// Like [`Listener::http`], with TLS.
     pub fn https(sandbox: &Sandbox, certificate: &Certificate) -> Listener {
         let arguments = [certificate.path.as_str(), &certificate.key];
         Listener::start(sandbox, "https", include_str!("listeners/http.py"), &arguments)
     }
 
-    /// A mail server that secures its connections as the configuration calls it.
+    /// Starts a mail server that secures its connections as `security` in the configuration says.
     pub fn smtp(sandbox: &Sandbox, security: &str, certificate: &Certificate) -> Listener {
         let arguments = [security, &certificate.path, &certificate.key];
         Listener::start(sandbox, security, include_str!("listeners/smtp.py"), &arguments)
@@ -66,17 +66,17 @@ impl Listener {
         Listener { port: port.parse().expect("a number"), dir, _server: server }
     }
 
-    /// An address of it.
+    /// Returns a URL on this server.
     pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// The requests it got.
+    /// Returns the received requests.
     pub fn requests(&self) -> Vec<Value> {
         lines(&self.dir.join("requests"))
     }
 
-    /// The mails it got.
+    /// Returns the received mails.
     pub fn mails(&self) -> Vec<Value> {
         lines(&self.dir.join("mails"))
     }

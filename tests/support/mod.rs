@@ -1,4 +1,4 @@
-//! What several test modules need.
+//! Support for several test modules.
 
 // Not every module uses every part.
 #![allow(dead_code)]
@@ -23,7 +23,7 @@ pub mod tree;
 pub mod trip;
 pub mod zabbix;
 
-/// Prints a figure of a lane, seen with `--nocapture`.
+/// Prints a figure of a lane; visible with `--nocapture`.
 #[expect(clippy::print_stdout, reason = "figures that nobody asserts")]
 pub fn show(figure: &str) {
     println!("{figure}");

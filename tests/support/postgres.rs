@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the newest installed PostgreSQL has its programs, which are not on the path.
+/// Returns the program directory of the newest installed PostgreSQL, which is not on the path.
 pub fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
     let newest = versions
@@ -23,14 +23,14 @@ fn programs_of(version: u32) -> PathBuf {
     format!("/usr/lib/postgresql/{version}/bin").into()
 }
 
-/// How a cluster is made.
+/// Options for a new cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the data go; everything above has to let the account through.
+    /// Directory of the data; the account must be able to pass the directories above.
     pub data: PathBuf,
-    /// Where the socket goes, `.s.PGSQL.5432`; 107 bytes with its name.
+    /// Directory of the socket, `.s.PGSQL.5432`. The full path may have 107 bytes.
     pub sockets: PathBuf,
-    /// Where the server's messages go.
+    /// Log file of the server.
     pub log: PathBuf,
     /// The database's superuser.
     pub superuser: String,
@@ -39,7 +39,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Everything in one directory, with the names that Omnibus GitLab gives.
+    /// Everything in one directory, with the names that Omnibus GitLab uses.
     pub fn within(dir: &Path) -> Options {
         Options {
             data: dir.join("data"),
@@ -51,8 +51,8 @@ impl Options {
     }
 }
 
-/// A cluster whose server runs until it is stopped or dropped. Whoever connects
-/// is whom he says.
+/// A cluster whose server runs until it is stopped or dropped. It accepts any user name without a
+/// password.
 pub struct Postgres {
     options: Options,
     account: Account,
@@ -61,14 +61,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster and starts its server.
+    /// Creates a cluster and starts its server.
     pub fn start(options: Options) -> Postgres {
         let mut postgres = Postgres::make(options);
         postgres.start_again();
         postgres
     }
 
-    /// Makes a cluster without starting a server.
+    /// Creates a cluster without starting a server.
     pub fn make(options: Options) -> Postgres {
         let account = Account::named(&options.account);
         for (dir, mode) in [(&options.sockets, 0o755), (&options.data, 0o700)] {
@@ -112,8 +112,7 @@ impl Postgres {
         self.server = Some(server);
     }
 
-    /// Starts the server after a while, and does not wait: until then there is
-    /// no socket.
+    /// Starts the server after a while, without waiting for it. There is no socket until then.
     pub fn start_after(&mut self, delay: Duration) {
         self.server = Some(self.spawn(delay));
     }
@@ -123,25 +122,25 @@ impl Postgres {
         let postgres = self.programs.join("postgres");
         let [postgres, data] = [&postgres, &self.options.data].map(|path| path.to_str());
         let (postgres, data) = (postgres.expect("readable"), data.expect("readable"));
-        // One process first sleeps and then is the server: nothing to lose sight of.
+        // The sleeping process itself becomes the server, so that its id stays the same.
         let script = "select(undef, undef, undef, shift); exec @ARGV";
         let arguments = ["perl", "-e", script, &delay, postgres, "-D", data];
         Server::start(self.account, &arguments, &self.options.log, &[Signal::INT, Signal::QUIT])
     }
 
-    /// Whether the server answers.
+    /// Returns true if the server answers.
     pub fn is_ready(&self) -> bool {
         let ready = self.tool("pg_isready").args(["-q", "-t", "5"]).run();
         ready.code() == Some(0)
     }
 
-    /// Stops the server in good order.
+    /// Shuts the server down cleanly.
     pub fn stop(&mut self) {
         self.server = None;
     }
 
-    /// Sends the server a signal: QUIT ends it at once and its sessions with
-    /// it, STOP makes it silent until CONT.
+    /// Sends the server a signal. QUIT ends it and its sessions at once; STOP makes it silent until
+    /// CONT.
     pub fn signal(&self, signal: Signal) {
         self.server.as_ref().expect("runs").signal(signal);
     }
@@ -152,22 +151,22 @@ impl Postgres {
         super::server::wait_until("the server ends", || server.has_ended());
     }
 
-    /// What the server said.
+    /// Returns the server's log.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.options.log).expect("a log")).into_owned()
     }
 
-    /// The directory of its socket, which is its host name for clients.
+    /// Returns the directory of its socket, which clients use as host name.
     pub fn socket_dir(&self) -> &Path {
         &self.options.sockets
     }
 
-    /// The superuser of the database.
+    /// Returns the name of the superuser.
     pub fn superuser(&self) -> &str {
         &self.options.superuser
     }
 
-    /// A program of PostgreSQL, connected as the superuser.
+    /// Prepares a program of PostgreSQL, connected as the superuser.
     pub fn tool(&self, name: &str) -> Run {
         let program = self.programs.join(name);
         Run::limited(program)
@@ -177,20 +176,20 @@ impl Postgres {
             .args(["-U", &self.options.superuser])
     }
 
-    /// Runs SQL in a database, up to the first error, which is a panic.
+    /// Runs SQL in a database. Panics at the first error.
     #[track_caller]
     pub fn sql(&self, database: &str, text: impl AsRef<str>) {
         self.psql(database, text.as_ref()).ok();
     }
 
-    /// What a query answers: a line a row, columns parted by `|`.
+    /// Returns the result of a query: one row per line, columns separated by `|`.
     #[track_caller]
     pub fn query(&self, database: &str, text: impl AsRef<str>) -> String {
         let answer = self.psql(database, text.as_ref()).ok().stdout;
         answer.trim_end_matches('\n').to_owned()
     }
 
-    /// Runs SQL in a database, whatever comes of it.
+    /// Runs SQL in a database and returns any outcome.
     pub fn psql(&self, database: &str, text: &str) -> Outcome {
         let psql = self.tool("psql").args(["-qXAt", "-v", "ON_ERROR_STOP=1", "-d", database]);
         psql.input(text).run()

@@ -12,14 +12,15 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts a server whose data and socket, `redis.socket`, are in `dir`, which
-    /// is there and its account's. It saves to `dump.rdb` when asked; with
-    /// `append_only` it keeps a log in `appendonlydir` as well.
+    /// Starts a server whose data and socket, `redis.socket`, are in `dir`, which exists and
+    /// belongs to its account. The server saves to `dump.rdb` on request. With `append_only` it
+    /// also keeps a log in `appendonlydir`.
     pub fn start(dir: &Path, log: &Path, account: &str, append_only: bool) -> Redis {
         let socket = dir.join("redis.socket");
         let arguments = [
             "redis-server",
-            // The real one may be read by everybody, and name other places.
+            // Reads its configuration from standard input: a real file may be readable by everyone
+            // and name other paths.
             "-",
             "--port",
             "0",
@@ -48,7 +49,7 @@ impl Redis {
         redis
     }
 
-    /// Sends a command; returns the answer.
+    /// Sends a command and returns the answer.
     #[track_caller]
     pub fn ask(&self, command: &[&str]) -> String {
         ask(&self.dir, command).ok().stdout.trim_end().to_owned()
@@ -59,7 +60,7 @@ impl Redis {
         self.ask(&["DEBUG", "POPULATE", &count.to_string(), "key", "100"]);
     }
 
-    /// A line of `INFO persistence`, without its name.
+    /// Returns a value of `INFO persistence`.
     pub fn persistence(&self, name: &str) -> String {
         let information = self.ask(&["INFO", "persistence"]);
         let mut lines = information.lines();
@@ -67,8 +68,8 @@ impl Redis {
         line.expect("a known name").trim_end().to_owned()
     }
 
-    /// From now on every save fails, until [`mend_saving`](Self::mend_saving):
-    /// there is a directory where the file goes.
+    /// Makes every save fail until [`mend_saving`](Self::mend_saving): a directory is at the path
+    /// of the file.
     pub fn break_saving(&self) {
         let dump = self.dir.join("dump.rdb");
         if dump.is_file() {
@@ -82,7 +83,7 @@ impl Redis {
         std::fs::remove_dir(self.dir.join("dump.rdb")).expect("is there and empty");
     }
 
-    /// From now on saving takes this long for each key; 0 is normal.
+    /// Makes saving take this long for each key, in microseconds; 0 is normal.
     pub fn slow_saving(&self, microseconds: u32) {
         self.ask(&["CONFIG", "SET", "rdb-key-save-delay", &microseconds.to_string()]);
     }
@@ -92,7 +93,7 @@ impl Redis {
         self.server.signal(signal);
     }
 
-    /// Where its socket is.
+    /// Returns the path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("redis.socket")
     }

@@ -1,8 +1,7 @@
-//! A directory of its own for a test, and the program run in it.
+//! A directory of its own for a test, and runs of the program in it.
 //!
-//! Everything runs with the sandbox as its working directory and
-//! `FORGEKEEP_STORE` set to `store`, so that a test says `backup source` and
-//! means just that.
+//! Every run has the sandbox as its working directory and `FORGEKEEP_STORE` set to `store`. A test
+//! can therefore run plain commands such as `backup source`.
 
 use super::tree;
 use serde_json::Value;
@@ -17,7 +16,7 @@ use std::thread::JoinHandle;
 /// The program under test.
 pub const FORGEKEEP: &str = env!("CARGO_BIN_EXE_forgekeep");
 
-/// User and group of those who own nothing.
+/// User and group that own nothing.
 pub const NOBODY: u32 = 65534;
 
 /// Fails a test that only root can run: one that returned silently would look like a success.
@@ -36,12 +35,12 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// An empty one.
+    /// Creates an empty sandbox.
     pub fn new() -> Sandbox {
         Sandbox { dir: Some(tempfile::tempdir().expect("a temporary directory")) }
     }
 
-    /// An empty one in memory where there is room for it: for tests that sync thousands of
+    /// Creates an empty sandbox, in memory if there is space, for tests that sync thousands of
     /// times.
     pub fn in_memory() -> Sandbox {
         let memory = Path::new("/dev/shm");
@@ -49,52 +48,52 @@ impl Sandbox {
         Sandbox { dir: Some(tempfile::tempdir_in(place).expect("a temporary directory")) }
     }
 
-    /// One with an empty store in it.
+    /// Creates a sandbox with an empty store.
     pub fn with_store() -> Sandbox {
         let sandbox = Sandbox::new();
         sandbox.run(["init"]).ok();
         sandbox
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub fn root(&self) -> &Path {
         self.dir.as_ref().expect("there until it is dropped").path()
     }
 
-    /// A path in it.
+    /// Returns a path in it.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.root().join(name)
     }
 
-    /// The same as text, for arguments and comparisons.
+    /// Returns a path in it as text, for arguments and comparisons.
     pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().expect("temporary directories have readable names").to_owned()
     }
 
-    /// `SNAPSHOT:PATH` for a path in the sandbox.
+    /// Returns `SNAPSHOT:PATH` for a path in the sandbox.
     pub fn at(&self, snapshot: &str, name: &str) -> String {
         format!("{snapshot}:{}", self.text(name))
     }
 
-    /// Writes a file and the directories that lead to it.
+    /// Writes a file and creates the directories above it.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().expect("below the root")).expect("directories");
         std::fs::write(path, content).expect("writes a file");
     }
 
-    /// The content of a file.
+    /// Returns the content of a file.
     pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
         let path = self.path(name);
         std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Whether there is something of this name.
+    /// Returns true if an object of this name exists.
     pub fn has(&self, name: impl AsRef<Path>) -> bool {
         self.path(name).symlink_metadata().is_ok()
     }
 
-    /// Removes a file or directory that is there.
+    /// Removes an existing file or directory.
     pub fn remove(&self, name: impl AsRef<Path>) {
         let path = self.path(name);
         if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
@@ -114,31 +113,31 @@ impl Sandbox {
         self.forgekeep(arguments).run()
     }
 
-    /// Runs the program with `--json`, which has to succeed; returns the lines.
+    /// Runs the program with `--json`, asserts success and returns the lines.
     pub fn json<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Vec<Value> {
         self.forgekeep(arguments).args(["--json"]).run().ok().json()
     }
 
-    /// Backs up paths; returns the summary.
+    /// Backs up paths and returns the summary.
     pub fn backup<I: IntoIterator<Item: AsRef<OsStr>>>(&self, paths: I) -> Value {
         let lines = self.forgekeep(["backup", "--json"]).args(paths).run().ok().json();
         lines.last().expect("a summary").clone()
     }
 
-    /// Restores into a fresh directory of this name.
+    /// Restores into a new directory of this name.
     pub fn restore(&self, place: &str, target: &str) {
         assert!(!self.has(target), "{target} is there already");
         self.run(["restore", place, "--target", target]).ok();
     }
 
-    /// The ids of all snapshots, oldest first.
+    /// Returns the ids of all snapshots, oldest first.
     pub fn snapshot_ids(&self) -> Vec<String> {
         let lines = self.json(["snapshots"]);
         let snapshots = lines.iter().filter(|line| line["message_type"] == "snapshot");
         snapshots.map(|line| line["id"].as_str().expect("an id").to_owned()).collect()
     }
 
-    /// Asserts that a check of everything finds nothing.
+    /// Asserts that a full check finds nothing.
     pub fn assert_clean(&self) {
         self.run(["check", "--read-data"]).ok();
     }
@@ -148,8 +147,8 @@ impl Sandbox {
         Run::of(program.as_ref()).within(self.root())
     }
 
-    /// Makes the sandbox everyone's, with a copy of the program in it; returns
-    /// a run of that copy by somebody without privileges.
+    /// Makes the sandbox accessible to everyone, with a copy of the program in it. Prepares a run
+    /// of that copy by a user without privileges.
     pub fn as_nobody<I: IntoIterator<Item: AsRef<OsStr>>>(&self, arguments: I) -> Run {
         if !is_root() {
             return self.forgekeep(arguments);
@@ -158,7 +157,8 @@ impl Sandbox {
         if !program.exists() {
             let all = std::fs::Permissions::from_mode(0o777);
             std::fs::set_permissions(self.root(), all).expect("opens the sandbox");
-            // By another process: a file that a fork of this one has open cannot be run.
+            // By another process: a file cannot be executed while a fork of this process has it
+            // open for writing.
             self.tool("cp").args([Path::new(FORGEKEEP), &program]).run().ok();
         }
         let mut run = self.tool(&program).args(arguments);
@@ -166,7 +166,7 @@ impl Sandbox {
         run
     }
 
-    /// Gives something to [`NOBODY`], when root asks.
+    /// Gives a path to [`NOBODY`] if this process is root.
     pub fn give_to_nobody(&self, name: &str) {
         if is_root() {
             self.tool("chown").args(["-R", "65534:65534", name]).run().ok();
@@ -177,13 +177,13 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.take() {
-            // What a test took its permissions from goes as well.
+            // Also removes paths whose permissions a test took away.
             let _ = tree::make_writable_and_remove(dir.path());
         }
     }
 }
 
-/// A process to be started.
+/// A process to start.
 pub struct Run {
     command: Command,
     input: Vec<u8>,
@@ -191,17 +191,17 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run of any program, in the working directory of the tests.
+    /// Prepares a run of any program, in the working directory of the tests.
     pub fn program(program: impl AsRef<OsStr>) -> Run {
         Run::of(program.as_ref())
     }
 
-    /// A run of any program that is killed when it takes more than two minutes.
+    /// Prepares a run of any program that is killed after two minutes.
     pub fn limited(program: impl AsRef<OsStr>) -> Run {
         Run::of("timeout".as_ref()).args(["--kill-after=5", "120"]).args([program])
     }
 
-    /// What is going to be started, for those who want to start it themselves.
+    /// Returns the command, for callers that start it themselves.
     pub fn command(&mut self) -> &mut Command {
         &mut self.command
     }
@@ -222,7 +222,7 @@ impl Run {
         Run { command, input: Vec::new(), shown }
     }
 
-    /// With these arguments as well.
+    /// Adds arguments.
     pub fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, arguments: I) -> Run {
         for argument in arguments {
             self.shown += " ";
@@ -232,25 +232,25 @@ impl Run {
         self
     }
 
-    /// With another working directory.
+    /// Sets another working directory.
     pub fn within(mut self, dir: &Path) -> Run {
         self.command.current_dir(dir);
         self
     }
 
-    /// With a variable of the environment.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Run {
         self.command.env(name, value);
         self
     }
 
-    /// Without a variable of the environment.
+    /// Removes an environment variable.
     pub fn without_env(mut self, name: &str) -> Run {
         self.command.env_remove(name);
         self
     }
 
-    /// With this on standard input.
+    /// Sets the bytes of standard input.
     pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Run {
         self.input = bytes.into();
         self
@@ -265,7 +265,7 @@ impl Run {
             .unwrap_or_else(|error| panic!("{} does not start: {error}", self.shown));
         let mut stdin = child.stdin.take().expect("piped");
         let input = self.input;
-        // Whoever does not want all of its input may leave it.
+        // A process may leave some of its input unread.
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
         let stdout = collect(child.stdout.take().expect("piped"));
         let stderr = collect(child.stderr.take().expect("piped"));
@@ -281,13 +281,13 @@ impl Run {
 fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        // A pipe that breaks ends the collection.
+        // A broken pipe ends the collection.
         let _ = from.read_to_end(&mut bytes);
         bytes
     })
 }
 
-/// A process that runs.
+/// A running process.
 pub struct Running {
     child: Child,
     shown: String,
@@ -308,12 +308,12 @@ impl Running {
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupts");
     }
 
-    /// Its number.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it has ended.
+    /// Returns true if it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("can be asked").is_some()
     }
@@ -330,26 +330,26 @@ impl Running {
     }
 }
 
-/// What a process did.
+/// Result of a process.
 #[derive(Debug)]
 pub struct Outcome {
     status: ExitStatus,
     shown: String,
-    /// Standard output.
+    /// Standard output as text.
     pub stdout: String,
-    /// Standard error.
+    /// Standard error as text.
     pub stderr: String,
-    /// Standard output as it was.
+    /// Bytes of standard output.
     pub bytes: Vec<u8>,
 }
 
 impl Outcome {
-    /// The exit code, unless a signal ended it.
+    /// Returns the exit code, or `None` if a signal ended it.
     pub fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// Whether SIGKILL ended it.
+    /// Returns true if SIGKILL ended it.
     pub fn was_killed(&self) -> bool {
         self.status.signal() == Some(9)
     }
@@ -367,8 +367,8 @@ impl Outcome {
         self.without_panic()
     }
 
-    /// Asserts that it failed with this code, that the first line of what it
-    /// says has all of `words`, and that a next step follows.
+    /// Asserts that it failed with this code, that the first line of its message contains all of
+    /// `words`, and that a next step follows.
     #[track_caller]
     pub fn fails(self, code: i32, words: &[&str]) -> Outcome {
         let outcome = self.ends_with(code);
@@ -389,7 +389,7 @@ impl Outcome {
         self
     }
 
-    /// Standard output as JSON lines, each of which says what it is.
+    /// Returns standard output as JSON lines, each with its message type.
     #[track_caller]
     pub fn json(&self) -> Vec<Value> {
         self.stdout
@@ -403,7 +403,7 @@ impl Outcome {
             .collect()
     }
 
-    /// Everything known of the run, for messages.
+    /// Returns everything known about the run, for messages.
     pub fn told(&self) -> String {
         format!(
             "{} ended with {}\n--- stdout\n{}--- stderr\n{}",
@@ -412,16 +412,16 @@ impl Outcome {
     }
 }
 
-/// Numbers that look random and are the same in every run.
+/// Pseudorandom numbers that are the same in every run.
 pub struct Dice(u64);
 
 impl Dice {
-    /// Another seed, other numbers.
+    /// Creates a generator. Each seed gives other numbers.
     pub fn new(seed: u64) -> Dice {
         Dice(seed)
     }
 
-    /// The next number (splitmix64).
+    /// Returns the next number (splitmix64).
     pub fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -430,12 +430,12 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.roll() % limit
     }
 
-    /// Bytes that nothing can compress.
+    /// Returns incompressible bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len + 8);
         while bytes.len() < len {

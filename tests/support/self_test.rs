@@ -1,4 +1,4 @@
-//! The support itself: servers start, do what they are for, and are gone afterwards.
+//! Tests of the support itself: servers start, work, and are gone afterwards.
 
 use super::accounts::Account;
 use super::gitlab::{
@@ -125,7 +125,7 @@ fn the_writers_of_an_instance_write_until_they_are_stopped() {
     });
     gitlab.ctl(["stop", "unicorn"]).ok();
     gitlab.ctl(["stop", "sidekiq"]).ok();
-    // Down is what an init script answers with 3.
+    // An init script reports a stopped service with 3.
     assert!(gitlab.ctl(["status", "unicorn"]).ends_with(3).stdout.starts_with("down: unicorn"));
     let stopped = gitlab.written();
     assert_eq!(fsck_all(gitlab.root()), gitlab.repositories.len());
@@ -143,14 +143,13 @@ fn panics(check: impl FnOnce()) -> bool {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
 }
 
-/// What was killed takes a moment.
+/// Killed processes take a moment to end.
 fn assert_nothing_runs_in(dir: &Path) {
     let is_gone = comes_true(Duration::from_secs(1), || processes_with(dir).is_empty());
     assert!(is_gone, "{:?}", processes_with(dir));
 }
 
-/// The command lines of all processes that have a directory in theirs or are
-/// in it.
+/// Returns the command lines of all processes that mention a directory or run in it.
 fn processes_with(dir: &Path) -> Vec<String> {
     let text = dir.to_str().expect("a readable path");
     let processes = std::fs::read_dir("/proc").expect("processes");

@@ -1,4 +1,4 @@
-//! Servers: children of the test that end with it, whatever happens to it.
+//! Servers: child processes that end with the test, even if it is killed.
 
 use super::accounts::Account;
 use super::sandbox::Run;
@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything may take that takes a moment.
+/// Limit for operations that normally take a moment.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until something is so; panics when it takes too long.
+/// Waits until a condition is true. Panics after [`PATIENCE`].
 #[track_caller]
 pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
     assert!(comes_true(PATIENCE, is_so), "{what}: not after {PATIENCE:?}");
 }
 
-/// Whether something gets so within the time.
+/// Returns true if a condition becomes true within the time limit.
 pub fn comes_true(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !is_so() {
@@ -34,13 +34,13 @@ pub fn comes_true(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Which signals end it, the kindest first.
+    /// Signals that end it, the mildest first.
     endings: &'static [Signal],
 }
 
 impl Server {
-    /// Starts a program as `account` in `/`, its output going to the file `log`.
-    /// If the thread that starts it dies, it gets the first of `endings`.
+    /// Starts a program as `account` in `/`, with its output in the file `log`. If the thread that
+    /// starts it dies, it gets the first of `endings`.
     pub fn start(
         account: Account,
         arguments: &[&str],
@@ -63,7 +63,7 @@ impl Server {
         Server { child, log: log.to_owned(), endings }
     }
 
-    /// Waits until it is ready; panics with its log if it ends instead.
+    /// Waits until it is ready. Panics with its log if it ends instead.
     #[track_caller]
     pub fn wait_until(&mut self, mut is_ready: impl FnMut() -> bool) {
         let mut has_ended = false;
@@ -74,35 +74,35 @@ impl Server {
         assert!(is_so && !has_ended, "not ready; its log:\n{}", self.log());
     }
 
-    /// What it said so far.
+    /// Returns its output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).expect("a log")).into_owned()
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal. A process that has ended but was not waited for keeps
-    /// its id, so no other can be hit.
+    /// Sends a signal. An ended process keeps its id until it is waited for, so no other process
+    /// gets the signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("sends");
     }
 
-    /// Whether it has ended.
+    /// Returns true if it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("can be asked").is_some()
     }
 
-    /// Ends it, with more and more force.
+    /// Ends it with increasingly strong signals.
     pub fn stop(&mut self) {
         let forces = self.endings.iter().chain(&[Signal::KILL]);
         for &force in forces {
             if self.has_ended() {
                 return;
             }
-            // One that sleeps does not hear.
+            // A stopped process does not react to other signals.
             self.signal(Signal::CONT);
             self.signal(force);
             let limit = Duration::from_secs(15);
@@ -110,7 +110,7 @@ impl Server {
                 return;
             }
         }
-        // Panicking here would hide why the test failed.
+        // A panic here would hide why the test failed.
     }
 }
 

@@ -1,4 +1,4 @@
-//! Small stores made through the library.
+//! Small stores created through the library.
 
 use chunker::Parameters;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use store::segment::Kind;
 use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
 use store::store::{Purpose, Store, init};
 
-/// The smallest chunks there can be.
+/// Smallest possible chunks.
 pub const SMALL: Parameters = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
 
-/// Makes an empty store with small chunks.
+/// Creates an empty store with small chunks.
 pub fn init_small(root: &Path) {
     init(root, &Config::new([7; 16], SMALL, 3)).expect("init");
 }
 
-/// Opens a store, deaf to its events.
+/// Opens a store and ignores its events.
 pub fn open(root: &Path, purpose: Purpose) -> Store {
     Store::open(root, purpose, Arc::new(Silent::default())).expect("the store opens")
 }
@@ -71,7 +71,7 @@ pub fn restore_options() -> store::restore::Options {
     }
 }
 
-/// Remembers what it hears.
+/// Records events.
 #[derive(Default)]
 pub struct Listener {
     pub events: Mutex<Vec<Event>>,
@@ -88,8 +88,8 @@ impl Observer for Listener {
     }
 }
 
-/// Adds to the store at `root` a snapshot whose chunks and tree come from `make`,
-/// which is given a way to store chunks and returns the root page.
+/// Adds a snapshot to the store at `root`. `make` gets a function that stores chunks and returns
+/// the root page.
 pub fn craft(
     root: &Path,
     make: impl FnOnce(&mut dyn FnMut(Kind, &[u8]) -> ChunkId) -> ChunkId,

@@ -1,4 +1,4 @@
-//! The system calls of a run, as changes of a disk.
+//! Converts the system calls of a run to changes of a disk.
 
 use super::disk::{Change, Disk};
 use super::sandbox::{Outcome, Run};
@@ -7,43 +7,43 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-/// Calls that change files or names, or make such changes safe.
+/// Calls that change files or names, or make such changes durable.
 const CALLS: &str = "creat,open,openat,openat2,write,pwrite64,writev,pwritev,pwritev2,ftruncate,\
     truncate,fallocate,copy_file_range,sendfile,splice,mmap,fsync,fdatasync,sync_file_range,\
     syncfs,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,\
     rmdir";
 
-/// `strace` with these arguments, in front of a program to come.
+/// Adds these arguments to a run of `strace`; the traced program follows.
 pub fn strace<'a>(run: Run, arguments: impl IntoIterator<Item = &'a str>) -> Run {
     run.args(["-f", "-y", "-e", "signal=none"]).args(arguments)
 }
 
-/// All changes below one directory, in the order in which they were done.
+/// All changes below one directory, in order.
 pub struct Trace {
     /// The working directory of the runs.
     root: PathBuf,
-    /// What is looked at, below `root`.
+    /// Observed directory, below `root`.
     below: PathBuf,
     pub changes: Vec<Change>,
-    /// The state after all of them.
+    /// State after all changes.
     disk: Disk,
     files: usize,
 }
 
 impl Trace {
-    /// Changes below `root/below`; paths are those below `root`.
+    /// Creates an empty trace of changes below `root/below`. Paths are relative to `root`.
     pub fn new(root: &Path, below: &str) -> Trace {
         let root = root.canonicalize().expect("is there");
         Trace { root, below: below.into(), changes: Vec::new(), disk: Disk::default(), files: 0 }
     }
 
-    /// The disk after all changes.
+    /// Returns the disk after all changes.
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
 
-    /// Runs a program and takes up what it does. `run` makes a run of `strace`; `extra` are
-    /// more arguments for that.
+    /// Runs a program and adds its changes. `strace_itself` is a run of `strace`; `extra` are more
+    /// arguments for it.
     pub fn run(&mut self, strace_itself: Run, extra: &[&str], program: &[&str]) -> Outcome {
         let log = self.root.join("trace");
         let trace = format!("trace={CALLS}");
@@ -56,7 +56,7 @@ impl Trace {
         outcome
     }
 
-    /// Notes what the user relies on from here on.
+    /// Records a promise on which the user relies from here on.
     fn promise(&mut self, what: String) {
         self.note(Change::Promise(what));
     }
@@ -67,7 +67,8 @@ impl Trace {
     }
 
     fn read(&mut self, text: &str) {
-        // What a thread was doing when another line came between, and since when.
+        // Calls of each thread that another line interrupted, with the number of changes when they
+        // began.
         let mut unfinished: HashMap<&str, (String, usize)> = HashMap::new();
         for line in text.lines() {
             let (thread, line) = line.split_once(' ').expect("a thread and a call");
@@ -92,7 +93,7 @@ impl Trace {
 
     fn call(&mut self, line: &str, begun: usize) {
         let call = Call::parse(line);
-        // Failed calls change nothing; those of killed threads did not come about.
+        // Failed calls change nothing, and those of killed threads did not happen.
         let Some(result) = call.result else { return };
         let path = |at| self.path(&call, at);
         match call.name {
@@ -119,7 +120,7 @@ impl Trace {
                 bytes.truncate(result as usize);
                 let offset = match call.arguments.get(3) {
                     Some(offset) => offset.parse().expect("an offset"),
-                    // Files of a store are written from front to back.
+                    // Files of a store are written sequentially.
                     None => self.disk.size(file),
                 };
                 self.note(Change::Write { file, offset, bytes: bytes.into() });
@@ -176,7 +177,7 @@ impl Trace {
                 let is_written =
                     call.arguments[2].contains("WRITE") && call.arguments[3].contains("SHARED");
                 if let Some(path) = self.open_path(&call, 4).filter(|_| is_written) {
-                    // SQLite makes this one anew after a crash, whatever is in it.
+                    // SQLite recreates this file after a crash, whatever it contains.
                     assert!(path.ends_with("index.sqlite-shm"), "mapped: {}", path.display());
                 }
             }
@@ -193,7 +194,7 @@ impl Trace {
         self.note(Change::File { path, file: self.files });
     }
 
-    /// A snapshot counts from the moment at which its id was printed.
+    /// A snapshot counts from the moment its id was printed.
     fn output(&mut self, bytes: &[u8]) {
         for line in bytes.split(|byte| *byte == b'\n') {
             let Ok(value) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
@@ -203,7 +204,7 @@ impl Trace {
         }
     }
 
-    /// The path that an argument names, if it is one of ours.
+    /// Returns the path that an argument names, if it is observed.
     fn path(&self, call: &Call<'_>, at: usize) -> Option<PathBuf> {
         let name = PathBuf::from(OsString::from_vec(call.bytes(at)));
         let base = match at.checked_sub(1).map(|before| call.arguments[before]) {
@@ -213,7 +214,7 @@ impl Trace {
         self.ours(&base.join(name))
     }
 
-    /// The path of an open file or directory, if it is one of ours.
+    /// Returns the path of an open file or directory, if it is observed.
     fn open_path(&self, call: &Call<'_>, at: usize) -> Option<PathBuf> {
         self.ours(&of_descriptor(call.arguments.get(at)?)?)
     }
@@ -225,12 +226,12 @@ impl Trace {
     fn ours(&self, path: &Path) -> Option<PathBuf> {
         let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
         let path = path.strip_prefix(&self.root).ok()?;
-        // The top directory itself is synced once it has a new name in it.
+        // The top directory itself is synced after it gets a new name.
         (path.starts_with(&self.below) || path.as_os_str().is_empty()).then(|| path.to_owned())
     }
 }
 
-/// The path in `7</hex/path>`; nothing for pipes and files without a name.
+/// Returns the path in `7</hex/path>`, or `None` for pipes and files without a name.
 fn of_descriptor(argument: &str) -> Option<PathBuf> {
     let (_, rest) = argument.split_once('<')?;
     let (path, after) = rest.split_once('>')?;
@@ -238,7 +239,7 @@ fn of_descriptor(argument: &str) -> Option<PathBuf> {
     (path.starts_with(b"/") && after.is_empty()).then(|| OsString::from_vec(path).into())
 }
 
-/// The bytes of `\x2f\x74…`.
+/// Decodes the bytes of `\x2f\x74…`.
 fn unhex(text: &str) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).expect("hexadecimal") as u8;
     let bytes = text.as_bytes().chunks_exact(4);
@@ -249,14 +250,14 @@ fn unhex(text: &str) -> Vec<u8> {
 struct Call<'a> {
     name: &'a str,
     arguments: Vec<&'a str>,
-    /// What it returned, unless it failed.
+    /// Returned value, unless the call failed.
     result: Option<u64>,
 }
 
 impl Call<'_> {
     fn parse(line: &str) -> Call<'_> {
         let (name, rest) = line.split_once('(').unwrap_or_else(|| panic!("no call: {line}"));
-        // Strings are hexadecimal, so that nothing in them looks like the end.
+        // Strings are hexadecimal, so nothing in them looks like the end.
         let Some((arguments, result)) = rest.rsplit_once(") ") else {
             return Call { name, arguments: Vec::new(), result: None };
         };
@@ -269,7 +270,7 @@ impl Call<'_> {
         Call { name, arguments: arguments.split(", ").collect(), result }
     }
 
-    /// The bytes of an argument that is a string.
+    /// Returns the bytes of an argument that is a string.
     fn bytes(&self, at: usize) -> Vec<u8> {
         let text = self.arguments[at].strip_prefix('"').and_then(|text| text.strip_suffix('"'));
         unhex(text.unwrap_or_else(|| panic!("no string: {}", self.arguments[at])))

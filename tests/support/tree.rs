@@ -1,11 +1,11 @@
-//! Directory trees for tests: one that holds everything a backup has to bring
-//! back, a comparison that misses nothing of it, and a way to get rid of it.
+//! Directory trees for tests: a tree with everything that a restore must reproduce, an exact
+//! comparison, and complete removal.
 //!
-//! Nothing here goes through a path that could grow too long, nor follows a
-//! symbolic link inside a tree: all of it works relative to open directories.
+//! All functions work relative to open directories. They use no path that could become too long,
+//! and follow no symbolic link inside a tree.
 //!
-//! The path attributes below let this file be included from any place, with
-//! `mod tree;` as well as with `#[path = "…/tree.rs"] mod tree;`.
+//! The path attributes below allow including this file from any place, with `mod tree;` as well as
+//! with `#[path = "…/tree.rs"] mod tree;`.
 
 // Every test binary includes the whole module, and most use a part of it.
 #![allow(dead_code, unused_imports)]

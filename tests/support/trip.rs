@@ -5,32 +5,32 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// What a call does instead of what it was asked for.
+/// Behaviour of a failing call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It fails, once.
     Once(Errno),
-    /// It fails from then on.
+    /// It fails from this call on.
     ForGood(Errno),
-    /// From then on it reads or writes a third of what it should.
+    /// From this call on, it reads or writes a third of the requested bytes.
     Short,
 }
 
-/// The errors that disks give.
+/// Errors that disks return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Errno {
     Io = 5,
     NoSpace = 28,
 }
 
-/// Which call fails.
+/// The call that fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Trip<'a> {
-    /// Name of the call; several have commas between them.
+    /// Name of the call; several names are separated by commas.
     pub call: &'a str,
-    /// Only calls on what is below this directory of the sandbox count.
+    /// Only calls on paths below this directory of the sandbox count.
     pub below: &'a str,
-    /// Which of them, counted from 1.
+    /// Number of the call, counted from 1.
     pub n: usize,
     pub fault: Fault,
 }
@@ -42,7 +42,7 @@ impl Display for Trip<'_> {
 }
 
 impl Trip<'_> {
-    /// Runs forgekeep. Also returns how many such calls there were.
+    /// Runs forgekeep. Also returns the number of such calls.
     pub fn run(&self, sandbox: &Sandbox, arguments: &[&str]) -> (Outcome, usize) {
         let root = sandbox.root().canonicalize().expect("is there");
         let below = root.join(self.below);
@@ -71,7 +71,8 @@ fn program() -> &'static Path {
         let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let program = place.join(format!("trip-{}", std::process::id()));
         std::fs::create_dir_all(place).expect("makes");
-        // By another process: a file that a fork of this one has open cannot be run.
+        // By another process: a file cannot be executed while a fork of this process has it open
+        // for writing.
         sandbox.tool("cp").args([Path::new("trip"), &program]).run().ok();
         program
     })

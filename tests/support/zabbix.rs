@@ -1,4 +1,4 @@
-//! A real Zabbix server with its frontend, whose API it is, and its database.
+//! A real Zabbix server with its database, and its frontend, which provides the API.
 
 use super::accounts::Account;
 use super::postgres::{Options, Postgres};
@@ -9,9 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The host that is watched.
+/// The monitored host.
 pub const HOST: &str = "git01";
-/// Its items, which take what they are sent: key and type (0 a number, 4 a text).
+/// Its items, which accept sent values: key and type (0 a number, 4 a text).
 const ITEMS: [(&str, u8); 4] = [
     ("backup.status[gitlab]", 0),
     ("backup.message[gitlab]", 4),
@@ -21,10 +21,10 @@ const ITEMS: [(&str, u8); 4] = [
 
 /// A Zabbix that runs until it is dropped.
 pub struct Zabbix {
-    /// Where the server takes values.
+    /// Port on which the server accepts values.
     pub port: u16,
     web_port: u16,
-    /// Of the administrator.
+    /// API token of the administrator.
     pub token: String,
     _web: Server,
     _server: Server,
@@ -32,7 +32,7 @@ pub struct Zabbix {
 }
 
 impl Zabbix {
-    /// Starts one in a directory of the sandbox.
+    /// Starts a Zabbix in a directory of the sandbox.
     pub fn start(sandbox: &Sandbox) -> Zabbix {
         let everyone = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(sandbox.root(), everyone).expect("opens the sandbox");
@@ -47,12 +47,12 @@ impl Zabbix {
         zabbix
     }
 
-    /// Where the API is.
+    /// Returns the URL of the API.
     pub fn api(&self) -> String {
         format!("http://127.0.0.1:{}/api_jsonrpc.php", self.web_port)
     }
 
-    /// All values that an item has got, the first one first.
+    /// Returns all values that an item has received, the first one first.
     pub fn values(&self, key: &str) -> Vec<String> {
         let query = format!(
             "select value from (select itemid, clock, ns, value::text from history union all \
@@ -62,20 +62,20 @@ impl Zabbix {
         self.database.query("zabbix", query).lines().map(str::to_owned).collect()
     }
 
-    /// All maintenances, the oldest first.
+    /// Returns all maintenances, oldest first.
     pub fn maintenances(&self) -> Vec<Value> {
         let query = json!({"selectHosts": ["host"], "selectTimeperiods": "extend", "sortfield": "maintenanceid"});
         let found = self.call("maintenance.get", query, Some(&self.token)).expect("an answer");
         found.as_array().expect("a list").clone()
     }
 
-    /// Whether the server keeps still about the host.
+    /// Returns true if the host is in maintenance.
     pub fn is_in_maintenance(&self) -> bool {
         let query = format!("select maintenance_status from hosts where host = '{HOST}'");
         self.database.query("zabbix", query) == "1"
     }
 
-    /// A token as an administrator makes it by hand.
+    /// Creates a token, as an administrator does by hand.
     fn new_token(&self) -> String {
         let login = json!({"username": "Admin", "password": "zabbix"});
         let session = self.call("user.login", login, None).expect("logs in");
@@ -97,20 +97,20 @@ impl Zabbix {
     }
 }
 
-/// Now, as Zabbix counts.
+/// Returns the current time in Zabbix's format.
 pub fn now() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "compared with what Zabbix has")]
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     since.as_secs() as i64
 }
 
-/// A cluster with what a server needs to start, and a host.
+/// Creates a cluster with the data that a server needs to start, and a host.
 fn database(sandbox: &Sandbox) -> Postgres {
     let options = Options { account: "postgres".into(), ..Options::within(&sandbox.path("pg")) };
     let database = Postgres::start(options);
     database.sql("postgres", "create role zabbix superuser login");
     database.sql("postgres", "create database zabbix owner zabbix");
-    // Of the data only the rows that nothing works without: the rest are templates.
+    // Loads only the rows that the server needs; the rest are templates.
     let load = "cd /usr/share/zabbix-server-pgsql; { zcat schema.sql.gz; zcat data.sql.gz | grep -E '^INSERT INTO \
                 (role|role_rule|users|usrgrp|users_groups|hstgrp|config|config_autoreg_tls|globalmacro|regexps|expressions|rights|module|settings) .*;$'; \
                 } | \"$@\"";
@@ -147,7 +147,7 @@ fn server(sandbox: &Sandbox, sockets: &str) -> (u16, Server) {
     let dir = sandbox.text("zabbix");
     std::fs::create_dir_all(&dir).expect("a directory");
     let port = free_port();
-    // As little as starts at all.
+    // Minimal numbers of processes for a start.
     let few = "StartPollers StartPollersUnreachable StartTrappers StartDBSyncers StartTimers \
                StartPreprocessors StartAlerters StartEscalators StartLLDProcessors CacheUpdateFrequency";
     let none = "StartPingers StartDiscoverers StartHTTPPollers StartODBCPollers StartHistoryPollers \
@@ -171,7 +171,7 @@ fn server(sandbox: &Sandbox, sockets: &str) -> (u16, Server) {
 
 fn frontend(sandbox: &Sandbox, sockets: &str, server_port: u16) -> (u16, Server) {
     let web = sandbox.text("web");
-    // Debian's frontend knows one place for its configuration.
+    // Debian's frontend reads its configuration from a single path.
     sandbox.tool("cp").args(["-a", "/usr/share/zabbix", &web]).run().ok();
     let configuration = sandbox.text("zabbix.conf.php");
     let place = "web/include/classes/core/CConfigFile.php";
@@ -224,10 +224,10 @@ fn frontend(sandbox: &Sandbox, sockets: &str, server_port: u16) -> (u16, Server)
     (port, Server::start(Account::root(), &arguments, &log, &[Signal::TERM]))
 }
 
-/// A port that nobody had a moment ago, of those that a Zabbix server takes.
+/// Returns a currently unused port, in the range that a Zabbix server accepts.
 fn free_port() -> u16 {
     static USED: AtomicU16 = AtomicU16::new(0);
-    // Another process begins elsewhere.
+    // Other processes begin at other ports.
     let first = (std::process::id() % 600) as u16 * 20;
     let mut ports = (0..12_000).map(|_| 20_000 + (first + USED.fetch_add(1, Relaxed)) % 12_000);
     let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();

@@ -1,4 +1,4 @@
-//! What has to be so of a restored instance.
+//! Conditions that a restored instance must meet.
 
 use super::database::{CI, FUNCTIONS, MAIN};
 use super::files::FILES;
@@ -8,8 +8,8 @@ use crate::support::sandbox::Run;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Asserts that every repository below a root is whole: everything that a
-/// reference needs is there. Returns how many there are.
+/// Asserts that every repository below a root is complete: everything that a reference needs
+/// exists. Returns the number of repositories.
 #[track_caller]
 pub fn fsck_all(root: &Path) -> usize {
     let mut repositories = Vec::new();
@@ -28,7 +28,7 @@ pub fn fsck_all(root: &Path) -> usize {
     repositories.len()
 }
 
-/// What is wrong with a repository: its references and all that they need.
+/// Returns the fault of a repository's references and objects, if any.
 fn what_is_wrong(dir: &Path) -> Option<String> {
     let git = Run::limited("git").args(["-c", "safe.directory=*", "--git-dir"]).args([dir]);
     let fsck = git.args(["fsck", "--connectivity-only", "--no-dangling", "--no-progress"]).run();
@@ -50,8 +50,8 @@ fn find_repositories(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Asserts that every row that speaks of a local file has it below `root`, with
-/// the size and the hash that the row knows. Returns how many there are.
+/// Asserts that every row about a local file has its file below `root`, with the size and hash in
+/// the row. Returns the number of rows.
 #[track_caller]
 pub fn assert_rows_have_files(postgres: &Postgres, root: &Path) -> usize {
     let mut count = 0;
@@ -79,8 +79,8 @@ pub fn assert_rows_have_files(postgres: &Postgres, root: &Path) -> usize {
     count
 }
 
-/// Asserts that every commit whose push the database knows is in its repository
-/// below `root`. Returns how many there are.
+/// Asserts that every commit whose push is in the database is in its repository below `root`.
+/// Returns the number of commits.
 #[track_caller]
 pub fn assert_pushes_are_there(postgres: &Postgres, root: &Path) -> usize {
     let rows = postgres.query(
@@ -98,7 +98,7 @@ pub fn assert_pushes_are_there(postgres: &Postgres, root: &Path) -> usize {
         *pushes.entry(dir).or_default() += &format!("{commit}\n");
     }
     for (dir, commits) in &pushes {
-        // Reachable ones: what no reference needs may go at any time.
+        // Only reachable ones: git may drop unreachable objects at any time.
         let reachable = super::repositories::run_git(dir, &["rev-list", "--all"], "");
         for commit in commits.lines() {
             assert!(reachable.contains(commit), "{}: {commit} is missing", dir.display());

@@ -1,17 +1,17 @@
-//! The databases, with the tables that say where things are.
+//! The databases, with the tables that locate files and repositories.
 
 use crate::support::postgres::Postgres;
 
-/// The database of everything but CI.
+/// Database of everything except CI.
 pub const MAIN: &str = "gitlabhq_production";
 
-/// The database of CI, which has the tables of the other as well, empty.
+/// Database of CI, which also has the tables of the other one, empty.
 pub const CI: &str = "gitlabhq_production_ci";
 
-/// What every script of rows needs.
+/// Functions for every script of rows.
 pub const FUNCTIONS: &str = include_str!("functions.sql");
 
-/// Makes roles, databases, tables and rows for this many projects.
+/// Creates roles, databases, tables and rows for this many projects.
 pub fn make(postgres: &Postgres, projects: u32) {
     postgres.sql("postgres", format!("create role gitlab login;\n{}", owned_by_gitlab()));
     for (database, rows) in [(MAIN, include_str!("main.sql")), (CI, include_str!("ci.sql"))] {

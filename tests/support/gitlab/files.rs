@@ -1,4 +1,4 @@
-//! The files that rows speak of, and some that no row knows.
+//! The files that rows name, and some that no row names.
 
 use super::database::{CI, FUNCTIONS, MAIN};
 use super::layout;
@@ -7,10 +7,10 @@ use crate::support::accounts::Account;
 use crate::support::postgres::Postgres;
 use std::path::Path;
 
-/// Makes `files`, a view that lives as long as the session.
+/// Creates `files`, a view that lives as long as the session.
 pub const FILES: &str = include_str!("files.sql");
 
-/// Makes every file.
+/// Creates every file.
 pub fn make(postgres: &Postgres, root: &Path) {
     for database in [MAIN, CI] {
         let query = format!("{FUNCTIONS}{FILES}select path, pg_temp.content(kind, id) from files");
@@ -26,7 +26,7 @@ pub fn make(postgres: &Postgres, root: &Path) {
     registry(&data);
 }
 
-/// One image in the container registry.
+/// Creates one image in the container registry.
 fn registry(data: &Path) {
     let owner = Account { gid: git().gid, ..Account::named("registry") };
     let base = "gitlab-rails/shared/registry/docker/registry/v2";
@@ -42,7 +42,7 @@ fn registry(data: &Path) {
     below(data, &tag, owner, 0o744, &link);
 }
 
-/// Writes a file and gives the directories that lead to it to its owner.
+/// Writes a file and gives the directories above it to its owner.
 pub fn below(data: &Path, path: &str, owner: Account, mode: u32, content: &str) {
     let path = data.join(path);
     let missing: Vec<_> =

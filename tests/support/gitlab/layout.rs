@@ -7,7 +7,7 @@ use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Directories below the root, their owners and modes, as the package makes them.
+/// Directories below the root, with their owners and modes, as the package creates them.
 const DIRECTORIES: &[(&str, &str, u32)] = &[
     ("etc/gitlab", "root", 0o775),
     ("etc/gitlab/ssl", "root", 0o755),
@@ -51,12 +51,12 @@ const DIRECTORIES: &[(&str, &str, u32)] = &[
     ("var/opt/gitlab/redis", "gitlab-redis", 0o750),
 ];
 
-/// Makes everything that no server and no row is needed for.
+/// Creates everything that requires neither a server nor rows.
 pub fn make(root: &Path, builder: &Builder) {
     for (path, owner, mode) in DIRECTORIES {
         directory(&root.join(path), Account::named(owner), *mode);
     }
-    // Both are GitLab's by their group.
+    // Both have a group of GitLab's.
     for (path, owner) in [("gitlab-rails/shared/registry", "registry"), ("redis", "gitlab-redis")] {
         let owner = Account { gid: super::git().gid, ..Account::named(owner) };
         owner.own(&root.join(super::DATA).join(path));
@@ -132,7 +132,7 @@ fn configuration(root: &Path, builder: &Builder) {
     let redis = include_str!("redis.conf").replace("{{append-only}}", append_only);
     let owner = Account::named("gitlab-redis");
     file(&root.join("var/opt/gitlab/redis/redis.conf"), owner, 0o644, redis);
-    // GitLab's public uploads lead to where they are kept.
+    // GitLab's public uploads are a link to the real ones.
     let public = root.join("opt/gitlab/embedded/service/gitlab-rails/public/uploads");
     link(Path::new("/var/opt/gitlab/gitlab-rails/uploads"), &public);
     anyone(
@@ -188,7 +188,7 @@ fn programs_and_wrappers(root: &Path) {
     }
 }
 
-/// Makes a directory and those above it, which become root's.
+/// Creates a directory and those above it, which root owns.
 pub fn directory(path: &Path, owner: Account, mode: u32) {
     std::fs::create_dir_all(path).expect("a directory");
     owner.own(path);
@@ -202,7 +202,7 @@ pub fn file(path: &Path, owner: Account, mode: u32, content: impl AsRef<[u8]>) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
 }
 
-/// Makes a symbolic link.
+/// Creates a symbolic link.
 pub fn link(target: &Path, path: &Path) {
     std::os::unix::fs::symlink(target, path).expect("a link");
 }

@@ -1,5 +1,5 @@
-//! The Mattermost of the package: its database, its files, and the three places
-//! that have to agree for people to sign in by GitLab.
+//! The Mattermost of the package: its database, its files, and the three places that must agree for
+//! sign-on by GitLab.
 
 use super::DATA;
 use super::database::MAIN;
@@ -12,16 +12,16 @@ use std::path::Path;
 /// Its database.
 pub const MATTERMOST: &str = "mattermost_production";
 
-/// What GitLab knows it by.
+/// Its OAuth application id in GitLab.
 pub const OAUTH_ID: &str = "aa11bb22cc33dd44ee55ff66aa11bb22cc33dd44ee55ff66aa11bb22cc33dd44";
 
-/// What it proves that with.
+/// Its OAuth secret.
 pub const OAUTH_SECRET: &str = "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978";
 
-/// The form of it that GitLab 15 and 16 keep.
+/// The hashed form of the secret that GitLab 15 and 16 store.
 pub const OAUTH_SECRET_PBKDF2: &str = "$pbkdf2-sha512$20000$$fKZcdglCMuEitDbfm2AcE45Jpkpg0mvqHphGnJ5rOR1NXsgjAZBEZAQO8k47U9irKTqFr0JFJFiyXtIvqGTwGA";
 
-/// Its section of `gitlab-secrets.json`.
+/// Returns its section of `gitlab-secrets.json`.
 pub fn secrets() -> serde_json::Value {
     json!({
         "email_invite_salt": "7a".repeat(16),
@@ -34,8 +34,8 @@ pub fn secrets() -> serde_json::Value {
     })
 }
 
-/// Makes all of it for a major version of GitLab, which from 15 on keeps a hash of the secret
-/// only.
+/// Creates all of it for a major version of GitLab. From version 15 on, GitLab stores only a hash
+/// of the secret.
 pub fn make(postgres: &Postgres, root: &Path, major: u32) {
     let secret = match major {
         ..15 => format!("'{OAUTH_SECRET}'"),
@@ -79,7 +79,8 @@ fn files(postgres: &Postgres, root: &Path, major: u32) {
         0o644,
         "{\"id\":\"com.example.plugin\"}",
     );
-    // Since package 11.0 this is only made when missing; what counts is the environment.
+    // Since package 11.0 this file is only created if missing; the environment has the effective
+    // values.
     let has_environment = major >= 11;
     let gitlab = if has_environment {
         json!({ "Enable": false, "Secret": "", "Id": "", "Scope": "" })

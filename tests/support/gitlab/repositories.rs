@@ -1,5 +1,5 @@
-//! Bare repositories where the rows say they are. One is made by git, the
-//! others are copies of it that each got a commit of their own.
+//! Bare repositories at the paths in the rows. git creates one; the others are copies of it, each
+//! with a commit of its own.
 
 use super::database::MAIN;
 use super::layout;
@@ -11,31 +11,31 @@ use std::fmt::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// A repository and what the database says of it.
+/// A repository and its data in the database.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    /// The name of its storage.
+    /// Name of its storage.
     pub storage: String,
-    /// Its path in the storage.
+    /// Path in the storage.
     pub path: String,
-    /// The path of its pool.
+    /// Path of its pool.
     pub pool: Option<String>,
-    /// The id of the project whose code it has; wikis and the like have none.
+    /// Id of the project whose code it has; `None` for wikis and the like.
     pub project: Option<u64>,
-    /// What GitLab calls it; nothing for a pool.
+    /// Path in GitLab; empty for a pool.
     pub full_path: String,
-    /// Where it is.
+    /// Directory of the repository.
     pub dir: PathBuf,
 }
 
-/// Makes all repositories that there are rows for.
+/// Creates all repositories that have rows.
 pub fn make(postgres: &Postgres, root: &Path) -> Vec<Repository> {
     let rows = postgres.query(MAIN, include_str!("repositories.sql"));
     let repositories: Vec<_> = rows.lines().map(|row| parse(row, root)).collect();
     let scratch = super::short_dir();
     let template = scratch.path().join("template.git");
     make_template(&template);
-    // Pools come first: members need them to be repositories at all.
+    // Pools come first: members are not valid repositories without them.
     let (pools, others): (Vec<_>, Vec<_>) =
         repositories.iter().partition(|repository| repository.full_path.is_empty());
     for pool in pools {
@@ -68,7 +68,7 @@ fn parse(row: &str, root: &Path) -> Repository {
     }
 }
 
-/// A packed history with all kinds of references that GitLab keeps.
+/// Creates a packed history with all kinds of references that GitLab keeps.
 fn make_template(dir: &Path) {
     let init = Run::limited("git").args(["init", "-q", "--bare", "--template=", "-b", "main"]);
     init.args([dir]).run().ok();
@@ -97,8 +97,8 @@ fn make_template(dir: &Path) {
     run_git(dir, &["pack-refs", "--all"], "");
 }
 
-/// A commit for `git fast-import`. Its parent is `from`, or else the commit
-/// before it in the stream.
+/// Adds a commit for `git fast-import`. Its parent is `from`, or otherwise the previous commit in
+/// the stream.
 fn commit(stream: &mut String, branch: &str, time: u32, from: &str, file: &str, content: &str) {
     let from = if from.is_empty() { String::new() } else { format!("from {from}\n") };
     write!(
@@ -113,8 +113,8 @@ fn commit(stream: &mut String, branch: &str, time: u32, from: &str, file: &str, 
     .expect("writes to a string");
 }
 
-/// Makes a commit for each of some repositories, as loose objects; returns what
-/// each needs: commit, tree and file. One git for all: a thousand would take long.
+/// Creates a commit for each of some repositories, as loose objects. Returns the objects that each
+/// needs: commit, tree and file. One git process creates all, because a thousand would take long.
 fn make_commits(workshop: &Path, repositories: &[&Repository]) -> Vec<[String; 3]> {
     let (mut stream, mut names) = (String::new(), String::new());
     for (number, repository) in repositories.iter().enumerate() {
@@ -135,7 +135,7 @@ fn make_one(repository: &Repository, template: &Path, workshop: &Path, commit: &
     let dir = &repository.dir;
     copy(template, dir);
     if let Some(pool) = &repository.pool {
-        // All that was there before the fork is in the pool.
+        // Everything from before the fork is in the pool.
         std::fs::remove_dir_all(dir.join("objects/pack")).expect("a packed repository");
         std::fs::create_dir(dir.join("objects/pack")).expect("a directory");
         std::fs::create_dir_all(dir.join("objects/info")).expect("a directory");
@@ -156,7 +156,7 @@ fn make_one(repository: &Repository, template: &Path, workshop: &Path, commit: &
     std::fs::write(dir.join("refs/heads/main"), format!("{}\n", commit[0])).expect("writes");
 }
 
-/// A pool has what its members share under references of its own.
+/// Creates a pool, which has the shared objects of its members under references of its own.
 fn make_pool(pool: &Repository, template: &Path) {
     copy(template, &pool.dir);
     let refs = run_git(&pool.dir, &["for-each-ref", "--format=%(refname) %(objectname)"], "");
@@ -174,7 +174,7 @@ fn make_pool(pool: &Repository, template: &Path) {
     run_git(&pool.dir, &["pack-refs", "--all"], "");
 }
 
-/// What Gitaly has beside the repositories.
+/// Creates Gitaly's files next to the repositories.
 fn runtime(storage: &Path) {
     let id = storage.to_string_lossy().len();
     let identity = format!("{{\"gitaly_filesystem_id\":\"4b9d4b5a-0000-4000-8000-{id:012}\"}}");
@@ -186,7 +186,7 @@ fn runtime(storage: &Path) {
     layout::file(&waste, git(), 0o600, "is made again");
 }
 
-/// Gives repositories the owner and the modes that Gitaly gives them.
+/// Gives repositories the owner and modes that Gitaly uses.
 fn give_to_git(storage: &Path) {
     fn give(path: &Path, owner: Account) {
         owner.own(path);
@@ -220,7 +220,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Runs git in a repository of any owner; returns what it says.
+/// Runs git in a repository of any owner and returns its output.
 pub fn run_git(dir: &Path, arguments: &[&str], input: &str) -> String {
     let git = Run::limited("git").args(["-c", "safe.directory=*", "--git-dir"]).args([dir]);
     git.args(arguments).input(input).run().ok().stdout

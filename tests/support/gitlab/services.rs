@@ -7,12 +7,12 @@ use crate::support::runit::{Runit, write_service};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Starts the services; returns when they run.
+/// Starts the services and waits until they run.
 pub fn start(builder: &Builder, root: &Path, repositories: &[Repository]) -> Runit {
     let gitlab = root.join("opt/gitlab");
     let service = gitlab.join("service");
     let waits = "#!/bin/sh\nexec sleep infinity\n";
-    // These are there to be seen, for their servers are the tests' own.
+    // These only appear as services; their servers belong to the tests.
     let mut scripts = vec![("gitaly", waits), ("postgresql", waits), ("redis", waits)];
     if builder.writers {
         scripts.push((builder.web, include_str!("puma")));
@@ -43,7 +43,7 @@ pub fn start(builder: &Builder, root: &Path, repositories: &[Repository]) -> Run
     services
 }
 
-/// Id and directory of every project's repository, a line each.
+/// Returns id and directory of every project's repository, one per line.
 pub fn list_of_projects(repositories: &[Repository]) -> String {
     let mut list = String::new();
     for repository in repositories {

@@ -1,8 +1,8 @@
-//! Reaching the files of a tree from a handle on its top directory.
+//! Access to the files of a tree through an open top directory.
 //!
-//! Paths in here are bytes relative to that top, with `/` between the names;
-//! the empty path is the top itself. They may be longer than the kernel takes
-//! in one call, so they are walked name by name.
+//! Paths are bytes relative to that directory, with `/` between the names; the empty path is the
+//! directory itself. They may be longer than the kernel accepts in one call, so each name is opened
+//! separately.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
@@ -13,13 +13,13 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-/// The most the kernel gives back for one attribute, or for a list of names.
+/// Limit of the kernel for one attribute, and for a list of names, in bytes.
 const XATTR_MAX: usize = 65_536;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens the top directory of a tree, which may be named through a symbolic
-/// link: only below it are links never followed.
+/// Opens the top directory of a tree. Its path may contain symbolic links; links below it are never
+/// followed.
 pub(super) fn open_top(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -31,8 +31,8 @@ pub(super) fn open_dir(top: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> 
     Ok(rustix::fs::openat(&parent, name, DIRECTORY | OFlags::RDONLY, Mode::empty())?)
 }
 
-/// Opens the directory that holds `path`, and gives the last name of `path`
-/// (`.` for the top directory). The handle serves for `…at` calls only.
+/// Opens the directory that holds `path`, and returns the last name of `path` (`.` for the top
+/// directory). The handle is only valid for `…at` calls.
 pub(super) fn open_parent<'p>(
     top: BorrowedFd<'_>,
     path: &'p [u8],
@@ -47,19 +47,19 @@ pub(super) fn open_parent<'p>(
     Ok((dir, name))
 }
 
-/// `O_PATH` asks for no read permission on the directories on the way.
+/// Opens the next directory. `O_PATH` requires no read permission on it.
 fn step(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, DIRECTORY | OFlags::PATH, Mode::empty())?)
 }
 
 /// Opens a regular file for reading.
 pub(super) fn open_file(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
-    // Without NONBLOCK, a FIFO that took the file's place would hang the test.
+    // Without NONBLOCK, a FIFO that replaced the file would hang the test.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?.into())
 }
 
-/// The names in a directory, without `.` and `..`.
+/// Returns the names in a directory, without `.` and `..`.
 pub(super) fn names(dir: BorrowedFd<'_>) -> io::Result<BTreeSet<Vec<u8>>> {
     let mut names = BTreeSet::new();
     for entry in Dir::read_from(dir)? {
@@ -72,14 +72,14 @@ pub(super) fn names(dir: BorrowedFd<'_>) -> io::Result<BTreeSet<Vec<u8>>> {
     Ok(names)
 }
 
-/// The metadata of whatever has this name, a symbolic link included.
+/// Returns the metadata of an object, without following a symbolic link.
 pub(super) fn metadata(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Metadata> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     File::from(handle).metadata()
 }
 
-/// The target of a symbolic link, byte for byte.
+/// Returns the target of a symbolic link, byte for byte.
 pub(super) fn link_target(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
 }
@@ -89,8 +89,8 @@ pub(super) fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
 }
 
-/// All extended attributes of a file of any kind; none where the file system
-/// does not have them.
+/// Returns all extended attributes of a file of any kind; none if the file system does not support
+/// them.
 pub(super) fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let path = proc_path(dir, name);
     let mut list = vec![0; XATTR_MAX];
@@ -114,8 +114,7 @@ fn xattr_value(path: &[u8], xattr: &[u8]) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// A short path to a name in an open directory, for the calls that have no
-/// `…at` form.
+/// Returns a short path to a name in an open directory, for calls without an `…at` form.
 pub(super) fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
@@ -131,7 +130,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The path of `name` in the directory `dir`.
+/// Returns the path of `name` in the directory `dir`.
 pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() {
         return name.to_vec();
@@ -139,7 +138,7 @@ pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     [dir, b"/", name].concat()
 }
 
-/// A path for people: printable whatever bytes it has, `.` for the top.
+/// Formats a path for people: printable with any bytes, `.` for the top.
 pub(super) fn show(path: &[u8]) -> String {
     if path.is_empty() {
         return ".".to_owned();

@@ -1,4 +1,4 @@
-//! Making files of every kind, and keeping book of what could not be made.
+//! Creates files of every kind, and records those that could not be created.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -17,21 +17,21 @@ use rustix::io::Errno;
 
 use super::{at, map};
 
-/// What has been built, and what has not.
+/// Result of building a tree.
 #[derive(Debug)]
 pub struct Expected {
-    /// All files below the top directory, by their relative paths.
+    /// Relative paths of all files below the top directory.
     pub paths: BTreeSet<PathBuf>,
-    /// What this user may not make, or this file system not keep.
+    /// Objects that this user may not create, or that this file system cannot store.
     pub skipped: Vec<Skipped>,
 }
 
-/// Something that is missing from a tree.
+/// An object that is missing from a tree.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Skipped {
-    /// What it would have been.
+    /// Description of the object.
     pub what: String,
-    /// Why it is not there.
+    /// Reason why it is missing.
     pub reason: String,
 }
 
@@ -42,27 +42,27 @@ impl Display for Skipped {
 }
 
 impl Expected {
-    /// Panics with a list of what was skipped, if anything was.
+    /// Panics with a list of the skipped objects, if there are any.
     pub fn assert_nothing_skipped(&self) {
         let list: Vec<String> = self.skipped.iter().map(Skipped::to_string).collect();
         assert!(list.is_empty(), "not in the tree:\n{}", list.join("\n"));
     }
 }
 
-/// Seconds since 1970 and nanoseconds, these counted forwards.
+/// Seconds since 1970, and nanoseconds counted forwards.
 pub(super) type Time = (i64, u32);
 
-/// Builds a tree step by step, below a directory that exists.
+/// Builds a tree step by step, below an existing directory.
 ///
-/// A step that is not permitted or not supported is noted as skipped; steps
-/// that need what was not made then do nothing. All else that fails is an
-/// error. For the result to come out as asked, the order has to be: what is in
-/// a directory, then owner, mode, attributes and ACLs of each file, since a
-/// change of owner drops special bits and capabilities, and an ACL goes on top
-/// of the mode. Modification times come last, and see to themselves.
+/// A step that is not permitted or not supported is recorded as skipped. Steps that need its result
+/// then do nothing. All other failures are errors.
+///
+/// Steps must come in this order: first the content of a directory, then owner, mode, attributes
+/// and ACLs of each file. A change of owner drops special bits and capabilities, and an ACL
+/// modifies the mode. Modification times are set last, by [`finish`](Self::finish).
 pub(super) struct Builder {
     top: OwnedFd,
-    /// The paths made, each with the modification time it is to have.
+    /// The created paths, each with its final modification time.
     times: BTreeMap<Vec<u8>, Time>,
     skipped: Vec<Skipped>,
 }
@@ -76,9 +76,9 @@ impl Builder {
         })
     }
 
-    /// Sets the modification times, and ends the building.
+    /// Sets the modification times and returns the result.
     pub(super) fn finish(mut self) -> io::Result<Expected> {
-        // Backwards, so that every directory comes after what is in it.
+        // Backwards, so that every directory follows its content.
         for (path, time) in self.times.clone().into_iter().rev() {
             self.set_time(&path, time)?;
         }
@@ -97,8 +97,7 @@ impl Builder {
         self.file_with("file", path, |file| file.write_all(content))
     }
 
-    /// A file of this size with holes wherever no piece of data, given with its
-    /// offset, is.
+    /// Creates a file of this size from pieces of data, each with its offset. The rest are holes.
     pub(super) fn sparse(
         &mut self,
         path: &[u8],
@@ -136,7 +135,7 @@ impl Builder {
         self.node("block device", path, FileType::BlockDevice, number)
     }
 
-    /// One more name for a file that is not a directory.
+    /// Adds another name to a file that is not a directory.
     pub(super) fn hard_link(&mut self, existing: &[u8], path: &[u8]) -> io::Result<()> {
         if !self.has(existing) {
             return Ok(());
@@ -145,7 +144,7 @@ impl Builder {
         self.make("hard link", path, None, |dir, new| {
             rustix::fs::linkat(&from, old, dir, new, AtFlags::empty())
         })?;
-        // Both names lead to one modification time.
+        // Both names share one modification time.
         if let (true, Some(time)) = (self.has(path), self.times.get(existing)) {
             self.times.insert(path.to_vec(), *time);
         }
@@ -177,7 +176,7 @@ impl Builder {
         self.change(&what, path, |dir, name| {
             let path = at::proc_path(dir.as_fd(), name);
             match rustix::fs::lsetxattr(path, xattr, value, XattrFlags::empty()) {
-                // It is the room for attributes that is full, not the disk.
+                // The space for attributes is full, not the disk.
                 Err(Errno::NOSPC) => Err(Errno::TOOBIG),
                 result => result,
             }
@@ -185,16 +184,15 @@ impl Builder {
         Ok(())
     }
 
-    /// The modification time `path` is to have in the end; without this it gets
-    /// some time that depends on nothing but its path. To be called before
-    /// `path` gets more names.
+    /// Sets the final modification time of `path`. Without this call, the time depends only on the
+    /// path. Must be called before `path` gets more names.
     pub(super) fn time(&mut self, path: &[u8], time: Time) {
         if let Some(planned) = self.times.get_mut(path) {
             *planned = time;
         }
     }
 
-    /// Notes that something is not in the tree.
+    /// Records that an object is not in the tree.
     pub(super) fn skip(&mut self, what: &str, path: &[u8], reason: &str) {
         self.skipped.push(Skipped {
             what: format!("{}: {what}", at::show(path)),
@@ -234,7 +232,7 @@ impl Builder {
         })
     }
 
-    /// Makes a new name. The mode, if any, is set whatever the umask says.
+    /// Creates a name. A given mode is set regardless of the umask.
     fn make(
         &mut self,
         what: &str,
@@ -256,7 +254,7 @@ impl Builder {
         }
     }
 
-    /// Changes something about a file, if it was made; tells whether it did.
+    /// Changes a file if it was created. Returns true if it did.
     fn change(
         &mut self,
         what: &str,
@@ -271,7 +269,7 @@ impl Builder {
         self.check(what, path, result)
     }
 
-    /// Whether a step was done; if it could not be, it is noted as skipped.
+    /// Returns true if a step was done. Otherwise records it as skipped.
     fn check(&mut self, what: &str, path: &[u8], result: io::Result<()>) -> io::Result<bool> {
         match result {
             Ok(()) => Ok(true),
@@ -295,7 +293,7 @@ impl Builder {
         if !done {
             return Ok(());
         }
-        // A time out of range becomes the next best, without an error.
+        // A time out of range becomes the nearest possible one, without an error.
         let metadata = self.metadata(path)?;
         if (metadata.mtime(), metadata.mtime_nsec()) != (time.0, time.1.into()) {
             self.skip(&what, path, "the file system cannot store it");
@@ -315,11 +313,11 @@ impl Builder {
     }
 }
 
-/// Whether an error says that something is not allowed or not supported here,
-/// as opposed to a fault that should stop the test.
+/// Returns true if an error means that something is not allowed or not supported here. Other errors
+/// are faults that must stop the test.
 fn is_refusal(error: &io::Error) -> bool {
-    // Among them: ids that have no place in a user namespace (INVAL), names
-    // that are no text (ILSEQ), attributes too large (2BIG, RANGE).
+    // This includes ids that a user namespace lacks (INVAL), names that are not text (ILSEQ) and
+    // attributes that are too large (2BIG, RANGE).
     const REFUSALS: [Errno; 10] = [
         Errno::PERM,
         Errno::ACCESS,
@@ -339,8 +337,8 @@ fn explain(what: &dyn Display, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// A time between 2001 and 2023 that depends on the path only, so that two
-/// trees built alike are alike. Never a whole second.
+/// Returns a time between 2001 and 2023 that depends only on the path, so that two builds have
+/// equal times. Never a whole second.
 fn time_for(path: &[u8]) -> Time {
     const FIRST: u64 = 1_000_000_000;
     const SPAN: u64 = 700_000_000;

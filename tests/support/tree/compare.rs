@@ -1,4 +1,4 @@
-//! Comparing two trees in everything a backup has to bring back.
+//! Compares two trees in everything that a restore must reproduce.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -11,54 +11,58 @@ use std::path::Path;
 use super::at;
 use super::map::{self, Ranges};
 
-/// Holes are compared in blocks of this size: file systems allocate in
-/// different units, and none is asked to keep a hole smaller than this.
+/// Block size for comparing holes, in bytes. File systems allocate in different units, and smaller
+/// holes need not be kept.
 const HOLE_BLOCK: u64 = 64 * 1024;
 
-/// What a file with holes may allocate beyond its original: file systems
-/// round up, and count blocks of their own.
+/// Bytes that a file with holes may allocate beyond its original. File systems round up and count
+/// blocks of their own.
 const ALLOCATION_SLACK: u64 = 128 * 1024;
 
-/// How much of each file is held in memory while contents are compared.
+/// Bytes of each file held in memory while contents are compared.
 const PIECE: u64 = 256 * 1024;
 
-/// What `compare_ignoring` leaves out. By default: nothing.
+/// Properties that `compare_ignoring` leaves out; by default none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Ignore {
     /// Owning user and group, for trees restored without privileges.
     pub ownership: bool,
-    /// Everything about the two top directories, except what is in them.
+    /// Everything about the two top directories, except their content.
     pub top_directory: bool,
     /// Modification times.
     pub mtimes: bool,
-    /// Extended attributes, POSIX ACLs and file capabilities among them.
+    /// Extended attributes, including POSIX ACLs and file capabilities.
     pub xattrs: bool,
-    /// Holes and allocated space; contents are compared all the same.
+    /// Holes and allocated space; contents are still compared.
     pub sparseness: bool,
 }
 
-/// Compares the trees below the directories `a` and `b`, and returns their
-/// differences, none if they are equal.
+/// Compares the trees below the directories `a` and `b`. Returns their differences; none if they
+/// are equal.
 ///
-/// Compared are: the names in each directory, and of each file its kind, mode
-/// with the special bits, owner and group, modification time to the
-/// nanosecond, extended attributes with their values (ACLs included), size and
-/// content, symbolic link target, device number, and which paths are hard
-/// links to the same file. Where a file has holes in `a`, it must have the same
-/// ones in `b`, to a granularity of 64 KiB, and allocate hardly more. Links are
-/// never followed, and paths may be of any length.
+/// These properties are compared:
 ///
-/// Never compared is what cannot be restored: inode numbers, link counts,
-/// sizes of directories, and the times of access and status change.
+/// - the names in each directory,
+/// - kind, mode with the special bits, owner and group,
+/// - modification time to the nanosecond,
+/// - extended attributes with their values, including ACLs,
+/// - size and content, symbolic link target, device number,
+/// - the sets of paths that are hard links to the same file.
 ///
-/// Each difference names its path relative to the top, bytes escaped as in a
-/// Rust byte string, as in `dir/na\xefve: mode: 0644 in a, 0600 in b`. Anything
-/// that cannot be read is a difference too.
+/// If a file has holes in `a`, it must have the same holes in `b`, to a granularity of 64 KiB, and
+/// allocate hardly more. Links are never followed, and paths may be of any length.
+///
+/// Properties that cannot be restored are never compared: inode numbers, link counts, sizes of
+/// directories, and the times of access and status change.
+///
+/// Each difference names its path relative to the top, with bytes escaped as in a Rust byte string.
+/// An example is `dir/na\xefve: mode: 0644 in a, 0600 in b`. Anything unreadable is also a
+/// difference.
 pub fn compare(a: &Path, b: &Path) -> Vec<String> {
     compare_ignoring(a, b, Ignore::default())
 }
 
-/// Hint [`compare`], apart from what is to be ignored.
+/// Like [`compare`], except for the properties to ignore.
 pub fn compare_ignoring(a: &Path, b: &Path, ignore: Ignore) -> Vec<String> {
     let (a, b) = match (Tree::open(a, "a"), Tree::open(b, "b")) {
         (Ok(a), Ok(b)) => (a, b),
@@ -70,7 +74,7 @@ pub fn compare_ignoring(a: &Path, b: &Path, ignore: Ignore) -> Vec<String> {
     comparison.found
 }
 
-/// For each file, by device and inode number, the paths that lead to it.
+/// The paths of each file, by device and inode number.
 type Links = BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>;
 
 struct Tree {
@@ -89,7 +93,7 @@ impl Tree {
         self.links.entry(file).or_default().insert(path.to_vec());
     }
 
-    /// For each path, all the paths that lead to the same file.
+    /// Returns all paths of the same file, for each path.
     fn link_groups(&self) -> BTreeMap<&[u8], &BTreeSet<Vec<u8>>> {
         let mut groups = BTreeMap::new();
         for group in self.links.values() {
@@ -103,7 +107,7 @@ struct Comparison {
     a: Tree,
     b: Tree,
     ignore: Ignore,
-    /// Directories in both trees, still to be read.
+    /// Directories in both trees that are not read yet.
     pending: Vec<Vec<u8>>,
     found: Vec<String>,
 }
@@ -168,7 +172,7 @@ impl Comparison {
         }
     }
 
-    /// What files of any kind can differ in.
+    /// Returns differences in properties that files of any kind have.
     fn metadata_differences(&self, pair: &Pair<'_>, a: &Metadata, b: &Metadata) -> Vec<String> {
         let mut found = vec![same("mode", mode(a), mode(b))];
         if !self.ignore.ownership {
@@ -184,7 +188,7 @@ impl Comparison {
         found.into_iter().filter_map(Result::err).collect()
     }
 
-    /// What depends on the kind of file, the same in `a` and `b`.
+    /// Returns differences in properties of the kind of file, which is the same in `a` and `b`.
     fn data_differences(&self, pair: &Pair<'_>, a: &Metadata, b: &Metadata) -> Option<String> {
         let kind = a.file_type();
         let result = if kind.is_file() {
@@ -205,7 +209,7 @@ impl Comparison {
         let files = pair.both("content", at::open_file)?;
         let data_a = read("a", "holes", || map::data_ranges(&files.0, size))?;
         let data_b = read("b", "holes", || map::data_ranges(&files.1, size))?;
-        // What is a hole in both reads as zeros in both, however large it is.
+        // A hole in both reads as zeros in both, however large it is.
         for range in map::union(&data_a, &data_b) {
             let mut from = range.start;
             while from < range.end {
@@ -223,7 +227,7 @@ impl Comparison {
     fn compare_links(&mut self) {
         let (a, b) = (self.a.link_groups(), self.b.link_groups());
         let mut found = Vec::new();
-        // Several paths tell of the same broken group; one report will do.
+        // Several paths show the same broken group; one report is enough.
         let mut told: BTreeSet<&[u8]> = BTreeSet::new();
         for (path, in_a) in a {
             let in_b = b[path];
@@ -247,7 +251,7 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// Reads something of both files.
+    /// Reads a property of both files.
     fn both<T>(
         &self,
         what: &str,
@@ -263,7 +267,7 @@ fn read<T>(which: &str, what: &str, get: impl FnOnce() -> io::Result<T>) -> Resu
     get().map_err(|error| format!("{what}: cannot be read in {which}: {error}"))
 }
 
-/// The error is the difference.
+/// Returns the difference as an error.
 fn same<T: PartialEq + Display>(what: &str, a: T, b: T) -> Result<(), String> {
     if a == b {
         return Ok(());
@@ -271,7 +275,7 @@ fn same<T: PartialEq + Display>(what: &str, a: T, b: T) -> Result<(), String> {
     Err(format!("{what}: {a} in a, {b} in b"))
 }
 
-/// As `same`, of values that may be too long to be shown in full.
+/// Like [`same`], for values that may be too long to show in full.
 fn same_bytes(what: &str, a: &[u8], b: &[u8]) -> Result<(), String> {
     if a == b {
         return Ok(());
@@ -358,7 +362,7 @@ fn group(paths: &BTreeSet<Vec<u8>>) -> String {
     format!("[{}]", paths.join(", "))
 }
 
-/// A value in quotes, shortened.
+/// Returns a value in quotes, shortened.
 fn excerpt(bytes: &[u8]) -> String {
     const SHOWN: usize = 48;
     match bytes.get(..SHOWN) {

@@ -1,4 +1,4 @@
-//! The tree that holds everything a backup has to bring back.
+//! A tree with everything that a restore must reproduce.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use rustix::fs::makedev;
 use super::at::join;
 use super::build::{Builder, Expected, Time};
 
-/// Most of these ids have no names, and some do not fit into an `i32`.
+/// Most of these ids have no names, and some exceed an `i32`.
 const OWNERS: [(&[u8], u32, u32); 6] = [
     (b"daemon", 1, 1),
     (b"first-user", 1000, 1001),
@@ -107,23 +107,23 @@ const NAMES: &[&[u8]] = &[
     b"nul.txt",
 ];
 
-/// Builds, below the directory `root`, a tree with all that a backup has to
-/// bring back. Built twice, it comes out the same, to the nanosecond.
+/// Builds a tree below the directory `root` with everything that a restore must reproduce. Two
+/// builds are equal, to the nanosecond.
 ///
-/// It holds files of many sizes up to 9 MiB; empty and nested directories;
-/// names with all bytes there can be; a path of 4,095 bytes; symbolic and hard
-/// links; sparse files up to 1 TiB; FIFOs, sockets and devices; all sorts of
-/// modes, owners and modification times; extended attributes, file
-/// capabilities and POSIX ACLs. The modification time of `root` itself is set
-/// too.
+/// The tree holds:
 ///
-/// What this user may not make or the file system cannot keep is left out, and
-/// listed in the result. With [`has_full_privileges`], on ext4 for one, nothing
-/// is.
+/// - files of many sizes up to 9 MiB; empty and nested directories,
+/// - names with all possible bytes; a path of 4,095 bytes,
+/// - symbolic and hard links; sparse files up to 1 TiB; FIFOs, sockets and devices,
+/// - many modes, owners and modification times, also for `root` itself,
+/// - extended attributes, file capabilities and POSIX ACLs.
+///
+/// Objects that this user may not create, or the file system cannot store, are left out and listed
+/// in the result. With [`has_full_privileges`], on ext4 for example, none is.
 ///
 /// # Errors
 ///
-/// What fails for any other reason, such as a `root` that is not empty.
+/// Any other failure, such as a `root` that is not empty.
 pub fn build_everything(root: &Path) -> io::Result<Expected> {
     let mut tree = Builder::new(root)?;
     contents(&mut tree)?;
@@ -143,9 +143,8 @@ pub fn build_everything(root: &Path) -> io::Result<Expected> {
     tree.finish()
 }
 
-/// Whether this process may do everything `build_everything` does: it is root,
-/// outside of any user namespace, and has not given up its capabilities, as
-/// root in a container usually has.
+/// Returns true if this process may do everything that `build_everything` does. It must be root,
+/// outside any user namespace, with all its capabilities. Root in a container usually lacks some.
 pub fn has_full_privileges() -> bool {
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP.
     const NEEDED: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 21 | 1 << 27 | 1 << 31;
@@ -171,7 +170,7 @@ fn contents(tree: &mut Builder) -> io::Result<()> {
     }
     let large = random_bytes(9, 9 * 1_048_576 + 4321);
     tree.file(b"contents/large", &large)?;
-    // Most of the same again, but moved by a few bytes.
+    // Mostly the same content, shifted by a few bytes.
     let moved = [b"shift", &large[..2 * 1_048_576]].concat();
     tree.file(b"contents/large-moved", &moved)?;
     tree.file(b"contents/same-as-text", &text(262_144, 262_144))?;
@@ -199,7 +198,7 @@ fn directories(tree: &mut Builder) -> io::Result<()> {
     tree.file(&deep, b"at the bottom\n")
 }
 
-/// Each name is given to a file, a directory and a symbolic link.
+/// Gives each name to a file, a directory and a symbolic link.
 fn names(tree: &mut Builder) -> io::Result<()> {
     let every_byte: Vec<u8> = (1..=255).filter(|&byte| byte != b'/').collect();
     let longest = [vec![b'n'; 255], vec![0xff; 255], "é".repeat(127).into_bytes(), every_byte];
@@ -218,8 +217,8 @@ fn names(tree: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// Sixteen names of 255 bytes and the slashes between them make 4,095 bytes,
-/// the longest path that can be given to the kernel in one piece.
+/// Sixteen names of 255 bytes and the slashes between them make 4,095 bytes, the longest path that
+/// one system call accepts.
 fn long_path(tree: &mut Builder) -> io::Result<()> {
     const LEVELS: usize = 15;
     let mut dir = Vec::new();
@@ -268,7 +267,7 @@ fn symlinks(tree: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// 4,095 bytes, the longest target there is.
+/// Returns 4,095 bytes, the longest possible target.
 fn long_target() -> Vec<u8> {
     let mut target = b"to/".repeat(1365);
     target[4094] = b'o';
@@ -293,7 +292,7 @@ fn hard_links(tree: &mut Builder) -> io::Result<()> {
     tree.hard_link(b"links/one/fifo", b"links/three/fifo")?;
     tree.character_device(b"links/two/device", makedev(1, 3))?;
     tree.hard_link(b"links/two/device", b"links/three/device")?;
-    // Equal in everything, and yet not the same file.
+    // Equal in everything, but not the same file.
     tree.file(b"links/three/twin-a", b"twins\n")?;
     tree.file(b"links/three/twin-b", b"twins\n")?;
     tree.time(b"links/three/twin-a", (1_500_000_000, 5));
@@ -378,8 +377,7 @@ fn modes(tree: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// Each owner has a file that is setuid and setgid, a directory, a link and a
-/// FIFO.
+/// Gives each owner a file that is setuid and setgid, a directory, a link and a FIFO.
 fn owners(tree: &mut Builder) -> io::Result<()> {
     tree.dir(b"owners")?;
     for (name, user, group) in OWNERS {
@@ -392,13 +390,13 @@ fn owners(tree: &mut Builder) -> io::Result<()> {
         for path in [path(b"file"), path(b"link"), path(b"fifo"), dir.clone()] {
             tree.owner(&path, user, group)?;
         }
-        // Not before: a change of owner takes these bits away.
+        // Set last: a change of owner clears these bits.
         tree.mode(&path(b"file"), 0o6755)?;
     }
     Ok(())
 }
 
-/// Each time is given to a file of every kind there is without privileges.
+/// Gives each time to a file of every kind that needs no privileges.
 fn times(tree: &mut Builder) -> io::Result<()> {
     tree.dir(b"times")?;
     for (name, time) in TIMES {
@@ -441,7 +439,7 @@ fn xattrs(tree: &mut Builder) -> io::Result<()> {
         let (name, value) = (format!("user.number-{number}"), format!("{number}"));
         tree.xattr(b"xattrs/many", name.as_bytes(), value.as_bytes())?;
     }
-    // Attributes of users are for files and directories only.
+    // `user.` attributes are for files and directories only.
     tree.symlink(b"xattrs/link", b"file")?;
     tree.xattr(b"xattrs/link", b"trusted.on-link", b"link")?;
     tree.fifo(b"xattrs/fifo")?;
@@ -451,7 +449,7 @@ fn xattrs(tree: &mut Builder) -> io::Result<()> {
     tree.mode(b"xattrs/read-only", 0o444)
 }
 
-/// Capabilities are lost by a change of owner or content made after them.
+/// Creates capabilities last, because a later change of owner or content drops them.
 fn capabilities(tree: &mut Builder) -> io::Result<()> {
     const NET_RAW_AND_BIND: u32 = 1 << 13 | 1 << 10;
     tree.dir(b"capabilities")?;
@@ -468,7 +466,7 @@ fn capabilities(tree: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// A `security.capability` value of revision 2, permitted capabilities only.
+/// Returns a `security.capability` value of revision 2, with permitted capabilities only.
 fn capability(permitted: u32, effective: bool) -> Vec<u8> {
     const REVISION_2: u32 = 0x0200_0000;
     let words = [REVISION_2 | u32::from(effective), permitted, 0, 0, 0];
@@ -488,10 +486,9 @@ fn acls(tree: &mut Builder) -> io::Result<()> {
             (Other, 0),
         ])
     };
-    // A directory is of no use to an owner who may not search it.
+    // A directory is useless to an owner who may not search it.
     let (named, named_searchable) = (named(6), named(7));
-    // Here the mask, shown as the group's mode bits, differs from what the
-    // group may do.
+    // Here the mask, shown as the group's mode bits, differs from the group's permissions.
     let masked = acl(&[(Owner, 7), (User(2), 7), (GroupOwner, 5), (Mask, 1), (Other, 4)]);
     let minimal = acl(&[(Owner, 7), (GroupOwner, 5), (Other, 0)]);
     tree.dir(b"acls")?;
@@ -509,7 +506,7 @@ fn acls(tree: &mut Builder) -> io::Result<()> {
     for (name, access, default) in directories {
         let dir = join(b"acls", name.as_bytes());
         tree.dir(&dir)?;
-        // Made before the default ACL is there, so they do not inherit it.
+        // Created before the default ACL is set, so it does not inherit the ACL.
         tree.file(&join(&dir, b"plain"), b"no ACL\n")?;
         tree.dir(&join(&dir, b"plain-directory"))?;
         if let Some(access) = access {
@@ -522,12 +519,12 @@ fn acls(tree: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// The attribute that holds the ACL of a file.
+/// Attribute that holds the ACL of a file.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
-/// The attribute that holds the ACL for new files in a directory.
+/// Attribute that holds the ACL for new files in a directory.
 pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
-/// Whom an entry of an ACL is about.
+/// Subject of an ACL entry.
 #[derive(Clone, Copy)]
 pub enum Acl {
     Owner,
@@ -538,7 +535,7 @@ pub enum Acl {
     Other,
 }
 
-/// An ACL as the kernel takes it. The entries are to be in the order of `Acl`.
+/// Encodes an ACL for the kernel. The entries must be in the order of `Acl`.
 pub fn acl(entries: &[(Acl, u16)]) -> Vec<u8> {
     const VERSION: u32 = 2;
     const NO_ID: u32 = u32::MAX;
@@ -559,8 +556,7 @@ pub fn acl(entries: &[(Acl, u16)]) -> Vec<u8> {
     bytes
 }
 
-/// A sequence of numbers that is the same for the same seed, everywhere and
-/// always (SplitMix64).
+/// Pseudorandom numbers that are always the same for the same seed (SplitMix64).
 struct Numbers(u64);
 
 impl Iterator for Numbers {
@@ -575,7 +571,7 @@ impl Iterator for Numbers {
     }
 }
 
-/// Bytes that no compressor makes smaller.
+/// Returns incompressible bytes.
 pub(super) fn random_bytes(seed: u64, size: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         Numbers(seed).take(size.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
@@ -583,7 +579,7 @@ pub(super) fn random_bytes(seed: u64, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Lines of words, which compress well.
+/// Returns lines of words, which compress well.
 fn text(seed: u64, size: usize) -> Vec<u8> {
     const WORDS: [&str; 8] =
         ["anvil ", "bellows ", "coal ", "hammer ", "iron ", "quench ", "tongs ", "vice\n"];

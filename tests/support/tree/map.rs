@@ -1,4 +1,4 @@
-//! Where in a file there is data, and where there are holes.
+//! Data ranges and holes of files.
 
 use std::fs::File;
 use std::io;
@@ -7,16 +7,16 @@ use std::ops::Range;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// Stretches of a file, ascending, not touching each other.
+/// Ranges of a file, ascending, not adjacent.
 pub(super) type Ranges = Vec<Range<u64>>;
 
-/// The stretches of a file that are not holes, as its file system tells.
+/// Returns the ranges of a file that are not holes, according to its file system.
 pub(super) fn data_ranges(file: &File, size: u64) -> io::Result<Ranges> {
     let mut ranges = Ranges::new();
     let mut from = 0;
     while from < size {
         let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
-            // Nothing but a hole up to the end.
+            // Only a hole up to the end.
             Err(Errno::NXIO) => break,
             start => start?,
         };
@@ -27,12 +27,12 @@ pub(super) fn data_ranges(file: &File, size: u64) -> io::Result<Ranges> {
     Ok(ranges)
 }
 
-/// Whether these are the data ranges of a file with at least one hole.
+/// Returns true if these data ranges of a file leave at least one hole.
 pub(super) fn has_hole(ranges: &[Range<u64>], size: u64) -> bool {
     size > 0 && ranges.first() != Some(&(0..size))
 }
 
-/// All that is in `a`, in `b` or in both.
+/// Returns everything in `a`, in `b` or in both.
 pub(super) fn union(a: &[Range<u64>], b: &[Range<u64>]) -> Ranges {
     let mut all = [a, b].concat();
     all.sort_by_key(|range| range.start);
@@ -43,7 +43,7 @@ pub(super) fn union(a: &[Range<u64>], b: &[Range<u64>]) -> Ranges {
     union
 }
 
-/// The blocks of the given size that the ranges touch, by number.
+/// Returns the numbers of the blocks of the given size that the ranges touch.
 pub(super) fn touched_blocks(ranges: &[Range<u64>], block: u64) -> Ranges {
     let mut blocks = Ranges::new();
     for range in ranges {
@@ -52,7 +52,7 @@ pub(super) fn touched_blocks(ranges: &[Range<u64>], block: u64) -> Ranges {
     blocks
 }
 
-/// Where two lists of ranges first disagree, if they do.
+/// Returns the offset of the first difference between two lists of ranges, if any.
 pub(super) fn first_disagreement(a: &[Range<u64>], b: &[Range<u64>]) -> Option<u64> {
     let edges = |ranges: &[Range<u64>]| -> Vec<u64> {
         ranges.iter().flat_map(|range| [range.start, range.end]).collect()
@@ -62,7 +62,7 @@ pub(super) fn first_disagreement(a: &[Range<u64>], b: &[Range<u64>]) -> Option<u
     a.get(same).into_iter().chain(b.get(same)).min().copied()
 }
 
-/// Appends a range that starts no earlier than the last one does.
+/// Appends a range that does not start before the last one.
 fn add(ranges: &mut Ranges, range: Range<u64>) {
     match ranges.last_mut() {
         Some(last) if range.start <= last.end => last.end = last.end.max(range.end),

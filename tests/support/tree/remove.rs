@@ -1,4 +1,4 @@
-//! Removing a tree, however deep its paths and whatever its permissions.
+//! Removes a tree with any depth and any permissions.
 
 use std::fs::Metadata;
 use std::io;
@@ -10,11 +10,10 @@ use rustix::fs::{AtFlags, Mode};
 
 use super::at;
 
-/// Deletes the directory `root` and all below it.
+/// Deletes the directory `root` and everything below it.
 ///
-/// Directories are made readable, writable and searchable first, so a tree
-/// that denies its owner any of that goes too. Symbolic links are removed,
-/// never followed. A `root` that does not exist is no error.
+/// Makes directories readable, writable and searchable first, because a tree may deny that to its
+/// owner. Removes symbolic links and never follows them. A missing `root` is not an error.
 ///
 /// # Errors
 ///
@@ -28,15 +27,15 @@ pub fn make_writable_and_remove(root: &Path) -> io::Result<()> {
     }
     let top = at::open_top(root)?;
     let directories = open_up(top.as_fd())?;
-    // The other way round, each directory comes after all those inside it.
+    // In reverse order, each directory follows all those inside it.
     for directory in directories.iter().rev() {
         empty(top.as_fd(), directory)?;
     }
     std::fs::remove_dir(root)
 }
 
-/// Gives the owner all permissions on every directory, and lists them, each
-/// before those inside it.
+/// Gives the owner all permissions on every directory, and returns them, each before those inside
+/// it.
 fn open_up(top: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     let mut directories = vec![Vec::new()];
     let mut next = 0;
@@ -53,7 +52,7 @@ fn open_up(top: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
     Ok(directories)
 }
 
-/// Removes what is in a directory whose own directories are empty already.
+/// Removes the content of a directory whose subdirectories are already empty.
 fn empty(top: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
     let dir = at::open_dir(top, path)?;
     for name in at::names(dir.as_fd())? {

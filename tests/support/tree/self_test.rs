@@ -1,4 +1,4 @@
-//! Proof that the comparison finds each kind of difference, and only that.
+//! Tests that the comparison finds each kind of difference, and nothing else.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use super::{
     make_writable_and_remove, map,
 };
 
-/// Two trees, equal at first, that are gone afterwards.
+/// Two trees, equal at first, that are removed when dropped.
 struct Pair {
     scratch: TempDir,
     a: PathBuf,
@@ -26,10 +26,10 @@ struct Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        // `TempDir` then finds nothing that it could fail on.
+        // Removed first, so that `TempDir` cannot fail.
         for tree in [&self.a, &self.b] {
             let removed = make_writable_and_remove(tree);
-            // A second panic would hide what the first one has to say.
+            // A second panic would hide the message of the first.
             if !std::thread::panicking() {
                 removed.expect("removing a tree");
             }
@@ -47,7 +47,7 @@ impl Pair {
         Pair { scratch, a, b }
     }
 
-    /// Two small trees, each with a bit of everything.
+    /// Creates two small trees, each with one object of most kinds.
     fn small() -> Pair {
         let pair = Pair::empty();
         for tree in [&pair.a, &pair.b] {
@@ -56,9 +56,8 @@ impl Pair {
         pair
     }
 
-    /// Changes a path in `b`, given as directory handle and name, but leaves
-    /// the modification times as they were: those of the path, if it is still
-    /// there, and of its directory.
+    /// Changes a path in `b`, given as directory handle and name. Restores the modification times
+    /// of the path, if it still exists, and of its directory.
     fn change(&self, path: &str, change: impl FnOnce(&Changed<'_>) -> io::Result<()>) {
         let full = self.b.join(path);
         let dir = full.parent().expect("a path with a parent");
@@ -74,7 +73,7 @@ impl Pair {
         }
     }
 
-    /// Asserts that there is one difference, which begins with this.
+    /// Asserts that there is exactly one difference, which begins with this.
     fn assert_only(&self, difference: &str) {
         let found = compare(&self.a, &self.b);
         assert!(
@@ -88,7 +87,7 @@ impl Pair {
     }
 }
 
-/// What is to be changed, in the forms the various calls want.
+/// The object to change, in the forms that various calls need.
 struct Changed<'a> {
     dir: std::os::fd::BorrowedFd<'a>,
     name: &'a [u8],
@@ -121,7 +120,7 @@ impl Changed<'_> {
         file.write_all_at(bytes, offset)
     }
 
-    /// Puts a new special file in the place of the old one, with the same mode.
+    /// Replaces a special file by a new one with the same mode.
     fn remake(&self, kind: FileType, device: u64) -> io::Result<()> {
         let mode = fs::symlink_metadata(self.path)?.mode();
         fs::remove_file(self.path)?;
@@ -190,8 +189,8 @@ fn build_small(top: &Path) -> io::Result<Expected> {
     tree.finish()
 }
 
-/// Whether the temporary directory is on a file system with attributes of
-/// users and ACLs; tests of those can do nothing elsewhere.
+/// Returns true if the temporary directory supports `user.` attributes and ACLs. Their tests can do
+/// nothing elsewhere.
 fn has_attributes(pair: &Pair) -> bool {
     let top = at::open_top(&pair.a.join("dir")).expect("opening a directory");
     let xattrs = at::xattrs(top.as_fd(), b"attributes").expect("reading attributes");
@@ -233,7 +232,7 @@ fn has_attributes_for_root(top: &Path) -> bool {
     value.is_ok()
 }
 
-/// Makes one change in `b` at the end of a path too long for plain calls.
+/// Makes one change in `b` at the end of a path that is too long for plain calls.
 fn change_the_deepest(pair: &Pair, built: &Expected) {
     let paths = built.paths.iter().map(|path| path.as_os_str());
     let path = paths
@@ -444,7 +443,7 @@ fn space_allocated_without_data_is_found() {
     if !has_holes(&pair) {
         return;
     }
-    // Not every file system can allocate ahead.
+    // Not every file system can preallocate.
     let file = fs::OpenOptions::new()
         .write(true)
         .open(pair.b.join("dir/sparse"))
@@ -471,7 +470,7 @@ fn a_missing_name_is_found() {
         (b"\xff\n", "dir/\\xff\\n: missing in b"),
         (b"socket", "dir/socket: missing in b"),
         (b"link", "dir/link: missing in b"),
-        // That the two other names belong together is compared all the same.
+        // The group of the two other names is still compared.
         (b"third", "dir/third: missing in b"),
     ];
     for (name, difference) in cases {
