@@ -14,7 +14,8 @@ fn side_by_side_nothing_is_lost_and_no_alarm_is_false() {
     soak(SHORT);
 }
 
-/// `FORGEKEEP_SOAK_SECONDS=3600 scripts/test --ignored side_by_side_for_long`
+/// Set the duration with `FORGEKEEP_SOAK_SECONDS=3600 scripts/test --ignored
+/// side_by_side_for_long`.
 #[test]
 #[ignore = "as long as FORGEKEEP_SOAK_SECONDS says, an hour by default"]
 #[expect(clippy::disallowed_methods, reason = "how long it takes is for who starts it to say")]

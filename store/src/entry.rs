@@ -636,7 +636,7 @@ impl<'p> Fields<'p> {
         Ok(())
     }
 
-    /// Returns the path, unless it depends on an unknown previous path.
+    /// Returns the path. Returns `None` if it is missing or depends on an unknown previous path.
     fn path(&self, previous: Option<&[u8]>) -> Option<Vec<u8>> {
         let suffix = self.suffix?;
         let shared = match usize::try_from(self.shared).ok()? {

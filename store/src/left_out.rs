@@ -49,7 +49,8 @@ impl Noted {
         }
     }
 
-    /// Records a path of the tree whose content is left out, possibly with the path itself.
+    /// Records a path of the tree that is left out with everything below, or whose content alone is
+    /// left out.
     pub fn path(&self, path: &[u8]) {
         let mut lists = self.0.lock();
         if !lists.paths.contains(path) && lists.takes(path.len()) {

@@ -79,7 +79,8 @@ pub struct LeftOut {
     #[n(0)]
     #[cbor(default)]
     pub patterns: Vec<ByteVec>,
-    /// Paths in the tree whose content was left out, some of them with the path itself.
+    /// Paths of the tree that are left out with everything below, or whose content alone is left
+    /// out.
     #[n(1)]
     #[cbor(default)]
     pub paths: Vec<ByteVec>,

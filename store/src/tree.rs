@@ -626,8 +626,8 @@ impl<'a> TreeReader<'a> {
 }
 
 impl Place {
-    /// Checks that an entry belongs to this leaf. Entries below a file would begin the next leaf;
-    /// the file is refused then.
+    /// Checks that an entry belongs to this leaf. If entries below a file begin the next leaf, the
+    /// file is refused.
     fn check(&self, entry: &Entry) -> Result<(), String> {
         let path = &entry.path;
         let begins = path_cmp(path, &self.child.first) != Ordering::Less;

@@ -164,7 +164,7 @@ impl Excluded {
         }
     }
 
-    /// Returns the scope for the content of an open directory in this scope. From a cache, only the
+    /// Returns the scope for the content of an open directory in this scope. In a cache, only the
     /// tag is wanted.
     fn inside(&self, path: &[u8], dir: BorrowedFd<'_>, scope: Scope) -> Scope {
         let may_be = self.caches && scope.wanted == Wanted::All && !self.named.has(path);
@@ -484,7 +484,7 @@ impl Shared {
                 Ok(dir) => dir,
                 Err(error) => return failed(error),
             };
-        // Rules do not apply to the named path at which the walk begins.
+        // The cache rule does not apply to the named path at which the walk begins.
         let is_top = path == self.open_root.path;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
         let is_wanted = |name: &[u8]| {

@@ -317,7 +317,7 @@ impl Reading<'_, '_> {
         packs
     }
 
-    /// Withdraws the allowance that packs left to others, for packs that are gone.
+    /// Withdraws the share of packs that are gone from the allowance.
     fn withdraw_gone(&self, listed: &HashSet<&[u8]>) {
         let dir = join(self.path, b"objects/pack/");
         let gone = self

@@ -216,7 +216,7 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Withdraws the allowance that this file of the previous snapshot left to others.
+    /// Withdraws the share of this file of the previous snapshot from the allowance.
     pub fn withdraw(&self, entry: &Entry) {
         self.reuse.allowance.withdraw(entry);
     }

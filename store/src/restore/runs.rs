@@ -32,8 +32,8 @@ const CHUNKS_MAX: usize = 32 << 10;
 /// window decodes chunks that other windows also need. With half of this limit, decoded bytes were
 /// 1.7 times a dump of 59 MB; now they are 1.3 times.
 const GATHERED_BYTES_MAX: usize = 64 << 20;
-/// Size of the gather buffer in bytes. A window is full at the limit, and its last slice gathers at
-/// most two slices more.
+/// Size of the gather buffer in bytes. A window is full at the limit, and its last push exceeds the
+/// limit by at most two slices.
 const ROOM_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
 
 /// Bytes of a file that are written at once.
@@ -169,7 +169,7 @@ impl Runs {
 }
 
 impl WriteRun {
-    /// Returns true if a slice is to be written together with this run.
+    /// Returns true if a slice can be written together with this run.
     fn is_continued(&self, output: &Arc<Output>, at: u64, len: u32) -> bool {
         let are_small = self.slices > 1 || self.len <= SMALL_BYTES;
         are_small
