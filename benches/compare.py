@@ -43,7 +43,7 @@ def log(text):
 
 
 class Failed(Exception):
-    """A command that did not end with exit code 0; says which and where its log is."""
+    """A command that did not end with exit code 0, with the path of its log."""
 
 
 # --- running and measuring ----------------------------------------------------
@@ -92,13 +92,13 @@ def sh(script, *args):
 class Disk:
     """Keeps the file system in the same state before every timed run.
 
-    ext4 without a journal does not use the inode of a removed file again for a minute
+    ext4 without a journal does not reuse the inode of a removed file for a minute
     (`recently_deleted` in fs/ext4/ialloc.c; for six minutes while it is not written
-    out), and steps over such inodes one by one: for that long after the removal of a
-    large tree, making files is many times slower, for whoever comes next. So nothing
-    is removed between timed runs. What is no longer wanted is moved aside, and goes
-    at the end of a job, or when space runs out; then it is written out, and no timed
-    run begins until PAUSE seconds later.
+    out), and skips such inodes one by one. For that long after the removal of a
+    large tree, creating files is many times slower. Nothing is therefore removed
+    between timed runs. Unneeded files are moved aside and removed at the end of a
+    job, or when space runs out. The removal is then written out, and the next timed
+    run begins PAUSE seconds later.
     """
 
     PAUSE = 65
@@ -125,7 +125,7 @@ class Disk:
             self.emptied = time.monotonic()
 
     def settle(self, cold=False):
-        """Nothing of the run before may still be written while the next one is timed."""
+        """Wait until all writes of the previous run are done, before the next one is timed."""
         if shutil.disk_usage(self.work).free < self.need:
             self.empty()
         if self.emptied is not None:
@@ -138,7 +138,7 @@ class Disk:
 
 
 def measure(path, since=None):
-    """Files, directories, repositories and bytes of a tree; with `since` the bytes changed after it."""
+    """Count files, directories, repositories and bytes of a tree; with `since` also the bytes changed after it."""
     files = dirs = repos = size = changed = 0
     for base, _, leaves in os.walk(path):
         dirs += 1
@@ -153,9 +153,9 @@ def measure(path, since=None):
 
 
 def differences(source, copy, top=True, most=5):
-    """What is not the same in two trees, content and all metadata; up to `most` of it.
+    """Return differences of two trees in content and all metadata, at most `most`.
 
-    `top`: the two directories themselves are compared as well.
+    With `top`, also compare the two directories themselves.
     """
     found = []
 
@@ -217,7 +217,7 @@ def differences(source, copy, top=True, most=5):
 # --- the tools ----------------------------------------------------------------
 
 class Tool:
-    """How one tool is called. `store` is a directory, `cache` one of its own."""
+    """The commands of one tool. `store` is its directory, `cache` a separate one."""
 
     version_args = ["--version"]
     note = ""
@@ -228,14 +228,14 @@ class Tool:
                          if not k.startswith(("RESTIC_", "RUSTIC_", "BORG_", "BUPSTASH_", "FORGEKEEP_", "XDG_"))}
 
     def at(self, store):
-        """Select the store all further calls work on; its cache lies beside it."""
+        """Select the store for all further calls; its cache is next to it."""
         self.store, self.cache = store, store + ".cache"
         self.env = dict(self.base_env, HOME=os.path.join(self.work, "home"), XDG_CACHE_HOME=self.cache,
                         XDG_CONFIG_HOME=os.path.join(self.work, "home"))
         return self
 
     def create(self):
-        """A fresh, empty store (not timed)."""
+        """Create an empty store (not timed)."""
         self.disk.discard(self.store)
         self.disk.fresh(self.cache)
         os.makedirs(os.path.dirname(self.store), exist_ok=True)
@@ -246,10 +246,10 @@ class Tool:
         return self.runner.output([self.exe, *self.version_args], self.base_env).splitlines()[0]
 
     def latest(self):
-        """Look up what `restore` needs to know about the last backup (not timed)."""
+        """Look up the data of the last backup that `restore` needs (not timed)."""
 
     def restored(self, corpus, rel, dest):
-        """Where `restore` has put the source, for tools whose result is compared completely."""
+        """Return the path of the restored source, for tools whose result is compared completely."""
 
     def timed(self, argv, pin=False, cwd=None):
         return self.runner.run(self.name, (["taskset", "-c", "0"] if pin else []) + argv, self.env, cwd)
@@ -488,7 +488,7 @@ class Bench:
                     self.broken.add(t.name)
 
     def have_stores(self):
-        """The jobs after `first` need its stores; make those that are missing."""
+        """Create missing stores: the jobs after `first` need them."""
         def make(t):
             if not os.path.exists(t.store):
                 log(f"  {t.name}: making its store (not timed)")
@@ -572,7 +572,7 @@ class Bench:
         self.floor(job, "floor: cat segments", sh('find "$1" -type f -print0 | xargs -0 cat >/dev/null', self.segments()))
 
     def segment_lists(self):
-        """All segments in two lists of about the same number of bytes, as files for xargs -0."""
+        """Write all segments to two lists of about equal size in bytes, as files for xargs -0."""
         paths = [os.path.join(base, leaf) for base, _, leaves in os.walk(self.segments()) for leaf in leaves]
         halves = [[], []]
         sizes = [0, 0]
@@ -600,8 +600,8 @@ class Bench:
         self.each("check", one)
 
     def table_bytes(self):
-        """What a rebuild of the index reads of the segments: the end of each, with the
-        table's place in the last 56 bytes, the rest of the table, the header."""
+        """Return the bytes of segments that an index rebuild reads: the end of each, with the
+        table's position in the last 56 bytes, the rest of the table, and the header."""
         total = 0
         for base, _, leaves in os.walk(self.segments()):
             for leaf in leaves:
@@ -660,7 +660,7 @@ class Bench:
         self.each("large-file", one, need_store=False)
 
     def make_large(self, folder, path):
-        """LFS objects, dumps and packs one after the other, nothing twice, up to the wanted size."""
+        """Concatenate LFS objects, dumps and packs, each once, up to the wanted size."""
         left = self.a.large_mb * 10**6
         tops = ["lfs-objects", "db", "repositories", "uploads"]
         with open(path, "wb") as out:
@@ -703,7 +703,7 @@ class Bench:
         self.disk.discard(place)
 
     def pick_repository(self):
-        """The repository of median size, or the one asked for."""
+        """Return the repository of median size, or the requested one."""
         rel = self.a.repo
         if not rel:
             sizes = []

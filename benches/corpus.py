@@ -34,7 +34,7 @@ def log(text):
 # --- sources: a few histories out of which all repositories are cut -----------
 
 def synthetic(path, number, env):
-    """A history of its own, for want of real ones: 1500 commits on text files."""
+    """Create a synthetic history as a substitute for real ones: 1500 commits on text files."""
     words = forge.Words(f"synthetic {number}")
     rng, w = words.rng, words
     forge.git(None, "init", "-q", "--bare", "-b", "main", path, env=env)
@@ -65,7 +65,7 @@ class History:
         git = lambda *a, **k: forge.git(mirror, *a, env=env, **k).decode()
         self.line = git("rev-list", "--first-parent", "--reverse", "HEAD").split()
         self.branch = git("symbolic-ref", "HEAD").strip()
-        # From which point of the line on is a commit contained?
+        # The point of the line from which on a commit is contained.
         parents = {}
         for row in git("rev-list", "--parents", "HEAD").splitlines():
             c, *p = row.split()
@@ -78,14 +78,14 @@ class History:
                 if c not in self.since:
                     self.since[c] = k
                     todo += parents.get(c, [])
-        # Annotated and plain tags with the point from which they may exist.
+        # Annotated and plain tags with the point from which on they may exist.
         self.tags = []
         for row in git("for-each-ref", "refs/tags", "--format=%(objectname) %(*objectname) %(refname)").splitlines():
             oid, *peeled, ref = row.split()
             k = self.since.get(peeled[0] if peeled else oid)
             if k is not None:
                 self.tags.append((k, oid, peeled[0] if peeled else None, ref))
-        # How large is a repository cut at k? Measured at some points, else interpolated.
+        # Size of a repository cut at k: measured at some points, interpolated elsewhere.
         self.at, self.size = [-1], [0]
         points = sorted({int((len(self.line) - 1) * (i / 16) ** 2) for i in range(17)})
         for k in points:
@@ -103,7 +103,7 @@ class History:
         return round(x * (len(self.line) - 1))
 
     def free_cut(self, k):
-        """A cut near k that no other repository has, if there is one."""
+        """Return a cut near k that no other repository uses, if there is one."""
         reach = max(3, k // 20)
         for d in range(reach):
             for c in (k + d, k - d):
@@ -170,7 +170,7 @@ def build(r, root, vocabulary, env):
     for d in ("info", "objects/info", "objects/pack", "refs/heads", "refs/tags"):
         os.makedirs(os.path.join(repo, d))
     tags = [t for t in h.tags if t[0] <= r.k]
-    # The pack comes straight from the mirror; deltas that are there are reused.
+    # The pack comes directly from the mirror; existing deltas are reused.
     want = "\n".join([r.tip] + [t[1] for t in tags]) + "\n"
     pack = forge.git(h.mirror, "pack-objects", "--revs", "-q", os.path.join(repo, "objects/pack/pack"),
                      data=want.encode(), env=env).decode().strip()
@@ -228,7 +228,7 @@ def repositories(root, count, budget, clones, cache, env, jobs):
     spots = [(i + 0.5) / count for i in range(count)]
     rng.shuffle(spots)
     homes = [histories[i % len(histories)] for i in range(count)]
-    # Sizes are skewed: a cut at u**p of the history, p such that the total comes out.
+    # Sizes are skewed: a cut at u**p of the history, with p chosen to reach the total.
     total = lambda p: sum(h.bytes_at(h.cut(u ** p)) + 9000 for u, h in zip(spots, homes))
     low, high = 0.05, 60.0
     for _ in range(40):
@@ -300,7 +300,7 @@ def main():
         dumps.make(os.path.join(root, "db/day1/gitlabhq_production.sql"),
                    os.path.join(later, "db/day2/gitlabhq_production.sql"), DUMP * scale, count, cache)
         etc(root)
-        # LFS objects fill what is left of the total.
+        # LFS objects fill the rest of the total.
         log("lfs objects")
         left = TOTAL * scale - forge.count(root)[3]
         left = min(max(left, 0.5 * LFS * scale), 1.5 * LFS * scale)

@@ -65,7 +65,7 @@ SCATTERED = "id * 7919 % 20 = 3"
 
 
 def updates(where):
-    """SQL that changes these rows of each table in UPDATED."""
+    """Return SQL that changes these rows of each table in UPDATED."""
     return UPDATES.replace("{where}", where)
 
 
@@ -122,7 +122,7 @@ class Rows:
 
 
 class Cluster:
-    """A PostgreSQL of our own: a temporary directory, a socket in it, no TCP."""
+    """A private PostgreSQL cluster: a temporary directory, a socket in it, no TCP."""
 
     def __init__(self, near):
         found = [os.environ.get("PGBIN", "")] + sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
@@ -130,7 +130,7 @@ class Cluster:
         self.bin = next((b for b in found if b and os.path.exists(os.path.join(b, "initdb"))), None)
         if not self.bin:
             raise SystemExit("no PostgreSQL server found (Debian: postgresql-15), or set PGBIN")
-        # The server does not run as root, so it needs directories it may enter.
+        # The server does not run as root, so it must be able to enter its directories.
         self.base = tempfile.mkdtemp(prefix="pg-", dir=near)
         self.sock = tempfile.mkdtemp(prefix="pg-")
         self.user = []
@@ -195,7 +195,7 @@ class Cluster:
         os.unlink(path)
 
     def output(self, text):
-        """What a query prints."""
+        """Return the output of a query."""
         argv = [f"{self.bin}/psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", NAME, "-c", text]
         p = subprocess.run(argv, env=self.env, cwd=self.base, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if p.returncode:
@@ -203,10 +203,10 @@ class Cluster:
         return p.stdout
 
     def dump(self, path, *options):
-        """Write a dump: plain, or as these options of pg_dump say."""
+        """Write a dump: plain, or with these options of pg_dump."""
         os.makedirs(os.path.dirname(path), exist_ok=True)
         argv = [f"{self.bin}/pg_dump", "-d", NAME, "-f", path, *options]
-        # Newer releases write a random key into each plain dump unless they are given one.
+        # Newer releases write a random key into each plain dump unless one is given.
         if not options and b"--restrict-key" in subprocess.run([f"{self.bin}/pg_dump", "--help"], stdout=subprocess.PIPE).stdout:
             argv.append("--restrict-key=forge")
         self.run(*argv)

@@ -7,10 +7,10 @@ import stat
 import subprocess
 import zlib
 
-# Every date in the corpus lies near this second (2025-03-01 00:00:00 UTC).
+# Every date in the corpus is near this second (2025-03-01 00:00:00 UTC).
 EPOCH = 1740787200
 
-# The numeric owners GitLab's packages use; anything not zero will do.
+# The numeric owners that GitLab's packages use; any numbers except zero work.
 UID_GIT, GID_GIT, GID_WEB, UID_DB = 998, 998, 999, 996
 
 GIT = ["git", "-c", "safe.directory=*", "-c", "core.fsync=none", "-c", "gc.auto=0",
@@ -18,7 +18,7 @@ GIT = ["git", "-c", "safe.directory=*", "-c", "core.fsync=none", "-c", "gc.auto=
 
 
 def git_env(work):
-    """An environment without the user's or the system's git configuration."""
+    """Return an environment without the user's and the system's git configuration."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     env.update(GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull, HOME=str(work),
                TZ="UTC", LC_ALL="C")
@@ -60,7 +60,7 @@ fail pass crash hang leak slow fast large small empty missing wrong invalid brok
 
 
 class Words:
-    """Endless English-like text: a few thousand words, used by Zipf's law."""
+    """Endless English-like text: a few thousand words, distributed by Zipf's law."""
 
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
@@ -136,8 +136,8 @@ def stamp(t, sep="T"):
 def commits(words, rng, ref, start, count, when, mark):
     """A fast-import stream of `count` commits on `ref`, beginning at commit `start`.
 
-    Returns the stream and the mark of the last commit. The commits carry new
-    text files and a rewritten one, as people's pushes do."""
+    Returns the stream and the mark of the last commit. The commits add new
+    text files and rewrite one, as real pushes do."""
     out = []
     who = words.name().replace("-", ".")
     author = f"{who} <{who}@forge.example>".encode()
@@ -225,7 +225,7 @@ def set_owners(corpus, below="", times=False):
             full = os.path.join(corpus, rel)
             uid, gid, mode = owner_and_mode(rel, is_dir)
             st = os.lstat(full)
-            # What is right already is left alone, so that its ctime stays.
+            # Correct owners and modes are left alone, so that the ctime stays.
             if root and (st.st_uid, st.st_gid) != (uid, gid):
                 os.lchown(full, uid, gid)
                 st = os.lstat(full)

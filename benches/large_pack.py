@@ -23,13 +23,13 @@ UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def number(text):
-    """5G, 10M or 12345."""
+    """Parse a number such as 5G, 10M or 12345."""
     factor = UNITS.get(text[-1:].upper(), 1)
     return int(float(text[:-1] if factor > 1 else text) * factor)
 
 
 def append_sum(path, *more):
-    """End a file with `more` and the SHA-1 of all that is in it, and return that."""
+    """Append `more` and the SHA-1 of the whole file to it. Return the SHA-1."""
     with open(path, "r+b") as f:
         digest = hashlib.sha1()
         while block := f.read(1 << 20):
@@ -47,7 +47,7 @@ def store_bytes(store):
 
 
 def copy_store(source, target):
-    """Segments never change, so links to them will do."""
+    """Copy a store with links to its segments, which never change."""
     shutil.copytree(source, target, copy_function=lambda a, b: (os.link if os.sep + "segments" + os.sep in a else shutil.copy2)(a, b))
 
 
@@ -67,7 +67,7 @@ class LargePack(Bench):
                 f.write(text)
 
     def put_pack(self, *options):
-        """Make a pack and put it where all others are removed from. Returns its size."""
+        """Create a pack that replaces all others. Returns its size."""
         folder, new = os.path.join(self.repo, "objects", "pack"), self.at("new")
         os.makedirs(new)
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Commands one after the other, and how much memory and time each of them took."""
+"""Run commands one after the other and measure memory and time of each."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ TARGET = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 
 
 def arguments(description, work):
-    """A parser of what all such scripts take; `work` is for what they need a directory."""
+    """Return a parser for the common arguments; `work` describes the use of the work directory."""
     ap = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--work", required=True, metavar="DIR", help=f"a new directory for {work}; removed at the end")
     ap.add_argument("--limit-mib", type=int, default=256, help="memory no command may exceed (default: 256)")
@@ -24,7 +24,7 @@ def arguments(description, work):
 
 
 class Bench:
-    """What is to be measured. A script says how in `run`, and with `title`, `head`, `line` what its table looks like."""
+    """A benchmark. A script defines the measurements in `run`, and its table with `title`, `head` and `line`."""
 
     def __init__(self, args):
         self.a = args
@@ -37,11 +37,11 @@ class Bench:
         return os.path.join(self.work, *names)
 
     def command(self, title, argv, feed=None, stdout=None, codes=(0,)):
-        """Run one command; `feed` is a command whose output it reads. Returns a row for the table.
+        """Run one command; `feed` is a command whose output it reads. Return a row for the table.
 
-        The kernel counts the pages of the process that starts another one as that
-        one's until it runs its own program, so nothing below this script's own 15 MiB
-        or so can be seen. That is far below any limit of interest.
+        The kernel counts the pages of the parent process for a child until the child
+        executes its own program. Values below this script's own size of about 15 MiB
+        are therefore not visible. That is far below any limit of interest.
         """
         log = os.path.join(self.logs, f"{len(self.rows):02d}.log")
         source = subprocess.Popen(feed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) if feed else None
@@ -68,13 +68,13 @@ class Bench:
         print("  " + why, file=sys.stderr, flush=True)
 
     def add(self, row):
-        """Take a row into the table."""
+        """Add a row to the table."""
         self.rows.append(row)
         print(self.line(row), file=sys.stderr, flush=True)
         return row
 
     def remarks(self):
-        """Lines below the table."""
+        """Return the lines below the table."""
         return []
 
     def report(self):
@@ -85,11 +85,11 @@ class Bench:
         return "\n".join(out) + "\n"
 
     def figures(self):
-        """The same for programs."""
+        """Return the results for programs."""
         return {"options": vars(self.a), "rows": self.rows, "bad": self.bad}
 
     def main(self):
-        """Measure everything and report it. Ends with 1 if something was not as it should be."""
+        """Measure everything and report it. Exit with 1 if a result is wrong."""
         if os.path.isdir(self.work) and os.listdir(self.work):
             sys.exit(f"{self.work} is not empty")
         os.makedirs(self.logs)

@@ -30,7 +30,7 @@ class Memory(Bench):
         self.measure(title, [self.exe, *args, "--store", self.store], **options)
 
     def moved(self, share):
-        """Move a share of the segments out of the store; returns the way back."""
+        """Move a share of the segments out of the store. Return a function that moves them back."""
         folder, aside = os.path.join(self.store, "segments"), self.at("aside")
         names = sorted(os.path.relpath(os.path.join(base, leaf), folder)
                        for base, _, leaves in os.walk(folder) for leaf in leaves)

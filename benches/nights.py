@@ -45,7 +45,7 @@ def log(text):
 
 
 def run(argv, **options):
-    """Run a program to its end; its standard output, or Failed with what it said."""
+    """Run a program to its end. Return its standard output, or raise Failed with its messages."""
     try:
         p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **{"stdin": subprocess.DEVNULL, **options})
     except OSError as e:
@@ -57,12 +57,12 @@ def run(argv, **options):
 
 
 def copy(source, target):
-    """A copy with the times of the files; their ctimes and inodes are other ones."""
+    """Copy with the times of the files; ctimes and inodes differ."""
     run(["cp", "-a", "--", source, target])
 
 
 def children_cpu():
-    """User and system time of all programs that were run to their end."""
+    """Return user and system time of all programs that have ended."""
     use = resource.getrusage(resource.RUSAGE_CHILDREN)
     return use.ru_utime + use.ru_stime
 
@@ -125,7 +125,7 @@ TICK = 0.1  # a file changed so shortly before a backup is read again by the nex
 
 
 def read_segment(path):
-    """What docs/format.md says of a segment; `stored` is the length of its chunks alone."""
+    """Read a segment as docs/format.md describes it; `stored` is the length of its chunks alone."""
     with open(path, "rb") as f:
         (header,) = struct.unpack("<4xI", f.read(8))
         kind = f.read(11)[10]
@@ -136,7 +136,7 @@ def read_segment(path):
 
 
 def stored_lengths(segment):
-    """Chunk id and stored length of each chunk of a segment."""
+    """Return id and stored length of each chunk of a segment."""
     with open(segment.path, "rb") as f:
         f.seek(-56, os.SEEK_END)
         table, rows = struct.unpack("<16x2I", f.read(24))
@@ -166,7 +166,7 @@ class Keep:
 
     def backup(self, *paths, stream=None, name=None, pin=None):
         """Back up paths, or a file as a stream of this name. Trees are moved and copied
-        between backups, so what a copy changes does not count as a change."""
+        between backups, so metadata that copying changes is ignored."""
         before = self.segments()
         os.sync()
         time.sleep(TICK)
@@ -198,7 +198,7 @@ class Keep:
             raise Failed(f"check of {self.store}: not clean: {said}")
 
     def same_stream(self, name, path):
-        """The stream in the last snapshot must be this file, byte by byte."""
+        """Check that the stream in the last snapshot equals this file, byte by byte."""
         p = subprocess.Popen([self.exe, "dump", "--store", self.store, f"latest:{name}"], env=self.env, stdout=subprocess.PIPE)
         try:
             run(["cmp", "-", path], stdin=p.stdout)
@@ -210,7 +210,7 @@ class Keep:
 
 
 class Place:
-    """The work directory: what is backed up is always at `source`, whatever it is just now."""
+    """The work directory. The current source of a backup is always at `source`."""
 
     def __init__(self, args):
         self.work = os.path.abspath(args.work)
@@ -245,7 +245,7 @@ class Place:
         return path
 
     def verify(self, repos=()):
-        """Restore the last snapshot: bytes and all metadata must be those of the source."""
+        """Restore the last snapshot. Bytes and all metadata must equal those of the source."""
         target = self.at("restored")
         self.remove(target)
         self.keep.restore(target)
@@ -272,13 +272,13 @@ class Bare:
         self.env = forge.git_env(place.work)
 
     def git(self, *args, at="", **options):
-        """Run git on this repository, on the one at another place, or (None) on none."""
+        """Run git on this repository, on one at another path, or (None) without a repository."""
         where = ["--git-dir", at or self.path] if at is not None else []
         return run([*forge.GIT, *where, *args], env=self.env, **options).decode(errors="replace").strip()
 
     def create_empty(self, unpack_limit):
-        """Housekeeping must not begin by itself, and makes packs and indexes only: what git
-        derives from them (bitmaps, reverse indexes, commit-graphs) is not what is measured."""
+        """Create an empty repository without automatic housekeeping, which writes packs and indexes only.
+        Files that git derives from them (bitmaps, reverse indexes, commit-graphs) are not measured."""
         self.git("init", "-q", "--bare", "-b", "main", self.path, at=None)
         for key, value in (("receive.unpackLimit", unpack_limit), ("receive.autogc", "false"), ("gc.auto", 0),
                            ("pack.writeReverseIndex", "false"), ("repack.writeBitmaps", "false"),
@@ -286,14 +286,14 @@ class Bare:
             self.git("config", key, str(value))
 
     def packs(self):
-        """Size of each .pack and .idx, by name."""
+        """Return the size of each .pack and .idx, by name."""
         folder = os.path.join(self.path, "objects", "pack")
         return {f"{self.name}/{name}": os.path.getsize(os.path.join(folder, name))
                 for name in os.listdir(folder) if name.endswith((".pack", ".idx"))}
 
 
 class Repo(Bare):
-    """One that lags behind the full repository its commits come from."""
+    """A repository that lags behind the full one from which its commits come."""
 
     def __init__(self, place, origin, options):
         super().__init__(place, repo_name(origin))
@@ -306,8 +306,8 @@ class Repo(Bare):
         return self.git(*args, at=self.full).splitlines()
 
     def plan(self):
-        """Where the repository begins, the commits of the main branch that are to come, and
-        a branch that can be deleted: the longest that is not merged and needs none of them."""
+        """Return the first state of the repository, the later commits of the main branch, and a
+        branch that can be deleted: the longest unmerged one that needs none of these commits."""
         heads = {line.split()[1]: line.split()[0] for line in self.ask("show-ref", "--heads")}
         main = next((h for h in ("refs/heads/main", "refs/heads/master", *self.ask("symbolic-ref", "HEAD")) if h in heads), None)
         if not main:
@@ -322,7 +322,7 @@ class Repo(Bare):
         self.topic_commits, self.topic = max(fit, default=(0, None))
 
     def create(self, repack):
-        """The first night: packed with these options of git repack."""
+        """Create the first night, packed with these options of git repack."""
         self.create_empty(self.options.unpack_limit)
         self.hours = 0
         topic = [f"{self.topic}:refs/heads/topic"] if self.topic else []
@@ -334,8 +334,8 @@ class Repo(Bare):
         self.git("push", "-q", self.path, *refs, at=self.full)
 
     def date_packs(self):
-        """Give new packs times an hour after the ones before: git prefers the younger of two
-        packs, and those that arrive within a second it takes in any order."""
+        """Date new packs an hour after the previous ones. git prefers the younger of two packs,
+        and uses packs that arrive within a second in any order."""
         self.hours += 1
         folder = os.path.join(self.path, "objects", "pack")
         for path in (os.path.join(folder, name) for name in os.listdir(folder)):
@@ -343,7 +343,7 @@ class Repo(Bare):
                 os.utime(path, (forge.EPOCH + 3600 * self.hours,) * 2)
 
     def push_some(self, tips, pushes):
-        """Bring these commits of the main branch, in so many pushes."""
+        """Push these commits of the main branch, in `pushes` pushes."""
         for last in dict.fromkeys(len(tips) * (i + 1) // pushes for i in range(pushes)):
             if last:
                 self.push(f"{tips[last - 1]}:refs/heads/main")
@@ -363,7 +363,7 @@ def all_packs(repos):
 
 # --- git: one night of pushes, one of housekeeping ----------------------------
 
-# Title, how the first night is packed, what git does in the second night.
+# Title, packing of the first night, git commands of the second night.
 HOUSEKEEPING = [
     ("nothing", ["-a"], []),
     ("`git gc`", ["-a"], [["gc", "-q"]]),
@@ -394,7 +394,7 @@ def git_first_nights(place, repos, repack, table):
 
 
 def git_backup(place, repos, before, table, **first):
-    """Back up the source; put what it added into the table, and return its packs."""
+    """Back up the source, add the added bytes to the table, and return its packs."""
     packs = all_packs(repos)
     added = place.keep.backup(place.source)
     both, new = added.data + added.metadata, {name: size for name, size in packs.items() if name not in before}
@@ -404,7 +404,7 @@ def git_backup(place, repos, before, table, **first):
 
 
 def git_nights(args, place, bundles, title):
-    """All variants with these repositories in one source."""
+    """Run all variants with these repositories in one source."""
     repos = [Repo(place, bundle, args) for bundle in bundles]
     first, then = git_table(f"{title}: the nights before", "night"), git_table(f"{title}: the night of housekeeping", "variant")
     for repack in (["-a"], ["-a", "-f"]):
@@ -457,20 +457,20 @@ def load_tables(pg, rows):
 
 
 def changed_rows(pg, where):
-    """Rows that the update touched, and their bytes in COPY format, as in a dump."""
+    """Return the number of updated rows, and their bytes in COPY format, as in a dump."""
     lines = b"".join(pg.output(f"COPY (SELECT * FROM {table} WHERE {where}) TO STDOUT") for table in dumps.UPDATED)
     return lines.count(b"\n"), len(lines)
 
 
 def tree_bytes(path):
-    """Bytes of a file, or of all files below a directory."""
+    """Return the bytes of a file, or of all files below a directory."""
     if os.path.isfile(path):
         return os.path.getsize(path)
     return sum(os.path.getsize(os.path.join(base, leaf)) for base, _, leaves in os.walk(path) for leaf in leaves)
 
 
 def make_dumps(place, rows):
-    """Dump the first night and each change of it; rows and bytes that changed, for each."""
+    """Dump the first night and each change of it. Return the changed rows and bytes of each."""
     changes = {}
 
     def dump_all(pg, night):
@@ -494,8 +494,8 @@ def make_dumps(place, rows):
 
 
 def dump_night(place, night, name, stream):
-    """Back up the dump of a night under the name it has every night, compare what comes
-    back, and say what it cost; `plain` are the bytes of new chunks before compression."""
+    """Back up the dump of a night under its constant name, compare the restored dump,
+    and return the cost; `plain` are the bytes of new chunks before compression."""
     made = place.at("dumps", night, name)
     if stream:
         added = place.keep.backup(stream=made, name="db/" + name)
@@ -541,7 +541,7 @@ def job_dump(args, place):
 # --- thirty: many nights in one store -----------------------------------------
 
 def load_restore():
-    """docs/restore.py as a module: it knows how entries and recipes are read."""
+    """Load docs/restore.py as a module, which reads entries and recipes."""
     spec = importlib.util.spec_from_file_location("restore", os.path.join(TOP, "docs", "restore.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -549,7 +549,7 @@ def load_restore():
 
 
 def walk(keep):
-    """What the last snapshot consists of: bytes of its files, its pages, recipes and data chunks."""
+    """Return the parts of the last snapshot: bytes of its files, its pages, recipes and data chunks."""
     reader = load_restore()
     last = json.loads(keep.call("snapshots", "--json").splitlines()[-1])["id"]
     chunks, asked = reader.Chunks(os.path.join(keep.store, "segments")), set()
@@ -578,7 +578,7 @@ def walk(keep):
 
 
 def restore_times(place, stores, rounds):
-    """Median seconds of restoring the last snapshot of each store, in turns."""
+    """Restore the last snapshot of each store, in turns. Return the median seconds."""
     times = {title: [] for title in stores}
     for i in range(rounds):
         for title, keep in stores.items():
@@ -649,7 +649,7 @@ def job_thirty(args, place):
 # --- speed: one pack on one core ----------------------------------------------
 
 def synthetic_blobs(megabytes):
-    """A fast-import stream: one commit with so many bytes of small files that do not compress."""
+    """Return a fast-import stream: one commit of incompressible small files with this many megabytes."""
     rng, left, n = random.Random("speed"), int(megabytes * 1e6), 0
     files = []
     while left > 0:
@@ -683,7 +683,7 @@ class Big(Bare):
 
 
 def find_origins(args):
-    """The bundles, and what is in the directory of clones: bundles and repositories."""
+    """Return the bundles, and the bundles and repositories in the directory of clones."""
     found = {repo_name(path): path for path in find_bundles(args)}
     for path in sorted(glob.glob(os.path.join(glob.escape(args.clones), "*"))) if args.clones else []:
         if path.endswith(".bundle") or any(os.path.isdir(os.path.join(path, *objects)) for objects in (["objects"], [".git", "objects"])):
@@ -692,7 +692,7 @@ def find_origins(args):
 
 
 class Race:
-    """The nights of `speed` for one binary: each run begins with a store it made itself."""
+    """The nights of `speed` for one binary: each run begins with a store that this binary created."""
 
     def __init__(self, place, title, exe, trees):
         self.place, self.title, self.trees, self.samples = place, title, trees, {}
@@ -700,7 +700,7 @@ class Race:
         self.keep = Keep(exe, place.at(f"{title}-store"))
 
     def start(self):
-        """A copy of the store of the first night."""
+        """Copy the store of the first night."""
         self.place.remove(self.keep.store)
         copy(self.first.store, self.keep.store)
 
@@ -721,12 +721,12 @@ class Race:
         return statistics.median(getattr(sample, what) for sample in self.samples[name])
 
     def above(self, what):
-        """What the repacked pack cost more than a night without changes."""
+        """Return the extra cost of the repacked pack over a night without changes."""
         return max(1e-9, self.median("repacked, one core", what) - self.median("unchanged, one core", what))
 
 
 def show(place, state):
-    """Put one of the saved states where the source is; renaming changes no file's times."""
+    """Move one of the saved states to the source; renaming does not change the times of files."""
     current = place.at("shown")
     if os.path.lexists(current):
         os.rename(place.source, place.at("state-" + os.readlink(current)))
@@ -736,7 +736,7 @@ def show(place, state):
 
 
 def speed_states(args, place):
-    """The source of the first night, after pushes, and after pushes and a repack; the packs of the last."""
+    """Create the source of the first night, after pushes, and after pushes and a repack. Return the packs of the last."""
     big = Big(place, find_origins(args), args)
     place.new(place.source)
     big.create(args)
@@ -801,14 +801,14 @@ EXAMPLES = """examples:
   benches/nights.py speed --bundles DIR_OF_BUNDLES --work /var/tmp/fk-nights --against OLDER_FORGEKEEP
 """
 
-# What --quick puts in the place of the defaults.
+# Defaults with --quick.
 QUICK = {"git": {"commits": 20, "pushes": 2, "most": 1}, "dump": {"rows": 20_000},
          "thirty": {"nights": 6, "commits": 30, "rows": 5_000, "rounds": 1, "most": 1, "gc_every": 3},
          "speed": {"commits": 20, "rounds": 1, "most": 1, "synthetic": 5}}
 
 
 def parser():
-    """The parser, and those of its sub-commands by name."""
+    """Return the parser, and the parsers of its subcommands by name."""
     ap = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     subs = ap.add_subparsers(dest="job", required=True, metavar="git|dump|thirty|speed")
     found = {}

@@ -1,9 +1,9 @@
-/* Runs a program and lets the n-th of some system calls fail, or do less than was asked.
+/* Runs a program and lets the n-th of some system calls fail, or do less than requested.
  *
  *     trip COUNT_FILE BELOW CALL,CALL... N[+] ERRNO|short PROGRAM [ARGUMENT]...
  *
  * Only calls on paths and open files below the directory BELOW count, over all threads
- * and children. With "+" all calls from the n-th on fail. How many there were is written
+ * and children. With "+" all calls from the n-th on fail. Writes the number of such calls
  * to COUNT_FILE. For x86-64.
  */
 #define _GNU_SOURCE
@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Where a call names its file. */
+/* Position of the file in the arguments of a call. */
 enum where { FD, FD_4, PATH, AT, AT_1 };
 
 static const struct call {
@@ -69,12 +69,12 @@ static int link_of(char *out, const char *format, int pid, int fd)
 	return len > 0;
 }
 
-/* Reads a text of another process. */
+/* Reads a string of another process. */
 static int text_of(char *out, int pid, unsigned long address)
 {
 	size_t len = 0;
 	while (len < 4095) {
-		/* A page at a time: the next one may not be there. */
+		/* A page at a time: the next one may be unmapped. */
 		size_t part = 4096 - (address + len) % 4096;
 		if (part > 4095 - len)
 			part = 4095 - len;
@@ -122,7 +122,7 @@ static void meet(int pid)
 {
 	struct user_regs_struct regs;
 	if (ptrace(PTRACE_GETREGS, pid, 0, &regs) < 0)
-		return; /* it was killed meanwhile */
+		return; /* killed meanwhile */
 	for (size_t i = 0; i < CALLS; i++) {
 		if (calls[i].number != (long)regs.orig_rax)
 			continue;
@@ -205,7 +205,7 @@ int main(int argc, char **argv)
 		int signal = WSTOPSIG(status), event = status >> 16;
 		if (event == PTRACE_EVENT_SECCOMP)
 			meet(pid);
-		/* Threads begin with a stop of their own. */
+		/* Each thread begins with a stop of its own. */
 		if (event || signal == SIGSTOP || signal == SIGTRAP)
 			signal = 0;
 		ptrace(PTRACE_CONT, pid, 0, signal);

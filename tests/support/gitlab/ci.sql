@@ -1,4 +1,4 @@
--- What the database of CI holds of an instance with :projects projects.
+-- Rows in the database of CI for an instance with :projects projects.
 insert into ci_job_artifacts (project_id, job_id, file_type, size, file, file_sha256, file_format, file_location)
     select n, 1000 + n, 1, pg_temp.size('artifact', n), 'artifacts.zip', pg_temp.hash('artifact', n), 2, 2
     from generate_series(1, :projects) n;

@@ -1,5 +1,5 @@
--- The local file of every row: path below the data directory, SHA-256 and size as far
--- as the row knows them, and which content it was made with.
+-- The local file of every row: path below the data directory, SHA-256 and size if the
+-- row has them, and kind and id of its content.
 create temporary view files (path, hash, size, kind, id) as
     select 'gitlab-rails/uploads/' || case uploader
             when 'NamespaceFileUploader' then '-/system/namespace/' || model_id || '/'

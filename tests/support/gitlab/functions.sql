@@ -1,10 +1,10 @@
--- Only for the session: nothing of this is part of GitLab's database.
--- The path that GitLab gives to what belongs to an id.
+-- For this session only: none of this is part of GitLab's database.
+-- The path in hashed storage for an id.
 create function pg_temp.hashed(id bigint) returns text immutable language sql as $$
     select substr(h, 1, 2) || '/' || substr(h, 3, 2) || '/' || h
     from encode(sha256(id::text::bytea), 'hex') h
 $$;
--- What is in the file of a row.
+-- Content of the file of a row.
 create function pg_temp.content(kind text, id bigint) returns text immutable language sql as $$
     select string_agg(md5(kind || id || '-' || n), '') from generate_series(1, 10 + id * 37 % 200) n
 $$;

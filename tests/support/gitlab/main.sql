@@ -11,7 +11,7 @@ insert into routes (source_id, source_type, path, name)
 
 insert into projects (name, path, namespace_id, creator_id, visibility_level, repository_storage)
     select 'Project ' || n, 'project' || n, 1 + n % 3, 1 + n % 5, 20,
-        -- A fork is where its pool is: with its parent.
+        -- A fork is in the storage of its pool, which is that of its parent.
         case when (n - (n % 10 = 5)::int) % 3 = 0 then 'storage2' else 'default' end
     from generate_series(1, :projects) n;
 insert into routes (source_id, source_type, path, name)
@@ -48,7 +48,7 @@ insert into uploads (size, path, checksum, model_id, model_type, uploader, mount
     select pg_temp.size('upload', :projects + u.id), 'uploads/-/system/user/avatar/' || u.id || '/avatar.png',
         encode(pg_temp.hash('upload', :projects + u.id), 'hex'), u.id, 'User', 'AvatarUploader', 'avatar'
     from users u order by u.id;
--- Relative to the directory of a group, and of a snippet of nobody's project.
+-- Relative to the directory of a group, and of a snippet without a project.
 insert into uploads (size, path, checksum, model_id, model_type, uploader, secret)
     select pg_temp.size('upload', n), md5('secret' || n) || '/notes.txt', encode(pg_temp.hash('upload', n), 'hex'), 1,
         case when n % 2 = 1 then 'Namespace' else 'Snippet' end,

@@ -1,4 +1,4 @@
--- Those tables of Mattermost that a check may look at.
+-- The tables of Mattermost that a check may read.
 create table systems (name varchar(64) primary key, value varchar(1024));
 create table users (id varchar(26) primary key, username varchar(64), authservice varchar(32), authdata varchar(128));
 create table channels (id varchar(26) primary key, teamid varchar(26), displayname varchar(64), createat bigint);

@@ -1,4 +1,4 @@
--- Every repository: storage, path with .git, pool, the project whose code it is, full path.
+-- Every repository: storage, path with .git, pool, the project whose code it has, full path.
 select storage, path || '.git', coalesce(pool || '.git', ''), project, full_path from (
     select s.name, r.disk_path, pool.disk_path, p.id, route.path, 1
         from project_repositories r join shards s on s.id = shard_id join projects p on p.id = project_id

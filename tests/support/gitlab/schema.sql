@@ -1,4 +1,4 @@
--- Those tables of GitLab that tell where things are, with the columns that tell it.
+-- The tables and columns of GitLab that locate files and repositories.
 create table schema_migrations (version varchar primary key);
 create table ar_internal_metadata (key varchar primary key, value varchar,
     created_at timestamp not null default now(), updated_at timestamp not null default now());

@@ -1,6 +1,6 @@
-"""A web server that writes down what it is told: http.py DIR [CERTIFICATE KEY].
+"""A web server that records its requests: http.py DIR [CERTIFICATE KEY].
 
-DIR/port gets its port, DIR/requests a JSON line for every request. The path says how it answers:
+DIR/port gets its port, DIR/requests a JSON line for every request. The path selects the answer:
 /status/N with N, /flaky/N with 503 the first N times, /slow not for a minute, /redirect with
 another place, /echo with 404 and the path; /new-zabbix like the API of Zabbix 7, and /late-zabbix
 like one that never puts a maintenance in force.
@@ -39,7 +39,7 @@ def new_zabbix(request, authorization, awake):
     if "auth" in request:
         return {"error": {"code": -32600, "message": "Invalid request.", "data": 'unexpected parameter "auth".'}}
     if method == "apiinfo.version":
-        # The real one refuses a token here.
+        # The real API refuses a token here.
         is_ours = authorization is None or authorization.startswith("Basic ")
         return {"result": "7.2.1"} if is_ours else {"error": {"code": -32602, "message": "token"}}
     if authorization != "Bearer t0ken":

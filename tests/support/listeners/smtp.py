@@ -1,4 +1,4 @@
-"""A mail server that keeps what it gets: smtp.py DIR none|starttls|tls CERTIFICATE KEY.
+"""A mail server that records its mails: smtp.py DIR none|starttls|tls CERTIFICATE KEY.
 
 DIR/port gets its port, DIR/mails a JSON line for every mail. reject@ is refused, later@ is told to
 come again the first time. With TLS it takes mail only from `backup`, whose password is `s3cret`.
@@ -59,7 +59,7 @@ def session():
     if SECURITY == "starttls":
         options.update(tls_context=context, require_starttls=True)
     if SECURITY != "none":
-        # Within TLS from the first byte, aiosmtpd does not see that it is there.
+        # If TLS starts with the first byte, aiosmtpd does not detect it.
         options.update(authenticator=authenticate, auth_required=True, auth_require_tls=SECURITY == "starttls")
     return SMTP(Handler(), **options)
 
