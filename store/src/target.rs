@@ -187,8 +187,7 @@ impl Target {
                 continue;
             }
             let node = Node { fd: opened.as_fd(), at: Some((self.dir(), path)) };
-            // Locked, so that another thread at this point does not record the changed mode as the
-            // original.
+            // Locked, so that modes are not put back between the change and its record.
             let mut opened_up = self.opened_up.lock();
             if node.chmod(stat.mode | OWNER_ALL).is_ok() {
                 opened_up.entry(path.to_vec()).or_insert(stat.mode);

@@ -38,7 +38,7 @@ const WINDOW_BYTES: usize = 4 << 20;
 const FINE_BYTES_MAX: u64 = 4 << 20;
 /// Maximum number of files with several names whose content is remembered, per shard.
 const LINKED_MAX: usize = 1024;
-/// Maximum bytes read from a file whose size is reported as 0. Some such files never end.
+/// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "its size is given as 0 or too small, and it has more than 4 GiB";
 const REPLACED: &str = "it was replaced by something else during the backup";

@@ -98,7 +98,7 @@ impl Recheck<'_> {
         entry
     }
 
-    /// Returns true if all chunks of an entry are in healthy segments.
+    /// Returns true if all chunks of an entry are known to be in healthy segments.
     ///
     /// After a loss of segments, files that used their chunks are read again.
     fn is_whole(&self, entry: &Entry) -> Result<bool> {
