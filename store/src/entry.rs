@@ -20,7 +20,7 @@ pub struct Time {
 const NANOSECONDS_MAX: u32 = 999_999_999;
 
 impl Time {
-    /// Returns the time with its nanoseconds limited to one second. Some file systems return more.
+    /// Returns the time with at most 999,999,999 nanoseconds. Some file systems return more.
     pub fn clamped(self) -> Time {
         Time { nanoseconds: self.nanoseconds.min(NANOSECONDS_MAX), ..self }
     }
@@ -152,8 +152,8 @@ pub struct Entry {
     pub device: Option<(u32, u32)>,
     /// Content of a file.
     pub content: Content,
-    /// Bytes of referenced chunks that this entry does not use. Other snapshots may need them, or
-    /// none. 0 for files whose chunks were made for them.
+    /// Bytes of referenced chunks that this entry does not use. Another snapshot may or may not
+    /// need them. 0 for files whose chunks were made for them.
     pub unused: u64,
 }
 

@@ -355,8 +355,8 @@ struct Top {
 impl Top {
     /// Inspects the directory that receives the content of `prefix`.
     ///
-    /// It also gets the metadata if it is the very directory that was backed up, or is empty and
-    /// owned by this user. Any other directory has another use.
+    /// It also gets the metadata if it is the very directory that was backed up. The same holds if
+    /// it is empty and this user is root or its owner. Any other directory has another use.
     fn look(target: &Path, prefix: &[u8]) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
         let stat = source::stat_open(&dir)?;
