@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 ///
 /// Skips unreadable paths, because the backup itself reports them.
 pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &AtomicBool) {
-    let (mut entries, mut bytes) = (0, 0);
+    let (mut entries, mut bytes) = (0, 0u64);
     let rules = Rules { git_dirs: false, scan_git_dirs: false, ..rules.clone() };
     for root in roots {
         if root.stat.kind != Kind::Directory {
