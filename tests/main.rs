@@ -25,6 +25,8 @@ mod instance;
 /// Instances whose parts fail.
 mod instance_checks;
 mod instance_faults;
+/// Keys of instances.
+mod keys;
 /// Live bare repositories.
 mod live_git;
 /// Mattermost next to GitLab, and alone.

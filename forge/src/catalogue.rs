@@ -2,6 +2,7 @@
 //! files. It is asked at the moment of the dumps, so that it fits them.
 
 use crate::check::{Check, Verdict};
+use crate::encrypted::Encrypted;
 use crate::error::Result;
 use crate::plan::{Plan, Product};
 use crate::service::postgres::Connection;
@@ -21,6 +22,8 @@ pub struct Catalogue {
     pub files: Vec<FileRow>,
     /// Applications that may sign users on.
     pub applications: Vec<Application>,
+    /// Some encrypted values, to try the keys.
+    pub encrypted: Vec<Encrypted>,
     /// Version of the product, where only its database knows it.
     pub version: Option<String>,
     /// Version of the schema of each database.

@@ -62,6 +62,17 @@ pub trait Kind: Sync {
         Ok(BTreeMap::new())
     }
 
+    /// Tries the keys of a copy on values that the databases hold encrypted.
+    fn try_keys(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        copy: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        let _ = (plan, databases, copy);
+        Ok(None)
+    }
+
     /// Compares a copy with an earlier one, from the last backup that was complete: whether
     /// something was there then and is gone without a reason.
     fn compare(

@@ -26,6 +26,8 @@ pub mod plan;
 pub mod check;
 pub mod copy;
 
+pub mod encrypted;
+
 pub mod catalogue;
 mod fit;
 

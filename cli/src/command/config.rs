@@ -5,6 +5,7 @@ use crate::problems;
 use crate::report::count;
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
+use forge::check::Verdict;
 use forge::kind::{Kind, Site};
 use forge::plan::{Absent, Part, Phase, Plan, Step};
 use forge::service::Reach;
@@ -32,8 +33,8 @@ impl Config {
 /// Say what a backup of each instance would do
 ///
 /// Everything is resolved: paths, services, commands, users. What would keep a backup from being
-/// made, complete, or told of is named, and the exit code is 3 then. Nothing is stopped or
-/// copied.
+/// made, complete, or told of is named, and the exit code is 3 then. The keys are tried on values
+/// that the databases hold encrypted. Nothing is stopped or copied.
 ///
 /// Example: forgekeep config check --instance gitlab
 #[derive(Debug, Args)]
@@ -58,22 +59,24 @@ struct Asked {
     missing: Vec<Absent>,
     /// Why it could not be asked.
     problem: Option<String>,
+    /// Whether the keys decrypt them.
+    keys: Option<forge::check::Check>,
 }
 
 impl Asked {
     /// Asks the server. Why it has databases that are not dumped goes to the plan's notes.
-    fn of(plan: &mut Plan, progress: &Progress) -> Asked {
+    fn of(plan: &mut Plan, kind: &dyn Kind, progress: &Progress) -> Asked {
         if let Some(server) = &mut plan.postgres {
             server.wait = server.wait.min(SERVER_WAIT);
         }
-        match forge::session::databases(plan, progress) {
-            Ok((missing, notes)) => {
-                plan.notes.extend(notes);
-                Asked { missing, problem: None }
+        match forge::session::databases(plan, kind, progress) {
+            Ok(asked) => {
+                plan.notes.extend(asked.notes);
+                Asked { missing: asked.missing, problem: None, keys: asked.keys }
             }
             Err(error) => {
                 let problem = format!("databases cannot be asked: {error}; `--offline` skips this");
-                Asked { missing: Vec::new(), problem: Some(problem) }
+                Asked { problem: Some(problem), ..Asked::default() }
             }
         }
     }
@@ -101,7 +104,7 @@ impl Check {
                     let asked = if self.offline {
                         Asked::default()
                     } else {
-                        Asked::of(&mut plan, &progress)
+                        Asked::of(&mut plan, kind, &progress)
                     };
                     let view = View::of(&plan, kind, settings, place, asked, &progress);
                     view.show(ui)?;
@@ -143,6 +146,8 @@ struct View<'a> {
     /// Parts that are needed and not there.
     missing: Vec<Absent>,
     problems: Vec<String>,
+    /// Whether the keys decrypt the databases, if these were asked.
+    keys: Option<forge::check::Check>,
 }
 
 impl<'a> View<'a> {
@@ -165,11 +170,15 @@ impl<'a> View<'a> {
         });
         let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);
         problems.extend(asked.problem);
+        if let Some(keys) = asked.keys.as_ref().filter(|keys| keys.verdict == Verdict::Failed) {
+            let hint = keys.hint.as_deref().unwrap_or_default();
+            problems.push(format!("{}; {hint}", keys.text));
+        }
         let missing = absent.chain(plan.lacking.iter().cloned()).chain(asked.missing);
         let missing = missing.filter(|absent| absent.is_required).collect();
         let (title, root) = (kind.title(), settings.root.as_path());
         let supervised = plan.all_services(progress);
-        View { plan, title, root, store, supervised, missing, problems }
+        View { plan, title, root, store, supervised, missing, problems, keys: asked.keys }
     }
 
     fn is_right(&self) -> bool {
@@ -327,6 +336,9 @@ impl<'a> View<'a> {
         if self.plan.databases.is_empty() {
             rows.push(row("databases", "all that it has"));
         }
+        if let Some(keys) = &self.keys {
+            rows.push(row("keys", &keys.text));
+        }
         rows
     }
 
@@ -418,6 +430,7 @@ impl<'a> View<'a> {
             "parts": parts,
             "missing": self.missing,
             "databases": plan.databases,
+            "keys": self.keys,
             "postgres": plan.postgres.as_ref().map(|server| json!({
                 "host": server.host,
                 "port": server.port,

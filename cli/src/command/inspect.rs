@@ -6,17 +6,20 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use forge::check::Check;
-use forge::kind::Site;
+use forge::kind::{Kind, Site};
+use forge::plan::Plan;
 use serde_json::{Value, json};
+use std::path::Path;
 use store::entry::display_path;
 use store::store::Purpose;
 
 /// Look at an instance as it is, or at what a snapshot says of it
 ///
 /// Without SNAPSHOT, what a backup looks at is looked at on this machine and in the running
-/// databases: what to do after a restore. Nothing is changed, and no store is needed. The
-/// exit code is 3 if something is missing or does not fit; what cannot be looked at is only
-/// told.
+/// databases: what to do after a restore. The keys are tried on values that the databases hold
+/// encrypted. Nothing is changed, and no store is needed; if one is configured, the keys are
+/// compared with its last complete snapshot. The exit code is 3 if something is missing or does
+/// not fit; what cannot be looked at is only told.
 ///
 /// With SNAPSHOT, what was known when it was made is shown: versions, databases, services,
 /// what was missing, how the checks went then. latest is the latest of this instance.
@@ -39,12 +42,12 @@ pub struct Inspect {
 impl Inspect {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         match &self.snapshot {
-            None => self.machine(ui),
+            None => self.machine(global, ui),
             Some(wanted) => self.snapshot(wanted, global, ui),
         }
     }
 
-    fn machine(&self, ui: &Ui) -> Result<(), Failure> {
+    fn machine(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
         let settings = config.instance(&self.instance)?;
         let watch = ui.watch("inspect");
@@ -53,11 +56,23 @@ impl Inspect {
             let site = Site { instance: &self.instance, settings, progress, is_offline: false };
             let (plan, kind) = forge::kind::plan(&site)?;
             let inspection = forge::session::inspect(&plan, kind, progress)?;
-            Ok::<_, forge::Error>((plan, inspection))
+            Ok::<_, forge::Error>((plan, kind, inspection))
         };
         let looked = look();
         watch.end();
-        let (plan, inspection) = looked.map_err(without_database)?;
+        let (plan, kind, mut inspection) = looked.map_err(without_database)?;
+        // After a disaster there may be no store, or none that can be read.
+        if let Ok(place) = instance::place_of(&config, &self.instance, global)
+            && place.join("store.json").exists()
+        {
+            match changed_keys(&place, &plan, kind, ui) {
+                Ok(check) => inspection.checks.extend(check),
+                Err(failure) => {
+                    let (reason, _) = failure.words().unwrap_or_default();
+                    ui.warn(&format!("keys could not be compared with a snapshot: {reason}"));
+                }
+            }
+        }
         for note in &plan.notes {
             ui.warn(note);
         }
@@ -110,6 +125,19 @@ impl Inspect {
         facts["is_complete"] = is_complete.into();
         ui.json("instance", facts)
     }
+}
+
+/// Whether the keys are others than those of the last complete snapshot.
+fn changed_keys(
+    place: &Path,
+    plan: &Plan,
+    kind: &'static dyn Kind,
+    ui: &Ui,
+) -> Result<Option<Check>, Failure> {
+    let (store, watch) = super::open(place, ui, Purpose::Read, "inspect")?;
+    let changed = forge::session::changed_keys(plan, kind, &store, &instance::host());
+    watch.end();
+    Ok(changed?)
 }
 
 /// An error with what to do when nothing was to be backed up.

@@ -111,6 +111,16 @@ impl Kind for DockerGitlab {
         secrets::keys(plan, copy)
     }
 
+    fn try_keys(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        copy: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        let catalogue = gitlab::keys::ask(databases)?;
+        secrets::check(plan, &catalogue, copy).map(Some)
+    }
+
     fn compare(
         &self,
         plan: &Plan,
@@ -122,7 +132,7 @@ impl Kind for DockerGitlab {
     }
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let mut checks = vec![secrets::check(plan, copy)?];
+        let mut checks = vec![secrets::check(plan, catalogue, copy)?];
         checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);
         Ok(checks)
     }

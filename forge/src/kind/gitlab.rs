@@ -5,6 +5,7 @@
 //! and not asked.
 
 pub mod generated;
+pub mod keys;
 pub mod package;
 mod redis_password;
 pub mod repositories;
@@ -17,6 +18,7 @@ use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
+use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
 use crate::fit::check_files;
@@ -73,9 +75,22 @@ impl Kind for Gitlab {
         let content = copy.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
         let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
         let key = |name: &'static str| {
-            Some((name, Password(secrets["gitlab_rails"][name].as_str()?.to_owned())))
+            // Of several keys the first is the oldest, which stays when another is added.
+            let value = &secrets["gitlab_rails"][name];
+            let value = value.as_str().or_else(|| value[0].as_str())?;
+            Some((name, Password(value.to_owned())))
         };
-        Ok(SECRETS.into_iter().filter_map(key).collect())
+        Ok(SECRETS.into_iter().chain(MORE_SECRETS).filter_map(key).collect())
+    }
+
+    fn try_keys(
+        &self,
+        plan: &Plan,
+        databases: &mut [Connection<'_>],
+        copy: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        let catalogue = keys::ask(databases)?;
+        check_secrets(plan, &catalogue, copy).map(Some)
     }
 
     fn compare(
@@ -89,7 +104,7 @@ impl Kind for Gitlab {
     }
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let mut checks = vec![check_secrets(plan, copy)?];
+        let mut checks = vec![check_secrets(plan, catalogue, copy)?];
         checks.extend(check_catalogue(plan, catalogue, copy)?);
         checks.extend(single_sign_on::check(plan, catalogue, copy)?);
         Ok(checks)
@@ -99,11 +114,19 @@ impl Kind for Gitlab {
 /// Keys without which what the database encrypts is lost.
 const SECRETS: [&str; 3] = ["db_key_base", "secret_key_base", "otp_key_base"];
 
+/// Keys that newer versions have.
+const MORE_SECRETS: [&str; 4] = [
+    "encrypted_settings_key_base",
+    "active_record_encryption_primary_key",
+    "active_record_encryption_deterministic_key",
+    "active_record_encryption_key_derivation_salt",
+];
+
 /// What that means.
-const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
+pub const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
 
 /// Whether the secrets in the copy are what GitLab would read.
-fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
+fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
     let seen = copy.read(&paths)?.into_iter().flatten().next();
@@ -137,10 +160,12 @@ fn check_secrets(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
     let absent = SECRETS.into_iter().filter(|key| rails[key].as_str().is_none_or(str::is_empty));
     let absent: Vec<&str> = absent.collect();
     if absent.is_empty() {
-        return Ok(Check::ok(
-            "secrets",
-            "the keys that decrypt the database are present, not tried",
-        ));
+        let from = keys::Source {
+            file: "gitlab-secrets.json",
+            keys: Keys::of(rails),
+            other: keys::of_yaml(plan, copy)?,
+        };
+        return Ok(keys::check(plan, catalogue, &from));
     }
     failed(format!("lacks {} in gitlab_rails", absent.join(", ")))
 }

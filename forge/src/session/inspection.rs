@@ -40,11 +40,26 @@ pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Ca
     kind.ask(plan, moments.connections())
 }
 
-/// Which databases of the plan the server does not have, and why it has others that are not
-/// dumped. Connects to all and reads nothing of them.
-pub fn databases(plan: &Plan, progress: &Progress) -> Result<(Vec<Absent>, Vec<String>)> {
-    let (moments, missing) = Moments::open(plan, progress)?;
-    Ok((missing, moments.notes().to_vec()))
+/// What a server says of the databases of a plan, without a copy of them.
+#[derive(Debug)]
+pub struct Asked {
+    /// Databases that it does not have.
+    pub missing: Vec<Absent>,
+    /// Why it has others that are not dumped.
+    pub notes: Vec<String>,
+    /// Whether this machine's keys decrypt what the databases hold.
+    pub keys: Option<Check>,
+}
+
+/// Connects to all databases of the plan and reads some of their encrypted values.
+pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
+    let (mut moments, missing) = Moments::open(plan, progress)?;
+    let notes = moments.notes().to_vec();
+    // A moment that only reads.
+    moments.take()?;
+    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let keys = kind.try_keys(plan, moments.connections(), &copy)?;
+    Ok(Asked { missing, notes, keys })
 }
 
 /// Looks at this machine and its running databases as they are now. Nothing is changed.

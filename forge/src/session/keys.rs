@@ -4,11 +4,14 @@ use super::{DIR, Session};
 use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
+use crate::kind::Kind;
+use crate::plan::Plan;
 use crate::settings::ChangedKeys;
 use std::path::Path;
 use store::id::SnapshotId;
 use store::observe::Event;
 use store::snapshot::Snapshot;
+use store::store::Store;
 
 /// Name of the check.
 const KEYS: &str = "keys";
@@ -17,26 +20,62 @@ impl Session<'_> {
     /// Keys that are others than before do not open what was encrypted until then. That is a
     /// warning every night, until the settings accept it.
     pub(super) fn check_keys(&self, copy: &Copy<'_>) -> Result<Option<Check>> {
-        let (job, plan) = (self.job, self.job.plan);
-        let Some((id, snapshot)) = self.measure_of_keys()? else { return Ok(None) };
-        let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
+        let (plan, store) = (self.job.plan, self.job.store);
+        let changes = Changes { plan, kind: self.job.kind, store };
+        let check = changes.check(self.complete_ones()?, copy)?;
+        if check.is_none() && plan.changed_keys == ChangedKeys::Ok {
+            let text = "`keys.changed = \"ok\"` would accept the next change as well; remove it";
+            store.observer().event(Event::Note(text.into()));
+        }
+        Ok(check)
+    }
+}
+
+/// Whether the keys of this machine are those of the last complete snapshot of the instance
+/// that this machine made; `None` if they are, or if there is none.
+pub fn changed_keys(
+    plan: &Plan,
+    kind: &'static dyn Kind,
+    store: &Store,
+    host: &str,
+) -> Result<Option<Check>> {
+    let (mut all, _) = store.snapshots()?;
+    all.retain(|(_, snapshot)| {
+        let of = snapshot.instance.as_ref();
+        snapshot.host == host && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
+    });
+    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    Changes { plan, kind, store }.check(all, &copy)
+}
+
+/// What is needed to compare keys with those of snapshots.
+struct Changes<'a> {
+    plan: &'a Plan,
+    kind: &'static dyn Kind,
+    store: &'a Store,
+}
+
+impl Changes<'_> {
+    /// Compares the keys of a copy with those of complete snapshots, oldest first.
+    fn check(
+        &self,
+        snapshots: Vec<(SnapshotId, Snapshot)>,
+        copy: &Copy<'_>,
+    ) -> Result<Option<Check>> {
+        let plan = self.plan;
+        let Some((id, snapshot)) = self.measure(snapshots) else { return Ok(None) };
+        let before = Copy::Tree { store: self.store, root: snapshot.root.chunk() };
         let before = Copy::Through { copy: &before, mounts: &plan.mounts };
         // A snapshot that cannot be read does not cost the next one.
-        let Ok(before) = job.kind.keys(plan, &before) else { return Ok(None) };
-        let now = job.kind.keys(plan, copy)?;
+        let Ok(before) = self.kind.keys(plan, &before) else { return Ok(None) };
+        let now = self.kind.keys(plan, copy)?;
         let is_other = |name: &&str| now.get(*name).is_some_and(|key| *key != before[*name]);
         let changed: Vec<&str> = before.keys().copied().filter(is_other).collect();
-        let is_accepted = plan.changed_keys == ChangedKeys::Ok;
         if changed.is_empty() {
-            if is_accepted {
-                let text =
-                    "`keys.changed = \"ok\"` would accept the next change as well; remove it";
-                job.store.observer().event(Event::Note(text.into()));
-            }
             return Ok(None);
         }
         let changed = changed.join(", ");
-        if is_accepted {
+        if plan.changed_keys == ChangedKeys::Ok {
             let text =
                 format!("{changed} changed since snapshot {}, which is accepted", id.short());
             return Ok(Some(Check::ok(KEYS, text)));
@@ -54,18 +93,16 @@ impl Session<'_> {
         Ok(Some(Check::new(KEYS, Verdict::Warning, text).with_hint(hint)))
     }
 
-    /// The newest complete snapshot of which nobody was warned that its keys changed; without one,
-    /// the oldest complete one.
-    fn measure_of_keys(&self) -> Result<Option<(SnapshotId, Snapshot)>> {
-        let mut all = self.complete_ones()?;
+    /// The newest of which nobody was warned that its keys changed, or else the oldest.
+    fn measure(&self, mut all: Vec<(SnapshotId, Snapshot)>) -> Option<(SnapshotId, Snapshot)> {
         let newest = all.iter().rposition(|(_, snapshot)| !self.has_changed_keys(snapshot));
         let at = newest.unwrap_or(0);
-        Ok((at < all.len()).then(|| all.swap_remove(at)))
+        (at < all.len()).then(|| all.swap_remove(at))
     }
 
     /// Whether a snapshot has a warning about its keys. One that cannot be read has none.
     fn has_changed_keys(&self, snapshot: &Snapshot) -> bool {
-        let tree = Copy::Tree { store: self.job.store, root: snapshot.root.chunk() };
+        let tree = Copy::Tree { store: self.store, root: snapshot.root.chunk() };
         let facts = tree.file(&Path::new("/").join(DIR).join("instance.json")).ok().flatten();
         let content = facts.and_then(|seen| seen.content).unwrap_or_default();
         let facts: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();

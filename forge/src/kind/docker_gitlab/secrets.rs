@@ -2,12 +2,16 @@
 
 use super::compose::{Compose, Place, Service, Source};
 use super::variables::assignments;
+use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::copy::{Copy, shown};
+use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
+use crate::kind::gitlab::keys as tried;
 use crate::plan::Plan;
 use crate::service::Password;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -100,9 +104,20 @@ pub fn keys(plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Passw
     Ok(keys)
 }
 
+/// Keys under the names that GitLab itself has for them.
+fn as_object(keys: &BTreeMap<&'static str, Password>) -> Value {
+    let named = keys.iter().map(|(name, Password(key))| {
+        let name = name.trim_start_matches("GITLAB_SECRETS_").to_lowercase();
+        // A list is written as one in JSON.
+        let list = serde_json::from_str(key).ok().filter(Value::is_array);
+        (name, list.unwrap_or_else(|| Value::String(key.clone())))
+    });
+    Value::Object(named.collect())
+}
+
 /// Whether all files that have keys are in the copy. That a key is in none of them, the part
 /// itself says.
-pub fn check(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
+pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
@@ -113,10 +128,12 @@ pub fn check(plan: &Plan, copy: &Copy<'_>) -> Result<Check> {
     let absent = paths.iter().zip(seen).filter(|(_, seen)| seen.is_none());
     let absent: Vec<String> = absent.map(|(path, _)| shown(path)).collect();
     if absent.is_empty() {
-        return Ok(Check::ok(
-            "secrets",
-            "the files with the keys that decrypt the database are present, not tried",
-        ));
+        let from = tried::Source {
+            file: "the compose file and its environment",
+            keys: Keys::of(&as_object(&keys(plan, copy)?)),
+            other: None,
+        };
+        return Ok(tried::check(plan, catalogue, &from));
     }
     let text = "files with keys that decrypt the database are not in the copy";
     Ok(Check::new("secrets", Verdict::Failed, text).with_examples(absent))

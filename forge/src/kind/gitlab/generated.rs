@@ -504,6 +504,11 @@ fn whole_yaml(path: &Path) -> Result<Option<Value>> {
     yaml(path)
 }
 
+/// A text of YAML, unless it is none.
+pub fn yaml_value(text: &str) -> Option<Value> {
+    serde_saphyr::from_str(text).ok()
+}
+
 fn toml_table(path: &Path) -> Result<Option<toml::Table>> {
     expect_whole(path)?;
     let Some(text) = text(path)? else { return Ok(None) };

@@ -3,6 +3,7 @@
 //! Tables and columns come and go with versions, so a query is only asked of what is there, and
 //! one that fails all the same costs a look at what it was about.
 
+pub mod encrypted;
 mod uploads;
 
 use crate::catalogue::{Application, Catalogue, FileRow, Project, Repository};
@@ -32,6 +33,7 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         repositories(database, &mut catalogue)?;
         files(plan, database, &mut catalogue)?;
         applications(database, &mut catalogue)?;
+        encrypted::ask(database, &mut catalogue)?;
         migrations(database, &mut catalogue)?;
     }
     Ok(catalogue)

@@ -416,7 +416,8 @@ fn the_product_has_a_line_of_its_own() {
 fn broken_secrets_fail() {
     let machine = Machine::with("");
     let path = machine.at("/etc/gitlab/gitlab-secrets.json");
-    let check = || check_secrets(&machine.plan(), &Copy::Live).expect("looks");
+    let check =
+        || check_secrets(&machine.plan(), &Catalogue::default(), &Copy::Live).expect("looks");
     let keys = r#""db_key_base": "a", "secret_key_base": "b""#;
     for (text, words) in [
         (String::new(), "is empty"),

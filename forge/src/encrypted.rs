@@ -1,0 +1,299 @@
+//! Whether the keys of a Rails application decrypt what its database holds.
+//!
+//! | form | stored as | cipher | key |
+//! |---|---|---|---|
+//! | attribute, nonce of 12 bytes | base64 or raw, tag at the end | AES-256-GCM | 32 bytes of the base |
+//! | attribute, IV of 16 bytes | base64 or raw | AES-256-CBC | 32 bytes of the base |
+//! | attribute with a salt | the same | the same | PBKDF2-SHA1 of the base, 2000 rounds |
+//! | token | base64, or `\|`, base64, nonce | AES-256-GCM | 32 bytes of the base |
+//! | record | JSON of payload, IV and tag | AES-256-GCM | PBKDF2 of the primary key, 65536 rounds |
+//!
+//! A tag proves a key. A CBC value has only its padding and the shape of its text, which a wrong key
+//! meets once in some hundred values.
+
+use crate::service::Password;
+use aes::Aes256;
+use aes_gcm::aead::{Aead, KeyInit};
+use aes_gcm::{Aes256Gcm, Nonce};
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use cbc::cipher::{BlockDecryptMut, KeyIvInit, block_padding::Pkcs7};
+use pbkdf2::pbkdf2_hmac;
+use serde_json::Value;
+use sha1::Sha1;
+use sha2::Sha256;
+use std::collections::BTreeMap;
+
+/// Name of the key of attributes and tokens.
+pub const DB_KEY: &str = "db_key_base";
+/// Name of the key of the second factor.
+const OTP_KEY: &str = "otp_key_base";
+/// Name of the keys of records.
+const RECORD_KEY: &str = "active_record_encryption_primary_key";
+
+/// Bytes of a nonce of GCM.
+const NONCE: usize = 12;
+/// Bytes of a tag of GCM.
+const TAG: usize = 16;
+/// Bytes of an initialization vector of CBC.
+const IV: usize = 16;
+/// Bytes of a key.
+const KEY: usize = 32;
+/// Rounds for attributes with a salt.
+const ATTRIBUTE_ROUNDS: u32 = 2000;
+/// Rounds for keys of records.
+const RECORD_ROUNDS: u32 = 1 << 16;
+/// Keys of records that are tried; each costs a derivation.
+const RECORD_KEYS_MAX: usize = 8;
+/// Stands before a token that has its nonce at its end.
+const OWN_NONCE: char = '|';
+/// Stands before a salt in base64.
+const ENCODED_SALT: char = '_';
+
+/// Line breaks within base64 are removed before.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// An encrypted value of a database.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Its table and column.
+    pub column: String,
+    /// How it is stored.
+    pub form: Form,
+}
+
+impl std::fmt::Debug for Encrypted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encrypted").field("column", &self.column).finish_non_exhaustive()
+    }
+}
+
+/// How an encrypted value is stored. Texts are as the database prints them: bytes as `\x…`.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Form {
+    /// A column with others for its vector and perhaps its salt.
+    Attribute {
+        /// The value, with its tag at the end.
+        value: String,
+        /// Its vector.
+        iv: String,
+        /// The salt of its key.
+        salt: Option<String>,
+    },
+    /// A column by itself.
+    Token(String),
+    /// An object in JSON.
+    Record(Value),
+}
+
+/// The keys of an application.
+#[derive(Debug, Clone, Default)]
+pub struct Keys {
+    db: Option<Password>,
+    otp: Option<Password>,
+    /// Keys of records, newest last.
+    records: Vec<Password>,
+    salt: Option<Password>,
+}
+
+impl Keys {
+    /// The keys in an object with their names.
+    pub fn of(secrets: &Value) -> Keys {
+        let one = |name: &str| secrets[name].as_str().filter(|key| !key.is_empty());
+        let one = |name: &str| one(name).map(|key| Password(key.to_owned()));
+        let list = |name: &str| match &secrets[name] {
+            Value::Array(keys) => keys.clone(),
+            key => vec![key.clone()],
+        };
+        let records = [RECORD_KEY, "active_record_encryption_deterministic_key"];
+        let records = records.iter().flat_map(|name| list(name));
+        let records = records.filter_map(|key| Some(Password(key.as_str()?.to_owned())));
+        Keys {
+            db: one(DB_KEY),
+            otp: one(OTP_KEY),
+            records: records.take(RECORD_KEYS_MAX).collect(),
+            salt: one("active_record_encryption_key_derivation_salt"),
+        }
+    }
+
+    /// Tries all values whose form and key are known.
+    pub fn attempt(&self, values: &[Encrypted]) -> Trial {
+        let mut records = None;
+        let mut trial = Trial::default();
+        for Encrypted { column, form } in values {
+            let (name, opens) = match form {
+                Form::Record(record) => {
+                    let keys = records.get_or_insert_with(|| self.record_keys());
+                    (RECORD_KEY, opens_record(record, keys))
+                }
+                Form::Attribute { .. } if column.contains("otp_secret") => {
+                    (OTP_KEY, self.otp.as_ref().and_then(|key| opens(form, &key.0)))
+                }
+                form => (DB_KEY, self.db.as_ref().and_then(|key| opens(form, &key.0))),
+            };
+            let Some(opens) = opens else {
+                trial.untried += 1;
+                continue;
+            };
+            let tried = trial.keys.entry(name).or_default();
+            tried.count += 1;
+            if !opens {
+                tried.failed += 1;
+                if !tried.columns.contains(column) {
+                    tried.columns.push(column.clone());
+                }
+            }
+        }
+        trial
+    }
+
+    /// Rails has derived them with either hash.
+    fn record_keys(&self) -> Vec<[u8; KEY]> {
+        let Some(Password(salt)) = &self.salt else { return Vec::new() };
+        let derive = |Password(key): &Password| {
+            let (mut new, mut old) = ([0; KEY], [0; KEY]);
+            pbkdf2_hmac::<Sha256>(key.as_bytes(), salt.as_bytes(), RECORD_ROUNDS, &mut new);
+            pbkdf2_hmac::<Sha1>(key.as_bytes(), salt.as_bytes(), RECORD_ROUNDS, &mut old);
+            [new, old]
+        };
+        self.records.iter().flat_map(derive).collect()
+    }
+}
+
+/// What came of trying keys.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Trial {
+    /// By the name of the key.
+    pub keys: BTreeMap<&'static str, Tried>,
+    /// Values of unknown form, or without a key.
+    pub untried: usize,
+}
+
+/// What came of trying one key.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    /// Values that were tried.
+    pub count: usize,
+    /// Values that it did not decrypt.
+    pub failed: usize,
+    /// Columns of those.
+    pub columns: Vec<String>,
+}
+
+impl Tried {
+    /// Whether it is the wrong key. Some values may be of an older one that is lost.
+    pub fn is_wrong(&self) -> bool {
+        self.failed > 0 && self.failed * 2 >= self.count
+    }
+}
+
+/// Whether a key base opens a value; `None` if its form is not known.
+fn opens(form: &Form, base: &str) -> Option<bool> {
+    match form {
+        Form::Token(token) => {
+            let own = token.strip_prefix(OWN_NONCE).filter(|rest| rest.len() > NONCE);
+            let (text, nonce) = match own {
+                Some(rest) => {
+                    let at = rest.len() - NONCE;
+                    (rest.get(..at)?, rest.get(at..)?.as_bytes().to_vec())
+                }
+                None => (token.as_str(), fitted(base, NONCE)),
+            };
+            let value = base64(text.as_bytes())?;
+            (value.len() >= TAG).then(|| opens_gcm(&fitted(base, KEY), &nonce, &value))
+        }
+        Form::Attribute { value, iv, salt } => {
+            let iv = stored(iv, |bytes| [NONCE, IV].contains(&bytes.len()))?;
+            let key = match salt.as_deref().filter(|salt| !salt.is_empty()) {
+                None => fitted(base, KEY),
+                Some(salt) => {
+                    let salt = match salt.strip_prefix(ENCODED_SALT) {
+                        Some(encoded) => base64(encoded.as_bytes())?,
+                        None => raw(salt),
+                    };
+                    let mut key = vec![0; KEY];
+                    pbkdf2_hmac::<Sha1>(base.as_bytes(), &salt, ATTRIBUTE_ROUNDS, &mut key);
+                    key
+                }
+            };
+            if iv.len() == NONCE {
+                let value = stored(value, |bytes| bytes.len() >= TAG)?;
+                // Raw bytes may be base64 themselves.
+                let inner = base64(&value).filter(|inner| inner.len() >= TAG);
+                let all = [Some(value), inner];
+                return Some(all.iter().flatten().any(|value| opens_gcm(&key, &iv, value)));
+            }
+            let is_whole = |bytes: &[u8]| !bytes.is_empty() && bytes.len().is_multiple_of(IV);
+            let value = stored(value, is_whole)?;
+            Some(opens_cbc(&key, &iv, &value))
+        }
+        Form::Record(_) => None,
+    }
+}
+
+fn opens_record(record: &Value, keys: &[[u8; KEY]]) -> Option<bool> {
+    // A column of JSON may hold the text of an object.
+    let inner: Value = match record {
+        Value::String(text) => serde_json::from_str(text).ok()?,
+        object => object.clone(),
+    };
+    let bytes = |value: &Value| base64(value.as_str()?.as_bytes());
+    let (mut value, iv) = (bytes(&inner["p"])?, bytes(&inner["h"]["iv"])?);
+    let tag = bytes(&inner["h"]["at"])?;
+    if keys.is_empty() || iv.len() != NONCE || tag.len() != TAG {
+        return None;
+    }
+    value.extend(tag);
+    Some(keys.iter().any(|key| opens_gcm(key, &iv, &value)))
+}
+
+/// Whether the tag at the end of a value is right.
+fn opens_gcm(key: &[u8], nonce: &[u8], value: &[u8]) -> bool {
+    let Ok(cipher) = Aes256Gcm::new_from_slice(key) else { return false };
+    nonce.len() == NONCE && cipher.decrypt(Nonce::from_slice(nonce), value).is_ok()
+}
+
+/// Whether padding and text are right: a text, or an object of Ruby.
+fn opens_cbc(key: &[u8], iv: &[u8], value: &[u8]) -> bool {
+    let Ok(cipher) = cbc::Decryptor::<Aes256>::new_from_slices(key, iv) else { return false };
+    let Ok(text) = cipher.decrypt_padded_vec_mut::<Pkcs7>(value) else { return false };
+    text.starts_with(b"\x04\x08") || std::str::from_utf8(&text).is_ok()
+}
+
+/// The beginning of a key base in whole characters, filled up with zeros, as GitLab cuts it.
+fn fitted(base: &str, length: usize) -> Vec<u8> {
+    let end = (0..=length.min(base.len())).rev().find(|at| base.is_char_boundary(*at));
+    let mut bytes = base.as_bytes()[..end.unwrap_or(0)].to_vec();
+    bytes.resize(length, b'0');
+    bytes
+}
+
+/// Bytes that a column holds as they are or in base64; `None` if neither is right.
+fn stored(text: &str, is_right: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let bytes = raw(text);
+    if text.starts_with("\\x") && is_right(&bytes) {
+        return Some(bytes);
+    }
+    base64(&bytes).filter(|bytes| is_right(bytes))
+}
+
+/// The bytes of a column as the database prints them.
+fn raw(text: &str) -> Vec<u8> {
+    let hex = |digits: &str| {
+        let digit = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+        (0..digits.len()).step_by(2).map(digit).collect::<Option<Vec<u8>>>()
+    };
+    text.strip_prefix("\\x").and_then(hex).unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let text: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    BASE64.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Values are of Ruby's OpenSSL: `values.rb` makes `values.json`.
+
+use super::*;
+
+fn values() -> Value {
+    serde_json::from_str(include_str!("values.json")).expect("JSON")
+}
+
+/// All values under the names that they have there.
+fn encrypted() -> Vec<Encrypted> {
+    let values = values();
+    let text = |value: &Value| value.as_str().map(String::from);
+    let of = |name: &str, form: &dyn Fn(&Value) -> Form| {
+        let all = values[name].as_object().expect("an object").iter();
+        all.map(|(column, value)| Encrypted { column: column.clone(), form: form(value) })
+            .collect::<Vec<_>>()
+    };
+    let attribute = |value: &Value| Form::Attribute {
+        value: text(&value["value"]).expect("a value"),
+        iv: text(&value["iv"]).expect("a vector"),
+        salt: text(&value["salt"]),
+    };
+    let token = |value: &Value| Form::Token(text(value).expect("a token"));
+    let mut all = of("attributes", &attribute);
+    all.extend(of("tokens", &token));
+    all.extend(of("records", &|value: &Value| Form::Record(value.clone())));
+    all
+}
+
+#[test]
+fn the_right_keys_open_all_forms() {
+    let mut all = encrypted();
+    let as_text = all.iter().find_map(|one| match &one.form {
+        Form::Record(record) => Some(Form::Record(Value::String(record.to_string()))),
+        _ => None,
+    });
+    let (column, form) = ("records.text".into(), as_text.expect("a record"));
+    all.push(Encrypted { column, form });
+    let trial = Keys::of(&values()["keys"]).attempt(&all);
+    assert_eq!(trial.untried, 0);
+    let counts: Vec<_> = trial.keys.iter().map(|(name, of)| (*name, of.count, of.failed)).collect();
+    assert_eq!(counts, [(RECORD_KEY, 3, 0), (DB_KEY, 8, 0), (OTP_KEY, 1, 0)]);
+}
+
+#[test]
+fn other_keys_open_none() {
+    // One that differs behind its first 32 bytes opens what uses only those.
+    let mut keys = values()["keys"].clone();
+    keys[DB_KEY] = (keys[DB_KEY].as_str().expect("a key").to_owned() + "0").into();
+    let trial = Keys::of(&keys).attempt(&encrypted());
+    let tried = &trial.keys[DB_KEY];
+    assert_eq!(tried.columns, ["salted", "salted_object"]);
+    assert!(!tried.is_wrong());
+    for name in [DB_KEY, OTP_KEY, "active_record_encryption_key_derivation_salt"] {
+        keys[name] = "another".into();
+    }
+    let trial = Keys::of(&keys).attempt(&encrypted());
+    for (name, tried) in &trial.keys {
+        assert_eq!(tried.failed, tried.count, "{name}");
+        assert!(tried.is_wrong(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_of_no_form_is_not_tried() {
+    let keys = Keys::of(&values()["keys"]);
+    let attribute = |value: &str, iv: &str| Form::Attribute {
+        value: value.into(),
+        iv: iv.into(),
+        salt: Some("_not base64!".into()),
+    };
+    for form in [
+        attribute("", ""),
+        attribute("AAAA", "AAAA"),
+        attribute("\\x00", "\\x0"),
+        attribute("AAAAAAAAAAAAAAAAAAAAAA==", "AAAAAAAAAAAAAAAA"),
+        Form::Token(String::new()),
+        Form::Token("|".into()),
+        Form::Token("|éééééééééééé".into()),
+        Form::Token("a plain token".into()),
+        Form::Record(Value::Null),
+        Form::Record("{".into()),
+        Form::Record(serde_json::json!({"p": "AAAA", "h": {"iv": "AAAA", "at": "AAAA"}})),
+    ] {
+        let trial = keys.attempt(&[Encrypted { column: "odd".into(), form }]);
+        assert_eq!(trial, Trial { untried: 1, ..Trial::default() });
+    }
+    // Without a key there is nothing to try.
+    let trial = Keys::of(&Value::Null).attempt(&encrypted());
+    assert_eq!((trial.untried, trial.keys.len()), (encrypted().len(), 0));
+}
+
+#[test]
+fn a_key_base_is_cut_as_gitlab_cuts_it() {
+    assert_eq!(fitted("short", 8), b"short000");
+    assert_eq!(fitted("longer than that", 8), b"longer t");
+    assert_eq!(fitted("1234567é", 8), b"12345670");
+    assert_eq!(fitted("", 2), b"00");
+}

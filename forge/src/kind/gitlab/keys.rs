@@ -1,0 +1,111 @@
+//! Whether GitLab's keys decrypt what its databases hold.
+
+use super::{SECRETS_LOST, generated};
+use crate::catalogue::Catalogue;
+use crate::check::{Check, Verdict};
+use crate::copy::Copy;
+use crate::encrypted::{DB_KEY, Keys};
+use crate::error::Result;
+use crate::kind::gitlab::rows::encrypted;
+use crate::plan::Plan;
+use crate::service::postgres::Connection;
+use crate::settings::ChangedKeys;
+
+/// Name of the check.
+const NAME: &str = "secrets";
+
+/// Where keys come from.
+pub struct Source {
+    /// The file, for people.
+    pub file: &'static str,
+    /// Its keys.
+    pub keys: Keys,
+    /// Keys of the file that was generated from it, which GitLab reads.
+    pub other: Option<Keys>,
+}
+
+/// Asks for encrypted values and nothing else.
+pub fn ask(databases: &mut [Connection<'_>]) -> Result<Catalogue> {
+    let mut catalogue = Catalogue::default();
+    for database in databases {
+        encrypted::ask(database, &mut catalogue)?;
+    }
+    Ok(catalogue)
+}
+
+/// The keys in the `secrets.yml` that the package generates.
+pub fn of_yaml(plan: &Plan, copy: &Copy<'_>) -> Result<Option<Keys>> {
+    let Some(dir) = plan.place("generated") else { return Ok(None) };
+    let seen = copy.file(&dir.join("secrets.yml"))?;
+    let text = seen.and_then(|seen| seen.content).and_then(|text| String::from_utf8(text).ok());
+    let value = text.and_then(|text| generated::yaml_value(&text));
+    Ok(value.map(|value| Keys::of(&value["production"])))
+}
+
+/// Tries the keys on all values of the catalogue.
+pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
+    let file = from.file;
+    let untried = |verdict, reason: &str| {
+        let text = format!("the keys of {file} are present, not tried: {reason}");
+        Check::new(NAME, verdict, text)
+    };
+    if !catalogue.knows(encrypted::ENCRYPTED) && catalogue.encrypted.is_empty() {
+        return untried(Verdict::Unknown, "encrypted values could not be asked");
+    }
+    if plan.postgres.is_none() {
+        return untried(Verdict::Unknown, "no database is known");
+    }
+    if catalogue.encrypted.is_empty() {
+        return untried(Verdict::Ok, "the databases hold no encrypted value of a known form");
+    }
+    let trial = from.keys.attempt(&catalogue.encrypted);
+    let count: usize = trial.keys.values().map(|tried| tried.count).sum();
+    if count == 0 {
+        let reason = format!(
+            "{} encrypted values have a form that is not known, or their key is not written there",
+            trial.untried
+        );
+        return untried(Verdict::Unknown, &reason);
+    }
+    let failing = trial.keys.iter().filter(|(_, tried)| tried.failed > 0);
+    let words: Vec<String> = failing
+        .clone()
+        .map(|(name, tried)| format!("{name}: {} of {}", tried.failed, tried.count))
+        .collect();
+    let columns = failing.clone().flat_map(|(_, tried)| tried.columns.iter().cloned());
+    if words.is_empty() {
+        let text =
+            format!("the keys of {file} decrypt the database: {count} encrypted values tried");
+        return Check::ok(NAME, text);
+    }
+    let words = words.join(", ");
+    if !failing.clone().any(|(_, tried)| tried.is_wrong()) {
+        let text = format!(
+            "the keys of {file} decrypt the database, but not all of it: values that failed: {words}"
+        );
+        let hint = "these values were encrypted with a key that is lost, or have a form that is \
+                    not known; `gitlab-rake gitlab:doctor:secrets VERBOSE=1` lists all";
+        return Check::new(NAME, Verdict::Warning, text).with_examples(columns).with_hint(hint);
+    }
+    // Whoever lost the old keys for good says so.
+    let is_accepted = plan.changed_keys == ChangedKeys::Ok;
+    let verdict = if is_accepted { Verdict::Warning } else { Verdict::Failed };
+    let text = format!(
+        "the keys of {file} do not decrypt the database: values that failed: {words}; {SECRETS_LOST}"
+    );
+    let opens_all = |keys: &Keys| {
+        let trial = keys.attempt(&catalogue.encrypted);
+        trial.keys.contains_key(DB_KEY) && !trial.keys.values().any(|tried| tried.is_wrong())
+    };
+    let hint = if from.other.as_ref().is_some_and(opens_all) {
+        "the keys of gitlab-rails/etc/secrets.yml decrypt it: copy them into gitlab-secrets.json \
+         before the next `gitlab-ctl reconfigure` overwrites them"
+            .to_owned()
+    } else {
+        format!(
+            "put back {file} as it was when this database was in use, from an older snapshot; if \
+             it is lost for good, `keys.changed = \"ok\"` makes this a warning"
+        )
+    };
+    Check::new(NAME, verdict, text).with_examples(columns).with_hint(hint).settled()
+}

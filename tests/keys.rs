@@ -1,0 +1,151 @@
+//! Keys are tried on values that the database holds encrypted.
+
+use crate::support::gitlab::{Builder, Gitlab, database};
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::sandbox::{Sandbox, is_root};
+use serde_json::Value;
+
+/// Values of Ruby's OpenSSL, and the keys that they were made with.
+fn values() -> Value {
+    serde_json::from_str(include_str!("../forge/src/encrypted/values.json")).expect("JSON")
+}
+
+/// Changes `gitlab-secrets.json`.
+fn change_secrets(gitlab: &Gitlab, change: impl FnOnce(&mut Value)) {
+    let path = gitlab.path("etc/gitlab/gitlab-secrets.json");
+    let text = std::fs::read_to_string(&path).expect("reads");
+    let mut secrets: Value = serde_json::from_str(&text).expect("JSON");
+    change(&mut secrets["gitlab_rails"]);
+    std::fs::write(&path, secrets.to_string()).expect("writes");
+}
+
+/// An instance with encrypted values of all forms and the keys that decrypt them.
+fn encrypted() -> Gitlab {
+    let gitlab = Builder::new().build();
+    let values = values();
+    change_secrets(&gitlab, |rails| {
+        for (name, key) in values["keys"].as_object().expect("keys") {
+            rails[name] = key.clone();
+        }
+    });
+    let sql = |text: String| gitlab.postgres.sql(database::MAIN, text);
+    sql("alter table application_settings add encrypted_ci_jwt_signing_key text, \
+         add encrypted_ci_jwt_signing_key_iv text, add signing_key_encrypted bytea, \
+         add runners_registration_token_encrypted varchar; \
+         create table ci_variables (id bigserial primary key, key varchar, encrypted_value text, \
+         encrypted_value_iv varchar, encrypted_value_salt varchar); \
+         create table cloud_connector_keys (id bigserial primary key, secret_key jsonb); \
+         create table odd (encrypted_nothing text, encrypted_nothing_iv text); \
+         alter table projects add runners_token_encrypted varchar"
+        .into());
+    let text = |of: &Value, name: &str| {
+        of[name].as_str().map_or("null".into(), |text| format!("'{}'", text.replace('\'', "''")))
+    };
+    let gcm = &values["attributes"]["gcm"];
+    let shared = text(&values["tokens"], "shared_nonce");
+    sql(format!(
+        "update application_settings set encrypted_ci_jwt_signing_key = {}, \
+         encrypted_ci_jwt_signing_key_iv = {}, runners_registration_token_encrypted = {shared}; \
+         update projects set runners_token_encrypted = {}",
+        text(gcm, "value"),
+        text(gcm, "iv"),
+        text(&values["tokens"], "own_nonce"),
+    ));
+    for name in ["salted", "salted_object"] {
+        let value = &values["attributes"][name];
+        sql(format!(
+            "insert into ci_variables (key, encrypted_value, encrypted_value_iv, encrypted_value_salt) \
+             values ('A', {}, {}, {})",
+            text(value, "value"),
+            text(value, "iv"),
+            text(value, "salt"),
+        ));
+    }
+    let record = &values["records"]["sha256"];
+    sql(format!("insert into cloud_connector_keys (secret_key) values ('{record}')"));
+    gitlab
+}
+
+/// Verdict and words of the check of this name.
+#[track_caller]
+fn check(all: &[Value], name: &str) -> (String, String) {
+    let found = lines(all, "check").into_iter().find(|check| check["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("{name}: {all:?}"));
+    (found["verdict"].as_str().expect("a word").to_owned(), found.to_string())
+}
+
+#[test]
+fn keys_are_tried_wherever_they_are_looked_at() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = encrypted();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let decrypts = "the keys of gitlab-secrets.json decrypt the database: ";
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
+    assert!(verdict == "ok" && text.contains(decrypts), "{text}");
+    // A setting and two tokens of GCM, four of projects, two of CBC, a record.
+    assert!(text.contains("9 encrypted values tried"), "{text}");
+    let looked = inspect().ok();
+    assert!(check(&looked.json(), "secrets").1.contains(decrypts));
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(checked.told().contains(decrypts), "{}", checked.told());
+    let offline = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
+    assert!(!offline.told().contains(decrypts), "{}", offline.told());
+
+    // GitLab still reads the file that was generated from the old one.
+    let keys = &values()["keys"];
+    let generated = gitlab.path("var/opt/gitlab/gitlab-rails/etc/secrets.yml");
+    std::fs::write(&generated, format!("production: {keys}\n")).expect("writes");
+    change_secrets(&gitlab, |rails| rails["db_key_base"] = "another".into());
+    let wrong = "the keys of gitlab-secrets.json do not decrypt the database: \
+                 values that failed: db_key_base: 8 of 8";
+    let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
+    assert!(checked.told().contains(wrong), "{}", checked.told());
+    let inspected = inspect().ends_with(3).json();
+    let (verdict, text) = check(&inspected, "secrets");
+    assert!(verdict == "failed" && text.contains(wrong), "{text}");
+    assert!(text.contains("ci_variables.encrypted_value"), "{text}");
+    assert!(text.contains("the keys of gitlab-rails/etc/secrets.yml decrypt it"), "{text}");
+    assert!(check(&inspected, "keys").1.contains("db_key_base changed since snapshot"));
+    let outcome = backup(&sandbox).run().ends_with(3);
+    assert!(!outcome.told().contains("looking once more"), "{}", outcome.told());
+    let all = outcome.json();
+    assert_eq!(summary(&all)["is_complete"], false);
+    assert_eq!(check(&all, "secrets").0, "failed");
+    std::fs::remove_file(&generated).expect("removes");
+    let text = check(&backup(&sandbox).run().ends_with(3).json(), "secrets").1;
+    assert!(text.contains("put back gitlab-secrets.json"), "{text}");
+
+    configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
+    assert!(verdict == "warning" && text.contains(wrong), "{text}");
+}
+
+#[test]
+fn values_of_a_lost_key_are_a_warning() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = encrypted();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    gitlab.postgres.sql(
+        database::MAIN,
+        "update ci_variables set encrypted_value = encode(sha256('x'), 'base64')",
+    );
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
+    assert!(verdict == "warning" && text.contains("ci_variables.encrypted_value"), "{text}");
+    // What is in no known form is not held against the keys.
+    gitlab.postgres.sql(
+        database::MAIN,
+        "delete from ci_variables; delete from cloud_connector_keys; \
+         update projects set runners_token_encrypted = 'plain'; \
+         update application_settings set encrypted_ci_jwt_signing_key_iv = 'x', \
+         runners_registration_token_encrypted = null",
+    );
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
+    assert!(verdict == "unknown" && text.contains("present, not tried: "), "{text}");
+}
