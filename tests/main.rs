@@ -35,6 +35,8 @@ mod mattermost;
 mod nights;
 /// Notifications, received by real servers.
 mod notify;
+/// Owners and modes of instances.
+mod owners;
 /// Loss of power at any moment.
 mod power_loss;
 /// A fault of one source path costs only that path.

@@ -25,6 +25,7 @@ pub mod plan;
 
 pub mod check;
 pub mod copy;
+mod owners;
 
 pub mod encrypted;
 

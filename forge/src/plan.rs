@@ -131,14 +131,14 @@ impl Plan {
     }
 
     /// A storage of git repositories: repositories first, then the pools they borrow from.
-    pub fn storage(&mut self, name: &str, path: &Path, owner: Option<&'static str>) {
+    pub fn storage(&mut self, name: &str, path: &Path, owner: Option<&str>) {
         let repositories = self.needs(name, "git repositories", path.to_owned());
         repositories.phase = Phase::Repositories;
-        repositories.owner = owner;
+        repositories.owner = owner.map(str::to_owned);
         let pools =
             self.takes(&format!("{name}-pools"), "objects that forks share", path.join("@pools"));
         pools.phase = Phase::Pools;
-        pools.owner = owner;
+        pools.owner = owner.map(str::to_owned);
         self.leaves(path.join("+gitaly"), "made by Gitaly when it starts");
     }
 
@@ -287,8 +287,8 @@ pub struct Part {
     /// Whether all of its paths have to be there; otherwise they are alternatives.
     #[serde(skip)]
     pub needs_all: bool,
-    /// Who should own it, where the kind knows.
-    pub owner: Option<&'static str>,
+    /// Who should own it, where the kind knows: a name, or numbers of user and group (`1000:1000`).
+    pub owner: Option<String>,
     /// Globs of what to leave out of it.
     pub exclude: Vec<String>,
 }

@@ -83,6 +83,10 @@ pub struct Report {
     pub has_uncounted: bool,
     /// Paths that have their content but lack some metadata for a reason other than the next two.
     pub metadata_refused: u64,
+    /// In a dry run: entries that are there and would get another owner or group.
+    pub owners_to_set: u64,
+    /// In a dry run: entries that are there and would get another mode.
+    pub modes_to_set: u64,
     /// Entries whose owner could not be set.
     pub owner_denied: u64,
     /// Extended attributes that could not be set.
@@ -523,6 +527,8 @@ impl Restore<'_> {
             failed: counts.failed.load(Relaxed),
             has_uncounted: counts.has_uncounted.load(Relaxed),
             metadata_refused: counts.metadata_refused.load(Relaxed),
+            owners_to_set: 0,
+            modes_to_set: 0,
             owner_denied: self.target.owner_denied.load(Relaxed),
             xattr_denied: self.target.xattr_denied.load(Relaxed),
         }

@@ -147,6 +147,8 @@ impl Restore {
                 "dirs": report.dirs,
                 "others": report.others,
                 "files_deleted": report.deleted,
+                "owners_to_set": report.owners_to_set,
+                "modes_to_set": report.modes_to_set,
                 "errors": report.failed,
                 "metadata_refused": report.metadata_refused,
                 "owner_denied": report.owner_denied,
@@ -165,6 +167,13 @@ impl Restore {
         );
         if report.files_unchanged > 0 {
             text += &format!("; {} right already", count(report.files_unchanged, "file"));
+        }
+        if report.owners_to_set + report.modes_to_set > 0 {
+            text += &format!(
+                "; {} and {} to be set",
+                count(report.owners_to_set, "owner"),
+                count(report.modes_to_set, "mode")
+            );
         }
         if report.deleted > 0 {
             let deleted = if self.dry_run { "to be deleted" } else { "deleted" };

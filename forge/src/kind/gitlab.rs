@@ -59,8 +59,9 @@ impl Kind for Gitlab {
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-        plan.product = product(site, &mut plan.notes);
-        plan.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"));
+        plan.product = product(&site.settings.root, &mut plan.notes);
+        plan.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"))
+            .owner = Some("root".into());
         Package { site, container: None }.fill(plan)
     }
 
@@ -187,10 +188,16 @@ pub fn check_catalogue(
     Ok(checks)
 }
 
-/// What the manifest of the package says.
-fn product(site: &Site<'_>, notes: &mut Vec<String>) -> Product {
+/// What the manifest of the package below a root says; without one, there is no version.
+pub fn installed(root: &Path) -> Product {
+    product(root, &mut Vec::new())
+}
+
+/// The same, with a note of a manifest that cannot be read.
+fn product(root: &Path, notes: &mut Vec<String>) -> Product {
     let mut product = Product { name: "GitLab".into(), ..Product::default() };
-    let manifest = file::text(&site.at(MANIFEST)).unwrap_or_else(|error| {
+    let manifest = below(root, Path::new(MANIFEST));
+    let manifest = file::text(&manifest).unwrap_or_else(|error| {
         notes.push(format!("{error}; version and edition are unknown"));
         None
     });

@@ -158,7 +158,7 @@ fn files(
         plan.takes(&format!("{name}-before"), "files that users sent before that", dir);
         return;
     }
-    plan.needs(name, "files that users sent", dir).owner = Some("mattermost");
+    plan.needs(name, "files that users sent", dir).owner = Some("mattermost".into());
 }
 
 /// Server and database, as the settings give them. Settings that are themselves in a
@@ -316,14 +316,15 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
         "config.json"
     }));
     let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
-    part.owner = Some("mattermost");
+    part.owner = Some("mattermost".into());
     let at = |path: &Path| package.at(path);
     files(&config, DATA_BESIDE_GITLAB, "data", &at, &home, plan);
     for (name, about, key) in PLUGINS {
         // In its directory they are a part of that.
         let elsewhere = config.directory("PluginSettings", key, &at, &home);
         if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
-            plan.takes(&format!("mattermost-{name}"), about, path).owner = Some("mattermost");
+            plan.takes(&format!("mattermost-{name}"), about, path).owner =
+                Some("mattermost".into());
         }
     }
     let about = "settings that go before its configuration";

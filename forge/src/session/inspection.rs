@@ -6,6 +6,7 @@ use crate::check::{Check, Verdict};
 use crate::copy::Copy;
 use crate::error::Result;
 use crate::kind::Kind;
+use crate::owners;
 use crate::plan::{Absent, Plan, Product};
 use store::observe::Progress;
 
@@ -72,7 +73,8 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
     let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
-    let checks = kind.check(plan, &mut catalogue, &copy)?;
+    let mut checks = kind.check(plan, &mut catalogue, &copy)?;
+    checks.extend(owners::check(plan, progress)?);
     let project_count = catalogue.projects.len();
     let product = catalogue.product(plan);
     Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })

@@ -9,7 +9,7 @@ use crate::entry::{Entry, Kind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
-use crate::source;
+use crate::source::{self, Stat};
 use crate::store::Store;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -85,6 +85,7 @@ impl DryRun<'_> {
         }
         if entry.kind == Kind::Directory {
             self.report.dirs += 1;
+            self.compare_metadata(entry, &path);
             return;
         }
         let known = link_key(entry).and_then(|key| self.known_link(entry, key));
@@ -98,6 +99,10 @@ impl DryRun<'_> {
             self.failed(&path, dir_in_the_way(self.is_delete));
         } else if entry.kind != Kind::File || known == Some(true) {
             self.report.others += 1;
+            // Another name of a file has the metadata of the first.
+            if known.is_none() {
+                self.compare_metadata(entry, &path);
+            }
         } else {
             self.take_file(entry, &path);
         }
@@ -122,8 +127,9 @@ impl DryRun<'_> {
     fn take_file(&mut self, entry: &Entry, path: &[u8]) {
         let there =
             self.dir.as_ref().and_then(|dir| with_content(self.store, dir.as_fd(), path, entry));
-        if there.is_some() {
+        if let Some((_, stat)) = there {
             self.report.files_unchanged += 1;
+            self.count_metadata(entry, &stat);
             return;
         }
         self.report.files_restored += 1;
@@ -133,11 +139,29 @@ impl DryRun<'_> {
         }
     }
 
+    /// Compares owner and mode of an entry with those of what is there and stays.
+    fn compare_metadata(&mut self, entry: &Entry, path: &[u8]) {
+        if let Some(stat) = self.stat_of(path).filter(|stat| stat.kind == entry.kind) {
+            self.count_metadata(entry, &stat);
+        }
+    }
+
+    fn count_metadata(&mut self, entry: &Entry, stat: &Stat) {
+        let has_owner = (stat.uid, stat.gid) == (entry.owner.uid, entry.owner.gid);
+        let has_mode = entry.kind == Kind::Symlink || stat.mode == entry.mode;
+        self.report.owners_to_set += u64::from(!has_owner);
+        self.report.modes_to_set += u64::from(!has_mode);
+    }
+
     fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+        Some(self.stat_of(path)?.kind)
+    }
+
+    fn stat_of(&self, path: &[u8]) -> Option<Stat> {
         let dir = self.dir.as_ref()?;
         let flags = rustix::fs::OFlags::PATH;
         let open = source::open_below(dir.as_fd(), path, flags).ok()?;
-        Some(source::stat_open(open).ok()?.kind)
+        source::stat_open(open).ok()
     }
 
     /// Returns true if a directory at this path cannot be replaced.

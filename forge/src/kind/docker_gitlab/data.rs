@@ -132,6 +132,15 @@ impl Data<'_> {
         }
     }
 
+    /// Numbers of GitLab's user and group in its container, which files keep outside.
+    fn owner(&self) -> String {
+        let number = |name| {
+            let said = self.gitlab.variable(name).and_then(|text| text.parse::<u32>().ok());
+            said.unwrap_or(1000)
+        };
+        format!("{}:{}", number("USERMAP_UID"), number("USERMAP_GID"))
+    }
+
     /// The place of a part that the settings name.
     fn named(&self, part: &str) -> Option<PathBuf> {
         let settings = self.site.settings.parts.get(part)?;
@@ -149,7 +158,8 @@ impl Data<'_> {
             Ok(path) => path,
             Err(gap) => return self.plan.lacks("repositories", gap.needed("repositories")),
         };
-        self.plan.storage("repositories", &path, None);
+        let owner = self.owner();
+        self.plan.storage("repositories", &path, Some(&owner));
         let pools = dir.join("@pools");
         let is_mounted = self.gitlab.mounts.iter().any(|mount| mount.target == pools);
         if let Ok(place) = place(self.gitlab, &pools)
@@ -190,7 +200,11 @@ impl Data<'_> {
             return;
         }
         let is_needed = row.is_needed && !is_remote;
+        let owner = self.owner();
         let part = self.plan.part(row.name, row.about, path.clone(), is_needed);
+        // Host keys are root's, and whatever the admin put there is the admin's.
+        let is_of_gitlab = !["ssh-host-keys", "certs", "config", "registry"].contains(&row.name);
+        part.owner = is_of_gitlab.then_some(owner);
         if row.name == "uploads"
             && let Some(Ok(other)) = self.dirs.uploads_of_image(self.gitlab, &dir)
             && other != path

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 /// What the generated configuration says.
 #[derive(Debug)]
 pub struct Generated {
+    /// The user that GitLab runs as, if the configuration says so.
+    pub user: Option<String>,
     /// Storages of repositories by name; where one is not on this machine, what was looked for.
     pub storages: BTreeMap<String, Result<PathBuf, String>>,
     /// Directories of other data.
@@ -177,6 +179,7 @@ pub fn read(package: &Package<'_>) -> Generated {
     let places = Places { package, settings: &settings, registry: &registry };
     let main = main_database(&databases);
     Generated {
+        user: settings["gitlab"]["user"].as_str().map(str::to_owned),
         storages: places.storages(gitaly.as_ref()),
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),

@@ -148,6 +148,13 @@ impl Package<'_> {
             self.at("/etc/gitlab/gitlab-secrets.json"),
         );
         plan.needs("gitlab.rb", "the configuration", self.at("/etc/gitlab/gitlab.rb"));
+        // Only root may change them; GitLab itself may read some of it.
+        for part in &mut plan.parts {
+            if ["secrets", "gitlab.rb"].contains(&&*part.name) {
+                part.owner = Some("root".into());
+            }
+        }
+        let user = generated.user.as_deref().unwrap_or("git");
         plan.needs("config", "configuration, certificates", self.at(CONFIG));
         let data = self.at(DATA);
         let generated_files = plan.needs(
@@ -166,16 +173,17 @@ impl Package<'_> {
         for (name, place) in &generated.storages {
             let part = repositories::part(name);
             match place {
-                Ok(path) => plan.storage(&part, path, Some("git")),
+                Ok(path) => plan.storage(&part, path, Some(user)),
                 Err(looked_for) => plan.lacks(&part, looked_for),
             }
         }
-        directories(&generated, plan);
+        directories(&generated, user, plan);
         plan.takes(
             "ssh",
             "keys of users; GitLab can write them again",
             self.at("/var/opt/gitlab/.ssh"),
-        );
+        )
+        .owner = Some(user.to_owned());
         self.databases(&generated, plan);
         self.redis(plan);
         mattermost::beside_gitlab(self, plan)?;
@@ -283,14 +291,14 @@ impl Package<'_> {
         });
         let part = plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
         part.phase = Phase::Saves;
-        part.owner = Some("gitlab-redis");
+        part.owner = Some("gitlab-redis".into());
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
     }
 }
 
 /// The directories of data as parts.
-fn directories(generated: &Generated, plan: &mut Plan) {
+fn directories(generated: &Generated, user: &str, plan: &mut Plan) {
     for data in &generated.data {
         if data.is_remote {
             let text = format!("{}: it is in an object store, which is not copied", data.name);
@@ -307,7 +315,7 @@ fn directories(generated: &Generated, plan: &mut Plan) {
         };
         let part = plan.part(data.name, data.about, first, data.is_expected);
         part.paths.clone_from(&data.paths);
-        part.owner = Some(data.owner);
+        part.owner = Some(if data.owner == "git" { user } else { data.owner }.to_owned());
     }
 }
 

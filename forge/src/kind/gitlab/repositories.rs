@@ -210,9 +210,14 @@ pub fn compare(
         false if is_excused => Verdict::Warning,
         false => Verdict::Failed,
     };
+    // What this machine has lost as well, another copy would not find.
+    let dirs: Vec<PathBuf> = lost.iter().map(|(dir, ..)| dir.clone()).collect();
+    let machine = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let is_settled = !has_references(&machine, &dirs)?.contains(&true);
     let lost =
         lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&copy.place(&dir))));
-    let check = Check::new("references", verdict, text).with_examples(lost);
+    let mut check = Check::new("references", verdict, text).with_examples(lost);
+    check.is_settled = is_settled;
     let hint = "restore them from that snapshot; if they are empty on purpose, \
                 `lost = \"ok\"` in the instance's `checks` makes this a warning";
     Ok(Some(if verdict == Verdict::Ok { check } else { check.with_hint(hint) }))

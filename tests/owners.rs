@@ -1,0 +1,98 @@
+//! Owners and modes of an instance: found by a look at it, counted by a restore that is dry.
+
+use crate::support::gitlab::{Builder, DATA};
+use crate::support::instance::{backup, configure, configured, lines, summary};
+use crate::support::sandbox::{Run, Sandbox, is_root};
+
+#[test]
+fn wrong_owners_and_modes_are_named_and_mended() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let owners = |code: i32| {
+        let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+        let all = looked.ends_with(code).json();
+        let found = lines(&all, "check").into_iter().find(|check| check["name"] == "owners");
+        found.expect("a check").clone()
+    };
+    let right = owners(0);
+    assert_eq!(right["verdict"], "ok", "{right}");
+    assert!(right["text"].as_str().expect("text").ends_with("paths are right"), "{right}");
+    backup(&sandbox).run().ok();
+
+    // As after `cp -R` by root.
+    let data = gitlab.path(DATA);
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(&data).run().ok();
+    };
+    let repositories = "git-data/repositories";
+    sh(&format!("chown -R root:root {repositories} gitlab-rails/uploads"));
+    sh(&format!("find {repositories} -type d -exec chmod g-s {{}} +"));
+    sh("chmod 0755 gitlab-rails/uploads; chmod o+w gitlab-rails/shared/artifacts");
+    let count = |command: &str| {
+        let counted = Run::limited("sh").args(["-c", command]).within(&data).run().ok();
+        counted.stdout.trim().parse::<u64>().expect("a number")
+    };
+    let owned =
+        count(&format!("find {repositories} gitlab-rails/uploads | grep -v +gitaly | wc -l"));
+    let dirs = count(&format!("find {repositories} -type d | grep -v +gitaly | wc -l"));
+    let wrong = owners(3);
+    assert_eq!(wrong["verdict"], "warning");
+    let text = wrong["text"].as_str().expect("text");
+    for words in [
+        format!("{owned} have a wrong owner or group"),
+        "2 have a wrong mode".to_owned(),
+        format!("{dirs} are directories without setgid"),
+    ] {
+        assert!(text.contains(&words), "{words}: {wrong}");
+    }
+    let examples = wrong["examples"].to_string();
+    assert!(examples.contains("belongs to root:root instead of git:git"), "{examples}");
+    assert!(examples.contains("without setgid"), "{examples}");
+    assert!(examples.contains("GitLab wants 0700"), "{examples}");
+
+    // A restore counts what it would set, and calls only content right.
+    let tree = gitlab.root().display().to_string();
+    let place = format!("latest:{tree}/{DATA}");
+    let target = data.display().to_string();
+    let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run", "--json"]).ok();
+    let dry = summary(&dry.json()).clone();
+    // Caches of git are not in the snapshot.
+    let number = |name: &str| dry[name].as_u64().expect("a number");
+    let counted = number("owners_to_set");
+    assert!(counted > dirs && counted <= owned, "{owned}, {dry}");
+    assert!(number("modes_to_set") >= dirs, "{dirs}, {dry}");
+    let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run"]).ok();
+    assert!(dry.told().contains(&format!("{counted} owners and ")), "{}", dry.told());
+
+    // The command that is named mends all of it.
+    let hint = wrong["hint"].as_str().expect("a hint");
+    sh(hint.strip_prefix("to mend them: ").expect("commands"));
+    assert_eq!(owners(0)["verdict"], "ok");
+    let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run"]).ok();
+    assert!(!dry.told().contains("owners and "), "{}", dry.told());
+}
+
+#[test]
+fn keys_that_others_can_read_are_named() {
+    if !is_root() {
+        return;
+    }
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
+    };
+    sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0644 etc/ssh/ssh_host_rsa_key");
+    sh("chmod 0640 etc/gitlab/gitlab-secrets.json; chmod 0664 var/opt/gitlab/.ssh/authorized_keys");
+    let told = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3).told();
+    for words in
+        ["3 have a wrong mode", "others can read the keys", "private key that others", "chmod 0600"]
+    {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
