@@ -5,12 +5,17 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
-use serde_json::json;
-use store::store::Purpose;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use store::id::SnapshotId;
+use store::snapshot::Snapshot;
+use store::store::{Purpose, Store};
 
 /// List the projects of a snapshot with their repositories
 ///
-/// The list is what the database said at the moment of its dump.
+/// The list is what the database said at the moment of its dump. Each repository is shown by its
+/// absolute path in the snapshot, quoted for a shell, which `restore SNAPSHOT:PATH` takes. A fork
+/// that borrows needs its pool as well.
 ///
 /// Examples:
 ///   forgekeep projects latest
@@ -30,7 +35,7 @@ impl Projects {
         let (store, watch) = global.open(ui, Purpose::Read, "projects")?;
         let read = self.read(&store);
         watch.end();
-        let projects = read?;
+        let (id, projects, places) = read?;
         let fits = |project: &&Project| {
             self.path.as_ref().is_none_or(|wanted| {
                 let rest = project.path.strip_prefix(wanted.trim_end_matches('/'));
@@ -40,7 +45,12 @@ impl Projects {
         let mut shown = 0;
         for project in projects.iter().filter(fits) {
             shown += 1;
-            ui.json("project", json!(project))?;
+            let place = places.of(project);
+            let mut value = json!(project);
+            if let Some(place) = &place {
+                value["restore"] = format!("{id}:{place}").into();
+            }
+            ui.json("project", value)?;
             let mut notes = String::new();
             for (what, is_there) in
                 [("wiki", project.wiki.is_some()), ("design", project.design.is_some())]
@@ -53,20 +63,24 @@ impl Projects {
                 notes += &format!("  fork of {from}");
             }
             if let Some(pool) = &project.pool {
-                notes += &format!("  borrows from {pool}");
+                let pool = places.below(project, pool).unwrap_or_else(|| pool.clone());
+                notes += &format!("  borrows from {}", quoted(&pool));
             }
             if !project.is_copied {
                 notes += "  NOT IN THE SNAPSHOT";
             }
-            ui.line(format!(
-                "{:>8}  {}  {}:{}{notes}",
-                project.id, project.path, project.storage, project.repository
-            ))?;
+            let place = place.map_or_else(
+                || format!("{}:{}", project.storage, project.repository),
+                |place| quoted(&place),
+            );
+            ui.line(format!("{:>8}  {}  {place}{notes}", project.id, project.path))?;
         }
-        ui.remark(count(shown, "project"))
+        ui.remark(count(shown, "project"))?;
+        let id = id.short();
+        ui.remark(format!("one of them: forgekeep restore {id}:PATH --target DIRECTORY"))
     }
 
-    fn read(&self, store: &store::store::Store) -> Result<Vec<Project>, Failure> {
+    fn read(&self, store: &Store) -> Result<(SnapshotId, Vec<Project>, Places), Failure> {
         let (id, snapshot) = select::find(store, &self.snapshot)?;
         let name = "projects.jsonl";
         let text = instance::kept(store, &snapshot, name)?.ok_or_else(|| {
@@ -74,14 +88,65 @@ impl Projects {
                 "only backups of a GitLab instance have one; `forgekeep snapshots` lists them";
             with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
         })?;
+        let places = Places::read(store, &snapshot)?;
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines
+        let projects: Result<_, Failure> = lines
             .map(|line| {
                 let wrong = |error| {
                     crate::exit::other(format!("{name} of snapshot {}: {error}", id.short()))
                 };
                 serde_json::from_slice(line).map_err(wrong)
             })
-            .collect()
+            .collect();
+        Ok((id, projects?, places))
+    }
+}
+
+/// Where the storages are in a snapshot, by the names of their parts.
+struct Places(BTreeMap<String, String>);
+
+impl Places {
+    /// Older snapshots may lack them.
+    fn read(store: &Store, snapshot: &Snapshot) -> Result<Places, Failure> {
+        let facts = instance::kept(store, snapshot, "instance.json")?.unwrap_or_default();
+        let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
+        let parts = facts["parts"].as_array().into_iter().flatten();
+        let place = |part: &Value| {
+            Some((part["name"].as_str()?.to_owned(), part["paths"][0].as_str()?.to_owned()))
+        };
+        Ok(Places(parts.filter_map(place).collect()))
+    }
+
+    /// The absolute path of the repository of a project.
+    fn of(&self, project: &Project) -> Option<String> {
+        project.place.clone().or_else(|| self.below(project, &project.repository))
+    }
+
+    /// The absolute path of something in the storage of a project.
+    fn below(&self, project: &Project, path: &str) -> Option<String> {
+        let dir = self.0.get(&forge::kind::gitlab::repositories::part(&project.storage))?;
+        Some(format!("{}/{path}", dir.trim_end_matches('/')))
+    }
+}
+
+/// A text as a word of a shell.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("/srv/@hashed/6b/86.git"), "/srv/@hashed/6b/86.git");
+        assert_eq!(quoted("/srv/it's here"), r"'/srv/it'\''s here'");
+        assert_eq!(quoted("/srv/$HOME"), "'/srv/$HOME'");
+        assert_eq!(quoted(""), "''");
     }
 }
