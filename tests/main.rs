@@ -20,6 +20,8 @@ mod format;
 mod gitlab_container;
 
 mod golden;
+/// Restores over the machine of an instance.
+mod in_place;
 /// Whole instances with real servers.
 mod instance;
 /// Instances whose parts fail.

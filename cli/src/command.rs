@@ -8,6 +8,7 @@ mod detect;
 mod diff;
 mod dump;
 mod find;
+mod in_place;
 mod index;
 mod init;
 mod inspect;

@@ -1,4 +1,5 @@
 use super::Global;
+use super::in_place::InPlace;
 use crate::exit::{Failure, with_hint};
 use crate::report::{count, size};
 use crate::select::{self, Found, Place, tree_path};
@@ -23,6 +24,9 @@ use store::tree::TreeReader;
 /// Without a path, the paths of the snapshot are recreated below the directory; with one,
 /// the content of that path is put into it. Files that are right already are left alone,
 /// others are replaced. Owners are set by number when root runs it.
+///
+/// A snapshot of an instance is restored over the files of this machine only with --yes. Of the
+/// directory of sshd it restores host keys there, and settings only where --include names them.
 ///
 /// Examples:
 ///   forgekeep restore --store S latest --target /mnt/restored
@@ -49,13 +53,16 @@ pub struct Restore {
     /// Change nothing, but say what would be done
     #[arg(long, short = 'n')]
     dry_run: bool,
+    /// Restore an instance over the machine that it runs on; stop its services before
+    #[arg(long)]
+    yes: bool,
 }
 
 impl Restore {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
         let globs = |patterns: &[OsString]| Globs::new(patterns.iter().map(|glob| glob.as_bytes()));
-        let (include, exclude) = (globs(&self.include)?, globs(&self.exclude)?);
+        let (include, mut exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
         let Found { id, snapshot, is_sure } = select::find_with_doubt(&store, &place.snapshot)?;
@@ -85,6 +92,19 @@ impl Restore {
                 format!("snapshot {} {reason}", id.short()),
                 "restore without --delete, or use another snapshot",
             ));
+        }
+        let in_place = InPlace {
+            store: &store,
+            snapshot: &snapshot,
+            from: &place.path,
+            target: &self.target,
+            include: &include,
+            exclude: &exclude,
+        };
+        let left = in_place.look(self.yes || self.dry_run, ui).inspect_err(|_| watch.end())?;
+        if !left.is_empty() {
+            let own = self.exclude.iter().map(|glob| glob.as_bytes());
+            exclude = Globs::new(own.chain(left.iter().map(Vec::as_slice)))?;
         }
         let root = snapshot.root.chunk();
         let delete_below = snapshot.paths.iter().map(|path| tree_path(path)).collect();

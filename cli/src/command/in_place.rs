@@ -1,0 +1,165 @@
+//! Restores of an instance over the machine that it runs on.
+
+use super::instance;
+use crate::exit::{Failure, with_hint};
+use crate::ui::Ui;
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use store::backup::tree_path;
+use store::glob::{Globs, escape};
+use store::id::ChunkId;
+use store::snapshot::Snapshot;
+use store::store::Store;
+use store::tree::TreeReader;
+
+/// Part with the keys by which users know a machine, and what else is in their directory.
+const SSH: &str = "ssh-host-keys";
+/// Names of the host keys in it begin so.
+const HOST_KEY: &[u8] = b"ssh_host_";
+/// Settings of sshd that are named; more are only counted.
+const NAMED: usize = 5;
+
+/// What a restore is about to do.
+pub struct InPlace<'a> {
+    pub store: &'a Store,
+    pub snapshot: &'a Snapshot,
+    /// Path in the snapshot; empty for all of it.
+    pub from: &'a [u8],
+    pub target: &'a Path,
+    pub include: &'a Globs,
+    pub exclude: &'a Globs,
+}
+
+impl InPlace<'_> {
+    /// Warns of what is dangerous and demands consent. Returns patterns of what is left as it is
+    /// unless `--include` names it. Without danger there are none.
+    pub fn look(&self, is_agreed: bool, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
+        let Some(of) = &self.snapshot.instance else { return Ok(Vec::new()) };
+        if !self.is_live() {
+            return Ok(Vec::new());
+        }
+        let facts = instance::kept(self.store, self.snapshot, "instance.json")?.unwrap_or_default();
+        let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
+        let target = self.target.display();
+        ui.warn(&format!(
+            "restoring instance {} into {target} puts files over those of this machine: stop its \
+             services before; databases are not restored by that",
+            of.name
+        ));
+        self.warn_of_version(&facts, ui);
+        let dumps = Path::new("/").join(forge::session::DIR);
+        if self.selects(&dumps) {
+            let place = self.destination(&dumps).unwrap_or_default();
+            ui.warn(&format!(
+                "{} is made here, with dumps of databases that hold secrets; remove it afterwards",
+                place.display()
+            ));
+        }
+        let kept = self.ssh_settings(&facts, ui)?;
+        if is_agreed {
+            return Ok(kept);
+        }
+        Err(with_hint(
+            format!("a restore of instance {} over this machine needs --yes", of.name),
+            "restore into an empty directory and move what is needed, or give --yes; --dry-run \
+             shows what would change",
+        ))
+    }
+
+    /// Whether something would be put where the instance has it, or within.
+    fn is_live(&self) -> bool {
+        let real = |path: &Path| path.canonicalize().ok();
+        let paths = self.snapshot.paths.iter();
+        let paths: Vec<PathBuf> = paths.map(|path| OsStr::from_bytes(path).into()).collect();
+        let is_of_instance = |place: &PathBuf| {
+            paths.iter().any(|path| place.starts_with(real(path).as_ref().unwrap_or(path)))
+        };
+        let places = paths.iter().filter_map(|path| self.destination(path));
+        let target = real(self.target);
+        // Whatever is not there at `/` today may be there tomorrow.
+        if target.as_deref() == Some(Path::new("/")) && self.from.is_empty() {
+            return true;
+        }
+        let within = target.filter(|_| !self.from.is_empty() || paths.is_empty());
+        places.filter_map(|place| real(&place)).chain(within).any(|place| is_of_instance(&place))
+    }
+
+    /// Where a path of the snapshot would be put, or what of it is restored; `None` if nothing is.
+    fn destination(&self, path: &Path) -> Option<PathBuf> {
+        let path = tree_path(path);
+        let from = Path::new(OsStr::from_bytes(self.from));
+        let path = Path::new(OsStr::from_bytes(&path));
+        match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => Some(self.target.to_owned()),
+            Ok(rest) => Some(self.target.join(rest)),
+            Err(_) => from.starts_with(path).then(|| self.target.to_owned()),
+        }
+    }
+
+    /// Whether a path, or something below it, is restored.
+    fn selects(&self, path: &Path) -> bool {
+        let path = tree_path(path);
+        let get = |id: &ChunkId| self.store.chunk(id);
+        let below = TreeReader::within(&self.snapshot.root.chunk(), &path, &get);
+        let is_selected = |path: &[u8]| {
+            let is_below = store::entry::is_within(path, self.from);
+            let is_wanted = self.include.is_empty() || self.include.covers(path);
+            is_below && is_wanted && !self.exclude.covers(path)
+        };
+        below.flatten().any(|entry| is_selected(&entry.path))
+    }
+
+    fn warn_of_version(&self, facts: &Value, ui: &Ui) {
+        let of_snapshot = facts["product"]["version"].as_str();
+        let here = forge::kind::gitlab::installed(Path::new("/")).version;
+        let (Some(old), Some(here)) = (of_snapshot, here) else { return };
+        if facts["kind"] == "gitlab" && old != here {
+            ui.warn(&format!(
+                "the snapshot is of GitLab {old}, and {here} is installed here: files and \
+                 databases of one version do not fit the other"
+            ));
+        }
+    }
+
+    /// Settings of sshd, which may lock everybody out, are left as they are.
+    fn ssh_settings(&self, facts: &Value, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
+        let parts = facts["parts"].as_array().into_iter().flatten();
+        let parts = parts.filter(|part| part["name"] == SSH);
+        let dirs = parts.flat_map(|part| part["paths"].as_array().into_iter().flatten());
+        let mut left = Vec::new();
+        let get = |id: &ChunkId| self.store.chunk(id);
+        for dir in dirs.filter_map(Value::as_str) {
+            let dir = tree_path(Path::new(dir));
+            for entry in TreeReader::within(&self.snapshot.root.chunk(), &dir, &get).flatten() {
+                let Some(name) = entry.path.strip_prefix(&dir[..]) else { continue };
+                let Some(name) = name.strip_prefix(b"/").filter(|name| !name.contains(&b'/'))
+                else {
+                    continue;
+                };
+                let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
+                if !name.starts_with(HOST_KEY) && !self.is_named(&path) && self.selects(&path) {
+                    left.push(path);
+                }
+            }
+        }
+        if !left.is_empty() {
+            let shown: Vec<String> =
+                left.iter().take(NAMED).map(|path| path.display().to_string()).collect();
+            let more = left.len().saturating_sub(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            ui.warn(&format!(
+                "of the directory of sshd only host keys are restored; {}{more} stay as they are \
+                 unless --include names them",
+                shown.join(", ")
+            ));
+        }
+        Ok(left.iter().map(|path| escape(path)).collect())
+    }
+
+    /// Whether `--include` means it.
+    fn is_named(&self, path: &Path) -> bool {
+        !self.include.is_empty() && self.include.covers(&tree_path(path))
+    }
+}
