@@ -60,7 +60,7 @@ impl Inspect {
         };
         let looked = look();
         watch.end();
-        let (plan, kind, mut inspection) = looked.map_err(without_database)?;
+        let (plan, kind, mut inspection) = looked.map_err(instance::without_backup)?;
         // After a disaster there may be no store, or none that can be read.
         if let Ok(place) = instance::place_of(&config, &self.instance, global)
             && place.join("store.json").exists()
@@ -138,18 +138,6 @@ fn changed_keys(
     let changed = forge::session::changed_keys(plan, kind, &store, &instance::host());
     watch.end();
     Ok(changed?)
-}
-
-/// An error with what to do when nothing was to be backed up.
-fn without_database(error: forge::Error) -> Failure {
-    let hint = "start the database server and load its databases, or say under `postgres` in the \
-                configuration how it is reached";
-    match error {
-        forge::Error::Failed { .. } | forge::Error::Service { .. } => {
-            with_hint(error.to_string(), hint)
-        }
-        error => error.into(),
-    }
 }
 
 /// What of the migrations in the background was not over, of each database.

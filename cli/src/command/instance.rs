@@ -83,6 +83,21 @@ pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec
     dumped.map(|()| Some(text)).map_err(|error| other(error.to_string()))
 }
 
+/// An error of a command that backs nothing up, with a next step that fits it.
+pub fn without_backup(error: forge::Error) -> Failure {
+    use forge::Error as E;
+    let hint = match error {
+        E::Failed { .. } | E::Service { .. } => {
+            "start the database server and load its databases, or say under `postgres` in the \
+             configuration how it is reached"
+        }
+        E::TooSlow { .. } => "nothing was changed; see why it takes that long and try again",
+        E::Pooler { .. } => "set postgres.host and postgres.port to those of the server itself",
+        error => return error.into(),
+    };
+    with_hint(error.to_string(), hint)
+}
+
 /// Backs up an instance.
 pub fn backup(
     settings: &Settings,

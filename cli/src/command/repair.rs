@@ -1,4 +1,4 @@
-use super::instance::ConfigFile;
+use super::instance::{self, ConfigFile};
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
@@ -51,7 +51,8 @@ impl SingleSignOn {
         let repair = || -> Result<_, Failure> {
             let site = Site { instance: &self.instance, settings, progress, is_offline: false };
             let (plan, kind) = forge::kind::plan(&site)?;
-            let catalogue = forge::session::catalogue(&plan, kind, progress)?;
+            let catalogue = forge::session::catalogue(&plan, kind, progress)
+                .map_err(instance::without_backup)?;
             single_sign_on::repair(&plan, &catalogue, self.dry_run).map_err(unrepaired)
         };
         let repaired = repair();
