@@ -2,13 +2,11 @@
 
 use crate::support::gitlab::Builder;
 use crate::support::instance::{backup, configure};
-use crate::support::sandbox::{Run, Sandbox, is_root};
+use crate::support::sandbox::{Run, Sandbox, need_root};
 
 #[test]
 fn an_instance_is_restored_in_place_only_with_consent() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -54,9 +52,7 @@ fn an_instance_is_restored_in_place_only_with_consent() {
 
 #[test]
 fn the_path_of_a_project_is_what_restore_takes() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");

@@ -2,7 +2,7 @@
 
 use crate::support::gitlab::{Builder, Gitlab, database};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use serde_json::Value;
 
 /// Values of Ruby's OpenSSL, and the keys that they were made with.
@@ -76,9 +76,7 @@ fn check(all: &[Value], name: &str) -> (String, String) {
 
 #[test]
 fn keys_are_tried_wherever_they_are_looked_at() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = encrypted();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -126,9 +124,7 @@ fn keys_are_tried_wherever_they_are_looked_at() {
 
 #[test]
 fn values_of_a_lost_key_are_a_warning() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = encrypted();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");

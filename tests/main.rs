@@ -60,5 +60,7 @@ mod support;
 mod system_calls;
 /// Notifications about runs of instances.
 mod telling;
+/// Rules of the source that a machine can keep.
+mod tidy;
 /// Criteria for unchanged files.
 mod unchanged;

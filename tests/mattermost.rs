@@ -149,6 +149,9 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     let (_, told) = single_sign_on(&inspect(&sandbox, 3));
     assert!(told.contains("`gitlab-ctl reconfigure` writes what"), "{told}");
     std::fs::remove_dir_all(&environment).expect("removes");
+    // Whose it is, inspect looks at as well.
+    sandbox.tool("chown").args(["root:root"]).args([&secrets]).run().ok();
+    sandbox.tool("chmod").args(["600"]).args([&secrets]).run().ok();
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
 }
 

@@ -2,13 +2,11 @@
 
 use crate::support::gitlab::{Builder, DATA};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Run, Sandbox, is_root};
+use crate::support::sandbox::{Run, Sandbox, need_root};
 
 #[test]
 fn wrong_owners_and_modes_are_named_and_mended() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");
@@ -78,9 +76,7 @@ fn wrong_owners_and_modes_are_named_and_mended() {
 
 #[test]
 fn keys_that_others_can_read_are_named() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "");

@@ -206,15 +206,17 @@ struct Session<'j> {
     files_at: [Option<String>; 2],
 }
 
-/// The time now, as in the snapshot's facts.
-fn now() -> Option<String> {
-    Some(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
-}
-
 impl<'j> Session<'j> {
+    /// The time now, as in the snapshot's facts.
+    fn now(&self) -> Option<String> {
+        let time = (self.job.options.about.clock)();
+        let time = jiff::Timestamp::from_second(time.seconds).ok()?;
+        Some(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
+
     fn online(&mut self) -> Result<()> {
         let mut moments = self.connect()?;
-        self.databases_at = now();
+        self.databases_at = self.now();
         moments.take()?;
         let saving = self.begin_save()?;
         self.dump(moments)?;
@@ -271,7 +273,7 @@ impl<'j> Session<'j> {
             note(format!("stopped {}", self.stopped.join(", ")));
         }
         let after_stop = stopped.elapsed();
-        self.databases_at = now();
+        self.databases_at = self.now();
         moments.take()?;
         let saving = self.begin_save()?;
         let after_moments = stopped.elapsed();
@@ -310,7 +312,7 @@ impl<'j> Session<'j> {
     /// Copies what belongs to these phases, in their order.
     fn copy(&mut self, phases: &[Phase]) -> Result<()> {
         let plan = self.job.plan;
-        let began = now();
+        let began = self.now();
         for &phase in phases {
             let mut sources = Sources::default();
             for part in &plan.parts {
@@ -331,7 +333,7 @@ impl<'j> Session<'j> {
             }
         }
         if phases == FILES {
-            self.files_at = [began, now()];
+            self.files_at = [began, self.now()];
         }
         Ok(())
     }

@@ -109,7 +109,7 @@ pub struct Instance {
     /// Its name in the configuration.
     #[n(0)]
     pub name: String,
-    /// Its kind, such as `gitlab`.
+    /// Its kind.
     #[n(1)]
     pub kind: String,
     /// True if everything that belongs to the instance was present.
