@@ -1,5 +1,5 @@
-//! What the databases say that there is: projects with their repositories, rows with their
-//! files. It is asked at the moment of the dumps, so that it fits them.
+//! Catalogue of the databases: projects with their repositories, and rows with their files. The
+//! query runs in the transactions of the dumps, so that the catalogue matches the dumps.
 
 use crate::check::{Check, Verdict};
 use crate::encrypted::Encrypted;
@@ -11,43 +11,44 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What was asked of the databases.
+/// Answers of the databases.
 #[derive(Debug, Default)]
 pub struct Catalogue {
     /// All projects, by id.
     pub projects: Vec<Project>,
-    /// Repositories that no project has: of snippets and of groups' wikis.
+    /// Repositories that belong to no project: those of snippets and of group wikis.
     pub repositories: Vec<Repository>,
-    /// Some or all rows that stand for files.
+    /// Some or all rows that refer to files.
     pub files: Vec<FileRow>,
-    /// Applications that may sign users on.
+    /// OAuth applications that may sign users in.
     pub applications: Vec<Application>,
     /// Some encrypted values, to try the keys.
     pub encrypted: Vec<Encrypted>,
     /// Version of the product, where only its database knows it.
     pub version: Option<String>,
-    /// Version of the schema of each database.
+    /// Schema version of each database.
     pub schema: BTreeMap<String, String>,
-    /// Migrations that go on in the background, by state, of each database.
+    /// For each database, the number of background migrations in each state.
     pub migrations: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Rows whose files are in an object store, by what they are.
+    /// Number of rows whose files are in an object store, by kind of file.
     pub remote: BTreeMap<&'static str, u64>,
-    /// What could not be asked, and why.
+    /// Failed questions, each with its reason.
     pub unasked: Vec<(&'static str, String)>,
-    /// What else is worth a line.
+    /// Further notes for the report.
     pub notes: Vec<String>,
 }
 
 impl Catalogue {
-    /// What is installed, with what only its database knows.
+    /// The installed product, with the version from the database if the plan has none.
     pub fn product(&self, plan: &Plan) -> Product {
         let mut product = plan.product.clone();
         product.version = product.version.or_else(|| self.version.clone());
         product
     }
 
-    /// The rows of a query. One that fails, as tables differ, is noted and has no rows: a backup
-    /// that could not be compared is better than none.
+    /// Runs a query and returns its rows. A query may fail because tables differ between versions;
+    /// the failure is noted and yields no rows. A backup without that comparison is better than no
+    /// backup.
     pub fn ask<T: DeserializeOwned>(
         &mut self,
         what: &'static str,
@@ -63,18 +64,18 @@ impl Catalogue {
         }
     }
 
-    /// Notes that something could not be asked.
+    /// Records that a question failed.
     pub fn could_not_ask(&mut self, what: &'static str, reason: &str) {
         self.notes.push(format!("{what} could not be asked: {reason}"));
         self.unasked.push((what, reason.to_owned()));
     }
 
-    /// Whether all questions about this were answered.
+    /// Returns true if all questions about `what` were answered.
     pub fn knows(&self, what: &str) -> bool {
         self.unasked.iter().all(|(unasked, _)| *unasked != what)
     }
 
-    /// What could not be looked at because it could not be asked.
+    /// One check with an unknown verdict for each failed question.
     pub fn unknown(&self) -> impl Iterator<Item = Check> {
         self.unasked.iter().map(|(what, reason)| {
             Check::new(what, Verdict::Unknown, format!("{what} could not be asked: {reason}"))
@@ -82,64 +83,64 @@ impl Catalogue {
     }
 }
 
-/// A project and what belongs to it. Paths of repositories are relative to their storage
-/// and end in `.git`.
+/// A project and its repositories. Paths of repositories are relative to their storage and end in
+/// `.git`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {
-    /// Its number.
+    /// Number of the project in the database.
     pub id: u64,
-    /// `group/subgroup/name`; empty where the database has none.
+    /// `group/subgroup/name`; empty if the database has none.
     pub path: String,
     /// Name of its storage.
     pub storage: String,
-    /// Its repository.
+    /// Path of its repository.
     pub repository: String,
-    /// Where this machine had its repository, if that is not below the path of its storage.
+    /// Path of the repository on this machine, if it is outside the path of its storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
-    /// The repository of its wiki, if it was copied.
+    /// Path of the wiki repository, if it was copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wiki: Option<String>,
-    /// The repository of its designs, if it was copied.
+    /// Path of the design repository, if it was copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub design: Option<String>,
-    /// The pool that it borrows objects from.
+    /// Object pool that the repository borrows from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// The project that it is a fork of.
+    /// Project that this one was forked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forked_from: Option<String>,
-    /// Whether its repository is in the snapshot.
+    /// True if the repository is in the snapshot.
     #[serde(default)]
     pub is_copied: bool,
-    /// Whether it is marked for deletion, or being deleted.
+    /// True if the project is marked for deletion or being deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_pending_deletion: bool,
-    /// Whether rows name designs, which are in a repository of their own.
+    /// True if rows name designs, which are in a separate repository.
     #[serde(skip)]
     pub has_designs: bool,
 }
 
 impl Project {
-    /// The repositories of its wiki and of its designs.
+    /// Paths of the wiki and of the design repository.
     pub fn others(&self) -> [String; 2] {
         let stem = self.repository.strip_suffix(".git").unwrap_or(&self.repository);
         ["wiki", "design"].map(|what| format!("{stem}.{what}.git"))
     }
 }
 
-/// A repository that no project has.
+/// A repository that belongs to no project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repository {
-    /// What it belongs to, such as `snippet`.
+    /// Kind of its owner, such as `snippet`.
     pub of: String,
-    /// The number of that.
+    /// Number of its owner.
     pub id: u64,
     /// Name of its storage.
     pub storage: String,
-    /// Its path below that, with `.git`.
+    /// Path relative to the storage, with `.git`.
     pub repository: String,
-    /// Whether it is in the snapshot.
+    /// True if the repository is in the snapshot.
     #[serde(default)]
     pub is_copied: bool,
 }
@@ -150,31 +151,31 @@ impl std::fmt::Display for Repository {
     }
 }
 
-/// A row that stands for a file.
+/// A row that refers to a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRow {
-    /// What it is, such as `uploads`.
+    /// Kind of file, such as `uploads`.
     pub what: &'static str,
-    /// The part that should have its file.
+    /// Name of the part that should contain the file.
     pub part: &'static str,
     /// Number or key of the row.
     pub id: String,
-    /// Where the file may be; any of them.
+    /// Possible paths of the file; one of them is enough.
     pub paths: Vec<PathBuf>,
-    /// Its size in bytes, if the row says so.
+    /// Size of the file in bytes, if the row has it.
     pub size: Option<u64>,
 }
 
-/// An application that may sign users on, as the database has it.
+/// An OAuth application that may sign users in, from the database.
 #[derive(Clone, Deserialize)]
 pub struct Application {
     /// Its name.
     pub name: String,
-    /// Its public id.
+    /// Public client id.
     pub uid: String,
-    /// Its secret, plain or hashed.
+    /// Client secret, plain or hashed.
     pub secret: String,
-    /// Whether it is the instance's, not a user's own.
+    /// True if the application belongs to the instance, false if to a user.
     pub is_instance_wide: bool,
 }
 

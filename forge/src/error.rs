@@ -1,15 +1,15 @@
-//! One error type: every variant names the object it is about and the reason.
+//! The error type. Every variant names the object at fault and the reason.
 //!
-//! What to do about it is said by the command line.
+//! The command line adds the next step.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The result of everything in this crate that can fail.
+/// Result of every function in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an instance could not be backed up.
+/// Reason why an instance could not be backed up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,7 +21,7 @@ pub enum Error {
     Start {
         /// The program and its arguments.
         command: String,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// A program ended with an error.
@@ -31,20 +31,20 @@ pub enum Error {
         command: String,
         /// Exit code or signal.
         status: String,
-        /// The end of what it said.
+        /// End of its standard error, or of its standard output if that is empty.
         said: String,
     },
-    /// A program did not end, or said nothing, for too long.
+    /// A program took too long to end, or printed nothing for too long.
     #[error("{command} was ended: {what} within {}", seconds(*limit))]
     TooSlow {
         /// The program and its arguments.
         command: String,
-        /// What did not happen.
+        /// The expected event.
         what: &'static str,
-        /// The limit.
+        /// The exceeded limit.
         limit: Duration,
     },
-    /// A user is not known to this machine.
+    /// This machine does not know a user.
     #[error("there is no user {user}, as whom {command} is to run")]
     NoUser {
         /// Name of the user.
@@ -52,37 +52,37 @@ pub enum Error {
         /// The program and its arguments.
         command: String,
     },
-    /// A program is not where it should be.
+    /// A program is not in any of the expected places.
     #[error("{program} was not found in {}", places.join(", "))]
     NoProgram {
         /// Its name.
         program: String,
-        /// Where it was looked for.
+        /// Searched directories.
         places: Vec<String>,
     },
-    /// A client of the database server is older than the server.
+    /// No client of the database server is as new as the server.
     #[error("pg_dump {client} cannot dump a PostgreSQL {server} server")]
     ClientTooOld {
         /// Newest client found.
         client: u32,
-        /// Version of the server.
+        /// Major version of the server.
         server: u32,
     },
-    /// Somebody stands between us and the database server.
+    /// A connection pooler answered instead of the database server.
     #[error("not the database server itself, but a pooler such as PgBouncer answers at {place}")]
     Pooler {
-        /// Host and port of the settings.
+        /// Host and port from the settings.
         place: String,
     },
-    /// A service answered something else than it should.
+    /// A service gave an unexpected answer.
     #[error("{service}: {reason}")]
     Service {
-        /// Which one.
+        /// Name of the service.
         service: String,
-        /// What is wrong with the answer.
+        /// The fault in the answer.
         reason: String,
     },
-    /// Services that were to be down while files were copied run.
+    /// Services that had to stay down during the copy were running.
     #[error(
         "{} runs again though it was stopped: another program started it, such as \
          `gitlab-ctl reconfigure`; run the backup when that is done",
@@ -92,38 +92,38 @@ pub enum Error {
         /// Their names.
         services: Vec<String>,
     },
-    /// A file of the instance, or of our own, could not be read.
+    /// A file of the instance, or one of our own, could not be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
-        /// Which one.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file of our own could not be written.
+    /// One of our own files could not be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
-        /// Which one.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// A file was read and makes no sense.
+    /// A file has invalid content.
     #[error("{}: {reason}", path.display())]
     Malformed {
-        /// Which one.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and why.
+        /// The fault and its position.
         reason: String,
     },
-    /// The record of what an earlier run left to do makes no sense.
+    /// The recovery record of an earlier run has invalid content.
     #[error("{} makes no sense: {reason}", path.display())]
     Record {
-        /// Where it is.
+        /// Path of the record.
         path: PathBuf,
-        /// Of which instance.
+        /// Name of the instance.
         instance: String,
-        /// Where and why.
+        /// The fault and its position.
         reason: String,
     },
     /// The settings of an instance contradict themselves, its kind or the machine.
@@ -131,41 +131,41 @@ pub enum Error {
     Settings {
         /// Its name.
         instance: String,
-        /// What is wrong.
+        /// The fault.
         reason: String,
     },
-    /// A part that may not be missing is not there, and without it there is no backup.
+    /// A required part is missing, so that no backup can be made.
     #[error("{part} is missing: {reason}")]
     Missing {
         /// Its name.
         part: String,
-        /// What was looked for.
+        /// Expected paths or objects.
         reason: String,
     },
-    /// The disk of the store is all but full.
+    /// The disk of the store is almost full.
     #[error("{} has {left} bytes left, in which no backup finds room", store.display())]
     NoRoom {
         /// Directory of the store.
         store: PathBuf,
-        /// What is left, in bytes.
+        /// Free space in bytes.
         left: u64,
     },
-    /// A secret could not be had. The words say what to do.
+    /// A secret could not be read. The text contains the next step.
     #[error("{0}")]
     Secret(String),
-    /// Services were stopped by a run that is still going on.
+    /// Another run of the instance holds its record.
     #[error("another run for instance {0} is under way")]
     Busy(String),
 }
 
 impl Error {
-    /// Whether somebody asked to stop.
+    /// Returns true if the user asked to stop.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Error::Store(store::Error::Interrupted))
     }
 }
 
-/// A limit in words.
+/// Formats a limit for messages, in seconds or minutes.
 pub fn seconds(limit: Duration) -> String {
     let all = limit.as_secs_f64();
     if all >= 120.0 { format!("{:.0} minutes", all / 60.0) } else { format!("{all:.0} seconds") }

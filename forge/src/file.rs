@@ -1,4 +1,5 @@
-//! Small files: those of other programs are read within bounds, our own are replaced whole.
+//! Small files. Files of other programs are read up to a size limit; our own are replaced
+//! atomically.
 
 use crate::error::{Error, Result};
 use rustix::io::Errno;
@@ -7,17 +8,18 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// The longest configuration, in bytes.
+/// Largest configuration, in bytes.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// The text of a file, if there is one.
+/// Reads a UTF-8 file. Returns `None` if the file is missing.
 pub fn text(path: &Path) -> Result<Option<String>> {
     let Some(bytes) = bytes(path)? else { return Ok(None) };
     let odd = |_| Error::Malformed { path: path.to_owned(), reason: "it is not UTF-8".into() };
     String::from_utf8(bytes).map(Some).map_err(odd)
 }
 
-/// A JSON file, if there is one. The error tells where it is wrong, and none of its text.
+/// Reads a JSON file. Returns `None` if it is missing. A syntax error names line and column, but
+/// quotes no text.
 pub fn json(path: &Path) -> Result<Option<serde_json::Value>> {
     let Some(text) = text(path)? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).map_err(|error| {
@@ -31,7 +33,7 @@ pub fn json(path: &Path) -> Result<Option<serde_json::Value>> {
     })
 }
 
-/// What is in a file, if there is one.
+/// Reads a file. Returns `None` if it is missing, and an error if it is larger than 4 MiB.
 pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let fail = |source| Error::Read { path: path.to_owned(), source };
     let malformed =
@@ -39,7 +41,7 @@ pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
-        // Opening a pipe would wait for somebody to write into it.
+        // Opening a pipe would block until a writer opens it.
         Ok(metadata) if !metadata.is_file() => return Err(malformed("it is no file")),
         Ok(_) => {}
     }
@@ -52,13 +54,13 @@ pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Replaces a file durably: whoever reads it meanwhile, or after a crash, finds the old or the
-/// new one.
+/// Replaces a file durably. A concurrent reader, or one after a crash, finds either the old file or
+/// the new one.
 pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     write(path, bytes, |file| file.set_permissions(Permissions::from_mode(mode)))
 }
 
-/// The same for a file of somebody else, whose owner, group and mode it keeps.
+/// Replaces a file that another program owns; keeps its owner, group and mode.
 pub fn change(path: &Path, bytes: &[u8]) -> Result<()> {
     let real = std::fs::canonicalize(path);
     let real = real.map_err(|source| Error::Read { path: path.to_owned(), source })?;
@@ -72,10 +74,11 @@ pub fn change(path: &Path, bytes: &[u8]) -> Result<()> {
 fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
-        // Hidden, so that a directory of units or metrics is not read with half a file in it.
+        // Hidden, so that a program that reads the directory (units, metrics) never sees half a
+        // file.
         let mut new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir)?;
         new.write_all(bytes)?;
-        // Whatever the umask is.
+        // Sets the mode regardless of the umask.
         dress(new.as_file())?;
         new.as_file().sync_all()?;
         new.persist(path)?;
@@ -84,7 +87,7 @@ fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> 
     write().map_err(|source| Error::Write { path: path.to_owned(), source })
 }
 
-/// Makes the names in a directory durable, where its file system can.
+/// Makes the names in a directory durable, where its file system supports that.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     match File::open(dir)?.sync_all() {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Ok(()),

@@ -1,8 +1,8 @@
-//! Whether a copy has what databases name.
+//! Compares a copy with the files and repositories that the databases name.
 //!
-//! What neither the copy nor the machine has, the instance has lost, which is a warning as long
-//! as it is the exception. If it is much of one place, that place is not mounted or not the
-//! right one, and the backup is none.
+//! If a thing is missing from both the copy and the machine, the instance has lost it. Single
+//! losses are warnings. If much of one place is missing, the place is probably not mounted or is
+//! the wrong one, and the check fails.
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
@@ -12,61 +12,61 @@ use crate::plan::Plan;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What to do about a place that has too little.
+/// Advice for a place with too many losses.
 const HINT: &str = "mount what is missing, or say where it is (`path` of the part); if the instance \
                     has lost it for good, `lost = \"ok\"` in its `checks` makes this a warning";
 
-/// What is missing: in the copy alone, or on this machine as well.
+/// Missing things: from the copy alone, or from this machine as well.
 pub struct Gaps<'a> {
     plan: &'a Plan,
     is_live: bool,
     of_copy: Vec<String>,
     of_instance: Vec<String>,
-    /// Whether another copy may have more than this one.
+    /// True if another copy may contain more than this one.
     may_come: bool,
-    /// By the name of the part.
+    /// Counts by name of the part.
     groups: BTreeMap<String, Group>,
 }
 
-/// What is looked for in one place.
+/// Things that are expected in one place.
 struct Group {
-    /// What it is, such as `rows of uploads`.
+    /// Kind of the things, such as `rows of uploads`.
     what: String,
-    /// Where.
+    /// Expected directory.
     place: String,
     looked_at: usize,
     nowhere: usize,
-    /// Whether a single loss is too much.
+    /// True if a single loss is too much.
     is_strict: bool,
 }
 
-/// Where something is that the copy lacks.
+/// State, on this machine, of a thing that the copy lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Where {
-    /// On this machine.
+    /// Present on this machine.
     Here,
-    /// In a place that this machine does not reach.
+    /// In a place that this machine cannot reach.
     Elsewhere,
-    /// On this machine, but not as it should be.
+    /// Present on this machine, but not in the expected form.
     Otherwise,
-    /// Not on this machine either.
+    /// Missing from this machine as well.
     Nowhere,
 }
 
 impl<'a> Gaps<'a> {
-    /// None so far in this copy.
+    /// Starts with no gaps.
     pub fn new(plan: &'a Plan, copy: &Copy<'_>) -> Gaps<'a> {
         let is_live = copy.is_live();
         let (of_copy, of_instance) = (Vec::new(), Vec::new());
         Gaps { plan, is_live, of_copy, of_instance, may_come: false, groups: BTreeMap::new() }
     }
 
-    /// Says that something was looked for in the place of a part, which is one of `what`.
+    /// Counts a thing of kind `what` that is expected in the place of a part.
     pub fn look(&mut self, part: &str, what: impl FnOnce() -> String, place: Option<&Path>) {
         self.group(part, what, place).looked_at += 1;
     }
 
-    /// As [`Gaps::look`], for things of which none may be nowhere.
+    /// Like [`Gaps::look`], for things of which a single loss is too much.
     pub fn look_strictly(
         &mut self,
         part: &str,
@@ -93,7 +93,7 @@ impl<'a> Gaps<'a> {
         })
     }
 
-    /// Adds one of those that were looked for, which the copy lacks.
+    /// Adds one expected thing that the copy lacks.
     pub fn add(&mut self, part: &str, text: String, found: Where) {
         self.may_come |= found == Where::Here;
         match found {
@@ -105,7 +105,7 @@ impl<'a> Gaps<'a> {
         }
     }
 
-    /// The verdict on `count` things that were looked at.
+    /// Returns the check of `count` expected things.
     pub fn check(self, name: &str, what: &str, count: usize) -> Check {
         let all = self.of_copy.len() + self.of_instance.len();
         if all == 0 {
@@ -142,7 +142,8 @@ impl<'a> Gaps<'a> {
 }
 
 impl Group {
-    /// Whether that much is missing that it must be somewhere else.
+    /// Returns true if so much is missing that it is probably somewhere else: at least half, or one
+    /// thing if strict.
     fn is_much(&self) -> bool {
         let least = if self.is_strict { 1 } else { self.looked_at.div_ceil(2).max(1) };
         self.nowhere >= least
@@ -160,7 +161,7 @@ impl Group {
     }
 }
 
-/// Looks whether the copy has the files that rows stand for.
+/// Checks that the copy contains the files that rows refer to.
 pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
     let rows = &catalogue.files;
     let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.clone()).collect();
@@ -215,7 +216,7 @@ mod tests {
         Plan::new("forge", "gitlab", &settings)
     }
 
-    /// The check on this many rows of uploads and of LFS, of which so many are nowhere.
+    /// Checks rows of uploads and of LFS; each pair is the number of rows and of missing files.
     fn check(plan: &Plan, uploads: (usize, usize), lfs: (usize, usize)) -> Check {
         let mut gaps = Gaps::new(plan, &Copy::Live);
         for (part, (count, nowhere)) in [("uploads", uploads), ("lfs", lfs)] {
@@ -234,7 +235,7 @@ mod tests {
         let strict = plan("");
         assert_eq!(check(&strict, (9, 0), (1, 0)).verdict, Verdict::Ok);
         assert_eq!(check(&strict, (9, 4), (1, 0)).verdict, Verdict::Warning);
-        // Each kind of row by itself: one of one is all.
+        // Each kind of row is judged by itself: one of one is all.
         for (uploads, lfs, words) in [
             ((9, 0), (1, 1), "; none of the 1 rows of lfs is at /mnt/place: is it mounted?"),
             ((8, 4), (1, 0), "; 4 of the 8 rows of uploads are not at /mnt/place: is all"),

@@ -1,14 +1,12 @@
-//! What a running service consists of, how it is copied consistently and how it comes
-//! back.
+//! Describes a running service: its parts, its consistent copy and its restore.
 //!
 //! ```text
 //! settings ─▶ kind ─▶ plan ─▶ session ─▶ snapshot
 //! ```
 //!
-//! Settings say what the admin wants, a kind knows what a product consists of, and both
-//! make a plan, in which everything is resolved and nothing done. The session carries it
-//! out. Modules stand in the order of their dependencies, apart from those of the plan,
-//! which name each other.
+//! Settings hold the admin's choices; a kind knows the parts of a product. Both make a plan, in
+//! which everything is resolved and nothing is done. The session carries the plan out. Modules are
+//! listed in the order of their dependencies, except those of the plan, which name each other.
 
 pub mod error;
 pub mod file;

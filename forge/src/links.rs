@@ -1,27 +1,27 @@
-//! Where paths really are: symbolic links are followed as the instance itself would follow
-//! them, for which its root is `/`.
+//! Resolves paths. Symbolic links are followed as the instance would follow them, with its root as
+//! `/`.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// Links on one way; more are a circle.
+/// Maximum number of links on one path; more are treated as a cycle.
 const LINKS_MAX: usize = 40;
 
-/// The end of a path.
+/// Result of following a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Real {
-    /// Where it is, without links; also where nothing is there.
+    /// Path without symbolic links, even if nothing exists there.
     pub path: PathBuf,
-    /// The links on the way, each in a directory without links in its path.
+    /// Links on the path, each in a directory whose path has no links.
     pub links: Vec<PathBuf>,
-    /// Whether anything is there.
+    /// True if something exists at the path.
     pub is_there: bool,
 }
 
-/// Follows a path. Where it begins with `root`, absolute links on it are below `root` as well,
-/// and none of them leads out of it: the directories of this machine are not the instance's.
+/// Follows a path. If it begins with `root`, absolute links on it are resolved below `root`, and no
+/// link leads out of it. Directories of this machine outside `root` do not belong to the instance.
 pub fn follow(root: &Path, path: &Path) -> io::Result<Real> {
     let path = std::path::absolute(path)?;
     let (top, root) = (Path::new("/"), std::path::absolute(root)?);
@@ -33,12 +33,12 @@ pub fn follow(root: &Path, path: &Path) -> io::Result<Real> {
     Ok(real)
 }
 
-/// The end of a path on this machine; the path itself where that cannot be found out.
+/// Resolves a path on this machine. Returns the path itself if it cannot be resolved.
 pub fn real(path: &Path) -> PathBuf {
     follow(Path::new("/"), path).map_or_else(|_| path.to_owned(), |real| real.path)
 }
 
-/// A path without `.` and `..`, whatever is there.
+/// Removes `.` and `..` from a path without reading the file system.
 pub fn lexically(path: &Path) -> PathBuf {
     let mut clean = PathBuf::new();
     for component in path.components() {
@@ -126,11 +126,11 @@ mod tests {
         assert_eq!((gone.path, gone.is_there), (at("gone/below"), false));
         follow(&root, &at("circle")).expect_err("a circle");
 
-        // What is not below the root is this machine's.
+        // A path outside the root is resolved on this machine.
         let beside = dir.path().join("beside");
         symlink(at("mnt"), &beside).expect("links");
         assert_eq!(follow(&root, &beside).expect("leads somewhere").path, at("mnt"));
-        // A root may be behind a link itself.
+        // The root itself may be reached through a link.
         let other = dir.path().join("other");
         symlink(&root, &other).expect("links");
         let real = follow(&other, &other.join("absolute/data")).expect("leads somewhere");
