@@ -1,59 +1,59 @@
-//! What was looked at when a backup was made, for its report and for whoever restores it.
+//! Results of the checks of a backup, for its report and for a later restore.
 
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 
-/// Cases that are named; more are only counted.
+/// Maximum number of examples in a check; further cases are only counted.
 pub const EXAMPLES: usize = 10;
 
-/// One thing that was looked at.
+/// Result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// A word for it, such as `pools`.
+    /// Short name, such as `pools`.
     pub name: String,
-    /// How it went.
+    /// Verdict of the check.
     pub verdict: Verdict,
-    /// In a sentence.
+    /// One sentence that explains the verdict.
     pub text: String,
-    /// Some of the cases.
+    /// Examples of the faulty objects.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
-    /// What to do.
+    /// Next step for the admin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Whether another copy would find the same, so that a second walk is needless.
+    /// True if another copy would give the same result, so that a second pass is needless.
     #[serde(skip)]
     pub is_settled: bool,
 }
 
-/// How a check went.
+/// Verdict of a check, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it should be.
+    /// No fault found.
     Ok,
-    /// It could not be looked at.
+    /// The check could not be made.
     Unknown,
-    /// The instance itself is not as it should be; the copy is as the instance is.
+    /// The instance itself has a fault; the copy matches the instance.
     Warning,
-    /// The copy lacks something that the instance has, or what it lacks with the instance is so
-    /// much that it must be somewhere else.
+    /// The copy lacks something that the instance has. Or the instance itself lacks so much that
+    /// the rest is probably somewhere else.
     Failed,
 }
 
 impl Check {
-    /// All is well.
+    /// Makes a check without fault.
     pub fn ok(name: &str, text: impl Into<String>) -> Check {
         Check::new(name, Verdict::Ok, text)
     }
 
-    /// A verdict with its reason.
+    /// Makes a check with a verdict and its reason.
     pub fn new(name: &str, verdict: Verdict, text: impl Into<String>) -> Check {
         let (name, text) = (name.into(), text.into());
         Check { name, verdict, text, examples: Vec::new(), hint: None, is_settled: false }
     }
 
-    /// None of the databases has the tables of the product.
+    /// Result of the catalogue if no database has the tables of the product.
     pub fn of_no_database(plan: &Plan, product: &str) -> Check {
         let is_expected = plan.databases.iter().any(|database| database.is_required);
         if plan.postgres.is_some() && is_expected {
@@ -66,19 +66,19 @@ impl Check {
         Check::new("catalogue", Verdict::Unknown, text)
     }
 
-    /// With some of the cases.
+    /// Adds examples, at most [`EXAMPLES`].
     pub fn with_examples(mut self, cases: impl IntoIterator<Item = String>) -> Check {
         self.examples = cases.into_iter().take(EXAMPLES).collect();
         self
     }
 
-    /// One that another copy would not change.
+    /// Marks the check as one that another copy would not change.
     pub fn settled(mut self) -> Check {
         self.is_settled = true;
         self
     }
 
-    /// With what to do.
+    /// Adds a next step.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Check {
         self.hint = Some(hint.into());
         self

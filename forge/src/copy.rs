@@ -1,4 +1,4 @@
-//! A look at what was copied, or at the instance itself.
+//! A read-only view of a copy, or of the instance itself.
 
 use crate::error::Result;
 use crate::links::real;
@@ -11,41 +11,41 @@ use store::entry::{Entry, Kind, path_cmp};
 use store::id::ChunkId;
 use store::store::Store;
 
-/// Files of which the content is looked at are small.
+/// Largest file whose content is read, in bytes.
 const CONTENT_BYTES_MAX: u64 = 1 << 20;
 
-/// Something to look paths up in.
+/// A tree of files to look paths up in.
 pub enum Copy<'a> {
-    /// The tree of a snapshot.
+    /// Tree of a snapshot.
     Tree {
-        /// The store that has it.
+        /// Store that contains the snapshot.
         store: &'a Store,
-        /// Its root.
+        /// Root of the tree.
         root: ChunkId,
     },
-    /// This machine, as it is now.
+    /// This machine in its current state.
     Live,
-    /// Another one, in which some things are elsewhere than a service sees them.
+    /// Another view, with some paths mapped from the place that a service sees to the real one.
     Through {
-        /// What is looked at.
+        /// The underlying view.
         copy: &'a Copy<'a>,
-        /// What is elsewhere.
+        /// The mapped paths.
         mounts: &'a [Mount],
     },
 }
 
-/// Something that a service sees in a place where this machine does not have it.
+/// A path that a service sees in one place and this machine has in another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mount {
-    /// Where the service would see it if the rest of its directory were all there is.
+    /// Path on this machine that corresponds to the service's path, without the mount.
     pub seen: PathBuf,
-    /// Where it is.
+    /// Real path on this machine.
     pub path: PathBuf,
 }
 
 impl Mount {
-    /// Finds out where both really are. What is mounted over need not be there, and a link there
-    /// is none to whoever sees the mount.
+    /// Resolves symbolic links in both paths. The last component of `seen` is not followed: the
+    /// mount covers it, so a link there does not count and nothing need exist.
     pub fn resolve(&mut self) {
         if let (Some(dir), Some(name)) = (self.seen.parent(), self.seen.file_name()) {
             self.seen = real(dir).join(name);
@@ -54,19 +54,19 @@ impl Mount {
     }
 }
 
-/// What is at a path.
+/// A file or directory at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    /// Whether it is a directory.
+    /// True if it is a directory.
     pub is_dir: bool,
-    /// Size of a file in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its content, if that was asked for.
+    /// Content, if it was requested and could be read.
     pub content: Option<Vec<u8>>,
 }
 
 impl Copy<'_> {
-    /// Whether it is this machine itself.
+    /// Returns true if the view shows this machine itself.
     pub fn is_live(&self) -> bool {
         match self {
             Copy::Tree { .. } => false,
@@ -75,7 +75,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Where this machine has what a service sees at a path.
+    /// Maps a path that a service sees to the path on this machine.
     pub fn place(&self, path: &Path) -> PathBuf {
         let Copy::Through { mounts, .. } = self else { return path.to_owned() };
         let holding = mounts.iter().filter(|mount| path.starts_with(&mount.seen));
@@ -85,27 +85,27 @@ impl Copy<'_> {
         if rest.as_os_str().is_empty() { mount.path.clone() } else { mount.path.join(rest) }
     }
 
-    /// Looks up paths; the answers are in the order of the questions.
+    /// Looks up paths. The answers are in the order of `paths`.
     pub fn look(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
         self.look_at(paths, false)
     }
 
-    /// Looks up small files with their content.
+    /// Looks up paths and reads the content of small files.
     pub fn read(&self, paths: &[PathBuf]) -> Result<Vec<Option<Seen>>> {
         self.look_at(paths, true)
     }
 
-    /// Looks up one small file with its content.
+    /// Looks up one path and reads the content of a small file.
     pub fn file(&self, path: &Path) -> Result<Option<Seen>> {
         Ok(self.read(&[path.to_owned()])?.pop().flatten())
     }
 
-    /// Whether there is anything at a path.
+    /// Returns true if anything exists at a path.
     pub fn has(&self, path: &Path) -> Result<bool> {
         Ok(self.look(&[path.to_owned()])?.iter().any(Option::is_some))
     }
 
-    /// Whether there is a file somewhere below a directory.
+    /// Returns true if a directory contains a file at any depth.
     pub fn has_file_below(&self, dir: &Path) -> Result<bool> {
         match self {
             Copy::Tree { store, root } => has_file_in_tree(store, root, dir),
@@ -190,14 +190,14 @@ fn look_at_machine(path: &Path, reads: bool) -> Option<Seen> {
     Some(Seen { is_dir: metadata.is_dir(), size: metadata.len(), content })
 }
 
-/// A file that may grow while it is read.
+/// Reads a bounded amount, because the file may grow meanwhile.
 fn read_small(path: &Path) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path).ok()?.take(CONTENT_BYTES_MAX).read_to_end(&mut content).ok()?;
     Some(content)
 }
 
-/// A path as text for people.
+/// Formats a path for messages.
 pub fn shown(path: &Path) -> String {
     store::entry::display_path(path.as_os_str().as_bytes())
 }

@@ -1,5 +1,4 @@
-//! The kinds of instance: what each consists of. A kind is one file and one line in
-//! [`KINDS`].
+//! Kinds of instance: the parts of each product. A kind is one file and one line in [`KINDS`].
 
 pub mod docker_gitlab;
 pub mod gitlab;
@@ -20,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
-/// All kinds. The first that recognises a machine is proposed for it.
+/// All kinds, in the order of detection: the first that recognises a machine is proposed for it.
 pub static KINDS: &[&dyn Kind] = &[
     &gitlab::Gitlab,
     &gitlab_container::GitlabContainer,
@@ -29,34 +28,35 @@ pub static KINDS: &[&dyn Kind] = &[
     &plain::Plain,
 ];
 
-/// What is known of a product.
+/// Knowledge about one product.
 pub trait Kind: Sync {
-    /// Its name in the configuration.
+    /// Name in the configuration.
     fn name(&self) -> &'static str;
 
-    /// What it is, for people.
+    /// Name for people.
     fn title(&self) -> &'static str;
 
-    /// What on a machine shows that there is one; `None` if there is not.
+    /// Returns the evidence of an instance on a machine; `None` if there is no instance.
     fn detect(&self, root: &Path) -> Option<String>;
 
-    /// Further lines for the configuration of what was detected.
+    /// Further lines for the configuration of a detected instance.
     fn propose(&self, root: &Path) -> Vec<String> {
         let _ = root;
         Vec::new()
     }
 
-    /// Says in the plan what belongs to an instance.
+    /// Fills the plan with the parts of an instance.
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()>;
 
-    /// Asks the databases, at the moment of their dumps, what the rest has to fit.
+    /// Asks the databases, in the transactions of their dumps, for the expected contents of the
+    /// copy.
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         let _ = (plan, databases);
         Ok(Catalogue::default())
     }
 
-    /// The keys that decrypt what the databases hold, by name, from files of a copy. Without
-    /// them what is encrypted is lost, and others do not open it.
+    /// Reads from a copy the keys that decrypt the contents of the databases, by name. Without
+    /// exactly these keys, the encrypted contents are lost.
     fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
         let _ = (plan, copy);
         Ok(BTreeMap::new())
@@ -86,50 +86,49 @@ pub trait Kind: Sync {
         Ok(None)
     }
 
-    /// Looks whether what was copied fits what the databases say, and marks in the catalogue
-    /// what of it was copied.
+    /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue.
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
         let _ = (plan, catalogue, copy);
         Ok(Vec::new())
     }
 }
 
-/// The kind of this name.
+/// Finds a kind by name.
 pub fn find(name: &str) -> Option<&'static dyn Kind> {
     KINDS.iter().copied().find(|kind| kind.name() == name)
 }
 
-/// An instance on this machine.
+/// An instance on this machine, for which a plan is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Site<'a> {
-    /// Its name.
+    /// Name of the instance.
     pub instance: &'a str,
-    /// What the configuration says of it.
+    /// Settings from the configuration.
     pub settings: &'a Settings,
-    /// Tells of a wish to stop.
+    /// Reports a request to stop.
     pub progress: &'a Progress,
-    /// Whether database servers are not to be asked.
+    /// True if database servers must not be queried.
     pub is_offline: bool,
 }
 
 impl Site<'_> {
-    /// A path of the product as a path of this machine.
+    /// Maps a path of the product to a path of this machine.
     pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         below(&self.settings.root, path.as_ref())
     }
 
-    /// The settings cannot be right.
+    /// Error about contradictory settings.
     pub fn wrong(&self, reason: impl Into<String>) -> Error {
         Error::Settings { instance: self.instance.into(), reason: reason.into() }
     }
 }
 
-/// A path of the product below a root.
+/// Maps a path of the product to a path below a root.
 pub fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Everything resolved: what the kind knows, changed by the settings.
+/// Makes the resolved plan: the kind's parts, changed by the settings.
 pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let settings = site.settings;
     let kind = find(&settings.kind).ok_or_else(|| {
@@ -145,7 +144,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     }
     plan.mounts.iter_mut().for_each(Mount::resolve);
     plan.left_out.iter_mut().for_each(|left| left.resolve(root));
-    // Links in a container are its own, and lead elsewhere on this machine.
+    // Links inside a container resolve there, and lead elsewhere on this machine.
     let is_contained = plan.product.image.is_some();
     let is_named = |part: &str| {
         let own = settings.parts.get(part);
@@ -155,8 +154,8 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     Ok((plan, kind))
 }
 
-/// The command that leads into a running container. It takes the named variables along
-/// where they are set, so that no value is among its arguments, where everybody can read it.
+/// Command prefix to run a program in a running container. It passes the named variables by name,
+/// if they are set: any user can read the values among a command's arguments.
 pub fn into_container(settings: &Settings, name: &str, variables: &[&str]) -> Vec<String> {
     let words = settings.docker.iter().map(String::as_str).chain(["exec", "-i"]);
     let words = words.chain(variables.iter().flat_map(|variable| ["--env", variable]));

@@ -1,4 +1,4 @@
-//! What the settings change of what a kind says.
+//! Applies the settings to the plan of a kind.
 
 use crate::error::Result;
 use crate::kind::{Site, into_container};
@@ -12,10 +12,10 @@ use crate::settings::{
 };
 use std::path::{Path, PathBuf};
 
-/// The part with what Redis saves.
+/// Name of the part with the persistence files of Redis.
 const REDIS: &str = "redis";
 
-/// Changes a plan as the settings say.
+/// Applies the settings to a plan.
 pub fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     let settings = site.settings;
     plan.postgres = postgres(settings, plan.postgres.take());
@@ -29,7 +29,7 @@ pub fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Whoever lists databases wants these and no others.
+/// Replaces the databases of the plan with those that the settings list, if they list any.
 fn databases(settings: &Settings, plan: &mut Plan) {
     let Some(wanted) = &settings.postgres.databases else { return };
     let (kept, dropped) = std::mem::take(&mut plan.databases)
@@ -60,7 +60,7 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
                 None => format!("{reason}; there are {}", known.join(", ")),
             }));
         }
-        // Whoever names a place, or wants none, knows better where it is.
+        // A path in the settings, or `skip`, overrides the kind's search for the part.
         plan.lacking.retain(|absent| absent.part != *name || (paths.is_empty() && !change.skip));
         for absent in plan.lacking.iter_mut().filter(|absent| absent.part == *name) {
             absent.is_required = change.missing != Some(Missing::Ok);
@@ -72,7 +72,7 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
             for path in paths {
                 plan.leaves(path, "left out by the configuration");
             }
-            // A database is a part as well.
+            // A database counts as a part, too.
             let is_meant = |database: &Database| database.part() == *name;
             for database in plan.databases.extract_if(.., |database| is_meant(database)) {
                 plan.notes
@@ -119,7 +119,7 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// The names by which settings can mean a part.
+/// Names that the settings may use for parts.
 fn names(plan: &Plan) -> Vec<String> {
     let parts = plan.parts.iter().map(|part| part.name.clone());
     let absent = plan.lacking.iter().map(|absent| absent.part.clone());
@@ -127,10 +127,10 @@ fn names(plan: &Plan) -> Vec<String> {
     parts.chain(absent).chain(plan.databases.iter().map(Database::part)).chain(redis).collect()
 }
 
-/// The server as the settings change it.
+/// Applies the settings to the server of a kind.
 pub fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
     let own = &settings.postgres;
-    // Whoever says anything of a server has one.
+    // Any setting of `postgres` implies that there is a server.
     let is_named = *own != PostgresSettings::default();
     let mut server = server.or_else(|| is_named.then(Server::default))?;
     if own.host.is_some() {
@@ -139,7 +139,7 @@ pub fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
     server.port = own.port.unwrap_or(server.port);
     server.secret = own.password.clone();
     if own.role.is_some() || own.passfile.is_some() {
-        // It is that of another role, or would go before those of the file.
+        // The kind's password belongs to another role, or would take precedence over the passfile.
         server.password = None;
     }
     server.role = own.role.clone().or(server.role);

@@ -1,4 +1,4 @@
-//! The services that an instance runs on: how each is asked, copied, stopped.
+//! Services of an instance: how to query, copy and stop them.
 
 pub mod control;
 pub mod postgres;
@@ -7,20 +7,20 @@ pub mod redis;
 use crate::run::Command;
 use std::path::PathBuf;
 
-/// Where the clients of a service run.
+/// Environment in which the clients of a service run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {
-    /// The command that leads into a container, such as `docker exec -i NAME`.
+    /// Command prefix that enters a container, such as `docker exec -i NAME`.
     pub into: Vec<String>,
-    /// Directories with the programs, best first; without any, the usual ones. In a container only
-    /// the first counts, for nobody looks into it.
+    /// Directories with the programs, best first; if empty, the usual ones. In a container only the
+    /// first counts, because its files are not examined.
     pub bin: Vec<PathBuf>,
-    /// User of this machine who runs them.
+    /// User of this machine that runs the clients.
     pub user: Option<String>,
 }
 
 impl Reach {
-    /// A command to run `program` there.
+    /// Makes a command that runs `program` there.
     pub fn command<I: IntoIterator<Item: Into<String>>>(&self, program: &str, rest: I) -> Command {
         let is_here = self.into.is_empty();
         let mut places = self.bin.iter().map(|dir| dir.join(program));
@@ -30,8 +30,7 @@ impl Reach {
         Command::new(words.chain(rest.into_iter().map(Into::into))).by(self.user.as_deref())
     }
 
-    /// Name of the user who runs them, where it is not the usual one: in the container, if they run
-    /// in one.
+    /// User that runs the clients, if set: inside the container if they run in one.
     pub fn runs_as(&self) -> Option<&str> {
         let option = self.into.iter().position(|word| word == "--user");
         let inside = option.and_then(|at| self.into.get(at + 1)).map(String::as_str);
@@ -39,7 +38,7 @@ impl Reach {
     }
 }
 
-/// A password, which is handed to a client in its environment and shown to nobody.
+/// A password. It reaches a client through the environment and is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(pub String);
 

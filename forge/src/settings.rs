@@ -1,5 +1,4 @@
-//! What the configuration says of an instance. Everything but the kind may be left
-//! out; the kind knows the rest.
+//! Settings of an instance. Only the kind is required; it supplies the defaults.
 
 use crate::secret::Secret;
 use serde::{Deserialize, Deserializer};
@@ -7,63 +6,62 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// One instance.
+/// Settings of one instance.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Settings {
-    /// Name of its kind.
+    /// Name of the kind.
     pub kind: String,
-    /// Name of the store it goes to; not needed where there is only one.
+    /// Name of the store to back up to; optional if there is only one.
     pub store: Option<String>,
-    /// What comes before all paths of the kind, and before absolute paths that are read
-    /// from the instance's own configuration.
+    /// Directory that stands for `/`: prefix of all paths of the kind, and of absolute paths from
+    /// the instance's own configuration.
     #[serde(default = "slash")]
     pub root: PathBuf,
-    /// How parts are made to fit each other.
+    /// Method that keeps the parts consistent with each other.
     #[serde(default)]
     pub mode: Mode,
-    /// What to do with what git can make again.
+    /// Treatment of files that git can rebuild.
     pub git_caches: Option<GitCaches>,
-    /// Words to find snapshots by.
+    /// Tags of the snapshots.
     #[serde(default)]
     pub tags: Vec<String>,
-    /// Globs of what to leave out of all parts.
+    /// Globs of paths to exclude from all parts.
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// The compose file, where the instance has one, or several of which later ones go before
-    /// earlier ones; as seen by this machine, not below `root`.
+    /// Compose file of the instance, if it has one, or several files, where a later one overrides
+    /// earlier ones. Paths of this machine, not below `root`.
     #[serde(default, deserialize_with = "one_or_more")]
     pub compose: Vec<PathBuf>,
-    /// What compose calls the project, where only its command line says so.
+    /// Compose project, if only its command line names it.
     pub project: Option<String>,
-    /// The container, where no compose file says which it is.
+    /// Name of the container, if no compose file names it.
     pub container: Option<String>,
-    /// The program that has the containers, with what comes before its verb, such as
-    /// `["podman"]`.
+    /// Container program with the arguments before its verb, such as `["podman"]`.
     #[serde(default = "docker", deserialize_with = "program")]
     pub docker: Vec<String>,
-    /// Parts by name: those of the kind changed, others added.
+    /// Parts by name: changes to the kind's parts, and additional parts.
     #[serde(default)]
     pub parts: BTreeMap<String, PartSettings>,
-    /// How to reach the database server.
+    /// Access to the database server.
     #[serde(default)]
     pub postgres: PostgresSettings,
-    /// How to reach Redis.
+    /// Access to Redis.
     #[serde(default)]
     pub redis: RedisSettings,
-    /// How to stop the services that write.
+    /// Control of the services that write.
     #[serde(default)]
     pub services: ServicesSettings,
-    /// Commands to run before anything is copied.
+    /// Commands to run before the copy begins.
     #[serde(default)]
     pub before: Vec<StepSettings>,
-    /// Commands to run at the end, whatever became of the run.
+    /// Commands to run at the end, even if the backup failed.
     #[serde(default)]
     pub after: Vec<StepSettings>,
-    /// What is looked at in the copy.
+    /// Checks of the copy.
     #[serde(default)]
     pub checks: ChecksSettings,
-    /// What it means that keys are others than before.
+    /// Treatment of changed keys.
     #[serde(default)]
     pub keys: KeysSettings,
 }
@@ -81,7 +79,7 @@ fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Er
     })
 }
 
-/// A program with what comes after it; there has to be one.
+/// Reads a command: a program and its arguments. Fails if there is no program.
 pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     let words = Vec::<String>::deserialize(from)?;
     if words.first().is_none_or(String::is_empty) {
@@ -98,11 +96,11 @@ fn slash() -> PathBuf {
     "/".into()
 }
 
-/// How parts are made to fit each other.
+/// Method that keeps the parts consistent with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Nothing is stopped; what refers is copied before what it refers to.
+    /// No service is stopped. Data that refers to other data is copied first.
     #[default]
     Online,
     /// Everything is copied twice, the second time with the writing services stopped.
@@ -110,7 +108,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// As in the configuration.
+    /// Name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Online => "online",
@@ -119,7 +117,7 @@ impl Mode {
     }
 }
 
-/// What to do with what git can make again.
+/// Treatment of files that git can rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GitCaches {
@@ -129,158 +127,160 @@ pub enum GitCaches {
     Skip,
 }
 
-/// One part.
+/// Settings of one part.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PartSettings {
-    /// Where it is, as seen by this machine; not below `root`.
+    /// Path on this machine, not below `root`.
     pub path: Option<PathBuf>,
-    /// Several places.
+    /// Several paths, as `path`.
     #[serde(default)]
     pub paths: Vec<PathBuf>,
-    /// Whether the backup is complete without it.
+    /// Treatment of the part if it is missing.
     pub missing: Option<Missing>,
-    /// Leave it out on purpose.
+    /// Exclude the part on purpose.
     #[serde(default)]
     pub skip: bool,
-    /// Globs of what to leave out.
+    /// Globs of paths to exclude.
     #[serde(default)]
     pub exclude: Vec<String>,
 }
 
-/// What a missing part means.
+/// Treatment of a missing part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Missing {
-    /// Nothing.
+    /// The backup is complete without it.
     Ok,
-    /// The backup is not complete.
+    /// The backup is incomplete without it.
     Error,
 }
 
-/// How to reach the database server.
+/// Access to the database server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PostgresSettings {
     /// Host name, or directory of the socket.
     pub host: Option<String>,
-    /// Port; that of the server itself, not that of a pooler.
+    /// Port of the server itself, not of a pooler.
     pub port: Option<u16>,
     /// Name of the role to connect as.
     pub role: Option<String>,
-    /// User of this machine who runs the clients.
+    /// User of this machine that runs the clients.
     pub user: Option<String>,
     /// Directory of `psql` and `pg_dump`.
     pub bin: Option<PathBuf>,
     /// Container to run the clients in.
     pub container: Option<String>,
-    /// Where the password of the role is.
+    /// Source of the role's password.
     pub password: Option<Secret>,
-    /// File of passwords for the clients, in PostgreSQL's own form (`.pgpass`); not for clients
-    /// in a container.
+    /// Password file for the clients, in PostgreSQL's own format (`.pgpass`). It does not apply to
+    /// clients in a container.
     pub passfile: Option<PathBuf>,
-    /// Databases to save; without it, all that the server has.
+    /// Databases to dump; all databases of the server if not given.
     pub databases: Option<Vec<String>>,
-    /// How long to wait for a server that is starting.
+    /// Time to wait for a server that is starting.
     pub wait: Option<Limit>,
-    /// How long a dump may say nothing.
+    /// Longest time that a dump may print nothing.
     pub silence: Option<Limit>,
-    /// Whether rows are counted.
+    /// True if the rows of each table are counted.
     pub count_rows: Option<bool>,
 }
 
-/// How to reach Redis.
+/// Access to Redis.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RedisSettings {
-    /// Its socket.
+    /// Path of the socket.
     pub socket: Option<PathBuf>,
-    /// Its host name, where there is no socket.
+    /// Host name, if there is no socket.
     pub host: Option<String>,
-    /// Its port.
+    /// Port of the server.
     pub port: Option<u16>,
-    /// Where its password is.
+    /// Source of the password.
     pub password: Option<Secret>,
-    /// `redis-cli`.
+    /// Path of `redis-cli`.
     pub client: Option<PathBuf>,
     /// Container to run the client in.
     pub container: Option<String>,
-    /// How long it may take to save.
+    /// Time limit of a save.
     pub limit: Option<Limit>,
-    /// Leave it out on purpose.
+    /// Exclude Redis on purpose.
     #[serde(default)]
     pub skip: bool,
 }
 
-/// How to stop the services that write.
+/// Control of the services that write.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServicesSettings {
     /// Names of the services that write, instead of those of the kind.
     pub writers: Option<Vec<String>>,
-    /// The admin's own commands to stop them.
+    /// The admin's commands to stop them.
     #[serde(default)]
     pub stop: Vec<StepSettings>,
-    /// The admin's own commands to start them; run in the end, whatever happened.
+    /// The admin's commands to start them; they run in any case at the end.
     #[serde(default)]
     pub start: Vec<StepSettings>,
-    /// How long one command may take.
+    /// Time limit of one stop or start.
     pub limit: Option<Limit>,
 }
 
-/// A command of the admin's.
+/// A command of the admin.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StepSettings {
-    /// The program and its arguments; no shell is in between.
+    /// The program and its arguments; no shell interprets them.
     #[serde(deserialize_with = "program")]
     pub command: Vec<String>,
-    /// As whom; root if not given.
+    /// User that runs it; root if not given.
     pub user: Option<String>,
-    /// How long it may take; a minute if not given.
+    /// Time limit; one minute if not given.
     pub limit: Option<Limit>,
-    /// What its failure means. A stop that fails always ends the run.
+    /// Effect of a failure. Steps in `services` do not accept `warn`: a failed stop always ends the
+    /// run.
     #[serde(default)]
     pub on_failure: OnFailure,
 }
 
-/// What a failed step means.
+/// Effect of a failed step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
-    /// The run fails.
+    /// The backup fails.
     #[default]
     Fail,
-    /// A warning.
+    /// The backup warns and continues.
     Warn,
 }
 
-/// What is looked at in the copy.
+/// Checks of the copy.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ChecksSettings {
-    /// How many rows of each kind of file are compared with the files; `all` compares them all.
+    /// Number of rows of each kind of file that are compared with the files; `all` compares every
+    /// row.
     pub sample: Sample,
-    /// What it means that much of what the databases name is nowhere on this machine.
+    /// Treatment of a place where much of what the databases name is missing.
     pub lost: Missing,
 }
 
-/// The keys that decrypt what databases hold.
+/// Settings of the keys that decrypt the contents of the databases.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct KeysSettings {
-    /// What it means that they changed.
+    /// Treatment of changed keys.
     pub changed: ChangedKeys,
 }
 
-/// What it means that keys changed.
+/// Treatment of changed keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChangedKeys {
-    /// A warning, with every backup.
+    /// Every backup warns.
     #[default]
     Warn,
-    /// Nothing: it was done on purpose.
+    /// The change is accepted: it was made on purpose.
     Ok,
 }
 
@@ -290,12 +290,12 @@ impl Default for ChecksSettings {
     }
 }
 
-/// How many rows.
+/// Number of rows to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sample {
-    /// So many of each table.
+    /// About this many rows of each table.
     Rows(u32),
-    /// Every one.
+    /// Every row.
     All,
 }
 
@@ -318,12 +318,12 @@ impl<'de> Deserialize<'de> for Sample {
     }
 }
 
-/// A length of time, like `90s`, `5m` or `2h`.
+/// A duration, such as `90s`, `5m` or `2h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Duration);
 
 impl Limit {
-    /// Whoever wants a longer one wants none, and clocks cannot be asked for every moment.
+    /// Longest limit. A longer one amounts to no limit, and might overflow a clock.
     pub const MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 }
 
