@@ -1,7 +1,7 @@
-//! What a backup of an instance would do: everything resolved, nothing done.
+//! Plan of a backup: everything is resolved, nothing is done yet.
 //!
-//! A kind makes it from the settings and from what it finds on the machine; the
-//! session carries it out; `config check` prints it.
+//! A kind makes the plan from the settings and the state of the machine. The session carries it
+//! out; `config check` prints it.
 
 use crate::copy::{Mount, shown};
 use crate::links;
@@ -15,60 +15,58 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
 
-/// All that is needed to back up one instance. A kind fills it, then the settings have
-/// their say.
+/// Everything needed to back up one instance. A kind fills it, then the settings change it.
 #[derive(Debug)]
 pub struct Plan {
     /// Name of the instance.
     pub instance: String,
     /// Name of its kind.
     pub kind: &'static str,
-    /// How parts are made to fit each other.
+    /// Method that keeps the parts consistent with each other.
     pub mode: Mode,
-    /// What is installed.
+    /// The installed product.
     pub product: Product,
-    /// What is copied.
+    /// Parts to copy.
     pub parts: Vec<Part>,
-    /// What a service sees inside a directory and what is elsewhere on this machine, because it
-    /// is mounted there or a link leads there. Each is in a part as well.
+    /// Paths that a service sees inside a directory, but that are elsewhere on this machine because
+    /// of a mount or a link. Each is also in a part.
     pub mounts: Vec<Mount>,
-    /// What is known to be missing before anything is looked for.
+    /// Parts that the kind could not locate.
     pub lacking: Vec<Absent>,
-    /// What is not, and why.
+    /// Excluded paths with their reasons.
     pub left_out: Vec<LeftOut>,
     /// The database server.
     pub postgres: Option<Server>,
-    /// The databases that may not be missing.
+    /// Databases that the kind or the settings name.
     pub databases: Vec<Database>,
-    /// Redis.
+    /// The Redis server.
     pub redis: Option<Redis>,
-    /// How the services that write are stopped.
+    /// Control of the services that write.
     pub control: Control,
-    /// All services, where a file says which there are.
+    /// Names of all services, if a file lists them.
     pub services: Vec<String>,
-    /// Commands to run before anything is copied.
+    /// Commands to run before the copy begins.
     pub before: Vec<Step>,
     /// Commands to run at the end.
     pub after: Vec<Step>,
-    /// Leave out what git can make again.
+    /// True if files that git can rebuild are excluded.
     pub skips_git_caches: bool,
-    /// Globs of what to leave out of all parts.
+    /// Globs of paths to exclude from all parts.
     pub exclude: Vec<String>,
-    /// Words to find the snapshot by.
+    /// Tags of the snapshot.
     pub tags: Vec<String>,
-    /// Rows to compare with files.
+    /// Number of rows to compare with files.
     pub sample: Sample,
-    /// Parts that the settings allow to be missing, or all, of which nothing need be there though
-    /// databases name it.
+    /// Parts whose files may be missing although databases name them.
     pub excused: Excused,
-    /// Whether other keys than before are worth a warning.
+    /// Treatment of changed keys.
     pub changed_keys: ChangedKeys,
-    /// What is odd and worth a line.
+    /// Findings for the report.
     pub notes: Vec<String>,
 }
 
 impl Plan {
-    /// One that the kind has yet to fill.
+    /// Makes a plan that the kind has yet to fill.
     pub fn new(instance: &str, kind: &'static str, settings: &Settings) -> Plan {
         Plan {
             instance: instance.into(),
@@ -96,24 +94,24 @@ impl Plan {
         }
     }
 
-    /// A part without which there is no backup.
+    /// Adds a required part.
     pub fn needs(&mut self, name: &str, about: &str, path: PathBuf) -> &mut Part {
         self.part(name, about, path, true)
     }
 
-    /// A part that not every instance has.
+    /// Adds a part that not every instance has.
     pub fn takes(&mut self, name: &str, about: &str, path: PathBuf) -> &mut Part {
         self.part(name, about, path, false)
     }
 
-    /// Something without which there is no backup, and which is nowhere; `looked_for` says
-    /// what and where, and never a secret.
+    /// Records a required part that was found nowhere. `looked_for` names the part's expected form
+    /// and place, but never contains a secret.
     pub fn lacks(&mut self, name: &str, looked_for: impl Into<String>) {
         let looked_for = looked_for.into();
         self.lacking.push(Absent { part: name.into(), looked_for, is_required: true });
     }
 
-    /// A part, by default of ordinary files.
+    /// Adds a part, by default of ordinary files.
     pub fn part(&mut self, name: &str, about: &str, path: PathBuf, is_required: bool) -> &mut Part {
         let at = self.parts.len();
         self.parts.push(Part {
@@ -142,18 +140,18 @@ impl Plan {
         self.leaves(path.join("+gitaly"), "made by Gitaly when it starts");
     }
 
-    /// Something that is not copied.
+    /// Excludes a path.
     pub fn leaves(&mut self, path: PathBuf, reason: &str) {
         self.left_out.push(LeftOut { path, reason: reason.into() });
     }
 
-    /// The directory of this machine in which a service saves what it has, if a part says so.
+    /// Directory on this machine with the persistence files of a service, if a part names it.
     pub fn saves_dir(&self) -> Option<&Path> {
         let path = self.parts.iter().find(|part| part.phase == Phase::Saves)?.paths.first()?;
         if path.is_dir() { Some(path) } else { path.parent() }
     }
 
-    /// Names of all services, of the file that says them or of who supervises them.
+    /// Names of all services, from the file that lists them or else from the supervisor.
     pub fn all_services(&self, progress: &Progress) -> Vec<String> {
         if self.services.is_empty() {
             self.control.services(progress)
@@ -162,15 +160,15 @@ impl Plan {
         }
     }
 
-    /// Adds to each part what links in its own lead to outside of all parts, as when one of its
-    /// directories was moved to another disk. Only links directly in its paths, which have to be
-    /// resolved, and in what is added. Where the settings name the place (`is_named`), the admin
-    /// has chosen, and what is not taken is noted.
+    /// Adds to each part the targets of its links that lie outside all parts, such as a directory
+    /// that was moved to another disk. Considers only links directly in the paths of a part, which
+    /// must be resolved, and in added directories. If the settings name the path of a part
+    /// (`is_named`), nothing is added, and the target is noted.
     pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
         let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
         let mut taken: Vec<PathBuf> = all.collect();
         for part in &mut self.parts {
-            // Directories to look into, and where the service sees each.
+            // Directories to search, each with the path at which the service sees it.
             let mut left: Vec<(PathBuf, PathBuf)> =
                 part.paths.iter().map(|path| (path.clone(), path.clone())).collect();
             while let Some((dir, seen)) = left.pop() {
@@ -185,7 +183,7 @@ impl Plan {
                         continue;
                     }
                     if !taken.iter().any(is_in) {
-                        // Not half a machine for the sake of one link.
+                        // A target that contains other parts might be half the machine.
                         let has_parts = taken.iter().any(|known| known.starts_with(&end));
                         if is_left || has_parts || is_named(&part.name) {
                             if !is_left {
@@ -212,23 +210,23 @@ impl Plan {
         }
     }
 
-    /// The first place of a part.
+    /// First path of a part.
     pub fn place(&self, part: &str) -> Option<PathBuf> {
         self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
     }
 }
 
-/// What may be nowhere, though databases name it.
+/// Parts whose files may be missing although databases name them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Excused {
-    /// Whatever it is.
+    /// All parts.
     All,
-    /// These parts.
+    /// The named parts.
     Parts(Vec<String>),
 }
 
 impl Excused {
-    /// What the settings say.
+    /// Reads the exceptions from the settings.
     pub fn of(settings: &Settings) -> Excused {
         if settings.checks.lost == Missing::Ok {
             return Excused::All;
@@ -237,7 +235,7 @@ impl Excused {
         Excused::Parts(parts.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Whether this part may be nowhere.
+    /// Returns true if files of this part may be missing.
     pub fn has(&self, part: &str) -> bool {
         match self {
             Excused::All => true,
@@ -246,45 +244,45 @@ impl Excused {
     }
 }
 
-/// What is installed, for whoever restores it.
+/// The installed product; a restore needs the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Product {
-    /// Its name.
+    /// Name of the product.
     pub name: String,
-    /// Such as `ce` or `ee`.
+    /// Edition, such as `ce` or `ee`.
     pub edition: Option<String>,
-    /// As it calls itself.
+    /// Version, as the product reports it.
     pub version: Option<String>,
-    /// The image of its container.
+    /// Image of its container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 }
 
 impl Product {
-    /// Major and minor version.
+    /// Returns major and minor version.
     pub fn version_numbers(&self) -> Option<(u32, u32)> {
         let mut numbers = self.version.as_deref()?.split(|c: char| !c.is_ascii_digit());
         Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
     }
 }
 
-/// One part of an instance that consists of files.
+/// One part of an instance, which consists of files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// Name in the configuration.
     pub name: String,
-    /// What it is.
+    /// Short description.
     pub about: String,
-    /// Where it is; without symbolic links, where it is there.
+    /// Paths of the part; without symbolic links once resolved.
     pub paths: Vec<PathBuf>,
-    /// Symbolic links that lead to it.
+    /// Symbolic links that lead to the paths.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<PathBuf>,
-    /// When it is copied.
+    /// Phase in which it is copied.
     pub phase: Phase,
-    /// Whether the backup is complete without it.
+    /// True if the backup is incomplete without it.
     pub is_required: bool,
-    /// Whether all of its paths have to be there; otherwise they are alternatives.
+    /// True if all paths must exist; false if they are alternatives.
     #[serde(skip)]
     pub needs_all: bool,
     /// Who should own it, where the kind knows: a name, or numbers of user and group (`1000:1000`).
@@ -293,19 +291,19 @@ pub struct Part {
     pub exclude: Vec<String>,
 }
 
-/// A part that is not there.
+/// A missing part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Absent {
-    /// Its name.
+    /// Name of the part.
     pub part: String,
-    /// Where it was looked for.
+    /// Expected paths or objects.
     pub looked_for: String,
-    /// Whether the backup is incomplete without it.
+    /// True if the backup is incomplete without it.
     pub is_required: bool,
 }
 
 impl Absent {
-    /// A part that is not there.
+    /// Makes the record of a missing part.
     pub fn of(part: &Part) -> Absent {
         let absent = part.paths.iter().filter(|path| !path.exists());
         let looked_for: Vec<String> = absent.map(|path| shown(path)).collect();
@@ -318,7 +316,7 @@ impl Absent {
 }
 
 impl Part {
-    /// Whether it is there. A link that leads nowhere is not.
+    /// Returns true if the part exists. A dangling link does not count.
     pub fn is_there(&self) -> bool {
         let mut paths = self.paths.iter();
         if self.needs_all {
@@ -328,12 +326,12 @@ impl Part {
         }
     }
 
-    /// Finds out where its paths really are, and what leads there. Links are followed below the
-    /// root; what one leads to and is not there is told.
+    /// Resolves its paths and records the links that lead there. Links are followed below the root.
+    /// Returns a note for each dangling link.
     pub fn resolve(&mut self, root: &Path) -> Vec<String> {
         let mut notes = Vec::new();
         for path in &mut self.paths {
-            // Whatever cannot be followed is left to the copy, which tells why.
+            // The copy reports a path that cannot be followed.
             let Ok(real) = links::follow(root, path) else { continue };
             if let Some(link) = real.links.last()
                 && let Ok(end) = links::follow(root, link)
@@ -352,7 +350,7 @@ impl Part {
     }
 }
 
-/// Links directly in a directory, and where they lead.
+/// Returns the links directly in a directory, with their targets.
 fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
@@ -366,31 +364,31 @@ fn leads_nowhere(link: &Path, target: &Path) -> String {
     format!("{} leads to {}, which is not there", shown(link), shown(target))
 }
 
-/// When a part is copied. Whoever refers to something comes before it.
+/// Phase in which a part is copied. Data that refers to other data comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Git repositories, which borrow objects from pools.
     Repositories,
-    /// Pools of objects.
+    /// Object pools.
     Pools,
     /// Everything else.
     Files,
-    /// What a service writes when it is asked to save.
+    /// Files that a service writes when asked to save.
     Saves,
 }
 
-/// Something that is not copied.
+/// An excluded path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
-    /// Where it is.
+    /// The path itself.
     pub path: PathBuf,
-    /// Why.
+    /// Reason for the exclusion.
     pub reason: String,
 }
 
 impl LeftOut {
-    /// Finds out where it really is, for that is where a copy would come upon it.
+    /// Resolves the path, because a copy meets it under its real name.
     pub fn resolve(&mut self, root: &Path) {
         if let Ok(real) = links::follow(root, &self.path) {
             self.path = real.path;
@@ -401,32 +399,32 @@ impl LeftOut {
 /// A database that the kind or the settings name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Database {
-    /// Its name.
+    /// Name of the database.
     pub name: String,
-    /// What it is for, such as `main`.
+    /// Purpose, such as `main`.
     pub purpose: String,
-    /// Whether the backup is complete without it.
+    /// True if the backup is incomplete without it.
     pub is_required: bool,
 }
 
-/// A command of the admin's.
+/// A command of the admin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What to run.
+    /// The command to run.
     pub command: Command,
-    /// What its failure means.
+    /// Effect of a failure.
     pub on_failure: OnFailure,
 }
 
 impl Database {
-    /// Its name as a part.
+    /// Name of the database as a part.
     pub fn part(&self) -> String {
         format!("database-{}", self.purpose)
     }
 }
 
 impl Step {
-    /// From the settings.
+    /// Makes a step from the settings.
     pub fn of(settings: &crate::settings::StepSettings) -> Step {
         let limit = settings.limit.map_or(Duration::from_secs(60), |limit| limit.0);
         let command =

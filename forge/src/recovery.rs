@@ -1,7 +1,7 @@
-//! What has to be undone, kept on disk before it is done.
+//! Steps to undo, recorded on disk before they are done.
 //!
-//! Whoever stops a service writes down first how to start it again. If the run is killed,
-//! the next one, or `forgekeep recover`, finds that and does it.
+//! A backup records how to start a service before it stops it. If the process is killed, the next
+//! run or `forgekeep recover` reads the record and starts the service.
 
 use crate::error::{Error, Result};
 use crate::file;
@@ -17,32 +17,32 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
 
-/// Directory of the records, below that of the program's state.
+/// Directory of the records, inside the state directory.
 const DIR: &str = "recovery";
 
-/// How often a service is started, and with what pause.
+/// Number of attempts to start a service, and the pause between them.
 const START_TRIES: u32 = 3;
 const START_PAUSE: Duration = Duration::from_secs(1);
 
-/// Something to undo.
+/// A step to undo.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Undo {
     /// Start a service.
     Start {
-        /// Its name.
+        /// Name of the service.
         name: String,
-        /// How.
+        /// Commands that start it.
         commands: Vec<Command>,
-        /// Who knows whether it runs.
+        /// Supervisor that reports whether it runs, if there is one.
         supervisor: Option<Supervisor>,
     },
-    /// Run what is to be run at the end of a run.
+    /// Run the admin's commands for the end of a run.
     Run {
-        /// All of them, in this order.
+        /// All commands, in this order.
         commands: Vec<Command>,
     },
-    /// Let monitoring speak again. What is in it only the monitor knows.
+    /// End a silence of monitoring. Only the monitor interprets the value.
     EndSilence(serde_json::Value),
 }
 
@@ -53,7 +53,7 @@ impl Undo {
                 let mut tries = 0;
                 loop {
                     let told = run_all(commands, progress);
-                    // A service that runs was started, whatever the command says.
+                    // A running service counts as started, even if the command failed.
                     let done =
                         match supervisor.as_ref().map(|known| known.expect_running(name, progress))
                         {
@@ -82,7 +82,7 @@ impl Undo {
         }
     }
 
-    /// What is done, for people.
+    /// Description of the step, for messages.
     pub fn shown(&self) -> String {
         match self {
             Undo::Start { name, commands, .. } if *name == named(commands) => {
@@ -95,44 +95,44 @@ impl Undo {
     }
 }
 
-/// Runs each of them, whatever the one before says: what can run is to run.
+/// Runs every command, even after a failure. Returns the first error.
 fn run_all(commands: &[Command], progress: &Progress) -> Result<()> {
     let results = commands.iter().map(|command| command.output(progress).map(drop));
     results.collect::<Vec<_>>().into_iter().collect()
 }
 
-/// What commands of the admin's are called, of which nobody knows what they start.
+/// Name for the admin's commands, because the services that they start are unknown.
 pub fn named(commands: &[Command]) -> String {
     commands.iter().map(Command::shown).collect::<Vec<_>>().join("; ")
 }
 
 /// Silences monitoring while services are down.
 pub trait Monitor {
-    /// What ends the silence that [`Monitor::silence`] is going to make; `None` if there is nobody to
-    /// silence. Nothing is done yet, and to end what never began does no harm.
+    /// Describes the silence that [`Monitor::silence`] will create; `None` if there is
+    /// nothing to silence. Changes nothing yet. Ending a silence that never began is harmless.
     fn plan_silence(&self) -> Option<serde_json::Value>;
-    /// Silences it as planned, for at most as long as a run may take. What did not work is told
-    /// as a warning. If `progress` says so, nothing is waited for any longer.
+    /// Creates the planned silence, for at most as long as a run may take. Failures are reported as
+    /// warnings. After a request to stop in `progress`, it waits no longer.
     fn silence(&self, planned: &serde_json::Value, progress: &Progress);
-    /// Ends the silence, now or some minutes ahead; gives what has to be ended once more
-    /// when that time has come.
+    /// Ends the silence, now or some minutes later. Returns the silence that must be ended once
+    /// more at that later time.
     fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value>;
 }
 
-/// What an instance's runs have to undo. Held by one process at a time.
+/// Steps that the runs of an instance have to undo. One process at a time holds the record.
 #[derive(Debug)]
 pub struct Record {
     instance: String,
     path: PathBuf,
     undo: Vec<Undo>,
-    /// Holds the lock.
+    /// Holds the lock while the file is open.
     _lock: File,
-    /// Why the file system has no locks, if it has none.
+    /// Error of a file system without locks.
     no_lock: Option<io::Error>,
 }
 
 impl Record {
-    /// Takes the record of an instance, with what a killed run left in it.
+    /// Locks and reads the record of an instance, with the steps that a killed run left.
     pub fn open(state: &Path, instance: &str) -> Result<Record> {
         let mut record = Record::locked(state, instance)?;
         if let Some(text) = file::bytes(&record.path)? {
@@ -144,7 +144,7 @@ impl Record {
         Ok(record)
     }
 
-    /// The record of an instance, without what is in it.
+    /// Locks the record of an instance without reading it.
     fn locked(state: &Path, instance: &str) -> Result<Record> {
         let dir = state.join(DIR);
         let failed = |path: &Path| {
@@ -168,12 +168,13 @@ impl Record {
         Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock, no_lock })
     }
 
-    /// Why nothing keeps another run of this instance away, if nothing does.
+    /// Error because of which no lock keeps out another run of this instance; `None` if the lock is
+    /// held.
     pub fn no_lock(&self) -> Option<&io::Error> {
         self.no_lock.as_ref()
     }
 
-    /// Names of the instances that have something to undo.
+    /// Names of the instances with steps to undo.
     pub fn instances(state: &Path) -> Result<Vec<String>> {
         let dir = state.join(DIR);
         let entries = match std::fs::read_dir(&dir) {
@@ -197,20 +198,20 @@ impl Record {
         &self.instance
     }
 
-    /// What is to be undone, the first done first.
+    /// Steps to undo, oldest first.
     pub fn left(&self) -> &[Undo] {
         &self.undo
     }
 
-    /// Notes something durably. To be called before it is done. A note that failed in earlier
-    /// runs is replaced by the same one of this run.
+    /// Records a step durably. Call this before the step is done. Replaces the same step that
+    /// failed in earlier runs.
     pub fn note(&mut self, undo: Undo) -> Result<()> {
         self.undo.retain(|known| !known.is_same_as(&undo));
         self.undo.push(undo);
         self.write(&self.undo)
     }
 
-    /// Notes durably what ends a silence, then silences monitoring.
+    /// Records durably how to end a silence, then silences monitoring.
     pub fn silence(&mut self, monitor: &dyn Monitor, progress: &Progress) -> Result<()> {
         let Some(planned) = monitor.plan_silence() else { return Ok(()) };
         self.note(Undo::EndSilence(planned.clone()))?;
@@ -218,8 +219,8 @@ impl Record {
         Ok(())
     }
 
-    /// Drops the record of an instance, even one that makes no sense, after it was said what is
-    /// dropped. Whether there was one.
+    /// Drops the record of an instance, even an invalid one. Passes each dropped step to `say`
+    /// first. Returns true if there were any steps.
     pub fn forget(state: &Path, instance: &str, say: &mut dyn FnMut(&str)) -> Result<bool> {
         let (mut record, known) = match Record::open(state, instance) {
             Ok(record) => {
@@ -238,13 +239,13 @@ impl Record {
         Ok(!known.is_empty())
     }
 
-    /// Undoes everything, the last thing first, services at once; returns what could not be done
-    /// and why. What was not undone stays in the record, as does what is only due later.
+    /// Undoes everything, newest step first, adjacent services in parallel. Returns the failed
+    /// steps with their errors. Failed steps, and steps that are due later, stay in the record.
     pub fn undo(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
         self.undo_those(monitor, |_| true)
     }
 
-    /// The same for what a run stopped and silenced: what it does at its end has its time yet.
+    /// Like [`Record::undo`], but keeps the commands for the end of the run, which goes on.
     pub fn undo_stop(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
         self.undo_those(monitor, |undo| !matches!(undo, Undo::Run { .. }))
     }
@@ -255,18 +256,18 @@ impl Record {
         wanted: fn(&Undo) -> bool,
     ) -> Vec<(String, Error)> {
         let (mut failed, mut kept) = (Vec::new(), Vec::new());
-        // Not the progress of the run: somebody may have asked that to stop.
+        // A request to stop the run must not stop this.
         let progress = Progress::default();
         let (mut todo, others): (Vec<Undo>, Vec<Undo>) =
             std::mem::take(&mut self.undo).into_iter().partition(wanted);
         while let Some(last) = todo.pop() {
             if let Undo::EndSilence(silenced) = last {
                 let left = monitor.end_silence(&silenced).map(Undo::EndSilence);
-                // What cannot be ended is silenced again every night, and kept once.
+                // A silence that cannot be ended stays recorded; an equal one is not added again.
                 kept.extend(left.filter(|left| !kept.contains(left)));
             } else {
                 let mut together = vec![last];
-                // Services that follow each other were stopped together and start together.
+                // Adjacent services were stopped in parallel and start in parallel.
                 while let Some(before) = todo.pop_if(|undo| {
                     matches!((&*undo, &together[0]), (Undo::Start { .. }, Undo::Start { .. }))
                 }) {
@@ -280,7 +281,7 @@ impl Record {
                     }
                 }
             }
-            // What is done twice does no harm, what is forgotten does.
+            // Written after every step: a repeated step is harmless, a forgotten one is not.
             let left = others.iter().chain(&todo).chain(kept.iter().rev());
             if let Err(error) = self.write(&left.cloned().collect::<Vec<_>>()) {
                 failed.push(("note what is undone".into(), error));
@@ -292,7 +293,7 @@ impl Record {
         failed
     }
 
-    /// Notes that what a run does at its end is done.
+    /// Removes the commands for the end of the run, which have run.
     pub fn ended(&mut self) -> Result<()> {
         self.undo.retain(|undo| !matches!(undo, Undo::Run { .. }));
         self.write(&self.undo)
@@ -330,7 +331,7 @@ mod tests {
         }
         fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value> {
             self.0.borrow_mut().push(silenced.to_string());
-            // The first time it is too early.
+            // The first attempt is too early.
             (silenced == 7).then(|| 8.into())
         }
     }
@@ -466,7 +467,7 @@ mod tests {
         for _ in 0..3 {
             record.silence(&ears, &Progress::default()).expect("notes");
             assert!(record.undo(&ears).is_empty());
-            // The first time it is too early, and nobody comes back.
+            // The first attempt is too early, and no later one is made.
             assert_eq!(record.left(), [Undo::EndSilence(8.into())]);
             record.undo[0] = Undo::EndSilence(7.into());
         }

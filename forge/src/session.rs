@@ -1,4 +1,4 @@
-//! The order of work, once for all kinds.
+//! The sequence of a backup, for all kinds.
 //!
 //! ```text
 //! online        moments of databases and Redis ─▶ dumps ─▶ repositories ─▶ pools ─▶ files
@@ -7,9 +7,9 @@
 //!               stop ─▶ moments ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
 //! ```
 //!
-//! Whoever refers to something is held or copied before it, so that nothing that a database
-//! names is missing from the files. A moment of a database lasts until its dump is made, which
-//! in maintenance is when everything runs again.
+//! Data that refers to other data is held or copied first, so that no file that a database names is
+//! missing. A moment is a consistency point: the exported snapshot of a database. It lasts until
+//! the dump is made; in maintenance mode that is after the restart of the services.
 
 mod dumps;
 mod facts;
@@ -42,87 +42,87 @@ use store::observe::{Event, Progress};
 use store::snapshot::{Instance, Snapshot};
 use store::store::Store;
 
-/// What is copied while services may be stopped.
+/// Phases that are copied while services may be stopped.
 const FILES: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
 
-/// Directory in the tree of what is no file of the instance.
+/// Directory in the tree for data that is not a file of the instance.
 pub const DIR: &str = ".forgekeep";
 
-/// What a run needs beside its plan.
+/// Inputs of a backup.
 pub struct Job<'a> {
-    /// What to do.
+    /// Plan of the backup.
     pub plan: &'a Plan,
-    /// Of which kind it is.
+    /// Kind of the instance.
     pub kind: &'static dyn Kind,
-    /// Where it goes.
+    /// Store to back up to.
     pub store: &'a Store,
-    /// How files are read, what is left out of all parts, and what the record says of the run.
+    /// Options for reading files, common exclusions and data for the record of the snapshot.
     pub options: Options,
     /// Silences monitoring.
     pub monitor: &'a dyn Monitor,
 }
 
-/// What a run did.
+/// Result of a backup.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Figures and the id of the snapshot.
+    /// Figures and id of the snapshot.
     pub report: Report,
-    /// What was not there.
+    /// Missing parts and databases.
     pub missing: Vec<Absent>,
-    /// What was looked at.
+    /// Checks of the copy.
     pub checks: Vec<Check>,
-    /// What was dumped.
+    /// Databases in the snapshot.
     pub databases: Vec<Dumped>,
-    /// Projects in the catalogue.
+    /// Number of projects in the catalogue.
     pub project_count: usize,
-    /// How long services were down.
+    /// Time that services were down.
     pub down: Option<Duration>,
-    /// Whether everything that belongs to the instance is in the snapshot, and fits.
+    /// True if nothing required is missing, no check failed and every file was readable.
     pub is_complete: bool,
-    /// What went wrong beside the snapshot, such as a service that did not start again.
+    /// Failures besides the snapshot, such as a service that did not start again.
     pub failures: Vec<String>,
 }
 
 impl Outcome {
-    /// Whether nobody need do anything.
+    /// Returns true if nothing needs the admin's attention.
     pub fn is_good(&self) -> bool {
         self.is_complete && self.failures.is_empty() && self.report.doubtful_records == 0
     }
 
-    /// The snapshot, unless the run was dry.
+    /// Id of the snapshot; `None` for a dry run.
     pub fn snapshot(&self) -> Option<SnapshotId> {
         self.report.snapshot
     }
 }
 
-/// A database in the snapshot.
+/// A database dump in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dumped {
-    /// Its name.
+    /// Name of the database.
     pub name: String,
-    /// Where the dump is in the tree.
+    /// Path of the dump in the tree.
     pub path: String,
-    /// Its size in bytes.
+    /// Size of the dump in bytes.
     pub bytes: u64,
-    /// Its tables, where rows are counted.
+    /// Tables with their row counts, if rows are counted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tables: Vec<Rows>,
 }
 
-/// Backs up an instance. What is stopped or silenced meanwhile is noted in `record`, undone
-/// and taken out again; what could not be undone, or is due later, stays in it. What went wrong
-/// beside the snapshot is among the failures of the outcome.
+/// Backs up an instance. Each stop and each silence is recorded in `record` first, and removed when
+/// it is undone. A step that could not be undone, or is due later, stays there. Failures besides
+/// the snapshot are in the outcome.
 pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
     let after = &job.plan.after;
     if !after.is_empty() && !job.options.is_dry {
-        // They are for the end, whatever it is.
+        // Recorded first, so that they run even if this process is killed.
         record.note(Undo::Run {
             commands: after.iter().map(|step| step.command.clone()).collect(),
         })?;
     }
     let progress = job.store.observer().progress();
     let mut result = steps(&job, &job.plan.before, progress).and_then(|()| run(&job, record));
-    // Whoever asked the run to stop did not ask for this.
+    // A request to stop the backup does not apply to these commands.
     let failures = if job.options.is_dry { Vec::new() } else { finish(&job, after) };
     let failures = failures.into_iter().chain(record.ended().err());
     match &mut result {
@@ -161,7 +161,7 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     session.finish()
 }
 
-/// Runs commands of the admin's, up to the first failure that counts.
+/// Runs the admin's commands up to the first failure that counts.
 fn steps(job: &Job<'_>, steps: &[Step], progress: &Progress) -> Result<()> {
     if job.options.is_dry {
         return Ok(());
@@ -169,7 +169,7 @@ fn steps(job: &Job<'_>, steps: &[Step], progress: &Progress) -> Result<()> {
     steps.iter().try_for_each(|step| run_step(job, step, progress))
 }
 
-/// Runs all of the admin's commands, whatever becomes of any; returns the failures that count.
+/// Runs all of the admin's commands, even after failures. Returns the failures that count.
 fn finish(job: &Job<'_>, steps: &[Step]) -> Vec<Error> {
     let progress = Progress::default();
     steps.iter().filter_map(|step| run_step(job, step, &progress).err()).collect()
@@ -185,7 +185,7 @@ fn run_step(job: &Job<'_>, step: &Step, progress: &Progress) -> Result<()> {
     }
 }
 
-/// A run under way.
+/// State of a backup.
 struct Session<'j> {
     job: &'j Job<'j>,
     backup: Backup<'j>,
@@ -194,15 +194,15 @@ struct Session<'j> {
     databases: Vec<Dumped>,
     postgres: Option<String>,
     redis: Option<Saved>,
-    /// Files that Redis saved to.
+    /// Persistence files of Redis.
     saves: Vec<PathBuf>,
     down: Option<Duration>,
-    /// Services that were stopped and started again.
+    /// Names of the services that were stopped and started again.
     stopped: Vec<String>,
     failures: Vec<String>,
-    /// When databases were held.
+    /// Time of the databases' consistency point.
     databases_at: Option<String>,
-    /// When the last copying of files began and ended.
+    /// Start and end of the last copy of files.
     files_at: [Option<String>; 2],
 }
 
@@ -224,11 +224,11 @@ impl<'j> Session<'j> {
         self.copy(&FILES)
     }
 
-    /// Looks at databases and reads files; nothing is stopped, saved or dumped.
+    /// Queries databases and reads files, but stops, saves and dumps nothing.
     fn dry(&mut self) -> Result<()> {
         let mut moments = self.connect()?;
         self.postgres = moments.version();
-        // One that only reads.
+        // Its transactions are read-only.
         moments.take()?;
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
         self.copy(&FILES)
@@ -236,10 +236,10 @@ impl<'j> Session<'j> {
 
     fn maintenance(&mut self, record: &mut Record) -> Result<()> {
         let job = self.job;
-        // Most of the work, while everything runs.
+        // Most of the work, while all services run.
         self.copy(&FILES)?;
         self.backup.again()?;
-        // What the first copy missed may be there by now.
+        // Parts that were missing from the first copy may exist by now.
         self.missing.clone_from(&job.plan.lacking);
         let (saving, moments) = match self.copy_stopped(record) {
             Err(error @ Error::Restarted { .. }) => {
@@ -258,12 +258,12 @@ impl<'j> Session<'j> {
         self.dump(moments)
     }
 
-    /// Stops services, holds databases, copies what changed and starts the services again.
+    /// Stops services, holds databases, copies changes and starts the services again.
     fn copy_stopped(&mut self, record: &mut Record) -> Result<(Option<Saving<'j>>, Moments<'j>)> {
         let job = self.job;
         let mut moments = self.connect()?;
         if let Some(redis) = &job.plan.redis {
-            // Not while services are down.
+            // Waits here, rather than while services are down.
             redis.settle(job.store.observer().progress())?;
         }
         let note = |text: String| job.store.observer().event(Event::Note(text));
@@ -309,7 +309,7 @@ impl<'j> Session<'j> {
         Ok(moments)
     }
 
-    /// Copies what belongs to these phases, in their order.
+    /// Copies the parts of these phases, in the order of the phases.
     fn copy(&mut self, phases: &[Phase]) -> Result<()> {
         let plan = self.job.plan;
         let began = self.now();
@@ -319,7 +319,7 @@ impl<'j> Session<'j> {
                 if part.phase == phase {
                     self.add(part, &mut sources)?;
                 } else {
-                    // Taken before or after.
+                    // Copied in another phase.
                     sources.leave.extend(part.paths.iter().cloned());
                 }
             }
@@ -338,9 +338,9 @@ impl<'j> Session<'j> {
         Ok(())
     }
 
-    /// Adds a part, or notes that it is missing.
+    /// Adds a part to the sources, or records that it is missing.
     fn add(&mut self, part: &Part, sources: &mut Sources) -> Result<()> {
-        // By themselves: below a path, any text would be a pattern.
+        // Validates each glob by itself: appended to a path, any text would be a pattern.
         store::glob::Globs::new(part.exclude.iter().map(String::as_bytes))?;
         let is_something = |path: &&PathBuf| path.symlink_metadata().is_ok();
         let there: Vec<PathBuf> = part.paths.iter().filter(is_something).cloned().collect();
@@ -361,7 +361,7 @@ impl<'j> Session<'j> {
         Ok(())
     }
 
-    /// Asks what there should be, then dumps every database as of its moment.
+    /// Queries the catalogue, then dumps every database at its consistency point.
     fn dump(&mut self, mut moments: Moments<'_>) -> Result<()> {
         self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
         self.catalogue.notes.extend(moments.notes().iter().cloned());
@@ -375,13 +375,14 @@ impl<'j> Session<'j> {
         Ok(())
     }
 
-    /// Looks at what was copied and writes it all down.
+    /// Checks the copy and writes the facts and the snapshot.
     fn finish(mut self) -> Result<Outcome> {
         let (job, plan) = (self.job, self.job.plan);
         self.look_after_services()?;
         let mut checks = self.check()?;
         if checks.iter().any(|check| check.verdict == Verdict::Failed && !check.is_settled) {
-            // Things move: a pool is given up, a project renamed. Once more, of what changed.
+            // The instance changes meanwhile: a pool is dropped, a project is renamed. Copy the
+            // changes once more.
             let text = "the copy lacks something that the databases name; looking once more".into();
             job.store.observer().event(Event::Note(text));
             self.backup.again()?;
@@ -441,7 +442,7 @@ impl<'j> Session<'j> {
         })
     }
 
-    /// One that was started may have ended soon after.
+    /// Reports services that ended soon after their start.
     fn look_after_services(&mut self) -> Result<()> {
         let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
         let progress = self.job.store.observer().progress();
@@ -458,7 +459,7 @@ impl<'j> Session<'j> {
         Ok(())
     }
 
-    /// Looks whether what was copied fits what the databases say.
+    /// Checks the copy against the catalogue, and against earlier snapshots.
     fn check(&mut self) -> Result<Vec<Check>> {
         let (job, plan) = (self.job, self.job.plan);
         if job.options.is_dry {
@@ -473,7 +474,7 @@ impl<'j> Session<'j> {
             let before = Copy::Through { copy: &before, mounts: &plan.mounts };
             match job.kind.compare(plan, &self.catalogue, &copy, &before) {
                 Err(error) if error.is_interrupted() => return Err(error),
-                // A snapshot that cannot be read does not cost the next one.
+                // An unreadable earlier snapshot does not fail this backup.
                 Err(error) => job.store.observer().event(Event::Warning(error.to_string())),
                 Ok(check) => checks.extend(check.map(|mut check| {
                     check.text += &format!("; the earlier snapshot is {}", id.short());
@@ -484,8 +485,8 @@ impl<'j> Session<'j> {
         Ok(checks)
     }
 
-    /// The snapshots of this instance on this machine that had all of it, oldest first; without
-    /// one, the newest there is.
+    /// Complete snapshots of this instance on this host, oldest first. If there are none, only the
+    /// previous snapshot.
     fn complete_ones(&self) -> Result<Vec<(SnapshotId, Snapshot)>> {
         let Some((id, parent)) = self.backup.parent() else { return Ok(Vec::new()) };
         let (mut all, _) = self.job.store.snapshots()?;

@@ -1,4 +1,4 @@
-//! Databases: one moment of each, and the dump of that moment.
+//! Consistency points of databases, and dumps at these points.
 
 use super::{DIR, Dumped};
 use crate::error::{Error, Result};
@@ -9,28 +9,28 @@ use crate::service::postgres::{Connection, Server};
 use store::backup::Backup;
 use store::observe::Progress;
 
-/// Databases that can be held at one moment.
+/// Connections to the databases, which can be held at a consistency point.
 pub struct Moments<'a> {
     progress: &'a Progress,
     source: Option<Source<'a>>,
 }
 
-/// A server with what is needed to dump it.
+/// A server and everything needed to dump it.
 struct Source<'a> {
     server: &'a Server,
     client: Reach,
     version: String,
     reads_passwords: bool,
     connections: Vec<Connection<'a>>,
-    /// Why databases of the server are not among them.
+    /// Reasons why other databases of the server are not dumped.
     notes: Vec<String>,
-    /// Names of the moments, in the order of the connections.
+    /// Names of the exported snapshots, in the order of the connections.
     names: Vec<String>,
 }
 
 impl<'a> Moments<'a> {
-    /// Connects to every database of the plan's server. Also returns the databases that are
-    /// not there.
+    /// Connects to every database to be dumped. Also returns the planned databases that the server
+    /// lacks.
     pub fn open(plan: &'a Plan, progress: &'a Progress) -> Result<(Moments<'a>, Vec<Absent>)> {
         let Some(server) = &plan.postgres else {
             return Ok((Moments { progress, source: None }, Vec::new()));
@@ -74,7 +74,7 @@ impl<'a> Moments<'a> {
         Ok((Moments { progress, source }, missing))
     }
 
-    /// Holds every database at this moment, one directly after the other.
+    /// Exports a snapshot of every database, one directly after the other.
     pub fn take(&mut self) -> Result<()> {
         if let Some(source) = &mut self.source {
             let names = source.connections.iter_mut().map(Connection::moment);
@@ -83,17 +83,17 @@ impl<'a> Moments<'a> {
         Ok(())
     }
 
-    /// The connections, each seeing its moment.
+    /// Connections, each in the transaction of its exported snapshot once [`Moments::take`] ran.
     pub fn connections(&mut self) -> &mut [Connection<'a>] {
         self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
     }
 
-    /// Why databases of the server are not dumped.
+    /// Reasons why databases of the server are not dumped.
     pub fn notes(&self) -> &[String] {
         self.source.as_ref().map_or(&[], |source| &source.notes)
     }
 
-    /// Whether the passwords of roles are in the dump.
+    /// Returns true if the dump contains the passwords of roles.
     pub fn reads_passwords(&self) -> bool {
         self.source.as_ref().is_none_or(|source| source.reads_passwords)
     }
@@ -103,7 +103,7 @@ impl<'a> Moments<'a> {
         self.source.as_ref().map(|source| source.version.clone())
     }
 
-    /// Dumps everything into the store.
+    /// Dumps roles, tablespaces and all databases into the store.
     pub fn dump(&mut self, backup: &mut Backup<'_>) -> Result<Vec<Dumped>> {
         let progress = self.progress;
         let Some(source) = &mut self.source else { return Ok(Vec::new()) };
@@ -112,7 +112,7 @@ impl<'a> Moments<'a> {
         let mut dumped = Vec::new();
         for (connection, moment) in source.connections.iter_mut().zip(&source.names) {
             let name = connection.database.clone();
-            // A name may hold anything, a path may not.
+            // A database name may contain characters that are not valid in a path.
             let path =
                 format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
             let mut running = source.server.dump(&source.client, &name, moment)?;
@@ -122,7 +122,7 @@ impl<'a> Moments<'a> {
                 store::Error::Source { source, .. } => running.unread(source, progress),
                 other => other.into(),
             })?;
-            // A dump that ends early is no dump, and its backup none.
+            // A dump that ends early is useless, and so is its backup.
             running.end(progress)?;
             if bytes == 0 {
                 let (service, reason) = (format!("database {name}"), "its dump is empty".into());

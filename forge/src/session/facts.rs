@@ -1,4 +1,4 @@
-//! What whoever restores the snapshot will ask for, kept in it as JSON.
+//! Facts that a later restore needs, stored in the snapshot as JSON.
 
 use super::Dumped;
 use crate::check::Check;
@@ -8,7 +8,7 @@ use crate::service::redis::Saved;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// All there is to know about a snapshot of an instance.
+/// All facts about a snapshot of an instance.
 #[derive(Debug, Serialize)]
 pub struct Facts<'a> {
     pub instance: &'a str,
@@ -17,20 +17,20 @@ pub struct Facts<'a> {
     pub mode: &'a str,
     /// Newest migration of each database.
     pub schema: &'a BTreeMap<String, String>,
-    /// Of each database, how many in which state.
+    /// Number of background migrations in each state, for each database.
     pub background_migrations: &'a BTreeMap<String, BTreeMap<String, u64>>,
-    /// When databases were held at their moments.
+    /// Time of the databases' consistency point.
     pub databases_at: Option<String>,
-    /// When the copying of files that the snapshot has began and ended.
+    /// Start and end of the last copy of files.
     pub files_at: [Option<String>; 2],
     /// Version of the database server.
     pub postgres: Option<&'a str>,
     pub databases: &'a [Dumped],
     pub redis: Option<&'a Saved>,
-    /// All that the supervision knows, or a file says.
+    /// All services that the supervisor or a file lists.
     pub services: Vec<String>,
     pub parts: &'a [Part],
-    /// What a service sees inside a part, and where it is instead.
+    /// Paths that a service sees inside a part, with their real places.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub mounts: &'a [Mount],
     pub left_out: &'a [LeftOut],
@@ -41,7 +41,7 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// As they are kept.
+    /// Formats the facts for the snapshot.
     pub fn to_json(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
         text.push(b'\n');
@@ -49,11 +49,11 @@ impl Facts<'_> {
     }
 }
 
-/// What the catalogue names, a line each.
+/// Formats a list as one line of JSON per item.
 pub fn lines<T: Serialize>(all: &[T]) -> Vec<u8> {
     let mut lines = Vec::new();
     for one in all {
-        // Nothing in it can fail to be written.
+        // Serializing these types cannot fail.
         lines.extend(serde_json::to_vec(one).unwrap_or_default());
         lines.push(b'\n');
     }

@@ -1,4 +1,4 @@
-//! A look at an instance as it is, without a copy of it.
+//! Inspection of an instance without a copy of it.
 
 use super::dumps::Moments;
 use crate::catalogue::Catalogue;
@@ -10,31 +10,31 @@ use crate::owners;
 use crate::plan::{Absent, Plan, Product};
 use store::observe::Progress;
 
-/// What was found.
+/// Result of an inspection.
 #[derive(Debug)]
 pub struct Inspection {
-    /// Parts and databases that are not there.
+    /// Missing parts and databases.
     pub missing: Vec<Absent>,
-    /// What was looked at.
+    /// Checks of the instance.
     pub checks: Vec<Check>,
-    /// What is installed.
+    /// The installed product.
     pub product: Product,
     /// Version of the database server.
     pub postgres: Option<String>,
-    /// Projects that the databases know.
+    /// Number of projects in the databases.
     pub project_count: usize,
 }
 
 impl Inspection {
-    /// Whether all that belongs to the instance is there, and fits. What could not be looked
-    /// at is no fault.
+    /// Returns true if nothing required is missing and no check found a fault. A check that could
+    /// not be made is not a fault.
     pub fn is_right(&self) -> bool {
         self.missing.iter().all(|absent| !absent.is_required)
             && self.checks.iter().all(|check| check.verdict < Verdict::Warning)
     }
 }
 
-/// What the running databases say now.
+/// Queries the catalogue from the running databases.
 pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Catalogue> {
     let (mut moments, _) = Moments::open(plan, progress)?;
     moments.take()?;
@@ -63,11 +63,11 @@ pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<As
     Ok(Asked { missing, notes, keys })
 }
 
-/// Looks at this machine and its running databases as they are now. Nothing is changed.
+/// Inspects this machine and its running databases. Changes nothing.
 pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Inspection> {
     let (mut moments, mut missing) = Moments::open(plan, progress)?;
     missing.extend(plan.lacking.iter().cloned());
-    // One that only reads.
+    // Its transactions are read-only.
     moments.take()?;
     let mut catalogue = kind.ask(plan, moments.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());

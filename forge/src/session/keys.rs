@@ -1,4 +1,4 @@
-//! Whether the keys that decrypt the databases are still those that encrypted them.
+//! Check that the keys still decrypt the contents of the databases.
 
 use super::{DIR, Session};
 use crate::check::{Check, Verdict};
@@ -17,8 +17,8 @@ use store::store::Store;
 const KEYS: &str = "keys";
 
 impl Session<'_> {
-    /// Keys that are others than before do not open what was encrypted until then. That is a
-    /// warning every night, until the settings accept it.
+    /// Compares the keys with those of an earlier snapshot. A new key cannot decrypt older
+    /// contents, so every backup warns until the settings accept the change.
     pub(super) fn check_keys(&self, copy: &Copy<'_>) -> Result<Option<Check>> {
         let (plan, store) = (self.job.plan, self.job.store);
         let changes = Changes { plan, kind: self.job.kind, store };
@@ -100,7 +100,8 @@ impl Changes<'_> {
         (at < all.len()).then(|| all.swap_remove(at))
     }
 
-    /// Whether a snapshot has a warning about its keys. One that cannot be read has none.
+    /// Returns true if a snapshot has a warning about keys. An unreadable snapshot counts as having
+    /// none.
     fn has_changed_keys(&self, snapshot: &Snapshot) -> bool {
         let tree = Copy::Tree { store: self.store, root: snapshot.root.chunk() };
         let facts = tree.file(&Path::new("/").join(DIR).join("instance.json")).ok().flatten();

@@ -1,4 +1,4 @@
-//! Whether the store has room for one more night.
+//! Check of the free space before a backup.
 
 use super::Job;
 use crate::copy::shown;
@@ -6,23 +6,24 @@ use crate::error::{Error, Result};
 use store::backup::Backup;
 use store::observe::Event;
 
-/// Bytes that a store has to have room for, or nothing is begun: the least that segments and
-/// index need.
+/// Smallest free space, in bytes, with which a backup begins: segments and index need at least that
+/// much.
 const ROOM_BYTES_MIN: u64 = 16 << 20;
 
-/// Refuses to begin where there is no room, and warns where there may be too little.
+/// Fails if there is too little free space to begin. Warns if there is less than the previous
+/// backup took.
 pub fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
     let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
     let space = rustix::fs::statvfs(root).map_err(fail)?;
     if space.f_blocks == 0 {
-        return Ok(()); // a file system that does not say
+        return Ok(()); // the file system does not report its size
     }
     let left = space.f_bavail.saturating_mul(space.f_frsize);
     if left < ROOM_BYTES_MIN {
         return Err(Error::NoRoom { store: root.into(), left });
     }
-    // The first one of all is as large as the instance.
+    // The first backup stores the whole instance, so its size does not predict the next one.
     let before = backup.parent().filter(|(_, snapshot)| snapshot.parent.is_some());
     let before = before.map_or(0, |(_, snapshot)| snapshot.statistics.added_stored_bytes);
     if left < before {

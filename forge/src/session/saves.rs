@@ -1,4 +1,5 @@
-//! What Redis saves: begun at the moment of the databases, copied when it is there.
+//! Persistence files of Redis: saved at the consistency point of the databases, copied when the
+//! save has ended.
 
 use super::Session;
 use crate::error::{Error, Result};
@@ -6,17 +7,17 @@ use crate::file;
 use crate::plan::Phase;
 use crate::service::redis::Saving;
 
-/// How often saves are copied until they fit.
+/// Maximum number of copies until the files are consistent.
 const SAVES_MAX: usize = 5;
 
 impl<'j> Session<'j> {
-    /// Has Redis begin to save, if there is one.
+    /// Starts a save, if the instance has Redis.
     pub(super) fn begin_save(&mut self) -> Result<Option<Saving<'j>>> {
         let progress = self.job.store.observer().progress();
         self.job.plan.redis.as_ref().map(|redis| redis.begin_save(progress)).transpose()
     }
 
-    /// Waits for a save and copies it.
+    /// Waits for a save and copies its files.
     pub(super) fn end_save(&mut self, saving: Option<Saving<'j>>) -> Result<()> {
         let progress = self.job.store.observer().progress();
         self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
@@ -24,7 +25,7 @@ impl<'j> Session<'j> {
             self.saves = redis.files(saved, self.job.plan.saves_dir());
             self.missing.extend(redis.absent(saved, &self.saves));
         }
-        // A log that is begun anew meanwhile leaves old and new files that do not fit.
+        // If the append-only log is rewritten during the copy, old and new files do not match.
         for _ in 0..SAVES_MAX {
             let before = self.manifests();
             self.copy(&[Phase::Saves])?;
@@ -36,7 +37,7 @@ impl<'j> Session<'j> {
         Err(Error::Service { service: "Redis".into(), reason })
     }
 
-    /// The lists of files that make up logs of changes.
+    /// Contents of the manifests, which list the files of append-only logs.
     fn manifests(&self) -> Vec<Option<Vec<u8>>> {
         let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
         let places = saves.flat_map(|part| &part.paths).chain(&self.saves);

@@ -1,4 +1,4 @@
-//! While services are stopped.
+//! Period in which services are stopped.
 
 use super::Job;
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::service::control::{Control, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};
 
-/// Services are down. When this goes, in whatever way, they are started again.
+/// Stopped services. Dropping this value starts them again.
 pub struct Stopped<'a> {
     job: &'a Job<'a>,
     record: &'a mut Record,
@@ -18,14 +18,14 @@ pub struct Stopped<'a> {
 }
 
 impl<'a> Stopped<'a> {
-    /// Silences monitoring, then stops all services that write and run. If one does not
-    /// stop, all are started again and the run fails: a copy of half-stopped services
-    /// would fit nothing.
+    /// Silences monitoring, then stops all running services that write. If one does not stop, all
+    /// are started again and the backup fails: a copy with only some services stopped would be
+    /// inconsistent.
     pub fn begin(job: &'a Job<'a>, record: &'a mut Record) -> Result<Stopped<'a>> {
         let progress = job.store.observer().progress();
         let control = &job.plan.control;
         let writers = control.writers(progress)?;
-        // From here on, whatever happens, what is noted is undone.
+        // From here on, dropping `stopped` undoes every recorded stop and silence.
         let (since, names) = (Instant::now(), Vec::new());
         let mut stopped = Stopped { job, record, since, names, is_over: false };
         if writers.is_empty() {
@@ -34,11 +34,11 @@ impl<'a> Stopped<'a> {
         } else {
             stopped.record.silence(job.monitor, progress)?;
         }
-        // Somebody may have asked to stop while monitoring was waited for.
+        // The user may have asked to stop while the monitoring system was slow.
         progress.check()?;
         for Writer { name, start, .. } in writers.iter().filter(|writer| !writer.start.is_empty()) {
             let name = match control {
-                // It is called by the command that stops something.
+                // Named after its start commands, because the services are unknown.
                 Control::Commands { .. } => named(start),
                 _ => name.clone(),
             };
@@ -47,10 +47,10 @@ impl<'a> Stopped<'a> {
         }
         stopped.since = Instant::now();
         if matches!(control, Control::Commands { .. }) {
-            // Commands of the admin's have an order.
+            // The admin's commands run in their order.
             writers.iter().try_for_each(|writer| stop(control, writer, progress))?;
         } else {
-            // All are waited for, whatever the first one says.
+            // Waits for all of them, even if one fails.
             let mut restarted = Vec::new();
             for stopped in at_once(&writers, |writer| stop(control, writer, progress)) {
                 match stopped {
@@ -66,18 +66,17 @@ impl<'a> Stopped<'a> {
         Ok(stopped)
     }
 
-    /// Since the first of them was told to stop.
+    /// Time since the first of them was asked to stop.
     pub fn elapsed(&self) -> Duration {
         self.since.elapsed()
     }
 
-    /// Their names.
+    /// Names of the stopped services.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// Fails if one of them runs: somebody else started it, and what was copied meanwhile fits
-    /// nothing.
+    /// Fails if one of them runs: another program started it, and the copy is inconsistent.
     pub fn expect_down(&self) -> Result<()> {
         let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
         let progress = self.job.store.observer().progress();
@@ -85,8 +84,7 @@ impl<'a> Stopped<'a> {
         if services.is_empty() { Ok(()) } else { Err(Error::Restarted { services }) }
     }
 
-    /// Starts them again. Says how long they were down, if there were any, and what could not be
-    /// done.
+    /// Starts them again. Returns the time that they were down, if any were, and the failed steps.
     pub fn end(&mut self) -> (Option<Duration>, Vec<String>) {
         if std::mem::replace(&mut self.is_over, true) {
             return (None, Vec::new());
