@@ -1,8 +1,7 @@
-//! The only door to child processes.
+//! Child processes. All programs are started here.
 //!
-//! A child runs as its own user in the environment of a login, in a process group
-//! of its own, without a terminal, and never longer than its limit. What it says is
-//! kept within bounds.
+//! A child runs as its own user, with the environment of a login, in its own process group and
+//! without a terminal. A time limit ends it, and the size of its captured output is bounded.
 
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,34 +18,34 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
-/// What is kept of the end of what a child says on standard error.
+/// Number of bytes kept from the end of a child's standard error.
 const SAID_BYTES: usize = 4 << 10;
-/// What a child may print where all of it is taken.
+/// Largest captured standard output of a child, in bytes.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
-/// How often a wish to stop is looked for.
+/// Interval between looks for a request to stop.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a child that has ended is listened to, for the sake of what it left in the pipe.
+/// Time to read on after a child has ended, for the rest of its output in the pipe.
 const LINGER: Duration = Duration::from_millis(300);
 /// A limit that no child reaches.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Where programs are looked for, as after a login of root.
+/// Search path of children, like that of a root login.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program to run: as whom, with what, for how long.
+/// A program to run, with its user, environment and time limit.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     /// The program and its arguments.
     pub argv: Vec<String>,
-    /// As whom; ourselves if not given.
+    /// User that runs it; our own if not given.
     pub user: Option<String>,
-    /// Variables beside those of a login.
+    /// Variables in addition to those of a login.
     pub env: BTreeMap<String, String>,
-    /// How long it may take, or say nothing where its output is read as it comes.
+    /// Longest run time. If the output is streamed: longest time without output.
     pub limit: Duration,
 }
 
 impl std::fmt::Debug for Command {
-    /// Without the values of variables, among which may be a password.
+    /// Omits the values of variables, which may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Command")
             .field("argv", &self.argv)
@@ -57,36 +56,36 @@ impl std::fmt::Debug for Command {
 }
 
 impl Command {
-    /// A program with arguments, to be run by ourselves within a minute.
+    /// Makes a command that runs as our own user, for at most a minute.
     pub fn new<I: IntoIterator<Item: Into<String>>>(argv: I) -> Command {
         let argv = argv.into_iter().map(Into::into).collect();
         Command { argv, user: None, env: BTreeMap::new(), limit: Duration::from_secs(60) }
     }
 
-    /// Run as this user.
+    /// Sets the user.
     pub fn by(mut self, user: Option<&str>) -> Command {
         self.user = user.map(str::to_owned);
         self
     }
 
-    /// With a limit.
+    /// Sets the time limit.
     pub fn within(mut self, limit: Duration) -> Command {
         self.limit = limit;
         self
     }
 
-    /// With a variable.
+    /// Adds a variable.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Command {
         self.env.insert(name.into(), value.into());
         self
     }
 
-    /// As somebody would type it, without its environment.
+    /// Formats the command as a shell would accept it, without its environment.
     pub fn shown(&self) -> String {
         self.argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
     }
 
-    /// Runs it to its end and returns what it printed, if it succeeded.
+    /// Runs it to its end. Returns its standard output, or an error if it fails.
     pub fn output(&self, progress: &Progress) -> Result<Vec<u8>> {
         let (mut running, status, output) = self.run(progress)?;
         if status.success() {
@@ -96,7 +95,7 @@ impl Command {
         Err(running.failed(status, end))
     }
 
-    /// Runs it to its end and returns what it printed, whatever its exit code.
+    /// Runs it to its end. Returns its standard output, whatever its exit code.
     pub fn answer(&self, progress: &Progress) -> Result<Vec<u8>> {
         self.run(progress).map(|(_, _, output)| output)
     }
@@ -114,7 +113,8 @@ impl Command {
                 Ok(None) => {}
                 Err(error) => return Err(running.unread(error, progress)),
             }
-            // What it started and left behind may keep the pipe open, and write to it, for ever.
+            // A background process that it started may hold the pipe open, and write to it,
+            // forever.
             if looked.elapsed() >= TICK {
                 looked = Instant::now();
                 if running.has_ended()? && ended.get_or_insert(looked).elapsed() >= LINGER {
@@ -131,7 +131,7 @@ impl Command {
         Ok((running, status, output))
     }
 
-    /// Starts it; its output is to be read.
+    /// Starts it. The caller must read its output.
     pub fn start(&self, stdin: Stdin) -> Result<Running> {
         let fail = |source| Error::Start { command: self.shown(), source };
         let program = self.argv.first().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
@@ -185,7 +185,7 @@ impl Command {
         })
     }
 
-    /// Whoever runs it. `None` for a number of ours without a name, which has no home.
+    /// The user that runs it. `None` if our own uid has no account, and hence no home.
     fn login(&self) -> Result<Option<Login>> {
         let own = nix::unistd::geteuid();
         let user = match &self.user {
@@ -200,15 +200,15 @@ impl Command {
     }
 }
 
-/// A user who runs a child.
+/// A user that runs a child.
 struct Login {
     user: nix::unistd::User,
-    /// Whether that is somebody else than ourselves.
+    /// True if it is not our own user.
     is_other: bool,
 }
 
 impl Login {
-    /// What comes before a command so that it runs as this user, with all groups of a login.
+    /// Command prefix that switches to this user, with all groups of a login.
     fn switch(&self) -> Vec<String> {
         if !self.is_other {
             return Vec::new();
@@ -220,31 +220,31 @@ impl Login {
     }
 }
 
-/// What a child has on its standard input.
+/// Standard input of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdin {
-    /// Its end, at once.
+    /// No input: end of file at once.
     Nothing,
-    /// What is written to [`Running::stdin`].
+    /// Data written to [`Running::stdin`].
     Piped,
 }
 
-/// How long to wait for more of a child's output.
+/// Meaning of the time limit while a child's output is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// The limit is for all of it.
+    /// The limit applies to the whole output.
     End,
-    /// The limit is for the next piece.
+    /// The limit applies to the time until the next piece.
     Silence,
 }
 
-/// A child process; killed with its group when it is dropped before its end.
+/// A child process. Dropping it before its end kills it and its process group.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
     shown: String,
     limit: Duration,
-    /// Where its input goes, if that was asked for; take it to end the input.
+    /// Pipe to its standard input, if requested. Take and drop it to end the input.
     pub stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     said: Arc<Mutex<Vec<u8>>>,
@@ -253,10 +253,10 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command that somebody has typed: with the environment, the directory and the
-    /// standard error of this process, and with nothing on its standard input. It has no
-    /// terminal, so it fails instead of waiting there for a password, and no limit. It
-    /// ends with this process, however that ends.
+    /// Starts a command that the user has typed. It keeps the environment, directory and standard
+    /// error of this process; its standard input is empty. It has no time limit. It has no
+    /// terminal, so it fails instead of waiting there for a password. It is killed when this
+    /// process ends.
     pub fn typed(words: &[OsString]) -> Result<Running> {
         let shown: Vec<_> = words.iter().map(|word| quoted(&word.to_string_lossy())).collect();
         let shown = shown.join(" ");
@@ -291,8 +291,8 @@ impl Running {
         })
     }
 
-    /// Its output, as it comes. An error of kind `TimedOut` says that the limit was
-    /// reached, one of kind `Interrupted` within an `Other` that somebody asked to stop.
+    /// Its output, as a stream. An error of kind `TimedOut` means that the limit was reached. An
+    /// error of kind `Other` that wraps `Interrupted` means that the user asked to stop.
     pub fn stdout<'a>(&mut self, progress: &'a Progress, patience: Patience) -> Output<'a> {
         Output {
             stdout: self.stdout.take(),
@@ -309,18 +309,18 @@ impl Running {
             Some(stdin) => stdin.write_all(bytes).and_then(|()| stdin.flush()),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
-        // Why it does not listen any more, it says on its standard error.
+        // The reason why it stopped reading is on its standard error.
         written.map_err(|_| self.failure())
     }
 
-    /// Waits for its end after its output was read to the end, as long as the limit says, and
-    /// tells whether it succeeded.
+    /// Waits for its end, up to the limit, after its output was read to the end. Fails if it did
+    /// not succeed.
     pub fn end(mut self, progress: &Progress) -> Result<()> {
         let status = self.status(self.limit, progress)?;
         if status.success() { Ok(()) } else { Err(self.failed(status, b"")) }
     }
 
-    /// What it means that its output could not be read on.
+    /// Converts an error of reading its output.
     pub fn unread(&self, error: io::Error, progress: &Progress) -> Error {
         match progress.check() {
             Err(stop) => stop.into(),
@@ -338,7 +338,7 @@ impl Running {
         self.wait(limit, Some(progress))?.ok_or_else(|| self.too_slow("it did not end"))
     }
 
-    /// What went wrong with a child that does not do its work any more.
+    /// Error of a child that no longer works.
     pub fn failure(&mut self) -> Error {
         match self.wait(Duration::from_secs(2), None) {
             Ok(Some(status)) => self.failed(status, b""),
@@ -347,7 +347,7 @@ impl Running {
         }
     }
 
-    /// `printed` are its reasons if it gave none on its standard error, as `sv` does.
+    /// `printed` is the reason if standard error is empty, as with `sv`.
     fn failed(&mut self, status: ExitStatus, printed: &[u8]) -> Error {
         let status = match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
@@ -356,7 +356,7 @@ impl Running {
         };
         let printed = || String::from_utf8_lossy(printed).into_owned();
         let said = Some(self.said()).filter(|said| !said.is_empty()).unwrap_or_else(printed);
-        // Messages are lines.
+        // A message is a single line.
         let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
         let said = lines.collect::<Vec<_>>().join("; ");
         let said = if said.is_empty() { "it said nothing".into() } else { said };
@@ -367,17 +367,17 @@ impl Running {
         Error::TooSlow { command: self.shown.clone(), what, limit: self.limit }
     }
 
-    /// Whether it has ended by itself.
+    /// Returns true if it has ended by itself.
     fn has_ended(&mut self) -> Result<bool> {
         Ok(self.wait(Duration::ZERO, None)?.is_some())
     }
 
-    /// The end of what it said on standard error.
+    /// The end of its standard error.
     fn said(&mut self) -> String {
         if self.is_over
             && let Some(listener) = self.listener.take()
         {
-            // A grandchild may keep the pipe open; what was heard until then will do.
+            // A grandchild may hold the pipe open; the text so far is enough.
             let started = Instant::now();
             while !listener.is_finished() && started.elapsed() < TICK {
                 std::thread::sleep(Duration::from_millis(1));
@@ -412,7 +412,7 @@ impl Drop for Running {
         if self.is_over {
             return;
         }
-        // Its helpers go with it.
+        // The group includes its own children.
         let group = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         let _ = self.child.kill();
@@ -420,7 +420,7 @@ impl Drop for Running {
     }
 }
 
-/// The output of a child.
+/// Standard output of a child.
 #[derive(Debug)]
 pub struct Output<'a> {
     stdout: Option<ChildStdout>,
@@ -431,14 +431,15 @@ pub struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Tells of a wish to stop.
+    /// Reports a request to stop.
     pub fn progress(&self) -> &Progress {
         self.progress
     }
 }
 
 impl Output<'_> {
-    /// What comes within a short time: `None` if nothing did, none of it at its end.
+    /// Reads the output of a short time. Returns `None` if there was none, and 0 at the end of the
+    /// output.
     fn piece(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(stdout) = &mut self.stdout else { return Ok(Some(0)) };
         self.progress.check().map_err(io::Error::other)?;
@@ -469,7 +470,7 @@ impl Read for Output<'_> {
     }
 }
 
-/// Keeps the end of what is said.
+/// Keeps the end of standard error.
 fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
     let mut piece = [0; 1 << 10];
     loop {
@@ -487,7 +488,8 @@ fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
     }
 }
 
-/// Does the same with all of these, each on a thread of its own, as most of it is waiting.
+/// Applies `work` to all items in parallel, one thread per item, because most of the time is spent
+/// waiting.
 pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
     let work = &work;
     std::thread::scope(|scope| {
@@ -499,7 +501,7 @@ pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> 
     })
 }
 
-/// Where a program of util-linux is. Those of other makers know fewer options.
+/// Path of a program of util-linux. Other implementations support fewer options.
 fn installed(program: &str) -> Option<PathBuf> {
     let path =
         PATH.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.exists())?;
@@ -507,7 +509,7 @@ fn installed(program: &str) -> Option<PathBuf> {
     (real.file_name()? == program).then_some(path)
 }
 
-/// A word as a shell would have to be given it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {

@@ -1,7 +1,7 @@
-//! Secrets: tokens, passwords, and addresses that are as good as passwords.
+//! Secrets: tokens, passwords, and addresses that grant access.
 //!
-//! They come from a file that nobody else can read or from a command, never from arguments,
-//! which everybody on the machine can see. Nothing prints them: not `Debug`, not an error.
+//! A secret comes from a file that nobody else can read, or from a command. It never comes from an
+//! argument, which every user on the machine can read. Neither `Debug` nor an error prints it.
 
 use crate::run::Command;
 use serde::Deserialize;
@@ -13,24 +13,24 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
 
-/// What no token or password is longer than.
+/// Longest secret, in bytes.
 const MAX_LEN: u64 = 64 << 10;
-/// How long a command may take to say a secret.
+/// Time limit of a command that prints a secret.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
-/// Where a secret is: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
+/// Source of a secret: `{ file = "/path" }` or `{ command = ["program", "argument"] }`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secret {
-    /// A file that group and others have no permission for.
+    /// A file without permissions for group and others.
     File(PathBuf),
-    /// A program and its arguments; it prints the secret within 30 seconds. It runs in the environment
-    /// of a login of ours.
+    /// A program and its arguments. It prints the secret within 30 seconds, and runs as our own
+    /// user in the environment of a login.
     Command(Vec<String>),
 }
 
 impl Secret {
-    /// The secret, without the end of its line. An error says where it should have been, why it
-    /// was not taken, and what to do.
+    /// Reads the secret, without its line ending. An error names the source, the fault and the next
+    /// step.
     pub fn read(&self) -> Result<Hidden, String> {
         let (bytes, place) = match self {
             Secret::File(path) => (read_file(path)?, path.display().to_string()),
@@ -53,10 +53,10 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Whoever writes a secret where its place belongs is not to find it in an error.
+/// Visitor whose errors never quote a secret that was written in place of its source.
 struct Where;
 
-/// What is said instead.
+/// Error that does not quote the value.
 fn not_here<T, E: serde::de::Error>() -> Result<T, E> {
     Err(E::custom(
         "a secret is not written here; say where it is: { file = \"/path\" } or \
@@ -97,12 +97,12 @@ impl<'de> Visitor<'de> for Where {
     }
 }
 
-/// A secret that was read. It is shown by [`Hidden::reveal`] alone.
+/// A secret that was read. Only [`Hidden::reveal`] returns it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hidden(String);
 
 impl Hidden {
-    /// The secret itself, for whom it is meant.
+    /// The secret itself.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -114,18 +114,18 @@ impl fmt::Debug for Hidden {
     }
 }
 
-/// An address that may be a secret, as whoever knows the address of a webhook can use it: a plain
-/// string, or like a [`Secret`].
+/// An address that may be a secret, such as that of a webhook: a plain string, or a source as for
+/// [`Secret`].
 #[derive(Clone, PartialEq, Eq)]
 pub enum Address {
     /// The address itself.
     Plain(String),
-    /// Where the address is.
+    /// Source of the address.
     Secret(Secret),
 }
 
 impl Address {
-    /// The address. A plain one is hidden as well: what is secret of it cannot be known.
+    /// Reads the address. A plain one is hidden as well, because it may contain a secret.
     pub fn read(&self) -> Result<Hidden, String> {
         match self {
             Address::Plain(address) => Ok(Hidden(address.clone())),
@@ -169,7 +169,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
     let unreadable =
         |error| format!("cannot read the secret file {shown}: {error}; check its path and owner");
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Checked before opening: opening a pipe would block until a writer opens it.
     if !path.metadata().map_err(unreadable)?.is_file() {
         return Err(format!("the secret file {shown} is no file; give the path of one"));
     }
@@ -201,7 +201,7 @@ fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// A command in messages.
+/// Formats a command for messages.
 fn shown(argv: &[String]) -> String {
     format!("the command `{}`", Command::new(argv).shown())
 }

@@ -1,4 +1,4 @@
-//! Stopping and starting the services that write.
+//! Stops and starts the services that write.
 
 use crate::error::{Error, Result};
 use crate::plan::Step;
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
-/// How services are stopped and started.
+/// Control of the services that write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// There is nothing to stop.
+    /// No service needs to stop.
     Nothing,
-    /// By the program that supervises them.
+    /// A supervisor stops and starts the services.
     Supervised(Supervisor),
-    /// By the admin's commands.
+    /// The admin's commands stop and start the services.
     Commands {
-        /// Run in this order.
+        /// Stop commands, in this order.
         stop: Vec<Step>,
-        /// Run in this order.
+        /// Start commands, in this order.
         start: Vec<Step>,
     },
 }
@@ -26,20 +26,20 @@ pub enum Control {
 /// A program that stops and starts services by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervisor {
-    /// What it speaks.
+    /// Its command-line interface.
     pub speaks: Speaks,
-    /// The program with what comes before its verb.
+    /// The program with the arguments before its verb.
     pub program: Vec<String>,
-    /// Services that write.
+    /// Names of the services that write.
     pub writers: Vec<String>,
-    /// Whether all of them have to be known to the program; a kind names some that not every
-    /// version has.
+    /// True if the program must know all of them. A kind also lists services that some versions
+    /// lack.
     pub needs_all: bool,
-    /// How long one stop or start may take.
+    /// Time limit of one stop or start.
     pub limit: Duration,
 }
 
-/// What a supervisor understands and answers.
+/// Command-line interface of a supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Speaks {
@@ -51,37 +51,37 @@ pub enum Speaks {
     Docker,
 }
 
-/// How long what runs in a container may take to end before it is killed: `docker stop` by
-/// itself gives it ten seconds, in which GitLab does not end.
+/// Seconds that a container has to end before it is killed. The default of `docker stop` is ten
+/// seconds, which is too short for GitLab.
 const GRACE_SECONDS: &str = "90";
 
-/// How long such a stop may take: longer than that, or it is cut off before its end.
+/// Time limit of such a stop; longer than the grace period, so that it is not cut off.
 const GRACE_LIMIT: Duration = Duration::from_secs(120);
 
-/// What a supervisor says of a service.
+/// Status of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Whether it runs.
+    /// True if the service runs.
     pub is_running: bool,
-    /// Whether it was told to stop, and is still at work.
+    /// True if it was asked to stop but still works.
     pub is_stopping: bool,
-    /// Tells one run of it from the next, where the supervisor shows that.
+    /// Identifies the current process of the service, if the supervisor shows it.
     pub run: Option<String>,
 }
 
-/// What is to be done with a service, and undone.
+/// A service or command to stop, and the commands to start it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
     /// Its name.
     pub name: String,
-    /// Stops it.
+    /// Command that stops it.
     pub stop: Command,
-    /// Start it again.
+    /// Commands that start it again.
     pub start: Vec<Command>,
 }
 
 impl Control {
-    /// What has to be stopped now: the services that run, or all the admin's commands.
+    /// Lists what to stop now: the running services, or all the admin's commands.
     pub fn writers(&self, progress: &Progress) -> Result<Vec<Writer>> {
         match self {
             Control::Nothing => Ok(Vec::new()),
@@ -93,7 +93,8 @@ impl Control {
                     start: Vec::new(),
                 };
                 let mut writers: Vec<Writer> = stop.iter().map(writer).collect();
-                // A start is not the start of one of them; all are run, whichever was stopped.
+                // A start command does not belong to one stop command. All start commands run,
+                // whichever service was stopped.
                 if let Some(first) = writers.first_mut() {
                     first.start = start.iter().map(|step| step.command.clone()).collect();
                 }
@@ -102,7 +103,7 @@ impl Control {
         }
     }
 
-    /// The program that knows whether services run.
+    /// The supervisor, which can report whether services run.
     pub fn supervisor(&self) -> Option<&Supervisor> {
         match self {
             Control::Supervised(supervisor) => Some(supervisor),
@@ -110,7 +111,7 @@ impl Control {
         }
     }
 
-    /// Names of all services, where they are known.
+    /// Names of all services, if they are known.
     pub fn services(&self, progress: &Progress) -> Vec<String> {
         match self {
             Control::Supervised(supervisor) if supervisor.speaks == Speaks::Runit => {
@@ -125,18 +126,18 @@ impl Control {
     }
 }
 
-/// How long a service may take to stop or start, if nobody says otherwise: GitLab's own limit
-/// is a minute.
+/// Default time limit of a stop or start. GitLab's own limit is one minute.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// How often a service is looked at that was told to stop.
+/// Interval between looks at a stopping service.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long services have to be left alone before they are stopped once more.
+/// Time without a status change before the services are stopped once more.
 const QUIET: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    /// A program with what comes before its verb, and the services that write.
+    /// Makes a supervisor from a program with the arguments before its verb, and the services that
+    /// write.
     pub fn new<P, W>(speaks: Speaks, program: P, writers: W) -> Supervisor
     where
         P: IntoIterator<Item: Into<String>>,
@@ -170,8 +171,9 @@ impl Supervisor {
                     Speaks::Docker => {
                         let stop = self.command(&["stop", "-t", GRACE_SECONDS, name]);
                         let stop = stop.within(self.limit.max(GRACE_LIMIT));
-                        // A stop goes on when whoever asked for it is gone, and a start
-                        // meanwhile does nothing: its end is waited for.
+                        // A stop continues when its client is gone, and a start during the stop
+                        // does nothing. So the start repeats the stop first, which waits for its
+                        // end.
                         Writer { name: name.clone(), start: vec![stop.clone(), start], stop }
                     }
                 });
@@ -201,11 +203,10 @@ impl Supervisor {
         Err(Error::Service { service: name.into(), reason: reason.into() })
     }
 
-    /// Stops a service: tells it to, then looks at its status until it is down. The command's own
-    /// verdict counts only where the service did not take notice, for `sv` gives up after seven
-    /// seconds, long before the limit.
+    /// Stops a service and waits until its status is down. A failure of the command counts only if
+    /// the service is not stopping: `sv` gives up after seven seconds, long before the limit.
     pub fn stop(&self, writer: &Writer, progress: &Progress) -> Result<()> {
-        // Who stops waiting for docker does not end the stop.
+        // Interrupting the client of docker would not end the stop.
         let own = Progress::default();
         let is_docker = self.speaks == Speaks::Docker;
         let started = Instant::now();
@@ -222,7 +223,7 @@ impl Supervisor {
             let failed = |reason: String| Error::Service { service: writer.name.clone(), reason };
             if !status.is_stopping {
                 told?;
-                // Somebody wants it to run.
+                // Another program started it.
                 return Err(Error::Restarted { services: vec![writer.name.clone()] });
             }
             if started.elapsed() >= self.limit {
@@ -235,7 +236,7 @@ impl Supervisor {
         }
     }
 
-    /// Which of some services that are to be down run all the same.
+    /// Returns the services among `names` that run although they should be stopped.
     pub fn running_among(&self, names: &[String], progress: &Progress) -> Result<Vec<String>> {
         let mut running = Vec::new();
         for name in names {
@@ -246,7 +247,7 @@ impl Supervisor {
         Ok(running)
     }
 
-    /// Waits until nobody has started the services anew for a while, or the limit is over.
+    /// Waits until the status of the services has not changed for a while, or until the limit.
     pub fn settle(&self, progress: &Progress) -> Result<()> {
         let statuses = || -> Result<Vec<Option<Status>>> {
             self.writers.iter().map(|name| self.status(name, progress)).collect()
@@ -263,12 +264,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// `None` if there is no such service.
+    /// Returns `None` if there is no such service.
     fn is_running(&self, name: &str, progress: &Progress) -> Result<Option<bool>> {
         Ok(self.status(name, progress)?.map(|status| status.is_running))
     }
 
-    /// `None` if there is no such service.
+    /// Returns `None` if there is no such service.
     fn status(&self, name: &str, progress: &Progress) -> Result<Option<Status>> {
         match self.speaks {
             Speaks::Runit => {
@@ -280,7 +281,7 @@ impl Supervisor {
                 Ok(text.lines().find(of_it).map(runit_status))
             }
             Speaks::Systemd => {
-                // `is-active` says of a unit that it does not know that it is inactive.
+                // `is-active` reports an unknown unit as inactive.
                 let words = ["show", "--property=LoadState,ActiveState,MainPID", name];
                 let answer = self.command(&words).answer(progress)?;
                 let said = |line: &str| answer.split(|b| *b == b'\n').any(|l| l == line.as_bytes());
@@ -306,19 +307,19 @@ impl Supervisor {
     }
 }
 
-/// The status in a line of runit's, of which what follows `;` is about the log.
+/// Parses a line of runit; the text after `;` describes the log service.
 fn runit_status(line: &str) -> Status {
     let own = line.split(';').next().unwrap_or_default();
     let is_running = !own.starts_with("down");
     Status {
         is_running,
-        // `finish` is the script that runs after its end.
+        // `finish` is a script that runs after the end of the service.
         is_stopping: is_running && (own.contains("want down") || own.starts_with("finish")),
         run: own.split_once("(pid ").and_then(|(_, rest)| Some(rest.split_once(')')?.0.to_owned())),
     }
 }
 
-/// State and name in lines of runit's: `run: NAME: (pid 1) 2s; run: log: (pid 3) 2s`.
+/// Parses state and name in lines of runit: `run: NAME: (pid 1) 2s; run: log: (pid 3) 2s`.
 fn states(output: &[u8]) -> impl Iterator<Item = (String, String)> {
     let text = String::from_utf8_lossy(output).into_owned();
     let lines: Vec<_> = text
@@ -332,7 +333,7 @@ fn states(output: &[u8]) -> impl Iterator<Item = (String, String)> {
     lines.into_iter()
 }
 
-/// `sv` shows a service by the path that it was given.
+/// Compares names by their last component, because `sv` prints the path that it was given.
 fn is_same(shown: &str, name: &str) -> bool {
     let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
     last(shown) == last(name)
@@ -365,7 +366,7 @@ mod tests {
     fn systemd_is_understood() {
         let dir = tempfile::tempdir().expect("a directory");
         let script = dir.path().join("systemctl");
-        // Names of units are what it answers.
+        // The name of a unit is its state.
         let answer = "test $1 = show || exit 3
             case $3 in unknown) echo LoadState=not-found;; *) echo LoadState=loaded;; esac
             echo ActiveState=$3";

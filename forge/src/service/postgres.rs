@@ -1,8 +1,8 @@
-//! PostgreSQL: what databases there are, one moment of each, dumps of that moment.
+//! PostgreSQL: lists databases, exports snapshots and dumps at these snapshots.
 //!
-//! Everything goes through PostgreSQL's own clients, run as the user and in the place that
-//! the product itself runs them: the server tells users apart by who connects to its
-//! socket, so nobody else could connect in our stead.
+//! All access uses PostgreSQL's own clients, as the user and in the environment in which the
+//! product runs them. The server may authenticate users by the peer of its socket, so another user
+//! could not connect.
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
@@ -16,74 +16,74 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
-/// How long a server that is starting is waited for, if nobody says otherwise.
+/// Default time to wait for a server that is starting.
 pub const WAIT: Duration = Duration::from_secs(60);
-/// How long a dump may say nothing: a large table may be locked for a while.
+/// Default longest time that a dump may print nothing: a large table may be locked for a while.
 pub const SILENCE: Duration = Duration::from_secs(30 * 60);
-/// How long a question may take.
+/// Time limit of one question.
 const QUESTION: Duration = Duration::from_secs(10 * 60);
-/// Variables of the clients that mean something in a container as well.
+/// Client variables that must also be set in a container.
 pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME", "PGOPTIONS"];
-/// Told to the server when a connection begins: nothing that takes long is to be cut off, as
-/// GitLab's package sets after a minute. A pooler does not hand on what it does not know, and so
-/// betrays itself by the last one.
+/// Server options of every connection. They disable timeouts, because GitLab's package cancels
+/// statements after a minute. A pooler does not pass on unknown options, so the last one detects a
+/// pooler.
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c forgekeep.direct=on";
-/// What a pooler says that refuses such options.
+/// Error text of a pooler that rejects such options.
 const NO_OPTIONS: &str = "unsupported startup parameter";
-/// `psql` could not connect.
+/// Exit status of `psql` if it could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
-/// Ends every answer; no row of ours looks like it.
+/// Marks the end of an answer; no row of ours equals it.
 const END: &str = "-- end of answer";
-/// Stands after the rows of a question that may fail; it fails with it.
+/// Follows the rows of a question that may fail; missing if the question failed.
 const ANSWERED: &str = "-- answered";
-/// Stands before the reason of a failure.
+/// Prefix of the reason for a failure.
 const SAID: &str = "-- said ";
-/// What dumps hold in place of a random key.
+/// Replaces the random restrict key in the dump of roles.
 const RESTRICT_KEY: &str = "forgekeep";
-/// The database that every server has from its beginning, to connect to.
+/// Database for connections that every server has from the start.
 pub const MAINTENANCE: &str = "postgres";
-/// Bytes of a row as text; the largest are lists of paths.
+/// Longest row in bytes, as text; the largest rows are lists of paths.
 const ROW_BYTES_MAX: u64 = 16 << 20;
 
-/// A database server and how to reach it.
+/// A database server and the access to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Where the clients run.
+    /// Environment in which the clients run.
     pub reach: Reach,
     /// Host name, or directory of the socket.
     pub host: Option<String>,
-    /// Its port.
+    /// Port of the server.
     pub port: u16,
     /// The role to connect as.
     pub role: Option<String>,
-    /// File of passwords for the clients.
+    /// Password file for the clients.
     pub passfile: Option<PathBuf>,
-    /// Where its password is, if the settings say so.
+    /// Source of the password, if the settings name one.
     pub secret: Option<Secret>,
-    /// Its password otherwise, where the instance's own configuration has it.
+    /// Otherwise the password from the instance's own configuration.
     pub password: Option<Password>,
-    /// How connections are encrypted, as variables of the clients.
+    /// Encryption of connections, as variables of the clients.
     pub encryption: BTreeMap<&'static str, String>,
-    /// Databases to save; without it, all that the server has.
+    /// Databases to dump; all databases of the server if not given.
     pub databases: Option<Vec<String>>,
-    /// Whether it serves others as well, so that only databases that are named are saved.
+    /// True if the server also serves others, so that only named databases are dumped.
     pub is_shared: bool,
-    /// Databases that are left out on purpose.
+    /// Databases that are excluded on purpose.
     pub skipped: Vec<String>,
-    /// How long to wait for it while it is starting.
+    /// Time to wait for the server while it starts.
     pub wait: Duration,
-    /// How long a dump may say nothing.
+    /// Longest time that a dump may print nothing.
     pub silence: Duration,
-    /// Whether rows are counted.
+    /// True if the rows of each table are counted.
     pub counts_rows: bool,
 }
 
-/// Rows of a table at the moment of a dump.
+/// Number of rows of a table at the consistency point of a dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rows {
-    /// Its name with that of its schema.
+    /// Name of the table with its schema.
     pub table: String,
-    /// How many.
+    /// Number of rows.
     pub rows: u64,
 }
 
@@ -109,7 +109,7 @@ impl Default for Server {
 }
 
 impl Server {
-    /// Connects to a database, waiting for a server that is starting.
+    /// Connects to a database. Waits for a server that is starting.
     pub fn connect<'a>(&self, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
         let (started, mut was_ready) = (Instant::now(), false);
         loop {
@@ -117,7 +117,7 @@ impl Server {
                 Err(Error::Failed { said, .. }) if said.contains(NO_OPTIONS) => {
                     return Err(self.pooler());
                 }
-                // It may have become ready between our trying and our asking.
+                // The server may have become ready between this failure and the next question.
                 Err(Error::Failed { status, .. })
                     if status == NOT_CONNECTED && started.elapsed() < self.wait && !was_ready =>
                 {
@@ -131,14 +131,14 @@ impl Server {
         }
     }
 
-    /// Whether it takes connections, though not ours.
+    /// Returns true if the server accepts connections, though it refused ours.
     fn is_ready(&self, progress: &Progress) -> Result<bool> {
         let command =
             self.reach.command("pg_isready", ["--quiet".into()].into_iter().chain(self.address()));
         match self.with_environment(command)?.output(progress) {
             Ok(_) => Ok(true),
             Err(error) if error.is_interrupted() => Err(error),
-            // Without that program we wait.
+            // Without `pg_isready`, wait.
             Err(_) => Ok(false),
         }
     }
@@ -148,7 +148,7 @@ impl Server {
         Error::Pooler { place: format!("{host}, port {}", self.port) }
     }
 
-    /// Version of the server: its major number and all of it.
+    /// Returns the major version of the server and its full version. Fails if a pooler answers.
     pub fn version(&self, connection: &mut Connection<'_>) -> Result<(u32, String)> {
         #[derive(Deserialize)]
         struct Version {
@@ -167,13 +167,13 @@ impl Server {
         Ok((number / 10_000, version.text))
     }
 
-    /// Fails if what we told the server did not get to it.
+    /// Fails if the options of the connection did not reach the server.
     fn refuse_pooler(&self, connection: &mut Connection<'_>, number: u32) -> Result<()> {
         #[derive(Deserialize)]
         struct Told {
             direct: Option<String>,
         }
-        // An older one fails where it was told nothing.
+        // Older servers have no second argument and fail if the option is missing.
         let or_null = if number >= 90_600 { ", true" } else { "" };
         let query = format!("select current_setting('forgekeep.direct'{or_null}) as direct");
         match connection.one::<Told>(&query) {
@@ -183,8 +183,8 @@ impl Server {
         }
     }
 
-    /// Connects to any database, to ask what there is: to the one that is there for that, or
-    /// else to one of `wanted`.
+    /// Connects to any database to query the server: to [`MAINTENANCE`], or else to one of
+    /// `wanted`.
     pub fn connect_first<'a>(
         &self,
         wanted: &[&str],
@@ -203,7 +203,7 @@ impl Server {
         Err(first)
     }
 
-    /// Whether the role we connect as may read the passwords of roles.
+    /// Returns true if the role of the connection may read the passwords of roles.
     pub fn reads_passwords(&self, connection: &mut Connection<'_>) -> Result<bool> {
         #[derive(Deserialize)]
         struct May {
@@ -213,7 +213,7 @@ impl Server {
         Ok(connection.one::<May>(query)?.read)
     }
 
-    /// The databases to save, of which the plan names some, and why others are not.
+    /// Returns the names of the databases to dump, and notes on those that are not dumped.
     pub fn databases(
         &self,
         connection: &mut Connection<'_>,
@@ -238,7 +238,7 @@ impl Server {
             if is_planned || is_wanted == Some(true) {
                 names.push(name);
             } else if name == MAINTENANCE {
-                // That one is there to connect to.
+                // This database exists only for connections.
             } else if self.is_shared {
                 notes.push(not_dumped(&name, "it is none of this instance's"));
             } else if !may_connect {
@@ -250,7 +250,7 @@ impl Server {
         Ok((names, notes))
     }
 
-    /// Connects to a database of which the instance need not have anything; or why it cannot be
+    /// Connects to a database that is not in the plan. Returns a note instead if it cannot be
     /// dumped.
     pub fn connect_to_other<'a>(
         &self,
@@ -266,7 +266,7 @@ impl Server {
             Err(Error::Failed { said, .. }) => return Ok(Err(not_dumped(name, said.trim()))),
             Err(error) => return Err(error),
         };
-        // What is locked or read by a dump.
+        // Counts the tables and sequences that a dump could not read.
         let closed: Closed = connection.one(
             "select count(*) as count from pg_class c join pg_namespace n on n.oid = c.relnamespace \
              where c.relkind in ('r', 'p', 'S') and n.nspname !~ '^pg_' \
@@ -282,8 +282,8 @@ impl Server {
         })
     }
 
-    /// The client that can dump a server of this major version: its own directory, or the
-    /// place in which it is run.
+    /// Finds a client that can dump a server of this major version: in the set directories, in that
+    /// version's own directory, or in `PATH`.
     pub fn client(&self, server: u32, progress: &Progress) -> Result<Reach> {
         let own = PathBuf::from(format!("/usr/lib/postgresql/{server}/bin"));
         let mut newest = None;
@@ -324,8 +324,8 @@ impl Server {
         Reach { bin, ..self.reach.clone() }
     }
 
-    /// Dumps a database as of a moment that [`Connection::moment`] gave, uncompressed and in
-    /// the custom format, which `pg_restore` reads.
+    /// Dumps a database at the snapshot that [`Connection::moment`] exported. The output is
+    /// uncompressed, in the custom format of `pg_restore`.
     pub fn dump(&self, client: &Reach, database: &str, moment: &str) -> Result<Running> {
         let words = ["--format=custom", "--compress=0", "--no-password"].map(String::from);
         let words = words.into_iter().chain([format!("--snapshot={moment}")]);
@@ -335,8 +335,8 @@ impl Server {
             .start(Stdin::Nothing)
     }
 
-    /// Roles with their settings, and tablespaces, as SQL; with the passwords of roles, if
-    /// the role we connect as may read them.
+    /// Dumps roles with their settings, and tablespaces, as SQL. Includes the passwords of roles if
+    /// the role of the connection may read them.
     pub fn globals(
         &self,
         client: &Reach,
@@ -379,7 +379,7 @@ impl Server {
     }
 }
 
-/// An open connection to one database: a `psql` that is asked one thing after the other.
+/// An open connection to one database: a `psql` that answers one question at a time.
 #[derive(Debug)]
 pub struct Connection<'a> {
     running: Running,
@@ -392,7 +392,7 @@ impl<'a> Connection<'a> {
     fn open(server: &Server, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
         let words = ["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--no-password"];
         let words = words.map(String::from).into_iter();
-        // A result is fetched in pieces, so that psql stays small.
+        // Fetches results in pieces, so that psql needs little memory.
         let words =
             words.chain(["--set=ON_ERROR_STOP=1", "--set=FETCH_COUNT=1000"].map(String::from));
         let words = words.chain(server.address()).chain([database_word(database)]);
@@ -400,12 +400,12 @@ impl<'a> Connection<'a> {
         let mut running = command.within(QUESTION).start(Stdin::Piped)?;
         let output = BufReader::new(running.stdout(progress, Patience::Silence));
         let mut connection = Connection { running, output, database: database.to_owned() };
-        // Older servers do not know all of them.
+        // Older servers do not know all of these settings.
         connection.rows::<serde_json::Value>(
             "select set_config(name, '0', false) from pg_settings where name in \
              ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')",
         )?;
-        // Where there is no encoding, nothing can be converted.
+        // A database without an encoding cannot convert its text.
         connection.rows::<serde_json::Value>(
             "select set_config('client_encoding', case current_setting('server_encoding') \
              when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end, false)",
@@ -413,23 +413,23 @@ impl<'a> Connection<'a> {
         Ok(connection)
     }
 
-    /// Begins to see one moment of the database, and gives it the name that dumps can be
-    /// told. It lasts as long as the connection.
+    /// Begins a read-only transaction and exports its snapshot. Returns the name of the snapshot
+    /// for dumps. The snapshot lasts as long as the connection.
     pub fn moment(&mut self) -> Result<String> {
         #[derive(Deserialize)]
         struct Moment {
             name: String,
         }
-        // Paths have the days of GitLab's times, which are those of UTC.
+        // Paths contain dates in UTC, which is GitLab's time zone.
         self.tell("set time zone 'UTC'")?;
         self.tell("begin transaction isolation level repeatable read, read only")?;
         let moment: Moment = self.one("select pg_export_snapshot() as name")?;
         Ok(moment.name)
     }
 
-    /// How many rows each table has.
+    /// Counts the rows of every table.
     pub fn count_rows(&mut self) -> Result<Vec<Rows>> {
-        // The first query writes the queries that count.
+        // The first query generates the counting queries.
         self.tell_and_read(
             "select format('select json_build_object(''table'', %L, ''rows'', count(*)) from %s', \
              c.oid::regclass, c.oid::regclass) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
@@ -438,7 +438,8 @@ impl<'a> Connection<'a> {
         )
     }
 
-    /// The columns of a table that is found by its name alone; none if there is no such table.
+    /// Returns the columns of a table, which is found by its name in the search path. Returns none
+    /// if there is no such table.
     pub fn columns(&mut self, table: &str) -> Result<Columns> {
         #[derive(Deserialize)]
         struct Column {
@@ -452,7 +453,7 @@ impl<'a> Connection<'a> {
         Ok(Columns(columns.into_iter().map(|column| column.name).collect()))
     }
 
-    /// The only row of a query.
+    /// Runs a query that has exactly one row.
     pub fn one<T: DeserializeOwned>(&mut self, query: &str) -> Result<T> {
         let mut rows = self.rows(query)?;
         match (rows.pop(), rows.is_empty()) {
@@ -461,20 +462,20 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// All rows of a query, each as an object of its columns.
+    /// Runs a query. Each row is an object of its columns.
     pub fn rows<T: DeserializeOwned>(&mut self, query: &str) -> Result<Vec<T>> {
         self.tell_and_read(&format!("select row_to_json(answer) from ({query}) answer;"))
     }
 
-    /// All rows of a query that may fail, or why it did. A connection that is lost is still an
-    /// error. Only for one that has begun to see its moment: what a failed statement would end
-    /// with it is kept by a savepoint.
+    /// Runs a query that may fail. Returns its rows or the reason of the failure; a lost connection
+    /// is still an error. Requires an open transaction, which a savepoint protects from the failed
+    /// statement.
     pub fn attempt<T: DeserializeOwned>(
         &mut self,
         query: &str,
     ) -> Result<std::result::Result<Vec<T>, String>> {
-        // After a failure the server refuses everything up to the rollback, also the mark. Clients
-        // before 11 do not know the variable with the reason, so it is given a value first.
+        // After a failure the server rejects everything up to the rollback, including the mark.
+        // Clients before 11 do not set the variable with the reason, so it gets a value first.
         let text = format!(
             "\\set LAST_ERROR_MESSAGE 'the server refused it'\n\
              savepoint question;\n\
@@ -511,7 +512,7 @@ impl<'a> Connection<'a> {
         rows.map_err(|reason| self.odd(&reason))
     }
 
-    /// Hands on each line of an answer, all of which is read whatever is in it.
+    /// Passes each line of an answer to `take`. Always reads the whole answer.
     fn ask(&mut self, text: &str, mut take: impl FnMut(&[u8])) -> Result<()> {
         self.running.write(format!("{text}\nselect '{END}';\n").as_bytes())?;
         loop {
@@ -539,10 +540,10 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Adds a row, unless one before it made no sense.
+/// Adds a row, unless an earlier row was invalid.
 fn take<T: DeserializeOwned>(rows: &mut std::result::Result<Vec<T>, String>, line: &[u8]) {
     if let Ok(known) = rows {
-        // A database without an encoding may answer anything.
+        // A database without an encoding may return any bytes.
         match serde_json::from_str(&String::from_utf8_lossy(line)) {
             Ok(row) => known.push(row),
             Err(error) => *rows = Err(error.to_string()),
@@ -550,17 +551,17 @@ fn take<T: DeserializeOwned>(rows: &mut std::result::Result<Vec<T>, String>, lin
     }
 }
 
-/// Names of the columns of a table.
+/// Column names of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns(Vec<String>);
 
 impl Columns {
-    /// Whether there is one of this name.
+    /// Returns true if the table has this column.
     pub fn has(&self, name: &str) -> bool {
         self.0.iter().any(|column| column == name)
     }
 
-    /// Whether there is no such table.
+    /// Returns true if there is no such table.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -572,17 +573,18 @@ fn not_dumped(name: &str, reason: &str) -> String {
     )
 }
 
-/// A database as an argument: a plain name with `=` in it would be taken for something else.
+/// Formats a database name as an argument. The client would parse a plain name with `=` as a
+/// connection string.
 fn database_word(name: &str) -> String {
     format!("--dbname=dbname='{}'", name.replace('\\', r"\\").replace('\'', r"\'"))
 }
 
-/// A text as SQL wants it.
+/// Quotes a text as an SQL literal.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// The major version in `pg_dump (PostgreSQL) 15.18 (Debian …)`.
+/// Parses the major version in `pg_dump (PostgreSQL) 15.18 (Debian …)`.
 fn major(version: &str) -> Option<u32> {
     let number =
         version.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;

@@ -1,4 +1,4 @@
-//! Redis: a save that is known to have succeeded.
+//! Redis: saves that are known to have succeeded.
 
 use super::{Password, Reach};
 use crate::copy::shown;
@@ -12,49 +12,49 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
-/// How long a save may take, if nobody says otherwise.
+/// Default time limit of a save.
 pub const LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Variables of the client that mean something in a container as well.
+/// Client variables that must also be set in a container.
 pub const VARIABLES: &[&str] = &["REDISCLI_AUTH"];
-/// How long one question may take.
+/// Time limit of one question.
 const QUESTION: Duration = Duration::from_secs(10);
-/// How often it is asked whether it is done.
+/// Interval between questions about a save.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A Redis server and how to reach it.
+/// A Redis server and the access to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redis {
-    /// Where the client runs.
+    /// Environment in which the client runs.
     pub reach: Reach,
-    /// Its socket.
+    /// Path of the socket.
     pub socket: Option<PathBuf>,
-    /// Its host name, where there is no socket.
+    /// Host name, if there is no socket.
     pub host: Option<String>,
-    /// Its port.
+    /// Port of the server.
     pub port: Option<u16>,
-    /// Where the password is, if the settings say so.
+    /// Source of the password, if the settings name one.
     pub secret: Option<Secret>,
-    /// The password otherwise, where the instance's own configuration has it.
+    /// Otherwise the password from the instance's own configuration.
     pub password: Option<Password>,
-    /// How long a save may take.
+    /// Time limit of a save.
     pub limit: Duration,
-    /// Whether the backup is complete without its files.
+    /// True if the backup is incomplete without its files.
     pub is_required: bool,
 }
 
-/// How Redis keeps its data in files.
+/// Persistence files of Redis after a save.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Saved {
-    /// Its version.
+    /// Version of Redis.
     pub version: String,
     /// Directory of the files, as Redis sees it.
     pub dir: PathBuf,
     /// Name of the snapshot file there.
     pub snapshot: String,
-    /// Name of the directory with the append-only files, or of the one file, if it
-    /// keeps such; it reads these and not the snapshot when it starts.
+    /// Name of the directory with the append-only files, or of the single file before Redis 7.0.
+    /// `None` if Redis writes none. Redis loads these files instead of the snapshot when it starts.
     pub append_only: Option<String>,
-    /// Seconds that the save took.
+    /// Duration of the save in seconds.
     pub seconds: f64,
 }
 
@@ -93,7 +93,7 @@ impl Redis {
         }
         let answer = command.output(progress)?;
         let answer = String::from_utf8_lossy(&answer).trim().to_owned();
-        // The client succeeds whatever the server answers.
+        // The client exits with 0 even if the server reports an error.
         let is_error = ["ERR ", "NOAUTH ", "WRONGPASS ", "NOPERM ", "MISCONF ", "LOADING "]
             .iter()
             .any(|prefix| {
@@ -130,29 +130,29 @@ impl Redis {
     fn configured(&self, key: &str, progress: &Progress) -> Result<Option<String>> {
         match self.ask(&["CONFIG", "GET", key], progress) {
             Ok(answer) => Ok(answer.lines().nth(1).map(str::to_owned)),
-            // Admins may forbid this command.
+            // Admins may disable this command.
             Err(Error::Service { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Waits until it does not save for reasons of its own.
+    /// Waits until no save or rewrite of its own is running.
     pub fn settle(&self, progress: &Progress) -> Result<()> {
         let keys = ["rdb_bgsave_in_progress", "aof_rewrite_in_progress"];
         self.wait_while(&keys, Instant::now(), progress)
     }
 
-    /// Has it begin to write its data, as of now, to its snapshot file.
+    /// Starts to write the current data to the snapshot file.
     pub fn begin_save(&self, progress: &Progress) -> Result<Saving<'_>> {
         self.settle(progress)?;
         let (started, run) = (Instant::now(), self.run_id(progress)?);
-        // It says that it began even where it cannot.
+        // The answer reports a start even if the save cannot begin.
         self.ask(&["BGSAVE"], progress)?;
         Ok(Saving { redis: self, started, run })
     }
 
-    /// The files of a save, as this machine sees them. `dir` is where they are if Redis, in a
-    /// container, sees its directory elsewhere; without it they are nowhere.
+    /// Paths of a save on this machine. `dir` replaces the directory that Redis reports, if Redis
+    /// runs in a container. Without it, there are no paths.
     pub fn files(&self, saved: &Saved, dir: Option<&Path>) -> Vec<PathBuf> {
         let is_here = self.reach.into.is_empty() && saved.dir.is_absolute();
         let dir = if is_here { Some(saved.dir.as_path()) } else { dir };
@@ -161,7 +161,7 @@ impl Redis {
             .unwrap_or_default()
     }
 
-    /// What is missing of a save.
+    /// Returns the missing files of a save, if any.
     pub fn absent(&self, saved: &Saved, files: &[PathBuf]) -> Option<Absent> {
         let absent = files.iter().find(|path| !path.exists());
         let looked_for = match absent {
@@ -194,23 +194,24 @@ impl Redis {
     }
 }
 
-/// A save under way.
+/// A save in progress.
 #[derive(Debug)]
 pub struct Saving<'a> {
     redis: &'a Redis,
     started: Instant,
-    /// Which run of the server was told.
+    /// Id of the server process that was asked to save.
     run: Option<String>,
 }
 
 impl Saving<'_> {
-    /// Waits until it is done and says where.
+    /// Waits for the end of the save and returns its files.
     ///
-    /// `LASTSAVE` is never asked: it has whole seconds and stays as it is when a save fails.
+    /// `LASTSAVE` is never used: it has a resolution of one second and does not change when a save
+    /// fails.
     pub fn end(self, progress: &Progress) -> Result<Saved> {
         let Saving { redis, started, run } = self;
         redis.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
-        // One that was started again says that all is well and knows nothing of our save.
+        // A restarted server reports success, but knows nothing of this save.
         if redis.run_id(progress)? != run {
             return Err(redis.odd("it was started again while it saved"));
         }
@@ -224,7 +225,7 @@ impl Saving<'_> {
         let is_append_only = info.get("aof_enabled").is_some_and(|value| value == "1");
         let append_only = match is_append_only {
             false => None,
-            // A directory since 7.0, a file before.
+            // A directory since Redis 7.0, a single file before.
             true => match redis.configured("appenddirname", progress)? {
                 Some(name) => Some(name),
                 None => redis.configured("appendfilename", progress)?,
