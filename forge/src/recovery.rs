@@ -1,4 +1,4 @@
-//! Steps to undo, recorded on disk before they are done.
+//! Undo steps, recorded on disk before the actions that they undo.
 //!
 //! A backup records how to start a service before it stops it. If the process is killed, the next
 //! run or `forgekeep recover` reads the record and starts the service.
@@ -24,7 +24,7 @@ const DIR: &str = "recovery";
 const START_TRIES: u32 = 3;
 const START_PAUSE: Duration = Duration::from_secs(1);
 
-/// A step to undo.
+/// A step that undoes an action.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Undo {
@@ -108,8 +108,8 @@ pub fn named(commands: &[Command]) -> String {
 
 /// Silences monitoring while services are down.
 pub trait Monitor {
-    /// Describes the silence that [`Monitor::silence`] will create; `None` if there is
-    /// nothing to silence. Changes nothing yet. Ending a silence that never began is harmless.
+    /// Describes the silence that [`Monitor::silence`] will create; `None` if there is nothing to
+    /// silence. Changes nothing yet. Ending a silence that never began is harmless.
     fn plan_silence(&self) -> Option<serde_json::Value>;
     /// Creates the planned silence, for at most as long as a run may take. Failures are reported as
     /// warnings. After a request to stop in `progress`, it waits no longer.
@@ -168,8 +168,7 @@ impl Record {
         Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock, no_lock })
     }
 
-    /// Error because of which no lock keeps out another run of this instance; `None` if the lock is
-    /// held.
+    /// Reason why no lock keeps out another run of this instance; `None` if the lock is held.
     pub fn no_lock(&self) -> Option<&io::Error> {
         self.no_lock.as_ref()
     }
@@ -203,7 +202,7 @@ impl Record {
         &self.undo
     }
 
-    /// Records a step durably. Call this before the step is done. Replaces the same step that
+    /// Records an undo step durably. Call this before the action. Replaces the same step that
     /// failed in earlier runs.
     pub fn note(&mut self, undo: Undo) -> Result<()> {
         self.undo.retain(|known| !known.is_same_as(&undo));
@@ -245,7 +244,8 @@ impl Record {
         self.undo_those(monitor, |_| true)
     }
 
-    /// Like [`Record::undo`], but keeps the commands for the end of the run, which goes on.
+    /// Like [`Record::undo`], but keeps the commands for the end of the run, which has not come
+    /// yet.
     pub fn undo_stop(&mut self, monitor: &dyn Monitor) -> Vec<(String, Error)> {
         self.undo_those(monitor, |undo| !matches!(undo, Undo::Run { .. }))
     }

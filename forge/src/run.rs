@@ -22,7 +22,7 @@ use store::observe::Progress;
 const SAID_BYTES: usize = 4 << 10;
 /// Largest captured standard output of a child, in bytes.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
-/// Interval between looks for a request to stop.
+/// Interval between checks for a request to stop.
 const TICK: Duration = Duration::from_millis(100);
 /// Time to read on after a child has ended, for the rest of its output in the pipe.
 const LINGER: Duration = Duration::from_millis(300);
@@ -254,9 +254,9 @@ pub struct Running {
 
 impl Running {
     /// Starts a command that the user has typed. It keeps the environment, directory and standard
-    /// error of this process; its standard input is empty. It has no time limit. It has no
-    /// terminal, so it fails instead of waiting there for a password. It is killed when this
-    /// process ends.
+    /// error of this process; its standard input is empty. It has no time limit. With `setsid` it has
+    /// no terminal, so it fails instead of waiting there for a password. With `setpriv` it is killed
+    /// when this process ends.
     pub fn typed(words: &[OsString]) -> Result<Running> {
         let shown: Vec<_> = words.iter().map(|word| quoted(&word.to_string_lossy())).collect();
         let shown = shown.join(" ");

@@ -381,8 +381,8 @@ impl<'j> Session<'j> {
         self.look_after_services()?;
         let mut checks = self.check()?;
         if checks.iter().any(|check| check.verdict == Verdict::Failed && !check.is_settled) {
-            // The instance changes meanwhile: a pool is dropped, a project is renamed. Copy the
-            // changes once more.
+            // The instance changes meanwhile: a pool is dropped, a project renamed. Copy the
+            // changes.
             let text = "the copy lacks something that the databases name; looking once more".into();
             job.store.observer().event(Event::Note(text));
             self.backup.again()?;

@@ -129,7 +129,7 @@ impl Control {
 /// Default time limit of a stop or start. GitLab's own limit is one minute.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Interval between looks at a stopping service.
+/// Interval between status checks of a stopping service.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Time without a status change before the services are stopped once more.
