@@ -104,8 +104,8 @@ impl Plan {
         self.part(name, about, path, false)
     }
 
-    /// Records a required part that was found nowhere. `looked_for` names the missing thing and
-    /// the searched places, but never contains a secret.
+    /// Records a required part that was found nowhere. `looked_for` names the missing thing and the
+    /// searched places, but never contains a secret.
     pub fn lacks(&mut self, name: &str, looked_for: impl Into<String>) {
         let looked_for = looked_for.into();
         self.lacking.push(Absent { part: name.into(), looked_for, is_required: true });
