@@ -1,4 +1,4 @@
-//! The commands, one file each. A command's doc comment is its help.
+//! The commands, one file each. A command's doc comment is its help text.
 
 mod backup;
 mod check;
@@ -81,7 +81,7 @@ impl Global {
             .ok_or_else(|| with_hint("no store given", "give --store DIR or set FORGEKEEP_STORE"))
     }
 
-    /// Opens the store and watches what is done with it.
+    /// Opens the store and observes operations on it.
     fn open(
         &self,
         ui: &Ui,
@@ -92,7 +92,7 @@ impl Global {
     }
 }
 
-/// A warning about snapshot records that were passed over.
+/// Returns a warning about skipped snapshot records, or `None` if there are none.
 pub fn doubt(records: u64) -> Option<String> {
     let text = format!(
         "{} passed over, being unreadable or from the future; check the disk and the clock of this machine",
@@ -101,7 +101,7 @@ pub fn doubt(records: u64) -> Option<String> {
     (records > 0).then_some(text)
 }
 
-/// Opens a store and watches what is done with it.
+/// Opens a store and observes operations on it.
 fn open(
     place: &Path,
     ui: &Ui,
@@ -147,13 +147,13 @@ pub enum Command {
 }
 
 impl Command {
-    /// Returns true if standard output gets the content of a file, and nothing else may.
+    /// Returns true if standard output is reserved for the content of a file.
     pub fn prints_content(&self) -> bool {
         matches!(self, Command::Dump(_))
     }
 }
 
-/// Does it.
+/// Runs a command.
 pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
     match command {
         Command::Init(command) => command.run(global, ui),

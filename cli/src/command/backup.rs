@@ -19,7 +19,7 @@ use store::glob::Globs;
 use store::observe::Event;
 use store::store::{Purpose, Store};
 
-/// Threads that look at files; more than cores, since a cold disk answers many at once.
+/// Walk threads per core. More threads than cores, because a cold disk serves parallel requests.
 const WALK_THREADS_PER_CORE: usize = 4;
 
 /// Back up directories and files, one stream, or a whole instance
@@ -134,7 +134,7 @@ impl Backup {
         }
         let shown = show(ui, &report, missing, watch.elapsed());
         let shown = saved_all_the_same(shown, &report);
-        // Whoever does not read our output to its end still has the exit code.
+        // The exit code must be right even if printing the result failed.
         if let Some(doubt) = super::doubt(report.doubtful_records) {
             ui.explain(&doubt);
         }
@@ -145,7 +145,7 @@ impl Backup {
         }
     }
 
-    /// Makes the store, if that was asked for and there is none. A dry run makes none.
+    /// Creates the store if `--init` is given and none exists. A dry run creates none.
     fn init(&self, place: &Path, ui: &Ui) -> Result<(), Failure> {
         if !self.init || self.dry_run {
             return Ok(());
@@ -154,7 +154,7 @@ impl Backup {
             Err(Failure::Store(Error::StoreExists(_))) => Ok(()),
             made => {
                 made?;
-                // Below a mount point that is empty tonight there was one yesterday.
+                // An unmounted disk leaves an empty mount point, where the store used to be.
                 ui.warn(&format!(
                     "a new store was begun at {}; if one was there before, check that its disk is mounted",
                     place.display()
@@ -164,7 +164,7 @@ impl Backup {
         }
     }
 
-    /// Backs up an instance of the configuration, and tells of it.
+    /// Backs up an instance of the configuration and sends notifications.
     fn instance(&self, name: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
         let settings = config.instance(name)?;
@@ -172,11 +172,11 @@ impl Backup {
         options.about.tags.extend(settings.tags.iter().cloned());
         let host = options.about.host.clone();
         let telling = Telling::new(ui, &config, name, &host)?;
-        // What is stopped is started again first, whatever signal comes.
+        // Whatever signal arrives, stopped services are started again before the program ends.
         ui.hold();
         let record = Record::open(&config.state, name);
         if let Err(busy @ forge::Error::Busy(_)) = record {
-            // The other run tells how it goes.
+            // The other run sends its own notifications.
             return Err(busy.into());
         }
         if let Some(reason) = record.as_ref().ok().and_then(Record::no_lock) {
@@ -190,7 +190,7 @@ impl Backup {
         }
         let started = Instant::now();
         let work = |record: &mut Record| {
-            // Whether there is a store or not, services are to run.
+            // Services must run again even if the store is missing.
             let left = if self.dry_run { None } else { instance::work_off(record, &telling, ui) };
             let place = instance::place_of(&config, name, global)?;
             self.init(&place, ui)?;
@@ -206,7 +206,7 @@ impl Backup {
             Err(error) => (Err(error.into()), None),
         };
         let elapsed = started.elapsed();
-        // Before anybody is told, who may be slow to hear it.
+        // Taken before notifications, which may be slow.
         let ended = now();
         if !self.dry_run {
             if let Some(record) = &mut record {
@@ -261,8 +261,8 @@ impl Backup {
         })
     }
 
-    /// Backs up the paths. One that cannot be found is left to the backup, which reports it
-    /// and knows that its snapshot is not complete.
+    /// Backs up the paths. A missing path is passed on to the backup, which reports it and marks
+    /// its snapshot as incomplete.
     fn paths(&self, store: &Store, mut options: Options) -> Result<Report, Failure> {
         let mut missing = Vec::new();
         for path in &self.paths {
@@ -322,7 +322,7 @@ impl Backup {
     }
 }
 
-/// A bad pattern with the place that it comes from.
+/// Adds file and line to an error about a pattern.
 fn in_line(file: &Path, number: usize, error: Error) -> Error {
     match error {
         Error::Pattern { pattern, reason } => {
@@ -333,14 +333,14 @@ fn in_line(file: &Path, number: usize, error: Error) -> Error {
     }
 }
 
-/// An absolute pattern whose literal beginning leads through symbolic links, with the
-/// directories that they lead to: source paths are resolved in the same way.
+/// Resolves symbolic links in the literal prefix of an absolute pattern, because source paths are
+/// resolved in the same way. Returns `None` if nothing changes.
 fn through_links(pattern: &[u8]) -> Option<Vec<u8>> {
     let inner = pattern.strip_prefix(b"/")?;
     let is_literal = |part: &&[u8]| !part.iter().any(|byte| b"?*[]{}\\".contains(byte));
     let parts: Vec<&[u8]> = inner.split(|byte| *byte == b'/').collect();
     let literal = parts.iter().copied().take_while(is_literal).count();
-    // The last part may be a link that is itself to be left out.
+    // The last part may be a link that is itself excluded.
     (1..=literal.min(parts.len() - 1)).rev().find_map(|n| {
         let dir = [b"/", &parts[..n].join(&b'/')[..]].concat();
         let real = std::fs::canonicalize(OsStr::from_bytes(&dir)).ok()?;
@@ -370,7 +370,7 @@ fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(),
     remarks(ui, report, missing, elapsed)
 }
 
-/// Adds to a failure to print a result that its snapshot is there.
+/// If printing the result failed, adds to the failure that the snapshot was saved.
 pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result<(), Failure> {
     shown.map_err(|failure| match (failure, report.snapshot) {
         (Failure::Other { message, .. }, Some(id)) => {
@@ -380,12 +380,13 @@ pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result
     })
 }
 
-/// Paths that are missing from the snapshot, or lack metadata there.
+/// Number of paths that are missing from the snapshot or lack metadata there.
 fn errors(report: &Report, missing: u64) -> u64 {
     report.unreadable_count + report.statistics.metadata_unreadable + missing
 }
 
-/// The figures of a backup, for programs. `missing` paths were not even there.
+/// Returns the figures of a backup as JSON. `missing` is the number of given paths that do not
+/// exist.
 pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
     let statistics = &report.statistics;
     json!({
@@ -428,7 +429,7 @@ fn damage(damage: &Damage) -> Value {
     })
 }
 
-/// The figures of a backup, for people.
+/// Prints the figures of a backup.
 pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
     let statistics = &report.statistics;
     let unreadable = report.unreadable_count + missing;

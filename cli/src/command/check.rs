@@ -52,7 +52,7 @@ impl Check {
             ));
         }
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
-        // Whoever does not read our output to its end still has the exit code.
+        // The exit code must be right even if printing the result failed.
         match report.is_clean() {
             false => Err(Failure::Damaged),
             true if !future.is_empty() => Err(Failure::Partial),
@@ -61,9 +61,9 @@ impl Check {
     }
 }
 
-/// Snapshots that were made under a wrong clock.
+/// Returns the short ids of snapshots dated in the future, which were made under a wrong clock.
 fn future(store: &Store) -> Result<Vec<String>, Failure> {
-    // What cannot be read is damage, which the check has found.
+    // Unreadable records are damage, which the check has already found.
     let (snapshots, _) = store.snapshots()?;
     let now = now();
     let future = snapshots.into_iter().filter(|(_, snapshot)| snapshot.is_from_future(now));

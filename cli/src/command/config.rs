@@ -49,15 +49,15 @@ pub struct Check {
     config: ConfigFile,
 }
 
-/// How long a database server that is starting is waited for.
+/// Maximum wait for a database server that is still starting.
 const SERVER_WAIT: Duration = Duration::from_secs(2);
 
-/// The answers of a database server about the databases of a plan.
+/// A database server's answers about the databases of a plan.
 #[derive(Default)]
 struct Asked {
-    /// Those that are not there.
+    /// Databases of the plan that the server lacks.
     missing: Vec<Absent>,
-    /// Why it could not be asked.
+    /// Reason why the server could not be queried.
     problem: Option<String>,
     /// Whether the keys decrypt them.
     keys: Option<forge::check::Check>,
@@ -94,7 +94,7 @@ impl Check {
         let is_wanted = |name: &String| self.instance.as_ref().is_none_or(|wanted| wanted == name);
         let progress = Progress::default();
         let mut is_right = true;
-        // One that cannot even be resolved does not hide the others.
+        // An instance that cannot be resolved must not hide the others.
         let mut failed: Option<Failure> = None;
         for (instance, settings) in config.instances.iter().filter(|(name, _)| is_wanted(name)) {
             let site = Site { instance, settings, progress: &progress, is_offline: self.offline };
@@ -134,16 +134,16 @@ impl Check {
     }
 }
 
-/// What there is to say of one instance.
+/// Report about one instance.
 struct View<'a> {
     plan: &'a Plan,
     title: &'static str,
     root: &'a Path,
-    /// The store, or why there is none.
+    /// Path of the store, or the reason why there is none.
     store: Result<PathBuf, String>,
-    /// What the supervision knows.
+    /// Names of all services, from the plan or from the supervisor.
     supervised: Vec<String>,
-    /// Parts that are needed and not there.
+    /// Required parts that are missing.
     missing: Vec<Absent>,
     problems: Vec<String>,
     /// Whether the keys decrypt the databases, if these were asked.
@@ -185,7 +185,7 @@ impl<'a> View<'a> {
         self.missing.is_empty() && self.problems.is_empty()
     }
 
-    /// A path as its section has it.
+    /// Returns a path relative to the instance's root, as the configuration has it.
     fn path(&self, path: &Path) -> String {
         match path.strip_prefix(self.root) {
             Ok(inner) if self.root != Path::new("/") && !inner.as_os_str().is_empty() => {
@@ -195,7 +195,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Prints it, with what is wrong on standard error.
+    /// Prints the report. Problems go to standard error.
     fn show(&self, ui: &Ui) -> Result<(), Failure> {
         let instance = &self.plan.instance;
         ui.line(format!("{instance}: {}, {}", self.title, version(self.plan)))?;
@@ -247,7 +247,7 @@ impl<'a> View<'a> {
         let parts = count(parts as u64, "part");
         match &self.plan.postgres {
             None => format!("complete: {parts}"),
-            // All that the server has; nobody has asked it.
+            // An empty list means all databases of the server, whose number is unknown here.
             Some(_) if self.plan.databases.is_empty() => {
                 format!("complete: {parts}, all databases")
             }
@@ -392,7 +392,7 @@ impl<'a> View<'a> {
         globs.chain(paths).collect()
     }
 
-    /// The same for programs.
+    /// Returns the report as JSON.
     fn json(&self) -> Value {
         let plan = self.plan;
         let step = |step: &Step| json!({"command": step.command.argv, "user": step.command.user, "seconds": step.command.limit.as_secs()});
@@ -458,14 +458,14 @@ impl<'a> View<'a> {
     }
 }
 
-/// A name and what is said of it.
+/// A name and its description.
 type Row = (String, String);
 
 fn row(name: &str, text: impl AsRef<str>) -> Row {
     (name.to_owned(), text.as_ref().to_owned())
 }
 
-/// What a service has yet to save cannot be missing.
+/// Returns true if a part exists, or if a service will save it during the backup.
 fn is_there(plan: &Plan, part: &Part) -> bool {
     part.is_there() || is_saved(plan, part)
 }
@@ -485,12 +485,13 @@ fn version(plan: &Plan) -> String {
     if known.is_empty() { "version unknown".into() } else { known.join(" ") }
 }
 
-/// Where the clients of a service run, if that is not here.
+/// Returns a note that names the container in which a service's clients run; empty if there is
+/// none.
 fn container(reach: &Reach) -> String {
     reach.into.last().map_or_else(String::new, |name| format!(" in container {name}"))
 }
 
-/// How many rows of each table are looked at, if not all.
+/// Number of rows checked in each table; `None` if all are.
 fn rows_of(sample: Sample) -> Option<u32> {
     match sample {
         Sample::Rows(rows) => Some(rows),

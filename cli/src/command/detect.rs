@@ -14,14 +14,14 @@ pub struct Detect {
     root: PathBuf,
 }
 
-/// What no kind backs up.
+/// Setups that no kind backs up.
 const NOT_COVERED: &str = "\n# Not covered: GitLab from the Helm chart, Gitaly Cluster (Praefect), \
                            Geo,\n# and files that a forge keeps in an object store.";
 
 impl Detect {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let mut found = 0;
-        // What is proposed is read from anywhere.
+        // The proposed root must be absolute, because the configuration is read from any directory.
         let root = std::path::absolute(&self.root)
             .map_err(|source| forge::Error::Read { path: self.root.clone(), source })?;
         ui.lines("# Where backups go. Another disk, better another machine.")?;

@@ -40,7 +40,8 @@ impl Dump {
     }
 }
 
-/// Writes the file to standard output; whether it is sure that this is the one that was meant.
+/// Writes the file to standard output. The flag is true if the snapshot is certainly the wanted
+/// one.
 fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure> {
     let Found { id, snapshot, is_sure } = select::find_with_doubt(store, &place.snapshot)?;
     let root = snapshot.root.chunk();
@@ -56,7 +57,7 @@ fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure>
     let progress = store.observer().progress();
     progress.expect(1, entry.size);
     let dumped = store::dump::dump(store, &entry, &mut StandardOutput { progress });
-    // The writer can only say that it cannot go on.
+    // The writer reports a stop request only as a failed write.
     progress.check()?;
     Ok((dumped?, is_sure))
 }

@@ -38,7 +38,7 @@ impl Find {
         let (store, watch) = global.open(ui, Purpose::Read, "find")?;
         let snapshots = select::snapshots(&store, &self.filter)?;
         let get = |id: &ChunkId| store.chunk(id);
-        // Leaves without a hit are shared by many snapshots and looked at once.
+        // Many snapshots share leaves without a match. Each such leaf is read once.
         let mut empty: HashSet<ChunkId> = HashSet::new();
         let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
         let mut lost_parts = 0u64;
@@ -78,7 +78,7 @@ impl Find {
                 }
             }
         }
-        // A signal is still heard while the result is printed.
+        // Signals still work while the result is printed.
         watch.hush();
         for (path, versions) in &found {
             ui.line(format!("/{}", display_path(path)))?;

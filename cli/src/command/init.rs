@@ -6,7 +6,7 @@ use serde_json::json;
 use std::path::Path;
 use store::config::Config;
 
-/// zstd's level for new stores: what other tools use by default, see docs/measurements.md.
+/// zstd level of new stores: the default of other tools, see docs/measurements.md.
 const LEVEL: i32 = 3;
 
 /// Make an empty store
@@ -31,7 +31,7 @@ impl Init {
     }
 }
 
-/// Makes a store that only its owner reads, and says so.
+/// Creates a store that only its owner can read, and reports it.
 pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
     make(place, false, ui)
 }

@@ -95,7 +95,7 @@ impl Inspect {
     }
 
     fn snapshot(&self, wanted: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        // A machine that is being made anew may have no configuration yet.
+        // A machine that is being rebuilt may have no configuration yet.
         let place = match &global.store {
             Some(place) => place.clone(),
             None => instance::place_of(&self.config.read()?, &self.instance, global)?,
@@ -140,7 +140,7 @@ fn changed_keys(
     Ok(changed?)
 }
 
-/// What of the migrations in the background was not over, of each database.
+/// Returns a line for each database with unfinished background migrations.
 fn unfinished(migrations: &Value) -> Vec<String> {
     let databases = migrations.as_object().into_iter().flatten();
     let left = databases.filter_map(|(database, states)| {
@@ -154,7 +154,7 @@ fn unfinished(migrations: &Value) -> Vec<String> {
     left.map(|line| display_path(line.as_bytes())).collect()
 }
 
-/// Says what whoever restores asks for.
+/// Prints the facts that a restore needs.
 fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
     let line = |name: &str, text: String| ui.line(format!("  {name:13} {text}"));
     let text = |value: &Value| value.as_str().map(|text| display_path(text.as_bytes()));

@@ -1,4 +1,4 @@
-//! What the commands about instances share.
+//! Code shared by the commands about instances.
 
 use super::{Global, backup, doubt};
 use crate::config::{Config, DEFAULT};
@@ -38,23 +38,23 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Where it is.
+    /// Path of the configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads it.
+    /// Reads the configuration file.
     pub fn read(&self) -> Result<Config, Failure> {
         Config::read(&self.path)
     }
 }
 
-/// Name of this machine.
+/// Returns the host name of this machine.
 pub fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The store of an instance: the one of the command line or else that of the configuration.
+/// Returns the store of an instance, from the command line or else from the configuration.
 pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf, Failure> {
     if let Some(place) = &global.store {
         return Ok(place.clone());
@@ -66,10 +66,11 @@ pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf,
     })
 }
 
-/// The largest file about an instance in its snapshot: a line for each of its projects.
+/// Maximum size of a file about an instance in its snapshot, in bytes. The longest file has one
+/// line per project.
 const KEPT_BYTES_MAX: u64 = 256 << 20;
 
-/// What a snapshot of an instance keeps about it in this file; `None` if it has none.
+/// Returns the content of a file about the instance in its snapshot; `None` if the file is missing.
 pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec<u8>>, Failure> {
     let path = format!("{DIR}/{name}");
     let get = |id: &ChunkId| store.chunk(id);
@@ -121,8 +122,8 @@ pub fn backup(
     Ok(forge::session::backup(job, record)?)
 }
 
-/// Works off what a killed run left, before another one. What could not be done is returned to
-/// be told, and does not cost a night.
+/// Finishes the steps that a killed run left, before the next run. Returns an error message for the
+/// notifications: a failure must not cost a night's backup.
 pub fn work_off(record: &mut Record, telling: &Telling<'_>, ui: &Ui) -> Option<String> {
     if record.left().is_empty() {
         return None;
@@ -133,7 +134,8 @@ pub fn work_off(record: &mut Record, telling: &Telling<'_>, ui: &Ui) -> Option<S
     done.err().and_then(|failure| failure.words()).map(|(message, _)| message)
 }
 
-/// Works off what a killed run left; fails if that cannot be done.
+/// Finishes the steps that a killed run left, and returns their number. Fails if one cannot be
+/// done.
 pub fn recover(
     record: &mut Record,
     monitor: &dyn Monitor,
@@ -162,10 +164,10 @@ pub fn recover(
     Err(with_hint(format!("could not {what}: {error}"), hint))
 }
 
-/// Says how it went.
+/// Prints the outcome of a backup. Fails if it is not good.
 pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
     let shown = backup::saved_all_the_same(print(ui, outcome, elapsed), &outcome.report);
-    // Whoever does not read our output to its end still has the exit code.
+    // The exit code must be right even if printing the result failed.
     if outcome.is_good() { shown } else { Err(Failure::Partial) }
 }
 
@@ -205,7 +207,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says what is missing and how the checks went.
+/// Prints missing parts and the results of checks.
 pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<(), Failure> {
     for absent in missing {
         ui.json("missing_part", json!(absent))?;
@@ -219,7 +221,7 @@ pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<()
     Ok(())
 }
 
-/// Says how a check went.
+/// Prints the result of a check.
 pub fn show_check(ui: &Ui, check: &Check) -> Result<(), Failure> {
     let text = format!("{}: {}", check.name, check.text);
     match check.verdict {

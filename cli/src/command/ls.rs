@@ -44,7 +44,8 @@ impl Ls {
     }
 }
 
-/// Calls `each` for the entry at `path` and all below; fails if there is none.
+/// Calls `each` for the entry at `path` and all entries below. Fails if there are none, or if some
+/// cannot be read.
 pub fn each_entry(
     store: &Store,
     id: &SnapshotId,

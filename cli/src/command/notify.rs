@@ -112,7 +112,7 @@ impl Test {
 }
 
 impl Kind {
-    /// The end of a run that never was, in a way that everybody wants to hear of.
+    /// Returns the outcome of an invented run that every `when` setting reports.
     fn outcome(self) -> Outcome {
         let (ending, exit_code) = match self {
             Kind::Done => (Ending::Done, 0),

@@ -51,7 +51,7 @@ impl Recover {
                 let telling = Telling::new(ui, &config, name, &host)?;
                 let recover = || instance::recover(&mut record, &telling, &*watch);
                 let steps = telling.at_once(recover)?;
-                // Monitoring that could not be told; that was said.
+                // Only silences that could not be ended remain, and a warning was printed.
                 if record.left().is_empty() { Ok(steps) } else { Err(Failure::Partial) }
             };
             match recover() {
@@ -64,7 +64,7 @@ impl Recover {
             }
         }
         watch.end();
-        // The worst is said last, as that of the whole.
+        // The worst failure is printed last, as the result of the command.
         failed.sort_by_key(|(_, failure)| std::cmp::Reverse(rank(failure)));
         let worst = (!failed.is_empty()).then(|| failed.remove(0).1);
         for (name, failure) in &failed {
@@ -86,7 +86,7 @@ impl Recover {
     }
 }
 
-/// How bad it is: that somebody else is at it is the least, services that are down the most.
+/// Severity of a failure: lowest if another process does the work, highest if services may be down.
 fn rank(failure: &Failure) -> u8 {
     match failure {
         Failure::Forge(forge::Error::Busy(_)) => 0,
@@ -95,7 +95,7 @@ fn rank(failure: &Failure) -> u8 {
     }
 }
 
-/// Drops what can no longer be done.
+/// Drops the record of steps that can no longer be done, and prints them.
 fn forget(config: &Config, instance: &str, ui: &Ui) -> Result<(), Failure> {
     let mut dropped = Vec::new();
     let was_any = Record::forget(&config.state, instance, &mut |what| {

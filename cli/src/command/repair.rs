@@ -68,7 +68,7 @@ impl SingleSignOn {
     }
 }
 
-/// What cannot be repaired is no fault of the configuration.
+/// A failed repair is not a fault of the configuration and needs another hint.
 fn unrepaired(error: forge::Error) -> Failure {
     match error {
         forge::Error::Settings { .. } => with_hint(

@@ -153,7 +153,7 @@ impl Restore {
         }
         let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
         let is_partial = report.failed > 0 || report.metadata_refused > 0 || report.selected == 0;
-        // Whoever does not read our output to its end still has the exit code.
+        // The exit code must be right even if printing the result failed.
         if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
     }
 
@@ -227,7 +227,7 @@ impl Restore {
     }
 }
 
-/// Why nothing may be removed for being absent from a snapshot.
+/// Returns the reason why `--delete` must not be used with this snapshot, if there is one.
 fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
     if snapshot.unreadable_count > 0 {
         let paths = count(snapshot.unreadable_count, "path");
@@ -242,7 +242,7 @@ fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
     snapshot.left_out.is_cut.then(|| text.into())
 }
 
-/// The newest complete snapshot of the same instance, or of the same machine and paths.
+/// Returns the newest complete snapshot of the same machine with the same instance or paths.
 fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, Failure> {
     let name = |snapshot: &Snapshot| snapshot.instance.as_ref().map(|of| of.name.clone());
     let is_alike = |other: &Snapshot| {
@@ -256,11 +256,12 @@ fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, F
     Ok(found.map(|(id, _)| *id))
 }
 
-/// Several files are written at once; the usual limit of 1024 is meant for old programs.
+/// Raises the limit on open files, because several files are written at once. The usual limit of
+/// 1024 is meant for old programs.
 fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // With the old limit it still works.
+    // A restore works with the old limit, too.
     let _ = setrlimit(Resource::Nofile, limit);
 }

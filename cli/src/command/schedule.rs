@@ -86,7 +86,8 @@ impl Schedule {
                 vec![
                     (format!("{name}.service"), service(&command, &needs)?),
                     (format!("{name}.timer"), timer(&self.instance, self.at)),
-                    // Another beginning: an instance may have any name after the usual one.
+                    // A different prefix, because `forgekeep-recover-NAME` could belong to an
+                    // instance `recover-NAME`.
                     (
                         format!("forgekeep_recover-{}.service", self.instance),
                         boot(&command, &needs, &config.state)?,
@@ -124,27 +125,27 @@ impl Schedule {
     }
 }
 
-/// What is run.
+/// Command that the units or the cron line run.
 struct Command<'a> {
     program: &'a Path,
     config: &'a Path,
-    /// The store, if the command line says it and not the configuration.
+    /// Store from the command line; `None` if the configuration names it.
     store: Option<&'a Path>,
     instance: &'a str,
 }
 
-/// How a word is written down for somebody.
+/// Quotes a word for a kind of file.
 type Quote = fn(&str) -> Result<String, Failure>;
 
 impl Command<'_> {
-    /// The line of a backup.
+    /// Returns the command line of a backup.
     fn backup(&self, quote: Quote) -> Result<String, Failure> {
         let store = self.store.map(absolute).transpose()?.map(|store| store.display().to_string());
         let store = store.as_deref().map(|store| ["--store", store]);
         self.line("backup", store.as_ref().map_or(&[], |store| &store[..]), quote)
     }
 
-    /// The line that starts again what a backup left stopped.
+    /// Returns the command line that restarts services which a backup left stopped.
     fn recover(&self, quote: Quote) -> Result<String, Failure> {
         self.line("recover", &[], quote)
     }
@@ -158,22 +159,22 @@ impl Command<'_> {
     }
 }
 
-/// Units run in another directory.
+/// Returns an absolute path, because units run in another directory.
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| other(format!("{}: {error}", path.display())))
 }
 
-/// What the units may not take from a backup.
+/// Access that hardening must leave to a backup.
 #[derive(Debug, Default)]
 struct Needs {
-    /// It writes into somebody's home.
+    /// True if it writes into a home directory.
     home: bool,
-    /// It writes to these, which are read-only otherwise.
+    /// Paths it writes to that would otherwise be read-only.
     writes: Vec<PathBuf>,
-    /// It runs programs that say secrets.
+    /// True if it runs programs that print secrets.
     secrets: bool,
-    /// It runs commands of the admin's, or containers without a daemon: they may need anything,
-    /// devices, mounts, namespaces.
+    /// True if it runs the administrator's commands, or containers without a daemon. They may need
+    /// anything: devices, mounts, namespaces.
     anything: bool,
 }
 
@@ -201,7 +202,7 @@ impl Needs {
             };
             needs.home |= is_below(&["/home", "/root", "/run/user"]);
             if is_below(&["/usr", "/boot", "/efi", "/etc"]) {
-                // Only what is there can be made writable.
+                // Only existing paths can be made writable.
                 needs
                     .writes
                     .extend(real.ancestors().find(|path| path.exists()).map(Path::to_owned));
@@ -210,7 +211,7 @@ impl Needs {
         Ok(needs)
     }
 
-    /// The lines that take what is not needed.
+    /// Returns the lines that forbid unneeded access.
     fn hardening(&self) -> Result<String, Failure> {
         let mut lines = String::new();
         let mut say = |text: &str| {
@@ -254,13 +255,13 @@ impl Needs {
         Ok(lines)
     }
 
-    /// Settings that children inherit. A daemon that a command of the admin's starts would keep
-    /// them for as long as it lives.
+    /// Returns settings that children inherit; nothing if the administrator's commands run. A
+    /// daemon that such a command starts would keep them for its lifetime.
     fn inherited(&self, lines: &'static str) -> &'static str {
         if self.anything { "" } else { lines }
     }
 
-    /// Who is ended with the unit.
+    /// Returns the setting that selects which processes end with the unit.
     fn killing(&self) -> &'static str {
         if self.anything {
             "# A daemon that a command of the configuration started belongs to this unit and has to \
@@ -272,29 +273,29 @@ impl Needs {
     }
 }
 
-/// Whether this program asks a daemon to do its work. Podman, which does it itself, can be
+/// Returns true if this program delegates its work to a daemon. Podman does not, and can be
 /// installed under the name of docker: as a link, or as a script that calls it.
 fn has_daemon(program: &str) -> bool {
     let path = problems::program(program).unwrap_or_else(|| program.into());
     let real = real(&path);
     let mut head = Vec::new();
-    // What cannot be read is no script.
+    // An unreadable file does not count as a script.
     let _ = std::fs::File::open(&real).and_then(|file| file.take(4096).read_to_end(&mut head));
     let calls_podman = head.starts_with(b"#!") && head.windows(6).any(|word| word == b"podman");
     real.file_name().is_some_and(|name| name == "docker") && !calls_podman
 }
 
-/// Whether others than its owner may look into a directory.
+/// Returns true if other users than its owner have access to a directory.
 fn is_open(dir: &Path) -> bool {
     std::fs::metadata(dir).is_ok_and(|dir| dir.permissions().mode() & 0o077 != 0)
 }
 
-/// A file name for cron, which passes over those with a dot; another one for each instance.
+/// Returns a file name for cron, distinct for each instance. cron ignores names with a dot.
 fn cron_name(instance: &str) -> String {
     format!("forgekeep-{}", instance.replace('_', "__").replace('.', "_dot_"))
 }
 
-/// A word for a unit file.
+/// Quotes a word for a unit file.
 fn for_systemd(word: &str) -> Result<String, Failure> {
     let escaped =
         word.replace('\\', r"\\").replace('%', "%%").replace('$', "$$").replace('"', "\\\"");
@@ -302,13 +303,13 @@ fn for_systemd(word: &str) -> Result<String, Failure> {
     Ok(if is_plain { escaped } else { format!("\"{escaped}\"") })
 }
 
-/// A path for a setting of a unit, where `$` is nothing special.
+/// Quotes a path for a setting of a unit, where `$` is not special.
 fn for_systemd_path(path: &Path) -> String {
     let path = path.display().to_string();
     format!("\"{}\"", path.replace('\\', r"\\").replace('%', "%%").replace('"', "\\\""))
 }
 
-/// A word for a line of cron, which ends lines at `%` and knows no way to say it in files.
+/// Quotes a word for a line of cron. Fails for `%`, where cron ends the command, and for newlines.
 fn for_cron(word: &str) -> Result<String, Failure> {
     if word.contains(['%', '\n']) {
         let hint = "use paths without % or newlines, or units of systemd";
@@ -345,10 +346,10 @@ TimeoutStopSec=15min
     ))
 }
 
-/// What is written is for root alone.
+/// Files that the units create are for root alone.
 const UMASK: &str = "UMask=0077\n";
 
-/// After a power cut nothing else would start what was stopped.
+/// Returns a unit that restarts stopped services at boot. Nothing else does so after a power cut.
 fn boot(command: &Command<'_>, needs: &Needs, state: &Path) -> Result<String, Failure> {
     let instance = command.instance;
     let state = real(&absolute(state)?);
@@ -378,7 +379,7 @@ RestartPreventExitStatus=2 11
 WantedBy=multi-user.target
 ",
         state = for_systemd_path(&state),
-        // Taken as it stands, with quotes and backslashes.
+        // systemd takes this path literally, with quotes and backslashes.
         record = record.display().to_string().replace('%', "%%"),
         recover = command.recover(for_systemd)?,
         killing = needs.killing(),
@@ -450,7 +451,7 @@ mod tests {
             assert!(plain.contains(word), "{plain}");
         }
         assert!(!plain.contains("ReadWritePaths"), "{plain}");
-        // A store in a home that a link leads to, one below what is read-only.
+        // One store in a home behind a link, one below a read-only directory.
         assert!(!hardening(&store, "").contains("ProtectHome"));
         let etc = hardening(Path::new("/etc/no such/store"), "");
         assert!(etc.contains("ReadWritePaths=\"/etc\"\n"), "{etc}");

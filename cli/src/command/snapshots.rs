@@ -32,7 +32,7 @@ impl Snapshots {
         }
         for (id, snapshot) in &snapshots {
             let statistics = &snapshot.statistics;
-            // An instance is known by its name, not by two dozen paths.
+            // An instance is identified by its name, not by two dozen paths.
             let what = match &snapshot.instance {
                 Some(Instance { kind, name, is_complete }) => {
                     format!(

@@ -71,7 +71,7 @@ impl Stats {
         if let Some(saved) = report::reuse(&reuse) {
             ui.line(format!("backups       {saved}"))?;
         }
-        // Of some snapshots only, nobody knows what they alone take.
+        // The space that only the selected snapshots use is unknown.
         if self.filter.is_empty() && restored > 0 {
             ui.line(format!(
                 "saved         {}",
@@ -82,8 +82,8 @@ impl Stats {
     }
 }
 
-/// What a store saves: bytes of files in all snapshots, plain bytes of what is kept once, and
-/// bytes on disk.
+/// Describes the savings of a store. Takes bytes of files in all snapshots, plain bytes of distinct
+/// chunks, and bytes on disk.
 fn saved(restored: u64, plain: u64, stored: u64) -> String {
     if stored >= restored {
         return format!(
