@@ -1,4 +1,4 @@
-//! The configuration file: stores, instances, who is told.
+//! The configuration file: stores, instances, notifiers.
 
 use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
@@ -10,17 +10,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where it is, if nobody says otherwise.
+/// Default path of the configuration file.
 pub const DEFAULT: &str = "/etc/forgekeep.toml";
 
-/// What the file says.
+/// Content of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Config {
-    /// Directory of what the program keeps for itself, such as what is to be undone.
+    /// Directory of the program's own files, such as the record of steps to undo.
     #[serde(default = "state")]
     pub state: PathBuf,
-    /// How long monitoring stays silent when services run again.
+    /// Time that monitoring stays silent once services run again.
     #[serde(default = "five_minutes")]
     pub silence_after: Limit,
     /// Stores by name.
@@ -29,7 +29,7 @@ pub struct Config {
     /// Instances by name.
     #[serde(default)]
     pub instances: BTreeMap<String, Settings>,
-    /// Who is told how backups went.
+    /// Notifiers of backup results.
     #[serde(default)]
     pub notify: Vec<Notifier>,
 }
@@ -51,7 +51,7 @@ fn state() -> PathBuf {
 }
 
 impl Config {
-    /// Reads the file.
+    /// Reads the configuration file.
     pub fn read(path: &Path) -> Result<Config, Failure> {
         let shown = path.display();
         let text = std::fs::read_to_string(path).map_err(|error| {
@@ -81,7 +81,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Takes stores for directories, and refuses those that are not.
+    /// Resolves the paths of stores. Fails if one does not name a local directory.
     fn resolve_stores(&mut self, file: &Path) -> Result<(), Failure> {
         for (name, store) in &mut self.stores {
             let written = std::mem::take(&mut store.path);
@@ -94,7 +94,7 @@ impl Config {
 
     fn check(&self, path: &Path) -> Result<(), Failure> {
         for name in self.instances.keys() {
-            // Names of files are made of it.
+            // File names are built from it.
             let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
                 let hint = "use letters, digits, `-`, `_` and `.`";
@@ -134,7 +134,7 @@ impl Config {
         }
     }
 
-    /// All paths with their keys.
+    /// Returns all paths with their keys.
     fn paths(&self) -> Vec<(String, &Path)> {
         let mut paths = vec![("state".to_owned(), self.state.as_path())];
         for (name, store) in &self.stores {
@@ -179,7 +179,7 @@ impl Config {
         paths
     }
 
-    /// An instance of this name.
+    /// Returns the instance of this name.
     pub fn instance(&self, name: &str) -> Result<&Settings, Failure> {
         self.instances.get(name).ok_or_else(|| {
             let names: Vec<&str> = self.instances.keys().map(String::as_str).collect();
@@ -192,7 +192,7 @@ impl Config {
         })
     }
 
-    /// The store that an instance goes to; `None` if there is none at all.
+    /// Returns the store of an instance; `None` if no store is configured.
     pub fn store_of(&self, name: &str, settings: &Settings) -> Result<Option<&Path>, Failure> {
         match &settings.store {
             Some(store) => match self.stores.get(store) {
@@ -218,8 +218,8 @@ impl Config {
     }
 }
 
-/// Where an error is: the line and, where the message does not name it, the key in it. What
-/// comes after the key may be a secret.
+/// Returns the line of an error and, if the message does not name it, the key. The value may be a
+/// secret and is left out.
 fn place(text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> String {
     let Some(span) = span else { return "line 1".into() };
     let before = &text[..span.start];
@@ -235,7 +235,7 @@ fn place(text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> Str
     }
 }
 
-/// Refuses kinds that nobody knows, with the line.
+/// Fails if an instance has an unknown kind, and reports its line.
 fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Only {
@@ -246,7 +246,7 @@ fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
     struct Kind {
         kind: toml::Spanned<String>,
     }
-    // What is wrong otherwise was told.
+    // Any other fault was reported when the whole file was parsed.
     let Ok(only) = toml::from_str::<Only>(text) else { return Ok(()) };
     for Kind { kind } in only.instances.values() {
         let name = kind.get_ref();
@@ -265,7 +265,8 @@ fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The known key that is most like an unknown one: serde names it and those it expected.
+/// Returns the known key that is most like an unknown one. serde's message names the unknown key
+/// and the expected ones.
 fn nearest(message: &str) -> Option<String> {
     let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
@@ -378,7 +379,7 @@ mod tests {
         let wanted = "FILE: there are two [[notify]] of zabbix-maintenance z/api_jsonrpc.php (";
         assert!(error.starts_with(wanted) && error.ends_with("another `name`"), "{error}");
         assert!(read(&(table("hosts = ['a']") + &table("name = 'other'"))).is_ok());
-        // These do not depend on who does it.
+        // Silences of these notifiers do not depend on their settings.
         let values = "[[notify]]\nkind = 'zabbix'\nserver = 'z'\nmaintenance-keys = ['k']\n";
         assert!(read(&format!("{values}host = 'a'\n{values}host = 'b'\n")).is_ok());
     }

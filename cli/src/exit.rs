@@ -1,4 +1,4 @@
-//! How a run ends: the last words, with the next step, and the exit code.
+//! The end of a run: error message with the next step, and exit code.
 //!
 //! | code | meaning |
 //! |---|---|
@@ -15,32 +15,32 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 use store::Error;
 
-/// Why a command ended without doing all of what was asked.
+/// Reason why a command did not do all of its work.
 #[derive(Debug)]
 pub enum Failure {
     /// An error of the store.
     Store(Error),
     /// An error of an instance.
     Forge(forge::Error),
-    /// Something that only the command line knows of.
+    /// An error that only the command line detects.
     Other {
-        /// What is wrong.
+        /// Error message.
         message: String,
-        /// What to do.
+        /// Next step.
         hint: Option<String>,
     },
     /// The request makes no sense as it is written.
     Usage {
-        /// What is wrong.
+        /// Error message.
         message: String,
-        /// What to write instead.
+        /// Correct usage.
         hint: String,
     },
-    /// Done, except for what was reported on the way.
+    /// Done, except for problems that were already reported.
     Partial,
-    /// A check found damage, which was reported on the way.
+    /// A check found damage and has reported it.
     Damaged,
-    /// Whoever read our output has gone, and nothing else is to be said.
+    /// The reader of standard output has gone. Nothing else is reported.
     BrokenPipe,
 }
 
@@ -59,23 +59,23 @@ impl From<Error> for Failure {
     }
 }
 
-/// A failure in words.
+/// Returns a failure without a hint.
 pub fn other(message: impl Into<String>) -> Failure {
     Failure::Other { message: message.into(), hint: None }
 }
 
-/// A failure with a next step.
+/// Returns a failure with a hint at the next step.
 pub fn with_hint(message: impl Into<String>, hint: impl Into<String>) -> Failure {
     Failure::Other { message: message.into(), hint: Some(hint.into()) }
 }
 
-/// A request that makes no sense, and what to write instead.
+/// Returns a failure for a request that makes no sense, with the correct usage.
 pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Failure {
     Failure::Usage { message: message.into(), hint: hint.into() }
 }
 
 impl Failure {
-    /// The exit code.
+    /// Returns the exit code.
     pub fn number(&self) -> u8 {
         match self {
             Failure::BrokenPipe => 0,
@@ -88,7 +88,7 @@ impl Failure {
         }
     }
 
-    /// What happened, and what to do; `None` where that was said on the way.
+    /// Returns error message and hint; `None` if there is nothing more to print.
     pub fn words(&self) -> Option<(String, Option<String>)> {
         match self {
             Failure::BrokenPipe | Failure::Partial | Failure::Damaged => None,
@@ -100,7 +100,7 @@ impl Failure {
     }
 }
 
-/// Says the last words and gives the exit code.
+/// Prints the error message, if there is one, and returns the exit code.
 pub fn code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
     let Err(failure) = result else { return ExitCode::SUCCESS };
     let code = failure.number();
@@ -120,13 +120,13 @@ fn number(error: &Error) -> u8 {
     }
 }
 
-/// Returns true if a file stands where a directory belongs, or a directory where a file does.
+/// Returns true if a file is in the place of a directory, or a directory in the place of a file.
 fn is_in_the_way(error: &std::io::Error) -> bool {
     use ErrorKind::{AlreadyExists, DirectoryNotEmpty, IsADirectory, NotADirectory};
     matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | IsADirectory | NotADirectory)
 }
 
-/// What to do about an error.
+/// Returns the hint for an error of the store.
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
         Error::NoStore(place) => {
@@ -237,7 +237,7 @@ fn is_read_only(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::ReadOnlyFilesystem
 }
 
-/// What to do about an error of an instance.
+/// Returns the hint for an error of an instance.
 fn hint_for_instance(error: &forge::Error) -> Option<String> {
     use forge::Error as E;
     let hint = match error {

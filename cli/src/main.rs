@@ -1,4 +1,4 @@
-//! The program: words and numbers for people, exit codes for scripts.
+//! The command line program: text for people, exit codes for scripts.
 
 mod command;
 mod config;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments = command::Arguments::try_parse().unwrap_or_else(|error| ui::refuse(&error));
     let mut global = arguments.global;
-    // The content of a file is all that `dump` prints.
+    // Standard output of `dump` contains nothing but the content of a file.
     global.json &= !arguments.command.prints_content();
     let ui = ui::Ui::new(&global);
     exit::code(&ui, command::run(arguments.command, &global, &ui))

@@ -1,13 +1,13 @@
-//! The place of a store, as people write it.
+//! Locations of stores, as users write them.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The directory that is meant, or why none can be.
+/// Returns the local directory that a location names, or the reason why it names none.
 ///
-/// What has a colon before its first slash names a remote place to every other program:
-/// `sftp:host:/dir`, `s3://bucket`, `user@host:/dir`. A local directory of such a name is the
-/// last thing that is meant. `file:///dir` is a local directory.
+/// A colon before the first slash marks a remote location in every other program: `sftp:host:/dir`,
+/// `s3://bucket`, `user@host:/dir`. Users hardly mean a local directory of such a name.
+/// `file:///dir` is a local directory.
 pub fn local(place: PathBuf) -> Result<PathBuf, String> {
     let bytes = place.as_os_str().as_bytes();
     if let Some(path) = bytes.strip_prefix(b"file://").filter(|path| path.starts_with(b"/")) {

@@ -1,4 +1,4 @@
-//! What would keep a backup from being made or told of, found without doing either.
+//! Finds problems that would prevent a backup or its notifications, without performing either.
 
 use crate::config::Config;
 use forge::plan::{Plan, Step};
@@ -9,7 +9,7 @@ use forge::settings::Mode;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with what a plan needs: programs, users, patterns, secrets.
+/// Returns the problems with a plan's programs, users, patterns and secrets.
 pub fn of_plan(plan: &Plan) -> Vec<String> {
     let mut problems = Vec::new();
     let mut look = |what: &str, command: &Command| {
@@ -26,7 +26,7 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
             look_at_steps("services.stop", stop);
             look_at_steps("services.start", start);
         }
-        // Without a stop they are only asked what runs, which need not work.
+        // In other modes the supervisor only lists running services, and may fail.
         Control::Supervised(supervisor) if plan.mode == Mode::Maintenance => {
             look("services", &Command::new(&supervisor.program));
         }
@@ -55,7 +55,7 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
     problems
 }
 
-/// What is wrong with a place for a store.
+/// Returns the problem with a store's location, if there is one.
 pub fn of_store(place: &Path) -> Option<String> {
     let shown = place.display();
     let unreachable = |error| format!("store {shown}: cannot look into it: {error}");
@@ -80,7 +80,7 @@ pub fn of_store(place: &Path) -> Option<String> {
         .then(|| format!("store {shown}: the directory is no store, and is not empty"))
 }
 
-/// What is wrong with those who are told, and with the file that names them.
+/// Returns the problems with notifiers, and with the mode of the configuration file.
 pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
     let mut problems = Vec::new();
     for notifier in &config.notify {
@@ -101,7 +101,8 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
     problems
 }
 
-/// A file is read. A command may ask somebody for a password, and is only looked for.
+/// Returns the problem with a secret, if there is one. Reads a file. Only looks up a command, which
+/// may ask for a password.
 fn of_secret(secret: &Secret) -> Option<String> {
     match secret {
         Secret::File(_) => secret.read().err(),
@@ -109,7 +110,7 @@ fn of_secret(secret: &Secret) -> Option<String> {
     }
 }
 
-/// Whether a command can be started.
+/// Returns the reason why a command cannot be started, if there is one.
 fn of_command(command: &Command) -> Option<String> {
     let program = command.argv.first()?;
     if !is_program(program) {
@@ -124,12 +125,13 @@ fn of_command(command: &Command) -> Option<String> {
     known.is_none().then(|| format!("there is no user {user}, as whom {program} is to run"))
 }
 
-/// Whether a child finds this program.
+/// Returns true if a child process finds this program.
 fn is_program(program: &str) -> bool {
     self::program(program).is_some()
 }
 
-/// Where a child finds this program, in the directory and with the path that it gets.
+/// Returns the path of this program as a child process finds it, with its working directory and
+/// `PATH`.
 pub fn program(program: &str) -> Option<PathBuf> {
     let may_run = |path: &Path| {
         std::fs::metadata(path)

@@ -1,13 +1,13 @@
-//! The command line reference, made of the help texts. `docs/cli.md` is this
-//! text; a test compares them.
+//! The command line reference, generated from the help texts. `docs/cli.md` is this text; a test
+//! compares them.
 
 use crate::command::Arguments;
 use clap::CommandFactory;
 use std::fmt::Write;
 
-/// All commands as Markdown.
+/// Returns the reference of all commands as Markdown.
 pub fn markdown() -> String {
-    // What the environment says here and now is nothing to write down.
+    // Values of the current environment do not belong in the reference.
     let mut root =
         Arguments::command().term_width(100).mut_args(|argument| argument.hide_env_values(true));
     root.build();

@@ -1,11 +1,11 @@
-//! Numbers, times and paths for people and for programs.
+//! Formats numbers, times and paths for people and programs.
 
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::entry::{Entry, Kind, Time, display_path};
 use store::snapshot::Statistics;
 
-/// A number of bytes in binary units.
+/// Formats a number of bytes in binary units.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = bytes as f64;
@@ -17,7 +17,7 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// A number of things, whose name is given for one of them.
+/// Formats a number of things. `one` is the name of one thing.
 pub fn count(number: u64, one: &str) -> String {
     match (number, one.strip_suffix('y')) {
         (1, _) => format!("1 {one}"),
@@ -26,12 +26,12 @@ pub fn count(number: u64, one: &str) -> String {
     }
 }
 
-/// Now.
+/// Returns the current time.
 #[expect(clippy::disallowed_methods, reason = "the one place that asks the clock")]
 pub fn now() -> Time {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => Time { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() },
-        // A clock before 1970 is wrong whatever we write.
+        // A clock before 1970 is wrong in any case.
         Err(_) => Time::default(),
     }
 }
@@ -45,18 +45,18 @@ fn timestamp(time: Time) -> jiff::Timestamp {
     })
 }
 
-/// A time in the zone of this machine, to the second.
+/// Formats a time in the zone of this machine, to the second.
 pub fn local_time(time: Time) -> String {
     timestamp(time).to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// A time for programs: RFC 3339, UTC, to the nanosecond.
+/// Formats a time for programs: RFC 3339, UTC, to the nanosecond.
 pub fn utc_time(time: Time) -> String {
     timestamp(time).to_string()
 }
 
-/// Puts a path into a JSON object. One that is no text is put twice: readable,
-/// and as the hexadecimal digits of its bytes.
+/// Puts a path into a JSON object. A path that is not UTF-8 is put twice: readable, and as the
+/// hexadecimal digits of its bytes.
 pub fn put_path(value: &mut Value, key: &str, path: &[u8]) {
     match std::str::from_utf8(path) {
         Ok(text) => value[key] = text.into(),
@@ -68,7 +68,7 @@ pub fn put_path(value: &mut Value, key: &str, path: &[u8]) {
     }
 }
 
-/// Mode and kind as `ls -l` shows them.
+/// Formats kind and mode as `ls -l` does.
 pub fn mode(entry: &Entry) -> String {
     let bit = |mask: u32, letter: char| if entry.mode & mask != 0 { letter } else { '-' };
     let special = |mask: u32, execute: u32, letter: char| match (
@@ -96,7 +96,7 @@ pub fn mode(entry: &Entry) -> String {
     .collect()
 }
 
-/// Name, or number where there is no name.
+/// Returns the names of user and group, or the number if there is no name.
 pub fn owner(entry: &Entry) -> (String, String) {
     let name = |name: &Option<Vec<u8>>, number: u32| match name {
         Some(name) => String::from_utf8_lossy(name).into_owned(),
@@ -105,7 +105,7 @@ pub fn owner(entry: &Entry) -> (String, String) {
     (name(&entry.owner.user, entry.owner.uid), name(&entry.owner.group, entry.owner.gid))
 }
 
-/// An entry for programs.
+/// Returns an entry as JSON.
 pub fn entry_json(entry: &Entry) -> Value {
     let kind = match entry.kind {
         Kind::File => "file",
@@ -142,7 +142,7 @@ pub fn entry_json(entry: &Entry) -> Value {
     value
 }
 
-/// What backups that read anything saved: bytes that the store had already.
+/// Describes the bytes that backups found in the store; `None` if they found none.
 pub fn reuse(statistics: &Statistics) -> Option<String> {
     let Statistics { bytes_read, found_by_chunk, found_by_extent, .. } = *statistics;
     (found_by_chunk + found_by_extent > 0).then(|| {
@@ -156,7 +156,7 @@ pub fn reuse(statistics: &Statistics) -> Option<String> {
     })
 }
 
-/// The same for programs, whether anything was saved or not.
+/// Returns the same figures as JSON, even if nothing was found.
 pub fn reuse_json(statistics: &Statistics) -> Value {
     json!({
         "bytes_read": statistics.bytes_read,

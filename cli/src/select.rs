@@ -1,4 +1,4 @@
-//! Which snapshots a command is about.
+//! Selects the snapshots that a command works on.
 
 use crate::exit::{Failure, with_hint};
 use crate::report::local_time;
@@ -25,7 +25,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether it takes all snapshots.
+    /// Returns true if it selects all snapshots.
     pub fn is_empty(&self) -> bool {
         self.tag.is_empty() && self.path.is_empty() && self.host.is_empty()
     }
@@ -44,13 +44,13 @@ impl Filter {
     }
 }
 
-/// A source path of a record as a path in its tree.
+/// Converts a source path of a snapshot record to a path in its tree.
 pub fn tree_path(path: &[u8]) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
     store::backup::tree_path(std::path::Path::new(std::ffi::OsStr::from_bytes(path)))
 }
 
-/// All readable snapshots that fit, oldest first. Damaged ones are reported.
+/// Returns all readable snapshots that match, oldest first. Warns about damaged ones.
 pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snapshot)>, Failure> {
     let (mut snapshots, damaged) = store.snapshots()?;
     for error in damaged {
@@ -60,7 +60,7 @@ pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snap
     Ok(snapshots)
 }
 
-/// A tag or the name of a machine, as snapshots keep it: a line of text that can be shown.
+/// Checks a tag or machine name, which snapshots keep as a printable line of text.
 pub fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("it is empty; leave the option out".into());
@@ -71,17 +71,17 @@ pub fn word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// `SNAPSHOT[:PATH]`, as typed.
+/// A command line argument `SNAPSHOT[:PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// An id prefix, `latest` or `latest~N`.
     pub snapshot: String,
-    /// Path in the tree; empty for all of it.
+    /// Path in the tree; empty for the whole tree.
     pub path: Vec<u8>,
 }
 
 impl Place {
-    /// Splits at the first colon.
+    /// Splits the argument at the first colon.
     pub fn parse(text: &std::ffi::OsStr) -> Result<Place, Failure> {
         use std::os::unix::ffi::OsStrExt;
         let bytes = text.as_bytes();
@@ -102,26 +102,25 @@ impl Place {
 
 /// A snapshot that was found.
 pub struct Found {
-    /// Its id.
     pub id: SnapshotId,
-    /// Its record.
     pub snapshot: Snapshot,
-    /// Whether it is the one that was meant. Other records are unreadable or from the future
-    /// if not, which was told.
+    /// True if it is certainly the wanted one. Otherwise other records are unreadable or from the
+    /// future, and a warning was printed.
     pub is_sure: bool,
 }
 
-/// The one snapshot that is meant.
+/// Returns the snapshot that `wanted` names.
 pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failure> {
     find_with_doubt(store, wanted).map(|found| (found.id, found.snapshot))
 }
 
-/// The one snapshot that is meant, and whether that is sure.
+/// Like [`find`], and reports whether the snapshot is certainly the wanted one.
 pub fn find_with_doubt(store: &Store, wanted: &str) -> Result<Found, Failure> {
     find_among(store, wanted, |_| true)
 }
 
-/// The one snapshot of an instance that is meant; `latest` is the latest of this instance.
+/// Returns the snapshot of an instance that `wanted` names. `latest` is the latest of this
+/// instance.
 pub fn find_of_instance(
     store: &Store,
     wanted: &str,
@@ -169,11 +168,11 @@ fn find_among(
     }
 }
 
-/// Ids that are named where several are possible.
+/// Maximum number of ids listed for an ambiguous prefix.
 const SHOWN_IDS: usize = 4;
 
-/// The newest snapshot, or one before it. Records that cannot be read, and those from the
-/// future, are warned of and do not count.
+/// Returns the newest snapshot, or the one `back` places before it. Warns about records that are
+/// unreadable or from the future, and does not count them.
 fn latest(
     store: &Store,
     wanted: &str,
@@ -209,7 +208,7 @@ fn latest(
     }
 }
 
-/// That there is no such snapshot among so many, and what may be meant.
+/// Returns the failure that no such snapshot exists among `count`, with a suggestion.
 fn unknown(wanted: &str, count: usize) -> Failure {
     if count == 0 {
         let message = format!("no snapshot {wanted}: there is none yet");
@@ -227,10 +226,10 @@ fn unknown(wanted: &str, count: usize) -> Failure {
     }
 }
 
-/// Entries that are looked at to find out which path was meant.
+/// Maximum number of entries read to suggest a path.
 const LOOKED_AT: usize = 50_000;
 
-/// That a snapshot has no such path, and which one may be meant.
+/// Returns the failure that a snapshot lacks a path, with a suggestion.
 pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> Failure {
     let message = format!("snapshot {} has no /{}", id.short(), display_path(path));
     let lists = format!("`forgekeep ls {}` lists its paths", id.short());
@@ -241,7 +240,7 @@ pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> F
     with_hint(message, hint)
 }
 
-/// A path that ends with this one, or else the one most like it.
+/// Returns a path that ends with this one, or else the path most like it in the same directory.
 fn likely(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Vec<u8>> {
     let get = |id: &ChunkId| store.chunk(id);
     let entries = TreeReader::new(root, &get).take(LOOKED_AT).filter_map(Result::ok);
@@ -267,7 +266,7 @@ fn likely(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Vec<u8>> {
     Some(likely)
 }
 
-/// The directory and the name of a path.
+/// Splits a path into its directory and name.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),

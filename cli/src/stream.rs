@@ -1,4 +1,4 @@
-//! Backing up standard input, or what a command prints.
+//! Backs up standard input, or the output of a command.
 
 use crate::exit::{Failure, other, with_hint};
 use crate::ui::Ui;
@@ -13,21 +13,21 @@ use store::backup::{Options, Report};
 use store::observe::Progress;
 use store::store::Store;
 
-/// How often a wish to stop is looked for.
+/// Interval between checks for a stop request.
 const TICK: Duration = Duration::from_millis(100);
 
 /// A stream to back up.
 pub struct Stream<'a> {
-    /// Its path in the tree.
+    /// Path in the tree.
     pub path: &'a [u8],
-    /// The command that prints it; standard input if there is none.
+    /// Command that prints the stream; empty for standard input.
     pub command: &'a [OsString],
-    /// Whether a stream of no bytes is one.
+    /// True if an empty stream is allowed.
     pub may_be_empty: bool,
 }
 
 impl Stream<'_> {
-    /// Backs it up. The command is over when this returns, whatever happens.
+    /// Backs up the stream. When this returns, the command has ended in every case.
     pub fn backup(&self, store: &Store, options: &Options, ui: &Ui) -> Result<Report, Failure> {
         let progress = store.observer().progress();
         let done = match self.command.first() {
@@ -36,7 +36,7 @@ impl Stream<'_> {
                 self.take(store, &mut input, &mut || Ok(()), options)
             }
             Some(program) => {
-                // A second signal must not end the program before the command.
+                // A second signal must not end the program before the command ends.
                 ui.hold();
                 let mut running = Running::typed(self.command)?;
                 let mut output = running.stdout(progress, Patience::Silence);
@@ -46,11 +46,11 @@ impl Stream<'_> {
                 self.take(store, &mut output, &mut end, options)
             }
         };
-        // The reader can only say that it cannot go on.
+        // The reader reports a stop request only as a failed read.
         done.map_err(|failure| progress.check().err().map_or(failure, Failure::Store))
     }
 
-    /// Reads the input to its end, which `end` has to confirm.
+    /// Reads the input to its end, which `end` must confirm.
     fn take(
         &self,
         store: &Store,
@@ -77,7 +77,8 @@ impl Stream<'_> {
         }
     }
 
-    /// A dump of nothing is what a failed command leaves.
+    /// Fails for an empty stream, unless it is allowed. A failed command often leaves an empty
+    /// dump.
     fn empty(&self) -> Result<(), Failure> {
         if self.may_be_empty {
             return Ok(());
@@ -103,7 +104,7 @@ fn failed(program: &OsString, error: forge::Error) -> Failure {
     }
 }
 
-/// Counts what is read.
+/// Counts bytes as they are read.
 struct Counted<'a> {
     input: &'a mut dyn Read,
     bytes: &'a Cell<u64>,
@@ -117,7 +118,7 @@ impl Read for Counted<'_> {
     }
 }
 
-/// Standard input, which may be silent for hours; a wish to stop ends the reading.
+/// Standard input. It may be silent for hours, and a stop request ends the read.
 struct StandardInput<'a> {
     progress: &'a Progress,
 }
@@ -137,13 +138,13 @@ impl Read for StandardInput<'_> {
     }
 }
 
-/// Standard output, whose reader may be slow or stuck; a wish to stop ends the writing.
+/// Standard output. Its reader may be slow or stuck, and a stop request ends the write.
 pub struct StandardOutput<'a> {
-    /// Tells of a wish to stop.
+    /// Reports a stop request.
     pub progress: &'a Progress,
 }
 
-/// What a pipe that is ready takes without waiting.
+/// Number of bytes that a ready pipe accepts without blocking.
 const PIPE_BYTES: usize = 4096;
 
 impl Write for StandardOutput<'_> {
@@ -166,7 +167,7 @@ impl Write for StandardOutput<'_> {
     }
 }
 
-/// Waits a moment until something can be read or written.
+/// Waits up to one tick. Returns true if `fd` can be read or written.
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<bool> {
     let tick = Timespec::try_from(TICK).map_err(io::Error::other)?;
     match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&tick)) {

@@ -1,5 +1,4 @@
-//! Telling of one run of an instance: that it began, how it ended, and when monitoring has to
-//! look away.
+//! Notifications of one run of an instance: its start, its end, and silences of the monitoring.
 
 use crate::config::Config;
 use crate::exit::{Failure, other};
@@ -16,24 +15,24 @@ use std::time::{Duration, Instant};
 use store::entry::Time;
 use store::observe::Progress;
 
-/// Tells of one run.
+/// Sends the notifications of one run.
 pub struct Telling<'a> {
     ui: &'a Ui,
     notifiers: &'a [Notifier],
     origin: Origin<'a>,
     started: Time,
-    /// File with how the run before went.
+    /// File with the result of the previous run.
     memory: PathBuf,
-    /// How long monitoring stays silent when services run again.
+    /// Time that monitoring stays silent once services run again.
     delay: Cell<Duration>,
-    /// Silences that are still to be ended, and when. Not by the clock, which may be set.
+    /// Silences still to be ended, and when. A monotonic time, because the clock may be set.
     due: RefCell<Vec<(serde_json::Value, Instant)>>,
-    /// What was warned of; once is enough.
+    /// Warnings already printed. Each is printed once.
     warned: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Telling<'a> {
-    /// For a run that begins now.
+    /// Creates the notifications of a run that begins now.
     pub fn new(
         ui: &'a Ui,
         config: &'a Config,
@@ -53,7 +52,7 @@ impl<'a> Telling<'a> {
         })
     }
 
-    /// Undoes what another run left, without waiting for anything: its silences are over.
+    /// Undoes steps of another run without delay, because its silences are over.
     pub fn at_once<T>(&self, undo: impl FnOnce() -> T) -> T {
         let delay = self.delay.replace(Duration::ZERO);
         let done = undo();
@@ -61,13 +60,13 @@ impl<'a> Telling<'a> {
         done
     }
 
-    /// Tells that it began.
+    /// Notifies that the run began.
     pub fn started(&self) {
         let wants_stop = || self.ui.wants_stop();
         self.warn(notify::tell(self.notifiers, &self.news(What::Started), &wants_stop));
     }
 
-    /// Tells how it ended, and that this was `at` that time.
+    /// Notifies how the run ended, at time `at`.
     pub fn ended(&self, result: &Result<Outcome, Failure>, at: Time) {
         let mut outcome = self.outcome(result, at);
         outcome.previous = match std::fs::read_to_string(&self.memory).as_deref() {
@@ -75,13 +74,13 @@ impl<'a> Telling<'a> {
             Ok(_) => Some(false),
             Err(_) => None,
         };
-        // Whoever asked the run to stop has not asked for this to stop.
+        // A stop request to the run is not a stop request to the notifications.
         let was_stopped = self.ui.wants_stop();
         let wants_stop = || !was_stopped && self.ui.wants_stop();
         self.warn(notify::tell(self.notifiers, &self.news(What::Ended(&outcome)), &wants_stop));
         let word = if outcome.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
-        // Without the directory the file says why it cannot be written.
+        // Without the directory, the write below reports the error.
         let _ = std::fs::create_dir_all(dir);
         if let Err(error) = forge::file::replace(&self.memory, 0o644, word.as_bytes()) {
             self.ui.warn(&error.to_string());
@@ -123,7 +122,7 @@ impl<'a> Telling<'a> {
         told
     }
 
-    /// Waits until silences may end, where monitoring cannot be told ahead, and ends them.
+    /// Ends silences that monitoring cannot end ahead of time. Waits until they are due.
     pub fn end_silences(&self, record: &mut Record) {
         let is_silence = |undo: &Undo| matches!(undo, Undo::EndSilence(_));
         if !record.left().iter().any(is_silence) {
@@ -149,7 +148,7 @@ impl<'a> Telling<'a> {
         News { origin: self.origin, at: now(), what }
     }
 
-    /// What did not work is told and never makes a run fail.
+    /// Prints warnings of notifiers, which never make a run fail.
     fn warn(&self, warnings: Vec<String>) {
         for warning in warnings {
             if self.warned.borrow_mut().insert(warning.clone()) {
@@ -165,7 +164,7 @@ impl Monitor for Telling<'_> {
     }
 
     fn silence(&self, planned: &serde_json::Value, progress: &Progress) {
-        // What was to end of earlier ones is silenced anew, and ends when this does.
+        // Earlier silences no longer end on their own: they end with this one.
         self.due.borrow_mut().clear();
         let planned: Vec<Silenced> = serde_json::from_value(planned.clone()).unwrap_or_default();
         let wants_stop = || progress.check().is_err();
@@ -188,7 +187,7 @@ impl Monitor for Telling<'_> {
                 return None;
             }
         };
-        // Each silence has its own time to end, counted from when services were started for it.
+        // Each silence ends at its own time, counted from the start of its services.
         let delay = if known.is_some() { Duration::ZERO } else { self.delay.get() };
         let (due, at) = (Instant::now() + delay, now());
         let end = Time { seconds: at.seconds.saturating_add(delay.as_secs() as i64), ..at };
@@ -202,12 +201,12 @@ impl Monitor for Telling<'_> {
     }
 }
 
-/// What is kept of silences, if there are any.
+/// Returns silences in the form in which they are kept; `None` if there are none.
 fn noted(silenced: &[Silenced]) -> Option<serde_json::Value> {
     if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
 }
 
-/// What an incomplete snapshot lacks.
+/// Describes the faults of an incomplete snapshot.
 fn lack(outcome: &Outcome) -> String {
     let missing = outcome.missing.iter().filter(|absent| absent.is_required);
     let missing: Vec<&str> = missing.map(|absent| &absent.part[..]).collect();

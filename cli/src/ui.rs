@@ -1,4 +1,4 @@
-//! The one door to the terminal: lines, JSON lines, progress, interrupts.
+//! All terminal input and output: lines, JSON lines, progress, signals.
 
 use crate::command::Global;
 use crate::exit::Failure;
@@ -16,22 +16,22 @@ use std::time::{Duration, Instant};
 use store::entry::is_deceptive;
 use store::observe::{Event, Observer, Progress};
 
-/// How often the terminal is drawn and a wish to stop is noticed.
+/// Interval between updates of the terminal and checks for a stop request.
 const TICK: Duration = Duration::from_millis(100);
-/// How often a line says how far it is, where there is no terminal.
+/// Interval between lines about progress if there is no terminal.
 const STATUS: Duration = Duration::from_secs(30);
 
-/// How long a command that prints a result may take to end after a signal.
+/// Maximum time after a signal for a command that prints its result to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many warnings are remembered for those who are told how it went.
+/// Maximum number of warnings kept for notifications.
 const REMEMBERED_MAX: usize = 50;
 
-/// Warnings of this run, each once.
+/// Distinct warnings of this run.
 #[derive(Debug, Default)]
 struct Warnings {
     texts: Vec<String>,
-    /// Those beyond the limit.
+    /// Number of warnings beyond the limit.
     more: usize,
 }
 
@@ -48,22 +48,23 @@ impl Warnings {
     }
 }
 
-/// How a command speaks.
+/// Output of a command, and its stop requests.
 pub struct Ui {
     json: bool,
     quiet: bool,
     verbose: bool,
     wants_stop: Arc<AtomicBool>,
-    /// What makes a second signal end the program at once.
+    /// Signal handlers that let a second signal end the program at once.
     impatient: Vec<SigId>,
     stdout: Mutex<io::Stdout>,
     warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Ui {
-    /// Speaks as the arguments say, and hears SIGINT, SIGTERM and SIGHUP: the
-    /// first asks the command to stop, the second ends it. A signal that the parent
-    /// process ignores, such as SIGHUP below `nohup`, stays ignored.
+    /// Configures output by the arguments, and handles SIGINT, SIGTERM and SIGHUP.
+    ///
+    /// The first signal asks the command to stop, the second ends the program. A signal that the
+    /// parent process ignores, such as SIGHUP below `nohup`, stays ignored.
     pub fn new(global: &Global) -> Ui {
         let wants_stop = Arc::new(AtomicBool::new(false));
         let may_end = Arc::new(AtomicBool::new(false));
@@ -75,13 +76,13 @@ impl Ui {
             signal_hook::consts::SIGHUP,
         ];
         for signal in signals.into_iter().filter(|signal| ignored & (1 << (signal - 1)) == 0) {
-            // Registered in this order, the first signal only sets the flags.
+            // In this order of registration, the first signal only sets the flags.
             let _ =
                 signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&may_end));
             let _ = signal_hook::flag::register(signal, Arc::clone(&wants_stop));
             impatient.extend(signal_hook::flag::register(signal, Arc::clone(&may_end)));
         }
-        // A file that grows beyond a limit is an error of that file, and not the end of the run.
+        // A file that exceeds the size limit is an error of that file and must not end the run.
         let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
         let Global { json, quiet, verbose, .. } = *global;
         let stdout = Mutex::new(io::stdout());
@@ -89,39 +90,40 @@ impl Ui {
         Ui { json, quiet, verbose, wants_stop, impatient, stdout, warnings }
     }
 
-    /// From now on no signal ends the program before it has undone what it did to others.
+    /// From now on, no signal ends the program before it has undone its changes to other services.
     pub fn hold(&self) {
         for id in &self.impatient {
             signal_hook::low_level::unregister(*id);
         }
     }
 
-    /// Whether a signal asked to stop.
+    /// Returns true if a signal asked the program to stop.
     pub fn wants_stop(&self) -> bool {
         self.wants_stop.load(Relaxed)
     }
 
-    /// A line of the result, for people only. Control characters in it are escaped.
+    /// Prints a line of the result, for people only. Escapes control characters.
     pub fn line(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         if self.json { Ok(()) } else { self.write(shown(text.as_ref()).as_bytes()) }
     }
 
-    /// Several lines of the result, for people only: a text of ours, such as a unit file.
+    /// Prints several lines of the result, for people only. Meant for the program's own text, such
+    /// as a unit file.
     pub fn lines(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         text.as_ref().split('\n').try_for_each(|line| self.line(line))
     }
 
-    /// A line that says how it went, for people who want to know.
+    /// Prints a line about the outcome, unless `--quiet` is given.
     pub fn remark(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         if self.quiet { Ok(()) } else { self.line(text) }
     }
 
-    /// A line for people who want to know everything.
+    /// Prints a line of detail if `--verbose` is given.
     pub fn detail(&self, text: impl AsRef<str>) -> Result<(), Failure> {
         if self.verbose { self.line(text) } else { Ok(()) }
     }
 
-    /// A line of the result, for programs only.
+    /// Prints a line of the result, for programs only.
     pub fn json(&self, message_type: &str, mut value: Value) -> Result<(), Failure> {
         if !self.json {
             return Ok(());
@@ -135,35 +137,35 @@ impl Ui {
         written(stdout.write_all(line).and_then(|()| stdout.write_all(b"\n")))
     }
 
-    /// The last words of a failed run.
+    /// Prints the error of a failed run.
     pub fn failed(&self, message: &str, hint: Option<&str>, code: u8) {
         if self.json {
             let value = json!({"code": code, "message": message, "hint": hint});
             let _ = self.json("exit_error", value);
         }
         let mut stderr = io::stderr().lock();
-        // Nobody is left to tell if this fails.
+        // A failure here can no longer be reported.
         let _ = writeln!(stderr, "forgekeep: {}", shown(message));
         if let Some(hint) = hint {
             let _ = writeln!(stderr, "  {}", shown(hint));
         }
     }
 
-    /// A warning. The result comes after it.
+    /// Prints a warning, which must precede the result.
     pub fn warn(&self, text: &str) {
         remember(&self.warnings, text);
         warn(self.json, text);
     }
 
-    /// A warning that explains the result to people. Programs find it in the result itself,
-    /// of which the last line is the last that they get.
+    /// Prints a warning that explains the result to people. The result itself tells programs the
+    /// same, and its last line must remain their last line.
     pub fn explain(&self, text: &str) {
         if !self.json {
             warn(false, text);
         }
     }
 
-    /// What was warned of so far, within bounds.
+    /// Returns the warnings so far. Their number is bounded.
     pub fn warnings(&self) -> Vec<String> {
         let warnings = self.warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut texts = warnings.texts.clone();
@@ -173,14 +175,14 @@ impl Ui {
         texts
     }
 
-    /// Watches an operation from now on.
+    /// Starts to observe an operation.
     pub fn watch(&self, what: &'static str) -> Arc<Watch> {
         Watch::start(self, what)
     }
 }
 
-/// A text as one line that is safe to print: characters that steer a terminal, end a line or
-/// reverse the order of text are escaped, whoever put them into a name or a message.
+/// Makes a text safe to print on one line. Escapes characters that control a terminal, end a line
+/// or reverse the order of text, whatever their source.
 pub fn shown(text: &str) -> Cow<'_, str> {
     if !text.contains(is_deceptive) {
         return Cow::Borrowed(text);
@@ -192,7 +194,7 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Prints help, or what is wrong with the arguments, and ends the program.
+/// Prints help or an error in the arguments, and ends the program.
 pub fn refuse(error: &clap::Error) -> ! {
     let text = error.render().to_string();
     let safe: Vec<_> = text.lines().map(shown).collect();
@@ -204,14 +206,15 @@ pub fn refuse(error: &clap::Error) -> ! {
     error.exit()
 }
 
-/// The signals that the parent process ignores, a bit each; 0 where the system does not say.
+/// Returns the signals that the parent process ignores, as a bit mask; 0 if the system does not
+/// report them.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
-/// The outcome of writing to standard output.
+/// Converts the result of a write to standard output.
 pub fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::BrokenPipe),
@@ -232,7 +235,7 @@ fn warn(is_json: bool, text: &str) {
     }
 }
 
-/// Shows how an operation goes; is its observer.
+/// Shows the progress of an operation, and is its observer.
 pub struct Watch {
     what: &'static str,
     json: bool,
@@ -274,7 +277,7 @@ impl Watch {
         watch
     }
 
-    /// Ends the watching; call before the result is printed.
+    /// Ends the observation. Call it before the result is printed.
     pub fn end(&self) {
         self.ended.store(true, Relaxed);
         let ticker = self.ticker.lock().ok().and_then(|mut slot| slot.take());
@@ -285,14 +288,14 @@ impl Watch {
         self.bar.finish_and_clear();
     }
 
-    /// Shows nothing more, before a result is printed that comes bit by bit. A wish to stop is
-    /// still heard.
+    /// Hides progress from now on, because the result is printed piece by piece. Still handles stop
+    /// requests.
     pub fn hush(&self) {
         self.is_hushed.store(true, Relaxed);
         self.bar.finish_and_clear();
     }
 
-    /// Time since the operation began.
+    /// Returns the time since the operation began.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
@@ -304,7 +307,7 @@ impl Watch {
                 self.progress.stop();
                 let stop_at = *stop_at.get_or_insert(Instant::now() + PATIENCE);
                 if self.is_hushed.load(Relaxed) && Instant::now() >= stop_at {
-                    // The result is being written, and its reader does not read.
+                    // The result is being written, but its reader does not read.
                     std::process::exit(130);
                 }
             }
@@ -312,7 +315,7 @@ impl Watch {
                 return;
             }
             if self.is_hushed.load(Relaxed) {
-                // Only a wish to stop matters.
+                // Only a stop request matters.
             } else if !self.bar.is_hidden() {
                 self.draw();
             } else if !self.quiet && Instant::now() >= status_at {
