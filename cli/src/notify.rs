@@ -1,10 +1,10 @@
-//! Telling people and their monitoring how a run went, and silencing the monitoring while services are
+//! Notifies people and their monitoring about runs, and silences the monitoring while services are
 //! stopped.
 //!
-//! A notifier is one file below this one and one line in [`Notifier`]. None of them ever makes a
-//! run fail: whoever calls gets sentences to pass on as warnings. All are told at once, each on a thread
-//! that is left behind when its time is over, so that a dead server, or one that answers a byte a
-//! minute, costs no more than that.
+//! A notifier is one file in this module and one variant of [`Notifier`]. No notifier ever makes a
+//! run fail: callers get messages to print as warnings. All notifiers run at once, each on its own
+//! thread. A thread that exceeds its time limit is abandoned. A dead server, or one that sends a
+//! byte a minute, therefore costs no more than that limit.
 
 mod http;
 mod mail;
@@ -27,7 +27,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
-/// One `[[notify]]` table of the configuration; its `kind` says which.
+/// A `[[notify]]` table of the configuration. Its `kind` selects the variant.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Notifier {
@@ -35,55 +35,57 @@ pub enum Notifier {
     Zabbix(zabbix::Zabbix),
     /// A maintenance period in Zabbix while services are stopped.
     ZabbixMaintenance(zabbix_maintenance::ZabbixMaintenance),
-    /// A dead man's switch as healthchecks.io has it.
+    /// A dead man's switch in the style of healthchecks.io.
     Ping(ping::Ping),
     /// Metrics for Prometheus' node exporter.
     Textfile(textfile::Textfile),
-    /// A message in Mattermost, Slack, or whatever understands theirs.
+    /// A message in Mattermost, Slack or a compatible service.
     Webhook(webhook::Webhook),
     /// A mail.
     Mail(mail::Mail),
 }
 
-/// What a notifier can do. An error says what was tried, why it did not work, and the way out; there is
-/// no secret in it.
+/// Operations of a notifier. An error names the attempt, the reason and the next step. It contains
+/// no secret.
 trait Tell {
-    /// What it talks to, for people, and to know it again in a later process.
+    /// Returns the name of its service, for people. A later process finds the notifier by this
+    /// name.
     fn name(&self) -> String;
 
-    /// Tells the news, or nothing if these are none for it.
+    /// Sends the news, or nothing if it does not report news of this kind.
     fn tell(&self, news: &News) -> Result<(), String>;
 
-    /// Returns true if [`Tell::tell`] sends anything for these.
+    /// Returns true if [`Tell::tell`] sends anything for this news.
     fn sends(&self, news: &News) -> bool {
         matches!(news.what, What::Ended(_))
     }
 
-    /// How long one of these may take, all tries together.
+    /// Time limit of one operation, including all tries.
     fn limit(&self) -> Duration;
 
-    /// The secrets that it needs.
+    /// Returns the secrets it needs.
     fn secrets(&self) -> Vec<&Secret> {
         Vec::new()
     }
 
-    /// An address as good as a password that stands in the configuration itself.
+    /// Returns true if the configuration itself contains an address that is as good as a password.
     fn open_address(&self) -> bool {
         false
     }
 
-    /// The directory that it writes to.
+    /// Returns the directory it writes to.
     fn directory(&self) -> Option<&Path> {
         None
     }
 
-    /// The silence that [`Tell::silence`] would make; `None` if it cannot or was not asked to.
+    /// Returns the silence that [`Tell::silence`] would start; `None` if it cannot start one or is
+    /// not configured to.
     fn plan_silence(&self, _origin: &Origin, _now: Time) -> Option<Silence> {
         None
     }
 
-    /// Silences the monitoring from `now` on as planned, and waits until that is so or `is_over` says that
-    /// nobody waits any longer.
+    /// Silences the monitoring from `now` on, as planned. Waits until the silence is in force, or
+    /// until `is_over` is set because the caller no longer waits.
     fn silence(
         &self,
         _planned: &Silence,
@@ -94,17 +96,17 @@ trait Tell {
         Ok(())
     }
 
-    /// Lets a silence of its own end at `end`. One that never began is none.
+    /// Lets one of its own silences end at `end`. A silence that never began is not an error.
     fn end_silence(&self, _silence: &Silence, _end: Time, _now: Time) -> Result<Told, String> {
         Ok(Told::Now)
     }
 }
 
-/// Whether the end of a silence could be told.
+/// Result of a request to end a silence.
 enum Told {
-    /// It was.
+    /// Nothing is left to do.
     Now,
-    /// This cannot be told ahead.
+    /// The end cannot be set ahead of time. Request it again when it is due.
     OnlyWhenDue,
 }
 
@@ -120,28 +122,28 @@ impl Notifier {
         }
     }
 
-    /// What it talks to, for people.
+    /// Returns the name of its service, for people.
     pub fn name(&self) -> String {
         self.teller().name()
     }
 
-    /// Whether its silences are made and ended by whoever has its name, and depend on who that
-    /// is: others have all that they need in what is kept of them.
+    /// Returns true if its silences depend on its settings, so that a notifier of the same name
+    /// must start and end them. Records of other silences contain all that is needed.
     pub fn is_found_by_name(&self) -> bool {
         matches!(self, Notifier::ZabbixMaintenance(_))
     }
 
-    /// The secrets that it needs.
+    /// Returns the secrets it needs.
     pub fn secrets(&self) -> Vec<&Secret> {
         self.teller().secrets()
     }
 
-    /// Whether an address that is as good as a password stands in the configuration itself.
+    /// Returns true if the configuration itself contains an address that is as good as a password.
     pub fn has_open_address(&self) -> bool {
         self.teller().open_address()
     }
 
-    /// Returns true if it sends anything for these.
+    /// Returns true if it sends anything for this news.
     pub fn sends(&self, news: &News) -> bool {
         self.teller().sends(news)
     }
@@ -151,14 +153,14 @@ impl Notifier {
         self.teller().plan_silence(origin, now).is_some()
     }
 
-    /// The directory that it writes to.
+    /// Returns the directory it writes to.
     pub fn directory(&self) -> Option<&Path> {
         self.teller().directory()
     }
 }
 
-/// Tells everybody at once; gives what did not work, for warnings. If somebody wants to stop, the slow ones
-/// are not waited for much longer.
+/// Sends news through all notifiers at once. Returns error messages, for warnings. After a stop
+/// request, slow notifiers get only a little more time.
 pub fn tell(notifiers: &[Notifier], news: &News, wants_stop: &dyn Fn() -> bool) -> Vec<String> {
     let news = Arc::new(Kept::of(news));
     let task = |notifier: &Notifier| {
@@ -169,19 +171,19 @@ pub fn tell(notifiers: &[Notifier], news: &News, wants_stop: &dyn Fn() -> bool) 
     told.into_iter().filter_map(Result::err).collect()
 }
 
-/// How long the slow ones are waited for once somebody wants to stop.
+/// Maximum wait for slow notifiers after a stop request.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
-/// How often that is looked for.
+/// Interval between checks for a stop request.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Something to be done with one of them.
+/// An operation of one notifier.
 struct Task<T> {
     name: String,
     limit: Duration,
     work: Work<T>,
 }
 
-/// It is told when nobody waits for it any longer.
+/// Work of a task. The flag is set when the caller no longer waits.
 type Work<T> = Box<dyn FnOnce(&AtomicBool) -> Result<T, String> + Send>;
 
 impl<T> Task<T> {
@@ -195,8 +197,8 @@ impl<T> Task<T> {
     }
 }
 
-/// Does all of these at once. Whoever is not ready within its limit is left behind: what it
-/// waits for cannot be ended from outside.
+/// Runs all tasks at once. Abandons a task that exceeds its time limit, because nothing can end its
+/// wait from outside.
 fn all<T: Send + 'static>(
     tasks: Vec<Task<T>>,
     wants_stop: &dyn Fn() -> bool,
@@ -206,7 +208,7 @@ fn all<T: Send + 'static>(
     let begin = |Task { name, limit, work }: Task<T>| {
         let (sender, answer) = mpsc::channel();
         let is_over = Arc::clone(&is_over);
-        // Nobody hears it any more if that fails.
+        // Fails if the caller no longer waits, which needs no handling.
         std::thread::spawn(move || sender.send(work(&is_over)).is_ok());
         (name, limit, answer)
     };
@@ -237,8 +239,8 @@ fn all<T: Send + 'static>(
     answers
 }
 
-/// How long all tries of so many exchanges may take together, and before them the command
-/// that says a secret.
+/// Returns the time limit of all tries of `exchanges` exchanges together, and of a command that
+/// prints a secret before them.
 fn overall(timeout: Limit, exchanges: usize, secret: Option<&Secret>) -> Duration {
     let exchanges = u32::try_from(exchanges).unwrap_or(u32::MAX).saturating_add(2);
     let pauses = Duration::from_secs(5);
@@ -249,7 +251,7 @@ fn overall(timeout: Limit, exchanges: usize, secret: Option<&Secret>) -> Duratio
     timeout.0.saturating_mul(exchanges).saturating_add(pauses + command)
 }
 
-/// Where an address is, if it is a secret.
+/// Returns the secret that holds an address, if one does.
 fn secret_of(address: &Address) -> Option<&Secret> {
     match address {
         Address::Plain(_) => None,
@@ -257,26 +259,26 @@ fn secret_of(address: &Address) -> Option<&Secret> {
     }
 }
 
-/// Monitoring that is or will be silenced. Keep it where a later process finds it, before
-/// it is, until [`end_silence`] no longer gives it back.
+/// Monitoring that is or will be silenced. Save it for a later process before the silence starts,
+/// and keep it until [`end_silence`] no longer returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Silenced {
-    /// [`Notifier::name`] of who did it.
+    /// [`Notifier::name`] of the notifier that silences it.
     notifier: String,
     silence: Silence,
 }
 
-/// What has to be undone.
+/// A silence to end later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Silence {
-    /// Items of a host that say 1.
+    /// Items of a host that have the value 1.
     ZabbixItems { host: String, keys: Vec<String> },
     /// A maintenance of this name that ends by itself at `till`, in seconds since 1970.
     ZabbixMaintenance { name: String, till: i64 },
 }
 
-/// The silences that [`silence`] would make; nothing is done yet.
+/// Returns the silences that [`silence`] would start. Starts none.
 pub fn plan_silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> Vec<Silenced> {
     let plan = |notifier: &Notifier| {
         let silence = notifier.teller().plan_silence(origin, now)?;
@@ -285,8 +287,8 @@ pub fn plan_silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> Vec<S
     notifiers.iter().filter_map(plan).collect()
 }
 
-/// Silences all monitoring as planned; call it before services are stopped, and once the plan is
-/// written down. Gives what did not work, for warnings: it may have been silenced nevertheless.
+/// Starts all planned silences. Call it once the plan is saved, and before services are stopped.
+/// Returns error messages, for warnings: a silence may have started despite an error.
 pub fn silence(
     notifiers: &[Notifier],
     planned: &[Silenced],
@@ -308,12 +310,12 @@ pub fn silence(
     all(tasks, wants_stop).into_iter().filter_map(Result::err).collect()
 }
 
-/// Lets silences end at `end`, which is now or some minutes ahead, so that checks see the services
-/// up before anybody is alarmed.
+/// Lets silences end at `end`, which is now or some minutes ahead. A delay lets checks see the
+/// services up before anybody is alarmed.
 ///
-/// Call it once services are up. Gives what is still to be ended: some monitoring cannot be told
-/// ahead, and some could not be reached. Call it again with that once `end` has come. The second list is what
-/// did not work, for warnings.
+/// Call it once services are up. Returns the silences still to be ended, and error messages for
+/// warnings. Some silences cannot be ended ahead of time, and some services may be unreachable.
+/// Call it again with the returned silences when `end` has come.
 pub fn end_silence(
     notifiers: &[Notifier],
     silenced: Vec<Silenced>,
@@ -334,7 +336,7 @@ pub fn end_silence(
         tasks.push(Task::of(notifier, move |teller, _| teller.end_silence(&silence, end, now)));
         known.push(silenced);
     }
-    // Whoever wants to stop wants this as well.
+    // A stop request must not cut this short: silences should end in that case, too.
     for (silenced, told) in known.into_iter().zip(all(tasks, &|| false)) {
         match told {
             Ok(Told::Now) => {}
@@ -351,27 +353,27 @@ pub fn end_silence(
 }
 
 impl Silenced {
-    /// Whether it has ended by itself.
+    /// Returns true if the silence has ended by itself.
     fn has_ended(&self, now: Time) -> bool {
         matches!(self.silence, Silence::ZabbixMaintenance { till, .. } if till <= now.seconds)
     }
 }
 
-/// Which ends of runs people want to hear of.
+/// Results of runs that a notifier reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum When {
-    /// All that are not good, and the first good one after these.
+    /// All results that are not good, and the first good one after them.
     #[default]
     Failure,
-    /// Those that are not as the one before.
+    /// Results that differ from the previous one.
     Change,
-    /// All.
+    /// All results.
     Always,
 }
 
 impl When {
-    /// The outcome, if these are news that are wanted.
+    /// Returns the outcome if the news is one that this setting reports.
     fn wanted<'a>(self, news: &News<'a>) -> Option<&'a Outcome> {
         let What::Ended(outcome) = news.what else { return None };
         let is_good = outcome.is_good();
@@ -384,20 +386,20 @@ impl When {
     }
 }
 
-/// How long a notifier waits for an answer unless it is said.
+/// Default time limit for one answer.
 fn ten_seconds() -> Limit {
     Limit(Duration::from_secs(10))
 }
 
-/// Why one try did not work.
+/// Reason why one try failed.
 enum Trouble {
-    /// The next one may.
+    /// The next try may succeed.
     Passing(String),
-    /// No other will.
+    /// No further try will succeed.
     Lasting(String),
 }
 
-/// Tries three times, if need be, with pauses.
+/// Tries up to three times, with pauses.
 fn persist<T>(mut one: impl FnMut() -> Result<T, Trouble>) -> Result<T, String> {
     for pause in [1, 3].map(Duration::from_secs) {
         match one() {
@@ -409,7 +411,7 @@ fn persist<T>(mut one: impl FnMut() -> Result<T, Trouble>) -> Result<T, String> 
     one().map_err(|(Trouble::Passing(reason) | Trouble::Lasting(reason))| reason)
 }
 
-/// A text of the configuration with `{instance}` and `{host}` filled in.
+/// Fills in `{instance}` and `{host}` in a text of the configuration.
 fn filled(pattern: &str, origin: &Origin) -> String {
     pattern.replace("{instance}", origin.instance).replace("{host}", origin.host)
 }
@@ -509,7 +511,7 @@ mod tests {
         let answers = all(tasks, &|| false);
         assert!(answers[0].as_ref().expect_err("late").starts_with("slow was not ready within"));
         assert_eq!(answers[1], Ok(1));
-        // Somebody wants to stop: whoever hears of that stops waiting.
+        // After a stop request, a task that checks the flag stops waiting.
         let hears = Task {
             name: "hears".into(),
             limit: Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! Posting to a server of somebody else, whose address may be a secret.
+//! Posts to other people's servers, whose addresses may be secrets.
 
 use super::{Trouble, persist};
 use forge::secret::{Address, Secret};
@@ -6,29 +6,30 @@ use forge::settings::Limit;
 use ureq::http::Uri;
 use ureq::tls::{RootCerts, TlsConfig};
 
-/// What is read of an answer; more than this is none that we asked for.
+/// Maximum bytes read of an answer. Expected answers are shorter.
 const MAX_ANSWER: u64 = 1 << 20;
-/// How much of an answer is worth telling.
+/// Maximum bytes of an answer that a message shows.
 const MAX_SHOWN: usize = 200;
 
-/// Something to be posted.
+/// A request to post.
 pub struct Post<'a> {
-    /// Where to; the path may be a secret.
+    /// Target address. Its path may be a secret.
     pub address: &'a str,
-    /// What `body` is.
+    /// Media type of `body`.
     pub content_type: &'a str,
-    /// A secret that lets us in.
+    /// Secret token for authorization.
     pub bearer: Option<&'a str>,
-    /// What is said.
     pub body: &'a [u8],
-    /// How long one try may take, from looking up the name to the end of the answer.
+    /// Time limit of one try, from name resolution to the end of the answer.
     pub timeout: Limit,
 }
 
 impl Post<'_> {
-    /// Posts it, up to three times while the server cannot be reached or has trouble; gives the body of the
-    /// answer. Anything but a success is an error, redirects too: they would carry secrets to where
-    /// nobody sent them. An error names the server and never the path.
+    /// Posts the request, up to three times while the server is unreachable or reports a passing
+    /// fault. Returns the body of the answer.
+    ///
+    /// Every answer but a success is an error. This includes redirects, which would carry secrets
+    /// to unintended servers. An error names the server and never the path.
     pub fn send(&self) -> Result<Vec<u8>, String> {
         let server = server(self.address)?;
         persist(|| self.once(&server))
@@ -40,7 +41,7 @@ impl Post<'_> {
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("forgekeep/", env!("CARGO_PKG_VERSION")))
-            // What this machine trusts, so that the authority of a company is enough.
+            // Trusts this machine's certificates, so that a company's own authority is enough.
             .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .build()
             .new_agent();
@@ -77,13 +78,13 @@ impl Post<'_> {
         Err(if may_pass { Trouble::Passing(reason) } else { Trouble::Lasting(reason) })
     }
 
-    /// A text of somebody else, who may repeat what we sent.
+    /// Removes secrets from a foreign text, which may repeat parts of the request.
     fn without_secrets(&self, text: &str) -> String {
         let mut text = text.replace(self.address, "…");
         let path = self.address.parse().ok().and_then(|uri: Uri| uri.into_parts().path_and_query);
         let path = path.as_ref().map(|path| path.as_str());
         for secret in [path, user_of(self.address), self.bearer].into_iter().flatten() {
-            // What is this short is no secret.
+            // Anything this short is not a secret.
             if secret.len() > 4 {
                 text = text.replace(secret, "…");
             }
@@ -92,7 +93,7 @@ impl Post<'_> {
     }
 }
 
-/// What can be shown of an address without reading a secret for it.
+/// Returns the part of an address that can be shown, without reading a secret.
 pub fn shown(address: &Address) -> String {
     match address {
         Address::Plain(address) => server(address).unwrap_or_default(),
@@ -101,19 +102,20 @@ pub fn shown(address: &Address) -> String {
     }
 }
 
-/// Server and path of an address, for those whose path is no secret; without user and password.
+/// Returns server and path of an address, without user and password. Only for addresses whose path
+/// is not a secret.
 pub fn place(address: &str) -> String {
     let path = address.parse().ok().map(|uri: Uri| uri.path().to_owned());
     server(address).unwrap_or_default() + &path.unwrap_or_default()
 }
 
-/// User and password of an address.
+/// Returns user and password of an address.
 pub fn user_of(address: &str) -> Option<&str> {
     let (_, rest) = address.split_once("://")?;
     rest.split(['/', '?']).next()?.rsplit_once('@').map(|(user, _)| user)
 }
 
-/// Host and port of an address: what of it can be shown.
+/// Returns host and port of an address, which can be shown.
 pub fn server(address: &str) -> Result<String, String> {
     let uri: Option<Uri> = address.parse().ok();
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));

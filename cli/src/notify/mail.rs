@@ -1,4 +1,4 @@
-//! A mail by SMTP.
+//! Sends mail by SMTP.
 
 use super::{News, Tell, Trouble, When, persist};
 use forge::secret::Secret;
@@ -13,20 +13,20 @@ use serde::{Deserialize, Deserializer};
 use std::error::Error;
 use std::time::Duration;
 
-/// What is said in one mail.
+/// Maximum bytes of text in one mail.
 const MAX_TEXT: usize = 200_000;
 
-/// `kind = "mail"`: a mail when a run has ended and `when` says so.
+/// `kind = "mail"`: sends a mail when a run ends and `when` selects its result.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Mail {
-    /// The mail server.
+    /// Host name or address of the mail server.
     server: String,
-    /// Its port, if not the usual one: 587 for `starttls`, 465 for `tls`, 25 for `none`.
+    /// Port; by default 587 for `starttls`, 465 for `tls`, 25 for `none`.
     port: Option<u16>,
     #[serde(default)]
     security: Security,
-    /// Who sends, for the server.
+    /// User name for the mail server.
     user: Option<String>,
     /// The password of `user`.
     password: Option<Secret>,
@@ -40,16 +40,16 @@ pub struct Mail {
     timeout: Limit,
 }
 
-/// How the way to the mail server is secured.
+/// Protection of the connection to the mail server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Security {
-    /// TLS after a plain greeting; a server that has none gets no mail.
+    /// TLS after a plain greeting. A server without TLS gets no mail.
     #[default]
     Starttls,
     /// TLS from the first byte.
     Tls,
-    /// Not at all: for a server on this machine.
+    /// No protection, for a server on this machine.
     None,
 }
 
@@ -63,7 +63,7 @@ impl Tell for Mail {
     }
 
     fn limit(&self) -> Duration {
-        // The library's own limit is for each answer, and there may be any number of pieces of one.
+        // The library limits the time of each answer, but an answer may have any number of pieces.
         super::overall(self.timeout, self.to.len(), self.password.as_ref())
     }
 
@@ -78,7 +78,7 @@ impl Tell for Mail {
         let transport = self.transport().map_err(|error| format!("no mail: {error}"))?;
         let mut failed = Vec::new();
         for to in &self.to {
-            // Each alone: a server that refuses one of them would take none of the mail.
+            // Sent separately: a server that refuses one recipient would refuse the mail to all.
             if let Err(error) = self.send(&transport, to, news) {
                 failed.push(format!("no mail to {} by {}: {error}", to.email, self.name()));
             }
@@ -143,7 +143,7 @@ impl Mail {
             .to(to.clone())
             .subject(news.title())
             .message_id(None)
-            // Keeps out-of-office notes from being sent in answer.
+            // Keeps mail systems from answering with out-of-office notes.
             .header(AutoSubmitted)
             .header(ContentType::TEXT_PLAIN)
             .body(news.text(MAX_TEXT))
@@ -179,7 +179,7 @@ impl Mail {
     }
 }
 
-/// Says that no human wrote this (RFC 3834).
+/// Marks a mail as written by a program (RFC 3834).
 #[derive(Debug, Clone)]
 struct AutoSubmitted;
 

@@ -1,56 +1,55 @@
-//! What is told, and its words.
+//! News about runs, and their wording.
 
 use crate::report::{count, local_time, size};
 use crate::ui::shown;
 use std::fmt::{self, Write};
 use store::entry::Time;
 
-/// What is told.
+/// News to send.
 #[derive(Debug, Clone, Copy)]
 pub struct News<'a> {
-    /// Whose news it is.
+    /// Run that the news is about.
     pub origin: Origin<'a>,
-    /// When it happened.
+    /// Time of the event.
     pub at: Time,
-    /// What happened.
     pub what: What<'a>,
 }
 
-/// Whose news it is.
+/// Run that news is about.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
-    /// The name of what is backed up, as in the configuration.
+    /// Name of the instance, as in the configuration.
     pub instance: &'a str,
-    /// The name of the machine it runs on.
+    /// Name of the machine on which it runs.
     pub host: &'a str,
-    /// The same in all news of one run.
+    /// Id that all news of one run share.
     pub run: RunId,
-    /// Whether there is no run, and somebody tries out who hears of one.
+    /// True if there is no run and somebody tests the notifiers.
     pub is_test: bool,
 }
 
-/// What happened.
+/// An event of a run.
 #[derive(Debug, Clone, Copy)]
 pub enum What<'a> {
-    /// A run began.
+    /// The run began.
     Started,
-    /// A run came to its end.
+    /// The run ended.
     Ended(&'a Outcome),
 }
 
-/// How a run went as a whole.
+/// Overall result of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All that was asked.
+    /// All requested work was done.
     Done,
-    /// There is a snapshot, but something is not in it or some check failed.
+    /// There is a snapshot, but it lacks something or a check failed.
     Partial,
-    /// There is no snapshot to rely on.
+    /// There is no reliable snapshot.
     Failed,
 }
 
 impl Ending {
-    /// 0 done, 1 partial, 2 failed: for monitoring, where more is worse.
+    /// Returns 0 if done, 1 if partial, 2 if failed: for monitoring, where more is worse.
     pub fn number(self) -> u8 {
         self as u8
     }
@@ -64,37 +63,38 @@ impl Ending {
     }
 }
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// As a whole.
+    /// Overall result.
     pub ending: Ending,
-    /// Of the program.
+    /// Exit code of the program.
     pub exit_code: u8,
-    /// When the run began.
+    /// Start of the run.
     pub started: Time,
-    /// When it came to its end.
+    /// End of the run.
     pub ended: Time,
-    /// Why it failed, or what is missing; without a secret in it.
+    /// Reason of the failure, or the missing parts. Contains no secret.
     pub message: Option<String>,
-    /// What people should know besides.
+    /// Warnings of the run.
     pub warnings: Vec<String>,
-    /// The short id of what was saved.
+    /// Short id of the saved snapshot.
     pub snapshot: Option<String>,
     /// Bytes read from the source.
     pub bytes_read: u64,
     /// Bytes added to the store, compressed.
     pub bytes_stored: u64,
-    /// How long services were down, if any were stopped.
+    /// Time that services were down, in seconds, if any were stopped.
     pub seconds_down: Option<f64>,
-    /// How many checks of the source or of what was saved failed.
+    /// Number of failed checks of the source or of the saved data.
     pub checks_failed: u64,
-    /// Whether the run before was [done](Ending::Done), if there was one and it is known.
+    /// True if the previous run was [done](Ending::Done); `None` if there was none or its result is
+    /// unknown.
     pub previous: Option<bool>,
 }
 
 impl Outcome {
-    /// A run of which nothing more is known.
+    /// Returns the outcome of a run without further details.
     pub fn new(ending: Ending, exit_code: u8, started: Time, ended: Time) -> Outcome {
         Outcome {
             ending,
@@ -112,24 +112,24 @@ impl Outcome {
         }
     }
 
-    /// Whether nobody need do anything.
+    /// Returns true if nobody has to act.
     pub fn is_good(&self) -> bool {
         self.ending == Ending::Done
     }
 
-    /// How long it took, in seconds; 0 if the clock was set back meanwhile.
+    /// Returns the duration in seconds; 0 if the clock was set back meanwhile.
     pub fn seconds(&self) -> f64 {
         let of = |time: Time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9;
         (of(self.ended) - of(self.started)).max(0.0)
     }
 }
 
-/// A random number that all news of one run share; shown as a UUID.
+/// Random number that all news of one run share, shown as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunId([u8; 16]);
 
 impl RunId {
-    /// A new one.
+    /// Returns a new random id.
     pub fn random() -> std::io::Result<RunId> {
         let mut bytes = [0; 16];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -140,7 +140,7 @@ impl RunId {
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = self.0;
-        // A UUID says of itself that it is random.
+        // These bits mark a UUID as random.
         bytes[6] = bytes[6] & 0x0f | 0x40;
         bytes[8] = bytes[8] & 0x3f | 0x80;
         for (at, byte) in bytes.iter().enumerate() {
@@ -151,7 +151,7 @@ impl fmt::Display for RunId {
     }
 }
 
-/// News for somebody who may still be telling them when nobody waits any longer.
+/// An owned copy of news, for threads that may outlive the wait of their caller.
 #[derive(Debug)]
 pub struct Kept {
     instance: String,
@@ -164,7 +164,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// A copy of these.
+    /// Copies news.
     pub fn of(news: &News) -> Kept {
         let Origin { instance, host, run, is_test } = news.origin;
         let outcome = match news.what {
@@ -174,7 +174,7 @@ impl Kept {
         Kept { instance: instance.into(), host: host.into(), run, is_test, at: news.at, outcome }
     }
 
-    /// They themselves.
+    /// Returns the news.
     pub fn news(&self) -> News<'_> {
         let (run, is_test) = (self.run, self.is_test);
         let origin = Origin { instance: &self.instance, host: &self.host, run, is_test };
@@ -183,7 +183,7 @@ impl Kept {
 }
 
 impl News<'_> {
-    /// The news in one line.
+    /// Returns the news in one line.
     pub fn title(&self) -> String {
         let Origin { instance, host, is_test, .. } = self.origin;
         let test = if is_test { "test: " } else { "" };
@@ -194,7 +194,7 @@ impl News<'_> {
         shown(&format!("{test}backup of {instance} on {host} {how}")).into_owned()
     }
 
-    /// All there is to say, in lines, the most important first; cut to `limit` bytes.
+    /// Returns all details in lines, the most important first, cut to `limit` bytes.
     pub fn text(&self, limit: usize) -> String {
         let mut text = self.title() + "\n";
         match self.what {
@@ -237,7 +237,7 @@ fn details(text: &mut String, outcome: &Outcome) {
     }
 }
 
-/// A text of at most `limit` bytes that says so if it was cut.
+/// Cuts a text to at most `limit` bytes. A text that was cut ends with a mark.
 pub fn cut(mut text: String, limit: usize) -> String {
     const MARK: &str = "…\n";
     if text.len() > limit {
@@ -251,7 +251,7 @@ pub fn cut(mut text: String, limit: usize) -> String {
     text
 }
 
-/// A number of seconds in the units people use.
+/// Formats seconds in the units that people use.
 fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -265,7 +265,7 @@ fn duration(seconds: f64) -> String {
 pub mod tests {
     use super::*;
 
-    /// A run that failed last night.
+    /// Returns the outcome of a failed run.
     pub fn failed() -> Outcome {
         let time = |seconds| Time { seconds, nanoseconds: 0 };
         Outcome {
@@ -284,7 +284,7 @@ pub mod tests {
         }
     }
 
-    /// The same, but it went well.
+    /// Returns the same outcome, but of a good run.
     pub fn done() -> Outcome {
         let snapshot = Some("3f083392".to_owned());
         let (message, warnings) = (None, Vec::new());
@@ -292,7 +292,7 @@ pub mod tests {
         Outcome { ending, exit_code: 0, message, warnings, snapshot, checks_failed: 0, ..failed() }
     }
 
-    /// News of a run.
+    /// Returns news of a run.
     pub fn news(what: What<'_>) -> News<'_> {
         let run = RunId([0xff; 16]);
         let origin = Origin { instance: "gitlab", host: "git01", run, is_test: false };

@@ -1,4 +1,5 @@
-//! A dead man's switch as healthchecks.io has it: somebody else raises the alarm if no ping comes.
+//! A dead man's switch in the style of healthchecks.io: a service raises the alarm if no ping
+//! arrives.
 
 use super::http::{self, Post};
 use super::{News, Tell, What};
@@ -7,16 +8,16 @@ use forge::settings::Limit;
 use serde::Deserialize;
 use std::time::Duration;
 
-/// What healthchecks.io keeps of a body.
+/// Maximum bytes of a body that healthchecks.io keeps.
 const MAX_BODY: usize = 100_000;
 
-/// `kind = "ping"`: `URL/start` when a run begins, `URL/EXIT-CODE` when it ends.
+/// `kind = "ping"`: pings `URL/start` when a run begins, and `URL/EXIT-CODE` when it ends.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Ping {
-    /// The address to ping for a success; whoever knows it can do so.
+    /// Address to ping after a success. Anyone who has it can ping.
     url: Address,
-    /// Whether the service understands exit codes. If not, it is told `URL` and `URL/fail`.
+    /// True if the service understands exit codes. Otherwise it gets `URL` and `URL/fail`.
     #[serde(default = "yes")]
     exit_codes: bool,
     #[serde(default = "super::ten_seconds")]
@@ -70,11 +71,12 @@ impl Tell for Ping {
 }
 
 impl Ping {
-    /// What comes behind the address; `None` for a test that the service would take for a run.
+    /// Returns the path to append to the address; `None` for a test that the service would count as
+    /// a run.
     fn path(&self, news: &News) -> Option<String> {
         let is_test = news.origin.is_test;
         Some(match news.what {
-            // A line in the log of the check, which stays as it is.
+            // Adds a line to the log of the check, whose state does not change.
             What::Started if is_test && self.exit_codes => "/log".to_owned(),
             What::Ended(outcome) if is_test && self.exit_codes && outcome.is_good() => {
                 "/log".to_owned()
@@ -82,7 +84,7 @@ impl Ping {
             What::Started if is_test => return None,
             What::Ended(outcome) if is_test && outcome.is_good() => return None,
             What::Started => "/start".to_owned(),
-            // Nothing but 0 may look like a success, and 0 like nothing else.
+            // Only a good run may ping `/0`, which counts as a success.
             What::Ended(outcome) if self.exit_codes && outcome.is_good() => "/0".to_owned(),
             What::Ended(outcome) if self.exit_codes => format!("/{}", outcome.exit_code.max(1)),
             What::Ended(outcome) if outcome.is_good() => String::new(),
@@ -91,7 +93,7 @@ impl Ping {
     }
 }
 
-/// The address to ping. The path goes before what the address asks for already.
+/// Returns the address to ping. Inserts the path before an existing query.
 fn address_of(base: &str, what: &str, news: &News) -> String {
     let (base, query) = base
         .split_once('?')

@@ -7,18 +7,18 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The only metric that outlives a run.
+/// The only metric that a failed run keeps from the previous file.
 const LAST_SUCCESS: &str = "forgekeep_last_success_timestamp_seconds";
-/// The file of tests. Those of instances begin otherwise.
+/// File for tests. Files of instances begin differently.
 const TEST_FILE: &str = "forgekeep.test.prom";
-/// What no file of ours is longer than.
+/// Upper bound of the length of a metrics file in bytes.
 const MAX_FILE: u64 = 64 << 10;
 
-/// `kind = "textfile"`: writes `forgekeep_INSTANCE.prom` when a run has ended.
+/// `kind = "textfile"`: writes `forgekeep_INSTANCE.prom` when a run ends.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Textfile {
-    /// Where the node exporter looks for files.
+    /// Directory in which the node exporter looks for files.
     directory: PathBuf,
 }
 
@@ -51,14 +51,15 @@ impl Tell for Textfile {
                 self.directory.display()
             ));
         }
-        // The collector is another user, and may read at any time.
+        // The collector runs as another user and may read at any time.
         forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
             format!("no metrics: {error}; check that the directory is there and may be written")
         })
     }
 }
 
-/// What a test says: when it was, and nothing that an alarm or a panel looks at.
+/// Returns the metric of a test. It holds the time of the test, and nothing that an alarm or a
+/// panel uses.
 fn test_metric(instance: &str, outcome: &Outcome) -> String {
     let name = "forgekeep_notify_test_timestamp_seconds";
     let (label, ended) = (label(instance), outcome.ended.seconds);
@@ -68,12 +69,12 @@ fn test_metric(instance: &str, outcome: &Outcome) -> String {
     )
 }
 
-/// A name as the value of a label.
+/// Escapes a name as the value of a label.
 fn label(name: &str) -> String {
     name.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
-/// A file name of its own for every instance.
+/// Returns a file name that is distinct for each instance.
 fn file_name(instance: &str) -> String {
     let mut name = String::from("forgekeep_");
     for byte in instance.bytes() {
@@ -87,8 +88,8 @@ fn file_name(instance: &str) -> String {
     name + ".prom"
 }
 
-/// The metrics in Prometheus' text format. The label is not called `instance`, which Prometheus
-/// gives to the machine.
+/// Returns the metrics in Prometheus' text format. The label is not called `instance`, because
+/// Prometheus uses that name for the machine.
 fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> String {
     let ended = outcome.ended.seconds as f64;
     let last_success = if outcome.ending == Ending::Done { Some(ended) } else { last_success };
@@ -139,7 +140,7 @@ fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> Stri
     text
 }
 
-/// What the file of the run before says. Whatever cannot be read is not known.
+/// Returns the last success from the file of the previous run; `None` if it cannot be read.
 fn last_success(path: &Path) -> Option<f64> {
     let mut text = String::new();
     std::fs::File::open(path).ok()?.take(MAX_FILE).read_to_string(&mut text).ok()?;

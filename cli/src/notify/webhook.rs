@@ -1,4 +1,4 @@
-//! A message in Mattermost or Slack, or in whatever understands theirs.
+//! A message in Mattermost, Slack or a compatible service.
 
 use super::http::{self, Post};
 use super::{News, Tell, When};
@@ -8,18 +8,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Mattermost takes 16,383 characters, Slack 40,000; people read fewer.
+/// Maximum bytes of a message. Mattermost accepts 16,383 characters, Slack 40,000; people read
+/// fewer.
 const MAX_TEXT: usize = 8_000;
 
-/// `kind = "webhook"`: posts `{"text": …}` when a run has ended and `when` says so.
+/// `kind = "webhook"`: posts `{"text": …}` when a run ends and `when` selects its result.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Webhook {
-    /// Where to; whoever knows it can post.
+    /// Target address. Anyone who has it can post.
     url: Address,
-    /// Who seems to say it, if not the one whom the webhook is for.
+    /// Displayed sender, if not the webhook's default.
     username: Option<String>,
-    /// Where it appears, if not where the webhook says.
+    /// Target channel, if not the webhook's default.
     channel: Option<String>,
     #[serde(default)]
     when: When,
@@ -68,8 +69,8 @@ impl Tell for Webhook {
 
 impl Webhook {
     fn message(&self, news: &News) -> Value {
-        // In a block nothing is a heading, a link or the name of somebody to be woken up.
-        // Slack's `<!channel>` works even there, and what it is escaped by is shown in Mattermost.
+        // In a code block, text cannot become a heading, a link or a mention that alerts somebody.
+        // Slack's `<!channel>` works even there, and Mattermost would show its escape sequence.
         let text = news.text(MAX_TEXT).replace("```", "'''").replace('<', "‹");
         let mut message = json!({"text": format!("```\n{text}```")});
         for (key, value) in [("username", &self.username), ("channel", &self.channel)] {

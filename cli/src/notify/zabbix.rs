@@ -1,7 +1,7 @@
 //! Values for trapper items of a Zabbix server or proxy, in the protocol of `zabbix_sender`.
 //!
-//! The protocol is spoken here, in the clear, because what there is for it waits without limit
-//! and believes any length.
+//! The protocol is implemented here, without encryption, because existing implementations wait
+//! without limit and trust any length.
 
 use super::{News, Origin, Outcome, Silence, Tell, Told, Trouble, What, filled, news, persist};
 use forge::settings::Limit;
@@ -14,27 +14,28 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
-/// Protocol, without compression and with short lengths.
+/// Start of a message: protocol, without compression and with short lengths.
 const MAGIC: &[u8; 5] = b"ZBXD\x01";
-/// The answer is a line of numbers.
+/// Maximum bytes of an answer, which is a line of numbers.
 const MAX_ANSWER: u32 = 64 << 10;
-/// What Zabbix keeps of a text is 64 KiB.
+/// Maximum bytes of a text. Zabbix keeps 64 KiB.
 const MAX_MESSAGE: usize = 60_000;
 
-/// `kind = "zabbix"`: sends values when a run has ended, and 1 or 0 while services are stopped.
+/// `kind = "zabbix"`: sends values when a run ends, and 1 or 0 while services are stopped.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Zabbix {
-    /// A server or proxy.
+    /// Host name or address of a Zabbix server or proxy.
     server: String,
     #[serde(default = "port")]
     port: u16,
-    /// The host that has the items, as Zabbix calls it; this machine's name unless it is said.
+    /// Zabbix name of the host that has the items; by default the name of this machine.
     host: Option<String>,
-    /// Which value goes to the item of which key; no others are sent.
+    /// Item key for each value. No other values are sent.
     #[serde(default, deserialize_with = "some_keys")]
     keys: BTreeMap<Value, String>,
-    /// Items that get a 1 before services are stopped and a 0 some minutes after they were started.
+    /// Items that get a 1 before services are stopped, and a 0 some minutes after they were
+    /// started.
     #[serde(default)]
     maintenance_keys: Vec<String>,
     #[serde(default = "super::ten_seconds")]
@@ -55,27 +56,27 @@ fn some_keys<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Value, String>,
     Ok(keys)
 }
 
-/// What can be sent.
+/// A value that can be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Value {
     /// 0 done, 1 done in part, 2 failed.
     Status,
-    /// Everything in words.
+    /// All details as text.
     Message,
-    /// Seconds, whole.
+    /// Whole seconds.
     Duration,
     BytesRead,
     BytesStored,
-    /// Seconds with a fraction; nothing if no services were to be stopped.
+    /// Seconds with a fraction; not sent if no services were stopped.
     SecondsDown,
     Warnings,
     ChecksFailed,
 }
 
 impl Value {
-    /// Whether a test may send it: words, which say that it is one, and a status that is no
-    /// success. Figures of no backup would stand among those of backups.
+    /// Returns true if a test may send it. A test may send its text, which names it a test, and a
+    /// status other than success. Invented figures would mix with those of backups.
     fn may_be_tried(self, outcome: &Outcome) -> bool {
         match self {
             Value::Message => true,
@@ -154,7 +155,7 @@ impl Zabbix {
         self.host.as_deref().map_or(origin.host.to_owned(), |host| filled(host, origin))
     }
 
-    /// Sends values for keys of a host, all at once.
+    /// Sends values for keys of a host in one request.
     fn send(
         &self,
         host: &str,
@@ -203,7 +204,7 @@ impl Zabbix {
         Ok(answer)
     }
 
-    /// The first address of the server that answers.
+    /// Connects to the first address of the server that answers.
     fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in (self.server.as_str(), self.port).to_socket_addrs()? {
@@ -216,7 +217,7 @@ impl Zabbix {
     }
 }
 
-/// A request as it goes over the wire.
+/// Returns a request with its header, as sent to the server.
 fn framed(request: &[u8]) -> Vec<u8> {
     let mut frame = MAGIC.to_vec();
     frame.extend_from_slice(&(request.len() as u64).to_le_bytes());
@@ -224,7 +225,7 @@ fn framed(request: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The length of the answer that follows a header.
+/// Returns the length in bytes of the answer that follows a header.
 fn length(header: &[u8; 13]) -> io::Result<usize> {
     let [length, reserved] =
         [5, 9].map(|at| u32::from_le_bytes(std::array::from_fn(|i| header[at + i])));
@@ -234,7 +235,7 @@ fn length(header: &[u8; 13]) -> io::Result<usize> {
     Ok(length as usize)
 }
 
-/// What is left until then.
+/// Returns the time left until the deadline. Fails if none is left.
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
@@ -243,7 +244,7 @@ fn left(deadline: Instant) -> io::Result<Duration> {
     Ok(left)
 }
 
-/// Fills the buffer until then, even if one byte comes at a time.
+/// Fills the buffer before the deadline, even if one byte arrives at a time.
 fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !into.is_empty() {
         stream.set_read_timeout(Some(left(deadline)?))?;
@@ -263,8 +264,8 @@ fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) ->
     Ok(())
 }
 
-/// Whether all values were taken. A server that takes none of them still answers "success" and tells
-/// only by their numbers.
+/// Fails unless the server accepted all values. A server that accepts none still answers "success";
+/// only the counts show it.
 fn accepted(answer: &[u8]) -> Result<(), String> {
     let answer: Json = serde_json::from_slice(answer).unwrap_or_default();
     let info = answer["info"].as_str().unwrap_or_default();

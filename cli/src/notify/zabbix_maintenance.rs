@@ -1,7 +1,8 @@
-//! A maintenance period in Zabbix while services are stopped, by its API.
+//! A maintenance period in Zabbix while services are stopped, through its API.
 //!
-//! It always has an end, so that nothing stays silenced if this machine dies in between, and once services
-//! are up that end is moved nearer. There is one maintenance for each name, used again every night.
+//! The maintenance always has an end, so that nothing stays silenced if this machine dies
+//! meanwhile. Once services are up, the end is moved closer. Each name has one maintenance, which
+//! is reused every night.
 
 use super::http::{self, Post};
 use super::{News, Origin, Silence, TICK, Tell, Told, filled};
@@ -13,38 +14,38 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
-/// Zabbix knows no shorter period.
+/// Shortest period that Zabbix accepts.
 const MIN_PERIOD_SECONDS: i64 = 300;
-/// How often Zabbix is asked whether the maintenance is in force.
+/// Interval between queries whether the maintenance is in force.
 const POLL: Duration = Duration::from_secs(3);
-/// How many questions a maintenance takes.
+/// Number of API calls that a maintenance takes, for the time limit.
 const CALLS: usize = 8;
 
 /// `kind = "zabbix-maintenance"`: for Zabbix 6.0 and newer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ZabbixMaintenance {
-    /// Where the API is: `https://…/api_jsonrpc.php`.
+    /// Address of the API: `https://…/api_jsonrpc.php`.
     url: String,
-    /// An API token of a user that may write to the hosts and groups, and may have maintenances.
+    /// API token of a user that may write to the hosts and groups, and may have maintenances.
     token: Secret,
-    /// Hosts to silence, as Zabbix calls them; this machine unless hosts or groups are said.
+    /// Zabbix names of the hosts to silence; by default this machine, unless groups are given.
     #[serde(default)]
     hosts: Vec<String>,
     /// Host groups to silence.
     #[serde(default)]
     groups: Vec<String>,
-    /// The name of the maintenance, which nobody else may use.
+    /// Name of the maintenance, which nobody else may use.
     #[serde(default = "name")]
     name: String,
-    /// Whether values are collected meanwhile.
+    /// True if values are collected during the maintenance.
     #[serde(default = "yes")]
     with_data: bool,
-    /// When it ends by itself.
+    /// Time after which the maintenance ends by itself.
     #[serde(default = "two_hours")]
     at_most: Limit,
-    /// How long to wait for Zabbix to put it in force, which it does once a minute. Services are up
-    /// meanwhile.
+    /// Maximum wait for Zabbix to put the maintenance in force, which it does once a minute.
+    /// Services are up during this wait.
     #[serde(default = "a_minute_and_a_bit")]
     wait: Limit,
     #[serde(default = "super::ten_seconds")]
@@ -69,7 +70,7 @@ fn a_minute_and_a_bit() -> Limit {
 
 impl Tell for ZabbixMaintenance {
     fn name(&self) -> String {
-        // Two of them differ in what they call their maintenances.
+        // Two notifiers for one frontend differ in the names of their maintenances.
         format!("zabbix-maintenance {} ({})", http::place(&self.url), self.name)
     }
 
@@ -123,7 +124,7 @@ impl Tell for ZabbixMaintenance {
         });
         let known = api.known(name)?;
         if is_over.load(Relaxed) {
-            // Its end was told already.
+            // The caller no longer waits and may already have ended this silence.
             return Ok(());
         }
         match known {
@@ -148,7 +149,7 @@ impl Tell for ZabbixMaintenance {
             return Ok(Told::Now);
         }
         let api = self.api()?;
-        // It may never have been made, or be over.
+        // The maintenance may never have been created, or may have ended.
         if let Some(Known { id, till }) = api.known(name)?
             && end < till
         {
@@ -159,7 +160,7 @@ impl Tell for ZabbixMaintenance {
 }
 
 impl ZabbixMaintenance {
-    /// The ids of the hosts and groups to silence.
+    /// Returns the ids of the hosts and groups to silence.
     fn objects(&self, api: &Api, origin: &Origin) -> Result<(Vec<String>, Vec<String>), String> {
         let hosts = match (&self.hosts[..], &self.groups[..]) {
             ([], []) => vec![origin.host.to_owned()],
@@ -172,8 +173,8 @@ impl ZabbixMaintenance {
         ))
     }
 
-    /// Waits until Zabbix has put the maintenance in force, or as long as was asked for. If it cannot tell,
-    /// that is no reason to do without a backup.
+    /// Waits until Zabbix has put the maintenance in force, but no longer than configured. A failed
+    /// query does not prevent the backup.
     fn wait_for_force(&self, api: &Api, hosts: &[String], groups: &[String], is_over: &AtomicBool) {
         let started = Instant::now();
         let is_late = || started.elapsed() >= self.wait.0 || is_over.load(Relaxed);
@@ -206,15 +207,15 @@ impl ZabbixMaintenance {
     }
 }
 
-/// The first full minute that is later.
+/// Returns the next full minute after a time. Both are in seconds.
 fn minute_after(seconds: i64) -> i64 {
     (seconds.div_euclid(60) + 1) * 60
 }
 
-/// How a version of Zabbix wants to be shown the token.
+/// Way in which a version of Zabbix expects the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Authorization {
-    /// Not at all.
+    /// No token.
     None,
     /// In the request, before 6.4.
     Request,
@@ -233,10 +234,10 @@ fn authorization(version: &str) -> Result<Authorization, String> {
     }
 }
 
-/// A maintenance that is there.
+/// An existing maintenance.
 struct Known {
     id: String,
-    /// When it ends.
+    /// End in seconds since 1970.
     till: i64,
 }
 
@@ -248,7 +249,7 @@ struct Api<'a> {
 }
 
 impl Api<'_> {
-    /// The result of a method. Errors come with HTTP's 200, too.
+    /// Calls a method and returns its result. Errors arrive with HTTP status 200, too.
     fn call(&self, method: &str, params: Value) -> Result<Value, String> {
         let mut request = json!({"jsonrpc": "2.0", "method": method, "params": params, "id": 1});
         if self.how == Authorization::Request {
@@ -284,7 +285,7 @@ impl Api<'_> {
         }))
     }
 
-    /// The maintenance of this name, if there is one.
+    /// Returns the maintenance of this name, if there is one.
     fn known(&self, name: &str) -> Result<Option<Known>, String> {
         let output = ["maintenanceid", "active_till"];
         let query = json!({"filter": {"name": [name]}, "output": output});
@@ -294,7 +295,7 @@ impl Api<'_> {
         Ok(Some(Known { id: id.to_owned(), till: till.unwrap_or(i64::MAX) }))
     }
 
-    /// The ids of things with these names; it is an error if one is not there.
+    /// Returns the ids of the objects with these names. Fails if one does not exist.
     fn ids(
         &self,
         method: &str,
