@@ -34,11 +34,11 @@ pub struct Config {
     pub notify: Vec<Notifier>,
 }
 
-/// A store.
+/// Settings of a store.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StoreSettings {
-    /// Its directory.
+    /// Directory of the store.
     pub path: PathBuf,
 }
 

@@ -26,7 +26,8 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
             look_at_steps("services.stop", stop);
             look_at_steps("services.start", start);
         }
-        // In other modes the supervisor only lists running services, and may fail.
+        // Other modes stop nothing. They only ask the supervisor which services run, and do not
+        // need an answer.
         Control::Supervised(supervisor) if plan.mode == Mode::Maintenance => {
             look("services", &Command::new(&supervisor.program));
         }

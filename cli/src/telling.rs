@@ -66,7 +66,7 @@ impl<'a> Telling<'a> {
         self.warn(notify::tell(self.notifiers, &self.news(What::Started), &wants_stop));
     }
 
-    /// Notifies how the run ended, at time `at`.
+    /// Sends the outcome of the run, which ended at time `at`, and records it for the next run.
     pub fn ended(&self, result: &Result<Outcome, Failure>, at: Time) {
         let mut outcome = self.outcome(result, at);
         outcome.previous = match std::fs::read_to_string(&self.memory).as_deref() {

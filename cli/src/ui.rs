@@ -1,4 +1,4 @@
-//! All terminal input and output: lines, JSON lines, progress, signals.
+//! Output to the terminal: lines, JSON lines, progress. Also handles signals.
 
 use crate::command::Global;
 use crate::exit::Failure;

@@ -38,7 +38,7 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Path of the configuration file.
+    /// Returns the path of the configuration file.
     pub fn path(&self) -> &Path {
         &self.path
     }
