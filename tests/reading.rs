@@ -1,6 +1,6 @@
 //! A fault of one source path costs only that path, which is reported.
 
-use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root, need_root, need_root};
+use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root, need_root};
 use crate::support::stores;
 use rustix::fs::XattrFlags;
 use std::collections::BTreeSet;

@@ -1,7 +1,7 @@
 //! Paths that a restore removes, keeps and leaves behind.
 
 use crate::support::sandbox::{
-    Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root, need_root, need_root,
+    Dice, FORGEKEEP, NOBODY, Outcome, Run, Running, Sandbox, is_root, need_root,
 };
 use crate::support::tree::{Ignore, compare_ignoring};
 use std::os::unix::process::CommandExt;

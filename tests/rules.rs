@@ -1,7 +1,7 @@
 //! Rules: paths that a backup leaves out, named paths, and paths that a restore spares.
 
 use crate::support::instance::configured;
-use crate::support::sandbox::{Outcome, Sandbox, is_root, need_root, need_root};
+use crate::support::sandbox::{Outcome, Sandbox, is_root, need_root};
 
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55";
 const GIT_DIR: [(&str, &str); 3] =

@@ -1,7 +1,7 @@
 //! The files of a store itself: their permissions, file systems without locks or syncs, and
 //! unexpected objects among them.
 
-use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root, need_root, need_root};
+use crate::support::sandbox::{Dice, FORGEKEEP, NOBODY, Outcome, Run, Sandbox, is_root, need_root};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 

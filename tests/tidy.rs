@@ -165,7 +165,8 @@ fn documents_have_one_sentence_a_line() {
         for (number, line) in text.lines().enumerate() {
             let line = line.trim_start();
             is_code ^= line.starts_with("```");
-            if !is_code && !line.starts_with('|') && ends_inside(line) {
+            let is_prose = !is_code && !line.starts_with(['|', '#']);
+            if is_prose && ends_inside(line) {
                 wrong.push(format!("{}:{}: {line}", path.display(), number + 1));
             }
         }
