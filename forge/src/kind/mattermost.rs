@@ -1,4 +1,4 @@
-//! Mattermost, beside GitLab in its Linux package or alone.
+//! Mattermost, alone or together with GitLab in its Linux package.
 
 pub mod config;
 pub mod data_source;
@@ -24,17 +24,17 @@ use std::path::{Path, PathBuf};
 /// Mattermost on its own.
 pub struct Mattermost;
 
-/// Where it is installed.
+/// Installation directory.
 const HOME: &str = "/opt/mattermost";
 
-/// Its database in GitLab's package, and usually elsewhere.
+/// Default name of the database.
 const DATABASE: &str = "mattermost";
 const DATABASE_BESIDE_GITLAB: &str = "mattermost_production";
 
-/// Its service, and the user who runs it.
+/// Name of the service, and of the user who runs it.
 const SERVICE: &str = "mattermost";
 
-/// The part with the files that users sent, alone and beside GitLab.
+/// Name of the part with uploaded files, alone and with GitLab.
 const DATA: &str = "data";
 const DATA_BESIDE_GITLAB: &str = "mattermost-data";
 
@@ -140,7 +140,7 @@ impl Kind for Mattermost {
     }
 }
 
-/// The part with the files that users sent.
+/// Adds the part with uploaded files.
 fn files(
     config: &Config,
     name: &str,
@@ -154,15 +154,17 @@ fn files(
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "files that users sent are in an object store, which is not copied";
         plan.notes.push(note.into());
-        // What was there before stays. No row says whether its file is among it.
+        // Files from before the object store remain in the directory. No row says which files those
+        // are.
         plan.takes(&format!("{name}-before"), "files that users sent before that", dir);
         return;
     }
     plan.needs(name, "files that users sent", dir).owner = Some("mattermost".into());
 }
 
-/// Server and database, as the settings give them. Settings that are themselves in a
-/// database are in the same one.
+/// Adds the server and the database from the settings. If the settings are in a database
+/// (`in_database`), adds that one as well. If it is on another server, the plan records it as
+/// missing.
 fn database(
     config: &Config,
     in_database: Option<&str>,
@@ -189,7 +191,7 @@ fn database(
     let source = data_source(text, "SqlSettings.DataSource", site)?;
     let name = source.database.clone().unwrap_or_else(|| DATABASE.into());
     let mut server = server(source, site);
-    // There may be others on the server, which are not Mattermost's.
+    // The server may also have databases that do not belong to Mattermost.
     let mut names = vec![name.clone()];
     plan.databases.push(Database { name, purpose: "mattermost".into(), is_required: true });
     if let Some(text) = in_database {
@@ -216,21 +218,21 @@ fn database(
     Ok(())
 }
 
-/// Reads an address of a database, without telling any of it.
+/// Parses the address of a database. Errors contain no part of the address.
 fn data_source(text: &str, named: &str, site: &Site<'_>) -> Result<DataSource> {
     DataSource::parse(text)
         .map_err(|reason| site.wrong(format!("{named} of Mattermost cannot be used: {reason}")))
 }
 
-/// The server that an address names.
+/// Returns the server of an address.
 fn server(source: DataSource, site: &Site<'_>) -> Server {
     let mut server = Server::default();
-    // The user that runs Mattermost is known to the server without a password.
+    // Over a socket, the server accepts the user that runs Mattermost without a password.
     let is_socket = source.host.as_ref().is_none_or(|host| host.starts_with('/'));
     if is_socket && source.password.is_none() {
         server.reach.user = Some(SERVICE.into());
     }
-    // What is read from settings is below the root.
+    // Paths from the settings are relative to the root.
     server.host = source.host.map(|host| match host.strip_prefix('/') {
         Some(_) => site.at(&host).display().to_string(),
         None => host,
@@ -242,7 +244,7 @@ fn server(source: DataSource, site: &Site<'_>) -> Server {
     server
 }
 
-/// The settings in a database; without them, something is missing.
+/// Reads the settings from a database. If they cannot be read, the plan records them as missing.
 fn asked(
     site: &Site<'_>,
     server: &Server,
@@ -270,7 +272,7 @@ fn asked(
     }
 }
 
-/// Adds Mattermost to a GitLab whose package brought it along.
+/// Adds the Mattermost that GitLab's package brought along.
 pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     let home = package.at("/var/opt/gitlab/mattermost");
     if !home.exists() {
@@ -285,7 +287,7 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
         );
         plan.lacks("mattermost-config", text);
     };
-    // GitLab is not to go without a backup because Mattermost's settings make no sense.
+    // Invalid Mattermost settings must not prevent the backup of GitLab.
     let variables = variables.unwrap_or_else(|error| {
         unusable(error, plan);
         None
@@ -320,7 +322,7 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     let at = |path: &Path| package.at(path);
     files(&config, DATA_BESIDE_GITLAB, "data", &at, &home, plan);
     for (name, about, key) in PLUGINS {
-        // In its directory they are a part of that.
+        // Plugins below the home directory are already in its part.
         let elsewhere = config.directory("PluginSettings", key, &at, &home);
         if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
             plan.takes(&format!("mattermost-{name}"), about, path).owner =
@@ -342,7 +344,7 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// The settings in a database, of GitLab's server or of another.
+/// Reads the settings from a database on GitLab's server or on another one.
 fn of_gitlabs_server(
     text: &str,
     package: &Package<'_>,
@@ -365,13 +367,14 @@ fn of_gitlabs_server(
     asked(site, &server.unwrap_or_default(), &name, plan)
 }
 
-/// Parts with plugins, and the settings that say where they are.
+/// Parts with plugins: name, description, and the setting with their directory.
 const PLUGINS: [(&str, &str, &str); 2] = [
     ("plugins", "plugins", "Directory"),
     ("client-plugins", "plugins for browsers", "ClientDirectory"),
 ];
 
-/// The database that Mattermost's settings name, if it is one of GitLab's server.
+/// Adds the database from Mattermost's settings if it is on GitLab's server. Otherwise the plan
+/// records it as missing.
 fn database_beside_gitlab(
     config: &Config,
     in_database: Option<&str>,
@@ -407,14 +410,14 @@ fn database_beside_gitlab(
     plan.databases.push(database);
 }
 
-/// Whether an address is that of GitLab's server.
+/// Returns true if an address refers to GitLab's database server.
 fn is_of_gitlab(source: &DataSource, package: &Package<'_>, plan: &Plan) -> bool {
     let Some(server) = &plan.postgres else { return false };
     let host = server.host.as_deref().unwrap_or_default();
     let is_local = host.starts_with('/');
     let is_same = match source.host.as_deref() {
         Some(dir) if dir.starts_with('/') => package.inside(dir) == Path::new(host),
-        // Without a host it is this machine, where only one server can have the port.
+        // Without a host the address means this machine, where only one server can have the port.
         None => is_local || LOOPBACK.contains(&host),
         Some(name) if LOOPBACK.contains(&name) => is_local || LOOPBACK.contains(&host),
         Some(name) => name == host,
@@ -422,7 +425,7 @@ fn is_of_gitlab(source: &DataSource, package: &Package<'_>, plan: &Plan) -> bool
     is_same && source.port.unwrap_or(Server::default().port) == server.port
 }
 
-/// Asks what files there should be of the Mattermost beside GitLab.
+/// Queries the rows of uploaded files for a Mattermost with GitLab.
 pub fn ask_beside_gitlab(
     plan: &Plan,
     databases: &mut [Connection<'_>],

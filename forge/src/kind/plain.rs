@@ -1,12 +1,11 @@
-//! Directories and databases that no other kind knows: everything comes from the
-//! settings.
+//! Directories and databases of no known product. The settings name all of them.
 
 use super::{Kind, Site};
 use crate::error::Result;
 use crate::plan::{Plan, Product};
 use std::path::Path;
 
-/// Whatever the settings name.
+/// An instance defined by its settings alone.
 pub struct Plain;
 
 impl Kind for Plain {

@@ -1,4 +1,4 @@
-//! What a Mattermost is told: `config.json`, and the variables `MM_…` that go before it.
+//! Mattermost's settings: `config.json`, and the `MM_…` variables that override it.
 
 use crate::error::Result;
 use crate::file::{json, text};
@@ -7,13 +7,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Where systemd looks for a unit, the first that has it first.
+/// Directories of systemd units, the one with the highest precedence first.
 const UNITS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
-/// The name of the unit.
 const UNIT: &str = "mattermost.service";
 
-/// Settings that decide where something is.
+/// Settings that decide where data is.
 const PLACES: [(&str, &str); 6] = [
     ("FileSettings", "DriverName"),
     ("FileSettings", "Directory"),
@@ -23,7 +22,7 @@ const PLACES: [(&str, &str); 6] = [
     ("PluginSettings", "ClientDirectory"),
 ];
 
-/// The settings. There are secrets among them, so that they cannot be printed.
+/// Settings of Mattermost. They include secrets, so the type does not implement `Debug`.
 #[derive(Default)]
 pub struct Config {
     file: Value,
@@ -31,18 +30,18 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json`, if there is one.
+    /// Reads `config.json`. A missing file counts as empty.
     pub fn read(path: &Path, variables: BTreeMap<String, String>) -> Result<Config> {
         Ok(Config::of(json(path)?.unwrap_or_default(), variables))
     }
 
-    /// Settings, and variables that go before them.
+    /// Combines settings with variables that override them.
     pub fn of(settings: Value, variables: BTreeMap<String, String>) -> Config {
         Config { file: settings, variables }
     }
 
-    /// Notes that say of each variable which other value it goes before, of settings that decide
-    /// where something is. Values may have passwords in them.
+    /// Returns a note for each variable that overrides a different value of a setting in `PLACES`.
+    /// Notes name no values, because these may contain passwords.
     pub fn overridden(&self, settings: &str) -> impl Iterator<Item = String> {
         PLACES.iter().filter_map(move |(section, key)| {
             let name = variable_of(section, key);
@@ -54,14 +53,15 @@ impl Config {
         })
     }
 
-    /// A setting that is not empty.
+    /// Returns a setting, or the variable that overrides it. Returns `None` if it is missing or
+    /// empty.
     pub fn text(&self, section: &str, key: &str) -> Option<&str> {
         let variable = self.variables.get(&variable_of(section, key)).map(String::as_str);
         variable.or_else(|| self.file[section][key].as_str()).filter(|text| !text.is_empty())
     }
 
-    /// A directory; a relative one is below that of the installation. `at` says where this machine
-    /// has what is absolute.
+    /// Returns the directory of a setting. Relative paths start at `home`; `at` maps absolute paths
+    /// to this machine.
     pub fn directory(
         &self,
         section: &str,
@@ -71,17 +71,17 @@ impl Config {
     ) -> Option<PathBuf> {
         let path = Path::new(self.text(section, key)?);
         let whole = if path.is_absolute() { at(path) } else { home.join(path) };
-        // Without the `.` of `./data/`.
+        // Removes `.` components, for example from `./data/`.
         Some(whole.components().collect())
     }
 }
 
-/// The variable that goes before a setting.
+/// Returns the name of the variable that overrides a setting.
 fn variable_of(section: &str, key: &str) -> String {
     format!("MM_{section}_{key}").to_uppercase()
 }
 
-/// Variables in a directory with a file for each, as runit's `chpst -e` reads it.
+/// Reads a directory with one file per variable, in the format of runit's `chpst -e`.
 pub fn variables_in(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut variables = BTreeMap::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -99,16 +99,16 @@ pub fn variables_in(dir: &Path) -> Result<BTreeMap<String, String>> {
 /// The systemd unit of Mattermost.
 #[derive(Default)]
 pub struct Unit {
-    /// Files that belong to it: itself, what adds to it, and files of variables.
+    /// The unit file, its drop-ins, and its environment files.
     pub files: Vec<PathBuf>,
-    /// Variables that Mattermost gets.
+    /// Variables set for Mattermost.
     pub variables: BTreeMap<String, String>,
-    /// Where its settings are, if its command line says so.
+    /// Location of the settings given on the command line.
     pub config: Option<String>,
 }
 
 impl Unit {
-    /// Reads it, if there is one.
+    /// Reads the unit. Returns `None` if it does not exist.
     pub fn read(root: &Path) -> Result<Option<Unit>> {
         let found =
             UNITS.map(|dir| root.join(dir).join(UNIT)).into_iter().find(|path| path.exists());
@@ -133,7 +133,7 @@ impl Unit {
     fn line(&mut self, root: &Path, line: &str) -> Result<()> {
         if let Some(words) = line.strip_prefix("Environment=") {
             for word in words_of(words) {
-                // Units have variables of their own, which begin with one.
+                // A single `%` starts a systemd specifier; `%%` is a percent sign.
                 self.variable(&word.replace("%%", "%"));
             }
         }
@@ -142,13 +142,13 @@ impl Unit {
             let inline = words.iter().find_map(|word| word.strip_prefix("--config="));
             let option = words.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
             let next = option.and_then(|at| words.get(at + 1)).map(String::as_str);
-            // A later line may be the empty one that takes the command back.
+            // An empty `ExecStart=` resets the command, and with it this option.
             self.config = inline.or(next).map(|text| text.replace("%%", "%"));
         }
         if let Some(path) = line.strip_prefix("EnvironmentFile=") {
             let path = path.trim_start_matches('-').trim();
-            // An empty one takes back what was said before, in a way that does not matter here; a
-            // pattern names files that are read by nobody else.
+            // systemd resets the list at an empty value; here this has no effect. Patterns are not
+            // expanded.
             if path.is_empty() || path.contains(['*', '?', '[']) {
                 return Ok(());
             }
@@ -173,7 +173,7 @@ impl Unit {
     }
 }
 
-/// Words between spaces, some of them in quotes.
+/// Splits a text at spaces outside quotes.
 fn words_of(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
     for c in text.chars() {
@@ -189,7 +189,7 @@ fn words_of(text: &str) -> Vec<String> {
     words
 }
 
-/// A value without the quotes around it.
+/// Returns a value without surrounding quotes.
 fn unquoted(value: &str) -> &str {
     let value = value.trim();
     let inner = |quote| value.strip_prefix(quote)?.strip_suffix(quote);

@@ -1,9 +1,9 @@
-//! The address of a database as Mattermost writes it: a URL, or words with `=`.
+//! Database addresses as Mattermost writes them: a URL, or `key=value` words.
 
 use crate::service::Password;
 use std::collections::BTreeMap;
 
-/// What a data source says.
+/// A parsed data source.
 #[derive(Default)]
 pub struct DataSource {
     /// Host name, or directory of the socket.
@@ -16,13 +16,12 @@ pub struct DataSource {
     pub password: Option<Password>,
     /// Name of the database.
     pub database: Option<String>,
-    /// How the connection is encrypted, as variables of the clients.
+    /// Encryption of the connection, as environment variables of the clients.
     pub encryption: BTreeMap<&'static str, String>,
 }
 
 impl DataSource {
-    /// Reads one. The error says what is wrong without any of the text, in which there may
-    /// be a password.
+    /// Parses a data source. Errors contain none of its text, because it may hold a password.
     pub fn parse(text: &str) -> Result<DataSource, &'static str> {
         let mut source = DataSource::default();
         let url =
@@ -44,7 +43,7 @@ impl DataSource {
         let (authority, path) = address.split_once('/').unwrap_or((address, ""));
         let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = user.split_once(':').unwrap_or((user, ""));
-        // An address in brackets has colons of its own.
+        // An IPv6 address in brackets contains colons of its own.
         let colon = place.rfind(':').filter(|&colon| colon > place.rfind(']').unwrap_or(0));
         let (host, port) = colon.map_or((place, ""), |at| (&place[..at], &place[at + 1..]));
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -85,7 +84,8 @@ impl DataSource {
     }
 }
 
-/// `key = value` with spaces between, values perhaps in quotes, `\` before what is meant as it is.
+/// Parses `key = value` pairs separated by spaces. Values may be quoted; `\` escapes the next
+/// character. Returns `None` if a pair has no `=`, or a quote or an escape does not end.
 fn words(text: &str) -> Option<Vec<(String, String)>> {
     let mut words = Vec::new();
     let mut rest = text.trim_start();
@@ -116,7 +116,7 @@ fn words(text: &str) -> Option<Vec<(String, String)>> {
     Some(words)
 }
 
-/// Without `%XX`.
+/// Decodes `%XX`. Returns `None` if the digits are invalid or the result is not UTF-8.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -137,7 +137,7 @@ fn decoded(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Host, port, role, database; the password is compared apart.
+    /// Returns host, port, role and database. The password is compared separately.
     fn parse(text: &str, password: Option<&str>) -> [String; 4] {
         let source = DataSource::parse(text).expect("is one");
         assert!(source.password == password.map(|word| Password(word.into())), "{text}");

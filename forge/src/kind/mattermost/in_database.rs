@@ -1,4 +1,4 @@
-//! Settings that Mattermost keeps in a database: the active row of a table.
+//! Settings that Mattermost keeps in a database, in the active row of a table.
 
 use crate::error::{Error, Result};
 use crate::service::postgres::Server;
@@ -7,15 +7,16 @@ use serde_json::Value;
 use std::time::Duration;
 use store::observe::Progress;
 
-/// How long a server that is starting is waited for: a backup that comes to it waits longer.
+/// Longest wait for a server that is starting. The backup itself waits longer.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Whether this names a database, and not a file.
+/// Returns true if `MM_CONFIG` names a database instead of a file.
 pub fn is_meant(config: &str) -> bool {
     config.contains("://")
 }
 
-/// The settings that count in a database. The error says nothing of them, for they have secrets.
+/// Reads the active settings from a database. Errors contain no values, because settings include
+/// secrets.
 pub fn read(server: &Server, database: &str, progress: &Progress) -> Result<Value> {
     #[derive(Deserialize)]
     struct Row {

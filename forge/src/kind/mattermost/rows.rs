@@ -1,4 +1,4 @@
-//! What Mattermost's database says that there is.
+//! Rows of Mattermost's database.
 
 use crate::catalogue::{Catalogue, FileRow};
 use crate::check::Check;
@@ -10,11 +10,12 @@ use crate::service::postgres::Connection;
 use crate::settings::Sample;
 use serde::Deserialize;
 
-/// What is said where the settings are in the database.
+/// Note for settings that are kept in the database.
 pub const IN_DATABASE: &str =
     "settings are in the database (table configurations) and saved with it";
 
-/// Asks for its version, and whether settings are in the database as well.
+/// Queries the versions of Mattermost and of its schema. Adds a note if the database unexpectedly
+/// has settings.
 pub fn product(
     plan: &Plan,
     database: &mut Connection<'_>,
@@ -51,7 +52,7 @@ pub fn product(
     Ok(())
 }
 
-/// Asks for files that users sent, which are in the directory of a part.
+/// Queries the uploaded files that should be in the directory of a part.
 pub fn files(
     plan: &Plan,
     part: &'static str,
@@ -72,7 +73,7 @@ pub fn files(
     let all = format!("select id, path, {size} from fileinfo where path <> '' and {condition}");
     let query = match plan.sample {
         Sample::All => format!("{all} order by id"),
-        // Numbers are random, so that a run of them is a random one.
+        // Ids are random, so a range of consecutive ids is a random sample.
         Sample::Rows(rows) => {
             let half = rows.div_ceil(2);
             format!(
@@ -89,7 +90,7 @@ pub fn files(
     Ok(())
 }
 
-/// Looks whether the copy has the files.
+/// Checks that the copy has these files.
 pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.version.is_none() && checks.is_empty() {

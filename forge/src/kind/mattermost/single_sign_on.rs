@@ -1,16 +1,16 @@
-//! Whether users can sign in to the Mattermost of the package by GitLab.
+//! Checks that users of the package's Mattermost can sign in through GitLab.
 //!
-//! Mattermost names an application of GitLab's by its id and proves itself with a secret;
-//! GitLab has the row of it in `oauth_applications`. Each half is of no use without the
-//! other, and they are in different parts of a backup:
+//! Mattermost names a GitLab application by its id and authenticates with a secret. GitLab keeps
+//! the application in a row of `oauth_applications`. Each half is useless without the other, and
+//! they are in different parts of a backup:
 //!
 //! ```text
 //! up to 10.8   gitlab-secrets.json ─reconfigure─▶ config.json
-//! from 11.0    gitlab-secrets.json ─reconfigure─▶ environment, which goes before config.json
+//! from 11.0    gitlab-secrets.json ─reconfigure─▶ environment, which overrides config.json
 //! ```
 //!
-//! What stands on the right works today, what stands on the left after the next
-//! `gitlab-ctl reconfigure`; both are compared. A secret never gets into a text.
+//! The file on the right is in effect now, the one on the left after the next `gitlab-ctl
+//! reconfigure`; both are compared. No text of a check contains a secret.
 
 mod repair;
 
@@ -28,16 +28,15 @@ use serde_json::Value;
 use sha2::{Digest, Sha512};
 use std::path::PathBuf;
 
-/// Name of the check.
 const NAME: &str = "single-sign-on";
 
-/// From this major version of the package on, the environment goes before `config.json`.
+/// First major version of the package in which the environment overrides `config.json`.
 const ENVIRONMENT_SINCE: u32 = 11;
 
-/// Rounds that are worth computing; GitLab has 20 000.
+/// Maximum number of PBKDF2 rounds to compute. GitLab uses 20 000.
 const ROUNDS_MAX: u32 = 1_000_000;
 
-/// Compares what Mattermost has with what GitLab has; `None` if there is no Mattermost.
+/// Compares Mattermost's id and secret with GitLab's. Returns `None` if there is no Mattermost.
 pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Option<Check>> {
     let Some(places) = Places::of(plan) else { return Ok(None) };
     if catalogue.schema.is_empty() {
@@ -50,7 +49,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Opti
     judge(&places, major, &catalogue.applications, copy).map(Some)
 }
 
-/// The files that say what Mattermost has.
+/// Files that may hold Mattermost's id and secret.
 struct Places {
     config: PathBuf,
     environment: PathBuf,
@@ -58,7 +57,7 @@ struct Places {
 }
 
 impl Places {
-    /// `None` if there is no Mattermost beside GitLab.
+    /// Returns `None` if there is no Mattermost with GitLab.
     fn of(plan: &Plan) -> Option<Places> {
         Some(Places {
             config: plan.place("mattermost-config")?,
@@ -114,7 +113,7 @@ fn unknown(reason: impl Into<String>) -> Check {
     Check::new(NAME, Verdict::Unknown, reason)
 }
 
-/// Where something is said, and how it is called there.
+/// Type of file that holds id and secret.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Config,
@@ -122,7 +121,7 @@ enum Origin {
     Secrets,
 }
 
-/// What one place says. It cannot be printed whole, for the sake of the secret.
+/// Id and secret from one file. Does not implement `Debug`, because of the secret.
 struct Source {
     origin: Origin,
     path: PathBuf,
@@ -132,18 +131,18 @@ struct Source {
     fit: Fit,
 }
 
-/// How what a place says is related to GitLab's rows.
+/// Result of comparing a source with GitLab's rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fit {
     Fits,
     NoSuchId,
     OtherSecret,
-    /// The row is in no form that is known.
+    /// The secret's form in the row is unknown.
     Unknown,
 }
 
 impl Origin {
-    /// Names of id and secret.
+    /// Returns the names of id and secret.
     fn names(self) -> [&'static str; 2] {
         match self {
             Origin::Config => ["GitLabSettings.Id", "GitLabSettings.Secret"],
@@ -158,7 +157,7 @@ impl Source {
         shown(&self.path)
     }
 
-    /// How it fits, for people.
+    /// Describes the result of the comparison for people.
     fn found(&self, applications: &[Application]) -> String {
         let [id, secret] = self.origin.names();
         let of_row = || {
@@ -177,14 +176,15 @@ impl Source {
     }
 }
 
-/// What there is to compare, what works now first; or why that cannot be read.
+/// Returns the sources to compare, the one in effect now first. The inner error is the reason why a
+/// source cannot be read.
 fn sources(
     places: &Places,
     major: Option<u32>,
     copy: &Copy<'_>,
 ) -> Result<std::result::Result<Vec<Source>, String>> {
     let environment = environment(places, copy)?;
-    // A version that is not known shows itself by what it wrote.
+    // If the version is unknown, the presence of the environment decides.
     let is_old = major.map_or(environment.is_none(), |major| major < ENVIRONMENT_SINCE);
     let secrets = match json(places, Origin::Secrets, copy)? {
         Ok(secrets) => secrets,
@@ -192,7 +192,7 @@ fn sources(
     };
     let now = match environment {
         Some(environment) if !is_old => Some(environment),
-        // It is made by the next reconfigure, as after a restore.
+        // The next reconfigure writes the environment, for example after a restore.
         None if !is_old && secrets.is_some() => None,
         _ => match json(places, Origin::Config, copy)? {
             Ok(config) => config,
@@ -202,13 +202,13 @@ fn sources(
     Ok(Ok(now.into_iter().chain(secrets).collect()))
 }
 
-/// What the environment says; `None` if it says nothing of GitLab.
+/// Reads id and secret from the environment. Returns `None` if it sets no id.
 fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
     let [id, secret] = Origin::Environment.names();
     let line = |name| -> Result<String> {
         let seen = copy.file(&places.environment.join(name))?;
         let content = seen.and_then(|seen| seen.content).unwrap_or_default();
-        // Such a file has one line, and an empty one takes the variable away.
+        // Only the first line counts. An empty file unsets the variable.
         let line = content.split(|byte| *byte == b'\n').next().unwrap_or_default();
         Ok(String::from_utf8_lossy(line).trim_end().to_owned())
     };
@@ -220,8 +220,8 @@ fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
     Ok((!source.id.is_empty()).then_some(source))
 }
 
-/// What a file of JSON says; `None` if it says nothing of GitLab. The inner error is why it
-/// cannot be read.
+/// Reads id and secret from a JSON file. Returns `None` if it sets no id. The inner error is the
+/// reason why the file cannot be read.
 fn json(
     places: &Places,
     origin: Origin,
@@ -271,12 +271,13 @@ fn fit(source: &Source, applications: &[Application]) -> Fit {
     }
 }
 
-/// How GitLab keeps a secret. Rows are not rewritten at once, so one table has several forms.
+/// Form in which GitLab stores a secret. Upgrades do not rewrite all rows at once, so one table may
+/// contain several forms.
 enum Form<'a> {
     Plain(&'a str),
     /// About GitLab 15 and 16: `$pbkdf2-sha512$ROUNDS$SALT$HASH`.
     Pbkdf2(Option<Pbkdf2<'a>>),
-    /// Later.
+    /// Later versions.
     Sha512(&'a str),
 }
 
@@ -304,7 +305,7 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// Whether it is the form of this secret; `None` if that cannot be told.
+    /// Returns true if the stored form matches this secret, or `None` if that cannot be decided.
     fn is_of(&self, secret: &str) -> Option<bool> {
         Some(match self {
             Form::Plain(plain) => *plain == secret,
@@ -332,12 +333,12 @@ impl<'a> Pbkdf2<'a> {
     }
 }
 
-/// These hashes are written with `.` for `+` and without padding.
+/// These hashes contain `.` instead of `+`, and no padding.
 fn plus(text: &str) -> String {
     text.trim_end_matches('=').replace('.', "+")
 }
 
-/// What to do: which values belong where, without the secret among them.
+/// Returns advice: which values to set in which file. It does not contain the secret.
 fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> String {
     let find = |origin: Origin| sources.iter().find(|source| source.origin == origin);
     let [id, secret] = Origin::Secrets.names();
@@ -361,7 +362,7 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
         let [id, secret] = config.origin.names();
         format!("{id} and {secret} in {}", config.shown())
     });
-    // The package writes the environment anew; only from its secrets file does a value last.
+    // The package rewrites the environment; only values in its secrets file last.
     let lasting = format!("{id} and {secret} in {file}");
     let (places, then) = match (config, find(Origin::Secrets)) {
         (Some(config), None) => (config, "gitlab-ctl restart mattermost"),
@@ -385,10 +386,11 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     format!("set {places} to the id {uid} and its secret, then run `{then}`; {where_from}")
 }
 
-/// The row that Mattermost should be given: the one that it names, or else the newest that
-/// is called like it. A user can make one that is called so as well; it does not count.
+/// Returns the application that Mattermost should use: the one with its current id, or else the
+/// newest instance-wide one named after Mattermost. Users can register applications with that name,
+/// but those are not instance-wide.
 fn application<'a>(first: &Source, applications: &'a [Application]) -> Option<&'a Application> {
-    // An id that a shell would read as something else is not to be typed.
+    // The id becomes part of a shell command, so ids with special characters are rejected.
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     let is_likely =
         |row: &&Application| row.is_instance_wide && row.name.to_lowercase().contains("mattermost");
@@ -408,7 +410,7 @@ mod tests {
     const FORMS: [&str; 3] = [SECRET, PBKDF2, SHA512];
     const OTHER: &str = "this is another secret";
 
-    /// The files of a Mattermost.
+    /// Files of a Mattermost.
     struct Machine(tempfile::TempDir);
 
     impl Machine {
@@ -485,7 +487,7 @@ mod tests {
         }
         let padded = format!("{}==", PBKDF2.replace('.', "+"));
         assert_eq!(Form::of(&padded).is_of(SECRET), Some(true));
-        // A hostile row costs no time.
+        // A hostile row must not cost computing time.
         for odd in ["$pbkdf2-sha512$4000000000$$x", "$pbkdf2-sha1$1$$x", "$pbkdf2-", "$pbkdf2-a$b"]
         {
             assert_eq!(Form::of(odd).is_of(SECRET), None, "{odd}");
@@ -514,7 +516,7 @@ mod tests {
             let machine = || Machine::new().config("nonsense", OTHER).environment(ID, SECRET);
             let whole = machine().secrets(ID, SECRET);
             assert_eq!(whole.judge(Some(11), &rows).verdict, Verdict::Ok);
-            // The version is not known.
+            // Version unknown.
             assert_eq!(whole.judge(None, &rows).verdict, Verdict::Ok);
 
             let check = machine().secrets(ID, OTHER).judge(Some(17), &rows);

@@ -1,4 +1,4 @@
-//! Writing id and secret where they belong.
+//! Repair of single sign-on: writes id and secret to the files that should have them.
 
 use super::{Fit, Form, Origin, Places, Source, advice, application, fit, sources};
 use crate::catalogue::{Application, Catalogue};
@@ -9,19 +9,19 @@ use crate::plan::Plan;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// What was done, or is to be done.
+/// Result of a repair, or of a dry run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repair {
-    /// Files that were changed, or would be.
+    /// Files that were changed, or would be changed.
     pub written: Vec<PathBuf>,
-    /// What to do next, in a sentence; empty if nothing is wrong.
+    /// Next step, as a sentence; empty if nothing is wrong.
     pub next: String,
 }
 
-/// Gives Mattermost the id and the secret that GitLab has, where that can be known: if another
-/// place has them, or GitLab keeps the secret as it is. With `is_dry` nothing is written.
+/// Gives Mattermost the id and the secret that GitLab has. They must be known: another file has
+/// them, or GitLab stores the secret unhashed. With `is_dry` nothing is written.
 ///
-/// What cannot be repaired in this way is an error that says what helps.
+/// If this repair is impossible, the error says what to do instead.
 pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair> {
     let wrong = |reason: String| Error::Settings { instance: plan.instance.clone(), reason };
     let Some(places) = Places::of(plan) else {
@@ -50,7 +50,8 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
     let Some((id, secret)) = known.or_else(of_row) else {
         return Err(wrong(advice(&places, &sources, applications)));
     };
-    // What is read now, unless the package makes it; and what it is made from.
+    // Write `config.json` if it is in effect and wrong. Write the secrets file if it has these
+    // values, or if `config.json` is not written.
     let config = sources.iter().find(|source| source.origin == Origin::Config && !fits(source));
     let has_secrets = sources.iter().any(|source| source.origin == Origin::Secrets);
     let mut written = Vec::new();
@@ -70,12 +71,13 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
     Ok(Repair { written, next })
 }
 
-/// Id and secret of an application, if GitLab can show the secret.
+/// Returns id and secret of an application if GitLab stores the secret unhashed.
 fn plain(row: &Application) -> Option<(&String, &String)> {
     matches!(Form::of(&row.secret), Form::Plain(_)).then_some((&row.uid, &row.secret))
 }
 
-/// Changes two values in a section of a file; everything else in it, its owner and its mode stay.
+/// Changes two values in a section of a JSON file. All other values, the owner and the mode are
+/// kept.
 fn write(
     path: &Path,
     section: &str,
