@@ -1,8 +1,8 @@
 //! GitLab from its Linux package.
 //!
-//! Paths are those of the package; where data really is, the configuration that the package
-//! *generates* says (`gitlab.yml`, Gitaly's `config.toml`, `database.yml`). `gitlab.rb` is Ruby
-//! and not asked.
+//! Paths are those of the package. The configuration that the package *generates* (`gitlab.yml`,
+//! Gitaly's `config.toml`, `database.yml`) tells where data really is. `gitlab.rb` is Ruby and is
+//! not evaluated.
 
 pub mod generated;
 pub mod keys;
@@ -34,14 +34,14 @@ pub struct Gitlab;
 
 const MANIFEST: &str = "/opt/gitlab/version-manifest.txt";
 
-/// Names of this machine itself.
+/// Names and addresses of this machine itself.
 pub const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// Ends of the names under which the product is packaged.
+/// Suffixes of the product's package names.
 const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
 
-/// Services that change what is copied: the web server under both of its names, and the
-/// jobs. What they need to answer for themselves, such as Gitaly, goes on.
+/// Services that change the copied data: the web server under both of its names, and the job
+/// runner. Services that they need, such as Gitaly, keep running.
 pub const WRITERS: [&str; 3] = ["puma", "unicorn", "sidekiq"];
 
 impl Kind for Gitlab {
@@ -112,7 +112,7 @@ impl Kind for Gitlab {
     }
 }
 
-/// Keys without which what the database encrypts is lost.
+/// Keys without which encrypted content of the database is lost.
 const SECRETS: [&str; 3] = ["db_key_base", "secret_key_base", "otp_key_base"];
 
 /// Keys that newer versions have.
@@ -151,7 +151,7 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<
     }
     let secrets: serde_json::Value = match serde_json::from_slice(&content) {
         Ok(secrets) => secrets,
-        // The text itself is secret.
+        // A parser's message may quote the text, which is secret.
         Err(error) => {
             let (line, column) = (error.line(), error.column());
             return failed(format!("is no JSON from line {line}, column {column} on"));
@@ -171,7 +171,7 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<
     failed(format!("lacks {} in gitlab_rails", absent.join(", ")))
 }
 
-/// Looks whether the copy has what the databases name.
+/// Checks that the copy has the repositories and files named by the databases.
 pub fn check_catalogue(
     plan: &Plan,
     catalogue: &mut Catalogue,
@@ -202,7 +202,7 @@ fn product(root: &Path, notes: &mut Vec<String>) -> Product {
         None
     });
     let manifest = manifest.unwrap_or_default();
-    // The line of the product, `gitlab-ce 17.8.2`, among those of what it is made of.
+    // The product's line, `gitlab-ce 17.8.2`, is among those of its components.
     for line in manifest.lines() {
         let mut words = line.split_whitespace();
         let edition = words.next().and_then(|name| name.strip_prefix("gitlab-"));
@@ -217,8 +217,8 @@ fn product(root: &Path, notes: &mut Vec<String>) -> Product {
     product
 }
 
-/// Adds as parts what lies in a directory of GitLab's data and belongs to no part: a new version
-/// may keep there what this program does not know.
+/// Adds entries of a data directory that belong to no part as parts of their own. Newer versions of
+/// GitLab may keep data there that this program does not know.
 pub fn take_unknown(site: &Site<'_>, dir: &Path, prefix: &str, plan: &mut Plan) {
     for path in unknown_in(site, dir, plan) {
         let name = format!("{prefix}-{}", path.file_name().unwrap_or_default().to_string_lossy());
@@ -230,8 +230,7 @@ pub fn take_unknown(site: &Site<'_>, dir: &Path, prefix: &str, plan: &mut Plan) 
     }
 }
 
-/// Says what lies beside the known parts in the directory of data, and in those in it into which is
-/// looked as well.
+/// Adds a note for each unknown entry of the data directory, and of the directories `inner` in it.
 pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Plan) {
     let dirs = std::iter::once(data.to_owned()).chain(inner.iter().map(|dir| data.join(dir)));
     let mut unknown: Vec<PathBuf> = dirs.flat_map(|dir| unknown_in(site, &dir, plan)).collect();
@@ -243,10 +242,10 @@ pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Pla
     }
 }
 
-/// What lies in a directory and is neither a part nor left out.
+/// Returns the entries of a directory that are neither in a part nor left out.
 fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    // The last one is made by file systems.
+    // File systems create `lost+found`.
     let is_new = |path: &PathBuf| {
         !is_known(path, plan) && !is_set(path, site) && !path.ends_with("lost+found")
     };
@@ -255,14 +254,14 @@ fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan) -> Vec<PathBuf> {
     unknown
 }
 
-/// Whether the settings name a path as a part, or have one in it.
+/// Returns true if the settings define a part at, above or below this path.
 fn is_set(path: &Path, site: &Site<'_>) -> bool {
     let parts = site.settings.parts.values();
     let mut set = parts.flat_map(|part| part.path.iter().chain(&part.paths));
     set.any(|set| set.starts_with(path) || path.starts_with(set))
 }
 
-/// Whether a path is a part, leads to one, has one in it, or is left out.
+/// Returns true if a path is left out, or if a part is at, above or below it.
 fn is_known(path: &Path, plan: &Plan) -> bool {
     let mut parts = plan.parts.iter().flat_map(|part| &part.paths);
     let real = path.canonicalize().ok();

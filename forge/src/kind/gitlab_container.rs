@@ -1,8 +1,8 @@
-//! GitLab in the container of its official image, which has the Linux package in it.
+//! GitLab in a container of its official image, which contains the Linux package.
 //!
-//! A compose file, or the program that runs the container, says where its volumes are on this
-//! machine. All else is as in the package: the container's own clients and `gitlab-ctl` are run in
-//! it, and it stays up while services in it are stopped.
+//! A compose file, or the program that runs the container, tells the directories of its volumes on
+//! this machine. Everything else is as in the package. The container's own clients and `gitlab-ctl`
+//! run inside it, and it stays up while its services are stopped.
 
 mod running;
 
@@ -25,13 +25,13 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// GitLab in the container of its official image.
+/// GitLab in a container of its official image.
 pub struct GitlabContainer;
 
-/// The service that is GitLab.
+/// The service that runs GitLab.
 const SOUGHT: Sought = Sought { image: "gitlab/gitlab-ce or gitlab/gitlab-ee", is_it: is_official };
 
-/// The editions, each with an image of its own.
+/// Editions. Each has an image of its own.
 const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
 
 /// Programs that run containers.
@@ -80,7 +80,7 @@ impl Kind for GitlabContainer {
         }
         plan.product = product(&package, &service, plan);
         package.fill(plan)?;
-        // Names of users are those of the container.
+        // User names are valid only in the container.
         plan.parts.iter_mut().for_each(|part| part.owner = None);
         if let Ok(rails) = std::fs::metadata(package.at(DATA).join("gitlab-rails")) {
             plan.notes.push(format!(
@@ -116,21 +116,21 @@ impl Kind for GitlabContainer {
     }
 }
 
-/// Whether a service is of an official image, or of an image made from one.
+/// Returns true if a service runs an official image, or an image made from one.
 fn is_official(service: &Service) -> bool {
     edition(service).is_some()
         || service.environment.contains_key("GITLAB_OMNIBUS_CONFIG")
         || service.mounts.iter().any(|mount| mount.target == Path::new(DATA))
 }
 
-/// The edition that the name of the image says.
+/// Returns the edition in the name of the image.
 fn edition(service: &Service) -> Option<&'static str> {
     let name = service.repository().rsplit('/').next()?.strip_prefix("gitlab-")?;
     EDITIONS.into_iter().find(|edition| *edition == name)
 }
 
-/// The containers of the first program that runs some of GitLab. Those of this machine say
-/// nothing of another root.
+/// Returns the first program that runs a GitLab, with its GitLab containers. Programs are asked
+/// only if `root` is `/`: containers of this machine do not belong to another root.
 fn found_running(root: &Path) -> Option<(&'static str, Vec<running::Running>)> {
     let is_here = root == Path::new("/");
     PROGRAMS.into_iter().filter(|_| is_here).find_map(|program| {
@@ -140,7 +140,8 @@ fn found_running(root: &Path) -> Option<(&'static str, Vec<running::Running>)> {
     })
 }
 
-/// Name of the container and what it has from outside. What makes it becomes a part.
+/// Returns the name of the container, with its volumes and environment. Adds a part with the files
+/// that create it.
 fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     let (settings, root) = (site.settings, &site.settings.root);
     if let Some(name) = &settings.container {
@@ -169,7 +170,7 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     of_compose(site, plan)
 }
 
-/// A container that is known by its name.
+/// Returns a running container, and adds its compose files to the plan.
 fn of_running(site: &Site<'_>, running: running::Running, plan: &mut Plan) -> (String, Service) {
     let files: Vec<PathBuf> = running.compose.iter().map(|file| site.at(file)).collect();
     let files: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
@@ -190,7 +191,7 @@ fn of_running(site: &Site<'_>, running: running::Running, plan: &mut Plan) -> (S
     (running.name, running.service)
 }
 
-/// The service of a compose file, and what its container says of volumes besides.
+/// Returns the container of a compose service. Adds volumes that only the container itself knows.
 fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     let settings = site.settings;
     let surroundings = Surroundings {
@@ -224,7 +225,7 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     let containers = Containers { site, compose: &compose };
     let container = containers.name_of(name, service, plan)?;
     let mut mounts = service.mounts.clone();
-    // Volumes without a name, and those that compose calls by another name.
+    // Adds volumes without a name, and volumes with a different name in compose.
     match running::one(&settings.docker, &container, &settings.root, site.progress) {
         Ok(Some(running)) => running::add_mounts(&mut mounts, running.service.mounts),
         Ok(None) => {}
@@ -240,7 +241,7 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     Ok((container, service))
 }
 
-/// The version that last started, or else that of the image's tag.
+/// Returns the version that started last, or else the one in the image's tag.
 fn product(package: &Package<'_>, service: &Service, plan: &mut Plan) -> Product {
     let tag = service.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
     let number = |text: &str| text.split('-').next().unwrap_or(text).trim().to_owned();
@@ -275,7 +276,7 @@ mod tests {
     use crate::settings::Settings;
     use store::observe::Progress;
 
-    /// The plan of a machine that has these files.
+    /// Plans the backup of a machine that has these files.
     fn plan_of(files: &[(&str, &str)], more: &str) -> (tempfile::TempDir, Result<Plan>) {
         let root = tempfile::tempdir().expect("a directory");
         for (path, text) in files {

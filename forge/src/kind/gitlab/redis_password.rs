@@ -1,4 +1,4 @@
-//! The password of the package's Redis, as its clients and its server have it.
+//! Password of the package's Redis, from the configuration of its clients or its server.
 
 use super::generated::yaml;
 use crate::error::Error;
@@ -7,8 +7,8 @@ use crate::service::Password;
 use serde_json::Value;
 use std::path::Path;
 
-/// The password, from what Rails reads or else from Redis's own configuration. A file that makes
-/// no sense is noted, and the other one may still say it.
+/// Returns the password from Rails' configuration, or else from Redis's own. An invalid file adds a
+/// note, and the other file is still used.
 pub fn find(data: &Path, notes: &mut Vec<String>) -> Option<Password> {
     let mut noted = |error: Error| {
         notes.push(format!("{error}; whether Redis has a password there is unknown"));
@@ -24,14 +24,14 @@ pub fn find(data: &Path, notes: &mut Vec<String>) -> Option<Password> {
     (!password.is_empty()).then_some(Password(password))
 }
 
-/// In `resque.yml`, of which old versions have nothing but an address.
+/// Reads the password from `resque.yml`. In old versions it contains only an address.
 fn of_resque(all: &Value) -> Option<String> {
     let own = all.get("production").unwrap_or(all);
     let named = own["password"].as_str().map(str::to_owned);
     named.or_else(|| of_url(own.as_str().or(own["url"].as_str())?))
 }
 
-/// In `redis://user:password@host`.
+/// Reads the password from `redis://user:password@host`.
 fn of_url(url: &str) -> Option<String> {
     let (_, rest) = url.split_once(':')?;
     let (user, _) = rest.trim_start_matches('/').rsplit_once('@')?;
@@ -55,7 +55,7 @@ fn of_url(url: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// In a line of `redis.conf`, where it may be in quotes.
+/// Reads the password from a line of `redis.conf`. It may be quoted.
 fn of_line(line: &str) -> Option<String> {
     let (key, value) = line.trim().split_once(char::is_whitespace)?;
     if !key.eq_ignore_ascii_case("requirepass") {

@@ -1,5 +1,5 @@
-//! Whether a copy has the repositories of all projects, the others that rows name, and the pools
-//! that they borrow from; and whether git would take each for one.
+//! Checks of repositories: those of all projects, others named by rows, and the pools they borrow
+//! from. Each must be one that git accepts as a repository.
 
 mod whole;
 
@@ -17,8 +17,7 @@ use whole::{State, examine, has_references};
 /// Directories of storages by name.
 type Storages<'a> = BTreeMap<&'a str, &'a Path>;
 
-/// Looks whether the copy has the repositories that the catalogue names, and marks those that
-/// it has.
+/// Checks that the copy has the repositories in the catalogue, and marks those that it has.
 pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<[Check; 3]> {
     let storages = storages(plan);
     Ok([
@@ -28,7 +27,7 @@ pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<
     ])
 }
 
-/// The name of the part of a storage.
+/// Returns the name of a storage's part.
 pub fn part(storage: &str) -> String {
     if storage == "default" { "repositories".into() } else { format!("repositories-{storage}") }
 }
@@ -43,7 +42,7 @@ fn storages(plan: &Plan) -> Storages<'_> {
         .collect()
 }
 
-/// Where something is that the copy lacks or has damaged.
+/// Looks on this machine for a repository that is missing or damaged in the copy.
 fn on_machine(place: &Path) -> Result<Where> {
     let state = examine(&Copy::Live, &[place.to_owned()])?.pop();
     Ok(match state {
@@ -53,7 +52,7 @@ fn on_machine(place: &Path) -> Result<Where> {
     })
 }
 
-/// Adds a repository that is not whole in the copy.
+/// Records a repository that is missing or damaged in the copy.
 fn add(gaps: &mut Gaps<'_>, storage: &str, name: &str, place: &Path, state: &State) -> Result<()> {
     let text = match state {
         State::Damaged(fault) => format!("{name}: {} {fault}", shown(place)),
@@ -63,7 +62,8 @@ fn add(gaps: &mut Gaps<'_>, storage: &str, name: &str, place: &Path, state: &Sta
     Ok(())
 }
 
-/// The directory of a storage; adds to the gaps if it is not among the parts.
+/// Returns the directory of a storage. If the storage is not a part, records that for the
+/// repository `name`.
 fn storage_dir<'a>(
     gaps: &mut Gaps<'_>,
     plan: &Plan,
@@ -75,7 +75,7 @@ fn storage_dir<'a>(
     if dir.is_none() {
         let part = part(storage);
         let text = format!("{name}: its storage {storage} is not a part");
-        // One that nobody has excused is somewhere.
+        // Unless its loss is excused, the storage must be somewhere else.
         let found = if plan.excused.has(&part) { Where::Nowhere } else { Where::Elsewhere };
         gaps.add(&part, text, found);
     }
@@ -107,7 +107,7 @@ fn check_repositories(
         let place = copy.place(&dirs[0]);
         project.place = (place != dirs[0]).then(|| shown(&place));
         project.is_copied = states[0] != State::Absent;
-        // Not every project has them.
+        // Wikis and designs are optional.
         project.wiki = (states[1] != State::Absent).then_some(wiki);
         project.design = (states[2] != State::Absent).then_some(design);
         if states[0] == State::Absent && project.is_pending_deletion {
@@ -134,7 +134,7 @@ fn check_repositories(
     Ok(check)
 }
 
-/// Repositories of snippets and of groups' wikis.
+/// Checks the repositories of snippets and group wikis.
 fn check_others(
     plan: &Plan,
     storages: &Storages<'_>,
@@ -163,8 +163,8 @@ fn check_others(
     Ok(gaps.check("other-repositories", "repositories of snippets and group wikis", count))
 }
 
-/// Compares repositories with those of an earlier copy: one that had references then has to have
-/// some now, unless its project is being deleted.
+/// Compares repositories with those of an earlier copy. A repository that had references then must
+/// have some now, unless its project is being deleted.
 pub fn compare(
     plan: &Plan,
     catalogue: &Catalogue,
@@ -223,7 +223,7 @@ pub fn compare(
     Ok(Some(if verdict == Verdict::Ok { check } else { check.with_hint(hint) }))
 }
 
-/// Every pool that a member borrows from has to be there, or its objects are lost.
+/// Checks the pools that projects borrow objects from. Without its pool, a member loses objects.
 fn check_pools(
     plan: &Plan,
     storages: &Storages<'_>,
@@ -275,17 +275,18 @@ fn check_pools(
         let part = part(&project.storage);
         let place = storages.get(project.storage.as_str()).map(|dir| dir.join("@pools"));
         let what = || format!("pools that projects of storage {} borrow from", project.storage);
-        // Without its pool a member has lost objects, however few such members there are.
+        // Without its pool a member has lost objects, so even a single missing pool is a failure.
         gaps.look_strictly(&part, what, place.as_deref());
         if state != State::Whole {
             let (pool, file) = (&copy.place(pool), &copy.place(file));
-            // A member of a pool that was given up meanwhile does not borrow any more.
+            // If the alternates file is gone by now, the project has left its pool and no longer
+            // borrows.
             let found = if file.exists() {
                 on_machine(pool.parent().unwrap_or(pool))?
             } else {
                 Where::Here
             };
-            // A damaged pool has lost objects as well.
+            // A damaged pool has lost objects, too.
             let found = if found == Where::Otherwise { Where::Nowhere } else { found };
             let fault = if let State::Damaged(fault) = state { fault } else { "" };
             gaps.add(&part, format!("{}: {} {fault}", project.path, shown(pool)), found);
@@ -301,7 +302,7 @@ fn check_pools(
     Ok(check)
 }
 
-/// The paths in a file of alternates.
+/// Returns the paths in an alternates file.
 fn alternates(seen: Option<&Seen>) -> Vec<String> {
     let content = seen.and_then(|seen| seen.content.as_deref()).unwrap_or_default();
     let text = String::from_utf8_lossy(content).into_owned();
@@ -359,13 +360,13 @@ mod tests {
         assert!(odd.examples[0].contains("@pools/a.git, though"), "{odd:?}");
         assert!(odd.examples[0].ends_with("@pools/b.git"), "{odd:?}");
         assert!(odd.examples[1].ends_with("names no pool"), "{odd:?}");
-        // One of many is enough.
+        // One missing pool among several is a failure.
         let lost = [&fits[..], &[project("three", Some("gone"))]].concat();
         let failed = check(&strict, &lost);
         assert_eq!(failed.verdict, Verdict::Failed, "{failed:?}");
         assert!(failed.text.contains("borrow from are not at"), "{failed:?}");
         assert_eq!(check(&excused, &lost).verdict, Verdict::Warning);
-        // Without alternates it has its own objects.
+        // Without an alternates file, the project has its own objects.
         std::fs::remove_file(storage.join("@hashed/three.git/objects/info/alternates"))
             .expect("removes");
         assert_eq!(check(&strict, &lost).verdict, Verdict::Ok);

@@ -1,7 +1,7 @@
-//! What GitLab's databases say that there is.
+//! Rows of GitLab's databases.
 //!
-//! Tables and columns come and go with versions, so a query is only asked of what is there, and
-//! one that fails all the same costs a look at what it was about.
+//! Tables and columns differ between versions, so queries use only those that exist. A query that
+//! still fails skips one check.
 
 pub mod encrypted;
 mod uploads;
@@ -17,14 +17,14 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What the questions are about.
+/// Subject of the queries about projects.
 pub const PROJECTS: &str = "projects";
-/// What the questions are about.
+/// Subject of the queries about other repositories.
 pub const REPOSITORIES: &str = "repositories of snippets and group wikis";
-/// What the questions are about.
+/// Subject of the queries about applications.
 pub const APPLICATIONS: &str = "applications";
 
-/// Asks all databases that have GitLab's tables.
+/// Queries all databases that have GitLab's tables.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
     for database in databases {
@@ -112,7 +112,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
         (false, false) => "null as storage",
     });
     select.push(if has_repositories { "pr.disk_path as repository" } else { "null as repository" });
-    // Storage version 0 is a path by name.
+    // Storage version 0 means a path by name.
     select.push(if columns.has("storage_version") {
         "coalesce(p.storage_version, 0) > 0 as is_hashed"
     } else {
@@ -131,7 +131,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     } else {
         "null as forked_from"
     });
-    // Columns of several versions, each of which says that a project is to go.
+    // Columns of several versions. Each marks a project for deletion.
     let mut pending = vec!["false"];
     for (column, is) in [
         ("pending_delete", "coalesce(p.pending_delete, false)"),
@@ -174,8 +174,8 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     Ok(())
 }
 
-/// Repositories that rows name by their place. Those of wikis and designs of projects are beside
-/// that of the project, and their rows do not say that there is one.
+/// Queries the repositories whose rows contain a path. Repositories of wikis and designs are next
+/// to the project's own, and their rows do not tell whether they exist.
 fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
@@ -219,7 +219,7 @@ fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
     Ok(())
 }
 
-/// Path by number, as GitLab makes it.
+/// Returns the path of hashed storage for a project id.
 pub fn hashed(id: i64) -> String {
     let hash = Sha256::digest(id.to_string());
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -244,7 +244,7 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
         let Some((dir, others)) = part.paths.split_first() else { continue };
         let asked = catalogue.files.len();
         ask(dir, plan, database, catalogue)?;
-        // A part may be in several places, of which any has the file.
+        // A part may have several directories, and a file may be in any of them.
         for row in &mut catalogue.files[asked..] {
             let inner: Vec<PathBuf> = row
                 .paths
@@ -260,23 +260,23 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
 /// A table whose rows stand for files.
 struct Table<'a> {
     name: &'static str,
-    /// What its rows are, which is also the part with their files.
+    /// Subject of the queries, which is also the name of the part with the files.
     what: &'static str,
-    /// Columns without which nothing can be asked.
+    /// Columns required by the query.
     needs: &'static [&'static str],
-    /// Columns that some versions have, and which are nothing where they are not there.
+    /// Columns that only some versions have. They are null in other versions.
     takes: &'static [&'static str],
-    /// What else is asked of each row, which is called `t`.
+    /// Further expressions to select; the table is named `t`.
     select: &'a str,
-    /// Column that is 1 where the file is on this machine and 2 where it is in a bucket.
+    /// Column that is 1 for files on this machine and 2 for files in an object store.
     store: &'static str,
-    /// A column, and what has to be true of it.
+    /// A column, and a condition that applies if the table has it.
     only: Option<(&'static str, &'static str)>,
 }
 
 impl Table<'_> {
-    /// The newest and some other rows whose files are on this machine. Those in an object store
-    /// are counted.
+    /// Queries rows whose files are on this machine. Returns the newest and a random sample of the
+    /// others, or all if the settings say so. Counts files in an object store.
     fn rows<T: DeserializeOwned>(
         &self,
         plan: &Plan,
@@ -314,7 +314,7 @@ impl Table<'_> {
             Sample::All => format!("{all} order by t.id"),
             Sample::Rows(rows) => {
                 let half = rows.div_ceil(2);
-                // By number, so that large tables are not read whole.
+                // Sampling by id avoids reading large tables whole.
                 format!(
                     "({all} order by t.id desc limit {half}) union \
                      ({all} and t.id in (select (low + random() * (high - low))::bigint \
@@ -322,7 +322,7 @@ impl Table<'_> {
                 )
             }
         };
-        // Whoever wants no rows counted wants no table read whole.
+        // Counting reads the whole table, so it is skipped if the settings disable row counts.
         if has_store && plan.postgres.as_ref().is_some_and(|server| server.counts_rows) {
             let query = format!("select count(*) as count from {name} t where t.{store} = 2");
             for row in catalogue.ask::<Count>(what, database, &query)? {
@@ -333,7 +333,7 @@ impl Table<'_> {
     }
 }
 
-/// A size that the row knows.
+/// Converts a size from a row. Negative sizes count as unknown.
 fn size(size: Option<i64>) -> Option<u64> {
     size.and_then(|size| size.try_into().ok())
 }
@@ -344,7 +344,7 @@ fn uploads(
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    // A route is the place of a project's attachments until they are moved.
+    // A project's route is the directory of its attachments until they are moved.
     let mut has = |table: &str, needed: &[&str]| -> Result<bool> {
         let columns = database.columns(table)?;
         Ok(needed.iter().all(|needed| columns.has(needed)))
@@ -431,7 +431,7 @@ fn artifacts(
         let (what, id, size) = ("artifacts", row.id.to_string(), size(row.size));
         Some(FileRow { what, part: "artifacts", id, paths: vec![path], size })
     };
-    // Partitioned in newer versions, and then the old name may be that of one partition.
+    // Newer versions partition the table. The old name may then be that of one partition.
     for name in ["p_ci_job_artifacts", "ci_job_artifacts"] {
         let table = Table {
             name,
@@ -440,7 +440,7 @@ fn artifacts(
             takes: &["size"],
             select: "to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
-            // 1 are the oldest, which are not by number and by day.
+            // 1 marks the oldest artifacts, which have other paths.
             only: Some(("file_location", "coalesce(t.file_location, 2) <> 1")),
         };
         let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
@@ -453,12 +453,12 @@ fn artifacts(
     Ok(())
 }
 
-/// A file of a row in a directory by the number of its project.
+/// A row's file, in a directory derived from its project's id.
 #[derive(Deserialize)]
 struct OfProject {
     id: i64,
     project_id: Option<i64>,
-    /// What leads to the file below the directory of its project; several where versions differ.
+    /// Path below the directory of the project; several if versions differ.
     inner: Vec<Option<String>>,
     size: Option<i64>,
 }
@@ -545,7 +545,7 @@ fn packages(
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    // The project is the package's; files have had one of their own only of late.
+    // The package has the project. Files have a `project_id` of their own only in recent versions.
     let of_package = database.columns("packages_packages")?.has("project_id");
     let own = database.columns("packages_package_files")?.has("project_id");
     let project = match (of_package, own) {
@@ -585,7 +585,7 @@ fn terraform_states(
         let of_state = |column: &str| {
             format!("(select s.{column} from terraform_states s where s.id = t.terraform_state_id)")
         };
-        // Before there were versions, a state was one file.
+        // Before states had versions, a state was a single file.
         let select = format!(
             "{} as project_id, null::bigint as size, array[{} || '/' || t.file, t.file] as inner",
             of_state("project_id"),
@@ -628,7 +628,7 @@ fn secure_files(
         what: "ci-secure-files",
         needs: &["id", "project_id", "file"],
         takes: &[],
-        // What is on disk is encrypted, and larger than the row says.
+        // Files on disk are encrypted, and larger than the size in the row.
         select: "null::bigint as size, array['secure_files/' || t.id || '/' || t.file] as inner",
         store: "file_store",
         only: None,
@@ -649,7 +649,7 @@ fn pages(
         takes: &["size"],
         select: "array['pages_deployments/' || t.id || '/' || t.file] as inner",
         store: "file_store",
-        // Those that were replaced are removed some time later.
+        // Replaced deployments are removed only some time later.
         only: Some(("deleted_at", "t.deleted_at is null")),
     };
     of_projects(&table, &dir.join("@hashed"), plan, database, catalogue)
@@ -677,7 +677,7 @@ fn migrations(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Resul
         count: u64,
     }
     let columns = database.columns("batched_background_migrations")?;
-    // The registry has a table of the same name with other numbers.
+    // The registry has a table of the same name with different status numbers.
     if !columns.has("job_class_name") {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! What is planned for an instance, by what is on its machine.
+//! Plans for instances, depending on the content of their machine.
 
 use super::*;
 use crate::kind::plan;
@@ -7,16 +7,16 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use store::observe::Progress;
 
-/// A machine with nothing but what a test puts there.
+/// A machine with only the files that a test creates.
 struct Machine(tempfile::TempDir);
 
 impl Machine {
-    /// Without anything.
+    /// Creates an empty machine.
     fn new() -> Machine {
         Machine(tempfile::tempdir().expect("a directory"))
     }
 
-    /// With a `gitlab.yml` and what else every GitLab has.
+    /// Creates a machine with this `gitlab.yml`, and the other files of every GitLab.
     fn with(gitlab_yml: &str) -> Machine {
         let machine = Machine::new();
         machine.write("/etc/gitlab/gitlab-secrets.json", "{}");
@@ -51,7 +51,7 @@ impl Machine {
         self.plan_with("")
     }
 
-    /// The plan with more settings.
+    /// Plans with further settings.
     fn plan_with(&self, more: &str) -> Plan {
         let text = format!("kind = 'gitlab'\nroot = '{}'\n{more}", self.0.path().display());
         let settings: Settings = toml::from_str(&text).expect("settings");
@@ -61,7 +61,7 @@ impl Machine {
         plan(&site).expect("a plan").0
     }
 
-    /// The places of a part, as the instance calls them.
+    /// Returns the paths of a part, as the instance sees them.
     fn places(&self, plan: &Plan, part: &str) -> Vec<String> {
         let root = self.0.path().canonicalize().expect("is there");
         let paths = &find(plan, part).paths;
@@ -89,7 +89,7 @@ fn has_note(plan: &Plan, words: &str) -> bool {
 
 #[test]
 fn every_directory_can_be_moved_by_each_of_its_keys() {
-    // Name of the part, section, keys.
+    // Part, section, keys.
     let rows: [(&str, &str, &[&str]); 12] = [
         ("uploads", "uploads", &["storage_path", "path"]),
         ("artifacts", "artifacts", &["path", "storage_path"]),
@@ -118,7 +118,7 @@ fn every_directory_can_be_moved_by_each_of_its_keys() {
             assert!(places[0].starts_with("/mnt/shared/"), "{part}: {places:?}");
         }
     }
-    // Relative to Rails, as GitLab takes it.
+    // Relative paths start at the directory of Rails, as in GitLab.
     let machine = Machine::with("production:\n  lfs:\n    storage_path: shared/lfs\n");
     let rails = "/opt/gitlab/embedded/service/gitlab-rails/shared/lfs";
     assert_eq!(machine.places(&machine.plan(), "lfs"), [rails]);
@@ -163,7 +163,7 @@ fn uploads_are_where_the_link_leads() {
     assert_eq!(uploads(&machine), ["/var/opt/gitlab/gitlab-rails/uploads"]);
     let public = "/opt/gitlab/embedded/service/gitlab-rails/public";
     machine.link(&format!("{public}/uploads"), "/mnt/uploads");
-    // Not mounted: it is missing, and nothing else is taken in its place.
+    // The target is not mounted. It is missing, and no other directory replaces it.
     assert_eq!(uploads(&machine), ["/mnt/uploads"]);
     assert!(find(&machine.plan(), "uploads").is_required);
     assert!(!find(&machine.plan(), "uploads").is_there());
@@ -219,7 +219,7 @@ fn a_storage_of_another_machine_is_missing() {
     let plan = Machine::with(&yml).plan();
     let text = looked_for(&plan, "repositories-far");
     assert!(text.contains("Gitaly Cluster (Praefect) is not covered"), "{text}");
-    // Whoever has it mounted says where.
+    // Settings can name the directory where it is mounted.
     let plan = machine.plan_with("[parts.repositories-far]\npath = '/mnt/far'\n");
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
     machine.write(
@@ -242,7 +242,7 @@ fn object_stores_are_told_of() {
         assert!(has_note(&plan, &format!("{part}: it is in an object store")), "{:?}", plan.notes);
     }
     assert!(!has_note(&plan, "lfs: it is"), "{:?}", plan.notes);
-    // What is still on the machine is taken.
+    // Files that are still on the machine are copied.
     assert!(!find(&plan, "uploads").is_required && !find(&plan, "artifacts").is_required);
     assert!(find(&plan, "lfs").is_required);
 }
@@ -268,7 +268,7 @@ fn the_database_is_where_its_configuration_says() {
     let own = (own.display().to_string(), psql(), psql());
     assert_eq!(server("''"), own);
     assert_eq!(server("/var/opt/gitlab/postgresql"), own);
-    // The package's own may still run, or be what is left of it.
+    // The package's own server may still run, or its directory may be left over.
     assert_eq!(server("db.example.com"), ("db.example.com".into(), None, None));
     assert!(has_note(&machine.plan(), "the database server is db.example.com"));
     let sockets = machine.dir("/run/postgresql");
@@ -320,7 +320,7 @@ fn mattermost_may_have_a_server_and_directories_of_its_own() {
     let plan = machine.plan();
     assert_eq!(machine.places(&plan, "mattermost-plugins"), ["/mnt/plugins"]);
     assert!(plan.parts.iter().all(|part| part.name != "mattermost-client-plugins"));
-    // Rows do not say which files the object store has.
+    // Rows do not record which files are in the object store.
     write("MM_FILESETTINGS_DRIVERNAME", "amazons3");
     assert_eq!(machine.plan().place("mattermost-data"), None);
 }
@@ -339,7 +339,7 @@ fn what_is_unknown_is_named_where_parts_lie_deeper() {
     for unknown in unknown {
         machine.write(&format!("{data}/{unknown}/file"), "");
     }
-    // Perhaps not mounted.
+    // An empty directory may be a missing mount.
     machine.dir("/var/opt/gitlab/gitlab-rails/shared/empty");
     let plan = machine.plan();
     assert!(has_note(&plan, "shared/empty is not known"), "{:?}", plan.notes);
@@ -358,7 +358,7 @@ fn links_in_parts_are_followed_below_the_root() {
     machine.link("/var/opt/gitlab/git-data", "/mnt/git-data");
     machine.dir("/mnt/git-data/repositories");
     machine.link("/mnt/git-data/repositories/@hashed", "/mnt/hashed");
-    // A link in what a link leads to, and one to a file.
+    // A link below the target of another link, and a link to a file.
     machine.link("/mnt/hashed/6b", "/mnt/more/6b");
     machine.dir("/mnt/more/6b");
     machine.link("/etc/gitlab/forge.key", "/mnt/keys/forge.key");
@@ -376,12 +376,12 @@ fn links_in_parts_are_followed_below_the_root() {
     assert!(copy.place(&place.join("@hashed/6b/86.git")).ends_with("mnt/more/6b/86.git"));
     assert_eq!(machine.places(&plan, "config"), ["/etc/gitlab", "/mnt/keys/forge.key"]);
 
-    // What this machine has at the same path is not the instance's.
+    // Data of the test's machine at the same path does not belong to the instance.
     let host = tempfile::tempdir().expect("a directory");
     let target = host.path().to_str().expect("text");
     machine.link(&format!("{shared}/packages"), target);
     machine.link(&format!("{shared}/registry/other"), target);
-    // Nor is all of it taken for one link.
+    // A link to `/` must not add the whole machine.
     machine.link(&format!("{shared}/registry/up"), "/");
     let plan = machine.plan();
     assert!(!find(&plan, "packages").is_there());
@@ -391,7 +391,7 @@ fn links_in_parts_are_followed_below_the_root() {
         assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
     }
     assert_eq!(machine.places(&plan, "registry").len(), 2);
-    // Whoever names a place gets that.
+    // A path from the settings is used as given.
     let own = machine.at(&registry);
     let plan = machine.plan_with(&format!("parts.registry.path = '{}'", own.display()));
     assert_eq!(machine.places(&plan, "registry"), [registry]);
@@ -433,7 +433,7 @@ fn broken_secrets_fail() {
     let whole = format!("{{\"gitlab_rails\": {{{keys}, \"otp_key_base\": \"c\"}}}}");
     std::fs::write(&path, whole).expect("writes");
     assert_eq!(check().verdict, Verdict::Ok);
-    // As one that nobody may read.
+    // A directory replaces a file that cannot be read.
     std::fs::remove_file(&path).expect("removes");
     std::fs::create_dir(&path).expect("a directory");
     assert_eq!(check().verdict, Verdict::Failed);
@@ -491,7 +491,7 @@ fn what_a_new_version_keeps_beside_the_rest_is_copied_and_named() {
     }
     assert!(!plan.parts.iter().any(|part| part.name.contains("cache")));
     assert!(!plan.parts.iter().any(|part| part.name.contains("lost")));
-    // Whoever names it, or wants it left out, has said so.
+    // A directory that the settings name or skip is not unknown.
     let place = machine.at("/mnt/shared/of_tomorrow");
     let plan = machine.plan_with(&format!("parts.own.path = '{}'", place.display()));
     assert!(!has_note(&plan, "shared/of_tomorrow is not known"), "{:?}", plan.notes);
@@ -534,13 +534,13 @@ fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
             assert!(said.contains(path.as_str()) && said.contains(unknown), "{said}");
             assert!(plan.lacking[0].is_required);
         }
-        // As one that cannot be read.
+        // A directory replaces a file that cannot be read.
         let machine = good();
         std::fs::remove_file(machine.at(path)).expect("removes");
         machine.dir(path);
         assert!(looked_for(&machine.plan(), "generated").contains(unknown));
     }
-    // Cut between two lines.
+    // Files cut between two lines.
     let lines = |text: &str, count: usize| {
         let machine = good();
         let cut: String = text.lines().take(count).map(|line| format!("{line}\n")).collect();

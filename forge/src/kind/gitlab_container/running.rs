@@ -1,4 +1,4 @@
-//! What the program that runs containers says of them.
+//! Running containers, as reported by the program that runs them.
 
 use crate::error::{Error, Result};
 use crate::kind::below;
@@ -9,25 +9,24 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
-/// Containers that are looked at, at most.
+/// Maximum number of containers to inspect.
 const CONTAINERS_MAX: usize = 200;
 
-/// Labels by which compose finds its files again.
+/// Labels in which compose records its files.
 const COMPOSE_FILES: [&str; 2] =
     ["com.docker.compose.project.config_files", "io.podman.compose.config_files"];
 
 /// A container.
 #[derive(Debug)]
 pub struct Running {
-    /// Its name.
     pub name: String,
     /// Its image, environment and volumes.
     pub service: Service,
-    /// The compose files that made it.
+    /// Compose files that created it.
     pub compose: Vec<PathBuf>,
 }
 
-/// All containers that run.
+/// Returns all running containers, at most `CONTAINERS_MAX`.
 pub fn all(program: &[String], root: &Path) -> Result<Vec<Running>> {
     let progress = Progress::default();
     let ids = ask(program, &["ps", "--quiet"], &progress)?;
@@ -41,7 +40,7 @@ pub fn all(program: &[String], root: &Path) -> Result<Vec<Running>> {
     Ok(containers(&ask(program, &words, &progress)?, root))
 }
 
-/// The container of this name, if there is one.
+/// Returns the container with this name, if it exists.
 pub fn one(
     program: &[String],
     name: &str,
@@ -55,8 +54,8 @@ pub fn one(
     }
 }
 
-/// Adds the volumes that a container has to those of its compose file. These count where they are
-/// there.
+/// Adds the volumes of a container to those of its compose file. The compose file takes precedence
+/// if its directory exists.
 pub fn add_mounts(mounts: &mut Vec<Mount>, own: Vec<Mount>) {
     for mount in own {
         let is_there = |source: &Source| match source {
@@ -77,7 +76,7 @@ fn ask(program: &[String], words: &[&str], progress: &Progress) -> Result<Vec<u8
     Command::new(words).within(QUESTION).output(progress)
 }
 
-/// Containers in the answer of `inspect`, which docker and podman give alike.
+/// Parses the output of `inspect`, which is the same for docker and podman.
 fn containers(answer: &[u8], root: &Path) -> Vec<Running> {
     let all: Vec<Value> = serde_json::from_slice(answer).unwrap_or_default();
     all.iter().filter_map(|one| container(one, root)).collect()

@@ -9,8 +9,8 @@
 //! from 11.0    gitlab-secrets.json ─reconfigure─▶ environment, which overrides config.json
 //! ```
 //!
-//! The file on the right is in effect now, the one on the left after the next `gitlab-ctl
-//! reconfigure`; both are compared. No text of a check contains a secret.
+//! The file on the right is in effect now, the one on the left after the next
+//! `gitlab-ctl reconfigure`; both are compared. No text of a check contains a secret.
 
 mod repair;
 
@@ -333,7 +333,7 @@ impl<'a> Pbkdf2<'a> {
     }
 }
 
-/// These hashes contain `.` instead of `+`, and no padding.
+/// Converts a hash to standard Base64 without padding. These hashes contain `.` instead of `+`.
 fn plus(text: &str) -> String {
     text.trim_end_matches('=').replace('.', "+")
 }

@@ -1,21 +1,21 @@
-//! What git needs to take a directory for a repository.
+//! Checks that git would accept a directory as a repository.
 
 use crate::copy::{Copy, Seen};
 use crate::error::Result;
 use std::path::PathBuf;
 
-/// Whether a directory is a repository.
+/// State of a repository's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It has a HEAD, objects and references.
     Whole,
-    /// There is nothing.
+    /// It does not exist.
     Absent,
-    /// There is something that git would not take for a repository; why.
+    /// It exists, but git would not accept it as a repository; the reason.
     Damaged(&'static str),
 }
 
-/// Looks whether directories are repositories, in their order.
+/// Examines directories. Returns their states in the same order.
 pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
     let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
     let there = copy.look(dirs)?;
@@ -29,7 +29,7 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
         let is_filled = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.size > 0);
         states.push(match &there[at] {
             None => State::Absent,
-            // A link leads to what this machine has and the copy may not have.
+            // A link may lead to data that this machine has and the copy lacks.
             Some(seen) if !seen.is_dir && !copy.is_live() => State::Damaged("is not a directory"),
             Some(_) if !heads[at].as_ref().is_some_and(is_head) => {
                 State::Damaged("has no readable HEAD")
@@ -38,8 +38,8 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
             Some(_) if !is_dir(&references[at]) && !is_filled(&tables[at]) => {
                 State::Damaged("has no references")
             }
-            // A list of other places to look in is a file as well.
-            // A new one with a reftable has references to nothing, which only git can tell.
+            // A file of alternates below `objects` counts, too. Reftables are not checked: that of
+            // a new repository refers to no object, and only git can read it.
             Some(_)
                 if !is_filled(&tables[at])
                     && !copy.has_file_below(&dir.join("objects"))?
@@ -53,7 +53,7 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
     Ok(states)
 }
 
-/// Whether git would read this as a HEAD: the name of a reference, or of a commit.
+/// Returns true if git would read this as a HEAD: the name of a reference, or a commit id.
 fn is_head(seen: &Seen) -> bool {
     let content = seen.content.as_deref().unwrap_or_default().trim_ascii();
     let is_id = [40, 64].contains(&content.len()) && content.iter().all(u8::is_ascii_hexdigit);
@@ -63,8 +63,8 @@ fn is_head(seen: &Seen) -> bool {
             .is_some_and(|name| name.trim_ascii_start().starts_with(b"refs/"))
 }
 
-/// Whether repositories have references besides HEAD, in their order. What cannot be told, of
-/// reftables, counts as having some.
+/// Returns for each repository, in the same order, whether it has references besides HEAD.
+/// Reftables cannot be read here and count as having some.
 pub fn has_references(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<bool>> {
     let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
     let packed = copy.read(&within("packed-refs"))?;
@@ -79,7 +79,7 @@ pub fn has_references(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<bool>> {
 }
 
 fn has_packed(seen: &Seen) -> bool {
-    // One that is too large to be read has many.
+    // A file too large to be read has many references.
     let Some(content) = &seen.content else { return seen.size > 0 && !seen.is_dir };
     let mut lines = content.split(|byte| *byte == b'\n');
     lines.any(|line| line.first().is_some_and(u8::is_ascii_hexdigit))

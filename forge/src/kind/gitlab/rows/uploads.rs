@@ -1,4 +1,5 @@
-//! Where GitLab keeps the file of an upload: that depends on who uploaded it to what.
+//! Paths of uploaded files. They depend on the uploader and on the object that the upload belongs
+//! to.
 
 use super::hashed;
 use serde::Deserialize;
@@ -9,21 +10,21 @@ pub struct Row {
     pub id: i64,
     pub path: Option<String>,
     pub size: Option<i64>,
-    /// Class of what it belongs to.
+    /// Class of the object that it belongs to.
     pub model_type: Option<String>,
     pub model_id: Option<i64>,
-    /// Class of what put it there.
+    /// Class of its uploader.
     pub uploader: Option<String>,
     pub secret: Option<String>,
-    /// `group/project`, of a project.
+    /// `group/project`, if it belongs to a project.
     pub route: Option<String>,
 }
 
 impl Row {
-    /// Places below the directory of uploads, the likeliest first.
+    /// Returns possible paths below the directory of uploads, the likeliest first.
     ///
-    /// A path in the row is whole, or relative to the directory of what it belongs to; which, has
-    /// changed with versions and with the storage of the project.
+    /// The path in the row is either complete, or relative to the directory of the object. That
+    /// depends on GitLab's version and on the storage of the project.
     pub fn places(&self) -> Vec<String> {
         let path = self.path.as_deref().unwrap_or_default().trim_start_matches('/');
         let path = path.strip_prefix("uploads/").unwrap_or(path);
@@ -46,10 +47,10 @@ impl Row {
             }
         }
         let is_whole = ["-/", "@hashed/", "system/"].iter().any(|start| path.starts_with(start));
-        // Old ones lie below a directory that has got another name since.
+        // Old uploads are below a directory that was renamed since.
         dirs.push("-/system".into());
         let mut places: Vec<String> = dirs.iter().map(|dir| format!("{dir}/{path}")).collect();
-        // Some rows have the name alone, and the directory in another column.
+        // Some rows have only the name here, and the directory in another column.
         if let (Some(secret), false) = (&self.secret, path.contains('/')) {
             places.extend(dirs.iter().map(|dir| format!("{dir}/{secret}/{path}")));
         }
@@ -120,7 +121,7 @@ mod tests {
             let places = row.places();
             assert!(places.iter().any(|known| known == place), "{place}: {places:?}");
         }
-        // Nothing leads out of the directory.
+        // No path leads out of the directory.
         let row = Row { path: Some("/etc/passwd".into()), ..Row::default() };
         assert!(row.places().iter().all(|place| !place.starts_with('/')));
     }
