@@ -1,8 +1,7 @@
-//! GitLab in the container of sameersbn/docker-gitlab, with PostgreSQL and Redis in
-//! containers beside it.
+//! GitLab in a container of sameersbn/docker-gitlab, with PostgreSQL and Redis in other containers.
 //!
-//! Its compose file says everything: where the directories are, what the database is called,
-//! and the keys that decrypt it, which no directory holds.
+//! Its compose file defines everything: the directories, the database's name, and the keys that
+//! decrypt it. No directory contains these keys.
 
 pub mod compose;
 pub mod containers;
@@ -31,13 +30,13 @@ use places::{Dirs, place};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// GitLab in the container of sameersbn/docker-gitlab.
+/// GitLab in a container of sameersbn/docker-gitlab.
 pub struct DockerGitlab;
 
-/// The service that is GitLab.
+/// The service that runs GitLab.
 const SOUGHT: find::Sought = find::Sought { image: "sameersbn/gitlab", is_it: is_gitlab };
 
-/// Where the container has its data.
+/// Data directory in the container.
 const DATA: &str = "/home/git/data";
 
 impl Kind for DockerGitlab {
@@ -97,7 +96,7 @@ impl Kind for DockerGitlab {
             note_unknown(site, &data, &[], plan);
         }
         let container = containers.name_of(name, gitlab, plan)?;
-        // PostgreSQL and Redis are other containers and go on.
+        // PostgreSQL and Redis run in other containers and are not stopped.
         let program = &site.settings.docker;
         plan.control = Control::Supervised(Supervisor::new(Speaks::Docker, program, [container]));
         Ok(())
@@ -141,13 +140,13 @@ impl Kind for DockerGitlab {
 fn is_gitlab(service: &Service) -> bool {
     let repository = service.repository();
     ["sameersbn/gitlab", "sameersbn-gitlab"].iter().any(|name| repository.ends_with(name))
-        // Whoever made an image of their own from it has its directory.
+        // An image made from it has its directory.
         || service.mounts.iter().any(|mount| mount.target == Path::new(DATA))
         // Or its keys.
         || service.environment.contains_key("GITLAB_SECRETS_DB_KEY_BASE")
 }
 
-/// Where named volumes are.
+/// Returns the directory of named volumes.
 pub fn volumes_dir(site: &Site<'_>, plan: &mut Plan) -> PathBuf {
     let program = site.settings.docker.first().map(String::as_str).unwrap_or_default();
     if program.ends_with("podman") {
@@ -165,7 +164,7 @@ pub fn volumes_dir(site: &Site<'_>, plan: &mut Plan) -> PathBuf {
     site.at(moved.unwrap_or("/var/lib/docker")).join("volumes")
 }
 
-/// What the tag says, or else what last migrated the data.
+/// Returns the version in the image's tag, or else the version that last migrated the data.
 fn product(gitlab: &Service, dir: &Path, plan: &mut Plan) -> Product {
     let tag = gitlab.tag().filter(|tag| tag.starts_with(|c: char| c.is_ascii_digit()));
     // 17.8.2-1 is the second image of 17.8.2.
@@ -189,7 +188,7 @@ fn product(gitlab: &Service, dir: &Path, plan: &mut Plan) -> Product {
     }
 }
 
-/// The services with their images.
+/// Returns the services, with their images.
 fn services(compose: &Compose) -> Vec<String> {
     let shown = |(name, service): (&String, &Result<Service>)| {
         let image = service.as_ref().ok().and_then(|service| service.image.clone());
@@ -198,7 +197,7 @@ fn services(compose: &Compose) -> Vec<String> {
     compose.services.iter().map(shown).collect()
 }
 
-/// The files that make the containers.
+/// Adds the files that define the containers.
 pub fn configuration(compose: &Compose, plan: &mut Plan) {
     let about = "the compose file and what it names: environment, secrets";
     let part = plan.needs("compose", about, compose.path.clone());
@@ -209,7 +208,7 @@ pub fn configuration(compose: &Compose, plan: &mut Plan) {
         let text = format!("{} is named by the compose file and not there", file.display());
         plan.notes.push(text);
     }
-    // Without them, compose makes no container.
+    // Compose creates no container without them.
     let needed: Vec<String> =
         compose.needed.iter().filter(absent).map(|file| file.display().to_string()).collect();
     if !needed.is_empty() {
@@ -217,7 +216,8 @@ pub fn configuration(compose: &Compose, plan: &mut Plan) {
     }
 }
 
-/// Numbers of users are kept as they are; only the container has names for them.
+/// Adds a note about configured user and group ids. A restore keeps these ids, because only the
+/// container has names for them.
 fn identity(gitlab: &Service, plan: &mut Plan) {
     let number = |name| gitlab.variable(name).and_then(|text| text.parse::<u32>().ok());
     let (uid, gid) = (number("USERMAP_UID"), number("USERMAP_GID"));

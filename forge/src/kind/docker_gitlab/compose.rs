@@ -1,9 +1,10 @@
-//! Compose files: which containers there are, what their environment is and where on this
-//! machine their directories are.
+//! Compose files: containers, their environment, and the places of their directories on this
+//! machine.
 //!
-//! Read is what a backup needs, and that as compose reads it: `.env` beside the file, files
-//! of environment, variables, overriding and included files, services that extend others. What only
-//! the shell knew from which the containers were started cannot be seen.
+//! Only the properties needed for a backup are read, by the rules of compose. These include `.env`
+//! next to the file, environment files, variables, overriding and included files, and services that
+//! extend others. Variables that were set only in the shell that started the containers are
+//! unknown.
 
 mod reader;
 
@@ -13,101 +14,100 @@ use reader::{Reader, Shared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// What the files may be called, the preferred name first.
+/// File names, the preferred one first.
 pub const NAMES: [&str; 4] =
     ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
 
 /// Variables by name.
 pub type Variables = BTreeMap<String, String>;
 
-/// A project: what its files say.
+/// A project, as defined by its files.
 #[derive(Debug)]
 pub struct Compose {
-    /// The file it was read from, the first if there are several.
+    /// File that it was read from; the first if there are several.
     pub path: PathBuf,
-    /// What it may be called: compose changed how it makes a name of that of a directory.
+    /// Possible names. Versions of compose derive them differently from the directory's name.
     pub names: Vec<String>,
-    /// All files that were read or are handed to a container, whether they are there or not.
+    /// All files that were read or are passed to a container, existing or not.
     pub files: BTreeSet<PathBuf>,
-    /// Those of them without which compose makes no container.
+    /// Files without which compose creates no container.
     pub needed: BTreeSet<PathBuf>,
-    /// Those of them that may be missing, and are named even so.
+    /// Files that may be missing.
     pub optional: BTreeSet<PathBuf>,
-    /// Its services; the reason for those that make no sense.
+    /// Its services, or the error for an invalid one.
     pub services: BTreeMap<String, Result<Service>>,
-    /// What is odd.
+    /// Notes about anything unusual.
     pub notes: Vec<String>,
 }
 
-/// One service, with everything filled in.
+/// A service, with all variables expanded.
 #[derive(Debug, Default)]
 pub struct Service {
-    /// Its image with the tag.
+    /// Its image, with the tag.
     pub image: Option<String>,
-    /// What its container is called, if that is said.
+    /// Configured name of its container.
     pub container: Option<String>,
-    /// The variables it is started with.
+    /// Its environment variables.
     pub environment: Variables,
-    /// Variables of its files, until all is read.
+    /// Variables from environment files, until these are merged.
     pub from_files: Variables,
-    /// What it has from outside.
+    /// Its mounts.
     pub mounts: Vec<Mount>,
-    /// The words of its command.
+    /// Words of its command.
     pub command: Vec<String>,
 }
 
-/// A directory or file in a container that comes from outside.
+/// A directory or file from outside, mounted in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Where it is in the container.
+    /// Path in the container.
     pub target: PathBuf,
-    /// Where it comes from.
     pub source: Source,
 }
 
-/// Where a mount comes from.
+/// Source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A path of this machine.
+    /// A path on this machine.
     Path(PathBuf),
     /// A text in the compose file itself.
     Text(String),
-    /// Nothing: it is in memory.
+    /// None: it is in memory.
     Memory,
-    /// A place that cannot be known from the files.
+    /// A source that the files do not define; the reason.
     Unknown(String),
 }
 
-/// Where a path of a container is.
+/// Place of a container's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Here on this machine.
+    /// A path on this machine.
     Here(PathBuf),
-    /// Nowhere, on purpose: in memory.
+    /// In memory, on purpose.
     Memory,
-    /// Not on this machine, or nobody knows where.
+    /// Not on this machine, or unknown; the reason.
     Nowhere(String),
 }
 
-/// What is said of a project outside of its files.
+/// Properties of a project that its files do not contain.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// Absolute paths are below it.
+    /// Root that absolute paths are relative to.
     pub root: &'a Path,
-    /// Named volumes are in it.
+    /// Directory of named volumes.
     pub volumes: &'a Path,
-    /// Name of the project, if it was given to compose itself.
+    /// Name of the project, if it was passed to compose itself.
     pub project: Option<&'a str>,
 }
 
 impl Compose {
-    /// Reads compose files, of which later ones go before earlier ones, and all that they name.
-    /// Relative paths in them begin where the first is.
+    /// Reads compose files and all files that they name. Later files override earlier ones.
+    /// Relative paths start at the directory of the first file.
     pub fn read(paths: &[PathBuf], place: Surroundings<'_>) -> Result<Compose> {
         let mut given = Vec::new();
         for path in paths {
             let fail = |source| Error::Read { path: path.to_owned(), source };
-            // Links stay: compose names a project after the directory as it was called.
+            // Links are not resolved: compose names a project after its directory as given.
             given.push(lexically(&std::path::absolute(path).map_err(fail)?));
         }
         let path = given.first().cloned().unwrap_or_default();
@@ -137,34 +137,35 @@ impl Compose {
 }
 
 impl Service {
-    /// A variable that is set to something.
+    /// Returns a variable that is not empty.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// Whether a variable says yes, as YAML has it.
+    /// Returns true if a variable has one of YAML's true values.
     pub fn is_true(&self, name: &str) -> bool {
         let value = self.variable(name).unwrap_or_default().to_lowercase();
         ["true", "yes", "on", "y"].contains(&value.as_str())
     }
 
-    /// The image without registry, tag and digest, such as `sameersbn/gitlab`.
+    /// Returns the image without tag and digest, such as `sameersbn/gitlab`. A registry before it
+    /// is kept.
     pub fn repository(&self) -> &str {
         let image = self.image.as_deref().unwrap_or_default();
         let image = image.split('@').next().unwrap_or_default();
-        // A colon before the last slash is that of a port.
+        // A colon before the last slash belongs to a port.
         let name_at = image.rfind('/').map_or(0, |at| at + 1);
         let end = image[name_at..].find(':').map_or(image.len(), |at| name_at + at);
         &image[..end]
     }
 
-    /// The tag of the image.
+    /// Returns the tag of the image.
     pub fn tag(&self) -> Option<&str> {
         let image = self.image.as_deref()?.split('@').next()?;
         image[self.repository().len()..].strip_prefix(':')
     }
 
-    /// Where a path of the container is; `None` if no mount holds it.
+    /// Returns the place of a container's path, or `None` if no mount holds it.
     pub fn place(&self, path: &Path) -> Option<Place> {
         let holding = self.mounts.iter().filter(|mount| path.starts_with(&mount.target));
         let mount = holding.max_by_key(|mount| mount.target.components().count())?;
@@ -181,14 +182,14 @@ impl Service {
         })
     }
 
-    /// Variables of files go behind all others, wherever these are said.
+    /// Merges the variables from files. All others override them, whatever their order.
     fn settled(mut self) -> Service {
         let mut all = std::mem::take(&mut self.from_files);
         all.extend(self.environment);
         Service { environment: all, ..self }
     }
 
-    /// With what is said later, which goes before it.
+    /// Merges a later definition, which overrides this one.
     fn then(mut self, later: Service) -> Service {
         self.image = later.image.or(self.image);
         self.container = later.container.or(self.container);

@@ -1,4 +1,4 @@
-//! The containers of an instance: GitLab, PostgreSQL, Redis.
+//! Containers of an instance: GitLab, PostgreSQL, Redis.
 
 use super::compose::{Compose, Place, Service, Source};
 use super::is_gitlab;
@@ -13,7 +13,7 @@ use crate::service::{Password, Reach};
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a question about a container may take.
+/// Time limit for a query about a container.
 pub const QUESTION: Duration = Duration::from_secs(20);
 
 fn is_postgres(service: &Service) -> bool {
@@ -26,11 +26,11 @@ fn is_redis(service: &Service) -> bool {
     ["redis", "valkey"].contains(&name) || name.ends_with("-redis")
 }
 
-/// The containers of an instance.
+/// Containers of an instance.
 pub struct Containers<'a> {
-    /// Whose they are.
+    /// The instance.
     pub site: &'a Site<'a>,
-    /// What is said of them.
+    /// Its compose project.
     pub compose: &'a Compose,
 }
 
@@ -40,10 +40,10 @@ impl<'a> Containers<'a> {
         services.filter_map(|(name, service)| Some((name.as_str(), service.as_ref().ok()?)))
     }
 
-    /// The service that is GitLab.
+    /// Returns the service that runs GitLab.
     pub fn gitlab(&self) -> Result<(&'a str, &'a Service)> {
         let all: Vec<_> = self.all().filter(|(_, service)| is_gitlab(service)).collect();
-        // An image made from it counts only where the image itself is not there.
+        // An image made from it counts only if no service uses the image itself.
         let by_image = all.iter().find(|(_, service)| service.repository().ends_with("gitlab"));
         if let Some(found) = by_image.or(all.first()) {
             return Ok(*found);
@@ -60,7 +60,7 @@ impl<'a> Containers<'a> {
         })
     }
 
-    /// The service that a variable of GitLab's names, or the only one that does such a thing.
+    /// Returns the service that a variable of GitLab names, or the only one of its type.
     fn beside(
         &self,
         host: Option<&str>,
@@ -72,14 +72,14 @@ impl<'a> Containers<'a> {
         };
         match (all.iter().find(is_named), host) {
             (Some(found), _) => Some(*found),
-            // The name of another machine, not an alias of a container.
+            // A name with a dot means another machine, not an alias of a container.
             (None, Some(host)) if host.contains('.') => None,
             (None, _) => all.first().copied().filter(|_| all.len() == 1),
         }
     }
 
-    /// What the container of a service is called: as it says, or as one of the versions of
-    /// compose would call it and docker knows it.
+    /// Returns the name of a service's container. That is the configured name, or the first of
+    /// compose's default names that docker knows.
     pub fn name_of(&self, service: &str, said: &Service, plan: &mut Plan) -> Result<String> {
         if let Some(name) = &said.container {
             return Ok(name.clone());
@@ -105,7 +105,7 @@ impl<'a> Containers<'a> {
         Ok(names[0].clone())
     }
 
-    /// Says in the plan how the database server is reached.
+    /// Adds the database server to the plan.
     pub fn postgres(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
         let host = gitlab.variable("DB_HOST");
         let mut server = Server::default();
@@ -114,12 +114,12 @@ impl<'a> Containers<'a> {
             service.variable("POSTGRES_DB").or(service.variable("DB_NAME"))
         });
         let database = gitlab.variable("DB_NAME").or(of_server).unwrap_or("gitlabhq_production");
-        // The image of sameersbn takes a list.
+        // The image of sameersbn accepts a list.
         let database = database.split(',').next().unwrap_or(database).trim();
         if let Some((name, service)) = found {
             let container = self.name_of(name, service, plan)?;
             server.reach.into = into_container(self.site.settings, &container, postgres::VARIABLES);
-            // Inside, its own socket is open to the one who made the cluster.
+            // The socket in the container accepts the role that created the cluster.
             server.role = Some(service.variable("POSTGRES_USER").unwrap_or("postgres").into());
             server.password = ["POSTGRES_PASSWORD", "PG_PASSWORD"]
                 .into_iter()
@@ -157,7 +157,7 @@ impl<'a> Containers<'a> {
         Ok(())
     }
 
-    /// Says in the plan how Redis is reached.
+    /// Adds Redis to the plan.
     pub fn redis(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
         let Some((name, service)) = self.beside(gitlab.variable("REDIS_HOST"), is_redis) else {
             plan.notes.push(
@@ -175,7 +175,7 @@ impl<'a> Containers<'a> {
             .or_else(|| of_command.map(|password| Password(password.clone())));
         plan.redis =
             Some(Redis { reach: Reach { into, ..Reach::default() }, password, ..Redis::default() });
-        // The image of sameersbn has its data elsewhere than Redis's own.
+        // The image of sameersbn has another data directory than Redis's own image.
         let dir = if service.repository().ends_with("sameersbn/redis") {
             "/var/lib/redis"
         } else {
@@ -201,7 +201,7 @@ impl<'a> Containers<'a> {
     }
 }
 
-/// A password among the variables, or in the file that one names.
+/// Returns a password from a variable, or from the file named by `NAME_FILE`.
 fn secret_of(service: &Service, name: &str) -> Option<Password> {
     if let Some(value) = service.variable(name) {
         return Some(Password(value.to_owned()));

@@ -1,5 +1,5 @@
-//! GitLab's directories: which there are, where the variables of the container have them, and
-//! what of it lies where on this machine.
+//! GitLab's directories: the parts they belong to, their paths in the container, and their places
+//! on this machine.
 
 use super::compose::{Compose, Place, Service, Source};
 use super::places::{Dirs, Gap, Said, place};
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 
 /// A directory of data.
 struct Row {
-    /// Name of the part, as in the other kind of GitLab.
+    /// Name of the part, as in the kind `gitlab`.
     name: &'static str,
     /// Variable that moves it.
     variable: &'static str,
-    /// Where it is otherwise, below the directory of all data.
+    /// Default path, below the directory of all data.
     path: &'static str,
-    /// Whether every instance has it.
+    /// True if every instance has it.
     is_needed: bool,
-    /// Variable that moves it into an object store.
+    /// Variable that moves it to an object store.
     remote: &'static str,
-    /// What it is.
+    /// Description for people.
     about: &'static str,
 }
 
@@ -72,7 +72,7 @@ const CERTIFICATES: &[&str] = &[
     "GITLAB_REGISTRY_KEY_PATH",
 ];
 
-/// What the container makes again, below the directory of all data.
+/// Entries that are left out, below the directory of all data, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[
     ("backups", "archives made by GitLab's own backup command"),
     (".gitlab_shell_secret", "made again by the container"),
@@ -88,7 +88,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
 const OF_CONTAINER: &[&str] =
     &["/etc/localtime", "/etc/timezone", "/dev", "/proc", "/run", "/sys", "/tmp", "/var/run"];
 
-/// Says in the plan what of the data belongs to the instance.
+/// Adds the data of the instance to the plan.
 pub fn fill(site: &Site<'_>, compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     let dirs = Dirs::of(gitlab);
     let mut data = Data { site, gitlab, plan, dirs, owners: Vec::new() };
@@ -105,13 +105,13 @@ pub fn fill(site: &Site<'_>, compose: &Compose, gitlab: &Service, plan: &mut Pla
     registry(compose, plan);
 }
 
-/// Whose a directory of the container is.
+/// Owner of a directory in the container.
 struct Owner {
-    /// Where it is in the container.
+    /// Path in the container.
     dir: PathBuf,
-    /// Name of the part; `None` if it is left out.
+    /// Name of the part; `None` if the directory is left out.
     part: Option<&'static str>,
-    /// Where this machine would have all of it if nothing were mounted in it.
+    /// Path on this machine, ignoring mounts inside the directory.
     seen: PathBuf,
 }
 
@@ -124,7 +124,7 @@ struct Data<'a> {
 }
 
 impl Data<'_> {
-    /// Where this machine has a directory of a part. The settings know better.
+    /// Returns the place of a part's directory on this machine. The settings take precedence.
     fn place(&self, part: &str, dir: &Path) -> Result<PathBuf, Gap> {
         match self.named(part) {
             Some(path) => Ok(path),
@@ -151,7 +151,8 @@ impl Data<'_> {
         self.owners.push(Owner { dir, part, seen });
     }
 
-    /// Repositories first, then the pools they borrow from, which may be mounted by themselves.
+    /// Adds the repositories, then the pools that they borrow from. Pools may have a mount of their
+    /// own.
     fn repositories(&mut self) {
         let Said { dir, .. } = self.dirs.path(self.gitlab, "GITLAB_REPOS_DIR", "repositories");
         let path = match self.place("repositories", &dir) {
@@ -187,7 +188,7 @@ impl Data<'_> {
         let path = match found {
             Ok(path) => path,
             Err(_) if is_remote => return,
-            // Whoever names a place has something there.
+            // A variable that names a directory means that it has data.
             Err(gap) if row.is_needed || gap.is_data(variable) => {
                 return self.plan.lacks(row.name, gap.needed(row.name));
             }
@@ -214,7 +215,7 @@ impl Data<'_> {
         self.owns(dir, Some(row.name), path);
     }
 
-    /// What no row knows and yet is in an object store.
+    /// Adds notes about data in object stores that is not in `ROWS`.
     fn other_object_stores(&mut self) {
         for name in self.gitlab.environment.keys() {
             let what = name
@@ -247,7 +248,7 @@ impl Data<'_> {
         }
     }
 
-    /// Certificates that are kept outside the data.
+    /// Adds certificates outside the data.
     fn certificates(&mut self) {
         for variable in CERTIFICATES {
             let Some(path) = self.gitlab.variable(variable) else { continue };
@@ -261,7 +262,7 @@ impl Data<'_> {
         }
     }
 
-    /// What is mounted inside a part belongs to it, wherever this machine has it.
+    /// Adds a mount inside a part to that part, wherever it is on this machine.
     fn mounted(&mut self, target: &Path, source: &Source) {
         let holding = self.owners.iter().filter(|owner| target.starts_with(&owner.dir));
         let owner = holding.max_by_key(|owner| owner.dir.components().count());
@@ -311,7 +312,7 @@ impl Data<'_> {
         }
     }
 
-    /// What is mounted where nothing of GitLab's is known to be.
+    /// Adds a note about a mount that belongs to no known directory.
     fn note_unknown(&mut self, target: &Path, source: &Source) {
         let Source::Path(path) = source else { return };
         let is_around = self.owners.iter().any(|owner| owner.dir.starts_with(target));
@@ -333,7 +334,7 @@ impl Data<'_> {
     }
 }
 
-/// What a mount hides is not GitLab's.
+/// Leaves out directories that a mount hides in the container. They do not belong to GitLab.
 pub fn leave_hidden(gitlab: &Service, data: &Path, plan: &mut Plan) {
     let dir = Dirs::of(gitlab).data;
     for mount in &gitlab.mounts {
@@ -347,7 +348,7 @@ pub fn leave_hidden(gitlab: &Service, data: &Path, plan: &mut Plan) {
     }
 }
 
-/// Images are where the registry's own container has them.
+/// Adds container images from the volumes of the registry's own container.
 fn registry(compose: &Compose, plan: &mut Plan) {
     for service in compose.services.values().flatten() {
         if service.repository().rsplit('/').next() != Some("registry") {

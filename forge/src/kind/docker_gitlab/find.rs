@@ -1,4 +1,4 @@
-//! Which compose file it is.
+//! Search for compose files.
 
 use super::compose::{NAMES, Service};
 use crate::error::Result;
@@ -7,16 +7,16 @@ use crate::kind::{Site, below};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-/// Which service is meant by a kind.
+/// Service that a kind looks for.
 #[derive(Clone, Copy)]
 pub struct Sought {
     /// Name of its image.
     pub image: &'static str,
-    /// Whether a service is one.
+    /// Returns true if a service matches.
     pub is_it: fn(&Service) -> bool,
 }
 
-/// The compose files that the settings name.
+/// Returns the compose files from the settings.
 pub fn named(site: &Site<'_>) -> Vec<PathBuf> {
     let said = site.settings.compose.iter().map(|path| {
         let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
@@ -25,7 +25,7 @@ pub fn named(site: &Site<'_>) -> Vec<PathBuf> {
     said.collect()
 }
 
-/// The compose files of the settings, or the only one that is found.
+/// Returns the compose files from the settings, or the only one found.
 pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
     let said = named(site);
     if !said.is_empty() {
@@ -46,7 +46,7 @@ pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Lines of a configuration that say which compose file it is.
+/// Returns configuration lines that name the compose file.
 pub fn proposed(root: &Path, sought: Sought) -> Vec<String> {
     let found = compose_files(root, sought);
     let Some((first, others)) = found.split_first() else { return Vec::new() };
@@ -66,15 +66,16 @@ fn listed(paths: &[PathBuf]) -> String {
     shown.join(", ")
 }
 
-/// Where compose files are looked for, and how far below.
+/// Directories to search for compose files, with the maximum depth.
 const PLACES: &[(&str, usize)] =
     &[("/srv", 4), ("/opt", 4), ("/root", 3), ("/home", 4), ("/app", 3), ("/etc", 2)];
-/// Directories that are looked into at most.
+/// Maximum number of directories to search.
 const DIRS_MAX: usize = 5000;
-/// Entries of one directory that are looked at.
+/// Maximum number of entries to read in a directory.
 const ENTRIES_MAX: usize = 500;
 
-/// Compose files with such a service, in the usual places; what is near the top comes first.
+/// Finds compose files with a matching service in the usual places. Those with the shortest paths
+/// below these places are first.
 pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
     let places = PLACES.iter().map(|(place, depth)| (below(root, Path::new(place)), *depth));
     let mut queue: VecDeque<(PathBuf, usize)> = places.collect();
@@ -92,7 +93,7 @@ pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
     found
 }
 
-/// Directories in one; no links, and none that is hidden.
+/// Returns the directories in a directory, without links and hidden ones.
 fn dirs_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().take(ENTRIES_MAX).flatten();
     let dirs = entries.filter(|entry| {
@@ -104,7 +105,7 @@ fn dirs_in(dir: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// Whether a line names the image.
+/// Returns true if a line names a matching image.
 fn has_image(text: &str, sought: Sought) -> bool {
     let image = |line: &str| {
         let line = line.split(" #").next().unwrap_or_default();
@@ -114,7 +115,7 @@ fn has_image(text: &str, sought: Sought) -> bool {
     let is_end = |c: char| c.is_whitespace() || ",\"'{}".contains(c);
     text.lines().filter_map(image).any(|image| {
         image.split(is_end).any(|word| {
-            // What a variable is by default.
+            // A variable counts as its default value.
             let word = word.rsplit(":-").next().unwrap_or(word);
             (sought.is_it)(&Service { image: Some(word.to_owned()), ..Service::default() })
         })

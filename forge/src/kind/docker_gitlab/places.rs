@@ -1,55 +1,55 @@
-//! Where the container has its directories, as its variables say, and where this machine has
-//! them.
+//! Directories of the container, as configured by its variables, and their places on this machine.
 
 use super::DATA;
 use super::compose::{Place, Service};
 use crate::links::lexically;
 use std::path::{Path, PathBuf};
 
-/// Where GitLab itself is. Paths that do not begin with a slash are relative to it.
+/// Installation directory of GitLab. Relative paths start here.
 const INSTALLED: &str = "/home/git/gitlab";
 
-/// The directories that others are in.
+/// Directories that contain the others.
 #[derive(Debug)]
 pub struct Dirs {
     /// All data.
     pub data: PathBuf,
-    /// What most kinds of data are in.
+    /// Data of most kinds.
     pub shared: PathBuf,
 }
 
-/// A directory, and which variable has moved it.
+/// A directory, with the variable that moved it.
 #[derive(Debug)]
 pub struct Said {
-    /// Where it is in the container.
+    /// Path in the container.
     pub dir: PathBuf,
-    /// What says so, if it is not where it always was.
+    /// Variable that names it or a directory above it; `None` if it has its default path.
     pub variable: Option<&'static str>,
 }
 
-/// A directory that this machine does not have, as far as can be known.
+/// A directory that is not on this machine, or whose place is unknown.
 #[derive(Debug)]
 pub struct Gap {
-    /// Why.
+    /// Reason for people.
     pub reason: String,
-    /// Whether it lasts longer than the container.
+    /// True if it exists in another place and outlives the container.
     is_elsewhere: bool,
-    /// Whether it is in memory on purpose.
+    /// True if it is in memory on purpose.
     is_memory: bool,
 }
 
 impl Gap {
-    /// It is there and nobody can say where.
+    /// Creates the gap for a directory that exists in an unknown place.
     pub fn elsewhere(reason: String) -> Gap {
         Gap { reason, is_elsewhere: true, is_memory: false }
     }
 
-    /// Whether there are data in it; a variable that names it says so.
+    /// Returns true if the directory may contain data. That is assumed if a variable names it,
+    /// unless it is in memory.
     pub fn is_data(&self, variable: Option<&str>) -> bool {
         self.is_elsewhere || (variable.is_some() && !self.is_memory)
     }
 
-    /// Why it is missing, and what to do.
+    /// Returns the reason and the next step, for people.
     pub fn needed(&self, part: &str) -> String {
         let reason = &self.reason;
         if self.is_elsewhere {
@@ -61,7 +61,7 @@ impl Gap {
 }
 
 impl Dirs {
-    /// Those of a container.
+    /// Returns the directories of a container.
     pub fn of(gitlab: &Service) -> Dirs {
         let mut dirs = Dirs { data: DATA.into(), shared: PathBuf::new() };
         if let Some(data) = gitlab.variable("GITLAB_DATA_DIR") {
@@ -72,7 +72,7 @@ impl Dirs {
         dirs
     }
 
-    /// A path as GitLab means it. What the image has as links leads into the data.
+    /// Resolves a path as GitLab does, including the links of the image that lead into the data.
     pub fn absolute(&self, path: &str) -> PathBuf {
         let path = lexically(&Path::new(INSTALLED).join(path));
         let inside = |link: &str| path.strip_prefix(link).ok().map(Path::to_owned);
@@ -87,11 +87,11 @@ impl Dirs {
         }
     }
 
-    /// Where a directory is: where its variable says, or else below that of the data or of
-    /// what is shared.
+    /// Returns a directory: the path in its variable, or else the default path below the directory
+    /// of all data or of shared data.
     pub fn path(&self, gitlab: &Service, variable: &'static str, default: &str) -> Said {
         if let Some(path) = gitlab.variable(variable) {
-            // This one names the directory above.
+            // This variable names the directory above.
             let inner = if variable == "GITLAB_UPLOADS_STORAGE_PATH" { "uploads" } else { "" };
             let path = Path::new(path).join(inner);
             let dir = self.absolute(&path.to_string_lossy());
@@ -108,8 +108,8 @@ impl Dirs {
         }
     }
 
-    /// The directory of uploads that a link of the image leads to, whatever the variables say,
-    /// if it is not `dir`.
+    /// Returns the directory that the image's link for uploads leads to, if it is not `dir`. The
+    /// link leads to the default directory even if the data was moved.
     pub fn uploads_of_image(&self, gitlab: &Service, dir: &Path) -> Option<Result<PathBuf, Gap>> {
         let of_image = Path::new(DATA).join("uploads");
         let is_used = gitlab.variable("GITLAB_UPLOADS_STORAGE_PATH").is_none() && dir != of_image;
@@ -117,7 +117,7 @@ impl Dirs {
     }
 }
 
-/// A path of the container on this machine.
+/// Returns a path of the container on this machine.
 pub fn place(gitlab: &Service, path: &Path) -> Result<PathBuf, Gap> {
     let at = path.display();
     match gitlab.place(path) {

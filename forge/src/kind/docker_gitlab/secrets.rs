@@ -1,4 +1,4 @@
-//! The keys that decrypt the database: variables, and files of them.
+//! Keys that decrypt the database, in variables or in files that assign them.
 
 use super::compose::{Compose, Place, Service, Source};
 use super::variables::assignments;
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// Files of assignments that the container reads before anything else.
 const HANDED: [&str; 2] = ["/run/secrets/gitlab-secrets", "/gitlab-configs"];
 
-/// Keys without which the database cannot be decrypted, and the version of GitLab that began
-/// to need them.
+/// Keys without which the database cannot be decrypted, with the first version of GitLab that
+/// requires them.
 pub const SECRETS: &[(&str, (u32, u32))] = &[
     ("GITLAB_SECRETS_DB_KEY_BASE", (0, 0)),
     ("GITLAB_SECRETS_SECRET_KEY_BASE", (0, 0)),
@@ -30,7 +30,8 @@ pub const SECRETS: &[(&str, (u32, u32))] = &[
     ("GITLAB_SECRETS_ACTIVE_RECORD_ENCRYPTION_KEY_DERIVATION_SALT", (17, 8)),
 ];
 
-/// Says in the plan where the keys are: each has to be somewhere where it is backed up.
+/// Adds the files that may contain the keys to the plan. A key that is in no file of the backup is
+/// recorded as missing.
 pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     let mut places = BTreeSet::from([compose.path.clone()]);
     let mut set: BTreeSet<String> = gitlab
@@ -41,7 +42,7 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
         .collect();
     for handed in HANDED.map(Path::new) {
         let mount = gitlab.mounts.iter().rev().find(|mount| mount.target == handed);
-        // It may be in a directory that is mounted.
+        // It may also be in a mounted directory.
         let text = match (mount.map(|mount| &mount.source), gitlab.place(handed)) {
             (Some(Source::Text(text)), _) => Some(text.clone()),
             (_, Some(Place::Here(path))) if mount.is_some() || path.is_file() => {
@@ -81,7 +82,7 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     );
 }
 
-/// The keys in the files of a copy, where they are written as such.
+/// Returns the keys that are written literally in files of a copy.
 pub fn keys(plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
     let parts = plan.parts.iter().filter(|part| ["secrets", "compose"].contains(&&*part.name));
     let paths: Vec<PathBuf> = parts.flat_map(|part| part.paths.clone()).collect();
@@ -89,7 +90,7 @@ pub fn keys(plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Passw
     for content in copy.read(&paths)?.into_iter().flatten().filter_map(|seen| seen.content) {
         let text = String::from_utf8_lossy(&content);
         for (name, _) in SECRETS {
-            // `NAME=value` or `NAME: value`; one that only refers to another says nothing.
+            // `NAME=value` or `NAME: value`. A value that only refers to a variable is skipped.
             let value = text.lines().find_map(|line| {
                 let rest = line.trim_start_matches([' ', '-']).strip_prefix(name)?;
                 let rest = rest.trim_start().strip_prefix(['=', ':'])?;

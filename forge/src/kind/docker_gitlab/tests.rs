@@ -11,7 +11,7 @@ use crate::settings::Settings;
 use proptest::prelude::*;
 use store::observe::Progress;
 
-/// A machine that is a directory.
+/// A machine whose root is a temporary directory.
 struct Machine(tempfile::TempDir);
 
 impl Machine {
@@ -39,7 +39,7 @@ impl Machine {
         self
     }
 
-    /// What a backup of the project at a path would be; docker knows every container.
+    /// Plans a backup of the project at a path. Docker accepts every container name.
     fn plan(&self, compose: &str) -> Plan {
         self.try_plan(compose, "docker = ['true']").expect("a plan")
     }
@@ -68,7 +68,7 @@ impl Machine {
         Compose::read(&[self.path(compose)], place).expect("reads")
     }
 
-    /// Paths of a part, seen from the root.
+    /// Returns the paths of a part, relative to the root.
     fn paths(&self, plan: &Plan, part: &str) -> Vec<String> {
         let part = plan.parts.iter().find(|found| found.name == part).expect("a part");
         let root = self.root();
@@ -88,7 +88,7 @@ fn lacking(plan: &Plan) -> Vec<&str> {
     plan.lacking.iter().map(|absent| absent.part.as_str()).collect()
 }
 
-/// The file that comes with the project.
+/// Compose file that comes with docker-gitlab.
 const OWN: &str = r#"
 version: '2.3'
 
@@ -154,7 +154,7 @@ volumes:
 fn the_projects_own_file_is_understood() {
     let machine = Machine::new();
     machine.write("/srv/Docker_GitLab/docker-compose.yml", OWN);
-    // An old compose made this one, when it left out more characters.
+    // Old versions of compose removed more characters from the project's name.
     machine.make("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/backups");
     machine.write("/var/lib/docker/volumes/dockergitlab_gitlab-data/_data/tmp/VERSION", "17.2.0\n");
     let plan = machine.plan("/srv/Docker_GitLab/docker-compose.yml");
@@ -162,7 +162,7 @@ fn the_projects_own_file_is_understood() {
     assert_eq!(machine.paths(&plan, "repositories"), [format!("{data}/repositories")]);
     assert_eq!(machine.paths(&plan, "lfs"), [format!("{data}/shared/lfs-objects")]);
     assert_eq!(machine.paths(&plan, "compose"), ["/srv/Docker_GitLab/docker-compose.yml"]);
-    // Where none of them is there, it is where the present compose would make it.
+    // If no such volume exists, the path is that of the current compose.
     let redis = "/var/lib/docker/volumes/docker_gitlab_redis-data/_data/dump.rdb";
     assert_eq!(machine.paths(&plan, "redis")[0], redis);
     assert_eq!(plan.product.version.as_deref(), Some("17.3.1"));
@@ -226,7 +226,7 @@ redis:
     let said = &plan.lacking[0].looked_for;
     assert!(said.contains("GITLAB_SECRETS_SECRET_KEY_BASE"), "{said}");
     assert!(said.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{said}");
-    // Neither what is set nor what this version does not know.
+    // Keys that are set, or that this version does not use, are not reported.
     for not in ["DB_KEY_BASE", "ACTIVE_RECORD", "12345"] {
         assert!(!said.contains(not), "{said}");
     }
@@ -297,7 +297,7 @@ volumes:
     for word in ["uploads: it is in an object store", "builds: /builds"] {
         assert!(plan.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", plan.notes);
     }
-    // Nothing says the version: all keys count.
+    // The version is unknown, so all keys are required.
     assert_eq!(plan.product.version, None);
     assert_eq!(lacking(&plan), ["secrets", "pages"]);
     assert!(plan.lacking[0].looked_for.contains("KEY_DERIVATION_SALT"));
@@ -349,10 +349,10 @@ secrets:
     assert!(machine.paths(&plan, "secrets").contains(&"/srv/git/gitlab.secrets".to_owned()));
     assert!(plan.notes.iter().any(|note| note.contains("two.env")), "{:?}", plan.notes);
 
-    // Where they are gone, the part is.
+    // Without the file, both parts are incomplete.
     std::fs::remove_file(machine.path("/srv/git/gitlab.secrets")).expect("removes");
     assert_eq!(lacking(&machine.plan("/srv/git")), ["compose", "secrets"]);
-    // And without the variable that the file demands, it says which.
+    // Without the variable that the file requires, the error names it.
     std::fs::remove_file(machine.path("/srv/git/.env")).expect("removes");
     let error = machine.try_plan("/srv/git", "").expect_err("no image").to_string();
     assert!(error.contains("IMAGE") && error.contains("service gitlab"), "{error}");
@@ -403,7 +403,7 @@ services:
     assert!(compose.notes[0].contains("UNKNOWN"), "{:?}", compose.notes);
     assert!(compose.files.contains(&machine.path("/srv/git/common/db.yml")));
 
-    // The order that `.env` says goes before that of names.
+    // `COMPOSE_FILE` in `.env` takes precedence over default names.
     machine
         .write("/srv/git/.env", "COMPOSE_FILE=docker-compose.yml:b.yml\nCOMPOSE_PROJECT_NAME=x\n");
     machine.write("/srv/git/b.yml", "services: {gitlab: {container_name: b}}\n");
@@ -465,7 +465,7 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     assert!(error.contains("no service with an image sameersbn/gitlab"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1}}");
     assert!(error.contains("has no volume at /home/git/data"), "{error}");
-    // What is wrong is told without the line, which has a secret in it.
+    // Errors do not quote the line, because it contains a secret.
     let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
     assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
@@ -529,7 +529,7 @@ fn variables_are_expanded_as_compose_does() {
     assert!(expand(&"$A".repeat(1000), &large, 0).is_err());
 }
 
-/// Texts made of what means something.
+/// Texts made of characters and words with a meaning.
 fn telling() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         Just("$"),

@@ -1,21 +1,21 @@
-//! Assignments of variables, and texts that have variables in them, as compose reads them.
+//! Assignments of variables, and expansion of variables in texts, by the rules of compose.
 
-/// How deep texts nest.
+/// Maximum nesting depth of variables.
 const DEPTH_MAX: usize = 16;
-/// Bytes that all variables may become where they are used: a few lines can say petabytes.
+/// Maximum number of bytes from all expansions. Without it, a few lines could expand to petabytes.
 pub const EXPANDED_BYTES_MAX: usize = 16 << 20;
 
 /// The value of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// As it is.
+    /// A text without variables.
     Literally(String),
-    /// With variables in it.
+    /// A text to expand.
     ToExpand(String),
 }
 
 impl Said {
-    /// The text of it.
+    /// Returns the text before expansion.
     pub fn text(&self) -> &str {
         match self {
             Said::Literally(text) | Said::ToExpand(text) => text,
@@ -23,7 +23,7 @@ impl Said {
     }
 }
 
-/// The assignments in a file of environment, or of the shell where it is no more than such.
+/// Parses the assignments in an environment file, or in a shell script that only assigns variables.
 pub fn assignments(text: &str) -> Vec<(String, Said)> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -48,10 +48,10 @@ pub fn assignments(text: &str) -> Vec<(String, Said)> {
                 Some((inner, after)) => {
                     let said =
                         if quote == '"' { Said::ToExpand(inner) } else { Said::Literally(inner) };
-                    // What follows on the same line is a comment.
+                    // The rest of the line is a comment.
                     (said, after.find('\n').map_or("", |at| &after[at..]))
                 }
-                // A quote that does not end is a character like any other.
+                // A quote without an end is an ordinary character.
                 None => bare(value),
             },
             _ => bare(value),
@@ -60,14 +60,14 @@ pub fn assignments(text: &str) -> Vec<(String, Said)> {
     }
 }
 
-/// A value without quotes, to the end of its line, and what follows.
+/// Returns an unquoted value up to the end of its line, and the text after it.
 fn bare(value: &str) -> (Said, &str) {
     let line = value.split('\n').next().unwrap_or_default();
     let comment = line.find(" #").or_else(|| line.find("\t#")).unwrap_or(line.len());
     (Said::ToExpand(line[..comment].trim().to_owned()), &value[line.len()..])
 }
 
-/// The text up to a quote, and what follows it.
+/// Returns the text before the closing quote, and the text after it.
 fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     let mut inner = String::new();
     let mut chars = text.char_indices();
@@ -87,12 +87,11 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
     None
 }
 
-/// Gives the value of a variable, and is told whether nothing is said for the case that it
-/// has none.
+/// Returns the value of a variable. The flag is true if the text has no alternative for an unset
+/// variable.
 pub type Look<'a> = &'a dyn Fn(&str, bool) -> Option<String>;
 
-/// A text with its variables filled in; an error says what is wrong with it and nothing of
-/// their values.
+/// Expands the variables in a text. Errors describe the fault, without values of variables.
 pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
     if depth > DEPTH_MAX {
         return Err("variables nest too deep".into());
@@ -125,7 +124,7 @@ pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String
     Ok(expanded)
 }
 
-/// Length of the name that a text begins with.
+/// Returns the length of the name at the beginning of a text, in bytes.
 fn name_len(text: &str) -> usize {
     let is_of_name = |(at, c): (usize, char)| {
         c == '_' || c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit())
@@ -133,12 +132,12 @@ fn name_len(text: &str) -> usize {
     text.char_indices().find(|&next| !is_of_name(next)).map_or(text.len(), |(at, _)| at)
 }
 
-/// Where the brace ends that was opened before the text.
+/// Returns the offset of the brace that closes a `${`. The text begins after `${`.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 1;
     for (at, byte) in text.bytes().enumerate() {
         match byte {
-            // Only those of variables nest.
+            // Only braces of variables nest.
             b'{' if at > 0 && text.as_bytes()[at - 1] == b'$' => open += 1,
             b'}' => open -= 1,
             _ => {}
@@ -150,7 +149,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// What is within `${` and `}`: a name, and what to do if it has no value, or has one.
+/// Expands the content of `${…}`: a name, perhaps with an operator for a set or an unset value.
 fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
     let len = name_len(inner);
     let (name, rest) = inner.split_at(len);
@@ -160,7 +159,7 @@ fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
     if rest.is_empty() {
         return Ok(look(name, true).unwrap_or_default());
     }
-    // With a colon, an empty value counts as none.
+    // With a colon, an empty value counts as unset.
     let (counts_empty, operation) = match rest.strip_prefix(':') {
         Some(operation) => (false, operation),
         None => (true, rest),

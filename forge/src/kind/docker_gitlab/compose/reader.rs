@@ -1,4 +1,4 @@
-//! Reading compose files as compose does.
+//! Reads compose files by the rules of compose.
 
 use super::super::variables::{EXPANDED_BYTES_MAX, Look, Said, assignments, expand};
 use super::{Mount, NAMES, Service, Source, Surroundings, Variables};
@@ -12,16 +12,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// How deep services may extend each other, and files include each other.
+/// Maximum depth of services that extend each other, and of files that include each other.
 const DEPTH_MAX: usize = 16;
-/// Files of one project.
+/// Maximum number of documents in a project.
 const DOCUMENTS_MAX: usize = 256;
-/// Volumes that are looked at for a hint.
+/// Maximum number of volumes to search for a hint.
 const VOLUMES_MAX: usize = 10_000;
-/// Whoever starts a forge at boot is root.
+/// Home directory. A forge that starts at boot is started by root.
 const HOME: &str = "/root";
 
-/// Services of a document. In the oldest form they are all that it has.
+/// Returns the services of a document. In the oldest format they are its only content.
 fn services(document: &Value) -> Option<&serde_json::Map<String, Value>> {
     match document.get("services") {
         Some(services) => services.as_object(),
@@ -30,38 +30,38 @@ fn services(document: &Value) -> Option<&serde_json::Map<String, Value>> {
     }
 }
 
-/// What is found out while the files of a project are read.
+/// State shared by all readers of a project.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// Bytes that variables became so far.
+    /// Bytes from expansions so far.
     expanded: Cell<usize>,
-    /// Documents that were read so far.
+    /// Number of documents read so far.
     documents: Cell<usize>,
     /// All files.
     pub files: RefCell<BTreeSet<PathBuf>>,
-    /// Files without which compose makes no container.
+    /// Files without which compose creates no container.
     pub needed: RefCell<BTreeSet<PathBuf>>,
-    /// Files that it passes over where they are not there.
+    /// Files that compose skips if they are missing.
     pub optional: RefCell<BTreeSet<PathBuf>>,
-    /// Variables that nothing sets.
+    /// Variables that are used but never set.
     pub unset: RefCell<BTreeSet<String>>,
-    /// What is odd.
+    /// Notes about anything unusual.
     pub notes: RefCell<BTreeSet<String>>,
 }
 
-/// A project, or files that one includes, with a directory and variables of their own.
+/// A project, or files included by one, with their own directory and variables.
 #[derive(Debug)]
 pub struct Reader<'a> {
     place: Surroundings<'a>,
     shared: &'a Shared,
-    /// Relative paths begin here.
+    /// Directory at which relative paths start.
     pub dir: PathBuf,
     variables: Variables,
-    /// What the project may be called.
+    /// Possible names of the project.
     pub names: Vec<String>,
-    /// The documents, later ones going before earlier ones.
+    /// Documents. Later ones override earlier ones.
     top: Vec<Value>,
-    /// What the documents include, and go before.
+    /// Included files. The documents override them.
     included: Vec<Reader<'a>>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
 
     fn empty(dir: &Path, place: Surroundings<'a>, shared: &'a Shared) -> Reader<'a> {
         let mut variables = Variables::new();
-        // Of the shell only what can hardly be otherwise.
+        // Only shell variables with an almost certain value are set.
         let seen = dir.strip_prefix(place.root).unwrap_or(dir);
         variables.insert("PWD".into(), Path::new("/").join(seen).to_string_lossy().into_owned());
         variables.insert("HOME".into(), HOME.into());
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads what the documents include.
+    /// Reads the included files.
     fn include(&mut self, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
             return Err(odd("files include each other without an end"));
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// One entry of a list of what is included.
+    /// Reads one entry of an `include` list.
     fn included(&self, said: &Value, depth: usize) -> Result<Reader<'a>> {
         let paths = if said.is_object() { &said["path"] } else { said };
         let paths = self.texts(paths)?;
@@ -141,7 +141,7 @@ impl<'a> Reader<'a> {
             self.shared.needed.borrow_mut().insert(file.clone());
             reader.take_environment(&file)?;
         }
-        // Those of the whole project go before.
+        // Variables of the whole project take precedence.
         let own = self.variables.iter().filter(|(name, _)| *name != "PWD");
         reader.variables.extend(own.map(|(name, value)| (name.clone(), value.clone())));
         reader.names.clone_from(&self.names);
@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    /// Names of all services.
+    /// Returns the names of all services.
     pub fn names_of_services(&self) -> BTreeSet<String> {
         let included = self.included.iter().flat_map(Reader::names_of_services);
         let own = self.top.iter().filter_map(services).flatten().map(|(name, _)| name.clone());
@@ -171,8 +171,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The files that compose takes together: those given, or those that `.env` names, or the
-    /// one given and the one that overrides it.
+    /// Returns the files that compose combines: those given, or those in `COMPOSE_FILE`, or the one
+    /// given and its override file.
     fn files_of_project(&self, given: &[PathBuf]) -> Vec<PathBuf> {
         let [given] = given else { return given.to_vec() };
         if let Some(list) = self.variables.get("COMPOSE_FILE").filter(|list| !list.is_empty()) {
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
             let separator = separator.filter(|text| !text.is_empty()).map_or(":", String::as_str);
             let files: Vec<PathBuf> =
                 list.split(separator).take(DEPTH_MAX).map(|path| self.path(path)).collect();
-            // Whoever gives another file means that one.
+            // If the list lacks the given file, the given file counts.
             if files.iter().any(|file| file == given) {
                 return files;
             }
@@ -211,7 +211,7 @@ impl<'a> Reader<'a> {
         names
     }
 
-    /// A service with all that any document says of it.
+    /// Returns a service, merged from all documents.
     pub fn service_of_all(&self, name: &str) -> Result<Service> {
         let mut service = Service::default();
         for reader in &self.included {
@@ -234,7 +234,7 @@ impl<'a> Reader<'a> {
         Ok(service)
     }
 
-    /// A service of one document, with what it extends.
+    /// Returns a service of one document, merged with the services that it extends.
     fn service(&self, document: &Value, dir: &Path, name: &str, depth: usize) -> Result<Service> {
         let Some(said) = services(document).and_then(|services| services.get(name)) else {
             return Err(odd(format!("there is no service {name} that could be extended")));
@@ -261,7 +261,7 @@ impl<'a> Reader<'a> {
         Ok(base.then(self.own(said, dir)?))
     }
 
-    /// What is said of a service itself.
+    /// Returns the service's own definition.
     fn own(&self, said: &Value, dir: &Path) -> Result<Service> {
         let mut service = Service {
             image: self.text(&said["image"])?,
@@ -294,7 +294,7 @@ impl<'a> Reader<'a> {
         Ok(service)
     }
 
-    /// Both forms of an environment. A name alone has the value that the project knows.
+    /// Reads an environment in either form. A name without a value gets the project's value.
     fn environment(&self, said: &Value, into: &mut Variables) -> Result<()> {
         let mut set = |name: &str, value: Option<String>| match value
             .or_else(|| self.variables.get(name).cloned())
@@ -316,7 +316,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Both forms of a volume.
+    /// Reads a volume in either form.
     fn volume(&self, said: &Value, dir: &Path) -> Result<Option<Mount>> {
         let (source, target);
         if said.is_object() {
@@ -352,7 +352,7 @@ impl<'a> Reader<'a> {
         Ok(Some(Mount { target: lexically(Path::new(&target)), source }))
     }
 
-    /// Where a named volume is.
+    /// Returns the source of a named volume.
     fn named(&self, name: &str) -> Result<Source> {
         let (reader, said) = self.top_level("volumes", name);
         let options = &said["driver_opts"];
@@ -367,7 +367,7 @@ impl<'a> Reader<'a> {
             return match kind.as_str() {
                 _ if is_bind => Ok(Source::Path(reader.path(&device))),
                 "tmpfs" => Ok(Source::Memory),
-                // The other options may have a password.
+                // The other options may contain a password.
                 _ => unknown(format!("is mounted from elsewhere ({kind} {device})")),
             };
         }
@@ -380,7 +380,7 @@ impl<'a> Reader<'a> {
             None if is_external => vec![name.to_owned()],
             None => self.names.iter().map(|project| format!("{project}_{name}")).collect(),
         };
-        // A name is no path.
+        // A name must not lead out of the directory of volumes.
         let full = full.into_iter().filter(|name| !name.contains('/') && !name.starts_with('.'));
         let full: Vec<String> = full.collect();
         let dirs: Vec<PathBuf> =
@@ -395,7 +395,7 @@ impl<'a> Reader<'a> {
         Ok(Source::Path(dir.clone()))
     }
 
-    /// Names volumes that would be it if the project had another name.
+    /// Adds a note about volumes that would match if the project had another name.
     fn hint_at_others(&self, name: &str, looked_for: &[String]) {
         let entries = std::fs::read_dir(self.place.volumes).into_iter().flatten().flatten();
         let end = format!("_{name}");
@@ -416,7 +416,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A secret or a piece of configuration that is handed to a service.
+    /// Reads a secret or config passed to a service.
     fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<Mount>> {
         let (name, target) = if said.is_object() {
             (self.text(&said["source"])?, self.text(&said["target"])?)
@@ -441,8 +441,8 @@ impl<'a> Reader<'a> {
         Ok(Some(Mount { target: lexically(&target), source }))
     }
 
-    /// What the last document that speaks of it says of a volume, secret or configuration, and
-    /// whose words these are.
+    /// Returns the last definition of a volume, secret or config, with the reader that it comes
+    /// from.
     fn top_level(&self, section: &str, name: &str) -> (&Self, &Value) {
         self.find_top_level(section, name).unwrap_or((self, &Value::Null))
     }
@@ -454,7 +454,7 @@ impl<'a> Reader<'a> {
         own.or_else(|| included.filter_map(|reader| reader.find_top_level(section, name)).next())
     }
 
-    /// The variables of a file, if there is one.
+    /// Reads the variables in a file. Returns `None` if it does not exist.
     fn environment_file(&self, path: &Path) -> Result<Option<Variables>> {
         self.shared.files.borrow_mut().insert(path.to_owned());
         let Some(text) = text(path)? else { return Ok(None) };
@@ -465,7 +465,8 @@ impl<'a> Reader<'a> {
                 Said::ToExpand(value) => {
                     let look =
                         |name: &str, _| found.get(name).or(self.variables.get(name)).cloned();
-                    // A dollar sign that means nothing is itself here.
+                    // If the expansion fails, for example at a single `$`, the text is kept as it
+                    // is.
                     self.expand_with(&value, &look).unwrap_or(value)
                 }
             };
@@ -475,13 +476,13 @@ impl<'a> Reader<'a> {
         Ok(Some(found))
     }
 
-    /// All texts of a list, or the one that stands for it.
+    /// Returns all texts of a list, or a single text.
     fn texts(&self, said: &Value) -> Result<Vec<String>> {
         let texts = one_or_more(said).iter().map(|said| self.text(said));
         Ok(texts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// A text with variables, or a number or truth value as a text.
+    /// Returns an expanded text, or a number or boolean as text.
     fn text(&self, said: &Value) -> Result<Option<String>> {
         Ok(match said {
             Value::String(text) => Some(self.expand(text)?),
@@ -520,7 +521,7 @@ impl<'a> Reader<'a> {
         self.path_in(&self.dir, said)
     }
 
-    /// A path as compose means it, on this machine.
+    /// Resolves a path by the rules of compose to a path on this machine.
     fn path_in(&self, dir: &Path, said: &str) -> PathBuf {
         let home = said.strip_prefix('~').map(|rest| format!("{HOME}{rest}"));
         let path = PathBuf::from(home.as_deref().unwrap_or(said));
@@ -532,7 +533,7 @@ fn odd(reason: impl Into<String>) -> Error {
     Error::Service { service: "compose file".into(), reason: reason.into() }
 }
 
-/// The elements of a list, or the one thing that stands for a list of it.
+/// Returns the elements of a list. A single value counts as a list of one.
 fn one_or_more(said: &Value) -> &[Value] {
     match said {
         Value::Null => &[],

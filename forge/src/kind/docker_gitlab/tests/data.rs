@@ -1,8 +1,8 @@
-//! Where directories are.
+//! Places of directories.
 
 use super::*;
 
-/// A project with these lines for the environment and the volumes of GitLab.
+/// Creates a project with these environment variables and volumes of GitLab.
 fn project(environment: &[&str], volumes: &[&str]) -> Machine {
     let list =
         |lines: &[&str]| lines.iter().map(|line| format!("    - \"{line}\"\n")).collect::<String>();
@@ -21,7 +21,7 @@ fn project(environment: &[&str], volumes: &[&str]) -> Machine {
     machine
 }
 
-/// What is missing but the keys, which are not what this is about.
+/// Returns the missing parts, without the keys.
 fn gaps(plan: &Plan) -> Vec<&str> {
     lacking(plan).into_iter().filter(|part| *part != "secrets").collect()
 }
@@ -65,7 +65,7 @@ fn what_is_mounted_inside_a_part_belongs_to_it() {
     assert!(plan.left_out.iter().any(|left| left.path == machine.path("/mnt/cache")));
     assert!(is_noted(&plan, "mounted at /opt/own, is not known"), "{:?}", plan.notes);
     assert!(!is_noted(&plan, "localtime"), "{:?}", plan.notes);
-    // A disk that is not there, and a volume that only Docker knows.
+    // A missing disk, and a volume that only Docker knows.
     assert_eq!(gaps(&plan), ["uploads", "artifacts"], "{:?}", plan.lacking);
     assert!(looked_for(&plan, "uploads").contains("/mnt/gone"));
     assert!(looked_for(&plan, "artifacts").contains("parts.artifacts.path"));
@@ -123,11 +123,11 @@ fn variables_move_data() {
     assert_eq!(at("ssh-host-keys"), "/srv/data/ssh");
     assert!(plan.left_out.iter().any(|left| left.path == machine.path("/srv/data/archives")));
     assert!(is_noted(&plan, "8.0.1"), "{:?}", plan.notes);
-    // Said, and gone with the container.
+    // A variable names it, but no volume holds it.
     assert_eq!(gaps(&plan), ["terraform-state"]);
     assert!(looked_for(&plan, "terraform-state").contains("no volume"));
 
-    // The image's own link of uploads goes where it always went.
+    // The image's link for uploads leads to the default directory.
     let machine = project(
         &["GITLAB_DATA_DIR=/data"],
         &["/srv/data:/data", "/srv/old:/home/git/data", "/srv/git:/home/git/data/repositories"],
@@ -209,7 +209,7 @@ fn a_volume_from_elsewhere_has_a_way_out() {
     for words in ["nfs", ":/git", "parts.repositories.path"] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    // All of it are data, as far as anybody can tell.
+    // Any directory on this volume may contain data.
     assert!(lacking(&plan).contains(&"packages"), "{:?}", plan.lacking);
 
     let named = "docker = ['true']\nparts.repositories.path = '/mnt/nfs/repositories'";

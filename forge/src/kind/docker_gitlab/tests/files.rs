@@ -1,4 +1,4 @@
-//! Which files make up a project, and which project it is.
+//! Files and names of projects.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn several_files_are_taken_together() {
     );
     let plan = machine.plan_of(&settings).expect("a plan");
     assert_eq!(plan.product.version.as_deref(), Some("16.1.0"));
-    // Relative to the first.
+    // Relative to the first file.
     assert_eq!(machine.paths(&plan, "uploads"), ["/srv/git/data/uploads"]);
     let files = machine.paths(&plan, "compose");
     for file in ["base.yml", "more/gitlab.yml", "last.yml"] {
