@@ -1,7 +1,7 @@
 //! GitLab from its Linux package.
 //!
-//! Paths are those of the package. The configuration that the package *generates* (`gitlab.yml`,
-//! Gitaly's `config.toml`, `database.yml`) tells where data really is. `gitlab.rb` is Ruby and is
+//! Paths are those of the package. Real places of data come from the configuration that the package
+//! *generates*: `gitlab.yml`, Gitaly's `config.toml`, `database.yml`. `gitlab.rb` is Ruby and is
 //! not evaluated.
 
 pub mod generated;

@@ -1,6 +1,6 @@
 //! GitLab in a container of its official image, which contains the Linux package.
 //!
-//! A compose file, or the program that runs the container, tells the directories of its volumes on
+//! A compose file, or the program that runs the container, names the directories of its volumes on
 //! this machine. Everything else is as in the package. The container's own clients and `gitlab-ctl`
 //! run inside it, and it stays up while its services are stopped.
 

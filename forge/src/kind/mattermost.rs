@@ -154,8 +154,7 @@ fn files(
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "files that users sent are in an object store, which is not copied";
         plan.notes.push(note.into());
-        // Files from before the object store remain in the directory. No row says which files those
-        // are.
+        // Files from before the object store remain in the directory. Rows do not identify them.
         plan.takes(&format!("{name}-before"), "files that users sent before that", dir);
         return;
     }

@@ -62,6 +62,7 @@ pub struct Service {
 pub struct Mount {
     /// Path in the container.
     pub target: PathBuf,
+    /// Its source.
     pub source: Source,
 }
 

@@ -88,6 +88,7 @@ pub struct Package<'a> {
 
 /// A container of the official image.
 pub struct Container<'a> {
+    /// Its name.
     pub name: &'a str,
     /// Its volumes and environment.
     pub service: &'a Service,

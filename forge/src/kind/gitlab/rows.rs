@@ -175,7 +175,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
 }
 
 /// Queries the repositories whose rows contain a path. Repositories of wikis and designs are next
-/// to the project's own, and their rows do not tell whether they exist.
+/// to the project's own, and their rows do not record whether they exist.
 fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     #[derive(Deserialize)]
     struct Row {
@@ -257,7 +257,7 @@ fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) 
     Ok(())
 }
 
-/// A table whose rows stand for files.
+/// A table with one file per row.
 struct Table<'a> {
     name: &'static str,
     /// Subject of the queries, which is also the name of the part with the files.

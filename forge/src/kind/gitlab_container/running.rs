@@ -19,6 +19,7 @@ const COMPOSE_FILES: [&str; 2] =
 /// A container.
 #[derive(Debug)]
 pub struct Running {
+    /// Its name.
     pub name: String,
     /// Its image, environment and volumes.
     pub service: Service,

@@ -21,7 +21,7 @@ pub struct Repair {
 /// Gives Mattermost the id and the secret that GitLab has. They must be known: another file has
 /// them, or GitLab stores the secret unhashed. With `is_dry` nothing is written.
 ///
-/// If this repair is impossible, the error says what to do instead.
+/// If this repair is impossible, the error names the step that helps.
 pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair> {
     let wrong = |reason: String| Error::Settings { instance: plan.instance.clone(), reason };
     let Some(places) = Places::of(plan) else {
