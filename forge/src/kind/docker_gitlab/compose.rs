@@ -73,7 +73,7 @@ pub enum Source {
     Path(PathBuf),
     /// A text in the compose file itself.
     Text(String),
-    /// None: it is in memory.
+    /// No source: the mount is in memory.
     Memory,
     /// A source that the files do not define; the reason.
     Unknown(String),

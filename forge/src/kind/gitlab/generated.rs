@@ -59,7 +59,7 @@ pub struct Data {
     pub paths: Vec<PathBuf>,
     /// Reasons why further paths are not on this machine.
     pub gaps: Vec<String>,
-    /// True if the configuration has it in use.
+    /// True if the configuration uses it and it is not in an object store.
     pub is_expected: bool,
     /// True if all of it, or newer data in it, is in an object store.
     pub is_remote: bool,

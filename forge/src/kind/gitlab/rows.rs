@@ -219,7 +219,7 @@ fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
     Ok(())
 }
 
-/// Returns the path of hashed storage for a project id.
+/// Returns the path of hashed storage for a project id: `@hashed/aa/bb/aabb…`, a SHA-256 in hex.
 pub fn hashed(id: i64) -> String {
     let hash = Sha256::digest(id.to_string());
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -440,7 +440,7 @@ fn artifacts(
             takes: &["size"],
             select: "to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
-            // 1 marks the oldest artifacts, which have other paths.
+            // 1 marks the oldest artifacts. Their paths do not contain a hash and a day.
             only: Some(("file_location", "coalesce(t.file_location, 2) <> 1")),
         };
         let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
