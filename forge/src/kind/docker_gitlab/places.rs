@@ -109,7 +109,8 @@ impl Dirs {
     }
 
     /// Returns the directory that the image's link for uploads leads to, if it is not `dir`. The
-    /// link leads to the default directory even if the data was moved.
+    /// link leads to the default directory even if the data was moved. Returns `None` if a variable
+    /// sets the directory of uploads.
     pub fn uploads_of_image(&self, gitlab: &Service, dir: &Path) -> Option<Result<PathBuf, Gap>> {
         let of_image = Path::new(DATA).join("uploads");
         let is_used = gitlab.variable("GITLAB_UPLOADS_STORAGE_PATH").is_none() && dir != of_image;

@@ -30,8 +30,8 @@ pub const SECRETS: &[(&str, (u32, u32))] = &[
     ("GITLAB_SECRETS_ACTIVE_RECORD_ENCRYPTION_KEY_DERIVATION_SALT", (17, 8)),
 ];
 
-/// Adds the files that may contain the keys to the plan. A key that is in no file of the backup is
-/// recorded as missing.
+/// Adds the files that may contain the keys to the plan. A key that is neither in the environment
+/// nor in these files is recorded as missing.
 pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     let mut places = BTreeSet::from([compose.path.clone()]);
     let mut set: BTreeSet<String> = gitlab

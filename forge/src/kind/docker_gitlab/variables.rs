@@ -8,7 +8,7 @@ pub const EXPANDED_BYTES_MAX: usize = 16 << 20;
 /// The value of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// A text without variables.
+    /// A literal text, in which `$` has no meaning.
     Literally(String),
     /// A text to expand.
     ToExpand(String),
