@@ -170,9 +170,11 @@ impl<'a> Containers<'a> {
         let container = self.name_of(name, service, plan)?;
         let into = into_container(self.site.settings, &container, redis::VARIABLES);
         let option = service.command.iter().position(|word| word == "--requirepass");
-        let of_command = option.and_then(|at| service.command.get(at + 1));
-        let password = secret_of(service, "REDIS_PASSWORD")
-            .or_else(|| of_command.map(|password| Password(password.clone())));
+        let inline = |word: &String| Some(word.strip_prefix("--requirepass=")?.to_owned());
+        let of_command = option
+            .and_then(|at| service.command.get(at + 1).cloned())
+            .or_else(|| service.command.iter().find_map(inline));
+        let password = secret_of(service, "REDIS_PASSWORD").or_else(|| of_command.map(Password));
         plan.redis =
             Some(Redis { reach: Reach { into, ..Reach::default() }, password, ..Redis::default() });
         // The image of sameersbn has another data directory than Redis's own image.

@@ -113,54 +113,41 @@ impl Unit {
         let found =
             UNITS.map(|dir| root.join(dir).join(UNIT)).into_iter().find(|path| path.exists());
         let Some(found) = found else { return Ok(None) };
-        let mut unit = Unit { files: vec![found], ..Unit::default() };
+        // A drop-in of a stronger directory replaces one of the same name.
+        let mut added = BTreeMap::new();
         for dir in UNITS.iter().rev() {
             let entries = std::fs::read_dir(root.join(dir).join(format!("{UNIT}.d")));
-            let mut added: Vec<PathBuf> =
-                entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-            added.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
-            added.sort();
-            unit.files.extend(added);
+            let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+            let paths = paths.filter(|path| path.extension().is_some_and(|end| end == "conf"));
+            added.extend(paths.map(|path| (path.file_name().map(ToOwned::to_owned), path)));
         }
-        for file in unit.files.clone() {
-            for line in text(&file)?.unwrap_or_default().lines() {
-                unit.line(root, line.trim())?;
+        let files: Vec<PathBuf> = std::iter::once(found).chain(added.into_values()).collect();
+        let mut lines = Lines::default();
+        for file in &files {
+            let text = text(file)?.unwrap_or_default().replace("\\\n", " ");
+            text.lines().for_each(|line| lines.take(line.trim()));
+        }
+        let mut unit = Unit { files, config: lines.config, ..Unit::default() };
+        // Units have variables of their own, which begin with one percent sign.
+        for assignment in &lines.environment {
+            unit.variable(&assignment.replace("%%", "%"));
+        }
+        // Files override assignments, wherever they stand.
+        for path in &lines.environment_files {
+            for path in matching(&below(root, Path::new(path))) {
+                unit.environment_file(path)?;
             }
         }
         Ok(Some(unit))
     }
 
-    fn line(&mut self, root: &Path, line: &str) -> Result<()> {
-        if let Some(words) = line.strip_prefix("Environment=") {
-            for word in words_of(words) {
-                // A single `%` starts a systemd specifier; `%%` is a percent sign.
-                self.variable(&word.replace("%%", "%"));
+    fn environment_file(&mut self, path: PathBuf) -> Result<()> {
+        for line in text(&path)?.unwrap_or_default().lines() {
+            if let Some((name, value)) = line.trim().split_once('=') {
+                self.variable(&format!("{name}={}", unquoted(value)));
             }
         }
-        if let Some(words) = line.strip_prefix("ExecStart=") {
-            let words = words_of(words);
-            let inline = words.iter().find_map(|word| word.strip_prefix("--config="));
-            let option = words.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
-            let next = option.and_then(|at| words.get(at + 1)).map(String::as_str);
-            // An empty `ExecStart=` resets the command, and with it this option.
-            self.config = inline.or(next).map(|text| text.replace("%%", "%"));
-        }
-        if let Some(path) = line.strip_prefix("EnvironmentFile=") {
-            let path = path.trim_start_matches('-').trim();
-            // systemd resets the list at an empty value; here this has no effect. Patterns are not
-            // expanded.
-            if path.is_empty() || path.contains(['*', '?', '[']) {
-                return Ok(());
-            }
-            let path = below(root, Path::new(path));
-            for line in text(&path)?.unwrap_or_default().lines() {
-                let line = line.trim();
-                if let Some((name, value)) = line.split_once('=') {
-                    self.variable(&format!("{name}={}", unquoted(value)));
-                }
-            }
-            self.files.push(path);
-        }
+        self.files.push(path);
         Ok(())
     }
 
@@ -171,6 +158,62 @@ impl Unit {
             self.variables.insert(name.into(), value.into());
         }
     }
+}
+
+/// Settings of a unit and its drop-ins, in the order of the lines.
+#[derive(Default)]
+struct Lines {
+    environment: Vec<String>,
+    environment_files: Vec<String>,
+    config: Option<String>,
+}
+
+impl Lines {
+    fn take(&mut self, line: &str) {
+        if let Some(words) = line.strip_prefix("Environment=") {
+            extend_or_reset(&mut self.environment, words_of(words));
+        }
+        if let Some(path) = line.strip_prefix("EnvironmentFile=") {
+            let path = path.trim().trim_start_matches('-').trim();
+            let path = Some(path.to_owned()).filter(|path| !path.is_empty());
+            extend_or_reset(&mut self.environment_files, path.into_iter().collect());
+        }
+        if let Some(words) = line.strip_prefix("ExecStart=") {
+            let words = words_of(words);
+            let inline = words.iter().find_map(|word| word.strip_prefix("--config="));
+            let option = words.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
+            let next = option.and_then(|at| words.get(at + 1)).map(String::as_str);
+            // A later line may be the empty one that takes the command back.
+            self.config = inline.or(next).map(|text| text.replace("%%", "%"));
+        }
+    }
+}
+
+/// systemd takes an empty assignment as the order to forget the earlier ones.
+fn extend_or_reset(list: &mut Vec<String>, more: Vec<String>) {
+    if more.is_empty() {
+        list.clear();
+    }
+    list.extend(more);
+}
+
+/// The path itself or, where its last name is a pattern, the files that match it, by name.
+fn matching(path: &Path) -> Vec<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    if !name.iter().any(|byte| b"*?[".contains(byte)) {
+        return vec![path.to_owned()];
+    }
+    let Ok(globs) = store::glob::Globs::new([name]) else { return Vec::new() };
+    let entries = path.parent().map(std::fs::read_dir).into_iter().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .flatten()
+        .filter(|entry| globs.fits(entry.file_name().as_bytes()))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
 }
 
 /// Splits a text at spaces outside quotes.
@@ -211,12 +254,17 @@ mod tests {
         assert!(Unit::read(root.path()).expect("reads").is_none());
         write(
             "lib/systemd/system/mattermost.service",
-            "[Service]\nEnvironment=\"MM_A_B=one two\" MM_C_D=3 PATH=/bin\nExecStart=/opt/mm/mattermost server -c postgres://a%%40b/c\nEnvironmentFile=-/etc/mm.env\n",
+            "[Service]\nEnvironment=\"MM_A_B=one two\" \\\n  MM_C_D=3 PATH=/bin\nExecStart=/opt/mm/mattermost server -c postgres://a%%40b/c\nEnvironmentFile=-/etc/mm.env\nEnvironmentFile=/etc/none.env\nEnvironmentFile=\nEnvironmentFile=-/etc/mm.env\nEnvironmentFile=/etc/mm.d/*.env\n",
         );
-        write("etc/systemd/system/mattermost.service.d/own.conf", "Environment=MM_C_D=4\n");
+        let own = "Environment=MM_C_D=4 MM_G_H=loses\n";
+        write("etc/systemd/system/mattermost.service.d/own.conf", own);
+        write("lib/systemd/system/mattermost.service.d/own.conf", "Environment=MM_C_D=5\n");
+        write("etc/mm.d/one.env", "MM_G_H=wins\n");
+        write("etc/mm.d/two.other", "MM_G_H=nobody\n");
         write("etc/mm.env", "# comment\nMM_FILESETTINGS_DIRECTORY=\"./data/\"\nMM_E_F=''\n");
         let unit = Unit::read(root.path()).expect("reads").expect("is there");
-        assert_eq!(unit.files.len(), 3, "{:?}", unit.files);
+        assert_eq!(unit.files.len(), 4, "{:?}", unit.files);
+        assert_eq!(unit.variables["MM_G_H"], "wins");
         assert_eq!(unit.config.as_deref(), Some("postgres://a%40b/c"));
         let text = r#"{"A": {"B": "file", "X": "file"}, "C": {"D": 5}, "E": {"F": "file"}}"#;
         write("config.json", text);

@@ -73,12 +73,13 @@ pub fn files(
     let all = format!("select id, path, {size} from fileinfo where path <> '' and {condition}");
     let query = match plan.sample {
         Sample::All => format!("{all} order by id"),
-        // Ids are random, so a range of consecutive ids is a random sample.
+        // Ids are random, so a range of consecutive ids is a random sample. It begins with any
+        // letter of Mattermost's own base 32.
         Sample::Rows(rows) => {
             let half = rows.div_ceil(2);
             format!(
                 "({all} order by {newest} desc limit {half}) union \
-                 ({all} and id >= (select md5(random()::text)) order by id limit {half})"
+                 ({all} and id >= (select {START}) order by id limit {half})"
             )
         }
     };
@@ -89,6 +90,10 @@ pub fn files(
     }
     Ok(())
 }
+
+/// A random text that an id may begin with.
+const START: &str = "substr('ybndrfg8ejkmcpqxot1uwisza345h769', 1 + floor(random() * 32)::int, 1) \
+                     || md5(random()::text)";
 
 /// Checks that the copy has these files.
 pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {

@@ -179,7 +179,7 @@ impl<'a> Reader<'a> {
             let separator = self.variables.get("COMPOSE_PATH_SEPARATOR");
             let separator = separator.filter(|text| !text.is_empty()).map_or(":", String::as_str);
             let files: Vec<PathBuf> =
-                list.split(separator).take(DEPTH_MAX).map(|path| self.path(path)).collect();
+                list.split(separator).take(DOCUMENTS_MAX).map(|path| self.path(path)).collect();
             // If the list lacks the given file, the given file counts.
             if files.iter().any(|file| file == given) {
                 return files;
