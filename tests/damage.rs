@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backend::Memory;
 use store::check::{ReadData, Report, check};
-use store::diff::{Change, Difference, diff};
+use store::diff::{Change, diff};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
@@ -244,8 +244,8 @@ impl<'a> Bench<'a> {
         let (mut found, mut lost) = (BTreeSet::new(), Vec::new());
         let compared = diff(store, &first, &second, &mut |difference| {
             match difference {
-                Difference::Lost(part) => lost.push(part.span),
-                Difference::Change(change) => {
+                Err(part) => lost.push(part.span),
+                Ok(change) => {
                     let path = String::from_utf8_lossy(change.path()).into_owned();
                     // Times of directories and similar objects differ.
                     let is_content = !matches!(change, Change::Metadata(..));

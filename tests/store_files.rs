@@ -417,7 +417,7 @@ fn records_that_are_no_files_are_not_passed_over() {
     symlink(sandbox.path("record"), &record).expect("links");
     sandbox.assert_clean();
     for odd in ["mkfifo", "mkdir"] {
-        sandbox.remove(&format!("store/snapshots/{new}"));
+        sandbox.remove(format!("store/snapshots/{new}"));
         sandbox.tool(odd).args([&record]).run().ok();
         let told = sandbox.run(["check"]).ends_with(1).told();
         assert!(told.contains(&format!("damaged: snapshots/{new}")), "{odd}: {told}");

@@ -2,9 +2,9 @@
 
 use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
-use forge::nearest::closest;
 use forge::secret::Secret;
 use forge::settings::{Limit, Settings};
+use forge::suggest::closest;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

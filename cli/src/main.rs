@@ -5,7 +5,7 @@ mod config;
 mod exit;
 mod notify;
 mod place;
-mod problems;
+mod preflight;
 mod reference;
 mod report;
 mod select;

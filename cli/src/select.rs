@@ -219,7 +219,7 @@ fn unknown(wanted: &str, count: usize) -> Failure {
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
-    let known = forge::nearest::closest(&wanted.to_lowercase(), ["latest"].into_iter());
+    let known = forge::suggest::closest(&wanted.to_lowercase(), ["latest"].into_iter());
     match known.filter(|_| !wanted.starts_with("latest~")) {
         Some(known) => with_hint(message, format!("did you mean `{known}`?")),
         None => with_hint(message, "`forgekeep snapshots` lists them"),
@@ -257,7 +257,7 @@ fn likely(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Vec<u8>> {
         }
     }
     let name = std::str::from_utf8(name).ok()?;
-    let closest = forge::nearest::closest(name, names.iter().map(String::as_str))?;
+    let closest = forge::suggest::closest(name, names.iter().map(String::as_str))?;
     let mut likely = parent.to_vec();
     if !likely.is_empty() {
         likely.push(b'/');

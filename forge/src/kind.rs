@@ -8,13 +8,13 @@ pub mod plain;
 
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::{Copy, Mount};
 use crate::error::{Error, Result};
 use crate::overrides;
 use crate::plan::Plan;
 use crate::service::Password;
 use crate::service::postgres::Connection;
 use crate::settings::Settings;
+use crate::view::{Mount, View};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -57,8 +57,8 @@ pub trait Kind: Sync {
 
     /// Reads from a copy the keys that decrypt the contents of the databases, by name. Without
     /// exactly these keys, the encrypted contents are lost.
-    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
-        let _ = (plan, copy);
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        let _ = (plan, view);
         Ok(BTreeMap::new())
     }
 
@@ -67,9 +67,9 @@ pub trait Kind: Sync {
         &self,
         plan: &Plan,
         databases: &mut [Connection<'_>],
-        copy: &Copy<'_>,
+        view: &View<'_>,
     ) -> Result<Option<Check>> {
-        let _ = (plan, databases, copy);
+        let _ = (plan, databases, view);
         Ok(None)
     }
 
@@ -79,16 +79,16 @@ pub trait Kind: Sync {
         &self,
         plan: &Plan,
         catalogue: &Catalogue,
-        copy: &Copy<'_>,
-        before: &Copy<'_>,
+        view: &View<'_>,
+        before: &View<'_>,
     ) -> Result<Option<Check>> {
-        let _ = (plan, catalogue, copy, before);
+        let _ = (plan, catalogue, view, before);
         Ok(None)
     }
 
     /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue.
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let _ = (plan, catalogue, copy);
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        let _ = (plan, catalogue, view);
         Ok(Vec::new())
     }
 }

@@ -11,8 +11,8 @@
 pub mod error;
 pub mod file;
 pub mod links;
-pub mod nearest;
 pub mod run;
+pub mod suggest;
 
 pub mod secret;
 pub mod settings;
@@ -22,13 +22,13 @@ pub mod service;
 pub mod plan;
 
 pub mod check;
-pub mod copy;
 mod owners;
+pub mod view;
 
 pub mod encrypted;
 
 pub mod catalogue;
-mod fit;
+mod coverage;
 
 pub mod kind;
 mod overrides;

@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::kind::{Site, into_container};
-use crate::nearest::closest;
 use crate::plan::{Database, Phase, Plan, Step};
 use crate::service::control::Control;
 use crate::service::postgres::{self, Server};
@@ -10,6 +9,7 @@ use crate::service::redis::{self, Redis};
 use crate::settings::{
     GitCaches, Missing, OnFailure, PostgresSettings, RedisSettings, Settings, StepSettings,
 };
+use crate::suggest::closest;
 use std::path::{Path, PathBuf};
 
 /// Name of the part with the persistence files of Redis.

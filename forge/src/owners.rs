@@ -3,9 +3,9 @@
 //! A copy by `cp -R` or an archive that somebody else unpacked has all content and none of that.
 
 use crate::check::{Check, EXAMPLES, Verdict};
-use crate::copy::shown;
 use crate::error::Result;
 use crate::plan::{Part, Phase, Plan};
+use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User};
 use std::collections::BTreeMap;
 use std::fs::Metadata;

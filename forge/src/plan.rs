@@ -3,13 +3,13 @@
 //! A kind makes the plan from the settings and the state of the machine. The session carries it
 //! out; `config check` prints it.
 
-use crate::copy::{Mount, shown};
 use crate::links;
 use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
 use crate::settings::{ChangedKeys, Missing, Mode, OnFailure, Sample, Settings};
+use crate::view::{Mount, shown};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

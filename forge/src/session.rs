@@ -12,16 +12,15 @@
 //! the dump is made; in maintenance mode that is after the restart of the services.
 
 mod dumps;
-mod facts;
+mod free_space;
 mod inspection;
 mod keys;
-mod room;
-mod saves;
+mod manifest;
+mod redis_files;
 mod stopped;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::plan::{Absent, Part, Phase, Plan, Step};
@@ -29,6 +28,7 @@ use crate::recovery::{Monitor, Record, Undo};
 use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::settings::{Mode, OnFailure};
+use crate::view::View;
 use dumps::Moments;
 pub use inspection::{Asked, Inspection, catalogue, databases, inspect};
 pub use keys::changed_keys;
@@ -137,7 +137,7 @@ pub fn backup(job: Job<'_>, record: &mut Record) -> Result<Outcome> {
 fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
     let likeness = Likeness::Instance(job.plan.instance.clone());
     let backup = Backup::begin(job.store, &job.options, likeness)?;
-    room::look_for_room(job, &backup)?;
+    free_space::look_for_space(job, &backup)?;
     let mut session = Session {
         job,
         backup,
@@ -381,7 +381,7 @@ impl<'j> Session<'j> {
         self.look_after_services()?;
         let mut checks = self.check()?;
         if checks.iter().any(|check| check.verdict == Verdict::Failed && !check.is_settled) {
-            // The instance changes meanwhile: a pool is dropped, a project renamed. Copy the
+            // The instance changes meanwhile: a pool is dropped, a project renamed. View the
             // changes.
             let text = "the copy lacks something that the databases name; looking once more".into();
             job.store.observer().event(Event::Note(text));
@@ -391,7 +391,7 @@ impl<'j> Session<'j> {
         }
         let catalogue = &self.catalogue;
         let product = catalogue.product(plan);
-        let facts = facts::Facts {
+        let manifest = manifest::Manifest {
             instance: &plan.instance,
             kind: plan.kind,
             product: &product,
@@ -412,13 +412,13 @@ impl<'j> Session<'j> {
             seconds_down: self.down.map(|down| down.as_secs_f64()),
             notes: plan.notes.iter().chain(&catalogue.notes).collect(),
         };
-        self.backup.bytes(&format!("{DIR}/instance.json"), &facts.to_json())?;
+        self.backup.bytes(&format!("{DIR}/instance.json"), &manifest.to_json())?;
         if !catalogue.projects.is_empty() {
-            let projects = facts::lines(&catalogue.projects);
+            let projects = manifest::lines(&catalogue.projects);
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
         }
         if !catalogue.repositories.is_empty() {
-            let repositories = facts::lines(&catalogue.repositories);
+            let repositories = manifest::lines(&catalogue.repositories);
             self.backup.bytes(&format!("{DIR}/repositories.jsonl"), &repositories)?;
         }
         let is_complete = self.missing.iter().all(|absent| !absent.is_required)
@@ -465,13 +465,13 @@ impl<'j> Session<'j> {
         if job.options.is_dry {
             return Ok(Vec::new());
         }
-        let copy = Copy::Tree { store: job.store, root: self.backup.tree()? };
-        let copy = Copy::Through { copy: &copy, mounts: &plan.mounts };
+        let copy = View::Tree { store: job.store, root: self.backup.tree()? };
+        let copy = View::Through { view: &copy, mounts: &plan.mounts };
         let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
         checks.extend(self.check_keys(&copy)?);
         if let Some((id, snapshot)) = self.complete_ones()?.pop() {
-            let before = Copy::Tree { store: job.store, root: snapshot.root.chunk() };
-            let before = Copy::Through { copy: &before, mounts: &plan.mounts };
+            let before = View::Tree { store: job.store, root: snapshot.root.chunk() };
+            let before = View::Through { view: &before, mounts: &plan.mounts };
             match job.kind.compare(plan, &self.catalogue, &copy, &before) {
                 Err(error) if error.is_interrupted() => return Err(error),
                 // An unreadable earlier snapshot does not fail this backup.

@@ -21,15 +21,6 @@ pub enum Change {
     Metadata(Entry, Entry),
 }
 
-/// Result of comparing one path or part.
-#[derive(Debug)]
-pub enum Difference {
-    /// A path that differs.
-    Change(Change),
-    /// An unreadable part of a tree. Differences of paths in it are not reported.
-    Lost(Lost),
-}
-
 /// Calls `each` for every path that differs, in path order, and for every lost part.
 ///
 /// Leaves that both trees contain are equal and are not read.
@@ -37,7 +28,7 @@ pub fn diff(
     store: &Store,
     first: &ChunkId,
     second: &ChunkId,
-    each: &mut dyn FnMut(Difference) -> Result<()>,
+    each: &mut dyn FnMut(Result<Change, Lost>) -> Result<()>,
 ) -> Result<()> {
     let get = |id: &ChunkId| store.chunk(id);
     let outline = |root| tree::outline(root, &get, &|_| false, &mut |_| {});
@@ -77,12 +68,12 @@ pub fn diff(
                 let path = change.path();
                 lost_parts.retain(|part| part.may_reach(path));
                 if !lost_parts.iter().any(|part| part.may_be(path)) {
-                    each(Difference::Change(change))?;
+                    each(Ok(change))?;
                 }
             }
             Err(lost) => {
                 lost_parts.push(lost.span.clone());
-                each(Difference::Lost(lost))?;
+                each(Err(lost))?;
             }
         }
     }

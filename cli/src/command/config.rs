@@ -1,7 +1,7 @@
 use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::exit::{Failure, with_hint};
-use crate::problems;
+use crate::preflight;
 use crate::report::count;
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
@@ -122,7 +122,7 @@ impl Check {
                 }
             }
         }
-        for problem in problems::of_notifiers(&config, self.config.path()) {
+        for problem in preflight::of_notifiers(&config, self.config.path()) {
             is_right = false;
             ui.warn(&problem);
         }
@@ -163,9 +163,9 @@ impl<'a> View<'a> {
             let (message, hint) = failure.words().unwrap_or_default();
             format!("{message}; {}", hint.unwrap_or_default())
         });
-        let mut problems = problems::of_plan(plan);
+        let mut problems = preflight::of_plan(plan);
         problems.extend(match &store {
-            Ok(place) => problems::of_store(place),
+            Ok(place) => preflight::of_store(place),
             Err(reason) => Some(reason.clone()),
         });
         let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);

@@ -5,7 +5,7 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
-use store::diff::{Change, Difference};
+use store::diff::Change;
 use store::entry::display_path;
 use store::store::Purpose;
 
@@ -35,8 +35,8 @@ impl Diff {
         store::diff::diff(&store, &first.root.chunk(), &second.root.chunk(), &mut |met| {
             store.observer().progress().check()?;
             let change = match met {
-                Difference::Change(change) => change,
-                Difference::Lost(lost) => {
+                Ok(change) => change,
+                Err(lost) => {
                     lost_parts += 1;
                     ui.warn(&format!("cannot compare {}: {}", lost.span, lost.error));
                     return Ok(());

@@ -2,7 +2,7 @@ use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
-use crate::problems;
+use crate::preflight;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::links::real;
@@ -276,7 +276,7 @@ impl Needs {
 /// Returns true if this program delegates its work to a daemon. Podman does not, and can be
 /// installed under the name of docker: as a link, or as a script that calls it.
 fn has_daemon(program: &str) -> bool {
-    let path = problems::program(program).unwrap_or_else(|| program.into());
+    let path = preflight::program(program).unwrap_or_else(|| program.into());
     let real = real(&path);
     let mut head = Vec::new();
     // An unreadable file does not count as a script.

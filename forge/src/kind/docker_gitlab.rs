@@ -17,13 +17,13 @@ use super::gitlab::{self, note_unknown, rows, take_unknown};
 use super::{Kind, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::Copy;
 use crate::error::Result;
 use crate::file;
 use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::Connection;
+use crate::view::View;
 use compose::{Compose, Service};
 use containers::Containers;
 use places::{Dirs, place};
@@ -106,33 +106,33 @@ impl Kind for DockerGitlab {
         rows::ask(plan, databases)
     }
 
-    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
-        secrets::keys(plan, copy)
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        secrets::keys(plan, view)
     }
 
     fn try_keys(
         &self,
         plan: &Plan,
         databases: &mut [Connection<'_>],
-        copy: &Copy<'_>,
+        view: &View<'_>,
     ) -> Result<Option<Check>> {
         let catalogue = gitlab::keys::ask(databases)?;
-        secrets::check(plan, &catalogue, copy).map(Some)
+        secrets::check(plan, &catalogue, view).map(Some)
     }
 
     fn compare(
         &self,
         plan: &Plan,
         catalogue: &Catalogue,
-        copy: &Copy<'_>,
-        before: &Copy<'_>,
+        view: &View<'_>,
+        before: &View<'_>,
     ) -> Result<Option<Check>> {
-        gitlab::repositories::compare(plan, catalogue, copy, before)
+        gitlab::repositories::compare(plan, catalogue, view, before)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let mut checks = vec![secrets::check(plan, catalogue, copy)?];
-        checks.extend(gitlab::check_catalogue(plan, catalogue, copy)?);
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        let mut checks = vec![secrets::check(plan, catalogue, view)?];
+        checks.extend(gitlab::check_catalogue(plan, catalogue, view)?);
         Ok(checks)
     }
 }

@@ -17,14 +17,14 @@ use super::mattermost::{self, single_sign_on};
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, shown};
+use crate::coverage::check_files;
 use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
-use crate::fit::check_files;
 use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::postgres::Connection;
+use crate::view::{View, shown};
 use package::Package;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,9 +71,9 @@ impl Kind for Gitlab {
         Ok(catalogue)
     }
 
-    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
         let Some(path) = plan.place("secrets") else { return Ok(BTreeMap::new()) };
-        let content = copy.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
+        let content = view.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
         let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
         let key = |name: &'static str| {
             // Of several keys the first is the oldest, which stays when another is added.
@@ -88,26 +88,26 @@ impl Kind for Gitlab {
         &self,
         plan: &Plan,
         databases: &mut [Connection<'_>],
-        copy: &Copy<'_>,
+        view: &View<'_>,
     ) -> Result<Option<Check>> {
         let catalogue = keys::ask(databases)?;
-        check_secrets(plan, &catalogue, copy).map(Some)
+        check_secrets(plan, &catalogue, view).map(Some)
     }
 
     fn compare(
         &self,
         plan: &Plan,
         catalogue: &Catalogue,
-        copy: &Copy<'_>,
-        before: &Copy<'_>,
+        view: &View<'_>,
+        before: &View<'_>,
     ) -> Result<Option<Check>> {
-        repositories::compare(plan, catalogue, copy, before)
+        repositories::compare(plan, catalogue, view, before)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        let mut checks = vec![check_secrets(plan, catalogue, copy)?];
-        checks.extend(check_catalogue(plan, catalogue, copy)?);
-        checks.extend(single_sign_on::check(plan, catalogue, copy)?);
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        let mut checks = vec![check_secrets(plan, catalogue, view)?];
+        checks.extend(check_catalogue(plan, catalogue, view)?);
+        checks.extend(single_sign_on::check(plan, catalogue, view)?);
         Ok(checks)
     }
 }
@@ -127,10 +127,10 @@ const MORE_SECRETS: [&str; 4] = [
 pub const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
 
 /// Whether the secrets in the copy are what GitLab would read.
-fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
-    let seen = copy.read(&paths)?.into_iter().flatten().next();
+    let seen = view.read(&paths)?.into_iter().flatten().next();
     let is_required = part.is_some_and(|part| part.is_required);
     let Some(seen) = seen else {
         let text = format!("gitlab-secrets.json is not in the copy; {SECRETS_LOST}");
@@ -164,7 +164,7 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<
         let from = keys::Source {
             file: "gitlab-secrets.json",
             keys: Keys::of(rails),
-            other: keys::of_yaml(plan, copy)?,
+            other: keys::of_yaml(plan, view)?,
         };
         return Ok(keys::check(plan, catalogue, &from));
     }
@@ -175,16 +175,16 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<
 pub fn check_catalogue(
     plan: &Plan,
     catalogue: &mut Catalogue,
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.schema.is_empty() && checks.is_empty() {
         return Ok(vec![Check::of_no_database(plan, "GitLab")]);
     }
     if catalogue.knows(rows::PROJECTS) {
-        checks.extend(repositories::check(plan, catalogue, copy)?);
+        checks.extend(repositories::check(plan, catalogue, view)?);
     }
-    checks.push(check_files(plan, catalogue, copy)?);
+    checks.push(check_files(plan, catalogue, view)?);
     Ok(checks)
 }
 

@@ -15,12 +15,12 @@ use super::gitlab::package::{CONFIG, Container, DATA, Package};
 use super::{Kind, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::Copy;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::postgres::Connection;
+use crate::view::View;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -97,22 +97,22 @@ impl Kind for GitlabContainer {
         Gitlab.ask(plan, databases)
     }
 
-    fn keys(&self, plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
-        Gitlab.keys(plan, copy)
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+        Gitlab.keys(plan, view)
     }
 
     fn compare(
         &self,
         plan: &Plan,
         catalogue: &Catalogue,
-        copy: &Copy<'_>,
-        before: &Copy<'_>,
+        view: &View<'_>,
+        before: &View<'_>,
     ) -> Result<Option<Check>> {
-        Gitlab.compare(plan, catalogue, copy, before)
+        Gitlab.compare(plan, catalogue, view, before)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        Gitlab.check(plan, catalogue, copy)
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        Gitlab.check(plan, catalogue, view)
     }
 }
 

@@ -11,12 +11,12 @@ use super::gitlab::package::Package;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
-use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
 use crate::overrides;
 use crate::plan::{Database, Plan, Product};
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
+use crate::view::{View, shown};
 use config::{Config, Unit};
 use data_source::DataSource;
 use std::path::{Path, PathBuf};
@@ -135,8 +135,8 @@ impl Kind for Mattermost {
         Ok(catalogue)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
-        rows::check(plan, catalogue, copy)
+    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        rows::check(plan, catalogue, view)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Redis: saves that are known to have succeeded.
 
 use super::{Password, Reach};
-use crate::copy::shown;
 use crate::error::{Error, Result};
 use crate::plan::Absent;
 use crate::run::Command;
 use crate::secret::Secret;
+use crate::view::shown;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

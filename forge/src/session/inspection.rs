@@ -3,11 +3,11 @@
 use super::dumps::Moments;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::owners;
 use crate::plan::{Absent, Plan, Product};
+use crate::view::View;
 use store::observe::Progress;
 
 /// Result of an inspection.
@@ -58,7 +58,7 @@ pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<As
     let notes = moments.notes().to_vec();
     // A moment that only reads.
     moments.take()?;
-    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
     let keys = kind.try_keys(plan, moments.connections(), &copy)?;
     Ok(Asked { missing, notes, keys })
 }
@@ -72,7 +72,7 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     let mut catalogue = kind.ask(plan, moments.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
-    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
     let mut checks = kind.check(plan, &mut catalogue, &copy)?;
     checks.extend(owners::check(plan, progress)?);
     let project_count = catalogue.projects.len();

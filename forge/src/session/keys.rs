@@ -2,11 +2,11 @@
 
 use super::{DIR, Session};
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::plan::Plan;
 use crate::settings::ChangedKeys;
+use crate::view::View;
 use std::path::Path;
 use store::id::SnapshotId;
 use store::observe::Event;
@@ -19,10 +19,10 @@ const KEYS: &str = "keys";
 impl Session<'_> {
     /// Compares the keys with those of an earlier snapshot. A new key cannot decrypt older
     /// contents, so every backup warns until the settings accept the change.
-    pub(super) fn check_keys(&self, copy: &Copy<'_>) -> Result<Option<Check>> {
+    pub(super) fn check_keys(&self, view: &View<'_>) -> Result<Option<Check>> {
         let (plan, store) = (self.job.plan, self.job.store);
         let changes = Changes { plan, kind: self.job.kind, store };
-        let check = changes.check(self.complete_ones()?, copy)?;
+        let check = changes.check(self.complete_ones()?, view)?;
         if check.is_none() && plan.changed_keys == ChangedKeys::Ok {
             let text = "`keys.changed = \"ok\"` would accept the next change as well; remove it";
             store.observer().event(Event::Note(text.into()));
@@ -44,7 +44,7 @@ pub fn changed_keys(
         let of = snapshot.instance.as_ref();
         snapshot.host == host && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
     });
-    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
     Changes { plan, kind, store }.check(all, &copy)
 }
 
@@ -60,15 +60,15 @@ impl Changes<'_> {
     fn check(
         &self,
         snapshots: Vec<(SnapshotId, Snapshot)>,
-        copy: &Copy<'_>,
+        view: &View<'_>,
     ) -> Result<Option<Check>> {
         let plan = self.plan;
         let Some((id, snapshot)) = self.measure(snapshots) else { return Ok(None) };
-        let before = Copy::Tree { store: self.store, root: snapshot.root.chunk() };
-        let before = Copy::Through { copy: &before, mounts: &plan.mounts };
+        let before = View::Tree { store: self.store, root: snapshot.root.chunk() };
+        let before = View::Through { view: &before, mounts: &plan.mounts };
         // A snapshot that cannot be read does not cost the next one.
         let Ok(before) = self.kind.keys(plan, &before) else { return Ok(None) };
-        let now = self.kind.keys(plan, copy)?;
+        let now = self.kind.keys(plan, view)?;
         let is_other = |name: &&str| now.get(*name).is_some_and(|key| *key != before[*name]);
         let changed: Vec<&str> = before.keys().copied().filter(is_other).collect();
         if changed.is_empty() {
@@ -103,11 +103,11 @@ impl Changes<'_> {
     /// Returns true if a snapshot has a warning about keys. An unreadable snapshot counts as having
     /// none.
     fn has_changed_keys(&self, snapshot: &Snapshot) -> bool {
-        let tree = Copy::Tree { store: self.store, root: snapshot.root.chunk() };
-        let facts = tree.file(&Path::new("/").join(DIR).join("instance.json")).ok().flatten();
-        let content = facts.and_then(|seen| seen.content).unwrap_or_default();
-        let facts: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
-        let checks = facts["checks"].as_array().into_iter().flatten();
+        let tree = View::Tree { store: self.store, root: snapshot.root.chunk() };
+        let manifest = tree.file(&Path::new("/").join(DIR).join("instance.json")).ok().flatten();
+        let content = manifest.and_then(|seen| seen.content).unwrap_or_default();
+        let manifest: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
+        let checks = manifest["checks"].as_array().into_iter().flatten();
         checks.into_iter().any(|check| check["name"] == KEYS && check["verdict"] == "warning")
     }
 }

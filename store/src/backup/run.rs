@@ -2,7 +2,7 @@
 
 use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
-use crate::diff::{Change, Difference, diff};
+use crate::diff::{Change, diff};
 use crate::entry::{Entry, Kind, Time};
 use crate::error::Result;
 use crate::glob::ends;
@@ -14,6 +14,7 @@ use crate::reuse::Allowance;
 use crate::segment;
 use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
 use crate::store::{Named, Store};
+use crate::tree::Lost;
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
@@ -363,14 +364,12 @@ fn removed(
         Kind::Directory => removed.dirs += 1,
         _ => {}
     };
-    let mut each = |met| {
-        match met {
-            Difference::Change(Change::Removed(entry)) if was_looked_for(&entry.path) => {
-                count(&entry)
-            }
-            Difference::Change(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
-            Difference::Change(_) => {}
-            Difference::Lost(lost) => return Err(lost.error),
+    let mut each = |difference: Result<Change, Lost>| {
+        match difference {
+            Ok(Change::Removed(entry)) if was_looked_for(&entry.path) => count(&entry),
+            Ok(Change::Modified(old, new)) if old.kind != new.kind => count(&old),
+            Ok(_) => {}
+            Err(lost) => return Err(lost.error),
         }
         Ok(())
     };

@@ -3,9 +3,9 @@
 
 use super::compose::{Compose, Place, Service, Source};
 use super::places::{Dirs, Gap, Said, place};
-use crate::copy::{Mount, shown};
 use crate::kind::Site;
 use crate::plan::{Phase, Plan};
+use crate::view::{Mount, shown};
 use std::path::{Path, PathBuf};
 
 /// A directory of data.

@@ -4,13 +4,13 @@ use super::compose::{Compose, Place, Service, Source};
 use super::variables::assignments;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, shown};
 use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
 use crate::kind::gitlab::keys as tried;
 use crate::plan::Plan;
 use crate::service::Password;
+use crate::view::{View, shown};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -83,11 +83,11 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
 }
 
 /// Returns the keys that are written literally in files of a copy.
-pub fn keys(plan: &Plan, copy: &Copy<'_>) -> Result<BTreeMap<&'static str, Password>> {
+pub fn keys(plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
     let parts = plan.parts.iter().filter(|part| ["secrets", "compose"].contains(&&*part.name));
     let paths: Vec<PathBuf> = parts.flat_map(|part| part.paths.clone()).collect();
     let mut keys = BTreeMap::new();
-    for content in copy.read(&paths)?.into_iter().flatten().filter_map(|seen| seen.content) {
+    for content in view.read(&paths)?.into_iter().flatten().filter_map(|seen| seen.content) {
         let text = String::from_utf8_lossy(&content);
         for (name, _) in SECRETS {
             // `NAME=value` or `NAME: value`. A value that only refers to a variable is skipped.
@@ -118,20 +118,20 @@ fn as_object(keys: &BTreeMap<&'static str, Password>) -> Value {
 
 /// Whether all files that have keys are in the copy. That a key is in none of them, the part
 /// itself says.
-pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
         let text = "not all keys that decrypt the database are in files that are copied";
         return Ok(Check::new("secrets", Verdict::Warning, text));
     }
-    let seen = copy.look(paths)?;
+    let seen = view.look(paths)?;
     let absent = paths.iter().zip(seen).filter(|(_, seen)| seen.is_none());
     let absent: Vec<String> = absent.map(|(path, _)| shown(path)).collect();
     if absent.is_empty() {
         let from = tried::Source {
             file: "the compose file and its environment",
-            keys: Keys::of(&as_object(&keys(plan, copy)?)),
+            keys: Keys::of(&as_object(&keys(plan, view)?)),
             other: None,
         };
         return Ok(tried::check(plan, catalogue, &from));

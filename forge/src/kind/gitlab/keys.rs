@@ -3,13 +3,13 @@
 use super::{SECRETS_LOST, generated};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::Copy;
 use crate::encrypted::{DB_KEY, Keys};
 use crate::error::Result;
 use crate::kind::gitlab::rows::encrypted;
 use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::ChangedKeys;
+use crate::view::View;
 
 /// Name of the check.
 const NAME: &str = "secrets";
@@ -34,9 +34,9 @@ pub fn ask(databases: &mut [Connection<'_>]) -> Result<Catalogue> {
 }
 
 /// The keys in the `secrets.yml` that the package generates.
-pub fn of_yaml(plan: &Plan, copy: &Copy<'_>) -> Result<Option<Keys>> {
+pub fn of_yaml(plan: &Plan, view: &View<'_>) -> Result<Option<Keys>> {
     let Some(dir) = plan.place("generated") else { return Ok(None) };
-    let seen = copy.file(&dir.join("secrets.yml"))?;
+    let seen = view.file(&dir.join("secrets.yml"))?;
     let text = seen.and_then(|seen| seen.content).and_then(|text| String::from_utf8(text).ok());
     let value = text.and_then(|text| generated::yaml_value(&text));
     Ok(value.map(|value| Keys::of(&value["production"])))

@@ -3,7 +3,6 @@
 
 use super::generated::{self, DatabaseOf, Generated};
 use super::{LOOPBACK, WRITERS, note_unknown, redis_password, repositories, take_unknown};
-use crate::copy::shown;
 use crate::error::Result;
 use crate::kind::docker_gitlab::compose::{Place, Service};
 use crate::kind::{Site, into_container, mattermost};
@@ -12,6 +11,7 @@ use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
+use crate::view::shown;
 use std::path::{Path, PathBuf};
 
 /// Data directory of the package.

@@ -5,11 +5,11 @@ mod whole;
 
 use crate::catalogue::{Catalogue, Project, Repository};
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, Seen, shown};
+use crate::coverage::{Gaps, Where};
 use crate::error::Result;
-use crate::fit::{Gaps, Where};
 use crate::links::lexically;
 use crate::plan::{Phase, Plan};
+use crate::view::{Seen, View, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use whole::{State, examine, has_references};
@@ -18,12 +18,12 @@ use whole::{State, examine, has_references};
 type Storages<'a> = BTreeMap<&'a str, &'a Path>;
 
 /// Checks that the copy has the repositories in the catalogue, and marks those that it has.
-pub fn check(plan: &Plan, catalogue: &mut Catalogue, copy: &Copy<'_>) -> Result<[Check; 3]> {
+pub fn check(plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<[Check; 3]> {
     let storages = storages(plan);
     Ok([
-        check_repositories(plan, &storages, &mut catalogue.projects, copy)?,
-        check_others(plan, &storages, &mut catalogue.repositories, copy)?,
-        check_pools(plan, &storages, &catalogue.projects, copy)?,
+        check_repositories(plan, &storages, &mut catalogue.projects, view)?,
+        check_others(plan, &storages, &mut catalogue.repositories, view)?,
+        check_pools(plan, &storages, &catalogue.projects, view)?,
     ])
 }
 
@@ -44,7 +44,7 @@ fn storages(plan: &Plan) -> Storages<'_> {
 
 /// Looks on this machine for a repository that is missing or damaged in the copy.
 fn on_machine(place: &Path) -> Result<Where> {
-    let state = examine(&Copy::Live, &[place.to_owned()])?.pop();
+    let state = examine(&View::Live, &[place.to_owned()])?.pop();
     Ok(match state {
         Some(State::Whole) => Where::Here,
         Some(State::Damaged(_)) => Where::Otherwise,
@@ -86,9 +86,9 @@ fn check_repositories(
     plan: &Plan,
     storages: &Storages<'_>,
     projects: &mut [Project],
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<Check> {
-    let (mut gaps, count) = (Gaps::new(plan, copy), projects.len());
+    let (mut gaps, count) = (Gaps::new(plan, view), projects.len());
     let (mut known, mut dirs, mut pending) = (Vec::new(), Vec::new(), 0);
     for project in projects {
         let part = part(&project.storage);
@@ -100,11 +100,11 @@ fn check_repositories(
         dirs.extend([&project.repository, &wiki, &design].map(|path| dir.join(path)));
         known.push((project, [wiki, design]));
     }
-    let states = examine(copy, &dirs)?;
+    let states = examine(view, &dirs)?;
     for (((project, [wiki, design]), dirs), states) in
         known.into_iter().zip(dirs.chunks_exact(3)).zip(states.chunks_exact(3))
     {
-        let place = copy.place(&dirs[0]);
+        let place = view.place(&dirs[0]);
         project.place = (place != dirs[0]).then(|| shown(&place));
         project.is_copied = states[0] != State::Absent;
         // Wikis and designs are optional.
@@ -123,7 +123,7 @@ fn check_repositories(
             };
             if is_fault {
                 let name = format!("{}{what}", project.path);
-                add(&mut gaps, &project.storage, &name, &copy.place(&dirs[at]), state)?;
+                add(&mut gaps, &project.storage, &name, &view.place(&dirs[at]), state)?;
             }
         }
     }
@@ -139,9 +139,9 @@ fn check_others(
     plan: &Plan,
     storages: &Storages<'_>,
     repositories: &mut [Repository],
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<Check> {
-    let (mut gaps, count) = (Gaps::new(plan, copy), repositories.len());
+    let (mut gaps, count) = (Gaps::new(plan, view), repositories.len());
     let (mut known, mut dirs) = (Vec::new(), Vec::new());
     for repository in repositories {
         let (storage, name) = (repository.storage.clone(), repository.to_string());
@@ -152,12 +152,12 @@ fn check_others(
         dirs.push(dir.join(&repository.repository));
         known.push(repository);
     }
-    let states = examine(copy, &dirs)?;
+    let states = examine(view, &dirs)?;
     for ((repository, dir), state) in known.into_iter().zip(&dirs).zip(states) {
         repository.is_copied = state != State::Absent;
         if state != State::Whole {
             let name = repository.to_string();
-            add(&mut gaps, &repository.storage, &name, &copy.place(dir), &state)?;
+            add(&mut gaps, &repository.storage, &name, &view.place(dir), &state)?;
         }
     }
     Ok(gaps.check("other-repositories", "repositories of snippets and group wikis", count))
@@ -168,8 +168,8 @@ fn check_others(
 pub fn compare(
     plan: &Plan,
     catalogue: &Catalogue,
-    copy: &Copy<'_>,
-    before: &Copy<'_>,
+    view: &View<'_>,
+    before: &View<'_>,
 ) -> Result<Option<Check>> {
     let storages = storages(plan);
     let mut all = Vec::new();
@@ -188,7 +188,7 @@ pub fn compare(
         all.push((path, repository.to_string(), &repository.storage, false));
     }
     let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
-    let now = has_references(copy, &dirs)?;
+    let now = has_references(view, &dirs)?;
     all = all.into_iter().zip(now).filter(|(_, has)| !has).map(|(one, _)| one).collect();
     let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
     let had = has_references(before, &dirs)?;
@@ -212,10 +212,10 @@ pub fn compare(
     };
     // What this machine has lost as well, another copy would not find.
     let dirs: Vec<PathBuf> = lost.iter().map(|(dir, ..)| dir.clone()).collect();
-    let machine = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let machine = View::Through { view: &View::Live, mounts: &plan.mounts };
     let is_settled = !has_references(&machine, &dirs)?.contains(&true);
     let lost =
-        lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&copy.place(&dir))));
+        lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&view.place(&dir))));
     let mut check = Check::new("references", verdict, text).with_examples(lost);
     check.is_settled = is_settled;
     let hint = "restore them from that snapshot; if they are empty on purpose, \
@@ -228,7 +228,7 @@ fn check_pools(
     plan: &Plan,
     storages: &Storages<'_>,
     projects: &[Project],
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<Check> {
     let members: Vec<(&Project, &Path)> = projects
         .iter()
@@ -241,7 +241,7 @@ fn check_pools(
         .collect();
     let mut borrowed: Vec<(&Project, &PathBuf, PathBuf)> = Vec::new();
     let mut odd = Vec::new();
-    let seen = copy.read(&files)?;
+    let seen = view.read(&files)?;
     for (((project, dir), file), seen) in members.iter().zip(&files).zip(seen) {
         let lines = alternates(seen.as_ref());
         if lines.is_empty() && project.pool.is_some() {
@@ -269,8 +269,8 @@ fn check_pools(
     let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
     let repositories: Vec<PathBuf> =
         pools.iter().filter_map(|pool| pool.parent()).map(Path::to_owned).collect();
-    let states = examine(copy, &repositories)?;
-    let mut gaps = Gaps::new(plan, copy);
+    let states = examine(view, &repositories)?;
+    let mut gaps = Gaps::new(plan, view);
     for ((project, file, pool), state) in borrowed.iter().zip(states) {
         let part = part(&project.storage);
         let place = storages.get(project.storage.as_str()).map(|dir| dir.join("@pools"));
@@ -278,7 +278,7 @@ fn check_pools(
         // Without its pool a member has lost objects, so even a single missing pool is a failure.
         gaps.look_strictly(&part, what, place.as_deref());
         if state != State::Whole {
-            let (pool, file) = (&copy.place(pool), &copy.place(file));
+            let (pool, file) = (&view.place(pool), &view.place(file));
             // If the alternates file is gone by now, the project has left its pool and no longer
             // borrows.
             let found = if file.exists() {
@@ -351,7 +351,7 @@ mod tests {
             has_designs: false,
         };
         let check = |plan: &Plan, projects: &[Project]| {
-            check_pools(plan, &storages(plan), projects, &Copy::Live).expect("looks")
+            check_pools(plan, &storages(plan), projects, &View::Live).expect("looks")
         };
         let fits = [project("one", Some("a")), project("two", Some("b"))];
         assert_eq!(check(&strict, &fits).verdict, Verdict::Ok);

@@ -371,7 +371,7 @@ fn links_in_parts_are_followed_below_the_root() {
     let link = &find(&plan, "repositories").links[0];
     assert!(link.ends_with("var/opt/gitlab/git-data"), "{link:?}");
     let place = plan.place("repositories").expect("a place");
-    let copy = Copy::Through { copy: &Copy::Live, mounts: &plan.mounts };
+    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
     assert!(copy.place(&place.join("@hashed/a.git")).ends_with("mnt/hashed/a.git"));
     assert!(copy.place(&place.join("@hashed/6b/86.git")).ends_with("mnt/more/6b/86.git"));
     assert_eq!(machine.places(&plan, "config"), ["/etc/gitlab", "/mnt/keys/forge.key"]);
@@ -417,7 +417,7 @@ fn broken_secrets_fail() {
     let machine = Machine::with("");
     let path = machine.at("/etc/gitlab/gitlab-secrets.json");
     let check =
-        || check_secrets(&machine.plan(), &Catalogue::default(), &Copy::Live).expect("looks");
+        || check_secrets(&machine.plan(), &Catalogue::default(), &View::Live).expect("looks");
     let keys = r#""db_key_base": "a", "secret_key_base": "b""#;
     for (text, words) in [
         (String::new(), "is empty"),

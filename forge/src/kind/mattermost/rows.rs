@@ -2,12 +2,12 @@
 
 use crate::catalogue::{Catalogue, FileRow};
 use crate::check::Check;
-use crate::copy::Copy;
+use crate::coverage::check_files;
 use crate::error::Result;
-use crate::fit::check_files;
 use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::Sample;
+use crate::view::View;
 use serde::Deserialize;
 
 /// Note for settings that are kept in the database.
@@ -96,11 +96,11 @@ const START: &str = "substr('ybndrfg8ejkmcpqxot1uwisza345h769', 1 + floor(random
                      || md5(random()::text)";
 
 /// Checks that the copy has these files.
-pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Vec<Check>> {
+pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.version.is_none() && checks.is_empty() {
         return Ok(vec![Check::of_no_database(plan, "Mattermost")]);
     }
-    checks.push(check_files(plan, catalogue, copy)?);
+    checks.push(check_files(plan, catalogue, view)?);
     Ok(checks)
 }

@@ -18,10 +18,10 @@ pub use repair::{Repair, repair};
 
 use crate::catalogue::{Application, Catalogue};
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, shown};
 use crate::error::Result;
 use crate::kind::gitlab::rows::APPLICATIONS;
 use crate::plan::Plan;
+use crate::view::{View, shown};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use serde_json::Value;
@@ -37,7 +37,7 @@ const ENVIRONMENT_SINCE: u32 = 11;
 const ROUNDS_MAX: u32 = 1_000_000;
 
 /// Compares Mattermost's id and secret with GitLab's. Returns `None` if there is no Mattermost.
-pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Option<Check>> {
+pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Option<Check>> {
     let Some(places) = Places::of(plan) else { return Ok(None) };
     if catalogue.schema.is_empty() {
         return Ok(Some(unknown("no database of GitLab was asked")));
@@ -46,7 +46,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Opti
         return Ok(Some(unknown("GitLab's rows of applications could not be asked")));
     }
     let major = plan.product.version_numbers().map(|(major, _)| major);
-    judge(&places, major, &catalogue.applications, copy).map(Some)
+    judge(&places, major, &catalogue.applications, view).map(Some)
 }
 
 /// Files that may hold Mattermost's id and secret.
@@ -71,9 +71,9 @@ fn judge(
     places: &Places,
     major: Option<u32>,
     applications: &[Application],
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<Check> {
-    let mut sources = match sources(places, major, copy)? {
+    let mut sources = match sources(places, major, view)? {
         Ok(sources) => sources,
         Err(reason) => return Ok(unknown(reason)),
     };
@@ -86,14 +86,14 @@ fn judge(
     for source in &mut sources {
         source.fit = fit(source, applications);
     }
-    let fits = |source: &Source| source.fit == Fit::Fits;
+    let fits = |source: &Source| source.fit == Match::Same;
     let found = sources.iter().map(|source| source.found(applications));
     if sources.iter().all(fits) {
         let places: Vec<String> = sources.iter().map(Source::shown).collect();
         let text = format!("GitLab has what is said in {}", places.join(" and "));
         return Ok(Check::ok(NAME, text));
     }
-    if sources.iter().all(|source| fits(source) || source.fit == Fit::Unknown) {
+    if sources.iter().all(|source| fits(source) || source.fit == Match::Unknown) {
         let text = "GitLab keeps the secret in a form that is not known here";
         return Ok(unknown(text).with_examples(found));
     }
@@ -128,13 +128,13 @@ struct Source {
     id: String,
     secret: String,
     is_off: bool,
-    fit: Fit,
+    fit: Match,
 }
 
 /// Result of comparing a source with GitLab's rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fit {
-    Fits,
+enum Match {
+    Same,
     NoSuchId,
     OtherSecret,
     /// The secret's form in the row is unknown.
@@ -167,10 +167,10 @@ impl Source {
             })
         };
         let what = match self.fit {
-            Fit::Fits => "it fits".into(),
-            Fit::NoSuchId => format!("no application of GitLab has its {id}"),
-            Fit::OtherSecret => format!("its {secret} is not that of GitLab's {}", of_row()),
-            Fit::Unknown => format!("its {secret} cannot be compared with GitLab's {}", of_row()),
+            Match::Same => "it fits".into(),
+            Match::NoSuchId => format!("no application of GitLab has its {id}"),
+            Match::OtherSecret => format!("its {secret} is not that of GitLab's {}", of_row()),
+            Match::Unknown => format!("its {secret} cannot be compared with GitLab's {}", of_row()),
         };
         format!("{}: {what}", self.shown())
     }
@@ -181,12 +181,12 @@ impl Source {
 fn sources(
     places: &Places,
     major: Option<u32>,
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<std::result::Result<Vec<Source>, String>> {
-    let environment = environment(places, copy)?;
+    let environment = environment(places, view)?;
     // If the version is unknown, the presence of the environment decides.
     let is_old = major.map_or(environment.is_none(), |major| major < ENVIRONMENT_SINCE);
-    let secrets = match json(places, Origin::Secrets, copy)? {
+    let secrets = match json(places, Origin::Secrets, view)? {
         Ok(secrets) => secrets,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -194,7 +194,7 @@ fn sources(
         Some(environment) if !is_old => Some(environment),
         // The next reconfigure writes the environment, for example after a restore.
         None if !is_old && secrets.is_some() => None,
-        _ => match json(places, Origin::Config, copy)? {
+        _ => match json(places, Origin::Config, view)? {
             Ok(config) => config,
             Err(reason) => return Ok(Err(reason)),
         },
@@ -203,10 +203,10 @@ fn sources(
 }
 
 /// Reads id and secret from the environment. Returns `None` if it sets no id.
-fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
+fn environment(places: &Places, view: &View<'_>) -> Result<Option<Source>> {
     let [id, secret] = Origin::Environment.names();
     let line = |name| -> Result<String> {
-        let seen = copy.file(&places.environment.join(name))?;
+        let seen = view.file(&places.environment.join(name))?;
         let content = seen.and_then(|seen| seen.content).unwrap_or_default();
         // Only the first line counts. An empty file unsets the variable.
         let line = content.split(|byte| *byte == b'\n').next().unwrap_or_default();
@@ -216,7 +216,7 @@ fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
     let is_off = line("MM_GITLABSETTINGS_ENABLE")? == "false";
     let path = places.environment.clone();
     let source =
-        Source { origin: Origin::Environment, path, id, secret, is_off, fit: Fit::Unknown };
+        Source { origin: Origin::Environment, path, id, secret, is_off, fit: Match::Unknown };
     Ok((!source.id.is_empty()).then_some(source))
 }
 
@@ -225,7 +225,7 @@ fn environment(places: &Places, copy: &Copy<'_>) -> Result<Option<Source>> {
 fn json(
     places: &Places,
     origin: Origin,
-    copy: &Copy<'_>,
+    view: &View<'_>,
 ) -> Result<std::result::Result<Option<Source>, String>> {
     let (path, section, names) = match origin {
         Origin::Secrets => {
@@ -233,7 +233,7 @@ fn json(
         }
         _ => (&places.config, "GitLabSettings", ["Id", "Secret", "Enable"]),
     };
-    let Some(seen) = copy.file(path)? else {
+    let Some(seen) = view.file(path)? else {
         return Ok(Err(format!("{} is not there", shown(path))));
     };
     let Some(content) = seen.content else {
@@ -255,19 +255,19 @@ fn json(
         id: text(id),
         secret: text(secret),
         is_off: enable.as_bool() == Some(false),
-        fit: Fit::Unknown,
+        fit: Match::Unknown,
     };
     Ok(Ok((!source.id.is_empty()).then_some(source)))
 }
 
-fn fit(source: &Source, applications: &[Application]) -> Fit {
+fn fit(source: &Source, applications: &[Application]) -> Match {
     let Some(row) = applications.iter().find(|row| row.uid == source.id) else {
-        return Fit::NoSuchId;
+        return Match::NoSuchId;
     };
     match Form::of(&row.secret).is_of(&source.secret) {
-        Some(true) => Fit::Fits,
-        Some(false) => Fit::OtherSecret,
-        None => Fit::Unknown,
+        Some(true) => Match::Same,
+        Some(false) => Match::OtherSecret,
+        None => Match::Unknown,
     }
 }
 
@@ -343,10 +343,10 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     let find = |origin: Origin| sources.iter().find(|source| source.origin == origin);
     let [id, secret] = Origin::Secrets.names();
     let file = shown(&places.secrets);
-    if find(Origin::Secrets).is_some_and(|source| source.fit == Fit::Fits) {
+    if find(Origin::Secrets).is_some_and(|source| source.fit == Match::Same) {
         return format!("`gitlab-ctl reconfigure` writes what {file} says where it belongs");
     }
-    if let Some(right) = sources.iter().find(|source| source.fit == Fit::Fits) {
+    if let Some(right) = sources.iter().find(|source| source.fit == Match::Same) {
         let ([right_id, right_secret], path) = (right.origin.names(), right.shown());
         return format!(
             "set {id} and {secret} in {file} to {right_id} and {right_secret} of {path}, \
@@ -456,7 +456,7 @@ mod tests {
                 environment: dir.join("env"),
                 secrets: dir.join("gitlab-secrets.json"),
             };
-            let check = judge(&places, major, rows, &Copy::Live).expect("judges");
+            let check = judge(&places, major, rows, &View::Live).expect("judges");
             let told = format!("{check:?}");
             for secret in FORMS.into_iter().chain([OTHER]) {
                 assert!(!told.contains(secret), "{told}");

@@ -1,7 +1,7 @@
 //! Checks that git would accept a directory as a repository.
 
-use crate::copy::{Copy, Seen};
 use crate::error::Result;
+use crate::view::{Seen, View};
 use std::path::PathBuf;
 
 /// State of a repository's directory.
@@ -16,13 +16,13 @@ pub enum State {
 }
 
 /// Examines directories. Returns their states in the same order.
-pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
+pub fn examine(view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
     let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
-    let there = copy.look(dirs)?;
-    let heads = copy.read(&within("HEAD"))?;
-    let objects = copy.look(&within("objects"))?;
-    let references = copy.look(&within("refs"))?;
-    let tables = copy.look(&within("reftable/tables.list"))?;
+    let there = view.look(dirs)?;
+    let heads = view.read(&within("HEAD"))?;
+    let objects = view.look(&within("objects"))?;
+    let references = view.look(&within("refs"))?;
+    let tables = view.look(&within("reftable/tables.list"))?;
     let mut states = Vec::with_capacity(dirs.len());
     for (at, dir) in dirs.iter().enumerate() {
         let is_dir = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.is_dir);
@@ -30,7 +30,7 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
         states.push(match &there[at] {
             None => State::Absent,
             // A link may lead to data that this machine has and the copy lacks.
-            Some(seen) if !seen.is_dir && !copy.is_live() => State::Damaged("is not a directory"),
+            Some(seen) if !seen.is_dir && !view.is_live() => State::Damaged("is not a directory"),
             Some(_) if !heads[at].as_ref().is_some_and(is_head) => {
                 State::Damaged("has no readable HEAD")
             }
@@ -42,8 +42,8 @@ pub fn examine(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
             // a new repository refers to no object, and only git can read it.
             Some(_)
                 if !is_filled(&tables[at])
-                    && !copy.has_file_below(&dir.join("objects"))?
-                    && has_references(copy, std::slice::from_ref(dir))?[0] =>
+                    && !view.has_file_below(&dir.join("objects"))?
+                    && has_references(view, std::slice::from_ref(dir))?[0] =>
             {
                 State::Damaged("has references and no objects")
             }
@@ -65,15 +65,15 @@ fn is_head(seen: &Seen) -> bool {
 
 /// Returns for each repository, in the same order, whether it has references besides HEAD.
 /// Reftables cannot be read here and count as having some.
-pub fn has_references(copy: &Copy<'_>, dirs: &[PathBuf]) -> Result<Vec<bool>> {
+pub fn has_references(view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<bool>> {
     let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
-    let packed = copy.read(&within("packed-refs"))?;
-    let tables = copy.look(&within("reftable/tables.list"))?;
+    let packed = view.read(&within("packed-refs"))?;
+    let tables = view.look(&within("reftable/tables.list"))?;
     let mut has = Vec::with_capacity(dirs.len());
     for (at, dir) in dirs.iter().enumerate() {
         let is_table = tables[at].as_ref().is_some_and(|seen| seen.size > 0);
         let is_packed = packed[at].as_ref().is_some_and(has_packed);
-        has.push(is_table || is_packed || copy.has_file_below(&dir.join("refs"))?);
+        has.push(is_table || is_packed || view.has_file_below(&dir.join("refs"))?);
     }
     Ok(has)
 }
@@ -105,11 +105,11 @@ mod tests {
     use std::path::Path;
 
     fn state(dir: &Path) -> State {
-        examine(&Copy::Live, &[dir.to_owned()]).expect("looks").remove(0)
+        examine(&View::Live, &[dir.to_owned()]).expect("looks").remove(0)
     }
 
     fn is_filled(dir: &Path) -> bool {
-        has_references(&Copy::Live, &[dir.to_owned()]).expect("looks").remove(0)
+        has_references(&View::Live, &[dir.to_owned()]).expect("looks").remove(0)
     }
 
     #[test]

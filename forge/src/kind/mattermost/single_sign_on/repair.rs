@@ -1,11 +1,11 @@
 //! Repair of single sign-on: writes id and secret to the files that should have them.
 
-use super::{Fit, Form, Origin, Places, Source, advice, application, fit, sources};
+use super::{Form, Match, Origin, Places, Source, advice, application, fit, sources};
 use crate::catalogue::{Application, Catalogue};
-use crate::copy::{Copy, shown};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::plan::Plan;
+use crate::view::{View, shown};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -29,14 +29,14 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
     };
     let major = plan.product.version_numbers().map(|(major, _)| major);
     let applications = &catalogue.applications;
-    let mut sources = sources(&places, major, &Copy::Live)?.map_err(wrong)?;
+    let mut sources = sources(&places, major, &View::Live)?.map_err(wrong)?;
     for source in &mut sources {
         source.fit = fit(source, applications);
     }
     let Some(first) = sources.first() else {
         return Err(wrong("Mattermost is not configured to let users sign in by GitLab".into()));
     };
-    let fits = |source: &&Source| source.fit == Fit::Fits;
+    let fits = |source: &&Source| source.fit == Match::Same;
     if sources.iter().all(|source| fits(&source)) {
         return Ok(Repair { written: Vec::new(), next: String::new() });
     }

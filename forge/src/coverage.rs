@@ -6,9 +6,9 @@
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::copy::{Copy, Seen, shown};
 use crate::error::Result;
 use crate::plan::Plan;
+use crate::view::{Seen, View, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -55,8 +55,8 @@ pub enum Where {
 
 impl<'a> Gaps<'a> {
     /// Starts with no gaps.
-    pub fn new(plan: &'a Plan, copy: &Copy<'_>) -> Gaps<'a> {
-        let is_live = copy.is_live();
+    pub fn new(plan: &'a Plan, view: &View<'_>) -> Gaps<'a> {
+        let is_live = view.is_live();
         let (of_copy, of_instance) = (Vec::new(), Vec::new());
         Gaps { plan, is_live, of_copy, of_instance, may_come: false, groups: BTreeMap::new() }
     }
@@ -162,11 +162,11 @@ impl Group {
 }
 
 /// Checks that the copy contains the files that rows refer to.
-pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Result<Check> {
+pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let rows = &catalogue.files;
     let paths: Vec<PathBuf> = rows.iter().flat_map(|row| row.paths.clone()).collect();
-    let mut seen = copy.look(&paths)?.into_iter();
-    let mut gaps = Gaps::new(plan, copy);
+    let mut seen = view.look(&paths)?.into_iter();
+    let mut gaps = Gaps::new(plan, view);
     for row in rows {
         let what = || format!("rows of {}", row.what);
         gaps.look(row.part, what, plan.place(row.part).as_deref());
@@ -175,7 +175,7 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Resul
         if found.iter().any(|seen| fits(seen.size)) {
             continue;
         }
-        let path = &copy.place(&row.paths[0]);
+        let path = &view.place(&row.paths[0]);
         let text = match found.first() {
             Some(seen) => format!(
                 "{} row {}: {} has {} bytes instead of {}",
@@ -187,7 +187,7 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, copy: &Copy<'_>) -> Resul
             ),
             None => format!("{} row {}: {}", row.what, row.id, shown(path)),
         };
-        let sizes = row.paths.iter().filter_map(|path| copy.place(path).symlink_metadata().ok());
+        let sizes = row.paths.iter().filter_map(|path| view.place(path).symlink_metadata().ok());
         let sizes: Vec<u64> = sizes.map(|metadata| metadata.len()).collect();
         let found = match sizes.as_slice() {
             [] => Where::Nowhere,
@@ -218,7 +218,7 @@ mod tests {
 
     /// Checks rows of uploads and of LFS; each pair is the number of rows and of missing files.
     fn check(plan: &Plan, uploads: (usize, usize), lfs: (usize, usize)) -> Check {
-        let mut gaps = Gaps::new(plan, &Copy::Live);
+        let mut gaps = Gaps::new(plan, &View::Live);
         for (part, (count, nowhere)) in [("uploads", uploads), ("lfs", lfs)] {
             for at in 0..count {
                 gaps.look(part, || format!("rows of {part}"), Some(Path::new("/mnt/place")));
@@ -263,7 +263,7 @@ mod tests {
             let row = FileRow { what: "uploads", part: "uploads", id, paths, size: Some(size) };
             let remote = [("lfs", 3)].into();
             let catalogue = Catalogue { files: vec![row], remote, ..Catalogue::default() };
-            check_files(&plan, &catalogue, &Copy::Live).expect("looks")
+            check_files(&plan, &catalogue, &View::Live).expect("looks")
         };
         let all = "1 rows with files looked at; all are there; 3 more of lfs are in an object store, \
                    which is not copied";

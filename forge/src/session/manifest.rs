@@ -1,16 +1,16 @@
-//! Facts that a later restore needs, stored in the snapshot as JSON.
+//! Manifest that a later restore needs, stored in the snapshot as JSON.
 
 use super::Dumped;
 use crate::check::Check;
-use crate::copy::Mount;
 use crate::plan::{Absent, LeftOut, Part, Product};
 use crate::service::redis::Saved;
+use crate::view::Mount;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// All facts about a snapshot of an instance.
 #[derive(Debug, Serialize)]
-pub struct Facts<'a> {
+pub struct Manifest<'a> {
     pub instance: &'a str,
     pub kind: &'a str,
     pub product: &'a Product,
@@ -40,7 +40,7 @@ pub struct Facts<'a> {
     pub notes: Vec<&'a String>,
 }
 
-impl Facts<'_> {
+impl Manifest<'_> {
     /// Formats the facts for the snapshot.
     pub fn to_json(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();

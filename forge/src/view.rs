@@ -15,7 +15,7 @@ use store::store::Store;
 const CONTENT_BYTES_MAX: u64 = 1 << 20;
 
 /// A tree of files to look paths up in.
-pub enum Copy<'a> {
+pub enum View<'a> {
     /// Tree of a snapshot.
     Tree {
         /// Store that contains the snapshot.
@@ -28,7 +28,7 @@ pub enum Copy<'a> {
     /// Another view, with some paths mapped from the place that a service sees to the real one.
     Through {
         /// The underlying view.
-        copy: &'a Copy<'a>,
+        view: &'a View<'a>,
         /// The mapped paths.
         mounts: &'a [Mount],
     },
@@ -65,19 +65,19 @@ pub struct Seen {
     pub content: Option<Vec<u8>>,
 }
 
-impl Copy<'_> {
+impl View<'_> {
     /// Returns true if the view shows this machine itself.
     pub fn is_live(&self) -> bool {
         match self {
-            Copy::Tree { .. } => false,
-            Copy::Live => true,
-            Copy::Through { copy, .. } => copy.is_live(),
+            View::Tree { .. } => false,
+            View::Live => true,
+            View::Through { view, .. } => view.is_live(),
         }
     }
 
     /// Maps a path that a service sees to the path on this machine.
     pub fn place(&self, path: &Path) -> PathBuf {
-        let Copy::Through { mounts, .. } = self else { return path.to_owned() };
+        let View::Through { mounts, .. } = self else { return path.to_owned() };
         let holding = mounts.iter().filter(|mount| path.starts_with(&mount.seen));
         let deepest = holding.max_by_key(|mount| mount.seen.components().count());
         let Some(mount) = deepest else { return path.to_owned() };
@@ -108,20 +108,20 @@ impl Copy<'_> {
     /// Returns true if a directory contains a file at any depth.
     pub fn has_file_below(&self, dir: &Path) -> Result<bool> {
         match self {
-            Copy::Tree { store, root } => has_file_in_tree(store, root, dir),
-            Copy::Through { copy, .. } => copy.has_file_below(&self.place(dir)),
-            Copy::Live => Ok(has_file_on_machine(dir)),
+            View::Tree { store, root } => has_file_in_tree(store, root, dir),
+            View::Through { view, .. } => view.has_file_below(&self.place(dir)),
+            View::Live => Ok(has_file_on_machine(dir)),
         }
     }
 
     fn look_at(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
         match self {
-            Copy::Tree { store, root } => look_in_tree(store, root, paths, reads),
-            Copy::Through { copy, .. } => {
+            View::Tree { store, root } => look_in_tree(store, root, paths, reads),
+            View::Through { view, .. } => {
                 let places: Vec<PathBuf> = paths.iter().map(|path| self.place(path)).collect();
-                copy.look_at(&places, reads)
+                view.look_at(&places, reads)
             }
-            Copy::Live => Ok(paths.iter().map(|path| look_at_machine(path, reads)).collect()),
+            View::Live => Ok(paths.iter().map(|path| look_at_machine(path, reads)).collect()),
         }
     }
 }

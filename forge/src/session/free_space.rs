@@ -1,8 +1,8 @@
 //! Check of the free space before a backup.
 
 use super::Job;
-use crate::copy::shown;
 use crate::error::{Error, Result};
+use crate::view::shown;
 use store::backup::Backup;
 use store::observe::Event;
 
@@ -12,7 +12,7 @@ const ROOM_BYTES_MIN: u64 = 16 << 20;
 
 /// Fails if there is too little free space to begin. Warns if there is less than the previous
 /// backup took.
-pub fn look_for_room(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
+pub fn look_for_space(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
     let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
     let space = rustix::fs::statvfs(root).map_err(fail)?;
