@@ -205,7 +205,7 @@ fn what_a_configuration_leaves_out_survives_a_restore_that_deletes() {
     run(&backup).ok();
     sandbox.write("data/later", "x");
     let (place, store) = (sandbox.at("latest", "data"), sandbox.text("store"));
-    let restore = ["restore", &place, "--target", "data", "--delete", "--store", &store];
+    let restore = ["restore", &place, "--target", "data", "--delete", "--yes", "--store", &store];
     run(&restore).ok();
     for name in left_out.iter().chain(&["data/kept", "data/sub/kept", "data/c.bak"]) {
         assert!(sandbox.has(name), "{name}");

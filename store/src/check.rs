@@ -306,11 +306,18 @@ impl Check<'_> {
         if !self.store.index.is_read_only() {
             self.last = self.of_index(self.store.index.last_number())?;
         }
-        let list = |shard| {
-            self.store.list_shard(shard).unwrap_or_else(|error| {
+        let list = |shard| match self.store.list_shard(shard) {
+            Ok(listed) => {
+                if self.store.unlisted.contains(&shard) {
+                    let reason = "it could not be listed when the store was opened";
+                    self.damage(shard_dir(shard), reason);
+                }
+                listed
+            }
+            Err(error) => {
                 self.damage(shard_dir(shard), format!("{error}; its segments count as missing"));
                 Vec::new()
-            })
+            }
         };
         let shards: Vec<Vec<(SegmentId, u64)>> = (0..=255).map(list).collect();
         let ids = shards.iter().flatten().map(|(id, _)| id);

@@ -48,6 +48,8 @@ pub mod git;
 
 pub mod walk;
 
+pub mod diff;
+
 pub mod backup;
 
 mod target;
@@ -55,8 +57,6 @@ mod target;
 pub mod restore;
 
 pub mod dump;
-
-pub mod diff;
 
 pub mod check;
 

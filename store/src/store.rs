@@ -13,7 +13,9 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
+use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -71,6 +73,8 @@ pub struct Store {
     _lock: Option<Lock>,
     /// Holds an index that could not be kept in the store.
     _private: Option<TempDir>,
+    /// Shards whose directories could not be listed when the store was opened.
+    pub(crate) unlisted: BTreeSet<u8>,
     /// Index read from the segment tables after the store's index proved wrong. Holds `None` if
     /// building it failed.
     second: OnceLock<Option<(TempDir, Index)>>,
@@ -246,8 +250,11 @@ impl Store {
         let StoredConfig { config, bytes: config_bytes, .. } = stored;
         let store_id = config.store_id_bytes().expect("checked when it was read");
         let mode = config.modes().file;
-        let opening = Opening { backend: &*backend, store_id, mode, observer: &*observer };
+        let unlisted = Mutex::default();
+        let opening =
+            Opening { backend: &*backend, store_id, mode, observer: &*observer, unlisted };
         let (index, private) = opening.index(index_path, purpose, lock.as_ref())?;
+        let unlisted = opening.unlisted.into_inner();
         Ok(Store {
             config,
             config_bytes,
@@ -258,6 +265,7 @@ impl Store {
             root,
             _lock: lock,
             _private: private,
+            unlisted,
             second: OnceLock::new(),
             backend,
         })
@@ -340,6 +348,7 @@ impl Store {
                 store_id: self.store_id,
                 mode: Modes::PRIVATE.file,
                 observer: &Silent::default(),
+                unlisted: Mutex::default(),
             };
             let (index, dir) = opening.build_aside(Purpose::Read).ok()?;
             Some((dir, index))
@@ -411,20 +420,6 @@ impl Store {
 
 thread_local! {
     static SCRATCH: RefCell<(FrameDecoder, Vec<u8>)> = RefCell::default();
-}
-
-/// The name of the directory of a shard and its segments; nothing, with a warning, where the
-/// directory cannot be listed.
-fn list_shard_if_possible(
-    backend: &dyn Backend,
-    shard: u8,
-    observer: &dyn Observer,
-) -> Option<Vec<(SegmentId, u64)>> {
-    list_shard(backend, shard)
-        .map_err(|error| {
-            observer.event(Event::Warning(format!("{error}; its segments count as missing")));
-        })
-        .ok()
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
@@ -567,6 +562,8 @@ struct Opening<'a> {
     /// Permission bits of an index built in the store.
     mode: u32,
     observer: &'a dyn Observer,
+    /// Shards that a reader does without.
+    unlisted: Mutex<BTreeSet<u8>>,
 }
 
 impl Opening<'_> {
@@ -704,9 +701,14 @@ impl Opening<'_> {
 
     /// The segments of a shard; nothing, for a reader, where its directory cannot be listed.
     fn list_shard(&self, shard: u8, purpose: Purpose) -> Result<Option<Vec<(SegmentId, u64)>>> {
-        match purpose {
-            Purpose::Read => Ok(list_shard_if_possible(self.backend, shard, self.observer)),
-            Purpose::Write | Purpose::Rebuild => list_shard(self.backend, shard).map(Some),
+        match list_shard(self.backend, shard) {
+            Err(error) if purpose == Purpose::Read => {
+                let text = format!("{error}; its segments count as missing");
+                self.observer.event(Event::Warning(text));
+                self.unlisted.lock().insert(shard);
+                Ok(None)
+            }
+            listed => listed.map(Some),
         }
     }
 

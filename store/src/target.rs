@@ -30,7 +30,7 @@ const UNFINISHED: &str = ".forgekeep-unfinished-";
 
 /// Stands in a target that gets the metadata of a directory, until it has them: a restore that
 /// ends early leaves it, and the next one goes on.
-const MARK: &str = ".forgekeep-unfinished-restore";
+pub const MARK: &str = ".forgekeep-unfinished-restore";
 
 /// The attribute that holds an ACL.
 const ACCESS_ACL: &str = "system.posix_acl_access";
@@ -128,8 +128,8 @@ impl Target {
     }
 
     /// Removes the mark.
-    pub fn unmark(&self) {
-        let _ = unlinkat(&self.dir, MARK, AtFlags::empty());
+    pub fn unmark(&self) -> io::Result<()> {
+        ignore_missing(unlinkat(&self.dir, MARK, AtFlags::empty()))
     }
 
     /// Brings everything written to stable storage, so that an error of the disk, or of a server

@@ -78,7 +78,7 @@ impl Restore<'_> {
         }
     }
 
-    fn not_deleted(&self, path: &[u8], error: &io::Error) {
+    pub(super) fn not_deleted(&self, path: &[u8], error: &io::Error) {
         self.count_not_deleted(path, error.to_string());
     }
 

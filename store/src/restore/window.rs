@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::Extent;
-use crate::target::Refused;
+use crate::target::{MARK, Refused};
 use rayon::prelude::*;
 use rustix::io::Errno;
 use std::io;
@@ -193,8 +193,11 @@ impl Restore<'_> {
         }
         // Removes unfinished files before their directories get modes that forbid it.
         drop(window.files);
-        if is_end {
-            self.target.unmark();
+        if is_end
+            && self.top.gets_metadata
+            && let Err(error) = self.target.unmark()
+        {
+            self.not_deleted(MARK.as_bytes(), &error);
         }
         self.finish_dirs(window.done_dirs);
         self.check()
