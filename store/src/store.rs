@@ -325,7 +325,7 @@ impl Store {
             },
             None => Error::ChunkMissing(*id),
         };
-        match self.second_look(id)? {
+        match self.second_look(id, location.is_some())? {
             Some(other) if location != Some(&other) => self.read_location(id, &other, plain),
             _ => Err(error),
         }
@@ -335,14 +335,20 @@ impl Store {
     pub fn locate(&self, id: &ChunkId) -> Result<Location> {
         match self.index.find(id) {
             Ok(Some(location)) => Ok(location),
-            Ok(None) | Err(_) => self.second_look(id)?.ok_or(Error::ChunkMissing(*id)),
+            Ok(None) | Err(_) => self.second_look(id, false)?.ok_or(Error::ChunkMissing(*id)),
         }
     }
 
-    fn second_look(&self, id: &ChunkId) -> Result<Option<Location>> {
+    /// Looks a chunk up in the tables of all segments. `is_indexed` is true if the index has it.
+    fn second_look(&self, id: &ChunkId, is_indexed: bool) -> Result<Option<Location>> {
         let second = self.second.get_or_init(|| {
-            let note = "a chunk is not where the index says, or damaged; reading the tables of all segments";
-            self.observer.event(Event::Warning(note.into()));
+            // Another process may have stored the chunk after this index was read.
+            let fault = match is_indexed {
+                true => "a chunk is not where the index says, or damaged",
+                false => "the index lacks a chunk",
+            };
+            let text = format!("{fault}; reading the tables of all segments");
+            self.observer.event(Event::Warning(text));
             let opening = Opening {
                 backend: &*self.backend,
                 store_id: self.store_id,
