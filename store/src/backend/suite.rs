@@ -88,7 +88,7 @@ fn recording_behaves() {
 #[test]
 fn what_killed_runs_left_is_removed_and_running_writers_stay() {
     let (dir, local) = local();
-    let left = dir.path().join("tmp/4711-0");
+    let left = dir.path().join("tmp/0123456789abcdef");
     std::fs::write(&left, b"half").expect("writes");
     let mut running = local.create().expect("creates");
     running.write(b"x").expect("writes");
