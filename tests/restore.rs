@@ -478,6 +478,10 @@ fn the_target_gets_the_metadata_of_the_directory_that_it_is() {
         let is_kept = done.told().contains("keeps its owner and mode");
         assert_eq!(is_kept, target == "other", "{}", done.told());
     }
+    // The directory of one file is not that of the snapshot.
+    let place = sandbox.at("latest", "source/f");
+    sandbox.run(["restore", &place, "--target", "one"]).ok();
+    assert_eq!(mode("one"), mode("other"));
 }
 
 #[test]

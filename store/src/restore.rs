@@ -105,7 +105,7 @@ pub fn restore(
     options: &Options,
 ) -> Result<Report> {
     let get = |id: &ChunkId| store.chunk(id);
-    let prefix = prefix(root, from, &get)?;
+    let (prefix, gives_metadata) = prefix(root, from, &get)?;
     let (selected_entries, bytes) = totals(root, from, options, &get, store.observer())?;
     store.observer().progress().expect(selected_entries, bytes);
     let store_place = store_place(store, root, from, &prefix, target, options)?;
@@ -118,10 +118,6 @@ pub fn restore(
         return Ok(Report { selected: selected_entries, ..report });
     }
     let failed = |source| Error::Target { path: target.to_owned(), source };
-    let gives_metadata = matches!(
-        TreeReader::within(root, &prefix, &get).next(),
-        Some(Ok(entry)) if entry.path == prefix && !prefix.is_empty()
-    );
     make_target(target, gives_metadata).map_err(failed)?;
     let top = Top::look(target, &prefix).map_err(failed)?;
     let target_dir = Target::new(source::open_dir(target).map_err(failed)?);
@@ -245,21 +241,22 @@ fn dir_in_the_way(is_delete: bool) -> &'static str {
     }
 }
 
-/// Returns the part of every path that is not recreated.
+/// Returns the part of every path that is not recreated. The second value is true if that is a
+/// directory whose metadata the target may get.
 fn prefix(
     root: &ChunkId,
     from: &[u8],
     get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-) -> Result<Vec<u8>> {
+) -> Result<(Vec<u8>, bool)> {
     if from.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), false));
     }
     match TreeReader::within(root, from, get).next() {
         Some(Ok(entry)) if entry.path == from && entry.kind != Kind::Directory => {
-            let parent = from.iter().rposition(|b| *b == b'/').unwrap_or(0);
-            Ok(from[..parent].to_vec())
+            Ok((source::split(from).0.to_vec(), false))
         }
-        Some(_) => Ok(from.to_vec()),
+        // The entry of a directory may be lost while that of a path in it is not.
+        Some(first) => Ok((from.to_vec(), first.is_ok_and(|entry| entry.path == from))),
         None => Err(Error::Malformed {
             what: crate::entry::display_path(from),
             reason: "the snapshot has no such path".into(),
@@ -350,9 +347,9 @@ struct Counts {
 struct Top {
     stat: Stat,
     is_empty: bool,
-    /// Whether it is the very directory that was backed up.
+    /// True if it is the very directory that was backed up.
     is_place: bool,
-    /// Whether it gets the metadata of the directory whose content is restored.
+    /// True if it gets the metadata of the directory whose content is restored.
     gets_metadata: bool,
 }
 

@@ -28,12 +28,12 @@ const XATTR_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a directory listing read at once.
 const LISTING_BYTES: usize = 32 << 10;
 
-/// How long a lease is waited for: longer than the kernel lets anybody keep one by default.
+/// Longest wait for a lease. By default the kernel ends one sooner.
 const LEASE_PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is tried again.
+/// Pause between two attempts.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What one look at a file tells.
+/// Result of one look at a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// Type.
@@ -262,19 +262,25 @@ pub fn read_link(dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes())
 }
 
+/// Splits a relative path into its parent, which may be empty, and its last component.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        None => (b"", path),
+        Some(at) => (&path[..at], &path[at + 1..]),
+    }
+}
+
 /// Returns the last component of a path and its open parent. The parent is `None` if it is `dir`
 /// itself.
 fn parent_and_name<'p>(
     dir: BorrowedFd<'_>,
     path: &'p [u8],
 ) -> io::Result<(Option<OwnedFd>, &'p [u8])> {
-    match path.iter().rposition(|b| *b == b'/') {
-        None => Ok((None, path)),
-        Some(at) => {
-            let flags = OFlags::PATH | OFlags::DIRECTORY;
-            Ok((Some(open_below(dir, &path[..at], flags)?), &path[at + 1..]))
-        }
+    let (parent, name) = split(path);
+    if parent.is_empty() {
+        return Ok((None, name));
     }
+    Ok((Some(open_below(dir, parent, OFlags::PATH | OFlags::DIRECTORY)?), name))
 }
 
 /// Extended attributes of one object.

@@ -5,7 +5,7 @@
 //! into one directory: each removes and renames only files that are provably its own.
 
 use crate::entry::{Entry, Kind, Time, is_within, path_cmp};
-use crate::source::{self, Stat};
+use crate::source::{self, Stat, split};
 use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
@@ -645,13 +645,6 @@ impl Drop for Unfinished {
             // Best effort: the cause of the removal is already being reported.
             let _ = self.remove();
         }
-    }
-}
-
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        None => (b"", path),
-        Some(at) => (&path[..at], &path[at + 1..]),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::git;
 use crate::glob::ends;
 use crate::id::ChunkId;
 use crate::observe::Event;
-use crate::source::{self, Stat};
+use crate::source::{self, Stat, split};
 use crate::store::Store;
 use crate::target;
 use crate::tree::TreeReader;
@@ -310,19 +310,15 @@ impl LeftOut {
     }
 
     fn is_mount_root(&self, path: &[u8]) -> bool {
-        let path = self.open_root.relative(path);
-        let at = path.iter().rposition(|b| *b == b'/');
-        let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        let (parent, name) = split(self.open_root.relative(path));
         !name.is_empty()
             && source::open_below(self.open_root.dir.as_fd(), parent, OFlags::PATH)
                 .is_ok_and(|dir| source::is_mount_root(dir.as_fd(), name))
     }
 
-    /// Whether another restore is writing this very file.
+    /// Returns true if another restore is writing this very file.
     fn is_being_written(&self, path: &[u8]) -> bool {
-        let path = self.open_root.relative(path);
-        let at = path.iter().rposition(|b| *b == b'/');
-        let (parent, name) = at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]));
+        let (parent, name) = split(self.open_root.relative(path));
         if parent.is_empty() && target::is_mark(name) {
             return true;
         }

@@ -88,10 +88,11 @@ impl DryRun<'_> {
             self.compare_metadata(entry, &path);
             return;
         }
-        let known = link_key(entry).and_then(|key| self.known_link(entry, key));
+        let key = link_key(entry);
+        let known = key.and_then(|key| self.known_link(entry, key));
         let is_in_the_way = self.is_in_the_way(&path);
         if known != Some(true)
-            && let Some(link) = link_key(entry).and_then(|key| self.links.get_mut(&key))
+            && let Some(link) = key.and_then(|key| self.links.get_mut(&key))
         {
             link.1 = !is_in_the_way;
         }

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::Extent;
+use crate::source::split;
 use crate::target::{MARK, Refused};
 use rayon::prelude::*;
 use rustix::io::Errno;
@@ -130,7 +131,7 @@ impl Restore<'_> {
     /// Returns the freshness flag of the parent of `path`. Creates directories whose entries are
     /// lost. Returns `None` if another object is in their place.
     fn enter_parent(&mut self, path: &[u8]) -> Option<Arc<AtomicBool>> {
-        let parent = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
+        let parent = split(path).0;
         if let Some(dir) = self.open_dirs.last()
             && dir.path == parent
         {
