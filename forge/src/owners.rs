@@ -1,10 +1,11 @@
-//! Whether files on this machine have owners and modes with which the product can work.
+//! Checks that files on this machine have owners and modes with which the product can work.
 //!
-//! A copy by `cp -R` or an archive that somebody else unpacked has all content and none of that.
+//! A copy by `cp -R`, or an archive that another user unpacked, has all content and wrong owners.
 
 use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::Result;
 use crate::plan::{Part, Phase, Plan};
+use crate::run::quoted;
 use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User};
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ const ANYBODY_WRITES: u32 = 0o002;
 /// Parts whose group is that of another service.
 const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
 
-/// What is wrong with a path.
+/// A fault of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Owner,
@@ -42,7 +43,7 @@ struct Expected {
     gid: Option<u32>,
     /// As `chown` wants it.
     name: String,
-    /// Whether directories give their group to what is made in them.
+    /// True if directories must pass their group on to new entries.
     is_storage: bool,
 }
 
@@ -140,7 +141,7 @@ impl Faults {
             }
         }
         let is_new = |fault| self.counts.get(&fault) != before.get(&fault);
-        let place = quoted(top);
+        let place = quoted(&top.display().to_string());
         let (owner, mode, setgid) =
             (is_new(Fault::Owner), is_new(Fault::Mode), is_new(Fault::Setgid));
         if owner {
@@ -218,7 +219,7 @@ impl Faults {
     }
 }
 
-/// Why a mode is wrong.
+/// Returns the fault of a mode.
 fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Option<String> {
     let group = mode & 0o070;
     if is_dir && mode & DIR_MODE != DIR_MODE {
@@ -244,7 +245,7 @@ fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -
     }
 }
 
-/// Whether it is the private half of a host key.
+/// Returns true if it is the private half of a host key.
 fn is_private_key(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("ssh_host_") && name.ends_with("_key")
@@ -271,9 +272,4 @@ fn user(uid: u32) -> String {
 fn group(gid: u32) -> String {
     let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
     group.map_or_else(|| gid.to_string(), |group| group.name)
-}
-
-/// A path as a word of a shell.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }

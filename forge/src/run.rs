@@ -509,8 +509,8 @@ fn installed(program: &str) -> Option<PathBuf> {
     (real.file_name()? == program).then_some(path)
 }
 
-/// Quotes a word for a shell.
-fn quoted(word: &str) -> String {
+/// Quotes a word for a shell, if it needs that.
+pub fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(is_plain) {
         word.to_owned()
@@ -522,6 +522,14 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("/srv/@hashed/6b/86.git"), "/srv/@hashed/6b/86.git");
+        assert_eq!(quoted("/srv/it's here"), r"'/srv/it'\''s here'");
+        assert_eq!(quoted("/srv/$HOME"), "'/srv/$HOME'");
+        assert_eq!(quoted(""), "''");
+    }
 
     fn shell(script: &str) -> Command {
         Command::new(["sh", "-c", script]).within(Duration::from_secs(20))

@@ -5,6 +5,7 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
+use forge::run::quoted;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
@@ -102,7 +103,7 @@ impl Projects {
     }
 }
 
-/// Where the storages are in a snapshot, by the names of their parts.
+/// Directories of the storages in a snapshot, by the names of their parts.
 struct Places(BTreeMap<String, String>);
 
 impl Places {
@@ -126,27 +127,5 @@ impl Places {
     fn below(&self, project: &Project, path: &str) -> Option<String> {
         let dir = self.0.get(&forge::kind::gitlab::repositories::part(&project.storage))?;
         Some(format!("{}/{path}", dir.trim_end_matches('/')))
-    }
-}
-
-/// A text as a word of a shell.
-fn quoted(text: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(quoted("/srv/@hashed/6b/86.git"), "/srv/@hashed/6b/86.git");
-        assert_eq!(quoted("/srv/it's here"), r"'/srv/it'\''s here'");
-        assert_eq!(quoted("/srv/$HOME"), "'/srv/$HOME'");
-        assert_eq!(quoted(""), "''");
     }
 }
