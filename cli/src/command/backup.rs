@@ -123,22 +123,22 @@ impl Backup {
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
-            None => self.paths(&store, options).map(|report| (report, 0)),
+            None => self.paths(&store, options),
         };
         watch.end();
-        let (report, missing) = result?;
+        let report = result?;
         if report.is_empty {
             ui.warn(
                 "nothing to back up: the named directories are empty, or all in them is left out",
             );
         }
-        let shown = show(ui, &report, missing, watch.elapsed());
+        let shown = show(ui, &report, watch.elapsed());
         let shown = saved_all_the_same(shown, &report);
         // The exit code must be right even if printing the result failed.
         if let Some(doubt) = super::doubt(report.doubtful_records) {
             ui.explain(&doubt);
         }
-        if errors(&report, missing) + report.doubtful_records > 0 || report.is_empty {
+        if errors(&report) + report.doubtful_records > 0 || report.is_empty {
             Err(Failure::Partial)
         } else {
             shown
@@ -302,7 +302,7 @@ impl Backup {
         name: &OsString,
         options: &Options,
         ui: &Ui,
-    ) -> Result<(Report, u64), Failure> {
+    ) -> Result<Report, Failure> {
         let path = store::backup::tree_path(std::path::Path::new(name));
         if !store::entry::is_valid_path(&path) {
             return Err(with_hint(
@@ -317,8 +317,7 @@ impl Backup {
                 "check its name and PATH; there is no snapshot",
             ));
         }
-        let report = Stream { path: &path, command, may_be_empty }.backup(store, options, ui)?;
-        Ok((report, 0))
+        Stream { path: &path, command, may_be_empty }.backup(store, options, ui)
     }
 }
 
@@ -365,9 +364,9 @@ fn is_there(program: &OsString) -> bool {
     std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file())
 }
 
-fn show(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
-    ui.json("summary", summary(report, missing, elapsed))?;
-    remarks(ui, report, missing, elapsed)
+fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
+    ui.json("summary", summary(report, elapsed))?;
+    remarks(ui, report, elapsed)
 }
 
 /// If printing the result failed, adds to the failure that the snapshot was saved.
@@ -381,13 +380,12 @@ pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result
 }
 
 /// Number of paths that are missing from the snapshot or lack metadata there.
-fn errors(report: &Report, missing: u64) -> u64 {
-    report.unreadable_count + report.statistics.metadata_unreadable + missing
+fn errors(report: &Report) -> u64 {
+    report.unreadable_count + report.statistics.metadata_unreadable
 }
 
-/// Returns the figures of a backup as JSON. `missing` is the number of given paths that do not
-/// exist.
-pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
+/// Returns the figures of a backup as JSON.
+pub fn summary(report: &Report, elapsed: Duration) -> Value {
     let statistics = &report.statistics;
     json!({
         "files_new": statistics.files_new,
@@ -411,7 +409,7 @@ pub fn summary(report: &Report, missing: u64, elapsed: Duration) -> Value {
         "files_stored_plainly": report.doubts,
         "files_changed_while_read": statistics.changed_while_read,
         "damage": report.damage.as_ref().map(damage),
-        "errors": errors(report, missing),
+        "errors": errors(report),
         "snapshots_passed_over": report.doubtful_records,
         "total_duration": elapsed.as_secs_f64(),
         "dry_run": report.snapshot.is_none(),
@@ -430,9 +428,8 @@ fn damage(damage: &Damage) -> Value {
 }
 
 /// Prints the figures of a backup.
-pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Result<(), Failure> {
+pub fn remarks(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
     let statistics = &report.statistics;
-    let unreadable = report.unreadable_count + missing;
     let removed = report.removed.unwrap_or_default();
     let removed = match (removed.files, removed.dirs) {
         (0, 0) => String::new(),
@@ -459,10 +456,10 @@ pub fn remarks(ui: &Ui, report: &Report, missing: u64, elapsed: Duration) -> Res
     for (reason, files) in &report.doubts {
         ui.detail(format!("stored without comparing: {} ({reason})", count(*files, "file")))?;
     }
-    if unreadable > 0 {
+    if report.unreadable_count > 0 {
         ui.explain(&format!(
             "missing from the snapshot: {} could not be read",
-            count(unreadable, "path")
+            count(report.unreadable_count, "path")
         ));
     }
     if report.statistics.metadata_unreadable > 0 {

@@ -182,7 +182,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
             count(rows, "row")
         ))?;
     }
-    let mut summary = backup::summary(&outcome.report, 0, elapsed);
+    let mut summary = backup::summary(&outcome.report, elapsed);
     summary["is_complete"] = outcome.is_complete.into();
     summary["failures"] = json!(outcome.failures);
     summary["databases"] = outcome.databases.len().into();
@@ -197,7 +197,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
     if let Some(down) = outcome.down {
         ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
     }
-    backup::remarks(ui, &outcome.report, 0, elapsed)?;
+    backup::remarks(ui, &outcome.report, elapsed)?;
     for failure in outcome.failures.iter().cloned().chain(doubt(outcome.report.doubtful_records)) {
         ui.explain(&failure);
     }
