@@ -30,6 +30,9 @@ fn an_official_container_comes_back() {
         assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
     }
     assert!(checked.stdout.contains("run as gitlab-psql"), "{}", checked.told());
+    // The keys are tried, as for the package.
+    let asked = "the databases hold no encrypted value of a known form";
+    assert!(checked.stdout.contains(asked), "{}", checked.told());
     let all = backup(&sandbox).run().ok().json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 3, "{all:?}");

@@ -62,7 +62,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub struct Encrypted {
     /// Its table and column.
     pub column: String,
-    /// How it is stored.
+    /// Its form in the database.
     pub form: Form,
 }
 
@@ -72,7 +72,7 @@ impl std::fmt::Debug for Encrypted {
     }
 }
 
-/// How an encrypted value is stored. Texts are as the database prints them: bytes as `\x…`.
+/// Form of an encrypted value. Texts are as the database prints them: bytes as `\x…`.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Form {
     /// A column with others for its vector and perhaps its salt.
@@ -164,7 +164,7 @@ impl Keys {
     }
 }
 
-/// What came of trying keys.
+/// Result of trying all keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Trial {
     /// By the name of the key.
@@ -173,7 +173,7 @@ pub struct Trial {
     pub untried: usize,
 }
 
-/// What came of trying one key.
+/// Result of trying one key.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tried {
     /// Values that were tried.
@@ -185,13 +185,13 @@ pub struct Tried {
 }
 
 impl Tried {
-    /// Whether it is the wrong key. Some values may be of an older one that is lost.
+    /// Returns true if it is the wrong key. Some values may be of an older one that is lost.
     pub fn is_wrong(&self) -> bool {
         self.failed > 0 && self.failed * 2 >= self.count
     }
 }
 
-/// Whether a key base opens a value; `None` if its form is not known.
+/// Returns true if a key base decrypts a value; `None` if its form is unknown.
 fn opens(form: &Form, base: &str) -> Option<bool> {
     match form {
         Form::Token(token) => {
@@ -251,13 +251,13 @@ fn opens_record(record: &Value, keys: &[[u8; KEY]]) -> Option<bool> {
     Some(keys.iter().any(|key| opens_gcm(key, &iv, &value)))
 }
 
-/// Whether the tag at the end of a value is right.
+/// Returns true if the tag at the end of a value is right.
 fn opens_gcm(key: &[u8], nonce: &[u8], value: &[u8]) -> bool {
     let Ok(cipher) = Aes256Gcm::new_from_slice(key) else { return false };
     nonce.len() == NONCE && cipher.decrypt(Nonce::from_slice(nonce), value).is_ok()
 }
 
-/// Whether padding and text are right: a text, or an object of Ruby.
+/// Returns true if padding and text are right: a text, or an object of Ruby.
 fn opens_cbc(key: &[u8], iv: &[u8], value: &[u8]) -> bool {
     let Ok(cipher) = cbc::Decryptor::<Aes256>::new_from_slices(key, iv) else { return false };
     let Ok(text) = cipher.decrypt_padded_vec_mut::<Pkcs7>(value) else { return false };

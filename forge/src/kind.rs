@@ -48,18 +48,24 @@ pub trait Kind: Sync {
     /// Fills the plan with the parts of an instance.
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()>;
 
+    /// Returns the kind of the same product in another installation, if there is one. Its answers
+    /// below hold for this kind, too, unless this kind has its own.
+    fn shares_with(&self) -> Option<&'static dyn Kind> {
+        None
+    }
+
     /// Asks the databases, in the transactions of their dumps, for the expected contents of the
     /// copy.
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
-        let _ = (plan, databases);
-        Ok(Catalogue::default())
+        let Some(kind) = self.shares_with() else { return Ok(Catalogue::default()) };
+        kind.ask(plan, databases)
     }
 
     /// Reads from a copy the keys that decrypt the contents of the databases, by name. Without
     /// exactly these keys, the encrypted contents are lost.
     fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
-        let _ = (plan, view);
-        Ok(BTreeMap::new())
+        let Some(kind) = self.shares_with() else { return Ok(BTreeMap::new()) };
+        kind.keys(plan, view)
     }
 
     /// Tries the keys of a copy on values that the databases hold encrypted.
@@ -69,11 +75,11 @@ pub trait Kind: Sync {
         databases: &mut [Connection<'_>],
         view: &View<'_>,
     ) -> Result<Option<Check>> {
-        let _ = (plan, databases, view);
-        Ok(None)
+        let Some(kind) = self.shares_with() else { return Ok(None) };
+        kind.try_keys(plan, databases, view)
     }
 
-    /// Compares a copy with an earlier one, from the last backup that was complete: whether
+    /// Compares a copy with an earlier one, from the last complete backup. The check fails if
     /// something was there then and is gone without a reason.
     fn compare(
         &self,
@@ -82,14 +88,14 @@ pub trait Kind: Sync {
         view: &View<'_>,
         before: &View<'_>,
     ) -> Result<Option<Check>> {
-        let _ = (plan, catalogue, view, before);
-        Ok(None)
+        let Some(kind) = self.shares_with() else { return Ok(None) };
+        kind.compare(plan, catalogue, view, before)
     }
 
     /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue.
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
-        let _ = (plan, catalogue, view);
-        Ok(Vec::new())
+        let Some(kind) = self.shares_with() else { return Ok(Vec::new()) };
+        kind.check(plan, catalogue, view)
     }
 }
 

@@ -65,7 +65,12 @@ pub struct Seen {
     pub content: Option<Vec<u8>>,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// This machine as a service sees it, with these mounts.
+    pub fn machine(mounts: &'a [Mount]) -> View<'a> {
+        View::Through { view: &View::Live, mounts }
+    }
+
     /// Returns true if the view shows this machine itself.
     pub fn is_live(&self) -> bool {
         match self {

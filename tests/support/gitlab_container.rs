@@ -13,7 +13,7 @@ pub const COMPOSE: &str = "srv/forge/docker-compose.yml";
 /// Name of the container.
 pub const NAME: &str = "forge-gitlab-1";
 
-/// Where the host has what the container sees.
+/// Directories of the host for the volumes of the container.
 const VOLUMES: [(&str, &str); 4] = [
     ("srv/gitlab/config", "etc/gitlab"),
     ("srv/gitlab/data", "var/opt/gitlab"),
@@ -23,7 +23,7 @@ const VOLUMES: [(&str, &str); 4] = [
 
 /// An instance that runs until it is dropped, and leaves nothing.
 pub struct GitlabContainer {
-    /// What is in the container.
+    /// Directory that stands for the container.
     pub inside: Gitlab,
 }
 
@@ -51,18 +51,18 @@ impl GitlabContainer {
         GitlabContainer { inside }
     }
 
-    /// What stands for `/` of the host.
+    /// Directory that stands for `/` of the host.
     pub fn root(&self) -> &Path {
         self.inside.root()
     }
 
-    /// What docker was asked so far, a line each.
+    /// Calls of docker so far, a line each.
     pub fn asked(&self) -> String {
         std::fs::read_to_string(self.root().join("docker.log")).unwrap_or_default()
     }
 }
 
-/// What `docker inspect` says.
+/// Output of `docker inspect`.
 fn inspected(root: &Path) -> String {
     let mounts = VOLUMES.map(|(host, seen)| {
         json!({"Type": "bind", "Source": root.join(host), "Destination": format!("/{seen}")})

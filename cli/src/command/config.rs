@@ -59,7 +59,7 @@ struct Asked {
     missing: Vec<Absent>,
     /// Reason why the server could not be queried.
     problem: Option<String>,
-    /// Whether the keys decrypt them.
+    /// Result of trying the keys on them.
     keys: Option<forge::check::Check>,
 }
 
@@ -146,7 +146,7 @@ struct View<'a> {
     /// Required parts that are missing.
     missing: Vec<Absent>,
     problems: Vec<String>,
-    /// Whether the keys decrypt the databases, if these were asked.
+    /// Result of trying the keys on the databases, if these were asked.
     keys: Option<forge::check::Check>,
 }
 

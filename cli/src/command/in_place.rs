@@ -21,7 +21,7 @@ const HOST_KEY: &[u8] = b"ssh_host_";
 /// Settings of sshd that are named; more are only counted.
 const NAMED: usize = 5;
 
-/// What a restore is about to do.
+/// A restore that is about to begin.
 pub struct InPlace<'a> {
     pub store: &'a Store,
     pub snapshot: &'a Snapshot,
@@ -68,7 +68,7 @@ impl InPlace<'_> {
         ))
     }
 
-    /// Whether something would be put where the instance has it, or within.
+    /// Returns true if a path would land where the instance has it, or below.
     fn is_live(&self) -> bool {
         let real = |path: &Path| path.canonicalize().ok();
         let paths = self.snapshot.paths.iter();
@@ -86,7 +86,7 @@ impl InPlace<'_> {
         places.filter_map(|place| real(&place)).chain(within).any(|place| is_of_instance(&place))
     }
 
-    /// Where a path of the snapshot would be put, or what of it is restored; `None` if nothing is.
+    /// Returns the destination of a path of the snapshot; `None` if nothing of it is restored.
     fn destination(&self, path: &Path) -> Option<PathBuf> {
         let path = tree_path(path);
         let from = Path::new(OsStr::from_bytes(self.from));
@@ -98,7 +98,7 @@ impl InPlace<'_> {
         }
     }
 
-    /// Whether a path, or something below it, is restored.
+    /// Returns true if a path, or one below it, is restored.
     fn selects(&self, path: &Path) -> bool {
         let path = tree_path(path);
         let get = |id: &ChunkId| self.store.chunk(id);
@@ -158,7 +158,7 @@ impl InPlace<'_> {
         Ok(left.iter().map(|path| escape(path)).collect())
     }
 
-    /// Whether `--include` means it.
+    /// Returns true if `--include` names it.
     fn is_named(&self, path: &Path) -> bool {
         !self.include.is_empty() && self.include.covers(&tree_path(path))
     }

@@ -102,6 +102,10 @@ impl Kind for DockerGitlab {
         Ok(())
     }
 
+    fn shares_with(&self) -> Option<&'static dyn Kind> {
+        Some(&gitlab::Gitlab)
+    }
+
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         rows::ask(plan, databases)
     }
@@ -118,16 +122,6 @@ impl Kind for DockerGitlab {
     ) -> Result<Option<Check>> {
         let catalogue = gitlab::keys::ask(databases)?;
         secrets::check(plan, &catalogue, view).map(Some)
-    }
-
-    fn compare(
-        &self,
-        plan: &Plan,
-        catalogue: &Catalogue,
-        view: &View<'_>,
-        before: &View<'_>,
-    ) -> Result<Option<Check>> {
-        gitlab::repositories::compare(plan, catalogue, view, before)
     }
 
     fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {

@@ -123,10 +123,10 @@ const MORE_SECRETS: [&str; 4] = [
     "active_record_encryption_key_derivation_salt",
 ];
 
-/// What that means.
+/// Consequence of lost keys.
 pub const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
 
-/// Whether the secrets in the copy are what GitLab would read.
+/// Checks that the secrets in the copy are those that GitLab would read.
 fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
@@ -188,7 +188,7 @@ pub fn check_catalogue(
     Ok(checks)
 }
 
-/// What the manifest of the package below a root says; without one, there is no version.
+/// Reads the manifest of the package below a root. Without one, the version is unknown.
 pub fn installed(root: &Path) -> Product {
     product(root, &mut Vec::new())
 }

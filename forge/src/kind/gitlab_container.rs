@@ -13,15 +13,9 @@ use super::docker_gitlab::{configuration, volumes_dir};
 use super::gitlab::Gitlab;
 use super::gitlab::package::{CONFIG, Container, DATA, Package};
 use super::{Kind, Site};
-use crate::catalogue::Catalogue;
-use crate::check::Check;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::plan::{Plan, Product};
-use crate::service::Password;
-use crate::service::postgres::Connection;
-use crate::view::View;
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -93,26 +87,8 @@ impl Kind for GitlabContainer {
         Ok(())
     }
 
-    fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
-        Gitlab.ask(plan, databases)
-    }
-
-    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
-        Gitlab.keys(plan, view)
-    }
-
-    fn compare(
-        &self,
-        plan: &Plan,
-        catalogue: &Catalogue,
-        view: &View<'_>,
-        before: &View<'_>,
-    ) -> Result<Option<Check>> {
-        Gitlab.compare(plan, catalogue, view, before)
-    }
-
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
-        Gitlab.check(plan, catalogue, view)
+    fn shares_with(&self) -> Option<&'static dyn Kind> {
+        Some(&Gitlab)
     }
 }
 

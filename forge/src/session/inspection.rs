@@ -41,14 +41,14 @@ pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Ca
     kind.ask(plan, moments.connections())
 }
 
-/// What a server says of the databases of a plan, without a copy of them.
+/// Answers of a server about the databases of a plan, without a copy of them.
 #[derive(Debug)]
 pub struct Asked {
     /// Databases that it does not have.
     pub missing: Vec<Absent>,
     /// Why it has others that are not dumped.
     pub notes: Vec<String>,
-    /// Whether this machine's keys decrypt what the databases hold.
+    /// Result of trying this machine's keys on the databases.
     pub keys: Option<Check>,
 }
 
@@ -58,7 +58,7 @@ pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<As
     let notes = moments.notes().to_vec();
     // A moment that only reads.
     moments.take()?;
-    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let copy = View::machine(&plan.mounts);
     let keys = kind.try_keys(plan, moments.connections(), &copy)?;
     Ok(Asked { missing, notes, keys })
 }
@@ -72,7 +72,7 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     let mut catalogue = kind.ask(plan, moments.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
-    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let copy = View::machine(&plan.mounts);
     let mut checks = kind.check(plan, &mut catalogue, &copy)?;
     checks.extend(owners::check(plan, progress)?);
     let project_count = catalogue.projects.len();

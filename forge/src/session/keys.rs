@@ -31,7 +31,7 @@ impl Session<'_> {
     }
 }
 
-/// Whether the keys of this machine are those of the last complete snapshot of the instance
+/// Compares the keys of this machine with those of the last complete snapshot of the instance
 /// that this machine made; `None` if they are, or if there is none.
 pub fn changed_keys(
     plan: &Plan,
@@ -44,11 +44,11 @@ pub fn changed_keys(
         let of = snapshot.instance.as_ref();
         snapshot.host == host && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
     });
-    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let copy = View::machine(&plan.mounts);
     Changes { plan, kind, store }.check(all, &copy)
 }
 
-/// What is needed to compare keys with those of snapshots.
+/// Everything that a comparison of keys with those of snapshots needs.
 struct Changes<'a> {
     plan: &'a Plan,
     kind: &'static dyn Kind,

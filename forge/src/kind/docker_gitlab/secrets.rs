@@ -116,7 +116,7 @@ fn as_object(keys: &BTreeMap<&'static str, Password>) -> Value {
     Value::Object(named.collect())
 }
 
-/// Whether all files that have keys are in the copy. That a key is in none of them, the part
+/// Checks that all files with keys are in the copy. That a key is in none of them, the part
 /// itself says.
 pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let part = plan.parts.iter().find(|part| part.name == "secrets");

@@ -14,7 +14,7 @@ use crate::view::View;
 /// Name of the check.
 const NAME: &str = "secrets";
 
-/// Where keys come from.
+/// Source of keys.
 pub struct Source {
     /// The file, for people.
     pub file: &'static str,

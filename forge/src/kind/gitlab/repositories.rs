@@ -212,7 +212,7 @@ pub fn compare(
     };
     // What this machine has lost as well, another copy would not find.
     let dirs: Vec<PathBuf> = lost.iter().map(|(dir, ..)| dir.clone()).collect();
-    let machine = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let machine = View::machine(&plan.mounts);
     let is_settled = !has_references(&machine, &dirs)?.contains(&true);
     let lost =
         lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&view.place(&dir))));

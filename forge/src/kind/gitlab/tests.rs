@@ -371,7 +371,7 @@ fn links_in_parts_are_followed_below_the_root() {
     let link = &find(&plan, "repositories").links[0];
     assert!(link.ends_with("var/opt/gitlab/git-data"), "{link:?}");
     let place = plan.place("repositories").expect("a place");
-    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let copy = View::machine(&plan.mounts);
     assert!(copy.place(&place.join("@hashed/a.git")).ends_with("mnt/hashed/a.git"));
     assert!(copy.place(&place.join("@hashed/6b/86.git")).ends_with("mnt/more/6b/86.git"));
     assert_eq!(machine.places(&plan, "config"), ["/etc/gitlab", "/mnt/keys/forge.key"]);

@@ -70,7 +70,7 @@ fn what_is_mounted_inside_a_part_belongs_to_it() {
     assert!(looked_for(&plan, "uploads").contains("/mnt/gone"));
     assert!(looked_for(&plan, "artifacts").contains("parts.artifacts.path"));
 
-    let copy = View::Through { view: &View::Live, mounts: &plan.mounts };
+    let copy = View::machine(&plan.mounts);
     for (seen, expected) in [
         ("/srv/data/repositories/@hashed/ab/c.git", "/mnt/hashed/ab/c.git"),
         ("/srv/data/repositories/@hashed/6b/c.git", "/mnt/one/c.git"),

@@ -7,7 +7,7 @@ use crate::service::postgres::Connection;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What the questions are about.
+/// Name of the queries in errors.
 pub const ENCRYPTED: &str = "encrypted values";
 
 /// Rows from each end of a table among which values are looked for.
