@@ -1,6 +1,6 @@
 //! A fault of one source path costs only that path, which is reported.
 
-use crate::support::sandbox::{Dice, Outcome, Run, Sandbox, is_root, need_root};
+use crate::support::sandbox::{Dice, Outcome, Run, Running, Sandbox, is_root, need_root};
 use crate::support::stores;
 use rustix::fs::XattrFlags;
 use std::collections::BTreeSet;
@@ -201,26 +201,35 @@ fn an_attribute_of_a_directory_that_is_only_passed_through_costs_nothing_else() 
     }
 }
 
-#[test]
-fn a_leased_file_is_read_once_it_is_given_back() {
-    const HOLDER: &str = "
-import fcntl, os, signal, sys, time
+/// Holds a lease of `source/leased` until `over` exists. `on_break` is the Python handler of
+/// the signal that another process wants the file.
+fn hold_lease(sandbox: &Sandbox, on_break: &str) -> Running {
+    let script = format!(
+        "
+import fcntl, os, signal, time
 file = os.open('source/leased', os.O_RDWR)
 def give_back(*_):
     time.sleep(0.3)
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-signal.signal(signal.SIGIO, give_back)
+signal.signal(signal.SIGIO, {on_break})
 fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 open('ready', 'w').close()
 while not os.path.exists('over'):
     time.sleep(0.05)
-";
-    let sandbox = Sandbox::with_store();
+"
+    );
     sandbox.write("source/leased", "leased");
-    let holder = sandbox.tool("python3").args(["-c", HOLDER]).start();
+    let holder = sandbox.tool("python3").args(["-c", &script]).start();
     while !sandbox.has("ready") {
         std::thread::sleep(Duration::from_millis(20));
     }
+    holder
+}
+
+#[test]
+fn a_leased_file_is_read_once_it_is_given_back() {
+    let sandbox = Sandbox::with_store();
+    let holder = hold_lease(&sandbox, "give_back");
     let outcome = sandbox.run(["backup", "source"]);
     sandbox.write("over", "");
     holder.wait().ok();
@@ -231,21 +240,8 @@ while not os.path.exists('over'):
 
 #[test]
 fn a_stop_is_heard_while_a_lease_is_waited_for() {
-    const HOLDER: &str = "
-import fcntl, os, signal, time
-signal.signal(signal.SIGIO, signal.SIG_IGN)
-file = os.open('source/leased', os.O_RDWR)
-fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-open('ready', 'w').close()
-while not os.path.exists('over'):
-    time.sleep(0.05)
-";
     let sandbox = Sandbox::with_store();
-    sandbox.write("source/leased", "leased");
-    let holder = sandbox.tool("python3").args(["-c", HOLDER]).start();
-    while !sandbox.has("ready") {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let holder = hold_lease(&sandbox, "signal.SIG_IGN");
     let began = Instant::now();
     let run = sandbox.forgekeep(["backup", "source"]).start();
     std::thread::sleep(Duration::from_millis(700));

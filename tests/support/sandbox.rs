@@ -24,7 +24,7 @@ pub fn need_root() {
     assert!(is_root(), "this test needs mounts, owners or services: run it as root");
 }
 
-/// Whether the tests run as root.
+/// Returns true if the tests run as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
