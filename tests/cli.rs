@@ -388,14 +388,71 @@ fn the_program_documents_itself() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(sandbox.run(["completions", shell]).ok().stdout.contains("forgekeep"));
     }
-    std::fs::create_dir(sandbox.path("pages")).expect("makes a directory");
-    sandbox.run(["man", "pages"]).ok();
-    let pages = std::fs::read_dir(sandbox.path("pages")).expect("lists").count();
-    assert!(pages > 10 && sandbox.has("pages/forgekeep.1"), "{pages} pages");
     let reference = sandbox.run(["reference"]).ok().stdout;
     let written = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
     let written = std::fs::read_to_string(written).expect("docs/cli.md is there");
     assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
+}
+
+/// A reader looks for the options of the command first.
+#[test]
+fn help_shows_the_options_of_every_command_last() {
+    let sandbox = Sandbox::new();
+    for command in ["init", "backup", "restore", "check", "schedule", "inspect"] {
+        for flag in ["-h", "--help"] {
+            let help = sandbox.run([command, flag]).ok().stdout;
+            let (own, global) = help.split_once("\nGlobal options:\n").expect("a heading");
+            assert!(own.contains("\nOptions:\n"), "{help}");
+            for option in ["--store", "--json", "-q, --quiet", "-h, --help"] {
+                let is_in = |text: &str| text.lines().any(|l| l.trim_start().starts_with(option));
+                assert!(!is_in(own) && is_in(global), "{option} in {help}");
+            }
+            assert_eq!(help.contains("--verbose"), command == "backup", "{help}");
+        }
+    }
+    // The option is accepted everywhere, though few commands have details to print.
+    sandbox.run(["init", "--verbose"]).ok();
+}
+
+#[test]
+fn manual_pages_have_the_sections_of_a_manual() {
+    let sandbox = Sandbox::new();
+    sandbox.run(["man", "pages/man1"]).ok();
+    let pages = std::fs::read_dir(sandbox.path("pages/man1")).expect("lists").count();
+    assert!(pages > 20, "{pages} pages");
+    let page = |name: &str| {
+        let path = sandbox.path(format!("pages/man1/{name}.1"));
+        std::fs::read_to_string(path).expect("the page is there").replace('\\', "")
+    };
+    let backup = page("forgekeep-backup");
+    let title = backup.lines().find(|line| line.starts_with(".TH")).expect("a title");
+    let has_date = title.split(' ').any(|word| {
+        let word: Vec<&str> = word.trim_matches('"').split('-').collect();
+        word.len() == 3 && word.iter().all(|part| part.parse::<u32>().is_ok())
+    });
+    assert!(has_date, "{title}");
+    for (section, words) in [
+        ("NAME", &["Back up directories and files"][..]),
+        ("SYNOPSIS", &["--tag", "TAG", "]...", "GLOBAL OPTIONS", "[PATH]..."]),
+        ("DESCRIPTION", &["Bare git repositories"]),
+        ("OPTIONS", &["--exclude-caches"]),
+        ("GLOBAL OPTIONS", &["--store"]),
+        ("EXAMPLES", &["forgekeep backup --instance gitlab"]),
+        ("ENVIRONMENT", &["FORGEKEEP_STORE", "FORGEKEEP_CONFIG"]),
+        ("FILES", &["/etc/forgekeep.toml"]),
+        ("EXIT STATUS", &["130", "interrupted"]),
+        ("SEE ALSO", &["forgekeep-restore"]),
+    ] {
+        let heads = [format!("\n.SH {section}\n"), format!("\n.SH \"{section}\"\n")];
+        let start = heads.iter().find_map(|head| Some(backup.find(head)? + head.len()));
+        let start = start.unwrap_or_else(|| panic!("no section {section} in {backup}"));
+        let end = backup[start..].find("\n.SH ").map_or(backup.len(), |end| start + end);
+        for word in words {
+            assert!(backup[start..end].contains(word), "{word}: {}", &backup[start..end]);
+        }
+    }
+    assert!(page("forgekeep").contains("forgekeep-restore"));
+    assert!(!page("forgekeep-ls").contains("forgekeep.toml"), "ls reads no configuration");
 }
 
 /// Runs `config check` on this configuration.

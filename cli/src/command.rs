@@ -24,20 +24,26 @@ mod schedule;
 mod snapshots;
 mod stats;
 
-use crate::exit::{Failure, with_hint};
+use crate::exit::{CODES, Failure, with_hint};
 use crate::ui::{Ui, Watch};
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::store::{Purpose, Store};
 
 /// Deduplicating backups of self-hosted git forges, and of any directory.
 ///
-/// A store keeps snapshots of directory trees as content-addressed, compressed
-/// chunks. Live bare git repositories are copied consistently while people work.
+/// A store keeps snapshots of directory trees as content-addressed, compressed chunks. Live bare
+/// git repositories are copied consistently while users push.
 #[derive(Debug, Parser)]
-#[command(name = "forgekeep", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(
+    name = "forgekeep",
+    version,
+    max_term_width = 100,
+    disable_help_flag = true,
+    after_help = exit_codes()
+)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: Global,
@@ -45,18 +51,24 @@ pub struct Arguments {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some paths could not be read or
-restored, a part is missing, or an instance is not as it should be · 10 there is no store ·
-11 the store is locked, or the instance is being backed up · 130 interrupted";
+/// Heading of the options that every command has, in help texts.
+const GLOBAL: &str = "Global options";
 
-/// What every command understands.
+/// Returns the exit codes with their meaning, for the end of a help text.
+fn exit_codes() -> String {
+    let codes: Vec<String> =
+        CODES.iter().map(|(code, meaning)| format!("{code:>5}  {meaning}")).collect();
+    format!("Exit codes:\n{}", codes.join("\n"))
+}
+
+/// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The directory of the store
+    /// Directory of the store
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         value_name = "DIR",
         env = "FORGEKEEP_STORE",
         hide_env_values = true,
@@ -64,14 +76,17 @@ pub struct Global {
     )]
     pub store: Option<PathBuf>,
     /// Print JSON lines instead of text; each has a `message_type`
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// Print only results, warnings and errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = GLOBAL)]
     pub quiet: bool,
-    /// Say more: which files could not be compared with the snapshot before, and why
-    #[arg(long, short, global = true, conflicts_with = "quiet")]
+    /// Print details, where a command has them
+    #[arg(long, short, global = true, hide = true, conflicts_with = "quiet")]
     pub verbose: bool,
+    /// Print help (see a summary with '-h')
+    #[arg(long, short, global = true, help_heading = GLOBAL, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 impl Global {
@@ -116,7 +131,7 @@ fn open(
     Ok((opened?, watch))
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Init(init::Init),

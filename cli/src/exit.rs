@@ -1,19 +1,20 @@
 //! The end of a run: error message with the next step, and exit code.
-//!
-//! | code | meaning |
-//! |---|---|
-//! | 0 | done |
-//! | 1 | failed |
-//! | 2 | wrong usage |
-//! | 3 | done, but some paths could not be read or restored, a part is missing, or an instance is not as it should be |
-//! | 10 | there is no store |
-//! | 11 | the store is locked, or another run for the instance is under way |
-//! | 130 | interrupted |
 
 use crate::ui::Ui;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 use store::Error;
+
+/// Exit codes with their meaning.
+pub const CODES: [(u8, &str); 7] = [
+    (0, "done"),
+    (1, "failed"),
+    (2, "wrong usage"),
+    (3, "done, but a path could not be read or restored, or an instance has a fault"),
+    (10, "there is no store"),
+    (11, "the store is locked, or another backup of the instance is running"),
+    (130, "interrupted"),
+];
 
 /// Reason why a command did not do all of its work.
 #[derive(Debug)]

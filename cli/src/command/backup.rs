@@ -24,21 +24,20 @@ const WALK_THREADS_PER_CORE: usize = 4;
 
 /// Back up directories and files, one stream, or a whole instance
 ///
-/// Files that are unchanged since the last snapshot of the same paths are not
-/// read again. Bare git repositories are read in the order that gives a whole copy
-/// while they are pushed to and packed. An instance is a service of the configuration
-/// with all that belongs to it: databases, repositories, files, secrets.
-///
-/// Examples:
-///   forgekeep backup --store S /var/opt/gitlab /etc/gitlab
-///   forgekeep backup --store S --tag nightly --exclude '*.tmp' /srv
-///   pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
-///   forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
-///   forgekeep backup --instance gitlab
+/// Files that did not change since the last snapshot of the same paths are not read again. Bare git
+/// repositories are copied consistently while users push and git repacks. An instance is an
+/// application of the configuration with everything that belongs to it: databases, repositories,
+/// files, secrets.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep backup --store S /var/opt/gitlab /etc/gitlab
+  forgekeep backup --store S --tag nightly --exclude '*.tmp' /srv
+  pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
+  forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
+  forgekeep backup --instance gitlab")]
 pub struct Backup {
-    /// What to back up
+    /// Directories and files to back up
     #[arg(
         value_name = "PATH",
         required_unless_present_any = ["stdin_name", "instance"],
@@ -50,37 +49,37 @@ pub struct Backup {
     instance: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
-    /// Make the store first if there is none. Not for backups at night: a disk that is not mounted has none
+    /// Create the store if there is none. Leave this out of nightly backups: if the disk is not mounted, a new store would begin in its place
     #[arg(long)]
     init: bool,
-    /// A word to find the snapshot by (can be repeated)
+    /// Label the snapshot with this tag (can be repeated)
     #[arg(long, value_name = "TAG", value_parser = crate::select::word)]
     tag: Vec<String>,
-    /// Leave out what fits (can be repeated): a name at any depth, or with / a path
+    /// Skip paths that match (can be repeated). A pattern without / matches a name at any depth
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<OsString>,
-    /// Leave out what fits a line of this file; empty lines and lines with # are skipped (can be repeated)
+    /// Skip paths that match a line of this file (can be repeated). Empty lines and lines that begin with # are ignored
     #[arg(long, value_name = "FILE")]
     exclude_file: Vec<PathBuf>,
-    /// Leave out the content of directories with a CACHEDIR.TAG, but not the tag
+    /// Skip the content of directories with a CACHEDIR.TAG, except the tag
     #[arg(long)]
     exclude_caches: bool,
-    /// What to do with what git can make again: commit-graphs, bitmaps, .rev files and multi-pack indexes
+    /// Keep or skip files that git can recreate: commit-graphs, bitmaps, .rev files and multi-pack indexes
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = GitCaches::Keep)]
     git_caches: GitCaches,
-    /// Stay on the file systems of the given paths; mounts that are given themselves, and mounted files, are backed up
+    /// Stay on the file systems of the given paths. Mount points that are given themselves, and mounted files, are backed up
     #[arg(long, short = 'x')]
     one_file_system: bool,
-    /// Store nothing, but say what would be stored
+    /// Store nothing; print what a backup would store
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Read all files again, whether they look changed or not
+    /// Read all files again, even if they look unchanged
     #[arg(long)]
     force: bool,
-    /// Take a file as unchanged whatever its inode's change time (file systems that do not keep it)
+    /// Ignore change times when looking for changed files (for file systems that do not keep them)
     #[arg(long)]
     ignore_ctime: bool,
-    /// Take a file as unchanged whatever its inode number (network file systems)
+    /// Ignore inode numbers when looking for changed files (for network file systems)
     #[arg(long)]
     ignore_inode: bool,
     /// Name of this machine in the snapshot [default: its host name]
@@ -89,7 +88,7 @@ pub struct Backup {
     /// Back up standard input as one file of this name
     #[arg(long, value_name = "NAME")]
     stdin_name: Option<OsString>,
-    /// With --stdin-name: back up an empty stream, too; it is refused otherwise
+    /// With --stdin-name: accept an empty stream instead of refusing it
     #[arg(long, requires = "stdin_name")]
     allow_empty: bool,
     /// With --stdin-name: back up this command's output; if it fails, the backup fails. It has no terminal
@@ -101,14 +100,17 @@ pub struct Backup {
         allow_hyphen_values = true
     )]
     stdin_command: Vec<OsString>,
+    /// Print why files were stored again without comparing them with their previous copies
+    #[arg(id = "verbose", long = "verbose", short = 'v', conflicts_with = "quiet")]
+    _verbose: bool,
 }
 
-/// Whether to back up what git can make again.
+/// Choice about files that git can recreate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum GitCaches {
-    /// Back them up: what is restored is what was there
+    /// Back them up: a restored repository is complete at once
     Keep,
-    /// Leave them out: smaller backups; git makes them when it next keeps house
+    /// Skip them for smaller backups: git recreates them at its next maintenance
     Skip,
 }
 

@@ -8,24 +8,23 @@ use std::time::Duration;
 use store::check::{ReadData, Report};
 use store::store::{INDEX_FILE, Purpose, Store};
 
-/// Check that everything is there and as it was written
+/// Check that the store is complete and undamaged
 ///
-/// Without options the tables of all segments, the trees of all snapshots and every
-/// chunk they name are checked; with --read-data every byte as well. Damage is
-/// reported by its name and by what it costs: snapshots and paths.
-///
-/// Examples:
-///   forgekeep check --store S
-///   forgekeep check --store S --read-data-subset 2/7      on the second day of the week
-///   forgekeep check --store S --read-data-subset 5%
+/// Without options, the tables of all segments, the trees of all snapshots and every chunk in them
+/// are checked. With --read-data every byte is read and verified as well. Each damaged object is
+/// reported with the snapshots and paths that it affects.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep check --store S
+  forgekeep check --store S --read-data-subset 2/7      on the second day of the week
+  forgekeep check --store S --read-data-subset 5%")]
 pub struct Check {
     /// Read and verify all data
     #[arg(long, conflicts_with = "read_data_subset")]
     read_data: bool,
-    /// Read and verify a part: N/M, the Nth of M parts that together are all segments, or a random
-    /// share like 5%, at least one segment
+    /// Read and verify a part: N/M is the Nth of M parts that together are all segments; 5% is a
+    /// random share, at least one segment
     #[arg(long, value_name = "PART")]
     read_data_subset: Option<String>,
 }

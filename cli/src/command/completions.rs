@@ -6,11 +6,12 @@ use clap_complete::Shell;
 use std::io::Write;
 
 /// Print a completion script for a shell
-///
-/// Example: forgekeep completions bash > /etc/bash_completion.d/forgekeep
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep completions bash > /etc/bash_completion.d/forgekeep")]
 pub struct Completions {
-    /// The shell
+    /// Shell to complete for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

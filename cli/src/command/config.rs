@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
 
-/// Look at the configuration
+/// Check the configuration
 #[derive(Debug, Subcommand)]
 pub enum Config {
     Check(Check),
@@ -30,14 +30,16 @@ impl Config {
     }
 }
 
-/// Say what a backup of each instance would do
+/// Show what a backup of each instance would do
 ///
-/// Everything is resolved: paths, services, commands, users. What would keep a backup from being
-/// made, complete, or told of is named, and the exit code is 3 then. The keys are tried on values
-/// that the databases hold encrypted. Nothing is stopped or copied.
-///
-/// Example: forgekeep config check --instance gitlab
+/// Paths, services, commands and users are resolved as a backup resolves them. Problems that would
+/// prevent a backup, make it incomplete, or keep its notifications from arriving are reported, and
+/// the exit code is 3. The keys are tried on values that the databases hold encrypted. Nothing is
+/// stopped or copied.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep config check --instance gitlab")]
 pub struct Check {
     /// Only this instance
     #[arg(long, value_name = "NAME")]

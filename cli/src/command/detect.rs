@@ -4,12 +4,13 @@ use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Look at this machine and propose a configuration
-///
-/// Example: forgekeep detect > /etc/forgekeep.toml
+/// Find instances on this machine and propose a configuration
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep detect > /etc/forgekeep.toml")]
 pub struct Detect {
-    /// Look below this directory
+    /// Search below this directory
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
 }

@@ -9,17 +9,18 @@ use store::diff::Change;
 use store::entry::display_path;
 use store::store::Purpose;
 
-/// Show what differs between two snapshots
+/// Show the differences between two snapshots
 ///
 /// + added, - removed, M content changed, U only metadata changed.
-///
-/// Example: forgekeep diff --store S latest~1 latest
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep diff --store S latest~1 latest")]
 pub struct Diff {
-    /// The older one
+    /// Older snapshot
     #[arg(value_name = "SNAPSHOT")]
     first: String,
-    /// The newer one
+    /// Newer snapshot
     #[arg(value_name = "SNAPSHOT")]
     second: String,
 }

@@ -14,12 +14,14 @@ use store::tree::Lookup;
 
 /// Print the content of one file
 ///
-/// Standard output gets the content alone; warnings and errors are text on standard error, also with --json.
-///
-/// Example: forgekeep dump --store S latest:/gitlab.sql | psql gitlab
+/// Standard output gets only the content. Warnings and errors are text on standard error, even with
+/// --json.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep dump --store S latest:/gitlab.sql | psql gitlab")]
 pub struct Dump {
-    /// Which file of which snapshot
+    /// Snapshot and path of the file
     #[arg(value_name = "SNAPSHOT:PATH")]
     place: OsString,
 }

@@ -14,18 +14,17 @@ use store::id::ChunkId;
 use store::store::Purpose;
 use store::tree::{self, Lost, Part, TreeReader};
 
-/// Say in which snapshots a path is
+/// Find which snapshots contain a path
 ///
-/// A pattern without / fits a name at any depth; with / it fits the end of a path,
-/// or all of it if it begins with /. Versions of a path are told apart.
-///
-/// Examples:
-///   forgekeep find --store S 'gitlab-secrets.json'
-///   forgekeep find --store S '/var/opt/gitlab/**/d4735e3a*.git'
+/// A pattern without / matches a name at any depth. A pattern with / matches the end of a path, or
+/// the whole path if it begins with /. Different versions are listed separately.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep find --store S 'gitlab-secrets.json'
+  forgekeep find --store S '/var/opt/gitlab/**/d4735e3a*.git'")]
 pub struct Find {
-    /// What to look for
+    /// Pattern of names or paths
     #[arg(value_name = "GLOB", required = true)]
     patterns: Vec<OsString>,
     #[command(flatten)]

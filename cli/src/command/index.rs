@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use store::observe::Observer;
 use store::store::Purpose;
 
-/// Work on the index
+/// Manage the index
 #[derive(Debug, Args)]
 pub struct Index {
     #[command(subcommand)]
@@ -17,12 +17,13 @@ pub struct Index {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make the index anew from the tables of the segments
+    /// Rebuild the index from the tables of the segments
     ///
-    /// The index is never the only copy of anything. Commands that miss it make it
-    /// by themselves; this is for when they say that it is damaged.
-    ///
-    /// Example: forgekeep index rebuild --store S
+    /// The index is a cache. Commands rebuild a missing index by themselves; run this command if
+    /// they report a damaged one.
+    #[command(after_long_help = "\
+Example:
+  forgekeep index rebuild --store S")]
     Rebuild,
 }
 

@@ -9,16 +9,17 @@ use store::config::Config;
 /// zstd level of new stores: the default of other tools, see docs/measurements.md.
 const LEVEL: i32 = 3;
 
-/// Make an empty store
+/// Create an empty store
 ///
-/// The directory is made if it is not there; it must be empty otherwise.
-///
-/// Example: forgekeep init --store /mnt/backup/forge
+/// The directory is created if it does not exist. Otherwise it must be empty.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep init --store /mnt/backup/forge")]
 pub struct Init {
-    /// Let the group of the store's directory read everything in it
+    /// Let the group of the store's directory read the store
     ///
-    /// Without this option only the owner reads the store, whatever the umask is. With it,
+    /// Without this option only the owner can read the store, whatever the umask is. With it,
     /// files are 0640 and directories 2750, so that new files keep the group of the directory.
     /// Choose the group with `chgrp -R GROUP STORE` afterwards.
     #[arg(long)]

@@ -13,27 +13,26 @@ use std::path::Path;
 use store::entry::display_path;
 use store::store::Purpose;
 
-/// Look at an instance as it is, or at what a snapshot says of it
+/// Inspect an instance on this machine, or its state in a snapshot
 ///
-/// Without SNAPSHOT, what a backup looks at is looked at on this machine and in the running
-/// databases: what to do after a restore. The keys are tried on values that the databases hold
-/// encrypted. Nothing is changed, and no store is needed; if one is configured, the keys are
-/// compared with its last complete snapshot. The exit code is 3 if something is missing or does
-/// not fit; what cannot be looked at is only told.
+/// Without SNAPSHOT, the checks of a backup run on the files of this machine and on the running
+/// databases. Use it after a restore. The keys are tried on values that the databases hold
+/// encrypted. Nothing is changed and no store is needed; if one is configured, the keys are
+/// compared with its last complete snapshot. The exit code is 3 if something is missing or wrong. A
+/// check that cannot run is only reported.
 ///
-/// With SNAPSHOT, what was known when it was made is shown: versions, databases, services,
-/// what was missing, how the checks went then. latest is the latest of this instance.
-///
-/// Examples:
-///   forgekeep inspect --instance gitlab
-///   forgekeep inspect --instance gitlab latest
+/// With SNAPSHOT, the state at the time of the backup is shown: versions, databases, services,
+/// missing parts and the results of the checks. `latest` is the latest snapshot of this instance.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep inspect --instance gitlab
+  forgekeep inspect --instance gitlab latest")]
 pub struct Inspect {
     /// Name of the instance
     #[arg(long, value_name = "NAME")]
     instance: String,
-    /// Id of a snapshot or the beginning of one, latest, or latest~N
+    /// Id or unique prefix, `latest` or `latest~N`
     snapshot: Option<String>,
     #[command(flatten)]
     config: ConfigFile,

@@ -23,10 +23,10 @@ use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::Lookup;
 
-/// Which configuration.
+/// Option that names the configuration.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigFile {
-    /// The configuration
+    /// Configuration file
     #[arg(
         long = "config",
         value_name = "FILE",

@@ -11,18 +11,17 @@ use store::observe::Event;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
 
-/// List what is in a snapshot
-///
-/// Examples:
-///   forgekeep ls --store S latest
-///   forgekeep ls --store S latest:/var/opt/gitlab/git-data -l
+/// List the content of a snapshot
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep ls --store S latest
+  forgekeep ls --store S latest:/var/opt/gitlab/git-data -l")]
 pub struct Ls {
-    /// An id or its first digits, `latest` or `latest~1`; with a path only what is there
+    /// Id or unique prefix, `latest` or `latest~N`; with a path, only that part
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     place: OsString,
-    /// Show mode, owner, size and time as well
+    /// Show mode, owner, size and time, too
     #[arg(long, short)]
     long: bool,
 }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use store::entry::Time;
 
-/// Try out who is told how backups went
+/// Test notifications
 #[derive(Debug, Args)]
 pub struct Notify {
     #[command(subcommand)]
@@ -19,36 +19,37 @@ enum Action {
     Test(Test),
 }
 
-/// Send a test message through every notifier of the configuration
+/// Send a test message through every configured notifier
 ///
-/// Without --as it tells of a failure, because that must arrive. No monitoring takes a test for
-/// a success: the next backup ends an alarm that a test raised.
-///
-/// Example: forgekeep notify test --instance gitlab
+/// The message reports a failure unless --as gives another event, because failures must arrive.
+/// Monitoring never counts a test as a success. The next backup ends an alarm that a test raised.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep notify test --instance gitlab")]
 struct Test {
     #[command(flatten)]
     config: ConfigFile,
-    /// Whose news it is; the only instance of the configuration, or `test`
+    /// Instance that the message names [default: the only configured instance, or `test`]
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
-    /// What to tell
+    /// Event to report
     #[arg(long = "as", value_enum, default_value_t = Kind::Failed)]
     kind: Kind,
 }
 
-/// What a test tells.
+/// Event that a test reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// A run began
+    /// A backup started
     Started,
-    /// All was saved
+    /// A backup is complete
     Done,
-    /// Something is missing
+    /// A backup is not complete
     Partial,
-    /// Nothing was saved
+    /// A backup failed
     Failed,
-    /// Services are stopped and started: silences the monitoring and lets that end
+    /// Services stop and start again: begins a silence of the monitoring and ends it
     Silence,
 }
 

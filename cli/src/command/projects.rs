@@ -14,19 +14,18 @@ use store::store::{Purpose, Store};
 
 /// List the projects of a snapshot with their repositories
 ///
-/// The list is what the database said at the moment of its dump. Each repository is shown by its
-/// absolute path in the snapshot, quoted for a shell, which `restore SNAPSHOT:PATH` takes. A fork
-/// that borrows needs its pool as well.
-///
-/// Examples:
-///   forgekeep projects latest
-///   forgekeep projects latest --path group/project --json
+/// The list shows the state of the database at the moment of its dump. Each repository is shown by
+/// its absolute path in the snapshot, quoted for a shell, as `restore SNAPSHOT:PATH` takes it. A
+/// fork that borrows objects needs its pool as well.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep projects latest
+  forgekeep projects latest --path group/project --json")]
 pub struct Projects {
-    /// Id of a snapshot or the beginning of one, latest, or latest~N
+    /// Id or unique prefix, `latest` or `latest~N`
     snapshot: String,
-    /// Only projects with this path or below it
+    /// Only the project with this path, and projects below it
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
 }

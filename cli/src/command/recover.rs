@@ -8,25 +8,24 @@ use clap::Args;
 use forge::recovery::Record;
 use serde_json::json;
 
-/// Start again what a killed backup left stopped
+/// Restart services that a killed backup left stopped
 ///
-/// A backup that stops services keeps on disk how to start them. The next backup of the
-/// instance does what was left to do; this does it at once, for all instances, whatever
-/// becomes of one of them.
+/// A backup that stops services first records on disk how to start them. The next backup of the
+/// instance finishes those steps. This command does it at once for all instances, even if one of
+/// them fails.
 ///
-/// What can no longer be done, as a service that is gone cannot be started, is dropped by
-/// --forget, which says what that is.
-///
-/// Examples:
-///   forgekeep recover
-///   forgekeep recover --forget --instance gitlab
+/// --forget drops steps that have become impossible, such as starting a service that no longer
+/// exists, and prints them.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep recover
+  forgekeep recover --forget --instance gitlab")]
 pub struct Recover {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
-    /// Do nothing, but drop the record of what was left to do
+    /// Do nothing; drop the record of the unfinished steps
     #[arg(long, requires = "instance")]
     forget: bool,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use forge::kind::mattermost::single_sign_on;
 use serde_json::json;
 use store::observe::Observer;
 
-/// Repair what a restore of one part alone breaks
+/// Repair settings that a partial restore leaves inconsistent
 #[derive(Debug, Subcommand)]
 pub enum Repair {
     SingleSignOn(SingleSignOn),
@@ -24,18 +24,19 @@ impl Repair {
 /// Give the Mattermost beside GitLab the id and secret that GitLab has
 ///
 /// After a restore of GitLab's database without its secrets file, users cannot sign in to
-/// Mattermost. The values are taken from where they still are: another file, or the database
-/// where it keeps the secret as it is. Newer versions keep a hash, from which no secret comes back;
-/// then it is said what helps. Files keep their owner and mode. Nothing is restarted.
-///
-/// Example: forgekeep repair single-sign-on --instance gitlab --dry-run
+/// Mattermost. The values are taken from another file that still has them, or from the database if
+/// it stores the secret in plain text. Newer versions store only a hash, from which the secret
+/// cannot be recovered; then the command prints the way out. Files keep their owner and mode.
+/// Nothing is restarted.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Example:
+  forgekeep repair single-sign-on --instance gitlab --dry-run")]
 pub struct SingleSignOn {
     /// Name of the instance
     #[arg(long, value_name = "NAME")]
     instance: String,
-    /// Say what would be written
+    /// Write nothing; print the changes
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

@@ -21,39 +21,39 @@ use store::tree::TreeReader;
 
 /// Restore a snapshot, or a part of it, into a directory
 ///
-/// Without a path, the paths of the snapshot are recreated below the directory; with one,
-/// the content of that path is put into it. Files that are right already are left alone,
-/// others are replaced. Owners are set by number when root runs it.
+/// Without a path, the paths of the snapshot are recreated below the directory. With a path, its
+/// content is put into the directory. Files that are already up to date are left alone, others are
+/// replaced. Owners are set by number if root runs the command.
 ///
-/// A snapshot of an instance is restored over the files of this machine only with --yes. Of the
-/// directory of sshd it restores host keys there, and settings only where --include names them.
-///
-/// Examples:
-///   forgekeep restore --store S latest --target /mnt/restored
-///   forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
-///   forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run
+/// A snapshot of an instance is restored over the files of this machine only with --yes. Below the
+/// directory of sshd such a restore writes only host keys, and settings only where --include names
+/// them.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep restore --store S latest --target /mnt/restored
+  forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
+  forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run")]
 pub struct Restore {
-    /// An id or its first digits, `latest` or `latest~1`; with a path only what is there
+    /// Id or unique prefix, `latest` or `latest~N`; with a path, only that part
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     place: OsString,
-    /// Where to; made if it is not there
+    /// Directory to restore into; created if it does not exist
     #[arg(long, short, value_name = "DIR")]
     target: PathBuf,
-    /// Only what fits, and what is below (can be repeated)
+    /// Restore only paths that match, with everything below (can be repeated)
     #[arg(long, value_name = "GLOB")]
     include: Vec<OsString>,
-    /// Not what fits, nor what is below (can be repeated)
+    /// Skip paths that match, with everything below (can be repeated)
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<OsString>,
-    /// Remove files of the restored directories that the snapshot lacks, except those that the backup left out
+    /// Remove files that the snapshot lacks from the restored directories, except files that the backup skipped
     #[arg(long)]
     delete: bool,
-    /// Change nothing, but say what would be done
+    /// Change nothing; print what a restore would do
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Restore an instance over the machine that it runs on; stop its services before
+    /// Restore an instance over the files of this machine. Stop its services first
     #[arg(long)]
     yes: bool,
 }

@@ -13,26 +13,25 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Write what runs a backup every night: units of systemd, or a line of cron
+/// Generate a systemd timer or a cron line
 ///
-/// Without a directory they are printed. What a killed backup left stopped is started again
-/// when the unit ends and, after a power cut, when the machine starts: by a unit of its own or by
-/// a second line of cron. The units take from a backup what it does not need; less of it where
-/// the configuration has commands of yours, which may need anything.
-///
-/// Examples:
-///   forgekeep schedule --instance gitlab --write /etc/systemd/system
-///   forgekeep schedule --instance gitlab --for cron --at 03:30 --write /etc/cron.d
+/// Without --write they are printed. Services that a killed backup left stopped are restarted when
+/// the unit ends and, after a power cut, when the machine boots: by a second unit or a second cron
+/// line. The units restrict a backup to the privileges that it needs. They restrict it less if the
+/// configuration has commands of your own, which may need any privilege.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep schedule --instance gitlab --write /etc/systemd/system
+  forgekeep schedule --instance gitlab --for cron --at 03:30 --write /etc/cron.d")]
 pub struct Schedule {
     /// Back up this instance
     #[arg(long, value_name = "NAME")]
     instance: String,
-    /// What runs it
+    /// Scheduler
     #[arg(long = "for", value_enum, value_name = "WHAT", default_value_t = Runner::Systemd)]
     runner: Runner,
-    /// When, every day, in the time of this machine
+    /// Time of day, in the local time zone
     #[arg(long, value_name = "HH:MM", default_value = "02:00", value_parser = time)]
     at: (u8, u8),
     /// Write the files into this directory

@@ -11,11 +11,12 @@ use store::store::Purpose;
 
 /// List snapshots, newest last
 ///
-/// Of an instance, its kind, its name and whether the snapshot is complete are shown instead
-/// of the paths; those are in --json.
-///
-/// Example: forgekeep snapshots --store S --tag nightly --path /var/opt/gitlab
+/// For a snapshot of an instance, the table shows its kind, its name, and whether it is complete,
+/// in place of the paths. --json prints both.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep snapshots --store S --tag nightly --path /var/opt/gitlab")]
 pub struct Snapshots {
     #[command(flatten)]
     filter: Filter,

@@ -9,10 +9,11 @@ use store::segment::Kind;
 use store::snapshot::Statistics;
 use store::store::Purpose;
 
-/// Show how much is stored and what deduplication and compression save
-///
-/// Example: forgekeep stats --store S
+/// Show sizes and the savings by deduplication and compression
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Example:
+  forgekeep stats --store S")]
 pub struct Stats {
     #[command(flatten)]
     filter: Filter,
