@@ -1,7 +1,7 @@
 //! Instances whose parts fail during a backup: the right exit code and message, restarted services,
 //! and no snapshot that claims to be complete.
 
-use crate::support::gitlab::{Builder, Gitlab};
+use crate::support::gitlab::{Builder, Gitlab, short_dir};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::redis::Redis;
 use crate::support::sandbox::{Dice, Outcome, Sandbox, need_root};
@@ -419,6 +419,34 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
         "{}",
         outcome.stderr
     );
+}
+
+#[test]
+fn an_append_only_log_that_is_rewritten_is_copied_whole() {
+    need_root();
+    let gitlab = Builder::new().redis_append_only().build();
+    gitlab.redis.fill(2000);
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let mut running = backup(&sandbox).start();
+    let mut rewrites = 0;
+    while !running.has_ended() {
+        gitlab.redis.ask(&["BGREWRITEAOF"]);
+        rewrites += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    running.wait().ok();
+    assert!(rewrites > 3, "{rewrites} rewrites during the backup");
+
+    let dir = short_dir();
+    let data = format!("latest:{}", gitlab.path("var/opt/gitlab/redis").display());
+    let target = dir.path().join("redis");
+    configured(&sandbox, ["restore", &data, "--store", &sandbox.text("store"), "--target"])
+        .args([&target])
+        .run()
+        .ok();
+    let restored = Redis::start(&target, &sandbox.path("log"), "gitlab-redis", true);
+    assert_eq!(restored.ask(&["DBSIZE"]), "2000");
 }
 
 #[test]

@@ -26,9 +26,9 @@ pub struct DockerGitlab {
     /// The container of GitLab, as a service.
     pub containers: Runit,
     /// Its Redis.
-    pub redis: Redis,
+    _redis: Redis,
     /// Its database server.
-    pub postgres: Postgres,
+    _postgres: Postgres,
     dir: tempfile::TempDir,
 }
 
@@ -73,7 +73,7 @@ impl DockerGitlab {
             .replace("{{programs}}", programs().to_str().expect("a readable path"));
         layout::file(&path("docker"), Account::root(), 0o755, docker);
         let containers = container(&root, &services::list_of_projects(&repositories));
-        DockerGitlab { containers, redis, postgres, dir }
+        DockerGitlab { containers, _redis: redis, _postgres: postgres, dir }
     }
 
     /// Returns the directory that represents `/`.

@@ -1,8 +1,5 @@
 //! Backs up an instance with the sandbox's configuration.
 
-// Not every module uses every part.
-#![allow(dead_code)]
-
 use super::gitlab::Gitlab;
 use super::postgres::{Options, Postgres};
 use super::sandbox::{Run, Sandbox};

@@ -1,8 +1,5 @@
 //! Support for several test modules.
 
-// Not every module uses every part.
-#![allow(dead_code)]
-
 pub mod accounts;
 pub mod aftermath;
 pub mod disk;

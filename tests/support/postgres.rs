@@ -151,11 +151,6 @@ impl Postgres {
         super::server::wait_until("the server ends", || server.has_ended());
     }
 
-    /// Returns the server's log.
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.options.log).expect("a log")).into_owned()
-    }
-
     /// Returns the directory of its socket, which clients use as host name.
     pub fn socket_dir(&self) -> &Path {
         &self.options.sockets

@@ -14,10 +14,6 @@ use std::path::{Path, PathBuf};
 /// A repository and its data in the database.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    /// Name of its storage.
-    pub storage: String,
-    /// Path in the storage.
-    pub path: String,
     /// Path of its pool.
     pub pool: Option<String>,
     /// Id of the project whose code it has; `None` for wikis and the like.
@@ -59,8 +55,6 @@ fn parse(row: &str, root: &Path) -> Repository {
         row.split('|').collect::<Vec<_>>().try_into().expect("five columns");
     let (_, place) = STORAGES.iter().find(|(name, _)| *name == storage).expect("a known storage");
     Repository {
-        storage: storage.to_owned(),
-        path: path.to_owned(),
         pool: (!pool.is_empty()).then(|| pool.to_owned()),
         project: project.parse().ok(),
         full_path: full_path.to_owned(),
