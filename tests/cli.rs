@@ -32,7 +32,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
     sandbox.write("full/of", "something else");
     sandbox.run(["init", "--store", "full"]).fails(1, &["full is not empty"]);
     sandbox.run(["init"]).ok();
-    sandbox.run(["init"]).fails(1, &["there is a store at store already"]);
+    sandbox.run(["init"]).fails(1, &["a store already exists at store"]);
     for wrong in [&["backup"][..], &["frobnicate"], &["snapshots", "--wrong"], &["restore", "x"]] {
         let outcome = sandbox.run(wrong).ends_with(2);
         assert!(outcome.stderr.contains("Usage"), "{}", outcome.told());
@@ -321,7 +321,7 @@ fn more_patterns_than_a_snapshot_can_keep_are_refused_at_once() {
     sandbox.write("source/a", "a");
     sandbox.write("patterns", "a-rather-long-name-of-a-file-that-is-not-there\n".repeat(50_000));
     let backup = ["backup", "source", "--exclude-file", "patterns"];
-    sandbox.run(backup).fails(1, &["patterns take", "a snapshot can keep"]);
+    sandbox.run(backup).fails(1, &["patterns take", "the maximum is"]);
     assert_eq!(sandbox.snapshot_ids().len(), 0);
 }
 
@@ -638,9 +638,9 @@ fn only_an_empty_place_has_no_store() {
         ("empty", 10, &["no store at empty"]),
         ("file", 1, &["file is not a store", "not a directory"]),
         ("file/below", 1, &["file/below is not a store", "a part of the path"]),
-        ("full", 1, &["full is not a store", "other content", "empty directory"]),
+        ("full", 1, &["full is not a store", "is not empty", "empty directory"]),
         ("dangling", 1, &["dangling is not a store", "link to a missing path"]),
-        ("loop", 1, &["cannot look into the store at loop", "mount"]),
+        ("loop", 1, &["cannot access the store at loop", "mount"]),
     ] {
         sandbox.run(["snapshots", "--store", place]).fails(code, words);
     }
@@ -648,7 +648,7 @@ fn only_an_empty_place_has_no_store() {
         ("file", "file is not a store"),
         ("file/below", "a part of the path"),
         ("full", "full is not empty"),
-        ("loop", "cannot look into"),
+        ("loop", "cannot access"),
     ] {
         sandbox.run(["init", "--store", place]).fails(1, &[words]);
     }
@@ -665,7 +665,7 @@ fn only_an_empty_place_has_no_store() {
             let run = sandbox.as_nobody(["init", "--store", "/no-such/x"]).run();
             run.fails(1, &["cannot make a store at /no-such/x", "may write there"]);
             let run = sandbox.as_nobody(["snapshots", "--store", "private/store"]).run();
-            run.fails(1, &["cannot look into the store", "Permission denied", "who may read"]);
+            run.fails(1, &["cannot access the store", "Permission denied", "who may read"]);
         }
     }
 }

@@ -296,7 +296,7 @@ fn covers(loss: &str, path: &str) -> bool {
     if let Some((from, until)) = loss.split_once(" up to ") {
         return !before(path, from) && before(path, until);
     }
-    if let Some(from) = loss.strip_suffix(" and all that follows") {
+    if let Some(from) = loss.strip_suffix(" and all later paths") {
         return !before(path, from);
     }
     if let Some(from) = loss.strip_prefix("what follows ") {

@@ -475,7 +475,7 @@ fn the_target_gets_the_metadata_of_the_directory_that_it_is() {
         for summary in [planned.last(), done.json().last()] {
             assert_eq!(summary.expect("a summary")["dirs"], dirs, "{target}");
         }
-        let is_kept = done.told().contains("keeps its owner and mode");
+        let is_kept = done.told().contains("keeping its owner and mode");
         assert_eq!(is_kept, target == "other", "{}", done.told());
     }
     // The directory of one file is not that of the snapshot.
@@ -504,7 +504,7 @@ fn times_that_the_file_system_cannot_hold_are_named() {
     let restored = sandbox.run(["restore", &place, "--target", "disk/to"]);
     sandbox.tool("umount").args(["disk"]).run().ok();
     let told = restored.ends_with(3).told();
-    assert!(told.contains("disk/to/late: time: this file system cannot hold"), "{told}");
+    assert!(told.contains("disk/to/late: time: this file system cannot store"), "{told}");
     assert!(!told.contains("usual") && !told.contains("early"), "{told}");
 }
 

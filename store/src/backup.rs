@@ -166,7 +166,7 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if outside.is_empty() {
             return Err(Error::SourceIsStore(path));
         }
-        let text = format!("left out: {} is the store itself or lies in it", path.display());
+        let text = format!("skipped {}: it is the store or inside the store", path.display());
         store.observer().event(Event::Warning(text));
     }
     Ok(outside)

@@ -267,7 +267,7 @@ impl Check<'_> {
         let backend = &*self.store.backend;
         match backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX) {
             Ok(bytes) if bytes == self.store.config_bytes => {}
-            Ok(_) => self.damage(config::FILE, "it is not what was written"),
+            Ok(_) => self.damage(config::FILE, "its content differs from the copy in the segments"),
             Err(error) => self.damage(config::FILE, error),
         }
     }
@@ -280,7 +280,7 @@ impl Check<'_> {
             match Snapshot::read(backend, &id) {
                 Ok((snapshot, is_whole)) => {
                     if !is_whole {
-                        self.damage(name, "one of its two copies of the record is damaged");
+                        self.damage(name, "one of the two copies of its record is damaged");
                     }
                     self.entries.insert(id, snapshot.statistics.entries);
                     snapshots.push((id, snapshot));
@@ -309,7 +309,7 @@ impl Check<'_> {
         let list = |shard| match self.store.list_shard(shard) {
             Ok(listed) => {
                 if self.store.unlisted.contains(&shard) {
-                    let reason = "it could not be listed when the store was opened";
+                    let reason = "listing it failed when the store was opened";
                     self.damage(shard_dir(shard), reason);
                 }
                 listed
@@ -344,7 +344,7 @@ impl Check<'_> {
         // Rows may leave a damaged segment meanwhile, which lowers the count.
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
         if self.bad_segments.lock().is_empty() && too_many > 0 {
-            let reason = format!("{too_many} of {in_index} chunks are not where it says");
+            let reason = format!("it lists {too_many} of {in_index} chunks in wrong places");
             self.damage(INDEX_FILE, reason);
         }
         Ok(())
@@ -393,7 +393,8 @@ impl Check<'_> {
     fn foreign_segments(&self) {
         let Some(one) = *self.a_foreign.lock() else { return };
         let (foreign, all) = (self.foreign.load(Relaxed), self.report.segments);
-        let reason = format!("{foreign} of {all} segments have another copy of it, such as {one}");
+        let reason =
+            format!("{foreign} of {all} segments, such as {one}, contain a different copy");
         self.damage(config::FILE, reason);
     }
 
@@ -428,7 +429,7 @@ impl Check<'_> {
     fn to_index(&self, result: Result<()>) -> Result<()> {
         match self.of_index(result) {
             Err(error @ Error::Index(_)) => {
-                let text = format!("the index cannot remember the damage: {error}");
+                let text = format!("cannot record the damage in the index: {error}");
                 self.store.observer().event(Event::Warning(text));
                 Ok(())
             }
@@ -451,7 +452,7 @@ impl Check<'_> {
             match found {
                 Some(found) if found.segment == *id && found.offset == row.offset => {
                     if (found.stored_len, found.plain_len) != (row.stored_len, row.plain_len) {
-                        let reason = format!("it has other lengths for chunk {}", row.id);
+                        let reason = format!("it has wrong lengths for chunk {}", row.id);
                         self.damage(INDEX_FILE, reason);
                     }
                     self.indexed.fetch_add(1, Relaxed);
@@ -459,7 +460,7 @@ impl Check<'_> {
                 // The index has this chunk in another segment. It is counted there.
                 Some(_) => {}
                 None => {
-                    let reason = format!("chunk {} of segment {id} is not in it", row.id);
+                    let reason = format!("it lacks chunk {} of segment {id}", row.id);
                     self.damage(INDEX_FILE, reason);
                 }
             }
@@ -504,9 +505,9 @@ impl Check<'_> {
         match result {
             Err(error) => self.bad_segment(id, &error),
             Ok(()) if SegmentId::from_bytes(whole.finalize().into()) != *id => {
-                self.bad_segment(id, &"its bytes do not match its name")
+                self.bad_segment(id, &"its content does not match its id")
             }
-            Ok(()) if is_bad => self.bad_segment(id, &"its table lies about its chunks"),
+            Ok(()) if is_bad => self.bad_segment(id, &"its table does not match its chunks"),
             Ok(()) => Ok(()),
         }
     }
@@ -664,7 +665,7 @@ impl Check<'_> {
         sound: &mut Recent<u64>,
     ) -> Result<Option<String>> {
         let Some(end) = u64::from(offset).checked_add(len) else {
-            return Ok(Some(format!("a slice of chunk {chunk} is longer than any chunk")));
+            return Ok(Some(format!("a slice of chunk {chunk} exceeds the maximum chunk size")));
         };
         if sound.get(chunk).is_some_and(|plain_len| end <= *plain_len) {
             return Ok(None);

@@ -47,7 +47,7 @@ impl FrameEncoder {
             self.compress(self.level, plain, out);
         }
         let opened = self.decoder.decode_unnamed(out, plain.len(), &mut self.check);
-        assert!(opened.is_ok() && self.check == plain, "zstd does not give back what it was given");
+        assert!(opened.is_ok() && self.check == plain, "zstd output does not decode to its input");
     }
 
     fn compress(&mut self, level: i32, plain: &[u8], out: &mut Vec<u8>) {
@@ -94,7 +94,7 @@ impl FrameDecoder {
             if ChunkId::of(out) == *id {
                 Ok(())
             } else {
-                Err("its bytes do not match its name".into())
+                Err("its content does not match its id".into())
             }
         });
         if result.is_err() {
@@ -112,14 +112,14 @@ impl FrameDecoder {
     ) -> Result<(), String> {
         out.clear();
         if plain_len > limits::CHUNK_BYTES_MAX {
-            return Err(format!("{plain_len} bytes are more than a chunk may have"));
+            return Err(format!("{plain_len} bytes exceed the maximum chunk size"));
         }
         // zstd never writes past the end of the buffer and rejects a frame that needs more. The
         // buffer is never larger than a chunk.
         out.reserve_exact(plain_len);
         match self.context.decompress(out, stored) {
             Ok(n) if n == plain_len => Ok(()),
-            Ok(n) => Err(format!("it opens to {n} bytes instead of {plain_len}")),
+            Ok(n) => Err(format!("it decodes to {n} bytes instead of {plain_len}")),
             Err(code) => Err(format!("zstd: {}", get_error_name(code))),
         }
     }

@@ -89,10 +89,10 @@ impl Config {
         let damaged = |reason: &str| Error::ConfigDamaged(reason.to_owned());
         let member_len = hash_member(b"").len();
         let body_len =
-            bytes.len().checked_sub(member_len).ok_or_else(|| damaged("it is cut off"))?;
+            bytes.len().checked_sub(member_len).ok_or_else(|| damaged("it is truncated"))?;
         let (body, member) = bytes.split_at(body_len);
         if member != hash_member(body).as_bytes() {
-            return Err(damaged("it does not end with the hash of what stands above"));
+            return Err(damaged("its hash does not match its content"));
         }
         let json = &[body, BODY_END].concat();
         let version: Versioned =
@@ -116,7 +116,7 @@ impl Config {
             && self.seal == "none"
             && self.store_id_bytes().is_some();
         if !known {
-            return Err(Error::ConfigDamaged("it names algorithms that do not exist".into()));
+            return Err(Error::ConfigDamaged("it names unknown algorithms".into()));
         }
         chunker::Cutter::new(self.parameters())
             .map_err(|error| Error::ConfigDamaged(error.to_string()))?;

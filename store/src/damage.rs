@@ -97,11 +97,11 @@ impl fmt::Display for Damage {
             if more > 0 {
                 write!(f, " and {more} more")?;
             }
-            write!(f, " damaged: {} cannot be used", count(self.chunks, "chunk"))?;
+            write!(f, " damaged: {} unreadable", count(self.chunks, "chunk"))?;
         }
         write!(
             f,
-            "; {} stored again; up to {} may lack something: run `forgekeep check`",
+            "; {} stored again; up to {} may lack data: run `forgekeep check`",
             count(self.files, "unchanged file"),
             count(self.older_snapshots, "older snapshot")
         )
@@ -129,8 +129,8 @@ mod tests {
         assert_eq!(
             damage.to_string(),
             format!(
-                "segment {segment} damaged: 2 chunks cannot be used; 1 unchanged file stored \
-                 again; up to 2 older snapshots may lack something: run `forgekeep check`"
+                "segment {segment} damaged: 2 chunks unreadable; 1 unchanged file stored \
+                 again; up to 2 older snapshots may lack data: run `forgekeep check`"
             )
         );
     }

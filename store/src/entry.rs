@@ -219,10 +219,10 @@ pub fn is_valid_path(path: &[u8]) -> bool {
 pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
     let (len, max) = (path.len(), limits::PATH_BYTES_MAX);
     if len > max {
-        return Err(format!("its path has {len} bytes; at most {max} can be kept"));
+        return Err(format!("its path has {len} bytes; the maximum is {max}"));
     }
     if memchr(0, path).is_some() {
-        return Err("a path that no entry can have".into());
+        return Err("its path is invalid".into());
     }
     let mut begin = 0;
     for end in memchr_iter(b'/', path).chain([len]) {
@@ -240,10 +240,10 @@ pub(crate) fn check_child(path: &[u8], name: &[u8]) -> Result<(), String> {
 fn check_name(name: &[u8]) -> Result<(), String> {
     let (len, max) = (name.len(), limits::NAME_BYTES_MAX);
     if len > max {
-        return Err(format!("a name in its path has {len} bytes; at most {max} can be kept"));
+        return Err(format!("a name in its path has {len} bytes; the maximum is {max}"));
     }
     if matches!(name, b"" | b"." | b"..") {
-        return Err("a path that no entry can have".into());
+        return Err("its path is invalid".into());
     }
     Ok(())
 }
@@ -405,29 +405,29 @@ impl Entry {
 
     fn check_metadata(&self) -> Result<(), String> {
         if self.mode > 0o7777 {
-            return Err("an impossible mode".into());
+            return Err("its mode is invalid".into());
         }
         if !self.owner.is_valid() {
-            return Err("an owner that no file can have".into());
+            return Err("its owner is invalid".into());
         }
         let times = [self.mtime, self.ctime];
         if times.iter().flatten().any(|time| time.nanoseconds > NANOSECONDS_MAX) {
-            return Err("more nanoseconds than a second has".into());
+            return Err("a timestamp has more than 999999999 nanoseconds".into());
         }
         if self.kind == Kind::Symlink {
             check_target(&self.target)?;
         }
         let (major, minor) = self.device.unwrap_or_default();
         if major > limits::DEVICE_MAJOR_MAX || minor > limits::DEVICE_MINOR_MAX {
-            return Err(format!("no device can have the numbers {major}, {minor}"));
+            return Err(format!("its device numbers {major}, {minor} are out of range"));
         }
         if let Some((name, _)) = self.xattrs.iter().find(|xattr| !is_valid_xattr(xattr)) {
             let name = display_path(&name[..name.len().min(limits::XATTR_NAME_BYTES_MAX)]);
-            return Err(format!("no extended attribute can be as {name} is"));
+            return Err(format!("its extended attribute {name} is invalid"));
         }
         let bytes: usize = self.xattrs.iter().map(xattr_bytes).sum();
         if bytes > limits::XATTRS_BYTES_MAX {
-            return Err(format!("{bytes} bytes of extended attributes are too many"));
+            return Err(format!("its extended attributes take {bytes} bytes, which is too much"));
         }
         Ok(())
     }
@@ -436,25 +436,25 @@ impl Entry {
         let len = match &self.content {
             Content::Empty => 0,
             Content::Inline(bytes) if bytes.len() > limits::INLINE_BYTES_MAX => {
-                return Err("more content than stands in an entry".into());
+                return Err("its inline content is too long".into());
             }
             Content::Inline(bytes) => bytes.len() as u64,
             Content::Recipe(recipe) => {
                 if recipe.level > limits::RECIPE_LEVELS_MAX
                     || recipe.extents.len() > limits::RECIPE_EXTENTS_MAX
                 {
-                    return Err("a recipe of more parts than there can be".into());
+                    return Err("its recipe has too many levels or extents".into());
                 }
                 let sum = |sum: u64, extent: &Extent| sum.checked_add(extent.len());
                 let len = recipe.extents.iter().try_fold(0, sum);
-                len.ok_or("a recipe longer than any file")?
+                len.ok_or("its recipe exceeds the maximum file size")?
             }
         };
         if len != self.size || (self.size != 0 && self.kind != Kind::File) {
-            return Err("an entry whose size is not that of its content".into());
+            return Err("its size does not match its content".into());
         }
         if self.size > limits::FILE_BYTES_MAX {
-            return Err("a file larger than any can be".into());
+            return Err("it exceeds the maximum file size".into());
         }
         Ok(())
     }
@@ -521,7 +521,7 @@ impl Owner {
 
 fn check_target(target: &[u8]) -> Result<(), String> {
     if target.is_empty() || target.contains(&0) || target.len() > limits::TARGET_BYTES_MAX {
-        return Err("a symbolic link with a target that none can have".into());
+        return Err("its link target is invalid".into());
     }
     Ok(())
 }
@@ -654,10 +654,10 @@ impl<'p> Fields<'p> {
         if let Some(trouble) = trouble {
             return Err(trouble);
         }
-        entry.path = path.ok_or("an entry whose path cannot be told")?.to_vec();
-        entry.kind = kind.ok_or("an entry of unknown kind")?;
-        entry.mode = mode.ok_or("an entry without a mode")?;
-        entry.owner = owner.ok_or("an entry without an owner")?;
+        entry.path = path.ok_or("its path is unknown")?.to_vec();
+        entry.kind = kind.ok_or("its kind is unknown")?;
+        entry.mode = mode.ok_or("its mode is missing")?;
+        entry.owner = owner.ok_or("its owner is missing")?;
         if let Content::Recipe(recipe) = &mut entry.content {
             recipe.level = level;
         }
@@ -682,7 +682,7 @@ impl Owner {
     /// Decodes an owner of a page. Returns `None` for an owner that no file can have.
     pub(crate) fn decode(input: &mut Decoder<'_>) -> Result<Option<Arc<Owner>>, decode::Error> {
         if input.array()? != Some(4) {
-            return Err(decode::Error::message("an owner has four fields"));
+            return Err(decode::Error::message("an owner does not have four fields"));
         }
         let (uid, gid) = (input.u32()?, input.u32()?);
         let mut name = || -> Result<Option<Vec<u8>>, decode::Error> {
@@ -698,7 +698,11 @@ impl Owner {
 }
 
 fn pair(input: &mut Decoder<'_>) -> Result<(), decode::Error> {
-    if input.array()? == Some(2) { Ok(()) } else { Err(decode::Error::message("not a pair")) }
+    if input.array()? == Some(2) {
+        Ok(())
+    } else {
+        Err(decode::Error::message("a field is not a pair"))
+    }
 }
 
 fn time(input: &mut Decoder<'_>) -> Result<Time, decode::Error> {
@@ -708,9 +712,10 @@ fn time(input: &mut Decoder<'_>) -> Result<Time, decode::Error> {
 
 fn xattrs(input: &mut Decoder<'_>) -> Result<Xattrs, decode::Error> {
     let items = input.array()?.filter(|n| n.is_multiple_of(2));
-    let items = items.ok_or_else(|| decode::Error::message("attributes are not in pairs"))?;
+    let items =
+        items.ok_or_else(|| decode::Error::message("its extended attributes are not in pairs"))?;
     if items / 2 > (limits::XATTRS_BYTES_MAX / XATTR_PLACE_BYTES) as u64 {
-        return Err(decode::Error::message("more extended attributes than there can be"));
+        return Err(decode::Error::message("it has too many extended attributes"));
     }
     (0..items / 2).map(|_| Ok((input.bytes()?.to_vec(), input.bytes()?.to_vec()))).collect()
 }

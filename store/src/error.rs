@@ -17,7 +17,7 @@ pub enum Error {
     #[error("no store at {0}")]
     NoStore(String),
     /// The system does not show whether there is a store.
-    #[error("cannot look into the store at {place}: {source}")]
+    #[error("cannot access the store at {place}: {source}")]
     Unreachable {
         /// Expected path of the store.
         place: String,
@@ -33,7 +33,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// `init` on an existing store.
-    #[error("there is a store at {0} already")]
+    #[error("a store already exists at {0}")]
     StoreExists(String),
     /// `init` on a directory with other content.
     #[error("{0} is not empty")]
@@ -84,7 +84,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of the store was written and renamed, but the new name is not durable.
-    #[error("{name} of the store may be lost again: syncing its directory failed: {source}")]
+    #[error(
+        "{name} of the store may not survive a power loss: cannot sync its directory: {source}"
+    )]
     StoreUnsynced {
         /// File name relative to the store.
         name: String,
@@ -113,7 +115,7 @@ pub enum Error {
         reason: String,
     },
     /// No segment has this chunk.
-    #[error("chunk {0} is in no segment")]
+    #[error("no segment contains chunk {0}")]
     ChunkMissing(ChunkId),
     /// Bytes that match their id have an invalid format.
     #[error("{what} is malformed: {reason}")]
@@ -124,7 +126,7 @@ pub enum Error {
         reason: String,
     },
     /// An entry that no tree can hold.
-    #[error("cannot keep {path}: {reason}")]
+    #[error("cannot store {path}: {reason}")]
     Unfit {
         /// Its path, for display.
         path: String,
@@ -177,7 +179,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Paths, tags and patterns are too long for a snapshot record.
-    #[error("paths, tags and patterns take {bytes} bytes; a snapshot can keep {max}")]
+    #[error("paths, tags and patterns take {bytes} bytes; the maximum is {max}")]
     RecordTooLong {
         /// Their length in bytes.
         bytes: usize,
@@ -193,7 +195,7 @@ pub enum Error {
         reason: String,
     },
     /// The only source is the store itself or a path inside it.
-    #[error("{0} is the store itself or lies in it")]
+    #[error("{0} is the store or inside the store")]
     SourceIsStore(PathBuf),
     /// The operation was cancelled.
     #[error("interrupted")]

@@ -76,7 +76,7 @@ impl Globs {
                 builder.add(glob);
             }
         }
-        let failed = |reason| Error::Pattern { pattern: "(all together)".into(), reason };
+        let failed = |reason| Error::Pattern { pattern: "(all patterns)".into(), reason };
         let set = builder.build().map_err(|error| failed(error.kind().to_string()))?;
         let foreign =
             if foreign.is_empty() { None } else { Some(bytes_regex(&foreign).map_err(failed)?) };
@@ -110,20 +110,20 @@ pub(crate) fn ends(path: &[u8]) -> impl Iterator<Item = usize> + '_ {
 /// outside UTF-8.
 fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     if pattern.is_empty() {
-        return Err("it is empty; an unset variable, perhaps?");
+        return Err("it is empty; check for an unset variable");
     }
     if pattern.starts_with(b"!") {
         return Err("patterns cannot be negated; for a name that begins with ! write \\!");
     }
     if pattern.contains(&0) {
-        return Err("it contains a zero byte, and no path does");
+        return Err("it contains a NUL byte");
     }
     let parts = || pattern.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b"."));
     if parts().next().is_none() {
-        return Err("it names no path");
+        return Err("it does not name a path");
     }
     if parts().any(|part| part == b"..") {
-        return Err("paths are matched by their names, and none is `..`");
+        return Err("a pattern cannot contain `..`");
     }
     let mut trimmed = parts().collect::<Vec<_>>().join(&b'/');
     if pattern.starts_with(b"/") {

@@ -564,7 +564,7 @@ impl Builder {
         }
         self.publish(is_durable).map_err(failed)?;
         let index = Index::open(&self.path, store_id)?;
-        index.ok_or_else(|| failed(io::Error::other("it is not what was just written")))
+        index.ok_or_else(|| failed(io::Error::other("the new file cannot be read back")))
     }
 
     /// Syncs the file and renames it to its final path.

@@ -86,7 +86,7 @@ impl Lock {
                 // A failed change may have released the lock.
                 let _ = flock(file, FlockOperation::NonBlockingLockShared);
                 let holder = match mode {
-                    Mode::Shared => "another process needs it alone",
+                    Mode::Shared => "another process holds an exclusive lock",
                     Mode::Exclusive => "another process uses it",
                 };
                 Err(Error::Locked { place: self.place.clone(), holder })

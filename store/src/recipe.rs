@@ -83,7 +83,7 @@ pub(crate) fn encode_extents(extents: &[Extent], out: &mut Encoder<&mut Vec<u8>>
 pub(crate) fn decode_extents(input: &mut Decoder<'_>) -> Result<Vec<Extent>, decode::Error> {
     let count = input.array()?.ok_or_else(|| decode::Error::message("indefinite length"))?;
     if count > limits::RECIPE_EXTENTS_MAX as u64 {
-        return Err(decode::Error::message("more extents than a recipe chunk has"));
+        return Err(decode::Error::message("a recipe chunk has too many extents"));
     }
     let mut extents = Vec::with_capacity(count as usize);
     for _ in 0..count {
@@ -97,7 +97,7 @@ pub(crate) fn decode_extents(input: &mut Decoder<'_>) -> Result<Vec<Extent>, dec
             let offset = match fields {
                 Some(2) => 0,
                 Some(3) => input.u32()?,
-                _ => return Err(decode::Error::message("an extent has 1 to 3 fields")),
+                _ => return Err(decode::Error::message("an extent does not have 1 to 3 fields")),
             };
             Extent::Slice { chunk, offset, len }
         };
@@ -294,7 +294,7 @@ impl<'a> Extents<'a> {
 
     fn descend(&mut self, level: u8, extent: Extent) -> Result<()> {
         let Extent::Slice { chunk, len, .. } = extent else {
-            return Err(malformed("a recipe", "a hole where recipe chunks are listed"));
+            return Err(malformed("a recipe", "a list of recipe chunks contains a hole"));
         };
         if level > limits::RECIPE_LEVELS_MAX {
             return Err(malformed(format!("recipe chunk {chunk}"), "too many levels"));

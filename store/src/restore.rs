@@ -235,9 +235,9 @@ fn canonical(path: &Path) -> io::Result<PathBuf> {
 /// Returns the reason why a directory prevents the restore of an entry, with the next step.
 fn dir_in_the_way(is_delete: bool) -> &'static str {
     if is_delete {
-        "a directory stands there and holds paths that --delete spares; move it away"
+        "a directory with paths that --delete keeps is in the way; move it away"
     } else {
-        "a directory that is not empty stands there; move it away, or restore with --delete"
+        "a non-empty directory is in the way; move it away, or restore with --delete"
     }
 }
 
@@ -461,7 +461,7 @@ impl Restore<'_> {
             return;
         }
         if error.kind() == io::ErrorKind::NotFound && self.is_below_unmade(path) {
-            self.failed(path, "its directory could not be made");
+            self.failed(path, "the restore could not create its directory");
             return;
         }
         if error.kind() == io::ErrorKind::DirectoryNotEmpty {

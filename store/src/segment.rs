@@ -115,22 +115,23 @@ impl Header {
 
     /// Decodes the content of a header frame.
     fn from_content(content: &[u8]) -> Result<Header, String> {
-        let rest = content.strip_prefix(TAG_HEADER).ok_or("it does not begin like a segment")?;
+        let rest =
+            content.strip_prefix(TAG_HEADER).ok_or("it does not begin with a segment header")?;
         let version = u16::from_le_bytes([
-            *rest.first().ok_or("its header is cut off")?,
-            *rest.get(1).ok_or("its header is cut off")?,
+            *rest.first().ok_or("its header is truncated")?,
+            *rest.get(1).ok_or("its header is truncated")?,
         ]);
         if version != VERSION {
             return Err(format!("its version is {version}; this program reads {VERSION}"));
         }
         let kind = rest.get(2).and_then(|b| Kind::from_byte(*b)).ok_or("its kind is unknown")?;
         if rest.get(3) != Some(&0) {
-            return Err("it is sealed in a way this program does not know".into());
+            return Err("this program does not know its encryption".into());
         }
         let store_id = rest.get(4..20).and_then(|b| b.try_into().ok());
         Ok(Header {
             kind,
-            store_id: store_id.ok_or("its header is cut off")?,
+            store_id: store_id.ok_or("its header is truncated")?,
             config: rest.get(20..).unwrap_or_default().to_vec(),
         })
     }
@@ -161,7 +162,8 @@ impl Trailer {
     pub fn read(frame: &[u8], file_len: u64) -> Result<Trailer, String> {
         let content =
             unskip(frame).filter(|c| frame.len() == TRAILER_LEN && c.starts_with(TAG_TRAILER));
-        let content = content.ok_or("it has no trailer; it was cut off or overwritten")?;
+        let content =
+            content.ok_or("its trailer is missing; the file was truncated or overwritten")?;
         let trailer = Trailer {
             table_offset: u32_at(content, 8).unwrap_or(0),
             rows: u32_at(content, 12).unwrap_or(0),
@@ -169,7 +171,7 @@ impl Trailer {
         };
         let expected = u64::from(trailer.table_offset) + trailer.table_len() + TRAILER_LEN as u64;
         if expected != file_len || trailer.rows as usize > limits::SEGMENT_CHUNKS_MAX {
-            return Err("its trailer does not fit its length".into());
+            return Err("its trailer does not match its length".into());
         }
         Ok(trailer)
     }
@@ -208,19 +210,19 @@ impl Table {
         if frame_hash(header, table) != trailer.hash {
             return Err("its header or table does not match its trailer".into());
         }
-        let head = Header::from_content(unskip(header).ok_or("its header is no frame")?)?;
+        let head = Header::from_content(unskip(header).ok_or("its header is not a frame")?)?;
         let content = unskip(table)
             .and_then(|content| content.strip_prefix(TAG_TABLE))
             .filter(|content| content.len() == trailer.rows as usize * ROW_LEN)
-            .ok_or("its table is no table")?;
+            .ok_or("its table is malformed")?;
         let mut at = header.len() as u64;
         let mut rows = Vec::with_capacity(trailer.rows as usize);
         for bytes in content.chunks_exact(ROW_LEN) {
-            let row = Row::read(bytes).ok_or("its table is cut off")?;
+            let row = Row::read(bytes).ok_or("its table is truncated")?;
             let sizes_fit = row.plain_len as usize <= limits::CHUNK_BYTES_MAX
                 && row.stored_len as usize <= limits::STORED_BYTES_MAX;
             if u64::from(row.offset) != at || !sizes_fit {
-                return Err(format!("its table row of chunk {} is impossible", row.id));
+                return Err(format!("its table row of chunk {} is invalid", row.id));
             }
             at = row.end();
             rows.push(row);

@@ -73,7 +73,7 @@ impl Stat {
             FileType::Socket => Kind::Socket,
             FileType::CharacterDevice => Kind::CharDevice,
             FileType::BlockDevice => Kind::BlockDevice,
-            _ => return Err(io::Error::other("a file of unknown type")),
+            _ => return Err(io::Error::other("its file type is unknown")),
         };
         let time =
             |t: &rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanoseconds: t.tv_nsec };
@@ -534,9 +534,7 @@ fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) 
     use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
     // Listed by getpwuid(3) for a number without a name.
     if !matches!(error, ENOENT | ESRCH | EBADF | EPERM) {
-        failed(format!(
-            "cannot look up the name of {what} {id}: {error}; storing its number alone"
-        ));
+        failed(format!("cannot look up the name of {what} {id}: {error}; storing only its number"));
     }
 }
 

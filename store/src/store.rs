@@ -95,7 +95,7 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     // The outer store would mistake the inner store's files for its own.
     let above = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
     if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
-        return Err(Error::NotAStore { place, reason: "it lies in another store" });
+        return Err(Error::NotAStore { place, reason: "it is inside another store" });
     }
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
@@ -188,7 +188,7 @@ impl Store {
             Place::Store => {}
             Place::Empty => return Err(Error::NoStore(local.place())),
             Place::Other => {
-                let reason = "the directory has other content and no store.json";
+                let reason = "the directory is not empty and has no store.json";
                 return Err(Error::NotAStore { place: local.place(), reason });
             }
         }
@@ -198,7 +198,7 @@ impl Store {
         )?;
         if let Some(reason) = lock.unsupported() {
             observer.event(Event::Warning(format!(
-                "{LOCK_FILE} of the store: no locks here: {reason}; \
+                "cannot lock {LOCK_FILE} of the store: {reason}; \
                  let only one process write to the store at a time"
             )));
         }
@@ -344,7 +344,7 @@ impl Store {
         let second = self.second.get_or_init(|| {
             // Another process may have stored the chunk after this index was read.
             let fault = match is_indexed {
-                true => "a chunk is not where the index says, or damaged",
+                true => "a chunk is damaged, or the index lists a wrong place for it",
                 false => "the index lacks a chunk",
             };
             let text = format!("{fault}; reading the tables of all segments");
@@ -375,14 +375,14 @@ impl Store {
         let damaged =
             |reason: String| Error::ChunkDamaged { chunk: *id, segment: location.segment, reason };
         if location.stored_len as usize > limits::STORED_BYTES_MAX {
-            return Err(damaged("its length is impossible".into()));
+            return Err(damaged("its length is invalid".into()));
         }
         let name = segment::file_name(&location.segment);
         SCRATCH.with_borrow_mut(|(decoder, stored)| {
             stored.resize(location.stored_len as usize, 0);
             match self.backend.read(&name, u64::from(location.offset), stored) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(damaged("the segment was cut off".into()));
+                    return Err(damaged("the segment is truncated".into()));
                 }
                 result => result.map_err(Error::store_read(name))?,
             }
@@ -454,7 +454,7 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
         Ok(bytes)
     };
     if len > limits::SEGMENT_BYTES_MAX || len < TRAILER_LEN as u64 {
-        return Err(damaged(format!("{len} bytes are not the length of a segment")));
+        return Err(damaged(format!("its length of {len} bytes is invalid")));
     }
     let tail_len = len.min(TAIL_BYTES);
     let tail = read(len - tail_len, tail_len)?;
@@ -471,7 +471,7 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
     let mut header = read(0, u64::from(trailer.table_offset).min(1024))?;
     let header_len = segment::skippable_len(&header)
         .filter(|len| *len <= trailer.table_offset as usize && *len >= SKIPPABLE_HEAD_LEN)
-        .ok_or_else(|| damaged("its header is no frame".into()))?;
+        .ok_or_else(|| damaged("its header is not a frame".into()))?;
     if header_len > header.len() {
         header = read(0, header_len as u64)?;
     }
@@ -655,13 +655,13 @@ impl Opening<'_> {
     /// The index at `path`, if it is there and fits; else why not.
     fn open(&self, path: &Path, purpose: Purpose) -> Result<Result<Index, String>> {
         let Some(index) = Index::open(path, &self.store_id)? else {
-            return Ok(Err("there is none that fits this store".into()));
+            return Ok(Err("it is missing or belongs to another store".into()));
         };
         match self.reconcile(&index, purpose)? {
             None => Ok(Ok(index)),
             Some(lost) => {
-                let text = format!("segment {lost} is gone or was changed");
-                let advice = "`forgekeep check` lists what that costs";
+                let text = format!("segment {lost} is missing or was changed");
+                let advice = "`forgekeep check` lists the affected paths";
                 self.observer.event(Event::Warning(format!("{text}; {advice}")));
                 Ok(Err(text))
             }

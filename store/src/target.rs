@@ -513,7 +513,9 @@ impl Target {
                 self.xattr_denied.fetch_add(1, Ordering::Relaxed);
             }
             Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
-                refused.0.push(format!("{what}: too large for this file system, or it is full"));
+                refused
+                    .0
+                    .push(format!("{what}: too large for this file system, or the disk is full"));
             }
             Err(error) => refused.note(&what, &error.into()),
         }
@@ -563,7 +565,7 @@ impl Node<'_> {
             if held != mtime.seconds {
                 let wanted = mtime.seconds;
                 return Err(io::Error::other(format!(
-                    "this file system cannot hold {wanted} seconds since 1970; it is {held} now"
+                    "this file system cannot store {wanted} s since 1970; it stored {held} s"
                 )));
             }
         }
@@ -614,7 +616,7 @@ impl Unfinished {
     fn publish(&self) -> io::Result<()> {
         let Some(name) = &self.rename_to else { return Ok(()) };
         if !self.is_under(&self.name) {
-            return Err(io::Error::other("another program took the unfinished file away"));
+            return Err(io::Error::other("another program moved or removed the unfinished file"));
         }
         rename_over(self.parent.as_fd(), &self.name, name)
     }

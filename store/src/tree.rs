@@ -235,10 +235,10 @@ fn check_order(last: &[u8], is_last_dir: bool, path: &[u8]) -> Result<(), String
         return Ok(());
     }
     if path_cmp(last, path) != Ordering::Less {
-        return Err("entries out of order".into());
+        return Err("it is out of order".into());
     }
     if !is_last_dir && is_within(path, last) {
-        return Err(format!("it lies in /{}, which is not a directory", display_path(last)));
+        return Err(format!("it is below /{}, which is not a directory", display_path(last)));
     }
     Ok(())
 }
@@ -304,7 +304,7 @@ impl Place {
                 .as_ref()
                 .is_none_or(|until| children.last().is_none_or(|last| ascends(&last.first, until)));
             if !(is_sorted && begins && ends) {
-                let error = decode::Error::message("it lists pages that do not belong into it");
+                let error = decode::Error::message("it lists pages outside its range");
                 return Err(malformed_page(&self.child.page, error));
             }
         }
@@ -356,14 +356,14 @@ impl Page {
         let mut input = Decoder::new(&bytes);
         let fields = input.array()?;
         if input.str()? != TAG {
-            return Err(bad("not a tree page"));
+            return Err(bad("it is not a tree page"));
         }
         let level = input.u8()?;
         if level > limits::TREE_LEVELS_MAX || wanted.is_some_and(|wanted| wanted != level) {
-            return Err(bad("a page of another level"));
+            return Err(bad("its level is wrong"));
         }
         if fields != Some(if level > 0 { 3 } else { 4 }) {
-            return Err(bad("a page of another number of fields"));
+            return Err(bad("its number of fields is wrong"));
         }
         if level > 0 {
             let count = items(&mut input)?;
@@ -384,16 +384,16 @@ fn malformed_page(id: &ChunkId, error: decode::Error) -> Error {
 
 fn items(input: &mut Decoder<'_>) -> Result<u64, decode::Error> {
     let count = input.array()?.filter(|count| *count <= limits::PAGE_ITEMS_MAX as u64);
-    count.ok_or_else(|| decode::Error::message("more items than a page has"))
+    count.ok_or_else(|| decode::Error::message("it has too many items"))
 }
 
 fn child(input: &mut Decoder<'_>) -> Result<Child, decode::Error> {
     if input.array()? != Some(4) {
-        return Err(decode::Error::message("a listed page has four fields"));
+        return Err(decode::Error::message("a listed page does not have four fields"));
     }
     let first = input.bytes()?;
     if !crate::entry::is_valid_path(first) {
-        return Err(decode::Error::message("a page begins with a path that no entry can have"));
+        return Err(decode::Error::message("a listed page begins with an invalid path"));
     }
     let page = ChunkId::from_slice(input.bytes()?)
         .ok_or_else(|| decode::Error::message("a page id is not 32 bytes long"))?;
@@ -473,7 +473,7 @@ impl std::fmt::Display for Span {
                 write!(out, "{} up to {}", display_path(from), display_path(until))
             }
             Span::Range { from, until: None } => {
-                write!(out, "{} and all that follows", display_path(from))
+                write!(out, "{} and all later paths", display_path(from))
             }
         }
     }
@@ -633,11 +633,11 @@ impl Place {
         let begins = path_cmp(path, &self.child.first) != Ordering::Less;
         let ends = |until: &Vec<u8>| path_cmp(path, until) == Ordering::Less;
         if !begins || !self.until.as_ref().is_none_or(ends) {
-            return Err("an entry that belongs into another page".into());
+            return Err("it belongs to another page".into());
         }
         let has_content = |until: &Vec<u8>| is_within(until, path);
         if entry.kind != Kind::Directory && self.until.as_ref().is_some_and(has_content) {
-            return Err("other entries lie in it, and it is not a directory".into());
+            return Err("it has entries below it, but is not a directory".into());
         }
         Ok(())
     }

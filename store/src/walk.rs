@@ -530,9 +530,10 @@ impl Shared {
         // Reported once per directory: there may be any number of such paths, with more below.
         if let Some((path, reason, count)) = too_long {
             let text = match count {
-                1 => format!("{reason}; it is left out with all below it"),
+                1 => format!("{reason}; skipped with everything below it"),
                 _ => format!(
-                    "{reason}; {count} such entries of its directory are left out with all below them"
+                    "{reason}; skipped {count} such entries of its directory \
+                     with everything below them"
                 ),
             };
             children.push(Child::Failed(path, io::Error::other(text)));

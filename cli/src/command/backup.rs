@@ -183,7 +183,7 @@ impl Backup {
         }
         if let Some(reason) = record.as_ref().ok().and_then(Record::no_lock) {
             ui.warn(&format!(
-                "{}: no locks here: {reason}; let only one backup of {name} run at a time",
+                "cannot lock files in {}: {reason}; let only one backup of {name} run at a time",
                 config.state.display()
             ));
         }

@@ -109,7 +109,7 @@ impl Local {
         if path.is_symlink() {
             // Files of somebody else lie behind it. The writer makes a directory instead.
             fs::remove_file(&path)?;
-            let text = "tmp of the store was a symbolic link, which no store has; removed the link";
+            let text = "removed a symbolic link from the store: its tmp must be a directory";
             self.0.observer.event(Event::Warning(text.into()));
         }
         let dir = match fs::read_dir(&path) {
@@ -120,7 +120,7 @@ impl Local {
         for entry in dir {
             let entry = entry?;
             if !is_unpublished_name(&entry.file_name()) {
-                left.push((entry.file_name(), io::Error::other("it is not of this program")));
+                left.push((entry.file_name(), io::Error::other("forgekeep did not create it")));
                 continue;
             }
             match remove_unlocked(&entry.path()) {
@@ -135,7 +135,7 @@ impl Local {
                 all => format!(" (and {} more)", all - 1),
             };
             let name = name.display();
-            let text = format!("{name} of the store stays: {error}{others}");
+            let text = format!("left {name}{others} in the store: {error}");
             self.0.observer.event(Event::Warning(format!("{text}; remove it by hand")));
         }
         Ok(removed)
@@ -178,8 +178,8 @@ impl Place {
     /// Makes the names in a directory durable, or warns once that the file system cannot do so.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         if !sync_dir(dir)? && !self.has_warned.swap(true, Relaxed) {
-            let text = "directories of the store cannot be synced: \
-                        a power loss may take the last files; keep a second copy";
+            let text = "cannot sync directories of the store: \
+                        a power loss may lose the newest files; keep a second copy";
             self.observer.event(Event::Warning(text.into()));
         }
         Ok(())

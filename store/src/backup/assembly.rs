@@ -23,7 +23,7 @@ pub struct Assembly<'a> {
 
 /// Returns the error for a path that was dropped in favour of a directory.
 pub fn was_also_a_directory() -> io::Error {
-    io::Error::other("it was a directory at another moment of this backup, which is stored")
+    io::Error::other("it was a directory in another pass of this backup; storing the directory")
 }
 
 impl<'a> Assembly<'a> {

@@ -77,8 +77,8 @@ impl<'a> Gate<'a> {
         self.counters.unreadable.fetch_add(1 + below, Relaxed);
         let reason = match below {
             0 => reason,
-            1 => format!("{reason}; 1 entry below it is left out, too"),
-            _ => format!("{reason}; {below} entries below it are left out, too"),
+            1 => format!("{reason}; also skipped 1 entry below it"),
+            _ => format!("{reason}; also skipped {below} entries below it"),
         };
         self.observer.event(Event::Unreadable { path: absolute(&path), reason });
     }
@@ -86,17 +86,18 @@ impl<'a> Gate<'a> {
     fn report_amended(&self, entry: &Entry, amendment: &Amendment) {
         if amendment.is_time_clamped {
             let path = absolute(&entry.path);
-            let note = "a time has more nanoseconds than a second; storing the last one within it";
+            let note = "a timestamp has more than 999999999 nanoseconds; storing 999999999";
             self.observer.event(Event::Note(format!("{}: {note}", path.display())));
         }
         if amendment.is_owner_changed {
-            let reason = "the number or name of its owner cannot be kept; storing a part of it";
+            let reason =
+                "its owner has an invalid number or an overlong name; storing nobody or no name";
             self.counters.report_metadata(self.observer, &entry.path, reason.into());
         }
         if amendment.xattrs_dropped > 0 {
             let (dropped, kept) = (amendment.xattrs_dropped, entry.xattrs.len());
             let all = dropped + kept;
-            let reason = format!("{dropped} of {all} extended attributes take too much space");
+            let reason = format!("{dropped} of {all} extended attributes exceed the size limit");
             self.counters.report_metadata(self.observer, &entry.path, reason);
         }
     }
@@ -145,10 +146,10 @@ mod tests {
         assert_eq!((totals.entries, counters.unreadable.into_inner()), (2, 3));
         assert_eq!(counters.metadata_unreadable.into_inner(), 1);
         let heard = heard.0.into_inner();
-        let reason = "an impossible mode; 2 entries below it are left out, too".to_owned();
+        let reason = "its mode is invalid; also skipped 2 entries below it".to_owned();
         assert_eq!(heard[0], Event::Unreadable { path: "/bad".into(), reason });
         assert!(matches!(&heard[1], Event::Note(note) if note.starts_with("/full: a time")));
-        let reason = "63 of 80 extended attributes take too much space".to_owned();
+        let reason = "63 of 80 extended attributes exceed the size limit".to_owned();
         assert_eq!(heard[2], Event::MetadataUnreadable { path: "/full".into(), reason });
         assert_eq!(heard.len(), 3);
     }

@@ -115,7 +115,7 @@ impl Reading<'_, '_> {
         for found in self.scan(phase).0 {
             if phase == Phase::LooseRefs && found.stat.kind == Kind::File && found.stat.size == 0 {
                 // Left by a crash. git itself ignores and removes empty refs.
-                self.left_out(&found, "is an empty ref");
+                self.left_out(&found, "empty ref");
                 continue;
             }
             self.take(&found)?;
@@ -126,7 +126,7 @@ impl Reading<'_, '_> {
     fn left_out(&self, found: &Found, why: &str) {
         self.ingest.exclude.noted.path(&found.path);
         let path = super::ingest::absolute(&found.path);
-        let note = format!("left out: {} {why}", path.display());
+        let note = format!("skipped {}: {why}", path.display());
         self.ingest.observer().event(Event::Note(note));
     }
 
@@ -187,7 +187,7 @@ impl Reading<'_, '_> {
                 return Ok(());
             }
         }
-        let error = io::Error::other("its reftable changed faster than it could be read");
+        let error = io::Error::other("its reftable kept changing during the backup");
         self.unreadable(&join(self.path, b"reftable"), &error);
         Ok(())
     }
@@ -295,7 +295,7 @@ impl Reading<'_, '_> {
         let midx = self.open_midx();
         self.read_packs(&mut held, &old, &paths(&last))?;
         if !is_settled {
-            let error = io::Error::other("its packs changed faster than they could be read");
+            let error = io::Error::other("its packs kept changing during the backup");
             self.unreadable(&join(self.path, b"objects/pack"), &error);
         }
         self.rest_of_pack_dir(&last, &taken, midx)?;
@@ -346,7 +346,7 @@ impl Reading<'_, '_> {
         }
         for (found, file) in &open {
             if !is_as_listed {
-                let why = "may name commits that are not in the copy; git makes it anew";
+                let why = "it may refer to commits outside the snapshot; git rebuilds it";
                 self.left_out(found, why);
             } else if !self.take_unchanged(found)? {
                 self.take_open(found, file)?;
@@ -467,7 +467,7 @@ impl Reading<'_, '_> {
                         self.unreadable(&found.path, &error);
                     }
                     _ => {
-                        let why = "names packs that are not in the copy; git makes it anew";
+                        let why = "it refers to packs outside the snapshot; git rebuilds it";
                         self.left_out(found, why);
                     }
                 },

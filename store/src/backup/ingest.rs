@@ -40,8 +40,8 @@ const FINE_BYTES_MAX: u64 = 4 << 20;
 const LINKED_MAX: usize = 1024;
 /// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
-const ENDLESS: &str = "its size is given as 0 or too small, and it has more than 4 GiB";
-const REPLACED: &str = "it was replaced by something else during the backup";
+const ENDLESS: &str = "the system reports too small a size for it, and it has more than 4 GiB";
+const REPLACED: &str = "another object replaced it during the backup";
 /// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;
 

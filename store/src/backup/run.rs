@@ -393,7 +393,7 @@ fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Opti
         if is_future {
             doubtful += 1;
             let text = format!(
-                "snapshot {} is dated in the future; files are not compared with it",
+                "snapshot {} is dated in the future; not comparing files with it",
                 id.short()
             );
             store.observer().event(Event::Warning(text));

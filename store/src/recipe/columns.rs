@@ -49,11 +49,11 @@ pub(super) fn are_next(input: &Decoder<'_>) -> bool {
 
 pub(super) fn decode(input: &mut Decoder<'_>) -> Result<Vec<Extent>, Error> {
     if input.array()? != Some(4) {
-        return Err(Error::message("a recipe chunk has four columns"));
+        return Err(Error::message("a recipe chunk does not have four columns"));
     }
     let (ids, odd) = input.bytes()?.as_chunks::<{ ChunkId::LEN }>();
     if !odd.is_empty() || ids.len() > limits::RECIPE_COLUMNS_MAX {
-        return Err(Error::message("chunk ids are 32 bytes each and not too many"));
+        return Err(Error::message("the column of chunk ids has a wrong length"));
     }
     let numbers = read_numbers(input.bytes()?, ids.len())?;
     let (mut offsets, mut lengths) = (Varints(input.bytes()?), Varints(input.bytes()?));
@@ -118,7 +118,9 @@ fn read_numbers(column: &[u8], chunks: usize) -> Result<Vec<u32>, Error> {
     while !column.0.is_empty() {
         let number = column.take()?;
         if number > chunks as u64 || numbers.len() == most {
-            return Err(Error::message("more chunks or extents than there are"));
+            return Err(Error::message(
+                "a chunk number is too large, or there are too many extents",
+            ));
         }
         numbers.push(number as u32);
     }
@@ -142,7 +144,7 @@ fn checked_slice(begin: Option<i64>, len: u64) -> Result<(u32, u64), Error> {
         (Some(offset), Some(end)) if len > 0 && end <= limits::CHUNK_BYTES_MAX as u64 => {
             Ok((offset, len))
         }
-        _ => Err(Error::message("a slice is empty, or not within any chunk")),
+        _ => Err(Error::message("a slice is empty or exceeds the maximum chunk size")),
     }
 }
 

@@ -206,7 +206,7 @@ fn extra_below(
             Step::Found(found) | Step::GitDir(found, _) => found,
             Step::Failed(path, error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    let reason = format!("cannot look for paths to delete in it: {error}");
+                    let reason = format!("cannot search it for paths to delete: {error}");
                     unseen.push((path.clone(), reason));
                 }
                 keep(&path, &mut kept);

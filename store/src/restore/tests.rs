@@ -243,7 +243,7 @@ fn a_directory_with_left_out_paths_never_gives_way() {
     let done = bench.restore("target", &options).expect("restores");
     assert_eq!((planned, 1), (done.clone(), done.0.failed));
     assert!(bench.path("target/x/kept.tmp").exists());
-    assert!(bench.events().contains("holds paths that --delete spares"));
+    assert!(bench.events().contains("paths that --delete keeps"));
 }
 
 /// Creates a tree with all kinds of metadata.

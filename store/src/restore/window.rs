@@ -79,7 +79,7 @@ impl Restore<'_> {
             return Ok(());
         }
         let Some(is_fresh) = self.enter_parent(&path) else {
-            self.failed(&path, "what should be its directory is none");
+            self.failed(&path, "its parent in the snapshot is not a directory");
             return Ok(());
         };
         self.window.entries += 1;
@@ -114,7 +114,7 @@ impl Restore<'_> {
             self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
         } else if !self.top.is_like(&entry) {
             let note = format!(
-                "{} is in use for something else: it keeps its owner and mode",
+                "{} existed before the restore; keeping its owner and mode",
                 self.root.display()
             );
             self.store.observer().event(Event::Note(note));
@@ -255,11 +255,12 @@ impl Restore<'_> {
     fn note_copy(&self, path: &[u8], error: &io::Error) {
         if is_link_impossible(error) {
             let shown = self.shown(path);
-            let note = format!("{}: a copy instead of a hard link: {error}", shown.display());
+            let note =
+                format!("{}: restored a copy instead of a hard link: {error}", shown.display());
             self.store.observer().event(Event::Note(note));
         } else {
             let mut refused = Refused::default();
-            refused.note("hard link, so it is a copy", error);
+            refused.note("a copy instead of a hard link", error);
             self.refused(path, &refused);
         }
     }

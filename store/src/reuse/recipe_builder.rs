@@ -348,7 +348,7 @@ impl Sink<ReuseError> for RecipeBuilder<'_> {
             let extent = self.references[reference].extent_at(at).map_err(ReuseError::Lost)?;
             let Some((Extent::Slice { chunk, offset, len }, into)) = extent else {
                 let (what, reason) =
-                    ("a file of the snapshot before", "it changed while it was read");
+                    ("a file of the previous snapshot", "it changed while it was read");
                 let lost = Error::Malformed { what: what.into(), reason: reason.into() };
                 return Err(ReuseError::Lost(lost));
             };
