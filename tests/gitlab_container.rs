@@ -168,7 +168,7 @@ fn an_official_image_is_found_in_compose_files() {
         .write("forgekeep.toml", format!("state = '{}'\n{}", sandbox.text("state"), found.stdout));
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
     assert!(checked.stdout.contains("root/srv/gitlab/data"), "{}", checked.told());
-    assert!(checked.stdout.contains("NOT THERE"), "{}", checked.told());
+    assert!(checked.stdout.contains("MISSING"), "{}", checked.told());
     // Data that no volume holds goes with the container.
     sandbox.write(
         path,

@@ -22,11 +22,16 @@ fn an_instance_is_restored_in_place_only_with_consent() {
     write("new");
 
     // Of everything nothing is done, and all is named.
-    let dangers = ["over those of this machine", "/.forgekeep is made", "sshd_config", "--yes"];
+    let dangers = [
+        "overwrites files of this machine",
+        "/.forgekeep with database dumps",
+        "sshd_config",
+        "--yes",
+    ];
     sandbox.run(["restore", "latest", "--target", "/"]).fails(1, &dangers);
     assert_eq!(read(), ["new"; 4]);
     let dry = sandbox.run(["restore", "latest", "--target", "/", "--dry-run"]).ok();
-    assert!(dry.stderr.contains("stay as they are"), "{}", dry.told());
+    assert!(dry.stderr.contains("stay unchanged"), "{}", dry.told());
 
     let root = gitlab.root().display().to_string();
     let (place, etc) = (format!("latest:{root}"), format!("{root}/etc"));

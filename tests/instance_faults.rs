@@ -232,7 +232,7 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
     assert_eq!(summary(&all)["is_complete"], false);
     assert_failed(&sandbox, &gitlab, &outcome, "");
     let check = configured(&sandbox, ["config", "check"]).run().ends_with(3);
-    assert!(check.stdout.contains("NOT THERE"), "{}", check.stdout);
+    assert!(check.stdout.contains("MISSING"), "{}", check.stdout);
 
     let ok = |part: &str| format!("[instances.forge.parts.{part}]\nmissing = 'ok'\n");
     let parts = ["database-ci", "repositories-storage2", "secrets"].map(ok).concat();

@@ -180,7 +180,7 @@ fn in_old_packages_the_configuration_of_mattermost_counts() {
     let repaired = without_secrets(configured(&sandbox, command).run().ok());
     assert!(repaired.stdout.contains("gitlab-ctl restart mattermost"), "{}", repaired.stdout);
     let repaired = configured(&sandbox, command).run().ok();
-    assert!(repaired.stdout.contains("nothing is wrong"), "{}", repaired.stdout);
+    assert!(repaired.stdout.contains("nothing to repair"), "{}", repaired.stdout);
     assert_eq!(single_sign_on(&inspect(&sandbox, 0)).0, "ok");
 }
 

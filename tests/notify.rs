@@ -79,7 +79,7 @@ fn trouble_that_passes_is_waited_out_and_any_other_is_told() {
     warns(tell("/echo/s3cret"), &["404", "there is no …", "check the address"]);
     assert_eq!(listener.requests().len(), 5);
     warns(tell("/slow/s3cret"), &["127.0.0.1", "timeout"]);
-    warns(tell("/status/500/s3cret"), &["500", "look into its log"]);
+    warns(tell("/status/500/s3cret"), &["500", "check its log"]);
     let nobody = "[[notify]]\nkind = 'ping'\nurl = 'http://127.0.0.1:9/s3cret'\n";
     warns(test(&sandbox, nobody, "started").run(), &["cannot reach 127.0.0.1:9", "refused"]);
 }
@@ -159,7 +159,7 @@ fn mail_arrives_in_every_way_of_security() {
             continue;
         }
         assert_eq!(text(mail, "/user"), "backup");
-        warns(tell(&table("{ command = ['echo', 'wrong'] }")), &["no mail to", "535"]);
+        warns(tell(&table("{ command = ['echo', 'wrong'] }")), &["cannot send mail to", "535"]);
         // Without the authority that signed it.
         warns(test(&sandbox, &table(&password), "failed").run(), &["certificate"]);
         assert_eq!(server.mails().len(), 1);
@@ -179,12 +179,15 @@ fn mail_that_one_does_not_get_reaches_the_others() {
         )
     };
     let outcome = test(&sandbox, &table("none"), "done").run();
-    warns(outcome, &["no mail to reject@x.org", "nobody of this name", "check addresses"]);
+    warns(outcome, &["cannot send mail to reject@x.org", "nobody of this name", "check addresses"]);
     let mails = server.mails();
     let to: Vec<_> = mails.iter().map(|mail| text(mail, "/to/0")).collect();
     assert_eq!(to, ["later@x.org", "b@x.org"]);
     // A client that requires TLS does not fall back.
-    warns(test(&sandbox, &table("starttls"), "done").run(), &["no mail to b@x.org", "STARTTLS"]);
+    warns(
+        test(&sandbox, &table("starttls"), "done").run(),
+        &["cannot send mail to b@x.org", "STARTTLS"],
+    );
     assert_eq!(server.mails().len(), 2);
 }
 
@@ -193,9 +196,15 @@ fn metrics_please_promtool() {
     let sandbox = Sandbox::new();
     let table = format!("[[notify]]\nkind = 'textfile'\ndirectory = '{}'\n", sandbox.text("d"));
     for kind in ["started", "silence"] {
-        warns(test(&sandbox, &table, kind).run(), &["sends nothing of this kind", "not tested"]);
+        warns(
+            test(&sandbox, &table, kind).run(),
+            &["does not send this kind of message", "not tested"],
+        );
     }
-    warns(test(&sandbox, &table, "done").run(), &["no metrics: ", "/d is not a directory"]);
+    warns(
+        test(&sandbox, &table, "done").run(),
+        &["cannot write metrics: ", "/d is not a directory"],
+    );
     std::fs::create_dir(sandbox.path("d")).expect("a directory");
     let real = "forgekeep_last_success_timestamp_seconds{backup=\"gitlab\"} 1000\n";
     sandbox.write("d/forgekeep_gitlab.prom", real);
@@ -264,10 +273,10 @@ fn zabbix_has_the_values_and_tells_which_it_refuses() {
 
     let nobody =
         "[[notify]]\nkind = 'zabbix'\nserver = '127.0.0.1'\nport = 9\nkeys = { status = 's' }";
-    warns(test(&sandbox, nobody, "done").run(), &["was not tried", "--as failed"]);
+    warns(test(&sandbox, nobody, "done").run(), &["was not tested", "--as failed"]);
     warns(
         test(&sandbox, nobody, "failed").run(),
-        &["zabbix 127.0.0.1:9 gave no answer", "refused"],
+        &["zabbix 127.0.0.1:9 did not answer", "refused"],
     );
 }
 
@@ -364,18 +373,18 @@ fn newer_zabbix_gets_the_token_in_the_header() {
     assert_eq!(methods.last().map(String::as_str), Some("maintenance.update"));
     warns(
         test(&sandbox, &table("/other"), "silence").run(),
-        &["no answer of the API", "/api_jsonrpc.php"],
+        &["did not answer like the API", "/api_jsonrpc.php"],
     );
 }
 
 #[test]
 fn a_configuration_that_names_nobody_is_told() {
     let sandbox = Sandbox::new();
-    test(&sandbox, "", "failed").run().fails(1, &["names nobody to tell"]);
+    test(&sandbox, "", "failed").run().fails(1, &["has no notifier"]);
     let ping = "[[notify]]\nkind = 'ping'\nurl = 'http://127.0.0.1:9/x'\n[instances.other]\nkind = 'plain'\n";
     sandbox.write("other.toml", ping);
     let unknown = ["notify", "test", "--instance", "gitlab", "--config", "other.toml"];
-    sandbox.run(unknown).fails(1, &["no instance `gitlab`", "there are: other"]);
+    sandbox.run(unknown).fails(1, &["no instance `gitlab`", "configured instances: other"]);
     let wrong = "[[notify]]\nkind = 'pin'\nurl = 'http://x'\n";
     test(&sandbox, wrong, "failed").run().fails(1, &["unknown variant `pin`"]);
 }

@@ -282,7 +282,8 @@ fn a_mail_server_that_answers_a_byte_at_a_time_holds_nobody_up() {
     assert!(started.elapsed() < Duration::from_secs(40), "{}", outcome.told());
     let all = outcome.json();
     let late = lines(&all, "warning");
-    let late = late.iter().any(|line| line["message"].to_string().contains("was not ready within"));
+    let late =
+        late.iter().any(|line| line["message"].to_string().contains("did not finish within"));
     assert!(late, "{}", outcome.told());
 }
 
@@ -333,6 +334,6 @@ fn all_instances_are_recovered_whatever_becomes_of_one() {
         configured(&sandbox, ["recover", "--forget", "--instance", name]).run().ok();
     }
     let nothing = configured(&sandbox, ["recover"]).run().ok();
-    assert_eq!(nothing.stdout, "nothing was left to do\n");
+    assert_eq!(nothing.stdout, "nothing to recover\n");
     configured(&sandbox, ["recover", "--forget"]).run().ends_with(2);
 }

@@ -110,7 +110,7 @@ impl Global {
 /// Returns a warning about skipped snapshot records, or `None` if there are none.
 pub fn doubt(records: u64) -> Option<String> {
     let text = format!(
-        "{} passed over, being unreadable or from the future; check the disk and the clock of this machine",
+        "skipped {}: unreadable or dated in the future; check the disk and the clock of this machine",
         crate::report::count(records, "snapshot record")
     );
     (records > 0).then_some(text)

@@ -57,12 +57,14 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| {
             use std::io::ErrorKind as Is;
             let hint = match error.kind() {
-                Is::NotFound => {
-                    "give --config FILE; `forgekeep detect` proposes what to write in it"
+                Is::NotFound => "give --config FILE; `forgekeep detect` proposes a configuration",
+                Is::PermissionDenied => {
+                    "run the command as a user who may read the file, such as root"
                 }
-                Is::PermissionDenied => "run it as a user who may read the file, root for example",
-                Is::IsADirectory => "--config wants a file, such as forgekeep.toml in it",
-                Is::InvalidData => "write it in UTF-8",
+                Is::IsADirectory => {
+                    "--config needs a file, such as forgekeep.toml in this directory"
+                }
+                Is::InvalidData => "convert the file to UTF-8",
                 _ => "check the path and the disk",
             };
             with_hint(format!("cannot read the configuration {shown}: {error}"), hint)
@@ -99,7 +101,7 @@ impl Config {
             if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
                 let hint = "use letters, digits, `-`, `_` and `.`";
                 return Err(with_hint(
-                    format!("{}: `{name}` is no name for an instance", path.display()),
+                    format!("{}: `{name}` is not a valid instance name", path.display()),
                     hint,
                 ));
             }
@@ -119,7 +121,7 @@ impl Config {
             if names.contains(&name) {
                 let hint = "give one of them another `name`";
                 return Err(with_hint(
-                    format!("{}: there are two [[notify]] of {name}", path.display()),
+                    format!("{}: two [[notify]] tables have the name {name}", path.display()),
                     hint,
                 ));
             }
@@ -128,7 +130,7 @@ impl Config {
         match self.paths().into_iter().find(|(_, path)| !path.is_absolute()) {
             Some((key, relative)) => Err(with_hint(
                 format!("{}, key `{key}`: {} is relative", path.display(), relative.display()),
-                "write it from / on: backups at night are run in another directory",
+                "write an absolute path: scheduled backups run in another directory",
             )),
             None => Ok(()),
         }
@@ -186,7 +188,7 @@ impl Config {
             let hint = match closest(name, names.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None if names.is_empty() => "`forgekeep detect` proposes one".into(),
-                None => format!("there are: {}", names.join(", ")),
+                None => format!("configured instances: {}", names.join(", ")),
             };
             with_hint(format!("no instance `{name}` is configured"), hint)
         })
@@ -209,7 +211,7 @@ impl Config {
                 let names: Vec<&str> = self.stores.keys().map(String::as_str).collect();
                 let hint = format!("add store = \"…\", one of {}", names.join(", "));
                 Err(with_hint(
-                    format!("instance {name}: it is not said which store it goes to"),
+                    format!("instance {name}: several stores are configured, and none is selected"),
                     hint,
                 ))
             }
@@ -256,10 +258,10 @@ fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
         let names: Vec<&str> = forge::kind::KINDS.iter().map(|kind| kind.name()).collect();
         let hint = match closest(name, names.iter().copied()) {
             Some(known) => format!("did you mean `{known}`?"),
-            None => format!("there are {}", names.join(", ")),
+            None => format!("known kinds: {}", names.join(", ")),
         };
         let place = place(text, Some(kind.span()), "");
-        let message = format!("{}, {place}: there is no kind `{name}`", path.display());
+        let message = format!("{}, {place}: unknown kind `{name}`", path.display());
         return Err(with_hint(message, hint));
     }
     Ok(())
@@ -313,7 +315,7 @@ mod tests {
     fn stores_are_found() {
         let instance = "[instances.a]\nkind = 'plain'\n";
         let two = "[stores.one]\npath = '/1'\n[stores.two]\npath = '/2'\n";
-        assert!(read(&format!("{two}{instance}")).expect_err("which").contains("which store"));
+        assert!(read(&format!("{two}{instance}")).expect_err("which").contains("none is selected"));
         let error = read(&format!("{two}{instance}store = 'tow'")).expect_err("none");
         assert!(error.ends_with("did you mean `two`?"), "{error}");
         let config = read(&format!("{two}{instance}store = 'two'")).expect("reads");
@@ -321,7 +323,7 @@ mod tests {
         assert_eq!(config.store_of("a", settings).expect("there"), Some(Path::new("/2")));
         assert!(config.instance("aa").is_err());
         let error = read("[instances.'a/b']\nkind = 'plain'\n").expect_err("a slash");
-        assert!(error.contains("no name for an instance"), "{error}");
+        assert!(error.contains("not a valid instance name"), "{error}");
     }
 
     #[test]
@@ -332,7 +334,7 @@ mod tests {
         let error = wrong("[instances.a.parts.x]\nskip = 'yes'");
         assert!(error.starts_with("FILE, line 4, key `skip`: invalid type"), "{error}");
         let error = read("\n[instances.a]\nkind = 'gitlb'\n").expect_err("refused");
-        let wanted = "FILE, line 3, key `kind`: there is no kind `gitlb` / did you mean `gitlab`?";
+        let wanted = "FILE, line 3, key `kind`: unknown kind `gitlb` / did you mean `gitlab`?";
         assert_eq!(error, wanted);
         for sample in ["-1", "1.5", "'some'", "true"] {
             let error = wrong(&format!("checks = {{ sample = {sample} }}"));
@@ -362,7 +364,7 @@ mod tests {
             let error = read(&format!("[instances.a]\nkind = 'plain'\n{more}\n"));
             let error = error.expect_err("refused");
             assert!(error.starts_with(&format!("FILE, key `{key}`: ")), "{error}");
-            assert!(error.contains("write it from / on"), "{error}");
+            assert!(error.contains("write an absolute path"), "{error}");
         }
         assert!(read("state = 'x'").expect_err("refused").contains("key `state`"));
     }
@@ -376,7 +378,8 @@ mod tests {
             )
         };
         let error = read(&(table("hosts = ['a']") + &table("hosts = ['b']"))).expect_err("equal");
-        let wanted = "FILE: there are two [[notify]] of zabbix-maintenance z/api_jsonrpc.php (";
+        let wanted =
+            "FILE: two [[notify]] tables have the name zabbix-maintenance z/api_jsonrpc.php (";
         assert!(error.starts_with(wanted) && error.ends_with("another `name`"), "{error}");
         assert!(read(&(table("hosts = ['a']") + &table("name = 'other'"))).is_ok());
         // Silences of these notifiers do not depend on their settings.

@@ -131,25 +131,27 @@ fn is_in_the_way(error: &std::io::Error) -> bool {
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
         Error::NoStore(place) => {
-            format!("make one with `forgekeep init --store {place}`, or check the path and mounts")
+            format!("create it with `forgekeep init --store {place}`, or check the path and mounts")
         }
         Error::Unreachable { source, .. } if is_denied(source) => {
-            "run it as a user who may read the store, root for example".into()
+            "run the command as a user who may read the store, such as root".into()
         }
         Error::Unreachable { .. } => "check the disk, its mount and the path".into(),
         Error::Temporary { .. } => {
-            "set TMPDIR to a directory with free space, and run it again".into()
+            "set TMPDIR to a directory with free space, then run the same command again".into()
         }
         Error::NotAStore { .. } => {
             "check the path and mounts; a new store needs an empty directory".into()
         }
-        Error::StoreExists(_) => "use it as it is; `forgekeep snapshots` lists its content".into(),
+        Error::StoreExists(_) => "use this store; `forgekeep snapshots` lists its content".into(),
         Error::NotEmpty(_) => "give a directory that is empty or does not exist yet".into(),
         Error::Locked { .. } => "wait for the other process to end and try again".into(),
-        Error::Memory(_) => "end other programs or raise the limit, and run it again".into(),
-        Error::NewerFormat { .. } => "install the version of forgekeep that wrote it".into(),
+        Error::Memory(_) => {
+            "end other programs or raise the limit, then run the same command again".into()
+        }
+        Error::NewerFormat { .. } => "upgrade forgekeep to the version that wrote the file".into(),
         Error::StoreUnsynced { .. } => {
-            "`forgekeep snapshots` shows whether the snapshot is there; check the disk, then run \
+            "`forgekeep snapshots` shows whether the snapshot exists; check the disk, then run \
              the same command again"
                 .into()
         }
@@ -160,11 +162,11 @@ fn hint(error: &Error) -> Option<String> {
             "the file system is read-only: mount it writable, or only read the store".into()
         }
         Error::StoreRead { source, .. } | Error::StoreWrite { source, .. } if is_denied(source) => {
-            "run it as the user who owns the store".into()
+            "run the command as the user who owns the store".into()
         }
         Error::StoreWrite { name, source } if is_in_the_way(source) => {
             format!(
-                "something else stands where {name} of the store belongs: move it away, then run the same command again"
+                "something else is in the place of {name} of the store; move it away, then run the same command again"
             )
         }
         Error::StoreRead { .. } | Error::StoreWrite { .. } => {
@@ -172,37 +174,37 @@ fn hint(error: &Error) -> Option<String> {
                 .into()
         }
         Error::ConfigDamaged(_) => {
-            "put back store.json from a copy of the store; the segments are not affected".into()
+            "restore store.json from a copy of the store; the segments are not affected".into()
         }
         Error::SegmentDamaged { .. }
         | Error::ChunkDamaged { .. }
         | Error::ChunkMissing(_)
         | Error::Malformed { .. }
         | Error::SnapshotDamaged { .. } => {
-            "`forgekeep check --read-data` says what is damaged and which paths that costs".into()
+            "`forgekeep check --read-data` lists the damage and the affected paths".into()
         }
         Error::WrongKind { kind: "a directory", .. } => {
-            "`forgekeep restore` brings back directories".into()
+            "use `forgekeep restore` for directories".into()
         }
-        Error::WrongKind { .. } => "`forgekeep ls -l` shows what it is".into(),
+        Error::WrongKind { .. } => "`forgekeep ls -l` shows its type".into(),
         error if error.is_index_denied() => {
-            "the store cannot be written: mount it writable, or run it as its owner".into()
+            "the store is not writable: mount it writable, or run the command as its owner".into()
         }
         error if error.is_index_broken() => {
-            "run the same command again: it builds the index anew from the segments".into()
+            "run the same command again; it rebuilds the index from the segments".into()
         }
-        Error::Index(_) => "`forgekeep index rebuild` makes it anew from the segments".into(),
+        Error::Index(_) => "`forgekeep index rebuild` rebuilds the index from the segments".into(),
         Error::Source { .. } => {
             "nothing was backed up; check the path, or run as a user who may read it".into()
         }
         Error::Target { source, .. }
             if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
         {
-            "make space and run the same command again; what is right already is left alone".into()
+            "make space and run the same command again; it skips files that are up to date".into()
         }
         Error::TargetIsStore { .. } => "nothing was restored; give another directory".into(),
         Error::Target { source, .. } if is_denied(source) => {
-            "give a directory that you may write, or run it as root".into()
+            "give a directory that you may write, or run the command as root".into()
         }
         Error::Target { source, .. } if is_read_only(source) => {
             "the file system is read-only; restore to another one".into()
@@ -213,13 +215,15 @@ fn hint(error: &Error) -> Option<String> {
             "the target must be a directory; for one file use `forgekeep dump SNAPSHOT:PATH > FILE`"
                 .into()
         }
-        Error::Target { .. } => "check the path and its disk, then run it again".into(),
+        Error::Target { .. } => {
+            "check the path and its disk, then run the same command again".into()
+        }
         Error::RecordTooLong { .. } => "use fewer, more general patterns".into(),
         Error::Pattern { .. } => {
-            "put it in quotes; [ ] { } and a leading ! are special and are escaped by \\".into()
+            "put the pattern in quotes; escape [ ] { } and a leading ! with \\".into()
         }
         Error::SourceIsStore(_) => {
-            "nothing was backed up; name other paths, or copy the store by other means".into()
+            "nothing was backed up; give other paths, or copy the store with another program".into()
         }
         _ => return None,
     };
@@ -242,42 +246,44 @@ fn is_read_only(error: &std::io::Error) -> bool {
 fn hint_for_instance(error: &forge::Error) -> Option<String> {
     use forge::Error as E;
     let hint = match error {
-        E::Start { .. } => "check that the program is installed and may be run".into(),
+        E::Start { .. } => "check that the program is installed and executable".into(),
         E::TooSlow { .. } => {
-            "nothing was kept; give it a longer `limit` in the configuration if that is normal"
+            "nothing was stored; raise its `limit` in the configuration if this duration is normal"
                 .into()
         }
-        E::NoUser { .. } => "name another `user` in the configuration".into(),
+        E::NoUser { .. } => "set another `user` in the configuration".into(),
         E::NoProgram { program, .. } => {
-            format!("install it, or name the directory of {program} as `bin` in the configuration")
+            format!("install it, or set `bin` in the configuration to the directory of {program}")
         }
         E::ClientTooOld { server, .. } => format!(
-            "install postgresql-client-{server} or newer, or name the directory of a newer pg_dump as postgres.bin"
+            "install postgresql-client-{server} or newer, or set postgres.bin to the directory of a newer pg_dump"
         ),
-        E::Pooler { .. } => "a dump through it would take the site down; set postgres.host and \
+        E::Pooler { .. } => {
+            "a dump through the pooler would take the site down; set postgres.host and \
              postgres.port to those of the server itself"
-            .into(),
+                .into()
+        }
         E::Missing { .. } => {
-            "restore it, or mark it with missing = \"ok\" in the configuration".into()
+            "restore it, or set missing = \"ok\" for it in the configuration".into()
         }
         E::Settings { .. } | E::Malformed { .. } => {
-            "mend it, then see with `forgekeep config check` what a backup would do".into()
+            "fix it; `forgekeep config check` then shows what a backup would do".into()
         }
-        E::NoRoom { .. } => "nothing was stopped or begun; make space there".into(),
+        E::NoRoom { .. } => "nothing was stopped or started; make space there".into(),
         E::Record { instance, .. } => format!(
-            "start the services by hand, then drop it with `forgekeep recover --forget --instance {instance}`"
+            "start the services by hand, then drop the record with `forgekeep recover --forget --instance {instance}`"
         ),
-        E::Busy(_) => "wait for it to end and try again".into(),
+        E::Busy(_) => "wait for the other run to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),
         E::Service { reason, .. } if is_without_password(reason) => {
-            "give redis.password in the configuration; GitLab has it in resque.yml or gitlab.rb"
+            "set redis.password in the configuration; GitLab keeps it in resque.yml or gitlab.rb"
                 .into()
         }
         E::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             "check the path in the configuration".into()
         }
         E::Read { .. } => "check its permissions, or run it as root".into(),
-        E::Failed { .. } | E::Service { .. } => "no snapshot was made".into(),
+        E::Failed { .. } | E::Service { .. } => "no snapshot was created".into(),
         _ => return None,
     };
     Some(hint)

@@ -229,7 +229,7 @@ fn all<T: Send + 'static>(
                 Err(_) => {
                     let seconds = limit.as_secs();
                     break Err(format!(
-                        "{name} was not ready within {seconds} s; check that it runs and answers"
+                        "{name} did not finish within {seconds} s; check that it runs and answers"
                     ));
                 }
             }
@@ -509,7 +509,7 @@ mod tests {
         let started = Instant::now();
         let tasks = vec![task("slow", 300, 60_000), task("quick", 60_000, 1)];
         let answers = all(tasks, &|| false);
-        assert!(answers[0].as_ref().expect_err("late").starts_with("slow was not ready within"));
+        assert!(answers[0].as_ref().expect_err("late").starts_with("slow did not finish within"));
         assert_eq!(answers[1], Ok(1));
         // After a stop request, a task that checks the flag stops waiting.
         let hears = Task {

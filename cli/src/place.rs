@@ -22,7 +22,7 @@ pub fn local(place: PathBuf) -> Result<PathBuf, String> {
     }
     if first.starts_with(b"~") {
         return Err(format!(
-            "no shell has replaced the ~; write the path in full, or ./{shown} for a directory of that name"
+            "the shell did not expand ~; write the path in full, or ./{shown} for a directory of that name"
         ));
     }
     Ok(place)

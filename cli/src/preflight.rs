@@ -59,7 +59,7 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
 /// Returns the problem with a store's location, if there is one.
 pub fn of_store(place: &Path) -> Option<String> {
     let shown = place.display();
-    let unreachable = |error| format!("store {shown}: cannot look into it: {error}");
+    let unreachable = |error| format!("store {shown}: cannot access it: {error}");
     match place.join("store.json").try_exists() {
         Ok(true) => return None,
         Ok(false) => {}
@@ -68,17 +68,17 @@ pub fn of_store(place: &Path) -> Option<String> {
     }
     let there = place.ancestors().find(|path| path.exists())?;
     if !there.is_dir() {
-        return Some(format!("store {shown}: {} is no directory", there.display()));
+        return Some(format!("store {shown}: {} is not a directory", there.display()));
     }
     if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
-        return Some(format!("store {shown}: {} cannot be written: {error}", there.display()));
+        return Some(format!("store {shown}: {} is not writable: {error}", there.display()));
     }
     let is_empty = |dir: &Path| {
         let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         entries.all(|entry| entry.file_name() == "lost+found")
     };
     (there == place && !is_empty(place))
-        .then(|| format!("store {shown}: the directory is no store, and is not empty"))
+        .then(|| format!("store {shown}: the directory is not a store, and is not empty"))
 }
 
 /// Returns the problems with notifiers, and with the mode of the configuration file.
@@ -88,13 +88,13 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
         let found = notifier.secrets().into_iter().filter_map(of_secret);
         problems.extend(found.map(|problem| format!("{}: {problem}", notifier.name())));
         if let Some(dir) = notifier.directory().filter(|dir| !dir.is_dir()) {
-            problems.push(format!("{}: {} is no directory", notifier.name(), dir.display()));
+            problems.push(format!("{}: {} is not a directory", notifier.name(), dir.display()));
         }
     }
     let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o004 != 0 && config.notify.iter().any(|notifier| notifier.has_open_address()) {
         problems.push(format!(
-            "{0} can be read by everybody, and has an address in it that is as good as a password; \
+            "all users can read {0}, which contains an address that works like a password; \
              run: chmod 600 '{0}'",
             file.display()
         ));
@@ -116,14 +116,14 @@ fn of_command(command: &Command) -> Option<String> {
     let program = command.argv.first()?;
     if !is_program(program) {
         return Some(if program.contains('/') {
-            format!("there is no program {program}")
+            format!("program {program} not found")
         } else {
-            format!("there is no program {program} in {PATH}")
+            format!("program {program} not found in {PATH}")
         });
     }
     let user = command.user.as_ref()?;
     let known = nix::unistd::User::from_name(user).ok().flatten();
-    known.is_none().then(|| format!("there is no user {user}, as whom {program} is to run"))
+    known.is_none().then(|| format!("user {user} does not exist; {program} cannot run"))
 }
 
 /// Returns true if a child process finds this program.
@@ -154,9 +154,9 @@ mod tests {
         assert_eq!(problem(&["sh"]), None);
         assert_eq!(problem(&["/bin/sh", "-c"]), None);
         assert!(problem(&["no-such"]).expect("none").contains("/usr/local/sbin"));
-        assert_eq!(problem(&["/etc/passwd"]).as_deref(), Some("there is no program /etc/passwd"));
+        assert_eq!(problem(&["/etc/passwd"]).as_deref(), Some("program /etc/passwd not found"));
         let nobody = Command::new(["sh"]).by(Some("no such user"));
-        assert!(of_command(&nobody).expect("nobody").contains("no user no such user"));
+        assert!(of_command(&nobody).expect("nobody").contains("user no such user does not exist"));
     }
 
     #[test]
@@ -167,8 +167,10 @@ mod tests {
         std::fs::create_dir(place("empty")).expect("makes");
         assert_eq!(of_store(&place("empty")), None);
         std::fs::write(place("file"), "").expect("writes");
-        assert!(of_store(&place("file")).expect("a file").contains("is no directory"));
-        assert!(of_store(&place("file/store")).expect("below a file").contains("is no directory"));
+        assert!(of_store(&place("file")).expect("a file").contains("is not a directory"));
+        assert!(
+            of_store(&place("file/store")).expect("below a file").contains("is not a directory")
+        );
         assert!(of_store(dir.path()).expect("something else").contains("is not empty"));
         std::fs::write(place("empty/store.json"), "{}").expect("writes");
         assert_eq!(of_store(&place("empty")), None);

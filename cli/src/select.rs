@@ -63,10 +63,10 @@ pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snap
 /// Checks a tag or machine name, which snapshots keep as a printable line of text.
 pub fn word(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("it is empty; leave the option out".into());
+        return Err("it is empty; omit the option".into());
     }
     if text.contains(store::entry::is_deceptive) {
-        return Err("it has control characters in it; use letters, digits and signs".into());
+        return Err("it contains control characters; use letters, digits and punctuation".into());
     }
     Ok(text.to_owned())
 }
@@ -92,8 +92,8 @@ impl Place {
         let path = tree_path(path);
         if !path.is_empty() && !store::entry::is_valid_path(&path) {
             return Err(with_hint(
-                format!("{} cannot be a path of a snapshot", display_path(&path)),
-                "write it from / on, without . and ..",
+                format!("{} is not a valid path in a snapshot", display_path(&path)),
+                "write an absolute path without . and ..",
             ));
         }
         Ok(Place { snapshot, path })
@@ -133,8 +133,8 @@ pub fn find_of_instance(
     if is_of(&snapshot) {
         return Ok((id, snapshot));
     }
-    let message = format!("snapshot {} is not one of instance {instance}", id.short());
-    Err(with_hint(message, "`forgekeep snapshots` says of which instance each one is"))
+    let message = format!("snapshot {} does not belong to instance {instance}", id.short());
+    Err(with_hint(message, "`forgekeep snapshots` shows the instance of each snapshot"))
 }
 
 fn find_among(
@@ -182,7 +182,7 @@ fn latest(
     let (mut snapshots, damaged) = store.snapshots()?;
     let warn = |text: String| store.observer().event(Event::Warning(text));
     for error in &damaged {
-        warn(format!("{error}; {wanted} is looked for among the others"));
+        warn(format!("{error}; searching the other snapshots for {wanted}"));
     }
     snapshots.retain(|(_, snapshot)| fits(snapshot));
     let now = crate::report::now();
@@ -192,7 +192,7 @@ fn latest(
     let is_only_future = known.is_empty();
     for (id, snapshot) in &future {
         let time = local_time(snapshot.start.into());
-        let what = if is_only_future { "there is no other" } else { "latest does not count it" };
+        let what = if is_only_future { "no other exists" } else { "latest ignores it" };
         warn(format!("snapshot {} is dated in the future, {time}; {what}", id.short()));
     }
     if is_only_future {
@@ -211,11 +211,8 @@ fn latest(
 /// Returns the failure that no such snapshot exists among `count`, with a suggestion.
 fn unknown(wanted: &str, count: usize) -> Failure {
     if count == 0 {
-        let message = format!("no snapshot {wanted}: there is none yet");
-        return with_hint(
-            message,
-            "`forgekeep backup` makes one; check --store if there should be",
-        );
+        let message = format!("no snapshot {wanted}: no snapshot exists yet");
+        return with_hint(message, "run `forgekeep backup`, or check --store");
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
@@ -235,7 +232,7 @@ pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> F
     let lists = format!("`forgekeep ls {}` lists its paths", id.short());
     let hint = match likely(store, root, path) {
         Some(likely) => format!("did you mean /{}? {lists}", display_path(&likely)),
-        None => format!("{lists}, `forgekeep find NAME` looks in all snapshots"),
+        None => format!("{lists}, `forgekeep find NAME` searches all snapshots"),
     };
     with_hint(message, hint)
 }

@@ -87,8 +87,7 @@ impl Stream<'_> {
             None => "standard input is empty".to_owned(),
             Some(program) => format!("{} printed nothing", program.display()),
         };
-        let hint =
-            "there is no snapshot; check the command, or give --allow-empty if that is right";
+        let hint = "no snapshot was created; check the command, or give --allow-empty to store an empty file";
         Err(with_hint(what, hint))
     }
 }
@@ -97,7 +96,7 @@ fn failed(program: &OsString, error: forge::Error) -> Failure {
     match error {
         forge::Error::Failed { status, .. } => with_hint(
             format!("{} failed ({status})", program.display()),
-            "there is no snapshot; what the command printed on standard error says why",
+            "no snapshot was created; see the standard error of the command",
         ),
         error if error.is_interrupted() => error.into(),
         error => other(error.to_string()),

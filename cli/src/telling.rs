@@ -39,7 +39,8 @@ impl<'a> Telling<'a> {
         instance: &'a str,
         host: &'a str,
     ) -> Result<Telling<'a>, Failure> {
-        let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
+        let run = RunId::random()
+            .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
         Ok(Telling {
             ui,
             notifiers: &config.notify,
@@ -131,7 +132,7 @@ impl<'a> Telling<'a> {
         let due = self.due.borrow().iter().map(|(_, at)| *at).max();
         let left = || due.map_or(0, |at| at.saturating_duration_since(Instant::now()).as_secs());
         if left() > 0 {
-            let text = format!("waiting {} s before monitoring is told that all is up", left());
+            let text = format!("waiting {} s before ending the silence of monitoring", left());
             let _ = self.ui.remark(text);
         }
         while due.is_some_and(|at| Instant::now() < at) && !self.ui.wants_stop() {
@@ -182,7 +183,7 @@ impl Monitor for Telling<'_> {
             Ok(silenced) => silenced,
             Err(error) => {
                 self.warn(vec![format!(
-                    "monitoring may still be silenced; end that by hand ({error})"
+                    "monitoring may still be silenced; end the silence by hand ({error})"
                 )]);
                 return None;
             }
@@ -211,7 +212,7 @@ fn lack(outcome: &Outcome) -> String {
     let missing = outcome.missing.iter().filter(|absent| absent.is_required);
     let missing: Vec<&str> = missing.map(|absent| &absent.part[..]).collect();
     match (&missing[..], outcome.report.unreadable_count) {
-        ([], 0) => "the copy does not fit the databases".into(),
+        ([], 0) => "the stored files do not match the databases".into(),
         ([], paths) => format!("{paths} paths could not be read"),
         (parts, _) => format!("missing: {}", parts.join(", ")),
     }

@@ -131,7 +131,7 @@ impl Backup {
         let report = result?;
         if report.is_empty {
             ui.warn(
-                "nothing to back up: the named directories are empty, or all in them is left out",
+                "nothing to back up: the directories are empty, or patterns exclude all of their content",
             );
         }
         let shown = show(ui, &report, watch.elapsed());
@@ -158,7 +158,7 @@ impl Backup {
                 made?;
                 // An unmounted disk leaves an empty mount point, where the store used to be.
                 ui.warn(&format!(
-                    "a new store was begun at {}; if one was there before, check that its disk is mounted",
+                    "created a new store at {}; if a store existed there before, check that its disk is mounted",
                     place.display()
                 ));
                 Ok(())
@@ -226,7 +226,7 @@ impl Backup {
         for file in &self.exclude_file {
             let text = std::fs::read(file).map_err(|error| {
                 let message = format!("cannot read {}: {error}", file.display());
-                with_hint(message, "--exclude-file wants a readable file of patterns")
+                with_hint(message, "--exclude-file needs a readable file of patterns")
             })?;
             for (number, glob) in store::glob::lines(&text) {
                 Globs::new([glob]).map_err(|error| in_line(file, number, error))?;
@@ -272,7 +272,7 @@ impl Backup {
                 Ok(real) => {
                     if passes_link(path) {
                         let text = format!(
-                            "{} is reached by a symbolic link; backing up {}",
+                            "{} leads through a symbolic link; backing up {}",
                             path.display(),
                             real.display()
                         );
@@ -308,15 +308,15 @@ impl Backup {
         let path = store::backup::tree_path(std::path::Path::new(name));
         if !store::entry::is_valid_path(&path) {
             return Err(with_hint(
-                format!("{} cannot be the name of a file in a snapshot", name.display()),
+                format!("{} is not a valid file name for a snapshot", name.display()),
                 "give a name such as db.sql, or a path without . and ..",
             ));
         }
         let (command, may_be_empty) = (&self.stdin_command[..], self.allow_empty);
         if let Some(program) = command.first().filter(|program| !is_there(program)) {
             return Err(with_hint(
-                format!("cannot start {}: there is no such program", program.display()),
-                "check its name and PATH; there is no snapshot",
+                format!("cannot start {}: program not found", program.display()),
+                "no snapshot was created; check the name and PATH",
             ));
         }
         Stream { path: &path, command, may_be_empty }.backup(store, options, ui)
@@ -375,7 +375,7 @@ fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
 pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result<(), Failure> {
     shown.map_err(|failure| match (failure, report.snapshot) {
         (Failure::Other { message, .. }, Some(id)) => {
-            with_hint(message, format!("snapshot {} was saved all the same", id.short()))
+            with_hint(message, format!("snapshot {} was saved", id.short()))
         }
         (failure, _) => failure,
     })

@@ -34,7 +34,7 @@ impl Check {
         let read_data = match (&self.read_data_subset, self.read_data) {
             (Some(text), _) => subset(text).ok_or_else(|| {
                 other(format!(
-                    "{text} is no part: write N/M with N from 1 to M, or a share like 5%"
+                    "{text} is not a part: write N/M with N from 1 to M, or a share like 5%"
                 ))
             })?,
             (None, true) => ReadData::All,
@@ -46,9 +46,7 @@ impl Check {
         watch.end();
         let (report, future) = (report?, future?);
         for snapshot in &future {
-            ui.warn(&format!(
-                "snapshot {snapshot} is dated in the future; latest does not count it"
-            ));
+            ui.warn(&format!("snapshot {snapshot} is dated in the future; latest ignores it"));
         }
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
         // The exit code must be right even if printing the result failed.
@@ -98,7 +96,7 @@ fn show(
         ui.line(format!("lost: {path} in snapshot {}: {reason}", &snapshot[..8]))?;
     }
     if report.losses_left_out > 0 {
-        ui.line(format!("lost: and more in {} other places", report.losses_left_out))?;
+        ui.line(format!("lost: more paths in {} other places", report.losses_left_out))?;
     }
     ui.json(
         "summary",
@@ -135,15 +133,15 @@ fn show(
         return ui.line("no damage found");
     }
     ui.line(format!(
-        "{} damaged, {} lost; what else there is can be restored",
+        "{} damaged, {} lost; everything else can be restored",
         count(report.damage_count, "object"),
         count(report.loss_count, "path")
     ))?;
     if report.damages.iter().any(|damage| damage.object.contains("segments/")) {
-        ui.remark("the next backup stores again what its sources still have of it")?;
+        ui.remark("the next backup stores lost data again if its sources still contain them")?;
     }
     if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
-        ui.remark("the next command builds the index anew; nothing is lost with it")?;
+        ui.remark("the next command rebuilds the index without loss")?;
     }
     Ok(())
 }

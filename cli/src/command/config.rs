@@ -77,7 +77,8 @@ impl Asked {
                 Asked { missing: asked.missing, problem: None, keys: asked.keys }
             }
             Err(error) => {
-                let problem = format!("databases cannot be asked: {error}; `--offline` skips this");
+                let problem =
+                    format!("cannot query the databases: {error}; `--offline` skips the query");
                 Asked { problem: Some(problem), ..Asked::default() }
             }
         }
@@ -90,7 +91,7 @@ impl Check {
         if let Some(name) = &self.instance {
             config.instance(name)?;
         } else if config.instances.is_empty() {
-            let hint = "`forgekeep detect` proposes what to write in it";
+            let hint = "`forgekeep detect` proposes a configuration";
             return Err(with_hint("the configuration has no instance", hint));
         }
         let is_wanted = |name: &String| self.instance.as_ref().is_none_or(|wanted| wanted == name);
@@ -208,7 +209,7 @@ impl<'a> View<'a> {
             ("Redis", self.redis()),
             ("services", self.services()),
             ("steps", self.steps()),
-            ("left out", self.left_out()),
+            ("skipped", self.left_out()),
             ("notes", self.plan.notes.iter().map(|note| (String::new(), note.clone())).collect()),
         ];
         for (name, rows) in sections.into_iter().filter(|(_, rows)| !rows.is_empty()) {
@@ -227,8 +228,8 @@ impl<'a> View<'a> {
             ui.explain(&format!("{instance}: {problem}"));
         }
         if !self.missing.is_empty() {
-            let missing = count(self.missing.len() as u64, "needed part");
-            ui.explain(&format!("{instance}: {missing} not there: a backup would not be complete"));
+            let missing = count(self.missing.len() as u64, "required part");
+            ui.explain(&format!("{instance}: {missing} missing; a backup would not be complete"));
         }
         Ok(())
     }
@@ -264,23 +265,23 @@ impl<'a> View<'a> {
         let plan = self.plan;
         let store = match &self.store {
             Ok(place) if place.join("store.json").exists() => place.display().to_string(),
-            Ok(place) => format!("{} (not made yet: `forgekeep init`)", place.display()),
+            Ok(place) => format!("{} (does not exist yet; run `forgekeep init`)", place.display()),
             Err(_) => "NONE".into(),
         };
         let mut rows = vec![row("store", store), row("mode", plan.mode.name())];
         if self.root != Path::new("/") {
-            rows.push(row("root", format!("{}, where paths begin", self.root.display())));
+            rows.push(row("root", format!("{}, the start of relative paths", self.root.display())));
         }
         if !plan.tags.is_empty() {
             rows.push(row("tags", plan.tags.join(", ")));
         }
-        let caches = if plan.skips_git_caches { "left out" } else { "kept" };
+        let caches = if plan.skips_git_caches { "skipped" } else { "kept" };
         rows.push(row("git caches", caches));
         rows.push(row(
             "checks",
             match rows_of(plan.sample) {
                 None => "all rows and their files".to_owned(),
-                Some(rows) => format!("files of {rows} rows of each table"),
+                Some(rows) => format!("files of {rows} rows per table"),
             },
         ));
         rows
@@ -290,7 +291,7 @@ impl<'a> View<'a> {
         let parts = self.plan.parts.iter().filter(|part| !is_saved(self.plan, part));
         let mut rows: Vec<Row> = parts.map(|part| row(&part.name, self.part(part))).collect();
         for absent in &self.plan.lacking {
-            let state = if absent.is_required { "NOT THERE" } else { "not there, not needed" };
+            let state = if absent.is_required { "MISSING" } else { "missing, optional" };
             rows.push(row(&absent.part, format!("{state}  — {}", absent.looked_for)));
         }
         rows
@@ -299,13 +300,13 @@ impl<'a> View<'a> {
     fn part(&self, part: &Part) -> String {
         let paths = part.paths.iter().map(|path| {
             let is_lacking = part.needs_all && !path.exists() && part.paths.len() > 1;
-            format!("{}{}", self.path(path), if is_lacking { " (not there)" } else { "" })
+            format!("{}{}", self.path(path), if is_lacking { " (missing)" } else { "" })
         });
         let paths = paths.collect::<Vec<_>>().join(" ");
         let state = match (is_there(self.plan, part), part.is_required) {
             (true, _) => "",
-            (false, true) => "NOT THERE  ",
-            (false, false) => "(not there, not needed)  ",
+            (false, true) => "MISSING  ",
+            (false, false) => "(missing, optional)  ",
         };
         let without = match &part.exclude[..] {
             [] => String::new(),
@@ -328,15 +329,15 @@ impl<'a> View<'a> {
             text += &format!(", passwords in {}", passfile.display());
         }
         if let Some(bin) = server.reach.bin.first() {
-            text += &format!(", programs of {}", bin.display());
+            text += &format!(", programs in {}", bin.display());
         }
         let mut rows = vec![row("server", text)];
         for database in &self.plan.databases {
-            let needed = if database.is_required { "" } else { "  (not needed)" };
+            let needed = if database.is_required { "" } else { "  (optional)" };
             rows.push(row(&database.part(), format!("{}{needed}", database.name)));
         }
         if self.plan.databases.is_empty() {
-            rows.push(row("databases", "all that it has"));
+            rows.push(row("databases", "all databases of the server"));
         }
         if let Some(keys) = &self.keys {
             rows.push(row("keys", &keys.text));

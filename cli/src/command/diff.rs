@@ -85,13 +85,13 @@ impl Diff {
             }),
         )?;
         ui.remark(format!(
-            "{added} added, {removed} removed, {modified} changed, {metadata} with other metadata; \
-             {} came, {} went",
+            "{added} added, {removed} removed, {modified} changed, {metadata} with changed metadata; \
+             {} added, {} removed",
             size(bytes[0]),
             size(bytes[1])
         ))?;
         if let Some(saved) = report::reuse(&second.statistics) {
-            ui.remark(format!("the backup of the second: {saved}"))?;
+            ui.remark(format!("backup of the second snapshot: {saved}"))?;
         }
         if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
     }

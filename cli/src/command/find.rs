@@ -45,7 +45,7 @@ impl Find {
             let mut lost = |lost: &Lost| {
                 lost_parts += 1;
                 let (id, span, error) = (id.short(), &lost.span, &lost.error);
-                ui.warn(&format!("cannot look at {span} in snapshot {id}: {error}"));
+                ui.warn(&format!("cannot search {span} in snapshot {id}: {error}"));
             };
             let root = snapshot.root.chunk();
             for (place, part) in tree::outline(&root, &get, &|_| false, &mut |_| {}) {

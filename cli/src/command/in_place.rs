@@ -44,8 +44,8 @@ impl InPlace<'_> {
         let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
         let target = self.target.display();
         ui.warn(&format!(
-            "restoring instance {} into {target} puts files over those of this machine: stop its \
-             services before; databases are not restored by that",
+            "restoring instance {} into {target} overwrites files of this machine and does not restore \
+             databases; stop its services first",
             of.name
         ));
         self.warn_of_version(&facts, ui);
@@ -53,7 +53,7 @@ impl InPlace<'_> {
         if self.selects(&dumps) {
             let place = self.destination(&dumps).unwrap_or_default();
             ui.warn(&format!(
-                "{} is made here, with dumps of databases that hold secrets; remove it afterwards",
+                "this restore creates {} with database dumps that contain secrets; delete it afterwards",
                 place.display()
             ));
         }
@@ -63,8 +63,8 @@ impl InPlace<'_> {
         }
         Err(with_hint(
             format!("a restore of instance {} over this machine needs --yes", of.name),
-            "restore into an empty directory and move what is needed, or give --yes; --dry-run \
-             shows what would change",
+            "restore into an empty directory and move the needed files, or give --yes; --dry-run \
+             shows the changes",
         ))
     }
 
@@ -117,8 +117,8 @@ impl InPlace<'_> {
         let (Some(old), Some(here)) = (of_snapshot, here) else { return };
         if facts["kind"] == "gitlab" && old != here {
             ui.warn(&format!(
-                "the snapshot is of GitLab {old}, and {here} is installed here: files and \
-                 databases of one version do not fit the other"
+                "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
+                 databases of different versions are incompatible"
             ));
         }
     }
@@ -150,7 +150,7 @@ impl InPlace<'_> {
             let more = left.len().saturating_sub(NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             ui.warn(&format!(
-                "of the directory of sshd only host keys are restored; {}{more} stay as they are \
+                "restoring only the host keys of sshd; {}{more} stay unchanged \
                  unless --include names them",
                 shown.join(", ")
             ));

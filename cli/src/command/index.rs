@@ -46,7 +46,7 @@ impl Index {
             }),
         )?;
         ui.line(format!(
-            "{} of {} ({}) in the index again, in {seconds:.1} s",
+            "rebuilt the index: {} of {} ({}) in {seconds:.1} s",
             count(chunks, "chunk"),
             count(segments, "segment"),
             size(bytes)

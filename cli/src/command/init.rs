@@ -40,15 +40,15 @@ pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
 fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| other(format!("no random number to be had: {error}")))?;
+        .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
     let config = Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) };
     store::store::init(place, &config).map_err(|error| match error {
         store::Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
-            format!("cannot make a store at {}: {source}", place.display()),
-            "check the path and its mount, or run it as a user who may write there",
+            format!("cannot create a store at {}: {source}", place.display()),
+            "check the path and its mount, or run the command as a user who may write there",
         ),
         error => error.into(),
     })?;
     ui.json("initialized", json!({"id": config.store_id, "store": place.display().to_string()}))?;
-    ui.remark(format!("made store {} at {}", &config.store_id[..8], place.display()))
+    ui.remark(format!("created store {} at {}", &config.store_id[..8], place.display()))
 }

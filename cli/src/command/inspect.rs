@@ -68,7 +68,7 @@ impl Inspect {
                 Ok(check) => inspection.checks.extend(check),
                 Err(failure) => {
                     let (reason, _) = failure.words().unwrap_or_default();
-                    ui.warn(&format!("keys could not be compared with a snapshot: {reason}"));
+                    ui.warn(&format!("cannot compare the keys with a snapshot: {reason}"));
                 }
             }
         }
@@ -87,9 +87,9 @@ impl Inspect {
         });
         ui.json("summary", summary)?;
         if is_right {
-            return ui.remark(format!("{}: nothing is wrong", plan.instance));
+            return ui.remark(format!("{}: no problems found", plan.instance));
         }
-        ui.explain(&format!("{}: not all is as it should be: see above", plan.instance));
+        ui.explain(&format!("{}: problems found, see above", plan.instance));
         Err(Failure::Partial)
     }
 
@@ -104,16 +104,17 @@ impl Inspect {
         let read = || {
             let (id, snapshot) = select::find_of_instance(&store, wanted, name)?;
             let facts = instance::kept(&store, &snapshot, "instance.json")?.ok_or_else(|| {
-                let hint = "`forgekeep snapshots` says which ones are complete";
-                with_hint(format!("snapshot {} says nothing of its instance", id.short()), hint)
+                let hint = "`forgekeep snapshots` shows which snapshots are complete";
+                with_hint(format!("snapshot {} has no instance.json", id.short()), hint)
             })?;
             Ok::<_, Failure>((id, snapshot, facts))
         };
         let read = read();
         watch.end();
         let (id, snapshot, facts) = read?;
-        let mut facts: Value = serde_json::from_slice(&facts)
-            .map_err(|error| other(format!("instance.json of snapshot {}: {error}", id.short())))?;
+        let mut facts: Value = serde_json::from_slice(&facts).map_err(|error| {
+            other(format!("cannot read instance.json of snapshot {}: {error}", id.short()))
+        })?;
         let is_complete = snapshot.instance.is_some_and(|instance| instance.is_complete);
         let state = if is_complete { "complete" } else { "NOT COMPLETE" };
         let time = snapshot.start.into();
@@ -148,7 +149,7 @@ fn unfinished(migrations: &Value) -> Vec<String> {
             .filter(|(state, _)| !["finished", "finalized"].contains(&state.as_str()))
             .map(|(state, count)| format!("{count} {state}"))
             .collect();
-        (!left.is_empty()).then(|| format!("{database}: not over: {}", left.join(", ")))
+        (!left.is_empty()).then(|| format!("{database}: unfinished: {}", left.join(", ")))
     });
     left.map(|line| display_path(line.as_bytes())).collect()
 }
@@ -190,7 +191,7 @@ fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
     }
     line("parts", count(list("parts").len() as u64, "part"))?;
     for absent in list("missing") {
-        let needed = if absent["is_required"] == true { "" } else { "  (not needed)" };
+        let needed = if absent["is_required"] == true { "" } else { "  (optional)" };
         let [part, place] = ["part", "looked_for"].map(|key| text(&absent[key]));
         let (part, place) = (part.unwrap_or_default(), place.unwrap_or_default());
         line("missing", format!("{part}: {place}{needed}"))?;
@@ -219,7 +220,7 @@ mod tests {
             "main": {"finished": 7, "active": 2, "failed": 1},
             "ci": {"finalized": 3, "finished": 1},
         });
-        assert_eq!(unfinished(&migrations), ["main: not over: 2 active, 1 failed"]);
+        assert_eq!(unfinished(&migrations), ["main: unfinished: 2 active, 1 failed"]);
         assert!(unfinished(&Value::Null).is_empty());
     }
 }

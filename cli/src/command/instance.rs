@@ -77,7 +77,7 @@ pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec
     let entry = Lookup::new(&snapshot.root.chunk(), &get).at(path.as_bytes())?;
     let Some(entry) = entry else { return Ok(None) };
     if entry.size > KEPT_BYTES_MAX {
-        return Err(other(format!("{path} has {}, which is too much", size(entry.size))));
+        return Err(other(format!("{path} is too large: {}", size(entry.size))));
     }
     let mut text = Vec::new();
     let dumped = store::dump::dump(store, &entry, &mut text)?;
@@ -89,10 +89,10 @@ pub fn without_backup(error: forge::Error) -> Failure {
     use forge::Error as E;
     let hint = match error {
         E::Failed { .. } | E::Service { .. } => {
-            "start the database server and load its databases, or say under `postgres` in the \
-             configuration how it is reached"
+            "start the database server and load its databases, or set its address under `postgres` \
+             in the configuration"
         }
-        E::TooSlow { .. } => "nothing was changed; see why it takes that long and try again",
+        E::TooSlow { .. } => "nothing was changed; find the cause of the delay and try again",
         E::Pooler { .. } => "set postgres.host and postgres.port to those of the server itself",
         error => return error.into(),
     };
@@ -146,7 +146,7 @@ pub fn recover(
         return Ok(0);
     }
     let text = format!(
-        "an earlier run for {} left this to do: {}; doing it now",
+        "an earlier run for {} left unfinished steps: {}; doing them now",
         record.instance(),
         left.join(", ")
     );
@@ -157,8 +157,8 @@ pub fn recover(
         observer.event(Event::Warning(format!("could not {what}: {error}")));
     }
     let hint = format!(
-        "do it by hand if users wait; `forgekeep recover` tries again, and with --forget --instance \
-         {} it drops what can no longer be done",
+        "do it by hand if users are waiting; `forgekeep recover` tries again, and \
+         `forgekeep recover --forget --instance {}` drops the unfinished steps",
         record.instance()
     );
     Err(with_hint(format!("could not {what}: {error}"), hint))
@@ -202,7 +202,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
         ui.explain(&failure);
     }
     if !outcome.is_complete {
-        ui.explain("the backup is not complete: see what is missing above");
+        ui.explain("the backup is not complete; see the missing parts above");
     }
     Ok(())
 }
@@ -211,7 +211,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
 pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<(), Failure> {
     for absent in missing {
         ui.json("missing_part", json!(absent))?;
-        let text = format!("{} is not there: {}", absent.part, absent.looked_for);
+        let text = format!("{} is missing: {}", absent.part, absent.looked_for);
         if absent.is_required { ui.explain(&text) } else { ui.detail(text)? }
     }
     for check in checks {

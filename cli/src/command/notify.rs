@@ -65,11 +65,12 @@ impl Test {
         let config = self.config.read()?;
         let notifiers = &config.notify;
         if notifiers.is_empty() {
-            let hint = "add a [[notify]] table to it, see docs/notifications.md";
-            return Err(with_hint("the configuration names nobody to tell", hint));
+            let hint = "add a [[notify]] table; see docs/notifications.md";
+            return Err(with_hint("the configuration has no notifier", hint));
         }
         let host = super::instance::host();
-        let run = RunId::random().map_err(|error| other(format!("no random number: {error}")))?;
+        let run = RunId::random()
+            .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
         let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
         let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
         if let Some(named) = &self.instance {
@@ -101,12 +102,12 @@ impl Test {
             ui.explain(failure);
         }
         for name in &silent {
-            ui.explain(&format!("{name} sends nothing of this kind; it was not tested"));
+            ui.explain(&format!("{name} does not send this kind of message; it was not tested"));
         }
         let value = json!({"notifiers": count, "not_tested": silent, "failures": failures});
         ui.json("notified", value)?;
         if failures.is_empty() && count > 0 {
-            return ui.remark(format!("told {}", crate::report::count(count as u64, "notifier")));
+            return ui.remark(format!("tested {}", crate::report::count(count as u64, "notifier")));
         }
         Err(Failure::Partial)
     }
@@ -122,7 +123,7 @@ impl Kind {
         };
         let at = now();
         let mut outcome = Outcome::new(ending, exit_code, at, at);
-        outcome.message = Some("this is a test, there was no backup".into());
+        outcome.message = Some("this is a test; no backup ran".into());
         outcome.previous = Some(ending != Ending::Done);
         outcome
     }

@@ -77,7 +77,7 @@ impl Projects {
         }
         ui.remark(count(shown, "project"))?;
         let id = id.short();
-        ui.remark(format!("one of them: forgekeep restore {id}:PATH --target DIRECTORY"))
+        ui.remark(format!("to restore one: forgekeep restore {id}:PATH --target DIRECTORY"))
     }
 
     fn read(&self, store: &Store) -> Result<(SnapshotId, Vec<Project>, Places), Failure> {
@@ -93,7 +93,10 @@ impl Projects {
         let projects: Result<_, Failure> = lines
             .map(|line| {
                 let wrong = |error| {
-                    crate::exit::other(format!("{name} of snapshot {}: {error}", id.short()))
+                    crate::exit::other(format!(
+                        "cannot read {name} of snapshot {}: {error}",
+                        id.short()
+                    ))
                 };
                 serde_json::from_slice(line).map_err(wrong)
             })

@@ -75,11 +75,11 @@ impl Recover {
         }
         ui.json("recovered", json!({"instances": done, "steps": steps}))?;
         if steps > 0 {
-            ui.line(format!("did {}", count(steps as u64, "step")))?;
+            ui.line(format!("completed {}", count(steps as u64, "step")))?;
         }
         match worst {
             Some(failure) => Err(failure),
-            None if steps == 0 => ui.line("nothing was left to do"),
+            None if steps == 0 => ui.line("nothing to recover"),
             None => Ok(()),
         }
     }
@@ -98,9 +98,9 @@ fn rank(failure: &Failure) -> u8 {
 fn forget(config: &Config, instance: &str, ui: &Ui) -> Result<(), Failure> {
     let mut dropped = Vec::new();
     let was_any = Record::forget(&config.state, instance, &mut |what| {
-        ui.explain(&format!("{instance}: dropping what was left to do: {what}"));
+        ui.explain(&format!("{instance}: dropping an unfinished step: {what}"));
         dropped.push(what.to_owned());
     })?;
     ui.json("forgotten", json!({"instance": instance, "dropped": dropped}))?;
-    ui.line(if was_any { "dropped" } else { "nothing was left to do" })
+    ui.line(if was_any { "dropped" } else { "nothing to drop" })
 }

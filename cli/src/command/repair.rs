@@ -65,7 +65,7 @@ impl SingleSignOn {
         for path in &written {
             ui.line(format!("{would} id and secret into {path}"))?;
         }
-        ui.line(if next.is_empty() { "nothing is wrong".into() } else { format!("now {next}") })
+        ui.line(if next.is_empty() { "nothing to repair".into() } else { format!("now {next}") })
     }
 }
 
@@ -74,7 +74,7 @@ fn unrepaired(error: forge::Error) -> Failure {
     match error {
         forge::Error::Settings { .. } => with_hint(
             error.to_string(),
-            "nothing was changed; `forgekeep inspect` shows what GitLab and Mattermost know of each other",
+            "nothing was changed; `forgekeep inspect` shows the state of single sign-on between GitLab and Mattermost",
         ),
         error => error.into(),
     }

@@ -69,8 +69,8 @@ impl Restore {
         if !snapshot.is_complete() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(
-                || "there is no complete one of it".into(),
-                |other| format!("{} is the last complete one of it", other.short()),
+                || "the store has no complete one".into(),
+                |other| format!("{} is the last complete one", other.short()),
             );
             let text = format!("snapshot {} is NOT COMPLETE; {other}", id.short());
             store.observer().event(Event::Warning(text));
@@ -78,7 +78,7 @@ impl Restore {
         let incomplete = snapshot.statistics.metadata_unreadable;
         if incomplete > 0 {
             let text = format!(
-                "snapshot {} has {} without some of their metadata, which could not be read",
+                "snapshot {} has {} without some metadata that the backup could not read",
                 id.short(),
                 count(incomplete, "entry")
             );
@@ -140,8 +140,8 @@ impl Restore {
             if self.delete && is_file {
                 watch.end();
                 return Err(with_hint(
-                    "--delete is for directories",
-                    "leave it out to restore one file",
+                    "--delete needs a directory",
+                    "omit --delete to restore one file",
                 ));
             }
         }
@@ -183,10 +183,13 @@ impl Restore {
             count(report.files_restored, "file"),
             size(report.bytes_restored),
             count(report.dirs, "directory"),
-            count(report.others, "other")
+            match report.others {
+                1 => "1 link or special file".to_owned(),
+                others => format!("{others} links and special files"),
+            }
         );
         if report.files_unchanged > 0 {
-            text += &format!("; {} right already", count(report.files_unchanged, "file"));
+            text += &format!("; {} already up to date", count(report.files_unchanged, "file"));
         }
         if report.owners_to_set + report.modes_to_set > 0 {
             text += &format!(
@@ -211,13 +214,13 @@ impl Restore {
         }
         if report.xattr_denied > 0 {
             ui.explain(&format!(
-                "{} extended attributes could not be set here (not root, or the file system has none)",
+                "could not set {} extended attributes (not root, or the file system does not support them)",
                 report.xattr_denied
             ));
         }
         if report.metadata_refused > 0 {
             let paths = count(report.metadata_refused, "path");
-            ui.explain(&format!("{paths} restored without all metadata; each was named"));
+            ui.explain(&format!("{paths} restored without all metadata; see above"));
         }
         if report.failed > 0 {
             let at_least = if report.has_uncounted { "at least " } else { "" };
@@ -238,7 +241,7 @@ fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
         return Some(format!("lacks a part of instance {name}; --delete would remove it"));
     }
     let text =
-        "does not list everything that its backup left out; --delete would remove some of it";
+        "does not list all paths that its backup skipped; --delete could remove some of them";
     snapshot.left_out.is_cut.then(|| text.into())
 }
 

@@ -51,7 +51,7 @@ pub enum Runner {
 }
 
 fn time(text: &str) -> Result<(u8, u8), String> {
-    let wrong = || "a time like 02:00 is needed".to_owned();
+    let wrong = || "expected a time such as 02:00".to_owned();
     let (hour, minute) = text.split_once(':').ok_or_else(wrong)?;
     match (hour.parse(), minute.parse()) {
         (Ok(hour @ 0..24), Ok(minute @ 0..60)) => Ok((hour, minute)),
@@ -65,7 +65,7 @@ impl Schedule {
         let settings = config.instance(&self.instance)?;
         let store = instance::place_of(&config, &self.instance, global)?;
         let program = std::env::current_exe()
-            .map_err(|error| other(format!("it is not known where this program is: {error}")))?;
+            .map_err(|error| other(format!("cannot find the path of this program: {error}")))?;
         let command = Command {
             program: &program,
             config: self.config.path(),
@@ -78,7 +78,7 @@ impl Schedule {
                 if needs.anything && is_open(&store) {
                     let store = store.display();
                     ui.warn(&format!(
-                        "others on this machine may read the store; if they shall not: chmod 700 {store}"
+                        "other users of this machine may read the store; to prevent that, run: chmod 700 {store}"
                     ));
                 }
                 let name = format!("forgekeep-{}", self.instance);
@@ -97,7 +97,7 @@ impl Schedule {
         };
         if let Some(dir) = self.write.as_deref().filter(|dir| !dir.is_dir()) {
             let message = format!("cannot write into {}: it is not a directory", dir.display());
-            return Err(with_hint(message, "make it first, or check --write"));
+            return Err(with_hint(message, "create it first, or check --write"));
         }
         for (name, text) in &files {
             match &self.write {
@@ -311,8 +311,8 @@ fn for_systemd_path(path: &Path) -> String {
 /// Quotes a word for a line of cron. Fails for `%`, where cron ends the command, and for newlines.
 fn for_cron(word: &str) -> Result<String, Failure> {
     if word.contains(['%', '\n']) {
-        let hint = "use paths without % or newlines, or units of systemd";
-        return Err(with_hint(format!("cron cannot be told `{word}`"), hint));
+        let hint = "use paths without % or newlines, or systemd units";
+        return Err(with_hint(format!("a line for cron cannot contain `{word}`"), hint));
     }
     let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:".contains(c));
     Ok(if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) })

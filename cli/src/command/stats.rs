@@ -59,7 +59,7 @@ impl Stats {
             }),
         )?;
         ui.line(format!("snapshots     {}", snapshots.len()))?;
-        ui.line(format!("restored      {} if all of them were", size(restored)))?;
+        ui.line(format!("restored      {} for all snapshots", size(restored)))?;
         for (name, totals) in [("data    ", data), ("metadata", metadata)] {
             ui.line(format!(
                 "{name}      {} in {}, stored as {} in {}",

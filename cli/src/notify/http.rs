@@ -66,11 +66,11 @@ impl Post<'_> {
         let said = super::news::cut(self.without_secrets(said.trim()), MAX_SHOWN);
         let said = if said.is_empty() { said } else { format!(" ({})", said.trim_end()) };
         let remedy = match status.as_u16() {
-            300..=399 => "redirects are not followed, give the address it redirects to",
+            300..=399 => "set the address that it redirects to; redirects are not followed",
             401 | 403 => "check the secret and its rights",
             404 | 410 => "check the address",
-            429 => "it wants fewer messages",
-            500.. => "look into its log",
+            429 => "send fewer messages",
+            500.. => "check its log",
             _ => "check the address and the settings",
         };
         let reason = format!("{server} answered {status}{said}; {remedy}");
@@ -123,7 +123,10 @@ pub fn server(address: &str) -> Result<String, String> {
     match host {
         Some((host, Some(port))) => Ok(format!("{host}:{port}")),
         Some((host, None)) => Ok(host.to_owned()),
-        None => Err("the address of a notifier is none; it begins with https:// and a host".into()),
+        None => {
+            Err("the address of a notifier is invalid; it must begin with https:// and a host"
+                .into())
+        }
     }
 }
 

@@ -75,12 +75,16 @@ impl Tell for Mail {
         if !self.sends(news) {
             return Ok(());
         }
-        let transport = self.transport().map_err(|error| format!("no mail: {error}"))?;
+        let transport = self.transport().map_err(|error| format!("cannot send mail: {error}"))?;
         let mut failed = Vec::new();
         for to in &self.to {
             // Sent separately: a server that refuses one recipient would refuse the mail to all.
             if let Err(error) = self.send(&transport, to, news) {
-                failed.push(format!("no mail to {} by {}: {error}", to.email, self.name()));
+                failed.push(format!(
+                    "cannot send mail to {} through {}: {error}",
+                    to.email,
+                    self.name()
+                ));
             }
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
@@ -100,7 +104,7 @@ impl Mail {
         let parameters = || {
             TlsParameters::new(self.server.clone()).map_err(|error| {
                 format!(
-                    "TLS with {} is not possible: {error}; check the name of the server",
+                    "cannot use TLS with {}: {error}; check the name of the server",
                     self.server
                 )
             })
@@ -119,14 +123,14 @@ impl Mail {
             (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {
                 let server = &self.server;
                 return Err(format!(
-                    "the password for {server} would be sent unprotected; set security = \"starttls\" or \"tls\""
+                    "the password for {server} would be sent unencrypted; set security = \"starttls\" or \"tls\""
                 ));
             }
             (Some(user), Some(password)) => {
                 let password = password.read()?.reveal().to_owned();
                 transport.credentials(Credentials::new(user.clone(), password))
             }
-            _ => return Err("user and password go together; set both or neither".into()),
+            _ => return Err("only one of user and password is set; set both or neither".into()),
         };
         Ok(transport.build())
     }
@@ -204,14 +208,15 @@ fn mailbox<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mailbox, D::Err
 fn mailboxes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Mailbox>, D::Error> {
     let all = Vec::<String>::deserialize(deserializer)?;
     if all.is_empty() {
-        return Err(serde::de::Error::custom("nobody to send mail to; give an address"));
+        return Err(serde::de::Error::custom("no recipient of mail; give an address"));
     }
     all.iter().map(|one| parse(one)).collect()
 }
 
 fn parse<E: serde::de::Error>(text: &str) -> Result<Mailbox, E> {
-    let wrong =
-        |error| E::custom(format!("{text:?} is no mail address ({error}); write name@example.org"));
+    let wrong = |error| {
+        E::custom(format!("{text:?} is not a mail address ({error}); write name@example.org"))
+    };
     text.parse().map_err(wrong)
 }
 

@@ -52,11 +52,9 @@ impl Tell for Ping {
     fn tell(&self, news: &News) -> Result<(), String> {
         let what = self.path(news).ok_or_else(|| {
             let name = self.name();
-            format!(
-                "{name} was not tried; it would count as a success, so test it with --as failed"
-            )
+            format!("{name} was not tested: the ping would count as a success; use --as failed")
         })?;
-        let address = self.url.read().map_err(|error| format!("no ping: {error}"))?;
+        let address = self.url.read().map_err(|error| format!("cannot send the ping: {error}"))?;
         let address = address_of(address.reveal(), &what, news);
         let body = news.text(MAX_BODY);
         let post = Post {
@@ -66,7 +64,7 @@ impl Tell for Ping {
             body: body.as_bytes(),
             timeout: self.timeout,
         };
-        post.send().map(drop).map_err(|error| format!("no ping: {error}"))
+        post.send().map(drop).map_err(|error| format!("cannot send the ping: {error}"))
     }
 }
 

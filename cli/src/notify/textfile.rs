@@ -47,13 +47,15 @@ impl Tell for Textfile {
         };
         if !self.directory.is_dir() {
             return Err(format!(
-                "no metrics: {} is not a directory; make it, or correct `directory`",
+                "cannot write metrics: {} is not a directory; create it, or correct `directory`",
                 self.directory.display()
             ));
         }
         // The collector runs as another user and may read at any time.
         forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
-            format!("no metrics: {error}; check that the directory is there and may be written")
+            format!(
+                "cannot write metrics: {error}; check that the directory exists and is writable"
+            )
         })
     }
 }
@@ -205,7 +207,8 @@ mod tests {
         let error = notifier.tell(&news(What::Ended(&done()))).expect_err("no directory");
         assert_eq!(
             error,
-            "no metrics: /nowhere/at/all is not a directory; make it, or correct `directory`"
+            "cannot write metrics: /nowhere/at/all is not a directory; create it, or correct \
+             `directory`"
         );
     }
 

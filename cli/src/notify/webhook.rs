@@ -53,7 +53,7 @@ impl Tell for Webhook {
         if !self.sends(news) {
             return Ok(());
         }
-        let told = |error| format!("no message by webhook: {error}");
+        let told = |error| format!("cannot send a message by webhook: {error}");
         let address = self.url.read().map_err(told)?;
         let message = self.message(news).to_string();
         let post = Post {

@@ -49,9 +49,7 @@ fn port() -> u16 {
 fn some_keys<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Value, String>, D::Error> {
     let keys = BTreeMap::deserialize(d)?;
     if keys.is_empty() {
-        return Err(serde::de::Error::custom(
-            "no key to send a value to; name one, or leave out keys",
-        ));
+        return Err(serde::de::Error::custom("no key for any value; set one, or omit keys"));
     }
     Ok(keys)
 }
@@ -118,7 +116,7 @@ impl Tell for Zabbix {
         if is_test && values.is_empty() && !self.keys.is_empty() {
             let name = self.name();
             return Err(format!(
-                "{name} was not tried; a value would count as a success, so test it with --as failed"
+                "{name} was not tested: a value would count as a success; use --as failed"
             ));
         }
         self.send(&self.host(&news.origin), values.into_iter(), news.at)
@@ -176,13 +174,13 @@ impl Zabbix {
         accepted(&answer).map_err(|reason| {
             let keys: Vec<_> = data.iter().filter_map(|one| one["key"].as_str()).collect();
             let (name, keys) = (self.name(), keys.join(", "));
-            format!("{name} {reason}; for host {host}, check that these are items of type \"Zabbix trapper\" which this machine may send: {keys}")
+            format!("{name} {reason}; check that host {host} has these items, of type \"Zabbix trapper\", and accepts values from this machine: {keys}")
         })
     }
 
     fn trouble(&self, error: &io::Error) -> Trouble {
         let reason = format!(
-            "{} gave no answer: {error}; check server, port, and that it takes unencrypted connections",
+            "{} did not answer: {error}; check server and port, and that it accepts unencrypted connections",
             self.name()
         );
         if error.kind() == io::ErrorKind::InvalidData {
@@ -206,7 +204,7 @@ impl Zabbix {
 
     /// Connects to the first address of the server that answers.
     fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the server name has no address");
         for address in (self.server.as_str(), self.port).to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, left(deadline)?) {
                 Ok(stream) => return Ok(stream),
@@ -230,7 +228,7 @@ fn length(header: &[u8; 13]) -> io::Result<usize> {
     let [length, reserved] =
         [5, 9].map(|at| u32::from_le_bytes(std::array::from_fn(|i| header[at + i])));
     if !header.starts_with(MAGIC) || reserved != 0 || length > MAX_ANSWER {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is no Zabbix server"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not a Zabbix server"));
     }
     Ok(length as usize)
 }
@@ -239,7 +237,7 @@ fn length(header: &[u8; 13]) -> io::Result<usize> {
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "the time is over"));
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "timed out"));
     }
     Ok(left)
 }
@@ -252,7 +250,7 @@ fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) ->
             Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
-                    "it closed the connection",
+                    "the server closed the connection",
                 ));
             }
             Ok(read) => into = &mut into[read..],
@@ -272,7 +270,7 @@ fn accepted(answer: &[u8]) -> Result<(), String> {
     let failed = info.split(';').find_map(|part| part.trim().strip_prefix("failed:"));
     match (answer["response"].as_str(), failed.map(|number| number.trim().parse::<u64>())) {
         (Some("success"), Some(Ok(0))) => Ok(()),
-        (Some("success"), Some(Ok(_))) => Err(format!("did not take all values ({info})")),
+        (Some("success"), Some(Ok(_))) => Err(format!("rejected some values ({info})")),
         _ => {
             let shown = answer.to_string().replace(char::is_control, " ");
             Err(format!("answered {}", news::cut(shown, 200).trim_end()))

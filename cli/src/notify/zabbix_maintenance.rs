@@ -198,7 +198,7 @@ impl ZabbixMaintenance {
     }
 
     fn api(&self) -> Result<Api<'_>, String> {
-        let failed = |error| format!("no maintenance in Zabbix: {error}");
+        let failed = |error| format!("maintenance in Zabbix failed: {error}");
         let token = self.token.read().map_err(failed)?;
         let mut api = Api { settings: self, token, how: Authorization::None };
         let version = api.call("apiinfo.version", json!({}))?;
@@ -229,7 +229,7 @@ fn authorization(version: &str) -> Result<Authorization, String> {
         (Some(6), Some(0..4)) => Ok(Authorization::Request),
         (Some(6..), Some(_)) => Ok(Authorization::Header),
         _ => Err(format!(
-            "the API of version {version:?} is too old, or it is none; use Zabbix 6.0 or newer, or kind = \"zabbix\" with maintenance-keys"
+            "the API version {version:?} is too old or unknown; use Zabbix 6.0 or newer, or kind = \"zabbix\" with maintenance-keys"
         )),
     }
 }
@@ -263,7 +263,7 @@ impl Api<'_> {
             body: request.as_bytes(),
             timeout: self.settings.timeout,
         };
-        let failed = |reason: String| format!("no maintenance in Zabbix: {method}: {reason}");
+        let failed = |reason: String| format!("maintenance in Zabbix failed: {method}: {reason}");
         let answer = post.send().map_err(failed)?;
         let mut answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
         if let Some(result) = answer.get_mut("result").filter(|result| !result.is_null()) {
@@ -276,7 +276,7 @@ impl Api<'_> {
         let said = said.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
         Err(failed(if said.trim().is_empty() {
             format!(
-                "{server} gave no answer of the API; check that the URL ends with /api_jsonrpc.php"
+                "{server} did not answer like the API; check that the URL ends with /api_jsonrpc.php"
             )
         } else {
             format!(
@@ -313,7 +313,7 @@ impl Api<'_> {
         let id_of = |name: &String| {
             let one = found.iter().find(|one| one[by] == **name).and_then(|one| one[id].as_str());
             one.map(str::to_owned).ok_or_else(|| {
-                format!("no maintenance in Zabbix: it has no {} {name:?} that the token may see; check the name and the rights of the token's user",
+                format!("maintenance in Zabbix failed: no {} {name:?} is visible to the token; check the name and the rights of the token's user",
                     if by == "host" { "host" } else { "host group" })
             })
         };
