@@ -373,7 +373,7 @@ fn newer_zabbix_gets_the_token_in_the_header() {
     assert_eq!(methods.last().map(String::as_str), Some("maintenance.update"));
     warns(
         test(&sandbox, &table("/other"), "silence").run(),
-        &["did not answer like the API", "/api_jsonrpc.php"],
+        &["gave no API answer", "/api_jsonrpc.php"],
     );
 }
 

@@ -232,7 +232,7 @@ pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> F
     let lists = format!("`forgekeep ls {}` lists its paths", id.short());
     let hint = match likely(store, root, path) {
         Some(likely) => format!("did you mean /{}? {lists}", display_path(&likely)),
-        None => format!("{lists}, `forgekeep find NAME` searches all snapshots"),
+        None => format!("{lists}; `forgekeep find NAME` searches all snapshots"),
     };
     with_hint(message, hint)
 }

@@ -87,7 +87,8 @@ impl Stream<'_> {
             None => "standard input is empty".to_owned(),
             Some(program) => format!("{} printed nothing", program.display()),
         };
-        let hint = "no snapshot was created; check the command, or give --allow-empty to store an empty file";
+        let hint =
+            "no snapshot was created; check the command, or give --allow-empty for an empty file";
         Err(with_hint(what, hint))
     }
 }

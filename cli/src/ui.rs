@@ -429,7 +429,7 @@ impl Observer for Watch {
                 self.say_of(&path, &format!("{reason}; stored without comparing it"));
             }
             Event::StoredAgain(path) if self.verbose => {
-                self.say_of(&path, "is stored again: the store lost some of it");
+                self.say_of(&path, "is stored again: the store lost a part of the file");
             }
             Event::Warning(text) => {
                 remember(&self.warnings, &text);

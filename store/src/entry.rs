@@ -427,7 +427,10 @@ impl Entry {
         }
         let bytes: usize = self.xattrs.iter().map(xattr_bytes).sum();
         if bytes > limits::XATTRS_BYTES_MAX {
-            return Err(format!("its extended attributes take {bytes} bytes, which is too much"));
+            let max = limits::XATTRS_BYTES_MAX;
+            return Err(format!(
+                "its extended attributes take {bytes} bytes; the maximum is {max}"
+            ));
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Backup {
         let report = result?;
         if report.is_empty {
             ui.warn(
-                "nothing to back up: the directories are empty, or patterns exclude all of their content",
+                "nothing to back up: the directories are empty, or everything in them is excluded",
             );
         }
         let shown = show(ui, &report, watch.elapsed());

@@ -138,7 +138,7 @@ fn show(
         count(report.loss_count, "path")
     ))?;
     if report.damages.iter().any(|damage| damage.object.contains("segments/")) {
-        ui.remark("the next backup stores lost data again if its sources still contain them")?;
+        ui.remark("the next backup repairs lost data that its sources still contain")?;
     }
     if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
         ui.remark("the next command rebuilds the index without loss")?;

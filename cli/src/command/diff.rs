@@ -85,8 +85,8 @@ impl Diff {
             }),
         )?;
         ui.remark(format!(
-            "{added} added, {removed} removed, {modified} changed, {metadata} with changed metadata; \
-             {} added, {} removed",
+            "{added} added, {removed} removed, {modified} changed, {metadata} with changed \
+             metadata; {} added, {} removed",
             size(bytes[0]),
             size(bytes[1])
         ))?;

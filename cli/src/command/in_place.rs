@@ -44,8 +44,8 @@ impl InPlace<'_> {
         let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
         let target = self.target.display();
         ui.warn(&format!(
-            "restoring instance {} into {target} overwrites files of this machine and does not restore \
-             databases; stop its services first",
+            "restoring instance {} into {target} overwrites files of this machine and does not \
+             restore databases; stop its services first",
             of.name
         ));
         self.warn_of_version(&facts, ui);
@@ -150,8 +150,8 @@ impl InPlace<'_> {
             let more = left.len().saturating_sub(NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             ui.warn(&format!(
-                "restoring only the host keys of sshd; {}{more} stay unchanged \
-                 unless --include names them",
+                "restoring only the host keys of sshd; {}{more} stay unchanged unless --include \
+                 names them",
                 shown.join(", ")
             ));
         }

@@ -69,7 +69,7 @@ impl Restore {
         if !snapshot.is_complete() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(
-                || "the store has no complete one".into(),
+                || "no complete snapshot of its source exists".into(),
                 |other| format!("{} is the last complete one", other.short()),
             );
             let text = format!("snapshot {} is NOT COMPLETE; {other}", id.short());

@@ -275,9 +275,7 @@ impl Api<'_> {
             [&error["message"], &error["data"]].map(|part| part.as_str().unwrap_or_default());
         let said = said.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
         Err(failed(if said.trim().is_empty() {
-            format!(
-                "{server} did not answer like the API; check that the URL ends with /api_jsonrpc.php"
-            )
+            format!("{server} gave no API answer; check that the URL ends with /api_jsonrpc.php")
         } else {
             format!(
                 "{server} refused: {said}; check the token, its expiry and the rights of its user"
