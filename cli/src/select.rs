@@ -211,7 +211,7 @@ fn latest(
 /// Returns the failure that no such snapshot exists among `count`, with a suggestion.
 fn unknown(wanted: &str, count: usize) -> Failure {
     if count == 0 {
-        let message = format!("no snapshot {wanted}: no snapshot exists yet");
+        let message = format!("no snapshot {wanted} exists yet");
         return with_hint(message, "run `forgekeep backup`, or check --store");
     }
     let message =
