@@ -522,10 +522,7 @@ fn newer_files_that_hide_restored_references_are_named() {
     assert!(!sandbox.run(restore).ok().told().contains("warning"));
     commit(&sandbox, "kept", 3, 3);
     let told = sandbox.run(restore).ok().told();
-    assert!(
-        told.contains("a.git: 1 reference such as refs/heads/kept has a newer value"),
-        "{told}"
-    );
+    assert!(told.contains("a.git: reference refs/heads/kept has a newer value"), "{told}");
     assert!(!sandbox.forgekeep(restore).args(["--delete"]).run().ok().told().contains("warning"));
     let count = ["--git-dir", "source/a.git", "rev-list", "--count", "kept"];
     assert_eq!(sandbox.tool("git").args(count).run().ok().stdout.trim(), "3");

@@ -87,7 +87,7 @@ impl Lock {
                 let _ = flock(file, FlockOperation::NonBlockingLockShared);
                 let holder = match mode {
                     Mode::Shared => "another process holds an exclusive lock",
-                    Mode::Exclusive => "another process uses it",
+                    Mode::Exclusive => "another process uses the store",
                 };
                 Err(Error::Locked { place: self.place.clone(), holder })
             }

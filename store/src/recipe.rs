@@ -297,7 +297,7 @@ impl<'a> Extents<'a> {
             return Err(malformed("a recipe", "a list of recipe chunks contains a hole"));
         };
         if level > limits::RECIPE_LEVELS_MAX {
-            return Err(malformed(format!("recipe chunk {chunk}"), "too many levels"));
+            return Err(malformed(format!("recipe chunk {chunk}"), "it has too many levels"));
         }
         let extents = read_group(&chunk, len, &(self.get)(&chunk)?)?;
         self.stack.push((level - 1, extents.into_iter()));

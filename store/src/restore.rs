@@ -488,7 +488,7 @@ impl Restore<'_> {
             let git_dir = self.shown(relative(&git_dir, &self.prefix));
             let first = crate::entry::display_path(&names[0]);
             let have = match names.len() {
-                1 => format!("1 reference such as {first} has a newer value"),
+                1 => format!("reference {first} has a newer value"),
                 count => format!("{count} references such as {first} have newer values"),
             };
             let text = format!(
