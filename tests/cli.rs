@@ -533,7 +533,10 @@ fn one_wrong_instance_hides_no_other_and_no_store_is_a_problem() {
         ("", "it has no parts"),
         ("parts.a.path = '/etc'\nservices.stop = [{ command = ['true'] }]\n", "would stay down"),
         ("parts.a.path = '/etc'\nservices.start = [{ command = ['true'] }]\n", "services.stop"),
-        ("parts.a.path = '/etc'\nservices.writers = ['web']\n", "not known who stops them"),
+        (
+            "parts.a.path = '/etc'\nservices.writers = ['web']\n",
+            "the program that stops them is unknown",
+        ),
     ] {
         let config = format!("{store}[instances.bad]\nkind = 'plain'\n{wrong}{good}");
         let told = check(&sandbox, &config).run().fails(1, &[word]);
@@ -889,7 +892,9 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
     let schedule = ["schedule", "--instance", "a", "--config", "c.toml", "--write", "missing"];
     sandbox.run(schedule).fails(1, &["cannot write into missing", "create it first"]);
     let repair = ["repair", "single-sign-on", "--instance", "a", "--config", "c.toml"];
-    sandbox.run(repair).fails(1, &["no Mattermost beside GitLab", "nothing was changed"]);
+    sandbox
+        .run(repair)
+        .fails(1, &["no Mattermost is installed beside GitLab", "nothing was changed"]);
     let dotted = sandbox.run(["backup", "source/../source"]).ok();
     assert!(!dotted.stderr.contains("symbolic link"), "{}", dotted.told());
     std::os::unix::fs::symlink("source", sandbox.path("way")).expect("links");

@@ -31,7 +31,7 @@ fn an_official_container_comes_back() {
     }
     assert!(checked.stdout.contains("run as gitlab-psql"), "{}", checked.told());
     // The keys are tried, as for the package.
-    let asked = "the databases hold no encrypted value of a known form";
+    let asked = "the databases contain no encrypted value in a known format";
     assert!(checked.stdout.contains(asked), "{}", checked.told());
     let all = backup(&sandbox).run().ok().json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
@@ -102,7 +102,7 @@ fn services_in_a_container_are_stopped_and_it_stays_up() {
     configure(&sandbox, &gitlab, &format!("container = '{NAME}'"));
     configured(&sandbox, ["config", "check"]).run().ok();
     configure(&sandbox, &gitlab, "container = 'other'");
-    configured(&sandbox, ["config", "check"]).run().fails(1, &["knows no container other"]);
+    configured(&sandbox, ["config", "check"]).run().fails(1, &["has no container other"]);
     // One that does not run says so.
     std::fs::write(gitlab.root().join("stopped"), "").expect("writes");
     configure(&sandbox, &gitlab, "postgres.wait = '1s'");
@@ -149,7 +149,7 @@ fn the_databases_come_back_as_the_page_about_restoring_says() {
     ctl(&["start"]);
     gitlab.inside.services.wait_until_up();
     let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
-    assert!(looked.stdout.contains("all are there"), "{}", looked.told());
+    assert!(looked.stdout.contains("all are present"), "{}", looked.told());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn an_official_image_is_found_in_compose_files() {
         "services:\n  web:\n    image: gitlab/gitlab-ee\n    volumes: ['./config:/etc/gitlab']\n",
     );
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run();
-    checked.fails(1, &["/var/opt/gitlab of the container, which no volume holds"]);
+    checked.fails(1, &["/var/opt/gitlab of the container is not in a volume"]);
 }
 
 #[test]

@@ -114,11 +114,11 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
     };
     let (verdict, text) = check("lfs");
     assert_eq!(verdict, "unknown");
-    assert!(text.starts_with("lfs could not be asked: division by zero"), "{text}");
-    let files = "22 rows with files looked at; all are there; 1 more of uploads are in an object \
-                 store, which is not copied";
+    assert!(text.starts_with("cannot query lfs: division by zero"), "{text}");
+    let files = "checked 22 rows with files; all are present; 1 more rows of uploads are in an \
+                 object store, which is not copied";
     assert_eq!(check("files"), ("ok", files));
-    assert_eq!(check("repositories"), ("ok", "5 projects looked at; all are there"));
+    assert_eq!(check("repositories"), ("ok", "checked 5 projects; all are present"));
 }
 
 #[test]
@@ -249,8 +249,9 @@ fn a_stop_is_a_tenth_of_the_run_at_most() {
     let all = backup(&sandbox).run().ok().json();
     let seconds = |key: &str| summary(&all)[key].as_f64().expect("seconds");
     let (down, whole) = (seconds("seconds_down"), seconds("total_duration"));
-    let said =
-        |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("started again"));
+    let said = |line: &&Value| {
+        line["message"].as_str().is_some_and(|text| text.contains("restarted after"))
+    };
     let note = all.iter().find(said);
     assert!(down <= whole / 10.0, "down for {down} of {whole}: {note:?}");
 }

@@ -190,5 +190,5 @@ fn a_project_by_name_is_complete() {
         assert_eq!(check["verdict"], "ok", "{check}");
     }
     let (_, text) = check(&all, "files");
-    assert!(text.contains("all are there"), "{text}");
+    assert!(text.contains("all are present"), "{text}");
 }

@@ -82,7 +82,7 @@ fn a_service_that_does_not_stop() {
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, &format!("{MAINTENANCE}\nservices = {{ limit = '9s' }}"));
     let outcome = backup(&sandbox).run().ends_with(1);
-    let words = "unicorn: it still runs 9 seconds after it was told to stop";
+    let words = "unicorn: it is still running 9 seconds after the stop command";
     assert_failed(&sandbox, &gitlab, &outcome, words);
     assert!(gitlab.services.is_up("puma") && gitlab.services.is_up("sidekiq"));
 }
@@ -128,14 +128,18 @@ fn a_service_that_somebody_starts_while_it_is_to_be_down() {
     install(&format!("test ! -e {0} && touch {0} &&", sandbox.text("once")));
     configure(&sandbox, &gitlab, MAINTENANCE);
     let outcome = backup(&sandbox).run().ok();
-    assert!(outcome.told().contains("puma runs again though it was stopped"), "{}", outcome.told());
+    assert!(
+        outcome.told().contains("started puma, which the backup had stopped"),
+        "{}",
+        outcome.told()
+    );
     assert_eq!(summary(&outcome.json())["is_complete"], true);
     gitlab.services.wait_until_up();
 
     sandbox.remove("store");
     install("");
     let outcome = backup(&sandbox).run().ends_with(1);
-    assert_failed(&sandbox, &gitlab, &outcome, "puma runs again though it was stopped");
+    assert_failed(&sandbox, &gitlab, &outcome, "started puma, which the backup had stopped");
 }
 
 #[test]
@@ -149,9 +153,7 @@ fn a_store_whose_disk_is_full() {
     let large = gitlab.path("var/opt/gitlab/gitlab-rails/uploads/large");
     std::fs::write(large, Dice::new(1).bytes(40 << 20)).expect("writes");
     let store = format!("{small}/store");
-    for (size, words) in
-        [("24m", "No space left on device"), ("1m", "in which no backup finds room")]
-    {
+    for (size, words) in [("24m", "No space left on device"), ("1m", "too few for a backup")] {
         let size = format!("size={size}");
         sandbox.tool("mount").args(["-t", "tmpfs", "-o", &size, "none", &small]).run().ok();
         let outcome = backup(&sandbox).args(["--store", &store]).run();

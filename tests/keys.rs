@@ -98,7 +98,7 @@ fn keys_are_tried_wherever_they_are_looked_at() {
     let generated = gitlab.path("var/opt/gitlab/gitlab-rails/etc/secrets.yml");
     std::fs::write(&generated, format!("production: {keys}\n")).expect("writes");
     change_secrets(&gitlab, |rails| rails["db_key_base"] = "another".into());
-    let wrong = "the keys of gitlab-secrets.json do not decrypt the database: \
+    let wrong = "the keys of gitlab-secrets.json do not decrypt the database; \
                  values that failed: db_key_base: 8 of 8";
     let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
     assert!(checked.told().contains(wrong), "{}", checked.told());
@@ -106,16 +106,19 @@ fn keys_are_tried_wherever_they_are_looked_at() {
     let (verdict, text) = check(&inspected, "secrets");
     assert!(verdict == "failed" && text.contains(wrong), "{text}");
     assert!(text.contains("ci_variables.encrypted_value"), "{text}");
-    assert!(text.contains("the keys of gitlab-rails/etc/secrets.yml decrypt it"), "{text}");
+    assert!(
+        text.contains("the keys of gitlab-rails/etc/secrets.yml decrypt the database"),
+        "{text}"
+    );
     assert!(check(&inspected, "keys").1.contains("db_key_base changed since snapshot"));
     let outcome = backup(&sandbox).run().ends_with(3);
-    assert!(!outcome.told().contains("looking once more"), "{}", outcome.told());
+    assert!(!outcome.told().contains("copying again"), "{}", outcome.told());
     let all = outcome.json();
     assert_eq!(summary(&all)["is_complete"], false);
     assert_eq!(check(&all, "secrets").0, "failed");
     std::fs::remove_file(&generated).expect("removes");
     let text = check(&backup(&sandbox).run().ends_with(3).json(), "secrets").1;
-    assert!(text.contains("put back gitlab-secrets.json"), "{text}");
+    assert!(text.contains("restore gitlab-secrets.json"), "{text}");
 
     configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
@@ -143,5 +146,5 @@ fn values_of_a_lost_key_are_a_warning() {
          runners_registration_token_encrypted = null",
     );
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
-    assert!(verdict == "unknown" && text.contains("present, not tried: "), "{text}");
+    assert!(verdict == "unknown" && text.contains("present, but were not tried: "), "{text}");
 }

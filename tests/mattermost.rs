@@ -147,7 +147,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
     let metadata = std::fs::metadata(&secrets).expect("is there");
     assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12345, 23456, 0o640));
     let (_, told) = single_sign_on(&inspect(&sandbox, 3));
-    assert!(told.contains("`gitlab-ctl reconfigure` writes what"), "{told}");
+    assert!(told.contains("`gitlab-ctl reconfigure` writes the id and secret of"), "{told}");
     std::fs::remove_dir_all(&environment).expect("removes");
     // Whose it is, inspect looks at as well.
     sandbox.tool("chown").args(["root:root"]).args([&secrets]).run().ok();
@@ -258,7 +258,7 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 1, "{all:?}");
     let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
-    for word in ["Mattermost 10.2.0", "chat: ", "passwords of database roles are not"] {
+    for word in ["Mattermost 10.2.0", "chat: ", "lacks the passwords of database roles"] {
         assert!(facts.stdout.contains(word), "{}", facts.told());
     }
     drop(postgres);
@@ -275,7 +275,7 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
     let all = inspect(&sandbox, 0);
     assert_eq!(summary(&all)["product"]["version"], "10.2.0");
     let files = lines(&all, "check")[0].clone();
-    assert_eq!(files["text"], "4 rows with files looked at; all are there");
+    assert_eq!(files["text"], "checked 4 rows with files; all are present");
     let path = postgres.query("chat", "select path from fileinfo order by createat limit 1");
     std::fs::remove_file(root.join("opt/mattermost/files").join(path)).expect("removes");
     let files = lines(&inspect(&sandbox, 3), "check")[0].clone();
@@ -334,17 +334,20 @@ fn settings_in_the_database_say_where_files_are() {
     {
         let run = arguments.iter().fold(configured(&sandbox, []), |run, word| run.args([*word]));
         let told = without_secrets(run.run().ends_with(3)).told();
-        assert!(told.contains("mattermost-settings") && told.contains("no such table"), "{told}");
+        assert!(
+            told.contains("mattermost-settings") && told.contains("table does not exist"),
+            "{told}"
+        );
     }
     settings("/srv/", &format!("{source}&sslmode=disable"));
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ok());
-    assert!(told.stdout.contains(" srv  — files that users sent"), "{}", told.told());
+    assert!(told.stdout.contains(" srv  — uploaded files"), "{}", told.told());
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
-    assert_eq!(lines(&all, "check")[0]["text"], "4 rows with files looked at; all are there");
+    assert_eq!(lines(&all, "check")[0]["text"], "checked 4 rows with files; all are present");
     // What goes before them is named.
     variables("MM_FILESETTINGS_DIRECTORY=/elsewhere\n");
-    let words = "MM_FILESETTINGS_DIRECTORY of its environment goes before FileSettings.Directory";
+    let words = "MM_FILESETTINGS_DIRECTORY in its environment overrides FileSettings.Directory";
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));
     assert!(told.stdout.contains(words) && told.stdout.contains("elsewhere"), "{}", told.told());
     let told = without_secrets(backup(&sandbox).run().ends_with(3)).told();
@@ -353,7 +356,7 @@ fn settings_in_the_database_say_where_files_are() {
     variables("");
     settings("/srv/", "postgres://mmuser@/other?host=/run/postgresql");
     let told = without_secrets(configured(&sandbox, ["config", "check", "--offline"]).run());
-    assert!(told.stdout.contains("not asked for offline"), "{}", told.told());
+    assert!(told.stdout.contains("are not read offline"), "{}", told.told());
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run());
     assert!(told.stdout.contains("database-mattermost-settings  chat"), "{}", told.told());
 }

@@ -18,7 +18,7 @@ fn wrong_owners_and_modes_are_named_and_mended() {
     };
     let right = owners(0);
     assert_eq!(right["verdict"], "ok", "{right}");
-    assert!(right["text"].as_str().expect("text").ends_with("paths are right"), "{right}");
+    assert!(right["text"].as_str().expect("text").ends_with("paths are correct"), "{right}");
     backup(&sandbox).run().ok();
 
     // As after `cp -R` by root.
@@ -50,7 +50,7 @@ fn wrong_owners_and_modes_are_named_and_mended() {
     let examples = wrong["examples"].to_string();
     assert!(examples.contains("belongs to root:root instead of git:git"), "{examples}");
     assert!(examples.contains("without setgid"), "{examples}");
-    assert!(examples.contains("GitLab wants 0700"), "{examples}");
+    assert!(examples.contains("GitLab requires 0700"), "{examples}");
 
     // A restore counts what it would set, and calls only content right.
     let tree = gitlab.root().display().to_string();
@@ -68,7 +68,7 @@ fn wrong_owners_and_modes_are_named_and_mended() {
 
     // The command that is named mends all of it.
     let hint = wrong["hint"].as_str().expect("a hint");
-    sh(hint.strip_prefix("to mend them: ").expect("commands"));
+    sh(hint.strip_prefix("to fix them: ").expect("commands"));
     assert_eq!(owners(0)["verdict"], "ok");
     let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run"]).ok();
     assert!(!dry.told().contains("owners and "), "{}", dry.told());

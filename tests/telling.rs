@@ -193,7 +193,7 @@ fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() 
     let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
     assert!(record.contains("forgekeep forge on ") && !record.contains("passw0rd"), "{record}");
     let recovered = configured(&sandbox, ["recover"]).run().ok();
-    assert!(recovered.stderr.contains("end the silence of monitoring"), "{}", recovered.told());
+    assert!(recovered.stderr.contains("end the silence in monitoring"), "{}", recovered.told());
     assert!(called("maintenance.update", 1) && !sandbox.has("state/recovery/forge.json"));
 
     let running = backup(&sandbox).start();
@@ -326,7 +326,7 @@ fn all_instances_are_recovered_whatever_becomes_of_one() {
         outcome.stdout.contains("could not start puma")
             || outcome.stderr.contains("could not start puma")
     );
-    assert!(outcome.told().contains("a.json makes no sense"), "{}", outcome.told());
+    assert!(outcome.told().contains("a.json is not a valid record"), "{}", outcome.told());
     assert!(sandbox.has("started"));
     let all = outcome.json();
     assert_eq!(lines(&all, "recovered")[0]["instances"], serde_json::json!(["c"]));

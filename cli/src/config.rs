@@ -396,7 +396,7 @@ mod tests {
         };
         assert!(of("90s").is_ok() && of("5m").is_ok() && of("1h30m").is_ok());
         let error = of("soon").expect_err("no time");
-        assert!(error.contains("`soon` is no length of time"), "{error}");
+        assert!(error.contains("`soon` is not a duration"), "{error}");
         assert!(of("8760h").is_ok());
         for endless in ["8761h", "9223372036854775807s"] {
             let error = of(endless).expect_err("too long");

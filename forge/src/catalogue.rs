@@ -66,7 +66,7 @@ impl Catalogue {
 
     /// Records that a question failed.
     pub fn could_not_ask(&mut self, what: &'static str, reason: &str) {
-        self.notes.push(format!("{what} could not be asked: {reason}"));
+        self.notes.push(format!("cannot query {what}: {reason}"));
         self.unasked.push((what, reason.to_owned()));
     }
 
@@ -78,7 +78,7 @@ impl Catalogue {
     /// One check with an unknown verdict for each failed question.
     pub fn unknown(&self) -> impl Iterator<Item = Check> {
         self.unasked.iter().map(|(what, reason)| {
-            Check::new(what, Verdict::Unknown, format!("{what} could not be asked: {reason}"))
+            Check::new(what, Verdict::Unknown, format!("cannot query {what}: {reason}"))
         })
     }
 }

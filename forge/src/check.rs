@@ -57,12 +57,12 @@ impl Check {
     pub fn of_no_database(plan: &Plan, product: &str) -> Check {
         let is_expected = plan.databases.iter().any(|database| database.is_required);
         if plan.postgres.is_some() && is_expected {
-            let text = format!("none of the databases has the tables of {product}");
-            let hint = "see whether it is the right server, and whether they are loaded";
+            let text = format!("no database contains the tables of {product}");
+            let hint = "check that `postgres` names the right server and its databases are loaded";
             return Check::new("catalogue", Verdict::Failed, text).with_hint(hint).settled();
         }
         let text =
-            format!("no database of {product} was asked, so nothing could be compared with it");
+            format!("no database of {product} was queried, so the copy was not compared with one");
         Check::new("catalogue", Verdict::Unknown, text)
     }
 

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Advice for a place with too many losses.
-const HINT: &str = "mount what is missing, or say where it is (`path` of the part); if the instance \
-                    has lost it for good, `lost = \"ok\"` in its `checks` makes this a warning";
+const HINT: &str = "mount the missing files, or set the `path` of the part; if the instance has \
+                    lost them for good, `lost = \"ok\"` in its `checks` makes this a warning";
 
 /// Missing things: from the copy alone, or from this machine as well.
 pub struct Gaps<'a> {
@@ -109,7 +109,7 @@ impl<'a> Gaps<'a> {
     pub fn check(self, name: &str, what: &str, count: usize) -> Check {
         let all = self.of_copy.len() + self.of_instance.len();
         if all == 0 {
-            return Check::ok(name, format!("{count} {what} looked at; all are there"));
+            return Check::ok(name, format!("checked {count} {what}; all are present"));
         }
         let mut text = format!("{all} of {count} {what} are missing or damaged");
         if !self.is_live {
@@ -199,7 +199,7 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
     let mut check = gaps.check("files", "rows with files", rows.len());
     for (what, count) in catalogue.remote.iter().filter(|(_, count)| **count > 0) {
         check.text +=
-            &format!("; {count} more of {what} are in an object store, which is not copied");
+            &format!("; {count} more rows of {what} are in an object store, which is not copied");
     }
     Ok(check)
 }
@@ -265,8 +265,8 @@ mod tests {
             let catalogue = Catalogue { files: vec![row], remote, ..Catalogue::default() };
             check_files(&plan, &catalogue, &View::Live).expect("looks")
         };
-        let all = "1 rows with files looked at; all are there; 3 more of lfs are in an object store, \
-                   which is not copied";
+        let all = "checked 1 rows with files; all are present; 3 more rows of lfs are in an object \
+                   store, which is not copied";
         assert_eq!(check(4), Check::ok("files", all));
         let other = check(5);
         assert_eq!(other.verdict, Verdict::Warning);

@@ -35,7 +35,7 @@ pub enum Error {
         said: String,
     },
     /// A program took too long to end, or printed nothing for too long.
-    #[error("{command} was ended: {what} within {}", seconds(*limit))]
+    #[error("{command} was killed: {what} within {}", seconds(*limit))]
     TooSlow {
         /// The program and its arguments.
         command: String,
@@ -45,7 +45,7 @@ pub enum Error {
         limit: Duration,
     },
     /// This machine does not know a user.
-    #[error("there is no user {user}, as whom {command} is to run")]
+    #[error("cannot run {command}: user {user} does not exist")]
     NoUser {
         /// Name of the user.
         user: String,
@@ -69,7 +69,7 @@ pub enum Error {
         server: u32,
     },
     /// A connection pooler answered instead of the database server.
-    #[error("not the database server itself, but a pooler such as PgBouncer answers at {place}")]
+    #[error("a pooler such as PgBouncer, not the database server itself, answers at {place}")]
     Pooler {
         /// Host and port from the settings.
         place: String,
@@ -84,8 +84,8 @@ pub enum Error {
     },
     /// Services that had to stay down during the copy were running.
     #[error(
-        "{} runs again though it was stopped: another program started it, such as \
-         `gitlab-ctl reconfigure`; run the backup when that is done",
+        "another program, such as `gitlab-ctl reconfigure`, started {}, which the backup had \
+         stopped; run the backup again when that program has ended",
         services.join(", ")
     )]
     Restarted {
@@ -117,7 +117,7 @@ pub enum Error {
         reason: String,
     },
     /// The recovery record of an earlier run has invalid content.
-    #[error("{} makes no sense: {reason}", path.display())]
+    #[error("{} is not a valid record: {reason}", path.display())]
     Record {
         /// Path of the record.
         path: PathBuf,
@@ -143,7 +143,7 @@ pub enum Error {
         reason: String,
     },
     /// The disk of the store is almost full.
-    #[error("{} has {left} bytes left, in which no backup finds room", store.display())]
+    #[error("{} has only {left} bytes free, too few for a backup", store.display())]
     NoRoom {
         /// Directory of the store.
         store: PathBuf,
@@ -154,7 +154,7 @@ pub enum Error {
     #[error("{0}")]
     Secret(String),
     /// Another run of the instance holds its record.
-    #[error("another run for instance {0} is under way")]
+    #[error("another run of instance {0} is in progress")]
     Busy(String),
 }
 

@@ -27,7 +27,7 @@ pub fn json(path: &Path) -> Result<Option<serde_json::Value>> {
         let reason = if text.trim().is_empty() {
             "it is empty".into()
         } else {
-            format!("no JSON from line {line}, column {column} on")
+            format!("invalid JSON at line {line}, column {column}")
         };
         Error::Malformed { path: path.to_owned(), reason }
     })
@@ -42,14 +42,14 @@ pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
         // Opening a pipe would block until a writer opens it.
-        Ok(metadata) if !metadata.is_file() => return Err(malformed("it is no file")),
+        Ok(metadata) if !metadata.is_file() => return Err(malformed("it is not a file")),
         Ok(_) => {}
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(fail)?;
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > BYTES_MAX {
-        return Err(malformed("it has more than 4 MiB, which no configuration has"));
+        return Err(malformed("it is larger than 4 MiB, the limit for a configuration file"));
     }
     Ok(Some(bytes))
 }
@@ -111,7 +111,7 @@ mod tests {
         std::fs::write(&path, vec![b' '; BYTES_MAX as usize + 1]).expect("writes");
         assert!(bytes(&path).expect_err("long").to_string().contains("4 MiB"));
         let error = bytes(dir.path()).expect_err("a directory");
-        assert!(error.to_string().ends_with("it is no file"), "{error}");
+        assert!(error.to_string().ends_with("it is not a file"), "{error}");
     }
 
     #[test]

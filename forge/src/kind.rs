@@ -139,7 +139,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let settings = site.settings;
     let kind = find(&settings.kind).ok_or_else(|| {
         let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
-        site.wrong(format!("there is no kind `{}`; there are {}", settings.kind, names.join(", ")))
+        site.wrong(format!("unknown kind `{}`; choose one of {}", settings.kind, names.join(", ")))
     })?;
     let mut plan = Plan::new(site.instance, kind.name(), settings);
     kind.fill(site, &mut plan)?;

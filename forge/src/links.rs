@@ -67,7 +67,7 @@ fn walk(root: &Path, path: &Path) -> io::Result<Real> {
             Ok(metadata) if metadata.is_symlink() => {
                 followed += 1;
                 if followed > LINKS_MAX {
-                    return Err(io::Error::other("too many links"));
+                    return Err(io::Error::other("too many symbolic links"));
                 }
                 let target = std::fs::read_link(&next)?;
                 if target.is_absolute() {

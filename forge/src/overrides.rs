@@ -37,7 +37,7 @@ fn databases(settings: &Settings, plan: &mut Plan) {
         .partition(|database| wanted.contains(&database.name));
     plan.databases = kept;
     for Database { name, .. } in dropped {
-        let note = format!("database {name} is left out: `postgres.databases` does not list it");
+        let note = format!("database {name} is skipped: `postgres.databases` does not list it");
         plan.notes.push(note);
     }
     for name in wanted {
@@ -54,10 +54,10 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         paths.extend(change.path.clone());
         let known = names(plan);
         if paths.is_empty() && !known.contains(name) {
-            let reason = format!("parts.{name} has no path, and no part is called so");
+            let reason = format!("parts.{name} has no path, and no part has this name");
             return Err(site.wrong(match closest(name, known.iter().map(String::as_str)) {
                 Some(near) => format!("{reason}; did you mean `{near}`?"),
-                None => format!("{reason}; there are {}", known.join(", ")),
+                None => format!("{reason}; choose one of {}", known.join(", ")),
             }));
         }
         // A path in the settings, or `skip`, overrides the kind's search for the part.
@@ -70,13 +70,13 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
             paths.extend(skipped.flat_map(|part| part.paths.clone()));
             plan.parts.retain(|part| part.name != *name);
             for path in paths {
-                plan.leaves(path, "left out by the configuration");
+                plan.leaves(path, "excluded by the configuration");
             }
             // A database counts as a part, too.
             let is_meant = |database: &Database| database.part() == *name;
             for database in plan.databases.extract_if(.., |database| is_meant(database)) {
                 plan.notes
-                    .push(format!("database {} is left out by the configuration", database.name));
+                    .push(format!("database {} is excluded by the configuration", database.name));
                 plan.postgres
                     .iter_mut()
                     .for_each(|server| server.skipped.push(database.name.clone()));
@@ -180,15 +180,15 @@ fn control(site: &Site<'_>, control: &mut Control) -> Result<()> {
     let own = &site.settings.services;
     if own.stop.is_empty() != own.start.is_empty() {
         let reason = if own.start.is_empty() {
-            "it has services.stop without services.start: what is stopped would stay down"
+            "it has services.stop without services.start: stopped services would stay down"
         } else {
-            "it has services.start without services.stop: nothing would have been stopped"
+            "it has services.start without services.stop: no service would be stopped"
         };
         return Err(site.wrong(reason));
     }
     if own.writers.is_some() && own.stop.is_empty() && *control == Control::Nothing {
         return Err(site.wrong(
-            "services.writers names services, and it is not known who stops them; give \
+            "services.writers names services, but the program that stops them is unknown; set \
              services.stop and services.start",
         ));
     }
@@ -197,8 +197,8 @@ fn control(site: &Site<'_>, control: &mut Control) -> Result<()> {
         let is_warn = |step: &&StepSettings| step.on_failure == OnFailure::Warn;
         if own.stop.iter().chain(&own.start).any(|step| is_warn(&step)) {
             return Err(site.wrong(
-                "services.stop and services.start know no on-failure: a stop that fails ends the run, \
-                 and a start that fails is told",
+                "services.stop and services.start do not support on-failure: a failed stop ends \
+                 the run, and a failed start is reported",
             ));
         }
         *control = Control::Commands { stop: steps(&own.stop), start: steps(&own.start) };

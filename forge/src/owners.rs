@@ -188,14 +188,14 @@ impl Faults {
     fn check(self) -> Option<Check> {
         let unknown = match &self.unknown[..] {
             [] => String::new(),
-            names => format!("; not looked for: {}, unknown to this machine", names.join(", ")),
+            names => format!("; not checked: {}, unknown on this machine", names.join(", ")),
         };
         let unreadable = match self.unreadable {
             0 => String::new(),
             count => format!("; {count} directories could not be listed"),
         };
         if self.looked_at == 0 {
-            let text = format!("no owner could be compared{unknown}");
+            let text = format!("no owner could be checked{unknown}");
             return (!unknown.is_empty()).then(|| Check::new(NAME, Verdict::Unknown, text));
         }
         let count = |fault| self.counts.get(&fault).copied().unwrap_or_default();
@@ -209,13 +209,13 @@ impl Faults {
         let looked_at = self.looked_at;
         if faults.is_empty() {
             let text =
-                format!("owners and modes of {looked_at} paths are right{unreadable}{unknown}");
+                format!("owners and modes of {looked_at} paths are correct{unreadable}{unknown}");
             return Some(Check::ok(NAME, text));
         }
         let text = format!("of {looked_at} paths, {}{unreadable}{unknown}", faults.join(", "));
         let examples = self.examples.into_values().flatten();
         let check = Check::new(NAME, Verdict::Warning, text).with_examples(examples);
-        Some(check.with_hint(format!("to mend them: {}", self.commands.join("; "))))
+        Some(check.with_hint(format!("to fix them: {}", self.commands.join("; "))))
     }
 }
 
@@ -223,23 +223,23 @@ impl Faults {
 fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Option<String> {
     let group = mode & 0o070;
     if is_dir && mode & DIR_MODE != DIR_MODE {
-        return Some("its owner cannot work in it".into());
+        return Some("its owner lacks access".into());
     }
     if !is_dir && mode & 0o400 == 0 {
         return Some("its owner cannot read it".into());
     }
     if mode & ANYBODY_WRITES != 0 {
-        return Some("anybody can write it".into());
+        return Some("any user can write to it".into());
     }
     match part.name.as_str() {
-        "uploads" if is_top && mode & 0o777 != 0o700 => Some("GitLab wants 0700".into()),
+        "uploads" if is_top && mode & 0o777 != 0o700 => Some("GitLab requires 0700".into()),
         "secrets" if !is_dir && mode & 0o077 != 0 => Some("others can read the keys".into()),
         "ssh-host-keys" if is_private_key(path) && mode & 0o037 != 0 => {
             Some("sshd refuses a private key that others can read".into())
         }
-        "ssh" if mode & 0o022 != 0 => Some("sshd refuses what others can write".into()),
+        "ssh" if mode & 0o022 != 0 => Some("sshd refuses files that others can write".into()),
         _ if part.phase == Phase::Repositories && is_top && group != 0o070 => {
-            Some("GitLab wants 2770".into())
+            Some("GitLab requires 2770".into())
         }
         _ => None,
     }

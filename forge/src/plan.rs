@@ -134,10 +134,10 @@ impl Plan {
         repositories.phase = Phase::Repositories;
         repositories.owner = owner.map(str::to_owned);
         let pools =
-            self.takes(&format!("{name}-pools"), "objects that forks share", path.join("@pools"));
+            self.takes(&format!("{name}-pools"), "objects shared by forks", path.join("@pools"));
         pools.phase = Phase::Pools;
         pools.owner = owner.map(str::to_owned);
-        self.leaves(path.join("+gitaly"), "made by Gitaly when it starts");
+        self.leaves(path.join("+gitaly"), "recreated by Gitaly at start");
     }
 
     /// Excludes a path.
@@ -188,7 +188,8 @@ impl Plan {
                         if is_left || has_parts || is_named(&part.name) {
                             if !is_left {
                                 self.notes.push(format!(
-                                    "{} leads to {}, which is not copied; make that a part if it should be",
+                                    "link {} points to {}, which is not copied; \
+                                     to copy it, make it a part",
                                     shown(&link),
                                     shown(&end)
                                 ));
@@ -361,7 +362,7 @@ fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
 }
 
 fn leads_nowhere(link: &Path, target: &Path) -> String {
-    format!("{} leads to {}, which is not there", shown(link), shown(target))
+    format!("link {} points to {}, which does not exist", shown(link), shown(target))
 }
 
 /// Phase in which a part is copied. Data that refers to other data comes first.

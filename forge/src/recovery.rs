@@ -86,11 +86,11 @@ impl Undo {
     pub fn shown(&self) -> String {
         match self {
             Undo::Start { name, commands, .. } if *name == named(commands) => {
-                format!("start services by `{name}`")
+                format!("start services with `{name}`")
             }
             Undo::Start { name, .. } => format!("start {name}"),
             Undo::Run { commands } => format!("run {}", named(commands)),
-            Undo::EndSilence(_) => "end the silence of monitoring".into(),
+            Undo::EndSilence(_) => "end the silence in monitoring".into(),
         }
     }
 }
@@ -227,7 +227,8 @@ impl Record {
                 (record, known)
             }
             Err(Error::Record { path, reason, .. }) => {
-                let known = vec![format!("{}, which makes no sense ({reason})", path.display())];
+                let known =
+                    vec![format!("{}, which is not a valid record ({reason})", path.display())];
                 (Record::locked(state, instance)?, known)
             }
             Err(error) => return Err(error),
@@ -284,7 +285,7 @@ impl Record {
             // Written after every step: a repeated step is harmless, a forgotten one is not.
             let left = others.iter().chain(&todo).chain(kept.iter().rev());
             if let Err(error) = self.write(&left.cloned().collect::<Vec<_>>()) {
-                failed.push(("note what is undone".into(), error));
+                failed.push(("update the recovery record".into(), error));
             }
         }
         kept.reverse();
@@ -371,7 +372,7 @@ mod tests {
 
         let mut record = Record::open(state.path(), "forge").expect("opens");
         let left: Vec<String> = record.left().iter().map(Undo::shown).collect();
-        assert_eq!(left, ["end the silence of monitoring", "start broken"]);
+        assert_eq!(left, ["end the silence in monitoring", "start broken"]);
         record.undo[1] = start("whole", "true".into());
         let end = state.path().join("end");
         let command = Command::new(["touch", end.to_str().expect("readable")]);
@@ -477,7 +478,7 @@ mod tests {
         let name = named(&commands);
         record.note(Undo::Start { name, commands, supervisor: None }).expect("notes");
         let failed = record.undo(&ears);
-        assert!(failed[0].0.starts_with("start services by `false; touch "), "{failed:?}");
+        assert!(failed[0].0.starts_with("start services with `false; touch "), "{failed:?}");
         assert!(mark.exists());
     }
 }

@@ -325,7 +325,7 @@ impl Running {
         match progress.check() {
             Err(stop) => stop.into(),
             Ok(()) if error.kind() == io::ErrorKind::TimedOut => {
-                self.too_slow("it did not get ahead")
+                self.too_slow("it made no progress")
             }
             Ok(()) => Error::Start { command: self.shown.clone(), source: error },
         }
@@ -335,7 +335,7 @@ impl Running {
         progress.check()?;
         drop(self.stdin.take());
         drop(self.stdout.take());
-        self.wait(limit, Some(progress))?.ok_or_else(|| self.too_slow("it did not end"))
+        self.wait(limit, Some(progress))?.ok_or_else(|| self.too_slow("it did not exit"))
     }
 
     /// Error of a child that no longer works.
@@ -359,7 +359,7 @@ impl Running {
         // A message is a single line.
         let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
         let said = lines.collect::<Vec<_>>().join("; ");
-        let said = if said.is_empty() { "it said nothing".into() } else { said };
+        let said = if said.is_empty() { "it printed nothing".into() } else { said };
         Error::Failed { command: self.shown.clone(), status, said }
     }
 

@@ -36,8 +36,9 @@ impl Secret {
             Secret::File(path) => (read_file(path)?, path.display().to_string()),
             Secret::Command(command) => (read_command(command, COMMAND_LIMIT)?, shown(command)),
         };
-        let text = String::from_utf8(bytes)
-            .map_err(|_| format!("the secret from {place} is no text; put it there as one line"))?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            format!("the secret from {place} is not text; put it there as one line")
+        })?;
         let text = text.trim_end_matches(['\n', '\r']);
         if text.is_empty() || text.contains(char::is_control) {
             let found = if text.is_empty() { "empty" } else { "more than one line" };
@@ -59,7 +60,7 @@ struct Where;
 /// Error that does not quote the value.
 fn not_here<T, E: serde::de::Error>() -> Result<T, E> {
     Err(E::custom(
-        "a secret is not written here; say where it is: { file = \"/path\" } or \
+        "a secret must not be written here; give its source: { file = \"/path\" } or \
          { command = [\"program\", \"argument\"] }",
     ))
 }
@@ -171,13 +172,14 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
         |error| format!("cannot read the secret file {shown}: {error}; check its path and owner");
     // Checked before opening: opening a pipe would block until a writer opens it.
     if !path.metadata().map_err(unreadable)?.is_file() {
-        return Err(format!("the secret file {shown} is no file; give the path of one"));
+        return Err(format!("the secret file {shown} is not a file; give the path of a file"));
     }
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(format!(
-            "the secret file {shown} has mode {:04o}, others may use it; run: chmod 600 '{shown}'",
+            "the secret file {shown} has mode {:04o}, so others can access it; run: \
+             chmod 600 '{shown}'",
             mode & 0o7777
         ));
     }
@@ -190,13 +192,13 @@ fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, String> {
     let command = Command::new(argv).within(limit);
     let output = command
         .output(&Progress::default())
-        .map_err(|error| format!("no secret was had: {error}; run it by hand and see"))?;
+        .map_err(|error| format!("cannot get the secret: {error}; run the command by hand"))?;
     bounded(output, &shown(argv))
 }
 
 fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
     if bytes.len() as u64 > MAX_LEN {
-        return Err(format!("the secret from {place} is longer than 64 KiB; check what is there"));
+        return Err(format!("the secret from {place} is longer than 64 KiB; check its content"));
     }
     Ok(bytes)
 }
@@ -244,7 +246,7 @@ mod tests {
     fn what_is_no_secret_is_named() {
         let long = vec![b'x'; 64 * 1024 + 1];
         for (content, word) in
-            [(&b""[..], "empty"), (b"a\nb", "one line"), (b"\xff", "no text"), (&long, "64 KiB")]
+            [(&b""[..], "empty"), (b"a\nb", "one line"), (b"\xff", "not text"), (&long, "64 KiB")]
         {
             let (_dir, secret) = file(content, 0o600);
             let error = secret.read().expect_err("refused");
@@ -253,7 +255,7 @@ mod tests {
         let missing = Secret::File("/nowhere/at/all".into()).read().expect_err("not there");
         assert!(missing.contains("/nowhere/at/all"), "{missing}");
         let directory = Secret::File("/".into()).read().expect_err("a directory");
-        assert!(directory.contains("no file"), "{directory}");
+        assert!(directory.contains("not a file"), "{directory}");
     }
 
     #[test]
@@ -317,7 +319,7 @@ mod tests {
         for text in ["password = 's3cret'", "password = 12345", "password = 1.2345"] {
             let error = toml::from_str::<Table>(text).expect_err("refused");
             let said = error.message();
-            assert!(said.contains("not written here") && !said.contains("s3cret"), "{said}");
+            assert!(said.contains("not be written here") && !said.contains("s3cret"), "{said}");
             assert!(!said.contains("2345"), "{said}");
         }
     }

@@ -242,8 +242,12 @@ impl<'j> Session<'j> {
         // Parts that were missing from the first copy may exist by now.
         self.missing.clone_from(&job.plan.lacking);
         let (saving, moments) = match self.copy_stopped(record) {
-            Err(error @ Error::Restarted { .. }) => {
-                let text = format!("{error}; trying once more when it has run undisturbed");
+            Err(Error::Restarted { services }) => {
+                let text = format!(
+                    "another program, such as `gitlab-ctl reconfigure`, started {}, which the \
+                     backup had stopped; waiting for that program, then trying once more",
+                    services.join(", ")
+                );
                 job.store.observer().event(Event::Warning(text));
                 if let Some(supervisor) = job.plan.control.supervisor() {
                     supervisor.settle(job.store.observer().progress())?;
@@ -285,8 +289,8 @@ impl<'j> Session<'j> {
         drop(stopped);
         if let (Some(down), true) = (self.down, failures.is_empty()) {
             note(format!(
-                "started again after {:.1} s: {:.1} to stop, {:.1} to hold databases, {:.1} to copy \
-                 what changed, {:.1} to start",
+                "restarted after {:.1} s: {:.1} to stop, {:.1} to hold databases, {:.1} to copy \
+                 changes, {:.1} to start",
                 down.as_secs_f64(),
                 after_stop.as_secs_f64(),
                 (after_moments - after_stop).as_secs_f64(),
@@ -368,8 +372,8 @@ impl<'j> Session<'j> {
         self.databases = moments.dump(&mut self.backup)?;
         self.postgres = moments.version();
         if !moments.reads_passwords() {
-            let text = "the passwords of database roles are not in the snapshot: the role of the \
-                        backup may not read them";
+            let text = "the snapshot lacks the passwords of database roles: the role of the backup \
+                        may not read them";
             self.catalogue.notes.push(text.into());
         }
         Ok(())
@@ -383,7 +387,7 @@ impl<'j> Session<'j> {
         if checks.iter().any(|check| check.verdict == Verdict::Failed && !check.is_settled) {
             // The instance changes meanwhile: a pool is dropped, a project renamed. View the
             // changes.
-            let text = "the copy lacks something that the databases name; looking once more".into();
+            let text = "the copy lacks files that the databases name; copying again".into();
             job.store.observer().event(Event::Note(text));
             self.backup.again()?;
             self.copy(&FILES)?;

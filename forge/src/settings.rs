@@ -68,7 +68,7 @@ pub struct Settings {
 
 fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a path or a list of paths is needed")]
+    #[serde(untagged, expecting = "expected a path or a list of paths")]
     enum Paths {
         One(PathBuf),
         Several(Vec<PathBuf>),
@@ -312,7 +312,7 @@ impl<'de> Deserialize<'de> for Sample {
             Word::Rows(rows) => Ok(Sample::Rows(rows)),
             Word::Text(text) if text == "all" => Ok(Sample::All),
             Word::Text(_) | Word::Other(_) => {
-                Err(serde::de::Error::custom("a number of rows or \"all\" is needed"))
+                Err(serde::de::Error::custom("expected a number of rows or \"all\""))
             }
         }
     }
@@ -332,7 +332,7 @@ impl<'de> Deserialize<'de> for Limit {
         let text = String::deserialize(from)?;
         let wrong = || {
             serde::de::Error::custom(format!(
-                "`{text}` is no length of time like \"90s\", \"5m\" or \"2h\""
+                "`{text}` is not a duration such as \"90s\", \"5m\" or \"2h\""
             ))
         };
         let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;

@@ -73,7 +73,7 @@ impl Kind for DockerGitlab {
             .any(|mount| mount.target.starts_with(&dir) || dir.starts_with(&mount.target))
         {
             return Err(site.wrong(format!(
-                "service {name} in {} has no volume at {}, so its data would be gone with its \
+                "service {name} in {} has no volume at {}; add one, or its data is lost with its \
                  container",
                 compose.path.display(),
                 dir.display()
@@ -149,7 +149,7 @@ pub fn volumes_dir(site: &Site<'_>, plan: &mut Plan) -> PathBuf {
     let path = site.at("/etc/docker/daemon.json");
     let daemon = file::json(&path).unwrap_or_else(|error| {
         plan.notes.push(format!(
-            "{error}; where Docker keeps its volumes is unknown, and the usual directory is taken"
+            "{error}; the directory of Docker's volumes is unknown; assuming the default"
         ));
         None
     });
@@ -170,8 +170,8 @@ fn product(gitlab: &Service, dir: &Path, plan: &mut Plan) -> Product {
         && tag != migrated
     {
         plan.notes.push(format!(
-            "the image is of {tag}, the data are of {migrated}: the container was not started \
-             since the image was changed"
+            "the image has version {tag}, but the data has version {migrated}: the container has \
+             not started since the image changed"
         ));
     }
     Product {
@@ -193,13 +193,13 @@ fn services(compose: &Compose) -> Vec<String> {
 
 /// Adds the files that define the containers.
 pub fn configuration(compose: &Compose, plan: &mut Plan) {
-    let about = "the compose file and what it names: environment, secrets";
+    let about = "the compose file, its environment files and secrets";
     let part = plan.needs("compose", about, compose.path.clone());
     let others = compose.files.iter().filter(|file| **file != compose.path);
     part.paths.extend(others.filter(|file| file.exists()).cloned());
     let absent = |file: &&PathBuf| !file.exists();
     for file in compose.optional.iter().filter(absent) {
-        let text = format!("{} is named by the compose file and not there", file.display());
+        let text = format!("the compose file names {}, which does not exist", file.display());
         plan.notes.push(text);
     }
     // Compose creates no container without them.
@@ -217,7 +217,7 @@ fn identity(gitlab: &Service, plan: &mut Plan) {
     let (uid, gid) = (number("USERMAP_UID"), number("USERMAP_GID"));
     if uid.or(gid).is_some() {
         plan.notes.push(format!(
-            "GitLab's files belong to user {} and group {}, as USERMAP_UID and USERMAP_GID say; \
+            "GitLab's files belong to user {} and group {} (USERMAP_UID and USERMAP_GID); \
              a restore keeps these numbers",
             uid.unwrap_or(1000),
             gid.unwrap_or(1000)

@@ -60,8 +60,8 @@ impl Kind for Gitlab {
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         plan.product = product(&site.settings.root, &mut plan.notes);
-        plan.takes("ssh-host-keys", "keys by which users know this machine", site.at("/etc/ssh"))
-            .owner = Some("root".into());
+        plan.takes("ssh-host-keys", "SSH host keys", site.at("/etc/ssh")).owner =
+            Some("root".into());
         Package { site, container: None }.fill(plan)
     }
 
@@ -138,13 +138,13 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
         return Ok(Check::new("secrets", verdict, text));
     };
     let failed = |what: String| {
-        let hint = "put back the file of an older snapshot before `gitlab-ctl reconfigure` makes \
+        let hint = "restore the file from an older snapshot before `gitlab-ctl reconfigure` makes \
                     new keys";
         let text = format!("gitlab-secrets.json {what}; {SECRETS_LOST}");
         Ok(Check::new("secrets", Verdict::Failed, text).with_hint(hint))
     };
     let Some(content) = seen.content else {
-        return failed("could not be read as a file".into());
+        return failed("is not a readable file".into());
     };
     if content.trim_ascii().is_empty() {
         return failed("is empty".into());
@@ -154,7 +154,7 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
         // A parser's message may quote the text, which is secret.
         Err(error) => {
             let (line, column) = (error.line(), error.column());
-            return failed(format!("is no JSON from line {line}, column {column} on"));
+            return failed(format!("is invalid JSON at line {line}, column {column}"));
         }
     };
     let rails = &secrets["gitlab_rails"];
@@ -223,10 +223,10 @@ pub fn take_unknown(site: &Site<'_>, dir: &Path, prefix: &str, plan: &mut Plan) 
     for path in unknown_in(site, dir, plan) {
         let name = format!("{prefix}-{}", path.file_name().unwrap_or_default().to_string_lossy());
         plan.notes.push(format!(
-            "{} is not known to this program; it is copied as part `{name}`",
+            "{} is unknown to this program; it is copied as part `{name}`",
             shown(&path)
         ));
-        plan.takes(&name, "not known, copied as it is", path);
+        plan.takes(&name, "unknown; copied as is", path);
     }
 }
 
@@ -237,7 +237,7 @@ pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Pla
     unknown.sort();
     for path in unknown {
         let text =
-            format!("{} is not known and not copied; make it a part if it should be", shown(&path));
+            format!("{} is unknown and not copied; to copy it, make it a part", shown(&path));
         plan.notes.push(text);
     }
 }

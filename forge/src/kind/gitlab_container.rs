@@ -69,7 +69,7 @@ impl Kind for GitlabContainer {
             Package { site, container: Some(Container { name: &name, service: &service }) };
         for needed in [CONFIG, DATA] {
             package.place(Path::new(needed)).map_err(|reason| {
-                site.wrong(format!("container {name} cannot be backed up: {reason}"))
+                site.wrong(format!("cannot back up container {name}: {reason}"))
             })?;
         }
         plan.product = product(&package, &service, plan);
@@ -123,7 +123,7 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     if let Some(name) = &settings.container {
         let Some(running) = running::one(&settings.docker, name, root, site.progress)? else {
             let program = settings.docker.join(" ");
-            return Err(site.wrong(format!("{program} knows no container {name}")));
+            return Err(site.wrong(format!("{program} has no container {name}")));
         };
         return Ok(of_running(site, running, plan));
     }
@@ -135,7 +135,7 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
         if all.len() > 1 {
             let names: Vec<&str> = all.iter().map(|running| running.name.as_str()).collect();
             return Err(site.wrong(format!(
-                "several containers have a GitLab ({}); say which it is: container = \"…\"",
+                "several containers run GitLab ({}); choose one: container = \"…\"",
                 names.join(", ")
             )));
         }
@@ -152,15 +152,15 @@ fn of_running(site: &Site<'_>, running: running::Running, plan: &mut Plan) -> (S
     let files: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
     match files.first() {
         Some(first) => {
-            let about = "the compose file, by which the container was made";
+            let about = "the compose file of the container";
             let part = plan.takes("compose", about, first.clone());
             part.paths.extend(files.iter().skip(1).cloned());
             let env = first.with_file_name(".env");
             part.paths.extend(env.exists().then_some(env));
         }
         None => plan.notes.push(format!(
-            "no compose file of container {} is known, so the command that made it is not in the \
-             backup; keep it, or name it: parts.compose.path",
+            "no compose file of container {} is known, so the backup lacks the command that \
+             created the container; keep that command, or set parts.compose.path",
             running.name
         )),
     }
@@ -225,7 +225,7 @@ fn product(package: &Package<'_>, service: &Service, plan: &mut Plan) -> Product
     let of_tag = tag.map(number);
     let path = package.at(DATA).join("gitlab-rails/VERSION");
     let of_data = file::text(&path).unwrap_or_else(|error| {
-        plan.notes.push(format!("{error}; the version is taken from the image"));
+        plan.notes.push(format!("{error}; using the version of the image"));
         None
     });
     let of_data = of_data.map(|text| number(&text)).filter(|text| !text.is_empty());
@@ -233,8 +233,8 @@ fn product(package: &Package<'_>, service: &Service, plan: &mut Plan) -> Product
         && tag != data
     {
         plan.notes.push(format!(
-            "the image is of {tag}, the data are of {data}: the container was not started since \
-             the image was changed"
+            "the image has version {tag}, but the data has version {data}: the container has not \
+             started since the image changed"
         ));
     }
     Product {
@@ -313,7 +313,7 @@ mod tests {
         assert!(plan.place("ssh-host-keys").is_none(), "they are in its configuration");
         let lacking: Vec<(&str, &str)> =
             plan.lacking.iter().map(|absent| (&*absent.part, &*absent.looked_for)).collect();
-        let goes = "of the container, which no volume holds: it goes with the container";
+        let goes = "of the container is not in a volume and is lost with the container";
         assert_eq!(lacking.len(), 2, "{lacking:?}");
         assert!(lacking.contains(&("artifacts", &format!("/nowhere/artifacts {goes}"))));
         assert!(lacking.iter().any(|(part, text)| part.contains("inner") && text.ends_with(goes)));
@@ -328,7 +328,11 @@ mod tests {
         assert_eq!(supervisor.program, program);
         assert_eq!(plan.product.version.as_deref(), Some("17.9.0"));
         assert_eq!(plan.product.edition.as_deref(), Some("ee"));
-        for words in ["the image is of 17.8.2, the data are of 17.9.0", "Geo: ", "belong to user"] {
+        for words in [
+            "the image has version 17.8.2, but the data has version 17.9.0",
+            "Geo: ",
+            "belong to user",
+        ] {
             assert!(plan.notes.iter().any(|note| note.contains(words)), "{:?}", plan.notes);
         }
         assert!(plan.parts.iter().all(|part| part.owner.is_none()));
@@ -339,7 +343,7 @@ mod tests {
         let compose = COMPOSE.replace("/srv/data:/var/opt/gitlab\n", "/srv/data:/else\n");
         let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], "docker = ['false']");
         let error = plan.expect_err("is refused").to_string();
-        assert!(error.contains("/var/opt/gitlab of the container, which no volume"), "{error}");
+        assert!(error.contains("/var/opt/gitlab of the container is not in a volume"), "{error}");
         let (_root, plan) = plan_of(&[], "docker = ['false']");
         let error = plan.expect_err("is refused").to_string();
         assert!(error.contains("no compose file with an image gitlab/gitlab-ce"), "{error}");

@@ -89,7 +89,7 @@ impl Kind for Mattermost {
         } else {
             Config::read(&path, unit.variables).map_err(|error| match error {
                 Error::Malformed { path, reason } => {
-                    let unknown = "files and database of Mattermost are unknown without it";
+                    let unknown = "Mattermost's files and database are unknown";
                     Error::Malformed { path, reason: format!("{reason}; {unknown}") }
                 }
                 other => other,
@@ -108,7 +108,7 @@ impl Kind for Mattermost {
         }
         plan.leaves(home.join("logs"), "logs");
         if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at, &home) {
-            plan.leaves(dir, "an index for searching, which Mattermost makes again");
+            plan.leaves(dir, "a search index, which Mattermost rebuilds");
         }
         let in_database = is_in_database.then_some(kept_at.as_str());
         database(&config, in_database, site, plan)?;
@@ -119,7 +119,7 @@ impl Kind for Mattermost {
         plan.control = Control::Supervised(Supervisor::new(speaks, [program], [SERVICE]));
         if config.text("GitLabSettings", "Id").is_some() {
             plan.notes.push(
-                "its single sign-on needs a row of another GitLab, which is not compared with it"
+                "single sign-on needs an application in another GitLab, which is not checked"
                     .into(),
             );
         }
@@ -152,13 +152,13 @@ fn files(
     let dir = config.directory("FileSettings", "Directory", at, home);
     let dir = dir.unwrap_or_else(|| home.join(usual));
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
-        let note = "files that users sent are in an object store, which is not copied";
+        let note = "uploaded files are in an object store, which is not copied";
         plan.notes.push(note.into());
         // Files from before the object store remain in the directory. Rows do not identify them.
-        plan.takes(&format!("{name}-before"), "files that users sent before that", dir);
+        plan.takes(&format!("{name}-before"), "files uploaded before the object store", dir);
         return;
     }
-    plan.needs(name, "files that users sent", dir).owner = Some("mattermost".into());
+    plan.needs(name, "uploaded files", dir).owner = Some("mattermost".into());
 }
 
 /// Adds the server and the database from the settings. If the settings are in a database
@@ -173,14 +173,14 @@ fn database(
     let mysql = config.text("SqlSettings", "DriverName") == Some("mysql");
     if mysql || in_database.is_some_and(|source| source.starts_with("mysql:")) {
         return Err(site.wrong(
-            "its database is MySQL, of which only PostgreSQL is backed up; move it to PostgreSQL, \
-             as Mattermost itself asks for, or make its directories an instance of kind `plain` and \
-             give a dump of mysqldump to `forgekeep backup --stdin-name`",
+            "its database is MySQL, but only PostgreSQL is supported; migrate it to PostgreSQL, as \
+             Mattermost recommends; or make its directories an instance of kind `plain` and pipe \
+             the output of mysqldump to `forgekeep backup --stdin-name`",
         ));
     }
     let said = config.text("SqlSettings", "DataSource");
     let Some(text) = said.or(in_database) else {
-        plan.notes.push("SqlSettings.DataSource is not set; the usual database is taken".into());
+        plan.notes.push("SqlSettings.DataSource is not set; assuming the default database".into());
         let server = Server { databases: Some(vec![DATABASE.into()]), ..Server::default() };
         plan.postgres = Some(server);
         let purpose = "mattermost".into();
@@ -202,8 +202,8 @@ fn database(
         if (&of_settings.host, of_settings.port) != (&server.host, server.port) {
             let host = of_settings.host.as_deref().unwrap_or("the default socket");
             let looked_for = format!(
-                "database {name} on {host} port {}, which has the settings and is on another \
-                 server than Mattermost's own; dump it there",
+                "database {name} on {host} port {}, which contains the settings, is not on the \
+                 server of Mattermost's own database; dump it there",
                 of_settings.port
             );
             plan.lacks(&own.part(), looked_for);
@@ -220,7 +220,7 @@ fn database(
 /// Parses the address of a database. Errors contain no part of the address.
 fn data_source(text: &str, named: &str, site: &Site<'_>) -> Result<DataSource> {
     DataSource::parse(text)
-        .map_err(|reason| site.wrong(format!("{named} of Mattermost cannot be used: {reason}")))
+        .map_err(|reason| site.wrong(format!("{named} of Mattermost is unusable: {reason}")))
 }
 
 /// Returns the server of an address.
@@ -252,8 +252,8 @@ fn asked(
 ) -> Result<Option<serde_json::Value>> {
     if site.is_offline {
         plan.notes.push(format!(
-            "Mattermost's settings in database {database} are not asked for offline; the usual \
-             directories are taken"
+            "Mattermost's settings in database {database} are not read offline; assuming the \
+             default directories"
         ));
         return Ok(None);
     }
@@ -262,8 +262,8 @@ fn asked(
         Err(error) if error.is_interrupted() => Err(error),
         Err(error) => {
             let looked_for = format!(
-                "in database {database} ({error}); directories of Mattermost are unknown, and the \
-                 usual ones are taken"
+                "settings in database {database} ({error}); Mattermost's directories are unknown; \
+                 assuming the defaults"
             );
             plan.lacks("mattermost-settings", looked_for);
             Ok(None)
@@ -281,8 +281,8 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     let variables = environment.as_deref().map(config::variables_in).transpose();
     let unusable = |error: Error, plan: &mut Plan| {
         let text = format!(
-            "a usable file ({error}); directories and database of Mattermost are unknown, and the \
-             usual ones are taken"
+            "a usable file ({error}); Mattermost's directories and database are unknown; assuming \
+             the defaults"
         );
         plan.lacks("mattermost-config", text);
     };
@@ -328,14 +328,14 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
                 Some("mattermost".into());
         }
     }
-    let about = "settings that go before its configuration";
+    let about = "settings that override its configuration";
     match environment {
         Some(environment) => {
             plan.takes("mattermost-environment", about, environment);
         }
         None => plan.notes.push(
-            "Mattermost's environment is in the container and not looked at: its directories are \
-             those of its configuration"
+            "Mattermost's environment is inside the container and is not read; using the \
+             directories of its configuration"
                 .into(),
         ),
     }
@@ -353,7 +353,7 @@ fn of_gitlabs_server(
     let source = match DataSource::parse(text) {
         Ok(source) => source,
         Err(reason) => {
-            plan.lacks("mattermost-settings", format!("MM_CONFIG cannot be used: {reason}"));
+            plan.lacks("mattermost-settings", format!("MM_CONFIG is unusable: {reason}"));
             return Ok(None);
         }
     };
@@ -386,8 +386,8 @@ fn database_beside_gitlab(
     let source = source.map(DataSource::parse).transpose();
     let source = source.unwrap_or_else(|reason| {
         plan.notes.push(format!(
-            "SqlSettings.DataSource of Mattermost cannot be used: {reason}; its database is taken \
-             to be {DATABASE_BESIDE_GITLAB}"
+            "SqlSettings.DataSource of Mattermost is unusable: {reason}; assuming database \
+             {DATABASE_BESIDE_GITLAB}"
         ));
         None
     });
@@ -396,12 +396,12 @@ fn database_beside_gitlab(
         if !is_of_gitlab(&source, package, plan) {
             let usual = Server::default().port;
             let looked_for = format!(
-                "database {} on {}:{}, which is another server than GitLab's; dump it there",
+                "database {} on {}:{}, not on GitLab's server; dump it there",
                 database.name,
                 source.host.as_deref().unwrap_or("localhost"),
                 source.port.unwrap_or(usual),
             );
-            plan.notes.push(format!("Mattermost has its {looked_for}"));
+            plan.notes.push(format!("Mattermost uses {looked_for}"));
             plan.lacks(&database.part(), looked_for);
             return;
         }
@@ -478,7 +478,10 @@ mod tests {
             let (instance, settings) = ("chat", &settings);
             let site = Site { instance, settings, progress: &progress, is_offline: true };
             let error = crate::kind::plan(&site).err().expect("no JSON").to_string();
-            assert!(error.contains("config.json") && error.contains("unknown without"), "{error}");
+            assert!(
+                error.contains("config.json") && error.contains("database are unknown"),
+                "{error}"
+            );
         }
         std::fs::remove_file(root.path().join("opt/mattermost/config/config.json"))
             .expect("removes");

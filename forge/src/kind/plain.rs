@@ -27,7 +27,7 @@ impl Kind for Plain {
             settings.postgres.host.is_some() || settings.postgres.container.is_some();
         if settings.parts.is_empty() && !has_database {
             return Err(site.wrong(
-                "it has no parts; give it some, such as [instances.NAME.parts.data] with a path",
+                "it has no parts; add one, such as [instances.NAME.parts.data] with a path",
             ));
         }
         plan.product = Product { name: "plain".into(), ..Product::default() };

@@ -183,8 +183,8 @@ impl Supervisor {
         if is_none_known || (self.needs_all && !unknown.is_empty()) {
             let program = self.program.join(" ");
             let reason = format!(
-                "{program} knows no such service, or cannot be asked; `services.writers` names \
-                 those to stop"
+                "{program} does not know the service, or does not answer; name the services to \
+                 stop in `services.writers`"
             );
             return Err(Error::Service { service: unknown.join(", "), reason });
         }
@@ -199,7 +199,7 @@ impl Supervisor {
         {
             return Ok(());
         }
-        let reason = "it does not run, though the command to start it succeeded; its log says why";
+        let reason = "it is not running, although its start command succeeded; see its log";
         Err(Error::Service { service: name.into(), reason: reason.into() })
     }
 
@@ -228,7 +228,7 @@ impl Supervisor {
             }
             if started.elapsed() >= self.limit {
                 let limit = crate::error::seconds(self.limit);
-                let reason = format!("it still runs {limit} after it was told to stop");
+                let reason = format!("it is still running {limit} after the stop command");
                 return Err(failed(reason));
             }
             progress.check()?;

@@ -161,7 +161,7 @@ impl Server {
         )?;
         let number: u32 = version.number.parse().map_err(|_| Error::Service {
             service: "PostgreSQL".into(),
-            reason: format!("its version is `{}`", version.number),
+            reason: format!("its version `{}` is not a number", version.number),
         })?;
         self.refuse_pooler(connection, number)?;
         Ok((number / 10_000, version.text))
@@ -240,7 +240,7 @@ impl Server {
             } else if name == MAINTENANCE {
                 // This database exists only for connections.
             } else if self.is_shared {
-                notes.push(not_dumped(&name, "it is none of this instance's"));
+                notes.push(not_dumped(&name, "it does not belong to this instance"));
             } else if !may_connect {
                 notes.push(not_dumped(&name, "the role of the backup may not connect to it"));
             } else {
@@ -458,7 +458,7 @@ impl<'a> Connection<'a> {
         let mut rows = self.rows(query)?;
         match (rows.pop(), rows.is_empty()) {
             (Some(row), true) => Ok(row),
-            _ => Err(self.odd("one row was expected")),
+            _ => Err(self.odd("the query did not return exactly one row")),
         }
     }
 
@@ -568,9 +568,7 @@ impl Columns {
 }
 
 fn not_dumped(name: &str, reason: &str) -> String {
-    format!(
-        "database {name} is not dumped: {reason}; `postgres.databases` names it if it should be"
-    )
+    format!("database {name} is not dumped: {reason}; to dump it, list it in `postgres.databases`")
 }
 
 /// Formats a database name as an argument. The client would parse a plain name with `=` as a

@@ -105,8 +105,8 @@ impl Redis {
         let is_refused = answer.contains("NOAUTH ") || answer.contains("WRONGPASS ");
         Err(self.odd(if is_refused {
             format!(
-                "{answer}; set `redis.password` of the instance; without it, GitLab's `resque.yml` \
-                 and `redis.conf` are asked"
+                "{answer}; set `redis.password` of the instance; by default, the password comes \
+                 from GitLab's `resque.yml` or `redis.conf`"
             )
         } else {
             answer
@@ -165,7 +165,7 @@ impl Redis {
     pub fn absent(&self, saved: &Saved, files: &[PathBuf]) -> Option<Absent> {
         let absent = files.iter().find(|path| !path.exists());
         let looked_for = match absent {
-            Some(path) => format!("{}, where Redis says that it saved", shown(path)),
+            Some(path) => format!("{}, the file that Redis reports", shown(path)),
             None if files.is_empty() => format!(
                 "{} in its container; make the directory that is mounted there the part `redis`",
                 shown(&saved.dir.join(&saved.snapshot))
@@ -179,7 +179,7 @@ impl Redis {
         loop {
             let info = self.info("persistence", progress)?;
             if !info.contains_key("rdb_bgsave_in_progress") {
-                return Err(self.odd("it does not say whether it saves"));
+                return Err(self.odd("it does not report whether it is saving"));
             }
             if !keys.iter().any(|key| info.get(*key).is_some_and(|value| value != "0")) {
                 return Ok(());
@@ -213,12 +213,12 @@ impl Saving<'_> {
         redis.wait_while(&["rdb_bgsave_in_progress"], started, progress)?;
         // A restarted server reports success, but knows nothing of this save.
         if redis.run_id(progress)? != run {
-            return Err(redis.odd("it was started again while it saved"));
+            return Err(redis.odd("it restarted during the save"));
         }
         let info = redis.info("persistence", progress)?;
         let status = info.get("rdb_last_bgsave_status").map_or("unknown", String::as_str);
         if status != "ok" {
-            let reason = format!("its save ended with status `{status}`; its log says why");
+            let reason = format!("its save ended with status `{status}`; see its log");
             return Err(redis.odd(reason));
         }
         let seconds = started.elapsed().as_secs_f64();

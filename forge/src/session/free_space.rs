@@ -28,7 +28,7 @@ pub fn look_for_space(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let before = before.map_or(0, |(_, snapshot)| snapshot.statistics.added_stored_bytes);
     if left < before {
         let text = format!(
-            "{} has {} MiB left, and the last backup took {} MiB",
+            "{} has {} MiB free, but the previous backup needed {} MiB",
             shown(root),
             left >> 20,
             before >> 20

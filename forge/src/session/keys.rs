@@ -77,17 +77,17 @@ impl Changes<'_> {
         let changed = changed.join(", ");
         if plan.changed_keys == ChangedKeys::Ok {
             let text =
-                format!("{changed} changed since snapshot {}, which is accepted", id.short());
+                format!("{changed} changed since snapshot {}; the change is accepted", id.short());
             return Ok(Some(Check::ok(KEYS, text)));
         }
         let text = format!(
-            "{changed} changed since snapshot {}; what the database encrypted until then cannot be \
-             read with the new ones",
+            "{changed} changed since snapshot {}; the new keys cannot decrypt values that the \
+             database encrypted before",
             id.short()
         );
         let hint = format!(
-            "if nobody did that on purpose, take the old file out of snapshot {}, before anything \
-             is encrypted with the new keys; otherwise set `keys.changed = \"ok\"` for one backup",
+            "if the change was a mistake, restore the old file from snapshot {} before the new \
+             keys encrypt anything; otherwise set `keys.changed = \"ok\"` for one backup",
             id.short()
         );
         Ok(Some(Check::new(KEYS, Verdict::Warning, text).with_hint(hint)))

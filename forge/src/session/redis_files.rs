@@ -33,7 +33,7 @@ impl<'j> Session<'j> {
                 return Ok(());
             }
         }
-        let reason = "its log was begun anew whenever it was copied".into();
+        let reason = "it rewrote its append-only log during each copy".into();
         Err(Error::Service { service: "Redis".into(), reason })
     }
 

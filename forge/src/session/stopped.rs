@@ -29,7 +29,7 @@ impl<'a> Stopped<'a> {
         let (since, names) = (Instant::now(), Vec::new());
         let mut stopped = Stopped { job, record, since, names, is_over: false };
         if writers.is_empty() {
-            let text = "no service that writes is running; nothing is stopped".into();
+            let text = "no writing service is running; nothing is stopped".into();
             job.store.observer().event(Event::Warning(text));
         } else {
             stopped.record.silence(job.monitor, progress)?;

@@ -125,7 +125,7 @@ impl Compose {
         let unset: Vec<String> = shared.unset.into_inner().into_iter().collect();
         if !unset.is_empty() {
             notes.push(format!(
-                "{} uses {}, which {} does not set; taken as empty",
+                "{} uses {}, which {} does not set; assuming empty values",
                 path.display(),
                 unset.join(", "),
                 env.display()
@@ -177,7 +177,7 @@ impl Service {
                     if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) };
                 Place::Here(joined)
             }
-            Source::Text(_) => Place::Nowhere("it is in the compose file".into()),
+            Source::Text(_) => Place::Nowhere("its content is in the compose file".into()),
             Source::Memory => Place::Memory,
             Source::Unknown(reason) => Place::Nowhere(reason.clone()),
         })

@@ -96,7 +96,7 @@ impl<'a> Containers<'a> {
                 Err(Error::Failed { .. }) => {}
                 Err(error) if error.is_interrupted() => return Err(error),
                 Err(error) => {
-                    plan.notes.push(format!("containers could not be asked for: {error}"));
+                    plan.notes.push(format!("cannot inspect containers: {error}"));
                     return Ok(names[0].clone());
                 }
             }
@@ -141,12 +141,12 @@ impl<'a> Containers<'a> {
             server.password = secret_of(gitlab, "DB_PASS");
             server.databases = Some(vec![database.to_owned()]);
             plan.notes.push(format!(
-                "the database server is {host}, outside the compose file; its role needs to be \
-                 allowed to read roles as well"
+                "the database server {host} is outside the compose file; the role of the backup \
+                 must be allowed to read roles as well"
             ));
         } else {
             return Err(self.site.wrong(format!(
-                "{} does not say which service is PostgreSQL; say it: \
+                "{} does not show which service is PostgreSQL; set \
                  postgres.container = \"NAME\", and DB_HOST for GitLab",
                 self.compose.path.display()
             )));
@@ -161,8 +161,8 @@ impl<'a> Containers<'a> {
     pub fn redis(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
         let Some((name, service)) = self.beside(gitlab.variable("REDIS_HOST"), is_redis) else {
             plan.notes.push(
-                "Redis is not in the compose file and is not saved; name it under `redis` if it \
-                 should be"
+                "Redis is not in the compose file and is not backed up; to back it up, configure \
+                 it under `redis`"
                     .into(),
             );
             return Ok(());
@@ -185,18 +185,17 @@ impl<'a> Containers<'a> {
         };
         match service.place(Path::new(dir)) {
             Some(Place::Here(dir)) => {
-                let part =
-                    plan.takes("redis", "jobs that wait, and sessions", dir.join("dump.rdb"));
+                let part = plan.takes("redis", "queued jobs and sessions", dir.join("dump.rdb"));
                 part.phase = Phase::Saves;
                 part.paths.push(dir.join("appendonlydir"));
                 part.paths.push(dir.join("appendonly.aof"));
-                plan.leaves(dir, "of it only what Redis saves is taken");
+                plan.leaves(dir, "only the files that Redis saves are copied");
             }
             Some(Place::Nowhere(reason)) => {
-                plan.notes.push(format!("redis: {reason}; its data are not copied"));
+                plan.notes.push(format!("redis: {reason}; its data is not copied"));
             }
             Some(Place::Memory) | None => plan.notes.push(format!(
-                "redis: no volume is at {dir}, where the image keeps its data; they are not copied"
+                "redis: no volume at {dir}, the image's data directory; the data is not copied"
             )),
         }
         Ok(())

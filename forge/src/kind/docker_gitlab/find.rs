@@ -35,12 +35,12 @@ pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
     match found.len() {
         1 => Ok(found),
         0 => Err(site.wrong(format!(
-            "no compose file with an image {image} was found; \
-             say where it is: compose = \"/…/docker-compose.yml\""
+            "found no compose file with an image {image}; \
+             set its path: compose = \"/…/docker-compose.yml\""
         ))),
         _ => Err(site.wrong(format!(
             "several compose files have an image {image} ({}); \
-             say which it is: compose = \"…\"",
+             choose one: compose = \"…\"",
             listed(&found)
         ))),
     }

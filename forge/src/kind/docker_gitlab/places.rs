@@ -53,9 +53,9 @@ impl Gap {
     pub fn needed(&self, part: &str) -> String {
         let reason = &self.reason;
         if self.is_elsewhere {
-            format!("{reason}; parts.{part}.path says where this machine has it")
+            format!("{reason}; set parts.{part}.path to its path on this machine")
         } else {
-            format!("{reason}: it goes with the container; it needs a volume")
+            format!("{reason}; add a volume, or it is lost with the container")
         }
     }
 }
@@ -131,7 +131,7 @@ pub fn place(gitlab: &Service, path: &Path) -> Result<PathBuf, Gap> {
             Err(Gap { reason, is_elsewhere: false, is_memory: true })
         }
         None => {
-            let reason = format!("{at} of the container, which no volume holds");
+            let reason = format!("{at} of the container, which is not in a volume");
             Err(Gap { reason, is_elsewhere: false, is_memory: false })
         }
     }

@@ -67,15 +67,15 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     if missing.is_empty() {
         let mut places = places.into_iter();
         let first = places.next().unwrap_or_default();
-        let part = plan.needs("secrets", "keys that decrypt what the database holds", first);
+        let part = plan.needs("secrets", "keys that decrypt the database", first);
         part.paths.extend(places);
         return;
     }
     plan.lacks(
         "secrets",
         format!(
-            "{} in the environment of the GitLab container or in {}; write them into .env beside \
-             the compose file, or name the file that has them: parts.secrets.path",
+            "{} in the environment of the GitLab container or in {}; write them to .env beside \
+             the compose file, or set parts.secrets.path to the file that contains them",
             missing.join(", "),
             HANDED.join(", ")
         ),
@@ -122,7 +122,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Chec
     let part = plan.parts.iter().find(|part| part.name == "secrets");
     let paths = part.map(|part| part.paths.as_slice()).unwrap_or_default();
     if paths.is_empty() {
-        let text = "not all keys that decrypt the database are in files that are copied";
+        let text = "some keys that decrypt the database are not in a copied file";
         return Ok(Check::new("secrets", Verdict::Warning, text));
     }
     let seen = view.look(paths)?;

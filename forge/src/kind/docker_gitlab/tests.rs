@@ -420,7 +420,7 @@ services:
         .as_ref()
         .expect_err("a loop")
         .to_string();
-    assert!(error.contains("without an end"), "{error}");
+    assert!(error.contains("in a loop"), "{error}");
 }
 
 #[test]
@@ -469,7 +469,7 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
     assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
     let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
-    assert!(error.contains("without a `}`") && !error.contains("hush"), "{error}");
+    assert!(error.contains("no closing `}`") && !error.contains("hush"), "{error}");
 
     machine.write(
         "/srv/git/compose.yml",
@@ -477,7 +477,10 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
     );
     let plan = machine.plan("/srv/git/compose.yml");
     let said = &plan.lacking[1].looked_for;
-    assert!(said.contains("without a name") && said.contains("parts.repositories.path"), "{said}");
+    assert!(
+        said.contains("anonymous volume") && said.contains("parts.repositories.path"),
+        "{said}"
+    );
 
     let nowhere = machine.try_plan("/srv/none.yml", "").expect_err("nothing").to_string();
     assert!(nowhere.starts_with("cannot read"), "{nowhere}");

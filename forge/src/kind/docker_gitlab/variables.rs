@@ -94,7 +94,7 @@ pub type Look<'a> = &'a dyn Fn(&str, bool) -> Option<String>;
 /// Expands the variables in a text. Errors describe the fault, without values of variables.
 pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
     if depth > DEPTH_MAX {
-        return Err("variables nest too deep".into());
+        return Err("its variables are nested too deeply".into());
     }
     let mut expanded = String::new();
     let mut rest = text;
@@ -105,19 +105,19 @@ pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String
             expanded.push('$');
             rest = after;
         } else if let Some(after) = rest.strip_prefix('{') {
-            let end = closing(after).ok_or("a `${` without a `}`")?;
+            let end = closing(after).ok_or("a `${` has no closing `}`")?;
             expanded.push_str(&braced(&after[..end], look, depth)?);
             rest = &after[end + 1..];
         } else {
             let len = name_len(rest);
             if len == 0 {
-                return Err("a `$` that begins no variable; `$$` stands for itself".into());
+                return Err("a `$` is not followed by a name; write `$$` for a `$` itself".into());
             }
             expanded.push_str(&look(&rest[..len], true).unwrap_or_default());
             rest = &rest[len..];
         }
         if expanded.len() > EXPANDED_BYTES_MAX {
-            return Err(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes"));
+            return Err(format!("its variables expand to more than {EXPANDED_BYTES_MAX} bytes"));
         }
     }
     expanded.push_str(rest);
@@ -154,7 +154,7 @@ fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
     let len = name_len(inner);
     let (name, rest) = inner.split_at(len);
     if name.is_empty() {
-        return Err("a `${` that no name follows".into());
+        return Err("a `${` is not followed by a variable name".into());
     }
     if rest.is_empty() {
         return Ok(look(name, true).unwrap_or_default());
@@ -172,9 +172,9 @@ fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
         ('+', None) => Ok(String::new()),
         ('-', None) | ('+', Some(_)) => expand(word.as_str(), look, depth + 1),
         ('?', None) => Err(format!(
-            "{name} has no value, which the file demands; if it comes from the shell, \
-             write it into .env beside the file, so that it is backed up as well"
+            "the file requires {name}, which has no value; if the shell sets {name}, \
+             write it to .env beside the file, so that it is backed up as well"
         )),
-        _ => Err(format!("`${{{name}` is followed by something that compose does not know")),
+        _ => Err(format!("`${{{name}` is followed by an unknown operator")),
     }
 }

@@ -96,20 +96,20 @@ const STORED: &[&str] = &["storage_path", "path"];
 
 #[rustfmt::skip]
 const DATA: &[Row] = &[
-    row("uploads", "uploads", STORED, "gitlab-rails/uploads", "files that users attached, avatars"),
-    row("artifacts", "artifacts", &["path", "storage_path"], "gitlab-rails/shared/artifacts", "artifacts of CI jobs"),
-    row("external-diffs", "external_diffs", STORED, "gitlab-rails/shared/external-diffs", "diffs of merge requests"),
+    row("uploads", "uploads", STORED, "gitlab-rails/uploads", "attachments and avatars"),
+    row("artifacts", "artifacts", &["path", "storage_path"], "gitlab-rails/shared/artifacts", "CI job artifacts"),
+    row("external-diffs", "external_diffs", STORED, "gitlab-rails/shared/external-diffs", "merge request diffs"),
     row("lfs", "lfs", STORED, "gitlab-rails/shared/lfs-objects", "Git LFS objects"),
-    row("packages", "packages", STORED, "gitlab-rails/shared/packages", "packages of projects"),
-    row("dependency-proxy", "dependency_proxy", STORED, "gitlab-rails/shared/dependency_proxy", "images kept for CI jobs"),
-    row("terraform-state", "terraform_state", STORED, "gitlab-rails/shared/terraform_state", "states of Terraform"),
-    row("ci-secure-files", "ci_secure_files", STORED, "gitlab-rails/shared/ci_secure_files", "secure files of CI"),
-    row("pages", "pages", &["path", "storage_path"], "gitlab-rails/shared/pages", "pages of projects"),
+    row("packages", "packages", STORED, "gitlab-rails/shared/packages", "project packages"),
+    row("dependency-proxy", "dependency_proxy", STORED, "gitlab-rails/shared/dependency_proxy", "cached images for CI jobs"),
+    row("terraform-state", "terraform_state", STORED, "gitlab-rails/shared/terraform_state", "Terraform states"),
+    row("ci-secure-files", "ci_secure_files", STORED, "gitlab-rails/shared/ci_secure_files", "CI secure files"),
+    row("pages", "pages", &["path", "storage_path"], "gitlab-rails/shared/pages", "GitLab Pages sites"),
     row("registry", "registry", &["path", "storage_path"], "gitlab-rails/shared/registry", "container images"),
-    row("agent-plan-content", "agent_plan_content", STORED, "gitlab-rails/shared/agent_plan_content", "plans of agents"),
-    row("ci-catalog-bundles", "ci_catalog_bundles", STORED, "gitlab-rails/shared/ci_catalog_bundles", "bundles of the CI catalog"),
-    row("encrypted-settings", "encrypted_settings", &["path", "storage_path"], "gitlab-rails/shared/encrypted_settings", "encrypted settings of mail and LDAP"),
-    row("builds", "gitlab_ci", &["builds_path"], "gitlab-ci/builds", "logs of CI jobs"),
+    row("agent-plan-content", "agent_plan_content", STORED, "gitlab-rails/shared/agent_plan_content", "agent plans"),
+    row("ci-catalog-bundles", "ci_catalog_bundles", STORED, "gitlab-rails/shared/ci_catalog_bundles", "CI catalog bundles"),
+    row("encrypted-settings", "encrypted_settings", &["path", "storage_path"], "gitlab-rails/shared/encrypted_settings", "encrypted mail and LDAP settings"),
+    row("builds", "gitlab_ci", &["builds_path"], "gitlab-ci/builds", "CI job logs"),
 ];
 
 /// Parts whose directory may be missing even if the configuration has their section. They are
@@ -148,31 +148,28 @@ pub fn read(package: &Package<'_>) -> Generated {
         let lacking = SECTIONS.into_iter().filter(|section| settings.get(*section).is_none());
         let lacking: Vec<&str> = lacking.collect();
         if !lacking.is_empty() {
-            let assumed = "whose directories are taken to be the package's usual ones";
+            let assumed = "the package's default directories";
             notes.push(may_be_cut(gitlab_yml, &lacking.join(", "), assumed));
         }
     }
     if databases.as_ref().is_some_and(|all| main_database(all).get("host").is_none()) {
-        let assumed = "which is taken to be the package's own server";
+        let assumed = "the package's own server";
         notes.push(may_be_cut(database_yml, "a host", assumed));
     }
     if registry_yml.exists() && !registry.is_null() && registry.get("storage").is_none() {
-        let assumed = "which is taken to be where gitlab.yml has it";
+        let assumed = "the directory in gitlab.yml";
         notes.push(may_be_cut(&registry_yml, "its storage", assumed));
     }
     let mut assumed = |name: &Path, what: &str| {
         if matches!(name.try_exists(), Ok(false)) {
-            notes.push(format!("{} is not there; {what}", name.display()));
+            notes.push(format!("{} does not exist; assuming {what}", name.display()));
         }
     };
-    assumed(gitlab_yml, "directories are taken to be the package's usual ones");
-    assumed(
-        database_yml,
-        "the database is taken to be gitlabhq_production on the package's own server",
-    );
+    assumed(gitlab_yml, "the package's default directories");
+    assumed(database_yml, "database gitlabhq_production on the package's own server");
     // Versions before 9 have no Gitaly.
     if data.join("gitaly").exists() {
-        assumed(&gitaly_toml, "storages are taken to be those of gitlab.yml");
+        assumed(&gitaly_toml, "the storages of gitlab.yml");
     }
     let lacks = matches!(gitlab_yml.try_exists(), Ok(false)).then(|| gitlab_yml.clone());
     let (settings, databases) = (settings.unwrap_or_default(), databases.unwrap_or_default());
@@ -196,10 +193,10 @@ pub fn read(package: &Package<'_>) -> Generated {
 }
 
 const DIRECTORIES_UNKNOWN: &str =
-    "the directories of data are unknown, and the package's usual ones are taken";
+    "the data directories are unknown; assuming the package's defaults";
 const DATABASES_UNKNOWN: &str =
-    "databases and their server are unknown, and the package's usual ones are taken";
-const STORAGES_UNKNOWN: &str = "storages are unknown, and those of gitlab.yml are taken";
+    "the databases and their server are unknown; assuming the package's defaults";
+const STORAGES_UNKNOWN: &str = "the storages are unknown; assuming those of gitlab.yml";
 const REGISTRY_UNKNOWN: &str =
     "the directory and the database of the container registry are unknown";
 
@@ -222,7 +219,7 @@ fn production(path: &Path) -> Result<Option<Value>> {
 fn usable_settings(path: &Path) -> Result<Option<Value>> {
     let settings = production(path)?;
     if settings.as_ref().is_some_and(|settings| !settings.is_object()) {
-        return Err(malformed(path, "it has no settings of `production`".into()));
+        return Err(malformed(path, "it has no `production` settings".into()));
     }
     // The package writes an anchor `base` at the beginning and uses it at the end. If only the
     // anchor is there, the file is cut.
@@ -238,7 +235,7 @@ fn usable_databases(path: &Path) -> Result<Option<Value>> {
     let databases = production(path)?;
     let names_none = |all: &Value| main_database(all)["database"].as_str().is_none();
     if databases.as_ref().is_some_and(names_none) {
-        return Err(malformed(path, "it names no database".into()));
+        return Err(malformed(path, "it does not name a database".into()));
     }
     Ok(databases)
 }
@@ -248,7 +245,7 @@ fn usable_gitaly(path: &Path) -> Result<Option<toml::Table>> {
     let gitaly = toml_table(path)?;
     let storages = |table: &toml::Table| table.get("storage")?.as_array().map(Vec::len);
     if gitaly.as_ref().is_some_and(|table| storages(table).unwrap_or_default() == 0) {
-        return Err(malformed(path, "it names no storage".into()));
+        return Err(malformed(path, "it does not name a storage".into()));
     }
     Ok(gitaly)
 }
@@ -266,7 +263,8 @@ fn usable_registry(path: &Path) -> Result<Option<Value>> {
 fn may_be_cut(path: &Path, lacking: &str, assumed: &str) -> String {
     let path = path.display();
     format!(
-        "{path} says nothing of {lacking}, {assumed}; run `gitlab-ctl reconfigure` if it was cut off"
+        "{path} lacks {lacking}; assuming {assumed}; if the file is truncated, run \
+         `gitlab-ctl reconfigure`"
     )
 }
 
@@ -414,8 +412,8 @@ fn remote(name: &str, address: &str) -> String {
     let is_cluster = address.contains("praefect") || address.ends_with(":2305");
     let cluster = if is_cluster { "; Gitaly Cluster (Praefect) is not covered" } else { "" };
     format!(
-        "storage {name}, which has no path on this machine{of}{cluster}; back it up where it is, \
-         or name the place where it is mounted"
+        "storage {name}, which has no path on this machine{of}{cluster}; back it up on its own \
+         machine, or set the path where it is mounted"
     )
 }
 

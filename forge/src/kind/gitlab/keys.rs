@@ -46,23 +46,23 @@ pub fn of_yaml(plan: &Plan, view: &View<'_>) -> Result<Option<Keys>> {
 pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
     let file = from.file;
     let untried = |verdict, reason: &str| {
-        let text = format!("the keys of {file} are present, not tried: {reason}");
+        let text = format!("the keys of {file} are present, but were not tried: {reason}");
         Check::new(NAME, verdict, text)
     };
     if !catalogue.knows(encrypted::ENCRYPTED) && catalogue.encrypted.is_empty() {
-        return untried(Verdict::Unknown, "encrypted values could not be asked");
+        return untried(Verdict::Unknown, "encrypted values could not be queried");
     }
     if plan.postgres.is_none() {
-        return untried(Verdict::Unknown, "no database is known");
+        return untried(Verdict::Unknown, "the database server is unknown");
     }
     if catalogue.encrypted.is_empty() {
-        return untried(Verdict::Ok, "the databases hold no encrypted value of a known form");
+        return untried(Verdict::Ok, "the databases contain no encrypted value in a known format");
     }
     let trial = from.keys.attempt(&catalogue.encrypted);
     let count: usize = trial.keys.values().map(|tried| tried.count).sum();
     if count == 0 {
         let reason = format!(
-            "{} encrypted values have a form that is not known, or their key is not written there",
+            "{} encrypted values have an unknown format, or their key is not in the file",
             trial.untried
         );
         return untried(Verdict::Unknown, &reason);
@@ -81,30 +81,30 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
     let words = words.join(", ");
     if !failing.clone().any(|(_, tried)| tried.is_wrong()) {
         let text = format!(
-            "the keys of {file} decrypt the database, but not all of it: values that failed: {words}"
+            "the keys of {file} decrypt the database only in part; values that failed: {words}"
         );
-        let hint = "these values were encrypted with a key that is lost, or have a form that is \
-                    not known; `gitlab-rake gitlab:doctor:secrets VERBOSE=1` lists all";
+        let hint = "a lost key encrypted these values, or their format is unknown; \
+                    `gitlab-rake gitlab:doctor:secrets VERBOSE=1` lists all";
         return Check::new(NAME, Verdict::Warning, text).with_examples(columns).with_hint(hint);
     }
     // Whoever lost the old keys for good says so.
     let is_accepted = plan.changed_keys == ChangedKeys::Ok;
     let verdict = if is_accepted { Verdict::Warning } else { Verdict::Failed };
     let text = format!(
-        "the keys of {file} do not decrypt the database: values that failed: {words}; {SECRETS_LOST}"
+        "the keys of {file} do not decrypt the database; values that failed: {words}; {SECRETS_LOST}"
     );
     let opens_all = |keys: &Keys| {
         let trial = keys.attempt(&catalogue.encrypted);
         trial.keys.contains_key(DB_KEY) && !trial.keys.values().any(|tried| tried.is_wrong())
     };
     let hint = if from.other.as_ref().is_some_and(opens_all) {
-        "the keys of gitlab-rails/etc/secrets.yml decrypt it: copy them into gitlab-secrets.json \
-         before the next `gitlab-ctl reconfigure` overwrites them"
+        "the keys of gitlab-rails/etc/secrets.yml decrypt the database; copy them to \
+         gitlab-secrets.json before the next `gitlab-ctl reconfigure` overwrites them"
             .to_owned()
     } else {
         format!(
-            "put back {file} as it was when this database was in use, from an older snapshot; if \
-             it is lost for good, `keys.changed = \"ok\"` makes this a warning"
+            "restore {file} from an older snapshot of the time when this database was in use; if \
+             the keys are lost for good, `keys.changed = \"ok\"` makes this a warning"
         )
     };
     Check::new(NAME, verdict, text).with_examples(columns).with_hint(hint).settled()

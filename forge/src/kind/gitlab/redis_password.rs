@@ -11,7 +11,7 @@ use std::path::Path;
 /// note, and the other file is still used.
 pub fn find(data: &Path, notes: &mut Vec<String>) -> Option<Password> {
     let mut noted = |error: Error| {
-        notes.push(format!("{error}; whether Redis has a password there is unknown"));
+        notes.push(format!("{error}; cannot tell whether Redis needs a password"));
         None
     };
     let resque = yaml(&data.join("gitlab-rails/etc/resque.yml")).unwrap_or_else(&mut noted);

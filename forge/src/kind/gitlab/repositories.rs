@@ -252,11 +252,11 @@ fn check_pools(
             let named = project.pool.as_ref().map(|named| dir.join(named));
             match &named {
                 None => odd.push(format!(
-                    "{}: it borrows objects, though its row names no pool",
+                    "{}: it borrows objects, but its row does not name a pool",
                     project.path
                 )),
                 Some(named) if pool != named.join("objects") => odd.push(format!(
-                    "{}: it borrows objects from {}, though its row names {}",
+                    "{}: it borrows objects from {}, but its row names {}",
                     project.path,
                     shown(pool.parent().unwrap_or(&pool)),
                     shown(named)
@@ -295,7 +295,7 @@ fn check_pools(
     let mut check = gaps.check("pools", "members of pools", borrowed.len());
     if !odd.is_empty() {
         check.verdict = check.verdict.max(Verdict::Warning);
-        check.text += &format!("; rows and disk disagree about {}", odd.len());
+        check.text += &format!("; rows and disk disagree about {} of them", odd.len());
         let examples = std::mem::take(&mut check.examples).into_iter().chain(odd);
         check = check.with_examples(examples);
     }
@@ -357,9 +357,9 @@ mod tests {
         assert_eq!(check(&strict, &fits).verdict, Verdict::Ok);
         let odd = check(&strict, &[project("one", Some("b")), project("two", None)]);
         assert_eq!(odd.verdict, Verdict::Warning);
-        assert!(odd.examples[0].contains("@pools/a.git, though"), "{odd:?}");
+        assert!(odd.examples[0].contains("@pools/a.git, but"), "{odd:?}");
         assert!(odd.examples[0].ends_with("@pools/b.git"), "{odd:?}");
-        assert!(odd.examples[1].ends_with("names no pool"), "{odd:?}");
+        assert!(odd.examples[1].ends_with("does not name a pool"), "{odd:?}");
         // One missing pool among several is a failure.
         let lost = [&fits[..], &[project("three", Some("gone"))]].concat();
         let failed = check(&strict, &lost);

@@ -199,7 +199,7 @@ fn files_that_the_package_generates_are_missed() {
     std::fs::remove_dir(machine.at("/var/opt/gitlab/gitaly")).expect("removes");
     let plan = machine.plan();
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
-    assert!(!has_note(&plan, "is not there"), "{:?}", plan.notes);
+    assert!(!has_note(&plan, "does not exist"), "{:?}", plan.notes);
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn mattermost_may_have_a_server_and_directories_of_its_own() {
         assert_eq!(name(&plan), None, "{text}");
         let looked_for = looked_for(&plan, "database-mattermost");
         assert!(looked_for.starts_with("database chat on "), "{looked_for}");
-        assert!(has_note(&plan, "another server than GitLab's"));
+        assert!(has_note(&plan, "not on GitLab's server"));
         assert!(!format!("{plan:?}").contains("secret@"));
     }
 
@@ -334,7 +334,7 @@ fn what_is_unknown_is_named_where_parts_lie_deeper() {
     }
     machine.link("/var/opt/gitlab/gitlab-rails/shared/lfs-objects", "/mnt/lfs");
     machine.dir("/mnt/lfs");
-    assert!(!has_note(&machine.plan(), "not known"), "{:?}", machine.plan().notes);
+    assert!(!has_note(&machine.plan(), "is unknown"), "{:?}", machine.plan().notes);
     let unknown = ["own", "gitlab-rails/own", "gitlab-rails/shared/own", "git-data/own"];
     for unknown in unknown {
         machine.write(&format!("{data}/{unknown}/file"), "");
@@ -342,11 +342,11 @@ fn what_is_unknown_is_named_where_parts_lie_deeper() {
     // An empty directory may be a missing mount.
     machine.dir("/var/opt/gitlab/gitlab-rails/shared/empty");
     let plan = machine.plan();
-    assert!(has_note(&plan, "shared/empty is not known"), "{:?}", plan.notes);
+    assert!(has_note(&plan, "shared/empty is unknown"), "{:?}", plan.notes);
     for unknown in unknown {
-        assert!(has_note(&plan, &format!("{data}/{unknown} is not known")), "{:?}", plan.notes);
+        assert!(has_note(&plan, &format!("{data}/{unknown} is unknown")), "{:?}", plan.notes);
     }
-    assert_eq!(plan.notes.iter().filter(|note| note.contains("not known")).count(), 5);
+    assert_eq!(plan.notes.iter().filter(|note| note.contains("is unknown")).count(), 5);
 }
 
 #[test]
@@ -386,7 +386,8 @@ fn links_in_parts_are_followed_below_the_root() {
     let plan = machine.plan();
     assert!(!find(&plan, "packages").is_there());
     assert_eq!(machine.places(&plan, "packages"), [target]);
-    for words in ["shared/packages leads to ", "registry/other leads to ", "registry/up leads to "]
+    for words in
+        ["shared/packages points to ", "registry/other points to ", "registry/up points to "]
     {
         assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
     }
@@ -395,7 +396,7 @@ fn links_in_parts_are_followed_below_the_root() {
     let own = machine.at(&registry);
     let plan = machine.plan_with(&format!("parts.registry.path = '{}'", own.display()));
     assert_eq!(machine.places(&plan, "registry"), [registry]);
-    assert!(has_note(&plan, "registry/docker leads to "), "{:?}", plan.notes);
+    assert!(has_note(&plan, "registry/docker points to "), "{:?}", plan.notes);
 }
 
 #[test]
@@ -421,7 +422,7 @@ fn broken_secrets_fail() {
     let keys = r#""db_key_base": "a", "secret_key_base": "b""#;
     for (text, words) in [
         (String::new(), "is empty"),
-        ("{\n\"gitlab_rails\": {".into(), "is no JSON from line 2, column"),
+        ("{\n\"gitlab_rails\": {".into(), "is invalid JSON at line 2, column"),
         ("[]".into(), "lacks db_key_base, secret_key_base, otp_key_base"),
         (format!("{{\"gitlab_rails\": {{{keys}}}}}"), "lacks otp_key_base"),
     ] {
@@ -494,7 +495,7 @@ fn what_a_new_version_keeps_beside_the_rest_is_copied_and_named() {
     // A directory that the settings name or skip is not unknown.
     let place = machine.at("/mnt/shared/of_tomorrow");
     let plan = machine.plan_with(&format!("parts.own.path = '{}'", place.display()));
-    assert!(!has_note(&plan, "shared/of_tomorrow is not known"), "{:?}", plan.notes);
+    assert!(!has_note(&plan, "shared/of_tomorrow is unknown"), "{:?}", plan.notes);
     let plan = machine.plan_with("parts.shared-of_tomorrow.skip = true");
     assert!(!plan.parts.iter().any(|part| part.name.contains("of_tomorrow")));
 }
@@ -515,7 +516,7 @@ fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
     };
     assert_eq!(good().plan().lacking, []);
     let files = [
-        (format!("{rails}/gitlab.yml"), whole, "the directories of data are unknown"),
+        (format!("{rails}/gitlab.yml"), whole, "the data directories are unknown"),
         (format!("{rails}/database.yml"), databases, "databases and their server are unknown"),
         ("/var/opt/gitlab/gitaly/config.toml".into(), gitaly, "storages are unknown"),
         (
@@ -561,5 +562,5 @@ fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
     machine.write(&format!("{rails}/resque.yml"), "production: [\n");
     machine.dir("/var/opt/gitlab/redis");
     let plan = machine.plan();
-    assert!(has_note(&plan, "whether Redis has a password there is unknown"), "{:?}", plan.notes);
+    assert!(has_note(&plan, "cannot tell whether Redis needs a password"), "{:?}", plan.notes);
 }

@@ -48,7 +48,7 @@ impl Config {
             let value = self.variables.get(&name)?;
             let beaten = self.file[section][key].as_str().filter(|beaten| !beaten.is_empty())?;
             (beaten != value).then(|| {
-                format!("{name} of its environment goes before {section}.{key} of {settings}")
+                format!("{name} in its environment overrides {section}.{key} in {settings}")
             })
         })
     }

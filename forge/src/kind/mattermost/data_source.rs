@@ -28,9 +28,11 @@ impl DataSource {
             ["postgres://", "postgresql://"].iter().find_map(|scheme| text.strip_prefix(scheme));
         match url {
             Some(rest) => source.url(rest)?,
-            None if text.contains("://") => return Err("it is no address of a PostgreSQL"),
+            None if text.contains("://") => return Err("it is not a PostgreSQL address"),
             None => {
-                for (key, value) in words(text).ok_or("it is neither a URL nor words with `=`")? {
+                for (key, value) in
+                    words(text).ok_or("it is neither a URL nor a list of `key=value` words")?
+                {
                     source.set(&key, value)?;
                 }
             }
@@ -57,10 +59,7 @@ impl DataSource {
         let of_query = query.split('&').filter_map(|pair| pair.split_once('='));
         for (key, value) in of_address.into_iter().chain(of_query) {
             if !value.is_empty() {
-                self.set(
-                    key,
-                    decoded(value).ok_or("it has a % that is not followed by two digits")?,
-                )?;
+                self.set(key, decoded(value).ok_or("it has a % without two hex digits after it")?)?;
             }
         }
         Ok(())
@@ -70,7 +69,7 @@ impl DataSource {
         match key {
             "host" if value.contains(',') => return Err("it names several hosts"),
             "host" => self.host = Some(value),
-            "port" => self.port = Some(value.parse().map_err(|_| "its port is no number")?),
+            "port" => self.port = Some(value.parse().map_err(|_| "its port is not a number")?),
             "user" => self.role = Some(value),
             "password" => self.password = Some(Password(value)),
             "dbname" => self.database = Some(value),

@@ -29,9 +29,10 @@ pub fn read(server: &Server, database: &str, progress: &Progress) -> Result<Valu
     let server = Server { wait: server.wait.min(WAIT), ..server.clone() };
     let mut connection = server.connect(database, progress)?;
     if !connection.columns("configurations")?.has("active") {
-        return Err(odd("there is no such table"));
+        return Err(odd("the table does not exist"));
     }
     let query = "select value::text as value from configurations where active limit 1";
-    let row = connection.rows::<Row>(query)?.pop().ok_or_else(|| odd("no row is active"))?;
-    serde_json::from_str(&row.value).map_err(|_| odd("its active row is no JSON"))
+    let row =
+        connection.rows::<Row>(query)?.pop().ok_or_else(|| odd("the table has no active row"))?;
+    serde_json::from_str(&row.value).map_err(|_| odd("the active row is not valid JSON"))
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 /// Note for settings that are kept in the database.
 pub const IN_DATABASE: &str =
-    "settings are in the database (table configurations) and saved with it";
+    "the settings are in the database (table configurations) and are backed up with it";
 
 /// Queries the versions of Mattermost and of its schema. Adds a note if the database unexpectedly
 /// has settings.
@@ -43,8 +43,8 @@ pub fn product(
         let query = "select 'it is there' as value from configurations where active limit 1";
         if !catalogue.ask::<Value>("settings", database, query)?.is_empty() {
             catalogue.notes.push(
-                "the database has settings (table Configurations); if MM_CONFIG names it, they \
-                 count and config.json does not"
+                "the database has settings (table Configurations); if MM_CONFIG names the \
+                 database, these settings apply instead of config.json"
                     .into(),
             );
         }

@@ -40,10 +40,10 @@ const ROUNDS_MAX: u32 = 1_000_000;
 pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Option<Check>> {
     let Some(places) = Places::of(plan) else { return Ok(None) };
     if catalogue.schema.is_empty() {
-        return Ok(Some(unknown("no database of GitLab was asked")));
+        return Ok(Some(unknown("no database of GitLab was queried")));
     }
     if !catalogue.knows(APPLICATIONS) {
-        return Ok(Some(unknown("GitLab's rows of applications could not be asked")));
+        return Ok(Some(unknown("GitLab's applications could not be queried")));
     }
     let major = plan.product.version_numbers().map(|(major, _)| major);
     judge(&places, major, &catalogue.applications, view).map(Some)
@@ -78,10 +78,10 @@ fn judge(
         Err(reason) => return Ok(unknown(reason)),
     };
     let Some(first) = sources.first() else {
-        return Ok(unknown("Mattermost is not configured to let users sign in by GitLab"));
+        return Ok(unknown("Mattermost is not configured for sign-in with GitLab"));
     };
     if first.is_off {
-        return Ok(unknown(format!("it is switched off in {}", first.shown())));
+        return Ok(unknown(format!("sign-in with GitLab is switched off in {}", first.shown())));
     }
     for source in &mut sources {
         source.fit = fit(source, applications);
@@ -90,17 +90,19 @@ fn judge(
     let found = sources.iter().map(|source| source.found(applications));
     if sources.iter().all(fits) {
         let places: Vec<String> = sources.iter().map(Source::shown).collect();
-        let text = format!("GitLab has what is said in {}", places.join(" and "));
+        let text = format!("GitLab has the id and the secret from {}", places.join(" and "));
         return Ok(Check::ok(NAME, text));
     }
     if sources.iter().all(|source| fits(source) || source.fit == Match::Unknown) {
-        let text = "GitLab keeps the secret in a form that is not known here";
+        let text = "GitLab stores the secret in an unknown format";
         return Ok(unknown(text).with_examples(found));
     }
     let text = if fits(&sources[0]) {
-        "users can sign in to Mattermost by GitLab, but not after the next `gitlab-ctl reconfigure`"
+        "users can sign in to Mattermost with GitLab, but not after the next \
+         `gitlab-ctl reconfigure`"
     } else {
-        "users cannot sign in to Mattermost by GitLab: Mattermost and GitLab's database do not fit"
+        "users cannot sign in to Mattermost with GitLab: Mattermost does not match GitLab's \
+         database"
     };
     Ok(Check::new(NAME, Verdict::Warning, text).with_examples(found).with_hint(advice(
         places,
@@ -167,9 +169,11 @@ impl Source {
             })
         };
         let what = match self.fit {
-            Match::Same => "it fits".into(),
+            Match::Same => "id and secret match".into(),
             Match::NoSuchId => format!("no application of GitLab has its {id}"),
-            Match::OtherSecret => format!("its {secret} is not that of GitLab's {}", of_row()),
+            Match::OtherSecret => {
+                format!("its {secret} differs from that of GitLab's {}", of_row())
+            }
             Match::Unknown => format!("its {secret} cannot be compared with GitLab's {}", of_row()),
         };
         format!("{}: {what}", self.shown())
@@ -234,16 +238,16 @@ fn json(
         _ => (&places.config, "GitLabSettings", ["Id", "Secret", "Enable"]),
     };
     let Some(seen) = view.file(path)? else {
-        return Ok(Err(format!("{} is not there", shown(path))));
+        return Ok(Err(format!("{} does not exist", shown(path))));
     };
     let Some(content) = seen.content else {
-        return Ok(Err(format!("{} is no file, or too large to be one of these", shown(path))));
+        return Ok(Err(format!("{} is not a file, or is too large", shown(path))));
     };
     let value: Value = match serde_json::from_slice(&content) {
         Ok(value) => value,
         Err(error) => {
             let (line, column) = (error.line(), error.column());
-            let what = format!("{} is no JSON from line {line}, column {column} on", shown(path));
+            let what = format!("{} is invalid JSON at line {line}, column {column}", shown(path));
             return Ok(Err(what));
         }
     };
@@ -299,9 +303,9 @@ impl<'a> Form<'a> {
 
     fn name(&self) -> &'static str {
         match self {
-            Form::Plain(_) => "kept as it is",
-            Form::Pbkdf2(_) => "kept as a PBKDF2 hash",
-            Form::Sha512(_) => "kept as a SHA-512 hash",
+            Form::Plain(_) => "stored unhashed",
+            Form::Pbkdf2(_) => "stored as a PBKDF2 hash",
+            Form::Sha512(_) => "stored as a SHA-512 hash",
         }
     }
 
@@ -344,7 +348,9 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     let [id, secret] = Origin::Secrets.names();
     let file = shown(&places.secrets);
     if find(Origin::Secrets).is_some_and(|source| source.fit == Match::Same) {
-        return format!("`gitlab-ctl reconfigure` writes what {file} says where it belongs");
+        return format!(
+            "`gitlab-ctl reconfigure` writes the id and secret of {file} to Mattermost"
+        );
     }
     if let Some(right) = sources.iter().find(|source| source.fit == Match::Same) {
         let ([right_id, right_secret], path) = (right.origin.names(), right.shown());
@@ -374,13 +380,13 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     let uid = &row.uid;
     let where_from = match Form::of(&row.secret) {
         Form::Plain(_) => format!(
-            "the secret is shown by `gitlab-psql -c \"select secret from oauth_applications \
-             where uid = '{uid}'\"`; `forgekeep repair single-sign-on` writes both"
+            "`gitlab-psql -c \"select secret from oauth_applications where uid = '{uid}'\"` prints \
+             the secret; `forgekeep repair single-sign-on` writes both"
         ),
         _ => format!(
-            "GitLab keeps only a hash of the secret and cannot show it, so take it from the {file} \
-             that was saved together with this database (`forgekeep dump SNAPSHOT:{file}`), or have \
-             a new secret made for this application in GitLab's admin area"
+            "GitLab stores only a hash of the secret; take the secret from the {file} that was \
+             backed up with this database (`forgekeep dump SNAPSHOT:{file}`), or renew the secret \
+             of this application in GitLab's admin area"
         ),
     };
     format!("set {places} to the id {uid} and its secret, then run `{then}`; {where_from}")
@@ -575,10 +581,10 @@ mod tests {
         assert!(told(off, 17).contains("switched off"));
         let broken = Machine::new();
         broken.write("config.json", &format!("{{\"Secret\": \"{SECRET}\""));
-        assert!(told(broken, 10).contains("is no JSON from line 1"));
+        assert!(told(broken, 10).contains("is invalid JSON at line 1"));
         let gone = Machine::new();
         std::fs::remove_file(gone.0.path().join("gitlab-secrets.json")).expect("removes");
-        assert!(told(gone, 17).contains("is not there"));
+        assert!(told(gone, 17).contains("does not exist"));
         let check =
             Machine::new().config(ID, OTHER).judge(Some(10), &[row(ID, "$pbkdf2-new$1$$x")]);
         assert_eq!(check.verdict, Verdict::Unknown, "{check:?}");

@@ -102,7 +102,7 @@ impl<'a> Reader<'a> {
     /// Reads the included files.
     fn include(&mut self, depth: usize) -> Result<()> {
         if depth > DEPTH_MAX {
-            return Err(odd("files include each other without an end"));
+            return Err(odd("files include each other in a loop"));
         }
         for document in &self.top {
             for said in one_or_more(&document["include"]) {
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         }
         let paths: Vec<PathBuf> = paths.iter().map(|path| self.path(path)).collect();
         let Some(first) = paths.first() else {
-            return Err(odd("it includes a file without a path"));
+            return Err(odd("an `include` has no path"));
         };
         let dir = match self.text(&said["project_directory"])? {
             Some(dir) => self.path(&dir),
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
         self.shared.files.borrow_mut().insert(path.to_owned());
         self.shared.documents.set(self.shared.documents.get() + 1);
         if self.shared.documents.get() > DOCUMENTS_MAX {
-            return Err(odd(format!("it is made of more than {DOCUMENTS_MAX} files")));
+            return Err(odd(format!("it consists of more than {DOCUMENTS_MAX} files")));
         }
         yaml(path)?.ok_or_else(|| Error::Read {
             path: path.to_owned(),
@@ -237,10 +237,10 @@ impl<'a> Reader<'a> {
     /// Returns a service of one document, merged with the services that it extends.
     fn service(&self, document: &Value, dir: &Path, name: &str, depth: usize) -> Result<Service> {
         let Some(said) = services(document).and_then(|services| services.get(name)) else {
-            return Err(odd(format!("there is no service {name} that could be extended")));
+            return Err(odd(format!("`extends` names service {name}, which does not exist")));
         };
         if depth > DEPTH_MAX {
-            return Err(odd("services extend each other without an end"));
+            return Err(odd("services extend each other in a loop"));
         }
         let base = match &said["extends"] {
             Value::Null => Service::default(),
@@ -337,7 +337,7 @@ impl<'a> Reader<'a> {
         }
         let source = match source {
             _ if said["type"] == "tmpfs" => Source::Memory,
-            None => Source::Unknown("it is in a volume without a name".into()),
+            None => Source::Unknown("it is in an anonymous volume".into()),
             Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
                 Source::Path(self.path_in(dir, &source))
             }
@@ -358,7 +358,7 @@ impl<'a> Reader<'a> {
         let options = &said["driver_opts"];
         let unknown = |reason: String| Ok(Source::Unknown(format!("volume {name} {reason}")));
         if let Some(driver) = reader.text(&said["driver"])?.filter(|driver| driver != "local") {
-            return unknown(format!("is made by the driver {driver}"));
+            return unknown(format!("uses the driver {driver}"));
         }
         if let Some(device) = reader.text(&options["device"])? {
             let kind = reader.text(&options["type"])?.unwrap_or_default();
@@ -409,7 +409,7 @@ impl<'a> Reader<'a> {
             let others: Vec<String> =
                 others.iter().map(|project| format!("{project}{end}")).collect();
             self.shared.notes.borrow_mut().insert(format!(
-                "there is no volume {}, but {}; if that is it, say project = {first:?}",
+                "volume {} does not exist, but {} does; to use that, set project = {first:?}",
                 looked_for.join(" or "),
                 others.join(", ")
             ));
@@ -436,7 +436,7 @@ impl<'a> Reader<'a> {
         } else if let Some(variable) = said["environment"].as_str() {
             Source::Text(reader.variables.get(variable).cloned().unwrap_or_default())
         } else {
-            Source::Unknown("it is kept by Docker itself".into())
+            Source::Unknown("Docker itself stores it".into())
         };
         Ok(Some(Mount { target: lexically(&target), source }))
     }
@@ -512,7 +512,9 @@ impl<'a> Reader<'a> {
     fn spend(&self, bytes: usize) -> Result<()> {
         self.shared.expanded.set(self.shared.expanded.get().saturating_add(bytes));
         if self.shared.expanded.get() > EXPANDED_BYTES_MAX {
-            return Err(odd(format!("its variables become more than {EXPANDED_BYTES_MAX} bytes")));
+            return Err(odd(format!(
+                "its variables expand to more than {EXPANDED_BYTES_MAX} bytes"
+            )));
         }
         Ok(())
     }

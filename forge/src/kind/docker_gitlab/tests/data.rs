@@ -63,7 +63,7 @@ fn what_is_mounted_inside_a_part_belongs_to_it() {
     assert_eq!(machine.paths(&plan, "registry"), ["/srv/data/shared/registry", "/mnt/reg"]);
     assert_eq!(machine.paths(&plan, "lfs"), ["/mnt/lfs"]);
     assert!(plan.left_out.iter().any(|left| left.path == machine.path("/mnt/cache")));
-    assert!(is_noted(&plan, "mounted at /opt/own, is not known"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "mounted at /opt/own, is unknown"), "{:?}", plan.notes);
     assert!(!is_noted(&plan, "localtime"), "{:?}", plan.notes);
     // A missing disk, and a volume that only Docker knows.
     assert_eq!(gaps(&plan), ["uploads", "artifacts"], "{:?}", plan.lacking);
@@ -95,7 +95,7 @@ fn what_a_mount_hides_is_not_gitlabs() {
     let hidden = machine.path("/srv/data/repositories");
     let left = plan.left_out.iter().find(|left| left.path == hidden).expect("left out");
     assert!(left.reason.contains("hidden"));
-    assert!(is_noted(&plan, "/srv/data/other is not known"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "/srv/data/other is unknown"), "{:?}", plan.notes);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn variables_move_data() {
     assert!(is_noted(&plan, "8.0.1"), "{:?}", plan.notes);
     // A variable names it, but no volume holds it.
     assert_eq!(gaps(&plan), ["terraform-state"]);
-    assert!(looked_for(&plan, "terraform-state").contains("no volume"));
+    assert!(looked_for(&plan, "terraform-state").contains("not in a volume"));
 
     // The image's link for uploads leads to the default directory.
     let machine = project(
@@ -188,7 +188,7 @@ fn what_is_in_an_object_store_is_always_said() {
     machine.make("/srv/data/shared/lfs-objects");
     let plan = machine.plan("/srv/git");
     assert!(is_noted(&plan, "lfs: it is in an object store"), "{:?}", plan.notes);
-    assert!(is_noted(&plan, "data/shared/lfs-objects is"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "data/shared/lfs-objects are copied"), "{:?}", plan.notes);
     assert!(is_noted(&plan, "artifacts: it is in an object store"), "{:?}", plan.notes);
     assert!(is_noted(&plan, "dependency-proxy: it is in an object store"), "{:?}", plan.notes);
     assert!(!is_noted(&plan, "packages: "), "{:?}", plan.notes);

@@ -76,8 +76,8 @@ fn what_is_included_belongs_to_the_project() {
     assert!(told("[none.yml]").contains("none.yml"));
     let error = told("['https://example.com/git.git#main']");
     assert!(error.contains("example.com") && error.contains("not on this machine"), "{error}");
-    assert!(told("[compose.yml]").contains("without an end"));
-    assert!(told("[compose.yml, compose.yml, {path: compose.yml}]").contains("without an end"));
+    assert!(told("[compose.yml]").contains("in a loop"));
+    assert!(told("[compose.yml, compose.yml, {path: compose.yml}]").contains("in a loop"));
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub fn examine(view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
                     && !view.has_file_below(&dir.join("objects"))?
                     && has_references(view, std::slice::from_ref(dir))?[0] =>
             {
-                State::Damaged("has references and no objects")
+                State::Damaged("has references but no objects")
             }
             Some(_) => State::Whole,
         });
@@ -130,7 +130,7 @@ mod tests {
         std::fs::write(dir.join("HEAD"), "ref: refs/heads/main").expect("writes");
         std::fs::write(dir.join("packed-refs"), "# pack-refs with: sorted \n").expect("writes");
         std::fs::remove_file(dir.join("objects/aa/object")).expect("removes");
-        assert_eq!(state(&dir), State::Damaged("has references and no objects"));
+        assert_eq!(state(&dir), State::Damaged("has references but no objects"));
         std::fs::remove_dir_all(dir.join("objects")).expect("removes");
         assert_eq!(state(&dir), State::Damaged("has no objects"));
         std::fs::create_dir(dir.join("objects")).expect("makes");

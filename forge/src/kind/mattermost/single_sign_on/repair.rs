@@ -25,7 +25,7 @@ pub struct Repair {
 pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair> {
     let wrong = |reason: String| Error::Settings { instance: plan.instance.clone(), reason };
     let Some(places) = Places::of(plan) else {
-        return Err(wrong("there is no Mattermost beside GitLab".into()));
+        return Err(wrong("no Mattermost is installed beside GitLab".into()));
     };
     let major = plan.product.version_numbers().map(|(major, _)| major);
     let applications = &catalogue.applications;
@@ -34,14 +34,14 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
         source.fit = fit(source, applications);
     }
     let Some(first) = sources.first() else {
-        return Err(wrong("Mattermost is not configured to let users sign in by GitLab".into()));
+        return Err(wrong("Mattermost is not configured for sign-in with GitLab".into()));
     };
     let fits = |source: &&Source| source.fit == Match::Same;
     if sources.iter().all(|source| fits(&source)) {
         return Ok(Repair { written: Vec::new(), next: String::new() });
     }
     let reconfigure =
-        || "run `gitlab-ctl reconfigure`, which writes them where they are read".into();
+        || "run `gitlab-ctl reconfigure`, which writes id and secret to Mattermost".into();
     if sources.iter().any(|source| source.origin == Origin::Secrets && fits(&source)) {
         return Ok(Repair { written: Vec::new(), next: reconfigure() });
     }
@@ -65,7 +65,7 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
         written.push(places.secrets.clone());
     }
     let next = match config {
-        Some(_) => "run `gitlab-ctl restart mattermost`, which reads them".into(),
+        Some(_) => "run `gitlab-ctl restart mattermost`, which loads id and secret".into(),
         None => reconfigure(),
     };
     Ok(Repair { written, next })
@@ -87,11 +87,14 @@ fn write(
 ) -> Result<()> {
     let malformed =
         |reason: &str| Error::Malformed { path: path.to_owned(), reason: reason.into() };
-    let text = file::bytes(path)?.ok_or_else(|| malformed("it is not there"))?;
-    let mut value: Value = serde_json::from_slice(&text).map_err(|_| malformed("it is no JSON"))?;
-    let settings = value.as_object_mut().ok_or_else(|| malformed("it has no sections"))?;
+    let text = file::bytes(path)?.ok_or_else(|| malformed("it does not exist"))?;
+    let mut value: Value =
+        serde_json::from_slice(&text).map_err(|_| malformed("it is not valid JSON"))?;
+    let settings = value.as_object_mut().ok_or_else(|| malformed("it is not a JSON object"))?;
     let section = settings.entry(section).or_insert_with(|| Value::Object(Default::default()));
-    let section = section.as_object_mut().ok_or_else(|| malformed("a section has no values"))?;
+    let section = section
+        .as_object_mut()
+        .ok_or_else(|| malformed("one of its sections is not a JSON object"))?;
     for (name, value) in names.into_iter().zip(values) {
         section.insert(name.into(), value.as_str().into());
     }
