@@ -1,10 +1,11 @@
 //! Finds problems that would prevent a backup or its notifications, without performing either.
 
 use crate::config::Config;
-use forge::plan::{Plan, Step};
+use forge::plan::Plan;
 use forge::run::{Command, PATH};
 use forge::secret::Secret;
 use forge::service::control::Control;
+use forge::service::step::Step;
 use forge::settings::Mode;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -9,12 +9,11 @@ pub mod plain;
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::error::{Error, Result};
-use crate::overrides;
 use crate::plan::Plan;
 use crate::service::Password;
 use crate::service::postgres::Connection;
 use crate::settings::Settings;
-use crate::view::{Mount, View};
+use crate::view::View;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -132,38 +131,4 @@ impl Site<'_> {
 /// Maps a path of the product to a path below a root.
 pub fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// Makes the resolved plan: the kind's parts, changed by the settings.
-pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
-    let settings = site.settings;
-    let kind = find(&settings.kind).ok_or_else(|| {
-        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
-        site.wrong(format!("unknown kind `{}`; choose one of {}", settings.kind, names.join(", ")))
-    })?;
-    let mut plan = Plan::new(site.instance, kind.name(), settings);
-    kind.fill(site, &mut plan)?;
-    overrides::apply(site, &mut plan)?;
-    let root = &settings.root;
-    for part in &mut plan.parts {
-        plan.notes.extend(part.resolve(root));
-    }
-    plan.mounts.iter_mut().for_each(Mount::resolve);
-    plan.left_out.iter_mut().for_each(|left| left.resolve(root));
-    // Links inside a container resolve there, and lead elsewhere on this machine.
-    let is_contained = plan.product.image.is_some();
-    let is_named = |part: &str| {
-        let own = settings.parts.get(part);
-        is_contained || own.is_some_and(|own| own.path.is_some() || !own.paths.is_empty())
-    };
-    plan.follow_links(root, is_named);
-    Ok((plan, kind))
-}
-
-/// Command prefix to run a program in a running container. It passes the named variables by name,
-/// if they are set: any user can read the values among a command's arguments.
-pub fn into_container(settings: &Settings, name: &str, variables: &[&str]) -> Vec<String> {
-    let words = settings.docker.iter().map(String::as_str).chain(["exec", "-i"]);
-    let words = words.chain(variables.iter().flat_map(|variable| ["--env", variable]));
-    words.chain([name]).map(String::from).collect()
 }

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Settings hold the admin's choices; a kind knows the parts of a product. Both make a plan, in
-//! which everything is resolved and nothing is done. The session carries the plan out. Modules are
-//! listed in the order of their dependencies, except those of the plan, which name each other.
+//! which everything is resolved and nothing is done. The session carries the plan out. Each module
+//! uses only modules that are listed before it.
 
 pub mod error;
 pub mod file;
@@ -17,13 +17,14 @@ pub mod suggest;
 pub mod secret;
 pub mod settings;
 
+pub mod view;
+
 pub mod service;
 
 pub mod plan;
 
 pub mod check;
 mod owners;
-pub mod view;
 
 pub mod encrypted;
 
@@ -31,7 +32,8 @@ pub mod catalogue;
 mod coverage;
 
 pub mod kind;
-mod overrides;
+
+pub mod overrides;
 
 pub mod recovery;
 

@@ -1,26 +1,51 @@
-//! Applies the settings to the plan of a kind.
+//! Makes the plan of an instance: the parts that its kind finds, changed by the settings.
 
 use crate::error::Result;
-use crate::kind::{Site, into_container};
-use crate::plan::{Database, Phase, Plan, Step};
+use crate::kind::{KINDS, Kind, Site, find};
+use crate::plan::{Database, Phase, Plan};
+use crate::service::configured;
 use crate::service::control::Control;
-use crate::service::postgres::{self, Server};
-use crate::service::redis::{self, Redis};
-use crate::settings::{
-    GitCaches, Missing, OnFailure, PostgresSettings, RedisSettings, Settings, StepSettings,
-};
+use crate::service::step::Step;
+use crate::settings::{GitCaches, Missing, OnFailure, Settings, StepSettings};
 use crate::suggest::closest;
-use std::path::{Path, PathBuf};
+use crate::view::Mount;
+use std::path::PathBuf;
 
 /// Name of the part with the persistence files of Redis.
 const REDIS: &str = "redis";
 
-/// Applies the settings to a plan.
-pub fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+/// Makes the resolved plan: the kind's parts, changed by the settings.
+pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
     let settings = site.settings;
-    plan.postgres = postgres(settings, plan.postgres.take());
+    let kind = find(&settings.kind).ok_or_else(|| {
+        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
+        site.wrong(format!("unknown kind `{}`; choose one of {}", settings.kind, names.join(", ")))
+    })?;
+    let mut plan = Plan::new(site.instance, kind.name(), settings);
+    kind.fill(site, &mut plan)?;
+    apply(site, &mut plan)?;
+    let root = &settings.root;
+    for part in &mut plan.parts {
+        plan.notes.extend(part.resolve(root));
+    }
+    plan.mounts.iter_mut().for_each(Mount::resolve);
+    plan.left_out.iter_mut().for_each(|left| left.resolve(root));
+    // Links inside a container resolve there, and lead elsewhere on this machine.
+    let is_contained = plan.product.image.is_some();
+    let is_named = |part: &str| {
+        let own = settings.parts.get(part);
+        is_contained || own.is_some_and(|own| own.path.is_some() || !own.paths.is_empty())
+    };
+    plan.follow_links(root, is_named);
+    Ok((plan, kind))
+}
+
+/// Applies the settings to a plan.
+fn apply(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
+    let settings = site.settings;
+    plan.postgres = configured::postgres(settings, plan.postgres.take());
     databases(settings, plan);
-    plan.redis = redis(settings, plan.redis.take());
+    plan.redis = configured::redis(settings, plan.redis.take());
     control(site, &mut plan.control)?;
     parts(site, plan)?;
     if let Some(caches) = settings.git_caches {
@@ -125,55 +150,6 @@ fn names(plan: &Plan) -> Vec<String> {
     let absent = plan.lacking.iter().map(|absent| absent.part.clone());
     let redis = plan.redis.iter().map(|_| REDIS.to_owned());
     parts.chain(absent).chain(plan.databases.iter().map(Database::part)).chain(redis).collect()
-}
-
-/// Applies the settings to the server of a kind.
-pub fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
-    let own = &settings.postgres;
-    // Any setting of `postgres` implies that there is a server.
-    let is_named = *own != PostgresSettings::default();
-    let mut server = server.or_else(|| is_named.then(Server::default))?;
-    if own.host.is_some() {
-        server.host = own.host.clone();
-    }
-    server.port = own.port.unwrap_or(server.port);
-    server.secret = own.password.clone();
-    if own.role.is_some() || own.passfile.is_some() {
-        // The kind's password belongs to another role, or would take precedence over the passfile.
-        server.password = None;
-    }
-    server.role = own.role.clone().or(server.role);
-    server.passfile = own.passfile.clone().or(server.passfile);
-    server.databases = own.databases.clone().or(server.databases);
-    server.wait = own.wait.map_or(server.wait, |limit| limit.0);
-    server.silence = own.silence.map_or(server.silence, |limit| limit.0);
-    server.counts_rows = own.count_rows.unwrap_or(server.counts_rows);
-    server.reach.user = own.user.clone().or(server.reach.user);
-    server.reach.bin.splice(0..0, own.bin.clone());
-    if let Some(container) = &own.container {
-        server.reach.into = into_container(settings, container, postgres::VARIABLES);
-    }
-    Some(server)
-}
-
-fn redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
-    let own = &settings.redis;
-    let is_named = *own != RedisSettings::default();
-    if own.skip {
-        return None;
-    }
-    let mut redis = redis.or_else(|| is_named.then(Redis::default))?;
-    redis.socket = own.socket.clone().or(redis.socket);
-    redis.host = own.host.clone().or(redis.host);
-    redis.port = own.port.or(redis.port);
-    redis.secret = own.password.clone();
-    redis.limit = own.limit.map_or(redis.limit, |limit| limit.0);
-    let dir = own.client.as_ref().and_then(|client| client.parent()).map(Path::to_owned);
-    redis.reach.bin.splice(0..0, dir);
-    if let Some(container) = &own.container {
-        redis.reach.into = into_container(settings, container, redis::VARIABLES);
-    }
-    Some(redis)
 }
 
 fn control(site: &Site<'_>, control: &mut Control) -> Result<()> {

@@ -4,15 +4,14 @@
 //! out; `config check` prints it.
 
 use crate::links;
-use crate::run::Command;
 use crate::service::control::Control;
 use crate::service::postgres::Server;
 use crate::service::redis::Redis;
-use crate::settings::{ChangedKeys, Missing, Mode, OnFailure, Sample, Settings};
+use crate::service::step::Step;
+use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
 use crate::view::{Mount, shown};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use store::observe::Progress;
 
 /// Everything needed to back up one instance. A kind fills it, then the settings change it.
@@ -408,28 +407,9 @@ pub struct Database {
     pub is_required: bool,
 }
 
-/// A command of the admin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    /// The command to run.
-    pub command: Command,
-    /// Effect of a failure.
-    pub on_failure: OnFailure,
-}
-
 impl Database {
     /// Name of the database as a part.
     pub fn part(&self) -> String {
         format!("database-{}", self.purpose)
-    }
-}
-
-impl Step {
-    /// Makes a step from the settings.
-    pub fn of(settings: &crate::settings::StepSettings) -> Step {
-        let limit = settings.limit.map_or(Duration::from_secs(60), |limit| limit.0);
-        let command =
-            Command::new(settings.command.clone()).by(settings.user.as_deref()).within(limit);
-        Step { command, on_failure: settings.on_failure }
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -507,6 +507,15 @@ fn installed(program: &str) -> Option<PathBuf> {
         PATH.split(':').map(|dir| Path::new(dir).join(program)).find(|path| path.exists())?;
     let real = path.canonicalize().ok()?;
     (real.file_name()? == program).then_some(path)
+}
+
+/// Reads a command: a program and its arguments. Fails if there is no program.
+pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let words = Vec::<String>::deserialize(from)?;
+    if words.first().is_none_or(String::is_empty) {
+        return Err(serde::de::Error::custom("a command begins with the name of a program"));
+    }
+    Ok(words)
 }
 
 /// Quotes a word for a shell, if it needs that.

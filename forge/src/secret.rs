@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for Where {
         #[serde(rename_all = "kebab-case")]
         enum Place {
             File(PathBuf),
-            Command(#[serde(deserialize_with = "crate::settings::program")] Vec<String>),
+            Command(#[serde(deserialize_with = "crate::run::program")] Vec<String>),
         }
         Ok(match Place::deserialize(MapAccessDeserializer::new(map))? {
             Place::File(path) => Secret::File(path),

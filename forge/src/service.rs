@@ -1,10 +1,13 @@
 //! Services of an instance: how to query, copy and stop them.
 
+pub mod configured;
 pub mod control;
 pub mod postgres;
 pub mod redis;
+pub mod step;
 
 use crate::run::Command;
+use crate::settings::Settings;
 use std::path::PathBuf;
 
 /// Environment in which the clients of a service run.
@@ -36,6 +39,14 @@ impl Reach {
         let inside = option.and_then(|at| self.into.get(at + 1)).map(String::as_str);
         inside.or(self.user.as_deref())
     }
+}
+
+/// Command prefix to run a program in a running container. It passes the named variables by name,
+/// if they are set: any user can read the values among a command's arguments.
+pub fn into_container(settings: &Settings, name: &str, variables: &[&str]) -> Vec<String> {
+    let words = settings.docker.iter().map(String::as_str).chain(["exec", "-i"]);
+    let words = words.chain(variables.iter().flat_map(|variable| ["--env", variable]));
+    words.chain([name]).map(String::from).collect()
 }
 
 /// A password. It reaches a client through the environment and is never printed.

@@ -1,5 +1,6 @@
 //! Settings of an instance. Only the kind is required; it supplies the defaults.
 
+use crate::run::program;
 use crate::secret::Secret;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -77,15 +78,6 @@ fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Er
         Paths::One(path) => vec![path],
         Paths::Several(paths) => paths,
     })
-}
-
-/// Reads a command: a program and its arguments. Fails if there is no program.
-pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    let words = Vec::<String>::deserialize(from)?;
-    if words.first().is_none_or(String::is_empty) {
-        return Err(serde::de::Error::custom("a command begins with the name of a program"));
-    }
-    Ok(words)
 }
 
 fn docker() -> Vec<String> {

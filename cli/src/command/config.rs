@@ -7,9 +7,10 @@ use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::check::Verdict;
 use forge::kind::{Kind, Site};
-use forge::plan::{Absent, Part, Phase, Plan, Step};
+use forge::plan::{Absent, Part, Phase, Plan};
 use forge::service::Reach;
 use forge::service::control::Control;
+use forge::service::step::Step;
 use forge::settings::{Mode, Sample, Settings};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ impl Check {
         for (instance, settings) in config.instances.iter().filter(|(name, _)| is_wanted(name)) {
             let site = Site { instance, settings, progress: &progress, is_offline: self.offline };
             let place = instance::place_of(&config, instance, global);
-            match forge::kind::plan(&site) {
+            match forge::overrides::plan(&site) {
                 Ok((mut plan, kind)) => {
                     let asked = if self.offline {
                         Asked::default()

@@ -53,7 +53,7 @@ impl Inspect {
         let progress = store::observe::Observer::progress(&*watch);
         let look = || {
             let site = Site { instance: &self.instance, settings, progress, is_offline: false };
-            let (plan, kind) = forge::kind::plan(&site)?;
+            let (plan, kind) = forge::overrides::plan(&site)?;
             let inspection = forge::session::inspect(&plan, kind, progress)?;
             Ok::<_, forge::Error>((plan, kind, inspection))
         };

@@ -111,7 +111,7 @@ pub fn backup(
     let instance = record.instance().to_owned();
     let site =
         Site { instance: &instance, settings, progress: observer.progress(), is_offline: false };
-    let (plan, kind) = forge::kind::plan(&site)?;
+    let (plan, kind) = forge::overrides::plan(&site)?;
     let configured = plan.exclude.iter().map(|glob| glob.clone().into_bytes());
     options.excludes.splice(0..0, configured);
     options.git_caches = !plan.skips_git_caches;

@@ -51,7 +51,7 @@ impl SingleSignOn {
         let progress = Observer::progress(&*watch);
         let repair = || -> Result<_, Failure> {
             let site = Site { instance: &self.instance, settings, progress, is_offline: false };
-            let (plan, kind) = forge::kind::plan(&site)?;
+            let (plan, kind) = forge::overrides::plan(&site)?;
             let catalogue = forge::session::catalogue(&plan, kind, progress)
                 .map_err(instance::without_backup)?;
             single_sign_on::repair(&plan, &catalogue, self.dry_run).map_err(unrepaired)

@@ -265,7 +265,7 @@ mod tests {
         let progress = Progress::default();
         let site =
             Site { instance: "forge", settings: &settings, progress: &progress, is_offline: true };
-        let plan = crate::kind::plan(&site).map(|(plan, _)| plan);
+        let plan = crate::overrides::plan(&site).map(|(plan, _)| plan);
         (root, plan)
     }
 

@@ -12,8 +12,8 @@ use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::error::{Error, Result};
-use crate::overrides;
 use crate::plan::{Database, Plan, Product};
+use crate::service::configured;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};
 use crate::view::{View, shown};
@@ -83,7 +83,7 @@ impl Kind for Mattermost {
         let config = if is_in_database {
             let source = data_source(&kept_at, "MM_CONFIG", site)?;
             let name = source.database.clone().unwrap_or_else(|| DATABASE.into());
-            let server = overrides::postgres(site.settings, Some(server(source, site)));
+            let server = configured::postgres(site.settings, Some(server(source, site)));
             let settings = asked(site, &server.unwrap_or_default(), &name, plan)?;
             Config::of(settings.unwrap_or_default(), unit.variables)
         } else {
@@ -359,7 +359,7 @@ fn of_gitlabs_server(
     };
     let name = source.database.clone().unwrap_or_else(|| DATABASE_BESIDE_GITLAB.into());
     let server = if is_of_gitlab(&source, package, plan) {
-        overrides::postgres(site.settings, plan.postgres.clone())
+        configured::postgres(site.settings, plan.postgres.clone())
     } else {
         Some(server(source, site))
     };
@@ -463,7 +463,7 @@ mod tests {
                 progress: &progress,
                 is_offline: true,
             };
-            let (plan, _) = crate::kind::plan(&site).expect("a plan");
+            let (plan, _) = crate::overrides::plan(&site).expect("a plan");
             plan.lacking.into_iter().map(|absent| absent.part).collect::<Vec<_>>()
         };
         write("opt/mattermost/config/README", "");
@@ -477,7 +477,7 @@ mod tests {
             let progress = Progress::default();
             let (instance, settings) = ("chat", &settings);
             let site = Site { instance, settings, progress: &progress, is_offline: true };
-            let error = crate::kind::plan(&site).err().expect("no JSON").to_string();
+            let error = crate::overrides::plan(&site).err().expect("no JSON").to_string();
             assert!(
                 error.contains("config.json") && error.contains("database are unknown"),
                 "{error}"

@@ -1,8 +1,8 @@
 //! Stops and starts the services that write.
 
 use crate::error::{Error, Result};
-use crate::plan::Step;
 use crate::run::Command;
+use crate::service::step::Step;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use store::observe::Progress;

@@ -2,7 +2,6 @@
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
-use crate::plan::Absent;
 use crate::run::Command;
 use crate::secret::Secret;
 use crate::view::shown;
@@ -161,18 +160,17 @@ impl Redis {
             .unwrap_or_default()
     }
 
-    /// Returns the missing files of a save, if any.
-    pub fn absent(&self, saved: &Saved, files: &[PathBuf]) -> Option<Absent> {
+    /// Describes the missing file of a save, if one is missing.
+    pub fn absent(&self, saved: &Saved, files: &[PathBuf]) -> Option<String> {
         let absent = files.iter().find(|path| !path.exists());
-        let looked_for = match absent {
-            Some(path) => format!("{}, the file that Redis reports", shown(path)),
-            None if files.is_empty() => format!(
+        match absent {
+            Some(path) => Some(format!("{}, the file that Redis reports", shown(path))),
+            None if files.is_empty() => Some(format!(
                 "{} in its container; make the directory that is mounted there the part `redis`",
                 shown(&saved.dir.join(&saved.snapshot))
-            ),
-            None => return None,
-        };
-        Some(Absent { part: "redis".into(), looked_for, is_required: self.is_required })
+            )),
+            None => None,
+        }
     }
 
     fn wait_while(&self, keys: &[&str], started: Instant, progress: &Progress) -> Result<()> {

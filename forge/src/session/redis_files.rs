@@ -4,7 +4,7 @@
 use super::Session;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::plan::Phase;
+use crate::plan::{Absent, Phase};
 use crate::service::redis::Saving;
 
 /// Maximum number of copies until the files are consistent.
@@ -23,7 +23,12 @@ impl<'j> Session<'j> {
         self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
         if let (Some(saved), Some(redis)) = (&self.redis, &self.job.plan.redis) {
             self.saves = redis.files(saved, self.job.plan.saves_dir());
-            self.missing.extend(redis.absent(saved, &self.saves));
+            let absent = redis.absent(saved, &self.saves);
+            self.missing.extend(absent.map(|looked_for| Absent {
+                part: "redis".into(),
+                looked_for,
+                is_required: redis.is_required,
+            }));
         }
         // If the append-only log is rewritten during the copy, old and new files do not match.
         for _ in 0..SAVES_MAX {

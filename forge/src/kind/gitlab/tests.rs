@@ -1,7 +1,7 @@
 //! Plans for instances, depending on the content of their machine.
 
 use super::*;
-use crate::kind::plan;
+use crate::overrides::plan;
 use crate::settings::Settings;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
