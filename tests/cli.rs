@@ -35,7 +35,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
     sandbox.run(["init"]).fails(1, &["a store already exists at store"]);
     for wrong in [&["backup"][..], &["frobnicate"], &["snapshots", "--wrong"], &["restore", "x"]] {
         let outcome = sandbox.run(wrong).ends_with(2);
-        assert!(outcome.stderr.contains("Usage"), "{}", outcome.told());
+        assert!(outcome.stderr.contains("Usage"), "{}", outcome.all_output());
     }
     sandbox.write("source/a", "a");
     sandbox.run(["backup", "nowhere"]).fails(1, &["nowhere", "none of the paths"]);
@@ -92,7 +92,7 @@ fn a_backup_ends_with_a_summary_and_an_unchanged_one_adds_nothing() {
     let quiet = sandbox.run(["backup", "source", "--quiet"]).ok();
     assert_eq!((lines(&quiet.stdout).len(), quiet.stderr.as_str()), (1, ""));
     let dry = sandbox.run(["backup", "source", "--dry-run"]).ok();
-    assert!(dry.stdout.contains("nothing was stored"), "{}", dry.told());
+    assert!(dry.stdout.contains("nothing was stored"), "{}", dry.all_output());
     assert_eq!(sandbox.snapshot_ids().len(), 5);
     let there = sandbox.forgekeep(["backup", "source", "--init", "--store", "there"]);
     there.without_env("FORGEKEEP_STORE").run().ok();
@@ -142,7 +142,7 @@ fn what_is_in_snapshots_can_be_looked_at() {
     let diff = sandbox.run(["diff", "latest~1", "latest"]).ok();
     for line in ["- {}/dir/inner", "+ {}/new", "M {}/readme"] {
         let line = line.replace("{}", &source);
-        assert!(lines(&diff.stdout).contains(&&*line), "{line}: {}", diff.told());
+        assert!(lines(&diff.stdout).contains(&&*line), "{line}: {}", diff.all_output());
     }
     let statistics = sandbox.json(["diff", "latest~1", "latest"]);
     let statistics = statistics.last().expect("statistics");
@@ -192,7 +192,7 @@ fn restore_puts_things_where_it_says() {
     sandbox.write("content/extra/file", "x");
     sandbox.write("content/readme", "damaged");
     let before = sandbox.run(["restore", &place, "-t", "content", "--delete", "--dry-run"]).ok();
-    assert!(before.stdout.contains("1 path to be deleted"), "{}", before.told());
+    assert!(before.stdout.contains("1 path to be deleted"), "{}", before.all_output());
     assert!(sandbox.has("content/extra/file"));
     assert_eq!(sandbox.read("content/readme"), b"damaged");
     sandbox.run(["restore", &place, "-t", "never", "--dry-run"]).ok();
@@ -289,16 +289,16 @@ fn a_damaged_record_is_not_passed_over_in_silence() {
     let newest = sandbox.snapshot_ids().pop().expect("two");
     std::fs::write(sandbox.path(format!("store/snapshots/{newest}")), [0; 300]).expect("damages");
     let listed = sandbox.run(["snapshots", "--quiet"]).ok();
-    assert!(listed.stderr.contains(&newest[..8]), "{}", listed.told());
+    assert!(listed.stderr.contains(&newest[..8]), "{}", listed.all_output());
     for command in [&["restore", "latest", "-t", "to"][..], &["backup", "source"]] {
         let warned = sandbox.run(command).ends_with(3);
-        assert!(warned.stderr.contains(&newest[..8]), "{}", warned.told());
+        assert!(warned.stderr.contains(&newest[..8]), "{}", warned.all_output());
     }
     let file = sandbox.text("to/") + &sandbox.text("source/a");
     assert_eq!(std::fs::read(file).expect("restored"), b"one");
     sandbox.run(["restore", "--quiet", &ids[0], "-t", "to"]).ok();
     let check = sandbox.run(["check"]).ends_with(1);
-    assert!(check.stdout.contains(&newest[..8]), "{}", check.told());
+    assert!(check.stdout.contains(&newest[..8]), "{}", check.all_output());
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn whoever_may_only_read_a_store_reads_it() {
         [&["snapshots"][..], &["check", "--read-data"], &["restore", "latest", "-t", "mine"]]
     {
         let done = sandbox.as_nobody(command).run().ok();
-        assert!(!done.stderr.contains("index"), "{}", done.told());
+        assert!(!done.stderr.contains("index"), "{}", done.all_output());
     }
 }
 
@@ -377,7 +377,7 @@ fn a_reader_that_leaves_is_no_error() {
     for command in ["ls latest", "ls latest --json", "diff latest~1 latest", "find '*'"] {
         let script = format!("{program} {command} | head -n 1; echo ${{PIPESTATUS[0]}}");
         let outcome = sandbox.tool("bash").args(["-c", &script]).run().ok();
-        assert_eq!(outcome.stdout.lines().last(), Some("0"), "{}", outcome.told());
+        assert_eq!(outcome.stdout.lines().last(), Some("0"), "{}", outcome.all_output());
         assert_eq!(outcome.stderr, "", "{command}");
     }
 }
@@ -483,9 +483,9 @@ fn a_configuration_is_looked_at_as_a_whole() {
         "does not exist yet",
         "checks      files of 1000 rows per table\n",
     ] {
-        assert!(good.stdout.contains(words), "{words}: {}", good.told());
+        assert!(good.stdout.contains(words), "{words}: {}", good.all_output());
     }
-    assert!(good.stdout.ends_with("  complete: 1 part\n"), "{}", good.told());
+    assert!(good.stdout.ends_with("  complete: 1 part\n"), "{}", good.all_output());
 
     let bad = instance(
         "bad",
@@ -506,11 +506,11 @@ fn a_configuration_is_looked_at_as_a_whole() {
         "cannot read the secret file /nowhere/password",
         "all users can read",
     ] {
-        assert!(all.stderr.contains(words), "{words}: {}", all.told());
+        assert!(all.stderr.contains(words), "{words}: {}", all.all_output());
     }
     assert!(all.stdout.contains("gone") && all.stdout.contains("MISSING  /nowhere/at all"));
-    assert!(all.stdout.contains("not complete, missing: gone; "), "{}", all.told());
-    assert!(!all.told().contains("s3cret"), "{}", all.told());
+    assert!(all.stdout.contains("not complete, missing: gone; "), "{}", all.all_output());
+    assert!(!all.all_output().contains("s3cret"), "{}", all.all_output());
 
     let lines = check(&sandbox, &config).args(["--json"]).run().ends_with(3).json();
     let instances: Vec<_> =
@@ -527,7 +527,7 @@ fn one_wrong_instance_hides_no_other_and_no_store_is_a_problem() {
     let sandbox = Sandbox::new();
     let good = "[instances.good]\nkind = 'plain'\nparts.a.path = '/etc'\n";
     let told = check(&sandbox, good).run().ends_with(3);
-    assert!(told.stderr.contains("no store is configured"), "{}", told.told());
+    assert!(told.stderr.contains("no store is configured"), "{}", told.all_output());
     let store = format!("[stores.main]\npath = '{}'\n", sandbox.text("store"));
     for (wrong, word) in [
         ("", "it has no parts"),
@@ -574,7 +574,7 @@ fn control_characters_never_reach_the_terminal() {
     sandbox.write(&format!("source/{bad}"), "a");
     for refused in [["--tag", bad], ["--host", "h\nfake"], ["--tag", ""]] {
         let refused = sandbox.forgekeep(["backup", "source"]).args(refused).run().ends_with(2);
-        assert!(!refused.stderr.contains('\u{1b}'), "{}", refused.told());
+        assert!(!refused.stderr.contains('\u{1b}'), "{}", refused.all_output());
     }
     assert_eq!(sandbox.snapshot_ids().len(), 0);
     sandbox.backup(["source"]);
@@ -610,7 +610,7 @@ fn a_remote_place_is_refused_and_never_made() {
             for refused in [given, named] {
                 let refused = refused.ends_with(2);
                 let is_told = [words, &spelled].iter().all(|word| refused.stderr.contains(word));
-                assert!(is_told, "{}", refused.told());
+                assert!(is_told, "{}", refused.all_output());
             }
         }
         let text = format!("[stores.main]\npath = '{place}'\n[instances.a]\nkind = 'plain'\n");
@@ -695,7 +695,7 @@ fn a_stop_is_heard_while_a_stream_is_silent() {
          s=$(date +%s%N); wait $p; echo $? $(( ($(date +%s%N) - s) / 1000000000 )); \
          kill -9 $(ps -o pid= -C sleep --ppid $$) 2>/dev/null; }; done; pgrep -f 'sleep 31.415[9]'";
     let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).run();
-    assert_eq!(lines(&run.stdout), ["130 0", "130 0"], "{}", run.told());
+    assert_eq!(lines(&run.stdout), ["130 0", "130 0"], "{}", run.all_output());
 }
 
 #[test]
@@ -726,8 +726,8 @@ fn a_new_store_is_announced() {
     sandbox.run(["backup", "source", "--init", "--dry-run"]).ends_with(10);
     assert!(!sandbox.has("store"));
     let first = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
-    assert!(first.stderr.contains("created a new store at store"), "{}", first.told());
-    assert!(first.stderr.contains("mounted"), "{}", first.told());
+    assert!(first.stderr.contains("created a new store at store"), "{}", first.all_output());
+    assert!(first.stderr.contains("mounted"), "{}", first.all_output());
     let second = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
     assert_eq!(second.stderr, "");
 }
@@ -750,20 +750,20 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
     let short = future.short().to_string();
     sandbox.write("source/a", "two");
     let listed = sandbox.run(["snapshots"]).ok();
-    assert!(listed.stdout.contains("dated in the future"), "{}", listed.told());
-    assert!(!listed.stdout.contains('\u{1b}'), "{}", listed.told());
+    assert!(listed.stdout.contains("dated in the future"), "{}", listed.all_output());
+    assert!(!listed.stdout.contains('\u{1b}'), "{}", listed.all_output());
     let backup = sandbox.run(["backup", "source"]).ends_with(3);
-    assert!(backup.stderr.contains(&short), "{}", backup.told());
+    assert!(backup.stderr.contains(&short), "{}", backup.all_output());
     let listed = sandbox.json(["snapshots"]);
     assert_eq!(listed[1]["parent"], listed[0]["id"]);
     for (command, out) in [(&["dump", &file][..], "two"), (&["restore", "latest", "-t", "to"], "")]
     {
         let warned = sandbox.run(command).ends_with(3);
-        assert!(warned.stderr.contains(&short), "{}", warned.told());
-        assert!(warned.stdout.contains(out), "{}", warned.told());
+        assert!(warned.stderr.contains(&short), "{}", warned.all_output());
+        assert!(warned.stdout.contains(out), "{}", warned.all_output());
     }
     let check = sandbox.run(["check"]).ends_with(3);
-    assert!(check.stderr.contains(&short), "{}", check.told());
+    assert!(check.stderr.contains(&short), "{}", check.all_output());
     // A snapshot given by id is used.
     let named = sandbox.run(["dump", &file.replace("latest", &short)]).ok();
     assert_eq!((&named.stdout[..], &named.stderr[..]), ("one", ""));
@@ -772,7 +772,11 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
         sandbox.remove(format!("store/snapshots/{id}"));
     }
     let only = sandbox.run(["dump", &file]).ends_with(3);
-    assert!(only.stdout == "one" && only.stderr.contains("no other exists"), "{}", only.told());
+    assert!(
+        only.stdout == "one" && only.stderr.contains("no other exists"),
+        "{}",
+        only.all_output()
+    );
 }
 
 #[test]
@@ -784,7 +788,7 @@ fn files_that_went_are_counted() {
     sandbox.remove("source/dir/deep");
     sandbox.remove("source/link");
     let some = sandbox.run(["backup", "source"]).ok();
-    assert!(some.stdout.contains(", 2 and 1 directory removed; "), "{}", some.told());
+    assert!(some.stdout.contains(", 2 and 1 directory removed; "), "{}", some.all_output());
     sandbox.remove("source/new");
     std::fs::create_dir(sandbox.path("source/new")).expect("makes");
     let other = sandbox.backup(["source"]);
@@ -808,7 +812,7 @@ fn nothing_but_content_is_printed_by_a_dump() {
     let place = sandbox.at("latest", "source/readme");
     let dumped = sandbox.run(["--json", "dump", &place]).ok();
     assert_eq!(dumped.stdout.as_bytes(), sandbox.read("source/readme"));
-    assert!(dumped.stderr.contains("building the index"), "{}", dumped.told());
+    assert!(dumped.stderr.contains("building the index"), "{}", dumped.all_output());
 }
 
 #[test]
@@ -817,7 +821,7 @@ fn a_saved_snapshot_is_named_though_nobody_can_read_the_result() {
     let script = "\"$FK\" backup source >/dev/full";
     let run = sandbox.tool("sh").args(["-c", script]).env("FK", FORGEKEEP).run();
     assert_eq!(run.code(), Some(1));
-    assert!(run.stderr.contains("was saved"), "{}", run.told());
+    assert!(run.stderr.contains("was saved"), "{}", run.all_output());
 }
 
 #[test]
@@ -896,10 +900,10 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
         .run(repair)
         .fails(1, &["no Mattermost is installed beside GitLab", "nothing was changed"]);
     let dotted = sandbox.run(["backup", "source/../source"]).ok();
-    assert!(!dotted.stderr.contains("symbolic link"), "{}", dotted.told());
+    assert!(!dotted.stderr.contains("symbolic link"), "{}", dotted.all_output());
     std::os::unix::fs::symlink("source", sandbox.path("way")).expect("links");
     let linked = sandbox.run(["backup", "way"]).ok();
-    assert!(linked.stderr.contains("symbolic link"), "{}", linked.told());
+    assert!(linked.stderr.contains("symbolic link"), "{}", linked.all_output());
     let stats = sandbox.run(["stats"]).ok().stdout;
     assert!(stats.contains("saved         ") && !stats.contains("0.0 x"), "{stats}");
 }

@@ -866,8 +866,8 @@ fn restore_in_little_memory(root: &Path, id: &SnapshotId, what: &str) {
         .env("RAYON_NUM_THREADS", "2")
         .run();
     // Success, some missing paths, or an error message: no panic (101), no abort (signal).
-    assert!(matches!(outcome.code(), Some(0 | 1 | 3)), "{what}: {}", outcome.told());
-    assert!(!outcome.stderr.contains("panicked"), "{what}: {}", outcome.told());
+    assert!(matches!(outcome.code(), Some(0 | 1 | 3)), "{what}: {}", outcome.all_output());
+    assert!(!outcome.stderr.contains("panicked"), "{what}: {}", outcome.all_output());
     let _ = fs::remove_dir_all(&target);
 }
 

@@ -72,14 +72,14 @@ fn databases_of_others_cost_nothing_and_are_named() {
     sandbox.write("forgekeep.toml", text.replace("role = 'gitlab-psql'", "role = 'plain'"));
     let outcome = backup(&sandbox).run().ok();
     let all = outcome.json();
-    assert_eq!(summary(&all)["is_complete"], true, "{}", outcome.told());
-    assert_eq!(summary(&all)["databases"], 1, "{}", outcome.told());
+    assert_eq!(summary(&all)["is_complete"], true, "{}", outcome.all_output());
+    assert_eq!(summary(&all)["databases"], 1, "{}", outcome.all_output());
     for words in [
         "database rdsadmin is not dumped: ",
         "database closed is not dumped: the role of the backup may not connect",
         "database theirs is not dumped: the role of the backup may not read 1 of its tables",
     ] {
-        assert!(outcome.told().contains(words), "`{words}`: {}", outcome.told());
+        assert!(outcome.all_output().contains(words), "`{words}`: {}", outcome.all_output());
     }
     // A requested database must be dumped.
     configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'rdsadmin']");

@@ -63,15 +63,15 @@ fn a_gitlab_in_containers_comes_back() {
 
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
     for words in ["forge-gitlab-1", "17.8.2", "repositories", "secrets.env", "backups"] {
-        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.all_output());
     }
-    assert!(checked.stdout.contains("USERMAP_UID"), "{}", checked.told());
-    assert_discreet(&checked.told());
+    assert!(checked.stdout.contains("USERMAP_UID"), "{}", checked.all_output());
+    assert_discreet(&checked.all_output());
 
     let outcome = backup(&sandbox).run().ok();
-    assert_discreet(&outcome.told());
+    assert_discreet(&outcome.all_output());
     let summary = summary(&outcome);
-    assert_eq!(summary["is_complete"], true, "{}", outcome.told());
+    assert_eq!(summary["is_complete"], true, "{}", outcome.all_output());
     assert_eq!(summary["databases"], 2, "{summary}");
     assert!(gitlab.is_up());
     let asked = gitlab.asked();
@@ -119,10 +119,10 @@ fn a_volume_inside_another_one_comes_back() {
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
     for words in [" mnt/hashed", " mnt/pools", " mnt/lfs", "redis (redis:7)"] {
-        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.all_output());
     }
     let outcome = backup(&sandbox).run().ok();
-    assert_eq!(summary(&outcome)["is_complete"], true, "{}", outcome.told());
+    assert_eq!(summary(&outcome)["is_complete"], true, "{}", outcome.all_output());
 
     sandbox.restore("latest", "restored");
     let root = sandbox.path("restored").join(gitlab.root().strip_prefix("/").expect("absolute"));
@@ -144,7 +144,7 @@ fn a_volume_inside_another_one_comes_back() {
     // A disk that is not mounted is a missing part.
     std::fs::rename(gitlab.path("mnt/lfs"), gitlab.path("mnt/gone")).expect("moves");
     let outcome = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
-    assert!(outcome.told().contains("lfs"), "{}", outcome.told());
+    assert!(outcome.all_output().contains("lfs"), "{}", outcome.all_output());
 }
 
 #[test]
@@ -163,9 +163,9 @@ fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
         configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3),
         backup(&sandbox).run().ends_with(3),
     ] {
-        assert!(outcome.told().contains(name), "{}", outcome.told());
-        assert!(!outcome.told().contains("DB_KEY_BASE"), "{}", outcome.told());
-        assert_discreet(&outcome.told());
+        assert!(outcome.all_output().contains(name), "{}", outcome.all_output());
+        assert!(!outcome.all_output().contains("DB_KEY_BASE"), "{}", outcome.all_output());
+        assert_discreet(&outcome.all_output());
     }
     // Administrators who keep secrets elsewhere configure that.
     configure(&sandbox, &gitlab, "parts.secrets.missing = 'ok'");
@@ -185,7 +185,7 @@ fn maintenance_stops_the_container_and_starts_it_again() {
     configure(&sandbox, &gitlab, "mode = 'maintenance'\nchecks = { sample = 'all' }");
     let outcome = backup(&sandbox).run().ok();
     let summary = summary(&outcome);
-    assert_eq!(summary["is_complete"], true, "{}", outcome.told());
+    assert_eq!(summary["is_complete"], true, "{}", outcome.all_output());
     assert!(summary["seconds_down"].as_f64().is_some_and(|seconds| seconds > 0.0), "{summary}");
     let asked = gitlab.asked();
     let stop = asked.find("stop -t 90 forge-gitlab-1").expect("stopped");
@@ -205,11 +205,11 @@ fn it_is_found_where_compose_files_usually_are() {
     sandbox.write(found, text);
     sandbox.write("srv/other/old/docker-compose.yml", text);
     let outcome = sandbox.forgekeep(["detect", "--root", "."]).within(sandbox.root()).run().ok();
-    assert!(outcome.stdout.contains("kind = \"docker-gitlab\""), "{}", outcome.told());
+    assert!(outcome.stdout.contains("kind = \"docker-gitlab\""), "{}", outcome.all_output());
     let root = format!("root = \"{}\"", sandbox.root().display());
-    assert!(outcome.stdout.contains(&root), "{}", outcome.told());
+    assert!(outcome.stdout.contains(&root), "{}", outcome.all_output());
     for path in [found, "srv/other/old/docker-compose.yml"] {
-        assert!(outcome.stdout.contains(&sandbox.text(path)), "{}", outcome.told());
+        assert!(outcome.stdout.contains(&sandbox.text(path)), "{}", outcome.all_output());
     }
     // The proposed configuration is accepted: only files are missing.
     sandbox.write(
@@ -217,5 +217,5 @@ fn it_is_found_where_compose_files_usually_are() {
         format!("state = '{}'\n{}", sandbox.text("state"), outcome.stdout),
     );
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
-    assert!(checked.stdout.contains(&format!("  {found}  ")), "{}", checked.told());
+    assert!(checked.stdout.contains(&format!("  {found}  ")), "{}", checked.all_output());
 }

@@ -135,7 +135,7 @@ impl Drop for SmallDisk<'_> {
 /// Asserts that a run failed for lack of space and reported that.
 fn assert_full(outcome: Outcome) {
     let outcome = outcome.fails(1, &["make space"]);
-    assert!(!outcome.stdout.contains("saved"), "{}", outcome.told());
+    assert!(!outcome.stdout.contains("saved"), "{}", outcome.all_output());
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
     sandbox.tool("chmod").args(["a-w"]).args(made.stdout.lines()).run().ok();
     sandbox.write("source/good", "better");
     let outcome = sandbox.as_nobody(["backup", "source"]).run().fails(1, &["of the store"]);
-    assert!(!outcome.stderr.contains("source/good"), "{}", outcome.told());
+    assert!(!outcome.stderr.contains("source/good"), "{}", outcome.all_output());
     assert_eq!(sandbox.snapshot_ids().len(), 2);
 }
 
@@ -405,7 +405,7 @@ fn a_path_that_cannot_be_read_costs_only_itself() {
     assert!(partial.stderr.contains("cannot read") && partial.stderr.contains("closed"));
     sandbox.as_nobody(["backup", "closed"]).run().fails(1, &["closed", "Permission denied"]);
     let listed = sandbox.as_nobody(["ls", "latest"]).run().ok();
-    assert!(listed.stdout.contains("hidden/open/a"), "{}", listed.told());
+    assert!(listed.stdout.contains("hidden/open/a"), "{}", listed.all_output());
 }
 
 /// Asserts that every file in `to` is a complete file of `from`.
@@ -501,7 +501,7 @@ fn other_names_of_a_lost_file_are_not_linked_to_what_is_in_its_place() {
     let place = sandbox.at("latest", "source");
     let restored = sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
     assert!(restored.stderr.contains("target/a") && restored.stderr.contains("target/b"));
-    assert!(!sandbox.has("target/b"), "{}", restored.told());
+    assert!(!sandbox.has("target/b"), "{}", restored.all_output());
     assert_eq!(sandbox.read("target/a"), b"what was there before");
 }
 

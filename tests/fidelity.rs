@@ -84,6 +84,6 @@ fn without_privileges_owners_are_one_line_and_the_rest_comes_back() {
     assert_eq!(differences, Vec::<String>::new());
     if is_root() {
         let lines: Vec<_> = outcome.stderr.lines().filter(|l| l.contains("owner")).collect();
-        assert_eq!(lines.len(), 1, "{}", outcome.told());
+        assert_eq!(lines.len(), 1, "{}", outcome.all_output());
     }
 }

@@ -27,12 +27,12 @@ fn an_official_container_comes_back() {
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
     let checked = configured(&sandbox, ["config", "check"]).run().ok();
     for words in [NAME, "17.8.2 ce", "srv/gitlab/data/git-data/repositories", "mnt/disk"] {
-        assert!(checked.stdout.contains(words), "{words}: {}", checked.told());
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.all_output());
     }
-    assert!(checked.stdout.contains("run as gitlab-psql"), "{}", checked.told());
+    assert!(checked.stdout.contains("run as gitlab-psql"), "{}", checked.all_output());
     // The keys are tried, as for the package.
     let asked = "the databases contain no encrypted value in a known format";
-    assert!(checked.stdout.contains(asked), "{}", checked.told());
+    assert!(checked.stdout.contains(asked), "{}", checked.all_output());
     let all = backup(&sandbox).run().ok().json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 3, "{all:?}");
@@ -149,7 +149,7 @@ fn the_databases_come_back_as_the_page_about_restoring_says() {
     ctl(&["start"]);
     gitlab.inside.services.wait_until_up();
     let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
-    assert!(looked.stdout.contains("all are present"), "{}", looked.told());
+    assert!(looked.stdout.contains("all are present"), "{}", looked.all_output());
 }
 
 #[test]
@@ -158,17 +158,17 @@ fn an_official_image_is_found_in_compose_files() {
     let path = "root/srv/gitlab/docker-compose.yml";
     sandbox.write(path, "services:\n  web:\n    image: 'gitlab/gitlab-ee:latest'\n    volumes: ['./config:/etc/gitlab', './data:/var/opt/gitlab']\n");
     let found = sandbox.run(["detect", "--root", &sandbox.text("root")]).ok();
-    assert!(found.stdout.contains("kind = \"gitlab-container\""), "{}", found.told());
-    assert!(!found.stdout.contains("docker-gitlab"), "{}", found.told());
-    assert!(found.stdout.contains(&sandbox.text(path)), "{}", found.told());
+    assert!(found.stdout.contains("kind = \"gitlab-container\""), "{}", found.all_output());
+    assert!(!found.stdout.contains("docker-gitlab"), "{}", found.all_output());
+    assert!(found.stdout.contains(&sandbox.text(path)), "{}", found.all_output());
     for words in ["Not covered", "Helm chart", "Praefect", "Geo", "object store"] {
-        assert!(found.stdout.contains(words), "{words}: {}", found.told());
+        assert!(found.stdout.contains(words), "{words}: {}", found.all_output());
     }
     sandbox
         .write("forgekeep.toml", format!("state = '{}'\n{}", sandbox.text("state"), found.stdout));
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
-    assert!(checked.stdout.contains("root/srv/gitlab/data"), "{}", checked.told());
-    assert!(checked.stdout.contains("MISSING"), "{}", checked.told());
+    assert!(checked.stdout.contains("root/srv/gitlab/data"), "{}", checked.all_output());
+    assert!(checked.stdout.contains("MISSING"), "{}", checked.all_output());
     // Data that no volume holds goes with the container.
     sandbox.write(
         path,
@@ -197,9 +197,9 @@ fn a_container_that_runs_is_found_without_a_compose_file() {
             .run()
             .ok();
         for words in ["kind = \"gitlab-container\"", "container = \"git\"\n", more] {
-            assert!(found.stdout.contains(words), "{words}: {}", found.told());
+            assert!(found.stdout.contains(words), "{words}: {}", found.all_output());
         }
         let shown = format!("because there is container git of {program}");
-        assert!(found.stdout.contains(&shown), "{}", found.told());
+        assert!(found.stdout.contains(&shown), "{}", found.all_output());
     }
 }

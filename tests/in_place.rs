@@ -31,7 +31,7 @@ fn an_instance_is_restored_in_place_only_with_consent() {
     sandbox.run(["restore", "latest", "--target", "/"]).fails(1, &dangers);
     assert_eq!(read(), ["new"; 4]);
     let dry = sandbox.run(["restore", "latest", "--target", "/", "--dry-run"]).ok();
-    assert!(dry.stderr.contains("stay unchanged"), "{}", dry.told());
+    assert!(dry.stderr.contains("stay unchanged"), "{}", dry.all_output());
 
     let root = gitlab.root().display().to_string();
     let (place, etc) = (format!("latest:{root}"), format!("{root}/etc"));
@@ -64,7 +64,7 @@ fn the_path_of_a_project_is_what_restore_takes() {
     backup(&sandbox).run().ok();
     let listed = sandbox.run(["projects", "latest"]).ok();
     let lines: Vec<&str> = listed.stdout.lines().filter(|line| line.contains("/project")).collect();
-    assert_eq!(lines.len(), 5, "{}", listed.told());
+    assert_eq!(lines.len(), 5, "{}", listed.all_output());
     for (at, line) in lines.iter().enumerate() {
         let path = line.split_whitespace().nth(2).expect("a path");
         assert!(path.starts_with('/'), "{line}");

@@ -181,7 +181,7 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
         // It checks more than the syntax: missing programs and unknown keys.
         let verify = Run::program("systemd-analyze").args(["verify", "--man=no"]).args(&units);
         let verified = verify.run().ok();
-        assert!(!verified.stderr.contains(instance), "{}", verified.told());
+        assert!(!verified.stderr.contains(instance), "{}", verified.all_output());
         let threshold = format!("--threshold={exposure}");
         let security = ["security", "--offline=true", &threshold];
         let services = [&units[0], &units[2]];
@@ -204,7 +204,7 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
         .args(["verify", "--man=no", "multi-user.target"])
         .args(both.map(|name| sandbox.path(format!("units/{name}"))))
         .run();
-    assert!(!booted.told().contains("ordering c"), "{}", booted.told());
+    assert!(!booted.all_output().contains("ordering c"), "{}", booted.all_output());
 
     let cron = ["schedule", "--instance", "my.forge", "--for", "cron", "--at", "03:05"];
     configured(&sandbox, cron).args(write).run().ok();

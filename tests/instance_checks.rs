@@ -46,7 +46,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
     assert!(text.starts_with("1 of 8 projects are missing or damaged in the copy"), "{text}");
     assert!(text.contains("has no readable HEAD"), "{text}");
     let looked = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3);
-    assert!(looked.told().contains("has no readable HEAD"), "{}", looked.told());
+    assert!(looked.all_output().contains("has no readable HEAD"), "{}", looked.all_output());
 
     // A repository that lost all its references is lost, whatever else it has.
     let emptied = repository(&gitlab, 2);

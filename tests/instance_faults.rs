@@ -129,9 +129,9 @@ fn a_service_that_somebody_starts_while_it_is_to_be_down() {
     configure(&sandbox, &gitlab, MAINTENANCE);
     let outcome = backup(&sandbox).run().ok();
     assert!(
-        outcome.told().contains("started puma, which the backup had stopped"),
+        outcome.all_output().contains("started puma, which the backup had stopped"),
         "{}",
-        outcome.told()
+        outcome.all_output()
     );
     assert_eq!(summary(&outcome.json())["is_complete"], true);
     gitlab.services.wait_until_up();
@@ -466,7 +466,7 @@ fn redis_with_a_password() {
         .expect("writes");
     let outcome = backup(&sandbox).run().ok();
     assert_eq!(summary(&outcome.json())["is_complete"], true);
-    assert!(!outcome.told().contains("hush"), "{}", outcome.told());
+    assert!(!outcome.all_output().contains("hush"), "{}", outcome.all_output());
 }
 
 #[test]
@@ -486,7 +486,7 @@ fn keys_that_are_others_than_last_time() {
     value["gitlab_rails"]["db_key_base"] = "another key".into();
     std::fs::write(&secrets, value.to_string()).expect("writes");
     let outcome = backup(&sandbox).run().ok();
-    assert!(!outcome.told().contains("another key"), "{}", outcome.told());
+    assert!(!outcome.all_output().contains("another key"), "{}", outcome.all_output());
     let check = keys(&outcome.json()).expect("a check");
     assert_eq!(check["verdict"], "warning");
     let told = check.to_string();

@@ -89,9 +89,9 @@ fn keys_are_tried_wherever_they_are_looked_at() {
     let looked = inspect().ok();
     assert!(check(&looked.json(), "secrets").1.contains(decrypts));
     let checked = configured(&sandbox, ["config", "check"]).run().ok();
-    assert!(checked.told().contains(decrypts), "{}", checked.told());
+    assert!(checked.all_output().contains(decrypts), "{}", checked.all_output());
     let offline = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
-    assert!(!offline.told().contains(decrypts), "{}", offline.told());
+    assert!(!offline.all_output().contains(decrypts), "{}", offline.all_output());
 
     // GitLab still reads the file that was generated from the old one.
     let keys = &values()["keys"];
@@ -101,7 +101,7 @@ fn keys_are_tried_wherever_they_are_looked_at() {
     let wrong = "the keys of gitlab-secrets.json do not decrypt the database; \
                  values that failed: db_key_base: 8 of 8";
     let checked = configured(&sandbox, ["config", "check"]).run().ends_with(3);
-    assert!(checked.told().contains(wrong), "{}", checked.told());
+    assert!(checked.all_output().contains(wrong), "{}", checked.all_output());
     let inspected = inspect().ends_with(3).json();
     let (verdict, text) = check(&inspected, "secrets");
     assert!(verdict == "failed" && text.contains(wrong), "{text}");
@@ -112,7 +112,7 @@ fn keys_are_tried_wherever_they_are_looked_at() {
     );
     assert!(check(&inspected, "keys").1.contains("db_key_base changed since snapshot"));
     let outcome = backup(&sandbox).run().ends_with(3);
-    assert!(!outcome.told().contains("copying again"), "{}", outcome.told());
+    assert!(!outcome.all_output().contains("copying again"), "{}", outcome.all_output());
     let all = outcome.json();
     assert_eq!(summary(&all)["is_complete"], false);
     assert_eq!(check(&all, "secrets").0, "failed");

@@ -259,7 +259,7 @@ fn verdict(sandbox: &Sandbox, copy: &str) -> Result<(), String> {
     let run = |arguments: &[&str]| {
         let done = sandbox.tool("git").args(["--git-dir", copy]).args(arguments).run();
         let is_quiet = done.stderr.lines().all(|line| line.starts_with("dangling"));
-        if done.code() == Some(0) && is_quiet { Ok(()) } else { Err(done.told()) }
+        if done.code() == Some(0) && is_quiet { Ok(()) } else { Err(done.all_output()) }
     };
     run(&["fsck", "--full", "--strict", "--no-progress"])?;
     run(&["for-each-ref", "--format=%(refname) %(objecttype)"])?;
@@ -510,7 +510,7 @@ fn copies_are_whole_of_a_partial_clone() {
         let fsck = ["--git-dir", &copy, "fsck", "--full", "--strict", "--no-progress"];
         let told = sandbox.tool("git").args(fsck).run().ok();
         let is_quiet = told.stderr.lines().all(|line| line.starts_with("dangling"));
-        assert!(is_quiet, "trial {trial}: {}", told.told());
+        assert!(is_quiet, "trial {trial}: {}", told.all_output());
         assert!(!references(&sandbox, &copy).is_empty());
         sandbox.remove(copy);
     }

@@ -33,6 +33,8 @@ mod keys;
 mod live_git;
 /// Mattermost next to GitLab, and alone.
 mod mattermost;
+/// Notifications about runs of instances.
+mod monitoring;
 /// Random trees against copies.
 mod nights;
 /// Notifications, received by real servers.
@@ -58,8 +60,6 @@ mod store_files;
 mod support;
 /// System calls that fail.
 mod system_calls;
-/// Notifications about runs of instances.
-mod telling;
 /// Rules of the source that a machine can keep.
 mod tidy;
 /// Criteria for unchanged files.

@@ -20,7 +20,7 @@ fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
     let outcome = configured(sandbox, arguments).args(["--json"]).run().ends_with(code);
     let all = without_secrets(outcome).json();
     for hint in lines(&all, "check").iter().filter_map(|check| check["hint"].as_str()) {
-        assert!(shown.stderr.contains(hint), "{}", shown.told());
+        assert!(shown.stderr.contains(hint), "{}", shown.all_output());
     }
     all
 }
@@ -28,7 +28,7 @@ fn inspect(sandbox: &Sandbox, code: i32) -> Vec<Value> {
 /// Asserts that the output contains no secret that only the two may share.
 fn without_secrets(outcome: Outcome) -> Outcome {
     for secret in [OAUTH_SECRET, OTHER_SECRET, OAUTH_SECRET_PBKDF2, PASSWORD] {
-        assert!(!outcome.told().contains(secret), "{}", outcome.told());
+        assert!(!outcome.all_output().contains(secret), "{}", outcome.all_output());
     }
     outcome
 }
@@ -59,7 +59,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
 
     let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
     for word in ["GitLab 17.8.2 ce", "gitlabhq_production: ", "mattermost", ", complete"] {
-        assert!(facts.stdout.contains(word), "{}", facts.told());
+        assert!(facts.stdout.contains(word), "{}", facts.all_output());
     }
     let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest", "--json"]);
     let facts = without_secrets(facts.run().ok()).json();
@@ -253,13 +253,13 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
     };
     configure(dir.path(), "");
     let told = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
-    assert!(told.stdout.contains("opt/mattermost/files  "), "{}", told.told());
+    assert!(told.stdout.contains("opt/mattermost/files  "), "{}", told.all_output());
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 1, "{all:?}");
     let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
     for word in ["Mattermost 10.2.0", "chat: ", "lacks the passwords of database roles"] {
-        assert!(facts.stdout.contains(word), "{}", facts.told());
+        assert!(facts.stdout.contains(word), "{}", facts.all_output());
     }
     drop(postgres);
 
@@ -333,7 +333,7 @@ fn settings_in_the_database_say_where_files_are() {
     for arguments in [["config", "check"].as_slice(), &["backup", "--instance", "forge", "--init"]]
     {
         let run = arguments.iter().fold(configured(&sandbox, []), |run, word| run.args([*word]));
-        let told = without_secrets(run.run().ends_with(3)).told();
+        let told = without_secrets(run.run().ends_with(3)).all_output();
         assert!(
             told.contains("mattermost-settings") && told.contains("table does not exist"),
             "{told}"
@@ -341,7 +341,7 @@ fn settings_in_the_database_say_where_files_are() {
     }
     settings("/srv/", &format!("{source}&sslmode=disable"));
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ok());
-    assert!(told.stdout.contains(" srv  — uploaded files"), "{}", told.told());
+    assert!(told.stdout.contains(" srv  — uploaded files"), "{}", told.all_output());
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(lines(&all, "check")[0]["text"], "checked 4 rows with files; all are present");
@@ -349,14 +349,18 @@ fn settings_in_the_database_say_where_files_are() {
     variables("MM_FILESETTINGS_DIRECTORY=/elsewhere\n");
     let words = "MM_FILESETTINGS_DIRECTORY in its environment overrides FileSettings.Directory";
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));
-    assert!(told.stdout.contains(words) && told.stdout.contains("elsewhere"), "{}", told.told());
-    let told = without_secrets(backup(&sandbox).run().ends_with(3)).told();
+    assert!(
+        told.stdout.contains(words) && told.stdout.contains("elsewhere"),
+        "{}",
+        told.all_output()
+    );
+    let told = without_secrets(backup(&sandbox).run().ends_with(3)).all_output();
     assert!(told.contains(words), "{told}");
     // Settings that are elsewhere than the rest are a database of their own.
     variables("");
     settings("/srv/", "postgres://mmuser@/other?host=/run/postgresql");
     let told = without_secrets(configured(&sandbox, ["config", "check", "--offline"]).run());
-    assert!(told.stdout.contains("are not read offline"), "{}", told.told());
+    assert!(told.stdout.contains("are not read offline"), "{}", told.all_output());
     let told = without_secrets(configured(&sandbox, ["config", "check"]).run());
-    assert!(told.stdout.contains("database-mattermost-settings  chat"), "{}", told.told());
+    assert!(told.stdout.contains("database-mattermost-settings  chat"), "{}", told.all_output());
 }

@@ -27,11 +27,11 @@ fn secret(sandbox: &Sandbox, name: &str, content: &str) -> String {
 fn warns(outcome: Outcome, words: &[&str]) {
     let outcome = outcome.ends_with(3);
     for word in words {
-        assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.told());
+        assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.all_output());
     }
     // A reason and a next step.
-    assert!(outcome.stderr.contains("; "), "{}", outcome.told());
-    assert!(!outcome.told().contains("s3cret"), "{}", outcome.told());
+    assert!(outcome.stderr.contains("; "), "{}", outcome.all_output());
+    assert!(!outcome.all_output().contains("s3cret"), "{}", outcome.all_output());
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -46,7 +46,7 @@ fn a_test_pings_no_success() {
     let table = format!("[[notify]]\nkind = 'ping'\nurl = {url}\n");
     for what in ["started", "done", "partial", "failed"] {
         let told = test(&sandbox, &table, what).run().ok();
-        assert!(!told.told().contains("s3cret"), "{}", told.told());
+        assert!(!told.all_output().contains("s3cret"), "{}", told.all_output());
     }
     let requests = listener.requests();
     let paths: Vec<_> = requests.iter().map(|one| text(one, "/path")).collect();

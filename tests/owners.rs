@@ -64,14 +64,14 @@ fn wrong_owners_and_modes_are_named_and_mended() {
     assert!(counted > dirs && counted <= owned, "{owned}, {dry}");
     assert!(number("modes_to_set") >= dirs, "{dirs}, {dry}");
     let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run"]).ok();
-    assert!(dry.told().contains(&format!("{counted} owners and ")), "{}", dry.told());
+    assert!(dry.all_output().contains(&format!("{counted} owners and ")), "{}", dry.all_output());
 
     // The command that is named mends all of it.
     let hint = wrong["hint"].as_str().expect("a hint");
     sh(hint.strip_prefix("to fix them: ").expect("commands"));
     assert_eq!(owners(0)["verdict"], "ok");
     let dry = sandbox.run(["restore", &place, "--target", &target, "--dry-run"]).ok();
-    assert!(!dry.told().contains("owners and "), "{}", dry.told());
+    assert!(!dry.all_output().contains("owners and "), "{}", dry.all_output());
 }
 
 #[test]
@@ -85,7 +85,8 @@ fn keys_that_others_can_read_are_named() {
     };
     sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0644 etc/ssh/ssh_host_rsa_key");
     sh("chmod 0640 etc/gitlab/gitlab-secrets.json; chmod 0664 var/opt/gitlab/.ssh/authorized_keys");
-    let told = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3).told();
+    let told =
+        configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3).all_output();
     for words in
         ["3 have a wrong mode", "others can read the keys", "private key that others", "chmod 0600"]
     {

@@ -420,7 +420,7 @@ fn types_may_change_while_they_are_read() {
     let threads: Vec<_> = (0..2).map(|seed| std::thread::spawn(churn(seed))).collect();
     for round in 0..8 {
         let outcome = sandbox.run(["backup", "source"]);
-        assert!(matches!(outcome.code(), Some(0 | 3)), "{}", outcome.told());
+        assert!(matches!(outcome.code(), Some(0 | 3)), "{}", outcome.all_output());
         let target = format!("restored-{round}");
         sandbox.restore(&sandbox.at("latest", "source"), &target);
         sandbox.remove(target);
@@ -439,7 +439,7 @@ fn attributes_that_could_not_be_read_survive_a_restore_in_place() {
     let faults = ["-e", "inject=flistxattr:error=EIO"];
     traced(&sandbox, &faults, &["backup", "source"]).run().ends_with(3);
     let told = sandbox.run(["restore", &sandbox.at("latest", "source"), "--target", "source"]).ok();
-    assert!(told.stderr.contains("without some metadata"), "{}", told.told());
+    assert!(told.stderr.contains("without some metadata"), "{}", told.all_output());
     let mut value = [0; 8];
     assert_eq!(rustix::fs::getxattr(&file, "user.a", &mut value[..]), Ok(4));
 }

@@ -91,11 +91,11 @@ fn nothing_restored_is_no_success() {
         sandbox.forgekeep(["restore", &place, "--target", "target"]).args(patterns).run()
     };
     let nothing = restore(&["nosuch"]).ends_with(3);
-    assert!(nothing.stderr.contains("nothing restored"), "{}", nothing.told());
+    assert!(nothing.stderr.contains("nothing restored"), "{}", nothing.all_output());
     assert!(!sandbox.has("target"));
     let some = restore(&["a", "nosuch"]).ok();
-    assert!(some.stderr.contains("matches nosuch"), "{}", some.told());
-    assert!(!some.stderr.contains("matches a"), "{}", some.told());
+    assert!(some.stderr.contains("matches nosuch"), "{}", some.all_output());
+    assert!(!some.stderr.contains("matches a"), "{}", some.all_output());
     assert!(sandbox.has("target/a") && !sandbox.has("target/b"));
     sandbox.run(["restore", &place, "--target", "store"]).fails(1, &["would write into the store"]);
     sandbox.run(["restore", &place, "--target", "target/a"]).fails(1, &["target/a"]);
@@ -207,9 +207,9 @@ fn a_repository_restored_over_a_newer_one_is_whole() {
                 ] {
                     let git = sandbox.tool("git").args(["--git-dir", "source/a.git"]);
                     let checked = git.args(check).run();
-                    assert_eq!(checked.code(), Some(0), "{what}: {}", checked.told());
+                    assert_eq!(checked.code(), Some(0), "{what}: {}", checked.all_output());
                     let warns = ["warning", "error"].iter().any(|w| checked.stderr.contains(w));
-                    assert!(!warns, "{what}: {}", checked.told());
+                    assert!(!warns, "{what}: {}", checked.all_output());
                 }
             }
         }
@@ -319,11 +319,11 @@ fn content_comes_back_where_metadata_and_links_are_refused() {
     let read = |name: &str| std::fs::read(sandbox.path(name)).unwrap_or_default();
     let found = ["a", "b", "other/b", "other/b-again"].map(|name| read(&format!("disk/to/{name}")));
     sandbox.tool("umount").args(["-R", "disk"]).run().ok();
-    assert_eq!(found, [b"a", b"b", b"b", b"b"], "{}", restored.told());
+    assert_eq!(found, [b"a", b"b", b"b", b"b"], "{}", restored.all_output());
     for run in [restored, again] {
-        assert!(run.stderr.contains("a copy instead of a hard link"), "{}", run.told());
+        assert!(run.stderr.contains("a copy instead of a hard link"), "{}", run.all_output());
         if is_held {
-            assert!(run.stderr.contains("user.large: too large"), "{}", run.told());
+            assert!(run.stderr.contains("user.large: too large"), "{}", run.all_output());
         }
         run.ends_with(if is_held { 3 } else { 0 });
     }
@@ -419,9 +419,9 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
     for (fault, code) in faults {
         let run = restore_with_failing(&sandbox, &place, &fault).ends_with(code);
         let found = sandbox.tool("diff").args(["-r", "source", "target"]).run();
-        assert_eq!(found.stdout, "", "{fault}: {}", run.told());
+        assert_eq!(found.stdout, "", "{fault}: {}", run.all_output());
         let left = sandbox.tool("find").args(["target", "-name", ".forgekeep*"]).run().ok();
-        assert_eq!(left.stdout, "", "{fault}: {}", run.told());
+        assert_eq!(left.stdout, "", "{fault}: {}", run.all_output());
         // Without further faults, the rest is completed.
         sandbox.run(["restore", &place, "--target", "target"]).ok();
         assert_same(&sandbox, "target");
@@ -446,7 +446,7 @@ fn what_cannot_be_deleted_is_named() {
     let place = sandbox.at("latest", "source");
     let run = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
     assert!(immutable("-i"));
-    let told = run.ends_with(3).told();
+    let told = run.ends_with(3).all_output();
     assert!(told.contains("source/extra") && told.contains("source/dir"), "{told}");
 }
 
@@ -475,8 +475,8 @@ fn the_target_gets_the_metadata_of_the_directory_that_it_is() {
         for summary in [planned.last(), done.json().last()] {
             assert_eq!(summary.expect("a summary")["dirs"], dirs, "{target}");
         }
-        let is_kept = done.told().contains("keeping its owner and mode");
-        assert_eq!(is_kept, target == "other", "{}", done.told());
+        let is_kept = done.all_output().contains("keeping its owner and mode");
+        assert_eq!(is_kept, target == "other", "{}", done.all_output());
     }
     // The directory of one file is not that of the snapshot.
     let place = sandbox.at("latest", "source/f");
@@ -503,7 +503,7 @@ fn times_that_the_file_system_cannot_hold_are_named() {
     let place = sandbox.at("latest", "source");
     let restored = sandbox.run(["restore", &place, "--target", "disk/to"]);
     sandbox.tool("umount").args(["disk"]).run().ok();
-    let told = restored.ends_with(3).told();
+    let told = restored.ends_with(3).all_output();
     assert!(told.contains("disk/to/late: time: this file system cannot store"), "{told}");
     assert!(!told.contains("usual") && !told.contains("early"), "{told}");
 }
@@ -519,11 +519,13 @@ fn newer_files_that_hide_restored_references_are_named() {
     sandbox.backup(["source"]);
     let place = sandbox.at("latest", "source");
     let restore = ["restore", &place, "--target", "source"];
-    assert!(!sandbox.run(restore).ok().told().contains("warning"));
+    assert!(!sandbox.run(restore).ok().all_output().contains("warning"));
     commit(&sandbox, "kept", 3, 3);
-    let told = sandbox.run(restore).ok().told();
+    let told = sandbox.run(restore).ok().all_output();
     assert!(told.contains("a.git: reference refs/heads/kept has a newer value"), "{told}");
-    assert!(!sandbox.forgekeep(restore).args(["--delete"]).run().ok().told().contains("warning"));
+    assert!(
+        !sandbox.forgekeep(restore).args(["--delete"]).run().ok().all_output().contains("warning")
+    );
     let count = ["--git-dir", "source/a.git", "rev-list", "--count", "kept"];
     assert_eq!(sandbox.tool("git").args(count).run().ok().stdout.trim(), "3");
 }
@@ -545,7 +547,7 @@ fn a_name_that_cannot_be_given_costs_no_other_name_of_the_file() {
         let arguments = ["restore", &place, "--target", "target", "--json"];
         let planned = sandbox.forgekeep(arguments).args(["-n"]).run().ends_with(3).json();
         let run = sandbox.run(arguments).ends_with(3);
-        let told = run.told();
+        let told = run.all_output();
         for field in ["files_restored", "others", "errors"] {
             let (planned, done) = (planned.last().expect("one"), run.json());
             let done = done.last().expect("a summary");
@@ -632,7 +634,7 @@ fn mounted_files_and_directories_are_not_deleted() {
     let planned = sandbox.forgekeep(restore).args(["--dry-run"]).run();
     let done = sandbox.run(restore);
     sandbox.tool("umount").args(["-l", "source/file", "source/dir"]).run().ok();
-    assert!(!planned.ok().told().contains("would delete"));
+    assert!(!planned.ok().all_output().contains("would delete"));
     done.ok();
     assert_eq!(sandbox.read("elsewhere/file"), b"kept");
 }

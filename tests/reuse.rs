@@ -283,7 +283,7 @@ fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
     let run = sandbox.run(["backup", "--verbose", "--dry-run", "source"]).ok();
     for words in ["is of an unknown version", "is longer than it says", "stored without comparing"]
     {
-        assert!(run.told().contains(words), "{words}: {}", run.told());
+        assert!(run.all_output().contains(words), "{words}: {}", run.all_output());
     }
     let reasons = sandbox.backup(["source"])["files_stored_plainly"].clone();
     assert_eq!((&reasons["version"], &reasons["trailing"]), (&1.into(), &2.into()), "{reasons}");

@@ -172,7 +172,7 @@ fn patterns_that_leave_nothing_are_not_a_success() {
     for all in ["*", "**", "a,b"] {
         let all = if all == "a,b" { "{a,b.log}" } else { all };
         let outcome = backup(&["--exclude", all]).ends_with(3);
-        assert!(outcome.stderr.contains("nothing to back up"), "{}", outcome.told());
+        assert!(outcome.stderr.contains("nothing to back up"), "{}", outcome.all_output());
     }
     backup(&["--exclude", "*.log"]).ok();
     assert!(has(&sandbox, "source/a") && !has(&sandbox, "source/b.log"));
@@ -234,8 +234,8 @@ fn an_incomplete_snapshot_says_so_and_names_the_last_complete_one() {
     let list = run(&["snapshots", "--json", "--store", &store]).ok().json();
     let complete = list[0]["short_id"].as_str().expect("an id").to_owned();
     let outcome = run(&["restore", &place, "--target", "back", "--store", &store]).ok();
-    assert!(outcome.stderr.contains("NOT COMPLETE"), "{}", outcome.told());
-    assert!(outcome.stderr.contains(&complete), "{}", outcome.told());
+    assert!(outcome.stderr.contains("NOT COMPLETE"), "{}", outcome.all_output());
+    assert!(outcome.stderr.contains(&complete), "{}", outcome.all_output());
     let restore = ["restore", &place, "--target", "data", "--delete", "--store", &store];
     run(&restore).fails(1, &["lacks a part of instance wiki"]);
     assert!(sandbox.has("data/big/x"));
@@ -257,11 +257,11 @@ fn a_restore_above_the_sources_deletes_only_below_them() {
 fn a_snapshot_without_a_named_path_is_not_complete() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/d/f", "1");
-    let told = sandbox.run(["backup", "source/d", "source/gone"]).ends_with(3).told();
+    let told = sandbox.run(["backup", "source/d", "source/gone"]).ends_with(3).all_output();
     assert!(told.contains("source/gone"), "{told}");
     let place = sandbox.at("latest", "source");
     let told = sandbox.run(["restore", &place, "--target", "target"]).ok();
-    assert!(told.stderr.contains("NOT COMPLETE"), "{}", told.told());
+    assert!(told.stderr.contains("NOT COMPLETE"), "{}", told.all_output());
     sandbox.run(["restore", &place, "--target", "target", "--delete"]).fails(1, &["1 path"]);
 }
 

@@ -47,7 +47,7 @@ impl Count {
                                 && line != "no damage found"
                         })
                     });
-                    assert!(!is_said, "{word:?}: {}", outcome.told());
+                    assert!(!is_said, "{word:?}: {}", outcome.all_output());
                 }
                 outcome.ok();
                 self.done.fetch_add(1, Relaxed)

@@ -168,7 +168,7 @@ fn without_locks_there_is_a_warning_and_everything_works() {
         let inject = format!("flock:error={error}");
         let run = |arguments: &[&str]| {
             let outcome = traced(&sandbox, &inject, &[], arguments).ok();
-            assert!(outcome.stderr.contains("cannot lock"), "{}", outcome.told());
+            assert!(outcome.stderr.contains("cannot lock"), "{}", outcome.all_output());
         };
         run(&["backup", "source"]);
         run(&["backup", "source"]);
@@ -195,7 +195,7 @@ fn directories_that_cannot_be_synced_are_warned_of_once() {
             outcome.stderr.matches("cannot sync directories").count(),
             1,
             "{}",
-            outcome.told()
+            outcome.all_output()
         );
         sandbox.assert_clean();
     }
@@ -224,8 +224,8 @@ fn odd_things_among_unfinished_files_stay_and_cost_a_warning() {
     symlink(sandbox.path("elsewhere"), sandbox.path("store/tmp/link")).expect("links");
     let run = Run::limited(FORGEKEEP).within(sandbox.root()).args(["backup", "source"]).run().ok();
     let warned: Vec<&str> = run.stderr.lines().filter(|line| line.contains("tmp/")).collect();
-    assert_eq!(warned.len(), 1, "{}", run.told());
-    assert!(warned[0].contains("(and 3 more)"), "{}", run.told());
+    assert_eq!(warned.len(), 1, "{}", run.all_output());
+    assert!(warned[0].contains("(and 3 more)"), "{}", run.all_output());
     assert!(!sandbox.has("store/tmp/0123456789abcdef"));
     for kept in ["elsewhere", "store/tmp/directory/file", "store/tmp/pipe", "store/tmp/link"] {
         assert!(sandbox.has(kept), "{kept}");
@@ -396,11 +396,11 @@ fn damage_that_a_backup_meets_is_one_line() {
     let run = sandbox.forgekeep(["backup", "source"]).run().ok();
     let lines: Vec<&str> =
         run.stderr.lines().filter(|line| line.contains("stored again")).collect();
-    assert_eq!(lines.len(), 1, "{}", run.told());
+    assert_eq!(lines.len(), 1, "{}", run.all_output());
     for word in ["40 unchanged files", "1 older snapshot ", "forgekeep check"] {
-        assert!(lines[0].contains(word), "{word}: {}", run.told());
+        assert!(lines[0].contains(word), "{word}: {}", run.all_output());
     }
-    assert!(run.stderr.lines().count() < 6, "{}", run.told());
+    assert!(run.stderr.lines().count() < 6, "{}", run.all_output());
     // All of it was stored again from the source.
     sandbox.assert_clean();
     let summary = sandbox.backup(["source"]);
@@ -424,7 +424,7 @@ fn records_that_are_no_files_are_not_passed_over() {
     for odd in ["mkfifo", "mkdir"] {
         sandbox.remove(format!("store/snapshots/{new}"));
         sandbox.tool(odd).args([&record]).run().ok();
-        let told = sandbox.run(["check"]).ends_with(1).told();
+        let told = sandbox.run(["check"]).ends_with(1).all_output();
         assert!(told.contains(&format!("damaged: snapshots/{new}")), "{odd}: {told}");
         let place = sandbox.at("latest", "source");
         sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
@@ -438,7 +438,7 @@ fn a_link_in_place_of_tmp_never_leads_to_files_that_are_removed() {
     sandbox.write("precious/0123456789abcdef", "kept");
     sandbox.remove("store/tmp");
     symlink(sandbox.path("precious"), sandbox.path("store/tmp")).expect("links");
-    let told = sandbox.run(["backup", "source"]).ok().told();
+    let told = sandbox.run(["backup", "source"]).ok().all_output();
     assert!(told.contains("removed a symbolic link from the store"), "{told}");
     assert!(sandbox.has("precious/0123456789abcdef"));
     assert_eq!(sandbox.run(["backup", "source"]).ok().stderr, "");
@@ -465,9 +465,9 @@ fn a_directory_of_segments_that_cannot_be_listed_costs_only_those() {
         }
         let place = sandbox.at("latest", "source");
         let run = sandbox.run(["restore", &place, "--target", "target"]).ok();
-        assert!(run.stderr.contains(&format!("segments/{shard:02x}")), "{}", run.told());
+        assert!(run.stderr.contains(&format!("segments/{shard:02x}")), "{}", run.all_output());
         assert_eq!(sandbox.read("target/2"), sandbox.read("source/2"));
-        let told = sandbox.run(["check"]).ends_with(1).told();
+        let told = sandbox.run(["check"]).ends_with(1).all_output();
         assert!(told.contains(&format!("damaged: segments/{shard:02x}")), "{told}");
         sandbox.remove("target");
     }
@@ -508,6 +508,6 @@ fn the_loss_of_a_whole_tree_is_counted() {
     }
     sandbox.backup(["source"]);
     sandbox.tool("find").args(["store/segments", "-type", "f", "-delete"]).run().ok();
-    let told = sandbox.run(["check"]).ends_with(1).told();
+    let told = sandbox.run(["check"]).ends_with(1).all_output();
     assert!(told.contains("lost: / (53 paths)") && told.contains(" 53 paths lost"), "{told}");
 }

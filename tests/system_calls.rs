@@ -110,7 +110,7 @@ impl Case {
                 if let Err(error) =
                     self.is_sane(call, &outcome).and_then(|()| examine(&outcome, count >= n))
                 {
-                    failures.push(format!("{trip}: {error}\n{}", outcome.told()));
+                    failures.push(format!("{trip}: {error}\n{}", outcome.all_output()));
                 }
                 // From the first on, all calls are short: one run is enough.
                 if count <= n || is_short {
@@ -285,7 +285,7 @@ fn restore_is_honest(sandbox: &Sandbox, place: &str, outcome: &Outcome) -> Resul
     let again = sandbox.run(["restore", place, "--target", "target"]);
     let found = compare();
     if again.code() != Some(0) || !found.is_empty() {
-        return Err(format!("the next restore: {found:?} {}", again.told()));
+        return Err(format!("the next restore: {found:?} {}", again.all_output()));
     }
     Ok(())
 }

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The crates whose modules stand in order, with the file that lists them.
-const CRATES: [(&str, &str); 3] = [
+const CRATES: [(&str, &str); 4] = [
     ("chunker", "chunker/src/lib.rs"),
     ("store", "store/src/lib.rs"),
     ("forge", "forge/src/lib.rs"),
+    ("cli", "cli/src/main.rs"),
 ];
 
 /// Doc comments that begin with a riddle, in all crates. It may only shrink.

@@ -18,6 +18,7 @@ mod man;
 mod notify;
 mod projects;
 mod recover;
+mod reference;
 mod repair;
 mod restore;
 mod schedule;
@@ -107,15 +108,6 @@ impl Global {
     }
 }
 
-/// Returns a warning about skipped snapshot records, or `None` if there are none.
-pub fn doubt(records: u64) -> Option<String> {
-    let text = format!(
-        "skipped {}: unreadable or dated in the future; check the disk and the clock of this machine",
-        crate::report::count(records, "snapshot record")
-    );
-    (records > 0).then_some(text)
-}
-
 /// Opens a store and observes operations on it.
 fn open(
     place: &Path,
@@ -192,6 +184,6 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Notify(command) => command.run(ui),
-        Command::Reference => ui.lines(crate::reference::markdown().trim_end()),
+        Command::Reference => ui.lines(reference::markdown().trim_end()),
     }
 }

@@ -1,8 +1,6 @@
 //! The end of a run: error message with the next step, and exit code.
 
-use crate::ui::Ui;
 use std::io::ErrorKind;
-use std::process::ExitCode;
 use store::Error;
 
 /// Exit codes with their meaning.
@@ -99,16 +97,6 @@ impl Failure {
             Failure::Usage { message, hint } => Some((message.clone(), Some(hint.clone()))),
         }
     }
-}
-
-/// Prints the error message, if there is one, and returns the exit code.
-pub fn code(ui: &Ui, result: Result<(), Failure>) -> ExitCode {
-    let Err(failure) = result else { return ExitCode::SUCCESS };
-    let code = failure.number();
-    if let Some((message, hint)) = failure.words() {
-        ui.failed(&message, hint.as_deref(), code);
-    }
-    ExitCode::from(code)
 }
 
 fn number(error: &Error) -> u8 {

@@ -8,18 +8,18 @@
 
 mod http;
 mod mail;
-mod news;
+mod notification;
 mod ping;
 mod textfile;
 mod webhook;
 mod zabbix;
 mod zabbix_maintenance;
 
-pub use news::{Ending, News, Origin, Outcome, RunId, What};
+pub use notification::{Ending, Notification, Origin, Outcome, RunId, What};
 
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
-use news::Kept;
+use notification::OwnedNotification;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -47,17 +47,17 @@ pub enum Notifier {
 
 /// Operations of a notifier. An error names the attempt, the reason and the next step. It contains
 /// no secret.
-trait Tell {
+trait Notify {
     /// Returns the name of its service, for people. A later process finds the notifier by this
     /// name.
     fn name(&self) -> String;
 
-    /// Sends the news, or nothing if it does not report news of this kind.
-    fn tell(&self, news: &News) -> Result<(), String>;
+    /// Sends the notification, or nothing if it does not report this kind of event.
+    fn notify(&self, notification: &Notification) -> Result<(), String>;
 
-    /// Returns true if [`Tell::tell`] sends anything for this news.
-    fn sends(&self, news: &News) -> bool {
-        matches!(news.what, What::Ended(_))
+    /// Returns true if [`Notify::notify`] sends anything for this notification.
+    fn sends(&self, notification: &Notification) -> bool {
+        matches!(notification.what, What::Ended(_))
     }
 
     /// Time limit of one operation, including all tries.
@@ -78,7 +78,7 @@ trait Tell {
         None
     }
 
-    /// Returns the silence that [`Tell::silence`] would start; `None` if it cannot start one or is
+    /// Returns the silence that [`Notify::silence`] would start; `None` if it cannot start one or is
     /// not configured to.
     fn plan_silence(&self, _origin: &Origin, _now: Time) -> Option<Silence> {
         None
@@ -97,21 +97,26 @@ trait Tell {
     }
 
     /// Lets one of its own silences end at `end`. A silence that never began is not an error.
-    fn end_silence(&self, _silence: &Silence, _end: Time, _now: Time) -> Result<Told, String> {
-        Ok(Told::Now)
+    fn end_silence(
+        &self,
+        _silence: &Silence,
+        _end: Time,
+        _now: Time,
+    ) -> Result<SilenceEnd, String> {
+        Ok(SilenceEnd::Done)
     }
 }
 
 /// Result of a request to end a silence.
-enum Told {
+enum SilenceEnd {
     /// Nothing is left to do.
-    Now,
+    Done,
     /// The end cannot be set ahead of time. Request it again when it is due.
-    OnlyWhenDue,
+    WhenDue,
 }
 
 impl Notifier {
-    fn teller(&self) -> &(dyn Tell + Sync) {
+    fn as_notify(&self) -> &(dyn Notify + Sync) {
         match self {
             Notifier::Zabbix(it) => it,
             Notifier::ZabbixMaintenance(it) => it,
@@ -124,7 +129,7 @@ impl Notifier {
 
     /// Returns the name of its service, for people.
     pub fn name(&self) -> String {
-        self.teller().name()
+        self.as_notify().name()
     }
 
     /// Returns true if its silences depend on its settings, so that a notifier of the same name
@@ -135,37 +140,41 @@ impl Notifier {
 
     /// Returns the secrets it needs.
     pub fn secrets(&self) -> Vec<&Secret> {
-        self.teller().secrets()
+        self.as_notify().secrets()
     }
 
     /// Returns true if the configuration itself contains an address that is as good as a password.
     pub fn has_open_address(&self) -> bool {
-        self.teller().open_address()
+        self.as_notify().open_address()
     }
 
-    /// Returns true if it sends anything for this news.
-    pub fn sends(&self, news: &News) -> bool {
-        self.teller().sends(news)
+    /// Returns true if it sends anything for this notification.
+    pub fn sends(&self, notification: &Notification) -> bool {
+        self.as_notify().sends(notification)
     }
 
     /// Returns true if it silences monitoring.
     pub fn silences(&self, origin: &Origin, now: Time) -> bool {
-        self.teller().plan_silence(origin, now).is_some()
+        self.as_notify().plan_silence(origin, now).is_some()
     }
 
     /// Returns the directory it writes to.
     pub fn directory(&self) -> Option<&Path> {
-        self.teller().directory()
+        self.as_notify().directory()
     }
 }
 
-/// Sends news through all notifiers at once. Returns error messages, for warnings. After a stop
+/// Sends a notification through all notifiers at once. Returns error messages, for warnings. After a stop
 /// request, slow notifiers get only a little more time.
-pub fn tell(notifiers: &[Notifier], news: &News, wants_stop: &dyn Fn() -> bool) -> Vec<String> {
-    let news = Arc::new(Kept::of(news));
+pub fn send(
+    notifiers: &[Notifier],
+    notification: &Notification,
+    wants_stop: &dyn Fn() -> bool,
+) -> Vec<String> {
+    let notification = Arc::new(OwnedNotification::of(notification));
     let task = |notifier: &Notifier| {
-        let news = Arc::clone(&news);
-        Task::of(notifier, move |teller, _| teller.tell(&news.news()))
+        let notification = Arc::clone(&notification);
+        Task::of(notifier, move |notifier, _| notifier.notify(&notification.notification()))
     };
     let told = all(notifiers.iter().map(task).collect(), wants_stop);
     told.into_iter().filter_map(Result::err).collect()
@@ -189,11 +198,11 @@ type Work<T> = Box<dyn FnOnce(&AtomicBool) -> Result<T, String> + Send>;
 impl<T> Task<T> {
     fn of(
         notifier: &Notifier,
-        work: impl FnOnce(&dyn Tell, &AtomicBool) -> Result<T, String> + Send + 'static,
+        work: impl FnOnce(&dyn Notify, &AtomicBool) -> Result<T, String> + Send + 'static,
     ) -> Task<T> {
-        let (name, limit) = (notifier.name(), notifier.teller().limit());
+        let (name, limit) = (notifier.name(), notifier.as_notify().limit());
         let notifier = notifier.clone();
-        Task { name, limit, work: Box::new(move |is_over| work(notifier.teller(), is_over)) }
+        Task { name, limit, work: Box::new(move |is_over| work(notifier.as_notify(), is_over)) }
     }
 }
 
@@ -281,7 +290,7 @@ enum Silence {
 /// Returns the silences that [`silence`] would start. Starts none.
 pub fn plan_silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> Vec<Silenced> {
     let plan = |notifier: &Notifier| {
-        let silence = notifier.teller().plan_silence(origin, now)?;
+        let silence = notifier.as_notify().plan_silence(origin, now)?;
         Some(Silenced { notifier: notifier.name(), silence })
     };
     notifiers.iter().filter_map(plan).collect()
@@ -296,14 +305,18 @@ pub fn silence(
     now: Time,
     wants_stop: &dyn Fn() -> bool,
 ) -> Vec<String> {
-    let kept = Arc::new(Kept::of(&News { origin: *origin, at: now, what: What::Started }));
+    let kept = Arc::new(OwnedNotification::of(&Notification {
+        origin: *origin,
+        at: now,
+        what: What::Started,
+    }));
     let task = |Silenced { notifier, silence }: &Silenced| {
         let notifier = notifiers.iter().find(|known| {
-            known.name() == *notifier && known.teller().plan_silence(origin, now).is_some()
+            known.name() == *notifier && known.as_notify().plan_silence(origin, now).is_some()
         })?;
         let (kept, silence) = (Arc::clone(&kept), silence.clone());
-        Some(Task::of(notifier, move |teller, is_over| {
-            teller.silence(&silence, &kept.news().origin, now, is_over)
+        Some(Task::of(notifier, move |notifier, is_over| {
+            notifier.silence(&silence, &kept.notification().origin, now, is_over)
         }))
     };
     let tasks = planned.iter().filter_map(task).collect();
@@ -333,14 +346,14 @@ pub fn end_silence(
             continue;
         };
         let silence = silenced.silence.clone();
-        tasks.push(Task::of(notifier, move |teller, _| teller.end_silence(&silence, end, now)));
+        tasks.push(Task::of(notifier, move |notifier, _| notifier.end_silence(&silence, end, now)));
         known.push(silenced);
     }
     // A stop request must not cut this short: silences should end in that case, too.
     for (silenced, told) in known.into_iter().zip(all(tasks, &|| false)) {
         match told {
-            Ok(Told::Now) => {}
-            Ok(Told::OnlyWhenDue) => left.push(silenced),
+            Ok(SilenceEnd::Done) => {}
+            Ok(SilenceEnd::WhenDue) => left.push(silenced),
             Err(warning) => {
                 warnings.push(warning);
                 if !silenced.has_ended(now) {
@@ -373,9 +386,9 @@ pub enum When {
 }
 
 impl When {
-    /// Returns the outcome if the news is one that this setting reports.
-    fn wanted<'a>(self, news: &News<'a>) -> Option<&'a Outcome> {
-        let What::Ended(outcome) = news.what else { return None };
+    /// Returns the outcome if the notification is one that this setting reports.
+    fn wanted<'a>(self, notification: &Notification<'a>) -> Option<&'a Outcome> {
+        let What::Ended(outcome) = notification.what else { return None };
         let is_good = outcome.is_good();
         let is_wanted = match self {
             When::Always => true,
@@ -418,7 +431,7 @@ fn filled(pattern: &str, origin: &Origin) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::news::tests::{done, failed, news};
+    use super::notification::tests::{done, failed, notification};
     use super::*;
 
     fn one(table: &str) -> Result<Notifier, toml::de::Error> {
@@ -472,11 +485,11 @@ mod tests {
             for (outcome, wanted) in [(done(), after_good), (failed(), after_bad)] {
                 for (previous, wanted) in [None, Some(true), Some(false)].into_iter().zip(wanted) {
                     let outcome = Outcome { previous, ..outcome.clone() };
-                    let is_wanted = when.wanted(&news(What::Ended(&outcome))).is_some();
+                    let is_wanted = when.wanted(&notification(What::Ended(&outcome))).is_some();
                     assert_eq!(is_wanted, wanted, "{when:?} {:?} {previous:?}", outcome.ending);
                 }
             }
-            assert!(when.wanted(&news(What::Started)).is_none());
+            assert!(when.wanted(&notification(What::Started)).is_none());
         }
     }
 

@@ -167,6 +167,15 @@ pub fn reuse_json(statistics: &Statistics) -> Value {
     })
 }
 
+/// Returns a warning about skipped snapshot records, or `None` if there are none.
+pub fn skipped_records(records: u64) -> Option<String> {
+    let text = format!(
+        "skipped {}: unreadable or dated in the future; check the disk and the clock of this machine",
+        count(records, "snapshot record")
+    );
+    (records > 0).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

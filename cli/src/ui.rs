@@ -1,6 +1,5 @@
 //! Output to the terminal: lines, JSON lines, progress. Also handles signals.
 
-use crate::command::Global;
 use crate::exit::Failure;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -48,6 +47,17 @@ impl Warnings {
     }
 }
 
+/// Form and amount of the output.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// Only results, warnings and errors.
+    pub quiet: bool,
+    /// Details as well.
+    pub verbose: bool,
+}
+
 /// Output of a command, and its stop requests.
 pub struct Ui {
     json: bool,
@@ -65,7 +75,7 @@ impl Ui {
     ///
     /// The first signal asks the command to stop, the second ends the program. A signal that the
     /// parent process ignores, such as SIGHUP below `nohup`, stays ignored.
-    pub fn new(global: &Global) -> Ui {
+    pub fn new(Output { json, quiet, verbose }: Output) -> Ui {
         let wants_stop = Arc::new(AtomicBool::new(false));
         let may_end = Arc::new(AtomicBool::new(false));
         let mut impatient = Vec::new();
@@ -84,7 +94,6 @@ impl Ui {
         }
         // A file that exceeds the size limit is an error of that file and must not end the run.
         let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
-        let Global { json, quiet, verbose, .. } = *global;
         let stdout = Mutex::new(io::stdout());
         let warnings = Arc::default();
         Ui { json, quiet, verbose, wants_stop, impatient, stdout, warnings }

@@ -363,7 +363,7 @@ impl Outcome {
     /// Asserts the exit code, and that nothing panicked.
     #[track_caller]
     pub fn ends_with(self, code: i32) -> Outcome {
-        assert_eq!(self.code(), Some(code), "{}", self.told());
+        assert_eq!(self.code(), Some(code), "{}", self.all_output());
         self.without_panic()
     }
 
@@ -373,18 +373,18 @@ impl Outcome {
     pub fn fails(self, code: i32, words: &[&str]) -> Outcome {
         let outcome = self.ends_with(code);
         for word in words {
-            assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.told());
+            assert!(outcome.stderr.contains(word), "{word:?} is not in: {}", outcome.all_output());
         }
         let says = outcome.stderr.lines().any(|line| line.starts_with("forgekeep: "));
         let advises = outcome.stderr.lines().any(|line| line.starts_with("  "));
-        assert!(says && advises, "no reason or no next step: {}", outcome.told());
+        assert!(says && advises, "no reason or no next step: {}", outcome.all_output());
         outcome
     }
 
     #[track_caller]
     fn without_panic(self) -> Outcome {
         for word in ["panicked", "stack backtrace", "RUST_BACKTRACE"] {
-            assert!(!self.stderr.contains(word), "{}", self.told());
+            assert!(!self.stderr.contains(word), "{}", self.all_output());
         }
         self
     }
@@ -396,7 +396,7 @@ impl Outcome {
             .lines()
             .map(|line| {
                 let value: Value = serde_json::from_str(line)
-                    .unwrap_or_else(|error| panic!("{error}: {line}; {}", self.told()));
+                    .unwrap_or_else(|error| panic!("{error}: {line}; {}", self.all_output()));
                 assert!(value["message_type"].is_string(), "no message_type: {line}");
                 value
             })
@@ -404,7 +404,7 @@ impl Outcome {
     }
 
     /// Returns everything known about the run, for messages.
-    pub fn told(&self) -> String {
+    pub fn all_output(&self) -> String {
         format!(
             "{} ended with {}\n--- stdout\n{}--- stderr\n{}",
             self.shown, self.status, self.stdout, self.stderr

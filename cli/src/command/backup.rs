@@ -1,9 +1,9 @@
 use super::instance::{self, ConfigFile};
 use super::{Global, init};
 use crate::exit::{Failure, with_hint};
-use crate::report::{self, count, now, size};
+use crate::notifications::Notifications;
+use crate::report::{self, count, now, size, skipped_records};
 use crate::stream::Stream;
-use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
@@ -137,8 +137,8 @@ impl Backup {
         let shown = show(ui, &report, watch.elapsed());
         let shown = saved_all_the_same(shown, &report);
         // The exit code must be right even if printing the result failed.
-        if let Some(doubt) = super::doubt(report.doubtful_records) {
-            ui.explain(&doubt);
+        if let Some(warning) = skipped_records(report.doubtful_records) {
+            ui.explain(&warning);
         }
         if errors(&report) + report.doubtful_records > 0 || report.is_empty {
             Err(Failure::Partial)
@@ -173,7 +173,7 @@ impl Backup {
         let mut options = self.options()?;
         options.about.tags.extend(settings.tags.iter().cloned());
         let host = options.about.host.clone();
-        let telling = Telling::new(ui, &config, name, &host)?;
+        let notifications = Notifications::new(ui, &config, name, &host)?;
         // Whatever signal arrives, stopped services are started again before the program ends.
         ui.hold();
         let record = Record::open(&config.state, name);
@@ -188,16 +188,17 @@ impl Backup {
             ));
         }
         if !self.dry_run {
-            telling.started();
+            notifications.started();
         }
         let started = Instant::now();
         let work = |record: &mut Record| {
             // Services must run again even if the store is missing.
-            let left = if self.dry_run { None } else { instance::work_off(record, &telling, ui) };
+            let left =
+                if self.dry_run { None } else { instance::work_off(record, &notifications, ui) };
             let place = instance::place_of(&config, name, global)?;
             self.init(&place, ui)?;
             let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
-            let result = instance::backup(settings, record, &telling, &store, options);
+            let result = instance::backup(settings, record, &notifications, &store, options);
             watch.end();
             let mut outcome = result?;
             outcome.failures.extend(left);
@@ -212,9 +213,9 @@ impl Backup {
         let ended = now();
         if !self.dry_run {
             if let Some(record) = &mut record {
-                telling.end_silences(record);
+                notifications.end_silences(record);
             }
-            telling.ended(&result, ended);
+            notifications.ended(&result, ended);
         }
         instance::show(ui, &result?, elapsed)
     }

@@ -1,10 +1,10 @@
 //! Code shared by the commands about instances.
 
-use super::{Global, backup, doubt};
+use super::{Global, backup};
 use crate::config::{Config, DEFAULT};
 use crate::exit::{Failure, other, with_hint};
-use crate::report::{count, size};
-use crate::telling::Telling;
+use crate::notifications::Notifications;
+use crate::report::{count, size, skipped_records};
 use crate::ui::Ui;
 use clap::Args;
 use forge::check::{Check, Verdict};
@@ -103,7 +103,7 @@ pub fn without_backup(error: forge::Error) -> Failure {
 pub fn backup(
     settings: &Settings,
     record: &mut Record,
-    telling: &Telling<'_>,
+    notifications: &Notifications<'_>,
     store: &Store,
     mut options: Options,
 ) -> Result<Outcome, Failure> {
@@ -118,18 +118,18 @@ pub fn backup(
     for note in &plan.notes {
         observer.event(Event::Note(note.clone()));
     }
-    let job = Job { plan: &plan, kind, store, options, monitor: telling };
+    let job = Job { plan: &plan, kind, store, options, monitor: notifications };
     Ok(forge::session::backup(job, record)?)
 }
 
 /// Finishes the steps that a killed run left, before the next run. Returns an error message for the
 /// notifications: a failure must not cost a night's backup.
-pub fn work_off(record: &mut Record, telling: &Telling<'_>, ui: &Ui) -> Option<String> {
+pub fn work_off(record: &mut Record, notifications: &Notifications<'_>, ui: &Ui) -> Option<String> {
     if record.left().is_empty() {
         return None;
     }
     let watch = ui.watch("recover");
-    let done = telling.at_once(|| recover(record, telling, &*watch));
+    let done = notifications.at_once(|| recover(record, notifications, &*watch));
     watch.end();
     done.err().and_then(|failure| failure.words()).map(|(message, _)| message)
 }
@@ -198,7 +198,9 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
         ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
     }
     backup::remarks(ui, &outcome.report, elapsed)?;
-    for failure in outcome.failures.iter().cloned().chain(doubt(outcome.report.doubtful_records)) {
+    for failure in
+        outcome.failures.iter().cloned().chain(skipped_records(outcome.report.doubtful_records))
+    {
         ui.explain(&failure);
     }
     if !outcome.is_complete {

@@ -1,6 +1,6 @@
 use super::instance::ConfigFile;
 use crate::exit::{Failure, other, with_hint};
-use crate::notify::{self, Ending, News, Notifier, Origin, Outcome, RunId, What};
+use crate::notify::{self, Ending, Notification, Notifier, Origin, Outcome, RunId, What};
 use crate::report::now;
 use crate::ui::Ui;
 use clap::{Args, Subcommand, ValueEnum};
@@ -87,13 +87,13 @@ impl Test {
                 Some(What::Ended(&outcome))
             }
         };
-        let news = what.map(|what| News { origin, at: now(), what });
-        let failures = match &news {
-            Some(news) => notify::tell(notifiers, news, &wants_stop),
+        let notification = what.map(|what| Notification { origin, at: now(), what });
+        let failures = match &notification {
+            Some(notification) => notify::send(notifiers, notification, &wants_stop),
             None => silence(notifiers, &origin, &wants_stop),
         };
-        let is_silent = |notifier: &&Notifier| match &news {
-            Some(news) => !notifier.sends(news),
+        let is_silent = |notifier: &&Notifier| match &notification {
+            Some(notification) => !notifier.sends(notification),
             None => !notifier.silences(&origin, now()),
         };
         let silent: Vec<String> = notifiers.iter().filter(is_silent).map(Notifier::name).collect();

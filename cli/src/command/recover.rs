@@ -1,8 +1,8 @@
 use super::instance::{self, ConfigFile};
 use crate::config::Config;
 use crate::exit::Failure;
+use crate::notifications::Notifications;
 use crate::report::count;
-use crate::telling::Telling;
 use crate::ui::Ui;
 use clap::Args;
 use forge::recovery::Record;
@@ -47,9 +47,9 @@ impl Recover {
         for name in &names {
             let recover = || {
                 let mut record = Record::open(&config.state, name)?;
-                let telling = Telling::new(ui, &config, name, &host)?;
-                let recover = || instance::recover(&mut record, &telling, &*watch);
-                let steps = telling.at_once(recover)?;
+                let notifications = Notifications::new(ui, &config, name, &host)?;
+                let recover = || instance::recover(&mut record, &notifications, &*watch);
+                let steps = notifications.at_once(recover)?;
                 // Only silences that could not be ended remain, and a warning was printed.
                 if record.left().is_empty() { Ok(steps) } else { Err(Failure::Partial) }
             };

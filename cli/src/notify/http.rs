@@ -63,7 +63,7 @@ impl Post<'_> {
         }
         let said =
             String::from_utf8_lossy(&body.unwrap_or_default()).replace(char::is_control, " ");
-        let said = super::news::cut(self.without_secrets(said.trim()), MAX_SHOWN);
+        let said = super::notification::cut(self.without_secrets(said.trim()), MAX_SHOWN);
         let said = if said.is_empty() { said } else { format!(" ({})", said.trim_end()) };
         let remedy = match status.as_u16() {
             300..=399 => "set the address that it redirects to; redirects are not followed",

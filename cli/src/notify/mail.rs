@@ -1,6 +1,6 @@
 //! Sends mail by SMTP.
 
-use super::{News, Tell, Trouble, When, persist};
+use super::{Notification, Notify, Trouble, When, persist};
 use forge::secret::Secret;
 use forge::settings::Limit;
 use lettre::address::Envelope;
@@ -53,7 +53,7 @@ enum Security {
     None,
 }
 
-impl Tell for Mail {
+impl Notify for Mail {
     fn name(&self) -> String {
         format!("mail {}:{}", self.server, self.port())
     }
@@ -67,19 +67,19 @@ impl Tell for Mail {
         super::overall(self.timeout, self.to.len(), self.password.as_ref())
     }
 
-    fn sends(&self, news: &News) -> bool {
-        self.when.wanted(news).is_some()
+    fn sends(&self, notification: &Notification) -> bool {
+        self.when.wanted(notification).is_some()
     }
 
-    fn tell(&self, news: &News) -> Result<(), String> {
-        if !self.sends(news) {
+    fn notify(&self, notification: &Notification) -> Result<(), String> {
+        if !self.sends(notification) {
             return Ok(());
         }
         let transport = self.transport().map_err(|error| format!("cannot send mail: {error}"))?;
         let mut failed = Vec::new();
         for to in &self.to {
             // Sent separately: a server that refuses one recipient would refuse the mail to all.
-            if let Err(error) = self.send(&transport, to, news) {
+            if let Err(error) = self.send(&transport, to, notification) {
                 failed.push(format!(
                     "cannot send mail to {} through {}: {error}",
                     to.email,
@@ -140,17 +140,22 @@ impl Mail {
             || self.server.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
 
-    fn send(&self, transport: &SmtpTransport, to: &Mailbox, news: &News) -> Result<(), String> {
+    fn send(
+        &self,
+        transport: &SmtpTransport,
+        to: &Mailbox,
+        notification: &Notification,
+    ) -> Result<(), String> {
         let unwritable = |error: &dyn Error| format!("{error}; check its address");
         let message = Message::builder()
             .from(self.from.clone())
             .to(to.clone())
-            .subject(news.title())
+            .subject(notification.title())
             .message_id(None)
             // Keeps mail systems from answering with out-of-office notes.
             .header(AutoSubmitted)
             .header(ContentType::TEXT_PLAIN)
-            .body(news.text(MAX_TEXT))
+            .body(notification.text(MAX_TEXT))
             .map_err(|error| unwritable(&error))?;
         let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.email.clone()])
             .map_err(|error| unwritable(&error))?;

@@ -2,7 +2,7 @@
 //! arrives.
 
 use super::http::{self, Post};
-use super::{News, Tell, What};
+use super::{Notification, Notify, What};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ fn yes() -> bool {
     true
 }
 
-impl Tell for Ping {
+impl Notify for Ping {
     fn name(&self) -> String {
         format!("ping {}", http::shown(&self.url))
     }
@@ -45,18 +45,18 @@ impl Tell for Ping {
         super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
-    fn sends(&self, _: &News) -> bool {
+    fn sends(&self, _: &Notification) -> bool {
         true
     }
 
-    fn tell(&self, news: &News) -> Result<(), String> {
-        let what = self.path(news).ok_or_else(|| {
+    fn notify(&self, notification: &Notification) -> Result<(), String> {
+        let what = self.path(notification).ok_or_else(|| {
             let name = self.name();
             format!("{name} was not tested: the ping would count as a success; use --as failed")
         })?;
         let address = self.url.read().map_err(|error| format!("cannot send the ping: {error}"))?;
-        let address = address_of(address.reveal(), &what, news);
-        let body = news.text(MAX_BODY);
+        let address = address_of(address.reveal(), &what, notification);
+        let body = notification.text(MAX_BODY);
         let post = Post {
             address: &address,
             content_type: "text/plain; charset=utf-8",
@@ -71,9 +71,9 @@ impl Tell for Ping {
 impl Ping {
     /// Returns the path to append to the address; `None` for a test that the service would count as
     /// a run.
-    fn path(&self, news: &News) -> Option<String> {
-        let is_test = news.origin.is_test;
-        Some(match news.what {
+    fn path(&self, notification: &Notification) -> Option<String> {
+        let is_test = notification.origin.is_test;
+        Some(match notification.what {
             // Adds a line to the log of the check, whose state does not change.
             What::Started if is_test && self.exit_codes => "/log".to_owned(),
             What::Ended(outcome) if is_test && self.exit_codes && outcome.is_good() => {
@@ -92,17 +92,17 @@ impl Ping {
 }
 
 /// Returns the address to ping. Inserts the path before an existing query.
-fn address_of(base: &str, what: &str, news: &News) -> String {
+fn address_of(base: &str, what: &str, notification: &Notification) -> String {
     let (base, query) = base
         .split_once('?')
         .map_or((base, String::new()), |(base, query)| (base, format!("{query}&")));
     let base = base.trim_end_matches('/');
-    format!("{base}{what}?{query}rid={}", news.origin.run)
+    format!("{base}{what}?{query}rid={}", notification.origin.run)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::news::tests::{done, failed, news};
+    use super::super::notification::tests::{done, failed, notification};
     use super::*;
 
     #[test]
@@ -123,12 +123,13 @@ mod tests {
             (false, What::Ended(&done), ""),
             (false, What::Ended(&failed), "/fail"),
         ] {
-            let news = news(what);
-            let path = ping(exit_codes).path(&news).expect("is told");
-            let address = address_of("https://hc/id/", &path, &news);
+            let notification = notification(what);
+            let path = ping(exit_codes).path(&notification).expect("is told");
+            let address = address_of("https://hc/id/", &path, &notification);
             assert_eq!(address, format!("https://hc/id{wanted}?{rid}"));
         }
-        let address = address_of("https://hc/key/slug?create=1", "/start", &news(What::Started));
+        let address =
+            address_of("https://hc/key/slug?create=1", "/start", &notification(What::Started));
         assert_eq!(address, format!("https://hc/key/slug/start?create=1&{rid}"));
     }
 
@@ -145,9 +146,9 @@ mod tests {
         ] {
             let timeout = super::super::ten_seconds();
             let ping = Ping { url: Address::Plain(String::new()), exit_codes, timeout };
-            let mut news = news(what);
-            news.origin.is_test = true;
-            assert_eq!(ping.path(&news).as_deref(), wanted);
+            let mut notification = notification(what);
+            notification.origin.is_test = true;
+            assert_eq!(ping.path(&notification).as_deref(), wanted);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Metrics in a file for the textfile collector of Prometheus' node exporter.
 
-use super::{Ending, News, Outcome, Tell, What};
+use super::{Ending, Notification, Notify, Outcome, What};
 use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::Read;
@@ -22,7 +22,7 @@ pub struct Textfile {
     directory: PathBuf,
 }
 
-impl Tell for Textfile {
+impl Notify for Textfile {
     fn name(&self) -> String {
         format!("textfile {}", self.directory.display())
     }
@@ -35,10 +35,10 @@ impl Tell for Textfile {
         super::overall(super::ten_seconds(), 1, None)
     }
 
-    fn tell(&self, news: &News) -> Result<(), String> {
-        let What::Ended(outcome) = news.what else { return Ok(()) };
-        let instance = news.origin.instance;
-        let (path, metrics) = if news.origin.is_test {
+    fn notify(&self, notification: &Notification) -> Result<(), String> {
+        let What::Ended(outcome) = notification.what else { return Ok(()) };
+        let instance = notification.origin.instance;
+        let (path, metrics) = if notification.origin.is_test {
             (self.directory.join(TEST_FILE), test_metric(instance, outcome))
         } else {
             let path = self.directory.join(file_name(instance));
@@ -152,7 +152,7 @@ fn last_success(path: &Path) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::news::tests::{done, failed, news};
+    use super::super::notification::tests::{done, failed, notification};
     use super::*;
 
     fn value(text: &str, name: &str) -> Option<f64> {
@@ -168,7 +168,7 @@ mod tests {
         good.ended.seconds = 1000;
         bad.ended.seconds = 2000;
         let tell = |outcome| {
-            notifier.tell(&news(What::Ended(outcome))).expect("tells");
+            notifier.notify(&notification(What::Ended(outcome))).expect("tells");
             std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("is there")
         };
         assert_eq!(value(&tell(&bad), "last_success_timestamp_seconds"), None);
@@ -186,12 +186,12 @@ mod tests {
     fn a_test_leaves_the_metrics_of_backups_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let notifier = Textfile { directory: dir.path().to_owned() };
-        let mut tested = news(What::Started);
+        let mut tested = notification(What::Started);
         tested.origin.is_test = true;
         let (done, failed) = (done(), failed());
         for outcome in [&done, &failed] {
             tested.what = What::Ended(outcome);
-            notifier.tell(&tested).expect("tells");
+            notifier.notify(&tested).expect("tells");
         }
         let names = std::fs::read_dir(dir.path()).expect("lists");
         let names: Vec<_> = names.map(|entry| entry.expect("reads").file_name()).collect();
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_named() {
         let notifier = Textfile { directory: "/nowhere/at/all".into() };
-        let error = notifier.tell(&news(What::Ended(&done()))).expect_err("no directory");
+        let error = notifier.notify(&notification(What::Ended(&done()))).expect_err("no directory");
         assert_eq!(
             error,
             "cannot write metrics: /nowhere/at/all is not a directory; create it, or correct \

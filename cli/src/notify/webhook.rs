@@ -1,7 +1,7 @@
 //! A message in Mattermost, Slack or a compatible service.
 
 use super::http::{self, Post};
-use super::{News, Tell, When};
+use super::{Notification, Notify, When};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub struct Webhook {
     timeout: Limit,
 }
 
-impl Tell for Webhook {
+impl Notify for Webhook {
     fn name(&self) -> String {
         format!("webhook {}", http::shown(&self.url))
     }
@@ -45,17 +45,17 @@ impl Tell for Webhook {
         super::overall(self.timeout, 1, super::secret_of(&self.url))
     }
 
-    fn sends(&self, news: &News) -> bool {
-        self.when.wanted(news).is_some()
+    fn sends(&self, notification: &Notification) -> bool {
+        self.when.wanted(notification).is_some()
     }
 
-    fn tell(&self, news: &News) -> Result<(), String> {
-        if !self.sends(news) {
+    fn notify(&self, notification: &Notification) -> Result<(), String> {
+        if !self.sends(notification) {
             return Ok(());
         }
         let told = |error| format!("cannot send a message by webhook: {error}");
         let address = self.url.read().map_err(told)?;
-        let message = self.message(news).to_string();
+        let message = self.message(notification).to_string();
         let post = Post {
             address: address.reveal(),
             content_type: "application/json",
@@ -68,10 +68,10 @@ impl Tell for Webhook {
 }
 
 impl Webhook {
-    fn message(&self, news: &News) -> Value {
+    fn message(&self, notification: &Notification) -> Value {
         // In a code block, text cannot become a heading, a link or a mention that alerts somebody.
         // Slack's `<!channel>` works even there, and Mattermost would show its escape sequence.
-        let text = news.text(MAX_TEXT).replace("```", "'''").replace('<', "‹");
+        let text = notification.text(MAX_TEXT).replace("```", "'''").replace('<', "‹");
         let mut message = json!({"text": format!("```\n{text}```")});
         for (key, value) in [("username", &self.username), ("channel", &self.channel)] {
             if let Some(value) = value {
@@ -84,7 +84,7 @@ impl Webhook {
 
 #[cfg(test)]
 mod tests {
-    use super::super::news::tests::{failed, news};
+    use super::super::notification::tests::{failed, notification};
     use super::super::{What, When};
     use super::*;
 
@@ -99,7 +99,7 @@ mod tests {
             when: When::Always,
             timeout: super::super::ten_seconds(),
         };
-        let message = hook.message(&news(What::Ended(&outcome)));
+        let message = hook.message(&notification(What::Ended(&outcome)));
         let text = message["text"].as_str().expect("a text");
         assert!(text.starts_with("```\nbackup of gitlab on git01 failed\n"), "{text}");
         assert_eq!(text.matches("```").count(), 2, "{text}");

@@ -3,7 +3,10 @@
 //! The protocol is implemented here, without encryption, because existing implementations wait
 //! without limit and trust any length.
 
-use super::{News, Origin, Outcome, Silence, Tell, Told, Trouble, What, filled, news, persist};
+use super::{
+    Notification, Notify, Origin, Outcome, Silence, SilenceEnd, Trouble, What, filled,
+    notification, persist,
+};
 use forge::settings::Limit;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
@@ -83,10 +86,10 @@ impl Value {
         }
     }
 
-    fn of(self, news: &News, outcome: &Outcome) -> Option<String> {
+    fn of(self, notification: &Notification, outcome: &Outcome) -> Option<String> {
         Some(match self {
             Value::Status => outcome.ending.number().to_string(),
-            Value::Message => news.text(MAX_MESSAGE),
+            Value::Message => notification.text(MAX_MESSAGE),
             Value::Duration => format!("{:.0}", outcome.seconds()),
             Value::BytesRead => outcome.bytes_read.to_string(),
             Value::BytesStored => outcome.bytes_stored.to_string(),
@@ -97,7 +100,7 @@ impl Value {
     }
 }
 
-impl Tell for Zabbix {
+impl Notify for Zabbix {
     fn name(&self) -> String {
         format!("zabbix {}:{}", self.server, self.port)
     }
@@ -106,12 +109,14 @@ impl Tell for Zabbix {
         super::overall(self.timeout, 1, None)
     }
 
-    fn tell(&self, news: &News) -> Result<(), String> {
-        let What::Ended(outcome) = news.what else { return Ok(()) };
-        let is_test = news.origin.is_test;
+    fn notify(&self, notification: &Notification) -> Result<(), String> {
+        let What::Ended(outcome) = notification.what else { return Ok(()) };
+        let is_test = notification.origin.is_test;
         let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(outcome));
         let values: Vec<_> = keys
-            .filter_map(|(value, key)| Some((filled(key, &news.origin), value.of(news, outcome)?)))
+            .filter_map(|(value, key)| {
+                Some((filled(key, &notification.origin), value.of(notification, outcome)?))
+            })
             .collect();
         if is_test && values.is_empty() && !self.keys.is_empty() {
             let name = self.name();
@@ -119,7 +124,7 @@ impl Tell for Zabbix {
                 "{name} was not tested: a value would count as a success; use --as failed"
             ));
         }
-        self.send(&self.host(&news.origin), values.into_iter(), news.at)
+        self.send(&self.host(&notification.origin), values.into_iter(), notification.at)
     }
 
     fn plan_silence(&self, origin: &Origin, _: Time) -> Option<Silence> {
@@ -138,13 +143,13 @@ impl Tell for Zabbix {
         self.send(host, keys.iter().map(|key| (key.clone(), "1".into())), now)
     }
 
-    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {
-        let Silence::ZabbixItems { host, keys } = silence else { return Ok(Told::Now) };
+    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<SilenceEnd, String> {
+        let Silence::ZabbixItems { host, keys } = silence else { return Ok(SilenceEnd::Done) };
         if now < end {
-            return Ok(Told::OnlyWhenDue);
+            return Ok(SilenceEnd::WhenDue);
         }
         self.send(host, keys.iter().map(|key| (key.clone(), "0".into())), now)?;
-        Ok(Told::Now)
+        Ok(SilenceEnd::Done)
     }
 }
 
@@ -273,14 +278,14 @@ fn accepted(answer: &[u8]) -> Result<(), String> {
         (Some("success"), Some(Ok(_))) => Err(format!("rejected some values ({info})")),
         _ => {
             let shown = answer.to_string().replace(char::is_control, " ");
-            Err(format!("answered {}", news::cut(shown, 200).trim_end()))
+            Err(format!("answered {}", notification::cut(shown, 200).trim_end()))
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::news::tests::{failed, news};
+    use super::super::notification::tests::{failed, notification};
     use super::*;
 
     #[test]
@@ -304,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_test_sends_no_figures_and_no_success() {
-        use super::super::news::tests::done;
+        use super::super::notification::tests::done;
         let (done, failed) = (done(), failed());
         assert!(Value::Message.may_be_tried(&done) && Value::Message.may_be_tried(&failed));
         assert!(!Value::Status.may_be_tried(&done) && Value::Status.may_be_tried(&failed));
@@ -339,12 +344,12 @@ mod tests {
     #[test]
     fn values_are_numbers_where_zabbix_computes_with_them() {
         let outcome = failed();
-        let news = news(What::Ended(&outcome));
+        let notification = notification(What::Ended(&outcome));
         let all = [Value::Status, Value::Duration, Value::SecondsDown, Value::ChecksFailed];
-        let values = all.map(|value| value.of(&news, &outcome).expect("a value"));
+        let values = all.map(|value| value.of(&notification, &outcome).expect("a value"));
         assert_eq!(values, ["2", "760", "34.24", "2"]);
         let none = Outcome { seconds_down: None, ..outcome.clone() };
-        assert_eq!(Value::SecondsDown.of(&news, &none), None);
+        assert_eq!(Value::SecondsDown.of(&notification, &none), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! is reused every night.
 
 use super::http::{self, Post};
-use super::{News, Origin, Silence, TICK, Tell, Told, filled};
+use super::{Notification, Notify, Origin, Silence, SilenceEnd, TICK, filled};
 use forge::secret::Secret;
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -68,7 +68,7 @@ fn a_minute_and_a_bit() -> Limit {
     Limit(Duration::from_secs(75))
 }
 
-impl Tell for ZabbixMaintenance {
+impl Notify for ZabbixMaintenance {
     fn name(&self) -> String {
         // Two notifiers for one frontend differ in the names of their maintenances.
         format!("zabbix-maintenance {} ({})", http::place(&self.url), self.name)
@@ -86,11 +86,11 @@ impl Tell for ZabbixMaintenance {
         super::overall(self.timeout, CALLS, Some(&self.token)).saturating_add(self.wait.0)
     }
 
-    fn sends(&self, _: &News) -> bool {
+    fn sends(&self, _: &Notification) -> bool {
         false
     }
 
-    fn tell(&self, _news: &News) -> Result<(), String> {
+    fn notify(&self, _notification: &Notification) -> Result<(), String> {
         Ok(())
     }
 
@@ -142,11 +142,13 @@ impl Tell for ZabbixMaintenance {
         Ok(())
     }
 
-    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<Told, String> {
-        let Silence::ZabbixMaintenance { name, till } = silence else { return Ok(Told::Now) };
+    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<SilenceEnd, String> {
+        let Silence::ZabbixMaintenance { name, till } = silence else {
+            return Ok(SilenceEnd::Done);
+        };
         let end = minute_after(end.max(now).seconds);
         if end >= *till {
-            return Ok(Told::Now);
+            return Ok(SilenceEnd::Done);
         }
         let api = self.api()?;
         // The maintenance may never have been created, or may have ended.
@@ -155,7 +157,7 @@ impl Tell for ZabbixMaintenance {
         {
             api.call("maintenance.update", json!({"maintenanceid": id, "active_till": end}))?;
         }
-        Ok(Told::Now)
+        Ok(SilenceEnd::Done)
     }
 }
 

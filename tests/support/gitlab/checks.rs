@@ -32,7 +32,7 @@ pub fn fsck_all(root: &Path) -> usize {
 fn what_is_wrong(dir: &Path) -> Option<String> {
     let git = Run::limited("git").args(["-c", "safe.directory=*", "--git-dir"]).args([dir]);
     let fsck = git.args(["fsck", "--connectivity-only", "--no-dangling", "--no-progress"]).run();
-    (fsck.code() != Some(0)).then(|| fsck.told())
+    (fsck.code() != Some(0)).then(|| fsck.all_output())
 }
 
 /// Adds the bare repositories below a directory.

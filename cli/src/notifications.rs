@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::exit::{Failure, other};
-use crate::notify::{self, Ending, News, Notifier, Origin, RunId, Silenced, What};
-use crate::report::now;
+use crate::notify::{self, Ending, Notification, Notifier, Origin, RunId, Silenced, What};
+use crate::report::{now, skipped_records};
 use crate::ui::{Ui, shown};
 use forge::check::Verdict;
 use forge::recovery::{Monitor, Record, Undo};
@@ -16,7 +16,7 @@ use store::entry::Time;
 use store::observe::Progress;
 
 /// Sends the notifications of one run.
-pub struct Telling<'a> {
+pub struct Notifications<'a> {
     ui: &'a Ui,
     notifiers: &'a [Notifier],
     origin: Origin<'a>,
@@ -31,17 +31,17 @@ pub struct Telling<'a> {
     warned: RefCell<BTreeSet<String>>,
 }
 
-impl<'a> Telling<'a> {
+impl<'a> Notifications<'a> {
     /// Creates the notifications of a run that begins now.
     pub fn new(
         ui: &'a Ui,
         config: &'a Config,
         instance: &'a str,
         host: &'a str,
-    ) -> Result<Telling<'a>, Failure> {
+    ) -> Result<Notifications<'a>, Failure> {
         let run = RunId::random()
             .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
-        Ok(Telling {
+        Ok(Notifications {
             ui,
             notifiers: &config.notify,
             origin: Origin { instance, host, run, is_test: false },
@@ -64,7 +64,7 @@ impl<'a> Telling<'a> {
     /// Notifies that the run began.
     pub fn started(&self) {
         let wants_stop = || self.ui.wants_stop();
-        self.warn(notify::tell(self.notifiers, &self.news(What::Started), &wants_stop));
+        self.warn(notify::send(self.notifiers, &self.notification(What::Started), &wants_stop));
     }
 
     /// Sends the outcome of the run, which ended at time `at`, and records it for the next run.
@@ -78,7 +78,11 @@ impl<'a> Telling<'a> {
         // A stop request to the run is not a stop request to the notifications.
         let was_stopped = self.ui.wants_stop();
         let wants_stop = || !was_stopped && self.ui.wants_stop();
-        self.warn(notify::tell(self.notifiers, &self.news(What::Ended(&outcome)), &wants_stop));
+        self.warn(notify::send(
+            self.notifiers,
+            &self.notification(What::Ended(&outcome)),
+            &wants_stop,
+        ));
         let word = if outcome.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
         // Without the directory, the write below reports the error.
@@ -89,38 +93,38 @@ impl<'a> Telling<'a> {
     }
 
     fn outcome(&self, result: &Result<Outcome, Failure>, at: Time) -> notify::Outcome {
-        let mut told = notify::Outcome::new(Ending::Failed, 0, self.started, at);
-        told.warnings = self.ui.warnings();
+        let mut sent = notify::Outcome::new(Ending::Failed, 0, self.started, at);
+        sent.warnings = self.ui.warnings();
         match result {
             Err(failure) => {
-                told.exit_code = failure.number();
-                told.message = failure.words().map(|(message, _)| shown(&message).into_owned());
+                sent.exit_code = failure.number();
+                sent.message = failure.words().map(|(message, _)| shown(&message).into_owned());
             }
             Ok(outcome) => {
                 let statistics = &outcome.report.statistics;
-                told.bytes_read = statistics.bytes_read;
-                told.bytes_stored = statistics.added_stored_bytes;
-                told.snapshot = outcome.snapshot().map(|id| id.short().to_string());
-                told.seconds_down = outcome.down.map(|down| down.as_secs_f64());
+                sent.bytes_read = statistics.bytes_read;
+                sent.bytes_stored = statistics.added_stored_bytes;
+                sent.snapshot = outcome.snapshot().map(|id| id.short().to_string());
+                sent.seconds_down = outcome.down.map(|down| down.as_secs_f64());
                 let is_bad = |verdict| verdict >= Verdict::Warning;
                 let bad = outcome.checks.iter().filter(|check| is_bad(check.verdict));
-                told.warnings.extend(bad.map(|check| format!("{}: {}", check.name, check.text)));
+                sent.warnings.extend(bad.map(|check| format!("{}: {}", check.name, check.text)));
                 let failed = |verdict| verdict == Verdict::Failed;
                 let failed = outcome.checks.iter().filter(|check| failed(check.verdict)).count();
-                told.checks_failed = failed as u64;
+                sent.checks_failed = failed as u64;
                 if outcome.is_good() {
-                    told.ending = Ending::Done;
+                    sent.ending = Ending::Done;
                 } else {
-                    (told.ending, told.exit_code) = (Ending::Partial, Failure::Partial.number());
+                    (sent.ending, sent.exit_code) = (Ending::Partial, Failure::Partial.number());
                     let lack = (!outcome.is_complete).then(|| lack(outcome));
-                    let doubt = crate::command::doubt(outcome.report.doubtful_records);
-                    let lines = outcome.failures.iter().cloned().chain(lack).chain(doubt);
+                    let skipped = skipped_records(outcome.report.doubtful_records);
+                    let lines = outcome.failures.iter().cloned().chain(lack).chain(skipped);
                     let lines: Vec<String> = lines.map(|line| shown(&line).into_owned()).collect();
-                    told.message = Some(lines.join("\n"));
+                    sent.message = Some(lines.join("\n"));
                 }
             }
         }
-        told
+        sent
     }
 
     /// Ends silences that monitoring cannot end ahead of time. Waits until they are due.
@@ -145,8 +149,8 @@ impl<'a> Telling<'a> {
         }
     }
 
-    fn news<'b>(&'b self, what: What<'b>) -> News<'b> {
-        News { origin: self.origin, at: now(), what }
+    fn notification<'b>(&'b self, what: What<'b>) -> Notification<'b> {
+        Notification { origin: self.origin, at: now(), what }
     }
 
     /// Prints warnings of notifiers, which never make a run fail.
@@ -159,9 +163,9 @@ impl<'a> Telling<'a> {
     }
 }
 
-impl Monitor for Telling<'_> {
+impl Monitor for Notifications<'_> {
     fn plan_silence(&self) -> Option<serde_json::Value> {
-        noted(&notify::plan_silence(self.notifiers, &self.origin, now()))
+        recorded(&notify::plan_silence(self.notifiers, &self.origin, now()))
     }
 
     fn silence(&self, planned: &serde_json::Value, progress: &Progress) {
@@ -194,7 +198,7 @@ impl Monitor for Telling<'_> {
         let end = Time { seconds: at.seconds.saturating_add(delay.as_secs() as i64), ..at };
         let (left, warnings) = notify::end_silence(self.notifiers, silenced, end, at);
         self.warn(warnings);
-        let left = noted(&left)?;
+        let left = recorded(&left)?;
         let mut all = self.due.borrow_mut();
         all.retain(|(known, _)| *known != left);
         all.push((left.clone(), due));
@@ -203,7 +207,7 @@ impl Monitor for Telling<'_> {
 }
 
 /// Returns silences in the form in which they are kept; `None` if there are none.
-fn noted(silenced: &[Silenced]) -> Option<serde_json::Value> {
+fn recorded(silenced: &[Silenced]) -> Option<serde_json::Value> {
     if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
 }
 

@@ -193,7 +193,11 @@ fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() 
     let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
     assert!(record.contains("forgekeep forge on ") && !record.contains("passw0rd"), "{record}");
     let recovered = configured(&sandbox, ["recover"]).run().ok();
-    assert!(recovered.stderr.contains("end the silence in monitoring"), "{}", recovered.told());
+    assert!(
+        recovered.stderr.contains("end the silence in monitoring"),
+        "{}",
+        recovered.all_output()
+    );
     assert!(called("maintenance.update", 1) && !sandbox.has("state/recovery/forge.json"));
 
     let running = backup(&sandbox).start();
@@ -201,9 +205,9 @@ fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() 
     let interrupted = Instant::now();
     running.interrupt();
     let outcome = running.wait().ends_with(130);
-    assert!(interrupted.elapsed() < Duration::from_secs(30), "{}", outcome.told());
+    assert!(interrupted.elapsed() < Duration::from_secs(30), "{}", outcome.all_output());
     assert!(called("maintenance.update", 3) && !sandbox.has("state/recovery/forge.json"));
-    assert!(!outcome.told().contains("passw0rd"), "{}", outcome.told());
+    assert!(!outcome.all_output().contains("passw0rd"), "{}", outcome.all_output());
 }
 
 #[test]
@@ -224,7 +228,7 @@ fn a_silence_that_was_taken_in_part_is_told_and_ended() {
     assert_eq!(record.matches("end-silence").count(), 1, "{record}");
     configured(&sandbox, ["recover"]).run().ends_with(3);
     let forgotten = configured(&sandbox, ["recover", "--forget", "--instance", "forge"]).run().ok();
-    assert!(forgotten.stderr.contains("dropping"), "{}", forgotten.told());
+    assert!(forgotten.stderr.contains("dropping"), "{}", forgotten.all_output());
     assert!(!sandbox.has("state/recovery/forge.json"));
 }
 
@@ -279,12 +283,12 @@ fn a_mail_server_that_answers_a_byte_at_a_time_holds_nobody_up() {
     let running = backup(&sandbox).start();
     wait_until("monitoring is told", || trapper.values() == ["key=1", "key=0"]);
     let outcome = running.wait().ok();
-    assert!(started.elapsed() < Duration::from_secs(40), "{}", outcome.told());
+    assert!(started.elapsed() < Duration::from_secs(40), "{}", outcome.all_output());
     let all = outcome.json();
     let late = lines(&all, "warning");
     let late =
         late.iter().any(|line| line["message"].to_string().contains("did not finish within"));
-    assert!(late, "{}", outcome.told());
+    assert!(late, "{}", outcome.all_output());
 }
 
 #[test]
@@ -326,7 +330,11 @@ fn all_instances_are_recovered_whatever_becomes_of_one() {
         outcome.stdout.contains("could not start puma")
             || outcome.stderr.contains("could not start puma")
     );
-    assert!(outcome.told().contains("a.json is not a valid record"), "{}", outcome.told());
+    assert!(
+        outcome.all_output().contains("a.json is not a valid record"),
+        "{}",
+        outcome.all_output()
+    );
     assert!(sandbox.has("started"));
     let all = outcome.json();
     assert_eq!(lines(&all, "recovered")[0]["instances"], serde_json::json!(["c"]));

@@ -1,28 +1,28 @@
-//! News about runs, and their wording.
+//! Notifications about runs, and their wording.
 
 use crate::report::{count, local_time, size};
 use crate::ui::shown;
 use std::fmt::{self, Write};
 use store::entry::Time;
 
-/// News to send.
+/// Notification to send.
 #[derive(Debug, Clone, Copy)]
-pub struct News<'a> {
-    /// Run that the news is about.
+pub struct Notification<'a> {
+    /// Run that the notification is about.
     pub origin: Origin<'a>,
     /// Time of the event.
     pub at: Time,
     pub what: What<'a>,
 }
 
-/// Run that news is about.
+/// Run that a notification is about.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     /// Name of the instance, as in the configuration.
     pub instance: &'a str,
     /// Name of the machine on which it runs.
     pub host: &'a str,
-    /// Id that all news of one run share.
+    /// Id that all notifications of one run share.
     pub run: RunId,
     /// True if there is no run and somebody tests the notifiers.
     pub is_test: bool,
@@ -124,7 +124,7 @@ impl Outcome {
     }
 }
 
-/// Random number that all news of one run share, shown as a UUID.
+/// Random number that all notifications of one run share, shown as a UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunId([u8; 16]);
 
@@ -151,9 +151,9 @@ impl fmt::Display for RunId {
     }
 }
 
-/// An owned copy of news, for threads that may outlive the wait of their caller.
+/// An owned copy of a notification, for threads that may outlive the wait of their caller.
 #[derive(Debug)]
-pub struct Kept {
+pub struct OwnedNotification {
     instance: String,
     host: String,
     run: RunId,
@@ -163,27 +163,38 @@ pub struct Kept {
     outcome: Option<Outcome>,
 }
 
-impl Kept {
-    /// Copies news.
-    pub fn of(news: &News) -> Kept {
-        let Origin { instance, host, run, is_test } = news.origin;
-        let outcome = match news.what {
+impl OwnedNotification {
+    /// Copies a notification.
+    pub fn of(notification: &Notification) -> OwnedNotification {
+        let Origin { instance, host, run, is_test } = notification.origin;
+        let outcome = match notification.what {
             What::Started => None,
             What::Ended(outcome) => Some(outcome.clone()),
         };
-        Kept { instance: instance.into(), host: host.into(), run, is_test, at: news.at, outcome }
+        OwnedNotification {
+            instance: instance.into(),
+            host: host.into(),
+            run,
+            is_test,
+            at: notification.at,
+            outcome,
+        }
     }
 
-    /// Returns the news.
-    pub fn news(&self) -> News<'_> {
+    /// Returns the notification.
+    pub fn notification(&self) -> Notification<'_> {
         let (run, is_test) = (self.run, self.is_test);
         let origin = Origin { instance: &self.instance, host: &self.host, run, is_test };
-        News { origin, at: self.at, what: self.outcome.as_ref().map_or(What::Started, What::Ended) }
+        Notification {
+            origin,
+            at: self.at,
+            what: self.outcome.as_ref().map_or(What::Started, What::Ended),
+        }
     }
 }
 
-impl News<'_> {
-    /// Returns the news in one line.
+impl Notification<'_> {
+    /// Returns the notification in one line.
     pub fn title(&self) -> String {
         let Origin { instance, host, is_test, .. } = self.origin;
         let test = if is_test { "test: " } else { "" };
@@ -292,24 +303,24 @@ pub mod tests {
         Outcome { ending, exit_code: 0, message, warnings, snapshot, checks_failed: 0, ..failed() }
     }
 
-    /// Returns news of a run.
-    pub fn news(what: What<'_>) -> News<'_> {
+    /// Returns a notification about a run.
+    pub fn notification(what: What<'_>) -> Notification<'_> {
         let run = RunId([0xff; 16]);
         let origin = Origin { instance: "gitlab", host: "git01", run, is_test: false };
-        News { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
+        Notification { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
     }
 
     #[test]
     fn the_reason_comes_first_and_nothing_is_left_out() {
         let outcome = failed();
-        let text = news(What::Ended(&outcome)).text(10_000);
+        let text = notification(What::Ended(&outcome)).text(10_000);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "backup of gitlab on git01 failed");
         assert_eq!(lines[1], "pg_dump ended with 1");
         for word in ["exit code 1", "12 min 40 s", "34.2 s", "1.0 MiB", "2 checks", "- hooks"] {
             assert!(text.contains(word), "{word} is not in {text}");
         }
-        let started = news(What::Started).text(10_000);
+        let started = notification(What::Started).text(10_000);
         assert!(started.starts_with("backup of gitlab on git01 started\n"), "{started}");
     }
 
@@ -324,9 +335,9 @@ pub mod tests {
 
     #[test]
     fn a_title_is_one_line() {
-        let mut news = news(What::Started);
-        news.origin.instance = "a\r\nBcc: b";
-        assert!(!news.title().contains(['\r', '\n']));
+        let mut notification = notification(What::Started);
+        notification.origin.instance = "a\r\nBcc: b";
+        assert!(!notification.title().contains(['\r', '\n']));
     }
 
     #[test]
@@ -334,7 +345,7 @@ pub mod tests {
         let mut outcome = failed();
         outcome.message = Some("one\ntwo \x1b[2J".into());
         outcome.warnings = vec!["a\nsnapshot \u{202e}".into()];
-        let text = news(What::Ended(&outcome)).text(10_000);
+        let text = notification(What::Ended(&outcome)).text(10_000);
         assert!(text.contains("\none\ntwo \\u{1b}[2J\n"), "{text}");
         assert!(text.contains("\n- a\\nsnapshot \\u{202e}\n"), "{text}");
     }

@@ -1,7 +1,7 @@
 //! The command line reference, generated from the help texts. `docs/cli.md` is this text; a test
 //! compares them.
 
-use crate::command::Arguments;
+use super::Arguments;
 use clap::CommandFactory;
 use std::fmt::Write;
 
