@@ -117,7 +117,7 @@ impl<'a> Notifications<'a> {
                 } else {
                     (sent.ending, sent.exit_code) = (Ending::Partial, Failure::Partial.number());
                     let lack = (!outcome.is_complete).then(|| lack(outcome));
-                    let skipped = skipped_records(outcome.report.doubtful_records);
+                    let skipped = skipped_records(outcome.report.skipped_records);
                     let lines = outcome.failures.iter().cloned().chain(lack).chain(skipped);
                     let lines: Vec<String> = lines.map(|line| shown(&line).into_owned()).collect();
                     sent.message = Some(lines.join("\n"));

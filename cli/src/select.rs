@@ -30,7 +30,7 @@ impl Filter {
         self.tag.is_empty() && self.path.is_empty() && self.host.is_empty()
     }
 
-    fn fits(&self, snapshot: &Snapshot) -> bool {
+    fn matches(&self, snapshot: &Snapshot) -> bool {
         let any_path = |wanted: &std::path::PathBuf| {
             let wanted = store::backup::tree_path(wanted);
             snapshot.paths.iter().any(|path| {
@@ -56,7 +56,7 @@ pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snap
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
-    snapshots.retain(|(_, snapshot)| filter.fits(snapshot));
+    snapshots.retain(|(_, snapshot)| filter.matches(snapshot));
     Ok(snapshots)
 }
 
@@ -111,11 +111,11 @@ pub struct Found {
 
 /// Returns the snapshot that `wanted` names.
 pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failure> {
-    find_with_doubt(store, wanted).map(|found| (found.id, found.snapshot))
+    find_or_warn(store, wanted).map(|found| (found.id, found.snapshot))
 }
 
 /// Like [`find`], and reports whether the snapshot is certainly the wanted one.
-pub fn find_with_doubt(store: &Store, wanted: &str) -> Result<Found, Failure> {
+pub fn find_or_warn(store: &Store, wanted: &str) -> Result<Found, Failure> {
     find_among(store, wanted, |_| true)
 }
 
@@ -140,7 +140,7 @@ pub fn find_of_instance(
 fn find_among(
     store: &Store,
     wanted: &str,
-    fits: impl Fn(&Snapshot) -> bool,
+    matches: impl Fn(&Snapshot) -> bool,
 ) -> Result<Found, Failure> {
     if let Some(rest) = wanted.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
@@ -148,21 +148,21 @@ fn find_among(
             None => rest.is_empty().then_some(0),
         };
         if let Some(back) = back {
-            return latest(store, wanted, back, fits);
+            return latest(store, wanted, back, matches);
         }
     }
     let ids = store.snapshot_ids()?;
-    let fitting: Vec<&SnapshotId> =
+    let matching: Vec<&SnapshotId> =
         ids.iter().filter(|id| !wanted.is_empty() && id.to_string().starts_with(wanted)).collect();
-    match fitting[..] {
+    match matching[..] {
         [id] => Ok(Found { id: *id, snapshot: store.snapshot(id)?, is_sure: true }),
         [] => Err(unknown(wanted, ids.len())),
         _ => {
-            let shown = fitting.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
+            let shown = matching.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
             let shown = shown.collect::<Vec<_>>().join(", ");
-            let more = if fitting.len() > SHOWN_IDS { ", …" } else { "" };
+            let more = if matching.len() > SHOWN_IDS { ", …" } else { "" };
             let message =
-                format!("{wanted} is ambiguous: {} snapshots ({shown}{more})", fitting.len());
+                format!("{wanted} is ambiguous: {} snapshots ({shown}{more})", matching.len());
             Err(with_hint(message, "give more digits of the id"))
         }
     }
@@ -177,14 +177,14 @@ fn latest(
     store: &Store,
     wanted: &str,
     back: usize,
-    fits: impl Fn(&Snapshot) -> bool,
+    matches: impl Fn(&Snapshot) -> bool,
 ) -> Result<Found, Failure> {
     let (mut snapshots, damaged) = store.snapshots()?;
     let warn = |text: String| store.observer().event(Event::Warning(text));
     for error in &damaged {
         warn(format!("{error}; searching the other snapshots for {wanted}"));
     }
-    snapshots.retain(|(_, snapshot)| fits(snapshot));
+    snapshots.retain(|(_, snapshot)| matches(snapshot));
     let now = crate::report::now();
     let (future, mut known): (Vec<_>, Vec<_>) =
         snapshots.into_iter().partition(|(_, snapshot)| snapshot.is_from_future(now));

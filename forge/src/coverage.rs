@@ -171,8 +171,8 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         let what = || format!("rows of {}", row.what);
         gaps.look(row.part, what, plan.place(row.part).as_deref());
         let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
-        let fits = |size: u64| row.size.is_none_or(|wanted| wanted == size);
-        if found.iter().any(|seen| fits(seen.size)) {
+        let has_size = |size: u64| row.size.is_none_or(|wanted| wanted == size);
+        if found.iter().any(|seen| has_size(seen.size)) {
             continue;
         }
         let path = &view.place(&row.paths[0]);
@@ -191,7 +191,7 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         let sizes: Vec<u64> = sizes.map(|metadata| metadata.len()).collect();
         let found = match sizes.as_slice() {
             [] => Where::Nowhere,
-            sizes if sizes.iter().any(|size| fits(*size)) => Where::Here,
+            sizes if sizes.iter().any(|size| has_size(*size)) => Where::Here,
             _ => Where::Otherwise,
         };
         gaps.add(row.part, text, found);

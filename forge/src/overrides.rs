@@ -127,7 +127,7 @@ fn parts(site: &Site<'_>, plan: &mut Plan) -> Result<()> {
                 let part = plan.part(name, "added by the configuration", PathBuf::new(), true);
                 part.paths.clear();
                 if name == REDIS {
-                    part.phase = Phase::Saves;
+                    part.phase = Phase::RedisFiles;
                 }
                 part
             }

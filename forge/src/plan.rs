@@ -145,8 +145,8 @@ impl Plan {
     }
 
     /// Directory on this machine with the persistence files of a service, if a part names it.
-    pub fn saves_dir(&self) -> Option<&Path> {
-        let path = self.parts.iter().find(|part| part.phase == Phase::Saves)?.paths.first()?;
+    pub fn redis_dir(&self) -> Option<&Path> {
+        let path = self.parts.iter().find(|part| part.phase == Phase::RedisFiles)?.paths.first()?;
         if path.is_dir() { Some(path) } else { path.parent() }
     }
 
@@ -375,7 +375,7 @@ pub enum Phase {
     /// Everything else.
     Files,
     /// Files that a service writes when asked to save.
-    Saves,
+    RedisFiles,
 }
 
 /// An excluded path.

@@ -1,14 +1,14 @@
 //! The sequence of a backup, for all kinds.
 //!
 //! ```text
-//! online        moments of databases and Redis ─▶ dumps ─▶ repositories ─▶ pools ─▶ files
+//! online        consistency point ─▶ dumps ─▶ repositories ─▶ pools ─▶ files
 //!
 //! maintenance   repositories ─▶ pools ─▶ files
-//!               stop ─▶ moments ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
+//!               stop ─▶ consistency point ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
 //! ```
 //!
 //! Data that refers to other data is held or copied first, so that no file that a database names is
-//! missing. A moment is a consistency point: the exported snapshot of a database. It lasts until
+//! missing. The consistency point holds an exported snapshot of each database. It lasts until
 //! the dump is made; in maintenance mode that is after the restart of the services.
 
 mod dumps;
@@ -30,7 +30,7 @@ use crate::service::redis::{Saved, Saving};
 use crate::service::step::Step;
 use crate::settings::{Mode, OnFailure};
 use crate::view::View;
-use dumps::Moments;
+use dumps::ConsistencyPoint;
 pub use inspection::{Asked, Inspection, catalogue, databases, inspect};
 pub use keys::changed_keys;
 use serde::Serialize;
@@ -87,7 +87,7 @@ pub struct Outcome {
 impl Outcome {
     /// Returns true if nothing needs the admin's attention.
     pub fn is_good(&self) -> bool {
-        self.is_complete && self.failures.is_empty() && self.report.doubtful_records == 0
+        self.is_complete && self.failures.is_empty() && self.report.skipped_records == 0
     }
 
     /// Id of the snapshot; `None` for a dry run.
@@ -147,7 +147,7 @@ fn run(job: &Job<'_>, record: &mut Record) -> Result<Outcome> {
         databases: Vec::new(),
         postgres: None,
         redis: None,
-        saves: Vec::new(),
+        redis_files: Vec::new(),
         down: None,
         stopped: Vec::new(),
         failures: Vec::new(),
@@ -196,7 +196,7 @@ struct Session<'j> {
     postgres: Option<String>,
     redis: Option<Saved>,
     /// Persistence files of Redis.
-    saves: Vec<PathBuf>,
+    redis_files: Vec<PathBuf>,
     down: Option<Duration>,
     /// Names of the services that were stopped and started again.
     stopped: Vec<String>,
@@ -216,22 +216,22 @@ impl<'j> Session<'j> {
     }
 
     fn online(&mut self) -> Result<()> {
-        let mut moments = self.connect()?;
+        let mut point = self.connect()?;
         self.databases_at = self.now();
-        moments.take()?;
+        point.take()?;
         let saving = self.begin_save()?;
-        self.dump(moments)?;
+        self.dump(point)?;
         self.end_save(saving)?;
         self.copy(&FILES)
     }
 
     /// Queries databases and reads files, but stops, saves and dumps nothing.
     fn dry(&mut self) -> Result<()> {
-        let mut moments = self.connect()?;
-        self.postgres = moments.version();
+        let mut point = self.connect()?;
+        self.postgres = point.version();
         // Its transactions are read-only.
-        moments.take()?;
-        self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
+        point.take()?;
+        self.catalogue = self.job.kind.ask(self.job.plan, point.connections())?;
         self.copy(&FILES)
     }
 
@@ -242,7 +242,7 @@ impl<'j> Session<'j> {
         self.backup.again()?;
         // Parts that were missing from the first copy may exist by now.
         self.missing.clone_from(&job.plan.lacking);
-        let (saving, moments) = match self.copy_stopped(record) {
+        let (saving, point) = match self.copy_stopped(record) {
             Err(Error::Restarted { services }) => {
                 let text = format!(
                     "another program, such as `gitlab-ctl reconfigure`, started {}, which the \
@@ -260,13 +260,16 @@ impl<'j> Session<'j> {
             done => done?,
         };
         self.end_save(saving)?;
-        self.dump(moments)
+        self.dump(point)
     }
 
     /// Stops services, holds databases, copies changes and starts the services again.
-    fn copy_stopped(&mut self, record: &mut Record) -> Result<(Option<Saving<'j>>, Moments<'j>)> {
+    fn copy_stopped(
+        &mut self,
+        record: &mut Record,
+    ) -> Result<(Option<Saving<'j>>, ConsistencyPoint<'j>)> {
         let job = self.job;
-        let mut moments = self.connect()?;
+        let mut point = self.connect()?;
         if let Some(redis) = &job.plan.redis {
             // Waits here, rather than while services are down.
             redis.settle(job.store.observer().progress())?;
@@ -279,7 +282,7 @@ impl<'j> Session<'j> {
         }
         let after_stop = stopped.elapsed();
         self.databases_at = self.now();
-        moments.take()?;
+        point.take()?;
         let saving = self.begin_save()?;
         let after_moments = stopped.elapsed();
         self.copy(&FILES)?;
@@ -300,18 +303,18 @@ impl<'j> Session<'j> {
             ));
         }
         self.failures.extend(failures);
-        Ok((saving, moments))
+        Ok((saving, point))
     }
 
     /// Connects to all databases.
-    fn connect(&mut self) -> Result<Moments<'j>> {
-        let (moments, missing) =
-            Moments::open(self.job.plan, self.job.store.observer().progress())?;
+    fn connect(&mut self) -> Result<ConsistencyPoint<'j>> {
+        let (point, missing) =
+            ConsistencyPoint::open(self.job.plan, self.job.store.observer().progress())?;
         self.missing.extend(missing);
-        for note in moments.notes() {
+        for note in point.notes() {
             self.job.store.observer().event(Event::Note(note.clone()));
         }
-        Ok(moments)
+        Ok(point)
     }
 
     /// Copies the parts of these phases, in the order of the phases.
@@ -328,8 +331,8 @@ impl<'j> Session<'j> {
                     sources.leave.extend(part.paths.iter().cloned());
                 }
             }
-            if phase == Phase::Saves {
-                sources.paths.extend(self.saves.iter().filter(|path| path.exists()).cloned());
+            if phase == Phase::RedisFiles {
+                sources.paths.extend(self.redis_files.iter().filter(|path| path.exists()).cloned());
             }
             sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
             sources.excludes.extend(self.job.options.excludes.iter().cloned());
@@ -367,12 +370,12 @@ impl<'j> Session<'j> {
     }
 
     /// Queries the catalogue, then dumps every database at its consistency point.
-    fn dump(&mut self, mut moments: Moments<'_>) -> Result<()> {
-        self.catalogue = self.job.kind.ask(self.job.plan, moments.connections())?;
-        self.catalogue.notes.extend(moments.notes().iter().cloned());
-        self.databases = moments.dump(&mut self.backup)?;
-        self.postgres = moments.version();
-        if !moments.reads_passwords() {
+    fn dump(&mut self, mut point: ConsistencyPoint<'_>) -> Result<()> {
+        self.catalogue = self.job.kind.ask(self.job.plan, point.connections())?;
+        self.catalogue.notes.extend(point.notes().iter().cloned());
+        self.databases = point.dump(&mut self.backup)?;
+        self.postgres = point.version();
+        if !point.reads_passwords() {
             let text = "the snapshot lacks the passwords of database roles: the role of the backup \
                         may not read them";
             self.catalogue.notes.push(text.into());

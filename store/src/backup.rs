@@ -100,9 +100,9 @@ pub struct Report {
     pub unreadable_count: u64,
     /// Number of snapshot records that the search for a parent skipped: unreadable ones, and those
     /// from the future.
-    pub doubtful_records: u64,
+    pub skipped_records: u64,
     /// Number of files, by reason, that looked special but were stored like any other file.
-    pub doubts: BTreeMap<&'static str, u64>,
+    pub stored_plainly: BTreeMap<&'static str, u64>,
     /// Damage found in older snapshots. The new snapshot does not use damaged chunks.
     pub damage: Option<Damage>,
     /// True if the snapshot holds only the named directories and those above them.

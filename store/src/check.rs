@@ -479,8 +479,8 @@ impl Check<'_> {
             self.hash_range(&name, 0, body, &mut whole, stored)?;
             let mut rows = &table.rows[..];
             while let Some(first) = rows.first() {
-                let fits = |row: &&Row| row.end() - u64::from(first.offset) <= READ_BYTES as u64;
-                let count = rows.iter().take_while(fits).count().max(1);
+                let is_near = |row: &&Row| row.end() - u64::from(first.offset) <= READ_BYTES as u64;
+                let count = rows.iter().take_while(is_near).count().max(1);
                 let (batch, rest) = rows.split_at(count);
                 rows = rest;
                 let bytes = (batch[count - 1].end() - u64::from(first.offset)) as usize;

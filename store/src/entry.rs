@@ -648,8 +648,8 @@ impl<'p> Fields<'p> {
         };
         // One byte beyond the limit suffices to detect a path that is too long. More would waste
         // memory.
-        let room = (limits::PATH_BYTES_MAX + 1).saturating_sub(shared.len());
-        Some([shared, &suffix[..suffix.len().min(room)]].concat())
+        let space = (limits::PATH_BYTES_MAX + 1).saturating_sub(shared.len());
+        Some([shared, &suffix[..suffix.len().min(space)]].concat())
     }
 
     fn entry(self, path: Option<&[u8]>) -> Result<Entry, String> {

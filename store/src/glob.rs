@@ -89,14 +89,14 @@ impl Globs {
     }
 
     /// Returns true if a pattern matches exactly this path, given without its leading `/`.
-    pub fn fits(&self, path: &[u8]) -> bool {
+    pub fn matches(&self, path: &[u8]) -> bool {
         (!self.set.is_empty() && self.set.is_match(Path::new(OsStr::from_bytes(path))))
             || self.foreign.as_ref().is_some_and(|foreign| foreign.is_match(path))
     }
 
     /// Returns true if a pattern matches this path or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
-        !self.is_empty() && ends(path).any(|end| self.fits(&path[..end]))
+        !self.is_empty() && ends(path).any(|end| self.matches(&path[..end]))
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn where_patterns_fit() {
-        for (pattern, path, fits) in [
+        for (pattern, path, expected) in [
             ("*.tmp", "a/b.tmp", true),
             ("./a//b/./c/", "x/a/b/c", true),
             ("/./a", "a", true),
@@ -193,21 +193,23 @@ mod tests {
             ("[ab]?", "d/b1", true),
         ] {
             let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
-            assert_eq!(globs.fits(path.as_bytes()), fits, "{pattern} {path}");
+            assert_eq!(globs.matches(path.as_bytes()), expected, "{pattern} {path}");
         }
         assert!(Globs::new([&b"cache"[..]]).expect("a pattern").covers(b"a/cache/b/c"));
         assert!(!Globs::new([]).expect("no pattern").covers(b"a"));
-        assert!(Globs::new(["*\u{e9}".as_bytes()]).expect("a pattern").fits("a/\u{e9}".as_bytes()));
-        assert!(Globs::new([&b"a*"[..]]).expect("a pattern").fits(b"x/a\xff"));
+        assert!(
+            Globs::new(["*\u{e9}".as_bytes()]).expect("a pattern").matches("a/\u{e9}".as_bytes())
+        );
+        assert!(Globs::new([&b"a*"[..]]).expect("a pattern").matches(b"x/a\xff"));
         assert!(Globs::new([&b"["[..]]).is_err());
         let odd = Path::new("/a/[b]{c}*?\\d");
         let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
-        assert!(escaped.fits(br"a/[b]{c}*?\d") && !escaped.fits(b"a/b{c}*?d"));
+        assert!(escaped.matches(br"a/[b]{c}*?\d") && !escaped.matches(b"a/b{c}*?d"));
     }
 
     #[test]
     fn patterns_are_bytes() {
-        for (pattern, path, fits) in [
+        for (pattern, path, expected) in [
             (&b"\xff\xfe"[..], &b"src/\xff\xfe"[..], true),
             (b"\xff\xfe", b"src/\xff", false),
             (b"/src/*\xe9", b"src/caf\xe9", true),
@@ -219,12 +221,12 @@ mod tests {
             (b"\\!b", b"a/!b", true),
         ] {
             let globs = Globs::new([&b"other"[..], pattern]).expect("a pattern");
-            assert_eq!(globs.fits(path), fits, "{}", pattern.escape_ascii());
-            assert!(globs.fits(b"x/other") && !globs.is_empty());
+            assert_eq!(globs.matches(path), expected, "{}", pattern.escape_ascii());
+            assert!(globs.matches(b"x/other") && !globs.is_empty());
         }
         let odd = Path::new(OsStr::from_bytes(b"/a/\xff*"));
         let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
-        assert!(escaped.covers(b"a/\xff*/b") && !escaped.fits(b"a/\xffb"));
+        assert!(escaped.covers(b"a/\xff*/b") && !escaped.matches(b"a/\xffb"));
     }
 
     #[test]
@@ -305,7 +307,7 @@ mod tests {
             let is_plain = |part: &&[u8]| !part.windows(2).any(|two| two == b"**") || *part == b"**";
             prop_assume!(split(&pattern).iter().all(is_plain));
             let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
-            prop_assert_eq!(globs.fits(path.as_bytes()), model(&pattern, &path));
+            prop_assert_eq!(globs.matches(path.as_bytes()), model(&pattern, &path));
             let mut ancestors = Path::new(&path).ancestors().filter_map(Path::to_str);
             let is_covered = ancestors.any(|path| !path.is_empty() && model(&pattern, path));
             prop_assert_eq!(globs.covers(path.as_bytes()), is_covered);
@@ -314,7 +316,7 @@ mod tests {
         #[test]
         fn any_text_is_a_pattern_or_an_error(pattern: String, path in noise()) {
             if let Ok(globs) = Globs::new([pattern.as_bytes()]) {
-                prop_assert!(!globs.fits(&path) || globs.covers(&path));
+                prop_assert!(!globs.matches(&path) || globs.covers(&path));
             }
         }
     }

@@ -114,7 +114,7 @@ impl Spared {
         let from = if self.named.is_empty() { None } else { ends(path).filter(above).last() };
         let is_left_out = |end: usize| {
             let path = &path[..end];
-            self.globs.fits(path) || self.paths.contains(path)
+            self.globs.matches(path) || self.paths.contains(path)
         };
         ends(path).filter(|end| from.is_none_or(|from| *end > from)).any(is_left_out)
     }

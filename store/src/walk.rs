@@ -125,7 +125,7 @@ impl Excluded {
             Wanted::Tag | Wanted::All => {
                 let is_left = !self.leave.is_empty() && self.leave.contains(path);
                 let is_cache = || self.git_caches && inner.is_some_and(git::is_cache);
-                is_left || self.globs.fits(path) || is_cache()
+                is_left || self.globs.matches(path) || is_cache()
             }
         }
     }

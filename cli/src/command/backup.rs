@@ -137,10 +137,10 @@ impl Backup {
         let shown = show(ui, &report, watch.elapsed());
         let shown = saved_all_the_same(shown, &report);
         // The exit code must be right even if printing the result failed.
-        if let Some(warning) = skipped_records(report.doubtful_records) {
+        if let Some(warning) = skipped_records(report.skipped_records) {
             ui.explain(&warning);
         }
-        if errors(&report) + report.doubtful_records > 0 || report.is_empty {
+        if errors(&report) + report.skipped_records > 0 || report.is_empty {
             Err(Failure::Partial)
         } else {
             shown
@@ -409,11 +409,11 @@ pub fn summary(report: &Report, elapsed: Duration) -> Value {
         "bytes_found_by_chunk": statistics.found_by_chunk,
         "bytes_found_by_extent": statistics.found_by_extent,
         "bytes_copied_forward": statistics.copied_forward,
-        "files_stored_plainly": report.doubts,
+        "files_stored_plainly": report.stored_plainly,
         "files_changed_while_read": statistics.changed_while_read,
         "damage": report.damage.as_ref().map(damage),
         "errors": errors(report),
-        "snapshots_passed_over": report.doubtful_records,
+        "snapshots_passed_over": report.skipped_records,
         "total_duration": elapsed.as_secs_f64(),
         "dry_run": report.snapshot.is_none(),
         "parent": report.parent.map(|id| id.to_string()),
@@ -456,7 +456,7 @@ pub fn remarks(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failur
     if let Some(saved) = report::reuse(statistics) {
         ui.remark(saved)?;
     }
-    for (reason, files) in &report.doubts {
+    for (reason, files) in &report.stored_plainly {
         ui.detail(format!("stored without comparing: {} ({reason})", count(*files, "file")))?;
     }
     if report.unreadable_count > 0 {

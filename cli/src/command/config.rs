@@ -475,7 +475,7 @@ fn is_there(plan: &Plan, part: &Part) -> bool {
 }
 
 fn is_saved(plan: &Plan, part: &Part) -> bool {
-    part.phase == Phase::Saves && plan.redis.is_some()
+    part.phase == Phase::RedisFiles && plan.redis.is_some()
 }
 
 fn shown(step: &Step) -> String {

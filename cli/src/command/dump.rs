@@ -45,7 +45,7 @@ impl Dump {
 /// Writes the file to standard output. The flag is true if the snapshot is certainly the wanted
 /// one.
 fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure> {
-    let Found { id, snapshot, is_sure } = select::find_with_doubt(store, &place.snapshot)?;
+    let Found { id, snapshot, is_sure } = select::find_or_warn(store, &place.snapshot)?;
     let root = snapshot.root.chunk();
     let get = |id: &ChunkId| store.chunk(id);
     let Some(entry) = Lookup::new(&root, &get).at(&place.path)? else {

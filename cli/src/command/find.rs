@@ -61,7 +61,7 @@ impl Find {
                 let mut is_empty = true;
                 for item in TreeReader::at(place, &get) {
                     match item {
-                        Ok(entry) if globs.fits(&entry.path) => {
+                        Ok(entry) if globs.matches(&entry.path) => {
                             is_empty = false;
                             found.entry(entry.path.clone()).or_default().push((number, entry));
                         }

@@ -199,7 +199,7 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
     }
     backup::remarks(ui, &outcome.report, elapsed)?;
     for failure in
-        outcome.failures.iter().cloned().chain(skipped_records(outcome.report.doubtful_records))
+        outcome.failures.iter().cloned().chain(skipped_records(outcome.report.skipped_records))
     {
         ui.explain(&failure);
     }

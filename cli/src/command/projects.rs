@@ -36,14 +36,14 @@ impl Projects {
         let read = self.read(&store);
         watch.end();
         let (id, projects, places) = read?;
-        let fits = |project: &&Project| {
+        let is_wanted = |project: &&Project| {
             self.path.as_ref().is_none_or(|wanted| {
                 let rest = project.path.strip_prefix(wanted.trim_end_matches('/'));
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
         };
         let mut shown = 0;
-        for project in projects.iter().filter(fits) {
+        for project in projects.iter().filter(is_wanted) {
             shown += 1;
             let place = places.of(project);
             let mut value = json!(project);

@@ -65,7 +65,7 @@ impl Restore {
         let (include, mut exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
-        let Found { id, snapshot, is_sure } = select::find_with_doubt(&store, &place.snapshot)?;
+        let Found { id, snapshot, is_sure } = select::find_or_warn(&store, &place.snapshot)?;
         if !snapshot.is_complete() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(

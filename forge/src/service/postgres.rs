@@ -324,11 +324,11 @@ impl Server {
         Reach { bin, ..self.reach.clone() }
     }
 
-    /// Dumps a database at the snapshot that [`Connection::moment`] exported. The output is
+    /// Dumps a database at the snapshot that [`Connection::export_snapshot`] exported. The output is
     /// uncompressed, in the custom format of `pg_restore`.
-    pub fn dump(&self, client: &Reach, database: &str, moment: &str) -> Result<Running> {
+    pub fn dump(&self, client: &Reach, database: &str, exported: &str) -> Result<Running> {
         let words = ["--format=custom", "--compress=0", "--no-password"].map(String::from);
-        let words = words.into_iter().chain([format!("--snapshot={moment}")]);
+        let words = words.into_iter().chain([format!("--snapshot={exported}")]);
         let words = words.chain(self.address()).chain([database_word(database)]);
         self.with_environment(client.command("pg_dump", words))?
             .within(self.silence)
@@ -415,16 +415,16 @@ impl<'a> Connection<'a> {
 
     /// Begins a read-only transaction and exports its snapshot. Returns the name of the snapshot
     /// for dumps. The snapshot lasts as long as the connection.
-    pub fn moment(&mut self) -> Result<String> {
+    pub fn export_snapshot(&mut self) -> Result<String> {
         #[derive(Deserialize)]
-        struct Moment {
+        struct Exported {
             name: String,
         }
         // Paths contain dates in UTC, which is GitLab's time zone.
         self.tell("set time zone 'UTC'")?;
         self.tell("begin transaction isolation level repeatable read, read only")?;
-        let moment: Moment = self.one("select pg_export_snapshot() as name")?;
-        Ok(moment.name)
+        let exported: Exported = self.one("select pg_export_snapshot() as name")?;
+        Ok(exported.name)
     }
 
     /// Counts the rows of every table.

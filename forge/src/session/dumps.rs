@@ -10,7 +10,7 @@ use store::backup::Backup;
 use store::observe::Progress;
 
 /// Connections to the databases, which can be held at a consistency point.
-pub struct Moments<'a> {
+pub struct ConsistencyPoint<'a> {
     progress: &'a Progress,
     source: Option<Source<'a>>,
 }
@@ -28,12 +28,15 @@ struct Source<'a> {
     names: Vec<String>,
 }
 
-impl<'a> Moments<'a> {
+impl<'a> ConsistencyPoint<'a> {
     /// Connects to every database to be dumped. Also returns the planned databases that the server
     /// lacks.
-    pub fn open(plan: &'a Plan, progress: &'a Progress) -> Result<(Moments<'a>, Vec<Absent>)> {
+    pub fn open(
+        plan: &'a Plan,
+        progress: &'a Progress,
+    ) -> Result<(ConsistencyPoint<'a>, Vec<Absent>)> {
         let Some(server) = &plan.postgres else {
-            return Ok((Moments { progress, source: None }, Vec::new()));
+            return Ok((ConsistencyPoint { progress, source: None }, Vec::new()));
         };
         let named: Vec<&str> =
             plan.databases.iter().map(|database| database.name.as_str()).collect();
@@ -71,19 +74,19 @@ impl<'a> Moments<'a> {
             notes,
             names: Vec::new(),
         });
-        Ok((Moments { progress, source }, missing))
+        Ok((ConsistencyPoint { progress, source }, missing))
     }
 
     /// Exports a snapshot of every database, one directly after the other.
     pub fn take(&mut self) -> Result<()> {
         if let Some(source) = &mut self.source {
-            let names = source.connections.iter_mut().map(Connection::moment);
+            let names = source.connections.iter_mut().map(Connection::export_snapshot);
             source.names = names.collect::<Result<_>>()?;
         }
         Ok(())
     }
 
-    /// Connections, each in the transaction of its exported snapshot once [`Moments::take`] ran.
+    /// Connections, each in the transaction of its exported snapshot after [`take`](Self::take).
     pub fn connections(&mut self) -> &mut [Connection<'a>] {
         self.source.as_mut().map_or(&mut [], |source| &mut source.connections)
     }
@@ -110,12 +113,12 @@ impl<'a> Moments<'a> {
         let globals = source.server.globals(&source.client, source.reads_passwords, progress)?;
         backup.bytes(&format!("{DIR}/databases/globals.sql"), &globals)?;
         let mut dumped = Vec::new();
-        for (connection, moment) in source.connections.iter_mut().zip(&source.names) {
+        for (connection, exported) in source.connections.iter_mut().zip(&source.names) {
             let name = connection.database.clone();
             // A database name may contain characters that are not valid in a path.
             let path =
                 format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
-            let mut running = source.server.dump(&source.client, &name, moment)?;
+            let mut running = source.server.dump(&source.client, &name, exported)?;
             let output = running.stdout(progress, Patience::Silence);
             let stored = backup.stream(path.as_bytes(), &mut { output });
             let bytes = stored.map_err(|error| match error {

@@ -1,6 +1,6 @@
 //! Inspection of an instance without a copy of it.
 
-use super::dumps::Moments;
+use super::dumps::ConsistencyPoint;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::error::Result;
@@ -36,9 +36,9 @@ impl Inspection {
 
 /// Queries the catalogue from the running databases.
 pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Catalogue> {
-    let (mut moments, _) = Moments::open(plan, progress)?;
-    moments.take()?;
-    kind.ask(plan, moments.connections())
+    let (mut point, _) = ConsistencyPoint::open(plan, progress)?;
+    point.take()?;
+    kind.ask(plan, point.connections())
 }
 
 /// Answers of a server about the databases of a plan, without a copy of them.
@@ -54,22 +54,22 @@ pub struct Asked {
 
 /// Connects to all databases of the plan and reads some of their encrypted values.
 pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
-    let (mut moments, missing) = Moments::open(plan, progress)?;
-    let notes = moments.notes().to_vec();
-    // A moment that only reads.
-    moments.take()?;
+    let (mut point, missing) = ConsistencyPoint::open(plan, progress)?;
+    let notes = point.notes().to_vec();
+    // It only reads.
+    point.take()?;
     let copy = View::machine(&plan.mounts);
-    let keys = kind.try_keys(plan, moments.connections(), &copy)?;
+    let keys = kind.try_keys(plan, point.connections(), &copy)?;
     Ok(Asked { missing, notes, keys })
 }
 
 /// Inspects this machine and its running databases. Changes nothing.
 pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Inspection> {
-    let (mut moments, mut missing) = Moments::open(plan, progress)?;
+    let (mut point, mut missing) = ConsistencyPoint::open(plan, progress)?;
     missing.extend(plan.lacking.iter().cloned());
     // Its transactions are read-only.
-    moments.take()?;
-    let mut catalogue = kind.ask(plan, moments.connections())?;
+    point.take()?;
+    let mut catalogue = kind.ask(plan, point.connections())?;
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
     let copy = View::machine(&plan.mounts);
@@ -77,5 +77,5 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     checks.extend(owners::check(plan, progress)?);
     let project_count = catalogue.projects.len();
     let product = catalogue.product(plan);
-    Ok(Inspection { missing, checks, product, postgres: moments.version(), project_count })
+    Ok(Inspection { missing, checks, product, postgres: point.version(), project_count })
 }

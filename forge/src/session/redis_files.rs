@@ -22,8 +22,8 @@ impl<'j> Session<'j> {
         let progress = self.job.store.observer().progress();
         self.redis = saving.map(|saving| saving.end(progress)).transpose()?;
         if let (Some(saved), Some(redis)) = (&self.redis, &self.job.plan.redis) {
-            self.saves = redis.files(saved, self.job.plan.saves_dir());
-            let absent = redis.absent(saved, &self.saves);
+            self.redis_files = redis.files(saved, self.job.plan.redis_dir());
+            let absent = redis.absent(saved, &self.redis_files);
             self.missing.extend(absent.map(|looked_for| Absent {
                 part: "redis".into(),
                 looked_for,
@@ -33,7 +33,7 @@ impl<'j> Session<'j> {
         // If the append-only log is rewritten during the copy, old and new files do not match.
         for _ in 0..SAVES_MAX {
             let before = self.manifests();
-            self.copy(&[Phase::Saves])?;
+            self.copy(&[Phase::RedisFiles])?;
             if self.manifests() == before {
                 return Ok(());
             }
@@ -44,8 +44,8 @@ impl<'j> Session<'j> {
 
     /// Contents of the manifests, which list the files of append-only logs.
     fn manifests(&self) -> Vec<Option<Vec<u8>>> {
-        let saves = self.job.plan.parts.iter().filter(|part| part.phase == Phase::Saves);
-        let places = saves.flat_map(|part| &part.paths).chain(&self.saves);
+        let parts = self.job.plan.parts.iter().filter(|part| part.phase == Phase::RedisFiles);
+        let places = parts.flat_map(|part| &part.paths).chain(&self.redis_files);
         let dirs = places.filter_map(|path| std::fs::read_dir(path).ok());
         let files = dirs.flatten().filter_map(|entry| Some(entry.ok()?.path()));
         let manifests = files.filter(|path| path.extension().is_some_and(|end| end == "manifest"));

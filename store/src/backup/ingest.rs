@@ -419,7 +419,7 @@ impl<'a> Ingest<'a> {
             Ok(reused) => Ok(reused.map(|reused| self.count_reused(reused))),
             Err(DeltaError::Failed(error)) => Err(IngestError::Store(error)),
             Err(DeltaError::Format(error)) => {
-                *self.counters.doubts.lock().entry(error.name()).or_default() += 1;
+                *self.counters.stored_plainly.lock().entry(error.name()).or_default() += 1;
                 let (path, reason) = (absolute(path), error.to_string());
                 self.observer().event(Event::StoredPlainly { path, reason });
                 Ok(None)

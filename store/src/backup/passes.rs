@@ -62,7 +62,7 @@ pub struct Backup<'a> {
     options: &'a Options,
     likeness: Likeness,
     /// Previous snapshot, if it is whole.
-    trusted: Option<SnapshotId>,
+    whole: Option<SnapshotId>,
     /// True if the tree with which passes compare is whole.
     is_whole: bool,
     /// Tree with which passes compare.
@@ -82,7 +82,7 @@ impl<'a> Backup<'a> {
     /// own.
     pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
         let run = BackupState::begin(store, options, &likeness)?;
-        let trusted = match &run.parent {
+        let whole = match &run.parent {
             Some((id, _)) if store.index.is_whole(id)? => Some(*id),
             _ => None,
         };
@@ -94,12 +94,12 @@ impl<'a> Backup<'a> {
             before = Some(Before { root: parent.root.chunk(), started, ended });
         }
         let (trees, streams, paths, shell) = Default::default();
-        let is_whole = trusted.is_some();
+        let is_whole = whole.is_some();
         let backup = Backup {
             run,
             options,
             likeness,
-            trusted,
+            whole,
             is_whole,
             before,
             trees,
@@ -288,7 +288,7 @@ impl<'a> Backup<'a> {
             paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
         }
         let is_empty = totals.entries <= self.shell.len() as u64;
-        let report = self.run.finish(root, totals, self.trusted, paths, instance)?;
+        let report = self.run.finish(root, totals, self.whole, paths, instance)?;
         Ok(Report { is_empty, ..report })
     }
 

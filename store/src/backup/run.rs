@@ -48,7 +48,7 @@ pub struct Counters {
     pub found_by_extent: AtomicU64,
     pub copied_forward: AtomicU64,
     /// Number of files that looked special but were stored like any other file, by reason.
-    pub doubts: Mutex<BTreeMap<&'static str, u64>>,
+    pub stored_plainly: Mutex<BTreeMap<&'static str, u64>>,
     /// True if everything was already read once.
     is_again: AtomicBool,
 }
@@ -158,7 +158,7 @@ pub struct BackupState<'a> {
     pub file_systems: FileSystems,
     pub parent: Option<Named>,
     /// Number of skipped records: unreadable ones, and those from the future.
-    doubtful_records: u64,
+    skipped_records: u64,
     pub start: Time,
     /// Content left out so far.
     pub noted: Arc<Noted>,
@@ -178,7 +178,7 @@ impl<'a> BackupState<'a> {
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
-        let (parent, doubtful_records) =
+        let (parent, skipped_records) =
             if options.force { (None, 0) } else { parent(store, host, like, start)? };
         let damaged = store.index.damaged()?;
         let packer = Packer::new(store, options.is_dry);
@@ -194,7 +194,7 @@ impl<'a> BackupState<'a> {
             allowance,
             file_systems,
             parent,
-            doubtful_records,
+            skipped_records,
             start,
             noted,
             options,
@@ -227,13 +227,13 @@ impl<'a> BackupState<'a> {
         Ok(self.packer.put(segment::Kind::Metadata, bytes)?.id)
     }
 
-    /// Makes everything durable, then writes the record. `trusted` is the snapshot that was whole
+    /// Makes everything durable, then writes the record. `whole` is the snapshot that was whole
     /// when the backup began, so that its chunks were not looked up.
     pub fn finish(
         self,
         root: ChunkId,
         Totals { entries, bytes, unused }: Totals,
-        trusted: Option<SnapshotId>,
+        whole: Option<SnapshotId>,
         paths: Vec<Vec<u8>>,
         instance: Option<Instance>,
     ) -> Result<Report> {
@@ -262,7 +262,7 @@ impl<'a> BackupState<'a> {
             unused,
             metadata_unreadable: counters.metadata_unreadable.load(Relaxed),
         };
-        let doubts = std::mem::take(&mut *counters.doubts.lock());
+        let stored_plainly = std::mem::take(&mut *counters.stored_plainly.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
         store.observer().progress().check()?;
         let parent = self.parent.as_ref().map(|(id, _)| *id);
@@ -318,30 +318,30 @@ impl<'a> BackupState<'a> {
         } else {
             let id = record.write(&*store.backend)?;
             // The snapshot is complete. Without this mark, the next backup looks up every chunk.
-            if let Err(error) = self.close(&id, trusted) {
+            if let Err(error) = self.close(&id, whole) {
                 store.observer().event(Event::Warning(error.to_string()));
             }
             Some(id)
         };
-        let doubtful_records = self.doubtful_records;
+        let skipped_records = self.skipped_records;
         Ok(Report {
             snapshot,
             parent,
             statistics,
             removed,
             unreadable_count,
-            doubtful_records,
-            doubts,
+            skipped_records,
+            stored_plainly,
             damage,
             is_empty: entries == 0,
         })
     }
 
     /// Marks the snapshot as whole, unless the snapshot on which it relies is no longer whole.
-    fn close(&self, snapshot: &SnapshotId, trusted: Option<SnapshotId>) -> Result<()> {
+    fn close(&self, snapshot: &SnapshotId, whole: Option<SnapshotId>) -> Result<()> {
         let index = &self.store.index;
-        match trusted {
-            Some(trusted) if !index.is_whole(&trusted)? => Ok(()),
+        match whole {
+            Some(whole) if !index.is_whole(&whole)? => Ok(()),
             _ => index.set_whole(snapshot, &self.damaged),
         }
     }
@@ -384,14 +384,14 @@ fn removed(
 /// unnoticed is unknown. Also returns the number of skipped records.
 fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Option<Named>, u64)> {
     let (mut snapshots, damaged) = store.snapshots()?;
-    let mut doubtful = damaged.len() as u64;
+    let mut skipped = damaged.len() as u64;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
     snapshots.retain(|(id, snapshot)| {
         let is_future = snapshot.is_from_future(now);
         if is_future {
-            doubtful += 1;
+            skipped += 1;
             let text = format!(
                 "snapshot {} is dated in the future; not comparing files with it",
                 id.short()
@@ -415,5 +415,5 @@ fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Opti
                 .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)))
         }
     };
-    Ok((found.cloned(), doubtful))
+    Ok((found.cloned(), skipped))
 }

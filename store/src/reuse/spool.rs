@@ -77,7 +77,7 @@ impl Piece {
 
 /// Pieces in order.
 pub struct Spool<'a> {
-    room: Option<&'a dyn Backend>,
+    backend: Option<&'a dyn Backend>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
     /// Number of pieces in the file and in memory.
@@ -90,10 +90,10 @@ pub struct Spool<'a> {
 
 impl<'a> Spool<'a> {
     /// Returns an empty spool. Scratch files are created in the store, or else on this machine.
-    pub fn new(room: Option<&'a dyn Backend>) -> Spool<'a> {
+    pub fn new(backend: Option<&'a dyn Backend>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
         let (memory, literal_memory) = (Vec::new(), Vec::new());
-        Spool { room, file, memory, pieces: 0, literal_file, literal_memory }
+        Spool { backend, file, memory, pieces: 0, literal_file, literal_memory }
     }
 
     /// Returns the number of pieces in a replay.
@@ -133,7 +133,7 @@ impl<'a> Spool<'a> {
     fn spill(&mut self) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(BufWriter::new(scratch(self.room)?)),
+            none => none.insert(BufWriter::new(scratch(self.backend)?)),
         };
         for piece in self.memory.drain(..) {
             file.write_all(&piece.to_bytes())?;
@@ -144,7 +144,7 @@ impl<'a> Spool<'a> {
     fn spill_literals(&mut self) -> io::Result<()> {
         let file = match &mut self.literal_file {
             Some(file) => file,
-            none => none.insert(scratch(self.room)?),
+            none => none.insert(scratch(self.backend)?),
         };
         file.write_all(&self.literal_memory)?;
         self.literal_memory.clear();
@@ -201,8 +201,8 @@ impl<'a> Spool<'a> {
     }
 }
 
-fn scratch(room: Option<&dyn Backend>) -> io::Result<File> {
-    room.map_or_else(tempfile::tempfile, Backend::scratch)
+fn scratch(backend: Option<&dyn Backend>) -> io::Result<File> {
+    backend.map_or_else(tempfile::tempfile, Backend::scratch)
 }
 
 /// Converts an I/O error of scratch space.
@@ -218,8 +218,8 @@ mod tests {
     #[test]
     fn pieces_come_back_in_order_and_joined() {
         let backend = Memory::default();
-        for room in [None, Some(&backend as &dyn Backend)] {
-            pieces_come_back(&mut Spool::new(room));
+        for backend in [None, Some(&backend as &dyn Backend)] {
+            pieces_come_back(&mut Spool::new(backend));
         }
     }
 

@@ -187,7 +187,7 @@ impl<'a> Containers<'a> {
         match service.place(Path::new(dir)) {
             Some(Place::Here(dir)) => {
                 let part = plan.takes("redis", "queued jobs and sessions", dir.join("dump.rdb"));
-                part.phase = Phase::Saves;
+                part.phase = Phase::RedisFiles;
                 part.paths.push(dir.join("appendonlydir"));
                 part.paths.push(dir.join("appendonly.aof"));
                 plan.leaves(dir, "only the files that Redis saves are copied");

@@ -299,7 +299,7 @@ impl Package<'_> {
             ..Redis::default()
         });
         let part = plan.takes("redis", "queued jobs and sessions", dir.join("dump.rdb"));
-        part.phase = Phase::Saves;
+        part.phase = Phase::RedisFiles;
         part.owner = Some("gitlab-redis".into());
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));

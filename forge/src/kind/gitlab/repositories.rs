@@ -353,15 +353,15 @@ mod tests {
         let check = |plan: &Plan, projects: &[Project]| {
             check_pools(plan, &storages(plan), projects, &View::Live).expect("looks")
         };
-        let fits = [project("one", Some("a")), project("two", Some("b"))];
-        assert_eq!(check(&strict, &fits).verdict, Verdict::Ok);
+        let present = [project("one", Some("a")), project("two", Some("b"))];
+        assert_eq!(check(&strict, &present).verdict, Verdict::Ok);
         let odd = check(&strict, &[project("one", Some("b")), project("two", None)]);
         assert_eq!(odd.verdict, Verdict::Warning);
         assert!(odd.examples[0].contains("@pools/a.git, but"), "{odd:?}");
         assert!(odd.examples[0].ends_with("@pools/b.git"), "{odd:?}");
         assert!(odd.examples[1].ends_with("does not name a pool"), "{odd:?}");
         // One missing pool among several is a failure.
-        let lost = [&fits[..], &[project("three", Some("gone"))]].concat();
+        let lost = [&present[..], &[project("three", Some("gone"))]].concat();
         let failed = check(&strict, &lost);
         assert_eq!(failed.verdict, Verdict::Failed, "{failed:?}");
         assert!(failed.text.contains("borrow from are not at"), "{failed:?}");

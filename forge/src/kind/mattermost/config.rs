@@ -209,7 +209,7 @@ fn matching(path: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .flatten()
-        .filter(|entry| globs.fits(entry.file_name().as_bytes()))
+        .filter(|entry| globs.matches(entry.file_name().as_bytes()))
         .map(|entry| entry.path())
         .collect();
     found.sort();

@@ -84,20 +84,20 @@ fn judge(
         return Ok(unknown(format!("sign-in with GitLab is switched off in {}", first.shown())));
     }
     for source in &mut sources {
-        source.fit = fit(source, applications);
+        source.matched = matched(source, applications);
     }
-    let fits = |source: &Source| source.fit == Match::Same;
+    let is_same = |source: &Source| source.matched == Match::Same;
     let found = sources.iter().map(|source| source.found(applications));
-    if sources.iter().all(fits) {
+    if sources.iter().all(is_same) {
         let places: Vec<String> = sources.iter().map(Source::shown).collect();
         let text = format!("GitLab has the id and the secret from {}", places.join(" and "));
         return Ok(Check::ok(NAME, text));
     }
-    if sources.iter().all(|source| fits(source) || source.fit == Match::Unknown) {
+    if sources.iter().all(|source| is_same(source) || source.matched == Match::Unknown) {
         let text = "GitLab stores the secret in an unknown format";
         return Ok(unknown(text).with_examples(found));
     }
-    let text = if fits(&sources[0]) {
+    let text = if is_same(&sources[0]) {
         "users can sign in to Mattermost with GitLab, but not after the next \
          `gitlab-ctl reconfigure`"
     } else {
@@ -130,7 +130,7 @@ struct Source {
     id: String,
     secret: String,
     is_off: bool,
-    fit: Match,
+    matched: Match,
 }
 
 /// Result of comparing a source with GitLab's rows.
@@ -168,7 +168,7 @@ impl Source {
                 format!("{} ({})", shown(row.name.as_ref()), Form::of(&row.secret).name())
             })
         };
-        let what = match self.fit {
+        let what = match self.matched {
             Match::Same => "id and secret match".into(),
             Match::NoSuchId => format!("no application of GitLab has its {id}"),
             Match::OtherSecret => {
@@ -220,7 +220,7 @@ fn environment(places: &Places, view: &View<'_>) -> Result<Option<Source>> {
     let is_off = line("MM_GITLABSETTINGS_ENABLE")? == "false";
     let path = places.environment.clone();
     let source =
-        Source { origin: Origin::Environment, path, id, secret, is_off, fit: Match::Unknown };
+        Source { origin: Origin::Environment, path, id, secret, is_off, matched: Match::Unknown };
     Ok((!source.id.is_empty()).then_some(source))
 }
 
@@ -259,12 +259,12 @@ fn json(
         id: text(id),
         secret: text(secret),
         is_off: enable.as_bool() == Some(false),
-        fit: Match::Unknown,
+        matched: Match::Unknown,
     };
     Ok(Ok((!source.id.is_empty()).then_some(source)))
 }
 
-fn fit(source: &Source, applications: &[Application]) -> Match {
+fn matched(source: &Source, applications: &[Application]) -> Match {
     let Some(row) = applications.iter().find(|row| row.uid == source.id) else {
         return Match::NoSuchId;
     };
@@ -347,12 +347,12 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
     let find = |origin: Origin| sources.iter().find(|source| source.origin == origin);
     let [id, secret] = Origin::Secrets.names();
     let file = shown(&places.secrets);
-    if find(Origin::Secrets).is_some_and(|source| source.fit == Match::Same) {
+    if find(Origin::Secrets).is_some_and(|source| source.matched == Match::Same) {
         return format!(
             "`gitlab-ctl reconfigure` writes the id and secret of {file} to Mattermost"
         );
     }
-    if let Some(right) = sources.iter().find(|source| source.fit == Match::Same) {
+    if let Some(right) = sources.iter().find(|source| source.matched == Match::Same) {
         let ([right_id, right_secret], path) = (right.origin.names(), right.shown());
         return format!(
             "set {id} and {secret} in {file} to {right_id} and {right_secret} of {path}, \

@@ -1,6 +1,6 @@
 //! Repair of single sign-on: writes id and secret to the files that should have them.
 
-use super::{Form, Match, Origin, Places, Source, advice, application, fit, sources};
+use super::{Form, Match, Origin, Places, Source, advice, application, matched, sources};
 use crate::catalogue::{Application, Catalogue};
 use crate::error::{Error, Result};
 use crate::file;
@@ -31,28 +31,28 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
     let applications = &catalogue.applications;
     let mut sources = sources(&places, major, &View::Live)?.map_err(wrong)?;
     for source in &mut sources {
-        source.fit = fit(source, applications);
+        source.matched = matched(source, applications);
     }
     let Some(first) = sources.first() else {
         return Err(wrong("Mattermost is not configured for sign-in with GitLab".into()));
     };
-    let fits = |source: &&Source| source.fit == Match::Same;
-    if sources.iter().all(|source| fits(&source)) {
+    let is_same = |source: &&Source| source.matched == Match::Same;
+    if sources.iter().all(|source| is_same(&source)) {
         return Ok(Repair { written: Vec::new(), next: String::new() });
     }
     let reconfigure =
         || "run `gitlab-ctl reconfigure`, which writes id and secret to Mattermost".into();
-    if sources.iter().any(|source| source.origin == Origin::Secrets && fits(&source)) {
+    if sources.iter().any(|source| source.origin == Origin::Secrets && is_same(&source)) {
         return Ok(Repair { written: Vec::new(), next: reconfigure() });
     }
-    let known = sources.iter().find(fits).map(|source| (&source.id, &source.secret));
+    let known = sources.iter().find(is_same).map(|source| (&source.id, &source.secret));
     let of_row = || application(first, applications).and_then(plain);
     let Some((id, secret)) = known.or_else(of_row) else {
         return Err(wrong(advice(&places, &sources, applications)));
     };
     // Write `config.json` if it is in effect and wrong. Write the secrets file if it has these
     // values, or if `config.json` is not written.
-    let config = sources.iter().find(|source| source.origin == Origin::Config && !fits(source));
+    let config = sources.iter().find(|source| source.origin == Origin::Config && !is_same(source));
     let has_secrets = sources.iter().any(|source| source.origin == Origin::Secrets);
     let mut written = Vec::new();
     if config.is_some() {
