@@ -18,7 +18,7 @@ use store::check::{ReadData, check};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
-use store::segment::Kind;
+use store::segment::SegmentKind;
 use store::store::{Purpose, Store};
 
 /// Number of trees that are written, checked and restored.
@@ -155,7 +155,7 @@ fn tree() -> impl Strategy<Value = Tree> {
     })
 }
 
-type Put<'a> = &'a mut dyn FnMut(Kind, &[u8]) -> ChunkId;
+type Put<'a> = &'a mut dyn FnMut(SegmentKind, &[u8]) -> ChunkId;
 
 impl Raw {
     fn encode(&self, put: Put<'_>) -> Vec<u8> {
@@ -191,7 +191,7 @@ impl Odd {
                 vec![(8, number(sum)), (14, array(&holes))]
             }
             Odd::Slice { is_there, offset, len } => {
-                let chunk = put(Kind::Data, &[b'x'; 100]);
+                let chunk = put(SegmentKind::Data, &[b'x'; 100]);
                 let chunk = if *is_there { chunk } else { ChunkId::of(b"nowhere") };
                 let slice = array(&[bytes(chunk.as_bytes()), number(*len), number(*offset)]);
                 vec![(8, number(*len)), (14, array(&[slice]))]
@@ -200,10 +200,10 @@ impl Odd {
                 let hole = array(&[number(4096)]);
                 let mut group = if *is_recipe { array(&[hole.clone(), hole]) } else { vec![0xFF] };
                 for _ in 1..*level {
-                    let chunk = put(Kind::Metadata, &group);
+                    let chunk = put(SegmentKind::Metadata, &group);
                     group = array(&[array(&[bytes(chunk.as_bytes()), number(8192)])]);
                 }
-                let chunk = put(Kind::Metadata, &group);
+                let chunk = put(SegmentKind::Metadata, &group);
                 let top = array(&[array(&[bytes(chunk.as_bytes()), number(8192)])]);
                 vec![(8, number(8192)), (14, top), (15, number(*level))]
             }
@@ -239,7 +239,7 @@ impl Tree {
         ];
         let leaf = |entries: &[Raw], put: Put<'_>| {
             let entries: Vec<_> = entries.iter().map(|entry| entry.encode(put)).collect();
-            put(Kind::Metadata, &page(0, &[array(&owners), array(&entries)]))
+            put(SegmentKind::Metadata, &page(0, &[array(&owners), array(&entries)]))
         };
         if self.leaves.is_empty() {
             return leaf(&entries, put);
@@ -256,7 +256,7 @@ impl Tree {
             };
             children.push((first, leaf(some, put)));
         }
-        put(Kind::Metadata, &index_page(1 + self.level, &children))
+        put(SegmentKind::Metadata, &index_page(1 + self.level, &children))
     }
 }
 

@@ -17,7 +17,7 @@ use store::diff::{Change, diff};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
-use store::segment::Kind;
+use store::segment::SegmentKind;
 use store::store::{INDEX_FILE, Purpose, Store};
 
 /// An object at a path.
@@ -654,7 +654,7 @@ fn raw_linked_file(path: &str, content: &[u8]) -> Vec<u8> {
 /// Restores a crafted tree into `target`. A file and a directory next to it must not change.
 fn restore_hostile(
     what: &str,
-    make: impl FnOnce(&mut dyn FnMut(Kind, &[u8]) -> ChunkId) -> ChunkId,
+    make: impl FnOnce(&mut dyn FnMut(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
 ) -> (Things, store::Result<store::restore::Report>) {
     let dir = scratch();
     let root = dir.path().join("store");
@@ -684,8 +684,9 @@ fn restore_hostile(
 #[test]
 fn hostile_paths_do_not_leave_the_target() {
     for path in ["../up", "a/../../up", "/abs", "..", ".", "", "a//b", "a/", "a\0b", "x/./y"] {
-        let (found, result) =
-            restore_hostile(path, |put| put(Kind::Metadata, &leaf(&[raw_file(path, b"evil")])));
+        let (found, result) = restore_hostile(path, |put| {
+            put(SegmentKind::Metadata, &leaf(&[raw_file(path, b"evil")]))
+        });
         assert!(found.is_empty(), "{path}: {found:?}");
         assert!(result.is_err() || result.is_ok_and(|report| report.failed > 0), "{path}");
     }
@@ -731,7 +732,7 @@ fn hostile_links_do_not_lead_out_of_the_target() {
         ("a file in a file", vec![raw_file("a", b"1"), raw_file("a/b", b"2")]),
     ];
     for (what, entries) in trees {
-        let (_, result) = restore_hostile(what, |put| put(Kind::Metadata, &leaf(&entries)));
+        let (_, result) = restore_hostile(what, |put| put(SegmentKind::Metadata, &leaf(&entries)));
         let is_harmless = what.starts_with("two names");
         assert!(is_harmless || result.is_ok_and(|report| report.failed > 0), "{what}");
     }
@@ -741,10 +742,11 @@ fn hostile_links_do_not_lead_out_of_the_target() {
         let mut entries: Vec<Vec<u8>> = paths.iter().map(|path| raw_file(path, b"")).collect();
         entries.push(raw_symlink("b", "../outside"));
         entries.push(raw_file("b/c", b"evil"));
-        let mut child = |from: usize, to: usize| put(Kind::Metadata, &leaf(&entries[from..to]));
+        let mut child =
+            |from: usize, to: usize| put(SegmentKind::Metadata, &leaf(&entries[from..to]));
         let (first, second, third) = (child(0, 4000), child(4000, 8000), child(8000, 8193));
         let children = [("a00000", first), ("a04000", second), ("a08000", third)];
-        put(Kind::Metadata, &index_page(1, &children))
+        put(SegmentKind::Metadata, &index_page(1, &children))
     });
     drop(result);
 }
@@ -801,8 +803,8 @@ fn hostile_numbers_are_errors_and_no_panics() {
     ];
     for (what, page) in pages {
         let (_, result) = restore_hostile(what, |put| {
-            put(Kind::Data, b"x");
-            put(Kind::Metadata, &page)
+            put(SegmentKind::Data, b"x");
+            put(SegmentKind::Metadata, &page)
         });
         if let Err(error) = result {
             assert!(error.is_damage(), "{what}: {error}");
@@ -817,11 +819,11 @@ fn a_page_that_is_listed_again_and_again_is_read_once() {
     let same: Vec<&str> = vec!["n00"; 60];
     for firsts in [names.iter().map(String::as_str).collect(), same] {
         let (found, result) = restore_hostile("pages in a circle", |put| {
-            let mut child = put(Kind::Metadata, &leaf(&[raw_file("n00", b"")]));
+            let mut child = put(SegmentKind::Metadata, &leaf(&[raw_file("n00", b"")]));
             for level in 1..=10 {
                 let children: Vec<(&str, ChunkId)> =
                     firsts.iter().map(|first| (*first, child)).collect();
-                child = put(Kind::Metadata, &index_page(level, &children));
+                child = put(SegmentKind::Metadata, &index_page(level, &children));
             }
             child
         });
@@ -890,11 +892,13 @@ fn bombs_do_not_take_memory() {
             }
             children.push((format!("{prefix}{:05}", number_of_page * 4000), leaf(&entries)));
         }
-        let stored: Vec<(String, ChunkId)> =
-            children.into_iter().map(|(first, page)| (first, put(Kind::Metadata, &page))).collect();
+        let stored: Vec<(String, ChunkId)> = children
+            .into_iter()
+            .map(|(first, page)| (first, put(SegmentKind::Metadata, &page)))
+            .collect();
         let listed: Vec<(&str, ChunkId)> =
             stored.iter().map(|(first, id)| (&**first, *id)).collect();
-        put(Kind::Metadata, &index_page(1, &listed))
+        put(SegmentKind::Metadata, &index_page(1, &listed))
     });
     restore_in_little_memory(&root, &id, "paths with long shared prefixes");
 
@@ -914,10 +918,10 @@ fn bombs_do_not_take_memory() {
                 .chunks(3)
                 .map(|three| {
                     let entries: Vec<Vec<u8>> = three.iter().map(|path| make(path)).collect();
-                    (&*three[0], put(Kind::Metadata, &leaf(&entries)))
+                    (&*three[0], put(SegmentKind::Metadata, &leaf(&entries)))
                 })
                 .collect();
-            put(Kind::Metadata, &index_page(1, &stored))
+            put(SegmentKind::Metadata, &index_page(1, &stored))
         });
         restore_in_little_memory(&root, &id, what);
     }
@@ -939,7 +943,7 @@ fn craft_bomb(root: &Path, frame: &[u8]) -> SnapshotId {
     use store::id::SegmentId;
     use store::segment::{Header, Row, Trailer, file_name, frame_hash, table_frame};
     let config = fs::read(root.join("store.json")).expect("reads");
-    let header = Header { kind: Kind::Data, store_id: [7; 16], config }.to_frame();
+    let header = Header { kind: SegmentKind::Data, store_id: [7; 16], config }.to_frame();
     let chunk = ChunkId::of(b"never");
     let row = Row {
         id: chunk,
@@ -954,5 +958,5 @@ fn craft_bomb(root: &Path, frame: &[u8]) -> SnapshotId {
     fs::write(root.join(file_name(&SegmentId::of(&segment))), segment).expect("writes");
     let extent = array(&[bytes(chunk.as_bytes()), number(4 << 20)]);
     let file = raw("bomb", 1, &[(8, number(4 << 20)), (14, array(&[extent]))]);
-    stores::craft(root, |put| put(Kind::Metadata, &leaf(&[file])))
+    stores::craft(root, |put| put(SegmentKind::Metadata, &leaf(&[file])))
 }

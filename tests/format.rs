@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use store::codec::FrameDecoder;
-use store::entry::{Content, Entry, Kind, Time};
+use store::entry::{Content, Entry, EntryKind, Time};
 use store::id::{ChunkId, SegmentId};
 use store::recipe::{Extent, Recipe, RecipeWriter};
 use store::tree::TreeWriter;
@@ -36,8 +36,8 @@ fn numbers_in_the_document_are_those_of_the_code() {
         ("TAG_TABLE", tag(segment::TAG_TABLE)),
         ("TAG_TRAILER", tag(segment::TAG_TRAILER)),
         ("VERSION", segment::VERSION.to_string()),
-        ("KIND_DATA", (segment::Kind::Data as u8).to_string()),
-        ("KIND_METADATA", (segment::Kind::Metadata as u8).to_string()),
+        ("KIND_DATA", (segment::SegmentKind::Data as u8).to_string()),
+        ("KIND_METADATA", (segment::SegmentKind::Metadata as u8).to_string()),
         ("HEADER_FIXED_LEN", segment::HEADER_FIXED_LEN.to_string()),
         ("ROW_LEN", segment::ROW_LEN.to_string()),
         ("TRAILER_LEN", segment::TRAILER_LEN.to_string()),
@@ -147,7 +147,7 @@ fn the_script_restores_everything() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
-fn entry(path: &str, kind: Kind) -> Entry {
+fn entry(path: &str, kind: EntryKind) -> Entry {
     let mtime = Some(Time { seconds: -1, nanoseconds: 999_999_999 });
     Entry { mtime, ..Entry::new(path.into(), kind, 0o700) }
 }
@@ -159,8 +159,8 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
     stores::init_small(&store);
     let mut expected = Vec::new();
     let id = stores::craft(&store, |put| {
-        let letters = [0, 1, 2, 3].map(|n| put(segment::Kind::Data, &[n; 9]));
-        let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
+        let letters = [0, 1, 2, 3].map(|n| put(segment::SegmentKind::Data, &[n; 9]));
+        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
         let mut recipe = RecipeWriter::default();
         for n in 0..60 * 4096_usize {
             let chunk = letters[n % 4];
@@ -179,7 +179,8 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
         assert_eq!(recipe.level, 2);
         let mut tree = TreeWriter::default();
         for n in 0..400 {
-            tree.push(&entry(&format!("dir-{n:03}"), Kind::Directory), &mut put).expect("puts");
+            tree.push(&entry(&format!("dir-{n:03}"), EntryKind::Directory), &mut put)
+                .expect("puts");
         }
         tree.push(&file("file", recipe, size), &mut put).expect("puts");
         tree.finish(&mut put).expect("puts")
@@ -191,7 +192,7 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
 }
 
 fn file(name: &str, recipe: Recipe, size: u64) -> Entry {
-    Entry { content: Content::Recipe(recipe), size, ..entry(name, Kind::File) }
+    Entry { content: Content::Recipe(recipe), size, ..entry(name, EntryKind::File) }
 }
 
 #[test]
@@ -205,11 +206,11 @@ fn the_script_reads_recipes_in_columns() {
     let mut expected = Vec::new();
     let id = stores::craft(&store, |put| {
         let ids: Vec<ChunkId> =
-            contents.iter().map(|content| put(segment::Kind::Data, content)).collect();
+            contents.iter().map(|content| put(segment::SegmentKind::Data, content)).collect();
         let mut groups = Vec::new();
         let mut put = |bytes: &[u8]| {
             groups.push(bytes[0]);
-            Ok(put(segment::Kind::Metadata, bytes))
+            Ok(put(segment::SegmentKind::Metadata, bytes))
         };
         let mut recipe = RecipeWriter::default();
         for n in 0..100_000_usize {
@@ -286,7 +287,7 @@ fn the_script_never_leaves_the_target() {
                 super::damage::raw_symlink("link", link),
                 super::damage::raw_file(path, b"evil"),
             ]);
-            put(segment::Kind::Metadata, &page)
+            put(segment::SegmentKind::Metadata, &page)
         });
         let output = restore_py(&store, &id.to_string(), &target);
         output.ends_with(1);

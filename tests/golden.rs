@@ -12,7 +12,7 @@ use store::backup::{About, Options};
 use store::check::{ReadData, check};
 use store::config::Config;
 use store::dump;
-use store::entry::{Content, Entry, Kind, Time, display_path};
+use store::entry::{Content, Entry, EntryKind, Time, display_path};
 use store::id::{ChunkId, SnapshotId};
 use store::recipe::{Extent, Extents};
 use store::restore::{Report, restore};
@@ -133,7 +133,7 @@ fn line(store: &Store, entry: &Entry, source: &str) -> String {
     let name = &entry.path[tree_path(Path::new(source)).len()..];
     let Time { seconds, nanoseconds } = entry.mtime.expect("below the source");
     let mut line = format!("{}{:04o} {seconds}.{nanoseconds:09}", entry.kind.letter(), entry.mode);
-    if entry.kind == Kind::File {
+    if entry.kind == EntryKind::File {
         let bytes = content(store, entry);
         write!(line, " {} {}", bytes.len(), blake3::hash(&bytes)).expect("grows");
         line += &layout(store, entry);
@@ -145,7 +145,7 @@ fn line(store: &Store, entry: &Entry, source: &str) -> String {
         write!(line, " {}={}", display_path(name), display_path(value)).expect("grows");
     }
     write!(line, " .{}", display_path(name)).expect("grows");
-    if entry.kind == Kind::Symlink {
+    if entry.kind == EntryKind::Symlink {
         write!(line, " -> {}", display_path(&entry.target)).expect("grows");
     }
     line
@@ -242,14 +242,14 @@ fn assert_restored(store: &Store, entry: &Entry, path: &Path, has_xattrs: bool) 
     let found = path.symlink_metadata().unwrap_or_else(|error| panic!("{path:?}: {error}"));
     let time = entry.mtime.map(|time| (time.seconds, i64::from(time.nanoseconds)));
     assert_eq!(time, Some((found.mtime(), found.mtime_nsec())), "{path:?}");
-    if entry.kind == Kind::Symlink {
+    if entry.kind == EntryKind::Symlink {
         let target = fs::read_link(path).expect("a link");
         assert_eq!(target.as_os_str().as_bytes(), entry.target, "{path:?}");
         return;
     }
     assert_eq!(found.mode() & 0o7777, entry.mode, "{path:?}");
-    assert_eq!(found.is_dir(), entry.kind == Kind::Directory, "{path:?}");
-    if entry.kind == Kind::File {
+    assert_eq!(found.is_dir(), entry.kind == EntryKind::Directory, "{path:?}");
+    if entry.kind == EntryKind::File {
         assert!(fs::read(path).expect("reads") == content(store, entry), "{path:?}");
     }
     for (name, value) in entry.xattrs.iter().filter(|_| has_xattrs) {

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use store::check::{ReadData, check};
-use store::entry::{Content, Entry, HardLink, Kind, Time};
+use store::entry::{Content, Entry, EntryKind, HardLink, Time};
 use store::id::{ChunkId, SnapshotId};
 use store::recipe::{Extent, RecipeWriter};
 use store::restore::{Report, restore};
@@ -79,7 +79,7 @@ impl File {
 
     fn push(&mut self, extent: Extent, bytes: &[u8], put: &mut Put<'_>) {
         self.content.extend_from_slice(bytes);
-        let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
+        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
         self.recipe.push(extent, &mut put).expect("puts");
     }
 
@@ -87,7 +87,7 @@ impl File {
     fn fill(&mut self, count: usize, put: &mut Put<'_>) {
         let chunks: Vec<Vec<u8>> = (0..8).map(old).collect();
         let ids: Vec<ChunkId> =
-            chunks.iter().map(|bytes| put(segment::Kind::Data, bytes)).collect();
+            chunks.iter().map(|bytes| put(segment::SegmentKind::Data, bytes)).collect();
         for n in 0..count {
             let (which, offset) = (n % 7 + n / 1000 % 2, n * 31 % (CHUNK - 200));
             let len = if n == count - 9 { CHUNK - offset } else { n % 199 + 1 };
@@ -107,19 +107,19 @@ impl File {
     /// Returns its entry and its expected content.
     fn finish(self, name: &str, put: &mut Put<'_>) -> (Entry, Vec<u8>) {
         let size = self.recipe.len();
-        let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
+        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
         let recipe = self.recipe.finish(&mut put).expect("puts");
         let content = Content::Recipe(recipe);
         let mtime = Some(Time { seconds: 5, nanoseconds: 6 });
-        let file = Entry::new(name.into(), Kind::File, 0o640);
+        let file = Entry::new(name.into(), EntryKind::File, 0o640);
         (Entry { mtime, size, content, ..file }, self.content)
     }
 }
 
-type Put<'a> = dyn FnMut(segment::Kind, &[u8]) -> ChunkId + 'a;
+type Put<'a> = dyn FnMut(segment::SegmentKind, &[u8]) -> ChunkId + 'a;
 
 fn tree(entries: &[Entry], put: &mut Put<'_>) -> ChunkId {
-    let mut put = |bytes: &[u8]| Ok(put(segment::Kind::Metadata, bytes));
+    let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
     let mut tree = TreeWriter::default();
     entries.iter().for_each(|entry| tree.push(entry, &mut put).expect("puts"));
     tree.finish(&mut put).expect("puts")
@@ -216,7 +216,7 @@ fn slices_beyond_their_chunk_are_found_and_never_restored() {
         let entries = slices.map(|(name, offset, len)| {
             let mut file = File::new();
             file.fill(900, put);
-            let chunk = put(segment::Kind::Data, &old(3));
+            let chunk = put(segment::SegmentKind::Data, &old(3));
             file.push(Extent::Slice { chunk, offset, len }, b"", put);
             file.fill(900, put);
             file.finish(name, put).0

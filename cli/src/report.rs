@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
-use store::entry::{Entry, Kind, Time, display_path};
+use store::entry::{Entry, EntryKind, Time, display_path};
 use store::snapshot::Statistics;
 
 /// Formats a number of bytes in binary units.
@@ -108,13 +108,13 @@ pub fn owner(entry: &Entry) -> (String, String) {
 /// Returns an entry as JSON.
 pub fn entry_json(entry: &Entry) -> Value {
     let kind = match entry.kind {
-        Kind::File => "file",
-        Kind::Directory => "dir",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::CharDevice => "chardev",
-        Kind::BlockDevice => "dev",
+        EntryKind::File => "file",
+        EntryKind::Directory => "dir",
+        EntryKind::Symlink => "symlink",
+        EntryKind::Fifo => "fifo",
+        EntryKind::Socket => "socket",
+        EntryKind::CharDevice => "chardev",
+        EntryKind::BlockDevice => "dev",
     };
     let mut value = json!({
         "type": kind,
@@ -136,7 +136,7 @@ pub fn entry_json(entry: &Entry) -> Value {
     }
     put_path(&mut value, "path", &[b"/", &entry.path[..]].concat());
     put_path(&mut value, "name", entry.name());
-    if entry.kind == Kind::Symlink {
+    if entry.kind == EntryKind::Symlink {
         put_path(&mut value, "linktarget", &entry.target);
     }
     value

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use store::entry::{Entry, Kind, path_cmp};
+use store::entry::{Entry, EntryKind, path_cmp};
 use store::id::ChunkId;
 use store::store::Store;
 
@@ -157,7 +157,7 @@ fn has_file_in_tree(store: &Store, root: &ChunkId, dir: &Path) -> Result<bool> {
     let path = store::backup::tree_path(dir);
     for entry in store::tree::TreeReader::within(root, &path, &get) {
         store.observer().progress().check()?;
-        if entry.map_err(|lost| lost.error)?.kind == Kind::File {
+        if entry.map_err(|lost| lost.error)?.kind == EntryKind::File {
             return Ok(true);
         }
     }
@@ -179,13 +179,13 @@ fn has_file_on_machine(dir: &Path) -> bool {
 }
 
 fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {
-    let content = if reads && entry.kind == Kind::File && entry.size <= CONTENT_BYTES_MAX {
+    let content = if reads && entry.kind == EntryKind::File && entry.size <= CONTENT_BYTES_MAX {
         let mut content = Vec::new();
         store::dump::dump(store, entry, &mut content)?.ok().map(|()| content)
     } else {
         None
     };
-    Ok(Seen { is_dir: entry.kind == Kind::Directory, size: entry.size, content })
+    Ok(Seen { is_dir: entry.kind == EntryKind::Directory, size: entry.size, content })
 }
 
 fn look_at_machine(path: &Path, reads: bool) -> Option<Seen> {

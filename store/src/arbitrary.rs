@@ -1,6 +1,6 @@
 //! Arbitrary values for the property tests of the other modules.
 
-use crate::entry::{Content, Entry, HardLink, Kind, Owner, Time, is_valid_path, path_cmp};
+use crate::entry::{Content, Entry, EntryKind, HardLink, Owner, Time, is_valid_path, path_cmp};
 use crate::id::ChunkId;
 use crate::limits;
 use crate::recipe::{Extent, Recipe};
@@ -207,7 +207,7 @@ pub fn found_path() -> impl Strategy<Value = Vec<u8>> {
 
 /// An entry that a backup could have made, at the path `x`.
 pub fn entry() -> impl Strategy<Value = Entry> {
-    let kind = proptest::sample::select(&Kind::ALL[..]);
+    let kind = proptest::sample::select(&EntryKind::ALL[..]);
     let stamps = (option::of(time()), option::of(time()), any::<u64>());
     let link = option::of((any::<u64>(), any::<u64>()));
     let xattrs = vec((text(), vec(any::<u8>(), 0..9)), 0..3);
@@ -216,7 +216,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
     (kind, 0..=0o7777u32, owner(), stamps, rest).prop_map(|(kind, mode, owner, stamps, rest)| {
         let (mtime, ctime, inode) = stamps;
         let (target, content, link, xattrs, device, unused) = rest;
-        let content = if kind == Kind::File { content } else { Content::Empty };
+        let content = if kind == EntryKind::File { content } else { Content::Empty };
         Entry {
             path: b"x".to_vec(),
             kind,
@@ -226,7 +226,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
             ctime,
             inode,
             size: content_len(&content),
-            target: if kind == Kind::Symlink { target } else { Vec::new() },
+            target: if kind == EntryKind::Symlink { target } else { Vec::new() },
             hard_link: link.map(|(file_system, names)| HardLink { file_system, names }),
             xattrs,
             device,

@@ -19,7 +19,7 @@ use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
 use crate::store::shard_dir;
 use crate::store::{INDEX_FILE, Store};
-use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
+use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -553,9 +553,9 @@ impl Check<'_> {
                 .map(|(place, part)| {
                     self.store.observer().progress().check()?;
                     match part {
-                        Part::Known => Ok(true),
-                        Part::Leaf => self.leaf(id, place),
-                        Part::Lost(error) => {
+                        OutlinePart::Known => Ok(true),
+                        OutlinePart::Leaf => self.leaf(id, place),
+                        OutlinePart::Lost(error) => {
                             self.page_lost(id, place, error.to_string());
                             Ok(false)
                         }
@@ -710,7 +710,7 @@ mod tests {
     use crate::config::Config;
     use crate::observe::Silent;
     use crate::packer::Packer;
-    use crate::segment::Kind;
+    use crate::segment::SegmentKind;
     use crate::store::Purpose;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
@@ -775,7 +775,7 @@ mod tests {
         let store = Store::open_backend(backend, index, Purpose::Write, observer).expect("opens");
         let packer = Packer::new(&store, false);
         for chunk in chunks {
-            packer.put(Kind::Data, chunk).expect("puts");
+            packer.put(SegmentKind::Data, chunk).expect("puts");
         }
         packer.finish().expect("finishes");
     }

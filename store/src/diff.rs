@@ -4,7 +4,7 @@ use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::store::Store;
-use crate::tree::{self, Lost, Part, Place, Span, TreeReader};
+use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
@@ -34,7 +34,7 @@ pub fn diff(
     let outline = |root| tree::outline(root, &get, &|_| false, &mut |_| {});
     let (left, right) = (outline(first), outline(second));
     let shared: HashSet<ChunkId> = {
-        let pages = |parts: &[(Place, Part)]| -> HashSet<ChunkId> {
+        let pages = |parts: &[(Place, OutlinePart)]| -> HashSet<ChunkId> {
             parts.iter().map(|(place, _)| place.child.page).collect()
         };
         pages(&left).intersection(&pages(&right)).copied().collect()
@@ -109,15 +109,15 @@ fn compare(a: Entry, b: Entry) -> Option<Change> {
 }
 
 fn entries<'a>(
-    parts: Vec<(Place, Part)>,
+    parts: Vec<(Place, OutlinePart)>,
     shared: &'a HashSet<ChunkId>,
     get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
 ) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
     let parts = parts.into_iter().filter(|(place, _)| !shared.contains(&place.child.page));
     parts.flat_map(move |(place, part)| {
         let (lost, leaf) = match part {
-            Part::Lost(error) => (Some(place.lost(error)), None),
-            Part::Leaf | Part::Known => (None, Some(TreeReader::at(place, get))),
+            OutlinePart::Lost(error) => (Some(place.lost(error)), None),
+            OutlinePart::Leaf | OutlinePart::Known => (None, Some(TreeReader::at(place, get))),
         };
         lost.map(Err).into_iter().chain(leaf.into_iter().flatten())
     })

@@ -28,7 +28,7 @@ impl Time {
 
 /// Type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum EntryKind {
     /// A regular file.
     File = 1,
     /// A directory.
@@ -45,40 +45,40 @@ pub enum Kind {
     BlockDevice = 7,
 }
 
-impl Kind {
-    pub(crate) const ALL: [Kind; 7] = [
-        Kind::File,
-        Kind::Directory,
-        Kind::Symlink,
-        Kind::Fifo,
-        Kind::Socket,
-        Kind::CharDevice,
-        Kind::BlockDevice,
+impl EntryKind {
+    pub(crate) const ALL: [EntryKind; 7] = [
+        EntryKind::File,
+        EntryKind::Directory,
+        EntryKind::Symlink,
+        EntryKind::Fifo,
+        EntryKind::Socket,
+        EntryKind::CharDevice,
+        EntryKind::BlockDevice,
     ];
 
     /// Returns the name of the kind, for messages.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::File => "a file",
-            Kind::Directory => "a directory",
-            Kind::Symlink => "a symbolic link",
-            Kind::Fifo => "a FIFO",
-            Kind::Socket => "a socket",
-            Kind::CharDevice => "a character device",
-            Kind::BlockDevice => "a block device",
+            EntryKind::File => "a file",
+            EntryKind::Directory => "a directory",
+            EntryKind::Symlink => "a symbolic link",
+            EntryKind::Fifo => "a FIFO",
+            EntryKind::Socket => "a socket",
+            EntryKind::CharDevice => "a character device",
+            EntryKind::BlockDevice => "a block device",
         }
     }
 
     /// Returns its letter, as `ls -l` and `find -type` use it.
     pub fn letter(self) -> char {
         match self {
-            Kind::File => '-',
-            Kind::Directory => 'd',
-            Kind::Symlink => 'l',
-            Kind::Fifo => 'p',
-            Kind::Socket => 's',
-            Kind::CharDevice => 'c',
-            Kind::BlockDevice => 'b',
+            EntryKind::File => '-',
+            EntryKind::Directory => 'd',
+            EntryKind::Symlink => 'l',
+            EntryKind::Fifo => 'p',
+            EntryKind::Socket => 's',
+            EntryKind::CharDevice => 'c',
+            EntryKind::BlockDevice => 'b',
         }
     }
 }
@@ -127,7 +127,7 @@ pub struct Entry {
     /// Absolute path without the leading `/`. Any bytes except NUL; `/` separates components.
     pub path: Vec<u8>,
     /// Type.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Permission bits with setuid, setgid and sticky: 0 to 0o7777.
     pub mode: u32,
     /// Owner and group.
@@ -159,7 +159,7 @@ pub struct Entry {
 
 impl Entry {
     /// Creates an entry without content and with default metadata.
-    pub fn new(path: Vec<u8>, kind: Kind, mode: u32) -> Entry {
+    pub fn new(path: Vec<u8>, kind: EntryKind, mode: u32) -> Entry {
         Entry {
             path,
             kind,
@@ -414,7 +414,7 @@ impl Entry {
         if times.iter().flatten().any(|time| time.nanoseconds > NANOSECONDS_MAX) {
             return Err("a timestamp has more than 999999999 nanoseconds".into());
         }
-        if self.kind == Kind::Symlink {
+        if self.kind == EntryKind::Symlink {
             check_target(&self.target)?;
         }
         let (major, minor) = self.device.unwrap_or_default();
@@ -453,7 +453,7 @@ impl Entry {
                 len.ok_or("its recipe exceeds the maximum file size")?
             }
         };
-        if len != self.size || (self.size != 0 && self.kind != Kind::File) {
+        if len != self.size || (self.size != 0 && self.kind != EntryKind::File) {
             return Err("its size does not match its content".into());
         }
         if self.size > limits::FILE_BYTES_MAX {
@@ -556,7 +556,7 @@ pub(crate) struct Decoded {
 struct Fields<'p> {
     shared: u64,
     suffix: Option<&'p [u8]>,
-    kind: Option<Kind>,
+    kind: Option<EntryKind>,
     mode: Option<u32>,
     owner: Option<Arc<Owner>>,
     /// All other fields.
@@ -568,7 +568,7 @@ struct Fields<'p> {
 
 impl<'p> Fields<'p> {
     fn new() -> Fields<'p> {
-        let entry = Entry::new(Vec::new(), Kind::File, 0);
+        let entry = Entry::new(Vec::new(), EntryKind::File, 0);
         let (suffix, kind, mode, owner, trouble) = Default::default();
         Fields { shared: 0, suffix, kind, mode, owner, entry, level: 0, trouble }
     }
@@ -608,7 +608,7 @@ impl<'p> Fields<'p> {
             field::SUFFIX => self.suffix = Some(input.bytes()?),
             field::KIND => {
                 let byte = input.u8()?;
-                self.kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == byte);
+                self.kind = EntryKind::ALL.into_iter().find(|kind| *kind as u8 == byte);
             }
             field::MODE => self.mode = Some(input.u32()?),
             field::OWNER => self.owner = owners.get(input.u32()? as usize).cloned().flatten(),
@@ -774,7 +774,7 @@ mod tests {
             (b"user.large".to_vec(), vec![2; limits::XATTR_BYTES_MAX + 1]),
             (b"user.small".to_vec(), vec![3]),
         ];
-        let file = Entry::new(b"a".to_vec(), Kind::File, 0o600);
+        let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o600);
         let mut entry =
             Entry { mtime: Some(odd), owner: Arc::new(owner), xattrs: xattrs.clone(), ..file };
         assert!(entry.check().is_err());

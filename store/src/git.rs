@@ -8,7 +8,7 @@
 //! only if no housekeeping ran. git never changes a file in place but renames complete files, so an
 //! open file never changes.
 
-use crate::entry::Kind;
+use crate::entry::EntryKind;
 use std::io;
 
 /// Returns true if a directory with this content is a git directory, by git's own rules. `head`
@@ -18,17 +18,17 @@ use std::io;
 /// Directories whose `objects` or `refs` are symbolic links do not count, because the files that
 /// need an order are elsewhere.
 pub fn is_git_dir<'a>(
-    content: impl Iterator<Item = (&'a [u8], Kind)>,
+    content: impl Iterator<Item = (&'a [u8], EntryKind)>,
     head: impl FnOnce() -> io::Result<Vec<u8>>,
 ) -> bool {
     let mut found = [false; 3];
     let mut is_link = false;
     for item in content {
         match item {
-            (b"HEAD", Kind::File) => found[0] = true,
-            (b"HEAD", Kind::Symlink) => (found[0], is_link) = (true, true),
-            (b"objects", Kind::Directory) => found[1] = true,
-            (b"refs", Kind::Directory) => found[2] = true,
+            (b"HEAD", EntryKind::File) => found[0] = true,
+            (b"HEAD", EntryKind::Symlink) => (found[0], is_link) = (true, true),
+            (b"objects", EntryKind::Directory) => found[1] = true,
+            (b"refs", EntryKind::Directory) => found[2] = true,
             _ => {}
         }
     }
@@ -210,8 +210,11 @@ mod tests {
 
     #[test]
     fn a_head_that_cannot_be_read_makes_no_other_directory_of_it() {
-        let content: [(&[u8], Kind); 3] =
-            [(b"HEAD", Kind::File), (b"objects", Kind::Directory), (b"refs", Kind::Directory)];
+        let content: [(&[u8], EntryKind); 3] = [
+            (b"HEAD", EntryKind::File),
+            (b"objects", EntryKind::Directory),
+            (b"refs", EntryKind::Directory),
+        ];
         let with = |head: io::Result<Vec<u8>>| is_git_dir(content.into_iter(), || head);
         assert!(with(Ok(b"ref: refs/heads/main\n".to_vec())));
         assert!(with(Err(io::ErrorKind::PermissionDenied.into())));

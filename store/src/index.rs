@@ -7,7 +7,7 @@
 use crate::backend::local::{give_to_owner, sync_dir};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::segment::{Kind, Row};
+use crate::segment::{Row, SegmentKind};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -60,7 +60,7 @@ pub struct Location {
     /// Id of the segment.
     pub segment: SegmentId,
     /// Kind of the segment's chunks.
-    pub kind: Kind,
+    pub kind: SegmentKind,
     /// True if the segment was intact when last examined.
     pub is_healthy: bool,
     /// Byte offset in the segment.
@@ -77,7 +77,7 @@ pub struct Segment {
     /// Id of the segment.
     pub id: SegmentId,
     /// Kind of its chunks.
-    pub kind: Kind,
+    pub kind: SegmentKind,
     /// Length of its file in bytes.
     pub len: u64,
     /// True if its table was intact.
@@ -377,7 +377,7 @@ impl Index {
     }
 
     /// Returns the totals of one kind of chunks. Reads the whole index.
-    pub fn totals(&self, kind: Kind) -> Result<Totals> {
+    pub fn totals(&self, kind: SegmentKind) -> Result<Totals> {
         self.with(|connection| {
             let kind = kind as i64;
             let (segments, segment_bytes) = connection.query_row(
@@ -422,8 +422,8 @@ fn has_log(path: &Path) -> bool {
     read.is_ok() && header[18..] == [2, 2]
 }
 
-fn kind(number: i64) -> Kind {
-    if number == Kind::Metadata as i64 { Kind::Metadata } else { Kind::Data }
+fn kind(number: i64) -> SegmentKind {
+    if number == SegmentKind::Metadata as i64 { SegmentKind::Metadata } else { SegmentKind::Data }
 }
 
 /// Opens an existing database.
@@ -624,7 +624,7 @@ mod tests {
         let builder = Builder::new(&dir.join("index.sqlite"), 0o600, &[1; 16]).expect("begins");
         let index = builder.finish(true, &[1; 16]).expect("builds");
         let id = SegmentId::of(b"segment");
-        let segment = Segment { id, kind: Kind::Data, len: 100, is_healthy: true };
+        let segment = Segment { id, kind: SegmentKind::Data, len: 100, is_healthy: true };
         index.add(&segment, &[]).expect("adds");
         (index, id)
     }
@@ -673,7 +673,7 @@ mod tests {
         let row = Row { id, offset: 10, stored_len: 20, plain_len: 30 };
         let segment = |name: &[u8], is_healthy| Segment {
             id: SegmentId::of(name),
-            kind: Kind::Data,
+            kind: SegmentKind::Data,
             len: 100,
             is_healthy,
         };

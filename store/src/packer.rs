@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
 use crate::limits;
-use crate::segment::{self, Header, Kind, Row, Trailer};
+use crate::segment::{self, Header, Row, SegmentKind, Trailer};
 use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
@@ -63,7 +63,7 @@ pub struct Packer<'a> {
 
 /// A segment that still receives chunks.
 struct OpenSegment {
-    kind: Kind,
+    kind: SegmentKind,
     pending: Box<dyn Pending>,
     header: Vec<u8>,
     hasher: blake3::Hasher,
@@ -75,7 +75,7 @@ struct OpenSegment {
 /// A segment whose bytes are all written.
 struct FullSegment {
     id: SegmentId,
-    kind: Kind,
+    kind: SegmentKind,
     len: u64,
     pending: Box<dyn Pending>,
     rows: Vec<Row>,
@@ -120,7 +120,7 @@ impl<'a> Packer<'a> {
     }
 
     /// Stores a chunk unless the store has it. Durable only after [`finish`](Self::finish).
-    pub fn put(&self, kind: Kind, plain: &[u8]) -> Result<Stored> {
+    pub fn put(&self, kind: SegmentKind, plain: &[u8]) -> Result<Stored> {
         let id = ChunkId::of(plain);
         {
             let mut claimed = self.claimed.lock();
@@ -152,14 +152,14 @@ impl<'a> Packer<'a> {
         })
     }
 
-    fn slot(&self, kind: Kind) -> MutexGuard<'_, Option<OpenSegment>> {
+    fn slot(&self, kind: SegmentKind) -> MutexGuard<'_, Option<OpenSegment>> {
         match kind {
-            Kind::Data => self.data.lock(),
-            Kind::Metadata => self.metadata.lock(),
+            SegmentKind::Data => self.data.lock(),
+            SegmentKind::Metadata => self.metadata.lock(),
         }
     }
 
-    fn append(&self, kind: Kind, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
+    fn append(&self, kind: SegmentKind, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
         let mut slot = self.slot(kind);
         let open = match &mut *slot {
             Some(open) => open,
@@ -169,16 +169,16 @@ impl<'a> Packer<'a> {
         if open.is_full() {
             let full = slot.take();
             drop(slot);
-            if kind == Kind::Metadata {
+            if kind == SegmentKind::Metadata {
                 // Metadata never becomes durable before the data it refers to.
-                self.close(Kind::Data)?;
+                self.close(SegmentKind::Data)?;
             }
             self.hand_over(full)?;
         }
         Ok(())
     }
 
-    fn begin(&self, kind: Kind) -> Result<OpenSegment> {
+    fn begin(&self, kind: SegmentKind) -> Result<OpenSegment> {
         let store = self.store;
         let header = Header { kind, store_id: store.store_id, config: store.config_bytes.clone() };
         let pending = store.backend.create().map_err(Error::store_write("a new segment"))?;
@@ -194,7 +194,7 @@ impl<'a> Packer<'a> {
         })
     }
 
-    fn close(&self, kind: Kind) -> Result<()> {
+    fn close(&self, kind: SegmentKind) -> Result<()> {
         let open = self.slot(kind).take();
         self.hand_over(open)
     }
@@ -222,8 +222,8 @@ impl<'a> Packer<'a> {
 
     /// Makes everything durable and adds it to the index, data before metadata.
     pub fn finish(&self) -> Result<()> {
-        self.close(Kind::Data)?;
-        self.close(Kind::Metadata)?;
+        self.close(SegmentKind::Data)?;
+        self.close(SegmentKind::Metadata)?;
         self.join()
     }
 }
@@ -264,8 +264,8 @@ impl OpenSegment {
 
     fn is_full(&self) -> bool {
         let target = match self.kind {
-            Kind::Data => limits::DATA_SEGMENT_BYTES,
-            Kind::Metadata => limits::METADATA_SEGMENT_BYTES,
+            SegmentKind::Data => limits::DATA_SEGMENT_BYTES,
+            SegmentKind::Metadata => limits::METADATA_SEGMENT_BYTES,
         };
         self.len >= target || self.rows.len() >= limits::SEGMENT_CHUNKS_MAX
     }
@@ -335,7 +335,7 @@ mod tests {
     }
 
     /// Returns the kinds of the segments in the order of publication.
-    fn published_kinds(store: &Store, log: &Log) -> Vec<Kind> {
+    fn published_kinds(store: &Store, log: &Log) -> Vec<SegmentKind> {
         let mut kinds = HashMap::new();
         for shard in 0..=255 {
             for segment in store.index().segments(shard).expect("asks") {
@@ -356,9 +356,9 @@ mod tests {
         let (store, log) = recorded(&dir);
         let packer = Packer::new(&store, false);
         for number in 0..70 {
-            packer.put(Kind::Data, &large(number)).expect("puts");
+            packer.put(SegmentKind::Data, &large(number)).expect("puts");
         }
-        packer.put(Kind::Metadata, b"page").expect("puts");
+        packer.put(SegmentKind::Metadata, b"page").expect("puts");
         packer.finish().expect("finishes");
         let mut unsynced: HashMap<usize, bool> = HashMap::new();
         let mut published = 0;
@@ -382,17 +382,17 @@ mod tests {
             let dir = tempfile::tempdir().expect("a directory");
             let (store, log) = recorded(&dir);
             let packer = Packer::new(&store, false);
-            packer.put(Kind::Data, b"content").expect("puts");
+            packer.put(SegmentKind::Data, b"content").expect("puts");
             for number in 0..pages {
-                packer.put(Kind::Metadata, &large(number)).expect("puts");
+                packer.put(SegmentKind::Metadata, &large(number)).expect("puts");
             }
-            packer.put(Kind::Data, b"more content").expect("puts");
+            packer.put(SegmentKind::Data, b"more content").expect("puts");
             packer.finish().expect("finishes");
             let kinds = published_kinds(&store, &log);
-            let mut expected = vec![Kind::Data, Kind::Metadata];
+            let mut expected = vec![SegmentKind::Data, SegmentKind::Metadata];
             if pages > 1 {
                 // Full segments of metadata, then the rest in the usual order.
-                expected.extend([Kind::Metadata, Kind::Data, Kind::Metadata]);
+                expected.extend([SegmentKind::Metadata, SegmentKind::Data, SegmentKind::Metadata]);
             }
             assert_eq!(kinds, expected, "{pages} pages");
         }

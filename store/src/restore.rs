@@ -16,7 +16,7 @@ mod hidden_refs;
 mod runs;
 mod window;
 
-use crate::entry::{Entry, Kind, is_within};
+use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
@@ -211,7 +211,7 @@ fn store_place(
     let get = |id: &ChunkId| store.chunk(id);
     let would_be_put_there = |entry: &Entry| {
         is_within(&entry.path, from)
-            && (entry.path != tree_path || entry.kind != Kind::Directory)
+            && (entry.path != tree_path || entry.kind != EntryKind::Directory)
             && options.selects(&entry.path)
     };
     if TreeReader::within(root, &tree_path, &get).flatten().any(|e| would_be_put_there(&e)) {
@@ -252,7 +252,7 @@ fn prefix(
         return Ok((Vec::new(), false));
     }
     match TreeReader::within(root, from, get).next() {
-        Some(Ok(entry)) if entry.path == from && entry.kind != Kind::Directory => {
+        Some(Ok(entry)) if entry.path == from && entry.kind != EntryKind::Directory => {
             Ok((source::split(from).0.to_vec(), false))
         }
         // The entry of a directory may be lost while that of a path in it is not.
@@ -289,7 +289,7 @@ fn selected<'a>(
             return Vec::new();
         }
         if !options.include.is_empty() && !options.include.covers(&entry.path) {
-            if entry.kind == Kind::Directory {
+            if entry.kind == EntryKind::Directory {
                 held.push(entry);
             }
             return Vec::new();

@@ -35,18 +35,18 @@ pub const TRAILER_LEN: usize = SKIPPABLE_HEAD_LEN + 8 + 4 + 4 + 32;
 
 /// Kind of the chunks in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum SegmentKind {
     /// Content of files.
     Data = 1,
     /// Tree pages and recipes.
     Metadata = 2,
 }
 
-impl Kind {
-    fn from_byte(byte: u8) -> Option<Kind> {
+impl SegmentKind {
+    fn from_byte(byte: u8) -> Option<SegmentKind> {
         match byte {
-            1 => Some(Kind::Data),
-            2 => Some(Kind::Metadata),
+            1 => Some(SegmentKind::Data),
+            2 => Some(SegmentKind::Metadata),
             _ => None,
         }
     }
@@ -93,7 +93,7 @@ impl Row {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Kind of the chunks.
-    pub kind: Kind,
+    pub kind: SegmentKind,
     /// The store this segment was written for.
     pub store_id: [u8; 16],
     /// A copy of that store's `store.json`, in case the file is lost.
@@ -124,7 +124,8 @@ impl Header {
         if version != VERSION {
             return Err(format!("its version is {version}; this program reads {VERSION}"));
         }
-        let kind = rest.get(2).and_then(|b| Kind::from_byte(*b)).ok_or("its kind is unknown")?;
+        let kind =
+            rest.get(2).and_then(|b| SegmentKind::from_byte(*b)).ok_or("its kind is unknown")?;
         if rest.get(3) != Some(&0) {
             return Err("this program does not know its encryption".into());
         }
@@ -276,7 +277,7 @@ mod tests {
 
     /// A header, and rows that follow it without gaps.
     fn parts() -> impl Strategy<Value = (Header, Vec<Row>)> {
-        let kind = prop_oneof![Just(Kind::Data), Just(Kind::Metadata)];
+        let kind = prop_oneof![Just(SegmentKind::Data), Just(SegmentKind::Metadata)];
         let header = (kind, any::<[u8; 16]>(), noise())
             .prop_map(|(kind, store_id, config)| Header { kind, store_id, config });
         let stored_len = 0..=limits::STORED_BYTES_MAX as u32;

@@ -3,7 +3,7 @@
 //! Paths may be longer than a system call accepts. Any process may replace a directory by a
 //! symbolic link at any time; nothing here follows links below the open directory.
 
-use crate::entry::{Kind, Owner, Time, Xattrs, display_path};
+use crate::entry::{EntryKind, Owner, Time, Xattrs, display_path};
 use parking_lot::Mutex;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -37,7 +37,7 @@ const LEASE_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// Type.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Permission bits with setuid, setgid and sticky.
     pub mode: u32,
     /// User number.
@@ -66,13 +66,13 @@ impl Stat {
     fn new(stat: &Statx) -> io::Result<Stat> {
         let mode = u32::from(stat.stx_mode);
         let kind = match FileType::from_raw_mode(mode) {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Directory,
-            FileType::Symlink => Kind::Symlink,
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::Socket,
-            FileType::CharacterDevice => Kind::CharDevice,
-            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::RegularFile => EntryKind::File,
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Symlink,
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::Socket => EntryKind::Socket,
+            FileType::CharacterDevice => EntryKind::CharDevice,
+            FileType::BlockDevice => EntryKind::BlockDevice,
             _ => return Err(io::Error::other("its file type is unknown")),
         };
         let time =

@@ -735,7 +735,7 @@ impl Opening<'_> {
                 let found = rows.len();
                 let note = format!("{error}; found {found} intact chunks in it");
                 self.observer.event(Event::Warning(note));
-                let kind = segment::Kind::Data;
+                let kind = segment::SegmentKind::Data;
                 (Segment { id: *id, kind, len, is_healthy: false }, rows)
             }
         }

@@ -4,7 +4,7 @@
 //! tree or a process that swaps directories cannot lead it elsewhere. Several restores may write
 //! into one directory: each removes and renames only files that are provably its own.
 
-use crate::entry::{Entry, Kind, Time, is_within, path_cmp};
+use crate::entry::{Entry, EntryKind, Time, is_within, path_cmp};
 use crate::source::{self, Stat, split};
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -229,7 +229,7 @@ impl Target {
                 Err(error) => return Err(error.into()),
             }
             match source::stat_at(parent.as_fd(), name) {
-                Ok(stat) if stat.kind == Kind::Directory => {
+                Ok(stat) if stat.kind == EntryKind::Directory => {
                     self.meet_dir(path);
                     return Ok(false);
                 }
@@ -395,7 +395,7 @@ impl Target {
     }
 
     /// Returns the type of the object at a path, or `None`.
-    pub fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+    pub fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
         let (parent, name) = self.parent(path).ok()?;
         Some(source::stat_at(parent.as_fd(), name).ok()?.kind)
     }
@@ -421,7 +421,7 @@ impl Target {
             self.give_xattrs(node, entry, may_have_xattrs, &mut mode, &mut refused);
         }
         let wanted = safe_mode(entry, owner);
-        if entry.kind != Kind::Symlink && mode != Some(wanted) {
+        if entry.kind != EntryKind::Symlink && mode != Some(wanted) {
             node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
         }
         if let Some(mtime) = entry.mtime.filter(|mtime| is_new || *mtime != stat.mtime) {
@@ -480,7 +480,7 @@ impl Target {
         let changes = gone.chain(set.map(|(name, value)| (name, Some(value))));
         for (name, value) in changes {
             let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
-            if matches!(changed, Err(Errno::ACCESS)) && entry.kind != Kind::Symlink {
+            if matches!(changed, Err(Errno::ACCESS)) && entry.kind != EntryKind::Symlink {
                 // `user.` attributes require write permission; the mode is set afterwards.
                 let writable = mode.unwrap_or(entry.mode) | OWNER_ALL;
                 if node.chmod(writable & 0o777).is_ok() {
@@ -686,7 +686,7 @@ pub fn is_mark(name: &[u8]) -> bool {
 
 /// Returns true if another restore is writing this file.
 pub fn is_being_written(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-    let is_file = || source::stat_at(dir, name).is_ok_and(|stat| stat.kind == Kind::File);
+    let is_file = || source::stat_at(dir, name).is_ok_and(|stat| stat.kind == EntryKind::File);
     is_unfinished(name) && is_file() && hold_abandoned(dir, name).is_none()
 }
 
@@ -699,7 +699,7 @@ fn hold_abandoned(dir: BorrowedFd<'_>, name: &[u8]) -> Option<OwnedFd> {
     let file = open(OFlags::RDONLY).or_else(|_| open(OFlags::WRONLY)).ok()?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
     let (open, found) = (source::stat_open(&file).ok()?, source::stat_at(dir, name).ok()?);
-    (open.kind == Kind::File && is_same_inode(&open, &found)).then_some(file)
+    (open.kind == EntryKind::File && is_same_inode(&open, &found)).then_some(file)
 }
 
 /// Removes unfinished files of killed restores.
@@ -729,8 +729,8 @@ fn rename_over(dir: BorrowedFd<'_>, from: &[u8], to: &[u8]) -> io::Result<()> {
 }
 
 /// Removes the object of this name; a directory only if it is empty.
-fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: Kind) -> io::Result<()> {
-    let is_dir = kind == Kind::Directory;
+fn remove_other(dir: BorrowedFd<'_>, name: &[u8], kind: EntryKind) -> io::Result<()> {
+    let is_dir = kind == EntryKind::Directory;
     let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
     ignore_missing(unlinkat(dir, name, flags))
 }
@@ -740,12 +740,12 @@ fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()>
     let make = |kind, device| mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device);
     let device = entry.device.map_or(0, |(major, minor)| makedev(major, minor));
     match entry.kind {
-        Kind::Symlink => symlinkat(&entry.target[..], parent, name),
-        Kind::Fifo => make(FileType::Fifo, 0),
-        Kind::Socket => make(FileType::Socket, 0),
-        Kind::CharDevice => make(FileType::CharacterDevice, device),
-        Kind::BlockDevice => make(FileType::BlockDevice, device),
-        Kind::File | Kind::Directory => unreachable!("made elsewhere"),
+        EntryKind::Symlink => symlinkat(&entry.target[..], parent, name),
+        EntryKind::Fifo => make(FileType::Fifo, 0),
+        EntryKind::Socket => make(FileType::Socket, 0),
+        EntryKind::CharDevice => make(FileType::CharacterDevice, device),
+        EntryKind::BlockDevice => make(FileType::BlockDevice, device),
+        EntryKind::File | EntryKind::Directory => unreachable!("made elsewhere"),
     }
 }
 
@@ -754,10 +754,12 @@ fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()>
 fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
     let is_alone = stat.names == 1 || entry.hard_link.is_some();
     let is_alike = match entry.kind {
-        Kind::Symlink => {
+        EntryKind::Symlink => {
             readlinkat(thing, c"", Vec::new()).is_ok_and(|target| target.to_bytes() == entry.target)
         }
-        Kind::CharDevice | Kind::BlockDevice => stat.node == entry.device.unwrap_or_default(),
+        EntryKind::CharDevice | EntryKind::BlockDevice => {
+            stat.node == entry.device.unwrap_or_default()
+        }
         _ => true,
     };
     stat.kind == entry.kind && is_alone && is_alike
@@ -769,7 +771,7 @@ fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
     let (uid, gid) = (entry.owner.uid, entry.owner.gid);
     let mut mode = entry.mode;
     // On a directory these bits grant no rights.
-    if entry.kind != Kind::Directory {
+    if entry.kind != EntryKind::Directory {
         mode &= if owner.0 == uid { !0 } else { !0o4000 };
         mode &= if owner.1 == gid { !0 } else { !0o2000 };
     }
@@ -802,7 +804,7 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8], device: u64, uid: u32) -> io:
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(error @ (Errno::ISDIR | Errno::PERM)) => {
             // It may be immutable. Only a directory has content to remove.
-            if source::stat_at(parent, name)?.kind != Kind::Directory {
+            if source::stat_at(parent, name)?.kind != EntryKind::Directory {
                 return Err(error.into());
             }
         }

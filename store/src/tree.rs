@@ -4,7 +4,7 @@
 //! pages, even if the rest of the tree changes. Leaf pages hold entries. Index pages list pages and
 //! are cut by the same rule with more bits, up to one root.
 
-use crate::entry::{Decoded, Entry, Kind, Owner, display_path, is_within, path_cmp};
+use crate::entry::{Decoded, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -194,7 +194,7 @@ impl OpenLeaf {
         }
         entry.encode(&self.last, owner, &mut self.encoded);
         self.last.clone_from(&entry.path);
-        self.is_last_dir = entry.kind == Kind::Directory;
+        self.is_last_dir = entry.kind == EntryKind::Directory;
         self.entries += 1;
         self.bytes = self.bytes.saturating_add(entry.size);
     }
@@ -596,7 +596,7 @@ impl<'a> TreeReader<'a> {
         match result.and_then(|entry| fits(&entry).map(|()| entry)) {
             Ok(entry) => {
                 self.last.clone_from(&entry.path);
-                self.is_last_dir = entry.kind == Kind::Directory;
+                self.is_last_dir = entry.kind == EntryKind::Directory;
                 self.previous = Previous::Last;
                 Some(Ok(entry))
             }
@@ -636,7 +636,7 @@ impl Place {
             return Err("it belongs to another page".into());
         }
         let has_content = |until: &Vec<u8>| is_within(until, path);
-        if entry.kind != Kind::Directory && self.until.as_ref().is_some_and(has_content) {
+        if entry.kind != EntryKind::Directory && self.until.as_ref().is_some_and(has_content) {
             return Err("it has entries below it, but is not a directory".into());
         }
         Ok(())
@@ -729,7 +729,7 @@ impl Iterator for TreeReader<'_> {
 
 /// A part of a tree, as returned by [`outline`].
 #[derive(Debug)]
-pub enum Part {
+pub enum OutlinePart {
     /// A leaf, not read.
     Leaf,
     /// A known page, not opened.
@@ -746,23 +746,23 @@ pub fn outline(
     get: Get<'_>,
     is_known: &dyn Fn(&Place) -> bool,
     entered: &mut dyn FnMut(&Place),
-) -> Vec<(Place, Part)> {
+) -> Vec<(Place, OutlinePart)> {
     let mut parts = Vec::new();
     let mut stack = vec![Place::root(root)];
     while let Some(place) = stack.pop() {
         let part = if is_known(&place) {
-            Part::Known
+            OutlinePart::Known
         } else if place.level == Some(0) {
-            Part::Leaf
+            OutlinePart::Leaf
         } else {
             match place.open(get) {
-                Ok(Page::Leaf(_)) => Part::Leaf,
+                Ok(Page::Leaf(_)) => OutlinePart::Leaf,
                 Ok(Page::Index { level, children }) => {
                     entered(&place);
                     stack.extend(places(level, children, place.until).into_iter().rev());
                     continue;
                 }
-                Err(error) => Part::Lost(error),
+                Err(error) => OutlinePart::Lost(error),
             }
         };
         parts.push((place, part));
@@ -782,7 +782,7 @@ pub fn totals(root: &ChunkId, get: Get<'_>) -> Result<Option<(u64, u64)>> {
 mod tests {
     use super::*;
     use crate::arbitrary::{self, Change, cases, changed, changes, noise, path, paths};
-    use crate::entry::{Content, Kind, Time};
+    use crate::entry::{Content, EntryKind, Time};
     use crate::recipe::{Extent, Recipe};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -871,7 +871,7 @@ mod tests {
     }
 
     fn directory(path: Vec<u8>) -> Entry {
-        Entry::new(path, Kind::Directory, 0o755)
+        Entry::new(path, EntryKind::Directory, 0o755)
     }
 
     /// Enough entries for a root, index pages below it, and their leaves.
@@ -889,7 +889,7 @@ mod tests {
             prop_assert_eq!(pages.write(&entries), root);
             let get = |id: &ChunkId| pages.get(id);
             let leaves = outline(&root, &get, &|_| false, &mut |_| {});
-            prop_assert!(leaves.iter().all(|(_, part)| matches!(part, Part::Leaf)));
+            prop_assert!(leaves.iter().all(|(_, part)| matches!(part, OutlinePart::Leaf)));
             prop_assert!(leaves.len() <= entries.len().max(1));
             let sum = (entries.len() as u64, entries.iter().map(|entry| entry.size).sum());
             let totals = totals(&root, &get).expect("reads");
@@ -1020,7 +1020,7 @@ mod tests {
             2 => entry.size = entry.size.wrapping_add(1),
             3 => entry.xattrs = vec![(Vec::new(), Vec::new())],
             4 => entry.owner = Arc::new(Owner { uid: u32::MAX, ..Owner::default() }),
-            5 => (entry.kind, entry.target) = (Kind::Symlink, Vec::new()),
+            5 => (entry.kind, entry.target) = (EntryKind::Symlink, Vec::new()),
             _ => entry.device = Some((u32::MAX, 0)),
         }
     }
@@ -1037,7 +1037,7 @@ mod tests {
         let mut entries = vec![];
         for n in 0..600u32 {
             let path = [&dir[..], format!("/{n:0200}").as_bytes()].concat();
-            let entry = Entry { owner: owner(n), ..Entry::new(path, Kind::Symlink, 0o777) };
+            let entry = Entry { owner: owner(n), ..Entry::new(path, EntryKind::Symlink, 0o777) };
             entries.push(Entry { target: vec![b't'; limits::TARGET_BYTES_MAX], ..entry });
         }
         for entry in &mut entries[200..204] {
@@ -1107,7 +1107,7 @@ mod tests {
 
     #[test]
     fn nothing_lies_in_a_file_whichever_page_it_stands_in() {
-        let file = |path: &str| Entry::new(path.into(), Kind::File, 0o600);
+        let file = |path: &str| Entry::new(path.into(), EntryKind::File, 0o600);
         let mut writer = TreeWriter::default();
         let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
         writer.push(&file("a"), &mut put).expect("fits");
@@ -1185,7 +1185,7 @@ mod tests {
         let mut entries = many(3000);
         for entry in &mut entries {
             let extents = vec![Extent::Hole { len: i64::MAX as u64 }];
-            entry.kind = Kind::File;
+            entry.kind = EntryKind::File;
             entry.size = i64::MAX as u64;
             entry.content = Content::Recipe(Recipe { level: 0, extents });
         }

@@ -4,7 +4,7 @@
 //! caller lists a directory itself if no thread has begun to. A limit on listed but unread entries
 //! bounds memory.
 
-use crate::entry::Kind;
+use crate::entry::EntryKind;
 use crate::git;
 use crate::glob::{Globs, ends};
 use crate::left_out::Noted;
@@ -148,7 +148,7 @@ impl Excluded {
         if self.named.has(path) {
             return Verdict::Within(Scope::all(stat.device));
         }
-        let is_dir = stat.kind == Kind::Directory;
+        let is_dir = stat.kind == EntryKind::Directory;
         let is_passage = is_dir && self.named.is_below(path);
         let is_out = self.is_out(path, inner, scope.wanted);
         let is_elsewhere = self.other_file_systems && stat.device != scope.device;
@@ -519,7 +519,7 @@ impl Shared {
             let within = match exclude.verdict(&path, None, &stat, scope, is_mounted) {
                 Verdict::LeftOut => continue,
                 Verdict::Alone => None,
-                Verdict::Within(scope) => (stat.kind == Kind::Directory).then_some(scope),
+                Verdict::Within(scope) => (stat.kind == EntryKind::Directory).then_some(scope),
             };
             let node = within.map(|scope| self::node(path.clone(), scope));
             nodes.extend(node.clone());
@@ -656,7 +656,7 @@ fn scan_phase_below(
         scan.found.push(item);
         // The content of `refs` belongs to another phase than `refs` itself.
         if let Verdict::Within(scope) = verdict
-            && stat.kind == Kind::Directory
+            && stat.kind == EntryKind::Directory
             && inner != b"refs"
             && is_kept
         {

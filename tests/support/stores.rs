@@ -10,7 +10,7 @@ use store::entry::Time;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::{Event, Observer, Progress, Silent};
 use store::packer::Packer;
-use store::segment::Kind;
+use store::segment::SegmentKind;
 use store::snapshot::{Id, Snapshot, Stamp, Statistics, VERSION};
 use store::store::{Purpose, Store, init};
 
@@ -92,7 +92,7 @@ impl Observer for Listener {
 /// the root page.
 pub fn craft(
     root: &Path,
-    make: impl FnOnce(&mut dyn FnMut(Kind, &[u8]) -> ChunkId) -> ChunkId,
+    make: impl FnOnce(&mut dyn FnMut(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
 ) -> SnapshotId {
     let store = open(root, Purpose::Write);
     let packer = Packer::new(&store, false);

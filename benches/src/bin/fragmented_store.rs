@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
 use store::config::Config;
-use store::entry::{Content, Entry, Kind};
+use store::entry::{Content, Entry, EntryKind};
 use store::id::ChunkId;
 use store::observe::Silent;
 use store::packer::Packer;
@@ -59,7 +59,7 @@ struct Open {
 
 /// Stores all chunks, recipes and trees. Returns both roots.
 fn fill(packer: &Packer<'_>, arguments: &Arguments) -> store::Result<(ChunkId, ChunkId)> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let (mut whole, mut slices) = (RecipeWriter::default(), RecipeWriter::default());
     let mut numbers = Numbers(1);
     let mut next = 0;
@@ -97,12 +97,12 @@ fn fill(packer: &Packer<'_>, arguments: &Arguments) -> store::Result<(ChunkId, C
 fn open(packer: &Packer<'_>, number: u64) -> store::Result<Open> {
     let mut bytes = vec![0; CHUNK];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    Ok(Open { id: packer.put(segment::Kind::Data, &bytes)?.id, bytes, at: 0 })
+    Ok(Open { id: packer.put(segment::SegmentKind::Data, &bytes)?.id, bytes, at: 0 })
 }
 
 fn push_whole(packer: &Packer<'_>, recipe: &mut RecipeWriter, chunk: &[u8]) -> store::Result<()> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
-    let id = packer.put(segment::Kind::Data, chunk)?.id;
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
+    let id = packer.put(segment::SegmentKind::Data, chunk)?.id;
     recipe.push(Extent::Slice { chunk: id, offset: 0, len: chunk.len() as u64 }, put)
 }
 
@@ -120,10 +120,10 @@ impl Numbers {
 
 /// Returns a tree with only this file.
 fn tree(packer: &Packer<'_>, recipe: RecipeWriter) -> store::Result<ChunkId> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let size = recipe.len();
     let content = Content::Recipe(recipe.finish(put)?);
-    let file = Entry::new(b"file".to_vec(), Kind::File, 0o644);
+    let file = Entry::new(b"file".to_vec(), EntryKind::File, 0o644);
     let mut tree = TreeWriter::default();
     tree.push(&Entry { mtime: Some(MADE), inode: 1, size, content, ..file }, put)?;
     tree.finish(put)

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use store::backend::Local;
 use store::config::Config;
-use store::entry::{Content, Entry, Kind};
+use store::entry::{Content, Entry, EntryKind};
 use store::id::ChunkId;
 use store::observe::Silent;
 use store::packer::Packer;
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Stores all chunks, recipes and tree pages. Returns the root page.
 fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result<ChunkId> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let mut tree = TreeWriter::default();
     let large = chunks / 10;
     tree.push(&file(packer, "large".into(), 0..large)?, put)?;
@@ -60,10 +60,10 @@ fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result
         }
         let directory = format!("small/{:06}", number / FILES_PER_DIRECTORY);
         if number == 0 {
-            tree.push(&entry("small".into(), Kind::Directory), put)?;
+            tree.push(&entry("small".into(), EntryKind::Directory), put)?;
         }
         if number % FILES_PER_DIRECTORY == 0 {
-            tree.push(&entry(directory.clone(), Kind::Directory), put)?;
+            tree.push(&entry(directory.clone(), EntryKind::Directory), put)?;
         }
         let range = next..chunks.min(next + chunks_per_file);
         next = range.end;
@@ -75,13 +75,13 @@ fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result
 
 /// Returns a file that consists of the chunks with these numbers.
 fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> store::Result<Entry> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::Kind::Metadata, bytes)?.id);
+    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let mut recipe = RecipeWriter::default();
     for number in chunks {
         // The hash of the number provides random bytes that are the same every time.
         let bytes = *blake3::hash(&number.to_le_bytes()).as_bytes();
         let plain = &bytes[..16 + usize::from(bytes[31] % 17)];
-        let chunk = packer.put(segment::Kind::Data, plain)?.id;
+        let chunk = packer.put(segment::SegmentKind::Data, plain)?.id;
         recipe.push(Extent::Slice { chunk, offset: 0, len: plain.len() as u64 }, put)?;
     }
     let size = recipe.len();
@@ -89,11 +89,11 @@ fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> stor
         0 => Content::Empty,
         _ => Content::Recipe(recipe.finish(put)?),
     };
-    Ok(Entry { size, content, ..entry(path, Kind::File) })
+    Ok(Entry { size, content, ..entry(path, EntryKind::File) })
 }
 
-fn entry(path: String, kind: Kind) -> Entry {
-    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+fn entry(path: String, kind: EntryKind) -> Entry {
+    let mode = if kind == EntryKind::Directory { 0o755 } else { 0o644 };
     Entry {
         mtime: Some(MADE),
         ctime: Some(MADE),

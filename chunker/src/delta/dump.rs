@@ -172,7 +172,8 @@ impl<E> DumpMatcher<'_, E> {
             let start = self.place.saturating_sub(level.width as u64 / 2);
             let here = (self.place - start) as usize;
             let len = self.reference.read(start, &mut self.window[..here + level.width + STRONG]);
-            let reference = Window { bytes: &self.window[..len], start, here: here.min(len) };
+            let reference =
+                ReferenceWindow { bytes: &self.window[..len], start, here: here.min(len) };
             let found = nearest(self.lookahead.ahead(), &reference, level, &mut self.marks)
                 .or_else(|| unmoved(self.lookahead.ahead(), &reference, level));
             best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
@@ -368,7 +369,7 @@ struct Level {
 }
 
 /// Bytes of the reference.
-struct Window<'a> {
+struct ReferenceWindow<'a> {
     bytes: &'a [u8],
     /// Byte offset in the reference of the first byte.
     start: u64,
@@ -378,7 +379,12 @@ struct Window<'a> {
 
 /// Returns the first strong match of the next bytes within a window of the reference, or else the
 /// match with the highest [`worth`](Match::worth).
-fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> Option<Match> {
+fn nearest(
+    new: &[u8],
+    reference: &ReferenceWindow,
+    level: &Level,
+    known: &mut Marks,
+) -> Option<Match> {
     let mask = ((1 << level.mark_bits) - 1) << (u32::BITS - level.mark_bits);
     let last = reference.bytes.len().min(reference.here + level.width);
     known.clear((4 * level.width).ilog2() - level.mark_bits);
@@ -411,7 +417,7 @@ fn nearest(new: &[u8], reference: &Window, level: &Level, known: &mut Marks) -> 
 
 /// Returns the first strong match without a shift. Finds matches in content without marks, such as
 /// zeros.
-fn unmoved(new: &[u8], reference: &Window, level: &Level) -> Option<Match> {
+fn unmoved(new: &[u8], reference: &ReferenceWindow, level: &Level) -> Option<Match> {
     let there = &reference.bytes[reference.here..];
     let mut run = 0;
     for (at, (a, b)) in new.iter().zip(there).enumerate().take(level.width) {

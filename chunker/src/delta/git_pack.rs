@@ -21,7 +21,7 @@ use super::{CopyMerger, DeltaError, FormatError, Reference, Sink, Source};
 use blocks::Blocks;
 use entry::EntryMatch;
 use std::ops::Range;
-use window::{There, Unit, Window};
+use window::{PackWindow, There, Unit};
 
 /// Bytes before the first entry.
 const HEAD_LEN: u64 = 12;
@@ -185,7 +185,7 @@ impl<E> PackMatcher<'_, '_, E> {
     }
 
     /// Finds all entries of a window and their counterparts.
-    fn window(&mut self, window: &Range<u64>) -> Result<Window, E> {
+    fn window(&mut self, window: &Range<u64>) -> Result<PackWindow, E> {
         let (mut units, mut end) = (Vec::new(), self.end);
         let (mut ids, mut ids_there) = (Vec::new(), Vec::new());
         let mut more_left = self.limits.window_entries / MORE_PART;
@@ -229,12 +229,12 @@ impl<E> PackMatcher<'_, '_, E> {
                 }
             }
         }
-        Ok(Window::new(window.start, end, units))
+        Ok(PackWindow::new(window.start, end, units))
     }
 
     /// Compares the entries of a window with their counterparts in the order of the references, so
     /// that each part of a reference is opened once.
-    fn compare(&mut self, window: &mut Window) -> Result<(), E> {
+    fn compare(&mut self, window: &mut PackWindow) -> Result<(), E> {
         let mut buffer = vec![0; self.limits.batch_bytes as usize];
         let mut blocks = Blocks::new();
         let mut batch = Vec::new();
@@ -268,7 +268,7 @@ impl<E> PackMatcher<'_, '_, E> {
     /// Compares `bytes` of the pack with a run in a reference. `batch` lists units, each with the
     /// index in `bytes` where its entry begins. `bytes` ends with the last entry, or within a long
     /// one.
-    fn compare_batch(&mut self, window: &mut Window, batch: &[(usize, usize)], bytes: &[u8]) {
+    fn compare_batch(&mut self, window: &mut PackWindow, batch: &[(usize, usize)], bytes: &[u8]) {
         // Consecutive whole entries are compared at once.
         let mut same_up_to = 0;
         for (k, (n, from)) in batch.iter().enumerate() {
@@ -288,7 +288,7 @@ impl<E> PackMatcher<'_, '_, E> {
     /// Compares the rest of a long entry and discards the match if the rest differs.
     fn compare_rest(
         &mut self,
-        window: &mut Window,
+        window: &mut PackWindow,
         n: usize,
         rest: Range<u64>,
         buffer: &mut [u8],
@@ -315,7 +315,7 @@ impl<E> PackMatcher<'_, '_, E> {
     }
 
     /// Emits the entries of a window.
-    fn tell(&mut self, window: &Window) -> Result<(), E> {
+    fn tell(&mut self, window: &PackWindow) -> Result<(), E> {
         for (entry, units) in window.entries() {
             // An index that changed between reads may list an entry that was already emitted.
             if entry.start < self.merger.emitted {

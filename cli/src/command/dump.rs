@@ -7,7 +7,7 @@ use clap::Args;
 use std::ffi::OsString;
 use std::io;
 use store::Error;
-use store::entry::{Kind, display_path};
+use store::entry::{EntryKind, display_path};
 use store::id::ChunkId;
 use store::store::{Purpose, Store};
 use store::tree::Lookup;
@@ -51,7 +51,7 @@ fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure>
     let Some(entry) = Lookup::new(&root, &get).at(&place.path)? else {
         return Err(select::no_path(store, &id, &root, &place.path));
     };
-    if entry.kind != Kind::File {
+    if entry.kind != EntryKind::File {
         let path = format!("/{}", display_path(&place.path));
         let (kind, wanted) = (entry.kind.name(), "a file");
         return Err(Error::WrongKind { path, kind, wanted }.into());

@@ -12,7 +12,7 @@ use store::entry::{Entry, display_path};
 use store::glob::Globs;
 use store::id::ChunkId;
 use store::store::Purpose;
-use store::tree::{self, Lost, Part, TreeReader};
+use store::tree::{self, Lost, OutlinePart, TreeReader};
 
 /// Find which snapshots contain a path
 ///
@@ -51,7 +51,7 @@ impl Find {
             for (place, part) in tree::outline(&root, &get, &|_| false, &mut |_| {}) {
                 store.observer().progress().check()?;
                 let page = place.child.page;
-                if let Part::Lost(error) = part {
+                if let OutlinePart::Lost(error) = part {
                     lost(&place.lost(error));
                     continue;
                 }

@@ -5,7 +5,7 @@ use crate::select::{self, Place};
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
-use store::entry::{Entry, Kind, display_path};
+use store::entry::{Entry, EntryKind, display_path};
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
 use store::store::{Purpose, Store};
@@ -82,7 +82,7 @@ fn long(entry: &Entry) -> String {
     };
     let time = entry.mtime.map_or_else(|| "-".into(), local_time);
     let target = match entry.kind {
-        Kind::Symlink => format!(" -> {}", display_path(&entry.target)),
+        EntryKind::Symlink => format!(" -> {}", display_path(&entry.target)),
         _ => String::new(),
     };
     let path = display_path(&entry.path);

@@ -34,13 +34,13 @@ struct Test {
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
     /// Event to report
-    #[arg(long = "as", value_enum, default_value_t = Kind::Failed)]
-    kind: Kind,
+    #[arg(long = "as", value_enum, default_value_t = TestedEvent::Failed)]
+    kind: TestedEvent,
 }
 
 /// Event that a test reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
+enum TestedEvent {
     /// A backup started
     Started,
     /// A backup is complete
@@ -80,9 +80,9 @@ impl Test {
         let wants_stop = || ui.wants_stop();
         let outcome;
         let what = match self.kind {
-            Kind::Started => Some(What::Started),
-            Kind::Silence => None,
-            Kind::Done | Kind::Partial | Kind::Failed => {
+            TestedEvent::Started => Some(What::Started),
+            TestedEvent::Silence => None,
+            TestedEvent::Done | TestedEvent::Partial | TestedEvent::Failed => {
                 outcome = self.kind.outcome();
                 Some(What::Ended(&outcome))
             }
@@ -113,12 +113,12 @@ impl Test {
     }
 }
 
-impl Kind {
+impl TestedEvent {
     /// Returns the outcome of an invented run that every `when` setting reports.
     fn outcome(self) -> Outcome {
         let (ending, exit_code) = match self {
-            Kind::Done => (Ending::Done, 0),
-            Kind::Partial => (Ending::Partial, 3),
+            TestedEvent::Done => (Ending::Done, 0),
+            TestedEvent::Partial => (Ending::Partial, 3),
             _ => (Ending::Failed, 1),
         };
         let at = now();

@@ -9,7 +9,7 @@ use serde_json::json;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use store::entry::Kind;
+use store::entry::EntryKind;
 use store::glob::Globs;
 use store::id::{ChunkId, SnapshotId};
 use store::left_out::Spared;
@@ -136,7 +136,7 @@ impl Restore {
                 return Err(select::no_path(&store, &id, &root, &place.path));
             }
             let is_file = matches!(&first, Some(Ok(entry))
-                if entry.path == place.path && entry.kind != Kind::Directory);
+                if entry.path == place.path && entry.kind != EntryKind::Directory);
             if self.delete && is_file {
                 watch.end();
                 return Err(with_hint(

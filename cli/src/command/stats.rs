@@ -5,7 +5,7 @@ use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
 use serde_json::json;
-use store::segment::Kind;
+use store::segment::SegmentKind;
 use store::snapshot::Statistics;
 use store::store::Purpose;
 
@@ -23,7 +23,10 @@ impl Stats {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open(ui, Purpose::Read, "stats")?;
         let snapshots = select::snapshots(&store, &self.filter)?;
-        let totals = [store.index().totals(Kind::Data)?, store.index().totals(Kind::Metadata)?];
+        let totals = [
+            store.index().totals(SegmentKind::Data)?,
+            store.index().totals(SegmentKind::Metadata)?,
+        ];
         watch.end();
         let restored: u64 = snapshots.iter().map(|(_, snapshot)| snapshot.statistics.bytes).sum();
         let mut reuse = Statistics::default();

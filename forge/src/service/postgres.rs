@@ -220,16 +220,16 @@ impl Server {
         planned: &[&str],
     ) -> Result<(Vec<String>, Vec<String>)> {
         #[derive(Deserialize)]
-        struct Listed {
+        struct DatabaseRow {
             name: String,
             may_connect: bool,
         }
-        let all: Vec<Listed> = connection.rows(
+        let all: Vec<DatabaseRow> = connection.rows(
             "select datname as name, has_database_privilege(datname, 'CONNECT') as may_connect \
              from pg_database where datallowconn and not datistemplate order by 1",
         )?;
         let (mut names, mut notes) = (Vec::new(), Vec::new());
-        for Listed { name, may_connect } in all {
+        for DatabaseRow { name, may_connect } in all {
             let is_planned = planned.contains(&name.as_str());
             let is_wanted = self.databases.as_ref().map(|wanted| wanted.contains(&name));
             if self.skipped.contains(&name) || is_wanted == Some(false) {

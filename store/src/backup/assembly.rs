@@ -5,7 +5,7 @@
 
 use super::gate::Gate;
 use super::run::Totals;
-use crate::entry::{Entry, Kind, is_within};
+use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::tree::Put;
@@ -45,7 +45,7 @@ impl<'a> Assembly<'a> {
             self.dirs.pop();
         }
         self.make_parents(&entry, put)?;
-        if entry.kind != Kind::Directory {
+        if entry.kind != EntryKind::Directory {
             self.held = Some(entry);
         } else if self.dirs.last() != Some(&entry.path) {
             self.dirs.push(entry.path.clone());
@@ -70,7 +70,7 @@ impl<'a> Assembly<'a> {
         for (end, _) in ends {
             let path = entry.path[..end].to_vec();
             let owner = Arc::clone(&entry.owner);
-            let dir = Entry { owner, ..Entry::new(path, Kind::Directory, 0o700) };
+            let dir = Entry { owner, ..Entry::new(path, EntryKind::Directory, 0o700) };
             self.dirs.push(dir.path.clone());
             self.gate.push(dir, put)?;
         }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     /// Returns the tree's content and the paths that were dropped.
-    fn assembled(entries: Vec<Entry>) -> (Vec<(String, Kind)>, Vec<String>, Totals) {
+    fn assembled(entries: Vec<Entry>) -> (Vec<(String, EntryKind)>, Vec<String>, Totals) {
         let pages = RefCell::new(BTreeMap::new());
         let mut put = |bytes: &[u8]| {
             let id = ChunkId::of(bytes);
@@ -129,31 +129,31 @@ mod tests {
         (read.collect(), missing.0.into_inner(), totals)
     }
 
-    fn entry(path: &str, kind: Kind) -> Entry {
-        let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    fn entry(path: &str, kind: EntryKind) -> Entry {
+        let mode = if kind == EntryKind::Directory { 0o755 } else { 0o644 };
         Entry::new(path.as_bytes().to_vec(), kind, mode)
     }
 
     #[test]
     fn a_file_gives_way_to_what_is_below_it() {
         let (tree, gone, totals) = assembled(vec![
-            entry("a", Kind::Directory),
-            entry("a/b", Kind::File),
-            entry("a/b/c", Kind::Symlink),
-            entry("a/b/c/d", Kind::File),
-            entry("a/b.c", Kind::File),
-            entry("e/f/g", Kind::Fifo),
+            entry("a", EntryKind::Directory),
+            entry("a/b", EntryKind::File),
+            entry("a/b/c", EntryKind::Symlink),
+            entry("a/b/c/d", EntryKind::File),
+            entry("a/b.c", EntryKind::File),
+            entry("e/f/g", EntryKind::Fifo),
         ]);
         let of = |path: &str, kind| (path.to_owned(), kind);
         let wanted = [
-            of("a", Kind::Directory),
-            of("a/b", Kind::Directory),
-            of("a/b/c", Kind::Directory),
-            of("a/b/c/d", Kind::File),
-            of("a/b.c", Kind::File),
-            of("e", Kind::Directory),
-            of("e/f", Kind::Directory),
-            of("e/f/g", Kind::Fifo),
+            of("a", EntryKind::Directory),
+            of("a/b", EntryKind::Directory),
+            of("a/b/c", EntryKind::Directory),
+            of("a/b/c/d", EntryKind::File),
+            of("a/b.c", EntryKind::File),
+            of("e", EntryKind::Directory),
+            of("e/f", EntryKind::Directory),
+            of("e/f/g", EntryKind::Fifo),
         ];
         assert_eq!(tree, wanted);
         assert_eq!(gone, ["a/b", "a/b/c"]);
@@ -168,11 +168,11 @@ mod tests {
             paths in proptest::collection::btree_map("[ab](/[ab.]){0,3}", any::<bool>(), 0..12),
         ) {
             let is_path = |path: &&String| path.split('/').all(|part| part != ".");
-            let mut paths: Vec<(String, Kind)> = paths
+            let mut paths: Vec<(String, EntryKind)> = paths
                 .iter()
                 .filter(|(path, _)| is_path(path))
                 .map(|(path, is_dir)| {
-                    (path.clone(), if *is_dir { Kind::Directory } else { Kind::File })
+                    (path.clone(), if *is_dir { EntryKind::Directory } else { EntryKind::File })
                 })
                 .collect();
             paths.sort_by(|(a, _), (b, _)| path_cmp(a.as_bytes(), b.as_bytes()));
@@ -180,7 +180,7 @@ mod tests {
             let (tree, gone, _) = assembled(entries);
             let dirs: BTreeSet<&str> = tree
                 .iter()
-                .filter(|(_, kind)| *kind == Kind::Directory)
+                .filter(|(_, kind)| *kind == EntryKind::Directory)
                 .map(|(path, _)| &path[..])
                 .collect();
             for (path, _) in &tree {

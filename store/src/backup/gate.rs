@@ -106,7 +106,7 @@ impl<'a> Gate<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Kind, Time};
+    use crate::entry::{EntryKind, Time};
     use crate::id::ChunkId;
     use crate::observe::Progress;
     use parking_lot::Mutex;
@@ -129,7 +129,7 @@ mod tests {
         let (heard, counters) = (Heard::default(), Counters::default());
         let mut gate = Gate::new(&counters, &heard);
         let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
-        let dir = |path: &str, mode| Entry::new(path.into(), Kind::Directory, mode);
+        let dir = |path: &str, mode| Entry::new(path.into(), EntryKind::Directory, mode);
         let odd = Time { seconds: 0, nanoseconds: 1 << 30 };
         let many = (0..80).map(|n| (vec![b'a' + n], vec![0; 60_000])).collect();
         let full = Entry { mtime: Some(odd), xattrs: many, ..dir("full", 0o755) };

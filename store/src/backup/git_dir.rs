@@ -5,7 +5,7 @@
 
 use super::ingest::Ingest;
 use super::previous::Recheck;
-use crate::entry::{Entry, Kind, path_cmp};
+use crate::entry::{Entry, EntryKind, path_cmp};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
@@ -113,7 +113,10 @@ impl Reading<'_, '_> {
 
     fn plain(&mut self, phase: Phase) -> Result<()> {
         for found in self.scan(phase).0 {
-            if phase == Phase::LooseRefs && found.stat.kind == Kind::File && found.stat.size == 0 {
+            if phase == Phase::LooseRefs
+                && found.stat.kind == EntryKind::File
+                && found.stat.size == 0
+            {
                 // Left by a crash. git itself ignores and removes empty refs.
                 self.left_out(&found, "empty ref");
                 continue;
@@ -331,7 +334,7 @@ impl Reading<'_, '_> {
     /// commits that they name are then in the copy.
     fn commit_graphs(&mut self, before: &[Found], packs_were_kept: bool) -> Result<()> {
         let (now, is_whole) = self.scan(Phase::CommitGraphs);
-        let files = || now.iter().filter(|found| found.stat.kind == Kind::File);
+        let files = || now.iter().filter(|found| found.stat.kind == EntryKind::File);
         let mut open = Vec::new();
         let mut is_as_listed = is_whole && packs_were_kept && now == before;
         for found in files() {
@@ -352,7 +355,7 @@ impl Reading<'_, '_> {
                 self.take_open(found, file)?;
             }
         }
-        for found in now.iter().filter(|found| found.stat.kind != Kind::File) {
+        for found in now.iter().filter(|found| found.stat.kind != EntryKind::File) {
             self.take(found)?;
         }
         Ok(())
@@ -362,7 +365,7 @@ impl Reading<'_, '_> {
     fn open_pack(&mut self, files: &[&Found]) -> Result<Option<OpenPack>> {
         let mut pack = OpenPack::default();
         for &found in files {
-            if found.stat.kind != Kind::File {
+            if found.stat.kind != EntryKind::File {
                 // A link to a pack elsewhere.
                 pack.others.push(found.clone());
                 continue;

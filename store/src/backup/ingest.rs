@@ -1,14 +1,14 @@
 //! Turns objects found by the walk into tree entries: reads metadata, cuts and stores content.
 
 use super::run::{BackupState, Counters, FileSystems};
-use crate::entry::{Content, Entry, HardLink, Kind};
+use crate::entry::{Content, Entry, EntryKind, HardLink};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::observe::{Event, Observer, Progress};
 use crate::packer::Stored;
 use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Hint, Reuse, ReuseError, Reused};
-use crate::segment::Kind as ChunkKind;
+use crate::segment::SegmentKind as ChunkKind;
 use crate::source::{self, Attributes, Owners, Stat, read_full, read_stream};
 use crate::walk::{Excluded, Found, OpenRoot};
 use chunker::Cutter;
@@ -122,7 +122,7 @@ impl<'f> OpenFile<'f> {
     ) -> io::Result<OpenFile<'f>> {
         // If the open file has no readable metadata, use that found by name.
         let stat = source::stat_open(file).unwrap_or(found.stat);
-        if stat.kind != Kind::File {
+        if stat.kind != EntryKind::File {
             return Err(io::Error::other(REPLACED));
         }
         Ok(OpenFile { path: &found.path, file, stat, like, previous })
@@ -175,7 +175,7 @@ impl<'a> Ingest<'a> {
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
         let read = match found.stat.kind {
-            Kind::File => self.open_and_read(open_root, found, previous),
+            EntryKind::File => self.open_and_read(open_root, found, previous),
             _ => self.other(open_root, found).map_err(IngestError::from),
         };
         self.settle(&found.path, previous, read)
@@ -262,13 +262,13 @@ impl<'a> Ingest<'a> {
     fn other(&self, open_root: &OpenRoot, found: &Found) -> io::Result<Entry> {
         let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
         let target = match found.stat.kind {
-            Kind::Symlink => source::read_link(dir, path)
+            EntryKind::Symlink => source::read_link(dir, path)
                 .map_err(|error| unless_replaced(error, Errno::INVAL))?,
             _ => Vec::new(),
         };
         let attributes = match found.stat.kind {
             // Kept even if it was replaced meanwhile, because its content was listed.
-            Kind::Directory => directory_attributes(dir, path),
+            EntryKind::Directory => directory_attributes(dir, path),
             _ => source::attributes_below(dir, path),
         };
         Ok(Entry { target, ..self.metadata(&found.path, &found.stat, attributes) })
@@ -289,8 +289,8 @@ impl<'a> Ingest<'a> {
         if let Some(error) = &lost {
             self.metadata_unreadable(path, error);
         }
-        let shares = stat.names > 1 && stat.kind != Kind::Directory;
-        let is_device = matches!(stat.kind, Kind::CharDevice | Kind::BlockDevice);
+        let shares = stat.names > 1 && stat.kind != EntryKind::Directory;
+        let is_device = matches!(stat.kind, EntryKind::CharDevice | EntryKind::BlockDevice);
         let link = || {
             let file_system = self.file_systems.number(stat.device);
             HardLink { file_system, names: stat.names }

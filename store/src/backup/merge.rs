@@ -6,7 +6,7 @@ use super::failure::Failure;
 use super::ingest::{Ingest, absolute};
 use super::previous::{Previous, Recheck};
 use super::{Root, tree_path};
-use crate::entry::{Entry, Kind};
+use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::source::{self, Attributes, Stat};
 use crate::walk::{Found, OpenRoot, Rules, Step, Walk};
@@ -137,7 +137,7 @@ impl Merge<'_, '_> {
     /// Sends a root and everything below it.
     fn root(&mut self, root: &Root, rules: Rules, walk_threads: usize) -> Result<()> {
         let fail = |source| Error::Source { path: absolute(&root.path), source };
-        if root.stat.kind == Kind::Directory {
+        if root.stat.kind == EntryKind::Directory {
             let dir = source::open_dir(&absolute(&root.path)).map_err(fail)?;
             let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
             for step in Walk::new(Arc::clone(&open_root), root.stat, rules, walk_threads) {

@@ -8,7 +8,7 @@ use super::run::{BackupState, Totals};
 use super::{
     Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path,
 };
-use crate::entry::{Entry, Kind, Time, check_path, display_path, path_cmp};
+use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::{ChunkId, SnapshotId};
@@ -148,7 +148,7 @@ impl<'a> Backup<'a> {
         }
         for root in &roots {
             self.shell.extend(ends(&root.path).map(|end| root.path[..end].to_vec()));
-            if root.stat.kind != Kind::Directory {
+            if root.stat.kind != EntryKind::Directory {
                 self.shell.remove(&root.path);
             }
         }
@@ -227,13 +227,13 @@ impl<'a> Backup<'a> {
             }
         })?;
         let FileContent { content, size, unused } = taken;
-        let file = Entry::new(name.to_vec(), Kind::File, 0o600);
+        let file = Entry::new(name.to_vec(), EntryKind::File, 0o600);
         let file = Entry { mtime: Some(self.run.start), content, size, unused, ..file };
         self.run.counters.count(&file, before.as_ref());
         self.streams.insert(name.to_vec(), file);
         let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         for dir in ends.map(|end| name[..end].to_vec()) {
-            let entry = Entry::new(dir.clone(), Kind::Directory, 0o755);
+            let entry = Entry::new(dir.clone(), EntryKind::Directory, 0o755);
             self.streams.entry(dir).or_insert(entry);
         }
         Ok(size)
@@ -390,7 +390,7 @@ impl<'a> Merging<'a> {
 /// Returns the later of two entries with the same path. Returns the earlier one if only that is a
 /// directory, because entries below it are kept.
 fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8])) -> Entry {
-    if earlier.kind == Kind::Directory && later.kind != Kind::Directory {
+    if earlier.kind == EntryKind::Directory && later.kind != EntryKind::Directory {
         in_the_way(&later.path);
         return earlier;
     }

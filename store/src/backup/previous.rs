@@ -2,7 +2,7 @@
 
 use super::run::FileSystems;
 use crate::damage::DamageLog;
-use crate::entry::{Content, Entry, Kind, Time, is_within, path_cmp};
+use crate::entry::{Content, Entry, EntryKind, Time, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
@@ -34,9 +34,9 @@ pub struct Comparison {
 impl Comparison {
     /// Returns true if `entry` still describes an object with the metadata `stat` completely.
     pub fn is_unchanged(&self, stat: &Stat, entry: &Entry) -> bool {
-        let shares = stat.names > 1 && stat.kind != Kind::Directory;
+        let shares = stat.names > 1 && stat.kind != EntryKind::Directory;
         let names = shares.then_some(stat.names);
-        let size = if stat.kind == Kind::File { stat.size } else { 0 };
+        let size = if stat.kind == EntryKind::File { stat.size } else { 0 };
         entry.kind == stat.kind
             && entry.size == size
             && entry.mtime == Some(stat.mtime.clamped())
@@ -197,7 +197,7 @@ mod tests {
 
     fn stat(mtime: Time, ctime: Time) -> Stat {
         Stat {
-            kind: Kind::File,
+            kind: EntryKind::File,
             mode: 0o644,
             uid: 1,
             gid: 2,

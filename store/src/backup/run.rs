@@ -3,7 +3,7 @@
 use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
 use crate::diff::{Change, diff};
-use crate::entry::{Entry, Kind, Time};
+use crate::entry::{Entry, EntryKind, Time};
 use crate::error::Result;
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
@@ -57,10 +57,10 @@ impl Counters {
     /// Counts an entry that was read.
     pub fn count(&self, entry: &Entry, previous: Option<&Entry>) {
         match (entry.kind, previous.is_some()) {
-            (Kind::File, false) => &self.files_new,
-            (Kind::File, true) => &self.files_changed,
-            (Kind::Directory, false) => &self.dirs_new,
-            (Kind::Directory, true) => &self.dirs_changed,
+            (EntryKind::File, false) => &self.files_new,
+            (EntryKind::File, true) => &self.files_changed,
+            (EntryKind::Directory, false) => &self.dirs_new,
+            (EntryKind::Directory, true) => &self.dirs_changed,
             _ => &self.others,
         }
         .fetch_add(1, Relaxed);
@@ -95,8 +95,8 @@ impl Counters {
             return;
         }
         match entry.kind {
-            Kind::File => &self.files_unmodified,
-            Kind::Directory => &self.dirs_unmodified,
+            EntryKind::File => &self.files_unmodified,
+            EntryKind::Directory => &self.dirs_unmodified,
             _ => &self.others,
         }
         .fetch_add(1, Relaxed);
@@ -224,7 +224,7 @@ impl<'a> BackupState<'a> {
 
     /// Stores a page of a tree.
     pub fn put_metadata(&self, bytes: &[u8]) -> Result<ChunkId> {
-        Ok(self.packer.put(segment::Kind::Metadata, bytes)?.id)
+        Ok(self.packer.put(segment::SegmentKind::Metadata, bytes)?.id)
     }
 
     /// Makes everything durable, then writes the record. `whole` is the snapshot that was whole
@@ -360,8 +360,8 @@ fn removed(
     }
     let mut removed = Removed::default();
     let mut count = |entry: &Entry| match entry.kind {
-        Kind::File => removed.files += 1,
-        Kind::Directory => removed.dirs += 1,
+        EntryKind::File => removed.files += 1,
+        EntryKind::Directory => removed.dirs += 1,
         _ => {}
     };
     let mut each = |difference: Result<Change, Lost>| {

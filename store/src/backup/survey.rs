@@ -2,7 +2,7 @@
 
 use super::Root;
 use super::ingest::absolute;
-use crate::entry::Kind;
+use crate::entry::EntryKind;
 use crate::observe::Progress;
 use crate::source;
 use crate::walk::{OpenRoot, Rules, Step, Walk};
@@ -16,7 +16,7 @@ pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &Atom
     let (mut entries, mut bytes) = (0, 0u64);
     let rules = Rules { git_dirs: false, scan_git_dirs: false, ..rules.clone() };
     for root in roots {
-        if root.stat.kind != Kind::Directory {
+        if root.stat.kind != EntryKind::Directory {
             entries += 1;
             bytes = bytes.saturating_add(root.stat.size);
             continue;
@@ -29,7 +29,7 @@ pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &Atom
             }
             if let Step::Found(found) = step {
                 entries += 1;
-                let size = if found.stat.kind == Kind::File { found.stat.size } else { 0 };
+                let size = if found.stat.kind == EntryKind::File { found.stat.size } else { 0 };
                 // Sparse files may have any size.
                 bytes = bytes.saturating_add(size);
             }

@@ -3,7 +3,7 @@
 use super::runs::Runs;
 use super::{Restore, add_up};
 use crate::chunk_cache::ChunkCache;
-use crate::entry::{Content, Entry, Kind};
+use crate::entry::{Content, Entry, EntryKind};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::limits;
@@ -278,7 +278,7 @@ pub(super) fn with_content(
 fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Result<bool> {
     // A further name of another file must not be written to, nor get other metadata.
     let shares = stat.names > 1 && entry.hard_link.is_none();
-    if stat.kind != Kind::File || stat.size != entry.size || shares {
+    if stat.kind != EntryKind::File || stat.size != entry.size || shares {
         return Ok(false);
     }
     let recipe = match &entry.content {

@@ -2,7 +2,7 @@
 
 use super::git_caches::GitCaches;
 use super::{Options, Restore, join, relative, selected};
-use crate::entry::{Kind, is_within, path_cmp};
+use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
 use crate::glob::ends;
@@ -119,7 +119,7 @@ impl Restore<'_> {
         }
         // Removal changed the times of directories that were right before.
         let dirs = selected(root, from, options, get).flatten();
-        for entry in dirs.filter(|entry| entry.kind == Kind::Directory) {
+        for entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() {
                 // Refused metadata was reported before.
@@ -222,7 +222,7 @@ fn extra_below(
         if is_top {
             continue;
         }
-        if kind == Kind::Directory && known.is_some_and(|known| known != kind) {
+        if kind == EntryKind::Directory && known.is_some_and(|known| known != kind) {
             if is_left_out {
                 keep(&path, &mut kept);
             } else if options.selects(&path) {
@@ -296,14 +296,14 @@ impl LeftOut {
             return true;
         }
         let is_ours = stat.device == self.device && Some((stat.device, stat.inode)) != self.store;
-        let may_be_mounted = stat.kind == Kind::Directory || !is_known;
+        let may_be_mounted = stat.kind == EntryKind::Directory || !is_known;
         if !is_ours || may_be_mounted && self.is_mount_root(path) {
             self.unseen = Some(path.clone());
             return true;
         }
         self.git_dirs.retain(|dir| is_within(path, dir));
         let is_left_out = self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
-        if stat.kind == Kind::Directory {
+        if stat.kind == EntryKind::Directory {
             self.enter(path, is_known);
         }
         is_left_out || self.unseen.as_ref() == Some(path)

@@ -5,7 +5,7 @@ use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
 use super::window::{LinkKey, link_key};
 use super::{Options, Report, Top, dir_in_the_way, join, reason_of, relative, selected};
-use crate::entry::{Entry, Kind, is_within};
+use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
@@ -78,12 +78,12 @@ pub(super) fn dry_run(
 impl DryRun<'_> {
     fn take(&mut self, entry: &Entry) {
         let path = relative(&entry.path, self.prefix).to_vec();
-        if entry.path == self.prefix && entry.kind == Kind::Directory {
+        if entry.path == self.prefix && entry.kind == EntryKind::Directory {
             let top = Top::look(self.target, self.prefix);
             self.report.dirs += u64::from(top.map_or(true, |top| top.gets_metadata));
             return;
         }
-        if entry.kind == Kind::Directory {
+        if entry.kind == EntryKind::Directory {
             self.report.dirs += 1;
             self.compare_metadata(entry, &path);
             return;
@@ -98,7 +98,7 @@ impl DryRun<'_> {
         }
         if is_in_the_way {
             self.failed(&path, dir_in_the_way(self.is_delete));
-        } else if entry.kind != Kind::File || known == Some(true) {
+        } else if entry.kind != EntryKind::File || known == Some(true) {
             self.report.others += 1;
             // Another name of a file has the metadata of the first.
             if known.is_none() {
@@ -149,12 +149,12 @@ impl DryRun<'_> {
 
     fn count_metadata(&mut self, entry: &Entry, stat: &Stat) {
         let has_owner = (stat.uid, stat.gid) == (entry.owner.uid, entry.owner.gid);
-        let has_mode = entry.kind == Kind::Symlink || stat.mode == entry.mode;
+        let has_mode = entry.kind == EntryKind::Symlink || stat.mode == entry.mode;
         self.report.owners_to_set += u64::from(!has_owner);
         self.report.modes_to_set += u64::from(!has_mode);
     }
 
-    fn kind_of(&self, path: &[u8]) -> Option<Kind> {
+    fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
         Some(self.stat_of(path)?.kind)
     }
 

@@ -5,7 +5,7 @@
 //! git would still use a cache that describes missing data.
 
 use super::{Options, join, relative};
-use crate::entry::{Kind, is_within};
+use crate::entry::{EntryKind, is_within};
 use crate::git;
 use crate::id::ChunkId;
 use crate::source;
@@ -108,7 +108,7 @@ fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut 
     for (name, stat) in source::list(open.as_fd(), is_stale).0 {
         let path = join(dir, &name);
         match stat {
-            Ok(stat) if stat.kind == Kind::Directory => find(target, &path, &|_| true, found),
+            Ok(stat) if stat.kind == EntryKind::Directory => find(target, &path, &|_| true, found),
             Ok(_) => found.push(path),
             Err(_) => {}
         }

@@ -284,13 +284,13 @@ impl Slice {
 mod tests {
     use super::*;
     use crate::arbitrary::cases;
-    use crate::entry::{Entry, Kind};
+    use crate::entry::{Entry, EntryKind};
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     fn output() -> Arc<Output> {
         Arc::new(Output {
-            entry: Entry::new(b"a".to_vec(), Kind::File, 0o600),
+            entry: Entry::new(b"a".to_vec(), EntryKind::File, 0o600),
             path: b"a".to_vec(),
             is_fresh: Arc::new(AtomicBool::new(true)),
             remaining: AtomicUsize::new(1),

@@ -499,7 +499,7 @@ fn an_unfinished_file_removes_nothing_but_itself() {
 fn nothing_but_the_written_file_gets_its_name() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = target_at(dir.path());
-    let entry = Entry::new(b"a".to_vec(), Kind::File, 0o600);
+    let entry = Entry::new(b"a".to_vec(), EntryKind::File, 0o600);
     fs::write(dir.path().join("a"), "before").expect("writes");
     let begun = target.begin(b"a", false, true).expect("begins");
     let names = files(dir.path()).into_keys();

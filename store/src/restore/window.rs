@@ -3,7 +3,7 @@
 use super::content::Output;
 use super::runs::Runs;
 use super::{Restore, join, relative};
-use crate::entry::{Content, Entry, Kind, Owner, display_path, is_within, path_cmp};
+use crate::entry::{Content, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::observe::Event;
@@ -84,11 +84,11 @@ impl Restore<'_> {
         };
         self.window.entries += 1;
         self.window.bytes += weight(&entry);
-        if entry.kind == Kind::Directory {
+        if entry.kind == EntryKind::Directory {
             self.open_dir(entry, path, false);
         } else if let Some(first) = self.linked(&entry, &path) {
             self.window.links.push(OtherName { entry, first, path, is_fresh });
-        } else if entry.kind == Kind::File {
+        } else if entry.kind == EntryKind::File {
             self.open_file(entry, path, is_fresh, get)?;
         } else {
             self.window.others.push((entry, path));
@@ -106,7 +106,7 @@ impl Restore<'_> {
 
     /// Handles the directory whose content is restored: it is the target itself.
     fn open_top(&mut self, entry: Entry) {
-        if entry.kind != Kind::Directory {
+        if entry.kind != EntryKind::Directory {
             return;
         }
         if self.top.gets_metadata {
@@ -239,7 +239,7 @@ impl Restore<'_> {
             self.note_copy(&path, &error);
         }
         let (store, copied) = (self.store, path.clone());
-        if entry.kind == Kind::File {
+        if entry.kind == EntryKind::File {
             self.open_file(entry, path, is_fresh, &|id: &ChunkId| store.chunk(id))?;
             self.flush(false)?;
         } else {
@@ -369,7 +369,7 @@ fn nameless_dir(path: Vec<u8>) -> Entry {
         user: None,
         group: None,
     };
-    Entry { owner: Arc::new(owner), ..Entry::new(path, Kind::Directory, 0o700) }
+    Entry { owner: Arc::new(owner), ..Entry::new(path, EntryKind::Directory, 0o700) }
 }
 
 #[cfg(test)]
@@ -380,7 +380,7 @@ mod tests {
     fn names_of_one_file_have_one_key_and_reused_inodes_have_not() {
         let link = crate::entry::HardLink { file_system: 1, names: 2 };
         let content = Content::Inline(b"AAA".to_vec());
-        let file = Entry::new(b"a".to_vec(), Kind::File, 0o644);
+        let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o644);
         let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
         let b = Entry { path: b"b".to_vec(), ..a.clone() };
         assert!(link_key(&a).is_some() && link_key(&a) == link_key(&b));

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::packer::Packer;
 use crate::recipe::{Extent, RecipeWriter};
-use crate::segment::Kind;
+use crate::segment::SegmentKind;
 use chunker::Cutter;
 use chunker::delta::Sink;
 use std::collections::{HashMap, VecDeque};
@@ -333,7 +333,7 @@ fn is_own(at: u64, piece: &Piece, chunks: &[Referred], parts: Option<&Parts>) ->
 }
 
 fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
-    Ok(packer.put(Kind::Metadata, bytes)?.id)
+    Ok(packer.put(SegmentKind::Metadata, bytes)?.id)
 }
 
 impl Sink<ReuseError> for RecipeBuilder<'_> {
@@ -414,7 +414,7 @@ impl NewBytes<'_> {
         let mut at = self.len - self.pending.len() as u64;
         for end in self.cutter.cut(&self.pending, is_last) {
             let chunk = &self.pending[start..end];
-            let stored = self.packer.put(Kind::Data, chunk)?;
+            let stored = self.packer.put(SegmentKind::Data, chunk)?;
             let len = chunk.len() as u64;
             at += len;
             let forwarded = self.forwarded_up_to(at);

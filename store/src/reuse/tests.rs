@@ -4,11 +4,11 @@ use super::*;
 use crate::arbitrary::cases;
 use crate::backend::{Memory, write_all};
 use crate::config::{self, Config};
-use crate::entry::Kind;
+use crate::entry::EntryKind;
 use crate::id::ChunkId;
 use crate::observe::Silent;
 use crate::recipe::{Extent, Extents, RecipeWriter};
-use crate::segment::Kind as ChunkKind;
+use crate::segment::SegmentKind as ChunkKind;
 use crate::store::Purpose;
 use chunker::Parameters;
 use chunker::delta::Sink;
@@ -68,7 +68,7 @@ impl Room {
         let entry = Entry {
             size: bytes.len() as u64,
             content: Content::Recipe(recipe),
-            ..Entry::new(b"file".to_vec(), Kind::File, 0o600)
+            ..Entry::new(b"file".to_vec(), EntryKind::File, 0o600)
         };
         let chunk_lens =
             ids.into_iter().zip(chunks.iter().map(|chunk| chunk.len() as u64)).collect();

@@ -48,7 +48,7 @@ impl There {
 }
 
 /// All units of one part of the pack, in pack order.
-pub struct Window {
+pub struct PackWindow {
     /// Byte offset in the pack of the start.
     pub start: u64,
     /// Byte offset in the pack of the end of the last entry.
@@ -56,10 +56,10 @@ pub struct Window {
     pub units: Vec<Unit>,
 }
 
-impl Window {
+impl PackWindow {
     /// Sorts the units and keeps at most `COUNTERPARTS_MAX` per entry. Otherwise an index that
     /// lists one offset for many ids could add any number.
-    pub fn new(start: u64, end: u64, mut units: Vec<Unit>) -> Window {
+    pub fn new(start: u64, end: u64, mut units: Vec<Unit>) -> PackWindow {
         units.sort_unstable_by_key(|unit| (unit.at, unit.there));
         units.dedup_by_key(|unit| (unit.at, unit.there));
         let (mut last, mut count) = (None, 0u32);
@@ -68,7 +68,7 @@ impl Window {
             last = Some(unit.at);
             count <= u32::from(COUNTERPARTS_MAX)
         });
-        Window { start, end, units }
+        PackWindow { start, end, units }
     }
 
     /// Returns the byte range in the pack of the entry of unit `n`.

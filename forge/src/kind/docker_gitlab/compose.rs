@@ -52,14 +52,14 @@ pub struct Service {
     /// Variables from environment files, until these are merged.
     pub from_files: Variables,
     /// Its mounts.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<VolumeMount>,
     /// Words of its command.
     pub command: Vec<String>,
 }
 
 /// A directory or file from outside, mounted in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub struct VolumeMount {
     /// Path in the container.
     pub target: PathBuf,
     /// Its source.

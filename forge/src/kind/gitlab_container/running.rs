@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kind::below;
-use crate::kind::docker_gitlab::compose::{Mount, Service, Source};
+use crate::kind::docker_gitlab::compose::{Service, Source, VolumeMount};
 use crate::kind::docker_gitlab::containers::QUESTION;
 use crate::run::Command;
 use serde_json::Value;
@@ -57,7 +57,7 @@ pub fn one(
 
 /// Adds the volumes of a container to those of its compose file. The compose file takes precedence
 /// if its directory exists.
-pub fn add_mounts(mounts: &mut Vec<Mount>, own: Vec<Mount>) {
+pub fn add_mounts(mounts: &mut Vec<VolumeMount>, own: Vec<VolumeMount>) {
     for mount in own {
         let is_there = |source: &Source| match source {
             Source::Path(path) => path.exists(),
@@ -105,7 +105,7 @@ fn container(inspected: &Value, root: &Path) -> Option<Running> {
     })
 }
 
-fn mount(inspected: &Value, root: &Path) -> Option<Mount> {
+fn mount(inspected: &Value, root: &Path) -> Option<VolumeMount> {
     let target = PathBuf::from(inspected["Destination"].as_str()?);
     let source = inspected["Source"].as_str().filter(|source| !source.is_empty()).map(Path::new);
     let source = match (inspected["Type"].as_str(), source) {
@@ -114,7 +114,7 @@ fn mount(inspected: &Value, root: &Path) -> Option<Mount> {
         (_, Some(path)) if path.is_absolute() => Source::Path(below(root, path)),
         _ => Source::Unknown("it is not on this machine".into()),
     };
-    Some(Mount { target, source })
+    Some(VolumeMount { target, source })
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn volumes_of_the_compose_file_count_where_they_are_there() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mount = |target: &str, source: &Path| Mount {
+        let mount = |target: &str, source: &Path| VolumeMount {
             target: target.into(),
             source: Source::Path(source.to_owned()),
         };

@@ -1,7 +1,7 @@
 //! Reads compose files by the rules of compose.
 
 use super::super::variables::{EXPANDED_BYTES_MAX, Look, Said, assignments, expand};
-use super::{Mount, NAMES, Service, Source, Surroundings, Variables};
+use super::{NAMES, Service, Source, Surroundings, Variables, VolumeMount};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::kind::below;
@@ -317,7 +317,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a volume in either form.
-    fn volume(&self, said: &Value, dir: &Path) -> Result<Option<Mount>> {
+    fn volume(&self, said: &Value, dir: &Path) -> Result<Option<VolumeMount>> {
         let (source, target);
         if said.is_object() {
             source = self.text(&said["source"])?.or(self.text(&said["src"])?);
@@ -349,7 +349,7 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        Ok(Some(Mount { target: lexically(Path::new(&target)), source }))
+        Ok(Some(VolumeMount { target: lexically(Path::new(&target)), source }))
     }
 
     /// Returns the source of a named volume.
@@ -417,7 +417,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a secret or config passed to a service.
-    fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<Mount>> {
+    fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<VolumeMount>> {
         let (name, target) = if said.is_object() {
             (self.text(&said["source"])?, self.text(&said["target"])?)
         } else {
@@ -438,7 +438,7 @@ impl<'a> Reader<'a> {
         } else {
             Source::Unknown("Docker itself stores it".into())
         };
-        Ok(Some(Mount { target: lexically(&target), source }))
+        Ok(Some(VolumeMount { target: lexically(&target), source }))
     }
 
     /// Returns the last definition of a volume, secret or config, with the reader that it comes
