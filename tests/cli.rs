@@ -875,7 +875,7 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
             &["dump", &sandbox.at("latest", "source/raedme")],
             &["has no", "did you mean", "source/readme"],
         ),
-        (&["dump", "latest"], &["no file in snapshot latest", "SNAPSHOT:PATH"]),
+        (&["dump", "latest"], &["no path in snapshot latest", "SNAPSHOT:PATH"]),
         (&["dump", &sandbox.at("latest", "source/dir")], &["not a file", "forgekeep restore"]),
         (&["ls", "latest:a/../b"], &["not a valid path", "an absolute path"]),
         (&["restore", "latest", "-t", "file"], &["file", "must be a directory", "forgekeep dump"]),

@@ -33,6 +33,8 @@ mod keys;
 mod live_git;
 /// Mattermost next to GitLab, and alone.
 mod mattermost;
+/// The text of the commonest errors.
+mod messages;
 /// Notifications about runs of instances.
 mod monitoring;
 /// Random trees against copies.

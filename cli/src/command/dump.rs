@@ -30,7 +30,7 @@ impl Dump {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
         if place.path.is_empty() {
-            let message = format!("no file in snapshot {} given", place.snapshot);
+            let message = format!("no path in snapshot {} given", place.snapshot);
             return Err(with_hint(message, "write SNAPSHOT:PATH; `forgekeep ls` lists the paths"));
         }
         let (store, watch) = global.open(ui, Purpose::Read, "dump")?;

@@ -1,0 +1,190 @@
+//! The whole text of the commonest errors: the object, the fault and the next step.
+
+use crate::support::sandbox::Sandbox;
+
+/// Text on standard error, with exit code, of each command in [`ERRORS`].
+struct Expected {
+    arguments: &'static [&'static str],
+    code: i32,
+    text: &'static str,
+}
+
+/// `ID` stands for the short id of the latest snapshot, `HERE` for the working directory.
+const ERRORS: &[Expected] = &[
+    Expected {
+        arguments: &["snapshots", "--store", "missing"],
+        code: 10,
+        text: "forgekeep: no store at missing\n  \
+               create it with `forgekeep init --store missing`, or check the path and mounts\n",
+    },
+    Expected {
+        arguments: &["snapshots", "--store", "other"],
+        code: 1,
+        text: "forgekeep: other is not a store: the directory is not empty and has no store.json\n  \
+               check the path and mounts; a new store needs an empty directory\n",
+    },
+    Expected {
+        arguments: &["snapshots", "--store", "file"],
+        code: 1,
+        text: "forgekeep: file is not a store: it is not a directory\n  \
+               check the path and mounts; a new store needs an empty directory\n",
+    },
+    Expected {
+        arguments: &["init"],
+        code: 1,
+        text: "forgekeep: a store already exists at store\n  \
+               use this store; `forgekeep snapshots` lists its content\n",
+    },
+    Expected {
+        arguments: &["init", "--store", "other"],
+        code: 1,
+        text: "forgekeep: other is not empty\n  \
+               give a directory that is empty or does not exist yet\n",
+    },
+    Expected {
+        arguments: &["ls", "latest", "--store", "empty"],
+        code: 1,
+        text: "forgekeep: no snapshot latest exists yet\n  \
+               run `forgekeep backup`, or check --store\n",
+    },
+    Expected {
+        arguments: &["ls", "lastest"],
+        code: 1,
+        text: "forgekeep: no snapshot lastest among 1 snapshot\n  did you mean `latest`?\n",
+    },
+    Expected {
+        arguments: &["ls", "zzzz"],
+        code: 1,
+        text: "forgekeep: no snapshot zzzz among 1 snapshot\n  `forgekeep snapshots` lists them\n",
+    },
+    Expected {
+        arguments: &["ls", "latest:/readme"],
+        code: 1,
+        text: "forgekeep: snapshot ID has no /readme\n  \
+               did you mean HERE/source/readme? `forgekeep ls ID` lists its paths\n",
+    },
+    Expected {
+        arguments: &["ls", "latest:a/../b"],
+        code: 1,
+        text: "forgekeep: a/../b is not a valid path in a snapshot\n  \
+               write an absolute path without . and ..\n",
+    },
+    Expected {
+        arguments: &["dump", "latest"],
+        code: 1,
+        text: "forgekeep: no path in snapshot latest given\n  \
+               write SNAPSHOT:PATH; `forgekeep ls` lists the paths\n",
+    },
+    Expected {
+        arguments: &["dump", "latest:HERE/source"],
+        code: 1,
+        text: "forgekeep: HERE/source is a directory, not a file\n  \
+               use `forgekeep restore` for directories\n",
+    },
+    Expected {
+        arguments: &["restore", "latest", "--target", "file"],
+        code: 1,
+        text: "forgekeep: cannot write to file: File exists (os error 17)\n  \
+               the target must be a directory; for one file use \
+               `forgekeep dump SNAPSHOT:PATH > FILE`\n",
+    },
+    Expected {
+        arguments: &["backup", "nowhere"],
+        code: 1,
+        text: "cannot read nowhere: No such file or directory (os error 2)\n\
+               forgekeep: none of the paths can be read\n  \
+               nothing was backed up; check the paths\n",
+    },
+    Expected {
+        arguments: &["backup", "store"],
+        code: 1,
+        text: "forgekeep: HERE/store is the store or inside the store\n  \
+               nothing was backed up; give other paths, or copy the store with another program\n",
+    },
+    Expected {
+        arguments: &["backup", "source", "--exclude", ""],
+        code: 2,
+        text: "forgekeep: bad pattern \"\": it is empty; check for an unset variable\n  \
+               put the pattern in quotes; escape [ ] { } and a leading ! with \\\n",
+    },
+    Expected {
+        arguments: &["backup", "--stdin-name", "x"],
+        code: 1,
+        text: "forgekeep: standard input is empty\n  \
+               no snapshot was created; check the command, or give --allow-empty for an empty \
+               file\n",
+    },
+    Expected {
+        arguments: &["config", "check", "--config", "missing.toml"],
+        code: 1,
+        text: "forgekeep: cannot read the configuration missing.toml: \
+               No such file or directory (os error 2)\n  \
+               give --config FILE; `forgekeep detect` proposes a configuration\n",
+    },
+    Expected {
+        arguments: &["config", "check", "--config", "misspelt.toml"],
+        code: 1,
+        text: "forgekeep: misspelt.toml, line 4, key `kind`: unknown kind `gitlb`\n  \
+               did you mean `gitlab`?\n",
+    },
+    Expected {
+        arguments: &["backup", "--instance", "forg", "--config", "forgekeep.toml"],
+        code: 1,
+        text: "forgekeep: no instance `forg` is configured\n  did you mean `forge`?\n",
+    },
+    Expected {
+        arguments: &["snapshots", "--store", "sftp://host/path"],
+        code: 2,
+        text: "error: invalid value 'sftp://host/path' for '--store <DIR>': \
+               remote stores are not supported yet; \
+               for a directory of that name write ./sftp://host/path\n\n\
+               For more information, try '--help'.\n",
+    },
+];
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/readme", "read me\n");
+    sandbox.write("other/file", "not a store\n");
+    sandbox.write("file", "not a directory\n");
+    let config = |kind: &str| {
+        format!(
+            "[stores.main]\npath = '{}'\n[instances.forge]\nkind = '{kind}'\n\
+             [instances.forge.parts.data]\npath = '/srv'\n",
+            sandbox.text("store")
+        )
+    };
+    sandbox.write("forgekeep.toml", config("plain"));
+    sandbox.write("misspelt.toml", config("gitlb"));
+    sandbox.run(["init"]).ok();
+    sandbox.run(["init", "--store", "empty"]).ok();
+    sandbox.run(["backup", "source"]).ok();
+    sandbox
+}
+
+#[test]
+fn common_errors_name_object_fault_and_next_step() {
+    let sandbox = sandbox();
+    let (id, here) = (sandbox.snapshot_ids()[0][..8].to_owned(), sandbox.text("."));
+    let here = here.trim_end_matches("/.");
+    for Expected { arguments, code, text } in ERRORS {
+        let real = |text: &str| text.replace("ID", &id).replace("HERE", here);
+        let arguments: Vec<String> = arguments.iter().map(|argument| real(argument)).collect();
+        let outcome = sandbox.run(&arguments).ends_with(*code);
+        assert_eq!(outcome.stderr, real(text), "forgekeep {}", arguments.join(" "));
+        assert_eq!(outcome.stdout, "");
+    }
+}
+
+#[test]
+fn a_locked_store_names_its_fault_and_the_next_step() {
+    let sandbox = sandbox();
+    let script = "exec 9<store/lock && flock -x 9 && exec \"$FK\" backup source";
+    let run =
+        sandbox.tool("bash").args(["-c", script]).env("FK", crate::support::sandbox::FORGEKEEP);
+    assert_eq!(
+        run.run().ends_with(11).stderr,
+        "forgekeep: the store at store is locked: another process holds an exclusive lock\n  \
+         wait for the other process to end and try again\n"
+    );
+}
