@@ -48,6 +48,9 @@ class Chunks:
                 failed(name, "its bytes do not match its name; it is left out")
                 continue
             with open(name, "rb") as file:
+                if unpack("<16xHxB", file.read(20)) != (2, 0):
+                    failed(name, "a newer version of Forgekeep wrote it")
+                    continue
                 file.seek(-56, os.SEEK_END)  # the trailer
                 offset, rows = unpack("<16x2I32x", file.read())
                 file.seek(offset + 16)  # the table, after magic, length and tag

@@ -943,7 +943,8 @@ fn craft_bomb(root: &Path, frame: &[u8]) -> SnapshotId {
     use store::id::SegmentId;
     use store::segment::{Header, Row, Trailer, file_name, frame_hash, table_frame};
     let config = fs::read(root.join("store.json")).expect("reads");
-    let header = Header { kind: SegmentKind::Data, store_id: [7; 16], config }.to_frame();
+    let header =
+        Header { kind: SegmentKind::Data, store_id: [7; 16], salt: [0; 16], config }.to_frame();
     let chunk = ChunkId::of(b"never");
     let row = Row {
         id: chunk,

@@ -1,6 +1,6 @@
 //! The description of the format, and the script that needs nothing else.
 
-use crate::support::sandbox::{FORGEKEEP, Outcome, Run};
+use crate::support::sandbox::{FORGEKEEP, Outcome, Run, Sandbox};
 use crate::support::stores;
 use crate::support::tree::{build_everything, compare, make_writable_and_remove};
 use std::collections::BTreeMap;
@@ -38,6 +38,9 @@ fn numbers_in_the_document_are_those_of_the_code() {
         ("VERSION", segment::VERSION.to_string()),
         ("KIND_DATA", (segment::SegmentKind::Data as u8).to_string()),
         ("KIND_METADATA", (segment::SegmentKind::Metadata as u8).to_string()),
+        ("MODE_PLAIN", segment::MODE_PLAIN.to_string()),
+        ("SALT_LEN", segment::SALT_LEN.to_string()),
+        ("COMMITMENT_LEN", segment::COMMITMENT_LEN.to_string()),
         ("HEADER_FIXED_LEN", segment::HEADER_FIXED_LEN.to_string()),
         ("ROW_LEN", segment::ROW_LEN.to_string()),
         ("TRAILER_LEN", segment::TRAILER_LEN.to_string()),
@@ -93,6 +96,55 @@ fn the_example_in_the_document_is_a_segment() {
     let mut plain = Vec::new();
     FrameDecoder::new().decode(&row.id, stored, row.plain_len as usize, &mut plain).expect("opens");
     assert_eq!(plain, [b'x'; 700]);
+}
+
+/// Writes a copy of a segment of the store with another version and mode, and a matching hash.
+fn write_changed_segment(store: &Path, version: u16, mode: u8) {
+    let dirs =
+        std::fs::read_dir(store.join("segments")).expect("lists").map(|dir| dir.expect("is"));
+    let files = dirs.flat_map(|dir| std::fs::read_dir(dir.path()).expect("lists"));
+    let path = files.map(|file| file.expect("is").path()).next().expect("a segment");
+    let mut bytes = std::fs::read(path).expect("reads");
+    let body_end = bytes.len() - segment::TRAILER_LEN;
+    let trailer = segment::Trailer::read(&bytes[body_end..], bytes.len() as u64).expect("reads");
+    let header_len = segment::skippable_len(&bytes).expect("a header");
+    bytes[16..18].copy_from_slice(&version.to_le_bytes());
+    bytes[19] = mode;
+    let table = &bytes[trailer.table_offset as usize..body_end];
+    let hash = segment::frame_hash(&bytes[..header_len], table);
+    bytes.splice(body_end.., segment::Trailer { hash, ..trailer }.to_frame());
+    std::fs::write(store.join(segment::file_name(&SegmentId::of(&bytes))), &bytes).expect("writes");
+}
+
+#[test]
+fn files_of_a_newer_version_are_never_called_damaged() {
+    for change in ["version", "mode", "feature for writers", "feature for readers"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("source/file", b"content ".repeat(200));
+        sandbox.run(["init"]).ok();
+        sandbox.run(["backup", "source"]).ok();
+        let store = sandbox.path("store");
+        match change {
+            "version" => write_changed_segment(&store, 3, 0),
+            "mode" => write_changed_segment(&store, 2, 1),
+            "feature for writers" => sandbox.write("store/features/packs", "writers\n"),
+            _ => sandbox.write("store/features/packs", "readers\n"),
+        }
+        let newer = |arguments: &[&str]| {
+            let outcome = sandbox.run(arguments).fails(1, &["newer version", "upgrade forgekeep"]);
+            let output = outcome.all_output();
+            assert!(!output.contains("damaged"), "{change}: {output}");
+        };
+        newer(&["backup", "source"]);
+        if change == "feature for writers" {
+            sandbox.run(["check"]).ok();
+            sandbox.run(["restore", "latest", "--target", "restored"]).ok();
+        } else {
+            newer(&["check"]);
+            newer(&["restore", "latest", "--target", "restored"]);
+        }
+        assert_eq!(sandbox.has("restored"), change == "feature for writers");
+    }
 }
 
 fn restore_py(store: &Path, snapshot: &str, target: &Path) -> Outcome {

@@ -25,5 +25,6 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         excludes: Vec::new(),
         instance: None,
         left_out: store::snapshot::LeftOut::default(),
+        run: None,
     }
 }

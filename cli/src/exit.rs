@@ -137,7 +137,7 @@ fn hint(error: &Error) -> Option<String> {
         Error::Memory(_) => {
             "end other programs or raise the limit, then run the same command again".into()
         }
-        Error::NewerFormat { .. } => "upgrade forgekeep to the version that wrote the file".into(),
+        Error::Newer { .. } => "upgrade forgekeep to the version that wrote it".into(),
         Error::StoreUnsynced { .. } => {
             "`forgekeep snapshots` shows whether the snapshot exists; check the disk, then run \
              the same command again"

@@ -7,6 +7,8 @@ mod report;
 
 mod exit;
 
+mod run_id;
+
 mod ui;
 
 mod select;

@@ -1,9 +1,10 @@
 //! Notifications of one run of an instance: its start, its end, and silences of the monitoring.
 
 use crate::config::Config;
-use crate::exit::{Failure, other};
-use crate::notify::{self, Ending, Notification, Notifier, Origin, RunId, Silenced, What};
+use crate::exit::Failure;
+use crate::notify::{self, Ending, Notification, Notifier, Origin, Silenced, What};
 use crate::report::{now, skipped_records};
+use crate::run_id::RunId;
 use crate::ui::{Ui, shown};
 use forge::check::Verdict;
 use forge::recovery::{Monitor, Record, Undo};
@@ -38,10 +39,9 @@ impl<'a> Notifications<'a> {
         config: &'a Config,
         instance: &'a str,
         host: &'a str,
-    ) -> Result<Notifications<'a>, Failure> {
-        let run = RunId::random()
-            .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
-        Ok(Notifications {
+        run: RunId,
+    ) -> Notifications<'a> {
+        Notifications {
             ui,
             notifiers: &config.notify,
             origin: Origin { instance, host, run, is_test: false },
@@ -50,7 +50,7 @@ impl<'a> Notifications<'a> {
             delay: Cell::new(config.silence_after.0),
             due: RefCell::default(),
             warned: RefCell::default(),
-        })
+        }
     }
 
     /// Undoes steps of another run without delay, because its silences are over.

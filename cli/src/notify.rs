@@ -15,7 +15,7 @@ mod webhook;
 mod zabbix;
 mod zabbix_maintenance;
 
-pub use notification::{Ending, Notification, Origin, Outcome, RunId, What};
+pub use notification::{Ending, Notification, Origin, Outcome, What};
 
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;

@@ -80,6 +80,8 @@ pub struct About {
     pub tags: Vec<String>,
     /// Version of the program.
     pub program: String,
+    /// Random id of the run, which the snapshots of several machines may share.
+    pub run: Option<[u8; 16]>,
     /// Returns the current time.
     pub clock: fn() -> Time,
 }

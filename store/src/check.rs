@@ -354,6 +354,7 @@ impl Check<'_> {
         let table = match self.store.table(id, len) {
             Ok(table) => table,
             Err(_) if self.is_removed(id)? => return Ok(()),
+            Err(error @ Error::Newer { .. }) => return Err(error),
             Err(error) => {
                 self.bad_segment(id, &error)?;
                 if self.read_data != ReadData::None {

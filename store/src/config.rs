@@ -2,6 +2,7 @@
 
 use crate::backend::Modes;
 use crate::error::{Error, Result};
+use crate::features::Features;
 use chunker::Parameters;
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +12,9 @@ pub const FILE: &str = "store.json";
 /// Version of the whole format that this program writes.
 pub const FORMAT_VERSION: u64 = 2;
 
-/// Content of `store.json`.
+/// Content of `store.json`. Unknown members are skipped: a member that a program must know comes
+/// with a feature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Version of the format.
     pub format_version: u64,
@@ -25,6 +26,9 @@ pub struct Config {
     pub compression: Compression,
     /// Protection of stored bytes; always `none`.
     pub seal: String,
+    /// Features that programs must know to use the store.
+    #[serde(default, skip_serializing_if = "Features::is_empty")]
+    pub features: Features,
     /// True if the group of the store's directories may read the store.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub group_readable: bool,
@@ -68,6 +72,7 @@ impl Config {
             },
             compression: Compression { algorithm: "zstd".into(), level },
             seal: "none".into(),
+            features: Features::default(),
             group_readable: false,
         }
     }
@@ -98,11 +103,7 @@ impl Config {
         let version: Versioned =
             serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
         if version.format_version != FORMAT_VERSION {
-            return Err(Error::NewerFormat {
-                what: FILE.into(),
-                found: version.format_version,
-                known: FORMAT_VERSION,
-            });
+            return Err(Error::newer_version(FILE, version.format_version, FORMAT_VERSION));
         }
         let config: Config =
             serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
@@ -111,12 +112,18 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        let known = self.chunking.algorithm == "fastcdc-v2020"
-            && self.compression.algorithm == "zstd"
-            && self.seal == "none"
-            && self.store_id_bytes().is_some();
-        if !known {
-            return Err(Error::ConfigDamaged("it names unknown algorithms".into()));
+        for (method, known) in [
+            (&self.chunking.algorithm, "fastcdc-v2020"),
+            (&self.compression.algorithm, "zstd"),
+            (&self.seal, "none"),
+        ] {
+            if method != known {
+                let reason = format!("it names `{method}`, and this program knows `{known}`");
+                return Err(Error::Newer { what: FILE.into(), reason });
+            }
+        }
+        if self.store_id_bytes().is_none() {
+            return Err(Error::ConfigDamaged("its store id is invalid".into()));
         }
         chunker::Cutter::new(self.parameters())
             .map_err(|error| Error::ConfigDamaged(error.to_string()))?;
@@ -185,7 +192,32 @@ mod tests {
         let mut config = Config::new([7; 16], Parameters::DEFAULT, 3);
         config.format_version = 3;
         let error = Config::from_bytes(&config.to_bytes()).expect_err("refused");
-        assert!(matches!(error, Error::NewerFormat { found: 3, known: 2, .. }), "{error}");
+        assert!(matches!(error, Error::Newer { .. }), "{error}");
+        assert!(error.to_string().contains("format version is 3"), "{error}");
+    }
+
+    #[test]
+    fn unknown_methods_are_newer_and_unknown_members_are_skipped() {
+        let config = Config::new([7; 16], Parameters::DEFAULT, 3);
+        for change in [
+            |config: &mut Config| config.seal = "age".into(),
+            |config: &mut Config| config.chunking.algorithm = "other".into(),
+            |config: &mut Config| config.compression.algorithm = "other".into(),
+        ] {
+            let mut changed = config.clone();
+            change(&mut changed);
+            let error = Config::from_bytes(&changed.to_bytes()).expect_err("refused");
+            assert!(matches!(error, Error::Newer { .. }), "{error}");
+        }
+        let bytes = config.to_bytes();
+        let body = &bytes[..bytes.len() - hash_member(b"").len()];
+        let more = [body, b",\n  \"colour\": \"red\""].concat();
+        assert_eq!(Config::from_bytes(&hashed(&more)).expect("skips a member"), config);
+    }
+
+    /// Returns a file with this body and a matching hash.
+    fn hashed(body: &[u8]) -> Vec<u8> {
+        [body, hash_member(body).as_bytes()].concat()
     }
 
     fn parameters() -> impl Strategy<Value = Parameters> {
@@ -197,11 +229,6 @@ mod tests {
                 Parameters { min_bytes: 2 * min, avg_bytes: 2 * avg, max_bytes: 2 * max };
             chunker::Cutter::new(parameters).is_ok().then_some(parameters)
         })
-    }
-
-    /// Returns a file with this body and a matching hash.
-    fn hashed(body: &[u8]) -> Vec<u8> {
-        [body, hash_member(body).as_bytes()].concat()
     }
 
     proptest! {

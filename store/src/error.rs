@@ -47,14 +47,12 @@ pub enum Error {
         holder: &'static str,
     },
     /// Written by a newer program.
-    #[error("{what} has format version {found}; this program reads version {known}")]
-    NewerFormat {
+    #[error("a newer version of forgekeep wrote {what}: {reason}")]
+    Newer {
         /// The file.
         what: String,
-        /// Its version.
-        found: u64,
-        /// The version that this program reads.
-        known: u64,
+        /// The version, method or feature that this program does not know.
+        reason: String,
     },
     /// The system is out of memory.
     #[error("not enough memory: {0}")]
@@ -203,6 +201,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the error for a format version that this program does not read.
+    pub(crate) fn newer_version(what: impl Into<String>, found: u64, known: u64) -> Error {
+        let reason = format!("its format version is {found}, and this program reads {known}");
+        Error::Newer { what: what.into(), reason }
+    }
+
     /// Converts the error of a failed read of a file of the store.
     pub(crate) fn store_read(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let name = name.into();

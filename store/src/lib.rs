@@ -15,6 +15,8 @@ pub mod codec;
 pub mod segment;
 
 pub mod backend;
+pub mod features;
+
 pub mod config;
 pub mod index;
 pub mod lock;

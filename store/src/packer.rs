@@ -180,7 +180,11 @@ impl<'a> Packer<'a> {
 
     fn begin(&self, kind: SegmentKind) -> Result<OpenSegment> {
         let store = self.store;
-        let header = Header { kind, store_id: store.store_id, config: store.config_bytes.clone() };
+        let mut salt = [0; segment::SALT_LEN];
+        rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| Error::store_write("a new segment")(error.into()))?;
+        let config = store.config_bytes.clone();
+        let header = Header { kind, store_id: store.store_id, salt, config };
         let pending = store.backend.create().map_err(Error::store_write("a new segment"))?;
         let header = header.to_frame();
         Ok(OpenSegment {

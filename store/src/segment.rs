@@ -1,7 +1,7 @@
 //! The segment: an immutable file that holds many chunks and a table of them.
 //!
 //! ```text
-//! header   skippable frame   TAG_HEADER   version, kind, seal, store id, store.json
+//! header   skippable frame   TAG_HEADER   version, kind, mode, store id, salt, store.json
 //! body     one zstd frame per chunk
 //! table    skippable frame   TAG_TABLE    one row per chunk, in body order
 //! trailer  skippable frame   TAG_TRAILER  offset of the table, and a hash of header and table
@@ -25,9 +25,15 @@ pub const TAG_TABLE: &[u8; 8] = b"FKtable\n";
 /// First bytes of the trailer's content.
 pub const TAG_TRAILER: &[u8; 8] = b"FKtrailr";
 /// Version of this layout.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// Mode of chunks that are stored as standard zstd frames, without encryption.
+pub const MODE_PLAIN: u8 = 0;
+/// Length in bytes of the salt.
+pub const SALT_LEN: usize = 16;
+/// Length in bytes of the space for a commitment to a key; zeros in [`MODE_PLAIN`].
+pub const COMMITMENT_LEN: usize = 32;
 /// Length in bytes of the fixed part of the header's content, before the copy of `store.json`.
-pub const HEADER_FIXED_LEN: usize = 8 + 2 + 1 + 1 + 16;
+pub const HEADER_FIXED_LEN: usize = 8 + 2 + 1 + 1 + 16 + SALT_LEN + COMMITMENT_LEN;
 /// Length in bytes of a table row: id, offset, stored length, plain length.
 pub const ROW_LEN: usize = ChunkId::LEN + 4 + 4 + 4;
 /// Length in bytes of the whole trailer frame: head, tag, table offset, row count, hash.
@@ -96,6 +102,8 @@ pub struct Header {
     pub kind: SegmentKind,
     /// The store this segment was written for.
     pub store_id: [u8; 16],
+    /// Random bytes. No segment gets the name of an earlier one, even with the same chunks.
+    pub salt: [u8; SALT_LEN],
     /// A copy of that store's `store.json`, in case the file is lost.
     pub config: Vec<u8>,
 }
@@ -107,14 +115,16 @@ impl Header {
         content.extend_from_slice(TAG_HEADER);
         content.extend_from_slice(&VERSION.to_le_bytes());
         content.push(self.kind as u8);
-        content.push(0); // seal: none
+        content.push(MODE_PLAIN);
         content.extend_from_slice(&self.store_id);
+        content.extend_from_slice(&self.salt);
+        content.extend_from_slice(&[0; COMMITMENT_LEN]);
         content.extend_from_slice(&self.config);
         skippable(&content)
     }
 
     /// Decodes the content of a header frame.
-    fn from_content(content: &[u8]) -> Result<Header, String> {
+    fn from_content(content: &[u8]) -> Result<Header, Fault> {
         let rest =
             content.strip_prefix(TAG_HEADER).ok_or("it does not begin with a segment header")?;
         let version = u16::from_le_bytes([
@@ -122,18 +132,23 @@ impl Header {
             *rest.get(1).ok_or("its header is truncated")?,
         ]);
         if version != VERSION {
-            return Err(format!("its version is {version}; this program reads {VERSION}"));
+            return Err(Fault::Newer(format!(
+                "its version is {version}, and this program reads {VERSION}"
+            )));
         }
         let kind =
             rest.get(2).and_then(|b| SegmentKind::from_byte(*b)).ok_or("its kind is unknown")?;
-        if rest.get(3) != Some(&0) {
-            return Err("this program does not know its encryption".into());
+        let mode = *rest.get(3).ok_or("its header is truncated")?;
+        if mode != MODE_PLAIN {
+            return Err(Fault::Newer(format!("this program does not know encryption mode {mode}")));
         }
-        let store_id = rest.get(4..20).and_then(|b| b.try_into().ok());
+        const CONFIG: usize = HEADER_FIXED_LEN - TAG_HEADER.len();
+        let fixed = rest.get(4..CONFIG).ok_or("its header is truncated")?;
         Ok(Header {
             kind,
-            store_id: store_id.ok_or("its header is truncated")?,
-            config: rest.get(20..).unwrap_or_default().to_vec(),
+            store_id: fixed[..16].try_into().expect("16 bytes"),
+            salt: fixed[16..16 + SALT_LEN].try_into().expect("16 bytes"),
+            config: rest[CONFIG..].to_vec(),
         })
     }
 }
@@ -183,6 +198,21 @@ impl Trailer {
     }
 }
 
+/// Reason why a segment cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Its bytes are wrong.
+    Damaged(String),
+    /// A newer program wrote it.
+    Newer(String),
+}
+
+impl From<&str> for Fault {
+    fn from(reason: &str) -> Fault {
+        Fault::Damaged(reason.to_owned())
+    }
+}
+
 /// Header and table of a segment, verified by the trailer's hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -207,7 +237,7 @@ pub fn frame_hash(header: &[u8], table: &[u8]) -> [u8; 32] {
 
 impl Table {
     /// Decodes a segment's header and table frames and checks them.
-    pub fn read(header: &[u8], table: &[u8], trailer: &Trailer) -> Result<Table, String> {
+    pub fn read(header: &[u8], table: &[u8], trailer: &Trailer) -> Result<Table, Fault> {
         if frame_hash(header, table) != trailer.hash {
             return Err("its header or table does not match its trailer".into());
         }
@@ -223,7 +253,10 @@ impl Table {
             let sizes_fit = row.plain_len as usize <= limits::CHUNK_BYTES_MAX
                 && row.stored_len as usize <= limits::STORED_BYTES_MAX;
             if u64::from(row.offset) != at || !sizes_fit {
-                return Err(format!("its table row of chunk {} is invalid", row.id));
+                return Err(Fault::Damaged(format!(
+                    "its table row of chunk {} is invalid",
+                    row.id
+                )));
             }
             at = row.end();
             rows.push(row);
@@ -278,8 +311,8 @@ mod tests {
     /// A header, and rows that follow it without gaps.
     fn parts() -> impl Strategy<Value = (Header, Vec<Row>)> {
         let kind = prop_oneof![Just(SegmentKind::Data), Just(SegmentKind::Metadata)];
-        let header = (kind, any::<[u8; 16]>(), noise())
-            .prop_map(|(kind, store_id, config)| Header { kind, store_id, config });
+        let header = (kind, any::<[u8; 16]>(), any::<[u8; SALT_LEN]>(), noise())
+            .prop_map(|(kind, store_id, salt, config)| Header { kind, store_id, salt, config });
         let stored_len = 0..=limits::STORED_BYTES_MAX as u32;
         let plain_len = 0..=limits::CHUNK_BYTES_MAX as u32;
         (header, vec((id(), stored_len, plain_len), 0..20)).prop_map(|(header, sizes)| {

@@ -9,7 +9,7 @@ use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
-use minicbor::bytes::ByteVec;
+use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
 use std::cell::RefCell;
 
@@ -68,6 +68,9 @@ pub struct Snapshot {
     #[n(14)]
     #[cbor(default)]
     pub left_out: LeftOut,
+    /// Random id of the run, which the snapshots of several machines may share.
+    #[n(15)]
+    pub run: Option<ByteArray<16>>,
 }
 
 /// Content that a backup left out, besides the user's patterns. A restore that deletes files spares
@@ -286,8 +289,8 @@ impl Snapshot {
         let snapshot: Snapshot =
             minicbor::decode(&record).map_err(|error| malformed(error.to_string()))?;
         if snapshot.version != VERSION {
-            let (found, known) = (snapshot.version, VERSION);
-            return Err(Error::NewerFormat { what: format!("snapshot {id}"), found, known });
+            let what = format!("snapshot {id}");
+            return Err(Error::newer_version(what, snapshot.version, VERSION));
         }
         Ok((snapshot, is_whole))
     }
@@ -353,6 +356,7 @@ mod tests {
             excludes: vec![],
             instance: None,
             left_out: LeftOut::default(),
+            run: None,
         }
     }
 
@@ -449,6 +453,7 @@ mod tests {
                     excludes,
                     instance,
                     left_out,
+                    run: parent.map(|id| [id[0]; 16].into()),
                 }
             },
         )

@@ -11,7 +11,7 @@ use crate::limits;
 use crate::lock::{self, FILE as LOCK_FILE, Lock, Mode};
 use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
-use crate::segment::{self, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
+use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
 use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
@@ -244,6 +244,8 @@ impl Store {
         lock: Option<Lock>,
         root: Option<PathBuf>,
     ) -> Result<Store> {
+        let features = stored.config.features.clone().with_later_ones(&*backend)?;
+        features.check(purpose == Purpose::Read)?;
         if purpose != Purpose::Read {
             stored.mend(&*backend)?;
         }
@@ -475,7 +477,10 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
     if header_len > header.len() {
         header = read(0, header_len as u64)?;
     }
-    Table::read(&header[..header_len], &table, &trailer).map_err(damaged)
+    Table::read(&header[..header_len], &table, &trailer).map_err(|fault| match fault {
+        Fault::Damaged(reason) => damaged(reason),
+        Fault::Newer(reason) => Error::Newer { what: format!("segment {id}"), reason },
+    })
 }
 
 /// Content of `store.json` as read.
@@ -494,7 +499,7 @@ impl StoredConfig {
             .and_then(|bytes| Ok((Config::from_bytes(&bytes)?, bytes)));
         let error = match read {
             Ok((config, bytes)) => return Ok(StoredConfig { config, bytes, is_copy: false }),
-            Err(error @ Error::NewerFormat { .. }) => return Err(error),
+            Err(error @ Error::Newer { .. }) => return Err(error),
             // The copy replaces a lost file, not one whose access is denied.
             Err(Error::StoreRead { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -691,7 +696,7 @@ impl Opening<'_> {
                 self.settle(shard)?;
             }
             for (id, len) in listed.iter().filter(is_new) {
-                let (segment, rows) = self.load(id, *len);
+                let (segment, rows) = self.load(id, *len)?;
                 index.add(&segment, &rows)?;
             }
         }
@@ -724,19 +729,21 @@ impl Opening<'_> {
         self.backend.settle(&dir).map_err(Error::store_write(dir))
     }
 
-    /// Returns a segment's chunks from its table, or salvages them if the segment is damaged.
-    fn load(&self, id: &SegmentId, len: u64) -> (Segment, Vec<Row>) {
+    /// Returns a segment's chunks from its table, or salvages them if the segment is damaged. Fails
+    /// if a newer program wrote it.
+    fn load(&self, id: &SegmentId, len: u64) -> Result<(Segment, Vec<Row>)> {
         match read_table(self.backend, id, len) {
             Ok(Table { header, rows }) => {
-                (Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows)
+                Ok((Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows))
             }
+            Err(error @ Error::Newer { .. }) => Err(error),
             Err(error) => {
                 let rows = salvage::rows(self.backend, id, len);
                 let found = rows.len();
                 let note = format!("{error}; found {found} intact chunks in it");
                 self.observer.event(Event::Warning(note));
                 let kind = segment::SegmentKind::Data;
-                (Segment { id: *id, kind, len, is_healthy: false }, rows)
+                Ok((Segment { id: *id, kind, len, is_healthy: false }, rows))
             }
         }
     }
@@ -788,8 +795,9 @@ impl Opening<'_> {
                 });
             }
             drop(sender);
-            for (segment, rows) in loaded {
+            for loaded in loaded {
                 self.observer.progress().check()?;
+                let (segment, rows) = loaded?;
                 builder.add(&segment, &rows)?;
                 self.observer.progress().add(1, segment.len);
             }

@@ -45,6 +45,7 @@ pub fn backup_options(paths: &[&Path]) -> Options {
             user: "user".into(),
             tags: Vec::new(),
             program: "test".into(),
+            run: None,
             clock: || Time { seconds: 4_000_000_000, nanoseconds: 0 },
         },
     }
@@ -121,6 +122,7 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         excludes: Vec::new(),
         instance: None,
         left_out: store::snapshot::LeftOut::default(),
+        run: None,
     };
     snapshot.write(&Local::new(root)).expect("writes the record")
 }

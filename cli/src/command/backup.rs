@@ -3,6 +3,7 @@ use super::{Global, init};
 use crate::exit::{Failure, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{self, count, now, size, skipped_records};
+use crate::run_id::RunId;
 use crate::stream::Stream;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
@@ -120,7 +121,7 @@ impl Backup {
             return self.instance(name, global, ui);
         }
         let place = global.place()?;
-        let options = self.options()?;
+        let options = self.options(RunId::random()?)?;
         self.init(place, ui)?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
@@ -170,10 +171,11 @@ impl Backup {
     fn instance(&self, name: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
         let settings = config.instance(name)?;
-        let mut options = self.options()?;
+        let run = RunId::random()?;
+        let mut options = self.options(run)?;
         options.about.tags.extend(settings.tags.iter().cloned());
         let host = options.about.host.clone();
-        let notifications = Notifications::new(ui, &config, name, &host)?;
+        let notifications = Notifications::new(ui, &config, name, &host, run);
         // Whatever signal arrives, stopped services are started again before the program ends.
         ui.hold();
         let record = Record::open(&config.state, name);
@@ -220,7 +222,7 @@ impl Backup {
         instance::show(ui, &result?, elapsed)
     }
 
-    fn options(&self) -> Result<Options, Failure> {
+    fn options(&self, run: RunId) -> Result<Options, Failure> {
         let mut excludes: Vec<Vec<u8>> =
             self.exclude.iter().map(|glob| glob.as_bytes().to_vec()).collect();
         Globs::new(excludes.iter().map(Vec::as_slice))?;
@@ -259,6 +261,7 @@ impl Backup {
                 user: user.map_or_else(|| uid.to_string(), |user| user.name),
                 tags: self.tag.clone(),
                 program: env!("CARGO_PKG_VERSION").into(),
+                run: Some(run.bytes()),
                 clock: now,
             },
         })

@@ -1,7 +1,8 @@
 use super::instance::ConfigFile;
-use crate::exit::{Failure, other, with_hint};
-use crate::notify::{self, Ending, Notification, Notifier, Origin, Outcome, RunId, What};
+use crate::exit::{Failure, with_hint};
+use crate::notify::{self, Ending, Notification, Notifier, Origin, Outcome, What};
 use crate::report::now;
+use crate::run_id::RunId;
 use crate::ui::Ui;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -69,8 +70,7 @@ impl Test {
             return Err(with_hint("the configuration has no notifier", hint));
         }
         let host = super::instance::host();
-        let run = RunId::random()
-            .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
+        let run = RunId::random()?;
         let only = config.instances.keys().next().filter(|_| config.instances.len() == 1);
         let instance = self.instance.as_ref().or(only).map_or("test", String::as_str);
         if let Some(named) = &self.instance {

@@ -3,6 +3,7 @@ use crate::config::Config;
 use crate::exit::Failure;
 use crate::notifications::Notifications;
 use crate::report::count;
+use crate::run_id::RunId;
 use crate::ui::Ui;
 use clap::Args;
 use forge::recovery::Record;
@@ -47,7 +48,7 @@ impl Recover {
         for name in &names {
             let recover = || {
                 let mut record = Record::open(&config.state, name)?;
-                let notifications = Notifications::new(ui, &config, name, &host)?;
+                let notifications = Notifications::new(ui, &config, name, &host, RunId::random()?);
                 let recover = || instance::recover(&mut record, &notifications, &*watch);
                 let steps = notifications.at_once(recover)?;
                 // Only silences that could not be ended remain, and a warning was printed.

@@ -1,6 +1,7 @@
 use super::Global;
 use crate::exit::Failure;
 use crate::report::{count, local_time, now, put_path, size, utc_time};
+use crate::run_id::RunId;
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
@@ -79,6 +80,7 @@ impl Snapshots {
                 "tree": snapshot.root.chunk().to_string(),
                 "parent": snapshot.parent.map(|id| id.snapshot().to_string()),
                 "program_version": snapshot.program,
+                "run_id": snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
                 "errors": snapshot.unreadable_count,
                 "instance": snapshot.instance.as_ref().map(|instance| json!({
                     "name": instance.name,

@@ -1,8 +1,9 @@
 //! Notifications about runs, and their wording.
 
 use crate::report::{count, local_time, size};
+use crate::run_id::RunId;
 use crate::ui::shown;
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use store::entry::Time;
 
 /// Notification to send.
@@ -121,33 +122,6 @@ impl Outcome {
     pub fn seconds(&self) -> f64 {
         let of = |time: Time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9;
         (of(self.ended) - of(self.started)).max(0.0)
-    }
-}
-
-/// Random number that all notifications of one run share, shown as a UUID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunId([u8; 16]);
-
-impl RunId {
-    /// Returns a new random id.
-    pub fn random() -> std::io::Result<RunId> {
-        let mut bytes = [0; 16];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        Ok(RunId(bytes))
-    }
-}
-
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = self.0;
-        // These bits mark a UUID as random.
-        bytes[6] = bytes[6] & 0x0f | 0x40;
-        bytes[8] = bytes[8] & 0x3f | 0x80;
-        for (at, byte) in bytes.iter().enumerate() {
-            let dash = if [4, 6, 8, 10].contains(&at) { "-" } else { "" };
-            write!(f, "{dash}{byte:02x}")?;
-        }
-        Ok(())
     }
 }
 
@@ -305,7 +279,7 @@ pub mod tests {
 
     /// Returns a notification about a run.
     pub fn notification(what: What<'_>) -> Notification<'_> {
-        let run = RunId([0xff; 16]);
+        let run = RunId::from_bytes([0xff; 16]);
         let origin = Origin { instance: "gitlab", host: "git01", run, is_test: false };
         Notification { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
     }
@@ -348,13 +322,6 @@ pub mod tests {
         let text = notification(What::Ended(&outcome)).text(10_000);
         assert!(text.contains("\none\ntwo \\u{1b}[2J\n"), "{text}");
         assert!(text.contains("\n- a\\nsnapshot \\u{202e}\n"), "{text}");
-    }
-
-    #[test]
-    fn a_run_id_is_a_random_uuid() {
-        let id = RunId([0xff; 16]).to_string();
-        assert_eq!(id, "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert_ne!(RunId::random().expect("random"), RunId::random().expect("random"));
     }
 
     #[test]

@@ -307,6 +307,7 @@ impl<'a> BackupState<'a> {
             excludes,
             instance,
             left_out,
+            run: about.run.map(Into::into),
         };
         let older = store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let damage = store.damage.summary(older);

@@ -116,6 +116,7 @@ fn backup_options(source: &Path) -> backup::Options {
             user: "user".into(),
             tags: Vec::new(),
             program: "test".into(),
+            run: None,
             clock: || Time { seconds: 4_000_000_000, nanoseconds: 0 },
         },
     }
