@@ -83,7 +83,7 @@ fn every_kind_of_repository_is_looked_for() {
     let others = check(&all, "other-repositories");
     assert_eq!(others.0, "ok");
     assert!(
-        others.1.starts_with("3 repositories of snippets and group wikis looked at"),
+        others.1.starts_with("checked 3 repositories of snippets and group wikis"),
         "{others:?}"
     );
     sandbox.restore("latest", "restored");

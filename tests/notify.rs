@@ -261,7 +261,10 @@ fn zabbix_has_the_values_and_tells_which_it_refuses() {
     let wrong = table(HOST, "").replace("backup.message[{instance}]", "no.such[item]");
     let outcome = test(&sandbox, &wrong, "partial").run();
     warns(outcome, &["failed: 1", "no.such[item]", "Zabbix trapper"]);
-    warns(test(&sandbox, &table("nobody", ""), "failed").run(), &["failed: 2", "for host nobody"]);
+    warns(
+        test(&sandbox, &table("nobody", ""), "failed").run(),
+        &["failed: 2", "check that host nobody"],
+    );
     wait_until("all values are stored", || zabbix.values("backup.status[gitlab]").len() == 2);
     assert_eq!(zabbix.values("backup.status[gitlab]"), ["2", "1"]);
     assert!(zabbix.values("backup.duration[gitlab]").is_empty());

@@ -399,7 +399,7 @@ mod tests {
         let mut record = Record::open(state.path(), "forge").expect("opens");
         record.note(undo).expect("writes");
         let failed = record.undo(&Ears::default());
-        assert!(failed[0].1.to_string().starts_with("puma: it does not run"), "{failed:?}");
+        assert!(failed[0].1.to_string().starts_with("puma: it is not running"), "{failed:?}");
         assert_eq!(record.left().len(), 1);
         let tries = std::fs::read_to_string(&log).expect("a log").matches("start").count();
         assert_eq!(tries, START_TRIES as usize);

@@ -186,10 +186,17 @@ fn files_that_the_package_generates_are_missed() {
     let plan = machine.plan();
     assert!(looked_for(&plan, "generated").ends_with("etc/gitlab.yml"));
     assert!(plan.lacking[0].is_required);
-    for words in ["gitlab.yml is not there; directories", "database.yml is not there; the data"] {
+    for words in [
+        "gitlab.yml does not exist; assuming the package's default directories",
+        "database.yml does not exist; assuming database",
+    ] {
         assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
     }
-    assert!(has_note(&plan, "gitaly/config.toml is not there; storages"), "{:?}", plan.notes);
+    assert!(
+        has_note(&plan, "gitaly/config.toml does not exist; assuming the storages"),
+        "{:?}",
+        plan.notes
+    );
     let plan = machine.plan_with("[parts.generated]\nmissing = 'ok'\n");
     assert!(!plan.lacking[0].is_required);
 
@@ -550,9 +557,9 @@ fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
     };
     assert!(looked_for(&lines(whole, 3), "generated").contains("its end is missing"));
     let plan = lines(&whole.replace(" &base", ""), 3);
-    assert!(has_note(&plan, "says nothing of uploads, gitlab_ci"), "{:?}", plan.notes);
+    assert!(has_note(&plan, "gitlab.yml lacks uploads, gitlab_ci"), "{:?}", plan.notes);
     let plan = good().plan();
-    for words in ["database.yml says nothing of a host", "config.yml says nothing of its storage"] {
+    for words in ["database.yml lacks a host", "config.yml lacks its storage"] {
         assert!(has_note(&plan, words), "{words}: {:?}", plan.notes);
     }
     let machine = good();

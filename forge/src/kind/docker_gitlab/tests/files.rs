@@ -88,7 +88,10 @@ fn the_name_of_the_project_may_be_said() {
     machine.make("/var/lib/docker/volumes/forge_other/_data");
     let plan = machine.plan("/srv/Git");
     let notes = notes(&plan);
-    assert!(notes.contains("no volume git_gitlab-data, but forge_gitlab-data"), "{notes}");
+    assert!(
+        notes.contains("volume git_gitlab-data does not exist, but forge_gitlab-data does"),
+        "{notes}"
+    );
     assert!(notes.contains("project = \"forge\""), "{notes}");
     assert!(!notes.contains("forge_other"), "{notes}");
 
