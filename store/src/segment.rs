@@ -199,11 +199,13 @@ impl Trailer {
 }
 
 /// Reason why a segment cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Its bytes are wrong.
+    #[error("{0}")]
     Damaged(String),
     /// A newer program wrote it.
+    #[error("{0}")]
     Newer(String),
 }
 
