@@ -742,11 +742,13 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
     // The same snapshot, dated by a clock that is years ahead.
     let backend = store::backend::Local::new(sandbox.path("store"));
     let of = |id: &str| store::id::SnapshotId::from_hex(id).expect("an id");
+    let codec = store::codec::Codec::new(3);
     let (mut record, _) =
-        store::snapshot::Snapshot::read(&backend, &of(&sandbox.snapshot_ids()[0])).expect("reads");
+        store::snapshot::Snapshot::read(&backend, codec, &of(&sandbox.snapshot_ids()[0]))
+            .expect("reads");
     record.start = Time { seconds: record.start.seconds + 400 * 24 * 3600, nanoseconds: 0 }.into();
     record.tags = vec!["future".into(), "\u{1b}[31m".into()];
-    let future = record.write(&backend).expect("writes");
+    let future = record.write(&backend, codec).expect("writes");
     let short = future.short().to_string();
     sandbox.write("source/a", "two");
     let listed = sandbox.run(["snapshots"]).ok();

@@ -7,7 +7,6 @@
 //! 3. the trees, down to every chunk they name.
 
 use crate::backend;
-use crate::codec::FrameDecoder;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result};
@@ -238,8 +237,8 @@ struct Losses {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<(FrameDecoder, Vec<u8>, Vec<u8>)> =
-        RefCell::new((FrameDecoder::new(), Vec::new(), Vec::new()));
+    /// Stored and plain bytes of the chunks that this thread reads.
+    static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 impl Check<'_> {
@@ -277,7 +276,7 @@ impl Check<'_> {
         let mut snapshots = Vec::new();
         for id in snapshot::list(backend)? {
             let name = snapshot::file_name(&id);
-            match Snapshot::read(backend, &id) {
+            match Snapshot::read(backend, self.store.codec, &id) {
                 Ok((snapshot, is_whole)) => {
                     if !is_whole {
                         self.damage(name, "one of the two copies of its record is damaged");
@@ -476,7 +475,7 @@ impl Check<'_> {
         let body = table.rows.first().map_or(len, |row| u64::from(row.offset));
         let body_end = table.rows.last().map_or(body, Row::end);
         let mut is_bad = false;
-        let result = SCRATCH.with_borrow_mut(|(decoder, stored, plain)| -> std::io::Result<()> {
+        let result = BUFFERS.with_borrow_mut(|(stored, plain)| -> std::io::Result<()> {
             self.hash_range(&name, 0, body, &mut whole, stored)?;
             let mut rows = &table.rows[..];
             while let Some(first) = rows.first() {
@@ -492,7 +491,7 @@ impl Check<'_> {
                     let from = (row.offset - first.offset) as usize;
                     let frame = &stored[from..from + row.stored_len as usize];
                     if let Err(reason) =
-                        decoder.decode(&row.id, frame, row.plain_len as usize, plain)
+                        self.store.codec.decode(&row.id, frame, row.plain_len as usize, plain)
                     {
                         is_bad = true;
                         self.damage(format!("chunk {} in {name}", row.id), reason);

@@ -45,6 +45,13 @@ impl<'a> ChunkCache<'a> {
         Ok(end.and_then(|end| plain.get(offset as usize..end)))
     }
 
+    /// Returns true if these bytes are a slice of a chunk. An unreadable chunk has no slices.
+    pub fn is_slice(&mut self, chunk: &ChunkId, offset: u32, bytes: &[u8]) -> bool {
+        // Hashing a whole chunk is cheaper than reading it.
+        (offset == 0 && self.store.codec.id_of(bytes) == *chunk)
+            || self.slice(chunk, offset, bytes.len() as u64).is_ok_and(|plain| plain == Some(bytes))
+    }
+
     /// Caches the chunk just read and evicts the least recently used ones.
     fn keep(&mut self, chunk: &ChunkId) {
         let plain = take(&mut self.spare);

@@ -1,10 +1,11 @@
-//! Encodes and decodes chunks. No other module does.
+//! Names, encodes and decodes chunks. No other module does.
 //!
-//! The only seal so far is `none`: a chunk is one standard zstd frame, named by the hash of its
-//! plain bytes.
+//! No store is sealed so far: a chunk is one standard zstd frame, named by the hash of its plain
+//! bytes. Encryption will add a mode here and nowhere else.
 
 use crate::id::ChunkId;
 use crate::limits;
+use std::cell::RefCell;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, compress_bound, get_error_name};
 
 /// The level tried first. Git packs and other compressed content hardly shrink at any level, and
@@ -14,7 +15,65 @@ const QUICK_LEVEL: i32 = 1;
 /// Content that shrinks below this percentage is compressed again with the store's own level.
 const WORTHWHILE_PERCENT: usize = 80;
 
-/// Encodes plain bytes into zstd frames. Each thread has its own, with its working memory.
+thread_local! {
+    /// Working memory of this thread: an encoder with its level, and a decoder.
+    static ENCODER: RefCell<Option<FrameEncoder>> = const { RefCell::new(None) };
+    static DECODER: RefCell<FrameDecoder> = RefCell::default();
+}
+
+/// Names, encodes and decodes the chunks of one store, on any thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Codec {
+    level: i32,
+}
+
+impl Codec {
+    /// Returns the codec of a store that uses this zstd level for compressible content.
+    pub const fn new(level: i32) -> Codec {
+        Codec { level }
+    }
+
+    /// Returns the id of a chunk.
+    pub fn id_of(&self, plain: &[u8]) -> ChunkId {
+        ChunkId::of(plain)
+    }
+
+    /// Replaces `out` by the encoded form of a chunk, which was decoded again and compared.
+    pub fn encode(&self, plain: &[u8], out: &mut Vec<u8>) {
+        ENCODER.with_borrow_mut(|slot| {
+            let encoder = match slot {
+                Some(encoder) if encoder.level == self.level => encoder,
+                slot => slot.insert(FrameEncoder::new(self.level)),
+            };
+            encoder.encode(plain, out);
+        });
+    }
+
+    /// Replaces `out` by the `plain_len` plain bytes of chunk `id`. Returns the reason unless
+    /// `stored` decodes to exactly that many bytes with that id; then `out` is empty. Never holds
+    /// more than `plain_len` bytes, whatever `stored` claims.
+    pub fn decode(
+        &self,
+        id: &ChunkId,
+        stored: &[u8],
+        plain_len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        DECODER.with_borrow_mut(|decoder| decoder.decode(id, stored, plain_len, out))
+    }
+
+    /// Decodes a chunk whose id is unknown, at the start of `stored`. Returns its id, its stored
+    /// length and its plain length.
+    pub fn recover(&self, stored: &[u8], out: &mut Vec<u8>) -> Option<(ChunkId, usize, usize)> {
+        let stored_len = frame_len(stored)?;
+        let frame = &stored[..stored_len];
+        let plain_len = claimed_plain_len(frame)?;
+        DECODER.with_borrow_mut(|decoder| decoder.decode_unnamed(frame, plain_len, out).ok())?;
+        Some((self.id_of(out), stored_len, plain_len))
+    }
+}
+
+/// Encodes plain bytes into zstd frames, with working memory of its own.
 pub struct FrameEncoder {
     level: i32,
     context: CCtx<'static>,
@@ -61,7 +120,7 @@ impl FrameEncoder {
     }
 }
 
-/// Decodes zstd frames into plain bytes. Each thread has its own.
+/// Decodes zstd frames into plain bytes, with working memory of its own.
 pub struct FrameDecoder {
     context: DCtx<'static>,
 }

@@ -4,7 +4,6 @@
 //! makes them durable and then adds them to the index.
 
 use crate::backend::{Backend, Pending};
-use crate::codec::FrameEncoder;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
@@ -87,7 +86,8 @@ struct Finisher {
 }
 
 thread_local! {
-    static ENCODER: RefCell<Option<(i32, FrameEncoder, Vec<u8>)>> = const { RefCell::new(None) };
+    /// Encoded bytes of the chunk that this thread stores.
+    static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl<'a> Packer<'a> {
@@ -121,7 +121,7 @@ impl<'a> Packer<'a> {
 
     /// Stores a chunk unless the store has it. Durable only after [`finish`](Self::finish).
     pub fn put(&self, kind: SegmentKind, plain: &[u8]) -> Result<Stored> {
-        let id = ChunkId::of(plain);
+        let id = self.store.codec.id_of(plain);
         {
             let mut claimed = self.claimed.lock();
             if self.is_dry && claimed.len() >= SEEN_MAX {
@@ -135,13 +135,8 @@ impl<'a> Packer<'a> {
             self.claimed.lock().remove(&id);
             return Ok(Stored { id, is_new: false });
         }
-        ENCODER.with_borrow_mut(|slot| {
-            let level = self.store.config.compression.level;
-            if slot.as_ref().is_none_or(|(of, ..)| *of != level) {
-                *slot = Some((level, FrameEncoder::new(level), Vec::new()));
-            }
-            let (_, encoder, frame) = slot.as_mut().expect("made just now");
-            encoder.encode(plain, frame);
+        ENCODED.with_borrow_mut(|frame| {
+            self.store.codec.encode(plain, frame);
             if !self.is_dry {
                 self.append(kind, id, frame, plain.len())?;
             }

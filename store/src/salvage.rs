@@ -4,8 +4,8 @@
 //! gives their ids.
 
 use crate::backend::Backend;
-use crate::codec::{FrameDecoder, claimed_plain_len, frame_len};
-use crate::id::{ChunkId, SegmentId};
+use crate::codec::Codec;
+use crate::id::SegmentId;
 use crate::limits;
 use crate::segment::{self, Row};
 
@@ -18,10 +18,10 @@ const READ_BYTES: [usize; 3] = [512 << 10, 64 << 10, 4 << 10];
 /// All chunks that can be found in a segment of `len` bytes, whatever happened to it.
 ///
 /// Never fails: unreadable parts are treated as empty.
-pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
+pub fn rows(backend: &dyn Backend, codec: Codec, id: &SegmentId, len: u64) -> Vec<Row> {
     let name = segment::file_name(id);
     let len = len.min(limits::SEGMENT_BYTES_MAX) as usize;
-    let (mut decoder, mut plain) = (FrameDecoder::new(), Vec::new());
+    let mut plain = Vec::new();
     let mut window = ScanWindow { bytes: Vec::new(), start: 0, len };
     let mut rows = Vec::new();
     let mut at = 0;
@@ -36,15 +36,12 @@ pub fn rows(backend: &dyn Backend, id: &SegmentId, len: u64) -> Vec<Row> {
             at += skip;
             continue;
         }
-        let row = frame_len(bytes).and_then(|stored_len| {
-            let frame = &bytes[..stored_len];
-            decoder.decode_unnamed(frame, claimed_plain_len(frame)?, &mut plain).ok()?;
-            Some(Row {
-                id: ChunkId::of(&plain),
-                offset: at as u32,
-                stored_len: stored_len as u32,
-                plain_len: plain.len() as u32,
-            })
+        let chunk = codec.recover(bytes, &mut plain);
+        let row = chunk.map(|(id, stored_len, plain_len)| Row {
+            id,
+            offset: at as u32,
+            stored_len: stored_len as u32,
+            plain_len: plain_len as u32,
         });
         at += row.map_or(1, |row| row.stored_len as usize);
         rows.extend(row);
@@ -103,6 +100,7 @@ mod tests {
     use super::*;
     use crate::backend::{Memory, faulty::Faulty, write_all};
     use crate::codec::FrameEncoder;
+    use crate::id::ChunkId;
 
     #[test]
     fn a_bad_sector_costs_only_the_chunk_that_it_is_in() {
@@ -121,8 +119,10 @@ mod tests {
         let bad = chunks[20].0 + 9_000;
         let bad = (bad - bad % 4096) as u64;
         let faulty = Faulty::with_bad_bytes(memory, bad..bad + 512);
-        let found: Vec<ChunkId> =
-            rows(&faulty, &id, file.len() as u64).into_iter().map(|row| row.id).collect();
+        let found: Vec<ChunkId> = rows(&faulty, Codec::new(1), &id, file.len() as u64)
+            .into_iter()
+            .map(|row| row.id)
+            .collect();
         let wanted: Vec<ChunkId> = chunks.iter().map(|(_, id)| *id).collect();
         // A frame of raw bytes is decoded with zeros in it, under a name that nobody asks for.
         let found: Vec<ChunkId> = found.into_iter().filter(|id| wanted.contains(id)).collect();

@@ -4,14 +4,13 @@
 //! two zstd frames.
 
 use crate::backend::{self, Backend};
-use crate::codec::{FrameDecoder, FrameEncoder, claimed_plain_len, frame_len};
+use crate::codec::{Codec, claimed_plain_len, frame_len};
 use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
-use std::cell::RefCell;
 
 /// Directory of the records in the store.
 pub const DIR: &str = "snapshots";
@@ -265,23 +264,23 @@ impl Snapshot {
     }
 
     /// Writes the record. The snapshot exists when this returns.
-    pub fn write(&self, backend: &dyn Backend) -> Result<SnapshotId> {
+    pub fn write(&self, backend: &dyn Backend, codec: Codec) -> Result<SnapshotId> {
         let record = self.to_record();
         let id = SnapshotId::of(&record);
         let mut frame = Vec::new();
-        FrameEncoder::new(3).encode(&record, &mut frame);
+        codec.encode(&record, &mut frame);
         let name = file_name(&id);
         backend::write_all(backend, &name, &frame.repeat(2)).map_err(Error::store_write(name))?;
         Ok(id)
     }
 
     /// Reads a record. One of the two copies suffices. The second value is true if both are intact.
-    pub fn read(backend: &dyn Backend, id: &SnapshotId) -> Result<(Snapshot, bool)> {
+    pub fn read(backend: &dyn Backend, codec: Codec, id: &SnapshotId) -> Result<(Snapshot, bool)> {
         let name = file_name(id);
         let bytes = backend::read_all(backend, &name, 2 * limits::STORED_BYTES_MAX)
             .map_err(Error::store_read(name))?;
-        let (copies, is_whole) = DECODER.with_borrow_mut(|decoder| copies(decoder, &bytes, id));
-        let Some(record) = copies else {
+        let (record, is_whole) = copies(codec, &bytes, id);
+        let Some(record) = record else {
             let reason = "no copy of its record is intact".into();
             return Err(Error::SnapshotDamaged { id: *id, reason });
         };
@@ -296,16 +295,11 @@ impl Snapshot {
     }
 }
 
-thread_local! {
-    // Kept, because a store has one snapshot per night.
-    static DECODER: RefCell<FrameDecoder> = RefCell::default();
-}
-
 /// Returns an intact copy of the record, and true if the file consists of exactly two such copies.
-fn copies(decoder: &mut FrameDecoder, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
-    let mut open = |frame: &[u8]| {
+fn copies(codec: Codec, bytes: &[u8], id: &SnapshotId) -> (Option<Vec<u8>>, bool) {
+    let open = |frame: &[u8]| {
         let (len, mut plain) = (claimed_plain_len(frame)?, Vec::new());
-        decoder.decode(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
+        codec.decode(&ChunkId::from_bytes(*id.as_bytes()), frame, len, &mut plain).ok()?;
         Some(plain)
     };
     let (first, second) = bytes.split_at(bytes.len() / 2);
@@ -338,6 +332,8 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
+    const CODEC: Codec = Codec::new(3);
+
     fn example() -> Snapshot {
         let at = Stamp { seconds: 1_700_000_000, nanoseconds: 5 };
         Snapshot {
@@ -363,9 +359,9 @@ mod tests {
     #[test]
     fn one_damage_anywhere_is_noticed_and_loses_nothing() {
         let memory = Memory::default();
-        let id = example().write(&memory).expect("writes");
+        let id = example().write(&memory, CODEC).expect("writes");
         assert_eq!(list(&memory).expect("lists"), [id]);
-        assert_eq!(Snapshot::read(&memory, &id).expect("reads"), (example(), true));
+        assert_eq!(Snapshot::read(&memory, CODEC, &id).expect("reads"), (example(), true));
         let name = file_name(&id);
         let whole = memory.with_files(|files| files[&name].clone());
         for at in 0..whole.len() {
@@ -374,11 +370,15 @@ mod tests {
                 bytes[at] ^= 0x10;
                 files.insert(name.clone(), bytes);
             });
-            assert_eq!(Snapshot::read(&memory, &id).expect("a copy"), (example(), false), "{at}");
+            assert_eq!(
+                Snapshot::read(&memory, CODEC, &id).expect("a copy"),
+                (example(), false),
+                "{at}"
+            );
         }
         for len in 0..whole.len() {
             memory.with_files(|files| files.insert(name.clone(), whole[..len].to_vec()));
-            match Snapshot::read(&memory, &id) {
+            match Snapshot::read(&memory, CODEC, &id) {
                 Ok(read) => assert_eq!(read, (example(), false), "{len}"),
                 Err(error) => {
                     assert!(len < whole.len() / 2, "{len}");
@@ -463,7 +463,7 @@ mod tests {
     fn read_as(id: &SnapshotId, bytes: Vec<u8>) -> Result<(Snapshot, bool)> {
         let memory = Memory::default();
         memory.with_files(|files| files.insert(file_name(id), bytes));
-        Snapshot::read(&memory, id)
+        Snapshot::read(&memory, CODEC, id)
     }
 
     proptest! {
@@ -472,8 +472,8 @@ mod tests {
         #[test]
         fn any_snapshot_comes_back(snapshot in snapshots()) {
             let memory = Memory::default();
-            let id = snapshot.write(&memory).expect("writes");
-            prop_assert_eq!(Snapshot::read(&memory, &id).expect("reads"), (snapshot, true));
+            let id = snapshot.write(&memory, CODEC).expect("writes");
+            prop_assert_eq!(Snapshot::read(&memory, CODEC, &id).expect("reads"), (snapshot, true));
         }
 
         #[test]
@@ -483,7 +483,7 @@ mod tests {
             changes in changes(),
         ) {
             let memory = Memory::default();
-            let id = snapshot.write(&memory).expect("writes");
+            let id = snapshot.write(&memory, CODEC).expect("writes");
             let file = memory.with_files(|files| files[&file_name(&id)].clone());
             for bytes in [noise, changed(file, &changes)] {
                 if let Ok((read, _)) = read_as(&id, bytes) {
@@ -501,7 +501,7 @@ mod tests {
             // Under its correct id, as an attacker would write it.
             for record in [noise, changed(snapshot.to_record(), &changes)] {
                 let mut frame = Vec::new();
-                FrameEncoder::new(3).encode(&record, &mut frame);
+                CODEC.encode(&record, &mut frame);
                 if let Ok((read, is_whole)) = read_as(&SnapshotId::of(&record), frame.repeat(2)) {
                     prop_assert!(is_whole && read.version == VERSION);
                 }

@@ -1,7 +1,7 @@
 //! An open store: its configuration, lock and index, and access to chunks.
 
 use crate::backend::{self, Backend, Local, Modes};
-use crate::codec::FrameDecoder;
+use crate::codec::Codec;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
 use crate::error::{Error, Result};
@@ -63,6 +63,8 @@ pub type Named = (SnapshotId, Snapshot);
 pub struct Store {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) config: Config,
+    /// Names, encodes and decodes all chunks.
+    pub(crate) codec: Codec,
     pub(crate) config_bytes: Vec<u8>,
     pub(crate) store_id: [u8; 16],
     pub(crate) index: Arc<Index>,
@@ -251,13 +253,14 @@ impl Store {
         }
         let StoredConfig { config, bytes: config_bytes, .. } = stored;
         let store_id = config.store_id_bytes().expect("checked when it was read");
-        let mode = config.modes().file;
+        let (mode, codec) = (config.modes().file, Codec::new(config.compression.level));
         let unlisted = Mutex::default();
         let opening =
-            Opening { backend: &*backend, store_id, mode, observer: &*observer, unlisted };
+            Opening { backend: &*backend, store_id, codec, mode, observer: &*observer, unlisted };
         let (index, private) = opening.index(index_path, purpose, lock.as_ref())?;
         let unlisted = opening.unlisted.into_inner();
         Ok(Store {
+            codec,
             config,
             config_bytes,
             store_id,
@@ -354,6 +357,7 @@ impl Store {
             let opening = Opening {
                 backend: &*self.backend,
                 store_id: self.store_id,
+                codec: self.codec,
                 mode: Modes::PRIVATE.file,
                 observer: &Silent::default(),
                 unlisted: Mutex::default(),
@@ -380,7 +384,7 @@ impl Store {
             return Err(damaged("its length is invalid".into()));
         }
         let name = segment::file_name(&location.segment);
-        SCRATCH.with_borrow_mut(|(decoder, stored)| {
+        STORED.with_borrow_mut(|stored| {
             stored.resize(location.stored_len as usize, 0);
             match self.backend.read(&name, u64::from(location.offset), stored) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -388,7 +392,7 @@ impl Store {
                 }
                 result => result.map_err(Error::store_read(name))?,
             }
-            decoder.decode(id, stored, location.plain_len as usize, plain).map_err(damaged)
+            self.codec.decode(id, stored, location.plain_len as usize, plain).map_err(damaged)
         })
     }
 
@@ -396,7 +400,7 @@ impl Store {
     pub fn snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for id in snapshot::list(&*self.backend)? {
-            match Snapshot::read(&*self.backend, &id) {
+            match Snapshot::read(&*self.backend, self.codec, &id) {
                 Ok((snapshot, _)) => good.push((id, snapshot)),
                 Err(error) => bad.push(error),
             }
@@ -412,7 +416,7 @@ impl Store {
 
     /// Returns the record of one snapshot.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        Ok(Snapshot::read(&*self.backend, id)?.0)
+        Ok(Snapshot::read(&*self.backend, self.codec, id)?.0)
     }
 
     /// Returns the segments of one shard with their lengths in bytes, as the backend lists them.
@@ -427,7 +431,8 @@ impl Store {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<(FrameDecoder, Vec<u8>)> = RefCell::default();
+    /// Stored bytes of the chunk that this thread reads.
+    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
@@ -570,6 +575,7 @@ fn remove_odd_files(index: &Path) -> Result<()> {
 struct Opening<'a> {
     backend: &'a dyn Backend,
     store_id: [u8; 16],
+    codec: Codec,
     /// Permission bits of an index built in the store.
     mode: u32,
     observer: &'a dyn Observer,
@@ -738,7 +744,7 @@ impl Opening<'_> {
             }
             Err(error @ Error::Newer { .. }) => Err(error),
             Err(error) => {
-                let rows = salvage::rows(self.backend, id, len);
+                let rows = salvage::rows(self.backend, self.codec, id, len);
                 let found = rows.len();
                 let note = format!("{error}; found {found} intact chunks in it");
                 self.observer.event(Event::Warning(note));

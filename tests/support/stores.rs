@@ -124,5 +124,5 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         left_out: store::snapshot::LeftOut::default(),
         run: None,
     };
-    snapshot.write(&Local::new(root)).expect("writes the record")
+    snapshot.write(&Local::new(root), store::codec::Codec::new(3)).expect("writes the record")
 }

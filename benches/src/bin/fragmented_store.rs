@@ -45,7 +45,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (whole, slices) = fill(&packer, &arguments)?;
     packer.finish()?;
     for (name, root) in [("whole", whole), ("slices", slices)] {
-        record(name, &["/file"], root).write(&Local::new(&arguments.store))?;
+        record(name, &["/file"], root)
+            .write(&Local::new(&arguments.store), store::codec::Codec::new(3))?;
     }
     Ok(())
 }

@@ -43,7 +43,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let packer = Packer::new(&store, false);
     let root = fill(&packer, arguments.chunks, arguments.chunks_per_file)?;
     packer.finish()?;
-    record("synthetic", &["/large", "/small"], root).write(&Local::new(&arguments.store))?;
+    record("synthetic", &["/large", "/small"], root)
+        .write(&Local::new(&arguments.store), store::codec::Codec::new(3))?;
     Ok(())
 }
 

@@ -317,7 +317,7 @@ impl<'a> BackupState<'a> {
         let snapshot = if options.is_dry {
             None
         } else {
-            let id = record.write(&*store.backend)?;
+            let id = record.write(&*store.backend, store.codec)?;
             // The snapshot is complete. Without this mark, the next backup looks up every chunk.
             if let Err(error) = self.close(&id, whole) {
                 store.observer().event(Event::Warning(error.to_string()));

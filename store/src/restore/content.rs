@@ -299,7 +299,7 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
         let same = match extent {
             Extent::Hole { len } => is_hole(file, at, len)?,
             Extent::Slice { chunk, offset, len } => match chunk_len(len) {
-                Some(len) => is_slice(&mut opened, &chunk, offset, ahead.read(at, len as usize)?),
+                Some(len) => opened.is_slice(&chunk, offset, ahead.read(at, len as usize)?),
                 None => false,
             },
         };
@@ -309,13 +309,6 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
         at += extent.len();
     }
     Ok(true)
-}
-
-fn is_slice(opened: &mut ChunkCache<'_>, chunk: &ChunkId, offset: u32, found: &[u8]) -> bool {
-    if offset == 0 && ChunkId::of(found) == *chunk {
-        return true;
-    }
-    opened.slice(chunk, offset, found.len() as u64).is_ok_and(|plain| plain == Some(found))
 }
 
 /// Returns the length of a slice if it does not exceed a chunk.
