@@ -199,7 +199,7 @@ fn a_container_that_runs_is_found_without_a_compose_file() {
         for words in ["kind = \"gitlab-container\"", "container = \"git\"\n", more] {
             assert!(found.stdout.contains(words), "{words}: {}", found.all_output());
         }
-        let shown = format!("because there is container git of {program}");
+        let shown = format!("found container git of {program}");
         assert!(found.stdout.contains(&shown), "{}", found.all_output());
     }
 }

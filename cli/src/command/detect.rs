@@ -25,14 +25,14 @@ impl Detect {
         // The proposed root must be absolute, because the configuration is read from any directory.
         let root = std::path::absolute(&self.root)
             .map_err(|source| forge::Error::Read { path: self.root.clone(), source })?;
-        ui.lines("# Where backups go. Another disk, better another machine.")?;
+        ui.lines("# The store. Choose another disk, or better another machine.")?;
         ui.lines("[stores.main]\npath = \"/srv/backup/forgekeep\"")?;
         for kind in forge::kind::KINDS {
             let Some(seen) = kind.detect(&root) else { continue };
             found += 1;
             let (name, title) = (kind.name(), kind.title());
             ui.json("detected", json!({"kind": name, "title": title, "seen": seen}))?;
-            ui.lines(format!("\n# {title}, because there is {seen}"))?;
+            ui.lines(format!("\n# {title}: found {seen}"))?;
             ui.lines(format!("[instances.{name}]\nkind = \"{name}\""))?;
             if root != *"/" {
                 ui.line(format!("root = \"{}\"", root.display()))?;
@@ -42,9 +42,7 @@ impl Detect {
             }
         }
         if found == 0 {
-            ui.lines(
-                "\n# Nothing that is known was found here. Any directories can be an instance:",
-            )?;
+            ui.lines("\n# Found no known product. Any directories can be an instance:")?;
             ui.lines("# [instances.files]\n# kind = \"plain\"\n# [instances.files.parts.data]\n# path = \"/srv/data\"")?;
         }
         ui.lines(NOT_COVERED)?;

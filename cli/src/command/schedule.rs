@@ -218,7 +218,7 @@ impl Needs {
             lines.push('\n');
         };
         say(
-            "# It reads everything as root and becomes other users: what it never does is forbidden.",
+            "# A backup reads all files as root and runs programs as other users. The rest is forbidden.",
         );
         say("LockPersonality=yes\nRestrictRealtime=yes");
         say(
@@ -226,7 +226,7 @@ impl Needs {
         );
         if self.anything {
             say(
-                "# Nothing more, for the configuration has commands of its own. They may mount, ask devices,",
+                "# No further limits: the configuration has commands of its own, which may mount, use devices,",
             );
             say("# write anywhere, and call sudo.");
             return Ok(lines);
@@ -244,7 +244,7 @@ impl Needs {
         say("ProtectKernelTunables=yes\nProtectKernelModules=yes\nProtectKernelLogs=yes");
         say("ProtectControlGroups=yes\nProtectClock=yes\nProtectHostname=yes");
         if self.secrets {
-            say("# Programs that say secrets write into homes, and sudo wants new privileges.");
+            say("# Programs that print secrets may write to home directories or use sudo.");
             return Ok(lines);
         }
         say("NoNewPrivileges=yes\nRestrictNamespaces=yes");
@@ -263,11 +263,11 @@ impl Needs {
     /// Returns the setting that selects which processes end with the unit.
     fn killing(&self) -> &'static str {
         if self.anything {
-            "# A daemon that a command of the configuration started belongs to this unit and has to \
+            "# A daemon that a command of the configuration started belongs to this unit and must \
              outlive it.\n# A backup ends its other children itself.\nKillMode=process\n"
         } else {
-            "# Only the backup is told to stop, for it has to start what it stopped. That is done by \
-             others, so\n# that nothing is left here that has to live on.\nKillMode=mixed\n"
+            "# Only the backup gets the stop signal, because it must restart the services that it \
+             stopped.\n# Other programs start them, so nothing in this unit must outlive it.\nKillMode=mixed\n"
         }
     }
 }
@@ -328,10 +328,10 @@ After=network-online.target
 [Service]
 Type=oneshot
 ExecStart={backup}
-# What a killed backup left stopped.
+# Restarts services that a killed backup left stopped.
 ExecStopPost=-{recover}
-# A backup takes as long as it takes. When it is told to stop, it first starts what it
-# stopped, and gets the time to do it.
+# A backup has no time limit. On a stop signal it first restarts the services that it
+# stopped, which takes a while.
 TimeoutStartSec=infinity
 TimeoutStopSec=15min
 {killing}{nice}{umask}{hardening}",
@@ -355,11 +355,11 @@ fn boot(command: &Command<'_>, needs: &Needs, state: &Path) -> Result<String, Fa
     let record = state.join(format!("recovery/{instance}.json"));
     Ok(format!(
         "[Unit]
-Description=Start again what a backup of {instance} left stopped when the machine went down
+Description=Restart services that a backup of {instance} left stopped when the machine went down
 RequiresMountsFor={state}
 ConditionPathExists={record}
 Wants=network-online.target
-# GitLab's supervisor starts after this target, so that coming before it would be a cycle.
+# GitLab's supervisor starts after this target; ordering this unit before it would be a cycle.
 After=multi-user.target network-online.target docker.service podman.service gitlab-runsvdir.service
 Before=forgekeep-{instance}.service
 StartLimitIntervalSec=1h
@@ -369,7 +369,7 @@ StartLimitBurst=20
 Type=oneshot
 ExecStart={recover}
 TimeoutStartSec=15min
-# Supervisors may need a while before they take orders. Exit code 11 says that a backup does it.
+# Supervisors may need a while to accept commands. Exit code 11: a running backup does it.
 Restart=on-failure
 RestartSec=30
 RestartPreventExitStatus=2 11
@@ -395,7 +395,7 @@ Description=Nightly backup of {instance}
 [Timer]
 OnCalendar=*-*-* {hour:02}:{minute:02}:00
 RandomizedDelaySec=5min
-# A night that was slept through is made up for.
+# A missed night is made up for at the next boot.
 Persistent=true
 
 [Install]
@@ -408,8 +408,8 @@ fn cron(command: &Command<'_>, (hour, minute): (u8, u8)) -> Result<String, Failu
     let (backup, recover) = (command.backup(for_cron)?, command.recover(for_cron)?);
     Ok(format!(
         "# Nightly backup of {instance}\n{minute} {hour} * * * root {backup}\n\
-         # What one left stopped when the machine went down; supervisors may need a while before \
-         they take orders\n@reboot root sleep 60 && {recover}\n",
+         # Restart services that a killed backup left stopped; supervisors may need a while to \
+         accept commands\n@reboot root sleep 60 && {recover}\n",
         instance = command.instance
     ))
 }

@@ -66,7 +66,7 @@ fn test_metric(instance: &str, outcome: &Outcome) -> String {
     let name = "forgekeep_notify_test_timestamp_seconds";
     let (label, ended) = (label(instance), outcome.ended.seconds);
     format!(
-        "# HELP {name} When somebody last ran `forgekeep notify test`.\n# TYPE {name} gauge\n\
+        "# HELP {name} Time of the last `forgekeep notify test`.\n# TYPE {name} gauge\n\
          {name}{{backup=\"{label}\"}} {ended}\n"
     )
 }
@@ -96,37 +96,33 @@ fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> Stri
     let ended = outcome.ended.seconds as f64;
     let last_success = if outcome.ending == Ending::Done { Some(ended) } else { last_success };
     let table = [
-        ("last_run_timestamp_seconds", "When the last backup ended.", Some(ended)),
-        (
-            &LAST_SUCCESS["forgekeep_".len()..],
-            "When the last backup ended that was done wholly.",
-            last_success,
-        ),
+        ("last_run_timestamp_seconds", "End of the last backup.", Some(ended)),
+        (&LAST_SUCCESS["forgekeep_".len()..], "End of the last complete backup.", last_success),
         (
             "last_run_result",
-            "How the last backup ended: 0 done, 1 done in part, 2 failed.",
+            "Result of the last backup: 0 done, 1 partial, 2 failed.",
             Some(outcome.ending.number().into()),
         ),
-        ("last_run_duration_seconds", "How long the last backup took.", Some(outcome.seconds())),
-        ("last_run_read_bytes", "How much the last backup read.", Some(outcome.bytes_read as f64)),
+        ("last_run_duration_seconds", "Duration of the last backup.", Some(outcome.seconds())),
+        (
+            "last_run_read_bytes",
+            "Bytes that the last backup read.",
+            Some(outcome.bytes_read as f64),
+        ),
         (
             "last_run_stored_bytes",
-            "How much the last backup added to the store.",
+            "Bytes that the last backup added to the store.",
             Some(outcome.bytes_stored as f64),
         ),
         (
             "last_run_down_seconds",
-            "How long services were down for the last backup.",
+            "Time that the last backup stopped services.",
             outcome.seconds_down,
         ),
-        (
-            "last_run_warnings",
-            "How many warnings the last backup gave.",
-            Some(outcome.warnings.len() as f64),
-        ),
+        ("last_run_warnings", "Warnings of the last backup.", Some(outcome.warnings.len() as f64)),
         (
             "last_run_failed_checks",
-            "How many checks failed in the last backup.",
+            "Failed checks of the last backup.",
             Some(outcome.checks_failed as f64),
         ),
     ];
