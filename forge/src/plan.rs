@@ -9,7 +9,7 @@ use crate::service::postgres::Server;
 use crate::service::redis::Redis;
 use crate::service::step::Step;
 use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
-use crate::view::{Mount, shown};
+use crate::view::{Mount, as_text, as_texts, shown};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -274,9 +274,10 @@ pub struct Part {
     /// Short description.
     pub about: String,
     /// Paths of the part; without symbolic links once resolved.
+    #[serde(serialize_with = "as_texts")]
     pub paths: Vec<PathBuf>,
     /// Symbolic links that lead to the paths.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
     pub links: Vec<PathBuf>,
     /// Phase in which it is copied.
     pub phase: Phase,
@@ -382,6 +383,7 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
     /// The path itself.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Reason for the exclusion.
     pub reason: String,

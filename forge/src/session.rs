@@ -420,13 +420,13 @@ impl<'j> Session<'j> {
             seconds_down: self.down.map(|down| down.as_secs_f64()),
             notes: plan.notes.iter().chain(&catalogue.notes).collect(),
         };
-        self.backup.bytes(&format!("{DIR}/instance.json"), &manifest.to_json())?;
+        self.backup.bytes(&format!("{DIR}/instance.json"), &manifest.to_json()?)?;
         if !catalogue.projects.is_empty() {
-            let projects = manifest::lines(&catalogue.projects);
+            let projects = manifest::lines(&catalogue.projects)?;
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
         }
         if !catalogue.repositories.is_empty() {
-            let repositories = manifest::lines(&catalogue.repositories);
+            let repositories = manifest::lines(&catalogue.repositories)?;
             self.backup.bytes(&format!("{DIR}/repositories.jsonl"), &repositories)?;
         }
         let is_complete = self.missing.iter().all(|absent| !absent.is_required)

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::links::real;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -34,12 +34,34 @@ pub enum View<'a> {
     },
 }
 
+/// Serializes a path as text. Bytes that are not UTF-8 are escaped, as in messages.
+pub fn as_text<S: Serializer>(path: impl AsRef<Path>, to: S) -> Result<S::Ok, S::Error> {
+    let path = path.as_ref();
+    match path.to_str() {
+        Some(text) => to.serialize_str(text),
+        None => to.serialize_str(&shown(path)),
+    }
+}
+
+/// Serializes paths, each as [`as_text`] does.
+pub fn as_texts<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+    struct Text<'a>(&'a Path);
+    impl Serialize for Text<'_> {
+        fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            as_text(self.0, to)
+        }
+    }
+    to.collect_seq(paths.iter().map(|path| Text(path)))
+}
+
 /// A path that a service sees in one place and this machine has in another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mount {
     /// Path on this machine that corresponds to the service's path, without the mount.
+    #[serde(serialize_with = "as_text")]
     pub seen: PathBuf,
     /// Real path on this machine.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
 }
 

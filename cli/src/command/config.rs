@@ -426,7 +426,7 @@ impl<'a> View<'a> {
             "product": plan.product,
             "store": self.store.as_ref().ok(),
             "mode": plan.mode.name(),
-            "root": self.root,
+            "root": self.root.display().to_string(),
             "tags": plan.tags,
             "git_caches": !plan.skips_git_caches,
             "sample": rows_of(plan.sample),

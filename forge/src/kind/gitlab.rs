@@ -21,6 +21,7 @@ use crate::coverage::check_files;
 use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
+use crate::links;
 use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::postgres::Connection;
@@ -220,8 +221,9 @@ fn product(root: &Path, notes: &mut Vec<String>) -> Product {
 /// Adds entries of a data directory that belong to no part as parts of their own. Newer versions of
 /// GitLab may keep data there that this program does not know.
 pub fn take_unknown(site: &Site<'_>, dir: &Path, prefix: &str, plan: &mut Plan) {
-    for path in unknown_in(site, dir, plan) {
-        let name = format!("{prefix}-{}", path.file_name().unwrap_or_default().to_string_lossy());
+    for path in unknown_in(site, dir, plan, true) {
+        let inner = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().replace('/', "-");
+        let name = format!("{prefix}-{inner}");
         plan.notes.push(format!(
             "{} is unknown to this program; it is copied as part `{name}`",
             shown(&path)
@@ -233,7 +235,8 @@ pub fn take_unknown(site: &Site<'_>, dir: &Path, prefix: &str, plan: &mut Plan) 
 /// Adds a note for each unknown entry of the data directory, and of the directories `inner` in it.
 pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Plan) {
     let dirs = std::iter::once(data.to_owned()).chain(inner.iter().map(|dir| data.join(dir)));
-    let mut unknown: Vec<PathBuf> = dirs.flat_map(|dir| unknown_in(site, &dir, plan)).collect();
+    let unknown = dirs.flat_map(|dir| unknown_in(site, &dir, plan, false));
+    let mut unknown: Vec<PathBuf> = unknown.collect();
     unknown.sort();
     for path in unknown {
         let text =
@@ -242,30 +245,51 @@ pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Pla
     }
 }
 
-/// Returns the entries of a directory that are neither in a part nor left out.
-fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    // File systems create `lost+found`.
-    let is_new = |path: &PathBuf| {
-        !is_known(path, plan) && !is_set(path, site) && !path.ends_with("lost+found")
-    };
-    let mut unknown: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_new).collect();
+/// Returns the entries of a directory that are neither in a part nor left out. If `is_deep` is
+/// true, also searches directories that contain parts.
+fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan, is_deep: bool) -> Vec<PathBuf> {
+    // An absolute link leads to a place below the root of the instance.
+    let Ok(real) = links::follow(&site.settings.root, dir) else { return Vec::new() };
+    let entries = std::fs::read_dir(real.path).into_iter().flatten().flatten();
+    let mut unknown = Vec::new();
+    for path in entries.map(|entry| dir.join(entry.file_name())) {
+        // File systems create `lost+found`.
+        if path.ends_with("lost+found") {
+            continue;
+        }
+        match knowledge(&path, site, plan) {
+            Knowledge::Complete => {}
+            Knowledge::OfContent if is_deep => unknown.extend(unknown_in(site, &path, plan, true)),
+            Knowledge::OfContent => {}
+            Knowledge::None => unknown.push(path),
+        }
+    }
     unknown.sort();
     unknown
 }
 
-/// Returns true if the settings define a part at, above or below this path.
-fn is_set(path: &Path, site: &Site<'_>) -> bool {
-    let parts = site.settings.parts.values();
-    let mut set = parts.flat_map(|part| part.path.iter().chain(&part.paths));
-    set.any(|set| set.starts_with(path) || path.starts_with(set))
+/// Extent to which the parts of a plan, its exclusions and the settings cover a path.
+enum Knowledge {
+    /// The path with everything below it is in a part or left out.
+    Complete,
+    /// Some paths below it are.
+    OfContent,
+    /// Nothing there is.
+    None,
 }
 
-/// Returns true if a path is left out, or if a part is at, above or below it.
-fn is_known(path: &Path, plan: &Plan) -> bool {
-    let mut parts = plan.parts.iter().flat_map(|part| &part.paths);
-    let real = path.canonicalize().ok();
-    parts
-        .any(|part| part.starts_with(path) || path.starts_with(part) || real.as_ref() == Some(part))
-        || plan.left_out.iter().any(|left| left.path == *path)
+fn knowledge(path: &Path, site: &Site<'_>, plan: &Plan) -> Knowledge {
+    let set = site.settings.parts.values().flat_map(|part| part.path.iter().chain(&part.paths));
+    let parts = plan.parts.iter().flat_map(|part| &part.paths).chain(set);
+    let real = links::follow(&site.settings.root, path).ok().map(|real| real.path);
+    let mut known = Knowledge::None;
+    for part in parts.chain(plan.left_out.iter().map(|left| &left.path)) {
+        if path.starts_with(part) || real.as_ref() == Some(part) {
+            return Knowledge::Complete;
+        }
+        if part.starts_with(path) {
+            known = Knowledge::OfContent;
+        }
+    }
+    known
 }

@@ -4,7 +4,7 @@ use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::run::Command;
 use crate::secret::Secret;
-use crate::view::shown;
+use crate::view::{as_text, shown};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,7 @@ pub struct Saved {
     /// Version of Redis.
     pub version: String,
     /// Directory of the files, as Redis sees it.
+    #[serde(serialize_with = "as_text")]
     pub dir: PathBuf,
     /// Name of the snapshot file there.
     pub snapshot: String,

@@ -2,6 +2,7 @@
 
 use super::Dumped;
 use crate::check::Check;
+use crate::error::{Error, Result};
 use crate::plan::{Absent, LeftOut, Part, Product};
 use crate::service::redis::Saved;
 use crate::view::Mount;
@@ -42,20 +43,24 @@ pub struct Manifest<'a> {
 
 impl Manifest<'_> {
     /// Formats the facts for the snapshot.
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(unformatted)?;
         text.push(b'\n');
-        text
+        Ok(text)
     }
 }
 
+/// Converts an error of formatting. An empty file in the snapshot would hide it.
+fn unformatted(error: serde_json::Error) -> Error {
+    Error::Malformed { path: "facts about the instance".into(), reason: error.to_string() }
+}
+
 /// Formats a list as one line of JSON per item.
-pub fn lines<T: Serialize>(all: &[T]) -> Vec<u8> {
+pub fn lines<T: Serialize>(all: &[T]) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for one in all {
-        // Serializing these types cannot fail.
-        lines.extend(serde_json::to_vec(one).unwrap_or_default());
+        serde_json::to_writer(&mut lines, one).map_err(unformatted)?;
         lines.push(b'\n');
     }
-    lines
+    Ok(lines)
 }

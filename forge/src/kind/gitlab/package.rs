@@ -13,6 +13,7 @@ use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
 use crate::view::shown;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Data directory of the package.
@@ -78,6 +79,14 @@ const SHARED_LEFT_OUT: [(&str, &str); 2] = [("cache", "a cache"), ("tmp", "tempo
 
 /// Directories that contain parts, and perhaps other data worth keeping.
 const LOOKED_INTO: &[&str] = &["gitlab-rails", "gitlab-ci"];
+
+/// Returns the directory `git-data` of the package, and those of storages elsewhere.
+fn git_data_dirs(generated: &Generated, data: &Path) -> BTreeSet<PathBuf> {
+    let storages = generated.storages.values().filter_map(|place| place.as_ref().ok());
+    let above = storages.flat_map(|storage| storage.ancestors().skip(1));
+    let others = above.filter(|dir| dir.ends_with("git-data")).map(Path::to_owned);
+    others.chain([data.join("git-data")]).collect()
+}
 
 /// An installed package.
 pub struct Package<'a> {
@@ -200,7 +209,9 @@ impl Package<'_> {
             plan.leaves(generated.shared.join(name), reason);
         }
         take_unknown(site, &generated.shared, "shared", plan);
-        take_unknown(site, &data.join("git-data"), "git-data", plan);
+        for dir in git_data_dirs(&generated, &data) {
+            take_unknown(site, &dir, "git-data", plan);
+        }
         note_unknown(site, &data, LOOKED_INTO, plan);
         plan.notes.extend(not_covered(&data));
         plan.control = self.control();

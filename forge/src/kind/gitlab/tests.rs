@@ -508,6 +508,70 @@ fn what_a_new_version_keeps_beside_the_rest_is_copied_and_named() {
 }
 
 #[test]
+fn unknown_directories_are_found_behind_links_and_beside_nested_parts() {
+    let data = "/var/opt/gitlab";
+    for moved in ["git-data", "gitlab-rails/shared", "gitlab-rails"] {
+        let machine = Machine::with("");
+        machine.dir(&format!("{data}/gitlab-rails/shared/artifacts"));
+        machine.dir(&format!("{data}/git-data/repositories"));
+        for dir in ["git-data/new", "gitlab-rails/shared/new"] {
+            machine.dir(&format!("{data}/{dir}"));
+        }
+        let from = machine.at(&format!("{data}/{moved}"));
+        machine.dir("/mnt");
+        std::fs::rename(&from, machine.at("/mnt/moved")).expect("renames");
+        machine.link(&format!("{data}/{moved}"), "/mnt/moved");
+        let plan = machine.plan();
+        for part in ["git-data-new", "shared-new"] {
+            assert_eq!(machine.places(&plan, part).len(), 1, "{moved}: {:?}", plan.notes);
+        }
+    }
+
+    // A part that is deeper than usual, and storages elsewhere.
+    let machine = Machine::with("");
+    let shared = format!("{data}/gitlab-rails/shared");
+    machine
+        .write(GITLAB_YML, &format!("production:\n  lfs:\n    storage_path: {shared}/big/lfs\n"));
+    let gitaly = "[[storage]]\nname = 'a'\npath = '/mnt/git-data/repositories'\n\
+                  [[storage]]\nname = 'b'\npath = '/var/opt/gitlab/git-data/ssd/repositories'\n\
+                  [[storage]]\nname = 'c'\npath = '/disk/repositories'\n";
+    machine.write("/var/opt/gitlab/gitaly/config.toml", gitaly);
+    for dir in [
+        &format!("{shared}/big/lfs")[..],
+        &format!("{shared}/big/new"),
+        "/mnt/git-data/repositories",
+        "/mnt/git-data/new",
+        "/var/opt/gitlab/git-data/ssd/repositories",
+        "/var/opt/gitlab/git-data/ssd/new",
+        "/disk/repositories",
+        "/disk/foreign",
+    ] {
+        machine.dir(dir);
+    }
+    let plan = machine.plan();
+    for (part, place) in [
+        ("shared-big-new", &format!("{shared}/big/new")[..]),
+        ("git-data-new", "/mnt/git-data/new"),
+        ("git-data-ssd-new", "/var/opt/gitlab/git-data/ssd/new"),
+    ] {
+        assert_eq!(machine.places(&plan, part), [place], "{:?}", plan.notes);
+    }
+    assert!(!has_note(&plan, "foreign"), "{:?}", plan.notes);
+}
+
+#[test]
+fn paths_that_are_not_utf_8_are_in_the_facts() {
+    use std::os::unix::ffi::OsStrExt;
+    let machine = Machine::with("");
+    let shared = machine.dir("/var/opt/gitlab/gitlab-rails/shared");
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    std::fs::create_dir(shared.join(name)).expect("a directory");
+    let plan = machine.plan();
+    let parts = serde_json::to_string(&plan.parts).expect("becomes JSON");
+    assert!(parts.contains("caf\\\\xe9"), "{parts}");
+}
+
+#[test]
 fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
     let rails = "/var/opt/gitlab/gitlab-rails/etc";
     let whole = "production: &base\n  artifacts: {}\n  lfs: {}\n  uploads: {}\n  gitlab_ci: {}\n\
