@@ -153,6 +153,47 @@ fn git(sandbox: &Sandbox, arguments: &[&str]) {
     sandbox.tool("git").args(["--git-dir", "source/a.git"]).args(arguments).run().ok();
 }
 
+#[test]
+fn delete_replaces_a_source_directory_that_became_a_file() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a/1", "1");
+    sandbox.write("source/b", "now a file");
+    sandbox.run(["backup", "source/a", "source/b"]).ok();
+    std::fs::remove_file(sandbox.path("source/b")).expect("removes");
+    sandbox.write("source/b/2", "2");
+    let restore = ["restore", "latest", "--target", "/", "--delete"];
+    let dry = sandbox.run([&restore[..], &["--dry-run"]].concat()).ok();
+    assert!(dry.stdout.contains("1 path to be deleted"), "{}", dry.all_output());
+    let done = sandbox.run(restore).ok();
+    assert!(done.stdout.contains("; 1 path deleted"), "{}", done.all_output());
+    assert_eq!(sandbox.read("source/b"), b"now a file");
+}
+
+#[test]
+fn a_fork_whose_pool_lost_commits_loses_its_commit_graph() {
+    let sandbox = Sandbox::with_store();
+    let git = |arguments: &[&str]| sandbox.tool("git").args(arguments).run().ok();
+    git(&["init", "--quiet", "--bare", "--initial-branch=kept", "source/a.git"]);
+    commit(&sandbox, "kept", 0, 3);
+    git(&["clone", "--quiet", "--mirror", "--shared", "source/a.git", "source/fork.git"]);
+    sandbox.run(["backup", "source"]).ok();
+    commit(&sandbox, "kept", 3, 3);
+    git(&["--git-dir", "source/a.git", "repack", "-a", "-d", "-q"]);
+    git(&["--git-dir", "source/fork.git", "fetch", "--quiet"]);
+    git(&["--git-dir", "source/fork.git", "commit-graph", "write", "--reachable"]);
+    assert!(sandbox.has("source/fork.git/objects/info/commit-graph"));
+    let restore = ["restore", "latest", "--target", "/", "--delete"];
+    let planned = sandbox.run([&restore[..], &["--dry-run"]].concat()).ok().stdout;
+    let done = sandbox.run(restore).ok().stdout;
+    let count = |text: &str, end: &str| {
+        let (before, _) = text.split_once(end).unwrap_or_else(|| panic!("{end} in {text}"));
+        before.rsplit("; ").next().map(str::to_owned)
+    };
+    assert_eq!(count(&planned, " to be deleted"), count(&done, " deleted"));
+    assert!(!sandbox.has("source/fork.git/objects/info/commit-graph"));
+    git(&["--git-dir", "source/fork.git", "fsck", "--strict"]);
+}
+
 /// Ways in which git stores the objects of a repository.
 const LAYOUTS: [&[&[&str]]; 6] = [
     &[&["commit-graph", "write", "--reachable", "--split=no-merge", "--changed-paths"]],

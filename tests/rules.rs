@@ -178,6 +178,24 @@ fn patterns_that_leave_nothing_are_not_a_success() {
     assert!(has(&sandbox, "source/a") && !has(&sandbox, "source/b.log"));
 }
 
+#[test]
+fn an_unreadable_source_does_not_make_the_others_nothing() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a/1", "1");
+    sandbox.write("source/b/2", "2");
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(sandbox.path("source/b"), closed).expect("a mode");
+    std::fs::create_dir(sandbox.path("own")).expect("a directory");
+    sandbox.give_to_nobody("own");
+    sandbox.as_nobody(["init", "--store", "own/store"]).run().ok();
+    let backup = ["backup", "--store", "own/store", "source/a", "source/b"];
+    let run = sandbox.as_nobody(backup).run();
+    if is_root() {
+        let run = run.ends_with(3);
+        assert!(!run.stderr.contains("nothing to back up"), "{}", run.all_output());
+    }
+}
+
 /// Writes the configuration of an instance of two parts, one of them skipped.
 fn configure(sandbox: &Sandbox, more: &str) {
     let text = format!(

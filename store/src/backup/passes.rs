@@ -287,8 +287,10 @@ impl<'a> Backup<'a> {
             // Paths that were read, and streams, which have no other name.
             paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
         }
-        let is_empty = totals.entries <= self.shell.len() as u64;
+        let has_no_more = totals.entries <= self.shell.len() as u64;
         let report = self.run.finish(root, totals, self.whole, paths, instance)?;
+        // An unreadable path takes part of the shell with it.
+        let is_empty = has_no_more && report.unreadable_count == 0;
         Ok(Report { is_empty, ..report })
     }
 

@@ -146,6 +146,7 @@ pub(super) fn extra(
     let failed = |source| Error::Target { path: shown.to_owned(), source };
     let mut all = Extra::default();
     for top in tops(prefix, options) {
+        let is_mounted = is_mounted_at(dir, relative(&top, prefix));
         let dir = match source::open_dir_below(dir, relative(&top, prefix)) {
             Ok(dir) => dir,
             // The path is missing, or not a directory.
@@ -153,13 +154,21 @@ pub(super) fn extra(
             Err(error) => return Err(failed(error)),
         };
         let stat = source::stat_open(&dir).map_err(failed)?;
-        let found = extra_below(OpenRoot { path: top, dir }, stat, store, root, options)?;
+        let found = extra_below(OpenRoot { path: top.clone(), dir }, stat, store, root, options)?;
         all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
-        all.giving_way.extend(found.giving_way);
+        let giving_way = found.giving_way.into_iter();
+        all.giving_way.extend(giving_way.filter(|path| *path != top || !is_mounted));
         let unseen = found.unseen.into_iter();
         all.unseen.extend(unseen.map(|(path, reason)| (relative(&path, prefix).to_vec(), reason)));
     }
     Ok(all)
+}
+
+/// Returns true if something is mounted at a path below a directory, or if that is unknown.
+fn is_mounted_at(dir: BorrowedFd<'_>, path: &[u8]) -> bool {
+    let (parent, name) = split(path);
+    let parent = source::open_below(dir, parent, OFlags::PATH);
+    name.is_empty() || !parent.is_ok_and(|dir| !source::is_mount_root(dir.as_fd(), name))
 }
 
 /// Returns the directories to search, none of them inside another.
@@ -220,6 +229,8 @@ fn extra_below(
         let is_left_out = left_out.has(&found, is_top || known.is_some());
         let (path, kind) = (found.path, found.stat.kind);
         if is_top {
+            // The path itself may have become a file.
+            in_the_way.extend(known.filter(|known| *known != kind).map(|_| path));
             continue;
         }
         if kind == EntryKind::Directory && known.is_some_and(|known| known != kind) {

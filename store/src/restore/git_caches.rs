@@ -14,6 +14,9 @@ use crate::tree::TreeReader;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
+/// End of the path of the file that names the repositories whose objects a repository borrows.
+const ALTERNATES: &[u8] = b"objects/info/alternates";
+
 /// Changed git directories, by their paths in the tree.
 #[derive(Debug, Default)]
 pub(super) struct GitCaches(BTreeMap<Vec<u8>, Changes>);
@@ -75,7 +78,19 @@ impl GitCaches {
                 && options.selects(path)
         };
         let mut stale = Vec::new();
-        for (git_dir, changes) in &self.0 {
+        let none = Changes::default();
+        let borrowers: Vec<Vec<u8>> = match self.0.is_empty() {
+            true => Vec::new(),
+            // Their commit-graphs may name commits that were removed from another repository.
+            false => TreeReader::within(root, prefix, &get)
+                .flatten()
+                .filter(|entry| entry.path.ends_with(ALTERNATES) && options.selects(&entry.path))
+                .filter_map(|entry| Some(split(&entry.path)?.0.to_vec()))
+                .filter(|git_dir| !self.0.contains_key(git_dir))
+                .collect(),
+        };
+        let borrowers = borrowers.iter().map(|git_dir| (git_dir, &none));
+        for (git_dir, changes) in self.0.iter().chain(borrowers) {
             let packs: &IsStale<'_> = &|name| {
                 let is_midx = name.starts_with(b"multi-pack-index");
                 !changes.pack_stems.is_empty() && is_midx || changes.outdate(name)
