@@ -50,6 +50,9 @@ impl Kind for GitlabContainer {
 
     fn propose(&self, root: &Path) -> Vec<String> {
         let mut lines = find::proposed(root, SOUGHT);
+        let file = find::compose_files(root, SOUGHT).into_iter().next();
+        let compose = file.and_then(|file| find::read(root, &file).ok());
+        lines.extend(compose.and_then(|compose| Some(format!("# {}", other_services(&compose)?))));
         let Some((program, all)) = found_running(root) else { return lines };
         if lines.is_empty() {
             let others: Vec<&str> = all[1..].iter().map(|other| other.name.as_str()).collect();
@@ -90,6 +93,32 @@ impl Kind for GitlabContainer {
     fn shares_with(&self) -> Option<&'static dyn Kind> {
         Some(&Gitlab)
     }
+}
+
+/// Names the services with a GitLab besides the one that is backed up; `None` if there are none.
+fn other_services(compose: &Compose) -> Option<String> {
+    let is_gitlab = |service: &Result<Service>| service.as_ref().is_ok_and(is_official);
+    let all = compose.services.iter().filter(|(_, service)| is_gitlab(service));
+    let all: Vec<&str> = all.map(|(name, _)| name.as_str()).collect();
+    let own = chosen(compose)?.0;
+    let others: Vec<&str> = all.into_iter().filter(|name| *name != own).collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "The compose file also has GitLab in {}; give each an instance with its `container`.",
+            others.join(", ")
+        )
+    })
+}
+
+/// Returns the service that is backed up: the first with an official image, or else one that looks
+/// like it.
+fn chosen(compose: &Compose) -> Option<(&str, &Service)> {
+    let services = compose.services.iter();
+    let found =
+        services.filter_map(|(name, service)| Some((name.as_str(), service.as_ref().ok()?)));
+    let found: Vec<_> = found.filter(|(_, service)| is_official(service)).collect();
+    let by_image = found.iter().find(|(_, service)| edition(service).is_some());
+    by_image.or(found.first()).copied()
 }
 
 /// Returns true if a service runs an official image, or an image made from one.
@@ -179,17 +208,10 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     plan.notes.extend(compose.notes.iter().cloned());
     configuration(&compose, plan);
     let path = compose.path.clone();
-    let (mut found, mut reason) = (Vec::new(), None);
-    for (name, service) in &compose.services {
-        match service {
-            Ok(service) if is_official(service) => found.push((name, service)),
-            Ok(_) => {}
-            Err(error) => reason = reason.or_else(|| Some(error.to_string())),
-        }
-    }
-    let by_image = found.iter().find(|(_, service)| edition(service).is_some());
-    let Some((name, service)) = by_image.or(found.first()) else {
-        return Err(match reason {
+    plan.notes.extend(other_services(&compose));
+    let Some((name, service)) = chosen(&compose) else {
+        let failed = compose.services.values().find_map(|service| service.as_ref().err());
+        return Err(match failed.map(ToString::to_string) {
             Some(reason) => Error::Malformed { path, reason },
             None => site.wrong(format!(
                 "{} has no service with an image {}; is it the right compose file?",
@@ -203,7 +225,9 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     let mut mounts = service.mounts.clone();
     // Adds volumes without a name, and volumes with a different name in compose.
     match running::one(&settings.docker, &container, &settings.root, site.progress) {
-        Ok(Some(running)) => running::add_mounts(&mut mounts, running.service.mounts),
+        Ok(Some(running)) => {
+            plan.notes.extend(running::add_mounts(&mut mounts, running.service.mounts));
+        }
         Ok(None) => {}
         Err(error) if error.is_interrupted() => return Err(error),
         Err(error) => plan.notes.push(format!("volumes of {container} are unknown: {error}")),

@@ -94,7 +94,7 @@ impl<'a> Containers<'a> {
             let words = program.chain(["inspect", "--format", "{{.Name}}", name]);
             match Command::new(words).within(QUESTION).output(self.site.progress) {
                 Ok(_) => return Ok(name.clone()),
-                Err(Error::Failed { .. }) => {}
+                Err(Error::Failed { said, .. }) if said.to_lowercase().contains("no such") => {}
                 Err(error) if error.is_interrupted() => return Err(error),
                 Err(error) => {
                     plan.notes.push(format!("cannot inspect containers: {error}"));

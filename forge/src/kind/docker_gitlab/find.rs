@@ -1,10 +1,10 @@
 //! Search for compose files.
 
-use super::compose::{NAMES, Service};
+use super::compose::{Compose, NAMES, Service, Surroundings};
 use crate::error::Result;
 use crate::file;
 use crate::kind::{Site, below};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 /// Service that a kind looks for.
@@ -53,7 +53,7 @@ pub fn proposed(root: &Path, sought: Sought) -> Vec<String> {
     let mut lines = Vec::new();
     if !others.is_empty() {
         lines.push(format!(
-            "# This GitLab is in {} as well; keep the one that runs.",
+            "# GitLab is also in {}; give each other GitLab an instance of its own.",
             listed(others)
         ));
     }
@@ -84,13 +84,39 @@ pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
         let Some((dir, depth)) = queue.pop_front() else { break };
         let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
         found.extend(here.filter(|path| {
-            file::text(path).is_ok_and(|text| has_image(&text.unwrap_or_default(), sought))
+            let text = file::text(path).ok().flatten().unwrap_or_default();
+            has_image(&text, sought) || is_in_other_file(root, path, &text, sought)
         }));
         if depth > 0 {
             queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
         }
     }
+    // A file that another one includes is no project of its own.
+    let included: BTreeSet<PathBuf> =
+        found.iter().flat_map(|path| included_in(root, path)).collect();
+    found.retain(|path| !included.contains(path));
     found
+}
+
+/// Returns the files that a compose file includes or extends.
+fn included_in(root: &Path, path: &Path) -> Vec<PathBuf> {
+    let Ok(compose) = read(root, path) else { return Vec::new() };
+    compose.files.into_iter().filter(|file| file != path && *file != compose.path).collect()
+}
+
+/// Returns true if a file includes or extends a file with a matching service.
+fn is_in_other_file(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
+    if !text.contains("include") && !text.contains("extends") {
+        return false;
+    }
+    let Ok(compose) = read(root, path) else { return false };
+    compose.services.values().flatten().any(|service| (sought.is_it)(service))
+}
+
+/// Reads a compose file whose project and volumes have the usual names.
+pub fn read(root: &Path, path: &Path) -> Result<Compose> {
+    let volumes = below(root, Path::new("/var/lib/docker/volumes"));
+    Compose::read(&[path.to_owned()], Surroundings { root, volumes: &volumes, project: None })
 }
 
 /// Returns the directories in a directory, without links and hidden ones.

@@ -4,7 +4,9 @@ use crate::error::{Error, Result};
 use crate::kind::below;
 use crate::kind::docker_gitlab::compose::{Service, Source, VolumeMount};
 use crate::kind::docker_gitlab::containers::QUESTION;
+use crate::links::real;
 use crate::run::Command;
+use crate::view::shown;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
@@ -55,21 +57,36 @@ pub fn one(
     }
 }
 
-/// Adds the volumes of a container to those of its compose file. The compose file takes precedence
-/// if its directory exists.
-pub fn add_mounts(mounts: &mut Vec<VolumeMount>, own: Vec<VolumeMount>) {
+/// Adds the volumes of a container to those of its compose file. The container takes precedence if
+/// its directory exists, because it has the live data. Returns a note for each contradiction.
+pub fn add_mounts(mounts: &mut Vec<VolumeMount>, own: Vec<VolumeMount>) -> Vec<String> {
+    let mut notes = Vec::new();
     for mount in own {
         let is_there = |source: &Source| match source {
             Source::Path(path) => path.exists(),
             Source::Text(_) | Source::Memory => true,
             Source::Unknown(_) => false,
         };
-        match mounts.iter_mut().find(|known| known.target == mount.target) {
-            Some(known) if is_there(&known.source) => {}
-            Some(known) => known.source = mount.source,
-            None => mounts.push(mount),
+        let Some(known) = mounts.iter_mut().find(|known| known.target == mount.target) else {
+            mounts.push(mount);
+            continue;
+        };
+        if !is_there(&known.source) {
+            known.source = mount.source;
+        } else if let (Source::Path(file), Source::Path(live)) = (&known.source, &mount.source)
+            && live.exists()
+            && real(file) != real(live)
+        {
+            notes.push(format!(
+                "the container has {} at {}, but the compose file names {}; using the container's",
+                shown(live),
+                shown(&mount.target),
+                shown(file)
+            ));
+            known.source = mount.source;
         }
     }
+    notes
 }
 
 fn ask(program: &[String], words: &[&str], progress: &Progress) -> Result<Vec<u8>> {
@@ -163,8 +180,19 @@ mod tests {
         let gone = dir.path().join("gone");
         let mut mounts = vec![mount("/a", dir.path()), mount("/b", &gone)];
         let own = ["/a", "/b", "/c"].map(|target| mount(target, Path::new("/own")));
-        add_mounts(&mut mounts, own.to_vec());
+        let notes = add_mounts(&mut mounts, own.to_vec());
         let own = Path::new("/own");
         assert_eq!(mounts, [mount("/a", dir.path()), mount("/b", own), mount("/c", own)]);
+        assert!(notes.is_empty(), "{notes:?}");
+
+        // A container that was made before its compose file was edited has the live data.
+        let live = dir.path().join("live");
+        std::fs::create_dir(&live).expect("a directory");
+        let notes = add_mounts(&mut mounts, vec![mount("/a", &live)]);
+        assert_eq!(mounts[0], mount("/a", &live));
+        assert!(notes[0].contains("using the container's"), "{notes:?}");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("live", &link).expect("links");
+        assert!(add_mounts(&mut mounts, vec![mount("/a", &link)]).is_empty());
     }
 }
