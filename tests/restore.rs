@@ -170,6 +170,21 @@ fn delete_replaces_a_source_directory_that_became_a_file() {
 }
 
 #[test]
+fn delete_replaces_a_git_repository_by_a_file() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a.git", "a file");
+    sandbox.run(["backup", "source"]).ok();
+    std::fs::remove_file(sandbox.path("source/a.git")).expect("removes");
+    let init = ["init", "--quiet", "--bare", "--initial-branch=kept", "source/a.git"];
+    sandbox.tool("git").args(init).run().ok();
+    commit(&sandbox, "kept", 0, 3);
+    git(&sandbox, &["commit-graph", "write", "--reachable"]);
+    git(&sandbox, &["multi-pack-index", "write"]);
+    sandbox.run(["restore", "latest", "--target", "/", "--delete"]).ok();
+    assert_eq!(sandbox.read("source/a.git"), b"a file");
+}
+
+#[test]
 fn a_fork_whose_pool_lost_commits_loses_its_commit_graph() {
     let sandbox = Sandbox::with_store();
     let git = |arguments: &[&str]| sandbox.tool("git").args(arguments).run().ok();

@@ -208,8 +208,8 @@ impl Restore {
         ui.remark(text)?;
         if report.owner_denied > 0 {
             ui.explain(&format!(
-                "{} entries belong to you instead of their owner; run as root to set owners",
-                report.owner_denied
+                "could not set the owner of {}; run the command as root to set owners",
+                count(report.owner_denied, "path")
             ));
         }
         if report.xattr_denied > 0 {

@@ -208,7 +208,8 @@ fn extra_below(
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
     let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store)?;
-    let (mut extra, mut kept, mut in_the_way) = (Vec::new(), HashSet::new(), Vec::new());
+    let (mut extra, mut kept) = (Vec::new(), HashSet::new());
+    let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
     for step in Walk::new(Arc::clone(&open_root), stat, rules, 1) {
         let found = match step {
@@ -226,14 +227,18 @@ fn extra_below(
         }
         let known = tree.peek().filter(|entry| entry.path == found.path).map(|entry| entry.kind);
         let is_top = found.path == open_root.path;
-        let is_left_out = left_out.has(&found, is_top || known.is_some());
-        let (path, kind) = (found.path, found.stat.kind);
+        let kind = found.stat.kind;
+        let is_other_type = known.is_some_and(|known| known != kind);
+        let gives_way = in_the_way.iter().any(|dir| is_within(&found.path, dir));
+        let is_known = !gives_way && !is_other_type && (is_top || known.is_some());
+        let is_left_out = left_out.has(&found, is_known, gives_way);
+        let path = found.path;
         if is_top {
             // The path itself may have become a file.
             in_the_way.extend(known.filter(|known| *known != kind).map(|_| path));
             continue;
         }
-        if kind == EntryKind::Directory && known.is_some_and(|known| known != kind) {
+        if kind == EntryKind::Directory && is_other_type {
             if is_left_out {
                 keep(&path, &mut kept);
             } else if options.selects(&path) {
@@ -297,8 +302,8 @@ impl LeftOut {
     }
 
     /// Returns true if a backup leaves out the object. `is_known` is true if the snapshot has the
-    /// path.
-    fn has(&mut self, found: &Found, is_known: bool) -> bool {
+    /// path. Caches of a git directory that `gives_way` to a file have no further use.
+    fn has(&mut self, found: &Found, is_known: bool, gives_way: bool) -> bool {
         let (path, stat) = (&found.path, &found.stat);
         if self.is_being_written(path) {
             return true;
@@ -313,7 +318,8 @@ impl LeftOut {
             return true;
         }
         self.git_dirs.retain(|dir| is_within(path, dir));
-        let is_left_out = self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
+        let is_left_out =
+            !gives_way && self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
         if stat.kind == EntryKind::Directory {
             self.enter(path, is_known);
         }
