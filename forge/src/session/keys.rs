@@ -69,8 +69,16 @@ impl Changes<'_> {
         // A snapshot that cannot be read does not cost the next one.
         let Ok(before) = self.kind.keys(plan, &before) else { return Ok(None) };
         let now = self.kind.keys(plan, view)?;
-        let is_other = |name: &&str| now.get(*name).is_some_and(|key| *key != before[*name]);
-        let changed: Vec<&str> = before.keys().copied().filter(is_other).collect();
+        // Without any key, the file is missing or damaged, which another check reports.
+        let changed: Vec<String> = before
+            .iter()
+            .filter_map(|(name, old)| match now.get(name) {
+                Some(new) if new == old => None,
+                Some(_) => Some((*name).to_owned()),
+                None if now.is_empty() => None,
+                None => Some(format!("{name} (removed)")),
+            })
+            .collect();
         if changed.is_empty() {
             return Ok(None);
         }
