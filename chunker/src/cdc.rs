@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_bad_sizes() {
+    fn bad_sizes_are_refused() {
         for (min_bytes, avg_bytes, max_bytes) in
             [(65, 256, 1024), (256, 256, 1024), (64, 512, 512), (64, 256, 8 << 20), (2, 256, 1024)]
         {
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_cut_in_windows_equals_the_whole() {
+    fn cutting_in_windows_gives_the_same_chunks() {
         let cutter = cutter(64, 256, 1024);
         let data = noise(50_000, 7);
         let whole = cutter.cut(&data, true);
@@ -232,7 +232,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
         #[test]
-        fn chunks_are_the_whole_content_and_within_bounds(
+        fn chunks_cover_the_content_and_respect_size_bounds(
             sizes in sizes(),
             content in content(),
             is_last: bool,
@@ -254,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn a_stream_of_any_pieces_is_cut_like_the_whole(
+        fn cutting_in_pieces_gives_the_same_chunks(
             sizes in sizes(),
             content in content(),
             pieces in vec(1..5000usize, 1..9),

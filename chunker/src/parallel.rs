@@ -112,7 +112,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_the_sequential_cut(data in mixed(), pieces in 1usize..9, is_last: bool) {
+        fn parallel_and_sequential_cuts_are_equal(data in mixed(), pieces in 1usize..9, is_last: bool) {
             let cutter = small();
             prop_assert_eq!(
                 cut_parallel(&cutter, &data, is_last, pieces),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_noise_and_every_boundary_length() {
+    fn cuts_are_equal_for_every_boundary_length() {
         let cutter = small();
         let noise: Vec<u8> = (0..20_000u64).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         for len in [0, 1, 1023, 1024, 1025, 2047, 2048, 2049, 4096, 8191, 8192, 19_999, 20_000] {

@@ -528,14 +528,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_again_is_one_copy() {
+    fn identical_content_is_one_copy() {
         let reference = rows(0..30_000);
         let rebuilt = compared(&reference, &reference);
         assert_eq!((rebuilt.literal_bytes, rebuilt.copies), (0, 1));
     }
 
     #[test]
-    fn nothing_and_little() {
+    fn empty_and_tiny_contents_are_rebuilt() {
         for (reference, new) in
             [("", ""), ("", "new"), ("reference", ""), ("some", "some"), ("a", "ab")]
         {
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_came_or_went_cost_what_came() {
+    fn only_added_lines_cost_bytes() {
         let reference = rows(0..8000);
         let fewer = [rows(0..4000), rows(4100..8000)].concat();
         assert!(cost(&compared(&reference, &fewer)) < 300);
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn every_hundredth_row_changed() {
+    fn scattered_row_changes_cost_little() {
         let reference = rows(0..40_000);
         let new: Vec<u8> = (0..40_000).flat_map(|id| row(id, u64::from(id % 100 == 7))).collect();
         let rebuilt = compared(&reference, &new);
@@ -571,7 +571,7 @@ mod tests {
 
     /// PostgreSQL writes updated rows to another place.
     #[test]
-    fn rows_that_moved_to_the_end_cost_what_they_are() {
+    fn rows_moved_to_the_end_cost_their_own_bytes() {
         let reference = rows(0..40_000);
         let is_changed = |id: &u64| id / 500 % 20 == 3;
         let kept = (0..40_000).filter(|id| !is_changed(id)).flat_map(|id| row(id, 0));
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_without_lines() {
+    fn row_changes_without_line_breaks_cost_little() {
         let joined = |version: u64| -> Vec<u8> {
             let values = (0..9000_u64).map(|id| {
                 let version = version * u64::from(id % 90 == 4);
@@ -600,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_table_and_tables_that_moved() {
+    fn dropped_and_moved_tables_cost_little() {
         let [a, b, c] = [noise(3 << 20, 1), rows(0..50_000), noise(2 << 20, 3)];
         let reference = [&a[..], &b, &c].concat();
         assert!(cost(&compared(&reference, &[&a[..], &c].concat())) < 1000);
@@ -610,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_in_place_is_found_in_content_without_marks() {
+    fn in_place_changes_without_marks_cost_little() {
         let zeros = vec![0; 1 << 20];
         let mut new = zeros.clone();
         for at in [5, 6, 300_000, 700_100] {
@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_places_cost_what_is_in_them() {
+    fn unreadable_ranges_cost_only_their_own_bytes() {
         let reference = rows(0..40_000);
         let holes = vec![0..100_000, 1_000_000..1_100_000, 3_000_000..3_000_100];
         let mut damaged = Damaged { reference: Memory(reference.clone()), holes, reads: 0 };
@@ -635,7 +635,7 @@ mod tests {
 
     /// Work is counted in calls, because no test is timed.
     #[test]
-    fn content_that_repeats_itself_is_no_more_work() {
+    fn repetitive_content_does_not_cause_extra_reads() {
         let line = b"the same line once more, and once more\n";
         let lines = line.repeat((4 << 20) / line.len());
         let mut spoiled = lines.clone();
@@ -686,7 +686,7 @@ mod tests {
 
     /// A clustered table has all its rows, each at another position.
     #[test]
-    fn rows_in_another_order_open_few_places() {
+    fn reordered_rows_cause_few_seeks() {
         let reference = rows(0..80_000);
         for together in [1, 6] {
             let mut order: Vec<u64> = (0..80_000).collect();
@@ -699,7 +699,7 @@ mod tests {
     }
 
     #[test]
-    fn recognises_what_is_worth_comparing() {
+    fn comparable_formats_are_detected() {
         assert!(detect(b"--\n-- PostgreSQL database dump\n--\n"));
         assert!(detect("-- Größe\nINSERT INTO `t` VALUES (1,'ä');\n".as_bytes()));
         assert!(detect(b"PGDMP\x01\x0e\x00\x04\x08\x01"));
@@ -712,7 +712,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_ends_it() {
+    fn a_read_error_ends_the_comparison() {
         let mut reads = 0;
         let mut read = |buffer: &mut [u8]| {
             reads += 1;
@@ -778,7 +778,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
         #[test]
-        fn any_content_comes_out_again(
+        fn any_content_is_rebuilt(
             reference in content(),
             new in content(),
             pieces in vec(1..200_000usize, 0..4),
@@ -787,7 +787,7 @@ mod tests {
         }
 
         #[test]
-        fn any_edit_comes_out_again(
+        fn any_edit_is_rebuilt(
             reference in content(),
             edits in edits(),
             holes in vec((any::<u32>(), 0..50_000usize), 0..3),

@@ -140,7 +140,7 @@ mod tests {
 
     /// A repeated byte must not give an anchor at every position, because scans would be slow.
     #[test]
-    fn no_byte_repeated_is_an_anchor() {
+    fn repeated_bytes_do_not_give_anchors() {
         for byte in 0..=255 {
             marks(&[byte; 200], ANCHOR_MASK, ANCHOR_BYTES, |end, _| panic!("{byte} at {end}"));
         }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_that_come_again_are_not_known() {
+    fn repeated_marks_are_dropped() {
         let mut marks = Marks::default();
         marks.clear(10);
         for (hash, end) in [(7, 40), (8, 50), (7, 60)] {

@@ -135,7 +135,7 @@ fn object(id: u64) -> Object {
 }
 
 #[test]
-fn objects_put_in_another_order_are_found() {
+fn reordered_objects_are_found() {
     for id_len in [20, 32] {
         let old: Vec<Object> = (0..500).map(object).collect();
         let mut new: Vec<Object> = old.iter().rev().cloned().collect();
@@ -174,7 +174,7 @@ impl Reference for Noted {
 }
 
 #[test]
-fn bases_are_read_from_front_to_back_however_entries_moved() {
+fn references_are_read_front_to_back_for_moved_entries() {
     let old: Vec<Object> = (0..500).map(object).collect();
     let runs: Vec<&[Object]> = old.chunks(10).collect();
     let new: Vec<Object> = (0..50).flat_map(|n| runs[n * 7 % 50].to_vec()).collect();
@@ -191,7 +191,7 @@ fn bases_are_read_from_front_to_back_however_entries_moved() {
 }
 
 #[test]
-fn a_delta_whose_base_moved_costs_its_head_only() {
+fn a_delta_with_a_moved_base_costs_only_its_header() {
     let delta = |id, distance| Object { id, distance, body: body(id, 300) };
     let old: Vec<Object> = (0..100).map(|id| delta(id, 1000 + id as u32)).collect();
     let new: Vec<Object> = (0..100).map(|id| delta(id, 90_000 + id as u32)).collect();
@@ -215,7 +215,7 @@ fn an_entry_longer_than_a_batch_is_found() {
 }
 
 #[test]
-fn what_is_not_what_it_seems_is_refused() {
+fn malformed_packs_and_indexes_are_refused() {
     let (pack, index) = pack(&[object(1), object(2)], 20, false);
     let try_with = |pack: &[u8], index: &[u8]| {
         rebuild(&(pack.to_vec(), index.to_vec()), &[]).expect_err("refused")
@@ -243,7 +243,7 @@ fn what_is_not_what_it_seems_is_refused() {
 
 /// Rows in another order would need random reads, one by one.
 #[test]
-fn far_places_in_another_order_are_refused() {
+fn unsorted_large_offsets_are_refused() {
     let objects: Vec<Object> = (0..3000).map(object).collect();
     let (pack, mut index) = pack(&objects, 20, true);
     let far_at = index.len() - 40 - 8 * 1000;
@@ -275,7 +275,7 @@ fn crowded(pack: &[u8], ids: u64, places: u64) -> Pair {
 }
 
 #[test]
-fn many_ids_at_one_place_are_no_more_work() {
+fn many_ids_at_one_offset_do_not_cause_extra_reads() {
     let bytes = [b"PACK\0\0\0\x02\0\0\0\0", &[0x30; 200_000][..], &[7; 20]].concat();
     let ids = 20_000;
     let (new, reference) = (crowded(&bytes, ids, 1), crowded(&bytes, ids, 1000));
@@ -320,7 +320,7 @@ impl Source<std::convert::Infallible> for Replaced {
 }
 
 #[test]
-fn an_index_replaced_while_it_is_read_spoils_nothing() {
+fn an_index_replaced_during_a_read_never_gives_wrong_bytes() {
     let limits = Limits { window_entries: 10, batch_bytes: 600, bin_bytes: 256 };
     let objects: Vec<Object> = (0..60).map(object).collect();
     let reversed: Vec<Object> = objects.iter().rev().cloned().collect();
@@ -341,7 +341,7 @@ fn an_index_replaced_while_it_is_read_spoils_nothing() {
 }
 
 #[test]
-fn a_source_that_cannot_be_read_is_an_error() {
+fn an_unreadable_source_is_an_error() {
     let limits = Limits { window_entries: 10, batch_bytes: 600, bin_bytes: 256 };
     let objects: Vec<Object> = (0..40).map(object).collect();
     let (bytes, index) = pack(&objects, 20, true);
@@ -418,7 +418,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     #[test]
-    fn packs_come_back_whatever_their_bases_are(
+    fn packs_are_rebuilt_from_any_references(
         new in objects(),
         references in vec((objects(), edits(), edits()), 0..4),
         id_len in prop_oneof![Just(20usize), Just(32)],
@@ -440,7 +440,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_come_back_or_are_refused(
+    fn any_bytes_are_rebuilt_or_refused(
         objects in objects(),
         reference in objects(),
         of_pack in edits(),
