@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_with_the_nearest() {
+    fn unknown_keys_get_a_suggestion() {
         let error = read("[stores.main]\npth = '/s'\n").expect_err("unknown key");
         assert_eq!(
             error,
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_key() {
+    fn errors_name_the_line_and_the_key() {
         let wrong = |more: &str| {
             read(&format!("[instances.a]\nkind = 'plain'\n{more}\n")).expect_err("refused")
         };
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_depend_on_a_directory_are_refused() {
+    fn relative_paths_are_refused() {
         for (more, key) in [
             ("root = 'srv'", "instances.a.root"),
             ("compose = 'docker-compose.yml'", "instances.a.compose"),
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn maintenances_are_told_apart() {
+    fn maintenance_notifiers_need_distinct_names() {
         let table = |more: &str| {
             format!(
                 "[[notify]]\nkind = 'zabbix-maintenance'\nurl = 'https://z/api_jsonrpc.php'\n\
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_time_are_read() {
+    fn durations_are_parsed() {
         let of = |limit: &str| {
             read(&format!(
                 "[instances.a]\nkind = 'plain'\n[instances.a.services]\nlimit = '{limit}'\n"
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_an_example() {
+    fn every_kind_of_instance_has_an_example() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples");
         let mut kinds = std::collections::BTreeSet::new();
         for entry in std::fs::read_dir(dir).expect("a directory of examples") {

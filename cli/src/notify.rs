@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_read_and_a_key_too_many_is_refused() {
+    fn every_notifier_is_parsed_and_unknown_keys_are_refused() {
         for table in [
             "kind = 'zabbix'\nserver = 'z'\nkeys = { status = 'a[{instance}]', seconds-down = 'b' }",
             "kind = 'zabbix-maintenance'\nurl = 'https://z/api_jsonrpc.php'\ntoken = { file = '/t' }",
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_document_are_read() {
+    fn examples_in_the_documentation_are_parsed() {
         #[derive(Deserialize)]
         struct Example {
             notify: Vec<Notifier>,
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_and_recoveries_are_wanted_by_default() {
+    fn failures_and_recoveries_are_sent_by_default() {
         let table = [
             (When::Failure, [[false, false, true], [true, true, true]]),
             (When::Change, [[false, false, true], [true, true, false]]),
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_work_is_tried_again_and_what_cannot_is_not() {
+    fn only_temporary_errors_are_retried() {
         let mut tries = 0;
         let done = persist(|| {
             tries += 1;
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_never_ready_is_left_behind() {
+    fn slow_notifiers_are_abandoned() {
         let task = |name: &str, limit: u64, takes: u64| Task {
             name: name.into(),
             limit: Duration::from_millis(limit),
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn silences_of_notifiers_that_are_gone_are_named_and_let_go() {
+    fn silences_of_removed_notifiers_are_reported_and_dropped() {
         let silence = Silence::ZabbixItems { host: "git01".into(), keys: vec!["k".into()] };
         let silenced = Silenced { notifier: "zabbix old:10051".into(), silence };
         let kept = serde_json::to_string(&silenced).expect("can be written down");

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remote_places_are_no_directories() {
+    fn remote_stores_are_refused() {
         for remote in [
             "sftp:user@host:/dir",
             "sftp://host/dir",
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_directories() {
+    fn local_paths_are_accepted() {
         for (written, wanted) in [
             ("store", "store"),
             ("/srv/a:b", "/srv/a:b"),

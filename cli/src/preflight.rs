@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_and_users_are_looked_for_as_children_find_them() {
+    fn missing_programs_and_users_are_reported() {
         let problem = |words: &[&str]| of_command(&Command::new(words.iter().copied()));
         assert_eq!(problem(&["sh"]), None);
         assert_eq!(problem(&["/bin/sh", "-c"]), None);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_there_or_can_be_made() {
+    fn only_an_existing_or_creatable_store_passes() {
         let dir = tempfile::tempdir().expect("a directory");
         let place = |name: &str| dir.path().join(name);
         assert_eq!(of_store(&place("a/b/c")), None);

@@ -463,7 +463,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_steers_a_terminal_is_printed() {
+    fn control_characters_are_escaped() {
         for (text, wanted) in [
             ("plain ü 😀 \\", "plain ü 😀 \\"),
             ("\x1b[31mred\x1b[0m", "\\u{1b}[31mred\\u{1b}[0m"),

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_read_or_refused() {
+    fn subset_arguments_are_parsed_or_refused() {
         assert_eq!(subset("2/7"), Some(ReadData::Part { n: 2, of: 7 }));
         assert!(matches!(subset("5%"), Some(ReadData::Share { per_million: 50_000, .. })));
         assert!(matches!(subset("0.001%"), Some(ReadData::Share { per_million: 10, .. })));

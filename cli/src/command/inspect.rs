@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn migrations_that_are_not_over_are_shown() {
+    fn unfinished_migrations_are_shown() {
         let migrations = json!({
             "main": {"finished": 7, "active": 2, "failed": 1},
             "ci": {"finalized": 3, "finished": 1},

@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_share_no_file_of_cron() {
+    fn cron_file_names_are_unique_per_instance() {
         let names = ["a.b", "a_b", "a__b", "a._b", "a_.b", "a_dot_b", "a.dot_b"].map(cron_name);
         for (at, name) in names.iter().enumerate() {
             assert!(!name.contains('.') && !names[..at].contains(name), "{name}");
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_configuration_does_is_not_forbidden() {
+    fn hardening_allows_the_configured_actions() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = dir.path().join("link/store");
         std::os::unix::fs::symlink("/root", dir.path().join("link")).expect("links");
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn podman_is_known_under_the_name_of_docker() {
+    fn podman_is_recognised_under_the_name_docker() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         let program = |name: &str, text: &str| {
@@ -481,13 +481,13 @@ mod tests {
         program("script/docker", "#!/bin/sh\nexec /usr/bin/podman \"$@\"\n");
         std::fs::create_dir(path("link")).expect("makes");
         std::os::unix::fs::symlink("../podman", path("link/docker")).expect("links");
-        let knows = |name: &str| has_daemon(path(name).to_str().expect("text"));
-        assert!(knows("docker") && knows("not there/docker"));
-        assert!(!knows("podman") && !knows("link/docker") && !knows("script/docker"));
+        let is_docker = |name: &str| has_daemon(path(name).to_str().expect("text"));
+        assert!(is_docker("docker") && is_docker("not there/docker"));
+        assert!(!is_docker("podman") && !is_docker("link/docker") && !is_docker("script/docker"));
     }
 
     #[test]
-    fn children_of_the_admin_inherit_nothing() {
+    fn configured_commands_do_not_inherit_unit_settings() {
         let command = Command {
             program: Path::new("/bin/forgekeep"),
             config: Path::new("/etc/forgekeep.toml"),
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn words_survive() {
+    fn words_are_quoted_for_systemd_and_cron() {
         let words =
             |word, quote: fn(&str) -> Result<String, Failure>| quote(word).expect("can be said");
         assert_eq!(words("/a/b", for_systemd), "/a/b");

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_of_savings_make_sense() {
+    fn savings_are_shown_for_ordinary_and_extreme_sizes() {
         assert_eq!(saved(10, 20, 30), "nothing yet: files of 10 B take 30 B with their metadata");
         assert_eq!(
             saved(4000, 2000, 1000),

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_server_of_an_address_is_shown() {
+    fn shown_addresses_contain_only_the_server() {
         let shown = |address| server(address).expect("an address");
         assert_eq!(shown("https://a:b@chat.example/hooks/secret?x"), "chat.example");
         assert_eq!(shown("http://127.0.0.1:80/x"), "127.0.0.1:80");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_repeats_is_not_told() {
+    fn secrets_in_server_replies_are_hidden() {
         let post = Post {
             address: "https://a:passw0rd@x/hooks/s3cret",
             content_type: "",

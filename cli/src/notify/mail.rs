@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_goes_over_no_open_wire() {
+    fn passwords_are_not_sent_over_remote_plain_connections() {
         let more = "security = 'none'\nuser = 'u'\npassword = { command = ['printf', 'x'] }";
         let far = mail(&format!("server = 'mx.example.org'\n{more}")).expect("parses");
         let error = far.transport().expect_err("refused");
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_checked_when_they_are_read() {
+    fn mail_addresses_are_validated_during_parsing() {
         for wrong in ["to = []", "to = ['nobody']"] {
             let text = format!("server = 'mx'\nfrom = 'a@x.org'\n{wrong}");
             let error = toml::from_str::<Mail>(&text).expect_err("refused").to_string();

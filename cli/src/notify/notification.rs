@@ -285,7 +285,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_reason_comes_first_and_nothing_is_left_out() {
+    fn the_message_is_complete_and_begins_with_the_reason() {
         let outcome = failed();
         let text = notification(What::Ended(&outcome)).text(10_000);
         let lines: Vec<&str> = text.lines().collect();
@@ -315,7 +315,7 @@ pub mod tests {
     }
 
     #[test]
-    fn nothing_steers_the_terminal_of_a_reader() {
+    fn control_characters_in_messages_are_escaped() {
         let mut outcome = failed();
         outcome.message = Some("one\ntwo \x1b[2J".into());
         outcome.warnings = vec!["a\nsnapshot \u{202e}".into()];

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_successes_and_failures_have_addresses_of_their_own() {
+    fn starts_successes_and_failures_have_separate_addresses() {
         let ping = |exit_codes| Ping {
             url: Address::Plain(String::new()),
             exit_codes,
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_is_never_a_success() {
+    fn a_test_never_reports_a_success() {
         let (done, failed) = (done(), failed());
         for (exit_codes, what, wanted) in [
             (true, What::Started, Some("/log")),

@@ -157,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_success_outlives_failures() {
+    fn failures_keep_the_time_of_the_last_success() {
         let dir = tempfile::tempdir().expect("a directory");
         let notifier = Textfile { directory: dir.path().to_owned() };
         let (mut good, mut bad) = (done(), failed());
         good.ended.seconds = 1000;
         bad.ended.seconds = 2000;
-        let tell = |outcome| {
+        let metrics_after = |outcome| {
             notifier.notify(&notification(What::Ended(outcome))).expect("tells");
             std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("is there")
         };
-        assert_eq!(value(&tell(&bad), "last_success_timestamp_seconds"), None);
-        tell(&good);
-        tell(&bad);
-        let text = tell(&bad);
+        assert_eq!(value(&metrics_after(&bad), "last_success_timestamp_seconds"), None);
+        metrics_after(&good);
+        metrics_after(&bad);
+        let text = metrics_after(&bad);
         assert_eq!(value(&text, "last_success_timestamp_seconds"), Some(1000.0));
         assert_eq!(value(&text, "last_run_timestamp_seconds"), Some(2000.0));
         assert_eq!(value(&text, "last_run_result"), Some(2.0));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_leaves_the_metrics_of_backups_alone() {
+    fn a_test_does_not_change_the_metrics_of_backups() {
         let dir = tempfile::tempdir().expect("a directory");
         let notifier = Textfile { directory: dir.path().to_owned() };
         let mut tested = notification(What::Started);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_named() {
+    fn a_failed_write_names_the_directory() {
         let notifier = Textfile { directory: "/nowhere/at/all".into() };
         let error = notifier.notify(&notification(What::Ended(&done()))).expect_err("no directory");
         assert_eq!(
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_share_no_file_and_break_no_line() {
+    fn metrics_files_are_unique_and_labels_are_escaped() {
         let names = ["a", "A", "a/b", "a%2Fb", "a b", "..", "ä"].map(file_name);
         for (at, name) in names.iter().enumerate() {
             assert!(!name.contains('/') && !names[..at].contains(name), "{name}");

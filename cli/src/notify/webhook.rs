@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_escapes_from_the_block() {
+    fn messages_cannot_leave_the_code_block() {
         let mut outcome = failed();
         outcome.message = Some("``` @channel <!channel> ```".into());
         let hook = Webhook {

@@ -289,10 +289,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_count_of_no_failures_is_a_success() {
-        let told = |text: &str| accepted(text.as_bytes());
+    fn only_a_reply_with_zero_failures_is_a_success() {
+        let judged = |text: &str| accepted(text.as_bytes());
         let info = |numbers: &str| format!(r#"{{"response":"success","info":"{numbers}"}}"#);
-        told(&info("processed: 2; failed: 0; total: 2; seconds spent: 0.000070")).expect("all");
+        judged(&info("processed: 2; failed: 0; total: 2; seconds spent: 0.000070")).expect("all");
         for refused in [
             info("processed: 1; failed: 1; total: 2; seconds spent: 0.000070"),
             info("processed: 0; failed: 10; total: 10"),
@@ -303,12 +303,12 @@ mod tests {
             "<html>".into(),
             String::new(),
         ] {
-            assert!(told(&refused).is_err(), "{refused}");
+            assert!(judged(&refused).is_err(), "{refused}");
         }
     }
 
     #[test]
-    fn a_test_sends_no_figures_and_no_success() {
+    fn a_test_does_not_send_figures_or_a_success() {
         use super::super::notification::tests::done;
         let (done, failed) = (done(), failed());
         assert!(Value::Message.may_be_tried(&done) && Value::Message.may_be_tried(&failed));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_an_enemy_are_refused() {
+    fn hostile_reply_headers_are_refused() {
         let header = |length: u32, reserved: u32, flags: u8| {
             let mut header = *b"ZBXD\x01\0\0\0\0\0\0\0\0";
             header[4] = flags;
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_numbers_where_zabbix_computes_with_them() {
+    fn numeric_items_get_numbers() {
         let outcome = failed();
         let notification = notification(What::Ended(&outcome));
         let all = [Value::Status, Value::Duration, Value::SecondsDown, Value::ChecksFailed];
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_says_nothing_is_not_waited_for() {
+    fn a_silent_server_causes_a_timeout() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let text = format!("server = '127.0.0.1'\nport = {port}\ntimeout = '1s'");

@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_shown_as_the_version_wants_them() {
+    fn the_zabbix_version_decides_how_tokens_are_sent() {
         for (version, how) in [
             ("6.0.14", Authorization::Request),
             ("6.2.9", Authorization::Request),
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_full_minutes_that_are_later() {
+    fn ends_are_rounded_up_to_the_next_minute() {
         let ends = [0, 59, 60, 61, -1].map(minute_after);
         assert_eq!(ends, [60, 60, 120, 120, 0]);
     }
