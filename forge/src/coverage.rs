@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nowhere_is_a_warning_only_as_an_exception() {
+    fn missing_files_fail_the_check_unless_few_or_allowed() {
         let strict = plan("");
         assert_eq!(check(&strict, (9, 0), (1, 0)).verdict, Verdict::Ok);
         assert_eq!(check(&strict, (9, 4), (1, 0)).verdict, Verdict::Warning);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_size_is_somewhere() {
+    fn a_file_with_a_wrong_size_is_only_a_warning() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         std::fs::write(&path, "text").expect("writes");

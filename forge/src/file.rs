@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_is_bounded() {
+    fn oversized_and_invalid_files_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         assert_eq!(text(&path).expect("nothing there"), None);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_and_nothing_is_left() {
+    fn replacing_a_file_leaves_only_the_new_file() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
         for content in ["one", "two"] {

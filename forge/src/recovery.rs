@@ -343,15 +343,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_undone_in_reverse_and_failures_stay() {
+    fn recovery_undoes_steps_in_reverse_and_keeps_failures() {
         let state = tempfile::tempdir().expect("a directory");
         let log = state.path().join("log");
-        let says = |word: &str| format!("echo {word} >> {}", log.display());
+        let append = |word: &str| format!("echo {word} >> {}", log.display());
         let mut record = Record::open(state.path(), "forge").expect("opens");
         record.note(Undo::EndSilence(7.into())).expect("writes");
-        record.note(start("puma", says("puma"))).expect("writes");
+        record.note(start("puma", append("puma"))).expect("writes");
         record.note(start("broken", "exit 3".into())).expect("writes");
-        record.note(start("sidekiq", says("sidekiq"))).expect("writes");
+        record.note(start("sidekiq", append("sidekiq"))).expect("writes");
         let busy = Record::open(state.path(), "forge").expect_err("held");
         assert!(matches!(busy, Error::Busy(_)), "{busy}");
         drop(record); // as if it had been killed
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_is_believed_when_the_service_runs() {
+    fn a_start_succeeds_only_if_the_service_runs() {
         let state = tempfile::tempdir().expect("a directory");
         let script = state.path().join("sv");
         let log = state.path().join("log");
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_keeps_failing_is_noted_once() {
+    fn repeated_failed_starts_are_recorded_once() {
         let state = tempfile::tempdir().expect("a directory");
         let mut record = Record::open(state.path(), "forge").expect("opens");
         for _ in 0..3 {
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_makes_no_sense_is_not_passed_over_and_can_be_dropped() {
+    fn a_malformed_record_is_an_error_and_can_be_dropped() {
         let state = tempfile::tempdir().expect("a directory");
         drop(Record::open(state.path(), "forge").expect("opens"));
         std::fs::write(state.path().join("recovery/forge.json"), "[{").expect("writes");
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_is_on_the_disk_before_it_is_made() {
+    fn a_silence_is_recorded_before_it_begins() {
         struct Looks<'a>(&'a Path, RefCell<Option<String>>);
         impl Monitor for Looks<'_> {
             fn plan_silence(&self) -> Option<serde_json::Value> {
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn silences_that_cannot_be_ended_do_not_pile_up_and_all_starts_are_tried() {
+    fn unended_silences_stay_single_and_all_starts_are_tried() {
         let state = tempfile::tempdir().expect("a directory");
         let mark = state.path().join("mark");
         let mut record = Record::open(state.path(), "forge").expect("opens");

@@ -533,7 +533,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
+    fn words_are_quoted_for_a_shell() {
         assert_eq!(quoted("/srv/@hashed/6b/86.git"), "/srv/@hashed/6b/86.git");
         assert_eq!(quoted("/srv/it's here"), r"'/srv/it'\''s here'");
         assert_eq!(quoted("/srv/$HOME"), "'/srv/$HOME'");
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_comes_back_and_failures_say_why() {
+    fn output_is_returned_and_failures_give_a_reason() {
         assert_eq!(output(&shell("echo a; echo b >&2")).expect("works"), "a\n");
         let failed = output(&shell("echo a; echo because >&2; exit 7")).expect_err("fails");
         assert!(
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_ends_the_whole_group() {
+    fn a_time_limit_ends_the_process_group() {
         let dir = tempfile::tempdir().expect("a directory");
         let mark = dir.path().join("mark");
         let script = format!("(sleep 1; touch {}) & sleep 30", mark.display());
@@ -580,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_start_leaves_behind_is_neither_waited_for_nor_ended() {
+    fn background_processes_are_neither_awaited_nor_killed() {
         let dir = tempfile::tempdir().expect("a directory");
         let mark = dir.path().join("mark");
         let script = format!("(sleep 2; touch {}) & echo started", mark.display());
@@ -594,13 +594,13 @@ mod tests {
     }
 
     #[test]
-    fn reasons_on_standard_output_are_heard() {
+    fn reasons_on_standard_output_are_reported() {
         let failed = output(&shell("echo timeout: run: puma; exit 1")).expect_err("fails");
         assert!(failed.to_string().ends_with("timeout: run: puma"), "{failed}");
     }
 
     #[test]
-    fn a_wish_to_stop_is_heard() {
+    fn a_stop_request_interrupts_a_command() {
         let progress = Progress::default();
         progress.stop();
         let error = shell("sleep 30").output(&progress).expect_err("stopped");
@@ -608,7 +608,7 @@ mod tests {
     }
 
     #[test]
-    fn a_typed_command_ends_with_its_group() {
+    fn dropping_a_typed_command_ends_its_group() {
         let dir = tempfile::tempdir().expect("a directory");
         let mark = dir.path().join("mark");
         let script = format!("(sleep 1; touch {}) & sleep 30", mark.display());
@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_is_that_of_a_login() {
+    fn commands_get_the_environment_of_a_login() {
         let shown = output(&shell("env").env("OWN", "1")).expect("works");
         let names: Vec<&str> =
             shown.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
@@ -638,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_shown_as_a_shell_wants_them() {
+    fn shown_commands_are_quoted_for_a_shell() {
         let shown = Command::new(["a", "b c", "it's", ""]).shown();
         assert_eq!(shown, r"a 'b c' 'it'\''s' ''");
     }

@@ -225,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_loses_the_end_of_its_line_and_nothing_else() {
+    fn reading_a_secret_removes_only_the_line_end() {
         let (_dir, secret) = file(b" a b \r\n", 0o600);
         assert_eq!(secret.read().expect("reads").reveal(), " a b ");
         assert_eq!(command(&["printf", "x"]).read().expect("reads").reveal(), "x");
     }
 
     #[test]
-    fn files_that_others_may_use_are_refused_with_the_remedy() {
+    fn secret_files_open_to_others_are_refused_with_a_remedy() {
         for mode in [0o640, 0o604, 0o620, 0o601, 0o644] {
             let (_dir, secret) = file(b"token", mode);
             let error = secret.read().expect_err("refused");
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_named() {
+    fn invalid_secrets_are_refused_with_a_reason() {
         let long = vec![b'x'; 64 * 1024 + 1];
         for (content, word) in
             [(&b""[..], "empty"), (b"a\nb", "one line"), (b"\xff", "not text"), (&long, "64 KiB")]
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_bounded_and_their_ends_believed() {
+    fn secret_commands_must_succeed_and_print_little() {
         for (words, said) in [
             (&["false"][..], "exit code 1"),
             (&["sh", "-c", "printf s3; printf cret; echo no key >&2; exit 3"], "no key"),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_does_not_end_is_ended_with_all_it_started() {
+    fn a_time_limit_ends_a_secret_command_and_its_children() {
         let dir = tempfile::tempdir().expect("a directory");
         let alive = dir.path().join("alive");
         let script = format!("(sleep 1; touch '{}') & echo x; wait", alive.display());
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shows_a_secret() {
+    fn debug_output_does_not_show_secrets() {
         let (_dir, secret) = file(b"s3cret", 0o600);
         let address = Address::Plain("https://chat.example/hooks/s3cret".into());
         let shown = format!("{:?} {address:?}", secret.read().expect("reads"));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_in_the_wrong_place_is_not_repeated() {
+    fn errors_do_not_repeat_a_misplaced_secret() {
         #[derive(Debug, Deserialize)]
         struct Table {
             #[expect(dead_code, reason = "never read")]

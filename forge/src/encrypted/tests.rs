@@ -1,4 +1,4 @@
-//! Values are of Ruby's OpenSSL: `values.rb` makes `values.json`.
+//! The values come from Ruby's OpenSSL: `values.rb` writes `values.json`.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn encrypted() -> Vec<Encrypted> {
 }
 
 #[test]
-fn the_right_keys_open_all_forms() {
+fn the_right_keys_decrypt_all_forms() {
     let mut all = encrypted();
     let as_text = all.iter().find_map(|one| match &one.form {
         Form::Record(record) => Some(Form::Record(Value::String(record.to_string()))),
@@ -43,7 +43,7 @@ fn the_right_keys_open_all_forms() {
 }
 
 #[test]
-fn other_keys_open_none() {
+fn wrong_keys_are_recognised() {
     // One that differs behind its first 32 bytes opens what uses only those.
     let mut keys = values()["keys"].clone();
     keys[DB_KEY] = (keys[DB_KEY].as_str().expect("a key").to_owned() + "0").into();
@@ -62,7 +62,7 @@ fn other_keys_open_none() {
 }
 
 #[test]
-fn what_is_of_no_form_is_not_tried() {
+fn values_of_unknown_form_are_not_tried() {
     let keys = Keys::of(&values()["keys"]);
     let attribute = |value: &str, iv: &str| Form::Attribute {
         value: value.into(),
@@ -91,7 +91,7 @@ fn what_is_of_no_form_is_not_tried() {
 }
 
 #[test]
-fn a_key_base_is_cut_as_gitlab_cuts_it() {
+fn key_bases_are_cut_and_padded_like_in_gitlab() {
     assert_eq!(fitted("short", 8), b"short000");
     assert_eq!(fitted("longer than that", 8), b"longer t");
     assert_eq!(fitted("1234567é", 8), b"12345670");

@@ -304,7 +304,7 @@ mod tests {
                               gitlab_ci: {}\n";
 
     #[test]
-    fn what_the_container_sees_is_found_in_its_volumes() {
+    fn paths_of_the_container_are_found_in_its_volumes() {
         let database =
             "production:\n  main:\n    database: gitlab\n    host: /var/opt/gitlab/postgresql\n";
         let gitaly = "[[storage]]\nname = 'default'\npath = '/data/git/repositories'\n\
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_volumes_it_is_refused() {
+    fn a_container_without_its_volumes_is_refused() {
         let compose = COMPOSE.replace("/srv/data:/var/opt/gitlab\n", "/srv/data:/else\n");
         let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], "docker = ['false']");
         let error = plan.expect_err("is refused").to_string();
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_told_apart() {
+    fn gitlab_images_are_recognised() {
         for (image, found) in [
             ("gitlab/gitlab-ce", Some("ce")),
             ("docker.io/gitlab/gitlab-ee:17.8.2-ee.0@sha256:00", Some("ee")),

@@ -446,7 +446,7 @@ mod tests {
     use store::observe::Progress;
 
     #[test]
-    fn without_its_configuration_something_is_missing() {
+    fn a_missing_configuration_makes_the_plan_incomplete() {
         let root = tempfile::tempdir().expect("a directory");
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);

@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runit_is_understood() {
+    fn runit_status_lines_are_parsed() {
         let output = b"run: puma: (pid 12) 3s; run: log: (pid 11) 3s\n\
             down: sidekiq: 1s, normally up\n\
             fail: nginx: unable to change to service directory\n";
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn systemd_is_understood() {
+    fn systemd_unit_states_are_parsed() {
         let dir = tempfile::tempdir().expect("a directory");
         let script = dir.path().join("systemctl");
         // The name of a unit is its state.

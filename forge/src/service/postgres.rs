@@ -601,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_quoted() {
+    fn sql_texts_are_quoted() {
         assert_eq!(literal("it's"), "'it''s'");
     }
 }

@@ -151,7 +151,7 @@ volumes:
 "#;
 
 #[test]
-fn the_projects_own_file_is_understood() {
+fn the_compose_file_of_the_project_is_understood() {
     let machine = Machine::new();
     machine.write("/srv/Docker_GitLab/docker-compose.yml", OWN);
     // Old versions of compose removed more characters from the project's name.
@@ -184,7 +184,7 @@ fn the_projects_own_file_is_understood() {
 }
 
 #[test]
-fn the_oldest_form_has_no_services_and_links_them() {
+fn compose_files_of_the_oldest_form_are_understood() {
     let machine = Machine::new();
     machine.write(
         "/opt/gitlab/docker-compose.yml",
@@ -233,7 +233,7 @@ redis:
 }
 
 #[test]
-fn volumes_have_many_forms() {
+fn all_forms_of_volumes_are_understood() {
     let machine = Machine::new();
     machine.write(
         "/root/git.example/compose.yaml",
@@ -309,7 +309,7 @@ volumes:
 }
 
 #[test]
-fn keys_may_be_in_any_file_that_the_container_gets() {
+fn keys_are_found_in_every_file_given_to_the_container() {
     let machine = Machine::new();
     machine.write(
         "/srv/git/docker-compose.yml",
@@ -424,7 +424,7 @@ services:
 }
 
 #[test]
-fn podman_has_its_own_volumes_and_need_not_answer() {
+fn podman_volumes_are_found_without_a_running_podman() {
     let machine = Machine::new();
     machine.write("/home/git/forge/compose.yml", OWN);
     let plan = machine
@@ -439,7 +439,7 @@ fn podman_has_its_own_volumes_and_need_not_answer() {
 }
 
 #[test]
-fn a_database_may_be_on_another_machine() {
+fn a_database_on_another_machine_is_found() {
     let machine = Machine::new();
     let text = OWN.replace("DB_HOST=postgresql", "DB_HOST=db.example.com");
     machine.write("/srv/git/compose.yml", &text.replace("DB_PORT=5432", "DB_PORT=6000"));
@@ -452,23 +452,24 @@ fn a_database_may_be_on_another_machine() {
 }
 
 #[test]
-fn what_cannot_be_backed_up_is_told_with_a_way_out() {
+fn errors_name_the_problem_and_a_remedy() {
     let machine = Machine::new();
-    let told = |text: &str| {
+    let error_of = |text: &str| {
         machine.write("/srv/git/compose.yml", text);
         machine
             .try_plan("/srv/git/compose.yml", "docker = ['true']")
             .expect_err("wrong")
             .to_string()
     };
-    let error = told("services: {web: {image: nginx}}");
+    let error = error_of("services: {web: {image: nginx}}");
     assert!(error.contains("no service with an image sameersbn/gitlab"), "{error}");
-    let error = told("services: {git: {image: sameersbn/gitlab:1}}");
+    let error = error_of("services: {git: {image: sameersbn/gitlab:1}}");
     assert!(error.contains("has no volume at /home/git/data"), "{error}");
     // Errors do not quote the line, because it contains a secret.
-    let error = told("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
+    let error = error_of("services:\n  git:\n    environment:\n    - K=hush: [\n  - {");
     assert!(error.contains("compose.yml") && !error.contains("hush"), "{error}");
-    let error = told("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
+    let error =
+        error_of("services: {git: {image: sameersbn/gitlab:1, environment: [\"A=hush${\"]}}");
     assert!(error.contains("no closing `}`") && !error.contains("hush"), "{error}");
 
     machine.write(
@@ -487,7 +488,7 @@ fn what_cannot_be_backed_up_is_told_with_a_way_out() {
 }
 
 #[test]
-fn files_of_environment_are_read_as_compose_does() {
+fn environment_files_are_parsed_like_in_compose() {
     let text = "\u{feff}# first\nA=1 # one\r\n export B = 'x # $y' # two\nC=\"a \\\"b\\\" \\$c\n d\"\n\
                 D=it's\nnothing\nE=\nF=\"open\nG=a#b=c\n";
     let literally = |text: &str| Said::Literally(text.into());
@@ -505,7 +506,7 @@ fn files_of_environment_are_read_as_compose_does() {
 }
 
 #[test]
-fn variables_are_expanded_as_compose_does() {
+fn variables_are_expanded_like_in_compose() {
     let look = |name: &str, _| match name {
         "A" => Some("a".to_owned()),
         "EMPTY" => Some(String::new()),
@@ -533,7 +534,7 @@ fn variables_are_expanded_as_compose_does() {
 }
 
 /// Texts made of characters and words with a meaning.
-fn telling() -> impl Strategy<Value = String> {
+fn compose_text() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         Just("$"),
         Just("{"),
@@ -574,7 +575,7 @@ fn telling() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_text_is_too_odd(text in telling(), env in telling()) {
+    fn arbitrary_text_does_not_panic(text in compose_text(), env in compose_text()) {
         let look = |_: &str, _| Some("v".to_owned());
         let _ = expand(&text, &look, 0);
         let _ = assignments(&text);
@@ -584,7 +585,7 @@ proptest! {
     }
 
     #[test]
-    fn any_file_of_environment_ends(text in any::<String>()) {
+    fn parsing_any_environment_file_terminates(text in any::<String>()) {
         let _ = assignments(&text);
         let _ = expand(&text, &|_, _| None, 0);
     }

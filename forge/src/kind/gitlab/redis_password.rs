@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_read_where_its_clients_read_it() {
+    fn the_password_is_read_from_client_and_server_files() {
         for (url, password) in [
             ("redis://:p%40ss:w@localhost:6379/0", Some("p@ss:w")),
             ("rediss://user:100%@host/", Some("100%")),

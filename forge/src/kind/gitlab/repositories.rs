@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn alternates_are_followed_as_git_does() {
+    fn alternates_are_resolved_like_in_git() {
         let seen = Seen {
             is_dir: false,
             size: 0,

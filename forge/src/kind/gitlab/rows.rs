@@ -708,7 +708,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_by_number_are_gitlabs() {
+    fn numbered_paths_match_those_of_gitlab() {
         // From GitLab's documentation of hashed storage.
         let one = "@hashed/6b/86/6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b";
         assert_eq!(hashed(1), one);

@@ -88,7 +88,7 @@ fn has_note(plan: &Plan, words: &str) -> bool {
 }
 
 #[test]
-fn every_directory_can_be_moved_by_each_of_its_keys() {
+fn each_configuration_key_moves_its_directory() {
     // Part, section, keys.
     let rows: [(&str, &str, &[&str]); 12] = [
         ("uploads", "uploads", &["storage_path", "path"]),
@@ -125,7 +125,7 @@ fn every_directory_can_be_moved_by_each_of_its_keys() {
 }
 
 #[test]
-fn pages_and_registry_have_places_of_their_own() {
+fn pages_and_registry_paths_are_read_from_their_settings() {
     let yml = "production:\n  pages:\n    path: /old\n    local_store:\n      path: /new\n";
     let machine = Machine::with(yml);
     assert_eq!(machine.places(&machine.plan(), "pages"), ["/new"]);
@@ -141,23 +141,26 @@ fn pages_and_registry_have_places_of_their_own() {
 }
 
 #[test]
-fn what_is_said_to_be_in_use_is_expected() {
-    let said = |section: &str, text: &str| {
+fn enabled_features_make_their_parts_required() {
+    let requires_part = |section: &str, text: &str| {
         let yml = format!("production:\n  {section}:\n    {text}\n");
         find(&Machine::with(&yml).plan(), &section.replace('_', "-")).is_required
     };
     for section in ["pages", "registry", "dependency_proxy"] {
-        assert!(said(section, "enabled: true"), "{section}");
-        assert!(!said(section, "enabled: false"), "{section}");
-        assert!(!said(section, "host: example.com"), "{section}");
+        assert!(requires_part(section, "enabled: true"), "{section}");
+        assert!(!requires_part(section, "enabled: false"), "{section}");
+        assert!(!requires_part(section, "host: example.com"), "{section}");
     }
-    assert!(!said("encrypted_settings", "path: /var/opt/gitlab/gitlab-rails/shared/encrypted"));
-    assert!(said("packages", "storage_path: /mnt/packages"));
-    assert!(!said("packages", "enabled: false"));
+    assert!(!requires_part(
+        "encrypted_settings",
+        "path: /var/opt/gitlab/gitlab-rails/shared/encrypted"
+    ));
+    assert!(requires_part("packages", "storage_path: /mnt/packages"));
+    assert!(!requires_part("packages", "enabled: false"));
 }
 
 #[test]
-fn uploads_are_where_the_link_leads() {
+fn the_link_of_the_uploads_is_followed() {
     let machine = Machine::with("production:\n  uploads:\n    base_dir: uploads/-/system\n");
     let uploads = |machine: &Machine| machine.places(&machine.plan(), "uploads");
     assert_eq!(uploads(&machine), ["/var/opt/gitlab/gitlab-rails/uploads"]);
@@ -179,7 +182,7 @@ fn uploads_are_where_the_link_leads() {
 }
 
 #[test]
-fn files_that_the_package_generates_are_missed() {
+fn missing_generated_files_are_reported() {
     let machine = Machine::new();
     machine.dir("/var/opt/gitlab/gitlab-rails/etc");
     machine.dir("/var/opt/gitlab/gitaly");
@@ -210,7 +213,7 @@ fn files_that_the_package_generates_are_missed() {
 }
 
 #[test]
-fn a_storage_of_another_machine_is_missing() {
+fn a_storage_on_another_machine_is_missing() {
     let storages = "default: {gitaly_address: 'unix:/var/opt/gitlab/gitaly/gitaly.socket'}, \
                     far: {gitaly_address: 'tcp://gitaly.example.com:8075'}";
     let machine =
@@ -237,7 +240,7 @@ fn a_storage_of_another_machine_is_missing() {
 }
 
 #[test]
-fn object_stores_are_told_of() {
+fn object_stores_are_noted() {
     let yml = "production:\n  object_store:\n    enabled: true\n    objects:\n      \
                artifacts: {bucket: a}\n      lfs: {bucket: l, enabled: false}\n  \
                artifacts: {enabled: true}\n  lfs: {enabled: true}\n  \
@@ -262,7 +265,7 @@ fn two_databases(main: &str, ci: &str) -> String {
 }
 
 #[test]
-fn the_database_is_where_its_configuration_says() {
+fn the_database_server_is_read_from_the_configuration() {
     let machine = Machine::with("");
     let own = machine.dir("/var/opt/gitlab/postgresql");
     let server = |host: &str| {
@@ -291,7 +294,7 @@ fn the_database_is_where_its_configuration_says() {
 }
 
 #[test]
-fn mattermost_may_have_a_server_and_directories_of_its_own() {
+fn mattermost_settings_locate_its_database_and_files() {
     let machine = Machine::with("");
     machine.dir("/var/opt/gitlab/postgresql");
     let variables = "/opt/gitlab/etc/mattermost/env";
@@ -333,7 +336,7 @@ fn mattermost_may_have_a_server_and_directories_of_its_own() {
 }
 
 #[test]
-fn what_is_unknown_is_named_where_parts_lie_deeper() {
+fn unknown_directories_beside_nested_parts_are_reported() {
     let machine = Machine::with("");
     let data = "/var/opt/gitlab";
     for known in ["gitlab-rails/tmp", "gitlab-rails/shared/cache", "gitlab-rails/shared/pages"] {
@@ -407,7 +410,7 @@ fn links_in_parts_are_followed_below_the_root() {
 }
 
 #[test]
-fn the_product_has_a_line_of_its_own() {
+fn the_version_is_read_from_the_line_of_the_product() {
     let machine = Machine::with("");
     let product = |text: &str| {
         machine.write(MANIFEST, text);
@@ -452,7 +455,7 @@ fn broken_secrets_fail() {
 }
 
 #[test]
-fn the_database_of_the_registry_belongs_to_it() {
+fn an_enabled_registry_database_is_backed_up() {
     let machine = Machine::with("production: {}\n");
     let registry = |text: &str| {
         machine.write("/var/opt/gitlab/registry/config.yml", text);
@@ -478,7 +481,7 @@ fn the_database_of_the_registry_belongs_to_it() {
 }
 
 #[test]
-fn what_a_new_version_keeps_beside_the_rest_is_copied_and_named() {
+fn unknown_shared_directories_are_copied_and_reported() {
     let machine = Machine::with("production:\n  shared:\n    path: /mnt/shared\n");
     for dir in ["agent_plan_content", "ci_catalog_bundles", "of_tomorrow", "cache", "lost+found"] {
         machine.dir(&format!("/mnt/shared/{dir}"));
@@ -572,7 +575,7 @@ fn paths_that_are_not_utf_8_are_in_the_facts() {
 }
 
 #[test]
-fn a_file_that_makes_no_sense_is_not_taken_for_the_usual_settings() {
+fn malformed_settings_are_not_replaced_by_defaults() {
     let rails = "/var/opt/gitlab/gitlab-rails/etc";
     let whole = "production: &base\n  artifacts: {}\n  lfs: {}\n  uploads: {}\n  gitlab_ci: {}\n\
                  test:\n  <<: *base\n";

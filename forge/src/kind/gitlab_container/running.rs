@@ -148,7 +148,7 @@ mod tests {
         {"Type": "volume", "Destination": "/far"}]}, {"Name": "odd"}, 7]"#;
 
     #[test]
-    fn what_inspect_says_is_read() {
+    fn the_output_of_inspect_is_parsed() {
         let all = containers(ANSWER, Path::new("/"));
         assert_eq!(all.len(), 1);
         let Running { name, service, compose } = &all[0];
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_of_the_compose_file_count_where_they_are_there() {
+    fn compose_volumes_replace_missing_mounts() {
         let dir = tempfile::tempdir().expect("a directory");
         let mount = |target: &str, source: &Path| VolumeMount {
             target: target.into(),

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_of_the_unit_go_before_the_file() {
+    fn variables_of_the_unit_override_the_file() {
         let root = tempfile::tempdir().expect("a directory");
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_variables_are_read_by_their_names() {
+    fn variables_are_named_after_their_files() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("MM_A_B"), "one\ntwo\n").expect("writes");
         std::fs::write(dir.path().join("PATH"), "/bin").expect("writes");

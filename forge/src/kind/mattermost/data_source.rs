@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_of_writing_are_read() {
+    fn urls_and_keyword_strings_are_parsed() {
         let url = "postgres://mmuser:p%40s%2Fs@db.example.org:5433/mattermost?sslmode=disable&connect_timeout=10";
         assert_eq!(parse(url, Some("p@s/s")), ["db.example.org", "5433", "mmuser", "mattermost"]);
         let socket = "postgresql:///mattermost?host=/var/run/postgresql&user=mm";
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_password() {
+    fn errors_do_not_contain_the_password() {
         for text in [
             "postgres://u:secret@h:port/d",
             "postgres://u:secret@a,b/d",

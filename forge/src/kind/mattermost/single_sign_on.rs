@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_is_told_from_another_secret() {
+    fn each_hash_form_distinguishes_secrets() {
         for stored in FORMS {
             assert_eq!(Form::of(stored).is_of(SECRET), Some(true), "{stored}");
             assert_eq!(Form::of(stored).is_of(OTHER), Some(false), "{stored}");
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn before_11_the_file_counts() {
+    fn versions_before_11_use_the_file() {
         for stored in FORMS {
             let rows = [row("older", OTHER), row(ID, stored)];
             let machine = Machine::new().config(ID, SECRET).environment("nonsense", OTHER);
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn from_11_on_environment_and_secrets_file_count() {
+    fn versions_since_11_use_environment_and_secrets_file() {
         for stored in FORMS {
             let rows = [row(ID, stored)];
             let machine = || Machine::new().config("nonsense", OTHER).environment(ID, SECRET);
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_read_where_it_can_be() {
+    fn the_hint_names_a_readable_source_of_the_secret() {
         let machine = Machine::new().environment(ID, OTHER);
         let plain = machine.judge(Some(14), &[row(ID, SECRET)]);
         let query =
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_users_call_mattermost_is_not_proposed() {
+    fn applications_of_users_are_not_proposed() {
         let machine = Machine::new().environment("gone", SECRET);
         let of_user = Application { is_instance_wide: false, ..row("evil", SECRET) };
         let check = machine.judge(Some(17), std::slice::from_ref(&of_user));
@@ -567,24 +567,24 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_said() {
+    fn an_unknown_verdict_has_a_reason() {
         let rows = [row(ID, SECRET)];
-        let told = |machine: Machine, major| {
+        let reason = |machine: Machine, major| {
             let check = machine.judge(Some(major), &rows);
             assert_eq!(check.verdict, Verdict::Unknown, "{check:?}");
             check.text
         };
-        assert!(told(Machine::new(), 17).contains("not configured"));
-        assert!(told(Machine::new(), 10).contains("not configured"));
+        assert!(reason(Machine::new(), 17).contains("not configured"));
+        assert!(reason(Machine::new(), 10).contains("not configured"));
         let off = Machine::new().environment(ID, OTHER);
         off.write("env/MM_GITLABSETTINGS_ENABLE", "false");
-        assert!(told(off, 17).contains("switched off"));
+        assert!(reason(off, 17).contains("switched off"));
         let broken = Machine::new();
         broken.write("config.json", &format!("{{\"Secret\": \"{SECRET}\""));
-        assert!(told(broken, 10).contains("is invalid JSON at line 1"));
+        assert!(reason(broken, 10).contains("is invalid JSON at line 1"));
         let gone = Machine::new();
         std::fs::remove_file(gone.0.path().join("gitlab-secrets.json")).expect("removes");
-        assert!(told(gone, 17).contains("does not exist"));
+        assert!(reason(gone, 17).contains("does not exist"));
         let check =
             Machine::new().config(ID, OTHER).judge(Some(10), &[row(ID, "$pbkdf2-new$1$$x")]);
         assert_eq!(check.verdict, Verdict::Unknown, "{check:?}");

@@ -36,7 +36,7 @@ fn is_noted(plan: &Plan, words: &str) -> bool {
 }
 
 #[test]
-fn what_is_mounted_inside_a_part_belongs_to_it() {
+fn mounts_inside_a_part_belong_to_the_part() {
     let machine = project(
         &[],
         &[
@@ -86,7 +86,7 @@ fn what_is_mounted_inside_a_part_belongs_to_it() {
 }
 
 #[test]
-fn what_a_mount_hides_is_not_gitlabs() {
+fn directories_hidden_by_a_mount_are_skipped() {
     let machine =
         project(&[], &["/srv/data:/home/git/data", "/mnt/git:/home/git/data/repositories"]);
     machine.make("/srv/data/repositories").write("/srv/data/other/file", "").make("/mnt/git");
@@ -99,7 +99,7 @@ fn what_a_mount_hides_is_not_gitlabs() {
 }
 
 #[test]
-fn variables_move_data() {
+fn variables_move_data_directories() {
     let machine = project(
         &[
             "GITLAB_DATA_DIR=/data",
@@ -145,7 +145,7 @@ fn variables_move_data() {
 }
 
 #[test]
-fn every_directory_may_be_a_volume_of_its_own() {
+fn each_directory_may_be_a_separate_volume() {
     let machine = project(
         &[],
         &["./repositories:/home/git/data/repositories", "./uploads:/home/git/data/uploads"],
@@ -156,7 +156,7 @@ fn every_directory_may_be_a_volume_of_its_own() {
 }
 
 #[test]
-fn a_volume_may_be_a_part_of_another_one_and_keys_in_a_directory() {
+fn volume_subpaths_and_secret_directories_are_found() {
     let machine = project(&[], &["./secrets:/run/secrets:ro"]);
     let file = machine.path("/srv/git/compose.yml");
     let text = std::fs::read_to_string(&file).expect("reads");
@@ -175,7 +175,7 @@ fn a_volume_may_be_a_part_of_another_one_and_keys_in_a_directory() {
 }
 
 #[test]
-fn what_is_in_an_object_store_is_always_said() {
+fn data_in_object_stores_is_noted() {
     let machine = project(
         &[
             "GITLAB_LFS_OBJECT_STORE_ENABLED=True",
@@ -198,7 +198,7 @@ fn what_is_in_an_object_store_is_always_said() {
 }
 
 #[test]
-fn a_volume_from_elsewhere_has_a_way_out() {
+fn a_remote_volume_can_be_replaced_by_a_configured_path() {
     let machine = project(&[], &["nfs:/home/git/data"]);
     let text = std::fs::read_to_string(machine.path("/srv/git/compose.yml")).expect("reads");
     let volume =

@@ -9,7 +9,7 @@ fn notes(plan: &Plan) -> String {
 }
 
 #[test]
-fn several_files_are_taken_together() {
+fn several_compose_files_are_merged() {
     let machine = Machine::new();
     machine.write("/srv/git/base.yml", DB);
     machine.write(
@@ -36,7 +36,7 @@ fn several_files_are_taken_together() {
 }
 
 #[test]
-fn what_is_included_belongs_to_the_project() {
+fn included_files_belong_to_the_project() {
     let machine = Machine::new();
     machine.write(
         "/srv/git/compose.yml",
@@ -69,19 +69,19 @@ fn what_is_included_belongs_to_the_project() {
         assert!(files.contains(&format!("/srv/git/{file}")), "{file}: {files:?}");
     }
 
-    let told = |include: &str| {
+    let error_of = |include: &str| {
         machine.write("/srv/git/compose.yml", &format!("include: {include}\n{DB}"));
         machine.try_plan("/srv/git", "docker = ['true']").expect_err("wrong").to_string()
     };
-    assert!(told("[none.yml]").contains("none.yml"));
-    let error = told("['https://example.com/git.git#main']");
+    assert!(error_of("[none.yml]").contains("none.yml"));
+    let error = error_of("['https://example.com/git.git#main']");
     assert!(error.contains("example.com") && error.contains("not on this machine"), "{error}");
-    assert!(told("[compose.yml]").contains("in a loop"));
-    assert!(told("[compose.yml, compose.yml, {path: compose.yml}]").contains("in a loop"));
+    assert!(error_of("[compose.yml]").contains("in a loop"));
+    assert!(error_of("[compose.yml, compose.yml, {path: compose.yml}]").contains("in a loop"));
 }
 
 #[test]
-fn the_name_of_the_project_may_be_said() {
+fn the_project_name_can_be_configured() {
     let machine = Machine::new();
     machine.write("/srv/Git/compose.yml", OWN);
     machine.make("/var/lib/docker/volumes/forge_gitlab-data/_data");
@@ -104,7 +104,7 @@ fn the_name_of_the_project_may_be_said() {
 }
 
 #[test]
-fn a_file_that_compose_needs_is_needed() {
+fn a_missing_required_environment_file_is_reported() {
     let machine = Machine::new();
     let text = |required: &str| {
         format!(
@@ -123,7 +123,7 @@ fn a_file_that_compose_needs_is_needed() {
 }
 
 #[test]
-fn keys_of_a_shell_are_nowhere() {
+fn keys_set_only_in_a_shell_are_reported_as_missing() {
     let machine = Machine::new();
     machine.write(
         "/srv/git/compose.yml",
@@ -139,7 +139,7 @@ fn keys_of_a_shell_are_nowhere() {
 }
 
 #[test]
-fn what_is_proposed_is_accepted() {
+fn proposed_settings_give_a_valid_plan() {
     let machine = Machine::new();
     let text = "services:\n  db: {image: postgres}\n  git:\n    image: sameersbn/gitlab:17.8.2 # pinned\n    \
                 volumes: ['./data:/home/git/data']\n";

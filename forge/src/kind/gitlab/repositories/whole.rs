@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repository_is_what_git_takes_for_one() {
+    fn only_repositories_that_git_accepts_are_whole() {
         let scratch = tempfile::tempdir().expect("a directory");
         let dir = scratch.path().join("one.git");
         assert_eq!(state(&dir), State::Absent);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_loose_or_packed() {
+    fn loose_and_packed_references_are_found() {
         let scratch = tempfile::tempdir().expect("a directory");
         let dir = scratch.path().join("one.git");
         make(&dir);

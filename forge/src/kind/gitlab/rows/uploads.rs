@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_uploader_has_its_place() {
+    fn the_paths_of_every_uploader_are_known() {
         let one = "@hashed/6b/86/6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b";
         let hashed = format!("{one}/secret/a.png");
         for (uploader, model, path, place) in [
