@@ -781,7 +781,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_is_published_meanwhile_is_no_damage() {
+    fn a_segment_published_during_a_check_is_not_damage() {
         for when in ["snapshots", "segments/00", "segments/ff"] {
             // In the index, not yet in the index, and with a chunk that already exists.
             for (is_told, chunks) in [(true, [b"new"]), (false, [b"new"]), (false, [b"two"])] {
@@ -808,7 +808,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_that_leave_a_damaged_segment_meanwhile_are_no_damage_of_the_index() {
+    fn chunks_moved_during_a_check_are_not_index_damage() {
         let beside = Beside::new();
         let store = beside.open(&beside.path(), Purpose::Write);
         for shard in 0..=255 {
@@ -823,7 +823,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_index_is_found_and_built_anew() {
+    fn a_wrong_index_is_reported_and_rebuilt() {
         let wrongs = [
             "DELETE FROM chunks WHERE id = (SELECT min(id) FROM chunks)",
             "UPDATE chunks SET at = at + 1",
@@ -845,7 +845,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_is_removed_meanwhile_is_no_damage() {
+    fn an_index_removed_during_a_check_is_not_damage() {
         let beside = Beside::new();
         let index = beside.path();
         let remove = move || std::fs::remove_file(&index).expect("removes");
@@ -855,7 +855,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_rounded_up_and_every_segment_gets_its_turn() {
+    fn shares_are_rounded_up_and_seeds_reach_every_segment() {
         let ids: Vec<SegmentId> = (0..10u8).map(|n| SegmentId::from_bytes([n; 32])).collect();
         let read = |per_million, seed| {
             let picked = Picked::of(ReadData::Share { per_million, seed }, ids.iter());

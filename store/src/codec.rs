@@ -204,7 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_was_sealed_opens_and_nothing_else_does() {
+    fn only_an_encoded_frame_with_its_id_and_length_is_decoded() {
         let plain: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
         let (mut encoder, mut decoder) = (FrameEncoder::new(3), FrameDecoder::new());
         let (mut stored, mut back) = (Vec::new(), Vec::new());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_is_refused_without_being_inflated() {
+    fn a_bomb_is_refused_before_decompression() {
         let mut bomb = Vec::new();
         let zeros = std::io::repeat(0u8);
         zstd::stream::copy_encode(std::io::Read::take(zeros, 1 << 30), &mut bomb, 19)
@@ -251,7 +251,7 @@ mod tests {
         #![proptest_config(cases(150))]
 
         #[test]
-        fn any_content_comes_back(plain in plain(), level in prop_oneof![-8..20, any::<i32>()]) {
+        fn any_content_is_decoded_as_encoded(plain in plain(), level in prop_oneof![-8..20, any::<i32>()]) {
             let (mut stored, mut back) = (Vec::new(), Vec::new());
             FrameEncoder::new(level).encode(&plain, &mut stored);
             prop_assert!(stored.len() <= plain.len() + plain.len() / 128 + 1024);
@@ -263,7 +263,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_open_to_what_they_are_named_or_to_nothing(
+        fn any_bytes_decode_to_the_named_chunk_or_to_nothing(
             plain in plain(),
             noise in noise(),
             changes in changes(),

@@ -170,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_flipped_bit_is_noticed() {
+    fn every_flipped_bit_is_detected() {
         let bytes = Config::new([7; 16], Parameters::DEFAULT, 3).to_bytes();
         let config = Config::from_bytes(&bytes).expect("reads what it wrote");
         assert_eq!(config.parameters(), Parameters::DEFAULT);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_called_newer() {
+    fn a_newer_format_is_reported_as_newer() {
         let mut config = Config::new([7; 16], Parameters::DEFAULT, 3);
         config.format_version = 3;
         let error = Config::from_bytes(&config.to_bytes()).expect_err("refused");
@@ -235,7 +235,7 @@ mod tests {
         #![proptest_config(cases(100))]
 
         #[test]
-        fn any_config_comes_back(
+        fn any_config_is_read_as_written(
             id: [u8; 16], parameters in parameters(), level: i32, group_readable: bool
         ) {
             let config = Config { group_readable, ..Config::new(id, parameters, level) };

@@ -740,7 +740,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_lead_elsewhere_are_invalid() {
+    fn absolute_and_malformed_paths_are_invalid() {
         for bad in ["", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", "a/./b", "a\0b"] {
             assert!(!is_valid_path(bad.as_bytes()), "{bad:?}");
         }
@@ -754,19 +754,19 @@ mod tests {
     }
 
     #[test]
-    fn within_means_component_by_component() {
+    fn is_within_compares_whole_components() {
         assert!(is_within(b"a/b", b"a") && is_within(b"a", b"a") && is_within(b"a", b""));
         assert!(!is_within(b"ab", b"a") && !is_within(b"a", b"a/b"));
     }
 
     #[test]
-    fn names_are_shown_without_harm() {
+    fn shown_names_are_escaped() {
         assert_eq!(display_path("a/ü b".as_bytes()), "a/ü b");
         assert_eq!(display_path(b"x\n\x1b[\xff\\"), "x\\n\\u{1b}[\\xff\\\\");
     }
 
     #[test]
-    fn metadata_that_cannot_be_kept_costs_itself() {
+    fn only_unstorable_metadata_is_changed_or_dropped() {
         let odd = Time { seconds: -5, nanoseconds: u32::MAX };
         let owner = Owner { uid: u32::MAX, gid: 7, user: Some(vec![b'u'; 256]), group: None };
         let xattrs = vec![
@@ -799,7 +799,7 @@ mod tests {
         #![proptest_config(cases(200))]
 
         #[test]
-        fn any_entry_comes_back(entry in entry(), path in path(), previous in path()) {
+        fn any_entry_is_read_as_written(entry in entry(), path in path(), previous in path()) {
             let entry = Entry { path, ..entry };
             let owners = [Some(Arc::clone(&entry.owner))];
             let bytes = encoded(&entry, &previous);
@@ -828,7 +828,7 @@ mod tests {
         }
 
         #[test]
-        fn the_order_of_paths_is_that_of_their_components(a in path(), b in path()) {
+        fn paths_are_ordered_by_their_components(a in path(), b in path()) {
             let parts = |path: &[u8]| -> Vec<Vec<u8>> {
                 path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect()
             };
@@ -837,7 +837,7 @@ mod tests {
         }
 
         #[test]
-        fn paths_are_shown_on_one_line_of_text(path in noise()) {
+        fn shown_paths_do_not_contain_control_characters(path in noise()) {
             prop_assert!(!display_path(&path).contains(char::is_control));
         }
     }

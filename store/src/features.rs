@@ -71,7 +71,7 @@ mod tests {
     use crate::backend::{Memory, write_all};
 
     #[test]
-    fn unknown_features_keep_out_those_who_must_know_them() {
+    fn unknown_features_lock_out_readers_or_writers() {
         let memory = Memory::default();
         let features = || Features::default().with_later_ones(&memory).expect("lists");
         assert!(features().is_empty() && features().check(false).is_ok());

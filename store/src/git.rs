@@ -187,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn parts_are_read_in_the_order_that_keeps_a_copy_whole() {
+    fn each_path_of_a_repository_has_its_phase() {
         for (path, phase) in [
             ("HEAD", Phase::Settings),
             ("refs", Phase::Settings),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_cannot_be_read_makes_no_other_directory_of_it() {
+    fn a_git_directory_may_have_an_unreadable_head() {
         let content: [(&[u8], EntryKind); 3] = [
             (b"HEAD", EntryKind::File),
             (b"objects", EntryKind::Directory),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_running_operation_is_left_out() {
+    fn files_of_running_git_operations_are_transient() {
         for path in [
             "HEAD.lock",
             "refs/heads/main.lock",
@@ -288,7 +288,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_midx_or_none(
+        fn any_bytes_are_a_midx_or_refused(
             names in pack_names(),
             noise in noise(),
             changes in changes(),

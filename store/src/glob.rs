@@ -175,7 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn where_patterns_fit() {
+    fn patterns_match_the_expected_paths() {
         for (pattern, path, expected) in [
             ("*.tmp", "a/b.tmp", true),
             ("./a//b/./c/", "x/a/b/c", true),
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_bytes() {
+    fn patterns_match_any_bytes() {
         for (pattern, path, expected) in [
             (&b"\xff\xfe"[..], &b"src/\xff\xfe"[..], true),
             (b"\xff\xfe", b"src/\xff", false),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_cannot_be_meant_are_refused() {
+    fn meaningless_patterns_are_refused() {
         for pattern in [&b""[..], b"/", b"//", b".", b"a/../b", b"!a", b"a\0b", b"[\xff", b"{a"] {
             let read = Globs::new([&b"fine"[..], pattern]);
             let named = String::from_utf8_lossy(pattern).into_owned();
@@ -256,27 +256,29 @@ mod tests {
     }
 
     /// Returns true if a pattern of letters, `?` and `*` matches a name.
-    fn fits_name(pattern: &[u8], name: &[u8]) -> bool {
+    fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern, name) {
             ([], rest) => rest.is_empty(),
-            ([b'*', after @ ..], name) => (0..=name.len()).any(|n| fits_name(after, &name[n..])),
-            ([b'?', after @ ..], [_, rest @ ..]) => fits_name(after, rest),
-            ([letter, after @ ..], [first, rest @ ..]) => letter == first && fits_name(after, rest),
+            ([b'*', after @ ..], name) => (0..=name.len()).any(|n| matches_name(after, &name[n..])),
+            ([b'?', after @ ..], [_, rest @ ..]) => matches_name(after, rest),
+            ([letter, after @ ..], [first, rest @ ..]) => {
+                letter == first && matches_name(after, rest)
+            }
             _ => false,
         }
     }
 
-    /// Like [`fits_name`], for the names of a path, with `**` for any number of them.
-    fn fits_names(patterns: &[&[u8]], names: &[&[u8]]) -> bool {
+    /// Like [`matches_name`], for the names of a path, with `**` for any number of them.
+    fn matches_names(patterns: &[&[u8]], names: &[&[u8]]) -> bool {
         match (patterns, names) {
             ([], rest) => rest.is_empty(),
             // At the end: matches a directory's content, but not the directory.
             ([b"**"], rest) => !rest.is_empty(),
             ([b"**", after @ ..], names) => {
-                (0..=names.len()).any(|n| fits_names(after, &names[n..]))
+                (0..=names.len()).any(|n| matches_names(after, &names[n..]))
             }
             ([pattern, after @ ..], [name, rest @ ..]) => {
-                fits_name(pattern, name) && fits_names(after, rest)
+                matches_name(pattern, name) && matches_names(after, rest)
             }
             _ => false,
         }
@@ -290,8 +292,8 @@ mod tests {
     fn model(pattern: &str, path: &str) -> bool {
         let pattern = pattern.strip_suffix('/').unwrap_or(pattern);
         match pattern.strip_prefix('/') {
-            Some(anchored) => fits_names(&split(anchored), &split(path)),
-            None => fits_names(&[&[&b"**"[..]], &split(pattern)[..]].concat(), &split(path)),
+            Some(anchored) => matches_names(&split(anchored), &split(path)),
+            None => matches_names(&[&[&b"**"[..]], &split(pattern)[..]].concat(), &split(path)),
         }
     }
 
@@ -299,7 +301,7 @@ mod tests {
         #![proptest_config(cases(500))]
 
         #[test]
-        fn patterns_fit_what_the_model_says(
+        fn patterns_match_like_the_model(
             pattern in "/?((a|b|\\?|[ab]\\*|\\*[ab]|\\*){1,2}|\\*\\*)(/([ab?]{1,2}|[ab]\\*|\\*|\\*\\*)){0,3}/?",
             path in "[ab]{1,3}(/[ab]{1,3}){0,4}",
         ) {

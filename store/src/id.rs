@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hex_goes_both_ways_and_refuses_the_rest() {
+    fn ids_are_parsed_only_from_their_own_hex() {
         let id = ChunkId::of(b"abc");
         let hex = id.to_string();
         assert_eq!(hex, "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");

@@ -630,7 +630,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_found_during_a_backup_keeps_its_snapshot_open() {
+    fn damage_found_during_a_backup_keeps_a_snapshot_unmarked() {
         let dir = tempfile::tempdir().expect("a directory");
         let (index, segment) = index_with_a_segment(dir.path());
         let snapshot = SnapshotId::of(b"snapshot");
@@ -666,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_stay_with_a_healthy_segment_and_leave_a_damaged_one() {
+    fn rows_move_only_from_damaged_to_healthy_segments() {
         let dir = tempfile::tempdir().expect("a directory");
         let (index, _) = index_with_a_segment(dir.path());
         let id = ChunkId::of(b"chunk");
@@ -692,7 +692,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_go_on_with_an_index_that_is_removed_or_replaced() {
+    fn connections_survive_a_removed_or_replaced_index() {
         let dir = tempfile::tempdir().expect("a directory");
         let (index, segment) = index_with_a_segment(dir.path());
         let path = dir.path().join("index.sqlite");
@@ -715,7 +715,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_given_up_and_never_half_built() {
+    fn an_abandoned_index_is_never_half_built() {
         let dir = tempfile::tempdir().expect("a directory");
         let (index, _) = index_with_a_segment(dir.path());
         let path = dir.path().join("index.sqlite");

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_spared_up_to_what_was_named() {
+    fn skipped_paths_are_spared_except_for_named_paths() {
         let spared =
             spared(&["big", "*.tmp"], &["src/mnt", "other"], &["src", "src/big/in", "other"]);
         for (path, is_spared) in [
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_a_record_is_known_to_be_missing() {
+    fn a_full_record_is_marked_as_cut() {
         let noted = Noted::default();
         assert!(noted.is_empty());
         let count = 3 * BYTES_MAX / 2000;

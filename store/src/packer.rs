@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_synced_with_all_of_its_bytes_before_it_has_a_name() {
+    fn a_segment_is_synced_before_it_is_published() {
         let dir = tempfile::tempdir().expect("a directory");
         let (store, log) = recorded(&dir);
         let packer = Packer::new(&store, false);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_durable_before_the_metadata_that_was_put_after_it() {
+    fn data_is_published_before_later_metadata() {
         for pages in [1, 40] {
             let dir = tempfile::tempdir().expect("a directory");
             let (store, log) = recorded(&dir);

@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_extents_comes_back() {
+    fn any_number_of_extents_is_read_as_written() {
         for count in [0, 1, 48, 49, 255, 256, 257, 4096, 5000, 30_000, 400_000] {
             let chunks: RefCell<HashMap<ChunkId, Vec<u8>>> = RefCell::default();
             let mut put = |bytes: &[u8]| {
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn many_slices_of_few_chunks_come_back_and_take_little() {
+    fn many_slices_of_few_chunks_are_stored_compactly() {
         for count in [49, 255, 257, 20_000, 200_000] {
             let (chunks, wanted) = (Chunks::default(), fragments(count));
             let recipe = chunks.write(&wanted);
@@ -460,7 +460,7 @@ mod tests {
 
     /// The ends of groups and their encoding decide whether a store already has them.
     #[test]
-    fn recipes_are_written_as_ever() {
+    fn the_encoding_of_recipes_is_stable() {
         let whole = |n: u32| Extent::Slice {
             // Some chunks repeat.
             chunk: ChunkId::of(&(n / 3 * 3).to_le_bytes()),
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_that_continue_each_other_become_one() {
+    fn adjacent_slices_become_one() {
         let mut put = |_: &[u8]| unreachable!("short recipes stay in the entry");
         let [a, b] = [b"a", b"b"].map(|name| ChunkId::of(name));
         let slice = |chunk, offset, len| Extent::Slice { chunk, offset, len };
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_about_lengths_and_levels_are_refused() {
+    fn false_lengths_and_levels_are_refused() {
         let mut bytes = Vec::new();
         encode_extents(&[Extent::Hole { len: 5 }], &mut Encoder::new(&mut bytes));
         let chunk = ChunkId::of(&bytes);
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn more_extents_than_are_ever_written_are_refused() {
+    fn too_many_extents_are_refused() {
         for (count, is_fine) in [(4096, true), (4097, false)] {
             let mut bytes = Vec::new();
             encode_extents(&extents(count), &mut Encoder::new(&mut bytes));
@@ -571,7 +571,7 @@ mod tests {
         #![proptest_config(cases(60))]
 
         #[test]
-        fn any_extents_come_back(few in vec(extent(), 1..60), times in 1..150usize) {
+        fn any_extents_are_read_as_written(few in vec(extent(), 1..60), times in 1..150usize) {
             let wanted = few.repeat(times);
             let chunks = Chunks::default();
             let recipe = chunks.write(&wanted);

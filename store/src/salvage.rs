@@ -103,7 +103,7 @@ mod tests {
     use crate::id::ChunkId;
 
     #[test]
-    fn a_bad_sector_costs_only_the_chunk_that_it_is_in() {
+    fn a_bad_sector_loses_only_its_own_chunk() {
         let (mut encoder, mut frame) = (FrameEncoder::new(1), Vec::new());
         let (mut file, mut chunks) = (Vec::new(), Vec::new());
         for seed in 0..40_u32 {

@@ -341,7 +341,7 @@ mod tests {
         #![proptest_config(cases(200))]
 
         #[test]
-        fn any_table_comes_back((header, rows) in parts()) {
+        fn any_table_is_read_as_written((header, rows) in parts()) {
             let (head, table) = (header.to_frame(), table_frame(&rows));
             prop_assert_eq!(skippable_len(&head), Some(head.len()));
             let offset = table_offset(&head, &rows);

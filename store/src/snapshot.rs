@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn one_damage_anywhere_is_noticed_and_loses_nothing() {
+    fn damage_to_one_copy_is_detected_and_loses_nothing() {
         let memory = Memory::default();
         let id = example().write(&memory, CODEC).expect("writes");
         assert_eq!(list(&memory).expect("lists"), [id]);
@@ -470,7 +470,7 @@ mod tests {
         #![proptest_config(cases(100))]
 
         #[test]
-        fn any_snapshot_comes_back(snapshot in snapshots()) {
+        fn any_snapshot_is_read_as_written(snapshot in snapshots()) {
             let memory = Memory::default();
             let id = snapshot.write(&memory, CODEC).expect("writes");
             prop_assert_eq!(Snapshot::read(&memory, CODEC, &id).expect("reads"), (snapshot, true));

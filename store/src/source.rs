@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_that_cannot_be_read_costs_itself() {
+    fn an_unreadable_attribute_loses_only_itself() {
         let names = b"user.c\0user.gone\0user.a\0user.bad\0";
         let read = read(names, |name| match name {
             "user.gone" => Err(Errno::NODATA),
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_no_file_system_has_are_no_error() {
+    fn unsupported_attributes_are_not_an_error() {
         for error in [Errno::NODATA, Errno::NOTSUP] {
             assert!(read(b"user.a\0", |_| Err(error)).error.is_none());
         }
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_of_attributes_is_asked_for_twice() {
+    fn a_long_list_of_attributes_is_read_in_two_calls() {
         let names: Vec<u8> = (0..500).flat_map(|n| format!("user.{n:03}\0").into_bytes()).collect();
         assert!(names.len() > 1024);
         assert_eq!(read(&names, |_| Ok(2)).found.len(), 500);

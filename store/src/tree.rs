@@ -883,7 +883,7 @@ mod tests {
         #![proptest_config(cases(40))]
 
         #[test]
-        fn any_entries_come_back(entries in entries()) {
+        fn any_entries_are_read_as_written(entries in entries()) {
             let (pages, root) = Pages::of(&entries);
             prop_assert_eq!(&pages.read(&root, b""), &entries);
             prop_assert_eq!(pages.write(&entries), root);
@@ -897,7 +897,7 @@ mod tests {
         }
 
         #[test]
-        fn within_a_path_is_what_lies_below_it(entries in entries(), path in path(), at: Index) {
+        fn reading_within_a_path_yields_the_entries_below_it(entries in entries(), path in path(), at: Index) {
             let (pages, root) = Pages::of(&entries);
             let mut asked = vec![Vec::new(), path];
             if !entries.is_empty() {
@@ -914,7 +914,7 @@ mod tests {
         }
 
         #[test]
-        fn any_pages_are_read_to_their_end(
+        fn reading_any_pages_terminates(
             entries in entries(),
             damages in vec((any::<Index>(), changes()), 0..4),
             swaps in vec(any::<(Index, Index)>(), 0..3),
@@ -941,7 +941,7 @@ mod tests {
         #![proptest_config(cases(60))]
 
         #[test]
-        fn what_a_source_holds_comes_back_or_is_refused(
+        fn source_entries_are_read_as_written_or_refused(
             paths in vec(arbitrary::found_path(), 0..60),
             samples in vec(arbitrary::found(), 1..6),
         ) {
@@ -967,7 +967,7 @@ mod tests {
         }
 
         #[test]
-        fn an_entry_that_cannot_be_read_costs_itself(
+        fn an_unreadable_entry_loses_only_itself(
             entries in entries(),
             bad in vec((any::<Index>(), 0..BAD_KINDS), 1..5),
         ) {
@@ -1067,7 +1067,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_path_costs_those_that_share_it() {
+    fn a_lost_path_loses_the_entries_that_share_it() {
         let mut leaf = OpenLeaf::default();
         for path in ["a/1", "a/2", "a/3", "b"] {
             leaf.push(&directory(path.into()));
@@ -1090,7 +1090,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_cannot_be_read_says_how_many_entries_it_had() {
+    fn an_unreadable_page_reports_its_number_of_entries() {
         let entries = many(3000);
         let (pages, root) = Pages::of(&entries);
         let get = |id: &ChunkId| pages.get(id);
@@ -1106,7 +1106,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lies_in_a_file_whichever_page_it_stands_in() {
+    fn entries_below_a_file_are_refused_on_any_page() {
         let file = |path: &str| Entry::new(path.into(), EntryKind::File, 0o600);
         let mut writer = TreeWriter::default();
         let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
@@ -1154,7 +1154,7 @@ mod tests {
         #![proptest_config(cases(6))]
 
         #[test]
-        fn a_new_entry_touches_only_the_pages_above_it(at in 0..20_000usize, name: [u8; 8]) {
+        fn a_new_entry_changes_only_the_pages_above_it(at in 0..20_000usize, name: [u8; 8]) {
             let without = many(20_000);
             let (old, old_root) = Pages::of(&without);
             let mut with = without.clone();
@@ -1167,7 +1167,7 @@ mod tests {
         }
 
         #[test]
-        fn damage_of_a_large_tree_is_read_to_its_end(
+        fn reading_a_damaged_large_tree_terminates(
             damages in vec((any::<Index>(), changes()), 1..9),
             path in path(),
         ) {
@@ -1181,7 +1181,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_sizes_stay_at_the_largest_number() {
+    fn sums_of_sizes_saturate() {
         let mut entries = many(3000);
         for entry in &mut entries {
             let extents = vec![Extent::Hole { len: i64::MAX as u64 }];

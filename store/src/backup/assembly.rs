@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gives_way_to_what_is_below_it() {
+    fn a_file_with_paths_below_it_becomes_a_directory() {
         let (tree, gone, totals) = assembled(vec![
             entry("a", EntryKind::Directory),
             entry("a/b", EntryKind::File),
@@ -164,7 +164,7 @@ mod tests {
         #![proptest_config(crate::arbitrary::cases(200))]
 
         #[test]
-        fn every_parent_is_a_directory_and_the_rest_stays(
+        fn every_parent_is_a_directory_and_other_entries_stay(
             paths in proptest::collection::btree_map("[ab](/[ab.]){0,3}", any::<bool>(), 0..12),
         ) {
             let is_path = |path: &&String| path.split('/').all(|part| part != ".");

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_kept_is_named_once_with_what_it_costs() {
+    fn unstorable_entries_and_metadata_are_reported_once() {
         let (heard, counters) = (Heard::default(), Counters::default());
         let mut gate = Gate::new(&counters, &heard);
         let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn times_of_the_previous_run_are_not_trusted_and_others_are() {
+    fn only_times_of_the_previous_run_are_not_trusted() {
         let is_unchanged = |comparison: Comparison, mtime, ctime| {
             let stat = stat(mtime, ctime);
             comparison.is_unchanged(&stat, &entry(&stat))
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn another_device_number_changes_nothing_and_another_name_does() {
+    fn a_link_count_marks_a_change_but_a_device_number_does_not() {
         let old = at(9);
         let stat = Stat { names: 2, ..stat(old, old) };
         let link = HardLink { file_system: 0, names: 2 };
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_are_numbered_as_they_come() {
+    fn file_systems_are_numbered_in_order_of_appearance() {
         let file_systems = FileSystems::default();
         let numbers = [70, 30, 70, 50, 30].map(|device| file_systems.number(device));
         assert_eq!(numbers, [0, 1, 0, 2, 1]);

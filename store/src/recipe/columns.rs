@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_document() {
+    fn the_encoding_matches_the_documented_example() {
         let [old, new] = [[0x0A; 32], [0x0B; 32]];
         let slice = |id, offset, len| Extent::Slice { chunk: ChunkId::from_bytes(id), offset, len };
         let extents = [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_all_lengths_come_back() {
+    fn numbers_of_all_lengths_are_read_as_written() {
         let numbers = (0..64).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit]).chain([u64::MAX]);
         for number in numbers {
             let mut bytes = Vec::new();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_file_can_have_is_refused() {
+    fn impossible_columns_are_refused() {
         let ids = [7; 64];
         let fine: [&[u8]; 4] = [&ids, &[1, 2], &[0, 0], &[1, 1]];
         assert!(decode(&mut Decoder::new(&columns(fine))).is_ok());
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn more_extents_than_are_ever_written_are_refused() {
+    fn too_many_extents_are_refused() {
         for (count, is_fine) in
             [(limits::RECIPE_COLUMNS_MAX, true), (limits::RECIPE_COLUMNS_MAX + 1, false)]
         {

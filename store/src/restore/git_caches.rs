@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn git_directories_are_told_from_paths() {
+    fn git_directories_are_recognised_in_paths() {
         for (path, git_dir, inner) in [
             ("a.git/objects/pack/pack-1.idx", "a.git", "objects/pack/pack-1.idx"),
             ("objects/0a", "", "objects/0a"),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_of_a_pack_go_with_it_and_with_no_other() {
+    fn removing_a_pack_outdates_only_its_own_caches() {
         let mut caches = GitCaches::default();
         caches.removed(b"a.git/objects/pack/pack-1.pack");
         let changes = &caches.0[&b"a.git"[..]];

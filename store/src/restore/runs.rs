@@ -303,7 +303,7 @@ mod tests {
         #![proptest_config(cases(30))]
 
         #[test]
-        fn the_room_holds_a_full_window(lens in prop::collection::vec(1..=2 * SMALL_BYTES, 1..50)) {
+        fn the_gather_buffer_holds_a_full_window(lens in prop::collection::vec(1..=2 * SMALL_BYTES, 1..50)) {
             let (output, chunk) = (output(), ChunkId::of(b"a"));
             let (mut runs, mut at) = (Runs::default(), 0);
             for len in lens.into_iter().cycle() {

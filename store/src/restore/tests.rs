@@ -183,7 +183,7 @@ fn relative_look(dir: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 #[test]
-fn every_thing_takes_the_place_of_every_other_and_a_dry_run_says_so() {
+fn any_file_type_replaces_any_other_as_a_dry_run_predicts() {
     for wanted in THINGS.into_iter().filter(|thing| *thing != "nothing") {
         let mut is_made = false;
         let bench = Bench::new(|source| {
@@ -232,7 +232,7 @@ fn every_thing_takes_the_place_of_every_other_and_a_dry_run_says_so() {
 }
 
 #[test]
-fn a_directory_with_left_out_paths_never_gives_way() {
+fn a_directory_with_skipped_paths_is_never_replaced() {
     let bench = Bench::new(|source| fs::write(source.join("x"), "x").expect("writes"));
     fs::create_dir_all(bench.path("target/x/cache")).expect("makes");
     fs::write(bench.path("target/x/kept.tmp"), "left out").expect("writes");
@@ -267,7 +267,7 @@ fn make_everything(source: &Path) {
 }
 
 #[test]
-fn a_restore_that_changes_nothing_changes_no_inode() {
+fn restoring_unchanged_files_does_not_touch_inodes() {
     let bench = Bench::new(make_everything);
     bench.restore("target", &bench.options()).expect("restores");
     for (target, delete) in [("target", false), ("target", true), ("source", false)] {
@@ -280,7 +280,7 @@ fn a_restore_that_changes_nothing_changes_no_inode() {
 }
 
 #[test]
-fn a_dry_run_into_a_new_directory_counts_what_the_run_does() {
+fn a_dry_run_predicts_the_counts_of_the_restore() {
     let bench = Bench::new(make_everything);
     let dry = Options { is_dry: true, ..bench.options() };
     let (planned, _) = bench.restore("target", &dry).expect("runs");
@@ -290,7 +290,7 @@ fn a_dry_run_into_a_new_directory_counts_what_the_run_does() {
 }
 
 #[test]
-fn a_restore_of_one_file_changes_that_one_and_its_directory() {
+fn restoring_one_file_changes_only_it_and_its_directory() {
     let bench = Bench::new(make_everything);
     bench.restore("target", &bench.options()).expect("restores");
     fs::write(bench.path("target/dir/50"), "changed").expect("writes");
@@ -303,7 +303,7 @@ fn a_restore_of_one_file_changes_that_one_and_its_directory() {
 }
 
 #[test]
-fn metadata_that_differs_is_put_right() {
+fn different_metadata_is_corrected() {
     let bench = Bench::new(make_everything);
     bench.restore("target", &bench.options()).expect("restores");
     let (file, dir) = (bench.path("target/dir/3"), bench.path("target/dir"));
@@ -357,7 +357,7 @@ fn a_restore_into_the_store_is_refused() {
 }
 
 #[test]
-fn patterns_that_match_nothing_are_named() {
+fn patterns_without_a_match_are_reported() {
     let bench = Bench::new(make_everything);
     let include = |patterns: &[&str]| Options {
         include: Globs::new(patterns.iter().map(|pattern| pattern.as_bytes())).expect("globs"),
@@ -375,7 +375,7 @@ fn patterns_that_match_nothing_are_named() {
 }
 
 #[test]
-fn leftovers_of_killed_restores_go_and_files_of_running_ones_stay() {
+fn a_restore_removes_only_abandoned_unfinished_files() {
     let bench = Bench::new(make_everything);
     bench.restore("target", &bench.options()).expect("restores");
     let left = bench.path("target/dir/.forgekeep-unfinished-0123456789abcdef");
@@ -395,7 +395,7 @@ fn leftovers_of_killed_restores_go_and_files_of_running_ones_stay() {
 }
 
 #[test]
-fn restores_side_by_side_both_end_well() {
+fn concurrent_restores_both_succeed() {
     let bench = Bench::new(make_everything);
     let should = relative_look(&bench.path("source"));
     for round in 0..20 {
@@ -414,7 +414,7 @@ fn restores_side_by_side_both_end_well() {
 }
 
 #[test]
-fn nothing_is_written_outside_while_directories_become_links() {
+fn racing_links_do_not_redirect_writes_outside() {
     let bench = Bench::new(|source| {
         for dir in 0..4 {
             fs::create_dir_all(source.join(format!("{dir}/in"))).expect("makes");
@@ -480,7 +480,7 @@ fn target_at(dir: &Path) -> Target {
 }
 
 #[test]
-fn an_unfinished_file_removes_nothing_but_itself() {
+fn dropping_an_unfinished_file_removes_only_that_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = target_at(dir.path());
     for directly in [true, false] {
@@ -497,7 +497,7 @@ fn an_unfinished_file_removes_nothing_but_itself() {
 }
 
 #[test]
-fn nothing_but_the_written_file_gets_its_name() {
+fn only_the_written_file_gets_the_final_name() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = target_at(dir.path());
     let entry = Entry::new(b"a".to_vec(), EntryKind::File, 0o600);
@@ -515,7 +515,7 @@ fn nothing_but_the_written_file_gets_its_name() {
 }
 
 #[test]
-fn unfinished_files_are_locked_and_have_names_of_their_own() {
+fn unfinished_files_are_locked_and_have_unique_names() {
     let dir = tempfile::tempdir().expect("a directory");
     let begun = [(); 2].map(|()| target_at(dir.path()).begin(b"a", false, true).expect("begins"));
     // Each `target_at` looked for abandoned files and spared these.

@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_one_file_have_one_key_and_reused_inodes_have_not() {
+    fn hard_links_share_a_key_and_reused_inodes_do_not() {
         let link = crate::entry::HardLink { file_system: 1, names: 2 };
         let content = Content::Inline(b"AAA".to_vec());
         let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o644);
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_weighs_what_its_attributes_take() {
+    fn the_weight_of_an_entry_includes_its_attributes() {
         let entry = nameless_dir(b"a".to_vec());
         let light = weight(&entry);
         let xattrs = vec![(b"a".to_vec(), Vec::new()); 1000];

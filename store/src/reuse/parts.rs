@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_costs_nothing() {
+    fn new_bytes_do_not_count_as_cost() {
         // Two slices of 200 bytes and two literals: three pieces fewer.
         let pieces = [(200, true), (100, false), (200, true), (500, false)];
         let is_chosen = |cost| {
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn long_slices_stay() {
+    fn long_slices_are_kept() {
         let pieces = [(10, true), (10, false), (5000, true), (20, true), (20, true)];
         let (survey, placed) = survey(&pieces);
         assert_eq!(chosen(&survey.up_to(1 << 40), &placed), [true, false, false, true, true]);
     }
 
     #[test]
-    fn the_largest_files_take_bounded_memory() {
+    fn the_largest_files_need_bounded_memory() {
         let len = 1 << 40;
         let mut survey = Survey::new(len, PART);
         let slice = |len| Piece::Slice { chunk: 0, offset: 0, len };
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_parts_save_what_is_asked() {
+    fn the_cheapest_parts_save_the_requested_pieces() {
         // Parts that save 1, 9 and 3 pieces for 500, 100 and 250 bytes each.
         let first = [(500, false), (500, true)];
         let pieces = [&first[..], &[(100, true); 10], &[(250, true); 4]].concat();

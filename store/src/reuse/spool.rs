@@ -216,14 +216,14 @@ mod tests {
     use crate::backend::Memory;
 
     #[test]
-    fn pieces_come_back_in_order_and_joined() {
+    fn pieces_are_returned_in_order_and_joined() {
         let backend = Memory::default();
         for backend in [None, Some(&backend as &dyn Backend)] {
-            pieces_come_back(&mut Spool::new(backend));
+            check_pieces(&mut Spool::new(backend));
         }
     }
 
-    fn pieces_come_back(spool: &mut Spool<'_>) {
+    fn check_pieces(spool: &mut Spool<'_>) {
         let count = 3 * MEMORY_PIECES as u32 + 5;
         let last = count - 1;
         for n in 0..count {

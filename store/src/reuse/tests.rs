@@ -1,4 +1,4 @@
-//! Files reused from slices of others, in a store in memory.
+//! Files that reuse slices of other files, in a store in memory.
 
 use super::*;
 use crate::arbitrary::cases;
@@ -122,31 +122,31 @@ fn reuse<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance)
 
 /// Possible output of a format: literals, or a copy of a reference.
 #[derive(Debug, Clone)]
-enum Said {
+enum Operation {
     Literal(usize),
     Copy { reference: usize, at: usize, len: usize },
 }
 
-fn said() -> impl Strategy<Value = Vec<Said>> {
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let copy = (0..2usize, any::<usize>(), prop_oneof![1..20usize, 1..3000usize]);
-    let said = prop_oneof![
-        (1..2000usize).prop_map(Said::Literal),
-        copy.prop_map(|(reference, at, len)| Said::Copy { reference, at, len }),
+    let operations = prop_oneof![
+        (1..2000usize).prop_map(Operation::Literal),
+        copy.prop_map(|(reference, at, len)| Operation::Copy { reference, at, len }),
     ];
-    vec(said, 0..60)
+    vec(operations, 0..60)
 }
 
 /// Passes `all` to the builder and returns the resulting content.
-fn compare(builder: &mut RecipeBuilder<'_>, references: &[Stored], all: &[Said]) -> Vec<u8> {
+fn compare(builder: &mut RecipeBuilder<'_>, references: &[Stored], all: &[Operation]) -> Vec<u8> {
     let mut file = Vec::new();
-    for (n, said) in all.iter().enumerate() {
-        match *said {
-            Said::Literal(len) => {
+    for (n, operation) in all.iter().enumerate() {
+        match *operation {
+            Operation::Literal(len) => {
                 let bytes = noise(1_000_000 + n as u64, len);
                 builder.literal(&bytes).expect("takes");
                 file.extend(bytes);
             }
-            Said::Copy { reference, at, len } => {
+            Operation::Copy { reference, at, len } => {
                 let bytes = &references[reference].bytes;
                 let at = at % bytes.len();
                 let len = len.min(bytes.len() - at);
@@ -171,11 +171,11 @@ fn unused_of(extents: &[Extent], references: &[Stored]) -> u64 {
 }
 
 /// Returns `all` as slices of the chunks of references.
-fn slices(room: &Room, references: &[Stored], all: &[Said]) -> Vec<Extent> {
+fn slices(room: &Room, references: &[Stored], all: &[Operation]) -> Vec<Extent> {
     let reader = Reader::new(&room.store);
     let mut slices = Vec::new();
-    for said in all {
-        let Said::Copy { reference, at, len } = *said else { continue };
+    for operation in all {
+        let Operation::Copy { reference, at, len } = *operation else { continue };
         let mut file = reference_file(&reader, &references[reference].entry).expect("has a recipe");
         let at = at % references[reference].bytes.len();
         let end = (at + len).min(references[reference].bytes.len());
@@ -203,9 +203,9 @@ proptest! {
     #![proptest_config(cases(60))]
 
     #[test]
-    fn what_is_said_is_what_is_stored(
+    fn the_recipe_holds_the_given_copies_and_literals(
         slices_of_bases in vec((any::<usize>(), any::<usize>(), any::<usize>()), 1..150),
-        all in said(),
+        all in operations(),
         stretch in prop_oneof![Just(usize::MAX), 1..12usize],
         left in prop_oneof![Just(0i64), 0..20_000i64],
         part_bytes in 1..4096u64,
@@ -240,7 +240,7 @@ proptest! {
 }
 
 /// Runs `look` with a reference that is mostly unused.
-fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
+fn with_reference(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
     let room = Room::new();
     let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let packer = Packer::new(&room.store, false);
@@ -257,8 +257,8 @@ fn with_base(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) 
 }
 
 #[test]
-fn what_is_in_a_damaged_segment_is_not_counted_on() {
-    with_base(|room, reference, reader, _| {
+fn chunks_in_a_damaged_segment_are_not_reused() {
+    with_reference(|room, reference, reader, _| {
         let mut file = reference_file(reader, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         room.distrust();
@@ -270,8 +270,8 @@ fn what_is_in_a_damaged_segment_is_not_counted_on() {
 }
 
 #[test]
-fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
-    with_base(|room, reference, reader, mut builder| {
+fn bytes_of_a_newly_damaged_segment_are_stored_again() {
+    with_reference(|room, reference, reader, mut builder| {
         let mut file = reference_file(reader, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         builder.copy(0, 0, 100).expect("is there");
@@ -284,7 +284,7 @@ fn what_was_compared_in_a_segment_found_damaged_since_is_stored_anew() {
 }
 
 #[test]
-fn what_is_copied_forward_once_more_is_counted_once() {
+fn bytes_copied_forward_twice_are_counted_once() {
     let room = Room::new();
     let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let allowance = Allowance::default();
@@ -308,8 +308,8 @@ fn what_is_copied_forward_once_more_is_counted_once() {
 }
 
 #[test]
-fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
-    with_base(|room, _, _, mut builder| {
+fn a_reference_lost_after_comparison_is_not_a_store_failure() {
+    with_reference(|room, _, _, mut builder| {
         builder.copy(0, 0, 9).expect("is there");
         room.damage();
         assert!(matches!(builder.finish(), Err(ReuseError::Lost(_))), "copied forward");
@@ -317,7 +317,7 @@ fn a_base_that_is_lost_after_it_was_compared_is_no_failure_of_the_store() {
 }
 
 #[test]
-fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
+fn a_pack_with_an_unreadable_index_is_stored_plainly() {
     let room = Room::new();
     let reference = room.file(1, &[(0, 0, 90)]).entry;
     let packer = Packer::new(&room.store, false);
@@ -337,7 +337,7 @@ fn a_pack_whose_index_cannot_be_read_is_stored_like_any_other_file() {
 }
 
 #[test]
-fn a_dry_run_needs_no_room_in_the_store() {
+fn a_dry_run_does_not_use_scratch_space() {
     let room = Room::new();
     assert!(Packer::new(&room.store, false).scratch().is_some());
     assert!(Packer::new(&room.store, true).scratch().is_none());
