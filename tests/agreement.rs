@@ -269,7 +269,7 @@ fn is_restored(store: &Store, id: &SnapshotId, target: &Path) -> bool {
 }
 
 #[test]
-fn a_check_without_losses_is_a_restore_without_failures() {
+fn a_check_without_losses_means_a_complete_restore() {
     let dir = crate::damage::scratch();
     let root = dir.path().join("store");
     stores::init_small(&root);
@@ -332,7 +332,7 @@ fn make_deep(top: &Path, depth: usize) {
 }
 
 #[test]
-fn a_path_that_is_too_long_is_named_and_costs_nothing_else() {
+fn an_overlong_path_is_reported_and_loses_only_itself() {
     let dir = tempfile::tempdir().expect("a directory");
     let work = dir.path().canonicalize().expect("it is there");
     let (root, source) = (work.join("store"), work.join("source"));

@@ -24,7 +24,7 @@ fn lines(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn exit_codes_say_what_happened_and_errors_what_to_do() {
+fn failures_have_exit_codes_and_helpful_errors() {
     let sandbox = Sandbox::new();
     sandbox.run(["snapshots"]).fails(10, &["no store at store", "forgekeep init"]);
     let none = sandbox.forgekeep(["snapshots"]).without_env("FORGEKEEP_STORE").run();
@@ -62,7 +62,7 @@ fn exit_codes_say_what_happened_and_errors_what_to_do() {
 }
 
 #[test]
-fn a_backup_ends_with_a_summary_and_an_unchanged_one_adds_nothing() {
+fn a_backup_prints_a_summary_and_a_repeat_adds_nothing() {
     let sandbox = small();
     std::thread::sleep(std::time::Duration::from_millis(50));
     let summary = sandbox.backup(["source"]);
@@ -100,7 +100,7 @@ fn a_backup_ends_with_a_summary_and_an_unchanged_one_adds_nothing() {
 }
 
 #[test]
-fn snapshots_are_named_by_age_and_by_the_digits_of_their_id() {
+fn snapshots_are_selected_by_age_and_by_id_prefix() {
     let sandbox = small();
     let ids = sandbox.snapshot_ids();
     let listed = |snapshot: &str| sandbox.run(["ls", snapshot]).ok().stdout;
@@ -128,7 +128,7 @@ fn snapshots_are_named_by_age_and_by_the_digits_of_their_id() {
 }
 
 #[test]
-fn what_is_in_snapshots_can_be_looked_at() {
+fn contents_of_snapshots_can_be_inspected() {
     let sandbox = small();
     let source = sandbox.text("source");
     let listed = sandbox.run(["ls", &sandbox.at("latest", "source/dir")]).ok();
@@ -173,7 +173,7 @@ fn what_is_in_snapshots_can_be_looked_at() {
 }
 
 #[test]
-fn restore_puts_things_where_it_says() {
+fn restore_writes_to_the_requested_target() {
     let sandbox = small();
     sandbox.restore(&sandbox.at("latest", "source"), "content");
     assert_eq!(sandbox.read("content/readme"), b"hello again\n");
@@ -206,7 +206,7 @@ fn restore_puts_things_where_it_says() {
 }
 
 #[test]
-fn delete_leaves_alone_what_the_backup_did_not_look_at() {
+fn delete_keeps_paths_that_the_backup_did_not_cover() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/kept", "kept");
     sandbox.write("source/cache.tmp", "not backed up");
@@ -222,7 +222,7 @@ fn delete_leaves_alone_what_the_backup_did_not_look_at() {
 }
 
 #[test]
-fn a_directory_that_only_looks_like_a_git_directory_is_backed_up_whole() {
+fn a_lookalike_of_a_git_directory_is_backed_up_whole() {
     let sandbox = Sandbox::with_store();
     for name in ["HEAD", "objects/a.lock", "refs/b", "Cargo.lock", "sub/yarn.lock"] {
         sandbox.write(&format!("source/project/{name}"), "content of its own");
@@ -243,7 +243,7 @@ fn a_directory_that_only_looks_like_a_git_directory_is_backed_up_whole() {
 }
 
 #[test]
-fn linked_git_directories_are_no_trouble() {
+fn git_directories_with_links_are_restored() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/main.git/objects/x", "x");
     sandbox.write("source/main.git/refs/x", "x");
@@ -258,7 +258,7 @@ fn linked_git_directories_are_no_trouble() {
 }
 
 #[test]
-fn a_reader_that_leaves_does_not_hide_what_went_wrong() {
+fn a_closed_pipe_does_not_hide_a_failure() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a".repeat(100_000));
     sandbox.backup(["source"]);
@@ -279,7 +279,7 @@ fn a_reader_that_leaves_does_not_hide_what_went_wrong() {
 }
 
 #[test]
-fn a_damaged_record_is_not_passed_over_in_silence() {
+fn a_damaged_snapshot_record_is_reported() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "one");
     sandbox.backup(["source"]);
@@ -302,7 +302,7 @@ fn a_damaged_record_is_not_passed_over_in_silence() {
 }
 
 #[test]
-fn whoever_may_only_read_a_store_reads_it() {
+fn a_user_with_read_access_can_use_a_store() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a".repeat(100_000));
     sandbox.backup(["source"]);
@@ -316,7 +316,7 @@ fn whoever_may_only_read_a_store_reads_it() {
 }
 
 #[test]
-fn more_patterns_than_a_snapshot_can_keep_are_refused_at_once() {
+fn too_many_patterns_are_refused_before_a_backup() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("patterns", "a-rather-long-name-of-a-file-that-is-not-there\n".repeat(50_000));
@@ -326,7 +326,7 @@ fn more_patterns_than_a_snapshot_can_keep_are_refused_at_once() {
 }
 
 #[test]
-fn what_is_excluded_is_left_out() {
+fn excluded_paths_are_skipped() {
     let sandbox = Sandbox::with_store();
     for name in ["a.tmp", "keep", "dir/b.tmp", "dir/keep", "cache/x", "build/out", "dir/build/in"] {
         sandbox.write(&format!("source/{name}"), name);
@@ -348,7 +348,7 @@ fn what_is_excluded_is_left_out() {
 }
 
 #[test]
-fn streams_are_backed_up_when_they_end_well() {
+fn only_successful_streams_are_backed_up() {
     let sandbox = Sandbox::with_store();
     let content = Dice::new(9).bytes(3_000_000);
     sandbox.forgekeep(["backup", "--stdin-name", "dump.sql"]).input(content.clone()).run().ok();
@@ -367,7 +367,7 @@ fn streams_are_backed_up_when_they_end_well() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let sandbox = small();
     for n in 0..3000 {
         sandbox.write(&format!("source/many/{n}-with-a-name-that-fills-the-pipe"), "");
@@ -462,7 +462,7 @@ fn check(sandbox: &Sandbox, config: &str) -> crate::support::sandbox::Run {
 }
 
 #[test]
-fn a_configuration_is_looked_at_as_a_whole() {
+fn config_check_covers_the_whole_configuration() {
     let sandbox = Sandbox::new();
     sandbox.write("data/file", "content");
     sandbox.write("data/a-part-with-a-long-name/file", "content");
@@ -523,7 +523,7 @@ fn a_configuration_is_looked_at_as_a_whole() {
 }
 
 #[test]
-fn one_wrong_instance_hides_no_other_and_no_store_is_a_problem() {
+fn config_check_reports_every_instance_and_a_missing_store() {
     let sandbox = Sandbox::new();
     let good = "[instances.good]\nkind = 'plain'\nparts.a.path = '/etc'\n";
     let told = check(&sandbox, good).run().ends_with(3);
@@ -546,7 +546,7 @@ fn one_wrong_instance_hides_no_other_and_no_store_is_a_problem() {
 }
 
 #[test]
-fn a_snapshot_of_an_instance_is_listed_by_its_name() {
+fn a_snapshot_of_an_instance_is_listed_with_its_name() {
     let sandbox = Sandbox::new();
     sandbox.write("data/file", "content");
     let config = format!(
@@ -599,7 +599,7 @@ fn control_characters_never_reach_the_terminal() {
 }
 
 #[test]
-fn a_remote_place_is_refused_and_never_made() {
+fn a_remote_store_is_refused_and_not_created() {
     let sandbox = Sandbox::new();
     for place in ["sftp:host:/x", "s3:bucket", "user@host:/x", "rest:http://h/"] {
         let words = "remote stores are not supported yet";
@@ -629,7 +629,7 @@ fn a_remote_place_is_refused_and_never_made() {
 }
 
 #[test]
-fn only_an_empty_place_has_no_store() {
+fn only_a_missing_or_empty_path_counts_as_no_store() {
     let sandbox = Sandbox::with_store();
     sandbox.write("file", "");
     sandbox.write("full/of", "something else");
@@ -687,7 +687,7 @@ fn an_empty_stream_is_refused() {
 }
 
 #[test]
-fn a_stop_is_heard_while_a_stream_is_silent() {
+fn a_signal_stops_a_backup_of_a_silent_stream() {
     let sandbox = Sandbox::with_store();
     let script = "for what in '' '--stdin-command sh -c'; do \
          set -- ${what:+\"sleep 31.4159; true\"}; \
@@ -699,7 +699,7 @@ fn a_stop_is_heard_while_a_stream_is_silent() {
 }
 
 #[test]
-fn a_killed_backup_leaves_no_command_behind() {
+fn a_killed_backup_also_ends_its_command() {
     let sandbox = Sandbox::with_store();
     let command = ["backup", "--stdin-name", "a", "--stdin-command", "sleep", "27.18281"];
     let mut running = sandbox.forgekeep(command).start();
@@ -711,7 +711,7 @@ fn a_killed_backup_leaves_no_command_behind() {
 }
 
 #[test]
-fn a_signal_that_is_ignored_stays_ignored() {
+fn an_ignored_signal_stays_ignored() {
     let sandbox = Sandbox::with_store();
     let script = "trap '' HUP; (sleep 1; echo a) | \"$FK\" backup --stdin-name a & \
          sleep .5; kill -HUP $(pgrep -P $$ -f stdin-name); wait";
@@ -782,7 +782,7 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
 }
 
 #[test]
-fn files_that_went_are_counted() {
+fn removed_files_are_counted() {
     let sandbox = small();
     let none = sandbox.backup(["source"]);
     assert_eq!((&none["files_removed"], &none["dirs_removed"]), (&0.into(), &0.into()));
@@ -808,7 +808,7 @@ fn files_that_went_are_counted() {
 }
 
 #[test]
-fn nothing_but_content_is_printed_by_a_dump() {
+fn a_dump_prints_only_content() {
     let sandbox = small();
     sandbox.remove("store/index.sqlite");
     let place = sandbox.at("latest", "source/readme");
@@ -818,7 +818,7 @@ fn nothing_but_content_is_printed_by_a_dump() {
 }
 
 #[test]
-fn a_saved_snapshot_is_named_though_nobody_can_read_the_result() {
+fn a_full_output_device_does_not_hide_a_saved_snapshot() {
     let sandbox = small();
     let script = "\"$FK\" backup source >/dev/full";
     let run = sandbox.tool("sh").args(["-c", script]).env("FK", FORGEKEEP).run();
@@ -838,7 +838,7 @@ fn a_share_of_a_small_store_is_read() {
 }
 
 #[test]
-fn a_stop_is_heard_while_nobody_reads_a_dump() {
+fn a_signal_stops_output_to_a_blocked_pipe() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", Dice::new(5).bytes(1_000_000));
     sandbox.backup(["source"]);

@@ -1,4 +1,4 @@
-//! Damage has its exact cost, and not more.
+//! Damage loses exactly the affected data.
 //!
 //! First part: a small store with one bit flipped, for every byte of it, and truncated at many
 //! lengths. A check must name the file and exactly the losses. A restore must restore everything
@@ -387,7 +387,7 @@ fn flip_then_open(picks: &str, step: usize) {
 }
 
 #[test]
-fn the_sample_has_everything_and_is_clean() {
+fn the_sample_is_clean_and_has_every_structure() {
     let sample = Sample::new();
     let bench = Bench::new(&sample);
     for index in [Some(&sample.index[..]), None] {
@@ -415,24 +415,24 @@ fn the_sample_has_everything_and_is_clean() {
 }
 
 #[test]
-fn a_flipped_bit_in_any_byte_of_a_segment_costs_what_the_check_says() {
+fn any_flipped_bit_in_a_segment_loses_only_reported_data() {
     assert!(flip_all("segments/") > 0, "else this tests nothing");
 }
 
 #[test]
-fn a_flipped_bit_in_a_segment_costs_no_more_when_the_store_is_opened_with_it() {
+fn opening_a_store_does_not_worsen_a_flipped_bit() {
     flip_then_open("segments/", 17);
 }
 
 #[test]
-fn a_flipped_bit_in_a_small_file_costs_nothing() {
+fn a_flipped_bit_in_a_small_file_loses_nothing() {
     assert_eq!(flip_all("snapshots/"), 0);
     flip_then_open("snapshots/", 5);
     flip_then_open("store.json", 1);
 }
 
 #[test]
-fn a_file_cut_anywhere_costs_what_the_check_says() {
+fn a_file_cut_anywhere_loses_only_reported_data() {
     let sample = Sample::new();
     let bench = Bench::in_turns(&sample);
     for (name, bytes) in sample.files() {
@@ -446,7 +446,7 @@ fn a_file_cut_anywhere_costs_what_the_check_says() {
 }
 
 #[test]
-fn a_missing_segment_costs_what_the_check_says() {
+fn a_missing_segment_loses_only_reported_data() {
     let sample = Sample::new();
     let bench = Bench::new(&sample);
     for name in sample.files().keys().filter(|name| name.starts_with("segments/")) {
@@ -460,7 +460,7 @@ fn a_missing_segment_costs_what_the_check_says() {
 
 /// Asserts that nothing is lost with any file in place of the index, and that the next backup is
 /// right.
-fn index_costs_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
+fn assert_index_loses_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
     let memory = bench.sample.memory.copy();
     let (store, listener) =
         bench.open(&memory, Purpose::Read).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -502,7 +502,7 @@ fn index_costs_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
 }
 
 #[test]
-fn a_damaged_index_costs_nothing() {
+fn a_damaged_index_loses_nothing() {
     let sample = Sample::new();
     let bench = Bench::in_turns(&sample);
     for at in 0..sample.index.len() {
@@ -514,25 +514,25 @@ fn a_damaged_index_costs_nothing() {
             continue;
         }
         bench.put_index(Some(&flipped));
-        index_costs_nothing(&bench, at % 11 == 0, &format!("index byte {at}"));
+        assert_index_loses_nothing(&bench, at % 11 == 0, &format!("index byte {at}"));
     }
     for len in (0..sample.index.len()).step_by(997) {
         bench.put_index(Some(&sample.index[..len]));
-        index_costs_nothing(&bench, true, &format!("index cut to {len}"));
+        assert_index_loses_nothing(&bench, true, &format!("index cut to {len}"));
     }
 }
 
 #[test]
-fn an_index_or_log_of_another_time_or_store_costs_nothing() {
+fn a_stale_or_foreign_index_or_log_loses_nothing() {
     let sample = Sample::new();
     let other = Sample::new();
     let bench = Bench::new(&sample);
     bench.put_index(None);
-    index_costs_nothing(&bench, true, "no index");
+    assert_index_loses_nothing(&bench, true, "no index");
     bench.put_index(Some(&other.index));
-    index_costs_nothing(&bench, true, "the index of another store with the same id");
+    assert_index_loses_nothing(&bench, true, "the index of another store with the same id");
     bench.put_index(Some(b"This is no database at all, but long enough to look like a header. "));
-    index_costs_nothing(&bench, true, "a text");
+    assert_index_loses_nothing(&bench, true, "a text");
 
     // A log with frames in it, as a killed run leaves it.
     bench.put_index(Some(&sample.index));
@@ -553,18 +553,18 @@ fn an_index_or_log_of_another_time_or_store_costs_nothing() {
         fs::write(bench.dir.path().join(format!("{INDEX_FILE}-shm")), shared).expect("writes");
     };
     put(Some(&sample.index), &log, &shared);
-    index_costs_nothing(&bench, true, "a log that knows segments which are gone");
+    assert_index_loses_nothing(&bench, true, "a log that knows segments which are gone");
     put(Some(&other.index), &log, &shared);
-    index_costs_nothing(&bench, true, "a log of another index");
+    assert_index_loses_nothing(&bench, true, "a log of another index");
     put(None, &log, &shared);
-    index_costs_nothing(&bench, true, "a log without an index");
+    assert_index_loses_nothing(&bench, true, "a log without an index");
     for step in (0..log.len()).step_by(211) {
         let mut flipped = log.clone();
         flipped[step] ^= 0x40;
         put(Some(&sample.index), &flipped, &shared);
-        index_costs_nothing(&bench, step % 2 == 0, &format!("log byte {step}"));
+        assert_index_loses_nothing(&bench, step % 2 == 0, &format!("log byte {step}"));
         put(Some(&sample.index), &log[..step], &[0xA5; 32768]);
-        index_costs_nothing(&bench, step % 2 == 1, &format!("log cut to {step}"));
+        assert_index_loses_nothing(&bench, step % 2 == 1, &format!("log cut to {step}"));
     }
 }
 
@@ -752,7 +752,7 @@ fn hostile_links_do_not_lead_out_of_the_target() {
 }
 
 #[test]
-fn hostile_numbers_are_errors_and_no_panics() {
+fn hostile_numbers_are_errors_and_do_not_panic() {
     let huge = |key: u64| raw("a", 1, &[(key, number(u64::MAX))]);
     let hole =
         |len: u64| raw("hole", 1, &[(8, number(len)), (14, array(&[array(&[number(len)])]))]);
@@ -813,7 +813,7 @@ fn hostile_numbers_are_errors_and_no_panics() {
 }
 
 #[test]
-fn a_page_that_is_listed_again_and_again_is_read_once() {
+fn a_page_listed_many_times_is_read_once() {
     // Ten levels of 60 pages each would be 60^10 leaves.
     let names: Vec<String> = (0..60).map(|n| format!("n{n:02}")).collect();
     let same: Vec<&str> = vec!["n00"; 60];
@@ -833,7 +833,7 @@ fn a_page_that_is_listed_again_and_again_is_read_once() {
 }
 
 #[test]
-fn a_snapshot_record_of_lies_is_an_error() {
+fn a_false_snapshot_record_is_an_error() {
     let dir = scratch();
     let root = dir.path().join("store");
     stores::init_small(&root);
@@ -874,7 +874,7 @@ fn restore_in_little_memory(root: &Path, id: &SnapshotId, what: &str) {
 }
 
 #[test]
-fn bombs_do_not_take_memory() {
+fn bombs_do_not_exhaust_memory() {
     let dir = tempfile::tempdir().expect("a directory");
     let root = dir.path().join("store");
     stores::init_small(&root);

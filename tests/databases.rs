@@ -25,7 +25,7 @@ fn configure(sandbox: &Sandbox, host: &Path, more: &str) {
 }
 
 #[test]
-fn a_server_that_cuts_off_what_takes_long() {
+fn server_timeouts_do_not_interrupt_dumps() {
     need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
@@ -48,7 +48,7 @@ fn a_server_that_cuts_off_what_takes_long() {
 }
 
 #[test]
-fn databases_of_others_cost_nothing_and_are_named() {
+fn inaccessible_databases_are_reported_and_skipped() {
     need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
@@ -87,7 +87,7 @@ fn databases_of_others_cost_nothing_and_are_named() {
 }
 
 #[test]
-fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() {
+fn databases_of_any_name_are_dumped_and_named_ones_must_exist() {
     need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
@@ -131,7 +131,7 @@ fn databases_of_any_name_are_dumped_and_those_that_are_named_have_to_be_there() 
 }
 
 #[test]
-fn a_role_that_is_not_there_is_not_waited_for() {
+fn a_missing_role_fails_the_backup_at_once() {
     need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);
@@ -142,7 +142,7 @@ fn a_role_that_is_not_there_is_not_waited_for() {
 }
 
 #[test]
-fn a_server_that_is_starting_is_waited_for() {
+fn a_backup_waits_for_a_starting_server() {
     need_root();
     let sandbox = Sandbox::new();
     let mut postgres = cluster(&sandbox);
@@ -158,7 +158,7 @@ fn a_server_that_is_starting_is_waited_for() {
 }
 
 #[test]
-fn a_pooler_is_not_taken_for_the_server() {
+fn a_pooler_is_refused_as_the_database_server() {
     need_root();
     let sandbox = Sandbox::new();
     let postgres = cluster(&sandbox);

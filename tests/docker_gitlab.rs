@@ -55,7 +55,7 @@ fn load_databases(sandbox: &Sandbox, restored: &Path) -> Postgres {
 }
 
 #[test]
-fn a_gitlab_in_containers_comes_back() {
+fn a_gitlab_in_containers_is_restored() {
     need_root();
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
@@ -109,7 +109,7 @@ fn a_gitlab_in_containers_comes_back() {
 }
 
 #[test]
-fn a_volume_inside_another_one_comes_back() {
+fn nested_volumes_are_restored() {
     need_root();
     let gitlab = DockerGitlab::start();
     gitlab.mount("repositories/@hashed", "mnt/hashed");
@@ -148,7 +148,7 @@ fn a_volume_inside_another_one_comes_back() {
 }
 
 #[test]
-fn a_key_that_is_nowhere_makes_a_backup_incomplete() {
+fn a_missing_key_makes_a_backup_incomplete() {
     need_root();
     let gitlab = DockerGitlab::start();
     let sandbox = Sandbox::new();
@@ -196,7 +196,7 @@ fn maintenance_stops_the_container_and_starts_it_again() {
 }
 
 #[test]
-fn it_is_found_where_compose_files_usually_are() {
+fn detect_finds_compose_files_in_usual_directories() {
     let sandbox = Sandbox::new();
     sandbox.write("srv/other/docker-compose.yml", "services:\n  web:\n    image: nginx\n");
     let found = "srv/docker/forge/compose.yaml";

@@ -57,7 +57,7 @@ fn copy_of_source(sandbox: &Sandbox, name: &str) {
 }
 
 #[test]
-fn killed_at_any_moment_a_backup_costs_nothing_that_was_there() {
+fn a_kill_at_any_moment_keeps_all_existing_snapshots() {
     let sandbox = Sandbox::with_store();
     let mut dice = Dice::new(2);
     make_source(&sandbox);
@@ -139,7 +139,7 @@ fn assert_full(outcome: Outcome) {
 }
 
 #[test]
-fn a_full_disk_costs_the_run_and_nothing_else() {
+fn a_full_disk_fails_only_the_running_backup() {
     let sandbox = Sandbox::new();
     let Some(disk) = SmallDisk::mount(&sandbox, "store", 3000) else { return };
     sandbox.run(["init"]).ok();
@@ -162,7 +162,7 @@ fn a_full_disk_costs_the_run_and_nothing_else() {
 }
 
 #[test]
-fn a_full_disk_leaves_no_unfinished_file_in_a_directory_that_its_owner_may_not_write() {
+fn a_full_disk_leaves_read_only_directories_clean() {
     let sandbox = Sandbox::new();
     let mut dice = Dice::new(4);
     for n in 0..40 {
@@ -195,7 +195,7 @@ fn a_full_disk_leaves_no_unfinished_file_in_a_directory_that_its_owner_may_not_w
 }
 
 #[test]
-fn a_disk_may_be_full_at_any_byte() {
+fn a_full_disk_at_any_byte_keeps_the_store_clean() {
     let sandbox = Sandbox::new();
     let Some(disk) = SmallDisk::mount(&sandbox, "store", 2000) else { return };
     sandbox.run(["init"]).ok();
@@ -361,7 +361,7 @@ fn any_operation_may_fail() {
 }
 
 #[test]
-fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
+fn errors_of_source_and_store_are_distinguished() {
     let sandbox = Sandbox::new();
     sandbox.write("source/good", "good");
     sandbox.write("source/secret/inside", "secret");
@@ -391,7 +391,7 @@ fn a_source_that_cannot_be_read_is_not_the_stores_fault() {
 }
 
 #[test]
-fn a_path_that_cannot_be_read_costs_only_itself() {
+fn an_unreadable_path_loses_only_itself() {
     let sandbox = Sandbox::new();
     sandbox.write("hidden/open/a", "a");
     sandbox.write("closed/b", "b");
@@ -420,7 +420,7 @@ fn assert_only_whole_files(sandbox: &Sandbox, from: &str, to: &str) {
 }
 
 #[test]
-fn a_restore_that_ends_early_leaves_no_half_of_a_file() {
+fn an_interrupted_restore_leaves_only_whole_files() {
     let sandbox = Sandbox::with_store();
     for n in 0..6 {
         sandbox.write(format!("source/{n}").as_str(), Dice::new(20 + n).bytes(9_000_000));
@@ -455,7 +455,7 @@ fn a_restore_that_ends_early_leaves_no_half_of_a_file() {
 }
 
 #[test]
-fn restored_files_have_no_acl_but_their_own() {
+fn restored_files_have_only_their_own_acl() {
     use crate::support::tree::{Acl, DEFAULT, acl};
     use std::os::unix::ffi::OsStrExt;
     let sandbox = Sandbox::with_store();
@@ -487,7 +487,7 @@ fn restored_files_have_no_acl_but_their_own() {
 }
 
 #[test]
-fn other_names_of_a_lost_file_are_not_linked_to_what_is_in_its_place() {
+fn hard_links_of_a_lost_file_do_not_link_to_an_old_file() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", Dice::new(1).bytes(100_000));
     sandbox.tool("ln").args(["source/a", "source/b"]).run().ok();
@@ -506,7 +506,7 @@ fn other_names_of_a_lost_file_are_not_linked_to_what_is_in_its_place() {
 }
 
 #[test]
-fn a_store_that_another_needs_alone_is_locked() {
+fn an_exclusive_lock_stops_every_command() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -552,7 +552,7 @@ fn two_backups_at_once_both_succeed() {
 }
 
 #[test]
-fn an_interrupted_backup_is_taken_up_again() {
+fn an_interrupted_backup_is_resumed() {
     let sandbox = Sandbox::with_store();
     for n in 0..24 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(10_000_000));

@@ -20,7 +20,7 @@ fn assert_same(sandbox: &Sandbox, restored: &str) {
 }
 
 #[test]
-fn everything_comes_back_from_a_first_backup_and_from_an_unchanged_second() {
+fn first_and_unchanged_backups_restore_everything() {
     let sandbox = with_everything();
     sandbox.backup(["source"]);
     sandbox.restore(&sandbox.at("latest", "source"), "first");
@@ -33,7 +33,7 @@ fn everything_comes_back_from_a_first_backup_and_from_an_unchanged_second() {
 }
 
 #[test]
-fn everything_comes_back_over_a_damaged_copy() {
+fn a_restore_repairs_a_damaged_copy() {
     let sandbox = with_everything();
     sandbox.backup(["source"]);
     let place = sandbox.at("latest", "source");
@@ -67,7 +67,7 @@ fn everything_comes_back_over_a_damaged_copy() {
 }
 
 #[test]
-fn without_privileges_owners_are_one_line_and_the_rest_comes_back() {
+fn an_unprivileged_restore_loses_only_owners_and_warns_once() {
     let sandbox = Sandbox::with_store();
     for n in 0..20 {
         sandbox.write(&format!("source/{}/{n}", n % 3), format!("{n}").repeat(100 * n));

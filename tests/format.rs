@@ -27,7 +27,7 @@ fn documented() -> BTreeMap<&'static str, &'static str> {
 }
 
 #[test]
-fn numbers_in_the_document_are_those_of_the_code() {
+fn documented_constants_match_the_code() {
     let tag = |tag: &[u8; 8]| format!("{:?}", std::str::from_utf8(tag).expect("ASCII"));
     let expected: BTreeMap<&str, String> = [
         ("SKIPPABLE_MAGIC", format!("0x{:08X}", segment::SKIPPABLE_MAGIC)),
@@ -74,7 +74,7 @@ fn numbers_in_the_document_are_those_of_the_code() {
 }
 
 #[test]
-fn the_example_in_the_document_is_a_segment() {
+fn the_documented_example_is_a_valid_segment() {
     let (_, rest) = DOCUMENT.split_once("```hexdump\n").expect("there is a dump");
     let (dump, _) = rest.split_once("```").expect("the dump ends");
     let hex: String = dump.lines().flat_map(|line| line[10..49].split(' ')).collect();
@@ -117,7 +117,7 @@ fn write_changed_segment(store: &Path, version: u16, mode: u8) {
 }
 
 #[test]
-fn files_of_a_newer_version_are_never_called_damaged() {
+fn files_of_a_newer_version_are_not_reported_as_damaged() {
     for change in ["version", "mode", "feature for writers", "feature for readers"] {
         let sandbox = Sandbox::new();
         sandbox.write("source/file", b"content ".repeat(200));

@@ -20,7 +20,7 @@ fn configure(sandbox: &Sandbox, gitlab: &GitlabContainer, more: &str) {
 }
 
 #[test]
-fn an_official_container_comes_back() {
+fn an_official_container_is_restored() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new().mattermost());
     let sandbox = Sandbox::new();
@@ -77,7 +77,7 @@ fn an_official_container_comes_back() {
 }
 
 #[test]
-fn services_in_a_container_are_stopped_and_it_stays_up() {
+fn maintenance_stops_services_but_not_the_container() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new());
     let sandbox = Sandbox::new();
@@ -110,7 +110,7 @@ fn services_in_a_container_are_stopped_and_it_stays_up() {
 }
 
 #[test]
-fn the_databases_come_back_as_the_page_about_restoring_says() {
+fn the_documented_commands_restore_the_databases() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new());
     let sandbox = Sandbox::new();
@@ -179,7 +179,7 @@ fn an_official_image_is_found_in_compose_files() {
 }
 
 #[test]
-fn a_container_that_runs_is_found_without_a_compose_file() {
+fn a_running_container_is_found_without_a_compose_file() {
     need_root();
     let sandbox = Sandbox::new();
     let answer = "[{\"Name\": \"git\", \"Config\": {\"Image\": \"docker.io/gitlab/gitlab-ce:17.8.2-ce.0\"}, \

@@ -169,7 +169,7 @@ fn layout(store: &Store, entry: &Entry) -> String {
 
 /// A repository before and after repacking, and a dump of two days: recipes in columns.
 #[test]
-fn files_that_were_stored_as_what_is_new_of_them_come_back() {
+fn files_stored_as_slices_are_restored() {
     let golden = Golden::named("v2-nights");
     let store = golden.open(Purpose::Read);
     let report = check(&store, ReadData::All).expect("checks");
@@ -205,7 +205,7 @@ fn files_that_were_stored_as_what_is_new_of_them_come_back() {
 }
 
 #[test]
-fn the_store_is_whole_and_holds_what_it_should() {
+fn the_golden_store_is_whole_and_complete() {
     let golden = Golden::new();
     for missing in ["index.sqlite", "lock", "tmp"] {
         assert!(!golden.path("store").join(missing).exists(), "{missing} belongs to nobody");
@@ -214,7 +214,7 @@ fn the_store_is_whole_and_holds_what_it_should() {
 }
 
 #[test]
-fn its_snapshots_are_restored_as_they_were() {
+fn golden_snapshots_are_restored_exactly() {
     let golden = Golden::new();
     let store = golden.open(Purpose::Read);
     for id in originals(&store) {
@@ -260,7 +260,7 @@ fn assert_restored(store: &Store, entry: &Entry, path: &Path, has_xattrs: bool) 
 }
 
 #[test]
-fn what_comes_back_is_cut_into_the_same_chunks() {
+fn restored_files_are_cut_into_the_same_chunks() {
     let golden = Golden::new();
     let store = golden.open(Purpose::Read);
     let targets = ["first", "second"].map(|name| golden.path(name));
@@ -281,7 +281,7 @@ fn what_comes_back_is_cut_into_the_same_chunks() {
 }
 
 #[test]
-fn a_new_backup_into_it_leaves_the_old_ones_whole() {
+fn a_new_backup_keeps_the_golden_snapshots_whole() {
     let golden = Golden::new();
     let source = golden.path("new");
     fs::create_dir(&source).expect("makes a directory");
@@ -299,7 +299,7 @@ fn a_new_backup_into_it_leaves_the_old_ones_whole() {
 }
 
 #[test]
-fn a_store_without_the_directory_of_its_segments_is_not_an_empty_one() {
+fn a_store_without_a_segment_directory_is_an_error() {
     let golden = Golden::new();
     fs::remove_dir_all(golden.path("store/segments")).expect("removes");
     let silent = std::sync::Arc::new(store::observe::Silent::default());

@@ -56,7 +56,7 @@ fn an_instance_is_restored_in_place_only_with_consent() {
 }
 
 #[test]
-fn the_path_of_a_project_is_what_restore_takes() {
+fn restore_accepts_the_listed_path_of_a_project() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();

@@ -6,17 +6,17 @@ use crate::support::sandbox::{Dice, Run, Sandbox, need_root};
 use serde_json::Value;
 
 #[test]
-fn an_instance_that_is_written_to_is_copied_whole() {
-    copied_whole_while_written_to(40);
+fn a_busy_instance_is_copied_whole() {
+    check_copy_of_busy_instance(40);
 }
 
 #[test]
 #[ignore = "minutes: a thousand repositories"]
-fn a_large_instance_that_is_written_to_is_copied_whole() {
-    copied_whole_while_written_to(500);
+fn a_large_busy_instance_is_copied_whole() {
+    check_copy_of_busy_instance(500);
 }
 
-fn copied_whole_while_written_to(projects: u32) {
+fn check_copy_of_busy_instance(projects: u32) {
     need_root();
     let gitlab = Builder::new().projects(projects).mattermost().writers().build();
     let sandbox = Sandbox::new();
@@ -48,7 +48,7 @@ fn copied_whole_while_written_to(projects: u32) {
 }
 
 #[test]
-fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
+fn maintenance_copies_the_state_of_stopped_writers() {
     need_root();
     let gitlab = Builder::new().projects(20).writers().build();
     let sandbox = Sandbox::new();
@@ -83,7 +83,7 @@ fn maintenance_stops_writers_for_a_moment_and_copies_exactly_that() {
 }
 
 #[test]
-fn odd_rows_and_tables_do_not_cost_the_night() {
+fn unexpected_rows_and_tables_do_not_fail_a_backup() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -122,7 +122,7 @@ fn odd_rows_and_tables_do_not_cost_the_night() {
 }
 
 #[test]
-fn what_was_moved_to_another_disk_is_copied_from_there() {
+fn directories_moved_to_another_disk_are_copied() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -156,7 +156,7 @@ fn what_was_moved_to_another_disk_is_copied_from_there() {
 }
 
 #[test]
-fn a_schedule_is_what_systemd_and_cron_understand() {
+fn systemd_and_cron_accept_the_schedule() {
     let sandbox = Sandbox::new();
     let instances = "[instances.'my.forge']\nkind = 'gitlab'\n[instances.own]\nkind = 'plain'\n\
                      parts.a.path = '/etc'\nbefore = [{ command = ['true'] }]\n";
@@ -220,7 +220,7 @@ fn a_schedule_is_what_systemd_and_cron_understand() {
 }
 
 #[test]
-fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
+fn detect_proposes_a_valid_configuration() {
     let sandbox = Sandbox::new();
     sandbox.write("root/opt/gitlab/version-manifest.txt", "gitlab-ce 17.8.2\n");
     let found = sandbox.run(["detect", "--root", &sandbox.text("root")]).ok();
@@ -235,7 +235,7 @@ fn a_machine_is_looked_at_and_the_proposal_is_a_configuration() {
 
 #[test]
 #[ignore = "minutes: a thousand repositories and two gigabytes of packages"]
-fn a_stop_is_a_tenth_of_the_run_at_most() {
+fn maintenance_takes_at_most_a_tenth_of_the_run() {
     need_root();
     let gitlab = Builder::new().projects(500).writers().build();
     let mut dice = Dice::new(1);
@@ -249,9 +249,9 @@ fn a_stop_is_a_tenth_of_the_run_at_most() {
     let all = backup(&sandbox).run().ok().json();
     let seconds = |key: &str| summary(&all)[key].as_f64().expect("seconds");
     let (down, whole) = (seconds("seconds_down"), seconds("total_duration"));
-    let said = |line: &&Value| {
+    let is_restart_note = |line: &&Value| {
         line["message"].as_str().is_some_and(|text| text.contains("restarted after"))
     };
-    let note = all.iter().find(said);
+    let note = all.iter().find(is_restart_note);
     assert!(down <= whole / 10.0, "down for {down} of {whole}: {note:?}");
 }

@@ -31,7 +31,7 @@ fn remove(path: impl Into<PathBuf>) {
 }
 
 #[test]
-fn a_repository_is_there_only_if_git_takes_it_for_one() {
+fn only_repositories_that_git_accepts_are_present() {
     need_root();
     let gitlab = Builder::new().projects(8).build();
     let sandbox = Sandbox::new();
@@ -74,7 +74,7 @@ fn a_repository_is_there_only_if_git_takes_it_for_one() {
 }
 
 #[test]
-fn every_kind_of_repository_is_looked_for() {
+fn every_kind_of_repository_is_checked() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -144,7 +144,7 @@ fn every_table_of_files_is_compared() {
 }
 
 #[test]
-fn a_project_by_name_is_complete() {
+fn a_project_stored_by_name_is_complete() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();

@@ -27,7 +27,7 @@ fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &
 }
 
 #[test]
-fn a_database_server_that_dies_in_the_middle_of_a_dump() {
+fn an_aborted_dump_fails_the_backup() {
     need_root();
     let mut gitlab = Builder::new().build();
     // Dumping this table takes a while, because the dump waits for its reader.
@@ -55,7 +55,7 @@ fn a_database_server_that_dies_in_the_middle_of_a_dump() {
 }
 
 #[test]
-fn redis_that_cannot_save() {
+fn a_failed_redis_save_fails_the_backup() {
     need_root();
     let gitlab = Builder::new().build();
     gitlab.redis.break_saving();
@@ -63,7 +63,7 @@ fn redis_that_cannot_save() {
     configure(&sandbox, &gitlab, MAINTENANCE);
     let outcome = backup(&sandbox).run().ends_with(1);
     assert_failed(&sandbox, &gitlab, &outcome, "Redis: its save ended with status `err`");
-    gitlab.redis.mend_saving();
+    gitlab.redis.repair_saving();
     gitlab.redis.slow_saving(20_000);
     configure(&sandbox, &gitlab, "mode = 'maintenance'\nredis = { limit = '1s' }");
     let outcome = backup(&sandbox).run().ends_with(1);
@@ -71,7 +71,7 @@ fn redis_that_cannot_save() {
 }
 
 #[test]
-fn a_service_that_does_not_stop() {
+fn a_service_that_does_not_stop_fails_the_backup() {
     need_root();
     let gitlab = Builder::new().writers().build();
     let stubborn = "#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 1; done\n";
@@ -88,7 +88,7 @@ fn a_service_that_does_not_stop() {
 }
 
 #[test]
-fn a_service_that_takes_longer_to_stop_than_sv_waits() {
+fn a_backup_waits_for_a_slowly_stopping_service() {
     need_root();
     let gitlab = Builder::new().build();
     let slow = "#!/bin/sh\ntrap 'sleep 10; exit' TERM\nwhile :; do sleep 0.1; done\n";
@@ -106,7 +106,7 @@ fn a_service_that_takes_longer_to_stop_than_sv_waits() {
 }
 
 #[test]
-fn a_service_that_somebody_starts_while_it_is_to_be_down() {
+fn a_service_started_during_maintenance_is_reported() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -143,7 +143,7 @@ fn a_service_that_somebody_starts_while_it_is_to_be_down() {
 }
 
 #[test]
-fn a_store_whose_disk_is_full() {
+fn a_full_disk_of_the_store_fails_the_backup() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -176,7 +176,7 @@ fn kill_while_stopped(sandbox: &Sandbox, gitlab: &Gitlab, signal: &str) -> Outco
 }
 
 #[test]
-fn a_run_that_is_killed_while_services_are_stopped() {
+fn services_of_a_killed_run_are_restarted() {
     need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
@@ -202,7 +202,7 @@ fn a_run_that_is_killed_while_services_are_stopped() {
 }
 
 #[test]
-fn signals_start_what_was_stopped() {
+fn signals_restart_the_stopped_services() {
     need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
@@ -214,7 +214,7 @@ fn signals_start_what_was_stopped() {
 }
 
 #[test]
-fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
+fn missing_parts_make_a_backup_incomplete_unless_allowed() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -247,7 +247,7 @@ fn missing_parts_make_it_incomplete_unless_that_is_allowed() {
 }
 
 #[test]
-fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
+fn unmounted_data_makes_a_backup_incomplete_unless_allowed() {
     need_root();
     let gitlab = Builder::new().projects(10).build();
     let sandbox = Sandbox::new();
@@ -291,7 +291,7 @@ fn what_is_not_mounted_makes_it_incomplete_unless_it_is_lost() {
 }
 
 #[test]
-fn two_runs_at_once_do_not_meet() {
+fn a_second_run_of_an_instance_is_refused() {
     need_root();
     let gitlab = Builder::new().projects(20).build();
     let sandbox = Sandbox::new();
@@ -309,7 +309,7 @@ fn two_runs_at_once_do_not_meet() {
 }
 
 #[test]
-fn a_service_that_does_not_start_again() {
+fn a_failed_restart_of_a_service_is_a_failure() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -329,7 +329,7 @@ fn a_service_that_does_not_start_again() {
 }
 
 #[test]
-fn what_is_for_the_end_is_done_whatever_the_end_is() {
+fn after_commands_run_after_any_end_of_a_backup() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -377,7 +377,7 @@ fn what_is_for_the_end_is_done_whatever_the_end_is() {
 }
 
 #[test]
-fn a_dry_run_touches_nothing() {
+fn a_dry_run_does_not_change_the_instance() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -392,7 +392,7 @@ fn a_dry_run_touches_nothing() {
 }
 
 #[test]
-fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
+fn redis_may_rename_its_file_but_must_not_crash() {
     need_root();
     let mut gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -424,7 +424,7 @@ fn redis_saves_where_it_likes_and_is_not_to_die_meanwhile() {
 }
 
 #[test]
-fn an_append_only_log_that_is_rewritten_is_copied_whole() {
+fn a_rewritten_append_only_log_is_copied_whole() {
     need_root();
     let gitlab = Builder::new().redis_append_only().build();
     gitlab.redis.fill(2000);
@@ -455,7 +455,7 @@ fn an_append_only_log_that_is_rewritten_is_copied_whole() {
 }
 
 #[test]
-fn redis_with_a_password() {
+fn a_redis_with_a_password_is_backed_up() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -473,7 +473,7 @@ fn redis_with_a_password() {
 }
 
 #[test]
-fn keys_that_are_others_than_last_time() {
+fn changed_keys_cause_a_warning_until_accepted() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -506,7 +506,7 @@ fn keys_that_are_others_than_last_time() {
 }
 
 #[test]
-fn secrets_that_cannot_be_read() {
+fn unreadable_secrets_make_a_backup_incomplete() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();

@@ -75,7 +75,7 @@ fn check(all: &[Value], name: &str) -> (String, String) {
 }
 
 #[test]
-fn keys_are_tried_wherever_they_are_looked_at() {
+fn backups_and_inspections_try_the_keys() {
     need_root();
     let gitlab = encrypted();
     let sandbox = Sandbox::new();
@@ -126,7 +126,7 @@ fn keys_are_tried_wherever_they_are_looked_at() {
 }
 
 #[test]
-fn values_of_a_lost_key_are_a_warning() {
+fn undecryptable_values_cause_a_warning() {
     need_root();
     let gitlab = encrypted();
     let sandbox = Sandbox::new();

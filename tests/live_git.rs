@@ -309,8 +309,8 @@ fn trials(refs: Refs, hash: Hash, packing: Packing) {
 
         let copy = format!("copy-{trial}.git");
         sandbox.restore(&sandbox.at("latest", "live.git"), &copy);
-        let told = |reason| panic!("{refs:?}, {packing:?}, trial {trial}: {reason}");
-        verdict(&sandbox, &copy).unwrap_or_else(told);
+        let fail = |reason| panic!("{refs:?}, {packing:?}, trial {trial}: {reason}");
+        verdict(&sandbox, &copy).unwrap_or_else(fail);
         let copied = references(&sandbox, &copy);
         for branch in GROWING.map(|branch| format!("refs/heads/{branch}")) {
             let value = |refs: &[(String, String)]| {
@@ -328,43 +328,43 @@ fn trials(refs: Refs, hash: Hash, packing: Packing) {
     }
     let commits = busy.end();
     assert_eq!(verdict(&sandbox, "live.git"), Ok(()), "git itself broke the repository");
-    let told = format!("{refs:?}, {packing:?}: {tally:?}, {commits} references written");
-    assert!(tally.is_enough(), "{told}");
-    assert!(tally.reused > 0 && commits > TRIALS as u64, "{told}");
+    let figures = format!("{refs:?}, {packing:?}: {tally:?}, {commits} references written");
+    assert!(tally.is_enough(), "{figures}");
+    assert!(tally.reused > 0 && commits > TRIALS as u64, "{figures}");
 }
 
 #[test]
-fn copies_are_whole_while_references_are_files_and_packs_are_replaced() {
+fn copies_are_whole_with_file_references_and_replaced_packs() {
     trials(Refs::Files, Hash::Sha1, Packing::DropsUnreachable);
 }
 
 #[test]
-fn copies_are_whole_while_references_are_files_and_are_forced_and_deleted() {
+fn copies_are_whole_with_changing_file_references() {
     trials(Refs::Files, Hash::Sha1, Packing::KeepsUnreachable);
 }
 
 #[test]
-fn copies_are_whole_while_references_are_a_reftable_and_packs_are_replaced() {
+fn copies_are_whole_with_a_reftable_and_replaced_packs() {
     trials(Refs::Reftable, Hash::Sha1, Packing::DropsUnreachable);
 }
 
 #[test]
-fn copies_are_whole_while_references_are_a_reftable_and_are_forced_and_deleted() {
+fn copies_are_whole_with_a_changing_reftable() {
     trials(Refs::Reftable, Hash::Sha1, Packing::KeepsUnreachable);
 }
 
 #[test]
-fn copies_are_whole_while_objects_are_named_by_sha_256_and_packs_are_replaced() {
+fn copies_are_whole_with_sha_256_and_replaced_packs() {
     trials(Refs::Files, Hash::Sha256, Packing::DropsUnreachable);
 }
 
 #[test]
-fn copies_are_whole_while_objects_are_named_by_sha_256_and_references_are_a_reftable() {
+fn copies_are_whole_with_sha_256_and_a_reftable() {
     trials(Refs::Reftable, Hash::Sha256, Packing::KeepsUnreachable);
 }
 
 #[test]
-fn a_repository_that_never_rests_is_read_to_an_end() {
+fn a_backup_of_a_busy_repository_terminates() {
     let sandbox = Arc::new(Sandbox::with_store());
     sandbox.tool("git").args(["init", "--quiet", "--bare", "live.git"]).run().ok();
     sandbox.write("pack", Dice::new(1).bytes(8 << 20));
@@ -444,7 +444,7 @@ fn commit_file(sandbox: &Sandbox, tree: &str, round: u64) {
 }
 
 #[test]
-fn copies_are_whole_of_a_repository_with_work_trees() {
+fn copies_of_a_repository_with_work_trees_are_whole() {
     let sandbox = Arc::new(Sandbox::with_store());
     sandbox.tool("git").args(["init", "--quiet", "--initial-branch=main", "main"]).run().ok();
     commit_file(&sandbox, "main", 0);
@@ -481,7 +481,7 @@ fn copies_are_whole_of_a_repository_with_work_trees() {
 }
 
 #[test]
-fn copies_are_whole_of_a_partial_clone() {
+fn copies_of_a_partial_clone_are_whole() {
     let sandbox = repository(Refs::Files, Hash::Sha1);
     git(&sandbox, &["config", "uploadpack.allowFilter", "true"]).run().ok();
     git(&sandbox, &["config", "uploadpack.allowAnySHA1InWant", "true"]).run().ok();
@@ -519,7 +519,7 @@ fn copies_are_whole_of_a_partial_clone() {
 }
 
 #[test]
-fn copies_are_whole_while_objects_move_to_where_they_are_borrowed_from() {
+fn copies_are_whole_while_objects_move_to_an_alternate() {
     let sandbox = Arc::new(Sandbox::with_store());
     sandbox.tool("git").args(["init", "--quiet", "--initial-branch=main", "work"]).run().ok();
     commit_file(&sandbox, "work", 0);

@@ -1,6 +1,6 @@
 //! The one integration test binary.
 
-/// A check and a restore agree.
+/// Checks and restores find the same losses.
 mod agreement;
 /// Every command, end to end.
 mod cli;
@@ -16,28 +16,29 @@ mod faults;
 mod fidelity;
 /// `docs/format.md` and `docs/restore.py` against the code.
 mod format;
-/// Stores of every version of the format are read by the present program.
+/// A GitLab in a container of its official image.
 mod gitlab_container;
-
+/// Stores written by earlier versions.
 mod golden;
 /// Restores over the machine of an instance.
 mod in_place;
 /// Whole instances with real servers.
 mod instance;
-/// Instances whose parts fail.
+/// Checks of the files and repositories that the databases name.
 mod instance_checks;
+/// Instances whose parts fail during a backup.
 mod instance_faults;
-/// Keys of instances.
+/// Keys that decrypt values in the databases of instances.
 mod keys;
 /// Live bare repositories.
 mod live_git;
 /// Mattermost next to GitLab, and alone.
 mod mattermost;
-/// The text of the commonest errors.
+/// The text of common errors.
 mod messages;
 /// Notifications about runs of instances.
 mod monitoring;
-/// Random trees against copies.
+/// Random trees, compared with copies after every backup.
 mod nights;
 /// Notifications, received by real servers.
 mod notify;
@@ -51,14 +52,15 @@ mod reading;
 mod restore;
 /// Changed files are stored as their new bytes.
 mod reuse;
-/// Rules: excluded paths, named paths, and paths that a restore spares.
+/// Rules: excluded paths, named paths, and paths that a restore keeps.
 mod rules;
 /// Files of very many small slices of chunks.
 mod slices;
 /// Concurrent work on one store.
 mod soak;
-/// Permissions, locks, syncs and unexpected objects among the store's own files.
+/// The files of a store: permissions, locks, syncs and unexpected objects.
 mod store_files;
+/// Support for several test modules.
 mod support;
 /// System calls that fail.
 mod system_calls;

@@ -49,7 +49,7 @@ fn change(path: &Path, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone() {
+fn sign_on_needs_more_than_a_restored_database() {
     need_root();
     let gitlab = Builder::new().mattermost().build();
     let sandbox = Sandbox::new();
@@ -156,7 +156,7 @@ fn sign_on_works_after_a_whole_restore_and_not_after_that_of_the_database_alone(
 }
 
 #[test]
-fn in_old_packages_the_configuration_of_mattermost_counts() {
+fn old_packages_use_the_configuration_of_mattermost() {
     need_root();
     let version = "10.5.5-ce.0";
     let gitlab = Builder::new().version(version).web("unicorn").mattermost().build();
@@ -236,7 +236,7 @@ fn alone(root: &Path) -> Postgres {
 }
 
 #[test]
-fn mattermost_alone_is_backed_up_and_comes_back() {
+fn a_standalone_mattermost_is_backed_up_and_restored() {
     need_root();
     let dir = short_dir();
     let postgres = alone(dir.path());
@@ -290,7 +290,7 @@ fn mattermost_alone_is_backed_up_and_comes_back() {
 }
 
 #[test]
-fn settings_in_the_database_say_where_files_are() {
+fn settings_in_the_database_locate_the_files() {
     need_root();
     let dir = short_dir();
     let postgres = alone(dir.path());

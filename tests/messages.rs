@@ -1,4 +1,4 @@
-//! The whole text of the commonest errors: the object, the fault and the next step.
+//! The whole text of common errors: the object, the fault and the next step.
 
 use crate::support::sandbox::Sandbox;
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const SILENCE: &str = "maintenance.status[web]";
 
 #[test]
-fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
+fn monitoring_is_silenced_while_services_are_down() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -36,7 +36,7 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     // A server that has just started does not know its items yet.
     wait_until("values are taken", || configured(&sandbox, try_out).run().code() == Some(0));
     let before = listener.requests().len();
-    let told = || {
+    let pinged_paths = || {
         let requests = listener.requests();
         let paths = requests[before..].iter().map(|one| one["path"].as_str().expect("a path"));
         paths.map(|path| path.split('?').next().expect("a path").to_owned()).collect::<Vec<_>>()
@@ -47,14 +47,14 @@ fn monitoring_looks_away_while_services_are_down_whatever_becomes_of_the_run() {
     };
 
     backup(&sandbox).run().ok();
-    assert_eq!(told(), ["/ping/start", "/ping/0"]);
+    assert_eq!(pinged_paths(), ["/ping/start", "/ping/0"]);
     assert_eq!(silences(2), ["1", "0"]);
 
     // A run that fails.
     gitlab.redis.break_saving();
     backup(&sandbox).run().ends_with(1);
-    gitlab.redis.mend_saving();
-    assert_eq!(told()[2..], ["/ping/start", "/ping/1"]);
+    gitlab.redis.repair_saving();
+    assert_eq!(pinged_paths()[2..], ["/ping/start", "/ping/1"]);
     assert_eq!(silences(4)[2..], ["1", "0"]);
 
     // A run that is killed: the process that restarts the services also ends the silence.
@@ -179,7 +179,7 @@ fn methods(listener: &Listener) -> Vec<String> {
 }
 
 #[test]
-fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() {
+fn silences_are_recorded_first_and_can_be_interrupted() {
     let sandbox = Sandbox::new();
     let listener = Listener::http(&sandbox);
     plain(&sandbox, "", "", &late_zabbix(&sandbox, &listener));
@@ -211,7 +211,7 @@ fn a_silence_is_known_before_it_is_made_and_a_wish_to_stop_is_heard_meanwhile() 
 }
 
 #[test]
-fn a_silence_that_was_taken_in_part_is_told_and_ended() {
+fn a_partly_refused_silence_is_reported_and_ended() {
     let sandbox = Sandbox::new();
     let trapper = Trapper::start();
     plain(&sandbox, "silence-after = '1s'", "", &trapper.table("['known', 'unknown']"));
@@ -233,7 +233,7 @@ fn a_silence_that_was_taken_in_part_is_told_and_ended() {
 }
 
 #[test]
-fn the_silence_of_a_run_has_its_own_end_whatever_it_recovered() {
+fn a_recovered_silence_does_not_end_the_silence_of_a_run() {
     let sandbox = Sandbox::new();
     let trapper = Trapper::start();
     let mark = sandbox.text("mark");
@@ -258,7 +258,7 @@ fn the_silence_of_a_run_has_its_own_end_whatever_it_recovered() {
 }
 
 #[test]
-fn a_mail_server_that_answers_a_byte_at_a_time_holds_nobody_up() {
+fn a_slow_mail_server_does_not_delay_a_backup() {
     let sandbox = Sandbox::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
@@ -292,7 +292,7 @@ fn a_mail_server_that_answers_a_byte_at_a_time_holds_nobody_up() {
 }
 
 #[test]
-fn what_was_warned_of_is_told_and_a_second_run_tells_nobody() {
+fn a_notification_has_warnings_and_a_refused_run_sends_none() {
     let sandbox = Sandbox::new();
     let listener = Listener::http(&sandbox);
     let ping = format!("[[notify]]\nkind = 'ping'\nurl = '{}'\n", listener.url("/ping"));
@@ -312,7 +312,7 @@ fn what_was_warned_of_is_told_and_a_second_run_tells_nobody() {
 }
 
 #[test]
-fn all_instances_are_recovered_whatever_becomes_of_one() {
+fn a_failed_recovery_does_not_stop_the_others() {
     let sandbox = Sandbox::new();
     plain(&sandbox, "", "", "");
     let start = |program: &str| {

@@ -1,4 +1,4 @@
-//! Random trees with random changes, night after night, against copies.
+//! Random trees with random changes, compared with copies after every backup.
 //!
 //! Every night the source is backed up and copied. Then every snapshot is restored and compared
 //! with the copy of its night in everything that a file system stores.
@@ -399,12 +399,12 @@ fn nights_of(seed: u64) {
 }
 
 #[test]
-fn every_night_of_random_trees_comes_back() {
+fn every_night_of_random_trees_is_restored() {
     (1..=TREES).for_each(nights_of);
 }
 
 #[test]
 #[ignore = "a slow lane, see CONTRIBUTING.md"]
-fn every_night_of_many_random_trees_comes_back() {
+fn every_night_of_many_random_trees_is_restored() {
     (100..100 + TREES_LONG).for_each(nights_of);
 }

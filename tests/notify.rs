@@ -39,7 +39,7 @@ fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
 }
 
 #[test]
-fn a_test_pings_no_success() {
+fn a_test_does_not_ping_a_success() {
     let sandbox = Sandbox::new();
     let listener = Listener::http(&sandbox);
     let url = secret(&sandbox, "url", &format!("{}\n", listener.url("/ping/s3cret")));
@@ -65,27 +65,27 @@ fn a_test_pings_no_success() {
 }
 
 #[test]
-fn trouble_that_passes_is_waited_out_and_any_other_is_told() {
+fn temporary_errors_are_retried_and_others_are_reported() {
     let sandbox = Sandbox::new();
     let listener = Listener::http(&sandbox);
     let table = |path: &str| {
         format!("[[notify]]\nkind = 'ping'\nurl = '{}'\ntimeout = '2s'\n", listener.url(path))
     };
-    let tell = |path: &str| test(&sandbox, &table(path), "started").run();
-    tell("/flaky/2/s3cret").ok();
+    let notify = |path: &str| test(&sandbox, &table(path), "started").run();
+    notify("/flaky/2/s3cret").ok();
     assert_eq!(listener.requests().len(), 3);
     // A redirect would carry the secret to an unintended place.
-    warns(tell("/redirect/s3cret"), &["302", "redirects are not followed"]);
-    warns(tell("/echo/s3cret"), &["404", "there is no …", "check the address"]);
+    warns(notify("/redirect/s3cret"), &["302", "redirects are not followed"]);
+    warns(notify("/echo/s3cret"), &["404", "there is no …", "check the address"]);
     assert_eq!(listener.requests().len(), 5);
-    warns(tell("/slow/s3cret"), &["127.0.0.1", "timeout"]);
-    warns(tell("/status/500/s3cret"), &["500", "check its log"]);
+    warns(notify("/slow/s3cret"), &["127.0.0.1", "timeout"]);
+    warns(notify("/status/500/s3cret"), &["500", "check its log"]);
     let nobody = "[[notify]]\nkind = 'ping'\nurl = 'http://127.0.0.1:9/s3cret'\n";
     warns(test(&sandbox, nobody, "started").run(), &["cannot reach 127.0.0.1:9", "refused"]);
 }
 
 #[test]
-fn one_who_cannot_be_told_keeps_no_other_from_it() {
+fn a_failing_notifier_does_not_stop_the_others() {
     let sandbox = Sandbox::new();
     let listener = Listener::http(&sandbox);
     let table = format!(
@@ -127,7 +127,7 @@ fn certificates_are_checked() {
 }
 
 #[test]
-fn mail_arrives_in_every_way_of_security() {
+fn mail_arrives_with_every_security_setting() {
     let sandbox = Sandbox::new();
     let certificate = Certificate::make(&sandbox);
     let password = secret(&sandbox, "password", "s3cret\n");
@@ -142,10 +142,10 @@ fn mail_arrives_in_every_way_of_security() {
                 if security == "none" { "" } else { &login }
             )
         };
-        let tell = |table: &str| {
+        let notify = |table: &str| {
             test(&sandbox, table, "failed").env("SSL_CERT_FILE", &certificate.path).run()
         };
-        tell(&table(&password)).ok();
+        notify(&table(&password)).ok();
         let mails = server.mails();
         let mail = &mails[0];
         assert_eq!(text(mail, "/headers/to"), "Adm\u{ed}n <admin@example.org>");
@@ -159,7 +159,7 @@ fn mail_arrives_in_every_way_of_security() {
             continue;
         }
         assert_eq!(text(mail, "/user"), "backup");
-        warns(tell(&table("{ command = ['echo', 'wrong'] }")), &["cannot send mail to", "535"]);
+        warns(notify(&table("{ command = ['echo', 'wrong'] }")), &["cannot send mail to", "535"]);
         // Without the authority that signed it.
         warns(test(&sandbox, &table(&password), "failed").run(), &["certificate"]);
         assert_eq!(server.mails().len(), 1);
@@ -167,7 +167,7 @@ fn mail_arrives_in_every_way_of_security() {
 }
 
 #[test]
-fn mail_that_one_does_not_get_reaches_the_others() {
+fn a_refused_recipient_does_not_stop_the_others() {
     let sandbox = Sandbox::new();
     let certificate = Certificate::make(&sandbox);
     let server = Listener::smtp(&sandbox, "none", &certificate);
@@ -192,7 +192,7 @@ fn mail_that_one_does_not_get_reaches_the_others() {
 }
 
 #[test]
-fn metrics_please_promtool() {
+fn promtool_accepts_the_metrics() {
     let sandbox = Sandbox::new();
     let table = format!("[[notify]]\nkind = 'textfile'\ndirectory = '{}'\n", sandbox.text("d"));
     for kind in ["started", "silence"] {
@@ -240,7 +240,7 @@ fn metrics_please_promtool() {
 }
 
 #[test]
-fn zabbix_has_the_values_and_tells_which_it_refuses() {
+fn zabbix_stores_values_and_refused_items_are_reported() {
     need_root();
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);
@@ -284,7 +284,7 @@ fn zabbix_has_the_values_and_tells_which_it_refuses() {
 }
 
 #[test]
-fn a_maintenance_in_zabbix_ends_by_itself_and_sooner_if_it_can() {
+fn a_zabbix_maintenance_expires_unless_it_is_ended_earlier() {
     need_root();
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);
@@ -337,7 +337,7 @@ fn a_maintenance_in_zabbix_ends_by_itself_and_sooner_if_it_can() {
 
 #[test]
 #[ignore = "a minute: so long Zabbix takes to put a maintenance in force"]
-fn services_are_not_stopped_before_the_maintenance_is_in_force() {
+fn services_stop_only_after_the_maintenance_takes_effect() {
     let sandbox = Sandbox::new();
     let zabbix = Zabbix::start(&sandbox);
     let token = secret(&sandbox, "token", &zabbix.token);
@@ -381,7 +381,7 @@ fn newer_zabbix_gets_the_token_in_the_header() {
 }
 
 #[test]
-fn a_configuration_that_names_nobody_is_told() {
+fn a_configuration_without_a_notifier_is_an_error() {
     let sandbox = Sandbox::new();
     test(&sandbox, "", "failed").run().fails(1, &["has no notifier"]);
     let ping = "[[notify]]\nkind = 'ping'\nurl = 'http://127.0.0.1:9/x'\n[instances.other]\nkind = 'plain'\n";

@@ -1,11 +1,11 @@
-//! Owners and modes of an instance: found by a look at it, counted by a restore that is dry.
+//! Owners and modes of an instance: inspections report them, and dry restores count them.
 
 use crate::support::gitlab::{Builder, DATA};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::sandbox::{Run, Sandbox, need_root};
 
 #[test]
-fn wrong_owners_and_modes_are_named_and_mended() {
+fn wrong_owners_and_modes_are_reported_with_a_working_fix() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();
@@ -75,7 +75,7 @@ fn wrong_owners_and_modes_are_named_and_mended() {
 }
 
 #[test]
-fn keys_that_others_can_read_are_named() {
+fn keys_readable_by_others_are_reported() {
     need_root();
     let gitlab = Builder::new().build();
     let sandbox = Sandbox::new();

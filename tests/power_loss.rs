@@ -10,7 +10,7 @@
 //! The short lanes test some hundred states. The long one is `cargo test -p forgekeep --test
 //! forgekeep power_loss:: -- --ignored --nocapture`; `FORGEKEEP_STATES` is its number of states.
 
-use crate::support::aftermath::{comes_back, next_backup, said};
+use crate::support::aftermath::{comes_back, naming, next_backup};
 use crate::support::disk::{Change, Disk, Loss, Remains};
 use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
 use crate::support::show;
@@ -75,7 +75,7 @@ impl Recorded {
         promises: &[String],
         new: Option<SnapshotId>,
     ) -> Result<(), String> {
-        let (snapshots, damaged) = store.snapshots().map_err(said("snapshots"))?;
+        let (snapshots, damaged) = store.snapshots().map_err(naming("snapshots"))?;
         if !damaged.is_empty() {
             return Err(format!("listed and unreadable: {damaged:?}"));
         }
@@ -104,10 +104,10 @@ impl Recorded {
         open: &dyn Fn(Purpose) -> store::Result<Store>,
     ) -> Result<(), String> {
         if is_reader_first {
-            let store = open(Purpose::Read).map_err(said("the store does not open"))?;
+            let store = open(Purpose::Read).map_err(naming("the store does not open"))?;
             self.restore_all(&store, promises, None)?;
         }
-        let store = open(Purpose::Write).map_err(said("the store does not open for writing"))?;
+        let store = open(Purpose::Write).map_err(naming("the store does not open for writing"))?;
         let new = next_backup(&store, &self.source())?;
         self.restore_all(&store, promises, Some(new))
     }
@@ -326,7 +326,7 @@ fn examine_steps(steps: &RecordedSteps, states: usize) -> usize {
 }
 
 #[test]
-fn any_prefix_of_the_steps_of_a_backup_is_a_good_store() {
+fn any_prefix_of_the_steps_of_a_backup_leaves_a_good_store() {
     examine_steps(&record_steps(), STATES);
 }
 
@@ -422,7 +422,7 @@ fn any_prefix_of_the_system_calls_leaves_a_good_store() {
 
 #[test]
 #[ignore = "a slow lane, see CONTRIBUTING.md"]
-fn ten_thousand_losses_of_power_cost_nothing() {
+fn ten_thousand_power_losses_leave_good_stores() {
     #[expect(clippy::disallowed_methods, reason = "the length of the long lane")]
     let wanted = std::env::var("FORGEKEEP_STATES").ok().and_then(|count| count.parse().ok());
     let wanted: usize = wanted.unwrap_or(STATES_LONG);

@@ -85,7 +85,7 @@ fn with_end(dir: &Path, end: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_read_of_a_git_directory_costs_itself() {
+fn unreadable_parts_of_a_git_directory_lose_only_themselves() {
     need_root();
     let sandbox = Sandbox::new();
     sandbox.as_nobody(["init"]).run().ok();
@@ -113,7 +113,7 @@ fn what_cannot_be_read_of_a_git_directory_costs_itself() {
 }
 
 #[test]
-fn a_multi_pack_index_is_left_out_with_a_pack_that_it_names() {
+fn a_multi_pack_index_is_skipped_with_an_unreadable_pack() {
     need_root();
     let sandbox = Sandbox::new();
     sandbox.as_nobody(["init"]).run().ok();
@@ -131,7 +131,7 @@ fn a_multi_pack_index_is_left_out_with_a_pack_that_it_names() {
 }
 
 #[test]
-fn a_listing_that_fails_in_the_middle_keeps_what_it_had() {
+fn an_aborted_listing_keeps_the_entries_read_so_far() {
     let sandbox = Sandbox::with_store();
     for n in 0..2000 {
         sandbox.write(&format!("source/many/a-name-so-long-that-one-call-lists-few-{n}"), "");
@@ -150,7 +150,7 @@ fn a_listing_that_fails_in_the_middle_keeps_what_it_had() {
 }
 
 #[test]
-fn attributes_that_cannot_be_read_cost_no_content_and_are_tried_again() {
+fn unreadable_attributes_keep_content_and_are_retried() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/file", "precious");
     sandbox.write("source/sub/file", "precious, too");
@@ -181,7 +181,7 @@ fn attributes_that_cannot_be_read_cost_no_content_and_are_tried_again() {
 }
 
 #[test]
-fn an_attribute_of_a_directory_that_is_only_passed_through_costs_nothing_else() {
+fn unreadable_attributes_of_a_parent_lose_nothing_else() {
     need_root();
     let sandbox = Sandbox::new();
     sandbox.write("hidden/mine/file", "mine");
@@ -227,7 +227,7 @@ while not os.path.exists('over'):
 }
 
 #[test]
-fn a_leased_file_is_read_once_it_is_given_back() {
+fn a_leased_file_is_read_after_the_lease_ends() {
     let sandbox = Sandbox::with_store();
     let holder = hold_lease(&sandbox, "give_back");
     let outcome = sandbox.run(["backup", "source"]);
@@ -239,7 +239,7 @@ fn a_leased_file_is_read_once_it_is_given_back() {
 }
 
 #[test]
-fn a_stop_is_heard_while_a_lease_is_waited_for() {
+fn a_signal_stops_the_wait_for_a_lease() {
     let sandbox = Sandbox::with_store();
     let holder = hold_lease(&sandbox, "signal.SIG_IGN");
     let began = Instant::now();
@@ -255,7 +255,7 @@ fn a_stop_is_heard_while_a_lease_is_waited_for() {
 }
 
 #[test]
-fn files_of_others_beside_a_reftable_are_kept() {
+fn foreign_files_beside_a_reftable_are_kept() {
     let sandbox = Sandbox::with_store();
     let git = ["init", "--quiet", "--bare", "--ref-format=reftable", "source/r.git"];
     sandbox.tool("git").args(git).run().ok();
@@ -271,7 +271,7 @@ fn files_of_others_beside_a_reftable_are_kept() {
 }
 
 #[test]
-fn files_whose_size_is_given_as_0_are_read_to_their_end() {
+fn files_with_a_reported_size_of_0_are_read_completely() {
     let sandbox = Sandbox::with_store();
     // A short one, and one that is cut into chunks on kernels that have it.
     for path in ["/proc/version", "/proc/kallsyms"] {
@@ -285,7 +285,7 @@ fn files_whose_size_is_given_as_0_are_read_to_their_end() {
 }
 
 #[test]
-fn a_directory_of_one_pass_stays_one_when_another_pass_finds_a_file() {
+fn a_directory_of_one_pass_wins_over_a_file_of_another() {
     let sandbox = Sandbox::new();
     stores::init_small(&sandbox.path("store"));
     sandbox.write("source/a/b/inside", "inside");
@@ -324,7 +324,7 @@ fn in_the_past(paths: &[&Path]) -> Options {
 }
 
 #[test]
-fn a_path_that_vanished_costs_no_other() {
+fn a_vanished_path_does_not_stop_the_others() {
     let sandbox = Sandbox::new();
     stores::init_small(&sandbox.path("store"));
     sandbox.write("there/file", "content");
@@ -357,7 +357,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn hard_links_of_two_file_systems_with_the_same_inode_numbers_stay_apart() {
+fn equal_inode_numbers_of_two_file_systems_stay_separate() {
     let sandbox = Sandbox::with_store();
     let Some(_a) = Mounted::new(&sandbox, "source/a") else { return };
     let Some(_b) = Mounted::new(&sandbox, "source/b") else { return };
@@ -399,7 +399,7 @@ fn replace(path: &Path, dice: &mut Dice) {
 }
 
 #[test]
-fn types_may_change_while_they_are_read() {
+fn file_types_may_change_during_a_backup() {
     let sandbox = Arc::new(Sandbox::with_store());
     fs::create_dir(sandbox.path("source")).expect("a directory");
     sandbox.tool("git").args(["init", "--quiet", "--bare", "source/r.git"]).run().ok();
@@ -431,7 +431,7 @@ fn types_may_change_while_they_are_read() {
 }
 
 #[test]
-fn attributes_that_could_not_be_read_survive_a_restore_in_place() {
+fn unread_attributes_survive_a_restore_in_place() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "1");
     let file = sandbox.path("source/f");

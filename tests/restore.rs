@@ -28,7 +28,7 @@ fn delete_never_removes_the_store() {
 }
 
 #[test]
-fn delete_never_removes_what_is_mounted_inside() {
+fn delete_never_removes_mounted_file_systems() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -47,7 +47,7 @@ fn delete_never_removes_what_is_mounted_inside() {
 }
 
 #[test]
-fn delete_keeps_caches_and_what_git_makes_anew() {
+fn delete_keeps_caches_and_files_that_git_regenerates() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/cache/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55");
     sandbox.write("source/cache/inner", "inner");
@@ -68,7 +68,7 @@ fn delete_keeps_caches_and_what_git_makes_anew() {
 }
 
 #[test]
-fn delete_removes_a_repository_that_came_later_with_its_caches() {
+fn delete_removes_a_newer_repository_with_its_caches() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -80,7 +80,7 @@ fn delete_removes_a_repository_that_came_later_with_its_caches() {
 }
 
 #[test]
-fn nothing_restored_is_no_success() {
+fn restoring_nothing_is_not_a_success() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("source/b", "b");
@@ -102,7 +102,7 @@ fn nothing_restored_is_no_success() {
 }
 
 #[test]
-fn delete_is_refused_where_the_snapshot_lacks_unreadable_paths() {
+fn delete_is_refused_if_the_snapshot_lacks_unreadable_paths() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
     sandbox.write("source/secret", "secret");
@@ -118,7 +118,7 @@ fn delete_is_refused_where_the_snapshot_lacks_unreadable_paths() {
 }
 
 #[test]
-fn delete_looks_only_below_what_was_backed_up() {
+fn delete_removes_only_below_backed_up_paths() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -301,7 +301,7 @@ fn assert_same(sandbox: &Sandbox, restored: &str) {
 }
 
 #[test]
-fn an_owner_restores_into_directories_without_the_right_to_write() {
+fn an_owner_restores_into_read_only_directories() {
     let sandbox = Sandbox::new();
     write_protected(&sandbox);
     let place = sandbox.at("latest", "source");
@@ -329,7 +329,7 @@ fn an_owner_restores_into_directories_without_the_right_to_write() {
 }
 
 #[test]
-fn rights_of_an_owner_who_could_not_be_set_are_not_given_to_others() {
+fn set_id_bits_are_dropped_if_the_owner_cannot_be_set() {
     need_root();
     let sandbox = Sandbox::with_store();
     sandbox.write("source/program", "#!/bin/sh");
@@ -348,7 +348,7 @@ fn rights_of_an_owner_who_could_not_be_set_are_not_given_to_others() {
 }
 
 #[test]
-fn content_comes_back_where_metadata_and_links_are_refused() {
+fn content_is_restored_if_metadata_and_links_are_refused() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("source/b", "b");
@@ -386,7 +386,7 @@ fn content_comes_back_where_metadata_and_links_are_refused() {
 }
 
 #[test]
-fn a_killed_restore_does_not_harm_another_one_into_the_same_directory() {
+fn a_killed_restore_does_not_harm_a_concurrent_one() {
     let sandbox = Sandbox::with_store();
     let mut dice = Dice::new(7);
     for n in 0..12 {
@@ -417,7 +417,7 @@ fn a_killed_restore_does_not_harm_another_one_into_the_same_directory() {
 }
 
 #[test]
-fn a_restore_over_right_files_makes_no_work_for_the_next_backup() {
+fn restored_files_stay_unchanged_for_the_next_backup() {
     let sandbox = Sandbox::with_store();
     for n in 0..50 {
         sandbox.write(&format!("source/{}/{n}", n % 3), format!("{n}").repeat(100));
@@ -441,7 +441,7 @@ fn restore_with_failing(sandbox: &Sandbox, place: &str, fault: &str) -> Outcome 
 }
 
 #[test]
-fn no_refused_call_for_metadata_or_links_costs_content() {
+fn failed_metadata_and_link_calls_do_not_lose_content() {
     let sandbox = Sandbox::with_store();
     for n in 0..4 {
         sandbox.write(&format!("source/dir/{n}"), format!("{n}").repeat(1000));
@@ -486,7 +486,7 @@ fn no_refused_call_for_metadata_or_links_costs_content() {
 }
 
 #[test]
-fn what_cannot_be_deleted_is_named() {
+fn undeletable_paths_are_reported() {
     need_root();
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "1");
@@ -507,7 +507,7 @@ fn what_cannot_be_deleted_is_named() {
 }
 
 #[test]
-fn the_target_gets_the_metadata_of_the_directory_that_it_is() {
+fn a_target_gets_the_metadata_of_its_own_directory() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "1");
     sandbox.write("other/g", "2");
@@ -541,7 +541,7 @@ fn the_target_gets_the_metadata_of_the_directory_that_it_is() {
 }
 
 #[test]
-fn times_that_the_file_system_cannot_hold_are_named() {
+fn times_that_the_file_system_cannot_store_are_reported() {
     let sandbox = Sandbox::with_store();
     for (name, time) in [("late", "2100-01-01"), ("usual", "2000-01-01"), ("early", "1960-01-01")] {
         let name = format!("source/{name}");
@@ -565,7 +565,7 @@ fn times_that_the_file_system_cannot_hold_are_named() {
 }
 
 #[test]
-fn newer_files_that_hide_restored_references_are_named() {
+fn newer_files_that_hide_restored_references_are_reported() {
     let sandbox = Sandbox::with_store();
     let init = ["init", "--quiet", "--bare", "--initial-branch=kept", "source/a.git"];
     sandbox.tool("git").args(init).run().ok();
@@ -587,7 +587,7 @@ fn newer_files_that_hide_restored_references_are_named() {
 }
 
 #[test]
-fn a_name_that_cannot_be_given_costs_no_other_name_of_the_file() {
+fn a_blocked_name_does_not_lose_the_other_hard_links() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "precious");
     sandbox.tool("mkfifo").args(["source/p"]).run().ok();
@@ -646,7 +646,7 @@ fn the_objects_of_a_running_push_are_not_deleted() {
 }
 
 #[test]
-fn a_private_directory_is_private_while_it_is_restored() {
+fn a_private_directory_stays_private_during_a_restore() {
     let sandbox = Sandbox::with_store();
     for n in 0..12 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(2_000_000));

@@ -38,18 +38,23 @@ fn repository(object_format: &str) -> Sandbox {
 /// Adds commits `from..to` as one pack, like a push. Each changes a row of a file.
 fn push(sandbox: &Sandbox, branch: &str, from: u64, to: u64) {
     let mut stream = Vec::new();
-    let mut say = |text: String| stream.extend(text.into_bytes());
+    let mut write = |text: String| stream.extend(text.into_bytes());
     for n in from..to {
         let text = if n == 0 { file(0, 0) } else { file(n % 20, n) };
-        say(format!(
+        write(format!(
             "commit refs/heads/{branch}\ncommitter A <a@b.c> {} +0000\n",
             1_700_000_000 + n
         ));
-        say("data 7\nchange\n\n".to_owned());
+        write("data 7\nchange\n\n".to_owned());
         if n == from && n > 0 {
-            say(format!("from refs/heads/{branch}^0\n"));
+            write(format!("from refs/heads/{branch}^0\n"));
         }
-        say(format!("M 100644 inline dir{}/file{}\ndata {}\n{text}\n", n % 4, n % 20, text.len()));
+        write(format!(
+            "M 100644 inline dir{}/file{}\ndata {}\n{text}\n",
+            n % 4,
+            n % 20,
+            text.len()
+        ));
     }
     sandbox
         .tool("git")
@@ -82,7 +87,7 @@ fn number(summary: &Value, name: &str) -> u64 {
 }
 
 /// Restores the last snapshot, compares it with the source and removes it.
-fn assert_comes_back(sandbox: &Sandbox) {
+fn assert_restored(sandbox: &Sandbox) {
     let source = sandbox.text("source");
     sandbox.restore(&format!("latest:{source}"), "restored");
     let differences = tree::compare(Path::new(&source), &sandbox.path("restored"));
@@ -91,7 +96,7 @@ fn assert_comes_back(sandbox: &Sandbox) {
 }
 
 #[test]
-fn every_kind_of_housekeeping_costs_little_and_comes_back() {
+fn housekeeping_adds_little_and_is_restored() {
     for object_format in ["sha1", "sha256"] {
         let sandbox = repository(object_format);
         push(&sandbox, "main", 0, 300);
@@ -125,14 +130,14 @@ fn every_kind_of_housekeeping_costs_little_and_comes_back() {
             let least = if arguments.contains(&"-adfq") { new / 3 } else { new * 3 / 4 };
             assert!(found >= least, "{object_format} {arguments:?}: {found} of {new}: {summary}");
             assert!(summary["files_stored_plainly"].as_object().is_some_and(|map| map.is_empty()));
-            assert_comes_back(&sandbox);
+            assert_restored(&sandbox);
         }
         sandbox.assert_clean();
     }
 }
 
 #[test]
-fn what_was_touched_costs_nothing() {
+fn touched_files_add_almost_nothing() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 200);
     sandbox.backup(["source"]);
@@ -149,7 +154,7 @@ fn what_was_touched_costs_nothing() {
     let summary = sandbox.backup(["source"]);
     assert!(number(&summary, "files_changed") >= 3, "{summary}");
     assert!(number(&summary, "data_added") < 20_000, "{summary}");
-    assert_comes_back(&sandbox);
+    assert_restored(&sandbox);
 }
 
 /// Returns a dump of this many rows; `version` returns the current version of a row.
@@ -166,7 +171,7 @@ fn dump(rows: u64, version: impl Fn(u64) -> u64) -> String {
 }
 
 #[test]
-fn dumps_cost_the_rows_that_changed() {
+fn dumps_add_only_their_changed_rows() {
     let sandbox = Sandbox::with_store();
     let rows = 40_000;
     type Version = fn(u64) -> u64;
@@ -185,7 +190,7 @@ fn dumps_cost_the_rows_that_changed() {
         let summary = sandbox.backup(["source"]);
         let added = number(&summary, "data_added");
         assert!(is_first || added <= most, "{name} as a file: {added} of {share}: {summary}");
-        assert_comes_back(&sandbox);
+        assert_restored(&sandbox);
         let stream = ["--stdin-name", "db/main.sql"];
         let run = sandbox.forgekeep(["backup", "--json"]).args(stream).input(text.as_bytes());
         let summary = run.run().ok().json().pop().expect("a summary");
@@ -198,7 +203,7 @@ fn dumps_cost_the_rows_that_changed() {
 }
 
 #[test]
-fn a_damaged_base_is_noticed_and_stored_anew() {
+fn files_with_a_damaged_reference_are_stored_again() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 300);
     sandbox.write("source/dump.sql", dump(20_000, |_| 0));
@@ -222,13 +227,13 @@ fn a_damaged_base_is_noticed_and_stored_anew() {
     sandbox.write("source/dump.sql", dump(20_000, |row| u64::from(row % 100 == 0)));
     let run = sandbox.forgekeep(["backup", "source"]).run().ok();
     assert!(run.stderr.contains("run `forgekeep check`"), "{}", run.stderr);
-    assert_comes_back(&sandbox);
+    assert_restored(&sandbox);
     sandbox.run(["check", "--read-data"]).ends_with(1);
 }
 
 /// A stream cannot be read again when damage is found after a part of it was compared.
 #[test]
-fn a_stream_survives_damage_in_the_middle_of_its_base() {
+fn a_stream_survives_damage_in_its_reference() {
     let sandbox = Sandbox::with_store();
     let back_up = |text: &str| {
         let backup = ["backup", "--stdin-name", "dump.sql"];
@@ -260,7 +265,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
+fn malformed_packs_are_stored_plainly_and_counted() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 200);
     git(&sandbox, &["repack", "-adq"]);
@@ -287,11 +292,11 @@ fn what_is_not_what_it_seems_is_stored_plainly_and_counted() {
     }
     let reasons = sandbox.backup(["source"])["files_stored_plainly"].clone();
     assert_eq!((&reasons["version"], &reasons["trailing"]), (&1.into(), &2.into()), "{reasons}");
-    assert_comes_back(&sandbox);
+    assert_restored(&sandbox);
 }
 
 #[test]
-fn packs_that_are_links_or_none_at_all_come_back_as_they_are() {
+fn linked_and_false_packs_are_restored_unchanged() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 100);
     git(&sandbox, &["repack", "-adq"]);
@@ -311,7 +316,7 @@ fn packs_that_are_links_or_none_at_all_come_back_as_they_are() {
     }
     for _ in 0..2 {
         sandbox.backup(["source"]);
-        assert_comes_back(&sandbox);
+        assert_restored(&sandbox);
     }
     sandbox.assert_clean();
 }
@@ -338,11 +343,11 @@ fn a_repository_without_its_caches_is_whole() {
     assert_eq!(head("clone/.git"), head("source/forge.git"));
     // By default they are kept.
     sandbox.backup(["source"]);
-    assert_comes_back(&sandbox);
+    assert_restored(&sandbox);
 }
 
 #[test]
-fn thirty_nights_do_not_wear_a_store_out() {
+fn thirty_nights_do_not_fragment_a_store() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 200);
     git(&sandbox, &["repack", "-adq"]);
@@ -372,7 +377,7 @@ fn thirty_nights_do_not_wear_a_store_out() {
         assert!(sandbox.read(&pack) == sandbox.read(Path::new("restored").join(name)), "{name:?}");
     }
     sandbox.assert_clean();
-    let Worn { files, chunks, dump_pieces, dump_bytes } = worn(&sandbox);
+    let Fragmentation { files, chunks, dump_pieces, dump_bytes } = fragmentation(&sandbox);
     assert!(chunks * 10 <= files * 13, "chunks of {chunks} bytes hold files of {files}");
     assert!(dump_pieces <= dump_bytes / 400, "{dump_pieces} of {dump_bytes}");
     // Nights cost the new bytes, and later those copied forward so that old chunks can be dropped.
@@ -383,7 +388,7 @@ fn thirty_nights_do_not_wear_a_store_out() {
 }
 
 /// Fragmentation of the last snapshot.
-struct Worn {
+struct Fragmentation {
     /// Bytes of files in chunks, and of all chunks that they reference.
     files: u64,
     chunks: u64,
@@ -392,27 +397,28 @@ struct Worn {
     dump_bytes: u64,
 }
 
-fn worn(sandbox: &Sandbox) -> Worn {
+fn fragmentation(sandbox: &Sandbox) -> Fragmentation {
     let store = stores::open(&sandbox.path("store"), Purpose::Read);
     let (snapshots, _) = store.snapshots().expect("reads");
     let (_, last) = snapshots.last().expect("thirty of them");
     let get = |id: &ChunkId| store.chunk(id);
     let mut seen = HashSet::new();
-    let mut worn = Worn { files: 0, chunks: 0, dump_pieces: 0, dump_bytes: 0 };
+    let mut fragmentation = Fragmentation { files: 0, chunks: 0, dump_pieces: 0, dump_bytes: 0 };
     for entry in TreeReader::new(&last.root.chunk(), &get) {
         let entry = entry.expect("reads");
         let Content::Recipe(recipe) = &entry.content else { continue };
-        worn.files += entry.size;
+        fragmentation.files += entry.size;
         for extent in Extents::new(recipe, &get) {
             let Extent::Slice { chunk, .. } = extent.expect("reads") else { continue };
             if entry.path.ends_with(b"dump.sql") {
-                worn.dump_pieces += 1;
-                worn.dump_bytes = entry.size;
+                fragmentation.dump_pieces += 1;
+                fragmentation.dump_bytes = entry.size;
             }
             if seen.insert(chunk) {
-                worn.chunks += u64::from(store.locate(&chunk).expect("is there").plain_len);
+                fragmentation.chunks +=
+                    u64::from(store.locate(&chunk).expect("is there").plain_len);
             }
         }
     }
-    worn
+    fragmentation
 }

@@ -1,4 +1,4 @@
-//! Rules: paths that a backup leaves out, named paths, and paths that a restore spares.
+//! Rules: paths that a backup skips, named paths, and paths that a restore keeps.
 
 use crate::support::instance::configured;
 use crate::support::sandbox::{Outcome, Sandbox, is_root, need_root};
@@ -56,7 +56,7 @@ fn has(sandbox: &Sandbox, path: &str) -> bool {
 }
 
 #[test]
-fn what_is_named_is_in_whatever_the_rules_say_of_its_parents() {
+fn named_paths_are_included_despite_rules_for_parents() {
     for case in cases() {
         let text = format!("{} in {}", case.rule, case.base);
         within(&case, |sandbox, dir| {
@@ -80,7 +80,7 @@ fn what_is_named_is_in_whatever_the_rules_say_of_its_parents() {
 }
 
 #[test]
-fn what_was_left_out_survives_a_restore_that_deletes() {
+fn skipped_paths_survive_a_deleting_restore() {
     for case in cases() {
         within(&case, |sandbox, dir| {
             let text = format!("{} in {}", case.rule, case.base);
@@ -108,7 +108,7 @@ fn what_was_left_out_survives_a_restore_that_deletes() {
 }
 
 #[test]
-fn a_file_that_is_mounted_is_another_file_system() {
+fn a_mounted_file_counts_as_another_file_system() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/f", "below the mount");
     sandbox.write("source/r.git/HEAD", "ref: refs/heads/main");
@@ -158,7 +158,7 @@ fn the_store_is_never_in_a_snapshot() {
 }
 
 #[test]
-fn patterns_that_leave_nothing_are_not_a_success() {
+fn patterns_that_exclude_everything_are_not_a_success() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("source/b.log", "b");
@@ -210,7 +210,7 @@ fn configure(sandbox: &Sandbox, more: &str) {
 }
 
 #[test]
-fn what_a_configuration_leaves_out_survives_a_restore_that_deletes() {
+fn files_excluded_by_configuration_survive_a_deleting_restore() {
     let sandbox = Sandbox::new();
     let left_out = ["data/logs/x", "data/sub/logs/x", "data/big/x", "data/a.tmp", "data/sub/b.tmp"];
     for name in ["data/kept", "data/sub/kept"].iter().chain(&left_out) {
@@ -236,7 +236,7 @@ fn what_a_configuration_leaves_out_survives_a_restore_that_deletes() {
 }
 
 #[test]
-fn an_incomplete_snapshot_says_so_and_names_the_last_complete_one() {
+fn an_incomplete_snapshot_names_the_last_complete_one() {
     let sandbox = Sandbox::new();
     sandbox.write("data/kept", "x");
     sandbox.write("data/big/x", "x");
@@ -284,7 +284,7 @@ fn a_snapshot_without_a_named_path_is_not_complete() {
 }
 
 #[test]
-fn absolute_patterns_follow_links_as_sources_do() {
+fn absolute_patterns_follow_links_like_sources() {
     let sandbox = Sandbox::with_store();
     sandbox.write("real/x/secret", "1");
     sandbox.write("real/keep", "2");

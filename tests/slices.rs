@@ -132,7 +132,7 @@ fn file(name: &str, count: usize, put: &mut Put<'_>) -> (Entry, Vec<u8>) {
 }
 
 #[test]
-fn they_are_restored_compared_and_printed() {
+fn sliced_files_are_restored_compared_and_dumped() {
     let scratch = Scratch::new();
     let (mut small, mut large, mut linked) = (Vec::new(), Vec::new(), None);
     let id = stores::craft(&scratch.path("store"), |put| {
@@ -181,7 +181,7 @@ fn they_are_restored_compared_and_printed() {
 }
 
 #[test]
-fn one_that_lacks_a_chunk_costs_itself_only() {
+fn a_missing_chunk_loses_only_its_own_file() {
     let scratch = Scratch::new();
     let mut whole = Vec::new();
     let id = stores::craft(&scratch.path("store"), |put| {
@@ -207,7 +207,7 @@ fn one_that_lacks_a_chunk_costs_itself_only() {
 }
 
 #[test]
-fn slices_beyond_their_chunk_are_found_and_never_restored() {
+fn slices_beyond_their_chunk_are_reported_and_not_restored() {
     let scratch = Scratch::new();
     let end = CHUNK as u32;
     let id = stores::craft(&scratch.path("store"), |put| {

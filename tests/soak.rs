@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 const SHORT: Duration = Duration::from_secs(20);
 
 #[test]
-fn side_by_side_nothing_is_lost_and_no_alarm_is_false() {
+fn concurrent_work_loses_nothing_and_gives_no_false_alarm() {
     soak(SHORT);
 }
 
 /// Set the duration with `FORGEKEEP_SOAK_SECONDS=3600 scripts/test --ignored
-/// side_by_side_for_long`.
+/// concurrent_work_loses_nothing_for_long`.
 #[test]
 #[ignore = "as long as FORGEKEEP_SOAK_SECONDS says, an hour by default"]
 #[expect(clippy::disallowed_methods, reason = "how long it takes is for who starts it to say")]
-fn side_by_side_for_long() {
+fn concurrent_work_loses_nothing_for_long() {
     let seconds = std::env::var("FORGEKEEP_SOAK_SECONDS").ok();
     let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(3600);
     soak(Duration::from_secs(seconds));

@@ -25,7 +25,7 @@ fn with_umask(sandbox: &Sandbox, umask: &str, arguments: &[&str]) -> Outcome {
 }
 
 #[test]
-fn only_the_owner_reads_a_store_whatever_the_umask_and_its_directory_are() {
+fn only_the_owner_can_read_a_store_under_any_umask() {
     for umask in ["000", "022", "077"] {
         let sandbox = Sandbox::new();
         sandbox.write("source/secret", "secret");
@@ -49,7 +49,7 @@ fn only_the_owner_reads_a_store_whatever_the_umask_and_its_directory_are() {
 
 /// The log of the index has the permissions of the index.
 #[test]
-fn the_log_of_a_killed_backup_is_as_private() {
+fn the_log_of_a_killed_backup_is_private() {
     let sandbox = Sandbox::new();
     with_umask(&sandbox, "000", &["init"]);
     for n in 0..300 {
@@ -77,7 +77,7 @@ fn as_member(sandbox: &Sandbox, gid: u32, arguments: &[&str]) -> Run {
 }
 
 #[test]
-fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
+fn only_owner_and_group_can_read_a_group_readable_store() {
     need_root();
     const MEMBERS: u32 = 4711;
     let sandbox = Sandbox::new();
@@ -116,7 +116,7 @@ fn the_group_reads_a_store_that_was_made_for_it_and_nobody_else_does() {
 }
 
 #[test]
-fn what_root_writes_into_the_store_of_another_user_belongs_to_that_user() {
+fn files_written_by_root_belong_to_the_owner_of_the_store() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", Dice::new(1).bytes(100_000));
     std::fs::create_dir(sandbox.path("store")).expect("makes");
@@ -137,7 +137,7 @@ fn what_root_writes_into_the_store_of_another_user_belongs_to_that_user() {
 }
 
 #[test]
-fn a_store_that_was_opened_to_others_is_warned_of() {
+fn a_store_readable_by_others_causes_a_warning() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     let warns = || sandbox.run(["backup", "source"]).ok().stderr.contains("chmod -R go= store");
@@ -161,7 +161,7 @@ fn traced(sandbox: &Sandbox, inject: &str, paths: &[&str], arguments: &[&str]) -
 }
 
 #[test]
-fn without_locks_there_is_a_warning_and_everything_works() {
+fn missing_lock_support_causes_only_a_warning() {
     for error in ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "EINVAL"] {
         let sandbox = Sandbox::with_store();
         sandbox.write("source/a", "a");
@@ -181,7 +181,7 @@ fn without_locks_there_is_a_warning_and_everything_works() {
 }
 
 #[test]
-fn directories_that_cannot_be_synced_are_warned_of_once() {
+fn directories_without_sync_support_cause_one_warning() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", Dice::new(1).bytes(100_000));
     let shards: Vec<String> = (0..=255).map(|n| format!("store/segments/{n:02x}")).collect();
@@ -213,7 +213,7 @@ fn directories_that_cannot_be_synced_are_warned_of_once() {
 }
 
 #[test]
-fn odd_things_among_unfinished_files_stay_and_cost_a_warning() {
+fn unexpected_objects_in_tmp_are_kept_with_a_warning() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("elsewhere", "kept");
@@ -270,7 +270,7 @@ impl Drop for SmallBlocks<'_> {
 }
 
 #[test]
-fn a_full_disk_of_small_blocks_kills_nobody() {
+fn a_full_disk_of_small_blocks_does_not_crash_a_backup() {
     let sandbox = Sandbox::new();
     let Some(_disk) = SmallBlocks::mount(&sandbox) else { return };
     let run =
@@ -320,7 +320,7 @@ fn calls(sandbox: &Sandbox, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn a_new_index_is_durable_before_it_takes_the_place_of_the_old_one() {
+fn a_new_index_is_durable_before_it_replaces_the_old_one() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -340,7 +340,7 @@ fn a_new_index_is_durable_before_it_takes_the_place_of_the_old_one() {
 
 /// A writer was killed between renaming a segment and syncing its directory.
 #[test]
-fn the_name_of_a_segment_that_a_killed_run_left_is_made_durable_before_it_is_used() {
+fn segments_of_a_killed_run_are_made_durable_before_use() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", Dice::new(1).bytes(100_000));
     sandbox.backup(["source"]);
@@ -363,7 +363,7 @@ fn the_name_of_a_segment_that_a_killed_run_left_is_made_durable_before_it_is_use
 }
 
 #[test]
-fn a_broken_index_is_built_anew_without_being_asked() {
+fn a_broken_index_is_rebuilt_automatically() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", Dice::new(1).bytes(100_000));
     sandbox.backup(["source"]);
@@ -383,7 +383,7 @@ fn a_broken_index_is_built_anew_without_being_asked() {
 }
 
 #[test]
-fn damage_that_a_backup_meets_is_one_line() {
+fn damage_found_by_a_backup_is_reported_in_one_line() {
     let sandbox = Sandbox::with_store();
     for n in 0..40 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(60_000));
@@ -408,7 +408,7 @@ fn damage_that_a_backup_meets_is_one_line() {
 }
 
 #[test]
-fn records_that_are_no_files_are_not_passed_over() {
+fn records_that_are_not_files_are_reported() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "old");
     sandbox.backup(["source"]);
@@ -432,7 +432,7 @@ fn records_that_are_no_files_are_not_passed_over() {
 }
 
 #[test]
-fn a_link_in_place_of_tmp_never_leads_to_files_that_are_removed() {
+fn a_link_in_place_of_tmp_is_removed_and_not_followed() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.write("precious/0123456789abcdef", "kept");
@@ -445,7 +445,7 @@ fn a_link_in_place_of_tmp_never_leads_to_files_that_are_removed() {
 }
 
 #[test]
-fn a_directory_of_segments_that_cannot_be_listed_costs_only_those() {
+fn an_unlistable_segment_directory_loses_only_its_segments() {
     let sandbox = Sandbox::with_store();
     for n in 0..3 {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(1_000_000));
@@ -475,7 +475,7 @@ fn a_directory_of_segments_that_cannot_be_listed_costs_only_those() {
 }
 
 #[test]
-fn odd_things_at_names_of_the_index_are_removed() {
+fn unexpected_objects_at_names_of_the_index_are_removed() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/a", "a");
     sandbox.backup(["source"]);
@@ -493,7 +493,7 @@ fn odd_things_at_names_of_the_index_are_removed() {
 }
 
 #[test]
-fn no_store_is_made_inside_another_one() {
+fn init_inside_a_store_is_refused() {
     let sandbox = Sandbox::with_store();
     for place in ["store/tmp", "store/new", "store/segments/00/x"] {
         sandbox.run(["init", "--store", place]).fails(1, &["another store"]);

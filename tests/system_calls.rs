@@ -10,7 +10,7 @@
 //! The short lanes let some calls of each name fail. The long one lets all of them fail: `cargo
 //! test -p forgekeep --test forgekeep system_calls:: -- --ignored --nocapture`.
 
-use crate::support::aftermath::{comes_back, differences, next_backup, said};
+use crate::support::aftermath::{comes_back, differences, naming, next_backup};
 use crate::support::sandbox::{Dice, Outcome, Sandbox};
 use crate::support::show;
 use crate::support::tree::{Ignore, compare_ignoring};
@@ -137,7 +137,7 @@ impl Case {
         let is_open = |words: &str| call == OPENS && words.starts_with("cannot");
         let is_blamed = |words: &&&str| outcome.stderr.contains(**words) && !is_open(words);
         match ["panicked"].iter().chain(self.innocent).find(is_blamed) {
-            Some(words) => Err(format!("it said {words:?}")),
+            Some(words) => Err(format!("it reported {words:?}")),
             None => Ok(()),
         }
     }
@@ -182,25 +182,25 @@ fn source(sandbox: &Sandbox) -> PathBuf {
 
 fn open(sandbox: &Sandbox) -> Result<Store, String> {
     let observer = Arc::new(Silent::default());
-    Store::open(&sandbox.path("store"), Purpose::Write, observer).map_err(said("open"))
+    Store::open(&sandbox.path("store"), Purpose::Write, observer).map_err(naming("open"))
 }
 
 /// Asserts that without faults every listed snapshot can be restored, the next backup works, and
 /// the store is clean. Returns the number of snapshots.
 fn recovers(sandbox: &Sandbox) -> Result<usize, String> {
     let (store, source) = (open(sandbox)?, source(sandbox));
-    let (snapshots, _) = store.snapshots().map_err(said("snapshots"))?;
+    let (snapshots, _) = store.snapshots().map_err(naming("snapshots"))?;
     for (n, (id, snapshot)) in snapshots.iter().enumerate() {
         let right = if n == 0 { &sandbox.path("before") } else { &source };
         let found = differences(&store, snapshot, &source, right)?;
         // Unreadable paths are missing, and the backup reported them.
-        let is_told = |line: &String| snapshot.unreadable_count > 0 && is_missing(line);
-        if let Some(wrong) = found.iter().find(|line| !is_told(line)) {
+        let is_reported = |line: &String| snapshot.unreadable_count > 0 && is_missing(line);
+        if let Some(wrong) = found.iter().find(|line| !is_reported(line)) {
             return Err(format!("snapshot {id}: {wrong}"));
         }
     }
     let new = next_backup(&store, &source)?;
-    let new = store.snapshot(&new).map_err(said("the new snapshot"))?;
+    let new = store.snapshot(&new).map_err(naming("the new snapshot"))?;
     comes_back(&store, &new, &source, &source)?;
     Ok(snapshots.len())
 }

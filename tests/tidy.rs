@@ -78,7 +78,7 @@ fn used(line: &str) -> Vec<String> {
 
 /// A newcomer reads a crate from top to bottom, and a change touches only what comes after it.
 #[test]
-fn modules_use_only_those_before_them() {
+fn modules_use_only_earlier_modules() {
     let mut wrong = Vec::new();
     for (name, list) in CRATES {
         let src = root().join(name).join("src");
@@ -107,7 +107,7 @@ fn modules_use_only_those_before_them() {
 
 /// Chunker and store serve any directory tree: a new kind of instance must not touch them.
 #[test]
-fn no_kind_of_instance_is_named_below_forge() {
+fn chunker_and_store_do_not_name_kinds_of_instances() {
     for dir in ["chunker/src", "store/src"] {
         for (path, text) in files(dir, ".rs") {
             for word in ["gitlab", "mattermost", "bitbucket"] {
@@ -120,7 +120,7 @@ fn no_kind_of_instance_is_named_below_forge() {
 
 /// Runs are repeatable in tests because only the command line knows what time it is.
 #[test]
-fn no_library_asks_the_clock() {
+fn libraries_do_not_read_the_clock() {
     for dir in ["chunker/src", "store/src", "forge/src"] {
         for (path, text) in files(dir, ".rs") {
             for call in ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"] {
@@ -133,7 +133,7 @@ fn no_library_asks_the_clock() {
 
 /// A doc comment that begins like a question makes its reader look for the answer.
 #[test]
-fn doc_comments_are_no_riddles() {
+fn doc_comments_do_not_begin_like_questions() {
     const RIDDLES: [&str; 5] = ["What ", "Whether ", "Where ", "Who ", "How "];
     let mut found = Vec::new();
     for dir in ["chunker", "store", "forge", "cli", "tests", "fuzz/src", "fuzz/targets"] {
@@ -158,7 +158,7 @@ fn doc_comments_are_no_riddles() {
 
 /// A diff of a document shows the sentence that changed.
 #[test]
-fn documents_have_one_sentence_a_line() {
+fn documents_have_one_sentence_per_line() {
     let mut documents = files("docs", ".md");
     // Generated from the help of the commands.
     documents.retain(|path, _| !path.ends_with("docs/cli.md"));

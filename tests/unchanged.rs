@@ -48,7 +48,7 @@ fn set_mtime(path: &Path, time: SystemTime) {
 }
 
 #[test]
-fn a_change_that_kept_size_and_mtime_is_seen_by_the_ctime() {
+fn the_ctime_reveals_changes_that_keep_size_and_mtime() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/file", "before");
     let path = sandbox.path("source/file");
@@ -102,7 +102,7 @@ fn files_touched_within_the_clock_tick_of_a_run_are_read_again() {
 }
 
 #[test]
-fn whole_seconds_count_as_the_clock_tick_of_a_coarse_file_system() {
+fn coarse_file_systems_have_a_clock_tick_of_one_second() {
     // The inode itself changed between 1.1 and 1.7 seconds after the mtime that was set.
     assert!(is_read_again(2 * SECOND - MILLISECOND, true));
     assert!(!is_read_again(60 * SECOND, true));
@@ -132,7 +132,7 @@ fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
 }
 
 #[test]
-fn everything_else_counts_where_the_ctime_is_ignored() {
+fn other_metadata_counts_if_the_ctime_is_ignored() {
     assert_eq!(read_without_ctime(|_| {}), 0);
     type Change = (&'static str, fn(&Sandbox));
     let changes: [Change; 7] = [

@@ -12,7 +12,7 @@ use store::snapshot::Snapshot;
 use store::store::Store;
 
 /// Adds the failed operation to an error of the store.
-pub fn said(what: &'static str) -> impl Fn(store::Error) -> String {
+pub fn naming(what: &'static str) -> impl Fn(store::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
@@ -39,7 +39,7 @@ pub fn differences(
     let (sandbox, from) = (Sandbox::in_memory(), tree_path(source));
     let target = sandbox.root();
     let report = restore(store, &snapshot.root.chunk(), &from, target, &restore_options());
-    let report = report.map_err(said("restore"))?;
+    let report = report.map_err(naming("restore"))?;
     if report.failed > 0 {
         return Err(format!("{} paths are not restored", report.failed));
     }
@@ -49,7 +49,7 @@ pub fn differences(
 
 /// Runs the next night: a backup that must read everything, and a full check that must be clean.
 pub fn next_backup(store: &Store, source: &Path) -> Result<SnapshotId, String> {
-    let (snapshots, damaged) = store.snapshots().map_err(said("snapshots"))?;
+    let (snapshots, damaged) = store.snapshots().map_err(naming("snapshots"))?;
     if !damaged.is_empty() {
         return Err(format!("listed and unreadable: {damaged:?}"));
     }
@@ -57,12 +57,12 @@ pub fn next_backup(store: &Store, source: &Path) -> Result<SnapshotId, String> {
     if let Some((_, last)) = snapshots.last() {
         options.about.host.clone_from(&last.host);
     }
-    let report = store::backup::backup(store, &options).map_err(said("the next backup"))?;
+    let report = store::backup::backup(store, &options).map_err(naming("the next backup"))?;
     if report.unreadable_count > 0 {
         return Err("the next backup blames the source".into());
     }
     let check::Report { damages, losses, damage_count, loss_count, .. } =
-        check(store, ReadData::All).map_err(said("check"))?;
+        check(store, ReadData::All).map_err(naming("check"))?;
     if damage_count + loss_count > 0 {
         return Err(format!("check: {damages:?} {losses:?}"));
     }

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_synced_survives_and_nothing_else_must() {
+    fn only_synced_data_is_sure_to_survive() {
         let (a, b) = (PathBuf::from("d/a"), PathBuf::from("d/b"));
         let mut changes = vec![
             Change::Directory("d".into()),
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_covers_what_came_before_it_began() {
+    fn a_sync_covers_only_earlier_writes() {
         let path = PathBuf::from("a");
         let changes = [
             Change::File { path: path.clone(), file: 1 },

@@ -68,7 +68,7 @@ impl Redis {
         line.expect("a known name").trim_end().to_owned()
     }
 
-    /// Makes every save fail until [`mend_saving`](Self::mend_saving): a directory is at the path
+    /// Makes every save fail until [`repair_saving`](Self::repair_saving): a directory is at the path
     /// of the file.
     pub fn break_saving(&self) {
         let dump = self.dir.join("dump.rdb");
@@ -79,7 +79,7 @@ impl Redis {
     }
 
     /// Lets saves succeed again.
-    pub fn mend_saving(&self) {
+    pub fn repair_saving(&self) {
         std::fs::remove_dir(self.dir.join("dump.rdb")).expect("is there and empty");
     }
 

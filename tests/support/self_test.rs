@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[test]
-fn a_database_server_crashes_starts_late_and_goes() {
+fn a_database_server_can_crash_start_late_and_end() {
     let dir = short_dir();
     let sockets = dir.path().join("var/opt/gitlab/postgresql");
     let options = Options { sockets: sockets.clone(), ..Options::within(dir.path()) };
@@ -39,7 +39,7 @@ fn a_database_server_crashes_starts_late_and_goes() {
 }
 
 #[test]
-fn redis_saves_fail_and_take_long() {
+fn redis_saves_can_fail_and_be_slow() {
     let dir = short_dir();
     Account::named("gitlab-redis").own(dir.path());
     let redis = Redis::start(dir.path(), &dir.path().join("log"), "gitlab-redis", true);
@@ -47,7 +47,7 @@ fn redis_saves_fail_and_take_long() {
     redis.break_saving();
     redis.ask(&["BGSAVE"]);
     wait_until("a save failed", || redis.persistence("rdb_last_bgsave_status") == "err");
-    redis.mend_saving();
+    redis.repair_saving();
     redis.ask(&["BGSAVE"]);
     wait_until("a save succeeded", || redis.persistence("rdb_last_bgsave_status") == "ok");
     assert!(dir.path().join("dump.rdb").is_file());
@@ -59,7 +59,7 @@ fn redis_saves_fail_and_take_long() {
 }
 
 #[test]
-fn services_stop_and_even_stubborn_ones_go() {
+fn services_stop_and_stubborn_ones_are_killed() {
     let dir = short_dir();
     let services = dir.path().join("service");
     write_service(&services.join("kind"), "#!/bin/sh\nexec sleep infinity\n");
@@ -78,7 +78,7 @@ fn services_stop_and_even_stubborn_ones_go() {
 }
 
 #[test]
-fn an_instance_is_whole_and_goes() {
+fn an_instance_is_whole_and_ends_with_its_test() {
     if !is_root() {
         return;
     }

@@ -19,7 +19,7 @@ pub fn fsck_all(root: &Path) -> usize {
     let failures: Vec<String> = std::thread::scope(|scope| {
         let halves = repositories.chunks(repositories.len().div_ceil(2).max(1));
         let halves: Vec<_> = halves
-            .map(|half| scope.spawn(|| half.iter().filter_map(|dir| what_is_wrong(dir)).collect()))
+            .map(|half| scope.spawn(|| half.iter().filter_map(|dir| fsck_errors(dir)).collect()))
             .collect();
         let ended = halves.into_iter().map(|half| half.join().expect("no panic"));
         ended.collect::<Vec<Vec<String>>>().concat()
@@ -29,7 +29,7 @@ pub fn fsck_all(root: &Path) -> usize {
 }
 
 /// Returns the fault of a repository's references and objects, if any.
-fn what_is_wrong(dir: &Path) -> Option<String> {
+fn fsck_errors(dir: &Path) -> Option<String> {
     let git = Run::limited("git").args(["-c", "safe.directory=*", "--git-dir"]).args([dir]);
     let fsck = git.args(["fsck", "--connectivity-only", "--no-dangling", "--no-progress"]).run();
     (fsck.code() != Some(0)).then(|| fsck.all_output())

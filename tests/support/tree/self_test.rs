@@ -281,7 +281,7 @@ fn a_changed_size_is_found() {
 }
 
 #[test]
-fn a_nanosecond_is_found_whatever_the_kind_of_file() {
+fn a_changed_nanosecond_is_found_for_every_file_type() {
     for name in ["dir/file", "dir/link", "dir/fifo", "dir/socket", "dir/sub", "dir/empty", "dir"] {
         let pair = Pair::small();
         let path = pair.b.join(name);
@@ -404,7 +404,7 @@ fn a_broken_hard_link_is_found() {
 }
 
 #[test]
-fn a_hard_link_too_many_is_found() {
+fn an_extra_hard_link_is_found() {
     let pair = Pair::small();
     pair.change("dir/twin", |changed| {
         fs::remove_file(changed.path)?;
@@ -520,7 +520,7 @@ fn the_top_directory_is_compared_unless_ignored() {
 }
 
 #[test]
-fn ignoring_times_ignores_nothing_else() {
+fn ignoring_times_ignores_only_times() {
     let pair = Pair::small();
     let ignore = Ignore { mtimes: true, ..Ignore::default() };
     set_mtime(&pair.b.join("dir/file"), (1, 2));
@@ -530,7 +530,7 @@ fn ignoring_times_ignores_nothing_else() {
 }
 
 #[test]
-fn a_tree_that_is_not_there_is_a_difference() {
+fn a_missing_tree_is_a_difference() {
     let pair = Pair::small();
     let found = compare(&pair.a, &pair.scratch.path().join("nothing"));
     assert!(found.len() == 1 && found[0].starts_with(".: cannot open b: "), "{found:?}");
@@ -555,7 +555,7 @@ fn several_differences_are_all_reported() {
 }
 
 #[test]
-fn removing_takes_everything_and_only_that() {
+fn removal_deletes_only_the_whole_tree() {
     let scratch = TempDir::new().expect("making a temporary directory");
     let (tree, outside) = (scratch.path().join("tree"), scratch.path().join("outside"));
     fs::create_dir(&tree).expect("making the top directory");
