@@ -9,7 +9,7 @@ pub const CODES: [(u8, &str); 7] = [
     (1, "failed"),
     (2, "wrong usage"),
     (3, "done, but a path could not be read or restored, or an instance has a fault"),
-    (10, "there is no store"),
+    (10, "the store does not exist"),
     (11, "the store is locked, or another backup of the instance is running"),
     (130, "interrupted"),
 ];

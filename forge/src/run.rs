@@ -509,7 +509,7 @@ fn installed(program: &str) -> Option<PathBuf> {
     (real.file_name()? == program).then_some(path)
 }
 
-/// Reads a command: a program and its arguments. Fails if there is no program.
+/// Reads a command: a program and its arguments. Fails if the program is missing.
 pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     let words = Vec::<String>::deserialize(from)?;
     if words.first().is_none_or(String::is_empty) {

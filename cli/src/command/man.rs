@@ -32,7 +32,7 @@ impl Man {
     pub fn run(&self) -> Result<(), Failure> {
         let mut root = Arguments::command().disable_help_subcommand(true);
         root.build();
-        let visible = visible(&root).into_iter().map(names).collect::<Vec<_>>();
+        let visible = visible(&root).into_iter().map(page_name).collect::<Vec<_>>();
         std::fs::create_dir_all(&self.dir)
             .and_then(|()| write_pages(&root, &visible, &self.dir))
             .map_err(|error| other(format!("cannot write to {}: {error}", self.dir.display())))
@@ -62,7 +62,7 @@ fn visible(command: &Command) -> Vec<&Command> {
 }
 
 /// Returns the name of a command's page.
-fn names(command: &Command) -> String {
+fn page_name(command: &Command) -> String {
     command.get_display_name().unwrap_or(command.get_name()).to_owned()
 }
 
@@ -132,7 +132,7 @@ fn rest(command: &Command, see_also: &[String]) -> Roff {
     roff.control("SH", ["EXIT STATUS"]);
     CODES.iter().for_each(|(code, meaning)| entry(&mut roff, &code.to_string(), meaning));
     roff.control("SH", ["SEE ALSO"]);
-    let own = names(command);
+    let own = page_name(command);
     let others = std::iter::once("forgekeep").chain(see_also.iter().map(String::as_str));
     let others: Vec<Inline> = others
         .filter(|name| *name != own)

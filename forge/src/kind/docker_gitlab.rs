@@ -53,7 +53,7 @@ impl Kind for DockerGitlab {
     }
 
     fn propose(&self, root: &Path) -> Vec<String> {
-        find::proposed(root, SOUGHT)
+        find::proposed(&find::compose_files(root, SOUGHT))
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {

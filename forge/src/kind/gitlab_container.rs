@@ -49,9 +49,9 @@ impl Kind for GitlabContainer {
     }
 
     fn propose(&self, root: &Path) -> Vec<String> {
-        let mut lines = find::proposed(root, SOUGHT);
-        let file = find::compose_files(root, SOUGHT).into_iter().next();
-        let compose = file.and_then(|file| find::read(root, &file).ok());
+        let files = find::compose_files(root, SOUGHT);
+        let mut lines = find::proposed(&files);
+        let compose = files.first().and_then(|file| find::read(root, file).ok());
         lines.extend(compose.and_then(|compose| Some(format!("# {}", other_services(&compose)?))));
         let Some((program, all)) = found_running(root) else { return lines };
         if lines.is_empty() {
@@ -97,11 +97,9 @@ impl Kind for GitlabContainer {
 
 /// Names the services with a GitLab besides the one that is backed up; `None` if there are none.
 fn other_services(compose: &Compose) -> Option<String> {
-    let is_gitlab = |service: &Result<Service>| service.as_ref().is_ok_and(is_official);
-    let all = compose.services.iter().filter(|(_, service)| is_gitlab(service));
-    let all: Vec<&str> = all.map(|(name, _)| name.as_str()).collect();
     let own = chosen(compose)?.0;
-    let others: Vec<&str> = all.into_iter().filter(|name| *name != own).collect();
+    let others = official(compose).into_iter().map(|(name, _)| name);
+    let others: Vec<&str> = others.filter(|name| *name != own).collect();
     (!others.is_empty()).then(|| {
         format!(
             "The compose file also has GitLab in {}; give each an instance with its `container`.",
@@ -113,12 +111,16 @@ fn other_services(compose: &Compose) -> Option<String> {
 /// Returns the service that is backed up: the first with an official image, or else one that looks
 /// like it.
 fn chosen(compose: &Compose) -> Option<(&str, &Service)> {
-    let services = compose.services.iter();
-    let found =
-        services.filter_map(|(name, service)| Some((name.as_str(), service.as_ref().ok()?)));
-    let found: Vec<_> = found.filter(|(_, service)| is_official(service)).collect();
+    let found = official(compose);
     let by_image = found.iter().find(|(_, service)| edition(service).is_some());
     by_image.or(found.first()).copied()
+}
+
+/// Returns the services with a GitLab, by name.
+fn official(compose: &Compose) -> Vec<(&str, &Service)> {
+    let all = compose.services.iter();
+    let all = all.filter_map(|(name, service)| Some((name.as_str(), service.as_ref().ok()?)));
+    all.filter(|(_, service)| is_official(service)).collect()
 }
 
 /// Returns true if a service runs an official image, or an image made from one.

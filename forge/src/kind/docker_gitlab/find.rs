@@ -46,9 +46,8 @@ pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Returns configuration lines that name the compose file.
-pub fn proposed(root: &Path, sought: Sought) -> Vec<String> {
-    let found = compose_files(root, sought);
+/// Returns configuration lines that name the first of the compose files found.
+pub fn proposed(found: &[PathBuf]) -> Vec<String> {
     let Some((first, others)) = found.split_first() else { return Vec::new() };
     let mut lines = Vec::new();
     if !others.is_empty() {
@@ -91,7 +90,7 @@ pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
             queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
         }
     }
-    // A file that another one includes is no project of its own.
+    // An included file is not a project of its own.
     let included: BTreeSet<PathBuf> =
         found.iter().flat_map(|path| included_in(root, path)).collect();
     found.retain(|path| !included.contains(path));
