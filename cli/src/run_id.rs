@@ -10,8 +10,7 @@ pub struct RunId([u8; 16]);
 impl RunId {
     /// Returns a new random id.
     pub fn random() -> Result<RunId, Failure> {
-        let mut bytes = [0; 16];
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        let bytes = store::random::bytes()
             .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
         Ok(RunId::from_bytes(bytes))
     }

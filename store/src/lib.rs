@@ -8,6 +8,8 @@ pub mod limits;
 
 mod counting_sort;
 
+pub mod random;
+
 pub mod error;
 pub mod observe;
 

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
 use crate::limits;
+use crate::random;
 use crate::segment::{self, Header, Row, SegmentKind, Trailer};
 use crate::store::Store;
 use parking_lot::{Mutex, MutexGuard};
@@ -175,9 +176,7 @@ impl<'a> Packer<'a> {
 
     fn begin(&self, kind: SegmentKind) -> Result<OpenSegment> {
         let store = self.store;
-        let mut salt = [0; segment::SALT_LEN];
-        rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| Error::store_write("a new segment")(error.into()))?;
+        let salt = random::bytes().map_err(Error::store_write("a new segment"))?;
         let config = store.config_bytes.clone();
         let header = Header { kind, store_id: store.store_id, salt, config };
         let pending = store.backend.create().map_err(Error::store_write("a new segment"))?;

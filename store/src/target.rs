@@ -5,6 +5,7 @@
 //! into one directory: each removes and renames only files that are provably its own.
 
 use crate::entry::{Entry, EntryKind, Time, is_within, path_cmp};
+use crate::random;
 use crate::source::{self, Stat, split};
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -667,9 +668,7 @@ fn ignore_missing(result: rustix::io::Result<()>) -> io::Result<()> {
 
 /// Returns a name that no other restore uses.
 fn unfinished_name() -> io::Result<Vec<u8>> {
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random)).into_bytes())
+    Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?)).into_bytes())
 }
 
 /// Returns true for names of incomplete files.

@@ -38,8 +38,7 @@ pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
 }
 
 fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
-    let mut id = [0; 16];
-    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+    let id = store::random::bytes()
         .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
     let config = Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) };
     store::store::init(place, &config).map_err(|error| match error {

@@ -3,6 +3,7 @@
 use super::{Backend, Listed, Pending};
 use crate::error::Unsynced;
 use crate::observe::{Event, Observer, Silent};
+use crate::random;
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -245,9 +246,7 @@ impl Backend for Local {
         let place = Arc::clone(&self.0);
         let dir = place.root.join(UNPUBLISHED);
         let (path, file) = loop {
-            let mut random = [0; 8];
-            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-            let path = dir.join(format!("{:016x}", u64::from_le_bytes(random)));
+            let path = dir.join(format!("{:016x}", u64::from_le_bytes(random::bytes()?)));
             let mut options = File::options();
             options.write(true).create_new(true).mode(place.modes.file);
             let file = place.with_parent(&path, || options.open(&path))?;
