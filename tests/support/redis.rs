@@ -55,6 +55,15 @@ impl Redis {
         ask(&self.dir, command).ok().stdout.trim_end().to_owned()
     }
 
+    /// Asks for a rewrite of the append-only log. Returns false if the server refused, because another
+    /// rewrite is running: it may have begun since any question about it.
+    pub fn starts_rewrite(&self) -> bool {
+        let outcome = ask(&self.dir, &["BGREWRITEAOF"]);
+        let is_refused = outcome.stderr.contains("already in progress");
+        assert!(outcome.code() == Some(0) || is_refused, "{}", outcome.all_output());
+        !is_refused
+    }
+
     /// Adds `count` keys of 100 bytes.
     pub fn fill(&self, count: usize) {
         self.ask(&["DEBUG", "POPULATE", &count.to_string(), "key", "100"]);
