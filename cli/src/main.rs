@@ -11,6 +11,8 @@ mod run_id;
 
 mod ui;
 
+mod run_record;
+
 mod select;
 
 mod notify;

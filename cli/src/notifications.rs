@@ -1,14 +1,12 @@
 //! Notifications of one run of an instance: its start, its end, and silences of the monitoring.
 
 use crate::config::Config;
-use crate::exit::Failure;
-use crate::notify::{self, Ending, Notification, Notifier, Origin, Silenced, What};
-use crate::report::{now, skipped_records};
+use crate::notify::{self, Notification, Notifier, Origin, Silenced, What};
+use crate::report::now;
 use crate::run_id::RunId;
-use crate::ui::{Ui, shown};
-use forge::check::Verdict;
+use crate::run_record::RunRecord;
+use crate::ui::Ui;
 use forge::recovery::{Monitor, Record, Undo};
-use forge::session::Outcome;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,7 +19,6 @@ pub struct Notifications<'a> {
     ui: &'a Ui,
     notifiers: &'a [Notifier],
     origin: Origin<'a>,
-    started: Time,
     /// File with the result of the previous run.
     memory: PathBuf,
     /// Time that monitoring stays silent once services run again.
@@ -45,7 +42,6 @@ impl<'a> Notifications<'a> {
             ui,
             notifiers: &config.notify,
             origin: Origin { instance, host, run, is_test: false },
-            started: now(),
             memory: config.state.join("last").join(instance),
             delay: Cell::new(config.silence_after.0),
             due: RefCell::default(),
@@ -67,10 +63,9 @@ impl<'a> Notifications<'a> {
         self.warn(notify::send(self.notifiers, &self.notification(What::Started), &wants_stop));
     }
 
-    /// Sends the outcome of the run, which ended at time `at`, and records it for the next run.
-    pub fn ended(&self, result: &Result<Outcome, Failure>, at: Time) {
-        let mut outcome = self.outcome(result, at);
-        outcome.previous = match std::fs::read_to_string(&self.memory).as_deref() {
+    /// Sends the record of the run, and keeps its result for the next run.
+    pub fn ended(&self, record: &RunRecord) {
+        let previous = match std::fs::read_to_string(&self.memory).as_deref() {
             Ok("done") => Some(true),
             Ok(_) => Some(false),
             Err(_) => None,
@@ -78,53 +73,15 @@ impl<'a> Notifications<'a> {
         // A stop request to the run is not a stop request to the notifications.
         let was_stopped = self.ui.wants_stop();
         let wants_stop = || !was_stopped && self.ui.wants_stop();
-        self.warn(notify::send(
-            self.notifiers,
-            &self.notification(What::Ended(&outcome)),
-            &wants_stop,
-        ));
-        let word = if outcome.is_good() { "done" } else { "not done" };
+        let notification = Notification { previous, ..self.notification(What::Ended(record)) };
+        self.warn(notify::send(self.notifiers, &notification, &wants_stop));
+        let word = if record.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
         // Without the directory, the write below reports the error.
         let _ = std::fs::create_dir_all(dir);
         if let Err(error) = forge::file::replace(&self.memory, 0o644, word.as_bytes()) {
             self.ui.warn(&error.to_string());
         }
-    }
-
-    fn outcome(&self, result: &Result<Outcome, Failure>, at: Time) -> notify::Outcome {
-        let mut sent = notify::Outcome::new(Ending::Failed, 0, self.started, at);
-        sent.warnings = self.ui.warnings();
-        match result {
-            Err(failure) => {
-                sent.exit_code = failure.number();
-                sent.message = failure.words().map(|(message, _)| shown(&message).into_owned());
-            }
-            Ok(outcome) => {
-                let statistics = &outcome.report.statistics;
-                sent.bytes_read = statistics.bytes_read;
-                sent.bytes_stored = statistics.added_stored_bytes;
-                sent.snapshot = outcome.snapshot().map(|id| id.short().to_string());
-                sent.seconds_down = outcome.down.map(|down| down.as_secs_f64());
-                let is_bad = |verdict| verdict >= Verdict::Warning;
-                let bad = outcome.checks.iter().filter(|check| is_bad(check.verdict));
-                sent.warnings.extend(bad.map(|check| format!("{}: {}", check.name, check.text)));
-                let failed = |verdict| verdict == Verdict::Failed;
-                let failed = outcome.checks.iter().filter(|check| failed(check.verdict)).count();
-                sent.checks_failed = failed as u64;
-                if outcome.is_good() {
-                    sent.ending = Ending::Done;
-                } else {
-                    (sent.ending, sent.exit_code) = (Ending::Partial, Failure::Partial.number());
-                    let lack = (!outcome.is_complete).then(|| lack(outcome));
-                    let skipped = skipped_records(outcome.report.skipped_records);
-                    let lines = outcome.failures.iter().cloned().chain(lack).chain(skipped);
-                    let lines: Vec<String> = lines.map(|line| shown(&line).into_owned()).collect();
-                    sent.message = Some(lines.join("\n"));
-                }
-            }
-        }
-        sent
     }
 
     /// Ends silences that monitoring cannot end ahead of time. Waits until they are due.
@@ -150,7 +107,7 @@ impl<'a> Notifications<'a> {
     }
 
     fn notification<'b>(&'b self, what: What<'b>) -> Notification<'b> {
-        Notification { origin: self.origin, at: now(), what }
+        Notification { origin: self.origin, at: now(), what, previous: None }
     }
 
     /// Prints warnings of notifiers, which never make a run fail.
@@ -209,15 +166,4 @@ impl Monitor for Notifications<'_> {
 /// Returns silences in the form in which they are kept; `None` if there are none.
 fn recorded(silenced: &[Silenced]) -> Option<serde_json::Value> {
     if silenced.is_empty() { None } else { serde_json::to_value(silenced).ok() }
-}
-
-/// Describes the faults of an incomplete snapshot.
-fn lack(outcome: &Outcome) -> String {
-    let missing = outcome.missing.iter().filter(|absent| absent.is_required);
-    let missing: Vec<&str> = missing.map(|absent| &absent.part[..]).collect();
-    match (&missing[..], outcome.report.unreadable_count) {
-        ([], 0) => "the stored files do not match the databases".into(),
-        ([], paths) => format!("{paths} paths could not be read"),
-        (parts, _) => format!("missing: {}", parts.join(", ")),
-    }
 }

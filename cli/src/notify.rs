@@ -15,8 +15,9 @@ mod webhook;
 mod zabbix;
 mod zabbix_maintenance;
 
-pub use notification::{Ending, Notification, Origin, Outcome, What};
+pub use notification::{Notification, Origin, What};
 
+use crate::run_record::RunRecord;
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use notification::OwnedNotification;
@@ -309,6 +310,7 @@ pub fn silence(
         origin: *origin,
         at: now,
         what: What::Started,
+        previous: None,
     }));
     let task = |Silenced { notifier, silence }: &Silenced| {
         let notifier = notifiers.iter().find(|known| {
@@ -386,16 +388,16 @@ pub enum When {
 }
 
 impl When {
-    /// Returns the outcome if the notification is one that this setting reports.
-    fn wanted<'a>(self, notification: &Notification<'a>) -> Option<&'a Outcome> {
-        let What::Ended(outcome) = notification.what else { return None };
-        let is_good = outcome.is_good();
+    /// Returns the record if the notification is one that this setting reports.
+    fn wanted<'a>(self, notification: &Notification<'a>) -> Option<&'a RunRecord> {
+        let What::Ended(record) = notification.what else { return None };
+        let is_good = record.is_good();
         let is_wanted = match self {
             When::Always => true,
-            When::Failure => !is_good || outcome.previous == Some(false),
-            When::Change => outcome.previous.unwrap_or(true) != is_good,
+            When::Failure => !is_good || notification.previous == Some(false),
+            When::Change => notification.previous.unwrap_or(true) != is_good,
         };
-        is_wanted.then_some(outcome)
+        is_wanted.then_some(record)
     }
 }
 
@@ -482,11 +484,12 @@ mod tests {
             (When::Always, [[true, true, true], [true, true, true]]),
         ];
         for (when, [after_good, after_bad]) in table {
-            for (outcome, wanted) in [(done(), after_good), (failed(), after_bad)] {
+            for (record, wanted) in [(done(), after_good), (failed(), after_bad)] {
                 for (previous, wanted) in [None, Some(true), Some(false)].into_iter().zip(wanted) {
-                    let outcome = Outcome { previous, ..outcome.clone() };
-                    let is_wanted = when.wanted(&notification(What::Ended(&outcome))).is_some();
-                    assert_eq!(is_wanted, wanted, "{when:?} {:?} {previous:?}", outcome.ending);
+                    let mut notification = notification(What::Ended(&record));
+                    notification.previous = previous;
+                    let is_wanted = when.wanted(&notification).is_some();
+                    assert_eq!(is_wanted, wanted, "{when:?} {:?} {previous:?}", record.result);
                 }
             }
             assert!(when.wanted(&notification(What::Started)).is_none());

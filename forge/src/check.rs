@@ -1,13 +1,14 @@
 //! Results of the checks of a backup, for its report and for a later restore.
 
 use crate::plan::Plan;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Maximum number of examples in a check; further cases are only counted.
 pub const EXAMPLES: usize = 10;
 
 /// Result of one check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// Short name, such as `pools`.
     pub name: String,
@@ -27,7 +28,9 @@ pub struct Check {
 }
 
 /// Verdict of a check, from best to worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// No fault found.

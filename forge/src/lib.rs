@@ -31,6 +31,8 @@ pub mod encrypted;
 pub mod catalogue;
 mod coverage;
 
+pub mod manifest;
+
 pub mod kind;
 
 pub mod overrides;

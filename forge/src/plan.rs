@@ -10,7 +10,8 @@ use crate::service::redis::Redis;
 use crate::service::step::Step;
 use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
 use crate::view::{Mount, as_text, as_texts, shown};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
@@ -245,7 +246,7 @@ impl Excused {
 }
 
 /// The installed product; a restore needs the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Product {
     /// Name of the product.
     pub name: String,
@@ -254,7 +255,7 @@ pub struct Product {
     /// Version, as the product reports it.
     pub version: Option<String>,
     /// Image of its container.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 }
 
@@ -267,7 +268,7 @@ impl Product {
 }
 
 /// One part of an instance, which consists of files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Part {
     /// Name in the configuration.
     pub name: String,
@@ -275,9 +276,11 @@ pub struct Part {
     pub about: String,
     /// Paths of the part; without symbolic links once resolved.
     #[serde(serialize_with = "as_texts")]
+    #[schemars(with = "Vec<String>")]
     pub paths: Vec<PathBuf>,
     /// Symbolic links that lead to the paths.
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "as_texts")]
+    #[schemars(with = "Vec<String>")]
     pub links: Vec<PathBuf>,
     /// Phase in which it is copied.
     pub phase: Phase,
@@ -293,7 +296,7 @@ pub struct Part {
 }
 
 /// A missing part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Absent {
     /// Name of the part.
     pub part: String,
@@ -366,7 +369,9 @@ fn leads_nowhere(link: &Path, target: &Path) -> String {
 }
 
 /// Phase in which a part is copied. Data that refers to other data comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Git repositories, which borrow objects from pools.
@@ -380,10 +385,11 @@ pub enum Phase {
 }
 
 /// An excluded path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeftOut {
     /// The path itself.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub path: PathBuf,
     /// Reason for the exclusion.
     pub reason: String,

@@ -15,7 +15,6 @@ mod dumps;
 mod free_space;
 mod inspection;
 mod keys;
-mod manifest;
 mod redis_files;
 mod stopped;
 
@@ -23,9 +22,9 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
 use crate::kind::Kind;
+use crate::manifest::{self, DIR, Dumped, Manifest};
 use crate::plan::{Absent, Part, Phase, Plan};
 use crate::recovery::{Monitor, Record, Undo};
-use crate::service::postgres::Rows;
 use crate::service::redis::{Saved, Saving};
 use crate::service::step::Step;
 use crate::settings::{Mode, OnFailure};
@@ -33,7 +32,6 @@ use crate::view::View;
 use dumps::ConsistencyPoint;
 pub use inspection::{Asked, Inspection, catalogue, databases, inspect};
 pub use keys::changed_keys;
-use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 use stopped::Stopped;
@@ -45,9 +43,6 @@ use store::store::Store;
 
 /// Phases that are copied while services may be stopped.
 const FILES: [Phase; 3] = [Phase::Repositories, Phase::Pools, Phase::Files];
-
-/// Directory in the tree for data that is not a file of the instance.
-pub const DIR: &str = ".forgekeep";
 
 /// Inputs of a backup.
 pub struct Job<'a> {
@@ -68,16 +63,10 @@ pub struct Job<'a> {
 pub struct Outcome {
     /// Figures and id of the snapshot.
     pub report: Report,
-    /// Missing parts and databases.
-    pub missing: Vec<Absent>,
-    /// Checks of the copy.
-    pub checks: Vec<Check>,
-    /// Databases in the snapshot.
-    pub databases: Vec<Dumped>,
+    /// Facts about the instance, as stored in the snapshot.
+    pub manifest: Manifest,
     /// Number of projects in the catalogue.
     pub project_count: usize,
-    /// Time that services were down.
-    pub down: Option<Duration>,
     /// True if nothing required is missing, no check failed and every file was readable.
     pub is_complete: bool,
     /// Failures besides the snapshot, such as a service that did not start again.
@@ -94,20 +83,6 @@ impl Outcome {
     pub fn snapshot(&self) -> Option<SnapshotId> {
         self.report.snapshot
     }
-}
-
-/// A database dump in the snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Dumped {
-    /// Name of the database.
-    pub name: String,
-    /// Path of the dump in the tree.
-    pub path: String,
-    /// Size of the dump in bytes.
-    pub bytes: u64,
-    /// Tables with their row counts, if rows are counted.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tables: Vec<Rows>,
 }
 
 /// Backs up an instance. Each stop and each silence is recorded in `record` first, and removed when
@@ -397,30 +372,30 @@ impl<'j> Session<'j> {
             self.copy(&FILES)?;
             checks = self.check()?;
         }
-        let catalogue = &self.catalogue;
-        let product = catalogue.product(plan);
-        let manifest = manifest::Manifest {
-            instance: &plan.instance,
-            kind: plan.kind,
-            product: &product,
-            mode: plan.mode.name(),
-            schema: &catalogue.schema,
-            background_migrations: &catalogue.migrations,
-            databases_at: self.databases_at.clone(),
-            files_at: self.files_at.clone(),
-            postgres: self.postgres.as_deref(),
-            databases: &self.databases,
-            redis: self.redis.as_ref(),
+        let catalogue = self.catalogue;
+        let manifest = Manifest {
+            version: manifest::VERSION,
+            instance: plan.instance.clone(),
+            kind: plan.kind.into(),
+            product: catalogue.product(plan),
+            mode: plan.mode,
+            databases_at: self.databases_at,
+            files_at: self.files_at,
+            postgres: self.postgres,
+            databases: self.databases,
+            redis: self.redis,
             services: plan.all_services(job.store.observer().progress()),
-            parts: &plan.parts,
-            mounts: &plan.mounts,
-            left_out: &plan.left_out,
-            missing: &self.missing,
-            checks: &checks,
+            parts: plan.parts.clone(),
+            mounts: plan.mounts.clone(),
+            left_out: plan.left_out.clone(),
+            missing: self.missing,
+            checks,
             seconds_down: self.down.map(|down| down.as_secs_f64()),
-            notes: plan.notes.iter().chain(&catalogue.notes).collect(),
+            notes: plan.notes.iter().chain(&catalogue.notes).cloned().collect(),
+            schema: catalogue.schema,
+            background_migrations: catalogue.migrations,
         };
-        self.backup.bytes(&format!("{DIR}/instance.json"), &manifest.to_json()?)?;
+        self.backup.bytes(&format!("{DIR}/{}", manifest::FILE), &manifest.to_json()?)?;
         if !catalogue.projects.is_empty() {
             let projects = manifest::lines(&catalogue.projects)?;
             self.backup.bytes(&format!("{DIR}/projects.jsonl"), &projects)?;
@@ -429,9 +404,7 @@ impl<'j> Session<'j> {
             let repositories = manifest::lines(&catalogue.repositories)?;
             self.backup.bytes(&format!("{DIR}/repositories.jsonl"), &repositories)?;
         }
-        let is_complete = self.missing.iter().all(|absent| !absent.is_required)
-            && checks.iter().all(|check| check.verdict < Verdict::Failed)
-            && self.backup.unreadable_count() == 0;
+        let is_complete = manifest.is_complete() && self.backup.unreadable_count() == 0;
         let (name, kind) = (plan.instance.clone(), plan.kind.into());
         let report = self.backup.finish(Some(Instance { name, kind, is_complete }))?;
         let paths = report.statistics.metadata_unreadable;
@@ -440,13 +413,10 @@ impl<'j> Session<'j> {
         }
         Ok(Outcome {
             report,
+            manifest,
+            project_count: catalogue.projects.len(),
             is_complete,
             failures: self.failures,
-            missing: self.missing,
-            checks,
-            databases: self.databases,
-            project_count: self.catalogue.projects.len(),
-            down: self.down,
         })
     }
 

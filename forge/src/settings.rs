@@ -2,7 +2,8 @@
 
 use crate::run::program;
 use crate::secret::Secret;
-use serde::{Deserialize, Deserializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -89,7 +90,7 @@ fn slash() -> PathBuf {
 }
 
 /// Method that keeps the parts consistent with each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// No service is stopped. Data that refers to other data is copied first.

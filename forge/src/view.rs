@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::links::real;
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -55,13 +56,15 @@ pub fn as_texts<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Err
 }
 
 /// A path that a service sees in one place and this machine has in another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Mount {
     /// Path on this machine that corresponds to the service's path, without the mount.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub seen: PathBuf,
     /// Real path on this machine.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub path: PathBuf,
 }
 

@@ -11,6 +11,8 @@ use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 /// Directory of the records in the store.
 pub const DIR: &str = "snapshots";
@@ -160,8 +162,9 @@ impl Id {
     }
 }
 
-/// Statistics of a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+/// Statistics of a backup. Their names as JSON are those that other backup programs use, where these
+/// have the figure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, Serialize, JsonSchema)]
 #[cbor(map)]
 pub struct Statistics {
     /// Files that the parent did not have.
@@ -195,26 +198,32 @@ pub struct Statistics {
     /// All entries.
     #[n(7)]
     #[cbor(default)]
+    #[serde(rename = "total_entries")]
     pub entries: u64,
     /// Sum of the sizes of all files.
     #[n(8)]
     #[cbor(default)]
+    #[serde(rename = "total_bytes_processed")]
     pub bytes: u64,
     /// Chunks that the store did not have.
     #[n(9)]
     #[cbor(default)]
+    #[serde(rename = "data_blobs")]
     pub chunks_new: u64,
     /// Plain bytes of new chunks.
     #[n(10)]
     #[cbor(default)]
+    #[serde(rename = "data_added")]
     pub added_bytes: u64,
     /// Stored bytes of new chunks.
     #[n(11)]
     #[cbor(default)]
+    #[serde(rename = "data_added_packed")]
     pub added_stored_bytes: u64,
     /// Files that changed while they were read.
     #[n(12)]
     #[cbor(default)]
+    #[serde(rename = "files_changed_while_read")]
     pub changed_while_read: u64,
     /// Bytes of files that were read.
     #[n(13)]
@@ -223,23 +232,28 @@ pub struct Statistics {
     /// Part of `bytes_read` in chunks that the store already had, without bytes found by extent.
     #[n(14)]
     #[cbor(default)]
+    #[serde(rename = "bytes_found_by_chunk")]
     pub found_by_chunk: u64,
     /// Part of `bytes_read` found in files of the parent and stored as slices of their chunks.
     #[n(15)]
     #[cbor(default)]
+    #[serde(rename = "bytes_found_by_extent")]
     pub found_by_extent: u64,
     /// Part of `found_by_extent` copied forward into new chunks, because the old chunks had little
     /// other use.
     #[n(16)]
     #[cbor(default)]
+    #[serde(rename = "bytes_copied_forward")]
     pub copied_forward: u64,
     /// Bytes of referenced chunks that files do not need, summed over all files.
     #[n(17)]
     #[cbor(default)]
+    #[serde(rename = "bytes_unused")]
     pub unused: u64,
     /// Entries that lack some metadata because it could not be read.
     #[n(18)]
     #[cbor(default)]
+    #[serde(rename = "entries_without_some_metadata")]
     pub metadata_unreadable: u64,
 }
 

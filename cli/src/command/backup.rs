@@ -4,18 +4,18 @@ use crate::exit::{Failure, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{self, count, now, size, skipped_records};
 use crate::run_id::RunId;
+use crate::run_record::{Frame, RunRecord};
 use crate::stream::Stream;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use store::Error;
 use store::backup::{About, Options, Report};
-use store::damage::Damage;
 use store::glob::Globs;
 use store::observe::Event;
 use store::store::{Purpose, Store};
@@ -121,7 +121,8 @@ impl Backup {
             return self.instance(name, global, ui);
         }
         let place = global.place()?;
-        let options = self.options(RunId::random()?)?;
+        let (run, started) = (RunId::random()?, now());
+        let options = self.options(run)?;
         self.init(place, ui)?;
         let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
         let result = match &self.stdin_name {
@@ -135,17 +136,15 @@ impl Backup {
                 "nothing to back up: the directories are empty, or everything in them is excluded",
             );
         }
-        let shown = show(ui, &report, watch.elapsed());
-        let shown = saved_all_the_same(shown, &report);
+        let (elapsed, warnings) = (watch.elapsed(), ui.warnings());
+        let frame = Frame { run, started, ended: now(), elapsed, warnings };
+        let record = RunRecord::of_paths(frame, &report);
+        let shown = saved_all_the_same(show(ui, &record, &report), &report);
         // The exit code must be right even if printing the result failed.
         if let Some(warning) = skipped_records(report.skipped_records) {
             ui.explain(&warning);
         }
-        if errors(&report) + report.skipped_records > 0 || report.is_empty {
-            Err(Failure::Partial)
-        } else {
-            shown
-        }
+        if record.is_good() { shown } else { Err(Failure::Partial) }
     }
 
     /// Creates the store if `--init` is given and none exists. A dry run creates none.
@@ -192,7 +191,7 @@ impl Backup {
         if !self.dry_run {
             notifications.started();
         }
-        let started = Instant::now();
+        let (started, clock) = (now(), Instant::now());
         let work = |record: &mut Record| {
             // Services must run again even if the store is missing.
             let left =
@@ -210,16 +209,20 @@ impl Backup {
             Ok(mut record) => (work(&mut record), Some(record)),
             Err(error) => (Err(error.into()), None),
         };
-        let elapsed = started.elapsed();
         // Taken before notifications, which may be slow.
-        let ended = now();
-        if !self.dry_run {
-            if let Some(record) = &mut record {
-                notifications.end_silences(record);
-            }
-            notifications.ended(&result, ended);
+        let (ended, elapsed) = (now(), clock.elapsed());
+        if let (Some(record), false) = (&mut record, self.dry_run) {
+            notifications.end_silences(record);
         }
-        instance::show(ui, &result?, elapsed)
+        let frame = Frame { run, started, ended, elapsed, warnings: ui.warnings() };
+        let record = match &result {
+            Ok(outcome) => RunRecord::of_instance(frame, outcome),
+            Err(failure) => RunRecord::failed(frame, failure),
+        };
+        if !self.dry_run {
+            notifications.ended(&record);
+        }
+        instance::show(ui, &record, &result?)
     }
 
     fn options(&self, run: RunId) -> Result<Options, Failure> {
@@ -370,9 +373,9 @@ fn is_there(program: &OsString) -> bool {
     std::env::split_paths(&dirs).any(|dir| dir.join(program).is_file())
 }
 
-fn show(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
-    ui.json("summary", summary(report, elapsed))?;
-    remarks(ui, report, elapsed)
+fn show(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failure> {
+    ui.json("summary", json!(record))?;
+    remarks(ui, record, report)
 }
 
 /// If printing the result failed, adds to the failure that the snapshot was saved.
@@ -385,56 +388,8 @@ pub fn saved_all_the_same(shown: Result<(), Failure>, report: &Report) -> Result
     })
 }
 
-/// Number of paths that are missing from the snapshot or lack metadata there.
-fn errors(report: &Report) -> u64 {
-    report.unreadable_count + report.statistics.metadata_unreadable
-}
-
-/// Returns the figures of a backup as JSON.
-pub fn summary(report: &Report, elapsed: Duration) -> Value {
-    let statistics = &report.statistics;
-    json!({
-        "files_new": statistics.files_new,
-        "files_changed": statistics.files_changed,
-        "files_unmodified": statistics.files_unmodified,
-        "files_removed": report.removed.map(|removed| removed.files),
-        "dirs_removed": report.removed.map(|removed| removed.dirs),
-        "dirs_new": statistics.dirs_new,
-        "dirs_changed": statistics.dirs_changed,
-        "dirs_unmodified": statistics.dirs_unmodified,
-        "total_files_processed": statistics.files_new + statistics.files_changed
-            + statistics.files_unmodified,
-        "total_bytes_processed": statistics.bytes,
-        "data_blobs": statistics.chunks_new,
-        "data_added": statistics.added_bytes,
-        "data_added_packed": statistics.added_stored_bytes,
-        "bytes_read": statistics.bytes_read,
-        "bytes_found_by_chunk": statistics.found_by_chunk,
-        "bytes_found_by_extent": statistics.found_by_extent,
-        "bytes_copied_forward": statistics.copied_forward,
-        "files_stored_plainly": report.stored_plainly,
-        "files_changed_while_read": statistics.changed_while_read,
-        "damage": report.damage.as_ref().map(damage),
-        "errors": errors(report),
-        "snapshots_passed_over": report.skipped_records,
-        "total_duration": elapsed.as_secs_f64(),
-        "dry_run": report.snapshot.is_none(),
-        "parent": report.parent.map(|id| id.to_string()),
-        "snapshot_id": report.snapshot.map(|id| id.to_string()),
-    })
-}
-
-fn damage(damage: &Damage) -> Value {
-    json!({
-        "segments": damage.segments.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "chunks": damage.chunks,
-        "files_stored_again": damage.files,
-        "older_snapshots": damage.older_snapshots,
-    })
-}
-
 /// Prints the figures of a backup.
-pub fn remarks(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failure> {
+pub fn remarks(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failure> {
     let statistics = &report.statistics;
     let removed = report.removed.unwrap_or_default();
     let removed = match (removed.files, removed.dirs) {
@@ -454,7 +409,7 @@ pub fn remarks(ui: &Ui, report: &Report, elapsed: Duration) -> Result<(), Failur
         "added {} ({} stored) in {:.1} s",
         size(statistics.added_bytes),
         size(statistics.added_stored_bytes),
-        elapsed.as_secs_f64()
+        record.total_duration
     ))?;
     if let Some(saved) = report::reuse(statistics) {
         ui.remark(saved)?;

@@ -49,7 +49,7 @@ impl InPlace<'_> {
             of.name
         ));
         self.warn_of_version(&facts, ui);
-        let dumps = Path::new("/").join(forge::session::DIR);
+        let dumps = Path::new("/").join(forge::manifest::DIR);
         if self.selects(&dumps) {
             let place = self.destination(&dumps).unwrap_or_default();
             ui.warn(&format!(

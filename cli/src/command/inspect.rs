@@ -1,16 +1,21 @@
 use super::Global;
 use super::instance::{self, ConfigFile};
-use crate::exit::{Failure, other, with_hint};
+use crate::exit::{Failure, with_hint};
 use crate::report::{count, local_time, size, utc_time};
+use crate::run_id::RunId;
 use crate::select;
-use crate::ui::Ui;
+use crate::ui::{Ui, shown};
 use clap::Args;
 use forge::check::Check;
 use forge::kind::{Kind, Site};
-use forge::plan::Plan;
-use serde_json::{Value, json};
+use forge::manifest::{self, Dumped, Manifest};
+use forge::plan::{Plan, Product};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
-use store::entry::display_path;
+use store::snapshot::Statistics;
 use store::store::Purpose;
 
 /// Inspect an instance on this machine, or its state in a snapshot
@@ -103,28 +108,47 @@ impl Inspect {
         let name = &self.instance;
         let read = || {
             let (id, snapshot) = select::find_of_instance(&store, wanted, name)?;
-            let facts = instance::kept(&store, &snapshot, "instance.json")?.ok_or_else(|| {
+            let manifest = instance::manifest(&store, &id, &snapshot)?.ok_or_else(|| {
                 let hint = "`forgekeep snapshots` shows which snapshots are complete";
-                with_hint(format!("snapshot {} has no instance.json", id.short()), hint)
+                with_hint(format!("snapshot {} has no {}", id.short(), manifest::FILE), hint)
             })?;
-            Ok::<_, Failure>((id, snapshot, facts))
+            Ok::<_, Failure>((id, snapshot, manifest))
         };
         let read = read();
         watch.end();
-        let (id, snapshot, facts) = read?;
-        let mut facts: Value = serde_json::from_slice(&facts).map_err(|error| {
-            other(format!("cannot read instance.json of snapshot {}: {error}", id.short()))
-        })?;
+        let (id, snapshot, manifest) = read?;
         let is_complete = snapshot.instance.is_some_and(|instance| instance.is_complete);
         let state = if is_complete { "complete" } else { "NOT COMPLETE" };
         let time = snapshot.start.into();
         ui.line(format!("{name}: snapshot {} of {}, {state}", id.short(), local_time(time)))?;
-        show(ui, &facts)?;
-        facts["snapshot"] = id.to_string().into();
-        facts["time"] = utc_time(time).into();
-        facts["is_complete"] = is_complete.into();
-        ui.json("instance", facts)
+        show(ui, &manifest)?;
+        let inspected = InspectedSnapshot {
+            snapshot: id.to_string(),
+            time: utc_time(time),
+            is_complete,
+            run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
+            statistics: snapshot.statistics,
+            manifest,
+        };
+        ui.json("instance", json!(inspected))
     }
+}
+
+/// State of an instance in a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InspectedSnapshot {
+    /// Id of the snapshot.
+    snapshot: String,
+    /// Start of the backup (RFC 3339, UTC).
+    time: String,
+    /// True if everything that belongs to the instance was present.
+    is_complete: bool,
+    /// Random id of the run (UUID); null if the snapshot has none.
+    run_id: Option<String>,
+    /// Figures of the backup.
+    statistics: Statistics,
+    #[serde(flatten)]
+    manifest: Manifest,
 }
 
 /// Whether the keys are others than those of the last complete snapshot.
@@ -141,73 +165,60 @@ fn changed_keys(
 }
 
 /// Returns a line for each database with unfinished background migrations.
-fn unfinished(migrations: &Value) -> Vec<String> {
-    let databases = migrations.as_object().into_iter().flatten();
-    let left = databases.filter_map(|(database, states)| {
-        let states = states.as_object().into_iter().flatten();
+fn unfinished(migrations: &BTreeMap<String, BTreeMap<String, u64>>) -> Vec<String> {
+    let left = migrations.iter().filter_map(|(database, states)| {
         let left: Vec<String> = states
+            .iter()
             .filter(|(state, _)| !["finished", "finalized"].contains(&state.as_str()))
             .map(|(state, count)| format!("{count} {state}"))
             .collect();
         (!left.is_empty()).then(|| format!("{database}: unfinished: {}", left.join(", ")))
     });
-    left.map(|line| display_path(line.as_bytes())).collect()
+    left.collect()
 }
 
 /// Prints the facts that a restore needs.
-fn show(ui: &Ui, facts: &Value) -> Result<(), Failure> {
-    let line = |name: &str, text: String| ui.line(format!("  {name:13} {text}"));
-    let text = |value: &Value| value.as_str().map(|text| display_path(text.as_bytes()));
-    let list = |name: &str| facts[name].as_array().map(Vec::as_slice).unwrap_or_default();
-    let product = &facts["product"];
-    let words = ["name", "version", "edition"].map(|key| text(&product[key]));
-    line("product", words.into_iter().flatten().collect::<Vec<_>>().join(" "))?;
-    if let Some(image) = text(&product["image"]) {
+fn show(ui: &Ui, manifest: &Manifest) -> Result<(), Failure> {
+    let line = |name: &str, text: &str| ui.line(format!("  {name:13} {}", shown(text)));
+    let Product { name, version, edition, image } = &manifest.product;
+    let words = [Some(name), version.as_ref(), edition.as_ref()].into_iter().flatten();
+    line("product", &words.map(String::as_str).collect::<Vec<_>>().join(" "))?;
+    if let Some(image) = image {
         line("image", image)?;
     }
-    line("mode", text(&facts["mode"]).unwrap_or_default())?;
-    if let Some(version) = text(&facts["postgres"]) {
+    line("mode", manifest.mode.name())?;
+    if let Some(version) = &manifest.postgres {
         line("postgres", version)?;
     }
-    for database in list("databases") {
-        let name = text(&database["name"]).unwrap_or_default();
-        let schema = text(&facts["schema"][&name]);
+    for Dumped { name, bytes, .. } in &manifest.databases {
+        let schema = manifest.schema.get(name);
         let schema = schema.map_or_else(String::new, |schema| format!(", schema {schema}"));
-        let bytes = size(database["bytes"].as_u64().unwrap_or_default());
-        line("database", format!("{name}: {bytes}{schema}"))?;
+        line("database", &format!("{name}: {}{schema}", size(*bytes)))?;
     }
-    if let Some(moment) = text(&facts["databases_at"]) {
-        line("databases of", moment)?;
+    if let Some(time) = &manifest.databases_at {
+        line("databases of", time)?;
     }
-    if let [Some(begin), Some(end)] = [0, 1].map(|at| text(&facts["files_at"][at])) {
-        line("files of", format!("{begin} to {end}"))?;
+    if let [Some(begin), Some(end)] = &manifest.files_at {
+        line("files of", &format!("{begin} to {end}"))?;
     }
-    for migrations in unfinished(&facts["background_migrations"]) {
-        line("migrations", migrations)?;
+    for migrations in unfinished(&manifest.background_migrations) {
+        line("migrations", &migrations)?;
     }
-    let services: Vec<String> = list("services").iter().filter_map(text).collect();
-    if !services.is_empty() {
-        line("services", services.join(", "))?;
+    if !manifest.services.is_empty() {
+        line("services", &manifest.services.join(", "))?;
     }
-    line("parts", count(list("parts").len() as u64, "part"))?;
-    for absent in list("missing") {
-        let needed = if absent["is_required"] == true { "" } else { "  (optional)" };
-        let [part, place] = ["part", "looked_for"].map(|key| text(&absent[key]));
-        let (part, place) = (part.unwrap_or_default(), place.unwrap_or_default());
-        line("missing", format!("{part}: {place}{needed}"))?;
+    line("parts", &count(manifest.parts.len() as u64, "part"))?;
+    for absent in &manifest.missing {
+        let needed = if absent.is_required { "" } else { "  (optional)" };
+        line("missing", &format!("{}: {}{needed}", absent.part, absent.looked_for))?;
     }
-    if let Some(seconds) = facts["seconds_down"].as_f64() {
-        line("down", format!("{seconds:.1} s"))?;
+    if let Some(seconds) = manifest.seconds_down {
+        line("down", &format!("{seconds:.1} s"))?;
     }
-    for note in list("notes").iter().filter_map(text) {
+    for note in &manifest.notes {
         line("note", note)?;
     }
-    for check in list("checks") {
-        if let Ok(check) = serde_json::from_value::<Check>(check.clone()) {
-            instance::show_check(ui, &check)?;
-        }
-    }
-    Ok(())
+    manifest.checks.iter().try_for_each(|check| instance::show_check(ui, check))
 }
 
 #[cfg(test)]
@@ -216,11 +227,14 @@ mod tests {
 
     #[test]
     fn unfinished_migrations_are_shown() {
-        let migrations = json!({
-            "main": {"finished": 7, "active": 2, "failed": 1},
-            "ci": {"finalized": 3, "finished": 1},
-        });
+        let states = |all: &[(&str, u64)]| {
+            all.iter().map(|(state, count)| ((*state).to_owned(), *count)).collect()
+        };
+        let migrations = BTreeMap::from([
+            ("main".to_owned(), states(&[("finished", 7), ("active", 2), ("failed", 1)])),
+            ("ci".to_owned(), states(&[("finalized", 3), ("finished", 1)])),
+        ]);
         assert_eq!(unfinished(&migrations), ["main: unfinished: 2 active, 1 failed"]);
-        assert!(unfinished(&Value::Null).is_empty());
+        assert!(unfinished(&BTreeMap::new()).is_empty());
     }
 }

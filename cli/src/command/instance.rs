@@ -5,19 +5,20 @@ use crate::config::{Config, DEFAULT};
 use crate::exit::{Failure, other, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{count, size, skipped_records};
+use crate::run_record::RunRecord;
 use crate::ui::Ui;
 use clap::Args;
 use forge::check::{Check, Verdict};
 use forge::kind::Site;
+use forge::manifest::{self, DIR, Manifest};
 use forge::plan::Absent;
 use forge::recovery::{Monitor, Record};
-use forge::session::{DIR, Job, Outcome};
+use forge::session::{Job, Outcome};
 use forge::settings::Settings;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use store::backup::Options;
-use store::id::ChunkId;
+use store::id::{ChunkId, SnapshotId};
 use store::observe::{Event, Observer};
 use store::snapshot::Snapshot;
 use store::store::Store;
@@ -82,6 +83,18 @@ pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec
     let mut text = Vec::new();
     let dumped = store::dump::dump(store, &entry, &mut text)?;
     dumped.map(|()| Some(text)).map_err(|error| other(error.to_string()))
+}
+
+/// Returns the manifest of an instance in its snapshot; `None` if it has none.
+pub fn manifest(
+    store: &Store,
+    id: &SnapshotId,
+    snapshot: &Snapshot,
+) -> Result<Option<Manifest>, Failure> {
+    let Some(text) = kept(store, snapshot, manifest::FILE)? else { return Ok(None) };
+    let manifest = Manifest::from_json(&text)
+        .map_err(|error| other(format!("cannot read snapshot {}: {error}", id.short())))?;
+    Ok(Some(manifest))
 }
 
 /// An error of a command that backs nothing up, with a next step that fits it.
@@ -165,15 +178,16 @@ pub fn recover(
 }
 
 /// Prints the outcome of a backup. Fails if it is not good.
-pub fn show(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
-    let shown = backup::saved_all_the_same(print(ui, outcome, elapsed), &outcome.report);
+pub fn show(ui: &Ui, record: &RunRecord, outcome: &Outcome) -> Result<(), Failure> {
+    let shown = backup::saved_all_the_same(print(ui, record, outcome), &outcome.report);
     // The exit code must be right even if printing the result failed.
-    if outcome.is_good() { shown } else { Err(Failure::Partial) }
+    if record.is_good() { shown } else { Err(Failure::Partial) }
 }
 
-fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
-    show_findings(ui, &outcome.missing, &outcome.checks)?;
-    for database in &outcome.databases {
+fn print(ui: &Ui, record: &RunRecord, outcome: &Outcome) -> Result<(), Failure> {
+    let manifest = &outcome.manifest;
+    show_findings(ui, &manifest.missing, &manifest.checks)?;
+    for database in &manifest.databases {
         let rows: u64 = database.tables.iter().map(|table| table.rows).sum();
         ui.detail(format!(
             "database {}: {}, {}",
@@ -182,22 +196,16 @@ fn print(ui: &Ui, outcome: &Outcome, elapsed: Duration) -> Result<(), Failure> {
             count(rows, "row")
         ))?;
     }
-    let mut summary = backup::summary(&outcome.report, elapsed);
-    summary["is_complete"] = outcome.is_complete.into();
-    summary["failures"] = json!(outcome.failures);
-    summary["databases"] = outcome.databases.len().into();
-    summary["projects"] = outcome.project_count.into();
-    summary["seconds_down"] = outcome.down.map(|down| down.as_secs_f64()).into();
-    ui.json("summary", summary)?;
+    ui.json("summary", json!(record))?;
     ui.remark(format!(
         "{}, {}",
-        count(outcome.databases.len() as u64, "database"),
+        count(manifest.databases.len() as u64, "database"),
         count(outcome.project_count as u64, "project")
     ))?;
-    if let Some(down) = outcome.down {
-        ui.remark(format!("services were down for {:.1} s", down.as_secs_f64()))?;
+    if let Some(seconds) = manifest.seconds_down {
+        ui.remark(format!("services were down for {seconds:.1} s"))?;
     }
-    backup::remarks(ui, &outcome.report, elapsed)?;
+    backup::remarks(ui, record, &outcome.report)?;
     for failure in
         outcome.failures.iter().cloned().chain(skipped_records(outcome.report.skipped_records))
     {

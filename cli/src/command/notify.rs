@@ -1,11 +1,13 @@
 use super::instance::ConfigFile;
 use crate::exit::{Failure, with_hint};
-use crate::notify::{self, Ending, Notification, Notifier, Origin, Outcome, What};
+use crate::notify::{self, Notification, Notifier, Origin, What};
 use crate::report::now;
 use crate::run_id::RunId;
+use crate::run_record::{Frame, RunRecord, RunResult};
 use crate::ui::Ui;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
+use std::time::Duration;
 use store::entry::Time;
 
 /// Test notifications
@@ -78,16 +80,21 @@ impl Test {
         }
         let origin = Origin { instance, host: &host, run, is_test: true };
         let wants_stop = || ui.wants_stop();
-        let outcome;
+        let record;
         let what = match self.kind {
             TestedEvent::Started => Some(What::Started),
             TestedEvent::Silence => None,
             TestedEvent::Done | TestedEvent::Partial | TestedEvent::Failed => {
-                outcome = self.kind.outcome();
-                Some(What::Ended(&outcome))
+                record = self.kind.record(run);
+                Some(What::Ended(&record))
             }
         };
-        let notification = what.map(|what| Notification { origin, at: now(), what });
+        let notification = what.map(|what| Notification {
+            origin,
+            at: now(),
+            what,
+            previous: self.kind.previous(),
+        });
         let failures = match &notification {
             Some(notification) => notify::send(notifiers, notification, &wants_stop),
             None => silence(notifiers, &origin, &wants_stop),
@@ -114,18 +121,22 @@ impl Test {
 }
 
 impl TestedEvent {
-    /// Returns the outcome of an invented run that every `when` setting reports.
-    fn outcome(self) -> Outcome {
-        let (ending, exit_code) = match self {
-            TestedEvent::Done => (Ending::Done, 0),
-            TestedEvent::Partial => (Ending::Partial, 3),
-            _ => (Ending::Failed, 1),
+    /// Returns the record of an invented run.
+    fn record(self, run: RunId) -> RunRecord {
+        let (result, exit_code) = match self {
+            TestedEvent::Done => (RunResult::Done, 0),
+            TestedEvent::Partial => (RunResult::Partial, 3),
+            _ => (RunResult::Failed, 1),
         };
-        let at = now();
-        let mut outcome = Outcome::new(ending, exit_code, at, at);
-        outcome.message = Some("this is a test; no backup ran".into());
-        outcome.previous = Some(ending != Ending::Done);
-        outcome
+        let (at, elapsed, warnings) = (now(), Duration::ZERO, Vec::new());
+        let frame = Frame { run, started: at, ended: at, elapsed, warnings };
+        let message = Some("this is a test; no backup ran".into());
+        RunRecord { message, ..RunRecord::new(frame, result, exit_code) }
+    }
+
+    /// Returns a result of the previous run with which every `when` setting reports this event.
+    fn previous(self) -> Option<bool> {
+        Some(self != TestedEvent::Done)
     }
 }
 

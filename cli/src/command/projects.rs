@@ -5,8 +5,9 @@ use crate::select;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
+use forge::plan::Part;
 use forge::run::quoted;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
@@ -88,7 +89,7 @@ impl Projects {
                 "only backups of a GitLab instance have one; `forgekeep snapshots` lists them";
             with_hint(format!("snapshot {} has no catalogue of projects", id.short()), hint)
         })?;
-        let places = Places::read(store, &snapshot)?;
+        let places = Places::read(store, &id, &snapshot)?;
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         let projects: Result<_, Failure> = lines
             .map(|line| {
@@ -110,14 +111,11 @@ struct Places(BTreeMap<String, String>);
 
 impl Places {
     /// Older snapshots may lack them.
-    fn read(store: &Store, snapshot: &Snapshot) -> Result<Places, Failure> {
-        let facts = instance::kept(store, snapshot, "instance.json")?.unwrap_or_default();
-        let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
-        let parts = facts["parts"].as_array().into_iter().flatten();
-        let place = |part: &Value| {
-            Some((part["name"].as_str()?.to_owned(), part["paths"][0].as_str()?.to_owned()))
-        };
-        Ok(Places(parts.filter_map(place).collect()))
+    fn read(store: &Store, id: &SnapshotId, snapshot: &Snapshot) -> Result<Places, Failure> {
+        let manifest = instance::manifest(store, id, snapshot)?;
+        let parts = manifest.map(|manifest| manifest.parts).unwrap_or_default();
+        let place = |part: Part| Some((part.name, part.paths.first()?.display().to_string()));
+        Ok(Places(parts.into_iter().filter_map(place).collect()))
     }
 
     /// The absolute path of the repository of a project.

@@ -2,6 +2,7 @@
 
 use crate::report::{count, local_time, size};
 use crate::run_id::RunId;
+use crate::run_record::RunRecord;
 use crate::ui::shown;
 use std::fmt::Write;
 use store::entry::Time;
@@ -13,7 +14,10 @@ pub struct Notification<'a> {
     pub origin: Origin<'a>,
     /// Time of the event.
     pub at: Time,
+    /// Event of the run.
     pub what: What<'a>,
+    /// True if the previous run was good; `None` if there was none or its result is unknown.
+    pub previous: Option<bool>,
 }
 
 /// Run that a notification is about.
@@ -35,94 +39,7 @@ pub enum What<'a> {
     /// The run began.
     Started,
     /// The run ended.
-    Ended(&'a Outcome),
-}
-
-/// Overall result of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// All requested work was done.
-    Done,
-    /// There is a snapshot, but it lacks something or a check failed.
-    Partial,
-    /// There is no reliable snapshot.
-    Failed,
-}
-
-impl Ending {
-    /// Returns 0 if done, 1 if partial, 2 if failed: for monitoring, where more is worse.
-    pub fn number(self) -> u8 {
-        self as u8
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Ending::Done => "done",
-            Ending::Partial => "done in part",
-            Ending::Failed => "failed",
-        }
-    }
-}
-
-/// Outcome of a run.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Overall result.
-    pub ending: Ending,
-    /// Exit code of the program.
-    pub exit_code: u8,
-    /// Start of the run.
-    pub started: Time,
-    /// End of the run.
-    pub ended: Time,
-    /// Reason of the failure, or the missing parts. Contains no secret.
-    pub message: Option<String>,
-    /// Warnings of the run.
-    pub warnings: Vec<String>,
-    /// Short id of the saved snapshot.
-    pub snapshot: Option<String>,
-    /// Bytes read from the source.
-    pub bytes_read: u64,
-    /// Bytes added to the store, compressed.
-    pub bytes_stored: u64,
-    /// Time that services were down, in seconds, if any were stopped.
-    pub seconds_down: Option<f64>,
-    /// Number of failed checks of the source or of the saved data.
-    pub checks_failed: u64,
-    /// True if the previous run was [done](Ending::Done); `None` if there was none or its result is
-    /// unknown.
-    pub previous: Option<bool>,
-}
-
-impl Outcome {
-    /// Returns the outcome of a run without further details.
-    pub fn new(ending: Ending, exit_code: u8, started: Time, ended: Time) -> Outcome {
-        Outcome {
-            ending,
-            exit_code,
-            started,
-            ended,
-            message: None,
-            warnings: Vec::new(),
-            snapshot: None,
-            bytes_read: 0,
-            bytes_stored: 0,
-            seconds_down: None,
-            checks_failed: 0,
-            previous: None,
-        }
-    }
-
-    /// Returns true if nobody has to act.
-    pub fn is_good(&self) -> bool {
-        self.ending == Ending::Done
-    }
-
-    /// Returns the duration in seconds; 0 if the clock was set back meanwhile.
-    pub fn seconds(&self) -> f64 {
-        let of = |time: Time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9;
-        (of(self.ended) - of(self.started)).max(0.0)
-    }
+    Ended(&'a RunRecord),
 }
 
 /// An owned copy of a notification, for threads that may outlive the wait of their caller.
@@ -134,16 +51,17 @@ pub struct OwnedNotification {
     is_test: bool,
     at: Time,
     /// `None` for the start of a run.
-    outcome: Option<Outcome>,
+    record: Option<RunRecord>,
+    previous: Option<bool>,
 }
 
 impl OwnedNotification {
     /// Copies a notification.
     pub fn of(notification: &Notification) -> OwnedNotification {
         let Origin { instance, host, run, is_test } = notification.origin;
-        let outcome = match notification.what {
+        let record = match notification.what {
             What::Started => None,
-            What::Ended(outcome) => Some(outcome.clone()),
+            What::Ended(record) => Some(record.clone()),
         };
         OwnedNotification {
             instance: instance.into(),
@@ -151,7 +69,8 @@ impl OwnedNotification {
             run,
             is_test,
             at: notification.at,
-            outcome,
+            record,
+            previous: notification.previous,
         }
     }
 
@@ -162,7 +81,8 @@ impl OwnedNotification {
         Notification {
             origin,
             at: self.at,
-            what: self.outcome.as_ref().map_or(What::Started, What::Ended),
+            what: self.record.as_ref().map_or(What::Started, What::Ended),
+            previous: self.previous,
         }
     }
 }
@@ -174,7 +94,7 @@ impl Notification<'_> {
         let test = if is_test { "test: " } else { "" };
         let how = match self.what {
             What::Started => "started",
-            What::Ended(outcome) => outcome.ending.word(),
+            What::Ended(record) => record.result.word(),
         };
         shown(&format!("{test}backup of {instance} on {host} {how}")).into_owned()
     }
@@ -184,40 +104,41 @@ impl Notification<'_> {
         let mut text = self.title() + "\n";
         match self.what {
             What::Started => text += &format!("at {}\n", local_time(self.at)),
-            What::Ended(outcome) => details(&mut text, outcome),
+            What::Ended(record) => details(&mut text, record),
         }
         cut(text, limit)
     }
 }
 
-fn details(text: &mut String, outcome: &Outcome) {
-    if let Some(message) = &outcome.message {
+fn details(text: &mut String, record: &RunRecord) {
+    if let Some(message) = &record.message {
         for line in message.lines() {
             let _ = writeln!(text, "{}", shown(line));
         }
     }
-    let took = duration(outcome.seconds());
+    let took = duration(record.seconds());
     let _ = writeln!(
         text,
         "exit code {}; began {}, took {took}",
-        outcome.exit_code,
-        local_time(outcome.started)
+        record.exit_code,
+        local_time(record.started)
     );
-    if let Some(seconds) = outcome.seconds_down {
+    if let Some(seconds) = record.seconds_down() {
         let _ = writeln!(text, "services were down for {}", duration(seconds));
     }
-    let (read, stored) = (size(outcome.bytes_read), size(outcome.bytes_stored));
-    let _ = match &outcome.snapshot {
+    let (read, stored) =
+        (size(record.statistics.bytes_read), size(record.statistics.added_stored_bytes));
+    let _ = match record.short_id() {
         Some(id) => writeln!(text, "snapshot {id}: read {read}, stored {stored}"),
         None => writeln!(text, "no snapshot; read {read}, stored {stored}"),
     };
-    if outcome.checks_failed > 0 {
-        let _ = writeln!(text, "{} failed", count(outcome.checks_failed, "check"));
+    if record.checks_failed() > 0 {
+        let _ = writeln!(text, "{} failed", count(record.checks_failed(), "check"));
     }
-    if !outcome.warnings.is_empty() {
-        let _ = writeln!(text, "{}:", count(outcome.warnings.len() as u64, "warning"));
+    if !record.warnings.is_empty() {
+        let _ = writeln!(text, "{}:", count(record.warnings.len() as u64, "warning"));
     }
-    for warning in &outcome.warnings {
+    for warning in &record.warnings {
         let _ = writeln!(text, "- {}", shown(warning));
     }
 }
@@ -249,45 +170,64 @@ fn duration(seconds: f64) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::run_record::{Frame, InstanceRecord, RunResult};
+    use std::time::Duration;
 
-    /// Returns the outcome of a failed run.
-    pub fn failed() -> Outcome {
+    fn frame() -> Frame {
         let time = |seconds| Time { seconds, nanoseconds: 0 };
-        Outcome {
-            ending: Ending::Failed,
-            exit_code: 1,
+        Frame {
+            run: RunId::from_bytes([0xff; 16]),
             started: time(1_700_000_000),
             ended: time(1_700_000_760),
-            message: Some("pg_dump ended with 1".into()),
-            warnings: vec!["hooks was left out".into()],
-            snapshot: None,
-            bytes_read: 1 << 20,
-            bytes_stored: 1024,
-            seconds_down: Some(34.24),
-            checks_failed: 2,
-            previous: None,
+            elapsed: Duration::from_secs(760),
+            warnings: Vec::new(),
         }
     }
 
-    /// Returns the same outcome, but of a good run.
-    pub fn done() -> Outcome {
-        let snapshot = Some("3f083392".to_owned());
-        let (message, warnings) = (None, Vec::new());
-        let ending = Ending::Done;
-        Outcome { ending, exit_code: 0, message, warnings, snapshot, checks_failed: 0, ..failed() }
+    fn record(result: RunResult, exit_code: u8, checks_failed: u64) -> RunRecord {
+        let mut record = RunRecord::new(frame(), result, exit_code);
+        record.statistics.bytes_read = 1 << 20;
+        record.statistics.added_stored_bytes = 1024;
+        record.instance = Some(InstanceRecord {
+            is_complete: result == RunResult::Done,
+            failures: Vec::new(),
+            databases: 1,
+            projects: 3,
+            seconds_down: Some(34.24),
+            checks_failed,
+        });
+        record
+    }
+
+    /// Returns the record of a failed run.
+    pub fn failed() -> RunRecord {
+        let message = Some("pg_dump ended with 1".into());
+        let warnings = vec!["hooks was left out".into()];
+        RunRecord { message, warnings, ..record(RunResult::Failed, 1, 2) }
+    }
+
+    /// Returns the record of a good run.
+    pub fn done() -> RunRecord {
+        let snapshot_id = Some("3f083392".repeat(8));
+        RunRecord { snapshot_id, ..record(RunResult::Done, 0, 0) }
     }
 
     /// Returns a notification about a run.
     pub fn notification(what: What<'_>) -> Notification<'_> {
         let run = RunId::from_bytes([0xff; 16]);
         let origin = Origin { instance: "gitlab", host: "git01", run, is_test: false };
-        Notification { origin, at: Time { seconds: 1_700_000_760, nanoseconds: 5 }, what }
+        Notification {
+            origin,
+            at: Time { seconds: 1_700_000_760, nanoseconds: 5 },
+            what,
+            previous: None,
+        }
     }
 
     #[test]
     fn the_message_is_complete_and_begins_with_the_reason() {
-        let outcome = failed();
-        let text = notification(What::Ended(&outcome)).text(10_000);
+        let record = failed();
+        let text = notification(What::Ended(&record)).text(10_000);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "backup of gitlab on git01 failed");
         assert_eq!(lines[1], "pg_dump ended with 1");
@@ -316,10 +256,10 @@ pub mod tests {
 
     #[test]
     fn control_characters_in_messages_are_escaped() {
-        let mut outcome = failed();
-        outcome.message = Some("one\ntwo \x1b[2J".into());
-        outcome.warnings = vec!["a\nsnapshot \u{202e}".into()];
-        let text = notification(What::Ended(&outcome)).text(10_000);
+        let mut record = failed();
+        record.message = Some("one\ntwo \x1b[2J".into());
+        record.warnings = vec!["a\nsnapshot \u{202e}".into()];
+        let text = notification(What::Ended(&record)).text(10_000);
         assert!(text.contains("\none\ntwo \\u{1b}[2J\n"), "{text}");
         assert!(text.contains("\n- a\\nsnapshot \\u{202e}\n"), "{text}");
     }

@@ -76,16 +76,16 @@ impl Ping {
         Some(match notification.what {
             // Adds a line to the log of the check, whose state does not change.
             What::Started if is_test && self.exit_codes => "/log".to_owned(),
-            What::Ended(outcome) if is_test && self.exit_codes && outcome.is_good() => {
+            What::Ended(record) if is_test && self.exit_codes && record.is_good() => {
                 "/log".to_owned()
             }
             What::Started if is_test => return None,
-            What::Ended(outcome) if is_test && outcome.is_good() => return None,
+            What::Ended(record) if is_test && record.is_good() => return None,
             What::Started => "/start".to_owned(),
             // Only a good run may ping `/0`, which counts as a success.
-            What::Ended(outcome) if self.exit_codes && outcome.is_good() => "/0".to_owned(),
-            What::Ended(outcome) if self.exit_codes => format!("/{}", outcome.exit_code.max(1)),
-            What::Ended(outcome) if outcome.is_good() => String::new(),
+            What::Ended(record) if self.exit_codes && record.is_good() => "/0".to_owned(),
+            What::Ended(record) if self.exit_codes => format!("/{}", record.exit_code.max(1)),
+            What::Ended(record) if record.is_good() => String::new(),
             What::Ended(_) => "/fail".to_owned(),
         })
     }

@@ -1,6 +1,7 @@
 //! Metrics in a file for the textfile collector of Prometheus' node exporter.
 
-use super::{Ending, Notification, Notify, Outcome, What};
+use super::{Notification, Notify, What};
+use crate::run_record::RunRecord;
 use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::Read;
@@ -36,13 +37,13 @@ impl Notify for Textfile {
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), String> {
-        let What::Ended(outcome) = notification.what else { return Ok(()) };
+        let What::Ended(record) = notification.what else { return Ok(()) };
         let instance = notification.origin.instance;
         let (path, metrics) = if notification.origin.is_test {
-            (self.directory.join(TEST_FILE), test_metric(instance, outcome))
+            (self.directory.join(TEST_FILE), test_metric(instance, record))
         } else {
             let path = self.directory.join(file_name(instance));
-            let metrics = metrics(instance, outcome, last_success(&path));
+            let metrics = metrics(instance, record, last_success(&path));
             (path, metrics)
         };
         if !self.directory.is_dir() {
@@ -62,9 +63,9 @@ impl Notify for Textfile {
 
 /// Returns the metric of a test. It holds the time of the test, and nothing that an alarm or a
 /// panel uses.
-fn test_metric(instance: &str, outcome: &Outcome) -> String {
+fn test_metric(instance: &str, record: &RunRecord) -> String {
     let name = "forgekeep_notify_test_timestamp_seconds";
-    let (label, ended) = (label(instance), outcome.ended.seconds);
+    let (label, ended) = (label(instance), record.ended.seconds);
     format!(
         "# HELP {name} Time of the last `forgekeep notify test`.\n# TYPE {name} gauge\n\
          {name}{{backup=\"{label}\"}} {ended}\n"
@@ -92,38 +93,38 @@ fn file_name(instance: &str) -> String {
 
 /// Returns the metrics in Prometheus' text format. The label is not called `instance`, because
 /// Prometheus uses that name for the machine.
-fn metrics(instance: &str, outcome: &Outcome, last_success: Option<f64>) -> String {
-    let ended = outcome.ended.seconds as f64;
-    let last_success = if outcome.ending == Ending::Done { Some(ended) } else { last_success };
+fn metrics(instance: &str, record: &RunRecord, last_success: Option<f64>) -> String {
+    let ended = record.ended.seconds as f64;
+    let last_success = if record.is_good() { Some(ended) } else { last_success };
     let table = [
         ("last_run_timestamp_seconds", "End of the last backup.", Some(ended)),
         (&LAST_SUCCESS["forgekeep_".len()..], "End of the last complete backup.", last_success),
         (
             "last_run_result",
-            "Result of the last backup: 0 done, 1 partial, 2 failed.",
-            Some(outcome.ending.number().into()),
+            "Result of the last backup: 0 done, 1 incomplete, 2 failed.",
+            Some(record.result.number().into()),
         ),
-        ("last_run_duration_seconds", "Duration of the last backup.", Some(outcome.seconds())),
+        ("last_run_duration_seconds", "Duration of the last backup.", Some(record.seconds())),
         (
             "last_run_read_bytes",
             "Bytes that the last backup read.",
-            Some(outcome.bytes_read as f64),
+            Some(record.statistics.bytes_read as f64),
         ),
         (
             "last_run_stored_bytes",
             "Bytes that the last backup added to the store.",
-            Some(outcome.bytes_stored as f64),
+            Some(record.statistics.added_stored_bytes as f64),
         ),
         (
             "last_run_down_seconds",
             "Time that the last backup stopped services.",
-            outcome.seconds_down,
+            record.seconds_down(),
         ),
-        ("last_run_warnings", "Warnings of the last backup.", Some(outcome.warnings.len() as f64)),
+        ("last_run_warnings", "Warnings of the last backup.", Some(record.warnings.len() as f64)),
         (
             "last_run_failed_checks",
             "Failed checks of the last backup.",
-            Some(outcome.checks_failed as f64),
+            Some(record.checks_failed() as f64),
         ),
     ];
     let label = label(instance);
@@ -163,8 +164,8 @@ mod tests {
         let (mut good, mut bad) = (done(), failed());
         good.ended.seconds = 1000;
         bad.ended.seconds = 2000;
-        let metrics_after = |outcome| {
-            notifier.notify(&notification(What::Ended(outcome))).expect("tells");
+        let metrics_after = |record| {
+            notifier.notify(&notification(What::Ended(record))).expect("tells");
             std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("is there")
         };
         assert_eq!(value(&metrics_after(&bad), "last_success_timestamp_seconds"), None);
@@ -185,8 +186,8 @@ mod tests {
         let mut tested = notification(What::Started);
         tested.origin.is_test = true;
         let (done, failed) = (done(), failed());
-        for outcome in [&done, &failed] {
-            tested.what = What::Ended(outcome);
+        for record in [&done, &failed] {
+            tested.what = What::Ended(record);
             notifier.notify(&tested).expect("tells");
         }
         let names = std::fs::read_dir(dir.path()).expect("lists");

@@ -90,8 +90,8 @@ mod tests {
 
     #[test]
     fn messages_cannot_leave_the_code_block() {
-        let mut outcome = failed();
-        outcome.message = Some("``` @channel <!channel> ```".into());
+        let mut record = failed();
+        record.message = Some("``` @channel <!channel> ```".into());
         let hook = Webhook {
             url: Address::Plain(String::new()),
             username: Some("forgekeep".into()),
@@ -99,7 +99,7 @@ mod tests {
             when: When::Always,
             timeout: super::super::ten_seconds(),
         };
-        let message = hook.message(&notification(What::Ended(&outcome)));
+        let message = hook.message(&notification(What::Ended(&record)));
         let text = message["text"].as_str().expect("a text");
         assert!(text.starts_with("```\nbackup of gitlab on git01 failed\n"), "{text}");
         assert_eq!(text.matches("```").count(), 2, "{text}");

@@ -4,9 +4,9 @@
 //! without limit and trust any length.
 
 use super::{
-    Notification, Notify, Origin, Outcome, Silence, SilenceEnd, Trouble, What, filled,
-    notification, persist,
+    Notification, Notify, Origin, Silence, SilenceEnd, Trouble, What, filled, notification, persist,
 };
+use crate::run_record::RunRecord;
 use forge::settings::Limit;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
@@ -61,7 +61,7 @@ fn some_keys<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Value, String>,
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Value {
-    /// 0 done, 1 done in part, 2 failed.
+    /// 0 done, 1 incomplete, 2 failed.
     Status,
     /// All details as text.
     Message,
@@ -78,24 +78,24 @@ enum Value {
 impl Value {
     /// Returns true if a test may send it. A test may send its text, which names it a test, and a
     /// status other than success. Invented figures would mix with those of backups.
-    fn may_be_tried(self, outcome: &Outcome) -> bool {
+    fn may_be_tried(self, record: &RunRecord) -> bool {
         match self {
             Value::Message => true,
-            Value::Status => !outcome.is_good(),
+            Value::Status => !record.is_good(),
             _ => false,
         }
     }
 
-    fn of(self, notification: &Notification, outcome: &Outcome) -> Option<String> {
+    fn of(self, notification: &Notification, record: &RunRecord) -> Option<String> {
         Some(match self {
-            Value::Status => outcome.ending.number().to_string(),
+            Value::Status => record.result.number().to_string(),
             Value::Message => notification.text(MAX_MESSAGE),
-            Value::Duration => format!("{:.0}", outcome.seconds()),
-            Value::BytesRead => outcome.bytes_read.to_string(),
-            Value::BytesStored => outcome.bytes_stored.to_string(),
-            Value::SecondsDown => format!("{:.2}", outcome.seconds_down?),
-            Value::Warnings => outcome.warnings.len().to_string(),
-            Value::ChecksFailed => outcome.checks_failed.to_string(),
+            Value::Duration => format!("{:.0}", record.seconds()),
+            Value::BytesRead => record.statistics.bytes_read.to_string(),
+            Value::BytesStored => record.statistics.added_stored_bytes.to_string(),
+            Value::SecondsDown => format!("{:.2}", record.seconds_down()?),
+            Value::Warnings => record.warnings.len().to_string(),
+            Value::ChecksFailed => record.checks_failed().to_string(),
         })
     }
 }
@@ -110,12 +110,12 @@ impl Notify for Zabbix {
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), String> {
-        let What::Ended(outcome) = notification.what else { return Ok(()) };
+        let What::Ended(record) = notification.what else { return Ok(()) };
         let is_test = notification.origin.is_test;
-        let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(outcome));
+        let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(record));
         let values: Vec<_> = keys
             .filter_map(|(value, key)| {
-                Some((filled(key, &notification.origin), value.of(notification, outcome)?))
+                Some((filled(key, &notification.origin), value.of(notification, record)?))
             })
             .collect();
         if is_test && values.is_empty() && !self.keys.is_empty() {
@@ -343,12 +343,12 @@ mod tests {
 
     #[test]
     fn numeric_items_get_numbers() {
-        let outcome = failed();
-        let notification = notification(What::Ended(&outcome));
+        let record = failed();
+        let notification = notification(What::Ended(&record));
         let all = [Value::Status, Value::Duration, Value::SecondsDown, Value::ChecksFailed];
-        let values = all.map(|value| value.of(&notification, &outcome).expect("a value"));
+        let values = all.map(|value| value.of(&notification, &record).expect("a value"));
         assert_eq!(values, ["2", "760", "34.24", "2"]);
-        let none = Outcome { seconds_down: None, ..outcome.clone() };
+        let none = RunRecord { instance: None, ..record.clone() };
         assert_eq!(Value::SecondsDown.of(&notification, &none), None);
     }
 

@@ -8,6 +8,7 @@ use super::{Password, Reach};
 use crate::error::{Error, Result};
 use crate::run::{Command, Output, Patience, Running, Stdin};
 use crate::secret::Secret;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,7 +80,7 @@ pub struct Server {
 }
 
 /// Number of rows of a table at the consistency point of a dump.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rows {
     /// Name of the table with its schema.
     pub table: String,

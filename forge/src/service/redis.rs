@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::run::Command;
 use crate::secret::Secret;
 use crate::view::{as_text, shown};
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,12 +43,13 @@ pub struct Redis {
 }
 
 /// Persistence files of Redis after a save.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Saved {
     /// Version of Redis.
     pub version: String,
     /// Directory of the files, as Redis sees it.
     #[serde(serialize_with = "as_text")]
+    #[schemars(with = "String")]
     pub dir: PathBuf,
     /// Name of the snapshot file there.
     pub snapshot: String,
