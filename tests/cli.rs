@@ -392,6 +392,9 @@ fn the_program_documents_itself() {
     let written = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
     let written = std::fs::read_to_string(written).expect("docs/cli.md is there");
     assert!(reference == written, "run `forgekeep reference > docs/cli.md`");
+    let reference = sandbox.run(["reference", "json"]).ok().stdout;
+    let written = include_str!("../docs/json.md");
+    assert!(reference == written, "run `forgekeep reference json > docs/json.md`");
 }
 
 /// A reader looks for the options of the command first.

@@ -161,7 +161,8 @@ fn doc_comments_do_not_begin_like_questions() {
 fn documents_have_one_sentence_per_line() {
     let mut documents = files("docs", ".md");
     // Generated from the help of the commands.
-    documents.retain(|path, _| !path.ends_with("docs/cli.md"));
+    documents
+        .retain(|path, _| !["docs/cli.md", "docs/json.md"].iter().any(|file| path.ends_with(file)));
     for name in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
         let path = root().join(name);
         let text = fs::read_to_string(&path).expect("reads");

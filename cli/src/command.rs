@@ -13,6 +13,7 @@ mod index;
 mod init;
 mod inspect;
 mod instance;
+mod json_reference;
 mod ls;
 mod man;
 mod notify;
@@ -28,7 +29,7 @@ mod stats;
 use crate::exit::{CODES, Failure, with_hint};
 use crate::ui::{Ui, Watch};
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::store::{Purpose, Store};
@@ -150,7 +151,21 @@ pub enum Command {
     Man(man::Man),
     Notify(notify::Notify),
     #[command(hide = true)]
-    Reference,
+    Reference {
+        /// Text to print
+        #[arg(value_enum, default_value_t)]
+        of: Reference,
+    },
+}
+
+/// A generated document.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Reference {
+    /// Commands and options
+    #[default]
+    Cli,
+    /// Lines of `--json`
+    Json,
 }
 
 impl Command {
@@ -184,6 +199,9 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::Notify(command) => command.run(ui),
-        Command::Reference => ui.lines(reference::markdown().trim_end()),
+        Command::Reference { of: Reference::Cli } => ui.lines(reference::markdown().trim_end()),
+        Command::Reference { of: Reference::Json } => {
+            ui.lines(json_reference::markdown().trim_end())
+        }
     }
 }

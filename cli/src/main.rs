@@ -8,10 +8,11 @@ mod report;
 mod exit;
 
 mod run_id;
+mod run_record;
+
+mod json;
 
 mod ui;
-
-mod run_record;
 
 mod select;
 

@@ -1,8 +1,8 @@
 //! Formats numbers, times and paths for people and programs.
 
-use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
-use store::entry::{Entry, EntryKind, Time, display_path};
+use store::entry::{Entry, Time, is_deceptive};
 use store::snapshot::Statistics;
 
 /// Formats a number of bytes in binary units.
@@ -55,17 +55,17 @@ pub fn utc_time(time: Time) -> String {
     timestamp(time).to_string()
 }
 
-/// Puts a path into a JSON object. A path that is not UTF-8 is put twice: readable, and as the
-/// hexadecimal digits of its bytes.
-pub fn put_path(value: &mut Value, key: &str, path: &[u8]) {
-    match std::str::from_utf8(path) {
-        Ok(text) => value[key] = text.into(),
-        Err(_) => {
-            value[key] = display_path(path).into();
-            let hex: String = path.iter().map(|byte| format!("{byte:02x}")).collect();
-            value[&format!("{key}_hex")] = hex.into();
-        }
+/// Makes a text safe to print on one line. Escapes characters that control a terminal, end a line
+/// or reverse the order of text, whatever their source.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_deceptive) {
+        return Cow::Borrowed(text);
     }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_deceptive(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    Cow::Owned(safe)
 }
 
 /// Formats kind and mode as `ls -l` does.
@@ -105,43 +105,6 @@ pub fn owner(entry: &Entry) -> (String, String) {
     (name(&entry.owner.user, entry.owner.uid), name(&entry.owner.group, entry.owner.gid))
 }
 
-/// Returns an entry as JSON.
-pub fn entry_json(entry: &Entry) -> Value {
-    let kind = match entry.kind {
-        EntryKind::File => "file",
-        EntryKind::Directory => "dir",
-        EntryKind::Symlink => "symlink",
-        EntryKind::Fifo => "fifo",
-        EntryKind::Socket => "socket",
-        EntryKind::CharDevice => "chardev",
-        EntryKind::BlockDevice => "dev",
-    };
-    let mut value = json!({
-        "type": kind,
-        "mode": entry.mode,
-        "permissions": mode(entry),
-        "uid": entry.owner.uid,
-        "gid": entry.owner.gid,
-        "size": entry.size,
-        "inode": entry.inode,
-    });
-    if let Some(user) = &entry.owner.user {
-        value["user"] = String::from_utf8_lossy(user).into();
-    }
-    if let Some(group) = &entry.owner.group {
-        value["group"] = String::from_utf8_lossy(group).into();
-    }
-    if let Some(mtime) = entry.mtime {
-        value["mtime"] = utc_time(mtime).into();
-    }
-    put_path(&mut value, "path", &[b"/", &entry.path[..]].concat());
-    put_path(&mut value, "name", entry.name());
-    if entry.kind == EntryKind::Symlink {
-        put_path(&mut value, "linktarget", &entry.target);
-    }
-    value
-}
-
 /// Describes the bytes that backups found in the store; `None` if they found none.
 pub fn reuse(statistics: &Statistics) -> Option<String> {
     let Statistics { bytes_read, found_by_chunk, found_by_extent, .. } = *statistics;
@@ -153,17 +116,6 @@ pub fn reuse(statistics: &Statistics) -> Option<String> {
             size(found_by_extent),
             size(statistics.added_stored_bytes)
         )
-    })
-}
-
-/// Returns the same figures as JSON, even if nothing was found.
-pub fn reuse_json(statistics: &Statistics) -> Value {
-    json!({
-        "bytes_read": statistics.bytes_read,
-        "bytes_found_by_chunk": statistics.found_by_chunk,
-        "bytes_found_by_extent": statistics.found_by_extent,
-        "bytes_copied_forward": statistics.copied_forward,
-        "bytes_stored": statistics.added_stored_bytes,
     })
 }
 
@@ -179,6 +131,19 @@ pub fn skipped_records(records: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        for (text, wanted) in [
+            ("plain ü 😀 \\", "plain ü 😀 \\"),
+            ("\x1b[31mred\x1b[0m", "\\u{1b}[31mred\\u{1b}[0m"),
+            ("one\nforgekeep: two\r\t", "one\\nforgekeep: two\\r\\t"),
+            ("\u{9b}31m\u{7f}\0", "\\u{9b}31m\\u{7f}\\u{0}"),
+            ("gpj.\u{202e}exe\u{2066}\u{2028}", "gpj.\\u{202e}exe\\u{2066}\\u{2028}"),
+        ] {
+            assert_eq!(shown(text), wanted);
+        }
+    }
 
     #[test]
     fn sizes_are_binary() {

@@ -1,9 +1,9 @@
 //! Record of one backup run. `--json`, notifications and the closing lines all describe a run by it.
 
 use crate::exit::Failure;
+use crate::report::shown;
 use crate::report::{skipped_records, utc_time};
 use crate::run_id::RunId;
-use crate::ui::shown;
 use forge::check::Verdict;
 use forge::manifest::Manifest;
 use forge::session::Outcome;

@@ -1,8 +1,10 @@
 //! Output to the terminal: lines, JSON lines, progress. Also handles signals.
 
 use crate::exit::Failure;
+use crate::json::{self, ExitError, Line, PathError, Reason, Status, Warning};
+use crate::report::shown;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Value, json};
+use serde_json::json;
 use signal_hook::SigId;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -12,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use store::entry::is_deceptive;
 use store::observe::{Event, Observer, Progress};
 
 /// Interval between updates of the terminal and checks for a stop request.
@@ -133,12 +134,8 @@ impl Ui {
     }
 
     /// Prints a line of the result, for programs only.
-    pub fn json(&self, message_type: &str, mut value: Value) -> Result<(), Failure> {
-        if !self.json {
-            return Ok(());
-        }
-        value["message_type"] = message_type.into();
-        self.write(value.to_string().as_bytes())
+    pub fn json<L: Line>(&self, line: &L) -> Result<(), Failure> {
+        if self.json { self.write(formatted(line).as_bytes()) } else { Ok(()) }
     }
 
     fn write(&self, line: &[u8]) -> Result<(), Failure> {
@@ -149,8 +146,7 @@ impl Ui {
     /// Prints the error of a failed run.
     pub fn failed(&self, message: &str, hint: Option<&str>, code: u8) {
         if self.json {
-            let value = json!({"code": code, "message": message, "hint": hint});
-            let _ = self.json("exit_error", value);
+            let _ = self.json(&ExitError { code, message, hint });
         }
         let mut stderr = io::stderr().lock();
         // A failure here can no longer be reported.
@@ -190,19 +186,6 @@ impl Ui {
     }
 }
 
-/// Makes a text safe to print on one line. Escapes characters that control a terminal, end a line
-/// or reverse the order of text, whatever their source.
-pub fn shown(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_deceptive) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::with_capacity(text.len() + 8);
-    for c in text.chars() {
-        if is_deceptive(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
-    }
-    Cow::Owned(safe)
-}
-
 /// Prints help or an error in the arguments, and ends the program.
 pub fn refuse(error: &clap::Error) -> ! {
     let text = error.render().to_string();
@@ -232,13 +215,20 @@ pub fn written(result: io::Result<()>) -> Result<(), Failure> {
     }
 }
 
+/// Formats a line with its type.
+fn formatted<L: Line>(line: &L) -> String {
+    let mut value = json!(line);
+    value["message_type"] = L::TYPE.into();
+    value.to_string()
+}
+
 fn remember(warnings: &Mutex<Warnings>, text: &str) {
     warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remember(text);
 }
 
 fn warn(is_json: bool, text: &str) {
     if is_json {
-        let _ = writeln!(io::stdout(), "{}", json!({"message_type": "warning", "message": text}));
+        let _ = writeln!(io::stdout(), "{}", formatted(&Warning { message: text }));
     } else {
         let _ = writeln!(io::stderr(), "{}", shown(text));
     }
@@ -368,16 +358,15 @@ impl Watch {
         .map(|counter| counter.load(Relaxed));
         let seconds = self.started.elapsed().as_secs();
         if self.json {
-            let status = json!({
-                "message_type": "status",
-                "seconds_elapsed": seconds,
-                "files_done": entries,
-                "bytes_done": bytes,
-                "total_files": entries_total,
-                "total_bytes": bytes_total,
-                "percent_done": if bytes_total > 0 { bytes as f64 / bytes_total as f64 } else { 0.0 },
-            });
-            let _ = writeln!(io::stdout(), "{status}");
+            let status = Status {
+                seconds_elapsed: seconds,
+                files_done: entries,
+                bytes_done: bytes,
+                total_files: entries_total,
+                total_bytes: bytes_total,
+                percent_done: if bytes_total > 0 { bytes as f64 / bytes_total as f64 } else { 0.0 },
+            };
+            let _ = writeln!(io::stdout(), "{}", formatted(&status));
         } else {
             let _ = writeln!(
                 io::stderr(),
@@ -399,13 +388,9 @@ impl Watch {
 
     fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
         if self.json {
-            let mut value = json!({
-                "message_type": "error",
-                "error": {"message": reason},
-                "during": during,
-            });
-            crate::report::put_path(&mut value, "item", path.as_os_str().as_bytes());
-            let _ = writeln!(io::stdout(), "{value}");
+            let (item, item_hex) = json::path(path.as_os_str().as_bytes());
+            let error = PathError { error: Reason { message: reason }, during, item, item_hex };
+            let _ = writeln!(io::stdout(), "{}", formatted(&error));
         } else {
             let shown = store::entry::display_path(path.as_os_str().as_bytes());
             self.say(&format!("{kind} {shown}: {reason}"));
@@ -461,19 +446,6 @@ impl Observer for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_characters_are_escaped() {
-        for (text, wanted) in [
-            ("plain ü 😀 \\", "plain ü 😀 \\"),
-            ("\x1b[31mred\x1b[0m", "\\u{1b}[31mred\\u{1b}[0m"),
-            ("one\nforgekeep: two\r\t", "one\\nforgekeep: two\\r\\t"),
-            ("\u{9b}31m\u{7f}\0", "\\u{9b}31m\\u{7f}\\u{0}"),
-            ("gpj.\u{202e}exe\u{2066}\u{2028}", "gpj.\\u{202e}exe\\u{2066}\\u{2028}"),
-        ] {
-            assert_eq!(shown(text), wanted);
-        }
-    }
 
     #[test]
     fn warnings_are_remembered_once_and_within_bounds() {

@@ -6,6 +6,7 @@ use crate::encrypted::Encrypted;
 use crate::error::Result;
 use crate::plan::{Plan, Product};
 use crate::service::postgres::Connection;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -85,7 +86,7 @@ impl Catalogue {
 
 /// A project and its repositories. Paths of repositories are relative to their storage and end in
 /// `.git`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Project {
     /// Number of the project in the database.
     pub id: u64,

@@ -405,7 +405,7 @@ impl LeftOut {
 }
 
 /// A database that the kind or the settings name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Database {
     /// Name of the database.
     pub name: String,

@@ -7,6 +7,7 @@ pub mod docker_gitlab;
 pub mod gitlab;
 pub mod gitlab_container;
 pub mod instance;
+pub mod json_lines;
 pub mod listeners;
 pub mod postgres;
 pub mod redis;

@@ -398,6 +398,9 @@ impl Outcome {
                 let value: Value = serde_json::from_str(line)
                     .unwrap_or_else(|error| panic!("{error}: {line}; {}", self.all_output()));
                 assert!(value["message_type"].is_string(), "no message_type: {line}");
+                if let Some(fault) = super::json_lines::fault(&value) {
+                    panic!("{fault}: {line}");
+                }
                 value
             })
             .collect()

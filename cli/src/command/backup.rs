@@ -9,7 +9,6 @@ use crate::stream::Stream;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
-use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -374,7 +373,7 @@ fn is_there(program: &OsString) -> bool {
 }
 
 fn show(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failure> {
-    ui.json("summary", json!(record))?;
+    ui.json(record)?;
     remarks(ui, record, report)
 }
 

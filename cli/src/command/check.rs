@@ -1,9 +1,9 @@
 use super::Global;
 use crate::exit::{Failure, other};
+use crate::json::{CheckSummary, DamagedObject, LostPath};
 use crate::report::{count, now, size};
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use std::time::Duration;
 use store::check::{ReadData, Report};
 use store::store::{INDEX_FILE, Purpose, Store};
@@ -75,7 +75,7 @@ fn show(
     elapsed: Duration,
 ) -> Result<(), Failure> {
     for damage in &report.damages {
-        ui.json("damage", json!({"object": damage.object, "reason": damage.reason}))?;
+        ui.json(&DamagedObject { object: &damage.object, reason: &damage.reason })?;
         ui.line(format!("damaged: {}: {}", damage.object, damage.reason))?;
     }
     let more = report.damage_count - report.damages.len() as u64;
@@ -85,10 +85,7 @@ fn show(
     for loss in &report.losses {
         let (snapshot, entries) = (loss.snapshot.to_string(), loss.entries);
         let (path, reason) = (&loss.path, &loss.reason);
-        ui.json(
-            "loss",
-            json!({"snapshot": snapshot, "path": path, "entries": entries, "reason": reason}),
-        )?;
+        ui.json(&LostPath { snapshot: snapshot.clone(), path, entries, reason })?;
         let path = match entries {
             1 => path.clone(),
             _ => format!("{path} ({})", count(entries, "path")),
@@ -98,20 +95,17 @@ fn show(
     if report.losses_left_out > 0 {
         ui.line(format!("lost: more paths in {} other places", report.losses_left_out))?;
     }
-    ui.json(
-        "summary",
-        json!({
-            "snapshots": report.snapshots,
-            "snapshots_from_future": future,
-            "segments": report.segments,
-            "segments_read": report.segments_read,
-            "bytes_read": report.bytes_read,
-            "chunks": report.chunks,
-            "num_errors": report.damage_count,
-            "paths_lost": report.loss_count,
-            "clean": report.is_clean(),
-        }),
-    )?;
+    ui.json(&CheckSummary {
+        snapshots: report.snapshots,
+        snapshots_from_future: future as u64,
+        segments: report.segments,
+        segments_read: report.segments_read,
+        bytes_read: report.bytes_read,
+        chunks: report.chunks,
+        num_errors: report.damage_count,
+        paths_lost: report.loss_count,
+        clean: report.is_clean(),
+    })?;
     let read = match report.segments_read {
         0 if read_data == ReadData::None => "data not read".into(),
         0 => "no segment belongs to this part".into(),

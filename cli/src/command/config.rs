@@ -1,6 +1,10 @@
 use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::exit::{Failure, with_hint};
+use crate::json::{
+    ConfigFault, ConfigReport, PlannedPart, PlannedRedis, PlannedServer, PlannedServices,
+    PlannedStep, PlannedSteps,
+};
 use crate::preflight;
 use crate::report::count;
 use crate::ui::Ui;
@@ -12,7 +16,6 @@ use forge::service::Reach;
 use forge::service::control::Control;
 use forge::service::step::Step;
 use forge::settings::{Mode, Sample, Settings};
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use store::observe::Progress;
@@ -112,13 +115,13 @@ impl Check {
                     };
                     let view = View::of(&plan, kind, settings, place, asked, &progress);
                     view.show(ui)?;
-                    ui.json("instance", view.json())?;
+                    ui.json(&view.line())?;
                     is_right &= view.is_right();
                 }
                 Err(error) => {
                     let error = Failure::from(error);
                     let message = error.words().map(|(message, _)| message);
-                    ui.json("instance", json!({"instance": instance, "error": message}))?;
+                    ui.json(&ConfigFault { instance, error: message })?;
                     if let Some((message, _)) = failed.replace(error).and_then(|last| last.words())
                     {
                         ui.explain(&message);
@@ -396,69 +399,61 @@ impl<'a> View<'a> {
         globs.chain(paths).collect()
     }
 
-    /// Returns the report as JSON.
-    fn json(&self) -> Value {
+    /// Returns the report as a line of `--json`.
+    fn line(&self) -> ConfigReport<'_> {
         let plan = self.plan;
-        let step = |step: &Step| json!({"command": step.command.argv, "user": step.command.user, "seconds": step.command.limit.as_secs()});
-        let steps = |steps: &[Step]| steps.iter().map(step).collect::<Vec<_>>();
-        let parts: Vec<Value> = plan
-            .parts
-            .iter()
-            .map(|part| {
-                let mut value = json!(part);
-                value["is_there"] = is_there(plan, part).into();
-                value
-            })
-            .collect();
-        let services = match &plan.control {
-            Control::Nothing => Value::Null,
-            Control::Supervised(supervisor) => {
-                json!({"program": supervisor.program, "writers": supervisor.writers})
-            }
-            Control::Commands { stop, start } => {
-                json!({"stop": steps(stop), "start": steps(start)})
-            }
-        };
-        json!({
-            "instance": plan.instance,
-            "kind": plan.kind,
-            "title": self.title,
-            "product": plan.product,
-            "store": self.store.as_ref().ok(),
-            "mode": plan.mode.name(),
-            "root": self.root.display().to_string(),
-            "tags": plan.tags,
-            "git_caches": !plan.skips_git_caches,
-            "sample": rows_of(plan.sample),
-            "exclude": plan.exclude,
-            "parts": parts,
-            "missing": self.missing,
-            "databases": plan.databases,
-            "keys": self.keys,
-            "postgres": plan.postgres.as_ref().map(|server| json!({
-                "host": server.host,
-                "port": server.port,
-                "role": server.role,
-                "user": server.reach.user,
-                "passfile": server.passfile,
-                "bin": server.reach.bin,
-                "into": server.reach.into,
-            })),
-            "redis": plan.redis.as_ref().map(|redis| json!({
-                "socket": redis.socket,
-                "host": redis.host,
-                "port": redis.port,
-                "into": redis.reach.into,
-                "seconds": redis.limit.as_secs(),
-            })),
-            "services": services,
-            "supervised": self.supervised,
-            "steps": {"before": steps(&plan.before), "after": steps(&plan.after)},
-            "left_out": plan.left_out,
-            "notes": plan.notes,
-            "problems": self.problems,
-            "is_right": self.is_right(),
-        })
+        let text = |path: &Path| path.display().to_string();
+        let steps = |steps: &'a [Step]| steps.iter().map(PlannedStep::from).collect();
+        let part = |part| PlannedPart { part, is_there: is_there(plan, part) };
+        ConfigReport {
+            instance: &plan.instance,
+            kind: plan.kind,
+            title: self.title,
+            product: &plan.product,
+            store: self.store.as_ref().ok().map(|place| text(place)),
+            mode: plan.mode,
+            root: text(self.root),
+            tags: &plan.tags,
+            git_caches: !plan.skips_git_caches,
+            sample: rows_of(plan.sample),
+            exclude: &plan.exclude,
+            parts: plan.parts.iter().map(part).collect(),
+            missing: &self.missing,
+            databases: &plan.databases,
+            keys: self.keys.as_ref(),
+            postgres: plan.postgres.as_ref().map(|server| PlannedServer {
+                host: server.host.as_deref(),
+                port: server.port,
+                role: server.role.as_deref(),
+                user: server.reach.user.as_deref(),
+                passfile: server.passfile.as_deref().map(text),
+                bin: server.reach.bin.iter().map(|dir| text(dir)).collect(),
+                into: &server.reach.into,
+            }),
+            redis: plan.redis.as_ref().map(|redis| PlannedRedis {
+                socket: redis.socket.as_deref().map(text),
+                host: redis.host.as_deref(),
+                port: redis.port,
+                into: &redis.reach.into,
+                seconds: redis.limit.as_secs(),
+            }),
+            services: match &plan.control {
+                Control::Nothing => None,
+                Control::Supervised(supervisor) => Some(PlannedServices::Supervised {
+                    program: &supervisor.program,
+                    writers: &supervisor.writers,
+                }),
+                Control::Commands { stop, start } => {
+                    Some(PlannedServices::Commands { stop: steps(stop), start: steps(start) })
+                }
+            },
+            supervised: &self.supervised,
+            steps: PlannedSteps { before: steps(&plan.before), after: steps(&plan.after) },
+            left_out: &plan.left_out,
+            notes: &plan.notes,
+            problems: &self.problems,
+            is_right: self.is_right(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use crate::exit::Failure;
+use crate::json::Detected;
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use std::path::PathBuf;
 
 /// Find instances on this machine and propose a configuration
@@ -31,7 +31,7 @@ impl Detect {
             let Some(seen) = kind.detect(&root) else { continue };
             found += 1;
             let (name, title) = (kind.name(), kind.title());
-            ui.json("detected", json!({"kind": name, "title": title, "seen": seen}))?;
+            ui.json(&Detected { kind: name, title, seen: &seen })?;
             ui.lines(format!("\n# {title}: found {seen}"))?;
             ui.lines(format!("[instances.{name}]\nkind = \"{name}\""))?;
             if root != *"/" {

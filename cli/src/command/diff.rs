@@ -1,10 +1,10 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{self, put_path, size};
+use crate::json::{Changed, DiffSummary, PathFields};
+use crate::report::{self, size};
 use crate::select;
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use store::diff::Change;
 use store::entry::display_path;
 use store::store::Purpose;
@@ -59,10 +59,9 @@ impl Diff {
                 }
                 Change::Metadata(..) => {}
             }
-            let mut value = json!({"modifier": sign});
-            put_path(&mut value, "path", &[b"/", &entry.path[..]].concat());
+            let line = Changed { modifier: sign, path: PathFields::of_tree(&entry.path) };
             let shown = ui
-                .json("change", value)
+                .json(&line)
                 .and_then(|()| ui.line(format!("{sign} /{}", display_path(&entry.path))));
             if let Err(error) = shown {
                 failure.get_or_insert(error);
@@ -72,18 +71,15 @@ impl Diff {
         })
         .map_err(|error| failure.take().unwrap_or(Failure::Store(error)))?;
         let [added, removed, modified, metadata] = counts;
-        ui.json(
-            "statistics",
-            json!({
-                "added": added,
-                "removed": removed,
-                "changed": modified,
-                "metadata_changed": metadata,
-                "bytes_added": bytes[0],
-                "bytes_removed": bytes[1],
-                "second": report::reuse_json(&second.statistics),
-            }),
-        )?;
+        ui.json(&DiffSummary {
+            added,
+            removed,
+            changed: modified,
+            metadata_changed: metadata,
+            bytes_added: bytes[0],
+            bytes_removed: bytes[1],
+            second: (&second.statistics).into(),
+        })?;
         ui.remark(format!(
             "{added} added, {removed} removed, {modified} changed, {metadata} with changed \
              metadata; {} added, {} removed",

@@ -1,10 +1,10 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{count, entry_json, local_time, size, utc_time};
+use crate::json::{FindSummary, Match, Node};
+use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -86,13 +86,14 @@ impl Find {
                 let mtime = entry.mtime.map_or_else(|| "-".into(), local_time);
                 let (start, bytes) = (local_time(snapshot.start.into()), size(entry.size));
                 ui.line(format!("  {}  {start}  {bytes:>10}  modified {mtime}", id.short()))?;
-                let mut value = entry_json(entry);
-                value["snapshot"] = id.to_string().into();
-                value["snapshot_time"] = utc_time(snapshot.start.into()).into();
-                ui.json("match", value)?;
+                ui.json(&Match {
+                    node: Node::from(entry),
+                    snapshot: id.to_string(),
+                    snapshot_time: utc_time(snapshot.start.into()),
+                })?;
             }
         }
-        ui.json("summary", json!({"paths": found.len(), "snapshots": snapshots.len()}))?;
+        ui.json(&FindSummary { paths: found.len(), snapshots: snapshots.len() })?;
         ui.remark(format!(
             "{} in {}",
             count(found.len() as u64, "path"),

@@ -1,9 +1,9 @@
 use super::Global;
 use crate::exit::Failure;
+use crate::json::IndexSummary;
 use crate::report::{count, size};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
-use serde_json::json;
 use std::sync::atomic::Ordering::Relaxed;
 use store::observe::Observer;
 use store::store::Purpose;
@@ -36,15 +36,12 @@ impl Index {
         let bytes = watch.progress().bytes_done.load(Relaxed);
         let chunks = store.index().chunk_count()?;
         let seconds = watch.elapsed().as_secs_f64();
-        ui.json(
-            "summary",
-            json!({
-                "segments": segments,
-                "segment_bytes": bytes,
-                "chunks": chunks,
-                "seconds_elapsed": seconds,
-            }),
-        )?;
+        ui.json(&IndexSummary {
+            segments,
+            segment_bytes: bytes,
+            chunks,
+            seconds_elapsed: seconds,
+        })?;
         ui.line(format!(
             "rebuilt the index: {} of {} ({}) in {seconds:.1} s",
             count(chunks, "chunk"),

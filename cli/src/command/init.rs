@@ -1,8 +1,8 @@
 use super::Global;
 use crate::exit::{Failure, other, with_hint};
+use crate::json::Initialized;
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use std::path::Path;
 use store::config::Config;
 
@@ -48,6 +48,6 @@ fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
         ),
         error => error.into(),
     })?;
-    ui.json("initialized", json!({"id": config.store_id, "store": place.display().to_string()}))?;
+    ui.json(&Initialized { id: &config.store_id, store: place.display().to_string() })?;
     ui.remark(format!("created store {} at {}", &config.store_id[..8], place.display()))
 }

@@ -1,21 +1,19 @@
 use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::exit::{Failure, with_hint};
+use crate::json::{InspectSummary, InspectedSnapshot};
+use crate::report::shown;
 use crate::report::{count, local_time, size, utc_time};
 use crate::run_id::RunId;
 use crate::select;
-use crate::ui::{Ui, shown};
+use crate::ui::Ui;
 use clap::Args;
 use forge::check::Check;
 use forge::kind::{Kind, Site};
 use forge::manifest::{self, Dumped, Manifest};
 use forge::plan::{Plan, Product};
-use schemars::JsonSchema;
-use serde::Serialize;
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use store::snapshot::Statistics;
 use store::store::Purpose;
 
 /// Inspect an instance on this machine, or its state in a snapshot
@@ -82,15 +80,14 @@ impl Inspect {
         }
         instance::show_findings(ui, &inspection.missing, &inspection.checks)?;
         let is_right = inspection.is_right();
-        let summary = json!({
-            "instance": plan.instance,
-            "kind": plan.kind,
-            "product": inspection.product,
-            "postgres": inspection.postgres,
-            "projects": inspection.project_count,
-            "is_right": is_right,
-        });
-        ui.json("summary", summary)?;
+        ui.json(&InspectSummary {
+            instance: &plan.instance,
+            kind: plan.kind,
+            product: &inspection.product,
+            postgres: inspection.postgres.as_deref(),
+            projects: inspection.project_count,
+            is_right,
+        })?;
         if is_right {
             return ui.remark(format!("{}: no problems found", plan.instance));
         }
@@ -122,33 +119,15 @@ impl Inspect {
         let time = snapshot.start.into();
         ui.line(format!("{name}: snapshot {} of {}, {state}", id.short(), local_time(time)))?;
         show(ui, &manifest)?;
-        let inspected = InspectedSnapshot {
+        ui.json(&InspectedSnapshot {
             snapshot: id.to_string(),
             time: utc_time(time),
             is_complete,
             run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
             statistics: snapshot.statistics,
             manifest,
-        };
-        ui.json("instance", json!(inspected))
+        })
     }
-}
-
-/// State of an instance in a snapshot.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct InspectedSnapshot {
-    /// Id of the snapshot.
-    snapshot: String,
-    /// Start of the backup (RFC 3339, UTC).
-    time: String,
-    /// True if everything that belongs to the instance was present.
-    is_complete: bool,
-    /// Random id of the run (UUID); null if the snapshot has none.
-    run_id: Option<String>,
-    /// Figures of the backup.
-    statistics: Statistics,
-    #[serde(flatten)]
-    manifest: Manifest,
 }
 
 /// Whether the keys are others than those of the last complete snapshot.

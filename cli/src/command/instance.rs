@@ -15,7 +15,6 @@ use forge::plan::Absent;
 use forge::recovery::{Monitor, Record};
 use forge::session::{Job, Outcome};
 use forge::settings::Settings;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use store::backup::Options;
 use store::id::{ChunkId, SnapshotId};
@@ -196,7 +195,7 @@ fn print(ui: &Ui, record: &RunRecord, outcome: &Outcome) -> Result<(), Failure> 
             count(rows, "row")
         ))?;
     }
-    ui.json("summary", json!(record))?;
+    ui.json(record)?;
     ui.remark(format!(
         "{}, {}",
         count(manifest.databases.len() as u64, "database"),
@@ -220,12 +219,12 @@ fn print(ui: &Ui, record: &RunRecord, outcome: &Outcome) -> Result<(), Failure> 
 /// Prints missing parts and the results of checks.
 pub fn show_findings(ui: &Ui, missing: &[Absent], checks: &[Check]) -> Result<(), Failure> {
     for absent in missing {
-        ui.json("missing_part", json!(absent))?;
+        ui.json(absent)?;
         let text = format!("{} is missing: {}", absent.part, absent.looked_for);
         if absent.is_required { ui.explain(&text) } else { ui.detail(text)? }
     }
     for check in checks {
-        ui.json("check", json!(check))?;
+        ui.json(check)?;
         show_check(ui, check)?;
     }
     Ok(())

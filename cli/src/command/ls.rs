@@ -1,6 +1,7 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{count, entry_json, local_time, mode, owner};
+use crate::json::Node;
+use crate::report::{count, local_time, mode, owner};
 use crate::select::{self, Place};
 use crate::ui::Ui;
 use clap::Args;
@@ -33,7 +34,7 @@ impl Ls {
         watch.hush();
         let (id, snapshot) = select::find(&store, &place.snapshot)?;
         each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
-            ui.json("node", entry_json(&entry))?;
+            ui.json(&Node::from(&entry))?;
             if self.long {
                 ui.line(long(&entry))
             } else {

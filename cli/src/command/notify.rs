@@ -1,12 +1,12 @@
 use super::instance::ConfigFile;
 use crate::exit::{Failure, with_hint};
+use crate::json::Notified;
 use crate::notify::{self, Notification, Notifier, Origin, What};
 use crate::report::now;
 use crate::run_id::RunId;
 use crate::run_record::{Frame, RunRecord, RunResult};
 use crate::ui::Ui;
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::json;
 use std::time::Duration;
 use store::entry::Time;
 
@@ -111,8 +111,7 @@ impl Test {
         for name in &silent {
             ui.explain(&format!("{name} does not send this kind of message; it was not tested"));
         }
-        let value = json!({"notifiers": count, "not_tested": silent, "failures": failures});
-        ui.json("notified", value)?;
+        ui.json(&Notified { notifiers: count, not_tested: &silent, failures: &failures })?;
         if failures.is_empty() && count > 0 {
             return ui.remark(format!("tested {}", crate::report::count(count as u64, "notifier")));
         }

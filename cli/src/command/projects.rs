@@ -1,5 +1,6 @@
 use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
+use crate::json::ProjectLine;
 use crate::report::count;
 use crate::select;
 use crate::ui::Ui;
@@ -7,7 +8,6 @@ use clap::Args;
 use forge::catalogue::Project;
 use forge::plan::Part;
 use forge::run::quoted;
-use serde_json::json;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
@@ -47,11 +47,8 @@ impl Projects {
         for project in projects.iter().filter(is_wanted) {
             shown += 1;
             let place = places.of(project);
-            let mut value = json!(project);
-            if let Some(place) = &place {
-                value["restore"] = format!("{id}:{place}").into();
-            }
-            ui.json("project", value)?;
+            let restore = place.as_ref().map(|place| format!("{id}:{place}"));
+            ui.json(&ProjectLine { project, restore })?;
             let mut notes = String::new();
             for (what, is_there) in
                 [("wiki", project.wiki.is_some()), ("design", project.design.is_some())]

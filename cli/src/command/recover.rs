@@ -1,13 +1,13 @@
 use super::instance::{self, ConfigFile};
 use crate::config::Config;
 use crate::exit::Failure;
+use crate::json::{Forgotten, Recovered};
 use crate::notifications::Notifications;
 use crate::report::count;
 use crate::run_id::RunId;
 use crate::ui::Ui;
 use clap::Args;
 use forge::recovery::Record;
-use serde_json::json;
 
 /// Restart services that a killed backup left stopped
 ///
@@ -74,7 +74,7 @@ impl Recover {
                 ui.warn(&format!("  {hint}"));
             }
         }
-        ui.json("recovered", json!({"instances": done, "steps": steps}))?;
+        ui.json(&Recovered { instances: &done, steps })?;
         if steps > 0 {
             ui.line(format!("completed {}", count(steps as u64, "step")))?;
         }
@@ -102,6 +102,6 @@ fn forget(config: &Config, instance: &str, ui: &Ui) -> Result<(), Failure> {
         ui.explain(&format!("{instance}: dropping an unfinished step: {what}"));
         dropped.push(what.to_owned());
     })?;
-    ui.json("forgotten", json!({"instance": instance, "dropped": dropped}))?;
+    ui.json(&Forgotten { instance, dropped: &dropped })?;
     ui.line(if was_any { "dropped" } else { "nothing to drop" })
 }

@@ -1,10 +1,10 @@
 use super::instance::{self, ConfigFile};
 use crate::exit::{Failure, with_hint};
+use crate::json::Repaired;
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use forge::kind::Site;
 use forge::kind::mattermost::single_sign_on;
-use serde_json::json;
 use store::observe::Observer;
 
 /// Repair settings that a partial restore leaves inconsistent
@@ -60,7 +60,7 @@ impl SingleSignOn {
         watch.end();
         let single_sign_on::Repair { written, next } = repaired?;
         let written: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
-        ui.json("repaired", json!({"written": written, "next": next, "dry_run": self.dry_run}))?;
+        ui.json(&Repaired { written: &written, next: &next, dry_run: self.dry_run })?;
         let would = if self.dry_run { "would write" } else { "wrote" };
         for path in &written {
             ui.line(format!("{would} id and secret into {path}"))?;

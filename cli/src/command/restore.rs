@@ -1,11 +1,11 @@
 use super::Global;
 use super::in_place::InPlace;
 use crate::exit::{Failure, with_hint};
+use crate::json::RestoreSummary;
 use crate::report::{count, size};
 use crate::select::{self, Found, Place, tree_path};
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -158,25 +158,22 @@ impl Restore {
     }
 
     fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {
-        ui.json(
-            "summary",
-            json!({
-                "files_restored": report.files_restored,
-                "bytes_restored": report.bytes_restored,
-                "files_unchanged": report.files_unchanged,
-                "dirs": report.dirs,
-                "others": report.others,
-                "files_deleted": report.deleted,
-                "owners_to_set": report.owners_to_set,
-                "modes_to_set": report.modes_to_set,
-                "errors": report.failed,
-                "metadata_refused": report.metadata_refused,
-                "owner_denied": report.owner_denied,
-                "xattr_denied": report.xattr_denied,
-                "dry_run": self.dry_run,
-                "seconds_elapsed": seconds,
-            }),
-        )?;
+        ui.json(&RestoreSummary {
+            files_restored: report.files_restored,
+            bytes_restored: report.bytes_restored,
+            files_unchanged: report.files_unchanged,
+            dirs: report.dirs,
+            others: report.others,
+            files_deleted: report.deleted,
+            owners_to_set: report.owners_to_set,
+            modes_to_set: report.modes_to_set,
+            errors: report.failed,
+            metadata_refused: report.metadata_refused,
+            owner_denied: report.owner_denied,
+            xattr_denied: report.xattr_denied,
+            dry_run: self.dry_run,
+            seconds_elapsed: seconds,
+        })?;
         let verb = if self.dry_run { "would restore" } else { "restored" };
         let mut text = format!(
             "{verb} {} ({}), {}, {}",

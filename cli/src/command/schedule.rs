@@ -2,13 +2,13 @@ use super::Global;
 use super::instance::{self, ConfigFile};
 use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
+use crate::json::{GeneratedFile, WrittenFile};
 use crate::preflight;
 use crate::ui::Ui;
 use clap::{Args, ValueEnum};
 use forge::links::real;
 use forge::secret::Secret;
 use forge::settings::Settings;
-use serde_json::json;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -104,11 +104,11 @@ impl Schedule {
                 Some(dir) => {
                     let path = dir.join(name);
                     forge::file::replace(&path, 0o644, text.as_bytes())?;
-                    ui.json("written", json!({"path": path.display().to_string()}))?;
+                    ui.json(&WrittenFile { path: path.display().to_string() })?;
                     ui.line(format!("wrote {}", path.display()))?;
                 }
                 None => {
-                    ui.json("file", json!({"name": name, "text": text}))?;
+                    ui.json(&GeneratedFile { name, text })?;
                     ui.lines(format!("# {name}\n{text}"))?;
                 }
             }

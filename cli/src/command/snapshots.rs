@@ -1,11 +1,10 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::report::{count, local_time, now, put_path, size, utc_time};
-use crate::run_id::RunId;
+use crate::json::SnapshotLine;
+use crate::report::{count, local_time, now, size};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use store::entry::display_path;
 use store::snapshot::Instance;
 use store::store::Purpose;
@@ -68,45 +67,7 @@ impl Snapshots {
                 snapshot.host,
                 size(statistics.bytes),
             ))?;
-            let mut value = json!({
-                "id": id.to_string(),
-                "short_id": id.short(),
-                "time": utc_time(snapshot.start.into()),
-                "end": utc_time(snapshot.end.into()),
-                "hostname": snapshot.host,
-                "username": snapshot.user,
-                "tags": snapshot.tags,
-                "excludes": snapshot.excludes,
-                "tree": snapshot.root.chunk().to_string(),
-                "parent": snapshot.parent.map(|id| id.snapshot().to_string()),
-                "program_version": snapshot.program,
-                "run_id": snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
-                "errors": snapshot.unreadable_count,
-                "instance": snapshot.instance.as_ref().map(|instance| json!({
-                    "name": instance.name,
-                    "kind": instance.kind,
-                    "is_complete": instance.is_complete,
-                })),
-                "summary": {
-                    "files_new": statistics.files_new,
-                    "files_changed": statistics.files_changed,
-                    "files_unmodified": statistics.files_unmodified,
-                    "total_entries": statistics.entries,
-                    "total_bytes_processed": statistics.bytes,
-                    "data_added": statistics.added_bytes,
-                    "data_added_packed": statistics.added_stored_bytes,
-                },
-            });
-            value["paths"] = snapshot
-                .paths
-                .iter()
-                .map(|path| {
-                    let mut one = json!({});
-                    put_path(&mut one, "path", path);
-                    one["path"].take()
-                })
-                .collect();
-            ui.json("snapshot", value)?;
+            ui.json(&SnapshotLine::of(id, snapshot))?;
         }
         ui.remark(count(snapshots.len() as u64, "snapshot"))
     }

@@ -1,10 +1,10 @@
 use super::Global;
 use crate::exit::Failure;
+use crate::json;
 use crate::report::{self, count, size};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
-use serde_json::json;
 use store::segment::SegmentKind;
 use store::snapshot::Statistics;
 use store::store::Purpose;
@@ -40,27 +40,16 @@ impl Stats {
         }
         let [data, metadata] = totals;
         let stored = data.segment_bytes + metadata.segment_bytes;
-        ui.json(
-            "stats",
-            json!({
-                "snapshots_count": snapshots.len(),
-                "total_restore_size": restored,
-                "total_size": stored,
-                "total_uncompressed_size": data.plain_bytes + metadata.plain_bytes,
-                "total_blob_count": data.chunks + metadata.chunks,
-                "backups": report::reuse_json(&reuse),
-                "data": {
-                    "segments": data.segments, "segment_bytes": data.segment_bytes,
-                    "chunks": data.chunks, "plain_bytes": data.plain_bytes,
-                    "stored_bytes": data.stored_bytes,
-                },
-                "metadata": {
-                    "segments": metadata.segments, "segment_bytes": metadata.segment_bytes,
-                    "chunks": metadata.chunks, "plain_bytes": metadata.plain_bytes,
-                    "stored_bytes": metadata.stored_bytes,
-                },
-            }),
-        )?;
+        ui.json(&json::Stats {
+            snapshots_count: snapshots.len(),
+            total_restore_size: restored,
+            total_size: stored,
+            total_uncompressed_size: data.plain_bytes + metadata.plain_bytes,
+            total_blob_count: data.chunks + metadata.chunks,
+            backups: (&reuse).into(),
+            data: data.into(),
+            metadata: metadata.into(),
+        })?;
         ui.line(format!("snapshots     {}", snapshots.len()))?;
         ui.line(format!("restored      {} for all snapshots", size(restored)))?;
         for (name, totals) in [("data    ", data), ("metadata", metadata)] {

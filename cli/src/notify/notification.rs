@@ -1,9 +1,9 @@
 //! Notifications about runs, and their wording.
 
+use crate::report::shown;
 use crate::report::{count, local_time, size};
 use crate::run_id::RunId;
 use crate::run_record::RunRecord;
-use crate::ui::shown;
 use std::fmt::Write;
 use store::entry::Time;
 

@@ -1,0 +1,813 @@
+//! The lines of `--json`, one type for each. `docs/json.md` is generated from them.
+
+use crate::report::{mode, utc_time};
+use crate::run_id::RunId;
+use crate::run_record::RunRecord;
+use forge::catalogue::Project;
+use forge::check::Check;
+use forge::manifest::Manifest;
+use forge::plan::{Absent, Database, LeftOut, Part, Product};
+use forge::service::step::Step;
+use forge::settings::Mode;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use store::entry::{Entry, EntryKind, display_path};
+use store::id::SnapshotId;
+use store::index::Totals;
+use store::snapshot::{Snapshot, Statistics};
+
+/// A line of `--json`.
+pub trait Line: Serialize + JsonSchema {
+    /// Value of `message_type`.
+    const TYPE: &'static str;
+}
+
+/// Reference to a line: the commands that print it, its `message_type`, its schema.
+pub type Described = (&'static str, &'static str, fn(&mut SchemaGenerator) -> Schema);
+
+macro_rules! lines {
+    ($($commands:literal $name:literal $line:ty,)*) => {
+        $(impl Line for $line {
+            const TYPE: &'static str = $name;
+        })*
+
+        /// All lines, in the order of the documentation.
+        pub const LINES: &[Described] =
+            &[$(($commands, $name, SchemaGenerator::subschema_for::<$line>)),*];
+    };
+}
+
+lines! {
+    "all commands" "status" Status,
+    "all commands" "warning" Warning<'_>,
+    "backup, restore" "error" PathError<'_>,
+    "all commands" "exit_error" ExitError<'_>,
+    "backup" "summary" RunRecord,
+    "backup, inspect" "missing_part" Absent,
+    "backup, inspect" "check" Check,
+    "check" "damage" DamagedObject<'_>,
+    "check" "loss" LostPath<'_>,
+    "check" "summary" CheckSummary,
+    "config check" "instance" ConfigReport<'_>,
+    "config check" "instance" ConfigFault<'_>,
+    "detect" "detected" Detected<'_>,
+    "diff" "change" Changed<'_>,
+    "diff" "statistics" DiffSummary,
+    "find" "match" Match,
+    "find" "summary" FindSummary,
+    "index rebuild" "summary" IndexSummary,
+    "init" "initialized" Initialized<'_>,
+    "inspect" "summary" InspectSummary<'_>,
+    "inspect" "instance" InspectedSnapshot,
+    "ls" "node" Node,
+    "notify test" "notified" Notified<'_>,
+    "projects" "project" ProjectLine<'_>,
+    "recover" "recovered" Recovered<'_>,
+    "recover --forget" "forgotten" Forgotten<'_>,
+    "repair" "repaired" Repaired<'_>,
+    "restore" "summary" RestoreSummary,
+    "schedule" "file" GeneratedFile<'_>,
+    "schedule --write" "written" WrittenFile,
+    "snapshots" "snapshot" SnapshotLine<'_>,
+    "stats" "stats" Stats,
+}
+
+/// Progress of an operation, a line every half minute.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Status {
+    /// Time since the start, in seconds.
+    pub seconds_elapsed: u64,
+    /// Number of entries done.
+    pub files_done: u64,
+    /// Number of bytes done.
+    pub bytes_done: u64,
+    /// Number of all entries; 0 if unknown.
+    pub total_files: u64,
+    /// Number of all bytes; 0 if unknown.
+    pub total_bytes: u64,
+    /// Part done, from 0 to 1; 0 if unknown.
+    pub percent_done: f64,
+}
+
+/// A warning or a note. The exit code does not depend on it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Warning<'a> {
+    /// Text for people.
+    pub message: &'a str,
+}
+
+/// A path that was not backed up or restored completely.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PathError<'a> {
+    /// The fault.
+    pub error: Reason<'a>,
+    /// `archival` during a backup, `restore` during a restore.
+    pub during: &'a str,
+    /// Path. Bytes that are not UTF-8 are escaped.
+    pub item: String,
+    /// Hexadecimal digits of the path's bytes, only if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item_hex: Option<String>,
+}
+
+/// Reason of a fault.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Reason<'a> {
+    /// Text for people.
+    pub message: &'a str,
+}
+
+/// Error that ended the program.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ExitError<'a> {
+    /// Exit code of the program.
+    pub code: u8,
+    /// Text for people: object and fault.
+    pub message: &'a str,
+    /// Next step.
+    pub hint: Option<&'a str>,
+}
+
+/// A damaged object of the store.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DamagedObject<'a> {
+    /// The object.
+    pub object: &'a str,
+    /// Text for people.
+    pub reason: &'a str,
+}
+
+/// A path, or a group of neighbouring paths, that damage took from a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LostPath<'a> {
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// The path, or the span of the paths.
+    pub path: &'a str,
+    /// Number of paths.
+    pub entries: u64,
+    /// Text for people.
+    pub reason: &'a str,
+}
+
+/// Result of a check.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CheckSummary {
+    /// Number of snapshots checked.
+    pub snapshots: u64,
+    /// Number of snapshots that are dated in the future.
+    pub snapshots_from_future: u64,
+    /// Number of segments checked.
+    pub segments: u64,
+    /// Number of segments read completely.
+    pub segments_read: u64,
+    /// Bytes of segments read completely.
+    pub bytes_read: u64,
+    /// Number of chunks in tables.
+    pub chunks: u64,
+    /// Number of damages found.
+    pub num_errors: u64,
+    /// Number of lost paths.
+    pub paths_lost: u64,
+    /// True if neither damage nor loss was found.
+    pub clean: bool,
+}
+
+/// The plan of an instance, and its faults.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConfigReport<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Kind of the instance.
+    pub kind: &'a str,
+    /// Name of the kind for people.
+    pub title: &'a str,
+    /// The installed product.
+    pub product: &'a Product,
+    /// Path of the store; null if none is configured.
+    pub store: Option<String>,
+    /// How the instance is copied.
+    pub mode: Mode,
+    /// Directory that the instance sees as `/`.
+    pub root: String,
+    /// Labels of its snapshots.
+    pub tags: &'a [String],
+    /// True if files that git can rebuild are copied.
+    pub git_caches: bool,
+    /// Number of rows of each table whose files are looked for; null for all.
+    pub sample: Option<u32>,
+    /// Patterns that are excluded.
+    pub exclude: &'a [String],
+    /// Parts that consist of files.
+    pub parts: Vec<PlannedPart<'a>>,
+    /// Required parts and databases that are missing.
+    pub missing: &'a [Absent],
+    /// Databases to dump.
+    pub databases: &'a [Database],
+    /// Result of trying the keys on the databases; null if they were not asked.
+    pub keys: Option<&'a Check>,
+    /// The database server.
+    pub postgres: Option<PlannedServer<'a>>,
+    /// The Redis server.
+    pub redis: Option<PlannedRedis<'a>>,
+    /// Services that are stopped in maintenance mode.
+    pub services: Option<PlannedServices<'a>>,
+    /// All services that the supervisor or a file lists.
+    pub supervised: &'a [String],
+    /// Commands that run around a backup.
+    pub steps: PlannedSteps<'a>,
+    /// Paths that are skipped on purpose.
+    pub left_out: &'a [LeftOut],
+    /// Remarks about the instance.
+    pub notes: &'a [String],
+    /// Faults of the configuration or of the machine.
+    pub problems: &'a [String],
+    /// True if nothing required is missing and there is no problem.
+    pub is_right: bool,
+}
+
+/// An instance whose plan cannot be made.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ConfigFault<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Text for people.
+    pub error: Option<String>,
+}
+
+/// A part of an instance, and whether it exists.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PlannedPart<'a> {
+    #[serde(flatten)]
+    pub part: &'a Part,
+    /// True if it exists on this machine.
+    pub is_there: bool,
+}
+
+/// A database server to dump from.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PlannedServer<'a> {
+    /// Host name, or directory of the socket; null for the client's default.
+    pub host: Option<&'a str>,
+    /// Port of the server.
+    pub port: u16,
+    /// Role of the connection; null for the client's default.
+    pub role: Option<&'a str>,
+    /// User who runs the clients.
+    pub user: Option<&'a str>,
+    /// File with passwords.
+    pub passfile: Option<String>,
+    /// Directories of the clients, in the order of the search.
+    pub bin: Vec<String>,
+    /// Command that enters the container of the clients.
+    pub into: &'a [String],
+}
+
+/// A Redis server to save.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PlannedRedis<'a> {
+    /// Path of its socket.
+    pub socket: Option<String>,
+    /// Host name.
+    pub host: Option<&'a str>,
+    /// Port of the server.
+    pub port: Option<u16>,
+    /// Command that enters the container of the client.
+    pub into: &'a [String],
+    /// Time limit of a save, in seconds.
+    pub seconds: u64,
+}
+
+/// The way to stop and start services.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PlannedServices<'a> {
+    /// By the supervisor of the product.
+    Supervised {
+        /// The program with the arguments before its verb.
+        program: &'a [String],
+        /// Names of the services that write.
+        writers: &'a [String],
+    },
+    /// By commands of the configuration.
+    Commands {
+        /// Commands that stop the services.
+        stop: Vec<PlannedStep<'a>>,
+        /// Commands that start the services.
+        start: Vec<PlannedStep<'a>>,
+    },
+}
+
+/// Commands around a backup.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PlannedSteps<'a> {
+    /// Commands that run before it.
+    pub before: Vec<PlannedStep<'a>>,
+    /// Commands that run after any end of it.
+    pub after: Vec<PlannedStep<'a>>,
+}
+
+/// A command to run.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PlannedStep<'a> {
+    /// Program and arguments.
+    pub command: &'a [String],
+    /// User who runs it; null for the user of the backup.
+    pub user: Option<&'a str>,
+    /// Time limit in seconds.
+    pub seconds: u64,
+}
+
+/// A product found on this machine.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Detected<'a> {
+    /// Kind for the configuration.
+    pub kind: &'a str,
+    /// Name of the kind for people.
+    pub title: &'a str,
+    /// Path or container by which it was found.
+    pub seen: &'a str,
+}
+
+/// A path that differs between two snapshots.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Changed<'a> {
+    /// `+` added, `-` removed, `M` changed content or type, `U` changed metadata.
+    pub modifier: &'a str,
+    #[serde(flatten)]
+    pub path: PathFields,
+}
+
+/// Result of a comparison of two snapshots.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct DiffSummary {
+    /// Number of added paths.
+    pub added: u64,
+    /// Number of removed paths.
+    pub removed: u64,
+    /// Number of paths with changed content or type.
+    pub changed: u64,
+    /// Number of paths of which only metadata changed.
+    pub metadata_changed: u64,
+    /// Bytes of added and changed files in the second snapshot.
+    pub bytes_added: u64,
+    /// Bytes of removed and changed files in the first snapshot.
+    pub bytes_removed: u64,
+    /// Figures of the backup that made the second snapshot.
+    pub second: ReuseFigures,
+}
+
+/// A path in a snapshot that matches a pattern.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Match {
+    #[serde(flatten)]
+    pub node: Node,
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// Start of the backup (RFC 3339, UTC).
+    pub snapshot_time: String,
+}
+
+/// Result of a search.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FindSummary {
+    /// Number of different paths that match.
+    pub paths: usize,
+    /// Number of snapshots searched.
+    pub snapshots: usize,
+}
+
+/// Result of a rebuild of the index.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct IndexSummary {
+    /// Number of segments read.
+    pub segments: u64,
+    /// Bytes of these segments.
+    pub segment_bytes: u64,
+    /// Number of chunks in the index.
+    pub chunks: u64,
+    /// Duration in seconds.
+    pub seconds_elapsed: f64,
+}
+
+/// A new store.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Initialized<'a> {
+    /// Id of the store.
+    pub id: &'a str,
+    /// Path of the store.
+    pub store: String,
+}
+
+/// Result of an inspection of this machine.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InspectSummary<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// Kind of the instance.
+    pub kind: &'a str,
+    /// The installed product.
+    pub product: &'a Product,
+    /// Version of the database server.
+    pub postgres: Option<&'a str>,
+    /// Number of projects in the databases.
+    pub projects: usize,
+    /// True if nothing required is missing and no check found a fault.
+    pub is_right: bool,
+}
+
+/// State of an instance in a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct InspectedSnapshot {
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// Start of the backup (RFC 3339, UTC).
+    pub time: String,
+    /// True if everything that belongs to the instance was present.
+    pub is_complete: bool,
+    /// Random id of the run (UUID); null if the snapshot has none.
+    pub run_id: Option<String>,
+    /// Figures of the backup.
+    pub statistics: Statistics,
+    #[serde(flatten)]
+    pub manifest: Manifest,
+}
+
+/// An entry of a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Node {
+    /// Type of the entry.
+    pub r#type: NodeType,
+    /// Permission bits, as a number.
+    pub mode: u32,
+    /// Type and permissions, as `ls -l` prints them.
+    pub permissions: String,
+    /// Number of the owner.
+    pub uid: u32,
+    /// Number of the group.
+    pub gid: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Inode number at the time of the backup.
+    pub inode: u64,
+    /// Name of the owner, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Name of the group, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Modification time (RFC 3339, UTC), if it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtime: Option<String>,
+    #[serde(flatten)]
+    pub path: PathFields,
+    /// Last part of the path. Bytes that are not UTF-8 are escaped.
+    pub name: String,
+    /// Hexadecimal digits of the name's bytes, only if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name_hex: Option<String>,
+    /// Target of a symbolic link. Bytes that are not UTF-8 are escaped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linktarget: Option<String>,
+    /// Hexadecimal digits of the target's bytes, only if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linktarget_hex: Option<String>,
+}
+
+/// Type of an entry.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeType {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A Unix socket.
+    Socket,
+    /// A character device.
+    CharDev,
+    /// A block device.
+    Dev,
+}
+
+/// A path of a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PathFields {
+    /// Path in the snapshot, from `/`. Bytes that are not UTF-8 are escaped.
+    pub path: String,
+    /// Hexadecimal digits of the path's bytes, only if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+}
+
+/// Result of a test of notifiers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Notified<'a> {
+    /// Number of notifiers that were tested.
+    pub notifiers: usize,
+    /// Notifiers that do not send this kind of message.
+    pub not_tested: &'a [String],
+    /// Error messages.
+    pub failures: &'a [String],
+}
+
+/// A project in a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProjectLine<'a> {
+    #[serde(flatten)]
+    pub project: &'a Project,
+    /// Argument for `restore`, if the path of the repository is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore: Option<String>,
+}
+
+/// Result of a recovery.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Recovered<'a> {
+    /// Instances whose unfinished steps were looked for.
+    pub instances: &'a [&'a String],
+    /// Number of completed steps.
+    pub steps: usize,
+}
+
+/// Unfinished steps that were dropped.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Forgotten<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// The steps.
+    pub dropped: &'a [String],
+}
+
+/// Result of a repair of single sign-on.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Repaired<'a> {
+    /// Files that were written.
+    pub written: &'a [String],
+    /// Next step for the admin; empty if there is none.
+    pub next: &'a str,
+    /// True if nothing was written because of `--dry-run`.
+    pub dry_run: bool,
+}
+
+/// Result of a restore.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RestoreSummary {
+    /// Number of files written.
+    pub files_restored: u64,
+    /// Bytes of these files.
+    pub bytes_restored: u64,
+    /// Number of files that were already up to date.
+    pub files_unchanged: u64,
+    /// Number of directories.
+    pub dirs: u64,
+    /// Number of links and special files.
+    pub others: u64,
+    /// Number of paths deleted by `--delete`.
+    pub files_deleted: u64,
+    /// Number of owners to set, in a dry run.
+    pub owners_to_set: u64,
+    /// Number of modes to set, in a dry run.
+    pub modes_to_set: u64,
+    /// Number of paths that were not restored.
+    pub errors: u64,
+    /// Number of paths that were restored without all metadata.
+    pub metadata_refused: u64,
+    /// Number of owners that this user may not set.
+    pub owner_denied: u64,
+    /// Number of extended attributes that this user may not set.
+    pub xattr_denied: u64,
+    /// True if nothing was written because of `--dry-run`.
+    pub dry_run: bool,
+    /// Duration in seconds.
+    pub seconds_elapsed: f64,
+}
+
+/// A file that runs a backup every night.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct GeneratedFile<'a> {
+    /// Name of the file.
+    pub name: &'a str,
+    /// Content of the file.
+    pub text: &'a str,
+}
+
+/// A file that was written.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct WrittenFile {
+    /// Path of the file.
+    pub path: String,
+}
+
+/// A snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SnapshotLine<'a> {
+    /// Id of the snapshot.
+    pub id: String,
+    /// First digits of the id.
+    pub short_id: String,
+    /// Start of the backup (RFC 3339, UTC).
+    pub time: String,
+    /// End of the backup (RFC 3339, UTC).
+    pub end: String,
+    /// Name of the machine.
+    pub hostname: &'a str,
+    /// Name of the user who ran the backup.
+    pub username: &'a str,
+    /// Labels.
+    pub tags: &'a [String],
+    /// Patterns that the user excluded.
+    pub excludes: &'a [String],
+    /// Chunk id of the root page of the tree.
+    pub tree: String,
+    /// Snapshot from which unchanged files were taken.
+    pub parent: Option<String>,
+    /// Version of the program.
+    pub program_version: &'a str,
+    /// Random id of the run (UUID).
+    pub run_id: Option<String>,
+    /// Number of source paths that could not be read and are missing.
+    pub errors: u64,
+    /// The instance, if this is the backup of one.
+    pub instance: Option<SnapshotInstance<'a>>,
+    /// Figures of the backup.
+    pub summary: Statistics,
+    /// Source paths. Bytes that are not UTF-8 are escaped.
+    pub paths: Vec<String>,
+}
+
+/// The instance in a snapshot.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SnapshotInstance<'a> {
+    /// Name in the configuration.
+    pub name: &'a str,
+    /// Kind of the instance.
+    pub kind: &'a str,
+    /// True if everything that belongs to the instance was present.
+    pub is_complete: bool,
+}
+
+/// Sizes of the store and of the selected snapshots.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Stats {
+    /// Number of selected snapshots.
+    pub snapshots_count: usize,
+    /// Bytes of the files in all selected snapshots.
+    pub total_restore_size: u64,
+    /// Bytes of all segments.
+    pub total_size: u64,
+    /// Plain bytes of all chunks.
+    pub total_uncompressed_size: u64,
+    /// Number of all chunks.
+    pub total_blob_count: u64,
+    /// Sums over the backups that made the selected snapshots.
+    pub backups: ReuseFigures,
+    /// Chunks of content.
+    pub data: ChunkFigures,
+    /// Chunks of trees and recipes.
+    pub metadata: ChunkFigures,
+}
+
+/// Figures of reuse by backups.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ReuseFigures {
+    /// Bytes of files that were read.
+    pub bytes_read: u64,
+    /// Part of `bytes_read` in chunks that the store already had, without bytes found by extent.
+    pub bytes_found_by_chunk: u64,
+    /// Part of `bytes_read` found in files of the parent and stored as slices of their chunks.
+    pub bytes_found_by_extent: u64,
+    /// Part of `bytes_found_by_extent` copied forward into new chunks.
+    pub bytes_copied_forward: u64,
+    /// Stored bytes of new chunks.
+    pub bytes_stored: u64,
+}
+
+/// Figures of the chunks of one kind.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChunkFigures {
+    /// Number of segments.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub segment_bytes: u64,
+    /// Number of different chunks.
+    pub chunks: u64,
+    /// Their plain bytes.
+    pub plain_bytes: u64,
+    /// Their stored bytes.
+    pub stored_bytes: u64,
+}
+
+/// Returns a path as text, and the hexadecimal digits of its bytes if it is not UTF-8.
+pub fn path(path: &[u8]) -> (String, Option<String>) {
+    match std::str::from_utf8(path) {
+        Ok(text) => (text.into(), None),
+        Err(_) => {
+            let hex = path.iter().map(|byte| format!("{byte:02x}")).collect();
+            (display_path(path), Some(hex))
+        }
+    }
+}
+
+impl<'a> From<&'a Step> for PlannedStep<'a> {
+    fn from(step: &'a Step) -> PlannedStep<'a> {
+        PlannedStep {
+            command: &step.command.argv,
+            user: step.command.user.as_deref(),
+            seconds: step.command.limit.as_secs(),
+        }
+    }
+}
+
+impl PathFields {
+    /// Returns the fields of a path of the tree.
+    pub fn of_tree(path_of_tree: &[u8]) -> PathFields {
+        let (path, path_hex) = path(&[b"/", path_of_tree].concat());
+        PathFields { path, path_hex }
+    }
+}
+
+impl From<&Entry> for Node {
+    fn from(entry: &Entry) -> Node {
+        let text = |name: &Vec<u8>| String::from_utf8_lossy(name).into_owned();
+        let (name, name_hex) = path(entry.name());
+        let target = (entry.kind == EntryKind::Symlink).then(|| path(&entry.target));
+        let (linktarget, linktarget_hex) = target.unzip();
+        Node {
+            r#type: match entry.kind {
+                EntryKind::File => NodeType::File,
+                EntryKind::Directory => NodeType::Dir,
+                EntryKind::Symlink => NodeType::Symlink,
+                EntryKind::Fifo => NodeType::Fifo,
+                EntryKind::Socket => NodeType::Socket,
+                EntryKind::CharDevice => NodeType::CharDev,
+                EntryKind::BlockDevice => NodeType::Dev,
+            },
+            mode: entry.mode,
+            permissions: mode(entry),
+            uid: entry.owner.uid,
+            gid: entry.owner.gid,
+            size: entry.size,
+            inode: entry.inode,
+            user: entry.owner.user.as_ref().map(text),
+            group: entry.owner.group.as_ref().map(text),
+            mtime: entry.mtime.map(utc_time),
+            path: PathFields::of_tree(&entry.path),
+            name,
+            name_hex,
+            linktarget,
+            linktarget_hex: linktarget_hex.flatten(),
+        }
+    }
+}
+
+impl<'a> SnapshotLine<'a> {
+    /// Describes a snapshot.
+    pub fn of(id: &SnapshotId, snapshot: &'a Snapshot) -> SnapshotLine<'a> {
+        SnapshotLine {
+            id: id.to_string(),
+            short_id: id.short(),
+            time: utc_time(snapshot.start.into()),
+            end: utc_time(snapshot.end.into()),
+            hostname: &snapshot.host,
+            username: &snapshot.user,
+            tags: &snapshot.tags,
+            excludes: &snapshot.excludes,
+            tree: snapshot.root.chunk().to_string(),
+            parent: snapshot.parent.map(|id| id.snapshot().to_string()),
+            program_version: &snapshot.program,
+            run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
+            errors: snapshot.unreadable_count,
+            instance: snapshot.instance.as_ref().map(|instance| SnapshotInstance {
+                name: &instance.name,
+                kind: &instance.kind,
+                is_complete: instance.is_complete,
+            }),
+            summary: snapshot.statistics,
+            paths: snapshot.paths.iter().map(|source| path(source).0).collect(),
+        }
+    }
+}
+
+impl From<&Statistics> for ReuseFigures {
+    fn from(statistics: &Statistics) -> ReuseFigures {
+        ReuseFigures {
+            bytes_read: statistics.bytes_read,
+            bytes_found_by_chunk: statistics.found_by_chunk,
+            bytes_found_by_extent: statistics.found_by_extent,
+            bytes_copied_forward: statistics.copied_forward,
+            bytes_stored: statistics.added_stored_bytes,
+        }
+    }
+}
+
+impl From<Totals> for ChunkFigures {
+    fn from(totals: Totals) -> ChunkFigures {
+        let Totals { segments, segment_bytes, chunks, plain_bytes, stored_bytes } = totals;
+        ChunkFigures { segments, segment_bytes, chunks, plain_bytes, stored_bytes }
+    }
+}
