@@ -13,6 +13,7 @@ mod delete;
 mod dry_run;
 mod git_caches;
 mod hidden_refs;
+mod passages;
 mod runs;
 mod window;
 
@@ -29,6 +30,7 @@ use crate::tree::{Lost, Span, TreeReader};
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
 use parking_lot::Mutex;
+use passages::Passages;
 use runs::GatherBuffer;
 use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
@@ -51,8 +53,9 @@ pub struct Options {
     pub exclude: Globs,
     /// Remove paths of the target that the snapshot lacks.
     pub delete: bool,
-    /// With `delete`: paths below which removal is allowed.
-    pub delete_below: Vec<Vec<u8>>,
+    /// Paths that were backed up, as paths of the tree. Nothing outside of them is removed, and
+    /// directories above them are only passed through.
+    pub sources: Vec<Vec<u8>>,
     /// With `delete`: content that the backup left out and that is not removed.
     pub keep: Spared,
     /// Change nothing.
@@ -119,10 +122,11 @@ pub fn restore(
     }
     let failed = |source| Error::Target { path: target.to_owned(), source };
     make_target(target, gives_metadata).map_err(failed)?;
-    let top = Top::look(target, &prefix).map_err(failed)?;
+    let passages = Passages::of(options);
+    let top = Top::look(target, &prefix, &passages).map_err(failed)?;
     let target_dir = Target::new(source::open_dir(target).map_err(failed)?);
     if gives_metadata && top.gets_metadata && !top.is_place {
-        target_dir.mark();
+        target_dir.mark(b"");
     }
     let mut restore = Restore {
         store,
@@ -144,6 +148,9 @@ pub fn restore(
         store_place,
         copies: HashMap::new(),
         unmade_dirs: Mutex::default(),
+        passages,
+        kept_passages: Mutex::default(),
+        blocked: None,
         git_caches: Mutex::default(),
         packed_refs: PackedRefs::default(),
     };
@@ -358,7 +365,7 @@ impl Top {
     ///
     /// It also gets the metadata if it is the very directory that was backed up. The same holds if
     /// it is empty and this user is root or its owner. Any other directory has another use.
-    fn look(target: &Path, prefix: &[u8]) -> io::Result<Top> {
+    fn look(target: &Path, prefix: &[u8], passages: &Passages) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
         let stat = source::stat_open(&dir)?;
         let names = source::names(dir.as_fd())?;
@@ -367,15 +374,14 @@ impl Top {
         let is_place = canonical(target)?.as_os_str().as_bytes() == [b"/", prefix].concat();
         let user = rustix::process::geteuid();
         let is_ours = user.is_root() || user.as_raw() == stat.uid;
-        let gets_metadata = is_place || (is_empty || is_marked) && is_ours;
+        let is_restored = is_place && !passages.has(prefix);
+        let gets_metadata = is_restored || (is_empty || is_marked) && is_ours;
         Ok(Top { stat, is_empty, is_place, gets_metadata })
     }
+}
 
-    /// Returns true if the directory has the owner and mode of an entry.
-    fn is_like(&self, entry: &Entry) -> bool {
-        let (stat, owner) = (&self.stat, &entry.owner);
-        (stat.mode, stat.uid, stat.gid) == (entry.mode, owner.uid, owner.gid)
-    }
+fn has_owner_and_mode(stat: &Stat, entry: &Entry) -> bool {
+    (stat.mode, stat.uid, stat.gid) == (entry.mode, entry.owner.uid, entry.owner.gid)
 }
 
 struct Restore<'a> {
@@ -406,6 +412,11 @@ struct Restore<'a> {
     copies: HashMap<LinkKey, Vec<u8>>,
     /// Directories that could not be made. Nothing in them can be restored.
     unmade_dirs: Mutex<HashSet<Vec<u8>>>,
+    passages: Passages,
+    /// Directories that are only passed through and keep their metadata.
+    kept_passages: Mutex<HashSet<Vec<u8>>>,
+    /// Last directory that is only passed through and in whose place something else is.
+    blocked: Option<Vec<u8>>,
     git_caches: Mutex<GitCaches>,
     packed_refs: PackedRefs,
     /// Dropped last: unfinished files are removed before the modes of their directories are
@@ -460,7 +471,7 @@ impl Restore<'_> {
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
             return;
         }
-        if error.kind() == io::ErrorKind::NotFound && self.is_below_unmade(path) {
+        if target::is_absent(error) && self.is_below_unmade(path) {
             self.failed(path, "the restore could not create its directory");
             return;
         }

@@ -62,6 +62,17 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
 }
 
+/// How a directory came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// It existed before.
+    Found,
+    /// Nothing had its name.
+    New,
+    /// An object of this kind was removed for it.
+    Replacing(EntryKind),
+}
+
 /// Metadata that could not be set on an entry, with reasons. The content is complete.
 #[derive(Debug, Default)]
 #[must_use]
@@ -121,16 +132,18 @@ impl Target {
         target
     }
 
-    /// Marks the target as one that gets the metadata of a directory when all is restored.
-    pub fn mark(&self) {
+    /// Marks a directory as one that gets the metadata of an entry when all below it is restored.
+    pub fn mark(&self, dir: &[u8]) {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         // Best effort: without it a restore that is taken up again leaves the mode alone.
-        let _ = openat(&self.dir, MARK, flags, Mode::RUSR | Mode::WUSR);
+        if let Ok(dir) = self.dir_at(dir) {
+            let _ = openat(dir, MARK, flags, Mode::RUSR | Mode::WUSR);
+        }
     }
 
-    /// Removes the mark.
-    pub fn unmark(&self) -> io::Result<()> {
-        ignore_missing(unlinkat(&self.dir, MARK, AtFlags::empty()))
+    /// Removes the mark of a directory.
+    pub fn unmark(&self, dir: &[u8]) -> io::Result<()> {
+        ignore_missing(unlinkat(self.dir_at(dir)?, MARK, AtFlags::empty()))
     }
 
     /// Brings everything written to stable storage, so that an error of the disk, or of a server
@@ -182,7 +195,7 @@ impl Target {
         let mut is_changed = false;
         for end in [0].into_iter().chain(ends).chain([dir.len()]) {
             let path = &dir[..end];
-            let Ok(opened) = self.directory(path) else { return is_changed };
+            let Ok(opened) = self.dir_at(path) else { return is_changed };
             let Ok(stat) = source::stat_open(&opened) else { return is_changed };
             if stat.uid != self.uid || stat.mode & OWNER_ALL == OWNER_ALL {
                 continue;
@@ -199,7 +212,8 @@ impl Target {
         is_changed || self.opened_up.lock().keys().any(|path| is_within(dir, path))
     }
 
-    fn directory(&self, path: &[u8]) -> io::Result<OwnedFd> {
+    /// Opens a directory below the target, for the system calls that take a path below it.
+    pub fn dir_at(&self, path: &[u8]) -> io::Result<OwnedFd> {
         source::open_below(self.dir(), path, OFlags::PATH | OFlags::DIRECTORY)
     }
 
@@ -208,33 +222,54 @@ impl Target {
         let mut dirs: Vec<(Vec<u8>, u32)> = self.opened_up.lock().drain().collect();
         dirs.sort_by(|(a, _), (b, _)| path_cmp(b, a));
         for (path, mode) in dirs {
-            if let Ok(dir) = self.directory(&path) {
+            if let Ok(dir) = self.dir_at(&path) {
                 // Best effort: another process may have taken away the right meanwhile.
                 let _ = Node { fd: dir.as_fd(), at: Some((self.dir(), &path)) }.chmod(mode);
             }
         }
     }
 
-    /// Creates a directory that only this user can enter. Returns false if the directory already
-    /// exists. Replaces any other object of that name.
-    pub fn make_dir(&self, path: &[u8]) -> io::Result<bool> {
+    /// Creates a directory that only this user can enter, unless it exists. Replaces any other
+    /// object of that name.
+    pub fn make_dir(&self, path: &[u8]) -> io::Result<Made> {
         self.work_in(split(path).0, || self.try_make_dir(path))
     }
 
-    fn try_make_dir(&self, path: &[u8]) -> io::Result<bool> {
+    /// Creates a directory that only this user can enter. Returns false if it already exists. Never
+    /// replaces another object.
+    pub fn make_passage(&self, path: &[u8]) -> io::Result<bool> {
+        let made = self.work_in(split(path).0, || {
+            let (parent, name) = self.parent(path)?;
+            Ok(mkdirat(&parent, name, Mode::RWXU)?)
+        });
+        match made {
+            Err(error) if is(&error, Errno::EXIST) => {
+                self.dir_at(path)?;
+                self.meet_dir(path);
+                Ok(false)
+            }
+            made => made.map(|()| true),
+        }
+    }
+
+    fn try_make_dir(&self, path: &[u8]) -> io::Result<Made> {
         let (parent, name) = self.parent(path)?;
+        let mut replaced = None;
         for _ in 0..TRIES {
             match mkdirat(&parent, name, Mode::RWXU) {
-                Ok(()) => return Ok(true),
+                Ok(()) => return Ok(replaced.map_or(Made::New, Made::Replacing)),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
             match source::stat_at(parent.as_fd(), name) {
                 Ok(stat) if stat.kind == EntryKind::Directory => {
                     self.meet_dir(path);
-                    return Ok(false);
+                    return Ok(Made::Found);
                 }
-                Ok(_) => ignore_missing(unlinkat(&parent, name, AtFlags::empty()))?,
+                Ok(stat) => {
+                    ignore_missing(unlinkat(&parent, name, AtFlags::empty()))?;
+                    replaced = Some(stat.kind);
+                }
                 Err(error) if is(&error, Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
@@ -309,7 +344,7 @@ impl Target {
 
     /// Sets the metadata of an existing directory.
     pub fn finish_dir(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
-        let dir = self.work_in(split(path).0, || self.directory(path))?;
+        let dir = self.work_in(split(path).0, || self.dir_at(path))?;
         let stat = source::stat_open(&dir)?;
         let readable = source::open_dir_below(dir.as_fd(), b"");
         let node = match &readable {
@@ -653,6 +688,13 @@ impl Drop for Unfinished {
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+/// Returns true if an error means that nothing is at a path, or that something other than a
+/// directory is above it.
+pub fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory) || is(error, Errno::LOOP)
 }
 
 fn is_same_inode(a: &Stat, b: &Stat) -> bool {

@@ -66,7 +66,7 @@ pub fn restore_options() -> store::restore::Options {
         include_each: Vec::new(),
         exclude: none(),
         delete: false,
-        delete_below: Vec::new(),
+        sources: Vec::new(),
         keep: none().into(),
         is_dry: false,
     }

@@ -107,7 +107,7 @@ impl Restore {
             exclude = Globs::new(own.chain(left.iter().map(Vec::as_slice)))?;
         }
         let root = snapshot.root.chunk();
-        let delete_below = snapshot.paths.iter().map(|path| tree_path(path)).collect();
+        let sources = snapshot.paths.iter().map(|path| tree_path(path)).collect();
         let each = |pattern: &OsString| {
             Ok((pattern.to_string_lossy().into_owned(), globs(std::slice::from_ref(pattern))?))
         };
@@ -124,7 +124,7 @@ impl Restore {
             include_each,
             exclude,
             delete: self.delete,
-            delete_below,
+            sources,
             keep,
             is_dry: self.dry_run,
         };

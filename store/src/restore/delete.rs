@@ -10,7 +10,7 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat, split};
 use crate::store::Store;
-use crate::target;
+use crate::target::{self, is_absent};
 use crate::tree::TreeReader;
 use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
 use rustix::fs::OFlags;
@@ -121,7 +121,7 @@ impl Restore<'_> {
         let dirs = selected(root, from, options, get).flatten();
         for entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
-            if !path.is_empty() {
+            if !path.is_empty() && !self.is_kept(&path) {
                 // Refused metadata was reported before.
                 let _ = self.target.finish_dir(&path, &entry).map(drop);
             }
@@ -173,20 +173,14 @@ fn is_mounted_at(dir: BorrowedFd<'_>, path: &[u8]) -> bool {
 
 /// Returns the directories to search, none of them inside another.
 fn tops(prefix: &[u8], options: &Options) -> Vec<Vec<u8>> {
-    if options.delete_below.iter().any(|dir| is_within(prefix, dir)) {
+    if options.sources.iter().any(|dir| is_within(prefix, dir)) {
         return vec![prefix.to_vec()];
     }
     let mut tops: Vec<Vec<u8>> =
-        options.delete_below.iter().filter(|dir| is_within(dir, prefix)).cloned().collect();
+        options.sources.iter().filter(|dir| is_within(dir, prefix)).cloned().collect();
     tops.sort_by(|a, b| path_cmp(a, b));
     tops.dedup_by(|inner, outer| is_within(inner, outer));
     tops
-}
-
-fn is_absent(error: &io::Error) -> bool {
-    use io::ErrorKind::{NotADirectory, NotFound};
-    matches!(error.kind(), NotFound | NotADirectory)
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn extra_below(

@@ -3,6 +3,7 @@
 use super::content::with_content;
 use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
+use super::passages::{self, Passages, not_replaced};
 use super::window::{LinkKey, link_key};
 use super::{Options, Report, Top, dir_in_the_way, join, reason_of, relative, selected};
 use crate::entry::{Entry, EntryKind, is_within};
@@ -26,6 +27,9 @@ struct DryRun<'a> {
     extra: Extra,
     is_delete: bool,
     git_caches: GitCaches,
+    passages: Passages,
+    /// Last directory that is only passed through and in whose place something else is.
+    blocked: Option<Vec<u8>>,
     /// For files with several names: number of names to come, and true if the first name can be
     /// restored.
     links: HashMap<LinkKey, (u64, bool)>,
@@ -56,6 +60,8 @@ pub(super) fn dry_run(
         extra,
         is_delete: options.delete,
         git_caches: GitCaches::default(),
+        passages: Passages::of(options),
+        blocked: None,
         links: HashMap::new(),
         report: Report::default(),
     };
@@ -79,13 +85,16 @@ impl DryRun<'_> {
     fn take(&mut self, entry: &Entry) {
         let path = relative(&entry.path, self.prefix).to_vec();
         if entry.path == self.prefix && entry.kind == EntryKind::Directory {
-            let top = Top::look(self.target, self.prefix);
+            let top = Top::look(self.target, self.prefix, &self.passages);
             self.report.dirs += u64::from(top.map_or(true, |top| top.gets_metadata));
             return;
         }
+        if self.blocked.as_ref().is_some_and(|dir| is_within(&path, dir)) {
+            self.report.failed += 1;
+            return;
+        }
         if entry.kind == EntryKind::Directory {
-            self.report.dirs += 1;
-            self.compare_metadata(entry, &path);
+            self.take_dir(entry, path);
             return;
         }
         let key = link_key(entry);
@@ -106,6 +115,25 @@ impl DryRun<'_> {
             }
         } else {
             self.take_file(entry, &path);
+        }
+    }
+
+    fn take_dir(&mut self, entry: &Entry, path: Vec<u8>) {
+        let kind = self.kind_of(&path).filter(|kind| *kind != EntryKind::Directory);
+        let is_passage = self.passages.has(&entry.path);
+        if let Some(kind) = kind.filter(|_| is_passage) {
+            self.failed(&path, &not_replaced(kind));
+            self.blocked = Some(path);
+            return;
+        }
+        self.report.dirs += 1;
+        let open = self.dir.as_ref().map(|dir| source::open_dir_below(dir.as_fd(), &path));
+        let is_kept = is_passage
+            && open.is_some_and(|open| {
+                open.is_ok_and(|dir| !passages::gets_metadata(dir.as_fd()).unwrap_or(false))
+            });
+        if !is_kept {
+            self.compare_metadata(entry, &path);
         }
     }
 

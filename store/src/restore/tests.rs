@@ -1,5 +1,7 @@
 //! Restores into directories that are not empty.
 
+mod parents;
+
 use super::*;
 use crate::backup::{self, About};
 use crate::config::Config;
@@ -71,7 +73,7 @@ impl Bench {
             include_each: Vec::new(),
             exclude: none(),
             delete: false,
-            delete_below: vec![self.from.clone()],
+            sources: vec![self.from.clone()],
             keep: Spared::default(),
             is_dry: false,
         }

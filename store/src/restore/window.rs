@@ -9,7 +9,7 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::Extent;
 use crate::source::split;
-use crate::target::{MARK, Refused};
+use crate::target::{MARK, Made, Refused};
 use rayon::prelude::*;
 use rustix::io::Errno;
 use std::io;
@@ -78,6 +78,9 @@ impl Restore<'_> {
             // The store itself, which holds nothing of the snapshot.
             return Ok(());
         }
+        if self.is_blocked(&entry, &path) {
+            return Ok(());
+        }
         let Some(is_fresh) = self.enter_parent(&path) else {
             self.failed(&path, "its parent in the snapshot is not a directory");
             return Ok(());
@@ -112,7 +115,7 @@ impl Restore<'_> {
         if self.top.gets_metadata {
             let is_fresh = Arc::new(AtomicBool::new(self.top.is_empty));
             self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
-        } else if !self.top.is_like(&entry) {
+        } else if !super::has_owner_and_mode(&self.top.stat, &entry) {
             let note = format!(
                 "{} existed before the restore; keeping its owner and mode",
                 self.root.display()
@@ -196,7 +199,7 @@ impl Restore<'_> {
         drop(window.files);
         if is_end
             && self.top.gets_metadata
-            && let Err(error) = self.target.unmark()
+            && let Err(error) = self.target.unmark(b"")
         {
             self.not_deleted(MARK.as_bytes(), &error);
         }
@@ -289,7 +292,7 @@ impl Restore<'_> {
             by_depth[depth].push(dir);
         }
         for dirs in by_depth {
-            dirs.par_iter().for_each(|(path, is_fresh)| match self.target.make_dir(path) {
+            dirs.par_iter().for_each(|(path, is_fresh)| match self.make_dir(path) {
                 Ok(made) => is_fresh.store(made, Relaxed),
                 Err(error) => {
                     self.failed_io(path, &error);
@@ -299,17 +302,37 @@ impl Restore<'_> {
         }
     }
 
+    /// Makes a directory. Returns true if it was not there.
+    fn make_dir(&self, path: &[u8]) -> io::Result<bool> {
+        if self.passages.has(&join(&self.prefix, path)) {
+            return self.make_passage(path);
+        }
+        let made = self.target.make_dir(path)?;
+        if let Made::Replacing(kind) = made {
+            let (shown, kind) = (self.shown(path), kind.name());
+            let note = format!("{}: replaced {kind} by a directory", shown.display());
+            self.store.observer().event(Event::Note(note));
+        }
+        Ok(made != Made::Found)
+    }
+
     /// Sets metadata of directories, innermost first, because a directory's mode may forbid
     /// entering it.
     fn finish_dirs(&self, mut dirs: Vec<Dir>) {
         dirs.retain(|dir| !self.unmade_dirs.lock().contains(&dir.path));
         dirs.sort_by(|a, b| path_cmp(&b.path, &a.path));
         let finish = |dir: &Dir| {
-            let keeps_metadata = dir.is_lost && !dir.is_fresh.load(Relaxed);
-            let done = match keeps_metadata {
-                true => Ok(Refused::default()),
-                false => self.target.finish_dir(&dir.path, &dir.entry),
+            let is_kept = self.is_kept(&dir.path);
+            let keeps_metadata = dir.is_lost && !dir.is_fresh.load(Relaxed) || is_kept;
+            let done = if keeps_metadata {
+                Ok(Refused::default())
+            } else {
+                self.unmark_passage(&dir.path);
+                self.target.finish_dir(&dir.path, &dir.entry)
             };
+            if is_kept && !dir.is_lost {
+                self.note_kept(&dir.path, &dir.entry);
+            }
             self.count_made(&dir.path, done, &self.counts.dirs);
         };
         if rustix::process::geteuid().is_root() {
