@@ -89,7 +89,7 @@ impl Phase {
         let mut parts = path.split(|b| *b == b'/');
         match (parts.next().unwrap_or_default(), parts.next()) {
             (b"refs", Some(_)) => Phase::LooseRefs,
-            (b"packed-refs", None) | (b"reftable", _) => Phase::PackedRefs,
+            (b"packed-refs" | b"reftable", _) => Phase::PackedRefs,
             (b"objects", Some(b"pack")) => Phase::Packs,
             (b"objects", Some(fan_out)) if is_fan_out(fan_out) => Phase::LooseObjects,
             (b"objects", Some(b"info"))
@@ -195,6 +195,7 @@ mod tests {
             ("objects/info/alternates", Phase::Settings),
             ("refs/heads/main", Phase::LooseRefs),
             ("packed-refs", Phase::PackedRefs),
+            ("packed-refs/odd", Phase::PackedRefs),
             ("reftable/tables.list", Phase::PackedRefs),
             ("objects/0a", Phase::LooseObjects),
             ("objects/0a/1f", Phase::LooseObjects),

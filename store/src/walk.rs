@@ -10,6 +10,7 @@ use crate::glob::{Globs, ends};
 use crate::left_out::Noted;
 use crate::source::{self, Listed, Stat};
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -66,8 +67,21 @@ impl Named {
         !self.paths.is_empty() && self.paths.contains(path)
     }
 
+    /// Returns the names in a directory that are named or lead to a named path, sorted.
+    fn names_in(&self, dir: &[u8]) -> Vec<&[u8]> {
+        let all = self.paths.iter().chain(&self.passages);
+        let names = all.filter_map(|path| match source::split(path) {
+            (parent, name) if parent == dir && !name.is_empty() => Some(name),
+            _ => None,
+        });
+        let mut names: Vec<&[u8]> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// Returns true if a named path is below this one.
-    fn is_below(&self, path: &[u8]) -> bool {
+    pub fn is_below(&self, path: &[u8]) -> bool {
         !self.passages.is_empty() && self.passages.contains(path)
     }
 }
@@ -477,20 +491,18 @@ impl Shared {
     /// Lists a directory. Also returns its subdirectories.
     fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
-        let failed = |error| (Listing::Failed(error), Vec::new());
-        let dir =
-            match source::open_dir_below(self.open_root.dir.as_fd(), self.open_root.relative(path))
-            {
-                Ok(dir) => dir,
-                Err(error) => return failed(error),
-            };
+        let (root, below) = (self.open_root.dir.as_fd(), self.open_root.relative(path));
+        let (dir, denied) = match open_dir(root, below, path, &exclude.named) {
+            Ok(opened) => opened,
+            Err(error) => return (Listing::Failed(error), Vec::new()),
+        };
         // The cache rule does not apply to the named path at which the walk begins.
         let is_top = path == self.open_root.path;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
         let is_wanted = |name: &[u8]| {
             scope.wanted == Wanted::All || !exclude.has(&join(path, name), None, scope)
         };
-        let (listed, cut_short) = source::list(dir.as_fd(), is_wanted);
+        let (listed, cut_short) = list(dir.as_fd(), denied, path, &exclude.named, is_wanted);
         if self.rules.git_dirs && scope.wanted == Wanted::All && is_git_dir(dir.as_fd(), &listed) {
             let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir)).flatten();
             return (Listing::GitDir(content), Vec::new());
@@ -552,6 +564,46 @@ impl Shared {
     }
 }
 
+/// Opens a directory for listing. If this user may enter it but not list it, and it leads to a named
+/// path, also returns the error, and the directory is open for looking up names.
+fn open_dir(
+    root: BorrowedFd<'_>,
+    below: &[u8],
+    path: &[u8],
+    named: &Named,
+) -> io::Result<(OwnedFd, Option<io::Error>)> {
+    match source::open_dir_below(root, below) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && named.is_below(path) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            Ok((source::open_below(root, below, flags)?, Some(error)))
+        }
+        opened => Ok((opened?, None)),
+    }
+}
+
+/// Lists an open directory, unless that is `denied`. Looks up named paths that the listing lacks
+/// because of an error, which is returned.
+fn list(
+    dir: BorrowedFd<'_>,
+    denied: Option<io::Error>,
+    path: &[u8],
+    named: &Named,
+    is_wanted: impl Fn(&[u8]) -> bool,
+) -> (Vec<Listed>, Option<io::Error>) {
+    let (mut listed, error) = match denied {
+        Some(error) => (Vec::new(), Some(error)),
+        None => source::list(dir, &is_wanted),
+    };
+    if error.is_some() && named.is_below(path) {
+        for name in named.names_in(path).into_iter().filter(|name| is_wanted(name)) {
+            if let Err(place) = listed.binary_search_by(|(known, _)| (**known).cmp(name)) {
+                listed.insert(place, (name.into(), source::stat_at(dir, name)));
+            }
+        }
+    }
+    (listed, error)
+}
+
 /// Result of scanning a git directory or a phase of it.
 #[derive(Debug, Default)]
 pub struct Scan {
@@ -562,6 +614,9 @@ pub struct Scan {
     /// True if a listed object was gone when its metadata was read. The scan may have missed its
     /// replacement.
     pub has_gaps: bool,
+    /// Directories in which phases begin and in whose place something else is. That object belongs
+    /// to another phase.
+    pub not_dirs: Vec<(Vec<u8>, io::Error)>,
 }
 
 impl Scan {
@@ -610,10 +665,13 @@ fn scan_phase_below(
     scan: &mut Scan,
 ) {
     let below_path = || if below.is_empty() { path.to_vec() } else { join(path, below) };
-    let dir = match source::open_dir_below(git_dir, below) {
-        Ok(dir) => dir,
+    let (dir, denied) = match open_dir(git_dir, below, &below_path(), &exclude.named) {
+        Ok(opened) => opened,
         // It went away. A later phase finds its replacement.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) if below == phase.begins_in() && is_not_a_dir(&error) => {
+            return scan.not_dirs.push((below_path(), error));
+        }
         Err(error) => return scan.fail(below_path(), error),
     };
     let scope = match below {
@@ -627,7 +685,7 @@ fn scan_phase_below(
             && !git::is_transient(&inner)
             && !exclude.has(&join(path, &inner), Some(&inner), scope)
     };
-    let (listed, cut_short) = source::list(dir.as_fd(), is_wanted);
+    let (listed, cut_short) = list(dir.as_fd(), denied, &below_path(), &exclude.named, is_wanted);
     if let Some(error) = cut_short {
         scan.fail(below_path(), error);
     }
@@ -675,6 +733,12 @@ pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
         head.truncate(len);
         Ok(head)
     })
+}
+
+/// Returns true if an object could not be opened as a directory because it is none.
+fn is_not_a_dir(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotADirectory
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 /// Returns true if a directory is marked as a cache: <https://bford.info/cachedir/>.

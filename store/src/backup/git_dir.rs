@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
-use crate::source;
+use crate::source::{self, Stat};
 use crate::walk::{self, Found, OpenRoot, Scan, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -98,7 +98,12 @@ impl Reading<'_, '_> {
         let mut scan = Scan::default();
         let exclude = self.ingest.exclude;
         walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut scan);
-        for (path, error) in &scan.failed {
+        // Another phase stores the object, unless it found a directory before.
+        let is_dir = |path: &[u8]| {
+            self.entries.get(path).is_some_and(|entry| entry.kind == EntryKind::Directory)
+        };
+        let not_dirs: Vec<_> = scan.not_dirs.into_iter().filter(|(path, _)| is_dir(path)).collect();
+        for (path, error) in scan.failed.iter().chain(&not_dirs) {
             self.unreadable(path, error);
         }
         (scan.found, !scan.has_gaps)
@@ -164,7 +169,12 @@ impl Reading<'_, '_> {
         self.keep(Some(entry));
     }
 
+    /// Like [`Reading::take`], for a file that may have another content under its name by now.
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
+        let stat = source::stat_open(file).unwrap_or(found.stat);
+        if self.take_unchanged(&Found { stat, ..found.clone() })? {
+            return Ok(());
+        }
         let previous = self.previous.get(&found.path);
         let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
         self.keep(entry);
@@ -184,23 +194,38 @@ impl Reading<'_, '_> {
     }
 
     fn packed_refs(&mut self) -> Result<()> {
-        for _ in 0..ROUNDS_MAX {
+        let mut last = None;
+        for round in 1.. {
             let (found, _) = self.scan(Phase::PackedRefs);
-            if self.take_refs_of(&found)? {
+            let list = match self.take_refs_of(&found, false)? {
+                Refs::Taken => return Ok(()),
+                Refs::LackTables(list) => list,
+            };
+            // git removes a table after it replaced the list. While the list stays, nobody will
+            // bring a missing table.
+            let is_same = list.is_some() && list == last;
+            if is_same || round == ROUNDS_MAX {
+                if !is_same {
+                    let error = io::Error::other("its reftable kept changing during the backup");
+                    self.unreadable(&join(self.path, b"reftable"), &error);
+                }
+                self.take_refs_of(&found, true)?;
                 return Ok(());
             }
+            last = list;
         }
-        let error = io::Error::other("its reftable kept changing during the backup");
-        self.unreadable(&join(self.path, b"reftable"), &error);
         Ok(())
     }
 
-    /// Adds the listed refs. Returns false if a listed table went away.
-    fn take_refs_of(&mut self, found: &[Found]) -> Result<bool> {
+    /// Adds the listed refs. If a listed table is missing, adds nothing, unless the rest `is_final`:
+    /// then reports the missing ones.
+    fn take_refs_of(&mut self, found: &[Found], is_final: bool) -> Result<Refs> {
         let list_path = join(self.path, b"reftable/tables.list");
-        let Some(list) = found.iter().find(|found| found.path == list_path) else {
+        let is_list =
+            |found: &&Found| found.path == list_path && found.stat.kind == EntryKind::File;
+        let Some(list) = found.iter().find(is_list) else {
             found.iter().try_for_each(|found| self.take(found))?;
-            return Ok(true);
+            return Ok(Refs::Taken);
         };
         // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
@@ -210,41 +235,60 @@ impl Reading<'_, '_> {
         });
         let (list_file, text) = match opened {
             Ok(opened) => opened,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_final => {
+                return Ok(Refs::LackTables(None));
+            }
             Err(error) => {
                 // The tables that belong to it are unknown, and each may be useful.
                 self.unreadable(&list_path, &error);
                 let mut others = found.iter().filter(|found| found.path != list_path);
                 others.try_for_each(|found| self.take(found))?;
-                return Ok(true);
+                return Ok(Refs::Taken);
             }
         };
+        let lacks_tables = || Ok(Refs::LackTables(source::stat_open(&list_file).ok()));
         let listed: HashSet<Vec<u8>> = text
             .split(|b| *b == b'\n')
             .filter(|name| !name.is_empty())
             .map(|name| join(self.path, &join(b"reftable", name)))
             .collect();
-        let mut tables = Vec::new();
+        let (mut tables, mut others) = (Vec::new(), Vec::new());
         for path in &listed {
-            let Some(table) = found.iter().find(|found| found.path == *path) else {
-                return Ok(false); // newer than the listing
+            let missing = || io::Error::other("tables.list names it, and it does not exist");
+            let table = match found.iter().find(|found| found.path == *path) {
+                Some(table) => table,
+                None if is_final => {
+                    self.unreadable(path, &missing());
+                    continue;
+                }
+                None => return lacks_tables(), // newer than the listing, or missing
             };
+            if table.stat.kind != EntryKind::File {
+                others.push(table);
+                continue;
+            }
             match self.open(table) {
                 Ok(file) => tables.push((table, file)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if !is_final {
+                        return lacks_tables();
+                    }
+                    self.unreadable(path, &missing());
+                }
                 Err(error) => self.unreadable(path, &error),
             }
         }
         for (table, file) in tables {
-            if !self.take_unchanged(table)? {
-                self.take_open(table, &file)?;
-            }
+            self.take_open(table, &file)?;
         }
+        others.into_iter().try_for_each(|found| self.take(found))?;
         self.take_open(list, &list_file)?;
         // `packed-refs`, the directory, and files of others. Unlisted tables are left-overs of git.
         let in_reftable = join(self.path, b"reftable/");
         for found in found {
-            let is_table = found.path.starts_with(&in_reftable) && found.path.ends_with(b".ref");
+            let is_table = found.path.starts_with(&in_reftable)
+                && found.path.ends_with(b".ref")
+                && found.stat.kind == EntryKind::File;
             let is_taken = found.path == list_path || listed.contains(&found.path);
             if is_table && !is_taken {
                 self.ingest.exclude.noted.path(&found.path);
@@ -252,7 +296,7 @@ impl Reading<'_, '_> {
                 self.take(found)?;
             }
         }
-        Ok(true)
+        Ok(Refs::Taken)
     }
 
     /// Adds packs until a listing has no new one. Returns the listed paths.
@@ -351,7 +395,7 @@ impl Reading<'_, '_> {
             if !is_as_listed {
                 let why = "it may refer to commits outside the snapshot; git rebuilds it";
                 self.left_out(found, why);
-            } else if !self.take_unchanged(found)? {
+            } else {
                 self.take_open(found, file)?;
             }
         }
@@ -463,6 +507,13 @@ impl Reading<'_, '_> {
         let midx = midx.filter(|(_, stems)| is_whole(stems)).map(|(file, _)| file);
         for found in last {
             let name = found.path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+            // Chains of such indexes have a directory.
+            if found.stat.kind != EntryKind::File && name != b"multi-pack-index.d" {
+                if !self.entries.contains_key(&found.path) {
+                    self.take(found)?;
+                }
+                continue;
+            }
             match (&midx, name) {
                 (Some(midx), b"multi-pack-index") => self.take_open(found, midx)?,
                 (None, b"multi-pack-index") => match self.open(found) {
@@ -501,6 +552,13 @@ impl Reading<'_, '_> {
         let has = |end: &[u8]| self.entries.contains_key(&[&path, end].concat());
         has(b".pack") && has(b".idx")
     }
+}
+
+/// Result of reading packed references.
+enum Refs {
+    Taken,
+    /// Tables in the list are missing. Holds the list's metadata if it could be opened.
+    LackTables(Option<Stat>),
 }
 
 /// A file of a pack, open if it must be read.

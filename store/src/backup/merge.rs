@@ -10,8 +10,9 @@ use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::source::{self, Attributes, Stat};
 use crate::walk::{Found, OpenRoot, Rules, Step, Walk};
+use rustix::fs::OFlags;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -138,7 +139,16 @@ impl Merge<'_, '_> {
     fn root(&mut self, root: &Root, rules: Rules, walk_threads: usize) -> Result<()> {
         let fail = |source| Error::Source { path: absolute(&root.path), source };
         if root.stat.kind == EntryKind::Directory {
-            let dir = source::open_dir(&absolute(&root.path)).map_err(fail)?;
+            let dir = match source::open_dir(&absolute(&root.path)) {
+                // The walk reports that it cannot be listed.
+                Err(error)
+                    if error.kind() == io::ErrorKind::PermissionDenied
+                        && rules.exclude.named.is_below(&root.path) =>
+                {
+                    open_to_enter(&root.path).map_err(fail)?
+                }
+                opened => opened.map_err(fail)?,
+            };
             let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
             for step in Walk::new(Arc::clone(&open_root), root.stat, rules, walk_threads) {
                 if self.failure.is_noted() {
@@ -151,7 +161,7 @@ impl Merge<'_, '_> {
         }
         let parent = root.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at);
         let parent = root.path[..parent].to_vec();
-        let dir = source::open_dir(&absolute(&parent)).map_err(fail)?;
+        let dir = open_to_enter(&parent).map_err(fail)?;
         let open_root = Arc::new(OpenRoot { path: parent, dir });
         self.step(&open_root, Step::Found(Found { path: root.path.clone(), stat: root.stat }))?;
         self.flush(&open_root)
@@ -286,6 +296,12 @@ fn look_at_ancestor(path: &[u8]) -> io::Result<(Stat, Attributes)> {
         return Ok((source::stat_open(&dir)?, source::attributes_open(&dir)));
     }
     let top = source::open_dir(Path::new("/"))?;
-    let dir = source::open_below(top.as_fd(), path, rustix::fs::OFlags::PATH)?;
+    let dir = open_to_enter(path)?;
     Ok((source::stat_open(dir)?, source::attributes_below(top.as_fd(), path)))
+}
+
+/// Opens a directory that this user may be allowed to enter and not to list.
+fn open_to_enter(path: &[u8]) -> io::Result<OwnedFd> {
+    let top = source::open_dir(Path::new("/"))?;
+    source::open_below(top.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY)
 }
