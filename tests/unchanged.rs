@@ -157,3 +157,55 @@ fn other_metadata_counts_if_the_ctime_is_ignored() {
         }
     }
 }
+
+#[test]
+fn a_forced_backup_counts_against_the_previous_snapshot() {
+    let sandbox = Sandbox::with_store();
+    for name in ["same", "changed", "removed", "dir/same"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    sandbox.write("source/large", "0123456789".repeat(100_000));
+    sandbox.backup(["source"]);
+    sandbox.remove("source/removed");
+    sandbox.write("source/changed", "another content");
+    sandbox.write("source/new", "new");
+    let summary = sandbox.json(["backup", "--force", "source"]).pop().expect("a summary");
+    let count = |name: &str| summary[name].as_u64().expect("a number");
+    let files = ["files_new", "files_changed", "files_unmodified", "files_removed"].map(count);
+    assert_eq!(files, [1, 1, 3, 1], "{summary}");
+    assert!(count("bytes_read") > 1_000_000, "{summary}");
+    // Nothing changed since, but everything is read again.
+    let summary = sandbox.json(["backup", "--force", "source"]).pop().expect("a summary");
+    let count = |name: &str| summary[name].as_u64().expect("a number");
+    let files = ["files_new", "files_changed", "files_unmodified", "files_removed"].map(count);
+    assert_eq!(files, [0, 0, 5, 0], "{summary}");
+    assert_eq!(["dirs_new", "dirs_changed", "dirs_removed"].map(count), [0, 0, 0], "{summary}");
+    assert!(count("bytes_read") > 1_000_000, "{summary}");
+}
+
+#[test]
+fn files_that_are_skipped_each_night_change_no_counts() {
+    let sandbox = Sandbox::with_store();
+    let git = ["init", "--quiet", "--bare", "--ref-format=reftable", "source/r.git"];
+    sandbox.tool("git").args(git).run().ok();
+    sandbox.write("source/r.git/reftable/0x000000000001-0x00000000000a-78e7612d.ref", "left over");
+    sandbox.tool("git").args(["init", "--quiet", "--bare", "source/s.git"]).run().ok();
+    sandbox.write("source/s.git/refs/heads/empty", "");
+    sandbox.backup(["source"]);
+    for _ in 0..2 {
+        let summary = sandbox.backup(["source"]);
+        assert_eq!((&summary["files_new"], &summary["files_changed"]), (&0.into(), &0.into()));
+    }
+}
+
+#[test]
+fn a_path_given_twice_is_recorded_once() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "x");
+    std::os::unix::fs::symlink("source", sandbox.path("link")).expect("links");
+    let spellings = ["source", "source/", "./source", "link/../source", "source/."];
+    sandbox.backup(spellings);
+    let snapshots = sandbox.json(["snapshots"]);
+    let paths = snapshots.iter().find_map(|line| line["paths"].as_array()).expect("paths");
+    assert_eq!(paths, &[sandbox.text("source")]);
+}

@@ -91,7 +91,7 @@ pub struct About {
 pub struct Report {
     /// The new snapshot, unless the run was dry.
     pub snapshot: Option<SnapshotId>,
-    /// Snapshot from which unchanged files were taken.
+    /// Snapshot with which files were compared.
     pub parent: Option<SnapshotId>,
     /// Statistics.
     pub statistics: Statistics,
@@ -122,8 +122,14 @@ pub struct Removed {
 
 /// Backs up directories and files.
 pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    let (paths, excludes) = (outside(store, &options.paths)?, options.excludes.clone());
-    let names = paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect();
+    let mut wanted: Vec<PathBuf> = Vec::new();
+    for path in &options.paths {
+        if !wanted.iter().any(|known| named(known) == named(path)) {
+            wanted.push(path.clone());
+        }
+    }
+    let (paths, excludes) = (outside(store, &wanted)?, options.excludes.clone());
+    let names = paths.iter().map(|path| named(path)).collect();
     let mut backup = Backup::begin(store, options, Likeness::Paths(names))?;
     backup.paths(&Sources { paths, excludes, ..Sources::default() })?;
     backup.finish(None)
@@ -223,6 +229,11 @@ fn look_at_root(path: &Path) -> io::Result<Stat> {
     }
     let flags = rustix::fs::OFlags::PATH;
     source::stat_open(source::open_below(top.as_fd(), &relative, flags)?)
+}
+
+/// Returns an absolute path as a record names it: `//a/b/` is `/a/b`.
+fn named(path: &Path) -> Vec<u8> {
+    [b"/", &tree_path(path)[..]].concat()
 }
 
 /// Returns an absolute path as a path in a tree.

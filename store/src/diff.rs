@@ -99,13 +99,25 @@ fn first_path(item: &Result<Entry, Lost>) -> &[u8] {
 }
 
 fn compare(a: Entry, b: Entry) -> Option<Change> {
-    let same_thing = (a.kind, &a.target, a.device) == (b.kind, &b.target, b.device);
-    if !same_thing || a.content != b.content {
+    if !is_same_thing(&a, &b) {
         return Some(Change::Modified(a, b));
     }
-    let metadata =
-        |entry: &Entry| (entry.mode, entry.owner.clone(), entry.mtime, entry.xattrs.clone());
-    (metadata(&a) != metadata(&b)).then_some(Change::Metadata(a, b))
+    (!has_same_metadata(&a, &b)).then_some(Change::Metadata(a, b))
+}
+
+/// Returns true if two entries of one path do not differ.
+pub(crate) fn is_same(a: &Entry, b: &Entry) -> bool {
+    is_same_thing(a, b) && has_same_metadata(a, b)
+}
+
+fn is_same_thing(a: &Entry, b: &Entry) -> bool {
+    let thing = |entry: &Entry| (entry.kind, entry.device);
+    thing(a) == thing(b) && a.target == b.target && a.content == b.content
+}
+
+fn has_same_metadata(a: &Entry, b: &Entry) -> bool {
+    let times = |entry: &Entry| (entry.mode, entry.mtime);
+    times(a) == times(b) && a.owner == b.owner && a.xattrs == b.xattrs
 }
 
 fn entries<'a>(

@@ -6,7 +6,7 @@ use super::ingest::{FileContent, Ingest, IngestError};
 use super::previous::{Comparison, Previous, Recheck};
 use super::run::{BackupState, Totals};
 use super::{
-    Options, Report, Roots, device_and_inode, outside, pipeline, roots, survey, tree_path,
+    Options, Report, Roots, device_and_inode, named, outside, pipeline, roots, survey, tree_path,
 };
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
@@ -54,6 +54,8 @@ struct Before {
     /// Start and end of the time in which it was read.
     started: Time,
     ended: Time,
+    /// True if unchanged files are taken from it. Otherwise every file is read again.
+    is_taken_over: bool,
 }
 
 /// A running backup. There is no snapshot before [`finish`](Self::finish).
@@ -83,7 +85,7 @@ impl<'a> Backup<'a> {
     pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
         let run = BackupState::begin(store, options, &likeness)?;
         let whole = match &run.parent {
-            Some((id, _)) if store.index.is_whole(id)? => Some(*id),
+            Some((id, _)) if !options.force && store.index.is_whole(id)? => Some(*id),
             _ => None,
         };
         let mut before = None;
@@ -91,7 +93,8 @@ impl<'a> Backup<'a> {
             let statistics = &parent.statistics;
             store.observer().progress().expect(statistics.entries, statistics.bytes);
             let (started, ended) = (parent.start.into(), parent.end.into());
-            before = Some(Before { root: parent.root.chunk(), started, ended });
+            let (root, is_taken_over) = (parent.root.chunk(), !options.force);
+            before = Some(Before { root, started, ended, is_taken_over });
         }
         let (trees, streams, paths, shell) = Default::default();
         let is_whole = whole.is_some();
@@ -133,15 +136,15 @@ impl<'a> Backup<'a> {
     pub fn paths(&mut self, sources: &Sources) -> Result<()> {
         let paths = outside(self.run.store, &sources.paths)?;
         for path in &paths {
-            let path = path.as_os_str().as_bytes();
-            if !self.paths.iter().any(|known| known == path) {
-                self.paths.push(path.to_vec());
+            let path = named(path);
+            if !self.paths.contains(&path) {
+                self.paths.push(path);
             }
         }
         self.check_record()?;
         let (store, options) = (self.run.store, self.options);
         let exclude = self.exclude(sources)?;
-        let Roots { tops: roots, named, refused } = roots(&paths)?;
+        let Roots { tops: roots, named: inner, refused } = roots(&paths)?;
         for (path, error) in &refused {
             let path = super::tree_path(path);
             self.run.counters.report_unreadable(store.observer(), &path, error);
@@ -152,10 +155,11 @@ impl<'a> Backup<'a> {
                 self.shell.remove(&root.path);
             }
         }
-        let exclude = Excluded { named: named.into(), ..exclude };
+        let exclude = Excluded { named: inner.into(), ..exclude };
         let get = |id: &ChunkId| store.chunk(id);
         let entries = self.before.map(|before| TreeReader::new(&before.root, &get));
-        let comparison = self.before.map(|Before { started, ended, .. }| Comparison {
+        let taken_over = self.before.filter(|before| before.is_taken_over);
+        let comparison = taken_over.map(|Before { started, ended, .. }| Comparison {
             ctime: !options.ignore_ctime,
             inode: !options.ignore_inode,
             started,
@@ -250,7 +254,8 @@ impl<'a> Backup<'a> {
     pub fn again(&mut self) -> Result<()> {
         let tree = self.tree()?;
         let ended = (self.options.about.clock)();
-        self.before = Some(Before { root: tree, started: self.run.start, ended });
+        let (root, started, is_taken_over) = (tree, self.run.start, true);
+        self.before = Some(Before { root, started, ended, is_taken_over });
         // This backup stored or looked up everything that the tree names.
         self.is_whole = true;
         self.trees.clear();

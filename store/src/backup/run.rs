@@ -2,7 +2,7 @@
 
 use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
-use crate::diff::{Change, diff};
+use crate::diff::{Change, diff, is_same};
 use crate::entry::{Entry, EntryKind, Time};
 use crate::error::Result;
 use crate::glob::ends;
@@ -54,8 +54,11 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts an entry that was read.
+    /// Counts an entry that was read, as new, changed or unmodified.
     pub fn count(&self, entry: &Entry, previous: Option<&Entry>) {
+        if previous.is_some_and(|previous| is_same(previous, entry)) {
+            return self.unchanged(entry);
+        }
         match (entry.kind, previous.is_some()) {
             (EntryKind::File, false) => &self.files_new,
             (EntryKind::File, true) => &self.files_changed,
@@ -178,8 +181,7 @@ impl<'a> BackupState<'a> {
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
-        let (parent, skipped_records) =
-            if options.force { (None, 0) } else { parent(store, host, like, start)? };
+        let (parent, skipped_records) = parent(store, host, like, start)?;
         let damaged = store.index.damaged()?;
         let packer = Packer::new(store, options.is_dry);
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
