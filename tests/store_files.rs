@@ -493,6 +493,21 @@ fn unexpected_objects_at_names_of_the_index_are_removed() {
 }
 
 #[test]
+fn the_new_index_of_a_killed_rebuild_is_removed() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    for name in ["store/index.sqlite.new", "store/index.sqlite.new-journal"] {
+        sandbox.write(name, "half an index");
+    }
+    sandbox.run(["snapshots"]).ok();
+    assert!(sandbox.has("store/index.sqlite.new"), "a reader changed the store");
+    sandbox.backup(["source"]);
+    assert!(!sandbox.has("store/index.sqlite.new"));
+    assert!(!sandbox.has("store/index.sqlite.new-journal"));
+}
+
+#[test]
 fn init_inside_a_store_is_refused() {
     let sandbox = Sandbox::with_store();
     for place in ["store/tmp", "store/new", "store/segments/00/x"] {

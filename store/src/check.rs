@@ -9,7 +9,7 @@
 use crate::backend;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_transient};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::limits;
 use crate::observe::Event;
@@ -183,7 +183,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         entries: HashMap::new(),
         report: Report::default(),
     };
-    check.config();
+    check.config()?;
     let snapshots = check.snapshots()?;
     check.segments()?;
     check.foreign_segments();
@@ -262,13 +262,17 @@ impl Check<'_> {
         }
     }
 
-    fn config(&self) {
+    fn config(&self) -> Result<()> {
         let backend = &*self.store.backend;
         match backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX) {
             Ok(bytes) if bytes == self.store.config_bytes => {}
             Ok(_) => self.damage(config::FILE, "its content differs from the copy in the segments"),
+            Err(error) if is_transient(&error) => {
+                return Err(Error::store_read(config::FILE)(error));
+            }
             Err(error) => self.damage(config::FILE, error),
         }
+        Ok(())
     }
 
     fn snapshots(&mut self) -> Result<Vec<(SnapshotId, Snapshot)>> {
@@ -285,6 +289,7 @@ impl Check<'_> {
                     snapshots.push((id, snapshot));
                 }
                 Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
+                Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
                     self.damage(name, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
@@ -311,14 +316,15 @@ impl Check<'_> {
                     let reason = "listing it failed when the store was opened";
                     self.damage(shard_dir(shard), reason);
                 }
-                listed
+                Ok(listed)
             }
+            Err(error) if error.is_transient() => Err(error),
             Err(error) => {
                 self.damage(shard_dir(shard), format!("{error}; its segments count as missing"));
-                Vec::new()
+                Ok(Vec::new())
             }
         };
-        let shards: Vec<Vec<(SegmentId, u64)>> = (0..=255).map(list).collect();
+        let shards: Vec<Vec<(SegmentId, u64)>> = (0..=255).map(list).collect::<Result<_>>()?;
         let ids = shards.iter().flatten().map(|(id, _)| id);
         self.picked = Picked::of(self.read_data, ids);
         let picked = |id: &SegmentId, len: u64| if self.picked.has(id) { len } else { 0 };
@@ -354,9 +360,10 @@ impl Check<'_> {
             Ok(table) => table,
             Err(_) if self.is_removed(id)? => return Ok(()),
             Err(error @ Error::Newer { .. }) => return Err(error),
+            Err(error) if error.is_transient() => return Err(error),
             Err(error) => {
                 self.bad_segment(id, &error)?;
-                if self.read_data != ReadData::None {
+                if self.picked.has(id) {
                     self.store.observer().progress().add(0, len);
                 }
                 return Ok(());
@@ -503,6 +510,7 @@ impl Check<'_> {
             self.hash_range(&name, body_end, len - body_end, &mut whole, stored)
         });
         match result {
+            Err(error) if is_transient(&error) => Err(Error::store_read(name)(error)),
             Err(error) => self.bad_segment(id, &error),
             Ok(()) if SegmentId::from_bytes(whole.finalize().into()) != *id => {
                 self.bad_segment(id, &"its content does not match its id")
@@ -852,6 +860,45 @@ mod tests {
         let report = beside.check_while("segments/00", remove);
         assert!(report.is_clean(), "{report:?}");
         assert!(!beside.path().exists(), "a reader began another index");
+    }
+
+    /// Runs a check in which every read of a segment fails.
+    fn check_unreadable(errno: rustix::io::Errno, read_data: ReadData) -> (Store, Result<Report>) {
+        let beside = Beside::new();
+        let is_begun = Arc::new(AtomicBool::new(false));
+        let begun = Arc::clone(&is_begun);
+        let fault = move |operation: Operation, name: &str| {
+            let is_hit = operation == Operation::Read && name.starts_with("segments/");
+            if begun.load(Relaxed) && is_hit { Err(errno.into()) } else { Ok(()) }
+        };
+        let backend = Arc::new(Faulty::new(beside.memory.clone(), Arc::new(fault)));
+        let observer = Arc::new(Silent::default());
+        let store = Store::open_backend(backend, &beside.path(), Purpose::Read, observer);
+        let store = store.expect("opens");
+        is_begun.store(true, Relaxed);
+        let report = check(&store, read_data);
+        (store, report)
+    }
+
+    #[test]
+    fn a_lack_of_resources_does_not_count_as_damage() {
+        use rustix::io::Errno;
+        let (_, report) = check_unreadable(Errno::IO, ReadData::All);
+        assert_eq!(report.expect("checks").damage_count, 1);
+        for errno in [Errno::MFILE, Errno::NOMEM] {
+            let (store, report) = check_unreadable(errno, ReadData::All);
+            assert!(report.is_err_and(|error| error.is_transient()), "{errno}");
+            assert_eq!(store.index().damaged().expect("reads").len(), 0);
+        }
+    }
+
+    #[test]
+    fn unreadable_segments_outside_the_share_do_not_count_as_read() {
+        let part = ReadData::Part { n: 1, of: u32::MAX };
+        let (store, report) = check_unreadable(rustix::io::Errno::IO, part);
+        assert_eq!(report.expect("checks").damage_count, 1);
+        let progress = store.observer().progress();
+        assert_eq!(progress.bytes_done.load(Relaxed), progress.bytes_total.load(Relaxed));
     }
 
     #[test]

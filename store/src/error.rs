@@ -245,18 +245,34 @@ impl Error {
         }
     }
 
-    /// Returns true if stored content is missing or damaged. Other content may still be intact.
-    pub fn is_damage(&self) -> bool {
-        matches!(
-            self,
-            Error::SegmentDamaged { .. }
-                | Error::ChunkDamaged { .. }
-                | Error::ChunkMissing(_)
-                | Error::Malformed { .. }
-                | Error::SnapshotDamaged { .. }
-                | Error::StoreRead { .. }
-        )
+    /// Returns true if the machine lacked resources for a read. It may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Error::StoreRead { source, .. } if is_transient(source))
     }
+
+    /// Returns true if stored content is missing or damaged. Other content may still be intact.
+    ///
+    /// A machine without memory or file descriptors says nothing about the store.
+    pub fn is_damage(&self) -> bool {
+        !self.is_transient()
+            && matches!(
+                self,
+                Error::SegmentDamaged { .. }
+                    | Error::ChunkDamaged { .. }
+                    | Error::ChunkMissing(_)
+                    | Error::Malformed { .. }
+                    | Error::SnapshotDamaged { .. }
+                    | Error::StoreRead { .. }
+            )
+    }
+}
+
+/// Returns true if a read failed for a lack of resources, and not because of the file.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::INTR, Errno::AGAIN, Errno::NOBUFS]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Returns true if SQLite reports a damaged file, and not one that is temporarily unusable.
@@ -305,5 +321,30 @@ impl Unsynced {
     /// Wraps the error of the sync as an error of publishing.
     pub(crate) fn wrap(error: io::Error) -> io::Error {
         io::Error::new(error.kind(), Unsynced(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn only_lasting_read_errors_count_as_damage() {
+        for (errno, is_damage) in [
+            (Errno::IO, true),
+            (Errno::NOENT, true),
+            (Errno::NOMEM, false),
+            (Errno::MFILE, false),
+            (Errno::NFILE, false),
+            (Errno::INTR, false),
+        ] {
+            let error = Error::store_read("segments/00")(errno.into());
+            assert_eq!(
+                (error.is_damage(), error.is_transient()),
+                (is_damage, !is_damage),
+                "{errno}"
+            );
+        }
     }
 }

@@ -493,6 +493,13 @@ fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
 }
 
+/// Removes what a killed process left of a new index. No process may be building one at this path.
+pub fn remove_unfinished(path: &Path) {
+    let unfinished = with_suffix(path, ".new");
+    remove(&with_suffix(&unfinished, "-journal"));
+    remove(&unfinished);
+}
+
 /// Builds a new index beside the old one and replaces it.
 ///
 /// Rows are collected in a temporary file and sorted there, so that millions of them are inserted
@@ -507,8 +514,7 @@ impl Builder {
     /// Starts a new index for `path` with the permission bits `mode`.
     pub fn new(path: &Path, mode: u32, store_id: &[u8; 16]) -> Result<Builder> {
         let unfinished = with_suffix(path, ".new");
-        remove(&unfinished);
-        remove(&with_suffix(&unfinished, "-journal"));
+        remove_unfinished(path);
         create(&unfinished, mode).map_err(failed)?;
         // From here on, dropping the builder removes the file unless it is finished.
         let mut builder = Builder { connection: None, path: path.to_owned(), unfinished };

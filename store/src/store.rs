@@ -222,6 +222,10 @@ impl Store {
             local.remove_unpublished().map_err(Error::store_write("tmp"))?;
         }
         let index_path = root.join(INDEX_FILE);
+        if purpose == Purpose::Write && lock.unsupported().is_none() {
+            // An index is built in the store only under the exclusive lock.
+            crate::index::remove_unfinished(&index_path);
+        }
         let root = Some(root.to_owned());
         Store::assemble(Arc::new(local), stored, &index_path, purpose, observer, Some(lock), root)
     }
