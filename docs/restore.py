@@ -96,8 +96,14 @@ def entries(chunks, page, first=b""):
         yield from entries(chunks, child, first)
     path = b""
     for entry in () if level else rest[1]:
-        path = path[: entry.get(0, 0)] + entry[1]
-        yield path, rest[0][entry[4]], entry
+        try:  # an entry begins with bytes of the path before it, which may be lost
+            before, path = path, None
+            path = (before[: entry[0]] if entry.get(0) else b"") + entry[1]
+            owner = rest[0][entry[4]]
+        except Exception as error:
+            failed(path or first, f"an entry is lost: {error!r}")
+        else:
+            yield path, owner, entry
 
 def varints(column):
     """The numbers of a column, seven bits a byte, the lowest first."""
