@@ -694,3 +694,89 @@ fn mounted_files_and_directories_are_not_deleted() {
     done.ok();
     assert_eq!(sandbox.read("elsewhere/file"), b"kept");
 }
+
+#[test]
+fn a_dry_run_of_another_user_promises_only_what_the_restore_does() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    for name in ["a", "b", "dir/own", "dir/set-id", "new/file"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    sandbox.tool("ln").args(["-s", "a", "source/link"]).run().ok();
+    sandbox.tool("chmod").args(["6755", "source/dir/set-id"]).run().ok();
+    sandbox.tool("chown").args(["-R", "65534:65534", "source/dir/own"]).run().ok();
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    let changes = [
+        "",
+        "chmod 600 target/dir/own; rm target/b; rm -r target/new",
+        "chmod 2770 target/dir; chgrp 12345 target/dir; rm target/dir/own",
+        "chown 0:0 target/a; chmod 644 target/a",
+        "chown 0:0 target/a; chmod 604 target/a",
+        "ln -sfn b target/link; touch target/dir/extra",
+    ];
+    for change in changes {
+        sandbox.tool("sh").args(["-c", change]).run();
+        let restore = |more: &[&str]| {
+            let all = ["restore", &place, "--target", "target", "--json"];
+            let outcome = sandbox.as_nobody(all.iter().chain(more)).run();
+            let mut summary = outcome.json().pop().expect("a summary");
+            let done = summary.as_object_mut().expect("an object");
+            // A restore does not count what it sets.
+            for name in ["owners_to_set", "modes_to_set", "seconds_elapsed", "dry_run"] {
+                done.remove(name);
+            }
+            (outcome.code(), summary)
+        };
+        let (_, planned) = restore(&["--dry-run"]);
+        let (_, done) = restore(&[]);
+        assert_eq!(planned, done, "{change}");
+    }
+    let again = sandbox.as_nobody(["restore", &place, "--target", "target", "--dry-run"]);
+    let output = again.run().all_output();
+    assert!(!output.contains("to be set"), "{output}");
+}
+
+#[test]
+fn a_file_that_its_owner_may_not_read_is_written_once() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/secret", "written only");
+    sandbox.write("source/large", "written only".repeat(10_000));
+    sandbox.tool("chmod").args(["200", "source/secret", "source/large"]).run().ok();
+    sandbox.give_to_nobody("source");
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    let restore = |more: &str| {
+        let all = ["restore", &place, "--target", "target", "--json"];
+        let more = [more].into_iter().filter(|more| !more.is_empty());
+        let summary = sandbox.as_nobody(all.into_iter().chain(more)).run().ok().json();
+        summary.last().expect("a summary")["files_restored"].clone()
+    };
+    let look = || sandbox.tool("stat").args(["-c", "%i %Z", "target/secret"]).run().ok().stdout;
+    assert_eq!(restore(""), 2);
+    let before = look();
+    assert_eq!((restore("--dry-run"), restore("")), (0.into(), 0.into()));
+    assert_eq!(look(), before);
+    sandbox.write("target/secret", "overwritten!");
+    assert_eq!((restore("--dry-run"), restore("")), (1.into(), 1.into()));
+    assert_eq!(sandbox.read("target/secret"), b"written only");
+}
+
+#[test]
+fn paths_that_are_not_deleted_do_not_count_as_not_restored() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    sandbox.write("source/extra", "x");
+    sandbox.tool("chattr").args(["+i", "source/extra"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    let outcome = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
+    sandbox.tool("chattr").args(["-i", "source/extra"]).run().ok();
+    let output = outcome.ends_with(3).all_output();
+    assert!(output.contains("1 path not deleted"), "{output}");
+    assert!(!output.contains("not restored"), "{output}");
+}

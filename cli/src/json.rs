@@ -575,6 +575,8 @@ pub struct RestoreSummary {
     pub modes_to_set: u64,
     /// Number of paths that were not restored.
     pub errors: u64,
+    /// Number of paths that `--delete` could not delete.
+    pub not_deleted: u64,
     /// Number of paths that were restored without all metadata.
     pub metadata_refused: u64,
     /// Number of owners that this user may not set.

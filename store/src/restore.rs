@@ -79,6 +79,8 @@ pub struct Report {
     pub others: u64,
     /// Paths removed from the target.
     pub deleted: u64,
+    /// Paths of the target that should have been removed and are still there.
+    pub not_deleted: u64,
     /// Paths that are missing or incomplete in the target.
     pub failed: u64,
     /// True if more than `failed` paths are missing: lost parts of the tree held an unknown number
@@ -86,7 +88,8 @@ pub struct Report {
     pub has_uncounted: bool,
     /// Paths that have their content but lack some metadata for a reason other than the next two.
     pub metadata_refused: u64,
-    /// In a dry run: entries that are there and would get another owner or group.
+    /// In a dry run: entries that are there and would get another owner or group, because this user
+    /// may set it.
     pub owners_to_set: u64,
     /// In a dry run: entries that are there and would get another mode.
     pub modes_to_set: u64,
@@ -345,6 +348,7 @@ struct Counts {
     dirs: AtomicU64,
     others: AtomicU64,
     deleted: AtomicU64,
+    not_deleted: AtomicU64,
     failed: AtomicU64,
     has_uncounted: AtomicBool,
     metadata_refused: AtomicU64,
@@ -532,6 +536,7 @@ impl Restore<'_> {
             dirs: counts.dirs.load(Relaxed),
             others: counts.others.load(Relaxed),
             deleted: counts.deleted.load(Relaxed),
+            not_deleted: counts.not_deleted.load(Relaxed),
             failed: counts.failed.load(Relaxed),
             has_uncounted: counts.has_uncounted.load(Relaxed),
             metadata_refused: counts.metadata_refused.load(Relaxed),

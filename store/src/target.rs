@@ -15,7 +15,7 @@ use rustix::fs::{
     symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, geteuid};
+use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt;
@@ -42,6 +42,16 @@ const DEFAULT_ACL: &str = "system.posix_acl_default";
 /// in 2038.
 const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
 
+/// First and last times of file systems, in seconds since 1970: of FAT, of signed and unsigned 32
+/// bits, of ext4, of XFS. A time beyond one of them is stored as that.
+const FIRST_TIMES: [i64; 3] = [i32::MIN as i64, 0, 315_532_800];
+const LAST_TIMES: [i64; 5] =
+    [i32::MAX as i64, u32::MAX as i64, 4_354_819_198, 15_032_385_535, 16_299_260_424];
+
+/// Steps of the times of file systems, in nanoseconds: of NTFS, of UDF, of exFAT, of old ext4 and
+/// HFS+, of FAT.
+const TIME_STEPS: [i128; 5] = [100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000];
+
 /// Maximum attempts at an operation that other processes may disturb.
 const TRIES: usize = 8;
 
@@ -60,6 +70,50 @@ pub struct Target {
     pub owner_denied: AtomicU64,
     /// Number of attributes that could not be set here.
     pub xattr_denied: AtomicU64,
+}
+
+/// Rights of this user to set metadata, for a prediction.
+pub struct Rights {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl Rights {
+    /// Returns the rights of this process.
+    pub fn of_process() -> Rights {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        // Without the list, only the group of the process counts.
+        let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
+        Rights { uid, gid, groups: groups.chain([gid]).collect() }
+    }
+
+    /// Returns true for root, who may set everything.
+    pub fn are_all(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// Returns true if this user may set mode and times of an object with this owner.
+    pub fn owns(&self, uid: u32) -> bool {
+        self.are_all() || self.uid == uid
+    }
+
+    /// Returns user and group of a new object in a directory.
+    pub fn new_owner(&self, dir: Option<&Stat>) -> (u32, u32) {
+        let gid = dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid);
+        (self.uid, gid.unwrap_or(self.gid))
+    }
+
+    /// Returns user and group of an object after the restore of an entry gave it its owner. They
+    /// differ from those of the entry if this user may not set them.
+    pub fn given_owner(&self, is: (u32, u32), entry: &Entry) -> (u32, u32) {
+        let wanted = (entry.owner.uid, entry.owner.gid);
+        if is == wanted || self.are_all() {
+            return wanted;
+        }
+        let may_set_group = is.0 == self.uid && self.groups.contains(&wanted.1);
+        (is.0, if may_set_group { wanted.1 } else { is.1 })
+    }
 }
 
 /// How a directory came to be.
@@ -362,6 +416,15 @@ impl Target {
         self.give_metadata(Node { fd: file.as_fd(), at: None }, stat, entry, false)
     }
 
+    /// Sets the metadata of a file that already has the right content and that this user may not
+    /// open.
+    pub fn refresh_closed(&self, path: &[u8], stat: &Stat, entry: &Entry) -> io::Result<Refused> {
+        let (parent, name) = self.parent(path)?;
+        let file = source::open_below(parent.as_fd(), name, OFlags::PATH)?;
+        let node = Node { fd: file.as_fd(), at: Some((parent.as_fd(), name)) };
+        Ok(self.give_metadata(node, stat, entry, false))
+    }
+
     /// Creates a symbolic link, FIFO, socket or device, unless it already exists.
     pub fn make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
         self.work_in(split(path).0, || self.try_make_other(path, entry))
@@ -460,8 +523,12 @@ impl Target {
         if entry.kind != EntryKind::Symlink && mode != Some(wanted) {
             node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
         }
-        if let Some(mtime) = entry.mtime.filter(|mtime| is_new || *mtime != stat.mtime) {
-            node.set_mtime(mtime).unwrap_or_else(|error| refused.note("time", &error));
+        if let Some(mtime) = entry.mtime.filter(|mtime| is_new || !is_held(*mtime, stat)) {
+            // Another attempt would only change the ctime.
+            let is_limit = !is_new && is_limited(mtime, stat);
+            let held = stat.mtime.seconds;
+            let set = if is_limit { Err(not_held(mtime, held)) } else { node.set_mtime(mtime) };
+            set.unwrap_or_else(|error| refused.note("time", &error));
         }
         refused
     }
@@ -599,10 +666,7 @@ impl Node<'_> {
         if !TIMES_HELD_EVERYWHERE.contains(&mtime.seconds) {
             let held = source::stat_open(self.fd)?.mtime.seconds;
             if held != mtime.seconds {
-                let wanted = mtime.seconds;
-                return Err(io::Error::other(format!(
-                    "this file system cannot store {wanted} s since 1970; it stored {held} s"
-                )));
+                return Err(not_held(mtime, held));
             }
         }
         Ok(())
@@ -792,7 +856,7 @@ fn mknod(parent: &OwnedFd, name: &[u8], entry: &Entry) -> rustix::io::Result<()>
 
 /// Returns true if an open object is the link, FIFO, socket or device of an entry, and not also
 /// another name of a different object.
-fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
+pub(crate) fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
     let is_alone = stat.names == 1 || entry.hard_link.is_some();
     let is_alike = match entry.kind {
         EntryKind::Symlink => {
@@ -808,7 +872,7 @@ fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool {
 
 /// Returns the mode for an entry. If its owner or group could not be set, drops setuid or setgid so
 /// that no one else gets those rights.
-fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
+pub(crate) fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
     let (uid, gid) = (entry.owner.uid, entry.owner.gid);
     let mut mode = entry.mode;
     // On a directory these bits grant no rights.
@@ -823,6 +887,34 @@ fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
 fn is_ours_to_remove(name: &[u8]) -> bool {
     let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
     is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
+}
+
+/// Returns true if a file has this time, as far as its file system can hold it.
+///
+/// Some file systems hold times in larger steps and round down. The ctime, which no user can set,
+/// shows if this is one of them.
+pub(crate) fn is_held(wanted: Time, stat: &Stat) -> bool {
+    let number =
+        |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
+    let (wanted, held, ctime) = (number(wanted), number(stat.mtime), number(stat.ctime));
+    let is_rounded =
+        |step: &i128| ctime.rem_euclid(*step) == 0 && held == wanted - wanted.rem_euclid(*step);
+    held == wanted || TIME_STEPS.iter().any(is_rounded)
+}
+
+/// Returns true if a file has the first or last time of its file system instead of one beyond.
+fn is_limited(wanted: Time, stat: &Stat) -> bool {
+    let held = stat.mtime.seconds;
+    stat.mtime.nanoseconds == 0
+        && (FIRST_TIMES.contains(&held) && wanted.seconds < held
+            || LAST_TIMES.contains(&held) && wanted.seconds > held)
+}
+
+fn not_held(wanted: Time, held: i64) -> io::Error {
+    let wanted = wanted.seconds;
+    io::Error::other(format!(
+        "this file system cannot store {wanted} s since 1970; it stored {held} s"
+    ))
 }
 
 fn has_default_acl(dir: impl AsFd) -> bool {

@@ -152,7 +152,8 @@ impl Restore {
             ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
         }
         let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
-        let is_partial = report.failed > 0 || report.metadata_refused > 0 || report.selected == 0;
+        let is_partial = report.failed + report.not_deleted + report.metadata_refused > 0
+            || report.selected == 0;
         // The exit code must be right even if printing the result failed.
         if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
     }
@@ -168,6 +169,7 @@ impl Restore {
             owners_to_set: report.owners_to_set,
             modes_to_set: report.modes_to_set,
             errors: report.failed,
+            not_deleted: report.not_deleted,
             metadata_refused: report.metadata_refused,
             owner_denied: report.owner_denied,
             xattr_denied: report.xattr_denied,
@@ -222,6 +224,9 @@ impl Restore {
         if report.failed > 0 {
             let at_least = if report.has_uncounted { "at least " } else { "" };
             ui.explain(&format!("{at_least}{} not restored", count(report.failed, "path")));
+        }
+        if report.not_deleted > 0 {
+            ui.explain(&format!("{} not deleted", count(report.not_deleted, "path")));
         }
         Ok(())
     }

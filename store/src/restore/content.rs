@@ -10,7 +10,7 @@ use crate::limits;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
-use crate::target::Unfinished;
+use crate::target::{self, Unfinished};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
@@ -142,11 +142,17 @@ impl Restore<'_> {
             return;
         }
         let (path, entry) = (&output.path, &output.entry);
-        let Some((file, stat)) = with_content(self.store, self.target.dir(), path, entry) else {
-            return;
-        };
+        let present = with_content(self.store, self.target.dir(), path, entry);
+        let Some(Present { file, stat }) = present else { return };
         output.is_settled.store(true, Relaxed);
-        self.refused(path, &self.target.refresh_file(&file, &stat, entry));
+        let refused = match file {
+            Some(file) => Ok(self.target.refresh_file(&file, &stat, entry)),
+            None => self.target.refresh_closed(path, &stat, entry),
+        };
+        match refused {
+            Ok(refused) => self.refused(path, &refused),
+            Err(error) => return self.failed_io(path, &error),
+        }
         self.packed_refs.restored(&entry.path);
         self.counts.files_unchanged.fetch_add(1, Relaxed);
         self.store.observer().progress().add(1, entry.size);
@@ -261,24 +267,54 @@ impl Output {
     }
 }
 
-/// Opens the file in the target if it has the content of the entry.
+/// A file in the target that has the content of its entry.
+pub(super) struct Present {
+    /// The open file, unless its owner may not read it.
+    file: Option<File>,
+    pub(super) stat: Stat,
+}
+
+/// Finds the file in the target if it has the content of the entry.
 pub(super) fn with_content(
     store: &Store,
     target: BorrowedFd<'_>,
     path: &[u8],
     entry: &Entry,
-) -> Option<(File, Stat)> {
-    // What cannot be read is written anew.
+) -> Option<Present> {
+    // A file that cannot be read is written anew.
     let is_over = || store.observer().progress().check().is_err();
-    let file = source::open_file_waiting(target, path, is_over).ok()?;
+    let file = match source::open_file_waiting(target, path, is_over) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return unreadable_but_same(target, path, entry);
+        }
+        opened => opened.ok()?,
+    };
     let stat = source::stat_open(&file).ok()?;
-    has_content(store, &file, &stat, entry).unwrap_or(false).then_some((file, stat))
+    let is_same = has_content(store, &file, &stat, entry).unwrap_or(false);
+    is_same.then_some(Present { file: Some(file), stat })
+}
+
+/// Finds a file with the metadata of the entry that this user owns and may not read, such as one of
+/// mode 0200. Its times tell if it was written to.
+fn unreadable_but_same(target: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Option<Present> {
+    let file = source::open_below(target, path, rustix::fs::OFlags::PATH).ok()?;
+    let stat = source::stat_open(file).ok()?;
+    let is_ours = stat.uid == rustix::process::geteuid().as_raw();
+    let has_metadata =
+        stat.mode == entry.mode && entry.mtime.is_some_and(|mtime| target::is_held(mtime, &stat));
+    let is_same = is_ours && has_metadata && may_have_content(&stat, entry);
+    is_same.then_some(Present { file: None, stat })
+}
+
+/// Returns false if the metadata of a file shows that it has not the content of the entry.
+fn may_have_content(stat: &Stat, entry: &Entry) -> bool {
+    // A further name of another file must not be written to, nor get other metadata.
+    let shares = stat.names > 1 && entry.hard_link.is_none();
+    stat.kind == EntryKind::File && stat.size == entry.size && !shares
 }
 
 fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Result<bool> {
-    // A further name of another file must not be written to, nor get other metadata.
-    let shares = stat.names > 1 && entry.hard_link.is_none();
-    if stat.kind != EntryKind::File || stat.size != entry.size || shares {
+    if !may_have_content(stat, entry) {
         return Ok(false);
     }
     let recipe = match &entry.content {
@@ -297,7 +333,7 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
     for extent in Extents::new(recipe, &get) {
         let Ok(extent) = extent else { return Ok(false) };
         let same = match extent {
-            Extent::Hole { len } => is_hole(file, at, len)?,
+            Extent::Hole { len } => has_only_zeros(store, file, at, len)?,
             Extent::Slice { chunk, offset, len } => match chunk_len(len) {
                 Some(len) => opened.is_slice(&chunk, offset, ahead.read(at, len as usize)?),
                 None => false,
@@ -320,6 +356,21 @@ fn may_end_in_a_hole(recipe: &Recipe) -> bool {
     recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
 }
 
-fn is_hole(file: &File, at: u64, len: u64) -> io::Result<bool> {
-    Ok(source::data_runs(file, at, at + len).next().transpose()?.is_none())
+/// Returns true if a range is a hole or holds only zeros: not every file system has holes, and
+/// where blocks are larger, a hole of the source is too small for one.
+fn has_only_zeros(store: &Store, file: &File, at: u64, len: u64) -> io::Result<bool> {
+    let mut piece = vec![0; AHEAD_BYTES];
+    for run in source::data_runs(file, at, at + len) {
+        let (mut from, end) = run?;
+        while from < end {
+            store.observer().progress().check().map_err(io::Error::other)?;
+            let step = piece.len().min((end - from) as usize);
+            file.read_exact_at(&mut piece[..step], from)?;
+            if piece[..step].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            from += step as u64;
+        }
+    }
+    Ok(true)
 }

@@ -11,7 +11,7 @@ use crate::observe::Event;
 use crate::source::{self, Stat, split};
 use crate::store::Store;
 use crate::target::{self, is_absent};
-use crate::tree::TreeReader;
+use crate::tree::{Lookup, TreeReader};
 use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
 use rustix::fs::OFlags;
 use std::cell::Cell;
@@ -83,7 +83,7 @@ impl Restore<'_> {
     }
 
     fn count_not_deleted(&self, path: &[u8], reason: String) {
-        self.counts.failed.fetch_add(1, Relaxed);
+        self.counts.not_deleted.fetch_add(1, Relaxed);
         let path = self.shown(path);
         self.store.observer().event(Event::NotDeleted { path, reason });
     }
@@ -201,7 +201,7 @@ fn extra_below(
     let mut tree = TreeReader::within(root, &open_root.path, &get)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
-    let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store)?;
+    let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store, root)?;
     let (mut extra, mut kept) = (Vec::new(), HashSet::new());
     let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
@@ -270,20 +270,29 @@ fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
 }
 
 /// Recognises content that a backup leaves out by itself. Paths must come in path order.
-struct LeftOut {
+struct LeftOut<'a> {
+    backing: &'a Store,
+    /// Root of the snapshot's tree.
+    root: ChunkId,
     open_root: Arc<OpenRoot>,
     device: u64,
     /// Device and inode of the store's directory.
     store: Option<(u64, u64)>,
     /// The store, a mount point or a cache, whose content is not inspected.
     unseen: Option<Vec<u8>>,
-    /// Git directories that contain the current path.
-    git_dirs: Vec<Vec<u8>>,
+    /// Git directories that contain the current path. The second value is true if the snapshot has
+    /// a git directory there, as far as that is known.
+    git_dirs: Vec<(Vec<u8>, Option<bool>)>,
 }
 
-impl LeftOut {
-    fn new(open_root: Arc<OpenRoot>, top: &Stat, store: &Store) -> Result<LeftOut> {
-        let store = match store.root() {
+impl<'a> LeftOut<'a> {
+    fn new(
+        open_root: Arc<OpenRoot>,
+        top: &Stat,
+        backing: &'a Store,
+        root: &ChunkId,
+    ) -> Result<LeftOut<'a>> {
+        let store = match backing.root() {
             None => None,
             Some(path) => {
                 let failed = |source| Error::Target { path: path.to_owned(), source };
@@ -292,7 +301,8 @@ impl LeftOut {
                 Some((stat.device, stat.inode))
             }
         };
-        Ok(LeftOut { open_root, device: top.device, store, unseen: None, git_dirs: Vec::new() })
+        let (device, root, git_dirs) = (top.device, *root, Vec::new());
+        Ok(LeftOut { backing, root, open_root, device, store, unseen: None, git_dirs })
     }
 
     /// Returns true if a backup leaves out the object. `is_known` is true if the snapshot has the
@@ -311,13 +321,22 @@ impl LeftOut {
             self.unseen = Some(path.clone());
             return true;
         }
-        self.git_dirs.retain(|dir| is_within(path, dir));
-        let is_left_out =
-            !gives_way && self.git_dirs.iter().any(|dir| is_remade(relative(path, dir)));
+        self.git_dirs.retain(|(dir, _)| is_within(path, dir));
+        let is_left_out = !gives_way && self.is_remade(path);
         if stat.kind == EntryKind::Directory {
             self.enter(path, is_known);
         }
         is_left_out || self.unseen.as_ref() == Some(path)
+    }
+
+    /// Returns true if backups may leave out a path because it is in a git directory that the
+    /// snapshot has, and git recreates it. A newer git directory has no such paths.
+    fn is_remade(&mut self, path: &[u8]) -> bool {
+        let (store, root) = (self.backing, &self.root);
+        self.git_dirs.iter_mut().any(|(dir, was_one)| {
+            is_remade(relative(path, dir))
+                && *was_one.get_or_insert_with(|| was_git_dir(store, root, dir))
+        })
     }
 
     fn is_mount_root(&self, path: &[u8]) -> bool {
@@ -351,9 +370,23 @@ impl LeftOut {
         let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
         // The backup left out nothing of a git directory that is newer than it.
         if is_known && is_git_dir(dir.as_fd(), &names.map(look)) {
-            self.git_dirs.push(path.to_vec());
+            self.git_dirs.push((path.to_vec(), None));
         }
     }
+}
+
+/// Returns true if a tree has a git directory at this path, or may have one.
+fn was_git_dir(store: &Store, root: &ChunkId, path: &[u8]) -> bool {
+    let get = |id: &ChunkId| store.chunk(id);
+    let mut tree = Lookup::new(root, &get);
+    let mut has = |name: &[u8], kinds: &[EntryKind]| match tree.at(&join(path, name)) {
+        Ok(entry) => entry.is_some_and(|entry| kinds.contains(&entry.kind)),
+        Err(_) => true,
+    };
+    // In path order.
+    has(b"HEAD", &[EntryKind::File, EntryKind::Symlink])
+        && has(b"objects", &[EntryKind::Directory])
+        && has(b"refs", &[EntryKind::Directory])
 }
 
 /// Returns true if backups may leave out a path of a git directory because git recreates it.

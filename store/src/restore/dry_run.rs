@@ -12,6 +12,7 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat};
 use crate::store::Store;
+use crate::target::{self, Rights};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +29,7 @@ struct DryRun<'a> {
     is_delete: bool,
     git_caches: GitCaches,
     passages: Passages,
+    rights: Rights,
     /// Last directory that is only passed through and in whose place something else is.
     blocked: Option<Vec<u8>>,
     /// For files with several names: number of names to come, and true if the first name can be
@@ -61,6 +63,7 @@ pub(super) fn dry_run(
         is_delete: options.delete,
         git_caches: GitCaches::default(),
         passages: Passages::of(options),
+        rights: Rights::of_process(),
         blocked: None,
         links: HashMap::new(),
         report: Report::default(),
@@ -85,8 +88,7 @@ impl DryRun<'_> {
     fn take(&mut self, entry: &Entry) {
         let path = relative(&entry.path, self.prefix).to_vec();
         if entry.path == self.prefix && entry.kind == EntryKind::Directory {
-            let top = Top::look(self.target, self.prefix, &self.passages);
-            self.report.dirs += u64::from(top.map_or(true, |top| top.gets_metadata));
+            self.take_top(entry);
             return;
         }
         if self.blocked.as_ref().is_some_and(|dir| is_within(&path, dir)) {
@@ -116,6 +118,15 @@ impl DryRun<'_> {
         } else {
             self.take_file(entry, &path);
         }
+    }
+
+    fn take_top(&mut self, entry: &Entry) {
+        match Top::look(self.target, self.prefix, &self.passages) {
+            Ok(top) if !top.gets_metadata => return,
+            Ok(top) => self.count_metadata(entry, &top.stat),
+            Err(_) => self.count_new(entry, b""),
+        }
+        self.report.dirs += 1;
     }
 
     fn take_dir(&mut self, entry: &Entry, path: Vec<u8>) {
@@ -156,11 +167,12 @@ impl DryRun<'_> {
     fn take_file(&mut self, entry: &Entry, path: &[u8]) {
         let there =
             self.dir.as_ref().and_then(|dir| with_content(self.store, dir.as_fd(), path, entry));
-        if let Some((_, stat)) = there {
+        if let Some(present) = there {
             self.report.files_unchanged += 1;
-            self.count_metadata(entry, &stat);
+            self.count_metadata(entry, &present.stat);
             return;
         }
+        self.count_new(entry, path);
         self.report.files_restored += 1;
         self.report.bytes_restored = self.report.bytes_restored.saturating_add(entry.size);
         if GitCaches::depend_on(&entry.path) && self.kind_of(path).is_some() {
@@ -170,27 +182,72 @@ impl DryRun<'_> {
 
     /// Compares owner and mode of an entry with those of what is there and stays.
     fn compare_metadata(&mut self, entry: &Entry, path: &[u8]) {
-        if let Some(stat) = self.stat_of(path).filter(|stat| stat.kind == entry.kind) {
-            self.count_metadata(entry, &stat);
+        let stays = |(open, stat): &(OwnedFd, Stat)| match entry.kind {
+            EntryKind::Directory => stat.kind == EntryKind::Directory,
+            _ => target::is_same_thing(open, stat, entry),
+        };
+        match self.look(path).filter(stays) {
+            Some((_, stat)) => self.count_metadata(entry, &stat),
+            None => self.count_new(entry, path),
         }
     }
 
+    /// Counts the metadata of an object that is there and stays, as far as this user may set it.
     fn count_metadata(&mut self, entry: &Entry, stat: &Stat) {
-        let has_owner = (stat.uid, stat.gid) == (entry.owner.uid, entry.owner.gid);
-        let has_mode = entry.kind == EntryKind::Symlink || stat.mode == entry.mode;
-        self.report.owners_to_set += u64::from(!has_owner);
-        self.report.modes_to_set += u64::from(!has_mode);
+        let is = (stat.uid, stat.gid);
+        let owner = self.count_owner(entry, is);
+        self.report.owners_to_set += u64::from(owner != is);
+        let wanted = target::safe_mode(entry, owner);
+        let has_mode = entry.kind == EntryKind::Symlink || stat.mode == wanted;
+        if self.rights.owns(stat.uid) {
+            self.report.modes_to_set += u64::from(!has_mode);
+            return;
+        }
+        let has_time = entry.mtime.is_none_or(|mtime| target::is_held(mtime, stat));
+        self.report.metadata_refused += u64::from(!has_mode || !has_time);
+    }
+
+    /// Counts the metadata of an object that will be made.
+    fn count_new(&mut self, entry: &Entry, path: &[u8]) {
+        if !self.rights.are_all() {
+            let dir = self.dir_above(path);
+            self.count_owner(entry, self.rights.new_owner(dir.as_ref()));
+        }
+    }
+
+    /// Returns the resulting owner, and counts it if this user may not set the owner of the entry.
+    fn count_owner(&mut self, entry: &Entry, is: (u32, u32)) -> (u32, u32) {
+        let owner = self.rights.given_owner(is, entry);
+        let is_denied = owner != (entry.owner.uid, entry.owner.gid);
+        self.report.owner_denied += u64::from(is_denied);
+        owner
+    }
+
+    /// Returns the metadata of the nearest existing directory above a path. New directories take
+    /// their group from it, too, if it has setgid.
+    fn dir_above(&self, path: &[u8]) -> Option<Stat> {
+        let mut path = path;
+        while !path.is_empty() {
+            path = source::split(path).0;
+            match self.look(path) {
+                Some((_, stat)) if stat.kind == EntryKind::Directory => return Some(stat),
+                _ => {}
+            }
+        }
+        let target = std::path::absolute(self.target).ok()?;
+        target.ancestors().find_map(|dir| source::stat_open(source::open_dir(dir).ok()?).ok())
     }
 
     fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
-        Some(self.stat_of(path)?.kind)
+        Some(self.look(path)?.1.kind)
     }
 
-    fn stat_of(&self, path: &[u8]) -> Option<Stat> {
+    fn look(&self, path: &[u8]) -> Option<(OwnedFd, Stat)> {
         let dir = self.dir.as_ref()?;
         let flags = rustix::fs::OFlags::PATH;
         let open = source::open_below(dir.as_fd(), path, flags).ok()?;
-        source::stat_open(open).ok()
+        let stat = source::stat_open(&open).ok()?;
+        Some((open, stat))
     }
 
     /// Returns true if a directory at this path cannot be replaced.
@@ -213,7 +270,7 @@ impl DryRun<'_> {
 
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
         for (path, reason) in std::mem::take(&mut self.extra.unseen) {
-            self.report.failed += 1;
+            self.report.not_deleted += 1;
             let path = self.target.join(OsStr::from_bytes(&path));
             self.store.observer().event(Event::NotDeleted { path, reason });
         }

@@ -1,5 +1,7 @@
 //! Restores into directories that are not empty.
 
+mod again;
+mod git_dirs;
 mod parents;
 
 use super::*;
