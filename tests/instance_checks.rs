@@ -74,6 +74,38 @@ fn only_repositories_that_git_accepts_are_present() {
 }
 
 #[test]
+fn a_repository_that_was_moved_is_compared_with_its_earlier_place() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    // Each goes to another storage and another path, first without its references.
+    for (project, dir, change) in [
+        (8, "mnt/storage2/repositories/@hashed/aa/bb/moved8.git", "shard_id = 2"),
+        (6, "var/opt/gitlab/git-data/repositories/@hashed/aa/bb/moved6.git", "shard_id = 1"),
+    ] {
+        let (old, new) = (repository(&gitlab, project), gitlab.path(dir));
+        std::fs::create_dir_all(new.join("refs/heads")).expect("directories");
+        std::fs::create_dir(new.join("objects")).expect("a directory");
+        std::fs::copy(old.join("HEAD"), new.join("HEAD")).expect("copies");
+        let sql = format!(
+            "update project_repositories set {change}, disk_path = '@hashed/aa/bb/moved{project}' \
+             where project_id = {project}"
+        );
+        gitlab.postgres.sql(database::MAIN, &sql);
+        let all = backup(&sandbox).run().ends_with(3).json();
+        let (verdict, text) = check(&all, "references");
+        assert_eq!(verdict, "failed", "{text}");
+        assert!(text.contains(&format!("project{project}: {}", new.display())), "{text}");
+        // With its references it is complete, and its old place may go.
+        remove(&new);
+        std::fs::rename(&old, &new).expect("moves");
+        backup(&sandbox).run().ok();
+    }
+}
+
+#[test]
 fn every_kind_of_repository_is_checked() {
     need_root();
     let gitlab = Builder::new().build();

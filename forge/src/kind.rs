@@ -8,6 +8,7 @@ pub mod plain;
 
 use crate::catalogue::Catalogue;
 use crate::check::Check;
+use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::service::Password;
@@ -78,23 +79,18 @@ pub trait Kind: Sync {
         kind.try_keys(plan, databases, view)
     }
 
-    /// Compares a copy with an earlier one, from the last complete backup. The check fails if
-    /// something was there then and is gone without a reason.
-    fn compare(
+    /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue. A
+    /// check fails if an earlier copy, of the last complete backup, has something that is gone
+    /// without a reason.
+    fn check(
         &self,
         plan: &Plan,
-        catalogue: &Catalogue,
+        catalogue: &mut Catalogue,
         view: &View<'_>,
-        before: &View<'_>,
-    ) -> Result<Option<Check>> {
-        let Some(kind) = self.shares_with() else { return Ok(None) };
-        kind.compare(plan, catalogue, view, before)
-    }
-
-    /// Checks that the copy matches the catalogue. Marks the copied repositories in the catalogue.
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        earlier: Option<&Earlier<'_>>,
+    ) -> Result<Vec<Check>> {
         let Some(kind) = self.shares_with() else { return Ok(Vec::new()) };
-        kind.check(plan, catalogue, view)
+        kind.check(plan, catalogue, view, earlier)
     }
 }
 

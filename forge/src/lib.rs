@@ -26,12 +26,13 @@ pub mod plan;
 pub mod check;
 mod owners;
 
+pub mod manifest;
+
+pub mod earlier;
 pub mod encrypted;
 
 pub mod catalogue;
 mod coverage;
-
-pub mod manifest;
 
 pub mod kind;
 

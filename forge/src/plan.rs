@@ -22,6 +22,8 @@ pub struct Plan {
     pub instance: String,
     /// Name of its kind.
     pub kind: &'static str,
+    /// Directory of this machine that the instance regards as `/`.
+    pub root: PathBuf,
     /// Method that keeps the parts consistent with each other.
     pub mode: Mode,
     /// The installed product.
@@ -71,6 +73,7 @@ impl Plan {
         Plan {
             instance: instance.into(),
             kind,
+            root: settings.root.clone(),
             mode: settings.mode,
             product: Product::default(),
             parts: Vec::new(),

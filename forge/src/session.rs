@@ -20,6 +20,7 @@ mod stopped;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
+use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::manifest::{self, DIR, Dumped, Manifest};
@@ -30,8 +31,7 @@ use crate::service::step::Step;
 use crate::settings::{Mode, OnFailure};
 use crate::view::View;
 use dumps::ConsistencyPoint;
-pub use inspection::{Asked, Inspection, catalogue, databases, inspect};
-pub use keys::changed_keys;
+pub use inspection::{Asked, Inspection, Snapshots, catalogue, databases, inspect};
 use std::path::PathBuf;
 use std::time::Duration;
 use stopped::Stopped;
@@ -445,21 +445,13 @@ impl<'j> Session<'j> {
         }
         let copy = View::Tree { store: job.store, root: self.backup.tree()? };
         let copy = View::Through { view: &copy, mounts: &plan.mounts };
-        let mut checks = job.kind.check(plan, &mut self.catalogue, &copy)?;
+        let earlier = match self.complete_ones()?.pop() {
+            Some((id, snapshot)) => Earlier::usable(job.store, id, &snapshot)?,
+            None => None,
+        };
+        let catalogue = &mut self.catalogue;
+        let mut checks = job.kind.check(plan, catalogue, &copy, earlier.as_ref())?;
         checks.extend(self.check_keys(&copy)?);
-        if let Some((id, snapshot)) = self.complete_ones()?.pop() {
-            let before = View::Tree { store: job.store, root: snapshot.root.chunk() };
-            let before = View::Through { view: &before, mounts: &plan.mounts };
-            match job.kind.compare(plan, &self.catalogue, &copy, &before) {
-                Err(error) if error.is_interrupted() => return Err(error),
-                // An unreadable earlier snapshot does not fail this backup.
-                Err(error) => job.store.observer().event(Event::Warning(error.to_string())),
-                Ok(check) => checks.extend(check.map(|mut check| {
-                    check.text += &format!("; the earlier snapshot is {}", id.short());
-                    check
-                })),
-            }
-        }
         Ok(checks)
     }
 

@@ -4,9 +4,12 @@ use crate::error::Result;
 use crate::links::real;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use store::entry::{Entry, EntryKind, path_cmp};
 use store::id::ChunkId;
@@ -86,9 +89,25 @@ pub struct Seen {
     pub is_dir: bool,
     /// Size in bytes.
     pub size: u64,
+    /// Target, if it is a symbolic link.
+    pub target: Option<PathBuf>,
     /// Content, if it was requested and could be read.
     pub content: Option<Vec<u8>>,
 }
+
+/// A file below a directory.
+#[derive(Debug, Clone, Copy)]
+pub struct FileBelow<'a> {
+    /// Path relative to the directory.
+    pub path: &'a Path,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change of its content, in seconds since 1970.
+    pub mtime: i64,
+}
+
+/// Function that a view calls for each file.
+pub type Visit<'a> = &'a mut dyn FnMut(&FileBelow<'_>) -> ControlFlow<()>;
 
 impl<'a> View<'a> {
     /// This machine as a service sees it, with these mounts.
@@ -130,17 +149,31 @@ impl<'a> View<'a> {
         Ok(self.read(&[path.to_owned()])?.pop().flatten())
     }
 
+    /// Reads a whole file of a snapshot, unless it is larger than `bytes_max`. Damaged content counts
+    /// as missing.
+    pub fn content(&self, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        let View::Tree { store, root } = self else { return Ok(None) };
+        let get = |id: &ChunkId| store.chunk(id);
+        let entry = store::tree::Lookup::new(root, &get).at(&store::backup::tree_path(path))?;
+        let Some(entry) = entry.filter(|entry| entry.size <= bytes_max) else { return Ok(None) };
+        let mut content = Vec::new();
+        Ok(store::dump::dump(store, &entry, &mut content)?.ok().map(|()| content))
+    }
+
     /// Returns true if anything exists at a path.
     pub fn has(&self, path: &Path) -> Result<bool> {
         Ok(self.look(&[path.to_owned()])?.iter().any(Option::is_some))
     }
 
-    /// Returns true if a directory contains a file at any depth.
-    pub fn has_file_below(&self, dir: &Path) -> Result<bool> {
+    /// Visits the files below a directory, at any depth, until `visit` breaks.
+    pub fn files_below(&self, dir: &Path, visit: Visit<'_>) -> Result<()> {
         match self {
-            View::Tree { store, root } => has_file_in_tree(store, root, dir),
-            View::Through { view, .. } => view.has_file_below(&self.place(dir)),
-            View::Live => Ok(has_file_on_machine(dir)),
+            View::Tree { store, root } => files_in_tree(store, root, dir, visit),
+            View::Through { view, .. } => view.files_below(&self.place(dir), visit),
+            View::Live => {
+                files_on_machine(dir, visit);
+                Ok(())
+            }
         }
     }
 
@@ -177,30 +210,42 @@ fn look_in_tree(
     Ok(seen)
 }
 
-fn has_file_in_tree(store: &Store, root: &ChunkId, dir: &Path) -> Result<bool> {
+fn files_in_tree(store: &Store, root: &ChunkId, dir: &Path, visit: Visit<'_>) -> Result<()> {
     let get = |id: &ChunkId| store.chunk(id);
     let path = store::backup::tree_path(dir);
     for entry in store::tree::TreeReader::within(root, &path, &get) {
         store.observer().progress().check()?;
-        if entry.map_err(|lost| lost.error)?.kind == EntryKind::File {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn has_file_on_machine(dir: &Path) -> bool {
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_file() => return true,
-                Ok(kind) if kind.is_dir() => dirs.push(entry.path()),
-                _ => {}
+        let entry = entry.map_err(|lost| lost.error)?;
+        let inner = entry.path.get(path.len() + 1..).unwrap_or_default();
+        if entry.kind == EntryKind::File {
+            let path = Path::new(OsStr::from_bytes(inner));
+            let mtime = entry.mtime.map_or(0, |time| time.seconds);
+            if visit(&FileBelow { path, size: entry.size, mtime }).is_break() {
+                break;
             }
         }
     }
-    false
+    Ok(())
+}
+
+fn files_on_machine(top: &Path, visit: Visit<'_>) {
+    let mut dirs = vec![top.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            // A file that went away meanwhile is not there.
+            let Ok(metadata) = entry.metadata() else { continue };
+            let path = entry.path();
+            if metadata.is_dir() {
+                dirs.push(path);
+            } else if metadata.is_file() {
+                let inner = path.strip_prefix(top).unwrap_or(&path);
+                let (size, mtime) = (metadata.len(), metadata.mtime());
+                if visit(&FileBelow { path: inner, size, mtime }).is_break() {
+                    return;
+                }
+            }
+        }
+    }
 }
 
 fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {
@@ -210,14 +255,17 @@ fn of_entry(store: &Store, entry: &Entry, reads: bool) -> Result<Seen> {
     } else {
         None
     };
-    Ok(Seen { is_dir: entry.kind == EntryKind::Directory, size: entry.size, content })
+    let target =
+        (entry.kind == EntryKind::Symlink).then(|| OsStr::from_bytes(&entry.target).into());
+    Ok(Seen { is_dir: entry.kind == EntryKind::Directory, size: entry.size, target, content })
 }
 
 fn look_at_machine(path: &Path, reads: bool) -> Option<Seen> {
     let metadata = path.symlink_metadata().ok()?;
     let is_small = metadata.is_file() && metadata.len() <= CONTENT_BYTES_MAX;
     let content = (reads && is_small).then(|| read_small(path)).flatten();
-    Some(Seen { is_dir: metadata.is_dir(), size: metadata.len(), content })
+    let target = metadata.is_symlink().then(|| std::fs::read_link(path).ok()).flatten();
+    Some(Seen { is_dir: metadata.is_dir(), size: metadata.len(), target, content })
 }
 
 /// Reads a bounded amount, because the file may grow meanwhile.

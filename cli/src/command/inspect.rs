@@ -1,27 +1,28 @@
 use super::Global;
 use super::instance::{self, ConfigFile};
+use crate::config::Config;
 use crate::exit::{Failure, with_hint};
 use crate::json::{InspectSummary, InspectedSnapshot};
 use crate::report::shown;
 use crate::report::{count, local_time, size, utc_time};
 use crate::run_id::RunId;
 use crate::select;
-use crate::ui::Ui;
+use crate::ui::{Ui, Watch};
 use clap::Args;
-use forge::check::Check;
-use forge::kind::{Kind, Site};
+use forge::kind::Site;
 use forge::manifest::{self, Dumped, Manifest};
-use forge::plan::{Plan, Product};
+use forge::plan::Product;
+use forge::session::Snapshots;
 use std::collections::BTreeMap;
-use std::path::Path;
-use store::store::Purpose;
+use std::sync::Arc;
+use store::store::{Purpose, Store};
 
 /// Inspect an instance on this machine, or its state in a snapshot
 ///
 /// Without SNAPSHOT, the checks of a backup run on the files of this machine and on the running
 /// databases. Use it after a restore. The keys are tried on values that the databases hold
-/// encrypted. Nothing is changed and no store is needed; if one is configured, the keys are
-/// compared with its last complete snapshot. The exit code is 3 if something is missing or wrong. A
+/// encrypted. Nothing is changed and no store is needed; if one is configured, keys and
+/// repositories are compared with its last complete snapshot. The exit code is 3 if something is missing or wrong. A
 /// check that cannot run is only reported.
 ///
 /// With SNAPSHOT, the state at the time of the backup is shown: versions, databases, services,
@@ -52,29 +53,23 @@ impl Inspect {
     fn machine(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
         let settings = config.instance(&self.instance)?;
-        let watch = ui.watch("inspect");
+        let opened = open_store(&config, &self.instance, global, ui);
+        let (store, watch) = match opened {
+            Some((store, watch)) => (Some(store), watch),
+            None => (None, ui.watch("inspect")),
+        };
         let progress = store::observe::Observer::progress(&*watch);
+        let host = instance::host();
+        let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
         let look = || {
             let site = Site { instance: &self.instance, settings, progress, is_offline: false };
             let (plan, kind) = forge::overrides::plan(&site)?;
-            let inspection = forge::session::inspect(&plan, kind, progress)?;
-            Ok::<_, forge::Error>((plan, kind, inspection))
+            let inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
+            Ok::<_, forge::Error>((plan, inspection))
         };
         let looked = look();
         watch.end();
-        let (plan, kind, mut inspection) = looked.map_err(instance::without_backup)?;
-        // After a disaster there may be no store, or none that can be read.
-        if let Ok(place) = instance::place_of(&config, &self.instance, global)
-            && place.join("store.json").exists()
-        {
-            match changed_keys(&place, &plan, kind, ui) {
-                Ok(check) => inspection.checks.extend(check),
-                Err(failure) => {
-                    let (reason, _) = failure.words().unwrap_or_default();
-                    ui.warn(&format!("cannot compare the keys with a snapshot: {reason}"));
-                }
-            }
-        }
+        let (plan, inspection) = looked.map_err(instance::without_backup)?;
         for note in &plan.notes {
             ui.warn(note);
         }
@@ -130,17 +125,26 @@ impl Inspect {
     }
 }
 
-/// Whether the keys are others than those of the last complete snapshot.
-fn changed_keys(
-    place: &Path,
-    plan: &Plan,
-    kind: &'static dyn Kind,
+/// Opens the store of the instance. After a disaster there may be no store, or none that can be
+/// read.
+fn open_store(
+    config: &Config,
+    instance: &str,
+    global: &Global,
     ui: &Ui,
-) -> Result<Option<Check>, Failure> {
-    let (store, watch) = super::open(place, ui, Purpose::Read, "inspect")?;
-    let changed = forge::session::changed_keys(plan, kind, &store, &instance::host());
-    watch.end();
-    Ok(changed?)
+) -> Option<(Store, Arc<Watch>)> {
+    let place = instance::place_of(config, instance, global).ok()?;
+    if !place.join("store.json").exists() {
+        return None;
+    }
+    match super::open(&place, ui, Purpose::Read, "inspect") {
+        Ok(opened) => Some(opened),
+        Err(failure) => {
+            let (reason, _) = failure.words().unwrap_or_default();
+            ui.warn(&format!("cannot compare the instance with its snapshots: {reason}"));
+            None
+        }
+    }
 }
 
 /// Returns a line for each database with unfinished background migrations.

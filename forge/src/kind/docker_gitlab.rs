@@ -17,6 +17,7 @@ use super::gitlab::{self, note_unknown, rows, take_unknown};
 use super::{Kind, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
+use crate::earlier::Earlier;
 use crate::error::Result;
 use crate::file;
 use crate::plan::{Plan, Product};
@@ -124,9 +125,15 @@ impl Kind for DockerGitlab {
         secrets::check(plan, &catalogue, view).map(Some)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+    fn check(
+        &self,
+        plan: &Plan,
+        catalogue: &mut Catalogue,
+        view: &View<'_>,
+        earlier: Option<&Earlier<'_>>,
+    ) -> Result<Vec<Check>> {
         let mut checks = vec![secrets::check(plan, catalogue, view)?];
-        checks.extend(gitlab::check_catalogue(plan, catalogue, view)?);
+        checks.extend(gitlab::check_catalogue(plan, catalogue, view, earlier)?);
         Ok(checks)
     }
 }

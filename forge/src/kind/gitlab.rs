@@ -18,6 +18,7 @@ use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::coverage::check_files;
+use crate::earlier::Earlier;
 use crate::encrypted::Keys;
 use crate::error::Result;
 use crate::file;
@@ -95,19 +96,15 @@ impl Kind for Gitlab {
         check_secrets(plan, &catalogue, view).map(Some)
     }
 
-    fn compare(
+    fn check(
         &self,
         plan: &Plan,
-        catalogue: &Catalogue,
+        catalogue: &mut Catalogue,
         view: &View<'_>,
-        before: &View<'_>,
-    ) -> Result<Option<Check>> {
-        repositories::compare(plan, catalogue, view, before)
-    }
-
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+        earlier: Option<&Earlier<'_>>,
+    ) -> Result<Vec<Check>> {
         let mut checks = vec![check_secrets(plan, catalogue, view)?];
-        checks.extend(check_catalogue(plan, catalogue, view)?);
+        checks.extend(check_catalogue(plan, catalogue, view, earlier)?);
         checks.extend(single_sign_on::check(plan, catalogue, view)?);
         Ok(checks)
     }
@@ -177,13 +174,14 @@ pub fn check_catalogue(
     plan: &Plan,
     catalogue: &mut Catalogue,
     view: &View<'_>,
+    earlier: Option<&Earlier<'_>>,
 ) -> Result<Vec<Check>> {
     let mut checks: Vec<Check> = catalogue.unknown().collect();
     if catalogue.schema.is_empty() && checks.is_empty() {
         return Ok(vec![Check::of_no_database(plan, "GitLab")]);
     }
     if catalogue.knows(rows::PROJECTS) {
-        checks.extend(repositories::check(plan, catalogue, view)?);
+        checks.extend(repositories::check(plan, catalogue, view, earlier)?);
     }
     checks.push(check_files(plan, catalogue, view)?);
     Ok(checks)

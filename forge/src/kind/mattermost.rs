@@ -11,6 +11,7 @@ use super::gitlab::package::Package;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
+use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::plan::{Database, Plan, Product};
 use crate::service::configured;
@@ -135,7 +136,13 @@ impl Kind for Mattermost {
         Ok(catalogue)
     }
 
-    fn check(&self, plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<Vec<Check>> {
+    fn check(
+        &self,
+        plan: &Plan,
+        catalogue: &mut Catalogue,
+        view: &View<'_>,
+        _earlier: Option<&Earlier<'_>>,
+    ) -> Result<Vec<Check>> {
         rows::check(plan, catalogue, view)
     }
 }

@@ -1,14 +1,19 @@
 //! Inspection of an instance without a copy of it.
 
 use super::dumps::ConsistencyPoint;
+use super::keys::changed_keys;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::error::Result;
+use crate::earlier::Earlier;
+use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::owners;
 use crate::plan::{Absent, Plan, Product};
 use crate::view::View;
-use store::observe::Progress;
+use store::id::SnapshotId;
+use store::observe::{Event, Progress};
+use store::snapshot::Snapshot;
+use store::store::Store;
 
 /// Result of an inspection.
 #[derive(Debug)]
@@ -63,8 +68,44 @@ pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<As
     Ok(Asked { missing, notes, keys })
 }
 
-/// Inspects this machine and its running databases. Changes nothing.
-pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Inspection> {
+/// A store with snapshots of the instance, to compare the machine with.
+#[derive(Clone, Copy)]
+pub struct Snapshots<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// Name of the host whose snapshots count.
+    pub host: &'a str,
+}
+
+impl Snapshots<'_> {
+    /// Complete snapshots of the instance, oldest first. Warns if they cannot be listed.
+    fn complete(&self, plan: &Plan) -> Result<Vec<(SnapshotId, Snapshot)>> {
+        let mut all = match self.store.snapshots().map_err(Error::from) {
+            Ok((all, _)) => all,
+            Err(error) if error.is_interrupted() => return Err(error),
+            Err(error) => {
+                let text = format!("cannot compare the instance with its snapshots: {error}");
+                self.store.observer().event(Event::Warning(text));
+                Vec::new()
+            }
+        };
+        all.retain(|(_, snapshot)| {
+            let of = snapshot.instance.as_ref();
+            snapshot.host == self.host
+                && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
+        });
+        Ok(all)
+    }
+}
+
+/// Inspects this machine and its running databases. Compares keys and repositories with the last
+/// complete snapshot, if there is one. Changes nothing.
+pub fn inspect(
+    plan: &Plan,
+    kind: &'static dyn Kind,
+    snapshots: Option<Snapshots<'_>>,
+    progress: &Progress,
+) -> Result<Inspection> {
     let (mut point, mut missing) = ConsistencyPoint::open(plan, progress)?;
     missing.extend(plan.lacking.iter().cloned());
     // Its transactions are read-only.
@@ -73,8 +114,21 @@ pub fn inspect(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Insp
     let absent = plan.parts.iter().filter(|part| !part.is_there());
     missing.extend(absent.map(Absent::of));
     let copy = View::machine(&plan.mounts);
-    let mut checks = kind.check(plan, &mut catalogue, &copy)?;
+    let complete = match &snapshots {
+        Some(snapshots) => snapshots.complete(plan)?,
+        None => Vec::new(),
+    };
+    let earlier = match (&snapshots, complete.last()) {
+        (Some(Snapshots { store, .. }), Some((id, snapshot))) => {
+            Earlier::usable(store, *id, snapshot)?
+        }
+        _ => None,
+    };
+    let mut checks = kind.check(plan, &mut catalogue, &copy, earlier.as_ref())?;
     checks.extend(owners::check(plan, progress)?);
+    if let Some(Snapshots { store, .. }) = snapshots {
+        checks.extend(changed_keys(plan, kind, store, complete)?);
+    }
     let project_count = catalogue.projects.len();
     let product = catalogue.product(plan);
     Ok(Inspection { missing, checks, product, postgres: point.version(), project_count })

@@ -31,21 +31,15 @@ impl Session<'_> {
     }
 }
 
-/// Compares the keys of this machine with those of the last complete snapshot of the instance
-/// that this machine made; `None` if they are, or if there is none.
+/// Compares the keys of this machine with those of complete snapshots, oldest first; `None` if they
+/// are the same, or if there is no snapshot.
 pub fn changed_keys(
     plan: &Plan,
     kind: &'static dyn Kind,
     store: &Store,
-    host: &str,
+    snapshots: Vec<(SnapshotId, Snapshot)>,
 ) -> Result<Option<Check>> {
-    let (mut all, _) = store.snapshots()?;
-    all.retain(|(_, snapshot)| {
-        let of = snapshot.instance.as_ref();
-        snapshot.host == host && of.is_some_and(|of| of.name == plan.instance && of.is_complete)
-    });
-    let copy = View::machine(&plan.mounts);
-    Changes { plan, kind, store }.check(all, &copy)
+    Changes { plan, kind, store }.check(snapshots, &View::machine(&plan.mounts))
 }
 
 /// Everything that a comparison of keys with those of snapshots needs.

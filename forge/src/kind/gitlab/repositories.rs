@@ -1,30 +1,61 @@
 //! Checks of repositories: those of all projects, others named by rows, and the pools they borrow
 //! from. Each must be one that git accepts as a repository.
 
+mod config;
+mod objects;
+mod reftable;
 mod whole;
 
 use crate::catalogue::{Catalogue, Project, Repository};
 use crate::check::{Check, Verdict};
 use crate::coverage::{Gaps, Where};
+use crate::earlier::Earlier;
 use crate::error::Result;
 use crate::links::lexically;
 use crate::plan::{Phase, Plan};
 use crate::view::{Seen, View, shown};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use whole::{State, examine, has_references};
+use whole::{Examined, Examiner, OUTSIDE, References, State};
 
 /// Directories of storages by name.
 type Storages<'a> = BTreeMap<&'a str, &'a Path>;
 
-/// Checks that the copy has the repositories in the catalogue, and marks those that it has.
-pub fn check(plan: &Plan, catalogue: &mut Catalogue, view: &View<'_>) -> Result<[Check; 3]> {
-    let storages = storages(plan);
-    Ok([
-        check_repositories(plan, &storages, &mut catalogue.projects, view)?,
-        check_others(plan, &storages, &mut catalogue.repositories, view)?,
-        check_pools(plan, &storages, &catalogue.projects, view)?,
-    ])
+/// Results of examining repositories, by their directories.
+type Known = BTreeMap<PathBuf, Examined>;
+
+/// Checks that the copy has the repositories in the catalogue, and marks those that it has. Compares
+/// them with those of an earlier copy, if there is one.
+pub fn check(
+    plan: &Plan,
+    catalogue: &mut Catalogue,
+    view: &View<'_>,
+    earlier: Option<&Earlier<'_>>,
+) -> Result<Vec<Check>> {
+    let (storages, mut known) = (storages(plan), Known::new());
+    let mut checks = vec![
+        check_repositories(plan, &storages, &mut catalogue.projects, view, &mut known)?,
+        check_others(plan, &storages, &mut catalogue.repositories, view, &mut known)?,
+        check_pools(plan, &storages, &catalogue.projects, view, &mut known)?,
+    ];
+    if let Some(earlier) = earlier {
+        match compare(plan, catalogue, view, &known, earlier) {
+            Err(error) if error.is_interrupted() => return Err(error),
+            // An unreadable earlier snapshot does not fail this backup.
+            Err(error) => {
+                let snapshot = earlier.id.short();
+                let text = format!("cannot compare repositories with snapshot {snapshot}: {error}");
+                checks.push(Check::new("references", Verdict::Unknown, text));
+            }
+            Ok(check) => checks.extend(check),
+        }
+    }
+    Ok(checks)
+}
+
+/// Examines repositories of a copy, or of this machine.
+fn examine(plan: &Plan, view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<Examined>> {
+    Examiner { root: &plan.root, view, is_current: true }.examine(dirs)
 }
 
 /// Returns the name of a storage's part.
@@ -43,9 +74,9 @@ fn storages(plan: &Plan) -> Storages<'_> {
 }
 
 /// Looks on this machine for a repository that is missing or damaged in the copy.
-fn on_machine(place: &Path) -> Result<Where> {
-    let state = examine(&View::Live, &[place.to_owned()])?.pop();
-    Ok(match state {
+fn on_machine(plan: &Plan, place: &Path) -> Result<Where> {
+    let examined = examine(plan, &View::Live, &[place.to_owned()])?.pop();
+    Ok(match examined.map(|examined| examined.state) {
         Some(State::Whole) => Where::Here,
         Some(State::Damaged(_)) => Where::Otherwise,
         Some(State::Absent) | None => Where::Nowhere,
@@ -53,13 +84,29 @@ fn on_machine(place: &Path) -> Result<Where> {
 }
 
 /// Records a repository that is missing or damaged in the copy.
-fn add(gaps: &mut Gaps<'_>, storage: &str, name: &str, place: &Path, state: &State) -> Result<()> {
-    let text = match state {
+fn add(
+    gaps: &mut Gaps<'_>,
+    plan: &Plan,
+    storage: &str,
+    name: &str,
+    place: &Path,
+    state: State,
+) -> Result<()> {
+    let found = match state {
+        // Another copy would not follow the link either.
+        State::Damaged(OUTSIDE) => Where::Elsewhere,
+        _ => on_machine(plan, place)?,
+    };
+    gaps.add(&part(storage), described(name, place, state), found);
+    Ok(())
+}
+
+/// Names a repository, its place and its fault.
+fn described(name: &str, place: &Path, state: State) -> String {
+    match state {
         State::Damaged(fault) => format!("{name}: {} {fault}", shown(place)),
         State::Whole | State::Absent => format!("{name}: {}", shown(place)),
-    };
-    gaps.add(&part(storage), text, on_machine(place)?);
-    Ok(())
+    }
 }
 
 /// Returns the directory of a storage. If the storage is not a part, records that for the
@@ -87,9 +134,10 @@ fn check_repositories(
     storages: &Storages<'_>,
     projects: &mut [Project],
     view: &View<'_>,
+    known: &mut Known,
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, view), projects.len());
-    let (mut known, mut dirs, mut pending) = (Vec::new(), Vec::new(), 0);
+    let (mut found, mut dirs, mut pending) = (Vec::new(), Vec::new(), 0);
     for project in projects {
         let part = part(&project.storage);
         let dir = storages.get(project.storage.as_str());
@@ -98,11 +146,13 @@ fn check_repositories(
         let Some(dir) = dir else { continue };
         let [wiki, design] = project.others();
         dirs.extend([&project.repository, &wiki, &design].map(|path| dir.join(path)));
-        known.push((project, [wiki, design]));
+        found.push((project, [wiki, design]));
     }
-    let states = examine(view, &dirs)?;
+    let examined = examine(plan, view, &dirs)?;
+    known.extend(dirs.iter().cloned().zip(examined.iter().copied()));
+    let states: Vec<State> = examined.iter().map(|examined| examined.state).collect();
     for (((project, [wiki, design]), dirs), states) in
-        known.into_iter().zip(dirs.chunks_exact(3)).zip(states.chunks_exact(3))
+        found.into_iter().zip(dirs.chunks_exact(3)).zip(states.chunks_exact(3))
     {
         let place = view.place(&dirs[0]);
         project.place = (place != dirs[0]).then(|| shown(&place));
@@ -115,7 +165,7 @@ fn check_repositories(
             continue;
         }
         let names = [String::new(), " (wiki)".into(), " (designs)".into()];
-        for (at, (state, what)) in states.iter().zip(names).enumerate() {
+        for (at, (&state, what)) in states.iter().zip(names).enumerate() {
             let is_fault = match state {
                 State::Whole => false,
                 State::Absent => at == 0 || (at == 2 && project.has_designs),
@@ -123,7 +173,8 @@ fn check_repositories(
             };
             if is_fault {
                 let name = format!("{}{what}", project.path);
-                add(&mut gaps, &project.storage, &name, &view.place(&dirs[at]), state)?;
+                let place = view.place(&dirs[at]);
+                add(&mut gaps, plan, &project.storage, &name, &place, state)?;
             }
         }
     }
@@ -140,9 +191,10 @@ fn check_others(
     storages: &Storages<'_>,
     repositories: &mut [Repository],
     view: &View<'_>,
+    known: &mut Known,
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, view), repositories.len());
-    let (mut known, mut dirs) = (Vec::new(), Vec::new());
+    let (mut found, mut dirs) = (Vec::new(), Vec::new());
     for repository in repositories {
         let (storage, name) = (repository.storage.clone(), repository.to_string());
         let place = storages.get(storage.as_str()).copied();
@@ -150,57 +202,150 @@ fn check_others(
         let dir = storage_dir(&mut gaps, plan, storages, &storage, &name);
         let Some(dir) = dir else { continue };
         dirs.push(dir.join(&repository.repository));
-        known.push(repository);
+        found.push(repository);
     }
-    let states = examine(view, &dirs)?;
-    for ((repository, dir), state) in known.into_iter().zip(&dirs).zip(states) {
+    let examined = examine(plan, view, &dirs)?;
+    known.extend(dirs.iter().cloned().zip(examined.iter().copied()));
+    for ((repository, dir), Examined { state, .. }) in found.into_iter().zip(&dirs).zip(examined) {
         repository.is_copied = state != State::Absent;
         if state != State::Whole {
             let name = repository.to_string();
-            add(&mut gaps, &repository.storage, &name, &view.place(dir), &state)?;
+            add(&mut gaps, plan, &repository.storage, &name, &view.place(dir), state)?;
         }
     }
     Ok(gaps.check("other-repositories", "repositories of snippets and group wikis", count))
 }
 
-/// Compares repositories with those of an earlier copy. A repository that had references then must
-/// have some now, unless its project is being deleted.
-pub fn compare(
-    plan: &Plan,
-    catalogue: &Catalogue,
-    view: &View<'_>,
-    before: &View<'_>,
-) -> Result<Option<Check>> {
-    let storages = storages(plan);
+/// A repository of a project or of another owner, at its place of today.
+struct Owned<'a> {
+    /// Name for people.
+    name: String,
+    storage: &'a str,
+    dir: PathBuf,
+    /// Place in the earlier copy.
+    earlier_dir: PathBuf,
+    is_pending_deletion: bool,
+}
+
+/// Finds each repository of the catalogue in an earlier copy, by the number of its owner: the
+/// repository may have been moved since.
+fn paired<'a>(
+    storages: &Storages<'a>,
+    catalogue: &'a Catalogue,
+    earlier: &Earlier<'_>,
+) -> Vec<Owned<'a>> {
+    let dir_then =
+        |storage: &str, today: &Path| earlier.place(&part(storage)).unwrap_or(today).to_owned();
+    let projects: BTreeMap<u64, &Project> =
+        earlier.projects.iter().map(|project| (project.id, project)).collect();
     let mut all = Vec::new();
     for project in &catalogue.projects {
         let Some(dir) = storages.get(project.storage.as_str()) else { continue };
-        let [wiki, design] = project.others();
-        let paths = [(&project.repository, ""), (&wiki, " (wiki)"), (&design, " (designs)")];
-        all.extend(paths.map(|(path, what)| {
-            let name = format!("{}{what}", project.path);
-            (dir.join(path), name, &project.storage, project.is_pending_deletion)
-        }));
+        // Without a list of projects, the earlier copy can only be compared by path.
+        let then = match projects.get(&project.id) {
+            Some(then) => *then,
+            None if projects.is_empty() => project,
+            None => continue,
+        };
+        let earlier_dir = dir_then(&then.storage, dir);
+        let ([wiki, design], [wiki_then, design_then]) = (project.others(), then.others());
+        for (path, path_then, what) in [
+            (&project.repository, &then.repository, ""),
+            (&wiki, &wiki_then, " (wiki)"),
+            (&design, &design_then, " (designs)"),
+        ] {
+            all.push(Owned {
+                name: format!("{}{what}", project.path),
+                storage: &project.storage,
+                dir: dir.join(path),
+                earlier_dir: earlier_dir.join(path_then),
+                is_pending_deletion: project.is_pending_deletion,
+            });
+        }
     }
+    let repositories: BTreeMap<(&str, u64), &Repository> = earlier
+        .repositories
+        .iter()
+        .map(|repository| ((repository.of.as_str(), repository.id), repository))
+        .collect();
     for repository in &catalogue.repositories {
         let Some(dir) = storages.get(repository.storage.as_str()) else { continue };
-        let path = dir.join(&repository.repository);
-        all.push((path, repository.to_string(), &repository.storage, false));
+        let then = match repositories.get(&(repository.of.as_str(), repository.id)) {
+            Some(then) => *then,
+            None if repositories.is_empty() => repository,
+            None => continue,
+        };
+        all.push(Owned {
+            name: repository.to_string(),
+            storage: &repository.storage,
+            dir: dir.join(&repository.repository),
+            earlier_dir: dir_then(&then.storage, dir).join(&then.repository),
+            is_pending_deletion: false,
+        });
     }
-    let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
-    let now = has_references(view, &dirs)?;
-    all = all.into_iter().zip(now).filter(|(_, has)| !has).map(|(one, _)| one).collect();
-    let dirs: Vec<PathBuf> = all.iter().map(|(dir, ..)| dir.clone()).collect();
-    let had = has_references(before, &dirs)?;
-    let lost = all.into_iter().zip(had).filter(|(_, had)| *had).map(|(one, _)| one);
-    let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|(.., is_pending)| *is_pending);
+    all
+}
+
+/// Finds pools in an earlier copy, by their paths.
+fn paired_pools<'a>(
+    storages: &Storages<'a>,
+    catalogue: &'a Catalogue,
+    known: &Known,
+    earlier: &Earlier<'_>,
+) -> Vec<Owned<'a>> {
+    let mut pools: BTreeMap<PathBuf, Owned<'a>> = BTreeMap::new();
+    for project in &catalogue.projects {
+        let Some(dir) = storages.get(project.storage.as_str()) else { continue };
+        let Some(pool) = &project.pool else { continue };
+        let path = dir.join(pool);
+        // A pool that nobody borrows from is about to be removed.
+        if !known.contains_key(&path) {
+            continue;
+        }
+        let earlier_dir = earlier.place(&part(&project.storage)).unwrap_or(dir).join(pool);
+        pools.entry(path.clone()).or_insert_with(|| Owned {
+            name: format!("pool of {}", project.path),
+            storage: &project.storage,
+            dir: path,
+            earlier_dir,
+            is_pending_deletion: false,
+        });
+    }
+    pools.into_values().collect()
+}
+
+/// Compares repositories with those of an earlier copy. A repository that had references then must
+/// be whole and have some now, unless its project is being deleted.
+fn compare(
+    plan: &Plan,
+    catalogue: &Catalogue,
+    view: &View<'_>,
+    known: &Known,
+    earlier: &Earlier<'_>,
+) -> Result<Option<Check>> {
+    let storages = storages(plan);
+    let mut all = paired(&storages, catalogue, earlier);
+    all.extend(paired_pools(&storages, catalogue, known, earlier));
+    let best = References { any: true, branches: true, head: true };
+    let may_be_lost = |one: &Owned<'_>| {
+        let now = known.get(&one.dir)?;
+        (now.state != State::Whole || now.references.lack(best)).then_some(*now)
+    };
+    let all: Vec<(Owned<'_>, Examined)> =
+        all.into_iter().filter_map(|one| may_be_lost(&one).map(|now| (one, now))).collect();
+    let dirs: Vec<PathBuf> = all.iter().map(|(one, _)| one.earlier_dir.clone()).collect();
+    let view_then = earlier.view();
+    let then = Examiner { root: &plan.root, view: &view_then, is_current: false }.examine(&dirs)?;
+    let lost = all.into_iter().zip(then).filter(|((_, now), then)| now.is_lost_since(then));
+    let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|((one, _), _)| one.is_pending_deletion);
     if pending.is_empty() && lost.is_empty() {
         return Ok(None);
     }
-    let is_excused = lost.iter().all(|(_, _, storage, _)| plan.excused.has(&part(storage)));
+    let is_excused = lost.iter().all(|((one, _), _)| plan.excused.has(&part(one.storage)));
     let mut text = format!(
-        "{} repositories had references in an earlier snapshot and have none now",
-        lost.len() + pending.len()
+        "{} repositories had references in snapshot {} that are lost or unreadable now",
+        lost.len() + pending.len(),
+        earlier.id.short()
     );
     if !pending.is_empty() {
         text += &format!("; projects of {} of them are being deleted", pending.len());
@@ -211,11 +356,13 @@ pub fn compare(
         false => Verdict::Failed,
     };
     // What this machine has lost as well, another copy would not find.
-    let dirs: Vec<PathBuf> = lost.iter().map(|(dir, ..)| dir.clone()).collect();
-    let machine = View::machine(&plan.mounts);
-    let is_settled = !has_references(&machine, &dirs)?.contains(&true);
-    let lost =
-        lost.into_iter().map(|(dir, name, ..)| format!("{name}: {}", shown(&view.place(&dir))));
+    let dirs: Vec<PathBuf> = lost.iter().map(|((one, _), _)| one.dir.clone()).collect();
+    let machine = examine(plan, &View::machine(&plan.mounts), &dirs)?;
+    let is_settled =
+        lost.iter().zip(machine).all(|((_, then), machine)| machine.is_lost_since(then));
+    let lost = lost
+        .into_iter()
+        .map(|((one, now), _)| described(&one.name, &view.place(&one.dir), now.state));
     let mut check = Check::new("references", verdict, text).with_examples(lost);
     check.is_settled = is_settled;
     let hint = "restore them from that snapshot; if they are empty on purpose, \
@@ -229,6 +376,7 @@ fn check_pools(
     storages: &Storages<'_>,
     projects: &[Project],
     view: &View<'_>,
+    known: &mut Known,
 ) -> Result<Check> {
     let members: Vec<(&Project, &Path)> = projects
         .iter()
@@ -269,27 +417,40 @@ fn check_pools(
     let pools: Vec<PathBuf> = borrowed.iter().map(|(.., pool)| pool.clone()).collect();
     let repositories: Vec<PathBuf> =
         pools.iter().filter_map(|pool| pool.parent()).map(Path::to_owned).collect();
-    let states = examine(view, &repositories)?;
+    let examined = examine(plan, view, &repositories)?;
     let mut gaps = Gaps::new(plan, view);
-    for ((project, file, pool), state) in borrowed.iter().zip(states) {
+    for ((project, file, pool), pool_now) in borrowed.iter().zip(examined) {
+        let dir = pool.parent().unwrap_or(pool);
+        known.insert(dir.to_owned(), pool_now);
+        let borrower =
+            storages.get(project.storage.as_str()).map(|dir| dir.join(&project.repository));
+        let borrower = borrower.and_then(|dir| known.get(&dir));
+        let is_needed = borrower.is_none_or(|borrower| borrower.references.any);
+        let state = match pool_now.state {
+            // Members with references have left their objects to it.
+            State::Whole if !pool_now.has_objects && is_needed => State::Damaged("has no objects"),
+            state => state,
+        };
         let part = part(&project.storage);
         let place = storages.get(project.storage.as_str()).map(|dir| dir.join("@pools"));
         let what = || format!("pools that projects of storage {} borrow from", project.storage);
         // Without its pool a member has lost objects, so even a single missing pool is a failure.
         gaps.look_strictly(&part, what, place.as_deref());
         if state != State::Whole {
-            let (pool, file) = (&view.place(pool), &view.place(file));
+            let file = &view.place(file);
             // If the alternates file is gone by now, the project has left its pool and no longer
             // borrows.
-            let found = if file.exists() {
-                on_machine(pool.parent().unwrap_or(pool))?
-            } else {
-                Where::Here
-            };
+            let found =
+                if file.exists() { on_machine(plan, &view.place(dir))? } else { Where::Here };
             // A damaged pool has lost objects, too.
-            let found = if found == Where::Otherwise { Where::Nowhere } else { found };
-            let fault = if let State::Damaged(fault) = state { fault } else { "" };
-            gaps.add(&part, format!("{}: {} {fault}", project.path, shown(pool)), found);
+            let is_empty = state != pool_now.state && found == Where::Here;
+            let found = match found {
+                Where::Otherwise => Where::Nowhere,
+                Where::Here if is_empty && !has_objects(plan, &view.place(dir))? => Where::Nowhere,
+                found => found,
+            };
+            let (name, place) = (format!("pool of {}", project.path), view.place(dir));
+            gaps.add(&part, described(&name, &place, state), found);
         }
     }
     let mut check = gaps.check("pools", "members of pools", borrowed.len());
@@ -300,6 +461,12 @@ fn check_pools(
         check = check.with_examples(examples);
     }
     Ok(check)
+}
+
+/// Returns true if a repository on this machine has objects.
+fn has_objects(plan: &Plan, place: &Path) -> Result<bool> {
+    let examined = examine(plan, &View::Live, &[place.to_owned()])?;
+    Ok(examined.iter().any(|examined| examined.has_objects))
 }
 
 /// Returns the paths in an alternates file.
@@ -351,7 +518,8 @@ mod tests {
             has_designs: false,
         };
         let check = |plan: &Plan, projects: &[Project]| {
-            check_pools(plan, &storages(plan), projects, &View::Live).expect("looks")
+            let mut known = Known::new();
+            check_pools(plan, &storages(plan), projects, &View::Live, &mut known).expect("looks")
         };
         let present = [project("one", Some("a")), project("two", Some("b"))];
         assert_eq!(check(&strict, &present).verdict, Verdict::Ok);
@@ -377,6 +545,7 @@ mod tests {
         let seen = Seen {
             is_dir: false,
             size: 0,
+            target: None,
             content: Some(b"# pool\n../../../@pools/a.git/objects\n\n".to_vec()),
         };
         assert_eq!(alternates(Some(&seen)), ["../../../@pools/a.git/objects"]);

@@ -1,162 +1,447 @@
-//! Checks that git would accept a directory as a repository.
+//! Checks that git would accept a directory as a repository, and that its references and packs are
+//! not cut off.
+//!
+//! Only names, sizes and small files are read, and on this machine the ends of some packs. What a
+//! power cut leaves is found by these: files of zero bytes or of zeros.
 
+use super::config::{self, Config};
+use super::objects::Objects;
+use super::reftable;
 use crate::error::Result;
+use crate::links::{self, lexically};
 use crate::view::{Seen, View};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Files below `refs` that are listed.
+const LISTED_MAX: usize = 1 << 14;
+/// References of a repository whose content is read.
+const READ_MAX: usize = 8;
 
 /// State of a repository's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It has a HEAD, objects and references.
+    /// It has a HEAD, references and the objects that they need, as far as they are examined.
     Whole,
     /// It does not exist.
     Absent,
-    /// It exists, but git would not accept it as a repository; the reason.
+    /// It exists, but git would not accept it as a repository or lacks objects; the reason.
     Damaged(&'static str),
 }
 
-/// Examines directories. Returns their states in the same order.
-pub fn examine(view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<State>> {
-    let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
-    let there = view.look(dirs)?;
-    let heads = view.read(&within("HEAD"))?;
-    let objects = view.look(&within("objects"))?;
-    let references = view.look(&within("refs"))?;
-    let tables = view.look(&within("reftable/tables.list"))?;
-    let mut states = Vec::with_capacity(dirs.len());
-    for (at, dir) in dirs.iter().enumerate() {
-        let is_dir = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.is_dir);
-        let is_filled = |seen: &Option<Seen>| seen.as_ref().is_some_and(|seen| seen.size > 0);
-        states.push(match &there[at] {
-            None => State::Absent,
-            // A link may lead to data that this machine has and the copy lacks.
-            Some(seen) if !seen.is_dir && !view.is_live() => State::Damaged("is not a directory"),
-            Some(_) if !heads[at].as_ref().is_some_and(is_head) => {
-                State::Damaged("has no readable HEAD")
-            }
-            Some(_) if !is_dir(&objects[at]) => State::Damaged("has no objects"),
-            Some(_) if !is_dir(&references[at]) && !is_filled(&tables[at]) => {
-                State::Damaged("has no references")
-            }
-            // A file of alternates below `objects` counts, too. Reftables are not checked: that of
-            // a new repository refers to no object, and only git can read it.
-            Some(_)
-                if !is_filled(&tables[at])
-                    && !view.has_file_below(&dir.join("objects"))?
-                    && has_references(view, std::slice::from_ref(dir))?[0] =>
-            {
-                State::Damaged("has references but no objects")
-            }
-            Some(_) => State::Whole,
-        });
-    }
-    Ok(states)
+/// Fault of a repository whose content is elsewhere.
+pub const OUTSIDE: &str =
+    "is or has a link to a place that is not in the copy; to copy it, make the target a part";
+
+/// References of a repository.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct References {
+    /// True if there is any besides HEAD.
+    pub any: bool,
+    /// True if there is a branch.
+    pub branches: bool,
+    /// True if HEAD leads to a commit.
+    pub head: bool,
 }
+
+impl References {
+    /// References that are there, but cannot be read here.
+    const UNREAD: References = References { any: true, branches: true, head: true };
+
+    /// Returns true if something is gone that an earlier state had.
+    pub fn lack(self, earlier: References) -> bool {
+        earlier.any && !self.any || earlier.branches && !self.branches || earlier.head && !self.head
+    }
+}
+
+/// Result of examining a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Examined {
+    /// Its state.
+    pub state: State,
+    /// Its references; none if it is absent or damaged.
+    pub references: References,
+    /// True if it has an object of its own, or borrows objects.
+    pub has_objects: bool,
+}
+
+impl Examined {
+    /// Returns true if it has lost something since an earlier state.
+    pub fn is_lost_since(&self, earlier: &Examined) -> bool {
+        let had = earlier.state == State::Whole && earlier.references.any;
+        had && (self.state != State::Whole || self.references.lack(earlier.references))
+    }
+
+    fn without_content(state: State) -> Examined {
+        Examined { state, references: References::default(), has_objects: false }
+    }
+}
+
+/// Examines repositories.
+#[derive(Clone, Copy)]
+pub struct Examiner<'a> {
+    /// Directory that links of the instance regard as `/`.
+    pub root: &'a Path,
+    /// Where the repositories are.
+    pub view: &'a View<'a>,
+    /// True if the view is of today, so that packs on this machine are those of the view.
+    pub is_current: bool,
+}
+
+/// A path with links followed, and what is there.
+struct Found {
+    path: PathBuf,
+    seen: Option<Seen>,
+    /// Target, if the path is a symbolic link.
+    target: Option<PathBuf>,
+    /// True if it is a link that leads out of the view.
+    is_outside: bool,
+}
+
+impl Found {
+    fn is_dir(&self) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.is_dir)
+    }
+
+    fn content(&self) -> Option<&[u8]> {
+        self.seen.as_ref()?.content.as_deref()
+    }
+}
+
+/// The parts of a repository.
+struct Pieces {
+    dir: Found,
+    head: Found,
+    config: Found,
+    objects: Found,
+    packs: Found,
+    refs: Found,
+    packed: Found,
+    tables: Found,
+    alternates: Found,
+}
+
+type Fault = &'static str;
+
+impl Examiner<'_> {
+    /// Examines directories. Returns the results in the same order.
+    pub fn examine(&self, dirs: &[PathBuf]) -> Result<Vec<Examined>> {
+        let mut found: Vec<Vec<Found>> = Vec::new();
+        for (name, reads) in [
+            ("", false),
+            ("HEAD", true),
+            ("config", true),
+            ("objects", false),
+            ("objects/pack", false),
+            ("refs", false),
+            ("packed-refs", true),
+            ("reftable/tables.list", true),
+            ("objects/info/alternates", true),
+        ] {
+            // Reading one name of all repositories at once keeps the order of the tree.
+            let dirs = match found.first() {
+                Some(dirs) => self.paths(dirs),
+                None => dirs.to_vec(),
+            };
+            found.push(self.find(&dirs, name, reads)?);
+        }
+        let mut columns: Vec<_> = found.into_iter().map(Vec::into_iter).collect();
+        let mut next = |at: usize| columns.get_mut(at).and_then(Iterator::next);
+        let mut all: Vec<Examined> = Vec::with_capacity(dirs.len());
+        for _ in dirs {
+            let pieces = (|| {
+                Some(Pieces {
+                    dir: next(0)?,
+                    head: next(1)?,
+                    config: next(2)?,
+                    objects: next(3)?,
+                    packs: next(4)?,
+                    refs: next(5)?,
+                    packed: next(6)?,
+                    tables: next(7)?,
+                    alternates: next(8)?,
+                })
+            })();
+            if let Some(pieces) = pieces {
+                all.push(self.judge(&pieces)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn paths(&self, found: &[Found]) -> Vec<PathBuf> {
+        found.iter().map(|found| found.path.clone()).collect()
+    }
+
+    fn find(&self, dirs: &[PathBuf], name: &str, reads: bool) -> Result<Vec<Found>> {
+        let paths: Vec<PathBuf> = dirs
+            .iter()
+            .map(|dir| if name.is_empty() { dir.clone() } else { dir.join(name) })
+            .collect();
+        let all = self.look(&paths, reads)?;
+        let found = paths.into_iter().zip(all).map(|(path, seen)| {
+            match seen.as_ref().and_then(|seen| seen.target.clone()) {
+                Some(target) => self.follow(&path, target, reads),
+                None => Ok(Found { path, seen, target: None, is_outside: false }),
+            }
+        });
+        found.collect()
+    }
+
+    fn look(&self, paths: &[PathBuf], reads: bool) -> Result<Vec<Option<Seen>>> {
+        if reads { self.view.read(paths) } else { self.view.look(paths) }
+    }
+
+    /// Follows a link within the view. In a copy, the link may lead to data that only this machine
+    /// has.
+    fn follow(&self, path: &Path, target: PathBuf, reads: bool) -> Result<Found> {
+        let place = self.view.place(path);
+        let plain = match target.strip_prefix("/") {
+            Ok(inner) => self.root.join(inner),
+            Err(_) => lexically(&place.parent().unwrap_or(Path::new("/")).join(&target)),
+        };
+        let real = links::follow(self.root, &place).ok();
+        let is_there = real.as_ref().is_some_and(|real| real.is_there);
+        for path in [Some(plain), real.map(|real| real.path)].into_iter().flatten() {
+            let seen = self.look(std::slice::from_ref(&path), reads)?.pop().flatten();
+            if seen.as_ref().is_some_and(|seen| seen.target.is_none()) {
+                return Ok(Found { path, seen, target: Some(target), is_outside: false });
+            }
+        }
+        let is_outside = is_there && !self.view.is_live();
+        Ok(Found { path: path.to_owned(), seen: None, target: Some(target), is_outside })
+    }
+
+    fn judge(&self, pieces: &Pieces) -> Result<Examined> {
+        let Pieces { dir, head, config, objects, packs, refs, packed, tables, .. } = pieces;
+        let damaged = |fault| Ok(Examined::without_content(State::Damaged(fault)));
+        // A HEAD that is a link to a branch is an old form, and not followed.
+        let is_branch = head.target.as_ref().is_some_and(|target| target.starts_with("refs"));
+        let followed = [dir, config, objects, packs, refs, packed, tables];
+        if followed.iter().any(|found| found.is_outside) || head.is_outside && !is_branch {
+            return damaged(OUTSIDE);
+        }
+        if dir.seen.is_none() && dir.target.is_none() {
+            return Ok(Examined::without_content(State::Absent));
+        }
+        if !dir.is_dir() {
+            return damaged("is not a directory");
+        }
+        if !is_branch && !head.content().is_some_and(is_head) {
+            return damaged("has no readable HEAD");
+        }
+        if !objects.is_dir() {
+            return damaged("has no objects");
+        }
+        if !refs.is_dir() {
+            return damaged("has no references");
+        }
+        let settings = match (&config.seen, config.content()) {
+            // Without a file, the defaults of git count.
+            (None, _) => Some(Config::default()),
+            (Some(_), content) => content.and_then(config::parse),
+        };
+        let Some(settings) = settings else { return damaged("has an unreadable config") };
+        let references = match self.references(pieces, &settings)? {
+            Ok(references) => references,
+            Err(fault) => return damaged(fault),
+        };
+        let mut own = Objects::default();
+        own.list(self.view, &objects.path, "")?;
+        if packs.target.is_some() {
+            own.list(self.view, &packs.path, "pack")?;
+        }
+        let has_alternates = pieces.alternates.content().is_some_and(has_lines);
+        if let Some(fault) = own.fault() {
+            return damaged(fault);
+        }
+        if references.any && !own.is_any() && !has_alternates {
+            return damaged("has references but no objects");
+        }
+        if self.is_current && own.has_wrong_ends(&self.view.place(&objects.path)) {
+            return damaged("has a damaged pack or object");
+        }
+        let has_objects = own.is_any() || has_alternates;
+        Ok(Examined { state: State::Whole, references, has_objects })
+    }
+
+    fn references(
+        &self,
+        pieces: &Pieces,
+        settings: &Config,
+    ) -> Result<std::result::Result<References, Fault>> {
+        let is_stub = pieces.head.content().is_some_and(|head| head_branch(head) == Some(STUB));
+        if settings.is_reftable {
+            return self.of_reftable(&pieces.tables);
+        }
+        if is_stub && pieces.tables.seen.is_some() {
+            return Ok(Err("has a reftable that its config does not name"));
+        }
+        self.of_files(pieces)
+    }
+
+    fn of_reftable(&self, list: &Found) -> Result<std::result::Result<References, Fault>> {
+        const LACKS: Fault = "lacks a table of its reftable";
+        const DAMAGED: Fault = "has a damaged reftable";
+        let Some(seen) = &list.seen else { return Ok(Ok(References::default())) };
+        let Some(text) = seen.content.as_deref().and_then(|text| std::str::from_utf8(text).ok())
+        else {
+            return Ok(Err(DAMAGED));
+        };
+        let dir = list.path.parent().unwrap_or(&list.path);
+        let tables: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        if tables.iter().any(|name| name.contains(['/', '\0'])) {
+            return Ok(Err(DAMAGED));
+        }
+        let paths: Vec<PathBuf> = tables.iter().map(|name| dir.join(name)).collect();
+        let (mut names, mut is_unread) = (BTreeMap::new(), false);
+        for table in self.view.read(&paths)? {
+            let Some(table) = table else { return Ok(Err(LACKS)) };
+            if table.is_dir || table.size < reftable::TABLE_BYTES_MIN {
+                return Ok(Err(DAMAGED));
+            }
+            match &table.content {
+                // A table too large to be read has many references.
+                None => is_unread = true,
+                Some(content) if reftable::apply(content, &mut names).is_none() => {
+                    return Ok(Err(DAMAGED));
+                }
+                Some(_) => {}
+            }
+        }
+        if is_unread {
+            return Ok(Ok(References::UNREAD));
+        }
+        let has = |start: &[u8]| names.iter().any(|(name, is)| *is && name.starts_with(start));
+        let (any, branches) = (has(b"refs/"), has(b"refs/heads/"));
+        Ok(Ok(References { any, branches, head: branches }))
+    }
+
+    fn of_files(&self, pieces: &Pieces) -> Result<std::result::Result<References, Fault>> {
+        const DAMAGED: Fault = "has a damaged reference";
+        let head = match (&pieces.head.target, pieces.head.content()) {
+            (Some(target), _) if target.starts_with("refs") => target.to_str(),
+            (_, content) => content.and_then(head_branch),
+        };
+        let packed = match &pieces.packed.seen {
+            None => Some(References::default()),
+            Some(seen) => match &seen.content {
+                Some(content) => of_packed(content, head),
+                // A file too large to be read has many references.
+                None => (!seen.is_dir && seen.size > 0).then_some(References::UNREAD),
+            },
+        };
+        let Some(packed) = packed else { return Ok(Err("has a damaged packed-refs")) };
+        let mut listed: Vec<PathBuf> = Vec::new();
+        let mut is_empty = false;
+        let mut visit = |file: &crate::view::FileBelow<'_>| {
+            if file.path.extension().is_none_or(|end| end != "lock") {
+                is_empty |= file.size == 0;
+                listed.push(file.path.to_owned());
+            }
+            if listed.len() < LISTED_MAX {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        };
+        self.view.files_below(&pieces.refs.path, &mut visit)?;
+        if is_empty {
+            return Ok(Err(DAMAGED));
+        }
+        let own = head.and_then(|head| head.strip_prefix("refs/")).map(PathBuf::from);
+        // The branch of HEAD, then other branches, then the rest.
+        listed.sort_by_key(|path| (Some(path) != own.as_ref(), !path.starts_with("heads")));
+        let read: Vec<PathBuf> =
+            listed.iter().take(READ_MAX).map(|path| pieces.refs.path.join(path)).collect();
+        for seen in self.view.read(&read)?.into_iter().flatten() {
+            if !seen.content.as_deref().is_some_and(is_reference) {
+                return Ok(Err(DAMAGED));
+            }
+        }
+        let has_head = own.as_ref().is_some_and(|own| listed.contains(own));
+        Ok(Ok(References {
+            any: packed.any || !listed.is_empty(),
+            branches: packed.branches || listed.iter().any(|path| path.starts_with("heads")),
+            // A commit id needs no reference.
+            head: packed.head || has_head || head.is_none(),
+        }))
+    }
+}
+
+/// The branch in the HEAD of a repository with a reftable.
+const STUB: &str = "refs/heads/.invalid";
 
 /// Returns true if git would read this as a HEAD: the name of a reference, or a commit id.
-fn is_head(seen: &Seen) -> bool {
-    let content = seen.content.as_deref().unwrap_or_default().trim_ascii();
-    let is_id = [40, 64].contains(&content.len()) && content.iter().all(u8::is_ascii_hexdigit);
-    is_id
-        || content
-            .strip_prefix(b"ref:")
-            .is_some_and(|name| name.trim_ascii_start().starts_with(b"refs/"))
+fn is_head(content: &[u8]) -> bool {
+    head_branch(content).is_some() || is_id(content.trim_ascii())
 }
 
-/// Returns for each repository, in the same order, whether it has references besides HEAD.
-/// Reftables cannot be read here and count as having some.
-pub fn has_references(view: &View<'_>, dirs: &[PathBuf]) -> Result<Vec<bool>> {
-    let within = |name: &str| dirs.iter().map(|dir| dir.join(name)).collect::<Vec<_>>();
-    let packed = view.read(&within("packed-refs"))?;
-    let tables = view.look(&within("reftable/tables.list"))?;
-    let mut has = Vec::with_capacity(dirs.len());
-    for (at, dir) in dirs.iter().enumerate() {
-        let is_table = tables[at].as_ref().is_some_and(|seen| seen.size > 0);
-        let is_packed = packed[at].as_ref().is_some_and(has_packed);
-        has.push(is_table || is_packed || view.has_file_below(&dir.join("refs"))?);
+/// Returns the reference that a HEAD names.
+fn head_branch(content: &[u8]) -> Option<&str> {
+    let name = content.strip_prefix(b"ref:")?.trim_ascii();
+    std::str::from_utf8(name).ok().filter(|name| name.starts_with("refs/") && !name.contains('\0'))
+}
+
+fn is_id(text: &[u8]) -> bool {
+    [40, 64].contains(&text.len()) && text.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Returns true if git would read this as a reference.
+fn is_reference(content: &[u8]) -> bool {
+    let id = content.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+    is_id(id) || content.starts_with(b"ref:")
+}
+
+fn has_lines(content: &[u8]) -> bool {
+    let mut lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.any(|line| !line.is_empty() && !line.starts_with(b"#"))
+}
+
+/// Returns the references in a `packed-refs`, and whether `head` is among them; `None` if git would
+/// refuse the file.
+fn of_packed(content: &[u8], head: Option<&str>) -> Option<References> {
+    let mut references = References::default();
+    let Some(content) = content.strip_suffix(b"\n") else {
+        return content.is_empty().then_some(references);
+    };
+    for line in content.split(|byte| *byte == b'\n') {
+        if line.starts_with(b"#") {
+            continue;
+        }
+        if let Some(peeled) = line.strip_prefix(b"^") {
+            if !is_id(peeled.trim_ascii()) {
+                return None;
+            }
+            continue;
+        }
+        let at = line.iter().position(|byte| *byte == b' ')?;
+        let (id, name) = (&line[..at], &line[at + 1..]);
+        if !is_id(id) || name.is_empty() || name.contains(&0) {
+            return None;
+        }
+        references.any = true;
+        references.branches |= name.starts_with(b"refs/heads/");
+        references.head |= head.is_some_and(|head| head.as_bytes() == name);
     }
-    Ok(has)
-}
-
-fn has_packed(seen: &Seen) -> bool {
-    // A file too large to be read has many references.
-    let Some(content) = &seen.content else { return seen.size > 0 && !seen.is_dir };
-    let mut lines = content.split(|byte| *byte == b'\n');
-    lines.any(|line| line.first().is_some_and(u8::is_ascii_hexdigit))
+    Some(references)
 }
 
 /// Makes a repository with one object and one reference.
 #[cfg(test)]
-pub fn make(dir: &std::path::Path) {
-    for (name, text) in [
-        ("HEAD", "ref: refs/heads/main\n"),
-        ("objects/aa/object", "object"),
-        ("refs/heads/main", "aaaa\n"),
+pub fn make(dir: &Path) {
+    let id = "a".repeat(40);
+    for (name, content) in [
+        ("HEAD", b"ref: refs/heads/main\n".to_vec()),
+        (&*format!("objects/{}/{}", &id[..2], &id[2..]), b"\x78\x01object".to_vec()),
+        ("refs/heads/main", format!("{id}\n").into_bytes()),
     ] {
         let path = dir.join(name);
         std::fs::create_dir_all(path.parent().expect("below")).expect("directories");
-        std::fs::write(path, text).expect("writes");
+        std::fs::write(path, content).expect("writes");
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    fn state(dir: &Path) -> State {
-        examine(&View::Live, &[dir.to_owned()]).expect("looks").remove(0)
-    }
-
-    fn is_filled(dir: &Path) -> bool {
-        has_references(&View::Live, &[dir.to_owned()]).expect("looks").remove(0)
-    }
-
-    #[test]
-    fn only_repositories_that_git_accepts_are_whole() {
-        let scratch = tempfile::tempdir().expect("a directory");
-        let dir = scratch.path().join("one.git");
-        assert_eq!(state(&dir), State::Absent);
-        make(&dir);
-        assert_eq!(state(&dir), State::Whole);
-        for head in ["ref: refs/heads/.invalid\n", &"a1".repeat(20), &"a1".repeat(32)] {
-            std::fs::write(dir.join("HEAD"), head).expect("writes");
-            assert_eq!(state(&dir), State::Whole, "{head}");
-        }
-        for head in ["", "ref: ", "ref: heads/main", "xyz", &"a1".repeat(19), "\0\0\0"] {
-            std::fs::write(dir.join("HEAD"), head).expect("writes");
-            assert_eq!(state(&dir), State::Damaged("has no readable HEAD"), "{head}");
-        }
-        std::fs::write(dir.join("HEAD"), "ref: refs/heads/main").expect("writes");
-        std::fs::write(dir.join("packed-refs"), "# pack-refs with: sorted \n").expect("writes");
-        std::fs::remove_file(dir.join("objects/aa/object")).expect("removes");
-        assert_eq!(state(&dir), State::Damaged("has references but no objects"));
-        std::fs::remove_dir_all(dir.join("objects")).expect("removes");
-        assert_eq!(state(&dir), State::Damaged("has no objects"));
-        std::fs::create_dir(dir.join("objects")).expect("makes");
-        std::fs::remove_file(dir.join("packed-refs")).expect("removes");
-        std::fs::remove_file(dir.join("refs/heads/main")).expect("removes");
-        assert_eq!(state(&dir), State::Whole, "a new one has neither");
-        std::fs::remove_dir_all(dir.join("refs")).expect("removes");
-        assert_eq!(state(&dir), State::Damaged("has no references"));
-        std::fs::create_dir(dir.join("reftable")).expect("makes");
-        std::fs::write(dir.join("reftable/tables.list"), "0x1.ref\n").expect("writes");
-        assert_eq!(state(&dir), State::Whole);
-    }
-
-    #[test]
-    fn loose_and_packed_references_are_found() {
-        let scratch = tempfile::tempdir().expect("a directory");
-        let dir = scratch.path().join("one.git");
-        make(&dir);
-        assert!(is_filled(&dir));
-        std::fs::remove_file(dir.join("refs/heads/main")).expect("removes");
-        assert!(!is_filled(&dir), "directories are left behind");
-        let header = "# pack-refs with: peeled fully-peeled sorted \n";
-        std::fs::write(dir.join("packed-refs"), header).expect("writes");
-        assert!(!is_filled(&dir));
-        let line = format!("{header}{} refs/heads/main\n", "a1".repeat(20));
-        std::fs::write(dir.join("packed-refs"), line).expect("writes");
-        assert!(is_filled(&dir));
-    }
-}
+mod tests;

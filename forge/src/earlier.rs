@@ -1,0 +1,94 @@
+//! An earlier snapshot of an instance, with the places where things were at that time.
+
+use crate::catalogue::{Project, Repository};
+use crate::error::Result;
+use crate::manifest::DIR;
+use crate::view::{Mount, View};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use store::id::SnapshotId;
+use store::observe::Event;
+use store::snapshot::Snapshot;
+use store::store::Store;
+
+/// Largest list of the catalogue that is read, in bytes.
+const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// An earlier snapshot. Its projects and parts may be at other paths than those of today.
+pub struct Earlier<'a> {
+    /// Id of the snapshot.
+    pub id: SnapshotId,
+    tree: View<'a>,
+    mounts: Vec<Mount>,
+    /// Paths of the parts, by name.
+    parts: BTreeMap<String, PathBuf>,
+    /// Its projects; empty if the snapshot has no list of them.
+    pub projects: Vec<Project>,
+    /// Its repositories that belong to no project.
+    pub repositories: Vec<Repository>,
+}
+
+/// The facts about the instance that locate its data.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Facts {
+    parts: Vec<PartFacts>,
+    mounts: Vec<Mount>,
+}
+
+#[derive(Deserialize)]
+struct PartFacts {
+    name: String,
+    paths: Vec<PathBuf>,
+}
+
+impl<'a> Earlier<'a> {
+    /// Reads the catalogue of a snapshot. Facts that it lacks are unknown.
+    pub fn read(store: &'a Store, id: SnapshotId, snapshot: &Snapshot) -> Result<Earlier<'a>> {
+        let tree = View::Tree { store, root: snapshot.root.chunk() };
+        let within = |name: &str| Path::new("/").join(DIR).join(name);
+        let facts = tree.content(&within("instance.json"), LIST_BYTES_MAX)?;
+        let facts: Facts = serde_json::from_slice(&facts.unwrap_or_default()).unwrap_or_default();
+        let paths = |part: PartFacts| Some((part.name, part.paths.into_iter().next()?));
+        let projects = lines(tree.content(&within("projects.jsonl"), LIST_BYTES_MAX)?);
+        let repositories = lines(tree.content(&within("repositories.jsonl"), LIST_BYTES_MAX)?);
+        let parts = facts.parts.into_iter().filter_map(paths).collect();
+        Ok(Earlier { id, tree, mounts: facts.mounts, parts, projects, repositories })
+    }
+
+    /// Reads a snapshot for a comparison. Warns instead of failing if it cannot be read.
+    pub fn usable(
+        store: &'a Store,
+        id: SnapshotId,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Earlier<'a>>> {
+        match Earlier::read(store, id, snapshot) {
+            Ok(earlier) => Ok(Some(earlier)),
+            Err(error) if error.is_interrupted() => Err(error),
+            Err(error) => {
+                let text = format!("cannot compare with snapshot {}: {error}", id.short());
+                store.observer().event(Event::Warning(text));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Its files, as the services saw them at that time.
+    pub fn view(&self) -> View<'_> {
+        View::Through { view: &self.tree, mounts: &self.mounts }
+    }
+
+    /// First path of a part at that time.
+    pub fn place(&self, part: &str) -> Option<&Path> {
+        self.parts.get(part).map(PathBuf::as_path)
+    }
+}
+
+/// Parses one object per line. Skips lines that are invalid.
+fn lines<T: DeserializeOwned>(text: Option<Vec<u8>>) -> Vec<T> {
+    let text = text.unwrap_or_default();
+    let lines = text.split(|byte| *byte == b'\n');
+    lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}

@@ -1,0 +1,178 @@
+//! Syntax of a repository's `config`. git refuses every command in a repository whose `config` it
+//! cannot parse.
+
+/// Settings that decide how a repository is read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// True if references are in a reftable.
+    pub is_reftable: bool,
+}
+
+/// Parses a `config`. Returns `None` if git would refuse it.
+pub fn parse(text: &[u8]) -> Option<Config> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut left = Characters(text);
+    let (mut config, mut section) = (Config::default(), String::new());
+    while let Some(byte) = left.next() {
+        match byte {
+            b'#' | b';' => left.skip_line(),
+            b'[' => section = left.section()?,
+            byte if byte.is_ascii_whitespace() => {}
+            byte if byte.is_ascii_alphabetic() => {
+                let (name, value) = left.setting(byte)?;
+                if section == "extensions" && name == "refstorage" {
+                    config.is_reftable = value.eq_ignore_ascii_case(b"reftable");
+                }
+            }
+            _ => return None,
+        }
+    }
+    Some(config)
+}
+
+struct Characters<'a>(&'a [u8]);
+
+impl Iterator for Characters<'_> {
+    type Item = u8;
+
+    fn next(&mut self) -> Option<u8> {
+        // As in git, a line may end in both characters.
+        if self.0.starts_with(b"\r\n") {
+            self.0 = &self.0[1..];
+        }
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+}
+
+impl Characters<'_> {
+    fn skip_line(&mut self) {
+        self.find(|byte| *byte == b'\n');
+    }
+
+    /// Reads a section after its `[`. Returns its name in lower case, without a subsection.
+    fn section(&mut self) -> Option<String> {
+        let mut name = String::new();
+        loop {
+            match self.next()? {
+                b']' => return Some(name),
+                b'\n' => return None,
+                byte if byte.is_ascii_whitespace() => break,
+                byte if is_in_name(byte) || byte == b'.' => {
+                    name.push(byte.to_ascii_lowercase().into());
+                }
+                _ => return None,
+            }
+        }
+        // A subsection in quotes.
+        if self.find(|byte| ![b' ', b'\t'].contains(byte))? != b'"' {
+            return None;
+        }
+        loop {
+            match self.next()? {
+                b'"' => break,
+                b'\n' => return None,
+                b'\\' if self.next()? == b'\n' => return None,
+                _ => {}
+            }
+        }
+        name.push('.');
+        (self.next()? == b']').then_some(name)
+    }
+
+    /// Reads a setting after the first character of its name. Returns name and value.
+    fn setting(&mut self, first: u8) -> Option<(String, Vec<u8>)> {
+        let mut name = String::from(char::from(first.to_ascii_lowercase()));
+        let mut next = self.next();
+        while let Some(byte) = next.filter(|byte| is_in_name(*byte)) {
+            name.push(byte.to_ascii_lowercase().into());
+            next = self.next();
+        }
+        while let Some(b' ' | b'\t') = next {
+            next = self.next();
+        }
+        match next {
+            None | Some(b'\n') => Some((name, Vec::new())),
+            Some(b'=') => Some((name, self.value()?)),
+            Some(_) => None,
+        }
+    }
+
+    fn value(&mut self) -> Option<Vec<u8>> {
+        let (mut value, mut is_quoted) = (Vec::new(), false);
+        loop {
+            match self.next() {
+                None | Some(b'\n') if is_quoted => return None,
+                None | Some(b'\n') => break,
+                Some(b'#' | b';') if !is_quoted => {
+                    self.skip_line();
+                    break;
+                }
+                Some(b'"') => is_quoted = !is_quoted,
+                Some(b'\\') => match self.next()? {
+                    b'\n' => {}
+                    byte if b"tbn\\\"".contains(&byte) => value.push(byte),
+                    _ => return None,
+                },
+                Some(byte) => value.push(byte),
+            }
+        }
+        Some(value.trim_ascii().to_vec())
+    }
+}
+
+fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn git_refuses_the_same_texts() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let path = scratch.path().join("config");
+        for text in [
+            "",
+            "[core]\n\tbare = true\n",
+            "[core",
+            "[core]\n\tbare = \"tr",
+            "[core]\n\tbare = tr",
+            "[core] bare",
+            "[remote \"a b\"]\r\n\turl = a\\\\b # c\r\n",
+            "[remote \"a",
+            "[remote a]",
+            "[a.b-c]\nx-y = 1; c\n",
+            "[core]\nx = a\\q\n",
+            "[core]\nx = a\\\n  b\n",
+            "[core]\n1x = a\n",
+            "[core]\nx_y = a\n",
+            "\0\0\0\0",
+            "[core]\n\0\0\0",
+            "\u{feff}[core]\nx = 1\n",
+            "# only\n; comments",
+            "<<<<<<< HEAD\n",
+        ] {
+            std::fs::write(&path, text).expect("writes");
+            let mut git = Command::new("git");
+            let git = git.args(["config", "--list", "--file"]).arg(&path);
+            let is_accepted = git.output().expect("git runs").status.success();
+            assert_eq!(parse(text.as_bytes()).is_some(), is_accepted, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_storage_of_references_is_found() {
+        let is_reftable = |text: &str| parse(text.as_bytes()).expect("is whole").is_reftable;
+        assert!(is_reftable("[core]\n\tbare = true\n[extensions]\n\trefStorage = reftable\n"));
+        assert!(is_reftable("[Extensions]\nrefstorage=\"RefTable\""));
+        for text in
+            ["", "[extensions]\nrefstorage = files", "[extensions \"a\"]\nrefstorage = reftable"]
+        {
+            assert!(!is_reftable(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+use super::*;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+
+fn examined(dir: &Path) -> Examined {
+    let examiner = Examiner { root: Path::new("/"), view: &View::Live, is_current: true };
+    examiner.examine(&[dir.to_owned()]).expect("looks").remove(0)
+}
+
+fn state(dir: &Path) -> State {
+    examined(dir).state
+}
+
+fn write(path: &Path, content: impl AsRef<[u8]>) {
+    let _ = std::fs::remove_file(path);
+    std::fs::create_dir_all(path.parent().expect("below")).expect("directories");
+    std::fs::write(path, content).expect("writes");
+}
+
+/// Returns the output of git, or `None` if it fails.
+fn git(dir: &Path, arguments: &[&str], input: &str) -> Option<String> {
+    let mut command = Command::new("git");
+    command.args(["-c", "safe.directory=*", "--git-dir"]).arg(dir).args(arguments);
+    for name in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{name}_NAME"), "A").env(format!("GIT_{name}_EMAIL"), "a@b");
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut git = command.spawn().expect("git runs");
+    git.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("writes");
+    let output = git.wait_with_output().expect("git ends");
+    let text = String::from_utf8(output.stdout).expect("text").trim().to_owned();
+    output.status.success().then_some(text)
+}
+
+/// Makes a repository with a pack, a loose object, a packed and a loose reference.
+fn make_with_git(dir: &Path, format: &str) {
+    let run = |arguments: &[&str], input: &str| git(dir, arguments, input).expect("works");
+    let format = format!("--ref-format={format}");
+    run(&["init", "-q", "--bare", "--template=", "-b", "main", &format], "");
+    for branch in ["main", "other"] {
+        let file = run(&["hash-object", "-w", "--stdin"], branch);
+        let tree = run(&["mktree"], &format!("100644 blob {file}\tfile\n"));
+        let commit = run(&["commit-tree", "-m", branch, &tree], "");
+        run(&["update-ref", &format!("refs/heads/{branch}"), &commit], "");
+        if branch == "main" {
+            run(&["repack", "-qad"], "");
+            run(&["pack-refs", "--all"], "");
+        }
+    }
+}
+
+/// Returns the only file with this extension below `objects/pack`.
+fn pack_file(dir: &Path, extension: &str) -> PathBuf {
+    let all = std::fs::read_dir(dir.join("objects/pack")).expect("lists");
+    let mut all = all.map(|entry| entry.expect("an entry").path());
+    all.find(|path| path.extension().is_some_and(|end| end == extension)).expect("is there")
+}
+
+#[test]
+fn only_repositories_that_git_accepts_are_whole() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let dir = scratch.path().join("one.git");
+    assert_eq!(state(&dir), State::Absent);
+    make(&dir);
+    assert_eq!(state(&dir), State::Whole);
+    for head in ["ref: refs/heads/.invalid\n", &"a1".repeat(20), &"a1".repeat(32)] {
+        write(&dir.join("HEAD"), head);
+        assert_eq!(state(&dir), State::Whole, "{head}");
+    }
+    for head in ["", "ref: ", "ref: heads/main", "xyz", &"a1".repeat(19), "\0\0\0"] {
+        write(&dir.join("HEAD"), head);
+        assert_eq!(state(&dir), State::Damaged("has no readable HEAD"), "{head}");
+    }
+    write(&dir.join("HEAD"), "ref: refs/heads/main");
+    std::fs::remove_dir_all(dir.join("objects")).expect("removes");
+    assert_eq!(state(&dir), State::Damaged("has no objects"));
+    write(&dir.join("objects/info/packs"), "P pack-1.pack\n");
+    write(&dir.join("objects/info/commit-graph"), "CGPH");
+    assert_eq!(state(&dir), State::Damaged("has references but no objects"));
+    write(&dir.join("objects/info/alternates"), "# none\n");
+    assert_eq!(state(&dir), State::Damaged("has references but no objects"));
+    write(&dir.join("objects/info/alternates"), "../../pool.git/objects\n");
+    assert_eq!(state(&dir), State::Whole, "it borrows them");
+    std::fs::remove_file(dir.join("objects/info/alternates")).expect("removes");
+    std::fs::remove_file(dir.join("refs/heads/main")).expect("removes");
+    write(&dir.join("packed-refs"), "# pack-refs with: sorted \n");
+    assert_eq!(state(&dir), State::Whole, "a new one has neither");
+    std::fs::remove_dir_all(dir.join("refs")).expect("removes");
+    assert_eq!(state(&dir), State::Damaged("has no references"));
+}
+
+#[test]
+fn links_within_a_repository_are_followed_as_git_does() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let dir = scratch.path().join("one.git");
+    make_with_git(&dir, "files");
+    std::fs::remove_file(dir.join("HEAD")).expect("removes");
+    symlink("refs/heads/main", dir.join("HEAD")).expect("links");
+    for name in ["objects/pack", "objects", "refs", "packed-refs", "config"] {
+        let away = scratch.path().join(name.replace('/', "-"));
+        std::fs::rename(dir.join(name), &away).expect("moves");
+        symlink(&away, dir.join(name)).expect("links");
+    }
+    let other = scratch.path().join("other.git");
+    symlink("one.git", &other).expect("links");
+    for dir in [dir, other] {
+        assert!(git(&dir, &["log", "main"], "").is_some());
+        let References { any, branches, head } = examined(&dir).references;
+        assert!(any && branches && head);
+    }
+    symlink("nowhere", scratch.path().join("three.git")).expect("links");
+    assert_eq!(state(&scratch.path().join("three.git")), State::Damaged("is not a directory"));
+}
+
+#[test]
+fn what_a_power_cut_leaves_is_damaged() {
+    type Spoil = fn(&Path);
+    let faults: &[(&str, &str, Spoil)] = &[
+        ("empty pack", "has a truncated pack", |dir| write(&pack_file(dir, "pack"), "")),
+        ("empty index", "has a truncated index of a pack", |dir| {
+            write(&pack_file(dir, "idx"), "");
+        }),
+        ("no pack", "lacks a pack whose index it has", |dir| {
+            std::fs::remove_file(pack_file(dir, "pack")).expect("removes");
+        }),
+        ("no index", "lacks the index of a pack", |dir| {
+            std::fs::remove_file(pack_file(dir, "idx")).expect("removes");
+        }),
+        ("zeros as a pack", "has a damaged pack or object", |dir| {
+            let pack = pack_file(dir, "pack");
+            let size = pack.metadata().expect("is there").len();
+            write(&pack, vec![0; size as usize]);
+        }),
+        ("zeros at the end of a pack", "has a damaged pack or object", |dir| {
+            let pack = pack_file(dir, "pack");
+            let mut content = std::fs::read(&pack).expect("reads");
+            let from = content.len() - 25;
+            content[from..].fill(0);
+            write(&pack, content);
+        }),
+        ("zeros as a config", "has an unreadable config", |dir| {
+            write(&dir.join("config"), [0; 40]);
+        }),
+        ("half a config", "has an unreadable config", |dir| write(&dir.join("config"), "[core")),
+        ("zeros as packed references", "has a damaged packed-refs", |dir| {
+            write(&dir.join("packed-refs"), [0; 90]);
+        }),
+        ("half a line of packed references", "has a damaged packed-refs", |dir| {
+            write(&dir.join("packed-refs"), "a1a1a1");
+        }),
+        ("zeros as a reference", "has a damaged reference", |dir| {
+            write(&dir.join("refs/heads/main"), [0; 41]);
+        }),
+        ("an empty reference", "has a damaged reference", |dir| {
+            write(&dir.join("refs/heads/main"), "");
+        }),
+        ("an empty HEAD", "has no readable HEAD", |dir| write(&dir.join("HEAD"), "")),
+    ];
+    for (what, fault, spoil) in faults {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let dir = scratch.path().join("one.git");
+        make_with_git(&dir, "files");
+        assert!(git(&dir, &["cat-file", "-p", "main:file"], "").is_some());
+        let before = examined(&dir);
+        assert_eq!(before.state, State::Whole);
+        spoil(&dir);
+        assert_eq!(state(&dir), State::Damaged(fault), "{what}");
+        assert!(examined(&dir).is_lost_since(&before), "{what}");
+        assert_eq!(git(&dir, &["cat-file", "-p", "main:file"], ""), None, "{what}: git agrees");
+    }
+}
+
+#[test]
+fn damaged_loose_objects_are_found() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let dir = scratch.path().join("one.git");
+    make_with_git(&dir, "files");
+    let mut objects = Objects::default();
+    objects.list(&View::Live, &dir.join("objects"), "").expect("lists");
+    let object = git(&dir, &["rev-parse", "other:file"], "").expect("an id");
+    let path = dir.join(format!("objects/{}/{}", &object[..2], &object[2..]));
+    for (content, fault) in
+        [(&b""[..], "has an empty object"), (&[0; 20][..], "has a damaged pack or object")]
+    {
+        write(&path, content);
+        assert_eq!(state(&dir), State::Damaged(fault));
+        assert_eq!(git(&dir, &["cat-file", "-p", "other:file"], ""), None);
+    }
+}
+
+#[test]
+fn loose_and_packed_references_are_found() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let dir = scratch.path().join("one.git");
+    make(&dir);
+    let references = |any, branches, head| References { any, branches, head };
+    assert_eq!(examined(&dir).references, references(true, true, true));
+    std::fs::remove_file(dir.join("refs/heads/main")).expect("removes");
+    assert_eq!(examined(&dir).references, references(false, false, false), "directories stay");
+    let header = "# pack-refs with: peeled fully-peeled sorted \n";
+    let id = "a1".repeat(20);
+    for (line, expected) in [
+        (String::new(), references(false, false, false)),
+        (format!("{id} refs/heads/main\n"), references(true, true, true)),
+        (format!("{id} refs/heads/other\n"), references(true, true, false)),
+        (format!("{id} refs/keep-around/{id}\n^{id}\n"), references(true, false, false)),
+    ] {
+        write(&dir.join("packed-refs"), format!("{header}{line}"));
+        assert_eq!(examined(&dir).references, expected, "{line}");
+    }
+    // A reference that is being written is not one yet.
+    write(&dir.join("refs/heads/main.lock"), "");
+    assert_eq!(state(&dir), State::Whole);
+}
+
+#[test]
+fn references_in_a_reftable_are_found() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (empty, full) = (scratch.path().join("empty.git"), scratch.path().join("full.git"));
+    git(&empty, &["init", "-q", "--bare", "--ref-format=reftable"], "").expect("works");
+    assert_eq!(examined(&empty).references, References::default());
+    make_with_git(&full, "reftable");
+    let before = examined(&full);
+    assert_eq!(before.references, References::UNREAD);
+    let list = full.join("reftable/tables.list");
+    let text = std::fs::read_to_string(&list).expect("reads");
+    let table = full.join("reftable").join(text.lines().next().expect("a table"));
+    let content = std::fs::read(&table).expect("reads");
+    let check = |fault: &str| {
+        let Examined { state, .. } = examined(&full);
+        assert!(matches!(state, State::Damaged(known) if known == fault), "{state:?}");
+    };
+    write(&table, "");
+    check("has a damaged reftable");
+    write(&table, vec![0; content.len()]);
+    check("has a damaged reftable");
+    std::fs::remove_file(&table).expect("removes");
+    check("lacks a table of its reftable");
+    write(&table, content);
+    let config = std::fs::read(full.join("config")).expect("reads");
+    write(&full.join("config"), "");
+    check("has a reftable that its config does not name");
+    write(&full.join("config"), config);
+    assert_eq!(examined(&full), before);
+    for is_there in [true, false] {
+        write(&list, "");
+        if !is_there {
+            std::fs::remove_file(&list).expect("removes");
+        }
+        assert_eq!(state(&full), State::Whole, "git accepts it");
+        assert!(examined(&full).is_lost_since(&before));
+    }
+}
