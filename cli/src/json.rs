@@ -202,8 +202,10 @@ pub struct ConfigReport<'a> {
     pub parts: Vec<PlannedPart<'a>>,
     /// Required parts and databases that are missing.
     pub missing: &'a [Absent],
-    /// Databases to dump.
+    /// Databases of the plan.
     pub databases: &'a [Database],
+    /// Names of the databases that a backup dumps; null if the server was not asked.
+    pub dumped: Option<&'a [String]>,
     /// Result of trying the keys on the databases; null if they were not asked.
     pub keys: Option<&'a Check>,
     /// The database server.

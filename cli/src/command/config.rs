@@ -61,6 +61,8 @@ const SERVER_WAIT: Duration = Duration::from_secs(2);
 /// A database server's answers about the databases of a plan.
 #[derive(Default)]
 struct Asked {
+    /// Names of the databases that a backup dumps, if the server was queried.
+    dumped: Option<Vec<String>>,
     /// Databases of the plan that the server lacks.
     missing: Vec<Absent>,
     /// Reason why the server could not be queried.
@@ -78,7 +80,12 @@ impl Asked {
         match forge::session::databases(plan, kind, progress) {
             Ok(asked) => {
                 plan.notes.extend(asked.notes);
-                Asked { missing: asked.missing, problem: None, keys: asked.keys }
+                Asked {
+                    dumped: Some(asked.dumped),
+                    missing: asked.missing,
+                    problem: None,
+                    keys: asked.keys,
+                }
             }
             Err(error) => {
                 let problem =
@@ -153,6 +160,8 @@ struct View<'a> {
     /// Required parts that are missing.
     missing: Vec<Absent>,
     problems: Vec<String>,
+    /// Names of the databases that a backup dumps, if the server was queried.
+    dumped: Option<Vec<String>>,
     /// Result of trying the keys on the databases, if these were asked.
     keys: Option<forge::check::Check>,
 }
@@ -185,7 +194,8 @@ impl<'a> View<'a> {
         let missing = missing.filter(|absent| absent.is_required).collect();
         let (title, root) = (kind.title(), settings.root.as_path());
         let supervised = plan.all_services(progress);
-        View { plan, title, root, store, supervised, missing, problems, keys: asked.keys }
+        let (dumped, keys) = (asked.dumped, asked.keys);
+        View { plan, title, root, store, supervised, missing, problems, dumped, keys }
     }
 
     fn is_right(&self) -> bool {
@@ -252,6 +262,9 @@ impl<'a> View<'a> {
         }
         let parts = self.plan.parts.iter().filter(|part| is_there(self.plan, part)).count();
         let parts = count(parts as u64, "part");
+        if let (Some(dumped), Some(_)) = (&self.dumped, &self.plan.postgres) {
+            return format!("complete: {parts}, {}", count(dumped.len() as u64, "database"));
+        }
         match &self.plan.postgres {
             None => format!("complete: {parts}"),
             // An empty list means all databases of the server, whose number is unknown here.
@@ -340,8 +353,18 @@ impl<'a> View<'a> {
             let needed = if database.is_required { "" } else { "  (optional)" };
             rows.push(row(&database.part(), format!("{}{needed}", database.name)));
         }
-        if self.plan.databases.is_empty() {
-            rows.push(row("databases", "all databases of the server"));
+        let is_planned = |name: &&String| {
+            self.plan.databases.iter().any(|database| database.name == **name)
+        };
+        match &self.dumped {
+            None if self.plan.databases.is_empty() => {
+                rows.push(row("databases", "all databases of the server"));
+            }
+            None => {}
+            Some(dumped) => {
+                let others = dumped.iter().filter(|name| !is_planned(name));
+                rows.extend(others.map(|name| row("also dumped", name)));
+            }
         }
         if let Some(keys) = &self.keys {
             rows.push(row("keys", &keys.text));
@@ -420,6 +443,7 @@ impl<'a> View<'a> {
             parts: plan.parts.iter().map(part).collect(),
             missing: &self.missing,
             databases: &plan.databases,
+            dumped: self.dumped.as_deref(),
             keys: self.keys.as_ref(),
             postgres: plan.postgres.as_ref().map(|server| PlannedServer {
                 host: server.host.as_deref(),

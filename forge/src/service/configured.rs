@@ -11,7 +11,12 @@ pub fn postgres(settings: &Settings, server: Option<Server>) -> Option<Server> {
     let own = &settings.postgres;
     // Any setting of `postgres` implies that there is a server.
     let is_named = *own != PostgresSettings::default();
+    let is_of_kind = server.is_some();
     let mut server = server.or_else(|| is_named.then(Server::default))?;
+    // The kind knows its own server. Another one may serve others, too.
+    let is_other = own.host.is_some() && own.host != server.host
+        || own.port.is_some_and(|port| port != server.port);
+    server.is_shared |= is_of_kind && is_other;
     if own.host.is_some() {
         server.host = own.host.clone();
     }

@@ -223,20 +223,24 @@ impl Server {
         #[derive(Deserialize)]
         struct DatabaseRow {
             name: String,
+            is_open: bool,
             may_connect: bool,
         }
         let all: Vec<DatabaseRow> = connection.rows(
-            "select datname as name, has_database_privilege(datname, 'CONNECT') as may_connect \
-             from pg_database where datallowconn and not datistemplate order by 1",
+            "select datname as name, datallowconn as is_open, \
+             has_database_privilege(datname, 'CONNECT') as may_connect \
+             from pg_database where datname not in ('template0', 'template1') order by 1",
         )?;
         let (mut names, mut notes) = (Vec::new(), Vec::new());
-        for DatabaseRow { name, may_connect } in all {
+        for DatabaseRow { name, is_open, may_connect } in all {
             let is_planned = planned.contains(&name.as_str());
             let is_wanted = self.databases.as_ref().map(|wanted| wanted.contains(&name));
             if self.skipped.contains(&name) || is_wanted == Some(false) {
                 continue;
             }
-            if is_planned || is_wanted == Some(true) {
+            if !is_open {
+                notes.push(format!("database {name} is not dumped: it allows no connections"));
+            } else if is_planned || is_wanted == Some(true) {
                 names.push(name);
             } else if name == MAINTENANCE {
                 // This database exists only for connections.

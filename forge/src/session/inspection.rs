@@ -49,6 +49,8 @@ pub fn catalogue(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Ca
 /// Answers of a server about the databases of a plan, without a copy of them.
 #[derive(Debug)]
 pub struct Asked {
+    /// Names of the databases that a backup dumps.
+    pub dumped: Vec<String>,
     /// Databases that it does not have.
     pub missing: Vec<Absent>,
     /// Why it has others that are not dumped.
@@ -65,7 +67,8 @@ pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<As
     point.take()?;
     let copy = View::machine(&plan.mounts);
     let keys = kind.try_keys(plan, point.connections(), &copy)?;
-    Ok(Asked { missing, notes, keys })
+    let dumped = point.connections().iter().map(|connection| connection.database.clone());
+    Ok(Asked { dumped: dumped.collect(), missing, notes, keys })
 }
 
 /// A store with snapshots of the instance, to compare the machine with.

@@ -4,8 +4,10 @@
 use super::generated::{self, DatabaseOf, Generated};
 use super::{LOOPBACK, WRITERS, note_unknown, redis_password, repositories, take_unknown};
 use crate::error::Result;
+use crate::file;
 use crate::kind::docker_gitlab::compose::{Place, Service};
 use crate::kind::{Site, mattermost};
+use crate::links;
 use crate::plan::{Database, Phase, Plan};
 use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
@@ -254,14 +256,27 @@ impl Package<'_> {
             Some(host) => {
                 server.host = Some(host.to_owned());
                 server.is_shared = true;
+                let own = &self.site.settings.postgres;
+                let next = if own.password.is_some() || own.passfile.is_some() {
+                    ""
+                } else {
+                    "; its clients need a password or a passfile"
+                };
                 plan.notes.push(format!(
-                    "the database server is {host}, not the package's own; its clients need a \
-                     passfile"
+                    "the database server is {host}, not the package's own{next}"
                 ));
                 None
             }
         };
         if let Some(dir) = socket_dir {
+            let known = [Some(own.to_owned()), self.own_socket_dir()];
+            server.is_shared = !known.iter().flatten().any(|own| self.is_same_dir(dir, own));
+            if server.is_shared {
+                plan.notes.push(format!(
+                    "the database server at {dir} is not the package's own; only the databases of \
+                     database.yml are dumped"
+                ));
+            }
             // If the directory is missing, the settings may name another server, which has other
             // users.
             if self.at(dir).exists() {
@@ -291,6 +306,22 @@ impl Package<'_> {
                 ),
             }
         }
+    }
+
+    /// Returns true if two paths of the package are one directory.
+    fn is_same_dir(&self, one: &str, other: &str) -> bool {
+        let [one, other] = [one, other].map(|path| {
+            let path = self.at(path);
+            links::follow(&self.site.settings.root, &path).map_or(path, |real| real.path)
+        });
+        one.components().eq(other.components())
+    }
+
+    /// Returns the directory of the own server's socket, which `postgresql['dir']` may have moved.
+    fn own_socket_dir(&self) -> Option<String> {
+        let text = file::text(&self.at("/opt/gitlab/etc/gitlab-psql-rc")).ok().flatten()?;
+        let value = text.lines().find_map(|line| line.trim().strip_prefix("psql_host="))?;
+        Some(value.trim_matches(['\'', '"']).to_owned())
     }
 
     fn redis(&self, plan: &mut Plan) {
