@@ -59,7 +59,9 @@ fn inaccessible_databases_are_reported_and_skipped() {
     postgres.sql(
         "postgres",
         "create role plain login; alter database own owner to plain;
-         revoke connect on database closed from public;",
+         revoke connect on database closed from public; create database noconn;
+         alter database noconn allow_connections false;
+         create database pattern owner plain is_template true;",
     );
     postgres.sql("own", "alter table t owner to plain");
     // A role may connect to them, but the server refuses.
@@ -73,13 +75,20 @@ fn inaccessible_databases_are_reported_and_skipped() {
     let outcome = backup(&sandbox).run().ok();
     let all = outcome.json();
     assert_eq!(summary(&all)["is_complete"], true, "{}", outcome.all_output());
-    assert_eq!(summary(&all)["databases"], 1, "{}", outcome.all_output());
+    assert_eq!(summary(&all)["databases"], 2, "{}", outcome.all_output());
     for words in [
         "database rdsadmin is not dumped: ",
+        "database noconn is not dumped: it allows no connections",
         "database closed is not dumped: the role of the backup may not connect",
         "database theirs is not dumped: the role of the backup may not read 1 of its tables",
     ] {
         assert!(outcome.all_output().contains(words), "`{words}`: {}", outcome.all_output());
+    }
+    let checked = configured(&sandbox, ["config", "check"]).run().ok().all_output();
+    for words in
+        ["also dumped  own\n", "also dumped  pattern\n", ", 2 databases", "database noconn"]
+    {
+        assert!(checked.contains(words), "`{words}`: {checked}");
     }
     // A requested database must be dumped.
     configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'rdsadmin']");

@@ -152,6 +152,19 @@ fn every_table_of_files_is_compared() {
     let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
     let (verdict, text) = check(&inspect().ok().json(), "files");
     assert_eq!(verdict, "ok", "{text}");
+    // GitLab has removed the files of these rows.
+    gitlab.postgres.sql(
+        database::MAIN,
+        "alter table packages_package_files add status smallint not null default 0;
+         alter table packages_packages add status smallint not null default 0;
+         insert into packages_packages (project_id, status) values (3, 4);
+         insert into packages_package_files (package_id, file, file_store, status)
+         select max(id), 'gone.tgz', 1, 0 from packages_packages;
+         insert into packages_package_files (package_id, file, file_store, status)
+         select min(id), 'gone.tgz', 1, 1 from packages_packages;",
+    );
+    let (verdict, text) = check(&inspect().ok().json(), "files");
+    assert_eq!(verdict, "ok", "{text}");
     let shared = gitlab.path("var/opt/gitlab/gitlab-rails/shared");
     for (dir, words) in [
         ("../uploads/-/system/namespace", "uploads row "),

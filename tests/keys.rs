@@ -120,6 +120,29 @@ fn backups_and_inspections_try_the_keys() {
     let text = check(&backup(&sandbox).run().ends_with(3).json(), "secrets").1;
     assert!(text.contains("restore gitlab-secrets.json"), "{text}");
 
+    // A rotation adds a key.
+    change_secrets(&gitlab, |rails| rails["db_key_base"] = keys["db_key_base"].clone());
+    backup(&sandbox).run().ok();
+    change_secrets(&gitlab, |rails| {
+        rails["db_key_base"] = serde_json::json!([keys["db_key_base"], "newer"]);
+    });
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(check(&all, "secrets").0, "ok");
+    assert!(lines(&all, "check").iter().all(|check| check["name"] != "keys"), "{all:?}");
+    change_secrets(&gitlab, |rails| rails["db_key_base"] = keys["db_key_base"].clone());
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "keys");
+    assert!(verdict == "warning" && text.contains("db_key_base (1 of 2 keys removed)"), "{text}");
+    change_secrets(&gitlab, |rails| {
+        drop(rails.as_object_mut().expect("keys").remove("otp_key_base"))
+    });
+    let outcome = backup(&sandbox).run().ends_with(3);
+    assert!(outcome.all_output().contains("lacks otp_key_base"), "{}", outcome.all_output());
+    assert!(!outcome.all_output().contains("copying again"), "{}", outcome.all_output());
+    change_secrets(&gitlab, |rails| {
+        rails["otp_key_base"] = keys["otp_key_base"].clone();
+        rails["db_key_base"] = "another".into();
+    });
+
     configure(&sandbox, &gitlab, "keys = { changed = 'ok' }");
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
     assert!(verdict == "warning" && text.contains(wrong), "{text}");

@@ -75,6 +75,38 @@ fn wrong_owners_and_modes_are_reported_with_a_working_fix() {
 }
 
 #[test]
+fn directories_above_parts_must_be_accessible() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
+    };
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    for dir in ["git-data", "gitlab-rails", "gitlab-rails/shared", "redis", "../../../mnt/storage2"]
+    {
+        sh(&format!(
+            "cd {DATA}; stat -c '%u:%g %a' {dir} >owner; chown 0:0 {dir}; chmod 700 {dir}"
+        ));
+        let told = inspect().ends_with(3).all_output();
+        assert!(told.contains("belongs to root:root with mode 0700: git"), "{dir}: {told}");
+        let fix = told.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
+        sh(fix.expect("a command"));
+        inspect().ok();
+        sh(&format!(
+            "cd {DATA}; read owner mode <owner; chown $owner {dir}; chmod $mode {dir}; rm owner"
+        ));
+    }
+    sh(&format!("chmod o+w {DATA}/gitlab-rails"));
+    let told = inspect().ends_with(3).all_output();
+    assert!(told.contains("gitlab-rails has mode 0757: any user can write to it"), "{told}");
+    // The sticky bit protects the entries, as in `/tmp`.
+    sh(&format!("chmod +t {DATA}/gitlab-rails"));
+    inspect().ok();
+}
+
+#[test]
 fn keys_readable_by_others_are_reported() {
     need_root();
     let gitlab = Builder::new().build();

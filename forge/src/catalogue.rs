@@ -9,7 +9,7 @@ use crate::service::postgres::Connection;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Answers of the databases.
@@ -27,6 +27,8 @@ pub struct Catalogue {
     pub encrypted: Vec<Encrypted>,
     /// Version of the product, where only its database knows it.
     pub version: Option<String>,
+    /// Names of the queried databases.
+    pub databases: BTreeSet<String>,
     /// Schema version of each database.
     pub schema: BTreeMap<String, String>,
     /// For each database, the number of background migrations in each state.

@@ -44,7 +44,7 @@ const KEY: usize = 32;
 const ATTRIBUTE_ROUNDS: u32 = 2000;
 /// Rounds for keys of records.
 const RECORD_ROUNDS: u32 = 1 << 16;
-/// Keys of records that are tried; each costs a derivation.
+/// Keys of records of each kind that are tried; each costs a derivation.
 const RECORD_KEYS_MAX: usize = 8;
 /// Stands before a token that has its nonce at its end.
 const OWN_NONCE: char = '|';
@@ -93,30 +93,31 @@ pub enum Form {
 /// The keys of an application.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
-    db: Option<Password>,
-    otp: Option<Password>,
-    /// Keys of records, newest last.
+    db: Vec<Password>,
+    otp: Vec<Password>,
+    /// Keys of records.
     records: Vec<Password>,
     salt: Option<Password>,
+}
+
+/// Returns one or several keys, newest last.
+pub fn keys_of(value: &Value) -> Vec<Password> {
+    let all = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    let keys = all.iter().filter_map(Value::as_str).filter(|key| !key.is_empty());
+    keys.map(|key| Password(key.to_owned())).collect()
 }
 
 impl Keys {
     /// The keys in an object with their names.
     pub fn of(secrets: &Value) -> Keys {
-        let one = |name: &str| secrets[name].as_str().filter(|key| !key.is_empty());
-        let one = |name: &str| one(name).map(|key| Password(key.to_owned()));
-        let list = |name: &str| match &secrets[name] {
-            Value::Array(keys) => keys.clone(),
-            key => vec![key.clone()],
-        };
+        let keys = |name: &str| keys_of(&secrets[name]);
+        let newest = |name: &str| keys(name).into_iter().rev().take(RECORD_KEYS_MAX);
         let records = [RECORD_KEY, "active_record_encryption_deterministic_key"];
-        let records = records.iter().flat_map(|name| list(name));
-        let records = records.filter_map(|key| Some(Password(key.as_str()?.to_owned())));
         Keys {
-            db: one(DB_KEY),
-            otp: one(OTP_KEY),
-            records: records.take(RECORD_KEYS_MAX).collect(),
-            salt: one("active_record_encryption_key_derivation_salt"),
+            db: keys(DB_KEY),
+            otp: keys(OTP_KEY),
+            records: records.into_iter().flat_map(newest).collect(),
+            salt: keys("active_record_encryption_key_derivation_salt").pop(),
         }
     }
 
@@ -131,9 +132,9 @@ impl Keys {
                     (RECORD_KEY, opens_record(record, keys))
                 }
                 Form::Attribute { .. } if column.contains("otp_secret") => {
-                    (OTP_KEY, self.otp.as_ref().and_then(|key| opens(form, &key.0)))
+                    (OTP_KEY, any_opens(form, &self.otp))
                 }
-                form => (DB_KEY, self.db.as_ref().and_then(|key| opens(form, &key.0))),
+                form => (DB_KEY, any_opens(form, &self.db)),
             };
             let Some(opens) = opens else {
                 trial.untried += 1;
@@ -189,6 +190,12 @@ impl Tried {
     pub fn is_wrong(&self) -> bool {
         self.failed > 0 && self.failed * 2 >= self.count
     }
+}
+
+/// Returns true if one of several key bases decrypts a value; `None` if its form is unknown or there
+/// is no key.
+fn any_opens(form: &Form, bases: &[Password]) -> Option<bool> {
+    bases.iter().filter_map(|Password(base)| opens(form, base)).reduce(|any, opens| any || opens)
 }
 
 /// Returns true if a key base decrypts a value; `None` if its form is unknown.

@@ -61,9 +61,10 @@ pub trait Kind: Sync {
         kind.ask(plan, databases)
     }
 
-    /// Reads from a copy the keys that decrypt the contents of the databases, by name. Without
-    /// exactly these keys, the encrypted contents are lost.
-    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+    /// Reads from a copy the keys that decrypt the contents of the databases, by name. A name may
+    /// have several keys, because a rotation adds one. Without exactly these keys, the encrypted
+    /// contents are lost.
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Vec<Password>>> {
         let Some(kind) = self.shares_with() else { return Ok(BTreeMap::new()) };
         kind.keys(plan, view)
     }

@@ -37,6 +37,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
         is_contained || own.is_some_and(|own| own.path.is_some() || !own.paths.is_empty())
     };
     plan.follow_links(root, is_named);
+    plan.note_memory();
     Ok((plan, kind))
 }
 

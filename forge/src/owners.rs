@@ -7,8 +7,9 @@ use crate::error::Result;
 use crate::plan::{Part, Phase, Plan};
 use crate::run::quoted;
 use crate::view::shown;
-use nix::unistd::{Gid, Group, Uid, User};
-use std::collections::BTreeMap;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::fs::Metadata;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ const EACH: usize = EXAMPLES / 3;
 const DIR_MODE: u32 = 0o700;
 /// The bit by which a directory gives its group to what is made in it.
 const SETGID: u32 = 0o2000;
+/// The bit by which only owners may remove entries of a directory.
+const STICKY: u32 = 0o1000;
 /// The bit by which anybody may write.
 const ANYBODY_WRITES: u32 = 0o002;
 
@@ -32,6 +35,8 @@ const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
 /// A fault of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
+    /// A directory above a part.
+    Above,
     Owner,
     Mode,
     Setgid,
@@ -41,6 +46,8 @@ enum Fault {
 struct Expected {
     uid: u32,
     gid: Option<u32>,
+    /// Its groups, if it is an account of this machine.
+    groups: Vec<u32>,
     /// As `chown` wants it.
     name: String,
     /// True if directories must pass their group on to new entries.
@@ -55,6 +62,8 @@ struct Faults {
     examples: BTreeMap<Fault, Vec<String>>,
     /// Commands that mend them, without doubles.
     commands: Vec<String>,
+    /// Directories above parts that were looked at, each for one user.
+    entered: BTreeSet<(PathBuf, u32)>,
     unknown: Vec<String>,
 }
 
@@ -74,6 +83,7 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
             continue;
         };
         for path in &part.paths {
+            faults.above(plan, part, path, &expected);
             faults.part(plan, part, path, &expected, progress)?;
         }
     }
@@ -87,20 +97,36 @@ impl Expected {
         let numbers = owner
             .split_once(':')
             .and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
-        let (uid, gid, group) = match numbers {
-            Some((uid, gid)) => (uid, gid, gid.to_string()),
+        let (uid, gid, group, groups) = match numbers {
+            Some((uid, gid)) => (uid, gid, gid.to_string(), Vec::new()),
             None => {
                 let user = User::from_name(owner).ok().flatten()?;
                 let group = Group::from_gid(user.gid).ok().flatten();
                 let gid = user.gid.as_raw();
-                (user.uid.as_raw(), gid, group.map_or(gid.to_string(), |group| group.name))
+                let name = CString::new(user.name).unwrap_or_default();
+                let groups = getgrouplist(&name, user.gid).unwrap_or_default();
+                let groups = groups.into_iter().map(Gid::as_raw).collect();
+                let group = group.map_or(gid.to_string(), |group| group.name);
+                (user.uid.as_raw(), gid, group, groups)
             }
         };
         let user = owner.split(':').next().unwrap_or(owner);
         // Other services reach these by their group.
         let has_own_group = OTHER_GROUP.contains(&part.name.as_str());
         let name = if has_own_group { user.to_owned() } else { format!("{user}:{group}") };
-        Some(Expected { uid, gid: is_storage.then_some(gid), name, is_storage })
+        Some(Expected { uid, gid: is_storage.then_some(gid), groups, name, is_storage })
+    }
+
+    /// Returns true if it may look for paths in a directory.
+    fn may_enter(&self, dir: &Metadata) -> bool {
+        let bit = if self.uid == dir.uid() {
+            0o100
+        } else if self.groups.contains(&dir.gid()) {
+            0o010
+        } else {
+            0o001
+        };
+        self.uid == 0 || dir.mode() & bit != 0
     }
 
     fn is_owner(&self, metadata: &Metadata) -> bool {
@@ -109,6 +135,37 @@ impl Expected {
 }
 
 impl Faults {
+    /// Looks at the directories above a path of a part and below the root of the instance.
+    fn above(&mut self, plan: &Plan, part: &Part, top: &Path, expected: &Expected) {
+        // Accounts of a container enter its volumes without the directories above them. The registry
+        // is below a directory of GitLab, and may be unused.
+        if expected.groups.is_empty() || part.name == "registry" {
+            return;
+        }
+        let user = expected.name.split(':').next().unwrap_or_default();
+        let within = |dir: &&Path| dir.starts_with(&plan.root) && *dir != plan.root;
+        let dirs = top.ancestors().skip(1).take_while(within);
+        for dir in dirs {
+            let Ok(metadata) = dir.metadata() else { continue };
+            if !self.entered.insert((dir.to_owned(), expected.uid)) {
+                continue;
+            }
+            let mode = metadata.mode() & 0o7777;
+            let place = quoted(&dir.display().to_string());
+            if !expected.may_enter(&metadata) {
+                let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
+                let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
+                self.add(Fault::Above, dir, text);
+                self.commands.push(format!("chmod a+x {place}"));
+            } else if mode & ANYBODY_WRITES != 0 && mode & STICKY == 0 {
+                let text = format!("has mode {mode:04o}: any user can write to it");
+                self.add(Fault::Above, dir, text);
+                self.commands.push(format!("chmod o-w {place}"));
+            }
+        }
+        self.commands.dedup();
+    }
+
     /// Walks through a path of a part, and nothing that is of another or left out.
     fn part(
         &mut self,
@@ -165,7 +222,8 @@ impl Faults {
         expected: &Expected,
     ) {
         let mode = metadata.permissions().mode() & 0o7777;
-        if !expected.is_owner(metadata) {
+        // Admins keep files of their own beside the configuration.
+        if part.name != "config" && !expected.is_owner(metadata) {
             let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
             self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
         }
@@ -200,6 +258,7 @@ impl Faults {
         }
         let count = |fault| self.counts.get(&fault).copied().unwrap_or_default();
         let faults = [
+            (count(Fault::Above), "are directories above parts with a wrong mode"),
             (count(Fault::Owner), "have a wrong owner or group"),
             (count(Fault::Mode), "have a wrong mode"),
             (count(Fault::Setgid), "are directories without setgid"),
@@ -222,6 +281,7 @@ impl Faults {
 /// Returns the fault of a mode.
 fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Option<String> {
     let group = mode & 0o070;
+    let is_key = !is_dir && path.extension().is_some_and(|end| end == "key");
     if is_dir && mode & DIR_MODE != DIR_MODE {
         return Some("its owner lacks access".into());
     }
@@ -234,6 +294,7 @@ fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -
     match part.name.as_str() {
         "uploads" if is_top && mode & 0o777 != 0o700 => Some("GitLab requires 0700".into()),
         "secrets" if !is_dir && mode & 0o077 != 0 => Some("others can read the keys".into()),
+        "config" if is_key && mode & 0o007 != 0 => Some("others can read the key".into()),
         "ssh-host-keys" if is_private_key(path) && mode & 0o037 != 0 => {
             Some("sshd refuses a private key that others can read".into())
         }
@@ -255,6 +316,7 @@ fn mode_command(part: &Part, place: &str, expected: &Expected) -> String {
     match part.name.as_str() {
         "uploads" => format!("chmod -R u+rwX,o-w {place}; chmod 0700 {place}"),
         "secrets" => format!("chmod 0600 {place}"),
+        "config" => format!("find {place} -name '*.key' -exec chmod 0600 {{}} +"),
         "ssh-host-keys" => {
             format!("chmod -R u+rwX,o-w {place}; chmod 0600 {place}/ssh_host_*_key")
         }

@@ -214,6 +214,26 @@ impl Plan {
         }
     }
 
+    /// Adds a note for each path of a part that is in memory, such as a `tmpfs` mounted over it. Its
+    /// data is lost with a restart, and hides the directory below.
+    pub fn note_memory(&mut self) {
+        if is_in_memory(&self.root) {
+            return;
+        }
+        let paths =
+            self.parts.iter().flat_map(|part| part.paths.iter().map(move |path| (part, path)));
+        let in_memory = paths.filter(|(_, path)| is_in_memory(path));
+        let notes = in_memory.map(|(part, path)| {
+            format!(
+                "{} of part `{}` is in memory (tmpfs); a restart of the machine removes it",
+                shown(path),
+                part.name
+            )
+        });
+        let notes: Vec<String> = notes.collect();
+        self.notes.extend(notes);
+    }
+
     /// First path of a part.
     pub fn place(&self, part: &str) -> Option<PathBuf> {
         self.parts.iter().find(|known| known.name == part)?.paths.first().cloned()
@@ -365,6 +385,13 @@ fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
     links.sort();
     let end = |link: PathBuf| links::follow(root, &link).ok().map(|end| (link, end));
     links.into_iter().filter_map(end).collect()
+}
+
+/// Types of file systems in memory, `tmpfs` and `ramfs`.
+const MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+fn is_in_memory(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|system| MEMORY.contains(&(system.f_type as i64)))
 }
 
 fn leads_nowhere(link: &Path, target: &Path) -> String {

@@ -353,9 +353,8 @@ impl<'a> View<'a> {
             let needed = if database.is_required { "" } else { "  (optional)" };
             rows.push(row(&database.part(), format!("{}{needed}", database.name)));
         }
-        let is_planned = |name: &&String| {
-            self.plan.databases.iter().any(|database| database.name == **name)
-        };
+        let is_planned =
+            |name: &&String| self.plan.databases.iter().any(|database| database.name == **name);
         match &self.dumped {
             None if self.plan.databases.is_empty() => {
                 rows.push(row("databases", "all databases of the server"));

@@ -43,6 +43,23 @@ fn the_right_keys_decrypt_all_forms() {
 }
 
 #[test]
+fn any_key_of_a_list_decrypts() {
+    let mut keys = values()["keys"].clone();
+    for name in [DB_KEY, OTP_KEY] {
+        keys[name] = serde_json::json!([keys[name], "newer", ""]);
+    }
+    // More keys than are tried: the newest count.
+    let many = (0..20).map(|at| Value::from(format!("older {at}")));
+    let newest = keys_of(&keys[RECORD_KEY]).into_iter().map(|Password(key)| Value::from(key));
+    keys[RECORD_KEY] = many.chain(newest).collect();
+    let trial = Keys::of(&keys).attempt(&encrypted());
+    assert!(trial.keys.values().all(|tried| tried.failed == 0), "{trial:?}");
+    assert_eq!(trial.untried, 0);
+    keys[DB_KEY] = serde_json::json!(["newer", "newest"]);
+    assert!(Keys::of(&keys).attempt(&encrypted()).keys[DB_KEY].is_wrong());
+}
+
+#[test]
 fn wrong_keys_are_recognised() {
     // One that differs behind its first 32 bytes opens what uses only those.
     let mut keys = values()["keys"].clone();

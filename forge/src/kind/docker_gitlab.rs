@@ -111,7 +111,7 @@ impl Kind for DockerGitlab {
         rows::ask(plan, databases)
     }
 
-    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Vec<Password>>> {
         secrets::keys(plan, view)
     }
 

@@ -19,7 +19,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::coverage::check_files;
 use crate::earlier::Earlier;
-use crate::encrypted::Keys;
+use crate::encrypted::{Keys, keys_of};
 use crate::error::Result;
 use crate::file;
 use crate::links;
@@ -73,17 +73,13 @@ impl Kind for Gitlab {
         Ok(catalogue)
     }
 
-    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+    fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Vec<Password>>> {
         let Some(path) = plan.place("secrets") else { return Ok(BTreeMap::new()) };
         let content = view.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
         let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
-        let key = |name: &'static str| {
-            // Of several keys the first is the oldest, which stays when another is added.
-            let value = &secrets["gitlab_rails"][name];
-            let value = value.as_str().or_else(|| value[0].as_str())?;
-            Some((name, Password(value.to_owned())))
-        };
-        Ok(SECRETS.into_iter().chain(MORE_SECRETS).filter_map(key).collect())
+        let keys = |name: &'static str| (name, keys_of(&secrets["gitlab_rails"][name]));
+        let all = SECRETS.into_iter().chain(MORE_SECRETS).map(keys);
+        Ok(all.filter(|(_, keys)| !keys.is_empty()).collect())
     }
 
     fn try_keys(
@@ -130,16 +126,19 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
     let paths = part.map(|part| part.paths.clone()).unwrap_or_default();
     let seen = view.read(&paths)?.into_iter().flatten().next();
     let is_required = part.is_some_and(|part| part.is_required);
+    // Another copy would have the same content as this machine.
+    let is_settled = view.read(&paths)? == View::machine(&plan.mounts).read(&paths)?;
     let Some(seen) = seen else {
         let text = format!("gitlab-secrets.json is not in the copy; {SECRETS_LOST}");
         let verdict = if is_required { Verdict::Failed } else { Verdict::Warning };
-        return Ok(Check::new("secrets", verdict, text));
+        return Ok(Check { is_settled, ..Check::new("secrets", verdict, text) });
     };
     let failed = |what: String| {
         let hint = "restore the file from an older snapshot before `gitlab-ctl reconfigure` makes \
                     new keys";
         let text = format!("gitlab-secrets.json {what}; {SECRETS_LOST}");
-        Ok(Check::new("secrets", Verdict::Failed, text).with_hint(hint))
+        let check = Check::new("secrets", Verdict::Failed, text).with_hint(hint);
+        Ok(Check { is_settled, ..check })
     };
     let Some(content) = seen.content else {
         return failed("is not a readable file".into());
@@ -156,7 +155,7 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
         }
     };
     let rails = &secrets["gitlab_rails"];
-    let absent = SECRETS.into_iter().filter(|key| rails[key].as_str().is_none_or(str::is_empty));
+    let absent = SECRETS.into_iter().filter(|name| keys_of(&rails[name]).is_empty());
     let absent: Vec<&str> = absent.collect();
     if absent.is_empty() {
         let from = keys::Source {
@@ -180,11 +179,30 @@ pub fn check_catalogue(
     if catalogue.schema.is_empty() && checks.is_empty() {
         return Ok(vec![Check::of_no_database(plan, "GitLab")]);
     }
+    checks.extend(check_schema(plan, catalogue));
     if catalogue.knows(rows::PROJECTS) {
         checks.extend(repositories::check(plan, catalogue, view, earlier)?);
     }
     checks.push(check_files(plan, catalogue, view)?);
     Ok(checks)
+}
+
+/// Checks that each database of GitLab itself has tables. An empty database can be dumped, too.
+fn check_schema(plan: &Plan, catalogue: &Catalogue) -> Option<Check> {
+    if !catalogue.knows(rows::SCHEMA) {
+        return None;
+    }
+    let own = plan.databases.iter().filter(|database| {
+        database.is_required && ["main", "ci", "sec"].contains(&&*database.purpose)
+    });
+    let empty: Vec<&str> = own
+        .map(|database| database.name.as_str())
+        .filter(|name| catalogue.databases.contains(*name) && !catalogue.schema.contains_key(*name))
+        .collect();
+    let text = format!("database {} has no tables of GitLab", empty.join(", "));
+    let hint = "load it from a dump; `forgekeep restore` can fetch one from an older snapshot";
+    let check = Check::new("schema", Verdict::Failed, text).with_hint(hint).settled();
+    (!empty.is_empty()).then_some(check)
 }
 
 /// Reads the manifest of the package below a root. Without one, the version is unknown.

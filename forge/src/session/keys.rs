@@ -5,6 +5,7 @@ use crate::check::{Check, Verdict};
 use crate::error::Result;
 use crate::kind::Kind;
 use crate::plan::Plan;
+use crate::service::Password;
 use crate::settings::ChangedKeys;
 use crate::view::View;
 use std::path::Path;
@@ -42,6 +43,16 @@ pub fn changed_keys(
     Changes { plan, kind, store }.check(snapshots, &View::machine(&plan.mounts))
 }
 
+/// Describes the loss of keys of one name; `None` if all old ones are still there.
+fn change(name: &str, old: &[Password], new: &[Password]) -> Option<String> {
+    let lost = old.iter().filter(|key| !new.contains(key)).count();
+    match (lost, old.len(), new.len()) {
+        (0, ..) => None,
+        (_, 1, 1) => Some(name.to_owned()),
+        (lost, count, _) => Some(format!("{name} ({lost} of {count} keys removed)")),
+    }
+}
+
 /// Everything that a comparison of keys with those of snapshots needs.
 struct Changes<'a> {
     plan: &'a Plan,
@@ -67,8 +78,7 @@ impl Changes<'_> {
         let changed: Vec<String> = before
             .iter()
             .filter_map(|(name, old)| match now.get(name) {
-                Some(new) if new == old => None,
-                Some(_) => Some((*name).to_owned()),
+                Some(new) => change(name, old, new),
                 None if now.is_empty() => None,
                 None => Some(format!("{name} (removed)")),
             })
@@ -111,5 +121,30 @@ impl Changes<'_> {
         let manifest: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
         let checks = manifest["checks"].as_array().into_iter().flatten();
         checks.into_iter().any(|check| check["name"] == KEYS && check["verdict"] == "warning")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_that_vanished_are_changes() {
+        let keys = |text: &str| -> Vec<Password> {
+            text.split(',').map(|key| Password(key.to_owned())).collect()
+        };
+        for (old, new, expected) in [
+            ("a", "a", None),
+            ("a", "a,b", None),
+            ("a", "b,a", None),
+            ("a,b", "b,c,a", None),
+            ("a", "b", Some("key")),
+            ("a,b", "a", Some("key (1 of 2 keys removed)")),
+            ("a,b", "b,c", Some("key (1 of 2 keys removed)")),
+            ("a", "b,c", Some("key (1 of 1 keys removed)")),
+        ] {
+            let found = change("key", &keys(old), &keys(new));
+            assert_eq!(found.as_deref(), expected, "{old} to {new}");
+        }
     }
 }

@@ -67,6 +67,8 @@ impl Dirs {
         if let Some(data) = gitlab.variable("GITLAB_DATA_DIR") {
             dirs.data = dirs.absolute(data);
         }
+        // The image has a link to here at `shared` in the directory of the program.
+        dirs.shared = Path::new(DATA).join("shared");
         let shared = gitlab.variable("GITLAB_SHARED_DIR");
         dirs.shared = shared.map_or_else(|| dirs.data.join("shared"), |path| dirs.absolute(path));
         dirs

@@ -4,7 +4,7 @@ use super::compose::{Compose, Place, Service, Source};
 use super::variables::assignments;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::encrypted::Keys;
+use crate::encrypted::{Keys, keys_of};
 use crate::error::Result;
 use crate::file;
 use crate::kind::gitlab::keys as tried;
@@ -82,8 +82,19 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
     );
 }
 
-/// Returns the keys that are written literally in files of a copy.
-pub fn keys(plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
+/// Returns the keys that are written literally in files of a copy. A value may be a list in JSON.
+pub fn keys(plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Vec<Password>>> {
+    let named = literal(plan, view)?.into_iter();
+    Ok(named.map(|(name, key)| (name, keys_of(&list_or_text(&key)))).collect())
+}
+
+/// Parses a list in JSON; any other value is a text.
+fn list_or_text(Password(key): &Password) -> Value {
+    let list = serde_json::from_str(key).ok().filter(Value::is_array);
+    list.unwrap_or_else(|| Value::String(key.clone()))
+}
+
+fn literal(plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Password>> {
     let parts = plan.parts.iter().filter(|part| ["secrets", "compose"].contains(&&*part.name));
     let paths: Vec<PathBuf> = parts.flat_map(|part| part.paths.clone()).collect();
     let mut keys = BTreeMap::new();
@@ -107,11 +118,9 @@ pub fn keys(plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Passw
 
 /// Keys under the names that GitLab itself has for them.
 fn as_object(keys: &BTreeMap<&'static str, Password>) -> Value {
-    let named = keys.iter().map(|(name, Password(key))| {
+    let named = keys.iter().map(|(name, key)| {
         let name = name.trim_start_matches("GITLAB_SECRETS_").to_lowercase();
-        // A list is written as one in JSON.
-        let list = serde_json::from_str(key).ok().filter(Value::is_array);
-        (name, list.unwrap_or_else(|| Value::String(key.clone())))
+        (name, list_or_text(key))
     });
     Value::Object(named.collect())
 }
@@ -131,11 +140,14 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Chec
     if absent.is_empty() {
         let from = tried::Source {
             file: "the compose file and its environment",
-            keys: Keys::of(&as_object(&keys(plan, view)?)),
+            keys: Keys::of(&as_object(&literal(plan, view)?)),
             other: None,
         };
         return Ok(tried::check(plan, catalogue, &from));
     }
     let text = "files with keys that decrypt the database are not in the copy";
-    Ok(Check::new("secrets", Verdict::Failed, text).with_examples(absent))
+    let check = Check::new("secrets", Verdict::Failed, text).with_examples(absent);
+    // What this machine lacks as well, another copy would not find.
+    let machine = View::machine(&plan.mounts).look(paths)?;
+    Ok(Check { is_settled: machine.iter().any(Option::is_none), ..check })
 }

@@ -305,7 +305,12 @@ impl Places<'_> {
             // Very old versions contain only a path.
             let path = storage.as_str().or(storage["path"].as_str());
             let address = storage["gitaly_address"].as_str().unwrap_or_default();
+            let is_here = |path: &str| self.place(path).is_ok_and(|path| has_entries(&path));
             let place = match path.filter(|path| !path.is_empty()) {
+                // The package writes its default path even if the repositories are elsewhere.
+                Some(path) if is_on_network(address) && !is_here(path) => {
+                    Err(remote(name, address))
+                }
                 Some(path) => self.place(path),
                 // This is the Gitaly of this machine, without a path.
                 None if name == "default" && address.starts_with("unix:") => self.usual(),
@@ -405,6 +410,19 @@ impl Places<'_> {
 
 /// Drivers of the registry that store images in an object store.
 const REGISTRY_REMOTE: [&str; 7] = ["s3", "s3_v2", "gcs", "azure", "azure_v2", "swift", "oss"];
+
+/// Returns true if an address of Gitaly is another machine, or the proxy of a cluster.
+fn is_on_network(address: &str) -> bool {
+    let Some((scheme, rest)) = address.split_once("://") else {
+        return address.contains("praefect");
+    };
+    let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
+    ["tcp", "tls", "dns"].contains(&scheme) && !LOOPBACK.contains(&host.trim_matches(['[', ']']))
+}
+
+fn has_entries(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
 
 /// Describes a storage on another machine.
 fn remote(name: &str, address: &str) -> String {

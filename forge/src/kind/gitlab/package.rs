@@ -169,7 +169,8 @@ impl Package<'_> {
             }
         }
         let user = generated.user.as_deref().unwrap_or("git");
-        plan.needs("config", "configuration, certificates", self.at(CONFIG));
+        plan.needs("config", "configuration, certificates", self.at(CONFIG)).owner =
+            Some("root".into());
         let data = self.at(DATA);
         let generated_files = plan.needs(
             "generated",
@@ -262,9 +263,8 @@ impl Package<'_> {
                 } else {
                     "; its clients need a password or a passfile"
                 };
-                plan.notes.push(format!(
-                    "the database server is {host}, not the package's own{next}"
-                ));
+                plan.notes
+                    .push(format!("the database server is {host}, not the package's own{next}"));
                 None
             }
         };

@@ -17,6 +17,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Subject of the queries about versions of schemas.
+pub const SCHEMA: &str = "schema";
 /// Subject of the queries about projects.
 pub const PROJECTS: &str = "projects";
 /// Subject of the queries about other repositories.
@@ -28,6 +30,7 @@ pub const APPLICATIONS: &str = "applications";
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
     for database in databases {
+        catalogue.databases.insert(database.database.clone());
         schema(database, &mut catalogue)?;
         projects(database, &mut catalogue)?;
         repositories(database, &mut catalogue)?;
@@ -46,7 +49,7 @@ fn schema(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()
     }
     if !database.columns("schema_migrations")?.is_empty() {
         let query = "select max(version::text) as version from schema_migrations";
-        let newest = catalogue.ask::<Version>("schema", database, query)?;
+        let newest = catalogue.ask::<Version>(SCHEMA, database, query)?;
         if let Some(version) = newest.into_iter().find_map(|row| row.version) {
             catalogue.schema.insert(database.database.clone(), version);
         }
@@ -270,8 +273,8 @@ struct Table<'a> {
     select: &'a str,
     /// Column that is 1 for files on this machine and 2 for files in an object store.
     store: &'static str,
-    /// A column, and a condition that applies if the table has it.
-    only: Option<(&'static str, &'static str)>,
+    /// Columns, each with a condition that applies if the table has it.
+    only: &'static [(&'static str, &'static str)],
 }
 
 impl Table<'_> {
@@ -302,7 +305,8 @@ impl Table<'_> {
         if has_store {
             conditions.push(format!("coalesce(t.{store}, 1) = 1"));
         }
-        conditions.extend(only.filter(|(column, _)| columns.has(column)).map(|(_, is)| is.into()));
+        let known = only.iter().filter(|(column, _)| columns.has(column));
+        conditions.extend(known.map(|(_, is)| (*is).to_owned()));
         let mut asked: Vec<String> = needs.iter().map(|column| format!("t.{column}")).collect();
         asked.extend(takes.iter().map(|column| {
             if columns.has(column) { format!("t.{column}") } else { format!("null as {column}") }
@@ -314,11 +318,15 @@ impl Table<'_> {
             Sample::All => format!("{all} order by t.id"),
             Sample::Rows(rows) => {
                 let half = rows.div_ceil(2);
-                // Sampling by id avoids reading large tables whole.
+                // Sampling by id avoids reading large tables whole. Ids have gaps, so each sample is
+                // the row at a random id or the next one.
                 format!(
                     "({all} order by t.id desc limit {half}) union \
-                     ({all} and t.id in (select (low + random() * (high - low))::bigint \
-                     from (select min(id) as low, max(id) as high from {name}) ends, generate_series(1, {half})))"
+                     ({all} and t.id in (select (select next.id from {name} next \
+                     where next.id >= samples.id order by next.id limit 1) from \
+                     (select (low + random() * (high - low))::bigint as id \
+                     from (select min(id) as low, max(id) as high from {name}) ends, \
+                     generate_series(1, {half}) offset 0) samples))"
                 )
             }
         };
@@ -363,7 +371,7 @@ fn uploads(
             "null as route"
         },
         store: "store",
-        only: None,
+        only: &[],
     };
     let file = |row: uploads::Row| {
         let paths = row.places().into_iter().map(|path| dir.join(path)).collect();
@@ -395,7 +403,7 @@ fn lfs_objects(
         takes: &["size"],
         select: "",
         store: "file_store",
-        only: None,
+        only: &[],
     };
     let mut rows: Vec<Row> = table.rows(plan, database, catalogue)?;
     rows.retain(|row| row.oid.len() >= 5 && row.oid.is_ascii());
@@ -441,7 +449,7 @@ fn artifacts(
             select: "to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
             // 1 marks the oldest artifacts. Their paths do not contain a hash and a day.
-            only: Some(("file_location", "coalesce(t.file_location, 2) <> 1")),
+            only: &[("file_location", "coalesce(t.file_location, 2) <> 1")],
         };
         let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
         let is_any = !rows.is_empty() || catalogue.remote.get("artifacts") > Some(&0);
@@ -500,7 +508,7 @@ fn pipeline_artifacts(
         takes: &["size"],
         select: "array['pipelines/' || t.pipeline_id || '/artifacts/' || t.id || '/' || t.file] as inner",
         store: "file_store",
-        only: None,
+        only: &[],
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -524,7 +532,7 @@ fn external_diffs(
         takes: &[],
         select: "",
         store: "external_diff_store",
-        only: Some(("stored_externally", "t.stored_externally")),
+        only: &[("stored_externally", "t.stored_externally")],
     };
     if !database.columns(table.name)?.has("external_diff") {
         return Ok(()); // versions that keep all of them in the database
@@ -546,7 +554,8 @@ fn packages(
     catalogue: &mut Catalogue,
 ) -> Result<()> {
     // The package has the project. Files have a `project_id` of their own only in recent versions.
-    let of_package = database.columns("packages_packages")?.has("project_id");
+    let of_packages = database.columns("packages_packages")?;
+    let (of_package, has_states) = (of_packages.has("project_id"), of_packages.has("status"));
     let own = database.columns("packages_package_files")?.has("project_id");
     let project = match (of_package, own) {
         (true, true) => {
@@ -569,7 +578,19 @@ fn packages(
         takes: &["size"],
         select: &select,
         store: "file_store",
-        only: None,
+        // GitLab removes the files of other states while their rows are still there.
+        only: if has_states {
+            &[
+                ("status", "coalesce(t.status, 0) = 0"),
+                (
+                    "package_id",
+                    "not exists (select from packages_packages p where p.id = t.package_id \
+                     and p.status = 4)",
+                ),
+            ]
+        } else {
+            &[("status", "coalesce(t.status, 0) = 0")]
+        },
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -598,7 +619,7 @@ fn terraform_states(
             takes: &[],
             select: &select,
             store: "file_store",
-            only: None,
+            only: &[],
         };
         of_projects(&table, dir, plan, database, catalogue)?;
     }
@@ -610,7 +631,7 @@ fn terraform_states(
             takes: &[],
             select: "null::bigint as size, array[t.file] as inner",
             store: "file_store",
-            only: Some(("versioning_enabled", "t.versioning_enabled is not true")),
+            only: &[("versioning_enabled", "t.versioning_enabled is not true")],
         };
         of_projects(&table, dir, plan, database, catalogue)?;
     }
@@ -631,7 +652,7 @@ fn secure_files(
         // Files on disk are encrypted, and larger than the size in the row.
         select: "null::bigint as size, array['secure_files/' || t.id || '/' || t.file] as inner",
         store: "file_store",
-        only: None,
+        only: &[],
     };
     of_projects(&table, dir, plan, database, catalogue)
 }
@@ -650,7 +671,7 @@ fn pages(
         select: "array['pages_deployments/' || t.id || '/' || t.file] as inner",
         store: "file_store",
         // Replaced deployments are removed only some time later.
-        only: Some(("deleted_at", "t.deleted_at is null")),
+        only: &[("deleted_at", "t.deleted_at is null")],
     };
     of_projects(&table, &dir.join("@hashed"), plan, database, catalogue)
 }

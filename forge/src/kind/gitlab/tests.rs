@@ -229,6 +229,25 @@ fn a_storage_on_another_machine_is_missing() {
     let plan = Machine::with(&yml).plan();
     let text = looked_for(&plan, "repositories-far");
     assert!(text.contains("Gitaly Cluster (Praefect) is not covered"), "{text}");
+    // The package writes its default path for a client of a cluster, too. A mount has content.
+    let path = "/var/opt/gitlab/git-data/repositories";
+    for (address, is_there) in [
+        ("tcp://praefect.internal:2305", false),
+        ("tls://gitaly.example.com:9999", false),
+        ("unix:/var/opt/gitlab/praefect/praefect.socket", false),
+        ("unix:/var/opt/gitlab/gitaly/gitaly.socket", true),
+        ("tcp://127.0.0.1:8075", true),
+        ("tcp://[::1]:8075", true),
+    ] {
+        let storages = format!("default: {{path: '{path}', gitaly_address: '{address}'}}");
+        let yml = format!("production:\n  repositories:\n    storages: {{{storages}}}\n");
+        let client = Machine::with(&yml);
+        client.dir(path);
+        let is_lacking = |plan: &Plan| plan.lacking.iter().any(|of| of.part == "repositories");
+        assert_eq!(is_lacking(&client.plan()), !is_there, "{address}");
+        client.dir(&format!("{path}/@hashed"));
+        assert!(!is_lacking(&client.plan()), "{address}: it is mounted");
+    }
     // Settings can name the directory where it is mounted.
     let plan = machine.plan_with("[parts.repositories-far]\npath = '/mnt/far'\n");
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
@@ -286,6 +305,29 @@ fn the_database_server_is_read_from_the_configuration() {
     assert_eq!(server("127.0.0.1"), ("127.0.0.1".into(), None, None));
     machine.write("/var/opt/gitlab/postgresql/.s.PGSQL.5432", "");
     assert_eq!(server("127.0.0.1"), own);
+
+    // Only its own server has no databases of others.
+    let is_shared = |host: &str| {
+        machine.write(DATABASE_YML, &two_databases(&format!("    host: {host}\n"), ""));
+        machine.plan().postgres.expect("a server").is_shared
+    };
+    assert!(!is_shared("/var/opt/gitlab/postgresql/"));
+    assert!(!is_shared("127.0.0.1"));
+    assert!(is_shared("/run/postgresql"));
+    assert!(is_shared("db.example.com"));
+    let rc = "/opt/gitlab/etc/gitlab-psql-rc";
+    machine.write(rc, "psql_user='gitlab-psql'\npsql_host='/run/postgresql'\n");
+    assert!(!is_shared("/run/postgresql"), "the package's server was moved there");
+    machine.write(DATABASE_YML, &two_databases("", ""));
+    for (more, expected) in [
+        ("", false),
+        ("postgres = { role = 'backup' }", false),
+        ("postgres = { host = '/run/other' }", true),
+        ("postgres = { port = 5433 }", true),
+    ] {
+        let server = machine.plan_with(more).postgres.expect("a server");
+        assert_eq!(server.is_shared, expected, "{more}");
+    }
 
     machine.write(DATABASE_YML, &two_databases("", "    host: ci.example.com\n"));
     let plan = machine.plan();
