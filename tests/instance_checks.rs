@@ -2,9 +2,9 @@
 
 use crate::support::gitlab::{Builder, Gitlab, database};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Sandbox, need_root};
+use crate::support::sandbox::{Run, Sandbox, need_root};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Returns verdict, text and examples of the check of this name.
 #[track_caller]
@@ -105,6 +105,117 @@ fn a_repository_that_was_moved_is_compared_with_its_earlier_place() {
     }
 }
 
+/// Returns the only file below `objects/pack` with this extension.
+fn pack_file(dir: &Path, extension: &str) -> PathBuf {
+    let all = std::fs::read_dir(dir.join("objects/pack")).expect("lists");
+    let mut all = all.map(|entry| entry.expect("an entry").path());
+    all.find(|path| path.extension().is_some_and(|end| end == extension)).expect("is there")
+}
+
+/// Removes all references of a repository.
+fn remove_references(dir: &Path) {
+    remove(dir.join("refs"));
+    if dir.join("packed-refs").exists() {
+        remove(dir.join("packed-refs"));
+    }
+    std::fs::create_dir_all(dir.join("refs/heads")).expect("directories");
+}
+
+#[test]
+fn damage_since_the_last_complete_snapshot_is_a_failure() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    let project = repository(&gitlab, 1);
+    let fork = repository(&gitlab, 5);
+    let pool = gitlab.repositories.iter().find_map(|known| known.pool.clone()).expect("a pool");
+    let pool = fork.ancestors().nth(4).expect("a storage").join(pool);
+    let wiki = project.with_extension("wiki.git");
+    type Spoil = fn(&Path);
+    let faults: &[(&Path, &str, Spoil)] = &[
+        (&project, "has a truncated pack", |dir| {
+            std::fs::write(pack_file(dir, "pack"), "").expect("writes");
+        }),
+        (&project, "lacks the index of a pack", |dir| remove(pack_file(dir, "idx"))),
+        (&project, "has an unreadable config", |dir| {
+            std::fs::write(dir.join("config"), "[core").expect("writes");
+        }),
+        (&project, "has a damaged reference", |dir| {
+            std::fs::write(dir.join("refs/heads/new"), [0; 41]).expect("writes");
+        }),
+        (&project, "project1: ", remove_references),
+        (&wiki, "project1 (wiki): ", |dir| remove(dir)),
+        (&pool, "pool of ", remove_references),
+        (&fork, "no longer borrows from its pool", |dir| {
+            remove(dir.join("objects/info/alternates"));
+        }),
+    ];
+    for (dir, words, spoil) in faults {
+        let kept = gitlab.path("kept");
+        Run::limited("cp").args(["-a".as_ref(), dir.as_os_str(), kept.as_os_str()]).run().ok();
+        spoil(dir);
+        let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+        let (verdict, text) = check(&looked.ends_with(3).json(), "references");
+        assert!(verdict == "failed" && text.contains(words), "{words}: {verdict}: {text}");
+        let outcome = backup(&sandbox).run().ends_with(3);
+        let (verdict, text) = check(&outcome.json(), "references");
+        assert!(verdict == "failed" && text.contains(words), "{words}: {verdict}: {text}");
+        // Another copy would not find it.
+        assert!(!outcome.all_output().contains("copying again"), "{}", outcome.all_output());
+        if dir.exists() {
+            remove(*dir);
+        }
+        std::fs::rename(&kept, dir).expect("moves back");
+    }
+    backup(&sandbox).run().ok();
+}
+
+#[test]
+fn a_pool_without_objects_is_reported() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let pool = gitlab.repositories.iter().find_map(|known| known.pool.clone()).expect("a pool");
+    let pool = repository(&gitlab, 5).ancestors().nth(4).expect("a storage").join(pool);
+    for entry in std::fs::read_dir(pool.join("objects")).expect("lists") {
+        remove(entry.expect("an entry").path());
+    }
+    let (verdict, text) = check(&backup(&sandbox).run().ends_with(3).json(), "pools");
+    assert!(verdict == "failed" && text.contains("no objects"), "{text}");
+    remove_references(&pool);
+    let (verdict, text) = check(&backup(&sandbox).run().ends_with(3).json(), "pools");
+    assert!(verdict == "failed" && text.contains("has no objects"), "{text}");
+}
+
+#[test]
+fn objects_behind_a_link_are_missing_from_the_copy() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let objects = repository(&gitlab, 1).join("objects");
+    std::fs::create_dir_all(gitlab.path("mnt/disk")).expect("directories");
+    std::fs::rename(&objects, gitlab.path("mnt/disk/objects")).expect("moves");
+    std::os::unix::fs::symlink("/mnt/disk/objects", &objects).expect("links");
+    let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    assert_eq!(check(&looked.ok().json(), "repositories").0, "ok");
+    let outcome = backup(&sandbox).run().ends_with(3);
+    let (verdict, text) = check(&outcome.json(), "repositories");
+    assert!(verdict == "failed" && text.contains("a place that is not in the copy"), "{text}");
+    assert!(!outcome.all_output().contains("copying again"), "{}", outcome.all_output());
+    // As a part, the target is copied.
+    let more = format!(
+        "checks = {{ sample = 'all' }}\nparts.disk = {{ path = '{}' }}",
+        gitlab.path("mnt/disk").display()
+    );
+    configure(&sandbox, &gitlab, &more);
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "repositories");
+    assert_eq!(verdict, "ok", "{text}");
+}
+
 #[test]
 fn every_kind_of_repository_is_checked() {
     need_root();
@@ -156,12 +267,10 @@ fn every_table_of_files_is_compared() {
     gitlab.postgres.sql(
         database::MAIN,
         "alter table packages_package_files add status smallint not null default 0;
-         alter table packages_packages add status smallint not null default 0;
-         insert into packages_packages (project_id, status) values (3, 4);
-         insert into packages_package_files (package_id, file, file_store, status)
-         select max(id), 'gone.tgz', 1, 0 from packages_packages;
-         insert into packages_package_files (package_id, file, file_store, status)
-         select min(id), 'gone.tgz', 1, 1 from packages_packages;",
+         create table packages_packages (id bigint, project_id bigint, status smallint);
+         insert into packages_packages values (1000, 3, 4), (1001, 3, 0);
+         insert into packages_package_files (package_id, project_id, size, file, file_name, file_store, status)
+         values (1000, 3, 3, 'gone', 'gone', 1, 0), (1001, 3, 3, 'gone', 'gone', 1, 1);",
     );
     let (verdict, text) = check(&inspect().ok().json(), "files");
     assert_eq!(verdict, "ok", "{text}");

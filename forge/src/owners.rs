@@ -143,10 +143,16 @@ impl Faults {
             return;
         }
         let user = expected.name.split(':').next().unwrap_or_default();
+        // Those within another part are looked at as its content.
+        let owned = plan.parts.iter().filter(|part| part.owner.is_some());
+        let owned: Vec<&PathBuf> = owned.flat_map(|part| &part.paths).collect();
         let within = |dir: &&Path| dir.starts_with(&plan.root) && *dir != plan.root;
         let dirs = top.ancestors().skip(1).take_while(within);
         for dir in dirs {
             let Ok(metadata) = dir.metadata() else { continue };
+            if owned.iter().any(|part| dir.starts_with(part)) {
+                continue;
+            }
             if !self.entered.insert((dir.to_owned(), expected.uid)) {
                 continue;
             }

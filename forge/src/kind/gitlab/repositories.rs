@@ -225,6 +225,27 @@ struct Owned<'a> {
     /// Place in the earlier copy.
     earlier_dir: PathBuf,
     is_pending_deletion: bool,
+    /// True if its project has had the same pool all the time.
+    is_member: bool,
+}
+
+impl Owned<'_> {
+    /// Returns true if the repository is damaged now, or lacks something that it had.
+    fn is_lost(&self, now: &Examined, then: &Examined) -> bool {
+        now.is_lost_since(then) || self.has_left_pool(now, then)
+    }
+
+    /// Returns true if only the branch of HEAD is gone. In a mirror, the other side may have renamed
+    /// it.
+    fn lost_only_head(&self, now: &Examined, then: &Examined) -> bool {
+        let is_grave = now.references.lack_all(then.references) || self.has_left_pool(now, then);
+        now.state == State::Whole && !is_grave
+    }
+
+    /// Returns true if it lost the file that names its pool, although its row still names it.
+    fn has_left_pool(&self, now: &Examined, then: &Examined) -> bool {
+        self.is_member && then.borrows && !now.borrows
+    }
 }
 
 /// Finds each repository of the catalogue in an earlier copy, by the number of its owner: the
@@ -260,6 +281,7 @@ fn paired<'a>(
                 dir: dir.join(path),
                 earlier_dir: earlier_dir.join(path_then),
                 is_pending_deletion: project.is_pending_deletion,
+                is_member: what.is_empty() && project.pool.is_some() && project.pool == then.pool,
             });
         }
     }
@@ -281,6 +303,7 @@ fn paired<'a>(
             dir: dir.join(&repository.repository),
             earlier_dir: dir_then(&then.storage, dir).join(&then.repository),
             is_pending_deletion: false,
+            is_member: false,
         });
     }
     all
@@ -309,6 +332,7 @@ fn paired_pools<'a>(
             dir: path,
             earlier_dir,
             is_pending_deletion: false,
+            is_member: false,
         });
     }
     pools.into_values().collect()
@@ -326,22 +350,25 @@ fn compare(
     let storages = storages(plan);
     let mut all = paired(&storages, catalogue, earlier);
     all.extend(paired_pools(&storages, catalogue, known, earlier));
-    let best = References { any: true, branches: true, head: true };
     let may_be_lost = |one: &Owned<'_>| {
         let now = known.get(&one.dir)?;
-        (now.state != State::Whole || now.references.lack(best)).then_some(*now)
+        let is_less = now.state != State::Whole || now.references.lack(References::ALL);
+        (is_less || one.is_member && !now.borrows).then_some(*now)
     };
     let all: Vec<(Owned<'_>, Examined)> =
         all.into_iter().filter_map(|one| may_be_lost(&one).map(|now| (one, now))).collect();
     let dirs: Vec<PathBuf> = all.iter().map(|(one, _)| one.earlier_dir.clone()).collect();
     let view_then = earlier.view();
     let then = Examiner { root: &plan.root, view: &view_then, is_current: false }.examine(&dirs)?;
-    let lost = all.into_iter().zip(then).filter(|((_, now), then)| now.is_lost_since(then));
+    let lost = all.into_iter().zip(then).filter(|((one, now), then)| one.is_lost(now, then));
     let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|((one, _), _)| one.is_pending_deletion);
     if pending.is_empty() && lost.is_empty() {
         return Ok(None);
     }
     let is_excused = lost.iter().all(|((one, _), _)| plan.excused.has(&part(one.storage)));
+    let is_grave =
+        |((one, now), then): &((Owned<'_>, Examined), Examined)| !one.lost_only_head(now, then);
+    let is_excused = is_excused || !lost.iter().any(is_grave);
     let mut text = format!(
         "{} repositories had references in snapshot {} that are lost or unreadable now",
         lost.len() + pending.len(),
@@ -359,10 +386,19 @@ fn compare(
     let dirs: Vec<PathBuf> = lost.iter().map(|((one, _), _)| one.dir.clone()).collect();
     let machine = examine(plan, &View::machine(&plan.mounts), &dirs)?;
     let is_settled =
-        lost.iter().zip(machine).all(|((_, then), machine)| machine.is_lost_since(then));
-    let lost = lost
-        .into_iter()
-        .map(|((one, now), _)| described(&one.name, &view.place(&one.dir), now.state));
+        lost.iter().zip(machine).all(|(((one, _), then), machine)| one.is_lost(&machine, then));
+    let lost = lost.into_iter().map(|((one, now), then)| {
+        let text = described(&one.name, &view.place(&one.dir), now.state);
+        if now.state != State::Whole {
+            text
+        } else if one.lost_only_head(&now, &then) {
+            format!("{text} lacks the branch of its HEAD")
+        } else if one.has_left_pool(&now, &then) {
+            format!("{text} no longer borrows from its pool")
+        } else {
+            text
+        }
+    });
     let mut check = Check::new("references", verdict, text).with_examples(lost);
     check.is_settled = is_settled;
     let hint = "restore them from that snapshot; if they are empty on purpose, \

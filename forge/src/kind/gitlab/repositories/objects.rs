@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::view::{FileBelow, View};
+use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -15,6 +16,8 @@ const PACK_BYTES_MIN: u64 = 12 + 20;
 const INDEX_BYTES_MIN: u64 = 256 * 4 + 2 * 20;
 /// First bytes of a pack.
 const PACK_MAGIC: [u8; 4] = *b"PACK";
+/// First bytes of an index since version 2.
+const INDEX_MAGIC: u64 = 0xff74_4f63;
 /// Bytes of a checksum, for both kinds of hash.
 const CHECKSUMS: [usize; 2] = [20, 32];
 /// Loose objects whose first bytes are read.
@@ -57,7 +60,7 @@ impl Objects {
             self.has_empty |= file.size == 0;
             self.loose.push((file.mtime, path.to_owned(), file.size));
             if self.loose.len() > LOOSE_MAX {
-                self.loose.sort_by_key(|(mtime, ..)| std::cmp::Reverse(*mtime));
+                self.loose.sort_by_key(|(mtime, ..)| Reverse(*mtime));
                 self.loose.truncate(LOOSE_MAX);
             }
         } else if dir == "pack" && name.starts_with("pack-") && !name.contains('/') {
@@ -76,8 +79,7 @@ impl Objects {
 
     /// Returns true if there is an object.
     pub fn is_any(&self) -> bool {
-        let is_whole = |pack: &Pack| pack.size.is_some() && pack.index.is_some();
-        !self.loose.is_empty() || self.packs.values().any(is_whole)
+        !self.loose.is_empty() || self.packs.values().any(Pack::is_whole)
     }
 
     /// Returns the fault that names and sizes show.
@@ -98,6 +100,23 @@ impl Objects {
         }
     }
 
+    /// Returns true if a pack has the object with this id in hex. Reads the indexes of packs on this
+    /// machine, in the directory `objects` of the repository; `None` if one of them is not there.
+    pub fn has(&self, id: &str, dir: &Path) -> Option<bool> {
+        let id = bytes_of(id)?;
+        let mut packs: Vec<_> = self.packs.iter().collect();
+        packs.sort_by_key(|(_, pack)| Reverse(pack.mtime));
+        let mut is_known = true;
+        for (stem, _) in packs.into_iter().filter(|(_, pack)| pack.is_whole()) {
+            match is_in_index(&dir.join(stem).with_extension("idx"), &id) {
+                Ok(true) => return Some(true),
+                Ok(false) => {}
+                Err(_) => is_known = false,
+            }
+        }
+        is_known.then_some(false)
+    }
+
     /// Returns true if the largest pack, the newest pack or one of the newest objects is damaged at
     /// its ends on this machine. A file that has gone or changed since is not judged.
     pub fn has_wrong_ends(&self, dir: &Path) -> bool {
@@ -114,7 +133,44 @@ impl Objects {
     }
 }
 
+/// Searches the index of a pack for an object: by its first byte in a table of counts, then in the
+/// sorted ids.
+fn is_in_index(path: &Path, id: &[u8]) -> io::Result<bool> {
+    let (file, _) = open(path)?;
+    let number = |at: u64| {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, at).map(|()| u64::from(u32::from_be_bytes(bytes)))
+    };
+    // Version 1 has an offset before each id, and no magic number.
+    let (table, gap) = if number(0)? == INDEX_MAGIC { (8, 0) } else { (0, 4) };
+    let Some(&first) = id.first() else { return Ok(false) };
+    let count = |byte: u8| number(table + 4 * u64::from(byte));
+    let mut low = if first == 0 { 0 } else { count(first - 1)? };
+    let mut high = count(first)?;
+    let mut known = vec![0; id.len()];
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let at = table + 256 * 4 + middle * (gap + id.len() as u64) + gap;
+        file.read_exact_at(&mut known, at)?;
+        match known.as_slice().cmp(id) {
+            Ordering::Equal => return Ok(true),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(false)
+}
+
+fn bytes_of(hex: &str) -> Option<Vec<u8>> {
+    let digits = (0..hex.len()).step_by(2).map(|at| hex.get(at..at + 2));
+    digits.map(|digits| u8::from_str_radix(digits?, 16).ok()).collect()
+}
+
 impl Pack {
+    fn is_whole(&self) -> bool {
+        self.size.is_some() && self.index.is_some()
+    }
+
     /// An index ends in the checksum of its pack, and its own.
     fn has_wrong_ends(&self, stem: &Path) -> io::Result<bool> {
         let (pack, size) = open(&stem.with_extension("pack"))?;

@@ -1,4 +1,4 @@
-//! Names of the references in a table of a reftable.
+//! References in a table of a reftable.
 //!
 //! A table begins with blocks of references, in the order of their names:
 //!
@@ -24,9 +24,20 @@ pub const TABLE_BYTES_MIN: u64 = 92;
 const RESTART: usize = 3;
 const RESTART_COUNT: usize = 2;
 
-/// Applies a table to the references of older ones: each name, and whether it exists. Returns
-/// `None` if the table is damaged.
-pub fn apply(table: &[u8], names: &mut BTreeMap<Vec<u8>, bool>) -> Option<()> {
+/// Value of a reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// Id of an object.
+    Id(Vec<u8>),
+    /// Name of another reference.
+    Name(Vec<u8>),
+}
+
+/// References by name; `None` marks a removed one.
+pub type Names = BTreeMap<Vec<u8>, Option<Value>>;
+
+/// Applies a table to the references of older ones. Returns `None` if the table is damaged.
+pub fn apply(table: &[u8], names: &mut Names) -> Option<()> {
     let version = *table.get(4)?;
     if !table.starts_with(b"REFT") || ![1, 2].contains(&version) {
         return None;
@@ -46,7 +57,7 @@ pub fn apply(table: &[u8], names: &mut BTreeMap<Vec<u8>, bool>) -> Option<()> {
     Some(())
 }
 
-fn block_names(records: &[u8], id: usize, names: &mut BTreeMap<Vec<u8>, bool>) -> Option<()> {
+fn block_names(records: &[u8], id: usize, names: &mut Names) -> Option<()> {
     let restarts = number(records.get(records.len().checked_sub(RESTART_COUNT)?..)?);
     let end = records.len().checked_sub(RESTART_COUNT + restarts * RESTART)?;
     let mut left = records.get(..end)?;
@@ -61,14 +72,17 @@ fn block_names(records: &[u8], id: usize, names: &mut BTreeMap<Vec<u8>, bool>) -
         name.extend(take(&mut left, suffix >> 3)?);
         varint(&mut left)?;
         let value = match suffix & 7 {
-            0 => 0,
-            1 => id,
-            2 => 2 * id,
-            3 => varint(&mut left)?,
+            0 => None,
+            1 => Some(Value::Id(take(&mut left, id)?.to_vec())),
+            // The second id is that of a tag's target.
+            2 => Some(Value::Id(take(&mut left, 2 * id)?[..id].to_vec())),
+            3 => {
+                let length = varint(&mut left)?;
+                Some(Value::Name(take(&mut left, length)?.to_vec()))
+            }
             _ => return None,
         };
-        take(&mut left, value)?;
-        names.insert(name.clone(), suffix & 7 != 0);
+        names.insert(name.clone(), value);
     }
     Some(())
 }
@@ -127,7 +141,7 @@ mod tests {
                 let _ = apply(&table[..length], &mut BTreeMap::new());
             }
         }
-        let there = names.into_iter().filter(|(_, is_there)| *is_there);
+        let there = names.into_iter().filter(|(_, value)| value.is_some());
         there.map(|(name, _)| String::from_utf8(name).expect("text")).collect()
     }
 

@@ -11,7 +11,9 @@ use crate::error::Result;
 use crate::links::{self, lexically};
 use crate::view::{Seen, View};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Files below `refs` that are listed.
@@ -48,10 +50,17 @@ pub struct References {
 impl References {
     /// References that are there, but cannot be read here.
     const UNREAD: References = References { any: true, branches: true, head: true };
+    /// All that a comparison may miss.
+    pub const ALL: References = References::UNREAD;
 
     /// Returns true if something is gone that an earlier state had.
     pub fn lack(self, earlier: References) -> bool {
-        earlier.any && !self.any || earlier.branches && !self.branches || earlier.head && !self.head
+        self.lack_all(earlier) || earlier.head && !self.head
+    }
+
+    /// Returns true if all references or all branches of an earlier state are gone.
+    pub fn lack_all(self, earlier: References) -> bool {
+        earlier.any && !self.any || earlier.branches && !self.branches
     }
 }
 
@@ -64,6 +73,8 @@ pub struct Examined {
     pub references: References,
     /// True if it has an object of its own, or borrows objects.
     pub has_objects: bool,
+    /// True if it borrows objects of another repository.
+    pub borrows: bool,
 }
 
 impl Examined {
@@ -74,7 +85,8 @@ impl Examined {
     }
 
     fn without_content(state: State) -> Examined {
-        Examined { state, references: References::default(), has_objects: false }
+        let references = References::default();
+        Examined { state, references, has_objects: false, borrows: false }
     }
 }
 
@@ -123,6 +135,9 @@ struct Pieces {
 }
 
 type Fault = &'static str;
+
+/// References, and the commit of HEAD in hex if it could be read.
+type Read = std::result::Result<(References, Option<String>), Fault>;
 
 impl Examiner<'_> {
     /// Examines directories. Returns the results in the same order.
@@ -243,8 +258,8 @@ impl Examiner<'_> {
             (Some(_), content) => content.and_then(config::parse),
         };
         let Some(settings) = settings else { return damaged("has an unreadable config") };
-        let references = match self.references(pieces, &settings)? {
-            Ok(references) => references,
+        let (references, commit) = match self.references(pieces, &settings)? {
+            Ok(found) => found,
             Err(fault) => return damaged(fault),
         };
         let mut own = Objects::default();
@@ -252,25 +267,49 @@ impl Examiner<'_> {
         if packs.target.is_some() {
             own.list(self.view, &packs.path, "pack")?;
         }
-        let has_alternates = pieces.alternates.content().is_some_and(has_lines);
+        let borrows =
+            pieces.alternates.content().is_some_and(|content| lines(content).next().is_some());
         if let Some(fault) = own.fault() {
             return damaged(fault);
         }
-        if references.any && !own.is_any() && !has_alternates {
+        if references.any && !own.is_any() && !borrows {
             return damaged("has references but no objects");
         }
         if self.is_current && own.has_wrong_ends(&self.view.place(&objects.path)) {
             return damaged("has a damaged pack or object");
         }
-        let has_objects = own.is_any() || has_alternates;
-        Ok(Examined { state: State::Whole, references, has_objects })
+        if let Some(commit) = commit.filter(|_| self.is_current)
+            && self.lacks(&commit, &own, pieces)?
+        {
+            return damaged("lacks the commit of its HEAD");
+        }
+        let has_objects = own.is_any() || borrows;
+        Ok(Examined { state: State::Whole, references, has_objects, borrows })
     }
 
-    fn references(
-        &self,
-        pieces: &Pieces,
-        settings: &Config,
-    ) -> Result<std::result::Result<References, Fault>> {
+    /// Returns true if no pack of the view, no loose object and no borrowed one has this id. The
+    /// indexes of packs are read on this machine.
+    fn lacks(&self, id: &str, own: &Objects, pieces: &Pieces) -> Result<bool> {
+        let dir = &pieces.objects.path;
+        let (start, rest) = id.split_at(2);
+        if self.view.has(&dir.join(start).join(rest))? {
+            return Ok(false);
+        }
+        let place = self.view.place(dir);
+        let mut is_missing = own.has(id, &place) == Some(false);
+        for line in lines(pieces.alternates.content().unwrap_or_default()) {
+            let borrowed = lexically(&place.join(OsStr::from_bytes(line)));
+            let mut objects = Objects::default();
+            objects.list(&View::Live, &borrowed, "")?;
+            // A missing pool is another fault. One that borrows itself may borrow this object.
+            let is_end = borrowed.is_dir() && !borrowed.join("info/alternates").exists();
+            let is_loose = borrowed.join(start).join(rest).exists();
+            is_missing &= is_end && !is_loose && objects.has(id, &borrowed) == Some(false);
+        }
+        Ok(is_missing)
+    }
+
+    fn references(&self, pieces: &Pieces, settings: &Config) -> Result<Read> {
         let is_stub = pieces.head.content().is_some_and(|head| head_branch(head) == Some(STUB));
         if settings.is_reftable {
             return self.of_reftable(&pieces.tables);
@@ -281,10 +320,10 @@ impl Examiner<'_> {
         self.of_files(pieces)
     }
 
-    fn of_reftable(&self, list: &Found) -> Result<std::result::Result<References, Fault>> {
+    fn of_reftable(&self, list: &Found) -> Result<Read> {
         const LACKS: Fault = "lacks a table of its reftable";
         const DAMAGED: Fault = "has a damaged reftable";
-        let Some(seen) = &list.seen else { return Ok(Ok(References::default())) };
+        let Some(seen) = &list.seen else { return Ok(Ok((References::default(), None))) };
         let Some(text) = seen.content.as_deref().and_then(|text| std::str::from_utf8(text).ok())
         else {
             return Ok(Err(DAMAGED));
@@ -311,28 +350,41 @@ impl Examiner<'_> {
             }
         }
         if is_unread {
-            return Ok(Ok(References::UNREAD));
+            return Ok(Ok((References::UNREAD, None)));
         }
-        let has = |start: &[u8]| names.iter().any(|(name, is)| *is && name.starts_with(start));
+        let has = |start: &[u8]| {
+            names.iter().any(|(name, value)| value.is_some() && name.starts_with(start))
+        };
+        let value = |name: &[u8]| names.get(name).and_then(Option::as_ref);
+        let head = match value(b"HEAD") {
+            Some(reftable::Value::Name(name)) => value(name),
+            other => other,
+        };
+        let commit = match head {
+            Some(reftable::Value::Id(id)) => Some(hex(id)),
+            _ => None,
+        };
         let (any, branches) = (has(b"refs/"), has(b"refs/heads/"));
-        Ok(Ok(References { any, branches, head: branches }))
+        Ok(Ok((References { any, branches, head: head.is_some() }, commit)))
     }
 
-    fn of_files(&self, pieces: &Pieces) -> Result<std::result::Result<References, Fault>> {
+    fn of_files(&self, pieces: &Pieces) -> Result<Read> {
         const DAMAGED: Fault = "has a damaged reference";
         let head = match (&pieces.head.target, pieces.head.content()) {
             (Some(target), _) if target.starts_with("refs") => target.to_str(),
             (_, content) => content.and_then(head_branch),
         };
         let packed = match &pieces.packed.seen {
-            None => Some(References::default()),
+            None => Some((References::default(), None)),
             Some(seen) => match &seen.content {
                 Some(content) => of_packed(content, head),
                 // A file too large to be read has many references.
-                None => (!seen.is_dir && seen.size > 0).then_some(References::UNREAD),
+                None => (!seen.is_dir && seen.size > 0).then_some((References::UNREAD, None)),
             },
         };
-        let Some(packed) = packed else { return Ok(Err("has a damaged packed-refs")) };
+        let Some((packed, mut commit)) = packed else {
+            return Ok(Err("has a damaged packed-refs"));
+        };
         let mut listed: Vec<PathBuf> = Vec::new();
         let mut is_empty = false;
         let mut visit = |file: &crate::view::FileBelow<'_>| {
@@ -355,18 +407,27 @@ impl Examiner<'_> {
         listed.sort_by_key(|path| (Some(path) != own.as_ref(), !path.starts_with("heads")));
         let read: Vec<PathBuf> =
             listed.iter().take(READ_MAX).map(|path| pieces.refs.path.join(path)).collect();
-        for seen in self.view.read(&read)?.into_iter().flatten() {
-            if !seen.content.as_deref().is_some_and(is_reference) {
+        for (path, seen) in listed.iter().zip(self.view.read(&read)?) {
+            // One that went away meanwhile is in `packed-refs` by now.
+            let Some(seen) = seen else { continue };
+            let Some(content) = seen.content.filter(|content| is_reference(content)) else {
                 return Ok(Err(DAMAGED));
+            };
+            if Some(path) == own.as_ref() {
+                commit = id_of(&content);
             }
         }
+        if head.is_none() {
+            commit = pieces.head.content().and_then(id_of);
+        }
         let has_head = own.as_ref().is_some_and(|own| listed.contains(own));
-        Ok(Ok(References {
+        let references = References {
             any: packed.any || !listed.is_empty(),
             branches: packed.branches || listed.iter().any(|path| path.starts_with("heads")),
             // A commit id needs no reference.
             head: packed.head || has_head || head.is_none(),
-        }))
+        };
+        Ok(Ok((references, commit)))
     }
 }
 
@@ -390,21 +451,31 @@ fn is_id(text: &[u8]) -> bool {
 
 /// Returns true if git would read this as a reference.
 fn is_reference(content: &[u8]) -> bool {
-    let id = content.split(u8::is_ascii_whitespace).next().unwrap_or_default();
-    is_id(id) || content.starts_with(b"ref:")
+    id_of(content).is_some() || content.starts_with(b"ref:")
 }
 
-fn has_lines(content: &[u8]) -> bool {
-    let mut lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-    lines.any(|line| !line.is_empty() && !line.starts_with(b"#"))
+/// Returns the id at the beginning of a reference.
+fn id_of(content: &[u8]) -> Option<String> {
+    let id = content.split(u8::is_ascii_whitespace).next().filter(|id| is_id(id))?;
+    String::from_utf8(id.to_ascii_lowercase()).ok()
 }
 
-/// Returns the references in a `packed-refs`, and whether `head` is among them; `None` if git would
-/// refuse the file.
-fn of_packed(content: &[u8], head: Option<&str>) -> Option<References> {
-    let mut references = References::default();
+fn hex(id: &[u8]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Returns the lines of an alternates file.
+fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = content.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+}
+
+/// Returns the references in a `packed-refs`, and the id of `head` if it is among them; `None` if
+/// git would refuse the file.
+fn of_packed(content: &[u8], head: Option<&str>) -> Option<(References, Option<String>)> {
+    let (mut references, mut commit) = (References::default(), None);
     let Some(content) = content.strip_suffix(b"\n") else {
-        return content.is_empty().then_some(references);
+        return content.is_empty().then_some((references, commit));
     };
     for line in content.split(|byte| *byte == b'\n') {
         if line.starts_with(b"#") {
@@ -423,9 +494,12 @@ fn of_packed(content: &[u8], head: Option<&str>) -> Option<References> {
         }
         references.any = true;
         references.branches |= name.starts_with(b"refs/heads/");
-        references.head |= head.is_some_and(|head| head.as_bytes() == name);
+        if head.is_some_and(|head| head.as_bytes() == name) {
+            references.head = true;
+            commit = id_of(id);
+        }
     }
-    Some(references)
+    Some((references, commit))
 }
 
 /// Makes a repository with one object and one reference.

@@ -64,7 +64,8 @@ fn only_repositories_that_git_accepts_are_whole() {
     assert_eq!(state(&dir), State::Absent);
     make(&dir);
     assert_eq!(state(&dir), State::Whole);
-    for head in ["ref: refs/heads/.invalid\n", &"a1".repeat(20), &"a1".repeat(32)] {
+    write(&dir.join(format!("objects/aa/{}", "a".repeat(62))), b"\x78\x01object");
+    for head in ["ref: refs/heads/.invalid\n", &"a".repeat(40), &"a".repeat(64)] {
         write(&dir.join("HEAD"), head);
         assert_eq!(state(&dir), State::Whole, "{head}");
     }
@@ -126,6 +127,11 @@ fn what_a_power_cut_leaves_is_damaged() {
         }),
         ("no index", "lacks the index of a pack", |dir| {
             std::fs::remove_file(pack_file(dir, "idx")).expect("removes");
+        }),
+        ("neither pack nor index", "lacks the commit of its HEAD", |dir| {
+            for end in ["pack", "idx"] {
+                std::fs::remove_file(pack_file(dir, end)).expect("removes");
+            }
         }),
         ("zeros as a pack", "has a damaged pack or object", |dir| {
             let pack = pack_file(dir, "pack");
@@ -199,7 +205,7 @@ fn loose_and_packed_references_are_found() {
     std::fs::remove_file(dir.join("refs/heads/main")).expect("removes");
     assert_eq!(examined(&dir).references, references(false, false, false), "directories stay");
     let header = "# pack-refs with: peeled fully-peeled sorted \n";
-    let id = "a1".repeat(20);
+    let id = "a".repeat(40);
     for (line, expected) in [
         (String::new(), references(false, false, false)),
         (format!("{id} refs/heads/main\n"), references(true, true, true)),
@@ -251,4 +257,20 @@ fn references_in_a_reftable_are_found() {
         assert_eq!(state(&full), State::Whole, "git accepts it");
         assert!(examined(&full).is_lost_since(&before));
     }
+}
+
+#[test]
+fn the_commit_of_head_is_found_in_a_pool() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (pool, fork) = (scratch.path().join("pool.git"), scratch.path().join("fork.git"));
+    make_with_git(&pool, "files");
+    make_with_git(&fork, "reftable");
+    for end in ["pack", "idx"] {
+        std::fs::remove_file(pack_file(&fork, end)).expect("removes");
+    }
+    assert_eq!(state(&fork), State::Damaged("lacks the commit of its HEAD"));
+    write(&fork.join("objects/info/alternates"), "../../pool.git/objects\n");
+    let id = git(&pool, &["rev-parse", "main"], "").expect("an id");
+    git(&fork, &["update-ref", "refs/heads/main", &id], "").expect("works");
+    assert_eq!(state(&fork), State::Whole);
 }
