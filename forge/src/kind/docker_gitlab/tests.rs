@@ -309,6 +309,27 @@ volumes:
 }
 
 #[test]
+fn a_relative_shared_directory_starts_at_the_program() {
+    // The image has a link there, which leads into the data.
+    for (shared, place) in [
+        ("shared", "/srv/git/data/shared/lfs-objects"),
+        ("./shared/", "/srv/git/data/shared/lfs-objects"),
+        ("/home/git/gitlab/shared", "/srv/git/data/shared/lfs-objects"),
+        ("../data/other", "/srv/git/data/other/lfs-objects"),
+    ] {
+        let machine = Machine::new();
+        let text = format!(
+            "services:\n  gitlab:\n    image: sameersbn/gitlab:17.8.2\n    environment:\n      \
+             DB_HOST: db\n      GITLAB_SHARED_DIR: {shared}\n    volumes: ['./data:/home/git/data']\n  \
+             db: {{image: 'postgres:14'}}\n"
+        );
+        machine.write("/srv/git/compose.yml", &text).make(place);
+        let plan = machine.plan("/srv/git/compose.yml");
+        assert_eq!(machine.paths(&plan, "lfs"), [place], "{shared}");
+    }
+}
+
+#[test]
 fn keys_are_found_in_every_file_given_to_the_container() {
     let machine = Machine::new();
     machine.write(

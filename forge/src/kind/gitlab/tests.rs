@@ -680,3 +680,36 @@ fn malformed_settings_are_not_replaced_by_defaults() {
     let plan = machine.plan();
     assert!(has_note(&plan, "cannot tell whether Redis needs a password"), "{:?}", plan.notes);
 }
+
+#[test]
+fn data_in_memory_is_noted() {
+    let settings: Settings = toml::from_str("kind = 'gitlab'").expect("settings");
+    let mut plan = Plan::new("forge", "gitlab", &settings);
+    plan.takes("lost", "in memory", "/dev/shm".into());
+    plan.takes("kept", "on a disk", "/".into());
+    plan.note_memory();
+    assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+    assert!(has_note(&plan, "/dev/shm of part `lost` is in memory"), "{:?}", plan.notes);
+}
+
+#[test]
+fn an_empty_database_of_gitlab_is_a_failure() {
+    let settings: Settings = toml::from_str("kind = 'gitlab'").expect("settings");
+    let mut plan = Plan::new("forge", "gitlab", &settings);
+    for (name, purpose) in [("one", "main"), ("two", "ci"), ("three", "registry")] {
+        let (name, purpose) = (name.into(), purpose.into());
+        plan.databases.push(crate::plan::Database { name, purpose, is_required: true });
+    }
+    let schema = |names: &[&str]| names.iter().map(|name| ((*name).into(), "1".into())).collect();
+    let databases = ["one", "two", "three"].map(String::from).into();
+    let mut catalogue = Catalogue { databases, schema: schema(&["one"]), ..Catalogue::default() };
+    let check = check_schema(&plan, &catalogue).expect("a check");
+    assert_eq!(check.verdict, Verdict::Failed);
+    assert!(check.text.starts_with("database two has no tables"), "{check:?}");
+    catalogue.schema = schema(&["one", "two"]);
+    assert_eq!(check_schema(&plan, &catalogue), None);
+    // A database that could not be queried is another fault.
+    catalogue.schema = schema(&["one"]);
+    catalogue.databases.remove("two");
+    assert_eq!(check_schema(&plan, &catalogue), None);
+}
