@@ -391,7 +391,7 @@ fn links_in(root: &Path, dir: &Path) -> Vec<(PathBuf, links::Real)> {
 const MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 fn is_in_memory(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|system| MEMORY.contains(&(system.f_type as i64)))
+    rustix::fs::statfs(path).is_ok_and(|system| MEMORY.contains(&system.f_type))
 }
 
 fn leads_nowhere(link: &Path, target: &Path) -> String {

@@ -2,6 +2,8 @@
 //! from. Each must be one that git accepts as a repository.
 
 mod config;
+#[cfg(test)]
+mod git;
 mod objects;
 mod reftable;
 mod whole;

@@ -129,7 +129,7 @@ fn is_in_name(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use crate::kind::gitlab::repositories::git::git;
 
     #[test]
     fn git_refuses_the_same_texts() {
@@ -157,9 +157,9 @@ mod tests {
             "<<<<<<< HEAD\n",
         ] {
             std::fs::write(&path, text).expect("writes");
-            let mut git = Command::new("git");
-            let git = git.args(["config", "--list", "--file"]).arg(&path);
-            let is_accepted = git.output().expect("git runs").status.success();
+            let path = path.to_str().expect("text");
+            let is_accepted =
+                git(scratch.path(), &["config", "--list", "--file", path], "").is_some();
             assert_eq!(parse(text.as_bytes()).is_some(), is_accepted, "{text:?}");
         }
     }

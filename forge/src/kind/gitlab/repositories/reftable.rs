@@ -111,22 +111,11 @@ fn take<'a>(left: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::path::Path;
-    use std::process::{Command, Stdio};
 
     fn git(dir: &Path, arguments: &[&str], input: &str) -> String {
-        let mut command = Command::new("git");
-        let command = command.arg("-C").arg(dir).args(arguments);
-        for name in ["AUTHOR", "COMMITTER"] {
-            command.env(format!("GIT_{name}_NAME"), "A").env(format!("GIT_{name}_EMAIL"), "a@b");
-        }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut git = command.spawn().expect("git runs");
-        git.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("writes");
-        let output = git.wait_with_output().expect("git ends");
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        let output = super::super::git::git(dir, arguments, input);
+        output.unwrap_or_else(|| panic!("{arguments:?}"))
     }
 
     fn names(dir: &Path) -> Vec<String> {
@@ -151,7 +140,7 @@ mod tests {
             let scratch = tempfile::tempdir().expect("a directory");
             let dir = scratch.path();
             let format = format!("--object-format={format}");
-            git(dir, &["init", "-q", "--bare", "--ref-format=reftable", &format, "."], "");
+            git(dir, &["init", "-q", "--bare", "--ref-format=reftable", &format], "");
             assert_eq!(names(dir), ["HEAD"]);
             let tree = git(dir, &["write-tree"], "");
             let commit = git(dir, &["commit-tree", "-m", "x", &tree], "");

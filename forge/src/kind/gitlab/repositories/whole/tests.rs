@@ -1,7 +1,6 @@
 use super::*;
-use std::io::Write;
+use crate::kind::gitlab::repositories::git::git;
 use std::os::unix::fs::symlink;
-use std::process::{Command, Stdio};
 
 fn examined(dir: &Path) -> Examined {
     let examiner = Examiner { root: Path::new("/"), view: &View::Live, is_current: true };
@@ -16,21 +15,6 @@ fn write(path: &Path, content: impl AsRef<[u8]>) {
     let _ = std::fs::remove_file(path);
     std::fs::create_dir_all(path.parent().expect("below")).expect("directories");
     std::fs::write(path, content).expect("writes");
-}
-
-/// Returns the output of git, or `None` if it fails.
-fn git(dir: &Path, arguments: &[&str], input: &str) -> Option<String> {
-    let mut command = Command::new("git");
-    command.args(["-c", "safe.directory=*", "--git-dir"]).arg(dir).args(arguments);
-    for name in ["AUTHOR", "COMMITTER"] {
-        command.env(format!("GIT_{name}_NAME"), "A").env(format!("GIT_{name}_EMAIL"), "a@b");
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut git = command.spawn().expect("git runs");
-    git.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("writes");
-    let output = git.wait_with_output().expect("git ends");
-    let text = String::from_utf8(output.stdout).expect("text").trim().to_owned();
-    output.status.success().then_some(text)
 }
 
 /// Makes a repository with a pack, a loose object, a packed and a loose reference.
