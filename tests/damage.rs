@@ -397,13 +397,12 @@ fn the_sample_is_clean_and_has_every_structure() {
         assert!(found.nothing_is_missing(), "{:?}", found.missing);
     }
     let (store, _) = bench.open(&sample.memory, Purpose::Read).expect("opens");
-    let get = |id: &ChunkId| store.chunk(id);
     let mut leaves = 0;
     let mut recipe_chunks = 0;
     for id in sample.snapshots.keys() {
         let root = store.snapshot(id).expect("reads").root.chunk();
-        leaves += store::tree::outline(&root, &get, &|_| false, &mut |_| {}).len();
-        for entry in store::tree::TreeReader::new(&root, &get) {
+        leaves += store::tree::outline(&root, &store, &|_| false, &mut |_| {}).len();
+        for entry in store::tree::TreeReader::new(&root, &store) {
             if let store::entry::Content::Recipe(recipe) = entry.expect("reads").content {
                 recipe_chunks += u32::from(recipe.level > 0);
             }
@@ -654,7 +653,7 @@ fn raw_linked_file(path: &str, content: &[u8]) -> Vec<u8> {
 /// Restores a crafted tree into `target`. A file and a directory next to it must not change.
 fn restore_hostile(
     what: &str,
-    make: impl FnOnce(&mut dyn FnMut(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
+    make: impl FnOnce(&dyn Fn(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
 ) -> (Things, store::Result<store::restore::Report>) {
     let dir = scratch();
     let root = dir.path().join("store");
@@ -742,8 +741,7 @@ fn hostile_links_do_not_lead_out_of_the_target() {
         let mut entries: Vec<Vec<u8>> = paths.iter().map(|path| raw_file(path, b"")).collect();
         entries.push(raw_symlink("b", "../outside"));
         entries.push(raw_file("b/c", b"evil"));
-        let mut child =
-            |from: usize, to: usize| put(SegmentKind::Metadata, &leaf(&entries[from..to]));
+        let child = |from: usize, to: usize| put(SegmentKind::Metadata, &leaf(&entries[from..to]));
         let (first, second, third) = (child(0, 4000), child(4000, 8000), child(8000, 8193));
         let children = [("a00000", first), ("a04000", second), ("a08000", third)];
         put(SegmentKind::Metadata, &index_page(1, &children))

@@ -3,6 +3,7 @@
 use crate::support::sandbox::{FORGEKEEP, Outcome, Run, Sandbox};
 use crate::support::stores;
 use crate::support::tree::{build_everything, compare, make_writable_and_remove};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -212,7 +213,7 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
     let mut expected = Vec::new();
     let id = stores::craft(&store, |put| {
         let letters = [0, 1, 2, 3].map(|n| put(segment::SegmentKind::Data, &[n; 9]));
-        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
+        let put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
         let mut recipe = RecipeWriter::default();
         for n in 0..60 * 4096_usize {
             let chunk = letters[n % 4];
@@ -224,18 +225,17 @@ fn the_script_follows_recipes_of_two_levels_and_many_pages() {
                 Extent::Hole { .. } => expected.extend([0, 0]),
                 Extent::Slice { .. } => expected.push((n % 4) as u8),
             }
-            recipe.push(extent, &mut put).expect("puts");
+            recipe.push(extent, &put).expect("puts");
         }
         let size = recipe.len();
-        let recipe = recipe.finish(&mut put).expect("puts");
+        let recipe = recipe.finish(&put).expect("puts");
         assert_eq!(recipe.level, 2);
         let mut tree = TreeWriter::default();
         for n in 0..400 {
-            tree.push(&entry(&format!("dir-{n:03}"), EntryKind::Directory), &mut put)
-                .expect("puts");
+            tree.push(&entry(&format!("dir-{n:03}"), EntryKind::Directory), &put).expect("puts");
         }
-        tree.push(&file("file", recipe, size), &mut put).expect("puts");
-        tree.finish(&mut put).expect("puts")
+        tree.push(&file("file", recipe, size), &put).expect("puts");
+        tree.finish(&put).expect("puts")
     });
     let output = restore_py(&store, &id.to_string(), &target);
     output.ok();
@@ -259,9 +259,9 @@ fn the_script_reads_recipes_in_columns() {
     let id = stores::craft(&store, |put| {
         let ids: Vec<ChunkId> =
             contents.iter().map(|content| put(segment::SegmentKind::Data, content)).collect();
-        let mut groups = Vec::new();
-        let mut put = |bytes: &[u8]| {
-            groups.push(bytes[0]);
+        let groups = RefCell::new(Vec::new());
+        let put = |bytes: &[u8]| {
+            groups.borrow_mut().push(bytes[0]);
             Ok(put(segment::SegmentKind::Metadata, bytes))
         };
         let mut recipe = RecipeWriter::default();
@@ -278,13 +278,14 @@ fn the_script_reads_recipes_in_columns() {
                 1 => expected.resize(expected.len() + 70_000, 0),
                 _ => expected.extend_from_slice(&contents[which][offset..offset + len]),
             }
-            recipe.push(extent, &mut put).expect("puts");
+            recipe.push(extent, &put).expect("puts");
         }
         let size = recipe.len();
-        let recipe = recipe.finish(&mut put).expect("puts");
+        let recipe = recipe.finish(&put).expect("puts");
         let mut tree = TreeWriter::default();
-        tree.push(&file("file", recipe, size), &mut put).expect("puts");
-        let root = tree.finish(&mut put).expect("puts");
+        tree.push(&file("file", recipe, size), &put).expect("puts");
+        let root = tree.finish(&put).expect("puts");
+        let groups = groups.into_inner();
         // At least two groups, each an array of four.
         assert!(groups.iter().filter(|first| **first == 0x84).count() > 1, "{groups:?}");
         root

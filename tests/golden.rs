@@ -13,7 +13,7 @@ use store::check::{ReadData, check};
 use store::config::Config;
 use store::dump;
 use store::entry::{Content, Entry, EntryKind, Time, display_path};
-use store::id::{ChunkId, SnapshotId};
+use store::id::SnapshotId;
 use store::recipe::{Extent, Extents};
 use store::restore::{Report, restore};
 use store::store::{Purpose, Store};
@@ -124,9 +124,8 @@ fn listing(store: &Store, source: &str) -> String {
 
 fn entries(store: &Store, id: &SnapshotId, source: &str) -> Vec<Entry> {
     let root = store.snapshot(id).expect("reads").root.chunk();
-    let get = |id: &ChunkId| store.chunk(id);
     let source = tree_path(Path::new(source));
-    TreeReader::within(&root, &source, &get).map(|entry| entry.expect("reads")).collect()
+    TreeReader::within(&root, &source, store).map(|entry| entry.expect("reads")).collect()
 }
 
 fn line(store: &Store, entry: &Entry, source: &str) -> String {
@@ -160,8 +159,7 @@ fn content(store: &Store, entry: &Entry) -> Vec<u8> {
 /// Describes how a file is stored: inline, or as a number of extents by type.
 fn layout(store: &Store, entry: &Entry) -> String {
     let Content::Recipe(recipe) = &entry.content else { return " inline".into() };
-    let get = |id: &ChunkId| store.chunk(id);
-    let extents = Extents::new(recipe, &get).map(|extent| extent.expect("reads"));
+    let extents = Extents::new(recipe, store).map(|extent| extent.expect("reads"));
     let (holes, slices): (Vec<_>, Vec<_>) =
         extents.partition(|extent| matches!(extent, Extent::Hole { .. }));
     format!(" level {} slices {} holes {}", recipe.level, slices.len(), holes.len())
@@ -176,13 +174,13 @@ fn files_stored_as_slices_are_restored() {
     assert!(report.is_clean(), "{report:?}");
     let (snapshots, _) = store.snapshots().expect("lists");
     let (id, snapshot) = snapshots.last().expect("two nights");
-    let get = |id: &ChunkId| store.chunk(id);
     let is_sliced = |entry: Entry| match &entry.content {
-        Content::Recipe(recipe) => Extents::new(recipe, &get)
+        Content::Recipe(recipe) => Extents::new(recipe, &store)
             .any(|extent| matches!(extent, Ok(Extent::Slice { offset: 1.., .. }))),
         _ => false,
     };
-    let entries = TreeReader::new(&snapshot.root.chunk(), &get).map(|entry| entry.expect("reads"));
+    let entries =
+        TreeReader::new(&snapshot.root.chunk(), &store).map(|entry| entry.expect("reads"));
     let sliced: Vec<String> = entries
         .filter(|entry| is_sliced(entry.clone()))
         .map(|entry| {

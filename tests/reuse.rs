@@ -8,7 +8,6 @@ use serde_json::Value;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use store::entry::Content;
-use store::id::ChunkId;
 use store::recipe::{Extent, Extents};
 use store::store::Purpose;
 use store::tree::TreeReader;
@@ -401,14 +400,13 @@ fn fragmentation(sandbox: &Sandbox) -> Fragmentation {
     let store = stores::open(&sandbox.path("store"), Purpose::Read);
     let (snapshots, _) = store.snapshots().expect("reads");
     let (_, last) = snapshots.last().expect("thirty of them");
-    let get = |id: &ChunkId| store.chunk(id);
     let mut seen = HashSet::new();
     let mut fragmentation = Fragmentation { files: 0, chunks: 0, dump_pieces: 0, dump_bytes: 0 };
-    for entry in TreeReader::new(&last.root.chunk(), &get) {
+    for entry in TreeReader::new(&last.root.chunk(), &store) {
         let entry = entry.expect("reads");
         let Content::Recipe(recipe) = &entry.content else { continue };
         fragmentation.files += entry.size;
-        for extent in Extents::new(recipe, &get) {
+        for extent in Extents::new(recipe, &store) {
             let Extent::Slice { chunk, .. } = extent.expect("reads") else { continue };
             if entry.path.ends_with(b"dump.sql") {
                 fragmentation.dump_pieces += 1;

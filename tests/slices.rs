@@ -77,14 +77,14 @@ impl File {
         File { recipe: RecipeWriter::default(), content: Vec::new() }
     }
 
-    fn push(&mut self, extent: Extent, bytes: &[u8], put: &mut Put<'_>) {
+    fn push(&mut self, extent: Extent, bytes: &[u8], put: &Put<'_>) {
         self.content.extend_from_slice(bytes);
-        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
-        self.recipe.push(extent, &mut put).expect("puts");
+        let put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
+        self.recipe.push(extent, &put).expect("puts");
     }
 
     /// Adds many slices with a hole in the middle and a large slice near the end.
-    fn fill(&mut self, count: usize, put: &mut Put<'_>) {
+    fn fill(&mut self, count: usize, put: &Put<'_>) {
         let chunks: Vec<Vec<u8>> = (0..8).map(old).collect();
         let ids: Vec<ChunkId> =
             chunks.iter().map(|bytes| put(segment::SegmentKind::Data, bytes)).collect();
@@ -105,10 +105,10 @@ impl File {
     }
 
     /// Returns its entry and its expected content.
-    fn finish(self, name: &str, put: &mut Put<'_>) -> (Entry, Vec<u8>) {
+    fn finish(self, name: &str, put: &Put<'_>) -> (Entry, Vec<u8>) {
         let size = self.recipe.len();
-        let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
-        let recipe = self.recipe.finish(&mut put).expect("puts");
+        let put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
+        let recipe = self.recipe.finish(&put).expect("puts");
         let content = Content::Recipe(recipe);
         let mtime = Some(Time { seconds: 5, nanoseconds: 6 });
         let file = Entry::new(name.into(), EntryKind::File, 0o640);
@@ -116,16 +116,16 @@ impl File {
     }
 }
 
-type Put<'a> = dyn FnMut(segment::SegmentKind, &[u8]) -> ChunkId + 'a;
+type Put<'a> = dyn Fn(segment::SegmentKind, &[u8]) -> ChunkId + 'a;
 
-fn tree(entries: &[Entry], put: &mut Put<'_>) -> ChunkId {
-    let mut put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
+fn tree(entries: &[Entry], put: &Put<'_>) -> ChunkId {
+    let put = |bytes: &[u8]| Ok(put(segment::SegmentKind::Metadata, bytes));
     let mut tree = TreeWriter::default();
-    entries.iter().for_each(|entry| tree.push(entry, &mut put).expect("puts"));
-    tree.finish(&mut put).expect("puts")
+    entries.iter().for_each(|entry| tree.push(entry, &put).expect("puts"));
+    tree.finish(&put).expect("puts")
 }
 
-fn file(name: &str, count: usize, put: &mut Put<'_>) -> (Entry, Vec<u8>) {
+fn file(name: &str, count: usize, put: &Put<'_>) -> (Entry, Vec<u8>) {
     let mut file = File::new();
     file.fill(count, put);
     file.finish(name, put)

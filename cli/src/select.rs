@@ -239,8 +239,7 @@ pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> F
 
 /// Returns a path that ends with this one, or else the path most like it in the same directory.
 fn likely(store: &Store, root: &ChunkId, path: &[u8]) -> Option<Vec<u8>> {
-    let get = |id: &ChunkId| store.chunk(id);
-    let entries = TreeReader::new(root, &get).take(LOOKED_AT).filter_map(Result::ok);
+    let entries = TreeReader::new(root, store).take(LOOKED_AT).filter_map(Result::ok);
     let end = [b"/", path].concat();
     let (parent, name) = split(path);
     let mut names: Vec<String> = Vec::new();

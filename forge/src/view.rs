@@ -153,8 +153,7 @@ impl<'a> View<'a> {
     /// as missing.
     pub fn content(&self, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
         let View::Tree { store, root } = self else { return Ok(None) };
-        let get = |id: &ChunkId| store.chunk(id);
-        let entry = store::tree::Lookup::new(root, &get).at(&store::backup::tree_path(path))?;
+        let entry = store::tree::Lookup::new(root, *store).at(&store::backup::tree_path(path))?;
         let Some(entry) = entry.filter(|entry| entry.size <= bytes_max) else { return Ok(None) };
         let mut content = Vec::new();
         Ok(store::dump::dump(store, &entry, &mut content)?.ok().map(|()| content))
@@ -199,8 +198,7 @@ fn look_in_tree(
     let mut order: Vec<usize> = (0..wanted.len()).collect();
     order.sort_by(|&a, &b| path_cmp(&wanted[a], &wanted[b]));
     let mut seen = vec![None; paths.len()];
-    let get = |id: &ChunkId| store.chunk(id);
-    let mut lookup = store::tree::Lookup::new(root, &get);
+    let mut lookup = store::tree::Lookup::new(root, store);
     for at in order {
         store.observer().progress().check()?;
         if let Some(entry) = lookup.at(&wanted[at])? {
@@ -211,9 +209,8 @@ fn look_in_tree(
 }
 
 fn files_in_tree(store: &Store, root: &ChunkId, dir: &Path, visit: Visit<'_>) -> Result<()> {
-    let get = |id: &ChunkId| store.chunk(id);
     let path = store::backup::tree_path(dir);
-    for entry in store::tree::TreeReader::within(root, &path, &get) {
+    for entry in store::tree::TreeReader::within(root, &path, store) {
         store.observer().progress().check()?;
         let entry = entry.map_err(|lost| lost.error)?;
         let inner = entry.path.get(path.len() + 1..).unwrap_or_default();

@@ -2,11 +2,13 @@
 //! DIRECTORY`.
 
 use forgekeep_fuzz::part;
+use std::cell::RefCell;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use store::backend::Local;
+use store::chunks::Chunks;
 use store::entry::{Content, Entry};
 use store::id::ChunkId;
 use store::observe::Silent;
@@ -62,9 +64,8 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
         let file = fs::read(root.join(store::snapshot::file_name(&id)))?;
         seeds.add("snapshot", &file)?;
         seeds.add("snapshot", &open(&file[..file.len() / 2])?)?;
-        let get = |id: &ChunkId| store.chunk(id);
         let root = store.snapshot(&id)?.root.chunk();
-        let entries = TreeReader::new(&root, &get).map(|entry| entry.map_err(|lost| lost.error));
+        let entries = TreeReader::new(&root, store).map(|entry| entry.map_err(|lost| lost.error));
         let entries = entries.collect::<std::result::Result<Vec<Entry>, _>>()?;
         for entry in &entries {
             recipe(&store, entry, seeds)?;
@@ -128,7 +129,7 @@ fn recipe(store: &Store, entry: &Entry, seeds: &Seeds<'_>) -> Result<()> {
     if recipe.level > 0
         && let Extent::Slice { chunk, len, .. } = recipe.extents[0]
     {
-        let chunk = store.chunk(&chunk)?;
+        let chunk = store.get(&chunk)?;
         seeds.add("recipe", &[&[1], &len.to_le_bytes()[..], &chunk].concat())?;
     }
     Ok(())
@@ -136,10 +137,10 @@ fn recipe(store: &Store, entry: &Entry, seeds: &Seeds<'_>) -> Result<()> {
 
 /// A recipe chunk in columns: alternating slices of two chunks, and holes.
 fn columns() -> Result<Vec<u8>> {
-    let mut input = vec![1];
+    let input = RefCell::new(vec![1]);
     let mut writer = RecipeWriter::default();
-    let mut put = |chunk: &[u8]| {
-        input.extend_from_slice(chunk);
+    let put = |chunk: &[u8]| {
+        input.borrow_mut().extend_from_slice(chunk);
         Ok(ChunkId::of(chunk))
     };
     for n in 0..100u32 {
@@ -148,10 +149,11 @@ fn columns() -> Result<Vec<u8>> {
             8 => Extent::Hole { len: 4096 },
             _ => Extent::Slice { chunk, offset, len: u64::from(n % 5 * 70 + 1) },
         };
-        writer.push(extent, &mut put)?;
+        writer.push(extent, &put)?;
     }
     let len = writer.len();
-    writer.finish(&mut put)?;
+    writer.finish(&put)?;
+    let mut input = input.into_inner();
     input.splice(1..1, len.to_le_bytes());
     Ok(input)
 }
@@ -164,15 +166,15 @@ fn many_like(entry: &Entry) -> Vec<Entry> {
 /// Returns the pages of a tree, root first. The ids count the pages.
 fn tree(entries: &[Entry]) -> Result<Vec<u8>> {
     let write = |count: usize| -> Result<Vec<Vec<u8>>> {
-        let mut pages: Vec<Vec<u8>> = Vec::new();
-        let mut put = |page: &[u8]| {
-            pages.push(page.to_vec());
-            Ok(ChunkId::from_bytes([count.saturating_sub(pages.len()) as u8; 32]))
+        let pages: RefCell<Vec<Vec<u8>>> = RefCell::default();
+        let put = |page: &[u8]| {
+            pages.borrow_mut().push(page.to_vec());
+            Ok(ChunkId::from_bytes([count.saturating_sub(pages.borrow().len()) as u8; 32]))
         };
         let mut writer = TreeWriter::default();
-        entries.iter().try_for_each(|entry| writer.push(entry, &mut put))?;
-        writer.finish(&mut put)?;
-        Ok(pages)
+        entries.iter().try_for_each(|entry| writer.push(entry, &put))?;
+        writer.finish(&put)?;
+        Ok(pages.into_inner())
     };
     // The first pass counts the pages, because the root is written last.
     let count = write(0)?.len();

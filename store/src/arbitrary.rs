@@ -1,18 +1,42 @@
 //! Arbitrary values for the property tests of the other modules.
 
+use crate::chunks::{Chunks, PutMetadata};
 use crate::entry::{Content, Entry, EntryKind, HardLink, Owner, Time, is_valid_path, path_cmp};
+use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
 use crate::recipe::{Extent, Recipe};
+use parking_lot::Mutex;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Returns a configuration with `count` cases.
 pub fn cases(count: u32) -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(count) }
+}
+
+/// Chunks in memory. Reading does not verify them, so that tests can damage them.
+#[derive(Default)]
+pub struct MemoryChunks(pub Mutex<BTreeMap<ChunkId, Vec<u8>>>);
+
+impl Chunks for MemoryChunks {
+    fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        plain.clone_from(self.0.lock().get(id).ok_or(Error::ChunkMissing(*id))?);
+        Ok(())
+    }
+}
+
+impl PutMetadata for MemoryChunks {
+    fn put_metadata(&self, plain: &[u8]) -> Result<ChunkId> {
+        assert!(plain.len() <= limits::CHUNK_BYTES_MAX, "a chunk of {} bytes", plain.len());
+        let id = ChunkId::of(plain);
+        self.0.lock().insert(id, plain.to_vec());
+        Ok(id)
+    }
 }
 
 /// Arbitrary bytes.

@@ -7,6 +7,7 @@
 //! 3. the trees, down to every chunk they name.
 
 use crate::backend;
+use crate::chunks::Chunks;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result, is_transient};
@@ -544,11 +545,10 @@ impl Check<'_> {
     fn trees(&mut self, snapshots: &[(SnapshotId, Snapshot)]) -> Result<()> {
         let mut whole_pages: HashSet<u128> = HashSet::new();
         for (id, snapshot) in snapshots {
-            let get = |id: &ChunkId| self.store.chunk(id);
             let mut entered = Vec::new();
             let parts = tree::outline(
                 &snapshot.root.chunk(),
-                &get,
+                self.store,
                 &|place| whole_pages.contains(&place.key()),
                 &mut |place| entered.push(place.key()),
             );
@@ -595,7 +595,7 @@ impl Check<'_> {
         if !is_suspect {
             return Ok(None);
         }
-        match self.store.chunk(chunk) {
+        match self.store.get(chunk) {
             Ok(_) => Ok(None),
             Err(error) if error.is_damage() => Ok(Some(error.to_string())),
             Err(error) => Err(error),
@@ -604,15 +604,14 @@ impl Check<'_> {
 
     /// Returns true if all entries of a leaf can be restored. Reports the others as lost.
     fn leaf(&self, id: &SnapshotId, place: &Place) -> Result<bool> {
-        let get = |id: &ChunkId| self.store.chunk(id);
         if let Some(reason) = self.trouble(&place.child.page)? {
             self.page_lost(id, place, reason);
             return Ok(false);
         }
         let mut is_whole = true;
-        for item in TreeReader::at(place.clone(), &get) {
+        for item in TreeReader::at(place.clone(), self.store) {
             let loss = match item {
-                Ok(entry) => match self.entry(&entry, &get)? {
+                Ok(entry) => match self.entry(&entry)? {
                     None => continue,
                     Some(reason) => {
                         let path = display_path(&entry.path);
@@ -640,14 +639,10 @@ impl Check<'_> {
         self.lost(Loss { snapshot: *snapshot, path, entries, reason });
     }
 
-    fn entry(
-        &self,
-        entry: &Entry,
-        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-    ) -> Result<Option<String>> {
+    fn entry(&self, entry: &Entry) -> Result<Option<String>> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(None) };
         let mut sound = Recent::default();
-        for extent in Extents::new(recipe, get) {
+        for extent in Extents::new(recipe, self.store) {
             let reason = match extent {
                 Ok(Extent::Hole { .. }) => None,
                 Ok(Extent::Slice { chunk, offset, len }) => {
@@ -684,7 +679,7 @@ impl Check<'_> {
         let mut plain_len = u64::from(self.store.locate(chunk)?.plain_len);
         if end > plain_len {
             // The index may be wrong about the length; the chunk itself is not.
-            plain_len = match self.store.chunk(chunk) {
+            plain_len = match self.store.get(chunk) {
                 Ok(plain) => plain.len() as u64,
                 Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
                 Err(error) => return Err(error),

@@ -1,5 +1,6 @@
 //! Cache of decoded chunks, for repeated reads of slices of the same chunks.
 
+use crate::chunks::Chunks;
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::store::Store;
@@ -32,7 +33,7 @@ impl<'a> ChunkCache<'a> {
         match is_known {
             Some(at) => self.chunks[at..].rotate_left(1),
             None => {
-                self.store.chunk_into(chunk, &mut self.spare)?;
+                self.store.get_into(chunk, &mut self.spare)?;
                 if offset == 0 && self.spare.len() as u64 == len {
                     // The slice is the whole chunk, so nothing of it remains to cache.
                     return Ok(Some(&self.spare));

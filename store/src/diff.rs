@@ -1,5 +1,6 @@
 //! Compares two trees without reading the pages that they share.
 
+use crate::chunks::Chunks;
 use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
@@ -30,8 +31,7 @@ pub fn diff(
     second: &ChunkId,
     each: &mut dyn FnMut(Result<Change, Lost>) -> Result<()>,
 ) -> Result<()> {
-    let get = |id: &ChunkId| store.chunk(id);
-    let outline = |root| tree::outline(root, &get, &|_| false, &mut |_| {});
+    let outline = |root| tree::outline(root, store, &|_| false, &mut |_| {});
     let (left, right) = (outline(first), outline(second));
     let shared: HashSet<ChunkId> = {
         let pages = |parts: &[(Place, OutlinePart)]| -> HashSet<ChunkId> {
@@ -39,8 +39,8 @@ pub fn diff(
         };
         pages(&left).intersection(&pages(&right)).copied().collect()
     };
-    let mut left = entries(left, &shared, &get).peekable();
-    let mut right = entries(right, &shared, &get).peekable();
+    let mut left = entries(left, &shared, store).peekable();
+    let mut right = entries(right, &shared, store).peekable();
     let mut lost_parts: Vec<Span> = Vec::new();
     loop {
         let order = match (left.peek(), right.peek()) {
@@ -123,13 +123,13 @@ fn has_same_metadata(a: &Entry, b: &Entry) -> bool {
 fn entries<'a>(
     parts: Vec<(Place, OutlinePart)>,
     shared: &'a HashSet<ChunkId>,
-    get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    chunks: &'a dyn Chunks,
 ) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
     let parts = parts.into_iter().filter(|(place, _)| !shared.contains(&place.child.page));
     parts.flat_map(move |(place, part)| {
         let (lost, leaf) = match part {
             OutlinePart::Lost(error) => (Some(place.lost(error)), None),
-            OutlinePart::Leaf | OutlinePart::Known => (None, Some(TreeReader::at(place, get))),
+            OutlinePart::Leaf | OutlinePart::Known => (None, Some(TreeReader::at(place, chunks))),
         };
         lost.map(Err).into_iter().chain(leaf.into_iter().flatten())
     })

@@ -3,7 +3,6 @@
 use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry};
 use crate::error::{Error, Result};
-use crate::id::ChunkId;
 use crate::recipe::{Extent, Extents};
 use crate::store::Store;
 use std::io::{self, BufWriter, Write};
@@ -22,11 +21,10 @@ pub fn dump(store: &Store, entry: &Entry, out: &mut dyn Write) -> Result<io::Res
         Content::Inline(bytes) => return Ok(out.write_all(bytes)),
         Content::Recipe(recipe) => recipe,
     };
-    let get = |id: &ChunkId| store.chunk(id);
     let mut opened = ChunkCache::new(store, OPENED_BYTES);
     // Collects small slices. Slices longer than the buffer bypass it.
     let mut out = BufWriter::with_capacity(ZEROS.len(), out);
-    for extent in Extents::new(recipe, &get) {
+    for extent in Extents::new(recipe, store) {
         store.observer().progress().check()?;
         let extent = extent?;
         let written = match extent {

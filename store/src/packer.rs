@@ -4,6 +4,7 @@
 //! makes them durable and then adds them to the index.
 
 use crate::backend::{Backend, Pending};
+use crate::chunks::PutMetadata;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
@@ -223,6 +224,12 @@ impl<'a> Packer<'a> {
         self.close(SegmentKind::Data)?;
         self.close(SegmentKind::Metadata)?;
         self.join()
+    }
+}
+
+impl PutMetadata for Packer<'_> {
+    fn put_metadata(&self, plain: &[u8]) -> Result<ChunkId> {
+        Ok(self.put(SegmentKind::Metadata, plain)?.id)
     }
 }
 

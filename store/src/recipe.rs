@@ -2,6 +2,7 @@
 
 mod columns;
 
+use crate::chunks::{Chunks, PutMetadata};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -158,12 +159,8 @@ impl Group {
 }
 
 impl RecipeWriter {
-    /// Appends a hole or a slice within its chunk. `put` stores a metadata chunk.
-    pub fn push(
-        &mut self,
-        extent: Extent,
-        put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>,
-    ) -> Result<()> {
+    /// Appends a hole or a slice within its chunk. `out` stores recipe chunks.
+    pub fn push(&mut self, extent: Extent, out: &dyn PutMetadata) -> Result<()> {
         if extent.is_empty() {
             return Ok(());
         }
@@ -175,7 +172,7 @@ impl RecipeWriter {
             return Ok(());
         }
         match self.last.replace(extent) {
-            Some(last) => self.push_at(0, last, put),
+            Some(last) => self.push_at(0, last, out),
             None => Ok(()),
         }
     }
@@ -190,32 +187,27 @@ impl RecipeWriter {
         self.len == 0
     }
 
-    fn push_at(
-        &mut self,
-        level: usize,
-        extent: Extent,
-        put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>,
-    ) -> Result<()> {
+    fn push_at(&mut self, level: usize, extent: Extent, out: &dyn PutMetadata) -> Result<()> {
         if self.levels.len() == level {
             self.levels.push(Group::default());
         }
         let group = &mut self.levels[level];
         group.push(extent);
-        if group.ends(&extent) { self.close(level, put) } else { Ok(()) }
+        if group.ends(&extent) { self.close(level, out) } else { Ok(()) }
     }
 
     /// Stores the open group of `level` and adds it to the next level.
-    fn close(&mut self, level: usize, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<()> {
+    fn close(&mut self, level: usize, out: &dyn PutMetadata) -> Result<()> {
         let group = std::mem::take(&mut self.levels[level]);
         let len = group.extents.iter().map(Extent::len).sum();
-        let chunk = put(&group.encode())?;
-        self.push_at(level + 1, Extent::Slice { chunk, offset: 0, len }, put)
+        let chunk = out.put_metadata(&group.encode())?;
+        self.push_at(level + 1, Extent::Slice { chunk, offset: 0, len }, out)
     }
 
     /// Returns the recipe of everything pushed.
-    pub fn finish(mut self, put: &mut dyn FnMut(&[u8]) -> Result<ChunkId>) -> Result<Recipe> {
+    pub fn finish(mut self, out: &dyn PutMetadata) -> Result<Recipe> {
         if let Some(last) = self.last.take() {
-            self.push_at(0, last, put)?;
+            self.push_at(0, last, out)?;
         }
         let mut level = 0;
         while level < self.levels.len() {
@@ -225,7 +217,7 @@ impl RecipeWriter {
                 break;
             }
             if !extents.is_empty() {
-                self.close(level, put)?;
+                self.close(level, out)?;
             }
             level += 1;
         }
@@ -281,15 +273,15 @@ fn decode_group(bytes: &[u8]) -> Result<Vec<Extent>, decode::Error> {
 
 /// Iterates over the extents of a file and reads recipe chunks as needed.
 pub struct Extents<'a> {
-    get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    chunks: &'a dyn Chunks,
     /// Level and remaining extents of each group in progress, top first.
     stack: Vec<(u8, std::vec::IntoIter<Extent>)>,
 }
 
 impl<'a> Extents<'a> {
-    /// Returns an iterator over `recipe`; `get` reads metadata chunks.
-    pub fn new(recipe: &Recipe, get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>) -> Extents<'a> {
-        Extents { get, stack: vec![(recipe.level, recipe.extents.clone().into_iter())] }
+    /// Returns an iterator over `recipe`; `chunks` has its recipe chunks.
+    pub fn new(recipe: &Recipe, chunks: &'a dyn Chunks) -> Extents<'a> {
+        Extents { chunks, stack: vec![(recipe.level, recipe.extents.clone().into_iter())] }
     }
 
     fn descend(&mut self, level: u8, extent: Extent) -> Result<()> {
@@ -299,7 +291,7 @@ impl<'a> Extents<'a> {
         if level > limits::RECIPE_LEVELS_MAX {
             return Err(malformed(format!("recipe chunk {chunk}"), "it has too many levels"));
         }
-        let extents = read_group(&chunk, len, &(self.get)(&chunk)?)?;
+        let extents = read_group(&chunk, len, &self.chunks.get(&chunk)?)?;
         self.stack.push((level - 1, extents.into_iter()));
         Ok(())
     }
@@ -372,10 +364,9 @@ fn malformed(what: impl Into<String>, reason: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbitrary::{cases, changed, changes, extent, noise};
+    use crate::arbitrary::{MemoryChunks, cases, changed, changes, extent, noise};
     use proptest::collection::vec;
     use proptest::prelude::*;
-    use std::cell::RefCell;
 
     fn extents(count: usize) -> Vec<Extent> {
         (0..count)
@@ -393,24 +384,18 @@ mod tests {
     #[test]
     fn any_number_of_extents_is_read_as_written() {
         for count in [0, 1, 48, 49, 255, 256, 257, 4096, 5000, 30_000, 400_000] {
-            let chunks: RefCell<HashMap<ChunkId, Vec<u8>>> = RefCell::default();
-            let mut put = |bytes: &[u8]| {
-                let id = ChunkId::of(bytes);
-                chunks.borrow_mut().insert(id, bytes.to_vec());
-                Ok(id)
-            };
+            let chunks = MemoryChunks::default();
             let wanted = extents(count);
             let mut writer = RecipeWriter::default();
             for extent in &wanted {
-                writer.push(*extent, &mut put).expect("puts");
+                writer.push(*extent, &chunks).expect("puts");
             }
             assert_eq!(writer.len(), wanted.iter().map(Extent::len).sum::<u64>());
-            let recipe = writer.finish(&mut put).expect("puts");
+            let recipe = writer.finish(&chunks).expect("puts");
             assert!(recipe.extents.len() <= INLINE_EXTENTS_MAX, "{count}");
             assert_eq!(recipe.level > 0, count > INLINE_EXTENTS_MAX, "{count}");
-            let get =
-                |id: &ChunkId| chunks.borrow().get(id).cloned().ok_or(Error::ChunkMissing(*id));
-            let got: Vec<Extent> = Extents::new(&recipe, &get).map(|e| e.expect("reads")).collect();
+            let got: Vec<Extent> =
+                Extents::new(&recipe, &chunks).map(|e| e.expect("reads")).collect();
             assert_eq!(got, wanted, "{count}");
         }
     }
@@ -433,14 +418,14 @@ mod tests {
     #[test]
     fn many_slices_of_few_chunks_are_stored_compactly() {
         for count in [49, 255, 257, 20_000, 200_000] {
-            let (chunks, wanted) = (Chunks::default(), fragments(count));
-            let recipe = chunks.write(&wanted);
-            let get = |id: &ChunkId| chunks.get(id);
-            let got: Vec<Extent> = Extents::new(&recipe, &get).map(|e| e.expect("reads")).collect();
+            let (chunks, wanted) = (MemoryChunks::default(), fragments(count));
+            let recipe = chunks.recipe_of(&wanted);
+            let got: Vec<Extent> =
+                Extents::new(&recipe, &chunks).map(|e| e.expect("reads")).collect();
             assert_eq!(got, wanted, "{count}");
-            let bytes: usize = chunks.0.borrow().values().map(Vec::len).sum();
+            let bytes: usize = chunks.0.lock().values().map(Vec::len).sum();
             assert!(bytes < 6 * count as usize + 300, "{bytes} bytes for {count}");
-            let groups = chunks.0.borrow().len();
+            let groups = chunks.0.lock().len();
             let most = 1 + count as usize / 4096;
             assert!(groups <= most, "{groups} groups of {count}");
         }
@@ -449,12 +434,12 @@ mod tests {
     #[test]
     fn an_insertion_changes_few_groups() {
         let fragments = fragments(400_000);
-        let chunks = Chunks::default();
-        chunks.write(&fragments);
-        let before = chunks.0.borrow().len();
+        let chunks = MemoryChunks::default();
+        chunks.recipe_of(&fragments);
+        let before = chunks.0.lock().len();
         let inserted = Extent::Slice { chunk: ChunkId::of(b"new"), offset: 1, len: 7 };
-        chunks.write(&[&fragments[..9], &[inserted], &fragments[9..]].concat());
-        let new = chunks.0.borrow().len() - before;
+        chunks.recipe_of(&[&fragments[..9], &[inserted], &fragments[9..]].concat());
+        let new = chunks.0.lock().len() - before;
         assert!(before > 10 && new <= 3, "{new} new groups beside {before}");
     }
 
@@ -475,7 +460,7 @@ mod tests {
                 "0c5efa87cfa81d8bddd9d0b18f60d8020a0ba198d254655ac39b1582249d87c4",
             ),
         ] {
-            let recipe = Chunks::default().write(&extents);
+            let recipe = MemoryChunks::default().recipe_of(&extents);
             let mut bytes = vec![recipe.level];
             encode_extents(&recipe.extents, &mut Encoder::new(&mut bytes));
             assert_eq!(ChunkId::of(&bytes).to_string(), id);
@@ -484,16 +469,16 @@ mod tests {
 
     #[test]
     fn adjacent_slices_become_one() {
-        let mut put = |_: &[u8]| unreachable!("short recipes stay in the entry");
+        let put = |_: &[u8]| unreachable!("short recipes stay in the entry");
         let [a, b] = [b"a", b"b"].map(|name| ChunkId::of(name));
         let slice = |chunk, offset, len| Extent::Slice { chunk, offset, len };
         let mut writer = RecipeWriter::default();
         for (chunk, offset, len) in
             [(a, 0, 5), (a, 5, 1), (a, 6, 2), (a, 9, 1), (b, 10, 1), (b, 0, 9), (b, 0, 9)]
         {
-            writer.push(slice(chunk, offset, len), &mut put).expect("pushes");
+            writer.push(slice(chunk, offset, len), &put).expect("pushes");
         }
-        let recipe = writer.finish(&mut put).expect("finishes");
+        let recipe = writer.finish(&put).expect("finishes");
         let wanted =
             [slice(a, 0, 8), slice(a, 9, 1), slice(b, 10, 1), slice(b, 0, 9), slice(b, 0, 9)];
         assert_eq!(recipe.extents, wanted);
@@ -501,12 +486,12 @@ mod tests {
 
     #[test]
     fn adjacent_holes_become_one_and_empty_extents_vanish() {
-        let mut put = |_: &[u8]| unreachable!("short recipes stay in the entry");
+        let put = |_: &[u8]| unreachable!("short recipes stay in the entry");
         let mut writer = RecipeWriter::default();
         for len in [3, 0, 4] {
-            writer.push(Extent::Hole { len }, &mut put).expect("pushes");
+            writer.push(Extent::Hole { len }, &put).expect("pushes");
         }
-        let recipe = writer.finish(&mut put).expect("finishes");
+        let recipe = writer.finish(&put).expect("finishes");
         assert_eq!(recipe.extents, [Extent::Hole { len: 7 }]);
     }
 
@@ -544,26 +529,11 @@ mod tests {
         all
     }
 
-    /// Chunks in memory. Their ids are not verified.
-    #[derive(Default)]
-    struct Chunks(RefCell<HashMap<ChunkId, Vec<u8>>>);
-
-    impl Chunks {
-        fn put(&self, bytes: &[u8]) -> Result<ChunkId> {
-            let id = ChunkId::of(bytes);
-            self.0.borrow_mut().insert(id, bytes.to_vec());
-            Ok(id)
-        }
-
-        fn get(&self, id: &ChunkId) -> Result<Vec<u8>> {
-            self.0.borrow().get(id).cloned().ok_or(Error::ChunkMissing(*id))
-        }
-
-        fn write(&self, extents: &[Extent]) -> Recipe {
-            let mut put = |bytes: &[u8]| self.put(bytes);
+    impl MemoryChunks {
+        fn recipe_of(&self, extents: &[Extent]) -> Recipe {
             let mut writer = RecipeWriter::default();
-            extents.iter().for_each(|extent| writer.push(*extent, &mut put).expect("puts"));
-            writer.finish(&mut put).expect("puts")
+            extents.iter().for_each(|extent| writer.push(*extent, self).expect("puts"));
+            writer.finish(self).expect("puts")
         }
     }
 
@@ -573,10 +543,9 @@ mod tests {
         #[test]
         fn any_extents_are_read_as_written(few in vec(extent(), 1..60), times in 1..150usize) {
             let wanted = few.repeat(times);
-            let chunks = Chunks::default();
-            let recipe = chunks.write(&wanted);
-            let get = |id: &ChunkId| chunks.get(id);
-            let got: Result<Vec<Extent>> = Extents::new(&recipe, &get).collect();
+            let chunks = MemoryChunks::default();
+            let recipe = chunks.recipe_of(&wanted);
+            let got: Result<Vec<Extent>> = Extents::new(&recipe, &chunks).collect();
             prop_assert_eq!(got.expect("reads"), all_joined(&wanted));
         }
 
@@ -588,17 +557,16 @@ mod tests {
             level: u8,
         ) {
             let _ = decode_group(&noise);
-            let chunks = Chunks::default();
-            let recipe = chunks.write(&few.repeat(7));
-            for bytes in chunks.0.borrow_mut().values_mut() {
+            let chunks = MemoryChunks::default();
+            let recipe = chunks.recipe_of(&few.repeat(7));
+            for bytes in chunks.0.lock().values_mut() {
                 *bytes = changed(std::mem::take(bytes), &changes);
                 let extents = decode_group(bytes).unwrap_or_default();
                 prop_assert!(!extents.iter().any(Extent::is_empty));
             }
-            let get = |id: &ChunkId| chunks.get(id);
             for level in [recipe.level, level] {
                 let recipe = Recipe { level, ..recipe.clone() };
-                prop_assert!(Extents::new(&recipe, &get).count() <= few.len() * 7 + 1);
+                prop_assert!(Extents::new(&recipe, &chunks).count() <= few.len() * 7 + 1);
             }
         }
     }

@@ -17,6 +17,7 @@ mod passages;
 mod runs;
 mod window;
 
+use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
@@ -110,9 +111,8 @@ pub fn restore(
     target: &Path,
     options: &Options,
 ) -> Result<Report> {
-    let get = |id: &ChunkId| store.chunk(id);
-    let (prefix, gives_metadata) = prefix(root, from, &get)?;
-    let (selected_entries, bytes) = totals(root, from, options, &get, store.observer())?;
+    let (prefix, gives_metadata) = prefix(root, from, store)?;
+    let (selected_entries, bytes) = totals(root, from, options, store, store.observer())?;
     store.observer().progress().expect(selected_entries, bytes);
     let store_place = store_place(store, root, from, &prefix, target, options)?;
     if selected_entries == 0 {
@@ -158,15 +158,15 @@ pub fn restore(
         packed_refs: PackedRefs::default(),
     };
     let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
-    for item in selected(root, from, options, &get) {
+    for item in selected(root, from, options, store) {
         store.observer().progress().check()?;
         match item {
-            Ok(entry) => restore.take(entry, &get)?,
+            Ok(entry) => restore.take(entry)?,
             Err(lost) => restore.lost(&lost),
         }
     }
     restore.flush(true)?;
-    restore.delete(extra, root, from, options, &get)?;
+    restore.delete(extra, root, from, options)?;
     restore.warn_of_hidden_refs(root);
     restore.target.put_modes_back();
     let report = restore.report();
@@ -218,13 +218,12 @@ fn store_place(
     let Ok(place) = store_root.strip_prefix(&target_root) else { return Ok(None) };
     let place = place.as_os_str().as_bytes().to_vec();
     let tree_path = join(prefix, &place);
-    let get = |id: &ChunkId| store.chunk(id);
     let would_be_put_there = |entry: &Entry| {
         is_within(&entry.path, from)
             && (entry.path != tree_path || entry.kind != EntryKind::Directory)
             && options.selects(&entry.path)
     };
-    if TreeReader::within(root, &tree_path, &get).flatten().any(|e| would_be_put_there(&e)) {
+    if TreeReader::within(root, &tree_path, store).flatten().any(|e| would_be_put_there(&e)) {
         return Err(refused());
     }
     Ok(Some(place))
@@ -253,15 +252,11 @@ fn dir_in_the_way(is_delete: bool) -> &'static str {
 
 /// Returns the part of every path that is not recreated. The second value is true if that is a
 /// directory whose metadata the target may get.
-fn prefix(
-    root: &ChunkId,
-    from: &[u8],
-    get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-) -> Result<(Vec<u8>, bool)> {
+fn prefix(root: &ChunkId, from: &[u8], chunks: &dyn Chunks) -> Result<(Vec<u8>, bool)> {
     if from.is_empty() {
         return Ok((Vec::new(), false));
     }
-    match TreeReader::within(root, from, get).next() {
+    match TreeReader::within(root, from, chunks).next() {
         Some(Ok(entry)) if entry.path == from && entry.kind != EntryKind::Directory => {
             Ok((source::split(from).0.to_vec(), false))
         }
@@ -286,10 +281,10 @@ fn selected<'a>(
     root: &ChunkId,
     from: &[u8],
     options: &'a Options,
-    get: &'a dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    chunks: &'a dyn Chunks,
 ) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
     let mut held: Vec<Entry> = Vec::new();
-    TreeReader::within(root, from, get).flat_map(move |item| {
+    TreeReader::within(root, from, chunks).flat_map(move |item| {
         let entry = match item {
             Ok(entry) => entry,
             lost => return vec![lost],
@@ -313,13 +308,13 @@ fn totals(
     root: &ChunkId,
     from: &[u8],
     options: &Options,
-    get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
+    chunks: &dyn Chunks,
     observer: &dyn Observer,
 ) -> Result<(u64, u64)> {
     if from.is_empty() && options.include.is_empty() && options.exclude.is_empty() {
         // The restore itself reports an unreadable root. A root that claims to be empty is not
         // believed.
-        if let Ok(Some(totals)) = crate::tree::totals(root, get)
+        if let Ok(Some(totals)) = crate::tree::totals(root, chunks)
             && totals.0 > 0
         {
             return Ok(totals);
@@ -327,7 +322,7 @@ fn totals(
     }
     let mut unmatched: Vec<&(String, Globs)> = options.include_each.iter().collect();
     let (mut entries, mut bytes) = (0, 0u64);
-    for item in selected(root, from, options, get) {
+    for item in selected(root, from, options, chunks) {
         entries += 1;
         if let Ok(entry) = item {
             bytes = bytes.saturating_add(entry.size);

@@ -1,6 +1,7 @@
 //! An open store: its configuration, lock and index, and access to chunks.
 
 use crate::backend::{self, Backend, Local, Modes};
+use crate::chunks::Chunks;
 use crate::codec::Codec;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
@@ -305,22 +306,8 @@ impl Store {
         &self.index
     }
 
-    /// Returns the plain bytes of a chunk, verified against its id.
-    pub fn chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
-        let mut plain = Vec::new();
-        self.chunk_into(id, &mut plain)?;
-        Ok(plain)
-    }
-
-    /// Like [`Store::chunk`], but into a buffer whose memory is reused.
-    pub fn chunk_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        // An unreadable index counts as an index without the chunk.
-        let location = self.index.find(id).ok().flatten();
-        self.chunk_at(id, location.as_ref(), plain)
-    }
-
-    /// Like [`Store::chunk_into`], with a location that the index returned. Reads another copy of
-    /// the chunk if this location fails or is `None`.
+    /// Reads the plain bytes of a chunk at a location that the index returned, verified against its
+    /// id. Reads another copy of the chunk if this location fails or is `None`.
     pub(crate) fn chunk_at(
         &self,
         id: &ChunkId,
@@ -431,6 +418,14 @@ impl Store {
     /// Returns the checked table of a segment.
     pub(crate) fn table(&self, id: &SegmentId, len: u64) -> Result<Table> {
         read_table(&*self.backend, id, len)
+    }
+}
+
+impl Chunks for Store {
+    fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        // An unreadable index counts as an index without the chunk.
+        let location = self.index.find(id).ok().flatten();
+        self.chunk_at(id, location.as_ref(), plain)
     }
 }
 

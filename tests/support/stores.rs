@@ -93,12 +93,12 @@ impl Observer for Listener {
 /// the root page.
 pub fn craft(
     root: &Path,
-    make: impl FnOnce(&mut dyn FnMut(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
+    make: impl FnOnce(&dyn Fn(SegmentKind, &[u8]) -> ChunkId) -> ChunkId,
 ) -> SnapshotId {
     let store = open(root, Purpose::Write);
     let packer = Packer::new(&store, false);
-    let mut put = |kind, bytes: &[u8]| packer.put(kind, bytes).expect("puts").id;
-    let page = make(&mut put);
+    let put = |kind, bytes: &[u8]| packer.put(kind, bytes).expect("puts").id;
+    let page = make(&put);
     packer.finish().expect("finishes");
     record(root, page)
 }

@@ -60,7 +60,6 @@ struct Open {
 
 /// Stores all chunks, recipes and trees. Returns both roots.
 fn fill(packer: &Packer<'_>, arguments: &Arguments) -> store::Result<(ChunkId, ChunkId)> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let (mut whole, mut slices) = (RecipeWriter::default(), RecipeWriter::default());
     let mut numbers = Numbers(1);
     let mut next = 0;
@@ -83,7 +82,7 @@ fn fill(packer: &Packer<'_>, arguments: &Arguments) -> store::Result<(ChunkId, C
             *from = if is_new { open(packer, u64::MAX - number)? } else { fresh()? };
         }
         let offset = from.at as u32;
-        slices.push(Extent::Slice { chunk: from.id, offset, len: len as u64 }, put)?;
+        slices.push(Extent::Slice { chunk: from.id, offset, len: len as u64 }, packer)?;
         content.extend_from_slice(&from.bytes[from.at..from.at + len]);
         from.at += if is_new { len } else { len + 3 };
         if content.len() >= CHUNK {
@@ -102,9 +101,8 @@ fn open(packer: &Packer<'_>, number: u64) -> store::Result<Open> {
 }
 
 fn push_whole(packer: &Packer<'_>, recipe: &mut RecipeWriter, chunk: &[u8]) -> store::Result<()> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let id = packer.put(segment::SegmentKind::Data, chunk)?.id;
-    recipe.push(Extent::Slice { chunk: id, offset: 0, len: chunk.len() as u64 }, put)
+    recipe.push(Extent::Slice { chunk: id, offset: 0, len: chunk.len() as u64 }, packer)
 }
 
 /// Pseudorandom numbers that are the same every time.
@@ -121,11 +119,10 @@ impl Numbers {
 
 /// Returns a tree with only this file.
 fn tree(packer: &Packer<'_>, recipe: RecipeWriter) -> store::Result<ChunkId> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let size = recipe.len();
-    let content = Content::Recipe(recipe.finish(put)?);
+    let content = Content::Recipe(recipe.finish(packer)?);
     let file = Entry::new(b"file".to_vec(), EntryKind::File, 0o644);
     let mut tree = TreeWriter::default();
-    tree.push(&Entry { mtime: Some(MADE), inode: 1, size, content, ..file }, put)?;
-    tree.finish(put)
+    tree.push(&Entry { mtime: Some(MADE), inode: 1, size, content, ..file }, packer)?;
+    tree.finish(packer)
 }

@@ -50,10 +50,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Stores all chunks, recipes and tree pages. Returns the root page.
 fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result<ChunkId> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let mut tree = TreeWriter::default();
     let large = chunks / 10;
-    tree.push(&file(packer, "large".into(), 0..large)?, put)?;
+    tree.push(&file(packer, "large".into(), 0..large)?, packer)?;
     let mut next = large;
     for number in 0.. {
         if next >= chunks {
@@ -61,34 +60,33 @@ fn fill(packer: &Packer<'_>, chunks: u64, chunks_per_file: u64) -> store::Result
         }
         let directory = format!("small/{:06}", number / FILES_PER_DIRECTORY);
         if number == 0 {
-            tree.push(&entry("small".into(), EntryKind::Directory), put)?;
+            tree.push(&entry("small".into(), EntryKind::Directory), packer)?;
         }
         if number % FILES_PER_DIRECTORY == 0 {
-            tree.push(&entry(directory.clone(), EntryKind::Directory), put)?;
+            tree.push(&entry(directory.clone(), EntryKind::Directory), packer)?;
         }
         let range = next..chunks.min(next + chunks_per_file);
         next = range.end;
         let name = format!("{directory}/{:02}", number % FILES_PER_DIRECTORY);
-        tree.push(&file(packer, name, range)?, put)?;
+        tree.push(&file(packer, name, range)?, packer)?;
     }
-    tree.finish(put)
+    tree.finish(packer)
 }
 
 /// Returns a file that consists of the chunks with these numbers.
 fn file(packer: &Packer<'_>, path: String, chunks: std::ops::Range<u64>) -> store::Result<Entry> {
-    let put = &mut |bytes: &[u8]| Ok(packer.put(segment::SegmentKind::Metadata, bytes)?.id);
     let mut recipe = RecipeWriter::default();
     for number in chunks {
         // The hash of the number provides random bytes that are the same every time.
         let bytes = *blake3::hash(&number.to_le_bytes()).as_bytes();
         let plain = &bytes[..16 + usize::from(bytes[31] % 17)];
         let chunk = packer.put(segment::SegmentKind::Data, plain)?.id;
-        recipe.push(Extent::Slice { chunk, offset: 0, len: plain.len() as u64 }, put)?;
+        recipe.push(Extent::Slice { chunk, offset: 0, len: plain.len() as u64 }, packer)?;
     }
     let size = recipe.len();
     let content = match size {
         0 => Content::Empty,
-        _ => Content::Recipe(recipe.finish(put)?),
+        _ => Content::Recipe(recipe.finish(packer)?),
     };
     Ok(Entry { size, content, ..entry(path, EntryKind::File) })
 }

@@ -8,7 +8,6 @@ use std::ffi::OsString;
 use std::io;
 use store::Error;
 use store::entry::{EntryKind, display_path};
-use store::id::ChunkId;
 use store::store::{Purpose, Store};
 use store::tree::Lookup;
 
@@ -47,8 +46,7 @@ impl Dump {
 fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure> {
     let Found { id, snapshot, is_sure } = select::find_or_warn(store, &place.snapshot)?;
     let root = snapshot.root.chunk();
-    let get = |id: &ChunkId| store.chunk(id);
-    let Some(entry) = Lookup::new(&root, &get).at(&place.path)? else {
+    let Some(entry) = Lookup::new(&root, store).at(&place.path)? else {
         return Err(select::no_path(store, &id, &root, &place.path));
     };
     if entry.kind != EntryKind::File {

@@ -36,7 +36,6 @@ impl Find {
         let globs = Globs::new(self.patterns.iter().map(|pattern| pattern.as_bytes()))?;
         let (store, watch) = global.open(ui, Purpose::Read, "find")?;
         let snapshots = select::snapshots(&store, &self.filter)?;
-        let get = |id: &ChunkId| store.chunk(id);
         // Many snapshots share leaves without a match. Each such leaf is read once.
         let mut empty: HashSet<ChunkId> = HashSet::new();
         let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
@@ -48,7 +47,7 @@ impl Find {
                 ui.warn(&format!("cannot search {span} in snapshot {id}: {error}"));
             };
             let root = snapshot.root.chunk();
-            for (place, part) in tree::outline(&root, &get, &|_| false, &mut |_| {}) {
+            for (place, part) in tree::outline(&root, &store, &|_| false, &mut |_| {}) {
                 store.observer().progress().check()?;
                 let page = place.child.page;
                 if let OutlinePart::Lost(error) = part {
@@ -59,7 +58,7 @@ impl Find {
                     continue;
                 }
                 let mut is_empty = true;
-                for item in TreeReader::at(place, &get) {
+                for item in TreeReader::at(place, &store) {
                     match item {
                         Ok(entry) if globs.matches(&entry.path) => {
                             is_empty = false;

@@ -9,7 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
 use store::glob::{Globs, escape};
-use store::id::ChunkId;
 use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::TreeReader;
@@ -101,8 +100,7 @@ impl InPlace<'_> {
     /// Returns true if a path, or one below it, is restored.
     fn selects(&self, path: &Path) -> bool {
         let path = tree_path(path);
-        let get = |id: &ChunkId| self.store.chunk(id);
-        let below = TreeReader::within(&self.snapshot.root.chunk(), &path, &get);
+        let below = TreeReader::within(&self.snapshot.root.chunk(), &path, self.store);
         let is_selected = |path: &[u8]| {
             let is_below = store::entry::is_within(path, self.from);
             let is_wanted = self.include.is_empty() || self.include.covers(path);
@@ -129,10 +127,10 @@ impl InPlace<'_> {
         let parts = parts.filter(|part| part["name"] == SSH);
         let dirs = parts.flat_map(|part| part["paths"].as_array().into_iter().flatten());
         let mut left = Vec::new();
-        let get = |id: &ChunkId| self.store.chunk(id);
         for dir in dirs.filter_map(Value::as_str) {
             let dir = tree_path(Path::new(dir));
-            for entry in TreeReader::within(&self.snapshot.root.chunk(), &dir, &get).flatten() {
+            for entry in TreeReader::within(&self.snapshot.root.chunk(), &dir, self.store).flatten()
+            {
                 let Some(name) = entry.path.strip_prefix(&dir[..]) else { continue };
                 let Some(name) = name.strip_prefix(b"/").filter(|name| !name.contains(&b'/'))
                 else {

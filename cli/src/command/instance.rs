@@ -17,7 +17,7 @@ use forge::session::{Job, Outcome};
 use forge::settings::Settings;
 use std::path::{Path, PathBuf};
 use store::backup::Options;
-use store::id::{ChunkId, SnapshotId};
+use store::id::SnapshotId;
 use store::observe::{Event, Observer};
 use store::snapshot::Snapshot;
 use store::store::Store;
@@ -73,8 +73,7 @@ const KEPT_BYTES_MAX: u64 = 256 << 20;
 /// Returns the content of a file about the instance in its snapshot; `None` if the file is missing.
 pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec<u8>>, Failure> {
     let path = format!("{DIR}/{name}");
-    let get = |id: &ChunkId| store.chunk(id);
-    let entry = Lookup::new(&snapshot.root.chunk(), &get).at(path.as_bytes())?;
+    let entry = Lookup::new(&snapshot.root.chunk(), store).at(path.as_bytes())?;
     let Some(entry) = entry else { return Ok(None) };
     if entry.size > KEPT_BYTES_MAX {
         return Err(other(format!("{path} is too large: {}", size(entry.size))));

@@ -53,9 +53,8 @@ pub fn each_entry(
     path: &[u8],
     each: &mut dyn FnMut(Entry) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let get = |id: &ChunkId| store.chunk(id);
     let (mut found, mut lost_parts) = (false, 0u64);
-    for item in TreeReader::within(root, path, &get) {
+    for item in TreeReader::within(root, path, store) {
         store.observer().progress().check()?;
         found = true;
         match item {

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use store::entry::EntryKind;
 use store::glob::Globs;
-use store::id::{ChunkId, SnapshotId};
+use store::id::SnapshotId;
 use store::left_out::Spared;
 use store::observe::Event;
 use store::restore::{Options, Report};
@@ -129,8 +129,7 @@ impl Restore {
             is_dry: self.dry_run,
         };
         if !place.path.is_empty() {
-            let get = |id: &ChunkId| store.chunk(id);
-            let first = TreeReader::within(&root, &place.path, &get).next();
+            let first = TreeReader::within(&root, &place.path, &store).next();
             if first.is_none() {
                 watch.end();
                 return Err(select::no_path(&store, &id, &root, &place.path));

@@ -5,10 +5,10 @@
 
 use super::gate::Gate;
 use super::run::Totals;
+use crate::chunks::PutMetadata;
 use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::Result;
 use crate::id::ChunkId;
-use crate::tree::Put;
 use std::io;
 use std::sync::Arc;
 
@@ -33,38 +33,38 @@ impl<'a> Assembly<'a> {
     }
 
     /// Takes an entry. Reports the previous one if a directory replaces it.
-    pub fn push(&mut self, entry: Entry, put: Put<'_>) -> Result<()> {
+    pub fn push(&mut self, entry: Entry, out: &dyn PutMetadata) -> Result<()> {
         if let Some(held) = self.held.take() {
             if is_within(&entry.path, &held.path) {
                 self.gate.report_unreadable(&held.path, &was_also_a_directory());
             } else {
-                self.gate.push(held, put)?;
+                self.gate.push(held, out)?;
             }
         }
         while self.dirs.last().is_some_and(|dir| !is_within(&entry.path, dir)) {
             self.dirs.pop();
         }
-        self.make_parents(&entry, put)?;
+        self.make_parents(&entry, out)?;
         if entry.kind != EntryKind::Directory {
             self.held = Some(entry);
         } else if self.dirs.last() != Some(&entry.path) {
             self.dirs.push(entry.path.clone());
-            self.gate.push(entry, put)?;
+            self.gate.push(entry, out)?;
         }
         Ok(())
     }
 
     /// Closes the tree and returns its root and totals.
-    pub fn finish(mut self, put: Put<'_>) -> Result<(ChunkId, Totals)> {
+    pub fn finish(mut self, out: &dyn PutMetadata) -> Result<(ChunkId, Totals)> {
         if let Some(held) = self.held.take() {
-            self.gate.push(held, put)?;
+            self.gate.push(held, out)?;
         }
-        self.gate.finish(put)
+        self.gate.finish(out)
     }
 
     /// Writes missing directories above an entry. They vanished, or were of another type when they
     /// were read.
-    fn make_parents(&mut self, entry: &Entry, put: Put<'_>) -> Result<()> {
+    fn make_parents(&mut self, entry: &Entry, out: &dyn PutMetadata) -> Result<()> {
         let known = self.dirs.last().map_or(0, Vec::len);
         let ends = entry.path.iter().enumerate().skip(known + 1).filter(|(_, b)| **b == b'/');
         for (end, _) in ends {
@@ -72,7 +72,7 @@ impl<'a> Assembly<'a> {
             let owner = Arc::clone(&entry.owner);
             let dir = Entry { owner, ..Entry::new(path, EntryKind::Directory, 0o700) };
             self.dirs.push(dir.path.clone());
-            self.gate.push(dir, put)?;
+            self.gate.push(dir, out)?;
         }
         Ok(())
     }
@@ -82,13 +82,13 @@ impl<'a> Assembly<'a> {
 mod tests {
     use super::super::run::Counters;
     use super::*;
+    use crate::arbitrary::MemoryChunks;
     use crate::entry::path_cmp;
     use crate::observe::{Event, Observer, Progress};
     use crate::tree::TreeReader;
     use parking_lot::Mutex;
     use proptest::prelude::*;
-    use std::cell::RefCell;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     /// Collects the paths that are reported missing.
     #[derive(Default)]
@@ -108,21 +108,15 @@ mod tests {
 
     /// Returns the tree's content and the paths that were dropped.
     fn assembled(entries: Vec<Entry>) -> (Vec<(String, EntryKind)>, Vec<String>, Totals) {
-        let pages = RefCell::new(BTreeMap::new());
-        let mut put = |bytes: &[u8]| {
-            let id = ChunkId::of(bytes);
-            pages.borrow_mut().insert(id, bytes.to_vec());
-            Ok(id)
-        };
+        let pages = MemoryChunks::default();
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).expect("text");
         let (counters, missing) = (Counters::default(), Missing::default());
         let mut assembly = Assembly::new(Gate::new(&counters, &missing));
         for entry in entries {
-            assembly.push(entry, &mut put).expect("pushes");
+            assembly.push(entry, &pages).expect("pushes");
         }
-        let (root, totals) = assembly.finish(&mut put).expect("finishes");
-        let get = |id: &ChunkId| Ok(pages.borrow()[id].clone());
-        let read = TreeReader::new(&root, &get).map(|entry| {
+        let (root, totals) = assembly.finish(&pages).expect("finishes");
+        let read = TreeReader::new(&root, &pages).map(|entry| {
             let entry = entry.expect("reads");
             (text(&entry.path), entry.kind)
         });

@@ -6,10 +6,11 @@
 
 use super::ingest::absolute;
 use super::run::{Counters, Totals};
+use crate::chunks::PutMetadata;
 use crate::entry::{Amendment, Entry, is_within};
 use crate::error::{Error, Result};
 use crate::observe::{Event, Observer};
-use crate::tree::{Put, TreeWriter};
+use crate::tree::TreeWriter;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Writes entries into a tree and reports entries that the tree cannot hold.
@@ -37,7 +38,7 @@ impl<'a> Gate<'a> {
     }
 
     /// Takes the next entry in path order.
-    pub fn push(&mut self, mut entry: Entry, put: Put<'_>) -> Result<()> {
+    pub fn push(&mut self, mut entry: Entry, out: &dyn PutMetadata) -> Result<()> {
         if let Some(refused) = &mut self.refused {
             if is_within(&entry.path, &refused.path) {
                 refused.below += 1;
@@ -46,7 +47,7 @@ impl<'a> Gate<'a> {
             self.report_refused();
         }
         let amendment = entry.amend();
-        match self.tree.push(&entry, put) {
+        match self.tree.push(&entry, out) {
             Ok(()) => {
                 self.report_amended(&entry, &amendment);
                 self.totals = self.totals.plus(Totals::of(&entry));
@@ -66,9 +67,9 @@ impl<'a> Gate<'a> {
     }
 
     /// Closes the tree and returns its root and totals.
-    pub fn finish(mut self, put: Put<'_>) -> Result<(crate::id::ChunkId, Totals)> {
+    pub fn finish(mut self, out: &dyn PutMetadata) -> Result<(crate::id::ChunkId, Totals)> {
         self.report_refused();
-        Ok((self.tree.finish(put)?, self.totals))
+        Ok((self.tree.finish(out)?, self.totals))
     }
 
     /// Reports a refused entry once, with the number of entries lost below it.
@@ -128,7 +129,7 @@ mod tests {
     fn unstorable_entries_and_metadata_are_reported_once() {
         let (heard, counters) = (Heard::default(), Counters::default());
         let mut gate = Gate::new(&counters, &heard);
-        let mut put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
+        let put = |bytes: &[u8]| Ok(ChunkId::of(bytes));
         let dir = |path: &str, mode| Entry::new(path.into(), EntryKind::Directory, mode);
         let odd = Time { seconds: 0, nanoseconds: 1 << 30 };
         let many = (0..80).map(|n| (vec![b'a' + n], vec![0; 60_000])).collect();
@@ -140,9 +141,9 @@ mod tests {
             full,
             dir("z", 0o755),
         ] {
-            gate.push(entry, &mut put).expect("goes on");
+            gate.push(entry, &put).expect("goes on");
         }
-        let (_, totals) = gate.finish(&mut put).expect("puts");
+        let (_, totals) = gate.finish(&put).expect("puts");
         assert_eq!((totals.entries, counters.unreadable.into_inner()), (2, 3));
         assert_eq!(counters.metadata_unreadable.into_inner(), 1);
         let heard = heard.0.into_inner();

@@ -5,7 +5,7 @@ use crate::entry::{Content, Entry, EntryKind, HardLink};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::observe::{Event, Observer, Progress};
-use crate::packer::Stored;
+use crate::packer::{Packer, Stored};
 use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Hint, Reuse, ReuseError, Reused};
 use crate::segment::SegmentKind as ChunkKind;
@@ -378,7 +378,7 @@ impl<'a> Ingest<'a> {
             }
             Ok((read, read < space.len()))
         })?;
-        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        let recipe = recipe.finish(self.reuse.packer)?;
         Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
@@ -408,7 +408,7 @@ impl<'a> Ingest<'a> {
             self.run(file, 0, stat.size, cutter, &mut recipe)?;
         }
         let size = recipe.len();
-        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        let recipe = recipe.finish(self.reuse.packer)?;
         Ok(self.taken(Content::Recipe(recipe), size, 0))
     }
 
@@ -556,8 +556,13 @@ impl<'a> Ingest<'a> {
             Ok((read, read < space.len()))
         })?;
         let size = recipe.len();
-        let recipe = recipe.finish(&mut |bytes| self.put_metadata(bytes))?;
+        let recipe = recipe.finish(self.reuse.packer)?;
         Ok(self.taken(Content::Recipe(recipe), size, 0))
+    }
+
+    /// Returns the packer that receives chunks.
+    pub fn packer(&self) -> &Packer<'_> {
+        self.reuse.packer
     }
 
     fn put_data(&self, chunk: &[u8], recipe: &mut RecipeWriter) -> Result<()> {
@@ -574,12 +579,7 @@ impl<'a> Ingest<'a> {
     }
 
     fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
-        recipe.push(extent, &mut |bytes| self.put_metadata(bytes))
-    }
-
-    /// Stores a tree page or recipe.
-    pub fn put_metadata(&self, bytes: &[u8]) -> Result<crate::id::ChunkId> {
-        Ok(self.reuse.packer.put(ChunkKind::Metadata, bytes)?.id)
+        recipe.push(extent, self.reuse.packer)
     }
 }
 

@@ -8,6 +8,7 @@ use super::run::{BackupState, Totals};
 use super::{
     Options, Report, Roots, device_and_inode, named, outside, pipeline, roots, survey, tree_path,
 };
+use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
@@ -15,7 +16,7 @@ use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
 use crate::store::Store;
-use crate::tree::{Get, Lookup, TreeReader};
+use crate::tree::{Lookup, TreeReader};
 use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -156,8 +157,7 @@ impl<'a> Backup<'a> {
             }
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
-        let get = |id: &ChunkId| store.chunk(id);
-        let entries = self.before.map(|before| TreeReader::new(&before.root, &get));
+        let entries = self.before.map(|before| TreeReader::new(&before.root, store));
         let taken_over = self.before.filter(|before| before.is_taken_over);
         let comparison = taken_over.map(|Before { started, ended, .. }| Comparison {
             ctime: !options.ignore_ctime,
@@ -219,9 +219,8 @@ impl<'a> Backup<'a> {
         })?;
         let exclude = Excluded::default();
         let store = self.run.store;
-        let get = |id: &ChunkId| store.chunk(id);
         // An unreadable previous entry means storing the stream in full.
-        let entry_of = |Before { root, .. }| Lookup::new(&root, &get).at(name).ok().flatten();
+        let entry_of = |Before { root, .. }| Lookup::new(&root, store).at(name).ok().flatten();
         let before = self.before.and_then(entry_of);
         let ingest = Ingest::new(&self.run, &exclude)?;
         let taken = ingest.stream(input, before.as_ref()).map_err(|trouble| match trouble {
@@ -317,9 +316,7 @@ impl<'a> Backup<'a> {
             self.run.flush()?;
         }
         let store = self.run.store;
-        let get = |id: &ChunkId| store.chunk(id);
-        let mut merging = Merging::new(&self.trees, &get)?;
-        let mut put = |bytes: &[u8]| self.run.put_metadata(bytes);
+        let mut merging = Merging::new(&self.trees, store)?;
         let mut in_the_way = |path: &[u8]| {
             let error = was_also_a_directory();
             self.run.counters.report_unreadable(store.observer(), path, &error);
@@ -344,10 +341,10 @@ impl<'a> Backup<'a> {
                 Ordering::Less => streams.next().cloned(),
             };
             if let Some(entry) = entry {
-                assembly.push(entry, &mut put)?;
+                assembly.push(entry, &self.run.packer)?;
             }
         }
-        assembly.finish(&mut put)
+        assembly.finish(&self.run.packer)
     }
 }
 
@@ -357,10 +354,10 @@ struct Merging<'a> {
 }
 
 impl<'a> Merging<'a> {
-    fn new(trees: &[(ChunkId, Totals)], get: Get<'a>) -> Result<Merging<'a>> {
+    fn new(trees: &[(ChunkId, Totals)], chunks: &'a dyn Chunks) -> Result<Merging<'a>> {
         let mut readers = Vec::new();
         for (root, _) in trees {
-            let mut reader = TreeReader::new(root, get);
+            let mut reader = TreeReader::new(root, chunks);
             let first = reader.next().transpose().map_err(|lost| lost.error)?;
             readers.push((reader, first));
         }

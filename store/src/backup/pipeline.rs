@@ -87,7 +87,7 @@ fn write_tree(
     failure: &Failure,
 ) -> Result<(ChunkId, Totals)> {
     let mut assembly = Assembly::new(Gate::new(ingest.counters, ingest.observer()));
-    let mut put = |bytes: &[u8]| ingest.put_metadata(bytes);
+    let packer = ingest.packer();
     for slot in slots {
         let entries = match slot {
             Slot::Filled(entries) => entries,
@@ -97,7 +97,7 @@ fn write_tree(
             continue;
         }
         for entry in entries {
-            if failure.note(assembly.push(entry, &mut put)).is_none() {
+            if failure.note(assembly.push(entry, packer)).is_none() {
                 break;
             }
         }
@@ -105,5 +105,5 @@ fn write_tree(
     if failure.is_noted() {
         return Err(Error::Interrupted); // `run` returns the recorded error instead
     }
-    assembly.finish(&mut put)
+    assembly.finish(packer)
 }

@@ -4,7 +4,6 @@ use super::run::FileSystems;
 use crate::damage::DamageLog;
 use crate::entry::{Content, Entry, EntryKind, Time, is_within, path_cmp};
 use crate::error::Result;
-use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::source::Stat;
@@ -106,9 +105,8 @@ impl Recheck<'_> {
         if self.is_whole {
             return Ok(true);
         }
-        let get = |id: &ChunkId| self.store.chunk(id);
         let mut there = Recent::default();
-        for extent in Extents::new(recipe, &get) {
+        for extent in Extents::new(recipe, self.store) {
             match extent {
                 Ok(Extent::Hole { .. }) => {}
                 Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}

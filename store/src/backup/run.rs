@@ -11,7 +11,6 @@ use crate::left_out::{Noted, Spared};
 use crate::observe::{Event, Observer};
 use crate::packer::Packer;
 use crate::reuse::Allowance;
-use crate::segment;
 use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
 use crate::store::{Named, Store};
 use crate::tree::Lost;
@@ -222,11 +221,6 @@ impl<'a> BackupState<'a> {
             plain + added.plain_bytes.load(Relaxed),
             stored + added.stored_bytes.load(Relaxed),
         ]
-    }
-
-    /// Stores a page of a tree.
-    pub fn put_metadata(&self, bytes: &[u8]) -> Result<ChunkId> {
-        Ok(self.packer.put(segment::SegmentKind::Metadata, bytes)?.id)
     }
 
     /// Makes everything durable, then writes the record. `whole` is the snapshot that was whole

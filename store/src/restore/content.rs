@@ -5,7 +5,6 @@ use super::{Restore, add_up};
 use crate::chunk_cache::ChunkCache;
 use crate::entry::{Content, Entry, EntryKind};
 use crate::error::Result;
-use crate::id::ChunkId;
 use crate::limits;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
@@ -54,7 +53,6 @@ impl Restore<'_> {
         entry: Entry,
         path: Vec<u8>,
         is_fresh: Arc<AtomicBool>,
-        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
     ) -> Result<()> {
         let recipe = match &entry.content {
             Content::Recipe(recipe) => recipe.clone(),
@@ -69,7 +67,8 @@ impl Restore<'_> {
             is_settled: AtomicBool::new(false),
         });
         self.window.files.push(Arc::clone(&output));
-        let mut file = Unread { output, extents: Extents::new(&recipe, get), at: 0, runs: 0 };
+        let mut file =
+            Unread { output, extents: Extents::new(&recipe, self.store), at: 0, runs: 0 };
         let mut runs = take(&mut self.window.runs);
         let has_more = self.take_slices(&mut file, &mut runs);
         self.window.runs = runs;
@@ -326,11 +325,10 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
         }
         Content::Recipe(recipe) => recipe,
     };
-    let get = |id: &ChunkId| store.chunk(id);
     let mut opened = ChunkCache::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
     let mut ahead = Ahead::new(file, stat.size, AHEAD_BYTES);
     let mut at = 0;
-    for extent in Extents::new(recipe, &get) {
+    for extent in Extents::new(recipe, store) {
         let Ok(extent) = extent else { return Ok(false) };
         let same = match extent {
             Extent::Hole { len } => has_only_zeros(store, file, at, len)?,

@@ -103,7 +103,6 @@ impl Restore<'_> {
         root: &ChunkId,
         from: &[u8],
         options: &Options,
-        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
     ) -> Result<()> {
         if self.lost && options.delete {
             let note = "nothing was deleted: parts of the snapshot's tree cannot be read";
@@ -118,7 +117,7 @@ impl Restore<'_> {
             return Ok(());
         }
         // Removal changed the times of directories that were right before.
-        let dirs = selected(root, from, options, get).flatten();
+        let dirs = selected(root, from, options, self.store).flatten();
         for entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() && !self.is_kept(&path) {
@@ -196,9 +195,8 @@ fn extra_below(
         scan_git_dirs: false,
         git_dirs: false,
     };
-    let get = |id: &ChunkId| store.chunk(id);
     let is_lost = Cell::new(false);
-    let mut tree = TreeReader::within(root, &open_root.path, &get)
+    let mut tree = TreeReader::within(root, &open_root.path, store)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
     let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store, root)?;
@@ -377,8 +375,7 @@ impl<'a> LeftOut<'a> {
 
 /// Returns true if a tree has a git directory at this path, or may have one.
 fn was_git_dir(store: &Store, root: &ChunkId, path: &[u8]) -> bool {
-    let get = |id: &ChunkId| store.chunk(id);
-    let mut tree = Lookup::new(root, &get);
+    let mut tree = Lookup::new(root, store);
     let mut has = |name: &[u8], kinds: &[EntryKind]| match tree.at(&join(path, name)) {
         Ok(entry) => entry.is_some_and(|entry| kinds.contains(&entry.kind)),
         Err(_) => true,

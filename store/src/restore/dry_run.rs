@@ -48,7 +48,6 @@ pub(super) fn dry_run(
     store_place: Option<&[u8]>,
     options: &Options,
 ) -> Result<Report> {
-    let get = |id: &ChunkId| store.chunk(id);
     let dir = source::open_dir(target).ok();
     let extra = match &dir {
         Some(dir) if options.delete => extra(target, dir.as_fd(), store, root, prefix, options)?,
@@ -68,7 +67,7 @@ pub(super) fn dry_run(
         links: HashMap::new(),
         report: Report::default(),
     };
-    for item in selected(root, from, options, &get) {
+    for item in selected(root, from, options, store) {
         store.observer().progress().check()?;
         match item {
             Ok(entry) if Some(relative(&entry.path, prefix)) == store_place => {}

@@ -70,9 +70,8 @@ impl GitCaches {
         prefix: &[u8],
         options: &Options,
     ) -> Vec<Vec<u8>> {
-        let get = |id: &ChunkId| store.chunk(id);
         let is_restored = |path: &[u8]| {
-            let first = TreeReader::within(root, path, &get).next();
+            let first = TreeReader::within(root, path, store).next();
             // If the tree is unreadable here, the entry may exist.
             first.is_some_and(|first| first.map_or(true, |entry| entry.path == path))
                 && options.selects(path)
@@ -82,7 +81,7 @@ impl GitCaches {
         let borrowers: Vec<Vec<u8>> = match self.0.is_empty() {
             true => Vec::new(),
             // Their commit-graphs may name commits that were removed from another repository.
-            false => TreeReader::within(root, prefix, &get)
+            false => TreeReader::within(root, prefix, store)
                 .flatten()
                 .filter(|entry| entry.path.ends_with(ALTERNATES) && options.selects(&entry.path))
                 .filter_map(|entry| Some(split(&entry.path)?.0.to_vec()))

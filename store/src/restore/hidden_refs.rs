@@ -69,9 +69,8 @@ fn hidden_in(
     if loose.is_empty() {
         return Ok(Vec::new());
     }
-    let get = |id: &ChunkId| store.chunk(id);
     let refs = join(git_dir, b"refs");
-    for entry in TreeReader::within(root, &refs, &get).flatten() {
+    for entry in TreeReader::within(root, &refs, store).flatten() {
         loose.remove(relative(&entry.path, git_dir));
     }
     let packed = source::open_file_below(dir.as_fd(), b"packed-refs")?;

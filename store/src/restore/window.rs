@@ -5,7 +5,6 @@ use super::runs::Runs;
 use super::{Restore, join, relative};
 use crate::entry::{Content, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
 use crate::error::Result;
-use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::Extent;
 use crate::source::split;
@@ -63,11 +62,7 @@ pub(super) struct OtherName {
 
 impl Restore<'_> {
     /// Adds the next entry of the tree to the window.
-    pub(super) fn take(
-        &mut self,
-        entry: Entry,
-        get: &dyn Fn(&ChunkId) -> Result<Vec<u8>>,
-    ) -> Result<()> {
+    pub(super) fn take(&mut self, entry: Entry) -> Result<()> {
         if entry.path == self.prefix {
             self.open_top(entry);
             return Ok(());
@@ -92,7 +87,7 @@ impl Restore<'_> {
         } else if let Some(first) = self.linked(&entry, &path) {
             self.window.links.push(OtherName { entry, first, path, is_fresh });
         } else if entry.kind == EntryKind::File {
-            self.open_file(entry, path, is_fresh, get)?;
+            self.open_file(entry, path, is_fresh)?;
         } else {
             self.window.others.push((entry, path));
         }
@@ -241,9 +236,9 @@ impl Restore<'_> {
             // Whatever forbids a link may permit a copy; if not, the copy says so.
             self.note_copy(&path, &error);
         }
-        let (store, copied) = (self.store, path.clone());
+        let copied = path.clone();
         if entry.kind == EntryKind::File {
-            self.open_file(entry, path, is_fresh, &|id: &ChunkId| store.chunk(id))?;
+            self.open_file(entry, path, is_fresh)?;
             self.flush(false)?;
         } else {
             self.make_other(&entry, &path);

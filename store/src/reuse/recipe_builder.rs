@@ -143,8 +143,8 @@ impl<'a> RecipeBuilder<'a> {
     /// Returns the recipe of everything received.
     pub fn finish(mut self) -> Result<Reused, ReuseError> {
         self.conclude()?;
-        let (len, packer) = (self.recipe.len(), self.packer);
-        let recipe = self.recipe.finish(&mut |bytes| put_metadata(packer, bytes))?;
+        let len = self.recipe.len();
+        let recipe = self.recipe.finish(self.packer)?;
         Ok(Reused { recipe, len, reused: self.reused, unused: self.unused })
     }
 
@@ -199,7 +199,6 @@ impl<'a> RecipeBuilder<'a> {
         self.choose_chunks();
         let own = self.cut(parts.as_ref())?;
         let RecipeBuilder { packer, recipe, spool, chunks, .. } = self;
-        let mut put = |bytes: &[u8]| put_metadata(packer, bytes);
         let mut own_slices = Cursor::new(own.chunks.iter().copied());
         let mut at = 0;
         spool.replay::<Error>(|piece| {
@@ -210,9 +209,9 @@ impl<'a> RecipeBuilder<'a> {
                     if !is_own(begin, &piece, chunks, parts.as_ref()) =>
                 {
                     let (chunk, len) = (chunks[chunk as usize].id, u64::from(len));
-                    recipe.push(Extent::Slice { chunk, offset, len }, &mut put)
+                    recipe.push(Extent::Slice { chunk, offset, len }, *packer)
                 }
-                _ => own_slices.take(piece.len(), &mut |extent| recipe.push(extent, &mut put)),
+                _ => own_slices.take(piece.len(), &mut |extent| recipe.push(extent, *packer)),
             }
         })?;
         self.reused.by_chunk += own.by_chunk;
@@ -330,10 +329,6 @@ fn is_own(at: u64, piece: &Piece, chunks: &[Referred], parts: Option<&Parts>) ->
         Piece::Literal { .. } => true,
     };
     of_chunk || parts.is_some_and(|parts| parts.have(at, piece))
-}
-
-fn put_metadata(packer: &Packer<'_>, bytes: &[u8]) -> Result<ChunkId> {
-    Ok(packer.put(SegmentKind::Metadata, bytes)?.id)
 }
 
 impl Sink<ReuseError> for RecipeBuilder<'_> {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::arbitrary::cases;
 use crate::backend::{Memory, write_all};
+use crate::chunks::Chunks;
 use crate::config::{self, Config};
 use crate::entry::EntryKind;
 use crate::id::ChunkId;
@@ -61,9 +62,9 @@ impl Room {
             let len = (1 + len % 200).min(chunks[n].len() - from);
             bytes.extend_from_slice(&chunks[n][from..from + len]);
             let extent = Extent::Slice { chunk: ids[n], offset: from as u32, len: len as u64 };
-            recipe.push(extent, &mut |bytes| put(ChunkKind::Metadata, bytes)).expect("pushes");
+            recipe.push(extent, &packer).expect("pushes");
         }
-        let recipe = recipe.finish(&mut |bytes| put(ChunkKind::Metadata, bytes)).expect("ends");
+        let recipe = recipe.finish(&packer).expect("ends");
         packer.finish().expect("finishes");
         let entry = Entry {
             size: bytes.len() as u64,
@@ -76,15 +77,14 @@ impl Room {
     }
 
     fn extents(&self, recipe: &Recipe) -> Vec<Extent> {
-        let get = |id: &ChunkId| self.store.chunk(id);
-        Extents::new(recipe, &get).map(|extent| extent.expect("reads")).collect()
+        Extents::new(recipe, &self.store).map(|extent| extent.expect("reads")).collect()
     }
 
     fn read(&self, recipe: &Recipe) -> Vec<u8> {
         let mut bytes = Vec::new();
         for extent in self.extents(recipe) {
             let Extent::Slice { chunk, offset, len } = extent else { panic!("no holes") };
-            let chunk = self.store.chunk(&chunk).expect("reads");
+            let chunk = self.store.get(&chunk).expect("reads");
             bytes.extend_from_slice(&chunk[offset as usize..][..len as usize]);
         }
         bytes
