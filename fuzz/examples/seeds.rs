@@ -65,7 +65,7 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
         seeds.add("snapshot", &file)?;
         seeds.add("snapshot", &open(&file[..file.len() / 2])?)?;
         let root = store.snapshot(&id)?.root.chunk();
-        let entries = TreeReader::new(&root, store).map(|entry| entry.map_err(|lost| lost.error));
+        let entries = TreeReader::new(&root, &store).map(|entry| entry.map_err(|lost| lost.error));
         let entries = entries.collect::<std::result::Result<Vec<Entry>, _>>()?;
         for entry in &entries {
             recipe(&store, entry, seeds)?;

@@ -29,6 +29,8 @@ pub mod recipe;
 
 pub mod entry;
 
+pub mod content;
+
 pub mod snapshot;
 pub mod tree;
 
@@ -37,8 +39,6 @@ pub mod damage;
 mod salvage;
 
 pub mod store;
-
-mod chunk_cache;
 
 pub mod packer;
 

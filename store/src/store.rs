@@ -1,7 +1,7 @@
 //! An open store: its configuration, lock and index, and access to chunks.
 
 use crate::backend::{self, Backend, Local, Modes};
-use crate::chunks::Chunks;
+use crate::chunks::{Chunks, Each};
 use crate::codec::Codec;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
@@ -15,11 +15,12 @@ use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
 use parking_lot::Mutex;
+use rayon::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -308,7 +309,7 @@ impl Store {
 
     /// Reads the plain bytes of a chunk at a location that the index returned, verified against its
     /// id. Reads another copy of the chunk if this location fails or is `None`.
-    pub(crate) fn chunk_at(
+    fn chunk_at(
         &self,
         id: &ChunkId,
         location: Option<&Location>,
@@ -427,11 +428,35 @@ impl Chunks for Store {
         let location = self.index.find(id).ok().flatten();
         self.chunk_at(id, location.as_ref(), plain)
     }
+
+    /// Reads segments from front to back, on all cores.
+    fn get_many(&self, ids: &[ChunkId], each: &Each<'_>) {
+        let located = ids.par_iter().enumerate();
+        let located = located.map(|(number, id)| (number, self.locate(id).ok()));
+        let mut located: Vec<(usize, Option<Location>)> = located.collect();
+        located.par_sort_unstable_by_key(|(number, location)| {
+            (location.map(|location| (location.segment, location.offset)), *number)
+        });
+        let is_over = AtomicBool::new(false);
+        located.par_iter().for_each(|(number, location)| {
+            if is_over.load(Relaxed) {
+                return;
+            }
+            PLAIN.with_borrow_mut(|plain| {
+                let read = self.chunk_at(&ids[*number], location.as_ref(), plain);
+                if each(*number, read.map(|()| &plain[..])).is_break() {
+                    is_over.store(true, Relaxed);
+                }
+            });
+        });
+    }
 }
 
 thread_local! {
     /// Stored bytes of the chunk that this thread reads.
     static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Plain bytes of the chunk that this thread reads with many others.
+    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {

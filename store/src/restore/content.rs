@@ -2,7 +2,7 @@
 
 use super::runs::Runs;
 use super::{Restore, add_up};
-use crate::chunk_cache::ChunkCache;
+use crate::content::{ChunkCache, ContentReader, Cursor};
 use crate::entry::{Content, Entry, EntryKind};
 use crate::error::Result;
 use crate::limits;
@@ -19,8 +19,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-/// Plain bytes of chunks that all threads together keep while they compare files.
-const OPENED_BYTES_ALL: usize = 64 << 20;
+/// Bytes of decoded chunks that all threads together keep while they compare files.
+const CACHE_BYTES_ALL: usize = 64 << 20;
 /// Bytes of a file read at once for comparison.
 const AHEAD_BYTES: usize = 64 << 10;
 
@@ -325,15 +325,23 @@ fn has_content(store: &Store, file: &File, stat: &Stat, entry: &Entry) -> io::Re
         }
         Content::Recipe(recipe) => recipe,
     };
-    let mut opened = ChunkCache::new(store, OPENED_BYTES_ALL / rayon::current_num_threads());
+    let cache = ChunkCache::new(CACHE_BYTES_ALL / rayon::current_num_threads());
+    let mut content = Cursor::new(ContentReader::new(store, &cache, recipe, entry.size));
     let mut ahead = Ahead::new(file, stat.size, AHEAD_BYTES);
     let mut at = 0;
-    for extent in Extents::new(recipe, store) {
-        let Ok(extent) = extent else { return Ok(false) };
+    while at < entry.size {
+        let Ok(Some((extent, _))) = content.extent_at(at) else { return Ok(false) };
         let same = match extent {
             Extent::Hole { len } => has_only_zeros(store, file, at, len)?,
             Extent::Slice { chunk, offset, len } => match chunk_len(len) {
-                Some(len) => opened.is_slice(&chunk, offset, ahead.read(at, len as usize)?),
+                Some(len) => {
+                    let found = ahead.read(at, len as usize)?;
+                    // Hashing a whole chunk is cheaper than reading it.
+                    (offset == 0 && store.codec.id_of(found) == chunk)
+                        || cache.plain(&chunk, store).is_ok_and(|plain| {
+                            plain.get(offset as usize..).is_some_and(|rest| rest.starts_with(found))
+                        })
+                }
                 None => false,
             },
         };

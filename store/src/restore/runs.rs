@@ -6,17 +6,16 @@
 
 use super::Restore;
 use super::content::Output;
+use crate::chunks::Chunks;
 use crate::counting_sort::by_number;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
-use crate::index::Location;
 use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
-use rayon::prelude::*;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::mem::take;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -65,20 +64,12 @@ struct Slice {
     len: u32,
 }
 
-/// A chunk that slices need.
-#[derive(Clone, Copy)]
-struct Wanted {
-    id: ChunkId,
-    /// Location, after it was looked up.
-    location: Option<Location>,
-}
-
 /// All runs, slices and chunks of a window.
 #[derive(Default)]
 pub(super) struct Runs {
     runs: Vec<WriteRun>,
     slices: Vec<Slice>,
-    chunks: Vec<Wanted>,
+    chunks: Vec<ChunkId>,
     /// Indexes of the chunks.
     numbers: HashMap<ChunkId, u32>,
     /// Bytes in runs of several slices.
@@ -117,7 +108,7 @@ impl Runs {
         match self.numbers.entry(chunk) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                self.chunks.push(Wanted { id: chunk, location: None });
+                self.chunks.push(chunk);
                 *new.insert(self.chunks.len() as u32 - 1)
             }
         }
@@ -141,30 +132,19 @@ impl Runs {
         self.slices.retain(|slice| !runs[slice.run as usize].output.is_settled.load(Relaxed));
     }
 
-    /// Sorts chunks, and their slices with them, in segment order. Slices of one chunk stay in the
-    /// order of their runs.
-    fn sort(&mut self, locate: impl Fn(&ChunkId) -> Option<Location> + Sync) {
-        let mut is_wanted = vec![false; self.chunks.len()];
-        self.slices.iter().for_each(|slice| is_wanted[slice.chunk as usize] = true);
-        let wanted = (0..).zip(&self.chunks).zip(is_wanted).filter(|(_, is_wanted)| *is_wanted);
-        let wanted: Vec<(u32, &Wanted)> = wanted.map(|(chunk, _)| chunk).collect();
-        let located = wanted.par_iter().map(|(number, chunk)| {
-            let location = locate(&chunk.id);
-            (*number, Wanted { id: chunk.id, location })
-        });
-        let mut located: Vec<(u32, Wanted)> = located.collect();
-        located.par_sort_unstable_by_key(|(number, chunk)| {
-            (chunk.location.map(|location| (location.segment, location.offset)), *number)
-        });
-        let mut places = vec![0; self.chunks.len()];
-        for (place, (number, _)) in (0..).zip(&located) {
-            places[*number as usize] = place;
+    /// Groups slices by chunk and drops chunks without slices. Slices of one chunk stay in the order
+    /// of their runs.
+    fn group(&mut self) {
+        let (mut places, mut wanted) = (vec![None; self.chunks.len()], Vec::new());
+        for slice in &mut self.slices {
+            slice.chunk = *places[slice.chunk as usize].get_or_insert_with(|| {
+                wanted.push(self.chunks[slice.chunk as usize]);
+                wanted.len() as u32 - 1
+            });
         }
-        self.slices.iter_mut().for_each(|slice| slice.chunk = places[slice.chunk as usize]);
-        let numbers = self.slices.iter().map(|slice| slice.chunk);
-        let order = by_number(numbers, located.len());
+        let order = by_number(self.slices.iter().map(|slice| slice.chunk), wanted.len());
         self.slices = order.iter().map(|place| self.slices[*place as usize]).collect();
-        self.chunks = located.into_iter().map(|(_, chunk)| chunk).collect();
+        self.chunks = wanted;
     }
 }
 
@@ -205,45 +185,45 @@ fn places<'r>(runs: &[WriteRun], mut gather_buffer: &'r mut [u8]) -> Vec<Mutex<G
     runs.iter().map(place).collect()
 }
 
-thread_local! {
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 impl Restore<'_> {
     /// Decodes every wanted chunk once and writes its slices.
     pub(super) fn write(&self, mut runs: Runs) {
         runs.drop_settled();
-        runs.sort(|chunk| self.store.locate(chunk).ok());
+        runs.group();
         let mut gather_buffer = self.gather_buffer.0.lock();
         let places = places(&runs.runs, &mut gather_buffer);
         let groups: Vec<&[Slice]> = runs.slices.chunk_by(|a, b| a.chunk == b.chunk).collect();
-        groups.par_iter().for_each(|group| {
+        self.store.get_many(&runs.chunks, &|number, plain| {
             if self.fatal.lock().is_some() || self.store.observer().progress().check().is_err() {
-                return;
+                return ControlFlow::Break(());
             }
-            self.write_chunk(&runs, &places, group);
+            self.write_chunk(&runs, &places, groups[number], plain);
+            ControlFlow::Continue(())
         });
     }
 
     /// Copies all slices of one chunk to their runs.
-    fn write_chunk(&self, runs: &Runs, places: &[Mutex<Gathered<'_>>], slices: &[Slice]) {
-        let Wanted { id, location } = &runs.chunks[slices[0].chunk as usize];
-        PLAIN.with_borrow_mut(|plain| {
-            let read = self.store.chunk_at(id, location.as_ref(), plain);
-            for slices in slices.chunk_by(|a, b| a.run == b.run) {
-                let run = slices[0].run as usize;
-                let (run, place) = (&runs.runs[run], &places[run]);
-                match &read {
-                    Ok(()) if are_within(slices, plain.len()) => {
-                        self.gather(run, place, slices, plain);
-                    }
-                    Ok(()) => {
-                        self.settle_failed(&run.output, &format!("chunk {id} is too short"));
-                    }
-                    Err(error) => self.settle_failed(&run.output, &error.to_string()),
+    fn write_chunk(
+        &self,
+        runs: &Runs,
+        places: &[Mutex<Gathered<'_>>],
+        slices: &[Slice],
+        plain: Result<&[u8]>,
+    ) {
+        for slices in slices.chunk_by(|a, b| a.run == b.run) {
+            let run = slices[0].run as usize;
+            let (run, place) = (&runs.runs[run], &places[run]);
+            match &plain {
+                Ok(plain) if are_within(slices, plain.len()) => {
+                    self.gather(run, place, slices, plain);
                 }
+                Ok(_) => {
+                    let id = runs.chunks[slices[0].chunk as usize];
+                    self.settle_failed(&run.output, &format!("chunk {id} is too short"));
+                }
+                Err(error) => self.settle_failed(&run.output, &error.to_string()),
             }
-        });
+        }
     }
 
     /// Adds slices of one chunk to a run. Writes the run when all its slices have arrived.

@@ -155,7 +155,7 @@ impl<'a> RecipeBuilder<'a> {
         };
         let Some(number) = number else {
             // Its segment is damaged elsewhere. A stream cannot be read a second time.
-            let plain = self.reader.plain(&id, true).map_err(ReuseError::Lost)?;
+            let plain = self.reader.plain(&id).map_err(ReuseError::Lost)?;
             return self.append(&plain[offset as usize..][..len as usize]);
         };
         self.reused.by_extent += len;
@@ -393,7 +393,7 @@ impl NewBytes<'_> {
     fn copy_forward(&mut self) -> Result<(), ReuseError> {
         self.wanted.sort_unstable_by_key(|wanted| (wanted.chunk, wanted.at));
         for slices in self.wanted.chunk_by(|a, b| a.chunk == b.chunk) {
-            let plain = self.reader.plain(&slices[0].chunk, true).map_err(ReuseError::Lost)?;
+            let plain = self.reader.plain(&slices[0].chunk).map_err(ReuseError::Lost)?;
             for Wanted { offset, len, at, .. } in slices {
                 let slice = &plain[*offset as usize..][..*len as usize];
                 self.pending[*at..][..*len as usize].copy_from_slice(slice);
