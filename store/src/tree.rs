@@ -682,7 +682,18 @@ impl<'a> Lookup<'a> {
 impl TreeReader<'_> {
     /// Skips whole pages that end before `path`.
     fn skip_to(&mut self, path: &[u8]) {
-        let is_not_after = |place: &Place| path_cmp(&place.child.first, path) != Ordering::Greater;
+        self.skip(&|first| path_cmp(first, path) != Ordering::Greater);
+    }
+
+    /// Skips whole pages of entries below `dir`, the path of the last entry.
+    fn skip_below(&mut self, dir: &[u8]) {
+        self.skip(&|first| is_within(first, dir));
+    }
+
+    /// Skips everything before the last page that begins with a path for which `is_not_after`
+    /// returns true. Of the paths to come, these are the first ones.
+    fn skip(&mut self, is_not_after: &dyn Fn(&[u8]) -> bool) {
+        let is_not_after = |place: &Place| is_not_after(&place.child.first);
         // The remaining pages of lower levels all precede those of upper levels.
         let Some(level) =
             self.stack.iter().position(|places| places.last().is_some_and(is_not_after))
@@ -721,6 +732,35 @@ impl Iterator for TreeReader<'_> {
             }
         }
     }
+}
+
+/// Reads the entries directly in a directory, in path order. Reads few of the pages below its
+/// subdirectories. The root of the tree has an empty path.
+pub fn children<'a>(
+    root: &ChunkId,
+    dir: &'a [u8],
+    chunks: &'a dyn Chunks,
+) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
+    let mut reader = TreeReader::within(root, dir, chunks);
+    std::iter::from_fn(move || {
+        loop {
+            let item = reader.next()?;
+            let Ok(entry) = &item else { return Some(item) };
+            if is_child(&entry.path, dir) {
+                reader.skip_below(&entry.path);
+                return Some(item);
+            }
+        }
+    })
+}
+
+/// Returns true if a path is directly in `dir`.
+fn is_child(path: &[u8], dir: &[u8]) -> bool {
+    let name = match dir {
+        [] => Some(path),
+        dir => path.strip_prefix(dir).and_then(|rest| rest.strip_prefix(b"/")),
+    };
+    name.is_some_and(|name| !name.is_empty() && !name.contains(&b'/'))
 }
 
 /// A part of a tree, as returned by [`outline`].
@@ -785,6 +825,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     impl Pages {
         fn of(entries: &[Entry]) -> (Pages, ChunkId) {
@@ -857,6 +898,30 @@ mod tests {
         (0..count).map(|n| directory(format!("d{n:05}").into_bytes())).collect()
     }
 
+    #[test]
+    fn the_children_of_a_directory_are_read_without_the_entries_below_them() {
+        let mut entries = vec![directory(b"a".to_vec())];
+        for n in 0..20_u32 {
+            entries.push(directory(format!("a/{n:02}").into()));
+            let below = (0..2000).map(|m| directory(format!("a/{n:02}/{m:04}").into()));
+            entries.extend(below);
+        }
+        entries.push(directory(b"b".to_vec()));
+        let (pages, root) = Pages::of(&entries);
+        let read = AtomicUsize::new(0);
+        let counted = |id: &ChunkId| {
+            read.fetch_add(1, Relaxed);
+            pages.get(id)
+        };
+        let found: Vec<Entry> =
+            children(&root, b"a", &counted).map(|entry| entry.expect("reads")).collect();
+        let wanted = entries.iter().filter(|entry| is_child(&entry.path, b"a"));
+        assert!(found.iter().eq(wanted) && found.len() == 20);
+        let (read, all) = (read.into_inner(), pages.0.lock().len());
+        // The ends of each subdirectory, and the pages above them.
+        assert!(4 * read < all, "{read} of {all} pages");
+    }
+
     proptest! {
         #![proptest_config(cases(40))]
 
@@ -887,6 +952,9 @@ mod tests {
             for path in asked {
                 let below = entries.iter().filter(|entry| is_within(&entry.path, &path));
                 prop_assert_eq!(pages.read(&root, &path), below.cloned().collect::<Vec<_>>());
+                let found: Vec<Entry> =
+                    children(&root, &path, &pages).map(|entry| entry.expect("reads")).collect();
+                prop_assert!(found.iter().eq(entries.iter().filter(|e| is_child(&e.path, &path))));
             }
         }
 

@@ -11,7 +11,7 @@ use store::backup::tree_path;
 use store::glob::{Globs, escape};
 use store::snapshot::Snapshot;
 use store::store::Store;
-use store::tree::TreeReader;
+use store::tree::{TreeReader, children};
 
 /// Part with the keys by which users know a machine, and what else is in their directory.
 const SSH: &str = "ssh-host-keys";
@@ -129,13 +129,9 @@ impl InPlace<'_> {
         let mut left = Vec::new();
         for dir in dirs.filter_map(Value::as_str) {
             let dir = tree_path(Path::new(dir));
-            for entry in TreeReader::within(&self.snapshot.root.chunk(), &dir, self.store).flatten()
-            {
-                let Some(name) = entry.path.strip_prefix(&dir[..]) else { continue };
-                let Some(name) = name.strip_prefix(b"/").filter(|name| !name.contains(&b'/'))
-                else {
-                    continue;
-                };
+            let root = self.snapshot.root.chunk();
+            for entry in children(&root, &dir, self.store).flatten() {
+                let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
                 let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
                 if !name.starts_with(HOST_KEY) && !self.is_named(&path) && self.selects(&path) {
                     left.push(path);
