@@ -112,7 +112,7 @@ fn tool(sandbox: &Sandbox, words: &[&str]) {
     sandbox.tool(words[0]).args(&words[1..]).run().ok();
 }
 
-/// Returns the number of files that a second backup reads after this change to one file. Both
+/// Returns the number of bytes that a second backup reads after this change to one file. Both
 /// backups ignore the ctime.
 fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
     let sandbox = Sandbox::with_store();
@@ -124,7 +124,7 @@ fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
         let store = stores::open(&sandbox.path("store"), Purpose::Write);
         let mut options = stores::backup_options(&[&sandbox.path("source")]);
         (options.about.clock, options.ignore_ctime) = (clock, true);
-        store::backup::backup(&store, &options).expect("backs up").statistics.files_changed
+        store::backup::backup(&store, &options).expect("backs up").statistics.bytes_read
     };
     backup(later);
     change(&sandbox);
@@ -153,7 +153,7 @@ fn other_metadata_counts_if_the_ctime_is_ignored() {
     ];
     for (what, change) in changes {
         if is_root() || !["owner", "group"].contains(&what) {
-            assert_eq!(read_without_ctime(change), 1, "{what}");
+            assert!(read_without_ctime(change) > 0, "{what}");
         }
     }
 }

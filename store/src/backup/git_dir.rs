@@ -26,6 +26,8 @@ const MUCH_LARGER: u64 = 2;
 const OPEN_FILES_MAX: usize = 512;
 /// Maximum number of listings of a repository that keeps changing.
 const ROUNDS_MAX: usize = 100;
+/// Maximum bytes of a reftable's list of tables that are read.
+const TABLE_LIST_BYTES: u64 = 1 << 20;
 /// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 
@@ -229,8 +231,7 @@ impl Reading<'_, '_> {
         };
         // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
-            let mut text = vec![0; source::stat_open(&file)?.size.min(1 << 20) as usize];
-            file.read_exact_at(&mut text, 0)?;
+            let text = table_list(&file)?;
             Ok((file, text))
         });
         let (list_file, text) = match opened {
@@ -247,11 +248,7 @@ impl Reading<'_, '_> {
             }
         };
         let lacks_tables = || Ok(Refs::LackTables(source::stat_open(&list_file).ok()));
-        let listed: HashSet<Vec<u8>> = text
-            .split(|b| *b == b'\n')
-            .filter(|name| !name.is_empty())
-            .map(|name| join(self.path, &join(b"reftable", name)))
-            .collect();
+        let listed = tables(self.path, &text);
         let (mut tables, mut others) = (Vec::new(), Vec::new());
         for path in &listed {
             let missing = || io::Error::other("tables.list names it, and it does not exist");
@@ -552,6 +549,37 @@ impl Reading<'_, '_> {
         let has = |end: &[u8]| self.entries.contains_key(&[&path, end].concat());
         has(b".pack") && has(b".idx")
     }
+}
+
+/// Returns the content of a reftable's list of tables.
+fn table_list(file: &File) -> io::Result<Vec<u8>> {
+    let mut text = vec![0; source::stat_open(file)?.size.min(TABLE_LIST_BYTES) as usize];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(text)
+}
+
+/// Returns the paths of the tables in a list of the git directory `path`.
+fn tables(path: &[u8], list: &[u8]) -> HashSet<Vec<u8>> {
+    let names = list.split(|b| *b == b'\n').filter(|name| !name.is_empty());
+    names.map(|name| join(path, &join(b"reftable", name))).collect()
+}
+
+/// Returns true if a scan of the git directory `path` found every table in the list of its
+/// reftable. A missing one must be reported by each backup, even if nothing changed.
+pub fn has_all_tables(open_root: &OpenRoot, path: &[u8], content: &[Found]) -> bool {
+    let list_path = join(path, b"reftable/tables.list");
+    let is_list = |found: &Found| found.path == list_path && found.stat.kind == EntryKind::File;
+    if !content.iter().any(is_list) {
+        return true;
+    }
+    let list = open_root.relative(&list_path);
+    let text =
+        source::open_file_below(open_root.dir.as_fd(), list).and_then(|file| table_list(&file));
+    // A list that cannot be read is read again, and reported.
+    text.is_ok_and(|text| {
+        let found: HashSet<&[u8]> = paths(content);
+        tables(path, &text).iter().all(|table| found.contains(&table[..]))
+    })
 }
 
 /// Result of reading packed references.

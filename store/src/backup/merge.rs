@@ -5,7 +5,7 @@
 use super::failure::Failure;
 use super::ingest::{Ingest, absolute};
 use super::previous::{Previous, Recheck};
-use super::{Root, tree_path};
+use super::{Root, git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::source::{self, Attributes, Stat};
@@ -223,7 +223,10 @@ impl Merge<'_, '_> {
         let below = self.previous.below(&found.path);
         let previous: Vec<Entry> = own.into_iter().chain(below).collect();
         let is_unchanged = match &content {
-            Some(content) => self.is_unchanged_git_dir(&found, content, &previous)?,
+            Some(content) => {
+                self.is_unchanged_git_dir(&found, content, &previous)?
+                    && git_dir::has_all_tables(open_root, &found.path, content)
+            }
             None => false,
         };
         if is_unchanged {
