@@ -705,12 +705,14 @@ fn a_dry_run_of_another_user_promises_only_what_the_restore_does() {
     sandbox.tool("ln").args(["-s", "a", "source/link"]).run().ok();
     sandbox.tool("chmod").args(["6755", "source/dir/set-id"]).run().ok();
     sandbox.tool("chown").args(["-R", "65534:65534", "source/dir/own"]).run().ok();
+    sandbox.tool("mkdir").args(["-m", "2775", "source/group"]).run().ok();
     sandbox.backup(["source"]);
     sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
     let place = sandbox.at("latest", "source");
     let changes = [
         "",
         "chmod 600 target/dir/own; rm target/b; rm -r target/new",
+        "rm -r target/group; chgrp 12345 target; chmod g+s target",
         "chmod 2770 target/dir; chgrp 12345 target/dir; rm target/dir/own",
         "chown 0:0 target/a; chmod 644 target/a",
         "chown 0:0 target/a; chmod 604 target/a",

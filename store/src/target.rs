@@ -62,6 +62,7 @@ const OWNER_ALL: u32 = 0o700;
 pub struct Target {
     dir: OwnedFd,
     uid: u32,
+    rights: Rights,
     /// True if a directory here gives an ACL to objects created in it.
     gives_acl: AtomicBool,
     /// Original modes of directories that were made writable.
@@ -72,7 +73,7 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
 }
 
-/// Rights of this user to set metadata, for a prediction.
+/// Rights of this user to set metadata.
 pub struct Rights {
     uid: u32,
     gid: u32,
@@ -113,6 +114,15 @@ impl Rights {
         }
         let may_set_group = is.0 == self.uid && self.groups.contains(&wanted.1);
         (is.0, if may_set_group { wanted.1 } else { is.1 })
+    }
+
+    /// Returns the mode for an entry whose object has this user and group.
+    ///
+    /// The kernel drops setgid without an error if this user is not in the group. Another attempt
+    /// would only change the ctime.
+    pub fn given_mode(&self, owner: (u32, u32), entry: &Entry) -> u32 {
+        let may_set_group = self.are_all() || self.groups.contains(&owner.1);
+        safe_mode(entry, owner) & if may_set_group { !0 } else { !0o2000 }
     }
 }
 
@@ -178,6 +188,7 @@ impl Target {
             gives_acl: AtomicBool::new(false),
             dir,
             uid: geteuid().as_raw(),
+            rights: Rights::of_process(),
             opened_up: Mutex::default(),
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
@@ -519,7 +530,7 @@ impl Target {
         if may_have_xattrs || !entry.xattrs.is_empty() {
             self.give_xattrs(node, entry, may_have_xattrs, &mut mode, &mut refused);
         }
-        let wanted = safe_mode(entry, owner);
+        let wanted = self.rights.given_mode(owner, entry);
         if entry.kind != EntryKind::Symlink && mode != Some(wanted) {
             node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
         }
@@ -872,7 +883,7 @@ pub(crate) fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool
 
 /// Returns the mode for an entry. If its owner or group could not be set, drops setuid or setgid so
 /// that no one else gets those rights.
-pub(crate) fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
+fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
     let (uid, gid) = (entry.owner.uid, entry.owner.gid);
     let mut mode = entry.mode;
     // On a directory these bits grant no rights.

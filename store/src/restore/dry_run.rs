@@ -196,7 +196,7 @@ impl DryRun<'_> {
         let is = (stat.uid, stat.gid);
         let owner = self.count_owner(entry, is);
         self.report.owners_to_set += u64::from(owner != is);
-        let wanted = target::safe_mode(entry, owner);
+        let wanted = self.rights.given_mode(owner, entry);
         let has_mode = entry.kind == EntryKind::Symlink || stat.mode == wanted;
         if self.rights.owns(stat.uid) {
             self.report.modes_to_set += u64::from(!has_mode);
