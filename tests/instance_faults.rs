@@ -129,7 +129,7 @@ fn a_service_started_during_maintenance_is_reported() {
     configure(&sandbox, &gitlab, MAINTENANCE);
     let outcome = backup(&sandbox).run().ok();
     assert!(
-        outcome.all_output().contains("started puma, which the backup had stopped"),
+        outcome.all_output().contains("started puma, which must stay stopped"),
         "{}",
         outcome.all_output()
     );
@@ -139,7 +139,57 @@ fn a_service_started_during_maintenance_is_reported() {
     sandbox.remove("store");
     install("");
     let outcome = backup(&sandbox).run().ends_with(1);
-    assert_failed(&sandbox, &gitlab, &outcome, "started puma, which the backup had stopped");
+    assert_failed(&sandbox, &gitlab, &outcome, "started puma, which must stay stopped");
+}
+
+#[test]
+fn a_service_started_while_it_stops_is_stopped_again() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    // Another program starts it once while it still drains: `sv` gives up, and it comes back.
+    let service = gitlab.path("opt/gitlab/service/unicorn");
+    let drains = format!(
+        "#!/bin/sh\ntrap 'test -e {once} || {{ touch {once}; sleep 1; sv start {service}; }}\n\
+         sleep 1; exit' TERM\nwhile :; do sleep 0.1; done\n",
+        once = sandbox.text("once"),
+        service = service.display()
+    );
+    gitlab.services.add("unicorn", &drains);
+    let init = std::fs::read_link(gitlab.path("opt/gitlab/init/puma")).expect("a link to sv");
+    std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
+    gitlab.services.wait_until_up();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run().ok();
+    let output = outcome.all_output();
+    assert!(output.contains("started unicorn, which must stay stopped"), "{output}");
+    assert_eq!(summary(&outcome.json())["is_complete"], true);
+    gitlab.services.wait_until_up();
+}
+
+#[test]
+fn a_service_that_was_down_and_starts_during_the_copy_is_reported() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    gitlab.services.sv(&["down"], "sidekiq").ok();
+    let cli = gitlab.path("opt/gitlab/embedded/bin/redis-cli");
+    let real = std::fs::read_link(&cli).expect("a link");
+    std::fs::remove_file(&cli).expect("removes");
+    let script = format!(
+        "#!/bin/sh\ncase $* in *BGSAVE*) test -e {once} || {{ touch {once}; {} start sidekiq; }} \
+         >/dev/null;; esac\nexec {} \"$@\"\n",
+        gitlab.path("opt/gitlab/bin/gitlab-ctl").display(),
+        real.display(),
+        once = sandbox.text("once"),
+    );
+    std::fs::write(&cli, script).expect("writes");
+    sandbox.tool("chmod").args(["755"]).args([&cli]).run().ok();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run().ok();
+    let output = outcome.all_output();
+    assert!(output.contains("started sidekiq, which must stay stopped"), "{output}");
+    assert_eq!(summary(&outcome.json())["is_complete"], true);
 }
 
 #[test]

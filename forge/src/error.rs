@@ -84,8 +84,8 @@ pub enum Error {
     },
     /// Services that had to stay down during the copy were running.
     #[error(
-        "another program, such as `gitlab-ctl reconfigure`, started {}, which the backup had \
-         stopped; run the backup again when that program has ended",
+        "another program, such as `gitlab-ctl reconfigure`, started {}, which must stay stopped \
+         during the copy; run the backup again when that program has ended",
         services.join(", ")
     )]
     Restarted {

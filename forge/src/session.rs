@@ -220,8 +220,8 @@ impl<'j> Session<'j> {
         let (saving, point) = match self.copy_stopped(record) {
             Err(Error::Restarted { services }) => {
                 let text = format!(
-                    "another program, such as `gitlab-ctl reconfigure`, started {}, which the \
-                     backup had stopped; waiting for that program, then trying once more",
+                    "another program, such as `gitlab-ctl reconfigure`, started {}, which must \
+                     stay stopped during the copy; waiting for that program, then trying once more",
                     services.join(", ")
                 );
                 job.store.observer().event(Event::Warning(text));

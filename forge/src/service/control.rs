@@ -60,13 +60,32 @@ const GRACE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Status of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// True if the service runs.
-    pub is_running: bool,
-    /// True if it was asked to stop but still works.
-    pub is_stopping: bool,
+struct Status {
+    state: State,
     /// Identifies the current process of the service, if the supervisor shows it.
-    pub run: Option<String>,
+    run: Option<String>,
+}
+
+/// State of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It does not run, and nothing has asked for it.
+    Down,
+    /// It does not run yet, but its supervisor will start it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It was asked to stop but still works.
+    Stopping,
+    /// It was asked to stop, then to start again, and still works.
+    Restarting,
+}
+
+impl Status {
+    /// True unless the service stays down: a service that starts will write.
+    fn is_running(&self) -> bool {
+        self.state != State::Down
+    }
 }
 
 /// A service or command to stop, and the commands to start it again.
@@ -193,10 +212,9 @@ impl Supervisor {
 
     /// Fails if a service does not run.
     pub fn expect_running(&self, name: &str, progress: &Progress) -> Result<()> {
-        if self
-            .status(name, progress)?
-            .is_some_and(|status| status.is_running && !status.is_stopping)
-        {
+        // One that is still at its end will start again.
+        let runs = |status: Status| matches!(status.state, State::Running | State::Restarting);
+        if self.status(name, progress)?.is_some_and(runs) {
             return Ok(());
         }
         let reason = "it is not running, although its start command succeeded; see its log";
@@ -204,43 +222,54 @@ impl Supervisor {
     }
 
     /// Stops a service and waits until its status is down. A failure of the command counts only if
-    /// the service is not stopping: `sv` gives up after seven seconds, long before the limit.
+    /// the service runs on as before: `sv` gives up after seven seconds, long before the limit.
     pub fn stop(&self, writer: &Writer, progress: &Progress) -> Result<()> {
+        let before = self.known_status(&writer.name, progress)?.run;
         // Interrupting the client of docker would not end the stop.
         let own = Progress::default();
         let is_docker = self.speaks == Speaks::Docker;
         let started = Instant::now();
-        let told = writer.stop.output(if is_docker { &own } else { progress }).map(drop);
-        if told.as_ref().is_err_and(Error::is_interrupted) {
-            return told;
+        let stopped = writer.stop.output(if is_docker { &own } else { progress }).map(drop);
+        if stopped.as_ref().is_err_and(Error::is_interrupted) {
+            return stopped;
         }
-        progress.check()?;
         loop {
-            let status = self.status(&writer.name, progress)?;
-            let Some(status) = status.filter(|status| status.is_running) else {
-                return Ok(());
-            };
-            let failed = |reason: String| Error::Service { service: writer.name.clone(), reason };
-            if !status.is_stopping {
-                told?;
-                // Another program started it.
-                return Err(Error::Restarted { services: vec![writer.name.clone()] });
-            }
-            if started.elapsed() >= self.limit {
-                let limit = crate::error::seconds(self.limit);
-                let reason = format!("it is still running {limit} after the stop command");
-                return Err(failed(reason));
-            }
             progress.check()?;
-            std::thread::sleep(PAUSE);
+            let status = self.known_status(&writer.name, progress)?;
+            match status.state {
+                State::Down => return Ok(()),
+                State::Stopping if started.elapsed() < self.limit => std::thread::sleep(PAUSE),
+                State::Stopping => {
+                    let limit = crate::error::seconds(self.limit);
+                    let reason = format!("it is still running {limit} after the stop command");
+                    return Err(Error::Service { service: writer.name.clone(), reason });
+                }
+                // The command failed, and the service never stopped.
+                State::Running if status.run.is_some() && status.run == before => {
+                    stopped?;
+                    let reason = "it is still running, although its stop command succeeded";
+                    return Err(Error::Service {
+                        service: writer.name.clone(),
+                        reason: reason.into(),
+                    });
+                }
+                State::Running | State::Starting | State::Restarting => {
+                    return Err(Error::Restarted { services: vec![writer.name.clone()] });
+                }
+            }
         }
     }
 
-    /// Returns the services among `names` that run although they should be stopped.
-    pub fn running_among(&self, names: &[String], progress: &Progress) -> Result<Vec<String>> {
+    /// Returns the services that run among those that write.
+    pub fn running_writers(&self, stopped: &[String], progress: &Progress) -> Result<Vec<String>> {
         let mut running = Vec::new();
-        for name in names {
-            if self.is_running(name, progress)? == Some(true) {
+        for name in &self.writers {
+            let is_running = if stopped.contains(name) {
+                self.known_status(name, progress)?.is_running()
+            } else {
+                self.is_running(name, progress)? == Some(true)
+            };
+            if is_running {
                 running.push(name.clone());
             }
         }
@@ -266,7 +295,15 @@ impl Supervisor {
 
     /// Returns `None` if there is no such service.
     fn is_running(&self, name: &str, progress: &Progress) -> Result<Option<bool>> {
-        Ok(self.status(name, progress)?.map(|status| status.is_running))
+        Ok(self.status(name, progress)?.map(|status| status.is_running()))
+    }
+
+    /// Fails if the supervisor does not show the status of a service: it may run.
+    fn known_status(&self, name: &str, progress: &Progress) -> Result<Status> {
+        self.status(name, progress)?.ok_or_else(|| {
+            let reason = format!("{} no longer shows its status", self.program.join(" "));
+            Error::Service { service: name.into(), reason }
+        })
     }
 
     /// Returns `None` if there is no such service.
@@ -284,22 +321,25 @@ impl Supervisor {
                 // `is-active` reports an unknown unit as inactive.
                 let words = ["show", "--property=LoadState,ActiveState,MainPID", name];
                 let answer = self.command(&words).answer(progress)?;
-                let said = |line: &str| answer.split(|b| *b == b'\n').any(|l| l == line.as_bytes());
-                let runs = ["active", "reloading", "activating", "deactivating"];
-                let status = Status {
-                    is_running: runs.iter().any(|state| said(&format!("ActiveState={state}"))),
-                    is_stopping: said("ActiveState=deactivating"),
-                    run: Some(String::from_utf8_lossy(&answer).into_owned()),
+                let text = String::from_utf8_lossy(&answer);
+                let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+                let is_unknown = answer.is_empty() || value("LoadState=") == Some("not-found");
+                let state = match value("ActiveState=").unwrap_or_default() {
+                    "active" | "reloading" => State::Running,
+                    "activating" => State::Starting,
+                    "deactivating" => State::Stopping,
+                    _ => State::Down,
                 };
-                Ok((!said("LoadState=not-found") && !answer.is_empty()).then_some(status))
+                let run = value("MainPID=").map(str::to_owned);
+                Ok((!is_unknown).then_some(Status { state, run }))
             }
             Speaks::Docker => {
                 let words = ["inspect", "--format", "{{.State.Running}}", name];
                 let answer = self.command(&words).answer(progress)?;
-                let status = |is_running| Status { is_running, is_stopping: false, run: None };
+                let status = |state| Some(Status { state, run: None });
                 Ok(match answer.trim_ascii() {
-                    b"true" => Some(status(true)),
-                    b"false" => Some(status(false)),
+                    b"true" => status(State::Running),
+                    b"false" => status(State::Down),
                     _ => None,
                 })
             }
@@ -310,13 +350,21 @@ impl Supervisor {
 /// Parses a line of runit; the text after `;` describes the log service.
 fn runit_status(line: &str) -> Status {
     let own = line.split(';').next().unwrap_or_default();
-    let is_running = !own.starts_with("down");
-    Status {
-        is_running,
-        // `finish` is a script that runs after the end of the service.
-        is_stopping: is_running && (own.contains("want down") || own.starts_with("finish")),
-        run: own.split_once("(pid ").and_then(|(_, rest)| Some(rest.split_once(')')?.0.to_owned())),
-    }
+    let state = if own.starts_with("down") {
+        if own.contains(", want up") { State::Starting } else { State::Down }
+    } else if own.contains(", want down") {
+        State::Stopping
+    } else if own.starts_with("finish") {
+        // A script that runs after the end of the service.
+        State::Starting
+    } else if own.contains(", got TERM") {
+        State::Restarting
+    } else {
+        State::Running
+    };
+    let pid =
+        own.split_once("(pid ").and_then(|(_, rest)| Some(rest.split_once(')')?.0.to_owned()));
+    Status { state, run: pid }
 }
 
 /// Parses state and name in lines of runit: `run: NAME: (pid 1) 2s; run: log: (pid 3) 2s`.
@@ -351,15 +399,31 @@ mod tests {
         let states: Vec<_> = states(output).collect();
         let expected = [("run", "puma"), ("down", "sidekiq")];
         assert_eq!(states, expected.map(|(state, name)| (state.to_owned(), name.to_owned())));
-        let status = |line| runit_status(line);
-        let draining =
-            status("run: sidekiq: (pid 12) 9s, want down, got TERM; run: log: (pid 1) 2s");
-        assert!(draining.is_running && draining.is_stopping);
-        assert_eq!(draining.run.as_deref(), Some("12"));
-        assert!(!status("run: puma: (pid 7) 2s; run: log: (pid 1) 2s, want down").is_stopping);
-        assert!(!status("down: puma: 1s, normally up; run: log: (pid 1) 2s").is_running);
+        let state = |line| runit_status(line).state;
+        let draining = "run: sidekiq: (pid 12) 9s, want down, got TERM; run: log: (pid 1) 2s";
+        assert_eq!(state(draining), State::Stopping);
+        assert_eq!(runit_status(draining).run.as_deref(), Some("12"));
+        assert_eq!(state("run: puma: (pid 7) 2s; run: log: (pid 1) 2s, want down"), State::Running);
+        assert_eq!(state("run: puma: (pid 7) 2s, got TERM"), State::Restarting);
+        assert_eq!(state("finish: puma: (pid 7) 2s, want down"), State::Stopping);
+        assert_eq!(state("finish: puma: (pid 7) 2s"), State::Starting);
+        assert_eq!(state("down: puma: 1s, normally up; run: log: (pid 1) 2s"), State::Down);
+        assert_eq!(state("down: puma: 1s, normally up, want up"), State::Starting);
         assert!(is_same("/opt/service/puma", "puma"));
         assert!(!is_same("puma", "sidekiq"));
+    }
+
+    #[test]
+    fn a_service_whose_status_is_unknown_is_not_taken_for_stopped() {
+        let stop = Command::new(["true"]);
+        let writer = Writer { name: "puma".into(), stop, start: Vec::new() };
+        let supervisor = Supervisor::new(Speaks::Runit, ["false"], ["puma"]);
+        let progress = Progress::default();
+        let error = supervisor.stop(&writer, &progress).expect_err("no status").to_string();
+        assert_eq!(error, "puma: false no longer shows its status");
+        let error = supervisor.running_writers(&["puma".into()], &progress);
+        error.expect_err("no status");
+        assert_eq!(supervisor.running_writers(&[], &progress).expect("no answer"), [""; 0]);
     }
 
     #[test]

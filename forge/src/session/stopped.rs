@@ -76,11 +76,12 @@ impl<'a> Stopped<'a> {
         &self.names
     }
 
-    /// Fails if one of them runs: another program started it, and the copy is inconsistent.
+    /// Fails if a service that writes runs: another program started it, and the copy is
+    /// inconsistent.
     pub fn expect_down(&self) -> Result<()> {
         let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
         let progress = self.job.store.observer().progress();
-        let services = supervisor.running_among(&self.names, progress)?;
+        let services = supervisor.running_writers(&self.names, progress)?;
         if services.is_empty() { Ok(()) } else { Err(Error::Restarted { services }) }
     }
 
