@@ -2,7 +2,7 @@
 
 use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
-use forge::secret::Secret;
+use forge::secret::{Secret, masked};
 use forge::settings::{Limit, Settings};
 use forge::suggest::closest;
 use serde::Deserialize;
@@ -87,8 +87,11 @@ impl Config {
     fn resolve_stores(&mut self, file: &Path) -> Result<(), Failure> {
         for (name, store) in &mut self.stores {
             let written = std::mem::take(&mut store.path);
-            let shown =
-                format!("{}, key `stores.{name}.path`: {}", file.display(), written.display());
+            let shown = masked(&format!(
+                "{}, key `stores.{name}.path`: {}",
+                file.display(),
+                written.display()
+            ));
             store.path = crate::place::local(written).map_err(|reason| usage(shown, reason))?;
         }
         Ok(())

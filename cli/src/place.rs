@@ -1,5 +1,6 @@
 //! Locations of stores, as users write them.
 
+use forge::secret::masked;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ pub fn local(place: PathBuf) -> Result<PathBuf, String> {
         return Ok(Path::new(std::ffi::OsStr::from_bytes(path)).to_owned());
     }
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let shown = place.display();
+    let shown = masked(&place.display().to_string());
     if first.contains(&b':') {
         return Err(format!(
             "remote stores are not supported yet; for a directory of that name write ./{shown}"

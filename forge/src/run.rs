@@ -4,6 +4,7 @@
 //! without a terminal. A time limit ends it, and the size of its captured output is bounded.
 
 use crate::error::{Error, Result};
+use crate::secret::{is_name_of_secret, masked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -82,7 +83,13 @@ impl Command {
 
     /// Formats the command as a shell would accept it, without its environment.
     pub fn shown(&self) -> String {
-        self.argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+        let mut words: Vec<String> = Vec::new();
+        let mut is_secret = false;
+        for word in &self.argv {
+            words.push(if is_secret { "…".into() } else { quoted(&masked(word)) });
+            is_secret = word.starts_with('-') && is_name_of_secret(word);
+        }
+        words.join(" ")
     }
 
     /// Runs it to its end. Returns its standard output, or an error if it fails.
@@ -639,6 +646,12 @@ mod tests {
 
     #[test]
     fn shown_commands_are_quoted_for_a_shell() {
+        let secret = ["mysqldump", "--password", "hush", "--token=hush", "db"];
+        let secret = Command::new(secret).shown();
+        assert!(
+            secret.starts_with("mysqldump --password … ") && !secret.contains("hush"),
+            "{secret}"
+        );
         let shown = Command::new(["a", "b c", "it's", ""]).shown();
         assert_eq!(shown, r"a 'b c' 'it'\''s' ''");
     }

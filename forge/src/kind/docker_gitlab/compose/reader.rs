@@ -7,6 +7,7 @@ use crate::file::text;
 use crate::kind::below;
 use crate::kind::gitlab::generated::yaml;
 use crate::links::lexically;
+use crate::secret::masked;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -121,6 +122,7 @@ impl<'a> Reader<'a> {
         };
         let remote = paths.iter().find(is_remote);
         if let Some(path) = remote {
+            let path = masked(path);
             return Err(odd(format!("it includes {path}, which is not on this machine")));
         }
         let paths: Vec<PathBuf> = paths.iter().map(|path| self.path(path)).collect();
