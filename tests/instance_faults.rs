@@ -509,10 +509,36 @@ fn a_redis_with_a_password_is_backed_up() {
     configure(&sandbox, &gitlab, "");
     gitlab.redis.ask(&["CONFIG", "SET", "requirepass", "hush hush"]);
     let outcome = backup(&sandbox).run().ends_with(1);
-    let words = "NOAUTH Authentication required.; set `redis.password` of the instance";
+    let words = "it requires a password, and none was found (NOAUTH Authentication required.); \
+                 set `redis.password` of the instance";
     assert_failed(&sandbox, &gitlab, &outcome, words);
+    let check = || configured(&sandbox, ["config", "check"]).run();
+    let checked = check().ends_with(3);
+    assert!(checked.stderr.contains("cannot query Redis: Redis: it requires a password"));
+    configured(&sandbox, ["config", "check", "--offline"]).run().ok();
+    let conf = gitlab.path("var/opt/gitlab/redis/redis.conf");
+    let mut text = std::fs::read_to_string(&conf).expect("reads");
+    text += "requirepass \"hush \\x68ush\"\n";
+    std::fs::write(&conf, &text).expect("writes");
+    check().ok();
+    sandbox.write("wrong", "bad");
+    sandbox.tool("chmod").args(["600", &sandbox.text("wrong")]).run().ok();
+    let own = format!("redis = {{ password = {{ file = '{}' }} }}", sandbox.text("wrong"));
+    configure(&sandbox, &gitlab, &own);
+    let outcome = backup(&sandbox).run().ends_with(1);
+    let words = "wrong password in `redis.password` of the instance (NOAUTH";
+    assert_failed(&sandbox, &gitlab, &outcome, words);
+    configure(&sandbox, &gitlab, "");
     let resque = gitlab.path("var/opt/gitlab/gitlab-rails/etc/resque.yml");
-    std::fs::write(resque, "production:\n  url: 'redis://:hush%20hush@localhost'\n")
+    // A password of earlier days does not hide the right one.
+    std::fs::write(&resque, "production:\n  password: hush\n").expect("writes");
+    backup(&sandbox).run().ok();
+    std::fs::write(&conf, text.replace("requirepass \"hush", "requirepass \"tush"))
+        .expect("writes");
+    let outcome = backup(&sandbox).run().ends_with(1);
+    let all = outcome.all_output();
+    assert!(all.contains("resque.yml and ") && all.contains("redis.conf (NOAUTH"), "{all}");
+    std::fs::write(&resque, "production:\n  url: 'redis://:hush%20hush@localhost'\n")
         .expect("writes");
     let outcome = backup(&sandbox).run().ok();
     assert_eq!(summary(&outcome.json())["is_complete"], true);

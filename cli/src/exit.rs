@@ -218,10 +218,6 @@ fn hint(error: &Error) -> Option<String> {
     Some(hint)
 }
 
-fn is_without_password(reason: &str) -> bool {
-    ["NOAUTH", "WRONGPASS", "NOPERM"].iter().any(|word| reason.contains(word))
-}
-
 fn is_denied(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::PermissionDenied
 }
@@ -263,10 +259,6 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         ),
         E::Busy(_) => "wait for the other run to end and try again".into(),
         E::Write { .. } => "check the disk and the permissions of the state directory".into(),
-        E::Service { reason, .. } if is_without_password(reason) => {
-            "set redis.password in the configuration; GitLab keeps it in resque.yml or gitlab.rb"
-                .into()
-        }
         E::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             "check the path in the configuration".into()
         }

@@ -5,8 +5,9 @@ use crate::error::{Error, Result};
 use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Largest configuration, in bytes.
 const BYTES_MAX: u64 = 4 << 20;
@@ -52,6 +53,24 @@ pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
         return Err(malformed("it is larger than 4 MiB, the limit for a configuration file"));
     }
     Ok(Some(bytes))
+}
+
+/// Returns the path itself or, if its last name is a pattern, the files that match it, by name.
+pub fn matching(path: &Path) -> Vec<PathBuf> {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    if !name.iter().any(|byte| b"*?[".contains(byte)) {
+        return vec![path.to_owned()];
+    }
+    let Ok(globs) = store::glob::Globs::new([name]) else { return Vec::new() };
+    let entries = path.parent().map(std::fs::read_dir).into_iter().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .flatten()
+        .filter(|entry| globs.matches(entry.file_name().as_bytes()))
+        .map(|entry| entry.path())
+        .collect();
+    found.sort();
+    found
 }
 
 /// Replaces a file durably. A concurrent reader, or one after a crash, finds either the old file or

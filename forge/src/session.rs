@@ -31,7 +31,7 @@ use crate::service::step::Step;
 use crate::settings::{Mode, OnFailure};
 use crate::view::View;
 use dumps::ConsistencyPoint;
-pub use inspection::{Asked, Inspection, Snapshots, catalogue, databases, inspect};
+pub use inspection::{Asked, Inspection, Snapshots, catalogue, databases, inspect, redis};
 use std::path::PathBuf;
 use std::time::Duration;
 use stopped::Stopped;

@@ -190,6 +190,8 @@ pub struct RedisSettings {
     pub host: Option<String>,
     /// Port of the server.
     pub port: Option<u16>,
+    /// Name of the user whose password is set; by default, the default user.
+    pub username: Option<String>,
     /// Source of the password.
     pub password: Option<Secret>,
     /// Path of `redis-cli`.

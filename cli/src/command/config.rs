@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use forge::check::Verdict;
 use forge::kind::{Kind, Site};
 use forge::plan::{Absent, Part, Phase, Plan};
+use forge::secret::masked;
 use forge::service::Reach;
 use forge::service::control::Control;
 use forge::service::step::Step;
@@ -48,7 +49,7 @@ pub struct Check {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
-    /// Do not connect to database servers
+    /// Do not connect to database servers and Redis
     #[arg(long)]
     offline: bool,
     #[command(flatten)]
@@ -65,34 +66,38 @@ struct Asked {
     dumped: Option<Vec<String>>,
     /// Databases of the plan that the server lacks.
     missing: Vec<Absent>,
-    /// Reason why the server could not be queried.
-    problem: Option<String>,
+    /// Reasons why servers could not be queried.
+    problems: Vec<String>,
     /// Result of trying the keys on them.
     keys: Option<forge::check::Check>,
 }
 
 impl Asked {
-    /// Asks the server. Why it has databases that are not dumped goes to the plan's notes.
+    /// Asks the servers. Why one has databases that are not dumped goes to the plan's notes.
     fn of(plan: &mut Plan, kind: &dyn Kind, progress: &Progress) -> Asked {
         if let Some(server) = &mut plan.postgres {
             server.wait = server.wait.min(SERVER_WAIT);
         }
-        match forge::session::databases(plan, kind, progress) {
+        let problem = |servers: &str, error: forge::Error| {
+            format!("cannot query {servers}: {error}; `--offline` skips the query")
+        };
+        let mut asked = match forge::session::databases(plan, kind, progress) {
             Ok(asked) => {
                 plan.notes.extend(asked.notes);
                 Asked {
                     dumped: Some(asked.dumped),
                     missing: asked.missing,
-                    problem: None,
+                    problems: Vec::new(),
                     keys: asked.keys,
                 }
             }
             Err(error) => {
-                let problem =
-                    format!("cannot query the databases: {error}; `--offline` skips the query");
-                Asked { problem: Some(problem), ..Asked::default() }
+                Asked { problems: vec![problem("the databases", error)], ..Asked::default() }
             }
-        }
+        };
+        let redis = forge::session::redis(plan, progress);
+        asked.problems.extend(redis.err().map(|error| problem("Redis", error)));
+        asked
     }
 }
 
@@ -185,7 +190,7 @@ impl<'a> View<'a> {
             Err(reason) => Some(reason.clone()),
         });
         let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);
-        problems.extend(asked.problem);
+        problems.extend(asked.problems);
         if let Some(keys) = asked.keys.as_ref().filter(|keys| keys.verdict == Verdict::Failed) {
             let hint = keys.hint.as_deref().unwrap_or_default();
             problems.push(format!("{}; {hint}", keys.text));
@@ -335,7 +340,7 @@ impl<'a> View<'a> {
     fn databases(&self) -> Vec<Row> {
         let Some(server) = &self.plan.postgres else { return Vec::new() };
         let user = server.reach.runs_as().unwrap_or("root");
-        let host = server.host.as_deref().unwrap_or("the default socket");
+        let host = masked(server.host.as_deref().unwrap_or("the default socket"));
         let port = server.port;
         let mut text =
             format!("{host} port {port}, clients run as {user}{}", container(&server.reach));
@@ -376,6 +381,7 @@ impl<'a> View<'a> {
         let place = match (&redis.socket, &redis.host) {
             (Some(socket), _) => socket.display().to_string(),
             (None, Some(host)) => {
+                let host = masked(host);
                 redis.port.map_or_else(|| host.clone(), |port| format!("{host} port {port}"))
             }
             (None, None) => "its default address".into(),

@@ -51,6 +51,7 @@ pub fn redis(settings: &Settings, redis: Option<Redis>) -> Option<Redis> {
     redis.socket = own.socket.clone().or(redis.socket);
     redis.host = own.host.clone().or(redis.host);
     redis.port = own.port.or(redis.port);
+    redis.username = own.username.clone();
     redis.secret = own.password.clone();
     redis.limit = own.limit.map_or(redis.limit, |limit| limit.0);
     let dir = own.client.as_ref().and_then(|client| client.parent()).map(Path::to_owned);

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use store::observe::Progress;
 
@@ -32,14 +33,29 @@ pub struct Redis {
     pub host: Option<String>,
     /// Port of the server.
     pub port: Option<u16>,
+    /// Name of the user, if the settings name one.
+    pub username: Option<String>,
     /// Source of the password, if the settings name one.
     pub secret: Option<Secret>,
-    /// Otherwise the password from the instance's own configuration.
-    pub password: Option<Password>,
+    /// Otherwise logins from the instance's own configuration, which are tried in this order.
+    pub logins: Vec<Login>,
+    /// Index of the login that the server accepted.
+    pub accepted: OnceLock<usize>,
     /// Time limit of a save.
     pub limit: Duration,
     /// True if the backup is incomplete without its files.
     pub is_required: bool,
+}
+
+/// A user of Redis with a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Name of the user; `None` for the default user.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Password,
+    /// File or setting that contains the password.
+    pub source: String,
 }
 
 /// Persistence files of Redis after a save.
@@ -67,8 +83,10 @@ impl Default for Redis {
             socket: None,
             host: None,
             port: None,
+            username: None,
             secret: None,
-            password: None,
+            logins: Vec::new(),
+            accepted: OnceLock::new(),
             limit: LIMIT,
             is_required: true,
         }
@@ -76,7 +94,70 @@ impl Default for Redis {
 }
 
 impl Redis {
+    /// Fails if the server does not answer or refuses all logins.
+    pub fn expect_access(&self, progress: &Progress) -> Result<()> {
+        self.ask(&["INFO", "persistence"], progress).map(drop)
+    }
+
+    /// Asks as the first user whom the server lets ask.
     fn ask(&self, words: &[&str], progress: &Progress) -> Result<String> {
+        let own = self.configured_login()?;
+        let logins = own.as_ref().map_or(&self.logins[..], std::slice::from_ref);
+        let accepted = self.accepted.get().copied().unwrap_or_default();
+        let mut refused: Vec<&str> = Vec::new();
+        let mut answer = None;
+        for (at, login) in logins.iter().enumerate().skip(accepted) {
+            match self.ask_as(Some(login), words, progress)? {
+                Ok(text) => {
+                    // The next question begins with this login.
+                    let _ = self.accepted.set(at);
+                    return Ok(text);
+                }
+                Err(refusal) => answer = Some(refusal),
+            }
+            if !refused.contains(&login.source.as_str()) {
+                refused.push(&login.source);
+            }
+        }
+        let Some(answer) = answer else {
+            return self.ask_as(None, words, progress)?.map_err(|answer| {
+                self.odd(format!(
+                    "it requires a password, and none was found ({answer}); set `redis.password` \
+                     of the instance"
+                ))
+            });
+        };
+        let sources = refused.join(" and ");
+        let next = match (own.is_some(), self.logins.is_empty()) {
+            (true, true) => "correct it",
+            (true, false) => "correct it, or remove it to use the login in GitLab's configuration",
+            (false, _) => "correct it there, or set `redis.password` of the instance",
+        };
+        Err(self.odd(if answer.contains("NOPERM ") {
+            format!(
+                "the user in {sources} lacks a permission ({answer}); grant it, or set \
+                 `redis.username` and `redis.password` of another user"
+            )
+        } else {
+            format!("wrong password in {sources} ({answer}); {next}")
+        }))
+    }
+
+    /// Login from the settings of the instance.
+    fn configured_login(&self) -> Result<Option<Login>> {
+        let Some(secret) = &self.secret else { return Ok(None) };
+        let password = Password(secret.read().map_err(Error::Secret)?.reveal().to_owned());
+        let source = "`redis.password` of the instance".to_owned();
+        Ok(Some(Login { user: self.username.clone(), password, source }))
+    }
+
+    /// Asks as a user. The inner error is the answer of a server that refuses this user.
+    fn ask_as(
+        &self,
+        login: Option<&Login>,
+        words: &[&str],
+        progress: &Progress,
+    ) -> Result<Result<String, String>> {
         let mut arguments: Vec<String> = Vec::new();
         match (&self.socket, &self.host) {
             (Some(socket), _) => arguments.extend(["-s".into(), socket.display().to_string()]),
@@ -86,33 +167,27 @@ impl Redis {
         if let (None, Some(port)) = (&self.socket, self.port) {
             arguments.extend(["-p".into(), port.to_string()]);
         }
+        let user = login.and_then(|login| login.user.clone());
+        arguments.extend(user.into_iter().flat_map(|user| ["--user".into(), user]));
         arguments.extend(words.iter().map(|&word| word.to_owned()));
         let mut command: Command = self.reach.command("redis-cli", arguments).within(QUESTION);
-        if let Some(secret) = &self.secret {
-            command = command.env("REDISCLI_AUTH", secret.read().map_err(Error::Secret)?.reveal());
-        } else if let Some(Password(password)) = &self.password {
+        if let Some(Login { password: Password(password), .. }) = login {
             command = command.env("REDISCLI_AUTH", password);
         }
         let answer = command.output(progress)?;
         let answer = String::from_utf8_lossy(&answer).trim().to_owned();
         // The client exits with 0 even if the server reports an error.
-        let is_error = ["ERR ", "NOAUTH ", "WRONGPASS ", "NOPERM ", "MISCONF ", "LOADING "]
-            .iter()
-            .any(|prefix| {
-                answer.starts_with(prefix) || answer.starts_with(&format!("(error) {prefix}"))
-            });
-        if !is_error {
-            return Ok(answer);
+        let begins = |prefixes: &[&str]| {
+            let own = answer.strip_prefix("(error) ").unwrap_or(&answer);
+            prefixes.iter().any(|prefix| own.starts_with(prefix))
+        };
+        if begins(&["NOAUTH ", "WRONGPASS ", "NOPERM "]) {
+            return Ok(Err(answer));
         }
-        let is_refused = answer.contains("NOAUTH ") || answer.contains("WRONGPASS ");
-        Err(self.odd(if is_refused {
-            format!(
-                "{answer}; set `redis.password` of the instance; by default, the password comes \
-                 from GitLab's `resque.yml` or `redis.conf`"
-            )
-        } else {
-            answer
-        }))
+        if begins(&["ERR ", "MISCONF ", "LOADING "]) {
+            return Err(self.odd(answer));
+        }
+        Ok(Ok(answer))
     }
 
     fn odd(&self, reason: impl Into<String>) -> Error {

@@ -59,6 +59,11 @@ pub struct Asked {
     pub keys: Option<Check>,
 }
 
+/// Fails if the plan has a Redis that does not answer or refuses all known passwords.
+pub fn redis(plan: &Plan, progress: &Progress) -> Result<()> {
+    plan.redis.as_ref().map_or(Ok(()), |redis| redis.expect_access(progress))
+}
+
 /// Connects to all databases of the plan and reads some of their encrypted values.
 pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
     let (mut point, missing) = ConsistencyPoint::open(plan, progress)?;

@@ -9,7 +9,7 @@ use crate::plan::{Database, Phase, Plan};
 use crate::run::Command;
 use crate::service::into_container;
 use crate::service::postgres::{self, Server};
-use crate::service::redis::{self, Redis};
+use crate::service::redis::{self, Login, Redis};
 use crate::service::{Password, Reach};
 use std::path::Path;
 use std::time::Duration;
@@ -175,9 +175,21 @@ impl<'a> Containers<'a> {
         let of_command = option
             .and_then(|at| service.command.get(at + 1).cloned())
             .or_else(|| service.command.iter().find_map(inline));
-        let password = secret_of(service, "REDIS_PASSWORD").or_else(|| of_command.map(Password));
-        plan.redis =
-            Some(Redis { reach: Reach { into, ..Reach::default() }, password, ..Redis::default() });
+        let of_command = of_command.map(Password);
+        let passwords = [
+            (secret_of(service, "REDIS_PASSWORD"), "REDIS_PASSWORD of"),
+            (of_command, "the command of"),
+            (secret_of(gitlab, "REDIS_PASSWORD"), "REDIS_PASSWORD of GitLab beside"),
+        ];
+        let login = |(password, place): (Option<Password>, &str)| {
+            let source = format!("{place} service {name}");
+            Some(Login { user: None, password: password?, source })
+        };
+        plan.redis = Some(Redis {
+            reach: Reach { into, ..Reach::default() },
+            logins: passwords.into_iter().filter_map(login).collect(),
+            ..Redis::default()
+        });
         // The image of sameersbn has another data directory than Redis's own image.
         let dir = if service.repository().ends_with("sameersbn/redis") {
             "/var/lib/redis"

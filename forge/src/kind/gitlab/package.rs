@@ -337,7 +337,11 @@ impl Package<'_> {
         plan.redis = Some(Redis {
             reach: self.reach(None, redis::VARIABLES),
             socket: Some(self.inside("/var/opt/gitlab/redis/redis.socket")),
-            password: redis_password::find(&self.at(DATA), &mut plan.notes),
+            logins: redis_password::find(
+                &self.at(DATA),
+                &|path| self.place(path).ok(),
+                &mut plan.notes,
+            ),
             ..Redis::default()
         });
         let part = plan.takes("redis", "queued jobs and sessions", dir.join("dump.rdb"));
