@@ -28,6 +28,10 @@ pub struct Mattermost;
 /// Installation directory.
 const HOME: &str = "/opt/mattermost";
 
+/// Directory and file with the settings.
+const CONFIG: &str = "config";
+const CONFIG_FILE: &str = "config.json";
+
 /// Default name of the database.
 const DATABASE: &str = "mattermost";
 const DATABASE_BESIDE_GITLAB: &str = "mattermost_production";
@@ -49,29 +53,28 @@ impl Kind for Mattermost {
     }
 
     fn detect(&self, root: &Path) -> Option<String> {
-        let config = below(root, Path::new(HOME)).join("config/config.json");
-        config.exists().then(|| config.display().to_string())
+        let config = below(root, Path::new(HOME)).join(CONFIG).join(CONFIG_FILE);
+        let unit = || Unit::read(root).ok().flatten()?.files.into_iter().next();
+        let found = Some(config).filter(|config| config.exists()).or_else(unit);
+        found.map(|path| path.display().to_string())
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         plan.product = Product { name: "Mattermost".into(), ..Product::default() };
-        let (root, home) = (&site.settings.root, site.at(HOME));
-        let unit = Unit::read(root)?;
+        let unit = Unit::read(&site.settings.root)?;
         let has_unit = unit.is_some();
         let unit = unit.unwrap_or_default();
         let kept_at = unit.config.clone().or_else(|| unit.variables.get("MM_CONFIG").cloned());
         let kept_at = kept_at.unwrap_or_default();
         let is_in_database = in_database::is_meant(&kept_at);
-        let path = if is_in_database || kept_at.is_empty() {
-            home.join("config/config.json")
-        } else {
-            let path = Path::new(&kept_at);
-            if path.is_absolute() { below(root, path) } else { home.join(path) }
-        };
-        plan.needs("config", "its configuration, with secrets", home.join("config"));
+        let places = places(site, unit.directory.as_deref());
+        let at = |path: &Path| found_in(site, &places, path);
+        let is_default = is_in_database || kept_at.is_empty();
+        let path = config_file(if is_default { CONFIG_FILE } else { &kept_at }, &at);
+        plan.needs("config", "its configuration, with secrets", at(Path::new(CONFIG)));
         if is_in_database {
             plan.notes.push(rows::IN_DATABASE.into());
-        } else if !path.starts_with(home.join("config")) {
+        } else if !path.starts_with(at(Path::new(CONFIG))) {
             plan.needs("config.json", "its configuration, with secrets", path.clone());
         } else if !path.exists() {
             plan.lacks("config.json", shown(&path));
@@ -101,14 +104,13 @@ impl Kind for Mattermost {
         } else {
             "config.json"
         }));
-        let at = |path: &Path| site.at(path);
-        files(&config, DATA, "data", &at, &home, plan);
+        files(&config, DATA, "data", &at, plan);
         for ((name, about, key), usual) in PLUGINS.into_iter().zip(["plugins", "client/plugins"]) {
-            let path = config.directory("PluginSettings", key, &at, &home);
-            plan.takes(name, about, path.unwrap_or_else(|| home.join(usual)));
+            let path = config.directory("PluginSettings", key, &at);
+            plan.takes(name, about, path.unwrap_or_else(|| at(Path::new(usual))));
         }
-        plan.leaves(home.join("logs"), "logs");
-        if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at, &home) {
+        plan.leaves(at(Path::new("logs")), "logs");
+        if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at) {
             plan.leaves(dir, "a search index, which Mattermost rebuilds");
         }
         let in_database = is_in_database.then_some(kept_at.as_str());
@@ -147,17 +149,40 @@ impl Kind for Mattermost {
     }
 }
 
+/// Directories in which Mattermost looks for relative paths: where it works, the directory above,
+/// and its home.
+fn places(site: &Site<'_>, works_in: Option<&str>) -> Vec<PathBuf> {
+    let works_in = works_in.map(|dir| site.at(dir)).filter(|dir| dir.is_dir());
+    let above = works_in.as_deref().and_then(Path::parent).map(Path::to_owned);
+    works_in.into_iter().chain(above).chain([site.at(HOME)]).collect()
+}
+
+/// Returns a relative path in the first of the places that has it, or else in the first of all.
+/// Maps an absolute path to this machine.
+fn found_in(site: &Site<'_>, places: &[PathBuf], path: &Path) -> PathBuf {
+    if path.is_absolute() {
+        return site.at(path);
+    }
+    let found = places.iter().map(|place| place.join(path)).find(|path| path.exists());
+    found.unwrap_or_else(|| places.first().map_or_else(|| site.at(HOME), PathBuf::clone).join(path))
+}
+
+/// Returns the file with the settings. Mattermost looks for a relative path in `config` first.
+fn config_file(kept_at: &str, at: &dyn Fn(&Path) -> PathBuf) -> PathBuf {
+    let path = Path::new(kept_at);
+    if path.is_absolute() {
+        return at(path);
+    }
+    let inner = at(&Path::new(CONFIG).join(path));
+    let outer = at(path);
+    let is_outer = !inner.exists() && (outer.exists() || path.starts_with(CONFIG));
+    if is_outer { outer } else { inner }
+}
+
 /// Adds the part with uploaded files.
-fn files(
-    config: &Config,
-    name: &str,
-    usual: &str,
-    at: &dyn Fn(&Path) -> PathBuf,
-    home: &Path,
-    plan: &mut Plan,
-) {
-    let dir = config.directory("FileSettings", "Directory", at, home);
-    let dir = dir.unwrap_or_else(|| home.join(usual));
+fn files(config: &Config, name: &str, usual: &str, at: &dyn Fn(&Path) -> PathBuf, plan: &mut Plan) {
+    let dir = config.directory("FileSettings", "Directory", at);
+    let dir = dir.unwrap_or_else(|| at(Path::new(usual)));
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "uploaded files are in an object store, which is not copied";
         plan.notes.push(note.into());
@@ -178,7 +203,8 @@ fn database(
     plan: &mut Plan,
 ) -> Result<()> {
     let mysql = config.text("SqlSettings", "DriverName") == Some("mysql");
-    if mysql || in_database.is_some_and(|source| source.starts_with("mysql:")) {
+    let is_mysql = |source: &str| source.starts_with("mysql:") || source.contains("@tcp(");
+    if mysql || in_database.is_some_and(is_mysql) {
         return Err(site.wrong(
             "its database is MySQL, but only PostgreSQL is supported; migrate it to PostgreSQL, as \
              Mattermost recommends; or make its directories an instance of kind `plain` and pipe \
@@ -325,11 +351,13 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     }));
     let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
     part.owner = Some("mattermost".into());
-    let at = |path: &Path| package.at(path);
-    files(&config, DATA_BESIDE_GITLAB, "data", &at, &home, plan);
+    let at = |path: &Path| {
+        if path.is_absolute() { package.at(path) } else { home.join(path) }
+    };
+    files(&config, DATA_BESIDE_GITLAB, "data", &at, plan);
     for (name, about, key) in PLUGINS {
         // Plugins below the home directory are already in its part.
-        let elsewhere = config.directory("PluginSettings", key, &at, &home);
+        let elsewhere = config.directory("PluginSettings", key, &at);
         if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
             plan.takes(&format!("mattermost-{name}"), about, path).owner =
                 Some("mattermost".into());
@@ -492,10 +520,58 @@ mod tests {
         }
         std::fs::remove_file(root.path().join("opt/mattermost/config/config.json"))
             .expect("removes");
-        write(
-            "etc/systemd/system/mattermost.service",
-            "[Service]\nEnvironment=MM_CONFIG=postgres://mm@localhost/chat\n",
-        );
+        let unit = "etc/systemd/system/mattermost.service";
+        write(unit, "[Service]\nEnvironment=MM_CONFIG=postgres://mm@localhost/chat\n");
         assert!(lacking().is_empty());
+
+        // A relative path, from the directory in which Mattermost works or from its `config`.
+        write("srv/chat/bin/mattermost", "");
+        write("srv/chat/own/mm.json", "{}");
+        write("srv/chat/config/config.json", "{}");
+        for (directory, path) in [
+            ("/srv/chat", "config.json"),
+            ("/srv/chat", "config/config.json"),
+            ("/srv/chat", "own/mm.json"),
+            ("/srv/chat/bin", "config.json"),
+        ] {
+            write(
+                unit,
+                &format!(
+                    "WorkingDirectory={directory}\nExecStart=/bin/sh -c 'bin/mattermost --config \
+                     \"{path}\"'\n"
+                ),
+            );
+            assert!(lacking().is_empty(), "{directory} {path}: {:?}", lacking());
+        }
+        write(unit, "WorkingDirectory=/srv/chat\nEnvironment=MM_CONFIG=other.json\n");
+        assert_eq!(lacking(), ["config.json"]);
+    }
+
+    #[test]
+    fn no_form_of_a_database_address_is_printed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("etc/systemd/system");
+        std::fs::create_dir_all(&dir).expect("directories");
+        for address in [
+            "postgres://mm:hush@db/chat",
+            "host=db dbname=chat password=hush",
+            "password='hush' host=db user",
+            "mm:hush@tcp(db:3306)/chat",
+            "mysql://mm:hush@tcp(db:3306)/chat",
+            "odd://mm:hush@db",
+        ] {
+            let text = format!("[Service]\nEnvironment=\"MM_CONFIG={address}\"\n");
+            std::fs::write(dir.join("mattermost.service"), text).expect("writes");
+            let text = format!("kind = 'mattermost'\nroot = '{}'", root.path().display());
+            let settings: Settings = toml::from_str(&text).expect("settings");
+            let progress = Progress::default();
+            let (instance, settings) = ("chat", &settings);
+            let site = Site { instance, settings, progress: &progress, is_offline: true };
+            let printed = match crate::overrides::plan(&site) {
+                Ok((plan, _)) => format!("{plan:?}"),
+                Err(error) => format!("{error} {error:?}"),
+            };
+            assert!(!printed.contains("hush"), "{address}: {printed}");
+        }
     }
 }

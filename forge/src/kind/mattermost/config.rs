@@ -1,7 +1,7 @@
 //! Mattermost's settings: `config.json`, and the `MM_…` variables that override it.
 
 use crate::error::Result;
-use crate::file::{json, text};
+use crate::file::{json, matching, text};
 use crate::kind::below;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -60,19 +60,16 @@ impl Config {
         variable.or_else(|| self.file[section][key].as_str()).filter(|text| !text.is_empty())
     }
 
-    /// Returns the directory of a setting. Relative paths start at `home`; `at` maps absolute paths
-    /// to this machine.
+    /// Returns the directory of a setting. `at` maps absolute and relative paths to this machine.
     pub fn directory(
         &self,
         section: &str,
         key: &str,
         at: &dyn Fn(&Path) -> PathBuf,
-        home: &Path,
     ) -> Option<PathBuf> {
         let path = Path::new(self.text(section, key)?);
-        let whole = if path.is_absolute() { at(path) } else { home.join(path) };
         // Removes `.` components, for example from `./data/`.
-        Some(whole.components().collect())
+        Some(at(path).components().collect())
     }
 }
 
@@ -103,8 +100,10 @@ pub struct Unit {
     pub files: Vec<PathBuf>,
     /// Variables set for Mattermost.
     pub variables: BTreeMap<String, String>,
-    /// Location of the settings given on the command line.
+    /// Location of the settings given on the command line. It may contain a password.
     pub config: Option<String>,
+    /// Directory in which Mattermost works, if the unit sets one.
+    pub directory: Option<String>,
 }
 
 impl Unit {
@@ -127,7 +126,7 @@ impl Unit {
             let text = text(file)?.unwrap_or_default().replace("\\\n", " ");
             text.lines().for_each(|line| lines.take(line.trim()));
         }
-        let mut unit = Unit { files, config: lines.config, ..Unit::default() };
+        let mut unit = Unit { files, directory: lines.directory, ..Unit::default() };
         // Units have variables of their own, which begin with one percent sign.
         for assignment in &lines.environment {
             unit.variable(&assignment.replace("%%", "%"));
@@ -138,6 +137,11 @@ impl Unit {
                 unit.environment_file(path)?;
             }
         }
+        // `env` and shells take assignments before the program.
+        let command = words_of_command(&lines.command);
+        command.iter().for_each(|word| unit.variable(word));
+        let config = config_option(&command);
+        unit.config = config.map(|text| expanded(text, &unit.variables));
         Ok(Some(unit))
     }
 
@@ -152,8 +156,9 @@ impl Unit {
     }
 
     fn variable(&mut self, assignment: &str) {
+        let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         if let Some((name, value)) = assignment.split_once('=')
-            && name.starts_with("MM_")
+            && is_name(name)
         {
             self.variables.insert(name.into(), value.into());
         }
@@ -165,28 +170,71 @@ impl Unit {
 struct Lines {
     environment: Vec<String>,
     environment_files: Vec<String>,
-    config: Option<String>,
+    /// Command that starts Mattermost.
+    command: String,
+    directory: Option<String>,
 }
 
 impl Lines {
     fn take(&mut self, line: &str) {
-        if let Some(words) = line.strip_prefix("Environment=") {
-            extend_or_reset(&mut self.environment, words_of(words));
-        }
-        if let Some(path) = line.strip_prefix("EnvironmentFile=") {
-            let path = path.trim().trim_start_matches('-').trim();
-            let path = Some(path.to_owned()).filter(|path| !path.is_empty());
-            extend_or_reset(&mut self.environment_files, path.into_iter().collect());
-        }
-        if let Some(words) = line.strip_prefix("ExecStart=") {
-            let words = words_of(words);
-            let inline = words.iter().find_map(|word| word.strip_prefix("--config="));
-            let option = words.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
-            let next = option.and_then(|at| words.get(at + 1)).map(String::as_str);
+        let Some((key, value)) = line.split_once('=') else { return };
+        let value = value.trim();
+        match key.trim() {
+            "Environment" => extend_or_reset(&mut self.environment, words_of(value)),
+            "EnvironmentFile" => {
+                let path = value.trim_start_matches('-').trim();
+                let path = Some(path.to_owned()).filter(|path| !path.is_empty());
+                extend_or_reset(&mut self.environment_files, path.into_iter().collect());
+            }
             // A later line may be the empty one that takes the command back.
-            self.config = inline.or(next).map(|text| text.replace("%%", "%"));
+            "ExecStart" => self.command = value.replace("%%", "%"),
+            "WorkingDirectory" => {
+                let path = value.trim_start_matches('-').replace("%%", "%");
+                // `~` is the home directory of a user.
+                self.directory = Some(path).filter(|path| path.starts_with('/'));
+            }
+            _ => {}
         }
     }
+}
+
+/// Splits a command into words. Those of a shell's script replace those of the shell.
+fn words_of_command(text: &str) -> Vec<String> {
+    let words = words_of(&text.replace("$$", "$"));
+    let is_shell = |word: &String| {
+        let name = word.rsplit('/').next().unwrap_or(word);
+        ["sh", "bash", "dash", "ash"].contains(&name.trim_start_matches(['-', '@', ':', '+', '!']))
+    };
+    let is_option =
+        |word: &String| word.starts_with('-') && !word.starts_with("--") && word.ends_with('c');
+    let shell = words.iter().position(is_shell);
+    let script = shell.and_then(|at| {
+        let rest = &words[at + 1..];
+        rest.get(rest.iter().position(is_option)? + 1)
+    });
+    let Some(script) = script else { return words };
+    let words = words_of(&script.replace(';', " ; "));
+    words.into_iter().filter(|word| word != ";").collect()
+}
+
+/// Returns the value of the option that locates the settings.
+fn config_option(command: &[String]) -> Option<&str> {
+    let inline = |word: &'_ String| -> Option<usize> {
+        ["--config=", "-c="].iter().find(|option| word.starts_with(**option)).map(|o| o.len())
+    };
+    let inline = command.iter().find_map(|word| Some(&word[inline(word)?..]));
+    let option = command.iter().position(|word| ["-c", "--config"].contains(&word.as_str()));
+    inline.or_else(|| command.get(option? + 1).map(String::as_str))
+}
+
+/// Expands `$NAME` and `${NAME}`.
+fn expanded(text: &str, variables: &BTreeMap<String, String>) -> String {
+    let whole = text.strip_prefix('$').and_then(|name| variables.get(name));
+    whole.cloned().unwrap_or_else(|| {
+        variables.iter().fold(text.to_owned(), |text, (name, value)| {
+            text.replace(&format!("${{{name}}}"), value)
+        })
+    })
 }
 
 /// systemd takes an empty assignment as the order to forget the earlier ones.
@@ -197,30 +245,15 @@ fn extend_or_reset(list: &mut Vec<String>, more: Vec<String>) {
     list.extend(more);
 }
 
-/// The path itself or, where its last name is a pattern, the files that match it, by name.
-fn matching(path: &Path) -> Vec<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    if !name.iter().any(|byte| b"*?[".contains(byte)) {
-        return vec![path.to_owned()];
-    }
-    let Ok(globs) = store::glob::Globs::new([name]) else { return Vec::new() };
-    let entries = path.parent().map(std::fs::read_dir).into_iter().flatten();
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .flatten()
-        .filter(|entry| globs.matches(entry.file_name().as_bytes()))
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    found
-}
-
-/// Splits a text at spaces outside quotes.
+/// Splits a text at spaces outside quotes. `\` takes the next character as it is, except in single
+/// quotes, where it does so only before a quote.
 fn words_of(text: &str) -> Vec<String> {
     let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-    for c in text.chars() {
+    let mut letters = text.chars().peekable();
+    while let Some(c) = letters.next() {
         match (quote, c) {
+            (Some('\''), '\\') if letters.peek() != Some(&'\'') => word.push(c),
+            (_, '\\') => word.extend(letters.next()),
             (Some(open), c) if c == open => quote = None,
             (None, '"' | '\'') => quote = Some(c),
             (None, c) if c.is_whitespace() => words.push(std::mem::take(&mut word)),
@@ -274,9 +307,46 @@ mod tests {
         assert_eq!(value("A", "X"), Some("file"));
         assert_eq!(value("C", "D"), Some("4"));
         assert_eq!(value("E", "F"), None);
-        let at = |path: &Path| below(Path::new("/r"), path);
-        let dir = config.directory("FileSettings", "Directory", &at, Path::new("/r/mm"));
+        let at = |path: &Path| Path::new("/r/mm").join(path);
+        let dir = config.directory("FileSettings", "Directory", &at);
         assert_eq!(dir.as_deref(), Some(Path::new("/r/mm/data")));
+    }
+
+    #[test]
+    fn the_location_of_the_settings_is_found_in_the_command() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("etc/systemd/system");
+        std::fs::create_dir_all(&dir).expect("directories");
+        for (command, config) in [
+            ("/opt/mm/mattermost", None),
+            ("/opt/mm/mattermost --config mm.json", Some("mm.json")),
+            ("/opt/mm/mattermost --config=mm.json server", Some("mm.json")),
+            (r#"/bin/sh -c 'exec /opt/mm/mattermost -c "a b.json"'"#, Some("a b.json")),
+            (
+                r#"/bin/bash -ec "cd /opt/mm; ./mattermost --config \"mm.json\"; true""#,
+                Some("mm.json"),
+            ),
+            ("/usr/bin/env sh -c 'exec mattermost --config=$$MM_CONFIG'", Some("of/env.json")),
+            ("/opt/mm/mattermost --config ${DIR}/mm.json", Some("/srv/mm.json")),
+            (
+                r#"/bin/sh -c 'mattermost --config "host=db password=a\'b c"'"#,
+                Some("host=db password=a'b c"),
+            ),
+        ] {
+            let text = format!(
+                "[Service]\nEnvironment = MM_CONFIG=of/env.json DIR=/srv\nExecStart = {command}\n\
+                 WorkingDirectory=-/srv/mm\n"
+            );
+            std::fs::write(dir.join(UNIT), text).expect("writes");
+            let unit = Unit::read(root.path()).expect("reads").expect("is there");
+            assert_eq!(unit.config.as_deref(), config, "{command}");
+            assert_eq!(unit.directory.as_deref(), Some("/srv/mm"));
+        }
+        for command in ["sh -c 'export MM_CONFIG=a.json; exec mm'", "env MM_CONFIG=a.json mm"] {
+            std::fs::write(dir.join(UNIT), format!("ExecStart=/bin/{command}\n")).expect("writes");
+            let unit = Unit::read(root.path()).expect("reads").expect("is there");
+            assert_eq!(unit.variables["MM_CONFIG"], "a.json", "{command}");
+        }
     }
 
     #[test]

@@ -43,6 +43,11 @@ impl DataSource {
     fn url(&mut self, rest: &str) -> Result<(), &'static str> {
         let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = address.split_once('/').unwrap_or((address, ""));
+        // Otherwise the rest of the password would count as the name of the database.
+        let key = query.split('=').next().unwrap_or_default();
+        if !authority.contains('@') && (path.contains('@') || key.contains('@')) {
+            return Err("its password has a / or a ?, which must be written as %2F or %3F");
+        }
         let (user, place) = authority.rsplit_once('@').unwrap_or(("", authority));
         let (user, password) = user.split_once(':').unwrap_or((user, ""));
         // An IPv6 address in brackets contains colons of its own.
@@ -167,6 +172,8 @@ mod tests {
             "user=u password='secret",
             "user=u secret",
             "mysql://u:secret@h/d",
+            "postgres://u:12/secret@h/d",
+            "postgres://u:12?secret@h/d",
         ] {
             let Err(reason) = DataSource::parse(text) else { panic!("{text} was read") };
             assert!(!reason.contains("secret"), "{reason}");
