@@ -164,6 +164,21 @@ fn an_official_image_is_found_in_compose_files() {
     for words in ["Not covered", "Helm chart", "Praefect", "Geo", "object store"] {
         assert!(found.stdout.contains(words), "{words}: {}", found.all_output());
     }
+    // The image comes from a variable, or is built; the environment file sets the variable.
+    for (image, env) in [
+        ("image: ${GITLAB_IMAGE}", "GITLAB_IMAGE=gitlab/gitlab-ce:17.8.2-ce.0\n"),
+        ("image: gitlab/gitlab-${EDITION:-ce}:17", ""),
+        ("image: \"$REGISTRY/gitlab-ee\"", "REGISTRY=registry.example.org/gitlab\n"),
+        ("build: .", ""),
+    ] {
+        let volumes = "volumes: ['./config:/etc/gitlab', './data:/var/opt/gitlab']";
+        let text = format!("services:\n  web:\n    {image}\n    {volumes}\n");
+        sandbox.write("variable/srv/gitlab/compose.yaml", text);
+        sandbox.write("variable/srv/gitlab/.env", env);
+        let found = sandbox.run(["detect", "--root", &sandbox.text("variable")]).ok();
+        let words = "kind = \"gitlab-container\"";
+        assert!(found.stdout.contains(words), "{image}: {}", found.all_output());
+    }
     sandbox
         .write("forgekeep.toml", format!("state = '{}'\n{}", sandbox.text("state"), found.stdout));
     let checked = configured(&sandbox, ["config", "check", "--offline"]).run().ends_with(3);
@@ -201,5 +216,40 @@ fn a_running_container_is_found_without_a_compose_file() {
         }
         let shown = format!("found container git of {program}");
         assert!(found.stdout.contains(&shown), "{}", found.all_output());
+    }
+    // Beside a compose file, a container that the file did not create is named.
+    let compose = "services:\n  web:\n    image: gitlab/gitlab-ce\n";
+    sandbox.write("srv/gitlab/compose.yaml", compose);
+    let script = "mount -t tmpfs none /usr/local/sbin && install \"$1\" /usr/local/sbin/docker && \
+                  mount --bind \"$2\" /srv && exec \"$3\" detect";
+    let found = Run::program("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .args([sandbox.text("stub"), sandbox.text("srv"), env!("CARGO_BIN_EXE_forgekeep").into()])
+        .run()
+        .ok();
+    for words in ["compose = \"/srv/gitlab/compose.yaml\"", "# Container git of docker runs GitLab"]
+    {
+        assert!(found.stdout.contains(words), "{words}: {}", found.all_output());
+    }
+}
+
+#[test]
+fn wrong_owners_in_the_volumes_of_a_container_are_reported() {
+    need_root();
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let looked = inspect().ok();
+    assert!(looked.stdout.contains("paths are correct"), "{}", looked.all_output());
+    // As after `cp -r` by root.
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
+    };
+    sh("chown -R root:root srv/gitlab/data/git-data/repositories");
+    sh("chmod 644 srv/gitlab/config/gitlab-secrets.json");
+    let looked = inspect().ends_with(3);
+    for words in ["have a wrong owner or group", "others can read the keys", "chown -Rh "] {
+        assert!(looked.all_output().contains(words), "{words}: {}", looked.all_output());
     }
 }

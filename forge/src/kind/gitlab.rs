@@ -296,7 +296,7 @@ enum Knowledge {
 
 fn knowledge(path: &Path, site: &Site<'_>, plan: &Plan) -> Knowledge {
     let set = site.settings.parts.values().flat_map(|part| part.path.iter().chain(&part.paths));
-    let parts = plan.parts.iter().flat_map(|part| &part.paths).chain(set);
+    let parts = plan.parts.iter().flat_map(|part| part.paths.iter().chain(&part.links)).chain(set);
     let real = links::follow(&site.settings.root, path).ok().map(|real| real.path);
     let mut known = Knowledge::None;
     for part in parts.chain(plan.left_out.iter().map(|left| &left.path)) {

@@ -4,6 +4,7 @@
 //! this machine. Everything else is as in the package. The container's own clients and `gitlab-ctl`
 //! run inside it, and it stays up while its services are stopped.
 
+mod accounts;
 mod running;
 
 use super::docker_gitlab::compose::{Compose, Service, Surroundings};
@@ -15,7 +16,10 @@ use super::gitlab::package::{CONFIG, Container, DATA, Package};
 use super::{Kind, Site};
 use crate::error::{Error, Result};
 use crate::file;
+use crate::links::real;
 use crate::plan::{Plan, Product};
+use accounts::Accounts;
+use running::Running;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -43,8 +47,8 @@ impl Kind for GitlabContainer {
     fn detect(&self, root: &Path) -> Option<String> {
         let file = find::compose_files(root, SOUGHT).into_iter().next();
         file.map(|path| path.display().to_string()).or_else(|| {
-            let (program, all) = found_running(root)?;
-            Some(format!("container {} of {program}", all[0].name))
+            let (program, first) = found_running(root).into_iter().next()?;
+            Some(format!("container {} of {program}", first.name))
         })
     }
 
@@ -53,23 +57,37 @@ impl Kind for GitlabContainer {
         let mut lines = find::proposed(&files);
         let compose = files.first().and_then(|file| find::read(root, file).ok());
         lines.extend(compose.and_then(|compose| Some(format!("# {}", other_services(&compose)?))));
-        let Some((program, all)) = found_running(root) else { return lines };
-        if lines.is_empty() {
-            let others: Vec<&str> = all[1..].iter().map(|other| other.name.as_str()).collect();
-            if !others.is_empty() {
-                let others = others.join(", ");
-                lines.push(format!("# As well: {others}; each is an instance of its own."));
-            }
-            lines.push(format!("container = {:?}", all[0].name));
+        let running = found_running(root);
+        let is_of_file = |one: &Running| {
+            let real: Vec<PathBuf> = one.compose.iter().map(|file| real(file)).collect();
+            files.iter().any(|file| real.contains(&self::real(file)))
+        };
+        let mut others: Vec<_> = running.iter().filter(|(_, one)| !is_of_file(one)).collect();
+        let of_file = running.iter().find(|(_, one)| is_of_file(one));
+        let mut program = of_file.map(|(program, _)| *program);
+        if files.is_empty() && !others.is_empty() {
+            let (own, first) = others.remove(0);
+            program = Some(*own);
+            lines.push(format!("container = {}", toml::Value::from(first.name.as_str())));
         }
-        lines.extend((program != PROGRAMS[0]).then(|| format!("docker = [{program:?}]")));
+        lines.extend(others.iter().map(|(program, other)| {
+            format!(
+                "# Container {} of {program} runs GitLab as well; give it an instance with \
+                 container = {}.",
+                other.name,
+                toml::Value::from(other.name.as_str())
+            )
+        }));
+        let program = program.filter(|program| *program != PROGRAMS[0]);
+        lines.extend(program.map(|program| format!("docker = [{program:?}]")));
         lines
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         let (name, service) = container(site, plan)?;
-        let package =
-            Package { site, container: Some(Container { name: &name, service: &service }) };
+        let container =
+            Container { name: &name, service: &service, links: std::cell::RefCell::default() };
+        let package = Package { site, container: Some(container) };
         for needed in [CONFIG, DATA] {
             package.place(Path::new(needed)).map_err(|reason| {
                 site.wrong(format!("cannot back up container {name}: {reason}"))
@@ -78,7 +96,14 @@ impl Kind for GitlabContainer {
         plan.product = product(&package, &service, plan);
         package.fill(plan)?;
         // User names are valid only in the container.
-        plan.parts.iter_mut().for_each(|part| part.owner = None);
+        let accounts = match site.is_offline {
+            true => None,
+            false => Accounts::of(&site.settings.docker, &name, site.progress)?,
+        };
+        for part in &mut plan.parts {
+            let owner = part.owner.take();
+            part.owner = owner.zip(accounts.as_ref()).and_then(|(name, all)| all.numbers(&name));
+        }
         if let Ok(rails) = std::fs::metadata(package.at(DATA).join("gitlab-rails")) {
             plan.notes.push(format!(
                 "GitLab's files belong to user {} and group {} of the container; a restore keeps \
@@ -136,15 +161,20 @@ fn edition(service: &Service) -> Option<&'static str> {
     EDITIONS.into_iter().find(|edition| *edition == name)
 }
 
-/// Returns the first program that runs a GitLab, with its GitLab containers. Programs are asked
-/// only if `root` is `/`: containers of this machine do not belong to another root.
-fn found_running(root: &Path) -> Option<(&'static str, Vec<running::Running>)> {
-    let is_here = root == Path::new("/");
-    PROGRAMS.into_iter().filter(|_| is_here).find_map(|program| {
-        let all = running::all(&[program.to_owned()], root).ok()?;
-        let all: Vec<_> = all.into_iter().filter(|one| is_official(&one.service)).collect();
-        (!all.is_empty()).then_some((program, all))
-    })
+/// Returns the running containers with a GitLab, each with the program that runs it. Programs are
+/// asked only if `root` is `/`: containers of this machine do not belong to another root.
+fn found_running(root: &Path) -> Vec<(&'static str, Running)> {
+    let mut found: Vec<(&'static str, Running)> = Vec::new();
+    for program in PROGRAMS.into_iter().filter(|_| root == Path::new("/")) {
+        for one in running::all(&[program.to_owned()], root).unwrap_or_default() {
+            // `podman` may be installed as `docker`, too.
+            let is_new = one.id.is_empty() || found.iter().all(|(_, known)| known.id != one.id);
+            if is_official(&one.service) && is_new {
+                found.push((program, one));
+            }
+        }
+    }
+    found
 }
 
 /// Returns the name of the container, with its volumes and environment. Adds a part with the files
@@ -178,7 +208,7 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
 }
 
 /// Returns a running container, and adds its compose files to the plan.
-fn of_running(site: &Site<'_>, running: running::Running, plan: &mut Plan) -> (String, Service) {
+fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Service) {
     let files: Vec<PathBuf> = running.compose.iter().map(|file| site.at(file)).collect();
     let files: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
     match files.first() {
@@ -273,6 +303,7 @@ fn product(package: &Package<'_>, service: &Service, plan: &mut Plan) -> Product
 
 #[cfg(test)]
 mod tests {
+    use super::super::docker_gitlab::compose::{Source, VolumeMount};
     use super::*;
     use crate::service::control::Control;
     use crate::settings::Settings;
@@ -322,6 +353,8 @@ mod tests {
             ("srv/data/postgresql/data/PG_VERSION", "16"),
             ("srv/data/geo-postgresql/data/PG_VERSION", "16"),
             ("srv/data/redis/dump.rdb", ""),
+            // Docker makes the directory at which it mounts another volume.
+            (&format!("{RAILS}/shared/lfs-objects/hidden"), ""),
         ];
         let (root, plan) = plan_of(&files, "docker = ['false']");
         let plan = plan.expect("a plan");
@@ -362,6 +395,42 @@ mod tests {
             assert!(plan.notes.iter().any(|note| note.contains(words)), "{:?}", plan.notes);
         }
         assert!(plan.parts.iter().all(|part| part.owner.is_none()));
+        let hidden = root.join(RAILS).join("shared/lfs-objects");
+        assert!(plan.left_out.iter().any(|left| left.path == hidden), "{:?}", plan.left_out);
+        let is_unknown = |note: &&String| note.contains("is unknown");
+        let unknown: Vec<&String> = plan.notes.iter().filter(is_unknown).collect();
+        assert!(unknown.iter().all(|note| note.contains("shared/new")), "{unknown:?}");
+    }
+
+    #[test]
+    fn links_in_volumes_are_followed_as_the_container_follows_them() {
+        let (root, _) = plan_of(&[("mnt/git/real/repositories/x", "")], "docker = ['false']");
+        let mount = |target: &str, source: &str| VolumeMount {
+            target: target.into(),
+            source: Source::Path(root.path().join(source)),
+        };
+        let service = Service {
+            mounts: vec![mount("/var/opt/gitlab", "srv/data"), mount("/data/git", "mnt/git")],
+            ..Service::default()
+        };
+        let link = |target: &str, path: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("below")).expect("directories");
+            std::os::unix::fs::symlink(target, path).expect("links");
+        };
+        link("/data/git/moved", "srv/data/git-data");
+        link("real", "mnt/git/moved");
+        link("circle", "srv/data/circle");
+        link("/nowhere", "srv/data/out");
+        let path = Path::new("/var/opt/gitlab/git-data/repositories");
+        let (followed, links) = service.follow(path);
+        assert_eq!(followed, Path::new("/data/git/real/repositories"));
+        assert_eq!(
+            links,
+            ["srv/data/git-data", "mnt/git/moved"].map(|path| root.path().join(path))
+        );
+        assert_eq!(service.follow(Path::new("/var/opt/gitlab/out")).0, Path::new("/nowhere"));
+        service.follow(Path::new("/var/opt/gitlab/circle"));
     }
 
     #[test]

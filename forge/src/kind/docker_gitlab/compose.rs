@@ -9,9 +9,10 @@
 mod reader;
 
 use crate::error::{Error, Result};
-use crate::links::lexically;
+use crate::links::{LINKS_MAX, lexically, names};
 use reader::{Reader, Shared};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// File names, the preferred one first.
@@ -181,6 +182,40 @@ impl Service {
             Source::Memory => Place::Memory,
             Source::Unknown(reason) => Place::Nowhere(reason.clone()),
         })
+    }
+
+    /// Follows the links in volumes as the container does, in which an absolute link begins at the
+    /// container's own root. Returns the path in the container, and the links on this machine.
+    pub fn follow(&self, path: &Path) -> (PathBuf, Vec<PathBuf>) {
+        let mut left: VecDeque<OsString> = names(path).collect();
+        let (mut real, mut links) = (PathBuf::from("/"), Vec::new());
+        while let Some(name) = left.pop_front() {
+            if name == ".." {
+                real.pop();
+                continue;
+            }
+            let next = real.join(name);
+            // The source of a mount may be a link of this machine, which the container never sees.
+            let is_target = self.mounts.iter().any(|mount| mount.target == next);
+            let here = match self.place(&next).filter(|_| !is_target) {
+                Some(Place::Here(here)) if links.len() < LINKS_MAX => Some(here),
+                _ => None,
+            };
+            let Some((here, target)) =
+                here.and_then(|here| std::fs::read_link(&here).ok().map(|target| (here, target)))
+            else {
+                real = next;
+                continue;
+            };
+            if target.is_absolute() {
+                real = PathBuf::from("/");
+            }
+            for (at, name) in names(&target).enumerate() {
+                left.insert(at, name);
+            }
+            links.push(here);
+        }
+        (real, links)
     }
 
     /// Merges the variables from files. All others override them, whatever their order.

@@ -56,7 +56,7 @@ pub fn proposed(found: &[PathBuf]) -> Vec<String> {
             listed(others)
         ));
     }
-    lines.push(format!("compose = {:?}", first.display().to_string()));
+    lines.push(format!("compose = {}", toml::Value::from(first.display().to_string())));
     lines
 }
 
@@ -84,7 +84,7 @@ pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
         let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
         found.extend(here.filter(|path| {
             let text = file::text(path).ok().flatten().unwrap_or_default();
-            has_image(&text, sought) || is_in_other_file(root, path, &text, sought)
+            has_image(&text, sought) || has_service(root, path, &text, sought)
         }));
         if depth > 0 {
             queue.extend(dirs_in(&dir).into_iter().map(|dir| (dir, depth - 1)));
@@ -103,9 +103,10 @@ fn included_in(root: &Path, path: &Path) -> Vec<PathBuf> {
     compose.files.into_iter().filter(|file| file != path && *file != compose.path).collect()
 }
 
-/// Returns true if a file includes or extends a file with a matching service.
-fn is_in_other_file(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
-    if !text.contains("include") && !text.contains("extends") {
+/// Returns true if a file has a matching service whose image is not in its text: it is built, or
+/// comes from a variable or another file.
+fn has_service(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
+    if !["include", "extends", "build", "$"].iter().any(|mark| text.contains(mark)) {
         return false;
     }
     let Ok(compose) = read(root, path) else { return false };

@@ -5,7 +5,7 @@ use super::generated::{self, DatabaseOf, Generated};
 use super::{LOOPBACK, WRITERS, note_unknown, redis_password, repositories, take_unknown};
 use crate::error::Result;
 use crate::file;
-use crate::kind::docker_gitlab::compose::{Place, Service};
+use crate::kind::docker_gitlab::compose::{Place, Service, Source};
 use crate::kind::{Site, mattermost};
 use crate::links;
 use crate::plan::{Database, Phase, Plan};
@@ -15,6 +15,7 @@ use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
 use crate::view::shown;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -104,15 +105,22 @@ pub struct Container<'a> {
     pub name: &'a str,
     /// Its volumes and environment.
     pub service: &'a Service,
+    /// Links in its volumes that lead to data, on this machine.
+    pub links: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl Package<'_> {
     /// Returns a path of the package on this machine, or the reason why this machine has none.
     pub fn place(&self, path: &Path) -> Result<PathBuf, String> {
-        let Some(Container { service, .. }) = &self.container else {
+        let Some(Container { service, links, .. }) = &self.container else {
             return Ok(self.site.at(path));
         };
         let at = path.display();
+        let (followed, found) = service.follow(path);
+        if let Some(Place::Here(path)) = service.place(&followed).filter(|_| !found.is_empty()) {
+            links.borrow_mut().extend(found);
+            return Ok(path);
+        }
         match service.place(path) {
             Some(Place::Here(path)) => Ok(path),
             Some(Place::Nowhere(reason)) => Err(format!("{at} of the container: {reason}")),
@@ -211,6 +219,13 @@ impl Package<'_> {
         for (name, reason) in SHARED_LEFT_OUT {
             plan.leaves(generated.shared.join(name), reason);
         }
+        if let Some(Container { links, .. }) = &self.container
+            && let Some(config) = plan.parts.iter_mut().find(|part| part.name == "config")
+        {
+            // Without them, a restored container does not find its data.
+            config.links.extend(links.take());
+        }
+        self.leave_mount_points(plan);
         take_unknown(site, &generated.shared, "shared", plan);
         for dir in git_data_dirs(&generated, &data) {
             take_unknown(site, &dir, "git-data", plan);
@@ -219,6 +234,27 @@ impl Package<'_> {
         plan.notes.extend(not_covered(&data));
         plan.control = self.control();
         Ok(())
+    }
+
+    /// Leaves out directories of this machine that the container does not see, because another
+    /// volume is mounted over them.
+    fn leave_mount_points(&self, plan: &mut Plan) {
+        let Some(Container { service, .. }) = &self.container else { return };
+        for mount in &service.mounts {
+            let Some(above) = mount.target.parent() else { continue };
+            let name = mount.target.file_name().unwrap_or_default();
+            let Some(Place::Here(above)) = service.place(above) else { continue };
+            let hidden = above.join(name);
+            let is_mounted = match &mount.source {
+                Source::Path(source) => links::real(source) == links::real(&hidden),
+                Source::Text(_) | Source::Memory | Source::Unknown(_) => false,
+            };
+            let parts = plan.parts.iter().flat_map(|part| &part.paths);
+            let is_part = parts.into_iter().any(|path| path.starts_with(&hidden));
+            if hidden.exists() && !is_mounted && !is_part {
+                plan.leaves(hidden, "hidden in the container by another volume");
+            }
+        }
     }
 
     /// Returns the program of the package that supervises its services.

@@ -21,6 +21,8 @@ const COMPOSE_FILES: [&str; 2] =
 /// A container.
 #[derive(Debug)]
 pub struct Running {
+    /// Its id; empty if the program shows none.
+    pub id: String,
     /// Its name.
     pub name: String,
     /// Its image, environment and volumes.
@@ -109,6 +111,7 @@ fn container(inspected: &Value, root: &Path) -> Option<Running> {
     let label = |name| config["Labels"][name].as_str();
     let files = COMPOSE_FILES.into_iter().find_map(label).unwrap_or_default();
     Some(Running {
+        id: inspected["Id"].as_str().unwrap_or_default().to_owned(),
         name: inspected["Name"].as_str()?.trim_start_matches('/').to_owned(),
         service: Service {
             image: Some(image.to_owned()),
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     const ANSWER: &[u8] =
-        br#"[{"Name": "/git", "Config": {"Image": "docker.io/gitlab/gitlab-ee:17.8.2-ee.0",
+        br#"[{"Id": "00ff", "Name": "/git", "Config": {"Image": "docker.io/gitlab/gitlab-ee:17.8.2-ee.0",
         "Env": ["PATH=/bin", "GITLAB_OMNIBUS_CONFIG=external_url 'a=b'"],
         "Labels": {"com.docker.compose.project.config_files": "/srv/a.yml,/srv/b.yml"}},
         "Mounts": [{"Type": "bind", "Source": "/srv/config", "Destination": "/etc/gitlab"},
@@ -151,7 +154,8 @@ mod tests {
     fn the_output_of_inspect_is_parsed() {
         let all = containers(ANSWER, Path::new("/"));
         assert_eq!(all.len(), 1);
-        let Running { name, service, compose } = &all[0];
+        let Running { id, name, service, compose } = &all[0];
+        assert_eq!(id, "00ff");
         assert_eq!(name, "git");
         assert_eq!(service.repository(), "docker.io/gitlab/gitlab-ee");
         assert_eq!(service.tag(), Some("17.8.2-ee.0"));
