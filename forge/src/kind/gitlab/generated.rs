@@ -427,12 +427,17 @@ fn has_entries(dir: &Path) -> bool {
 /// Describes a storage on another machine.
 fn remote(name: &str, address: &str) -> String {
     let of = if address.is_empty() { String::new() } else { format!(" (its Gitaly is {address})") };
-    let is_cluster = address.contains("praefect") || address.ends_with(":2305");
-    let cluster = if is_cluster { "; Gitaly Cluster (Praefect) is not covered" } else { "" };
+    let cluster =
+        if is_cluster(address) { "; Gitaly Cluster (Praefect) is not covered" } else { "" };
     format!(
         "storage {name}, which has no path on this machine{of}{cluster}; back it up on its own \
          machine, or set the path where it is mounted"
     )
+}
+
+/// Returns true if an address is that of a Gitaly Cluster.
+fn is_cluster(address: &str) -> bool {
+    address.contains("praefect") || address.ends_with(":2305") || address.ends_with(":3305")
 }
 
 /// Returns true if a section uses an object store, either its own or the shared one.

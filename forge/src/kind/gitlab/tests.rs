@@ -248,6 +248,12 @@ fn a_storage_on_another_machine_is_missing() {
         client.dir(&format!("{path}/@hashed"));
         assert!(!is_lacking(&client.plan()), "{address}: it is mounted");
     }
+    // Old versions set a path for it as well, at which this machine has nothing.
+    let old = cluster.replace("{gitaly_address: 'tcp:", "{path: /mnt/none, gitaly_address: 'tcp:");
+    let yml = format!("production:\n  repositories:\n    storages: {{{old}}}\n");
+    let plan = Machine::with(&yml).plan();
+    let text = looked_for(&plan, "repositories-far");
+    assert!(text.contains("Gitaly Cluster (Praefect) is not covered"), "{text}");
     // Settings can name the directory where it is mounted.
     let plan = machine.plan_with("[parts.repositories-far]\npath = '/mnt/far'\n");
     assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
