@@ -1,6 +1,7 @@
 //! Restores of an instance over the machine that it runs on, and of one of its projects.
 
 use crate::support::gitlab::Builder;
+use crate::support::gitlab_container::GitlabContainer;
 use crate::support::instance::{backup, configure};
 use crate::support::sandbox::{Run, Sandbox, need_root};
 
@@ -53,6 +54,42 @@ fn an_instance_is_restored_in_place_only_with_consent() {
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored").join(root.trim_start_matches('/')).join("etc/ssh");
     assert_eq!(std::fs::read(restored.join("sshd_config")).expect("reads"), b"old");
+}
+
+#[test]
+fn a_restore_over_another_version_of_a_container_warns() {
+    need_root();
+    let gitlab = GitlabContainer::start(Builder::new());
+    let sandbox = Sandbox::new();
+    let root = gitlab.root().display().to_string();
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\n\
+         kind = 'gitlab-container'\nroot = '{root}'\ndocker = ['{root}/docker']\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+    );
+    sandbox.write("forgekeep.toml", text);
+    backup(&sandbox).run().ok();
+    let dry = || sandbox.run(["restore", "latest", "--target", "/", "--dry-run"]).ok();
+    let warning = "but GitLab 18.5.1 is installed here";
+    assert!(!dry().stderr.contains("is installed here"));
+    // Each start of the container writes it.
+    let version = gitlab.root().join("srv/gitlab/data/gitlab-rails/VERSION");
+    std::fs::write(version, "18.5.1-ee\n").expect("writes");
+    let dry = dry();
+    assert!(dry.stderr.contains(warning), "{}", dry.all_output());
+}
+
+#[test]
+fn a_snapshot_with_unreadable_facts_is_restored_in_place_only_with_consent() {
+    let sandbox = Sandbox::with_store();
+    let name = ".forgekeep/instance.json";
+    sandbox.forgekeep(["backup", "--stdin-name", name]).input("{\"instance\": ").run().ok();
+    let restored = sandbox.run(["restore", "latest", "--target", "/"]);
+    restored.fails(1, &["instance.json of the snapshot is unreadable", "needs --yes"]);
+    sandbox.forgekeep(["backup", "--stdin-name", "other"]).input("{").run().ok();
+    let target = sandbox.text("there");
+    sandbox.run(["restore", "latest", "--target", &target]).ok();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
+use forge::session::DIR;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,8 @@ use store::tree::{TreeReader, children};
 
 /// Part with the keys by which users know a machine, and what else is in their directory.
 const SSH: &str = "ssh-host-keys";
+/// Its usual directory.
+const SSH_DIR: &str = "/etc/ssh";
 /// Names of the host keys in it begin so.
 const HOST_KEY: &[u8] = b"ssh_host_";
 /// Settings of sshd that are named; more are only counted.
@@ -35,20 +38,34 @@ impl InPlace<'_> {
     /// Warns of what is dangerous and demands consent. Returns patterns of what is left as it is
     /// unless `--include` names it. Without danger there are none.
     pub fn look(&self, is_agreed: bool, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
-        let Some(of) = &self.snapshot.instance else { return Ok(Vec::new()) };
+        let facts = self.facts();
+        let unnamed = |name: Option<&str>| name.unwrap_or("of unknown name").to_owned();
+        let name = match (&self.snapshot.instance, &facts) {
+            (Some(of), _) => of.name.clone(),
+            (None, Ok(None)) => return Ok(Vec::new()),
+            (None, Ok(Some(facts))) => unnamed(facts["instance"].as_str()),
+            (None, Err(_)) => unnamed(None),
+        };
         if !self.is_live() {
             return Ok(Vec::new());
         }
-        let facts = instance::kept(self.store, self.snapshot, "instance.json")?.unwrap_or_default();
-        let facts: Value = serde_json::from_slice(&facts).unwrap_or_default();
         let target = self.target.display();
         ui.warn(&format!(
-            "restoring instance {} into {target} overwrites files of this machine and does not \
+            "restoring instance {name} into {target} overwrites files of this machine and does not \
              restore databases; stop its services first",
-            of.name
         ));
+        let facts = match facts {
+            Ok(facts) => facts.unwrap_or_default(),
+            Err(reason) => {
+                ui.warn(&format!(
+                    "{DIR}/instance.json of the snapshot is unreadable ({reason}); its version \
+                     cannot be compared with the one installed here"
+                ));
+                Value::Null
+            }
+        };
         self.warn_of_version(&facts, ui);
-        let dumps = Path::new("/").join(forge::manifest::DIR);
+        let dumps = Path::new("/").join(DIR);
         if self.selects(&dumps) {
             let place = self.destination(&dumps).unwrap_or_default();
             ui.warn(&format!(
@@ -61,10 +78,18 @@ impl InPlace<'_> {
             return Ok(kept);
         }
         Err(with_hint(
-            format!("a restore of instance {} over this machine needs --yes", of.name),
+            format!("a restore of instance {name} over this machine needs --yes"),
             "restore into an empty directory and move the needed files, or give --yes; --dry-run \
              shows the changes",
         ))
+    }
+
+    /// Facts of the snapshot, if it is of an instance, or the reason why they are unreadable.
+    fn facts(&self) -> Result<Option<Value>, String> {
+        let kept = instance::kept(self.store, self.snapshot, "instance.json");
+        let reason = |failure: Failure| failure.words().unwrap_or_default().0;
+        let Some(text) = kept.map_err(reason)? else { return Ok(None) };
+        serde_json::from_slice(&text).map(Some).map_err(|error| error.to_string())
     }
 
     /// Returns true if a path would land where the instance has it, or below.
@@ -111,9 +136,8 @@ impl InPlace<'_> {
 
     fn warn_of_version(&self, facts: &Value, ui: &Ui) {
         let of_snapshot = facts["product"]["version"].as_str();
-        let here = forge::kind::gitlab::installed(Path::new("/")).version;
-        let (Some(old), Some(here)) = (of_snapshot, here) else { return };
-        if facts["kind"] == "gitlab" && old != here {
+        let (Some(old), Some(here)) = (of_snapshot, version_here(facts)) else { return };
+        if old != here {
             ui.warn(&format!(
                 "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
                  databases of different versions are incompatible"
@@ -123,12 +147,19 @@ impl InPlace<'_> {
 
     /// Settings of sshd, which may lock everybody out, are left as they are.
     fn ssh_settings(&self, facts: &Value, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
-        let parts = facts["parts"].as_array().into_iter().flatten();
-        let parts = parts.filter(|part| part["name"] == SSH);
-        let dirs = parts.flat_map(|part| part["paths"].as_array().into_iter().flatten());
+        let mut dirs: Vec<PathBuf> = paths_of(facts, SSH).collect();
+        if facts["parts"].is_null() {
+            // Without facts, its usual place below any root.
+            let paths =
+                self.snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
+            dirs.extend(paths.filter(|path| path.ends_with("etc/ssh")));
+            dirs.push(SSH_DIR.into());
+        }
+        dirs.sort();
+        dirs.dedup();
         let mut left = Vec::new();
-        for dir in dirs.filter_map(Value::as_str) {
-            let dir = tree_path(Path::new(dir));
+        for dir in dirs {
+            let dir = tree_path(&dir);
             let root = self.snapshot.root.chunk();
             for entry in children(&root, &dir, self.store).flatten() {
                 let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -155,5 +186,30 @@ impl InPlace<'_> {
     /// Returns true if `--include` names it.
     fn is_named(&self, path: &Path) -> bool {
         !self.include.is_empty() && self.include.covers(&tree_path(path))
+    }
+}
+
+/// Paths of a part of an instance.
+fn paths_of(facts: &Value, part: &str) -> impl Iterator<Item = PathBuf> {
+    let parts = facts["parts"].as_array().into_iter().flatten();
+    let parts = parts.filter(move |known| known["name"] == part);
+    let paths = parts.flat_map(|part| part["paths"].as_array().into_iter().flatten());
+    paths.filter_map(|path| path.as_str().map(PathBuf::from))
+}
+
+/// Version of the product that is installed here, or that last used the data here.
+fn version_here(facts: &Value) -> Option<String> {
+    let of_data = |part: &str, file: &str| {
+        let path = paths_of(facts, part).next()?;
+        let text = std::fs::read_to_string(path.join(file)).ok()?;
+        let number = text.trim().split('-').next()?.to_owned();
+        Some(number).filter(|number| !number.is_empty())
+    };
+    match facts["kind"].as_str()? {
+        "gitlab" => forge::kind::gitlab::installed(Path::new("/")).version,
+        // Each start of the container writes it.
+        "gitlab-container" => of_data("generated", "../VERSION"),
+        "docker-gitlab" => of_data("version", ""),
+        _ => None,
     }
 }
