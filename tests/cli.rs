@@ -26,7 +26,7 @@ fn lines(text: &str) -> Vec<&str> {
 #[test]
 fn failures_have_exit_codes_and_helpful_errors() {
     let sandbox = Sandbox::new();
-    sandbox.run(["snapshots"]).fails(10, &["no store at store", "forgekeep init"]);
+    sandbox.run(["snapshots"]).fails(10, &["no store at store", "the path is wrong"]);
     let none = sandbox.forgekeep(["snapshots"]).without_env("FORGEKEEP_STORE").run();
     none.fails(1, &["no store given", "--store", "FORGEKEEP_STORE"]);
     sandbox.write("full/of", "something else");
@@ -640,7 +640,7 @@ fn only_a_missing_or_empty_path_counts_as_no_store() {
     std::os::unix::fs::symlink("nowhere", sandbox.path("dangling")).expect("links");
     std::os::unix::fs::symlink("loop", sandbox.path("loop")).expect("links");
     for (place, code, words) in [
-        ("nowhere", 10, &["no store at nowhere", "forgekeep init"][..]),
+        ("nowhere", 10, &["no store at nowhere", "the path is wrong"][..]),
         ("empty", 10, &["no store at empty"]),
         ("file", 1, &["file is not a store", "not a directory"]),
         ("file/below", 1, &["file/below is not a store", "a part of the path"]),

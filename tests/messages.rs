@@ -15,6 +15,13 @@ const ERRORS: &[Expected] = &[
         arguments: &["snapshots", "--store", "missing"],
         code: 10,
         text: "forgekeep: no store at missing\n  \
+               the path is wrong, or its disk is not mounted; `forgekeep config check` prints \
+               the paths of configured stores\n",
+    },
+    Expected {
+        arguments: &["backup", "--store", "missing", "."],
+        code: 10,
+        text: "forgekeep: no store at missing\n  \
                create it with `forgekeep init --store missing`, or check the path and mounts\n",
     },
     Expected {

@@ -121,7 +121,13 @@ fn open(
     if opened.is_err() {
         watch.end();
     }
-    Ok((opened?, watch))
+    match opened {
+        // A command that only reads needs another path, not a new store.
+        Err(error @ store::Error::NoStore(_)) if purpose != Purpose::Write => {
+            Err(Failure::NothingToRead(error))
+        }
+        opened => Ok((opened?, watch)),
+    }
 }
 
 /// The commands.

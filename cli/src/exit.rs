@@ -35,6 +35,8 @@ pub enum Failure {
         /// Correct usage.
         hint: String,
     },
+    /// There is no store, and the command only reads one.
+    NothingToRead(Error),
     /// Done, except for problems that were already reported.
     Partial,
     /// A check found damage and has reported it.
@@ -81,7 +83,7 @@ impl Failure {
             Failure::Usage { .. } => 2,
             Failure::Partial => 3,
             Failure::Damaged | Failure::Other { .. } => 1,
-            Failure::Store(error) => number(error),
+            Failure::Store(error) | Failure::NothingToRead(error) => number(error),
             Failure::Forge(forge::Error::Busy(_)) => 11,
             Failure::Forge(_) => 1,
         }
@@ -92,6 +94,11 @@ impl Failure {
         match self {
             Failure::BrokenPipe | Failure::Partial | Failure::Damaged => None,
             Failure::Store(error) => Some((error.to_string(), hint(error))),
+            Failure::NothingToRead(error) => {
+                let hint = "the path is wrong, or its disk is not mounted; `forgekeep config \
+                            check` prints the paths of configured stores";
+                Some((error.to_string(), Some(hint.into())))
+            }
             Failure::Forge(error) => Some((error.to_string(), hint_for_instance(error))),
             Failure::Other { message, hint } => Some((message.clone(), hint.clone())),
             Failure::Usage { message, hint } => Some((message.clone(), Some(hint.clone()))),
