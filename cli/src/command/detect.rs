@@ -32,13 +32,17 @@ impl Detect {
             found += 1;
             let (name, title) = (kind.name(), kind.title());
             ui.json(&Detected { kind: name, title, seen: &seen })?;
-            ui.lines(format!("\n# {title}: found {seen}"))?;
+            ui.lines("")?;
+            ui.line(format!("# {title}: found {seen}"))?;
             ui.lines(format!("[instances.{name}]\nkind = \"{name}\""))?;
             if root != *"/" {
-                ui.line(format!("root = \"{}\"", root.display()))?;
+                // Quoted as TOML quotes it, whatever is in the path.
+                let quoted = toml::Value::from(root.display().to_string());
+                ui.lines(format!("root = {quoted}"))?;
             }
             for line in kind.propose(&root) {
-                ui.lines(line)?;
+                // A line break in a path must not end a comment.
+                if line.starts_with('#') { ui.line(line)? } else { ui.lines(line)? }
             }
         }
         if found == 0 {

@@ -3,7 +3,7 @@
 use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
-use forge::session::DIR;
+use forge::manifest::DIR;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
