@@ -377,6 +377,15 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
         }
         (None, _) => (lasting, "gitlab-ctl reconfigure"),
     };
+    // The id becomes part of a shell command.
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    if !row.uid.chars().all(is_plain) {
+        return format!(
+            "set {places} to the id and secret of GitLab's application {}, then run `{then}`; its \
+             id contains special characters, so take both from table oauth_applications by hand",
+            shown(row.name.as_ref())
+        );
+    }
     let uid = &row.uid;
     let where_from = match Form::of(&row.secret) {
         Form::Plain(_) => format!(
@@ -396,13 +405,11 @@ fn advice(places: &Places, sources: &[Source], applications: &[Application]) -> 
 /// newest instance-wide one named after Mattermost. Users can register applications with that name,
 /// but those are not instance-wide.
 fn application<'a>(first: &Source, applications: &'a [Application]) -> Option<&'a Application> {
-    // The id becomes part of a shell command, so ids with special characters are rejected.
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     let is_likely =
         |row: &&Application| row.is_instance_wide && row.name.to_lowercase().contains("mattermost");
     let named = applications.iter().find(|row| row.uid == first.id);
     let likely = || applications.iter().rev().find(is_likely);
-    named.or_else(likely).filter(|row| row.uid.chars().all(is_plain))
+    named.or_else(likely)
 }
 
 #[cfg(test)]
@@ -561,7 +568,8 @@ mod tests {
         let check = machine.judge(Some(17), std::slice::from_ref(&of_user));
         assert!(hint(&check).contains("has no application for Mattermost"), "{check:?}");
         let odd = row("$(reboot)", SECRET);
-        assert!(!hint(&machine.judge(Some(17), &[odd])).contains("reboot"));
+        let check = machine.judge(Some(17), &[odd]);
+        assert!(!hint(&check).contains("reboot") && hint(&check).contains("by hand"), "{check:?}");
         let check = machine.judge(Some(17), &[row(ID, SECRET), of_user]);
         assert!(hint(&check).contains(ID) && !hint(&check).contains("evil"), "{check:?}");
     }
