@@ -141,14 +141,14 @@ mod tests {
                 is_dry: false,
             })
         };
-        let passages = with(&[b"srv/data/x", b"etc", b"etc/gitlab"], &[]);
+        let passages = with(&[b"srv/data/x", b"etc", b"etc/project"], &[]);
         for (path, is_one) in [
             ("srv", true),
             ("srv/data", true),
             ("srv/data/x", false),
             ("srv/data/x/y", false),
             ("etc", false),
-            ("etc/gitlab", false),
+            ("etc/project", false),
         ] {
             assert_eq!(passages.has(path.as_bytes()), is_one, "{path}");
         }
