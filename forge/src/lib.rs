@@ -28,11 +28,11 @@ mod owners;
 
 pub mod manifest;
 
-pub mod earlier;
 pub mod encrypted;
 
 pub mod catalogue;
 mod coverage;
+pub mod earlier;
 
 pub mod kind;
 
