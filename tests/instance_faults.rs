@@ -255,6 +255,9 @@ fn services_of_a_killed_run_are_restarted() {
 fn signals_restart_the_stopped_services() {
     need_root();
     let gitlab = Builder::new().projects(20).build();
+    // The run waits for this save, so that even a late signal comes before its end.
+    gitlab.redis.fill(150);
+    gitlab.redis.slow_saving(20_000);
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, MAINTENANCE);
     for signal in ["-INT", "-TERM", "-HUP"] {

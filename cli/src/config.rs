@@ -2,7 +2,8 @@
 
 use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
-use forge::secret::{Secret, masked};
+use forge::mask::masked;
+use forge::secret::Secret;
 use forge::settings::{Limit, Settings};
 use forge::suggest::closest;
 use serde::Deserialize;

@@ -1,6 +1,6 @@
 //! Locations of stores, as users write them.
 
-use forge::secret::masked;
+use forge::mask::masked;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 

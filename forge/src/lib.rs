@@ -11,6 +11,7 @@
 pub mod error;
 pub mod file;
 pub mod links;
+pub mod mask;
 pub mod run;
 pub mod suggest;
 

@@ -4,7 +4,7 @@
 //! without a terminal. A time limit ends it, and the size of its captured output is bounded.
 
 use crate::error::{Error, Result};
-use crate::secret::{is_name_of_secret, masked};
+use crate::mask::{is_name_of_secret, masked};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use crate::file::text;
 use crate::kind::below;
 use crate::kind::gitlab::generated::yaml;
 use crate::links::lexically;
-use crate::secret::masked;
+use crate::mask::masked;
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
