@@ -35,7 +35,7 @@ pub enum Failure {
         /// Correct usage.
         hint: String,
     },
-    /// There is no store, and the command only reads one.
+    /// The path contains no store, and the command would not create one.
     NothingToRead(Error),
     /// Done, except for problems that were already reported.
     Partial,

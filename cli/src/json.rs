@@ -173,7 +173,7 @@ pub struct CheckSummary {
     pub clean: bool,
 }
 
-/// The plan of an instance, and its faults.
+/// Plan of an instance with the faults that were found.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ConfigReport<'a> {
     /// Name of the instance.
@@ -224,7 +224,7 @@ pub struct ConfigReport<'a> {
     pub notes: &'a [String],
     /// Faults of the configuration or of the machine.
     pub problems: &'a [String],
-    /// True if nothing required is missing and there is no problem.
+    /// True if all required parts exist and no fault was found.
     pub is_right: bool,
 }
 
@@ -671,9 +671,9 @@ pub struct Stats {
     /// Sums over the backups that made the selected snapshots.
     pub backups: ReuseFigures,
     /// Chunks of content.
-    pub data: ChunkFigures,
+    pub data: Totals,
     /// Chunks of trees and recipes.
-    pub metadata: ChunkFigures,
+    pub metadata: Totals,
 }
 
 /// Figures of reuse by backups.
@@ -689,21 +689,6 @@ pub struct ReuseFigures {
     pub bytes_copied_forward: u64,
     /// Stored bytes of new chunks.
     pub bytes_stored: u64,
-}
-
-/// Figures of the chunks of one kind.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct ChunkFigures {
-    /// Number of segments.
-    pub segments: u64,
-    /// Bytes of their files.
-    pub segment_bytes: u64,
-    /// Number of different chunks.
-    pub chunks: u64,
-    /// Their plain bytes.
-    pub plain_bytes: u64,
-    /// Their stored bytes.
-    pub stored_bytes: u64,
 }
 
 /// Returns a path as text, and the hexadecimal digits of its bytes if it is not UTF-8.
@@ -806,12 +791,5 @@ impl From<&Statistics> for ReuseFigures {
             bytes_copied_forward: statistics.copied_forward,
             bytes_stored: statistics.added_stored_bytes,
         }
-    }
-}
-
-impl From<Totals> for ChunkFigures {
-    fn from(totals: Totals) -> ChunkFigures {
-        let Totals { segments, segment_bytes, chunks, plain_bytes, stored_bytes } = totals;
-        ChunkFigures { segments, segment_bytes, chunks, plain_bytes, stored_bytes }
     }
 }

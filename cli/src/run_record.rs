@@ -76,9 +76,9 @@ pub struct RunRecord {
 pub enum RunResult {
     /// All requested work was done.
     Done,
-    /// There is a snapshot, but it lacks something or a check failed.
+    /// The run saved a snapshot that lacks something, or a check failed.
     Partial,
-    /// There is no reliable snapshot.
+    /// The run did not save a reliable snapshot.
     Failed,
 }
 
@@ -112,7 +112,7 @@ pub struct InstanceRecord {
     pub checks_failed: u64,
 }
 
-/// What a run has of its own before it has a result.
+/// Facts about a run that do not depend on its result.
 #[derive(Debug, Clone)]
 pub struct Frame {
     pub run: RunId,
@@ -246,12 +246,6 @@ impl RunRecord {
     /// Returns true if nobody has to act.
     pub fn is_good(&self) -> bool {
         self.result == RunResult::Done
-    }
-
-    /// Returns the duration by the calendar in seconds; 0 if the clock was set back meanwhile.
-    pub fn seconds(&self) -> f64 {
-        let of = |time: Time| time.seconds as f64 + f64::from(time.nanoseconds) / 1e9;
-        (of(self.ended) - of(self.started)).max(0.0)
     }
 
     /// Returns the first digits of the snapshot's id.

@@ -1,10 +1,10 @@
 //! An earlier snapshot of an instance, with the places where things were at that time.
 
 use crate::catalogue::{Project, Repository};
-use crate::error::Result;
-use crate::manifest::DIR;
+use crate::error::{Error, Result};
+use crate::manifest::{BYTES_MAX, DIR, Manifest};
+use crate::plan::Part;
 use crate::view::{Mount, View};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,6 @@ use store::id::SnapshotId;
 use store::observe::Event;
 use store::snapshot::Snapshot;
 use store::store::Store;
-
-/// Largest list of the catalogue that is read, in bytes.
-const LIST_BYTES_MAX: u64 = 256 << 20;
 
 /// An earlier snapshot. Its projects and parts may be at other paths than those of today.
 pub struct Earlier<'a> {
@@ -30,32 +27,22 @@ pub struct Earlier<'a> {
     pub repositories: Vec<Repository>,
 }
 
-/// The facts about the instance that locate its data.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Facts {
-    parts: Vec<PartFacts>,
-    mounts: Vec<Mount>,
-}
-
-#[derive(Deserialize)]
-struct PartFacts {
-    name: String,
-    paths: Vec<PathBuf>,
-}
-
 impl<'a> Earlier<'a> {
     /// Reads the catalogue of a snapshot. Facts that it lacks are unknown.
     pub fn read(store: &'a Store, id: SnapshotId, snapshot: &Snapshot) -> Result<Earlier<'a>> {
         let tree = View::Tree { store, root: snapshot.root.chunk() };
         let within = |name: &str| Path::new("/").join(DIR).join(name);
-        let facts = tree.content(&within("instance.json"), LIST_BYTES_MAX)?;
-        let facts: Facts = serde_json::from_slice(&facts.unwrap_or_default()).unwrap_or_default();
-        let paths = |part: PartFacts| Some((part.name, part.paths.into_iter().next()?));
-        let projects = lines(tree.content(&within("projects.jsonl"), LIST_BYTES_MAX)?);
-        let repositories = lines(tree.content(&within("repositories.jsonl"), LIST_BYTES_MAX)?);
-        let parts = facts.parts.into_iter().filter_map(paths).collect();
-        Ok(Earlier { id, tree, mounts: facts.mounts, parts, projects, repositories })
+        let manifest = match Manifest::in_tree(&tree) {
+            Err(Error::Malformed { .. }) => None,
+            read => read?,
+        };
+        let paths = |part: Part| Some((part.name, part.paths.into_iter().next()?));
+        let (mounts, parts) =
+            manifest.map(|manifest| (manifest.mounts, manifest.parts)).unwrap_or_default();
+        let projects = lines(tree.content(&within("projects.jsonl"), BYTES_MAX)?);
+        let repositories = lines(tree.content(&within("repositories.jsonl"), BYTES_MAX)?);
+        let parts = parts.into_iter().filter_map(paths).collect();
+        Ok(Earlier { id, tree, mounts, parts, projects, repositories })
     }
 
     /// Reads a snapshot for a comparison. Warns instead of failing if it cannot be read.

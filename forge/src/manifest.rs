@@ -6,15 +6,19 @@ use crate::plan::{Absent, LeftOut, Part, Product};
 use crate::service::postgres::Rows;
 use crate::service::redis::Saved;
 use crate::settings::Mode;
-use crate::view::Mount;
+use crate::view::{Mount, View};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Directory in the tree for data that is not a file of the instance.
 pub const DIR: &str = ".forgekeep";
 /// Name of the manifest in [`DIR`].
 pub const FILE: &str = "instance.json";
+/// Upper bound of the length of a file in [`DIR`] that is read, in bytes. Catalogues have a line per
+/// project.
+pub const BYTES_MAX: u64 = 256 << 20;
 /// Version of the manifest. It grows when a field changes its meaning or goes, not when one is added.
 pub const VERSION: u32 = 1;
 
@@ -102,6 +106,18 @@ impl Manifest {
             )));
         }
         serde_json::from_slice(text).map_err(wrong)
+    }
+
+    /// Reads the manifest in the tree of a snapshot; `None` if it is missing or its content is damaged.
+    pub fn in_tree(tree: &View<'_>) -> Result<Option<Manifest>> {
+        let text = tree.content(&Path::new("/").join(DIR).join(FILE), BYTES_MAX)?;
+        text.map(|text| Manifest::from_json(&text)).transpose()
+    }
+
+    /// Returns the paths of a part.
+    pub fn paths_of(&self, part: &str) -> impl Iterator<Item = &Path> {
+        let parts = self.parts.iter().filter(move |known| known.name == part);
+        parts.flat_map(|part| part.paths.iter().map(PathBuf::as_path))
     }
 
     /// Returns true if no required part is missing and no check failed.

@@ -11,6 +11,8 @@ use crate::segment::{Row, SegmentKind};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
@@ -85,7 +87,7 @@ pub struct Segment {
 }
 
 /// Totals of the chunks of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
 pub struct Totals {
     /// Number of segments.
     pub segments: u64,

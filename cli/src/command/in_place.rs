@@ -3,13 +3,13 @@
 use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
-use forge::manifest::DIR;
-use serde_json::Value;
+use forge::manifest::{self, DIR, Manifest};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
 use store::glob::{Globs, escape};
+use store::id::SnapshotId;
 use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::{TreeReader, children};
@@ -26,6 +26,7 @@ const NAMED: usize = 5;
 /// A restore that is about to begin.
 pub struct InPlace<'a> {
     pub store: &'a Store,
+    pub id: &'a SnapshotId,
     pub snapshot: &'a Snapshot,
     /// Path in the snapshot; empty for all of it.
     pub from: &'a [u8],
@@ -38,13 +39,12 @@ impl InPlace<'_> {
     /// Warns of what is dangerous and demands consent. Returns patterns of what is left as it is
     /// unless `--include` names it. Without danger there are none.
     pub fn look(&self, is_agreed: bool, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
-        let facts = self.facts();
-        let unnamed = |name: Option<&str>| name.unwrap_or("of unknown name").to_owned();
-        let name = match (&self.snapshot.instance, &facts) {
+        let manifest = instance::manifest(self.store, self.id, self.snapshot);
+        let name = match (&self.snapshot.instance, &manifest) {
             (Some(of), _) => of.name.clone(),
             (None, Ok(None)) => return Ok(Vec::new()),
-            (None, Ok(Some(facts))) => unnamed(facts["instance"].as_str()),
-            (None, Err(_)) => unnamed(None),
+            (None, Ok(Some(manifest))) => manifest.instance.clone(),
+            (None, Err(_)) => "of unknown name".to_owned(),
         };
         if !self.is_live() {
             return Ok(Vec::new());
@@ -54,17 +54,18 @@ impl InPlace<'_> {
             "restoring instance {name} into {target} overwrites files of this machine and does not \
              restore databases; stop its services first",
         ));
-        let facts = match facts {
-            Ok(facts) => facts.unwrap_or_default(),
-            Err(reason) => {
-                ui.warn(&format!(
-                    "{DIR}/instance.json of the snapshot is unreadable ({reason}); its version \
-                     cannot be compared with the one installed here"
-                ));
-                Value::Null
-            }
-        };
-        self.warn_of_version(&facts, ui);
+        let manifest = manifest.unwrap_or_else(|failure| {
+            let (reason, _) = failure.words().unwrap_or_default();
+            ui.warn(&format!(
+                "{DIR}/{} of the snapshot is unreadable ({reason}); its version cannot be compared \
+                 with the one installed here",
+                manifest::FILE
+            ));
+            None
+        });
+        if let Some(manifest) = &manifest {
+            warn_of_version(manifest, ui);
+        }
         let dumps = Path::new("/").join(DIR);
         if self.selects(&dumps) {
             let place = self.destination(&dumps).unwrap_or_default();
@@ -73,7 +74,7 @@ impl InPlace<'_> {
                 place.display()
             ));
         }
-        let kept = self.ssh_settings(&facts, ui)?;
+        let kept = self.ssh_settings(manifest.as_ref(), ui)?;
         if is_agreed {
             return Ok(kept);
         }
@@ -82,14 +83,6 @@ impl InPlace<'_> {
             "restore into an empty directory and move the needed files, or give --yes; --dry-run \
              shows the changes",
         ))
-    }
-
-    /// Facts of the snapshot, if it is of an instance, or the reason why they are unreadable.
-    fn facts(&self) -> Result<Option<Value>, String> {
-        let kept = instance::kept(self.store, self.snapshot, "instance.json");
-        let reason = |failure: Failure| failure.words().unwrap_or_default().0;
-        let Some(text) = kept.map_err(reason)? else { return Ok(None) };
-        serde_json::from_slice(&text).map(Some).map_err(|error| error.to_string())
     }
 
     /// Returns true if a path would land where the instance has it, or below.
@@ -134,22 +127,13 @@ impl InPlace<'_> {
         below.flatten().any(|entry| is_selected(&entry.path))
     }
 
-    fn warn_of_version(&self, facts: &Value, ui: &Ui) {
-        let of_snapshot = facts["product"]["version"].as_str();
-        let (Some(old), Some(here)) = (of_snapshot, version_here(facts)) else { return };
-        if old != here {
-            ui.warn(&format!(
-                "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
-                 databases of different versions are incompatible"
-            ));
-        }
-    }
-
     /// Settings of sshd, which may lock everybody out, are left as they are.
-    fn ssh_settings(&self, facts: &Value, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
-        let mut dirs: Vec<PathBuf> = paths_of(facts, SSH).collect();
-        if facts["parts"].is_null() {
-            // Without facts, its usual place below any root.
+    fn ssh_settings(&self, manifest: Option<&Manifest>, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut dirs: Vec<PathBuf> = Vec::new();
+        if let Some(manifest) = manifest {
+            dirs.extend(manifest.paths_of(SSH).map(Path::to_owned));
+        } else {
+            // Without a manifest, its usual place below any root.
             let paths =
                 self.snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
             dirs.extend(paths.filter(|path| path.ends_with("etc/ssh")));
@@ -189,23 +173,27 @@ impl InPlace<'_> {
     }
 }
 
-/// Paths of a part of an instance.
-fn paths_of(facts: &Value, part: &str) -> impl Iterator<Item = PathBuf> {
-    let parts = facts["parts"].as_array().into_iter().flatten();
-    let parts = parts.filter(move |known| known["name"] == part);
-    let paths = parts.flat_map(|part| part["paths"].as_array().into_iter().flatten());
-    paths.filter_map(|path| path.as_str().map(PathBuf::from))
+fn warn_of_version(manifest: &Manifest, ui: &Ui) {
+    let (Some(old), Some(here)) = (&manifest.product.version, version_here(manifest)) else {
+        return;
+    };
+    if *old != here {
+        ui.warn(&format!(
+            "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
+             databases of different versions are incompatible"
+        ));
+    }
 }
 
 /// Version of the product that is installed here, or that last used the data here.
-fn version_here(facts: &Value) -> Option<String> {
+fn version_here(manifest: &Manifest) -> Option<String> {
     let of_data = |part: &str, file: &str| {
-        let path = paths_of(facts, part).next()?;
+        let path = manifest.paths_of(part).next()?;
         let text = std::fs::read_to_string(path.join(file)).ok()?;
         let number = text.trim().split('-').next()?.to_owned();
         Some(number).filter(|number| !number.is_empty())
     };
-    match facts["kind"].as_str()? {
+    match &manifest.kind[..] {
         "gitlab" => forge::kind::gitlab::installed(Path::new("/")).version,
         // Each start of the container writes it.
         "gitlab-container" => of_data("generated", "../VERSION"),

@@ -66,16 +66,12 @@ pub fn place_of(config: &Config, name: &str, global: &Global) -> Result<PathBuf,
     })
 }
 
-/// Maximum size of a file about an instance in its snapshot, in bytes. The longest file has one
-/// line per project.
-const KEPT_BYTES_MAX: u64 = 256 << 20;
-
 /// Returns the content of a file about the instance in its snapshot; `None` if the file is missing.
 pub fn kept(store: &Store, snapshot: &Snapshot, name: &str) -> Result<Option<Vec<u8>>, Failure> {
     let path = format!("{DIR}/{name}");
     let entry = Lookup::new(&snapshot.root.chunk(), store).at(path.as_bytes())?;
     let Some(entry) = entry else { return Ok(None) };
-    if entry.size > KEPT_BYTES_MAX {
+    if entry.size > manifest::BYTES_MAX {
         return Err(other(format!("{path} is too large: {}", size(entry.size))));
     }
     let mut text = Vec::new();

@@ -95,6 +95,7 @@ impl Restore {
         }
         let in_place = InPlace {
             store: &store,
+            id: &id,
             snapshot: &snapshot,
             from: &place.path,
             target: &self.target,

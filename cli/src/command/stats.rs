@@ -47,8 +47,8 @@ impl Stats {
             total_uncompressed_size: data.plain_bytes + metadata.plain_bytes,
             total_blob_count: data.chunks + metadata.chunks,
             backups: (&reuse).into(),
-            data: data.into(),
-            metadata: metadata.into(),
+            data,
+            metadata,
         })?;
         ui.line(format!("snapshots     {}", snapshots.len()))?;
         ui.line(format!("restored      {} for all snapshots", size(restored)))?;

@@ -116,7 +116,7 @@ fn details(text: &mut String, record: &RunRecord) {
             let _ = writeln!(text, "{}", shown(line));
         }
     }
-    let took = duration(record.seconds());
+    let took = duration(record.total_duration);
     let _ = writeln!(
         text,
         "exit code {}; began {}, took {took}",

@@ -104,7 +104,7 @@ fn metrics(instance: &str, record: &RunRecord, last_success: Option<f64>) -> Str
             "Result of the last backup: 0 done, 1 incomplete, 2 failed.",
             Some(record.result.number().into()),
         ),
-        ("last_run_duration_seconds", "Duration of the last backup.", Some(record.seconds())),
+        ("last_run_duration_seconds", "Duration of the last backup.", Some(record.total_duration)),
         (
             "last_run_read_bytes",
             "Bytes that the last backup read.",

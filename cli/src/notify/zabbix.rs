@@ -90,7 +90,7 @@ impl Value {
         Some(match self {
             Value::Status => record.result.number().to_string(),
             Value::Message => notification.text(MAX_MESSAGE),
-            Value::Duration => format!("{:.0}", record.seconds()),
+            Value::Duration => format!("{:.0}", record.total_duration),
             Value::BytesRead => record.statistics.bytes_read.to_string(),
             Value::BytesStored => record.statistics.added_stored_bytes.to_string(),
             Value::SecondsDown => format!("{:.2}", record.seconds_down()?),

@@ -1,14 +1,14 @@
 //! Check that the keys still decrypt the contents of the databases.
 
-use super::{DIR, Session};
+use super::Session;
 use crate::check::{Check, Verdict};
 use crate::error::Result;
 use crate::kind::Kind;
+use crate::manifest::Manifest;
 use crate::plan::Plan;
 use crate::service::Password;
 use crate::settings::ChangedKeys;
 use crate::view::View;
-use std::path::Path;
 use store::id::SnapshotId;
 use store::observe::Event;
 use store::snapshot::Snapshot;
@@ -116,11 +116,9 @@ impl Changes<'_> {
     /// none.
     fn has_changed_keys(&self, snapshot: &Snapshot) -> bool {
         let tree = View::Tree { store: self.store, root: snapshot.root.chunk() };
-        let manifest = tree.file(&Path::new("/").join(DIR).join("instance.json")).ok().flatten();
-        let content = manifest.and_then(|seen| seen.content).unwrap_or_default();
-        let manifest: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
-        let checks = manifest["checks"].as_array().into_iter().flatten();
-        checks.into_iter().any(|check| check["name"] == KEYS && check["verdict"] == "warning")
+        let manifest = Manifest::in_tree(&tree).ok().flatten();
+        let checks = manifest.map(|manifest| manifest.checks).unwrap_or_default();
+        checks.iter().any(|check| check.name == KEYS && check.verdict == Verdict::Warning)
     }
 }
 
