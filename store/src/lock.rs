@@ -10,10 +10,11 @@
 
 use crate::backend::local::{give_to_owner, is_without_locks};
 use crate::error::{Error, Result};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -44,14 +45,13 @@ impl Lock {
     pub fn take(root: &Path, mode: Mode) -> Result<Lock> {
         let path = root.join(FILE);
         let place = root.display().to_string();
-        let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = match options.open(&path) {
+        let writable = OFlags::RDWR | OFlags::CREATE;
+        let file = match open(&path, writable) {
             Ok(file) => {
                 give_to_owner(&file, root);
                 Some(file)
             }
-            Err(error) if is_read_only(&error) => File::open(&path).ok(),
+            Err(error) if is_read_only(&error) => open(&path, OFlags::RDONLY).ok(),
             Err(error) => return Err(Error::store_write(FILE)(error)),
         };
         let lock = Lock { file, place, unsupported: OnceLock::new() };
@@ -82,7 +82,7 @@ impl Lock {
         };
         match flock(file, operation) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) => {
                 // A failed change may have released the lock.
                 let _ = flock(file, FlockOperation::NonBlockingLockShared);
                 let holder = match mode {
@@ -101,7 +101,50 @@ impl Lock {
     }
 }
 
+/// Opens a lock file. Its owner and mode are set later, so a link or a device in its place must not
+/// be opened: they would be those of a file outside the store.
+fn open(path: &Path, access: OFlags) -> io::Result<File> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let odd = |kind: &str| io::Error::other(format!("it is {kind}; remove it"));
+    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+        Err(Errno::LOOP) => return Err(odd("a symbolic link")),
+        Err(Errno::ISDIR) => return Err(odd("a directory")),
+        file => File::from(file?),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(odd("not a regular file"));
+    }
+    Ok(file)
+}
+
 /// Returns true if a write failed because the file system or this user may not write.
 pub fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_never_changes_a_file_outside_the_store() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let outside = dir.path().join("outside");
+        std::fs::write(&outside, "x").expect("writes");
+        std::fs::set_permissions(&outside, Permissions::from_mode(0o644)).expect("sets");
+        let root = dir.path().join("store");
+        std::fs::create_dir(&root).expect("creates");
+        std::os::unix::fs::symlink(&outside, root.join(FILE)).expect("links");
+        let error = Lock::take(&root, Mode::Shared).expect_err("a link");
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+        assert_eq!(outside.metadata().expect("there").mode() & 0o777, 0o644);
+
+        std::fs::remove_file(root.join(FILE)).expect("removes");
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.join(FILE), 0o600.into()).expect("a pipe");
+        let error = Lock::take(&root, Mode::Shared).expect_err("a pipe");
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+
+        std::fs::remove_file(root.join(FILE)).expect("removes");
+        Lock::take(&root, Mode::Exclusive).expect("a new file");
+    }
 }
