@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backend::Memory;
 use store::check::{ReadData, Report, check};
+use store::config::Config;
 use store::diff::{Change, diff};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
 use store::segment::SegmentKind;
-use store::store::{INDEX_FILE, Purpose, Store};
+use store::store::{Purpose, Store};
+use store::workspace::{INDEX_FILE, Workspace};
 
 /// An object at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,7 @@ struct Sample {
     source: PathBuf,
     memory: Memory,
     index: Vec<u8>,
+    store_id: [u8; 16],
     snapshots: BTreeMap<SnapshotId, Things>,
 }
 
@@ -117,6 +120,8 @@ impl Sample {
         write("new", &b"another content ".repeat(50));
         back_up();
 
+        let config_bytes = fs::read(root.join("store.json")).expect("reads");
+        let config = Config::from_bytes(&config_bytes).expect("a configuration");
         let memory = Memory::default();
         memory.with_files(|files| {
             for dir in ["segments", "snapshots"] {
@@ -126,11 +131,11 @@ impl Sample {
                     }
                 }
             }
-            let config = fs::read(root.join("store.json")).expect("reads");
-            files.insert("store.json".into(), config);
+            files.insert("store.json".into(), config_bytes);
         });
+        let store_id = config.store_id_bytes().expect("sixteen bytes");
         let index = fs::read(root.join(INDEX_FILE)).expect("reads");
-        Sample { _dir: dir, source, memory, index, snapshots }
+        Sample { _dir: dir, source, memory, index, store_id, snapshots }
     }
 
     fn files(&self) -> BTreeMap<String, Vec<u8>> {
@@ -173,25 +178,25 @@ impl<'a> Bench<'a> {
         Bench { in_turns: true, ..Bench::new(sample) }
     }
 
-    fn index_path(&self) -> PathBuf {
-        self.dir.path().join(INDEX_FILE)
+    fn workspace(&self) -> Workspace {
+        Workspace::below(self.dir.path(), &self.sample.store_id).expect("a workspace")
     }
 
     /// Puts an index in place, or removes it.
     fn put_index(&self, index: Option<&[u8]>) {
+        let path = self.workspace().index_path();
         for suffix in ["", "-wal", "-shm", ".new"] {
-            let _ = fs::remove_file(self.dir.path().join(format!("{INDEX_FILE}{suffix}")));
+            let _ = fs::remove_file(path.with_file_name(format!("{INDEX_FILE}{suffix}")));
         }
         if let Some(bytes) = index {
-            fs::write(self.index_path(), bytes).expect("writes");
+            fs::write(path, bytes).expect("writes");
         }
     }
 
     fn open(&self, memory: &Memory, purpose: Purpose) -> store::Result<(Store, Arc<Listener>)> {
         let listener = Arc::<Listener>::default();
         let hears = Arc::clone(&listener) as Arc<_>;
-        let store =
-            Store::open_backend(Arc::new(memory.clone()), &self.index_path(), purpose, hears)?;
+        let store = Store::open_backend(Arc::new(memory.clone()), self.dir.path(), purpose, hears)?;
         Ok((store, listener))
     }
 
@@ -540,16 +545,16 @@ fn a_stale_or_foreign_index_or_log_loses_nothing() {
     let (store, _) = bench.open(&memory, Purpose::Write).expect("opens");
     let options = stores::backup_options(&[&sample.source]);
     store::backup::backup(&store, &options).expect("backs up");
-    let read = |suffix: &str| {
-        fs::read(bench.dir.path().join(format!("{INDEX_FILE}{suffix}"))).expect("reads")
-    };
+    let path = bench.workspace().index_path();
+    let beside = |suffix: &str| path.with_file_name(format!("{INDEX_FILE}{suffix}"));
+    let read = |suffix: &str| fs::read(beside(suffix)).expect("reads");
     let (log, shared) = (read("-wal"), read("-shm"));
     assert!(log.len() > 32, "the log is used");
     drop(store);
     let put = |index: Option<&[u8]>, log: &[u8], shared: &[u8]| {
         bench.put_index(index);
-        fs::write(bench.dir.path().join(format!("{INDEX_FILE}-wal")), log).expect("writes");
-        fs::write(bench.dir.path().join(format!("{INDEX_FILE}-shm")), shared).expect("writes");
+        fs::write(beside("-wal"), log).expect("writes");
+        fs::write(beside("-shm"), shared).expect("writes");
     };
     put(Some(&sample.index), &log, &shared);
     assert_index_loses_nothing(&bench, true, "a log that knows segments which are gone");

@@ -251,8 +251,7 @@ impl Fragile {
     }
 
     fn open(&self, backend: Arc<dyn Backend>, observer: Arc<dyn Observer>) -> store::Result<Store> {
-        let index = self.index.path().join("index.sqlite");
-        Store::open_backend(backend, &index, Purpose::Write, observer)
+        Store::open_backend(backend, self.index.path(), Purpose::Write, observer)
     }
 
     /// Runs a backup in which the `n`th operation of this kind fails, if there are that many.

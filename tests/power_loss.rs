@@ -27,6 +27,7 @@ use store::config::Config;
 use store::id::SnapshotId;
 use store::observe::Silent;
 use store::store::{Purpose, Store, init};
+use store::workspace::Workspace;
 
 /// Number of states in each of the short lanes.
 const STATES: usize = 300;
@@ -34,6 +35,8 @@ const STATES: usize = 300;
 const STATES_LONG: usize = 12_000;
 /// Seed that determines, with the number of a state, all of its random choices.
 const SEED: u64 = 20_261_128;
+/// Id of the stores in memory.
+const STORE_ID: [u8; 16] = [7; 16];
 
 /// Creates the files of a night; some of them differ every night.
 fn make_source(sandbox: &Sandbox, night: u64) {
@@ -265,14 +268,13 @@ fn record_steps() -> RecordedSteps {
     let backend = Arc::new(Recording::new(Memory::default()));
     let log = backend.log();
     let (mut done, mut ends) = (0, Vec::new());
-    let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 3);
+    let config = Config::new(STORE_ID, chunker::Parameters::DEFAULT, 3);
     write_all(&*backend, store::config::FILE, &config.to_bytes()).expect("writes");
     for night in 1..=3 {
         make_source(&recorded.sandbox, night);
-        let index = recorded.sandbox.path("index.sqlite");
         let backend = Arc::clone(&backend) as Arc<dyn Backend>;
-        let store =
-            Store::open_backend(backend, &index, Purpose::Write, Arc::new(Silent::default()));
+        let (workspaces, observer) = (recorded.sandbox.path(""), Arc::new(Silent::default()));
+        let store = Store::open_backend(backend, &workspaces, Purpose::Write, observer);
         let store = store.expect("opens");
         let source = recorded.source();
         let mut options = backup_options(&[&source]);
@@ -287,13 +289,19 @@ fn record_steps() -> RecordedSteps {
         let id = report.snapshot.expect("not a dry run").to_string();
         recorded.saved(&id, night);
         drop(store);
-        std::fs::copy(index, recorded.sandbox.path(format!("index-{night}"))).expect("copies");
+        std::fs::copy(index_below(&workspaces), recorded.sandbox.path(format!("index-{night}")))
+            .expect("copies");
         let steps = log.steps();
         changes_of(&steps[done..], &mut changes, &id);
         done = steps.len();
         ends.push(changes.len());
     }
     RecordedSteps { recorded, changes, ends }
+}
+
+/// Returns the path of the index in a directory of workspaces.
+fn index_below(workspaces: &Path) -> PathBuf {
+    Workspace::below(workspaces, &STORE_ID).expect("a workspace").index_path()
 }
 
 /// Tests remains of a backend, without an index or with an outdated one.
@@ -311,15 +319,15 @@ fn examine_steps(steps: &RecordedSteps, states: usize) -> usize {
             }));
         });
         let scratch = Sandbox::in_memory();
-        let index = scratch.path("index.sqlite");
+        let workspaces = scratch.path("");
         let ended = steps.ends.iter().filter(|end| **end <= at).count();
         if ended > 0 && !at.is_multiple_of(3) {
             let behind = steps.recorded.sandbox.path(format!("index-{ended}"));
-            std::fs::copy(behind, &index).expect("copies");
+            std::fs::copy(behind, index_below(&workspaces)).expect("copies");
         }
         steps.recorded.examine(promises, at.is_multiple_of(2), &|purpose| {
             let memory: Arc<dyn Backend> = Arc::new(memory.clone());
-            Store::open_backend(memory, &index, purpose, Arc::new(Silent::default()))
+            Store::open_backend(memory, &workspaces, purpose, Arc::new(Silent::default()))
         })
     };
     lose_power(&steps.changes, from, states, examine)

@@ -56,7 +56,7 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
     let index = tempfile::tempdir()?;
     let store = Store::open_backend(
         Arc::new(Local::new(root)),
-        &index.path().join("index.sqlite"),
+        index.path(),
         Purpose::Read,
         Arc::new(Silent::default()),
     )?;

@@ -17,9 +17,10 @@ use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
+use crate::store::Store;
 use crate::store::shard_dir;
-use crate::store::{INDEX_FILE, Store};
 use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
+use crate::workspace::INDEX_FILE;
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -715,6 +716,7 @@ mod tests {
     use crate::packer::Packer;
     use crate::segment::SegmentKind;
     use crate::store::Purpose;
+    use crate::workspace::Workspace;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
@@ -722,7 +724,7 @@ mod tests {
     /// A store in memory with some chunks in it.
     struct Beside {
         memory: Memory,
-        index: tempfile::TempDir,
+        workspaces: tempfile::TempDir,
     }
 
     impl Beside {
@@ -730,24 +732,29 @@ mod tests {
             let memory = Memory::default();
             let config = Config::new([7; 16], chunker::Parameters::DEFAULT, 1);
             write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
-            let beside = Beside { memory, index: tempfile::tempdir().expect("a directory") };
-            beside.put(&beside.path(), &[b"one", b"two"]);
+            let beside = Beside { memory, workspaces: tempfile::tempdir().expect("a directory") };
+            beside.put(beside.workspaces(), &[b"one", b"two"]);
             beside
         }
 
-        fn path(&self) -> PathBuf {
-            self.index.path().join(INDEX_FILE)
+        fn workspaces(&self) -> &Path {
+            self.workspaces.path()
         }
 
-        fn open(&self, index: &Path, purpose: Purpose) -> Store {
+        fn index_path(&self) -> PathBuf {
+            let workspace = Workspace::below(self.workspaces(), &[7; 16]);
+            workspace.expect("a workspace").index_path()
+        }
+
+        fn open(&self, workspaces: &Path, purpose: Purpose) -> Store {
             let backend = Arc::new(self.memory.clone());
-            Store::open_backend(backend, index, purpose, Arc::new(Silent::default()))
+            Store::open_backend(backend, workspaces, purpose, Arc::new(Silent::default()))
                 .expect("opens")
         }
 
-        /// Stores a segment as another process, and adds it to the index at this path.
-        fn put(&self, index: &Path, chunks: &[&[u8]]) {
-            put(&self.memory, index, chunks);
+        /// Stores a segment as another process, and adds it to the index in this directory of workspaces.
+        fn put(&self, workspaces: &Path, chunks: &[&[u8]]) {
+            put(&self.memory, workspaces, chunks);
         }
 
         /// Runs a check. Calls `does` before the first use of the file or directory `when`.
@@ -766,16 +773,17 @@ mod tests {
             };
             let backend = Arc::new(Faulty::new(self.memory.clone(), Arc::new(fault)));
             let observer = Arc::new(Silent::default());
-            let store = Store::open_backend(backend, &self.path(), Purpose::Read, observer);
+            let store = Store::open_backend(backend, self.workspaces(), Purpose::Read, observer);
             let store = store.expect("opens");
             is_begun.store(true, Relaxed);
             check(&store, ReadData::All).expect("checks")
         }
     }
 
-    fn put(memory: &Memory, index: &Path, chunks: &[&[u8]]) {
+    fn put(memory: &Memory, workspaces: &Path, chunks: &[&[u8]]) {
         let (backend, observer) = (Arc::new(memory.clone()), Arc::new(Silent::default()));
-        let store = Store::open_backend(backend, index, Purpose::Write, observer).expect("opens");
+        let store =
+            Store::open_backend(backend, workspaces, Purpose::Write, observer).expect("opens");
         let packer = Packer::new(&store, false);
         for chunk in chunks {
             packer.put(SegmentKind::Data, chunk).expect("puts");
@@ -790,17 +798,18 @@ mod tests {
             for (is_told, chunks) in [(true, [b"new"]), (false, [b"new"]), (false, [b"two"])] {
                 let beside = Beside::new();
                 let other = tempfile::tempdir().expect("a directory");
-                let index = if is_told { beside.path() } else { other.path().join(INDEX_FILE) };
+                let workspaces =
+                    if is_told { beside.workspaces() } else { other.path() }.to_owned();
                 let memory = beside.memory.clone();
                 let report = beside.check_while(when, move || {
                     if is_told {
-                        put(&memory, &index, &[chunks[0]]);
+                        put(&memory, &workspaces, &[chunks[0]]);
                     } else {
                         // A store without other segments, so that nothing is reused.
                         let alone = Memory::default();
                         let config = memory.with_files(|files| files[config::FILE].clone());
                         write_all(&alone, config::FILE, &config).expect("writes");
-                        put(&alone, &index, &[chunks[0]]);
+                        put(&alone, &workspaces, &[chunks[0]]);
                         let files = alone.with_files(|files| files.clone());
                         memory.with_files(|all| all.extend(files));
                     }
@@ -813,15 +822,16 @@ mod tests {
     #[test]
     fn chunks_moved_during_a_check_are_not_index_damage() {
         let beside = Beside::new();
-        let store = beside.open(&beside.path(), Purpose::Write);
+        let store = beside.open(beside.workspaces(), Purpose::Write);
         for shard in 0..=255 {
             for segment in store.index.segments(shard).expect("lists") {
                 store.index.set_damaged(&segment.id).expect("marks");
             }
         }
         drop(store);
-        let (memory, index) = (beside.memory.clone(), beside.path());
-        let report = beside.check_while("segments/ff", move || put(&memory, &index, &[b"two"]));
+        let (memory, workspaces) = (beside.memory.clone(), beside.workspaces().to_owned());
+        let report =
+            beside.check_while("segments/ff", move || put(&memory, &workspaces, &[b"two"]));
         assert!(report.is_clean(), "{report:?}");
     }
 
@@ -835,14 +845,14 @@ mod tests {
         ];
         for wrong in wrongs {
             let beside = Beside::new();
-            let connection = rusqlite::Connection::open(beside.path()).expect("opens");
+            let connection = rusqlite::Connection::open(beside.index_path()).expect("opens");
             connection.execute(wrong, []).expect("changes");
             drop(connection);
-            let report = check(&beside.open(&beside.path(), Purpose::Read), ReadData::None);
+            let report = check(&beside.open(beside.workspaces(), Purpose::Read), ReadData::None);
             let report = report.expect("checks");
             assert!(!report.is_clean(), "{wrong}");
             assert!(report.damages.iter().all(|damage| damage.object == INDEX_FILE), "{wrong}");
-            let report = check(&beside.open(&beside.path(), Purpose::Read), ReadData::None);
+            let report = check(&beside.open(beside.workspaces(), Purpose::Read), ReadData::None);
             assert!(report.expect("checks").is_clean(), "{wrong}");
         }
     }
@@ -850,11 +860,11 @@ mod tests {
     #[test]
     fn an_index_removed_during_a_check_is_not_damage() {
         let beside = Beside::new();
-        let index = beside.path();
+        let index = beside.index_path();
         let remove = move || std::fs::remove_file(&index).expect("removes");
         let report = beside.check_while("segments/00", remove);
         assert!(report.is_clean(), "{report:?}");
-        assert!(!beside.path().exists(), "a reader began another index");
+        assert!(!beside.index_path().exists(), "a reader began another index");
     }
 
     /// Runs a check in which every read of a segment fails.
@@ -868,7 +878,7 @@ mod tests {
         };
         let backend = Arc::new(Faulty::new(beside.memory.clone(), Arc::new(fault)));
         let observer = Arc::new(Silent::default());
-        let store = Store::open_backend(backend, &beside.path(), Purpose::Read, observer);
+        let store = Store::open_backend(backend, beside.workspaces(), Purpose::Read, observer);
         let store = store.expect("opens");
         is_begun.store(true, Relaxed);
         let report = check(&store, read_data);

@@ -21,6 +21,8 @@ pub mod segment;
 pub mod backend;
 pub mod features;
 
+pub mod workspace;
+
 pub mod config;
 pub mod index;
 pub mod lock;

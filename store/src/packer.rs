@@ -3,7 +3,7 @@
 //! Any thread may put a chunk; each is stored once. One thread receives full segments. It first
 //! makes them durable and then adds them to the index.
 
-use crate::backend::{Backend, Pending};
+use crate::backend::Pending;
 use crate::chunks::PutMetadata;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
@@ -12,6 +12,7 @@ use crate::limits;
 use crate::random;
 use crate::segment::{self, Header, Row, SegmentKind, Trailer};
 use crate::store::Store;
+use crate::workspace::Workspace;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -111,9 +112,9 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Returns the backend for scratch files: the store's, unless the run must not write to it.
-    pub(crate) fn scratch(&self) -> Option<&'a dyn Backend> {
-        (!self.is_dry).then_some(&*self.store.backend)
+    /// Returns the place of scratch files: the workspace, unless the run must not write to it.
+    pub(crate) fn workspace(&self) -> Option<&'a Workspace> {
+        (!self.is_dry).then_some(&self.store.workspace)
     }
 
     /// Returns the counters of added chunks.
@@ -327,8 +328,8 @@ mod tests {
         write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
         let backend = Recording::new(memory);
         let log = backend.log();
-        let (index, observer) = (dir.path().join("index.sqlite"), Arc::new(Silent::default()));
-        let store = Store::open_backend(Arc::new(backend), &index, Purpose::Write, observer);
+        let observer = Arc::new(Silent::default());
+        let store = Store::open_backend(Arc::new(backend), dir.path(), Purpose::Write, observer);
         (store.expect("opens"), log)
     }
 

@@ -14,6 +14,7 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
+use crate::workspace::{INDEX_FILE, Workspace};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -26,8 +27,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Name of the index in a local store.
-pub const INDEX_FILE: &str = "index.sqlite";
 /// Directory of the segments, which are in its subdirectories `00` to `ff`.
 pub const SEGMENTS_DIR: &str = "segments";
 
@@ -70,6 +69,7 @@ pub struct Store {
     pub(crate) config_bytes: Vec<u8>,
     pub(crate) store_id: [u8; 16],
     pub(crate) index: Arc<Index>,
+    pub(crate) workspace: Workspace,
     pub(crate) observer: Arc<dyn Observer>,
     /// Damage found while files were compared and stored.
     pub(crate) damage: DamageLog,
@@ -223,30 +223,33 @@ impl Store {
         if purpose == Purpose::Write {
             local.remove_unpublished().map_err(Error::store_write("tmp"))?;
         }
-        let index_path = root.join(INDEX_FILE);
+        let workspace = Workspace::inside(&local);
         if purpose == Purpose::Write && lock.unsupported().is_none() {
             // An index is built in the store only under the exclusive lock.
-            crate::index::remove_unfinished(&index_path);
+            crate::index::remove_unfinished(&workspace.index_path());
         }
         let root = Some(root.to_owned());
-        Store::assemble(Arc::new(local), stored, &index_path, purpose, observer, Some(lock), root)
+        Store::assemble(Arc::new(local), stored, workspace, purpose, observer, Some(lock), root)
     }
 
-    /// Opens a store on any backend, with its index at `index_path` on this machine.
+    /// Opens a store on any backend, with a workspace below the directory `workspaces` of this
+    /// machine.
     pub fn open_backend(
         backend: Arc<dyn Backend>,
-        index_path: &Path,
+        workspaces: &Path,
         purpose: Purpose,
         observer: Arc<dyn Observer>,
     ) -> Result<Store> {
         let stored = StoredConfig::read(&*backend, &*observer)?;
-        Store::assemble(backend, stored, index_path, purpose, observer, None, None)
+        let workspace = Workspace::below(workspaces, &stored.store_id())
+            .map_err(Error::store_write("the workspace"))?;
+        Store::assemble(backend, stored, workspace, purpose, observer, None, None)
     }
 
     fn assemble(
         backend: Arc<dyn Backend>,
         stored: StoredConfig,
-        index_path: &Path,
+        workspace: Workspace,
         purpose: Purpose,
         observer: Arc<dyn Observer>,
         lock: Option<Lock>,
@@ -257,13 +260,13 @@ impl Store {
         if purpose != Purpose::Read {
             stored.mend(&*backend)?;
         }
+        let store_id = stored.store_id();
         let StoredConfig { config, bytes: config_bytes, .. } = stored;
-        let store_id = config.store_id_bytes().expect("checked when it was read");
         let (mode, codec) = (config.modes().file, Codec::new(config.compression.level));
         let unlisted = Mutex::default();
         let opening =
             Opening { backend: &*backend, store_id, codec, mode, observer: &*observer, unlisted };
-        let (index, private) = opening.index(index_path, purpose, lock.as_ref())?;
+        let (index, private) = opening.index(&workspace, purpose, lock.as_ref())?;
         let unlisted = opening.unlisted.into_inner();
         Ok(Store {
             codec,
@@ -271,6 +274,7 @@ impl Store {
             config_bytes,
             store_id,
             index: Arc::new(index),
+            workspace,
             observer,
             damage: DamageLog::default(),
             root,
@@ -300,6 +304,11 @@ impl Store {
     /// Returns the observer that receives this store's events.
     pub fn observer(&self) -> &dyn Observer {
         &*self.observer
+    }
+
+    /// Returns how many bytes the store can still take, or `None` if that is unknown.
+    pub fn free_bytes(&self) -> io::Result<Option<u64>> {
+        self.backend.free_bytes()
     }
 
     /// Returns the index.
@@ -549,6 +558,10 @@ impl StoredConfig {
         Err(error)
     }
 
+    fn store_id(&self) -> [u8; 16] {
+        self.config.store_id_bytes().expect("checked when it was read")
+    }
+
     /// Rewrites `store.json` if it is lost or damaged.
     fn mend(&self, backend: &dyn Backend) -> Result<()> {
         if !self.is_copy {
@@ -557,42 +570,6 @@ impl StoredConfig {
         backend::write_all(backend, config::FILE, &self.bytes)
             .map_err(Error::store_write(config::FILE))
     }
-}
-
-/// Finds a pipe, directory or dangling link at one of the index's file names. SQLite would wait for
-/// it or fail.
-fn odd_file(index: &Path) -> Option<PathBuf> {
-    let names = ["", "-wal", "-shm", "-journal", ".new"].map(|end| {
-        let mut name = index.as_os_str().to_owned();
-        name.push(end);
-        PathBuf::from(name)
-    });
-    let is_odd = |path: &PathBuf| match path.metadata() {
-        Ok(found) => !found.is_file(),
-        Err(_) => path.is_symlink(),
-    };
-    names.into_iter().find(is_odd)
-}
-
-/// Returns true if the file system of the index has no block left: SQLite reports that in many
-/// ways.
-fn is_full(index: &Path) -> bool {
-    let dir = index.parent().filter(|dir| !dir.as_os_str().is_empty());
-    rustix::fs::statvfs(dir.unwrap_or(Path::new("."))).is_ok_and(|found| found.f_bavail == 0)
-}
-
-/// Everything at these names may be deleted, see docs/format.md.
-fn remove_odd_files(index: &Path) -> Result<()> {
-    while let Some(path) = odd_file(index) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let removed = if path.is_dir() && !path.is_symlink() {
-            std::fs::remove_dir(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        removed.map_err(Error::store_write(name))?;
-    }
-    Ok(())
 }
 
 /// Inputs for opening or building an index.
@@ -610,7 +587,7 @@ struct Opening<'a> {
 impl Opening<'_> {
     fn index(
         &self,
-        path: &Path,
+        workspace: &Workspace,
         purpose: Purpose,
         lock: Option<&Lock>,
     ) -> Result<(Index, Option<TempDir>)> {
@@ -621,19 +598,20 @@ impl Opening<'_> {
             return Ok((index, Some(dir)));
         }
         if purpose == Purpose::Read {
-            if odd_file(path).is_some() {
+            if workspace.odd_file().is_some() {
                 let (index, dir) = self.build_aside(purpose)?;
                 return Ok((index, Some(dir)));
             }
         } else {
-            remove_odd_files(path)?;
+            workspace.remove_odd_files()?;
         }
+        let path = &workspace.index_path();
         let why = match purpose {
             Purpose::Rebuild => "asked for".to_owned(),
             _ => match self.open(path, purpose) {
                 Ok(Ok(index)) => return Ok((index, None)),
                 Ok(Err(why)) => why,
-                Err(error @ Error::Index(_)) if error.is_out_of_space() || is_full(path) => {
+                Err(error @ Error::Index(_)) if error.is_out_of_space() || workspace.is_full() => {
                     if purpose == Purpose::Write {
                         // A new one would need even more space.
                         let source = io::ErrorKind::StorageFull.into();
@@ -673,15 +651,15 @@ impl Opening<'_> {
 
     /// Builds an index for this process only, in a temporary directory.
     fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
-        let failed = |source| Error::Temporary { dir: std::env::temp_dir(), source };
-        // A rescue system may have no place for temporary files but its memory.
-        let dir = tempfile::tempdir()
-            .or_else(|error| tempfile::tempdir_in("/dev/shm").map_err(|_| failed(error)))?;
+        let dir = Workspace::temporary()?;
         let built = Builder::new(&dir.path().join(INDEX_FILE), self.mode, &self.store_id)
             .and_then(|builder| self.fill(builder, purpose, purpose != Purpose::Read))
             .and_then(|builder| builder.finish(false, &self.store_id));
         let index = built.map_err(|error| match error.is_out_of_space() {
-            true => failed(io::ErrorKind::StorageFull.into()),
+            true => Error::Temporary {
+                dir: std::env::temp_dir(),
+                source: io::ErrorKind::StorageFull.into(),
+            },
             false => error,
         })?;
         Ok((index, dir))

@@ -6,7 +6,8 @@ use crate::ui::Ui;
 use clap::Args;
 use std::time::Duration;
 use store::check::{ReadData, Report};
-use store::store::{INDEX_FILE, Purpose, Store};
+use store::store::{Purpose, Store};
+use store::workspace::INDEX_FILE;
 
 /// Check that the store is complete and undamaged
 ///

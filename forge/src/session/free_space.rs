@@ -14,12 +14,8 @@ const ROOM_BYTES_MIN: u64 = 16 << 20;
 /// backup took.
 pub fn look_for_space(job: &Job<'_>, backup: &Backup<'_>) -> Result<()> {
     let Some(root) = job.store.root().filter(|_| !job.options.is_dry) else { return Ok(()) };
-    let fail = |source: rustix::io::Errno| Error::Read { path: root.into(), source: source.into() };
-    let space = rustix::fs::statvfs(root).map_err(fail)?;
-    if space.f_blocks == 0 {
-        return Ok(()); // the file system does not report its size
-    }
-    let left = space.f_bavail.saturating_mul(space.f_frsize);
+    let fail = |source| Error::Read { path: root.into(), source };
+    let Some(left) = job.store.free_bytes().map_err(fail)? else { return Ok(()) };
     if left < ROOM_BYTES_MIN {
         return Err(Error::NoRoom { store: root.into(), left });
     }

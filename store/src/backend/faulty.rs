@@ -2,7 +2,6 @@
 
 use super::{Backend, Listed, Pending};
 use crate::error::Unsynced;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +13,7 @@ pub enum Operation {
     List,
     /// [`Backend::read`] and [`Backend::len`]
     Read,
-    /// [`Backend::create`] and [`Backend::scratch`]
+    /// [`Backend::create`]
     Create,
     /// [`Pending::write`]
     Write,
@@ -80,11 +79,6 @@ impl<B: Backend> Backend for Faulty<B> {
         Ok(Box::new(FaultyPending { inner, fault: Arc::clone(&self.fault) }))
     }
 
-    fn scratch(&self) -> io::Result<File> {
-        (self.fault)(Operation::Create, "")?;
-        self.inner.scratch()
-    }
-
     fn remove(&self, name: &str) -> io::Result<()> {
         (self.fault)(Operation::Remove, name)?;
         self.inner.remove(name)
@@ -93,6 +87,10 @@ impl<B: Backend> Backend for Faulty<B> {
     fn settle(&self, dir: &str) -> io::Result<()> {
         (self.fault)(Operation::Sync, dir)?;
         self.inner.settle(dir)
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        self.inner.free_bytes()
     }
 }
 

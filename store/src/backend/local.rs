@@ -41,7 +41,8 @@ impl Modes {
 ///
 /// Files are written under `tmp/`, synced and renamed, and the directory of the new name is synced.
 /// The writer locks an unpublished file. This distinguishes files of running writers from those
-/// that a killed run left behind.
+/// that a killed run left behind. Clones share their open files.
+#[derive(Clone)]
 pub struct Local(Arc<Place>);
 
 struct Place {
@@ -157,6 +158,12 @@ impl Local {
         is_writable || has("", 0o011) && is_open.into_iter().any(|(name, bits)| has(name, bits))
     }
 
+    /// Creates an unnamed scratch file in the store.
+    pub(crate) fn scratch(&self) -> io::Result<File> {
+        let dir = self.0.root.join(UNPUBLISHED);
+        self.0.with_parent(&dir.join("scratch"), || tempfile::tempfile_in(&dir))
+    }
+
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
         let mut open = self.0.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
@@ -269,11 +276,6 @@ impl Backend for Local {
         Ok(Box::new(LocalPending { place, path: Some(path), file }))
     }
 
-    fn scratch(&self) -> io::Result<File> {
-        let dir = self.0.root.join(UNPUBLISHED);
-        self.0.with_parent(&dir.join("scratch"), || tempfile::tempfile_in(&dir))
-    }
-
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.forget(name);
         let path = self.0.root.join(name);
@@ -283,6 +285,13 @@ impl Backend for Local {
 
     fn settle(&self, dir: &str) -> io::Result<()> {
         self.0.sync_dir(&self.0.root.join(dir))
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        let space = rustix::fs::statvfs(&self.0.root)?;
+        // Some network and FUSE file systems report sizes of 0.
+        let is_known = space.f_blocks != 0;
+        Ok(is_known.then(|| space.f_bavail.saturating_mul(space.f_frsize)))
     }
 }
 

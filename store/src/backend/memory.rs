@@ -3,7 +3,6 @@
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -65,10 +64,6 @@ impl Backend for Memory {
         Ok(Box::new(MemoryPending { target: self.clone(), bytes: Vec::new() }))
     }
 
-    fn scratch(&self) -> io::Result<File> {
-        tempfile::tempfile()
-    }
-
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with_files(|files| files.remove(name))
             .map(drop)
@@ -77,6 +72,10 @@ impl Backend for Memory {
 
     fn settle(&self, _: &str) -> io::Result<()> {
         Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(None)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -91,10 +90,6 @@ impl<B: Backend> Backend for Recording<B> {
         Ok(Box::new(RecordingPending { inner, log: self.log.clone(), file }))
     }
 
-    fn scratch(&self) -> io::Result<File> {
-        self.inner.scratch()
-    }
-
     fn remove(&self, name: &str) -> io::Result<()> {
         self.log.note(Step::Remove(name.to_owned()));
         self.inner.remove(name)?;
@@ -105,6 +100,10 @@ impl<B: Backend> Backend for Recording<B> {
     fn settle(&self, dir: &str) -> io::Result<()> {
         // Not a step: every file of this log was durable when its `Published` was logged.
         self.inner.settle(dir)
+    }
+
+    fn free_bytes(&self) -> io::Result<Option<u64>> {
+        self.inner.free_bytes()
     }
 }
 

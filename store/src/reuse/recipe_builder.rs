@@ -122,7 +122,7 @@ impl<'a> RecipeBuilder<'a> {
             recipe: RecipeWriter::default(),
             cutter,
             thinning,
-            spool: Spool::new(packer.scratch()),
+            spool: Spool::new(packer.workspace()),
             len: 0,
             literal_len: 0,
             chunks: Vec::new(),

@@ -1,10 +1,10 @@
 //! Pieces of a file, kept until the whole file is known.
 //!
 //! The end of a file decides which slices are worth a reference. Until then its pieces and its
-//! literal bytes wait here, most of them in unnamed files in the store.
+//! literal bytes wait here, most of them in unnamed scratch files.
 
-use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::workspace::Workspace;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 
@@ -77,7 +77,7 @@ impl Piece {
 
 /// Pieces in order.
 pub struct Spool<'a> {
-    backend: Option<&'a dyn Backend>,
+    workspace: Option<&'a Workspace>,
     file: Option<BufWriter<File>>,
     memory: Vec<Piece>,
     /// Number of pieces in the file and in memory.
@@ -90,10 +90,10 @@ pub struct Spool<'a> {
 
 impl<'a> Spool<'a> {
     /// Returns an empty spool. Scratch files are created in the store, or else on this machine.
-    pub fn new(backend: Option<&'a dyn Backend>) -> Spool<'a> {
+    pub fn new(workspace: Option<&'a Workspace>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
         let (memory, literal_memory) = (Vec::new(), Vec::new());
-        Spool { backend, file, memory, pieces: 0, literal_file, literal_memory }
+        Spool { workspace, file, memory, pieces: 0, literal_file, literal_memory }
     }
 
     /// Returns the number of pieces in a replay.
@@ -133,7 +133,7 @@ impl<'a> Spool<'a> {
     fn spill(&mut self) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(BufWriter::new(scratch(self.backend)?)),
+            none => none.insert(BufWriter::new(scratch(self.workspace)?)),
         };
         for piece in self.memory.drain(..) {
             file.write_all(&piece.to_bytes())?;
@@ -144,7 +144,7 @@ impl<'a> Spool<'a> {
     fn spill_literals(&mut self) -> io::Result<()> {
         let file = match &mut self.literal_file {
             Some(file) => file,
-            none => none.insert(scratch(self.backend)?),
+            none => none.insert(scratch(self.workspace)?),
         };
         file.write_all(&self.literal_memory)?;
         self.literal_memory.clear();
@@ -201,8 +201,8 @@ impl<'a> Spool<'a> {
     }
 }
 
-fn scratch(backend: Option<&dyn Backend>) -> io::Result<File> {
-    backend.map_or_else(tempfile::tempfile, Backend::scratch)
+fn scratch(workspace: Option<&Workspace>) -> io::Result<File> {
+    workspace.map_or_else(tempfile::tempfile, Workspace::scratch)
 }
 
 /// Converts an I/O error of scratch space.
@@ -213,13 +213,13 @@ pub fn no_room() -> impl FnOnce(io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Memory;
 
     #[test]
     fn pieces_are_returned_in_order_and_joined() {
-        let backend = Memory::default();
-        for backend in [None, Some(&backend as &dyn Backend)] {
-            check_pieces(&mut Spool::new(backend));
+        let dir = tempfile::tempdir().expect("a directory");
+        let workspace = Workspace::below(dir.path(), &[7; 16]).expect("a workspace");
+        for workspace in [None, Some(&workspace)] {
+            check_pieces(&mut Spool::new(workspace));
         }
     }
 

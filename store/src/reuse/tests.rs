@@ -40,10 +40,9 @@ impl Room {
         let sizes = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
         let config = Config::new([7; 16], sizes, 1);
         write_all(&memory, config::FILE, &config.to_bytes()).expect("writes");
-        let path = index.path().join("index.sqlite");
         let backend = Arc::new(memory.clone());
         let store =
-            Store::open_backend(backend, &path, Purpose::Write, Arc::new(Silent::default()));
+            Store::open_backend(backend, index.path(), Purpose::Write, Arc::new(Silent::default()));
         Room { store: store.expect("opens"), memory, _index: index }
     }
 
@@ -337,8 +336,8 @@ fn a_pack_with_an_unreadable_index_is_stored_plainly() {
 }
 
 #[test]
-fn a_dry_run_does_not_use_scratch_space() {
+fn a_dry_run_does_not_use_the_workspace() {
     let room = Room::new();
-    assert!(Packer::new(&room.store, false).scratch().is_some());
-    assert!(Packer::new(&room.store, true).scratch().is_none());
+    assert!(Packer::new(&room.store, false).workspace().is_some());
+    assert!(Packer::new(&room.store, true).workspace().is_none());
 }
