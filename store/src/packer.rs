@@ -403,4 +403,58 @@ mod tests {
             assert_eq!(kinds, expected, "{pages} pages");
         }
     }
+
+    #[test]
+    fn a_chunk_is_counted_once_in_a_dry_run_too() {
+        for is_dry in [false, true] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (store, _) = recorded(&dir);
+            let packer = Packer::new(&store, is_dry);
+            let is_new = |plain: &[u8]| packer.put(SegmentKind::Data, plain).expect("puts").is_new;
+            assert_eq!(
+                [&b"one"[..], b"one", b"three", b"one"].map(is_new),
+                [true, false, true, false]
+            );
+            let added = packer.added();
+            assert_eq!(added.chunks.load(Ordering::Relaxed), 2, "dry: {is_dry}");
+            assert_eq!(added.plain_bytes.load(Ordering::Relaxed), 8, "dry: {is_dry}");
+        }
+    }
+
+    #[test]
+    fn small_chunks_are_written_in_large_pieces() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, log) = recorded(&dir);
+        let packer = Packer::new(&store, false);
+        let chunks = 5 * WRITE_BYTES / 1000;
+        for number in 0..chunks as u64 {
+            packer.put(SegmentKind::Data, &large(number)[..1000]).expect("puts");
+        }
+        packer.finish().expect("finishes");
+        let steps = log.steps();
+        let lens: Vec<usize> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Write(_, bytes) => Some(bytes.len()),
+                _ => None,
+            })
+            .collect();
+        let (last, full) = lens.split_last().expect("writes");
+        let table_bytes_max = 64 * chunks;
+        assert!(*last < WRITE_BYTES + table_bytes_max, "{lens:?}");
+        assert!(full.iter().all(|len| *len >= WRITE_BYTES), "{lens:?}");
+        assert!(lens.len() >= 4, "{lens:?}");
+    }
+
+    #[test]
+    fn full_segments_of_a_failed_run_are_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, log) = recorded(&dir);
+        let packer = Packer::new(&store, false);
+        for number in 0..70 {
+            packer.put(SegmentKind::Data, &large(number)).expect("puts");
+        }
+        drop(packer);
+        assert_eq!(published_kinds(&store, &log), [SegmentKind::Data]);
+    }
 }
