@@ -1,6 +1,6 @@
 //! Every command, end to end.
 
-use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox};
+use crate::support::sandbox::{Dice, FORGEKEEP, Sandbox, need_root};
 use std::os::unix::fs::PermissionsExt;
 
 /// Creates two snapshots of a small tree.
@@ -658,21 +658,25 @@ fn only_a_missing_or_empty_path_counts_as_no_store() {
     ] {
         sandbox.run(["init", "--store", place]).fails(1, &[words]);
     }
-    if crate::support::sandbox::is_root() {
-        let closed = |path: &str, mode| {
-            let mode = std::fs::Permissions::from_mode(mode);
-            std::fs::set_permissions(sandbox.path(path), mode).expect("chmod");
-        };
-        std::fs::create_dir(sandbox.path("private")).expect("makes");
-        std::fs::rename(sandbox.path("store"), sandbox.path("private/store")).expect("moves");
-        for (path, mode) in [("private", 0o700), ("private/store", 0o700)] {
-            closed("private", 0o755);
-            closed(path, mode);
-            let run = sandbox.as_nobody(["init", "--store", "/no-such/x"]).run();
-            run.fails(1, &["cannot create a store at /no-such/x", "may write there"]);
-            let run = sandbox.as_nobody(["snapshots", "--store", "private/store"]).run();
-            run.fails(1, &["cannot access the store", "Permission denied", "who may read"]);
-        }
+}
+
+#[test]
+fn a_store_of_another_user_is_not_called_missing() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    let closed = |path: &str, mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(sandbox.path(path), mode).expect("chmod");
+    };
+    std::fs::create_dir(sandbox.path("private")).expect("makes");
+    std::fs::rename(sandbox.path("store"), sandbox.path("private/store")).expect("moves");
+    for (path, mode) in [("private", 0o700), ("private/store", 0o700)] {
+        closed("private", 0o755);
+        closed(path, mode);
+        let run = sandbox.as_nobody(["init", "--store", "/no-such/x"]).run();
+        run.fails(1, &["cannot create a store at /no-such/x", "may write there"]);
+        let run = sandbox.as_nobody(["snapshots", "--store", "private/store"]).run();
+        run.fails(1, &["cannot access the store", "Permission denied", "who may read"]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A restore reproduces everything that a file system stores.
 
-use crate::support::sandbox::{Sandbox, is_root};
+use crate::support::sandbox::{Sandbox, need_root};
 use crate::support::tree::{Ignore, build_everything, compare_ignoring, has_full_privileges};
 
 fn with_everything() -> Sandbox {
@@ -68,6 +68,7 @@ fn a_restore_repairs_a_damaged_copy() {
 
 #[test]
 fn an_unprivileged_restore_loses_only_owners_and_warns_once() {
+    need_root();
     let sandbox = Sandbox::with_store();
     for n in 0..20 {
         sandbox.write(&format!("source/{}/{n}", n % 3), format!("{n}").repeat(100 * n));
@@ -82,8 +83,6 @@ fn an_unprivileged_restore_loses_only_owners_and_warns_once() {
     let ignore = Ignore { top_directory: true, ownership: true, ..Ignore::default() };
     let differences = compare_ignoring(&sandbox.path("source"), &sandbox.path("restored"), ignore);
     assert_eq!(differences, Vec::<String>::new());
-    if is_root() {
-        let lines: Vec<_> = outcome.stderr.lines().filter(|l| l.contains("owner")).collect();
-        assert_eq!(lines.len(), 1, "{}", outcome.all_output());
-    }
+    let lines: Vec<_> = outcome.stderr.lines().filter(|l| l.contains("owner")).collect();
+    assert_eq!(lines.len(), 1, "{}", outcome.all_output());
 }

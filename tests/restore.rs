@@ -442,6 +442,7 @@ fn restore_with_failing(sandbox: &Sandbox, place: &str, fault: &str) -> Outcome 
 
 #[test]
 fn failed_metadata_and_link_calls_do_not_lose_content() {
+    need_root();
     let sandbox = Sandbox::with_store();
     for n in 0..4 {
         sandbox.write(&format!("source/dir/{n}"), format!("{n}").repeat(1000));
@@ -450,14 +451,10 @@ fn failed_metadata_and_link_calls_do_not_lose_content() {
     sandbox.tool("ln").args(["-s", "1", "source/dir/symlink"]).run().ok();
     sandbox.tool("chmod").args(["640", "source/dir/0"]).run().ok();
     let set = ["-n", "user.a", "-v", "x", "source/dir/2"];
-    let has_xattrs = sandbox.tool("setfattr").args(set).run().code() == Some(0);
+    sandbox.tool("setfattr").args(set).run().ok();
     sandbox.give_to_nobody("source");
     sandbox.backup(["source"]);
     let place = sandbox.at("latest", "source");
-    let tried = sandbox.tool("sh").args(["-c", "strace -o /dev/null true"]).run();
-    if tried.code() != Some(0) || !has_xattrs || !is_root() {
-        return; // strace is missing or not allowed
-    }
     let mut faults = Vec::new();
     for error in ["EPERM", "EACCES", "EIO", "ENOSPC", "EINVAL", "EOPNOTSUPP", "EROFS"] {
         for call in ["fchmod", "utimensat"] {
@@ -493,15 +490,12 @@ fn undeletable_paths_are_reported() {
     sandbox.backup(["source"]);
     sandbox.write("source/extra", "2");
     sandbox.write("source/dir/extra", "3");
-    let immutable = |flag: &str| {
-        sandbox.tool("chattr").args([flag, "source/extra", "source/dir"]).run().code() == Some(0)
-    };
-    if !immutable("+i") {
-        return;
-    }
+    let immutable =
+        |flag: &str| sandbox.tool("chattr").args([flag, "source/extra", "source/dir"]).run().ok();
+    immutable("+i");
     let place = sandbox.at("latest", "source");
     let run = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
-    assert!(immutable("-i"));
+    immutable("-i");
     let told = run.ends_with(3).all_output();
     assert!(told.contains("source/extra") && told.contains("source/dir"), "{told}");
 }
@@ -679,12 +673,9 @@ fn mounted_files_and_directories_are_not_deleted() {
     sandbox.write("elsewhere/file", "kept");
     sandbox.write("source/file", "");
     std::fs::create_dir_all(sandbox.path("source/dir")).expect("a directory");
-    let mount = |from: &str, to: &str| {
-        sandbox.tool("mount").args(["--bind", from, to]).run().code() == Some(0)
-    };
-    if !mount("elsewhere/file", "source/file") || !mount("elsewhere", "source/dir") {
-        return;
-    }
+    let mount = |from: &str, to: &str| sandbox.tool("mount").args(["--bind", from, to]).run().ok();
+    mount("elsewhere/file", "source/file");
+    mount("elsewhere", "source/dir");
     let place = sandbox.at("latest", "source");
     let restore = ["restore", &place, "--target", "source", "--delete"];
     let planned = sandbox.forgekeep(restore).args(["--dry-run"]).run();

@@ -636,10 +636,9 @@ mod tests {
             assert!(names.contains(&name), "{name} is not in {shown}");
         }
         assert!(!names.contains(&"CARGO_MANIFEST_DIR"), "{shown}");
-        if nix::unistd::geteuid().is_root() {
-            let as_nobody = output(&shell("id -u; id -G").by(Some("nobody"))).expect("works");
-            assert_eq!(as_nobody, "65534\n65534\n");
-        }
+        assert!(nix::unistd::geteuid().is_root(), "run this test as root");
+        let as_nobody = output(&shell("id -u; id -G").by(Some("nobody"))).expect("works");
+        assert_eq!(as_nobody, "65534\n65534\n");
         let error = output(&shell("true").by(Some("no such user"))).expect_err("no such user");
         assert!(matches!(error, Error::NoUser { .. }), "{error}");
     }

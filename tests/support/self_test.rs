@@ -7,7 +7,7 @@ use super::gitlab::{
 use super::postgres::{Options, Postgres};
 use super::redis::Redis;
 use super::runit::{Runit, write_service};
-use super::sandbox::{Run, is_root};
+use super::sandbox::{Run, need_root};
 use super::server::{Signal, comes_true, wait_until};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -79,9 +79,7 @@ fn services_stop_and_stubborn_ones_are_killed() {
 
 #[test]
 fn an_instance_is_whole_and_ends_with_its_test() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().mattermost().build();
     let root = gitlab.root().to_owned();
     // Five projects, three wikis, a design, a pool, two snippets, the wiki of a group.
@@ -114,9 +112,7 @@ fn an_instance_is_whole_and_ends_with_its_test() {
 
 #[test]
 fn the_writers_of_an_instance_write_until_they_are_stopped() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let gitlab = Builder::new().version("12.10.14-ee.0").web("unicorn").writers().build();
     let [pushes, uploads, artifacts] = gitlab.written();
     wait_until("all kinds are written", || {

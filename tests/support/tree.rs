@@ -7,9 +7,6 @@
 //! The path attributes below allow including this file from any place, with `mod tree;` as well as
 //! with `#[path = "…/tree.rs"] mod tree;`.
 
-// Every test binary includes the whole module, and most use a part of it.
-#![allow(dead_code, unused_imports)]
-
 #[path = "tree/at.rs"]
 mod at;
 #[path = "tree/build.rs"]
@@ -25,7 +22,7 @@ mod remove;
 #[path = "tree/self_test.rs"]
 mod self_test;
 
-pub use build::{Expected, Skipped};
+pub use build::Expected;
 pub use compare::{Ignore, compare, compare_ignoring};
 pub use everything::{Acl, DEFAULT, acl, build_everything, has_full_privileges};
 pub use remove::make_writable_and_remove;
