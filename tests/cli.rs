@@ -442,7 +442,7 @@ fn manual_pages_have_the_sections_of_a_manual() {
         ("GLOBAL OPTIONS", &["--store"]),
         ("EXAMPLES", &["forgekeep backup --instance gitlab"]),
         ("ENVIRONMENT", &["FORGEKEEP_STORE", "FORGEKEEP_CONFIG"]),
-        ("FILES", &["/etc/forgekeep.toml"]),
+        ("FILES", &["/etc/forgekeep.toml", "STORE/segments"]),
         ("EXIT STATUS", &["130", "interrupted"]),
         ("SEE ALSO", &["forgekeep-restore"]),
     ] {
@@ -456,6 +456,20 @@ fn manual_pages_have_the_sections_of_a_manual() {
     }
     assert!(page("forgekeep").contains("forgekeep-restore"));
     assert!(!page("forgekeep-ls").contains("forgekeep.toml"), "ls reads no configuration");
+    for entry in std::fs::read_dir(sandbox.path("pages/man1")).expect("lists") {
+        let path = entry.expect("lists").path();
+        let page = std::fs::read_to_string(&path).expect("reads");
+        for section in ["SYNOPSIS", "EXAMPLES", "ENVIRONMENT", "FILES", "SEE ALSO"] {
+            let text = page.replace('"', "");
+            let (_, text) = text.split_once(&format!("\n.SH {section}\n")).expect(section);
+            let text = text.split("\n.SH ").next().expect("a first part");
+            assert!(
+                ["forgekeep", "TMPDIR", "STORE"].iter().any(|word| text.contains(word)),
+                "{path:?}: {section}"
+            );
+        }
+        assert!(page.lines().any(|line| line.starts_with(".TH") && line.contains("forgekeep 0.")));
+    }
 }
 
 /// Runs `config check` on this configuration.

@@ -379,10 +379,6 @@ impl Top {
     }
 }
 
-fn has_owner_and_mode(stat: &Stat, entry: &Entry) -> bool {
-    (stat.mode, stat.uid, stat.gid) == (entry.mode, entry.owner.uid, entry.owner.gid)
-}
-
 struct Restore<'a> {
     store: &'a Store,
     root: PathBuf,

@@ -4,25 +4,26 @@
 //! tree or a process that swaps directories cannot lead it elsewhere. Several restores may write
 //! into one directory: each removes and renames only files that are provably its own.
 
-use crate::entry::{Entry, EntryKind, Time, is_within, path_cmp};
+mod metadata;
+
+pub(crate) use metadata::is_held;
+pub use metadata::{Metadata, Refused, Rights};
+
+use crate::entry::{Entry, EntryKind, is_within, path_cmp};
 use crate::random;
 use crate::source::{self, Stat, split};
+use metadata::{DEFAULT_ACL, Node, OWNER_ALL};
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
-    XattrFlags, chmod, chownat, fchmod, flock, fremovexattr, fsetxattr, futimens, linkat, makedev,
-    mkdirat, mknodat, openat, readlinkat, removexattr, renameat, renameat_with, setxattr,
-    symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, makedev, mkdirat,
+    mknodat, openat, readlinkat, renameat, renameat_with, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
+use rustix::process::geteuid;
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Prefix of the names of incomplete files; random digits follow. The writer holds a lock on its
@@ -33,30 +34,8 @@ const UNFINISHED: &str = ".forgekeep-unfinished-";
 /// ends early leaves it, and the next one goes on.
 pub const MARK: &str = ".forgekeep-unfinished-restore";
 
-/// The attribute that holds an ACL.
-const ACCESS_ACL: &str = "system.posix_acl_access";
-/// Attribute that holds the ACL for objects created in a directory.
-const DEFAULT_ACL: &str = "system.posix_acl_default";
-
-/// Seconds since 1970 that every file system can hold: FAT begins in 1980, and signed 32 bits end
-/// in 2038.
-const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
-
-/// First and last times of file systems, in seconds since 1970: of FAT, of signed and unsigned 32
-/// bits, of ext4, of XFS. A time beyond one of them is stored as that.
-const FIRST_TIMES: [i64; 3] = [i32::MIN as i64, 0, 315_532_800];
-const LAST_TIMES: [i64; 5] =
-    [i32::MAX as i64, u32::MAX as i64, 4_354_819_198, 15_032_385_535, 16_299_260_424];
-
-/// Steps of the times of file systems, in nanoseconds: of NTFS, of UDF, of exFAT, of old ext4 and
-/// HFS+, of FAT.
-const TIME_STEPS: [i128; 5] = [100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000];
-
 /// Maximum attempts at an operation that other processes may disturb.
 const TRIES: usize = 8;
-
-/// Permissions that an owner needs to work in a directory.
-const OWNER_ALL: u32 = 0o700;
 
 /// A directory into which a restore writes.
 pub struct Target {
@@ -73,59 +52,6 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
 }
 
-/// Rights of this user to set metadata.
-pub struct Rights {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-}
-
-impl Rights {
-    /// Returns the rights of this process.
-    pub fn of_process() -> Rights {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        // Without the list, only the group of the process counts.
-        let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
-        Rights { uid, gid, groups: groups.chain([gid]).collect() }
-    }
-
-    /// Returns true for root, who may set everything.
-    pub fn are_all(&self) -> bool {
-        self.uid == 0
-    }
-
-    /// Returns true if this user may set mode and times of an object with this owner.
-    pub fn owns(&self, uid: u32) -> bool {
-        self.are_all() || self.uid == uid
-    }
-
-    /// Returns user and group of a new object in a directory.
-    pub fn new_owner(&self, dir: Option<&Stat>) -> (u32, u32) {
-        let gid = dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid);
-        (self.uid, gid.unwrap_or(self.gid))
-    }
-
-    /// Returns user and group of an object after the restore of an entry gave it its owner. They
-    /// differ from those of the entry if this user may not set them.
-    pub fn given_owner(&self, is: (u32, u32), entry: &Entry) -> (u32, u32) {
-        let wanted = (entry.owner.uid, entry.owner.gid);
-        if is == wanted || self.are_all() {
-            return wanted;
-        }
-        let may_set_group = is.0 == self.uid && self.groups.contains(&wanted.1);
-        (is.0, if may_set_group { wanted.1 } else { is.1 })
-    }
-
-    /// Returns the mode for an entry whose object has this user and group.
-    ///
-    /// The kernel drops setgid without an error if this user is not in the group. Another attempt
-    /// would only change the ctime.
-    pub fn given_mode(&self, owner: (u32, u32), entry: &Entry) -> u32 {
-        let may_set_group = self.are_all() || self.groups.contains(&owner.1);
-        safe_mode(entry, owner) & if may_set_group { !0 } else { !0o2000 }
-    }
-}
-
 /// How a directory came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
@@ -136,11 +62,6 @@ pub enum Made {
     /// An object of this kind was removed for it.
     Replacing(EntryKind),
 }
-
-/// Metadata that could not be set on an entry, with reasons. The content is complete.
-#[derive(Debug, Default)]
-#[must_use]
-pub struct Refused(Vec<String>);
 
 /// A file being written.
 pub struct Unfinished {
@@ -154,31 +75,6 @@ pub struct Unfinished {
     rename_to: Option<Vec<u8>>,
     /// True if it has its metadata and its final name. Until then, dropping removes the file.
     is_finished: bool,
-}
-
-/// An open object whose metadata is set.
-#[derive(Clone, Copy)]
-struct Node<'a> {
-    fd: BorrowedFd<'a>,
-    /// Directory and name of an object that can only be opened with `O_PATH`.
-    at: Option<(BorrowedFd<'a>, &'a [u8])>,
-}
-
-impl Refused {
-    /// Returns true if everything was set.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(crate) fn note(&mut self, what: &str, error: &io::Error) {
-        self.0.push(format!("{what}: {error}"));
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
-    }
 }
 
 impl Target {
@@ -396,10 +292,10 @@ impl Target {
         &self,
         mut unfinished: Unfinished,
         path: &[u8],
-        entry: &Entry,
+        metadata: &Metadata<'_>,
     ) -> io::Result<Refused> {
         let node = Node { fd: unfinished.file.as_fd(), at: None };
-        let refused = self.give_metadata(node, &unfinished.stat, entry, true);
+        let refused = self.give_metadata(node, &unfinished.stat, metadata, true);
         if unfinished.rename_to.is_some() {
             self.work_in(split(path).0, || unfinished.publish())?;
         }
@@ -408,7 +304,7 @@ impl Target {
     }
 
     /// Sets the metadata of an existing directory.
-    pub fn finish_dir(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
+    pub fn finish_dir(&self, path: &[u8], metadata: &Metadata<'_>) -> io::Result<Refused> {
         let dir = self.work_in(split(path).0, || self.dir_at(path))?;
         let stat = source::stat_open(&dir)?;
         let readable = source::open_dir_below(dir.as_fd(), b"");
@@ -417,31 +313,46 @@ impl Target {
             // This user may not list it.
             Err(_) => Node { fd: dir.as_fd(), at: Some((self.dir(), path)) },
         };
-        let refused = self.give_metadata(node, &stat, entry, false);
+        let refused = self.give_metadata(node, &stat, metadata, false);
         self.opened_up.lock().remove(path);
         Ok(refused)
     }
 
     /// Sets the metadata of an open file that already has the right content.
-    pub fn refresh_file(&self, file: &File, stat: &Stat, entry: &Entry) -> Refused {
-        self.give_metadata(Node { fd: file.as_fd(), at: None }, stat, entry, false)
+    pub fn refresh_file(&self, file: &File, stat: &Stat, metadata: &Metadata<'_>) -> Refused {
+        self.give_metadata(Node { fd: file.as_fd(), at: None }, stat, metadata, false)
     }
 
     /// Sets the metadata of a file that already has the right content and that this user may not
     /// open.
-    pub fn refresh_closed(&self, path: &[u8], stat: &Stat, entry: &Entry) -> io::Result<Refused> {
+    pub fn refresh_closed(
+        &self,
+        path: &[u8],
+        stat: &Stat,
+        metadata: &Metadata<'_>,
+    ) -> io::Result<Refused> {
         let (parent, name) = self.parent(path)?;
         let file = source::open_below(parent.as_fd(), name, OFlags::PATH)?;
         let node = Node { fd: file.as_fd(), at: Some((parent.as_fd(), name)) };
-        Ok(self.give_metadata(node, stat, entry, false))
+        Ok(self.give_metadata(node, stat, metadata, false))
     }
 
     /// Creates a symbolic link, FIFO, socket or device, unless it already exists.
-    pub fn make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
-        self.work_in(split(path).0, || self.try_make_other(path, entry))
+    pub fn make_other(
+        &self,
+        path: &[u8],
+        entry: &Entry,
+        metadata: &Metadata<'_>,
+    ) -> io::Result<Refused> {
+        self.work_in(split(path).0, || self.try_make_other(path, entry, metadata))
     }
 
-    fn try_make_other(&self, path: &[u8], entry: &Entry) -> io::Result<Refused> {
+    fn try_make_other(
+        &self,
+        path: &[u8],
+        entry: &Entry,
+        metadata: &Metadata<'_>,
+    ) -> io::Result<Refused> {
         let (parent, name) = self.parent(path)?;
         for _ in 0..TRIES {
             let is_new = match mknod(&parent, name, entry) {
@@ -457,7 +368,7 @@ impl Target {
             let stat = source::stat_open(&made)?;
             if is_same_thing(&made, &stat, entry) {
                 let node = Node { fd: made.as_fd(), at: Some((parent.as_fd(), name)) };
-                return Ok(self.give_metadata(node, &stat, entry, is_new));
+                return Ok(self.give_metadata(node, &stat, metadata, is_new));
             }
             remove_other(parent.as_fd(), name, stat.kind)?;
         }
@@ -518,187 +429,11 @@ impl Target {
             remove_all(parent.as_fd(), name, device, self.uid)
         })
     }
-
-    /// Sets owner, attributes, mode and times, in this order, because each may undo parts of the
-    /// later ones. Sets only values that differ.
-    fn give_metadata(&self, node: Node<'_>, stat: &Stat, entry: &Entry, is_new: bool) -> Refused {
-        let mut refused = Refused::default();
-        let owner = self.give_owner(node, stat, entry, &mut refused);
-        // A change of owner clears bits of the mode.
-        let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
-        let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
-        if may_have_xattrs || !entry.xattrs.is_empty() {
-            self.give_xattrs(node, entry, may_have_xattrs, &mut mode, &mut refused);
-        }
-        let wanted = self.rights.given_mode(owner, entry);
-        if entry.kind != EntryKind::Symlink && mode != Some(wanted) {
-            node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
-        }
-        if let Some(mtime) = entry.mtime.filter(|mtime| is_new || !is_held(*mtime, stat)) {
-            // Another attempt would only change the ctime.
-            let is_limit = !is_new && is_limited(mtime, stat);
-            let held = stat.mtime.seconds;
-            let set = if is_limit { Err(not_held(mtime, held)) } else { node.set_mtime(mtime) };
-            set.unwrap_or_else(|error| refused.note("time", &error));
-        }
-        refused
-    }
-
-    /// Sets the owner as far as this user may. Returns the resulting user and group.
-    fn give_owner(
-        &self,
-        node: Node<'_>,
-        stat: &Stat,
-        entry: &Entry,
-        refused: &mut Refused,
-    ) -> (u32, u32) {
-        let (is, wanted) = ((stat.uid, stat.gid), (entry.owner.uid, entry.owner.gid));
-        if is == wanted {
-            return wanted;
-        }
-        match node.chown(Some(wanted.0), wanted.1) {
-            Ok(()) => return wanted,
-            // Numbers unknown to a user namespace are invalid.
-            Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL) => {
-                self.owner_denied.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => refused.note("owner", &error.into()),
-        }
-        let has_group = is.1 == wanted.1 || node.chown(None, wanted.1).is_ok();
-        (is.0, if has_group { wanted.1 } else { is.1 })
-    }
-
-    /// Sets attributes that differ. With `may_have_others`, removes attributes that the entry
-    /// lacks.
-    fn give_xattrs(
-        &self,
-        node: Node<'_>,
-        entry: &Entry,
-        may_have_others: bool,
-        mode: &mut Option<u32>,
-        refused: &mut Refused,
-    ) {
-        // The entry lacks attributes that the backup could not read.
-        let may_have_others = may_have_others && entry.has_all_metadata();
-        let present = match may_have_others.then(|| node.xattrs()).transpose() {
-            Ok(present) => present.unwrap_or_default(),
-            Err(error) => {
-                refused.note("attributes", &error);
-                return;
-            }
-        };
-        let has = |list: &[(Vec<u8>, Vec<u8>)], name: &[u8]| list.iter().any(|(n, _)| n == name);
-        let gone = present.iter().filter(|(name, _)| is_ours_to_remove(name));
-        let gone = gone.filter(|(name, _)| !has(&entry.xattrs, name)).map(|(name, _)| (name, None));
-        let set = entry.xattrs.iter().filter(|xattr| !present.contains(xattr));
-        let changes = gone.chain(set.map(|(name, value)| (name, Some(value))));
-        for (name, value) in changes {
-            let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
-            if matches!(changed, Err(Errno::ACCESS)) && entry.kind != EntryKind::Symlink {
-                // `user.` attributes require write permission; the mode is set afterwards.
-                let writable = mode.unwrap_or(entry.mode) | OWNER_ALL;
-                if node.chmod(writable & 0o777).is_ok() {
-                    *mode = None;
-                    changed = node.set_xattr(name, value.map(|value| &value[..]));
-                }
-            }
-            if name == ACCESS_ACL.as_bytes() {
-                *mode = None;
-            }
-            self.note_xattr(name, changed, refused);
-        }
-    }
-
-    /// Returns true if a refusal concerns this file, not the user or the file system. Root may set
-    /// `user.` attributes wherever the file system supports them.
-    fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
-        self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
-    }
-
-    /// Handles the result of setting an attribute. Counts attributes that this user or file system
-    /// does not allow.
-    fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
-        let what = format!("attribute {}", crate::entry::display_path(name));
-        match result {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(error @ (Errno::PERM | Errno::NOTSUP | Errno::ACCESS))
-                if !self.is_about_the_file(name, error) =>
-            {
-                self.xattr_denied.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
-                refused
-                    .0
-                    .push(format!("{what}: too large for this file system, or the disk is full"));
-            }
-            Err(error) => refused.note(&what, &error.into()),
-        }
-    }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
         self.put_modes_back();
-    }
-}
-
-impl Node<'_> {
-    /// Returns the path of the open object in `/proc`, for calls that do not accept `O_PATH`
-    /// descriptors.
-    fn link(&self) -> String {
-        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
-    }
-
-    fn chown(&self, uid: Option<u32>, gid: u32) -> rustix::io::Result<()> {
-        let (uid, gid) = (uid.map(Uid::from_raw), Some(Gid::from_raw(gid)));
-        chownat(self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)
-    }
-
-    fn chmod(&self, mode: u32) -> io::Result<()> {
-        let mode = Mode::from_raw_mode(mode);
-        let done = if self.at.is_some() { chmod(self.link(), mode) } else { fchmod(self.fd, mode) };
-        Ok(done?)
-    }
-
-    fn set_mtime(&self, mtime: Time) -> io::Result<()> {
-        let times = times(mtime);
-        if self.at.is_none() {
-            futimens(self.fd, &times)?;
-        } else {
-            match utimensat(self.fd, c"", &times, AtFlags::EMPTY_PATH) {
-                // Kernels before 5.8.
-                Err(Errno::INVAL) => {
-                    utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty())?;
-                }
-                done => done?,
-            }
-        }
-        // Some file systems clamp other times without an error.
-        if !TIMES_HELD_EVERYWHERE.contains(&mtime.seconds) {
-            let held = source::stat_open(self.fd)?.mtime.seconds;
-            if held != mtime.seconds {
-                return Err(not_held(mtime, held));
-            }
-        }
-        Ok(())
-    }
-
-    fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {
-        match self.at {
-            Some((dir, name)) => source::xattrs_below(dir, name),
-            None => source::xattrs_open(self.fd),
-        }
-    }
-
-    /// Sets or removes an attribute.
-    fn set_xattr(&self, name: &[u8], value: Option<&[u8]>) -> rustix::io::Result<()> {
-        let (name, flags) = (OsStr::from_bytes(name), XattrFlags::empty());
-        match (self.at, value) {
-            (None, Some(value)) => fsetxattr(self.fd, name, value, flags),
-            (None, None) => fremovexattr(self.fd, name),
-            (Some(_), Some(value)) => setxattr(self.link(), name, value, flags),
-            (Some(_), None) => removexattr(self.link(), name),
-        }
     }
 }
 
@@ -881,62 +616,8 @@ pub(crate) fn is_same_thing(thing: &OwnedFd, stat: &Stat, entry: &Entry) -> bool
     stat.kind == entry.kind && is_alone && is_alike
 }
 
-/// Returns the mode for an entry. If its owner or group could not be set, drops setuid or setgid so
-/// that no one else gets those rights.
-fn safe_mode(entry: &Entry, owner: (u32, u32)) -> u32 {
-    let (uid, gid) = (entry.owner.uid, entry.owner.gid);
-    let mut mode = entry.mode;
-    // On a directory these bits grant no rights.
-    if entry.kind != EntryKind::Directory {
-        mode &= if owner.0 == uid { !0 } else { !0o4000 };
-        mode &= if owner.1 == gid { !0 } else { !0o2000 };
-    }
-    mode
-}
-
-/// Returns true for attributes that users set. Systems set the others by themselves.
-fn is_ours_to_remove(name: &[u8]) -> bool {
-    let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
-    is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
-}
-
-/// Returns true if a file has this time, as far as its file system can hold it.
-///
-/// Some file systems hold times in larger steps and round down. The ctime, which no user can set,
-/// shows if this is one of them.
-pub(crate) fn is_held(wanted: Time, stat: &Stat) -> bool {
-    let number =
-        |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-    let (wanted, held, ctime) = (number(wanted), number(stat.mtime), number(stat.ctime));
-    let is_rounded =
-        |step: &i128| ctime.rem_euclid(*step) == 0 && held == wanted - wanted.rem_euclid(*step);
-    held == wanted || TIME_STEPS.iter().any(is_rounded)
-}
-
-/// Returns true if a file has the first or last time of its file system instead of one beyond.
-fn is_limited(wanted: Time, stat: &Stat) -> bool {
-    let held = stat.mtime.seconds;
-    stat.mtime.nanoseconds == 0
-        && (FIRST_TIMES.contains(&held) && wanted.seconds < held
-            || LAST_TIMES.contains(&held) && wanted.seconds > held)
-}
-
-fn not_held(wanted: Time, held: i64) -> io::Error {
-    let wanted = wanted.seconds;
-    io::Error::other(format!(
-        "this file system cannot store {wanted} s since 1970; it stored {held} s"
-    ))
-}
-
 fn has_default_acl(dir: impl AsFd) -> bool {
     rustix::fs::fgetxattr(dir, DEFAULT_ACL, &mut [0_u8; 0][..]).is_ok()
-}
-
-fn times(mtime: Time) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() },
-    }
 }
 
 /// Removes everything on this device. Does not enter mounted file systems.

@@ -11,8 +11,16 @@ const DATE: &str = "2026-11-29";
 /// Part of each page's header, in the middle.
 const MANUAL: &str = "Forgekeep";
 
+/// Files of a store, with their content.
+const STORE_FILES: [(&str, &str); 4] = [
+    ("STORE/store.json", "Identity and parameters of the store."),
+    ("STORE/segments", "Chunks of all backups."),
+    ("STORE/snapshots", "One record for each backup."),
+    ("STORE/index.sqlite", "Location of each chunk. The next command rebuilds a missing index."),
+];
+
 /// Files that commands with an option for the configuration use, with their content.
-const FILES: [(&str, &str); 2] = [
+const CONFIG_FILES: [(&str, &str); 2] = [
     ("/etc/forgekeep.toml", "Configuration of instances, services and notifiers."),
     ("/var/lib/forgekeep", "State directory: records of stopped services and of running backups."),
 ];
@@ -41,7 +49,8 @@ impl Man {
 
 /// Writes the page of a command, and those of the commands below it.
 fn write_pages(command: &Command, see_also: &[String], dir: &Path) -> io::Result<()> {
-    let page = clap_mangen::Man::new(command.clone()).date(DATE).manual(MANUAL);
+    let source = concat!("forgekeep ", env!("CARGO_PKG_VERSION"));
+    let page = clap_mangen::Man::new(command.clone()).date(DATE).manual(MANUAL).source(source);
     let mut file = File::create(dir.join(page.get_filename()))?;
     page.render_title(&mut file)?;
     page.render_name_section(&mut file)?;
@@ -109,14 +118,9 @@ fn show_option(option: &Arg, line: &mut Vec<Inline>) {
 /// Returns the sections after the options.
 fn rest(command: &Command, see_also: &[String]) -> Roff {
     let mut roff = Roff::new();
-    if let Some(examples) = command.get_after_long_help() {
-        let examples = examples.to_string();
-        roff.control("SH", ["EXAMPLES"]).control("nf", []);
-        for line in examples.lines().skip(1) {
-            roff.text([roman(line)]);
-        }
-        roff.control("fi", []);
-    }
+    roff.control("SH", ["EXAMPLES"]).control("nf", []);
+    examples(command).into_iter().for_each(|line| drop(roff.text([roman(line)])));
+    roff.control("fi", []);
     roff.control("SH", ["ENVIRONMENT"]);
     for argument in command.get_arguments() {
         let Some(name) = argument.get_env() else { continue };
@@ -125,9 +129,10 @@ fn rest(command: &Command, see_also: &[String]) -> Roff {
         entry(&mut roff, &name.to_string_lossy(), &option);
     }
     entry(&mut roff, "TMPDIR", "Directory for temporary files that do not fit into memory.");
+    roff.control("SH", ["FILES"]);
+    STORE_FILES.iter().for_each(|(path, content)| entry(&mut roff, path, content));
     if command.get_arguments().any(|argument| argument.get_long() == Some("config")) {
-        roff.control("SH", ["FILES"]);
-        FILES.iter().for_each(|(path, content)| entry(&mut roff, path, content));
+        CONFIG_FILES.iter().for_each(|(path, content)| entry(&mut roff, path, content));
     }
     roff.control("SH", ["EXIT STATUS"]);
     CODES.iter().for_each(|(code, meaning)| entry(&mut roff, &code.to_string(), meaning));
@@ -141,6 +146,15 @@ fn rest(command: &Command, see_also: &[String]) -> Roff {
         .collect();
     roff.text(others);
     roff
+}
+
+/// Returns the example lines of a command, or the first one of each command below it.
+fn examples(command: &Command) -> Vec<String> {
+    if let Some(help) = command.get_after_long_help() {
+        return help.to_string().lines().skip(1).map(str::to_owned).collect();
+    }
+    let inner = visible(command).into_iter().map(examples);
+    inner.filter_map(|lines| lines.into_iter().next()).collect()
 }
 
 /// Adds a term with its description.

@@ -9,7 +9,7 @@ use crate::limits;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
-use crate::target::{self, Unfinished};
+use crate::target::{self, Metadata, Unfinished};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io;
@@ -145,8 +145,8 @@ impl Restore<'_> {
         let Some(Present { file, stat }) = present else { return };
         output.is_settled.store(true, Relaxed);
         let refused = match file {
-            Some(file) => Ok(self.target.refresh_file(&file, &stat, entry)),
-            None => self.target.refresh_closed(path, &stat, entry),
+            Some(file) => Ok(self.target.refresh_file(&file, &stat, &Metadata::of(entry))),
+            None => self.target.refresh_closed(path, &stat, &Metadata::of(entry)),
         };
         match refused {
             Ok(refused) => self.refused(path, &refused),
@@ -228,7 +228,7 @@ impl Restore<'_> {
         };
         let (path, entry) = (&output.path, &output.entry);
         self.note_replaced(path);
-        let finished = sized.and_then(|()| self.target.finish(open, path, entry));
+        let finished = sized.and_then(|()| self.target.finish(open, path, &Metadata::of(entry)));
         match &finished {
             Ok(_) => {
                 self.packed_refs.restored(&entry.path);

@@ -10,7 +10,7 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat, split};
 use crate::store::Store;
-use crate::target::{self, is_absent};
+use crate::target::{self, Metadata, is_absent};
 use crate::tree::{Lookup, TreeReader};
 use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
 use rustix::fs::OFlags;
@@ -122,7 +122,7 @@ impl Restore<'_> {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() && !self.is_kept(&path) {
                 // Refused metadata was reported before.
-                let _ = self.target.finish_dir(&path, &entry).map(drop);
+                let _ = self.target.finish_dir(&path, &Metadata::of(&entry)).map(drop);
             }
         }
         Ok(())

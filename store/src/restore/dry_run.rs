@@ -12,7 +12,7 @@ use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::source::{self, Stat};
 use crate::store::Store;
-use crate::target::{self, Rights};
+use crate::target::{self, Metadata, Rights};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -196,7 +196,7 @@ impl DryRun<'_> {
         let is = (stat.uid, stat.gid);
         let owner = self.count_owner(entry, is);
         self.report.owners_to_set += u64::from(owner != is);
-        let wanted = self.rights.given_mode(owner, entry);
+        let wanted = self.rights.given_mode(owner, &Metadata::of(entry));
         let has_mode = entry.kind == EntryKind::Symlink || stat.mode == wanted;
         if self.rights.owns(stat.uid) {
             self.report.modes_to_set += u64::from(!has_mode);
@@ -216,8 +216,9 @@ impl DryRun<'_> {
 
     /// Returns the resulting owner, and counts it if this user may not set the owner of the entry.
     fn count_owner(&mut self, entry: &Entry, is: (u32, u32)) -> (u32, u32) {
-        let owner = self.rights.given_owner(is, entry);
-        let is_denied = owner != (entry.owner.uid, entry.owner.gid);
+        let wanted = Metadata::of(entry);
+        let owner = self.rights.given_owner(is, &wanted);
+        let is_denied = owner != wanted.owner;
         self.report.owner_denied += u64::from(is_denied);
         owner
     }

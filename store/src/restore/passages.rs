@@ -9,7 +9,7 @@ use crate::entry::{Entry, EntryKind, is_within};
 use crate::glob::{Globs, ends};
 use crate::observe::Event;
 use crate::source;
-use crate::target;
+use crate::target::{self, Metadata};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -112,7 +112,7 @@ impl Restore<'_> {
     /// Notes that a directory keeps an owner or a mode other than that of its entry.
     pub(super) fn note_kept(&self, path: &[u8], entry: &Entry) {
         let stat = self.target.dir_at(path).and_then(source::stat_open);
-        if stat.is_ok_and(|stat| !super::has_owner_and_mode(&stat, entry)) {
+        if stat.is_ok_and(|stat| !Metadata::of(entry).has_owner_and_mode(&stat)) {
             let shown = self.shown(path);
             let note = format!(
                 "{} existed before the restore; keeping its owner and mode",

@@ -512,7 +512,7 @@ fn only_the_written_file_gets_the_final_name() {
     assert_eq!(unfinished.len(), 1);
     fs::remove_file(dir.path().join(&unfinished[0])).expect("removes");
     fs::write(dir.path().join(&unfinished[0]), "somebody else's").expect("writes");
-    assert!(target.finish(begun, b"a", &entry).is_err());
+    assert!(target.finish(begun, b"a", &target::Metadata::of(&entry)).is_err());
     let found = files(dir.path());
     assert_eq!(found["a"], b"before");
     assert_eq!(found[&unfinished[0]], b"somebody else's");

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::observe::Event;
 use crate::recipe::Extent;
 use crate::source::split;
-use crate::target::{MARK, Made, Refused};
+use crate::target::{MARK, Made, Metadata, Refused};
 use rayon::prelude::*;
 use rustix::io::Errno;
 use std::io;
@@ -110,7 +110,7 @@ impl Restore<'_> {
         if self.top.gets_metadata {
             let is_fresh = Arc::new(AtomicBool::new(self.top.is_empty));
             self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
-        } else if !super::has_owner_and_mode(&self.top.stat, &entry) {
+        } else if !Metadata::of(&entry).has_owner_and_mode(&self.top.stat) {
             let note = format!(
                 "{} existed before the restore; keeping its owner and mode",
                 self.root.display()
@@ -203,7 +203,7 @@ impl Restore<'_> {
     }
 
     fn make_other(&self, entry: &Entry, path: &[u8]) {
-        let made = self.target.make_other(path, entry);
+        let made = self.target.make_other(path, entry, &Metadata::of(entry));
         if made.is_err() {
             self.miss(entry);
         }
@@ -323,7 +323,7 @@ impl Restore<'_> {
                 Ok(Refused::default())
             } else {
                 self.unmark_passage(&dir.path);
-                self.target.finish_dir(&dir.path, &dir.entry)
+                self.target.finish_dir(&dir.path, &Metadata::of(&dir.entry))
             };
             if is_kept && !dir.is_lost {
                 self.note_kept(&dir.path, &dir.entry);

@@ -1,0 +1,399 @@
+//! Metadata that a restore gives to objects in the target.
+
+use super::Target;
+use crate::entry::{Entry, EntryKind, Time};
+use crate::source::{self, Stat};
+use rustix::fs::{
+    AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmod, chownat, fchmod,
+    fremovexattr, fsetxattr, futimens, removexattr, setxattr, utimensat,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+/// The attribute that holds an ACL.
+const ACCESS_ACL: &str = "system.posix_acl_access";
+/// Attribute that holds the ACL for objects created in a directory.
+pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// Seconds since 1970 that every file system can hold: FAT begins in 1980, and signed 32 bits end
+/// in 2038.
+const TIMES_HELD_EVERYWHERE: std::ops::RangeInclusive<i64> = 315_532_800..=i32::MAX as i64;
+
+/// First and last times of file systems, in seconds since 1970: of FAT, of signed and unsigned 32
+/// bits, of ext4, of XFS. A time beyond one of them is stored as that.
+const FIRST_TIMES: [i64; 3] = [i32::MIN as i64, 0, 315_532_800];
+const LAST_TIMES: [i64; 5] =
+    [i32::MAX as i64, u32::MAX as i64, 4_354_819_198, 15_032_385_535, 16_299_260_424];
+
+/// Steps of the times of file systems, in nanoseconds: of NTFS, of UDF, of exFAT, of old ext4 and
+/// HFS+, of FAT.
+const TIME_STEPS: [i128; 5] = [100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000];
+
+/// Permissions that an owner needs to work in a directory.
+pub(super) const OWNER_ALL: u32 = 0o700;
+
+/// Metadata that an object of the target gets.
+///
+/// It stands between an entry and the disk: a restore and its dry run ask only this value for owner
+/// and mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Metadata<'a> {
+    /// Type of the object.
+    pub kind: EntryKind,
+    /// Permission bits, with setuid, setgid and sticky.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+    /// Modification time; `None` leaves it as it is.
+    pub mtime: Option<Time>,
+    /// Extended attributes, by name.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    /// False if the backup could not read all attributes. Others then stay.
+    pub is_complete: bool,
+}
+
+impl<'a> Metadata<'a> {
+    /// Returns the metadata for the object of an entry.
+    pub fn of(entry: &'a Entry) -> Metadata<'a> {
+        Metadata {
+            kind: entry.kind,
+            mode: entry.mode,
+            owner: (entry.owner.uid, entry.owner.gid),
+            mtime: entry.mtime,
+            xattrs: &entry.xattrs,
+            is_complete: entry.has_all_metadata(),
+        }
+    }
+
+    /// Returns true if an object has this owner and mode.
+    pub fn has_owner_and_mode(&self, stat: &Stat) -> bool {
+        (stat.mode, (stat.uid, stat.gid)) == (self.mode, self.owner)
+    }
+
+    /// Returns the mode for an object that got this user and group. If they are not the wanted ones,
+    /// drops setuid or setgid so that no one else gets those rights.
+    fn safe_mode(&self, owner: (u32, u32)) -> u32 {
+        let mut mode = self.mode;
+        // On a directory these bits grant no rights.
+        if self.kind != EntryKind::Directory {
+            mode &= if owner.0 == self.owner.0 { !0 } else { !0o4000 };
+            mode &= if owner.1 == self.owner.1 { !0 } else { !0o2000 };
+        }
+        mode
+    }
+}
+
+/// Rights of this user to set metadata.
+pub struct Rights {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl Rights {
+    /// Returns the rights of this process.
+    pub fn of_process() -> Rights {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        // Without the list, only the group of the process counts.
+        let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
+        Rights { uid, gid, groups: groups.chain([gid]).collect() }
+    }
+
+    /// Returns true for root, who may set everything.
+    pub fn are_all(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// Returns true if this user may set mode and times of an object with this owner.
+    pub fn owns(&self, uid: u32) -> bool {
+        self.are_all() || self.uid == uid
+    }
+
+    /// Returns user and group of a new object in a directory.
+    pub fn new_owner(&self, dir: Option<&Stat>) -> (u32, u32) {
+        let gid = dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid);
+        (self.uid, gid.unwrap_or(self.gid))
+    }
+
+    /// Returns user and group of an object after a restore gave it this owner. They differ from
+    /// the wanted ones if this user may not set them.
+    pub fn given_owner(&self, is: (u32, u32), metadata: &Metadata<'_>) -> (u32, u32) {
+        let wanted = metadata.owner;
+        if is == wanted || self.are_all() {
+            return wanted;
+        }
+        let may_set_group = is.0 == self.uid && self.groups.contains(&wanted.1);
+        (is.0, if may_set_group { wanted.1 } else { is.1 })
+    }
+
+    /// Returns the mode of an object that has this user and group.
+    ///
+    /// The kernel drops setgid without an error if this user is not in the group. Another attempt
+    /// would only change the ctime.
+    pub fn given_mode(&self, owner: (u32, u32), metadata: &Metadata<'_>) -> u32 {
+        let may_set_group = self.are_all() || self.groups.contains(&owner.1);
+        metadata.safe_mode(owner) & if may_set_group { !0 } else { !0o2000 }
+    }
+}
+
+/// Metadata that could not be set on an entry, with reasons. The content is complete.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Refused(Vec<String>);
+
+/// An open object whose metadata is set.
+#[derive(Clone, Copy)]
+pub(super) struct Node<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    /// Directory and name of an object that can only be opened with `O_PATH`.
+    pub(super) at: Option<(BorrowedFd<'a>, &'a [u8])>,
+}
+
+impl Refused {
+    /// Returns true if everything was set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn note(&mut self, what: &str, error: &io::Error) {
+        self.0.push(format!("{what}: {error}"));
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl Target {
+    /// Sets owner, attributes, mode and times, in this order, because each may undo parts of the
+    /// later ones. Sets only values that differ.
+    pub(super) fn give_metadata(
+        &self,
+        node: Node<'_>,
+        stat: &Stat,
+        metadata: &Metadata<'_>,
+        is_new: bool,
+    ) -> Refused {
+        let mut refused = Refused::default();
+        let owner = self.give_owner(node, stat, metadata, &mut refused);
+        // A change of owner clears bits of the mode.
+        let mut mode = Some(stat.mode).filter(|_| owner == (stat.uid, stat.gid));
+        let may_have_xattrs = !is_new || self.gives_acl.load(Ordering::Relaxed);
+        if may_have_xattrs || !metadata.xattrs.is_empty() {
+            self.give_xattrs(node, metadata, may_have_xattrs, &mut mode, &mut refused);
+        }
+        let wanted = self.rights.given_mode(owner, metadata);
+        if metadata.kind != EntryKind::Symlink && mode != Some(wanted) {
+            node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
+        }
+        if let Some(mtime) = metadata.mtime.filter(|mtime| is_new || !is_held(*mtime, stat)) {
+            // Another attempt would only change the ctime.
+            let is_limit = !is_new && is_limited(mtime, stat);
+            let held = stat.mtime.seconds;
+            let set = if is_limit { Err(not_held(mtime, held)) } else { node.set_mtime(mtime) };
+            set.unwrap_or_else(|error| refused.note("time", &error));
+        }
+        refused
+    }
+
+    /// Sets the owner as far as this user may. Returns the resulting user and group.
+    fn give_owner(
+        &self,
+        node: Node<'_>,
+        stat: &Stat,
+        metadata: &Metadata<'_>,
+        refused: &mut Refused,
+    ) -> (u32, u32) {
+        let (is, wanted) = ((stat.uid, stat.gid), metadata.owner);
+        if is == wanted {
+            return wanted;
+        }
+        match node.chown(Some(wanted.0), wanted.1) {
+            Ok(()) => return wanted,
+            // Numbers unknown to a user namespace are invalid.
+            Err(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::INVAL) => {
+                self.owner_denied.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => refused.note("owner", &error.into()),
+        }
+        let has_group = is.1 == wanted.1 || node.chown(None, wanted.1).is_ok();
+        (is.0, if has_group { wanted.1 } else { is.1 })
+    }
+
+    /// Sets attributes that differ. With `may_have_others`, removes attributes that the metadata
+    /// lacks.
+    fn give_xattrs(
+        &self,
+        node: Node<'_>,
+        metadata: &Metadata<'_>,
+        may_have_others: bool,
+        mode: &mut Option<u32>,
+        refused: &mut Refused,
+    ) {
+        // The metadata lacks attributes that the backup could not read.
+        let may_have_others = may_have_others && metadata.is_complete;
+        let present = match may_have_others.then(|| node.xattrs()).transpose() {
+            Ok(present) => present.unwrap_or_default(),
+            Err(error) => {
+                refused.note("attributes", &error);
+                return;
+            }
+        };
+        let has = |list: &[(Vec<u8>, Vec<u8>)], name: &[u8]| list.iter().any(|(n, _)| n == name);
+        let gone = present.iter().filter(|(name, _)| is_ours_to_remove(name));
+        let gone =
+            gone.filter(|(name, _)| !has(metadata.xattrs, name)).map(|(name, _)| (name, None));
+        let set = metadata.xattrs.iter().filter(|xattr| !present.contains(xattr));
+        let changes = gone.chain(set.map(|(name, value)| (name, Some(value))));
+        for (name, value) in changes {
+            let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
+            if matches!(changed, Err(Errno::ACCESS)) && metadata.kind != EntryKind::Symlink {
+                // `user.` attributes require write permission; the mode is set afterwards.
+                let writable = mode.unwrap_or(metadata.mode) | OWNER_ALL;
+                if node.chmod(writable & 0o777).is_ok() {
+                    *mode = None;
+                    changed = node.set_xattr(name, value.map(|value| &value[..]));
+                }
+            }
+            if name == ACCESS_ACL.as_bytes() {
+                *mode = None;
+            }
+            self.note_xattr(name, changed, refused);
+        }
+    }
+
+    /// Returns true if a refusal concerns this file, not the user or the file system. Root may set
+    /// `user.` attributes wherever the file system supports them.
+    fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
+        self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
+    }
+
+    /// Handles the result of setting an attribute. Counts attributes that this user or file system
+    /// does not allow.
+    fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
+        let what = format!("attribute {}", crate::entry::display_path(name));
+        match result {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(error @ (Errno::PERM | Errno::NOTSUP | Errno::ACCESS))
+                if !self.is_about_the_file(name, error) =>
+            {
+                self.xattr_denied.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
+                refused
+                    .0
+                    .push(format!("{what}: too large for this file system, or the disk is full"));
+            }
+            Err(error) => refused.note(&what, &error.into()),
+        }
+    }
+}
+
+impl Node<'_> {
+    /// Returns the path of the open object in `/proc`, for calls that do not accept `O_PATH`
+    /// descriptors.
+    fn link(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    fn chown(&self, uid: Option<u32>, gid: u32) -> rustix::io::Result<()> {
+        let (uid, gid) = (uid.map(Uid::from_raw), Some(Gid::from_raw(gid)));
+        chownat(self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)
+    }
+
+    pub(super) fn chmod(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        let done = if self.at.is_some() { chmod(self.link(), mode) } else { fchmod(self.fd, mode) };
+        Ok(done?)
+    }
+
+    fn set_mtime(&self, mtime: Time) -> io::Result<()> {
+        let times = times(mtime);
+        if self.at.is_none() {
+            futimens(self.fd, &times)?;
+        } else {
+            match utimensat(self.fd, c"", &times, AtFlags::EMPTY_PATH) {
+                // Kernels before 5.8.
+                Err(Errno::INVAL) => {
+                    utimensat(rustix::fs::CWD, self.link(), &times, AtFlags::empty())?;
+                }
+                done => done?,
+            }
+        }
+        // Some file systems clamp other times without an error.
+        if !TIMES_HELD_EVERYWHERE.contains(&mtime.seconds) {
+            let held = source::stat_open(self.fd)?.mtime.seconds;
+            if held != mtime.seconds {
+                return Err(not_held(mtime, held));
+            }
+        }
+        Ok(())
+    }
+
+    fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {
+        match self.at {
+            Some((dir, name)) => source::xattrs_below(dir, name),
+            None => source::xattrs_open(self.fd),
+        }
+    }
+
+    /// Sets or removes an attribute.
+    fn set_xattr(&self, name: &[u8], value: Option<&[u8]>) -> rustix::io::Result<()> {
+        let (name, flags) = (OsStr::from_bytes(name), XattrFlags::empty());
+        match (self.at, value) {
+            (None, Some(value)) => fsetxattr(self.fd, name, value, flags),
+            (None, None) => fremovexattr(self.fd, name),
+            (Some(_), Some(value)) => setxattr(self.link(), name, value, flags),
+            (Some(_), None) => removexattr(self.link(), name),
+        }
+    }
+}
+
+/// Returns true for attributes that users set. Systems set the others by themselves.
+fn is_ours_to_remove(name: &[u8]) -> bool {
+    let is_acl = name == ACCESS_ACL.as_bytes() || name == DEFAULT_ACL.as_bytes();
+    is_acl || !(name.starts_with(b"system.") || name == b"security.selinux")
+}
+
+/// Returns true if a file has this time, as far as its file system can hold it.
+///
+/// Some file systems hold times in larger steps and round down. The ctime, which no user can set,
+/// shows if this is one of them.
+pub(crate) fn is_held(wanted: Time, stat: &Stat) -> bool {
+    let number =
+        |time: Time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
+    let (wanted, held, ctime) = (number(wanted), number(stat.mtime), number(stat.ctime));
+    let is_rounded =
+        |step: &i128| ctime.rem_euclid(*step) == 0 && held == wanted - wanted.rem_euclid(*step);
+    held == wanted || TIME_STEPS.iter().any(is_rounded)
+}
+
+/// Returns true if a file has the first or last time of its file system instead of one beyond.
+fn is_limited(wanted: Time, stat: &Stat) -> bool {
+    let held = stat.mtime.seconds;
+    stat.mtime.nanoseconds == 0
+        && (FIRST_TIMES.contains(&held) && wanted.seconds < held
+            || LAST_TIMES.contains(&held) && wanted.seconds > held)
+}
+
+fn not_held(wanted: Time, held: i64) -> io::Error {
+    let wanted = wanted.seconds;
+    io::Error::other(format!(
+        "this file system cannot store {wanted} s since 1970; it stored {held} s"
+    ))
+}
+
+fn times(mtime: Time) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() },
+    }
+}
