@@ -1,7 +1,7 @@
 //! Notifications of one run of an instance: its start, its end, and silences of the monitoring.
 
 use crate::config::Config;
-use crate::notify::{self, Notification, Notifier, Origin, Silenced, What};
+use crate::notify::{self, Notification, Notifier, NotifyError, Origin, Silenced, What};
 use crate::report::now;
 use crate::run_id::RunId;
 use crate::run_record::RunRecord;
@@ -111,8 +111,8 @@ impl<'a> Notifications<'a> {
     }
 
     /// Prints warnings of notifiers, which never make a run fail.
-    fn warn(&self, warnings: Vec<String>) {
-        for warning in warnings {
+    fn warn(&self, errors: Vec<NotifyError>) {
+        for warning in errors.iter().map(NotifyError::to_string) {
             if self.warned.borrow_mut().insert(warning.clone()) {
                 self.ui.warn(&warning);
             }
@@ -143,9 +143,7 @@ impl Monitor for Notifications<'_> {
         let silenced: Vec<Silenced> = match serde_json::from_value(silenced.clone()) {
             Ok(silenced) => silenced,
             Err(error) => {
-                self.warn(vec![format!(
-                    "monitoring may still be silenced; end the silence by hand ({error})"
-                )]);
+                self.warn(vec![NotifyError::SilencesUnknown(error)]);
                 return None;
             }
         };

@@ -2,10 +2,11 @@
 //! stopped.
 //!
 //! A notifier is one file in this module and one variant of [`Notifier`]. No notifier ever makes a
-//! run fail: callers get messages to print as warnings. All notifiers run at once, each on its own
+//! run fail: callers get errors to print as warnings. All notifiers run at once, each on its own
 //! thread. A thread that exceeds its time limit is abandoned. A dead server, or one that sends a
 //! byte a minute, therefore costs no more than that limit.
 
+mod error;
 mod http;
 mod mail;
 mod notification;
@@ -15,6 +16,7 @@ mod webhook;
 mod zabbix;
 mod zabbix_maintenance;
 
+pub use error::NotifyError;
 pub use notification::{Notification, Origin, What};
 
 use crate::run_record::RunRecord;
@@ -46,15 +48,14 @@ pub enum Notifier {
     Mail(mail::Mail),
 }
 
-/// Operations of a notifier. An error names the attempt, the reason and the next step. It contains
-/// no secret.
+/// Operations of a notifier.
 trait Notify {
     /// Returns the name of its service, for people. A later process finds the notifier by this
     /// name.
     fn name(&self) -> String;
 
     /// Sends the notification, or nothing if it does not report this kind of event.
-    fn notify(&self, notification: &Notification) -> Result<(), String>;
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError>;
 
     /// Returns true if [`Notify::notify`] sends anything for this notification.
     fn sends(&self, notification: &Notification) -> bool {
@@ -93,7 +94,7 @@ trait Notify {
         _origin: &Origin,
         _now: Time,
         _is_over: &AtomicBool,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotifyError> {
         Ok(())
     }
 
@@ -103,7 +104,7 @@ trait Notify {
         _silence: &Silence,
         _end: Time,
         _now: Time,
-    ) -> Result<SilenceEnd, String> {
+    ) -> Result<SilenceEnd, NotifyError> {
         Ok(SilenceEnd::Done)
     }
 }
@@ -165,13 +166,13 @@ impl Notifier {
     }
 }
 
-/// Sends a notification through all notifiers at once. Returns error messages, for warnings. After a stop
+/// Sends a notification through all notifiers at once. Returns errors, for warnings. After a stop
 /// request, slow notifiers get only a little more time.
 pub fn send(
     notifiers: &[Notifier],
     notification: &Notification,
     wants_stop: &dyn Fn() -> bool,
-) -> Vec<String> {
+) -> Vec<NotifyError> {
     let notification = Arc::new(OwnedNotification::of(notification));
     let task = |notifier: &Notifier| {
         let notification = Arc::clone(&notification);
@@ -194,12 +195,12 @@ struct Task<T> {
 }
 
 /// Work of a task. The flag is set when the caller no longer waits.
-type Work<T> = Box<dyn FnOnce(&AtomicBool) -> Result<T, String> + Send>;
+type Work<T> = Box<dyn FnOnce(&AtomicBool) -> Result<T, NotifyError> + Send>;
 
 impl<T> Task<T> {
     fn of(
         notifier: &Notifier,
-        work: impl FnOnce(&dyn Notify, &AtomicBool) -> Result<T, String> + Send + 'static,
+        work: impl FnOnce(&dyn Notify, &AtomicBool) -> Result<T, NotifyError> + Send + 'static,
     ) -> Task<T> {
         let (name, limit) = (notifier.name(), notifier.as_notify().limit());
         let notifier = notifier.clone();
@@ -212,7 +213,7 @@ impl<T> Task<T> {
 fn all<T: Send + 'static>(
     tasks: Vec<Task<T>>,
     wants_stop: &dyn Fn() -> bool,
-) -> Vec<Result<T, String>> {
+) -> Vec<Result<T, NotifyError>> {
     let started = Instant::now();
     let is_over = Arc::new(AtomicBool::new(false));
     let begin = |Task { name, limit, work }: Task<T>| {
@@ -236,12 +237,7 @@ fn all<T: Send + 'static>(
             match answer.recv_timeout(left.min(TICK)) {
                 Ok(answer) => break answer,
                 Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() => {}
-                Err(_) => {
-                    let seconds = limit.as_secs();
-                    break Err(format!(
-                        "{name} did not finish within {seconds} s; check that it runs and answers"
-                    ));
-                }
+                Err(_) => break Err(NotifyError::TooSlow { name, limit }),
             }
         });
     }
@@ -298,14 +294,14 @@ pub fn plan_silence(notifiers: &[Notifier], origin: &Origin, now: Time) -> Vec<S
 }
 
 /// Starts all planned silences. Call it once the plan is saved, and before services are stopped.
-/// Returns error messages, for warnings: a silence may have started despite an error.
+/// Returns errors, for warnings: a silence may have started despite an error.
 pub fn silence(
     notifiers: &[Notifier],
     planned: &[Silenced],
     origin: &Origin,
     now: Time,
     wants_stop: &dyn Fn() -> bool,
-) -> Vec<String> {
+) -> Vec<NotifyError> {
     let kept = Arc::new(OwnedNotification::of(&Notification {
         origin: *origin,
         at: now,
@@ -328,7 +324,7 @@ pub fn silence(
 /// Lets silences end at `end`, which is now or some minutes ahead. A delay lets checks see the
 /// services up before anybody is alarmed.
 ///
-/// Call it once services are up. Returns the silences still to be ended, and error messages for
+/// Call it once services are up. Returns the silences still to be ended, and errors for
 /// warnings. Some silences cannot be ended ahead of time, and some services may be unreachable.
 /// Call it again with the returned silences when `end` has come.
 pub fn end_silence(
@@ -336,15 +332,13 @@ pub fn end_silence(
     silenced: Vec<Silenced>,
     end: Time,
     now: Time,
-) -> (Vec<Silenced>, Vec<String>) {
+) -> (Vec<Silenced>, Vec<NotifyError>) {
     let (mut left, mut warnings) = (Vec::new(), Vec::new());
     let (mut known, mut tasks) = (Vec::new(), Vec::new());
     for silenced in silenced {
         let name = &silenced.notifier;
         let Some(notifier) = notifiers.iter().find(|notifier| notifier.name() == *name) else {
-            warnings.push(format!(
-                "{name} was silenced and is no longer in the configuration; end the silence by hand"
-            ));
+            warnings.push(NotifyError::Removed(name.clone()));
             continue;
         };
         let silence = silenced.silence.clone();
@@ -406,24 +400,15 @@ fn ten_seconds() -> Limit {
     Limit(Duration::from_secs(10))
 }
 
-/// Reason why one try failed.
-enum Trouble {
-    /// The next try may succeed.
-    Passing(String),
-    /// No further try will succeed.
-    Lasting(String),
-}
-
-/// Tries up to three times, with pauses.
-fn persist<T>(mut one: impl FnMut() -> Result<T, Trouble>) -> Result<T, String> {
+/// Tries up to three times, with pauses, while the error may pass.
+fn persist<T>(mut one: impl FnMut() -> Result<T, NotifyError>) -> Result<T, NotifyError> {
     for pause in [1, 3].map(Duration::from_secs) {
         match one() {
-            Ok(done) => return Ok(done),
-            Err(Trouble::Lasting(reason)) => return Err(reason),
-            Err(Trouble::Passing(_)) => std::thread::sleep(pause),
+            Err(error) if error.may_pass() => std::thread::sleep(pause),
+            done => return done,
         }
     }
-    one().map_err(|(Trouble::Passing(reason) | Trouble::Lasting(reason))| reason)
+    one()
 }
 
 /// Fills in `{instance}` and `{host}` in a text of the configuration.
@@ -501,15 +486,16 @@ mod tests {
         let mut tries = 0;
         let done = persist(|| {
             tries += 1;
-            if tries < 2 { Err(Trouble::Passing("busy".into())) } else { Ok(tries) }
+            let (server, reason) = ("x".into(), "busy".into());
+            if tries < 2 { Err(NotifyError::Unreachable { server, reason }) } else { Ok(tries) }
         });
-        assert_eq!(done, Ok(2));
+        assert_eq!(done.expect("the second try"), 2);
         let mut tries = 0;
-        let refused: Result<(), String> = persist(|| {
+        let refused: Result<(), NotifyError> = persist(|| {
             tries += 1;
-            Err(Trouble::Lasting("no".into()))
+            Err(NotifyError::BadAddress)
         });
-        assert_eq!((refused, tries), (Err("no".into()), 1));
+        assert!(matches!((refused, tries), (Err(NotifyError::BadAddress), 1)));
     }
 
     #[test]
@@ -525,8 +511,9 @@ mod tests {
         let started = Instant::now();
         let tasks = vec![task("slow", 300, 60_000), task("quick", 60_000, 1)];
         let answers = all(tasks, &|| false);
-        assert!(answers[0].as_ref().expect_err("late").starts_with("slow did not finish within"));
-        assert_eq!(answers[1], Ok(1));
+        let late = answers[0].as_ref().expect_err("late").to_string();
+        assert!(late.starts_with("slow did not finish within"), "{late}");
+        assert!(matches!(answers[1], Ok(1)));
         // After a stop request, a task that checks the flag stops waiting.
         let hears = Task {
             name: "hears".into(),
@@ -538,7 +525,7 @@ mod tests {
                 Ok(7)
             }),
         };
-        assert_eq!(all(vec![hears], &|| true), [Ok(7)]);
+        assert!(matches!(all(vec![hears], &|| true)[..], [Ok(7)]));
         assert!(started.elapsed() < Duration::from_secs(30));
     }
 
@@ -549,6 +536,7 @@ mod tests {
         let kept = serde_json::to_string(&silenced).expect("can be written down");
         assert_eq!(serde_json::from_str::<Silenced>(&kept).expect("can be read"), silenced);
         let (left, warnings) = end_silence(&[], vec![silenced], Time::default(), Time::default());
-        assert!(left.is_empty() && warnings[0].contains("zabbix old:10051"), "{warnings:?}");
+        assert!(left.is_empty(), "{left:?}");
+        assert!(warnings[0].to_string().contains("zabbix old:10051"), "{warnings:?}");
     }
 }

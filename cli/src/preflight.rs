@@ -107,7 +107,7 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
 /// may ask for a password.
 fn of_secret(secret: &Secret) -> Option<String> {
     match secret {
-        Secret::File(_) => secret.read().err(),
+        Secret::File(_) => secret.read().err().map(|error| error.to_string()),
         Secret::Command(words) => of_command(&Command::new(words)),
     }
 }

@@ -150,12 +150,55 @@ pub enum Error {
         /// Free space in bytes.
         left: u64,
     },
-    /// A secret could not be read. The text contains the next step.
-    #[error("{0}")]
-    Secret(String),
+    /// A secret could not be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// Another run of the instance holds its record.
     #[error("another run of instance {0} is in progress")]
     Busy(String),
+}
+
+/// Reason why a secret could not be read. The message contains the next step, and no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file could not be read.
+    #[error("cannot read the secret file {}: {source}; check its path and owner", path.display())]
+    Unreadable {
+        /// Path of the file.
+        path: PathBuf,
+        /// Error of the operating system.
+        source: io::Error,
+    },
+    /// The path names a directory, a pipe or a device.
+    #[error("the secret file {} is not a file; give the path of a file", .0.display())]
+    NotAFile(PathBuf),
+    /// Group or others have access to the file.
+    #[error(
+        "the secret file {path} has mode {mode:04o}, so others can access it; run: \
+         chmod 600 '{path}'",
+        path = path.display()
+    )]
+    Open {
+        /// Path of the file.
+        path: PathBuf,
+        /// Permissions of the file.
+        mode: u32,
+    },
+    /// The command that prints the secret failed.
+    #[error("cannot get the secret: {0}; run the command by hand")]
+    Command(Box<Error>),
+    /// The source has more than a secret can have.
+    #[error("the secret from {0} is longer than 64 KiB; check its content")]
+    TooLong(String),
+    /// The source has bytes that are not UTF-8.
+    #[error("the secret from {0} is not text; put it there as one line")]
+    NotText(String),
+    /// The source has no bytes.
+    #[error("the secret from {0} is empty; put it there as one line")]
+    Empty(String),
+    /// The source has line ends or other control characters inside.
+    #[error("the secret from {0} is more than one line; put it there as one line")]
+    NotOneLine(String),
 }
 
 impl Error {

@@ -3,6 +3,7 @@
 //! A secret comes from a file that nobody else can read, or from a command. It never comes from an
 //! argument, which every user on the machine can read. Neither `Debug` nor an error prints it.
 
+use crate::error::SecretError;
 use crate::run::Command;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -31,20 +32,17 @@ pub enum Secret {
 impl Secret {
     /// Reads the secret, without its line ending. An error names the source, the fault and the next
     /// step.
-    pub fn read(&self) -> Result<Hidden, String> {
+    pub fn read(&self) -> Result<Hidden, SecretError> {
         let (bytes, place) = match self {
             Secret::File(path) => (read_file(path)?, path.display().to_string()),
             Secret::Command(command) => (read_command(command, COMMAND_LIMIT)?, shown(command)),
         };
-        let text = String::from_utf8(bytes).map_err(|_| {
-            format!("the secret from {place} is not text; put it there as one line")
-        })?;
-        let text = text.trim_end_matches(['\n', '\r']);
-        if text.is_empty() || text.contains(char::is_control) {
-            let found = if text.is_empty() { "empty" } else { "more than one line" };
-            return Err(format!("the secret from {place} is {found}; put it there as one line"));
+        let Ok(text) = String::from_utf8(bytes) else { return Err(SecretError::NotText(place)) };
+        match text.trim_end_matches(['\n', '\r']) {
+            "" => Err(SecretError::Empty(place)),
+            line if line.contains(char::is_control) => Err(SecretError::NotOneLine(place)),
+            line => Ok(Hidden(line.to_owned())),
         }
-        Ok(Hidden(text.to_owned()))
     }
 }
 
@@ -127,7 +125,7 @@ pub enum Address {
 
 impl Address {
     /// Reads the address. A plain one is hidden as well, because it may contain a secret.
-    pub fn read(&self) -> Result<Hidden, String> {
+    pub fn read(&self) -> Result<Hidden, SecretError> {
         match self {
             Address::Plain(address) => Ok(Hidden(address.clone())),
             Address::Secret(secret) => secret.read(),
@@ -166,41 +164,31 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let unreadable =
-        |error| format!("cannot read the secret file {shown}: {error}; check its path and owner");
+fn read_file(path: &Path) -> Result<Vec<u8>, SecretError> {
+    let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
     // Checked before opening: opening a pipe would block until a writer opens it.
     if !path.metadata().map_err(unreadable)?.is_file() {
-        return Err(format!("the secret file {shown} is not a file; give the path of a file"));
+        return Err(SecretError::NotAFile(path.to_owned()));
     }
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.permissions().mode();
     if mode & 0o077 != 0 {
-        return Err(format!(
-            "the secret file {shown} has mode {:04o}, so others can access it; run: \
-             chmod 600 '{shown}'",
-            mode & 0o7777
-        ));
+        return Err(SecretError::Open { path: path.to_owned(), mode: mode & 0o7777 });
     }
     let mut bytes = Vec::new();
     file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    bounded(bytes, &shown.to_string())
+    bounded(bytes, || path.display().to_string())
 }
 
-fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, String> {
+fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, SecretError> {
     let command = Command::new(argv).within(limit);
-    let output = command
-        .output(&Progress::default())
-        .map_err(|error| format!("cannot get the secret: {error}; run the command by hand"))?;
-    bounded(output, &shown(argv))
+    let output = command.output(&Progress::default());
+    let output = output.map_err(|error| SecretError::Command(Box::new(error)))?;
+    bounded(output, || shown(argv))
 }
 
-fn bounded(bytes: Vec<u8>, place: &str) -> Result<Vec<u8>, String> {
-    if bytes.len() as u64 > MAX_LEN {
-        return Err(format!("the secret from {place} is longer than 64 KiB; check its content"));
-    }
-    Ok(bytes)
+fn bounded(bytes: Vec<u8>, place: impl Fn() -> String) -> Result<Vec<u8>, SecretError> {
+    if bytes.len() as u64 > MAX_LEN { Err(SecretError::TooLong(place())) } else { Ok(bytes) }
 }
 
 /// Formats a command for messages.
@@ -235,7 +223,7 @@ mod tests {
     fn secret_files_open_to_others_are_refused_with_a_remedy() {
         for mode in [0o640, 0o604, 0o620, 0o601, 0o644] {
             let (_dir, secret) = file(b"token", mode);
-            let error = secret.read().expect_err("refused");
+            let error = secret.read().expect_err("refused").to_string();
             assert!(error.contains("chmod 600 ") && !error.contains("token"), "{error}");
         }
         let (_dir, secret) = file(b"token", 0o400);
@@ -249,12 +237,13 @@ mod tests {
             [(&b""[..], "empty"), (b"a\nb", "one line"), (b"\xff", "not text"), (&long, "64 KiB")]
         {
             let (_dir, secret) = file(content, 0o600);
-            let error = secret.read().expect_err("refused");
+            let error = secret.read().expect_err("refused").to_string();
             assert!(error.contains(word) && error.contains("; "), "{error}");
         }
-        let missing = Secret::File("/nowhere/at/all".into()).read().expect_err("not there");
+        let missing =
+            Secret::File("/nowhere/at/all".into()).read().expect_err("not there").to_string();
         assert!(missing.contains("/nowhere/at/all"), "{missing}");
-        let directory = Secret::File("/".into()).read().expect_err("a directory");
+        let directory = Secret::File("/".into()).read().expect_err("a directory").to_string();
         assert!(directory.contains("not a file"), "{directory}");
     }
 
@@ -267,7 +256,7 @@ mod tests {
             (&["head", "-c", "100000", "/dev/zero"], "64 KiB"),
             (&[], "cannot start"),
         ] {
-            let error = command(words).read().expect_err("refused");
+            let error = command(words).read().expect_err("refused").to_string();
             assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
         }
     }
@@ -278,7 +267,8 @@ mod tests {
         let alive = dir.path().join("alive");
         let script = format!("(sleep 1; touch '{}') & echo x; wait", alive.display());
         let words = ["sh", "-c", &script].map(str::to_owned);
-        let error = read_command(&words, Duration::from_millis(200)).expect_err("ended");
+        let error = read_command(&words, Duration::from_millis(200));
+        let error = error.expect_err("ended").to_string();
         assert!(error.contains("within"), "{error}");
         std::thread::sleep(Duration::from_millis(1300));
         assert!(!alive.exists());

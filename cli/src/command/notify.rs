@@ -1,7 +1,7 @@
 use super::instance::ConfigFile;
 use crate::exit::{Failure, with_hint};
 use crate::json::Notified;
-use crate::notify::{self, Notification, Notifier, Origin, What};
+use crate::notify::{self, Notification, Notifier, NotifyError, Origin, What};
 use crate::report::now;
 use crate::run_id::RunId;
 use crate::run_record::{Frame, RunRecord, RunResult};
@@ -96,7 +96,7 @@ impl Test {
             previous: self.kind.previous(),
         });
         let failures = match &notification {
-            Some(notification) => notify::send(notifiers, notification, &wants_stop),
+            Some(notification) => messages(notify::send(notifiers, notification, &wants_stop)),
             None => silence(notifiers, &origin, &wants_stop),
         };
         let is_silent = |notifier: &&Notifier| match &notification {
@@ -139,13 +139,17 @@ impl TestedEvent {
     }
 }
 
+fn messages(errors: Vec<NotifyError>) -> Vec<String> {
+    errors.iter().map(NotifyError::to_string).collect()
+}
+
 fn silence(notifiers: &[Notifier], origin: &Origin, wants_stop: &dyn Fn() -> bool) -> Vec<String> {
     let start = now();
     let planned = notify::plan_silence(notifiers, origin, start);
-    let mut failures = notify::silence(notifiers, &planned, origin, start, wants_stop);
+    let mut failures = messages(notify::silence(notifiers, &planned, origin, start, wants_stop));
     let end: Time = now();
     let (_, more) = notify::end_silence(notifiers, planned, end, end);
-    for failure in more {
+    for failure in messages(more) {
         if !failures.contains(&failure) {
             failures.push(failure);
         }

@@ -1,6 +1,6 @@
 //! Posts to other people's servers, whose addresses may be secrets.
 
-use super::{Trouble, persist};
+use super::{NotifyError, persist};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use ureq::http::Uri;
@@ -30,12 +30,12 @@ impl Post<'_> {
     ///
     /// Every answer but a success is an error. This includes redirects, which would carry secrets
     /// to unintended servers. An error names the server and never the path.
-    pub fn send(&self) -> Result<Vec<u8>, String> {
+    pub fn send(&self) -> Result<Vec<u8>, NotifyError> {
         let server = server(self.address)?;
         persist(|| self.once(&server))
     }
 
-    fn once(&self, server: &str) -> Result<Vec<u8>, Trouble> {
+    fn once(&self, server: &str) -> Result<Vec<u8>, NotifyError> {
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(self.timeout.0))
             .http_status_as_error(false)
@@ -51,9 +51,7 @@ impl Post<'_> {
         }
         let unreachable = |error: ureq::Error| {
             let reason = self.without_secrets(&error.to_string());
-            Trouble::Passing(format!(
-                "cannot reach {server}: {reason}; check the network and the address"
-            ))
+            NotifyError::Unreachable { server: server.to_owned(), reason }
         };
         let mut answer = request.send(self.body).map_err(unreachable)?;
         let status = answer.status();
@@ -64,18 +62,8 @@ impl Post<'_> {
         let said =
             String::from_utf8_lossy(&body.unwrap_or_default()).replace(char::is_control, " ");
         let said = super::notification::cut(self.without_secrets(said.trim()), MAX_SHOWN);
-        let said = if said.is_empty() { said } else { format!(" ({})", said.trim_end()) };
-        let remedy = match status.as_u16() {
-            300..=399 => "set the address that it redirects to; redirects are not followed",
-            401 | 403 => "check the secret and its rights",
-            404 | 410 => "check the address",
-            429 => "send fewer messages",
-            500.. => "check its log",
-            _ => "check the address and the settings",
-        };
-        let reason = format!("{server} answered {status}{said}; {remedy}");
-        let may_pass = status.is_server_error() || status.as_u16() == 429;
-        Err(if may_pass { Trouble::Passing(reason) } else { Trouble::Lasting(reason) })
+        let (server, said) = (server.to_owned(), said.trim_end().to_owned());
+        Err(NotifyError::Status { server, status, said })
     }
 
     /// Removes secrets from a foreign text, which may repeat parts of the request.
@@ -116,17 +104,14 @@ pub fn user_of(address: &str) -> Option<&str> {
 }
 
 /// Returns host and port of an address, which can be shown.
-pub fn server(address: &str) -> Result<String, String> {
+pub fn server(address: &str) -> Result<String, NotifyError> {
     let uri: Option<Uri> = address.parse().ok();
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
     let host = uri.as_ref().and_then(|uri| Some((uri.host()?, uri.port_u16())));
     match host {
         Some((host, Some(port))) => Ok(format!("{host}:{port}")),
         Some((host, None)) => Ok(host.to_owned()),
-        None => {
-            Err("the address of a notifier is invalid; it must begin with https:// and a host"
-                .into())
-        }
+        None => Err(NotifyError::BadAddress),
     }
 }
 
@@ -141,7 +126,7 @@ mod tests {
         assert_eq!(shown("http://127.0.0.1:80/x"), "127.0.0.1:80");
         assert_eq!(place("https://a:secret@z.example:8443/api.php?x"), "z.example:8443/api.php");
         for none in ["", "chat.example/hooks/secret", "ftp://x/secret", "https://", "/secret"] {
-            let error = server(none).expect_err("no address");
+            let error = server(none).expect_err("no address").to_string();
             assert!(!error.contains("secret"), "{error}");
         }
     }

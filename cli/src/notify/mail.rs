@@ -1,6 +1,6 @@
 //! Sends mail by SMTP.
 
-use super::{Notification, Notify, Trouble, When, persist};
+use super::{Notification, Notify, NotifyError, When, persist};
 use forge::secret::Secret;
 use forge::settings::Limit;
 use lettre::address::Envelope;
@@ -71,23 +71,20 @@ impl Notify for Mail {
         self.when.wanted(notification).is_some()
     }
 
-    fn notify(&self, notification: &Notification) -> Result<(), String> {
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
         if !self.sends(notification) {
             return Ok(());
         }
-        let transport = self.transport().map_err(|error| format!("cannot send mail: {error}"))?;
+        let transport = self.transport().map_err(NotifyError::of_attempt("cannot send mail"))?;
         let mut failed = Vec::new();
         for to in &self.to {
             // Sent separately: a server that refuses one recipient would refuse the mail to all.
             if let Err(error) = self.send(&transport, to, notification) {
-                failed.push(format!(
-                    "cannot send mail to {} through {}: {error}",
-                    to.email,
-                    self.name()
-                ));
+                let attempt = format!("cannot send mail to {} through {}", to.email, self.name());
+                failed.push(NotifyError::of_attempt(attempt)(error));
             }
         }
-        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+        if failed.is_empty() { Ok(()) } else { Err(NotifyError::Several(failed)) }
     }
 }
 
@@ -100,14 +97,11 @@ impl Mail {
         })
     }
 
-    fn transport(&self) -> Result<SmtpTransport, String> {
+    fn transport(&self) -> Result<SmtpTransport, NotifyError> {
+        let server = || self.server.clone();
         let parameters = || {
-            TlsParameters::new(self.server.clone()).map_err(|error| {
-                format!(
-                    "cannot use TLS with {}: {error}; check the name of the server",
-                    self.server
-                )
-            })
+            TlsParameters::new(server())
+                .map_err(|source| NotifyError::Tls { server: server(), source })
         };
         let tls = match self.security {
             Security::Starttls => Tls::Required(parameters()?),
@@ -121,16 +115,13 @@ impl Mail {
         let transport = match (&self.user, &self.password) {
             (None, None) => transport,
             (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {
-                let server = &self.server;
-                return Err(format!(
-                    "the password for {server} would be sent unencrypted; set security = \"starttls\" or \"tls\""
-                ));
+                return Err(NotifyError::Unencrypted(server()));
             }
             (Some(user), Some(password)) => {
                 let password = password.read()?.reveal().to_owned();
                 transport.credentials(Credentials::new(user.clone(), password))
             }
-            _ => return Err("only one of user and password is set; set both or neither".into()),
+            _ => return Err(NotifyError::HalfLogin),
         };
         Ok(transport.build())
     }
@@ -145,8 +136,7 @@ impl Mail {
         transport: &SmtpTransport,
         to: &Mailbox,
         notification: &Notification,
-    ) -> Result<(), String> {
-        let unwritable = |error: &dyn Error| format!("{error}; check its address");
+    ) -> Result<(), NotifyError> {
         let message = Message::builder()
             .from(self.from.clone())
             .to(to.clone())
@@ -156,35 +146,11 @@ impl Mail {
             .header(AutoSubmitted)
             .header(ContentType::TEXT_PLAIN)
             .body(notification.text(MAX_TEXT))
-            .map_err(|error| unwritable(&error))?;
+            .map_err(NotifyError::Unwritable)?;
         let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.email.clone()])
-            .map_err(|error| unwritable(&error))?;
+            .map_err(NotifyError::Unwritable)?;
         let message = message.formatted();
-        persist(|| {
-            transport.send_raw(&envelope, &message).map(drop).map_err(|error| self.trouble(&error))
-        })
-    }
-
-    fn trouble(&self, error: &lettre::transport::smtp::Error) -> Trouble {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            let inner_text = inner.to_string();
-            if !reason.contains(&inner_text) {
-                reason = format!("{reason}: {inner_text}");
-            }
-            source = inner.source();
-        }
-        let reason = reason.replace(char::is_control, " ");
-        if error.is_permanent() {
-            return Trouble::Lasting(format!("{reason}; check addresses, user and password"));
-        }
-        if error.is_client() {
-            return Trouble::Lasting(format!("{reason}; check security and user"));
-        }
-        Trouble::Passing(format!(
-            "{reason}; check that the server runs, and its port and certificate"
-        ))
+        persist(|| transport.send_raw(&envelope, &message).map(drop).map_err(NotifyError::Smtp))
     }
 }
 
@@ -246,13 +212,13 @@ mod tests {
     fn passwords_are_not_sent_over_remote_plain_connections() {
         let more = "security = 'none'\nuser = 'u'\npassword = { command = ['printf', 'x'] }";
         let far = mail(&format!("server = 'mx.example.org'\n{more}")).expect("parses");
-        let error = far.transport().expect_err("refused");
+        let error = far.transport().expect_err("refused").to_string();
         assert!(error.contains("starttls"), "{error}");
         for here in ["localhost", "127.0.0.1", "::1"] {
             mail(&format!("server = '{here}'\n{more}")).expect("parses").transport().expect("ok");
         }
         let half = mail("server = 'mx'\nuser = 'u'").expect("parses").transport();
-        assert!(half.expect_err("refused").contains("both or neither"));
+        assert!(half.expect_err("refused").to_string().contains("both or neither"));
     }
 
     #[test]

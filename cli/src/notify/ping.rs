@@ -2,7 +2,7 @@
 //! arrives.
 
 use super::http::{self, Post};
-use super::{Notification, Notify, What};
+use super::{Notification, Notify, NotifyError, What};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -49,12 +49,12 @@ impl Notify for Ping {
         true
     }
 
-    fn notify(&self, notification: &Notification) -> Result<(), String> {
-        let what = self.path(notification).ok_or_else(|| {
-            let name = self.name();
-            format!("{name} was not tested: the ping would count as a success; use --as failed")
-        })?;
-        let address = self.url.read().map_err(|error| format!("cannot send the ping: {error}"))?;
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
+        let what = self
+            .path(notification)
+            .ok_or_else(|| NotifyError::OnlySuccess { name: self.name(), sent: "the ping" })?;
+        let failed = "cannot send the ping";
+        let address = self.url.read().map_err(NotifyError::of_attempt(failed))?;
         let address = address_of(address.reveal(), &what, notification);
         let body = notification.text(MAX_BODY);
         let post = Post {
@@ -64,7 +64,7 @@ impl Notify for Ping {
             body: body.as_bytes(),
             timeout: self.timeout,
         };
-        post.send().map(drop).map_err(|error| format!("cannot send the ping: {error}"))
+        post.send().map(drop).map_err(NotifyError::of_attempt::<NotifyError>(failed))
     }
 }
 

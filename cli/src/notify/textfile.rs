@@ -1,6 +1,6 @@
 //! Metrics in a file for the textfile collector of Prometheus' node exporter.
 
-use super::{Notification, Notify, What};
+use super::{Notification, Notify, NotifyError, What};
 use crate::run_record::RunRecord;
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -36,7 +36,7 @@ impl Notify for Textfile {
         super::overall(super::ten_seconds(), 1, None)
     }
 
-    fn notify(&self, notification: &Notification) -> Result<(), String> {
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
         let What::Ended(record) = notification.what else { return Ok(()) };
         let instance = notification.origin.instance;
         let (path, metrics) = if notification.origin.is_test {
@@ -46,18 +46,13 @@ impl Notify for Textfile {
             let metrics = metrics(instance, record, last_success(&path));
             (path, metrics)
         };
+        let failed = NotifyError::of_attempt("cannot write metrics");
         if !self.directory.is_dir() {
-            return Err(format!(
-                "cannot write metrics: {} is not a directory; create it, or correct `directory`",
-                self.directory.display()
-            ));
+            return Err(failed(NotifyError::NoDirectory(self.directory.clone())));
         }
         // The collector runs as another user and may read at any time.
-        forge::file::replace(&path, 0o644, metrics.as_bytes()).map_err(|error| {
-            format!(
-                "cannot write metrics: {error}; check that the directory exists and is writable"
-            )
-        })
+        forge::file::replace(&path, 0o644, metrics.as_bytes())
+            .map_err(|error| failed(NotifyError::MetricsUnwritten(error)))
     }
 }
 
@@ -203,7 +198,7 @@ mod tests {
         let notifier = Textfile { directory: "/nowhere/at/all".into() };
         let error = notifier.notify(&notification(What::Ended(&done()))).expect_err("no directory");
         assert_eq!(
-            error,
+            error.to_string(),
             "cannot write metrics: /nowhere/at/all is not a directory; create it, or correct \
              `directory`"
         );

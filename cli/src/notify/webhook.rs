@@ -1,7 +1,7 @@
 //! A message in Mattermost, Slack or a compatible service.
 
 use super::http::{self, Post};
-use super::{Notification, Notify, When};
+use super::{Notification, Notify, NotifyError, When};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -49,12 +49,12 @@ impl Notify for Webhook {
         self.when.wanted(notification).is_some()
     }
 
-    fn notify(&self, notification: &Notification) -> Result<(), String> {
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
         if !self.sends(notification) {
             return Ok(());
         }
-        let told = |error| format!("cannot send a message by webhook: {error}");
-        let address = self.url.read().map_err(told)?;
+        let failed = "cannot send a message by webhook";
+        let address = self.url.read().map_err(NotifyError::of_attempt(failed))?;
         let message = self.message(notification).to_string();
         let post = Post {
             address: address.reveal(),
@@ -63,7 +63,7 @@ impl Notify for Webhook {
             body: message.as_bytes(),
             timeout: self.timeout,
         };
-        post.send().map(drop).map_err(told)
+        post.send().map(drop).map_err(NotifyError::of_attempt::<NotifyError>(failed))
     }
 }
 

@@ -3,8 +3,10 @@
 //! The protocol is implemented here, without encryption, because existing implementations wait
 //! without limit and trust any length.
 
+use super::error::Refusal;
 use super::{
-    Notification, Notify, Origin, Silence, SilenceEnd, Trouble, What, filled, notification, persist,
+    Notification, Notify, NotifyError, Origin, Silence, SilenceEnd, What, filled, notification,
+    persist,
 };
 use crate::run_record::RunRecord;
 use forge::settings::Limit;
@@ -109,7 +111,7 @@ impl Notify for Zabbix {
         super::overall(self.timeout, 1, None)
     }
 
-    fn notify(&self, notification: &Notification) -> Result<(), String> {
+    fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
         let What::Ended(record) = notification.what else { return Ok(()) };
         let is_test = notification.origin.is_test;
         let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(record));
@@ -119,10 +121,7 @@ impl Notify for Zabbix {
             })
             .collect();
         if is_test && values.is_empty() && !self.keys.is_empty() {
-            let name = self.name();
-            return Err(format!(
-                "{name} was not tested: a value would count as a success; use --as failed"
-            ));
+            return Err(NotifyError::OnlySuccess { name: self.name(), sent: "a value" });
         }
         self.send(&self.host(&notification.origin), values.into_iter(), notification.at)
     }
@@ -138,12 +137,17 @@ impl Notify for Zabbix {
         _: &Origin,
         now: Time,
         _: &AtomicBool,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotifyError> {
         let Silence::ZabbixItems { host, keys } = planned else { return Ok(()) };
         self.send(host, keys.iter().map(|key| (key.clone(), "1".into())), now)
     }
 
-    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<SilenceEnd, String> {
+    fn end_silence(
+        &self,
+        silence: &Silence,
+        end: Time,
+        now: Time,
+    ) -> Result<SilenceEnd, NotifyError> {
         let Silence::ZabbixItems { host, keys } = silence else { return Ok(SilenceEnd::Done) };
         if now < end {
             return Ok(SilenceEnd::WhenDue);
@@ -164,7 +168,7 @@ impl Zabbix {
         host: &str,
         values: impl Iterator<Item = (String, String)>,
         at: Time,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotifyError> {
         let (clock, ns) = (at.seconds, at.nanoseconds);
         let data: Vec<Json> = values
             .map(|(key, value)| json!({"host": host, "key": key, "value": value, "clock": clock, "ns": ns}))
@@ -174,25 +178,13 @@ impl Zabbix {
         }
         let request = json!({"request": "sender data", "data": data, "clock": clock, "ns": ns});
         let request = request.to_string();
-        let answer =
-            persist(|| self.exchange(request.as_bytes()).map_err(|error| self.trouble(&error)))?;
-        accepted(&answer).map_err(|reason| {
-            let keys: Vec<_> = data.iter().filter_map(|one| one["key"].as_str()).collect();
-            let (name, keys) = (self.name(), keys.join(", "));
-            format!("{name} {reason}; check that host {host} has these items, of type \"Zabbix trapper\", and accepts values from this machine: {keys}")
+        let silent = |source| NotifyError::NoZabbix { name: self.name(), source };
+        let answer = persist(|| self.exchange(request.as_bytes()).map_err(silent))?;
+        accepted(&answer).map_err(|refusal| {
+            let keys = data.iter().filter_map(|one| one["key"].as_str());
+            let keys = keys.map(str::to_owned).collect();
+            NotifyError::ItemsRefused { name: self.name(), refusal, host: host.to_owned(), keys }
         })
-    }
-
-    fn trouble(&self, error: &io::Error) -> Trouble {
-        let reason = format!(
-            "{} did not answer: {error}; check server and port, and that it accepts unencrypted connections",
-            self.name()
-        );
-        if error.kind() == io::ErrorKind::InvalidData {
-            Trouble::Lasting(reason)
-        } else {
-            Trouble::Passing(reason)
-        }
     }
 
     fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
@@ -269,16 +261,16 @@ fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) ->
 
 /// Fails unless the server accepted all values. A server that accepts none still answers "success";
 /// only the counts show it.
-fn accepted(answer: &[u8]) -> Result<(), String> {
+fn accepted(answer: &[u8]) -> Result<(), Refusal> {
     let answer: Json = serde_json::from_slice(answer).unwrap_or_default();
     let info = answer["info"].as_str().unwrap_or_default();
     let failed = info.split(';').find_map(|part| part.trim().strip_prefix("failed:"));
     match (answer["response"].as_str(), failed.map(|number| number.trim().parse::<u64>())) {
         (Some("success"), Some(Ok(0))) => Ok(()),
-        (Some("success"), Some(Ok(_))) => Err(format!("rejected some values ({info})")),
+        (Some("success"), Some(Ok(_))) => Err(Refusal::Some(info.to_owned())),
         _ => {
             let shown = answer.to_string().replace(char::is_control, " ");
-            Err(format!("answered {}", notification::cut(shown, 200).trim_end()))
+            Err(Refusal::Odd(notification::cut(shown, 200).trim_end().to_owned()))
         }
     }
 }

@@ -5,7 +5,7 @@
 //! is reused every night.
 
 use super::http::{self, Post};
-use super::{Notification, Notify, Origin, Silence, SilenceEnd, TICK, filled};
+use super::{Notification, Notify, NotifyError, Origin, Silence, SilenceEnd, TICK, filled};
 use forge::secret::Secret;
 use forge::settings::Limit;
 use serde::Deserialize;
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use store::entry::Time;
 
+/// The attempt that errors name.
+const FAILED: &str = "maintenance in Zabbix failed";
 /// Shortest period that Zabbix accepts.
 const MIN_PERIOD_SECONDS: i64 = 300;
 /// Interval between queries whether the maintenance is in force.
@@ -90,7 +92,7 @@ impl Notify for ZabbixMaintenance {
         false
     }
 
-    fn notify(&self, _notification: &Notification) -> Result<(), String> {
+    fn notify(&self, _notification: &Notification) -> Result<(), NotifyError> {
         Ok(())
     }
 
@@ -106,7 +108,7 @@ impl Notify for ZabbixMaintenance {
         origin: &Origin,
         now: Time,
         is_over: &AtomicBool,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotifyError> {
         let Silence::ZabbixMaintenance { name, till } = planned else { return Ok(()) };
         let api = self.api()?;
         let (hosts, groups) = self.objects(&api, origin)?;
@@ -142,7 +144,12 @@ impl Notify for ZabbixMaintenance {
         Ok(())
     }
 
-    fn end_silence(&self, silence: &Silence, end: Time, now: Time) -> Result<SilenceEnd, String> {
+    fn end_silence(
+        &self,
+        silence: &Silence,
+        end: Time,
+        now: Time,
+    ) -> Result<SilenceEnd, NotifyError> {
         let Silence::ZabbixMaintenance { name, till } = silence else {
             return Ok(SilenceEnd::Done);
         };
@@ -163,7 +170,11 @@ impl Notify for ZabbixMaintenance {
 
 impl ZabbixMaintenance {
     /// Returns the ids of the hosts and groups to silence.
-    fn objects(&self, api: &Api, origin: &Origin) -> Result<(Vec<String>, Vec<String>), String> {
+    fn objects(
+        &self,
+        api: &Api,
+        origin: &Origin,
+    ) -> Result<(Vec<String>, Vec<String>), NotifyError> {
         let hosts = match (&self.hosts[..], &self.groups[..]) {
             ([], []) => vec![origin.host.to_owned()],
             (hosts, _) => hosts.iter().map(|host| filled(host, origin)).collect(),
@@ -199,12 +210,14 @@ impl ZabbixMaintenance {
         }
     }
 
-    fn api(&self) -> Result<Api<'_>, String> {
-        let failed = |error| format!("maintenance in Zabbix failed: {error}");
-        let token = self.token.read().map_err(failed)?;
+    fn api(&self) -> Result<Api<'_>, NotifyError> {
+        let token = self.token.read().map_err(NotifyError::of_attempt(FAILED))?;
         let mut api = Api { settings: self, token, how: Authorization::None };
         let version = api.call("apiinfo.version", json!({}))?;
-        api.how = authorization(version.as_str().unwrap_or_default()).map_err(failed)?;
+        let version = version.as_str().unwrap_or_default();
+        api.how = authorization(version)
+            .ok_or_else(|| NotifyError::OldApi(version.to_owned()))
+            .map_err(NotifyError::of_attempt(FAILED))?;
         Ok(api)
     }
 }
@@ -225,14 +238,13 @@ enum Authorization {
     Header,
 }
 
-fn authorization(version: &str) -> Result<Authorization, String> {
+/// Returns the way for an API version; `None` if the version is too old or unknown.
+fn authorization(version: &str) -> Option<Authorization> {
     let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
     match (parts.next(), parts.next()) {
-        (Some(6), Some(0..4)) => Ok(Authorization::Request),
-        (Some(6..), Some(_)) => Ok(Authorization::Header),
-        _ => Err(format!(
-            "the API version {version:?} is too old or unknown; use Zabbix 6.0 or newer, or kind = \"zabbix\" with maintenance-keys"
-        )),
+        (Some(6), Some(0..4)) => Some(Authorization::Request),
+        (Some(6..), Some(_)) => Some(Authorization::Header),
+        _ => None,
     }
 }
 
@@ -251,8 +263,14 @@ struct Api<'a> {
 }
 
 impl Api<'_> {
-    /// Calls a method and returns its result. Errors arrive with HTTP status 200, too.
-    fn call(&self, method: &str, params: Value) -> Result<Value, String> {
+    /// Calls a method and returns its result.
+    fn call(&self, method: &str, params: Value) -> Result<Value, NotifyError> {
+        let failed = NotifyError::of_attempt::<NotifyError>(format!("{FAILED}: {method}"));
+        self.exchange(method, params).map_err(failed)
+    }
+
+    /// Posts a request and returns its result. Errors arrive with HTTP status 200, too.
+    fn exchange(&self, method: &str, params: Value) -> Result<Value, NotifyError> {
         let mut request = json!({"jsonrpc": "2.0", "method": method, "params": params, "id": 1});
         if self.how == Authorization::Request {
             request["auth"] = self.token.reveal().into();
@@ -265,28 +283,25 @@ impl Api<'_> {
             body: request.as_bytes(),
             timeout: self.settings.timeout,
         };
-        let failed = |reason: String| format!("maintenance in Zabbix failed: {method}: {reason}");
-        let answer = post.send().map_err(failed)?;
+        let answer = post.send()?;
         let mut answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
         if let Some(result) = answer.get_mut("result").filter(|result| !result.is_null()) {
             return Ok(result.take());
         }
-        let server = http::server(&self.settings.url).map_err(failed)?;
+        let server = http::server(&self.settings.url)?;
         let error = &answer["error"];
         let said =
             [&error["message"], &error["data"]].map(|part| part.as_str().unwrap_or_default());
         let said = said.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
-        Err(failed(if said.trim().is_empty() {
-            format!("{server} gave no API answer; check that the URL ends with /api_jsonrpc.php")
+        Err(if said.trim().is_empty() {
+            NotifyError::NoApi { server }
         } else {
-            format!(
-                "{server} refused: {said}; check the token, its expiry and the rights of its user"
-            )
-        }))
+            NotifyError::ApiRefused { server, said }
+        })
     }
 
     /// Returns the maintenance of this name, if there is one.
-    fn known(&self, name: &str) -> Result<Option<Known>, String> {
+    fn known(&self, name: &str) -> Result<Option<Known>, NotifyError> {
         let output = ["maintenanceid", "active_till"];
         let query = json!({"filter": {"name": [name]}, "output": output});
         let known = self.call("maintenance.get", query)?;
@@ -302,7 +317,7 @@ impl Api<'_> {
         by: &str,
         id: &str,
         names: &[String],
-    ) -> Result<Vec<String>, String> {
+    ) -> Result<Vec<String>, NotifyError> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -313,8 +328,8 @@ impl Api<'_> {
         let id_of = |name: &String| {
             let one = found.iter().find(|one| one[by] == **name).and_then(|one| one[id].as_str());
             one.map(str::to_owned).ok_or_else(|| {
-                format!("maintenance in Zabbix failed: no {} {name:?} is visible to the token; check the name and the rights of the token's user",
-                    if by == "host" { "host" } else { "host group" })
+                let what = if by == "host" { "host" } else { "host group" };
+                NotifyError::of_attempt(FAILED)(NotifyError::Invisible { what, name: name.clone() })
             })
         };
         names.iter().map(id_of).collect()
@@ -335,10 +350,10 @@ mod tests {
             ("7.4.0beta1", Authorization::Header),
             ("10.0.0", Authorization::Header),
         ] {
-            assert_eq!(authorization(version), Ok(how), "{version}");
+            assert_eq!(authorization(version), Some(how), "{version}");
         }
         for version in ["5.4.12", "", "x", "6"] {
-            assert!(authorization(version).is_err(), "{version}");
+            assert_eq!(authorization(version), None, "{version}");
         }
     }
 

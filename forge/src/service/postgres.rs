@@ -373,7 +373,7 @@ impl Server {
             command = command.env(name, value);
         }
         if let Some(secret) = &self.secret {
-            command = command.env("PGPASSWORD", secret.read().map_err(Error::Secret)?.reveal());
+            command = command.env("PGPASSWORD", secret.read()?.reveal());
         } else if let Some(Password(password)) = &self.password {
             command = command.env("PGPASSWORD", password);
         }

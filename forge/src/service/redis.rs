@@ -146,7 +146,7 @@ impl Redis {
     /// Login from the settings of the instance.
     fn configured_login(&self) -> Result<Option<Login>> {
         let Some(secret) = &self.secret else { return Ok(None) };
-        let password = Password(secret.read().map_err(Error::Secret)?.reveal().to_owned());
+        let password = Password(secret.read()?.reveal().to_owned());
         let source = "`redis.password` of the instance".to_owned();
         Ok(Some(Login { user: self.username.clone(), password, source }))
     }
