@@ -245,9 +245,10 @@ impl Server {
             } else if name == MAINTENANCE {
                 // This database exists only for connections.
             } else if self.is_shared {
-                notes.push(not_dumped(&name, "it does not belong to this instance"));
+                notes.push(not_dumped(&name, "it does not belong to this instance").to_string());
             } else if !may_connect {
-                notes.push(not_dumped(&name, "the role of the backup may not connect to it"));
+                let reason = "the role of the backup may not connect to it";
+                notes.push(not_dumped(&name, reason).to_string());
             } else {
                 names.push(name);
             }
@@ -255,13 +256,13 @@ impl Server {
         Ok((names, notes))
     }
 
-    /// Connects to a database that is not in the plan. Returns a note instead if it cannot be
-    /// dumped.
+    /// Connects to a database that is not in the plan. The inner error says why it cannot
+    /// be dumped.
     pub fn connect_to_other<'a>(
         &self,
         name: &str,
         progress: &'a Progress,
-    ) -> Result<std::result::Result<Connection<'a>, String>> {
+    ) -> Result<std::result::Result<Connection<'a>, NotDumped>> {
         #[derive(Deserialize)]
         struct Closed {
             count: u64,
@@ -478,7 +479,7 @@ impl<'a> Connection<'a> {
     pub fn attempt<T: DeserializeOwned>(
         &mut self,
         query: &str,
-    ) -> Result<std::result::Result<Vec<T>, String>> {
+    ) -> Result<std::result::Result<Vec<T>, QueryError>> {
         // After a failure the server rejects everything up to the rollback, including the mark.
         // Clients before 11 do not set the variable with the reason, so it gets a value first.
         let text = format!(
@@ -503,7 +504,11 @@ impl<'a> Connection<'a> {
                 take(&mut rows, line);
             }
         })?;
-        Ok(if is_answered { rows } else { Err(said.unwrap_or_default()) })
+        Ok(if is_answered {
+            rows.map_err(QueryError::Row)
+        } else {
+            Err(QueryError::Refused(said.unwrap_or_default()))
+        })
     }
 
     /// Runs a statement without rows.
@@ -514,7 +519,7 @@ impl<'a> Connection<'a> {
     fn tell_and_read<T: DeserializeOwned>(&mut self, text: &str) -> Result<Vec<T>> {
         let mut rows = Ok(Vec::new());
         self.ask(text, |line| take(&mut rows, line))?;
-        rows.map_err(|reason| self.odd(&reason))
+        rows.map_err(|error| self.odd(&error.to_string()))
     }
 
     /// Passes each line of an answer to `take`. Always reads the whole answer.
@@ -546,12 +551,12 @@ impl<'a> Connection<'a> {
 }
 
 /// Adds a row, unless an earlier row was invalid.
-fn take<T: DeserializeOwned>(rows: &mut std::result::Result<Vec<T>, String>, line: &[u8]) {
+fn take<T: DeserializeOwned>(rows: &mut serde_json::Result<Vec<T>>, line: &[u8]) {
     if let Ok(known) = rows {
         // A database without an encoding may return any bytes.
         match serde_json::from_str(&String::from_utf8_lossy(line)) {
             Ok(row) => known.push(row),
-            Err(error) => *rows = Err(error.to_string()),
+            Err(error) => *rows = Err(error),
         }
     }
 }
@@ -572,8 +577,27 @@ impl Columns {
     }
 }
 
-fn not_dumped(name: &str, reason: &str) -> String {
-    format!("database {name} is not dumped: {reason}; to dump it, list it in `postgres.databases`")
+fn not_dumped(name: &str, reason: &str) -> NotDumped {
+    NotDumped { name: name.to_owned(), reason: reason.to_owned() }
+}
+
+/// A database that is not in the plan and cannot be dumped.
+#[derive(Debug, thiserror::Error)]
+#[error("database {name} is not dumped: {reason}; to dump it, list it in `postgres.databases`")]
+pub struct NotDumped {
+    name: String,
+    reason: String,
+}
+
+/// Reason why a query has no rows.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The server refused it, for this reason.
+    #[error("{0}")]
+    Refused(String),
+    /// A row has an unexpected form.
+    #[error("{0}")]
+    Row(serde_json::Error),
 }
 
 /// Formats a database name as an argument. The client would parse a plain name with `=` as a

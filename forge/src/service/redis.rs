@@ -93,6 +93,14 @@ impl Default for Redis {
     }
 }
 
+/// Answer of a server that refuses a user.
+enum Refusal {
+    /// It knows no such user, or the password is wrong.
+    Login(String),
+    /// The user lacks a permission.
+    Permission(String),
+}
+
 impl Redis {
     /// Fails if the server does not answer or refuses all logins.
     pub fn expect_access(&self, progress: &Progress) -> Result<()> {
@@ -120,7 +128,8 @@ impl Redis {
             }
         }
         let Some(answer) = answer else {
-            return self.ask_as(None, words, progress)?.map_err(|answer| {
+            return self.ask_as(None, words, progress)?.map_err(|refusal| {
+                let (Refusal::Login(answer) | Refusal::Permission(answer)) = refusal;
                 self.odd(format!(
                     "it requires a password, and none was found ({answer}); set `redis.password` \
                      of the instance"
@@ -133,13 +142,12 @@ impl Redis {
             (true, false) => "correct it, or remove it to use the login in GitLab's configuration",
             (false, _) => "correct it there, or set `redis.password` of the instance",
         };
-        Err(self.odd(if answer.contains("NOPERM ") {
-            format!(
+        Err(self.odd(match answer {
+            Refusal::Permission(answer) => format!(
                 "the user in {sources} lacks a permission ({answer}); grant it, or set \
                  `redis.username` and `redis.password` of another user"
-            )
-        } else {
-            format!("wrong password in {sources} ({answer}); {next}")
+            ),
+            Refusal::Login(answer) => format!("wrong password in {sources} ({answer}); {next}"),
         }))
     }
 
@@ -157,7 +165,7 @@ impl Redis {
         login: Option<&Login>,
         words: &[&str],
         progress: &Progress,
-    ) -> Result<Result<String, String>> {
+    ) -> Result<Result<String, Refusal>> {
         let mut arguments: Vec<String> = Vec::new();
         match (&self.socket, &self.host) {
             (Some(socket), _) => arguments.extend(["-s".into(), socket.display().to_string()]),
@@ -181,8 +189,11 @@ impl Redis {
             let own = answer.strip_prefix("(error) ").unwrap_or(&answer);
             prefixes.iter().any(|prefix| own.starts_with(prefix))
         };
-        if begins(&["NOAUTH ", "WRONGPASS ", "NOPERM "]) {
-            return Ok(Err(answer));
+        if begins(&["NOAUTH ", "WRONGPASS "]) {
+            return Ok(Err(Refusal::Login(answer)));
+        }
+        if begins(&["NOPERM "]) {
+            return Ok(Err(Refusal::Permission(answer)));
         }
         if begins(&["ERR ", "MISCONF ", "LOADING "]) {
             return Err(self.odd(answer));

@@ -62,7 +62,7 @@ impl<'a> ConsistencyPoint<'a> {
             }
             match server.connect_to_other(name, progress)? {
                 Ok(connection) => connections.push(connection),
-                Err(note) => notes.push(note),
+                Err(not_dumped) => notes.push(not_dumped.to_string()),
             }
         }
         let source = Some(Source {

@@ -91,10 +91,39 @@ fn quoted(text: &str, quote: char) -> Option<(String, &str)> {
 /// variable.
 pub type Look<'a> = &'a dyn Fn(&str, bool) -> Option<String>;
 
-/// Expands the variables in a text. Errors describe the fault, without values of variables.
-pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
+/// Fault of a text with variables. It contains no value of a variable.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExpandError {
+    /// Variables are in variables in variables.
+    #[error("its variables are nested too deeply")]
+    TooDeep,
+    /// The text ends in a variable.
+    #[error("a `${{` has no closing `}}`")]
+    Unclosed,
+    /// A lone dollar sign.
+    #[error("a `$` is not followed by a name; write `$$` for a `$` itself")]
+    NoName,
+    /// Braces without a name.
+    #[error("a `${{` is not followed by a variable name")]
+    NoNameInBraces,
+    /// The expanded text is too long.
+    #[error("its variables expand to more than {EXPANDED_BYTES_MAX} bytes")]
+    TooLong,
+    /// A required variable is unset.
+    #[error(
+        "the file requires {0}, which has no value; if the shell sets {0}, write it to .env beside \
+         the file, so that it is backed up as well"
+    )]
+    Unset(String),
+    /// What follows the name of this variable has no meaning.
+    #[error("`${{{0}` is followed by an unknown operator")]
+    UnknownOperator(String),
+}
+
+/// Expands the variables in a text.
+pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, ExpandError> {
     if depth > DEPTH_MAX {
-        return Err("its variables are nested too deeply".into());
+        return Err(ExpandError::TooDeep);
     }
     let mut expanded = String::new();
     let mut rest = text;
@@ -105,19 +134,19 @@ pub fn expand(text: &str, look: Look<'_>, depth: usize) -> Result<String, String
             expanded.push('$');
             rest = after;
         } else if let Some(after) = rest.strip_prefix('{') {
-            let end = closing(after).ok_or("a `${` has no closing `}`")?;
+            let end = closing(after).ok_or(ExpandError::Unclosed)?;
             expanded.push_str(&braced(&after[..end], look, depth)?);
             rest = &after[end + 1..];
         } else {
             let len = name_len(rest);
             if len == 0 {
-                return Err("a `$` is not followed by a name; write `$$` for a `$` itself".into());
+                return Err(ExpandError::NoName);
             }
             expanded.push_str(&look(&rest[..len], true).unwrap_or_default());
             rest = &rest[len..];
         }
         if expanded.len() > EXPANDED_BYTES_MAX {
-            return Err(format!("its variables expand to more than {EXPANDED_BYTES_MAX} bytes"));
+            return Err(ExpandError::TooLong);
         }
     }
     expanded.push_str(rest);
@@ -150,11 +179,11 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// Expands the content of `${…}`: a name, perhaps with an operator for a set or an unset value.
-fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
+fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, ExpandError> {
     let len = name_len(inner);
     let (name, rest) = inner.split_at(len);
     if name.is_empty() {
-        return Err("a `${` is not followed by a variable name".into());
+        return Err(ExpandError::NoNameInBraces);
     }
     if rest.is_empty() {
         return Ok(look(name, true).unwrap_or_default());
@@ -171,10 +200,7 @@ fn braced(inner: &str, look: Look<'_>, depth: usize) -> Result<String, String> {
         ('-' | '?', Some(value)) => Ok(value),
         ('+', None) => Ok(String::new()),
         ('-', None) | ('+', Some(_)) => expand(word.as_str(), look, depth + 1),
-        ('?', None) => Err(format!(
-            "the file requires {name}, which has no value; if the shell sets {name}, \
-             write it to .env beside the file, so that it is backed up as well"
-        )),
-        _ => Err(format!("`${{{name}` is followed by an unknown operator")),
+        ('?', None) => Err(ExpandError::Unset(name.to_owned())),
+        _ => Err(ExpandError::UnknownOperator(name.to_owned())),
     }
 }

@@ -2,7 +2,7 @@
 //! must exist.
 
 use super::LOOPBACK;
-use super::package::{DATA as DATA_DIR, Package};
+use super::package::{DATA as DATA_DIR, NotHere, Package};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::links;
@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct Generated {
     /// The user that GitLab runs as, if the configuration says so.
     pub user: Option<String>,
-    /// Storages of repositories by name; where one is not on this machine, what was looked for.
-    pub storages: BTreeMap<String, Result<PathBuf, String>>,
+    /// Storages of repositories by name.
+    pub storages: BTreeMap<String, Result<PathBuf, NotHere>>,
     /// Directories of other data.
     pub data: Vec<Data>,
     /// Databases of the main server and of other servers.
@@ -58,7 +58,7 @@ pub struct Data {
     /// Paths; several if the directory was moved while in use.
     pub paths: Vec<PathBuf>,
     /// Reasons why further paths are not on this machine.
-    pub gaps: Vec<String>,
+    pub gaps: Vec<NotHere>,
     /// True if the configuration uses it and it is not in an object store.
     pub is_expected: bool,
     /// True if all of it, or newer data in it, is in an object store.
@@ -285,13 +285,13 @@ impl Places<'_> {
     }
 
     /// Returns a configured path on this machine, or the reason why this machine has none.
-    fn place(&self, path: &str) -> Result<PathBuf, String> {
+    fn place(&self, path: &str) -> Result<PathBuf, NotHere> {
         self.package.place(&self.said(path))
     }
 
     /// Returns the storages of Gitaly's configuration, and those only in `gitlab.yml`, which older
     /// versions use.
-    fn storages(&self, gitaly: Option<&toml::Table>) -> BTreeMap<String, Result<PathBuf, String>> {
+    fn storages(&self, gitaly: Option<&toml::Table>) -> BTreeMap<String, Result<PathBuf, NotHere>> {
         let mut storages = BTreeMap::new();
         let of_gitaly = gitaly.and_then(|config| config.get("storage")?.as_array());
         for storage in of_gitaly.into_iter().flatten() {
@@ -325,7 +325,7 @@ impl Places<'_> {
     }
 
     /// Returns the package's own storage.
-    fn usual(&self) -> Result<PathBuf, String> {
+    fn usual(&self) -> Result<PathBuf, NotHere> {
         self.package.place(&Path::new(DATA_DIR).join("git-data/repositories"))
     }
 
@@ -389,7 +389,7 @@ impl Places<'_> {
 
     /// Returns the directory of uploads. It is `uploads` in the configured directory. In the
     /// package that is the public directory of Rails, which has a link to the data.
-    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, String> {
+    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, NotHere> {
         let said = said.unwrap_or_else(|| self.said("public"));
         let inner = said.join("uploads");
         // Containers have no volume for the program's directories.
@@ -425,14 +425,11 @@ fn has_entries(dir: &Path) -> bool {
 }
 
 /// Describes a storage on another machine.
-fn remote(name: &str, address: &str) -> String {
+fn remote(name: &str, address: &str) -> NotHere {
     let of = if address.is_empty() { String::new() } else { format!(" (its Gitaly is {address})") };
     let cluster =
         if is_cluster(address) { "; Gitaly Cluster (Praefect) is not covered" } else { "" };
-    format!(
-        "storage {name}, which has no path on this machine{of}{cluster}; back it up on its own \
-         machine, or set the path where it is mounted"
-    )
+    NotHere::OtherMachine { name: name.to_owned(), whose: of + cluster }
 }
 
 /// Returns true if an address is that of a Gitaly Cluster.

@@ -109,13 +109,42 @@ pub struct Container<'a> {
     pub links: RefCell<BTreeSet<PathBuf>>,
 }
 
+/// Reason why something of the package has no path on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotHere {
+    /// The container has it in a place without a path.
+    #[error("{} of the container: {reason}", path.display())]
+    Nowhere {
+        /// Path in the container.
+        path: PathBuf,
+        /// Description of the place.
+        reason: String,
+    },
+    /// The container has it in memory.
+    #[error("{} of the container is in memory", .0.display())]
+    InMemory(PathBuf),
+    /// The container has it among its own files.
+    #[error("{} of the container is not in a volume and is lost with the container", .0.display())]
+    NotInVolume(PathBuf),
+    /// A storage of repositories that another machine has.
+    #[error(
+        "storage {name}, which has no path on this machine{whose}; back it up on its own machine, \
+         or set the path where it is mounted"
+    )]
+    OtherMachine {
+        /// Name of the storage.
+        name: String,
+        /// Address of its Gitaly, in words.
+        whose: String,
+    },
+}
+
 impl Package<'_> {
     /// Returns a path of the package on this machine, or the reason why this machine has none.
-    pub fn place(&self, path: &Path) -> Result<PathBuf, String> {
+    pub fn place(&self, path: &Path) -> Result<PathBuf, NotHere> {
         let Some(Container { service, links, .. }) = &self.container else {
             return Ok(self.site.at(path));
         };
-        let at = path.display();
         let (followed, found) = service.follow(path);
         if let Some(Place::Here(path)) = service.place(&followed).filter(|_| !found.is_empty()) {
             links.borrow_mut().extend(found);
@@ -123,11 +152,9 @@ impl Package<'_> {
         }
         match service.place(path) {
             Some(Place::Here(path)) => Ok(path),
-            Some(Place::Nowhere(reason)) => Err(format!("{at} of the container: {reason}")),
-            Some(Place::Memory) => Err(format!("{at} of the container is in memory")),
-            None => Err(format!(
-                "{at} of the container is not in a volume and is lost with the container"
-            )),
+            Some(Place::Nowhere(reason)) => Err(NotHere::Nowhere { path: path.to_owned(), reason }),
+            Some(Place::Memory) => Err(NotHere::InMemory(path.to_owned())),
+            None => Err(NotHere::NotInVolume(path.to_owned())),
         }
     }
 
@@ -197,7 +224,7 @@ impl Package<'_> {
             let part = repositories::part(name);
             match place {
                 Ok(path) => plan.storage(&part, path, Some(user)),
-                Err(looked_for) => plan.lacks(&part, looked_for),
+                Err(why) => plan.lacks(&part, why.to_string()),
             }
         }
         directories(&generated, user, plan);
@@ -396,7 +423,7 @@ fn directories(generated: &Generated, user: &str, plan: &mut Plan) {
             plan.notes.push(text);
         }
         let Some(first) = data.paths.first().cloned() else {
-            let gap = data.gaps.join(", ");
+            let gap = data.gaps.iter().map(NotHere::to_string).collect::<Vec<_>>().join(", ");
             if data.is_expected {
                 plan.lacks(data.name, gap);
             } else {

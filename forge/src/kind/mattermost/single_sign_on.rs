@@ -75,7 +75,7 @@ fn judge(
 ) -> Result<Check> {
     let mut sources = match sources(places, major, view)? {
         Ok(sources) => sources,
-        Err(reason) => return Ok(unknown(reason)),
+        Err(unreadable) => return Ok(unknown(unreadable.to_string())),
     };
     let Some(first) = sources.first() else {
         return Ok(unknown("Mattermost is not configured for sign-in with GitLab"));
@@ -180,13 +180,34 @@ impl Source {
     }
 }
 
-/// Returns the sources to compare, the one in effect now first. The inner error is the reason why a
-/// source cannot be read.
+/// Reason why a file that may hold id and secret cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    /// It is missing.
+    #[error("{} does not exist", shown(.0))]
+    Missing(PathBuf),
+    /// Its kind or its size is not that of a configuration file.
+    #[error("{} is not a file, or is too large", shown(.0))]
+    NotSmallFile(PathBuf),
+    /// It has other content.
+    #[error("{} is invalid JSON at line {line}, column {column}", shown(path))]
+    NotJson {
+        /// Its path.
+        path: PathBuf,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1.
+        column: usize,
+    },
+}
+
+/// Returns the sources to compare, the one in effect now first. The inner error says why a source
+/// cannot be read.
 fn sources(
     places: &Places,
     major: Option<u32>,
     view: &View<'_>,
-) -> Result<std::result::Result<Vec<Source>, String>> {
+) -> Result<std::result::Result<Vec<Source>, Unreadable>> {
     let environment = environment(places, view)?;
     // If the version is unknown, the presence of the environment decides.
     let is_old = major.map_or(environment.is_none(), |major| major < ENVIRONMENT_SINCE);
@@ -224,13 +245,13 @@ fn environment(places: &Places, view: &View<'_>) -> Result<Option<Source>> {
     Ok((!source.id.is_empty()).then_some(source))
 }
 
-/// Reads id and secret from a JSON file. Returns `None` if it sets no id. The inner error is the
-/// reason why the file cannot be read.
+/// Reads id and secret from a JSON file. Returns `None` if it sets no id. The inner error
+/// says why the file cannot be read.
 fn json(
     places: &Places,
     origin: Origin,
     view: &View<'_>,
-) -> Result<std::result::Result<Option<Source>, String>> {
+) -> Result<std::result::Result<Option<Source>, Unreadable>> {
     let (path, section, names) = match origin {
         Origin::Secrets => {
             (&places.secrets, "mattermost", ["gitlab_id", "gitlab_secret", "gitlab_enable"])
@@ -238,17 +259,16 @@ fn json(
         _ => (&places.config, "GitLabSettings", ["Id", "Secret", "Enable"]),
     };
     let Some(seen) = view.file(path)? else {
-        return Ok(Err(format!("{} does not exist", shown(path))));
+        return Ok(Err(Unreadable::Missing(path.clone())));
     };
     let Some(content) = seen.content else {
-        return Ok(Err(format!("{} is not a file, or is too large", shown(path))));
+        return Ok(Err(Unreadable::NotSmallFile(path.clone())));
     };
     let value: Value = match serde_json::from_slice(&content) {
         Ok(value) => value,
         Err(error) => {
             let (line, column) = (error.line(), error.column());
-            let what = format!("{} is invalid JSON at line {line}, column {column}", shown(path));
-            return Ok(Err(what));
+            return Ok(Err(Unreadable::NotJson { path: path.clone(), line, column }));
         }
     };
     let [id, secret, enable] = names.map(|name| &value[section][name]);

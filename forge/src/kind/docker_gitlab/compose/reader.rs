@@ -506,7 +506,7 @@ impl<'a> Reader<'a> {
     }
 
     fn expand_with(&self, text: &str, look: Look<'_>) -> Result<String> {
-        let expanded = expand(text, look, 0).map_err(odd)?;
+        let expanded = expand(text, look, 0).map_err(|error| odd(error.to_string()))?;
         self.spend(expanded.len())?;
         Ok(expanded)
     }

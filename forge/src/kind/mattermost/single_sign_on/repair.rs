@@ -29,7 +29,8 @@ pub fn repair(plan: &Plan, catalogue: &Catalogue, is_dry: bool) -> Result<Repair
     };
     let major = plan.product.version_numbers().map(|(major, _)| major);
     let applications = &catalogue.applications;
-    let mut sources = sources(&places, major, &View::Live)?.map_err(wrong)?;
+    let sources = sources(&places, major, &View::Live)?;
+    let mut sources = sources.map_err(|unreadable| wrong(unreadable.to_string()))?;
     for source in &mut sources {
         source.matched = matched(source, applications);
     }
