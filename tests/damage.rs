@@ -247,7 +247,7 @@ impl<'a> Bench<'a> {
         let all = |n: usize| &self.sample.snapshots[ids[n]];
         let differs = |path: &str| all(0).get(path) != all(1).get(path);
         let (mut found, mut lost) = (BTreeSet::new(), Vec::new());
-        let compared = diff(store, &first, &second, &mut |difference| {
+        let compared = diff::<store::Error>(store, &first, &second, &mut |difference| {
             match difference {
                 Err(part) => lost.push(part.span),
                 Ok(change) => {

@@ -59,22 +59,12 @@ impl Stream<'_> {
         options: &Options,
     ) -> Result<Report, Failure> {
         let bytes = Cell::new(0);
-        let mut refusal = None;
         let mut confirm = || {
-            let ended = end();
-            let whole = ended.and_then(|()| if bytes.get() > 0 { Ok(()) } else { self.empty() });
-            whole.map_err(|failure| {
-                refusal = Some(failure);
-                store::Error::Interrupted
-            })
+            end()?;
+            if bytes.get() > 0 { Ok(()) } else { self.empty() }
         };
         let mut input = Counted { input, bytes: &bytes };
-        let report =
-            store::backup::backup_stream(store, self.path, &mut input, &mut confirm, options);
-        match refusal {
-            Some(failure) => Err(failure),
-            None => Ok(report?),
-        }
+        store::backup::backup_stream(store, self.path, &mut input, &mut confirm, options)
     }
 
     /// Fails for an empty stream, unless it is allowed. A failed command often leaves an empty

@@ -138,21 +138,21 @@ pub fn backup(store: &Store, options: &Options) -> Result<Report> {
 /// Backs up one stream as one file named `name`, which is also its path.
 ///
 /// Reads `input` to its end, then calls `confirm`. If `confirm` fails because the input is
-/// incomplete, no snapshot is created.
-pub fn backup_stream(
+/// incomplete, no snapshot is created, and its error is returned.
+pub fn backup_stream<E: From<Error>>(
     store: &Store,
     name: &[u8],
     input: &mut dyn Read,
-    confirm: &mut dyn FnMut() -> Result<()>,
+    confirm: &mut dyn FnMut() -> Result<(), E>,
     options: &Options,
-) -> Result<Report> {
+) -> Result<Report, E> {
     let mut backup = Backup::begin(store, options, Likeness::Paths(vec![name.to_vec()]))?;
     backup.stream(name, input).map_err(|error| match error {
         Error::Source { source, .. } => Error::Source { path: "standard input".into(), source },
         other => other,
     })?;
     confirm()?;
-    backup.finish(None)
+    Ok(backup.finish(None)?)
 }
 
 /// A source path.

@@ -22,15 +22,16 @@ pub enum Change {
     Metadata(Entry, Entry),
 }
 
-/// Calls `each` for every path that differs, in path order, and for every lost part.
+/// Calls `each` for every path that differs, in path order, and for every lost part. Ends with the
+/// first error of `each`.
 ///
 /// Leaves that both trees contain are equal and are not read.
-pub fn diff(
+pub fn diff<E>(
     store: &Store,
     first: &ChunkId,
     second: &ChunkId,
-    each: &mut dyn FnMut(Result<Change, Lost>) -> Result<()>,
-) -> Result<()> {
+    each: &mut dyn FnMut(Result<Change, Lost>) -> Result<(), E>,
+) -> Result<(), E> {
     let outline = |root| tree::outline(root, store, &|_| false, &mut |_| {});
     let (left, right) = (outline(first), outline(second));
     let shared: HashSet<ChunkId> = {

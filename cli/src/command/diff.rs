@@ -32,44 +32,42 @@ impl Diff {
         let (_, first) = select::find(&store, &self.first)?;
         let (_, second) = select::find(&store, &self.second)?;
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
-        let (mut failure, mut lost_parts) = (None, 0u64);
-        store::diff::diff(&store, &first.root.chunk(), &second.root.chunk(), &mut |met| {
-            store.observer().progress().check()?;
-            let change = match met {
-                Ok(change) => change,
-                Err(lost) => {
-                    lost_parts += 1;
-                    ui.warn(&format!("cannot compare {}: {}", lost.span, lost.error));
-                    return Ok(());
+        let mut lost_parts = 0u64;
+        store::diff::diff(
+            &store,
+            &first.root.chunk(),
+            &second.root.chunk(),
+            &mut |met| -> Result<(), Failure> {
+                store.observer().progress().check()?;
+                let change = match met {
+                    Ok(change) => change,
+                    Err(lost) => {
+                        lost_parts += 1;
+                        ui.warn(&format!("cannot compare {}: {}", lost.span, lost.error));
+                        return Ok(());
+                    }
+                };
+                let (kind, sign, entry) = match &change {
+                    Change::Added(entry) => (0, "+", entry),
+                    Change::Removed(entry) => (1, "-", entry),
+                    Change::Modified(_, entry) => (2, "M", entry),
+                    Change::Metadata(_, entry) => (3, "U", entry),
+                };
+                counts[kind] += 1;
+                match &change {
+                    Change::Added(entry) => bytes[0] += entry.size,
+                    Change::Removed(entry) => bytes[1] += entry.size,
+                    Change::Modified(old, new) => {
+                        bytes[0] += new.size;
+                        bytes[1] += old.size;
+                    }
+                    Change::Metadata(..) => {}
                 }
-            };
-            let (kind, sign, entry) = match &change {
-                Change::Added(entry) => (0, "+", entry),
-                Change::Removed(entry) => (1, "-", entry),
-                Change::Modified(_, entry) => (2, "M", entry),
-                Change::Metadata(_, entry) => (3, "U", entry),
-            };
-            counts[kind] += 1;
-            match &change {
-                Change::Added(entry) => bytes[0] += entry.size,
-                Change::Removed(entry) => bytes[1] += entry.size,
-                Change::Modified(old, new) => {
-                    bytes[0] += new.size;
-                    bytes[1] += old.size;
-                }
-                Change::Metadata(..) => {}
-            }
-            let line = Changed { modifier: sign, path: PathFields::of_tree(&entry.path) };
-            let shown = ui
-                .json(&line)
-                .and_then(|()| ui.line(format!("{sign} /{}", display_path(&entry.path))));
-            if let Err(error) = shown {
-                failure.get_or_insert(error);
-                return Err(store::Error::Interrupted);
-            }
-            Ok(())
-        })
-        .map_err(|error| failure.take().unwrap_or(Failure::Store(error)))?;
+                let line = Changed { modifier: sign, path: PathFields::of_tree(&entry.path) };
+                ui.json(&line)?;
+                ui.line(format!("{sign} /{}", display_path(&entry.path)))
+            },
+        )?;
         let [added, removed, modified, metadata] = counts;
         ui.json(&DiffSummary {
             added,
