@@ -178,6 +178,7 @@ fn hint(error: &Error) -> Option<String> {
         | Error::SnapshotDamaged { .. } => {
             "`forgekeep check --read-data` lists the damage and the affected paths".into()
         }
+        Error::NoSuchPath(_) => "`forgekeep ls` lists the paths of a snapshot".into(),
         Error::WrongKind { kind: "a directory", .. } => {
             "use `forgekeep restore` for directories".into()
         }

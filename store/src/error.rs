@@ -147,6 +147,9 @@ pub enum Error {
         /// Directory of the store.
         store: PathBuf,
     },
+    /// A snapshot lacks a path that was asked for.
+    #[error("the snapshot has no /{0}")]
+    NoSuchPath(String),
     /// A path is of the wrong kind for the operation.
     #[error("{path} is {kind}, not {wanted}")]
     WrongKind {
@@ -195,9 +198,12 @@ pub enum Error {
     /// The only source is the store itself or a path inside it.
     #[error("{0} is the store or inside the store")]
     SourceIsStore(PathBuf),
-    /// The operation was cancelled.
+    /// The user stopped the operation.
     #[error("interrupted")]
     Interrupted,
+    /// Another thread of the operation failed. The operation returns the error of that thread.
+    #[error("another thread failed")]
+    Abandoned,
 }
 
 impl Error {

@@ -214,7 +214,7 @@ impl<'a> Packer<'a> {
     fn join(&self) -> Result<()> {
         let Some(Finisher { queue, thread }) = self.finisher.lock().take() else {
             // The first caller gets the reason.
-            return Err(Error::Interrupted);
+            return Err(Error::Abandoned);
         };
         drop(queue);
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -262,10 +262,7 @@ fn prefix(root: &ChunkId, from: &[u8], chunks: &dyn Chunks) -> Result<(Vec<u8>, 
         }
         // The entry of a directory may be lost while that of a path in it is not.
         Some(first) => Ok((from.to_vec(), first.is_ok_and(|entry| entry.path == from))),
-        None => Err(Error::Malformed {
-            what: crate::entry::display_path(from),
-            reason: "the snapshot has no such path".into(),
-        }),
+        None => Err(Error::NoSuchPath(crate::entry::display_path(from))),
     }
 }
 

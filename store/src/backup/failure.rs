@@ -18,8 +18,8 @@ impl Failure {
             Ok(value) => Some(value),
             Err(error) => {
                 let mut first = self.error.lock();
-                // A thread that stopped because of another thread's error has no reason of its own.
-                if matches!(*first, None | Some(Error::Interrupted)) {
+                // A fault counts more than a stop request, and the cause more than its effect.
+                if matches!(*first, None | Some(Error::Interrupted | Error::Abandoned)) {
                     *first = Some(error);
                 }
                 drop(first);

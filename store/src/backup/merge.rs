@@ -285,11 +285,11 @@ impl Merge<'_, '_> {
 
     fn send_slot(&self, slot: Slot) -> Result<()> {
         // The tree's thread ends before the sender only on a panic, which is passed on.
-        self.slots.send(slot).map_err(|_| Error::Interrupted)
+        self.slots.send(slot).map_err(|_| Error::Abandoned)
     }
 
     fn send_job(&self, job: Job, reply: SyncSender<Vec<Entry>>) -> Result<()> {
-        self.jobs.send((job, reply)).map_err(|_| Error::Interrupted)
+        self.jobs.send((job, reply)).map_err(|_| Error::Abandoned)
     }
 }
 

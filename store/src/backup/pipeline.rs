@@ -103,7 +103,7 @@ fn write_tree(
         }
     }
     if failure.is_noted() {
-        return Err(Error::Interrupted); // `run` returns the recorded error instead
+        return Err(Error::Abandoned); // `run` returns the recorded error instead
     }
     assembly.finish(packer)
 }
