@@ -243,6 +243,20 @@ thread_local! {
     static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// Reason why content cannot be restored.
+#[derive(Debug, thiserror::Error)]
+enum Flaw {
+    /// A chunk is missing or damaged.
+    #[error("{0}")]
+    Damage(Error),
+    /// A slice of this chunk ends beyond the longest chunk.
+    #[error("a slice of chunk {0} exceeds the maximum chunk size")]
+    TooLong(ChunkId),
+    /// A slice of this chunk ends beyond it.
+    #[error("chunk {0} is too short for its slice")]
+    TooShort(ChunkId),
+}
+
 impl Check<'_> {
     fn damage(&self, object: impl Into<String>, reason: impl ToString) {
         let damage = Damage { object: object.into(), reason: reason.to_string() };
@@ -583,11 +597,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Returns the reason why a chunk cannot be read, or `None`.
-    fn trouble(&self, chunk: &ChunkId) -> Result<Option<String>> {
+    /// Returns the damage that makes a chunk unreadable, or `None`.
+    fn trouble(&self, chunk: &ChunkId) -> Result<Option<Error>> {
         let location = match self.store.locate(chunk) {
             Ok(location) => location,
-            Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
+            Err(error) if error.is_damage() => return Ok(Some(error)),
             Err(error) => return Err(error),
         };
         let is_suspect = !location.is_healthy
@@ -598,15 +612,15 @@ impl Check<'_> {
         }
         match self.store.get(chunk) {
             Ok(_) => Ok(None),
-            Err(error) if error.is_damage() => Ok(Some(error.to_string())),
+            Err(error) if error.is_damage() => Ok(Some(error)),
             Err(error) => Err(error),
         }
     }
 
     /// Returns true if all entries of a leaf can be restored. Reports the others as lost.
     fn leaf(&self, id: &SnapshotId, place: &Place) -> Result<bool> {
-        if let Some(reason) = self.trouble(&place.child.page)? {
-            self.page_lost(id, place, reason);
+        if let Some(error) = self.trouble(&place.child.page)? {
+            self.page_lost(id, place, error.to_string());
             return Ok(false);
         }
         let mut is_whole = true;
@@ -614,9 +628,9 @@ impl Check<'_> {
             let loss = match item {
                 Ok(entry) => match self.entry(&entry)? {
                     None => continue,
-                    Some(reason) => {
+                    Some(flaw) => {
                         let path = display_path(&entry.path);
-                        Loss { snapshot: *id, path, entries: 1, reason }
+                        Loss { snapshot: *id, path, entries: 1, reason: flaw.to_string() }
                     }
                 },
                 Err(Lost { error, span, entries }) => {
@@ -640,26 +654,27 @@ impl Check<'_> {
         self.lost(Loss { snapshot: *snapshot, path, entries, reason });
     }
 
-    fn entry(&self, entry: &Entry) -> Result<Option<String>> {
+    /// Returns the first flaw in the content of an entry, or `None`.
+    fn entry(&self, entry: &Entry) -> Result<Option<Flaw>> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(None) };
         let mut sound = Recent::default();
         for extent in Extents::new(recipe, self.store) {
-            let reason = match extent {
+            let flaw = match extent {
                 Ok(Extent::Hole { .. }) => None,
                 Ok(Extent::Slice { chunk, offset, len }) => {
                     self.slice(&chunk, offset, len, &mut sound)?
                 }
-                Err(error) if error.is_damage() => Some(error.to_string()),
+                Err(error) if error.is_damage() => Some(Flaw::Damage(error)),
                 Err(error) => return Err(error),
             };
-            if reason.is_some() {
-                return Ok(reason);
+            if flaw.is_some() {
+                return Ok(flaw);
             }
         }
         Ok(None)
     }
 
-    /// Returns the reason why a slice cannot be read, or `None`. `sound` holds the plain lengths of
+    /// Returns the flaw that makes a slice unreadable, or `None`. `sound` holds the plain lengths of
     /// readable chunks.
     fn slice(
         &self,
@@ -667,28 +682,27 @@ impl Check<'_> {
         offset: u32,
         len: u64,
         sound: &mut Recent<u64>,
-    ) -> Result<Option<String>> {
+    ) -> Result<Option<Flaw>> {
         let Some(end) = u64::from(offset).checked_add(len) else {
-            return Ok(Some(format!("a slice of chunk {chunk} exceeds the maximum chunk size")));
+            return Ok(Some(Flaw::TooLong(*chunk)));
         };
         if sound.get(chunk).is_some_and(|plain_len| end <= *plain_len) {
             return Ok(None);
         }
-        if let Some(reason) = self.trouble(chunk)? {
-            return Ok(Some(reason));
+        if let Some(error) = self.trouble(chunk)? {
+            return Ok(Some(Flaw::Damage(error)));
         }
         let mut plain_len = u64::from(self.store.locate(chunk)?.plain_len);
         if end > plain_len {
             // The index may be wrong about the length; the chunk itself is not.
             plain_len = match self.store.get(chunk) {
                 Ok(plain) => plain.len() as u64,
-                Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
+                Err(error) if error.is_damage() => return Ok(Some(Flaw::Damage(error))),
                 Err(error) => return Err(error),
             };
         }
         sound.insert(*chunk, plain_len);
-        let too_short = || format!("chunk {chunk} is too short for its slice");
-        Ok((end > plain_len).then(too_short))
+        Ok((end > plain_len).then_some(Flaw::TooShort(*chunk)))
     }
 
     fn finish(self) -> Report {

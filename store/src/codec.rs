@@ -58,7 +58,7 @@ impl Codec {
         stored: &[u8],
         plain_len: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<(), DecodeFault> {
         DECODER.with_borrow_mut(|decoder| decoder.decode(id, stored, plain_len, out))
     }
 
@@ -71,6 +71,28 @@ impl Codec {
         DECODER.with_borrow_mut(|decoder| decoder.decode_unnamed(frame, plain_len, out).ok())?;
         Some((self.id_of(out), stored_len, plain_len))
     }
+}
+
+/// Reason why stored bytes are not a chunk. The caller adds its name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeFault {
+    /// The bytes are those of another chunk.
+    #[error("its content does not match its id")]
+    OtherContent,
+    /// No chunk has this many bytes.
+    #[error("{0} bytes exceed the maximum chunk size")]
+    TooLong(usize),
+    /// The frame has another length than the table says.
+    #[error("it decodes to {found} bytes instead of {wanted}")]
+    OtherLength {
+        /// Length of the frame's content in bytes.
+        found: usize,
+        /// Length in the table in bytes.
+        wanted: usize,
+    },
+    /// The bytes are no frame.
+    #[error("zstd: {0}")]
+    Zstd(&'static str),
 }
 
 /// Encodes plain bytes into zstd frames, with working memory of its own.
@@ -148,13 +170,9 @@ impl FrameDecoder {
         stored: &[u8],
         plain_len: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<(), DecodeFault> {
         let result = self.decode_unnamed(stored, plain_len, out).and_then(|()| {
-            if ChunkId::of(out) == *id {
-                Ok(())
-            } else {
-                Err("its content does not match its id".into())
-            }
+            if ChunkId::of(out) == *id { Ok(()) } else { Err(DecodeFault::OtherContent) }
         });
         if result.is_err() {
             out.clear();
@@ -168,18 +186,18 @@ impl FrameDecoder {
         stored: &[u8],
         plain_len: usize,
         out: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<(), DecodeFault> {
         out.clear();
         if plain_len > limits::CHUNK_BYTES_MAX {
-            return Err(format!("{plain_len} bytes exceed the maximum chunk size"));
+            return Err(DecodeFault::TooLong(plain_len));
         }
         // zstd never writes past the end of the buffer and rejects a frame that needs more. The
         // buffer is never larger than a chunk.
         out.reserve_exact(plain_len);
         match self.context.decompress(out, stored) {
             Ok(n) if n == plain_len => Ok(()),
-            Ok(n) => Err(format!("it decodes to {n} bytes instead of {plain_len}")),
-            Err(code) => Err(format!("zstd: {}", get_error_name(code))),
+            Ok(found) => Err(DecodeFault::OtherLength { found, wanted: plain_len }),
+            Err(code) => Err(DecodeFault::Zstd(get_error_name(code))),
         }
     }
 }

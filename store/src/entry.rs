@@ -214,15 +214,96 @@ pub fn is_valid_path(path: &[u8]) -> bool {
     check_path(path).is_ok()
 }
 
-/// Checks that an entry can have this path, and returns the reason otherwise. The path must be
+/// Reason why a reader refuses an entry. The caller adds its path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryFault {
+    /// The path has this many bytes.
+    #[error("its path has {0} bytes; the maximum is {max}", max = limits::PATH_BYTES_MAX)]
+    PathTooLong(usize),
+    /// A component of the path has this many bytes.
+    #[error("a name in its path has {0} bytes; the maximum is {max}", max = limits::NAME_BYTES_MAX)]
+    NameTooLong(usize),
+    /// The path has a NUL, or a component that is empty, `.` or `..`.
+    #[error("its path is invalid")]
+    Path,
+    /// The mode has bits that no mode has.
+    #[error("its mode is invalid")]
+    Mode,
+    /// No file can have this owner.
+    #[error("its owner is invalid")]
+    Owner,
+    /// A time exceeds its second.
+    #[error("a timestamp has more than 999999999 nanoseconds")]
+    Time,
+    /// The target of a link is empty, too long or has a NUL.
+    #[error("its link target is invalid")]
+    Target,
+    /// No device has these numbers.
+    #[error("its device numbers {0}, {1} are out of range")]
+    Device(u32, u32),
+    /// The attribute of this name, for display, is invalid.
+    #[error("its extended attribute {0} is invalid")]
+    Xattr(String),
+    /// All attributes together take this many bytes.
+    #[error(
+        "its extended attributes take {0} bytes; the maximum is {max}",
+        max = limits::XATTRS_BYTES_MAX
+    )]
+    XattrsTooLong(usize),
+    /// Content in the entry itself exceeds its limit.
+    #[error("its inline content is too long")]
+    InlineTooLong,
+    /// The recipe exceeds a limit.
+    #[error("its recipe has too many levels or extents")]
+    RecipeTooLarge,
+    /// The lengths in the recipe have no sum.
+    #[error("its recipe exceeds the maximum file size")]
+    RecipeTooLong,
+    /// The size is not that of the content.
+    #[error("its size does not match its content")]
+    Size,
+    /// The size exceeds its limit.
+    #[error("it exceeds the maximum file size")]
+    TooLong,
+    /// A field cannot be decoded, for this reason.
+    #[error("{0}")]
+    Field(String),
+    /// The path is missing, or continues an unknown one.
+    #[error("its path is unknown")]
+    NoPath,
+    /// The kind is missing, or one of a newer version.
+    #[error("its kind is unknown")]
+    NoKind,
+    /// The mode is missing.
+    #[error("its mode is missing")]
+    NoMode,
+    /// The owner is missing.
+    #[error("its owner is missing")]
+    NoOwner,
+    /// The path does not follow the previous one.
+    #[error("it is out of order")]
+    Order,
+    /// The entry with this path, for display, is above it and is not a directory.
+    #[error("it is below /{0}, which is not a directory")]
+    BelowFile(String),
+    /// The path is outside the range of its page.
+    #[error("it belongs to another page")]
+    OtherPage,
+    /// The next page begins with an entry below this one.
+    #[error("it has entries below it, but is not a directory")]
+    NotDirectory,
+}
+
+/// Checks that an entry can have this path, and returns the fault otherwise. The path must be
 /// relative, without NUL, without empty, `.` or `..` components, and within the length limits.
-pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
-    let (len, max) = (path.len(), limits::PATH_BYTES_MAX);
-    if len > max {
-        return Err(format!("its path has {len} bytes; the maximum is {max}"));
+pub(crate) fn check_path(path: &[u8]) -> Result<(), EntryFault> {
+    let len = path.len();
+    if len > limits::PATH_BYTES_MAX {
+        return Err(EntryFault::PathTooLong(len));
     }
     if memchr(0, path).is_some() {
-        return Err("its path is invalid".into());
+        return Err(EntryFault::Path);
     }
     let mut begin = 0;
     for end in memchr_iter(b'/', path).chain([len]) {
@@ -233,17 +314,16 @@ pub(crate) fn check_path(path: &[u8]) -> Result<(), String> {
 }
 
 /// Like [`check_path`], for a name that a file system listed in a directory whose path was checked.
-pub(crate) fn check_child(path: &[u8], name: &[u8]) -> Result<(), String> {
+pub(crate) fn check_child(path: &[u8], name: &[u8]) -> Result<(), EntryFault> {
     if path.len() > limits::PATH_BYTES_MAX { check_path(path) } else { check_name(name) }
 }
 
-fn check_name(name: &[u8]) -> Result<(), String> {
-    let (len, max) = (name.len(), limits::NAME_BYTES_MAX);
-    if len > max {
-        return Err(format!("a name in its path has {len} bytes; the maximum is {max}"));
+fn check_name(name: &[u8]) -> Result<(), EntryFault> {
+    if name.len() > limits::NAME_BYTES_MAX {
+        return Err(EntryFault::NameTooLong(name.len()));
     }
     if matches!(name, b"" | b"." | b"..") {
-        return Err("its path is invalid".into());
+        return Err(EntryFault::Path);
     }
     Ok(())
 }
@@ -386,7 +466,7 @@ impl Entry {
         if let Err(error) = fields.read(owners, input) {
             input.set_position(start);
             input.skip()?;
-            fields.trouble.get_or_insert(error.to_string());
+            fields.error.get_or_insert(error);
         }
         let path = fields.path(previous);
         let result = fields.entry(path.as_deref());
@@ -396,68 +476,65 @@ impl Entry {
     /// Checks the rules for every entry. The reader refuses an entry that breaks one; the writer
     /// leaves it out.
     ///
-    /// Fails with the reason.
-    pub fn check(&self) -> Result<(), String> {
+    /// Fails with the first fault.
+    pub fn check(&self) -> Result<(), EntryFault> {
         check_path(&self.path)?;
         self.check_metadata()?;
         self.check_content()
     }
 
-    fn check_metadata(&self) -> Result<(), String> {
+    fn check_metadata(&self) -> Result<(), EntryFault> {
         if self.mode > 0o7777 {
-            return Err("its mode is invalid".into());
+            return Err(EntryFault::Mode);
         }
         if !self.owner.is_valid() {
-            return Err("its owner is invalid".into());
+            return Err(EntryFault::Owner);
         }
         let times = [self.mtime, self.ctime];
         if times.iter().flatten().any(|time| time.nanoseconds > NANOSECONDS_MAX) {
-            return Err("a timestamp has more than 999999999 nanoseconds".into());
+            return Err(EntryFault::Time);
         }
         if self.kind == EntryKind::Symlink {
             check_target(&self.target)?;
         }
         let (major, minor) = self.device.unwrap_or_default();
         if major > limits::DEVICE_MAJOR_MAX || minor > limits::DEVICE_MINOR_MAX {
-            return Err(format!("its device numbers {major}, {minor} are out of range"));
+            return Err(EntryFault::Device(major, minor));
         }
         if let Some((name, _)) = self.xattrs.iter().find(|xattr| !is_valid_xattr(xattr)) {
             let name = display_path(&name[..name.len().min(limits::XATTR_NAME_BYTES_MAX)]);
-            return Err(format!("its extended attribute {name} is invalid"));
+            return Err(EntryFault::Xattr(name));
         }
         let bytes: usize = self.xattrs.iter().map(xattr_bytes).sum();
         if bytes > limits::XATTRS_BYTES_MAX {
-            let max = limits::XATTRS_BYTES_MAX;
-            return Err(format!(
-                "its extended attributes take {bytes} bytes; the maximum is {max}"
-            ));
+            return Err(EntryFault::XattrsTooLong(bytes));
         }
         Ok(())
     }
 
-    fn check_content(&self) -> Result<(), String> {
+    fn check_content(&self) -> Result<(), EntryFault> {
         let len = match &self.content {
             Content::Empty => 0,
             Content::Inline(bytes) if bytes.len() > limits::INLINE_BYTES_MAX => {
-                return Err("its inline content is too long".into());
+                return Err(EntryFault::InlineTooLong);
             }
             Content::Inline(bytes) => bytes.len() as u64,
             Content::Recipe(recipe) => {
                 if recipe.level > limits::RECIPE_LEVELS_MAX
                     || recipe.extents.len() > limits::RECIPE_EXTENTS_MAX
                 {
-                    return Err("its recipe has too many levels or extents".into());
+                    return Err(EntryFault::RecipeTooLarge);
                 }
                 let sum = |sum: u64, extent: &Extent| sum.checked_add(extent.len());
                 let len = recipe.extents.iter().try_fold(0, sum);
-                len.ok_or("its recipe exceeds the maximum file size")?
+                len.ok_or(EntryFault::RecipeTooLong)?
             }
         };
         if len != self.size || (self.size != 0 && self.kind != EntryKind::File) {
-            return Err("its size does not match its content".into());
+            return Err(EntryFault::Size);
         }
         if self.size > limits::FILE_BYTES_MAX {
-            return Err("it exceeds the maximum file size".into());
+            return Err(EntryFault::TooLong);
         }
         Ok(())
     }
@@ -522,9 +599,9 @@ impl Owner {
     }
 }
 
-fn check_target(target: &[u8]) -> Result<(), String> {
+fn check_target(target: &[u8]) -> Result<(), EntryFault> {
     if target.is_empty() || target.contains(&0) || target.len() > limits::TARGET_BYTES_MAX {
-        return Err("its link target is invalid".into());
+        return Err(EntryFault::Target);
     }
     Ok(())
 }
@@ -548,8 +625,8 @@ pub(crate) struct Decoded {
     /// Its path, valid or not, because the next entry may share its prefix. `None` if it could not
     /// be read. A path beyond the limit is cut.
     pub path: Option<Vec<u8>>,
-    /// The entry, or the reason why it is malformed.
-    pub result: Result<Entry, String>,
+    /// The entry, or its fault.
+    pub result: Result<Entry, EntryFault>,
 }
 
 /// Fields of an entry in a page, as far as they could be read.
@@ -563,14 +640,14 @@ struct Fields<'p> {
     entry: Entry,
     level: u8,
     /// First error found.
-    trouble: Option<String>,
+    error: Option<decode::Error>,
 }
 
 impl<'p> Fields<'p> {
     fn new() -> Fields<'p> {
         let entry = Entry::new(Vec::new(), EntryKind::File, 0);
-        let (suffix, kind, mode, owner, trouble) = Default::default();
-        Fields { shared: 0, suffix, kind, mode, owner, entry, level: 0, trouble }
+        let (suffix, kind, mode, owner, error) = Default::default();
+        Fields { shared: 0, suffix, kind, mode, owner, entry, level: 0, error }
     }
 
     /// Reads all fields. Records and skips malformed values.
@@ -584,7 +661,7 @@ impl<'p> Fields<'p> {
             let number = input.u32()?;
             let start = input.position();
             if let Err(error) = self.field(number, owners, input) {
-                self.trouble.get_or_insert(error.to_string());
+                self.error.get_or_insert(error);
                 input.set_position(start);
                 input.skip()?;
             }
@@ -652,15 +729,15 @@ impl<'p> Fields<'p> {
         Some([shared, &suffix[..suffix.len().min(space)]].concat())
     }
 
-    fn entry(self, path: Option<&[u8]>) -> Result<Entry, String> {
-        let Fields { kind, mode, owner, mut entry, level, trouble, .. } = self;
-        if let Some(trouble) = trouble {
-            return Err(trouble);
+    fn entry(self, path: Option<&[u8]>) -> Result<Entry, EntryFault> {
+        let Fields { kind, mode, owner, mut entry, level, error, .. } = self;
+        if let Some(error) = error {
+            return Err(EntryFault::Field(error.to_string()));
         }
-        entry.path = path.ok_or("its path is unknown")?.to_vec();
-        entry.kind = kind.ok_or("its kind is unknown")?;
-        entry.mode = mode.ok_or("its mode is missing")?;
-        entry.owner = owner.ok_or("its owner is missing")?;
+        entry.path = path.ok_or(EntryFault::NoPath)?.to_vec();
+        entry.kind = kind.ok_or(EntryFault::NoKind)?;
+        entry.mode = mode.ok_or(EntryFault::NoMode)?;
+        entry.owner = owner.ok_or(EntryFault::NoOwner)?;
         if let Content::Recipe(recipe) = &mut entry.content {
             recipe.level = level;
         }

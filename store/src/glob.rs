@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-use regex_automata::meta::Regex;
+use regex_automata::meta::{BuildError, Regex};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -70,16 +70,18 @@ impl Globs {
             if is_foreign {
                 let regex = with_foreign_bytes(glob.regex());
                 // Compiled alone first, so that an error names this pattern.
-                bytes_regex(&[&regex]).map_err(&failed)?;
+                bytes_regex(&[&regex]).map_err(|error| failed(error.to_string()))?;
                 foreign.push(regex);
             } else {
                 builder.add(glob);
             }
         }
-        let failed = |reason| Error::Pattern { pattern: "(all patterns)".into(), reason };
+        let failed = |reason: String| Error::Pattern { pattern: "(all patterns)".into(), reason };
         let set = builder.build().map_err(|error| failed(error.kind().to_string()))?;
-        let foreign =
-            if foreign.is_empty() { None } else { Some(bytes_regex(&foreign).map_err(failed)?) };
+        let foreign = match &foreign[..] {
+            [] => None,
+            regexes => Some(bytes_regex(regexes).map_err(|error| failed(error.to_string()))?),
+        };
         Ok(Globs { set, foreign })
     }
 
@@ -161,11 +163,10 @@ fn with_foreign_bytes(regex: &str) -> String {
     })
 }
 
-fn bytes_regex<P: AsRef<str>>(regexes: &[P]) -> Result<Regex, String> {
+fn bytes_regex<P: AsRef<str>>(regexes: &[P]) -> Result<Regex, Box<BuildError>> {
     let syntax = regex_automata::util::syntax::Config::new().utf8(false).dot_matches_new_line(true);
     let config = Regex::config().utf8_empty(false).nfa_size_limit(Some(10 << 20));
-    let built = Regex::builder().syntax(syntax).configure(config).build_many(regexes);
-    built.map_err(|error| error.to_string())
+    Regex::builder().syntax(syntax).configure(config).build_many(regexes).map_err(Box::new)
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl Trailer {
     }
 
     /// Decodes the last [`TRAILER_LEN`] bytes of a segment of `file_len` bytes.
-    pub fn read(frame: &[u8], file_len: u64) -> Result<Trailer, String> {
+    pub fn read(frame: &[u8], file_len: u64) -> Result<Trailer, Fault> {
         let content =
             unskip(frame).filter(|c| frame.len() == TRAILER_LEN && c.starts_with(TAG_TRAILER));
         let content =

@@ -393,7 +393,8 @@ impl Store {
                 }
                 result => result.map_err(Error::store_read(name))?,
             }
-            self.codec.decode(id, stored, location.plain_len as usize, plain).map_err(damaged)
+            let decoded = self.codec.decode(id, stored, location.plain_len as usize, plain);
+            decoded.map_err(|fault| damaged(fault.to_string()))
         })
     }
 
@@ -498,7 +499,8 @@ fn read_table(backend: &dyn Backend, id: &SegmentId, len: u64) -> Result<Table> 
     }
     let tail_len = len.min(TAIL_BYTES);
     let tail = read(len - tail_len, tail_len)?;
-    let trailer = Trailer::read(&tail[tail.len() - TRAILER_LEN..], len).map_err(damaged)?;
+    let trailer = Trailer::read(&tail[tail.len() - TRAILER_LEN..], len);
+    let trailer = trailer.map_err(|fault| damaged(fault.to_string()))?;
     let table_end = len - TRAILER_LEN as u64;
     let table_len = table_end - u64::from(trailer.table_offset);
     let tail_offset = len - tail_len;
@@ -584,6 +586,17 @@ struct Opening<'a> {
     unlisted: Mutex<BTreeSet<u8>>,
 }
 
+/// Reason why an intact index does not fit the store.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// There is none, or that of another store.
+    #[error("it is missing or belongs to another store")]
+    Foreign,
+    /// It has rows of a segment that is not as it was.
+    #[error("segment {0} is missing or was changed")]
+    Surplus(SegmentId),
+}
+
 impl Opening<'_> {
     fn index(
         &self,
@@ -610,7 +623,7 @@ impl Opening<'_> {
             Purpose::Rebuild => "asked for".to_owned(),
             _ => match self.open(path, purpose) {
                 Ok(Ok(index)) => return Ok((index, None)),
-                Ok(Err(why)) => why,
+                Ok(Err(unusable)) => unusable.to_string(),
                 Err(error @ Error::Index(_)) if error.is_out_of_space() || workspace.is_full() => {
                     if purpose == Purpose::Write {
                         // A new one would need even more space.
@@ -666,17 +679,17 @@ impl Opening<'_> {
     }
 
     /// The index at `path`, if it is there and fits; else why not.
-    fn open(&self, path: &Path, purpose: Purpose) -> Result<Result<Index, String>> {
+    fn open(&self, path: &Path, purpose: Purpose) -> Result<Result<Index, Unusable>> {
         let Some(index) = Index::open(path, &self.store_id)? else {
-            return Ok(Err("it is missing or belongs to another store".into()));
+            return Ok(Err(Unusable::Foreign));
         };
         match self.reconcile(&index, purpose)? {
             None => Ok(Ok(index)),
             Some(lost) => {
-                let text = format!("segment {lost} is missing or was changed");
+                let unusable = Unusable::Surplus(lost);
                 let advice = "`forgekeep check` lists the affected paths";
-                self.observer.event(Event::Warning(format!("{text}; {advice}")));
-                Ok(Err(text))
+                self.observer.event(Event::Warning(format!("{unusable}; {advice}")));
+                Ok(Err(unusable))
             }
         }
     }

@@ -5,7 +5,9 @@
 //! are cut by the same rule with more bits, up to one root.
 
 use crate::chunks::{Chunks, PutMetadata};
-use crate::entry::{Decoded, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
+use crate::entry::{
+    Decoded, Entry, EntryFault, EntryKind, Owner, display_path, is_within, path_cmp,
+};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -93,9 +95,9 @@ impl TreeWriter {
     /// - its path does not follow the previous path,
     /// - the entry above it is not a directory.
     pub fn push(&mut self, entry: &Entry, out: &dyn PutMetadata) -> Result<()> {
-        self.leaf.check(entry).map_err(|reason| {
+        self.leaf.check(entry).map_err(|fault| {
             let path = format!("/{}", display_path(&entry.path));
-            Error::Unfit { path, reason }
+            Error::Unfit { path, reason: fault.to_string() }
         })?;
         if !self.leaf.is_empty() && (self.leaf.is_full() || begins_page(mark(&entry.path), 0)) {
             self.close_leaf(out)?;
@@ -168,7 +170,7 @@ impl OpenLevel {
 
 impl OpenLeaf {
     /// Checks that a reader would accept the entry after the previous ones.
-    fn check(&self, entry: &Entry) -> Result<(), String> {
+    fn check(&self, entry: &Entry) -> Result<(), EntryFault> {
         entry.check()?;
         check_order(&self.last, self.is_last_dir, &entry.path)
     }
@@ -226,15 +228,15 @@ impl OpenLeaf {
 
 /// Checks that an entry with this path can follow the entry `last`. `is_last_dir` is true if that
 /// one is a directory.
-fn check_order(last: &[u8], is_last_dir: bool, path: &[u8]) -> Result<(), String> {
+fn check_order(last: &[u8], is_last_dir: bool, path: &[u8]) -> Result<(), EntryFault> {
     if last.is_empty() {
         return Ok(());
     }
     if path_cmp(last, path) != Ordering::Less {
-        return Err("it is out of order".into());
+        return Err(EntryFault::Order);
     }
     if !is_last_dir && is_within(path, last) {
-        return Err(format!("it is below /{}, which is not a directory", display_path(last)));
+        return Err(EntryFault::BelowFile(display_path(last)));
     }
     Ok(())
 }
@@ -596,8 +598,8 @@ impl<'a> TreeReader<'a> {
                 self.previous = Previous::Last;
                 Some(Ok(entry))
             }
-            Err(reason) => {
-                let lost = self.lost(path.clone(), 1, reason);
+            Err(fault) => {
+                let lost = self.lost(path.clone(), 1, fault.to_string());
                 self.previous = path.map_or(Previous::Unknown, Previous::Path);
                 Some(Err(lost))
             }
@@ -624,16 +626,16 @@ impl<'a> TreeReader<'a> {
 impl Place {
     /// Checks that an entry belongs to this leaf. If entries below a file begin the next leaf, the
     /// file is refused.
-    fn check(&self, entry: &Entry) -> Result<(), String> {
+    fn check(&self, entry: &Entry) -> Result<(), EntryFault> {
         let path = &entry.path;
         let begins = path_cmp(path, &self.child.first) != Ordering::Less;
         let ends = |until: &Vec<u8>| path_cmp(path, until) == Ordering::Less;
         if !begins || !self.until.as_ref().is_none_or(ends) {
-            return Err("it belongs to another page".into());
+            return Err(EntryFault::OtherPage);
         }
         let has_content = |until: &Vec<u8>| is_within(until, path);
         if entry.kind != EntryKind::Directory && self.until.as_ref().is_some_and(has_content) {
-            return Err("it has entries below it, but is not a directory".into());
+            return Err(EntryFault::NotDirectory);
         }
         Ok(())
     }

@@ -508,14 +508,14 @@ impl Shared {
             return (Listing::GitDir(content), Vec::new());
         }
         let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
-        let mut too_long: Option<(Vec<u8>, String, usize)> = None;
+        let mut too_long: Option<(Vec<u8>, crate::entry::EntryFault, usize)> = None;
         for (name, stat) in listed {
             let path = join(path, &name);
-            if let Err(reason) = crate::entry::check_child(&path, &name) {
+            if let Err(fault) = crate::entry::check_child(&path, &name) {
                 if exclude.has(&path, None, scope) {
                     continue;
                 }
-                too_long.get_or_insert((path, reason, 0)).2 += 1;
+                too_long.get_or_insert((path, fault, 0)).2 += 1;
                 continue;
             }
             let stat = match stat {
@@ -540,11 +540,11 @@ impl Shared {
         // Entries listed before the error are still valid.
         children.extend(cut_short.map(|error| Child::Failed(path.to_vec(), error)));
         // Reported once per directory: there may be any number of such paths, with more below.
-        if let Some((path, reason, count)) = too_long {
+        if let Some((path, fault, count)) = too_long {
             let text = match count {
-                1 => format!("{reason}; skipped with everything below it"),
+                1 => format!("{fault}; skipped with everything below it"),
                 _ => format!(
-                    "{reason}; skipped {count} such entries of its directory \
+                    "{fault}; skipped {count} such entries of its directory \
                      with everything below them"
                 ),
             };

@@ -213,9 +213,9 @@ impl<'a> Backup<'a> {
     /// must check that the stream is complete before [`finish`](Self::finish).
     pub fn stream(&mut self, name: &[u8], input: &mut dyn Read) -> Result<u64> {
         // Checked first, because the stream cannot be read twice.
-        check_path(name).map_err(|reason| {
+        check_path(name).map_err(|fault| {
             let path = display_path(name);
-            Error::Unfit { path, reason }
+            Error::Unfit { path, reason: fault.to_string() }
         })?;
         let exclude = Excluded::default();
         let store = self.run.store;
