@@ -76,6 +76,44 @@ fn used(line: &str) -> Vec<String> {
     names
 }
 
+/// Types after a comma of the first level in each `Result<…>` of a text.
+fn error_types(text: &str) -> Vec<&str> {
+    let after = |start: usize| {
+        let (mut depth, mut comma) = (1, None);
+        for (at, byte) in text[start..].bytes().enumerate() {
+            match byte {
+                b'<' | b'(' | b'[' => depth += 1,
+                b'>' if text[start..][..at].ends_with(['-', '=']) => {}
+                b'>' | b')' | b']' => depth -= 1,
+                b',' if depth == 1 && comma.is_none() => comma = Some(start + at + 1),
+                _ => {}
+            }
+            if depth == 0 {
+                let error = &text[comma?..start + at];
+                return Some(error.trim().trim_end_matches(',').trim_end());
+            }
+        }
+        None
+    };
+    text.match_indices("Result<").filter_map(|(at, mark)| after(at + mark.len())).collect()
+}
+
+/// Callers of a library distinguish errors by their types, never by their texts.
+#[test]
+fn no_library_returns_a_text_as_its_error() {
+    let sample =
+        "Result<Vec<(u8, u8)>, String> Result<BTreeMap<String, String>> Result<\n A,\n B,\n>";
+    assert_eq!(error_types(sample), ["String", "B"]);
+    for krate in ["chunker/src", "store/src", "forge/src"] {
+        for (path, text) in files(krate, ".rs") {
+            let code = code(&text).collect::<Vec<_>>().join("\n");
+            let is_tests = path.ends_with("tests.rs") || path.iter().any(|name| name == "tests");
+            let texts = error_types(&code).into_iter().filter(|error| *error == "String").count();
+            assert!(is_tests || texts == 0, "{}: give the error a type", path.display());
+        }
+    }
+}
+
 /// A newcomer reads a crate from top to bottom, and a change touches only what comes after it.
 #[test]
 fn modules_use_only_earlier_modules() {
