@@ -119,7 +119,9 @@ fn show_option(option: &Arg, line: &mut Vec<Inline>) {
 fn rest(command: &Command, see_also: &[String]) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["EXAMPLES"]).control("nf", []);
-    examples(command).into_iter().for_each(|line| drop(roff.text([roman(line)])));
+    for line in examples(command) {
+        roff.text([roman(line)]);
+    }
     roff.control("fi", []);
     roff.control("SH", ["ENVIRONMENT"]);
     for argument in command.get_arguments() {
