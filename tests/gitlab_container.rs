@@ -36,7 +36,7 @@ fn an_official_container_is_restored() {
     let all = backup(&sandbox).run().ok().json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 3, "{all:?}");
-    // What the package sets in Mattermost's environment stays in the container.
+    // Mattermost's environment, which the package sets, stays in the container.
     for check in lines(&all, "check").iter().filter(|check| check["name"] != "single-sign-on") {
         assert_eq!(check["verdict"], "ok", "{check}");
     }

@@ -4,6 +4,8 @@
 mod agreement;
 /// Every command, end to end.
 mod cli;
+/// Promised numbers of listings, reads and requests.
+mod costs;
 /// One flipped bit or one cut anywhere in a store, and stores crafted by an attacker.
 mod damage;
 /// Database servers with unusual settings.

@@ -186,7 +186,7 @@ pub struct ConfigReport<'a> {
     pub product: &'a Product,
     /// Path of the store; null if none is configured.
     pub store: Option<String>,
-    /// How the instance is copied.
+    /// Mode of the copy.
     pub mode: Mode,
     /// Directory that the instance sees as `/`.
     pub root: String,
@@ -284,14 +284,14 @@ pub struct PlannedRedis<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PlannedServices<'a> {
-    /// By the supervisor of the product.
+    /// The product's supervisor stops and starts the services.
     Supervised {
         /// The program with the arguments before its verb.
         program: &'a [String],
         /// Names of the services that write.
         writers: &'a [String],
     },
-    /// By commands of the configuration.
+    /// Commands of the configuration stop and start the services.
     Commands {
         /// Commands that stop the services.
         stop: Vec<PlannedStep<'a>>,
@@ -530,7 +530,7 @@ pub struct ProjectLine<'a> {
 /// Result of a recovery.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Recovered<'a> {
-    /// Instances whose unfinished steps were looked for.
+    /// Instances that were searched for unfinished steps.
     pub instances: &'a [&'a String],
     /// Number of completed steps.
     pub steps: usize,

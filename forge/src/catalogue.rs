@@ -23,7 +23,7 @@ pub struct Catalogue {
     pub files: Vec<FileRow>,
     /// OAuth applications that may sign users in.
     pub applications: Vec<Application>,
-    /// Some encrypted values, to try the keys.
+    /// Encrypted values for the test of the keys.
     pub encrypted: Vec<Encrypted>,
     /// Version of the product, where only its database knows it.
     pub version: Option<String>,
@@ -172,7 +172,7 @@ pub struct FileRow {
 /// An OAuth application that may sign users in, from the database.
 #[derive(Clone, Deserialize)]
 pub struct Application {
-    /// Its name.
+    /// Name of the application.
     pub name: String,
     /// Public client id.
     pub uid: String,

@@ -21,9 +21,9 @@ pub struct Earlier<'a> {
     mounts: Vec<Mount>,
     /// Paths of the parts, by name.
     parts: BTreeMap<String, PathBuf>,
-    /// Its projects; empty if the snapshot has no list of them.
+    /// Projects of the snapshot; empty if it has no list of them.
     pub projects: Vec<Project>,
-    /// Its repositories that belong to no project.
+    /// Repositories of the snapshot that belong to no project.
     pub repositories: Vec<Repository>,
 }
 
@@ -62,7 +62,7 @@ impl<'a> Earlier<'a> {
         }
     }
 
-    /// Its files, as the services saw them at that time.
+    /// Files of the snapshot, as the services saw them at that time.
     pub fn view(&self) -> View<'_> {
         View::Through { view: &self.tree, mounts: &self.mounts }
     }

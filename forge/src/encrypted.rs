@@ -1,4 +1,4 @@
-//! Whether the keys of a Rails application decrypt what its database holds.
+//! Tests whether the keys of a Rails application decrypt the values in its database.
 //!
 //! | form | stored as | cipher | key |
 //! |---|---|---|---|
@@ -60,9 +60,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// An encrypted value of a database.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Encrypted {
-    /// Its table and column.
+    /// Table and column of the value.
     pub column: String,
-    /// Its form in the database.
+    /// Form of the value in the database.
     pub form: Form,
 }
 
@@ -79,7 +79,7 @@ pub enum Form {
     Attribute {
         /// The value, with its tag at the end.
         value: String,
-        /// Its vector.
+        /// Initialization vector.
         iv: String,
         /// The salt of its key.
         salt: Option<String>,
@@ -168,7 +168,7 @@ impl Keys {
 /// Result of trying all keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Trial {
-    /// By the name of the key.
+    /// Results by key name.
     pub keys: BTreeMap<&'static str, Tried>,
     /// Values of unknown form, or without a key.
     pub untried: usize,

@@ -55,7 +55,7 @@ pub enum Error {
     /// A program is not in any of the expected places.
     #[error("{program} was not found in {}", places.join(", "))]
     NoProgram {
-        /// Its name.
+        /// Name of the program.
         program: String,
         /// Searched directories.
         places: Vec<String>,
@@ -89,7 +89,7 @@ pub enum Error {
         services.join(", ")
     )]
     Restarted {
-        /// Their names.
+        /// Names of the services.
         services: Vec<String>,
     },
     /// A file of the instance, or one of our own, could not be read.
@@ -129,7 +129,7 @@ pub enum Error {
     /// The settings of an instance contradict themselves, its kind or the machine.
     #[error("instance {instance}: {reason}")]
     Settings {
-        /// Its name.
+        /// Name of the instance.
         instance: String,
         /// The fault.
         reason: String,
@@ -137,7 +137,7 @@ pub enum Error {
     /// A required part is missing, so that no backup can be made.
     #[error("{part} is missing: {reason}")]
     Missing {
-        /// Its name.
+        /// Name of the part.
         part: String,
         /// Expected paths or objects.
         reason: String,

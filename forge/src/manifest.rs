@@ -33,7 +33,7 @@ pub struct Manifest {
     pub kind: String,
     /// The installed product.
     pub product: Product,
-    /// How the instance was copied.
+    /// Mode of the copy.
     pub mode: Mode,
     /// Newest migration of each database.
     pub schema: BTreeMap<String, String>,

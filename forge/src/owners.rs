@@ -22,9 +22,9 @@ const EACH: usize = EXAMPLES / 3;
 
 /// Bits that an owner needs in a directory.
 const DIR_MODE: u32 = 0o700;
-/// The bit by which a directory gives its group to what is made in it.
+/// Setgid bit: new entries get the directory's group.
 const SETGID: u32 = 0o2000;
-/// The bit by which only owners may remove entries of a directory.
+/// Sticky bit: only owners may remove entries of a directory.
 const STICKY: u32 = 0o1000;
 /// The bit by which anybody may write.
 const ANYBODY_WRITES: u32 = 0o002;
@@ -46,7 +46,7 @@ enum Fault {
 struct Expected {
     uid: u32,
     gid: Option<u32>,
-    /// Its groups, if it is an account of this machine.
+    /// Groups of the owner, if it is an account of this machine.
     groups: Vec<u32>,
     /// As `chown` wants it.
     name: String,
@@ -189,7 +189,7 @@ impl Faults {
         let mut paths = vec![top.to_owned()];
         while let Some(path) = paths.pop() {
             progress.check()?;
-            // What went away meanwhile has no owner.
+            // A vanished path has no owner.
             let Ok(metadata) = path.symlink_metadata() else { continue };
             if metadata.is_symlink() || elsewhere.contains(&&path) {
                 continue;

@@ -312,9 +312,9 @@ pub struct Part {
     /// True if all paths must exist; false if they are alternatives.
     #[serde(skip)]
     pub needs_all: bool,
-    /// Who should own it, where the kind knows: a name, or numbers of user and group (`1000:1000`).
+    /// Expected owner, as a name or `uid:gid`; `None` if the kind does not know it.
     pub owner: Option<String>,
-    /// Globs of what to leave out of it.
+    /// Globs of paths that the backup skips in the part.
     pub exclude: Vec<String>,
 }
 

@@ -34,7 +34,7 @@ pub enum Undo {
         name: String,
         /// Commands that start it.
         commands: Vec<Command>,
-        /// Supervisor that reports whether it runs, if there is one.
+        /// Supervisor that knows the state of the service; `None` without one.
         supervisor: Option<Supervisor>,
     },
     /// Run the admin's commands for the end of a run.
@@ -114,8 +114,8 @@ pub trait Monitor {
     /// Creates the planned silence, for at most as long as a run may take. Failures are reported as
     /// warnings. After a request to stop in `progress`, it waits no longer.
     fn silence(&self, planned: &serde_json::Value, progress: &Progress);
-    /// Ends the silence, now or some minutes later. Returns the silence that must be ended once
-    /// more at that later time.
+    /// Ends the silence, now or some minutes later. Returns the silence that the caller must
+    /// end again later.
     fn end_silence(&self, silenced: &serde_json::Value) -> Option<serde_json::Value>;
 }
 
@@ -294,7 +294,7 @@ impl Record {
         failed
     }
 
-    /// Removes the commands for the end of the run, which have run.
+    /// Removes the executed end commands.
     pub fn ended(&mut self) -> Result<()> {
         self.undo.retain(|undo| !matches!(undo, Undo::Run { .. }));
         self.write(&self.undo)

@@ -298,7 +298,7 @@ impl Running {
         })
     }
 
-    /// Its output, as a stream. An error of kind `TimedOut` means that the limit was reached. An
+    /// Returns the process's output, as a stream. An error of kind `TimedOut` means that the limit was reached. An
     /// error of kind `Other` that wraps `Interrupted` means that the user asked to stop.
     pub fn stdout<'a>(&mut self, progress: &'a Progress, patience: Patience) -> Output<'a> {
         Output {
@@ -445,7 +445,7 @@ impl Output<'_> {
 }
 
 impl Output<'_> {
-    /// Reads the output of a short time. Returns `None` if there was none, and 0 at the end of the
+    /// Waits a short time for output and reads it. Returns `None` if there was none, and 0 at the end of the
     /// output.
     fn piece(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(stdout) = &mut self.stdout else { return Ok(Some(0)) };

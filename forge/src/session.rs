@@ -183,7 +183,7 @@ struct Session<'j> {
 }
 
 impl<'j> Session<'j> {
-    /// The time now, as in the snapshot's facts.
+    /// Current time in the format of the manifest.
     fn now(&self) -> Option<String> {
         let time = (self.job.options.about.clock)();
         let time = jiff::Timestamp::from_second(time.seconds).ok()?;

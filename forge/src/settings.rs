@@ -93,7 +93,7 @@ fn slash() -> PathBuf {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// No service is stopped. Data that refers to other data is copied first.
+    /// Services keep running. The backup copies data that refers to other data first.
     #[default]
     Online,
     /// Everything is copied twice, the second time with the writing services stopped.
@@ -256,7 +256,7 @@ pub struct ChecksSettings {
     /// Number of rows of each kind of file that are compared with the files; `all` compares every
     /// row.
     pub sample: Sample,
-    /// Treatment of a place where much of what the databases name is missing.
+    /// Reaction to a storage or table of which many files are missing.
     pub lost: Missing,
 }
 

@@ -47,11 +47,11 @@ use std::path::{Path, PathBuf};
 pub struct Options {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of paths to leave out.
+    /// Globs of skipped paths.
     pub excludes: Vec<Vec<u8>>,
     /// Stay on the file systems of the paths.
     pub one_file_system: bool,
-    /// Leave out the content of directories marked as caches.
+    /// Skip the content of directories marked as caches.
     pub exclude_caches: bool,
     /// Include files that git can recreate: commit-graphs, bitmaps, reverse and multi-pack indexes.
     pub git_caches: bool,

@@ -19,7 +19,7 @@ pub trait Chunks: Sync {
     }
 
     /// Reads each of these chunks once, in the fastest order, and passes it to `each` with its
-    /// number in `ids`. Calls come from several threads. No more chunks are read after a `Break`.
+    /// number in `ids`. Calls come from several threads. A `Break` ends the reading.
     fn get_many(&self, ids: &[ChunkId], each: &Each<'_>) {
         let mut plain = Vec::new();
         for (number, id) in ids.iter().enumerate() {

@@ -250,7 +250,7 @@ fn malformed(reason: &str) -> Error {
 
 /// A position in a file. Requests near the last one are fast.
 ///
-/// It keeps nothing in memory: the cache owns the bytes near the position.
+/// A cursor keeps nothing in memory: the cache owns the bytes near the position.
 #[derive(Clone)]
 pub struct Cursor<'a> {
     reader: ContentReader<'a>,

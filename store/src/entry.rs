@@ -622,7 +622,7 @@ fn xattr_bytes((name, value): &(Vec<u8>, Vec<u8>)) -> usize {
 
 /// An entry decoded from a page.
 pub(crate) struct Decoded {
-    /// Its path, valid or not, because the next entry may share its prefix. `None` if it could not
+    /// Path of the entry, valid or not, because the next entry may share its prefix. `None` if it could not
     /// be read. A path beyond the limit is cut.
     pub path: Option<Vec<u8>>,
     /// The entry, or its fault.

@@ -70,7 +70,7 @@ pub enum Error {
     Temporary {
         /// Directory of temporary files.
         dir: PathBuf,
-        /// What the system said.
+        /// System error.
         source: io::Error,
     },
     /// Writing to the store failed; the run ends.
@@ -126,7 +126,7 @@ pub enum Error {
     /// An entry that no tree can hold.
     #[error("cannot store {path}: {reason}")]
     Unfit {
-        /// Its path, for display.
+        /// Path of the file, for display.
         path: String,
         /// The limit that it exceeds.
         reason: String,
@@ -182,7 +182,7 @@ pub enum Error {
     /// Paths, tags and patterns are too long for a snapshot record.
     #[error("paths, tags and patterns take {bytes} bytes; the maximum is {max}")]
     RecordTooLong {
-        /// Their length in bytes.
+        /// Length of the record in bytes.
         bytes: usize,
         /// Maximum length in bytes.
         max: usize,

@@ -95,9 +95,9 @@ pub struct Totals {
     pub segment_bytes: u64,
     /// Number of different chunks.
     pub chunks: u64,
-    /// Their plain bytes.
+    /// Plain bytes of the chunks.
     pub plain_bytes: u64,
-    /// Their stored bytes.
+    /// Stored bytes of the chunks.
     pub stored_bytes: u64,
 }
 
@@ -495,7 +495,7 @@ fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
 }
 
-/// Removes what a killed process left of a new index. No process may be building one at this path.
+/// Removes the unfinished index of a killed process. No process may be building one at this path.
 pub fn remove_unfinished(path: &Path) {
     let unfinished = with_suffix(path, ".new");
     remove(&with_suffix(&unfinished, "-journal"));

@@ -46,9 +46,9 @@ pub enum Event {
     },
     /// A path that the snapshot lacks could not be removed. Changes the exit code.
     NotDeleted {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// A path was restored with its content, but some of its metadata was refused. Changes

@@ -45,9 +45,9 @@ pub struct Stored {
 pub struct Added {
     /// Number of chunks that the store did not have.
     pub chunks: AtomicU64,
-    /// Their plain bytes.
+    /// Plain bytes of the chunks.
     pub plain_bytes: AtomicU64,
-    /// Their stored bytes.
+    /// Stored bytes of the chunks.
     pub stored_bytes: AtomicU64,
 }
 

@@ -250,8 +250,8 @@ fn dir_in_the_way(is_delete: bool) -> &'static str {
     }
 }
 
-/// Returns the part of every path that is not recreated. The second value is true if that is a
-/// directory whose metadata the target may get.
+/// Returns the part of every path that is not recreated, and true if the target may get that
+/// directory's metadata.
 fn prefix(root: &ChunkId, from: &[u8], chunks: &dyn Chunks) -> Result<(Vec<u8>, bool)> {
     if from.is_empty() {
         return Ok((Vec::new(), false));
@@ -359,7 +359,7 @@ struct Top {
 impl Top {
     /// Inspects the directory that receives the content of `prefix`.
     ///
-    /// It also gets the metadata if it is the very directory that was backed up. The same holds if
+    /// The target also gets the metadata if it is the very directory that was backed up. The same holds if
     /// it is empty and this user is root or its owner. Any other directory has another use.
     fn look(target: &Path, prefix: &[u8], passages: &Passages) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
@@ -391,7 +391,7 @@ struct Restore<'a> {
     links: HashMap<LinkKey, (Vec<u8>, u64)>,
     /// Files of several names whose content is lost.
     lost_links: Mutex<HashSet<LinkKey>>,
-    /// Those of which no name could be given yet: something else stands there.
+    /// Inodes without a name yet, because another object has the name.
     unplaced_links: Mutex<HashSet<LinkKey>>,
     prefix: Vec<u8>,
     top: Top,

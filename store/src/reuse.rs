@@ -103,11 +103,11 @@ fn share(bytes: u64, unused: u64) -> i64 {
 pub enum Hint<'a> {
     /// None known.
     Nothing,
-    /// Its own previous version.
+    /// The file's own previous version.
     Itself,
     /// A git pack.
     Pack {
-        /// Its index.
+        /// Index of the pack.
         index: &'a File,
         /// Packs of the same directory and their indexes.
         references: &'a [(&'a Entry, &'a Entry)],

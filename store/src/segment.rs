@@ -201,7 +201,7 @@ impl Trailer {
 /// Reason why a segment cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// Its bytes are wrong.
+    /// The bytes of the segment are wrong.
     #[error("{0}")]
     Damaged(String),
     /// A newer program wrote it.

@@ -110,10 +110,10 @@ pub struct LeftOut {
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Instance {
-    /// Its name in the configuration.
+    /// Name of the instance in the configuration.
     #[n(0)]
     pub name: String,
-    /// Its kind.
+    /// Kind of the instance.
     #[n(1)]
     pub kind: String,
     /// True if everything that belongs to the instance was present.

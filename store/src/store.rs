@@ -36,7 +36,7 @@ const TAIL_BYTES: u64 = 32 << 10;
 /// Threads that read tables while an index is built. A table can take 12 MiB as stored and as much
 /// again when decoded. The threads are therefore few, and none reads far ahead.
 ///
-/// They are not rayon's: the thread that finds the index wrong may be a rayon job. While that job
+/// The threads are not rayon's: the thread that finds the index wrong may be a rayon job. While it
 /// waits here, it must not start another one.
 const LOADERS: usize = 4;
 
@@ -592,7 +592,7 @@ enum Unusable {
     /// There is none, or that of another store.
     #[error("it is missing or belongs to another store")]
     Foreign,
-    /// It has rows of a segment that is not as it was.
+    /// The index has rows of a segment that is missing or was changed.
     #[error("segment {0} is missing or was changed")]
     Surplus(SegmentId),
 }
@@ -678,7 +678,7 @@ impl Opening<'_> {
         Ok((index, dir))
     }
 
-    /// The index at `path`, if it is there and fits; else why not.
+    /// Returns the index at `path`, or the reason why this store cannot use it.
     fn open(&self, path: &Path, purpose: Purpose) -> Result<Result<Index, Unusable>> {
         let Some(index) = Index::open(path, &self.store_id)? else {
             return Ok(Err(Unusable::Foreign));

@@ -30,8 +30,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// file, so a killed restore left any unlocked one.
 const UNFINISHED: &str = ".forgekeep-unfinished-";
 
-/// Stands in a target that gets the metadata of a directory, until it has them: a restore that
-/// ends early leaves it, and the next one goes on.
+/// Marks a target that still lacks the metadata of its directory. A restore that ends early leaves
+/// the mark, and the next restore continues.
 pub const MARK: &str = ".forgekeep-unfinished-restore";
 
 /// Maximum attempts at an operation that other processes may disturb.
@@ -52,10 +52,10 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
 }
 
-/// How a directory came to be.
+/// Origin of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Made {
-    /// It existed before.
+    /// The directory existed before.
     Found,
     /// Nothing had its name.
     New,

@@ -21,27 +21,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// the entries have been read.
 const AHEAD_MAX: usize = 50_000;
 
-/// Rules for what is left out, the same for plain directories and git directories.
+/// Rules for skipped paths, the same for plain directories and git directories.
 ///
 /// In this order: the store itself is never read; a named path always is; then patterns, paths,
 /// file systems and caches apply.
 #[derive(Debug, Clone, Default)]
 pub struct Excluded {
-    /// Patterns of paths to leave out, with everything below.
+    /// Patterns of paths to skip, with everything below.
     pub globs: Globs,
-    /// Exact paths of the tree to leave out, with everything below.
+    /// Exact paths of the tree to skip, with everything below.
     pub leave: Arc<HashSet<Vec<u8>>>,
-    /// Leaves out files in git directories that git can recreate.
+    /// Skips files in git directories that git can recreate.
     pub git_caches: bool,
-    /// Leaves out file systems mounted below the nearest named path.
+    /// Skips file systems mounted below the nearest named path.
     pub other_file_systems: bool,
-    /// Leaves out everything below a directory with a valid `CACHEDIR.TAG`, except the tag.
+    /// Skips everything below a directory with a valid `CACHEDIR.TAG`, except the tag.
     pub caches: bool,
     /// Device and inode of directories that are never entered: the store itself.
     pub never: Vec<(u64, u64)>,
     /// Named paths below other named paths.
     pub named: Arc<Named>,
-    /// Records paths that were left out without a pattern.
+    /// Records paths that were skipped without a pattern.
     pub noted: Arc<Noted>,
 }
 
@@ -231,7 +231,7 @@ impl From<Globs> for Excluded {
 /// Rules of a walk.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Rules for what is left out.
+    /// Rules for skipped paths.
     pub exclude: Excluded,
     /// Return git directories as one step, so that they can be read in their own order.
     pub git_dirs: bool,
@@ -261,7 +261,7 @@ impl OpenRoot {
 pub struct Found {
     /// Path in the tree.
     pub path: Vec<u8>,
-    /// Its metadata.
+    /// Metadata of the object.
     pub stat: Stat,
 }
 
@@ -564,8 +564,8 @@ impl Shared {
     }
 }
 
-/// Opens a directory for listing. If this user may enter it but not list it, and it leads to a named
-/// path, also returns the error, and the directory is open for looking up names.
+/// Opens a directory for listing. If this user may only enter it, and it leads to a named path, opens
+/// it for looking up names and also returns the error.
 fn open_dir(
     root: BorrowedFd<'_>,
     below: &[u8],

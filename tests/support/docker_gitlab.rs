@@ -25,9 +25,9 @@ pub struct DockerGitlab {
     // In drop order.
     /// The container of GitLab, as a service.
     pub containers: Runit,
-    /// Its Redis.
+    /// Redis of the instance.
     _redis: Redis,
-    /// Its database server.
+    /// Database server of the instance.
     _postgres: Postgres,
     dir: tempfile::TempDir,
 }

@@ -149,11 +149,11 @@ pub struct Gitlab {
     // In drop order.
     /// Services that `gitlab-ctl` controls.
     pub services: Runit,
-    /// Its Redis.
+    /// Redis of the instance.
     pub redis: Redis,
     /// All repositories of the new instance.
     pub repositories: Vec<Repository>,
-    /// Its database server.
+    /// Database server of the instance.
     pub postgres: Postgres,
     dir: tempfile::TempDir,
 }

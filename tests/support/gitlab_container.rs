@@ -1,13 +1,14 @@
-//! A GitLab in a container of the official image, as far as a backup sees it: the package of the
-//! tests, whose directories the host has elsewhere, a compose file, and a `docker` that enters a
-//! mount namespace.
+//! A GitLab in a container of the official image, as far as a backup sees it.
+//!
+//! The host has the directories of the tests' package elsewhere. A compose file names them, and a
+//! `docker` enters a mount namespace.
 
 use super::accounts::Account;
 use super::gitlab::{Builder, Gitlab, layout};
 use serde_json::json;
 use std::path::Path;
 
-/// Its compose file, below the root.
+/// The compose file, below the root.
 pub const COMPOSE: &str = "srv/forge/docker-compose.yml";
 
 /// Name of the container.

@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 /// Behaviour of a failing call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It fails, once.
+    /// The call fails, once.
     Once(Errno),
-    /// It fails from this call on.
+    /// The call and later ones fail.
     ForGood(Errno),
-    /// From this call on, it reads or writes a third of the requested bytes.
+    /// This call and later ones read or write a third of the requested bytes.
     Short,
 }
 

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The monitored host.
 pub const HOST: &str = "git01";
-/// Its items, which accept sent values: key and type (0 a number, 4 a text).
+/// Items of the host, which accept sent values: key and type (0 a number, 4 a text).
 const ITEMS: [(&str, u8); 4] = [
     ("backup.status[gitlab]", 0),
     ("backup.message[gitlab]", 4),

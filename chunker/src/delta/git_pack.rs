@@ -59,7 +59,7 @@ impl Default for Limits {
 pub struct PackReference<'a> {
     /// The pack.
     pub pack: &'a mut dyn Reference,
-    /// Its index.
+    /// Index of the pack.
     pub index: &'a mut dyn Reference,
 }
 

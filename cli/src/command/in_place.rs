@@ -14,9 +14,9 @@ use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::{TreeReader, children};
 
-/// Part with the keys by which users know a machine, and what else is in their directory.
+/// Part with the host keys, and the other files of their directory.
 const SSH: &str = "ssh-host-keys";
-/// Its usual directory.
+/// Usual directory of the host keys.
 const SSH_DIR: &str = "/etc/ssh";
 /// Names of the host keys in it begin so.
 const HOST_KEY: &[u8] = b"ssh_host_";
@@ -36,8 +36,8 @@ pub struct InPlace<'a> {
 }
 
 impl InPlace<'_> {
-    /// Warns of what is dangerous and demands consent. Returns patterns of what is left as it is
-    /// unless `--include` names it. Without danger there are none.
+    /// Warns of dangers and demands consent. Returns patterns of paths that stay unchanged unless
+    /// `--include` names them; empty without dangers.
     pub fn look(&self, is_agreed: bool, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
         let manifest = instance::manifest(self.store, self.id, self.snapshot);
         let name = match (&self.snapshot.instance, &manifest) {
@@ -85,7 +85,7 @@ impl InPlace<'_> {
         ))
     }
 
-    /// Returns true if a path would land where the instance has it, or below.
+    /// Returns true if a restored path would be the instance's own path, or below it.
     fn is_live(&self) -> bool {
         let real = |path: &Path| path.canonicalize().ok();
         let paths = self.snapshot.paths.iter();
@@ -167,7 +167,7 @@ impl InPlace<'_> {
         Ok(left.iter().map(|path| escape(path)).collect())
     }
 
-    /// Returns true if `--include` names it.
+    /// Returns true if `--include` names the path.
     fn is_named(&self, path: &Path) -> bool {
         !self.include.is_empty() && self.include.covers(&tree_path(path))
     }

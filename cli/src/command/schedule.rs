@@ -41,12 +41,12 @@ pub struct Schedule {
     config: ConfigFile,
 }
 
-/// What runs backups.
+/// Scheduler that starts the backups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Runner {
     /// A service and a timer
     Systemd,
-    /// A line with a user, as in /etc/cron.d
+    /// A line for /etc/cron.d, with a user
     Cron,
 }
 
@@ -166,7 +166,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 /// Access that hardening must leave to a backup.
 #[derive(Debug, Default)]
 struct Needs {
-    /// True if it writes into a home directory.
+    /// True if the backup writes into a home directory.
     home: bool,
     /// Paths it writes to that would otherwise be read-only.
     writes: Vec<PathBuf>,

@@ -15,7 +15,7 @@ pub enum NotifyError {
     Attempt {
         /// The attempt, such as `cannot send the ping`.
         attempt: String,
-        /// Its fault and the next step.
+        /// Fault of the attempt and the next step.
         fault: Box<NotifyError>,
     },
     /// The attempts for several recipients failed.
@@ -152,7 +152,7 @@ pub enum NotifyError {
     Invisible {
         /// `host` or `host group`.
         what: &'static str,
-        /// Its name in the configuration.
+        /// Name in the configuration.
         name: String,
     },
 }

@@ -1,6 +1,6 @@
 //! GitLab in a container of sameersbn/docker-gitlab, with PostgreSQL and Redis in other containers.
 //!
-//! Its compose file defines everything: the directories, the database's name, and the keys that
+//! The compose file defines everything: the directories, the database's name, and the keys that
 //! decrypt it. No directory contains these keys.
 
 pub mod compose;

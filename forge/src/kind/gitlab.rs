@@ -261,7 +261,7 @@ pub fn note_unknown(site: &Site<'_>, data: &Path, inner: &[&str], plan: &mut Pla
     }
 }
 
-/// Returns the entries of a directory that are neither in a part nor left out. If `is_deep` is
+/// Returns the entries of a directory that are neither in a part nor skipped. If `is_deep` is
 /// true, also searches directories that contain parts.
 fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan, is_deep: bool) -> Vec<PathBuf> {
     // An absolute link leads to a place below the root of the instance.
@@ -286,11 +286,11 @@ fn unknown_in(site: &Site<'_>, dir: &Path, plan: &Plan, is_deep: bool) -> Vec<Pa
 
 /// Extent to which the parts of a plan, its exclusions and the settings cover a path.
 enum Knowledge {
-    /// The path with everything below it is in a part or left out.
+    /// The path with everything below it is in a part or skipped.
     Complete,
-    /// Some paths below it are.
+    /// Some paths below the path are in a part or skipped.
     OfContent,
-    /// Nothing there is.
+    /// No path below it is.
     None,
 }
 

@@ -26,7 +26,7 @@ pub enum Control {
 /// A program that stops and starts services by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supervisor {
-    /// Its command-line interface.
+    /// Command-line interface of the supervisor.
     pub speaks: Speaks,
     /// The program with the arguments before its verb.
     pub program: Vec<String>,
@@ -69,15 +69,15 @@ struct Status {
 /// State of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// It does not run, and nothing has asked for it.
+    /// The service does not run, and nothing has asked for it.
     Down,
-    /// It does not run yet, but its supervisor will start it.
+    /// The service does not run yet, but its supervisor will start it.
     Starting,
-    /// It runs.
+    /// The service runs.
     Running,
-    /// It was asked to stop but still works.
+    /// The service was asked to stop but still works.
     Stopping,
-    /// It was asked to stop, then to start again, and still works.
+    /// The service was asked to stop, then to start again, and still works.
     Restarting,
 }
 
@@ -91,7 +91,7 @@ impl Status {
 /// A service or command to stop, and the commands to start it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
-    /// Its name.
+    /// Name of the service.
     pub name: String,
     /// Command that stops it.
     pub stop: Command,

@@ -1,4 +1,4 @@
-//! Redis: saves that are known to have succeeded.
+//! Redis: persistence files that are known to be complete.
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ pub struct Redis {
     pub accepted: OnceLock<usize>,
     /// Time limit of a save.
     pub limit: Duration,
-    /// True if the backup is incomplete without its files.
+    /// True if the backup is incomplete without the files of Redis.
     pub is_required: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Redis {
 pub struct Login {
     /// Name of the user; `None` for the default user.
     pub user: Option<String>,
-    /// Its password.
+    /// Password of the user.
     pub password: Password,
     /// File or setting that contains the password.
     pub source: String,
@@ -95,7 +95,7 @@ impl Default for Redis {
 
 /// Answer of a server that refuses a user.
 enum Refusal {
-    /// It knows no such user, or the password is wrong.
+    /// Redis knows no such user, or the password is wrong.
     Login(String),
     /// The user lacks a permission.
     Permission(String),

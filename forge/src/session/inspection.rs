@@ -53,7 +53,7 @@ pub struct Asked {
     pub dumped: Vec<String>,
     /// Databases that it does not have.
     pub missing: Vec<Absent>,
-    /// Why it has others that are not dumped.
+    /// Reasons why databases of the server are not dumped.
     pub notes: Vec<String>,
     /// Result of trying this machine's keys on the databases.
     pub keys: Option<Check>,

@@ -230,8 +230,8 @@ impl Backend for Local {
             if metadata.is_symlink() {
                 metadata = fs::metadata(entry.path()).unwrap_or(metadata);
             }
-            // What is not a file is listed, too: it cannot be read, and passing it over would
-            // hide that something is missing. Names that are not text are not ours.
+            // Other objects than files are listed, too: they cannot be read, and skipping them
+            // would hide missing data. Names that are not text are not ours.
             if let Ok(name) = entry.file_name().into_string() {
                 let len = if metadata.is_dir() { 0 } else { metadata.len() };
                 listed.push(Listed { name, len });
@@ -437,8 +437,8 @@ fn is_without_sync(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::INVAL | Errno::BADF | Errno::NOTSUP | Errno::NOSYS))
 }
 
-/// Whether an error of `flock` says that there are no locks here, as on NFS without a
-/// lock server.
+/// Returns true if `flock` failed because the file system has no locks, such as NFS without a lock
+/// server.
 pub(crate) fn is_without_locks(error: Errno) -> bool {
     matches!(error, Errno::NOLCK | Errno::NOSYS | Errno::NOTSUP | Errno::INVAL)
 }

@@ -593,7 +593,7 @@ enum Refs {
 struct PackFile {
     found: Found,
     file: Option<File>,
-    /// Its entry in the previous snapshot, if that is still valid.
+    /// Entry of the file in the previous snapshot, if that is still valid.
     unchanged: Option<Entry>,
 }
 

@@ -109,7 +109,7 @@ struct OpenFile<'f> {
     /// Metadata from before the first read.
     stat: Stat,
     like: Hint<'f>,
-    /// Its entry in the previous snapshot.
+    /// Entry of the file in the previous snapshot.
     previous: Option<&'f Entry>,
 }
 

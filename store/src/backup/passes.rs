@@ -30,9 +30,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// Criterion for finding the previous snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Likeness {
-    /// It has the same paths, or shares one. The record names these paths.
+    /// The snapshot has the same paths, or shares one. The record names these paths.
     Paths(Vec<Vec<u8>>),
-    /// It is a backup of the same instance. The record names the paths of all passes.
+    /// The snapshot is a backup of the same instance. The record names the paths of all passes.
     Instance(String),
 }
 
@@ -41,9 +41,9 @@ pub enum Likeness {
 pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of paths to leave out.
+    /// Globs of skipped paths.
     pub excludes: Vec<Vec<u8>>,
-    /// Absolute paths to leave out with everything below, unless they are in `paths`.
+    /// Absolute paths to skip with everything below, unless they are in `paths`.
     pub leave: Vec<PathBuf>,
 }
 

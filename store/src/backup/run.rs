@@ -344,8 +344,8 @@ impl<'a> BackupState<'a> {
     }
 }
 
-/// Counts what the first tree has and the second does not, as far as the second backup looked
-/// for it; `None` if a page cannot be read.
+/// Counts entries of the first tree that the second lacks, as far as the second backup looked for
+/// them; `None` if a page cannot be read.
 fn removed(
     store: &Store,
     first: &ChunkId,

@@ -134,7 +134,7 @@ impl Restore<'_> {
         }
     }
 
-    /// Keeps a file that already has its content.
+    /// Compares an existing file with the snapshot, and keeps it if the content is equal.
     pub(super) fn compare(&self, output: &Output) {
         let is_settled = output.is_settled.load(Relaxed);
         if is_settled || output.is_fresh.load(Relaxed) || output.file.lock().is_some() {
@@ -362,8 +362,8 @@ fn may_end_in_a_hole(recipe: &Recipe) -> bool {
     recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
 }
 
-/// Returns true if a range is a hole or holds only zeros: not every file system has holes, and
-/// where blocks are larger, a hole of the source is too small for one.
+/// Returns true if a range is a hole or holds only zeros. Not every file system has holes, and large
+/// blocks cannot hold small ones.
 fn has_only_zeros(store: &Store, file: &File, at: u64, len: u64) -> io::Result<bool> {
     let mut piece = vec![0; AHEAD_BYTES];
     for run in source::data_runs(file, at, at + len) {

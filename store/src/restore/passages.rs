@@ -1,7 +1,7 @@
 //! Directories that a restore only passes through.
 //!
-//! They lead to restored paths without being restored themselves: those above the paths that were
-//! backed up, and those above the paths that `--include` selects. The administrator may have
+//! Such directories lead to restored paths without being restored themselves. They are above the
+//! paths that were backed up, or above the paths that `--include` selects. The administrator may have
 //! replaced one by a link to a larger disk, or changed its mode. A restore keeps both.
 
 use super::{Options, Restore, join};
@@ -44,8 +44,8 @@ pub(super) fn not_replaced(kind: EntryKind) -> String {
     )
 }
 
-/// Returns true if an existing directory that is only passed through gets the metadata of its
-/// entry: a killed restore made it, or it is empty and belongs to this user.
+/// Returns true if a passed-through directory gets the metadata of its entry. It does if a killed
+/// restore made it, or if it is empty and belongs to this user.
 pub(super) fn gets_metadata(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let names = source::names(source::open_dir_below(dir, b"")?.as_fd())?;
     if names.iter().any(|(name, _)| target::is_mark(name)) {

@@ -40,8 +40,8 @@ pub(super) const OWNER_ALL: u32 = 0o700;
 
 /// Metadata that an object of the target gets.
 ///
-/// It stands between an entry and the disk: a restore and its dry run ask only this value for owner
-/// and mode.
+/// This value stands between an entry and the disk: a restore and its dry run ask only this value
+/// for owner and mode.
 #[derive(Debug, Clone, Copy)]
 pub struct Metadata<'a> {
     /// Type of the object.

@@ -9,13 +9,13 @@ use crate::support::postgres::Postgres;
 use serde_json::json;
 use std::path::Path;
 
-/// Its database.
+/// Database of Mattermost.
 pub const MATTERMOST: &str = "mattermost_production";
 
-/// Its OAuth application id in GitLab.
+/// Mattermost's OAuth application id in GitLab.
 pub const OAUTH_ID: &str = "aa11bb22cc33dd44ee55ff66aa11bb22cc33dd44ee55ff66aa11bb22cc33dd44";
 
-/// Its OAuth secret.
+/// Mattermost's OAuth secret.
 pub const OAUTH_SECRET: &str = "0f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a69780f1e2d3c4b5a6978";
 
 /// The hashed form of the secret that GitLab 15 and 16 store.

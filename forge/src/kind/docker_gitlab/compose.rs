@@ -35,7 +35,7 @@ pub struct Compose {
     pub needed: BTreeSet<PathBuf>,
     /// Files that may be missing.
     pub optional: BTreeSet<PathBuf>,
-    /// Its services, or the error for an invalid one.
+    /// Services of the project, or the error for an invalid one.
     pub services: BTreeMap<String, Result<Service>>,
     /// Notes about anything unusual.
     pub notes: Vec<String>,
@@ -44,15 +44,15 @@ pub struct Compose {
 /// A service, with all variables expanded.
 #[derive(Debug, Default)]
 pub struct Service {
-    /// Its image, with the tag.
+    /// Image of the service, with the tag.
     pub image: Option<String>,
     /// Configured name of its container.
     pub container: Option<String>,
-    /// Its environment variables.
+    /// Environment variables of the service.
     pub environment: Variables,
     /// Variables from environment files, until these are merged.
     pub from_files: Variables,
-    /// Its mounts.
+    /// Mounts of the service.
     pub mounts: Vec<VolumeMount>,
     /// Words of its command.
     pub command: Vec<String>,
@@ -63,7 +63,7 @@ pub struct Service {
 pub struct VolumeMount {
     /// Path in the container.
     pub target: PathBuf,
-    /// Its source.
+    /// Source of the mount.
     pub source: Source,
 }
 
@@ -184,8 +184,8 @@ impl Service {
         })
     }
 
-    /// Follows the links in volumes as the container does, in which an absolute link begins at the
-    /// container's own root. Returns the path in the container, and the links on this machine.
+    /// Follows links in volumes like the container: an absolute link starts at the container's
+    /// root. Returns the path in the container, and the links on this machine.
     pub fn follow(&self, path: &Path) -> (PathBuf, Vec<PathBuf>) {
         let mut left: VecDeque<OsString> = names(path).collect();
         let (mut real, mut links) = (PathBuf::from("/"), Vec::new());

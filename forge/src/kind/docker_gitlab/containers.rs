@@ -31,7 +31,7 @@ fn is_redis(service: &Service) -> bool {
 pub struct Containers<'a> {
     /// The instance.
     pub site: &'a Site<'a>,
-    /// Its compose project.
+    /// Compose project of the instance.
     pub compose: &'a Compose,
 }
 

@@ -103,8 +103,8 @@ fn included_in(root: &Path, path: &Path) -> Vec<PathBuf> {
     compose.files.into_iter().filter(|file| file != path && *file != compose.path).collect()
 }
 
-/// Returns true if a file has a matching service whose image is not in its text: it is built, or
-/// comes from a variable or another file.
+/// Returns true if a file has a matching service whose image its text does not name. Such an image
+/// is built, or comes from a variable or another file.
 fn has_service(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
     if !["include", "extends", "build", "$"].iter().any(|mark| text.contains(mark)) {
         return false;

@@ -43,8 +43,8 @@ impl Gap {
         Gap { reason, is_elsewhere: true, is_memory: false }
     }
 
-    /// Returns true if the directory may contain data. That is assumed if a variable names it,
-    /// unless it is in memory.
+    /// Returns true if the directory may contain data. Assumes so if a variable names the directory
+    /// and it is not in memory.
     pub fn is_data(&self, variable: Option<&str>) -> bool {
         self.is_elsewhere || (variable.is_some() && !self.is_memory)
     }

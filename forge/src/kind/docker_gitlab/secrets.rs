@@ -147,7 +147,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Chec
     }
     let text = "files with keys that decrypt the database are not in the copy";
     let check = Check::new("secrets", Verdict::Failed, text).with_examples(absent);
-    // What this machine lacks as well, another copy would not find.
+    // Another copy would not find files that this machine lacks as well.
     let machine = View::machine(&plan.mounts).look(paths)?;
     Ok(Check { is_settled: machine.iter().any(Option::is_none), ..check })
 }

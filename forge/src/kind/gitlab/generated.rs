@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct Generated {
     /// The user that GitLab runs as, if the configuration says so.
     pub user: Option<String>,
-    /// Storages of repositories by name.
+    /// Storages by name, with the path, or with the missing path.
     pub storages: BTreeMap<String, Result<PathBuf, NotHere>>,
     /// Directories of other data.
     pub data: Vec<Data>,
@@ -23,7 +23,7 @@ pub struct Generated {
     pub databases: Vec<DatabaseOf>,
     /// Host of the database server, or directory of its socket.
     pub database_host: Option<String>,
-    /// Its port.
+    /// Port of the database server.
     pub database_port: Option<u16>,
     /// Directory above those of artifacts, LFS objects and so on. New versions add to it.
     pub shared: PathBuf,
@@ -40,7 +40,7 @@ pub struct Generated {
 pub struct DatabaseOf {
     /// Purpose, such as `main`.
     pub purpose: String,
-    /// Its name.
+    /// Name of the database.
     pub name: String,
     /// Address of its server if that is not the main server.
     pub elsewhere: Option<String>,

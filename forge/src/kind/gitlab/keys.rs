@@ -1,4 +1,4 @@
-//! Whether GitLab's keys decrypt what its databases hold.
+//! Tests whether GitLab's keys decrypt the values in its databases.
 
 use super::{SECRETS_LOST, generated};
 use crate::catalogue::Catalogue;
@@ -18,7 +18,7 @@ const NAME: &str = "secrets";
 pub struct Source {
     /// The file, for people.
     pub file: &'static str,
-    /// Its keys.
+    /// Keys of the file.
     pub keys: Keys,
     /// Keys of the file that was generated from it, which GitLab reads.
     pub other: Option<Keys>,

@@ -95,15 +95,15 @@ fn git_data_dirs(generated: &Generated, data: &Path) -> BTreeSet<PathBuf> {
 pub struct Package<'a> {
     /// The instance.
     pub site: &'a Site<'a>,
-    /// Its container, if it is in one.
+    /// Container of the package, if it is in one.
     pub container: Option<Container<'a>>,
 }
 
 /// A container of the official image.
 pub struct Container<'a> {
-    /// Its name.
+    /// Name of the container.
     pub name: &'a str,
-    /// Its volumes and environment.
+    /// Volumes and environment of the container.
     pub service: &'a Service,
     /// Links in its volumes that lead to data, on this machine.
     pub links: RefCell<BTreeSet<PathBuf>>,

@@ -384,7 +384,7 @@ fn compare(
         false if is_excused => Verdict::Warning,
         false => Verdict::Failed,
     };
-    // What this machine has lost as well, another copy would not find.
+    // Another copy would not find repositories that this machine has lost as well.
     let dirs: Vec<PathBuf> = lost.iter().map(|((one, _), _)| one.dir.clone()).collect();
     let machine = examine(plan, &View::machine(&plan.mounts), &dirs)?;
     let is_settled =

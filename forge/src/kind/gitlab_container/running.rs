@@ -21,11 +21,11 @@ const COMPOSE_FILES: [&str; 2] =
 /// A container.
 #[derive(Debug)]
 pub struct Running {
-    /// Its id; empty if the program shows none.
+    /// Id of the container; empty if the program shows none.
     pub id: String,
-    /// Its name.
+    /// Name of the container.
     pub name: String,
-    /// Its image, environment and volumes.
+    /// Image, environment and volumes of the container.
     pub service: Service,
     /// Compose files that created it.
     pub compose: Vec<PathBuf>,

@@ -12,7 +12,7 @@ pub struct DataSource {
     pub port: Option<u16>,
     /// Role to connect as.
     pub role: Option<String>,
-    /// Its password.
+    /// Password of the role.
     pub password: Option<Password>,
     /// Name of the database.
     pub database: Option<String>,

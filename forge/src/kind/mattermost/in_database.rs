@@ -10,8 +10,13 @@ use store::observe::Progress;
 /// Longest wait for a server that is starting. The backup itself waits longer.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Returns true if `MM_CONFIG` names a database instead of a file: by a URL, by words such as
-/// `host=db`, or in the form of MySQL's drivers. Such text may contain a password.
+/// Returns true if `MM_CONFIG` names a database instead of a file. Such text may contain a password.
+///
+/// There are three forms:
+///
+/// - a URL
+/// - words such as `host=db`
+/// - the form of MySQL's drivers
 pub fn is_meant(config: &str) -> bool {
     const KEYS: [&str; 6] = ["host", "dbname", "user", "password", "port", "sslmode"];
     let mut keys = config.split_whitespace().filter_map(|word| Some(word.split_once('=')?.0));

@@ -183,16 +183,16 @@ impl Source {
 /// Reason why a file that may hold id and secret cannot be read.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
-    /// It is missing.
+    /// The file is missing.
     #[error("{} does not exist", shown(.0))]
     Missing(PathBuf),
-    /// Its kind or its size is not that of a configuration file.
+    /// The object is not a file, or is larger than a configuration file.
     #[error("{} is not a file, or is too large", shown(.0))]
     NotSmallFile(PathBuf),
-    /// It has other content.
+    /// The file does not contain JSON.
     #[error("{} is invalid JSON at line {line}, column {column}", shown(path))]
     NotJson {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
         /// Line of the fault, from 1.
         line: usize,

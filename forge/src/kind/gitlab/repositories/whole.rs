@@ -24,11 +24,11 @@ const READ_MAX: usize = 8;
 /// State of a repository's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It has a HEAD, references and the objects that they need, as far as they are examined.
+    /// The repository has a HEAD, references and the objects that they need, as far as examined.
     Whole,
-    /// It does not exist.
+    /// The repository does not exist.
     Absent,
-    /// It exists, but git would not accept it as a repository or lacks objects; the reason.
+    /// The path exists, but git would not accept it as a repository or lacks objects; the reason.
     Damaged(&'static str),
 }
 
@@ -67,9 +67,9 @@ impl References {
 /// Result of examining a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Examined {
-    /// Its state.
+    /// State of the repository.
     pub state: State,
-    /// Its references; none if it is absent or damaged.
+    /// References of the repository; none if it is absent or damaged.
     pub references: References,
     /// True if it has an object of its own, or borrows objects.
     pub has_objects: bool,
@@ -95,13 +95,13 @@ impl Examined {
 pub struct Examiner<'a> {
     /// Directory that links of the instance regard as `/`.
     pub root: &'a Path,
-    /// Where the repositories are.
+    /// View that contains the repositories.
     pub view: &'a View<'a>,
     /// True if the view is of today, so that packs on this machine are those of the view.
     pub is_current: bool,
 }
 
-/// A path with links followed, and what is there.
+/// A resolved path, with the object at it.
 struct Found {
     path: PathBuf,
     seen: Option<Seen>,

@@ -1,0 +1,131 @@
+//! Promised costs: listings, reads and requests of common runs, as counts.
+
+use crate::support::sandbox::{FORGEKEEP, Sandbox};
+use crate::support::stores::restore_options;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use store::backend::Local;
+use store::backend::faulty::{Faulty, Operation};
+use store::observe::Silent;
+use store::store::{Purpose, Store};
+
+/// Calls that read content.
+const READS: &str = "read,pread64,readv,preadv,preadv2,mmap,sendfile,copy_file_range,splice";
+
+/// Returns the paths below `source` of all calls in a trace, with the number of calls.
+fn calls(trace: &str, names: &str, source: &str) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for line in trace.lines() {
+        let call = line.split_once(' ').map_or("", |(_, call)| call.trim_start());
+        let Some((name, rest)) = call.split_once('(') else { continue };
+        let path = rest.split_once('<').and_then(|(_, rest)| rest.split_once('>'));
+        if let Some((path, _)) = path.filter(|_| names.split(',').any(|wanted| wanted == name))
+            && (path == source || path.starts_with(&format!("{source}/")))
+        {
+            *found.entry(path.to_owned()).or_default() += 1;
+        }
+    }
+    found
+}
+
+#[test]
+fn an_unchanged_night_lists_each_directory_once_and_reads_no_file() {
+    let sandbox = Sandbox::with_store();
+    for n in 0..20 {
+        for file in 0..4 {
+            sandbox.write(&format!("source/{n}/sub/{file}"), format!("{n} {file}"));
+        }
+    }
+    sandbox.tool("git").args(["init", "-q", "--bare", "source/r.git"]).run().ok();
+    // A file that was written in the tick of a run is read again in the next one.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    sandbox.backup(["source"]);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    sandbox.backup(["source"]);
+    let segments = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
+    let strace = ["-f", "-y", "-o", "trace", "-e"];
+    let calls_traced = format!("trace=getdents64,{READS}");
+    let backup = [&calls_traced, FORGEKEEP, "backup", "source"];
+    sandbox.tool("strace").args(strace).args(backup).run().ok();
+    let trace = std::fs::read_to_string(sandbox.path("trace")).expect("a trace");
+    let source = sandbox.path("source").canonicalize().expect("is there");
+    let source = source.to_str().expect("readable");
+
+    // A listing of a small directory takes one call for the names and one for the end.
+    let listed = calls(&trace, "getdents64", source);
+    assert_eq!(listed.keys().filter(|path| path.contains("/sub")).count(), 20, "{listed:#?}");
+    for (path, count) in listed {
+        // One listing finds a git directory, and others show that it did not change meanwhile.
+        let most = if path.contains("r.git") { 6 } else { 2 };
+        assert!(count <= most, "{path}: {count} calls");
+    }
+    // The beginning of `HEAD` shows that a directory is a git directory.
+    let mut read = calls(&trace, READS, source);
+    read.remove(&format!("{source}/r.git/HEAD"));
+    assert_eq!(read, BTreeMap::new());
+    let now = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
+    assert_eq!(now, segments);
+}
+
+/// Counts reads of segments, and of snapshot records.
+#[derive(Default)]
+struct Reads {
+    segments: AtomicUsize,
+    snapshots: AtomicUsize,
+}
+
+/// Opens the store for reading and counts the reads from here on.
+fn counted(sandbox: &Sandbox) -> (Store, Arc<Reads>) {
+    let reads = Arc::<Reads>::default();
+    let counts = Arc::clone(&reads);
+    let count = move |operation: Operation, name: &str| {
+        let count = match name.split('/').next() {
+            Some("segments") => &counts.segments,
+            _ => &counts.snapshots,
+        };
+        count.fetch_add(usize::from(operation == Operation::Read), Relaxed);
+        Ok(())
+    };
+    let backend = Faulty::new(Local::new(sandbox.path("store")), Arc::new(count));
+    let (workspaces, observer) = (sandbox.path("workspaces"), Arc::new(Silent::default()));
+    let store = Store::open_backend(Arc::new(backend), &workspaces, Purpose::Read, observer);
+    (store.expect("opens"), reads)
+}
+
+#[test]
+fn a_restore_of_one_directory_reads_few_pages_of_a_large_tree() {
+    let mut counts = Vec::new();
+    for files in [500, 20_000] {
+        let sandbox = Sandbox::with_store();
+        for n in 0..files {
+            sandbox.write(&format!("source/{:03}/{n}", n / 100), format!("{n}"));
+        }
+        sandbox.write("source/wanted/file", "wanted");
+        sandbox.backup(["source"]);
+        let (store, reads) = counted(&sandbox);
+        let id = store.snapshot_ids().expect("lists")[0];
+        let root = store.snapshot(&id).expect("reads").root.chunk();
+        let from = sandbox.path("source/wanted");
+        let from = store::backup::tree_path(&from);
+        let (before, target) = (reads.segments.load(Relaxed), sandbox.path("restored"));
+        let report = store::restore::restore(&store, &root, &from, &target, &restore_options());
+        assert_eq!(report.expect("restores").files_restored, 1);
+        counts.push(reads.segments.load(Relaxed) - before);
+    }
+    assert!(counts[1] <= counts[0] + 8, "{counts:?} reads of segments");
+    assert!(counts[1] < 40, "{counts:?} reads of segments");
+}
+
+#[test]
+fn opening_a_store_reads_no_snapshot() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "content");
+    for _ in 0..20 {
+        sandbox.backup(["source"]);
+    }
+    let (store, reads) = counted(&sandbox);
+    // `store.json` and the files that name features.
+    assert!(reads.snapshots.load(Relaxed) < 6, "{} reads", reads.snapshots.load(Relaxed));
+    drop(store);
+}
