@@ -521,3 +521,68 @@ fn the_loss_of_a_whole_tree_is_counted() {
     let told = sandbox.run(["check"]).ends_with(1).all_output();
     assert!(told.contains("lost: / (53 paths)") && told.contains(" 53 paths lost"), "{told}");
 }
+
+#[test]
+fn several_inits_at_the_same_moment_create_one_store() {
+    let config = |id| store::config::Config::new([id; 16], chunker::Parameters::DEFAULT, 3);
+    for round in 0..30 {
+        let sandbox = Sandbox::new();
+        let root = sandbox.path("store");
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let init = |id| store::store::init(&root, &config(id));
+            let threads: Vec<_> = (1..=3).map(|id| scope.spawn(move || init(id))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("ends")).collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "round {round}");
+        for error in results.into_iter().filter_map(Result::err) {
+            assert!(matches!(error, store::Error::StoreExists(_)), "round {round}: {error}");
+        }
+    }
+}
+
+#[test]
+fn first_backups_at_the_same_moment_share_one_new_store() {
+    for _ in 0..5 {
+        let sandbox = Sandbox::new();
+        sandbox.write("source/a", Dice::new(1).bytes(300_000));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| sandbox.run(["backup", "--init", "source"]).ok());
+            }
+        });
+        sandbox.run(["check", "--read-data"]).ok();
+        let snapshots = sandbox.run(["snapshots", "--json"]).ok().stdout;
+        assert_eq!(snapshots.matches("\"snapshot\"").count(), 3, "{snapshots}");
+    }
+}
+
+#[test]
+fn the_group_of_the_directory_can_read_a_store_in_a_mount_point() {
+    if !need_root() {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    std::fs::create_dir(sandbox.path("store")).expect("makes");
+    std::fs::set_permissions(sandbox.path("store"), PermissionsExt::from_mode(0o755))
+        .expect("opens it");
+    sandbox.run(["init", "--group-readable"]).ok();
+    sandbox.tool("chgrp").args(["-R", "1234", "store"]).run().ok();
+    sandbox.backup(["source"]);
+    for name in ["index.sqlite", "lock", "segments", "snapshots"] {
+        let found = sandbox.path("store").join(name).metadata().expect("there");
+        assert_eq!(found.gid(), 1234, "{name}");
+    }
+    let list = sandbox.tool("find").args(["store", "!", "-gid", "1234"]).run().ok().stdout;
+    assert_eq!(list, "", "files of another group");
+}
+
+#[test]
+fn a_group_that_cannot_enter_a_group_readable_store_is_reported() {
+    let sandbox = Sandbox::new();
+    std::fs::create_dir(sandbox.path("store")).expect("makes");
+    std::fs::set_permissions(sandbox.path("store"), PermissionsExt::from_mode(0o700))
+        .expect("closes it");
+    let made = sandbox.run(["init", "--group-readable"]).ok();
+    assert!(made.all_output().contains("run `chmod g+rx store`"), "{}", made.all_output());
+}

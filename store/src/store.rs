@@ -104,8 +104,11 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
     backend.make_directories(dirs).map_err(write)?;
-    backend::write_all(&backend, config::FILE, &config.to_bytes())
-        .map_err(Error::store_write(config::FILE))?;
+    // Several processes may find an empty directory at the same moment. One creates the store.
+    backend.write_new(config::FILE, &config.to_bytes()).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Error::StoreExists(place),
+        _ => Error::store_write(config::FILE)(error),
+    })?;
     if let Ok(lock) = Lock::take(root, Mode::Shared) {
         lock.set_permissions(config.modes().file);
     }
@@ -150,6 +153,10 @@ fn find(root: &Path, backend: &dyn Backend) -> Result<Place> {
     for entry in std::fs::read_dir(root).map_err(unreachable)? {
         let name = entry.map_err(unreachable)?.file_name();
         is_other |= !harmless.iter().any(|known| name == *known);
+    }
+    if is_other && root.join(config::FILE).try_exists().map_err(unreachable)? {
+        // Another process has just created the store.
+        return Ok(Place::Store);
     }
     let has_snapshots = backend.list(snapshot::DIR).is_ok_and(|files| !files.is_empty());
     Ok(match is_other {

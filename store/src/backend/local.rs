@@ -164,6 +164,42 @@ impl Local {
         self.0.with_parent(&dir.join("scratch"), || tempfile::tempfile_in(&dir))
     }
 
+    /// Writes a small file that does not exist yet. Fails with `AlreadyExists` if another process
+    /// was first; its file then stays.
+    pub(crate) fn write_new(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut pending = self.pending()?;
+        pending.write(bytes)?;
+        pending.sync()?;
+        pending.publish_new(name)
+    }
+
+    fn pending(&self) -> io::Result<LocalPending> {
+        let place = Arc::clone(&self.0);
+        let dir = place.root.join(UNPUBLISHED);
+        let (path, file) = loop {
+            let path = dir.join(format!("{:016x}", u64::from_le_bytes(random::bytes()?)));
+            let mut options = File::options();
+            options.write(true).create_new(true).mode(place.modes.file);
+            let file = place.with_parent(&path, || options.open(&path))?;
+            match flock(&file, FlockOperation::LockExclusive) {
+                Ok(()) => {}
+                // A file system without locks: unpublished files are never removed there.
+                Err(error) if is_without_locks(error) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let made = file.metadata()?;
+            if made.mode() & 0o777 != place.modes.file {
+                file.set_permissions(Permissions::from_mode(place.modes.file))?;
+            }
+            give_to_owner(&file, &place.root);
+            // Another run may have found the file before it was locked, and removed it.
+            if made.nlink() > 0 {
+                break (path, file);
+            }
+        };
+        Ok(LocalPending { place, path: Some(path), file })
+    }
+
     fn file(&self, name: &str) -> io::Result<Arc<File>> {
         let mut open = self.0.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
@@ -250,30 +286,7 @@ impl Backend for Local {
     }
 
     fn create(&self) -> io::Result<Box<dyn Pending>> {
-        let place = Arc::clone(&self.0);
-        let dir = place.root.join(UNPUBLISHED);
-        let (path, file) = loop {
-            let path = dir.join(format!("{:016x}", u64::from_le_bytes(random::bytes()?)));
-            let mut options = File::options();
-            options.write(true).create_new(true).mode(place.modes.file);
-            let file = place.with_parent(&path, || options.open(&path))?;
-            match flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => {}
-                // A file system without locks: unpublished files are never removed there.
-                Err(error) if is_without_locks(error) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let made = file.metadata()?;
-            if made.mode() & 0o777 != place.modes.file {
-                file.set_permissions(Permissions::from_mode(place.modes.file))?;
-            }
-            give_to_owner(&file, &place.root);
-            // Another run may have found the file before it was locked, and removed it.
-            if made.nlink() > 0 {
-                break (path, file);
-            }
-        };
-        Ok(Box::new(LocalPending { place, path: Some(path), file }))
+        Ok(Box::new(self.pending()?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -300,6 +313,18 @@ struct LocalPending {
     /// `None` once the file is published.
     path: Option<PathBuf>,
     file: File,
+}
+
+impl LocalPending {
+    /// Gives the synced file its name unless that name exists; see [`Pending::publish`].
+    fn publish_new(mut self, name: &str) -> io::Result<()> {
+        let target = self.place.root.join(name);
+        if let Some(path) = &self.path {
+            rename_new(path, &target, &self.file)?;
+        }
+        self.path = None;
+        self.place.sync_parent(&target).map_err(Unsynced::wrap)
+    }
 }
 
 impl Pending for LocalPending {
@@ -329,6 +354,48 @@ impl Drop for LocalPending {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Renames a file; fails with `AlreadyExists` if the new name exists.
+fn rename_new(from: &Path, to: &Path, file: &File) -> io::Result<()> {
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
+        Err(error) if is_without_operation(error) => link_new(from, to, file),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// Renames a file with a hard link, as NFS needs it.
+fn link_new(from: &Path, to: &Path, file: &File) -> io::Result<()> {
+    let linked = rustix::fs::link(from, to);
+    match linked {
+        Ok(()) => {}
+        // NFS may answer so to a repeated request whose first answer was lost.
+        Err(Errno::EXIST) if is_same_file(file, to) => {}
+        Err(error) if is_without_operation(error) => {
+            // A file system with neither operation. Two processes that come here at the same
+            // moment can both succeed.
+            if to.symlink_metadata().is_ok() {
+                return Err(Errno::EXIST.into());
+            }
+            return fs::rename(from, to);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // Best effort: the next run that writes removes a remaining name.
+    let _ = fs::remove_file(from);
+    Ok(())
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    let (Ok(mine), Ok(other)) = (file.metadata(), path.symlink_metadata()) else { return false };
+    (mine.dev(), mine.ino()) == (other.dev(), other.ino())
+}
+
+/// Returns true if a file system or kernel does not know an operation on names.
+fn is_without_operation(error: Errno) -> bool {
+    // FAT answers PERM to hard links; MLINK is the answer of some FUSE file systems.
+    matches!(error, Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM | Errno::MLINK)
 }
 
 /// Opens a regular file for reading. Fails for anything else, and does not wait for a pipe.
@@ -406,18 +473,18 @@ fn remove_acl(dir: &Path) {
     }
 }
 
-/// Gives a file that root makes to the owner of the store's directory, who could not read it
-/// otherwise.
+/// Gives a new file to the group of the store's directory and, if root made it, to the owner. They
+/// could not read it otherwise.
 pub(crate) fn give_to_owner(file: &File, root: &Path) {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
-    let uid = |found: fs::Metadata| found.uid();
-    if let (Ok(owner), Ok(mine)) = (fs::metadata(root).map(uid), file.metadata().map(uid))
-        && owner != mine
-    {
-        // Best effort: some file systems support one owner only.
-        let _ = std::os::unix::fs::fchown(file, Some(owner), None);
+    let (Ok(wanted), Ok(found)) = (fs::metadata(root), file.metadata()) else { return };
+    let uid = (rustix::process::geteuid().is_root() && found.uid() != wanted.uid())
+        .then_some(wanted.uid());
+    let gid = (found.gid() != wanted.gid()).then_some(wanted.gid());
+    // Best effort: some file systems support one owner only, and only root may set any group.
+    for (uid, gid) in [(uid, None), (None, gid)] {
+        if uid.is_some() || gid.is_some() {
+            let _ = std::os::unix::fs::fchown(file, uid, gid);
+        }
     }
 }
 
@@ -441,4 +508,37 @@ fn is_without_sync(error: &io::Error) -> bool {
 /// server.
 pub(crate) fn is_without_locks(error: Errno) -> bool {
     matches!(error, Errno::NOLCK | Errno::NOSYS | Errno::NOTSUP | Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_name_never_replaces_a_file() {
+        type Rename = fn(&Path, &Path, &File) -> io::Result<()>;
+        for rename in [rename_new as Rename, link_new] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = |name: &str| dir.path().join(name);
+            for name in ["a", "b"] {
+                fs::write(path(name), name).expect("writes");
+            }
+            let open = |name: &str| File::open(path(name)).expect("opens");
+            rename(&path("a"), &path("new"), &open("a")).expect("renames");
+            let error = rename(&path("b"), &path("new"), &open("b")).expect_err("exists");
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read_to_string(path("new")).expect("reads"), "a");
+            assert!(!path("a").exists() && path("b").exists());
+        }
+    }
+
+    #[test]
+    fn a_link_whose_first_answer_was_lost_counts_as_made() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, "a").expect("writes");
+        fs::hard_link(&from, &to).expect("links");
+        link_new(&from, &to, &File::open(&from).expect("opens")).expect("it is the same file");
+        assert!(!from.exists() && to.exists());
+    }
 }
