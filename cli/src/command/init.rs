@@ -3,6 +3,8 @@ use crate::exit::{Failure, other, with_hint};
 use crate::json::Initialized;
 use crate::ui::Ui;
 use clap::Args;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use store::config::Config;
 
@@ -44,10 +46,28 @@ fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
     store::store::init(place, &config).map_err(|error| match error {
         store::Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
             format!("cannot create a store at {}: {source}", place.display()),
-            "check the path and its mount, or run the command as a user who may write there",
+            next_step(&source),
         ),
         error => error.into(),
     })?;
+    // An existing directory keeps its mode, because it may be a mount point.
+    if group_readable && place.metadata().is_ok_and(|found| found.mode() & 0o050 != 0o050) {
+        let place = place.display();
+        ui.warn(&format!("the group cannot enter {place}; run `chmod g+rx {place}`"));
+    }
     ui.json(&Initialized { id: &config.store_id, store: place.display().to_string() })?;
     ui.remark(format!("created store {} at {}", &config.store_id[..8], place.display()))
+}
+
+/// Returns the next step after a store could not be created.
+fn next_step(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make space or free inodes there, then run the same command again"
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            "the file system is read-only: mount it writable, or give another directory"
+        }
+        _ => "check the path and its mount, or run the command as a user who may write there",
+    }
 }
