@@ -116,6 +116,7 @@ fn open(
     purpose: Purpose,
     what: &'static str,
 ) -> Result<(Store, Arc<Watch>), Failure> {
+    store::threads::start_shared()?;
     let watch = ui.watch(what);
     let opened = Store::open(place, purpose, Arc::clone(&watch) as _);
     if opened.is_err() {

@@ -122,9 +122,34 @@ fn is_in_the_way(error: &std::io::Error) -> bool {
     matches!(error.kind(), AlreadyExists | DirectoryNotEmpty | IsADirectory | NotADirectory)
 }
 
+/// Next step at a limit of processes.
+const THREADS_HINT: &str = "the limit of processes or memory is reached: raise it (`ulimit -u`, \
+                            TasksMax= of the service, --pids-limit of the container), or end \
+                            other programs";
+
+/// Next step at a limit of open files.
+const FILES_HINT: &str = "the limit of open files is reached: raise it (`ulimit -n`, LimitNOFILE= \
+                          of the service), then run the same command again";
+
+/// Returns true if the process or the machine has no file descriptor left.
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+}
+
 /// Returns the hint for an error of the store.
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
+        Error::StoreRead { source, .. }
+        | Error::StoreWrite { source, .. }
+        | Error::Target { source, .. }
+        | Error::Source { source, .. }
+        | Error::Temporary { source, .. }
+        | Error::Unreachable { source, .. }
+            if is_out_of_files(source) =>
+        {
+            FILES_HINT.into()
+        }
         Error::NoStore(place) => {
             format!("create it with `forgekeep init --store {place}`, or check the path and mounts")
         }
@@ -144,6 +169,7 @@ fn hint(error: &Error) -> Option<String> {
         Error::Memory(_) => {
             "end other programs or raise the limit, then run the same command again".into()
         }
+        Error::Thread(_) => THREADS_HINT.into(),
         Error::Newer { .. } => "upgrade forgekeep to the version that wrote it".into(),
         Error::StoreUnsynced { .. } => {
             "`forgekeep snapshots` shows whether the snapshot exists; check the disk, then run \
@@ -238,6 +264,7 @@ fn is_read_only(error: &std::io::Error) -> bool {
 fn hint_for_instance(error: &forge::Error) -> Option<String> {
     use forge::Error as E;
     let hint = match error {
+        E::Start { source, .. } if source.kind() == ErrorKind::WouldBlock => THREADS_HINT.into(),
         E::Start { .. } => "check that the program is installed and executable".into(),
         E::TooSlow { .. } => {
             "nothing was stored; raise its `limit` in the configuration if this duration is normal"

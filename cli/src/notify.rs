@@ -219,8 +219,12 @@ fn all<T: Send + 'static>(
     let begin = |Task { name, limit, work }: Task<T>| {
         let (sender, answer) = mpsc::channel();
         let is_over = Arc::clone(&is_over);
+        let refused = sender.clone();
         // Fails if the caller no longer waits, which needs no handling.
-        std::thread::spawn(move || sender.send(work(&is_over)).is_ok());
+        let send = move || sender.send(work(&is_over)).is_ok();
+        if let Err(error) = std::thread::Builder::new().spawn(send) {
+            let _ = refused.send(Err(format!("{name}: cannot start a thread: {error}")));
+        }
         (name, limit, answer)
     };
     let begun: Vec<_> = tasks.into_iter().map(begin).collect();

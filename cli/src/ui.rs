@@ -269,9 +269,11 @@ impl Watch {
             warnings: Arc::clone(&ui.warnings),
         });
         let (seen, wants_stop) = (Arc::clone(&watch), Arc::clone(&ui.wants_stop));
-        let ticker = std::thread::spawn(move || seen.tick(&wants_stop));
+        // Without it, only progress and stop requests are missing. Services must be restarted even
+        // at a limit of processes.
+        let ticker = std::thread::Builder::new().spawn(move || seen.tick(&wants_stop));
         if let Ok(mut slot) = watch.ticker.lock() {
-            *slot = Some(ticker);
+            *slot = ticker.ok();
         }
         watch
     }

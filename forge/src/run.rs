@@ -176,8 +176,13 @@ impl Command {
         let said = Arc::new(Mutex::new(Vec::new()));
         let listener = child.stderr.take().map(|stderr| {
             let said = Arc::clone(&said);
-            std::thread::spawn(move || listen(stderr, &said))
+            std::thread::Builder::new().spawn(move || listen(stderr, &said))
         });
+        let listener = listener.transpose().map_err(|error| {
+            // At a limit of processes, nobody would read its errors.
+            let _ = child.kill().and_then(|()| child.wait());
+            fail(error)
+        })?;
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let shown = self.shown();
         Ok(Running {
@@ -500,11 +505,17 @@ fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
 pub fn at_once<I: Sync, T: Send>(items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
     let work = &work;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
-        let results = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
-        results
-            .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        let begin = |item| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, move || work(item));
+            // At a limit of processes, this thread does the work.
+            thread.map_err(|_| work(item))
+        };
+        let begun: Vec<_> = items.iter().map(begin).collect();
+        let end = |begun: Result<std::thread::ScopedJoinHandle<'_, T>, T>| match begun {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(done) => done,
+        };
+        begun.into_iter().map(end).collect()
     })
 }
 

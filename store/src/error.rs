@@ -57,6 +57,9 @@ pub enum Error {
     /// The system is out of memory.
     #[error("not enough memory: {0}")]
     Memory(io::Error),
+    /// The system refuses to start a thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// Reading a file of the store failed.
     #[error("cannot read {name} of the store: {source}")]
     StoreRead {

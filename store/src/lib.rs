@@ -13,6 +13,8 @@ pub mod random;
 pub mod error;
 pub mod observe;
 
+pub mod threads;
+
 pub mod chunks;
 
 pub mod codec;

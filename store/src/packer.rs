@@ -12,6 +12,7 @@ use crate::limits;
 use crate::random;
 use crate::segment::{self, Header, Row, SegmentKind, Trailer};
 use crate::store::Store;
+use crate::threads;
 use crate::workspace::Workspace;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
@@ -59,7 +60,8 @@ pub struct Packer<'a> {
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
     data: Mutex<Option<OpenSegment>>,
     metadata: Mutex<Option<OpenSegment>>,
-    finisher: Mutex<Option<Finisher>>,
+    /// `None` once it has ended.
+    finisher: Mutex<Option<Result<Finisher>>>,
     added: Added,
 }
 
@@ -88,6 +90,15 @@ struct Finisher {
     thread: JoinHandle<Result<()>>,
 }
 
+impl Finisher {
+    fn start(store: &Store, claimed: &Arc<Mutex<HashSet<ChunkId>>>) -> Result<Finisher> {
+        let (queue, full) = sync_channel(WAITING_SEGMENTS);
+        let (index, claims) = (Arc::clone(&store.index), Arc::clone(claimed));
+        let thread = threads::spawn(move || publish_all(&full, &index, &claims))?;
+        Ok(Finisher { queue, thread })
+    }
+}
+
 thread_local! {
     /// Encoded bytes of the chunk that this thread stores.
     static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -98,16 +109,14 @@ impl<'a> Packer<'a> {
     /// store.
     pub fn new(store: &'a Store, is_dry: bool) -> Packer<'a> {
         let claimed = Arc::<Mutex<HashSet<ChunkId>>>::default();
-        let (queue, full) = sync_channel(WAITING_SEGMENTS);
-        let (index, claims) = (Arc::clone(&store.index), Arc::clone(&claimed));
-        let thread = std::thread::spawn(move || publish_all(&full, &index, &claims));
+        let finisher = Finisher::start(store, &claimed);
         Packer {
             store,
             is_dry,
             claimed,
             data: Mutex::default(),
             metadata: Mutex::default(),
-            finisher: Mutex::new(Some(Finisher { queue, thread })),
+            finisher: Mutex::new(Some(finisher)),
             added: Added::default(),
         }
     }
@@ -202,20 +211,24 @@ impl<'a> Packer<'a> {
     fn hand_over(&self, open: Option<OpenSegment>) -> Result<()> {
         let Some(open) = open else { return Ok(()) };
         let full = open.finish()?;
-        let queue = self.finisher.lock().as_ref().map(|finisher| finisher.queue.clone());
+        let queue = match &*self.finisher.lock() {
+            Some(Ok(finisher)) => Some(finisher.queue.clone()),
+            _ => None,
+        };
         match queue.map(|queue| queue.send(full)) {
             Some(Ok(())) => Ok(()),
-            // The thread has failed; `join` returns its error.
+            // The thread has failed or never began; `join` returns the error.
             _ => self.join(),
         }
     }
 
     /// Ends the publishing thread and returns its result.
     fn join(&self) -> Result<()> {
-        let Some(Finisher { queue, thread }) = self.finisher.lock().take() else {
+        let Some(finisher) = self.finisher.lock().take() else {
             // The first caller gets the reason.
             return Err(Error::Abandoned);
         };
+        let Finisher { queue, thread } = finisher?;
         drop(queue);
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
@@ -237,7 +250,7 @@ impl PutMetadata for Packer<'_> {
 impl Drop for Packer<'_> {
     fn drop(&mut self) {
         // Full segments are kept for the next run.
-        if let Some(Finisher { queue, thread }) = self.finisher.lock().take() {
+        if let Some(Ok(Finisher { queue, thread })) = self.finisher.lock().take() {
             drop(queue);
             let _ = thread.join();
         }

@@ -14,6 +14,7 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot::{self, Snapshot};
+use crate::threads;
 use crate::workspace::{INDEX_FILE, Workspace};
 use parking_lot::Mutex;
 use rayon::prelude::*;
@@ -812,16 +813,17 @@ impl Opening<'_> {
         let (segments, next) = (shards.concat(), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             let (sender, loaded) = sync_channel(1);
-            for _ in 0..LOADERS {
+            let loader = || {
                 let (sender, segments, next) = (sender.clone(), &segments, &next);
-                scope.spawn(move || {
+                move || {
                     while let Some((id, len)) = segments.get(next.fetch_add(1, Relaxed)) {
                         if sender.send(self.load(id, *len)).is_err() {
                             break; // building the index failed
                         }
                     }
-                });
-            }
+                }
+            };
+            threads::spawn_workers(scope, LOADERS, loader)?;
             drop(sender);
             for loaded in loaded {
                 self.observer.progress().check()?;

@@ -9,6 +9,7 @@ use crate::git;
 use crate::glob::{Globs, ends};
 use crate::left_out::Noted;
 use crate::source::{self, Listed, Stat};
+use crate::threads;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
@@ -352,11 +353,12 @@ impl Walk {
             ahead: AtomicUsize::new(0),
             open_root: Arc::clone(&open_root),
         });
+        // The caller lists whatever no thread has begun, so that fewer threads only cost time.
         let spawn = |_| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.work())
+            threads::spawn(move || shared.work()).ok()
         };
-        let threads = (0..threads).map(spawn).collect();
+        let threads = (0..threads).map_while(spawn).collect();
         let top = Found { path: open_root.path.clone(), stat: top };
         let stack = vec![vec![Child::Found(top, Some(root))]];
         Walk { shared, stack, pending: None, threads }

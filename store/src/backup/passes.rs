@@ -16,6 +16,7 @@ use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
 use crate::store::Store;
+use crate::threads;
 use crate::tree::{Lookup, TreeReader};
 use crate::walk::{Excluded, Rules};
 use std::cmp::Ordering;
@@ -177,7 +178,10 @@ impl<'a> Backup<'a> {
         let tree = std::thread::scope(|scope| {
             let observer = store.observer();
             if self.before.is_none() && observer.wants_totals() {
-                scope.spawn(|| survey::survey(&roots, &rules, observer.progress(), &is_over));
+                // Without this thread, only the totals are missing.
+                let _ = threads::spawn_scoped(scope, || {
+                    survey::survey(&roots, &rules, observer.progress(), &is_over);
+                });
             }
             let done =
                 pipeline::run(&ingest, &recheck, Previous::new(entries, &store.damage), |merge| {

@@ -10,6 +10,7 @@ use super::previous::{Previous, Recheck};
 use super::run::Totals;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
+use crate::threads;
 use parking_lot::Mutex;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -29,10 +30,9 @@ pub fn run(
     let (slot_sender, slots) = sync_channel::<Slot>(BATCHES_AHEAD);
     let jobs = Mutex::new(jobs);
     let tree = std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| work(&jobs, ingest, recheck, &failure));
-        }
-        let tree = scope.spawn(|| write_tree(slots, ingest, &failure));
+        let tree = threads::spawn_scoped(scope, || write_tree(slots, ingest, &failure))?;
+        let worker = || || work(&jobs, ingest, recheck, &failure);
+        threads::spawn_workers(scope, workers, worker)?;
         let mut merge = Merge {
             ingest,
             recheck,
