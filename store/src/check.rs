@@ -155,6 +155,9 @@ pub struct Report {
     pub loss_count: u64,
     /// Number of losses not in `losses`.
     pub losses_left_out: u64,
+    /// Damaged segments that no snapshot needs, because other segments have the same content. They
+    /// do not count as damage. Empty if anything is lost.
+    pub superseded: Vec<Damage>,
 }
 
 impl Report {
@@ -175,6 +178,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         losses: Mutex::default(),
         bad_chunks: Mutex::default(),
         bad_segments: Mutex::default(),
+        needed: Mutex::default(),
         chunks: AtomicU64::new(0),
         last: None,
         indexed: AtomicU64::new(0),
@@ -209,7 +213,10 @@ struct Check<'a> {
     damage_count: AtomicU64,
     losses: Mutex<Losses>,
     bad_chunks: Mutex<HashSet<ChunkId>>,
+    /// Damaged segments.
     bad_segments: Mutex<HashSet<SegmentId>>,
+    /// Those from which a snapshot still needs an intact chunk.
+    needed: Mutex<HashSet<SegmentId>>,
     chunks: AtomicU64,
     /// Last segment in the index when the check began, because others may be added meanwhile.
     /// `None` if the index is not compared.
@@ -563,7 +570,7 @@ impl Check<'_> {
             let mut entered = Vec::new();
             let parts = tree::outline(
                 &snapshot.root.chunk(),
-                self.store,
+                self,
                 &|place| whole_pages.contains(&place.key()),
                 &mut |place| entered.push(place.key()),
             );
@@ -610,10 +617,21 @@ impl Check<'_> {
         if !is_suspect {
             return Ok(None);
         }
+        self.note_need(chunk);
         match self.store.get(chunk) {
             Ok(_) => Ok(None),
             Err(error) if error.is_damage() => Ok(Some(error)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Records the damaged segment that holds an intact chunk of a snapshot.
+    fn note_need(&self, chunk: &ChunkId) {
+        let Ok(location) = self.store.locate(chunk) else { return };
+        if self.bad_segments.lock().contains(&location.segment)
+            && self.store.read_location(chunk, &location, &mut Vec::new()).is_ok()
+        {
+            self.needed.lock().insert(location.segment);
         }
     }
 
@@ -624,7 +642,7 @@ impl Check<'_> {
             return Ok(false);
         }
         let mut is_whole = true;
-        for item in TreeReader::at(place.clone(), self.store) {
+        for item in TreeReader::at(place.clone(), self) {
             let loss = match item {
                 Ok(entry) => match self.entry(&entry)? {
                     None => continue,
@@ -658,7 +676,7 @@ impl Check<'_> {
     fn entry(&self, entry: &Entry) -> Result<Option<Flaw>> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(None) };
         let mut sound = Recent::default();
-        for extent in Extents::new(recipe, self.store) {
+        for extent in Extents::new(recipe, self) {
             let flaw = match extent {
                 Ok(Extent::Hole { .. }) => None,
                 Ok(Extent::Slice { chunk, offset, len }) => {
@@ -716,7 +734,45 @@ impl Check<'_> {
         report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
         report.damages.sort();
+        if report.loss_count == 0 && report.snapshots > 0 {
+            let needed = self.needed.into_inner();
+            let superseded = self.bad_segments.into_inner().into_iter();
+            set_aside(&mut report, &superseded.filter(|id| !needed.contains(id)).collect());
+        }
         report
+    }
+}
+
+/// Moves the damage of superseded segments out of the damage that counts.
+fn set_aside(report: &mut Report, superseded: &HashSet<SegmentId>) {
+    let names: HashSet<String> = superseded.iter().map(segment::file_name).collect();
+    let all = std::mem::take(&mut report.damages);
+    let is_aside = |damage: &Damage| {
+        // A chunk is named with the file that holds it.
+        let file = damage.object.rsplit(' ').next().unwrap_or_default();
+        names.contains(file)
+    };
+    let (aside, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(is_aside);
+    let is_complete = report.damage_count == (aside.len() + kept.len()) as u64;
+    if !is_complete && !kept.is_empty() {
+        // Some damaged chunks were only counted. Nobody knows whose they are.
+        report.damages = aside;
+        report.damages.extend(kept);
+        report.damages.sort();
+        return;
+    }
+    report.damage_count = kept.len() as u64;
+    report.damages = kept;
+    report.superseded = aside.into_iter().filter(|damage| names.contains(&damage.object)).collect();
+}
+
+/// Reads the chunks of trees and recipes, and records the damaged segments that hold them.
+impl Chunks for Check<'_> {
+    fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        if !self.bad_segments.lock().is_empty() {
+            self.note_need(id);
+        }
+        self.store.get_into(id, plain)
     }
 }
 

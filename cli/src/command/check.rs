@@ -1,11 +1,11 @@
 use super::Global;
-use crate::exit::{Failure, other};
+use crate::exit::{Failure, usage};
 use crate::json::{CheckSummary, DamagedObject, LostPath};
 use crate::report::{count, now, size};
 use crate::ui::Ui;
 use clap::Args;
 use std::time::Duration;
-use store::check::{ReadData, Report};
+use store::check::{Damage, ReadData, Report};
 use store::store::{Purpose, Store};
 use store::workspace::INDEX_FILE;
 
@@ -34,9 +34,10 @@ impl Check {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let read_data = match (&self.read_data_subset, self.read_data) {
             (Some(text), _) => subset(text).ok_or_else(|| {
-                other(format!(
-                    "{text} is not a part: write N/M with N from 1 to M, or a share like 5%"
-                ))
+                usage(
+                    format!("{text} is not a part"),
+                    "write N/M with N from 1 to M, or a share like 5%",
+                )
             })?,
             (None, true) => ReadData::All,
             (None, false) => ReadData::None,
@@ -49,6 +50,7 @@ impl Check {
         for snapshot in &future {
             ui.warn(&format!("snapshot {snapshot} is dated in the future; latest ignores it"));
         }
+        superseded(ui, &report);
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
         // The exit code must be right even if printing the result failed.
         match report.is_clean() {
@@ -66,6 +68,34 @@ fn future(store: &Store) -> Result<Vec<String>, Failure> {
     let now = now();
     let future = snapshots.into_iter().filter(|(_, snapshot)| snapshot.is_from_future(now));
     Ok(future.map(|(id, _)| id.short().to_string()).collect())
+}
+
+/// Maximum number of superseded segments that are named.
+const NAMED_MAX: usize = 10;
+
+/// Warns about damaged segments that may be removed.
+fn superseded(ui: &Ui, report: &Report) {
+    for Damage { object, reason } in report.superseded.iter().take(NAMED_MAX) {
+        ui.warn(&format!(
+            "{object} is damaged: {reason}; nothing is lost, because no snapshot needs it; \
+             remove this file while no backup runs"
+        ));
+    }
+    let more = report.superseded.len().saturating_sub(NAMED_MAX);
+    if more > 0 {
+        ui.warn(&format!("no snapshot needs {more} more damaged segments"));
+    }
+}
+
+/// Returns true if a damaged object is a segment or a chunk in one.
+fn is_segment(object: &str) -> bool {
+    let file = object.rsplit(' ').next().unwrap_or_default();
+    file.starts_with("segments/") && file.matches('/').count() == 2
+}
+
+/// Returns true if a damaged object is a directory of segments.
+fn is_directory(object: &str) -> bool {
+    object.starts_with("segments") && !is_segment(object)
 }
 
 fn show(
@@ -127,13 +157,24 @@ fn show(
     if report.is_clean() {
         return ui.line("no damage found");
     }
+    let rest = if report.snapshots == 0 { "" } else { "; everything else can be restored" };
     ui.line(format!(
-        "{} damaged, {} lost; everything else can be restored",
+        "{} damaged, {} lost{rest}",
         count(report.damage_count, "object"),
         count(report.loss_count, "path")
     ))?;
-    if report.damages.iter().any(|damage| damage.object.contains("segments/")) {
-        ui.remark("the next backup repairs lost data that its sources still contain")?;
+    let has = |is_such: fn(&str) -> bool| report.damages.iter().any(|of| is_such(&of.object));
+    if has(is_segment) {
+        ui.remark(match report.loss_count {
+            0 => "nothing is lost yet; the next backup stores again what its sources still contain",
+            _ => "the next backup repairs lost data that its sources still contain",
+        })?;
+    }
+    if has(is_directory) {
+        ui.remark("check the disk and the permissions of segments in the store")?;
+    }
+    if has(|object| object.starts_with(store::snapshot::DIR)) {
+        ui.remark("the next backup repairs records of which one copy is intact")?;
     }
     if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
         ui.remark("the next command rebuilds the index without loss")?;
