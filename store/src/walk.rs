@@ -683,9 +683,11 @@ fn scan_phase_below(
     let inner = |name: &[u8]| join(below, name);
     let is_wanted = |name: &[u8]| {
         let inner = inner(name);
+        let path = join(path, &inner);
+        let is_named = exclude.named.has(&path) || exclude.named.is_below(&path);
         git::Phase::of(&inner) == phase
-            && !git::is_transient(&inner)
-            && !exclude.has(&join(path, &inner), Some(&inner), scope)
+            && (is_named || !git::is_transient(&inner))
+            && !exclude.has(&path, Some(&inner), scope)
     };
     let (listed, cut_short) = list(dir.as_fd(), denied, &below_path(), &exclude.named, is_wanted);
     if let Some(error) = cut_short {
