@@ -17,8 +17,8 @@ use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::segment::{self, Row, Table};
 use crate::snapshot::{self, Snapshot};
-use crate::store::Store;
 use crate::store::shard_dir;
+use crate::store::{SEGMENTS_DIR, Store};
 use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
 use crate::workspace::INDEX_FILE;
 use parking_lot::Mutex;
@@ -342,6 +342,13 @@ impl Check<'_> {
                 Ok(listed)
             }
             Err(error) if error.is_transient() => Err(error),
+            // One error concerns all directories in it.
+            Err(Error::StoreRead { name, source }) if name == SEGMENTS_DIR => {
+                if shard == 0 {
+                    self.damage(SEGMENTS_DIR, format!("{source}; all segments count as missing"));
+                }
+                Ok(Vec::new())
+            }
             Err(error) => {
                 self.damage(shard_dir(shard), format!("{error}; its segments count as missing"));
                 Ok(Vec::new())

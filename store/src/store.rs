@@ -271,9 +271,15 @@ impl Store {
         let store_id = stored.store_id();
         let StoredConfig { config, bytes: config_bytes, .. } = stored;
         let (mode, codec) = (config.modes().file, Codec::new(config.compression.level));
-        let unlisted = Mutex::default();
-        let opening =
-            Opening { backend: &*backend, store_id, codec, mode, observer: &*observer, unlisted };
+        let opening = Opening {
+            backend: &*backend,
+            store_id,
+            codec,
+            mode,
+            observer: &*observer,
+            unlisted: Mutex::default(),
+            last_warning: Mutex::default(),
+        };
         let (index, private) = opening.index(&workspace, purpose, lock.as_ref())?;
         let unlisted = opening.unlisted.into_inner();
         Ok(Store {
@@ -302,6 +308,11 @@ impl Store {
     /// Returns the directory of a store on this machine.
     pub fn root(&self) -> Option<&Path> {
         self.root.as_deref()
+    }
+
+    /// Returns true if a directory of segments could not be read when the store was opened.
+    pub fn has_unlisted_segments(&self) -> bool {
+        !self.unlisted.is_empty()
     }
 
     /// Returns the content of `store.json`.
@@ -370,6 +381,7 @@ impl Store {
                 mode: Modes::PRIVATE.file,
                 observer: &Silent::default(),
                 unlisted: Mutex::default(),
+                last_warning: Mutex::default(),
             };
             let (index, dir) = opening.build_aside(Purpose::Read).ok()?;
             Some((dir, index))
@@ -408,10 +420,36 @@ impl Store {
 
     /// Returns all readable snapshots, oldest first, and the errors of the others.
     pub fn snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
+        self.snapshots_with(&|_| {})
+    }
+
+    /// Like [`Store::snapshots`], and rewrites records of which only one copy is intact.
+    pub(crate) fn mended_snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
+        self.snapshots_with(&|id| {
+            let short = id.short();
+            let event = match snapshot::mend(&*self.backend, self.codec, id) {
+                Ok(()) => {
+                    Event::Note(format!("repaired one copy of the record of snapshot {short}"))
+                }
+                Err(error) => Event::Warning(format!(
+                    "one copy of the record of snapshot {short} is damaged: {error}"
+                )),
+            };
+            self.observer.event(event);
+        })
+    }
+
+    /// Reads all snapshots. Calls `is_half` for each record of which only one copy is intact.
+    fn snapshots_with(&self, is_half: &dyn Fn(&SnapshotId)) -> Result<(Vec<Named>, Vec<Error>)> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for id in snapshot::list(&*self.backend)? {
             match Snapshot::read(&*self.backend, self.codec, &id) {
-                Ok((snapshot, _)) => good.push((id, snapshot)),
+                Ok((snapshot, is_whole)) => {
+                    if !is_whole {
+                        is_half(&id);
+                    }
+                    good.push((id, snapshot));
+                }
                 Err(error) => bad.push(error),
             }
         }
@@ -486,7 +524,12 @@ fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>>
             backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
             Vec::new()
         }
-        listed => listed.map_err(Error::store_read(dir))?,
+        // One error of the directory above is the cause of all.
+        Err(error) => {
+            backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
+            return Err(Error::store_read(dir)(error));
+        }
+        Ok(files) => files,
     };
     let ids =
         files.iter().filter_map(|file| Some((SegmentId::from_hex(&file.name).ok()?, file.len)));
@@ -592,6 +635,8 @@ struct Opening<'a> {
     observer: &'a dyn Observer,
     /// Shards that a reader does without.
     unlisted: Mutex<BTreeSet<u8>>,
+    /// Last warning about them, because one error may concern all of them.
+    last_warning: Mutex<String>,
 }
 
 /// Reason why an intact index does not fit the store.
@@ -640,7 +685,11 @@ impl Opening<'_> {
                     }
                     "the disk of the store is full".to_owned()
                 }
-                Err(error @ Error::Index(_)) => error.to_string(),
+                Err(error @ Error::Index(_)) => match std::fs::File::open(path) {
+                    // SQLite does not tell the reason.
+                    Err(reason) => format!("cannot read {INDEX_FILE}: {reason}"),
+                    Ok(_) => error.to_string(),
+                },
                 Err(error) => return Err(error),
             },
         };
@@ -744,7 +793,11 @@ impl Opening<'_> {
         match list_shard(self.backend, shard) {
             Err(error) if purpose == Purpose::Read => {
                 let text = format!("{error}; its segments count as missing");
-                self.observer.event(Event::Warning(text));
+                let mut last = self.last_warning.lock();
+                if *last != text {
+                    self.observer.event(Event::Warning(text.clone()));
+                    *last = text;
+                }
                 self.unlisted.lock().insert(shard);
                 Ok(None)
             }

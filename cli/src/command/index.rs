@@ -1,10 +1,11 @@
 use super::Global;
-use crate::exit::Failure;
+use crate::exit::{Failure, with_hint};
 use crate::json::IndexSummary;
 use crate::report::{count, size};
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
 use std::sync::atomic::Ordering::Relaxed;
+use store::Error;
 use store::observe::Observer;
 use store::store::Purpose;
 
@@ -30,7 +31,16 @@ Example:
 impl Index {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let Action::Rebuild = self.action;
-        let (store, watch) = global.open(ui, Purpose::Rebuild, "index rebuild")?;
+        let opened = global.open(ui, Purpose::Rebuild, "index rebuild");
+        let (store, watch) = opened.map_err(|failure| match failure {
+            // The usual next step is this command.
+            Failure::Store(error @ Error::Index(_)) => with_hint(
+                error.to_string(),
+                "check the disk and the permissions of the store; index.sqlite and the files \
+                 whose names begin with it may be deleted",
+            ),
+            failure => failure,
+        })?;
         watch.end();
         let segments = watch.progress().entries_done.load(Relaxed);
         let bytes = watch.progress().bytes_done.load(Relaxed);

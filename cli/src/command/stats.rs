@@ -71,7 +71,7 @@ impl Stats {
                 saved(restored, data.plain_bytes + metadata.plain_bytes, stored)
             ))?;
         }
-        Ok(())
+        if store.has_unlisted_segments() { Err(Failure::Partial) } else { Ok(()) }
     }
 }
 

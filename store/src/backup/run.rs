@@ -180,7 +180,7 @@ impl<'a> BackupState<'a> {
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();
         let host = &options.about.host;
-        let (parent, skipped_records) = parent(store, host, like, start)?;
+        let (parent, skipped_records) = parent(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
         let packer = Packer::new(store, options.is_dry);
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
@@ -379,8 +379,15 @@ fn removed(
 ///
 /// Never returns a snapshot from the future: the time up to which its files may have changed
 /// unnoticed is unknown. Also returns the number of skipped records.
-fn parent(store: &Store, host: &str, like: &Likeness, now: Time) -> Result<(Option<Named>, u64)> {
-    let (mut snapshots, damaged) = store.snapshots()?;
+fn parent(
+    store: &Store,
+    host: &str,
+    like: &Likeness,
+    now: Time,
+    is_dry: bool,
+) -> Result<(Option<Named>, u64)> {
+    let (mut snapshots, damaged) =
+        if is_dry { store.snapshots()? } else { store.mended_snapshots()? };
     let mut skipped = damaged.len() as u64;
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
