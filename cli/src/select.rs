@@ -129,7 +129,17 @@ pub fn find_of_instance(
     let is_of = |snapshot: &Snapshot| {
         snapshot.instance.as_ref().is_some_and(|known| known.name == instance)
     };
-    let Found { id, snapshot, .. } = find_among(store, wanted, is_of)?;
+    let found = find_among(store, wanted, is_of).map_err(|failure| match failure {
+        Failure::Other { message, hint: Some(hint) } if hint == NONE_YET => {
+            let hint = format!(
+                "run `forgekeep backup --instance {instance}`, or check --store; \
+                 `forgekeep snapshots` lists the snapshots of other instances"
+            );
+            with_hint(format!("{message} of instance {instance}"), hint)
+        }
+        failure => failure,
+    });
+    let Found { id, snapshot, .. } = found?;
     if is_of(&snapshot) {
         return Ok((id, snapshot));
     }
@@ -204,15 +214,24 @@ fn latest(
             let (id, snapshot) = known.swap_remove(at);
             Ok(Found { id, snapshot, is_sure })
         }
+        // The wanted one may be among the unreadable ones.
+        None if !damaged.is_empty() => {
+            let records = crate::report::count(damaged.len() as u64, "record");
+            let message = format!("no readable snapshot {wanted}: {records} cannot be read");
+            Err(with_hint(message, "`forgekeep check` lists the damage"))
+        }
         None => Err(unknown(wanted, count)),
     }
 }
+
+/// Next step if there is no snapshot at all.
+const NONE_YET: &str = "run `forgekeep backup`, or check --store";
 
 /// Returns the failure that no such snapshot exists among `count`, with a suggestion.
 fn unknown(wanted: &str, count: usize) -> Failure {
     if count == 0 {
         let message = format!("no snapshot {wanted} exists yet");
-        return with_hint(message, "run `forgekeep backup`, or check --store");
+        return with_hint(message, NONE_YET);
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));

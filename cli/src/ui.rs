@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use signal_hook::SigId;
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -186,9 +187,25 @@ impl Ui {
     }
 }
 
+/// Returns true if arguments that could not be parsed ask for JSON lines. Standard output of `dump`
+/// contains nothing but the content of a file.
+fn wants_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    let arguments: Vec<OsString> = arguments.take_while(|argument| argument != "--").collect();
+    let has = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+    has("--json") && !has("dump")
+}
+
 /// Prints help or an error in the arguments, and ends the program.
 pub fn refuse(error: &clap::Error) -> ! {
     let text = error.render().to_string();
+    if error.use_stderr() && wants_json(std::env::args_os().skip(1)) {
+        let first = text.split("\n\n").next().unwrap_or_default();
+        let words: Vec<_> = first.split_whitespace().collect();
+        let message = words.join(" ");
+        let message = message.strip_prefix("error: ").unwrap_or(&message);
+        let line = ExitError { code: 2, message, hint: Some("`forgekeep --help` shows the usage") };
+        let _ = writeln!(io::stdout(), "{}", formatted(&line));
+    }
     let safe: Vec<_> = text.lines().map(shown).collect();
     if error.use_stderr() && safe.iter().any(|line| matches!(line, Cow::Owned(_))) {
         // Without colours, since those are control characters, too.

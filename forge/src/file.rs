@@ -95,7 +95,9 @@ fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> 
     let write = || {
         // Hidden, so that a program that reads the directory (units, metrics) never sees half a
         // file.
-        let mut new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir)?;
+        let new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir);
+        // The error would name the temporary file.
+        let mut new = new.map_err(|error| io::Error::from(error.kind()))?;
         new.write_all(bytes)?;
         // Sets the mode regardless of the umask.
         dress(new.as_file())?;

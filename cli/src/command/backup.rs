@@ -1,6 +1,6 @@
 use super::instance::{self, ConfigFile};
 use super::{Global, init};
-use crate::exit::{Failure, with_hint};
+use crate::exit::{Failure, usage, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{self, count, now, size, skipped_records};
 use crate::run_id::RunId;
@@ -40,7 +40,7 @@ pub struct Backup {
     /// Directories and files to back up
     #[arg(
         value_name = "PATH",
-        required_unless_present_any = ["stdin_name", "instance"],
+        required_unless_present_any = ["stdin_name", "stdin_command", "instance"],
         conflicts_with_all = ["stdin_name", "instance"]
     )]
     paths: Vec<PathBuf>,
@@ -56,10 +56,10 @@ pub struct Backup {
     #[arg(long, value_name = "TAG", value_parser = crate::select::word)]
     tag: Vec<String>,
     /// Skip paths that match (can be repeated). A pattern without / matches a name at any depth
-    #[arg(long, value_name = "GLOB")]
+    #[arg(long, value_name = "GLOB", conflicts_with = "stdin_name")]
     exclude: Vec<OsString>,
     /// Skip paths that match a line of this file (can be repeated). Empty lines and lines that begin with # are ignored
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "stdin_name")]
     exclude_file: Vec<PathBuf>,
     /// Skip the content of directories with a CACHEDIR.TAG, except the tag
     #[arg(long)]
@@ -119,11 +119,13 @@ impl Backup {
         if let Some(name) = &self.instance {
             return self.instance(name, global, ui);
         }
+        self.refuse_odd_usage()?;
         let place = global.place()?;
         let (run, started) = (RunId::random()?, now());
         let options = self.options(run)?;
         self.init(place, ui)?;
-        let (store, watch) = global.open(ui, Purpose::Write, "backup")?;
+        let opened = global.open(ui, Purpose::Write, "backup");
+        let (store, watch) = opened.map_err(|failure| self.without_store(failure))?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
             None => self.paths(&store, options),
@@ -146,6 +148,50 @@ impl Backup {
         if record.is_good() { shown } else { Err(Failure::Partial) }
     }
 
+    /// Refuses arguments that make no sense together, such as those of unset variables.
+    fn refuse_odd_usage(&self) -> Result<(), Failure> {
+        if self.paths.iter().any(|path| path.as_os_str() == "-") && !Path::new("-").exists() {
+            return Err(usage(
+                "- is not a path",
+                "`forgekeep backup --stdin-name NAME` backs up standard input",
+            ));
+        }
+        let Some(name) = &self.stdin_name else {
+            // A path excludes --stdin-name, and clap then accepts the options that need it.
+            return match self.allow_empty {
+                true => Err(usage(
+                    "--allow-empty concerns a stream only",
+                    "leave it out, or give --stdin-name NAME",
+                )),
+                false => Ok(()),
+            };
+        };
+        if name.is_empty() {
+            return Err(usage(
+                "--stdin-name is empty; the variable may be unset",
+                "give a name such as db.sql",
+            ));
+        }
+        let path = store::backup::tree_path(Path::new(name));
+        if !store::entry::is_valid_path(&path) {
+            return Err(usage(
+                format!("{} is not a valid file name for a snapshot", name.display()),
+                "give a name such as db.sql, or a path without . and ..",
+            ));
+        }
+        match self.stdin_command.first() {
+            Some(program) if program.is_empty() => Err(usage(
+                "--stdin-command is empty; the variable may be unset",
+                "give the command and its arguments",
+            )),
+            Some(program) if program == "--" => Err(usage(
+                "--stdin-command takes the command itself, without --",
+                "leave out the -- before the command",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Creates the store if `--init` is given and none exists. A dry run creates none.
     fn init(&self, place: &Path, ui: &Ui) -> Result<(), Failure> {
         if !self.init || self.dry_run {
@@ -162,6 +208,17 @@ impl Backup {
                 ));
                 Ok(())
             }
+        }
+    }
+
+    /// A dry run with `--init` creates no store.
+    fn without_store(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Store(error @ Error::NoStore(_)) if self.init && self.dry_run => with_hint(
+                error.to_string(),
+                "a dry run creates no store; without --dry-run, --init creates it and everything is new",
+            ),
+            failure => failure,
         }
     }
 
@@ -311,13 +368,7 @@ impl Backup {
         options: &Options,
         ui: &Ui,
     ) -> Result<Report, Failure> {
-        let path = store::backup::tree_path(std::path::Path::new(name));
-        if !store::entry::is_valid_path(&path) {
-            return Err(with_hint(
-                format!("{} is not a valid file name for a snapshot", name.display()),
-                "give a name such as db.sql, or a path without . and ..",
-            ));
-        }
+        let path = store::backup::tree_path(Path::new(name));
         let (command, may_be_empty) = (&self.stdin_command[..], self.allow_empty);
         if let Some(program) = command.first().filter(|program| !is_there(program)) {
             return Err(with_hint(

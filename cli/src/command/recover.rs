@@ -36,10 +36,16 @@ pub struct Recover {
 impl Recover {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
+        let mut names = Record::instances(&config.state)?;
+        if let Some(instance) = &self.instance
+            && !names.contains(instance)
+        {
+            // An instance that was removed from the configuration may still have a record.
+            config.instance(instance)?;
+        }
         if let (true, Some(instance)) = (self.forget, &self.instance) {
             return forget(&config, instance, ui);
         }
-        let mut names = Record::instances(&config.state)?;
         names.retain(|name| self.instance.as_ref().is_none_or(|wanted| wanted == name));
         ui.hold();
         let host = instance::host();
