@@ -558,9 +558,7 @@ fn first_backups_at_the_same_moment_share_one_new_store() {
 
 #[test]
 fn the_group_of_the_directory_can_read_a_store_in_a_mount_point() {
-    if !need_root() {
-        return;
-    }
+    need_root();
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
     std::fs::create_dir(sandbox.path("store")).expect("makes");

@@ -222,8 +222,8 @@ fn all<T: Send + 'static>(
         let refused = sender.clone();
         // Fails if the caller no longer waits, which needs no handling.
         let send = move || sender.send(work(&is_over)).is_ok();
-        if let Err(error) = std::thread::Builder::new().spawn(send) {
-            let _ = refused.send(Err(format!("{name}: cannot start a thread: {error}")));
+        if let Err(source) = std::thread::Builder::new().spawn(send) {
+            let _ = refused.send(Err(NotifyError::NoThread { name: name.clone(), source }));
         }
         (name, limit, answer)
     };

@@ -29,6 +29,14 @@ pub enum NotifyError {
         /// The exceeded limit.
         limit: Duration,
     },
+    /// The system starts no further thread.
+    #[error("{name}: cannot start a thread: {source}")]
+    NoThread {
+        /// Name of the notifier.
+        name: String,
+        /// System error.
+        source: io::Error,
+    },
     /// A test would send nothing but a success.
     #[error("{name} was not tested: {sent} would count as a success; use --as failed")]
     OnlySuccess {
