@@ -48,7 +48,7 @@ struct Expected {
     gid: Option<u32>,
     /// Groups of the owner, if it is an account of this machine.
     groups: Vec<u32>,
-    /// As `chown` wants it.
+    /// Owner in the notation of `chown`.
     name: String,
     /// True if directories must pass their group on to new entries.
     is_storage: bool,
