@@ -539,7 +539,7 @@ class Bench:
         def compare(copy, top=True):
             found = differences(source, copy, top)
             if found:
-                raise Failed("what was restored is not what was backed up: " + "; ".join(found))
+                raise Failed("the restored content differs: " + "; ".join(found))
 
         dest = self.disk.fresh(base)
         self.floor(job, "floor: cp -a", ["cp", "-a", source, dest + "/"],

@@ -103,7 +103,7 @@ class LargePack(Bench):
         folder = os.path.join(self.repo, "objects", "pack")
         for leaf in os.listdir(folder):
             if subprocess.run(["cmp", os.path.join(folder, leaf), target + os.path.join(folder, leaf)]).returncode:
-                self.fail(f"{title}: {leaf} is not what was backed up")
+                self.fail(f"{title}: the restored {leaf} differs")
         shutil.rmtree(target, ignore_errors=True)
         return row
 

@@ -251,7 +251,7 @@ class Place:
         self.keep.restore(target)
         found = differences(self.source, target + self.source)
         if found:
-            raise Failed("what was restored is not what was backed up: " + "; ".join(found))
+            raise Failed("the restored content differs: " + "; ".join(found))
         for repo in repos:
             repo.git("fsck", "--full", "--no-dangling", "--no-progress", at=target + repo.path)
         self.keep.check()
@@ -587,7 +587,7 @@ def restore_times(place, stores, rounds):
             times[title].append(keep.restore(target))
             found = differences(place.source, target + place.source)
             if found:
-                raise Failed(f"{title}: what was restored is not what was backed up: " + "; ".join(found))
+                raise Failed(f"{title}: the restored content differs: " + "; ".join(found))
     return {title: statistics.median(rows) for title, rows in times.items()}
 
 

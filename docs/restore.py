@@ -45,7 +45,7 @@ class Chunks:
         for name in sorted(os.path.join(d, f) for d, _, files in os.walk(store) for f in files):
             told = run(["b3sum", "--no-names", name], stdout=PIPE, text=True).stdout.strip()
             if told != os.path.basename(name):
-                failed(name, "its bytes do not match its name; it is left out")
+                failed(name, "its bytes do not match its name; skipping it")
                 continue
             with open(name, "rb") as file:
                 if unpack("<16xHxB", file.read(20)) != (2, 0):
@@ -77,7 +77,9 @@ def read_snapshot(directory, prefix):
     """The record; each half of its file is one copy."""
     found = [name for name in os.listdir(directory) if name.startswith(prefix)]
     if len(found) != 1:
-        sys.exit(f"{prefix} fits {len(found)} snapshots")
+        names = ", ".join(sorted(found))
+        fault = f"{prefix} is ambiguous: {len(found)} snapshots ({names})"
+        sys.exit(fault if found else f"no snapshot {prefix}")
     with open(os.path.join(directory, found[0]), "rb") as file:
         both = file.read()
     for half in (both[: len(both) // 2], both[len(both) // 2 :]):

@@ -888,7 +888,7 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
     for (arguments, words) in [
         (
             &["ls", "latest", "--store", "empty"][..],
-            &["no snapshot latest", "exists yet", "backup"][..],
+            &["the store has no snapshots yet", "backup"][..],
         ),
         (&["ls", "lastest"], &["no snapshot lastest among 2 snapshots", "did you mean `latest`?"]),
         (&["ls", "Latest"], &["no snapshot Latest", "did you mean `latest`?"]),

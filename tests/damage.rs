@@ -265,7 +265,7 @@ impl<'a> Bench<'a> {
         }
         for path in all(0).keys().chain(all(1).keys()).filter(|path| differs(path)) {
             let is_known = found.contains(path) || lost.iter().any(|p| p.may_be(path.as_bytes()));
-            assert!(is_known, "{what}: nothing is said of {path}");
+            assert!(is_known, "{what}: {path} is not reported");
         }
     }
 

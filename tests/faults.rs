@@ -105,7 +105,7 @@ fn a_kill_at_any_moment_keeps_all_existing_snapshots() {
     sandbox.backup(["source"]);
     sandbox.assert_clean();
     let left = std::fs::read_dir(sandbox.path("store/tmp")).expect("lists").count();
-    assert_eq!(left, 0, "what killed runs left is removed by the next");
+    assert_eq!(left, 0, "the next run removes the remains of killed runs");
 }
 
 /// A small file system for the store. Root mounts and unmounts it.

@@ -325,12 +325,12 @@ fn unmounted_data_makes_a_backup_incomplete_unless_allowed() {
     assert_eq!(summary(&all)["is_complete"], false);
     let (verdict, text) = check(&all, "repositories");
     assert_eq!(verdict, "failed", "{text}");
-    assert!(text.contains("projects of storage storage2 is at"), "{text}");
-    assert!(text.ends_with("mnt/storage2/repositories: is it mounted?"), "{text}");
+    assert!(text.contains("projects of storage storage2 are missing at"), "{text}");
+    assert!(text.ends_with("mnt/storage2/repositories; check its mount"), "{text}");
     unmount("var/opt/gitlab/gitlab-rails/uploads");
     let (verdict, text) = check(&run("", 3), "files");
     assert_eq!(verdict, "failed", "{text}");
-    assert!(text.contains("rows of uploads is at"), "{text}");
+    assert!(text.contains("rows of uploads are missing at"), "{text}");
     // A pool of the first storage; its members exist.
     unmount("var/opt/gitlab/git-data/repositories/@pools");
     let (verdict, text) = check(&run("", 3), "pools");
@@ -375,7 +375,7 @@ fn a_failed_restart_of_a_service_is_a_failure() {
         let all = outcome.json();
         assert_eq!(summary(&all)["is_complete"], true);
         let failures = summary(&all)["failures"].to_string();
-        assert!(failures.contains("could not start") && failures.contains("no luck"), "{failures}");
+        assert!(failures.contains("cannot start") && failures.contains("no luck"), "{failures}");
         assert!(sandbox.has("state/recovery/forge.json"));
     }
     configured(&sandbox, ["recover"]).run().fails(1, &["no luck"]);

@@ -51,7 +51,7 @@ const ERRORS: &[Expected] = &[
     Expected {
         arguments: &["ls", "latest", "--store", "empty"],
         code: 1,
-        text: "forgekeep: no snapshot latest exists yet\n  \
+        text: "forgekeep: the store has no snapshots yet\n  \
                run `forgekeep backup`, or check --store\n",
     },
     Expected {

@@ -327,8 +327,8 @@ fn a_failed_recovery_does_not_stop_the_others() {
     let outcome = configured(&sandbox, ["recover", "--json"]).run();
     let outcome = outcome.fails(1, &["--forget --instance"]);
     assert!(
-        outcome.stdout.contains("could not start puma")
-            || outcome.stderr.contains("could not start puma")
+        outcome.stdout.contains("cannot start puma")
+            || outcome.stderr.contains("cannot start puma")
     );
     assert!(
         outcome.all_output().contains("a.json is not a valid record"),

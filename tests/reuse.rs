@@ -285,7 +285,8 @@ fn malformed_packs_are_stored_plainly_and_counted() {
     edit("pack", "pack-b.pack", &|bytes| bytes.truncate(bytes.len() - 1000));
     edit("idx", "pack-b.idx", &|bytes| bytes.extend(b"more"));
     let run = sandbox.run(["backup", "--verbose", "--dry-run", "source"]).ok();
-    for words in ["is of an unknown version", "is longer than it says", "stored without comparing"]
+    for words in
+        ["has an unknown version", "is longer than its header states", "stored without comparing"]
     {
         assert!(run.all_output().contains(words), "{words}: {}", run.all_output());
     }

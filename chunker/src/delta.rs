@@ -89,11 +89,11 @@ impl FormatError {
 impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            FormatError::Magic => "does not begin as its name says",
-            FormatError::Version => "is of an unknown version",
-            FormatError::Truncated => "is shorter than it says",
-            FormatError::Trailing => "is longer than it says",
-            FormatError::IndexDisagrees => "is not what its index speaks of",
+            FormatError::Magic => "lacks the magic number of its format",
+            FormatError::Version => "has an unknown version",
+            FormatError::Truncated => "is shorter than its header states",
+            FormatError::Trailing => "is longer than its header states",
+            FormatError::IndexDisagrees => "does not match its index",
             FormatError::IndexDisorder => "has an index that is out of order",
         })
     }

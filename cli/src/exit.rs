@@ -272,7 +272,7 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         }
         E::NoUser { .. } => "set another `user` in the configuration".into(),
         E::NoProgram { program, .. } => {
-            format!("install it, or set `bin` in the configuration to the directory of {program}")
+            format!("install {program}, or set `bin` in the configuration to its directory")
         }
         E::ClientTooOld { server, .. } => format!(
             "install postgresql-client-{server} or newer, or set postgres.bin to the directory of a newer pg_dump"
@@ -283,10 +283,10 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
                 .into()
         }
         E::Missing { .. } => {
-            "restore it, or set missing = \"ok\" for it in the configuration".into()
+            "restore the part, or set `missing = \"ok\"` for it in the configuration".into()
         }
         E::Settings { .. } | E::Malformed { .. } => {
-            "fix it; `forgekeep config check` then shows what a backup would do".into()
+            "correct the file; `forgekeep config check` shows the plan".into()
         }
         E::NoRoom { .. } => "nothing was stopped or started; make space there".into(),
         E::Record { instance, .. } => format!(
@@ -297,8 +297,10 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             "check the path in the configuration".into()
         }
-        E::Read { .. } => "check its permissions, or run it as root".into(),
-        E::Failed { .. } | E::Service { .. } => "no snapshot was created".into(),
+        E::Read { .. } => "check the file's permissions, or run the command as root".into(),
+        E::Failed { .. } | E::Service { .. } => {
+            "no snapshot was created; fix the reported error, then run the backup again".into()
+        }
         _ => return None,
     };
     Some(hint)

@@ -102,7 +102,7 @@ impl<'a> Notifications<'a> {
         self.delay.set(Duration::ZERO);
         self.due.borrow_mut().clear();
         for (what, error) in record.undo(self) {
-            self.ui.warn(&format!("could not {what}: {error}"));
+            self.ui.warn(&format!("cannot {what}: {error}"));
         }
     }
 

@@ -39,7 +39,7 @@ pub struct RunRecord {
     pub ended: Time,
     /// Duration of the run in seconds, by a clock that nobody sets.
     pub total_duration: f64,
-    /// Reason of the failure, or what is missing. Contains no secret.
+    /// Reason of the failure, or the missing parts. Contains no secret.
     pub message: Option<String>,
     /// Warnings of the run.
     pub warnings: Vec<String>,

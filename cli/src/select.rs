@@ -203,7 +203,10 @@ fn latest(
     for (id, snapshot) in &future {
         let time = local_time(snapshot.start.into());
         let what = if is_only_future { "no other exists" } else { "latest ignores it" };
-        warn(format!("snapshot {} is dated in the future, {time}; {what}", id.short()));
+        warn(format!(
+            "snapshot {} is dated in the future, {time}; {what}; check this machine's clock",
+            id.short()
+        ));
     }
     if is_only_future {
         known = future;
@@ -230,8 +233,7 @@ const NONE_YET: &str = "run `forgekeep backup`, or check --store";
 /// Returns the failure that no such snapshot exists among `count`, with a suggestion.
 fn unknown(wanted: &str, count: usize) -> Failure {
     if count == 0 {
-        let message = format!("no snapshot {wanted} exists yet");
-        return with_hint(message, NONE_YET);
+        return with_hint("the store has no snapshots yet", NONE_YET);
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));

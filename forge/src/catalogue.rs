@@ -81,7 +81,9 @@ impl Catalogue {
     /// One check with an unknown verdict for each failed question.
     pub fn unknown(&self) -> impl Iterator<Item = Check> {
         self.unasked.iter().map(|(what, reason)| {
-            Check::new(what, Verdict::Unknown, format!("cannot query {what}: {reason}"))
+            let text =
+                format!("cannot query {what}: {reason}; `config check` tests the connection");
+            Check::new(what, Verdict::Unknown, text)
         })
     }
 }

@@ -152,10 +152,11 @@ impl Group {
     fn text(&self) -> String {
         let Group { what, place, looked_at, nowhere, .. } = self;
         if nowhere == looked_at {
-            format!("; none of the {looked_at} {what} is at {place}: is it mounted?")
+            format!("; all {looked_at} {what} are missing at {place}; check its mount")
         } else {
             format!(
-                "; {nowhere} of the {looked_at} {what} are not at {place}: is all of it mounted?"
+                "; {nowhere} of the {looked_at} {what} are missing at {place}; check all mounts \
+                 below it"
             )
         }
     }
@@ -237,8 +238,8 @@ mod tests {
         assert_eq!(check(&strict, (9, 4), (1, 0)).verdict, Verdict::Warning);
         // Each kind of row is judged by itself: one of one is all.
         for (uploads, lfs, words) in [
-            ((9, 0), (1, 1), "; none of the 1 rows of lfs is at /mnt/place: is it mounted?"),
-            ((8, 4), (1, 0), "; 4 of the 8 rows of uploads are not at /mnt/place: is all"),
+            ((9, 0), (1, 1), "; all 1 rows of lfs are missing at /mnt/place; check its mount"),
+            ((8, 4), (1, 0), "; 4 of the 8 rows of uploads are missing at /mnt/place; check all"),
         ] {
             let failed = check(&strict, uploads, lfs);
             assert_eq!(failed.verdict, Verdict::Failed);

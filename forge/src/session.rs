@@ -409,7 +409,8 @@ impl<'j> Session<'j> {
         let report = self.backup.finish(Some(Instance { name, kind, is_complete }))?;
         let paths = report.statistics.metadata_unreadable;
         if paths > 0 {
-            self.failures.push(format!("metadata of {paths} paths could not be read"));
+            self.failures
+                .push(format!("cannot read metadata of {paths} paths; content is in the snapshot"));
         }
         Ok(Outcome {
             report,

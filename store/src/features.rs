@@ -1,4 +1,4 @@
-//! Features of a store: what a program must know to use it.
+//! Features of a store that a program must know to use it.
 //!
 //! A newer program that writes something which older ones would misunderstand adds a feature first.
 //! `store.json` lists the features that a store was made with. Later ones are files, because

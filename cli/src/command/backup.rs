@@ -70,7 +70,7 @@ pub struct Backup {
     /// Stay on the file systems of the given paths. Mount points that are given themselves, and mounted files, are backed up
     #[arg(long, short = 'x')]
     one_file_system: bool,
-    /// Store nothing; print what a backup would store
+    /// Print the result without storing it
     #[arg(long, short = 'n')]
     dry_run: bool,
     /// Read all files again, even if they look unchanged
@@ -465,7 +465,11 @@ pub fn remarks(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failu
         ui.remark(saved)?;
     }
     for (reason, files) in &report.stored_plainly {
-        ui.detail(format!("stored without comparing: {} ({reason})", count(*files, "file")))?;
+        ui.detail(format!(
+            "stored without comparing: {} ({})",
+            count(*files, "file"),
+            reason.replace('_', " ")
+        ))?;
     }
     if report.unreadable_count > 0 {
         ui.explain(&format!(
@@ -475,7 +479,7 @@ pub fn remarks(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failu
     }
     if report.statistics.metadata_unreadable > 0 {
         let paths = count(report.statistics.metadata_unreadable, "path");
-        ui.explain(&format!("metadata of {paths} could not be read; content is in the snapshot"));
+        ui.explain(&format!("cannot read metadata of {paths}; content is in the snapshot"));
     }
     match report.snapshot {
         Some(id) => ui.line(format!("snapshot {} saved", id.short())),

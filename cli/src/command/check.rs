@@ -11,9 +11,9 @@ use store::workspace::INDEX_FILE;
 
 /// Check that the store is complete and undamaged
 ///
-/// Without options, the tables of all segments, the trees of all snapshots and every chunk in them
-/// are checked. With --read-data every byte is read and verified as well. Each damaged object is
-/// reported with the snapshots and paths that it affects.
+/// Without options, check reads the tables of all segments and the trees of all snapshots, and
+/// looks up every chunk in them. With --read-data it also reads and verifies every byte. It reports
+/// each damaged object with the snapshots and paths that it affects.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -48,7 +48,7 @@ impl Check {
         watch.end();
         let (report, future) = (report?, future?);
         for snapshot in &future {
-            ui.warn(&format!("snapshot {snapshot} is dated in the future; latest ignores it"));
+            ui.warn(&format!("snapshot {snapshot} is dated in the future; latest ignores it; check this machine's clock"));
         }
         superseded(ui, &report);
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());

@@ -21,7 +21,7 @@ Example:
 pub struct Init {
     /// Let the group of the store's directory read the store
     ///
-    /// Without this option only the owner can read the store, whatever the umask is. With it,
+    /// Without this option only the owner can read the store, with any umask. With it,
     /// files are 0640 and directories 2750, so that new files keep the group of the directory.
     /// Choose the group with `chgrp -R GROUP STORE` afterwards.
     #[arg(long)]

@@ -21,11 +21,11 @@ use store::store::{Purpose, Store};
 ///
 /// Without SNAPSHOT, the checks of a backup run on the files of this machine and on the running
 /// databases. Use it after a restore. The keys are tried on values that the databases hold
-/// encrypted. Nothing is changed and no store is needed; if one is configured, keys and
-/// repositories are compared with its last complete snapshot. The exit code is 3 if something is missing or wrong. A
-/// check that cannot run is only reported.
+/// encrypted. The command changes nothing and needs no store. If a store is configured, the command
+/// compares keys and repositories with its last complete snapshot. The exit code is 3 if something
+/// is missing or wrong. The command only reports a check that cannot run.
 ///
-/// With SNAPSHOT, the state at the time of the backup is shown: versions, databases, services,
+/// With SNAPSHOT, the command prints the state at the time of the backup: versions, databases, services,
 /// missing parts and the results of the checks. `latest` is the latest snapshot of this instance.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

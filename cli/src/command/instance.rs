@@ -161,14 +161,14 @@ pub fn recover(
     let mut failed = record.undo(monitor);
     let Some((what, error)) = failed.pop() else { return Ok(left.len()) };
     for (what, error) in failed {
-        observer.event(Event::Warning(format!("could not {what}: {error}")));
+        observer.event(Event::Warning(format!("cannot {what}: {error}")));
     }
     let hint = format!(
         "do it by hand if users are waiting; `forgekeep recover` tries again, and \
          `forgekeep recover --forget --instance {}` drops the unfinished steps",
         record.instance()
     );
-    Err(with_hint(format!("could not {what}: {error}"), hint))
+    Err(with_hint(format!("cannot {what}: {error}"), hint))
 }
 
 /// Prints the outcome of a backup. Fails if it is not good.

@@ -12,7 +12,7 @@ const INTRODUCTION: &str = "\
 Generated from the program's types by `forgekeep reference json > docs/json.md`.
 
 With `--json`, every command prints one JSON object a line on standard output.
-`message_type` and the command tell which of the lines below it is.
+`message_type` and the command identify the line.
 The line of the result, if a command has one, comes last; `exit_error` takes its place after a failure.
 
 **Stability.**

@@ -15,9 +15,9 @@ use store::store::{Purpose, Store};
 
 /// List the projects of a snapshot with their repositories
 ///
-/// The list shows the state of the database at the moment of its dump. Each repository is shown by
-/// its absolute path in the snapshot, quoted for a shell, as `restore SNAPSHOT:PATH` takes it. A
-/// fork that borrows objects needs its pool as well.
+/// The list shows the database at its consistency point. Each repository has its absolute path in
+/// the snapshot, quoted for `restore SNAPSHOT:PATH`. A fork that borrows objects needs its pool as
+/// well.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:

@@ -26,7 +26,7 @@ pub struct Recover {
     /// Only this instance
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
-    /// Do nothing; drop the record of the unfinished steps
+    /// Drop the unfinished steps without doing them
     #[arg(long, requires = "instance")]
     forget: bool,
     #[command(flatten)]

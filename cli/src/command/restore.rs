@@ -50,7 +50,7 @@ pub struct Restore {
     /// Remove files that the snapshot lacks from the restored directories, except files that the backup skipped
     #[arg(long)]
     delete: bool,
-    /// Change nothing; print what a restore would do
+    /// Print the result without changing anything
     #[arg(long, short = 'n')]
     dry_run: bool,
     /// Restore an instance over the files of this machine. Stop its services first

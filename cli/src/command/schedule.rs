@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// Generate a systemd timer or a cron line
 ///
-/// Without --write they are printed. Services that a killed backup left stopped are restarted when
-/// the unit ends and, after a power cut, when the machine boots: by a second unit or a second cron
-/// line. The units restrict a backup to the privileges that it needs. They restrict it less if the
+/// Without --write the command prints them. When the unit ends, it restarts services that a killed
+/// backup left stopped. After a power cut, a second unit or a second cron line restarts them when
+/// the machine boots. The units restrict a backup to the privileges that it needs. They restrict it less if the
 /// configuration has commands of your own, which may need any privilege.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\

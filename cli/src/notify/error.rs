@@ -49,7 +49,7 @@ pub enum NotifyError {
     #[error("{0} was silenced and is no longer in the configuration; end the silence by hand")]
     Removed(String),
     /// The kept list of silences cannot be read.
-    #[error("monitoring may still be silenced; end the silence by hand ({0})")]
+    #[error("silence record unreadable: {0}; end the silence in the monitoring system")]
     SilencesUnknown(serde_json::Error),
     /// A secret could not be read.
     #[error(transparent)]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use store::entry::Time;
 
 /// The attempt that errors name.
-const FAILED: &str = "maintenance in Zabbix failed";
+const FAILED: &str = "Zabbix maintenance failed";
 /// Shortest period that Zabbix accepts.
 const MIN_PERIOD_SECONDS: i64 = 300;
 /// Interval between queries whether the maintenance is in force.
@@ -265,7 +265,8 @@ struct Api<'a> {
 impl Api<'_> {
     /// Calls a method and returns its result.
     fn call(&self, method: &str, params: Value) -> Result<Value, NotifyError> {
-        let failed = NotifyError::of_attempt::<NotifyError>(format!("{FAILED}: {method}"));
+        let failed =
+            NotifyError::of_attempt::<NotifyError>(format!("Zabbix maintenance: {method} failed"));
         self.exchange(method, params).map_err(failed)
     }
 

@@ -262,7 +262,9 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
         }
         Ok(None) => {}
         Err(error) if error.is_interrupted() => return Err(error),
-        Err(error) => plan.notes.push(format!("volumes of {container} are unknown: {error}")),
+        Err(error) => plan.notes.push(format!(
+            "cannot list volumes of {container}: {error}; check that the container runs"
+        )),
     }
     let service = Service {
         image: service.image.clone(),

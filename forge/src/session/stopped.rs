@@ -92,9 +92,7 @@ impl<'a> Stopped<'a> {
         }
         let failed = self.record.undo_stop(self.job.monitor).into_iter();
         let failed = failed.map(|(what, error)| {
-            format!(
-                "could not {what}: {error}; `forgekeep recover` tries again, as does the next run"
-            )
+            format!("cannot {what}: {error}; `forgekeep recover` or the next run tries again")
         });
         let failed = failed.collect();
         ((!self.names.is_empty()).then(|| self.since.elapsed()), failed)

@@ -86,7 +86,7 @@ fn recording_behaves() {
 }
 
 #[test]
-fn what_killed_runs_left_is_removed_and_running_writers_stay() {
+fn remains_of_killed_runs_are_removed_and_running_writers_stay() {
     let (dir, local) = local();
     let left = dir.path().join("tmp/0123456789abcdef");
     std::fs::write(&left, b"half").expect("writes");

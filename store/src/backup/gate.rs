@@ -91,8 +91,7 @@ impl<'a> Gate<'a> {
             self.observer.event(Event::Note(format!("{}: {note}", path.display())));
         }
         if amendment.is_owner_changed {
-            let reason =
-                "its owner has an invalid number or an overlong name; storing nobody or no name";
+            let reason = "owner: invalid number or overlong name; storing nobody";
             self.counters.report_metadata(self.observer, &entry.path, reason.into());
         }
         if amendment.xattrs_dropped > 0 {

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn only_times_of_the_previous_run_are_not_trusted() {
+    fn only_times_of_the_previous_run_count_as_changed() {
         let is_unchanged = |comparison: Comparison, mtime, ctime| {
             let stat = stat(mtime, ctime);
             comparison.is_unchanged(&stat, &entry(&stat))

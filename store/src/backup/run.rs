@@ -397,7 +397,8 @@ fn parent(
         if is_future {
             skipped += 1;
             let text = format!(
-                "snapshot {} is dated in the future; not comparing files with it",
+                "snapshot {} is dated in the future; not comparing files with it; check this \
+                 machine's clock",
                 id.short()
             );
             store.observer().event(Event::Warning(text));

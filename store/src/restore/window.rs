@@ -214,7 +214,10 @@ impl Restore<'_> {
     fn make_link(&mut self, link: OtherName) -> Result<()> {
         let OtherName { entry, first, path, is_fresh } = link;
         if self.is_lost(&entry) {
-            self.failed(&path, &format!("{} was not restored", display_path(&first)));
+            self.failed(
+                &path,
+                &format!("its other name {} could not be restored", display_path(&first)),
+            );
             return Ok(());
         }
         let key = link_key(&entry);

@@ -179,7 +179,8 @@ impl Data<'_> {
         let is_remote = self.gitlab.is_true(row.remote);
         let found = self.place(row.name, &dir);
         if is_remote {
-            let mut note = format!("{}: it is in an object store, which is not copied", row.name);
+            let mut note =
+                format!("{}: in an object store; not copied, back it up separately", row.name);
             if let Some(path) = found.as_ref().ok().filter(|path| path.exists()) {
                 note += &format!("; files still in {} are copied", shown(path));
             }
@@ -224,7 +225,7 @@ impl Data<'_> {
             let Some(what) = what.filter(|_| self.gitlab.is_true(name)) else { continue };
             if !ROWS.iter().any(|row| row.remote == name) {
                 let what = what.to_lowercase().replace('_', "-");
-                let note = format!("{what}: it is in an object store, which is not copied");
+                let note = format!("{what}: in an object store; not copied, back it up separately");
                 self.plan.notes.push(note);
             }
         }
@@ -358,7 +359,8 @@ fn registry(compose: &Compose, plan: &mut Plan) {
             let driver = name.strip_prefix("REGISTRY_STORAGE_").unwrap_or_default();
             ["S3_", "GCS_", "AZURE_", "SWIFT_", "OSS_"].iter().any(|kind| driver.starts_with(kind))
         }) {
-            plan.notes.push("registry: it is in an object store, which is not copied".into());
+            plan.notes
+                .push("registry: in an object store; not copied, back it up separately".into());
             continue;
         }
         let root = service.variable("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY");

@@ -133,7 +133,7 @@ pub fn place(gitlab: &Service, path: &Path) -> Result<PathBuf, Gap> {
             Err(Gap { reason, is_elsewhere: false, is_memory: true })
         }
         None => {
-            let reason = format!("{at} of the container, which is not in a volume");
+            let reason = format!("{at} of the container is not in a volume");
             Err(Gap { reason, is_elsewhere: false, is_memory: false })
         }
     }

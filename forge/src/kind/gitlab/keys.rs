@@ -50,7 +50,10 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
         Check::new(NAME, verdict, text)
     };
     if !catalogue.knows(encrypted::ENCRYPTED) && catalogue.encrypted.is_empty() {
-        return untried(Verdict::Unknown, "encrypted values could not be queried");
+        return untried(
+            Verdict::Unknown,
+            "cannot query encrypted values; `config check` tests the connection",
+        );
     }
     if plan.postgres.is_none() {
         return untried(Verdict::Unknown, "the database server is unknown");

@@ -419,7 +419,8 @@ impl Package<'_> {
 fn directories(generated: &Generated, user: &str, plan: &mut Plan) {
     for data in &generated.data {
         if data.is_remote {
-            let text = format!("{}: it is in an object store, which is not copied", data.name);
+            let text =
+                format!("{}: in an object store; not copied, back it up separately", data.name);
             plan.notes.push(text);
         }
         let Some(first) = data.paths.first().cloned() else {

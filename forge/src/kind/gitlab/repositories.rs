@@ -570,7 +570,7 @@ mod tests {
         let lost = [&present[..], &[project("three", Some("gone"))]].concat();
         let failed = check(&strict, &lost);
         assert_eq!(failed.verdict, Verdict::Failed, "{failed:?}");
-        assert!(failed.text.contains("borrow from are not at"), "{failed:?}");
+        assert!(failed.text.contains("borrow from are missing at"), "{failed:?}");
         assert_eq!(check(&excused, &lost).verdict, Verdict::Warning);
         // Without an alternates file, the project has its own objects.
         std::fs::remove_file(storage.join("@hashed/three.git/objects/info/alternates"))

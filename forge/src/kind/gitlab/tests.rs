@@ -136,7 +136,7 @@ fn pages_and_registry_paths_are_read_from_their_settings() {
     assert_eq!(machine.places(&machine.plan(), "registry"), ["/mnt/images"]);
     machine.write("/var/opt/gitlab/registry/config.yml", "storage:\n  s3:\n    bucket: b\n");
     let plan = machine.plan();
-    assert!(has_note(&plan, "registry: it is in an object store"), "{:?}", plan.notes);
+    assert!(has_note(&plan, "registry: in an object store"), "{:?}", plan.notes);
     assert!(!find(&plan, "registry").is_required);
 }
 
@@ -274,7 +274,7 @@ fn object_stores_are_noted() {
     machine.dir("/var/opt/gitlab/gitlab-rails/uploads");
     let plan = machine.plan();
     for part in ["artifacts", "uploads"] {
-        assert!(has_note(&plan, &format!("{part}: it is in an object store")), "{:?}", plan.notes);
+        assert!(has_note(&plan, &format!("{part}: in an object store")), "{:?}", plan.notes);
     }
     assert!(!has_note(&plan, "lfs: it is"), "{:?}", plan.notes);
     // Files that are still on the machine are copied.

@@ -43,7 +43,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Opti
         return Ok(Some(unknown("no database of GitLab was queried")));
     }
     if !catalogue.knows(APPLICATIONS) {
-        return Ok(Some(unknown("GitLab's applications could not be queried")));
+        return Ok(Some(unknown("cannot query GitLab's applications")));
     }
     let major = plan.product.version_numbers().map(|(major, _)| major);
     judge(&places, major, &catalogue.applications, view).map(Some)

@@ -187,10 +187,10 @@ fn data_in_object_stores_is_noted() {
     );
     machine.make("/srv/data/shared/lfs-objects");
     let plan = machine.plan("/srv/git");
-    assert!(is_noted(&plan, "lfs: it is in an object store"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "lfs: in an object store"), "{:?}", plan.notes);
     assert!(is_noted(&plan, "data/shared/lfs-objects are copied"), "{:?}", plan.notes);
-    assert!(is_noted(&plan, "artifacts: it is in an object store"), "{:?}", plan.notes);
-    assert!(is_noted(&plan, "dependency-proxy: it is in an object store"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "artifacts: in an object store"), "{:?}", plan.notes);
+    assert!(is_noted(&plan, "dependency-proxy: in an object store"), "{:?}", plan.notes);
     assert!(!is_noted(&plan, "packages: "), "{:?}", plan.notes);
     let lfs = plan.parts.iter().find(|part| part.name == "lfs").expect("what is left");
     assert!(!lfs.is_required);

@@ -99,7 +99,7 @@ fn links_within_a_repository_are_followed_as_git_does() {
 }
 
 #[test]
-fn what_a_power_cut_leaves_is_damaged() {
+fn a_repository_after_a_power_cut_is_damaged() {
     type Spoil = fn(&Path);
     let faults: &[(&str, &str, Spoil)] = &[
         ("empty pack", "has a truncated pack", |dir| write(&pack_file(dir, "pack"), "")),
