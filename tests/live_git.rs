@@ -1,8 +1,8 @@
 //! Bare repositories that are pushed to and packed while they are backed up.
 //!
 //! These tests can fail. Of five copies made like `cp -a`, `objects` before `refs`, at the speed of
-//! a network, all five were broken when this was written. At the speed of a local disk, all were intact.
-//! The last test makes such copies and prints how many were broken.
+//! a network, all five were broken when this was written. At the speed of a local disk, all were
+//! intact. The last test makes such copies and prints how many were broken.
 
 use crate::support::sandbox::{Dice, Outcome, Run, Sandbox};
 use crate::support::stores;

@@ -303,8 +303,9 @@ impl Running {
         })
     }
 
-    /// Returns the process's output, as a stream. An error of kind `TimedOut` means that the limit was reached. An
-    /// error of kind `Other` that wraps `Interrupted` means that the user asked to stop.
+    /// Returns the process's output, as a stream. An error of kind `TimedOut` means that the limit
+    /// was reached. An error of kind `Other` that wraps `Interrupted` means that the user asked to
+    /// stop.
     pub fn stdout<'a>(&mut self, progress: &'a Progress, patience: Patience) -> Output<'a> {
         Output {
             stdout: self.stdout.take(),
@@ -450,8 +451,8 @@ impl Output<'_> {
 }
 
 impl Output<'_> {
-    /// Waits a short time for output and reads it. Returns `None` if there was none, and 0 at the end of the
-    /// output.
+    /// Waits a short time for output and reads it. Returns `None` if there was none, and 0 at the
+    /// end of the output.
     fn piece(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(stdout) = &mut self.stdout else { return Ok(Some(0)) };
         self.progress.check().map_err(io::Error::other)?;

@@ -622,8 +622,8 @@ fn xattr_bytes((name, value): &(Vec<u8>, Vec<u8>)) -> usize {
 
 /// An entry decoded from a page.
 pub(crate) struct Decoded {
-    /// Path of the entry, valid or not, because the next entry may share its prefix. `None` if it could not
-    /// be read. A path beyond the limit is cut.
+    /// Path of the entry, valid or not, because the next entry may share its prefix. `None` if it
+    /// could not be read. A path beyond the limit is cut.
     pub path: Option<Vec<u8>>,
     /// The entry, or its fault.
     pub result: Result<Entry, EntryFault>,

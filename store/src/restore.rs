@@ -359,8 +359,9 @@ struct Top {
 impl Top {
     /// Inspects the directory that receives the content of `prefix`.
     ///
-    /// The target also gets the metadata if it is the very directory that was backed up. The same holds if
-    /// it is empty and this user is root or its owner. Any other directory has another use.
+    /// The target also gets the metadata if it is the very directory that was backed up. The same
+    /// holds if it is empty and this user is root or its owner. Any other directory has another
+    /// use.
     fn look(target: &Path, prefix: &[u8], passages: &Passages) -> io::Result<Top> {
         let dir = source::open_dir(target)?;
         let stat = source::stat_open(&dir)?;

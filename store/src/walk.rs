@@ -566,8 +566,8 @@ impl Shared {
     }
 }
 
-/// Opens a directory for listing. If this user may only enter it, and it leads to a named path, opens
-/// it for looking up names and also returns the error.
+/// Opens a directory for listing. If this user may only enter it, and it leads to a named path,
+/// opens it for looking up names and also returns the error.
 fn open_dir(
     root: BorrowedFd<'_>,
     below: &[u8],

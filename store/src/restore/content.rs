@@ -362,8 +362,8 @@ fn may_end_in_a_hole(recipe: &Recipe) -> bool {
     recipe.level > 0 || matches!(recipe.extents.last(), Some(Extent::Hole { .. }))
 }
 
-/// Returns true if a range is a hole or holds only zeros. Not every file system has holes, and large
-/// blocks cannot hold small ones.
+/// Returns true if a range is a hole or holds only zeros. Not every file system has holes, and
+/// large blocks cannot hold small ones.
 fn has_only_zeros(store: &Store, file: &File, at: u64, len: u64) -> io::Result<bool> {
     let mut piece = vec![0; AHEAD_BYTES];
     for run in source::data_runs(file, at, at + len) {

@@ -179,7 +179,8 @@ impl DryRun<'_> {
         }
     }
 
-    /// Compares owner and mode of an entry with those of the existing object that the restore keeps.
+    /// Compares owner and mode of an entry with those of the existing object that the restore
+    /// keeps.
     fn compare_metadata(&mut self, entry: &Entry, path: &[u8]) {
         let stays = |(open, stat): &(OwnedFd, Stat)| match entry.kind {
             EntryKind::Directory => stat.kind == EntryKind::Directory,

@@ -1,8 +1,8 @@
 //! Directories that a restore only passes through.
 //!
 //! Such directories lead to restored paths without being restored themselves. They are above the
-//! paths that were backed up, or above the paths that `--include` selects. The administrator may have
-//! replaced one by a link to a larger disk, or changed its mode. A restore keeps both.
+//! paths that were backed up, or above the paths that `--include` selects. The administrator may
+//! have replaced one by a link to a larger disk, or changed its mode. A restore keeps both.
 
 use super::{Options, Restore, join};
 use crate::entry::{Entry, EntryKind, is_within};

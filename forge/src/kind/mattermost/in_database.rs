@@ -10,7 +10,8 @@ use store::observe::Progress;
 /// Longest wait for a server that is starting. The backup itself waits longer.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Returns true if `MM_CONFIG` names a database instead of a file. Such text may contain a password.
+/// Returns true if `MM_CONFIG` names a database instead of a file. Such text may contain a
+/// password.
 ///
 /// There are three forms:
 ///
