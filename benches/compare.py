@@ -806,7 +806,7 @@ def report(d, notes):
     out += ["\n| tool | version | remarks |", "|---|---|---|"]
     out += [f"| {t} | {v} | {notes.get(t, '')} |" for t, v in d["versions"].items()]
     out.append("\nTimes are medians (min–max) of the rounds, in seconds; CPU is user + system. Memory is the peak of the "
-               f"largest process as the kernel reports it; below {m['runner memory'] / 1024:.0f} MiB it cannot be told from the runner's own. Ratios are medians "
+               f"largest process as the kernel reports it; below {m['runner memory'] / 1024:.0f} MiB it cannot be distinguished from the runner's own. Ratios are medians "
                "of the ratios to the floor of the same round. MB are 10^6 bytes.")
     for job in JOBS:
         rows = d["results"].get(job)

@@ -204,8 +204,8 @@ def owner_and_mode(rel, is_dir):
     if top == "repositories":
         if is_dir:
             return UID_GIT, GID_GIT, 0o2770
-        sealed = "/objects/" in rel and "/objects/info/" not in rel
-        return UID_GIT, GID_GIT, 0o440 if sealed else 0o640
+        read_only = "/objects/" in rel and "/objects/info/" not in rel
+        return UID_GIT, GID_GIT, 0o440 if read_only else 0o640
     if top == "uploads":
         return UID_GIT, GID_WEB, 0o750 if is_dir else 0o644
     if top == "lfs-objects":

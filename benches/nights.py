@@ -51,8 +51,8 @@ def run(argv, **options):
     except OSError as e:
         raise Failed(f"{argv[0]}: {e}")
     if p.returncode:
-        said = (p.stderr + b"\n" + p.stdout)[-2000:].decode(errors="replace").strip()
-        raise Failed(f"{' '.join(argv)}: exit code {p.returncode}\n{said}")
+        output = (p.stderr + b"\n" + p.stdout)[-2000:].decode(errors="replace").strip()
+        raise Failed(f"{' '.join(argv)}: exit code {p.returncode}\n{output}")
     return p.stdout
 
 
@@ -193,9 +193,9 @@ class Keep:
         return time.monotonic() - start
 
     def check(self):
-        said = json.loads(self.call("check", "--read-data", "--json").splitlines()[-1])
-        if not said.get("clean"):
-            raise Failed(f"check of {self.store}: not clean: {said}")
+        report = json.loads(self.call("check", "--read-data", "--json").splitlines()[-1])
+        if not report.get("clean"):
+            raise Failed(f"check of {self.store}: not clean: {report}")
 
     def same_stream(self, name, path):
         """Check that the stream in the last snapshot equals this file, byte by byte."""
@@ -318,8 +318,8 @@ class Repo(Bare):
         commits = lambda *range_: int(self.ask("rev-list", "--count", *range_)[0])
         self.rewound = commits(main, "^" + self.base)
         loose = [(commits(h, "^" + main), h) for h in self.ask("for-each-ref", "--format=%(refname)", f"--no-merged={main}", "refs/heads")]
-        fit = [(n, h) for n, h in loose if n == commits(h, "^" + self.base)]
-        self.topic_commits, self.topic = max(fit, default=(0, None))
+        matching = [(n, h) for n, h in loose if n == commits(h, "^" + self.base)]
+        self.topic_commits, self.topic = max(matching, default=(0, None))
 
     def create(self, repack):
         """Create the first night, packed with these options of git repack."""

@@ -43,8 +43,8 @@ class Chunks:
     def __init__(self, store):
         self.place, self.open = {}, {}
         for name in sorted(os.path.join(d, f) for d, _, files in os.walk(store) for f in files):
-            told = run(["b3sum", "--no-names", name], stdout=PIPE, text=True).stdout.strip()
-            if told != os.path.basename(name):
+            digest = run(["b3sum", "--no-names", name], stdout=PIPE, text=True).stdout.strip()
+            if digest != os.path.basename(name):
                 failed(name, "its bytes do not match its name; skipping it")
                 continue
             with open(name, "rb") as file:

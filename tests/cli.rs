@@ -512,8 +512,8 @@ fn config_check_covers_the_whole_configuration() {
          parts.data.path = '/etc'\nparts.data.exclude = ['[']\n\
          postgres.host = '/run'\npostgres.password = { file = '/nowhere/password' }\n",
     );
-    let told = "[[notify]]\nkind = 'ping'\nurl = 'https://ping.example/s3cret'\n";
-    let config = format!("{store}{}{bad}{told}", instance("good", ""));
+    let ping = "[[notify]]\nkind = 'ping'\nurl = 'https://ping.example/s3cret'\n";
+    let config = format!("{store}{}{bad}{ping}", instance("good", ""));
     let all = check(&sandbox, &config).run().ends_with(3);
     for words in [
         "program no-such-program not found in /usr/local/sbin",
@@ -543,8 +543,8 @@ fn config_check_covers_the_whole_configuration() {
 fn config_check_reports_every_instance_and_a_missing_store() {
     let sandbox = Sandbox::new();
     let good = "[instances.good]\nkind = 'plain'\nparts.a.path = '/etc'\n";
-    let told = check(&sandbox, good).run().ends_with(3);
-    assert!(told.stderr.contains("no store is configured"), "{}", told.all_output());
+    let printed = check(&sandbox, good).run().ends_with(3);
+    assert!(printed.stderr.contains("no store is configured"), "{}", printed.all_output());
     let store = format!("[stores.main]\npath = '{}'\n", sandbox.text("store"));
     for (wrong, word) in [
         ("", "it has no parts"),
@@ -556,8 +556,8 @@ fn config_check_reports_every_instance_and_a_missing_store() {
         ),
     ] {
         let config = format!("{store}[instances.bad]\nkind = 'plain'\n{wrong}{good}");
-        let told = check(&sandbox, &config).run().fails(1, &[word]);
-        assert!(told.stdout.contains("good: ") && told.stdout.contains("complete: 1 part"));
+        let printed = check(&sandbox, &config).run().fails(1, &[word]);
+        assert!(printed.stdout.contains("good: ") && printed.stdout.contains("complete: 1 part"));
     }
     check(&sandbox, &store).run().fails(1, &["has no instance", "forgekeep detect"]);
 }
@@ -580,8 +580,8 @@ fn a_snapshot_of_an_instance_is_listed_with_its_name() {
     let listed = run(&["snapshots", "--store", &sandbox.text("store")]);
     assert!(listed.stdout.contains("plain wiki, complete\n"), "{}", listed.stdout);
     assert!(!listed.stdout.contains("data"), "{}", listed.stdout);
-    let facts = run(&["inspect", "--instance", "wiki", "latest"]);
-    assert!(facts.stdout.contains("  files of      20"), "{}", facts.stdout);
+    let inspected = run(&["inspect", "--instance", "wiki", "latest"]);
+    assert!(inspected.stdout.contains("  files of      20"), "{}", inspected.stdout);
 }
 
 #[test]
@@ -610,8 +610,8 @@ fn control_characters_never_reach_the_terminal() {
         &["inspect", "--instance", bad, "--config", "source"],
     ] {
         let outcome = sandbox.run(arguments);
-        let told = [&outcome.stdout[..], &outcome.stderr[..]].concat();
-        assert!(!told.contains('\u{1b}'), "{arguments:?}: {told:?}");
+        let printed = [&outcome.stdout[..], &outcome.stderr[..]].concat();
+        assert!(!printed.contains('\u{1b}'), "{arguments:?}: {printed:?}");
     }
 }
 
@@ -854,8 +854,8 @@ fn a_share_of_a_small_store_is_read() {
     let summary = checked.last().expect("a summary");
     assert_eq!(summary["segments_read"], 1);
     assert!(summary["bytes_read"].as_u64() > Some(0), "{summary}");
-    let told = sandbox.run(["check", "--read-data-subset", "1%"]).ok().stdout;
-    assert!(told.contains("1 of ") && told.contains(" segments read, "), "{told}");
+    let printed = sandbox.run(["check", "--read-data-subset", "1%"]).ok().stdout;
+    assert!(printed.contains("1 of ") && printed.contains(" segments read, "), "{printed}");
 }
 
 #[test]

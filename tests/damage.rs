@@ -229,9 +229,12 @@ impl<'a> Bench<'a> {
             }
             let missing: BTreeSet<String> =
                 expected.keys().filter(|path| !restored.contains_key(*path)).cloned().collect();
-            let told = listener.events.lock().expect("no panic");
-            let told = told.iter().any(|event| matches!(event, Event::NotRestored { .. }));
-            assert!(missing.is_empty() || (told && report.failed > 0), "{what}: untold loss");
+            let reported = listener.events.lock().expect("no panic");
+            let reported = reported.iter().any(|event| matches!(event, Event::NotRestored { .. }));
+            assert!(
+                missing.is_empty() || (reported && report.failed > 0),
+                "{what}: unreported loss"
+            );
             all_missing.insert(*id, missing);
         }
         all_missing

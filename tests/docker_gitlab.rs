@@ -94,11 +94,12 @@ fn a_gitlab_in_containers_is_restored() {
     for path in ["docker-compose.yml", ".env", "secrets.env"] {
         assert!(root.join("srv/forge").join(path).exists(), "{path}");
     }
-    let facts = std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("facts");
-    assert_discreet(&facts);
-    let facts: Value = serde_json::from_str(&facts).expect("JSON");
-    assert_eq!(facts["product"]["version"], "17.8.2");
-    assert_eq!(facts["product"]["image"], "sameersbn/gitlab:17.8.2");
+    let manifest =
+        std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("manifest");
+    assert_discreet(&manifest);
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    assert_eq!(manifest["product"]["version"], "17.8.2");
+    assert_eq!(manifest["product"]["image"], "sameersbn/gitlab:17.8.2");
 
     let seen = sandbox.path("seen");
     see_as_omnibus(&root, &seen);
@@ -126,10 +127,10 @@ fn nested_volumes_are_restored() {
 
     sandbox.restore("latest", "restored");
     let root = sandbox.path("restored").join(gitlab.root().strip_prefix("/").expect("absolute"));
-    let text = std::fs::read(sandbox.path("restored/.forgekeep/instance.json")).expect("facts");
-    let facts: Value = serde_json::from_slice(&text).expect("JSON");
-    assert_eq!(facts["mounts"].as_array().map(Vec::len), Some(2), "{}", facts["mounts"]);
-    assert!(facts["services"].to_string().contains("gitlab (sameersbn/gitlab:17.8.2)"));
+    let text = std::fs::read(sandbox.path("restored/.forgekeep/instance.json")).expect("manifest");
+    let manifest: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(manifest["mounts"].as_array().map(Vec::len), Some(2), "{}", manifest["mounts"]);
+    assert!(manifest["services"].to_string().contains("gitlab (sameersbn/gitlab:17.8.2)"));
     let projects = std::fs::read_to_string(sandbox.path("restored/.forgekeep/projects.jsonl"))
         .expect("projects");
     for line in projects.lines() {

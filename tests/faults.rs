@@ -557,24 +557,24 @@ fn an_interrupted_backup_is_resumed() {
         sandbox.write(&format!("source/{n}"), Dice::new(n).bytes(10_000_000));
     }
     let mut run = sandbox.forgekeep(["backup", "source"]).start();
-    let sealed = || {
+    let published = || {
         let shards = std::fs::read_dir(sandbox.path("store/segments")).expect("lists");
         shards
             .flatten()
             .map(|shard| std::fs::read_dir(shard.path()).expect("lists").count())
             .sum::<usize>()
     };
-    while sealed() == 0 && !run.has_ended() {
+    while published() == 0 && !run.has_ended() {
         std::thread::sleep(Duration::from_millis(1));
     }
     run.interrupt();
     run.wait().ends_with(130);
-    assert!(sealed() > 0);
+    assert!(published() > 0);
     assert_eq!(sandbox.snapshot_ids(), Vec::<String>::new());
     sandbox.assert_clean();
     let summary = sandbox.backup(["source"]);
     let added = summary["data_added"].as_u64().expect("a number");
-    assert!(added < 190_000_000, "sealed segments are used again: {added}");
+    assert!(added < 190_000_000, "the run uses published segments again: {added}");
     sandbox.assert_clean();
     sandbox.restore(&sandbox.at("latest", "source"), "restored");
     assert_same(&sandbox, "source", "restored");

@@ -62,10 +62,10 @@ fn an_official_container_is_restored() {
     }
     assert!(!root.join("srv/gitlab/data/postgresql/data").exists());
     assert!(!root.join("srv/gitlab/logs").exists());
-    let text = std::fs::read(restored.join(".forgekeep/instance.json")).expect("facts");
-    let facts: Value = serde_json::from_slice(&text).expect("JSON");
-    assert_eq!(facts["product"]["image"], "gitlab/gitlab-ce:17.8.2-ce.0");
-    assert!(facts["services"].to_string().contains("sidekiq"), "{}", facts["services"]);
+    let text = std::fs::read(restored.join(".forgekeep/instance.json")).expect("manifest");
+    let manifest: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(manifest["product"]["image"], "gitlab/gitlab-ce:17.8.2-ce.0");
+    assert!(manifest["services"].to_string().contains("sidekiq"), "{}", manifest["services"]);
     // As the container would see it.
     for (host, seen) in [("srv/gitlab/data", "var/opt/gitlab"), ("mnt/disk", "mnt/storage2")] {
         std::fs::create_dir_all(root.join(seen).parent().expect("below")).expect("directories");

@@ -251,9 +251,9 @@ fn assert_restored(store: &Store, entry: &Entry, path: &Path, has_xattrs: bool) 
         assert!(fs::read(path).expect("reads") == content(store, entry), "{path:?}");
     }
     for (name, value) in entry.xattrs.iter().filter(|_| has_xattrs) {
-        let mut room = [0; 100];
-        let len = rustix::fs::lgetxattr(path, &name[..], &mut room).expect("has the attribute");
-        assert_eq!(&room[..len], &value[..], "{path:?}");
+        let mut buffer = [0; 100];
+        let len = rustix::fs::lgetxattr(path, &name[..], &mut buffer).expect("has the attribute");
+        assert_eq!(&buffer[..len], &value[..], "{path:?}");
     }
 }
 

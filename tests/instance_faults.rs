@@ -12,8 +12,8 @@ const MAINTENANCE: &str = "mode = 'maintenance'";
 
 /// Asserts that a run failed with these words, left no new snapshot, and that all services run.
 fn assert_failed(sandbox: &Sandbox, gitlab: &Gitlab, outcome: &Outcome, words: &str) {
-    let said = &outcome.stderr;
-    assert!(said.contains(words), "`{words}` is not in: {said}");
+    let printed = &outcome.stderr;
+    assert!(printed.contains(words), "`{words}` is not in: {printed}");
     gitlab.services.wait_until_up();
     assert!(!sandbox.has("state/recovery/forge.json"), "something is left to undo");
     if sandbox.has("store") {
@@ -568,9 +568,9 @@ fn changed_keys_cause_a_warning_until_accepted() {
     assert!(!outcome.all_output().contains("another key"), "{}", outcome.all_output());
     let check = keys(&outcome.json()).expect("a check");
     assert_eq!(check["verdict"], "warning");
-    let told = check.to_string();
+    let printed = check.to_string();
     let id = summary(&first)["snapshot_id"].as_str().expect("an id");
-    assert!(told.contains("db_key_base changed") && told.contains(&id[..8]), "{told}");
+    assert!(printed.contains("db_key_base changed") && printed.contains(&id[..8]), "{printed}");
     // Reported every time, until someone confirms that it was intended.
     let again = keys(&backup(&sandbox).run().ok().json()).expect("a check");
     assert_eq!(again["text"], check["text"]);

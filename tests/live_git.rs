@@ -222,26 +222,26 @@ fn ask_references(sandbox: &Sandbox, git_dir: &str) -> Outcome {
 /// Like [`references`], for the live repository. git looks twice for an object whose pack is being
 /// replaced. On a slow machine both packs may be gone by then.
 fn live_references(sandbox: &Sandbox) -> Vec<(String, String)> {
-    let is_quiet = |told: &Outcome| told.code() == Some(0) && told.stderr.is_empty();
+    let is_quiet = |printed: &Outcome| printed.code() == Some(0) && printed.stderr.is_empty();
     let mut asked = (0..20).map(|_| ask_references(sandbox, "live.git"));
     names_and_values(&asked.find(is_quiet).expect("git finds its own objects"))
 }
 
 /// Returns names and values of all references.
 fn references(sandbox: &Sandbox, git_dir: &str) -> Vec<(String, String)> {
-    let told = ask_references(sandbox, git_dir).ok();
-    assert_eq!(told.stderr, "", "{git_dir}");
-    names_and_values(&told)
+    let printed = ask_references(sandbox, git_dir).ok();
+    assert_eq!(printed.stderr, "", "{git_dir}");
+    names_and_values(&printed)
 }
 
-fn names_and_values(told: &Outcome) -> Vec<(String, String)> {
+fn names_and_values(printed: &Outcome) -> Vec<(String, String)> {
     let split = |line: &str| {
         let mut words = line.split(' ').map(str::to_owned);
         let pair = (words.next().expect("a name"), words.next().expect("a value"));
         assert!(words.next().is_some(), "its object is there: {line}");
         pair
     };
-    told.stdout.lines().map(split).collect()
+    printed.stdout.lines().map(split).collect()
 }
 
 fn packs(sandbox: &Sandbox) -> Vec<PathBuf> {
@@ -508,9 +508,9 @@ fn copies_of_a_partial_clone_are_whole() {
         sandbox.backup(["partial.git"]);
         sandbox.restore(&sandbox.at("latest", "partial.git"), &copy);
         let fsck = ["--git-dir", &copy, "fsck", "--full", "--strict", "--no-progress"];
-        let told = sandbox.tool("git").args(fsck).run().ok();
-        let is_quiet = told.stderr.lines().all(|line| line.starts_with("dangling"));
-        assert!(is_quiet, "trial {trial}: {}", told.all_output());
+        let printed = sandbox.tool("git").args(fsck).run().ok();
+        let is_quiet = printed.stderr.lines().all(|line| line.starts_with("dangling"));
+        assert!(is_quiet, "trial {trial}: {}", printed.all_output());
         assert!(!references(&sandbox, &copy).is_empty());
         sandbox.remove(copy);
     }

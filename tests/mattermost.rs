@@ -57,14 +57,14 @@ fn sign_on_needs_more_than_a_restored_database() {
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(single_sign_on(&all).0, "ok", "{all:?}");
 
-    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
+    let inspected = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
     for word in ["GitLab 17.8.2 ce", "gitlabhq_production: ", "mattermost", ", complete"] {
-        assert!(facts.stdout.contains(word), "{}", facts.all_output());
+        assert!(inspected.stdout.contains(word), "{}", inspected.all_output());
     }
-    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest", "--json"]);
-    let facts = without_secrets(facts.run().ok()).json();
-    assert_eq!(facts[0]["message_type"], "instance");
-    assert_eq!(facts[0]["product"]["version"], "17.8.2");
+    let inspected = configured(&sandbox, ["inspect", "--instance", "forge", "latest", "--json"]);
+    let inspected = without_secrets(inspected.run().ok()).json();
+    assert_eq!(inspected[0]["message_type"], "instance");
+    assert_eq!(inspected[0]["product"]["version"], "17.8.2");
     let none = configured(&sandbox, ["inspect", "--instance", "other", "latest"]);
     none.run().fails(1, &["no instance `other`"]);
 
@@ -113,16 +113,16 @@ fn sign_on_needs_more_than_a_restored_database() {
         value["mattermost"]["gitlab_id"] = OTHER_ID.into();
         value["mattermost"]["gitlab_secret"] = OTHER_SECRET.into();
     });
-    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
-    assert_eq!(verdict, "warning", "{told}");
+    let (verdict, printed) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{printed}");
     for word in ["users cannot sign in", "mattermost.gitlab_secret in", OAUTH_ID, "only a hash"] {
-        assert!(told.contains(word), "{word}: {told}");
+        assert!(printed.contains(word), "{word}: {printed}");
     }
     keep(OAUTH_SECRET);
-    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
-    assert_eq!(verdict, "warning", "{told}");
+    let (verdict, printed) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{printed}");
     let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
-    assert!(told.contains(&query), "{told}");
+    assert!(printed.contains(&query), "{printed}");
     // The command does what the hint says, except the reconfigure; and it changes nothing else.
     let repair = |more: &[&str]| {
         let command = configured(&sandbox, ["repair", "single-sign-on", "--instance", "forge"]);
@@ -146,8 +146,8 @@ fn sign_on_needs_more_than_a_restored_database() {
     assert_eq!(parsed(&read()), expected);
     let metadata = std::fs::metadata(&secrets).expect("is there");
     assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12345, 23456, 0o640));
-    let (_, told) = single_sign_on(&inspect(&sandbox, 3));
-    assert!(told.contains("`gitlab-ctl reconfigure` writes the id and secret of"), "{told}");
+    let (_, printed) = single_sign_on(&inspect(&sandbox, 3));
+    assert!(printed.contains("`gitlab-ctl reconfigure` writes the id and secret of"), "{printed}");
     std::fs::remove_dir_all(&environment).expect("removes");
     // Whose it is, inspect looks at as well.
     sandbox.tool("chown").args(["root:root"]).args([&secrets]).run().ok();
@@ -170,11 +170,11 @@ fn old_packages_use_the_configuration_of_mattermost() {
     change(&gitlab.path("etc/gitlab/gitlab-secrets.json"), |value| {
         value["mattermost"] = Value::Null;
     });
-    let (verdict, told) = single_sign_on(&inspect(&sandbox, 3));
-    assert_eq!(verdict, "warning", "{told}");
+    let (verdict, printed) = single_sign_on(&inspect(&sandbox, 3));
+    assert_eq!(verdict, "warning", "{printed}");
     let query = format!("select secret from oauth_applications where uid = '{OAUTH_ID}'");
     for word in ["GitLabSettings.Id", &query, "gitlab-ctl restart mattermost"] {
-        assert!(told.contains(word), "{word}: {told}");
+        assert!(printed.contains(word), "{word}: {printed}");
     }
     let command = ["repair", "single-sign-on", "--instance", "forge"];
     let repaired = without_secrets(configured(&sandbox, command).run().ok());
@@ -252,21 +252,22 @@ fn a_standalone_mattermost_is_backed_up_and_restored() {
         sandbox.write("forgekeep.toml", text);
     };
     configure(dir.path(), "");
-    let told = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
-    assert!(told.stdout.contains("opt/mattermost/files  "), "{}", told.all_output());
+    let printed = configured(&sandbox, ["config", "check", "--offline"]).run().ok();
+    assert!(printed.stdout.contains("opt/mattermost/files  "), "{}", printed.all_output());
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(summary(&all)["databases"], 1, "{all:?}");
-    let facts = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
+    let inspected = configured(&sandbox, ["inspect", "--instance", "forge", "latest"]).run().ok();
     for word in ["Mattermost 10.2.0", "chat: ", "lacks the passwords of database roles"] {
-        assert!(facts.stdout.contains(word), "{}", facts.all_output());
+        assert!(inspected.stdout.contains(word), "{}", inspected.all_output());
     }
     drop(postgres);
 
     sandbox.restore("latest", "restored");
     let restored = sandbox.path("restored");
-    let facts = std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("reads");
-    assert!(!facts.contains(PASSWORD));
+    let inspected =
+        std::fs::read_to_string(restored.join(".forgekeep/instance.json")).expect("reads");
+    assert!(!inspected.contains(PASSWORD));
     let root = restored.join(dir.path().strip_prefix("/").expect("absolute"));
     let postgres = load_databases(&sandbox, &restored);
     let host =
@@ -333,34 +334,38 @@ fn settings_in_the_database_locate_the_files() {
     for arguments in [["config", "check"].as_slice(), &["backup", "--instance", "forge", "--init"]]
     {
         let run = arguments.iter().fold(configured(&sandbox, []), |run, word| run.args([*word]));
-        let told = without_secrets(run.run().ends_with(3)).all_output();
+        let printed = without_secrets(run.run().ends_with(3)).all_output();
         assert!(
-            told.contains("mattermost-settings") && told.contains("table does not exist"),
-            "{told}"
+            printed.contains("mattermost-settings") && printed.contains("table does not exist"),
+            "{printed}"
         );
     }
     settings("/srv/", &format!("{source}&sslmode=disable"));
-    let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ok());
-    assert!(told.stdout.contains(" srv  — uploaded files"), "{}", told.all_output());
+    let printed = without_secrets(configured(&sandbox, ["config", "check"]).run().ok());
+    assert!(printed.stdout.contains(" srv  — uploaded files"), "{}", printed.all_output());
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(lines(&all, "check")[0]["text"], "checked 4 rows with files; all are present");
     // What goes before them is named.
     variables("MM_FILESETTINGS_DIRECTORY=/elsewhere\n");
     let words = "MM_FILESETTINGS_DIRECTORY in its environment overrides FileSettings.Directory";
-    let told = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));
+    let printed = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));
     assert!(
-        told.stdout.contains(words) && told.stdout.contains("elsewhere"),
+        printed.stdout.contains(words) && printed.stdout.contains("elsewhere"),
         "{}",
-        told.all_output()
+        printed.all_output()
     );
-    let told = without_secrets(backup(&sandbox).run().ends_with(3)).all_output();
-    assert!(told.contains(words), "{told}");
+    let printed = without_secrets(backup(&sandbox).run().ends_with(3)).all_output();
+    assert!(printed.contains(words), "{printed}");
     // Settings that are elsewhere than the rest are a database of their own.
     variables("");
     settings("/srv/", "postgres://mmuser@/other?host=/run/postgresql");
-    let told = without_secrets(configured(&sandbox, ["config", "check", "--offline"]).run());
-    assert!(told.stdout.contains("are not read offline"), "{}", told.all_output());
-    let told = without_secrets(configured(&sandbox, ["config", "check"]).run());
-    assert!(told.stdout.contains("database-mattermost-settings  chat"), "{}", told.all_output());
+    let printed = without_secrets(configured(&sandbox, ["config", "check", "--offline"]).run());
+    assert!(printed.stdout.contains("are not read offline"), "{}", printed.all_output());
+    let printed = without_secrets(configured(&sandbox, ["config", "check"]).run());
+    assert!(
+        printed.stdout.contains("database-mattermost-settings  chat"),
+        "{}",
+        printed.all_output()
+    );
 }

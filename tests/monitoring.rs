@@ -221,7 +221,7 @@ fn a_partly_refused_silence_is_reported_and_ended() {
     let warnings: Vec<&str> =
         lines(&all, "warning").iter().map(|line| line["message"].as_str().expect("text")).collect();
     let refused = warnings.iter().filter(|text| text.contains("failed: 1")).count();
-    assert_eq!(refused, 1, "the same words are said once: {warnings:?}");
+    assert_eq!(refused, 1, "the same text is printed once: {warnings:?}");
     // The unfinished end of a silence is recorded once, for any number of such nights.
     backup(&sandbox).run().ok();
     let record = String::from_utf8(sandbox.read("state/recovery/forge.json")).expect("text");
@@ -281,7 +281,7 @@ fn a_slow_mail_server_does_not_delay_a_backup() {
     plain(&sandbox, "silence-after = '1s'", "", &tables);
     let started = Instant::now();
     let running = backup(&sandbox).start();
-    wait_until("monitoring is told", || trapper.values() == ["key=1", "key=0"]);
+    wait_until("monitoring received both values", || trapper.values() == ["key=1", "key=0"]);
     let outcome = running.wait().ok();
     assert!(started.elapsed() < Duration::from_secs(40), "{}", outcome.all_output());
     let all = outcome.json();

@@ -45,8 +45,8 @@ fn a_test_does_not_ping_a_success() {
     let url = secret(&sandbox, "url", &format!("{}\n", listener.url("/ping/s3cret")));
     let table = format!("[[notify]]\nkind = 'ping'\nurl = {url}\n");
     for what in ["started", "done", "partial", "failed"] {
-        let told = test(&sandbox, &table, what).run().ok();
-        assert!(!told.all_output().contains("s3cret"), "{}", told.all_output());
+        let printed = test(&sandbox, &table, what).run().ok();
+        assert!(!printed.all_output().contains("s3cret"), "{}", printed.all_output());
     }
     let requests = listener.requests();
     let paths: Vec<_> = requests.iter().map(|one| text(one, "/path")).collect();
@@ -98,10 +98,10 @@ fn a_failing_notifier_does_not_stop_the_others() {
     let mode = std::fs::Permissions::from_mode(0o644);
     std::fs::set_permissions(sandbox.path("readable"), mode).expect("chmod");
     let outcome = test(&sandbox, &table, "failed").args(["--json"]).run().ends_with(3);
-    let said = &outcome.json()[0];
-    assert_eq!(said["message_type"], "notified");
-    assert!(text(said, "/failures/0").contains("chmod 600"), "{said}");
-    assert_eq!(said["failures"].as_array().map(Vec::len), Some(1));
+    let notified = &outcome.json()[0];
+    assert_eq!(notified["message_type"], "notified");
+    assert!(text(notified, "/failures/0").contains("chmod 600"), "{notified}");
+    assert_eq!(notified["failures"].as_array().map(Vec::len), Some(1));
     let requests = listener.requests();
     let message: Value = serde_json::from_str(text(&requests[0], "/body")).expect("JSON");
     assert!(text(&message, "/text").contains(" failed\nthis is a test"), "{message}");

@@ -89,9 +89,9 @@ fn directories_above_parts_must_be_accessible() {
         sh(&format!(
             "cd {DATA}; stat -c '%u:%g %a' {dir} >owner; chown 0:0 {dir}; chmod 700 {dir}"
         ));
-        let told = inspect().ends_with(3).all_output();
-        assert!(told.contains("belongs to root:root with mode 0700: git"), "{dir}: {told}");
-        let fix = told.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
+        let printed = inspect().ends_with(3).all_output();
+        assert!(printed.contains("belongs to root:root with mode 0700: git"), "{dir}: {printed}");
+        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
         sh(fix.expect("a command"));
         inspect().ok();
         sh(&format!(
@@ -99,8 +99,8 @@ fn directories_above_parts_must_be_accessible() {
         ));
     }
     sh(&format!("chmod o+w {DATA}/gitlab-rails"));
-    let told = inspect().ends_with(3).all_output();
-    assert!(told.contains("gitlab-rails has mode 0702: any user can write to it"), "{told}");
+    let printed = inspect().ends_with(3).all_output();
+    assert!(printed.contains("gitlab-rails has mode 0702: any user can write to it"), "{printed}");
     // The sticky bit protects the entries, as in `/tmp`.
     sh(&format!("chmod +t {DATA}/gitlab-rails"));
     inspect().ok();
@@ -117,11 +117,11 @@ fn keys_readable_by_others_are_reported() {
     };
     sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0644 etc/ssh/ssh_host_rsa_key");
     sh("chmod 0640 etc/gitlab/gitlab-secrets.json; chmod 0664 var/opt/gitlab/.ssh/authorized_keys");
-    let told =
+    let printed =
         configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3).all_output();
     for words in
         ["3 have a wrong mode", "others can read the keys", "private key that others", "chmod 0600"]
     {
-        assert!(told.contains(words), "{words}: {told}");
+        assert!(printed.contains(words), "{words}: {printed}");
     }
 }

@@ -439,8 +439,9 @@ fn unread_attributes_survive_a_restore_in_place() {
     rustix::fs::setxattr(&file, "user.a", b"kept", XattrFlags::empty()).expect("sets");
     let faults = ["-e", "inject=flistxattr:error=EIO"];
     traced(&sandbox, &faults, &["backup", "source"]).run().ends_with(3);
-    let told = sandbox.run(["restore", &sandbox.at("latest", "source"), "--target", "source"]).ok();
-    assert!(told.stderr.contains("without some metadata"), "{}", told.all_output());
+    let printed =
+        sandbox.run(["restore", &sandbox.at("latest", "source"), "--target", "source"]).ok();
+    assert!(printed.stderr.contains("without some metadata"), "{}", printed.all_output());
     let mut value = [0; 8];
     assert_eq!(rustix::fs::getxattr(&file, "user.a", &mut value[..]), Ok(4));
 }

@@ -496,8 +496,8 @@ fn undeletable_paths_are_reported() {
     let place = sandbox.at("latest", "source");
     let run = sandbox.run(["restore", &place, "--target", "source", "--delete"]);
     immutable("-i");
-    let told = run.ends_with(3).all_output();
-    assert!(told.contains("source/extra") && told.contains("source/dir"), "{told}");
+    let printed = run.ends_with(3).all_output();
+    assert!(printed.contains("source/extra") && printed.contains("source/dir"), "{printed}");
 }
 
 #[test]
@@ -553,9 +553,9 @@ fn times_that_the_file_system_cannot_store_are_reported() {
     let place = sandbox.at("latest", "source");
     let restored = sandbox.run(["restore", &place, "--target", "disk/to"]);
     sandbox.tool("umount").args(["disk"]).run().ok();
-    let told = restored.ends_with(3).all_output();
-    assert!(told.contains("disk/to/late: time: this file system cannot store"), "{told}");
-    assert!(!told.contains("usual") && !told.contains("early"), "{told}");
+    let printed = restored.ends_with(3).all_output();
+    assert!(printed.contains("disk/to/late: time: this file system cannot store"), "{printed}");
+    assert!(!printed.contains("usual") && !printed.contains("early"), "{printed}");
 }
 
 #[test]
@@ -571,8 +571,8 @@ fn newer_files_that_hide_restored_references_are_reported() {
     let restore = ["restore", &place, "--target", "source"];
     assert!(!sandbox.run(restore).ok().all_output().contains("warning"));
     commit(&sandbox, "kept", 3, 3);
-    let told = sandbox.run(restore).ok().all_output();
-    assert!(told.contains("a.git: reference refs/heads/kept has a newer value"), "{told}");
+    let printed = sandbox.run(restore).ok().all_output();
+    assert!(printed.contains("a.git: reference refs/heads/kept has a newer value"), "{printed}");
     assert!(
         !sandbox.forgekeep(restore).args(["--delete"]).run().ok().all_output().contains("warning")
     );
@@ -597,22 +597,26 @@ fn a_blocked_name_does_not_lose_the_other_hard_links() {
         let arguments = ["restore", &place, "--target", "target", "--json"];
         let planned = sandbox.forgekeep(arguments).args(["-n"]).run().ends_with(3).json();
         let run = sandbox.run(arguments).ends_with(3);
-        let told = run.all_output();
+        let printed = run.all_output();
         for field in ["files_restored", "others", "errors"] {
             let (planned, done) = (planned.last().expect("one"), run.json());
             let done = done.last().expect("a summary");
-            assert_eq!(planned[field], done[field], "{blocked}: {field}: {told}");
+            assert_eq!(planned[field], done[field], "{blocked}: {field}: {printed}");
         }
-        assert_eq!(told.matches("\"message_type\":\"error\"").count(), 1, "{blocked}: {told}");
+        assert_eq!(
+            printed.matches("\"message_type\":\"error\"").count(),
+            1,
+            "{blocked}: {printed}"
+        );
         for names in [["a", "b", "c"], ["p", "q", "r"]] {
             let given: Vec<String> = names
                 .iter()
                 .filter(|name| **name != blocked)
                 .map(|name| format!("target/{name}"))
                 .collect();
-            assert!(given.iter().all(|name| same(&given[0], name)), "{blocked}: {told}");
+            assert!(given.iter().all(|name| same(&given[0], name)), "{blocked}: {printed}");
             let is_file = names[0] == "a";
-            assert!(!is_file || sandbox.read(&given[0]) == b"precious", "{blocked}: {told}");
+            assert!(!is_file || sandbox.read(&given[0]) == b"precious", "{blocked}: {printed}");
         }
         sandbox.remove("target");
     }

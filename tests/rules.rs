@@ -273,11 +273,11 @@ fn a_restore_above_the_sources_deletes_only_below_them() {
 fn a_snapshot_without_a_named_path_is_not_complete() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/d/f", "1");
-    let told = sandbox.run(["backup", "source/d", "source/gone"]).ends_with(3).all_output();
-    assert!(told.contains("source/gone"), "{told}");
+    let printed = sandbox.run(["backup", "source/d", "source/gone"]).ends_with(3).all_output();
+    assert!(printed.contains("source/gone"), "{printed}");
     let place = sandbox.at("latest", "source");
-    let told = sandbox.run(["restore", &place, "--target", "target"]).ok();
-    assert!(told.stderr.contains("NOT COMPLETE"), "{}", told.all_output());
+    let printed = sandbox.run(["restore", &place, "--target", "target"]).ok();
+    assert!(printed.stderr.contains("NOT COMPLETE"), "{}", printed.all_output());
     sandbox.run(["restore", &place, "--target", "target", "--delete"]).fails(1, &["1 path"]);
 }
 

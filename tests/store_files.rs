@@ -419,8 +419,8 @@ fn records_that_are_not_files_are_reported() {
     for odd in ["mkfifo", "mkdir"] {
         sandbox.remove(format!("store/snapshots/{new}"));
         sandbox.tool(odd).args([&record]).run().ok();
-        let told = sandbox.run(["check"]).ends_with(1).all_output();
-        assert!(told.contains(&format!("damaged: snapshots/{new}")), "{odd}: {told}");
+        let printed = sandbox.run(["check"]).ends_with(1).all_output();
+        assert!(printed.contains(&format!("damaged: snapshots/{new}")), "{odd}: {printed}");
         let place = sandbox.at("latest", "source");
         sandbox.run(["restore", &place, "--target", "target"]).ends_with(3);
     }
@@ -433,8 +433,8 @@ fn a_link_in_place_of_tmp_is_removed_and_not_followed() {
     sandbox.write("precious/0123456789abcdef", "kept");
     sandbox.remove("store/tmp");
     symlink(sandbox.path("precious"), sandbox.path("store/tmp")).expect("links");
-    let told = sandbox.run(["backup", "source"]).ok().all_output();
-    assert!(told.contains("removed a symbolic link from the store"), "{told}");
+    let printed = sandbox.run(["backup", "source"]).ok().all_output();
+    assert!(printed.contains("removed a symbolic link from the store"), "{printed}");
     assert!(sandbox.has("precious/0123456789abcdef"));
     assert_eq!(sandbox.run(["backup", "source"]).ok().stderr, "");
 }
@@ -462,8 +462,8 @@ fn an_unlistable_segment_directory_loses_only_its_segments() {
         let run = sandbox.run(["restore", &place, "--target", "target"]).ok();
         assert!(run.stderr.contains(&format!("segments/{shard:02x}")), "{}", run.all_output());
         assert_eq!(sandbox.read("target/2"), sandbox.read("source/2"));
-        let told = sandbox.run(["check"]).ends_with(1).all_output();
-        assert!(told.contains(&format!("damaged: segments/{shard:02x}")), "{told}");
+        let printed = sandbox.run(["check"]).ends_with(1).all_output();
+        assert!(printed.contains(&format!("damaged: segments/{shard:02x}")), "{printed}");
         sandbox.remove("target");
     }
     sandbox.run(["backup", "source"]).fails(1, &["segments/"]);
@@ -518,8 +518,11 @@ fn the_loss_of_a_whole_tree_is_counted() {
     }
     sandbox.backup(["source"]);
     sandbox.tool("find").args(["store/segments", "-type", "f", "-delete"]).run().ok();
-    let told = sandbox.run(["check"]).ends_with(1).all_output();
-    assert!(told.contains("lost: / (53 paths)") && told.contains(" 53 paths lost"), "{told}");
+    let printed = sandbox.run(["check"]).ends_with(1).all_output();
+    assert!(
+        printed.contains("lost: / (53 paths)") && printed.contains(" 53 paths lost"),
+        "{printed}"
+    );
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Config {
         let mut config: Config = toml::from_str(&text).map_err(|error| {
             let place = place(&text, error.span(), error.message());
             let message = format!("{shown}, {place}: {}", error.message());
-            match nearest(error.message()) {
+            match suggestion(error.message()) {
                 Some(known) => with_hint(message, format!("did you mean `{known}`?")),
                 None => other(message),
             }
@@ -273,7 +273,7 @@ fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// Returns the known key that is most like an unknown one. serde's message names the unknown key
 /// and the expected ones.
-fn nearest(message: &str) -> Option<String> {
+fn suggestion(message: &str) -> Option<String> {
     let words: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let is_unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
     let (unknown, known) = words.split_first().filter(|_| is_unknown)?;

@@ -288,7 +288,7 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         E::Settings { .. } | E::Malformed { .. } => {
             "correct the file; `forgekeep config check` shows the plan".into()
         }
-        E::NoRoom { .. } => "nothing was stopped or started; make space there".into(),
+        E::NoFreeSpace { .. } => "nothing was stopped or started; make space there".into(),
         E::Record { instance, .. } => format!(
             "start the services by hand, then drop the record with `forgekeep recover --forget --instance {instance}`"
         ),

@@ -178,8 +178,8 @@ pub fn send(
         let notification = Arc::clone(&notification);
         Task::of(notifier, move |notifier, _| notifier.notify(&notification.notification()))
     };
-    let told = all(notifiers.iter().map(task).collect(), wants_stop);
-    told.into_iter().filter_map(Result::err).collect()
+    let results = all(notifiers.iter().map(task).collect(), wants_stop);
+    results.into_iter().filter_map(Result::err).collect()
 }
 
 /// Maximum wait for slow notifiers after a stop request.
@@ -350,8 +350,8 @@ pub fn end_silence(
         known.push(silenced);
     }
     // A stop request must not cut this short: silences should end in that case, too.
-    for (silenced, told) in known.into_iter().zip(all(tasks, &|| false)) {
-        match told {
+    for (silenced, result) in known.into_iter().zip(all(tasks, &|| false)) {
+        match result {
             Ok(SilenceEnd::Done) => {}
             Ok(SilenceEnd::WhenDue) => left.push(silenced),
             Err(warning) => {

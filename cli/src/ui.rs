@@ -163,7 +163,7 @@ impl Ui {
         warn(self.json, text);
     }
 
-    /// Prints a warning that explains the result to people. The result itself tells programs the
+    /// Prints a warning that explains the result to people. The result itself gives programs the
     /// same, and its last line must remain their last line.
     pub fn explain(&self, text: &str) {
         if !self.json {

@@ -25,14 +25,14 @@ pub enum Error {
         source: io::Error,
     },
     /// A program ended with an error.
-    #[error("{command} failed ({status}): {said}")]
+    #[error("{command} failed ({status}): {output}")]
     Failed {
         /// The program and its arguments.
         command: String,
         /// Exit code or signal.
         status: String,
         /// End of its standard error, or of its standard output if that is empty.
-        said: String,
+        output: String,
     },
     /// A program took too long to end, or printed nothing for too long.
     #[error("{command} was killed: {what} within {}", seconds(*limit))]
@@ -144,7 +144,7 @@ pub enum Error {
     },
     /// The disk of the store is almost full.
     #[error("{} has only {left} bytes free, too few for a backup", store.display())]
-    NoRoom {
+    NoFreeSpace {
         /// Directory of the store.
         store: PathBuf,
         /// Free space in bytes.

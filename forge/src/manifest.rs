@@ -1,4 +1,4 @@
-//! Manifest of an instance: facts that a later restore needs, stored in the snapshot as JSON.
+//! Manifest of an instance: data that a later restore needs, stored in the snapshot as JSON.
 
 use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ pub const BYTES_MAX: u64 = 256 << 20;
 /// Version of the manifest. It grows when a field changes its meaning or goes, not when one is added.
 pub const VERSION: u32 = 1;
 
-/// All facts about a snapshot of an instance.
+/// Manifest of a snapshot of an instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Manifest {
     /// Version of this format.
@@ -133,7 +133,7 @@ impl Manifest {
 
 /// Converts an error of formatting. An empty file in the snapshot would hide it.
 fn unformatted(error: serde_json::Error) -> Error {
-    Error::Malformed { path: "facts about the instance".into(), reason: error.to_string() }
+    Error::Malformed { path: "manifest of the instance".into(), reason: error.to_string() }
 }
 
 /// Formats a list as one line of JSON per item.

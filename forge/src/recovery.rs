@@ -52,14 +52,14 @@ impl Undo {
             Undo::Start { name, commands, supervisor } => {
                 let mut tries = 0;
                 loop {
-                    let told = run_all(commands, progress);
+                    let result = run_all(commands, progress);
                     // A running service counts as started, even if the command failed.
                     let done =
                         match supervisor.as_ref().map(|known| known.expect_running(name, progress))
                         {
                             Some(Ok(())) => Ok(()),
-                            Some(Err(error)) => told.and(Err(error)),
-                            None => told,
+                            Some(Err(error)) => result.and(Err(error)),
+                            None => result,
                         };
                     tries += 1;
                     if done.is_ok() || tries == START_TRIES {
@@ -425,12 +425,13 @@ mod tests {
         let error = Record::open(state.path(), "forge").expect_err("malformed");
         assert!(matches!(error, Error::Record { .. }), "{error}");
         let forget = || {
-            let mut said = Vec::new();
-            let was = Record::forget(state.path(), "forge", &mut |text| said.push(text.to_owned()));
-            (was.expect("forgets"), said)
+            let mut warnings = Vec::new();
+            let was =
+                Record::forget(state.path(), "forge", &mut |text| warnings.push(text.to_owned()));
+            (was.expect("forgets"), warnings)
         };
-        let (was, said) = forget();
-        assert!(was && said[0].contains("forge.json"), "{said:?}");
+        let (was, warnings) = forget();
+        assert!(was && warnings[0].contains("forge.json"), "{warnings:?}");
         assert_eq!(forget(), (false, Vec::new()));
         Record::open(state.path(), "forge").expect("opens");
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use store::observe::Progress;
 
 /// Number of bytes kept from the end of a child's standard error.
-const SAID_BYTES: usize = 4 << 10;
+const STDERR_BYTES: usize = 4 << 10;
 /// Largest captured standard output of a child, in bytes.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Interval between checks for a request to stop.
@@ -98,7 +98,7 @@ impl Command {
         if status.success() {
             return Ok(output);
         }
-        let end = &output[output.len().saturating_sub(SAID_BYTES)..];
+        let end = &output[output.len().saturating_sub(STDERR_BYTES)..];
         Err(running.failed(status, end))
     }
 
@@ -173,10 +173,10 @@ impl Command {
         }
         command.envs(&self.env);
         let mut child = command.spawn().map_err(fail)?;
-        let said = Arc::new(Mutex::new(Vec::new()));
+        let errors = Arc::new(Mutex::new(Vec::new()));
         let listener = child.stderr.take().map(|stderr| {
-            let said = Arc::clone(&said);
-            std::thread::Builder::new().spawn(move || listen(stderr, &said))
+            let errors = Arc::clone(&errors);
+            std::thread::Builder::new().spawn(move || listen(stderr, &errors))
         });
         let listener = listener.transpose().map_err(|error| {
             // At a limit of processes, nobody would read its errors.
@@ -191,7 +191,7 @@ impl Command {
             limit: self.limit,
             stdin,
             stdout,
-            said,
+            errors,
             listener,
             is_over: false,
         })
@@ -259,7 +259,7 @@ pub struct Running {
     /// Pipe to its standard input, if requested. Take and drop it to end the input.
     pub stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
-    said: Arc<Mutex<Vec<u8>>>,
+    errors: Arc<Mutex<Vec<u8>>>,
     listener: Option<JoinHandle<()>>,
     is_over: bool,
 }
@@ -297,7 +297,7 @@ impl Running {
             limit: NO_LIMIT,
             stdin: None,
             stdout,
-            said: Arc::default(),
+            errors: Arc::default(),
             listener: None,
             is_over: false,
         })
@@ -368,12 +368,13 @@ impl Running {
             _ => "unknown end".into(),
         };
         let printed = || String::from_utf8_lossy(printed).into_owned();
-        let said = Some(self.said()).filter(|said| !said.is_empty()).unwrap_or_else(printed);
+        let output =
+            Some(self.standard_error()).filter(|text| !text.is_empty()).unwrap_or_else(printed);
         // A message is a single line.
-        let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
-        let said = lines.collect::<Vec<_>>().join("; ");
-        let said = if said.is_empty() { "it printed nothing".into() } else { said };
-        Error::Failed { command: self.shown.clone(), status, said }
+        let lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
+        let output = lines.collect::<Vec<_>>().join("; ");
+        let output = if output.is_empty() { "it printed nothing".into() } else { output };
+        Error::Failed { command: self.shown.clone(), status, output }
     }
 
     fn too_slow(&self, what: &'static str) -> Error {
@@ -386,7 +387,7 @@ impl Running {
     }
 
     /// The end of its standard error.
-    fn said(&mut self) -> String {
+    fn standard_error(&mut self) -> String {
         if self.is_over
             && let Some(listener) = self.listener.take()
         {
@@ -396,8 +397,8 @@ impl Running {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        let said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        String::from_utf8_lossy(&said).trim().to_owned()
+        let errors = self.errors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        String::from_utf8_lossy(&errors).trim().to_owned()
     }
 
     fn wait(&mut self, limit: Duration, progress: Option<&Progress>) -> Result<Option<ExitStatus>> {
@@ -484,16 +485,16 @@ impl Read for Output<'_> {
 }
 
 /// Keeps the end of standard error.
-fn listen(mut stderr: impl Read, said: &Mutex<Vec<u8>>) {
+fn listen(mut stderr: impl Read, errors: &Mutex<Vec<u8>>) {
     let mut piece = [0; 1 << 10];
     loop {
         match stderr.read(&mut piece) {
             Ok(0) => return,
             Ok(len) => {
-                let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                said.extend_from_slice(&piece[..len]);
-                let excess = said.len().saturating_sub(SAID_BYTES);
-                said.drain(..excess);
+                let mut errors = errors.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                errors.extend_from_slice(&piece[..len]);
+                let excess = errors.len().saturating_sub(STDERR_BYTES);
+                errors.drain(..excess);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,
@@ -574,8 +575,8 @@ mod tests {
         assert_eq!(output(&shell("echo a; echo b >&2")).expect("works"), "a\n");
         let failed = output(&shell("echo a; echo because >&2; exit 7")).expect_err("fails");
         assert!(
-            matches!(&failed, Error::Failed { status, said, .. }
-            if status == "exit code 7" && said == "because"),
+            matches!(&failed, Error::Failed { status, output, .. }
+            if status == "exit code 7" && output == "because"),
             "{failed}"
         );
         let killed = output(&shell("kill -9 $$")).expect_err("fails");

@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn secret_commands_must_succeed_and_print_little() {
-        for (words, said) in [
+        for (words, fault) in [
             (&["false"][..], "exit code 1"),
             (&["sh", "-c", "printf s3; printf cret; echo no key >&2; exit 3"], "no key"),
             (&["/nowhere/at/all"], "cannot start"),
@@ -257,7 +257,7 @@ mod tests {
             (&[], "cannot start"),
         ] {
             let error = command(words).read().expect_err("refused").to_string();
-            assert!(error.contains(said) && !error.contains("s3cret"), "{error}");
+            assert!(error.contains(fault) && !error.contains("s3cret"), "{error}");
         }
     }
 
@@ -308,9 +308,12 @@ mod tests {
         }
         for text in ["password = 's3cret'", "password = 12345", "password = 1.2345"] {
             let error = toml::from_str::<Table>(text).expect_err("refused");
-            let said = error.message();
-            assert!(said.contains("not be written here") && !said.contains("s3cret"), "{said}");
-            assert!(!said.contains("2345"), "{said}");
+            let message = error.message();
+            assert!(
+                message.contains("not be written here") && !message.contains("s3cret"),
+                "{message}"
+            );
+            assert!(!message.contains("2345"), "{message}");
         }
     }
 }

@@ -259,7 +259,7 @@ impl<'j> Session<'j> {
         self.databases_at = self.now();
         point.take()?;
         let saving = self.begin_save()?;
-        let after_moments = stopped.elapsed();
+        let after_hold = stopped.elapsed();
         self.copy(&FILES)?;
         stopped.expect_down()?;
         let after_copy = stopped.elapsed();
@@ -272,8 +272,8 @@ impl<'j> Session<'j> {
                  changes, {:.1} to start",
                 down.as_secs_f64(),
                 after_stop.as_secs_f64(),
-                (after_moments - after_stop).as_secs_f64(),
-                (after_copy - after_moments).as_secs_f64(),
+                (after_hold - after_stop).as_secs_f64(),
+                (after_copy - after_hold).as_secs_f64(),
                 (down - after_copy).as_secs_f64(),
             ));
         }
@@ -358,7 +358,7 @@ impl<'j> Session<'j> {
         Ok(())
     }
 
-    /// Checks the copy and writes the facts and the snapshot.
+    /// Checks the copy and writes the manifest and the snapshot.
     fn finish(mut self) -> Result<Outcome> {
         let (job, plan) = (self.job, self.job.plan);
         self.look_after_services()?;

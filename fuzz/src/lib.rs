@@ -89,27 +89,27 @@ impl Source<Infallible> for Memory {
 pub struct Checked<'a> {
     new: &'a [u8],
     references: Vec<&'a [u8]>,
-    told: usize,
+    received: usize,
     pub copies: usize,
 }
 
 impl<'a> Checked<'a> {
     pub fn new(new: &'a [u8], references: Vec<&'a [u8]>) -> Checked<'a> {
-        Checked { new, references, told: 0, copies: 0 }
+        Checked { new, references, received: 0, copies: 0 }
     }
 
     fn take(&mut self, bytes: &[u8]) {
-        assert!(self.new[self.told..].starts_with(bytes), "not the file");
-        self.told += bytes.len();
+        assert!(self.new[self.received..].starts_with(bytes), "not the file");
+        self.received += bytes.len();
     }
 
     /// Asserts that the sink received the whole file, or nothing if the format failed.
     pub fn finish(&self, done: Result<(), DeltaError<Infallible>>) -> Option<FormatError> {
         match done {
-            Ok(()) => assert_eq!(self.told, self.new.len(), "not all of the file"),
+            Ok(()) => assert_eq!(self.received, self.new.len(), "not all of the file"),
             Err(DeltaError::Failed(error)) => match error {},
             Err(DeltaError::Format(error)) => {
-                assert_eq!(self.told, 0, "a doubt after something was told");
+                assert_eq!(self.received, 0, "a format error after output");
                 return Some(error);
             }
         }

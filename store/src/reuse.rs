@@ -179,7 +179,7 @@ impl<'a> Reuse<'a> {
         before: Option<&Entry>,
         like: Hint<'_>,
     ) -> Result<Option<Reused>, DeltaError<Error>> {
-        self.compared(file, len, before, like).or_else(|refusal| match refusal {
+        self.compared(file, len, before, like).or_else(|error| match error {
             DeltaError::Format(error) => Err(DeltaError::Format(error)),
             DeltaError::Failed(ReuseError::Store(error)) => Err(DeltaError::Failed(error)),
             // The unreadable file may be a pack's index or a reference. If it is the file itself,

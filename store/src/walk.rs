@@ -290,7 +290,7 @@ enum State {
     Waiting,
     Running,
     Done(Listing),
-    Taken,
+    Consumed,
 }
 
 enum Listing {
@@ -368,9 +368,9 @@ impl Walk {
     fn listing(&self, node: &Node) -> Listing {
         let mut state = node.state.lock();
         loop {
-            match std::mem::replace(&mut *state, State::Taken) {
+            match std::mem::replace(&mut *state, State::Consumed) {
                 State::Waiting => {
-                    *state = State::Taken;
+                    *state = State::Consumed;
                     drop(state);
                     let (listing, nodes) = self.shared.list(node);
                     self.shared.push(nodes);
@@ -385,7 +385,7 @@ impl Walk {
                     *state = State::Running;
                     node.done.wait(&mut state);
                 }
-                State::Taken => unreachable!("a directory is walked once"),
+                State::Consumed => unreachable!("a directory is walked once"),
             }
         }
     }

@@ -174,7 +174,7 @@ impl<E> DumpMatcher<'_, E> {
             let len = self.reference.read(start, &mut self.window[..here + level.width + STRONG]);
             let reference =
                 ReferenceWindow { bytes: &self.window[..len], start, here: here.min(len) };
-            let found = nearest(self.lookahead.ahead(), &reference, level, &mut self.marks)
+            let found = best_match(self.lookahead.ahead(), &reference, level, &mut self.marks)
                 .or_else(|| unmoved(self.lookahead.ahead(), &reference, level));
             best = best.into_iter().chain(found).reduce(|a, b| a.or(b, self.place));
         }
@@ -282,8 +282,8 @@ impl<E> DumpMatcher<'_, E> {
 
     /// Scans the reference for anchors. The longer nothing was found, the further ahead it scans.
     fn scan_ahead(&mut self) {
-        let doubt = self.lookahead.position() - self.sure;
-        let reach = SCAN_FIRST + doubt.saturating_mul(SCAN_FACTOR);
+        let unsure = self.lookahead.position() - self.sure;
+        let reach = SCAN_FIRST + unsure.saturating_mul(SCAN_FACTOR);
         self.scan(self.place.saturating_add(reach).min(self.reference.len()));
     }
 
@@ -379,7 +379,7 @@ struct ReferenceWindow<'a> {
 
 /// Returns the first strong match of the next bytes within a window of the reference, or else the
 /// match with the highest [`worth`](Match::worth).
-fn nearest(
+fn best_match(
     new: &[u8],
     reference: &ReferenceWindow,
     level: &Level,

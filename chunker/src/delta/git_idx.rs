@@ -230,7 +230,7 @@ impl<E> IndexMatcher<'_, '_, E> {
         if column != Column::Ids {
             self.keep_equal(column, byte, &bytes, &mut matches);
         }
-        self.tell(column, &bytes, &matches)
+        self.emit(column, &bytes, &matches)
     }
 
     /// Finds a reference row for each id. Prefers the row that continues the match of the previous
@@ -287,7 +287,7 @@ impl<E> IndexMatcher<'_, '_, E> {
     }
 
     /// Emits the cells of a bucket. Consecutive rows of one reference become one copy.
-    fn tell(&mut self, column: Column, bytes: &[u8], matches: &[Option<Match>]) -> Result<(), E> {
+    fn emit(&mut self, column: Column, bytes: &[u8], matches: &[Option<Match>]) -> Result<(), E> {
         let width = self.table.width(column);
         let continues = |a: &Option<Match>, b: &Option<Match>| match (a, b) {
             (None, None) => true,

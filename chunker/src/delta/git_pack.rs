@@ -179,7 +179,7 @@ impl<E> PackMatcher<'_, '_, E> {
         for window in windows {
             let mut window = self.window(window)?;
             self.compare(&mut window)?;
-            self.tell(&window)?;
+            self.emit(&window)?;
         }
         self.merger.literal_to(self.pack.len(), self.pack)
     }
@@ -192,7 +192,7 @@ impl<E> PackMatcher<'_, '_, E> {
         let unit = |at: u64, there| Unit {
             at: (at - window.start) as u32,
             there,
-            fit: EntryMatch::Nothing,
+            matched: EntryMatch::Nothing,
         };
         for byte in 0..=255 {
             self.table.read(self.index, Column::Ids, self.table.bucket(byte), &mut ids)?;
@@ -280,7 +280,8 @@ impl<E> PackMatcher<'_, '_, E> {
                 same_up_to = from + pack.common_prefix(there.at(), &bytes[*from..]);
             }
             let same = same_up_to.min(to) - from;
-            unit.fit = EntryMatch::of(pack, there.at(), &bytes[*from..to], same, self.table.id_len);
+            unit.matched =
+                EntryMatch::of(pack, there.at(), &bytes[*from..to], same, self.table.id_len);
             same_up_to = same_up_to.max(to);
         }
     }
@@ -295,9 +296,9 @@ impl<E> PackMatcher<'_, '_, E> {
     ) -> Result<(), E> {
         let entry = window.entry(n);
         let unit = &mut window.units[n];
-        let (head, head_there) = unit.fit.heads();
+        let (head, head_there) = unit.matched.heads();
         let mut at = rest.start;
-        while at < rest.end && unit.fit != EntryMatch::Nothing {
+        while at < rest.end && unit.matched != EntryMatch::Nothing {
             let piece = &mut buffer[..self.limits.batch_bytes.min(rest.end - at) as usize];
             self.pack.read(at, piece)?;
             let there =
@@ -307,7 +308,7 @@ impl<E> PackMatcher<'_, '_, E> {
                 pack.common_prefix(there.at(), piece) == piece.len()
             });
             if !is_same {
-                unit.fit = EntryMatch::Nothing;
+                unit.matched = EntryMatch::Nothing;
             }
             at += piece.len() as u64;
         }
@@ -315,7 +316,7 @@ impl<E> PackMatcher<'_, '_, E> {
     }
 
     /// Emits the entries of a window.
-    fn tell(&mut self, window: &PackWindow) -> Result<(), E> {
+    fn emit(&mut self, window: &PackWindow) -> Result<(), E> {
         for (entry, units) in window.entries() {
             // An index that changed between reads may list an entry that was already emitted.
             if entry.start < self.merger.emitted {
@@ -325,18 +326,18 @@ impl<E> PackMatcher<'_, '_, E> {
             let goes_on = |there: There| {
                 entry.start == merger.emitted && merger.goes_on(there.reference(), there.at())
             };
-            let Some((there, fit)) = best(units, goes_on) else { continue };
+            let Some((there, matched)) = best(units, goes_on) else { continue };
             let is_next = goes_on(there);
-            let (head, head_there) = fit.heads();
+            let (head, head_there) = matched.heads();
             // Equal header bytes are worth a copy only if they extend the previous one.
-            let lead = match fit {
+            let lead = match matched {
                 EntryMatch::Nothing => continue,
                 EntryMatch::Body { lead, .. } if is_next => u64::from(lead),
                 EntryMatch::Body { .. } | EntryMatch::Whole => 0,
             };
             let body = entry.start + head;
             let is_worth_it =
-                entry.end - body >= COPY_BYTES_MIN || (fit == EntryMatch::Whole && is_next);
+                entry.end - body >= COPY_BYTES_MIN || (matched == EntryMatch::Whole && is_next);
             if !is_worth_it {
                 continue;
             }
@@ -353,10 +354,10 @@ impl<E> PackMatcher<'_, '_, E> {
 /// Returns the counterpart that shares most. Among equals, prefers one that continues the last
 /// copy.
 fn best(units: &[Unit], goes_on: impl Fn(There) -> bool) -> Option<(There, EntryMatch)> {
-    let there = units.iter().filter_map(|unit| Some((unit.there?, unit.fit)));
-    there.max_by_key(|(there, fit)| {
-        let is_body = matches!(fit, EntryMatch::Body { .. });
-        (*fit == EntryMatch::Whole, is_body, goes_on(*there))
+    let there = units.iter().filter_map(|unit| Some((unit.there?, unit.matched)));
+    there.max_by_key(|(there, matched)| {
+        let is_body = matches!(matched, EntryMatch::Body { .. });
+        (*matched == EntryMatch::Whole, is_body, goes_on(*there))
     })
 }
 

@@ -160,7 +160,7 @@ fn unfinished(migrations: &BTreeMap<String, BTreeMap<String, u64>>) -> Vec<Strin
     left.collect()
 }
 
-/// Prints the facts that a restore needs.
+/// Prints the manifest for a restore.
 fn show(ui: &Ui, manifest: &Manifest) -> Result<(), Failure> {
     let line = |name: &str, text: &str| ui.line(format!("  {name:13} {}", shown(text)));
     let Product { name, version, edition, image } = &manifest.product;

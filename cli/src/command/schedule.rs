@@ -184,14 +184,14 @@ impl Needs {
         let services = &settings.services;
         let steps = [&settings.before, &settings.after, &services.stop, &services.start];
         let has_daemon = settings.docker.first().is_none_or(|program| has_daemon(program));
-        let told = config.notify.iter();
+        let notifiers = config.notify.iter();
         let mut needs = Needs {
             secrets: own.into_iter().flatten().any(is_command)
-                || told.clone().flat_map(|notifier| notifier.secrets()).any(is_command),
+                || notifiers.clone().flat_map(|notifier| notifier.secrets()).any(is_command),
             anything: !has_daemon || steps.iter().any(|steps| !steps.is_empty()),
             ..Needs::default()
         };
-        let metrics = told.filter_map(|notifier| notifier.directory());
+        let metrics = notifiers.filter_map(|notifier| notifier.directory());
         for path in [&config.state, store].into_iter().chain(metrics) {
             let real = real(&absolute(path)?);
             let is_below = |tops: &[&str]| {
@@ -511,7 +511,7 @@ mod tests {
     #[test]
     fn words_are_quoted_for_systemd_and_cron() {
         let words =
-            |word, quote: fn(&str) -> Result<String, Failure>| quote(word).expect("can be said");
+            |word, quote: fn(&str) -> Result<String, Failure>| quote(word).expect("can be quoted");
         assert_eq!(words("/a/b", for_systemd), "/a/b");
         assert_eq!(words("/a b%$\"", for_systemd), "\"/a b%%$$\\\"\"");
         assert_eq!(words("/a b", for_cron), "'/a b'");

@@ -66,14 +66,14 @@ pub enum NotifyError {
         reason: String,
     },
     /// A web server answered with a status that is not a success.
-    #[error("{server} answered {status}{}; {}", in_brackets(said), remedy(*status))]
+    #[error("{server} answered {status}{}; {}", in_brackets(answer), remedy(*status))]
     Status {
         /// Host and port.
         server: String,
         /// The status.
         status: StatusCode,
         /// Start of the answer, without secrets.
-        said: String,
+        answer: String,
     },
     /// A name cannot be that of a mail server with TLS.
     #[error("cannot use TLS with {server}: {source}; check the name of the server")]
@@ -118,7 +118,7 @@ pub enum NotifyError {
     },
     /// A Zabbix server did not take all values.
     #[error(
-        "{name} {refusal}; check that host {host} has these items, of type \"Zabbix trapper\", \
+        "{name} {rejection}; check that host {host} has these items, of type \"Zabbix trapper\", \
          and accepts values from this machine: {}",
         keys.join(", ")
     )]
@@ -126,7 +126,7 @@ pub enum NotifyError {
         /// Name of the notifier.
         name: String,
         /// What the server answered.
-        refusal: Refusal,
+        rejection: Rejection,
         /// Zabbix name of the host.
         host: String,
         /// Keys of the sent values.
@@ -145,12 +145,12 @@ pub enum NotifyError {
         server: String,
     },
     /// The API of Zabbix refused a call.
-    #[error("{server} refused: {said}; check the token, its expiry and the rights of its user")]
+    #[error("{server} refused: {message}; check the token, its expiry and the rights of its user")]
     ApiRefused {
         /// Host and port.
         server: String,
         /// Error message of the server, without secrets.
-        said: String,
+        message: String,
     },
     /// The token's user sees no host or group of this name.
     #[error(
@@ -167,7 +167,7 @@ pub enum NotifyError {
 
 /// Answer of a Zabbix server that did not take all values.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum Rejection {
     /// The server took some of the values.
     #[error("rejected some values ({0})")]
     Some(String),
@@ -203,8 +203,8 @@ fn joined(errors: &[NotifyError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-fn in_brackets(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(" ({said})") }
+fn in_brackets(answer: &str) -> String {
+    if answer.is_empty() { String::new() } else { format!(" ({answer})") }
 }
 
 fn remedy(status: StatusCode) -> &'static str {

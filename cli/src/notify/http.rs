@@ -59,11 +59,11 @@ impl Post<'_> {
         if status.is_success() {
             return body.map_err(unreachable);
         }
-        let said =
+        let text =
             String::from_utf8_lossy(&body.unwrap_or_default()).replace(char::is_control, " ");
-        let said = super::notification::cut(self.without_secrets(said.trim()), MAX_SHOWN);
-        let (server, said) = (server.to_owned(), said.trim_end().to_owned());
-        Err(NotifyError::Status { server, status, said })
+        let text = super::notification::cut(self.without_secrets(text.trim()), MAX_SHOWN);
+        let (server, answer) = (server.to_owned(), text.trim_end().to_owned());
+        Err(NotifyError::Status { server, status, answer })
     }
 
     /// Removes secrets from a foreign text, which may repeat parts of the request.
@@ -140,9 +140,9 @@ mod tests {
             body: b"",
             timeout: super::super::ten_seconds(),
         };
-        let told = post.without_secrets(
+        let cleaned = post.without_secrets(
             "no /hooks/s3cret here (https://a:passw0rd@x/hooks/s3cret), t0ken, a:passw0rd",
         );
-        assert_eq!(told, "no … here (…), …, …");
+        assert_eq!(cleaned, "no … here (…), …, …");
     }
 }

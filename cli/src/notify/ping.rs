@@ -124,7 +124,7 @@ mod tests {
             (false, What::Ended(&failed), "/fail"),
         ] {
             let notification = notification(what);
-            let path = ping(exit_codes).path(&notification).expect("is told");
+            let path = ping(exit_codes).path(&notification).expect("a path");
             let address = address_of("https://hc/id/", &path, &notification);
             assert_eq!(address, format!("https://hc/id{wanted}?{rid}"));
         }

@@ -160,7 +160,7 @@ mod tests {
         good.ended.seconds = 1000;
         bad.ended.seconds = 2000;
         let metrics_after = |record| {
-            notifier.notify(&notification(What::Ended(record))).expect("tells");
+            notifier.notify(&notification(What::Ended(record))).expect("writes");
             std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("is there")
         };
         assert_eq!(value(&metrics_after(&bad), "last_success_timestamp_seconds"), None);
@@ -183,7 +183,7 @@ mod tests {
         let (done, failed) = (done(), failed());
         for record in [&done, &failed] {
             tested.what = What::Ended(record);
-            notifier.notify(&tested).expect("tells");
+            notifier.notify(&tested).expect("writes");
         }
         let names = std::fs::read_dir(dir.path()).expect("lists");
         let names: Vec<_> = names.map(|entry| entry.expect("reads").file_name()).collect();

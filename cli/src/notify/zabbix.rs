@@ -3,7 +3,7 @@
 //! The protocol is implemented here, without encryption, because existing implementations wait
 //! without limit and trust any length.
 
-use super::error::Refusal;
+use super::error::Rejection;
 use super::{
     Notification, Notify, NotifyError, Origin, Silence, SilenceEnd, What, filled, notification,
     persist,
@@ -180,10 +180,10 @@ impl Zabbix {
         let request = request.to_string();
         let silent = |source| NotifyError::NoZabbix { name: self.name(), source };
         let answer = persist(|| self.exchange(request.as_bytes()).map_err(silent))?;
-        accepted(&answer).map_err(|refusal| {
+        accepted(&answer).map_err(|rejection| {
             let keys = data.iter().filter_map(|one| one["key"].as_str());
             let keys = keys.map(str::to_owned).collect();
-            NotifyError::ItemsRefused { name: self.name(), refusal, host: host.to_owned(), keys }
+            NotifyError::ItemsRefused { name: self.name(), rejection, host: host.to_owned(), keys }
         })
     }
 
@@ -261,16 +261,16 @@ fn read_exact(stream: &mut TcpStream, mut into: &mut [u8], deadline: Instant) ->
 
 /// Fails unless the server accepted all values. A server that accepts none still answers "success";
 /// only the counts show it.
-fn accepted(answer: &[u8]) -> Result<(), Refusal> {
+fn accepted(answer: &[u8]) -> Result<(), Rejection> {
     let answer: Json = serde_json::from_slice(answer).unwrap_or_default();
     let info = answer["info"].as_str().unwrap_or_default();
     let failed = info.split(';').find_map(|part| part.trim().strip_prefix("failed:"));
     match (answer["response"].as_str(), failed.map(|number| number.trim().parse::<u64>())) {
         (Some("success"), Some(Ok(0))) => Ok(()),
-        (Some("success"), Some(Ok(_))) => Err(Refusal::Some(info.to_owned())),
+        (Some("success"), Some(Ok(_))) => Err(Rejection::Some(info.to_owned())),
         _ => {
             let shown = answer.to_string().replace(char::is_control, " ");
-            Err(Refusal::Odd(notification::cut(shown, 200).trim_end().to_owned()))
+            Err(Rejection::Odd(notification::cut(shown, 200).trim_end().to_owned()))
         }
     }
 }

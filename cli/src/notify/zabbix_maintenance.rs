@@ -291,13 +291,13 @@ impl Api<'_> {
         }
         let server = http::server(&self.settings.url)?;
         let error = &answer["error"];
-        let said =
+        let text =
             [&error["message"], &error["data"]].map(|part| part.as_str().unwrap_or_default());
-        let said = said.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
-        Err(if said.trim().is_empty() {
+        let text = text.join(" ").replace(self.token.reveal(), "…").replace(char::is_control, " ");
+        Err(if text.trim().is_empty() {
             NotifyError::NoApi { server }
         } else {
-            NotifyError::ApiRefused { server, said }
+            NotifyError::ApiRefused { server, message: text }
         })
     }
 

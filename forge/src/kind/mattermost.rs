@@ -211,8 +211,8 @@ fn database(
              the output of mysqldump to `forgekeep backup --stdin-name`",
         ));
     }
-    let said = config.text("SqlSettings", "DataSource");
-    let Some(text) = said.or(in_database) else {
+    let setting = config.text("SqlSettings", "DataSource");
+    let Some(text) = setting.or(in_database) else {
         plan.notes.push("SqlSettings.DataSource is not set; assuming the default database".into());
         let server = Server { databases: Some(vec![DATABASE.into()]), ..Server::default() };
         plan.postgres = Some(server);

@@ -38,7 +38,7 @@ const END: &str = "-- end of answer";
 /// Follows the rows of a question that may fail; missing if the question failed.
 const ANSWERED: &str = "-- answered";
 /// Prefix of the reason for a failure.
-const SAID: &str = "-- said ";
+const REASON: &str = "-- reason ";
 /// Replaces the random restrict key in the dump of roles.
 const RESTRICT_KEY: &str = "forgekeep";
 /// Database for connections that every server has from the start.
@@ -115,7 +115,7 @@ impl Server {
         let (started, mut was_ready) = (Instant::now(), false);
         loop {
             match Connection::open(self, database, progress) {
-                Err(Error::Failed { said, .. }) if said.contains(NO_OPTIONS) => {
+                Err(Error::Failed { output, .. }) if output.contains(NO_OPTIONS) => {
                     return Err(self.pooler());
                 }
                 // The server may have become ready between this failure and the next question.
@@ -171,14 +171,14 @@ impl Server {
     /// Fails if the options of the connection did not reach the server.
     fn refuse_pooler(&self, connection: &mut Connection<'_>, number: u32) -> Result<()> {
         #[derive(Deserialize)]
-        struct Told {
+        struct Setting {
             direct: Option<String>,
         }
         // Older servers have no second argument and fail if the option is missing.
         let or_null = if number >= 90_600 { ", true" } else { "" };
         let query = format!("select current_setting('forgekeep.direct'{or_null}) as direct");
-        match connection.one::<Told>(&query) {
-            Ok(Told { direct: Some(direct) }) if direct == "on" => Ok(()),
+        match connection.one::<Setting>(&query) {
+            Ok(Setting { direct: Some(direct) }) if direct == "on" => Ok(()),
             Ok(_) | Err(Error::Failed { .. }) => Err(self.pooler()),
             Err(error) => Err(error),
         }
@@ -269,7 +269,7 @@ impl Server {
         }
         let mut connection = match self.connect(name, progress) {
             Ok(connection) => connection,
-            Err(Error::Failed { said, .. }) => return Ok(Err(not_dumped(name, said.trim()))),
+            Err(Error::Failed { output, .. }) => return Ok(Err(not_dumped(name, output.trim()))),
             Err(error) => return Err(error),
         };
         // Counts the tables and sequences that a dump could not read.
@@ -427,8 +427,8 @@ impl<'a> Connection<'a> {
             name: String,
         }
         // Paths contain dates in UTC, which is GitLab's time zone.
-        self.tell("set time zone 'UTC'")?;
-        self.tell("begin transaction isolation level repeatable read, read only")?;
+        self.execute("set time zone 'UTC'")?;
+        self.execute("begin transaction isolation level repeatable read, read only")?;
         let exported: Exported = self.one("select pg_export_snapshot() as name")?;
         Ok(exported.name)
     }
@@ -436,7 +436,7 @@ impl<'a> Connection<'a> {
     /// Counts the rows of every table.
     pub fn count_rows(&mut self) -> Result<Vec<Rows>> {
         // The first query generates the counting queries.
-        self.tell_and_read(
+        self.execute_and_read(
             "select format('select json_build_object(''table'', %L, ''rows'', count(*)) from %s', \
              c.oid::regclass, c.oid::regclass) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
              where c.relkind = 'r' and c.relpersistence = 'p' \
@@ -470,7 +470,7 @@ impl<'a> Connection<'a> {
 
     /// Runs a query. Each row is an object of its columns.
     pub fn rows<T: DeserializeOwned>(&mut self, query: &str) -> Result<Vec<T>> {
-        self.tell_and_read(&format!("select row_to_json(answer) from ({query}) answer;"))
+        self.execute_and_read(&format!("select row_to_json(answer) from ({query}) answer;"))
     }
 
     /// Runs a query that may fail. Returns its rows or the reason of the failure; a lost connection
@@ -487,36 +487,36 @@ impl<'a> Connection<'a> {
              savepoint question;\n\
              \\set ON_ERROR_STOP 0\n\
              select row_to_json(answer) from ({query}) answer;\n\
-             \\set said :LAST_ERROR_MESSAGE\n\
+             \\set reason :LAST_ERROR_MESSAGE\n\
              select '{ANSWERED}';\n\
              rollback to savepoint question;\n\
              \\set ON_ERROR_STOP 1\n\
              release savepoint question;\n\
-             select '{SAID}' || :'said';"
+             select '{REASON}' || :'reason';"
         );
-        let (mut rows, mut said, mut is_answered) = (Ok(Vec::new()), None, false);
+        let (mut rows, mut message, mut is_answered) = (Ok(Vec::new()), None, false);
         self.ask(&text, |line| {
             if line == ANSWERED.as_bytes() {
                 is_answered = true;
-            } else if let Some(reason) = line.strip_prefix(SAID.as_bytes()) {
-                said = Some(String::from_utf8_lossy(reason).into_owned());
-            } else if said.is_none() {
+            } else if let Some(reason) = line.strip_prefix(REASON.as_bytes()) {
+                message = Some(String::from_utf8_lossy(reason).into_owned());
+            } else if message.is_none() {
                 take(&mut rows, line);
             }
         })?;
         Ok(if is_answered {
             rows.map_err(QueryError::Row)
         } else {
-            Err(QueryError::Refused(said.unwrap_or_default()))
+            Err(QueryError::Refused(message.unwrap_or_default()))
         })
     }
 
     /// Runs a statement without rows.
-    fn tell(&mut self, statement: &str) -> Result<()> {
-        self.tell_and_read::<serde_json::Value>(&format!("{statement};")).map(drop)
+    fn execute(&mut self, statement: &str) -> Result<()> {
+        self.execute_and_read::<serde_json::Value>(&format!("{statement};")).map(drop)
     }
 
-    fn tell_and_read<T: DeserializeOwned>(&mut self, text: &str) -> Result<Vec<T>> {
+    fn execute_and_read<T: DeserializeOwned>(&mut self, text: &str) -> Result<Vec<T>> {
         let mut rows = Ok(Vec::new());
         self.ask(text, |line| take(&mut rows, line))?;
         rows.map_err(|error| self.odd(&error.to_string()))

@@ -94,7 +94,7 @@ impl Default for Redis {
 }
 
 /// Answer of a server that refuses a user.
-enum Refusal {
+enum AccessDenied {
     /// Redis knows no such user, or the password is wrong.
     Login(String),
     /// The user lacks a permission.
@@ -121,15 +121,15 @@ impl Redis {
                     let _ = self.accepted.set(at);
                     return Ok(text);
                 }
-                Err(refusal) => answer = Some(refusal),
+                Err(denied) => answer = Some(denied),
             }
             if !refused.contains(&login.source.as_str()) {
                 refused.push(&login.source);
             }
         }
         let Some(answer) = answer else {
-            return self.ask_as(None, words, progress)?.map_err(|refusal| {
-                let (Refusal::Login(answer) | Refusal::Permission(answer)) = refusal;
+            return self.ask_as(None, words, progress)?.map_err(|denied| {
+                let (AccessDenied::Login(answer) | AccessDenied::Permission(answer)) = denied;
                 self.odd(format!(
                     "it requires a password, and none was found ({answer}); set `redis.password` \
                      of the instance"
@@ -143,11 +143,13 @@ impl Redis {
             (false, _) => "correct it there, or set `redis.password` of the instance",
         };
         Err(self.odd(match answer {
-            Refusal::Permission(answer) => format!(
+            AccessDenied::Permission(answer) => format!(
                 "the user in {sources} lacks a permission ({answer}); grant it, or set \
                  `redis.username` and `redis.password` of another user"
             ),
-            Refusal::Login(answer) => format!("wrong password in {sources} ({answer}); {next}"),
+            AccessDenied::Login(answer) => {
+                format!("wrong password in {sources} ({answer}); {next}")
+            }
         }))
     }
 
@@ -165,7 +167,7 @@ impl Redis {
         login: Option<&Login>,
         words: &[&str],
         progress: &Progress,
-    ) -> Result<Result<String, Refusal>> {
+    ) -> Result<Result<String, AccessDenied>> {
         let mut arguments: Vec<String> = Vec::new();
         match (&self.socket, &self.host) {
             (Some(socket), _) => arguments.extend(["-s".into(), socket.display().to_string()]),
@@ -190,10 +192,10 @@ impl Redis {
             prefixes.iter().any(|prefix| own.starts_with(prefix))
         };
         if begins(&["NOAUTH ", "WRONGPASS "]) {
-            return Ok(Err(Refusal::Login(answer)));
+            return Ok(Err(AccessDenied::Login(answer)));
         }
         if begins(&["NOPERM "]) {
-            return Ok(Err(Refusal::Permission(answer)));
+            return Ok(Err(AccessDenied::Permission(answer)));
         }
         if begins(&["ERR ", "MISCONF ", "LOADING "]) {
             return Err(self.odd(answer));

@@ -200,7 +200,7 @@ impl Reading<'_, '_> {
         for round in 1.. {
             let (found, _) = self.scan(Phase::PackedRefs);
             let list = match self.take_refs_of(&found, false)? {
-                Refs::Taken => return Ok(()),
+                Refs::Complete => return Ok(()),
                 Refs::LackTables(list) => list,
             };
             // git removes a table after it replaced the list. While the list stays, nobody will
@@ -227,7 +227,7 @@ impl Reading<'_, '_> {
             |found: &&Found| found.path == list_path && found.stat.kind == EntryKind::File;
         let Some(list) = found.iter().find(is_list) else {
             found.iter().try_for_each(|found| self.take(found))?;
-            return Ok(Refs::Taken);
+            return Ok(Refs::Complete);
         };
         // git replaces the list by renaming, so the open list names tables of one point in time.
         let opened = self.open(list).and_then(|file| {
@@ -244,7 +244,7 @@ impl Reading<'_, '_> {
                 self.unreadable(&list_path, &error);
                 let mut others = found.iter().filter(|found| found.path != list_path);
                 others.try_for_each(|found| self.take(found))?;
-                return Ok(Refs::Taken);
+                return Ok(Refs::Complete);
             }
         };
         let lacks_tables = || Ok(Refs::LackTables(source::stat_open(&list_file).ok()));
@@ -293,7 +293,7 @@ impl Reading<'_, '_> {
                 self.take(found)?;
             }
         }
-        Ok(Refs::Taken)
+        Ok(Refs::Complete)
     }
 
     /// Adds packs until a listing has no new one. Returns the listed paths.
@@ -584,7 +584,7 @@ pub fn has_all_tables(open_root: &OpenRoot, path: &[u8], content: &[Found]) -> b
 
 /// Result of reading packed references.
 enum Refs {
-    Taken,
+    Complete,
     /// Tables in the list are missing. Holds the list's metadata if it could be opened.
     LackTables(Option<Stat>),
 }

@@ -294,7 +294,7 @@ pub(super) fn with_content(
 }
 
 /// Finds a file with the metadata of the entry that this user owns and may not read, such as one of
-/// mode 0200. Its times tell if it was written to.
+/// mode 0200. The file's times show if it was written to.
 fn unreadable_but_same(target: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Option<Present> {
     let file = source::open_below(target, path, rustix::fs::OFlags::PATH).ok()?;
     let stat = source::stat_open(file).ok()?;

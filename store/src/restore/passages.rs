@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Tells directories that are only passed through from restored ones, by paths of the tree.
+/// Distinguishes passed-through directories from restored ones, by paths of the tree.
 #[derive(Debug, Clone)]
 pub(super) struct Passages {
     /// Directories above the paths that were backed up, unless these contain them, too.

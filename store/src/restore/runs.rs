@@ -33,7 +33,7 @@ const CHUNKS_MAX: usize = 32 << 10;
 const GATHERED_BYTES_MAX: usize = 64 << 20;
 /// Size of the gather buffer in bytes. A window is full at the limit, and its last push exceeds the
 /// limit by at most two slices.
-const ROOM_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
+const GATHER_BYTES: usize = GATHERED_BYTES_MAX + 2 * SMALL_BYTES as usize;
 
 /// Bytes of a file that are written at once.
 struct WriteRun {
@@ -166,7 +166,7 @@ pub(super) struct GatherBuffer(Mutex<MmapMut>);
 
 impl GatherBuffer {
     pub(super) fn new() -> Result<GatherBuffer> {
-        let gather_buffer = MmapMut::map_anon(ROOM_BYTES).map_err(Error::Memory)?;
+        let gather_buffer = MmapMut::map_anon(GATHER_BYTES).map_err(Error::Memory)?;
         // With small pages, page faults take a tenth of a restore of scattered files. A kernel
         // without large pages ignores this.
         let _ = gather_buffer.advise(Advice::HugePage);
@@ -293,7 +293,7 @@ mod tests {
                 runs.push(&output, (chunk, 0, len), at);
                 at += u64::from(len);
             }
-            let mut gather_buffer = vec![0; ROOM_BYTES];
+            let mut gather_buffer = vec![0; GATHER_BYTES];
             let places = places(&runs.runs, &mut gather_buffer);
             for (run, place) in runs.runs.iter().zip(places) {
                 let gathered = if run.slices > 1 { run.len as usize } else { 0 };

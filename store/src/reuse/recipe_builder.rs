@@ -8,7 +8,7 @@
 //! 3. The recipe is written.
 
 use super::parts::{Parts, Survey, Thinning, Until};
-use super::spool::{Piece, Spool, no_room};
+use super::spool::{Piece, Spool, scratch_full};
 use super::{Allowance, Reader, ReferenceFile, Reuse, ReuseError, Reused, UNUSED_PART};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -364,7 +364,7 @@ impl NewBytes<'_> {
             let step = left.min(self.cutter.max_len());
             let begin = self.pending.len();
             self.pending.resize(begin + step, 0);
-            from.read_exact(&mut self.pending[begin..]).map_err(no_room())?;
+            from.read_exact(&mut self.pending[begin..]).map_err(scratch_full())?;
             self.added(step)?;
             left -= step;
         }

@@ -103,17 +103,17 @@ impl<'a> Spool<'a> {
 
     /// Appends a slice of the chunk with this number.
     pub fn slice(&mut self, chunk: u32, offset: u32, len: u32) -> Result<()> {
-        self.push(Piece::Slice { chunk, offset, len }).map_err(no_room())
+        self.push(Piece::Slice { chunk, offset, len }).map_err(scratch_full())
     }
 
     /// Appends literal bytes.
     pub fn literal(&mut self, bytes: &[u8]) -> Result<()> {
         for part in bytes.chunks(LITERAL_MEMORY_BYTES) {
             if self.literal_memory.len() + part.len() > LITERAL_MEMORY_BYTES {
-                self.spill_literals().map_err(no_room())?;
+                self.spill_literals().map_err(scratch_full())?;
             }
             self.literal_memory.extend_from_slice(part);
-            self.push(Piece::Literal { len: part.len() as u32 }).map_err(no_room())?;
+            self.push(Piece::Literal { len: part.len() as u32 }).map_err(scratch_full())?;
         }
         Ok(())
     }
@@ -157,14 +157,14 @@ impl<'a> Spool<'a> {
         mut each: impl FnMut(Piece) -> Result<(), E>,
     ) -> Result<(), E> {
         if let Some(file) = &mut self.file {
-            file.flush().map_err(no_room())?;
+            file.flush().map_err(scratch_full())?;
             let file = file.get_mut();
-            let len = file.stream_position().map_err(no_room())?;
-            file.rewind().map_err(no_room())?;
+            let len = file.stream_position().map_err(scratch_full())?;
+            file.rewind().map_err(scratch_full())?;
             let mut reader = BufReader::new(&mut *file);
             let mut bytes = [0; PIECE_BYTES];
             for _ in 0..len / PIECE_BYTES as u64 {
-                reader.read_exact(&mut bytes).map_err(no_room())?;
+                reader.read_exact(&mut bytes).map_err(scratch_full())?;
                 each(Piece::from_bytes(bytes))?;
             }
         }
@@ -179,7 +179,7 @@ impl<'a> Spool<'a> {
         let memory = std::mem::take(&mut self.literal_memory);
         let mut file = self.literal_file.take();
         if let Some(file) = &mut file {
-            file.rewind().map_err(no_room())?;
+            file.rewind().map_err(scratch_full())?;
         }
         let spilled: Box<dyn Read> = match &mut file {
             Some(file) => Box::new(BufReader::with_capacity(LITERAL_MEMORY_BYTES, file)),
@@ -206,7 +206,7 @@ fn scratch(workspace: Option<&Workspace>) -> io::Result<File> {
 }
 
 /// Converts an I/O error of scratch space.
-pub fn no_room() -> impl FnOnce(io::Error) -> Error {
+pub fn scratch_full() -> impl FnOnce(io::Error) -> Error {
     Error::store_write("scratch space in tmp")
 }
 
@@ -227,13 +227,13 @@ mod tests {
         let count = 3 * MEMORY_PIECES as u32 + 5;
         let last = count - 1;
         for n in 0..count {
-            spool.slice(n % 7, n, 3).expect("room");
+            spool.slice(n % 7, n, 3).expect("scratch space");
         }
-        spool.slice(last % 7, last + 3, 4).expect("room");
+        spool.slice(last % 7, last + 3, 4).expect("scratch space");
         let noise: Vec<u8> =
             (0..3 * LITERAL_MEMORY_BYTES + 9).map(|n| ((n * n) >> 7) as u8).collect();
         for part in [&noise[..5], &noise[5..LITERAL_MEMORY_BYTES], &noise[LITERAL_MEMORY_BYTES..]] {
-            spool.literal(part).expect("room");
+            spool.literal(part).expect("scratch space");
         }
         for _ in 0..2 {
             let (mut found, mut bytes) = (Vec::new(), Vec::new());

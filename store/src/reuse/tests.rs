@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A store with small chunks.
-struct Room {
+struct Fixture {
     store: Store,
     memory: Memory,
     _index: TempDir,
@@ -34,8 +34,8 @@ struct Stored {
     chunk_lens: HashMap<ChunkId, u64>,
 }
 
-impl Room {
-    fn new() -> Room {
+impl Fixture {
+    fn new() -> Fixture {
         let (memory, index) = (Memory::default(), tempfile::tempdir().expect("a directory"));
         let sizes = Parameters { min_bytes: 64, avg_bytes: 256, max_bytes: 1024 };
         let config = Config::new([7; 16], sizes, 1);
@@ -43,7 +43,7 @@ impl Room {
         let backend = Arc::new(memory.clone());
         let store =
             Store::open_backend(backend, index.path(), Purpose::Write, Arc::new(Silent::default()));
-        Room { store: store.expect("opens"), memory, _index: index }
+        Fixture { store: store.expect("opens"), memory, _index: index }
     }
 
     /// Stores a file of slices of its own chunks: chunk number, offset, length.
@@ -90,7 +90,7 @@ impl Room {
     }
 
     /// Marks every segment as damaged.
-    fn distrust(&self) {
+    fn mark_damaged(&self) {
         for shard in 0..=255 {
             for segment in self.store.index.segments(shard).expect("lists") {
                 self.store.index.set_damaged(&segment.id).expect("marks");
@@ -170,8 +170,8 @@ fn unused_of(extents: &[Extent], references: &[Stored]) -> u64 {
 }
 
 /// Returns `all` as slices of the chunks of references.
-fn slices(room: &Room, references: &[Stored], all: &[Operation]) -> Vec<Extent> {
-    let reader = Reader::new(&room.store);
+fn slices(fixture: &Fixture, references: &[Stored], all: &[Operation]) -> Vec<Extent> {
+    let reader = Reader::new(&fixture.store);
     let mut slices = Vec::new();
     for operation in all {
         let Operation::Copy { reference, at, len } = *operation else { continue };
@@ -210,12 +210,12 @@ proptest! {
         part_bytes in 1..4096u64,
         until in until(),
     ) {
-        let room = Room::new();
-        let references = [room.file(1, &slices_of_bases), room.file(2, &slices_of_bases)];
-        let packer = Packer::new(&room.store, false);
+        let fixture = Fixture::new();
+        let references = [fixture.file(1, &slices_of_bases), fixture.file(2, &slices_of_bases)];
+        let packer = Packer::new(&fixture.store, false);
         let allowance = Allowance { left: AtomicI64::new(left) };
-        let reuse = reuse(&room.store, &packer, &allowance);
-        let reader = Reader::new(&room.store);
+        let reuse = reuse(&fixture.store, &packer, &allowance);
+        let reader = Reader::new(&fixture.store);
         let files = references.iter().map(|reference| reference_file(&reader, &reference.entry).expect("a recipe"));
         let thinning = Thinning { part_bytes, until };
         let mut builder = RecipeBuilder::new(&reuse, &reader, files.collect(), reuse.cutter, thinning);
@@ -223,32 +223,32 @@ proptest! {
         let file = compare(&mut builder, &references, &all);
         let Reused { recipe, len, reused, unused } = builder.finish().expect("ends");
         packer.finish().expect("finishes");
-        prop_assert!(room.read(&recipe) == file);
+        prop_assert!(fixture.read(&recipe) == file);
         prop_assert_eq!(len, file.len() as u64);
         let (own, left) = (len / UNUSED_PART, left as u64);
         prop_assert!(unused <= own + left, "{} of {}", unused, own + left);
         let left_over = allowance.left.load(Relaxed) as u64;
         prop_assert!(left_over <= left);
         if stretch == usize::MAX && matches!(until, Until::Average(1)) {
-            prop_assert_eq!(unused, unused_of(&room.extents(&recipe), &references));
+            prop_assert_eq!(unused, unused_of(&fixture.extents(&recipe), &references));
             prop_assert_eq!(left - left_over, unused.saturating_sub(own));
-            let without_limit = unused_of(&slices(&room, &references, &all), &references);
+            let without_limit = unused_of(&slices(&fixture, &references, &all), &references);
             prop_assert_eq!(reused.copied_forward > 0, without_limit > own + left);
         }
     }
 }
 
 /// Runs `look` with a reference that is mostly unused.
-fn with_reference(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
-    let room = Room::new();
-    let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
-    let packer = Packer::new(&room.store, false);
+fn with_reference(look: impl FnOnce(&Fixture, &Stored, &Reader<'_>, RecipeBuilder<'_>)) {
+    let fixture = Fixture::new();
+    let reference = fixture.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let packer = Packer::new(&fixture.store, false);
     let allowance = Allowance::default();
-    let reuse = reuse(&room.store, &packer, &allowance);
-    let reader = Reader::new(&room.store);
+    let reuse = reuse(&fixture.store, &packer, &allowance);
+    let reader = Reader::new(&fixture.store);
     let file = reference_file(&reader, &reference.entry).expect("a recipe");
     look(
-        &room,
+        &fixture,
         &reference,
         &reader,
         RecipeBuilder::new(&reuse, &reader, vec![file], reuse.cutter, AS_IT_IS),
@@ -257,12 +257,12 @@ fn with_reference(look: impl FnOnce(&Room, &Stored, &Reader<'_>, RecipeBuilder<'
 
 #[test]
 fn chunks_in_a_damaged_segment_are_not_reused() {
-    with_reference(|room, reference, reader, _| {
+    with_reference(|fixture, reference, reader, _| {
         let mut file = reference_file(reader, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
-        room.distrust();
+        fixture.mark_damaged();
         // Its chunks can still be read, but a new snapshot must not depend on them.
-        let other = Reader::new(&room.store);
+        let other = Reader::new(&fixture.store);
         let mut file = reference_file(&other, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), 0);
     });
@@ -270,11 +270,11 @@ fn chunks_in_a_damaged_segment_are_not_reused() {
 
 #[test]
 fn bytes_of_a_newly_damaged_segment_are_stored_again() {
-    with_reference(|room, reference, reader, mut builder| {
+    with_reference(|fixture, reference, reader, mut builder| {
         let mut file = reference_file(reader, &reference.entry).expect("a recipe");
         assert_eq!(file.common_prefix(0, &reference.bytes), reference.bytes.len());
         builder.copy(0, 0, 100).expect("is there");
-        room.distrust();
+        fixture.mark_damaged();
         // The second chunk was referenced before, the third was not.
         builder.copy(0, 100, reference.bytes.len() as u64 - 100).expect("is whole itself");
         let Reused { len, reused, .. } = builder.finish().expect("ends");
@@ -284,14 +284,14 @@ fn bytes_of_a_newly_damaged_segment_are_stored_again() {
 
 #[test]
 fn bytes_copied_forward_twice_are_counted_once() {
-    let room = Room::new();
-    let reference = room.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
+    let fixture = Fixture::new();
+    let reference = fixture.file(1, &[(3, 0, 90), (4, 5, 90), (5, 5, 90)]);
     let allowance = Allowance::default();
     let mut found = Vec::new();
     for _ in 0..2 {
-        let packer = Packer::new(&room.store, false);
-        let reuse = reuse(&room.store, &packer, &allowance);
-        let reader = Reader::new(&room.store);
+        let packer = Packer::new(&fixture.store, false);
+        let reuse = reuse(&fixture.store, &packer, &allowance);
+        let reader = Reader::new(&fixture.store);
         let file = reference_file(&reader, &reference.entry).expect("a recipe");
         let mut builder = RecipeBuilder::new(&reuse, &reader, vec![file], reuse.cutter, AS_IT_IS);
         builder.copy(0, 0, 100).expect("takes");
@@ -308,20 +308,20 @@ fn bytes_copied_forward_twice_are_counted_once() {
 
 #[test]
 fn a_reference_lost_after_comparison_is_not_a_store_failure() {
-    with_reference(|room, _, _, mut builder| {
+    with_reference(|fixture, _, _, mut builder| {
         builder.copy(0, 0, 9).expect("is there");
-        room.damage();
+        fixture.damage();
         assert!(matches!(builder.finish(), Err(ReuseError::Lost(_))), "copied forward");
     });
 }
 
 #[test]
 fn a_pack_with_an_unreadable_index_is_stored_plainly() {
-    let room = Room::new();
-    let reference = room.file(1, &[(0, 0, 90)]).entry;
-    let packer = Packer::new(&room.store, false);
+    let fixture = Fixture::new();
+    let reference = fixture.file(1, &[(0, 0, 90)]).entry;
+    let packer = Packer::new(&fixture.store, false);
     let allowance = Allowance::default();
-    let reuse = reuse(&room.store, &packer, &allowance);
+    let reuse = reuse(&fixture.store, &packer, &allowance);
     let dir = tempfile::tempdir().expect("a directory");
     let path = |name: &str| dir.path().join(name);
     let pack = [b"PACK\0\0\0\x02\0\0\0\x01", &[5; 20_000][..]].concat();
@@ -337,7 +337,7 @@ fn a_pack_with_an_unreadable_index_is_stored_plainly() {
 
 #[test]
 fn a_dry_run_does_not_use_the_workspace() {
-    let room = Room::new();
-    assert!(Packer::new(&room.store, false).workspace().is_some());
-    assert!(Packer::new(&room.store, true).workspace().is_none());
+    let fixture = Fixture::new();
+    assert!(Packer::new(&fixture.store, false).workspace().is_some());
+    assert!(Packer::new(&fixture.store, true).workspace().is_none());
 }

@@ -1,7 +1,7 @@
 """A mail server that records its mails: smtp.py DIR none|starttls|tls CERTIFICATE KEY.
 
-DIR/port gets its port, DIR/mails a JSON line for every mail. reject@ is refused, later@ is told to
-come again the first time. With TLS it takes mail only from `backup`, whose password is `s3cret`.
+DIR/port gets its port, DIR/mails a JSON line for every mail. reject@ is refused, later@ is
+deferred the first time. With TLS it takes mail only from `backup`, whose password is `s3cret`.
 """
 
 import asyncio

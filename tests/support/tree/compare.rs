@@ -228,11 +228,11 @@ impl Comparison {
         let (a, b) = (self.a.link_groups(), self.b.link_groups());
         let mut found = Vec::new();
         // Several paths show the same broken group; one report is enough.
-        let mut told: BTreeSet<&[u8]> = BTreeSet::new();
+        let mut reported: BTreeSet<&[u8]> = BTreeSet::new();
         for (path, in_a) in a {
             let in_b = b[path];
-            if in_a != in_b && !told.contains(path) {
-                told.extend(in_a.union(in_b).map(Vec::as_slice));
+            if in_a != in_b && !reported.contains(path) {
+                reported.extend(in_a.union(in_b).map(Vec::as_slice));
                 let text = format!("hard links: {} in a, {} in b", group(in_a), group(in_b));
                 found.push((path.to_vec(), text));
             }

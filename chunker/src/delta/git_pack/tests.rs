@@ -352,7 +352,7 @@ fn an_unreadable_source_is_an_error() {
         let done = compare_within(limits, &mut pack, &mut index, &mut [], &mut rebuilt);
         match done {
             Ok(()) => assert!(rebuilt.bytes == bytes),
-            Err(refusal) => assert!(matches!(refusal, DeltaError::Failed(Gone))),
+            Err(error) => assert!(matches!(error, DeltaError::Failed(Gone))),
         }
         rebuilt.bytes.len() == bytes.len()
     };

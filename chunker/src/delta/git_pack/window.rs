@@ -14,7 +14,7 @@ pub struct Unit {
     /// Position of the object in a reference; `None` if no reference has it.
     pub there: Option<There>,
     /// Result of comparing both entries.
-    pub fit: EntryMatch,
+    pub matched: EntryMatch,
 }
 
 const _: () = assert!(size_of::<Unit>() == 16);

@@ -81,8 +81,8 @@ impl<'a> Containers<'a> {
 
     /// Returns the name of a service's container. That is the configured name, or the first of
     /// compose's default names that docker knows.
-    pub fn name_of(&self, service: &str, said: &Service, plan: &mut Plan) -> Result<String> {
-        if let Some(name) = &said.container {
+    pub fn name_of(&self, service: &str, configured: &Service, plan: &mut Plan) -> Result<String> {
+        if let Some(name) = &configured.container {
             return Ok(name.clone());
         }
         let projects = &self.compose.names;
@@ -94,7 +94,7 @@ impl<'a> Containers<'a> {
             let words = program.chain(["inspect", "--format", "{{.Name}}", name]);
             match Command::new(words).within(QUESTION).output(self.site.progress) {
                 Ok(_) => return Ok(name.clone()),
-                Err(Error::Failed { said, .. }) if said.to_lowercase().contains("no such") => {}
+                Err(Error::Failed { output, .. }) if output.to_lowercase().contains("no such") => {}
                 Err(error) if error.is_interrupted() => return Err(error),
                 Err(error) => {
                     plan.notes.push(format!("cannot inspect containers: {error}"));

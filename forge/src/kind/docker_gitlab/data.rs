@@ -2,7 +2,7 @@
 //! on this machine.
 
 use super::compose::{Compose, Place, Service, Source};
-use super::places::{Dirs, Gap, Said, place};
+use super::places::{ConfiguredDir, Dirs, Gap, place};
 use crate::kind::Site;
 use crate::plan::{Phase, Plan};
 use crate::view::{Mount, shown};
@@ -135,8 +135,8 @@ impl Data<'_> {
     /// Numbers of GitLab's user and group in its container, which files keep outside.
     fn owner(&self) -> String {
         let number = |name| {
-            let said = self.gitlab.variable(name).and_then(|text| text.parse::<u32>().ok());
-            said.unwrap_or(1000)
+            let configured = self.gitlab.variable(name).and_then(|text| text.parse::<u32>().ok());
+            configured.unwrap_or(1000)
         };
         format!("{}:{}", number("USERMAP_UID"), number("USERMAP_GID"))
     }
@@ -154,7 +154,8 @@ impl Data<'_> {
     /// Adds the repositories, then the pools that they borrow from. Pools may have a mount of their
     /// own.
     fn repositories(&mut self) {
-        let Said { dir, .. } = self.dirs.path(self.gitlab, "GITLAB_REPOS_DIR", "repositories");
+        let ConfiguredDir { dir, .. } =
+            self.dirs.path(self.gitlab, "GITLAB_REPOS_DIR", "repositories");
         let path = match self.place("repositories", &dir) {
             Ok(path) => path,
             Err(gap) => return self.plan.lacks("repositories", gap.needed("repositories")),
@@ -175,7 +176,7 @@ impl Data<'_> {
     }
 
     fn directory(&mut self, row: &Row) {
-        let Said { dir, variable } = self.dirs.path(self.gitlab, row.variable, row.path);
+        let ConfiguredDir { dir, variable } = self.dirs.path(self.gitlab, row.variable, row.path);
         let is_remote = self.gitlab.is_true(row.remote);
         let found = self.place(row.name, &dir);
         if is_remote {
@@ -234,7 +235,7 @@ impl Data<'_> {
     fn left_out(&mut self) {
         for (name, reason) in LEFT_OUT {
             let variable = if *name == "backups" { "GITLAB_BACKUP_DIR" } else { "" };
-            let Said { dir, .. } = self.dirs.path(self.gitlab, variable, name);
+            let ConfiguredDir { dir, .. } = self.dirs.path(self.gitlab, variable, name);
             if let Ok(path) = place(self.gitlab, &dir) {
                 if path.exists() || !variable.is_empty() {
                     self.plan.leaves(path.clone(), reason);

@@ -18,18 +18,18 @@ pub struct Sought {
 
 /// Returns the compose files from the settings.
 pub fn named(site: &Site<'_>) -> Vec<PathBuf> {
-    let said = site.settings.compose.iter().map(|path| {
+    let configured = site.settings.compose.iter().map(|path| {
         let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
         in_dir.unwrap_or_else(|| path.clone())
     });
-    said.collect()
+    configured.collect()
 }
 
 /// Returns the compose files from the settings, or the only one found.
 pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
-    let said = named(site);
-    if !said.is_empty() {
-        return Ok(said);
+    let configured = named(site);
+    if !configured.is_empty() {
+        return Ok(configured);
     }
     let (found, image) = (compose_files(&site.settings.root, sought), sought.image);
     match found.len() {

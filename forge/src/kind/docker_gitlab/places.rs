@@ -19,7 +19,7 @@ pub struct Dirs {
 
 /// A directory, with the variable that moved it.
 #[derive(Debug)]
-pub struct Said {
+pub struct ConfiguredDir {
     /// Path in the container.
     pub dir: PathBuf,
     /// Variable that names it or a directory above it; `None` if it has its default path.
@@ -91,22 +91,22 @@ impl Dirs {
 
     /// Returns a directory: the path in its variable, or else the default path below the directory
     /// of all data or of shared data.
-    pub fn path(&self, gitlab: &Service, variable: &'static str, default: &str) -> Said {
+    pub fn path(&self, gitlab: &Service, variable: &'static str, default: &str) -> ConfiguredDir {
         if let Some(path) = gitlab.variable(variable) {
             // This variable names the directory above.
             let inner = if variable == "GITLAB_UPLOADS_STORAGE_PATH" { "uploads" } else { "" };
             let path = Path::new(path).join(inner);
             let dir = self.absolute(&path.to_string_lossy());
-            return Said { dir: dir.components().collect(), variable: Some(variable) };
+            return ConfiguredDir { dir: dir.components().collect(), variable: Some(variable) };
         }
         let is_set = |name: &'static str| gitlab.variable(name).map(|_| name);
         let of_data = is_set("GITLAB_DATA_DIR");
         match default.strip_prefix("shared/") {
-            Some(inner) => Said {
+            Some(inner) => ConfiguredDir {
                 dir: self.shared.join(inner),
                 variable: is_set("GITLAB_SHARED_DIR").or(of_data),
             },
-            None => Said { dir: self.data.join(default), variable: of_data },
+            None => ConfiguredDir { dir: self.data.join(default), variable: of_data },
         }
     }
 

@@ -52,9 +52,12 @@ pub fn fill(compose: &Compose, gitlab: &Service, plan: &mut Plan) {
             }
             _ => None,
         };
-        let said = assignments(text.as_deref().unwrap_or_default());
+        let assigned = assignments(text.as_deref().unwrap_or_default());
         set.extend(
-            said.into_iter().filter(|(_, said)| !said.text().is_empty()).map(|(name, _)| name),
+            assigned
+                .into_iter()
+                .filter(|(_, value)| !value.text().is_empty())
+                .map(|(name, _)| name),
         );
     }
     let version = plan.product.version_numbers();

@@ -3,7 +3,7 @@ mod files;
 
 use super::compose::{Compose, Source};
 use super::secrets::SECRETS;
-use super::variables::{Said, assignments, expand};
+use super::variables::{Assigned, assignments, expand};
 use super::*;
 use crate::kind::below;
 use crate::service::Password;
@@ -223,12 +223,12 @@ redis:
     let server = plan.postgres.as_ref().expect("a server");
     assert_eq!(server.reach.into.last().map(String::as_str), Some("gitlab-postgresql"));
     assert_eq!(lacking(&plan), ["secrets"]);
-    let said = &plan.lacking[0].looked_for;
-    assert!(said.contains("GITLAB_SECRETS_SECRET_KEY_BASE"), "{said}");
-    assert!(said.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{said}");
+    let looked_for = &plan.lacking[0].looked_for;
+    assert!(looked_for.contains("GITLAB_SECRETS_SECRET_KEY_BASE"), "{looked_for}");
+    assert!(looked_for.contains("GITLAB_SECRETS_OTP_KEY_BASE"), "{looked_for}");
     // Keys that are set, or that this version does not use, are not reported.
     for not in ["DB_KEY_BASE", "ACTIVE_RECORD", "12345"] {
-        assert!(!said.contains(not), "{said}");
+        assert!(!looked_for.contains(not), "{looked_for}");
     }
 }
 
@@ -498,10 +498,10 @@ fn errors_name_the_problem_and_a_remedy() {
         "services: {git: {image: sameersbn/gitlab:1, volumes: [/home/git/data]}, db: {image: postgres}}",
     );
     let plan = machine.plan("/srv/git/compose.yml");
-    let said = &plan.lacking[1].looked_for;
+    let looked_for = &plan.lacking[1].looked_for;
     assert!(
-        said.contains("anonymous volume") && said.contains("parts.repositories.path"),
-        "{said}"
+        looked_for.contains("anonymous volume") && looked_for.contains("parts.repositories.path"),
+        "{looked_for}"
     );
 
     let nowhere = machine.try_plan("/srv/none.yml", "").expect_err("nothing").to_string();
@@ -512,8 +512,8 @@ fn errors_name_the_problem_and_a_remedy() {
 fn environment_files_are_parsed_like_in_compose() {
     let text = "\u{feff}# first\nA=1 # one\r\n export B = 'x # $y' # two\nC=\"a \\\"b\\\" \\$c\n d\"\n\
                 D=it's\nnothing\nE=\nF=\"open\nG=a#b=c\n";
-    let literally = |text: &str| Said::Literally(text.into());
-    let expanding = |text: &str| Said::ToExpand(text.into());
+    let literally = |text: &str| Assigned::Literally(text.into());
+    let expanding = |text: &str| Assigned::ToExpand(text.into());
     let expected = [
         ("A", expanding("1")),
         ("B", literally("x # $y")),
@@ -523,7 +523,7 @@ fn environment_files_are_parsed_like_in_compose() {
         ("F", expanding("\"open")),
         ("G", expanding("a#b=c")),
     ];
-    assert_eq!(assignments(text), expected.map(|(name, said)| (name.to_owned(), said)));
+    assert_eq!(assignments(text), expected.map(|(name, value)| (name.to_owned(), value)));
 }
 
 #[test]

@@ -7,24 +7,24 @@ pub const EXPANDED_BYTES_MAX: usize = 16 << 20;
 
 /// The value of an assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Assigned {
     /// A literal text, in which `$` has no meaning.
     Literally(String),
     /// A text to expand.
     ToExpand(String),
 }
 
-impl Said {
+impl Assigned {
     /// Returns the text before expansion.
     pub fn text(&self) -> &str {
         match self {
-            Said::Literally(text) | Said::ToExpand(text) => text,
+            Assigned::Literally(text) | Assigned::ToExpand(text) => text,
         }
     }
 }
 
 /// Parses the assignments in an environment file, or in a shell script that only assigns variables.
-pub fn assignments(text: &str) -> Vec<(String, Said)> {
+pub fn assignments(text: &str) -> Vec<(String, Assigned)> {
     let mut found = Vec::new();
     let mut rest = text;
     loop {
@@ -42,29 +42,32 @@ pub fn assignments(text: &str) -> Vec<(String, Said)> {
         let value = value.trim_start_matches([' ', '\t']);
         let name = name.trim();
         let name = name.strip_prefix("export ").unwrap_or(name).trim();
-        let said;
-        (said, rest) = match value.chars().next() {
+        let assigned;
+        (assigned, rest) = match value.chars().next() {
             Some(quote @ ('\'' | '"')) => match quoted(&value[1..], quote) {
                 Some((inner, after)) => {
-                    let said =
-                        if quote == '"' { Said::ToExpand(inner) } else { Said::Literally(inner) };
+                    let assigned = if quote == '"' {
+                        Assigned::ToExpand(inner)
+                    } else {
+                        Assigned::Literally(inner)
+                    };
                     // The rest of the line is a comment.
-                    (said, after.find('\n').map_or("", |at| &after[at..]))
+                    (assigned, after.find('\n').map_or("", |at| &after[at..]))
                 }
                 // A quote without an end is an ordinary character.
                 None => bare(value),
             },
             _ => bare(value),
         };
-        found.push((name.to_owned(), said));
+        found.push((name.to_owned(), assigned));
     }
 }
 
 /// Returns an unquoted value up to the end of its line, and the text after it.
-fn bare(value: &str) -> (Said, &str) {
+fn bare(value: &str) -> (Assigned, &str) {
     let line = value.split('\n').next().unwrap_or_default();
     let comment = line.find(" #").or_else(|| line.find("\t#")).unwrap_or(line.len());
-    (Said::ToExpand(line[..comment].trim().to_owned()), &value[line.len()..])
+    (Assigned::ToExpand(line[..comment].trim().to_owned()), &value[line.len()..])
 }
 
 /// Returns the text before the closing quote, and the text after it.

@@ -279,14 +279,14 @@ struct Places<'a> {
 
 impl Places<'_> {
     /// Returns a configured path as the package sees it.
-    fn said(&self, path: &str) -> PathBuf {
+    fn configured(&self, path: &str) -> PathBuf {
         // `join` replaces the base if the path is absolute.
         Path::new(RAILS).join(path)
     }
 
     /// Returns a configured path on this machine, or the reason why this machine has none.
     fn place(&self, path: &str) -> Result<PathBuf, NotHere> {
-        self.package.place(&self.said(path))
+        self.package.place(&self.configured(path))
     }
 
     /// Returns the storages of Gitaly's configuration, and those only in `gitlab.yml`, which older
@@ -331,22 +331,23 @@ impl Places<'_> {
 
     /// Returns the directory above most others, as the package sees it.
     fn shared(&self) -> PathBuf {
-        let said = self.settings["shared"]["path"].as_str().map(|path| self.said(path));
-        said.unwrap_or_else(|| Path::new(DATA_DIR).join(SHARED))
+        let configured = self.settings["shared"]["path"].as_str().map(|path| self.configured(path));
+        configured.unwrap_or_else(|| Path::new(DATA_DIR).join(SHARED))
     }
 
     fn directory(&self, row: &Row) -> Data {
         let section = &self.settings[row.section];
-        let said = row.keys.iter().find_map(|key| section[key].as_str());
-        let said = said.filter(|path| !path.is_empty()).map(|path| self.said(path));
+        let configured = row.keys.iter().find_map(|key| section[key].as_str());
+        let configured =
+            configured.filter(|path| !path.is_empty()).map(|path| self.configured(path));
         let default = match row.default.strip_prefix(SHARED) {
             Some(inner) => self.shared().join(inner.trim_start_matches('/')),
             None => Path::new(DATA_DIR).join(row.default),
         };
         let mut is_remote = is_remote(self.settings, row.section);
         let mut paths = match row.name {
-            "uploads" => vec![self.uploads(said, default)],
-            _ => vec![self.package.place(&said.unwrap_or(default))],
+            "uploads" => vec![self.uploads(configured, default)],
+            _ => vec![self.package.place(&configured.unwrap_or(default))],
         };
         if row.name == "pages"
             && let Some(path) = section["local_store"]["path"].as_str()
@@ -389,9 +390,9 @@ impl Places<'_> {
 
     /// Returns the directory of uploads. It is `uploads` in the configured directory. In the
     /// package that is the public directory of Rails, which has a link to the data.
-    fn uploads(&self, said: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, NotHere> {
-        let said = said.unwrap_or_else(|| self.said("public"));
-        let inner = said.join("uploads");
+    fn uploads(&self, configured: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, NotHere> {
+        let configured = configured.unwrap_or_else(|| self.configured("public"));
+        let inner = configured.join("uploads");
         // Containers have no volume for the program's directories.
         let here = self.package.place(&inner).ok();
         match here.as_ref().and_then(|path| path.symlink_metadata().ok()).zip(here) {
@@ -401,8 +402,8 @@ impl Places<'_> {
             }
             // Without the link, it is a directory that the package created and does not use.
             Some((metadata, path)) if metadata.is_dir() => Ok(path),
-            _ if said.ends_with("uploads") => self.package.place(&said),
-            _ if said.ends_with("public") => self.package.place(&default),
+            _ if configured.ends_with("uploads") => self.package.place(&configured),
+            _ if configured.ends_with("public") => self.package.place(&default),
             _ => self.package.place(&inner),
         }
     }

@@ -653,8 +653,8 @@ fn malformed_settings_are_not_replaced_by_defaults() {
             let machine = good();
             std::fs::write(machine.at(path), bytes).expect("writes");
             let plan = machine.plan();
-            let said = looked_for(&plan, "generated");
-            assert!(said.contains(path.as_str()) && said.contains(unknown), "{said}");
+            let missing = looked_for(&plan, "generated");
+            assert!(missing.contains(path.as_str()) && missing.contains(unknown), "{missing}");
             assert!(plan.lacking[0].is_required);
         }
         // A directory replaces a file that cannot be read.

@@ -490,9 +490,9 @@ mod tests {
                 secrets: dir.join("gitlab-secrets.json"),
             };
             let check = judge(&places, major, rows, &View::Live).expect("judges");
-            let told = format!("{check:?}");
+            let printed = format!("{check:?}");
             for secret in FORMS.into_iter().chain([OTHER]) {
-                assert!(!told.contains(secret), "{told}");
+                assert!(!printed.contains(secret), "{printed}");
             }
             check
         }

@@ -1,6 +1,6 @@
 //! Reads compose files by the rules of compose.
 
-use super::super::variables::{EXPANDED_BYTES_MAX, Look, Said, assignments, expand};
+use super::super::variables::{Assigned, EXPANDED_BYTES_MAX, Look, assignments, expand};
 use super::{NAMES, Service, Source, Surroundings, Variables, VolumeMount};
 use crate::error::{Error, Result};
 use crate::file::text;
@@ -106,16 +106,16 @@ impl<'a> Reader<'a> {
             return Err(odd("files include each other in a loop"));
         }
         for document in &self.top {
-            for said in one_or_more(&document["include"]) {
-                self.included.push(self.included(said, depth)?);
+            for node in one_or_more(&document["include"]) {
+                self.included.push(self.included(node, depth)?);
             }
         }
         Ok(())
     }
 
     /// Reads one entry of an `include` list.
-    fn included(&self, said: &Value, depth: usize) -> Result<Reader<'a>> {
-        let paths = if said.is_object() { &said["path"] } else { said };
+    fn included(&self, node: &Value, depth: usize) -> Result<Reader<'a>> {
+        let paths = if node.is_object() { &node["path"] } else { node };
         let paths = self.texts(paths)?;
         let is_remote = |path: &&String| {
             path.contains("://") || path.starts_with("oci:") || path.starts_with("git@")
@@ -129,12 +129,12 @@ impl<'a> Reader<'a> {
         let Some(first) = paths.first() else {
             return Err(odd("an `include` has no path"));
         };
-        let dir = match self.text(&said["project_directory"])? {
+        let dir = match self.text(&node["project_directory"])? {
             Some(dir) => self.path(&dir),
             None => first.parent().unwrap_or(first).to_owned(),
         };
         let mut reader = Reader::empty(&dir, self.place, self.shared);
-        let environment = self.texts(&said["env_file"])?;
+        let environment = self.texts(&node["env_file"])?;
         if environment.is_empty() {
             reader.take_environment(&dir.join(".env"))?;
         }
@@ -238,13 +238,13 @@ impl<'a> Reader<'a> {
 
     /// Returns a service of one document, merged with the services that it extends.
     fn service(&self, document: &Value, dir: &Path, name: &str, depth: usize) -> Result<Service> {
-        let Some(said) = services(document).and_then(|services| services.get(name)) else {
+        let Some(node) = services(document).and_then(|services| services.get(name)) else {
             return Err(odd(format!("`extends` names service {name}, which does not exist")));
         };
         if depth > DEPTH_MAX {
             return Err(odd("services extend each other in a loop"));
         }
-        let base = match &said["extends"] {
+        let base = match &node["extends"] {
             Value::Null => Service::default(),
             Value::String(other) => self.service(document, dir, &self.expand(other)?, depth + 1)?,
             extends => {
@@ -260,36 +260,36 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        Ok(base.then(self.own(said, dir)?))
+        Ok(base.then(self.own(node, dir)?))
     }
 
     /// Returns the service's own definition.
-    fn own(&self, said: &Value, dir: &Path) -> Result<Service> {
+    fn own(&self, node: &Value, dir: &Path) -> Result<Service> {
         let mut service = Service {
-            image: self.text(&said["image"])?,
-            container: self.text(&said["container_name"])?,
+            image: self.text(&node["image"])?,
+            container: self.text(&node["container_name"])?,
             ..Service::default()
         };
-        for file in one_or_more(&said["env_file"]) {
+        for file in one_or_more(&node["env_file"]) {
             let path = if file.is_object() { &file["path"] } else { file };
             if let Some(path) = self.text(path)? {
                 let path = self.path_in(dir, &path);
-                let is_needed = self.text(&file["required"])?.is_none_or(|said| said != "false");
+                let is_needed = self.text(&file["required"])?.is_none_or(|text| text != "false");
                 let files = if is_needed { &self.shared.needed } else { &self.shared.optional };
                 files.borrow_mut().insert(path.clone());
                 service.from_files.extend(self.environment_file(&path)?.unwrap_or_default());
             }
         }
-        self.environment(&said["environment"], &mut service.environment)?;
-        for volume in one_or_more(&said["volumes"]) {
+        self.environment(&node["environment"], &mut service.environment)?;
+        for volume in one_or_more(&node["volumes"]) {
             service.mounts.extend(self.volume(volume, dir)?);
         }
         for (section, default) in [("configs", "/"), ("secrets", "/run/secrets")] {
-            for handed in one_or_more(&said[section]) {
+            for handed in one_or_more(&node[section]) {
                 service.mounts.extend(self.handed(section, handed, default)?);
             }
         }
-        for word in one_or_more(&said["command"]) {
+        for word in one_or_more(&node["command"]) {
             let text = self.text(word)?.unwrap_or_default();
             service.command.extend(text.split_whitespace().map(str::to_owned));
         }
@@ -297,17 +297,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an environment in either form. A name without a value gets the project's value.
-    fn environment(&self, said: &Value, into: &mut Variables) -> Result<()> {
+    fn environment(&self, node: &Value, into: &mut Variables) -> Result<()> {
         let mut set = |name: &str, value: Option<String>| match value
             .or_else(|| self.variables.get(name).cloned())
         {
             Some(value) => drop(into.insert(name.to_owned(), value)),
             None => drop(into.remove(name)),
         };
-        for (name, value) in said.as_object().into_iter().flatten() {
+        for (name, value) in node.as_object().into_iter().flatten() {
             set(name, self.text(value)?);
         }
-        for line in said.as_array().into_iter().flatten() {
+        for line in node.as_array().into_iter().flatten() {
             if let Some(line) = self.text(line)? {
                 match line.split_once('=') {
                     Some((name, value)) => set(name, Some(value.to_owned())),
@@ -319,17 +319,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a volume in either form.
-    fn volume(&self, said: &Value, dir: &Path) -> Result<Option<VolumeMount>> {
+    fn volume(&self, node: &Value, dir: &Path) -> Result<Option<VolumeMount>> {
         let (source, target);
-        if said.is_object() {
-            source = self.text(&said["source"])?.or(self.text(&said["src"])?);
-            let long = ["target", "destination", "dst"].map(|key| &said[key]);
+        if node.is_object() {
+            source = self.text(&node["source"])?.or(self.text(&node["src"])?);
+            let long = ["target", "destination", "dst"].map(|key| &node[key]);
             let Some(found) = long.into_iter().find(|value| value.is_string()) else {
                 return Ok(None);
             };
             target = self.text(found)?.unwrap_or_default();
         } else {
-            let Some(text) = self.text(said)? else { return Ok(None) };
+            let Some(text) = self.text(node)? else { return Ok(None) };
             let mut words = text.splitn(3, ':').map(str::to_owned);
             let (first, second) = (words.next().unwrap_or_default(), words.next());
             (source, target) = match second {
@@ -338,13 +338,13 @@ impl<'a> Reader<'a> {
             };
         }
         let source = match source {
-            _ if said["type"] == "tmpfs" => Source::Memory,
+            _ if node["type"] == "tmpfs" => Source::Memory,
             None => Source::Unknown("it is in an anonymous volume".into()),
-            Some(source) if said["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
+            Some(source) if node["type"] != "volume" && source.starts_with(['/', '.', '~']) => {
                 Source::Path(self.path_in(dir, &source))
             }
             Some(name) => {
-                let inner = self.text(&said["volume"]["subpath"])?;
+                let inner = self.text(&node["volume"]["subpath"])?;
                 match (self.named(&name)?, inner) {
                     (Source::Path(path), Some(inner)) => Source::Path(lexically(&path.join(inner))),
                     (source, _) => source,
@@ -356,10 +356,10 @@ impl<'a> Reader<'a> {
 
     /// Returns the source of a named volume.
     fn named(&self, name: &str) -> Result<Source> {
-        let (reader, said) = self.top_level("volumes", name);
-        let options = &said["driver_opts"];
+        let (reader, node) = self.top_level("volumes", name);
+        let options = &node["driver_opts"];
         let unknown = |reason: String| Ok(Source::Unknown(format!("volume {name} {reason}")));
-        if let Some(driver) = reader.text(&said["driver"])?.filter(|driver| driver != "local") {
+        if let Some(driver) = reader.text(&node["driver"])?.filter(|driver| driver != "local") {
             return unknown(format!("uses the driver {driver}"));
         }
         if let Some(device) = reader.text(&options["device"])? {
@@ -373,8 +373,8 @@ impl<'a> Reader<'a> {
                 _ => unknown(format!("is mounted from elsewhere ({kind} {device})")),
             };
         }
-        let external = &said["external"];
-        let own = reader.text(&said["name"])?.or(reader.text(&external["name"])?);
+        let external = &node["external"];
+        let own = reader.text(&node["name"])?.or(reader.text(&external["name"])?);
         let is_external = external.is_object() || *external == true;
         let is_guessed = own.is_none() && !is_external;
         let full: Vec<String> = match own {
@@ -419,23 +419,23 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a secret or config passed to a service.
-    fn handed(&self, section: &str, said: &Value, default: &str) -> Result<Option<VolumeMount>> {
-        let (name, target) = if said.is_object() {
-            (self.text(&said["source"])?, self.text(&said["target"])?)
+    fn handed(&self, section: &str, node: &Value, default: &str) -> Result<Option<VolumeMount>> {
+        let (name, target) = if node.is_object() {
+            (self.text(&node["source"])?, self.text(&node["target"])?)
         } else {
-            (self.text(said)?, None)
+            (self.text(node)?, None)
         };
         let Some(name) = name else { return Ok(None) };
         let target = Path::new(default).join(target.unwrap_or_else(|| name.clone()));
-        let (reader, said) = self.top_level(section, &name);
-        let source = if let Some(file) = reader.text(&said["file"])? {
+        let (reader, node) = self.top_level(section, &name);
+        let source = if let Some(file) = reader.text(&node["file"])? {
             let path = reader.path(&file);
             self.shared.files.borrow_mut().insert(path.clone());
             self.shared.needed.borrow_mut().insert(path.clone());
             Source::Path(path)
-        } else if let Some(content) = reader.text(&said["content"])? {
+        } else if let Some(content) = reader.text(&node["content"])? {
             Source::Text(content)
-        } else if let Some(variable) = said["environment"].as_str() {
+        } else if let Some(variable) = node["environment"].as_str() {
             Source::Text(reader.variables.get(variable).cloned().unwrap_or_default())
         } else {
             Source::Unknown("Docker itself stores it".into())
@@ -450,8 +450,8 @@ impl<'a> Reader<'a> {
     }
 
     fn find_top_level(&self, section: &str, name: &str) -> Option<(&Self, &Value)> {
-        let said = self.top.iter().rev().map(|document| &document[section][name]);
-        let own = said.into_iter().find(|said| !said.is_null()).map(|said| (self, said));
+        let node = self.top.iter().rev().map(|document| &document[section][name]);
+        let own = node.into_iter().find(|node| !node.is_null()).map(|node| (self, node));
         let included = self.included.iter().rev();
         own.or_else(|| included.filter_map(|reader| reader.find_top_level(section, name)).next())
     }
@@ -461,10 +461,10 @@ impl<'a> Reader<'a> {
         self.shared.files.borrow_mut().insert(path.to_owned());
         let Some(text) = text(path)? else { return Ok(None) };
         let mut found = Variables::new();
-        for (name, said) in assignments(&text) {
-            let value = match said {
-                Said::Literally(value) => value,
-                Said::ToExpand(value) => {
+        for (name, assigned) in assignments(&text) {
+            let value = match assigned {
+                Assigned::Literally(value) => value,
+                Assigned::ToExpand(value) => {
                     let look =
                         |name: &str, _| found.get(name).or(self.variables.get(name)).cloned();
                     // If the expansion fails, for example at a single `$`, the text is kept as it
@@ -479,14 +479,14 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns all texts of a list, or a single text.
-    fn texts(&self, said: &Value) -> Result<Vec<String>> {
-        let texts = one_or_more(said).iter().map(|said| self.text(said));
+    fn texts(&self, node: &Value) -> Result<Vec<String>> {
+        let texts = one_or_more(node).iter().map(|node| self.text(node));
         Ok(texts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Returns an expanded text, or a number or boolean as text.
-    fn text(&self, said: &Value) -> Result<Option<String>> {
-        Ok(match said {
+    fn text(&self, node: &Value) -> Result<Option<String>> {
+        Ok(match node {
             Value::String(text) => Some(self.expand(text)?),
             Value::Number(number) => Some(number.to_string()),
             Value::Bool(value) => Some(value.to_string()),
@@ -521,14 +521,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn path(&self, said: &str) -> PathBuf {
-        self.path_in(&self.dir, said)
+    fn path(&self, written: &str) -> PathBuf {
+        self.path_in(&self.dir, written)
     }
 
     /// Resolves a path by the rules of compose to a path on this machine.
-    fn path_in(&self, dir: &Path, said: &str) -> PathBuf {
-        let home = said.strip_prefix('~').map(|rest| format!("{HOME}{rest}"));
-        let path = PathBuf::from(home.as_deref().unwrap_or(said));
+    fn path_in(&self, dir: &Path, written: &str) -> PathBuf {
+        let home = written.strip_prefix('~').map(|rest| format!("{HOME}{rest}"));
+        let path = PathBuf::from(home.as_deref().unwrap_or(written));
         lexically(&if path.is_absolute() { below(self.place.root, &path) } else { dir.join(path) })
     }
 }
@@ -538,8 +538,8 @@ fn odd(reason: impl Into<String>) -> Error {
 }
 
 /// Returns the elements of a list. A single value counts as a list of one.
-fn one_or_more(said: &Value) -> &[Value] {
-    match said {
+fn one_or_more(node: &Value) -> &[Value] {
+    match node {
         Value::Null => &[],
         Value::Array(all) => all,
         one => std::slice::from_ref(one),

@@ -205,9 +205,9 @@ fn a_remote_volume_can_be_replaced_by_a_configured_path() {
         "volumes:\n  nfs:\n    driver_opts: {type: nfs, o: 'addr=nas,rw', device: ':/git'}\n";
     machine.write("/srv/git/compose.yml", &(text + volume));
     let plan = machine.plan("/srv/git");
-    let said = looked_for(&plan, "repositories");
+    let missing = looked_for(&plan, "repositories");
     for words in ["nfs", ":/git", "parts.repositories.path"] {
-        assert!(said.contains(words), "{words}: {said}");
+        assert!(missing.contains(words), "{words}: {missing}");
     }
     // Any directory on this volume may contain data.
     assert!(lacking(&plan).contains(&"packages"), "{:?}", plan.lacking);

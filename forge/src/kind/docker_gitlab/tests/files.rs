@@ -133,9 +133,12 @@ fn keys_set_only_in_a_shell_are_reported_as_missing() {
     );
     let plan = machine.plan("/srv/git");
     assert_eq!(lacking(&plan), ["secrets"]);
-    let said = &plan.lacking[0].looked_for;
-    assert!(said.contains("DB_KEY_BASE") && said.contains("OTP_KEY_BASE"), "{said}");
-    assert!(!said.contains("SECRET_KEY_BASE "), "{said}");
+    let looked_for = &plan.lacking[0].looked_for;
+    assert!(
+        looked_for.contains("DB_KEY_BASE") && looked_for.contains("OTP_KEY_BASE"),
+        "{looked_for}"
+    );
+    assert!(!looked_for.contains("SECRET_KEY_BASE "), "{looked_for}");
 }
 
 #[test]

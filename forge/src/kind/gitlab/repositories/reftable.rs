@@ -150,8 +150,8 @@ mod tests {
             git(dir, &["update-ref", "refs/heads/main", &commit], "");
             git(dir, &["update-ref", "-d", "refs/tags/007"], "");
             let found = names(dir);
-            let told = git(dir, &["for-each-ref", "--format=%(refname)"], "");
-            assert_eq!(found[1..], told.lines().collect::<Vec<_>>()[..]);
+            let printed = git(dir, &["for-each-ref", "--format=%(refname)"], "");
+            assert_eq!(found[1..], printed.lines().collect::<Vec<_>>()[..]);
             assert_eq!(found.len(), 301);
         }
     }
