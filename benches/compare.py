@@ -855,7 +855,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--corpus", required=True, metavar="DIR", help="made by corpus.sh")
     ap.add_argument("--work", required=True, metavar="DIR", help="stores, caches, logs and copies go here; same file system as the corpus")
-    ap.add_argument("--forgekeep", metavar="FILE", help="the forgekeep binary (left out if not given)")
+    ap.add_argument("--forgekeep", metavar="FILE", help="the forgekeep binary (skipped if not given)")
     ap.add_argument("--peers", metavar="DIR", help="made by peers.sh")
     ap.add_argument("--runs", type=int, default=3, help="rounds per job (default: 3)")
     ap.add_argument("--only", metavar="JOB,...", help="these jobs only; `all` includes night2")

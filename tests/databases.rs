@@ -131,7 +131,7 @@ fn databases_of_any_name_are_dumped_and_named_ones_must_exist() {
         "databases = ['Upper', 'ascii']\n[instances.forge.parts.database-ascii]\nskip = true",
     );
     let all = backup(&sandbox).run().ok().json();
-    assert_eq!(summary(&all)["databases"], 1, "one is left out on purpose");
+    assert_eq!(summary(&all)["databases"], 1, "one is skipped on purpose");
     postgres.sql("postgres", "revoke connect on database postgres from public");
     postgres.sql("postgres", "create role backup superuser login");
     configure(&sandbox, postgres.socket_dir(), "databases = ['Upper', 'postgres']");

@@ -7,7 +7,7 @@ const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55";
 const GIT_DIR: [(&str, &str); 3] =
     [("HEAD", "ref: refs/heads/main\n"), ("objects/aa/x", "x"), ("refs/heads/main", "x")];
 
-/// A directory `source/p` (or the same in a git directory) that a rule leaves out.
+/// A directory `source/p` (or the same in a git directory) that a rule skips.
 struct Case {
     base: &'static str,
     rule: &'static str,
@@ -39,7 +39,7 @@ fn within(case: &Case, test: impl FnOnce(&Sandbox, &str)) {
     if case.rule == "cache" {
         sandbox.write(&format!("{dir}/CACHEDIR.TAG"), TAG);
     }
-    sandbox.write(&format!("{dir}/out"), "left out");
+    sandbox.write(&format!("{dir}/out"), "skipped");
     sandbox.write(&format!("{dir}/in/f"), "named");
     test(&sandbox, &dir);
     if is_mount {
@@ -210,8 +210,8 @@ fn configure(sandbox: &Sandbox, more: &str) {
 #[test]
 fn files_excluded_by_configuration_survive_a_deleting_restore() {
     let sandbox = Sandbox::new();
-    let left_out = ["data/logs/x", "data/sub/logs/x", "data/big/x", "data/a.tmp", "data/sub/b.tmp"];
-    for name in ["data/kept", "data/sub/kept"].iter().chain(&left_out) {
+    let skipped = ["data/logs/x", "data/sub/logs/x", "data/big/x", "data/a.tmp", "data/sub/b.tmp"];
+    for name in ["data/kept", "data/sub/kept"].iter().chain(&skipped) {
         sandbox.write(name, "x");
     }
     configure(&sandbox, "");
@@ -223,12 +223,12 @@ fn files_excluded_by_configuration_survive_a_deleting_restore() {
     let (place, store) = (sandbox.at("latest", "data"), sandbox.text("store"));
     let restore = ["restore", &place, "--target", "data", "--delete", "--yes", "--store", &store];
     run(&restore).ok();
-    for name in left_out.iter().chain(&["data/kept", "data/sub/kept", "data/c.bak"]) {
+    for name in skipped.iter().chain(&["data/kept", "data/sub/kept", "data/c.bak"]) {
         assert!(sandbox.has(name), "{name}");
     }
     assert!(!sandbox.has("data/later"));
     let listed = run(&["ls", "latest", "--store", &store]).ok().stdout;
-    for name in left_out {
+    for name in skipped {
         assert!(!listed.contains(&sandbox.text(name)), "{name}");
     }
 }

@@ -225,7 +225,7 @@ impl Config {
 }
 
 /// Returns the line of an error and, if the message does not name it, the key. The value may be a
-/// secret and is left out.
+/// secret and is omitted.
 fn place(text: &str, span: Option<std::ops::Range<usize>>, message: &str) -> String {
     let Some(span) = span else { return "line 1".into() };
     let before = &text[..span.start];

@@ -172,7 +172,7 @@ impl Faults {
         self.commands.dedup();
     }
 
-    /// Walks through a path of a part, and nothing that is of another or left out.
+    /// Walks through a path of a part, without paths of other parts and skipped paths.
     fn part(
         &mut self,
         plan: &Plan,

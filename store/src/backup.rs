@@ -162,8 +162,8 @@ struct Root {
     stat: Stat,
 }
 
-/// Returns these paths without the store and paths in it, which are left out with a warning. Fails
-/// if nothing else is left.
+/// Returns these paths without the store and paths in it, which are skipped with a warning. Fails
+/// if no other path remains.
 fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let Some(root) = store.root().and_then(device_and_inode) else { return Ok(paths.to_vec()) };
     let is_inside =

@@ -574,7 +574,7 @@ pub(crate) struct Amendment {
     pub is_time_clamped: bool,
     /// The owner has an impossible number or a name that is too long.
     pub is_owner_changed: bool,
-    /// Number of extended attributes left out.
+    /// Number of dropped extended attributes.
     pub xattrs_dropped: usize,
 }
 

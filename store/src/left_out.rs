@@ -1,4 +1,4 @@
-//! Content that a backup leaves out: recorded while it runs, stored in the snapshot, and spared by
+//! Content that a backup skips: recorded while it runs, stored in the snapshot, and spared by
 //! a restore that deletes files.
 
 use crate::error::Result;
@@ -14,7 +14,7 @@ const BYTES_MAX: usize = limits::RECORD_BYTES_MAX / 4;
 /// Maximum overhead of a path or pattern in bytes.
 const HEAD_BYTES: usize = 9;
 
-/// Content left out so far, recorded by several threads.
+/// Content skipped so far, recorded by several threads.
 #[derive(Debug, Default)]
 pub struct Noted(Mutex<Lists>);
 
@@ -49,8 +49,7 @@ impl Noted {
         }
     }
 
-    /// Records a path of the tree that is left out with everything below, or whose content alone is
-    /// left out.
+    /// Records a skipped path of the tree, with everything below or with its content alone.
     pub fn path(&self, path: &[u8]) {
         let mut lists = self.0.lock();
         if !lists.paths.contains(path) && lists.takes(path.len()) {

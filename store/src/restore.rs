@@ -57,7 +57,7 @@ pub struct Options {
     /// Paths that were backed up, as paths of the tree. Nothing outside of them is removed, and
     /// directories above them are only passed through.
     pub sources: Vec<Vec<u8>>,
-    /// With `delete`: content that the backup left out and that is not removed.
+    /// With `delete`: content that the backup skipped and the restore keeps.
     pub keep: Spared,
     /// Change nothing.
     pub is_dry: bool,

@@ -65,7 +65,7 @@ pub struct Snapshot {
     /// The instance, if this is the backup of one.
     #[n(13)]
     pub instance: Option<Instance>,
-    /// Everything else that was left out.
+    /// All other skipped content.
     #[n(14)]
     #[cbor(default)]
     pub left_out: LeftOut,
@@ -74,7 +74,7 @@ pub struct Snapshot {
     pub run: Option<ByteArray<16>>,
 }
 
-/// Content that a backup left out, besides the user's patterns. A restore that deletes files spares
+/// Content that a backup skipped, besides the user's patterns. A restore that deletes files spares
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
@@ -83,20 +83,19 @@ pub struct LeftOut {
     #[n(0)]
     #[cbor(default)]
     pub patterns: Vec<ByteVec>,
-    /// Paths of the tree that are left out with everything below, or whose content alone is left
-    /// out.
+    /// Skipped paths of the tree with everything below, or with their content alone skipped.
     #[n(1)]
     #[cbor(default)]
     pub paths: Vec<ByteVec>,
-    /// True if other file systems were left out.
+    /// True if other file systems were skipped.
     #[n(2)]
     #[cbor(default)]
     pub one_file_system: bool,
-    /// True if the content of directories marked as caches was left out.
+    /// True if the content of directories marked as caches was skipped.
     #[n(3)]
     #[cbor(default)]
     pub caches: bool,
-    /// True if caches of git were left out.
+    /// True if caches of git were skipped.
     #[n(4)]
     #[cbor(default)]
     pub git_caches: bool,

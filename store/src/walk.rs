@@ -125,7 +125,7 @@ enum Verdict {
 }
 
 impl Excluded {
-    /// Returns true if a path is left out regardless of the object there. In a git directory,
+    /// Returns true if a path is skipped regardless of the object there. In a git directory,
     /// `inner` is the path relative to that directory.
     fn has(&self, path: &[u8], inner: Option<&[u8]>, scope: Scope) -> bool {
         let is_named = self.named.has(path) || self.named.is_below(path);
@@ -145,7 +145,7 @@ impl Excluded {
         }
     }
 
-    /// Decides about an object in a directory of this scope that was not left out by its path.
+    /// Decides about an object in a directory of this scope that was not skipped by its path.
     ///
     /// `is_mounted` returns true if an object other than a directory is a mount point.
     fn verdict(
@@ -190,8 +190,8 @@ impl Excluded {
         scope.only(Wanted::Tag)
     }
 
-    /// Returns the scope of a directory some levels below a git directory, or `None` if it is left
-    /// out.
+    /// Returns the scope of a directory some levels below a git directory, or `None` if it is
+    /// skipped.
     fn scope_below(
         &self,
         git_dir: BorrowedFd<'_>,

@@ -228,7 +228,7 @@ impl<'a> View<'a> {
             ("Redis", self.redis()),
             ("services", self.services()),
             ("steps", self.steps()),
-            ("skipped", self.left_out()),
+            ("skipped", self.skipped()),
             ("notes", self.plan.notes.iter().map(|note| (String::new(), note.clone())).collect()),
         ];
         for (name, rows) in sections.into_iter().filter(|(_, rows)| !rows.is_empty()) {
@@ -421,7 +421,7 @@ impl<'a> View<'a> {
         before.chain(self.plan.after.iter().map(|step| row("after", shown(step)))).collect()
     }
 
-    fn left_out(&self) -> Vec<Row> {
+    fn skipped(&self) -> Vec<Row> {
         let globs = self.plan.exclude.iter().map(|glob| row(glob, "excluded"));
         let paths = self.plan.left_out.iter().map(|left| row(&self.path(&left.path), &left.reason));
         globs.chain(paths).collect()

@@ -202,7 +202,7 @@ pub mod tests {
     /// Returns the record of a failed run.
     pub fn failed() -> RunRecord {
         let message = Some("pg_dump ended with 1".into());
-        let warnings = vec!["hooks was left out".into()];
+        let warnings = vec!["skipped hooks".into()];
         RunRecord { message, warnings, ..record(RunResult::Failed, 1, 2) }
     }
 

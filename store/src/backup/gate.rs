@@ -1,7 +1,7 @@
 //! Last check of an entry before it enters the tree.
 //!
 //! A reader refuses entries beyond the limits of the format, so none may be written. Metadata
-//! beyond the limits is left out and the content kept. An entry that cannot be stored at all is
+//! beyond the limits is dropped and the content kept. An entry that cannot be stored at all is
 //! reported as unreadable, and the run continues.
 
 use super::ingest::absolute;

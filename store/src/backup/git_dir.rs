@@ -125,7 +125,7 @@ impl Reading<'_, '_> {
                 && found.stat.size == 0
             {
                 // Left by a crash. git itself ignores and removes empty refs.
-                self.left_out(&found, "empty ref");
+                self.note_skipped(&found, "empty ref");
                 continue;
             }
             self.take(&found)?;
@@ -133,7 +133,7 @@ impl Reading<'_, '_> {
         Ok(())
     }
 
-    fn left_out(&self, found: &Found, why: &str) {
+    fn note_skipped(&self, found: &Found, why: &str) {
         self.ingest.exclude.noted.path(&found.path);
         let path = super::ingest::absolute(&found.path);
         let note = format!("skipped {}: {why}", path.display());
@@ -391,7 +391,7 @@ impl Reading<'_, '_> {
         for (found, file) in &open {
             if !is_as_listed {
                 let why = "it may refer to commits outside the snapshot; git rebuilds it";
-                self.left_out(found, why);
+                self.note_skipped(found, why);
             } else {
                 self.take_open(found, file)?;
             }
@@ -519,7 +519,7 @@ impl Reading<'_, '_> {
                     }
                     _ => {
                         let why = "it refers to packs outside the snapshot; git rebuilds it";
-                        self.left_out(found, why);
+                        self.note_skipped(found, why);
                     }
                 },
                 (None, name) if name.starts_with(b"multi-pack-index") => {

@@ -162,7 +162,7 @@ pub struct BackupState<'a> {
     /// Number of skipped records: unreadable ones, and those from the future.
     skipped_records: u64,
     pub start: Time,
-    /// Content left out so far.
+    /// Content skipped so far.
     pub noted: Arc<Noted>,
     options: &'a Options,
     /// Added by earlier packers: number of chunks, their plain bytes, their stored bytes.

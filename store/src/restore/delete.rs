@@ -199,7 +199,7 @@ fn extra_below(
     let mut tree = TreeReader::within(root, &open_root.path, store)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
-    let mut left_out = LeftOut::new(Arc::clone(&open_root), &stat, store, root)?;
+    let mut skipped = LeftOut::new(Arc::clone(&open_root), &stat, store, root)?;
     let (mut extra, mut kept) = (Vec::new(), HashSet::new());
     let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
@@ -223,7 +223,7 @@ fn extra_below(
         let is_other_type = known.is_some_and(|known| known != kind);
         let gives_way = in_the_way.iter().any(|dir| is_within(&found.path, dir));
         let is_known = !gives_way && !is_other_type && (is_top || known.is_some());
-        let is_left_out = left_out.has(&found, is_known, gives_way);
+        let is_skipped = skipped.has(&found, is_known, gives_way);
         let path = found.path;
         if is_top {
             // The path itself may have become a file.
@@ -231,13 +231,13 @@ fn extra_below(
             continue;
         }
         if kind == EntryKind::Directory && is_other_type {
-            if is_left_out {
+            if is_skipped {
                 keep(&path, &mut kept);
             } else if options.selects(&path) {
                 in_the_way.push(path.clone());
             }
         }
-        let may_go = !is_left_out
+        let may_go = !is_skipped
             && !options.exclude.covers(&path)
             && !options.keep.covers(&path)
             && (options.include.is_empty() || options.include.covers(&path));
@@ -267,7 +267,7 @@ fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
     }
 }
 
-/// Recognises content that a backup leaves out by itself. Paths must come in path order.
+/// Recognises content that a backup skips by itself. Paths must come in path order.
 struct LeftOut<'a> {
     backing: &'a Store,
     /// Root of the snapshot's tree.
@@ -303,7 +303,7 @@ impl<'a> LeftOut<'a> {
         Ok(LeftOut { backing, root, open_root, device, store, unseen: None, git_dirs })
     }
 
-    /// Returns true if a backup leaves out the object. `is_known` is true if the snapshot has the
+    /// Returns true if a backup skips the object. `is_known` is true if the snapshot has the
     /// path. Caches of a git directory that `gives_way` to a file have no further use.
     fn has(&mut self, found: &Found, is_known: bool, gives_way: bool) -> bool {
         let (path, stat) = (&found.path, &found.stat);
@@ -320,14 +320,14 @@ impl<'a> LeftOut<'a> {
             return true;
         }
         self.git_dirs.retain(|(dir, _)| is_within(path, dir));
-        let is_left_out = !gives_way && self.is_remade(path);
+        let is_skipped = !gives_way && self.is_remade(path);
         if stat.kind == EntryKind::Directory {
             self.enter(path, is_known);
         }
-        is_left_out || self.unseen.as_ref() == Some(path)
+        is_skipped || self.unseen.as_ref() == Some(path)
     }
 
-    /// Returns true if backups may leave out a path because it is in a git directory that the
+    /// Returns true if backups may skip a path because it is in a git directory that the
     /// snapshot has, and git recreates it. A newer git directory has no such paths.
     fn is_remade(&mut self, path: &[u8]) -> bool {
         let (store, root) = (self.backing, &self.root);
@@ -366,7 +366,7 @@ impl<'a> LeftOut<'a> {
         }
         let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
         let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
-        // The backup left out nothing of a git directory that is newer than it.
+        // The backup skipped nothing of a git directory that is newer than it.
         if is_known && is_git_dir(dir.as_fd(), &names.map(look)) {
             self.git_dirs.push((path.to_vec(), None));
         }
@@ -386,7 +386,7 @@ fn was_git_dir(store: &Store, root: &ChunkId, path: &[u8]) -> bool {
         && has(b"refs", &[EntryKind::Directory])
 }
 
-/// Returns true if backups may leave out a path of a git directory because git recreates it.
+/// Returns true if backups may skip a path of a git directory because git recreates it.
 fn is_remade(path: &[u8]) -> bool {
     // A push keeps its objects in a directory with such a name until it is accepted.
     ends(path).any(|end| git::is_transient(&path[..end]) || git::is_cache(&path[..end]))

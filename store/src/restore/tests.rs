@@ -239,7 +239,7 @@ fn any_file_type_replaces_any_other_as_a_dry_run_predicts() {
 fn a_directory_with_skipped_paths_is_never_replaced() {
     let bench = Bench::new(|source| fs::write(source.join("x"), "x").expect("writes"));
     fs::create_dir_all(bench.path("target/x/cache")).expect("makes");
-    fs::write(bench.path("target/x/kept.tmp"), "left out").expect("writes");
+    fs::write(bench.path("target/x/kept.tmp"), "skipped").expect("writes");
     fs::write(bench.path("target/x/extra"), "extra").expect("writes");
     let keep: Spared = Globs::new([&b"*.tmp"[..]]).expect("a glob").into();
     let options = Options { delete: true, keep, ..bench.options() };

@@ -22,7 +22,7 @@ const ALLOCATION_SLACK: u64 = 128 * 1024;
 /// Bytes of each file held in memory while contents are compared.
 const PIECE: u64 = 256 * 1024;
 
-/// Properties that `compare_ignoring` leaves out; by default none.
+/// Properties that `compare_ignoring` ignores; by default none.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Ignore {
     /// Owning user and group, for trees restored without privileges.

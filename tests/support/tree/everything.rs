@@ -118,8 +118,8 @@ const NAMES: &[&[u8]] = &[
 /// - many modes, owners and modification times, also for `root` itself,
 /// - extended attributes, file capabilities and POSIX ACLs.
 ///
-/// Objects that this user may not create, or the file system cannot store, are left out and listed
-/// in the result. With [`has_full_privileges`], on ext4 for example, none is.
+/// Objects that this user may not create, or the file system cannot store, are skipped and listed
+/// in the result. With [`has_full_privileges`], on ext4 for example, the list is empty.
 ///
 /// # Errors
 ///

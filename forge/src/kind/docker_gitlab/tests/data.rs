@@ -93,7 +93,7 @@ fn directories_hidden_by_a_mount_are_skipped() {
     let plan = machine.plan("/srv/git");
     assert_eq!(machine.paths(&plan, "repositories"), ["/mnt/git"]);
     let hidden = machine.path("/srv/data/repositories");
-    let left = plan.left_out.iter().find(|left| left.path == hidden).expect("left out");
+    let left = plan.left_out.iter().find(|left| left.path == hidden).expect("skipped");
     assert!(left.reason.contains("hidden"));
     assert!(is_noted(&plan, "/srv/data/other is unknown"), "{:?}", plan.notes);
 }
