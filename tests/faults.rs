@@ -574,7 +574,7 @@ fn an_interrupted_backup_is_resumed() {
     sandbox.assert_clean();
     let summary = sandbox.backup(["source"]);
     let added = summary["data_added"].as_u64().expect("a number");
-    assert!(added < 190_000_000, "the run uses published segments again: {added}");
+    assert!(added < 190_000_000, "the next run uses the published segments: {added}");
     sandbox.assert_clean();
     sandbox.restore(&sandbox.at("latest", "source"), "restored");
     assert_same(&sandbox, "source", "restored");

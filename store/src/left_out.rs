@@ -64,7 +64,7 @@ impl Noted {
     }
 
     /// Returns everything for a record that already lists `excludes`. Omits the paths in `named`:
-    /// one pass may leave out a path that another pass reads.
+    /// one pass may skip a path that another pass reads.
     pub fn record(&self, excludes: &[String], named: &HashSet<Vec<u8>>) -> LeftOut {
         let lists = self.0.lock();
         let is_listed = |pattern: &[u8]| excludes.iter().any(|known| known.as_bytes() == pattern);
@@ -79,12 +79,12 @@ impl Noted {
     }
 }
 
-/// Content that a restore must not delete, because the backup left it out.
+/// Content that a restore must not delete, because the backup skipped it.
 #[derive(Debug, Clone, Default)]
 pub struct Spared {
     globs: Globs,
     paths: HashSet<Vec<u8>>,
-    /// Paths that were named sources of the backup, even below paths that were left out.
+    /// Paths that were named sources of the backup, even below skipped paths.
     named: HashSet<Vec<u8>>,
 }
 
@@ -107,15 +107,15 @@ impl Spared {
         Ok(Spared { globs, paths, named: named.into_iter().collect() })
     }
 
-    /// Returns true if the backup left out this path of its tree or a directory above it.
+    /// Returns true if the backup skipped this path of its tree or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
         let above = |end: &usize| self.named.contains(&path[..*end]);
         let from = if self.named.is_empty() { None } else { ends(path).filter(above).last() };
-        let is_left_out = |end: usize| {
+        let is_skipped = |end: usize| {
             let path = &path[..end];
             self.globs.matches(path) || self.paths.contains(path)
         };
-        ends(path).filter(|end| from.is_none_or(|from| *end > from)).any(is_left_out)
+        ends(path).filter(|end| from.is_none_or(|from| *end > from)).any(is_skipped)
     }
 }
 

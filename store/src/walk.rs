@@ -633,7 +633,7 @@ impl Scan {
 }
 
 /// Scans everything in an open git directory whose path in the tree is `path`, phase by phase.
-/// Leaves out files of running git operations.
+/// Skips files of running git operations.
 pub fn scan_git_dir(dir: BorrowedFd<'_>, path: &[u8], exclude: &Excluded, scan: &mut Scan) {
     for phase in git::Phase::ALL {
         scan_phase(dir, path, phase, exclude, scan);

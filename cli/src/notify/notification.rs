@@ -231,7 +231,9 @@ pub mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "backup of gitlab on git01 failed");
         assert_eq!(lines[1], "pg_dump ended with 1");
-        for word in ["exit code 1", "12 min 40 s", "34.2 s", "1.0 MiB", "2 checks", "- hooks"] {
+        for word in
+            ["exit code 1", "12 min 40 s", "34.2 s", "1.0 MiB", "2 checks", "- skipped hooks"]
+        {
             assert!(text.contains(word), "{word} is not in {text}");
         }
         let started = notification(What::Started).text(10_000);

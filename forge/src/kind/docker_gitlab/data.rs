@@ -336,7 +336,7 @@ impl Data<'_> {
     }
 }
 
-/// Leaves out directories that a mount hides in the container. They do not belong to GitLab.
+/// Skips directories that a mount hides in the container. They do not belong to GitLab.
 pub fn leave_hidden(gitlab: &Service, data: &Path, plan: &mut Plan) {
     let dir = Dirs::of(gitlab).data;
     for mount in &gitlab.mounts {

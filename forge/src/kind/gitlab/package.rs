@@ -263,7 +263,7 @@ impl Package<'_> {
         Ok(())
     }
 
-    /// Leaves out directories of this machine that the container does not see, because another
+    /// Skips directories of this machine that the container does not see, because another
     /// volume is mounted over them.
     fn leave_mount_points(&self, plan: &mut Plan) {
         let Some(Container { service, .. }) = &self.container else { return };
