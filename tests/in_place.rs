@@ -43,7 +43,7 @@ fn an_instance_is_restored_in_place_only_with_consent() {
     restore(&[]).fails(1, &["needs --yes"]);
     assert_eq!(read(), ["new"; 4]);
     restore(&["--exclude", &format!("{etc}/gitlab"), "--yes"]).ok();
-    // Whoever names the whole directory means it.
+    // A user who names the whole directory means it.
     assert_eq!(read(), ["old"; 4]);
     write("new");
     let secrets = format!("{root}/var/opt/gitlab/.ssh");

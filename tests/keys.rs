@@ -160,7 +160,7 @@ fn undecryptable_values_cause_a_warning() {
     );
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
     assert!(verdict == "warning" && text.contains("ci_variables.encrypted_value"), "{text}");
-    // What is in no known form is not held against the keys.
+    // Values of an unknown form do not count against the keys.
     gitlab.postgres.sql(
         database::MAIN,
         "delete from ci_variables; delete from cloud_connector_keys; \

@@ -346,7 +346,7 @@ fn settings_in_the_database_locate_the_files() {
     let all = without_secrets(backup(&sandbox).run().ok()).json();
     assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
     assert_eq!(lines(&all, "check")[0]["text"], "checked 4 rows with files; all are present");
-    // What goes before them is named.
+    // A message names variables that take precedence over settings.
     variables("MM_FILESETTINGS_DIRECTORY=/elsewhere\n");
     let words = "MM_FILESETTINGS_DIRECTORY in its environment overrides FileSettings.Directory";
     let printed = without_secrets(configured(&sandbox, ["config", "check"]).run().ends_with(3));

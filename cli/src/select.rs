@@ -130,12 +130,12 @@ pub fn find_of_instance(
         snapshot.instance.as_ref().is_some_and(|known| known.name == instance)
     };
     let found = find_among(store, wanted, is_of).map_err(|failure| match failure {
-        Failure::Other { message, hint: Some(hint) } if hint == NONE_YET => {
+        Failure::Other { hint: Some(hint), .. } if hint == NONE_YET => {
             let hint = format!(
                 "run `forgekeep backup --instance {instance}`, or check --store; \
                  `forgekeep snapshots` lists the snapshots of other instances"
             );
-            with_hint(format!("{message} of instance {instance}"), hint)
+            with_hint(format!("the store has no snapshots of instance {instance} yet"), hint)
         }
         failure => failure,
     });

@@ -386,7 +386,7 @@ impl Running {
         Ok(self.wait(Duration::ZERO, None)?.is_some())
     }
 
-    /// The end of its standard error.
+    /// Returns the end of the process's standard error.
     fn standard_error(&mut self) -> String {
         if self.is_over
             && let Some(listener) = self.listener.take()

@@ -443,8 +443,7 @@ impl Restore<'_> {
         self.lost_links.lock().extend(link_key(entry));
     }
 
-    /// Notes that this name could not be given. Other names must not be linked to whatever is
-    /// in its place.
+    /// Notes a missing name, so that other names are not linked to the object in its place.
     fn miss(&self, entry: &Entry) {
         self.unplaced_links.lock().extend(link_key(entry));
     }

@@ -231,7 +231,7 @@ impl Backup {
         options.about.tags.extend(settings.tags.iter().cloned());
         let host = options.about.host.clone();
         let notifications = Notifications::new(ui, &config, name, &host, run);
-        // Whatever signal arrives, stopped services are started again before the program ends.
+        // After any signal, stopped services are started again before the program ends.
         ui.hold();
         let record = Record::open(&config.state, name);
         if let Err(busy @ forge::Error::Busy(_)) = record {

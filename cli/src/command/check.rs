@@ -48,7 +48,10 @@ impl Check {
         watch.end();
         let (report, future) = (report?, future?);
         for snapshot in &future {
-            ui.warn(&format!("snapshot {snapshot} is dated in the future; latest ignores it; check this machine's clock"));
+            ui.warn(&format!(
+                "snapshot {snapshot} is dated in the future; latest ignores it; check this \
+                 machine's clock"
+            ));
         }
         superseded(ui, &report);
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());

@@ -95,7 +95,7 @@ impl InPlace<'_> {
         };
         let places = paths.iter().filter_map(|path| self.destination(path));
         let target = real(self.target);
-        // Whatever is not there at `/` today may be there tomorrow.
+        // A path that is missing at `/` today may exist tomorrow.
         if target.as_deref() == Some(Path::new("/")) && self.from.is_empty() {
             return true;
         }

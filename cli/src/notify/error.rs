@@ -42,7 +42,7 @@ pub enum NotifyError {
     OnlySuccess {
         /// Name of the notifier.
         name: String,
-        /// What it would send.
+        /// The notification that a test would send.
         sent: &'static str,
     },
     /// The notifier that must end a silence was removed from the configuration.
@@ -125,7 +125,7 @@ pub enum NotifyError {
     ItemsRefused {
         /// Name of the notifier.
         name: String,
-        /// What the server answered.
+        /// Answer of the server.
         rejection: Rejection,
         /// Zabbix name of the host.
         host: String,

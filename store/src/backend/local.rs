@@ -152,7 +152,7 @@ impl Local {
             fs::metadata(path).is_ok_and(|found| found.mode() & bits & !modes.dir & 0o077 != 0)
         };
         let is_open = [("segments", 0o011), ("snapshots", 0o011), ("index.sqlite", 0o044)];
-        // Whoever may write in the directory can put another store in its place.
+        // A user who may write in the directory can put another store in its place.
         let is_sticky = fs::metadata(root).is_ok_and(|found| found.mode() & 0o1000 != 0);
         let is_writable = has("", 0o002) && !is_sticky;
         is_writable || has("", 0o011) && is_open.into_iter().any(|(name, bits)| has(name, bits))

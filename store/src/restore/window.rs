@@ -236,7 +236,7 @@ impl Restore<'_> {
                 self.failed_io(&path, &error);
                 return Ok(());
             }
-            // Whatever forbids a link may permit a copy; if not, the copy says so.
+            // The file system may permit a copy if it forbids a link; if not, the copy reports it.
             self.note_copy(&path, &error);
         }
         let copied = path.clone();

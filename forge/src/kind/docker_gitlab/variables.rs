@@ -118,7 +118,7 @@ pub enum ExpandError {
          the file, so that it is backed up as well"
     )]
     Unset(String),
-    /// What follows the name of this variable has no meaning.
+    /// The text after the name of this variable has no meaning.
     #[error("`${{{0}` is followed by an unknown operator")]
     UnknownOperator(String),
 }

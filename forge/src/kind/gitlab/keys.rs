@@ -90,7 +90,7 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
                     `gitlab-rake gitlab:doctor:secrets VERBOSE=1` lists all";
         return Check::new(NAME, Verdict::Warning, text).with_examples(columns).with_hint(hint);
     }
-    // Whoever lost the old keys for good says so.
+    // A setting accepts the loss of the old keys.
     let is_accepted = plan.changed_keys == ChangedKeys::Ok;
     let verdict = if is_accepted { Verdict::Warning } else { Verdict::Failed };
     let text = format!(

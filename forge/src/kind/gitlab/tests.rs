@@ -714,7 +714,7 @@ fn an_empty_database_of_gitlab_is_a_failure() {
     assert!(check.text.starts_with("database two has no tables"), "{check:?}");
     catalogue.schema = schema(&["one", "two"]);
     assert_eq!(check_schema(&plan, &catalogue), None);
-    // A database that could not be queried is another fault.
+    // A failed query is another fault.
     catalogue.schema = schema(&["one"]);
     catalogue.databases.remove("two");
     assert_eq!(check_schema(&plan, &catalogue), None);
