@@ -639,7 +639,7 @@ struct Opening<'a> {
     last_warning: Mutex<String>,
 }
 
-/// Reason why an intact index does not fit the store.
+/// Reason why an intact index does not match the store.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     /// There is none, or that of another store.

@@ -270,7 +270,7 @@ impl Target {
         }
     }
 
-    /// Returns true if a refusal concerns this file, not the user or the file system. Root may set
+    /// Returns true if an error concerns this file, not the user or the file system. Root may set
     /// `user.` attributes wherever the file system supports them.
     fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
         self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
