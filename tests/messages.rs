@@ -55,6 +55,35 @@ const ERRORS: &[Expected] = &[
                run `forgekeep backup`, or check --store\n",
     },
     Expected {
+        arguments: &["check", "--read-data-subset", "0/3"],
+        code: 2,
+        text: "forgekeep: 0/3 is not a part\n  write N/M with N from 1 to M, or a share like 5%\n",
+    },
+    Expected {
+        arguments: &["backup", "--stdin-name", ""],
+        code: 2,
+        text: "forgekeep: --stdin-name is empty; the variable may be unset\n  \
+               give a name such as db.sql\n",
+    },
+    Expected {
+        arguments: &["backup", "-"],
+        code: 2,
+        text: "forgekeep: - is not a path\n  \
+               `forgekeep backup --stdin-name NAME` backs up standard input\n",
+    },
+    Expected {
+        arguments: &["backup", "--stdin-name", "x", "--stdin-command", "--", "true"],
+        code: 2,
+        text: "forgekeep: --stdin-command takes the command itself, without --\n  \
+               leave out the -- before the command\n",
+    },
+    Expected {
+        arguments: &["backup", "--allow-empty", "source"],
+        code: 2,
+        text: "forgekeep: --allow-empty concerns a stream only\n  \
+               leave it out, or give --stdin-name NAME\n",
+    },
+    Expected {
         arguments: &["ls", "lastest"],
         code: 1,
         text: "forgekeep: no snapshot lastest among 1 snapshot\n  did you mean `latest`?\n",

@@ -587,3 +587,88 @@ fn a_group_that_cannot_enter_a_group_readable_store_is_reported() {
     let made = sandbox.run(["init", "--group-readable"]).ok();
     assert!(made.all_output().contains("run `chmod g+rx store`"), "{}", made.all_output());
 }
+
+#[test]
+fn a_damaged_segment_that_no_snapshot_needs_is_named_and_no_alarm() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
+    let one = list.lines().next().expect("a segment").to_owned();
+    sandbox.tool("truncate").args(["-s", "100", &one]).run().ok();
+    sandbox.run(["check"]).ends_with(1);
+    sandbox.backup(["source"]);
+    let told = sandbox.run(["check"]).ok().all_output();
+    let name = one.trim_start_matches("store/");
+    assert!(told.contains(name) && told.contains("remove this file"), "{told}");
+    sandbox.remove(&one);
+    let told = sandbox.run(["check", "--read-data"]).ok().all_output();
+    assert!(!told.contains("is damaged"), "{told}");
+    sandbox.run(["restore", "latest", "--target", "out"]).ok();
+}
+
+#[test]
+fn the_next_backup_repairs_half_a_record() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/snapshots", "-type", "f"]).run().ok().stdout;
+    let path = list.lines().next().expect("a record").to_owned();
+    let whole = std::fs::read(sandbox.path(&path)).expect("reads");
+    sandbox.tool("truncate").args(["-s", "-20", &path]).run().ok();
+    sandbox.run(["check"]).fails(1, &["the next backup repairs"]);
+    sandbox.backup(["source"]);
+    sandbox.run(["check"]).ok();
+    assert_eq!(std::fs::read(sandbox.path(&path)).expect("reads"), whole);
+}
+
+#[test]
+fn a_missing_directory_of_segments_is_reported_once() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    sandbox.tool("mv").args(["store/segments", "away"]).run().ok();
+    for arguments in [&["ls", "latest"][..], &["check"], &["stats"]] {
+        let told = sandbox.run(arguments).all_output();
+        let lines = told.matches("cannot read segments of the store").count();
+        assert!((1..=2).contains(&lines), "{lines} lines: {told}");
+    }
+    sandbox.run(["stats"]).ends_with(3);
+}
+
+#[test]
+fn an_unreadable_record_is_not_a_missing_snapshot() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    let list = sandbox.tool("find").args(["store/snapshots", "-type", "f"]).run().ok().stdout;
+    sandbox.tool("truncate").args(["-s", "0", list.trim()]).run().ok();
+    let told = sandbox.run(["ls", "latest"]).ends_with(1).all_output();
+    assert!(told.contains("no readable snapshot latest: 1 record cannot be read"), "{told}");
+}
+
+#[test]
+fn a_limit_of_processes_is_an_error_with_a_next_step() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "o+rwX", "."]).run().ok();
+    for arguments in ["snapshots", "check", "backup source", "ls latest"] {
+        let words = ["--reuid", "54321", "--regid", "54321", "--clear-groups", "prlimit"];
+        let run = sandbox.tool("setpriv").args(words).args(["--nproc=1", FORGEKEEP]);
+        let told = run.args(arguments.split(' ')).run().ends_with(1).all_output();
+        assert!(told.contains("cannot start a thread") && told.contains("TasksMax="), "{told}");
+    }
+}
+
+#[test]
+fn a_lock_of_git_that_is_a_source_itself_is_stored() {
+    let sandbox = Sandbox::with_store();
+    sandbox.tool("git").args(["init", "-q", "--bare", "source/r.git"]).run().ok();
+    sandbox.write("source/r.git/config.lock", "l");
+    sandbox.backup(["source"]);
+    assert!(!sandbox.run(["ls", "latest"]).ok().stdout.contains("config.lock"));
+    sandbox.backup(["source", "source/r.git/config.lock"]);
+    assert!(sandbox.run(["ls", "latest"]).ok().stdout.contains("config.lock"));
+}

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -251,6 +251,9 @@ fn warn(is_json: bool, text: &str) {
     }
 }
 
+/// Maximum number of paths that are printed although this user may not write them.
+const DENIED_MAX: u64 = 5;
+
 /// Shows the progress of an operation, and is its observer.
 pub struct Watch {
     what: &'static str,
@@ -262,6 +265,8 @@ pub struct Watch {
     started: Instant,
     ended: AtomicBool,
     is_hushed: AtomicBool,
+    /// Number of paths that this user may not write.
+    denied: AtomicU64,
     ticker: Mutex<Option<JoinHandle<()>>>,
     warnings: Arc<Mutex<Warnings>>,
 }
@@ -282,6 +287,7 @@ impl Watch {
             started: Instant::now(),
             ended: AtomicBool::new(false),
             is_hushed: AtomicBool::new(false),
+            denied: AtomicU64::new(0),
             ticker: Mutex::new(None),
             warnings: Arc::clone(&ui.warnings),
         });
@@ -405,7 +411,24 @@ impl Watch {
         self.say(&format!("{shown} {text}"));
     }
 
+    /// Returns true if a path that was not restored is printed. People get few of the paths that a
+    /// user may not write, because there is one cause; the result has their number.
+    fn is_shown(&self, reason: &str) -> bool {
+        if self.json || !["(os error 13)", "(os error 30)"].iter().any(|of| reason.contains(of)) {
+            return true;
+        }
+        let before = self.denied.fetch_add(1, Relaxed);
+        if before == DENIED_MAX {
+            self.say("not restored: more paths that this user may not write");
+        }
+        before < DENIED_MAX
+    }
+
     fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
+        let advised = format!("{reason}; raise the limit of open files (`ulimit -n`)");
+        let is_out_of_files =
+            ["(os error 23)", "(os error 24)"].iter().any(|of| reason.contains(of));
+        let reason = if is_out_of_files { &advised } else { reason };
         if self.json {
             let (item, item_hex) = json::path(path.as_os_str().as_bytes());
             let error = PathError { error: Reason { message: reason }, during, item, item_hex };
@@ -426,9 +449,10 @@ impl Observer for Watch {
             Event::MetadataUnreadable { path, reason } => {
                 self.trouble("cannot read metadata of", "archival", &path, &reason);
             }
-            Event::NotRestored { path, reason } => {
+            Event::NotRestored { path, reason } if self.is_shown(&reason) => {
                 self.trouble("not restored:", "restore", &path, &reason);
             }
+            Event::NotRestored { .. } => {}
             Event::NotDeleted { path, reason } => {
                 self.trouble("not deleted:", "restore", &path, &reason);
             }

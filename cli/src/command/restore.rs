@@ -205,9 +205,10 @@ impl Restore {
             text += &format!(" in {seconds:.1} s");
         }
         ui.remark(text)?;
+        let could_not = if self.dry_run { "would not" } else { "could not" };
         if report.owner_denied > 0 {
             ui.explain(&format!(
-                "could not set the owner of {}; run the command as root to set owners",
+                "{could_not} set the owner of {}; run the command as root to set owners",
                 count(report.owner_denied, "path")
             ));
         }
