@@ -554,8 +554,7 @@ fn first_backups_at_the_same_moment_share_one_new_store() {
             }
         });
         sandbox.run(["check", "--read-data"]).ok();
-        let snapshots = sandbox.run(["snapshots", "--json"]).ok().stdout;
-        assert_eq!(snapshots.matches("\"snapshot\"").count(), 3, "{snapshots}");
+        assert_eq!(sandbox.snapshot_ids().len(), 3);
     }
 }
 
@@ -616,7 +615,8 @@ fn the_next_backup_repairs_half_a_record() {
     let path = list.lines().next().expect("a record").to_owned();
     let whole = std::fs::read(sandbox.path(&path)).expect("reads");
     sandbox.tool("truncate").args(["-s", "-20", &path]).run().ok();
-    sandbox.run(["check"]).fails(1, &["the next backup repairs"]);
+    let told = sandbox.run(["check"]).ends_with(1).all_output();
+    assert!(told.contains("the next backup repairs records"), "{told}");
     sandbox.backup(["source"]);
     sandbox.run(["check"]).ok();
     assert_eq!(std::fs::read(sandbox.path(&path)).expect("reads"), whole);
