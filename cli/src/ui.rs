@@ -414,12 +414,13 @@ impl Watch {
     /// Returns true if a path that was not restored is printed. People get few of the paths that a
     /// user may not write, because there is one cause; the result has their number.
     fn is_shown(&self, reason: &str) -> bool {
-        if self.json || !["(os error 13)", "(os error 30)"].iter().any(|of| reason.contains(of)) {
+        let denials = ["(os error 13)", "(os error 30)", "could not create its directory"];
+        if self.json || !denials.iter().any(|of| reason.contains(of)) {
             return true;
         }
         let before = self.denied.fetch_add(1, Relaxed);
         if before == DENIED_MAX {
-            self.say("not restored: more paths that this user may not write");
+            self.say("not restored: more paths for such a reason; their number follows");
         }
         before < DENIED_MAX
     }
