@@ -346,7 +346,8 @@ mod tests {
                       [[storage]]\nname = 'inner'\npath = '/layer/repositories'\n";
         let files = [
             ("srv/forge/compose.yaml", COMPOSE),
-            ("srv/config/gitlab.rb", ""),
+            // The image writes only comments.
+            ("srv/config/gitlab.rb", "# comment\n"),
             (&format!("{RAILS}/etc/gitlab.yml"), GITLAB_YML),
             (&format!("{RAILS}/etc/database.yml"), database),
             (&format!("{RAILS}/shared/new/file"), ""),
@@ -402,6 +403,24 @@ mod tests {
         let is_unknown = |note: &&String| note.contains("is unknown");
         let unknown: Vec<&String> = plan.notes.iter().filter(is_unknown).collect();
         assert!(unknown.iter().all(|note| note.contains("shared/new")), "{unknown:?}");
+    }
+
+    #[test]
+    fn an_empty_gitlab_rb_is_right_only_with_settings_in_a_variable() {
+        let variable =
+            "    environment:\n      GITLAB_OMNIBUS_CONFIG: \"puma['worker_processes'] = 2\"\n";
+        let rb = |text: &'static str| ("srv/config/gitlab.rb", text);
+        for (compose, text, is_right) in [
+            (COMPOSE.to_owned(), "", false),
+            (COMPOSE.to_owned(), "# comment\n", true),
+            (format!("{COMPOSE}{variable}"), "", true),
+        ] {
+            let files = [("srv/forge/compose.yaml", compose.as_str()), rb(text)];
+            let (_root, plan) = plan_of(&files, "docker = ['false']");
+            let lacking = plan.expect("a plan").lacking;
+            let is_there = lacking.iter().all(|absent| absent.part != "gitlab.rb");
+            assert_eq!(is_there, is_right, "{compose}{text}: {lacking:?}");
+        }
     }
 
     #[test]

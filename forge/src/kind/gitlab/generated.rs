@@ -4,7 +4,7 @@
 use super::LOOPBACK;
 use super::package::{DATA as DATA_DIR, NotHere, Package};
 use crate::error::{Error, Result};
-use crate::file::text;
+use crate::file::{bytes, text};
 use crate::links;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -175,6 +175,12 @@ pub fn read(package: &Package<'_>) -> Generated {
     let (settings, databases) = (settings.unwrap_or_default(), databases.unwrap_or_default());
     let places = Places { package, settings: &settings, registry: &registry };
     let main = main_database(&databases);
+    let unnamed = unnamed_databases(&databases);
+    if !unnamed.is_empty() {
+        let reason = format!("it does not name the database of {}", unnamed.join(", "));
+        let error = malformed(database_yml, reason);
+        unusable.push(format!("a usable file ({error}); not all databases are known"));
+    }
     Generated {
         user: settings["gitlab"]["user"].as_str().map(str::to_owned),
         storages: places.storages(gitaly.as_ref()),
@@ -454,6 +460,19 @@ fn main_database(settings: &Value) -> &Value {
     if settings["database"].is_string() { settings } else { several.unwrap_or(&Value::Null) }
 }
 
+/// Returns the purposes of sections without the name of a database, as in a file that is cut.
+fn unnamed_databases(settings: &Value) -> Vec<&str> {
+    // Without sections, the entries are settings of the only database.
+    if settings["database"].is_string() {
+        return Vec::new();
+    }
+    let all = settings.as_object().into_iter().flatten();
+    let unnamed = all.filter(|(_, section)| {
+        section["database"].as_str().is_none_or(|name| name.trim().is_empty())
+    });
+    unnamed.map(|(purpose, _)| purpose.as_str()).collect()
+}
+
 /// Returns all databases, each with the address of its server if that is not the main one. A
 /// database that serves several purposes is returned once.
 fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
@@ -541,6 +560,24 @@ fn toml_table(path: &Path) -> Result<Option<toml::Table>> {
     // The full error shows the line, which may contain a password.
     let wrong = |error: toml::de::Error| malformed(path, error.message().to_owned());
     text.parse().map(Some).map_err(wrong)
+}
+
+/// Fails if a file of settings has none. Blanks and the zeros that a crash leaves do not count, nor
+/// do comments unless `may_be_comments`.
+pub fn expect_settings(path: &Path, may_be_comments: bool) -> Result<()> {
+    // Comments may be in another encoding.
+    let Some(content) = bytes(path)? else { return Ok(()) };
+    let text = String::from_utf8_lossy(&content);
+    let is_blank =
+        |line: &&str| line.trim_matches(|c: char| c.is_whitespace() || c == '\0').is_empty();
+    let mut lines = text.lines().filter(|line| !is_blank(line)).peekable();
+    if lines.peek().is_none() {
+        return Err(malformed(path, "it is empty".into()));
+    }
+    if !may_be_comments && lines.all(|line| line.trim_start().starts_with('#')) {
+        return Err(malformed(path, "it has no settings".into()));
+    }
+    Ok(())
 }
 
 /// Fails if a file written by a program is empty or ends within a line.

@@ -196,7 +196,11 @@ impl Package<'_> {
             "keys that decrypt the database",
             self.at("/etc/gitlab/gitlab-secrets.json"),
         );
-        plan.needs("gitlab.rb", "the configuration", self.at("/etc/gitlab/gitlab.rb"));
+        let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
+        if let Err(error) = self.expect_settings(&gitlab_rb) {
+            plan.lacks("gitlab.rb", format!("a usable file ({error})"));
+        }
+        plan.needs("gitlab.rb", "the configuration", gitlab_rb);
         // Only root may change them; GitLab itself may read some of it.
         for part in &mut plan.parts {
             if ["secrets", "gitlab.rb"].contains(&&*part.name) {
@@ -261,6 +265,16 @@ impl Package<'_> {
         plan.notes.extend(not_covered(&data));
         plan.control = self.control();
         Ok(())
+    }
+
+    /// Fails if `gitlab.rb` has no settings. The package writes at least the address of GitLab. The
+    /// image writes only comments, and its settings may be in a variable of the container.
+    fn expect_settings(&self, gitlab_rb: &Path) -> Result<()> {
+        let variables = self.container.as_ref().map(|container| &container.service.environment);
+        if variables.is_some_and(|all| all.contains_key("GITLAB_OMNIBUS_CONFIG")) {
+            return Ok(());
+        }
+        generated::expect_settings(gitlab_rb, variables.is_some())
     }
 
     /// Skips directories of this machine that the container does not see, because another

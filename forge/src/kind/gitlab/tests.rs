@@ -20,7 +20,7 @@ impl Machine {
     fn with(gitlab_yml: &str) -> Machine {
         let machine = Machine::new();
         machine.write("/etc/gitlab/gitlab-secrets.json", "{}");
-        machine.write("/etc/gitlab/gitlab.rb", "");
+        machine.write("/etc/gitlab/gitlab.rb", "external_url 'https://gitlab.example.com'\n");
         machine.write(GITLAB_YML, gitlab_yml);
         machine
     }
@@ -718,4 +718,44 @@ fn an_empty_database_of_gitlab_is_a_failure() {
     catalogue.schema = schema(&["one"]);
     catalogue.databases.remove("two");
     assert_eq!(check_schema(&plan, &catalogue), None);
+}
+
+#[test]
+fn a_section_without_the_name_of_its_database_makes_a_backup_incomplete() {
+    let path = "/var/opt/gitlab/gitlab-rails/etc/database.yml";
+    let main = "production:\n  main:\n    database: gitlabhq_production\n    host: /pg\n";
+    for cut in ["  ci:\n", "  ci:\n    adapter: postgresql\n", "  ci:\n    database:\n"] {
+        let machine = Machine::with("production:\n  gitlab:\n    user: git\n");
+        machine.write(path, &format!("{main}{cut}"));
+        let plan = machine.plan();
+        let words = looked_for(&plan, "generated");
+        assert!(words.contains("it does not name the database of ci"), "{cut}: {words}");
+        let names: Vec<&str> = plan.databases.iter().map(|known| known.name.as_str()).collect();
+        assert_eq!(names, ["gitlabhq_production"], "the other is still known");
+    }
+    let machine = Machine::with("production:\n  gitlab:\n    user: git\n");
+    machine.write(path, &format!("{main}  ci:\n    database: other\n    host: /pg\n"));
+    assert!(machine.plan().lacking.is_empty(), "{:?}", machine.plan().lacking);
+}
+
+#[test]
+fn a_gitlab_rb_without_settings_makes_a_backup_incomplete() {
+    for (text, reason) in [
+        ("", "it is empty"),
+        (" \n\t\n", "it is empty"),
+        ("\0\0\0\n", "it is empty"),
+        ("# external_url 'x'\n\n  ## more\n", "it has no settings"),
+    ] {
+        let machine = Machine::with("production:\n  gitlab:\n    user: git\n");
+        machine.write("/etc/gitlab/gitlab.rb", text);
+        let plan = machine.plan();
+        let words = looked_for(&plan, "gitlab.rb");
+        assert!(words.contains(reason), "{text:?}: {words}");
+        let excused = machine.plan_with("[parts.'gitlab.rb']\nmissing = 'ok'\n");
+        assert!(excused.lacking.iter().all(|absent| !absent.is_required), "{text:?}");
+    }
+    let machine = Machine::with("production:\n  gitlab:\n    user: git\n");
+    let latin = b"# gr\xfcn\nexternal_url 'https://gitlab.example.com'\n";
+    std::fs::write(machine.at("/etc/gitlab/gitlab.rb"), latin).expect("writes");
+    assert!(machine.plan().lacking.is_empty(), "{:?}", machine.plan().lacking);
 }
