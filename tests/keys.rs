@@ -171,3 +171,24 @@ fn undecryptable_values_cause_a_warning() {
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
     assert!(verdict == "unknown" && text.contains("present, but were not tried: "), "{text}");
 }
+
+#[test]
+fn a_check_without_servers_reads_the_secrets() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let check = || configured(&sandbox, ["config", "check", "--offline"]).run();
+    check().ok();
+    let path = gitlab.path("etc/gitlab/gitlab-secrets.json");
+    for (text, reason) in [
+        ("", "gitlab-secrets.json is empty"),
+        ("{\"gitlab_rails\": {", "gitlab-secrets.json is invalid JSON at line 1"),
+        ("{}", "gitlab-secrets.json lacks db_key_base"),
+        ("[]", "gitlab-secrets.json lacks db_key_base"),
+    ] {
+        std::fs::write(&path, text).expect("writes");
+        let outcome = check().ends_with(3);
+        assert!(outcome.all_output().contains(reason), "{}", outcome.all_output());
+    }
+}

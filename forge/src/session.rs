@@ -31,7 +31,9 @@ use crate::service::step::Step;
 use crate::settings::{Mode, OnFailure};
 use crate::view::View;
 use dumps::ConsistencyPoint;
-pub use inspection::{Asked, Inspection, Snapshots, catalogue, databases, inspect, redis};
+pub use inspection::{
+    Asked, Inspection, Snapshots, catalogue, databases, inspect, keys as keys_of_machine, redis,
+};
 use std::path::PathBuf;
 use std::time::Duration;
 use stopped::Stopped;

@@ -73,6 +73,14 @@ struct Asked {
 }
 
 impl Asked {
+    /// Reads only files of this machine.
+    fn offline(plan: &Plan, kind: &dyn Kind) -> Asked {
+        match forge::session::keys_of_machine(plan, kind) {
+            Ok(keys) => Asked { keys, ..Asked::default() },
+            Err(error) => Asked { problems: vec![error.to_string()], ..Asked::default() },
+        }
+    }
+
     /// Asks the servers. Why one has databases that are not dumped goes to the plan's notes.
     fn of(plan: &mut Plan, kind: &dyn Kind, progress: &Progress) -> Asked {
         if let Some(server) = &mut plan.postgres {
@@ -92,7 +100,9 @@ impl Asked {
                 }
             }
             Err(error) => {
-                Asked { problems: vec![problem("the databases", error)], ..Asked::default() }
+                let mut asked = Asked::offline(plan, kind);
+                asked.problems.push(problem("the databases", error));
+                asked
             }
         };
         let redis = forge::session::redis(plan, progress);
@@ -121,7 +131,7 @@ impl Check {
             match forge::overrides::plan(&site) {
                 Ok((mut plan, kind)) => {
                     let asked = if self.offline {
-                        Asked::default()
+                        Asked::offline(&plan, kind)
                     } else {
                         Asked::of(&mut plan, kind, &progress)
                     };

@@ -64,6 +64,11 @@ pub fn redis(plan: &Plan, progress: &Progress) -> Result<()> {
     plan.redis.as_ref().map_or(Ok(()), |redis| redis.expect_access(progress))
 }
 
+/// Checks the keys of this machine as far as that is possible without a database.
+pub fn keys(plan: &Plan, kind: &dyn Kind) -> Result<Option<Check>> {
+    kind.try_keys(plan, &mut [], &View::machine(&plan.mounts))
+}
+
 /// Connects to all databases of the plan and reads some of their encrypted values.
 pub fn databases(plan: &Plan, kind: &dyn Kind, progress: &Progress) -> Result<Asked> {
     let (mut point, missing) = ConsistencyPoint::open(plan, progress)?;
