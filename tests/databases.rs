@@ -140,6 +140,39 @@ fn databases_of_any_name_are_dumped_and_named_ones_must_exist() {
 }
 
 #[test]
+fn a_database_that_vanished_since_the_last_snapshot_is_a_failure() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let postgres = cluster(&sandbox);
+    postgres.sql("postgres", "create database one");
+    postgres.sql("postgres", "create database two");
+    configure(&sandbox, postgres.socket_dir(), "");
+    backup(&sandbox).run().ok();
+    postgres.sql("postgres", "drop database two");
+    for _ in 0..2 {
+        // Also the second time: an incomplete snapshot does not count as the previous one.
+        let all = backup(&sandbox).run().ends_with(3).json();
+        assert_eq!(summary(&all)["is_complete"], false);
+        let check = lines(&all, "check").into_iter().find(|check| check["name"] == "databases");
+        let text = check.expect("a check")["text"].to_string();
+        assert!(text.contains("this backup lacks: two"), "{text}");
+    }
+    let inspected = configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3);
+    assert!(inspected.all_output().contains("lacks: two"), "{}", inspected.all_output());
+    // The settings accept the loss, either for one backup or by a list.
+    configure(&sandbox, postgres.socket_dir(), "databases = ['one']");
+    backup(&sandbox).run().ok();
+    configure(&sandbox, postgres.socket_dir(), "");
+    backup(&sandbox).run().ok();
+    postgres.sql("postgres", "alter database one rename to three");
+    let accepted = "[instances.forge.checks]\nlost = 'ok'";
+    configure(&sandbox, postgres.socket_dir(), accepted);
+    backup(&sandbox).run().ok();
+    configure(&sandbox, postgres.socket_dir(), "");
+    backup(&sandbox).run().ok();
+}
+
+#[test]
 fn a_missing_role_fails_the_backup_at_once() {
     need_root();
     let sandbox = Sandbox::new();

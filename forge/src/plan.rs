@@ -41,6 +41,8 @@ pub struct Plan {
     pub postgres: Option<Server>,
     /// Databases that the kind or the settings name.
     pub databases: Vec<Database>,
+    /// True if the settings list the databases.
+    pub has_listed_databases: bool,
     /// The Redis server.
     pub redis: Option<Redis>,
     /// Control of the services that write.
@@ -82,6 +84,7 @@ impl Plan {
             left_out: Vec::new(),
             postgres: None,
             databases: Vec::new(),
+            has_listed_databases: settings.postgres.databases.is_some(),
             redis: None,
             control: Control::Nothing,
             services: Vec::new(),

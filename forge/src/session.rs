@@ -17,6 +17,7 @@ mod inspection;
 mod keys;
 mod redis_files;
 mod stopped;
+mod vanished;
 
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
@@ -454,6 +455,8 @@ impl<'j> Session<'j> {
         };
         let catalogue = &mut self.catalogue;
         let mut checks = job.kind.check(plan, catalogue, &copy, earlier.as_ref())?;
+        let dumped = self.databases.iter().map(|dump| dump.name.as_str());
+        checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)
     }

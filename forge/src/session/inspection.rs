@@ -2,6 +2,7 @@
 
 use super::dumps::ConsistencyPoint;
 use super::keys::changed_keys;
+use super::vanished;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::earlier::Earlier;
@@ -138,6 +139,9 @@ pub fn inspect(
         _ => None,
     };
     let mut checks = kind.check(plan, &mut catalogue, &copy, earlier.as_ref())?;
+    let connections = point.connections().iter();
+    let dumped = connections.map(|connection| connection.database.as_str());
+    checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {
         checks.extend(changed_keys(plan, kind, store, complete)?);
