@@ -213,7 +213,12 @@ fn database(
     }
     let setting = config.text("SqlSettings", "DataSource");
     let Some(text) = setting.or(in_database) else {
-        plan.notes.push("SqlSettings.DataSource is not set; assuming the default database".into());
+        // Without a list of databases in the settings, nothing shows that the assumption is right.
+        if !plan.has_listed_databases && plan.lacking.is_empty() {
+            let text = "SqlSettings.DataSource, which every Mattermost has in its settings or in \
+                        MM_SQLSETTINGS_DATASOURCE; assuming the default database";
+            plan.lacks("config.json", text);
+        }
         let server = Server { databases: Some(vec![DATABASE.into()]), ..Server::default() };
         plan.postgres = Some(server);
         let purpose = "mattermost".into();
@@ -503,7 +508,12 @@ mod tests {
         };
         write("opt/mattermost/config/README", "");
         assert_eq!(lacking(), ["config.json"]);
-        write("opt/mattermost/config/config.json", "{}");
+        for text in ["{}", "null", "[]", "{\"SqlSettings\": {\"DataSource\": \"\"}}"] {
+            write("opt/mattermost/config/config.json", text);
+            assert_eq!(lacking(), ["config.json"], "{text}");
+        }
+        let whole = r#"{"SqlSettings": {"DataSource": "postgres://mm@localhost/chat"}}"#;
+        write("opt/mattermost/config/config.json", whole);
         assert!(lacking().is_empty());
         for text in ["", "{\"FileSettings\": {", "{} {}"] {
             write("opt/mattermost/config/config.json", text);
@@ -526,8 +536,8 @@ mod tests {
 
         // A relative path, from the directory in which Mattermost works or from its `config`.
         write("srv/chat/bin/mattermost", "");
-        write("srv/chat/own/mm.json", "{}");
-        write("srv/chat/config/config.json", "{}");
+        write("srv/chat/own/mm.json", whole);
+        write("srv/chat/config/config.json", whole);
         for (directory, path) in [
             ("/srv/chat", "config.json"),
             ("/srv/chat", "config/config.json"),
