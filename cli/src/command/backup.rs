@@ -214,10 +214,9 @@ impl Backup {
     /// A dry run with `--init` creates no store.
     fn without_store(&self, failure: Failure) -> Failure {
         match failure {
-            Failure::Store(error @ Error::NoStore(_)) if self.init && self.dry_run => with_hint(
-                error.to_string(),
-                "a dry run creates no store; without --dry-run, --init creates it and everything is new",
-            ),
+            Failure::Store(error @ Error::NoStore(_)) if self.init && self.dry_run => {
+                Failure::NothingCreated(error)
+            }
             failure => failure,
         }
     }
