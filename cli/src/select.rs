@@ -116,7 +116,7 @@ pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failu
 
 /// Like [`find`], and reports whether the snapshot is certainly the wanted one.
 pub fn find_or_warn(store: &Store, wanted: &str) -> Result<Found, Failure> {
-    find_among(store, wanted, |_| true)
+    find_among(store, wanted, None)
 }
 
 /// Returns the snapshot of an instance that `wanted` names. `latest` is the latest of this
@@ -126,39 +126,29 @@ pub fn find_of_instance(
     wanted: &str,
     instance: &str,
 ) -> Result<(SnapshotId, Snapshot), Failure> {
-    let is_of = |snapshot: &Snapshot| {
-        snapshot.instance.as_ref().is_some_and(|known| known.name == instance)
-    };
-    let found = find_among(store, wanted, is_of).map_err(|failure| match failure {
-        Failure::Other { hint: Some(hint), .. } if hint == NONE_YET => {
-            let hint = format!(
-                "run `forgekeep backup --instance {instance}`, or check --store; \
-                 `forgekeep snapshots` lists the snapshots of other instances"
-            );
-            with_hint(format!("the store has no snapshots of instance {instance} yet"), hint)
-        }
-        failure => failure,
-    });
-    let Found { id, snapshot, .. } = found?;
-    if is_of(&snapshot) {
+    let Found { id, snapshot, .. } = find_among(store, wanted, Some(instance))?;
+    if is_of(&snapshot, Some(instance)) {
         return Ok((id, snapshot));
     }
     let message = format!("snapshot {} does not belong to instance {instance}", id.short());
     Err(with_hint(message, "`forgekeep snapshots` shows the instance of each snapshot"))
 }
 
-fn find_among(
-    store: &Store,
-    wanted: &str,
-    matches: impl Fn(&Snapshot) -> bool,
-) -> Result<Found, Failure> {
+/// Returns true if a snapshot is of this instance, or if any snapshot will do.
+fn is_of(snapshot: &Snapshot, instance: Option<&str>) -> bool {
+    let of = snapshot.instance.as_ref().map(|known| &known.name[..]);
+    instance.is_none() || of == instance
+}
+
+/// Returns the snapshot that `wanted` names. `latest` is the latest of `instance`, if one is given.
+fn find_among(store: &Store, wanted: &str, instance: Option<&str>) -> Result<Found, Failure> {
     if let Some(rest) = wanted.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
             Some(number) => number.parse().ok(),
             None => rest.is_empty().then_some(0),
         };
         if let Some(back) = back {
-            return latest(store, wanted, back, matches);
+            return latest(store, wanted, back, instance);
         }
     }
     let ids = store.snapshot_ids()?;
@@ -166,7 +156,7 @@ fn find_among(
         ids.iter().filter(|id| !wanted.is_empty() && id.to_string().starts_with(wanted)).collect();
     match matching[..] {
         [id] => Ok(Found { id: *id, snapshot: store.snapshot(id)?, is_sure: true }),
-        [] => Err(unknown(wanted, ids.len())),
+        [] => Err(unknown(wanted, ids.len(), instance)),
         _ => {
             let shown = matching.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
             let shown = shown.collect::<Vec<_>>().join(", ");
@@ -187,14 +177,14 @@ fn latest(
     store: &Store,
     wanted: &str,
     back: usize,
-    matches: impl Fn(&Snapshot) -> bool,
+    instance: Option<&str>,
 ) -> Result<Found, Failure> {
     let (mut snapshots, damaged) = store.snapshots()?;
     let warn = |text: String| store.observer().event(Event::Warning(text));
     for error in &damaged {
         warn(format!("{error}; searching the other snapshots for {wanted}"));
     }
-    snapshots.retain(|(_, snapshot)| matches(snapshot));
+    snapshots.retain(|(_, snapshot)| is_of(snapshot, instance));
     let now = crate::report::now();
     let (future, mut known): (Vec<_>, Vec<_>) =
         snapshots.into_iter().partition(|(_, snapshot)| snapshot.is_from_future(now));
@@ -223,17 +213,25 @@ fn latest(
             let message = format!("no readable snapshot {wanted}: {records} cannot be read");
             Err(with_hint(message, "`forgekeep check` lists the damage"))
         }
-        None => Err(unknown(wanted, count)),
+        None => Err(unknown(wanted, count, instance)),
     }
 }
 
-/// Next step if there is no snapshot at all.
-const NONE_YET: &str = "run `forgekeep backup`, or check --store";
-
 /// Returns the failure that no such snapshot exists among `count`, with a suggestion.
-fn unknown(wanted: &str, count: usize) -> Failure {
-    if count == 0 {
-        return with_hint("the store has no snapshots yet", NONE_YET);
+fn unknown(wanted: &str, count: usize, instance: Option<&str>) -> Failure {
+    match instance {
+        None if count == 0 => {
+            let hint = "run `forgekeep backup`, or check --store";
+            return with_hint("the store has no snapshots yet", hint);
+        }
+        Some(name) if count == 0 => {
+            let hint = format!(
+                "run `forgekeep backup --instance {name}`, or check --store; \
+                 `forgekeep snapshots` lists the snapshots of other instances"
+            );
+            return with_hint(format!("the store has no snapshots of instance {name} yet"), hint);
+        }
+        _ => {}
     }
     let message =
         format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
