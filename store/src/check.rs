@@ -12,6 +12,7 @@ use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result, is_transient};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::index::Location;
 use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
@@ -624,7 +625,7 @@ impl Check<'_> {
         if !is_suspect {
             return Ok(None);
         }
-        self.note_need(chunk);
+        self.note_need(chunk, &location);
         match self.store.get(chunk) {
             Ok(_) => Ok(None),
             Err(error) if error.is_damage() => Ok(Some(error)),
@@ -633,10 +634,9 @@ impl Check<'_> {
     }
 
     /// Records the damaged segment that holds an intact chunk of a snapshot.
-    fn note_need(&self, chunk: &ChunkId) {
-        let Ok(location) = self.store.locate(chunk) else { return };
+    fn note_need(&self, chunk: &ChunkId, location: &Location) {
         if self.bad_segments.lock().contains(&location.segment)
-            && self.store.read_location(chunk, &location, &mut Vec::new()).is_ok()
+            && self.store.read_location(chunk, location, &mut Vec::new()).is_ok()
         {
             self.needed.lock().insert(location.segment);
         }
@@ -776,8 +776,10 @@ fn set_aside(report: &mut Report, superseded: &HashSet<SegmentId>) {
 /// Reads the chunks of trees and recipes, and records the damaged segments that hold them.
 impl Chunks for Check<'_> {
     fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        if !self.bad_segments.lock().is_empty() {
-            self.note_need(id);
+        if !self.bad_segments.lock().is_empty()
+            && let Ok(location) = self.store.locate(id)
+        {
+            self.note_need(id, &location);
         }
         self.store.get_into(id, plain)
     }
