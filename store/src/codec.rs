@@ -90,7 +90,7 @@ pub enum DecodeFault {
         /// Length in the table in bytes.
         wanted: usize,
     },
-    /// The bytes are no frame.
+    /// The bytes are not a frame.
     #[error("zstd: {0}")]
     Zstd(&'static str),
 }

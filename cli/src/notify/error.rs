@@ -46,7 +46,7 @@ pub enum NotifyError {
         sent: &'static str,
     },
     /// The notifier that must end a silence was removed from the configuration.
-    #[error("{0} was silenced and is no longer in the configuration; end the silence by hand")]
+    #[error("{0} is no longer in the configuration; end its silence by hand")]
     Removed(String),
     /// The kept list of silences cannot be read.
     #[error("silence record unreadable: {0}; end the silence in the monitoring system")]

@@ -89,7 +89,8 @@ pub struct Spool<'a> {
 }
 
 impl<'a> Spool<'a> {
-    /// Returns an empty spool. Scratch files are created in the store, or else on this machine.
+    /// Returns an empty spool. Scratch files are created in the workspace, or else in the directory of
+    /// temporary files.
     pub fn new(workspace: Option<&'a Workspace>) -> Spool<'a> {
         let (file, literal_file) = (None, None);
         let (memory, literal_memory) = (Vec::new(), Vec::new());
