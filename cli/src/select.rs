@@ -179,17 +179,32 @@ fn latest(
     back: usize,
     instance: Option<&str>,
 ) -> Result<Found, Failure> {
-    let (mut snapshots, damaged) = store.snapshots()?;
     let warn = |text: String| store.observer().event(Event::Warning(text));
-    for error in &damaged {
-        warn(format!("{error}; searching the other snapshots for {wanted}"));
+    let (mut unreadable, mut future, mut count, now) = (0, Vec::new(), 0, crate::report::now());
+    let mut found = None;
+    for record in store.records()? {
+        let (id, snapshot) = match record {
+            Ok(named) => named,
+            Err(error) => {
+                unreadable += 1;
+                warn(format!("{error}; searching the other snapshots for {wanted}"));
+                continue;
+            }
+        };
+        if !is_of(&snapshot, instance) {
+            continue;
+        }
+        if snapshot.is_from_future(now) {
+            future.push((id, snapshot));
+            continue;
+        }
+        count += 1;
+        if count > back {
+            found = Some((id, snapshot));
+            break;
+        }
     }
-    snapshots.retain(|(_, snapshot)| is_of(snapshot, instance));
-    let now = crate::report::now();
-    let (future, mut known): (Vec<_>, Vec<_>) =
-        snapshots.into_iter().partition(|(_, snapshot)| snapshot.is_from_future(now));
-    let is_sure = damaged.is_empty() && future.is_empty();
-    let is_only_future = known.is_empty();
+    let is_only_future = count == 0;
     for (id, snapshot) in &future {
         let time = local_time(snapshot.start.into());
         let what = if is_only_future { "no other exists" } else { "latest ignores it" };
@@ -198,18 +213,16 @@ fn latest(
             id.short()
         ));
     }
+    let is_sure = unreadable == 0 && future.is_empty();
     if is_only_future {
-        known = future;
+        count = future.len();
+        found = (back < count).then(|| future.swap_remove(back));
     }
-    let count = known.len();
-    match count.checked_sub(back.saturating_add(1)) {
-        Some(at) => {
-            let (id, snapshot) = known.swap_remove(at);
-            Ok(Found { id, snapshot, is_sure })
-        }
+    match found {
+        Some((id, snapshot)) => Ok(Found { id, snapshot, is_sure }),
         // The wanted one may be among the unreadable ones.
-        None if !damaged.is_empty() => {
-            let records = crate::report::count(damaged.len() as u64, "record");
+        None if unreadable > 0 => {
+            let records = crate::report::count(unreadable, "record");
             let message = format!("no readable snapshot {wanted}: {records} cannot be read");
             Err(with_hint(message, "`forgekeep check` lists the damage"))
         }

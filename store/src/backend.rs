@@ -42,6 +42,12 @@ pub trait Backend: Send + Sync {
     /// may be listed as well, with length 0; reading one fails.
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>>;
 
+    /// Names of everything that [`list`](Self::list) returns, in any order. Costs less where lengths
+    /// take a call each.
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        Ok(self.list(dir)?.into_iter().map(|file| file.name).collect())
+    }
+
     /// Fills `out` with the bytes from `offset` on. Fails with `UnexpectedEof` if there are fewer
     /// bytes, and with `NotFound` if the file is missing.
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()>;

@@ -68,9 +68,10 @@ impl DamageLog {
     }
 
     /// Returns the total, or `None` if there was no damage.
-    pub fn summary(&self, older_snapshots: u64) -> Option<Damage> {
+    pub fn summary(&self, older_snapshots: impl FnOnce() -> u64) -> Option<Damage> {
         let damage = self.met.lock().damage.clone();
-        (damage != Damage::default()).then_some(Damage { older_snapshots, ..damage })
+        let is_any = damage != Damage::default();
+        is_any.then(|| Damage { older_snapshots: older_snapshots(), ..damage })
     }
 }
 
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn chunks_and_files_count_once() {
         let log = DamageLog::default();
-        assert_eq!(log.summary(2), None);
+        assert_eq!(log.summary(|| 2), None);
         let segment = SegmentId::of(b"segment");
         for _ in 0..2 {
             for chunk in [b"a", b"b"] {
@@ -124,7 +125,7 @@ mod tests {
             log.file(b"a/file");
         }
         log.error(&Error::Interrupted);
-        let damage = log.summary(2).expect("there is some");
+        let damage = log.summary(|| 2).expect("there is some");
         assert_eq!((damage.chunks, damage.files), (2, 1));
         assert_eq!(
             damage.to_string(),
@@ -141,7 +142,7 @@ mod tests {
         for n in 0..10u8 {
             log.chunk(&ChunkId::of(&[n]), Some(SegmentId::of(&[n])));
         }
-        let text = log.summary(0).expect("there is some").to_string();
+        let text = log.summary(|| 0).expect("there is some").to_string();
         assert!(text.contains(" and 7 more damaged: 10 chunks"), "{text}");
     }
 }

@@ -3,8 +3,15 @@
 //! The index is never the only copy: every row is also in a segment's table. A missing row costs a
 //! chunk stored twice or another read of the tables. An extra row would lose data. Rows of a
 //! damaged segment therefore never prove that a chunk exists.
+//!
+//! Beside the chunks, the index keeps the order of the snapshots.
 
-use crate::backend::local::{give_to_owner, sync_dir};
+mod builder;
+mod records;
+
+pub use builder::{Builder, remove_unfinished};
+pub use records::Position;
+
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::segment::{Row, SegmentKind};
@@ -14,14 +21,14 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashSet;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// Version that marks a damaged index.
 const BROKEN_VERSION: i64 = 0;
@@ -54,6 +61,12 @@ const SCHEMA: &str = "
         plain_len INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE whole (snapshot BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE records (
+        seconds INTEGER NOT NULL,
+        nanoseconds INTEGER NOT NULL,
+        id BLOB NOT NULL,
+        PRIMARY KEY (seconds, nanoseconds, id)
+    ) WITHOUT ROWID;
 ";
 
 /// Location of a chunk.
@@ -262,29 +275,38 @@ impl Index {
     ///
     /// Rows that point to a healthy segment do not change.
     pub fn add(&self, segment: &Segment, rows: &[Row]) -> Result<()> {
-        let mut sorted: Vec<&Row> = rows.iter().collect();
-        sorted.sort_unstable_by_key(|row| row.id);
+        self.add_all(&[(segment, rows)])
+    }
+
+    /// Like [`add`](Self::add), for many segments. Costs less than adding each by itself: the names
+    /// of the chunks are hashes, so that few rows change as many pages as many rows.
+    pub fn add_all(&self, segments: &[(&Segment, &[Row])]) -> Result<()> {
         self.with(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let number = insert_segment(&transaction, segment)?;
+            let mut sorted = Vec::with_capacity(segments.iter().map(|(_, rows)| rows.len()).sum());
+            for (segment, rows) in segments {
+                let number = insert_segment(&transaction, segment)?;
+                sorted.extend(rows.iter().map(|row| (row, number, segment.is_healthy)));
+            }
+            sorted.sort_unstable_by_key(|(row, number, _)| (row.id, *number));
             {
-                let mut insert = transaction.prepare_cached(if segment.is_healthy {
+                let mut insert = transaction.prepare_cached(
                     "INSERT INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)
                      ON CONFLICT (id) DO UPDATE
                      SET segment = ?2, at = ?3, stored_len = ?4, plain_len = ?5
                      WHERE segment = ?2 OR
-                        (SELECT healthy FROM segments WHERE number = chunks.segment) IS NOT 1"
-                } else {
-                    "INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)"
-                })?;
-                for row in sorted {
+                        (SELECT healthy FROM segments WHERE number = chunks.segment) IS NOT 1",
+                )?;
+                let mut insert_damaged = transaction
+                    .prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?1, ?2, ?3, ?4, ?5)")?;
+                for (row, number, is_healthy) in sorted {
+                    let insert = if is_healthy { &mut insert } else { &mut insert_damaged };
                     let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
                     insert.execute(params![row.id.as_bytes(), number, at, stored, plain])?;
                 }
             }
-            transaction.commit()?;
-            Ok(())
+            Ok(transaction.commit()?)
         })
     }
 
@@ -295,9 +317,7 @@ impl Index {
                 "SELECT name, kind, len, healthy FROM segments
                  WHERE name BETWEEN ?1 AND ?2 ORDER BY name",
             )?;
-            let (mut from, mut to) = ([0; 32], [0xFF; 32]);
-            (from[0], to[0]) = (shard, shard);
-            let rows = statement.query_map([from, to], |row| {
+            let rows = statement.query_map(shard_range(shard), |row| {
                 Ok(Segment {
                     id: SegmentId::from_bytes(row.get(0)?),
                     kind: kind(row.get(1)?),
@@ -306,6 +326,17 @@ impl Index {
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Returns the ids of the segments that begin with `shard`, sorted.
+    pub fn segment_ids(&self, shard: u8) -> Result<Vec<SegmentId>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT name FROM segments WHERE name BETWEEN ?1 AND ?2 ORDER BY name",
+            )?;
+            let ids = statement.query_map(shard_range(shard), |row| row.get(0))?;
+            Ok(ids.map(|id| id.map(SegmentId::from_bytes)).collect::<Result<_, _>>()?)
         })
     }
 
@@ -424,6 +455,13 @@ fn has_log(path: &Path) -> bool {
     read.is_ok() && header[18..] == [2, 2]
 }
 
+/// Returns the first and the last possible id that begins with `shard`.
+fn shard_range(shard: u8) -> [[u8; 32]; 2] {
+    let (mut from, mut to) = ([0; 32], [0xFF; 32]);
+    (from[0], to[0]) = (shard, shard);
+    [from, to]
+}
+
 fn kind(number: i64) -> SegmentKind {
     if number == SegmentKind::Metadata as i64 { SegmentKind::Metadata } else { SegmentKind::Data }
 }
@@ -493,120 +531,6 @@ fn insert_segment(connection: &Connection, segment: &Segment) -> Result<i64> {
     Ok(connection
         .prepare_cached("SELECT number FROM segments WHERE name = ?1")?
         .query_row([segment.id.as_bytes()], |row| row.get(0))?)
-}
-
-/// Removes the unfinished index of a killed process. No process may be building one at this path.
-pub fn remove_unfinished(path: &Path) {
-    let unfinished = with_suffix(path, ".new");
-    remove(&with_suffix(&unfinished, "-journal"));
-    remove(&unfinished);
-}
-
-/// Builds a new index beside the old one and replaces it.
-///
-/// Rows are collected in a temporary file and sorted there, so that millions of them are inserted
-/// in order and in bounded memory.
-pub struct Builder {
-    connection: Option<Connection>,
-    path: PathBuf,
-    unfinished: PathBuf,
-}
-
-impl Builder {
-    /// Starts a new index for `path` with the permission bits `mode`.
-    pub fn new(path: &Path, mode: u32, store_id: &[u8; 16]) -> Result<Builder> {
-        let unfinished = with_suffix(path, ".new");
-        remove_unfinished(path);
-        create(&unfinished, mode).map_err(failed)?;
-        // From here on, dropping the builder removes the file unless it is finished.
-        let mut builder = Builder { connection: None, path: path.to_owned(), unfinished };
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&builder.unfinished, flags)?;
-        let connection = builder.connection.insert(connection);
-        connection.pragma_update(None, "journal_mode", "OFF")?;
-        connection.pragma_update(None, "synchronous", "OFF")?;
-        connection.pragma_update(None, "cache_size", -4 * CACHE_KIB)?;
-        connection.execute_batch(SCHEMA)?;
-        connection.execute("INSERT INTO store VALUES (?1)", [store_id])?;
-        connection.execute_batch(
-            "ATTACH '' AS staging;
-             PRAGMA staging.journal_mode = OFF;
-             CREATE TABLE staging.rows (id, segment, at, stored_len, plain_len, healthy);
-             BEGIN",
-        )?;
-        Ok(builder)
-    }
-
-    fn connection(&self) -> &Connection {
-        self.connection.as_ref().expect("open until it is finished")
-    }
-
-    /// Adds a segment with all its chunks.
-    pub fn add(&mut self, segment: &Segment, rows: &[Row]) -> Result<()> {
-        let number = insert_segment(self.connection(), segment)?;
-        let mut insert = self
-            .connection()
-            .prepare_cached("INSERT INTO staging.rows VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-        for row in rows {
-            let (at, stored, plain) = (row.offset, row.stored_len, row.plain_len);
-            let healthy = segment.is_healthy;
-            insert.execute(params![row.id.as_bytes(), number, at, stored, plain, healthy])?;
-        }
-        Ok(())
-    }
-
-    /// Sorts the rows and replaces the index at the path.
-    ///
-    /// No other process may have the old index open. A temporary index need not be durable.
-    pub fn finish(mut self, is_durable: bool, store_id: &[u8; 16]) -> Result<Index> {
-        self.connection().execute_batch(&format!(
-            "INSERT OR IGNORE INTO chunks
-                 SELECT id, segment, at, stored_len, plain_len FROM staging.rows
-                 ORDER BY id, healthy DESC;
-             COMMIT;
-             DETACH staging;
-             PRAGMA user_version = {SCHEMA_VERSION}"
-        ))?;
-        if let Some(connection) = self.connection.take() {
-            connection.close().map_err(|(_, error)| error)?;
-        }
-        self.publish(is_durable).map_err(failed)?;
-        let index = Index::open(&self.path, store_id)?;
-        index.ok_or_else(|| failed(io::Error::other("the new file cannot be read back")))
-    }
-
-    /// Syncs the file and renames it to its final path.
-    fn publish(&self, is_durable: bool) -> io::Result<()> {
-        if !is_durable {
-            return fs::rename(&self.unfinished, &self.path);
-        }
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        File::open(&self.unfinished)?.sync_all()?;
-        // SQLite would replay the old index's log into the new one. The old index is wrong without
-        // its log, so the old index is removed first.
-        remove(&self.path);
-        for suffix in COMPANIONS {
-            remove(&with_suffix(&self.path, suffix));
-        }
-        // Nothing of the old index may reappear after a power loss.
-        sync_dir(dir)?;
-        fs::rename(&self.unfinished, &self.path)?;
-        sync_dir(dir).map(drop)
-    }
-}
-
-impl Drop for Builder {
-    fn drop(&mut self) {
-        self.connection = None;
-        remove(&self.unfinished);
-    }
-}
-
-/// Creates an empty file with these permission bits, independent of the umask.
-fn create(path: &Path, mode: u32) -> io::Result<()> {
-    let file = File::options().write(true).create_new(true).mode(mode).open(path)?;
-    give_to_owner(&file, path.parent().unwrap_or(Path::new(".")));
-    file.set_permissions(Permissions::from_mode(mode))
 }
 
 fn failed(source: io::Error) -> Error {

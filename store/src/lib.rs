@@ -44,6 +44,8 @@ mod salvage;
 
 pub mod store;
 
+pub mod records;
+
 pub mod packer;
 
 pub mod glob;

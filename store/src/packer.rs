@@ -29,6 +29,10 @@ const WRITE_BYTES: usize = 1 << 20;
 /// tables take memory.
 const WAITING_SEGMENTS: usize = 16;
 
+/// Number of rows that enter the index in one transaction. Each transaction rewrites most pages of
+/// the index, because the rows are in the order of hashes. Rows that wait take some 100 bytes each.
+const ROWS_AT_ONCE: usize = 1 << 18;
+
 /// A dry run removes nothing from the set of claimed chunks; it is cleared at this size.
 const SEEN_MAX: usize = 1 << 20;
 
@@ -306,20 +310,46 @@ impl OpenSegment {
     }
 }
 
+/// Makes segments durable, then adds them to the index.
 fn publish_all(
     queue: &Receiver<FullSegment>,
     index: &Index,
     claimed: &Mutex<HashSet<ChunkId>>,
 ) -> Result<()> {
-    for FullSegment { id, kind, len, mut pending, rows } in queue {
-        let name = segment::file_name(&id);
-        pending.sync().map_err(Error::store_write(name.clone()))?;
-        pending.publish(&name).map_err(Error::store_write(name))?;
-        index.add(&Segment { id, kind, len, is_healthy: true }, &rows)?;
-        let mut claimed = claimed.lock();
-        for row in &rows {
-            claimed.remove(&row.id);
-        }
+    let mut published: Vec<(Segment, Vec<Row>)> = Vec::new();
+    let done = queue.iter().try_for_each(|full| {
+        published.push(publish(full)?);
+        let rows: usize = published.iter().map(|(_, rows)| rows.len()).sum();
+        if rows >= ROWS_AT_ONCE { add(&mut published, index, claimed) } else { Ok(()) }
+    });
+    // Segments that are durable are of use to the next run, whatever became of the others.
+    done.and(add(&mut published, index, claimed))
+}
+
+/// Makes a segment durable.
+fn publish(full: FullSegment) -> Result<(Segment, Vec<Row>)> {
+    let FullSegment { id, kind, len, mut pending, rows } = full;
+    let name = segment::file_name(&id);
+    pending.sync().map_err(Error::store_write(name.clone()))?;
+    pending.publish(&name).map_err(Error::store_write(name))?;
+    Ok((Segment { id, kind, len, is_healthy: true }, rows))
+}
+
+/// Moves published segments to the index. Their chunks need no claim from then on.
+fn add(
+    published: &mut Vec<(Segment, Vec<Row>)>,
+    index: &Index,
+    claimed: &Mutex<HashSet<ChunkId>>,
+) -> Result<()> {
+    if published.is_empty() {
+        return Ok(());
+    }
+    let segments: Vec<(&Segment, &[Row])> =
+        published.iter().map(|(segment, rows)| (segment, &rows[..])).collect();
+    index.add_all(&segments)?;
+    let mut claimed = claimed.lock();
+    for row in published.drain(..).flat_map(|(_, rows)| rows) {
+        claimed.remove(&row.id);
     }
     Ok(())
 }

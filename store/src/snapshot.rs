@@ -341,10 +341,37 @@ pub fn file_name(id: &SnapshotId) -> String {
     format!("{DIR}/{id}")
 }
 
-/// Returns the ids of all snapshots. The list is complete, or the call fails.
+/// Returns the ids of all snapshots, sorted. The list is complete, or the call fails.
 pub fn list(backend: &dyn Backend) -> Result<Vec<SnapshotId>> {
-    let listed = backend.list(DIR).map_err(Error::store_read(DIR))?;
-    Ok(listed.iter().filter_map(|file| SnapshotId::from_hex(&file.name).ok()).collect())
+    let names = backend.names(DIR).map_err(Error::store_read(DIR))?;
+    let ids = names.iter().filter_map(|name| SnapshotId::from_hex(name).ok());
+    let mut ids: Vec<SnapshotId> = ids.collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// A snapshot for tests.
+#[cfg(test)]
+pub(crate) fn example() -> Snapshot {
+    let at = Stamp { seconds: 1_700_000_000, nanoseconds: 5 };
+    Snapshot {
+        version: VERSION,
+        start: at,
+        end: at,
+        host: "forge".into(),
+        user: "root".into(),
+        paths: vec![b"/srv/\xff".to_vec().into()],
+        tags: vec!["nightly".into()],
+        root: Id([1; 32]),
+        parent: None,
+        program: "0".into(),
+        statistics: Statistics { files_new: 3, ..Statistics::default() },
+        unreadable_count: 0,
+        excludes: vec![],
+        instance: None,
+        left_out: LeftOut::default(),
+        run: None,
+    }
 }
 
 #[cfg(test)]
@@ -357,28 +384,6 @@ mod tests {
     use proptest::prelude::*;
 
     const CODEC: Codec = Codec::new(3);
-
-    fn example() -> Snapshot {
-        let at = Stamp { seconds: 1_700_000_000, nanoseconds: 5 };
-        Snapshot {
-            version: VERSION,
-            start: at,
-            end: at,
-            host: "forge".into(),
-            user: "root".into(),
-            paths: vec![b"/srv/\xff".to_vec().into()],
-            tags: vec!["nightly".into()],
-            root: Id([1; 32]),
-            parent: None,
-            program: "0".into(),
-            statistics: Statistics { files_new: 3, ..Statistics::default() },
-            unreadable_count: 0,
-            excludes: vec![],
-            instance: None,
-            left_out: LeftOut::default(),
-            run: None,
-        }
-    }
 
     #[test]
     fn damage_to_one_copy_is_detected_and_loses_nothing() {

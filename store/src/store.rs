@@ -6,14 +6,14 @@ use crate::codec::Codec;
 use crate::config::{self, Config};
 use crate::damage::DamageLog;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, SegmentId, SnapshotId};
+use crate::id::{ChunkId, SegmentId};
 use crate::index::{Builder, Index, Location, Segment};
 use crate::limits;
 use crate::lock::{self, FILE as LOCK_FILE, Lock, Mode};
 use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot;
 use crate::threads;
 use crate::workspace::{INDEX_FILE, Workspace};
 use parking_lot::Mutex;
@@ -57,9 +57,6 @@ pub enum Purpose {
     /// Rebuilding the index under an exclusive lock.
     Rebuild,
 }
-
-/// A snapshot with its id.
-pub type Named = (SnapshotId, Snapshot);
 
 /// An open store.
 pub struct Store {
@@ -418,55 +415,6 @@ impl Store {
         })
     }
 
-    /// Returns all readable snapshots, oldest first, and the errors of the others.
-    pub fn snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
-        self.snapshots_with(&|_| {})
-    }
-
-    /// Like [`Store::snapshots`], and rewrites records of which only one copy is intact.
-    pub(crate) fn mended_snapshots(&self) -> Result<(Vec<Named>, Vec<Error>)> {
-        self.snapshots_with(&|id| {
-            let short = id.short();
-            let event = match snapshot::mend(&*self.backend, self.codec, id) {
-                Ok(()) => {
-                    Event::Note(format!("repaired one copy of the record of snapshot {short}"))
-                }
-                Err(error) => Event::Warning(format!(
-                    "one copy of the record of snapshot {short} is damaged: {error}"
-                )),
-            };
-            self.observer.event(event);
-        })
-    }
-
-    /// Reads all snapshots. Calls `is_half` for each record of which only one copy is intact.
-    fn snapshots_with(&self, is_half: &dyn Fn(&SnapshotId)) -> Result<(Vec<Named>, Vec<Error>)> {
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for id in snapshot::list(&*self.backend)? {
-            match Snapshot::read(&*self.backend, self.codec, &id) {
-                Ok((snapshot, is_whole)) => {
-                    if !is_whole {
-                        is_half(&id);
-                    }
-                    good.push((id, snapshot));
-                }
-                Err(error) => bad.push(error),
-            }
-        }
-        good.sort_by_key(|(id, snapshot)| (snapshot.start, *id));
-        Ok((good, bad))
-    }
-
-    /// Returns the ids of all snapshots, including damaged ones.
-    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
-        snapshot::list(&*self.backend)
-    }
-
-    /// Returns the record of one snapshot.
-    pub fn snapshot(&self, id: &SnapshotId) -> Result<Snapshot> {
-        Ok(Snapshot::read(&*self.backend, self.codec, id)?.0)
-    }
-
     /// Returns the segments of one shard with their lengths in bytes, as the backend lists them.
     pub(crate) fn list_shard(&self, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
         list_shard(&*self.backend, shard)
@@ -516,24 +464,42 @@ thread_local! {
 }
 
 fn list_shard(backend: &dyn Backend, shard: u8) -> Result<Vec<(SegmentId, u64)>> {
+    let files = look_into_shard(backend, shard, |dir| backend.list(dir))?;
+    let ids =
+        files.iter().filter_map(|file| Some((SegmentId::from_hex(&file.name).ok()?, file.len)));
+    Ok(ids.filter(|(id, _)| id.as_bytes()[0] == shard).collect())
+}
+
+/// Returns the ids of the segments of one shard, sorted.
+fn segment_ids(backend: &dyn Backend, shard: u8) -> Result<Vec<SegmentId>> {
+    let names = look_into_shard(backend, shard, |dir| backend.names(dir))?;
+    let ids = names.iter().filter_map(|name| SegmentId::from_hex(name).ok());
+    let mut ids: Vec<SegmentId> = ids.filter(|id| id.as_bytes()[0] == shard).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Lists the directory of a shard with `list`.
+fn look_into_shard<T>(
+    backend: &dyn Backend,
+    shard: u8,
+    list: impl Fn(&str) -> io::Result<Vec<T>>,
+) -> Result<Vec<T>> {
     let dir = shard_dir(shard);
-    let files = match backend.list(&dir) {
+    match list(&dir) {
         // Copies made by tools that know only files lack empty directories. A missing directory
         // counts as empty only if its parent can be read.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
-            Vec::new()
+            Ok(Vec::new())
         }
         // One error of the directory above is the cause of all.
         Err(error) => {
             backend.list(SEGMENTS_DIR).map_err(Error::store_read(SEGMENTS_DIR))?;
-            return Err(Error::store_read(dir)(error));
+            Err(Error::store_read(dir)(error))
         }
-        Ok(files) => files,
-    };
-    let ids =
-        files.iter().filter_map(|file| Some((SegmentId::from_hex(&file.name).ok()?, file.len)));
-    Ok(ids.filter(|(id, _)| id.as_bytes()[0] == shard).collect())
+        Ok(files) => Ok(files),
+    }
 }
 
 /// Reads and checks header, table and trailer of a segment of `len` bytes.
@@ -754,9 +720,17 @@ impl Opening<'_> {
     /// Compares the index with the listed segments and takes up the new ones. Returns a
     /// segment that is gone or has another length: the index has rows too many.
     ///
-    /// A reader does without a directory that cannot be listed.
+    /// A reader does without a directory that cannot be listed. It compares lengths only if the
+    /// ids differ, because it verifies every chunk that it reads.
     fn reconcile(&self, index: &Index, purpose: Purpose) -> Result<Option<SegmentId>> {
         for shard in 0..=255 {
+            if purpose == Purpose::Read {
+                // In this order, as below.
+                let known = index.segment_ids(shard)?;
+                if segment_ids(self.backend, shard).is_ok_and(|listed| listed == known) {
+                    continue;
+                }
+            }
             // In this order: a segment published between the two calls is new, not missing.
             let known = index.segments(shard)?;
             let Some(listed) = self.list_shard(shard, purpose)? else { continue };

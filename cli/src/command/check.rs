@@ -67,9 +67,8 @@ impl Check {
 /// Returns the short ids of snapshots dated in the future, which were made under a wrong clock.
 fn future(store: &Store) -> Result<Vec<String>, Failure> {
     // Unreadable records are damage, which the check has already found.
-    let (snapshots, _) = store.snapshots()?;
-    let now = now();
-    let future = snapshots.into_iter().filter(|(_, snapshot)| snapshot.is_from_future(now));
+    let (now, readable) = (now(), store.records()?.filter_map(Result::ok));
+    let future = readable.take_while(|(_, snapshot)| snapshot.is_from_future(now));
     Ok(future.map(|(id, _)| id.short().to_string()).collect())
 }
 

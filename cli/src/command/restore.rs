@@ -256,10 +256,9 @@ fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, F
             && name(other) == name(like)
             && (like.instance.is_some() || other.paths == like.paths)
     };
-    let (snapshots, _) = store.snapshots()?;
-    let mut snapshots = snapshots.iter().rev();
-    let found = snapshots.find(|(_, other)| other.is_complete() && is_alike(other));
-    Ok(found.map(|(id, _)| *id))
+    let mut readable = store.records()?.filter_map(Result::ok);
+    let found = readable.find(|(_, other)| other.is_complete() && is_alike(other));
+    Ok(found.map(|(id, _)| id))
 }
 
 /// Raises the limit on open files, because several files are written at once. The usual limit of

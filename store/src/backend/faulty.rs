@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// An operation about to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// [`Backend::list`]
+    /// [`Backend::list`] and [`Backend::names`]
     List,
     /// [`Backend::read`] and [`Backend::len`]
     Read,
@@ -58,6 +58,11 @@ impl<B: Backend> Backend for Faulty<B> {
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {
         (self.fault)(Operation::List, dir)?;
         self.inner.list(dir)
+    }
+
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        (self.fault)(Operation::List, dir)?;
+        self.inner.names(dir)
     }
 
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {

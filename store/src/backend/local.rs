@@ -277,6 +277,14 @@ impl Backend for Local {
         Ok(listed)
     }
 
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.0.root.join(dir))? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.file(name)?.read_exact_at(out, offset)
     }

@@ -71,6 +71,10 @@ impl<B: Backend> Backend for Recording<B> {
         self.inner.list(dir)
     }
 
+    fn names(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.inner.names(dir)
+    }
+
     fn read(&self, name: &str, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.inner.read(name, offset, out)
     }

@@ -7,6 +7,9 @@ use std::sync::Arc;
 fn behaves(backend: &dyn Backend) {
     let names = |dir| -> Vec<(String, u64)> {
         let listed = backend.list(dir).expect("lists");
+        let mut names = backend.names(dir).expect("lists");
+        names.sort();
+        assert!(names.iter().eq(listed.iter().map(|file| &file.name)));
         listed.into_iter().map(|file| (file.name, file.len)).collect()
     };
     assert_eq!(names("snapshots"), []);
@@ -61,6 +64,7 @@ fn local_behaves() {
     let (_dir, local) = local();
     behaves(&local);
     assert_eq!(local.list("none").expect_err("no such directory").kind(), ErrorKind::NotFound);
+    assert_eq!(local.names("none").expect_err("no such directory").kind(), ErrorKind::NotFound);
 }
 
 #[test]

@@ -10,9 +10,10 @@ use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::left_out::{Noted, Spared};
 use crate::observe::{Event, Observer};
 use crate::packer::Packer;
+use crate::records::Named;
 use crate::reuse::Allowance;
 use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
-use crate::store::{Named, Store};
+use crate::store::Store;
 use crate::tree::Lost;
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
@@ -305,7 +306,7 @@ impl<'a> BackupState<'a> {
             left_out,
             run: about.run.map(Into::into),
         };
-        let older = store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
+        let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
         let damage = store.damage.summary(older);
         if let Some(damage) = &damage {
             store.observer().event(Event::Warning(damage.to_string()));
@@ -386,39 +387,67 @@ fn parent(
     now: Time,
     is_dry: bool,
 ) -> Result<(Option<Named>, u64)> {
-    let (mut snapshots, damaged) =
-        if is_dry { store.snapshots()? } else { store.mended_snapshots()? };
-    let mut skipped = damaged.len() as u64;
-    for error in damaged {
-        store.observer().event(Event::Warning(error.to_string()));
-    }
-    snapshots.retain(|(id, snapshot)| {
-        let is_future = snapshot.is_from_future(now);
-        if is_future {
+    let records = if is_dry { store.records()? } else { store.mended_records()? };
+    let warn = |text: String| store.observer().event(Event::Warning(text));
+    let (mut skipped, mut shares_a_path) = (0, None);
+    for record in records {
+        let (id, snapshot) = match record {
+            Ok(named) => named,
+            Err(error) => {
+                skipped += 1;
+                warn(error.to_string());
+                continue;
+            }
+        };
+        if snapshot.is_from_future(now) {
             skipped += 1;
-            let text = format!(
+            warn(format!(
                 "snapshot {} is dated in the future; not comparing files with it; check this \
                  machine's clock",
                 id.short()
-            );
-            store.observer().event(Event::Warning(text));
+            ));
+            continue;
         }
-        !is_future
-    });
-    let of_host = || snapshots.iter().rev().filter(|(_, snapshot)| snapshot.host == host);
-    let found = match like {
-        Likeness::Instance(name) => of_host()
-            .find(|(_, snapshot)| snapshot.instance.as_ref().is_some_and(|of| of.name == *name)),
-        Likeness::Paths(wanted) => {
-            let is_wanted = |path: &ByteVec| wanted.iter().any(|wanted| **wanted == ***path);
-            let same = |snapshot: &Snapshot| {
-                snapshot.paths.len() == wanted.len() && snapshot.paths.iter().all(is_wanted)
-            };
-            let shares = |snapshot: &Snapshot| snapshot.paths.iter().any(is_wanted);
-            of_host()
-                .find(|(_, snapshot)| same(snapshot))
-                .or_else(|| of_host().find(|(_, snapshot)| shares(snapshot)))
+        if snapshot.host != host {
+            continue;
         }
-    };
-    Ok((found.cloned(), skipped))
+        match like.of(&snapshot) {
+            Match::Same => return Ok((Some((id, snapshot)), skipped)),
+            Match::Shares => {
+                shares_a_path.get_or_insert((id, snapshot));
+            }
+            Match::Other => {}
+        }
+    }
+    Ok((shares_a_path, skipped))
+}
+
+/// Relation of a snapshot to the criterion for a parent.
+enum Match {
+    /// Of the same instance, or of the same paths.
+    Same,
+    /// Shares a path.
+    Shares,
+    /// Has nothing in common.
+    Other,
+}
+
+impl Likeness {
+    fn of(&self, snapshot: &Snapshot) -> Match {
+        match self {
+            Likeness::Instance(name) => match &snapshot.instance {
+                Some(of) if of.name == *name => Match::Same,
+                _ => Match::Other,
+            },
+            Likeness::Paths(wanted) => {
+                let is_wanted = |path: &ByteVec| wanted.iter().any(|wanted| **wanted == ***path);
+                let count = snapshot.paths.iter().filter(|path| is_wanted(path)).count();
+                match count {
+                    0 => Match::Other,
+                    _ if count == snapshot.paths.len() && count == wanted.len() => Match::Same,
+                    _ => Match::Shares,
+                }
+            }
+        }
+    }
 }
