@@ -97,7 +97,15 @@ fn unexpected_rows_and_tables_do_not_fail_a_backup() {
          alter table lfs_objects rename to of_lfs;
          create view lfs_objects as select id, oid, size / 0 as size, file, file_store from of_lfs;",
     );
-    // The oldest are elsewhere, and days are in UTC in every time zone of the server.
+    // The oldest are in other directories, and days are in UTC in every time zone of the server.
+    let month = "select to_char(created_at at time zone 'UTC', 'YYYY_MM') from ci_job_artifacts where id = 1";
+    let month = gitlab.postgres.query(gitlab::database::CI, month);
+    let script = format!(
+        "mkdir -p {month}/99/1001; mv */*/*/*/1001/1/a* {month}/99/1001",
+        month = month.trim()
+    );
+    let artifacts = gitlab.path("var/opt/gitlab/gitlab-rails/shared/artifacts");
+    Run::program("sh").args(["-c", &script]).within(&artifacts).run().ok();
     gitlab.postgres.sql(
         gitlab::database::CI,
         "update ci_job_artifacts set file_location = 1, project_id = 99 where id = 1;
@@ -115,7 +123,7 @@ fn unexpected_rows_and_tables_do_not_fail_a_backup() {
     let (verdict, text) = check("lfs");
     assert_eq!(verdict, "unknown");
     assert!(text.starts_with("cannot query lfs: division by zero"), "{text}");
-    let files = "checked 22 rows with files; all are present; 1 more rows of uploads are in an \
+    let files = "checked 23 rows with files; all are present; 1 more rows of uploads are in an \
                  object store, which is not copied";
     assert_eq!(check("files"), ("ok", files));
     assert_eq!(check("repositories"), ("ok", "checked 5 projects; all are present"));

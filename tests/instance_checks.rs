@@ -1,6 +1,6 @@
 //! Checks of files and repositories that the databases name, in backups and inspections.
 
-use crate::support::gitlab::{Builder, Gitlab, database};
+use crate::support::gitlab::{self, Builder, Gitlab, database, files};
 use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::sandbox::{Run, Sandbox, need_root};
 use serde_json::Value;
@@ -345,4 +345,58 @@ fn a_project_stored_by_name_is_complete() {
     }
     let (_, text) = check(&all, "files");
     assert!(text.contains("all are present"), "{text}");
+}
+
+#[test]
+fn artifacts_of_old_versions_are_compared() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    gitlab.postgres.sql(
+        database::CI,
+        "insert into ci_job_artifacts (project_id, job_id, file_type, size, file, file_location, created_at)
+         values (1, 70, 1, 3, 'a.zip', 1, '2017-10-31 23:30-02');
+         create table ci_builds (id bigint, project_id bigint, artifacts_file text,
+             artifacts_file_store int, created_at timestamp);
+         insert into ci_builds values (71, 2, 'b.zip', null, '2016-02-01'), (72, 2, null, null, '2016-02-01'),
+             (73, 2, '', 1, '2016-02-01'), (74, 2, 'c.zip', 2, '2016-02-01')",
+    );
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let (verdict, text) = check(&inspect().ends_with(3).json(), "files");
+    assert_eq!(verdict, "warning", "{text}");
+    let artifacts = gitlab.path("var/opt/gitlab/gitlab-rails/shared/artifacts");
+    for place in ["2017_11/1/70/a.zip", "2016_02/2/71/b.zip"] {
+        assert!(text.contains(place), "{place}: {text}");
+        files::below(&artifacts, place, gitlab::git(), 0o644, "abc");
+    }
+    let (verdict, text) = check(&inspect().ok().json(), "files");
+    assert!(verdict == "ok" && text.contains("all are present"), "{text}");
+}
+
+#[test]
+fn terraform_states_without_versions_are_compared() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    gitlab.postgres.sql(
+        database::MAIN,
+        "alter table terraform_states add versioning_enabled boolean not null default true,
+             add file text, add file_store int;
+         insert into terraform_states (project_id, name, uuid, versioning_enabled, file)
+         values (2, 'row', repeat('8', 32), false, null), (3, 'own', repeat('9', 32), false, 'n.tfstate');
+         insert into terraform_state_versions (terraform_state_id, version, file)
+         select id, 1, uuid || '.tfstate' from terraform_states where name = 'row'",
+    );
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    let (verdict, text) = check(&inspect().ends_with(3).json(), "files");
+    assert_eq!(verdict, "failed", "{text}");
+    let states = gitlab.path("var/opt/gitlab/gitlab-rails/shared/terraform_state");
+    for place in [format!("2/{}.tfstate", "8".repeat(32)), "3/n.tfstate".into()] {
+        assert!(text.contains(&place), "{place}: {text}");
+        files::below(&states, &place, gitlab::git(), 0o644, "abc");
+    }
+    let (verdict, text) = check(&inspect().ok().json(), "files");
+    assert!(verdict == "ok" && text.contains("all are present"), "{text}");
 }

@@ -231,10 +231,11 @@ pub fn hashed(id: i64) -> String {
 
 fn files(plan: &Plan, database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     type Ask = fn(&Path, &Plan, &mut Connection<'_>, &mut Catalogue) -> Result<()>;
-    let tables: [(&str, Ask); 9] = [
+    let tables: [(&str, Ask); 10] = [
         ("uploads", uploads),
         ("lfs", lfs_objects),
         ("artifacts", artifacts),
+        ("artifacts", artifacts_of_builds),
         ("artifacts", pipeline_artifacts),
         ("external-diffs", external_diffs),
         ("packages", packages),
@@ -429,13 +430,22 @@ fn artifacts(
         job_id: i64,
         file: Option<String>,
         size: Option<i64>,
+        file_location: Option<i64>,
+        month: Option<String>,
         day: Option<String>,
     }
+    /// Location of the oldest artifacts, whose paths lack the hash of the project.
+    const BY_MONTH: i64 = 1;
     let file = |row: Row| {
-        let project = hashed(row.project_id);
-        let project = project.strip_prefix("@hashed/").unwrap_or(&project);
-        let dir = dir.join(project).join(row.day?).join(row.job_id.to_string());
-        let path = dir.join(row.id.to_string()).join(row.file?);
+        let job = row.job_id.to_string();
+        let path = if row.file_location == Some(BY_MONTH) {
+            dir.join(row.month?).join(row.project_id.to_string()).join(job)
+        } else {
+            let project = hashed(row.project_id);
+            let project = project.strip_prefix("@hashed/").unwrap_or(&project);
+            dir.join(project).join(row.day?).join(job).join(row.id.to_string())
+        };
+        let path = path.join(row.file?);
         let (what, id, size) = ("artifacts", row.id.to_string(), size(row.size));
         Some(FileRow { what, part: "artifacts", id, paths: vec![path], size })
     };
@@ -445,11 +455,11 @@ fn artifacts(
             name,
             what: "artifacts",
             needs: &["id", "project_id", "job_id", "file", "created_at"],
-            takes: &["size"],
-            select: "to_char(t.created_at, 'YYYY_MM_DD') as day",
+            takes: &["size", "file_location"],
+            select: "to_char(t.created_at, 'YYYY_MM') as month, \
+                     to_char(t.created_at, 'YYYY_MM_DD') as day",
             store: "file_store",
-            // 1 marks the oldest artifacts. Their paths do not contain a hash and a day.
-            only: &[("file_location", "coalesce(t.file_location, 2) <> 1")],
+            only: &[],
         };
         let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
         let is_any = !rows.is_empty() || catalogue.remote.get("artifacts") > Some(&0);
@@ -461,6 +471,49 @@ fn artifacts(
     Ok(())
 }
 
+/// Asks for artifacts whose rows are those of their jobs. Versions before 10 wrote them.
+fn artifacts_of_builds(
+    dir: &Path,
+    plan: &Plan,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Row {
+        id: i64,
+        project_id: Option<i64>,
+        artifacts_file: String,
+        month: Option<String>,
+    }
+    let table = Table {
+        name: "ci_builds",
+        what: "artifacts",
+        needs: &["id", "project_id", "artifacts_file", "created_at"],
+        takes: &[],
+        select: "to_char(t.created_at, 'YYYY_MM') as month",
+        store: "artifacts_file_store",
+        // GitLab has an index with this condition.
+        only: &[("artifacts_file", "t.artifacts_file <> ''")],
+    };
+    if !database.columns(table.name)?.has("artifacts_file") {
+        return Ok(()); // versions that keep all of them in a table of their own
+    }
+    let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
+    catalogue.files.extend(rows.into_iter().filter_map(|row| {
+        let job = row.id.to_string();
+        let dir = dir.join(row.month?).join(row.project_id?.to_string()).join(&job);
+        let (what, id) = ("artifacts", format!("{job} of ci_builds"));
+        Some(FileRow {
+            what,
+            part: what,
+            id,
+            paths: vec![dir.join(row.artifacts_file)],
+            size: None,
+        })
+    }));
+    Ok(())
+}
+
 /// A row's file, in a directory derived from its project's id.
 #[derive(Deserialize)]
 struct OfProject {
@@ -468,12 +521,18 @@ struct OfProject {
     project_id: Option<i64>,
     /// Path below the directory of the project; several if versions differ.
     inner: Vec<Option<String>>,
+    /// True if the name of that directory is the id itself instead of its hash.
+    #[serde(default)]
+    is_plain: bool,
     size: Option<i64>,
 }
 
 impl OfProject {
     fn file(self, what: &'static str, dir: &Path) -> Option<FileRow> {
-        let project = hashed(self.project_id?);
+        let project = match self.project_id? {
+            id if self.is_plain => id.to_string(),
+            id => hashed(id),
+        };
         let dir = dir.join(project.strip_prefix("@hashed/").unwrap_or(&project));
         let inner = self.inner.into_iter().flatten();
         let paths: Vec<PathBuf> =
@@ -603,14 +662,21 @@ fn terraform_states(
 ) -> Result<()> {
     let states = database.columns("terraform_states")?;
     if states.has("uuid") && states.has("project_id") {
-        let of_state = |column: &str| {
-            format!("(select s.{column} from terraform_states s where s.id = t.terraform_state_id)")
+        let of_state = |expression: &str| {
+            format!(
+                "(select {expression} from terraform_states s where s.id = t.terraform_state_id)"
+            )
         };
-        // Before states had versions, a state was a single file.
+        // A state without versions is a single file in a directory of its project.
+        let is_plain = match states.has("versioning_enabled") {
+            true => of_state("s.versioning_enabled is false"),
+            false => "false".into(),
+        };
         let select = format!(
-            "{} as project_id, null::bigint as size, array[{} || '/' || t.file, t.file] as inner",
-            of_state("project_id"),
-            of_state("uuid")
+            "{} as project_id, null::bigint as size, {is_plain} as is_plain, \
+             array[case when {is_plain} then t.file else {} || '/' || t.file end] as inner",
+            of_state("s.project_id"),
+            of_state("s.uuid")
         );
         let table = Table {
             name: "terraform_state_versions",
@@ -629,7 +695,7 @@ fn terraform_states(
             what: "terraform-state",
             needs: &["id", "project_id", "file"],
             takes: &[],
-            select: "null::bigint as size, array[t.file] as inner",
+            select: "null::bigint as size, true as is_plain, array[t.file] as inner",
             store: "file_store",
             only: &[("versioning_enabled", "t.versioning_enabled is not true")],
         };
