@@ -12,6 +12,7 @@ use crate::settings::{ChangedKeys, Missing, Mode, Sample, Settings};
 use crate::view::{Mount, as_text, as_texts, shown};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
@@ -41,6 +42,9 @@ pub struct Plan {
     pub postgres: Option<Server>,
     /// Databases that the kind or the settings name.
     pub databases: Vec<Database>,
+    /// Databases of GitLab's tables by section of `database.yml`, such as `main` and `ci`; `None` on
+    /// another server.
+    pub sections: BTreeMap<String, Option<String>>,
     /// True if the settings list the databases.
     pub has_listed_databases: bool,
     /// The Redis server.
@@ -84,6 +88,7 @@ impl Plan {
             left_out: Vec::new(),
             postgres: None,
             databases: Vec::new(),
+            sections: BTreeMap::new(),
             has_listed_databases: settings.postgres.databases.is_some(),
             redis: None,
             control: Control::Nothing,

@@ -154,6 +154,7 @@ impl<'a> Containers<'a> {
         }
         plan.postgres = Some(server);
         let (name, purpose) = (database.into(), "main".into());
+        plan.sections = [("main".into(), Some(database.to_owned()))].into();
         plan.databases.push(Database { name, purpose, is_required: true });
         Ok(())
     }

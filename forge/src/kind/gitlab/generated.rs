@@ -21,6 +21,10 @@ pub struct Generated {
     pub data: Vec<Data>,
     /// Databases of the main server and of other servers.
     pub databases: Vec<DatabaseOf>,
+    /// Databases of GitLab's tables by section; `None` on another server.
+    pub sections: BTreeMap<String, Option<String>>,
+    /// Tracking database of a secondary site of Geo, for people.
+    pub geo: Option<String>,
     /// Host of the database server, or directory of its socket.
     pub database_host: Option<String>,
     /// Port of the database server.
@@ -187,6 +191,8 @@ pub fn read(package: &Package<'_>) -> Generated {
         data: DATA.iter().map(|row| places.directory(row)).collect(),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
         database_port: port(&main["port"]),
+        sections: sections(&databases),
+        geo: geo(&databases, &etc.join("database_geo.yml")),
         databases: databases_of(&databases)
             .into_iter()
             .chain(registry_database(&registry["database"], main))
@@ -453,6 +459,45 @@ fn is_remote(settings: &Value, section: &str) -> bool {
     is_on(&settings[section]["object_store"]) || (is_on(shared) && !own.is_null() && !is_off)
 }
 
+/// Section of the tracking database of a secondary site of Geo.
+const GEO: &str = "geo";
+
+/// Returns true if a section of `database.yml` is another way to the database of a different
+/// section: a connection without tasks, or to a replica.
+fn is_alias(section: &Value) -> bool {
+    let is = |name: &str, value: bool| {
+        section[name].as_bool() == Some(value) || section[name].as_str() == Some(&value.to_string())
+    };
+    is("database_tasks", false) || is("replica", true)
+}
+
+/// Returns the database of each section that has one of its own; `None` on another server.
+fn sections(settings: &Value) -> BTreeMap<String, Option<String>> {
+    let of = |purpose: &str| {
+        let is_it = |database: &DatabaseOf| database.purpose == purpose;
+        let database = databases_of(settings).into_iter().find(is_it)?;
+        let is_here = database.elsewhere.is_none();
+        Some((purpose.to_owned(), is_here.then_some(database.name)))
+    };
+    let own = settings.as_object().into_iter().flatten();
+    let own = own.filter(|(_, section)| section.is_object() && !is_alias(section));
+    own.filter_map(|(purpose, _)| of(purpose)).chain(of("main")).collect()
+}
+
+/// Describes the tracking database of Geo. Older versions have a file of their own for it.
+fn geo(databases: &Value, file: &Path) -> Option<String> {
+    let older = yaml(file).ok().flatten().unwrap_or_default();
+    let all = [&databases[GEO], &older["production"][GEO], &older["production"]];
+    let section = all.into_iter().find(|section| section["database"].is_string())?;
+    let name = section["database"].as_str()?;
+    let host = section["host"].as_str().filter(|host| !host.is_empty());
+    Some(match (host, port(&section["port"])) {
+        (Some(host), Some(port)) => format!("{name} on {host}:{port}"),
+        (Some(host), None) => format!("{name} on {host}"),
+        _ => name.to_owned(),
+    })
+}
+
 /// Returns the settings of the main database. They are the file's own settings, or one of several
 /// named sections.
 fn main_database(settings: &Value) -> &Value {
@@ -467,8 +512,8 @@ fn unnamed_databases(settings: &Value) -> Vec<&str> {
         return Vec::new();
     }
     let all = settings.as_object().into_iter().flatten();
-    let unnamed = all.filter(|(_, section)| {
-        section["database"].as_str().is_none_or(|name| name.trim().is_empty())
+    let unnamed = all.filter(|(purpose, section)| {
+        *purpose != GEO && section["database"].as_str().is_none_or(|name| name.trim().is_empty())
     });
     unnamed.map(|(purpose, _)| purpose.as_str()).collect()
 }
@@ -485,12 +530,18 @@ fn databases_of(settings: &Value) -> Vec<DatabaseOf> {
         let (host, port) = address(value);
         let elsewhere = ((host.as_str(), port) != (address(main).0.as_str(), address(main).1))
             .then(|| format!("{host}:{port}"));
+        // Its server has the same database under an address of its own.
+        if purpose == GEO || (is_alias(value) && elsewhere.is_some()) {
+            return None;
+        }
         let name = value["database"].as_str()?.to_owned();
-        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere, is_required: true })
+        let is_required = !is_alias(value);
+        Some(DatabaseOf { purpose: purpose.into(), name, elsewhere, is_required })
     };
     let all = settings.as_object().into_iter().flatten();
-    let found = of("main", settings).into_iter();
-    let found = found.chain(all.filter_map(|(purpose, value)| of(purpose, value)));
+    let others = all.filter(|(purpose, _)| *purpose != "main");
+    let found = of("main", main).into_iter();
+    let found = found.chain(others.filter_map(|(purpose, value)| of(purpose, value)));
     let mut databases: Vec<DatabaseOf> = Vec::new();
     for database in found {
         let is_same = |known: &DatabaseOf| {

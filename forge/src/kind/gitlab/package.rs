@@ -262,7 +262,7 @@ impl Package<'_> {
             take_unknown(site, &dir, "git-data", plan);
         }
         note_unknown(site, &data, LOOKED_INTO, plan);
-        plan.notes.extend(not_covered(&data));
+        plan.notes.extend(not_covered(&generated, &data));
         plan.control = self.control();
         Ok(())
     }
@@ -363,6 +363,7 @@ impl Package<'_> {
             server.host = Some(self.inside(dir).display().to_string());
         }
         plan.postgres = Some(server);
+        plan.sections.clone_from(&generated.sections);
         for DatabaseOf { purpose, name, elsewhere, is_required } in
             generated.databases.iter().cloned()
         {
@@ -453,17 +454,17 @@ fn directories(generated: &Generated, user: &str, plan: &mut Plan) {
 }
 
 /// Returns notes about Geo and Gitaly Cluster, which are not backed up.
-fn not_covered(data: &Path) -> impl Iterator<Item = String> {
-    let geo = data.join("geo-postgresql").exists()
+fn not_covered(generated: &Generated, data: &Path) -> impl Iterator<Item = String> {
+    let is_geo = generated.geo.is_some()
+        || data.join("geo-postgresql").exists()
         || data.join("gitlab-rails/etc/database_geo.yml").exists();
-    let praefect = data.join("praefect/config.toml").exists();
-    let found = [
-        (geo, "Geo: a secondary site is not covered; back up the primary site"),
-        (
-            praefect,
-            "Gitaly Cluster (Praefect): its database and the repositories of its Gitaly nodes are \
-             not covered",
-        ),
-    ];
-    found.into_iter().filter(|(is_there, _)| *is_there).map(|(_, text)| text.to_owned())
+    let tracking = generated.geo.as_ref();
+    let tracking =
+        tracking.map_or(String::new(), |name| format!(" (its tracking database: {name})"));
+    let geo = format!("Geo: a secondary site{tracking} is not covered; back up the primary site");
+    let is_praefect = data.join("praefect/config.toml").exists();
+    let praefect = "Gitaly Cluster (Praefect): its database and the repositories of its Gitaly \
+                    nodes are not covered";
+    let found = [(is_geo, geo), (is_praefect, praefect.to_owned())];
+    found.into_iter().filter(|(is_there, _)| *is_there).map(|(_, text)| text)
 }

@@ -759,3 +759,74 @@ fn a_gitlab_rb_without_settings_makes_a_backup_incomplete() {
     std::fs::write(machine.at("/etc/gitlab/gitlab.rb"), latin).expect("writes");
     assert!(machine.plan().lacking.is_empty(), "{:?}", machine.plan().lacking);
 }
+
+/// A usable `gitlab.yml`.
+const YML: &str = "production:\n  gitlab:\n    host: gitlab.example.com\n";
+
+#[test]
+fn each_section_of_tables_has_a_database() {
+    let machine = Machine::with(YML);
+    let sections = |more: &str| {
+        let main =
+            "production:\n  main:\n    database: one\n    host: /var/opt/gitlab/postgresql\n";
+        machine.write(DATABASE_YML, &format!("{main}{more}"));
+        let plan = machine.plan();
+        let shown = |(section, database): (&String, &Option<String>)| {
+            format!("{section}={}", database.as_deref().unwrap_or("elsewhere"))
+        };
+        let all: Vec<String> = plan.sections.iter().map(shown).collect();
+        let databases: Vec<&str> = plan.databases.iter().map(|of| of.name.as_str()).collect();
+        assert!(
+            plan.lacking.iter().all(|absent| absent.part == "database-ci"),
+            "{:?}",
+            plan.lacking
+        );
+        (all.join(" "), databases.join(" "))
+    };
+    let ci = |more: &str| {
+        format!("  ci:\n    database: two\n    host: /var/opt/gitlab/postgresql\n{more}")
+    };
+    let found = |sections: &str, databases: &str| (sections.to_owned(), databases.to_owned());
+    assert_eq!(sections(""), found("main=one", "one"));
+    assert_eq!(sections(&ci("")), found("ci=two main=one", "one two"));
+    assert_eq!(sections(&ci("").replace("two", "one")), found("main=one", "one"));
+    assert_eq!(sections(&ci("    database_tasks: false\n")), found("main=one", "one two"));
+    assert_eq!(
+        sections("  ci:\n    database: two\n    host: ci.example.com\n"),
+        found("ci=elsewhere main=one", "one")
+    );
+    // A pooler in front of the same database, and a replica.
+    for alias in ["database_tasks: false", "replica: true"] {
+        let pooler =
+            format!("  ci:\n    database: one\n    host: 127.0.0.1\n    port: 6432\n    {alias}\n");
+        assert_eq!(sections(&pooler), found("main=one", "one"), "{alias}");
+        assert!(machine.plan().lacking.is_empty(), "{alias}");
+    }
+    machine.write(DATABASE_YML, "production:\n  database: one\n");
+    assert_eq!(machine.plan().sections, [("main".into(), Some("one".into()))].into());
+}
+
+#[test]
+fn the_tracking_database_of_geo_is_named() {
+    let main = "production:\n  main:\n    database: one\n    host: /var/opt/gitlab/postgresql\n";
+    let geo = "database: tracking\n    host: /var/opt/gitlab/geo-postgresql\n    port: 5431\n";
+    let named = "(its tracking database: tracking on /var/opt/gitlab/geo-postgresql:5431)";
+    for (database_yml, geo_yml) in [
+        (format!("{main}  geo:\n    {geo}"), None),
+        (main.to_owned(), Some(format!("production:\n    {geo}"))),
+        (main.to_owned(), Some(format!("production:\n  geo:\n    {geo}"))),
+    ] {
+        let machine = Machine::with(YML);
+        machine.write(DATABASE_YML, &database_yml);
+        if let Some(text) = geo_yml {
+            machine.write("/var/opt/gitlab/gitlab-rails/etc/database_geo.yml", &text);
+        }
+        let plan = machine.plan();
+        assert!(has_note(&plan, named), "{:?}", plan.notes);
+        assert!(plan.lacking.is_empty(), "{:?}", plan.lacking);
+        assert_eq!(plan.databases.len(), 1, "{:?}", plan.databases);
+    }
+    let machine = Machine::with(YML);
+    machine.write(DATABASE_YML, main);
+    assert!(!has_note(&machine.plan(), "Geo"), "{:?}", machine.plan().notes);
+}
