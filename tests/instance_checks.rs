@@ -400,3 +400,52 @@ fn terraform_states_without_versions_are_compared() {
     let (verdict, text) = check(&inspect().ok().json(), "files");
     assert!(verdict == "ok" && text.contains("all are present"), "{text}");
 }
+
+#[test]
+fn rows_of_a_table_that_another_database_owns_do_not_count() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let sql = |database: &str, text: &str| gitlab.postgres.sql(database, text);
+    sql("postgres", "create database before template gitlabhq_production");
+    let uploads = "insert into uploads (size, path, model_id, model_type, uploader)
+        select 3, 'uploads/-/system/user/avatar/' || n || '/old.png', n, 'User', 'AvatarUploader'
+        from generate_series(50, 99) n";
+    let artifacts =
+        "insert into ci_job_artifacts (project_id, job_id, file_type, size, file, file_location)
+        select 1, n, 1, 3, 'artifacts.zip', 2 from generate_series(1, 30) n";
+    let projects = "insert into namespaces (name, path) values ('o', 'o');
+        insert into projects (name, path, namespace_id) select 'old' || n, 'old' || n, 1 from generate_series(50, 70) n";
+    sql(database::CI, uploads);
+    sql(database::CI, projects);
+    sql(database::MAIN, artifacts);
+    sql("before", uploads);
+    sql("before", artifacts);
+    sql("before", projects);
+    for all in [
+        backup(&sandbox).run().ok().json(),
+        configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run().ok().json(),
+    ] {
+        for check in lines(&all, "check") {
+            assert_eq!(check["verdict"], "ok", "{check}");
+        }
+        assert!(check(&all, "repositories").1.starts_with("checked 8 projects"), "{all:?}");
+    }
+    // GitLab blocks writes to a table that it has moved, whatever its name.
+    sql(
+        database::MAIN,
+        "create function gitlab_schema_prevent_write() returns trigger language plpgsql
+             as $$ begin raise exception 'blocked'; end $$;
+         create trigger gitlab_schema_write_trigger_for_lfs_objects before insert or update or delete
+             or truncate on lfs_objects for each statement execute function gitlab_schema_prevent_write();",
+    );
+    backup(&sandbox).run().ok();
+    sql(
+        database::CI,
+        "insert into lfs_objects (oid, size, file) values (repeat('ab', 32), 3, 'gone')",
+    );
+    let all = backup(&sandbox).run().ends_with(3).json();
+    let text = check(&all, "files").1;
+    assert!(text.contains("all 1 rows of lfs are missing"), "{text}");
+}

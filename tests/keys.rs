@@ -192,3 +192,26 @@ fn a_check_without_servers_reads_the_secrets() {
         assert!(outcome.all_output().contains(reason), "{}", outcome.all_output());
     }
 }
+
+#[test]
+fn old_values_of_another_database_are_not_tried() {
+    need_root();
+    let gitlab = encrypted();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    // A copy of the main database, and a copy from before the keys were changed.
+    let sql = |database: &str, text: &str| gitlab.postgres.sql(database, text);
+    sql("postgres", "create database before template gitlabhq_production");
+    for database in [database::CI, "before"] {
+        sql(
+            database,
+            "alter table application_settings add if not exists signing_token_encrypted varchar;
+             insert into application_settings (signing_token_encrypted)
+             select encode(sha256(n::text::bytea), 'base64') from generate_series(1, 9) n;",
+        );
+    }
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
+    assert!(verdict == "ok" && text.contains("9 encrypted values tried"), "{text}");
+    let checked = configured(&sandbox, ["config", "check"]).run().ok();
+    assert!(checked.all_output().contains("9 encrypted values"), "{}", checked.all_output());
+}

@@ -121,7 +121,7 @@ impl Kind for DockerGitlab {
         databases: &mut [Connection<'_>],
         view: &View<'_>,
     ) -> Result<Option<Check>> {
-        let catalogue = gitlab::keys::ask(databases)?;
+        let catalogue = gitlab::keys::ask(plan, databases)?;
         secrets::check(plan, &catalogue, view).map(Some)
     }
 

@@ -88,7 +88,7 @@ impl Kind for Gitlab {
         databases: &mut [Connection<'_>],
         view: &View<'_>,
     ) -> Result<Option<Check>> {
-        let catalogue = keys::ask(databases)?;
+        let catalogue = keys::ask(plan, databases)?;
         check_secrets(plan, &catalogue, view).map(Some)
     }
 

@@ -11,7 +11,7 @@ use crate::secret::Secret;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -392,6 +392,8 @@ pub struct Connection<'a> {
     output: BufReader<Output<'a>>,
     /// Name of the database.
     pub database: String,
+    /// Tables whose rows do not count.
+    hidden: BTreeSet<String>,
 }
 
 impl<'a> Connection<'a> {
@@ -405,7 +407,8 @@ impl<'a> Connection<'a> {
         let command = server.with_environment(server.reach.command("psql", words))?;
         let mut running = command.within(QUESTION).start(Stdin::Piped)?;
         let output = BufReader::new(running.stdout(progress, Patience::Silence));
-        let mut connection = Connection { running, output, database: database.to_owned() };
+        let mut connection =
+            Connection { running, output, database: database.to_owned(), hidden: BTreeSet::new() };
         // Older servers do not know all of these settings.
         connection.rows::<serde_json::Value>(
             "select set_config(name, '0', false) from pg_settings where name in \
@@ -444,9 +447,22 @@ impl<'a> Connection<'a> {
         )
     }
 
+    /// Hides tables from questions about columns. Dumps have them all the same.
+    pub fn hide(&mut self, tables: BTreeSet<String>) {
+        self.hidden = tables;
+    }
+
+    /// Returns true if a table is hidden.
+    pub fn hides(&self, table: &str) -> bool {
+        self.hidden.contains(table)
+    }
+
     /// Returns the columns of a table, which is found by its name in the search path. Returns none
-    /// if there is no such table.
+    /// if there is no such table, or if it is hidden.
     pub fn columns(&mut self, table: &str) -> Result<Columns> {
+        if self.hides(table) {
+            return Ok(Columns(Vec::new()));
+        }
         #[derive(Deserialize)]
         struct Column {
             name: String,

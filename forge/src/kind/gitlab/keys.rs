@@ -5,7 +5,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::encrypted::{DB_KEY, Keys};
 use crate::error::Result;
-use crate::kind::gitlab::rows::encrypted;
+use crate::kind::gitlab::rows::{encrypted, sections};
 use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::ChangedKeys;
@@ -25,9 +25,9 @@ pub struct Source {
 }
 
 /// Asks for encrypted values and nothing else.
-pub fn ask(databases: &mut [Connection<'_>]) -> Result<Catalogue> {
+pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
-    for database in databases {
+    for database in sections::own(plan, databases, &mut catalogue)? {
         encrypted::ask(database, &mut catalogue)?;
     }
     Ok(catalogue)

@@ -4,6 +4,7 @@
 //! still fails skips one check.
 
 pub mod encrypted;
+pub mod sections;
 mod uploads;
 
 use crate::catalogue::{Application, Catalogue, FileRow, Project, Repository};
@@ -26,12 +27,14 @@ pub const REPOSITORIES: &str = "repositories of snippets and group wikis";
 /// Subject of the queries about applications.
 pub const APPLICATIONS: &str = "applications";
 
-/// Queries all databases that have GitLab's tables.
+/// Queries each of GitLab's tables in the database that owns it.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
     let mut catalogue = Catalogue::default();
-    for database in databases {
+    for database in &mut *databases {
         catalogue.databases.insert(database.database.clone());
         schema(database, &mut catalogue)?;
+    }
+    for database in sections::own(plan, databases, &mut catalogue)? {
         projects(database, &mut catalogue)?;
         repositories(database, &mut catalogue)?;
         files(plan, database, &mut catalogue)?;

@@ -54,6 +54,9 @@ pub fn ask(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<(
                  order by name <> 'application_settings', name";
     let first = catalogue.encrypted.len();
     for table in catalogue.ask::<Table>(ENCRYPTED, database, query)? {
+        if database.hides(&table.name) {
+            continue;
+        }
         for column in &table.columns {
             let left = VALUES.saturating_sub(catalogue.encrypted.len() - first);
             if left == 0 {
