@@ -449,3 +449,65 @@ fn rows_of_a_table_that_another_database_owns_do_not_count() {
     let text = check(&all, "files").1;
     assert!(text.contains("all 1 rows of lfs are missing"), "{text}");
 }
+
+#[test]
+fn projects_of_a_group_that_is_being_deleted_may_lose_repositories() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    // Its path is unknown.
+    gitlab
+        .postgres
+        .sql(database::MAIN, "delete from routes where source_type = 'Project' and source_id = 1");
+    remove_references(&repository(&gitlab, 1));
+    let text = check(&backup(&sandbox).run().ends_with(3).json(), "references").1;
+    assert!(text.contains("project 1 without a route: /"), "{text}");
+    // An inspection also reports the owners of the new directories.
+    let inspect = || {
+        let outcome = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+        check(&outcome.ends_with(3).json(), "references")
+    };
+    for (mark, undo) in [
+        (
+            "create table group_deletion_schedules (group_id bigint primary key, marked_for_deletion_on date);
+             insert into group_deletion_schedules select namespace_id, now() from projects where id = 1",
+            "drop table group_deletion_schedules",
+        ),
+        (
+            "create table group_deletion_schedules (group_id int primary key);
+             insert into namespaces (id, name, path) values (99, 'top', 'top');
+             update namespaces set parent_id = 99 where id = (select namespace_id from projects where id = 1);
+             insert into group_deletion_schedules values (99)",
+            "drop table group_deletion_schedules; update namespaces set parent_id = null",
+        ),
+        (
+            "create table namespace_details (namespace_id bigint, deleted_at timestamptz);
+             insert into namespace_details select namespace_id, now() from projects where id = 1",
+            "drop table namespace_details",
+        ),
+        (
+            "alter table namespaces add state smallint;
+             update namespaces set state = 2 where id = (select namespace_id from projects where id = 1)",
+            "update namespaces set state = 1",
+        ),
+    ] {
+        gitlab.postgres.sql(database::MAIN, mark);
+        let (verdict, text) = inspect();
+        assert_eq!(verdict, "ok", "{mark}: {text}");
+        assert!(text.contains("projects of 1 of them are being deleted"), "{mark}: {text}");
+        gitlab.postgres.sql(database::MAIN, undo);
+        assert_eq!(inspect().0, "failed", "{undo}");
+    }
+    // So may its wiki.
+    let mut all = gitlab.repositories.iter();
+    let wiki = all
+        .find(|known| known.dir.to_string_lossy().contains("@groups"))
+        .expect("a wiki of a group");
+    remove(&wiki.dir);
+    gitlab.postgres.sql(database::MAIN, "update namespaces set state = 4");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "other-repositories");
+    assert!(verdict == "ok" && text.contains("1 without a repository are being deleted"), "{text}");
+}

@@ -9,6 +9,7 @@ use crate::service::postgres::Connection;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -127,6 +128,14 @@ pub struct Project {
 }
 
 impl Project {
+    /// Name for people: the path, or the number of a project without a path.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self.path.as_str() {
+            "" => format!("project {} without a route", self.id).into(),
+            path => path.into(),
+        }
+    }
+
     /// Paths of the wiki and of the design repository.
     pub fn others(&self) -> [String; 2] {
         let stem = self.repository.strip_suffix(".git").unwrap_or(&self.repository);
@@ -148,6 +157,9 @@ pub struct Repository {
     /// True if the repository is in the snapshot.
     #[serde(default)]
     pub is_copied: bool,
+    /// True if its project or group is marked for deletion.
+    #[serde(skip)]
+    pub is_pending_deletion: bool,
 }
 
 impl std::fmt::Display for Repository {

@@ -71,7 +71,7 @@ impl Projects {
                 || format!("{}:{}", project.storage, project.repository),
                 |place| quoted(&place),
             );
-            ui.line(format!("{:>8}  {}  {place}{notes}", project.id, project.path))?;
+            ui.line(format!("{:>8}  {}  {place}{notes}", project.id, project.name()))?;
         }
         ui.remark(count(shown, "project"))?;
         let id = id.short();

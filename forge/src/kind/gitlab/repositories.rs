@@ -144,7 +144,7 @@ fn check_repositories(
         let part = part(&project.storage);
         let dir = storages.get(project.storage.as_str());
         gaps.look(&part, || format!("projects of storage {}", project.storage), dir.copied());
-        let dir = storage_dir(&mut gaps, plan, storages, &project.storage, &project.path);
+        let dir = storage_dir(&mut gaps, plan, storages, &project.storage, &project.name());
         let Some(dir) = dir else { continue };
         let [wiki, design] = project.others();
         dirs.extend([&project.repository, &wiki, &design].map(|path| dir.join(path)));
@@ -174,17 +174,21 @@ fn check_repositories(
                 State::Damaged(_) => true,
             };
             if is_fault {
-                let name = format!("{}{what}", project.path);
+                let name = format!("{}{what}", project.name());
                 let place = view.place(&dirs[at]);
                 add(&mut gaps, plan, &project.storage, &name, &place, state)?;
             }
         }
     }
-    let mut check = gaps.check("repositories", "projects", count);
+    Ok(with_pending(gaps.check("repositories", "projects", count), pending))
+}
+
+/// Adds the number of absent repositories whose owner is marked for deletion.
+fn with_pending(mut check: Check, pending: usize) -> Check {
     if pending > 0 {
         check.text += &format!("; {pending} without a repository are being deleted");
     }
-    Ok(check)
+    check
 }
 
 /// Checks the repositories of snippets and group wikis.
@@ -208,14 +212,20 @@ fn check_others(
     }
     let examined = examine(plan, view, &dirs)?;
     known.extend(dirs.iter().cloned().zip(examined.iter().copied()));
+    let mut pending = 0;
     for ((repository, dir), Examined { state, .. }) in found.into_iter().zip(&dirs).zip(examined) {
         repository.is_copied = state != State::Absent;
+        if state == State::Absent && repository.is_pending_deletion {
+            pending += 1;
+            continue;
+        }
         if state != State::Whole {
             let name = repository.to_string();
             add(&mut gaps, plan, &repository.storage, &name, &view.place(dir), state)?;
         }
     }
-    Ok(gaps.check("other-repositories", "repositories of snippets and group wikis", count))
+    let check = gaps.check("other-repositories", "repositories of snippets and group wikis", count);
+    Ok(with_pending(check, pending))
 }
 
 /// A repository of a project or of another owner, at its place of today.
@@ -278,7 +288,7 @@ fn paired<'a>(
             (&design, &design_then, " (designs)"),
         ] {
             all.push(Owned {
-                name: format!("{}{what}", project.path),
+                name: format!("{}{what}", project.name()),
                 storage: &project.storage,
                 dir: dir.join(path),
                 earlier_dir: earlier_dir.join(path_then),
@@ -304,7 +314,7 @@ fn paired<'a>(
             storage: &repository.storage,
             dir: dir.join(&repository.repository),
             earlier_dir: dir_then(&then.storage, dir).join(&then.repository),
-            is_pending_deletion: false,
+            is_pending_deletion: repository.is_pending_deletion,
             is_member: false,
         });
     }
@@ -329,7 +339,7 @@ fn paired_pools<'a>(
         }
         let earlier_dir = earlier.place(&part(&project.storage)).unwrap_or(dir).join(pool);
         pools.entry(path.clone()).or_insert_with(|| Owned {
-            name: format!("pool of {}", project.path),
+            name: format!("pool of {}", project.name()),
             storage: &project.storage,
             dir: path,
             earlier_dir,
@@ -439,11 +449,11 @@ fn check_pools(
             match &named {
                 None => odd.push(format!(
                     "{}: it borrows objects, but its row does not name a pool",
-                    project.path
+                    project.name()
                 )),
                 Some(named) if pool != named.join("objects") => odd.push(format!(
                     "{}: it borrows objects from {}, but its row names {}",
-                    project.path,
+                    project.name(),
                     shown(pool.parent().unwrap_or(&pool)),
                     shown(named)
                 )),
@@ -487,7 +497,7 @@ fn check_pools(
                 Where::Here if is_empty && !has_objects(plan, &view.place(dir))? => Where::Nowhere,
                 found => found,
             };
-            let (name, place) = (format!("pool of {}", project.path), view.place(dir));
+            let (name, place) = (format!("pool of {}", project.name()), view.place(dir));
             gaps.add(&part, described(&name, &place, state), found);
         }
     }

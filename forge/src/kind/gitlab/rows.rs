@@ -10,7 +10,7 @@ mod uploads;
 use crate::catalogue::{Application, Catalogue, FileRow, Project, Repository};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::service::postgres::Connection;
+use crate::service::postgres::{Columns, Connection};
 use crate::settings::Sample;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -137,23 +137,15 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     } else {
         "null as forked_from"
     });
-    // Columns of several versions. Each marks a project for deletion.
-    let mut pending = vec!["false"];
-    for (column, is) in [
-        ("pending_delete", "coalesce(p.pending_delete, false)"),
-        ("marked_for_deletion_at", "p.marked_for_deletion_at is not null"),
-        ("marked_for_deletion_on", "p.marked_for_deletion_on is not null"),
-    ] {
-        pending.extend(columns.has(column).then_some(is));
-    }
-    let pending = format!("({}) as is_pending_deletion", pending.join(" or "));
+    let marked = marked_namespaces(database)?;
+    let pending = format!("{} as is_pending_deletion", is_pending(&columns));
     select.push(&pending);
     select.push(if has_designs {
         "exists (select from design_management_designs d where d.project_id = p.id) as has_designs"
     } else {
         "false as has_designs"
     });
-    let query = format!("select {} {from} order by p.id", select.join(", "));
+    let query = format!("{marked} select {} {from} order by p.id", select.join(", "));
     let project = |row: Row| {
         let id = row.id.try_into().ok()?;
         let path = row.path.unwrap_or_default();
@@ -180,6 +172,53 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     Ok(())
 }
 
+/// Returns the beginning of a query that has the ids of namespaces in a table `marked`: those that
+/// are marked for deletion, and those below them.
+fn marked_namespaces(database: &mut Connection<'_>) -> Result<String> {
+    let namespaces = database.columns("namespaces")?;
+    let mut marks = vec!["select null::bigint"];
+    if database.columns("group_deletion_schedules")?.has("group_id") {
+        marks.push("select group_id from group_deletion_schedules");
+    }
+    let details = database.columns("namespace_details")?;
+    if details.has("namespace_id") && details.has("deleted_at") {
+        marks.push("select namespace_id from namespace_details where deleted_at is not null");
+    }
+    // Columns of several versions.
+    for (column, query) in [
+        // 2 is a scheduled deletion, 4 one in progress.
+        ("state", "select id from namespaces where state::text in ('2', '4')"),
+        ("deleted_at", "select id from namespaces where deleted_at is not null"),
+    ] {
+        marks.extend((namespaces.has(column) && namespaces.has("id")).then_some(query));
+    }
+    let below = if namespaces.has("id") && namespaces.has("parent_id") {
+        " union select n.id from namespaces n join marked m on n.parent_id = m.id"
+    } else {
+        ""
+    };
+    Ok(format!("with recursive marked(id) as (({}){below})", marks.join(" union ")))
+}
+
+/// Returns the condition that a project, named `p`, is marked for deletion. Its columns belong to
+/// several versions. The query must begin with [`marked_namespaces`].
+fn is_pending(columns: &Columns) -> String {
+    let mut pending = vec!["false"];
+    for (column, is) in [
+        ("pending_delete", "coalesce(p.pending_delete, false)"),
+        ("marked_for_deletion_at", "p.marked_for_deletion_at is not null"),
+        ("marked_for_deletion_on", "p.marked_for_deletion_on is not null"),
+        ("namespace_id", "exists (select from marked m where m.id = p.namespace_id)"),
+        (
+            "project_namespace_id",
+            "exists (select from marked m where m.id = p.project_namespace_id)",
+        ),
+    ] {
+        pending.extend(columns.has(column).then_some(is));
+    }
+    format!("({})", pending.join(" or "))
+}
+
 /// Queries the repositories whose rows contain a path. Repositories of wikis and designs are next
 /// to the project's own, and their rows do not record whether they exist.
 fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
@@ -188,15 +227,28 @@ fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
         id: i64,
         storage: Option<String>,
         disk_path: String,
+        is_pending_deletion: bool,
     }
     if !catalogue.repositories.is_empty() {
         return Ok(());
     }
     let shards = database.columns("shards")?;
     let has_shards = shards.has("id") && shards.has("name");
-    for (table, column, of) in [
-        ("snippet_repositories", "snippet_id", "snippet"),
-        ("group_wiki_repositories", "group_id", "wiki of group"),
+    let marked = marked_namespaces(database)?;
+    let snippets = database.columns("snippets")?;
+    let of_project = if snippets.has("id") && snippets.has("project_id") {
+        let is_pending = is_pending(&database.columns("projects")?);
+        format!(
+            "exists (select from snippets s join projects p on p.id = s.project_id \
+             where s.id = t.snippet_id and {is_pending})"
+        )
+    } else {
+        "false".into()
+    };
+    let of_group = "exists (select from marked m where m.id = t.group_id)";
+    for (table, column, of, is_pending) in [
+        ("snippet_repositories", "snippet_id", "snippet", of_project.as_str()),
+        ("group_wiki_repositories", "group_id", "wiki of group", of_group),
     ] {
         let columns = database.columns(table)?;
         if ![column, "disk_path"].iter().all(|needed| columns.has(needed)) {
@@ -204,11 +256,15 @@ fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
         }
         let query = if has_shards && columns.has("shard_id") {
             format!(
-                "select t.{column} as id, s.name as storage, t.disk_path from {table} t \
+                "{marked} select t.{column} as id, s.name as storage, t.disk_path, \
+                 {is_pending} as is_pending_deletion from {table} t \
                  left join shards s on s.id = t.shard_id order by 1"
             )
         } else {
-            format!("select {column} as id, null as storage, disk_path from {table} order by 1")
+            format!(
+                "{marked} select t.{column} as id, null as storage, t.disk_path, \
+                 {is_pending} as is_pending_deletion from {table} t order by 1"
+            )
         };
         let repository = |row: Row| {
             Some(Repository {
@@ -217,6 +273,7 @@ fn repositories(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Res
                 storage: row.storage.unwrap_or_else(|| "default".into()),
                 repository: format!("{}.git", row.disk_path.trim_start_matches('/')),
                 is_copied: false,
+                is_pending_deletion: row.is_pending_deletion,
             })
         };
         let rows = catalogue.ask::<Row>(REPOSITORIES, database, &query)?;
