@@ -86,6 +86,8 @@ fn backups_and_inspections_try_the_keys() {
     assert!(verdict == "ok" && text.contains(decrypts), "{text}");
     // A setting and two tokens of GCM, four of projects, two of CBC, a record.
     assert!(text.contains("9 encrypted values tried"), "{text}");
+    assert!(text.contains("present, not tried: secret_key_base, otp_key_base, "), "{text}");
+    assert!(!text.contains("not tried: active_record"), "{text}");
     let looked = inspect().ok();
     assert!(check(&looked.json(), "secrets").1.contains(decrypts));
     let checked = configured(&sandbox, ["config", "check"]).run().ok();
@@ -169,7 +171,8 @@ fn undecryptable_values_cause_a_warning() {
          runners_registration_token_encrypted = null",
     );
     let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "secrets");
-    assert!(verdict == "unknown" && text.contains("present, but were not tried: "), "{text}");
+    assert!(verdict == "unknown" && text.contains("could not be tried: "), "{text}");
+    assert!(text.contains("present, not tried: db_key_base, secret_key_base, "), "{text}");
 }
 
 #[test]

@@ -31,6 +31,21 @@ pub const DB_KEY: &str = "db_key_base";
 const OTP_KEY: &str = "otp_key_base";
 /// Name of the keys of records.
 const RECORD_KEY: &str = "active_record_encryption_primary_key";
+/// Name of the keys of records that can be searched.
+const SEARCHABLE_KEY: &str = "active_record_encryption_deterministic_key";
+/// Name of the salt of both.
+const SALT: &str = "active_record_encryption_key_derivation_salt";
+
+/// Names of all keys.
+pub const NAMES: [&str; 7] = [
+    DB_KEY,
+    "secret_key_base",
+    OTP_KEY,
+    "encrypted_settings_key_base",
+    RECORD_KEY,
+    SEARCHABLE_KEY,
+    SALT,
+];
 
 /// Bytes of a nonce of GCM.
 const NONCE: usize = 12;
@@ -97,7 +112,11 @@ pub struct Keys {
     otp: Vec<Password>,
     /// Keys of records.
     records: Vec<Password>,
+    /// Keys of records that can be searched.
+    searchable: Vec<Password>,
     salt: Option<Password>,
+    /// Names of all keys that are there.
+    names: Vec<&'static str>,
 }
 
 /// Returns one or several keys, newest last.
@@ -111,25 +130,37 @@ impl Keys {
     /// The keys in an object with their names.
     pub fn of(secrets: &Value) -> Keys {
         let keys = |name: &str| keys_of(&secrets[name]);
-        let newest = |name: &str| keys(name).into_iter().rev().take(RECORD_KEYS_MAX);
-        let records = [RECORD_KEY, "active_record_encryption_deterministic_key"];
+        let newest = |name: &str| keys(name).into_iter().rev().take(RECORD_KEYS_MAX).collect();
         Keys {
             db: keys(DB_KEY),
             otp: keys(OTP_KEY),
-            records: records.into_iter().flat_map(newest).collect(),
-            salt: keys("active_record_encryption_key_derivation_salt").pop(),
+            records: newest(RECORD_KEY),
+            searchable: newest(SEARCHABLE_KEY),
+            salt: keys(SALT).pop(),
+            names: NAMES.into_iter().filter(|name| !keys(name).is_empty()).collect(),
         }
     }
 
     /// Tries all values whose form and key are known.
     pub fn attempt(&self, values: &[Encrypted]) -> Trial {
         let mut records = None;
+        let mut searchable = None;
         let mut trial = Trial::default();
         for Encrypted { column, form } in values {
             let (name, opens) = match form {
                 Form::Record(record) => {
-                    let keys = records.get_or_insert_with(|| self.record_keys());
-                    (RECORD_KEY, opens_record(record, keys))
+                    let keys = records.get_or_insert_with(|| self.derived(&self.records));
+                    match opens_record(record, keys) {
+                        Some(true) => (RECORD_KEY, Some(true)),
+                        opens => {
+                            let derive = || self.derived(&self.searchable);
+                            let keys = searchable.get_or_insert_with(derive);
+                            match opens_record(record, keys) {
+                                Some(true) => (SEARCHABLE_KEY, Some(true)),
+                                other => (RECORD_KEY, opens.or(other)),
+                            }
+                        }
+                    }
                 }
                 Form::Attribute { .. } if column.contains("otp_secret") => {
                     (OTP_KEY, any_opens(form, &self.otp))
@@ -153,7 +184,7 @@ impl Keys {
     }
 
     /// Rails has derived them with either hash.
-    fn record_keys(&self) -> Vec<[u8; KEY]> {
+    fn derived(&self, keys: &[Password]) -> Vec<[u8; KEY]> {
         let Some(Password(salt)) = &self.salt else { return Vec::new() };
         let derive = |Password(key): &Password| {
             let (mut new, mut old) = ([0; KEY], [0; KEY]);
@@ -161,7 +192,16 @@ impl Keys {
             pbkdf2_hmac::<Sha1>(key.as_bytes(), salt.as_bytes(), RECORD_ROUNDS, &mut old);
             [new, old]
         };
-        self.records.iter().flat_map(derive).collect()
+        keys.iter().flat_map(derive).collect()
+    }
+
+    /// Returns the names of the keys that are there and that no value has tried.
+    pub fn untried(&self, trial: &Trial) -> Vec<&'static str> {
+        let is_tried = |name: &str| match name {
+            SALT => [RECORD_KEY, SEARCHABLE_KEY].iter().any(|key| trial.keys.contains_key(key)),
+            name => trial.keys.contains_key(name),
+        };
+        self.names.iter().copied().filter(|name| !is_tried(name)).collect()
     }
 }
 

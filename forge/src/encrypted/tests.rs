@@ -40,6 +40,17 @@ fn the_right_keys_decrypt_all_forms() {
     assert_eq!(trial.untried, 0);
     let counts: Vec<_> = trial.keys.iter().map(|(name, of)| (*name, of.count, of.failed)).collect();
     assert_eq!(counts, [(RECORD_KEY, 3, 0), (DB_KEY, 8, 0), (OTP_KEY, 1, 0)]);
+    let mut secrets = values()["keys"].clone();
+    secrets["secret_key_base"] = "of cookies".into();
+    let keys = Keys::of(&secrets);
+    assert_eq!(keys.untried(&trial), ["secret_key_base", SEARCHABLE_KEY]);
+    // Without the key of records, the one of searchable records opens them.
+    secrets[SEARCHABLE_KEY] = std::mem::take(&mut secrets[RECORD_KEY]);
+    secrets[RECORD_KEY] = "another".into();
+    let keys = Keys::of(&secrets);
+    let trial = keys.attempt(&all);
+    assert_eq!(trial.keys[SEARCHABLE_KEY].count, 3);
+    assert_eq!(keys.untried(&trial), ["secret_key_base", RECORD_KEY]);
 }
 
 #[test]

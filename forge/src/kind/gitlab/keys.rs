@@ -3,7 +3,7 @@
 use super::{SECRETS_LOST, generated};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
-use crate::encrypted::{DB_KEY, Keys};
+use crate::encrypted::{DB_KEY, Keys, Trial};
 use crate::error::Result;
 use crate::kind::gitlab::rows::{encrypted, sections};
 use crate::plan::Plan;
@@ -42,11 +42,21 @@ pub fn of_yaml(plan: &Plan, view: &View<'_>) -> Result<Option<Keys>> {
     Ok(value.map(|value| Keys::of(&value["production"])))
 }
 
-/// Tries the keys on all values of the catalogue.
+/// Tries the keys on all values of the catalogue. The result names each key that no value has tried.
 pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
+    let trial = from.keys.attempt(&catalogue.encrypted);
+    let mut check = check_trial(plan, catalogue, from, &trial);
+    let untried = from.keys.untried(&trial);
+    if !untried.is_empty() {
+        check.text += &format!("; present, not tried: {}", untried.join(", "));
+    }
+    check
+}
+
+fn check_trial(plan: &Plan, catalogue: &Catalogue, from: &Source, trial: &Trial) -> Check {
     let file = from.file;
     let untried = |verdict, reason: &str| {
-        let text = format!("the keys of {file} are present, but were not tried: {reason}");
+        let text = format!("the keys of {file} could not be tried: {reason}");
         Check::new(NAME, verdict, text)
     };
     if !catalogue.knows(encrypted::ENCRYPTED) && catalogue.encrypted.is_empty() {
@@ -61,7 +71,6 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
     if catalogue.encrypted.is_empty() {
         return untried(Verdict::Ok, "the databases contain no encrypted value in a known format");
     }
-    let trial = from.keys.attempt(&catalogue.encrypted);
     let count: usize = trial.keys.values().map(|tried| tried.count).sum();
     if count == 0 {
         let reason = format!(
@@ -77,8 +86,12 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, from: &Source) -> Check {
         .collect();
     let columns = failing.clone().flat_map(|(_, tried)| tried.columns.iter().cloned());
     if words.is_empty() {
-        let text =
-            format!("the keys of {file} decrypt the database: {count} encrypted values tried");
+        let tried: Vec<&str> = trial.keys.keys().copied().collect();
+        let text = format!(
+            "the keys of {file} decrypt the database: {count} encrypted {} tried with {}",
+            if count == 1 { "value" } else { "values" },
+            tried.join(", ")
+        );
         return Check::ok(NAME, text);
     }
     let words = words.join(", ");

@@ -16,6 +16,8 @@ const ROWS: usize = 500;
 const EACH: usize = 2;
 /// Values of a database; each costs a decryption.
 const VALUES: usize = 60;
+/// Values of a table, so that other tables and their keys have their turn.
+const OF_TABLE: usize = 20;
 /// Bytes of a value.
 const BYTES: usize = 64 << 10;
 
@@ -38,7 +40,7 @@ struct Row {
 /// Asks for the newest and the oldest values of each column.
 pub fn ask(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<()> {
     // Only what is found by name alone, and has rows with numbers. Settings come first, because
-    // every instance has them.
+    // every instance has them. Users and columns of JSON have values of other keys.
     let query = "select name, columns, json from (\
                    select c.relname::text as name, \
                      array_agg(a.attname::text order by a.attnum) as columns, \
@@ -51,16 +53,22 @@ pub fn ask(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<(
                      and a.attnum > 0 and not a.attisdropped group by c.relname) tables \
                  where 'id' = any(columns) and (json <> '{}' or exists (\
                    select from unnest(columns) name where name ~ '^encrypted_.*_iv$' or name ~ '_encrypted$')) \
-                 order by name <> 'application_settings', name";
+                 order by name <> 'application_settings', name <> 'users', json = '{}', name";
     let first = catalogue.encrypted.len();
     for table in catalogue.ask::<Table>(ENCRYPTED, database, query)? {
         if database.hides(&table.name) {
             continue;
         }
+        let of_table = catalogue.encrypted.len();
         for column in &table.columns {
-            let left = VALUES.saturating_sub(catalogue.encrypted.len() - first);
+            let asked = catalogue.encrypted.len();
+            let left = VALUES.saturating_sub(asked - first);
             if left == 0 {
                 return Ok(());
+            }
+            let left = left.min(OF_TABLE.saturating_sub(asked - of_table));
+            if left == 0 {
+                break;
             }
             let has = |end: &str| table.columns.contains(&format!("{column}{end}"));
             let is_attribute = column.starts_with("encrypted_") && has("_iv");
