@@ -197,6 +197,50 @@ fn a_check_without_servers_reads_the_secrets() {
 }
 
 #[test]
+fn keys_in_the_configuration_are_tried() {
+    need_root();
+    let gitlab = encrypted();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let mut keys = values()["keys"].clone();
+    keys["secret_key_base"] = "of cookies".into();
+    let generated = gitlab.path("var/opt/gitlab/gitlab-rails/etc/secrets.yml");
+    std::fs::write(&generated, format!("production: {keys}\n")).expect("writes");
+    std::fs::remove_file(gitlab.path("etc/gitlab/gitlab-secrets.json")).expect("removes");
+    let settings = gitlab.path("etc/gitlab/gitlab.rb");
+    let text = std::fs::read_to_string(&settings).expect("reads");
+    // A comment does not keep the package from writing the file.
+    let off = "package['generate_secrets_json_file'] = false";
+    std::fs::write(&settings, format!("{text}# {off}\n")).expect("writes");
+    let outcome = backup(&sandbox).run().ends_with(3);
+    let words = "gitlab-secrets.json is not in the copy";
+    assert!(outcome.all_output().contains(words), "{}", outcome.all_output());
+    std::fs::write(&settings, format!("{text}{off} # keys are below\n")).expect("writes");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    let (verdict, text) = check(&all, "secrets");
+    let decrypts = "the keys of gitlab-rails/etc/secrets.yml decrypt the database: 9 ";
+    assert!(verdict == "ok" && text.contains(decrypts), "{text}");
+    // Changed and damaged keys are noticed there as well.
+    let other = format!("production: {keys}\n")
+        .replace(keys["db_key_base"].as_str().expect("a key"), "other");
+    std::fs::write(&generated, other).expect("writes");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    assert_eq!(check(&all, "secrets").0, "failed");
+    assert!(check(&all, "keys").1.contains("db_key_base changed"), "{all:?}");
+    for (text, reason) in [
+        ("", "gitlab-rails/etc/secrets.yml is empty"),
+        ("production: [", "gitlab-rails/etc/secrets.yml is invalid YAML"),
+        ("production: {}", "gitlab-rails/etc/secrets.yml lacks db_key_base"),
+    ] {
+        std::fs::write(&generated, text).expect("writes");
+        let inspected = configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+        let printed = inspected.ends_with(3).all_output();
+        assert!(printed.contains(reason), "{reason}: {printed}");
+    }
+}
+
+#[test]
 fn old_values_of_another_database_are_not_tried() {
     need_root();
     let gitlab = encrypted();

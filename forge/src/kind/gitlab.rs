@@ -19,7 +19,7 @@ use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::coverage::check_files;
 use crate::earlier::Earlier;
-use crate::encrypted::{Keys, keys_of};
+use crate::encrypted::{Keys, NAMES, keys_of};
 use crate::error::Result;
 use crate::file;
 use crate::links;
@@ -76,10 +76,9 @@ impl Kind for Gitlab {
     fn keys(&self, plan: &Plan, view: &View<'_>) -> Result<BTreeMap<&'static str, Vec<Password>>> {
         let Some(path) = plan.place("secrets") else { return Ok(BTreeMap::new()) };
         let content = view.file(&path)?.and_then(|seen| seen.content).unwrap_or_default();
-        let secrets: serde_json::Value = serde_json::from_slice(&content).unwrap_or_default();
-        let keys = |name: &'static str| (name, keys_of(&secrets["gitlab_rails"][name]));
-        let all = SECRETS.into_iter().chain(MORE_SECRETS).map(keys);
-        Ok(all.filter(|(_, keys)| !keys.is_empty()).collect())
+        let secrets = keys::Place::of(&path).parse(&content).unwrap_or_default();
+        let keys = |name: &'static str| (name, keys_of(&secrets[name]));
+        Ok(NAMES.into_iter().map(keys).filter(|(_, keys)| !keys.is_empty()).collect())
     }
 
     fn try_keys(
@@ -109,14 +108,6 @@ impl Kind for Gitlab {
 /// Keys without which encrypted content of the database is lost.
 const SECRETS: [&str; 3] = ["db_key_base", "secret_key_base", "otp_key_base"];
 
-/// Keys that newer versions have.
-const MORE_SECRETS: [&str; 4] = [
-    "encrypted_settings_key_base",
-    "active_record_encryption_primary_key",
-    "active_record_encryption_deterministic_key",
-    "active_record_encryption_key_derivation_salt",
-];
-
 /// Consequence of lost keys.
 pub const SECRETS_LOST: &str = "without them CI variables, tokens and two-factor sign-in are lost";
 
@@ -128,15 +119,25 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
     let is_required = part.is_some_and(|part| part.is_required);
     // Another copy would have the same content as this machine.
     let is_settled = view.read(&paths)? == View::machine(&plan.mounts).read(&paths)?;
+    let place = keys::Place::of(paths.first().map_or(Path::new(""), PathBuf::as_path));
+    let file = place.name();
     let Some(seen) = seen else {
-        let text = format!("gitlab-secrets.json is not in the copy; {SECRETS_LOST}");
+        let text = format!("{file} is not in the copy; {SECRETS_LOST}");
         let verdict = if is_required { Verdict::Failed } else { Verdict::Warning };
         return Ok(Check { is_settled, ..Check::new("secrets", verdict, text) });
     };
     let failed = |what: String| {
-        let hint = "restore the file from an older snapshot before `gitlab-ctl reconfigure` makes \
-                    new keys";
-        let text = format!("gitlab-secrets.json {what}; {SECRETS_LOST}");
+        let hint = match place {
+            keys::Place::Kept => {
+                "restore the file from an older snapshot before `gitlab-ctl reconfigure` makes new \
+                 keys"
+            }
+            keys::Place::Generated => {
+                "restore it and gitlab.rb from an older snapshot before `gitlab-ctl reconfigure` \
+                 makes new keys"
+            }
+        };
+        let text = format!("{file} {what}; {SECRETS_LOST}");
         let check = Check::new("secrets", Verdict::Failed, text).with_hint(hint);
         Ok(Check { is_settled, ..check })
     };
@@ -146,26 +147,21 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
     if content.trim_ascii().is_empty() {
         return failed("is empty".into());
     }
-    let secrets: serde_json::Value = match serde_json::from_slice(&content) {
+    let secrets = match place.parse(&content) {
         Ok(secrets) => secrets,
-        // A parser's message may quote the text, which is secret.
-        Err(error) => {
-            let (line, column) = (error.line(), error.column());
-            return failed(format!("is invalid JSON at line {line}, column {column}"));
-        }
+        Err(reason) => return failed(format!("is {reason}")),
     };
-    let rails = &secrets["gitlab_rails"];
-    let absent = SECRETS.into_iter().filter(|name| keys_of(&rails[name]).is_empty());
+    let absent = SECRETS.into_iter().filter(|name| keys_of(&secrets[name]).is_empty());
     let absent: Vec<&str> = absent.collect();
     if absent.is_empty() {
-        let from = keys::Source {
-            file: "gitlab-secrets.json",
-            keys: Keys::of(rails),
-            other: keys::of_yaml(plan, view)?,
+        let other = match place {
+            keys::Place::Kept => keys::generated(plan, view)?,
+            keys::Place::Generated => None,
         };
+        let from = keys::Source { file, keys: Keys::of(&secrets), other };
         return Ok(keys::check(plan, catalogue, &from));
     }
-    failed(format!("lacks {} in gitlab_rails", absent.join(", ")))
+    failed(format!("lacks {} in {}", absent.join(", "), place.section()))
 }
 
 /// Checks that the copy has the repositories and files named by the databases.

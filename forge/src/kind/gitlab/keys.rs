@@ -1,6 +1,7 @@
 //! Tests whether GitLab's keys decrypt the values in its databases.
 
-use super::{SECRETS_LOST, generated};
+use super::SECRETS_LOST;
+use super::generated::yaml_value;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::encrypted::{DB_KEY, Keys, Trial};
@@ -10,6 +11,8 @@ use crate::plan::Plan;
 use crate::service::postgres::Connection;
 use crate::settings::ChangedKeys;
 use crate::view::View;
+use serde_json::Value;
+use std::path::Path;
 
 /// Name of the check.
 const NAME: &str = "secrets";
@@ -34,12 +37,75 @@ pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
 }
 
 /// The keys in the `secrets.yml` that the package generates.
-pub fn of_yaml(plan: &Plan, view: &View<'_>) -> Result<Option<Keys>> {
+pub fn generated(plan: &Plan, view: &View<'_>) -> Result<Option<Keys>> {
     let Some(dir) = plan.place("generated") else { return Ok(None) };
-    let seen = view.file(&dir.join("secrets.yml"))?;
-    let text = seen.and_then(|seen| seen.content).and_then(|text| String::from_utf8(text).ok());
-    let value = text.and_then(|text| generated::yaml_value(&text));
-    Ok(value.map(|value| Keys::of(&value["production"])))
+    let content = view.file(&dir.join(GENERATED))?.and_then(|seen| seen.content);
+    let secrets = content.and_then(|content| Place::Generated.parse(&content).ok());
+    Ok(secrets.map(|secrets| Keys::of(&secrets)))
+}
+
+/// Name of the generated file in its directory.
+pub const GENERATED: &str = "secrets.yml";
+
+/// File with the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// `gitlab-secrets.json`, which the package keeps.
+    Kept,
+    /// `secrets.yml`, which the package generates.
+    Generated,
+}
+
+/// Fault of a file with keys.
+#[derive(Debug, thiserror::Error)]
+pub enum Unparsed {
+    /// The text is not JSON.
+    #[error("invalid JSON at line {line}, column {column}")]
+    Json {
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1.
+        column: usize,
+    },
+    /// The text is not YAML.
+    #[error("invalid YAML")]
+    Yaml,
+}
+
+impl Place {
+    /// Returns the form of a file by its name.
+    pub fn of(path: &Path) -> Place {
+        if path.ends_with(GENERATED) { Place::Generated } else { Place::Kept }
+    }
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Kept => "gitlab-secrets.json",
+            Place::Generated => "gitlab-rails/etc/secrets.yml",
+        }
+    }
+
+    /// Name of the section with the keys.
+    pub fn section(self) -> &'static str {
+        match self {
+            Place::Kept => "gitlab_rails",
+            Place::Generated => "production",
+        }
+    }
+
+    /// Returns the keys in a content, or its fault. A parser's message may quote the text, which is
+    /// secret.
+    pub fn parse(self, content: &[u8]) -> Result<Value, Unparsed> {
+        let mut all: Value = match self {
+            Place::Kept => serde_json::from_slice(content)
+                .map_err(|error| Unparsed::Json { line: error.line(), column: error.column() })?,
+            Place::Generated => {
+                std::str::from_utf8(content).ok().and_then(yaml_value).ok_or(Unparsed::Yaml)?
+            }
+        };
+        Ok(all.get_mut(self.section()).map(Value::take).unwrap_or_default())
+    }
 }
 
 /// Tries the keys on all values of the catalogue. The result names each key that no value has tried.

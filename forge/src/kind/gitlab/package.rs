@@ -2,7 +2,7 @@
 //! same in both.
 
 use super::generated::{self, DatabaseOf, Generated};
-use super::{LOOPBACK, WRITERS, note_unknown, redis_password, repositories, take_unknown};
+use super::{LOOPBACK, WRITERS, keys, note_unknown, redis_password, repositories, take_unknown};
 use crate::error::Result;
 use crate::file;
 use crate::kind::docker_gitlab::compose::{Place, Service, Source};
@@ -191,19 +191,16 @@ impl Package<'_> {
         let site = self.site;
         let generated = generated::read(self);
         plan.skips_git_caches = true;
-        plan.needs(
-            "secrets",
-            "keys that decrypt the database",
-            self.at("/etc/gitlab/gitlab-secrets.json"),
-        );
         let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
+        plan.needs("secrets", "keys that decrypt the database", self.secrets(&gitlab_rb));
         if let Err(error) = self.expect_settings(&gitlab_rb) {
             plan.lacks("gitlab.rb", format!("a usable file ({error})"));
         }
         plan.needs("gitlab.rb", "the configuration", gitlab_rb);
         // Only root may change them; GitLab itself may read some of it.
         for part in &mut plan.parts {
-            if ["secrets", "gitlab.rb"].contains(&&*part.name) {
+            let is_kept = part.paths.iter().all(|path| keys::Place::of(path) == keys::Place::Kept);
+            if ["secrets", "gitlab.rb"].contains(&&*part.name) && is_kept {
                 part.owner = Some("root".into());
             }
         }
@@ -265,6 +262,21 @@ impl Package<'_> {
         plan.notes.extend(not_covered(&generated, &data));
         plan.control = self.control();
         Ok(())
+    }
+
+    /// Returns the file with the keys. The package can be kept from writing it; the keys are then in
+    /// `gitlab.rb`, and in the file that the package generates from it.
+    fn secrets(&self, gitlab_rb: &Path) -> PathBuf {
+        let kept = self.at("/etc/gitlab/gitlab-secrets.json");
+        let text = file::text(gitlab_rb).ok().flatten().unwrap_or_default();
+        let variables = self.container.as_ref().map(|container| &container.service.environment);
+        let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG"));
+        let is_off =
+            [Some(&text), of_container].into_iter().flatten().any(|text| keeps_no_keys(text));
+        if kept.exists() || !is_off {
+            return kept;
+        }
+        self.at(DATA).join("gitlab-rails/etc").join(keys::GENERATED)
     }
 
     /// Fails if `gitlab.rb` has no settings. The package writes at least the address of GitLab. The
@@ -428,6 +440,20 @@ impl Package<'_> {
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
     }
+}
+
+/// Returns true if settings of the package keep it from writing `gitlab-secrets.json`.
+fn keeps_no_keys(settings: &str) -> bool {
+    let is_off = |statement: &str| {
+        let words: String = statement.chars().filter(|c| !c.is_whitespace()).collect();
+        let value =
+            ["package['generate_secrets_json_file']", "package[\"generate_secrets_json_file\"]"]
+                .into_iter()
+                .find_map(|name| words.strip_prefix(name)?.strip_prefix('='));
+        value.map(|value| value.split('#').next() == Some("false"))
+    };
+    // The last one counts. A variable may have several in a line.
+    settings.lines().flat_map(|line| line.split(';')).filter_map(is_off).next_back() == Some(true)
 }
 
 /// The directories of data as parts.

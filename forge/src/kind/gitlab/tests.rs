@@ -830,3 +830,28 @@ fn the_tracking_database_of_geo_is_named() {
     machine.write(DATABASE_YML, main);
     assert!(!has_note(&machine.plan(), "Geo"), "{:?}", machine.plan().notes);
 }
+
+#[test]
+fn keys_may_be_in_the_configuration() {
+    let generated = "/var/opt/gitlab/gitlab-rails/etc/secrets.yml";
+    let kept = "/etc/gitlab/gitlab-secrets.json";
+    let machine = Machine::with("");
+    let off = "package['generate_secrets_json_file'] = false";
+    machine.write("/etc/gitlab/gitlab.rb", &format!("{off}\n"));
+    // An existing file still counts.
+    assert_eq!(machine.places(&machine.plan(), "secrets"), [kept]);
+    std::fs::remove_file(machine.at(kept)).expect("removes");
+    for (text, place) in [
+        (off.to_owned(), generated),
+        (format!("  {} # here\n", off.replace('\'', "\"").replace(' ', "")), generated),
+        (format!("external_url 'a'; {off}"), generated),
+        (format!("# {off}"), kept),
+        (off.replace("false", "true"), kept),
+        (format!("{off}\n{}", off.replace("false", "true")), kept),
+    ] {
+        machine.write("/etc/gitlab/gitlab.rb", &format!("{text}\n"));
+        let plan = machine.plan();
+        assert_eq!(machine.places(&plan, "secrets"), [place], "{text}");
+        assert!(find(&plan, "secrets").is_required);
+    }
+}
