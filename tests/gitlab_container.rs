@@ -248,7 +248,10 @@ fn wrong_owners_in_the_volumes_of_a_container_are_reported() {
     };
     sh("chown -R root:root srv/gitlab/data/git-data/repositories");
     sh("chmod 644 srv/gitlab/config/gitlab-secrets.json");
+    sh("chmod 700 srv/gitlab/data/gitlab-rails/shared");
     let looked = inspect().ends_with(3);
+    let locked = "gitlab-rails/shared belongs to ";
+    assert!(looked.all_output().contains(locked), "{}", looked.all_output());
     for words in ["have a wrong owner or group", "others can read the keys", "chown -Rh "] {
         assert!(looked.all_output().contains(words), "{words}: {}", looked.all_output());
     }

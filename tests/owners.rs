@@ -100,7 +100,7 @@ fn directories_above_parts_must_be_accessible() {
     }
     sh(&format!("chmod o+w {DATA}/gitlab-rails"));
     let printed = inspect().ends_with(3).all_output();
-    assert!(printed.contains("gitlab-rails has mode 0702: any user can write to it"), "{printed}");
+    assert!(printed.contains("gitlab-rails has mode 0757: any user can write to it"), "{printed}");
     // The sticky bit protects the entries, as in `/tmp`.
     sh(&format!("chmod +t {DATA}/gitlab-rails"));
     inspect().ok();
@@ -123,5 +123,103 @@ fn keys_readable_by_others_are_reported() {
         ["3 have a wrong mode", "others can read the keys", "private key that others", "chmod 0600"]
     {
         assert!(printed.contains(words), "{words}: {printed}");
+    }
+}
+
+#[test]
+fn a_service_that_cannot_reach_its_data_is_reported() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(&gitlab.path(DATA)).run().ok();
+    };
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let mend = |printed: &str| {
+        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
+        sh(fix.expect("a command"));
+        inspect().ok();
+    };
+    inspect().ok();
+    // The registry has an account of its own.
+    for dir in ["gitlab-rails/shared", "gitlab-rails"] {
+        sh(&format!("chmod 0700 {dir}"));
+        let printed = inspect().ends_with(3).all_output();
+        assert!(printed.contains("with mode 0700: registry cannot enter it"), "{dir}: {printed}");
+        assert!(printed.contains(" 1 are directories above parts"), "{dir}: {printed}");
+        mend(&printed);
+    }
+    // It passes the directory of a link, and those of another part.
+    sh(
+        "mkdir -p gitlab-rails/uploads/away; mv gitlab-rails/shared/registry gitlab-rails/uploads/away",
+    );
+    sh("chown git:git gitlab-rails/uploads/away; chmod 0700 gitlab-rails/uploads/away");
+    sh("ln -s ../uploads/away/registry gitlab-rails/shared/registry");
+    let printed = inspect().ends_with(3).all_output();
+    for dir in ["gitlab-rails/uploads belongs", "gitlab-rails/uploads/away belongs"] {
+        assert!(printed.contains(dir), "{dir}: {printed}");
+    }
+    sh(
+        "rm gitlab-rails/shared/registry; mv gitlab-rails/uploads/away/registry gitlab-rails/shared",
+    );
+    sh(
+        "mkdir gitlab-rails/images; chmod 755 gitlab-rails/images; chown registry gitlab-rails/images",
+    );
+    sh("mv gitlab-rails/shared/registry gitlab-rails/images; chmod 0700 gitlab-rails/shared");
+    sh("ln -s ../images/registry gitlab-rails/shared/registry");
+    let printed = inspect().ends_with(3).all_output();
+    assert!(printed.contains("registry cannot enter it"), "{printed}");
+    mend(&printed);
+    // GitLab reads its configuration.
+    sh("chown root:root gitlab-rails/etc; chmod 0700 gitlab-rails/etc");
+    let printed = inspect().ends_with(3).all_output();
+    assert!(
+        printed.contains("gitlab-rails/etc belongs to root:root with mode 0700: git"),
+        "{printed}"
+    );
+    mend(&printed);
+}
+
+#[test]
+fn each_printed_command_mends_its_fault() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let sh = |command: &str| {
+        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
+    };
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0600 etc/ssh/ssh_host_rsa_key");
+    inspect().ok();
+    let repositories = "var/opt/gitlab/git-data/repositories";
+    let shared = "var/opt/gitlab/gitlab-rails/shared";
+    for fault in [
+        "chmod 0777 etc/gitlab",
+        "chmod 0077 etc/gitlab/ssl",
+        "chmod 0000 etc/gitlab/ssl/gitlab.example.com.crt etc/gitlab/gitlab.rb",
+        "chmod 0646 etc/gitlab/ssl/gitlab.example.com.key",
+        "mkdir etc/gitlab/old.key; chmod 0777 etc/gitlab/old.key",
+        "chmod 0066 etc/gitlab/gitlab-secrets.json; chown git etc/gitlab/gitlab-secrets.json",
+        "chmod 0666 etc/gitlab/gitlab.rb",
+        "chmod 0777 etc/ssh; chmod 0640 etc/ssh/ssh_host_rsa_key; chmod g+w etc/ssh/ssh_host_rsa_key",
+        "chmod 0000 etc/ssh",
+        "chmod 0722 var/opt/gitlab/.ssh; chmod 0022 var/opt/gitlab/.ssh/authorized_keys",
+        "chmod 0777 var/opt/gitlab/gitlab-rails/uploads",
+        "chmod 0500 var/opt/gitlab/gitlab-rails/uploads",
+        &format!("chmod 0702 {repositories}"),
+        &format!("chmod 0500 {repositories}/@hashed; chmod 0000 {repositories}/.gitaly-metadata"),
+        &format!("chmod 1777 {shared}/artifacts; chmod -R 0007 {shared}/lfs-objects"),
+        &format!("chown -R root:root {shared}/registry; chmod -R 0755 {shared}/registry"),
+        "chmod 0702 var/opt/gitlab/git-data; chown root:root var/opt/gitlab/git-data",
+        "chmod 0722 var/opt/gitlab/redis; chown root:root var/opt/gitlab/redis",
+    ] {
+        sh(fault);
+        let printed = inspect().ends_with(3).all_output();
+        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
+        sh(fix.unwrap_or_else(|| panic!("{fault}: no command: {printed}")));
+        let mended = inspect();
+        assert!(mended.code() == Some(0), "{fault}: {printed}: {}", mended.all_output());
     }
 }

@@ -29,6 +29,9 @@ const STICKY: u32 = 0o1000;
 /// The bit by which anybody may write.
 const ANYBODY_WRITES: u32 = 0o002;
 
+/// Part with the generated configuration.
+const GENERATED: &str = "generated";
+
 /// Parts whose group is that of another service.
 const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
 
@@ -46,8 +49,8 @@ enum Fault {
 struct Expected {
     uid: u32,
     gid: Option<u32>,
-    /// Groups of the owner, if it is an account of this machine.
-    groups: Vec<u32>,
+    /// Groups of the owner; `None` if it is an account of a container.
+    groups: Option<Vec<u32>>,
     /// Owner in the notation of `chown`.
     name: String,
     /// True if directories must pass their group on to new entries.
@@ -60,7 +63,7 @@ struct Faults {
     unreadable: u64,
     counts: BTreeMap<Fault, u64>,
     examples: BTreeMap<Fault, Vec<String>>,
-    /// Commands that mend them, without doubles.
+    /// Commands that mend them, without doubles, in their order.
     commands: Vec<String>,
     /// Directories above parts that were looked at, each for one user.
     entered: BTreeSet<(PathBuf, u32)>,
@@ -71,7 +74,12 @@ struct Faults {
 pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
     let mut faults = Faults::default();
     for part in &plan.parts {
-        let Some(owner) = part.owner.as_deref() else { continue };
+        let Some(owner) = part.owner.as_deref() else {
+            if part.name == GENERATED {
+                faults.generated(plan, part);
+            }
+            continue;
+        };
         // Its user is a setting of the package or of the unit, and not read.
         if part.name.starts_with("mattermost") || plan.kind == "mattermost" {
             continue;
@@ -82,12 +90,21 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
             }
             continue;
         };
+        // The service also passes the directories that lead to a link.
+        for path in part.paths.iter().chain(&part.links).filter(|_| is_in_use(part)) {
+            faults.above(plan, path, owner, &expected);
+        }
         for path in &part.paths {
-            faults.above(plan, part, path, &expected);
             faults.part(plan, part, path, &expected, progress)?;
         }
     }
     Ok(faults.check())
+}
+
+/// Returns true unless it is the registry's and empty. The service of an unused registry is off.
+fn is_in_use(part: &Part) -> bool {
+    let has_entries = |path: &PathBuf| path.read_dir().is_ok_and(|mut all| all.next().is_some());
+    part.name != "registry" || part.is_required || part.paths.iter().any(has_entries)
 }
 
 impl Expected {
@@ -98,7 +115,7 @@ impl Expected {
             .split_once(':')
             .and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
         let (uid, gid, group, groups) = match numbers {
-            Some((uid, gid)) => (uid, gid, gid.to_string(), Vec::new()),
+            Some((uid, gid)) => (uid, gid, gid.to_string(), None),
             None => {
                 let user = User::from_name(owner).ok().flatten()?;
                 let group = Group::from_gid(user.gid).ok().flatten();
@@ -107,7 +124,7 @@ impl Expected {
                 let groups = getgrouplist(&name, user.gid).unwrap_or_default();
                 let groups = groups.into_iter().map(Gid::as_raw).collect();
                 let group = group.map_or(gid.to_string(), |group| group.name);
-                (user.uid.as_raw(), gid, group, groups)
+                (user.uid.as_raw(), gid, group, Some(groups))
             }
         };
         let user = owner.split(':').next().unwrap_or(owner);
@@ -119,14 +136,14 @@ impl Expected {
 
     /// Returns true if it may look for paths in a directory.
     fn may_enter(&self, dir: &Metadata) -> bool {
-        let bit = if self.uid == dir.uid() {
-            0o100
-        } else if self.groups.contains(&dir.gid()) {
-            0o010
-        } else {
-            0o001
+        let bits = match &self.groups {
+            _ if self.uid == dir.uid() => 0o100,
+            Some(groups) if groups.contains(&dir.gid()) => 0o010,
+            Some(_) => 0o001,
+            // It may belong to any group of its container.
+            None => 0o011,
         };
-        self.uid == 0 || dir.mode() & bit != 0
+        self.uid == 0 || dir.mode() & bits != 0
     }
 
     fn is_owner(&self, metadata: &Metadata) -> bool {
@@ -135,25 +152,41 @@ impl Expected {
 }
 
 impl Faults {
-    /// Looks at the directories above a path of a part and below the root of the instance.
-    fn above(&mut self, plan: &Plan, part: &Part, top: &Path, expected: &Expected) {
-        // Accounts of a container enter its volumes without the directories above them. The registry
-        // is below a directory of GitLab, and may be unused.
-        if expected.groups.is_empty() || part.name == "registry" {
-            return;
+    /// Looks at the directories that GitLab passes to read its configuration. The files in them
+    /// belong to several accounts.
+    fn generated(&mut self, plan: &Plan, part: &Part) {
+        let Some(uploads) = plan.parts.iter().find(|part| part.name == "uploads") else { return };
+        let Some(owner) = uploads.owner.as_deref() else { return };
+        let Some(expected) = Expected::of(uploads, owner) else { return };
+        for path in part.paths.iter().chain(&part.links) {
+            self.above(plan, &path.join("file"), owner, &expected);
         }
+    }
+
+    /// Looks at the directories above a path of a part and below the root of the instance. A
+    /// container has only those in its volumes.
+    fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) {
         let user = expected.name.split(':').next().unwrap_or_default();
-        // Those within another part are looked at as its content.
-        let owned = plan.parts.iter().filter(|part| part.owner.is_some());
-        let owned: Vec<&PathBuf> = owned.flat_map(|part| &part.paths).collect();
-        let within = |dir: &&Path| dir.starts_with(&plan.root) && *dir != plan.root;
-        let dirs = top.ancestors().skip(1).take_while(within);
-        for dir in dirs {
+        let tops = match &expected.groups {
+            Some(_) => std::slice::from_ref(&plan.root),
+            None => &plan.volumes[..],
+        };
+        let within = |dir: &&Path| {
+            let mut tops = tops.iter().filter(|top| dir.starts_with(top));
+            tops.any(|top| *dir != top || expected.groups.is_none())
+        };
+        // Those within another part are looked at as its content, with its own owner.
+        let parts: Vec<&Part> = plan.parts.iter().filter(|part| part.owner.is_some()).collect();
+        for dir in path.ancestors().skip(1).take_while(within) {
             let Ok(metadata) = dir.metadata() else { continue };
-            if owned.iter().any(|part| dir.starts_with(part)) {
+            if !metadata.is_dir() {
                 continue;
             }
-            if !self.entered.insert((dir.to_owned(), expected.uid)) {
+            let mut around =
+                parts.iter().filter(|part| part.paths.iter().any(|path| dir.starts_with(path)));
+            let is_own = around.clone().any(|part| part.owner.as_deref() == Some(owner));
+            let is_new = self.entered.insert((dir.to_owned(), expected.uid));
+            if is_own || !is_new {
                 continue;
             }
             let mode = metadata.mode() & 0o7777;
@@ -162,14 +195,16 @@ impl Faults {
                 let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
                 self.add(Fault::Above, dir, text);
-                self.commands.push(format!("chmod a+x {place}"));
-            } else if mode & ANYBODY_WRITES != 0 && mode & STICKY == 0 {
+                self.fix(format!("chmod a+x {place}"));
+            }
+            let is_open = mode & ANYBODY_WRITES != 0 && mode & STICKY == 0;
+            let fix = format!("chmod o-w {place}");
+            if is_open && around.next().is_none() && !self.commands.contains(&fix) {
                 let text = format!("has mode {mode:04o}: any user can write to it");
                 self.add(Fault::Above, dir, text);
-                self.commands.push(format!("chmod o-w {place}"));
+                self.fix(fix);
             }
         }
-        self.commands.dedup();
     }
 
     /// Walks through a path of a part, without paths of other parts and skipped paths.
@@ -185,7 +220,6 @@ impl Faults {
         let others = others.flat_map(|other| other.paths.iter());
         let left = plan.left_out.iter().map(|left| &left.path);
         let elsewhere: Vec<&PathBuf> = others.chain(left).filter(|path| *path != top).collect();
-        let before = self.counts.clone();
         let mut paths = vec![top.to_owned()];
         while let Some(path) = paths.pop() {
             progress.check()?;
@@ -203,19 +237,6 @@ impl Faults {
                 }
             }
         }
-        let is_new = |fault| self.counts.get(&fault) != before.get(&fault);
-        let place = quoted(&top.display().to_string());
-        let (owner, mode, setgid) =
-            (is_new(Fault::Owner), is_new(Fault::Mode), is_new(Fault::Setgid));
-        if owner {
-            self.commands.push(format!("chown -Rh {} {place}", expected.name));
-        }
-        if mode {
-            self.commands.push(mode_command(part, &place, expected));
-        }
-        if setgid {
-            self.commands.push(format!("find {place} -type d -exec chmod g+s {{}} +"));
-        }
         Ok(())
     }
 
@@ -228,16 +249,30 @@ impl Faults {
         expected: &Expected,
     ) {
         let mode = metadata.permissions().mode() & 0o7777;
+        let place = quoted(&top.display().to_string());
         // Admins keep files of their own beside the configuration.
         if part.name != "config" && !expected.is_owner(metadata) {
             let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
             self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
+            self.fix(format!("chown -Rh {} {place}", expected.name));
         }
-        if let Some(reason) = wrong_mode(part, path, path == top, metadata.is_dir(), mode) {
-            self.add(Fault::Mode, path, format!("has mode {mode:04o}: {reason}"));
+        let faults = wrong_modes(part, path, path == top, metadata.is_dir(), mode);
+        if let Some(first) = faults.first() {
+            self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", first.reason));
+        }
+        for fault in faults {
+            self.fix(fault.fix.replace(PLACE, &place));
         }
         if expected.is_storage && metadata.is_dir() && mode & SETGID == 0 {
             self.add(Fault::Setgid, path, format!("has mode {mode:04o}, without setgid"));
+            self.fix(format!("find {place} -type d -exec chmod g+s {{}} +"));
+        }
+    }
+
+    /// Adds a command, unless it is there.
+    fn fix(&mut self, command: String) {
+        if !self.commands.contains(&command) {
+            self.commands.push(command);
         }
     }
 
@@ -284,52 +319,72 @@ impl Faults {
     }
 }
 
-/// Returns the fault of a mode.
-fn wrong_mode(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Option<String> {
-    let group = mode & 0o070;
+/// Stands in a command for the path of the part.
+const PLACE: &str = "PLACE";
+
+/// A fault of a mode, and the command that mends it in the whole part.
+struct ModeFault {
+    reason: &'static str,
+    fix: &'static str,
+}
+
+/// Returns all faults of a mode, the gravest first.
+fn wrong_modes(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Vec<ModeFault> {
+    let is = |name: &str| part.name == name;
     let is_key = !is_dir && path.extension().is_some_and(|end| end == "key");
-    if is_dir && mode & DIR_MODE != DIR_MODE {
-        return Some("its owner lacks access".into());
-    }
-    if !is_dir && mode & 0o400 == 0 {
-        return Some("its owner cannot read it".into());
-    }
-    if mode & ANYBODY_WRITES != 0 {
-        return Some("any user can write to it".into());
-    }
-    match part.name.as_str() {
-        "uploads" if is_top && mode & 0o777 != 0o700 => Some("GitLab requires 0700".into()),
-        "secrets" if !is_dir && mode & 0o077 != 0 => Some("others can read the keys".into()),
-        "config" if is_key && mode & 0o007 != 0 => Some("others can read the key".into()),
-        "ssh-host-keys" if is_private_key(path) && mode & 0o037 != 0 => {
-            Some("sshd refuses a private key that others can read".into())
-        }
-        "ssh" if mode & 0o022 != 0 => Some("sshd refuses files that others can write".into()),
-        _ if part.phase == Phase::Repositories && is_top && group != 0o070 => {
-            Some("GitLab requires 2770".into())
-        }
-        _ => None,
-    }
+    let has = |bits: u32| mode & bits != 0;
+    let lacks = |bits: u32| mode & bits != bits;
+    let all = [
+        (
+            is_dir && lacks(DIR_MODE),
+            "its owner lacks access",
+            "find PLACE -type d -exec chmod u+rwx {} +",
+        ),
+        (
+            !is_dir && lacks(0o400),
+            "its owner cannot read it",
+            "find PLACE ! -type d ! -type l -exec chmod u+r {} +",
+        ),
+        (has(ANYBODY_WRITES), "any user can write to it", "chmod -R o-w PLACE"),
+        (
+            is("uploads") && is_top && mode & 0o777 != 0o700,
+            "GitLab requires 0700",
+            "chmod 0700 PLACE",
+        ),
+        (
+            is("secrets") && !is_dir && has(0o077),
+            "others can read the keys",
+            "chmod -R go-rwx PLACE",
+        ),
+        (
+            is("config") && is_key && has(0o007),
+            "others can read the key",
+            "find PLACE -name '*.key' ! -type d ! -type l -exec chmod o-rwx {} +",
+        ),
+        (
+            is("ssh-host-keys") && is_private_key(path) && has(0o037),
+            "sshd refuses a private key that others can read",
+            "find PLACE -name 'ssh_host_*_key' ! -type d ! -type l -exec chmod 0600 {} +",
+        ),
+        (
+            is("ssh") && has(0o022),
+            "sshd refuses files that others can write",
+            "chmod -R go-w PLACE",
+        ),
+        (
+            part.phase == Phase::Repositories && is_top && lacks(0o070),
+            "GitLab requires 2770",
+            "chmod g+rwx PLACE",
+        ),
+    ];
+    let faults = all.into_iter().filter(|(is_fault, ..)| *is_fault);
+    faults.map(|(_, reason, fix)| ModeFault { reason, fix }).collect()
 }
 
 /// Returns true if it is the private half of a host key.
 fn is_private_key(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("ssh_host_") && name.ends_with("_key")
-}
-
-fn mode_command(part: &Part, place: &str, expected: &Expected) -> String {
-    match part.name.as_str() {
-        "uploads" => format!("chmod -R u+rwX,o-w {place}; chmod 0700 {place}"),
-        "secrets" => format!("chmod 0600 {place}"),
-        "config" => format!("find {place} -name '*.key' -exec chmod 0600 {{}} +"),
-        "ssh-host-keys" => {
-            format!("chmod -R u+rwX,o-w {place}; chmod 0600 {place}/ssh_host_*_key")
-        }
-        "ssh" => format!("chmod -R u+rwX,go-w {place}"),
-        _ if expected.is_storage => format!("chmod -R ug+rwX,o-rwx {place}"),
-        _ => format!("chmod -R u+rwX,o-w {place}"),
-    }
 }
 
 fn user(uid: u32) -> String {

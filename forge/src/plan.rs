@@ -34,6 +34,8 @@ pub struct Plan {
     /// Paths that a service sees inside a directory, but that are elsewhere on this machine because
     /// of a mount or a link. Each is also in a part.
     pub mounts: Vec<Mount>,
+    /// Directories of this machine that a container has as volumes.
+    pub volumes: Vec<PathBuf>,
     /// Parts that the kind could not locate.
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
@@ -84,6 +86,7 @@ impl Plan {
             product: Product::default(),
             parts: Vec::new(),
             mounts: Vec::new(),
+            volumes: Vec::new(),
             lacking: Vec::new(),
             left_out: Vec::new(),
             postgres: None,

@@ -80,6 +80,7 @@ impl Kind for DockerGitlab {
                 dir.display()
             )));
         }
+        plan.volumes = gitlab.volumes();
         plan.product = product(gitlab, &dir, plan);
         plan.services = services(&compose);
         plan.skips_git_caches = true;

@@ -93,6 +93,7 @@ impl Kind for GitlabContainer {
                 site.wrong(format!("cannot back up container {name}: {reason}"))
             })?;
         }
+        plan.volumes = service.volumes();
         plan.product = product(&package, &service, plan);
         package.fill(plan)?;
         // User names are valid only in the container.

@@ -28,7 +28,7 @@ const DIRECTORIES: &[(&str, &str, u32)] = &[
     ("var/opt/gitlab/gitaly", "git", 0o700),
     ("var/opt/gitlab/gitlab-ci", "git", 0o700),
     ("var/opt/gitlab/gitlab-ci/builds", "git", 0o700),
-    ("var/opt/gitlab/gitlab-rails", "git", 0o700),
+    ("var/opt/gitlab/gitlab-rails", "git", 0o755),
     ("var/opt/gitlab/gitlab-rails/etc", "git", 0o755),
     ("var/opt/gitlab/gitlab-rails/shared", "git", 0o751),
     ("var/opt/gitlab/gitlab-rails/shared/artifacts", "git", 0o700),

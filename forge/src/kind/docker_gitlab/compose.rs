@@ -9,7 +9,7 @@
 mod reader;
 
 use crate::error::{Error, Result};
-use crate::links::{LINKS_MAX, lexically, names};
+use crate::links::{self, LINKS_MAX, lexically, names};
 use reader::{Reader, Shared};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -165,6 +165,15 @@ impl Service {
     pub fn tag(&self) -> Option<&str> {
         let image = self.image.as_deref()?.split('@').next()?;
         image[self.repository().len()..].strip_prefix(':')
+    }
+
+    /// Returns the directories of this machine that it has as volumes, without links.
+    pub fn volumes(&self) -> Vec<PathBuf> {
+        let paths = self.mounts.iter().filter_map(|mount| match &mount.source {
+            Source::Path(path) => Some(links::real(path)),
+            Source::Text(_) | Source::Memory | Source::Unknown(_) => None,
+        });
+        paths.collect()
     }
 
     /// Returns the place of a container's path, or `None` if no mount holds it.
