@@ -61,7 +61,8 @@ fn inaccessible_databases_are_reported_and_skipped() {
         "create role plain login; alter database own owner to plain;
          revoke connect on database closed from public; create database noconn;
          alter database noconn allow_connections false;
-         create database pattern owner plain is_template true;",
+         create database pattern owner plain is_template true; create database half;
+         update pg_database set datconnlimit = -2 where datname = 'half';",
     );
     postgres.sql("own", "alter table t owner to plain");
     // A role may connect to them, but the server refuses.
@@ -79,8 +80,12 @@ fn inaccessible_databases_are_reported_and_skipped() {
     for words in [
         "database rdsadmin is not dumped: ",
         "database noconn is not dumped: it allows no connections",
-        "database closed is not dumped: the role of the backup may not connect",
-        "database theirs is not dumped: the role of the backup may not read 1 of its tables",
+        "database closed is not dumped: the role of the backup may not connect to it; \
+         to dump it, grant CONNECT",
+        "database theirs is not dumped: the role of the backup may not read 1 of its tables; \
+         to dump it, grant SELECT",
+        "database half is not dumped: an interrupted `drop database` has left it invalid; \
+         it cannot be dumped: drop it",
     ] {
         assert!(outcome.all_output().contains(words), "`{words}`: {}", outcome.all_output());
     }
@@ -93,6 +98,9 @@ fn inaccessible_databases_are_reported_and_skipped() {
     // A requested database must be dumped.
     configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'rdsadmin']");
     backup(&sandbox).run().fails(1, &["rdsadmin"]);
+    configure(&sandbox, postgres.socket_dir(), "databases = ['own', 'half']");
+    let printed = backup(&sandbox).run().ends_with(3).all_output();
+    assert!(printed.contains("database half is not dumped"), "{printed}");
 }
 
 #[test]

@@ -224,31 +224,39 @@ impl Server {
         struct DatabaseRow {
             name: String,
             is_open: bool,
+            is_invalid: bool,
             may_connect: bool,
         }
         let all: Vec<DatabaseRow> = connection.rows(
-            "select datname as name, datallowconn as is_open, \
+            "select datname as name, datallowconn as is_open, datconnlimit = -2 as is_invalid, \
              has_database_privilege(datname, 'CONNECT') as may_connect \
              from pg_database where datname not in ('template0', 'template1') order by 1",
         )?;
         let (mut names, mut notes) = (Vec::new(), Vec::new());
-        for DatabaseRow { name, is_open, may_connect } in all {
+        for DatabaseRow { name, is_open, is_invalid, may_connect } in all {
             let is_planned = planned.contains(&name.as_str());
             let is_wanted = self.databases.as_ref().map(|wanted| wanted.contains(&name));
             if self.skipped.contains(&name) || is_wanted == Some(false) {
                 continue;
             }
-            if !is_open {
+            if is_invalid {
+                let reason = "an interrupted `drop database` has left it invalid";
+                let next = "it cannot be dumped: drop it, or restore it from an older snapshot";
+                notes.push(not_dumped(&name, reason, next).to_string());
+            } else if !is_open {
                 notes.push(format!("database {name} is not dumped: it allows no connections"));
             } else if is_planned || is_wanted == Some(true) {
                 names.push(name);
             } else if name == MAINTENANCE {
                 // This database exists only for connections.
             } else if self.is_shared {
-                notes.push(not_dumped(&name, "it does not belong to this instance").to_string());
+                let reason = "it does not belong to this instance";
+                let next = "to dump it, list it in `postgres.databases`";
+                notes.push(not_dumped(&name, reason, next).to_string());
             } else if !may_connect {
                 let reason = "the role of the backup may not connect to it";
-                notes.push(not_dumped(&name, reason).to_string());
+                let next = "to dump it, grant CONNECT on it to that role";
+                notes.push(not_dumped(&name, reason, next).to_string());
             } else {
                 names.push(name);
             }
@@ -269,7 +277,10 @@ impl Server {
         }
         let mut connection = match self.connect(name, progress) {
             Ok(connection) => connection,
-            Err(Error::Failed { output, .. }) => return Ok(Err(not_dumped(name, output.trim()))),
+            Err(Error::Failed { output, .. }) => {
+                let next = "to dump it, let the role of the backup connect to it";
+                return Ok(Err(not_dumped(name, output.trim(), next)));
+            }
             Err(error) => return Err(error),
         };
         // Counts the tables and sequences that a dump could not read.
@@ -283,7 +294,7 @@ impl Server {
             0 => Ok(connection),
             count => {
                 let reason = format!("the role of the backup may not read {count} of its tables");
-                Err(not_dumped(name, &reason))
+                Err(not_dumped(name, &reason, "to dump it, grant SELECT on them to that role"))
             }
         })
     }
@@ -593,16 +604,17 @@ impl Columns {
     }
 }
 
-fn not_dumped(name: &str, reason: &str) -> NotDumped {
-    NotDumped { name: name.to_owned(), reason: reason.to_owned() }
+fn not_dumped(name: &str, reason: &str, next: &'static str) -> NotDumped {
+    NotDumped { name: name.to_owned(), reason: reason.to_owned(), next }
 }
 
 /// A database that is not in the plan and cannot be dumped.
 #[derive(Debug, thiserror::Error)]
-#[error("database {name} is not dumped: {reason}; to dump it, list it in `postgres.databases`")]
+#[error("database {name} is not dumped: {reason}; {next}")]
 pub struct NotDumped {
     name: String,
     reason: String,
+    next: &'static str,
 }
 
 /// Reason why a query has no rows.
