@@ -17,6 +17,8 @@ use crate::service::redis::{self, Redis};
 use crate::view::shown;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Data directory of the package.
@@ -342,7 +344,7 @@ impl Package<'_> {
             None => Some(own),
             Some(host) if host.starts_with('/') => Some(host),
             // Only one server can have the port, so the one with this socket is the same server.
-            Some(host) if LOOPBACK.contains(&host) && own_socket.exists() => Some(own),
+            Some(host) if LOOPBACK.contains(&host) && is_served(&own_socket) => Some(own),
             Some(host) => {
                 server.host = Some(host.to_owned());
                 server.is_shared = true;
@@ -439,6 +441,14 @@ impl Package<'_> {
         part.owner = Some("gitlab-redis".into());
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
+    }
+}
+
+/// Returns true if a server listens on a socket. A crash leaves sockets that nobody serves.
+fn is_served(socket: &Path) -> bool {
+    match UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
     }
 }
 

@@ -309,7 +309,12 @@ fn the_database_server_is_read_from_the_configuration() {
     let sockets = machine.dir("/run/postgresql");
     assert_eq!(server("/run/postgresql"), (sockets.display().to_string(), psql(), psql()));
     assert_eq!(server("127.0.0.1"), ("127.0.0.1".into(), None, None));
-    machine.write("/var/opt/gitlab/postgresql/.s.PGSQL.5432", "");
+    // A crash leaves the socket of a server that no longer runs.
+    let socket = machine.at("/var/opt/gitlab/postgresql/.s.PGSQL.5432");
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("listens"));
+    assert_eq!(server("127.0.0.1"), ("127.0.0.1".into(), None, None));
+    std::fs::remove_file(&socket).expect("removes");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
     assert_eq!(server("127.0.0.1"), own);
 
     // Only its own server has no databases of others.
