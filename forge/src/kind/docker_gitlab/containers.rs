@@ -5,6 +5,7 @@ use super::is_gitlab;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Site;
+use crate::kind::gitlab::LOOPBACK;
 use crate::plan::{Database, Phase, Plan};
 use crate::run::Command;
 use crate::service::into_container;
@@ -16,6 +17,10 @@ use std::time::Duration;
 
 /// Time limit for a query about a container.
 pub const QUESTION: Duration = Duration::from_secs(20);
+
+/// Names that containers have for the machine that runs them. The machine itself does not know them.
+const HOST_OF_CONTAINERS: [&str; 3] =
+    ["host.docker.internal", "host.containers.internal", "gateway.docker.internal"];
 
 fn is_postgres(service: &Service) -> bool {
     let repository = service.repository();
@@ -135,7 +140,8 @@ impl<'a> Containers<'a> {
                 }
             }
         } else if let Some(host) = host {
-            server.host = Some(host.into());
+            let is_here = HOST_OF_CONTAINERS.contains(&host);
+            server.host = Some(if is_here { LOOPBACK[1] } else { host }.into());
             server.port =
                 gitlab.variable("DB_PORT").and_then(|port| port.parse().ok()).unwrap_or(5432);
             server.role = gitlab.variable("DB_USER").map(str::to_owned);

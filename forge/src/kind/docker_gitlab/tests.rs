@@ -470,6 +470,11 @@ fn a_database_on_another_machine_is_found() {
     assert_eq!(server.password, Some(Password("password".into())));
     assert!(server.reach.into.is_empty());
     assert_eq!(server.databases.as_deref(), Some(&["gitlabhq_production".to_owned()][..]));
+    // Only containers know this name of the machine that runs them.
+    let text = OWN.replace("DB_HOST=postgresql", "DB_HOST=host.docker.internal");
+    machine.write("/srv/git/compose.yml", &text);
+    let server = machine.plan("/srv/git").postgres.expect("a server");
+    assert_eq!(server.host.as_deref(), Some("127.0.0.1"));
 }
 
 #[test]
