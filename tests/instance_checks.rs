@@ -511,3 +511,19 @@ fn projects_of_a_group_that_is_being_deleted_may_lose_repositories() {
     let (verdict, text) = check(&all, "other-repositories");
     assert!(verdict == "ok" && text.contains("1 without a repository are being deleted"), "{text}");
 }
+
+#[test]
+fn an_optional_part_that_vanished_is_reported_once() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    remove(gitlab.path("var/opt/gitlab/gitlab-rails/shared/encrypted_settings"));
+    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+    for all in [inspect().ends_with(3).json(), backup(&sandbox).run().ok().json()] {
+        let (verdict, text) = check(&all, "parts");
+        assert!(verdict == "warning" && text.contains("encrypted-settings: /"), "{text}");
+    }
+    inspect().ok();
+}

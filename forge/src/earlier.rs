@@ -20,7 +20,7 @@ pub struct Earlier<'a> {
     tree: View<'a>,
     mounts: Vec<Mount>,
     /// Paths of the parts, by name.
-    parts: BTreeMap<String, PathBuf>,
+    pub parts: BTreeMap<String, PathBuf>,
     /// Names of the databases that the snapshot has dumps of.
     pub databases: Vec<String>,
     /// Projects of the snapshot; empty if it has no list of them.

@@ -456,6 +456,7 @@ impl<'j> Session<'j> {
         let catalogue = &mut self.catalogue;
         let mut checks = job.kind.check(plan, catalogue, &copy, earlier.as_ref())?;
         let dumped = self.databases.iter().map(|dump| dump.name.as_str());
+        checks.extend(vanished::parts(plan, earlier.as_ref())?);
         checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
         checks.extend(self.check_keys(&copy)?);
         Ok(checks)

@@ -141,6 +141,7 @@ pub fn inspect(
     let mut checks = kind.check(plan, &mut catalogue, &copy, earlier.as_ref())?;
     let connections = point.connections().iter();
     let dumped = connections.map(|connection| connection.database.as_str());
+    checks.extend(vanished::parts(plan, earlier.as_ref())?);
     checks.extend(vanished::check(plan, earlier.as_ref(), dumped));
     checks.extend(owners::check(plan, progress)?);
     if let Some(Snapshots { store, .. }) = snapshots {

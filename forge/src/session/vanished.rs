@@ -1,8 +1,45 @@
-//! Check that every database of an earlier snapshot is still backed up.
+//! Check that every database and every part of an earlier snapshot is still backed up.
 
 use crate::check::{Check, Verdict};
 use crate::earlier::Earlier;
-use crate::plan::{Excused, Plan};
+use crate::error::Result;
+use crate::plan::{Excused, Phase, Plan};
+use crate::view::shown;
+use std::path::PathBuf;
+
+/// Warns of optional parts that an earlier snapshot has and this machine lacks. Their disk may not be
+/// mounted. `None` if there are none, or if the settings excuse them.
+pub fn parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Option<Check>> {
+    let Some(earlier) = earlier else { return Ok(None) };
+    let is_gone = |(name, path): &(&String, &PathBuf)| {
+        let part = plan.parts.iter().find(|part| part.name == **name);
+        let is_missing = part.is_none_or(|part| !part.is_required && !part.is_there());
+        let is_lacking = plan.lacking.iter().any(|absent| absent.part == **name);
+        // Redis replaces its files.
+        let is_of_redis = part.is_some_and(|part| part.phase == Phase::RedisFiles);
+        let is_skipped = plan.left_out.iter().any(|left| path.starts_with(&left.path));
+        is_missing && !is_lacking && !is_of_redis && !is_skipped && !plan.excused.has(name)
+    };
+    let gone: Vec<(&String, &PathBuf)> = earlier.parts.iter().filter(is_gone).collect();
+    let paths: Vec<PathBuf> = gone.iter().map(|(_, path)| (*path).clone()).collect();
+    let then = earlier.view().look(&paths)?;
+    // The part may have got another name.
+    let is_here = |path: &PathBuf| path.exists();
+    let gone = gone.iter().zip(then).filter(|((_, path), then)| then.is_some() && !is_here(path));
+    let gone: Vec<String> =
+        gone.map(|((name, path), _)| format!("{name}: {}", shown(path))).collect();
+    if gone.is_empty() {
+        return Ok(None);
+    }
+    let text = format!(
+        "snapshot {} has optional parts that are missing from this machine",
+        earlier.id.short()
+    );
+    let hint = "if the instance still uses them, mount or restore them; the next complete snapshot \
+                ends this warning";
+    let check = Check::new("parts", Verdict::Warning, text).with_examples(gone).with_hint(hint);
+    Ok(Some(check.settled()))
+}
 
 /// Compares the databases of a backup with those of an earlier snapshot. Configuration that is cut or
 /// names another server loses databases without an error. `None` if all are still there, or if the
