@@ -736,6 +736,96 @@ fn a_dry_run_of_another_user_promises_only_what_the_restore_does() {
 }
 
 #[test]
+fn a_dry_run_fails_where_the_restore_fails() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    for name in ["a", "dir/file", "dir/inner/file", "other/file"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    sandbox.tool("ln").args(["-s", "a", "source/link"]).run().ok();
+    sandbox.tool("ln").args(["source/a", "source/other/name"]).run().ok();
+    sandbox.tool("mknod").args(["source/node", "c", "1", "3"]).run().ok();
+    sandbox.give_to_nobody("source");
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    let own = "mkdir -p own; chown 65534:65534 own; T=own/target; ";
+    let full = "cp -a source own/target; ";
+    let read_only = "mount --bind own own; mount -o remount,bind,ro own";
+    let cases: [(&str, &[&str]); 25] = [
+        ("mkdir target", &[]),
+        ("", &[]),
+        (": >target", &[]),
+        ("ln -s nowhere target", &[]),
+        ("mkdir -m 700 target", &[]),
+        ("mkdir -m 711 target", &[]),
+        ("mkdir -m 555 own/target", &[]),
+        ("mkdir own/target; chown 65534 own/target; chmod 0 own/target", &[]),
+        ("FULL rm own/target/dir/file; chown 0 own/target/dir", &[]),
+        ("FULL rm own/target/link; chown 0 own/target", &[]),
+        ("FULL echo new >own/target/dir/file; chown 0 own/target/dir own/target/dir/file", &[]),
+        ("FULL rm -r own/target/dir; chown 0 own/target", &[]),
+        ("FULL rm -r own/target/dir; : >own/target/dir; chown 0 own/target", &[]),
+        ("FULL chown 0 own/target/dir; chmod 700 own/target/dir", &[]),
+        ("FULL rm own/target/other/name; chown 0 own/target/other", &[]),
+        ("FULL touch -d 2001-01-01 own/target/a; chown 0 own/target/a", &[]),
+        ("FULL : >own/target/dir/new; chown 0 own/target/dir", &["--delete"]),
+        (
+            "FULL mkdir -p own/target/new/in; : >own/target/new/in/f; chown 0 own/target/new/in",
+            &["--delete"],
+        ),
+        ("FULL mkdir -pm 700 own/target/new; chown 0 own/target/new", &["--delete"]),
+        ("FULL chown -R 0 own/target; echo b >own/target/a; chmod 1777 own/target", &[]),
+        ("FULL READ_ONLY", &[]),
+        ("FULL rm own/target/dir/file; READ_ONLY", &[]),
+        ("FULL touch -d 2001-01-01 own/target/a; chmod 600 own/target/a; READ_ONLY", &[]),
+        ("FULL : >own/target/dir/new; READ_ONLY", &["--delete"]),
+        ("READ_ONLY", &[]),
+    ];
+    let mut codes = std::collections::BTreeSet::new();
+    for (case, more) in cases {
+        let script = case.replace("FULL", full).replace("READ_ONLY", read_only);
+        sandbox.tool("sh").args(["-ec", &format!("{own}{script}")]).run().ok();
+        let target =
+            if case.contains("own") || case.contains("READ") { "own/target" } else { "target" };
+        let restore = |dry: &[&str]| {
+            let all = ["restore", &place, "--target", target, "--json"];
+            let outcome = sandbox.as_nobody(all.iter().chain(more).chain(dry)).run();
+            let mut lines = outcome.json();
+            for line in &mut lines {
+                let line = line.as_object_mut().expect("an object");
+                let of_restore = ["owners_to_set", "modes_to_set", "seconds_elapsed", "dry_run"];
+                of_restore.iter().for_each(|name| drop(line.remove(*name)));
+            }
+            lines.retain(|line| !line["message"].as_str().is_some_and(|m| m.starts_with("would ")));
+            let mut lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+            lines.sort();
+            (outcome.code(), lines)
+        };
+        let (planned, done) = (restore(&["--dry-run"]), restore(more));
+        let clear = "mountpoint -q own && umount -l own; rm -rf own target";
+        sandbox.tool("sh").args(["-c", clear]).run().ok();
+        assert_eq!(planned, done, "{case}");
+        codes.extend(planned.0);
+    }
+    assert!(codes.iter().eq(&[0, 1, 3]), "{codes:?}");
+}
+
+#[test]
+fn a_dry_run_notes_that_the_disk_is_too_small() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/large", Dice::new(1).bytes(3 << 20));
+    sandbox.backup(["source"]);
+    std::fs::create_dir(sandbox.path("disk")).expect("a directory");
+    sandbox.tool("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs", "disk"]).run().ok();
+    let run = sandbox.run(["restore", "latest", "--target", "disk/new", "--dry-run"]);
+    sandbox.tool("umount").args(["-l", "disk"]).run().ok();
+    let output = run.ok().all_output();
+    assert!(output.contains("1048576 bytes are free"), "{output}");
+}
+
+#[test]
 fn a_file_that_its_owner_may_not_read_is_written_once() {
     need_root();
     let sandbox = Sandbox::with_store();

@@ -6,6 +6,7 @@
 pub mod id;
 pub mod limits;
 
+mod access;
 mod counting_sort;
 
 pub mod random;

@@ -37,7 +37,7 @@ use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -453,18 +453,12 @@ impl Restore<'_> {
     }
 
     fn failed_io(&self, path: &[u8], error: &io::Error) {
-        let code = error.raw_os_error();
-        let is_fatal = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS]
-            .iter()
-            .any(|errno| code == Some(errno.raw_os_error()));
-        // An error on a file system mounted in the target affects only entries there.
-        if is_fatal && !self.target.is_elsewhere(path) {
-            let source = io::Error::from_raw_os_error(code.unwrap_or_default());
+        if let Some(source) = fatal(self.target.dir(), path, error) {
             self.fatal.lock().get_or_insert(Error::Target { path: self.shown(path), source });
             return;
         }
         if target::is_absent(error) && self.is_below_unmade(path) {
-            self.failed(path, "the restore could not create its directory");
+            self.failed(path, BELOW_UNMADE);
             return;
         }
         if error.kind() == io::ErrorKind::DirectoryNotEmpty {
@@ -534,6 +528,17 @@ impl Restore<'_> {
             xattr_denied: self.target.xattr_denied.load(Relaxed),
         }
     }
+}
+
+/// Reason why nothing below a directory is restored.
+const BELOW_UNMADE: &str = "the restore could not create its directory";
+
+/// Returns a copy of an error that would affect every other file.
+fn fatal(root: BorrowedFd<'_>, path: &[u8], error: &io::Error) -> Option<io::Error> {
+    let errno = Errno::from_io_error(error)?;
+    let is_of_all = matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS);
+    // An error on a file system mounted in the target affects only entries there.
+    (is_of_all && !target::is_elsewhere(root, path)).then(|| errno.into())
 }
 
 /// Returns the reason why a part of the tree is not restored, with its size.

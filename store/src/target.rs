@@ -4,8 +4,10 @@
 //! tree or a process that swaps directories cannot lead it elsewhere. Several restores may write
 //! into one directory: each removes and renames only files that are provably its own.
 
+mod access;
 mod metadata;
 
+pub(crate) use access::{metadata_refusal, removal_refusal, tree_removal_refusal};
 pub(crate) use metadata::is_held;
 pub use metadata::{Metadata, Refused, Rights};
 
@@ -102,9 +104,14 @@ impl Target {
         }
     }
 
-    /// Removes the mark of a directory.
+    /// Removes the mark of a directory, if it has one.
     pub fn unmark(&self, dir: &[u8]) -> io::Result<()> {
-        ignore_missing(unlinkat(self.dir_at(dir)?, MARK, AtFlags::empty()))
+        let dir = self.dir_at(dir)?;
+        // A read-only file system refuses to remove even a missing name.
+        match source::stat_at(dir.as_fd(), MARK.as_bytes()) {
+            Err(error) if is(&error, Errno::NOENT) => Ok(()),
+            _ => ignore_missing(unlinkat(dir, MARK, AtFlags::empty())),
+        }
     }
 
     /// Brings everything written to stable storage, so that an error of the disk, or of a server
@@ -125,19 +132,6 @@ impl Target {
         let (parent, name) = split(path);
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         Ok((source::open_below(self.dir(), parent, flags)?, name))
-    }
-
-    /// Returns true if a path is on another file system than the target directory.
-    pub fn is_elsewhere(&self, path: &[u8]) -> bool {
-        let device = |dir: BorrowedFd<'_>| source::stat_open(dir).ok().map(|stat| stat.device);
-        let mut dir = split(path).0;
-        loop {
-            match source::open_below(self.dir(), dir, OFlags::PATH | OFlags::DIRECTORY) {
-                Ok(open) => return device(open.as_fd()) != device(self.dir()),
-                Err(_) if dir.is_empty() => return false,
-                Err(_) => dir = split(dir).0,
-            }
-        }
     }
 
     /// Runs `work` in the directory `dir`. If a directory owned by this user denies access, makes
@@ -492,6 +486,19 @@ impl Drop for Unfinished {
         if !self.is_finished {
             // Best effort: the cause of the removal is already being reported.
             let _ = self.remove();
+        }
+    }
+}
+
+/// Returns true if a path is on another file system than the target directory `root`.
+pub fn is_elsewhere(root: BorrowedFd<'_>, path: &[u8]) -> bool {
+    let device = |dir: BorrowedFd<'_>| source::stat_open(dir).ok().map(|stat| stat.device);
+    let mut dir = split(path).0;
+    loop {
+        match source::open_below(root, dir, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(open) => return device(open.as_fd()) != device(root),
+            Err(_) if dir.is_empty() => return false,
+            Err(_) => dir = split(dir).0,
         }
     }
 }

@@ -7,12 +7,13 @@
 use super::{Options, Restore, join};
 use crate::entry::{Entry, EntryKind, is_within};
 use crate::glob::{Globs, ends};
-use crate::observe::Event;
-use crate::source;
+use crate::observe::{Event, Observer};
+use crate::source::{self, Stat};
 use crate::target::{self, Metadata};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 /// Distinguishes passed-through directories from restored ones, by paths of the tree.
 #[derive(Debug, Clone)]
@@ -54,6 +55,15 @@ pub(super) fn gets_metadata(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let user = rustix::process::geteuid();
     let is_ours = user.is_root() || user.as_raw() == source::stat_open(dir)?.uid;
     Ok(is_ours && names.is_empty())
+}
+
+/// Notes that a directory keeps an owner or a mode other than that of its entry.
+pub(super) fn note_kept(observer: &dyn Observer, path: &Path, entry: &Entry, stat: &Stat) {
+    if !Metadata::of(entry).has_owner_and_mode(stat) {
+        let path = path.display();
+        let note = format!("{path} existed before the restore; keeping its owner and mode");
+        observer.event(Event::Note(note));
+    }
 }
 
 impl Restore<'_> {
@@ -112,13 +122,8 @@ impl Restore<'_> {
     /// Notes that a directory keeps an owner or a mode other than that of its entry.
     pub(super) fn note_kept(&self, path: &[u8], entry: &Entry) {
         let stat = self.target.dir_at(path).and_then(source::stat_open);
-        if stat.is_ok_and(|stat| !Metadata::of(entry).has_owner_and_mode(&stat)) {
-            let shown = self.shown(path);
-            let note = format!(
-                "{} existed before the restore; keeping its owner and mode",
-                shown.display()
-            );
-            self.store.observer().event(Event::Note(note));
+        if let Ok(stat) = stat {
+            note_kept(self.store.observer(), &self.shown(path), entry, &stat);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Windows: consecutive entries in path order that are processed together.
 
 use super::content::Output;
+use super::passages::note_kept;
 use super::runs::Runs;
 use super::{Restore, join, relative};
 use crate::entry::{Content, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
@@ -110,12 +111,8 @@ impl Restore<'_> {
         if self.top.gets_metadata {
             let is_fresh = Arc::new(AtomicBool::new(self.top.is_empty));
             self.open_dirs.push(Dir { entry, path: Vec::new(), is_lost: false, is_fresh });
-        } else if !Metadata::of(&entry).has_owner_and_mode(&self.top.stat) {
-            let note = format!(
-                "{} existed before the restore; keeping its owner and mode",
-                self.root.display()
-            );
-            self.store.observer().event(Event::Note(note));
+        } else {
+            note_kept(self.store.observer(), &self.root, &entry, &self.top.stat);
         }
     }
 
