@@ -48,6 +48,40 @@ fn set_mtime(path: &Path, time: SystemTime) {
 }
 
 #[test]
+fn a_dry_run_counts_like_the_backup_that_follows() {
+    let sandbox = Sandbox::with_store();
+    let changes = [
+        "mkdir -p source/dir/in source/gone/in; for n in 1 2 3 4 5; do echo $n >source/dir/$n; done; \
+         head -c 300000 /dev/urandom >source/large; cp source/large source/copy; \
+         echo x >source/gone/in/x; ln source/dir/1 source/name; truncate -s 9M source/hole; \
+         git init -q --bare source/a.git",
+        "rm source/dir/1 source/dir/2; rm -r source/gone; echo new >source/new; echo 3 >>source/dir/3",
+        "rm source/dir/4; mkdir source/dir/4; rm source/copy; ln -s large source/copy; chmod 600 source/new",
+        "rm -r source/a.git; rm source/hole source/large",
+        "rm -r source; mkdir source",
+    ];
+    for change in changes {
+        sandbox.tool("sh").args(["-ec", change]).run().ok();
+        let backup = |more: &[&str]| {
+            let run = sandbox.forgekeep(["backup", "--json", "source"]).args(more).run();
+            let mut record = run.json().pop().expect("a record");
+            let record = record.as_object_mut().expect("an object");
+            record.retain(|name, value| {
+                let is_count = ["files_", "dirs_", "total_"].iter().any(|of| name.starts_with(of));
+                (is_count || name.starts_with("data_"))
+                    && name != "total_duration"
+                    && !value.is_null()
+            });
+            (run.code(), record.clone())
+        };
+        let (planned, done) = (backup(&["--dry-run"]), backup(&[]));
+        assert_eq!(planned, done, "{change}");
+        let has_parent = change != changes[0];
+        assert_eq!(done.1.contains_key("files_removed"), has_parent, "{change}");
+    }
+}
+
+#[test]
 fn the_ctime_reveals_changes_that_keep_size_and_mtime() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/file", "before");

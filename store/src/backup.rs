@@ -95,8 +95,8 @@ pub struct Report {
     pub parent: Option<SnapshotId>,
     /// Statistics.
     pub statistics: Statistics,
-    /// Entries that the parent has and the snapshot does not. `None` without a parent, after a dry
-    /// run, or if the parent's tree is unreadable.
+    /// Entries that the parent has and the snapshot does not. `None` without a parent, or
+    /// if the parent's tree is unreadable.
     pub removed: Option<Removed>,
     /// Number of source paths that could not be read.
     pub unreadable_count: u64,

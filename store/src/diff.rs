@@ -4,7 +4,6 @@ use crate::chunks::Chunks;
 use crate::entry::{Entry, path_cmp};
 use crate::error::Result;
 use crate::id::ChunkId;
-use crate::store::Store;
 use crate::tree::{self, Lost, OutlinePart, Place, Span, TreeReader};
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -27,12 +26,12 @@ pub enum Change {
 ///
 /// Leaves that both trees contain are equal and are not read.
 pub fn diff<E>(
-    store: &Store,
+    chunks: &dyn Chunks,
     first: &ChunkId,
     second: &ChunkId,
     each: &mut dyn FnMut(Result<Change, Lost>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let outline = |root| tree::outline(root, store, &|_| false, &mut |_| {});
+    let outline = |root| tree::outline(root, chunks, &|_| false, &mut |_| {});
     let (left, right) = (outline(first), outline(second));
     let shared: HashSet<ChunkId> = {
         let pages = |parts: &[(Place, OutlinePart)]| -> HashSet<ChunkId> {
@@ -40,8 +39,8 @@ pub fn diff<E>(
         };
         pages(&left).intersection(&pages(&right)).copied().collect()
     };
-    let mut left = entries(left, &shared, store).peekable();
-    let mut right = entries(right, &shared, store).peekable();
+    let mut left = entries(left, &shared, chunks).peekable();
+    let mut right = entries(right, &shared, chunks).peekable();
     let mut lost_parts: Vec<Span> = Vec::new();
     loop {
         let order = match (left.peek(), right.peek()) {

@@ -4,7 +4,7 @@
 //! makes them durable and then adds them to the index.
 
 use crate::backend::Pending;
-use crate::chunks::PutMetadata;
+use crate::chunks::{Chunks, PutMetadata};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
 use crate::index::{Index, Segment};
@@ -16,11 +16,13 @@ use crate::threads;
 use crate::workspace::Workspace;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use tempfile::SpooledTempFile;
 
 /// Bytes buffered before they are hashed and written.
 const WRITE_BYTES: usize = 1 << 20;
@@ -35,6 +37,9 @@ const ROWS_AT_ONCE: usize = 1 << 18;
 
 /// A dry run removes nothing from the set of claimed chunks; it is cleared at this size.
 const SEEN_MAX: usize = 1 << 20;
+
+/// Bytes of metadata that a dry run keeps in memory; more of them go to a temporary file.
+const KEPT_IN_MEMORY: usize = 8 << 20;
 
 /// Result of [`Packer::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +65,8 @@ pub struct Added {
 pub struct Packer<'a> {
     store: &'a Store,
     is_dry: bool,
+    /// New metadata of a dry run, if it is read again.
+    kept: Option<Mutex<KeptChunks>>,
     /// Chunks not in the index yet. One thread stores a claimed chunk; the others skip it.
     claimed: Arc<Mutex<HashSet<ChunkId>>>,
     data: Mutex<Option<OpenSegment>>,
@@ -117,12 +124,21 @@ impl<'a> Packer<'a> {
         Packer {
             store,
             is_dry,
+            kept: None,
             claimed,
             data: Mutex::default(),
             metadata: Mutex::default(),
             finisher: Mutex::new(Some(finisher)),
             added: Added::default(),
         }
+    }
+
+    /// Returns a dry packer that also keeps new metadata until it is dropped, so that trees can be
+    /// read.
+    pub fn dry_with_trees(store: &'a Store) -> Packer<'a> {
+        let mut packer = Packer::new(store, true);
+        packer.kept = Some(Mutex::new(KeptChunks::new()));
+        packer
     }
 
     /// Returns the place of scratch files: the workspace, unless the run must not write to it.
@@ -153,6 +169,9 @@ impl<'a> Packer<'a> {
         }
         ENCODED.with_borrow_mut(|frame| {
             self.store.codec.encode(plain, frame);
+            if let (Some(kept), SegmentKind::Metadata) = (&self.kept, kind) {
+                kept.lock().put(id, frame, plain.len())?;
+            }
             if !self.is_dry {
                 self.append(kind, id, frame, plain.len())?;
             }
@@ -249,6 +268,59 @@ impl PutMetadata for Packer<'_> {
     fn put_metadata(&self, plain: &[u8]) -> Result<ChunkId> {
         Ok(self.put(SegmentKind::Metadata, plain)?.id)
     }
+}
+
+/// Reads chunks of the store, and those that a dry run keeps.
+impl Chunks for Packer<'_> {
+    fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
+        let kept = self.kept.as_ref().map(|kept| kept.lock().get(id));
+        match kept.transpose()?.flatten() {
+            None => self.store.get_into(id, plain),
+            Some((frame, len)) => {
+                let decoded = self.store.codec.decode(id, &frame, len, plain);
+                decoded.map_err(|fault| Error::Malformed {
+                    what: "a temporary file".into(),
+                    reason: fault.to_string(),
+                })
+            }
+        }
+    }
+}
+
+/// Chunks in memory, or in an unnamed temporary file if they are many.
+struct KeptChunks {
+    file: SpooledTempFile,
+    len: u64,
+    /// Offset, stored length and plain length of each chunk.
+    places: HashMap<ChunkId, (u64, usize, usize)>,
+}
+
+impl KeptChunks {
+    fn new() -> KeptChunks {
+        KeptChunks { file: SpooledTempFile::new(KEPT_IN_MEMORY), len: 0, places: HashMap::new() }
+    }
+
+    fn put(&mut self, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
+        let written =
+            self.file.seek(SeekFrom::Start(self.len)).and_then(|_| self.file.write_all(frame));
+        written.map_err(temporary)?;
+        self.places.insert(id, (self.len, frame.len(), plain_len));
+        self.len += frame.len() as u64;
+        Ok(())
+    }
+
+    /// Returns the frame of a chunk and its plain length.
+    fn get(&mut self, id: &ChunkId) -> Result<Option<(Vec<u8>, usize)>> {
+        let Some(&(offset, len, plain_len)) = self.places.get(id) else { return Ok(None) };
+        let mut frame = vec![0; len];
+        let read = self.file.seek(SeekFrom::Start(offset));
+        read.and_then(|_| self.file.read_exact(&mut frame)).map_err(temporary)?;
+        Ok(Some((frame, plain_len)))
+    }
+}
+
+fn temporary(source: io::Error) -> Error {
+    Error::Temporary { dir: std::env::temp_dir(), source }
 }
 
 impl Drop for Packer<'_> {
@@ -362,7 +434,6 @@ mod tests {
     use crate::config::{self, Config};
     use crate::observe::Silent;
     use crate::store::Purpose;
-    use std::collections::HashMap;
 
     /// A store in memory, with a log of all writes.
     fn recorded(dir: &tempfile::TempDir) -> (Store, Log) {
@@ -381,6 +452,24 @@ mod tests {
         let mut bytes = vec![0; 1 << 20];
         blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
         bytes
+    }
+
+    #[test]
+    fn a_dry_run_reads_its_own_metadata_and_writes_no_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, log) = recorded(&dir);
+        let before = log.steps().len();
+        let packer = Packer::dry_with_trees(&store);
+        // More than is kept in memory.
+        let ids: Vec<ChunkId> =
+            (0..12).map(|n| packer.put_metadata(&large(n)).expect("puts")).collect();
+        packer.put(SegmentKind::Data, b"data").expect("puts");
+        for (n, id) in ids.iter().enumerate() {
+            assert!(packer.get(id).expect("reads") == large(n as u64));
+        }
+        let missing = packer.get(&ChunkId::of(b"data"));
+        assert!(matches!(missing, Err(Error::ChunkMissing(_))), "{missing:?}");
+        assert_eq!(log.steps().len(), before);
     }
 
     /// Returns the kinds of the segments in the order of publication.

@@ -253,7 +253,7 @@ impl<'a> Backup<'a> {
 
     /// Makes the following passes read the same paths again, and only changes.
     ///
-    /// Not for a dry run, which leaves no tree to compare with.
+    /// Not for a dry run, whose tree only its packer can read.
     pub fn again(&mut self) -> Result<()> {
         let tree = self.tree()?;
         let ended = (self.options.about.clock)();
@@ -268,7 +268,7 @@ impl<'a> Backup<'a> {
 
     /// Returns the tree of everything read so far, for lookups.
     ///
-    /// Not for a dry run, which has no tree.
+    /// Not for a dry run, whose tree only its packer can read.
     pub fn tree(&mut self) -> Result<ChunkId> {
         let (root, totals) = self.merged()?;
         self.run.flush()?;
@@ -289,7 +289,7 @@ impl<'a> Backup<'a> {
 
     /// Makes everything durable, then writes the record.
     pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
-        let (root, totals) = if self.options.is_dry { self.added_up() } else { self.merged()? };
+        let (root, totals) = self.merged()?;
         let mut paths = self.named_paths().clone();
         if let Likeness::Paths(_) = self.likeness {
             // Paths that were read, and streams, which have no other name.
@@ -302,14 +302,6 @@ impl<'a> Backup<'a> {
         Ok(Report { is_empty, ..report })
     }
 
-    /// Returns the totals that a dry run would have stored.
-    fn added_up(&self) -> (ChunkId, Totals) {
-        let streams = self.streams.values().map(Totals::of);
-        let totals = self.trees.iter().map(|(_, totals)| *totals).chain(streams);
-        let totals = totals.fold(Totals::default(), Totals::plus);
-        (self.trees.last().map_or(ChunkId::of(b""), |(root, _)| *root), totals)
-    }
-
     /// Merges all trees and streams into one tree.
     fn merged(&mut self) -> Result<(ChunkId, Totals)> {
         if let ([only], true) = (&self.trees[..], self.streams.is_empty()) {
@@ -320,7 +312,7 @@ impl<'a> Backup<'a> {
             self.run.flush()?;
         }
         let store = self.run.store;
-        let mut merging = Merging::new(&self.trees, store)?;
+        let mut merging = Merging::new(&self.trees, &self.run.packer)?;
         let mut in_the_way = |path: &[u8]| {
             let error = was_also_a_directory();
             self.run.counters.report_unreadable(store.observer(), path, &error);

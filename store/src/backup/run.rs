@@ -2,6 +2,7 @@
 
 use super::ingest::absolute;
 use super::{Likeness, Options, Removed, Report, tree_path};
+use crate::chunks::Chunks;
 use crate::diff::{Change, diff, is_same};
 use crate::entry::{Entry, EntryKind, Time};
 use crate::error::Result;
@@ -183,7 +184,11 @@ impl<'a> BackupState<'a> {
         let host = &options.about.host;
         let (parent, skipped_records) = parent(store, host, like, start, options.is_dry)?;
         let damaged = store.index.damaged()?;
-        let packer = Packer::new(store, options.is_dry);
+        let has_passes = matches!(like, Likeness::Instance(_));
+        let packer = match options.is_dry && (parent.is_some() || has_passes) {
+            true => Packer::dry_with_trees(store),
+            false => Packer::new(store, options.is_dry),
+        };
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
@@ -205,11 +210,15 @@ impl<'a> BackupState<'a> {
         })
     }
 
-    /// Makes everything so far durable and thereby readable.
+    /// Makes everything so far durable and thereby readable. In a dry run, the packer itself keeps
+    /// everything readable.
     pub fn flush(&mut self) -> Result<()> {
+        if self.options.is_dry {
+            return Ok(());
+        }
         self.packer.finish()?;
         self.added = self.added();
-        self.packer = Packer::new(self.store, self.options.is_dry);
+        self.packer = Packer::new(self.store, false);
         Ok(())
     }
 
@@ -274,7 +283,7 @@ impl<'a> BackupState<'a> {
             ..self.noted.record(&excludes, &named)
         };
         let removed = match &self.parent {
-            Some((_, parent)) if !options.is_dry => {
+            Some((_, parent)) => {
                 let spared = Spared::of(&excludes, &left_out, named.iter().cloned())?;
                 let unread = counters.unreadable_paths.lock();
                 let was_looked_for = |path: &[u8]| {
@@ -283,10 +292,11 @@ impl<'a> BackupState<'a> {
                     has(&named) && !has(&unread) && !spared.covers(path)
                 };
                 let is_known = unread.len() < UNREADABLE_PATHS_MAX;
-                let removed = || removed(store, &parent.root.chunk(), &root, &was_looked_for);
+                let removed =
+                    || removed(&self.packer, &parent.root.chunk(), &root, &was_looked_for);
                 is_known.then(removed).flatten()
             }
-            _ => None,
+            None => None,
         };
         let record = Snapshot {
             version: snapshot::VERSION,
@@ -348,7 +358,7 @@ impl<'a> BackupState<'a> {
 /// Counts entries of the first tree that the second lacks, as far as the second backup looked for
 /// them; `None` if a page cannot be read.
 fn removed(
-    store: &Store,
+    chunks: &dyn Chunks,
     first: &ChunkId,
     second: &ChunkId,
     was_looked_for: &dyn Fn(&[u8]) -> bool,
@@ -371,7 +381,7 @@ fn removed(
         }
         Ok(())
     };
-    let compared = diff(store, first, second, &mut each);
+    let compared = diff(chunks, first, second, &mut each);
     compared.ok().map(|()| removed)
 }
 
