@@ -741,11 +741,40 @@ fn an_ignored_signal_stays_ignored() {
 }
 
 #[test]
+fn a_dry_run_of_a_first_backup_creates_no_store() {
+    let sandbox = Sandbox::new();
+    sandbox.write("source/a", "a");
+    sandbox.write("source/dir/b", Dice::new(1).bytes(100_000));
+    let listing = || sandbox.tool("find").args([".", "-printf", "%p %i %C@\\n"]).run().ok().stdout;
+    let backup = ["backup", "source", "--init"];
+    let dry = |place: &str| sandbox.forgekeep(backup).args(["--dry-run", "--store", place]).run();
+    let before = listing();
+    let planned = dry("store").ok().stdout;
+    assert!(planned.contains("a new store would be created at store"), "{planned}");
+    // Without --init, there is still no store.
+    sandbox.run(["backup", "source", "--dry-run"]).ends_with(10);
+    // The same errors as without --dry-run.
+    for place in ["source", "source/a", "source/a/store", "/proc/store"] {
+        let real = sandbox.forgekeep(backup).args(["--store", place]).run();
+        let dry = dry(place);
+        assert_eq!((dry.code(), &dry.stderr), (real.code(), &real.stderr), "{place}");
+        assert_eq!(dry.code(), Some(1), "{place}");
+    }
+    assert_eq!(listing(), before);
+    let done = sandbox.run(backup).ok().stdout;
+    let files =
+        |text: &str| text.lines().find(|line| line.starts_with("files: ")).map(str::to_owned);
+    assert_eq!(files(&planned), files(&done));
+    assert!(files(&done).is_some_and(|line| line.contains("2 new")), "{done}");
+    // The store exists now.
+    let next = sandbox.forgekeep(backup).args(["--dry-run"]).run().ok().stdout;
+    assert!(next.contains("2 unmodified"), "{next}");
+}
+
+#[test]
 fn a_new_store_is_announced() {
     let sandbox = Sandbox::new();
     sandbox.write("source/a", "a");
-    sandbox.run(["backup", "source", "--init", "--dry-run"]).ends_with(10);
-    assert!(!sandbox.has("store"));
     let first = sandbox.run(["backup", "--quiet", "source", "--init"]).ok();
     assert!(first.stderr.contains("created a new store at store"), "{}", first.all_output());
     assert!(first.stderr.contains("mounted"), "{}", first.all_output());

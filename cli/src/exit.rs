@@ -37,8 +37,6 @@ pub enum Failure {
     },
     /// The path contains no store, and the command would not create one.
     NothingToRead(Error),
-    /// The path contains no store, and a dry run creates none.
-    NothingCreated(Error),
     /// Done, except for problems that were already reported.
     Partial,
     /// A check found damage and has reported it.
@@ -85,9 +83,7 @@ impl Failure {
             Failure::Usage { .. } => 2,
             Failure::Partial => 3,
             Failure::Damaged | Failure::Other { .. } => 1,
-            Failure::Store(error)
-            | Failure::NothingToRead(error)
-            | Failure::NothingCreated(error) => number(error),
+            Failure::Store(error) | Failure::NothingToRead(error) => number(error),
             Failure::Forge(forge::Error::Busy(_)) => 11,
             Failure::Forge(_) => 1,
         }
@@ -101,11 +97,6 @@ impl Failure {
             Failure::NothingToRead(error) => {
                 let hint = "the path is wrong, or its disk is not mounted; `forgekeep config \
                             check` prints the paths of configured stores";
-                Some((error.to_string(), Some(hint.into())))
-            }
-            Failure::NothingCreated(error) => {
-                let hint = "a dry run creates no store; without --dry-run, --init creates it and \
-                            everything is new";
                 Some((error.to_string(), Some(hint.into())))
             }
             Failure::Forge(error) => Some((error.to_string(), hint_for_instance(error))),

@@ -1,6 +1,7 @@
 //! An open store: its configuration, lock and index, and access to chunks.
 
-use crate::backend::{self, Backend, Local, Modes};
+use crate::access;
+use crate::backend::{self, Backend, Local, Memory, Modes};
 use crate::chunks::{Chunks, Each};
 use crate::codec::Codec;
 use crate::config::{self, Config};
@@ -89,16 +90,7 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     let backend = Local::with(root, config.modes(), Arc::new(Silent::default()));
     let place = backend.place();
     let write = |source| Error::StoreWrite { name: place.clone(), source };
-    match find(root, &backend)? {
-        Place::Store => return Err(Error::StoreExists(place)),
-        Place::Other => return Err(Error::NotEmpty(place)),
-        Place::Empty => {}
-    }
-    // The outer store would mistake the inner store's files for its own.
-    let above = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
-    if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
-        return Err(Error::NotAStore { place, reason: "it is inside another store" });
-    }
+    check_empty(root, &backend)?;
     let shards: Vec<String> = (0..=255u8).map(shard_dir).collect();
     let dirs = shards.iter().map(String::as_str).chain([snapshot::DIR]);
     backend.make_directories(dirs).map_err(write)?;
@@ -109,6 +101,42 @@ pub fn init(root: &Path, config: &Config) -> Result<()> {
     })?;
     if let Ok(lock) = Lock::take(root, Mode::Shared) {
         lock.set_permissions(config.modes().file);
+    }
+    Ok(())
+}
+
+/// Returns an empty store in memory, for a dry run without a store. Fails if [`init`] cannot create
+/// a store in directory `root`.
+pub fn init_dry(root: &Path, config: &Config, observer: Arc<dyn Observer>) -> Result<Store> {
+    let local = Local::new(root);
+    check_empty(root, &local)?;
+    let refused = match access::open_nearest_dir(root) {
+        Ok(dir) => access::refusal_in(dir).map(io::Error::from),
+        Err(error) => Some(error),
+    };
+    if let Some(source) = refused {
+        return Err(Error::StoreWrite { name: local.place(), source });
+    }
+    let memory = Memory::default();
+    backend::write_all(&memory, config::FILE, &config.to_bytes())
+        .map_err(Error::store_write(config::FILE))?;
+    let dir = Workspace::temporary()?;
+    let store = Store::open_backend(Arc::new(memory), dir.path(), Purpose::Write, observer)?;
+    Ok(Store { _private: Some(dir), ..store })
+}
+
+/// Fails unless a store can be created in directory `root`.
+fn check_empty(root: &Path, backend: &Local) -> Result<()> {
+    let place = backend.place();
+    match find(root, backend)? {
+        Place::Store => return Err(Error::StoreExists(place)),
+        Place::Other => return Err(Error::NotEmpty(place)),
+        Place::Empty => {}
+    }
+    // The outer store would mistake the inner store's files for its own.
+    let above = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+    if above.ancestors().skip(1).any(|dir| dir.join(config::FILE).is_file()) {
+        return Err(Error::NotAStore { place, reason: "it is inside another store" });
     }
     Ok(())
 }

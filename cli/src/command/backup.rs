@@ -6,12 +6,13 @@ use crate::report::{self, count, now, size, skipped_records};
 use crate::run_id::RunId;
 use crate::run_record::{Frame, RunRecord};
 use crate::stream::Stream;
-use crate::ui::Ui;
+use crate::ui::{Ui, Watch};
 use clap::{Args, ValueEnum};
 use forge::recovery::Record;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 use store::Error;
 use store::backup::{About, Options, Report};
@@ -124,8 +125,7 @@ impl Backup {
         let (run, started) = (RunId::random()?, now());
         let options = self.options(run)?;
         self.init(place, ui)?;
-        let opened = global.open(ui, Purpose::Write, "backup");
-        let (store, watch) = opened.map_err(|failure| self.without_store(failure))?;
+        let (store, watch) = self.open(place, ui)?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
             None => self.paths(&store, options),
@@ -211,13 +211,17 @@ impl Backup {
         }
     }
 
-    /// A dry run with `--init` creates no store.
-    fn without_store(&self, failure: Failure) -> Failure {
-        match failure {
-            Failure::Store(error @ Error::NoStore(_)) if self.init && self.dry_run => {
-                Failure::NothingCreated(error)
+    /// Opens the store. A dry run with `--init` uses an empty one in memory if there is none.
+    fn open(&self, place: &Path, ui: &Ui) -> Result<(Store, Arc<Watch>), Failure> {
+        match super::open(place, ui, Purpose::Write, "backup") {
+            Err(Failure::Store(Error::NoStore(_) | Error::NotAStore { .. }))
+                if self.init && self.dry_run =>
+            {
+                let watch = ui.watch("backup");
+                let opened = init::open_dry(place, ui, Arc::clone(&watch));
+                Ok((opened.inspect_err(|_| watch.end())?, watch))
             }
-            failure => failure,
+            opened => opened,
         }
     }
 
@@ -253,7 +257,7 @@ impl Backup {
                 if self.dry_run { None } else { instance::work_off(record, &notifications, ui) };
             let place = instance::place_of(&config, name, global)?;
             self.init(&place, ui)?;
-            let (store, watch) = super::open(&place, ui, Purpose::Write, "backup")?;
+            let (store, watch) = self.open(&place, ui)?;
             let result = instance::backup(settings, record, &notifications, &store, options);
             watch.end();
             let mut outcome = result?;

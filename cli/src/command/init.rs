@@ -1,12 +1,15 @@
 use super::Global;
 use crate::exit::{Failure, other, with_hint};
 use crate::json::Initialized;
-use crate::ui::Ui;
+use crate::ui::{Ui, Watch};
 use clap::Args;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+use store::Error;
 use store::config::Config;
+use store::store::Store;
 
 /// zstd level of new stores: the default of other tools, see docs/measurements.md.
 const LEVEL: i32 = 3;
@@ -39,17 +42,34 @@ pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
     make(place, false, ui)
 }
 
-fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
+/// Opens an empty store in memory, for the dry run of a backup that would create a store.
+pub fn open_dry(place: &Path, ui: &Ui, watch: Arc<Watch>) -> Result<Store, Failure> {
+    let store = store::store::init_dry(place, &config(false)?, watch);
+    let store = store.map_err(|error| not_created(place, error))?;
+    ui.remark(format!("dry run: a new store would be created at {}", place.display()))?;
+    Ok(store)
+}
+
+/// Returns the configuration of a new store.
+fn config(group_readable: bool) -> Result<Config, Failure> {
     let id = store::random::bytes()
         .map_err(|error| other(format!("cannot get random numbers: {error}")))?;
-    let config = Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) };
-    store::store::init(place, &config).map_err(|error| match error {
-        store::Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
+    Ok(Config { group_readable, ..Config::new(id, chunker::Parameters::DEFAULT, LEVEL) })
+}
+
+fn not_created(place: &Path, error: Error) -> Failure {
+    match error {
+        Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
             format!("cannot create a store at {}: {source}", place.display()),
             next_step(&source),
         ),
         error => error.into(),
-    })?;
+    }
+}
+
+fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
+    let config = config(group_readable)?;
+    store::store::init(place, &config).map_err(|error| not_created(place, error))?;
     // An existing directory keeps its mode, because it may be a mount point.
     if group_readable && place.metadata().is_ok_and(|found| found.mode() & 0o050 != 0o050) {
         let place = place.display();

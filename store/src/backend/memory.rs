@@ -1,4 +1,4 @@
-//! A store in memory, for tests.
+//! A store in memory, for tests and dry runs.
 
 use super::{Backend, Listed, Pending};
 use parking_lot::Mutex;
