@@ -8,7 +8,7 @@
 //! The operating system holds the lock and releases it when the process ends. There are no stale
 //! locks and there is nothing to unlock by hand.
 
-use crate::backend::local::{give_to_owner, is_without_locks};
+use crate::backend::local::{give_to_owner, is_without_locks, open_regular};
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -104,17 +104,10 @@ impl Lock {
 /// Opens a lock file. Its owner and mode are set later, so a link or a device in its place must not
 /// be opened: they would be those of a file outside the store.
 fn open(path: &Path, access: OFlags) -> io::Result<File> {
-    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let odd = |kind: &str| io::Error::other(format!("it is {kind}; remove it"));
-    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
-        Err(Errno::LOOP) => return Err(odd("a symbolic link")),
-        Err(Errno::ISDIR) => return Err(odd("a directory")),
-        file => File::from(file?),
-    };
-    if !file.metadata()?.is_file() {
-        return Err(odd("not a regular file"));
-    }
-    Ok(file)
+    open_regular(path, access | OFlags::NOFOLLOW).map_err(|error| match error.kind() {
+        io::ErrorKind::Other => io::Error::other(format!("{error}; remove it")),
+        _ => error,
+    })
 }
 
 /// Returns true if a write failed because the file system or this user may not write.

@@ -204,7 +204,7 @@ impl Local {
         let mut open = self.0.open.lock();
         let file = match open.iter().position(|(known, _)| known == name) {
             Some(at) => open.remove(at).1,
-            None => Arc::new(open_regular(&self.0.root.join(name))?),
+            None => Arc::new(open_regular(&self.0.root.join(name), OFlags::RDONLY)?),
         };
         if open.len() >= OPEN_FILES_MAX {
             open.remove(0);
@@ -406,10 +406,17 @@ fn is_without_operation(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM | Errno::MLINK)
 }
 
-/// Opens a regular file for reading. Fails for anything else, and does not wait for a pipe.
-fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+/// Opens a regular file; a new one is private. Fails for anything else, and does not wait for a
+/// pipe.
+pub(crate) fn open_regular(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::from_raw_mode(0o600)) {
+        Err(Errno::LOOP) if flags.contains(OFlags::NOFOLLOW) => {
+            return Err(io::Error::other("it is a symbolic link"));
+        }
+        Err(Errno::ISDIR) => return Err(io::Error::other("it is a directory")),
+        file => File::from(file?),
+    };
     if file.metadata()?.is_file() {
         return Ok(file);
     }
@@ -424,16 +431,10 @@ fn is_unpublished_name(name: &OsStr) -> bool {
 
 /// Removes an unpublished file unless its writer runs; returns whether it did.
 fn remove_unlocked(path: &Path) -> io::Result<bool> {
-    // Without NONBLOCK, opening a pipe would wait forever for a writer.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
-        Err(Errno::NOENT) => return Ok(false),
-        Err(Errno::LOOP) => return Err(io::Error::other("it is a symbolic link")),
-        file => File::from(file?),
+    let file = match open_regular(path, OFlags::RDONLY | OFlags::NOFOLLOW) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
     };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(false);
     }
