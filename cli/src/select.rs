@@ -6,6 +6,7 @@ use clap::Args;
 use store::entry::{display_path, is_within};
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
+use store::records::Records;
 use store::snapshot::Snapshot;
 use store::store::Store;
 use store::tree::TreeReader;
@@ -116,7 +117,21 @@ pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failu
 
 /// Like [`find`], and reports whether the snapshot is certainly the wanted one.
 pub fn find_or_warn(store: &Store, wanted: &str) -> Result<Found, Failure> {
-    find_among(store, wanted, None)
+    find_among(store, wanted, None, &mut None)
+}
+
+/// Like [`find`], for two snapshots. Reads the records and warns of them once.
+pub fn find_both(
+    store: &Store,
+    first: &str,
+    second: &str,
+) -> Result<[(SnapshotId, Snapshot); 2], Failure> {
+    let mut candidates = None;
+    let mut find = |wanted| {
+        let found = find_among(store, wanted, None, &mut candidates)?;
+        Ok::<_, Failure>((found.id, found.snapshot))
+    };
+    Ok([find(first)?, find(second)?])
 }
 
 /// Returns the snapshot of an instance that `wanted` names. `latest` is the latest of this
@@ -126,7 +141,7 @@ pub fn find_of_instance(
     wanted: &str,
     instance: &str,
 ) -> Result<(SnapshotId, Snapshot), Failure> {
-    let Found { id, snapshot, .. } = find_among(store, wanted, Some(instance))?;
+    let Found { id, snapshot, .. } = find_among(store, wanted, Some(instance), &mut None)?;
     if is_of(&snapshot, Some(instance)) {
         return Ok((id, snapshot));
     }
@@ -141,14 +156,24 @@ fn is_of(snapshot: &Snapshot, instance: Option<&str>) -> bool {
 }
 
 /// Returns the snapshot that `wanted` names. `latest` is the latest of `instance`, if one is given.
-fn find_among(store: &Store, wanted: &str, instance: Option<&str>) -> Result<Found, Failure> {
+/// Keeps the records that it read in `candidates`.
+fn find_among<'a>(
+    store: &'a Store,
+    wanted: &str,
+    instance: Option<&'a str>,
+    candidates: &mut Option<Candidates<'a>>,
+) -> Result<Found, Failure> {
     if let Some(rest) = wanted.strip_prefix("latest") {
         let back = match rest.strip_prefix('~') {
             Some(number) => number.parse().ok(),
             None => rest.is_empty().then_some(0),
         };
         if let Some(back) = back {
-            return latest(store, wanted, back, instance);
+            let candidates = match candidates {
+                Some(candidates) => candidates,
+                none => none.insert(Candidates::of(store, instance)?),
+            };
+            return candidates.latest(wanted, back);
         }
     }
     let ids = store.snapshot_ids()?;
@@ -171,62 +196,79 @@ fn find_among(store: &Store, wanted: &str, instance: Option<&str>) -> Result<Fou
 /// Maximum number of ids listed for an ambiguous prefix.
 const SHOWN_IDS: usize = 4;
 
-/// Returns the newest snapshot, or the one `back` places before it. Warns about records that are
-/// unreadable or from the future, and does not count them.
-fn latest(
-    store: &Store,
-    wanted: &str,
-    back: usize,
-    instance: Option<&str>,
-) -> Result<Found, Failure> {
-    let warn = |text: String| store.observer().event(Event::Warning(text));
-    let (mut unreadable, mut future, mut count, now) = (0, Vec::new(), 0, crate::report::now());
-    let mut found = None;
-    for record in store.records()? {
-        let (id, snapshot) = match record {
-            Ok(named) => named,
-            Err(error) => {
-                unreadable += 1;
-                warn(format!("{error}; searching the other snapshots for {wanted}"));
-                continue;
+/// Snapshots among which `latest` is searched, read as far as needed.
+struct Candidates<'a> {
+    store: &'a Store,
+    /// The only instance that counts, if one is given.
+    instance: Option<&'a str>,
+    /// Records that are not read yet.
+    records: Records<'a>,
+    /// Known snapshots, newest first.
+    known: Vec<(SnapshotId, Snapshot)>,
+    /// Snapshots from the future, newest first.
+    future: Vec<(SnapshotId, Snapshot)>,
+    /// Number of unreadable records so far.
+    unreadable: u64,
+    /// True if the user was warned of snapshots from the future.
+    has_warned: bool,
+}
+
+impl<'a> Candidates<'a> {
+    fn of(store: &'a Store, instance: Option<&'a str>) -> Result<Candidates<'a>, Failure> {
+        let (records, known, future) = (store.records()?, Vec::new(), Vec::new());
+        let (unreadable, has_warned) = (0, false);
+        Ok(Candidates { store, instance, records, known, future, unreadable, has_warned })
+    }
+
+    /// Returns the newest snapshot, or the one `back` places before it. Warns about records that
+    /// are unreadable or from the future, and does not count them.
+    fn latest(&mut self, wanted: &str, back: usize) -> Result<Found, Failure> {
+        let now = crate::report::now();
+        while self.known.len() <= back {
+            match self.records.next() {
+                None => break,
+                Some(Ok((_, snapshot))) if !is_of(&snapshot, self.instance) => {}
+                Some(Ok(named)) if named.1.is_from_future(now) => self.future.push(named),
+                Some(Ok(named)) => self.known.push(named),
+                Some(Err(error)) => {
+                    self.unreadable += 1;
+                    self.warn(format!("{error}; searching the other snapshots"));
+                }
             }
-        };
-        if !is_of(&snapshot, instance) {
-            continue;
         }
-        if snapshot.is_from_future(now) {
-            future.push((id, snapshot));
-            continue;
-        }
-        count += 1;
-        if count > back {
-            found = Some((id, snapshot));
-            break;
+        self.warn_of_future();
+        let known = if self.known.is_empty() { &self.future } else { &self.known };
+        match known.get(back) {
+            Some((id, snapshot)) => {
+                let is_sure = self.unreadable == 0 && self.future.is_empty();
+                Ok(Found { id: *id, snapshot: snapshot.clone(), is_sure })
+            }
+            // The wanted one may be among the unreadable ones.
+            None if self.unreadable > 0 => {
+                let records = crate::report::count(self.unreadable, "record");
+                let message = format!("no readable snapshot {wanted}: {records} cannot be read");
+                Err(with_hint(message, "`forgekeep check` lists the damage"))
+            }
+            None => Err(unknown(wanted, known.len(), self.instance)),
         }
     }
-    let is_only_future = count == 0;
-    for (id, snapshot) in &future {
-        let time = local_time(snapshot.start.into());
-        let what = if is_only_future { "no other exists" } else { "latest ignores it" };
-        warn(format!(
-            "snapshot {} is dated in the future, {time}; {what}; check this machine's clock",
-            id.short()
-        ));
+
+    fn warn(&self, text: String) {
+        self.store.observer().event(Event::Warning(text));
     }
-    let is_sure = unreadable == 0 && future.is_empty();
-    if is_only_future {
-        count = future.len();
-        found = (back < count).then(|| future.swap_remove(back));
-    }
-    match found {
-        Some((id, snapshot)) => Ok(Found { id, snapshot, is_sure }),
-        // The wanted one may be among the unreadable ones.
-        None if unreadable > 0 => {
-            let records = crate::report::count(unreadable, "record");
-            let message = format!("no readable snapshot {wanted}: {records} cannot be read");
-            Err(with_hint(message, "`forgekeep check` lists the damage"))
+
+    fn warn_of_future(&mut self) {
+        if std::mem::replace(&mut self.has_warned, true) {
+            return;
         }
-        None => Err(unknown(wanted, count, instance)),
+        let what = if self.known.is_empty() { "no other exists" } else { "latest ignores it" };
+        for (id, snapshot) in &self.future {
+            let time = local_time(snapshot.start.into());
+            self.warn(format!(
+                "snapshot {} is dated in the future, {time}; {what}; check this machine's clock",
+                id.short()
+            ));
+        }
     }
 }
 

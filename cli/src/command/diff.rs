@@ -29,8 +29,7 @@ impl Diff {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open(ui, Purpose::Read, "diff")?;
         watch.hush();
-        let (_, first) = select::find(&store, &self.first)?;
-        let (_, second) = select::find(&store, &self.second)?;
+        let [(_, first), (_, second)] = select::find_both(&store, &self.first, &self.second)?;
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
         let mut lost_parts = 0u64;
         store::diff::diff(
