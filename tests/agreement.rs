@@ -316,7 +316,8 @@ fn the_store_json_of_another_store_is_damage() {
     let config = store::config::Config::new([8; 16], stores::SMALL, 3);
     fs::write(root.join("store.json"), config.to_bytes()).expect("writes");
     let report = check(&stores::open(&root, Purpose::Read), ReadData::None).expect("checks");
-    let objects: Vec<&str> = report.damages.iter().map(|damage| &*damage.object).collect();
+    let objects: Vec<String> =
+        report.damages.iter().map(|damage| damage.object.to_string()).collect();
     assert_eq!(objects, ["store.json"], "{:?}", report.damages);
 }
 

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::backend::Memory;
-use store::check::{ReadData, Report, check};
+use store::check::{Object, ReadData, Report, check};
 use store::config::Config;
 use store::diff::{Change, diff};
 use store::entry::path_cmp;
@@ -291,7 +291,7 @@ impl<'a> Bench<'a> {
         let report = &found.report;
         assert!(!report.is_clean(), "{what}: not noticed");
         let hash = name.rsplit('/').next().expect("a name");
-        let is_named = report.damages.iter().any(|damage| damage.object.contains(hash))
+        let is_named = report.damages.iter().any(|damage| damage.object.to_string().contains(hash))
             || report.losses.iter().any(|loss| loss.snapshot.to_string() == hash);
         assert!(is_named, "{what}: not named in {:?}", report.damages);
         found.agree(&self.sample.snapshots, what);
@@ -479,7 +479,7 @@ fn assert_index_loses_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
     let report = check(&store, ReadData::All);
     let report = report.unwrap_or_else(|error| panic!("{what}: check: {error}"));
     assert_eq!(report.loss_count, 0, "{what}: {:?}", report.losses);
-    let others = report.damages.iter().filter(|damage| damage.object != INDEX_FILE);
+    let others = report.damages.iter().filter(|damage| damage.object != Object::Index);
     assert_eq!(others.count(), 0, "{what}: {:?}", report.damages);
     drop(store);
 

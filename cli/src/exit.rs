@@ -140,6 +140,7 @@ fn is_out_of_files(error: &std::io::Error) -> bool {
 /// Returns the hint for an error of the store.
 fn hint(error: &Error) -> Option<String> {
     let hint = match error {
+        Error::CopiesUnknown { source, .. } => return hint(source),
         Error::StoreRead { source, .. }
         | Error::StoreWrite { source, .. }
         | Error::Target { source, .. }
@@ -304,4 +305,50 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
         _ => return None,
     };
     Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_lack_of_file_descriptors_has_its_own_next_step() {
+        let read =
+            |errno: Errno| Error::StoreRead { name: "segments/00".into(), source: errno.into() };
+        let (path, place) = (std::path::PathBuf::from("/x"), "/x".to_owned());
+        let chunk = store::id::ChunkId::of(b"chunk");
+        for errno in [Errno::MFILE, Errno::NFILE] {
+            let errors = [
+                read(errno),
+                Error::StoreWrite { name: "a new segment".into(), source: errno.into() },
+                Error::Target { path: path.clone(), source: errno.into() },
+                Error::Source { path: path.clone(), source: errno.into() },
+                Error::Temporary { dir: path.clone(), source: errno.into() },
+                Error::Unreachable { place: place.clone(), source: errno.into() },
+                Error::CopiesUnknown { chunk, source: Arc::new(read(errno)) },
+            ];
+            for error in errors {
+                assert_eq!(hint(&error).as_deref(), Some(FILES_HINT), "{error}");
+            }
+        }
+        assert_ne!(hint(&read(Errno::IO)).as_deref(), Some(FILES_HINT));
+    }
+
+    #[test]
+    fn the_next_step_for_an_index_depends_on_its_fault() {
+        let of = |code| {
+            let error = rusqlite::ffi::Error::new(code);
+            hint(&Error::Index(rusqlite::Error::SqliteFailure(error, None))).unwrap_or_default()
+        };
+        for (code, words) in [
+            (rusqlite::ffi::SQLITE_CORRUPT, "run the same command again"),
+            (rusqlite::ffi::SQLITE_READONLY, "mount it writable"),
+            (rusqlite::ffi::SQLITE_FULL, "make space"),
+            (rusqlite::ffi::SQLITE_BUSY, "`forgekeep index rebuild`"),
+        ] {
+            assert!(of(code).contains(words), "{code}: {}", of(code));
+        }
+    }
 }

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Stored bytes read at once. They stay in a core's cache while they are hashed, decoded and hashed
@@ -111,11 +112,56 @@ fn rank(seed: u64, id: &SegmentId) -> u64 {
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
+/// An object of the store that can be damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Object {
+    /// `store.json`.
+    Config,
+    /// A snapshot record.
+    Snapshot(SnapshotId),
+    /// The directory of all segments.
+    Segments,
+    /// A directory of segments.
+    Shard(u8),
+    /// A segment.
+    Segment(SegmentId),
+    /// A chunk in a segment.
+    Chunk(ChunkId, SegmentId),
+    /// The index.
+    Index,
+}
+
+impl Object {
+    /// Returns the segment that is the object or contains it.
+    pub fn segment(&self) -> Option<&SegmentId> {
+        match self {
+            Object::Segment(segment) | Object::Chunk(_, segment) => Some(segment),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Object::Config => f.write_str(config::FILE),
+            Object::Snapshot(id) => f.write_str(&snapshot::file_name(id)),
+            Object::Segments => f.write_str(SEGMENTS_DIR),
+            Object::Shard(shard) => f.write_str(&shard_dir(*shard)),
+            Object::Segment(id) => f.write_str(&segment::file_name(id)),
+            Object::Chunk(chunk, segment) => {
+                write!(f, "chunk {chunk} in {}", segment::file_name(segment))
+            }
+            Object::Index => f.write_str(INDEX_FILE),
+        }
+    }
+}
+
 /// A damaged object of the store.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// The file of the store, or the chunk.
-    pub object: String,
+    /// The object.
+    pub object: Object,
     /// Fault.
     pub reason: String,
 }
@@ -200,7 +246,7 @@ pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
         check.to_index(store.index.forget_whole())?;
     }
     let report = check.finish();
-    if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
+    if report.damages.iter().any(|damage| damage.object == Object::Index) {
         store.index.give_up();
     }
     Ok(report)
@@ -266,8 +312,8 @@ enum Flaw {
 }
 
 impl Check<'_> {
-    fn damage(&self, object: impl Into<String>, reason: impl ToString) {
-        let damage = Damage { object: object.into(), reason: reason.to_string() };
+    fn damage(&self, object: Object, reason: impl ToString) {
+        let damage = Damage { object, reason: reason.to_string() };
         self.damage_count.fetch_add(1, Relaxed);
         let mut damages = self.damages.lock();
         if damages.len() < DAMAGES_MAX {
@@ -290,11 +336,13 @@ impl Check<'_> {
         let backend = &*self.store.backend;
         match backend::read_all(backend, config::FILE, limits::RECORD_BYTES_MAX) {
             Ok(bytes) if bytes == self.store.config_bytes => {}
-            Ok(_) => self.damage(config::FILE, "its content differs from the copy in the segments"),
+            Ok(_) => {
+                self.damage(Object::Config, "its content differs from the copy in the segments")
+            }
             Err(error) if is_transient(&error) => {
                 return Err(Error::store_read(config::FILE)(error));
             }
-            Err(error) => self.damage(config::FILE, error),
+            Err(error) => self.damage(Object::Config, error),
         }
         Ok(())
     }
@@ -303,11 +351,11 @@ impl Check<'_> {
         let backend = &*self.store.backend;
         let mut snapshots = Vec::new();
         for id in snapshot::list(backend)? {
-            let name = snapshot::file_name(&id);
+            let object = Object::Snapshot(id);
             match Snapshot::read(backend, self.store.codec, &id) {
                 Ok((snapshot, is_whole)) => {
                     if !is_whole {
-                        self.damage(name, "one of the two copies of its record is damaged");
+                        self.damage(object, "one of the two copies of its record is damaged");
                     }
                     self.entries.insert(id, snapshot.statistics.entries);
                     snapshots.push((id, snapshot));
@@ -315,7 +363,7 @@ impl Check<'_> {
                 Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => {
-                    self.damage(name, &error);
+                    self.damage(object, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
                     self.lost(Loss { snapshot: id, path, entries: 1, reason });
                 }
@@ -338,7 +386,7 @@ impl Check<'_> {
             Ok(listed) => {
                 if self.store.unlisted.contains(&shard) {
                     let reason = "listing it failed when the store was opened";
-                    self.damage(shard_dir(shard), reason);
+                    self.damage(Object::Shard(shard), reason);
                 }
                 Ok(listed)
             }
@@ -346,12 +394,18 @@ impl Check<'_> {
             // One error concerns all directories in it.
             Err(Error::StoreRead { name, source }) if name == SEGMENTS_DIR => {
                 if shard == 0 {
-                    self.damage(SEGMENTS_DIR, format!("{source}; all segments count as missing"));
+                    self.damage(
+                        Object::Segments,
+                        format!("{source}; all segments count as missing"),
+                    );
                 }
                 Ok(Vec::new())
             }
             Err(error) => {
-                self.damage(shard_dir(shard), format!("{error}; its segments count as missing"));
+                self.damage(
+                    Object::Shard(shard),
+                    format!("{error}; its segments count as missing"),
+                );
                 Ok(Vec::new())
             }
         };
@@ -381,7 +435,7 @@ impl Check<'_> {
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
         if self.bad_segments.lock().is_empty() && too_many > 0 {
             let reason = format!("it lists {too_many} of {in_index} chunks in wrong places");
-            self.damage(INDEX_FILE, reason);
+            self.damage(Object::Index, reason);
         }
         Ok(())
     }
@@ -433,12 +487,12 @@ impl Check<'_> {
         let (foreign, all) = (self.foreign.load(Relaxed), self.report.segments);
         let reason =
             format!("{foreign} of {all} segments, such as {one}, contain a different copy");
-        self.damage(config::FILE, reason);
+        self.damage(Object::Config, reason);
     }
 
     fn bad_segment(&self, id: &SegmentId, reason: &dyn ToString) -> Result<()> {
         self.damage_count.fetch_add(1, Relaxed);
-        let (object, reason) = (segment::file_name(id), reason.to_string());
+        let (object, reason) = (Object::Segment(*id), reason.to_string());
         self.damages.lock().push(Damage { object, reason });
         self.bad_segments.lock().insert(*id);
         self.to_index(self.store.index.set_damaged(id))?;
@@ -451,7 +505,7 @@ impl Check<'_> {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.is_index_broken() => {
                 let mut damages = self.damages.lock();
-                let (object, reason) = (INDEX_FILE.to_owned(), error.to_string());
+                let (object, reason) = (Object::Index, error.to_string());
                 let damage = Damage { object, reason };
                 if !damages.contains(&damage) {
                     self.damage_count.fetch_add(1, Relaxed);
@@ -491,7 +545,7 @@ impl Check<'_> {
                 Some(found) if found.segment == *id && found.offset == row.offset => {
                     if (found.stored_len, found.plain_len) != (row.stored_len, row.plain_len) {
                         let reason = format!("it has wrong lengths for chunk {}", row.id);
-                        self.damage(INDEX_FILE, reason);
+                        self.damage(Object::Index, reason);
                     }
                     self.indexed.fetch_add(1, Relaxed);
                 }
@@ -499,7 +553,7 @@ impl Check<'_> {
                 Some(_) => {}
                 None => {
                     let reason = format!("it lacks chunk {} of segment {id}", row.id);
-                    self.damage(INDEX_FILE, reason);
+                    self.damage(Object::Index, reason);
                 }
             }
         }
@@ -532,7 +586,7 @@ impl Check<'_> {
                         self.store.codec.decode(&row.id, frame, row.plain_len as usize, plain)
                     {
                         is_bad = true;
-                        self.damage(format!("chunk {} in {name}", row.id), reason);
+                        self.damage(Object::Chunk(row.id, *id), reason);
                         self.bad_chunks.lock().insert(row.id);
                     }
                 }
@@ -586,22 +640,24 @@ impl Check<'_> {
                 let losses = self.losses.lock();
                 (losses.count, losses.kept.len())
             };
-            let whole: Vec<bool> = parts
-                .par_iter()
+            let whole: Vec<(u128, bool)> = parts
+                .into_par_iter()
                 .map(|(place, part)| {
                     self.store.observer().progress().check()?;
-                    match part {
-                        OutlinePart::Known => Ok(true),
-                        OutlinePart::Leaf => self.leaf(id, place),
-                        OutlinePart::Lost(error) => {
-                            self.page_lost(id, place, error.to_string());
-                            Ok(false)
+                    let is_whole = match part {
+                        OutlinePart::Known => true,
+                        OutlinePart::Leaf => self.leaf(id, &place)?,
+                        OutlinePart::Lost(error) if error.is_damage() => {
+                            self.page_lost(id, &place, error.to_string());
+                            false
                         }
-                    }
+                        OutlinePart::Lost(error) => return Err(error),
+                    };
+                    Ok((place.key(), is_whole))
                 })
                 .collect::<Result<_>>()?;
-            let leaves = parts.iter().zip(whole).filter(|(_, is_whole)| *is_whole);
-            whole_pages.extend(leaves.map(|((place, _), _)| place.key()));
+            let leaves = whole.into_iter().filter(|(_, is_whole)| *is_whole);
+            whole_pages.extend(leaves.map(|(key, _)| key));
             let mut losses = self.losses.lock();
             if losses.count == before {
                 // Index pages above a damaged page are opened again for the next snapshot.
@@ -658,6 +714,7 @@ impl Check<'_> {
                         Loss { snapshot: *id, path, entries: 1, reason: flaw.to_string() }
                     }
                 },
+                Err(Lost { error, .. }) if !error.is_damage() => return Err(error),
                 Err(Lost { error, span, entries }) => {
                     let (path, entries) = (span.to_string(), entries.unwrap_or(1));
                     Loss { snapshot: *id, path, entries, reason: error.to_string() }
@@ -740,7 +797,7 @@ impl Check<'_> {
         report.losses_left_out = losses.left_out;
         report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
-        report.damages.sort();
+        sort(&mut report.damages);
         if report.loss_count == 0 && report.snapshots > 0 {
             let needed = self.needed.into_inner();
             let superseded = self.bad_segments.into_inner().into_iter();
@@ -750,27 +807,29 @@ impl Check<'_> {
     }
 }
 
+/// Sorts damage by the names of the objects.
+fn sort(damages: &mut [Damage]) {
+    damages.sort_by_cached_key(|damage| (damage.object.to_string(), damage.reason.clone()));
+}
+
 /// Moves the damage of superseded segments out of the damage that counts.
 fn set_aside(report: &mut Report, superseded: &HashSet<SegmentId>) {
-    let names: HashSet<String> = superseded.iter().map(segment::file_name).collect();
     let all = std::mem::take(&mut report.damages);
-    let is_aside = |damage: &Damage| {
-        // A chunk is named with the file that holds it.
-        let file = damage.object.rsplit(' ').next().unwrap_or_default();
-        names.contains(file)
-    };
+    let is_aside =
+        |damage: &Damage| damage.object.segment().is_some_and(|id| superseded.contains(id));
     let (aside, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(is_aside);
     let is_complete = report.damage_count == (aside.len() + kept.len()) as u64;
     if !is_complete && !kept.is_empty() {
         // Some damaged chunks were only counted. Nobody knows whose they are.
         report.damages = aside;
         report.damages.extend(kept);
-        report.damages.sort();
+        sort(&mut report.damages);
         return;
     }
     report.damage_count = kept.len() as u64;
     report.damages = kept;
-    report.superseded = aside.into_iter().filter(|damage| names.contains(&damage.object)).collect();
+    let is_segment = |damage: &Damage| matches!(damage.object, Object::Segment(_));
+    report.superseded = aside.into_iter().filter(is_segment).collect();
 }
 
 /// Reads the chunks of trees and recipes, and records the damaged segments that hold them.
@@ -930,7 +989,7 @@ mod tests {
             let report = check(&beside.open(beside.workspaces(), Purpose::Read), ReadData::None);
             let report = report.expect("checks");
             assert!(!report.is_clean(), "{wrong}");
-            assert!(report.damages.iter().all(|damage| damage.object == INDEX_FILE), "{wrong}");
+            assert!(report.damages.iter().all(|damage| damage.object == Object::Index), "{wrong}");
             let report = check(&beside.open(beside.workspaces(), Purpose::Read), ReadData::None);
             assert!(report.expect("checks").is_clean(), "{wrong}");
         }
@@ -974,6 +1033,72 @@ mod tests {
             assert!(report.is_err_and(|error| error.is_transient()), "{errno}");
             assert_eq!(store.index().damaged().expect("reads").len(), 0);
         }
+    }
+
+    #[test]
+    fn an_intact_copy_in_any_segment_is_found() {
+        let beside = Beside::new();
+        let plain = b"a chunk that two segments contain";
+        // Another store stores it again.
+        for _ in 0..2 {
+            let (alone, other) = (Memory::default(), tempfile::tempdir().expect("a directory"));
+            let config = beside.memory.with_files(|files| files[config::FILE].clone());
+            write_all(&alone, config::FILE, &config).expect("writes");
+            put(&alone, other.path(), &[plain]);
+            let files = alone.with_files(|files| files.clone());
+            beside.memory.with_files(|all| all.extend(files));
+        }
+        let place = |bytes: &[u8]| bytes.windows(plain.len()).position(|part| part == plain);
+        let copies: Vec<(String, usize)> = beside.memory.with_files(|files| {
+            let found =
+                files.iter().filter_map(|(name, bytes)| Some((name.clone(), place(bytes)?)));
+            found.collect()
+        });
+        assert_eq!(copies.len(), 2);
+        for (name, at) in copies {
+            let flip =
+                || beside.memory.with_files(|files| files.get_mut(&name).expect("file")[at] ^= 1);
+            flip();
+            // The table of the segment is intact, so a new index may locate the damaged copy.
+            let workspaces = tempfile::tempdir().expect("a directory");
+            let store = beside.open(workspaces.path(), Purpose::Read);
+            let id = ChunkId::of(plain);
+            assert!(store.get(&id).expect("reads") == plain);
+            store.get_many(&[id], &|_, read| {
+                assert!(read.expect("reads") == plain);
+                std::ops::ControlFlow::Continue(())
+            });
+            let report = check(&store, ReadData::All).expect("checks");
+            let of_segment = report.damages.iter().all(|damage| damage.object.segment().is_some());
+            assert!(report.damage_count > 0 && of_segment, "{report:?}");
+            flip();
+        }
+    }
+
+    #[test]
+    fn a_failed_search_for_copies_is_not_damage() {
+        let beside = Beside::new();
+        let connection = rusqlite::Connection::open(beside.index_path()).expect("opens");
+        connection.execute("DELETE FROM chunks", []).expect("changes");
+        drop(connection);
+        let is_begun = Arc::new(AtomicBool::new(false));
+        let begun = Arc::clone(&is_begun);
+        let fault = move |operation: Operation, name: &str| {
+            let is_hit = operation == Operation::Read && name.starts_with("segments/");
+            let errno = rustix::io::Errno::MFILE;
+            if begun.load(Relaxed) && is_hit { Err(errno.into()) } else { Ok(()) }
+        };
+        let backend = Arc::new(Faulty::new(beside.memory.clone(), Arc::new(fault)));
+        let observer = Arc::new(Silent::default());
+        let store = Store::open_backend(backend, beside.workspaces(), Purpose::Read, observer);
+        let store = store.expect("opens");
+        is_begun.store(true, Relaxed);
+        let error = store.get(&ChunkId::of(b"one")).expect_err("cannot search");
+        assert!(matches!(&error, Error::CopiesUnknown { source, .. } if source.is_transient()));
+        assert!(!error.is_damage(), "{error}");
+        is_begun.store(false, Relaxed);
+        let missing = beside.open(beside.workspaces(), Purpose::Read).get(&ChunkId::of(b"none"));
+        assert!(missing.is_err_and(|error| error.is_damage()));
     }
 
     #[test]

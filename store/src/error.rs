@@ -5,6 +5,7 @@
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -118,6 +119,14 @@ pub enum Error {
     /// No segment has this chunk.
     #[error("no segment contains chunk {0}")]
     ChunkMissing(ChunkId),
+    /// The index has no intact copy of a chunk, and the search for others failed.
+    #[error("cannot search all segments for chunk {chunk}: {source}")]
+    CopiesUnknown {
+        /// Id of the chunk.
+        chunk: ChunkId,
+        /// The failure of the search.
+        source: Arc<Error>,
+    },
     /// Bytes that match their id have an invalid format.
     #[error("{what} is malformed: {reason}")]
     Malformed {
@@ -257,6 +266,11 @@ impl Error {
     /// Returns true if the machine lacked resources for a read. It may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Error::StoreRead { source, .. } if is_transient(source))
+    }
+
+    /// Returns true if an error of a read concerns one stored object, so that others may be read.
+    pub(crate) fn is_of_one_object(&self) -> bool {
+        self.is_damage() || matches!(self, Error::CopiesUnknown { .. })
     }
 
     /// Returns true if stored content is missing or damaged. Other content may still be intact.

@@ -226,23 +226,19 @@ impl Index {
     /// Returns the location of a chunk, if any segment has it.
     pub fn find(&self, id: &ChunkId) -> Result<Option<Location>> {
         self.with(|connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT s.name, s.kind, s.healthy, c.at, c.stored_len, c.plain_len
-                 FROM chunks c JOIN segments s ON s.number = c.segment WHERE c.id = ?1",
-            )?;
-            let found = statement
-                .query_row([id.as_bytes()], |row| {
-                    let name: [u8; 32] = row.get(0)?;
-                    Ok(Location {
-                        segment: SegmentId::from_bytes(name),
-                        kind: kind(row.get(1)?),
-                        is_healthy: row.get::<_, i64>(2)? == 1,
-                        offset: row.get(3)?,
-                        stored_len: row.get(4)?,
-                        plain_len: row.get(5)?,
-                    })
-                })
-                .optional()?;
+            let mut statement = connection.prepare_cached(FIND)?;
+            Ok(statement.query_row([id.as_bytes()], location).optional()?)
+        })
+    }
+
+    /// Returns the locations of all copies of a chunk, those in healthy segments first. Only an
+    /// index of all copies has more than one.
+    pub fn find_all(&self, id: &ChunkId) -> Result<Vec<Location>> {
+        self.with(|connection| {
+            let mut statement = connection.prepare_cached(FIND)?;
+            let found = statement.query_map([id.as_bytes()], location)?;
+            let mut found: Vec<Location> = found.collect::<Result<_, _>>()?;
+            found.sort_by_key(|location| !location.is_healthy);
             Ok(found)
         })
     }
@@ -435,6 +431,22 @@ impl Index {
             Ok(totals)
         })
     }
+}
+
+/// Query for the locations of a chunk.
+const FIND: &str = "SELECT s.name, s.kind, s.healthy, c.at, c.stored_len, c.plain_len
+    FROM chunks c JOIN segments s ON s.number = c.segment WHERE c.id = ?1";
+
+fn location(row: &rusqlite::Row<'_>) -> rusqlite::Result<Location> {
+    let name: [u8; 32] = row.get(0)?;
+    Ok(Location {
+        segment: SegmentId::from_bytes(name),
+        kind: kind(row.get(1)?),
+        is_healthy: row.get::<_, i64>(2)? == 1,
+        offset: row.get(3)?,
+        stored_len: row.get(4)?,
+        plain_len: row.get(5)?,
+    })
 }
 
 /// Returns device and inode of a file, if it exists.

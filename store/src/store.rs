@@ -78,9 +78,8 @@ pub struct Store {
     _private: Option<TempDir>,
     /// Shards whose directories could not be listed when the store was opened.
     pub(crate) unlisted: BTreeSet<u8>,
-    /// Index read from the segment tables after the store's index proved wrong. Holds `None` if
-    /// building it failed.
-    second: OnceLock<Option<(TempDir, Index)>>,
+    /// Index of all copies, read from the segment tables after the store's index proved wrong.
+    copies: OnceLock<Result<(TempDir, Index), Arc<Error>>>,
 }
 
 /// Creates an empty store in directory `root`.
@@ -320,7 +319,7 @@ impl Store {
             _lock: lock,
             _private: private,
             unlisted,
-            second: OnceLock::new(),
+            copies: OnceLock::new(),
             backend,
         })
     }
@@ -375,23 +374,28 @@ impl Store {
             },
             None => Error::ChunkMissing(*id),
         };
-        match self.second_look(id, location.is_some())? {
-            Some(other) if location != Some(&other) => self.read_location(id, &other, plain),
-            _ => Err(error),
+        for other in self.copies(id, location.is_some())? {
+            if location != Some(&other) && self.read_location(id, &other, plain).is_ok() {
+                return Ok(());
+            }
         }
+        Err(error)
     }
 
     /// Finds a chunk. Searches the segment tables if the index does not have it.
     pub fn locate(&self, id: &ChunkId) -> Result<Location> {
         match self.index.find(id) {
             Ok(Some(location)) => Ok(location),
-            Ok(None) | Err(_) => self.second_look(id, false)?.ok_or(Error::ChunkMissing(*id)),
+            Ok(None) | Err(_) => {
+                self.copies(id, false)?.first().copied().ok_or(Error::ChunkMissing(*id))
+            }
         }
     }
 
-    /// Looks a chunk up in the tables of all segments. `is_indexed` is true if the index has it.
-    fn second_look(&self, id: &ChunkId, is_indexed: bool) -> Result<Option<Location>> {
-        let second = self.second.get_or_init(|| {
+    /// Returns the locations of a chunk in the tables of all segments, those in healthy segments
+    /// first. `is_indexed` is true if the index has the chunk.
+    fn copies(&self, id: &ChunkId, is_indexed: bool) -> Result<Vec<Location>> {
+        let copies = self.copies.get_or_init(|| {
             // Another process may have stored the chunk after this index was read.
             let fault = match is_indexed {
                 true => "a chunk is damaged, or the index lists a wrong place for it",
@@ -408,12 +412,13 @@ impl Store {
                 unlisted: Mutex::default(),
                 last_warning: Mutex::default(),
             };
-            let (index, dir) = opening.build_aside(Purpose::Read).ok()?;
-            Some((dir, index))
+            let built = opening.build_temporary(Purpose::Read, Builder::with_all_copies);
+            built.map(|(index, dir)| (dir, index)).map_err(Arc::new)
         });
-        match second {
-            Some((_, index)) => index.find(id),
-            None => Ok(None),
+        let failed = |source| Error::CopiesUnknown { chunk: *id, source };
+        match copies {
+            Ok((_, index)) => index.find_all(id).map_err(|error| failed(Arc::new(error))),
+            Err(error) => Err(failed(Arc::clone(error))),
         }
     }
 
@@ -715,8 +720,18 @@ impl Opening<'_> {
 
     /// Builds an index for this process only, in a temporary directory.
     fn build_aside(&self, purpose: Purpose) -> Result<(Index, TempDir)> {
+        self.build_temporary(purpose, Ok)
+    }
+
+    /// Like [`build_aside`](Self::build_aside). `prepare` changes the empty index.
+    fn build_temporary(
+        &self,
+        purpose: Purpose,
+        prepare: fn(Builder) -> Result<Builder>,
+    ) -> Result<(Index, TempDir)> {
         let dir = Workspace::temporary()?;
         let built = Builder::new(&dir.path().join(INDEX_FILE), self.mode, &self.store_id)
+            .and_then(prepare)
             .and_then(|builder| self.fill(builder, purpose, purpose != Purpose::Read))
             .and_then(|builder| builder.finish(false, &self.store_id));
         let index = built.map_err(|error| match error.is_out_of_space() {
@@ -793,6 +808,8 @@ impl Opening<'_> {
     /// The segments of a shard; nothing, for a reader, where its directory cannot be listed.
     fn list_shard(&self, shard: u8, purpose: Purpose) -> Result<Option<Vec<(SegmentId, u64)>>> {
         match list_shard(self.backend, shard) {
+            // A lack of resources is not a state of the store.
+            Err(error) if error.is_transient() => Err(error),
             Err(error) if purpose == Purpose::Read => {
                 let text = format!("{error}; its segments count as missing");
                 let mut last = self.last_warning.lock();
@@ -821,6 +838,7 @@ impl Opening<'_> {
                 Ok((Segment { id: *id, kind: header.kind, len, is_healthy: true }, rows))
             }
             Err(error @ Error::Newer { .. }) => Err(error),
+            Err(error) if error.is_transient() => Err(error),
             Err(error) => {
                 let rows = salvage::rows(self.backend, self.codec, id, len);
                 let found = rows.len();

@@ -5,9 +5,8 @@ use crate::report::{count, now, size};
 use crate::ui::Ui;
 use clap::Args;
 use std::time::Duration;
-use store::check::{Damage, ReadData, Report};
+use store::check::{Damage, Object, ReadData, Report};
 use store::store::{Purpose, Store};
-use store::workspace::INDEX_FILE;
 
 /// Check that the store is complete and undamaged
 ///
@@ -89,17 +88,6 @@ fn superseded(ui: &Ui, report: &Report) {
     }
 }
 
-/// Returns true if a damaged object is a segment or a chunk in one.
-fn is_segment(object: &str) -> bool {
-    let file = object.rsplit(' ').next().unwrap_or_default();
-    file.starts_with("segments/") && file.matches('/').count() == 2
-}
-
-/// Returns true if a damaged object is a directory of segments.
-fn is_directory(object: &str) -> bool {
-    object.starts_with("segments") && !is_segment(object)
-}
-
 fn show(
     ui: &Ui,
     report: &Report,
@@ -108,7 +96,7 @@ fn show(
     elapsed: Duration,
 ) -> Result<(), Failure> {
     for damage in &report.damages {
-        ui.json(&DamagedObject { object: &damage.object, reason: &damage.reason })?;
+        ui.json(&DamagedObject { object: &damage.object.to_string(), reason: &damage.reason })?;
         ui.line(format!("damaged: {}: {}", damage.object, damage.reason))?;
     }
     let more = report.damage_count - report.damages.len() as u64;
@@ -165,20 +153,20 @@ fn show(
         count(report.damage_count, "object"),
         count(report.loss_count, "path")
     ))?;
-    let has = |is_such: fn(&str) -> bool| report.damages.iter().any(|of| is_such(&of.object));
-    if has(is_segment) {
+    let has = |is_such: fn(&Object) -> bool| report.damages.iter().any(|of| is_such(&of.object));
+    if has(|object| object.segment().is_some()) {
         ui.remark(match report.loss_count {
             0 => "nothing is lost yet; the next backup stores again what its sources still contain",
             _ => "the next backup repairs lost data that its sources still contain",
         })?;
     }
-    if has(is_directory) {
+    if has(|object| matches!(object, Object::Segments | Object::Shard(_))) {
         ui.remark("check the disk and the permissions of segments in the store")?;
     }
-    if has(|object| object.starts_with(store::snapshot::DIR)) {
+    if has(|object| matches!(object, Object::Snapshot(_))) {
         ui.remark("the next backup repairs records of which one copy is intact")?;
     }
-    if report.damages.iter().any(|damage| damage.object == INDEX_FILE) {
+    if has(|object| matches!(object, Object::Index)) {
         ui.remark("the next command rebuilds the index without loss")?;
     }
     Ok(())

@@ -118,7 +118,7 @@ impl Recheck<'_> {
                         return Ok(false);
                     }
                 },
-                Err(error) if error.is_damage() => {
+                Err(error) if error.is_of_one_object() => {
                     self.store.damage.error(&error);
                     return Ok(false);
                 }

@@ -13,6 +13,19 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// Replaces the table of chunks in an index that locates every copy of a chunk.
+const SCHEMA_OF_COPIES: &str = "
+    DROP TABLE chunks;
+    CREATE TABLE chunks (
+        id BLOB NOT NULL,
+        segment INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        stored_len INTEGER NOT NULL,
+        plain_len INTEGER NOT NULL,
+        PRIMARY KEY (id, segment, at)
+    ) WITHOUT ROWID;
+";
+
 /// Removes the unfinished index of a killed process. No process may be building one at this path.
 pub fn remove_unfinished(path: &Path) {
     let unfinished = with_suffix(path, ".new");
@@ -57,6 +70,12 @@ impl Builder {
 
     fn connection(&self) -> &Connection {
         self.connection.as_ref().expect("open until it is finished")
+    }
+
+    /// Makes the index locate every copy of a chunk instead of one. Such an index is only read.
+    pub fn with_all_copies(self) -> Result<Builder> {
+        self.connection().execute_batch(SCHEMA_OF_COPIES)?;
+        Ok(self)
     }
 
     /// Adds a segment with all its chunks.
