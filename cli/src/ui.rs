@@ -1,7 +1,7 @@
 //! Output to the terminal: lines, JSON lines, progress. Also handles signals.
 
 use crate::exit::Failure;
-use crate::json::{self, ExitError, Line, PathError, Reason, Status, Warning};
+use crate::json::{self, ExitError, Line, PathError, Status, Warning};
 use crate::report::shown;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use store::observe::{Event, Observer, Progress};
+use store::observe::{Cause, Event, Observer, Progress, Reason};
 
 /// Interval between updates of the terminal and checks for a stop request.
 const TICK: Duration = Duration::from_millis(100);
@@ -413,9 +413,9 @@ impl Watch {
 
     /// Returns true if a path that was not restored is printed. People get few of the paths that a
     /// user may not write, because there is one cause; the result has their number.
-    fn is_shown(&self, reason: &str) -> bool {
-        let denials = ["(os error 13)", "(os error 30)", "could not create its directory"];
-        if self.json || !denials.iter().any(|of| reason.contains(of)) {
+    fn is_shown(&self, cause: Cause) -> bool {
+        let is_of_many = matches!(cause, Cause::Denied | Cause::DirectoryNotCreated);
+        if self.json || !is_of_many {
             return true;
         }
         let before = self.denied.fetch_add(1, Relaxed);
@@ -425,14 +425,15 @@ impl Watch {
         before < DENIED_MAX
     }
 
-    fn trouble(&self, kind: &str, during: &str, path: &Path, reason: &str) {
-        let advised = format!("{reason}; raise the limit of open files (`ulimit -n`)");
-        let is_out_of_files =
-            ["(os error 23)", "(os error 24)"].iter().any(|of| reason.contains(of));
-        let reason = if is_out_of_files { &advised } else { reason };
+    fn trouble(&self, kind: &str, during: &str, path: &Path, Reason { text, cause }: Reason) {
+        let reason = match cause {
+            Cause::OutOfFiles => format!("{text}; raise the limit of open files (`ulimit -n`)"),
+            _ => text,
+        };
         if self.json {
             let (item, item_hex) = json::path(path.as_os_str().as_bytes());
-            let error = PathError { error: Reason { message: reason }, during, item, item_hex };
+            let error =
+                PathError { error: json::Reason { message: &reason }, during, item, item_hex };
             let _ = writeln!(io::stdout(), "{}", formatted(&error));
         } else {
             let shown = store::entry::display_path(path.as_os_str().as_bytes());
@@ -445,20 +446,20 @@ impl Observer for Watch {
     fn event(&self, event: Event) {
         match event {
             Event::Unreadable { path, reason } => {
-                self.trouble("cannot read", "archival", &path, &reason);
+                self.trouble("cannot read", "archival", &path, reason);
             }
             Event::MetadataUnreadable { path, reason } => {
-                self.trouble("cannot read metadata of", "archival", &path, &reason);
+                self.trouble("cannot read metadata of", "archival", &path, reason);
             }
-            Event::NotRestored { path, reason } if self.is_shown(&reason) => {
-                self.trouble("not restored:", "restore", &path, &reason);
+            Event::NotRestored { path, reason } if self.is_shown(reason.cause) => {
+                self.trouble("not restored:", "restore", &path, reason);
             }
             Event::NotRestored { .. } => {}
             Event::NotDeleted { path, reason } => {
-                self.trouble("not deleted:", "restore", &path, &reason);
+                self.trouble("not deleted:", "restore", &path, reason);
             }
             Event::MetadataRefused { path, reason } => {
-                self.trouble("restored without all metadata:", "restore", &path, &reason);
+                self.trouble("restored without all metadata:", "restore", &path, reason);
             }
             Event::ChangedWhileRead(path) => {
                 self.say_of(&path, "changed while it was read; stored as it was read");

@@ -2,6 +2,8 @@
 //! happen. Libraries never print; they report through this module.
 
 use crate::error::{Error, Result};
+use rustix::io::Errno;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,7 +16,7 @@ pub enum Event {
         /// The path.
         path: PathBuf,
         /// The reason.
-        reason: String,
+        reason: Reason,
     },
     /// Metadata of a path could not be read; everything else of the path is in the snapshot.
     /// Changes the exit code.
@@ -22,7 +24,7 @@ pub enum Event {
         /// The path.
         path: PathBuf,
         /// The missing metadata and the reason.
-        reason: String,
+        reason: Reason,
     },
     /// A file changed while it was read; the bytes that were read are stored.
     ChangedWhileRead(PathBuf),
@@ -42,14 +44,14 @@ pub enum Event {
         /// The path.
         path: PathBuf,
         /// The reason.
-        reason: String,
+        reason: Reason,
     },
     /// A path that the snapshot lacks could not be removed. Changes the exit code.
     NotDeleted {
         /// The path.
         path: PathBuf,
         /// The reason.
-        reason: String,
+        reason: Reason,
     },
     /// A path was restored with its content, but some of its metadata was refused. Changes
     /// the exit code.
@@ -57,12 +59,75 @@ pub enum Event {
         /// The path.
         path: PathBuf,
         /// The rejected metadata and the reason.
-        reason: String,
+        reason: Reason,
     },
     /// A problem that does not end this run.
     Warning(String),
     /// Other information for the user.
     Note(String),
+}
+
+/// Reason why something could not be read, restored or deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Description.
+    pub text: String,
+    /// Cause, if it may concern many paths.
+    pub cause: Cause,
+}
+
+/// Cause that may concern many paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Cause {
+    /// This user may not write there, or the file system is read-only.
+    Denied,
+    /// The restore could not create a directory above.
+    DirectoryNotCreated,
+    /// The process or the machine has no file descriptor left.
+    OutOfFiles,
+    /// Any other cause.
+    #[default]
+    Other,
+}
+
+impl From<&io::Error> for Cause {
+    fn from(error: &io::Error) -> Cause {
+        match Errno::from_io_error(error) {
+            Some(Errno::ACCESS | Errno::ROFS) => Cause::Denied,
+            Some(Errno::MFILE | Errno::NFILE) => Cause::OutOfFiles,
+            _ => Cause::Other,
+        }
+    }
+}
+
+impl From<&io::Error> for Reason {
+    fn from(error: &io::Error) -> Reason {
+        Reason { text: error.to_string(), cause: error.into() }
+    }
+}
+
+impl From<&Error> for Reason {
+    fn from(error: &Error) -> Reason {
+        let cause = match error {
+            Error::StoreRead { source, .. } if Cause::from(source) == Cause::OutOfFiles => {
+                Cause::OutOfFiles
+            }
+            _ => Cause::Other,
+        };
+        Reason { text: error.to_string(), cause }
+    }
+}
+
+impl From<String> for Reason {
+    fn from(text: String) -> Reason {
+        Reason { text, cause: Cause::Other }
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Reason {
+        text.to_owned().into()
+    }
 }
 
 /// Counters of a running operation. They only grow.

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
 use crate::left_out::Spared;
-use crate::observe::{Event, Observer};
+use crate::observe::{Cause, Event, Observer, Reason};
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Refused, Target};
@@ -433,7 +433,7 @@ impl Restore<'_> {
     fn refused(&self, path: &[u8], refused: &Refused) {
         if !refused.is_empty() {
             self.counts.metadata_refused.fetch_add(1, Relaxed);
-            let (path, reason) = (self.shown(path), refused.to_string());
+            let (path, reason) = (self.shown(path), refused.reason());
             self.store.observer().event(Event::MetadataRefused { path, reason });
         }
     }
@@ -458,14 +458,14 @@ impl Restore<'_> {
             return;
         }
         if target::is_absent(error) && self.is_below_unmade(path) {
-            self.failed(path, BELOW_UNMADE);
+            self.failed(path, below_unmade());
             return;
         }
         if error.kind() == io::ErrorKind::DirectoryNotEmpty {
             self.failed(path, dir_in_the_way(self.is_delete));
             return;
         }
-        self.failed(path, &error.to_string());
+        self.failed(path, error);
     }
 
     fn is_below_unmade(&self, path: &[u8]) -> bool {
@@ -473,9 +473,9 @@ impl Restore<'_> {
         !unmade.is_empty() && ends(path).any(|end| unmade.contains(&path[..end]))
     }
 
-    fn failed(&self, path: &[u8], reason: &str) {
+    fn failed(&self, path: &[u8], reason: impl Into<Reason>) {
         add_up(&self.counts.failed, 1);
-        let (path, reason) = (self.shown(path), reason.to_owned());
+        let (path, reason) = (self.shown(path), reason.into());
         self.store.observer().event(Event::NotRestored { path, reason });
     }
 
@@ -501,7 +501,7 @@ impl Restore<'_> {
         // The report below counts one of them.
         add_up(&self.counts.failed, lost.entries.unwrap_or(1).saturating_sub(1));
         self.counts.has_uncounted.fetch_or(lost.entries.is_none(), Relaxed);
-        self.failed(relative(lost.span.from(), &self.prefix), &reason_of(lost));
+        self.failed(relative(lost.span.from(), &self.prefix), reason_of(lost));
     }
 
     fn shown(&self, path: &[u8]) -> PathBuf {
@@ -530,8 +530,11 @@ impl Restore<'_> {
     }
 }
 
-/// Reason why nothing below a directory is restored.
-const BELOW_UNMADE: &str = "the restore could not create its directory";
+/// Returns the reason why nothing below a directory is restored that could not be created.
+fn below_unmade() -> Reason {
+    let text = "the restore could not create its directory".into();
+    Reason { text, cause: Cause::DirectoryNotCreated }
+}
 
 /// Returns a copy of an error that would affect every other file.
 fn fatal(root: BorrowedFd<'_>, path: &[u8], error: &io::Error) -> Option<io::Error> {
@@ -542,7 +545,7 @@ fn fatal(root: BorrowedFd<'_>, path: &[u8], error: &io::Error) -> Option<io::Err
 }
 
 /// Returns the reason why a part of the tree is not restored, with its size.
-fn reason_of(lost: &Lost) -> String {
+fn reason_of(lost: &Lost) -> Reason {
     let entries = match lost.entries {
         None => "entries".into(),
         Some(1) => "1 entry".into(),
@@ -550,11 +553,11 @@ fn reason_of(lost: &Lost) -> String {
     };
     let error = &lost.error;
     match &lost.span {
-        Span::Entry(_) => error.to_string(),
+        Span::Entry(_) => error.into(),
         Span::Range { until: Some(until), .. } => {
-            format!("{entries} lost up to {}: {error}", crate::entry::display_path(until))
+            format!("{entries} lost up to {}: {error}", crate::entry::display_path(until)).into()
         }
-        Span::Range { until: None, .. } => format!("{entries} lost to the end: {error}"),
+        Span::Range { until: None, .. } => format!("{entries} lost to the end: {error}").into(),
     }
 }
 

@@ -348,7 +348,7 @@ impl Backup {
                 }
                 Err(error) => {
                     options.paths.push(std::path::absolute(path).unwrap_or(path.clone()));
-                    missing.push((path.clone(), error.to_string()));
+                    missing.push((path.clone(), (&error).into()));
                 }
             }
         }

@@ -81,7 +81,8 @@ impl<'a> Gate<'a> {
             1 => format!("{reason}; also skipped 1 entry below it"),
             _ => format!("{reason}; also skipped {below} entries below it"),
         };
-        self.observer.event(Event::Unreadable { path: absolute(&path), reason });
+        let (path, reason) = (absolute(&path), reason.into());
+        self.observer.event(Event::Unreadable { path, reason });
     }
 
     fn report_amended(&self, entry: &Entry, amendment: &Amendment) {
@@ -92,7 +93,7 @@ impl<'a> Gate<'a> {
         }
         if amendment.is_owner_changed {
             let reason = "owner: invalid number or overlong name; storing nobody";
-            self.counters.report_metadata(self.observer, &entry.path, reason.into());
+            self.counters.report_metadata(self.observer, &entry.path, reason);
         }
         if amendment.xattrs_dropped > 0 {
             let (dropped, kept) = (amendment.xattrs_dropped, entry.xattrs.len());
@@ -146,10 +147,10 @@ mod tests {
         assert_eq!((totals.entries, counters.unreadable.into_inner()), (2, 3));
         assert_eq!(counters.metadata_unreadable.into_inner(), 1);
         let heard = heard.0.into_inner();
-        let reason = "its mode is invalid; also skipped 2 entries below it".to_owned();
+        let reason = "its mode is invalid; also skipped 2 entries below it".into();
         assert_eq!(heard[0], Event::Unreadable { path: "/bad".into(), reason });
         assert!(matches!(&heard[1], Event::Note(note) if note.starts_with("/full: a time")));
-        let reason = "63 of 80 extended attributes exceed the size limit".to_owned();
+        let reason = "63 of 80 extended attributes exceed the size limit".into();
         assert_eq!(heard[2], Event::MetadataUnreadable { path: "/full".into(), reason });
         assert_eq!(heard.len(), 3);
     }

@@ -228,7 +228,7 @@ impl<'a> Ingest<'a> {
 
     /// Reports a path that is in the snapshot without some of its metadata.
     pub fn metadata_unreadable(&self, path: &[u8], error: &io::Error) {
-        self.counters.report_metadata(self.observer(), path, error.to_string());
+        self.counters.report_metadata(self.observer(), path, error);
     }
 
     fn open_and_read(

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::left_out::{Noted, Spared};
-use crate::observe::{Event, Observer};
+use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
 use crate::records::Named;
 use crate::reuse::Allowance;
@@ -78,13 +78,14 @@ impl Counters {
             paths.insert(path.to_vec());
         }
         drop(paths);
-        let (path, reason) = (absolute(path), error.to_string());
+        let (path, reason) = (absolute(path), error.into());
         observer.event(Event::Unreadable { path, reason });
     }
 
     /// Counts and reports a path that is in the snapshot without some of its metadata.
-    pub fn report_metadata(&self, observer: &dyn Observer, path: &[u8], reason: String) {
+    pub fn report_metadata(&self, observer: &dyn Observer, path: &[u8], reason: impl Into<Reason>) {
         self.metadata_unreadable.fetch_add(1, Relaxed);
+        let reason = reason.into();
         observer.event(Event::MetadataUnreadable { path: absolute(path), reason });
     }
 

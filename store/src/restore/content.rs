@@ -6,6 +6,7 @@ use crate::content::{ChunkCache, ContentReader, Cursor};
 use crate::entry::{Content, Entry, EntryKind};
 use crate::error::Result;
 use crate::limits;
+use crate::observe::Reason;
 use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Ahead, Stat};
 use crate::store::Store;
@@ -89,15 +90,15 @@ impl Restore<'_> {
             let extent = match file.extents.next() {
                 None => return Ok(false),
                 Some(Ok(extent)) => extent,
-                Some(Err(error)) if error.is_damage() => {
-                    self.settle_failed(output, &error.to_string());
+                Some(Err(error)) if error.is_of_one_object() => {
+                    self.settle_failed(output, &error);
                     return Ok(false);
                 }
                 Some(Err(error)) => return Err(error),
             };
             if let Extent::Slice { chunk, offset, len } = extent {
                 let Some(len) = chunk_len(len) else {
-                    self.settle_failed(output, &format!("chunk {chunk} is too short"));
+                    self.settle_failed(output, format!("chunk {chunk} is too short"));
                     return Ok(false);
                 };
                 file.runs += usize::from(runs.push(output, (chunk, offset, len), file.at));
@@ -246,7 +247,7 @@ impl Restore<'_> {
         !was_settled
     }
 
-    pub(super) fn settle_failed(&self, output: &Output, reason: &str) {
+    pub(super) fn settle_failed(&self, output: &Output, reason: impl Into<Reason>) {
         self.lose(&output.entry);
         if self.settle(output) {
             self.failed(&output.path, reason);

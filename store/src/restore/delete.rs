@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::git;
 use crate::glob::ends;
 use crate::id::ChunkId;
-use crate::observe::Event;
+use crate::observe::{Event, Reason};
 use crate::source::{self, Stat, split};
 use crate::store::Store;
 use crate::target::{self, Metadata, is_absent};
@@ -32,7 +32,7 @@ pub(super) struct Extra {
     /// whose whole content will be removed.
     giving_way: HashSet<Vec<u8>>,
     /// Unreadable paths, below which extra paths cannot be found, with the reason.
-    pub(super) unseen: Vec<(Vec<u8>, String)>,
+    pub(super) unseen: Vec<(Vec<u8>, Reason)>,
 }
 
 impl Extra {
@@ -79,12 +79,12 @@ impl Restore<'_> {
     }
 
     pub(super) fn not_deleted(&self, path: &[u8], error: &io::Error) {
-        self.count_not_deleted(path, error.to_string());
+        self.count_not_deleted(path, error);
     }
 
-    fn count_not_deleted(&self, path: &[u8], reason: String) {
+    fn count_not_deleted(&self, path: &[u8], reason: impl Into<Reason>) {
         self.counts.not_deleted.fetch_add(1, Relaxed);
-        let path = self.shown(path);
+        let (path, reason) = (self.shown(path), reason.into());
         self.store.observer().event(Event::NotDeleted { path, reason });
     }
 
@@ -208,7 +208,8 @@ fn extra_below(
             Step::Found(found) | Step::GitDir(found, _) => found,
             Step::Failed(path, error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    let reason = format!("cannot search it for paths to delete: {error}");
+                    let text = format!("cannot search it for paths to delete: {error}");
+                    let reason = Reason { text, cause: (&error).into() };
                     unseen.push((path.clone(), reason));
                 }
                 keep(&path, &mut kept);

@@ -6,13 +6,13 @@ use super::git_caches::GitCaches;
 use super::passages::{self, Passages, not_replaced, note_kept};
 use super::window::{LinkKey, link_key};
 use super::{
-    BELOW_UNMADE, Options, Report, Top, dir_in_the_way, fatal, join, reason_of, relative, selected,
+    Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
 use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
-use crate::observe::Event;
+use crate::observe::{Event, Reason};
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Metadata, Refused, Rights};
@@ -93,7 +93,7 @@ pub(super) fn dry_run(
             Err(lost) => {
                 run.report.failed += lost.entries.unwrap_or(1).saturating_sub(1);
                 run.report.has_uncounted |= lost.entries.is_none();
-                run.failed(relative(lost.span.from(), prefix), &reason_of(&lost));
+                run.failed(relative(lost.span.from(), prefix), reason_of(&lost));
             }
         }
     }
@@ -132,8 +132,14 @@ impl DryRun<'_> {
             return Ok(());
         }
         if self.unmade.as_ref().is_some_and(|dir| is_within(&path, dir)) {
-            self.failed(&path, BELOW_UNMADE);
-            return Ok(());
+            let dir = self.dir.as_ref();
+            return match dir.and_then(|dir| target::removal_refusal(dir.as_fd(), &path)) {
+                Some(error) => self.refused(&path, &error),
+                None => {
+                    self.failed(&path, below_unmade());
+                    Ok(())
+                }
+            };
         }
         if entry.kind == EntryKind::Directory {
             return self.take_dir(entry, path);
@@ -194,7 +200,7 @@ impl DryRun<'_> {
         if let Some(source) = source {
             return Err(Error::Target { path: self.shown(path), source });
         }
-        self.failed(path, &error.to_string());
+        self.failed(path, error);
         Ok(())
     }
 
@@ -214,7 +220,7 @@ impl DryRun<'_> {
         let kind = present.map(|stat| stat.kind).filter(|kind| *kind != EntryKind::Directory);
         let is_passage = self.passages.has(&entry.path);
         if let Some(kind) = kind.filter(|_| is_passage) {
-            self.failed(&path, &not_replaced(kind));
+            self.failed(&path, not_replaced(kind));
             self.blocked = Some(path);
             return Ok(());
         }
@@ -313,7 +319,7 @@ impl DryRun<'_> {
         }
         if !refused.is_empty() {
             self.report.metadata_refused += 1;
-            let (path, reason) = (self.shown(path), refused.to_string());
+            let (path, reason) = (self.shown(path), refused.reason());
             self.store.observer().event(Event::MetadataRefused { path, reason });
         }
     }
@@ -371,15 +377,15 @@ impl DryRun<'_> {
         !is_empty && !self.extra.gives_way(&join(self.prefix, path))
     }
 
-    fn failed(&mut self, path: &[u8], reason: &str) {
+    fn failed(&mut self, path: &[u8], reason: impl Into<Reason>) {
         self.report.failed += 1;
-        let (path, reason) = (self.shown(path), reason.to_owned());
+        let (path, reason) = (self.shown(path), reason.into());
         self.store.observer().event(Event::NotRestored { path, reason });
     }
 
-    fn not_deleted(&mut self, path: &[u8], reason: String) {
+    fn not_deleted(&mut self, path: &[u8], reason: impl Into<Reason>) {
         self.report.not_deleted += 1;
-        let path = self.shown(path);
+        let (path, reason) = (self.shown(path), reason.into());
         self.store.observer().event(Event::NotDeleted { path, reason });
     }
 
@@ -399,7 +405,7 @@ impl DryRun<'_> {
         stale.retain(|path| !self.extra.paths.iter().any(|extra| is_within(path, extra)));
         for path in std::mem::take(&mut self.extra.paths).iter().chain(&stale) {
             if let Some(error) = target::tree_removal_refusal(dir.as_fd(), path) {
-                self.not_deleted(path, error.to_string());
+                self.not_deleted(path, &error);
                 continue;
             }
             self.report.deleted += 1;

@@ -80,7 +80,7 @@ impl Restore<'_> {
         match self.target.kind_of(path) {
             None | Some(EntryKind::Directory) => false,
             Some(kind) => {
-                self.failed(path, &not_replaced(kind));
+                self.failed(path, not_replaced(kind));
                 self.blocked = Some(path.to_vec());
                 true
             }

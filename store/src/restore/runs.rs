@@ -219,9 +219,9 @@ impl Restore<'_> {
                 }
                 Ok(_) => {
                     let id = runs.chunks[slices[0].chunk as usize];
-                    self.settle_failed(&run.output, &format!("chunk {id} is too short"));
+                    self.settle_failed(&run.output, format!("chunk {id} is too short"));
                 }
-                Err(error) => self.settle_failed(&run.output, &error.to_string()),
+                Err(error) => self.settle_failed(&run.output, error),
             }
         }
     }

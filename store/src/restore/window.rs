@@ -213,7 +213,7 @@ impl Restore<'_> {
         if self.is_lost(&entry) {
             self.failed(
                 &path,
-                &format!("its other name {} could not be restored", display_path(&first)),
+                format!("its other name {} could not be restored", display_path(&first)),
             );
             return Ok(());
         }

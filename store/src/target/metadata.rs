@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::entry::{Entry, EntryKind, Time};
+use crate::observe::{Cause, Reason};
 use crate::source::{self, Stat};
 use rustix::fs::{
     AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmod, chownat, fchmod,
@@ -10,7 +11,6 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -145,7 +145,10 @@ impl Rights {
 /// Metadata that could not be set on an entry, with reasons. The content is complete.
 #[derive(Debug, Default)]
 #[must_use]
-pub struct Refused(Vec<String>);
+pub struct Refused {
+    texts: Vec<String>,
+    cause: Cause,
+}
 
 /// An open object whose metadata is set.
 #[derive(Clone, Copy)]
@@ -158,17 +161,17 @@ pub(super) struct Node<'a> {
 impl Refused {
     /// Returns true if everything was set.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.texts.is_empty()
     }
 
     pub(crate) fn note(&mut self, what: &str, error: &io::Error) {
-        self.0.push(format!("{what}: {error}"));
+        self.texts.push(format!("{what}: {error}"));
+        self.cause = error.into();
     }
-}
 
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+    /// Returns all reasons as one.
+    pub fn reason(&self) -> Reason {
+        Reason { text: self.texts.join("; "), cause: self.cause }
     }
 }
 
@@ -289,7 +292,7 @@ impl Target {
             }
             Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
                 refused
-                    .0
+                    .texts
                     .push(format!("{what}: too large for this file system, or the disk is full"));
             }
             Err(error) => refused.note(&what, &error.into()),
