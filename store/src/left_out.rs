@@ -86,6 +86,8 @@ pub struct Spared {
     paths: HashSet<Vec<u8>>,
     /// Paths that were named sources of the backup, even below skipped paths.
     named: HashSet<Vec<u8>>,
+    /// True if the backup skipped the content of directories marked as caches.
+    caches: bool,
 }
 
 impl From<Globs> for Spared {
@@ -104,7 +106,12 @@ impl Spared {
         let patterns = left_out.patterns.iter().map(|pattern| &pattern[..]);
         let globs = Globs::new(excludes.iter().map(String::as_bytes).chain(patterns))?;
         let paths = left_out.paths.iter().map(|path| path.to_vec()).collect();
-        Ok(Spared { globs, paths, named: named.into_iter().collect() })
+        Ok(Spared { globs, paths, named: named.into_iter().collect(), caches: left_out.caches })
+    }
+
+    /// Returns true if the backup skipped the content of directories marked as caches.
+    pub fn has_caches(&self) -> bool {
+        self.caches
     }
 
     /// Returns true if the backup skipped this path of its tree or a directory above it.

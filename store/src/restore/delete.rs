@@ -199,7 +199,8 @@ fn extra_below(
     let mut tree = TreeReader::within(root, &open_root.path, store)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
-    let mut skipped = LeftOut::new(Arc::clone(&open_root), &stat, store, root)?;
+    let caches = options.keep.has_caches();
+    let mut skipped = LeftOut::new(Arc::clone(&open_root), &stat, store, root, caches)?;
     let (mut extra, mut kept) = (Vec::new(), HashSet::new());
     let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
@@ -277,6 +278,8 @@ struct LeftOut<'a> {
     device: u64,
     /// Device and inode of the store's directory.
     store: Option<(u64, u64)>,
+    /// True if the backup skipped the content of directories marked as caches.
+    caches: bool,
     /// The store, a mount point or a cache, whose content is not inspected.
     unseen: Option<Vec<u8>>,
     /// Git directories that contain the current path. The second value is true if the snapshot has
@@ -290,6 +293,7 @@ impl<'a> LeftOut<'a> {
         top: &Stat,
         backing: &'a Store,
         root: &ChunkId,
+        caches: bool,
     ) -> Result<LeftOut<'a>> {
         let store = match backing.root() {
             None => None,
@@ -301,7 +305,7 @@ impl<'a> LeftOut<'a> {
             }
         };
         let (device, root, git_dirs) = (top.device, *root, Vec::new());
-        Ok(LeftOut { backing, root, open_root, device, store, unseen: None, git_dirs })
+        Ok(LeftOut { backing, root, open_root, device, store, caches, unseen: None, git_dirs })
     }
 
     /// Returns true if a backup skips the object. `is_known` is true if the snapshot has the
@@ -362,7 +366,7 @@ impl<'a> LeftOut<'a> {
         else {
             return;
         };
-        if is_cache(dir.as_fd()) {
+        if self.caches && is_cache(dir.as_fd()) {
             self.unseen = Some(path.to_vec());
         }
         let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];

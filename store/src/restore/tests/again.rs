@@ -7,6 +7,27 @@ use std::os::unix::fs::FileExt;
 const HOLE: u64 = 300 << 10;
 
 #[test]
+fn newer_caches_stay_only_if_the_backup_skipped_caches() {
+    for caches in [false, true] {
+        let bench = Bench::new(|source| fs::write(source.join("a"), "a").expect("writes"));
+        bench.restore("target", &bench.options()).expect("restores");
+        let cache = bench.path("target/cache");
+        fs::create_dir(&cache).expect("makes");
+        let tag = "Signature: 8a477f597d28d172789f06886806bc55";
+        fs::write(cache.join("CACHEDIR.TAG"), tag).expect("writes");
+        let left_out = crate::snapshot::LeftOut { caches, ..Default::default() };
+        let keep = Spared::of(&[], &left_out, [bench.from.clone()]).expect("no patterns");
+        let options = Options { delete: true, keep, ..bench.options() };
+        for is_dry in [true, false] {
+            let options = Options { is_dry, ..options.clone() };
+            let (report, _) = bench.restore("target", &options).expect("restores");
+            assert_eq!(report.deleted > 0, !caches, "{caches} {is_dry}");
+        }
+        assert_eq!(cache.exists(), caches);
+    }
+}
+
+#[test]
 fn zeros_where_the_snapshot_has_a_hole_are_not_written_again() {
     let bench = Bench::new(|source| {
         let file = fs::File::create(source.join("sparse")).expect("creates");
