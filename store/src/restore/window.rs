@@ -220,6 +220,7 @@ impl Restore<'_> {
         let key = link_key(&entry);
         let copy = key.and_then(|key| self.copies.get(&key)).cloned();
         let is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
+        let mut reasons = Vec::new();
         // Without a name to link to, this one gets the content.
         for first in copy.into_iter().chain((!is_unplaced).then_some(first)) {
             let error = match self.target.make_link(&first, &path) {
@@ -234,7 +235,7 @@ impl Restore<'_> {
                 return Ok(());
             }
             // The file system may permit a copy if it forbids a link; if not, the copy reports it.
-            self.note_copy(&path, &error);
+            reasons.push(error);
         }
         let copied = path.clone();
         if entry.kind == EntryKind::File {
@@ -243,7 +244,11 @@ impl Restore<'_> {
         } else {
             self.make_other(&entry, &path);
         }
-        if let Some(key) = key.filter(|key| !self.unplaced_links.lock().contains(key)) {
+        let is_made = |key: &LinkKey| {
+            !self.unplaced_links.lock().contains(key) && !self.lost_links.lock().contains(key)
+        };
+        if let Some(key) = key.filter(is_made) {
+            reasons.iter().for_each(|error| self.note_copy(&copied, error));
             self.copies.insert(key, copied);
         }
         Ok(())
