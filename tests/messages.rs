@@ -1,6 +1,6 @@
 //! The whole text of common errors: the object, the fault and the next step.
 
-use crate::support::sandbox::Sandbox;
+use crate::support::sandbox::{Sandbox, need_root};
 
 /// Text on standard error, with exit code, of each command in [`ERRORS`].
 struct Expected {
@@ -223,4 +223,89 @@ fn a_locked_store_names_its_fault_and_the_next_step() {
         "forgekeep: the store at store is locked: another process holds an exclusive lock\n  \
          wait for the other process to end and try again\n"
     );
+}
+
+#[test]
+fn usage_errors_are_json_lines_where_the_caller_wants_json() {
+    let sandbox = Sandbox::with_store();
+    let usage: [&[&str]; 4] = [
+        &["backup", "--json"],
+        &["--json", "restore", "latest"],
+        &["check", "--json", "--read-data-subset", "0/3"],
+        &["no-such-command", "--json"],
+    ];
+    for arguments in usage {
+        let outcome = sandbox.run(arguments).ends_with(2);
+        let lines = outcome.json();
+        assert_eq!(lines.len(), 1, "{arguments:?}: {}", outcome.all_output());
+        assert_eq!(lines[0]["message_type"], "exit_error", "{arguments:?}");
+        assert_eq!(lines[0]["code"], 2, "{arguments:?}");
+        assert!(lines[0]["message"].as_str().is_some_and(|text| !text.is_empty()));
+    }
+    // The first is the name of a path, the second the content of a file.
+    for arguments in [&["restore", "--", "--json"][..], &["dump", "--json"]] {
+        let outcome = sandbox.run(arguments).ends_with(2);
+        assert_eq!(outcome.stdout, "", "{arguments:?}");
+        assert_ne!(outcome.stderr, "");
+    }
+}
+
+#[test]
+fn an_unknown_instance_cannot_be_recovered() {
+    let sandbox = Sandbox::new();
+    let state = sandbox.path("state");
+    sandbox.write(
+        "forgekeep.toml",
+        format!(
+            "state = {state:?}\n[stores.main]\npath = '/store'\n[instances.files]\nkind = 'plain'\n\
+             [instances.files.parts.all]\npath = '/srv'\n"
+        ),
+    );
+    for more in [&[][..], &["--forget"]] {
+        let recover = ["recover", "--config", "forgekeep.toml", "--instance", "filse"];
+        let outcome = sandbox.forgekeep(recover).args(more).run();
+        let outcome = outcome.fails(1, &["filse", "did you mean", "files"]);
+        assert_eq!(outcome.stdout, "");
+    }
+    assert!(!state.join("filse").exists());
+}
+
+#[test]
+fn one_cause_of_many_paths_is_printed_for_five_of_them() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    for n in 0..20 {
+        sandbox.write(&format!("source/{n}"), "content");
+        sandbox.write(&format!("source/dir/{n}"), "content");
+    }
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rX", "store"]).run().ok();
+    sandbox.tool("mkdir").args(["target"]).run().ok();
+    let place = sandbox.at("latest", "source");
+    for dry in [&["--dry-run"][..], &[]] {
+        let restore = ["restore", &place, "--target", "target"];
+        let outcome = sandbox.as_nobody(restore.iter().chain(dry)).run().ends_with(3);
+        let of = |words: &str| outcome.stderr.lines().filter(|line| line.contains(words)).count();
+        assert_eq!(of("not restored: target/"), 5, "{}", outcome.stderr);
+        assert_eq!(of("more paths for such a reason"), 1, "{}", outcome.stderr);
+        assert_eq!(of("41 paths not restored"), 1, "{}", outcome.stderr);
+        // Programs get each path.
+        let json = sandbox.as_nobody(restore.iter().chain(dry).chain(&["--json"])).run();
+        let errors = json.json().iter().filter(|line| line["message_type"] == "error").count();
+        assert_eq!(errors, 41);
+    }
+}
+
+#[test]
+fn a_comparison_warns_of_unreadable_records_once() {
+    let sandbox = Sandbox::with_store();
+    for content in ["one", "two", "three"] {
+        sandbox.write("source/a", content);
+        sandbox.backup(["source"]);
+    }
+    let damaged = &sandbox.snapshot_ids()[0];
+    sandbox.write(&format!("store/snapshots/{damaged}"), "damaged");
+    let outcome = sandbox.run(["diff", "latest~1", "latest"]);
+    let warnings = outcome.stderr.lines().filter(|line| line.contains("is damaged")).count();
+    assert_eq!(warnings, 1, "{}", outcome.all_output());
 }
