@@ -1,5 +1,6 @@
 //! File content: compares existing files and writes the others.
 
+use super::output::Output;
 use super::runs::Runs;
 use super::{Restore, add_up};
 use crate::content::{ChunkCache, ContentReader, Cursor};
@@ -24,18 +25,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 const CACHE_BYTES_ALL: usize = 64 << 20;
 /// Bytes of a file read at once for comparison.
 const AHEAD_BYTES: usize = 64 << 10;
-
-/// A file to restore.
-pub(super) struct Output {
-    pub(super) entry: Entry,
-    pub(super) path: Vec<u8>,
-    pub(super) is_fresh: Arc<AtomicBool>,
-    /// Number of outstanding runs, plus one until all runs are known.
-    pub(super) remaining: AtomicUsize,
-    pub(super) file: Mutex<Option<Unfinished>>,
-    /// True if it already has the right content or has failed: nothing more is written.
-    pub(super) is_settled: AtomicBool,
-}
 
 /// A file whose slices are being collected.
 struct Unread<'a> {
@@ -252,18 +241,6 @@ impl Restore<'_> {
         if self.settle(output) {
             self.failed(&output.path, reason);
         }
-    }
-}
-
-impl Output {
-    /// Adds one outstanding run.
-    pub(super) fn expect_run(&self) {
-        self.remaining.fetch_add(1, Relaxed);
-    }
-
-    /// Returns true if nothing more will be written to the file.
-    fn is_finished(&self) -> bool {
-        self.is_settled.load(Relaxed)
     }
 }
 

@@ -5,7 +5,7 @@
 //! run they belong to.
 
 use super::Restore;
-use super::content::Output;
+use super::output::Output;
 use crate::chunks::Chunks;
 use crate::counting_sort::by_number;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! Windows: consecutive entries in path order that are processed together.
 
-use super::content::Output;
+use super::output::Output;
 use super::passages::note_kept;
 use super::runs::Runs;
 use super::{Restore, join, relative};
