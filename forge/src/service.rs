@@ -10,6 +10,9 @@ use crate::run::Command;
 use crate::settings::Settings;
 use std::path::PathBuf;
 
+/// Names and addresses of this machine itself.
+pub const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
 /// Environment in which the clients of a service run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reach {

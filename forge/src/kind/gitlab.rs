@@ -36,9 +36,6 @@ pub struct Gitlab;
 
 const MANIFEST: &str = "/opt/gitlab/version-manifest.txt";
 
-/// Names and addresses of this machine itself.
-pub const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
-
 /// Suffixes of the product's package names.
 const EDITIONS: [&str; 3] = ["ce", "ee", "jh"];
 

@@ -6,7 +6,6 @@ mod in_database;
 pub mod rows;
 pub mod single_sign_on;
 
-use super::gitlab::LOOPBACK;
 use super::gitlab::package::Package;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
@@ -14,6 +13,7 @@ use crate::check::Check;
 use crate::earlier::Earlier;
 use crate::error::{Error, Result};
 use crate::plan::{Database, Plan, Product};
+use crate::service::LOOPBACK;
 use crate::service::configured;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::{Connection, Server};

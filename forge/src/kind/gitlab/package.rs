@@ -2,13 +2,14 @@
 //! same in both.
 
 use super::generated::{self, DatabaseOf, Generated};
-use super::{LOOPBACK, WRITERS, keys, note_unknown, redis_password, repositories, take_unknown};
+use super::{WRITERS, keys, note_unknown, redis_password, repositories, take_unknown};
 use crate::error::Result;
 use crate::file;
 use crate::kind::docker_gitlab::compose::{Place, Service, Source};
 use crate::kind::{Site, mattermost};
 use crate::links;
 use crate::plan::{Database, Phase, Plan};
+use crate::service::LOOPBACK;
 use crate::service::Reach;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::into_container;
