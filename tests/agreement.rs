@@ -352,8 +352,8 @@ fn an_overlong_path_is_reported_and_loses_only_itself() {
         let listener = Arc::<Listener>::default();
         let store = Store::open(&root, Purpose::Write, Arc::clone(&listener) as Arc<_>);
         let store = store.expect("opens");
-        let options = backup_options(&[&source]);
-        let report = store::backup::backup(&store, &options).expect("backs up");
+        let options = backup_options();
+        let report = stores::back_up(&store, &[&source], &options).expect("backs up");
         assert!(report.unreadable_count >= 2, "{}", report.unreadable_count);
         let events = listener.events.lock().expect("no panic");
         let named = |name: &str| {

@@ -485,10 +485,10 @@ fn assert_index_loses_nothing(bench: &Bench<'_>, back_up: bool, what: &str) {
 
     let changed = bench.sample.source.join("changed");
     fs::write(&changed, what.repeat(30)).expect("writes");
-    let options = stores::backup_options(&[&bench.sample.source]);
+    let options = stores::backup_options();
     let run = || {
         let (store, _) = bench.open(&memory, Purpose::Write)?;
-        let report = store::backup::backup(&store, &options)?;
+        let report = stores::back_up(&store, &[&bench.sample.source], &options)?;
         Ok::<_, store::Error>((store, report.snapshot.expect("not dry")))
     };
     // A run that finds a broken index leaves the rebuild to the next run.
@@ -546,8 +546,8 @@ fn a_stale_or_foreign_index_or_log_loses_nothing() {
     let memory = sample.memory.copy();
     fs::write(sample.source.join("for-the-log"), "x".repeat(5000)).expect("writes");
     let (store, _) = bench.open(&memory, Purpose::Write).expect("opens");
-    let options = stores::backup_options(&[&sample.source]);
-    store::backup::backup(&store, &options).expect("backs up");
+    let options = stores::backup_options();
+    stores::back_up(&store, &[&sample.source], &options).expect("backs up");
     let path = bench.workspace().index_path();
     let beside = |suffix: &str| path.with_file_name(format!("{INDEX_FILE}{suffix}"));
     let read = |suffix: &str| fs::read(beside(suffix)).expect("reads");

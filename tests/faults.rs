@@ -1,14 +1,13 @@
 //! Safety under any fault: killed runs, full disks, failing operations, concurrent runs.
 
 use crate::support::sandbox::{Dice, NOBODY, Outcome, Sandbox, need_root};
-use crate::support::stores::{Listener, backup_options, restore_options};
+use crate::support::stores::{Listener, back_up, backup_options, restore_options};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use store::backend::faulty::{Faulty, Operation};
 use store::backend::{Backend, Memory, write_all};
-use store::backup::backup;
 use store::check::{ReadData, check};
 use store::config::Config;
 use store::id::SnapshotId;
@@ -270,7 +269,7 @@ impl Fragile {
         );
         let listener = Arc::new(Listener::default());
         let result = self.open(Arc::new(faulty), Arc::clone(&listener) as _).and_then(|store| {
-            let report = backup(&store, &backup_options(&[source]))?;
+            let report = back_up(&store, &[source], &backup_options())?;
             Ok(report.snapshot.expect("not a dry run"))
         });
         let events = listener.events.lock().expect("no panic");

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use store::backup::{About, Options};
+use store::backup::{About, BackupOptions};
 use store::check::{ReadData, check};
 use store::config::Config;
 use store::dump;
@@ -269,11 +269,10 @@ fn restored_files_are_cut_into_the_same_chunks() {
     let before = golden.data_segments();
     assert!(!before.is_empty());
     // The file system decides where holes begin and end.
-    let options = Options {
-        excludes: vec!["sparse".into()],
-        ..stores::backup_options(&[&targets[0], &targets[1]])
-    };
-    store::backup::backup(&golden.open(Purpose::Write), &options).expect("backs up");
+    let options = BackupOptions { excludes: vec!["sparse".into()], ..stores::backup_options() };
+    let (store, sources) = (golden.open(Purpose::Write), [targets[0].as_path(), &targets[1]]);
+    stores::back_up(&store, &sources, &options).expect("backs up");
+    drop(store);
     assert_eq!(golden.data_segments(), before, "known content was stored again");
     golden.assert_whole();
 }
@@ -371,11 +370,12 @@ fn set_times(path: &Path, seconds: i64) {
 }
 
 fn back_up(root: &Path, source: &str, clock: fn() -> Time, tags: &[&str]) {
-    let options = stores::backup_options(&[Path::new(source)]);
+    let options = stores::backup_options();
     let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
     let about = About { tags, clock, program: env!("CARGO_PKG_VERSION").into(), ..options.about };
     let store = stores::open(root, Purpose::Write);
-    store::backup::backup(&store, &Options { about, ..options }).expect("backs up");
+    stores::back_up(&store, &[Path::new(source)], &BackupOptions { about, ..options })
+        .expect("backs up");
 }
 
 /// Removes files that a store does not need, and directories that git does not keep.

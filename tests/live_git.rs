@@ -544,7 +544,7 @@ fn copies_are_whole_while_objects_move_to_an_alternate() {
         // Borrowers first: objects that leave them are in the pool by then.
         let (copy, store) = (format!("copy-{trial}"), sandbox.path("store"));
         let store = stores::open(&store, Purpose::Write);
-        let mut options = stores::backup_options(&[]);
+        let mut options = stores::backup_options();
         options.about.clock = now;
         let likeness = Likeness::Instance("pool".into());
         let mut backup = Backup::begin(&store, &options, likeness).expect("begins");

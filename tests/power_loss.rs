@@ -277,7 +277,7 @@ fn record_steps() -> RecordedSteps {
         let store = Store::open_backend(backend, &workspaces, Purpose::Write, observer);
         let store = store.expect("opens");
         let source = recorded.source();
-        let mut options = backup_options(&[&source]);
+        let mut options = backup_options();
         options.about.tags = vec![format!("night-{night}")];
         let likeness = Likeness::Paths(vec![source.to_str().expect("readable").into()]);
         let mut backup = Backup::begin(&store, &options, likeness).expect("begins");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
-use store::backup::{Backup, Likeness, Options, Sources};
+use store::backup::{Backup, BackupOptions, Likeness, Sources};
 use store::entry::Time;
 use store::observe::Event;
 use store::store::{Purpose, Store};
@@ -294,7 +294,7 @@ fn a_directory_of_one_pass_wins_over_a_file_of_another() {
     let store = Store::open(&sandbox.path("store"), Purpose::Write, listener.clone());
     let store = store.expect("opens");
     let source = sandbox.path("source");
-    let options = in_the_past(&[]);
+    let options = in_the_past();
     let mut backup = Backup::begin(&store, &options, Likeness::Paths(Vec::new())).expect("begins");
     let sources = Sources { paths: vec![source], ..Sources::default() };
     backup.paths(&sources).expect("reads");
@@ -317,8 +317,8 @@ fn a_directory_of_one_pass_wins_over_a_file_of_another() {
 }
 
 /// Options for snapshots that `latest` finds.
-fn in_the_past(paths: &[&Path]) -> Options {
-    let mut options = stores::backup_options(paths);
+fn in_the_past() -> BackupOptions {
+    let mut options = stores::backup_options();
     options.about.clock = || Time { seconds: 1_700_000_000, nanoseconds: 0 };
     options
 }
@@ -330,9 +330,9 @@ fn a_vanished_path_does_not_stop_the_others() {
     sandbox.write("there/file", "content");
     let store = stores::open(&sandbox.path("store"), Purpose::Write);
     let (there, gone) = (sandbox.path("there"), sandbox.path("gone"));
-    let report = store::backup::backup(&store, &in_the_past(&[&gone, &there]));
+    let report = stores::back_up(&store, &[&gone, &there], &in_the_past());
     assert_eq!(report.expect("backs up").unreadable_count, 1);
-    let report = store::backup::backup(&store, &in_the_past(&[&gone]));
+    let report = stores::back_up(&store, &[&gone], &in_the_past());
     assert!(matches!(report, Err(store::Error::Source { .. })));
     drop(store);
     let dumped = sandbox.run(["dump", &sandbox.at("latest", "there/file")]).ok();

@@ -31,9 +31,9 @@ fn clock() -> Time {
 fn backup_at(sandbox: &Sandbox, now: i64) -> Report {
     NOW.set(now);
     let store = stores::open(&sandbox.path("store"), Purpose::Write);
-    let mut options = stores::backup_options(&[&sandbox.path("source")]);
+    let mut options = stores::backup_options();
     options.about.clock = clock;
-    store::backup::backup(&store, &options).expect("backs up")
+    stores::back_up(&store, &[&sandbox.path("source")], &options).expect("backs up")
 }
 
 /// Returns the time of the last inode change in nanoseconds since 1970.
@@ -156,9 +156,12 @@ fn read_without_ctime(change: impl Fn(&Sandbox)) -> u64 {
     let backup = |now| {
         NOW.set(now);
         let store = stores::open(&sandbox.path("store"), Purpose::Write);
-        let mut options = stores::backup_options(&[&sandbox.path("source")]);
+        let mut options = stores::backup_options();
         (options.about.clock, options.ignore_ctime) = (clock, true);
-        store::backup::backup(&store, &options).expect("backs up").statistics.bytes_read
+        stores::back_up(&store, &[&sandbox.path("source")], &options)
+            .expect("backs up")
+            .statistics
+            .bytes_read
     };
     backup(later);
     change(&sandbox);

@@ -9,7 +9,8 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
-use store::backup::{Options, Report};
+use store::Error;
+use store::backup::{Backup, BackupOptions, Likeness, Report};
 use store::observe::Progress;
 use store::store::Store;
 
@@ -28,7 +29,12 @@ pub struct Stream<'a> {
 
 impl Stream<'_> {
     /// Backs up the stream. When this returns, the command has ended in every case.
-    pub fn backup(&self, store: &Store, options: &Options, ui: &Ui) -> Result<Report, Failure> {
+    pub fn backup(
+        &self,
+        store: &Store,
+        options: &BackupOptions,
+        ui: &Ui,
+    ) -> Result<Report, Failure> {
         let progress = store.observer().progress();
         let done = match self.command.first() {
             None => {
@@ -56,7 +62,7 @@ impl Stream<'_> {
         store: &Store,
         input: &mut dyn Read,
         end: &mut dyn FnMut() -> Result<(), Failure>,
-        options: &Options,
+        options: &BackupOptions,
     ) -> Result<Report, Failure> {
         let bytes = Cell::new(0);
         let mut confirm = || {
@@ -64,7 +70,15 @@ impl Stream<'_> {
             if bytes.get() > 0 { Ok(()) } else { self.empty() }
         };
         let mut input = Counted { input, bytes: &bytes };
-        store::backup::backup_stream(store, self.path, &mut input, &mut confirm, options)
+        let likeness = Likeness::Paths(vec![self.path.to_vec()]);
+        let mut backup = Backup::begin(store, options, likeness)?;
+        backup.stream(self.path, &mut input).map_err(|error| match error {
+            Error::Source { source, .. } => Error::Source { path: "standard input".into(), source },
+            other => other,
+        })?;
+        // No snapshot of half a stream.
+        confirm()?;
+        Ok(backup.finish(None)?)
     }
 
     /// Fails for an empty stream, unless it is allowed. A failed command often leaves an empty

@@ -38,7 +38,7 @@ pub use inspection::{
 use std::path::PathBuf;
 use std::time::Duration;
 use stopped::Stopped;
-use store::backup::{Backup, Likeness, Options, Report, Sources};
+use store::backup::{Backup, BackupOptions, Likeness, Report, Sources};
 use store::id::SnapshotId;
 use store::observe::{Event, Progress};
 use store::snapshot::{Instance, Snapshot};
@@ -55,8 +55,8 @@ pub struct Job<'a> {
     pub kind: &'static dyn Kind,
     /// Store to back up to.
     pub store: &'a Store,
-    /// Options for reading files, common exclusions and data for the record of the snapshot.
-    pub options: Options,
+    /// BackupOptions for reading files, common exclusions and data for the record of the snapshot.
+    pub options: BackupOptions,
     /// Silences monitoring.
     pub monitor: &'a dyn Monitor,
 }
@@ -313,7 +313,6 @@ impl<'j> Session<'j> {
                 sources.paths.extend(self.redis_files.iter().filter(|path| path.exists()).cloned());
             }
             sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
-            sources.excludes.extend(self.job.options.excludes.iter().cloned());
             if !sources.paths.is_empty() {
                 self.backup.paths(&sources)?;
             }

@@ -22,32 +22,29 @@ mod merge;
 mod passes;
 mod pipeline;
 mod previous;
+mod roots;
 mod run;
 mod survey;
 
 pub use passes::{Backup, Likeness, Sources};
 
 use crate::damage::Damage;
-use crate::entry::{Time, is_within, path_cmp};
+use crate::entry::Time;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::observe::Event;
 use crate::snapshot::Statistics;
-use crate::source::{self, Stat};
+use crate::source;
 use crate::store::Store;
-use crate::walk::Named;
-use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Options of a backup.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// Absolute paths without symbolic links in them.
-    pub paths: Vec<PathBuf>,
-    /// Globs of skipped paths.
+pub struct BackupOptions {
+    /// Globs of skipped paths, in every pass.
     pub excludes: Vec<Vec<u8>>,
     /// Stay on the file systems of the paths.
     pub one_file_system: bool,
@@ -120,56 +117,11 @@ pub struct Removed {
     pub dirs: u64,
 }
 
-/// Backs up directories and files.
-pub fn backup(store: &Store, options: &Options) -> Result<Report> {
-    let mut wanted: Vec<PathBuf> = Vec::new();
-    for path in &options.paths {
-        if !wanted.iter().any(|known| named(known) == named(path)) {
-            wanted.push(path.clone());
-        }
-    }
-    let (paths, excludes) = (outside(store, &wanted)?, options.excludes.clone());
-    let names = paths.iter().map(|path| named(path)).collect();
-    let mut backup = Backup::begin(store, options, Likeness::Paths(names))?;
-    backup.paths(&Sources { paths, excludes, ..Sources::default() })?;
-    backup.finish(None)
-}
-
-/// Backs up one stream as one file named `name`, which is also its path.
-///
-/// Reads `input` to its end, then calls `confirm`. If `confirm` fails because the input is
-/// incomplete, no snapshot is created, and its error is returned.
-pub fn backup_stream<E: From<Error>>(
-    store: &Store,
-    name: &[u8],
-    input: &mut dyn Read,
-    confirm: &mut dyn FnMut() -> Result<(), E>,
-    options: &Options,
-) -> Result<Report, E> {
-    let mut backup = Backup::begin(store, options, Likeness::Paths(vec![name.to_vec()]))?;
-    backup.stream(name, input).map_err(|error| match error {
-        Error::Source { source, .. } => Error::Source { path: "standard input".into(), source },
-        other => other,
-    })?;
-    confirm()?;
-    Ok(backup.finish(None)?)
-}
-
-/// A source path.
-struct Root {
-    /// Path in the tree.
-    path: Vec<u8>,
-    stat: Stat,
-}
-
 /// Returns these paths without the store and paths in it, which are skipped with a warning. Fails
 /// if no other path remains.
 fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let Some(root) = store.root().and_then(device_and_inode) else { return Ok(paths.to_vec()) };
-    let is_inside =
-        |path: &PathBuf| path.ancestors().any(|dir| device_and_inode(dir) == Some(root));
     let (inside, outside): (Vec<PathBuf>, Vec<PathBuf>) =
-        paths.iter().cloned().partition(is_inside);
+        paths.iter().cloned().partition(|path| is_inside(store, path));
     for path in inside {
         if outside.is_empty() {
             return Err(Error::SourceIsStore(path));
@@ -180,55 +132,15 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(outside)
 }
 
+/// Returns true if an absolute path is the directory of the store, or inside it.
+fn is_inside(store: &Store, path: &Path) -> bool {
+    let root = store.root().and_then(device_and_inode);
+    root.is_some() && path.ancestors().any(|dir| device_and_inode(dir) == root)
+}
+
 fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
     let stat = source::stat_open(source::open_dir(path).ok()?).ok()?;
     Some((stat.device, stat.inode))
-}
-
-/// The source paths of a pass.
-struct Roots {
-    /// Roots of walks, in tree order.
-    tops: Vec<Root>,
-    /// Paths below other source paths.
-    named: Named,
-    /// Paths whose metadata cannot be read, with the error.
-    refused: Vec<(PathBuf, io::Error)>,
-}
-
-/// Looks at the source paths. Fails if none of them can be read.
-fn roots(paths: &[PathBuf]) -> Result<Roots> {
-    let (mut roots, mut refused): (Vec<Root>, Vec<_>) = Default::default();
-    for path in paths {
-        match look_at_root(path) {
-            Ok(stat) => roots.push(Root { path: tree_path(path), stat }),
-            Err(source) => refused.push((path.clone(), source)),
-        }
-    }
-    if roots.is_empty()
-        && let Some((path, source)) = refused.pop()
-    {
-        return Err(Error::Source { path, source });
-    }
-    roots.sort_by(|a, b| path_cmp(&a.path, &b.path));
-    let mut inner = HashSet::new();
-    roots.dedup_by(|later, earlier| {
-        let is_inner = is_within(&later.path, &earlier.path);
-        if is_inner && later.path != earlier.path {
-            inner.insert(std::mem::take(&mut later.path));
-        }
-        is_inner
-    });
-    Ok(Roots { tops: roots, named: Named::new(inner), refused })
-}
-
-fn look_at_root(path: &Path) -> io::Result<Stat> {
-    let top = source::open_dir(Path::new("/"))?;
-    let relative = tree_path(path);
-    if relative.is_empty() {
-        return source::stat_open(&top);
-    }
-    let flags = rustix::fs::OFlags::PATH;
-    source::stat_open(source::open_below(top.as_fd(), &relative, flags)?)
 }
 
 /// Returns an absolute path as a record names it: `//a/b/` is `/a/b`.
@@ -241,4 +153,9 @@ pub fn tree_path(path: &Path) -> Vec<u8> {
     let bytes = path.as_os_str().as_bytes();
     let parts = bytes.split(|b| *b == b'/').filter(|part| !part.is_empty());
     parts.collect::<Vec<_>>().join(&b'/')
+}
+
+/// Returns a tree path as a path on this machine.
+fn absolute(path: &[u8]) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(path))
 }

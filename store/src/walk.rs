@@ -240,19 +240,21 @@ pub struct Rules {
     pub scan_git_dirs: bool,
 }
 
-/// A directory on this machine with its path in the tree.
+/// The root of a walk: a directory on this machine, and its path in the tree.
+///
+/// The directory may be elsewhere than the path, such as in a copy that is frozen.
 #[derive(Debug)]
-pub struct OpenRoot {
+pub struct Root {
     /// Path in the tree; empty for `/`.
-    pub path: Vec<u8>,
+    pub tree_path: Vec<u8>,
     /// The directory, open.
     pub dir: OwnedFd,
 }
 
-impl OpenRoot {
+impl Root {
     /// Returns `path` relative to this directory.
     pub fn relative<'p>(&self, path: &'p [u8]) -> &'p [u8] {
-        let rest = &path[self.path.len()..];
+        let rest = &path[self.tree_path.len()..];
         rest.strip_prefix(b"/").unwrap_or(rest)
     }
 }
@@ -316,7 +318,7 @@ impl Listing {
 }
 
 struct Shared {
-    open_root: Arc<OpenRoot>,
+    root: Arc<Root>,
     rules: Rules,
     queue: Mutex<Queue>,
     work: Condvar,
@@ -342,16 +344,16 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Walks everything below `open_root` with `threads` threads besides the caller's. `top` is the
+    /// Walks everything below `root` with `threads` threads besides the caller's. `top` is the
     /// metadata of that directory.
-    pub fn new(open_root: Arc<OpenRoot>, top: Stat, rules: Rules, threads: usize) -> Walk {
-        let root = node(open_root.path.clone(), Scope::all(top.device));
+    pub fn new(root: Arc<Root>, top: Stat, rules: Rules, threads: usize) -> Walk {
+        let first = node(root.tree_path.clone(), Scope::all(top.device));
         let shared = Arc::new(Shared {
             rules,
-            queue: Mutex::new(Queue { nodes: vec![Arc::clone(&root)], idle: 0, is_ended: false }),
+            queue: Mutex::new(Queue { nodes: vec![Arc::clone(&first)], idle: 0, is_ended: false }),
             work: Condvar::new(),
             ahead: AtomicUsize::new(0),
-            open_root: Arc::clone(&open_root),
+            root: Arc::clone(&root),
         });
         // The caller lists whatever no thread has begun, so that fewer threads only cost time.
         let spawn = |_| {
@@ -359,8 +361,8 @@ impl Walk {
             threads::spawn(move || shared.work()).ok()
         };
         let threads = (0..threads).map_while(spawn).collect();
-        let top = Found { path: open_root.path.clone(), stat: top };
-        let stack = vec![vec![Child::Found(top, Some(root))]];
+        let top = Found { path: root.tree_path.clone(), stat: top };
+        let stack = vec![vec![Child::Found(top, Some(first))]];
         Walk { shared, stack, pending: None, threads }
     }
 
@@ -493,13 +495,13 @@ impl Shared {
     /// Lists a directory. Also returns its subdirectories.
     fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
-        let (root, below) = (self.open_root.dir.as_fd(), self.open_root.relative(path));
+        let (root, below) = (self.root.dir.as_fd(), self.root.relative(path));
         let (dir, denied) = match open_dir(root, below, path, &exclude.named) {
             Ok(opened) => opened,
             Err(error) => return (Listing::Failed(error), Vec::new()),
         };
         // The cache rule does not apply to the named path at which the walk begins.
-        let is_top = path == self.open_root.path;
+        let is_top = path == self.root.tree_path;
         let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
         let is_wanted = |name: &[u8]| {
             scope.wanted == Wanted::All || !exclude.has(&join(path, name), None, scope)

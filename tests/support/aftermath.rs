@@ -1,7 +1,7 @@
 //! Conditions that a store must meet after any fault.
 
 use super::sandbox::Sandbox;
-use super::stores::{backup_options, restore_options};
+use super::stores::{back_up, backup_options, restore_options};
 use super::tree::{Ignore, compare_ignoring};
 use std::path::Path;
 use store::backup::tree_path;
@@ -53,11 +53,11 @@ pub fn next_backup(store: &Store, source: &Path) -> Result<SnapshotId, String> {
     if !damaged.is_empty() {
         return Err(format!("listed and unreadable: {damaged:?}"));
     }
-    let mut options = backup_options(&[source]);
+    let mut options = backup_options();
     if let Some((_, last)) = snapshots.last() {
         options.about.host.clone_from(&last.host);
     }
-    let report = store::backup::backup(store, &options).map_err(naming("the next backup"))?;
+    let report = back_up(store, &[source], &options).map_err(naming("the next backup"))?;
     if report.unreadable_count > 0 {
         return Err("the next backup blames the source".into());
     }

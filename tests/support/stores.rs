@@ -4,7 +4,7 @@ use chunker::Parameters;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use store::backend::Local;
-use store::backup::{About, Options};
+use store::backup::{About, Backup, BackupOptions, Likeness, Report, Sources};
 use store::config::Config;
 use store::entry::Time;
 use store::id::{ChunkId, SnapshotId};
@@ -27,10 +27,9 @@ pub fn open(root: &Path, purpose: Purpose) -> Store {
     Store::open(root, purpose, Arc::new(Silent::default())).expect("the store opens")
 }
 
-/// Options for a backup of these paths.
-pub fn backup_options(paths: &[&Path]) -> Options {
-    Options {
-        paths: paths.iter().map(PathBuf::from).collect(),
+/// Options for a backup of everything.
+pub fn backup_options() -> BackupOptions {
+    BackupOptions {
         excludes: Vec::new(),
         one_file_system: false,
         exclude_caches: false,
@@ -51,10 +50,18 @@ pub fn backup_options(paths: &[&Path]) -> Options {
     }
 }
 
+/// Backs up these paths in one pass.
+pub fn back_up(store: &Store, paths: &[&Path], options: &BackupOptions) -> store::Result<Report> {
+    let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+    let mut backup = Backup::begin(store, options, Likeness::of_paths(&paths))?;
+    backup.paths(&Sources { paths, ..Sources::default() })?;
+    backup.finish(None)
+}
+
 /// Backs up into the store at `root`.
 pub fn backup(root: &Path, paths: &[&Path]) -> store::Result<SnapshotId> {
     let store = Store::open(root, Purpose::Write, Arc::new(Silent::default()))?;
-    let report = store::backup::backup(&store, &backup_options(paths))?;
+    let report = back_up(&store, paths, &backup_options())?;
     Ok(report.snapshot.expect("the run is not dry"))
 }
 

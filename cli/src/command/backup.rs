@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use store::Error;
-use store::backup::{About, Options, Report};
+use store::backup::{self, About, BackupOptions, Likeness, Report, Sources};
 use store::glob::Globs;
 use store::observe::Event;
 use store::store::{Purpose, Store};
@@ -128,7 +128,7 @@ impl Backup {
         let (store, watch) = self.open(place, ui)?;
         let result = match &self.stdin_name {
             Some(name) => self.stream(&store, name, &options, ui),
-            None => self.paths(&store, options),
+            None => self.paths(&store, &options),
         };
         watch.end();
         let report = result?;
@@ -284,7 +284,7 @@ impl Backup {
         instance::show(ui, &record, &result?)
     }
 
-    fn options(&self, run: RunId) -> Result<Options, Failure> {
+    fn options(&self, run: RunId) -> Result<BackupOptions, Failure> {
         let mut excludes: Vec<Vec<u8>> =
             self.exclude.iter().map(|glob| glob.as_bytes().to_vec()).collect();
         Globs::new(excludes.iter().map(Vec::as_slice))?;
@@ -307,8 +307,7 @@ impl Backup {
         let uid = rustix::process::geteuid().as_raw();
         let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Ok(Options {
-            paths: Vec::new(),
+        Ok(BackupOptions {
             excludes,
             one_file_system: self.one_file_system,
             exclude_caches: self.exclude_caches,
@@ -331,8 +330,8 @@ impl Backup {
 
     /// Backs up the paths. A missing path is passed on to the backup, which reports it and marks
     /// its snapshot as incomplete.
-    fn paths(&self, store: &Store, mut options: Options) -> Result<Report, Failure> {
-        let mut missing = Vec::new();
+    fn paths(&self, store: &Store, options: &BackupOptions) -> Result<Report, Failure> {
+        let (mut paths, mut missing) = (Vec::new(), Vec::new());
         for path in &self.paths {
             match std::fs::canonicalize(path) {
                 Ok(real) => {
@@ -344,10 +343,10 @@ impl Backup {
                         );
                         store.observer().event(Event::Note(text));
                     }
-                    options.paths.push(real);
+                    paths.push(real);
                 }
                 Err(error) => {
-                    options.paths.push(std::path::absolute(path).unwrap_or(path.clone()));
+                    paths.push(std::path::absolute(path).unwrap_or(path.clone()));
                     missing.push((path.clone(), (&error).into()));
                 }
             }
@@ -361,14 +360,16 @@ impl Backup {
                 "nothing was backed up; check the paths",
             ));
         }
-        Ok(store::backup::backup(store, &options)?)
+        let mut backup = backup::Backup::begin(store, options, Likeness::of_paths(&paths))?;
+        backup.paths(&Sources { paths, ..Sources::default() })?;
+        Ok(backup.finish(None)?)
     }
 
     fn stream(
         &self,
         store: &Store,
         name: &OsString,
-        options: &Options,
+        options: &BackupOptions,
         ui: &Ui,
     ) -> Result<Report, Failure> {
         let path = store::backup::tree_path(Path::new(name));

@@ -16,7 +16,7 @@ use forge::recovery::{Monitor, Record};
 use forge::session::{Job, Outcome};
 use forge::settings::Settings;
 use std::path::{Path, PathBuf};
-use store::backup::Options;
+use store::backup::BackupOptions;
 use store::id::SnapshotId;
 use store::observe::{Event, Observer};
 use store::snapshot::Snapshot;
@@ -112,7 +112,7 @@ pub fn backup(
     record: &mut Record,
     notifications: &Notifications<'_>,
     store: &Store,
-    mut options: Options,
+    mut options: BackupOptions,
 ) -> Result<Outcome, Failure> {
     let observer = store.observer();
     let instance = record.instance().to_owned();

@@ -4,7 +4,7 @@
 //! beyond the limits is dropped and the content kept. An entry that cannot be stored at all is
 //! reported as unreadable, and the run continues.
 
-use super::ingest::absolute;
+use super::absolute;
 use super::run::{Counters, Totals};
 use crate::chunks::PutMetadata;
 use crate::entry::{Amendment, Entry, is_within};

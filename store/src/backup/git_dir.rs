@@ -11,7 +11,7 @@ use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
-use crate::walk::{self, Found, OpenRoot, Scan, join};
+use crate::walk::{self, Found, Root, Scan, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -37,29 +37,29 @@ const MIDX_HEAD_BYTES: usize = 4 << 20;
 pub fn read(
     ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
-    open_root: &OpenRoot,
+    root: &Root,
     found: &Found,
     previous: Vec<Entry>,
 ) -> Result<Vec<Entry>> {
     let previous = previous.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
-    let dir = match source::open_dir_below(open_root.dir.as_fd(), open_root.relative(&found.path)) {
+    let dir = match source::open_dir_below(root.dir.as_fd(), root.relative(&found.path)) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
             ingest.unreadable(&found.path, &error);
-            return Ok(ingest.entry(open_root, found, None)?.into_iter().collect());
+            return Ok(ingest.entry(root, found, None)?.into_iter().collect());
         }
     };
     let mut reading = Reading {
         ingest,
         recheck,
         path: &found.path,
-        open_root: OpenRoot { path: found.path.clone(), dir },
+        root: Root { tree_path: found.path.clone(), dir },
         previous,
         entries: BTreeMap::new(),
         reported: HashSet::new(),
     };
-    reading.take_below(Some(open_root), found)?;
+    reading.take_below(Some(root), found)?;
     let before = (reading.scan(Phase::CommitGraphs).0, reading.scan(Phase::Packs).0);
     let mut packs_after = HashSet::new();
     for phase in Phase::ALL {
@@ -82,7 +82,7 @@ struct Reading<'a, 'b> {
     ingest: &'a Ingest<'b>,
     recheck: &'a Recheck<'a>,
     path: &'a [u8],
-    open_root: OpenRoot,
+    root: Root,
     previous: HashMap<Vec<u8>, Entry>,
     entries: BTreeMap<Vec<u8>, Entry>,
     /// Paths already reported, because repeated listings fail again.
@@ -91,7 +91,7 @@ struct Reading<'a, 'b> {
 
 impl Reading<'_, '_> {
     fn dir(&self) -> &OwnedFd {
-        &self.open_root.dir
+        &self.root.dir
     }
 
     /// Returns the listing of a phase, and true if it has no gaps. Reports each unreadable path and
@@ -135,7 +135,7 @@ impl Reading<'_, '_> {
 
     fn note_skipped(&self, found: &Found, why: &str) {
         self.ingest.exclude.noted.path(&found.path);
-        let path = super::ingest::absolute(&found.path);
+        let path = super::absolute(&found.path);
         let note = format!("skipped {}: {why}", path.display());
         self.ingest.observer().event(Event::Note(note));
     }
@@ -146,10 +146,10 @@ impl Reading<'_, '_> {
     }
 
     /// Like [`Reading::take`], below another directory than the git directory.
-    fn take_below(&mut self, open_root: Option<&OpenRoot>, found: &Found) -> Result<()> {
+    fn take_below(&mut self, root: Option<&Root>, found: &Found) -> Result<()> {
         if !self.take_unchanged(found)? {
             let previous = self.previous.get(&found.path);
-            let entry = self.ingest.entry(open_root.unwrap_or(&self.open_root), found, previous)?;
+            let entry = self.ingest.entry(root.unwrap_or(&self.root), found, previous)?;
             self.keep(entry);
         }
         Ok(())
@@ -191,7 +191,7 @@ impl Reading<'_, '_> {
 
     fn open(&self, found: &Found) -> io::Result<File> {
         let is_over = || self.ingest.observer().progress().check().is_err();
-        let path = self.open_root.relative(&found.path);
+        let path = self.root.relative(&found.path);
         source::open_file_waiting(self.dir().as_fd(), path, is_over)
     }
 
@@ -566,15 +566,14 @@ fn tables(path: &[u8], list: &[u8]) -> HashSet<Vec<u8>> {
 
 /// Returns true if a scan of the git directory `path` found every table in the list of its
 /// reftable. A missing one must be reported by each backup, even if nothing changed.
-pub fn has_all_tables(open_root: &OpenRoot, path: &[u8], content: &[Found]) -> bool {
+pub fn has_all_tables(root: &Root, path: &[u8], content: &[Found]) -> bool {
     let list_path = join(path, b"reftable/tables.list");
     let is_list = |found: &Found| found.path == list_path && found.stat.kind == EntryKind::File;
     if !content.iter().any(is_list) {
         return true;
     }
-    let list = open_root.relative(&list_path);
-    let text =
-        source::open_file_below(open_root.dir.as_fd(), list).and_then(|file| table_list(&file));
+    let list = root.relative(&list_path);
+    let text = source::open_file_below(root.dir.as_fd(), list).and_then(|file| table_list(&file));
     // A list that cannot be read is read again, and reported.
     text.is_ok_and(|text| {
         let found: HashSet<&[u8]> = paths(content);

@@ -1,5 +1,6 @@
 //! Turns objects found by the walk into tree entries: reads metadata, cuts and stores content.
 
+use super::absolute;
 use super::run::{BackupState, Counters, FileSystems};
 use crate::entry::{Content, Entry, EntryKind, HardLink};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::recipe::{Extent, RecipeWriter};
 use crate::reuse::{Hint, Reuse, ReuseError, Reused};
 use crate::segment::SegmentKind as ChunkKind;
 use crate::source::{self, Attributes, Owners, Stat, read_full, read_stream};
-use crate::walk::{Excluded, Found, OpenRoot};
+use crate::walk::{Excluded, Found, Root};
 use chunker::Cutter;
 use chunker::delta::DeltaError;
 use memmap2::MmapMut;
@@ -19,12 +20,9 @@ use rayon::prelude::*;
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Data runs of at least this many bytes are cut and hashed on all cores.
@@ -170,13 +168,13 @@ impl<'a> Ingest<'a> {
     /// is reported. Counts it as new or changed.
     pub fn entry(
         &self,
-        open_root: &OpenRoot,
+        root: &Root,
         found: &Found,
         previous: Option<&Entry>,
     ) -> Result<Option<Entry>> {
         let read = match found.stat.kind {
-            EntryKind::File => self.open_and_read(open_root, found, previous),
-            _ => self.other(open_root, found).map_err(IngestError::from),
+            EntryKind::File => self.open_and_read(root, found, previous),
+            _ => self.other(root, found).map_err(IngestError::from),
         };
         self.settle(&found.path, previous, read)
     }
@@ -233,11 +231,11 @@ impl<'a> Ingest<'a> {
 
     fn open_and_read(
         &self,
-        open_root: &OpenRoot,
+        root: &Root,
         found: &Found,
         previous: Option<&Entry>,
     ) -> Result<Entry, IngestError> {
-        let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
+        let (dir, path) = (root.dir.as_fd(), root.relative(&found.path));
         let is_over = || self.observer().progress().check().is_err();
         let file = source::open_file_waiting(dir, path, is_over)
             .map_err(|error| unless_replaced(error, Errno::LOOP))?;
@@ -259,8 +257,8 @@ impl<'a> Ingest<'a> {
     }
 
     /// Returns the entry of an object other than a file.
-    fn other(&self, open_root: &OpenRoot, found: &Found) -> io::Result<Entry> {
-        let (dir, path) = (open_root.dir.as_fd(), open_root.relative(&found.path));
+    fn other(&self, root: &Root, found: &Found) -> io::Result<Entry> {
+        let (dir, path) = (root.dir.as_fd(), root.relative(&found.path));
         let target = match found.stat.kind {
             EntryKind::Symlink => source::read_link(dir, path)
                 .map_err(|error| unless_replaced(error, Errno::INVAL))?,
@@ -581,11 +579,6 @@ impl<'a> Ingest<'a> {
     fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
         recipe.push(extent, self.reuse.packer)
     }
-}
-
-/// Returns a tree path as a path on this machine.
-pub fn absolute(path: &[u8]) -> PathBuf {
-    Path::new("/").join(OsStr::from_bytes(path))
 }
 
 /// Returns the attributes of a directory that this user may not be allowed to open.

@@ -3,17 +3,14 @@
 //! Unchanged entries are taken over. Each batch lists the rest, which must be read.
 
 use super::failure::Failure;
-use super::ingest::{Ingest, absolute};
+use super::ingest::Ingest;
 use super::previous::{Previous, Recheck};
-use super::{Root, git_dir, tree_path};
+use super::roots::{Source, look_at_ancestor};
+use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
-use crate::source::{self, Attributes, Stat};
-use crate::walk::{Found, OpenRoot, Rules, Step, Walk};
-use rustix::fs::OFlags;
+use crate::walk::{Found, Root, Rules, Step, Walk};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -38,8 +35,8 @@ enum Item {
 
 /// One unit of work for a worker.
 pub enum Job {
-    Batch(Arc<OpenRoot>, Batch),
-    GitDir(Arc<OpenRoot>, Found, Vec<Entry>),
+    Batch(Arc<Root>, Batch),
+    GitDir(Arc<Root>, Found, Vec<Entry>),
 }
 
 /// A position in the tree's order, filled now or later.
@@ -65,14 +62,14 @@ impl Batch {
     }
 
     /// Reads the entries that must be read and returns all entries.
-    pub fn read(self, open_root: &OpenRoot, ingest: &Ingest<'_>) -> Result<Vec<Entry>> {
+    pub fn read(self, root: &Root, ingest: &Ingest<'_>) -> Result<Vec<Entry>> {
         let mut entries = Vec::with_capacity(self.items.len());
         for item in self.items {
             match item {
                 Item::Ready(entry) => entries.push(entry),
                 Item::Read(found, previous) => {
                     ingest.observer().progress().check()?;
-                    entries.extend(ingest.entry(open_root, &found, previous.as_ref())?);
+                    entries.extend(ingest.entry(root, &found, previous.as_ref())?);
                 }
             }
         }
@@ -94,18 +91,23 @@ pub struct Merge<'a, 'p> {
 }
 
 impl Merge<'_, '_> {
-    /// Sends all roots. Reports unreadable roots, but fails if no root is readable.
-    pub fn roots(&mut self, roots: &[Root], rules: &Rules, walk_threads: usize) -> Result<()> {
+    /// Sends all source paths. Reports unreadable ones, but fails if none is readable.
+    pub fn sources(
+        &mut self,
+        sources: &[Source],
+        rules: &Rules,
+        walk_threads: usize,
+    ) -> Result<()> {
         let mut ancestors = Vec::new();
         let mut refused = Vec::new();
-        for root in roots {
-            self.ancestors(root, &mut ancestors)?;
-            match self.root(root, rules.clone(), walk_threads) {
+        for source in sources {
+            self.ancestors(source, &mut ancestors)?;
+            match self.source(source, rules.clone(), walk_threads) {
                 Err(Error::Source { path, source }) => refused.push((path, source)),
                 done => done?,
             }
         }
-        if refused.len() == roots.len() {
+        if refused.len() == sources.len() {
             let last = refused.pop().map(|(path, source)| Error::Source { path, source });
             return last.map_or(Ok(()), Err);
         }
@@ -115,10 +117,10 @@ impl Merge<'_, '_> {
         Ok(())
     }
 
-    /// Sends the directories above a root that were not sent yet.
-    fn ancestors(&mut self, root: &Root, sent: &mut Vec<Vec<u8>>) -> Result<()> {
-        let ends = root.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
-        for path in ends.map(|end| root.path[..end].to_vec()) {
+    /// Sends the directories above a source path that were not sent yet.
+    fn ancestors(&mut self, source: &Source, sent: &mut Vec<Vec<u8>>) -> Result<()> {
+        let ends = source.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+        for path in ends.map(|end| source.path[..end].to_vec()) {
             if sent.contains(&path) {
                 continue;
             }
@@ -127,7 +129,7 @@ impl Merge<'_, '_> {
                     let entry = self.ingest.ancestor(&path, &stat, attributes);
                     self.batch.items.push(Item::Ready(entry));
                 }
-                // The tree gets a directory in its place. Reading the root shows whether it exists.
+                // The tree gets a directory in its place. Reading the source shows whether it exists.
                 Err(error) => self.ingest.metadata_unreadable(&path, &error),
             }
             sent.push(path);
@@ -135,39 +137,25 @@ impl Merge<'_, '_> {
         self.flush_ready()
     }
 
-    /// Sends a root and everything below it.
-    fn root(&mut self, root: &Root, rules: Rules, walk_threads: usize) -> Result<()> {
-        let fail = |source| Error::Source { path: absolute(&root.path), source };
-        if root.stat.kind == EntryKind::Directory {
-            let dir = match source::open_dir(&absolute(&root.path)) {
-                // The walk reports that it cannot be listed.
-                Err(error)
-                    if error.kind() == io::ErrorKind::PermissionDenied
-                        && rules.exclude.named.is_below(&root.path) =>
-                {
-                    open_to_enter(&root.path).map_err(fail)?
-                }
-                opened => opened.map_err(fail)?,
-            };
-            let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
-            for step in Walk::new(Arc::clone(&open_root), root.stat, rules, walk_threads) {
+    /// Sends a source path and everything below it.
+    fn source(&mut self, source: &Source, rules: Rules, walk_threads: usize) -> Result<()> {
+        let root = source.open(&rules.exclude.named)?;
+        if source.stat.kind == EntryKind::Directory {
+            for step in Walk::new(Arc::clone(&root), source.stat, rules, walk_threads) {
                 if self.failure.is_noted() {
                     return Ok(());
                 }
                 self.ingest.observer().progress().check()?;
-                self.step(&open_root, step)?;
+                self.step(&root, step)?;
             }
-            return self.flush(&open_root);
+        } else {
+            let found = Found { path: source.path.clone(), stat: source.stat };
+            self.step(&root, Step::Found(found))?;
         }
-        let parent = root.path.iter().rposition(|b| *b == b'/').map_or(0, |at| at);
-        let parent = root.path[..parent].to_vec();
-        let dir = open_to_enter(&parent).map_err(fail)?;
-        let open_root = Arc::new(OpenRoot { path: parent, dir });
-        self.step(&open_root, Step::Found(Found { path: root.path.clone(), stat: root.stat }))?;
-        self.flush(&open_root)
+        self.flush(&root)
     }
 
-    fn step(&mut self, open_root: &Arc<OpenRoot>, step: Step) -> Result<()> {
+    fn step(&mut self, root: &Arc<Root>, step: Step) -> Result<()> {
         match step {
             Step::Failed(path, error) => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -177,12 +165,12 @@ impl Merge<'_, '_> {
             }
             // `/` itself has no name under which it could be stored.
             Step::Found(found) if found.path.is_empty() => Ok(()),
-            Step::Found(found) => self.found(open_root, found),
-            Step::GitDir(found, content) => self.git_dir(open_root, found, content),
+            Step::Found(found) => self.found(root, found),
+            Step::GitDir(found, content) => self.git_dir(root, found, content),
         }
     }
 
-    fn found(&mut self, open_root: &Arc<OpenRoot>, found: Found) -> Result<()> {
+    fn found(&mut self, root: &Arc<Root>, found: Found) -> Result<()> {
         self.enter_file_system(&found);
         let previous = self.previous.at(&found.path);
         match previous {
@@ -195,7 +183,7 @@ impl Merge<'_, '_> {
                 self.batch.items.push(Item::Read(found, previous));
             }
         }
-        if self.batch.is_full() { self.flush(open_root) } else { Ok(()) }
+        if self.batch.is_full() { self.flush(root) } else { Ok(()) }
     }
 
     /// Numbers file systems in path order, independently of the order in which files are read.
@@ -214,7 +202,7 @@ impl Merge<'_, '_> {
 
     fn git_dir(
         &mut self,
-        open_root: &Arc<OpenRoot>,
+        root: &Arc<Root>,
         found: Found,
         content: Option<Vec<Found>>,
     ) -> Result<()> {
@@ -225,7 +213,7 @@ impl Merge<'_, '_> {
         let is_unchanged = match &content {
             Some(content) => {
                 self.is_unchanged_git_dir(&found, content, &previous)?
-                    && git_dir::has_all_tables(open_root, &found.path, content)
+                    && git_dir::has_all_tables(root, &found.path, content)
             }
             None => false,
         };
@@ -234,12 +222,12 @@ impl Merge<'_, '_> {
             for (found, entry) in looks.zip(previous) {
                 self.unchanged(self.recheck.refreshed(&found.stat, entry));
             }
-            return if self.batch.is_full() { self.flush(open_root) } else { Ok(()) };
+            return if self.batch.is_full() { self.flush(root) } else { Ok(()) };
         }
-        self.flush(open_root)?;
+        self.flush(root)?;
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
-        self.send_job(Job::GitDir(Arc::clone(open_root), found, previous), reply)
+        self.send_job(Job::GitDir(Arc::clone(root), found, previous), reply)
     }
 
     /// Returns true if a scan of a whole git directory, in order of its phases, found exactly the
@@ -270,7 +258,7 @@ impl Merge<'_, '_> {
         self.send_slot(Slot::Filled(ready.collect()))
     }
 
-    fn flush(&mut self, open_root: &Arc<OpenRoot>) -> Result<()> {
+    fn flush(&mut self, root: &Arc<Root>) -> Result<()> {
         if self.batch.items.is_empty() {
             return Ok(());
         }
@@ -280,7 +268,7 @@ impl Merge<'_, '_> {
         let batch = std::mem::replace(&mut self.batch, Batch::new());
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
-        self.send_job(Job::Batch(Arc::clone(open_root), batch), reply)
+        self.send_job(Job::Batch(Arc::clone(root), batch), reply)
     }
 
     fn send_slot(&self, slot: Slot) -> Result<()> {
@@ -291,20 +279,4 @@ impl Merge<'_, '_> {
     fn send_job(&self, job: Job, reply: SyncSender<Vec<Entry>>) -> Result<()> {
         self.jobs.send((job, reply)).map_err(|_| Error::Abandoned)
     }
-}
-
-/// Reads a directory above a root, which this user may be allowed only to pass through.
-fn look_at_ancestor(path: &[u8]) -> io::Result<(Stat, Attributes)> {
-    if let Ok(dir) = source::open_dir(&absolute(path)) {
-        return Ok((source::stat_open(&dir)?, source::attributes_open(&dir)));
-    }
-    let top = source::open_dir(Path::new("/"))?;
-    let dir = open_to_enter(path)?;
-    Ok((source::stat_open(dir)?, source::attributes_below(top.as_fd(), path)))
-}
-
-/// Opens a directory that this user may be allowed to enter and not to list.
-fn open_to_enter(path: &[u8]) -> io::Result<OwnedFd> {
-    let top = source::open_dir(Path::new("/"))?;
-    source::open_below(top.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY)
 }

@@ -4,9 +4,10 @@ use super::assembly::{Assembly, was_also_a_directory};
 use super::gate::Gate;
 use super::ingest::{FileContent, Ingest, IngestError};
 use super::previous::{Comparison, Previous, Recheck};
+use super::roots::Roots;
 use super::run::{BackupState, Totals};
 use super::{
-    Options, Report, Roots, device_and_inode, named, outside, pipeline, roots, survey, tree_path,
+    BackupOptions, Report, device_and_inode, is_inside, named, outside, pipeline, survey, tree_path,
 };
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
@@ -37,12 +38,36 @@ pub enum Likeness {
     Instance(String),
 }
 
+impl Likeness {
+    /// Returns the criterion for a backup of these absolute paths.
+    pub fn of_paths(paths: &[PathBuf]) -> Likeness {
+        let mut wanted = Vec::new();
+        for path in paths.iter().map(|path| named(path)) {
+            if !wanted.contains(&path) {
+                wanted.push(path);
+            }
+        }
+        Likeness::Paths(wanted)
+    }
+
+    /// Drops the store and paths in it, which no backup reads.
+    fn outside(mut self, store: &Store) -> Likeness {
+        if let Likeness::Paths(paths) = &mut self {
+            paths.retain(|path| {
+                let is_absolute = path.starts_with(b"/");
+                !is_absolute || !is_inside(store, Path::new(OsStr::from_bytes(path)))
+            });
+        }
+        self
+    }
+}
+
 /// Sources of a pass.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of skipped paths.
+    /// Globs of skipped paths, besides those of the options.
     pub excludes: Vec<Vec<u8>>,
     /// Absolute paths to skip with everything below, unless they are in `paths`.
     pub leave: Vec<PathBuf>,
@@ -63,7 +88,7 @@ struct Before {
 /// A running backup. There is no snapshot before [`finish`](Self::finish).
 pub struct Backup<'a> {
     run: BackupState<'a>,
-    options: &'a Options,
+    options: &'a BackupOptions,
     likeness: Likeness,
     /// Previous snapshot, if it is whole.
     whole: Option<SnapshotId>,
@@ -82,9 +107,13 @@ pub struct Backup<'a> {
 }
 
 impl<'a> Backup<'a> {
-    /// Begins a backup. Ignores the paths and exclusions of `options`, because each pass has its
-    /// own.
-    pub fn begin(store: &'a Store, options: &'a Options, likeness: Likeness) -> Result<Backup<'a>> {
+    /// Begins a backup.
+    pub fn begin(
+        store: &'a Store,
+        options: &'a BackupOptions,
+        likeness: Likeness,
+    ) -> Result<Backup<'a>> {
+        let likeness = likeness.outside(store);
         let run = BackupState::begin(store, options, &likeness)?;
         let whole = match &run.parent {
             Some((id, _)) if !options.force && store.index.is_whole(id)? => Some(*id),
@@ -118,7 +147,7 @@ impl<'a> Backup<'a> {
 
     /// Refuses a record that is too long before anything is read.
     fn check_record(&self) -> Result<()> {
-        let Options { excludes, about, .. } = self.options;
+        let BackupOptions { excludes, about, .. } = self.options;
         let texts = excludes.iter().map(Vec::len).chain(about.tags.iter().map(String::len));
         // Each text has a length in front of it.
         let bytes = texts.chain(self.named_paths().iter().map(Vec::len)).map(|len| len + 9).sum();
@@ -146,15 +175,15 @@ impl<'a> Backup<'a> {
         self.check_record()?;
         let (store, options) = (self.run.store, self.options);
         let exclude = self.exclude(sources)?;
-        let Roots { tops: roots, named: inner, refused } = roots(&paths)?;
+        let Roots { tops, named: inner, refused } = Roots::look(&paths)?;
         for (path, error) in &refused {
             let path = super::tree_path(path);
             self.run.counters.report_unreadable(store.observer(), &path, error);
         }
-        for root in &roots {
-            self.shell.extend(ends(&root.path).map(|end| root.path[..end].to_vec()));
-            if root.stat.kind != EntryKind::Directory {
-                self.shell.remove(&root.path);
+        for top in &tops {
+            self.shell.extend(ends(&top.path).map(|end| top.path[..end].to_vec()));
+            if top.stat.kind != EntryKind::Directory {
+                self.shell.remove(&top.path);
             }
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
@@ -180,12 +209,12 @@ impl<'a> Backup<'a> {
             if self.before.is_none() && observer.wants_totals() {
                 // Without this thread, only the totals are missing.
                 let _ = threads::spawn_scoped(scope, || {
-                    survey::survey(&roots, &rules, observer.progress(), &is_over);
+                    survey::survey(&tops, &rules, observer.progress(), &is_over);
                 });
             }
             let done =
                 pipeline::run(&ingest, &recheck, Previous::new(entries, &store.damage), |merge| {
-                    merge.roots(&roots, &rules, options.walk_threads)
+                    merge.sources(&tops, &rules, options.walk_threads)
                 });
             is_over.store(true, Relaxed);
             done
@@ -197,7 +226,8 @@ impl<'a> Backup<'a> {
     /// Returns the exclusion rules of a pass and adds them to the record.
     fn exclude(&self, sources: &Sources) -> Result<Excluded> {
         let (options, noted) = (self.options, &self.run.noted);
-        let globs = Globs::new(sources.excludes.iter().map(Vec::as_slice))?;
+        let all = options.excludes.iter().chain(&sources.excludes);
+        let globs = Globs::new(all.map(Vec::as_slice))?;
         sources.excludes.iter().for_each(|pattern| noted.pattern(pattern));
         let leave: HashSet<Vec<u8>> = sources.leave.iter().map(|path| tree_path(path)).collect();
         leave.iter().for_each(|path| noted.path(path));

@@ -68,9 +68,9 @@ fn work(
             continue; // drain the queue, so that no sender blocks on it
         }
         let done = match job {
-            Job::Batch(open_root, batch) => batch.read(&open_root, ingest),
-            Job::GitDir(open_root, found, previous) => {
-                git_dir::read(ingest, recheck, &open_root, &found, previous)
+            Job::Batch(root, batch) => batch.read(&root, ingest),
+            Job::GitDir(root, found, previous) => {
+                git_dir::read(ingest, recheck, &root, &found, previous)
             }
         };
         if let Some(entries) = failure.note(done) {

@@ -84,7 +84,7 @@ impl Recheck<'_> {
             return Ok(looks_same);
         }
         self.store.damage.file(&previous.path);
-        let path = super::ingest::absolute(&previous.path);
+        let path = super::absolute(&previous.path);
         self.store.observer().event(Event::StoredAgain(path));
         Ok(false)
     }

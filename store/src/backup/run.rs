@@ -1,7 +1,7 @@
 //! Start and end of a backup: the search for a parent, and the record.
 
-use super::ingest::absolute;
-use super::{Likeness, Options, Removed, Report, tree_path};
+use super::absolute;
+use super::{BackupOptions, Likeness, Removed, Report, tree_path};
 use crate::chunks::Chunks;
 use crate::diff::{Change, diff, is_same};
 use crate::entry::{Entry, EntryKind, Time};
@@ -167,7 +167,7 @@ pub struct BackupState<'a> {
     pub start: Time,
     /// Content skipped so far.
     pub noted: Arc<Noted>,
-    options: &'a Options,
+    options: &'a BackupOptions,
     /// Added by earlier packers: number of chunks, their plain bytes, their stored bytes.
     added: [u64; 3],
     /// Segments that were known to be damaged when the backup began.
@@ -178,7 +178,7 @@ impl<'a> BackupState<'a> {
     /// Begins a backup.
     pub fn begin(
         store: &'a Store,
-        options: &'a Options,
+        options: &'a BackupOptions,
         like: &Likeness,
     ) -> Result<BackupState<'a>> {
         let start = (options.about.clock)();

@@ -1,29 +1,26 @@
 //! Counts what a backup will read, for observers that show progress.
 
-use super::Root;
-use super::ingest::absolute;
+use super::roots::Source;
 use crate::entry::EntryKind;
 use crate::observe::Progress;
-use crate::source;
-use crate::walk::{OpenRoot, Rules, Step, Walk};
-use std::sync::Arc;
+use crate::walk::{Rules, Step, Walk};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Adds up everything below `roots` and reports it to `progress`, unless `is_over` is set first.
+/// Adds up everything at and below `sources` and reports it to `progress`, unless `is_over` is set
+/// first.
 ///
 /// Skips unreadable paths, because the backup itself reports them.
-pub fn survey(roots: &[Root], rules: &Rules, progress: &Progress, is_over: &AtomicBool) {
+pub fn survey(sources: &[Source], rules: &Rules, progress: &Progress, is_over: &AtomicBool) {
     let (mut entries, mut bytes) = (0, 0u64);
     let rules = Rules { git_dirs: false, scan_git_dirs: false, ..rules.clone() };
-    for root in roots {
-        if root.stat.kind != EntryKind::Directory {
+    for source in sources {
+        if source.stat.kind != EntryKind::Directory {
             entries += 1;
-            bytes = bytes.saturating_add(root.stat.size);
+            bytes = bytes.saturating_add(source.stat.size);
             continue;
         }
-        let Ok(dir) = source::open_dir(&absolute(&root.path)) else { continue };
-        let open_root = Arc::new(OpenRoot { path: root.path.clone(), dir });
-        for step in Walk::new(open_root, root.stat, rules.clone(), 0) {
+        let Ok(root) = source.open(&rules.exclude.named) else { continue };
+        for step in Walk::new(root, source.stat, rules.clone(), 0) {
             if is_over.load(Relaxed) {
                 return;
             }

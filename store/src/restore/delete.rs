@@ -12,7 +12,7 @@ use crate::source::{self, Stat, split};
 use crate::store::Store;
 use crate::target::{self, Metadata, is_absent};
 use crate::tree::{Lookup, TreeReader};
-use crate::walk::{Excluded, Found, OpenRoot, Rules, Step, Walk, is_cache, is_git_dir};
+use crate::walk::{Excluded, Found, Root, Rules, Step, Walk, is_cache, is_git_dir};
 use rustix::fs::OFlags;
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -153,7 +153,7 @@ pub(super) fn extra(
             Err(error) => return Err(failed(error)),
         };
         let stat = source::stat_open(&dir).map_err(failed)?;
-        let found = extra_below(OpenRoot { path: top.clone(), dir }, stat, store, root, options)?;
+        let found = extra_below(Root { tree_path: top.clone(), dir }, stat, store, root, options)?;
         all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
         let giving_way = found.giving_way.into_iter();
         all.giving_way.extend(giving_way.filter(|path| *path != top || !is_mounted));
@@ -183,7 +183,7 @@ fn tops(prefix: &[u8], options: &Options) -> Vec<Vec<u8>> {
 }
 
 fn extra_below(
-    open_root: OpenRoot,
+    open_root: Root,
     stat: Stat,
     store: &Store,
     root: &ChunkId,
@@ -196,7 +196,7 @@ fn extra_below(
         git_dirs: false,
     };
     let is_lost = Cell::new(false);
-    let mut tree = TreeReader::within(root, &open_root.path, store)
+    let mut tree = TreeReader::within(root, &open_root.tree_path, store)
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
     let caches = options.keep.has_caches();
@@ -220,7 +220,7 @@ fn extra_below(
         while tree.next_if(|entry| path_cmp(&entry.path, &found.path) == Ordering::Less).is_some() {
         }
         let known = tree.peek().filter(|entry| entry.path == found.path).map(|entry| entry.kind);
-        let is_top = found.path == open_root.path;
+        let is_top = found.path == open_root.tree_path;
         let kind = found.stat.kind;
         let is_other_type = known.is_some_and(|known| known != kind);
         let gives_way = in_the_way.iter().any(|dir| is_within(&found.path, dir));
@@ -274,7 +274,7 @@ struct LeftOut<'a> {
     backing: &'a Store,
     /// Root of the snapshot's tree.
     root: ChunkId,
-    open_root: Arc<OpenRoot>,
+    open_root: Arc<Root>,
     device: u64,
     /// Device and inode of the store's directory.
     store: Option<(u64, u64)>,
@@ -289,7 +289,7 @@ struct LeftOut<'a> {
 
 impl<'a> LeftOut<'a> {
     fn new(
-        open_root: Arc<OpenRoot>,
+        open_root: Arc<Root>,
         top: &Stat,
         backing: &'a Store,
         root: &ChunkId,

@@ -5,7 +5,7 @@ mod git_dirs;
 mod parents;
 
 use super::*;
-use crate::backup::{self, About};
+use crate::backup::{About, Backup, BackupOptions, Likeness, Sources};
 use crate::config::Config;
 use crate::entry::Time;
 use crate::observe::{Observer, Progress};
@@ -57,7 +57,11 @@ impl Bench {
         let listener = Arc::new(Listener::default());
         let store = Store::open(&at, Purpose::Write, Arc::clone(&listener) as Arc<dyn Observer>);
         let store = store.expect("opens");
-        let report = backup::backup(&store, &backup_options(&source)).expect("backs up");
+        let (paths, options) = (vec![source.clone()], backup_options());
+        let mut backup =
+            Backup::begin(&store, &options, Likeness::of_paths(&paths)).expect("begins");
+        backup.paths(&Sources { paths, ..Sources::default() }).expect("reads");
+        let report = backup.finish(None).expect("backs up");
         let id = report.snapshot.expect("the run is not dry");
         let root = store.snapshot(&id).expect("reads").root.chunk();
         let from = source.as_os_str().as_bytes()[1..].to_vec();
@@ -103,9 +107,8 @@ impl Bench {
     }
 }
 
-fn backup_options(source: &Path) -> backup::Options {
-    backup::Options {
-        paths: vec![source.to_owned()],
+fn backup_options() -> BackupOptions {
+    BackupOptions {
         excludes: Vec::new(),
         one_file_system: false,
         exclude_caches: false,
