@@ -234,11 +234,21 @@ impl Redis {
 
     /// Starts to write the current data to the snapshot file.
     pub fn begin_save(&self, progress: &Progress) -> Result<Saving<'_>> {
-        self.settle(progress)?;
-        let (started, run) = (Instant::now(), self.run_id(progress)?);
-        // The answer reports a start even if the save cannot begin.
-        self.ask(&["BGSAVE"], progress)?;
-        Ok(Saving { redis: self, started, run })
+        let began = Instant::now();
+        loop {
+            self.settle(progress)?;
+            let (started, run) = (Instant::now(), self.run_id(progress)?);
+            // The answer reports a start even if the save cannot begin.
+            match self.ask(&["BGSAVE"], progress) {
+                // A rewrite began since the server was asked.
+                Err(Error::Service { reason, .. })
+                    if is_busy(&reason) && began.elapsed() < self.limit =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                answer => return answer.map(|_| Saving { redis: self, started, run }),
+            }
+        }
     }
 
     /// Paths of a save on this machine. `dir` replaces the directory that Redis reports, if Redis
@@ -281,6 +291,13 @@ impl Redis {
             std::thread::sleep(PAUSE);
         }
     }
+}
+
+/// Returns true if the server refuses a save because it is writing something else: `Background
+/// save already in progress`, `Can't BGSAVE while AOF log rewriting is in progress` before Redis
+/// 7.0, `Another child process is active` since.
+fn is_busy(answer: &str) -> bool {
+    ["in progress", "child process is active"].iter().any(|words| answer.contains(words))
 }
 
 /// A save in progress.
