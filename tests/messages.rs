@@ -299,11 +299,14 @@ fn one_cause_of_many_paths_is_printed_for_five_of_them() {
 #[test]
 fn a_comparison_warns_of_unreadable_records_once() {
     let sandbox = Sandbox::with_store();
+    let mut older = Vec::new();
     for content in ["one", "two", "three"] {
+        older = sandbox.snapshot_ids();
         sandbox.write("source/a", content);
         sandbox.backup(["source"]);
     }
-    let damaged = &sandbox.snapshot_ids()[0];
+    let ids = sandbox.snapshot_ids();
+    let damaged = ids.iter().find(|id| !older.contains(id)).expect("the newest");
     sandbox.write(&format!("store/snapshots/{damaged}"), "damaged");
     let outcome = sandbox.run(["diff", "latest~1", "latest"]);
     let warnings = outcome.stderr.lines().filter(|line| line.contains("is damaged")).count();

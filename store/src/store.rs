@@ -770,8 +770,10 @@ impl Opening<'_> {
             if purpose == Purpose::Read {
                 // In this order, as below.
                 let known = index.segment_ids(shard)?;
-                if segment_ids(self.backend, shard).is_ok_and(|listed| listed == known) {
-                    continue;
+                let listed = segment_ids(self.backend, shard);
+                match self.without_unlisted(shard, purpose, listed)? {
+                    Some(listed) if listed != known => {}
+                    _ => continue,
                 }
             }
             // In this order: a segment published between the two calls is new, not missing.
@@ -805,11 +807,19 @@ impl Opening<'_> {
         len.is_ok_and(|len| len == segment.len)
     }
 
-    /// The segments of a shard; nothing, for a reader, where its directory cannot be listed.
+    /// Returns the segments of a shard, or `None` to a reader if its directory cannot be listed.
     fn list_shard(&self, shard: u8, purpose: Purpose) -> Result<Option<Vec<(SegmentId, u64)>>> {
-        match list_shard(self.backend, shard) {
-            // A lack of resources is not a state of the store.
-            Err(error) if error.is_transient() => Err(error),
+        self.without_unlisted(shard, purpose, list_shard(self.backend, shard))
+    }
+
+    /// Returns a listing. Turns a failure into a warning and `None` for a reader.
+    fn without_unlisted<T>(
+        &self,
+        shard: u8,
+        purpose: Purpose,
+        listed: Result<Vec<T>>,
+    ) -> Result<Option<Vec<T>>> {
+        match listed {
             Err(error) if purpose == Purpose::Read => {
                 let text = format!("{error}; its segments count as missing");
                 let mut last = self.last_warning.lock();
