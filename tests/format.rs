@@ -60,6 +60,8 @@ fn documented_constants_match_the_code() {
         ("XATTR_BYTES_MAX", limits::XATTR_BYTES_MAX.to_string()),
         ("XATTRS_BYTES_MAX", limits::XATTRS_BYTES_MAX.to_string()),
         ("OWNER_NAME_BYTES_MAX", limits::OWNER_NAME_BYTES_MAX.to_string()),
+        ("ACL_NAMES_BYTES_MAX", limits::ACL_NAMES_BYTES_MAX.to_string()),
+        ("PAGE_NAMES_MAX", limits::PAGE_NAMES_MAX.to_string()),
         ("DEVICE_MAJOR_MAX", limits::DEVICE_MAJOR_MAX.to_string()),
         ("DEVICE_MINOR_MAX", limits::DEVICE_MINOR_MAX.to_string()),
         ("TREE_LEVELS_MAX", limits::TREE_LEVELS_MAX.to_string()),

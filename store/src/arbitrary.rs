@@ -1,7 +1,10 @@
 //! Arbitrary values for the property tests of the other modules.
 
+use crate::acl::{AclNames, Subject};
 use crate::chunks::{Chunks, PutMetadata};
-use crate::entry::{Content, Entry, EntryKind, HardLink, Owner, Time, is_valid_path, path_cmp};
+use crate::entry::{
+    Content, Entry, EntryKind, HardLink, Owner, Time, Xattrs, is_valid_path, path_cmp,
+};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::limits;
@@ -145,6 +148,46 @@ pub fn owner() -> impl Strategy<Value = Arc<Owner>> {
         .prop_map(|((uid, gid), user, group)| Arc::new(Owner { uid, gid, user, group }))
 }
 
+/// Returns a POSIX ACL with an entry for each of these users and groups.
+pub fn acl(subjects: &[Subject]) -> Vec<u8> {
+    let others = [(0x01, u32::MAX), (0x04, u32::MAX), (0x10, u32::MAX), (0x20, u32::MAX)];
+    let named = subjects.iter().map(|subject| match subject {
+        Subject::User(id) => (0x02, *id),
+        Subject::Group(id) => (0x08, *id),
+    });
+    let entry = |(tag, id): (u16, u32)| {
+        [&tag.to_le_bytes()[..], &6_u16.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let entries: Vec<u8> = others.into_iter().chain(named).flat_map(entry).collect();
+    [&2_u32.to_le_bytes()[..], &entries].concat()
+}
+
+/// A few users and groups, so that many ACLs share some.
+fn subject() -> impl Strategy<Value = Subject> {
+    let id = prop_oneof![4 => 0..3u32, 1 => any::<u32>()];
+    (any::<bool>(), id).prop_map(|(is_group, id)| match is_group {
+        true => Subject::Group(id),
+        false => Subject::User(id),
+    })
+}
+
+/// Attributes with ACLs, and names for some users and groups in them. Most entries agree on names.
+fn acls() -> impl Strategy<Value = (Xattrs, Option<Arc<AclNames>>)> {
+    let value = prop_oneof![4 => vec(subject(), 0..5).prop_map(|all| acl(&all)), 1 => noise()];
+    let attributes =
+        [&b"system.posix_acl_access"[..], b"system.posix_acl_default"].map(<[u8]>::to_vec);
+    let xattr = (proptest::sample::select(attributes.to_vec()), value);
+    let usual = |subject: Subject| Some(format!("{subject:?}").into_bytes());
+    let other = option::of(vec(any::<u8>(), 0..4));
+    (vec(xattr, 0..3), prop_oneof![3 => Just(None), 1 => other.prop_map(Some)]).prop_map(
+        move |(xattrs, other)| {
+            let name = |subject| other.clone().unwrap_or_else(|| usual(subject)).map(Arc::from);
+            let (names, _) = AclNames::of(&xattrs, name);
+            (xattrs, names)
+        },
+    )
+}
+
 fn content() -> impl Strategy<Value = Content> {
     let recipe = (0..4u8, vec(part(), 0..5))
         .prop_map(|(level, extents)| Content::Recipe(Recipe { level, extents }));
@@ -236,10 +279,12 @@ pub fn entry() -> impl Strategy<Value = Entry> {
     let link = option::of((any::<u64>(), any::<u64>()));
     let xattrs = vec((text(), vec(any::<u8>(), 0..9)), 0..3);
     let device = option::of((0..=limits::DEVICE_MAJOR_MAX, 0..=limits::DEVICE_MINOR_MAX));
+    let xattrs = (xattrs, prop_oneof![2 => Just(Default::default()), 1 => acls()]);
     let rest = (text(), content(), link, xattrs, device, 0..9u64);
     (kind, 0..=0o7777u32, owner(), stamps, rest).prop_map(|(kind, mode, owner, stamps, rest)| {
         let (mtime, ctime, inode) = stamps;
-        let (target, content, link, xattrs, device, unused) = rest;
+        let (target, content, link, (mut xattrs, (acls, acl_names)), device, unused) = rest;
+        xattrs.extend(acls);
         let content = if kind == EntryKind::File { content } else { Content::Empty };
         Entry {
             path: b"x".to_vec(),
@@ -253,6 +298,7 @@ pub fn entry() -> impl Strategy<Value = Entry> {
             target: if kind == EntryKind::Symlink { target } else { Vec::new() },
             hard_link: link.map(|(file_system, names)| HardLink { file_system, names }),
             xattrs,
+            acl_names,
             device,
             content,
             unused,

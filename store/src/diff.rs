@@ -117,7 +117,7 @@ fn is_same_thing(a: &Entry, b: &Entry) -> bool {
 
 fn has_same_metadata(a: &Entry, b: &Entry) -> bool {
     let times = |entry: &Entry| (entry.mode, entry.mtime);
-    times(a) == times(b) && a.owner == b.owner && a.xattrs == b.xattrs
+    times(a) == times(b) && a.owner == b.owner && a.xattrs == b.xattrs && a.acl_names == b.acl_names
 }
 
 fn entries<'a>(

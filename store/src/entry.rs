@@ -1,5 +1,6 @@
 //! An entry: everything stored about one file, directory or other object.
 
+use crate::acl::AclNames;
 use crate::limits;
 use crate::recipe::{Extent, Recipe, decode_extents, encode_extents};
 use memchr::{memchr, memchr_iter};
@@ -148,6 +149,8 @@ pub struct Entry {
     pub hard_link: Option<HardLink>,
     /// Extended attributes, including POSIX ACLs, sorted by name.
     pub xattrs: Xattrs,
+    /// Names of the users and groups in its POSIX ACLs, if the source machine had any.
+    pub acl_names: Option<Arc<AclNames>>,
     /// Major and minor number of a device.
     pub device: Option<(u32, u32)>,
     /// Content of a file.
@@ -172,6 +175,7 @@ impl Entry {
             target: Vec::new(),
             hard_link: None,
             xattrs: Vec::new(),
+            acl_names: None,
             device: None,
             content: Content::Empty,
             unused: 0,
@@ -377,7 +381,7 @@ type EncodeResult = Result<(), minicbor::encode::Error<std::convert::Infallible>
 
 impl Entry {
     /// Appends the entry in a page's encoding: without the prefix that its path shares with
-    /// `previous`. `owner` is a row of the page's owner table.
+    /// `previous`, and without the names in its ACLs. `owner` is a row of the page's owner table.
     pub(crate) fn encode(&self, previous: &[u8], owner: u32, out: &mut Vec<u8>) {
         let shared = previous.iter().zip(&self.path).take_while(|(a, b)| a == b).count();
         let mut out = Encoder::new(out);
@@ -451,7 +455,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Decodes an entry of a page. `previous` is the path of the previous entry in the page, or
+    /// Decodes an entry of a page, without the names in its ACLs. `previous` is the path of the previous entry in the page, or
     /// `None` if that path could not be read.
     ///
     /// Skips unknown fields. A malformed entry affects only itself: `input` is left after it. Fails
@@ -559,6 +563,9 @@ impl Entry {
             is_kept
         });
         amendment.xattrs_dropped = count - self.xattrs.len();
+        if let Some(names) = &self.acl_names {
+            self.acl_names = names.within(&self.xattrs);
+        }
         if amendment.is_owner_changed || amendment.xattrs_dropped > 0 {
             // The next backup then reads and reports it again.
             self.ctime = None;
@@ -877,7 +884,7 @@ mod tests {
 
         #[test]
         fn any_entry_is_read_as_written(entry in entry(), path in path(), previous in path()) {
-            let entry = Entry { path, ..entry };
+            let entry = Entry { path, acl_names: None, ..entry };
             let owners = [Some(Arc::clone(&entry.owner))];
             let bytes = encoded(&entry, &previous);
             let mut input = Decoder::new(&bytes);

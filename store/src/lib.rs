@@ -32,6 +32,7 @@ pub mod lock;
 
 pub mod recipe;
 
+pub mod acl;
 pub mod entry;
 
 pub mod content;

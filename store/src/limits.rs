@@ -50,6 +50,14 @@ pub const XATTRS_BYTES_MAX: usize = 1 << 20;
 /// Maximum length of a user or group name in bytes.
 pub const OWNER_NAME_BYTES_MAX: usize = 255;
 
+/// Maximum bytes of the names of users and groups in the ACLs of an entry: the names, and 16 for
+/// each.
+pub const ACL_NAMES_BYTES_MAX: usize = 1 << 20;
+
+/// Maximum number of names in the table of a leaf: those of a leaf that is nearly full, and those of
+/// its last entry.
+pub const PAGE_NAMES_MAX: usize = 128 << 10;
+
 /// Maximum major number of a device: the limit of Linux.
 pub const DEVICE_MAJOR_MAX: u32 = (1 << 12) - 1;
 

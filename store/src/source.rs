@@ -3,6 +3,7 @@
 //! Paths may be longer than a system call accepts. Any process may replace a directory by a
 //! symbolic link at any time; nothing here follows links below the open directory.
 
+use crate::acl::{AclNames, Subject};
 use crate::entry::{EntryKind, Owner, Time, Xattrs, display_path};
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -500,37 +501,73 @@ impl<'a> Ahead<'a> {
 /// Names of users and groups; each is looked up once.
 #[derive(Debug, Default)]
 pub struct Owners {
-    known: Mutex<HashMap<(u32, u32), Arc<Owner>>>,
+    known: Mutex<Known>,
+}
+
+/// Results of lookups.
+#[derive(Debug, Default)]
+struct Known {
+    owners: HashMap<(u32, u32), Arc<Owner>>,
+    /// `None` for a user or group without a name.
+    names: HashMap<Subject, Option<Arc<[u8]>>>,
 }
 
 impl Owners {
     /// Returns the owner with these numbers, with the names known on this machine.
     ///
-    /// Calls `failed` once per owner with the reason why a name could not be looked up.
+    /// Calls `failed` once per user and group with the reason why a name could not be looked up.
     pub fn get(&self, uid: u32, gid: u32, failed: impl Fn(String)) -> Arc<Owner> {
-        let mut known = self.known.lock();
-        let owner = known.entry((uid, gid)).or_insert_with(|| {
-            let user = nix::unistd::User::from_uid(uid.into()).unwrap_or_else(|error| {
-                note_lookup(error, "user", uid, &failed);
-                None
-            });
-            let group = nix::unistd::Group::from_gid(gid.into()).unwrap_or_else(|error| {
-                note_lookup(error, "group", gid, &failed);
-                None
-            });
-            Arc::new(Owner {
-                uid,
-                gid,
-                user: user.map(|user| user.name.into_bytes()),
-                group: group.map(|group| group.name.into_bytes()),
-            })
+        let Known { owners, names } = &mut *self.known.lock();
+        let owner = owners.entry((uid, gid)).or_insert_with(|| {
+            let mut name = |subject| known_name(names, subject, &failed).map(|name| name.to_vec());
+            let (user, group) = (name(Subject::User(uid)), name(Subject::Group(gid)));
+            Arc::new(Owner { uid, gid, user, group })
         });
         Arc::clone(owner)
     }
+
+    /// Returns the names known on this machine for the users and groups in the POSIX ACLs among
+    /// these attributes. Also returns the number of names that exceed the limits.
+    ///
+    /// Calls `failed` like [`Owners::get`].
+    pub fn acl_names(
+        &self,
+        xattrs: &Xattrs,
+        failed: impl Fn(String),
+    ) -> (Option<Arc<AclNames>>, usize) {
+        AclNames::of(xattrs, |subject| known_name(&mut self.known.lock().names, subject, &failed))
+    }
+}
+
+/// Returns the name of a user or group, and looks it up if necessary.
+fn known_name(
+    names: &mut HashMap<Subject, Option<Arc<[u8]>>>,
+    subject: Subject,
+    failed: &impl Fn(String),
+) -> Option<Arc<[u8]>> {
+    let name = names.entry(subject).or_insert_with(|| look_up(subject, failed).map(Arc::from));
+    name.clone()
+}
+
+fn look_up(subject: Subject, failed: &impl Fn(String)) -> Option<Vec<u8>> {
+    use nix::unistd::{Group, User};
+    let (found, what, id) = match subject {
+        Subject::User(id) => {
+            (User::from_uid(id.into()).map(|user| user.map(|user| user.name)), "user", id)
+        }
+        Subject::Group(id) => {
+            (Group::from_gid(id.into()).map(|group| group.map(|group| group.name)), "group", id)
+        }
+    };
+    let name = found.unwrap_or_else(|error| {
+        note_lookup(error, what, id, failed);
+        None
+    });
+    name.map(String::into_bytes)
 }
 
 /// Reports why a lookup failed, unless the number has no name.
-fn note_lookup(error: nix::Error, what: &str, id: u32, failed: impl Fn(String)) {
+fn note_lookup(error: nix::Error, what: &str, id: u32, failed: &impl Fn(String)) {
     use nix::errno::Errno::{EBADF, ENOENT, EPERM, ESRCH};
     // Listed by getpwuid(3) for a number without a name.
     if !matches!(error, ENOENT | ESRCH | EBADF | EPERM) {
@@ -574,6 +611,25 @@ mod tests {
         let none = attributes(|_| Err(Errno::NOTSUP), |_, _| Ok(0));
         assert!(none.found.is_empty() && none.error.is_none());
         assert!(attributes(|_| Err(Errno::IO), |_, _| Ok(0)).error.is_some());
+    }
+
+    #[test]
+    fn each_user_and_group_is_looked_up_once() {
+        use crate::arbitrary::acl;
+        let owners = Owners::default();
+        let failed = |text: String| panic!("{text}");
+        let subjects = [Subject::User(0), Subject::User(4_000_000_000), Subject::Group(0)];
+        let xattrs = vec![(b"system.posix_acl_access".to_vec(), acl(&subjects))];
+        let (names, left_out) = owners.acl_names(&xattrs, failed);
+        let names = names.expect("root has a name");
+        let found: Vec<_> = names.iter().collect();
+        let root = &b"root"[..];
+        assert_eq!(found, [(Subject::User(0), root), (Subject::Group(0), root)]);
+        assert_eq!(left_out, 0);
+        let user = owners.get(0, 4_000_000_000, failed);
+        assert_eq!((user.user.as_deref(), &user.group), (Some(root), &None));
+        let known = owners.known.lock();
+        assert_eq!(known.names.len(), 4, "{known:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! pages, even if the rest of the tree changes. Leaf pages hold entries. Index pages list pages and
 //! are cut by the same rule with more bits, up to one root.
 
+use crate::acl::{self, AclNames, Subject};
 use crate::chunks::{Chunks, PutMetadata};
 use crate::entry::{
     Decoded, Entry, EntryFault, EntryKind, Owner, display_path, is_within, path_cmp,
@@ -13,7 +14,7 @@ use crate::id::ChunkId;
 use crate::limits;
 use minicbor::{Decoder, Encoder, decode};
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// First element of every page.
@@ -22,8 +23,8 @@ const TAG: &str = "tree";
 const LEAF_BITS: u32 = 7;
 /// One page in 2^6 begins a page of the next level.
 const LEVEL_BITS: u32 = 6;
-/// Size in bytes at which a page is full, even if no path ends it. With the largest possible entry
-/// and its owner, the page still fits into a chunk.
+/// Size in bytes at which a page is full, even if no path ends it. With the largest possible entry,
+/// its owner and the names in its ACLs, the page still fits into a chunk.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 /// Maximum bytes of an item in an index page, without its path.
 const CHILD_BYTES: usize = 64;
@@ -74,6 +75,10 @@ struct OpenLeaf {
     owner_order: Vec<Arc<Owner>>,
     /// Maximum bytes of all owners in the page.
     owner_bytes: usize,
+    /// Names of all users and groups in ACLs of the page; `None` if its entries have no name.
+    names: BTreeMap<Subject, Option<Arc<[u8]>>>,
+    /// Maximum bytes of all names in the page.
+    name_bytes: usize,
     entries: u64,
     bytes: u64,
 }
@@ -99,7 +104,8 @@ impl TreeWriter {
             let path = format!("/{}", display_path(&entry.path));
             Error::Unfit { path, reason: fault.to_string() }
         })?;
-        if !self.leaf.is_empty() && (self.leaf.is_full() || begins_page(mark(&entry.path), 0)) {
+        let begins = || begins_page(mark(&entry.path), 0) || self.leaf.contradicts(entry);
+        if !self.leaf.is_empty() && (self.leaf.is_full() || begins()) {
             self.close_leaf(out)?;
         }
         self.leaf.push(entry);
@@ -181,10 +187,24 @@ impl OpenLeaf {
 
     fn is_full(&self) -> bool {
         self.entries as usize >= limits::PAGE_ITEMS_MAX / 2
-            || self.encoded.len() + self.owner_bytes >= PAGE_BYTES_MAX
+            || self.encoded.len() + self.owner_bytes + self.name_bytes >= PAGE_BYTES_MAX
+    }
+
+    /// Returns true if the entry and a previous one have different names for a user or group. The
+    /// table of a page has only one.
+    fn contradicts(&self, entry: &Entry) -> bool {
+        let differs =
+            |(subject, name)| self.names.get(&subject).is_some_and(|known| *known != name);
+        names(entry).any(differs)
     }
 
     fn push(&mut self, entry: &Entry) {
+        for (subject, name) in names(entry) {
+            let bytes = name.as_deref().map_or(0, acl::name_bytes);
+            if self.names.insert(subject, name).is_none() {
+                self.name_bytes += bytes;
+            }
+        }
         let owner = self.owner(&entry.owner);
         if self.is_empty() {
             self.first = entry.path.clone();
@@ -213,17 +233,29 @@ impl OpenLeaf {
     fn page(&self) -> Vec<u8> {
         let mut page = Vec::with_capacity(self.encoded.len() + 64);
         let mut out = Encoder::new(&mut page);
+        let names: Vec<(Subject, &[u8])> =
+            self.names.iter().filter_map(|(of, name)| Some((*of, name.as_deref()?))).collect();
         (|| {
-            out.array(4)?.str(TAG)?.u8(0)?;
+            out.array(4 + u64::from(!names.is_empty()))?.str(TAG)?.u8(0)?;
             out.array(self.owner_order.len() as u64)?;
             self.owner_order.iter().try_for_each(|owner| owner.encode(&mut out))?;
             out.array(self.entries)?;
+            out.writer_mut().extend_from_slice(&self.encoded);
+            if !names.is_empty() {
+                out.array(names.len() as u64)?;
+                names.iter().try_for_each(|(of, name)| acl::encode_row(*of, name, &mut out))?;
+            }
             Ok::<_, minicbor::encode::Error<std::convert::Infallible>>(())
         })()
         .expect("writing to memory cannot fail");
-        page.extend_from_slice(&self.encoded);
         page
     }
+}
+
+/// Returns the users and groups in the ACLs of an entry with their names.
+fn names(entry: &Entry) -> impl Iterator<Item = (Subject, Option<Arc<[u8]>>)> {
+    let name = |subject| entry.acl_names.as_ref()?.get(subject).cloned();
+    acl::subjects(&entry.xattrs).into_iter().map(move |subject| (subject, name(subject)))
 }
 
 /// Checks that an entry with this path can follow the entry `last`. `is_last_dir` is true if that
@@ -336,6 +368,8 @@ struct OpenedLeaf {
     bytes: Vec<u8>,
     /// `None` for an owner that no file can have.
     owners: Vec<Option<Arc<Owner>>>,
+    /// Names of users and groups in the ACLs of its entries.
+    names: AclNames,
     /// Byte offset of the next entry.
     at: usize,
     /// Number of entries not yet read.
@@ -360,7 +394,8 @@ impl Page {
         if level > limits::TREE_LEVELS_MAX || wanted.is_some_and(|wanted| wanted != level) {
             return Err(bad("its level is wrong"));
         }
-        if fields != Some(if level > 0 { 3 } else { 4 }) {
+        let is_known = if level > 0 { fields == Some(3) } else { matches!(fields, Some(4 | 5)) };
+        if !is_known {
             return Err(bad("its number of fields is wrong"));
         }
         if level > 0 {
@@ -372,7 +407,10 @@ impl Page {
         let owners = (0..count).map(|_| Owner::decode(&mut input)).collect::<Result<_, _>>()?;
         let left = items(&mut input)?;
         let at = input.position();
-        Ok(Page::Leaf(OpenedLeaf { bytes, owners, at, left }))
+        // Only leaves with names have a fifth field.
+        let has_names = fields == Some(5) && (0..left).all(|_| input.skip().is_ok());
+        let names = if has_names { AclNames::decode(&mut input) } else { AclNames::default() };
+        Ok(Page::Leaf(OpenedLeaf { bytes, owners, names, at, left }))
     }
 }
 
@@ -592,7 +630,8 @@ impl<'a> TreeReader<'a> {
             place.check(entry)
         };
         match result.and_then(|entry| fits(&entry).map(|()| entry)) {
-            Ok(entry) => {
+            Ok(mut entry) => {
+                entry.acl_names = leaf.names.within(&entry.xattrs);
                 self.last.clone_from(&entry.path);
                 self.is_last_dir = entry.kind == EntryKind::Directory;
                 self.previous = Previous::Last;
@@ -841,7 +880,8 @@ mod tests {
             let pages = Pages::default();
             let mut writer = TreeWriter::default();
             for entry in entries {
-                if !writer.leaf.is_empty() && begins_page(mark(&entry.path), 0) {
+                let begins = begins_page(mark(&entry.path), 0) || writer.leaf.contradicts(entry);
+                if !writer.leaf.is_empty() && begins {
                     writer.close_leaf(&pages).expect("puts");
                 }
                 writer.leaf.push(entry);
@@ -1070,6 +1110,144 @@ mod tests {
         }
     }
 
+    /// Returns an entry whose ACL has these users and groups, and their names.
+    fn shared(path: &str, names: &[(Subject, Option<&str>)]) -> Entry {
+        let subjects: Vec<Subject> = names.iter().map(|(subject, _)| *subject).collect();
+        let xattrs = vec![(b"system.posix_acl_access".to_vec(), arbitrary::acl(&subjects))];
+        let name = |subject| {
+            let (_, name) = names.iter().find(|(of, _)| *of == subject)?;
+            name.map(|name| name.as_bytes().into())
+        };
+        let (acl_names, _) = AclNames::of(&xattrs, name);
+        Entry { xattrs, acl_names, ..Entry::new(path.into(), EntryKind::File, 0o640) }
+    }
+
+    /// Returns the first bytes of all pages, each an array.
+    fn page_heads(pages: &Pages) -> Vec<u8> {
+        pages.0.lock().values().map(|page| page[0]).collect()
+    }
+
+    const U5: Subject = Subject::User(5);
+    const G5: Subject = Subject::Group(5);
+
+    #[test]
+    fn only_leaves_with_names_have_a_table_of_names() {
+        let nameless = [shared("a", &[(U5, None)]), directory(b"b".to_vec())];
+        let (pages, root) = Pages::of(&nameless);
+        assert_eq!((page_heads(&pages), pages.read(&root, b"")), (vec![0x84], nameless.into()));
+        let named = [shared("a", &[(U5, Some("u")), (G5, None)]), directory(b"b".to_vec())];
+        let (pages, root) = Pages::of(&named);
+        assert_eq!((page_heads(&pages), pages.read(&root, b"")), (vec![0x85], named.into()));
+        // The table follows everything else: [[false, 5, 'u']].
+        let page = pages.0.lock().values().next().expect("one").clone();
+        assert_eq!(page[page.len() - 6..], [0x81, 0x83, 0xF4, 5, 0x41, b'u']);
+    }
+
+    #[test]
+    fn an_entry_has_only_the_names_in_its_own_acls() {
+        let (user, group) = ((U5, Some("user")), (G5, Some("group")));
+        let entries = [
+            shared("a", &[user, group]),
+            shared("b", &[user]),
+            shared("c", &[]),
+            shared("d", &[group]),
+        ];
+        let (pages, root) = Pages::of(&entries);
+        assert_eq!(pages.read(&root, b""), entries);
+        assert_eq!(page_heads(&pages), [0x85]);
+    }
+
+    #[test]
+    fn entries_with_different_names_for_one_number_are_in_different_leaves() {
+        let names = ["old", "old", "new", "new"].map(Some);
+        for names in [names, [Some("old"), Some("old"), None, None]] {
+            let path = |n: usize| format!("p{n}");
+            let entries = [0, 1, 2, 3].map(|n| shared(&path(n), &[(U5, names[n])]));
+            let (pages, root) = Pages::of(&entries);
+            assert_eq!(pages.read(&root, b""), entries);
+            assert_eq!(page_heads(&pages).len(), 3, "two leaves and their root");
+            // Another number does not count.
+            let other = shared("p1", &[(G5, names[3])]);
+            let (pages, _) = Pages::of(&[entries[0].clone(), other]);
+            assert_eq!(page_heads(&pages).len(), 1);
+        }
+    }
+
+    /// Returns the names of the only entry of a leaf that has this table of names.
+    fn names_from(table: &[u8]) -> Vec<(Subject, Vec<u8>)> {
+        let subjects = [1, 2, 3, 4, u32::MAX].map(Subject::User);
+        let entry = shared("a", &subjects.map(|subject| (subject, None)));
+        let mut leaf = OpenLeaf::default();
+        leaf.push(&entry);
+        let mut page = leaf.page();
+        assert_eq!(page[0], 0x84);
+        page[0] = 0x85;
+        page.extend_from_slice(table);
+        let read: Vec<Entry> =
+            TreeReader::new(&ChunkId::of(&page), &|_: &ChunkId| Ok(page.clone()))
+                .map(|entry| entry.expect("a table never costs an entry"))
+                .collect();
+        assert_eq!(read.len(), 1);
+        assert_eq!(Entry { acl_names: None, ..read[0].clone() }, entry);
+        let names = read[0].acl_names.iter().flat_map(|names| names.iter());
+        names.map(|(subject, name)| (subject, name.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_malformed_row_costs_only_its_own_name() {
+        let row = |id: u32, name: &[u8]| {
+            let mut row = Vec::new();
+            acl::encode_row(Subject::User(id), name, &mut Encoder::new(&mut row)).expect("grows");
+            row
+        };
+        let table = |rows: &[Vec<u8>]| [vec![0x80 | rows.len() as u8], rows.concat()].concat();
+        let (one, three) = ((Subject::User(1), b"x".to_vec()), (Subject::User(3), b"y".to_vec()));
+        let longest = row(2, &[b'n'; limits::OWNER_NAME_BYTES_MAX]);
+        assert_eq!(names_from(&table(&[row(1, b"x"), longest, row(3, b"y")])).len(), 3);
+        let bad: [Vec<u8>; 12] = [
+            row(2, &[b'n'; limits::OWNER_NAME_BYTES_MAX + 1]),
+            row(1, b"again"),
+            row(0, b"out of order"),
+            row(u32::MAX, b"no number"),
+            vec![0x82, 0xF4, 2],                   // two fields
+            vec![0x84, 0xF4, 2, 0x41, b'z', 0xF6], // four fields
+            vec![0x83, 0xF4, 2, 0x61, b'z'],       // text
+            vec![0x83, 0xF4, 2, 0xF6],             // null
+            vec![0x83, 1, 2, 0x41, b'z'],          // a number instead of a boolean
+            vec![0x83, 0xF4, 0x1B, 1, 0, 0, 0, 0, 0, 0, 2, 0x41, b'z'], // 64 bits
+            vec![0x9F, 0xF4, 2, 0x41, b'z', 0xFF], // indefinite length
+            vec![0xF6],
+        ];
+        for bad in bad {
+            let found = names_from(&table(&[row(1, b"x"), bad.clone(), row(3, b"y")]));
+            assert_eq!(found, [one.clone(), three.clone()], "{bad:?}");
+        }
+        let good = table(&[row(1, b"x"), row(3, b"y")]);
+        for len in 0..good.len() {
+            assert!(names_from(&good[..len]).len() < 2, "{len}");
+        }
+        let many = u32::try_from(limits::PAGE_NAMES_MAX).expect("small") + 1;
+        let head = [&[0x9A][..], &many.to_be_bytes()].concat();
+        assert_eq!(names_from(&[head, row(1, b"x")].concat()), []);
+        assert_eq!(names_from(&[vec![0x9F], row(1, b"x"), vec![0xFF]].concat()), []);
+    }
+
+    #[test]
+    fn entries_before_an_endless_one_are_read_without_names() {
+        let mut leaf = OpenLeaf::default();
+        for path in ["a", "b"] {
+            leaf.push(&shared(path, &[(U5, Some("u"))]));
+        }
+        let page = leaf.page();
+        let cut = page[..page.len() - 12].to_vec();
+        let get = |_: &ChunkId| Ok(cut.clone());
+        let mut items = TreeReader::new(&ChunkId::of(&cut), &get);
+        let first = items.next().expect("two").expect("is complete");
+        assert_eq!((first.path, first.acl_names), (b"a".to_vec(), None));
+        assert_eq!(items.next().expect("two").expect_err("is cut").entries, Some(1));
+        assert!(items.next().is_none());
+    }
+
     #[test]
     fn the_largest_entries_fit_their_pages() {
         let xattrs: Vec<(Vec<u8>, Vec<u8>)> =
@@ -1108,6 +1286,29 @@ mod tests {
             writer.levels[0].push(child);
         }
         assert!(pages.0.lock().len() > 10);
+    }
+
+    #[test]
+    fn the_most_names_fit_a_page() {
+        let named = |path: &str, users: std::ops::Range<u32>| {
+            let subjects: Vec<Subject> = users.map(Subject::User).collect();
+            let acl = (b"system.posix_acl_access".to_vec(), arbitrary::acl(&subjects));
+            let name = |subject| Some(format!("{subject:?}{:0255}", 0).as_bytes()[..255].into());
+            let (acl_names, _) = AclNames::of(std::slice::from_ref(&acl), name);
+            Entry { xattrs: vec![acl], acl_names, ..Entry::new(path.into(), EntryKind::File, 0) }
+        };
+        // The first leaf is nearly full.
+        let mut entries = [named("a", 0..3700), named("b", 10_000..18_000), named("c", 5..6)];
+        let filler = |n: u8| (vec![b'v', b'a' + n], vec![n; 65_000]);
+        entries[1].xattrs.extend((0..15).map(filler));
+        assert_eq!(entries[1].amend(), crate::entry::Amendment::default());
+        let name_bytes = entries[1].acl_names.as_ref().expect("has names").bytes();
+        assert!(name_bytes > limits::ACL_NAMES_BYTES_MAX - 300);
+        let (pages, root) = Pages::of(&entries);
+        assert!(pages.read(&root, b"") == entries);
+        let largest = pages.0.lock().values().map(Vec::len).max().expect("pages");
+        assert!(largest > 3_000_000, "{largest}");
+        assert_eq!(pages.0.lock().len(), 3, "two leaves and their root");
     }
 
     #[test]

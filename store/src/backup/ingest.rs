@@ -294,8 +294,14 @@ impl<'a> Ingest<'a> {
             HardLink { file_system, names: stat.names }
         };
         let warn = |text| self.observer().event(Event::Warning(text));
+        let (acl_names, too_long) = self.owners.acl_names(&attributes.found, warn);
+        if too_long > 0 {
+            let reason = format!("{too_long} names in its ACLs exceed the limit; storing numbers");
+            self.counters.report_metadata(self.observer(), path, reason);
+        }
         Entry {
             owner: self.owners.get(stat.uid, stat.gid, warn),
+            acl_names,
             mtime: Some(stat.mtime),
             ctime: lost.is_none().then_some(stat.ctime),
             inode: stat.inode,

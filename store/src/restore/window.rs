@@ -381,7 +381,8 @@ fn weight(entry: &Entry) -> usize {
     // Many short attributes take more memory for their vectors than for their bytes.
     let place = size_of::<(Vec<u8>, Vec<u8>)>();
     let xattrs = entry.xattrs.iter().map(|(name, value)| place + name.len() + value.len());
-    2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>()
+    let names = entry.acl_names.as_ref().map_or(0, |names| names.bytes());
+    2 * entry.path.len() + entry.target.len() + content + xattrs.sum::<usize>() + names
 }
 
 /// Returns a substitute for a directory whose entry is lost.

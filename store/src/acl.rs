@@ -1,0 +1,256 @@
+//! Names of users and groups in POSIX ACLs.
+//!
+//! An ACL refers to users and groups by number. The tree stores their names, too, because another
+//! machine may have other numbers for the same names.
+
+use crate::limits;
+use minicbor::{Decoder, Encoder, decode};
+use std::sync::Arc;
+
+/// Attributes that hold an ACL: of an object, and for new objects in a directory.
+const ATTRIBUTES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+/// First bytes of an ACL: the version of its encoding.
+const VERSION: [u8; 4] = 2_u32.to_le_bytes();
+/// Bytes of an ACL entry: tag, permissions and number.
+const ACL_ENTRY_BYTES: usize = 8;
+/// Tag of an ACL entry for a user other than the owner.
+const USER: u16 = 0x02;
+/// Tag of an ACL entry for a group other than the owning one.
+const GROUP: u16 = 0x08;
+
+/// Bytes that a name counts for besides itself: its overhead in memory and in a page.
+const NAME_PLACE_BYTES: usize = 16;
+
+/// A user or group, by number. Users precede groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// A user.
+    User(u32),
+    /// A group.
+    Group(u32),
+}
+
+/// Returns the users and groups in the POSIX ACLs among these attributes, ascending, each once.
+///
+/// Ignores an ACL with an unknown encoding. To system calls, the largest number means "none".
+pub(crate) fn subjects(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<Subject> {
+    let acls = xattrs.iter().filter(|(name, _)| ATTRIBUTES.contains(&&name[..]));
+    let entries = acls.filter_map(|(_, value)| value.strip_prefix(&VERSION));
+    let mut found: Vec<Subject> = entries
+        .flat_map(|entries| entries.chunks_exact(ACL_ENTRY_BYTES))
+        .filter_map(subject)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Returns the user or group of one ACL entry. Returns `None` if the entry has no number.
+fn subject(entry: &[u8]) -> Option<Subject> {
+    let tag = u16::from_le_bytes(entry[..2].try_into().expect("2 of 8 bytes"));
+    let id = u32::from_le_bytes(entry[4..].try_into().expect("4 of 8 bytes"));
+    match tag {
+        _ if id == u32::MAX => None,
+        USER => Some(Subject::User(id)),
+        GROUP => Some(Subject::Group(id)),
+        _ => None,
+    }
+}
+
+/// Names of users and groups in ACLs. Every name is within the limits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AclNames {
+    /// Ascending, each user and group once.
+    rows: Vec<(Subject, Arc<[u8]>)>,
+}
+
+impl AclNames {
+    /// Returns the names of the users and groups in the POSIX ACLs among these attributes, as far
+    /// as `name` returns them. Returns `None` instead of no names.
+    ///
+    /// Also returns the number of names that exceed the limits and are left out.
+    pub fn of(
+        xattrs: &[(Vec<u8>, Vec<u8>)],
+        mut name: impl FnMut(Subject) -> Option<Arc<[u8]>>,
+    ) -> (Option<Arc<AclNames>>, usize) {
+        let (mut rows, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+        for subject in subjects(xattrs) {
+            let Some(name) = name(subject) else { continue };
+            let with = bytes + name_bytes(&name);
+            if is_valid_name(&name) && with <= limits::ACL_NAMES_BYTES_MAX {
+                rows.push((subject, name));
+                bytes = with;
+            } else {
+                left_out += 1;
+            }
+        }
+        ((!rows.is_empty()).then(|| Arc::new(AclNames { rows })), left_out)
+    }
+
+    /// Returns the names without those of users and groups that are not in these attributes.
+    pub(crate) fn within(&self, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<Arc<AclNames>> {
+        if self.rows.is_empty() {
+            return None;
+        }
+        AclNames::of(xattrs, |subject| self.get(subject).cloned()).0
+    }
+
+    /// Returns the name of a user or group, if it is known.
+    pub fn get(&self, subject: Subject) -> Option<&Arc<[u8]>> {
+        let at = self.rows.binary_search_by_key(&subject, |(subject, _)| *subject).ok()?;
+        Some(&self.rows[at].1)
+    }
+
+    /// Returns all names in ascending order of users, then groups.
+    pub fn iter(&self) -> impl Iterator<Item = (Subject, &[u8])> {
+        self.rows.iter().map(|(subject, name)| (*subject, &name[..]))
+    }
+
+    /// Returns the number of bytes that the names count for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.iter().map(|(_, name)| name_bytes(name)).sum()
+    }
+
+    /// Decodes the table of a page. A malformed row costs only its name. The table ends early where
+    /// its rows cannot be separated.
+    pub(crate) fn decode(input: &mut Decoder<'_>) -> AclNames {
+        let mut names = AclNames::default();
+        // The entries are complete without names, so an error must not cost entries.
+        let _ = names.read(input);
+        names
+    }
+
+    fn read(&mut self, input: &mut Decoder<'_>) -> Result<(), decode::Error> {
+        let count = input.array()?.filter(|count| *count <= limits::PAGE_NAMES_MAX as u64);
+        let count = count.ok_or_else(|| decode::Error::message("it has too many names"))?;
+        for _ in 0..count {
+            let start = input.position();
+            match row(input) {
+                Ok(row) => self.add(row),
+                Err(_) => {
+                    input.set_position(start);
+                    input.skip()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a decoded row, unless it is out of order or no user or group can have it.
+    fn add(&mut self, (subject, name): (Subject, &[u8])) {
+        let ascends = self.rows.last().is_none_or(|(last, _)| *last < subject);
+        let (Subject::User(id) | Subject::Group(id)) = subject;
+        if ascends && id != u32::MAX && is_valid_name(name) {
+            self.rows.push((subject, name.into()));
+        }
+    }
+}
+
+/// Returns the number of bytes that a name counts for.
+pub(crate) fn name_bytes(name: &[u8]) -> usize {
+    name.len() + NAME_PLACE_BYTES
+}
+
+fn is_valid_name(name: &[u8]) -> bool {
+    name.len() <= limits::OWNER_NAME_BYTES_MAX
+}
+
+/// Appends a row of a page's table.
+pub(crate) fn encode_row(
+    subject: Subject,
+    name: &[u8],
+    out: &mut Encoder<&mut Vec<u8>>,
+) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
+    let (is_group, id) = match subject {
+        Subject::User(id) => (false, id),
+        Subject::Group(id) => (true, id),
+    };
+    out.array(3)?.bool(is_group)?.u32(id)?.bytes(name)?;
+    Ok(())
+}
+
+fn row<'p>(input: &mut Decoder<'p>) -> Result<(Subject, &'p [u8]), decode::Error> {
+    if input.array()? != Some(3) {
+        return Err(decode::Error::message("a name does not have three fields"));
+    }
+    let subject = if input.bool()? { Subject::Group } else { Subject::User };
+    Ok((subject(input.u32()?), input.bytes()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::{acl, cases, changed, changes, noise};
+    use proptest::prelude::*;
+
+    fn xattrs(attribute: &str, value: Vec<u8>) -> Vec<(Vec<u8>, Vec<u8>)> {
+        vec![(attribute.into(), value)]
+    }
+
+    #[test]
+    fn only_named_users_and_groups_of_known_acls_are_found() {
+        let some = [Subject::Group(7), Subject::User(9), Subject::User(3), Subject::User(9)];
+        let sorted = [Subject::User(3), Subject::User(9), Subject::Group(7)];
+        for attribute in ["system.posix_acl_access", "system.posix_acl_default"] {
+            assert_eq!(subjects(&xattrs(attribute, acl(&some))), sorted);
+        }
+        let both = [
+            xattrs("system.posix_acl_access", acl(&some)),
+            xattrs("system.posix_acl_default", acl(&[Subject::User(3), Subject::User(1)])),
+        ];
+        assert_eq!(subjects(&both.concat()), [&[Subject::User(1)][..], &sorted].concat());
+        assert_eq!(subjects(&xattrs("user.posix_acl_access", acl(&some))), []);
+        assert_eq!(subjects(&xattrs("system.nfs4_acl", acl(&some))), []);
+        let none = acl(&[Subject::User(u32::MAX), Subject::Group(u32::MAX)]);
+        assert_eq!(subjects(&xattrs("system.posix_acl_access", none)), []);
+        let mut other = acl(&some);
+        other[0] = 3;
+        assert_eq!(subjects(&xattrs("system.posix_acl_access", other)), []);
+        for len in 0..acl(&some).len() {
+            let cut = subjects(&xattrs("system.posix_acl_access", acl(&some)[..len].into()));
+            assert!(cut.iter().all(|subject| some.contains(subject)) && cut.len() <= sorted.len());
+        }
+    }
+
+    #[test]
+    fn names_beyond_the_limits_are_left_out_and_counted() {
+        let ids: Vec<Subject> = (0..8000).map(Subject::User).collect();
+        let long = xattrs("system.posix_acl_access", acl(&ids));
+        let name = |len: usize| Some(vec![b'n'; len].into());
+        let (names, left_out) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX));
+        let names = names.expect("some");
+        assert!(names.bytes() <= limits::ACL_NAMES_BYTES_MAX);
+        assert!(names.bytes() + 255 + NAME_PLACE_BYTES > limits::ACL_NAMES_BYTES_MAX);
+        assert_eq!(names.iter().count() + left_out, 8000);
+        let (names, left_out) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX + 1));
+        assert_eq!((names, left_out), (None, 8000));
+        assert_eq!(AclNames::of(&long, |_| None), (None, 0));
+    }
+
+    proptest! {
+        #![proptest_config(cases(200))]
+
+        #[test]
+        fn any_bytes_are_a_table_and_any_value_is_an_acl(
+            noise in noise(),
+            changes in changes(),
+            rows in proptest::collection::vec((any::<bool>(), any::<u32>(), noise()), 0..9),
+        ) {
+            let mut table = Vec::new();
+            let mut out = Encoder::new(&mut table);
+            out.array(rows.len() as u64).expect("grows");
+            for (is_group, id, name) in rows {
+                let subject = if is_group { Subject::Group(id) } else { Subject::User(id) };
+                encode_row(subject, &name, &mut out).expect("grows");
+            }
+            for bytes in [noise, changed(table.clone(), &changes), table] {
+                let names = AclNames::decode(&mut Decoder::new(&bytes));
+                prop_assert!(names.rows.is_sorted_by(|(a, _), (b, _)| a < b));
+                prop_assert!(names.iter().all(|(_, name)| is_valid_name(name)));
+                let value = [&VERSION[..], &bytes].concat();
+                let found = subjects(&xattrs("system.posix_acl_access", value));
+                prop_assert!(found.is_sorted_by(|a, b| a < b));
+            }
+        }
+    }
+}
