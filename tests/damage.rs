@@ -628,7 +628,8 @@ pub fn index_page<P: AsRef<[u8]>>(level: u64, children: &[(P, ChunkId)]) -> Vec<
     page(level, &[array(&children.iter().map(child).collect::<Vec<_>>())])
 }
 
-fn raw(path: &str, kind: u64, more: &[(u64, Vec<u8>)]) -> Vec<u8> {
+/// Returns an entry of this kind with more fields.
+pub fn raw(path: &str, kind: u64, more: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let fields =
         [(1, bytes(path.as_bytes())), (2, number(kind)), (3, number(0o700)), (4, number(0))];
     map(&[&fields, more].concat())

@@ -2,16 +2,19 @@
 
 use crate::support::sandbox::{FORGEKEEP, Outcome, Run, Sandbox};
 use crate::support::stores;
-use crate::support::tree::{build_everything, compare, make_writable_and_remove};
+use crate::support::tree::{Acl, acl, build_everything, compare, make_writable_and_remove};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use store::acl::Subject;
+use store::check::ReadData;
 use store::codec::FrameDecoder;
 use store::entry::{Content, Entry, EntryKind, Time};
-use store::id::{ChunkId, SegmentId};
+use store::id::{ChunkId, SegmentId, SnapshotId};
 use store::recipe::{Extent, Recipe, RecipeWriter};
-use store::tree::TreeWriter;
+use store::store::Purpose;
+use store::tree::{TreeReader, TreeWriter};
 use store::{limits, segment};
 
 const DOCUMENT: &str = include_str!("../docs/format.md");
@@ -200,6 +203,84 @@ fn the_script_restores_everything() {
     let restored = target.join(source.strip_prefix("/").expect("absolute"));
     let differences = compare(&source, &restored);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// Returns the names in the ACLs of the entry whose path ends with `name`.
+fn acl_names(store: &Path, id: &SnapshotId, name: &str) -> Vec<(Subject, String)> {
+    let store = stores::open(store, Purpose::Read);
+    let root = store.snapshot(id).expect("reads").root.chunk();
+    let found = TreeReader::new(&root, &store)
+        .map(|entry| entry.expect("reads"))
+        .find(|entry| entry.name() == name.as_bytes())
+        .expect("is in the tree");
+    let names = found.acl_names.iter().flat_map(|names| names.iter());
+    names.map(|(of, name)| (of, String::from_utf8_lossy(name).into_owned())).collect()
+}
+
+#[test]
+fn names_of_users_and_groups_in_acls_are_stored_for_the_script_to_skip() {
+    let scratch = Scratch::new();
+    let (source, store, target) =
+        (scratch.path("source"), scratch.path("store"), scratch.path("target"));
+    fs::create_dir_all(source.join("dir")).expect("makes directories");
+    for name in ["both", "nameless", "plain"] {
+        fs::write(source.join(name), name).expect("writes");
+    }
+    for (name, acl) in [
+        ("both", "u:www-data:r,g:www-data:rw,u:4000000001:r"),
+        ("nameless", "u:4000000001:r,g:4000000002:r"),
+        ("dir", "d:g:www-data:rwx,g:4000000002:rx"),
+    ] {
+        Run::program("setfacl").args(["-m", acl]).args([source.join(name)]).run().ok();
+    }
+    stores::init_small(&store);
+    let id = stores::backup(&store, &[&source]).expect("backs up");
+    let number = |of: &str| {
+        let output = Run::program("getent").args([of, "www-data"]).run().ok().stdout;
+        output.split(':').nth(2).expect("a third field").parse().expect("a number")
+    };
+    let user = (Subject::User(number("passwd")), "www-data".to_owned());
+    let group = (Subject::Group(number("group")), "www-data".to_owned());
+    assert_eq!(acl_names(&store, &id, "both"), [user.clone(), group.clone()]);
+    assert_eq!(acl_names(&store, &id, "dir"), [group]);
+    for name in ["nameless", "plain"] {
+        assert_eq!(acl_names(&store, &id, name), []);
+    }
+    // The next backup keeps the names of unchanged files.
+    let next = stores::backup(&store, &[&source]).expect("backs up");
+    assert_eq!(acl_names(&store, &next, "both")[0], user);
+    let checked = store::check::check(&stores::open(&store, Purpose::Read), ReadData::All);
+    assert!(checked.expect("checks").is_clean());
+
+    assert_eq!(restore_py(&store, &id.to_string(), &target).ok().stderr, "");
+    let restored = target.join(source.strip_prefix("/").expect("absolute"));
+    let differences = compare(&source, &restored);
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn a_leaf_without_names_is_read() {
+    use super::damage::{array, bytes, leaf, raw};
+    let scratch = Scratch::new();
+    let (store, target) = (scratch.path("store"), scratch.path("target"));
+    stores::init_small(&store);
+    let value = acl(&[
+        (Acl::Owner, 6),
+        (Acl::User(0), 4),
+        (Acl::GroupOwner, 4),
+        (Acl::Mask, 4),
+        (Acl::Other, 0),
+    ]);
+    let id = stores::craft(&store, |put| {
+        let attributes = array(&[bytes(b"system.posix_acl_access"), bytes(&value)]);
+        let page = leaf(&[raw("file", 1, &[(11, attributes)])]);
+        put(segment::SegmentKind::Metadata, &page)
+    });
+    assert_eq!(acl_names(&store, &id, "file"), []);
+    restore_py(&store, &id.to_string(), &target).ok();
+    let mut found = [0; 100];
+    let len = rustix::fs::getxattr(target.join("file"), "system.posix_acl_access", &mut found[..]);
+    assert_eq!(found[..len.expect("has an ACL")], value);
 }
 
 fn entry(path: &str, kind: EntryKind) -> Entry {
