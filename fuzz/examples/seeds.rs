@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use store::acl::AclNames;
 use store::backend::Local;
 use store::chunks::Chunks;
 use store::entry::{Content, Entry};
@@ -72,6 +73,7 @@ fn make(root: &Path, seeds: &Seeds<'_>) -> Result<()> {
         }
         seeds.add("tree", &tree(&entries)?)?;
         seeds.add("tree", &tree(&many_like(&entries[0]))?)?;
+        seeds.add("tree", &tree(&with_acls(&entries[0]))?)?;
     }
     seeds.add("recipe", &columns()?)?;
     seeds.add("midx", &midx())
@@ -161,6 +163,19 @@ fn columns() -> Result<Vec<u8>> {
 /// Returns enough entries for more than one page.
 fn many_like(entry: &Entry) -> Vec<Entry> {
     (0..300).map(|n| Entry { path: format!("n{n:03}").into(), ..entry.clone() }).collect()
+}
+
+/// Returns entries whose ACLs have the same user and different groups, with names.
+fn with_acls(entry: &Entry) -> Vec<Entry> {
+    let with_acl = |n: u8| {
+        // Version 2; the user 7 may read, and the group n may write.
+        let acl = vec![2, 0, 0, 0, 2, 0, 4, 0, 7, 0, 0, 0, 8, 0, 2, 0, n, 0, 0, 0];
+        let xattrs = vec![(b"system.posix_acl_access".to_vec(), acl)];
+        let name = |subject| Some(format!("{subject:?}").as_bytes().into());
+        let (acl_names, _) = AclNames::of(&xattrs, name);
+        Entry { path: format!("n{n:03}").into(), xattrs, acl_names, ..entry.clone() }
+    };
+    (0..9).map(with_acl).collect()
 }
 
 /// Returns the pages of a tree, root first. The ids count the pages.

@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use store::acl::AclNames;
 use store::entry::{is_valid_path, is_within, path_cmp};
 use store::id::ChunkId;
 use store::tree::{TreeReader, outline, totals};
@@ -30,6 +31,8 @@ fuzz_target!(|input: &[u8]| {
         for entry in TreeReader::within(&root, within, &get).flatten() {
             assert!(is_valid_path(&entry.path) && is_within(&entry.path, within));
             assert!(last.is_empty() || path_cmp(&last, &entry.path).is_lt());
+            let name = |subject| entry.acl_names.as_ref()?.get(subject).cloned();
+            assert_eq!(AclNames::of(&entry.xattrs, name), (entry.acl_names.clone(), 0));
             last = entry.path;
         }
     }
