@@ -292,3 +292,54 @@ fn absolute_patterns_follow_links_like_sources() {
     let listed = sandbox.run(["ls", "latest"]).ok().stdout;
     assert!(listed.contains("keep") && !listed.contains("secret"), "{listed}");
 }
+
+/// Writes a configuration of an instance `i` without a product, with more lines for it.
+fn configure_plain(sandbox: &Sandbox, more: &str) {
+    let [state, store] = ["state", "store"].map(|name| sandbox.text(name));
+    let text = format!(
+        "state = '{state}'\n[stores.main]\npath = '{store}'\n[instances.i]\nkind = 'plain'\n{more}\n"
+    );
+    sandbox.write("forgekeep.toml", text);
+}
+
+#[test]
+fn the_patterns_of_a_part_do_not_apply_in_another_part_below() {
+    let sandbox = Sandbox::with_store();
+    for name in ["a", "cache/1", "pages/cache/c", "pages/t.tmp", "pages/x/own", "both/cache/c"] {
+        sandbox.write(&format!("w/{name}"), name);
+    }
+    let [all, pages, both] = ["w", "w/pages", "w/both"].map(|name| sandbox.text(name));
+    for globs in ["'cache', '*.tmp'", "'**'", "'pages/cache', '/pages/*.tmp', '/cache'"] {
+        let more = format!(
+            "parts.all = {{ path = '{all}', exclude = [{globs}] }}\n\
+             parts.pages = {{ path = '{pages}', exclude = ['own'] }}\n\
+             parts.both = {{ path = '{both}', exclude = ['cache'] }}\n\
+             parts.again.path = '{both}'"
+        );
+        configure_plain(&sandbox, &more);
+        configured(&sandbox, ["backup", "--instance", "i"]).run().ok();
+        for name in ["w/pages/cache/c", "w/pages/t.tmp", "w/both/cache/c"] {
+            assert!(has(&sandbox, name), "{globs}: {name}");
+        }
+        assert!(!has(&sandbox, "w/cache/1") && !has(&sandbox, "w/pages/x/own"), "{globs}");
+    }
+    sandbox.write("w/cache/new", "skipped");
+    sandbox.write("w/pages/cache/new", "extra");
+    let from = sandbox.at("latest", "w");
+    sandbox.run(["restore", &from, "--target", "w", "--delete"]).ok();
+    assert!(sandbox.has("w/cache/new") && !sandbox.has("w/pages/cache/new"));
+}
+
+#[test]
+fn patterns_that_are_not_utf8_spare_what_they_skipped() {
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "a");
+    let foreign = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    let skipped = sandbox.path("source").join(foreign);
+    std::fs::write(&skipped, "skipped").expect("writes");
+    sandbox.forgekeep(["backup", "source", "--exclude"]).args([foreign]).run().ok();
+    let from = sandbox.at("latest", "source");
+    sandbox.run(["restore", &from, "--target", "source", "--delete"]).ok();
+    assert!(skipped.exists());
+}

@@ -159,6 +159,20 @@ impl Plan {
         self.left_out.push(LeftOut { path, reason: reason.into() });
     }
 
+    /// Globs of a part that apply at one of its paths. Other parts with that path need the files
+    /// that they do not exclude themselves.
+    pub fn excluded_at<'a>(
+        &'a self,
+        part: &'a Part,
+        path: &'a Path,
+    ) -> impl Iterator<Item = &'a String> {
+        let has_path = move |other: &&Part| other.paths.iter().any(|known| known == path);
+        let is_for_all = move |glob: &&String| {
+            self.parts.iter().filter(has_path).all(|other| other.exclude.contains(glob))
+        };
+        part.exclude.iter().filter(is_for_all)
+    }
+
     /// Directory on this machine with the persistence files of a service, if a part names it.
     pub fn redis_dir(&self) -> Option<&Path> {
         let path = self.parts.iter().find(|part| part.phase == Phase::RedisFiles)?.paths.first()?;

@@ -333,14 +333,9 @@ impl<'j> Session<'j> {
             self.missing.push(Absent::of(part));
         }
         for path in &there {
-            let within = |glob: &String| {
-                let mut pattern = store::glob::escape(path);
-                pattern.extend(if glob.contains('/') { "" } else { "/**" }.bytes());
-                pattern.push(b'/');
-                pattern.extend(glob.trim_start_matches('/').bytes());
-                pattern
-            };
-            sources.excludes.extend(part.exclude.iter().map(within));
+            let globs = self.job.plan.excluded_at(part, path);
+            let within = |glob: &String| store::glob::within(path, glob.as_bytes());
+            sources.excludes.extend(globs.map(within));
         }
         sources.paths.extend(part.links.iter().cloned().chain(there));
         Ok(())

@@ -134,7 +134,7 @@ pub struct PartSettings {
     /// Exclude the part on purpose.
     #[serde(default)]
     pub skip: bool,
-    /// Globs of paths to exclude.
+    /// Globs of paths to exclude in the part, but not in other parts below it.
     #[serde(default)]
     pub exclude: Vec<String>,
 }

@@ -6,9 +6,11 @@
 //!
 //! Patterns are bytes, as paths are: most are UTF-8, but none needs to be.
 
+use crate::entry::is_within;
 use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use regex_automata::meta::{BuildError, Regex};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -16,6 +18,9 @@ use std::path::Path;
 
 /// First of the private characters that stand for bytes outside UTF-8 in a pattern.
 const FOREIGN: u32 = 0x0010_FF00;
+
+/// Ends the directory of a pattern of [`within`]. For a path, it means the same as `/`.
+const ROOT: &[u8] = b"/./";
 
 /// Returns a pattern that matches only this absolute path.
 pub fn escape(path: &Path) -> Vec<u8> {
@@ -27,6 +32,27 @@ pub fn escape(path: &Path) -> Vec<u8> {
         pattern.push(*byte);
     }
     pattern
+}
+
+/// Returns a pattern for paths below this absolute directory, of which `pattern` matches a name or,
+/// with a `/` in it, the rest of the path. It does not apply in other source paths below.
+pub fn within(dir: &Path, pattern: &[u8]) -> Vec<u8> {
+    let depth: &[u8] = if pattern.contains(&b'/') { b"" } else { b"**/" };
+    let start = pattern.iter().take_while(|byte| **byte == b'/').count();
+    [&escape(dir), ROOT, depth, &pattern[start..]].concat()
+}
+
+/// Splits the directory, as a path of the tree, from a pattern of [`within`].
+fn root_of(pattern: &[u8]) -> Option<Vec<u8>> {
+    let at = pattern.windows(ROOT.len()).position(|part| part == ROOT)?;
+    pattern.strip_prefix(b"/")?;
+    let mut dir = Vec::new();
+    let mut bytes = pattern[..at].iter();
+    while let Some(byte) = bytes.next() {
+        dir.extend(if *byte == b'\\' { bytes.next() } else { Some(byte) });
+    }
+    let parts = dir.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+    Some(parts.collect::<Vec<_>>().join(&b'/'))
 }
 
 /// Returns the patterns in a file, each with its line number. Skips a byte-order mark, spaces
@@ -99,6 +125,49 @@ impl Globs {
     /// Returns true if a pattern matches this path or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
         !self.is_empty() && ends(path).any(|end| self.matches(&path[..end]))
+    }
+}
+
+/// Patterns of which some apply only in the source path that they were made for.
+#[derive(Debug, Clone, Default)]
+pub struct SourceGlobs {
+    everywhere: Globs,
+    /// Source paths, as paths of the tree, and the patterns made by [`within`].
+    of_sources: BTreeMap<Vec<u8>, Globs>,
+}
+
+impl SourceGlobs {
+    /// Parses patterns that apply everywhere, and others, of which those of [`within`] do not.
+    pub fn new<'a>(
+        everywhere: impl IntoIterator<Item = &'a [u8]>,
+        others: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<SourceGlobs> {
+        let mut everywhere: Vec<&[u8]> = everywhere.into_iter().collect();
+        let mut of_sources: BTreeMap<Vec<u8>, Vec<&[u8]>> = BTreeMap::new();
+        for pattern in others {
+            match root_of(pattern) {
+                Some(source) => of_sources.entry(source).or_default().push(pattern),
+                None => everywhere.push(pattern),
+            }
+        }
+        let parse = |(source, patterns)| Ok((source, Globs::new::<'a>(patterns)?));
+        let of_sources = of_sources.into_iter().map(parse).collect::<Result<_>>()?;
+        Ok(SourceGlobs { everywhere: Globs::new(everywhere)?, of_sources })
+    }
+
+    /// Returns true if a pattern matches exactly this path of the tree. `nearest` returns the length
+    /// of the nearest source path above it, or 0 if that is unknown.
+    pub fn matches(&self, path: &[u8], nearest: impl Fn() -> usize) -> bool {
+        let applies = |(source, globs): (&Vec<u8>, &Globs)| {
+            is_within(path, source) && globs.matches(path) && nearest() <= source.len()
+        };
+        self.everywhere.matches(path) || self.of_sources.iter().any(applies)
+    }
+}
+
+impl From<Globs> for SourceGlobs {
+    fn from(everywhere: Globs) -> SourceGlobs {
+        SourceGlobs { everywhere, ..SourceGlobs::default() }
     }
 }
 
@@ -228,6 +297,34 @@ mod tests {
         let odd = Path::new(OsStr::from_bytes(b"/a/\xff*"));
         let escaped = Globs::new([&escape(odd)[..]]).expect("a pattern");
         assert!(escaped.covers(b"a/\xff*/b") && !escaped.matches(b"a/\xffb"));
+    }
+
+    #[test]
+    fn a_pattern_of_a_source_path_does_not_apply_in_another_one_below() {
+        let parse = |dir: &[u8], pattern: &[u8]| {
+            let made = within(Path::new(OsStr::from_bytes(dir)), pattern);
+            SourceGlobs::new([&b"*.tmp"[..]], [&made[..]]).expect("patterns")
+        };
+        for (dir, pattern, path, nearest, expected) in [
+            (&b"/w"[..], &b"cache"[..], &b"w/a/cache"[..], 1, true),
+            (b"/w", b"cache", b"w/a/cache", 0, true),
+            (b"/w", b"cache", b"w/a/cache", 3, false),
+            (b"/w", b"cache", b"cache", 0, false),
+            (b"/w", b"a/cache", b"w/a/cache", 1, true),
+            (b"/w", b"a/cache", b"w/a/cache", 3, false),
+            (b"/w", b"/cache", b"w/cache", 1, true),
+            (b"/w", b"/cache", b"w/a/cache", 1, false),
+            (b"/w/a", b"cache", b"w/a/cache", 3, true),
+            (b"/w", b"cache", b"w/a/x.tmp", 3, true),
+            (b"/", b"cache", b"w/cache", 0, true),
+            (b"/", b"cache", b"w/cache", 1, false),
+            (b"/w\xff[*]", b"./cache", b"w\xff[*]/cache", 5, true),
+            (b"/w\xff[*]", b"cache", b"w\xff[*]/a/cache", 7, false),
+        ] {
+            let found = parse(dir, pattern).matches(path, || nearest);
+            let shown = [dir, pattern, path].map(|bytes| bytes.escape_ascii().to_string());
+            assert_eq!(found, expected, "{shown:?} {nearest}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! a restore that deletes files.
 
 use crate::error::Result;
-use crate::glob::{Globs, ends};
+use crate::glob::{Globs, SourceGlobs, ends};
 use crate::limits;
 use crate::snapshot::LeftOut;
 use minicbor::bytes::ByteVec;
@@ -82,7 +82,7 @@ impl Noted {
 /// Content that a restore must not delete, because the backup skipped it.
 #[derive(Debug, Clone, Default)]
 pub struct Spared {
-    globs: Globs,
+    globs: SourceGlobs,
     paths: HashSet<Vec<u8>>,
     /// Paths that were named sources of the backup, even below skipped paths.
     named: HashSet<Vec<u8>>,
@@ -92,7 +92,7 @@ pub struct Spared {
 
 impl From<Globs> for Spared {
     fn from(globs: Globs) -> Spared {
-        Spared { globs, ..Spared::default() }
+        Spared { globs: globs.into(), ..Spared::default() }
     }
 }
 
@@ -104,7 +104,7 @@ impl Spared {
         named: impl IntoIterator<Item = Vec<u8>>,
     ) -> Result<Spared> {
         let patterns = left_out.patterns.iter().map(|pattern| &pattern[..]);
-        let globs = Globs::new(excludes.iter().map(String::as_bytes).chain(patterns))?;
+        let globs = SourceGlobs::new(excludes.iter().map(String::as_bytes), patterns)?;
         let paths = left_out.paths.iter().map(|path| path.to_vec()).collect();
         Ok(Spared { globs, paths, named: named.into_iter().collect(), caches: left_out.caches })
     }
@@ -120,7 +120,7 @@ impl Spared {
         let from = if self.named.is_empty() { None } else { ends(path).filter(above).last() };
         let is_skipped = |end: usize| {
             let path = &path[..end];
-            self.globs.matches(path) || self.paths.contains(path)
+            self.globs.matches(path, || from.unwrap_or(0)) || self.paths.contains(path)
         };
         ends(path).filter(|end| from.is_none_or(|from| *end > from)).any(is_skipped)
     }
@@ -160,6 +160,16 @@ mod tests {
             assert_eq!(spared.covers(path.as_bytes()), is_spared, "{path}");
         }
         assert!(!Spared::default().covers(b"src/f"));
+    }
+
+    #[test]
+    fn a_pattern_of_a_source_path_spares_nothing_in_another_one_below() {
+        let pattern = crate::glob::within(std::path::Path::new("/w"), b"cache");
+        let noted = Noted::default();
+        noted.pattern(&pattern);
+        let named: HashSet<Vec<u8>> = [b"w".to_vec(), b"w/pages".to_vec()].into();
+        let spared = Spared::of(&[], &noted.record(&[], &named), named).expect("patterns");
+        assert!(spared.covers(b"w/a/cache/f") && !spared.covers(b"w/pages/cache/f"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::entry::EntryKind;
 use crate::git;
-use crate::glob::{Globs, ends};
+use crate::glob::{Globs, SourceGlobs, ends};
 use crate::left_out::Noted;
 use crate::source::{self, Listed, Stat};
 use crate::threads;
@@ -29,7 +29,7 @@ const AHEAD_MAX: usize = 50_000;
 #[derive(Debug, Clone, Default)]
 pub struct Excluded {
     /// Patterns of paths to skip, with everything below.
-    pub globs: Globs,
+    pub globs: SourceGlobs,
     /// Exact paths of the tree to skip, with everything below.
     pub leave: Arc<HashSet<Vec<u8>>>,
     /// Skips files in git directories that git can recreate.
@@ -66,6 +66,14 @@ impl Named {
 
     fn has(&self, path: &[u8]) -> bool {
         !self.paths.is_empty() && self.paths.contains(path)
+    }
+
+    /// Returns the length of the nearest named path at or above a path; 0 without one.
+    fn nearest(&self, path: &[u8]) -> usize {
+        if self.paths.is_empty() {
+            return 0;
+        }
+        ends(path).filter(|end| self.paths.contains(&path[..*end])).last().unwrap_or(0)
     }
 
     /// Returns the names in a directory that are named or lead to a named path, sorted.
@@ -140,7 +148,8 @@ impl Excluded {
             Wanted::Tag | Wanted::All => {
                 let is_left = !self.leave.is_empty() && self.leave.contains(path);
                 let is_cache = || self.git_caches && inner.is_some_and(git::is_cache);
-                is_left || self.globs.matches(path) || is_cache()
+                let is_match = || self.globs.matches(path, || self.named.nearest(path));
+                is_left || is_match() || is_cache()
             }
         }
     }
@@ -225,7 +234,7 @@ impl Excluded {
 
 impl From<Globs> for Excluded {
     fn from(globs: Globs) -> Excluded {
-        Excluded { globs, ..Excluded::default() }
+        Excluded { globs: globs.into(), ..Excluded::default() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::{Globs, ends};
+use crate::glob::{SourceGlobs, ends};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
@@ -67,7 +67,8 @@ impl Likeness {
 pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
-    /// Globs of skipped paths, besides those of the options.
+    /// Globs of skipped paths, besides those of the options. Those of [`crate::glob::within`] apply
+    /// only in their source path.
     pub excludes: Vec<Vec<u8>>,
     /// Absolute paths to skip with everything below, unless they are in `paths`.
     pub leave: Vec<PathBuf>,
@@ -226,9 +227,14 @@ impl<'a> Backup<'a> {
     /// Returns the exclusion rules of a pass and adds them to the record.
     fn exclude(&self, sources: &Sources) -> Result<Excluded> {
         let (options, noted) = (self.options, &self.run.noted);
-        let all = options.excludes.iter().chain(&sources.excludes);
-        let globs = Globs::new(all.map(Vec::as_slice))?;
-        sources.excludes.iter().for_each(|pattern| noted.pattern(pattern));
+        let bytes = Vec::as_slice;
+        let globs = SourceGlobs::new(
+            options.excludes.iter().map(bytes),
+            sources.excludes.iter().map(bytes),
+        )?;
+        let is_text = |pattern: &&Vec<u8>| std::str::from_utf8(pattern).is_ok();
+        let foreign = options.excludes.iter().filter(|pattern| !is_text(pattern));
+        sources.excludes.iter().chain(foreign).for_each(|pattern| noted.pattern(pattern));
         let leave: HashSet<Vec<u8>> = sources.leave.iter().map(|path| tree_path(path)).collect();
         leave.iter().for_each(|path| noted.path(path));
         Ok(Excluded {
