@@ -309,7 +309,10 @@ fn the_patterns_of_a_part_do_not_apply_in_another_part_below() {
         sandbox.write(&format!("w/{name}"), name);
     }
     let [all, pages, both] = ["w", "w/pages", "w/both"].map(|name| sandbox.text(name));
-    for globs in ["'cache', '*.tmp'", "'**'", "'pages/cache', '/pages/*.tmp', '/cache'"] {
+    let absolute = format!("'{all}/cache', '{all}/pages/t.tmp', '{pages}/cache'");
+    for globs in
+        [&absolute[..], "'cache', '*.tmp'", "'**'", "'pages/cache', '/pages/*.tmp', '/cache'"]
+    {
         let more = format!(
             "parts.all = {{ path = '{all}', exclude = [{globs}] }}\n\
              parts.pages = {{ path = '{pages}', exclude = ['own'] }}\n\
@@ -342,4 +345,37 @@ fn patterns_that_are_not_utf8_spare_what_they_skipped() {
     let from = sandbox.at("latest", "source");
     sandbox.run(["restore", &from, "--target", "source", "--delete"]).ok();
     assert!(skipped.exists());
+}
+
+#[test]
+fn a_copy_without_content_is_not_complete() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("w/a", "a");
+    std::fs::create_dir_all(sandbox.path("w/inner")).expect("a directory");
+    sandbox.tool("ln").args(["-s", "w", "link"]).run().ok();
+    let [link, inner] = ["link", "w/inner"].map(|name| sandbox.text(name));
+    let parts = format!("parts.all.path = '{link}'\nparts.inner.path = '{inner}'");
+    let instance = |arguments: &[&str]| {
+        configured(&sandbox, ["backup", "--instance", "i"]).args(arguments).run()
+    };
+    let is_reported = |outcome: Outcome, words: &[&str]| {
+        let outcome = outcome.ends_with(3);
+        for word in words {
+            assert!(outcome.stderr.contains(word), "{word}: {}", outcome.all_output());
+        }
+    };
+    let words = ["nothing to back up", "the backup is not complete"];
+    configure_plain(&sandbox, &parts);
+    instance(&[]).ok();
+    for excludes in ["exclude = ['a']\n", "mode = 'maintenance'\nexclude = ['*']\n"] {
+        configure_plain(&sandbox, &format!("{excludes}{parts}"));
+        is_reported(instance(&["--dry-run"]), &words);
+        is_reported(instance(&[]), &words);
+    }
+    sandbox.remove("w/a");
+    configure_plain(&sandbox, &parts);
+    is_reported(instance(&[]), &words);
+    let listed = sandbox.run(["snapshots"]).ok().stdout;
+    assert_eq!(listed.matches("NOT COMPLETE").count(), 3, "{listed}");
+    is_reported(sandbox.run(["backup", "w", "w/inner"]), &words[..1]);
 }

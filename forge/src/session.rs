@@ -35,7 +35,8 @@ use dumps::ConsistencyPoint;
 pub use inspection::{
     Asked, Inspection, Snapshots, catalogue, databases, inspect, keys as keys_of_machine, redis,
 };
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use stopped::Stopped;
 use store::backup::{Backup, BackupOptions, Likeness, Report, Sources};
@@ -313,7 +314,7 @@ impl<'j> Session<'j> {
                 sources.paths.extend(self.redis_files.iter().filter(|path| path.exists()).cloned());
             }
             sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
-            if !sources.paths.is_empty() {
+            if !sources.paths.is_empty() || !sources.links.is_empty() {
                 self.backup.paths(&sources)?;
             }
         }
@@ -334,10 +335,11 @@ impl<'j> Session<'j> {
         }
         for path in &there {
             let globs = self.job.plan.excluded_at(part, path);
-            let within = |glob: &String| store::glob::within(path, glob.as_bytes());
+            let within = |glob: &String| store::glob::within(path, relative(glob, path));
             sources.excludes.extend(globs.map(within));
         }
-        sources.paths.extend(part.links.iter().cloned().chain(there));
+        sources.links.extend(part.links.iter().cloned());
+        sources.paths.extend(there);
         Ok(())
     }
 
@@ -368,6 +370,12 @@ impl<'j> Session<'j> {
             self.backup.again()?;
             self.copy(&FILES)?;
             checks = self.check()?;
+        }
+        if self.backup.is_empty() && self.postgres.is_none() {
+            let text = "nothing to back up: the directories are empty, or everything in them is \
+                        excluded";
+            let hint = "mount the disk of the instance, or change its paths and `exclude`";
+            checks.push(Check::new("files", Verdict::Failed, text).with_hint(hint).settled());
         }
         let catalogue = self.catalogue;
         let manifest = Manifest {
@@ -471,4 +479,11 @@ impl<'j> Session<'j> {
         }
         Ok(all)
     }
+}
+
+/// Returns a pattern of a part relative to one of its paths. An absolute pattern may name that path.
+fn relative<'g>(glob: &'g str, path: &Path) -> &'g [u8] {
+    let (glob, escaped) = (glob.as_bytes(), store::glob::escape(path));
+    let rests = [path.as_os_str().as_bytes(), &escaped].map(|dir| glob.strip_prefix(dir));
+    rests.into_iter().flatten().find(|rest| rest.starts_with(b"/")).unwrap_or(glob)
 }

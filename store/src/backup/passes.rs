@@ -12,7 +12,7 @@ use super::{
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
-use crate::glob::{SourceGlobs, ends};
+use crate::glob::SourceGlobs;
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::snapshot::{Instance, Snapshot};
@@ -67,6 +67,8 @@ impl Likeness {
 pub struct Sources {
     /// Absolute paths without symbolic links in them.
     pub paths: Vec<PathBuf>,
+    /// Symbolic links that lead to the paths.
+    pub links: Vec<PathBuf>,
     /// Globs of skipped paths, besides those of the options. Those of [`crate::glob::within`] apply
     /// only in their source path.
     pub excludes: Vec<Vec<u8>>,
@@ -103,8 +105,9 @@ pub struct Backup<'a> {
     streams: BTreeMap<Vec<u8>, Entry>,
     /// Paths of all passes.
     paths: Vec<Vec<u8>>,
-    /// Named directories and those above named paths, as paths of the tree.
-    shell: HashSet<Vec<u8>>,
+    /// True if a pass found more than the named directories, those above named paths, and links to
+    /// them.
+    has_content: bool,
 }
 
 impl<'a> Backup<'a> {
@@ -128,7 +131,7 @@ impl<'a> Backup<'a> {
             let (root, is_taken_over) = (parent.root.chunk(), !options.force);
             before = Some(Before { root, started, ended, is_taken_over });
         }
-        let (trees, streams, paths, shell) = Default::default();
+        let (trees, streams, paths, has_content) = Default::default();
         let is_whole = whole.is_some();
         let backup = Backup {
             run,
@@ -140,7 +143,7 @@ impl<'a> Backup<'a> {
             trees,
             streams,
             paths,
-            shell,
+            has_content,
         };
         backup.check_record()?;
         Ok(backup)
@@ -166,7 +169,8 @@ impl<'a> Backup<'a> {
 
     /// Reads directories and files.
     pub fn paths(&mut self, sources: &Sources) -> Result<()> {
-        let paths = outside(self.run.store, &sources.paths)?;
+        let paths: Vec<PathBuf> = sources.links.iter().chain(&sources.paths).cloned().collect();
+        let paths = outside(self.run.store, &paths)?;
         for path in &paths {
             let path = named(path);
             if !self.paths.contains(&path) {
@@ -176,16 +180,11 @@ impl<'a> Backup<'a> {
         self.check_record()?;
         let (store, options) = (self.run.store, self.options);
         let exclude = self.exclude(sources)?;
-        let Roots { tops, named: inner, refused } = Roots::look(&paths)?;
+        let Roots { tops, named: inner, mut shell, refused } = Roots::look(&paths)?;
+        shell.extend(sources.links.iter().map(|link| tree_path(link)));
         for (path, error) in &refused {
             let path = super::tree_path(path);
             self.run.counters.report_unreadable(store.observer(), &path, error);
-        }
-        for top in &tops {
-            self.shell.extend(ends(&top.path).map(|end| top.path[..end].to_vec()));
-            if top.stat.kind != EntryKind::Directory {
-                self.shell.remove(&top.path);
-            }
         }
         let exclude = Excluded { named: inner.into(), ..exclude };
         let entries = self.before.map(|before| TreeReader::new(&before.root, store));
@@ -220,6 +219,7 @@ impl<'a> Backup<'a> {
             is_over.store(true, Relaxed);
             done
         })?;
+        self.has_content |= tree.1.entries > shell.len() as u64;
         self.trees.push(tree);
         Ok(())
     }
@@ -298,6 +298,7 @@ impl<'a> Backup<'a> {
         // This backup stored or looked up everything that the tree names.
         self.is_whole = true;
         self.trees.clear();
+        self.has_content = false;
         self.run.counters.begin_again();
         Ok(())
     }
@@ -323,6 +324,13 @@ impl<'a> Backup<'a> {
         self.run.counters.unreadable.load(Relaxed)
     }
 
+    /// Returns true if the passes found only the named directories, those above named paths, and
+    /// links to them.
+    pub fn is_empty(&self) -> bool {
+        // An unreadable path takes directories above it along.
+        !self.has_content && self.unreadable_count() == 0
+    }
+
     /// Makes everything durable, then writes the record.
     pub fn finish(mut self, instance: Option<Instance>) -> Result<Report> {
         let (root, totals) = self.merged()?;
@@ -331,10 +339,8 @@ impl<'a> Backup<'a> {
             // Paths that were read, and streams, which have no other name.
             paths.retain(|path| self.paths.is_empty() || self.paths.contains(path));
         }
-        let has_no_more = totals.entries <= self.shell.len() as u64;
+        let is_empty = self.streams.is_empty() && self.is_empty();
         let report = self.run.finish(root, totals, self.whole, paths, instance)?;
-        // An unreadable path takes part of the shell with it.
-        let is_empty = has_no_more && report.unreadable_count == 0;
         Ok(Report { is_empty, ..report })
     }
 

@@ -4,6 +4,7 @@ use super::absolute;
 use super::tree_path;
 use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
+use crate::glob::ends;
 use crate::source::{self, Attributes, Stat};
 use crate::walk::{Named, Root};
 use rustix::fs::OFlags;
@@ -27,6 +28,8 @@ pub struct Roots {
     pub tops: Vec<Source>,
     /// Paths below other source paths.
     pub named: Named,
+    /// Named directories and those above named paths.
+    pub shell: HashSet<Vec<u8>>,
     /// Paths whose metadata cannot be read, with the error.
     pub refused: Vec<(PathBuf, io::Error)>,
 }
@@ -46,6 +49,14 @@ impl Roots {
         {
             return Err(Error::Source { path, source });
         }
+        let (mut shell, mut others) = (HashSet::new(), HashSet::new());
+        for Source { path, stat } in &tops {
+            shell.extend(ends(path).map(|end| path[..end].to_vec()));
+            if stat.kind != EntryKind::Directory {
+                others.insert(path.clone());
+            }
+        }
+        shell.retain(|path| !others.contains(path));
         tops.sort_by(|a, b| path_cmp(&a.path, &b.path));
         let mut inner = HashSet::new();
         tops.dedup_by(|later, earlier| {
@@ -55,7 +66,7 @@ impl Roots {
             }
             is_inner
         });
-        Ok(Roots { tops, named: Named::new(inner), refused })
+        Ok(Roots { tops, named: Named::new(inner), shell, refused })
     }
 }
 
