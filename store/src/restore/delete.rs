@@ -318,15 +318,17 @@ impl<'a> LeftOut<'a> {
         if self.unseen.as_ref().is_some_and(|unseen| is_within(path, unseen)) {
             return true;
         }
-        let is_ours = stat.device == self.device && Some((stat.device, stat.inode)) != self.store;
-        let may_be_mounted = stat.kind == EntryKind::Directory || !is_known;
-        if !is_ours || may_be_mounted && self.is_mount_root(path) {
+        let is_dir = stat.kind == EntryKind::Directory;
+        let is_store = Some((stat.device, stat.inode)) == self.store;
+        // On layered file systems, the device of a file is that of its layer.
+        let is_elsewhere = is_dir && stat.device != self.device;
+        if is_store || is_elsewhere || (is_dir || !is_known) && self.is_mount_root(path) {
             self.unseen = Some(path.clone());
             return true;
         }
         self.git_dirs.retain(|(dir, _)| is_within(path, dir));
         let is_skipped = !gives_way && self.is_remade(path);
-        if stat.kind == EntryKind::Directory {
+        if is_dir {
             self.enter(path, is_known);
         }
         is_skipped || self.unseen.as_ref() == Some(path)
