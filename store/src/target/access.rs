@@ -48,7 +48,10 @@ pub(crate) fn removal_refusal(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::E
     // Only owners remove names in a directory such as /tmp.
     let is_sticky = above.mode & 0o1000 != 0 && !user.is_root();
     let is_kept = is_sticky && ![above.uid, stat.uid].contains(&user.as_raw());
-    (is_kept || is_immutable(dir.as_fd(), name)).then(|| Errno::PERM.into())
+    if is_kept || is_immutable(dir.as_fd(), name) {
+        return Some(Errno::PERM.into());
+    }
+    source::is_mount_root(dir.as_fd(), name).then(|| Errno::BUSY.into())
 }
 
 /// Returns the error of removing the object at `path` with everything below it.
