@@ -379,3 +379,29 @@ fn a_copy_without_content_is_not_complete() {
     assert_eq!(listed.matches("NOT COMPLETE").count(), 3, "{listed}");
     is_reported(sandbox.run(["backup", "w", "w/inner"]), &words[..1]);
 }
+
+#[test]
+fn a_backup_skips_files_that_a_restore_has_not_finished() {
+    let sandbox = Sandbox::with_store();
+    let unfinished = ".forgekeep-unfinished-0123456789abcdef";
+    for name in ["1", unfinished, ".forgekeep-unfinished-restore", "g.git/refs/heads/main"] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    for name in ["g.git/HEAD", &format!("g.git/objects/pack/{unfinished}")] {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    // Not names of a restore.
+    let others = [format!("{unfinished}0"), format!("d/{unfinished}/1")];
+    for name in &others {
+        sandbox.write(&format!("source/{name}"), name);
+    }
+    let outcome = sandbox.run(["backup", "source"]).ok();
+    let text = "skipped files that a restore has not finished, such as ";
+    assert_eq!(outcome.stderr.matches(text).count(), 1, "{}", outcome.all_output());
+    let listed = sandbox.run(["ls", "latest"]).ok().stdout;
+    let listed: Vec<&str> = listed.lines().filter(|line| line.contains("unfinished")).collect();
+    assert_eq!(listed.len(), 3, "{listed:?}");
+    for other in others {
+        assert!(listed.iter().any(|line| line.ends_with(&other)), "{listed:?}");
+    }
+}

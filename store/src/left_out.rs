@@ -23,6 +23,8 @@ struct Lists {
     patterns: BTreeSet<Vec<u8>>,
     /// Paths of the tree, with everything below.
     paths: BTreeSet<Vec<u8>>,
+    /// One of the skipped files that a restore has not finished.
+    unfinished: Option<Vec<u8>>,
     bytes: usize,
     /// True if something did not fit.
     is_cut: bool,
@@ -55,6 +57,20 @@ impl Noted {
         if !lists.paths.contains(path) && lists.takes(path.len()) {
             lists.paths.insert(path.to_vec());
         }
+    }
+
+    /// Notes a skipped file that a restore has not finished. Records do not list such files, because
+    /// the next restore removes them.
+    pub fn unfinished(&self, path: &[u8]) {
+        let first = &mut self.0.lock().unfinished;
+        if first.as_ref().is_none_or(|first| path < &first[..]) {
+            *first = Some(path.to_vec());
+        }
+    }
+
+    /// Returns the first path of those files.
+    pub fn first_unfinished(&self) -> Option<Vec<u8>> {
+        self.0.lock().unfinished.clone()
     }
 
     /// Returns true if nothing was recorded.

@@ -52,6 +52,8 @@ pub mod packer;
 
 pub mod glob;
 
+mod unfinished;
+
 pub mod left_out;
 
 pub mod source;

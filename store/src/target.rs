@@ -10,10 +10,12 @@ mod metadata;
 pub(crate) use access::{metadata_refusal, removal_refusal, tree_removal_refusal};
 pub(crate) use metadata::is_held;
 pub use metadata::{Metadata, Refused, Rights};
+pub(crate) use unfinished::{MARK, is_mark, is_unfinished};
 
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
 use crate::random;
 use crate::source::{self, Stat, split};
+use crate::unfinished;
 use metadata::{DEFAULT_ACL, Node, OWNER_ALL};
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -27,14 +29,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-/// Prefix of the names of incomplete files; random digits follow. The writer holds a lock on its
-/// file, so a killed restore left any unlocked one.
-const UNFINISHED: &str = ".forgekeep-unfinished-";
-
-/// Marks a target that still lacks the metadata of its directory. A restore that ends early leaves
-/// the mark, and the next restore continues.
-pub const MARK: &str = ".forgekeep-unfinished-restore";
 
 /// Maximum attempts at an operation that other processes may disturb.
 const TRIES: usize = 8;
@@ -527,19 +521,7 @@ fn ignore_missing(result: rustix::io::Result<()>) -> io::Result<()> {
 
 /// Returns a name that no other restore uses.
 fn unfinished_name() -> io::Result<Vec<u8>> {
-    Ok(format!("{UNFINISHED}{:016x}", u64::from_le_bytes(random::bytes()?)).into_bytes())
-}
-
-/// Returns true for names of incomplete files.
-pub fn is_unfinished(name: &[u8]) -> bool {
-    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    let digits = name.strip_prefix(UNFINISHED.as_bytes());
-    digits.is_some_and(|digits| digits.len() == 16 && digits.iter().all(is_digit))
-}
-
-/// Returns true if this is the name of the mark of a target.
-pub fn is_mark(name: &[u8]) -> bool {
-    name == MARK.as_bytes()
+    Ok(unfinished::name(u64::from_le_bytes(random::bytes()?)))
 }
 
 /// Returns true if another restore is writing this file.

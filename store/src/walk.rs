@@ -10,6 +10,7 @@ use crate::glob::{Globs, SourceGlobs, ends};
 use crate::left_out::Noted;
 use crate::source::{self, Listed, Stat};
 use crate::threads;
+use crate::unfinished::{is_mark, is_unfinished};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
@@ -25,7 +26,7 @@ const AHEAD_MAX: usize = 50_000;
 /// Rules for skipped paths, the same for plain directories and git directories.
 ///
 /// In this order: the store itself is never read; a named path always is; then patterns, paths,
-/// file systems and caches apply.
+/// file systems, caches and unfinished files apply.
 #[derive(Debug, Clone, Default)]
 pub struct Excluded {
     /// Patterns of paths to skip, with everything below.
@@ -38,6 +39,8 @@ pub struct Excluded {
     pub other_file_systems: bool,
     /// Skips everything below a directory with a valid `CACHEDIR.TAG`, except the tag.
     pub caches: bool,
+    /// Skips files that a restore has not finished.
+    pub unfinished: bool,
     /// Device and inode of directories that are never entered: the store itself.
     pub never: Vec<(u64, u64)>,
     /// Named paths below other named paths.
@@ -175,6 +178,11 @@ impl Excluded {
         let is_dir = stat.kind == EntryKind::Directory;
         let is_passage = is_dir && self.named.is_below(path);
         let is_out = self.is_out(path, inner, scope.wanted);
+        let name = source::split(path).1;
+        if self.unfinished && !is_out && !is_dir && (is_unfinished(name) || is_mark(name)) {
+            self.noted.unfinished(path);
+            return Verdict::LeftOut;
+        }
         let is_elsewhere = self.other_file_systems && stat.device != scope.device;
         let is_mount = is_elsewhere && (is_dir || is_mounted());
         if is_mount && !is_out {

@@ -243,6 +243,7 @@ impl<'a> Backup<'a> {
             git_caches: !options.git_caches,
             other_file_systems: options.one_file_system,
             caches: options.exclude_caches,
+            unfinished: true,
             never: self.run.store.root().map_or_else(Vec::new, directories_of),
             named: Arc::default(),
             noted: Arc::clone(noted),

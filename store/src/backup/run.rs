@@ -272,6 +272,15 @@ impl<'a> BackupState<'a> {
         let stored_plainly = std::mem::take(&mut *counters.stored_plainly.lock());
         let unreadable_count = counters.unreadable.load(Relaxed);
         store.observer().progress().check()?;
+        if let Some(path) = self.noted.first_unfinished() {
+            let path = absolute(&path);
+            let text = format!(
+                "skipped files that a restore has not finished, such as {}; if that restore was \
+                 interrupted, run it again",
+                path.display()
+            );
+            store.observer().event(Event::Warning(text));
+        }
         let parent = self.parent.as_ref().map(|(id, _)| *id);
         let text = |pattern: &Vec<u8>| String::from_utf8_lossy(pattern).into_owned();
         let excludes: Vec<String> = options.excludes.iter().map(text).collect();
