@@ -40,6 +40,8 @@ mod mattermost;
 mod messages;
 /// Notifications about runs of instances.
 mod monitoring;
+/// Restores into a directory with mounts in it.
+mod mounts;
 /// Random trees, compared with copies after every backup.
 mod nights;
 /// Notifications, received by real servers.

@@ -459,9 +459,13 @@ fn below_unmade() -> Reason {
 /// Returns a copy of an error that would affect every other file.
 fn fatal(root: BorrowedFd<'_>, path: &[u8], error: &io::Error) -> Option<io::Error> {
     let errno = Errno::from_io_error(error)?;
-    let is_of_all = matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::ROFS);
     // An error on a file system mounted in the target affects only entries there.
-    (is_of_all && !target::is_elsewhere(root, path)).then(|| errno.into())
+    let is_of_all = match errno {
+        Errno::NOSPC | Errno::DQUOT => !target::is_on_other_device(root, path),
+        Errno::ROFS => !target::is_on_other_mount(root, path),
+        _ => false,
+    };
+    is_of_all.then(|| errno.into())
 }
 
 /// Returns the reason why a part of the tree is not restored, with its size.

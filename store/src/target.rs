@@ -19,8 +19,9 @@ use crate::unfinished;
 use metadata::{DEFAULT_ACL, Node, OWNER_ALL};
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, linkat, makedev, mkdirat,
-    mknodat, openat, readlinkat, renameat, renameat_with, symlinkat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, StatxFlags, flock, linkat,
+    makedev, mkdirat, mknodat, openat, readlinkat, renameat, renameat_with, statx, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -485,12 +486,31 @@ impl Drop for Unfinished {
 }
 
 /// Returns true if a path is on another file system than the target directory `root`.
-pub fn is_elsewhere(root: BorrowedFd<'_>, path: &[u8]) -> bool {
-    let device = |dir: BorrowedFd<'_>| source::stat_open(dir).ok().map(|stat| stat.device);
+pub fn is_on_other_device(root: BorrowedFd<'_>, path: &[u8]) -> bool {
+    let device = |dir: BorrowedFd<'_>| Some(source::stat_open(dir).ok()?.device);
+    differs_above(root, path, device)
+}
+
+/// Returns true if a path is on another mount than the target directory `root`. Each mount of a
+/// file system is read-only by itself.
+pub fn is_on_other_mount(root: BorrowedFd<'_>, path: &[u8]) -> bool {
+    // Older kernels report 0 for all mounts.
+    let mount = |dir: BorrowedFd<'_>| {
+        Some(statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?.stx_mnt_id)
+    };
+    differs_above(root, path, mount) || is_on_other_device(root, path)
+}
+
+/// Returns true if the nearest existing directory above a path has another value than `root`.
+fn differs_above<T: PartialEq>(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    value: impl Fn(BorrowedFd<'_>) -> Option<T>,
+) -> bool {
     let mut dir = split(path).0;
     loop {
         match source::open_below(root, dir, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(open) => return device(open.as_fd()) != device(root),
+            Ok(open) => return value(open.as_fd()) != value(root),
             Err(_) if dir.is_empty() => return false,
             Err(_) => dir = split(dir).0,
         }
