@@ -405,3 +405,18 @@ fn a_backup_skips_files_that_a_restore_has_not_finished() {
         assert!(listed.iter().any(|line| line.ends_with(&other)), "{listed:?}");
     }
 }
+
+#[test]
+fn a_pattern_from_the_current_directory_skips_nothing_elsewhere() {
+    let sandbox = Sandbox::with_store();
+    for name in ["source/cache/1", "source/kept/cache/2"] {
+        sandbox.write(name, name);
+    }
+    sandbox.write("patterns", "./cache\n");
+    for option in [["--exclude", "./cache"], ["--exclude-file", "../patterns"]] {
+        let store = sandbox.text("store");
+        let run = sandbox.forgekeep(["backup", ".", "--store", &store]).args(option);
+        run.within(&sandbox.path("source")).run().ok();
+        assert!(!has(&sandbox, "source/cache/1") && has(&sandbox, "source/kept/cache/2"));
+    }
+}

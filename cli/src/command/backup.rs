@@ -56,7 +56,7 @@ pub struct Backup {
     /// Label the snapshot with this tag (can be repeated)
     #[arg(long, value_name = "TAG", value_parser = crate::select::word)]
     tag: Vec<String>,
-    /// Skip paths that match (can be repeated). A pattern without / matches a name at any depth
+    /// Skip paths that match (can be repeated). A pattern without / matches a name at any depth; one that begins with ./ matches from the current directory
     #[arg(long, value_name = "GLOB", conflicts_with = "stdin_name")]
     exclude: Vec<OsString>,
     /// Skip paths that match a line of this file (can be repeated). Empty lines and lines that begin with # are ignored
@@ -298,6 +298,11 @@ impl Backup {
                 excludes.push(glob.to_vec());
             }
         }
+        for glob in &mut excludes {
+            if let Some(absolute) = below_current_dir(glob) {
+                *glob = absolute;
+            }
+        }
         let resolved: Vec<_> = excludes.iter().filter_map(|glob| through_links(glob)).collect();
         excludes.extend(resolved);
         let host = match &self.host {
@@ -393,6 +398,14 @@ fn in_line(file: &Path, number: usize, error: Error) -> Error {
         }
         error => error,
     }
+}
+
+/// Returns a pattern that begins with `./` as one for the current directory. Returns `None` for any
+/// other.
+fn below_current_dir(pattern: &[u8]) -> Option<Vec<u8>> {
+    let inner = pattern.strip_prefix(b"./").filter(|inner| !inner.is_empty())?;
+    let dir = std::env::current_dir().ok()?;
+    Some([&store::glob::escape(&dir), &b"/"[..], inner].concat())
 }
 
 /// Resolves symbolic links in the literal prefix of an absolute pattern, because source paths are
