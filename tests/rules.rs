@@ -420,3 +420,16 @@ fn a_pattern_from_the_current_directory_skips_nothing_elsewhere() {
         assert!(!has(&sandbox, "source/cache/1") && has(&sandbox, "source/kept/cache/2"));
     }
 }
+
+#[test]
+fn a_restore_of_excluded_sources_restores_nothing() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/1", "1");
+    sandbox.run(["backup", "source"]).ok();
+    for excludes in [&["--exclude", "source"][..], &["--exclude", "*"]] {
+        let outcome = sandbox.forgekeep(["restore", "latest", "--target", "o"]).args(excludes);
+        let outcome = outcome.run().ends_with(3);
+        assert!(outcome.stderr.contains("nothing restored"), "{}", outcome.all_output());
+        assert!(!sandbox.has("o"));
+    }
+}

@@ -1,6 +1,7 @@
 //! Selects the entries that a restore processes.
 
 use super::Options;
+use super::passages::Passages;
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
@@ -79,8 +80,10 @@ pub(super) fn totals(
     }
     let mut unmatched: Vec<&(String, Globs)> = options.include_each.iter().collect();
     let (mut entries, mut bytes) = (0, 0u64);
+    let (passages, mut has_only_passages) = (Passages::of(options), true);
     for item in selected(root, from, options, chunks) {
         entries += 1;
+        has_only_passages &= item.as_ref().is_ok_and(|entry| passages.has(&entry.path));
         if let Ok(entry) = item {
             bytes = bytes.saturating_add(entry.size);
             unmatched.retain(|(_, globs)| !globs.covers(&entry.path));
@@ -89,5 +92,6 @@ pub(super) fn totals(
     for (pattern, _) in unmatched {
         observer.event(Event::Warning(format!("no path of the snapshot matches {pattern}")));
     }
-    Ok((entries, bytes))
+    // Directories above excluded source paths serve no purpose.
+    Ok(if has_only_passages { (0, 0) } else { (entries, bytes) })
 }
