@@ -115,3 +115,28 @@ fn a_dry_run_reports_entries_that_a_mount_blocks() {
     assert_eq!(lost[0], ["a", "dir", "dir/1", "link"].map(|name| format!("source/{name}")));
     assert_eq!(lost[0], lost[1]);
 }
+
+#[test]
+fn deletion_warns_of_mounts_with_files_of_the_snapshot() {
+    let sandbox = Sandbox::with_store();
+    let mut mounts = Mounts::new(&sandbox);
+    for dir in ["source/inner", "source/later"] {
+        std::fs::create_dir_all(sandbox.path(dir)).expect("a directory");
+    }
+    mounts.add("source/inner", &["-t", "tmpfs", "none"]);
+    sandbox.write("source/inner/1", "1");
+    sandbox.run(["backup", "source"]).ok();
+    mounts.add("source/later", &["-t", "tmpfs", "none"]);
+    for dir in ["inner", "later"] {
+        sandbox.write(&format!("source/{dir}/new"), "new");
+    }
+    let from = sandbox.at("latest", "source");
+    for arguments in [&["--dry-run"][..], &[]] {
+        let run = sandbox.forgekeep(["restore", &from, "--target", "source", "--delete"]);
+        let outcome = run.args(arguments).run().ok();
+        let text = "source/inner is mounted separately, so --delete keeps newer files there";
+        assert_eq!(outcome.stderr.matches(text).count(), 1, "{}", outcome.all_output());
+        assert!(!outcome.stderr.contains("source/later"), "{}", outcome.all_output());
+    }
+    assert!(sandbox.has("source/inner/new") && sandbox.has("source/later/new"));
+}

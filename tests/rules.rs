@@ -433,3 +433,82 @@ fn a_restore_of_excluded_sources_restores_nothing() {
         assert!(!sandbox.has("o"));
     }
 }
+
+#[test]
+fn a_dry_run_names_replaced_objects_and_counts_no_holes() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/d/1", "1");
+    let sparse = std::fs::File::create(sandbox.path("source/sparse")).expect("creates");
+    sparse.set_len(1 << 43).expect("extends");
+    std::os::unix::fs::FileExt::write_at(&sparse, b"end", (1 << 43) - 3).expect("writes");
+    sandbox.run(["backup", "source"]).ok();
+    sandbox.remove("source/d");
+    sandbox.remove("source/sparse");
+    sandbox.write("source/d", "a file");
+    let from = sandbox.at("latest", "source");
+    let dry = sandbox.run(["restore", &from, "--target", "source", "--dry-run"]).ok();
+    assert!(dry.stderr.contains("source/d: would replace a file by a directory"), "{}", dry.stderr);
+    assert!(!dry.stderr.contains("bytes are free"), "{}", dry.stderr);
+}
+
+#[test]
+fn deletion_does_not_search_skipped_directories() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/1", "1");
+    sandbox.write("source/private/f", "f");
+    sandbox.give_to_nobody(".");
+    sandbox.tool("chown").args(["0", "source/private"]).run().ok();
+    sandbox.tool("chmod").args(["700", "source/private"]).run().ok();
+    let from = sandbox.at("latest", "source");
+    let restore = |arguments: &[&str]| {
+        let run = sandbox.as_nobody(["restore", &from, "--target", "source", "--delete"]);
+        run.args(arguments).run()
+    };
+    sandbox.as_nobody(["backup", "source", "--exclude", "private"]).run().ok();
+    restore(&["--dry-run"]).ok();
+    restore(&[]).ok();
+    sandbox.run(["backup", "source"]).ok();
+    sandbox.give_to_nobody("store");
+    restore(&["--exclude", "private"]).ok();
+    assert!(restore(&[]).ends_with(3).stderr.contains("cannot search it for paths to delete"));
+}
+
+#[test]
+fn deletion_opens_directories_of_its_user_for_a_time() {
+    use std::os::unix::fs::PermissionsExt;
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/d/inner/1", "1");
+    sandbox.write("source/other/2", "2");
+    let closed = [("source/d/inner", 0o600), ("source/d", 0o300), ("source", 0o311)];
+    let close = || {
+        for (dir, mode) in closed {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(sandbox.path(dir), mode).expect("sets");
+        }
+    };
+    close();
+    sandbox.give_to_nobody(".");
+    sandbox.run(["backup", "source"]).ok();
+    sandbox.give_to_nobody("store");
+    sandbox.write("source/d/inner/new", "new");
+    sandbox.write("source/new/deep/f", "new");
+    sandbox.give_to_nobody("source");
+    sandbox.tool("chmod").args(["000", "source/new/deep", "source/new"]).run().ok();
+    close();
+    let [from, target] = [sandbox.at("latest", ""), sandbox.text("")];
+    for arguments in [&["--dry-run"][..], &[]] {
+        let run = sandbox.as_nobody(["restore", &from, "--target", &target, "--delete"]);
+        let outcome = run.args(arguments).run();
+        assert!(!outcome.stderr.contains("not deleted"), "{}", outcome.all_output());
+        if arguments.is_empty() {
+            outcome.ok();
+        }
+    }
+    assert!(!sandbox.has("source/d/inner/new") && !sandbox.has("source/new"));
+    for (dir, mode) in closed {
+        let found = sandbox.path(dir).metadata().expect("is there").permissions().mode();
+        assert_eq!(found & 0o7777, mode, "{dir}");
+    }
+}

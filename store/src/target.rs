@@ -139,15 +139,22 @@ impl Target {
     }
 
     /// Makes a directory and those above it writable for this user. Returns true if that changed
-    /// any of them.
+    /// any of them, now or before.
     fn open_up(&self, dir: &[u8]) -> bool {
+        // Another thread may have done it first.
+        self.make_accessible(dir) || self.opened_up.lock().keys().any(|path| is_within(dir, path))
+    }
+
+    /// Gives this user all rights to a directory and those above it, until their modes are put
+    /// back. Returns true if that changed any of them.
+    pub fn make_accessible(&self, dir: &[u8]) -> bool {
         let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let mut is_changed = false;
         for end in [0].into_iter().chain(ends).chain([dir.len()]) {
             let path = &dir[..end];
             let Ok(opened) = self.dir_at(path) else { return is_changed };
             let Ok(stat) = source::stat_open(&opened) else { return is_changed };
-            if stat.uid != self.uid || stat.mode & OWNER_ALL == OWNER_ALL {
+            if !can_be_opened_up(&stat) {
                 continue;
             }
             let node = Node { fd: opened.as_fd(), at: Some((self.dir(), path)) };
@@ -158,8 +165,7 @@ impl Target {
                 is_changed = true;
             }
         }
-        // Another thread may have done it first.
-        is_changed || self.opened_up.lock().keys().any(|path| is_within(dir, path))
+        is_changed
     }
 
     /// Opens a directory below the target, for the system calls that take a path below it.
@@ -418,6 +424,11 @@ impl Target {
             remove_all(parent.as_fd(), name, device, self.uid)
         })
     }
+}
+
+/// Returns true for a directory of this user that denies access to it by its mode.
+pub(crate) fn can_be_opened_up(dir: &Stat) -> bool {
+    dir.uid == geteuid().as_raw() && dir.mode & OWNER_ALL != OWNER_ALL
 }
 
 impl Drop for Target {

@@ -17,8 +17,10 @@ use rustix::fs::OFlags;
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -31,11 +33,27 @@ pub(super) struct Extra {
     /// Directories, as paths of the tree, in place of which the snapshot has another type, and
     /// whose whole content will be removed.
     giving_way: HashSet<Vec<u8>>,
+    /// Mount points, as paths of the tree, below which the snapshot has entries. They are not searched.
+    pub(super) mounts: Vec<Vec<u8>>,
     /// Unreadable paths, below which extra paths cannot be found, with the reason.
     pub(super) unseen: Vec<(Vec<u8>, Reason)>,
 }
 
 impl Extra {
+    /// Warns of mount points with newer files that may stay.
+    pub(super) fn warn_of_mounts(&self, store: &Store, shown: &Path, prefix: &[u8]) {
+        for path in &self.mounts {
+            let place = shown.join(OsStr::from_bytes(relative(path, prefix)));
+            let text = format!(
+                "{} is mounted separately, so --delete keeps newer files there; to remove them, \
+                 restore SNAPSHOT:/{} into it",
+                place.display(),
+                crate::entry::display_path(path)
+            );
+            store.observer().event(Event::Warning(text));
+        }
+    }
+
     /// Returns true if a directory, as a path of the tree, will be empty and can be replaced.
     pub(super) fn gives_way(&self, path: &[u8]) -> bool {
         self.giving_way.contains(path)
@@ -50,8 +68,15 @@ impl Restore<'_> {
         options: &Options,
     ) -> Result<Vec<Vec<u8>>> {
         let (shown, dir) = (&self.root, self.target.dir());
-        let Extra { paths, giving_way, unseen } =
-            extra(shown, dir, self.store, root, &self.prefix, options)?;
+        let search = || extra(shown, dir, self.store, root, &self.prefix, options);
+        let mut found = search()?;
+        // Directories of this user that deny access are made accessible for a time.
+        while found.unseen.iter().filter(|(path, _)| self.target.make_accessible(path)).count() > 0
+        {
+            found = search()?;
+        }
+        found.warn_of_mounts(self.store, shown, &self.prefix);
+        let Extra { paths, giving_way, unseen, .. } = found;
         for (path, reason) in unseen {
             self.count_not_deleted(&path, reason);
         }
@@ -150,6 +175,10 @@ pub(super) fn extra(
             Ok(dir) => dir,
             // The path is missing, or not a directory.
             Err(error) if is_absent(&error) => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                all.unseen.push((relative(&top, prefix).to_vec(), not_searched(&error)));
+                continue;
+            }
             Err(error) => return Err(failed(error)),
         };
         let stat = source::stat_open(&dir).map_err(failed)?;
@@ -157,6 +186,7 @@ pub(super) fn extra(
         all.paths.extend(found.paths.iter().map(|path| relative(path, prefix).to_vec()));
         let giving_way = found.giving_way.into_iter();
         all.giving_way.extend(giving_way.filter(|path| *path != top || !is_mounted));
+        all.mounts.extend(found.mounts);
         let unseen = found.unseen.into_iter();
         all.unseen.extend(unseen.map(|(path, reason)| (relative(&path, prefix).to_vec(), reason)));
     }
@@ -208,10 +238,10 @@ fn extra_below(
         let found = match step {
             Step::Found(found) | Step::GitDir(found, _) => found,
             Step::Failed(path, error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    let text = format!("cannot search it for paths to delete: {error}");
-                    let reason = Reason { text, cause: (&error).into() };
-                    unseen.push((path.clone(), reason));
+                // Nothing is removed below a skipped path.
+                let is_searched = !options.keep.covers(&path) && !options.exclude.covers(&path);
+                if is_searched && error.kind() != io::ErrorKind::NotFound {
+                    unseen.push((path.clone(), not_searched(&error)));
                 }
                 keep(&path, &mut kept);
                 continue;
@@ -250,6 +280,9 @@ fn extra_below(
         }
     }
     tree.for_each(drop);
+    let has_entries = |path: &Vec<u8>| TreeReader::within(root, path, store).nth(1).is_some();
+    let mut mounts = std::mem::take(&mut skipped.mounts);
+    mounts.retain(|path| options.selects(path) && !options.keep.covers(path) && has_entries(path));
     if is_lost.get() {
         // The lost part of the tree may hold any path.
         return Ok(Extra::default());
@@ -257,7 +290,12 @@ fn extra_below(
     extra.retain(|path| !kept.contains(path));
     extra.dedup_by(|inner, outer| is_within(inner, outer));
     in_the_way.retain(|dir| !kept.contains(dir));
-    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), unseen })
+    Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), mounts, unseen })
+}
+
+fn not_searched(error: &io::Error) -> Reason {
+    let text = format!("cannot search it for paths to delete: {error}");
+    Reason { text, cause: error.into() }
 }
 
 /// Records that a path and the directories above it stay.
@@ -282,6 +320,8 @@ struct LeftOut<'a> {
     caches: bool,
     /// The store, a mount point or a cache, whose content is not inspected.
     unseen: Option<Vec<u8>>,
+    /// Mount points at directories that the snapshot has.
+    mounts: Vec<Vec<u8>>,
     /// Git directories that contain the current path. The second value is true if the snapshot has
     /// a git directory there, as far as that is known.
     git_dirs: Vec<(Vec<u8>, Option<bool>)>,
@@ -304,8 +344,17 @@ impl<'a> LeftOut<'a> {
                 Some((stat.device, stat.inode))
             }
         };
-        let (device, root, git_dirs) = (top.device, *root, Vec::new());
-        Ok(LeftOut { backing, root, open_root, device, store, caches, unseen: None, git_dirs })
+        Ok(LeftOut {
+            backing,
+            root: *root,
+            open_root,
+            device: top.device,
+            store,
+            caches,
+            unseen: None,
+            mounts: Vec::new(),
+            git_dirs: Vec::new(),
+        })
     }
 
     /// Returns true if a backup skips the object. `is_known` is true if the snapshot has the
@@ -324,6 +373,9 @@ impl<'a> LeftOut<'a> {
         let is_elsewhere = is_dir && stat.device != self.device;
         if is_store || is_elsewhere || (is_dir || !is_known) && self.is_mount_root(path) {
             self.unseen = Some(path.clone());
+            if is_dir && is_known && !is_store {
+                self.mounts.push(path.clone());
+            }
             return true;
         }
         self.git_dirs.retain(|(dir, _)| is_within(path, dir));

@@ -9,10 +9,11 @@ use super::{
     Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
-use crate::entry::{Entry, EntryKind, is_within};
+use crate::entry::{Content, Entry, EntryKind, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::{Event, Reason};
+use crate::recipe::{Extent, Extents};
 use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Metadata, Refused, Rights};
@@ -40,6 +41,8 @@ struct DryRun<'a> {
     /// Last directory that the restore cannot make.
     unmade: Option<Vec<u8>>,
     links: HashMap<LinkKey, Link>,
+    /// Bytes that the restore writes, without holes.
+    needed_bytes: u64,
     report: Report,
 }
 
@@ -70,6 +73,7 @@ pub(super) fn dry_run(
         Some(dir) if options.delete => extra(target, dir.as_fd(), store, root, prefix, options)?,
         _ => Extra::default(),
     };
+    extra.warn_of_mounts(store, target, prefix);
     let mut run = DryRun {
         store,
         prefix,
@@ -83,6 +87,7 @@ pub(super) fn dry_run(
         blocked: None,
         unmade: None,
         links: HashMap::new(),
+        needed_bytes: 0,
         report: Report::default(),
     };
     for item in selected(root, from, options, store) {
@@ -98,7 +103,7 @@ pub(super) fn dry_run(
         }
     }
     run.delete(root, options)?;
-    let needed = run.report.bytes_restored;
+    let needed = run.needed_bytes;
     if let Some(free) = free_bytes.filter(|free| *free < needed) {
         let target = target.display();
         let note =
@@ -232,6 +237,11 @@ impl DryRun<'_> {
             self.unmade = Some(path);
             return Ok(());
         }
+        if let Some(kind) = kind {
+            let (shown, kind) = (self.shown(&path), kind.name());
+            let note = format!("{}: would replace {kind} by a directory", shown.display());
+            self.store.observer().event(Event::Note(note));
+        }
         self.report.dirs += 1;
         let open = self.dir.as_ref().map(|dir| source::open_dir_below(dir.as_fd(), &path));
         let is_kept = is_passage
@@ -271,6 +281,8 @@ impl DryRun<'_> {
         self.count_new(entry, path);
         self.report.files_restored += 1;
         self.report.bytes_restored = self.report.bytes_restored.saturating_add(entry.size);
+        let bytes = bytes_without_holes(self.store, entry);
+        self.needed_bytes = self.needed_bytes.saturating_add(bytes);
         if GitCaches::depend_on(&entry.path) && self.kind_of(path).is_some() {
             self.git_caches.replaced(&entry.path);
         }
@@ -395,7 +407,13 @@ impl DryRun<'_> {
 
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
         for (path, reason) in std::mem::take(&mut self.extra.unseen) {
-            self.not_deleted(&path, reason);
+            if self.look(&path).is_some_and(|(_, stat)| target::can_be_opened_up(&stat)) {
+                let shown = self.shown(&path);
+                let text = "its mode keeps this dry run from searching it for paths to delete";
+                self.store.observer().event(Event::Note(format!("{}: {text}", shown.display())));
+            } else {
+                self.not_deleted(&path, reason);
+            }
         }
         let Some(dir) = self.dir.take() else { return Ok(()) };
         for path in &self.extra.paths {
@@ -415,4 +433,18 @@ impl DryRun<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns the number of bytes that a restore of a file writes. An unreadable recipe counts in full.
+fn bytes_without_holes(store: &Store, entry: &Entry) -> u64 {
+    let Content::Recipe(recipe) = &entry.content else { return entry.size };
+    let mut bytes = 0u64;
+    for extent in Extents::new(recipe, store) {
+        match extent {
+            Ok(Extent::Slice { len, .. }) => bytes = bytes.saturating_add(len),
+            Ok(Extent::Hole { .. }) => {}
+            Err(_) => return entry.size,
+        }
+    }
+    bytes
 }
