@@ -16,6 +16,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
+/// Part with the configuration.
+const CONFIG: &str = "config";
+/// Maximum number of directories of the configuration in which links are looked for.
+const CONFIG_DIRS_MAX: usize = 1000;
+
 /// Everything needed to back up one instance. A kind fills it, then the settings change it.
 #[derive(Debug)]
 pub struct Plan {
@@ -199,6 +204,11 @@ impl Plan {
             // Directories to search, each with the path at which the service sees it.
             let mut left: Vec<(PathBuf, PathBuf)> =
                 part.paths.iter().map(|path| (path.clone(), path.clone())).collect();
+            // Certificates are usually links, in directories of their own.
+            if part.name == CONFIG {
+                let inner = part.paths.iter().flat_map(|path| dirs_within(path));
+                left.extend(inner.map(|dir| (dir.clone(), dir)));
+            }
             while let Some((dir, seen)) = left.pop() {
                 for (link, real) in links_in(root, &dir) {
                     let end = real.path;
@@ -400,6 +410,18 @@ impl Part {
         }
         notes
     }
+}
+
+/// Returns the directories at any depth within a directory.
+fn dirs_within(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut next) = (vec![dir.to_owned()], 0);
+    while next < found.len() && found.len() < CONFIG_DIRS_MAX {
+        let entries = std::fs::read_dir(&found[next]).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        found.extend(dirs.map(|entry| entry.path()));
+        next += 1;
+    }
+    found.split_off(1)
 }
 
 /// Returns the links directly in a directory, with their targets.

@@ -5,7 +5,7 @@ use super::package::{DATA as DATA_DIR, NotHere, Package};
 use crate::error::{Error, Result};
 use crate::file::{bytes, text};
 use crate::links;
-use crate::service::LOOPBACK;
+use crate::service::{LOOPBACK, Password};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,10 @@ pub struct Generated {
     pub storages: BTreeMap<String, Result<PathBuf, NotHere>>,
     /// Directories of other data.
     pub data: Vec<Data>,
+    /// Directories of hooks that run for all repositories, as the package sees them.
+    pub server_hooks: Vec<PathBuf>,
+    /// Keys that sign commits made by GitLab, as the package sees them.
+    pub signing_keys: Vec<PathBuf>,
     /// Databases of the main server and of other servers.
     pub databases: Vec<DatabaseOf>,
     /// Databases of GitLab's tables by section; `None` on another server.
@@ -29,6 +33,10 @@ pub struct Generated {
     pub database_host: Option<String>,
     /// Port of the database server.
     pub database_port: Option<u16>,
+    /// Role of GitLab on the database server.
+    pub database_user: Option<String>,
+    /// Password of the role.
+    pub database_password: Option<Password>,
     /// Directory above those of artifacts, LFS objects and so on. New versions add to it.
     pub shared: PathBuf,
     /// Path of `gitlab.yml` if it is missing. Without it, the places of all data are unknown.
@@ -189,8 +197,15 @@ pub fn read(package: &Package<'_>) -> Generated {
         user: settings["gitlab"]["user"].as_str().map(str::to_owned),
         storages: places.storages(gitaly.as_ref()),
         data: DATA.iter().map(|row| places.directory(row)).collect(),
+        server_hooks: server_hooks(gitaly.as_ref(), &data.join("gitlab-shell/config.yml")),
+        signing_keys: signing_keys(gitaly.as_ref()),
         database_host: main["host"].as_str().filter(|host| !host.is_empty()).map(str::to_owned),
         database_port: port(&main["port"]),
+        database_user: main["username"].as_str().map(str::to_owned),
+        database_password: main["password"]
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .map(|text| Password(text.to_owned())),
         sections: sections(&databases),
         geo: geo(&databases, &etc.join("database_geo.yml")),
         databases: databases_of(&databases)
@@ -419,6 +434,24 @@ impl Places<'_> {
             _ => self.package.place(&inner),
         }
     }
+}
+
+/// Returns the directories of global server hooks. Versions before 13 name them in the configuration
+/// of GitLab Shell.
+fn server_hooks(gitaly: Option<&toml::Table>, shell: &Path) -> Vec<PathBuf> {
+    let of_gitaly = gitaly.and_then(|all| all.get("hooks")?.get("custom_hooks_dir")?.as_str());
+    let shell = yaml(shell).ok().flatten().unwrap_or_default();
+    let of_shell = shell["custom_hooks_dir"].as_str();
+    let found = of_gitaly.into_iter().chain(of_shell).filter(|path| path.starts_with('/'));
+    found.map(|path| Path::new(path).components().collect()).collect()
+}
+
+fn signing_keys(gitaly: Option<&toml::Table>) -> Vec<PathBuf> {
+    let Some(git) = gitaly.and_then(|all| all.get("git")) else { return Vec::new() };
+    let current = git.get("signing_key").and_then(toml::Value::as_str);
+    let older = git.get("rotated_signing_keys").and_then(toml::Value::as_array);
+    let older = older.into_iter().flatten().filter_map(toml::Value::as_str);
+    current.into_iter().chain(older).filter(|path| path.starts_with('/')).map(Into::into).collect()
 }
 
 /// Drivers of the registry that store images in an object store.

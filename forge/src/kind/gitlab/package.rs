@@ -5,7 +5,7 @@ use super::generated::{self, DatabaseOf, Generated};
 use super::{WRITERS, keys, note_unknown, redis_password, repositories, take_unknown};
 use crate::error::Result;
 use crate::file;
-use crate::kind::docker_gitlab::compose::{Place, Service, Source};
+use crate::kind::docker_gitlab::compose::{Place, Service, Source, VolumeMount};
 use crate::kind::{Site, mattermost};
 use crate::links;
 use crate::plan::{Database, Phase, Plan};
@@ -15,7 +15,7 @@ use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Redis};
-use crate::view::shown;
+use crate::view::{Mount, shown};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -83,6 +83,21 @@ const SKIPPED: &[(&str, &str)] = &[
 /// Skipped entries of the shared directory, with the reason.
 const SHARED_SKIPPED: [(&str, &str); 2] = [("cache", "a cache"), ("tmp", "temporary files")];
 
+/// Usual directories of global server hooks, of new and of older versions.
+const SERVER_HOOKS: [&str; 4] = [
+    "/var/opt/gitlab/gitaly/custom_hooks",
+    "/opt/gitlab/embedded/service/gitlab-shell/hooks/pre-receive.d",
+    "/opt/gitlab/embedded/service/gitlab-shell/hooks/update.d",
+    "/opt/gitlab/embedded/service/gitlab-shell/hooks/post-receive.d",
+];
+
+/// Directories of file hooks, of new and of older versions. The files in them are the
+/// administrator's; the package brings only directories of examples.
+const FILE_HOOKS: [&str; 2] = [
+    "/opt/gitlab/embedded/service/gitlab-rails/file_hooks",
+    "/opt/gitlab/embedded/service/gitlab-rails/plugins",
+];
+
 /// Directories that contain parts, and perhaps other data worth keeping.
 const LOOKED_INTO: &[&str] = &["gitlab-rails", "gitlab-ci"];
 
@@ -146,7 +161,7 @@ impl Package<'_> {
     /// Returns a path of the package on this machine, or the reason why this machine has none.
     pub fn place(&self, path: &Path) -> Result<PathBuf, NotHere> {
         let Some(Container { service, links, .. }) = &self.container else {
-            return Ok(self.site.at(path));
+            return Ok(self.below_root(path));
         };
         let (followed, found) = service.follow(path);
         if let Some(Place::Here(path)) = service.place(&followed).filter(|_| !found.is_empty()) {
@@ -159,6 +174,19 @@ impl Package<'_> {
             Some(Place::Memory) => Err(NotHere::InMemory(path.to_owned())),
             None => Err(NotHere::NotInVolume(path.to_owned())),
         }
+    }
+
+    /// Returns a path of this machine. With a root of its own, an absolute link at the directory of
+    /// all data leads below that root, which the system itself does not know.
+    fn below_root(&self, path: &Path) -> PathBuf {
+        let root = &self.site.settings.root;
+        let dirs = [DATA, CONFIG].into_iter().filter(|_| root.as_os_str() != "/");
+        let moved = dirs.filter(|dir| path.starts_with(dir)).find_map(|dir| {
+            let real = links::follow(root, &self.site.at(dir)).ok()?;
+            let rest = path.strip_prefix(dir).ok().filter(|_| !real.links.is_empty())?;
+            Some(if rest.as_os_str().is_empty() { real.path } else { real.path.join(rest) })
+        });
+        moved.unwrap_or_else(|| self.site.at(path))
     }
 
     /// Like [`Package::place`], but returns a path at which nothing can exist if this machine has
@@ -238,6 +266,7 @@ impl Package<'_> {
             self.at("/var/opt/gitlab/.ssh"),
         )
         .owner = Some(user.to_owned());
+        self.of_administrators(&generated, plan);
         self.databases(&generated, plan);
         self.redis(plan);
         mattermost::beside_gitlab(self, plan)?;
@@ -256,6 +285,13 @@ impl Package<'_> {
             // Without them, a restored container does not find its data.
             config.links.extend(links.take());
         }
+        if self.container.is_none() {
+            let of_dir = |dir: &str| links::follow(&site.settings.root, &site.at(dir)).ok();
+            let links = [DATA, CONFIG].into_iter().filter_map(of_dir).flat_map(|real| real.links);
+            let config = plan.parts.iter_mut().find(|part| part.name == "config");
+            config.into_iter().for_each(|part| part.links.extend(links.clone()));
+        }
+        self.volumes_within(&generated, plan);
         self.leave_mount_points(plan);
         take_unknown(site, &generated.shared, "shared", plan);
         for dir in git_data_dirs(&generated, &data) {
@@ -292,6 +328,93 @@ impl Package<'_> {
         generated::expect_settings(gitlab_rb, variables.is_some())
     }
 
+    /// Adds volumes that are mounted inside a part to the part. Other directories of data that are
+    /// volumes become parts of their own.
+    fn volumes_within(&self, generated: &Generated, plan: &mut Plan) {
+        let Some(Container { service, .. }) = &self.container else { return };
+        for mount in &service.mounts {
+            let above = mount.target.parent().and_then(|above| service.place(above));
+            let (Some(Place::Here(above)), Some(name)) = (above, mount.target.file_name()) else {
+                continue;
+            };
+            let seen = above.join(name);
+            let depth = |path: &PathBuf| path.components().count();
+            let around =
+                plan.parts.iter().flat_map(|part| part.paths.iter().map(move |p| (p, part)));
+            let around = around.filter(|(path, _)| seen.starts_with(path));
+            let around = around.max_by_key(|(path, _)| depth(path));
+            let left = plan.left_out.iter().map(|left| &left.path);
+            let left = left.filter(|path| seen.starts_with(path)).map(depth).max();
+            if left > around.map(|(path, _)| depth(path)) {
+                continue;
+            }
+            let name = around.map(|(_, part)| part.name.clone());
+            self.volume(mount, seen, name, generated, plan);
+        }
+    }
+
+    /// Adds one volume, which the container sees at `seen`, to the part around it.
+    fn volume(
+        &self,
+        mount: &VolumeMount,
+        seen: PathBuf,
+        around: Option<String>,
+        generated: &Generated,
+        plan: &mut Plan,
+    ) {
+        let target = mount.target.display();
+        let path = match (&mount.source, &around) {
+            (Source::Path(path), _) => path,
+            (Source::Unknown(reason), Some(part)) => {
+                let text = format!("{target} of the container ({reason}); set parts.{part}.path");
+                return plan.lacks(part, text);
+            }
+            (Source::Memory, Some(part)) => {
+                let text = format!("{part}: {target} of the container is in memory, not copied");
+                return plan.notes.push(text);
+            }
+            (Source::Text(_) | Source::Unknown(_) | Source::Memory, _) => return,
+        };
+        let is_known =
+            plan.parts.iter().flat_map(|part| &part.paths).any(|known| path.starts_with(known));
+        let Some(part) = around else {
+            let data = self.at(DATA);
+            let mut dirs = git_data_dirs(generated, &data);
+            dirs.insert(generated.shared.clone());
+            let dir = dirs.iter().find(|dir| seen.parent() == Some(dir));
+            let prefix = if dir == Some(&generated.shared) { "shared" } else { "git-data" };
+            let name = seen.file_name().unwrap_or_default().to_string_lossy();
+            if dir.is_some() && !is_known {
+                let name = format!("{prefix}-{name}");
+                plan.notes.push(format!(
+                    "{target} of the container is unknown to this program; it is copied as part \
+                     `{name}`"
+                ));
+                plan.takes(&name, "unknown; copied as is", path.clone());
+            } else if !is_known && !contains_part(path, plan) {
+                plan.notes.push(format!(
+                    "{}, mounted at {target}, is unknown and not copied; to copy it, make it a part",
+                    shown(path)
+                ));
+            }
+            return;
+        };
+        let own = self.site.settings.parts.get(&part);
+        if own.is_some_and(|own| own.path.is_some() || !own.paths.is_empty()) {
+            return plan.notes.push(format!(
+                "{target} of the container is a separate volume; parts.{part}.path overrides it \
+                 and must contain its files"
+            ));
+        }
+        let part = plan.parts.iter_mut().find(|known| known.name == part);
+        if let Some(part) = part.filter(|_| !is_known) {
+            part.paths.push(path.clone());
+        }
+        if seen != *path {
+            plan.mounts.push(Mount { seen, path: path.clone() });
+        }
+    }
+
     /// Skips directories of this machine that the container does not see, because another
     /// volume is mounted over them.
     fn leave_mount_points(&self, plan: &mut Plan) {
@@ -307,9 +430,53 @@ impl Package<'_> {
             };
             let parts = plan.parts.iter().flat_map(|part| &part.paths);
             let is_part = parts.into_iter().any(|path| path.starts_with(&hidden));
-            if hidden.exists() && !is_mounted && !is_part {
+            let is_seen = plan.mounts.iter().any(|mount| mount.seen == hidden);
+            if hidden.exists() && !is_mounted && !is_part && !is_seen {
                 plan.leaves(hidden, "hidden in the container by another volume");
             }
+        }
+    }
+
+    /// Adds files that administrators put beside the generated ones, and that nothing makes again.
+    fn of_administrators(&self, generated: &Generated, plan: &mut Plan) {
+        let config = self.at(CONFIG);
+        for (name, about, configured, usual) in [
+            ("server-hooks", "global server hooks", &generated.server_hooks, &SERVER_HOOKS[..]),
+            ("signing-keys", "keys that sign commits", &generated.signing_keys, &[]),
+        ] {
+            let mut paths = Vec::new();
+            for path in configured {
+                match self.place(path) {
+                    Ok(path) => paths.push(path),
+                    // The directory of the program is part of the image.
+                    Err(why) if path.starts_with("/opt/gitlab") => {
+                        plan.notes.push(format!("{name}: {why}"));
+                    }
+                    Err(why) => plan.lacks(name, why.to_string()),
+                }
+            }
+            let usual = usual.iter().filter_map(|path| self.place(Path::new(path)).ok());
+            paths.extend(usual.filter(|path| path.exists()));
+            paths.retain(|path| !path.starts_with(&config));
+            paths.sort();
+            paths.dedup();
+            Self::takes(name, about, paths, plan);
+        }
+        let dirs = FILE_HOOKS.iter().filter_map(|dir| self.place(Path::new(dir)).ok());
+        let entries = dirs.filter_map(|dir| dir.read_dir().ok()).flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| path.is_file());
+        let is_hidden = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+        };
+        let mut files: Vec<PathBuf> = files.filter(|path| !is_hidden(path)).collect();
+        files.sort();
+        Self::takes("file-hooks", "programs that GitLab runs at events", files, plan);
+    }
+
+    /// Adds a part with these paths, if there are any.
+    fn takes(name: &str, about: &str, paths: Vec<PathBuf>, plan: &mut Plan) {
+        if !paths.is_empty() {
+            plan.takes(name, about, PathBuf::new()).paths = paths;
         }
     }
 
@@ -349,11 +516,14 @@ impl Package<'_> {
             Some(host) => {
                 server.host = Some(host.to_owned());
                 server.is_shared = true;
+                server.role.clone_from(&generated.database_user);
+                server.password.clone_from(&generated.database_password);
                 let own = &self.site.settings.postgres;
-                let next = if own.password.is_some() || own.passfile.is_some() {
+                let is_known = server.password.is_some() || own.password.is_some();
+                let next = if is_known || own.passfile.is_some() {
                     ""
                 } else {
-                    "; its clients need a password or a passfile"
+                    "; its clients need postgres.user and a password or a passfile"
                 };
                 plan.notes
                     .push(format!("the database server is {host}, not the package's own{next}"));
@@ -443,6 +613,11 @@ impl Package<'_> {
         part.paths.push(dir.join("appendonlydir"));
         part.paths.push(dir.join("appendonly.aof"));
     }
+}
+
+/// Returns true if a directory contains a path of a part.
+fn contains_part(dir: &Path, plan: &Plan) -> bool {
+    plan.parts.iter().flat_map(|part| &part.paths).any(|known| known.starts_with(dir))
 }
 
 /// Returns true if a server listens on a socket. A crash leaves sockets that nobody serves.

@@ -88,6 +88,87 @@ fn has_note(plan: &Plan, words: &str) -> bool {
 }
 
 #[test]
+fn certificates_behind_links_are_copied() {
+    let machine = Machine::with("production: {}\n");
+    machine.write("/etc/letsencrypt/archive/x/privkey1.pem", "key");
+    machine.link("/etc/letsencrypt/live/x/privkey.pem", "../../archive/x/privkey1.pem");
+    machine.link("/etc/gitlab/ssl/x.key", "/etc/letsencrypt/live/x/privkey.pem");
+    machine.write("/usr/local/share/corp.crt", "certificate");
+    machine.link("/etc/gitlab/trusted-certs/corp.crt", "../../../usr/local/share/corp.crt");
+    machine.link("/etc/gitlab/ssl/gone.key", "/nowhere");
+    let plan = machine.plan();
+    let places = machine.places(&plan, "config");
+    for path in ["/etc/letsencrypt/archive/x/privkey1.pem", "/usr/local/share/corp.crt"] {
+        assert!(places.iter().any(|known| known == path), "{places:?}");
+    }
+    assert!(has_note(&plan, "gone.key"), "{:?}", plan.notes);
+}
+
+#[test]
+fn an_absolute_link_at_the_data_leads_below_the_root() {
+    let machine = Machine::with(
+        "production:\n  lfs:\n    storage_path: /mnt/lfs\n  artifacts: {}\n  uploads: {}\n  gitlab_ci: {}\n",
+    );
+    std::fs::rename(machine.at("/var/opt/gitlab"), machine.dir("/data").join("gitlab"))
+        .expect("moves");
+    machine.link("/var/opt/gitlab", "/data/gitlab");
+    let plan = machine.plan();
+    assert_eq!(machine.places(&plan, "lfs"), ["/mnt/lfs"]);
+    assert_eq!(machine.places(&plan, "uploads"), ["/data/gitlab/gitlab-rails/uploads"]);
+    let link = machine.0.path().canonicalize().expect("is there").join("var/opt/gitlab");
+    assert!(find(&plan, "config").links.contains(&link), "{:?}", find(&plan, "config").links);
+}
+
+#[test]
+fn a_server_elsewhere_gets_the_role_and_the_password_of_gitlab() {
+    let machine = Machine::with("production: {}\n");
+    machine.write(
+        "/var/opt/gitlab/gitlab-rails/etc/database.yml",
+        "production:\n  main:\n    database: gitlab\n    host: db.example.com\n    username: forge\n    \
+         password: hush\n",
+    );
+    let plan = machine.plan();
+    let server = plan.postgres.as_ref().expect("a server");
+    assert_eq!(server.role.as_deref(), Some("forge"));
+    assert_eq!(server.password.as_ref().map(|password| &*password.0), Some("hush"));
+    assert!(!has_note(&plan, "need postgres.user"), "{:?}", plan.notes);
+    assert!(!format!("{plan:?}").contains("hush"));
+}
+
+#[test]
+fn hooks_and_keys_of_administrators_are_parts() {
+    let gitaly = "/var/opt/gitlab/gitaly/config.toml";
+    let storage = "[[storage]]\nname = 'default'\npath = '/var/opt/gitlab/git-data/repositories'\n";
+    let hook = "pre-receive.d/policy";
+    for (dir, more) in [
+        ("/srv/hooks", "[hooks]\ncustom_hooks_dir = '/srv/hooks/'\n"),
+        ("/var/opt/gitlab/gitaly/custom_hooks", ""),
+    ] {
+        let machine = Machine::with("production: {}\n");
+        assert!(machine.plan().parts.iter().all(|part| part.name != "server-hooks"));
+        machine.write(gitaly, &format!("{storage}{more}"));
+        machine.write(&format!("{dir}/{hook}"), "#!/bin/sh\n");
+        assert_eq!(machine.places(&machine.plan(), "server-hooks"), [dir]);
+    }
+    let machine = Machine::with("production: {}\n");
+    machine.write("/var/opt/gitlab/gitlab-shell/config.yml", "custom_hooks_dir: /srv/older\n");
+    machine.write(&format!("/srv/older/{hook}"), "#!/bin/sh\n");
+    let rails = "/opt/gitlab/embedded/service/gitlab-rails";
+    machine.write(&format!("{rails}/file_hooks/examples/one.rb"), "of the package");
+    machine.write(&format!("{rails}/file_hooks/notify.rb"), "of the administrator");
+    machine.write("/srv/key", "key");
+    machine.write("/etc/gitlab/gitaly/older", "key");
+    let keys =
+        "[git]\nsigning_key = '/srv/key'\nrotated_signing_keys = ['/etc/gitlab/gitaly/older']\n";
+    machine.write(gitaly, &format!("{storage}{keys}"));
+    let plan = machine.plan();
+    assert_eq!(machine.places(&plan, "server-hooks"), ["/srv/older"]);
+    assert_eq!(machine.places(&plan, "file-hooks"), [format!("{rails}/file_hooks/notify.rb")]);
+    // The configuration contains the other key.
+    assert_eq!(machine.places(&plan, "signing-keys"), ["/srv/key"]);
+}
+
+#[test]
 fn each_configuration_key_moves_its_directory() {
     // Part, section, keys.
     let rows: [(&str, &str, &[&str]); 12] = [
