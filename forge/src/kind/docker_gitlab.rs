@@ -8,6 +8,7 @@ pub mod containers;
 mod data;
 pub mod find;
 mod places;
+pub mod running;
 mod secrets;
 #[cfg(test)]
 mod tests;
@@ -25,9 +26,10 @@ use crate::service::Password;
 use crate::service::control::{Control, Speaks, Supervisor};
 use crate::service::postgres::Connection;
 use crate::view::View;
-use compose::{Compose, Service};
+use compose::{Compose, Service, Surroundings};
 use containers::Containers;
 use places::{Dirs, place};
+use running::Running;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -54,17 +56,11 @@ impl Kind for DockerGitlab {
     }
 
     fn propose(&self, root: &Path) -> Vec<String> {
-        find::proposed(&find::compose_files(root, SOUGHT))
+        find::proposed(&find::compose_files(root, SOUGHT), &[])
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-        let surroundings = compose::Surroundings {
-            root: &site.settings.root,
-            volumes: &volumes_dir(site, plan),
-            project: site.settings.project.as_deref(),
-        };
-        let compose = Compose::read(&find::chosen(site, SOUGHT)?, surroundings)?;
-        plan.notes.extend(compose.notes.iter().cloned());
+        let compose = project(site, SOUGHT, plan)?;
         let containers = Containers { site, compose: &compose };
         let (name, gitlab) = containers.gitlab()?;
         let dir = Dirs::of(gitlab).data;
@@ -146,6 +142,51 @@ fn is_gitlab(service: &Service) -> bool {
         || service.mounts.iter().any(|mount| mount.target == Path::new(DATA))
         // Or its keys.
         || service.environment.contains_key("GITLAB_SECRETS_DB_KEY_BASE")
+}
+
+/// Reads the project of an instance. The running container knows its name, and all files that
+/// were passed to compose; they take precedence over a list that is shorter.
+pub fn project(site: &Site<'_>, sought: find::Sought, plan: &mut Plan) -> Result<Compose> {
+    let volumes = volumes_dir(site, plan);
+    let (settings, root) = (site.settings, site.settings.root.as_path());
+    let place = Surroundings {
+        root,
+        volumes: &volumes,
+        project: settings.project.as_deref(),
+        dir: None,
+        env_files: &[],
+    };
+    let compose = Compose::read(&find::chosen(site, sought)?, place)?;
+    let all = running::all(&settings.docker, root).unwrap_or_default();
+    let is_own = |one: &&Running| (sought.is_it)(&one.service) && one.is_created_from(&compose);
+    let Some(own) = all.iter().find(is_own) else {
+        plan.notes.extend(compose.notes.iter().cloned());
+        return Ok(compose);
+    };
+    let others = own.other_files(&compose);
+    if !others.is_empty() {
+        let shown: Vec<String> = others.iter().map(|file| file.display().to_string()).collect();
+        plan.notes.push(format!(
+            "container {} was created from {}; using all of these files",
+            own.name,
+            shown.join(", ")
+        ));
+    }
+    let files = if others.is_empty() { find::chosen(site, sought)? } else { others };
+    let compose = of_container(own, &files, Surroundings { project: place.project, ..place })?;
+    plan.notes.extend(compose.notes.iter().cloned());
+    Ok(compose)
+}
+
+/// Reads the project of a container, from these files.
+pub fn of_container(
+    running: &Running,
+    files: &[PathBuf],
+    place: Surroundings<'_>,
+) -> Result<Compose> {
+    let dir = running.dir.as_deref().filter(|dir| dir.is_dir());
+    let project = place.project.or(running.project.as_deref());
+    Compose::read(files, Surroundings { project, dir, env_files: &running.env_files, ..place })
 }
 
 /// Returns the directory of named volumes.

@@ -5,21 +5,19 @@
 //! run inside it, and it stays up while its services are stopped.
 
 mod accounts;
-mod running;
 
 use super::docker_gitlab::compose::{Compose, Service, Surroundings};
 use super::docker_gitlab::containers::Containers;
 use super::docker_gitlab::find::{self, Sought};
-use super::docker_gitlab::{configuration, volumes_dir};
+use super::docker_gitlab::running::{self, Running};
+use super::docker_gitlab::{configuration, of_container, project, volumes_dir};
 use super::gitlab::Gitlab;
 use super::gitlab::package::{CONFIG, Container, DATA, Package};
 use super::{Kind, Site};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::links::real;
 use crate::plan::{Plan, Product};
 use accounts::Accounts;
-use running::Running;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -54,17 +52,31 @@ impl Kind for GitlabContainer {
 
     fn propose(&self, root: &Path) -> Vec<String> {
         let files = find::compose_files(root, SOUGHT);
-        let mut lines = find::proposed(&files);
-        let compose = files.first().and_then(|file| find::read(root, file).ok());
-        lines.extend(compose.and_then(|compose| Some(format!("# {}", other_services(&compose)?))));
+        let all: Vec<Compose> =
+            files.iter().filter_map(|file| find::read(root, file).ok()).collect();
+        let compose = all.iter().find(|compose| files.first() == Some(&compose.path));
         let running = found_running(root);
-        let is_of_file = |one: &Running| {
-            let real: Vec<PathBuf> = one.compose.iter().map(|file| real(file)).collect();
-            files.iter().any(|file| real.contains(&self::real(file)))
-        };
+        let is_of_file = |one: &Running| all.iter().any(|compose| is_of(one, compose));
         let mut others: Vec<_> = running.iter().filter(|(_, one)| !is_of_file(one)).collect();
-        let of_file = running.iter().find(|(_, one)| is_of_file(one));
-        let mut program = of_file.map(|(program, _)| *program);
+        // The service that is backed up comes before others of its file.
+        let of_first = |is_exact: bool| {
+            running.iter().find(|(_, one)| {
+                compose.is_some_and(|compose| {
+                    let own = chosen(compose).filter(|_| is_exact);
+                    own.map_or(!is_exact && is_of(one, compose), |(name, service)| {
+                        one.runs(compose, name, service)
+                    })
+                })
+            })
+        };
+        let own = of_first(true).or_else(|| of_first(false));
+        let created = own.zip(compose).map(|((_, one), compose)| one.other_files(compose));
+        let mut lines = find::proposed(&files, &created.unwrap_or_default());
+        if let Some(((_, one), compose)) = own.zip(compose) {
+            lines.extend(named_otherwise(one, compose));
+        }
+        lines.extend(compose.and_then(|compose| Some(format!("# {}", other_services(compose)?))));
+        let mut program = own.map(|(program, _)| *program);
         if files.is_empty() && !others.is_empty() {
             let (own, first) = others.remove(0);
             program = Some(*own);
@@ -119,6 +131,33 @@ impl Kind for GitlabContainer {
     fn shares_with(&self) -> Option<&'static dyn Kind> {
         Some(&Gitlab)
     }
+}
+
+/// Returns true if a container runs a GitLab of a project.
+fn is_of(running: &Running, compose: &Compose) -> bool {
+    running.is_created_from(compose)
+        || official(compose).iter().any(|(name, service)| running.runs(compose, name, service))
+}
+
+/// Returns configuration lines about a container whose project, or whose name, does not follow from
+/// its compose file.
+fn named_otherwise(running: &Running, compose: &Compose) -> Vec<String> {
+    let mut lines = Vec::new();
+    let project = running.project.as_ref().filter(|name| !compose.names.contains(name));
+    if let Some(project) = project {
+        lines.push(format!("project = {}", toml::Value::from(project.as_str())));
+    }
+    let projects = compose.names.iter().chain(project);
+    let service = running.service_name.as_deref().unwrap_or_default();
+    let mut usual = projects
+        .flat_map(|project| [format!("{project}-{service}-1"), format!("{project}_{service}_1")]);
+    let configured = official(compose)
+        .iter()
+        .any(|(_, service)| service.container.as_ref() == Some(&running.name));
+    if !configured && !usual.any(|name| name == running.name) {
+        lines.push(format!("# Its container is {}.", running.name));
+    }
+    lines
 }
 
 /// Names the services with a GitLab besides the one that is backed up; `None` if there are none.
@@ -208,23 +247,39 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     of_compose(site, plan)
 }
 
-/// Returns a running container, and adds its compose files to the plan.
+/// Returns a running container. Adds its compose files to the plan, with the files that they name.
 fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Service) {
-    let files: Vec<PathBuf> = running.compose.iter().map(|file| site.at(file)).collect();
-    let files: Vec<PathBuf> = files.into_iter().filter(|file| file.exists()).collect();
-    match files.first() {
-        Some(first) => {
-            let about = "the compose file of the container";
-            let part = plan.takes("compose", about, first.clone());
-            part.paths.extend(files.iter().skip(1).cloned());
-            let env = first.with_file_name(".env");
-            part.paths.extend(env.exists().then_some(env));
-        }
-        None => plan.notes.push(format!(
+    let named = find::named(site);
+    let files = if named.is_empty() { running.files() } else { named };
+    if files.is_empty() {
+        plan.notes.push(format!(
             "no compose file of container {} is known, so the backup lacks the command that \
              created the container; keep that command, or set parts.compose.path",
             running.name
-        )),
+        ));
+        return (running.name, running.service);
+    }
+    for file in running.compose.iter().filter(|file| !file.exists()) {
+        plan.notes.push(format!(
+            "compose file {} of container {} does not exist",
+            file.display(),
+            running.name
+        ));
+    }
+    let (root, volumes) = (&site.settings.root, volumes_dir(site, plan));
+    let project = site.settings.project.as_deref();
+    let place = Surroundings { root, volumes: &volumes, project, dir: None, env_files: &[] };
+    match of_container(&running, &files, place) {
+        Ok(compose) => {
+            plan.notes.extend(compose.notes.iter().cloned());
+            configuration(&compose, plan);
+        }
+        Err(error) => {
+            let part = plan.needs("compose", "the compose file of the container", PathBuf::new());
+            part.paths = files;
+            let text = format!("the files that the compose file names ({error})");
+            plan.lacks("compose", text);
+        }
     }
     (running.name, running.service)
 }
@@ -232,13 +287,7 @@ fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Se
 /// Returns the container of a compose service. Adds volumes that only the container itself knows.
 fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
     let settings = site.settings;
-    let surroundings = Surroundings {
-        root: &settings.root,
-        volumes: &volumes_dir(site, plan),
-        project: settings.project.as_deref(),
-    };
-    let compose = Compose::read(&find::chosen(site, SOUGHT)?, surroundings)?;
-    plan.notes.extend(compose.notes.iter().cloned());
+    let compose = project(site, SOUGHT, plan)?;
     configuration(&compose, plan);
     let path = compose.path.clone();
     plan.notes.extend(other_services(&compose));
@@ -467,6 +516,184 @@ mod tests {
         let truncated = &COMPOSE[..COMPOSE.len() - 60];
         let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", truncated)], "docker = ['false']");
         assert!(plan.is_ok(), "its volumes are whole");
+    }
+
+    /// Stands in for docker with one container, created from these files in this directory.
+    fn docker_with(name: &str, labels: &str) -> (tempfile::TempDir, String) {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let inspected = format!(
+            r#"[{{"Id": "00ff", "Name": "/{name}", "Config": {{"Image": "gitlab/gitlab-ce:17.8.2-ce.0",
+            "Env": [], "Labels": {{{labels}}}}}, "Mounts": [
+            {{"Type": "bind", "Source": "/srv/config", "Destination": "/etc/gitlab"}},
+            {{"Type": "bind", "Source": "/srv/data", "Destination": "/var/opt/gitlab"}}]}}]"#
+        );
+        std::fs::write(dir.path().join("inspected"), inspected).expect("writes");
+        let docker = dir.path().join("docker");
+        let script = format!(
+            "#!/bin/sh\ncase \"$1 $2 $4\" in\nps*) echo 00ff ;;\ninspect\\ --format\\ {name}) echo ok ;;\n\
+             inspect\\ --format*) echo 'no such object' >&2; exit 1 ;;\n\
+             inspect\\ 00ff*|inspect\\ {name}*) cat '{}/inspected' ;;\n*) exit 1 ;;\nesac\n",
+            dir.path().display()
+        );
+        std::fs::write(&docker, script).expect("writes");
+        std::fs::set_permissions(&docker, std::fs::Permissions::from_mode(0o755)).expect("modes");
+        let setting = format!("docker = ['{}']\n", docker.display());
+        (dir, setting)
+    }
+
+    fn labels(project: &str, dir: &str, files: &str) -> String {
+        let name = "com.docker.compose.project";
+        format!(
+            r#""{name}": "{project}", "com.docker.compose.service": "git", "{name}.working_dir": "{dir}",
+            "{name}.config_files": "{files}""#
+        )
+    }
+
+    const SHORT: &str = "services:\n  git:\n    image: gitlab/gitlab-ce:17.8.2-ce.0\n    volumes:\n      \
+                         - /srv/config:/etc/gitlab\n      - /srv/data:/var/opt/gitlab\n";
+    const WITH_ENV: &str = "services:\n  git:\n    env_file: mail.env\n";
+
+    /// Names of the files in the part `compose`.
+    fn compose_of(plan: &Plan) -> Vec<String> {
+        let part = plan.parts.iter().find(|part| part.name == "compose").expect("the part");
+        let name =
+            |path: &PathBuf| path.file_name().expect("a name").to_string_lossy().into_owned();
+        let mut names: Vec<String> = part.paths.iter().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_that_the_compose_file_of_a_running_container_names_are_copied() {
+        // podman-compose records a relative path.
+        for file in ["/data/g/compose.yaml", "compose.yaml"] {
+            let (_docker, setting) = docker_with("g-git-1", &labels("g", "/data/g", file));
+            let compose = format!("{SHORT}    env_file: mail.env\n");
+            let files = [
+                ("data/g/compose.yaml", compose.as_str()),
+                ("data/g/mail.env", "PASSWORD=hush\n"),
+                ("data/g/.env", "A=b\n"),
+                ("srv/data/x", ""),
+                ("srv/config/gitlab.rb", "# comment\n"),
+            ];
+            for own in ["", "container = 'g-git-1'\n"] {
+                let (_root, plan) = plan_of(&files, &format!("{setting}{own}"));
+                let plan = plan.expect("a plan");
+                assert_eq!(compose_of(&plan), [".env", "compose.yaml", "mail.env"], "{file} {own}");
+            }
+            let (_root, plan) = plan_of(&files[2..], &setting);
+            assert!(
+                plan.expect("a plan").notes.iter().any(|note| note.contains("no compose file"))
+            );
+            let (_root, plan) = plan_of(&[files[0], files[3]], &setting);
+            let lacking = plan.expect("a plan").lacking;
+            assert!(lacking.iter().any(|absent| absent.looked_for.contains("mail.env")));
+        }
+    }
+
+    #[test]
+    fn all_files_that_created_the_container_are_read() {
+        let list = "/srv/g/docker-compose.yml,/srv/g/prod.yml";
+        let (_docker, setting) = docker_with("g-git-1", &labels("g", "/srv/g", list));
+        let files = [
+            ("srv/g/docker-compose.yml", SHORT),
+            ("srv/g/prod.yml", WITH_ENV),
+            ("srv/g/mail.env", "PASSWORD=hush\n"),
+            ("srv/data/x", ""),
+            ("srv/config/gitlab.rb", "# comment\n"),
+        ];
+        let (_root, plan) = plan_of(&files, &setting);
+        let plan = plan.expect("a plan");
+        assert_eq!(compose_of(&plan), ["docker-compose.yml", "mail.env", "prod.yml"]);
+        assert!(plan.notes.iter().any(|note| note.contains("created from")), "{:?}", plan.notes);
+    }
+
+    #[test]
+    fn a_container_with_another_name_is_found() {
+        let files = [
+            ("srv/g/docker-compose.yml", SHORT),
+            ("srv/data/x", ""),
+            ("srv/config/gitlab.rb", "# comment\n"),
+        ];
+        let of = |project: &str| labels(project, "/srv/g", "/srv/g/docker-compose.yml");
+        let stack = r#""com.docker.stack.namespace": "forge", "com.docker.swarm.service.name": "forge_git""#;
+        for (name, labels) in [
+            ("prod-git-1", of("prod")),
+            ("g-git-2", of("g")),
+            ("0123_g-git-1", of("g")),
+            ("forge_git.1.x2y3", stack.to_owned()),
+            ("by-hand", String::new()),
+        ] {
+            let (_docker, setting) = docker_with(name, &labels);
+            let (_root, plan) = plan_of(&files, &setting);
+            let plan = plan.expect("a plan");
+            let Control::Supervised(supervisor) = &plan.control else { panic!("{name}") };
+            assert_eq!(supervisor.program[2], name);
+        }
+    }
+
+    #[test]
+    fn volumes_within_parts_are_copied() {
+        let inner = "      - /mnt/ssl:/etc/gitlab/ssl:ro\n      \
+                     - /mnt/hashed:/var/opt/gitlab/git-data/repositories/@hashed\n      \
+                     - /mnt/new:/var/opt/gitlab/gitlab-rails/shared/new_blobs\n      \
+                     - /mnt/odd:/var/opt/gitlab/odd\n      - /mnt/pg:/var/opt/gitlab/postgresql/data\n";
+        let compose = format!("{SHORT}{inner}");
+        let yml = format!("{RAILS}/etc/gitlab.yml");
+        let files = [
+            ("srv/g/compose.yaml", compose.as_str()),
+            ("srv/config/gitlab.rb", "# comment\n"),
+            ("srv/config/ssl/x", ""),
+            (&yml, GITLAB_YML),
+            ("srv/data/git-data/repositories/@hashed/x", ""),
+            ("srv/data/postgresql/data/x", ""),
+            ("mnt/ssl/forge.key", "key"),
+            ("mnt/hashed/a/b", ""),
+            ("mnt/new/blob", ""),
+            ("mnt/odd/x", ""),
+            ("mnt/pg/x", ""),
+        ];
+        let (root, plan) = plan_of(&files, "docker = ['false']");
+        let plan = plan.expect("a plan");
+        let root = root.path().canonicalize().expect("is there");
+        for (part, path) in
+            [("config", "mnt/ssl"), ("repositories", "mnt/hashed"), ("shared-new_blobs", "mnt/new")]
+        {
+            let found = plan.parts.iter().find(|known| known.name == part);
+            let found = found.unwrap_or_else(|| panic!("{part}: {:?}", plan.parts));
+            assert!(found.paths.contains(&root.join(path)), "{part}: {found:?}");
+        }
+        let seen = root.join("srv/data/git-data/repositories/@hashed");
+        assert!(plan.mounts.iter().any(|mount| mount.seen == seen), "{:?}", plan.mounts);
+        let named = |path: &str| plan.notes.iter().any(|note| note.contains(path));
+        assert!(named("mnt/odd") && !named("mnt/pg"), "{:?}", plan.notes);
+        let paths = || plan.parts.iter().flat_map(|part| &part.paths);
+        assert!(!paths().any(|path| path.starts_with(root.join("mnt/pg"))));
+    }
+
+    #[test]
+    fn a_project_with_its_image_in_another_file_is_detected() {
+        let image = "services:\n  git:\n    image: gitlab/gitlab-ce:17.8.2-ce.0\n";
+        let plain = SHORT.lines().filter(|line| !line.contains("image:"));
+        let plain: String = plain.flat_map(|line| [line, "\n"]).collect();
+        for files in [
+            [("srv/g/compose.yaml", &*plain), ("srv/g/compose.override.yaml", image)].as_slice(),
+            &[
+                ("srv/g/compose.yaml", &*plain),
+                ("srv/g/version.yml", image),
+                ("srv/g/.env", "COMPOSE_FILE=compose.yaml:version.yml\n"),
+            ],
+            &[
+                ("srv/g/base.yml", &*plain),
+                ("srv/g/version.yml", image),
+                ("srv/g/.env", "COMPOSE_FILE=base.yml:version.yml\n"),
+            ],
+        ] {
+            let (root, _) = plan_of(files, "docker = ['false']");
+            let found = GitlabContainer.detect(root.path());
+            assert!(found.is_some_and(|found| found.ends_with(files[0].0)), "{files:?}");
+        }
     }
 
     #[test]

@@ -100,6 +100,10 @@ pub struct Surroundings<'a> {
     pub volumes: &'a Path,
     /// Name of the project, if it was passed to compose itself.
     pub project: Option<&'a str>,
+    /// Directory at which relative paths start, if it is not that of the first file.
+    pub dir: Option<&'a Path>,
+    /// Files with variables, if compose read others than `.env`.
+    pub env_files: &'a [PathBuf],
 }
 
 impl Compose {

@@ -2,6 +2,7 @@
 
 use super::compose::{Compose, Place, Service, Source};
 use super::is_gitlab;
+use super::running;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Site;
@@ -106,6 +107,18 @@ impl<'a> Containers<'a> {
                     return Ok(names[0].clone());
                 }
             }
+        }
+        let settings = self.site.settings;
+        let all = running::all(&settings.docker, &settings.root).unwrap_or_default();
+        let own = all.into_iter().filter(|one| one.runs(self.compose, service, configured));
+        let mut own: Vec<String> = own.map(|one| one.name).collect();
+        own.sort();
+        if let Some(first) = own.first() {
+            if own.len() > 1 {
+                plan.notes
+                    .push(format!("service {service} runs in {}; using {first}", own.join(", ")));
+            }
+            return Ok(first.clone());
         }
         plan.notes.push(format!("service {service} has no container named {}", names.join(" or ")));
         Ok(names[0].clone())

@@ -4,6 +4,7 @@ use super::compose::{Compose, NAMES, Service, Surroundings};
 use crate::error::Result;
 use crate::file;
 use crate::kind::{Site, below};
+use crate::links::lexically;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
@@ -18,11 +19,8 @@ pub struct Sought {
 
 /// Returns the compose files from the settings.
 pub fn named(site: &Site<'_>) -> Vec<PathBuf> {
-    let configured = site.settings.compose.iter().map(|path| {
-        let in_dir = NAMES.iter().map(|name| path.join(name)).find(|path| path.exists());
-        in_dir.unwrap_or_else(|| path.clone())
-    });
-    configured.collect()
+    let configured = site.settings.compose.iter();
+    configured.map(|path| file_in(path).unwrap_or_else(|| path.clone())).collect()
 }
 
 /// Returns the compose files from the settings, or the only one found.
@@ -46,8 +44,33 @@ pub fn chosen(site: &Site<'_>, sought: Sought) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Returns configuration lines that name the first of the compose files found.
-pub fn proposed(found: &[PathBuf]) -> Vec<String> {
+/// Returns the compose file that compose reads first in a directory: the first one in
+/// `COMPOSE_FILE`, or else one with a usual name.
+fn file_in(dir: &Path) -> Option<PathBuf> {
+    let listed =
+        listed_in(dir).map(|path| lexically(&dir.join(path))).filter(|path| path.is_file());
+    listed.or_else(|| NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file()))
+}
+
+/// Returns the first path in `COMPOSE_FILE` of the file `.env` in a directory.
+fn listed_in(dir: &Path) -> Option<String> {
+    let text = file::text(&dir.join(".env")).ok().flatten()?;
+    let value = |wanted: &str| {
+        let values = text.lines().filter_map(|line| {
+            let (name, value) = line.trim().split_once('=')?;
+            let name = name.trim();
+            let name = name.strip_prefix("export ").unwrap_or(name);
+            (name == wanted).then(|| value.trim().trim_matches(['\'', '"']).to_owned())
+        });
+        values.last().filter(|value| !value.is_empty())
+    };
+    let separator = value("COMPOSE_PATH_SEPARATOR").unwrap_or_else(|| ":".into());
+    value("COMPOSE_FILE")?.split(&separator).next().map(str::to_owned)
+}
+
+/// Returns configuration lines that name the first of the compose files found. `created` has the
+/// files that created its container, if compose does not read them by itself.
+pub fn proposed(found: &[PathBuf], created: &[PathBuf]) -> Vec<String> {
     let Some((first, others)) = found.split_first() else { return Vec::new() };
     let mut lines = Vec::new();
     if !others.is_empty() {
@@ -56,7 +79,12 @@ pub fn proposed(found: &[PathBuf]) -> Vec<String> {
             listed(others)
         ));
     }
-    lines.push(format!("compose = {}", toml::Value::from(first.display().to_string())));
+    let quoted = |path: &PathBuf| toml::Value::from(path.display().to_string());
+    let value = match created {
+        [] => quoted(first),
+        files => toml::Value::Array(files.iter().map(quoted).collect()),
+    };
+    lines.push(format!("compose = {value}"));
     lines
 }
 
@@ -81,7 +109,7 @@ pub fn compose_files(root: &Path, sought: Sought) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for _ in 0..DIRS_MAX {
         let Some((dir, depth)) = queue.pop_front() else { break };
-        let here = NAMES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
+        let here = file_in(&dir);
         found.extend(here.filter(|path| {
             let text = file::text(path).ok().flatten().unwrap_or_default();
             has_image(&text, sought) || has_service(root, path, &text, sought)
@@ -106,17 +134,27 @@ fn included_in(root: &Path, path: &Path) -> Vec<PathBuf> {
 /// Returns true if a file has a matching service whose image its text does not name. Such an image
 /// is built, or comes from a variable or another file.
 fn has_service(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
-    if !["include", "extends", "build", "$"].iter().any(|mark| text.contains(mark)) {
+    let is_marked = ["include", "extends", "build", "$"].iter().any(|mark| text.contains(mark));
+    if !is_marked && !has_others(path) {
         return false;
     }
     let Ok(compose) = read(root, path) else { return false };
     compose.services.values().flatten().any(|service| (sought.is_it)(service))
 }
 
+/// Returns true if compose reads more files than this one: an overriding one, or a list in `.env`.
+fn has_others(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut ends = ["yml", "yaml"].into_iter();
+    ends.any(|end| path.with_file_name(format!("{stem}.override.{end}")).exists())
+        || path.parent().is_some_and(|dir| listed_in(dir).is_some())
+}
+
 /// Reads a compose file whose project and volumes have the usual names.
 pub fn read(root: &Path, path: &Path) -> Result<Compose> {
     let volumes = below(root, Path::new("/var/lib/docker/volumes"));
-    Compose::read(&[path.to_owned()], Surroundings { root, volumes: &volumes, project: None })
+    let place = Surroundings { root, volumes: &volumes, project: None, dir: None, env_files: &[] };
+    Compose::read(&[path.to_owned()], place)
 }
 
 /// Returns the directories in a directory, without links and hidden ones.

@@ -64,7 +64,13 @@ impl Machine {
 
     fn read(&self, compose: &str) -> Compose {
         let (root, volumes) = (self.root(), self.path("/var/lib/docker/volumes"));
-        let place = compose::Surroundings { root: &root, volumes: &volumes, project: None };
+        let place = compose::Surroundings {
+            root: &root,
+            volumes: &volumes,
+            project: None,
+            dir: None,
+            env_files: &[],
+        };
         Compose::read(&[self.path(compose)], place).expect("reads")
     }
 

@@ -74,8 +74,15 @@ impl<'a> Reader<'a> {
         shared: &'a Shared,
     ) -> Result<Reader<'a>> {
         let first = given.first().map(PathBuf::as_path).unwrap_or(Path::new("/"));
-        let mut reader = Reader::empty(first.parent().unwrap_or(first), place, shared);
-        reader.take_environment(&reader.dir.join(".env"))?;
+        let dir = place.dir.unwrap_or_else(|| first.parent().unwrap_or(first));
+        let mut reader = Reader::empty(dir, place, shared);
+        if place.env_files.is_empty() {
+            reader.take_environment(&reader.dir.join(".env"))?;
+        }
+        for file in place.env_files {
+            shared.needed.borrow_mut().insert(file.clone());
+            reader.take_environment(file)?;
+        }
         for path in reader.files_of_project(given) {
             reader.top.push(reader.document(&path)?);
         }

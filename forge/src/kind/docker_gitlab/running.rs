@@ -1,10 +1,10 @@
 //! Running containers, as reported by the program that runs them.
 
+use super::compose::{Compose, Service, Source, VolumeMount};
+use super::containers::QUESTION;
 use crate::error::{Error, Result};
 use crate::kind::below;
-use crate::kind::docker_gitlab::compose::{Service, Source, VolumeMount};
-use crate::kind::docker_gitlab::containers::QUESTION;
-use crate::links::real;
+use crate::links::{lexically, real};
 use crate::run::Command;
 use crate::view::shown;
 use serde_json::Value;
@@ -18,6 +18,17 @@ const CONTAINERS_MAX: usize = 200;
 const COMPOSE_FILES: [&str; 2] =
     ["com.docker.compose.project.config_files", "io.podman.compose.config_files"];
 
+/// Label with the directory at which relative paths start.
+const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
+/// Label with the files of variables that were passed to compose.
+const ENV_FILES: &str = "com.docker.compose.project.environment_file";
+/// Labels with the project and the service.
+const PROJECT: &str = "com.docker.compose.project";
+const SERVICE: &str = "com.docker.compose.service";
+/// Labels of swarm with the stack, and with the service after the name of the stack.
+const STACK: &str = "com.docker.stack.namespace";
+const STACK_SERVICE: &str = "com.docker.swarm.service.name";
+
 /// A container.
 #[derive(Debug)]
 pub struct Running {
@@ -27,8 +38,67 @@ pub struct Running {
     pub name: String,
     /// Image, environment and volumes of the container.
     pub service: Service,
-    /// Compose files that created it.
+    /// Compose files that created it, on this machine.
     pub compose: Vec<PathBuf>,
+    /// Directory at which relative paths in them start.
+    pub dir: Option<PathBuf>,
+    /// Files with variables for them, if compose was given any.
+    pub env_files: Vec<PathBuf>,
+    /// Name of the compose project or swarm stack that it belongs to.
+    pub project: Option<String>,
+    /// Name of its service in the compose file.
+    pub service_name: Option<String>,
+}
+
+impl Running {
+    /// Returns true if one of its compose files belongs to a project.
+    pub fn is_created_from(&self, compose: &Compose) -> bool {
+        let known: Vec<PathBuf> =
+            compose.files.iter().chain([&compose.path]).map(|file| real(file)).collect();
+        self.compose.iter().any(|file| known.contains(&real(file)))
+    }
+
+    /// Returns true if it is the container of a service. Without the labels of compose, image and
+    /// volumes decide.
+    pub fn runs(&self, compose: &Compose, name: &str, service: &Service) -> bool {
+        let is_named = self.service_name.as_deref() == Some(name);
+        if self.service_name.is_some() && self.is_created_from(compose) {
+            return is_named;
+        }
+        let is_image = service.image.is_none()
+            || (file_name(service.repository()) == file_name(self.service.repository()));
+        // A stack has no compose file, and names its volumes itself.
+        if is_image && is_named && self.compose.is_empty() {
+            return true;
+        }
+        let paths = |service: &Service| -> Vec<(PathBuf, PathBuf)> {
+            let paths = service.mounts.iter().filter_map(|mount| match &mount.source {
+                Source::Path(path) => Some((mount.target.clone(), real(path))),
+                Source::Text(_) | Source::Memory | Source::Unknown(_) => None,
+            });
+            paths.collect()
+        };
+        let (wanted, own) = (paths(service), paths(&self.service));
+        is_image && !wanted.is_empty() && wanted.iter().all(|mount| own.contains(mount))
+    }
+
+    /// Returns its compose files that exist.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.compose.iter().filter(|file| file.exists()).cloned().collect()
+    }
+
+    /// Returns the files that created it, unless compose reads exactly these for a project.
+    pub fn other_files(&self, compose: &Compose) -> Vec<PathBuf> {
+        let known: Vec<PathBuf> = compose.files.iter().map(|file| real(file)).collect();
+        let files = self.files();
+        let is_known = files.iter().all(|file| known.contains(&real(file)));
+        if is_known { Vec::new() } else { files }
+    }
+}
+
+/// Last part of the name of an image.
+fn file_name(repository: &str) -> &str {
+    repository.rsplit('/').next().unwrap_or(repository)
 }
 
 /// Returns all running containers, at most `CONTAINERS_MAX`.
@@ -108,8 +178,20 @@ fn container(inspected: &Value, root: &Path) -> Option<Running> {
     let variables = config["Env"].as_array().into_iter().flatten();
     let variables = variables.filter_map(|text| text.as_str()?.split_once('='));
     let mounts = inspected["Mounts"].as_array().into_iter().flatten();
-    let label = |name| config["Labels"][name].as_str();
-    let files = COMPOSE_FILES.into_iter().find_map(label).unwrap_or_default();
+    let label = |name: &str| config["Labels"][name].as_str().filter(|text| !text.is_empty());
+    let at = |path: &Path| if path.starts_with(root) { path.to_owned() } else { below(root, path) };
+    // podman-compose records the files as they were given.
+    let dir = label(WORKING_DIR).map(Path::new);
+    let listed = |files: Option<&str>| -> Vec<PathBuf> {
+        let files = files.unwrap_or_default().split(',').filter(|file| !file.is_empty());
+        let from = dir.unwrap_or(Path::new("/"));
+        files.map(|file| at(&lexically(&from.join(file)))).collect()
+    };
+    let stack = label(STACK);
+    let of_stack = label(STACK_SERVICE).map(|name| {
+        let inner = stack.and_then(|stack| name.strip_prefix(stack)?.strip_prefix('_'));
+        inner.unwrap_or(name)
+    });
     Some(Running {
         id: inspected["Id"].as_str().unwrap_or_default().to_owned(),
         name: inspected["Name"].as_str()?.trim_start_matches('/').to_owned(),
@@ -121,7 +203,11 @@ fn container(inspected: &Value, root: &Path) -> Option<Running> {
             mounts: mounts.filter_map(|mount| self::mount(mount, root)).collect(),
             ..Service::default()
         },
-        compose: files.split(',').filter(|file| !file.is_empty()).map(PathBuf::from).collect(),
+        compose: listed(COMPOSE_FILES.into_iter().find_map(label)),
+        dir: dir.map(at),
+        env_files: listed(label(ENV_FILES)),
+        project: label(PROJECT).or(stack).map(str::to_owned),
+        service_name: label(SERVICE).or(of_stack).map(str::to_owned),
     })
 }
 
@@ -154,7 +240,7 @@ mod tests {
     fn the_output_of_inspect_is_parsed() {
         let all = containers(ANSWER, Path::new("/"));
         assert_eq!(all.len(), 1);
-        let Running { id, name, service, compose } = &all[0];
+        let Running { id, name, service, compose, .. } = &all[0];
         assert_eq!(id, "00ff");
         assert_eq!(name, "git");
         assert_eq!(service.repository(), "docker.io/gitlab/gitlab-ee");
