@@ -77,6 +77,31 @@ fn an_official_container_is_restored() {
 }
 
 #[test]
+fn the_environment_of_mattermost_in_the_container_counts() {
+    need_root();
+    let gitlab = GitlabContainer::start(Builder::new().mattermost());
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let variable = |name: &str, value: &str| {
+        let dir = gitlab.root().join("opt/gitlab/etc/mattermost/env");
+        std::fs::write(dir.join(name), value).expect("writes");
+    };
+    variable("MM_FILESETTINGS_DRIVERNAME", "amazons3");
+    let check = || configured(&sandbox, ["config", "check"]).run();
+    let checked = check().ok();
+    let words = "uploaded files are in an object store";
+    assert!(checked.all_output().contains(words), "{}", checked.all_output());
+    variable("MM_FILESETTINGS_DRIVERNAME", "local");
+    variable("MM_SQLSETTINGS_DATASOURCE", "postgres://u:hush@db.example.com:5432/mm");
+    let printed = check().all_output();
+    assert!(printed.contains("db.example.com") && !printed.contains("hush"), "{printed}");
+    // A container that does not run is named.
+    std::fs::write(gitlab.root().join("stopped"), "").expect("writes");
+    let printed = check().all_output();
+    assert!(printed.contains("environment is inside the container and is not read"), "{printed}");
+}
+
+#[test]
 fn maintenance_stops_services_but_not_the_container() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new());

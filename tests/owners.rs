@@ -5,6 +5,31 @@ use crate::support::instance::{backup, configure, configured, lines, summary};
 use crate::support::sandbox::{Run, Sandbox, need_root};
 
 #[test]
+fn wrong_owners_of_the_bundled_mattermost_are_reported_with_a_working_fix() {
+    need_root();
+    let gitlab = Builder::new().mattermost().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let owners = |code: i32| {
+        let looked = configured(&sandbox, ["inspect", "--instance", "forge", "--json"]).run();
+        let all = looked.ends_with(code).json();
+        let found = lines(&all, "check").into_iter().find(|check| check["name"] == "owners");
+        found.expect("the check").clone()
+    };
+    assert_eq!(owners(0)["verdict"], "ok");
+    let home = gitlab.path("var/opt/gitlab/mattermost");
+    sandbox.tool("chown").args(["-R", "root:root"]).args([&home]).run().ok();
+    let wrong = owners(3);
+    let printed = wrong.to_string();
+    assert!(printed.contains("mattermost cannot read it"), "{printed}");
+    assert!(printed.contains("instead of mattermost"), "{printed}");
+    let hint = wrong["hint"].as_str().expect("a hint");
+    let commands = hint.strip_prefix("to fix them: ").expect("commands");
+    Run::limited("sh").args(["-c", commands]).run().ok();
+    assert_eq!(owners(0)["verdict"], "ok");
+}
+
+#[test]
 fn wrong_owners_and_modes_are_reported_with_a_working_fix() {
     need_root();
     let gitlab = Builder::new().build();

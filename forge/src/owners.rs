@@ -35,6 +35,9 @@ const GENERATED: &str = "generated";
 /// Parts whose group is that of another service.
 const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
 
+/// Parts with uploaded files of Mattermost.
+const UPLOADS: [&str; 2] = ["data", "mattermost-data"];
+
 /// A fault of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -55,6 +58,8 @@ struct Expected {
     name: String,
     /// True if directories must pass their group on to new entries.
     is_storage: bool,
+    /// True if all paths must belong to the user; false if access is enough.
+    is_strict: bool,
 }
 
 #[derive(Default)]
@@ -80,11 +85,12 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
             }
             continue;
         };
-        // Its user is a setting of the package or of the unit, and not read.
-        if part.name.starts_with("mattermost") || plan.kind == "mattermost" {
-            continue;
-        }
-        let Some(expected) = Expected::of(part, owner) else {
+        let expected = Expected::of(part, owner).map(|expected| Expected {
+            // Admins, and the package itself, put files of root beside Mattermost's own.
+            is_strict: !is_of_mattermost(plan, part) || UPLOADS.contains(&&*part.name),
+            ..expected
+        });
+        let Some(expected) = expected else {
             if part.is_there() && !faults.unknown.iter().any(|known| known == owner) {
                 faults.unknown.push(owner.to_owned());
             }
@@ -99,6 +105,10 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
         }
     }
     Ok(faults.check())
+}
+
+fn is_of_mattermost(plan: &Plan, part: &Part) -> bool {
+    part.name.starts_with("mattermost") || plan.kind == "mattermost"
 }
 
 /// Returns true unless it is the registry's and empty. The service of an unused registry is off.
@@ -131,19 +141,36 @@ impl Expected {
         // Other services reach these by their group.
         let has_own_group = OTHER_GROUP.contains(&part.name.as_str());
         let name = if has_own_group { user.to_owned() } else { format!("{user}:{group}") };
-        Some(Expected { uid, gid: is_storage.then_some(gid), groups, name, is_storage })
+        Some(Expected {
+            uid,
+            gid: is_storage.then_some(gid),
+            groups,
+            name,
+            is_storage,
+            is_strict: true,
+        })
     }
 
     /// Returns true if it may look for paths in a directory.
     fn may_enter(&self, dir: &Metadata) -> bool {
+        self.has_bit(0o1, dir)
+    }
+
+    /// Returns true if it may read a file, or list and enter a directory.
+    fn may_read(&self, metadata: &Metadata) -> bool {
+        self.has_bit(0o4, metadata) && (!metadata.is_dir() || self.may_enter(metadata))
+    }
+
+    /// Returns true if a bit of a mode, as in the class of others, holds for it.
+    fn has_bit(&self, bit: u32, metadata: &Metadata) -> bool {
         let bits = match &self.groups {
-            _ if self.uid == dir.uid() => 0o100,
-            Some(groups) if groups.contains(&dir.gid()) => 0o010,
-            Some(_) => 0o001,
+            _ if self.uid == metadata.uid() => bit << 6,
+            Some(groups) if groups.contains(&metadata.gid()) => bit << 3,
+            Some(_) => bit,
             // It may belong to any group of its container.
-            None => 0o011,
+            None => bit << 3 | bit,
         };
-        self.uid == 0 || dir.mode() & bits != 0
+        self.uid == 0 || metadata.mode() & bits != 0
     }
 
     fn is_owner(&self, metadata: &Metadata) -> bool {
@@ -250,8 +277,23 @@ impl Faults {
     ) {
         let mode = metadata.permissions().mode() & 0o7777;
         let place = quoted(&top.display().to_string());
+        if !expected.is_strict {
+            if !expected.may_read(metadata) {
+                let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
+                let user = expected.name.split(':').next().unwrap_or_default();
+                let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot read it");
+                self.add(Fault::Owner, path, text);
+                self.fix(format!("chown -Rh {} {place}", expected.name));
+                if metadata.uid() == expected.uid {
+                    self.fix(format!("chmod -R u+rX {place}"));
+                }
+            }
+            if mode & ANYBODY_WRITES == 0 {
+                return;
+            }
+        }
         // Admins keep files of their own beside the configuration.
-        if part.name != "config" && !expected.is_owner(metadata) {
+        if expected.is_strict && part.name != "config" && !expected.is_owner(metadata) {
             let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
             self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
             self.fix(format!("chown -Rh {} {place}", expected.name));

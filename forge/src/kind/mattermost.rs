@@ -6,13 +6,16 @@ mod in_database;
 pub mod rows;
 pub mod single_sign_on;
 
+use super::docker_gitlab::containers::QUESTION;
 use super::gitlab::package::Package;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
 use crate::earlier::Earlier;
 use crate::error::{Error, Result};
-use crate::plan::{Database, Plan, Product};
+use crate::file;
+use crate::plan::{Database, Part, Plan, Product};
+use crate::run::Command;
 use crate::service::LOOPBACK;
 use crate::service::configured;
 use crate::service::control::{Control, Speaks, Supervisor};
@@ -20,6 +23,7 @@ use crate::service::postgres::{Connection, Server};
 use crate::view::{View, shown};
 use config::{Config, Unit};
 use data_source::DataSource;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Mattermost on its own.
@@ -31,6 +35,9 @@ const HOME: &str = "/opt/mattermost";
 /// Directory and file with the settings.
 const CONFIG: &str = "config";
 const CONFIG_FILE: &str = "config.json";
+
+/// Directory of the package with one file per variable of Mattermost.
+const ENVIRONMENT: &str = "/opt/gitlab/etc/mattermost/env";
 
 /// Default name of the database.
 const DATABASE: &str = "mattermost";
@@ -71,7 +78,11 @@ impl Kind for Mattermost {
         let at = |path: &Path| found_in(site, &places, path);
         let is_default = is_in_database || kept_at.is_empty();
         let path = config_file(if is_default { CONFIG_FILE } else { &kept_at }, &at);
-        plan.needs("config", "its configuration, with secrets", at(Path::new(CONFIG)));
+        // Without a unit, nothing shows which user runs it.
+        let user = unit.user.clone();
+        plan.needs("config", "its configuration, with secrets", at(Path::new(CONFIG)))
+            .owner
+            .clone_from(&user);
         if is_in_database {
             plan.notes.push(rows::IN_DATABASE.into());
         } else if !path.starts_with(at(Path::new(CONFIG))) {
@@ -104,11 +115,13 @@ impl Kind for Mattermost {
         } else {
             "config.json"
         }));
-        files(&config, DATA, "data", &at, plan);
+        files(&config, DATA, "data", &at, plan).owner.clone_from(&user);
         for ((name, about, key), usual) in PLUGINS.into_iter().zip(["plugins", "client/plugins"]) {
             let path = config.directory("PluginSettings", key, &at);
-            plan.takes(name, about, path.unwrap_or_else(|| at(Path::new(usual))));
+            let path = path.unwrap_or_else(|| at(Path::new(usual)));
+            plan.takes(name, about, path).owner.clone_from(&user);
         }
+        compliance(&config, "", &at, plan);
         plan.leaves(at(Path::new("logs")), "logs");
         if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at) {
             plan.leaves(dir, "a search index, which Mattermost rebuilds");
@@ -180,17 +193,35 @@ fn config_file(kept_at: &str, at: &dyn Fn(&Path) -> PathBuf) -> PathBuf {
 }
 
 /// Adds the part with uploaded files.
-fn files(config: &Config, name: &str, usual: &str, at: &dyn Fn(&Path) -> PathBuf, plan: &mut Plan) {
+fn files<'a>(
+    config: &Config,
+    name: &str,
+    usual: &str,
+    at: &dyn Fn(&Path) -> PathBuf,
+    plan: &'a mut Plan,
+) -> &'a mut Part {
     let dir = config.directory("FileSettings", "Directory", at);
     let dir = dir.unwrap_or_else(|| at(Path::new(usual)));
     if config.text("FileSettings", "DriverName") == Some("amazons3") {
         let note = "uploaded files are in an object store, which is not copied";
         plan.notes.push(note.into());
         // Files from before the object store remain in the directory. Rows do not identify them.
-        plan.takes(&format!("{name}-before"), "files uploaded before the object store", dir);
-        return;
+        return plan.takes(
+            &format!("{name}-before"),
+            "files uploaded before the object store",
+            dir,
+        );
     }
-    plan.needs(name, "uploaded files", dir).owner = Some("mattermost".into());
+    plan.needs(name, "uploaded files", dir)
+}
+
+/// Adds the directory of compliance reports, which by default is that of uploaded files.
+fn compliance(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf, plan: &mut Plan) {
+    let Some(dir) = config.directory("ComplianceSettings", "Directory", at) else { return };
+    let is_known = plan.parts.iter().flat_map(|part| &part.paths).any(|path| dir.starts_with(path));
+    if !is_known {
+        plan.takes(&format!("{prefix}compliance"), "compliance reports", dir);
+    }
 }
 
 /// Adds the server and the database from the settings. If the settings are in a database
@@ -315,8 +346,13 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     if !home.exists() {
         return Ok(());
     }
-    let environment = package.place(Path::new("/opt/gitlab/etc/mattermost/env")).ok();
-    let variables = environment.as_deref().map(config::variables_in).transpose();
+    let environment = package.place(Path::new(ENVIRONMENT)).ok();
+    let variables = match (&environment, &package.container) {
+        (Some(dir), _) => config::variables_in(dir).map(Some),
+        (None, Some(container)) => in_container(container.name, package.site, plan).map(Some),
+        (None, None) => Ok(None),
+    };
+    let user = user_of_package(package);
     let unusable = |error: Error, plan: &mut Plan| {
         let text = format!(
             "a usable file ({error}); Mattermost's directories and database are unknown; assuming \
@@ -343,7 +379,7 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
             Some(Ok(path)) => path,
             _ => home.join("config.json"),
         };
-        plan.needs("mattermost-config", about, path.clone());
+        plan.needs("mattermost-config", about, path.clone()).owner = Some(user.clone());
         Config::read(&path, variables.clone()).unwrap_or_else(|error| {
             unusable(error, plan);
             Config::of(serde_json::Value::Null, variables)
@@ -355,32 +391,65 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
         "config.json"
     }));
     let part = plan.needs("mattermost", "Mattermost's files and plugins", home.clone());
-    part.owner = Some("mattermost".into());
+    part.owner = Some(user.clone());
     let at = |path: &Path| {
         if path.is_absolute() { package.at(path) } else { home.join(path) }
     };
-    files(&config, DATA_BESIDE_GITLAB, "data", &at, plan);
+    files(&config, DATA_BESIDE_GITLAB, "data", &at, plan).owner = Some(user.clone());
     for (name, about, key) in PLUGINS {
         // Plugins below the home directory are already in its part.
         let elsewhere = config.directory("PluginSettings", key, &at);
         if let Some(path) = elsewhere.filter(|path| !path.starts_with(&home)) {
-            plan.takes(&format!("mattermost-{name}"), about, path).owner =
-                Some("mattermost".into());
+            plan.takes(&format!("mattermost-{name}"), about, path).owner = Some(user.clone());
         }
     }
     let about = "settings that override its configuration";
-    match environment {
-        Some(environment) => {
-            plan.takes("mattermost-environment", about, environment);
-        }
-        None => plan.notes.push(
-            "Mattermost's environment is inside the container and is not read; using the \
-             directories of its configuration"
-                .into(),
-        ),
+    compliance(&config, "mattermost-", &at, plan);
+    // In a container, `gitlab-ctl reconfigure` makes it again at each start.
+    if let Some(environment) = environment {
+        plan.takes("mattermost-environment", about, environment);
     }
     database_beside_gitlab(&config, in_database, package, plan);
     Ok(())
+}
+
+/// Reads the environment in a running container. If it does not answer, a note reports this.
+fn in_container(
+    container: &str,
+    site: &Site<'_>,
+    plan: &mut Plan,
+) -> Result<BTreeMap<String, String>> {
+    let not_read = |reason: String, plan: &mut Plan| {
+        plan.notes.push(format!(
+            "Mattermost's environment is inside the container and is not read{reason}; using the \
+             directories of its configuration"
+        ));
+        Ok(BTreeMap::new())
+    };
+    if site.is_offline {
+        return not_read(" offline".into(), plan);
+    }
+    let script = format!(
+        "cd {ENVIRONMENT} || exit 0; for name in MM_*; do [ -f \"$name\" ] || continue; \
+         printf '%s\\0' \"$name\"; cat \"$name\"; printf '\\0'; done"
+    );
+    let words = site.settings.docker.iter().map(String::as_str);
+    let words = words.chain(["exec", container, "sh", "-c", &script]);
+    match Command::new(words).within(QUESTION).output(site.progress) {
+        Ok(answer) => Ok(config::variables_of(&String::from_utf8_lossy(&answer))),
+        Err(error) if error.is_interrupted() => Err(error),
+        Err(error) => not_read(format!(" ({error})"), plan),
+    }
+}
+
+/// Returns the user who runs the Mattermost of the package. `mattermost['username']` may change it.
+fn user_of_package(package: &Package<'_>) -> String {
+    let run = package.place(Path::new("/opt/gitlab/sv/mattermost/run")).ok();
+    let text = run.and_then(|path| file::text(&path).ok().flatten()).unwrap_or_default();
+    let mut words = text.split_whitespace().skip_while(|word| *word != "-u").skip(1);
+    let user = words.next().map(|word| word.trim_start_matches(':'));
+    let user = user.and_then(|word| word.split(':').next()).filter(|name| !name.is_empty());
+    user.unwrap_or(SERVICE).to_owned()
 }
 
 /// Reads the settings from a database on GitLab's server or on another one.

@@ -93,6 +93,17 @@ pub fn variables_in(dir: &Path) -> Result<BTreeMap<String, String>> {
     Ok(variables)
 }
 
+/// Parses names and values, each with a zero byte after it.
+pub fn variables_of(text: &str) -> BTreeMap<String, String> {
+    let mut words = text.split('\0');
+    let mut variables = BTreeMap::new();
+    while let (Some(name), Some(value)) = (words.next(), words.next()) {
+        let line = value.lines().next().unwrap_or_default().trim_end();
+        variables.insert(name.to_owned(), line.to_owned());
+    }
+    variables
+}
+
 /// The systemd unit of Mattermost.
 #[derive(Default)]
 pub struct Unit {
@@ -104,6 +115,8 @@ pub struct Unit {
     pub config: Option<String>,
     /// Directory in which Mattermost works, if the unit sets one.
     pub directory: Option<String>,
+    /// User who runs it, if the unit sets one.
+    pub user: Option<String>,
 }
 
 impl Unit {
@@ -126,7 +139,9 @@ impl Unit {
             let text = text(file)?.unwrap_or_default().replace("\\\n", " ");
             text.lines().for_each(|line| lines.take(line.trim()));
         }
-        let mut unit = Unit { files, directory: lines.directory, ..Unit::default() };
+        let Lines { directory, user, .. } = &mut lines;
+        let (directory, user) = (directory.take(), user.take());
+        let mut unit = Unit { files, directory, user, ..Unit::default() };
         // Units have variables of their own, which begin with one percent sign.
         for assignment in &lines.environment {
             unit.variable(&assignment.replace("%%", "%"));
@@ -173,6 +188,7 @@ struct Lines {
     /// Command that starts Mattermost.
     command: String,
     directory: Option<String>,
+    user: Option<String>,
 }
 
 impl Lines {
@@ -188,6 +204,11 @@ impl Lines {
             }
             // A later line may be the empty one that takes the command back.
             "ExecStart" => self.command = value.replace("%%", "%"),
+            // A number is not a name that other messages could use.
+            "User" => {
+                let is_name = |name: &&str| name.starts_with(|c: char| c.is_ascii_alphabetic());
+                self.user = Some(value).filter(is_name).map(str::to_owned);
+            }
             "WorkingDirectory" => {
                 let path = value.trim_start_matches('-').replace("%%", "%");
                 // `~` is the home directory of a user.
