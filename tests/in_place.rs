@@ -57,6 +57,73 @@ fn an_instance_is_restored_in_place_only_with_consent() {
 }
 
 #[test]
+fn delete_keeps_settings_of_sshd_that_the_snapshot_lacks() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let ssh = gitlab.path("etc/ssh");
+    std::fs::create_dir_all(&ssh).expect("a directory");
+    std::fs::write(ssh.join("ssh_host_rsa_key"), "old").expect("writes");
+    backup(&sandbox).run().ok();
+    std::fs::create_dir(ssh.join("sshd_config.d")).expect("a directory");
+    let newer = ["sshd_config.d/ca.conf", "user_ca.pub", "ssh_host_ed25519_key"];
+    newer.iter().for_each(|name| std::fs::write(ssh.join(name), "new").expect("writes"));
+    let root = gitlab.root().display().to_string();
+    let (place, etc) = (format!("latest:{root}/etc"), format!("{root}/etc"));
+    let restore = |more: &[&str]| {
+        let words = ["restore", &place, "--target", &etc, "--delete", "--yes"];
+        sandbox.run(words.iter().chain(more)).ok()
+    };
+    let printed = restore(&[]);
+    assert!(printed.stderr.contains("user_ca.pub"), "{}", printed.all_output());
+    newer.iter().for_each(|name| assert!(ssh.join(name).exists(), "{name}"));
+    // A user who names the directory means all of it.
+    restore(&["--include", &format!("{etc}/ssh")]);
+    newer.iter().for_each(|name| assert!(!ssh.join(name).exists(), "{name}"));
+    assert_eq!(std::fs::read(ssh.join("ssh_host_rsa_key")).expect("reads"), b"old");
+}
+
+#[test]
+fn settings_of_sshd_in_a_part_of_the_user_stay_unchanged() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let etc = sandbox.path("machine/etc");
+    std::fs::create_dir_all(etc.join("ssh")).expect("directories");
+    let config = etc.join("ssh/sshd_config");
+    std::fs::write(&config, "old").expect("writes");
+    let text = format!(
+        "state = '{}'\n[stores.main]\npath = '{}'\n[instances.forge]\nkind = 'plain'\n\
+         parts.etc.path = '{}'\n",
+        sandbox.text("state"),
+        sandbox.text("store"),
+        etc.display(),
+    );
+    sandbox.write("forgekeep.toml", text);
+    backup(&sandbox).run().ok();
+    std::fs::write(&config, "new").expect("writes");
+    let place = format!("latest:{}", etc.display());
+    let target = etc.display().to_string();
+    sandbox.run(["restore", &place, "--target", &target, "--yes"]).ok();
+    assert_eq!(std::fs::read(&config).expect("reads"), b"new");
+}
+
+#[test]
+fn an_instance_below_another_root_is_restored_to_its_usual_paths_only_with_consent() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    backup(&sandbox).run().ok();
+    // Both exist on each machine of the tests; a dry run writes nothing.
+    let root = gitlab.root().display().to_string();
+    let all = format!("latest:{root}");
+    sandbox.run(["restore", &all, "--target", "/"]).fails(1, &["needs --yes"]);
+    let dry = sandbox.run(["restore", &all, "--target", "/", "--dry-run"]);
+    assert!(dry.stderr.contains("overwrites files of this machine"), "{}", dry.all_output());
+}
+
+#[test]
 fn a_restore_over_another_version_of_a_container_warns() {
     need_root();
     let gitlab = GitlabContainer::start(Builder::new());

@@ -4,6 +4,7 @@ use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
 use forge::manifest::{self, DIR, Manifest};
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,10 @@ const SSH: &str = "ssh-host-keys";
 const SSH_DIR: &str = "/etc/ssh";
 /// Names of the host keys in it begin so.
 const HOST_KEY: &[u8] = b"ssh_host_";
+/// Configuration of the package below the root of an instance.
+const CONFIG: &str = "etc/gitlab";
+/// Kind of directories without a product.
+const PLAIN: &str = "plain";
 /// Settings of sshd that are named; more are only counted.
 const NAMED: usize = 5;
 
@@ -33,6 +38,8 @@ pub struct InPlace<'a> {
     pub target: &'a Path,
     pub include: &'a Globs,
     pub exclude: &'a Globs,
+    /// True if files that the snapshot lacks are removed.
+    pub is_delete: bool,
 }
 
 impl InPlace<'_> {
@@ -46,7 +53,8 @@ impl InPlace<'_> {
             (None, Ok(Some(manifest))) => manifest.instance.clone(),
             (None, Err(_)) => "of unknown name".to_owned(),
         };
-        if !self.is_live() {
+        let is_plain = matches!(&manifest, Ok(Some(manifest)) if manifest.kind == PLAIN);
+        if !self.is_live() && (is_plain || !self.is_live_elsewhere()) {
             return Ok(Vec::new());
         }
         let target = self.target.display();
@@ -64,7 +72,7 @@ impl InPlace<'_> {
             None
         });
         if let Some(manifest) = &manifest {
-            warn_of_version(manifest, ui);
+            self.warn_of_version(manifest, ui);
         }
         let dumps = Path::new("/").join(DIR);
         if self.selects(&dumps) {
@@ -96,11 +104,27 @@ impl InPlace<'_> {
         let places = paths.iter().filter_map(|path| self.destination(path));
         let target = real(self.target);
         // A path that is missing at `/` today may exist tomorrow.
-        if target.as_deref() == Some(Path::new("/")) && self.from.is_empty() {
+        if target.as_deref() == Some(Path::new("/")) {
             return true;
         }
         let within = target.filter(|_| !self.from.is_empty() || paths.is_empty());
         places.filter_map(|place| real(&place)).chain(within).any(|place| is_of_instance(&place))
+    }
+
+    /// Returns true if a path would be restored to the path that it had below the root of its
+    /// instance, such as `/mnt/snapshot/etc/gitlab` to `/etc/gitlab`.
+    fn is_live_elsewhere(&self) -> bool {
+        let from = Path::new("/").join(OsStr::from_bytes(self.from));
+        let mut moved = self.snapshot.paths.iter().filter_map(|path| {
+            let path = Path::new(OsStr::from_bytes(path));
+            let place = self.destination(path)?.canonicalize().ok()?;
+            let source = if from.starts_with(path) { from.as_path() } else { path };
+            Some((source.to_owned(), place))
+        });
+        moved.any(|(source, place)| {
+            let inner = place.strip_prefix("/").unwrap_or(&place);
+            source != place && !inner.as_os_str().is_empty() && source.ends_with(inner)
+        })
     }
 
     /// Returns the destination of a path of the snapshot; `None` if nothing of it is restored.
@@ -130,28 +154,36 @@ impl InPlace<'_> {
     /// Settings of sshd, which may lock everybody out, are left as they are.
     fn ssh_settings(&self, manifest: Option<&Manifest>, ui: &Ui) -> Result<Vec<Vec<u8>>, Failure> {
         let mut dirs: Vec<PathBuf> = Vec::new();
-        if let Some(manifest) = manifest {
-            dirs.extend(manifest.paths_of(SSH).map(Path::to_owned));
-        } else {
-            // Without a manifest, its usual place below any root.
-            let paths =
-                self.snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
-            dirs.extend(paths.filter(|path| path.ends_with("etc/ssh")));
-            dirs.push(SSH_DIR.into());
+        let of_manifest = manifest.into_iter().flat_map(|manifest| manifest.paths_of(SSH));
+        dirs.extend(of_manifest.map(Path::to_owned));
+        // Its usual place below any root, as a path of the snapshot or within one.
+        for path in self.snapshot.paths.iter().map(|path| Path::new(OsStr::from_bytes(path))) {
+            if path.ends_with("etc/ssh") {
+                dirs.push(path.to_owned());
+            } else if path.ends_with("etc") {
+                dirs.push(path.join("ssh"));
+            } else {
+                dirs.push(path.join("etc/ssh"));
+            }
         }
+        dirs.push(SSH_DIR.into());
         dirs.sort();
         dirs.dedup();
         let mut left = Vec::new();
         for dir in dirs {
-            let dir = tree_path(&dir);
+            let place = dir;
+            let dir = tree_path(&place);
             let root = self.snapshot.root.chunk();
+            let mut known = HashSet::new();
             for entry in children(&root, &dir, self.store).flatten() {
+                known.insert(entry.path.clone());
                 let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
                 let path = Path::new("/").join(OsStr::from_bytes(&entry.path));
                 if !name.starts_with(HOST_KEY) && !self.is_named(&path) && self.selects(&path) {
                     left.push(path);
                 }
             }
+            left.extend(self.newer(&place, &known));
         }
         if !left.is_empty() {
             let shown: Vec<String> =
@@ -167,37 +199,61 @@ impl InPlace<'_> {
         Ok(left.iter().map(|path| escape(path)).collect())
     }
 
+    /// Returns the paths beside the host keys that the snapshot lacks, and that `--delete` would
+    /// remove.
+    fn newer(&self, dir: &Path, known: &HashSet<Vec<u8>>) -> Vec<PathBuf> {
+        let is_within = store::entry::is_within(&tree_path(dir), self.from);
+        let place = self.destination(dir).filter(|_| self.is_delete && is_within);
+        let entries = place.and_then(|place| place.read_dir().ok()).into_iter().flatten();
+        let paths = entries.flatten().map(|entry| dir.join(entry.file_name()));
+        let mut newer: Vec<PathBuf> = paths
+            .filter(|path| !known.contains(&tree_path(path)[..]) && !self.is_named(path))
+            .collect();
+        newer.sort();
+        newer
+    }
+
     /// Returns true if `--include` names the path.
     fn is_named(&self, path: &Path) -> bool {
         !self.include.is_empty() && self.include.covers(&tree_path(path))
     }
-}
 
-fn warn_of_version(manifest: &Manifest, ui: &Ui) {
-    let (Some(old), Some(here)) = (&manifest.product.version, version_here(manifest)) else {
-        return;
-    };
-    if *old != here {
-        ui.warn(&format!(
-            "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
-             databases of different versions are incompatible"
-        ));
+    fn warn_of_version(&self, manifest: &Manifest, ui: &Ui) {
+        let old = manifest.product.version.as_ref();
+        let Some((old, here)) = old.zip(self.version_here(manifest)) else { return };
+        if *old != here {
+            ui.warn(&format!(
+                "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
+                 databases of different versions are incompatible"
+            ));
+        }
     }
-}
 
-/// Version of the product that is installed here, or that last used the data here.
-fn version_here(manifest: &Manifest) -> Option<String> {
-    let of_data = |part: &str, file: &str| {
-        let path = manifest.paths_of(part).next()?;
-        let text = std::fs::read_to_string(path.join(file)).ok()?;
-        let number = text.trim().split('-').next()?.to_owned();
-        Some(number).filter(|number| !number.is_empty())
-    };
-    match &manifest.kind[..] {
-        "gitlab" => forge::kind::gitlab::installed(Path::new("/")).version,
-        // Each start of the container writes it.
-        "gitlab-container" => of_data("generated", "../VERSION"),
-        "docker-gitlab" => of_data("version", ""),
-        _ => None,
+    /// Version of the product that is installed here, or that last used the data here.
+    fn version_here(&self, manifest: &Manifest) -> Option<String> {
+        let of_data = |part: &str, file: &str| {
+            let path = self.destination(manifest.paths_of(part).next()?)?;
+            // `join` would end the path of a file with a slash.
+            let path = if file.is_empty() { path } else { path.join(file) };
+            let text = std::fs::read_to_string(path).ok()?;
+            let number = text.trim().split('-').next()?.to_owned();
+            Some(number).filter(|number| !number.is_empty())
+        };
+        match &manifest.kind[..] {
+            "gitlab" => forge::kind::gitlab::installed(&self.root_here(manifest)).version,
+            // Each start of the container writes it.
+            "gitlab-container" => of_data("generated", "../VERSION"),
+            "docker-gitlab" => of_data("version", ""),
+            _ => None,
+        }
+    }
+
+    /// Root of the instance that the restore changes.
+    fn root_here(&self, manifest: &Manifest) -> PathBuf {
+        let config = manifest.paths_of("config").find(|path| path.ends_with(CONFIG));
+        let place = config.and_then(|path| self.destination(path));
+        let root = place.filter(|place| place.ends_with(CONFIG));
+        let root = root.and_then(|place| Some(place.ancestors().nth(2)?.to_owned()));
+        root.unwrap_or_else(|| "/".into())
     }
 }

@@ -26,8 +26,8 @@ use store::tree::TreeReader;
 /// replaced. Owners are set by number if root runs the command.
 ///
 /// A snapshot of an instance is restored over the files of this machine only with --yes. Below the
-/// directory of sshd such a restore writes only host keys, and settings only where --include names
-/// them.
+/// directory of sshd such a restore writes only host keys, and writes or removes settings only where
+/// --include names them.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -101,6 +101,7 @@ impl Restore {
             target: &self.target,
             include: &include,
             exclude: &exclude,
+            is_delete: self.delete,
         };
         let left = in_place.look(self.yes || self.dry_run, ui).inspect_err(|_| watch.end())?;
         if !left.is_empty() {
