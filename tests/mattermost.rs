@@ -61,6 +61,12 @@ fn sign_on_needs_more_than_a_restored_database() {
     for word in ["GitLab 17.8.2 ce", "gitlabhq_production: ", "mattermost", ", complete"] {
         assert!(inspected.stdout.contains(word), "{}", inspected.all_output());
     }
+    // Each line ends with a path that `restore --include` accepts.
+    for path in ["mnt/storage2/repositories", "var/opt/gitlab/gitlab-rails/uploads"] {
+        let path = gitlab.path(path).display().to_string();
+        let has_path = inspected.stdout.lines().any(|line| line.ends_with(&path));
+        assert!(has_path, "{path}: {}", inspected.all_output());
+    }
     let inspected = configured(&sandbox, ["inspect", "--instance", "forge", "latest", "--json"]);
     let inspected = without_secrets(inspected.run().ok()).json();
     assert_eq!(inspected[0]["message_type"], "instance");

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::exit::{Failure, with_hint};
 use crate::json::{InspectSummary, InspectedSnapshot};
 use crate::report::shown;
-use crate::report::{count, local_time, size, utc_time};
+use crate::report::{local_time, size, utc_time};
 use crate::run_id::RunId;
 use crate::select;
 use crate::ui::{Ui, Watch};
@@ -14,8 +14,11 @@ use forge::manifest::{self, Dumped, Manifest};
 use forge::plan::Product;
 use forge::session::Snapshots;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use store::backup::tree_path;
 use store::store::{Purpose, Store};
+use store::tree::TreeReader;
 
 /// Inspect an instance on this machine, or its state in a snapshot
 ///
@@ -113,7 +116,10 @@ impl Inspect {
         let state = if is_complete { "complete" } else { "NOT COMPLETE" };
         let time = snapshot.start.into();
         ui.line(format!("{name}: snapshot {} of {}, {state}", id.short(), local_time(time)))?;
-        show(ui, &manifest)?;
+        let root = snapshot.root.chunk();
+        let is_stored =
+            |path: &Path| TreeReader::within(&root, &tree_path(path), &store).next().is_some();
+        show(ui, &manifest, &is_stored)?;
         ui.json(&InspectedSnapshot {
             snapshot: id.to_string(),
             time: utc_time(time),
@@ -160,8 +166,8 @@ fn unfinished(migrations: &BTreeMap<String, BTreeMap<String, u64>>) -> Vec<Strin
     left.collect()
 }
 
-/// Prints the manifest for a restore.
-fn show(ui: &Ui, manifest: &Manifest) -> Result<(), Failure> {
+/// Prints the manifest for a restore. Of the paths of parts, it prints those that the snapshot has.
+fn show(ui: &Ui, manifest: &Manifest, is_stored: &dyn Fn(&Path) -> bool) -> Result<(), Failure> {
     let line = |name: &str, text: &str| ui.line(format!("  {name:13} {}", shown(text)));
     let Product { name, version, edition, image } = &manifest.product;
     let words = [Some(name), version.as_ref(), edition.as_ref()].into_iter().flatten();
@@ -190,7 +196,13 @@ fn show(ui: &Ui, manifest: &Manifest) -> Result<(), Failure> {
     if !manifest.services.is_empty() {
         line("services", &manifest.services.join(", "))?;
     }
-    line("parts", &count(manifest.parts.len() as u64, "part"))?;
+    let width = manifest.parts.iter().map(|part| part.name.len()).max().unwrap_or_default();
+    for part in &manifest.parts {
+        for path in part.paths.iter().chain(&part.links).filter(|path| is_stored(path)) {
+            let name = format!("{:width$}", part.name);
+            line("part", &format!("{name}  {}", path.display()))?;
+        }
+    }
     for absent in &manifest.missing {
         let needed = if absent.is_required { "" } else { "  (optional)" };
         line("missing", &format!("{}: {}{needed}", absent.part, absent.looked_for))?;
