@@ -329,7 +329,7 @@ fn the_patterns_of_a_part_do_not_apply_in_another_part_below() {
     sandbox.write("w/cache/new", "skipped");
     sandbox.write("w/pages/cache/new", "extra");
     let from = sandbox.at("latest", "w");
-    sandbox.run(["restore", &from, "--target", "w", "--delete"]).ok();
+    sandbox.run(["restore", &from, "--target", "w", "--delete", "--yes"]).ok();
     assert!(sandbox.has("w/cache/new") && !sandbox.has("w/pages/cache/new"));
 }
 

@@ -32,7 +32,8 @@ pub fn start(builder: &Builder, root: &Path, repositories: &[Repository]) -> Run
         super::layout::directory(&dir, Account::root(), 0o755);
         super::layout::file(&dir.join("projects"), git(), 0o644, &projects);
         super::layout::file(&dir.join("work"), Account::root(), 0o755, script);
-        let run = format!("#!/bin/sh\nexec 2>&1\nexec chpst -u git {}/work\n", dir.display());
+        let user = if name == "mattermost" { name } else { "git" };
+        let run = format!("#!/bin/sh\nexec 2>&1\nexec chpst -u {user} {}/work\n", dir.display());
         write_service(&dir, &run);
         super::layout::link(&dir, &service.join(name));
         // An init script is sv under the name of the service.
