@@ -163,9 +163,12 @@ fn find(root: &Path, backend: &dyn Backend) -> Result<Place> {
             return other("a part of the path is not a directory");
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let is_link = root.symlink_metadata().is_ok();
-            let nothing = || Ok(Place::Empty);
-            return if is_link { other("it is a link to a missing path") } else { nothing() };
+            return match root.symlink_metadata() {
+                Ok(found) if found.is_symlink() => other("it is a link to a missing path"),
+                // Another process has just created it.
+                Ok(_) => find(root, backend),
+                Err(_) => Ok(Place::Empty),
+            };
         }
         Err(error) => return Err(unreachable(error)),
     }
