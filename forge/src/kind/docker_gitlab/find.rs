@@ -56,13 +56,13 @@ fn file_in(dir: &Path) -> Option<PathBuf> {
 fn listed_in(dir: &Path) -> Option<String> {
     let text = file::text(&dir.join(".env")).ok().flatten()?;
     let value = |wanted: &str| {
-        let values = text.lines().filter_map(|line| {
+        let mut values = text.lines().filter_map(|line| {
             let (name, value) = line.trim().split_once('=')?;
             let name = name.trim();
             let name = name.strip_prefix("export ").unwrap_or(name);
             (name == wanted).then(|| value.trim().trim_matches(['\'', '"']).to_owned())
         });
-        values.last().filter(|value| !value.is_empty())
+        values.next_back().filter(|value| !value.is_empty())
     };
     let separator = value("COMPOSE_PATH_SEPARATOR").unwrap_or_else(|| ":".into());
     value("COMPOSE_FILE")?.split(&separator).next().map(str::to_owned)
