@@ -400,6 +400,20 @@ impl Table<'_> {
         }
         catalogue.ask(what, database, &query)
     }
+
+    /// Queries rows and adds the file of each to the catalogue. `file` returns `None` for a row
+    /// without one.
+    fn files<T: DeserializeOwned>(
+        &self,
+        plan: &Plan,
+        database: &mut Connection<'_>,
+        catalogue: &mut Catalogue,
+        file: impl FnMut(T) -> Option<FileRow>,
+    ) -> Result<()> {
+        let rows = self.rows(plan, database, catalogue)?;
+        catalogue.files.extend(rows.into_iter().filter_map(file));
+        Ok(())
+    }
 }
 
 /// Converts a size from a row. Negative sizes count as unknown.
@@ -440,9 +454,7 @@ fn uploads(
         row.path.as_ref()?;
         Some(FileRow { what, part: "uploads", id, paths, size })
     };
-    let rows = table.rows(plan, database, catalogue)?;
-    catalogue.files.extend(rows.into_iter().filter_map(file));
-    Ok(())
+    table.files(plan, database, catalogue, file)
 }
 
 fn lfs_objects(
@@ -466,15 +478,14 @@ fn lfs_objects(
         store: "file_store",
         only: &[],
     };
-    let mut rows: Vec<Row> = table.rows(plan, database, catalogue)?;
-    rows.retain(|row| row.oid.len() >= 5 && row.oid.is_ascii());
-    let file = |row: Row| {
+    table.files(plan, database, catalogue, |row: Row| {
+        if row.oid.len() < 5 || !row.oid.is_ascii() {
+            return None;
+        }
         let path = dir.join(&row.oid[..2]).join(&row.oid[2..4]).join(&row.oid[4..]);
         let (id, size) = (row.id.to_string(), size(row.size));
-        FileRow { what: "lfs", part: "lfs", id, paths: vec![path], size }
-    };
-    catalogue.files.extend(rows.into_iter().map(file));
-    Ok(())
+        Some(FileRow { what: "lfs", part: "lfs", id, paths: vec![path], size })
+    })
 }
 
 fn artifacts(
@@ -558,8 +569,7 @@ fn artifacts_of_builds(
     if !database.columns(table.name)?.has("artifacts_file") {
         return Ok(()); // versions that keep all of them in a table of their own
     }
-    let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
-    catalogue.files.extend(rows.into_iter().filter_map(|row| {
+    table.files(plan, database, catalogue, |row: Row| {
         let job = row.id.to_string();
         let dir = dir.join(row.month?).join(row.project_id?.to_string()).join(&job);
         let (what, id) = ("artifacts", format!("{job} of ci_builds"));
@@ -570,8 +580,7 @@ fn artifacts_of_builds(
             paths: vec![dir.join(row.artifacts_file)],
             size: None,
         })
-    }));
-    Ok(())
+    })
 }
 
 /// A row's file, in a directory derived from its project's id.
@@ -609,9 +618,7 @@ fn of_projects(
     database: &mut Connection<'_>,
     catalogue: &mut Catalogue,
 ) -> Result<()> {
-    let rows: Vec<OfProject> = table.rows(plan, database, catalogue)?;
-    catalogue.files.extend(rows.into_iter().filter_map(|row| row.file(table.what, dir)));
-    Ok(())
+    table.files(plan, database, catalogue, |row: OfProject| row.file(table.what, dir))
 }
 
 fn pipeline_artifacts(
@@ -656,14 +663,12 @@ fn external_diffs(
     if !database.columns(table.name)?.has("external_diff") {
         return Ok(()); // versions that keep all of them in the database
     }
-    let rows: Vec<Row> = table.rows(plan, database, catalogue)?;
-    catalogue.files.extend(rows.into_iter().filter_map(|row| {
+    table.files(plan, database, catalogue, |row: Row| {
         let place = format!("merge_request_diffs/mr-{}", row.merge_request_id);
         let paths = vec![dir.join(place).join(row.external_diff?)];
         let (what, id) = ("external-diffs", row.id.to_string());
         Some(FileRow { what, part: what, id, paths, size: None })
-    }));
-    Ok(())
+    })
 }
 
 fn packages(
