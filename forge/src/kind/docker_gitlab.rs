@@ -76,7 +76,7 @@ impl Kind for DockerGitlab {
                 dir.display()
             )));
         }
-        plan.volumes = gitlab.volumes();
+        plan.volumes = gitlab.volumes().map(|(_, path)| path).collect();
         plan.product = product(gitlab, &dir, plan);
         plan.services = services(&compose);
         plan.skips_git_caches = true;

@@ -105,7 +105,7 @@ impl Kind for GitlabContainer {
                 site.wrong(format!("cannot back up container {name}: {reason}"))
             })?;
         }
-        plan.volumes = service.volumes();
+        plan.volumes = service.volumes().map(|(_, path)| path).collect();
         plan.product = product(&package, &service, plan);
         package.fill(plan)?;
         // User names are valid only in the container.

@@ -171,13 +171,13 @@ impl Service {
         image[self.repository().len()..].strip_prefix(':')
     }
 
-    /// Returns the directories of this machine that it has as volumes, without links.
-    pub fn volumes(&self) -> Vec<PathBuf> {
-        let paths = self.mounts.iter().filter_map(|mount| match &mount.source {
-            Source::Path(path) => Some(links::real(path)),
+    /// Returns the paths in the container at which it has volumes of this machine, with the paths
+    /// on this machine, without links.
+    pub fn volumes(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            Source::Path(path) => Some((mount.target.as_path(), links::real(path))),
             Source::Text(_) | Source::Memory | Source::Unknown(_) => None,
-        });
-        paths.collect()
+        })
     }
 
     /// Returns the place of a container's path, or `None` if no mount holds it.

@@ -1,6 +1,7 @@
 //! Search for compose files.
 
 use super::compose::{Compose, NAMES, Service, Surroundings};
+use super::variables::assignments;
 use crate::error::Result;
 use crate::file;
 use crate::kind::{Site, below};
@@ -55,17 +56,13 @@ fn file_in(dir: &Path) -> Option<PathBuf> {
 /// Returns the first path in `COMPOSE_FILE` of the file `.env` in a directory.
 fn listed_in(dir: &Path) -> Option<String> {
     let text = file::text(&dir.join(".env")).ok().flatten()?;
+    let all = assignments(&text);
     let value = |wanted: &str| {
-        let mut values = text.lines().filter_map(|line| {
-            let (name, value) = line.trim().split_once('=')?;
-            let name = name.trim();
-            let name = name.strip_prefix("export ").unwrap_or(name);
-            (name == wanted).then(|| value.trim().trim_matches(['\'', '"']).to_owned())
-        });
-        values.next_back().filter(|value| !value.is_empty())
+        let last = all.iter().rev().find(|(name, _)| name == wanted);
+        last.map(|(_, assigned)| assigned.text()).filter(|value| !value.is_empty())
     };
-    let separator = value("COMPOSE_PATH_SEPARATOR").unwrap_or_else(|| ":".into());
-    value("COMPOSE_FILE")?.split(&separator).next().map(str::to_owned)
+    let separator = value("COMPOSE_PATH_SEPARATOR").unwrap_or(":");
+    value("COMPOSE_FILE")?.split(separator).next().map(str::to_owned)
 }
 
 /// Returns configuration lines that name the first of the compose files found. `created` has the

@@ -71,15 +71,9 @@ impl Running {
         if is_image && is_named && self.compose.is_empty() {
             return true;
         }
-        let paths = |service: &Service| -> Vec<(PathBuf, PathBuf)> {
-            let paths = service.mounts.iter().filter_map(|mount| match &mount.source {
-                Source::Path(path) => Some((mount.target.clone(), real(path))),
-                Source::Text(_) | Source::Memory | Source::Unknown(_) => None,
-            });
-            paths.collect()
-        };
-        let (wanted, own) = (paths(service), paths(&self.service));
-        is_image && !wanted.is_empty() && wanted.iter().all(|mount| own.contains(mount))
+        let own: Vec<(&Path, PathBuf)> = self.service.volumes().collect();
+        let mut wanted = service.volumes().peekable();
+        is_image && wanted.peek().is_some() && wanted.all(|volume| own.contains(&volume))
     }
 
     /// Returns its compose files that exist.
