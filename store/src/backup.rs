@@ -120,8 +120,9 @@ pub struct Removed {
 /// Returns these paths without the store and paths in it, which are skipped with a warning. Fails
 /// if no other path remains.
 fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let is_inside = inside_of(store);
     let (inside, outside): (Vec<PathBuf>, Vec<PathBuf>) =
-        paths.iter().cloned().partition(|path| is_inside(store, path));
+        paths.iter().cloned().partition(|path| is_inside(path));
     for path in inside {
         if outside.is_empty() {
             return Err(Error::SourceIsStore(path));
@@ -132,10 +133,10 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(outside)
 }
 
-/// Returns true if an absolute path is the directory of the store, or inside it.
-fn is_inside(store: &Store, path: &Path) -> bool {
+/// Returns a test whether an absolute path is the directory of the store, or inside it.
+fn inside_of(store: &Store) -> impl Fn(&Path) -> bool {
     let root = store.root().and_then(device_and_inode);
-    root.is_some() && path.ancestors().any(|dir| device_and_inode(dir) == root)
+    move |path| root.is_some() && path.ancestors().any(|dir| device_and_inode(dir) == root)
 }
 
 fn device_and_inode(path: &Path) -> Option<(u64, u64)> {

@@ -13,6 +13,7 @@ pub use metadata::{Metadata, Refused, Rights};
 pub(crate) use unfinished::{MARK, is_mark, is_unfinished};
 
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
+use crate::glob::ends;
 use crate::random;
 use crate::source::{self, Stat, split};
 use crate::unfinished;
@@ -148,9 +149,8 @@ impl Target {
     /// Gives this user all rights to a directory and those above it, until their modes are put
     /// back. Returns true if that changed any of them.
     pub fn make_accessible(&self, dir: &[u8]) -> bool {
-        let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
         let mut is_changed = false;
-        for end in [0].into_iter().chain(ends).chain([dir.len()]) {
+        for end in std::iter::once(0).chain(ends(dir)) {
             let path = &dir[..end];
             let Ok(opened) = self.dir_at(path) else { return is_changed };
             let Ok(stat) = source::stat_open(&opened) else { return is_changed };

@@ -9,6 +9,7 @@ use super::roots::{Source, look_at_ancestor};
 use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
+use crate::glob::ends;
 use crate::walk::{Found, Root, Rules, Step, Walk};
 use std::io;
 use std::sync::Arc;
@@ -119,8 +120,8 @@ impl Merge<'_, '_> {
 
     /// Sends the directories above a source path that were not sent yet.
     fn ancestors(&mut self, source: &Source, sent: &mut Vec<Vec<u8>>) -> Result<()> {
-        let ends = source.path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
-        for path in ends.map(|end| source.path[..end].to_vec()) {
+        let above = ends(&source.path).filter(|end| *end < source.path.len());
+        for path in above.map(|end| source.path[..end].to_vec()) {
             if sent.contains(&path) {
                 continue;
             }
@@ -129,7 +130,8 @@ impl Merge<'_, '_> {
                     let entry = self.ingest.ancestor(&path, &stat, attributes);
                     self.batch.items.push(Item::Ready(entry));
                 }
-                // The tree gets a directory in its place. Reading the source shows whether it exists.
+                // The tree gets a directory in its place. Reading the source shows whether it
+                // exists.
                 Err(error) => self.ingest.metadata_unreadable(&path, &error),
             }
             sent.push(path);

@@ -7,7 +7,7 @@ use super::previous::{Comparison, Previous, Recheck};
 use super::roots::Roots;
 use super::run::{BackupState, Totals};
 use super::{
-    BackupOptions, Report, device_and_inode, is_inside, named, outside, pipeline, survey, tree_path,
+    BackupOptions, Report, device_and_inode, inside_of, named, outside, pipeline, survey, tree_path,
 };
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
@@ -53,9 +53,10 @@ impl Likeness {
     /// Drops the store and paths in it, which no backup reads.
     fn outside(mut self, store: &Store) -> Likeness {
         if let Likeness::Paths(paths) = &mut self {
+            let is_inside = inside_of(store);
+            // The name of a stream is no path of this machine.
             paths.retain(|path| {
-                let is_absolute = path.starts_with(b"/");
-                !is_absolute || !is_inside(store, Path::new(OsStr::from_bytes(path)))
+                !path.starts_with(b"/") || !is_inside(Path::new(OsStr::from_bytes(path)))
             });
         }
         self
