@@ -231,6 +231,11 @@ impl Error {
         |source| Error::StoreRead { name, source }
     }
 
+    /// Converts the error of a temporary file.
+    pub(crate) fn temporary(source: io::Error) -> Error {
+        Error::Temporary { dir: std::env::temp_dir(), source }
+    }
+
     /// Converts the error of a failed write of a file of the store.
     pub(crate) fn store_write(name: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let name = name.into();

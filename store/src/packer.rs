@@ -17,7 +17,7 @@ use crate::workspace::Workspace;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -303,7 +303,7 @@ impl KeptChunks {
     fn put(&mut self, id: ChunkId, frame: &[u8], plain_len: usize) -> Result<()> {
         let written =
             self.file.seek(SeekFrom::Start(self.len)).and_then(|_| self.file.write_all(frame));
-        written.map_err(temporary)?;
+        written.map_err(Error::temporary)?;
         self.places.insert(id, (self.len, frame.len(), plain_len));
         self.len += frame.len() as u64;
         Ok(())
@@ -314,13 +314,9 @@ impl KeptChunks {
         let Some(&(offset, len, plain_len)) = self.places.get(id) else { return Ok(None) };
         let mut frame = vec![0; len];
         let read = self.file.seek(SeekFrom::Start(offset));
-        read.and_then(|_| self.file.read_exact(&mut frame)).map_err(temporary)?;
+        read.and_then(|_| self.file.read_exact(&mut frame)).map_err(Error::temporary)?;
         Ok(Some((frame, plain_len)))
     }
-}
-
-fn temporary(source: io::Error) -> Error {
-    Error::Temporary { dir: std::env::temp_dir(), source }
 }
 
 impl Drop for Packer<'_> {

@@ -738,10 +738,7 @@ impl Opening<'_> {
             .and_then(|builder| self.fill(builder, purpose, purpose != Purpose::Read))
             .and_then(|builder| builder.finish(false, &self.store_id));
         let index = built.map_err(|error| match error.is_out_of_space() {
-            true => Error::Temporary {
-                dir: std::env::temp_dir(),
-                source: io::ErrorKind::StorageFull.into(),
-            },
+            true => Error::temporary(io::ErrorKind::StorageFull.into()),
             false => error,
         })?;
         Ok((index, dir))

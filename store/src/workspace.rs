@@ -54,10 +54,9 @@ impl Workspace {
 
     /// Creates a directory outside the workspace for the index of one process.
     pub fn temporary() -> Result<TempDir> {
-        let failed = |source| Error::Temporary { dir: std::env::temp_dir(), source };
         // A rescue system may have no place for temporary files but its memory.
         tempfile::tempdir()
-            .or_else(|error| tempfile::tempdir_in("/dev/shm").map_err(|_| failed(error)))
+            .or_else(|error| tempfile::tempdir_in("/dev/shm").map_err(|_| Error::temporary(error)))
     }
 
     /// Finds a pipe, directory or dangling link at one of the index's file names. SQLite would wait
