@@ -70,9 +70,16 @@ impl Restore<'_> {
         let (shown, dir) = (&self.root, self.target.dir());
         let search = || extra(shown, dir, self.store, root, &self.prefix, options);
         let mut found = search()?;
-        // Directories of this user that deny access are made accessible for a time.
-        while found.unseen.iter().filter(|(path, _)| self.target.make_accessible(path)).count() > 0
-        {
+        // Directories of this user that deny access are made accessible for a time. Others may be
+        // found below them.
+        loop {
+            let mut is_changed = false;
+            for (path, _) in &found.unseen {
+                is_changed |= self.target.make_accessible(path);
+            }
+            if !is_changed {
+                break;
+            }
             found = search()?;
         }
         found.warn_of_mounts(self.store, shown, &self.prefix);
