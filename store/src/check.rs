@@ -855,6 +855,7 @@ mod tests {
     use crate::segment::SegmentKind;
     use crate::store::Purpose;
     use crate::workspace::Workspace;
+    use std::io;
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
@@ -901,20 +902,40 @@ mod tests {
             when: &'static str,
             does: impl Fn() + Send + Sync + 'static,
         ) -> Report {
-            let (is_begun, is_done) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
-            let begun = Arc::clone(&is_begun);
-            let fault = move |_: Operation, name: &str| {
-                if begun.load(Relaxed) && name == when && !is_done.swap(true, Relaxed) {
+            let is_done = AtomicBool::new(false);
+            let store = self.open_then(move |_, name| {
+                if name == when && !is_done.swap(true, Relaxed) {
                     does();
                 }
                 Ok(())
+            });
+            check(&store, ReadData::All).expect("checks")
+        }
+
+        /// Opens the store for reading. From then on, calls `fault` before every operation.
+        fn open_then(
+            &self,
+            fault: impl Fn(Operation, &str) -> io::Result<()> + Send + Sync + 'static,
+        ) -> Store {
+            let is_begun = Arc::new(AtomicBool::new(false));
+            let begun = Arc::clone(&is_begun);
+            let fault = move |operation: Operation, name: &str| {
+                if begun.load(Relaxed) { fault(operation, name) } else { Ok(()) }
             };
             let backend = Arc::new(Faulty::new(self.memory.clone(), Arc::new(fault)));
             let observer = Arc::new(Silent::default());
             let store = Store::open_backend(backend, self.workspaces(), Purpose::Read, observer);
             let store = store.expect("opens");
             is_begun.store(true, Relaxed);
-            check(&store, ReadData::All).expect("checks")
+            store
+        }
+
+        /// Opens the store for reading. From then on, every read of a segment fails.
+        fn unreadable(&self, errno: rustix::io::Errno) -> Store {
+            self.open_then(move |operation, name| {
+                let is_hit = operation == Operation::Read && name.starts_with("segments/");
+                if is_hit { Err(errno.into()) } else { Ok(()) }
+            })
         }
     }
 
@@ -1008,17 +1029,7 @@ mod tests {
     /// Runs a check in which every read of a segment fails.
     fn check_unreadable(errno: rustix::io::Errno, read_data: ReadData) -> (Store, Result<Report>) {
         let beside = Beside::new();
-        let is_begun = Arc::new(AtomicBool::new(false));
-        let begun = Arc::clone(&is_begun);
-        let fault = move |operation: Operation, name: &str| {
-            let is_hit = operation == Operation::Read && name.starts_with("segments/");
-            if begun.load(Relaxed) && is_hit { Err(errno.into()) } else { Ok(()) }
-        };
-        let backend = Arc::new(Faulty::new(beside.memory.clone(), Arc::new(fault)));
-        let observer = Arc::new(Silent::default());
-        let store = Store::open_backend(backend, beside.workspaces(), Purpose::Read, observer);
-        let store = store.expect("opens");
-        is_begun.store(true, Relaxed);
+        let store = beside.unreadable(errno);
         let report = check(&store, read_data);
         (store, report)
     }
@@ -1081,22 +1092,10 @@ mod tests {
         let connection = rusqlite::Connection::open(beside.index_path()).expect("opens");
         connection.execute("DELETE FROM chunks", []).expect("changes");
         drop(connection);
-        let is_begun = Arc::new(AtomicBool::new(false));
-        let begun = Arc::clone(&is_begun);
-        let fault = move |operation: Operation, name: &str| {
-            let is_hit = operation == Operation::Read && name.starts_with("segments/");
-            let errno = rustix::io::Errno::MFILE;
-            if begun.load(Relaxed) && is_hit { Err(errno.into()) } else { Ok(()) }
-        };
-        let backend = Arc::new(Faulty::new(beside.memory.clone(), Arc::new(fault)));
-        let observer = Arc::new(Silent::default());
-        let store = Store::open_backend(backend, beside.workspaces(), Purpose::Read, observer);
-        let store = store.expect("opens");
-        is_begun.store(true, Relaxed);
+        let store = beside.unreadable(rustix::io::Errno::MFILE);
         let error = store.get(&ChunkId::of(b"one")).expect_err("cannot search");
         assert!(matches!(&error, Error::CopiesUnknown { source, .. } if source.is_transient()));
         assert!(!error.is_damage(), "{error}");
-        is_begun.store(false, Relaxed);
         let missing = beside.open(beside.workspaces(), Purpose::Read).get(&ChunkId::of(b"none"));
         assert!(missing.is_err_and(|error| error.is_damage()));
     }
