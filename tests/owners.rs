@@ -1,8 +1,37 @@
 //! Owners and modes of an instance: inspections report them, and dry restores count them.
 
-use crate::support::gitlab::{Builder, DATA};
+use crate::support::gitlab::{Builder, DATA, Gitlab};
 use crate::support::instance::{backup, configure, configured, lines, summary};
-use crate::support::sandbox::{Run, Sandbox, need_root};
+use crate::support::sandbox::{Outcome, Run, Sandbox, need_root};
+
+/// A machine with a GitLab, and the configuration of its backups.
+struct Machine {
+    gitlab: Gitlab,
+    sandbox: Sandbox,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        need_root();
+        let (gitlab, sandbox) = (Builder::new().build(), Sandbox::new());
+        configure(&sandbox, &gitlab, "");
+        Machine { gitlab, sandbox }
+    }
+
+    /// Runs a shell command in the root of the machine.
+    fn sh(&self, command: &str) {
+        Run::limited("sh").args(["-c", command]).within(self.gitlab.root()).run().ok();
+    }
+
+    fn inspect(&self) -> Outcome {
+        configured(&self.sandbox, ["inspect", "--instance", "forge"]).run()
+    }
+}
+
+/// Returns the command that an inspection printed.
+fn fix(printed: &str) -> Option<&str> {
+    printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "))
+}
 
 #[test]
 fn wrong_owners_of_the_bundled_mattermost_are_reported_with_a_working_fix() {
@@ -101,14 +130,8 @@ fn wrong_owners_and_modes_are_reported_with_a_working_fix() {
 
 #[test]
 fn directories_above_parts_must_be_accessible() {
-    need_root();
-    let gitlab = Builder::new().build();
-    let sandbox = Sandbox::new();
-    configure(&sandbox, &gitlab, "");
-    let sh = |command: &str| {
-        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
-    };
-    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let machine = Machine::new();
+    let (sh, inspect) = (|command: &str| machine.sh(command), || machine.inspect());
     for dir in ["git-data", "gitlab-rails", "gitlab-rails/shared", "redis", "../../../mnt/storage2"]
     {
         sh(&format!(
@@ -116,8 +139,7 @@ fn directories_above_parts_must_be_accessible() {
         ));
         let printed = inspect().ends_with(3).all_output();
         assert!(printed.contains("belongs to root:root with mode 0700: git"), "{dir}: {printed}");
-        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
-        sh(fix.expect("a command"));
+        sh(fix(&printed).expect("a command"));
         inspect().ok();
         sh(&format!(
             "cd {DATA}; read owner mode <owner; chown $owner {dir}; chmod $mode {dir}; rm owner"
@@ -133,17 +155,11 @@ fn directories_above_parts_must_be_accessible() {
 
 #[test]
 fn keys_readable_by_others_are_reported() {
-    need_root();
-    let gitlab = Builder::new().build();
-    let sandbox = Sandbox::new();
-    configure(&sandbox, &gitlab, "");
-    let sh = |command: &str| {
-        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
-    };
+    let machine = Machine::new();
+    let sh = |command: &str| machine.sh(command);
     sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0644 etc/ssh/ssh_host_rsa_key");
     sh("chmod 0640 etc/gitlab/gitlab-secrets.json; chmod 0664 var/opt/gitlab/.ssh/authorized_keys");
-    let printed =
-        configured(&sandbox, ["inspect", "--instance", "forge"]).run().ends_with(3).all_output();
+    let printed = machine.inspect().ends_with(3).all_output();
     for words in
         ["3 have a wrong mode", "others can read the keys", "private key that others", "chmod 0600"]
     {
@@ -153,17 +169,11 @@ fn keys_readable_by_others_are_reported() {
 
 #[test]
 fn a_service_that_cannot_reach_its_data_is_reported() {
-    need_root();
-    let gitlab = Builder::new().build();
-    let sandbox = Sandbox::new();
-    configure(&sandbox, &gitlab, "");
-    let sh = |command: &str| {
-        Run::limited("sh").args(["-c", command]).within(&gitlab.path(DATA)).run().ok();
-    };
-    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let machine = Machine::new();
+    let sh = |command: &str| machine.sh(&format!("cd {DATA}; {command}"));
+    let inspect = || machine.inspect();
     let mend = |printed: &str| {
-        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
-        sh(fix.expect("a command"));
+        sh(fix(printed).expect("a command"));
         inspect().ok();
     };
     inspect().ok();
@@ -208,14 +218,8 @@ fn a_service_that_cannot_reach_its_data_is_reported() {
 
 #[test]
 fn each_printed_command_mends_its_fault() {
-    need_root();
-    let gitlab = Builder::new().build();
-    let sandbox = Sandbox::new();
-    configure(&sandbox, &gitlab, "");
-    let sh = |command: &str| {
-        Run::limited("sh").args(["-c", command]).within(gitlab.root()).run().ok();
-    };
-    let inspect = || configured(&sandbox, ["inspect", "--instance", "forge"]).run();
+    let machine = Machine::new();
+    let (sh, inspect) = (|command: &str| machine.sh(command), || machine.inspect());
     sh("mkdir -p etc/ssh; touch etc/ssh/ssh_host_rsa_key; chmod 0600 etc/ssh/ssh_host_rsa_key");
     inspect().ok();
     let repositories = "var/opt/gitlab/git-data/repositories";
@@ -242,8 +246,7 @@ fn each_printed_command_mends_its_fault() {
     ] {
         sh(fault);
         let printed = inspect().ends_with(3).all_output();
-        let fix = printed.lines().find_map(|line| line.trim().strip_prefix("to fix them: "));
-        sh(fix.unwrap_or_else(|| panic!("{fault}: no command: {printed}")));
+        sh(fix(&printed).unwrap_or_else(|| panic!("{fault}: no command: {printed}")));
         let mended = inspect();
         assert!(mended.code() == Some(0), "{fault}: {printed}: {}", mended.all_output());
     }
