@@ -468,8 +468,8 @@ impl<'a> Connection<'a> {
         self.hidden.contains(table)
     }
 
-    /// Returns the columns of a table, which is found by its name in the search path. Returns none
-    /// if there is no such table, or if it is hidden.
+    /// Returns the columns of the table that the search path finds under this name. Returns none for
+    /// a missing or hidden table.
     pub fn columns(&mut self, table: &str) -> Result<Columns> {
         if self.hides(table) {
             return Ok(Columns(Vec::new()));
