@@ -152,6 +152,8 @@ fn contents_of_snapshots_can_be_inspected() {
     assert_eq!(found.iter().filter(|line| line["message_type"] == "match").count(), 1);
     let found = sandbox.json(["find", "read*"]);
     assert_eq!(found.iter().filter(|line| line["message_type"] == "match").count(), 2);
+    let both = sandbox.json(["find", "/**/dir/large"]);
+    assert_eq!(both[0]["snapshots"], 2, "{both:?}");
 
     let dumped = sandbox.run(["dump", &sandbox.at("latest~1", "source/readme")]).ok();
     assert_eq!(dumped.bytes, b"hello\n");

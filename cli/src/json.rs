@@ -359,15 +359,21 @@ pub struct DiffSummary {
     pub second: ReuseFigures,
 }
 
-/// A path in a snapshot that matches a pattern.
+/// A version of a path that matches a pattern, and the consecutive snapshots that contain it.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Match {
     #[serde(flatten)]
     pub node: Node,
-    /// Id of the snapshot.
+    /// Id of the first snapshot.
     pub snapshot: String,
-    /// Start of the backup (RFC 3339, UTC).
+    /// Start of its backup (RFC 3339, UTC).
     pub snapshot_time: String,
+    /// Id of the last snapshot.
+    pub last_snapshot: String,
+    /// Start of its backup (RFC 3339, UTC).
+    pub last_snapshot_time: String,
+    /// Number of these snapshots.
+    pub snapshots: u32,
 }
 
 /// Result of a search.

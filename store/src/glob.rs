@@ -6,7 +6,7 @@
 //!
 //! Patterns are bytes, as paths are: most are UTF-8, but none needs to be.
 
-use crate::entry::is_within;
+use crate::entry::{is_within, path_cmp};
 use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use regex_automata::meta::{BuildError, Regex};
@@ -79,18 +79,31 @@ pub struct Globs {
     set: GlobSet,
     /// Patterns that are not UTF-8, which [`GlobSet`] does not accept.
     foreign: Option<Regex>,
+    /// Where matches can be: one place per pattern.
+    places: Vec<Place>,
+}
+
+/// The part of a tree in which a pattern can match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// Only this path, given without its leading `/`.
+    Path(Vec<u8>),
+    /// Below this directory; it is empty if the pattern can match anywhere.
+    Below(Vec<u8>),
 }
 
 impl Globs {
     /// Parses patterns. An empty set matches nothing.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a [u8]>) -> Result<Globs> {
         let (mut builder, mut foreign) = (GlobSetBuilder::new(), Vec::new());
+        let mut places = Vec::new();
         for pattern in patterns {
             let failed = |reason: String| Error::Pattern {
                 pattern: String::from_utf8_lossy(pattern).into_owned(),
                 reason,
             };
             let (glob, is_foreign) = glob(pattern).map_err(|reason| failed(reason.into()))?;
+            places.push(Place::of(pattern));
             let glob = GlobBuilder::new(&glob).literal_separator(true).build();
             let glob = glob.map_err(|error| failed(error.kind().to_string()))?;
             if is_foreign {
@@ -108,7 +121,7 @@ impl Globs {
             [] => None,
             regexes => Some(bytes_regex(regexes).map_err(|error| failed(error.to_string()))?),
         };
-        Ok(Globs { set, foreign })
+        Ok(Globs { set, foreign, places })
     }
 
     /// Returns true if the set has no patterns.
@@ -122,10 +135,61 @@ impl Globs {
             || self.foreign.as_ref().is_some_and(|foreign| foreign.is_match(path))
     }
 
+    /// Returns true if a pattern may match one of the paths from `from` up to `until`, in path order.
+    /// `None` is the end of the tree.
+    pub fn may_match_between(&self, from: &[u8], until: Option<&[u8]>) -> bool {
+        self.places.iter().any(|place| {
+            let (path, begins) = match place {
+                Place::Path(path) => (path, path_cmp(from, path).is_le()),
+                Place::Below(dir) => (dir, path_cmp(from, dir).is_le() || is_within(from, dir)),
+            };
+            // Paths below a directory follow the directory itself.
+            let is_after = |until| path_cmp(until, path).is_gt();
+            begins && until.is_none_or(is_after)
+        })
+    }
+
     /// Returns true if a pattern matches this path or a directory above it.
     pub fn covers(&self, path: &[u8]) -> bool {
         !self.is_empty() && ends(path).any(|end| self.matches(&path[..end]))
     }
+}
+
+impl Place {
+    /// Returns the place of a valid pattern: the path up to the first part with a wildcard.
+    fn of(pattern: &[u8]) -> Place {
+        if !pattern.starts_with(b"/") {
+            return Place::Below(Vec::new());
+        }
+        let mut path: Vec<u8> = Vec::new();
+        for part in parts(pattern) {
+            let Some(name) = literal(part) else { return Place::Below(path) };
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend(name);
+        }
+        Place::Path(path)
+    }
+}
+
+/// Returns the only name that a part of a pattern matches; `None` if it has a wildcard.
+fn literal(part: &[u8]) -> Option<Vec<u8>> {
+    let mut name = Vec::with_capacity(part.len());
+    let mut bytes = part.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => name.push(*bytes.next()?),
+            b'?' | b'*' | b'[' | b']' | b'{' | b'}' => return None,
+            byte => name.push(*byte),
+        }
+    }
+    Some(name)
+}
+
+/// Returns the parts of a pattern between slashes that matter.
+fn parts(pattern: &[u8]) -> impl Iterator<Item = &[u8]> {
+    pattern.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b"."))
 }
 
 /// Patterns of which some apply only in the source path that they were made for.
@@ -189,14 +253,13 @@ fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     if pattern.contains(&0) {
         return Err("it contains a NUL byte");
     }
-    let parts = || pattern.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b"."));
-    if parts().next().is_none() {
+    if parts(pattern).next().is_none() {
         return Err("it does not name a path");
     }
-    if parts().any(|part| part == b"..") {
+    if parts(pattern).any(|part| part == b"..") {
         return Err("a pattern cannot contain `..`");
     }
-    let mut trimmed = parts().collect::<Vec<_>>().join(&b'/');
+    let mut trimmed = parts(pattern).collect::<Vec<_>>().join(&b'/');
     if pattern.starts_with(b"/") {
         trimmed.insert(0, b'/');
     }

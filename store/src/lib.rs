@@ -65,6 +65,7 @@ pub mod git;
 pub mod walk;
 
 pub mod diff;
+pub mod find;
 
 pub mod backup;
 

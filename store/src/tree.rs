@@ -300,7 +300,8 @@ pub struct Place {
 }
 
 impl Place {
-    fn root(page: &ChunkId) -> Place {
+    /// The root page of a tree.
+    pub(crate) fn root(page: &ChunkId) -> Place {
         let child = Child { first: Vec::new(), page: *page, entries: 0, bytes: 0 };
         Place { child, until: None, level: None }
     }
@@ -339,6 +340,18 @@ impl Place {
             }
         }
         Ok(page)
+    }
+
+    /// Returns the pages that an index page lists, in path order; `None` for a leaf. Reads the page
+    /// unless it must be a leaf.
+    pub(crate) fn children(&self, chunks: &dyn Chunks) -> Result<Option<Vec<Place>>> {
+        if self.level == Some(0) {
+            return Ok(None);
+        }
+        Ok(match self.open(chunks)? {
+            Page::Leaf(_) => None,
+            Page::Index { level, children } => Some(places(level, children, self.until.clone())),
+        })
     }
 
     /// All of it, lost for this reason.
@@ -829,14 +842,12 @@ pub fn outline(
     while let Some(place) = stack.pop() {
         let part = if is_known(&place) {
             OutlinePart::Known
-        } else if place.level == Some(0) {
-            OutlinePart::Leaf
         } else {
-            match place.open(chunks) {
-                Ok(Page::Leaf(_)) => OutlinePart::Leaf,
-                Ok(Page::Index { level, children }) => {
+            match place.children(chunks) {
+                Ok(None) => OutlinePart::Leaf,
+                Ok(Some(children)) => {
                     entered(&place);
-                    stack.extend(places(level, children, place.until).into_iter().rev());
+                    stack.extend(children.into_iter().rev());
                     continue;
                 }
                 Err(error) => OutlinePart::Lost(error),

@@ -5,19 +5,22 @@ use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter};
 use crate::ui::Ui;
 use clap::Args;
-use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use store::entry::{Entry, display_path};
+use store::entry::display_path;
+use store::find::{Found, Trees, Version};
 use store::glob::Globs;
-use store::id::ChunkId;
+use store::id::SnapshotId;
+use store::snapshot::Snapshot;
 use store::store::Purpose;
-use store::tree::{self, Lost, OutlinePart, TreeReader};
+use store::tree::Lost;
 
 /// Find which snapshots contain a path
 ///
 /// A pattern without / matches a name at any depth. A pattern with / matches the end of a path, or
-/// the whole path if it begins with /. Different versions are listed separately.
+/// the whole path if it begins with /. A line is printed for each version of a path, with the first
+/// and the last of the consecutive snapshots that contain it. Snapshots are consecutive among those
+/// of the same instance, or of the same machine and source paths.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -36,69 +39,101 @@ impl Find {
         let globs = Globs::new(self.patterns.iter().map(|pattern| pattern.as_bytes()))?;
         let (store, watch) = global.open(ui, Purpose::Read, "find")?;
         let snapshots = select::snapshots(&store, &self.filter)?;
-        // Many snapshots share leaves without a match. Each such leaf is read once.
-        let mut empty: HashSet<ChunkId> = HashSet::new();
-        let mut found: BTreeMap<Vec<u8>, Vec<(usize, Entry)>> = BTreeMap::new();
-        let mut lost_parts = 0u64;
-        for (number, (id, snapshot)) in snapshots.iter().enumerate() {
-            let mut lost = |lost: &Lost| {
-                lost_parts += 1;
-                let (id, span, error) = (id.short(), &lost.span, &lost.error);
-                ui.warn(&format!("cannot search {span} in snapshot {id}: {error}"));
-            };
-            let root = snapshot.root.chunk();
-            for (place, part) in tree::outline(&root, &store, &|_| false, &mut |_| {}) {
-                store.observer().progress().check()?;
-                let page = place.child.page;
-                if let OutlinePart::Lost(error) = part {
-                    lost(&place.lost(error));
-                    continue;
+        let series = Series::of(snapshots);
+        let (mut paths, mut lost_parts) = (0, 0u64);
+        let trees = series.0.iter().map(|(number, _, snapshot)| (*number, snapshot.root.chunk()));
+        store::find::find(&store, trees, &globs, &mut |found| {
+            store.observer().progress().check()?;
+            match found {
+                Found::Lost(lost, trees) => {
+                    lost_parts += 1;
+                    ui.warn(&series.warning(&lost, &trees));
+                    Ok(())
                 }
-                if empty.contains(&page) {
-                    continue;
-                }
-                let mut is_empty = true;
-                for item in TreeReader::at(place, &store) {
-                    match item {
-                        Ok(entry) if globs.matches(&entry.path) => {
-                            is_empty = false;
-                            found.entry(entry.path.clone()).or_default().push((number, entry));
-                        }
-                        Ok(_) => {}
-                        Err(part) => {
-                            is_empty = false;
-                            lost(&part);
-                        }
-                    }
-                }
-                if is_empty {
-                    empty.insert(page);
+                Found::Path(versions) => {
+                    // Signals still work while the result is printed.
+                    watch.hush();
+                    paths += 1;
+                    ui.line(format!("/{}", display_path(&versions[0].entry.path)))?;
+                    versions.iter().try_for_each(|version| series.print(version, ui))
                 }
             }
-        }
-        // Signals still work while the result is printed.
-        watch.hush();
-        for (path, versions) in &found {
-            ui.line(format!("/{}", display_path(path)))?;
-            for (number, entry) in versions {
-                let (id, snapshot) = &snapshots[*number];
-                let mtime = entry.mtime.map_or_else(|| "-".into(), local_time);
-                let (start, bytes) = (local_time(snapshot.start.into()), size(entry.size));
-                ui.line(format!("  {}  {start}  {bytes:>10}  modified {mtime}", id.short()))?;
-                ui.json(&Match {
-                    node: Node::from(entry),
-                    snapshot: id.to_string(),
-                    snapshot_time: utc_time(snapshot.start.into()),
-                })?;
-            }
-        }
-        ui.json(&FindSummary { paths: found.len(), snapshots: snapshots.len() })?;
-        ui.remark(format!(
-            "{} in {}",
-            count(found.len() as u64, "path"),
-            count(snapshots.len() as u64, "snapshot")
-        ))?;
+        })?;
+        let snapshots = series.0.len();
+        ui.json(&FindSummary { paths, snapshots })?;
+        let of = count(snapshots as u64, "snapshot");
+        ui.remark(format!("{} in {of}", count(paths as u64, "path")))?;
         watch.end();
         if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
+    }
+}
+
+/// Snapshots with numbers: consecutive within a series of the same source, oldest first, with a gap
+/// between two series.
+struct Series(Vec<(u32, SnapshotId, Snapshot)>);
+
+impl Series {
+    /// Numbers snapshots, which are given oldest first.
+    fn of(mut snapshots: Vec<(SnapshotId, Snapshot)>) -> Series {
+        snapshots.sort_by_cached_key(|(_, snapshot)| source(snapshot));
+        let mut series: Vec<(u32, SnapshotId, Snapshot)> = Vec::with_capacity(snapshots.len());
+        for (id, snapshot) in snapshots {
+            let number = series.last().map_or(0, |(number, _, last)| {
+                number + if source(last) == source(&snapshot) { 1 } else { 2 }
+            });
+            series.push((number, id, snapshot));
+        }
+        Series(series)
+    }
+
+    fn get(&self, number: u32) -> (&SnapshotId, &Snapshot) {
+        let at = self.0.binary_search_by_key(&number, |(number, ..)| *number);
+        let (_, id, snapshot) = &self.0[at.expect("a number of the series")];
+        (id, snapshot)
+    }
+
+    fn print(&self, version: &Version, ui: &Ui) -> Result<(), Failure> {
+        let Version { entry, first, last } = version;
+        let ((first_id, first_snapshot), (last_id, last_snapshot)) =
+            (self.get(*first), self.get(*last));
+        let snapshots = last - first + 1;
+        let time = |snapshot: &Snapshot| local_time(snapshot.start.into());
+        let mut of = format!("{}  {}", first_id.short(), time(first_snapshot));
+        if snapshots > 1 {
+            of += &format!(" to {}  {}", last_id.short(), time(last_snapshot));
+        }
+        let mtime = entry.mtime.map_or_else(|| "-".into(), local_time);
+        let (of_snapshots, bytes) = (count(snapshots.into(), "snapshot"), size(entry.size));
+        ui.line(format!("  {of}  {of_snapshots}  {bytes:>10}  modified {mtime}"))?;
+        ui.json(&Match {
+            node: Node::from(entry),
+            snapshot: first_id.to_string(),
+            snapshot_time: utc_time(first_snapshot.start.into()),
+            last_snapshot: last_id.to_string(),
+            last_snapshot_time: utc_time(last_snapshot.start.into()),
+            snapshots,
+        })
+    }
+
+    fn warning(&self, lost: &Lost, trees: &Trees) -> String {
+        let (first, last, number) = trees.span();
+        let (first, last) = (self.get(first).0.short(), self.get(last).0.short());
+        let snapshots = match number {
+            1 => format!("snapshot {first}"),
+            number => format!("{} from {first} to {last}", count(number.into(), "snapshot")),
+        };
+        format!("cannot search {} in {snapshots}: {}", lost.span, lost.error)
+    }
+}
+
+/// Returns what the snapshots of a series have in common: the instance, or else the machine and
+/// source paths.
+fn source(snapshot: &Snapshot) -> (Option<String>, String, Vec<Vec<u8>>) {
+    match &snapshot.instance {
+        Some(instance) => (Some(instance.name.clone()), String::new(), Vec::new()),
+        None => {
+            let paths = snapshot.paths.iter().map(|path| path.to_vec()).collect();
+            (None, snapshot.host.clone(), paths)
+        }
     }
 }
