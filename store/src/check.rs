@@ -6,13 +6,15 @@
 //! 2. the segments: their tables, and all bytes of those that are read completely,
 //! 3. the trees, down to every chunk they name.
 
+mod references;
+
 use crate::backend;
 use crate::chunks::Chunks;
 use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result, is_transient};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::index::Location;
+use crate::index::{Location, RowSum};
 use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
@@ -216,26 +218,7 @@ impl Report {
 
 /// Checks a store.
 pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
-    let mut check = Check {
-        store,
-        read_data,
-        picked: Picked::None,
-        damages: Mutex::default(),
-        damage_count: AtomicU64::new(0),
-        losses: Mutex::default(),
-        bad_chunks: Mutex::default(),
-        bad_segments: Mutex::default(),
-        needed: Mutex::default(),
-        chunks: AtomicU64::new(0),
-        last: None,
-        indexed: AtomicU64::new(0),
-        bytes_read: AtomicU64::new(0),
-        segments_read: AtomicU64::new(0),
-        foreign: AtomicU64::new(0),
-        a_foreign: Mutex::default(),
-        entries: HashMap::new(),
-        report: Report::default(),
-    };
+    let mut check = Check::new(store, read_data);
     check.config()?;
     let snapshots = check.snapshots()?;
     check.segments()?;
@@ -268,6 +251,8 @@ struct Check<'a> {
     /// Last segment in the index when the check began, because others may be added meanwhile.
     /// `None` if the index is not compared.
     last: Option<i64>,
+    /// Rows of each of its segments in the index, by the number of the segment.
+    row_sums: HashMap<i64, RowSum>,
     /// Number of table rows, of segments up to `last`, that the index locates.
     indexed: AtomicU64,
     bytes_read: AtomicU64,
@@ -309,6 +294,32 @@ enum Flaw {
     /// A slice of this chunk ends beyond it.
     #[error("chunk {0} is too short for its slice")]
     TooShort(ChunkId),
+}
+
+impl<'a> Check<'a> {
+    fn new(store: &'a Store, read_data: ReadData) -> Check<'a> {
+        Check {
+            store,
+            read_data,
+            picked: Picked::None,
+            damages: Mutex::default(),
+            damage_count: AtomicU64::new(0),
+            losses: Mutex::default(),
+            bad_chunks: Mutex::default(),
+            bad_segments: Mutex::default(),
+            needed: Mutex::default(),
+            chunks: AtomicU64::new(0),
+            last: None,
+            row_sums: HashMap::new(),
+            indexed: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            segments_read: AtomicU64::new(0),
+            foreign: AtomicU64::new(0),
+            a_foreign: Mutex::default(),
+            entries: HashMap::new(),
+            report: Report::default(),
+        }
+    }
 }
 
 impl Check<'_> {
@@ -380,7 +391,11 @@ impl Check<'_> {
         //
         // A user who may not write the index cannot lock it, and could see half of a change.
         if !self.store.index.is_read_only() {
-            self.last = self.of_index(self.store.index.last_number())?;
+            let index = &self.store.index;
+            let found = index.last_number().and_then(|last| Ok((last, index.row_sums(last)?)));
+            if let Some((last, row_sums)) = self.of_index(found)? {
+                (self.last, self.row_sums) = (Some(last), row_sums);
+            }
         }
         let list = |shard| match self.store.list_shard(shard) {
             Ok(listed) => {
@@ -423,21 +438,19 @@ impl Check<'_> {
             progress.add(1, 0);
             Ok(())
         })?;
-        self.rows_too_many()
+        self.rows_too_many();
+        self.row_sums = HashMap::new();
+        Ok(())
     }
 
     /// Compares the number of rows in the index with the number that the tables led to.
-    fn rows_too_many(&self) -> Result<()> {
-        let Some(last) = self.last else { return Ok(()) };
-        let in_index = self.store.index.chunk_count_up_to(last);
-        let Some(in_index) = self.of_index(in_index)? else { return Ok(()) };
-        // Rows may leave a damaged segment meanwhile, which lowers the count.
+    fn rows_too_many(&self) {
+        let in_index: u64 = self.row_sums.values().map(|sum| sum.rows).sum();
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
         if self.bad_segments.lock().is_empty() && too_many > 0 {
             let reason = format!("it lists {too_many} of {in_index} chunks in wrong places");
             self.damage(Object::Index, reason);
         }
-        Ok(())
     }
 
     fn segment(&self, id: &SegmentId, len: u64) -> Result<()> {
@@ -533,8 +546,12 @@ impl Check<'_> {
     fn index_rows(&self, id: &SegmentId, rows: &[Row]) -> Result<()> {
         let Some(last) = self.last else { return Ok(()) };
         let Some(number) = self.of_index(self.store.index.number(id))? else { return Ok(()) };
-        if number.is_none_or(|number| number > last) {
+        let Some(number) = number.filter(|number| *number <= last) else {
             // Published after the check began: its writer adds it to the index.
+            return Ok(());
+        };
+        if self.row_sums.get(&number).copied().unwrap_or_default() == RowSum::of(rows) {
+            self.indexed.fetch_add(rows.len() as u64, Relaxed);
             return Ok(());
         }
         for row in rows {
@@ -625,8 +642,18 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Returns true if all tables agree with the index, and no damage is known.
+    fn is_undamaged(&self) -> bool {
+        self.last.is_some()
+            && self.damage_count.load(Relaxed) == 0
+            && self.store.index.damaged().is_ok_and(|damaged| damaged.is_empty())
+    }
+
     /// Walks the pages of all snapshots. Pages found whole are checked only once.
     fn trees(&mut self, snapshots: &[(SnapshotId, Snapshot)]) -> Result<()> {
+        if self.is_undamaged() && references::are_all_sound(self, snapshots)? {
+            return Ok(());
+        }
         let mut whole_pages: HashSet<u128> = HashSet::new();
         for (id, snapshot) in snapshots {
             let mut entered = Vec::new();

@@ -8,9 +8,11 @@
 
 mod builder;
 mod records;
+mod scan;
 
 pub use builder::{Builder, remove_unfinished};
 pub use records::Position;
+pub use scan::RowSum;
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
@@ -383,16 +385,6 @@ impl Index {
             transaction.execute("UPDATE segments SET healthy = 0 WHERE name = ?1", [name])?;
             transaction.execute("DELETE FROM whole", [])?;
             Ok(transaction.commit()?)
-        })
-    }
-
-    /// Returns the number of chunks that point to segments up to this number. Reads the whole
-    /// index.
-    pub fn chunk_count_up_to(&self, number: i64) -> Result<u64> {
-        self.with(|connection| {
-            let count = "SELECT count(*) FROM chunks WHERE segment <= ?1";
-            let count: i64 = connection.query_row(count, [number], |row| row.get(0))?;
-            Ok(count as u64)
         })
     }
 
