@@ -432,6 +432,48 @@ fn opening_a_store_does_not_worsen_a_flipped_bit() {
 }
 
 #[test]
+fn a_backup_that_meets_damage_stores_it_again_or_reports_the_loss() {
+    let sample = Sample::new();
+    let bench = Bench::new(&sample);
+    let expected = things(&sample.source);
+    let (mut met, mut lost) = (0, 0);
+    for (name, bytes) in sample.files() {
+        if !name.starts_with("segments/") {
+            continue;
+        }
+        for at in (0..bytes.len()).step_by(23) {
+            bench.put_index(Some(&sample.index));
+            let what = format!("{name} byte {at} of {}", bytes.len());
+            let memory = sample.with(&name, Some(flip(&bytes, at)));
+            let back_up = || {
+                let (store, _) = bench.open(&memory, Purpose::Write).expect("opens");
+                let report = stores::back_up(&store, &[&sample.source], &stores::backup_options());
+                let report = report.unwrap_or_else(|error| panic!("{what}: {error}"));
+                (report.snapshot.expect("a snapshot"), report.damage)
+            };
+            let (mut snapshot, Some(damage)) = back_up() else { continue };
+            met += 1;
+            if damage.lost > 0 {
+                lost += 1;
+                let next = back_up();
+                assert_eq!(next.1.map_or(0, |damage| damage.lost), 0, "{what}");
+                snapshot = next.0;
+            }
+            let (store, _) = bench.open(&memory, Purpose::Read).expect("opens");
+            let root = store.snapshot(&snapshot).expect("reads").root.chunk();
+            let target = bench.dir.path().join("target");
+            let source = sample.source.strip_prefix("/").expect("absolute");
+            let path = source.to_str().expect("plain").as_bytes();
+            store::restore::restore(&store, &root, path, &target, &restore_options())
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(things(&target) == expected, "{what}: the new snapshot lacks something");
+            fs::remove_dir_all(&target).expect("removes");
+        }
+    }
+    assert!(met > 20, "{met} met, {lost} of them with losses");
+}
+
+#[test]
 fn a_flipped_bit_in_a_small_file_loses_nothing() {
     assert_eq!(flip_all("snapshots/"), 0);
     flip_then_open("snapshots/", 5);

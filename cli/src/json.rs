@@ -157,6 +157,8 @@ pub struct CheckSummary {
     pub snapshots: u64,
     /// Number of snapshots that are dated in the future.
     pub snapshots_from_future: u64,
+    /// Number of snapshots of a newer version of the program, which were not checked.
+    pub snapshots_newer: u64,
     /// Number of segments checked.
     pub segments: u64,
     /// Number of segments read completely.

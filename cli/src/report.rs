@@ -122,7 +122,7 @@ pub fn reuse(statistics: &Statistics) -> Option<String> {
 /// Returns a warning about skipped snapshot records, or `None` if there are none.
 pub fn skipped_records(records: u64) -> Option<String> {
     let text = format!(
-        "skipped {}: unreadable or dated in the future; check the disk and the clock of this machine",
+        "skipped {}: unreadable, dated in the future or of a newer version; `forgekeep check` names them",
         count(records, "snapshot record")
     );
     (records > 0).then_some(text)

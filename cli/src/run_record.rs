@@ -53,9 +53,11 @@ pub struct RunRecord {
     pub statistics: Statistics,
     /// Sum of new, changed and unmodified files.
     pub total_files_processed: u64,
-    /// Files of the parent that are not in the snapshot; null if unknown.
+    /// Files of the parent that are gone; null if unknown. Those that this backup skipped do not
+    /// count.
     pub files_removed: Option<u64>,
-    /// Directories of the parent that are not in the snapshot; null if unknown.
+    /// Directories of the parent that are gone; null if unknown. Those that this backup skipped do
+    /// not count.
     pub dirs_removed: Option<u64>,
     /// Number of files, by reason, that look like packs or dumps but were stored like any other file.
     pub files_stored_plainly: BTreeMap<&'static str, u64>,
@@ -63,7 +65,7 @@ pub struct RunRecord {
     pub damage: Option<DamageFound>,
     /// Number of paths that are missing from the snapshot or lack metadata there.
     pub errors: u64,
-    /// Number of snapshot records that are unreadable or dated in the future.
+    /// Number of snapshot records that are unreadable, dated in the future or of a newer version.
     pub snapshots_passed_over: u64,
     /// Figures of an instance; missing if paths were backed up.
     #[serde(flatten)]
@@ -82,17 +84,19 @@ pub enum RunResult {
     Failed,
 }
 
-/// Damage that a backup found in older snapshots. The new snapshot does not use it.
+/// Damage that a backup found in older snapshots.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct DamageFound {
     /// Ids of the damaged segments.
     pub segments: Vec<String>,
-    /// Number of chunks that cannot be read any more or are in no segment.
+    /// Number of chunks in damaged segments or in no segment.
     pub chunks: u64,
     /// Number of unchanged files that were stored again.
     pub files_stored_again: u64,
     /// Number of older snapshots that may have missing data.
     pub older_snapshots: u64,
+    /// Number of paths of the new snapshot that need lost data. The next backup stores them again.
+    pub paths_lost: u64,
 }
 
 /// Figures of a run that backed up an instance.
@@ -180,8 +184,10 @@ impl RunRecord {
     /// Returns the record of a backup of paths.
     pub fn of_paths(frame: Frame, report: &Report) -> RunRecord {
         let mut record = RunRecord::of(frame, report);
+        let lost = record.damage.as_ref().map_or(0, |damage| damage.paths_lost);
         let lack = (record.errors > 0).then(|| lacks_paths(record.errors));
-        record.finish(record.errors == 0 && !report.is_empty, lack.into_iter().collect());
+        let is_good = record.errors == 0 && lost == 0 && !report.is_empty;
+        record.finish(is_good, lack.into_iter().collect());
         record
     }
 
@@ -213,6 +219,7 @@ impl RunRecord {
             chunks: damage.chunks,
             files_stored_again: damage.files,
             older_snapshots: damage.older_snapshots,
+            paths_lost: damage.lost,
         });
         RunRecord {
             snapshot_id: report.snapshot.map(|id| id.to_string()),

@@ -417,6 +417,12 @@ impl<'j> Session<'j> {
             self.failures
                 .push(format!("cannot read metadata of {paths} paths; content is in the snapshot"));
         }
+        let lost = report.damage.as_ref().map_or(0, |damage| damage.lost);
+        if lost > 0 {
+            self.failures.push(format!(
+                "{lost} paths of the snapshot need data that the store has lost; run the backup again"
+            ));
+        }
         Ok(Outcome {
             report,
             manifest,

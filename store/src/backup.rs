@@ -102,7 +102,8 @@ pub struct Report {
     pub skipped_records: u64,
     /// Number of files, by reason, that looked special but were stored like any other file.
     pub stored_plainly: BTreeMap<&'static str, u64>,
-    /// Damage found in older snapshots. The new snapshot does not use damaged chunks.
+    /// Damage found in older snapshots. The new snapshot does not use damaged chunks, except those
+    /// of `lost` entries.
     pub damage: Option<Damage>,
     /// True if the snapshot holds only the named directories and those above them.
     pub is_empty: bool,

@@ -14,7 +14,7 @@ use crate::config;
 use crate::entry::{Content, Entry, display_path};
 use crate::error::{Error, Result, is_transient};
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::index::{Location, RowSum};
+use crate::index::RowSum;
 use crate::limits;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
@@ -186,6 +186,8 @@ pub struct Loss {
 pub struct Report {
     /// Number of snapshots checked.
     pub snapshots: u64,
+    /// Snapshots of a newer version of the program, which were not checked.
+    pub newer: Vec<SnapshotId>,
     /// Number of segments checked.
     pub segments: u64,
     /// Number of segments read completely.
@@ -243,6 +245,10 @@ struct Check<'a> {
     damage_count: AtomicU64,
     losses: Mutex<Losses>,
     bad_chunks: Mutex<HashSet<ChunkId>>,
+    /// Chunks that snapshots need and no segment has, up to a limit.
+    missing_chunks: Mutex<HashSet<ChunkId>>,
+    /// Segments that the index called damaged when the check began.
+    marked: HashSet<SegmentId>,
     /// Damaged segments.
     bad_segments: Mutex<HashSet<SegmentId>>,
     /// Those from which a snapshot still needs an intact chunk.
@@ -306,6 +312,8 @@ impl<'a> Check<'a> {
             damage_count: AtomicU64::new(0),
             losses: Mutex::default(),
             bad_chunks: Mutex::default(),
+            missing_chunks: Mutex::default(),
+            marked: HashSet::new(),
             bad_segments: Mutex::default(),
             needed: Mutex::default(),
             chunks: AtomicU64::new(0),
@@ -373,6 +381,7 @@ impl Check<'_> {
                 }
                 Err(_) if !snapshot::list(backend)?.contains(&id) => {} // removed meanwhile
                 Err(error) if error.is_transient() => return Err(error),
+                Err(Error::Newer { .. }) => self.report.newer.push(id),
                 Err(error) => {
                     self.damage(object, &error);
                     let (path, reason) = ("/".to_owned(), error.to_string());
@@ -387,6 +396,7 @@ impl Check<'_> {
 
     fn segments(&mut self) -> Result<()> {
         let progress = self.store.observer().progress();
+        self.marked = self.of_index(self.store.index.damaged())?.unwrap_or_default();
         // Before the listing: all segments of the index are then listed.
         //
         // A user who may not write the index cannot lock it, and could see half of a change.
@@ -447,7 +457,10 @@ impl Check<'_> {
     fn rows_too_many(&self) {
         let in_index: u64 = self.row_sums.values().map(|sum| sum.rows).sum();
         let too_many = in_index.saturating_sub(self.indexed.load(Relaxed));
-        if self.bad_segments.lock().is_empty() && too_many > 0 {
+        let is_unlisted = |damage: &Damage| {
+            matches!(damage.object, Object::Segment(_) | Object::Segments | Object::Shard(_))
+        };
+        if too_many > 0 && !self.damages.lock().iter().any(is_unlisted) {
             let reason = format!("it lists {too_many} of {in_index} chunks in wrong places");
             self.damage(Object::Index, reason);
         }
@@ -618,6 +631,8 @@ impl Check<'_> {
                 self.bad_segment(id, &"its content does not match its id")
             }
             Ok(()) if is_bad => self.bad_segment(id, &"its table does not match its chunks"),
+            // An earlier read may have failed because of the connection to the disk.
+            Ok(()) if self.marked.contains(id) => self.to_index(self.store.index.set_healthy(id)),
             Ok(()) => Ok(()),
         }
     }
@@ -647,6 +662,44 @@ impl Check<'_> {
         self.last.is_some()
             && self.damage_count.load(Relaxed) == 0
             && self.store.index.damaged().is_ok_and(|damaged| damaged.is_empty())
+    }
+
+    /// Records a chunk that a snapshot needs and that cannot be read.
+    fn unreadable_chunk(&self, error: &Error) -> Result<()> {
+        match error {
+            Error::ChunkDamaged { chunk, segment, reason } => {
+                if self.bad_chunks.lock().insert(*chunk) {
+                    self.damage(Object::Chunk(*chunk, *segment), reason);
+                    self.to_index(self.store.index.set_damaged(segment))?;
+                }
+            }
+            Error::ChunkMissing(chunk) => {
+                let mut missing = self.missing_chunks.lock();
+                if missing.len() < DAMAGES_MAX {
+                    missing.insert(*chunk);
+                }
+            }
+            Error::StoreRead { name, source } if error.is_damage() => {
+                let id = segment::id_of(name);
+                if let Some(id) = id.filter(|id| !self.bad_segments.lock().contains(id)) {
+                    self.bad_segment(&id, source)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Reports the chunks that no segment has: a segment file is gone.
+    fn missing_chunks(&self) {
+        let missing = self.missing_chunks.lock().len();
+        if missing > 0 {
+            let more = if missing < DAMAGES_MAX { "" } else { "more than " };
+            let reason = format!(
+                "{more}{missing} chunks that snapshots need are in no segment; a file is missing"
+            );
+            self.damage(Object::Segments, reason);
+        }
     }
 
     /// Walks the pages of all snapshots. Pages found whole are checked only once.
@@ -692,6 +745,7 @@ impl Check<'_> {
             }
             losses.kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
         }
+        self.missing_chunks();
         Ok(())
     }
 
@@ -699,7 +753,10 @@ impl Check<'_> {
     fn trouble(&self, chunk: &ChunkId) -> Result<Option<Error>> {
         let location = match self.store.locate(chunk) {
             Ok(location) => location,
-            Err(error) if error.is_damage() => return Ok(Some(error)),
+            Err(error) if error.is_damage() => {
+                self.unreadable_chunk(&error)?;
+                return Ok(Some(error));
+            }
             Err(error) => return Err(error),
         };
         let is_suspect = !location.is_healthy
@@ -708,20 +765,10 @@ impl Check<'_> {
         if !is_suspect {
             return Ok(None);
         }
-        self.note_need(chunk, &location);
-        match self.store.get(chunk) {
+        match self.get(chunk) {
             Ok(_) => Ok(None),
             Err(error) if error.is_damage() => Ok(Some(error)),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Records the damaged segment that holds an intact chunk of a snapshot.
-    fn note_need(&self, chunk: &ChunkId, location: &Location) {
-        if self.bad_segments.lock().contains(&location.segment)
-            && self.store.read_location(chunk, location, &mut Vec::new()).is_ok()
-        {
-            self.needed.lock().insert(location.segment);
         }
     }
 
@@ -804,7 +851,7 @@ impl Check<'_> {
         let mut plain_len = u64::from(self.store.locate(chunk)?.plain_len);
         if end > plain_len {
             // The index may be wrong about the length; the chunk itself is not.
-            plain_len = match self.store.get(chunk) {
+            plain_len = match self.get(chunk) {
                 Ok(plain) => plain.len() as u64,
                 Err(error) if error.is_damage() => return Ok(Some(Flaw::Damage(error))),
                 Err(error) => return Err(error),
@@ -862,12 +909,17 @@ fn set_aside(report: &mut Report, superseded: &HashSet<SegmentId>) {
 /// Reads the chunks of trees and recipes, and records the damaged segments that hold them.
 impl Chunks for Check<'_> {
     fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        if !self.bad_segments.lock().is_empty()
-            && let Ok(location) = self.store.locate(id)
-        {
-            self.note_need(id, &location);
+        let segment = match self.store.read(id, plain) {
+            Ok(segment) => segment,
+            Err(error) => {
+                self.unreadable_chunk(&error)?;
+                return Err(error);
+            }
+        };
+        if self.bad_segments.lock().contains(&segment) {
+            self.needed.lock().insert(segment);
         }
-        self.store.get_into(id, plain)
+        Ok(())
     }
 }
 
@@ -975,6 +1027,52 @@ mod tests {
             packer.put(SegmentKind::Data, chunk).expect("puts");
         }
         packer.finish().expect("finishes");
+    }
+
+    #[test]
+    fn a_snapshot_of_a_newer_version_is_not_damage() {
+        let beside = Beside::new();
+        let store = beside.open(beside.workspaces(), Purpose::Read);
+        let newer = Snapshot { version: snapshot::VERSION + 1, ..snapshot::example() };
+        let id = newer.write(&beside.memory, store.codec).expect("writes");
+        let report = check(&store, ReadData::All).expect("checks");
+        assert!(report.is_clean() && report.newer == [id], "{report:?}");
+    }
+
+    #[test]
+    fn a_damaged_segment_with_the_only_copy_is_needed() {
+        let beside = Beside::new();
+        let store = beside.open(beside.workspaces(), Purpose::Write);
+        let packer = Packer::new(&store, false);
+        let chunk = packer.put(SegmentKind::Data, b"content").expect("puts").id;
+        let mut file = Entry::new(b"file".to_vec(), crate::entry::EntryKind::File, 0o644);
+        let extents = vec![Extent::Slice { chunk, offset: 0, len: 7 }];
+        file.size = 7;
+        file.content = Content::Recipe(crate::recipe::Recipe { level: 0, extents });
+        let mut tree = tree::TreeWriter::default();
+        tree.push(&file, &packer).expect("pushes");
+        let root = tree.finish(&packer).expect("finishes");
+        packer.finish().expect("finishes");
+        let record = Snapshot { root: snapshot::Id(*root.as_bytes()), ..snapshot::example() };
+        record.write(&beside.memory, store.codec).expect("writes");
+        // A byte is missing before the chunks. Only a search finds them then.
+        let names: Vec<String> = beside.memory.with_files(|files| {
+            files.keys().filter(|name| name.starts_with("segments/")).cloned().collect()
+        });
+        for name in names {
+            let whole = beside.memory.with_files(|files| files[&name].clone());
+            let cut = [&whole[..40], &whole[41..]].concat();
+            beside.memory.with_files(|files| files.insert(name.clone(), cut));
+            let store = beside.open_then(|_, _| Ok(()));
+            let is_used = store.get(&chunk).is_ok() && store.get(&root).is_ok();
+            let report = check(&store, ReadData::None).expect("checks");
+            let is_aside = !report.superseded.is_empty();
+            beside.memory.with_files(|files| files.remove(&name));
+            let store = beside.open_then(|_, _| Ok(()));
+            let is_lost = store.get(&chunk).is_err() || store.get(&root).is_err();
+            assert!(!(is_used && is_lost && is_aside), "{name}: {report:?}");
+            beside.memory.with_files(|files| files.insert(name.clone(), whole));
+        }
     }
 
     #[test]

@@ -3,10 +3,12 @@
 
 use crate::error::Error;
 use crate::id::{ChunkId, SegmentId};
+use crate::segment;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Number of chunks and files counted exactly; further ones may be counted twice.
 const KNOWN_MAX: usize = 1 << 20;
@@ -17,6 +19,8 @@ const NAMED_MAX: usize = 3;
 #[derive(Debug, Default)]
 pub(crate) struct DamageLog {
     met: Mutex<Met>,
+    /// True if damage was found in a segment.
+    has_segments: AtomicBool,
     hasher: RandomState,
 }
 
@@ -31,19 +35,22 @@ struct Met {
 pub struct Damage {
     /// Damaged segments.
     pub segments: BTreeSet<SegmentId>,
-    /// Number of chunks that cannot be read any more or are in no segment.
+    /// Number of chunks in damaged segments or in no segment.
     pub chunks: u64,
     /// Number of unchanged files that were stored again.
     pub files: u64,
     /// Number of existing snapshots that may have missing data.
     pub older_snapshots: u64,
+    /// Number of entries of the new snapshot that need lost chunks. They were taken over unchanged
+    /// before the damage was found.
+    pub lost: u64,
 }
 
 impl DamageLog {
     /// Records an unusable chunk.
     pub fn chunk(&self, id: &ChunkId, segment: Option<SegmentId>) {
+        segment.into_iter().for_each(|segment| self.segment(segment));
         let mut met = self.met.lock();
-        met.damage.segments.extend(segment);
         let is_new = met.is_new(self.hasher.hash_one(id));
         met.damage.chunks += u64::from(is_new);
     }
@@ -53,11 +60,27 @@ impl DamageLog {
         match error {
             Error::ChunkDamaged { chunk, segment, .. } => self.chunk(chunk, Some(*segment)),
             Error::ChunkMissing(chunk) => self.chunk(chunk, None),
-            Error::SegmentDamaged { segment, .. } => {
-                self.met.lock().damage.segments.insert(*segment);
+            Error::SegmentDamaged { segment, .. } => self.segment(*segment),
+            Error::StoreRead { name, .. } if error.is_damage() => {
+                segment::id_of(name).into_iter().for_each(|id| self.segment(id));
             }
             _ => {}
         }
+    }
+
+    fn segment(&self, id: SegmentId) {
+        self.met.lock().damage.segments.insert(id);
+        self.has_segments.store(true, Relaxed);
+    }
+
+    /// Returns true if damage was found in a segment.
+    pub fn has_segments(&self) -> bool {
+        self.has_segments.load(Relaxed)
+    }
+
+    /// Returns true if damage was found in this segment.
+    pub fn has(&self, segment: &SegmentId) -> bool {
+        self.has_segments() && self.met.lock().damage.segments.contains(segment)
     }
 
     /// Records an unchanged file that is stored again.
@@ -98,14 +121,19 @@ impl fmt::Display for Damage {
             if more > 0 {
                 write!(f, " and {more} more")?;
             }
-            write!(f, " damaged: {} unreadable", count(self.chunks, "chunk"))?;
+            write!(f, " damaged: {} in doubt", count(self.chunks, "chunk"))?;
         }
         write!(
             f,
             "; {} stored again; up to {} may lack data: run `forgekeep check`",
             count(self.files, "unchanged file"),
             count(self.older_snapshots, "older snapshot")
-        )
+        )?;
+        if self.lost > 0 {
+            let paths = count(self.lost, "path");
+            write!(f, "; this snapshot lacks {paths} as well: run the backup again")?;
+        }
+        Ok(())
     }
 }
 
@@ -130,7 +158,7 @@ mod tests {
         assert_eq!(
             damage.to_string(),
             format!(
-                "segment {segment} damaged: 2 chunks unreadable; 1 unchanged file stored \
+                "segment {segment} damaged: 2 chunks in doubt; 1 unchanged file stored \
                  again; up to 2 older snapshots may lack data: run `forgekeep check`"
             )
         );

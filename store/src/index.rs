@@ -388,6 +388,15 @@ impl Index {
         })
     }
 
+    /// Marks a segment as healthy after all of its bytes were read and found intact.
+    pub fn set_healthy(&self, segment: &SegmentId) -> Result<()> {
+        self.with(|connection| {
+            let healthy = "UPDATE segments SET healthy = 1 WHERE name = ?1";
+            connection.execute(healthy, [segment.as_bytes()])?;
+            Ok(())
+        })
+    }
+
     /// Returns the number of different chunks.
     pub fn chunk_count(&self) -> Result<u64> {
         self.with(|connection| {

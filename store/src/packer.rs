@@ -163,7 +163,7 @@ impl<'a> Packer<'a> {
                 return Ok(Stored { id, is_new: false });
             }
         }
-        if self.store.index.has(&id)? {
+        if self.is_stored(&id)? {
             self.claimed.lock().remove(&id);
             return Ok(Stored { id, is_new: false });
         }
@@ -180,6 +180,19 @@ impl<'a> Packer<'a> {
             self.added.stored_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
             Ok(Stored { id, is_new: true })
         })
+    }
+
+    /// Returns true if a segment has the chunk in which no damage is known.
+    fn is_stored(&self, id: &ChunkId) -> Result<bool> {
+        let Some(location) = self.store.index.find(id)? else { return Ok(false) };
+        if location.is_healthy && self.store.damage.has(&location.segment) {
+            if !self.is_dry {
+                // The rows of the new copy replace those of a damaged segment only.
+                self.store.index.set_damaged(&location.segment)?;
+            }
+            return Ok(false);
+        }
+        Ok(location.is_healthy)
     }
 
     fn slot(&self, kind: SegmentKind) -> MutexGuard<'_, Option<OpenSegment>> {

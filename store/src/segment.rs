@@ -303,6 +303,11 @@ pub fn file_name(id: &SegmentId) -> String {
     format!("segments/{}/{hex}", &hex[..2])
 }
 
+/// Returns the segment that has this file name, if it is the name of one.
+pub fn id_of(name: &str) -> Option<SegmentId> {
+    SegmentId::from_hex(name.rsplit('/').next()?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

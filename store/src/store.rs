@@ -363,26 +363,34 @@ impl Store {
     }
 
     /// Reads the plain bytes of a chunk at a location that the index returned, verified against its
-    /// id. Reads another copy of the chunk if this location fails or is `None`.
+    /// id. Reads another copy of the chunk if this location fails or is `None`. Returns the segment
+    /// that was read.
     fn chunk_at(
         &self,
         id: &ChunkId,
         location: Option<&Location>,
         plain: &mut Vec<u8>,
-    ) -> Result<()> {
+    ) -> Result<SegmentId> {
         let error = match location {
             Some(location) => match self.read_location(id, location, plain) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(location.segment),
                 Err(error) => error,
             },
             None => Error::ChunkMissing(*id),
         };
         for other in self.copies(id, location.is_some())? {
             if location != Some(&other) && self.read_location(id, &other, plain).is_ok() {
-                return Ok(());
+                return Ok(other.segment);
             }
         }
         Err(error)
+    }
+
+    /// Reads a chunk. Returns the segment that was read.
+    pub(crate) fn read(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<SegmentId> {
+        // An unreadable index counts as an index without the chunk.
+        let location = self.index.find(id).ok().flatten();
+        self.chunk_at(id, location.as_ref(), plain)
     }
 
     /// Finds a chunk. Searches the segment tables if the index does not have it.
@@ -464,9 +472,7 @@ impl Store {
 
 impl Chunks for Store {
     fn get_into(&self, id: &ChunkId, plain: &mut Vec<u8>) -> Result<()> {
-        // An unreadable index counts as an index without the chunk.
-        let location = self.index.find(id).ok().flatten();
-        self.chunk_at(id, location.as_ref(), plain)
+        self.read(id, plain).map(drop)
     }
 
     /// Reads segments from front to back, on all cores.
@@ -484,7 +490,7 @@ impl Chunks for Store {
             }
             PLAIN.with_borrow_mut(|plain| {
                 let read = self.chunk_at(&ids[*number], location.as_ref(), plain);
-                if each(*number, read.map(|()| &plain[..])).is_break() {
+                if each(*number, read.map(|_| &plain[..])).is_break() {
                     is_over.store(true, Relaxed);
                 }
             });

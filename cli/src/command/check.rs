@@ -52,12 +52,19 @@ impl Check {
                  machine's clock"
             ));
         }
+        for snapshot in &report.newer {
+            ui.warn(&format!(
+                "a newer version of forgekeep wrote snapshot {}; it was not checked; upgrade \
+                 forgekeep",
+                snapshot.short()
+            ));
+        }
         superseded(ui, &report);
         let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
         // The exit code must be right even if printing the result failed.
         match report.is_clean() {
             false => Err(Failure::Damaged),
-            true if !future.is_empty() => Err(Failure::Partial),
+            true if !future.is_empty() || !report.newer.is_empty() => Err(Failure::Partial),
             true => shown,
         }
     }
@@ -119,6 +126,7 @@ fn show(
     ui.json(&CheckSummary {
         snapshots: report.snapshots,
         snapshots_from_future: future as u64,
+        snapshots_newer: report.newer.len() as u64,
         segments: report.segments,
         segments_read: report.segments_read,
         bytes_read: report.bytes_read,
@@ -154,14 +162,17 @@ fn show(
         count(report.loss_count, "path")
     ))?;
     let has = |is_such: fn(&Object) -> bool| report.damages.iter().any(|of| is_such(&of.object));
-    if has(|object| object.segment().is_some()) {
+    if has(|object| object.segment().is_some()) || report.loss_count > 0 {
         ui.remark(match report.loss_count {
             0 => "nothing is lost yet; the next backup stores again what its sources still contain",
             _ => "the next backup repairs lost data that its sources still contain",
         })?;
     }
     if has(|object| matches!(object, Object::Segments | Object::Shard(_))) {
-        ui.remark("check the disk and the permissions of segments in the store")?;
+        ui.remark(
+            "check the disk and the permissions of segments in the store; a missing file can be \
+             copied back from a replica",
+        )?;
     }
     if has(|object| matches!(object, Object::Snapshot(_))) {
         ui.remark("the next backup repairs records of which one copy is intact")?;

@@ -102,7 +102,7 @@ impl Recheck<'_> {
     /// After a loss of segments, files that used their chunks are read again.
     fn is_whole(&self, entry: &Entry) -> Result<bool> {
         let Content::Recipe(recipe) = &entry.content else { return Ok(true) };
-        if self.is_whole {
+        if self.is_whole && !self.store.damage.has_segments() {
             return Ok(true);
         }
         let mut there = Recent::default();
@@ -111,7 +111,11 @@ impl Recheck<'_> {
                 Ok(Extent::Hole { .. }) => {}
                 Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}
                 Ok(Extent::Slice { chunk, .. }) => match self.store.index.find(&chunk)? {
-                    Some(location) if location.is_healthy => there.insert(chunk, ()),
+                    Some(location)
+                        if location.is_healthy && !self.store.damage.has(&location.segment) =>
+                    {
+                        there.insert(chunk, ())
+                    }
                     found => {
                         let segment = found.map(|location| location.segment);
                         self.store.damage.chunk(&chunk, segment);

@@ -4,18 +4,19 @@ use super::absolute;
 use super::{BackupOptions, Likeness, Removed, Report, tree_path};
 use crate::chunks::Chunks;
 use crate::diff::{Change, diff, is_same};
-use crate::entry::{Entry, EntryKind, Time};
-use crate::error::Result;
+use crate::entry::{Content, Entry, EntryKind, Time};
+use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use crate::left_out::{Noted, Spared};
 use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
+use crate::recipe::{Extent, Extents};
 use crate::records::Named;
 use crate::reuse::Allowance;
 use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
 use crate::store::Store;
-use crate::tree::Lost;
+use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
@@ -60,7 +61,9 @@ impl Counters {
         if previous.is_some_and(|previous| is_same(previous, entry)) {
             return self.unchanged(entry);
         }
-        match (entry.kind, previous.is_some()) {
+        // Another type at the same path is a new object.
+        let has_type = |previous: &Entry| previous.kind == entry.kind;
+        match (entry.kind, previous.is_some_and(has_type)) {
             (EntryKind::File, false) => &self.files_new,
             (EntryKind::File, true) => &self.files_changed,
             (EntryKind::Directory, false) => &self.dirs_new,
@@ -327,7 +330,13 @@ impl<'a> BackupState<'a> {
             run: about.run.map(Into::into),
         };
         let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);
-        let damage = store.damage.summary(older);
+        let mut damage = store.damage.summary(older);
+        if let Some(damage) = damage.as_mut().filter(|_| !options.is_dry) {
+            for segment in damage.segments.iter().filter(|id| !self.damaged.contains(id)) {
+                store.index.set_damaged(segment)?;
+            }
+            damage.lost = lost(store, &root)?;
+        }
         if let Some(damage) = &damage {
             store.observer().event(Event::Warning(damage.to_string()));
         }
@@ -363,6 +372,36 @@ impl<'a> BackupState<'a> {
             _ => index.set_whole(snapshot, &self.damaged),
         }
     }
+}
+
+/// Returns the number of entries of a tree that cannot be restored. Trusts only healthy segments, and
+/// reads chunks in others.
+fn lost(store: &Store, root: &ChunkId) -> Result<u64> {
+    let is_lost = |extent: Result<Extent>| match extent {
+        Ok(Extent::Hole { .. }) => Ok::<_, Error>(false),
+        Ok(Extent::Slice { chunk, .. }) => {
+            let is_there = store.index.has(&chunk)? || store.get(&chunk).is_ok();
+            Ok(!is_there)
+        }
+        Err(_) => Ok(true),
+    };
+    let mut lost = 0;
+    for item in TreeReader::new(root, store) {
+        store.observer().progress().check()?;
+        match item {
+            Err(part) => lost += part.entries.unwrap_or(1),
+            Ok(Entry { content: Content::Recipe(recipe), .. }) => {
+                for extent in Extents::new(&recipe, store) {
+                    if is_lost(extent)? {
+                        lost += 1;
+                        break;
+                    }
+                }
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(lost)
 }
 
 /// Counts entries of the first tree that the second lacks, as far as the second backup looked for
