@@ -583,6 +583,11 @@ pub struct RestoreSummary {
     pub owners_to_set: u64,
     /// Number of modes to set, in a dry run.
     pub modes_to_set: u64,
+    /// Number of paths whose extended attributes are to be set or removed, in a dry run.
+    pub xattrs_to_set: u64,
+    /// Number of files that a dry run could not compare, because the mode of a directory hides
+    /// them.
+    pub files_hidden: u64,
     /// Number of paths that were not restored.
     pub errors: u64,
     /// Number of paths that `--delete` could not delete.

@@ -51,14 +51,29 @@ pub fn tree_path(path: &[u8]) -> Vec<u8> {
     store::backup::tree_path(std::path::Path::new(std::ffi::OsStr::from_bytes(path)))
 }
 
-/// Returns all readable snapshots that match, oldest first. Warns about damaged ones.
-pub fn snapshots(store: &Store, filter: &Filter) -> Result<Vec<(SnapshotId, Snapshot)>, Failure> {
+/// Snapshots that match a filter.
+pub struct Selection {
+    /// Readable snapshots, oldest first.
+    pub snapshots: Vec<(SnapshotId, Snapshot)>,
+    /// True if every record could be read. Otherwise others may match, and a warning was printed.
+    pub is_sure: bool,
+}
+
+/// Returns all readable snapshots that match. Warns about damaged ones.
+pub fn snapshots(store: &Store, filter: &Filter) -> Result<Selection, Failure> {
     let (mut snapshots, damaged) = store.snapshots()?;
+    let is_sure = damaged.is_empty();
     for error in damaged {
         store.observer().event(Event::Warning(error.to_string()));
     }
     snapshots.retain(|(_, snapshot)| filter.matches(snapshot));
-    Ok(snapshots)
+    Ok(Selection { snapshots, is_sure })
+}
+
+/// Returns the end of a command that answered from the readable records: `Partial` if another
+/// record might change the answer.
+pub fn answered(is_sure: bool) -> Result<(), Failure> {
+    if is_sure { Ok(()) } else { Err(Failure::Partial) }
 }
 
 /// Checks a tag or machine name, which snapshots keep as a printable line of text.
@@ -111,41 +126,25 @@ pub struct Found {
 }
 
 /// Returns the snapshot that `wanted` names.
-pub fn find(store: &Store, wanted: &str) -> Result<(SnapshotId, Snapshot), Failure> {
-    find_or_warn(store, wanted).map(|found| (found.id, found.snapshot))
-}
-
-/// Like [`find`], and reports whether the snapshot is certainly the wanted one.
-pub fn find_or_warn(store: &Store, wanted: &str) -> Result<Found, Failure> {
+pub fn find(store: &Store, wanted: &str) -> Result<Found, Failure> {
     find_among(store, wanted, None, &mut None)
 }
 
 /// Like [`find`], for two snapshots. Reads the records and warns of them once.
-pub fn find_both(
-    store: &Store,
-    first: &str,
-    second: &str,
-) -> Result<[(SnapshotId, Snapshot); 2], Failure> {
+pub fn find_both(store: &Store, first: &str, second: &str) -> Result<[Found; 2], Failure> {
     let mut candidates = None;
-    let mut find = |wanted| {
-        let found = find_among(store, wanted, None, &mut candidates)?;
-        Ok::<_, Failure>((found.id, found.snapshot))
-    };
+    let mut find = |wanted| find_among(store, wanted, None, &mut candidates);
     Ok([find(first)?, find(second)?])
 }
 
 /// Returns the snapshot of an instance that `wanted` names. `latest` is the latest of this
 /// instance.
-pub fn find_of_instance(
-    store: &Store,
-    wanted: &str,
-    instance: &str,
-) -> Result<(SnapshotId, Snapshot), Failure> {
-    let Found { id, snapshot, .. } = find_among(store, wanted, Some(instance), &mut None)?;
-    if is_of(&snapshot, Some(instance)) {
-        return Ok((id, snapshot));
+pub fn find_of_instance(store: &Store, wanted: &str, instance: &str) -> Result<Found, Failure> {
+    let found = find_among(store, wanted, Some(instance), &mut None)?;
+    if is_of(&found.snapshot, Some(instance)) {
+        return Ok(found);
     }
-    let message = format!("snapshot {} does not belong to instance {instance}", id.short());
+    let message = format!("snapshot {} does not belong to instance {instance}", found.id.short());
     Err(with_hint(message, "`forgekeep snapshots` shows the instance of each snapshot"))
 }
 

@@ -96,6 +96,11 @@ pub struct Report {
     pub owners_to_set: u64,
     /// In a dry run: entries that are there and would get another mode.
     pub modes_to_set: u64,
+    /// In a dry run: entries that are there and would get or lose extended attributes.
+    pub xattrs_to_set: u64,
+    /// In a dry run: files that it cannot compare, because the mode of a directory of this user
+    /// hides them.
+    pub files_hidden: u64,
     /// Entries whose owner could not be set.
     pub owner_denied: u64,
     /// Extended attributes that could not be set.
@@ -353,7 +358,8 @@ impl Restore<'_> {
     fn refused(&self, path: &[u8], refused: &Refused) {
         if !refused.is_empty() {
             self.counts.metadata_refused.fetch_add(1, Relaxed);
-            let (path, reason) = (self.shown(path), refused.reason());
+            let protection = target::protection(self.target.dir(), path);
+            let (path, reason) = (self.shown(path), refused.reason(protection.as_ref()));
             self.store.observer().event(Event::MetadataRefused { path, reason });
         }
     }
@@ -385,7 +391,14 @@ impl Restore<'_> {
             self.failed(path, dir_in_the_way(self.is_delete));
             return;
         }
-        self.failed(path, error);
+        self.failed(path, self.reason(path, error));
+    }
+
+    /// Returns the reason of an error at a path. Names the attribute of the object that causes it.
+    fn reason(&self, path: &[u8], error: &io::Error) -> Reason {
+        let is_refused = Errno::from_io_error(error) == Some(Errno::PERM);
+        let protection = || target::protection(self.target.dir(), path);
+        is_refused.then(protection).flatten().as_ref().unwrap_or(error).into()
     }
 
     fn is_below_unmade(&self, path: &[u8]) -> bool {
@@ -444,6 +457,8 @@ impl Restore<'_> {
             metadata_refused: counts.metadata_refused.load(Relaxed),
             owners_to_set: 0,
             modes_to_set: 0,
+            xattrs_to_set: 0,
+            files_hidden: 0,
             owner_denied: self.target.owner_denied.load(Relaxed),
             xattr_denied: self.target.xattr_denied.load(Relaxed),
         }

@@ -6,10 +6,16 @@
 
 mod access;
 mod metadata;
+mod rights;
+mod trial;
 
-pub(crate) use access::{metadata_refusal, removal_refusal, tree_removal_refusal};
+pub(crate) use access::{
+    is_append_only, metadata_refusal, protection, removal_refusal, tree_removal_refusal,
+};
 pub(crate) use metadata::is_held;
-pub use metadata::{Metadata, Refused, Rights};
+pub use metadata::{Metadata, Refused};
+pub use rights::Rights;
+pub(crate) use trial::Trials;
 pub(crate) use unfinished::{MARK, is_mark, is_unfinished};
 
 use crate::entry::{Entry, EntryKind, is_within, path_cmp};
@@ -168,6 +174,28 @@ impl Target {
         is_changed
     }
 
+    /// Like [`Target::make_accessible`], and also for each directory of its file system below that
+    /// `is_wanted` selects.
+    pub fn make_accessible_below(&self, dir: &[u8], is_wanted: &dyn Fn(&[u8]) -> bool) -> bool {
+        let mut is_changed = false;
+        let mut dirs = vec![dir.to_vec()];
+        while let Some(dir) = dirs.pop() {
+            is_changed |= self.make_accessible(&dir);
+            let Ok(open) = source::open_dir_below(self.dir(), &dir) else { continue };
+            let Ok(stat) = source::stat_open(&open) else { continue };
+            for (name, found) in source::list(open.as_fd(), |_| true).0 {
+                let path = crate::walk::join(&dir, &name);
+                let is_dir = found.is_ok_and(|found| {
+                    (found.kind, found.device) == (EntryKind::Directory, stat.device)
+                });
+                if is_dir && is_wanted(&path) {
+                    dirs.push(path);
+                }
+            }
+        }
+        is_changed
+    }
+
     /// Opens a directory below the target, for the system calls that take a path below it.
     pub fn dir_at(&self, path: &[u8]) -> io::Result<OwnedFd> {
         source::open_below(self.dir(), path, OFlags::PATH | OFlags::DIRECTORY)
@@ -262,6 +290,10 @@ impl Target {
                 Err(Errno::EXIST) => {} // another restore created it
                 Err(error) => return Err(error.into()),
             }
+        }
+        // The unfinished file would stay.
+        if is_append_only(parent.as_fd()) {
+            return Err(Errno::PERM.into());
         }
         for _ in 0..TRIES {
             let temporary = unfinished_name()?;
@@ -498,31 +530,39 @@ impl Drop for Unfinished {
 
 /// Returns true if a path is on another file system than the target directory `root`.
 pub fn is_on_other_device(root: BorrowedFd<'_>, path: &[u8]) -> bool {
-    let device = |dir: BorrowedFd<'_>| Some(source::stat_open(dir).ok()?.device);
-    differs_above(root, path, device)
+    nearest_dir(root, path).is_some_and(|dir| device(dir.as_fd()) != device(root))
 }
 
 /// Returns true if a path is on another mount than the target directory `root`. Each mount of a
 /// file system is read-only by itself.
 pub fn is_on_other_mount(root: BorrowedFd<'_>, path: &[u8]) -> bool {
-    // Older kernels report 0 for all mounts.
-    let mount = |dir: BorrowedFd<'_>| {
-        Some(statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?.stx_mnt_id)
-    };
-    differs_above(root, path, mount) || is_on_other_device(root, path)
+    nearest_dir(root, path).is_some_and(|dir| mount(dir.as_fd()) != mount(root))
 }
 
-/// Returns true if the nearest existing directory above a path has another value than `root`.
-fn differs_above<T: PartialEq>(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    value: impl Fn(BorrowedFd<'_>) -> Option<T>,
-) -> bool {
+/// Returns true if no file can have both paths: a hard link does not cross mounts.
+pub(crate) fn are_on_different_mounts(root: BorrowedFd<'_>, a: &[u8], b: &[u8]) -> bool {
+    let mount = |path| nearest_dir(root, path).map(|dir| mount(dir.as_fd()));
+    mount(a) != mount(b)
+}
+
+fn device(dir: BorrowedFd<'_>) -> Option<u64> {
+    Some(source::stat_open(dir).ok()?.device)
+}
+
+/// Returns what distinguishes the mount of an open directory.
+fn mount(dir: BorrowedFd<'_>) -> (Option<u64>, Option<u64>) {
+    // Older kernels report 0 for all mounts.
+    let mount = statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok();
+    (mount.map(|found| found.stx_mnt_id), device(dir))
+}
+
+/// Returns the nearest existing directory above a path.
+fn nearest_dir(root: BorrowedFd<'_>, path: &[u8]) -> Option<OwnedFd> {
     let mut dir = split(path).0;
     loop {
         match source::open_below(root, dir, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(open) => return value(open.as_fd()) != value(root),
-            Err(_) if dir.is_empty() => return false,
+            Ok(open) => return Some(open),
+            Err(_) if dir.is_empty() => return None,
             Err(_) => dir = split(dir).0,
         }
     }

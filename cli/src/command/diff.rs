@@ -29,7 +29,9 @@ impl Diff {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open(ui, Purpose::Read, "diff")?;
         watch.hush();
-        let [(_, first), (_, second)] = select::find_both(&store, &self.first, &self.second)?;
+        let [first, second] = select::find_both(&store, &self.first, &self.second)?;
+        let is_sure = first.is_sure && second.is_sure;
+        let [first, second] = [first.snapshot, second.snapshot];
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
         let mut lost_parts = 0u64;
         store::diff::diff(
@@ -86,6 +88,6 @@ impl Diff {
         if let Some(saved) = report::reuse(&second.statistics) {
             ui.remark(format!("backup of the second snapshot: {saved}"))?;
         }
-        if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
+        select::answered(is_sure && lost_parts == 0)
     }
 }

@@ -37,14 +37,14 @@ impl Dump {
         watch.end();
         let (written_out, is_sure) = dumped?;
         written(written_out)?;
-        if is_sure { Ok(()) } else { Err(Failure::Partial) }
+        select::answered(is_sure)
     }
 }
 
 /// Writes the file to standard output. The flag is true if the snapshot is certainly the wanted
 /// one.
 fn dump(store: &Store, place: &Place) -> Result<(io::Result<()>, bool), Failure> {
-    let Found { id, snapshot, is_sure } = select::find_or_warn(store, &place.snapshot)?;
+    let Found { id, snapshot, is_sure } = select::find(store, &place.snapshot)?;
     let root = snapshot.root.chunk();
     let Some(entry) = Lookup::new(&root, store).at(&place.path)? else {
         return Err(select::no_path(store, &id, &root, &place.path));

@@ -2,7 +2,7 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::{FindSummary, Match, Node};
 use crate::report::{count, local_time, size, utc_time};
-use crate::select::{self, Filter};
+use crate::select::{self, Filter, Selection};
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
@@ -38,7 +38,7 @@ impl Find {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let globs = Globs::new(self.patterns.iter().map(|pattern| pattern.as_bytes()))?;
         let (store, watch) = global.open(ui, Purpose::Read, "find")?;
-        let snapshots = select::snapshots(&store, &self.filter)?;
+        let Selection { snapshots, is_sure } = select::snapshots(&store, &self.filter)?;
         let series = Series::of(snapshots);
         let (mut paths, mut lost_parts) = (0, 0u64);
         let trees = series.0.iter().map(|(number, _, snapshot)| (*number, snapshot.root.chunk()));
@@ -64,7 +64,7 @@ impl Find {
         let of = count(snapshots as u64, "snapshot");
         ui.remark(format!("{} in {of}", count(paths as u64, "path")))?;
         watch.end();
-        if lost_parts > 0 { Err(Failure::Partial) } else { Ok(()) }
+        if lost_parts > 0 || !is_sure { Err(Failure::Partial) } else { Ok(()) }
     }
 }
 

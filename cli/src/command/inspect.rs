@@ -6,7 +6,7 @@ use crate::json::{InspectSummary, InspectedSnapshot};
 use crate::report::shown;
 use crate::report::{local_time, size, utc_time};
 use crate::run_id::RunId;
-use crate::select;
+use crate::select::{self, Found};
 use crate::ui::{Ui, Watch};
 use clap::Args;
 use forge::kind::Site;
@@ -102,16 +102,17 @@ impl Inspect {
         let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
         let name = &self.instance;
         let read = || {
-            let (id, snapshot) = select::find_of_instance(&store, wanted, name)?;
-            let manifest = instance::manifest(&store, &id, &snapshot)?.ok_or_else(|| {
+            let found = select::find_of_instance(&store, wanted, name)?;
+            let (id, snapshot) = (&found.id, &found.snapshot);
+            let manifest = instance::manifest(&store, id, snapshot)?.ok_or_else(|| {
                 let hint = "`forgekeep snapshots` shows which snapshots are complete";
                 with_hint(format!("snapshot {} has no {}", id.short(), manifest::FILE), hint)
             })?;
-            Ok::<_, Failure>((id, snapshot, manifest))
+            Ok::<_, Failure>((found, manifest))
         };
         let read = read();
         watch.end();
-        let (id, snapshot, manifest) = read?;
+        let (Found { id, snapshot, is_sure }, manifest) = read?;
         let is_complete = snapshot.instance.is_some_and(|instance| instance.is_complete);
         let state = if is_complete { "complete" } else { "NOT COMPLETE" };
         let time = snapshot.start.into();
@@ -127,7 +128,8 @@ impl Inspect {
             run_id: snapshot.run.map(|run| RunId::from_bytes(*run).to_string()),
             statistics: snapshot.statistics,
             manifest,
-        })
+        })?;
+        select::answered(is_sure)
     }
 }
 

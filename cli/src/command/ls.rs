@@ -2,7 +2,7 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::Node;
 use crate::report::{count, local_time, mode, owner};
-use crate::select::{self, Place};
+use crate::select::{self, Found, Place};
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
@@ -32,7 +32,7 @@ impl Ls {
         let place = Place::parse(&self.place)?;
         let (store, watch) = global.open(ui, Purpose::Read, "ls")?;
         watch.hush();
-        let (id, snapshot) = select::find(&store, &place.snapshot)?;
+        let Found { id, snapshot, is_sure } = select::find(&store, &place.snapshot)?;
         each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
             ui.json(&Node::from(&entry))?;
             if self.long {
@@ -40,7 +40,8 @@ impl Ls {
             } else {
                 ui.line(format!("/{}", display_path(&entry.path)))
             }
-        })
+        })?;
+        select::answered(is_sure)
     }
 }
 

@@ -2,7 +2,7 @@ use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
 use crate::json::ProjectLine;
 use crate::report::count;
-use crate::select;
+use crate::select::{self, Found};
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
@@ -36,7 +36,7 @@ impl Projects {
         let (store, watch) = global.open(ui, Purpose::Read, "projects")?;
         let read = self.read(&store);
         watch.end();
-        let (id, projects, places) = read?;
+        let Read { id, is_sure, projects, places } = read?;
         let is_wanted = |project: &&Project| {
             self.path.as_ref().is_none_or(|wanted| {
                 let rest = project.path.strip_prefix(wanted.trim_end_matches('/'));
@@ -75,11 +75,12 @@ impl Projects {
         }
         ui.remark(count(shown, "project"))?;
         let id = id.short();
-        ui.remark(format!("to restore one: forgekeep restore {id}:PATH --target DIRECTORY"))
+        ui.remark(format!("to restore one: forgekeep restore {id}:PATH --target DIRECTORY"))?;
+        select::answered(is_sure)
     }
 
-    fn read(&self, store: &Store) -> Result<(SnapshotId, Vec<Project>, Places), Failure> {
-        let (id, snapshot) = select::find(store, &self.snapshot)?;
+    fn read(&self, store: &Store) -> Result<Read, Failure> {
+        let Found { id, snapshot, is_sure } = select::find(store, &self.snapshot)?;
         let name = "projects.jsonl";
         let text = instance::kept(store, &snapshot, name)?.ok_or_else(|| {
             let hint =
@@ -99,8 +100,17 @@ impl Projects {
                 serde_json::from_slice(line).map_err(wrong)
             })
             .collect();
-        Ok((id, projects?, places))
+        Ok(Read { id, is_sure, projects: projects?, places })
     }
+}
+
+/// The catalogue of a snapshot.
+struct Read {
+    id: SnapshotId,
+    /// True if the snapshot is certainly the wanted one.
+    is_sure: bool,
+    projects: Vec<Project>,
+    places: Places,
 }
 
 /// Directories of the storages in a snapshot, by the names of their parts.

@@ -65,7 +65,7 @@ impl Restore {
         let (include, mut exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
         let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
-        let Found { id, snapshot, is_sure } = select::find_or_warn(&store, &place.snapshot)?;
+        let Found { id, snapshot, is_sure } = select::find(&store, &place.snapshot)?;
         if !snapshot.is_complete() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(
@@ -153,7 +153,9 @@ impl Restore {
             ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
         }
         let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
-        let is_partial = report.failed + report.not_deleted + report.metadata_refused > 0
+        let owners_lost = if is_root() { report.owner_denied } else { 0 };
+        let is_partial = report.failed + report.not_deleted + report.metadata_refused + owners_lost
+            > 0
             || report.selected == 0;
         // The exit code must be right even if printing the result failed.
         if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
@@ -169,6 +171,8 @@ impl Restore {
             files_deleted: report.deleted,
             owners_to_set: report.owners_to_set,
             modes_to_set: report.modes_to_set,
+            xattrs_to_set: report.xattrs_to_set,
+            files_hidden: report.files_hidden,
             errors: report.failed,
             not_deleted: report.not_deleted,
             metadata_refused: report.metadata_refused,
@@ -191,11 +195,20 @@ impl Restore {
         if report.files_unchanged > 0 {
             text += &format!("; {} already up to date", count(report.files_unchanged, "file"));
         }
+        if report.files_hidden > 0 {
+            text += &format!("; {} not compared", count(report.files_hidden, "file"));
+        }
         if report.owners_to_set + report.modes_to_set > 0 {
             text += &format!(
                 "; {} and {} to be set",
                 count(report.owners_to_set, "owner"),
                 count(report.modes_to_set, "mode")
+            );
+        }
+        if report.xattrs_to_set > 0 {
+            text += &format!(
+                "; extended attributes of {} to be set",
+                count(report.xattrs_to_set, "path")
             );
         }
         if report.deleted > 0 {
@@ -208,20 +221,24 @@ impl Restore {
         ui.remark(text)?;
         let could_not = if self.dry_run { "would not" } else { "could not" };
         if report.owner_denied > 0 {
-            ui.explain(&format!(
-                "{could_not} set the owner of {}; run the command as root to set owners",
-                count(report.owner_denied, "path")
-            ));
+            let next = if is_root() {
+                "this file system, or the rights of this container, do not permit it"
+            } else {
+                "run the command as root to set owners"
+            };
+            let paths = count(report.owner_denied, "path");
+            ui.explain(&format!("{could_not} set the owner of {paths}; {next}"));
         }
         if report.xattr_denied > 0 {
             ui.explain(&format!(
-                "could not set {} extended attributes (not root, or the file system does not support them)",
+                "{could_not} set {} extended attributes (not root, or the file system does not support them)",
                 report.xattr_denied
             ));
         }
         if report.metadata_refused > 0 {
             let paths = count(report.metadata_refused, "path");
-            ui.explain(&format!("{paths} restored without all metadata; see above"));
+            let restored = if self.dry_run { "would be restored" } else { "restored" };
+            ui.explain(&format!("{paths} {restored} without all metadata; see above"));
         }
         if report.failed > 0 {
             let at_least = if report.has_uncounted { "at least " } else { "" };
@@ -260,6 +277,10 @@ fn last_complete(store: &Store, like: &Snapshot) -> Result<Option<SnapshotId>, F
     let mut readable = store.records()?.filter_map(Result::ok);
     let found = readable.find(|(_, other)| other.is_complete() && is_alike(other));
     Ok(found.map(|(id, _)| id))
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Raises the limit on open files, because several files are written at once. The usual limit of

@@ -2,7 +2,7 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::SnapshotLine;
 use crate::report::{count, local_time, now, size};
-use crate::select::{self, Filter};
+use crate::select::{self, Filter, Selection};
 use crate::ui::Ui;
 use clap::Args;
 use store::entry::display_path;
@@ -27,7 +27,7 @@ impl Snapshots {
         let (store, watch) = global.open(ui, Purpose::Read, "snapshots")?;
         let snapshots = select::snapshots(&store, &self.filter);
         watch.end();
-        let snapshots = snapshots?;
+        let Selection { snapshots, is_sure } = snapshots?;
         if !snapshots.is_empty() {
             ui.remark("id        time                 host             size        paths, or the instance")?;
         }
@@ -69,6 +69,7 @@ impl Snapshots {
             ))?;
             ui.json(&SnapshotLine::of(id, snapshot))?;
         }
-        ui.remark(count(snapshots.len() as u64, "snapshot"))
+        ui.remark(count(snapshots.len() as u64, "snapshot"))?;
+        select::answered(is_sure)
     }
 }

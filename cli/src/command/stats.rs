@@ -2,7 +2,7 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json;
 use crate::report::{self, count, size};
-use crate::select::{self, Filter};
+use crate::select::{self, Filter, Selection};
 use crate::ui::Ui;
 use clap::Args;
 use store::segment::SegmentKind;
@@ -22,7 +22,7 @@ pub struct Stats {
 impl Stats {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let (store, watch) = global.open(ui, Purpose::Read, "stats")?;
-        let snapshots = select::snapshots(&store, &self.filter)?;
+        let Selection { snapshots, is_sure } = select::snapshots(&store, &self.filter)?;
         let totals = [
             store.index().totals(SegmentKind::Data)?,
             store.index().totals(SegmentKind::Metadata)?,
@@ -71,7 +71,7 @@ impl Stats {
                 saved(restored, data.plain_bytes + metadata.plain_bytes, stored)
             ))?;
         }
-        if store.has_unlisted_segments() { Err(Failure::Partial) } else { Ok(()) }
+        select::answered(is_sure && !store.has_unlisted_segments())
     }
 }
 

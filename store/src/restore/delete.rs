@@ -70,16 +70,14 @@ impl Restore<'_> {
         let (shown, dir) = (&self.root, self.target.dir());
         let search = || extra(shown, dir, self.store, root, &self.prefix, options);
         let mut found = search()?;
-        // Directories of this user that deny access are made accessible for a time. Others may be
-        // found below them.
-        loop {
-            let mut is_changed = false;
-            for (path, _) in &found.unseen {
-                is_changed |= self.target.make_accessible(path);
-            }
-            if !is_changed {
-                break;
-            }
+        // Directories of this user that deny access are made accessible for a time.
+        let is_searched = |path: &[u8]| {
+            let path = join(&self.prefix, path);
+            !options.keep.covers(&path) && !options.exclude.covers(&path)
+        };
+        let open =
+            |(path, _): &(Vec<u8>, Reason)| self.target.make_accessible_below(path, &is_searched);
+        if found.unseen.iter().filter(|unseen| open(unseen)).count() > 0 {
             found = search()?;
         }
         found.warn_of_mounts(self.store, shown, &self.prefix);
@@ -111,7 +109,7 @@ impl Restore<'_> {
     }
 
     pub(super) fn not_deleted(&self, path: &[u8], error: &io::Error) {
-        self.count_not_deleted(path, error);
+        self.count_not_deleted(path, self.reason(path, error));
     }
 
     fn count_not_deleted(&self, path: &[u8], reason: impl Into<Reason>) {

@@ -9,21 +9,22 @@ use super::{
     Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
-use crate::entry::{Content, Entry, EntryKind, is_within};
+use crate::entry::{Content, Entry, EntryKind, Xattrs, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::{Event, Reason};
-use crate::recipe::{Extent, Extents};
+use crate::recipe::{Extent, Extents, Recipe};
 use crate::source::{self, Stat};
 use crate::store::Store;
-use crate::target::{self, Metadata, Refused, Rights};
+use crate::target::{self, Metadata, Refused, Rights, Trials};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 struct DryRun<'a> {
     store: &'a Store,
@@ -36,14 +37,27 @@ struct DryRun<'a> {
     git_caches: GitCaches,
     passages: Passages,
     rights: Rights,
+    trials: Trials,
+    /// Directory of the last entry, with the nearest directory that is there.
+    above: Option<(Vec<u8>, Rc<Above>)>,
+    /// Directories whose mode hides their content from this dry run.
+    hiding: HashSet<Vec<u8>>,
     /// Last directory that is only passed through and in whose place something else is.
     blocked: Option<Vec<u8>>,
     /// Last directory that the restore cannot make.
     unmade: Option<Vec<u8>>,
     links: HashMap<LinkKey, Link>,
-    /// Bytes that the restore writes, without holes.
+    /// Bytes that the restore writes, with the holes of `long_files`.
     needed_bytes: u64,
+    /// Recipes of several pages, whose holes are counted only if space is short, with file sizes.
+    long_files: Vec<(Recipe, u64)>,
     report: Report,
+}
+
+/// A directory of the target, open.
+struct Above {
+    dir: OwnedFd,
+    stat: Stat,
 }
 
 /// A file with several names.
@@ -51,6 +65,8 @@ struct DryRun<'a> {
 struct Link {
     /// Path of the first name.
     first: Vec<u8>,
+    /// Path of a copy on another mount, to which further names are linked.
+    copy: Option<Vec<u8>>,
     /// Number of names to come.
     to_come: u64,
     /// True if the first name can be restored.
@@ -84,10 +100,14 @@ pub(super) fn dry_run(
         git_caches: GitCaches::default(),
         passages: Passages::of(options),
         rights: Rights::of_process(),
+        trials: Trials::default(),
+        above: None,
+        hiding: HashSet::new(),
         blocked: None,
         unmade: None,
         links: HashMap::new(),
         needed_bytes: 0,
+        long_files: Vec::new(),
         report: Report::default(),
     };
     for item in selected(root, from, options, store) {
@@ -103,7 +123,7 @@ pub(super) fn dry_run(
         }
     }
     run.delete(root, options)?;
-    let needed = run.needed_bytes;
+    let needed = run.needed_bytes(free_bytes.unwrap_or(u64::MAX));
     if let Some(free) = free_bytes.filter(|free| *free < needed) {
         let target = target.display();
         let note =
@@ -125,6 +145,13 @@ fn look_at_target(target: &Path) -> io::Result<(Option<OwnedFd>, Option<u64>)> {
     }
 }
 
+impl Link {
+    /// Returns the paths to which a further name is linked, the first attempt first.
+    fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.copy.iter().chain([&self.first]).map(|path| &path[..])
+    }
+}
+
 impl DryRun<'_> {
     fn take(&mut self, entry: &Entry) -> Result<()> {
         let path = relative(&entry.path, self.prefix).to_vec();
@@ -138,7 +165,9 @@ impl DryRun<'_> {
         }
         if self.unmade.as_ref().is_some_and(|dir| is_within(&path, dir)) {
             let dir = self.dir.as_ref();
-            return match dir.and_then(|dir| target::removal_refusal(dir.as_fd(), &path)) {
+            return match dir
+                .and_then(|dir| target::removal_refusal(dir.as_fd(), &path, &self.rights))
+            {
                 Some(error) => self.refused(&path, &error),
                 None => {
                     self.failed(&path, below_unmade());
@@ -150,12 +179,25 @@ impl DryRun<'_> {
             return self.take_dir(entry, path);
         }
         let key = link_key(entry);
-        let known = key.and_then(|key| self.known_link(entry, key));
+        let mut known = key.and_then(|key| self.known_link(entry, key));
+        if let Some(link) = &mut known
+            && link.is_restored
+            && !self.can_be_linked(link, &path)
+        {
+            // The restore makes a copy, to which it links later names.
+            link.is_restored = false;
+            if let Some(link) = key.and_then(|key| self.links.get_mut(&key)) {
+                link.copy = Some(path.clone());
+            }
+        }
         let is_in_the_way = self.is_in_the_way(&path);
         let present = self.present(entry, &path, known.as_ref());
         let refused = if present.is_some() { None } else { self.refusal(entry, &path) };
         let is_restored = known.as_ref().is_some_and(|link| link.is_restored);
-        if !is_restored && let Some(link) = key.and_then(|key| self.links.get_mut(&key)) {
+        if !is_restored
+            && let Some(link) = key.and_then(|key| self.links.get_mut(&key))
+            && link.copy.is_none()
+        {
             link.is_restored = !is_in_the_way && refused.is_none();
             link.first.clone_from(&path);
         }
@@ -166,7 +208,7 @@ impl DryRun<'_> {
         } else if entry.kind != EntryKind::File || is_restored {
             self.report.others += 1;
             // Another name of a file has the metadata of the first.
-            if known.is_none() {
+            if !is_restored {
                 self.take_metadata(entry, &path, present.as_ref());
             }
         } else {
@@ -179,9 +221,7 @@ impl DryRun<'_> {
     /// not a directory. `link` is the first name of its file.
     fn present(&self, entry: &Entry, path: &[u8], link: Option<&Link>) -> Option<Stat> {
         if let Some(link) = link.filter(|link| link.is_restored) {
-            let inode = |stat: &Stat| (stat.device, stat.inode);
-            let (first, stat) = (self.look(&link.first)?.1, self.look(path)?.1);
-            return (inode(&first) == inode(&stat)).then_some(stat);
+            return link.names().find_map(|name| self.same_object(name, path));
         }
         if entry.kind == EntryKind::File {
             let dir = self.dir.as_ref()?;
@@ -193,10 +233,34 @@ impl DryRun<'_> {
 
     /// Returns the error of making an entry in place of the object that is there.
     fn refusal(&self, entry: &Entry, path: &[u8]) -> Option<io::Error> {
-        let is_device = matches!(entry.kind, EntryKind::CharDevice | EntryKind::BlockDevice);
-        let dir = self.dir.as_ref();
-        dir.and_then(|dir| target::removal_refusal(dir.as_fd(), path))
-            .or_else(|| (is_device && !self.rights.are_all()).then(|| Errno::PERM.into()))
+        if let Some(dir) = &self.dir {
+            if let Some(error) = target::removal_refusal(dir.as_fd(), path, &self.rights) {
+                return Some(error);
+            }
+            let parent = source::open_dir_below(dir.as_fd(), source::split(path).0);
+            if entry.kind == EntryKind::File
+                && parent.is_ok_and(|parent| target::is_append_only(parent.as_fd()))
+            {
+                return target::protection(dir.as_fd(), path);
+            }
+        }
+        (!self.rights.may_make(entry)).then(|| Errno::PERM.into())
+    }
+
+    /// Returns the object at two paths, if it is the same.
+    fn same_object(&self, a: &[u8], b: &[u8]) -> Option<Stat> {
+        let inode = |stat: &Stat| (stat.device, stat.inode);
+        let (a, b) = (self.look(a)?.1, self.look(b)?.1);
+        (inode(&a) == inode(&b)).then_some(b)
+    }
+
+    /// Returns true if a path can become another name of a restored file.
+    fn can_be_linked(&self, link: &Link, path: &[u8]) -> bool {
+        let Some(dir) = &self.dir else { return true };
+        link.names().any(|name| {
+            !target::are_on_different_mounts(dir.as_fd(), name, path)
+                || self.same_object(name, path).is_some()
+        })
     }
 
     /// Reports an entry that the system refuses to make. Fails if that concerns all entries.
@@ -260,7 +324,8 @@ impl DryRun<'_> {
         let Some(link) = self.links.get_mut(&key) else {
             let names = entry.hard_link.map_or(1, |link| link.names);
             let first = relative(&entry.path, self.prefix).to_vec();
-            let link = Link { first, to_come: names.saturating_sub(1), is_restored: true };
+            let to_come = names.saturating_sub(1);
+            let link = Link { first, copy: None, to_come, is_restored: true };
             self.links.insert(key, link);
             return None;
         };
@@ -278,11 +343,18 @@ impl DryRun<'_> {
             self.count_metadata(entry, path, stat);
             return;
         }
+        self.need(entry);
+        if let Some(dir) = self.hiding_dir(path) {
+            self.report.files_hidden += 1;
+            if !self.hiding.contains(&dir) {
+                self.note_hiding(&dir, "comparing the files in it");
+                self.hiding.insert(dir);
+            }
+            return;
+        }
         self.count_new(entry, path);
         self.report.files_restored += 1;
         self.report.bytes_restored = self.report.bytes_restored.saturating_add(entry.size);
-        let bytes = bytes_without_holes(self.store, entry);
-        self.needed_bytes = self.needed_bytes.saturating_add(bytes);
         if GitCaches::depend_on(&entry.path) && self.kind_of(path).is_some() {
             self.git_caches.replaced(&entry.path);
         }
@@ -299,49 +371,120 @@ impl DryRun<'_> {
     /// Counts the metadata of an object that is there and stays, as far as this user may set it.
     fn count_metadata(&mut self, entry: &Entry, path: &[u8], stat: &Stat) {
         let (is, wanted) = ((stat.uid, stat.gid), Metadata::of(entry));
-        let owner = self.rights.given_owner(is, &wanted);
-        let has_mode = |owner| {
-            let mode = self.rights.given_mode(owner, &wanted);
-            entry.kind == EntryKind::Symlink || stat.mode == mode
+        let has_mode = |rights: &Rights, owner| {
+            entry.kind == EntryKind::Symlink || stat.mode == rights.given_mode(owner, &wanted)
         };
         let has_time = entry.mtime.is_none_or(|mtime| target::is_held(mtime, stat));
-        if is == wanted.owner && has_mode(is) && has_time {
+        let dir = self.dir.as_ref();
+        let present = dir.and_then(|dir| source::xattrs_below(dir.as_fd(), path).ok());
+        let present = present.unwrap_or_else(|| entry.xattrs.clone());
+        let has_xattrs = wanted.xattr_changes(&present).next().is_none();
+        if is == wanted.owner && has_mode(&self.rights, is) && has_time && has_xattrs {
             return;
         }
-        let dir = self.dir.as_ref();
         let refusal =
             dir.and_then(|dir| target::metadata_refusal(dir.as_fd(), path, stat, &self.rights));
+        let mut refused = Refused::default();
+        let is_denied = self.count_xattrs(entry, path, &present, refusal, &mut refused);
         let Some(error) = refusal else {
-            let has_mode = has_mode(owner);
+            let owner = self.given_owner(entry, path, is, &wanted);
             self.count_denied(owner, &wanted);
             self.report.owners_to_set += u64::from(owner != is);
-            self.report.modes_to_set += u64::from(!has_mode);
+            self.report.modes_to_set += u64::from(!has_mode(&self.rights, owner));
+            let is_set = !has_xattrs && !is_denied && refused.is_empty();
+            self.report.xattrs_to_set += u64::from(is_set);
+            self.count_refused(path, &refused);
             return;
         };
-        let (has_mode, mut refused) = (has_mode(is), Refused::default());
         match error {
             Errno::ROFS if is != wanted.owner => refused.note("owner", &error.into()),
             Errno::ROFS => {}
             _ => self.count_denied(is, &wanted),
         }
-        for (what, is_right) in [("mode", has_mode), ("time", has_time)] {
+        for (what, is_right) in [("mode", has_mode(&self.rights, is)), ("time", has_time)] {
             if !is_right {
                 refused.note(what, &error.into());
             }
         }
-        if !refused.is_empty() {
-            self.report.metadata_refused += 1;
-            let (path, reason) = (self.shown(path), refused.reason());
-            self.store.observer().event(Event::MetadataRefused { path, reason });
+        self.count_refused(path, &refused);
+    }
+
+    fn count_refused(&mut self, path: &[u8], refused: &Refused) {
+        if refused.is_empty() {
+            return;
+        }
+        self.report.metadata_refused += 1;
+        let protection = self.dir.as_ref().and_then(|dir| target::protection(dir.as_fd(), path));
+        let (path, reason) = (self.shown(path), refused.reason(protection.as_ref()));
+        self.store.observer().event(Event::MetadataRefused { path, reason });
+    }
+
+    /// Counts changes of attributes that this user or the file system does not allow. `refusal` is
+    /// the error of any change of the object. Returns true if there are such changes.
+    fn count_xattrs(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        present: &Xattrs,
+        refusal: Option<Errno>,
+        refused: &mut Refused,
+    ) -> bool {
+        let is_root = rustix::process::geteuid().is_root();
+        let metadata = Metadata::of(entry);
+        let denied_before = self.report.xattr_denied;
+        for (name, value) in metadata.xattr_changes(present) {
+            let changed = match (refusal, value) {
+                (Some(error), _) => Err(error),
+                (None, Some(value)) => self.try_xattr(entry, path, name, value),
+                (None, None) => Ok(()),
+            };
+            if let Err(error) = changed
+                && !refused.note_xattr(name, error, is_root)
+            {
+                self.report.xattr_denied += 1;
+            }
+        }
+        self.report.xattr_denied > denied_before
+    }
+
+    fn try_xattr(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        name: &[u8],
+        value: &[u8],
+    ) -> rustix::io::Result<()> {
+        match self.above(entry, path) {
+            Some(above) => self.trials.set_xattr(above.dir.as_fd(), name, value),
+            None => Ok(()),
         }
     }
 
     /// Counts the metadata of an object that will be made.
     fn count_new(&mut self, entry: &Entry, path: &[u8]) {
-        if !self.rights.are_all() {
-            let dir = self.dir_above(path);
-            let (is, wanted) = (self.rights.new_owner(dir.as_ref()), Metadata::of(entry));
-            self.count_denied(self.rights.given_owner(is, &wanted), &wanted);
+        let above = self.above(entry, path);
+        let wanted = Metadata::of(entry);
+        let is = self.rights.new_owner(above.as_deref().map(|above| &above.stat));
+        let owner = self.given_owner(entry, path, is, &wanted);
+        self.count_denied(owner, &wanted);
+        let mut refused = Refused::default();
+        self.count_xattrs(entry, path, &Vec::new(), None, &mut refused);
+        self.count_refused(path, &refused);
+    }
+
+    /// Returns user and group of an object after a restore gave it this owner.
+    fn given_owner(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        is: (u32, u32),
+        wanted: &Metadata<'_>,
+    ) -> (u32, u32) {
+        let owner = self.rights.given_owner(is, wanted);
+        let above = if owner == is { None } else { self.above(entry, path) };
+        match above {
+            Some(above) if self.trials.refuses_owner(above.dir.as_fd(), owner) => is,
+            _ => owner,
         }
     }
 
@@ -350,19 +493,88 @@ impl DryRun<'_> {
         self.report.owner_denied += u64::from(owner != wanted.owner);
     }
 
-    /// Returns the metadata of the nearest existing directory above a path. New directories take
-    /// their group from it, too, if it has setgid.
-    fn dir_above(&self, path: &[u8]) -> Option<Stat> {
-        let mut path = path;
-        while !path.is_empty() {
-            path = source::split(path).0;
+    /// Returns the nearest existing directory above an entry, or the directory of the entry itself.
+    /// New directories take their group from it, too, if it has setgid.
+    fn above(&mut self, entry: &Entry, path: &[u8]) -> Option<Rc<Above>> {
+        let is_dir = entry.kind == EntryKind::Directory;
+        let dir = if is_dir { path } else { source::split(path).0 };
+        match &self.above {
+            Some((known, above)) if known == dir => return Some(Rc::clone(above)),
+            _ => {}
+        }
+        let above = Rc::new(self.nearest_dir(dir)?);
+        self.above = Some((dir.to_vec(), Rc::clone(&above)));
+        Some(above)
+    }
+
+    fn nearest_dir(&self, mut path: &[u8]) -> Option<Above> {
+        loop {
             match self.look(path) {
-                Some((_, stat)) if stat.kind == EntryKind::Directory => return Some(stat),
-                _ => {}
+                Some((dir, stat)) if stat.kind == EntryKind::Directory => {
+                    return Some(Above { dir, stat });
+                }
+                _ if path.is_empty() => break,
+                _ => path = source::split(path).0,
             }
         }
         let target = std::path::absolute(self.target).ok()?;
-        target.ancestors().find_map(|dir| source::stat_open(source::open_dir(dir).ok()?).ok())
+        target.ancestors().find_map(|dir| {
+            let dir = source::open_dir(dir).ok()?;
+            Some(Above { stat: source::stat_open(&dir).ok()?, dir })
+        })
+    }
+
+    /// Returns the directory of this user whose mode hides an object from this dry run. A restore
+    /// makes it accessible for a time.
+    fn hiding_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let dir = self.dir.as_ref()?;
+        let flags = rustix::fs::OFlags::PATH;
+        let is_hidden = |path: &[u8]| {
+            let found = source::open_below(dir.as_fd(), path, flags);
+            found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        };
+        let mut path = path;
+        while is_hidden(path) && !path.is_empty() {
+            path = source::split(path).0;
+            if self.look(path).is_some_and(|(_, stat)| target::can_be_opened_up(&stat)) {
+                return Some(path.to_vec());
+            }
+        }
+        None
+    }
+
+    fn note_hiding(&self, dir: &[u8], work: &str) {
+        let dir = self.shown(dir);
+        let note = format!("{}: its mode keeps this dry run from {work}", dir.display());
+        self.store.observer().event(Event::Note(note));
+    }
+
+    /// Adds the bytes that a restore of a file writes.
+    fn need(&mut self, entry: &Entry) {
+        let bytes = match &entry.content {
+            Content::Recipe(recipe) if recipe.level == 0 => {
+                bytes_without_holes(self.store, recipe, entry.size)
+            }
+            Content::Recipe(recipe) => {
+                self.long_files.push((recipe.clone(), entry.size));
+                entry.size
+            }
+            _ => entry.size,
+        };
+        self.needed_bytes = self.needed_bytes.saturating_add(bytes);
+    }
+
+    /// Returns the number of bytes that the restore writes. Reads long recipes only if the files
+    /// seem to need more than the free space.
+    fn needed_bytes(&self, free: u64) -> u64 {
+        let mut needed = self.needed_bytes;
+        for (recipe, size) in &self.long_files {
+            if needed <= free {
+                break;
+            }
+            needed -= size - bytes_without_holes(self.store, recipe, *size).min(*size);
+        }
+        needed
     }
 
     fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
@@ -406,14 +618,17 @@ impl DryRun<'_> {
     }
 
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
+        let mut closed_dirs = BTreeSet::new();
         for (path, reason) in std::mem::take(&mut self.extra.unseen) {
-            if self.look(&path).is_some_and(|(_, stat)| target::can_be_opened_up(&stat)) {
-                let shown = self.shown(&path);
-                let text = "its mode keeps this dry run from searching it for paths to delete";
-                self.store.observer().event(Event::Note(format!("{}: {text}", shown.display())));
-            } else {
-                self.not_deleted(&path, reason);
+            let is_closed = |(_, stat): &(OwnedFd, Stat)| target::can_be_opened_up(stat);
+            let closed = self.look(&path).filter(is_closed).map(|_| path.clone());
+            match closed.or_else(|| self.hiding_dir(&path)) {
+                Some(dir) => drop(closed_dirs.insert(dir)),
+                None => self.not_deleted(&path, reason),
             }
+        }
+        for dir in closed_dirs {
+            self.note_hiding(&dir, "searching it for paths to delete");
         }
         let Some(dir) = self.dir.take() else { return Ok(()) };
         for path in &self.extra.paths {
@@ -422,7 +637,7 @@ impl DryRun<'_> {
         let mut stale = self.git_caches.stale(dir.as_fd(), self.store, root, self.prefix, options);
         stale.retain(|path| !self.extra.paths.iter().any(|extra| is_within(path, extra)));
         for path in std::mem::take(&mut self.extra.paths).iter().chain(&stale) {
-            if let Some(error) = target::tree_removal_refusal(dir.as_fd(), path) {
+            if let Some(error) = target::tree_removal_refusal(dir.as_fd(), path, &self.rights) {
                 self.not_deleted(path, &error);
                 continue;
             }
@@ -436,14 +651,13 @@ impl DryRun<'_> {
 }
 
 /// Returns the number of bytes that a restore of a file writes. An unreadable recipe counts in full.
-fn bytes_without_holes(store: &Store, entry: &Entry) -> u64 {
-    let Content::Recipe(recipe) = &entry.content else { return entry.size };
+fn bytes_without_holes(store: &Store, recipe: &Recipe, size: u64) -> u64 {
     let mut bytes = 0u64;
     for extent in Extents::new(recipe, store) {
         match extent {
             Ok(Extent::Slice { len, .. }) => bytes = bytes.saturating_add(len),
             Ok(Extent::Hole { .. }) => {}
-            Err(_) => return entry.size,
+            Err(_) => return size,
         }
     }
     bytes

@@ -37,26 +37,36 @@ fn is_own(stat: &Stat) -> bool {
 }
 
 /// Like [`refusal`], of removing or replacing the object at `path`, if there is one.
-pub(crate) fn removal_refusal(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::Error> {
+pub(crate) fn removal_refusal(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    rights: &Rights,
+) -> Option<io::Error> {
     let (parent, name) = split(path);
     if let Some(error) = refusal(root, parent) {
-        return Some(error);
+        let is_about_attributes = is(&error, Errno::PERM);
+        return is_about_attributes.then(|| protection(root, path)).flatten().or(Some(error));
     }
     let dir = source::open_below(root, parent, DIR).ok()?;
     let (above, stat) = (source::stat_open(&dir).ok()?, source::stat_at(dir.as_fd(), name).ok()?);
-    let user = geteuid();
     // Only owners remove names in a directory such as /tmp.
-    let is_sticky = above.mode & 0o1000 != 0 && !user.is_root();
-    let is_kept = is_sticky && ![above.uid, stat.uid].contains(&user.as_raw());
-    if is_kept || is_immutable(dir.as_fd(), name) {
+    let is_kept = above.mode & 0o1000 != 0 && !is_own(&above) && !rights.owns((stat.uid, stat.gid));
+    if is_kept {
         return Some(Errno::PERM.into());
+    }
+    if let Some(error) = protection(root, path) {
+        return Some(error);
     }
     source::is_mount_root(dir.as_fd(), name).then(|| Errno::BUSY.into())
 }
 
 /// Returns the error of removing the object at `path` with everything below it.
-pub(crate) fn tree_removal_refusal(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::Error> {
-    if let Some(error) = removal_refusal(root, path) {
+pub(crate) fn tree_removal_refusal(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    rights: &Rights,
+) -> Option<io::Error> {
+    if let Some(error) = removal_refusal(root, path, rights) {
         return Some(error);
     }
     let dir = match source::open_dir_below(root, path) {
@@ -69,7 +79,7 @@ pub(crate) fn tree_removal_refusal(root: BorrowedFd<'_>, path: &[u8]) -> Option<
         dir => dir.ok()?,
     };
     let names = source::names(dir.as_fd()).ok()?;
-    names.iter().find_map(|(name, _)| tree_removal_refusal(dir.as_fd(), name))
+    names.iter().find_map(|(name, _)| tree_removal_refusal(dir.as_fd(), name, rights))
 }
 
 /// Returns the error of changing mode or times of the object at `path`.
@@ -85,12 +95,37 @@ pub(crate) fn metadata_refusal(
     if is_read_only {
         return Some(Errno::ROFS);
     }
-    (!rights.owns(stat.uid) || is_immutable(open.as_fd(), b"")).then_some(Errno::PERM)
+    let is_refused = !rights.owns((stat.uid, stat.gid)) || attribute(open.as_fd(), b"").is_some();
+    is_refused.then_some(Errno::PERM)
 }
 
-/// Returns true if not even root may change the object of this name, or the open object.
-fn is_immutable(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+/// Returns the error of an attribute that keeps even root from changing or replacing the object at
+/// `path`: one of the object, or of its directory.
+pub(crate) fn protection(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::Error> {
+    let (parent, name) = split(path);
+    let dir = source::open_below(root, parent, DIR).ok()?;
+    let on = |name, whose| Some((attribute(dir.as_fd(), name)?, whose));
+    let ((attribute, flag), whose) = on(name, "").or_else(|| on(b"", "its directory "))?;
+    let text = format!(
+        "Operation not permitted: {whose}has the attribute {attribute}; remove it with chattr -{flag}"
+    );
+    Some(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+/// Returns the attribute that keeps even root from changing an object, with its letter. An empty
+/// name means the open object itself.
+fn attribute(dir: BorrowedFd<'_>, name: &[u8]) -> Option<(&'static str, char)> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    let found = statx(dir, name, flags, StatxFlags::empty());
-    found.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::IMMUTABLE))
+    let has = statx(dir, name, flags, StatxFlags::empty()).ok()?.stx_attributes;
+    let attributes = [
+        (StatxAttributes::IMMUTABLE, "immutable", 'i'),
+        (StatxAttributes::APPEND, "append-only", 'a'),
+    ];
+    attributes.into_iter().find(|(bit, ..)| has.contains(*bit)).map(|(_, name, flag)| (name, flag))
+}
+
+/// Returns true for a directory in which names can be made, but neither removed nor replaced. A
+/// file cannot get its final name there.
+pub(crate) fn is_append_only(dir: BorrowedFd<'_>) -> bool {
+    attribute(dir, b"").is_some_and(|(_, flag)| flag == 'a')
 }

@@ -1,7 +1,7 @@
 //! Metadata that a restore gives to objects in the target.
 
 use super::Target;
-use crate::entry::{Entry, EntryKind, Time};
+use crate::entry::{Entry, EntryKind, Time, Xattrs};
 use crate::observe::{Cause, Reason};
 use crate::source::{self, Stat};
 use rustix::fs::{
@@ -9,7 +9,7 @@ use rustix::fs::{
     fremovexattr, fsetxattr, futimens, removexattr, setxattr, utimensat,
 };
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
+use rustix::process::{Gid, Uid};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
 /// The attribute that holds an ACL.
-const ACCESS_ACL: &str = "system.posix_acl_access";
+pub(super) const ACCESS_ACL: &str = "system.posix_acl_access";
 /// Attribute that holds the ACL for objects created in a directory.
 pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
@@ -76,9 +76,25 @@ impl<'a> Metadata<'a> {
         (stat.mode, (stat.uid, stat.gid)) == (self.mode, self.owner)
     }
 
+    /// Returns the changes of attributes that an object with the attributes `present` needs: values
+    /// to set, and `None` for attributes to remove.
+    pub fn xattr_changes<'m>(
+        &'m self,
+        present: &'m Xattrs,
+    ) -> impl Iterator<Item = (&'m [u8], Option<&'m [u8]>)> {
+        let has = |list: &[(Vec<u8>, Vec<u8>)], name: &[u8]| list.iter().any(|(n, _)| n == name);
+        // The metadata lacks attributes that the backup could not read.
+        let gone = present.iter().filter(move |(name, _)| {
+            self.is_complete && is_ours_to_remove(name) && !has(self.xattrs, name)
+        });
+        let set = self.xattrs.iter().filter(|xattr| !present.contains(xattr));
+        let set = set.map(|(name, value)| (&name[..], Some(&value[..])));
+        gone.map(|(name, _)| (&name[..], None)).chain(set)
+    }
+
     /// Returns the mode for an object that got this user and group. If they are not the wanted ones,
     /// drops setuid or setgid so that no one else gets those rights.
-    fn safe_mode(&self, owner: (u32, u32)) -> u32 {
+    pub(super) fn safe_mode(&self, owner: (u32, u32)) -> u32 {
         let mut mode = self.mode;
         // On a directory these bits grant no rights.
         if self.kind != EntryKind::Directory {
@@ -86,59 +102,6 @@ impl<'a> Metadata<'a> {
             mode &= if owner.1 == self.owner.1 { !0 } else { !0o2000 };
         }
         mode
-    }
-}
-
-/// Rights of this user to set metadata.
-pub struct Rights {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-}
-
-impl Rights {
-    /// Returns the rights of this process.
-    pub fn of_process() -> Rights {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        // Without the list, only the group of the process counts.
-        let groups = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw);
-        Rights { uid, gid, groups: groups.chain([gid]).collect() }
-    }
-
-    /// Returns true for root, who may set everything.
-    pub fn are_all(&self) -> bool {
-        self.uid == 0
-    }
-
-    /// Returns true if this user may set mode and times of an object with this owner.
-    pub fn owns(&self, uid: u32) -> bool {
-        self.are_all() || self.uid == uid
-    }
-
-    /// Returns user and group of a new object in a directory.
-    pub fn new_owner(&self, dir: Option<&Stat>) -> (u32, u32) {
-        let gid = dir.filter(|dir| dir.mode & 0o2000 != 0).map(|dir| dir.gid);
-        (self.uid, gid.unwrap_or(self.gid))
-    }
-
-    /// Returns user and group of an object after a restore gave it this owner. They differ from
-    /// the wanted ones if this user may not set them.
-    pub fn given_owner(&self, is: (u32, u32), metadata: &Metadata<'_>) -> (u32, u32) {
-        let wanted = metadata.owner;
-        if is == wanted || self.are_all() {
-            return wanted;
-        }
-        let may_set_group = is.0 == self.uid && self.groups.contains(&wanted.1);
-        (is.0, if may_set_group { wanted.1 } else { is.1 })
-    }
-
-    /// Returns the mode of an object that has this user and group.
-    ///
-    /// The kernel drops setgid without an error if this user is not in the group. Another attempt
-    /// would only change the ctime.
-    pub fn given_mode(&self, owner: (u32, u32), metadata: &Metadata<'_>) -> u32 {
-        let may_set_group = self.are_all() || self.groups.contains(&owner.1);
-        metadata.safe_mode(owner) & if may_set_group { !0 } else { !0o2000 }
     }
 }
 
@@ -169,9 +132,29 @@ impl Refused {
         self.cause = error.into();
     }
 
-    /// Returns all reasons as one.
-    pub fn reason(&self) -> Reason {
-        Reason { text: self.texts.join("; "), cause: self.cause }
+    /// Notes the error of setting an attribute. Returns false if this user or file system does not
+    /// allow such attributes: that concerns many files and is only counted.
+    pub(crate) fn note_xattr(&mut self, name: &[u8], error: Errno, is_root: bool) -> bool {
+        let what = format!("attribute {}", crate::entry::display_path(name));
+        // Root may set `user.` attributes wherever the file system supports them.
+        let is_about_the_file = is_root && name.starts_with(b"user.") && error != Errno::NOTSUP;
+        match error {
+            Errno::NODATA => {}
+            Errno::PERM | Errno::NOTSUP | Errno::ACCESS if !is_about_the_file => return false,
+            Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG => {
+                self.texts
+                    .push(format!("{what}: too large for this file system, or the disk is full"));
+            }
+            error => self.note(&what, &error.into()),
+        }
+        true
+    }
+
+    /// Returns all reasons as one. `protection` is the error of an attribute that is the cause.
+    pub(crate) fn reason(&self, protection: Option<&io::Error>) -> Reason {
+        let protection = protection.map(ToString::to_string);
+        let texts: Vec<String> = self.texts.iter().cloned().chain(protection).collect();
+        Reason { text: texts.join("; "), cause: self.cause }
     }
 }
 
@@ -232,7 +215,7 @@ impl Target {
     }
 
     /// Sets attributes that differ. With `may_have_others`, removes attributes that the metadata
-    /// lacks.
+    /// lacks and users set.
     fn give_xattrs(
         &self,
         node: Node<'_>,
@@ -241,29 +224,22 @@ impl Target {
         mode: &mut Option<u32>,
         refused: &mut Refused,
     ) {
-        // The metadata lacks attributes that the backup could not read.
-        let may_have_others = may_have_others && metadata.is_complete;
         let present = match may_have_others.then(|| node.xattrs()).transpose() {
             Ok(present) => present.unwrap_or_default(),
+            Err(_) if !metadata.is_complete => Vec::new(),
             Err(error) => {
                 refused.note("attributes", &error);
                 return;
             }
         };
-        let has = |list: &[(Vec<u8>, Vec<u8>)], name: &[u8]| list.iter().any(|(n, _)| n == name);
-        let gone = present.iter().filter(|(name, _)| is_ours_to_remove(name));
-        let gone =
-            gone.filter(|(name, _)| !has(metadata.xattrs, name)).map(|(name, _)| (name, None));
-        let set = metadata.xattrs.iter().filter(|xattr| !present.contains(xattr));
-        let changes = gone.chain(set.map(|(name, value)| (name, Some(value))));
-        for (name, value) in changes {
-            let mut changed = node.set_xattr(name, value.map(|value| &value[..]));
+        for (name, value) in metadata.xattr_changes(&present) {
+            let mut changed = node.set_xattr(name, value);
             if matches!(changed, Err(Errno::ACCESS)) && metadata.kind != EntryKind::Symlink {
                 // `user.` attributes require write permission; the mode is set afterwards.
                 let writable = mode.unwrap_or(metadata.mode) | OWNER_ALL;
                 if node.chmod(writable & 0o777).is_ok() {
                     *mode = None;
-                    changed = node.set_xattr(name, value.map(|value| &value[..]));
+                    changed = node.set_xattr(name, value);
                 }
             }
             if name == ACCESS_ACL.as_bytes() {
@@ -273,29 +249,11 @@ impl Target {
         }
     }
 
-    /// Returns true if an error concerns this file, not the user or the file system. Root may set
-    /// `user.` attributes wherever the file system supports them.
-    fn is_about_the_file(&self, name: &[u8], error: Errno) -> bool {
-        self.uid == 0 && name.starts_with(b"user.") && error != Errno::NOTSUP
-    }
-
-    /// Handles the result of setting an attribute. Counts attributes that this user or file system
-    /// does not allow.
     fn note_xattr(&self, name: &[u8], result: rustix::io::Result<()>, refused: &mut Refused) {
-        let what = format!("attribute {}", crate::entry::display_path(name));
-        match result {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(error @ (Errno::PERM | Errno::NOTSUP | Errno::ACCESS))
-                if !self.is_about_the_file(name, error) =>
-            {
-                self.xattr_denied.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(Errno::NOSPC | Errno::DQUOT | Errno::RANGE | Errno::TOOBIG) => {
-                refused
-                    .texts
-                    .push(format!("{what}: too large for this file system, or the disk is full"));
-            }
-            Err(error) => refused.note(&what, &error.into()),
+        if let Err(error) = result
+            && !refused.note_xattr(name, error, self.uid == 0)
+        {
+            self.xattr_denied.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
