@@ -186,8 +186,9 @@ impl RunRecord {
         let mut record = RunRecord::of(frame, report);
         let lost = record.damage.as_ref().map_or(0, |damage| damage.paths_lost);
         let lack = (record.errors > 0).then(|| lacks_paths(record.errors));
-        let is_good = record.errors == 0 && lost == 0 && !report.is_empty;
-        record.finish(is_good, lack.into_iter().collect());
+        let is_whole = record.errors == 0 && lost == 0 && !report.is_empty;
+        let is_good = is_whole && report.emptied.is_empty();
+        record.finish(is_good, lack.into_iter().chain(emptied(report)).collect());
         record
     }
 
@@ -206,7 +207,7 @@ impl RunRecord {
             checks_failed: manifest.failed_checks(),
         });
         let lack = (!is_complete).then(|| lack(manifest, outcome.report.unreadable_count));
-        let lines = failures.iter().cloned().chain(lack).collect();
+        let lines = failures.iter().cloned().chain(lack).chain(emptied(&outcome.report)).collect();
         record.finish(outcome.is_good(), lines);
         record
     }
@@ -280,6 +281,12 @@ fn lack(manifest: &Manifest, unreadable: u64) -> String {
         ([], paths) => lacks_paths(paths),
         (parts, _) => format!("missing: {}", parts.join(", ")),
     }
+}
+
+/// Names the directories that have no files any more.
+fn emptied(report: &Report) -> Option<String> {
+    let paths: Vec<String> = report.emptied.iter().map(|path| path.display().to_string()).collect();
+    (!paths.is_empty()).then(|| format!("no files any more in {}", paths.join(", ")))
 }
 
 fn lacks_paths(paths: u64) -> String {

@@ -80,7 +80,11 @@ pub struct Outcome {
 impl Outcome {
     /// Returns true if nothing needs the admin's attention.
     pub fn is_good(&self) -> bool {
-        self.is_complete && self.failures.is_empty() && self.report.skipped_records == 0
+        let report = &self.report;
+        self.is_complete
+            && self.failures.is_empty()
+            && report.skipped_records == 0
+            && report.emptied.is_empty()
     }
 
     /// Id of the snapshot; `None` for a dry run.

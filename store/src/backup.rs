@@ -107,6 +107,8 @@ pub struct Report {
     pub damage: Option<Damage>,
     /// True if the snapshot holds only the named directories and those above them.
     pub is_empty: bool,
+    /// Named directories without files that had files in the parent. Their disk may not be mounted.
+    pub emptied: Vec<PathBuf>,
 }
 
 /// Numbers of entries that the parent has and the snapshot does not.

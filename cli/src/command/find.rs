@@ -64,7 +64,7 @@ impl Find {
         let of = count(snapshots as u64, "snapshot");
         ui.remark(format!("{} in {of}", count(paths as u64, "path")))?;
         watch.end();
-        if lost_parts > 0 || !is_sure { Err(Failure::Partial) } else { Ok(()) }
+        select::answered(is_sure && lost_parts == 0)
     }
 }
 

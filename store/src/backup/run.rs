@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -295,8 +295,9 @@ impl<'a> BackupState<'a> {
             git_caches: !options.git_caches,
             ..self.noted.record(&excludes, &named)
         };
+        let mut emptied = Vec::new();
         let removed = match &self.parent {
-            Some((_, parent)) => {
+            Some((id, parent)) => {
                 let spared = Spared::of(&excludes, &left_out, named.iter().cloned())?;
                 let unread = counters.unreadable_paths.lock();
                 let was_looked_for = |path: &[u8]| {
@@ -304,6 +305,17 @@ impl<'a> BackupState<'a> {
                         |all: &HashSet<Vec<u8>>| ends(path).any(|end| all.contains(&path[..end]));
                     has(&named) && !has(&unread) && !spared.covers(path)
                 };
+                let trees = (&parent.root.chunk(), &root);
+                emptied = self::emptied(&self.packer, trees, &named, &was_looked_for);
+                for path in &emptied {
+                    let text = format!(
+                        "{} has no files, and had some in snapshot {}; if its disk is not mounted, \
+                         mount it and run the backup again",
+                        path.display(),
+                        id.short()
+                    );
+                    store.observer().event(Event::Warning(text));
+                }
                 let is_known = unread.len() < UNREADABLE_PATHS_MAX;
                 let removed =
                     || removed(&self.packer, &parent.root.chunk(), &root, &was_looked_for);
@@ -361,6 +373,7 @@ impl<'a> BackupState<'a> {
             stored_plainly,
             damage,
             is_empty: entries == 0,
+            emptied,
         })
     }
 
@@ -432,6 +445,31 @@ fn removed(
     };
     let compared = diff(chunks, first, second, &mut each);
     compared.ok().map(|()| removed)
+}
+
+/// Returns the named directories that had files in the first tree and have none in the second, as
+/// far as the second backup looked for them.
+fn emptied(
+    chunks: &dyn Chunks,
+    (first, second): (&ChunkId, &ChunkId),
+    named: &HashSet<Vec<u8>>,
+    was_looked_for: &dyn Fn(&[u8]) -> bool,
+) -> Vec<PathBuf> {
+    let is_file = |entry: &Entry| entry.kind != EntryKind::Directory;
+    let is_emptied = |path: &&Vec<u8>| {
+        let mut now = TreeReader::within(second, path, chunks).peekable();
+        let is_dir = matches!(now.peek(), Some(Ok(entry)) if entry.path == **path);
+        // An unreadable part may hold files.
+        is_dir
+            && !now.any(|item| item.as_ref().map_or(true, is_file))
+            && TreeReader::within(first, path, chunks)
+                .flatten()
+                .any(|entry| is_file(&entry) && was_looked_for(&entry.path))
+    };
+    let mut paths: Vec<PathBuf> =
+        named.iter().filter(is_emptied).map(|path| absolute(path)).collect();
+    paths.sort();
+    paths
 }
 
 /// Finds the snapshot from which to take unchanged files. It is the newest of this machine with the
