@@ -293,6 +293,54 @@ fn absolute_patterns_follow_links_like_sources() {
     assert!(listed.contains("keep") && !listed.contains("secret"), "{listed}");
 }
 
+#[test]
+fn relative_patterns_follow_links_like_sources() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("real/x/secret", "1");
+    sandbox.write("real/deep/x/kept", "2");
+    std::os::unix::fs::symlink("real", sandbox.path("link")).expect("links");
+    for source in ["link", "link/."] {
+        sandbox.run(["backup", "--exclude", "link/x", source]).ok();
+        assert!(!has(&sandbox, "real/x/secret") && has(&sandbox, "real/deep/x/kept"), "{source}");
+    }
+}
+
+#[test]
+fn a_source_that_lost_all_of_its_files_is_reported_once() {
+    let sandbox = Sandbox::with_store();
+    std::fs::create_dir_all(sandbox.path("always/empty")).expect("makes");
+    sandbox.write("disk/dir/1", "1");
+    sandbox.write("other/2", "2");
+    let backup = ["backup", "disk", "other", "always"];
+    sandbox.run(backup).ok();
+    // Skipped content is not lost.
+    sandbox.forgekeep(backup).args(["--exclude", "disk/dir"]).run().ok();
+    sandbox.run(backup).ok();
+    sandbox.remove("disk/dir");
+    let outcome = sandbox.run(backup).ends_with(3);
+    let warning = format!("{} has no files", sandbox.text("disk"));
+    assert!(outcome.stderr.contains(&warning), "{}", outcome.all_output());
+    assert!(!outcome.stderr.contains("always"), "{}", outcome.all_output());
+    sandbox.run(backup).ok();
+}
+
+#[test]
+fn a_part_that_lost_all_of_its_files_is_reported() {
+    let sandbox = Sandbox::with_store();
+    let part =
+        |name: &str| format!("[instances.i.parts.{name}]\npath = '{}'\n", sandbox.text(name));
+    configure_plain(&sandbox, &(part("disk") + &part("other")));
+    let backup = ["backup", "--config", "forgekeep.toml", "--instance", "i"];
+    for name in ["disk/1", "other/2"] {
+        sandbox.write(name, name);
+    }
+    sandbox.run(backup).ok();
+    sandbox.remove("disk/1");
+    let outcome = sandbox.run(backup).ends_with(3);
+    let warning = format!("{} has no files", sandbox.text("disk"));
+    assert!(outcome.stderr.contains(&warning), "{}", outcome.all_output());
+}
+
 /// Writes a configuration of an instance `i` without a product, with more lines for it.
 fn configure_plain(sandbox: &Sandbox, more: &str) {
     let [state, store] = ["state", "store"].map(|name| sandbox.text(name));

@@ -408,10 +408,19 @@ fn below_current_dir(pattern: &[u8]) -> Option<Vec<u8>> {
     Some([&store::glob::escape(&dir), &b"/"[..], inner].concat())
 }
 
-/// Resolves symbolic links in the literal prefix of an absolute pattern, because source paths are
-/// resolved in the same way. Returns `None` if nothing changes.
+/// Resolves symbolic links in the literal prefix of a pattern, because source paths are resolved in
+/// the same way. A relative pattern may begin in the current directory. Returns `None` if nothing
+/// changes.
 fn through_links(pattern: &[u8]) -> Option<Vec<u8>> {
-    let inner = pattern.strip_prefix(b"/")?;
+    let Some(inner) = pattern.strip_prefix(b"/") else {
+        let has_dir = pattern.contains(&b'/') && !pattern.starts_with(b"**");
+        let dir = std::env::current_dir().ok().filter(|_| has_dir)?;
+        let dir = dir.as_os_str().as_bytes();
+        // A directory with special characters would be taken for a pattern.
+        let is_plain = store::glob::escape(Path::new(OsStr::from_bytes(dir))) == dir;
+        let absolute = [dir.strip_suffix(b"/").unwrap_or(dir), b"/", pattern].concat();
+        return is_plain.then(|| through_links(&absolute)).flatten();
+    };
     let is_literal = |part: &&[u8]| !part.iter().any(|byte| b"?*[]{}\\".contains(byte));
     let parts: Vec<&[u8]> = inner.split(|byte| *byte == b'/').collect();
     let literal = parts.iter().copied().take_while(is_literal).count();
