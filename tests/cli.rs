@@ -290,9 +290,15 @@ fn a_damaged_snapshot_record_is_reported() {
     sandbox.backup(["source"]);
     let newest = sandbox.snapshot_ids().pop().expect("two");
     std::fs::write(sandbox.path(format!("store/snapshots/{newest}")), [0; 300]).expect("damages");
-    let listed = sandbox.run(["snapshots", "--quiet"]).ok();
-    assert!(listed.stderr.contains(&newest[..8]), "{}", listed.all_output());
-    for command in [&["restore", "latest", "-t", "to"][..], &["backup", "source"]] {
+    for command in [
+        &["snapshots"][..],
+        &["stats"],
+        &["find", "a"],
+        &["ls", "latest"],
+        &["diff", "latest", "latest"],
+        &["restore", "latest", "-t", "to"],
+        &["backup", "source"],
+    ] {
         let warned = sandbox.run(command).ends_with(3);
         assert!(warned.stderr.contains(&newest[..8]), "{}", warned.all_output());
     }
@@ -810,8 +816,12 @@ fn a_snapshot_from_the_future_is_not_the_latest() {
     assert!(backup.stderr.contains(&short), "{}", backup.all_output());
     let listed = sandbox.json(["snapshots"]);
     assert_eq!(listed[1]["parent"], listed[0]["id"]);
-    for (command, out) in [(&["dump", &file][..], "two"), (&["restore", "latest", "-t", "to"], "")]
-    {
+    for (command, out) in [
+        (&["dump", &file][..], "two"),
+        (&["restore", "latest", "-t", "to"], ""),
+        (&["ls", "latest"], "source/a"),
+        (&["diff", "latest~1", "latest"], "source/a"),
+    ] {
         let warned = sandbox.run(command).ends_with(3);
         assert!(warned.stderr.contains(&short), "{}", warned.all_output());
         assert!(warned.stdout.contains(out), "{}", warned.all_output());
