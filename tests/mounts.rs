@@ -117,6 +117,29 @@ fn a_dry_run_reports_entries_that_a_mount_blocks() {
 }
 
 #[test]
+fn a_dry_run_counts_copies_in_place_of_hard_links_across_mounts() {
+    let sandbox = backed_up(&["a/1"]);
+    let mut mounts = Mounts::new(&sandbox);
+    std::fs::create_dir(sandbox.path("source/b")).expect("a directory");
+    for name in ["source/b/2", "source/b/3", "source/c"] {
+        sandbox.tool("ln").args(["source/a/1", name]).run().ok();
+    }
+    sandbox.run(["backup", "source"]).ok();
+    for name in ["2", "3"] {
+        sandbox.remove(format!("source/b/{name}"));
+    }
+    mounts.add("source/b", &["-t", "tmpfs", "none"]);
+    let from = sandbox.at("latest", "source");
+    let counts = [&["--dry-run"][..], &[]].map(|arguments| {
+        let run = sandbox.forgekeep(["restore", &from, "--target", "source", "--json"]);
+        let summary = run.args(arguments).run().ok().json().pop().expect("a summary");
+        ["files_restored", "files_unchanged", "others"].map(|name| summary[name].clone())
+    });
+    assert_eq!(counts[0], [1, 1, 2].map(serde_json::Value::from));
+    assert_eq!(counts[0], counts[1]);
+}
+
+#[test]
 fn deletion_warns_of_mounts_with_files_of_the_snapshot() {
     let sandbox = Sandbox::with_store();
     let mut mounts = Mounts::new(&sandbox);

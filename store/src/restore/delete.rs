@@ -146,15 +146,18 @@ impl Restore<'_> {
         if self.counts.deleted.load(Relaxed) == 0 {
             return Ok(());
         }
-        // Removal changed the times of directories that were right before.
+        // Removal changed the times of directories that were right before. Refused metadata was
+        // reported and counted before.
+        let denied = [&self.target.owner_denied, &self.target.xattr_denied];
+        let counts = denied.map(|count| count.load(Relaxed));
         let dirs = selected(root, from, options, self.store).flatten();
         for entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() && !self.is_kept(&path) {
-                // Refused metadata was reported before.
                 let _ = self.target.finish_dir(&path, &Metadata::of(&entry)).map(drop);
             }
         }
+        denied.into_iter().zip(counts).for_each(|(count, before)| count.store(before, Relaxed));
         Ok(())
     }
 }

@@ -434,9 +434,10 @@ impl DryRun<'_> {
         let denied_before = self.report.xattr_denied;
         for (name, value) in metadata.xattr_changes(present) {
             let changed = match (refusal, value) {
-                (Some(error), _) => Err(error),
-                (None, Some(value)) => self.try_xattr(entry, path, name, value),
-                (None, None) => Ok(()),
+                (Some(error), None) => Err(error),
+                (refusal, value) => {
+                    self.try_xattr(entry, path, name, value).and(refusal.map_or(Ok(()), Err))
+                }
             };
             if let Err(error) = changed
                 && !refused.note_xattr(name, error, is_root)
@@ -452,10 +453,10 @@ impl DryRun<'_> {
         entry: &Entry,
         path: &[u8],
         name: &[u8],
-        value: &[u8],
+        value: Option<&[u8]>,
     ) -> rustix::io::Result<()> {
         match self.above(entry, path) {
-            Some(above) => self.trials.set_xattr(above.dir.as_fd(), name, value),
+            Some(above) => self.trials.change_xattr(above.dir.as_fd(), name, value),
             None => Ok(()),
         }
     }
@@ -593,10 +594,6 @@ impl DryRun<'_> {
     fn is_in_the_way(&self, path: &[u8]) -> bool {
         let Some(dir) = &self.dir else { return false };
         let Ok(open) = source::open_dir_below(dir.as_fd(), path) else { return false };
-        let device = |dir: &OwnedFd| source::stat_open(dir).ok().map(|stat| stat.device);
-        if device(&open) != device(dir) {
-            return true;
-        }
         let is_empty = source::names(open.as_fd()).is_ok_and(|names| names.is_empty());
         !is_empty && !self.extra.gives_way(&join(self.prefix, path))
     }

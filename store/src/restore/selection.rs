@@ -89,8 +89,16 @@ pub(super) fn totals(
             unmatched.retain(|(_, globs)| !globs.covers(&entry.path));
         }
     }
-    for (pattern, _) in unmatched {
-        observer.event(Event::Warning(format!("no path of the snapshot matches {pattern}")));
+    let has_match = |globs: &Globs| {
+        let mut all = TreeReader::within(root, from, chunks).flatten();
+        !options.exclude.is_empty() && all.any(|entry| globs.covers(&entry.path))
+    };
+    for (pattern, globs) in unmatched {
+        let text = match has_match(globs) {
+            true => format!("--exclude skips every path that matches {pattern}"),
+            false => format!("no path of the snapshot matches {pattern}"),
+        };
+        observer.event(Event::Warning(text));
     }
     // Directories above excluded source paths serve no purpose.
     Ok(if has_only_passages { (0, 0) } else { (entries, bytes) })

@@ -2,6 +2,7 @@
 
 mod again;
 mod git_dirs;
+mod metadata;
 mod parents;
 
 use super::*;

@@ -105,9 +105,9 @@ pub(crate) fn protection(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::Error>
     let (parent, name) = split(path);
     let dir = source::open_below(root, parent, DIR).ok()?;
     let on = |name, whose| Some((attribute(dir.as_fd(), name)?, whose));
-    let ((attribute, flag), whose) = on(name, "").or_else(|| on(b"", "its directory "))?;
+    let ((attribute, flag), whose) = on(name, "it").or_else(|| on(b"", "its directory"))?;
     let text = format!(
-        "Operation not permitted: {whose}has the attribute {attribute}; remove it with chattr -{flag}"
+        "Operation not permitted: {whose} has the attribute {attribute}; remove it with chattr -{flag}"
     );
     Some(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }

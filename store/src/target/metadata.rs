@@ -242,7 +242,7 @@ impl Target {
                     changed = node.set_xattr(name, value);
                 }
             }
-            if name == ACCESS_ACL.as_bytes() {
+            if name == ACCESS_ACL.as_bytes() && changed.is_ok() {
                 *mode = None;
             }
             self.note_xattr(name, changed, refused);

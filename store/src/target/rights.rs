@@ -190,6 +190,6 @@ mod tests {
         assert!(all.are_all() && all.has(65534));
         let some = Numbers::parse("0 1000 1\n1 100000 65536\n").expect("a map");
         assert!(!some.are_all() && some.has(65536) && !some.has(65537));
-        assert!(Numbers::parse("0 x 1").is_none());
+        assert!(Numbers::parse("x 0 1").is_none());
     }
 }

@@ -41,21 +41,24 @@ impl Trials {
         is_refused
     }
 
-    /// Sets an attribute on a file in the file system of a directory.
-    pub fn set_xattr(
+    /// Sets or removes an attribute of a file in the file system of a directory.
+    pub fn change_xattr(
         &mut self,
         dir: BorrowedFd<'_>,
         name: &[u8],
-        value: &[u8],
+        value: Option<&[u8]>,
     ) -> rustix::io::Result<()> {
         let Ok(device) = source::stat_open(dir).map(|stat| stat.device) else { return Ok(()) };
         let Some((file, _)) = self.file(dir, device) else { return Ok(()) };
         // Only directories have this one.
         let name = if name == DEFAULT_ACL.as_bytes() { ACCESS_ACL.as_bytes() } else { name };
         let name = OsStr::from_bytes(name);
-        let set = fsetxattr(file, name, value, XattrFlags::empty());
-        let _ = fremovexattr(file, name);
-        set
+        let set = value.map(|value| fsetxattr(file, name, value, XattrFlags::empty()));
+        let removed = match fremovexattr(file, name) {
+            Err(Errno::NODATA) => Ok(()),
+            removed => removed,
+        };
+        set.unwrap_or(removed)
     }
 
     fn file(&mut self, dir: BorrowedFd<'_>, device: u64) -> Option<&(OwnedFd, Stat)> {
@@ -110,7 +113,11 @@ mod tests {
         let own = source::stat_open(&open).expect("is open");
         for _ in 0..2 {
             assert!(!trials.refuses_owner(open.as_fd(), (own.uid, own.gid)));
-            assert!(trials.set_xattr(open.as_fd(), b"unknown.x", b"1").is_err());
+            for value in [Some(&b"1"[..]), None] {
+                assert!(trials.change_xattr(open.as_fd(), b"unknown.x", value).is_err());
+            }
+            assert!(trials.change_xattr(open.as_fd(), b"user.x", Some(b"1")).is_ok());
+            assert!(trials.change_xattr(open.as_fd(), b"user.x", None).is_ok());
         }
         let is_root = rustix::process::geteuid().is_root();
         assert_eq!(trials.refuses_owner(open.as_fd(), (own.uid + 1, own.gid)), !is_root);
