@@ -124,7 +124,11 @@ pub fn stat_open(file: impl AsFd) -> io::Result<Stat> {
 pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if path.is_empty() {
-        return Ok(openat(dir, c".", flags, Mode::empty())?);
+        return match openat(dir, c".", flags, Mode::empty()) {
+            // This user may not enter the directory, but can still change its mode.
+            Err(Errno::ACCESS) if flags.contains(OFlags::PATH) => Ok(dir.try_clone_to_owned()?),
+            opened => Ok(opened?),
+        };
     }
     if path.len() <= STEP_BYTES {
         let resolve =
