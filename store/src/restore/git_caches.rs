@@ -5,7 +5,7 @@
 //! git would still use a cache that describes missing data.
 
 use super::{Options, join, relative};
-use crate::entry::{EntryKind, is_within};
+use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::git;
 use crate::id::ChunkId;
 use crate::source;
@@ -61,7 +61,7 @@ impl GitCaches {
     }
 
     /// Returns stale caches in the target that the selected part of the snapshot lacks, as paths in
-    /// the target.
+    /// the target. A directory includes everything in it.
     pub(super) fn stale(
         &self,
         target: BorrowedFd<'_>,
@@ -103,6 +103,8 @@ impl GitCaches {
             }
         }
         stale.retain(|path| !is_restored(&join(prefix, path)));
+        stale.sort_by(|a, b| path_cmp(a, b));
+        stale.dedup_by(|inner, outer| is_within(inner, outer));
         stale
     }
 }
@@ -115,15 +117,19 @@ impl Changes {
     }
 }
 
-/// Finds stale files in a directory, and all files below its stale subdirectories.
+/// Finds stale files and subdirectories in a directory, and everything below the latter.
 fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut Vec<Vec<u8>>) {
     // A missing directory has no caches.
     let Ok(open) = source::open_dir_below(target, dir) else { return };
     for (name, stat) in source::list(open.as_fd(), is_stale).0 {
         let path = join(dir, &name);
         match stat {
-            Ok(stat) if stat.kind == EntryKind::Directory => find(target, &path, &|_| true, found),
-            Ok(_) => found.push(path),
+            Ok(stat) => {
+                if stat.kind == EntryKind::Directory {
+                    find(target, &path, &|_| true, found);
+                }
+                found.push(path);
+            }
             Err(_) => {}
         }
     }

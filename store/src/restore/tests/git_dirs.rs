@@ -54,3 +54,37 @@ fn delete_keeps_the_caches_of_a_git_directory_that_the_snapshot_has() {
     let (report, _) = bench.restore("target", &options).expect("restores");
     assert_eq!((report.deleted, look(&bench.path("target"))), (0, before));
 }
+
+#[test]
+fn delete_removes_all_caches_of_packs_that_go() {
+    let bench = Bench::new(|source| {
+        for dir in ["a/objects/pack", "a/objects/info", "a/refs"] {
+            fs::create_dir_all(source.join(dir)).expect("makes");
+        }
+        fs::write(source.join("a/HEAD"), "ref: refs/heads/main\n").expect("writes");
+        fs::write(source.join("a/objects/pack/pack-1.pack"), "pack").expect("writes");
+    });
+    let options = Options { delete: true, ..bench.options() };
+    bench.restore("target", &options).expect("restores");
+    let objects = bench.path("target/a/objects");
+    for dir in ["pack/multi-pack-index.d", "info/commit-graphs"] {
+        fs::create_dir(objects.join(dir)).expect("makes");
+    }
+    for file in [
+        "pack/pack-2.pack",
+        "pack/pack-2.idx",
+        "pack/pack-2.rev",
+        "pack/pack-2.bitmap",
+        "pack/multi-pack-index.d/multi-pack-index-chain",
+        "pack/multi-pack-index.d/multi-pack-index-1.midx",
+        "pack/multi-pack-index.d/multi-pack-index-1.bitmap",
+        "info/commit-graphs/commit-graph-chain",
+    ] {
+        fs::write(objects.join(file), "newer").expect("writes");
+    }
+    let dry = Options { is_dry: true, ..options.clone() };
+    let (planned, _) = bench.restore("target", &dry).expect("runs");
+    let (done, _) = bench.restore("target", &options).expect("restores");
+    assert_eq!(planned.deleted, done.deleted);
+    assert_eq!(relative_look(&bench.path("target")), relative_look(&bench.path("source")));
+}
