@@ -10,7 +10,8 @@ mod rights;
 mod trial;
 
 pub(crate) use access::{
-    is_append_only, metadata_refusal, protection, removal_refusal, tree_removal_refusal,
+    is_append_only, is_protected, metadata_refusal, protection, removal_refusal,
+    tree_removal_refusal,
 };
 pub(crate) use metadata::is_held;
 pub use metadata::{Metadata, Refused};

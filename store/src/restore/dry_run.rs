@@ -258,8 +258,11 @@ impl DryRun<'_> {
     fn can_be_linked(&self, link: &Link, path: &[u8]) -> bool {
         let Some(dir) = &self.dir else { return true };
         link.names().any(|name| {
-            !target::are_on_different_mounts(dir.as_fd(), name, path)
-                || self.same_object(name, path).is_some()
+            let (is_elsewhere, is_protected) = (
+                target::are_on_different_mounts(dir.as_fd(), name, path),
+                target::is_protected(dir.as_fd(), name),
+            );
+            !is_elsewhere && !is_protected || self.same_object(name, path).is_some()
         })
     }
 

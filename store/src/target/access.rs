@@ -112,6 +112,14 @@ pub(crate) fn protection(root: BorrowedFd<'_>, path: &[u8]) -> Option<io::Error>
     Some(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
+/// Returns true if an attribute keeps even root from changing the object at `path`, and from making
+/// another name of it.
+pub(crate) fn is_protected(root: BorrowedFd<'_>, path: &[u8]) -> bool {
+    let (parent, name) = split(path);
+    let dir = source::open_below(root, parent, DIR);
+    dir.is_ok_and(|dir| attribute(dir.as_fd(), name).is_some())
+}
+
 /// Returns the attribute that keeps even root from changing an object, with its letter. An empty
 /// name means the open object itself.
 fn attribute(dir: BorrowedFd<'_>, name: &[u8]) -> Option<(&'static str, char)> {

@@ -30,6 +30,35 @@ fn a_dry_run_counts_changed_attributes() {
     assert_eq!(planned.xattrs_to_set, 0, "{planned:?}");
 }
 
+/// Changes an attribute; returns false if this user or file system has no such attributes.
+fn chattr(change: &str, path: &Path) -> bool {
+    Command::new("chattr").arg(change).arg(path).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_protected_file_gets_a_copy_instead_of_another_name() {
+    let bench = Bench::new(|source| {
+        fs::write(source.join("a"), "1").expect("writes");
+        fs::hard_link(source.join("a"), source.join("b")).expect("links");
+    });
+    bench.restore("target", &bench.options()).expect("restores");
+    fs::remove_file(bench.path("target/b")).expect("removes");
+    let first = bench.path("target/a");
+    if !chattr("+i", &first) {
+        return;
+    }
+    let reports = [true, false].map(|is_dry| {
+        let options = Options { is_dry, ..bench.options() };
+        bench.restore("target", &options).map(|(report, _)| report)
+    });
+    assert!(chattr("-i", &first));
+    let counts = reports.map(|report| {
+        let report = report.expect("restores");
+        (report.files_restored, report.files_unchanged, report.others)
+    });
+    assert_eq!(counts, [(1, 1, 0); 2]);
+}
+
 #[test]
 fn errors_name_the_attribute_that_protects_an_object() {
     let bench = Bench::new(|source| {
@@ -44,18 +73,15 @@ fn errors_name_the_attribute_that_protects_an_object() {
             fs::write(bench.path(&target).join("dir/a"), "2").expect("writes");
             fs::remove_file(bench.path(&target).join("dir/b")).expect("removes");
             let path = bench.path(&target).join(protected);
-            let chattr = |change: &str| {
-                Command::new("chattr").arg(change).arg(&path).status().is_ok_and(|s| s.success())
-            };
-            if !chattr(&format!("+{flag}")) {
-                return; // this user or file system has no such attributes
+            if !chattr(&format!("+{flag}"), &path) {
+                return;
             }
             let reports = [true, false].map(|is_dry| {
                 let options = Options { is_dry, ..bench.options() };
                 let report = bench.restore(&target, &options);
                 (report, bench.events())
             });
-            assert!(chattr(&format!("-{flag}")));
+            assert!(chattr(&format!("-{flag}"), &path));
             let lost = if protected == "dir" { 2 } else { 1 };
             let mut all_paths = Vec::new();
             for (report, events) in reports {
