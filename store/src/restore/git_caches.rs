@@ -123,15 +123,11 @@ fn find(target: BorrowedFd<'_>, dir: &[u8], is_stale: &IsStale<'_>, found: &mut 
     let Ok(open) = source::open_dir_below(target, dir) else { return };
     for (name, stat) in source::list(open.as_fd(), is_stale).0 {
         let path = join(dir, &name);
-        match stat {
-            Ok(stat) => {
-                if stat.kind == EntryKind::Directory {
-                    find(target, &path, &|_| true, found);
-                }
-                found.push(path);
-            }
-            Err(_) => {}
+        let Ok(stat) = stat else { continue };
+        if stat.kind == EntryKind::Directory {
+            find(target, &path, &|_| true, found);
         }
+        found.push(path);
     }
 }
 

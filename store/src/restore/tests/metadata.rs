@@ -1,8 +1,7 @@
 //! Metadata that a dry run foresees as the restore gives it.
 
 use super::*;
-use rustix::fs::{XattrFlags, removexattr, setxattr};
-use std::process::Command;
+use rustix::fs::{IFlags, XattrFlags, ioctl_getflags, ioctl_setflags, removexattr, setxattr};
 
 fn set(path: &Path, name: &str, value: &str) {
     setxattr(path, name, value.as_bytes(), XattrFlags::empty()).expect("sets");
@@ -30,9 +29,14 @@ fn a_dry_run_counts_changed_attributes() {
     assert_eq!(planned.xattrs_to_set, 0, "{planned:?}");
 }
 
-/// Changes an attribute; returns false if this user or file system has no such attributes.
-fn chattr(change: &str, path: &Path) -> bool {
-    Command::new("chattr").arg(change).arg(path).status().is_ok_and(|status| status.success())
+/// Sets or clears an attribute; returns false if this user or file system has no such attributes.
+fn chattr(path: &Path, attribute: IFlags, is_set: bool) -> bool {
+    let file = fs::File::open(path).expect("opens");
+    let changed = ioctl_getflags(&file).and_then(|mut flags| {
+        flags.set(attribute, is_set);
+        ioctl_setflags(&file, flags)
+    });
+    changed.is_ok()
 }
 
 #[test]
@@ -44,14 +48,14 @@ fn a_protected_file_gets_a_copy_instead_of_another_name() {
     bench.restore("target", &bench.options()).expect("restores");
     fs::remove_file(bench.path("target/b")).expect("removes");
     let first = bench.path("target/a");
-    if !chattr("+i", &first) {
+    if !chattr(&first, IFlags::IMMUTABLE, true) {
         return;
     }
     let reports = [true, false].map(|is_dry| {
         let options = Options { is_dry, ..bench.options() };
         bench.restore("target", &options).map(|(report, _)| report)
     });
-    assert!(chattr("-i", &first));
+    assert!(chattr(&first, IFlags::IMMUTABLE, false));
     let counts = reports.map(|report| {
         let report = report.expect("restores");
         (report.files_restored, report.files_unchanged, report.others)
@@ -66,14 +70,14 @@ fn errors_name_the_attribute_that_protects_an_object() {
         fs::write(source.join("dir/a"), "1").expect("writes");
         fs::write(source.join("dir/b"), "1").expect("writes");
     });
-    for (flag, name) in [("a", "append-only"), ("i", "immutable")] {
+    for (flag, name) in [(IFlags::APPEND, "append-only"), (IFlags::IMMUTABLE, "immutable")] {
         for protected in ["dir", "dir/a"] {
-            let target = format!("target-{flag}-{}", protected.len());
+            let target = format!("target-{name}-{}", protected.len());
             bench.restore(&target, &bench.options()).expect("restores");
             fs::write(bench.path(&target).join("dir/a"), "2").expect("writes");
             fs::remove_file(bench.path(&target).join("dir/b")).expect("removes");
             let path = bench.path(&target).join(protected);
-            if !chattr(&format!("+{flag}"), &path) {
+            if !chattr(&path, flag, true) {
                 return;
             }
             let reports = [true, false].map(|is_dry| {
@@ -81,7 +85,7 @@ fn errors_name_the_attribute_that_protects_an_object() {
                 let report = bench.restore(&target, &options);
                 (report, bench.events())
             });
-            assert!(chattr(&format!("-{flag}"), &path));
+            assert!(chattr(&path, flag, false));
             let lost = if protected == "dir" { 2 } else { 1 };
             let mut all_paths = Vec::new();
             for (report, events) in reports {
