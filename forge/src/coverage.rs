@@ -24,6 +24,8 @@ pub struct Gaps<'a> {
     of_instance: Vec<String>,
     /// True if another copy may contain more than this one.
     may_come: bool,
+    /// Number of things in places that the settings excuse, by name of the place.
+    excused: BTreeMap<String, usize>,
     /// Counts by name of the part.
     groups: BTreeMap<String, Group>,
 }
@@ -58,7 +60,8 @@ impl<'a> Gaps<'a> {
     pub fn new(plan: &'a Plan, view: &View<'_>) -> Gaps<'a> {
         let is_live = view.is_live();
         let (of_copy, of_instance) = (Vec::new(), Vec::new());
-        Gaps { plan, is_live, of_copy, of_instance, may_come: false, groups: BTreeMap::new() }
+        let (groups, excused) = (BTreeMap::new(), BTreeMap::new());
+        Gaps { plan, is_live, of_copy, of_instance, may_come: false, excused, groups }
     }
 
     /// Counts a thing of kind `what` that is expected in the place of a part.
@@ -76,6 +79,11 @@ impl<'a> Gaps<'a> {
         let group = self.group(part, what, place);
         group.looked_at += 1;
         group.is_strict = true;
+    }
+
+    /// Counts a thing in a place of that name that the backup does without.
+    pub fn excuse(&mut self, place: &str) {
+        *self.excused.entry(place.to_owned()).or_default() += 1;
     }
 
     fn group(
@@ -108,8 +116,15 @@ impl<'a> Gaps<'a> {
     /// Returns the check of `count` expected things.
     pub fn check(self, name: &str, what: &str, count: usize) -> Check {
         let all = self.of_copy.len() + self.of_instance.len();
+        let excused: Vec<String> = self
+            .excused
+            .iter()
+            .map(|(place, count)| format!("; not checked: {count} of {place}, which is not a part"))
+            .collect();
+        let (excused, count) = (excused.concat(), count - self.excused.values().sum::<usize>());
         if all == 0 {
-            return Check::ok(name, format!("checked {count} {what}; all are present"));
+            let text = format!("checked {count} {what}; all are present{excused}");
+            return Check::ok(name, text);
         }
         let mut text = format!("{all} of {count} {what} are missing or damaged");
         if !self.is_live {
@@ -131,6 +146,7 @@ impl<'a> Gaps<'a> {
         if !self.of_copy.is_empty() {
             verdict = Verdict::Failed;
         }
+        text += &excused;
         let examples = self.of_copy.into_iter().chain(self.of_instance);
         let mut check = Check::new(name, verdict, text).with_examples(examples);
         check.is_settled = !self.may_come;
@@ -198,7 +214,20 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         gaps.add(row.part, text, found);
     }
     let mut check = gaps.check("files", "rows with files", rows.len());
-    for (what, count) in catalogue.remote.iter().filter(|(_, count)| **count > 0) {
+    let remote = catalogue.remote.iter().filter(|(_, count)| **count > 0);
+    if rows.is_empty() {
+        let remote = remote.map(|(what, count)| format!("{count} rows of {what}"));
+        let remote: Vec<String> = remote.collect();
+        check.text = match remote.is_empty() {
+            true => "no rows name files on this machine".into(),
+            false => format!(
+                "not checked: {} are in an object store, which is not copied",
+                remote.join(", ")
+            ),
+        };
+        return Ok(check);
+    }
+    for (what, count) in remote {
         check.text +=
             &format!("; {count} more rows of {what} are in an object store, which is not copied");
     }
@@ -254,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn things_in_excused_places_are_not_missing() {
+        let plan = plan("");
+        let mut gaps = Gaps::new(&plan, &View::Live);
+        gaps.excuse("storage far");
+        let text = "checked 2 projects; all are present; not checked: 1 of storage far, which is \
+                    not a part";
+        assert_eq!(gaps.check("repositories", "projects", 3), Check::ok("repositories", text));
+    }
+
+    #[test]
     fn a_file_with_a_wrong_size_is_only_a_warning() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("file");
@@ -269,6 +308,13 @@ mod tests {
         let all = "checked 1 rows with files; all are present; 3 more rows of lfs are in an object \
                    store, which is not copied";
         assert_eq!(check(4), Check::ok("files", all));
+        let none = |remote| {
+            let catalogue = Catalogue { remote, ..Catalogue::default() };
+            check_files(&plan, &catalogue, &View::Live).expect("looks")
+        };
+        let nothing = "not checked: 3 rows of lfs are in an object store, which is not copied";
+        assert_eq!(none([("lfs", 3)].into()), Check::ok("files", nothing));
+        assert_eq!(none([].into()), Check::ok("files", "no rows name files on this machine"));
         let other = check(5);
         assert_eq!(other.verdict, Verdict::Warning);
         assert!(other.examples[0].ends_with("file has 4 bytes instead of 5"), "{other:?}");

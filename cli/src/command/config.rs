@@ -181,6 +181,11 @@ struct View<'a> {
     keys: Option<forge::check::Check>,
 }
 
+/// Returns one line about a problem.
+fn with_next_step(problem: String, hint: Option<String>) -> String {
+    hint.map_or(problem.clone(), |hint| format!("{problem}; {hint}"))
+}
+
 impl<'a> View<'a> {
     fn of(
         plan: &'a Plan,
@@ -192,7 +197,7 @@ impl<'a> View<'a> {
     ) -> View<'a> {
         let store = place.map_err(|failure| {
             let (message, hint) = failure.words().unwrap_or_default();
-            format!("{message}; {}", hint.unwrap_or_default())
+            with_next_step(message, hint)
         });
         let mut problems = preflight::of_plan(plan);
         problems.extend(match &store {
@@ -202,8 +207,7 @@ impl<'a> View<'a> {
         let absent = plan.parts.iter().filter(|part| !is_there(plan, part)).map(Absent::of);
         problems.extend(asked.problems);
         if let Some(keys) = asked.keys.as_ref().filter(|keys| keys.verdict == Verdict::Failed) {
-            let hint = keys.hint.as_deref().unwrap_or_default();
-            problems.push(format!("{}; {hint}", keys.text));
+            problems.push(with_next_step(keys.text.clone(), keys.hint.clone()));
         }
         let missing = absent.chain(plan.lacking.iter().cloned()).chain(asked.missing);
         let missing = missing.filter(|absent| absent.is_required).collect();
@@ -266,7 +270,12 @@ impl<'a> View<'a> {
     fn verdict(&self) -> String {
         let mut lacks = Vec::new();
         if !self.missing.is_empty() {
-            let names: Vec<&str> = self.missing.iter().map(|absent| &absent.part[..]).collect();
+            let mut names: Vec<&str> = Vec::new();
+            for absent in &self.missing {
+                if !names.contains(&&*absent.part) {
+                    names.push(&absent.part);
+                }
+            }
             lacks.push(format!("not complete, missing: {}", names.join(", ")));
         }
         if !self.problems.is_empty() {

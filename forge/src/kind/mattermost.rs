@@ -202,15 +202,11 @@ fn files<'a>(
 ) -> &'a mut Part {
     let dir = config.directory("FileSettings", "Directory", at);
     let dir = dir.unwrap_or_else(|| at(Path::new(usual)));
-    if config.text("FileSettings", "DriverName") == Some("amazons3") {
+    if config.text("FileSettings", "DriverName").is_some_and(|driver| driver != "local") {
         let note = "uploaded files are in an object store, which is not copied";
         plan.notes.push(note.into());
         // Files from before the object store remain in the directory. Rows do not identify them.
-        return plan.takes(
-            &format!("{name}-before"),
-            "files uploaded before the object store",
-            dir,
-        );
+        return plan.takes(&rows::before(name), "files uploaded before the object store", dir);
     }
     plan.needs(name, "uploaded files", dir)
 }

@@ -148,7 +148,8 @@ pub fn check(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Chec
         };
         return Ok(tried::check(plan, catalogue, &from));
     }
-    let text = "files with keys that decrypt the database are not in the copy";
+    let place = if view.is_live() { "do not exist" } else { "are not in the copy" };
+    let text = format!("files with keys that decrypt the database {place}");
     let check = Check::new("secrets", Verdict::Failed, text).with_examples(absent);
     // Another copy would not find files that this machine lacks as well.
     let machine = View::machine(&plan.mounts).look(paths)?;

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::links::lexically;
 use crate::plan::{Phase, Plan};
 use crate::view::{Seen, View, shown};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use whole::{Examined, Examiner, OUTSIDE, References, State};
 
@@ -121,12 +121,13 @@ fn storage_dir<'a>(
     name: &str,
 ) -> Option<&'a Path> {
     let dir = storages.get(storage).copied();
-    if dir.is_none() {
-        let part = part(storage);
+    let part = part(storage);
+    if dir.is_none() && plan.excused.has(&part) {
+        gaps.excuse(&format!("storage {storage}"));
+    } else if dir.is_none() {
+        // The storage must be somewhere else.
         let text = format!("{name}: its storage {storage} is not a part");
-        // Unless its loss is excused, the storage must be somewhere else.
-        let found = if plan.excused.has(&part) { Where::Nowhere } else { Where::Elsewhere };
-        gaps.add(&part, text, found);
+        gaps.add(&part, text, Where::Elsewhere);
     }
     dir
 }
@@ -239,6 +240,41 @@ struct Owned<'a> {
     is_pending_deletion: bool,
     /// True if its project has had the same pool all the time.
     is_member: bool,
+    /// Group of repositories that the check of the copy counts together.
+    group: Group,
+}
+
+/// A group of repositories of one storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Projects,
+    Others,
+    Pools,
+}
+
+/// Returns the groups of each storage of which at least half is missing. A mount is missing then, and
+/// their check reports it.
+fn unmounted<'a>(
+    catalogue: &'a Catalogue,
+    storages: &Storages<'_>,
+    known: &Known,
+) -> BTreeSet<(&'a str, Group)> {
+    let projects = catalogue.projects.iter();
+    let projects = projects.map(|one| (&one.storage, &one.repository, Group::Projects));
+    let others = catalogue.repositories.iter();
+    let others = others.map(|one| (&one.storage, &one.repository, Group::Others));
+    let pools = catalogue.projects.iter();
+    let pools = pools.filter_map(|one| Some((&one.storage, one.pool.as_ref()?, Group::Pools)));
+    let mut counts: BTreeMap<(&str, Group), (usize, usize)> = BTreeMap::new();
+    for (storage, repository, group) in projects.chain(others).chain(pools) {
+        let Some(dir) = storages.get(storage.as_str()) else { continue };
+        let Some(examined) = known.get(&dir.join(repository)) else { continue };
+        let (all, absent) = counts.entry((storage, group)).or_default();
+        *all += 1;
+        *absent += usize::from(examined.state == State::Absent);
+    }
+    let much = counts.into_iter().filter(|(_, (all, absent))| *absent >= all.div_ceil(2).max(1));
+    much.map(|(group, _)| group).collect()
 }
 
 impl Owned<'_> {
@@ -294,6 +330,7 @@ fn paired<'a>(
                 earlier_dir: earlier_dir.join(path_then),
                 is_pending_deletion: project.is_pending_deletion,
                 is_member: what.is_empty() && project.pool.is_some() && project.pool == then.pool,
+                group: Group::Projects,
             });
         }
     }
@@ -316,6 +353,7 @@ fn paired<'a>(
             earlier_dir: dir_then(&then.storage, dir).join(&then.repository),
             is_pending_deletion: repository.is_pending_deletion,
             is_member: false,
+            group: Group::Others,
         });
     }
     all
@@ -345,6 +383,7 @@ fn paired_pools<'a>(
             earlier_dir,
             is_pending_deletion: false,
             is_member: false,
+            group: Group::Pools,
         });
     }
     pools.into_values().collect()
@@ -362,8 +401,12 @@ fn compare(
     let storages = storages(plan);
     let mut all = paired(&storages, catalogue, earlier);
     all.extend(paired_pools(&storages, catalogue, known, earlier));
+    let unmounted = unmounted(catalogue, &storages, known);
     let may_be_lost = |one: &Owned<'_>| {
         let now = known.get(&one.dir)?;
+        if now.state == State::Absent && unmounted.contains(&(one.storage, one.group)) {
+            return None;
+        }
         let is_less = now.state != State::Whole || now.references.lack(References::ALL);
         (is_less || one.is_member && !now.borrows).then_some(*now)
     };

@@ -66,8 +66,13 @@ pub fn files(
         size: Option<i64>,
     }
     let columns = database.columns("fileinfo")?;
-    let (Some(dir), false) = (plan.place(part), columns.is_empty()) else { return Ok(()) };
+    if columns.is_empty() {
+        return Ok(());
+    }
     let condition = if columns.has("deleteat") { "deleteat = 0" } else { "true" };
+    let Some(dir) = plan.place(part) else {
+        return count_remote(plan, part, condition, database, catalogue);
+    };
     let size = if columns.has("size") { "size" } else { "null as size" };
     let newest = if columns.has("createat") { "createat" } else { "id" };
     let all = format!("select id, path, {size} from fileinfo where path <> '' and {condition}");
@@ -87,6 +92,35 @@ pub fn files(
         let paths = vec![dir.join(row.path)];
         let size = row.size.and_then(|size| size.try_into().ok());
         catalogue.files.push(FileRow { what: "fileinfo", part, id: row.id, paths, size });
+    }
+    Ok(())
+}
+
+/// Returns the name of the part with files from before the object store.
+pub fn before(part: &str) -> String {
+    format!("{part}-before")
+}
+
+/// Counts the uploaded files if they are in an object store.
+fn count_remote(
+    plan: &Plan,
+    part: &str,
+    condition: &str,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Count {
+        count: u64,
+    }
+    let is_counted = plan.postgres.as_ref().is_some_and(|server| server.counts_rows);
+    let before = before(part);
+    if !is_counted || !plan.parts.iter().any(|part| part.name == before) {
+        return Ok(());
+    }
+    let query = format!("select count(*) as count from fileinfo where path <> '' and {condition}");
+    for row in catalogue.ask::<Count>("fileinfo", database, &query)? {
+        *catalogue.remote.entry("fileinfo").or_default() += row.count;
     }
     Ok(())
 }
