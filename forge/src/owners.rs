@@ -5,7 +5,7 @@
 use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::Result;
 use crate::plan::{Part, Phase, Plan};
-use crate::run::quoted;
+use crate::run::quoted_path;
 use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,9 @@ const ANYBODY_WRITES: u32 = 0o002;
 
 /// Part with the generated configuration.
 const GENERATED: &str = "generated";
+
+/// Parts of unknown owners that have private keys.
+const WITH_KEYS: [&str; 2] = ["ssh-host-keys", "certs"];
 
 /// Parts whose group is that of another service.
 const OTHER_GROUP: [&str; 3] = ["pages", "registry", "redis"];
@@ -82,6 +85,8 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
         let Some(owner) = part.owner.as_deref() else {
             if part.name == GENERATED {
                 faults.generated(plan, part);
+            } else if WITH_KEYS.contains(&&*part.name) {
+                part.paths.iter().for_each(|path| faults.keys(part, path));
             }
             continue;
         };
@@ -190,18 +195,27 @@ impl Faults {
         }
     }
 
-    /// Looks at the directories above a path of a part and below the root of the instance. A
-    /// container has only those in its volumes.
+    /// Looks at the modes of private keys directly in a directory, or at a path.
+    fn keys(&mut self, part: &Part, top: &Path) {
+        let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).chain([top.to_owned()]) {
+            let Ok(metadata) = path.symlink_metadata() else { continue };
+            if !metadata.is_file() || !(is_host_key(&path) || is_key(&path)) {
+                continue;
+            }
+            self.looked_at += 1;
+            self.modes(part, &path, top, &metadata);
+        }
+    }
+
+    /// Looks at the directories above a path of a part and below the root of the instance. The user
+    /// of a container enters only those in its volumes.
     fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) {
         let user = expected.name.split(':').next().unwrap_or_default();
-        let tops = match &expected.groups {
-            Some(_) => std::slice::from_ref(&plan.root),
-            None => &plan.volumes[..],
+        let is_entered = |dir: &Path| {
+            expected.groups.is_some() || plan.volumes.iter().any(|top| dir.starts_with(top))
         };
-        let within = |dir: &&Path| {
-            let mut tops = tops.iter().filter(|top| dir.starts_with(top));
-            tops.any(|top| *dir != top || expected.groups.is_none())
-        };
+        let within = |dir: &&Path| dir.starts_with(&plan.root) && **dir != plan.root;
         // Those within another part are looked at as its content, with its own owner.
         let parts: Vec<&Part> = plan.parts.iter().filter(|part| part.owner.is_some()).collect();
         for dir in path.ancestors().skip(1).take_while(within) {
@@ -217,8 +231,8 @@ impl Faults {
                 continue;
             }
             let mode = metadata.mode() & 0o7777;
-            let place = quoted(&dir.display().to_string());
-            if !expected.may_enter(&metadata) {
+            let place = quoted_path(dir);
+            if is_entered(dir) && !expected.may_enter(&metadata) {
                 let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
                 self.add(Fault::Above, dir, text);
@@ -276,7 +290,7 @@ impl Faults {
         expected: &Expected,
     ) {
         let mode = metadata.permissions().mode() & 0o7777;
-        let place = quoted(&top.display().to_string());
+        let place = quoted_path(top);
         if !expected.is_strict {
             if !expected.may_read(metadata) {
                 let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
@@ -298,16 +312,21 @@ impl Faults {
             self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
             self.fix(format!("chown -Rh {} {place}", expected.name));
         }
+        self.modes(part, path, top, metadata);
+        if expected.is_storage && metadata.is_dir() && mode & SETGID == 0 {
+            self.add(Fault::Setgid, path, format!("has mode {mode:04o}, without setgid"));
+            self.fix(format!("find {place} -type d -exec chmod g+s {{}} +"));
+        }
+    }
+
+    fn modes(&mut self, part: &Part, path: &Path, top: &Path, metadata: &Metadata) {
+        let mode = metadata.mode() & 0o7777;
         let faults = wrong_modes(part, path, path == top, metadata.is_dir(), mode);
         if let Some(first) = faults.first() {
             self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", first.reason));
         }
         for fault in faults {
-            self.fix(fault.fix.replace(PLACE, &place));
-        }
-        if expected.is_storage && metadata.is_dir() && mode & SETGID == 0 {
-            self.add(Fault::Setgid, path, format!("has mode {mode:04o}, without setgid"));
-            self.fix(format!("find {place} -type d -exec chmod g+s {{}} +"));
+            self.fix(fault.fix.replace(PLACE, &quoted_path(top)));
         }
     }
 
@@ -373,7 +392,7 @@ struct ModeFault {
 /// Returns all faults of a mode, the gravest first.
 fn wrong_modes(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Vec<ModeFault> {
     let is = |name: &str| part.name == name;
-    let is_key = !is_dir && path.extension().is_some_and(|end| end == "key");
+    let is_key = !is_dir && is_key(path);
     let has = |bits: u32| mode & bits != 0;
     let lacks = |bits: u32| mode & bits != bits;
     let all = [
@@ -399,12 +418,12 @@ fn wrong_modes(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) 
             "chmod -R go-rwx PLACE",
         ),
         (
-            is("config") && is_key && has(0o007),
+            (is("config") || is("certs")) && is_key && has(0o007),
             "others can read the key",
             "find PLACE -name '*.key' ! -type d ! -type l -exec chmod o-rwx {} +",
         ),
         (
-            is("ssh-host-keys") && is_private_key(path) && has(0o037),
+            (is("ssh-host-keys") || is("config")) && is_host_key(path) && has(0o037),
             "sshd refuses a private key that others can read",
             "find PLACE -name 'ssh_host_*_key' ! -type d ! -type l -exec chmod 0600 {} +",
         ),
@@ -423,8 +442,12 @@ fn wrong_modes(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) 
     faults.map(|(_, reason, fix)| ModeFault { reason, fix }).collect()
 }
 
+fn is_key(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "key")
+}
+
 /// Returns true if it is the private half of a host key.
-fn is_private_key(path: &Path) -> bool {
+fn is_host_key(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("ssh_host_") && name.ends_with("_key")
 }

@@ -11,12 +11,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use store::entry::is_deceptive;
 use store::observe::Progress;
 
 /// Number of bytes kept from the end of a child's standard error.
@@ -270,7 +272,7 @@ impl Running {
     /// no terminal, so it fails instead of waiting there for a password. With `setpriv` it is killed
     /// when this process ends.
     pub fn typed(words: &[OsString]) -> Result<Running> {
-        let shown: Vec<_> = words.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+        let shown: Vec<_> = words.iter().map(|word| quoted_bytes(word.as_bytes())).collect();
         let shown = shown.join(" ");
         let fail = |source| Error::Start { command: shown.clone(), source };
         let setsid = installed("setsid");
@@ -540,17 +542,64 @@ pub(crate) fn program<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>,
 
 /// Quotes a word for a shell, if it needs that.
 pub fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
+    quoted_bytes(word.as_bytes())
+}
+
+/// Quotes a path for a shell, if it needs that.
+pub fn quoted_path(path: &Path) -> String {
+    quoted_bytes(path.as_os_str().as_bytes())
+}
+
+/// Quotes a path for a shell. A path that is not UTF-8 must have been formatted by
+/// [`display_path`](store::entry::display_path).
+pub fn quoted_shown(path: &str) -> String {
+    // Shells write escaped characters in another way.
+    let characters = path.replace('\'', r"\'").replace(r"\u{", r"\U{");
+    if path.contains(r"\x") { format!("$'{}'", braceless(&characters)) } else { quoted(path) }
+}
+
+/// Replaces `\U{1b}` by `\U0000001b`, as shells write it.
+fn braceless(text: &str) -> String {
+    let mut parts = text.split(r"\U{");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_once('}').unwrap_or((part, ""));
+        plain += &format!(r"\U{digits:0>8}{rest}");
     }
+    plain
+}
+
+/// Quotes bytes. Those that a terminal or a message would not show as they are become numbers.
+fn quoted_bytes(word: &[u8]) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    match std::str::from_utf8(word) {
+        Ok(text) if !text.is_empty() && text.chars().all(is_plain) => return text.to_owned(),
+        Ok(text) if !text.contains(is_deceptive) => {
+            return format!("'{}'", text.replace('\'', r"'\''"));
+        }
+        _ => {}
+    }
+    let number =
+        |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!(r"\x{byte:02x}")).collect() };
+    let mut quoted = "$'".to_owned();
+    for part in word.utf8_chunks() {
+        for c in part.valid().chars() {
+            match c {
+                '\'' | '\\' => quoted.extend(['\\', c]),
+                c if is_deceptive(c) => quoted += &number(c.encode_utf8(&mut [0; 4]).as_bytes()),
+                c => quoted.push(c),
+            }
+        }
+        quoted += &number(part.invalid());
+    }
+    quoted + "'"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use store::entry::display_path;
 
     #[test]
     fn words_are_quoted_for_a_shell() {
@@ -558,6 +607,27 @@ mod tests {
         assert_eq!(quoted("/srv/it's here"), r"'/srv/it'\''s here'");
         assert_eq!(quoted("/srv/$HOME"), "'/srv/$HOME'");
         assert_eq!(quoted(""), "''");
+        // Shells read these as the same bytes.
+        for bytes in [
+            &b"/srv/g\xfft"[..],
+            b"/\xff\n\xe2\x80\xaeb'",
+            b"/a\nb'c\\d",
+            b"/\xff1",
+            "/\u{202e}a\u{1b}".as_bytes(),
+        ] {
+            let path = Path::new(OsStr::from_bytes(bytes));
+            let shown = path.to_str().map_or_else(|| display_path(bytes), str::to_owned);
+            for word in [quoted_path(path), quoted_shown(&shown)] {
+                assert!(word.starts_with("$'"), "{word}");
+                let script = format!("printf %s {word}");
+                let printed = std::process::Command::new("bash")
+                    .args(["-c", &script])
+                    .env("LC_ALL", "C.UTF-8")
+                    .output()
+                    .expect("runs");
+                assert_eq!(printed.stdout, bytes, "{word}");
+            }
+        }
     }
 
     fn shell(script: &str) -> Command {

@@ -7,7 +7,7 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
 use forge::plan::Part;
-use forge::run::quoted;
+use forge::run::quoted_shown;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
@@ -62,14 +62,14 @@ impl Projects {
             }
             if let Some(pool) = &project.pool {
                 let pool = places.below(project, pool).unwrap_or_else(|| pool.clone());
-                notes += &format!("  borrows from {}", quoted(&pool));
+                notes += &format!("  borrows from {}", quoted_shown(&pool));
             }
             if !project.is_copied {
                 notes += "  NOT IN THE SNAPSHOT";
             }
             let place = place.map_or_else(
                 || format!("{}:{}", project.storage, project.repository),
-                |place| quoted(&place),
+                |place| quoted_shown(&place),
             );
             ui.line(format!("{:>8}  {}  {place}{notes}", project.id, project.name()))?;
         }
@@ -121,7 +121,8 @@ impl Places {
     fn read(store: &Store, id: &SnapshotId, snapshot: &Snapshot) -> Result<Places, Failure> {
         let manifest = instance::manifest(store, id, snapshot)?;
         let parts = manifest.map(|manifest| manifest.parts).unwrap_or_default();
-        let place = |part: Part| Some((part.name, part.paths.first()?.display().to_string()));
+        let place =
+            |part: Part| Some((part.name, part.paths.first()?.to_string_lossy().into_owned()));
         Ok(Places(parts.into_iter().filter_map(place).collect()))
     }
 
