@@ -214,7 +214,8 @@ impl Plan {
                     let end = real.path;
                     let seen = seen.join(link.file_name().unwrap_or_default());
                     let is_in = |known: &PathBuf| end.starts_with(known);
-                    let is_left = self.left_out.iter().any(|left| is_in(&left.path));
+                    // An administrator may keep data beside skipped files.
+                    let is_left = self.left_out.iter().any(|left| left.path == end);
                     let is_dir = end.is_dir();
                     if !real.is_there {
                         self.notes.push(leads_nowhere(&link, &end));

@@ -6,6 +6,7 @@
 
 pub mod generated;
 pub mod keys;
+mod named_files;
 pub mod package;
 mod redis_password;
 pub mod repositories;
@@ -28,7 +29,7 @@ use crate::service::Password;
 use crate::service::postgres::Connection;
 use crate::view::{View, shown};
 use package::Package;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// GitLab from its Linux package.
@@ -119,7 +120,8 @@ fn check_secrets(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<
     let place = keys::Place::of(paths.first().map_or(Path::new(""), PathBuf::as_path));
     let file = place.name();
     let Some(seen) = seen else {
-        let text = format!("{file} is not in the copy; {SECRETS_LOST}");
+        let place = if view.is_live() { "does not exist" } else { "is not in the copy" };
+        let text = format!("{file} {place}; {SECRETS_LOST}");
         let verdict = if is_required { Verdict::Failed } else { Verdict::Warning };
         return Ok(Check { is_settled, ..Check::new("secrets", verdict, text) });
     };
@@ -225,6 +227,49 @@ fn product(root: &Path, notes: &mut Vec<String>) -> Product {
         }
     }
     product
+}
+
+/// Reason for skipping GitLab's own archives.
+pub const ARCHIVES: &str = "archives made by GitLab's own backup command";
+
+/// Skips the directory of GitLab's own archives. If parts are in it, or it is one, skips only the
+/// archives themselves.
+pub fn leave_archives(site: &Site<'_>, dir: &Path, plan: &mut Plan) {
+    let root = &site.settings.root;
+    let real = |path: &Path| links::follow(root, path).map_or(path.to_owned(), |real| real.path);
+    let end = real(dir);
+    let set = site.settings.parts.values().flat_map(|part| part.path.iter().chain(&part.paths));
+    let mut parts = plan.parts.iter().flat_map(|part| &part.paths).chain(set);
+    if plan.left_out.iter().any(|left| left.path == dir) {
+        return;
+    }
+    if !parts.any(|path| path.starts_with(dir) || real(path).starts_with(&end)) {
+        return plan.leaves(dir.to_owned(), ARCHIVES);
+    }
+    let entries = std::fs::read_dir(&end).into_iter().flatten().flatten();
+    let archives = entries.map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        name.ends_with(b"_gitlab_backup.tar")
+    });
+    archives.for_each(|path| plan.leaves(path, ARCHIVES));
+}
+
+/// Directories in which file systems and file servers show older states of the directory around.
+const SNAPSHOTS: [&str; 5] = [".snapshots", ".snapshot", ".snap", ".zfs", "#snapshot"];
+
+/// Skips older states that a file system shows in these directories and in the paths of parts.
+pub fn leave_snapshots<'a>(dirs: impl Iterator<Item = &'a PathBuf>, plan: &mut Plan) {
+    let parts = plan.parts.iter().flat_map(|part| part.paths.iter().cloned());
+    let dirs: BTreeSet<PathBuf> = dirs.cloned().chain(parts).collect();
+    for path in dirs.iter().flat_map(|dir| SNAPSHOTS.map(|name| dir.join(name))) {
+        // A group may have such a name.
+        let is_group =
+            |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "git");
+        let mut entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        if path.is_dir() && !entries.any(is_group) {
+            plan.leaves(path, "older states that the file system keeps");
+        }
+    }
 }
 
 /// Adds entries of a data directory that belong to no part as parts of their own. Newer versions of

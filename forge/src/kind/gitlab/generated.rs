@@ -39,6 +39,8 @@ pub struct Generated {
     pub database_password: Option<Password>,
     /// Directory above those of artifacts, LFS objects and so on. New versions add to it.
     pub shared: PathBuf,
+    /// Directory of GitLab's own archives, if the configuration names one that this machine has.
+    pub archives: Option<PathBuf>,
     /// Path of `gitlab.yml` if it is missing. Without it, the places of all data are unknown.
     pub lacks: Option<PathBuf>,
     /// Invalid files, each with a description of the data that is unknown without it.
@@ -213,6 +215,7 @@ pub fn read(package: &Package<'_>) -> Generated {
             .chain(registry_database(&registry["database"], main))
             .collect(),
         shared: package.at(places.shared()),
+        archives: settings["backup"]["path"].as_str().and_then(|path| places.place(path).ok()),
         lacks,
         unusable,
         notes,

@@ -169,6 +169,41 @@ fn hooks_and_keys_of_administrators_are_parts() {
 }
 
 #[test]
+fn files_that_gitlab_rb_names_are_copied() {
+    let machine = Machine::with("production: {}\n");
+    let rb = "external_url 'https://gitlab.example.com'\nfrom_file '/srv/rb/more.rb'\n\
+              nginx['ssl_certificate'] = '/etc/pki/forge.crt'\n\
+              registry_nginx['ssl_certificate'] = '/etc/gitlab/ssl/inner.crt'\n\
+              nginx['custom_nginx_config'] = 'include /etc/nginx/conf.d/*.conf;'\n\
+              from_file '/srv/rb/gone.rb'\ngitlab_rails['backup_path'] = '/srv/dir'\n";
+    machine.write("/etc/gitlab/gitlab.rb", rb);
+    machine
+        .write("/srv/rb/more.rb", "pages_nginx['ssl_certificate_key'] = \"/srv/keys/pages.key\"\n");
+    for path in [
+        "/etc/pki/live.crt",
+        "/etc/gitlab/ssl/inner.crt",
+        "/etc/nginx/conf.d/forge.conf",
+        "/etc/nginx/conf.d/README",
+        "/srv/keys/pages.key",
+        "/srv/dir/file",
+    ] {
+        machine.write(path, "x");
+    }
+    machine.link("/etc/pki/forge.crt", "live.crt");
+    let plan = machine.plan();
+    let mut places = machine.places(&plan, "named-files");
+    places.sort();
+    let wanted = [
+        "/etc/nginx/conf.d/forge.conf",
+        "/etc/pki/live.crt",
+        "/srv/keys/pages.key",
+        "/srv/rb/more.rb",
+    ];
+    assert_eq!(places, wanted);
+    assert!(has_note(&plan, "reads /srv/rb/gone.rb"), "{:?}", plan.notes);
+}
+
+#[test]
 fn each_configuration_key_moves_its_directory() {
     // Part, section, keys.
     let rows: [(&str, &str, &[&str]); 12] = [
@@ -940,4 +975,70 @@ fn keys_may_be_in_the_configuration() {
         assert_eq!(machine.places(&plan, "secrets"), [place], "{text}");
         assert!(find(&plan, "secrets").is_required);
     }
+}
+
+#[test]
+fn archives_of_gitlab_and_snapshots_of_the_file_system_are_skipped() {
+    let data = "/var/opt/gitlab";
+    let is_left = |plan: &Plan, path: &Path| plan.left_out.iter().any(|left| left.path == path);
+    for dir in ["git-data/backups", "gitlab-rails/shared/backups", "gitlab-rails/uploads/own"] {
+        let dir = format!("{data}/{dir}");
+        let machine = Machine::with(&format!("production:\n  backup:\n    path: {dir}\n"));
+        machine.write(&format!("{dir}/1700000000_gitlab_backup.tar"), "archive");
+        let plan = machine.plan();
+        assert!(is_left(&plan, &machine.at(&dir)), "{dir}: {:?}", plan.left_out);
+        assert!(!has_note(&plan, "unknown"), "{:?}", plan.notes);
+    }
+    // The directory also has data, at its own path or through a link.
+    for dir in ["/mnt", "/mnt/shared", "/mnt/nas"] {
+        let machine = Machine::with(&format!(
+            "production:\n  shared:\n    path: /mnt/shared\n  backup:\n    path: {dir}\n"
+        ));
+        machine.dir("/mnt/nas/lfs");
+        machine.dir("/mnt/shared/artifacts");
+        machine.dir("/mnt/nas/hashed");
+        machine.link("/mnt/shared/lfs-objects", "/mnt/nas/lfs");
+        machine.link(&format!("{data}/git-data/repositories/@hashed"), "/mnt/nas/hashed");
+        let archive = format!("{dir}/1700000000_gitlab_backup.tar");
+        machine.write(&archive, "archive");
+        let plan = machine.plan();
+        assert!(!is_left(&plan, &machine.at(dir)), "{dir}: {:?}", plan.left_out);
+        assert!(is_left(&plan, &machine.at(&archive)), "{dir}: {:?}", plan.left_out);
+        assert!(!has_note(&plan, "unknown"), "{:?}", plan.notes);
+        let places = machine.places(&plan, "repositories");
+        assert!(places.contains(&"/mnt/nas/hashed".to_owned()), "{dir}: {places:?}");
+    }
+    // A link to data beside archives alone.
+    let machine = Machine::with("production:\n  backup:\n    path: /mnt/nas\n");
+    machine.dir("/mnt/nas/hashed");
+    machine.link(&format!("{data}/git-data/repositories/@hashed"), "/mnt/nas/hashed");
+    let places = machine.places(&machine.plan(), "repositories");
+    assert!(places.contains(&"/mnt/nas/hashed".to_owned()), "{places:?}");
+
+    let machine = Machine::with("production: {}\n");
+    for dir in ["git-data/.snapshots", "gitlab-rails/uploads/.snapshot", ".zfs"] {
+        machine.dir(&format!("{data}/{dir}/1/snapshot/repositories"));
+    }
+    machine.dir(&format!("{data}/git-data/repositories/.snap/project.git"));
+    let plan = machine.plan();
+    for dir in ["git-data/.snapshots", "gitlab-rails/uploads/.snapshot", ".zfs"] {
+        let dir = machine.at(&format!("{data}/{dir}"));
+        assert!(is_left(&plan, &dir), "{dir:?}: {:?}", plan.left_out);
+    }
+    assert!(!plan.left_out.iter().any(|left| left.path.ends_with(".snap")), "{:?}", plan.left_out);
+    assert!(!has_note(&plan, "unknown"), "{:?}", plan.notes);
+}
+
+#[test]
+fn the_place_of_the_registrys_images_is_named() {
+    let machine = Machine::with("production: {}\n");
+    let config = "/var/opt/gitlab/registry/config.yml";
+    let reason = |storage: &str| {
+        machine.write(config, &format!("version: 0.1\nstorage:\n  {storage}\n"));
+        let plan = machine.plan();
+        let left = plan.left_out.iter().find(|left| left.path.ends_with("gitlab/registry"));
+        left.expect("is skipped").reason.clone()
+    };
+    assert_eq!(reason("s3: {bucket: images}"), "generated by the package");
+    assert!(reason("filesystem: {rootdirectory: /mnt/images}").ends_with("/mnt/images"));
 }
