@@ -14,7 +14,7 @@ mod secrets;
 mod tests;
 mod variables;
 
-use super::gitlab::{self, note_unknown, rows, take_unknown};
+use super::gitlab::{self, leave_snapshots, note_unknown, rows, take_unknown};
 use super::{Kind, Site};
 use crate::catalogue::Catalogue;
 use crate::check::Check;
@@ -60,8 +60,8 @@ impl Kind for DockerGitlab {
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-        let compose = project(site, SOUGHT, plan)?;
-        let containers = Containers { site, compose: &compose };
+        let (compose, known) = project(site, SOUGHT, plan)?;
+        let containers = Containers { site, compose: &compose, known: &known };
         let (name, gitlab) = containers.gitlab()?;
         let dir = Dirs::of(gitlab).data;
         if !gitlab
@@ -88,7 +88,9 @@ impl Kind for DockerGitlab {
         containers.redis(gitlab, plan)?;
         if let Ok(data) = place(gitlab, &dir) {
             data::leave_hidden(gitlab, &data, plan);
-            if let Ok(shared) = place(gitlab, &Dirs::of(gitlab).shared) {
+            let shared = place(gitlab, &Dirs::of(gitlab).shared);
+            leave_snapshots(shared.iter().chain([&data]), plan);
+            if let Ok(shared) = shared {
                 take_unknown(site, &shared, "shared", plan);
             }
             note_unknown(site, &data, &[], plan);
@@ -144,9 +146,14 @@ fn is_gitlab(service: &Service) -> bool {
         || service.environment.contains_key("GITLAB_SECRETS_DB_KEY_BASE")
 }
 
-/// Reads the project of an instance. The running container knows its name, and all files that
-/// were passed to compose; they take precedence over a list that is shorter.
-pub fn project(site: &Site<'_>, sought: find::Sought, plan: &mut Plan) -> Result<Compose> {
+/// Reads the project of an instance, and all containers of the machine. The container of GitLab
+/// knows the name of its project, and all files that were passed to compose; they take precedence
+/// over a list that is shorter.
+pub fn project(
+    site: &Site<'_>,
+    sought: find::Sought,
+    plan: &mut Plan,
+) -> Result<(Compose, Vec<Running>)> {
     let volumes = volumes_dir(site, plan);
     let (settings, root) = (site.settings, site.settings.root.as_path());
     let place = Surroundings {
@@ -161,7 +168,7 @@ pub fn project(site: &Site<'_>, sought: find::Sought, plan: &mut Plan) -> Result
     let is_own = |one: &&Running| (sought.is_it)(&one.service) && one.is_created_from(&compose);
     let Some(own) = all.iter().find(is_own) else {
         plan.notes.extend(compose.notes.iter().cloned());
-        return Ok(compose);
+        return Ok((compose, all));
     };
     let others = own.other_files(&compose);
     if !others.is_empty() {
@@ -175,7 +182,7 @@ pub fn project(site: &Site<'_>, sought: find::Sought, plan: &mut Plan) -> Result
     let files = if others.is_empty() { find::chosen(site, sought)? } else { others };
     let compose = of_container(own, &files, Surroundings { project: place.project, ..place })?;
     plan.notes.extend(compose.notes.iter().cloned());
-    Ok(compose)
+    Ok((compose, all))
 }
 
 /// Reads the project of a container, from these files.

@@ -46,7 +46,8 @@ impl Kind for GitlabContainer {
         let file = find::compose_files(root, SOUGHT).into_iter().next();
         file.map(|path| path.display().to_string()).or_else(|| {
             let (program, first) = found_running(root).into_iter().next()?;
-            Some(format!("container {} of {program}", first.name))
+            let state = if first.is_up { "" } else { ", which is stopped" };
+            Some(format!("container {} of {program}{state}", first.name))
         })
     }
 
@@ -96,13 +97,20 @@ impl Kind for GitlabContainer {
     }
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
-        let (name, service) = container(site, plan)?;
+        let (name, service, unknown) = container(site, plan)?;
         let container =
             Container { name: &name, service: &service, links: std::cell::RefCell::default() };
         let package = Package { site, container: Some(container) };
         for needed in [CONFIG, DATA] {
             package.place(Path::new(needed)).map_err(|reason| {
-                site.wrong(format!("cannot back up container {name}: {reason}"))
+                site.wrong(match &unknown {
+                    // The image makes volumes that only the container itself knows.
+                    Some(why) => format!(
+                        "cannot back up container {name}: the compose file has no volume at \
+                         {needed}, and the container's own are unknown ({why})"
+                    ),
+                    None => format!("cannot back up container {name}: {reason}"),
+                })
             })?;
         }
         plan.volumes = service.volumes().map(|(_, path)| path).collect();
@@ -176,9 +184,8 @@ fn other_services(compose: &Compose) -> Option<String> {
 /// Returns the service that is backed up: the first with an official image, or else one that looks
 /// like it.
 fn chosen(compose: &Compose) -> Option<(&str, &Service)> {
-    let found = official(compose);
-    let by_image = found.iter().find(|(_, service)| edition(service).is_some());
-    by_image.or(found.first()).copied()
+    let found = official(compose).into_iter();
+    found.min_by_key(|(_, service)| (edition(service).is_none(), service.is_helper()))
 }
 
 /// Returns the services with a GitLab, by name.
@@ -201,7 +208,7 @@ fn edition(service: &Service) -> Option<&'static str> {
     EDITIONS.into_iter().find(|edition| *edition == name)
 }
 
-/// Returns the running containers with a GitLab, each with the program that runs it. Programs are
+/// Returns the containers with a GitLab, each with the program that runs it. Programs are
 /// asked only if `root` is `/`: containers of this machine do not belong to another root.
 fn found_running(root: &Path) -> Vec<(&'static str, Running)> {
     let mut found: Vec<(&'static str, Running)> = Vec::new();
@@ -217,9 +224,12 @@ fn found_running(root: &Path) -> Vec<(&'static str, Running)> {
     found
 }
 
-/// Returns the name of the container, with its volumes and environment. Adds a part with the files
-/// that create it.
-fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
+/// Name of a container, with its volumes and environment, and the reason why further volumes are
+/// unknown.
+type Found = (String, Service, Option<String>);
+
+/// Returns the container. Adds a part with the files that create it.
+fn container(site: &Site<'_>, plan: &mut Plan) -> Result<Found> {
     let (settings, root) = (site.settings, &site.settings.root);
     if let Some(name) = &settings.container {
         let Some(running) = running::one(&settings.docker, name, root, site.progress)? else {
@@ -233,6 +243,10 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
         let all = running::all(&settings.docker, root).unwrap_or_default();
         let mut all: Vec<_> =
             all.into_iter().filter(|running| is_official(&running.service)).collect();
+        // A stopped one may be the one before an upgrade.
+        if all.iter().filter(|one| one.is_up).count() == 1 {
+            all.retain(|one| one.is_up);
+        }
         if all.len() > 1 {
             let names: Vec<&str> = all.iter().map(|running| running.name.as_str()).collect();
             return Err(site.wrong(format!(
@@ -248,7 +262,7 @@ fn container(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
 }
 
 /// Returns a running container. Adds its compose files to the plan, with the files that they name.
-fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Service) {
+fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> Found {
     let named = find::named(site);
     let files = if named.is_empty() { running.files() } else { named };
     if files.is_empty() {
@@ -257,7 +271,7 @@ fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Se
              created the container; keep that command, or set parts.compose.path",
             running.name
         ));
-        return (running.name, running.service);
+        return (running.name, running.service, None);
     }
     for file in running.compose.iter().filter(|file| !file.exists()) {
         plan.notes.push(format!(
@@ -281,13 +295,13 @@ fn of_running(site: &Site<'_>, running: Running, plan: &mut Plan) -> (String, Se
             plan.lacks("compose", text);
         }
     }
-    (running.name, running.service)
+    (running.name, running.service, None)
 }
 
 /// Returns the container of a compose service. Adds volumes that only the container itself knows.
-fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
+fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<Found> {
     let settings = site.settings;
-    let compose = project(site, SOUGHT, plan)?;
+    let (compose, known) = project(site, SOUGHT, plan)?;
     configuration(&compose, plan);
     let path = compose.path.clone();
     plan.notes.extend(other_services(&compose));
@@ -302,19 +316,27 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
             )),
         });
     };
-    let containers = Containers { site, compose: &compose };
+    let containers = Containers { site, compose: &compose, known: &known };
     let container = containers.name_of(name, service, plan)?;
-    let mut mounts = service.mounts.clone();
+    let (mut mounts, mut unknown) = (service.mounts.clone(), None);
+    let known = known.into_iter().find(|one| one.name == container);
+    let known = match known {
+        Some(known) => Ok(Some(known)),
+        None => running::one(&settings.docker, &container, &settings.root, site.progress),
+    };
     // Adds volumes without a name, and volumes with a different name in compose.
-    match running::one(&settings.docker, &container, &settings.root, site.progress) {
+    match known {
         Ok(Some(running)) => {
             plan.notes.extend(running::add_mounts(&mut mounts, running.service.mounts));
         }
         Ok(None) => {}
         Err(error) if error.is_interrupted() => return Err(error),
-        Err(error) => plan.notes.push(format!(
-            "cannot list volumes of {container}: {error}; check that the container runs"
-        )),
+        Err(error) => {
+            plan.notes.push(format!(
+                "cannot list volumes of {container}: {error}; check that the container runs"
+            ));
+            unknown = Some(error.to_string());
+        }
     }
     let service = Service {
         image: service.image.clone(),
@@ -322,7 +344,7 @@ fn of_compose(site: &Site<'_>, plan: &mut Plan) -> Result<(String, Service)> {
         mounts,
         ..Service::default()
     };
-    Ok((container, service))
+    Ok((container, service, unknown))
 }
 
 /// Returns the version that started last, or else the one in the image's tag.
@@ -507,9 +529,17 @@ mod tests {
     #[test]
     fn a_container_without_its_volumes_is_refused() {
         let compose = COMPOSE.replace("/srv/data:/var/opt/gitlab\n", "/srv/data:/else\n");
-        let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], "docker = ['false']");
+        let knows_none = "docker = ['sh', '-c', 'echo no such object >&2; exit 1']";
+        let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], knows_none);
         let error = plan.expect_err("is refused").to_string();
         assert!(error.contains("/var/opt/gitlab of the container is not in a volume"), "{error}");
+        // Docker does not answer. The image may have made a volume.
+        let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", &compose)], "docker = ['false']");
+        let error = plan.expect_err("is refused").to_string();
+        assert!(
+            error.contains("no volume at /var/opt/gitlab") && error.contains("unknown ("),
+            "{error}"
+        );
         let (_root, plan) = plan_of(&[], "docker = ['false']");
         let error = plan.expect_err("is refused").to_string();
         assert!(error.contains("no compose file with an image gitlab/gitlab-ce"), "{error}");
@@ -670,6 +700,62 @@ mod tests {
         assert!(named("mnt/odd") && !named("mnt/pg"), "{:?}", plan.notes);
         let paths = || plan.parts.iter().flat_map(|part| &part.paths);
         assert!(!paths().any(|path| path.starts_with(root.join("mnt/pg"))));
+    }
+
+    #[test]
+    fn a_helper_of_the_same_image_is_not_backed_up_in_place_of_gitlab() {
+        for helper in [
+            "volumes_from: ['git:ro']",
+            "volumes_from: [git]\n    command: gitlab-backup",
+            "command: sleep\n    volumes: ['/srv/config:/etc/gitlab', '/srv/data:/var/opt/gitlab']",
+        ] {
+            let compose =
+                format!("{COMPOSE}  a-backup:\n    image: gitlab/gitlab-ee\n    {helper}\n");
+            let files = [("srv/forge/compose.yaml", compose.as_str()), ("srv/data/x", "")];
+            let (_root, plan) = plan_of(&files, "docker = ['false']");
+            let Control::Supervised(supervisor) = plan.expect("a plan").control else {
+                panic!("{helper}")
+            };
+            assert_eq!(supervisor.program[2], "forge", "{helper}");
+        }
+        // Alone, it has the volumes of the other one.
+        let compose = "services:\n  data:\n    image: busybox\n    volumes: ['/srv/config:/etc/gitlab', \
+                       '/srv/data:/var/opt/gitlab']\n  git:\n    image: gitlab/gitlab-ce\n    \
+                       container_name: forge\n    volumes_from: [data]\n";
+        let files = [("srv/forge/compose.yaml", compose), ("srv/data/x", "")];
+        let (root, plan) = plan_of(&files, "docker = ['false']");
+        let root = root.path().canonicalize().expect("is there");
+        assert_eq!(plan.expect("a plan").place("config"), Some(root.join("srv/config")));
+    }
+
+    #[test]
+    fn files_that_an_image_is_built_from_are_copied() {
+        let build = |context: &str| {
+            format!("{SHORT}    build:\n      context: {context}\n      dockerfile: Own.docker\n")
+        };
+        let compose = build("./image");
+        let dockerfile = "FROM gitlab/gitlab-ce\nCOPY hooks /opt/hooks\n";
+        let files = [
+            ("srv/g/compose.yaml", compose.as_str()),
+            ("srv/g/image/Own.docker", dockerfile),
+            ("srv/g/image/hooks/run", ""),
+            ("srv/g/image/other", ""),
+            ("srv/data/x", ""),
+        ];
+        let (_root, plan) = plan_of(&files, "docker = ['false']");
+        assert_eq!(compose_of(&plan.expect("a plan")), ["Own.docker", "compose.yaml", "hooks"]);
+        // The context has the volumes of the container.
+        let compose = build("/srv");
+        let files = [
+            ("srv/g/compose.yaml", compose.as_str()),
+            ("srv/Own.docker", "FROM gitlab/gitlab-ce\nCOPY . /\n"),
+            ("srv/data/x", ""),
+        ];
+        let (_root, plan) = plan_of(&files, "docker = ['false']");
+        let plan = plan.expect("a plan");
+        assert_eq!(compose_of(&plan), ["Own.docker", "compose.yaml"]);
+        let is_named = |note: &String| note.contains("is built from");
+        assert!(plan.notes.iter().any(is_named), "{:?}", plan.notes);
     }
 
     #[test]

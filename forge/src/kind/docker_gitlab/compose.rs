@@ -6,6 +6,7 @@
 //! extend others. Variables that were set only in the shell that started the containers are
 //! unknown.
 
+mod built;
 mod reader;
 
 use crate::error::{Error, Result};
@@ -18,6 +19,9 @@ use std::path::{Path, PathBuf};
 /// File names, the preferred one first.
 pub const NAMES: [&str; 4] =
     ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+
+/// Maximum length of a chain of services that have each other's volumes.
+const VOLUMES_FROM_MAX: usize = 4;
 
 /// Variables by name.
 pub type Variables = BTreeMap<String, String>;
@@ -54,6 +58,8 @@ pub struct Service {
     pub from_files: Variables,
     /// Mounts of the service.
     pub mounts: Vec<VolumeMount>,
+    /// Services whose volumes it has as well.
+    pub volumes_from: Vec<String>,
     /// Words of its command.
     pub command: Vec<String>,
 }
@@ -106,6 +112,14 @@ pub struct Surroundings<'a> {
     pub env_files: &'a [PathBuf],
 }
 
+/// Returns the file by which compose overrides another one, if that has a usual name.
+pub fn overriding(path: &Path) -> Option<PathBuf> {
+    let is_usual = NAMES.iter().any(|usual| path.file_name().is_some_and(|name| name == *usual));
+    let stem = path.file_stem()?.to_string_lossy();
+    let paths = ["yml", "yaml"].map(|end| path.with_file_name(format!("{stem}.override.{end}")));
+    paths.into_iter().find(|path| is_usual && path.exists())
+}
+
 impl Compose {
     /// Reads compose files and all files that they name. Later files override earlier ones.
     /// Relative paths start at the directory of the first file.
@@ -123,7 +137,8 @@ impl Compose {
             let service = reader.service_of_all(&name).map(Service::settled);
             (name, service)
         });
-        let services = services.collect();
+        let services: BTreeMap<_, _> = services.collect();
+        let services = with_borrowed(services);
         let (names, env) = (reader.names.clone(), reader.dir.join(".env"));
         drop(reader);
         let mut notes: Vec<String> = shared.notes.into_inner().into_iter().collect();
@@ -136,13 +151,56 @@ impl Compose {
                 env.display()
             ));
         }
-        let (files, needed) = (shared.files.into_inner(), shared.needed.into_inner());
+        let (mut files, needed) = (shared.files.into_inner(), shared.needed.into_inner());
         let optional = shared.optional.into_inner();
+        let volumes: Vec<PathBuf> =
+            services.values().flatten().flat_map(Service::volumes).map(|(_, path)| path).collect();
+        for path in shared.built_from.into_inner() {
+            if volumes.iter().any(|volume| volume.starts_with(links::real(&path))) {
+                notes.push(format!(
+                    "an image is built from {}, which contains volumes; only its Dockerfile is \
+                     copied; to copy the other files of the image, make them a part",
+                    path.display()
+                ));
+            } else {
+                files.insert(path);
+            }
+        }
         Ok(Compose { path, names, files, needed, optional, services, notes })
     }
 }
 
+/// Adds to each service the volumes of those that it names.
+fn with_borrowed(
+    mut services: BTreeMap<String, Result<Service>>,
+) -> BTreeMap<String, Result<Service>> {
+    // The volumes of one may come from another in turn.
+    for _ in 0..VOLUMES_FROM_MAX {
+        let known: BTreeMap<String, Vec<VolumeMount>> = services
+            .iter()
+            .filter_map(|(name, service)| {
+                Some((name.clone(), service.as_ref().ok()?.mounts.clone()))
+            })
+            .collect();
+        for service in services.values_mut().flatten() {
+            let from = service.volumes_from.iter().filter_map(|name| known.get(name)).flatten();
+            for mount in from {
+                if service.mounts.iter().all(|own| own.target != mount.target) {
+                    service.mounts.push(mount.clone());
+                }
+            }
+        }
+    }
+    services
+}
+
 impl Service {
+    /// Returns true if its container is a helper of another one: it has the volumes of that one, or
+    /// a command of its own.
+    pub fn is_helper(&self) -> bool {
+        !self.volumes_from.is_empty() || !self.command.is_empty()
+    }
+
     /// Returns a variable that is not empty.
     pub fn variable(&self, name: &str) -> Option<&str> {
         self.environment.get(name).map(String::as_str).filter(|value| !value.is_empty())
@@ -248,6 +306,7 @@ impl Service {
             self.mounts.retain(|known| known.target != mount.target);
             self.mounts.push(mount);
         }
+        self.volumes_from.extend(later.volumes_from);
         if !later.command.is_empty() {
             self.command = later.command;
         }

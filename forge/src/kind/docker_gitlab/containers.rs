@@ -2,7 +2,7 @@
 
 use super::compose::{Compose, Place, Service, Source};
 use super::is_gitlab;
-use super::running;
+use super::running::{Running, is_unknown};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Site;
@@ -39,6 +39,8 @@ pub struct Containers<'a> {
     pub site: &'a Site<'a>,
     /// Compose project of the instance.
     pub compose: &'a Compose,
+    /// All containers of the machine, those of other projects too.
+    pub known: &'a [Running],
 }
 
 impl<'a> Containers<'a> {
@@ -51,8 +53,9 @@ impl<'a> Containers<'a> {
     pub fn gitlab(&self) -> Result<(&'a str, &'a Service)> {
         let all: Vec<_> = self.all().filter(|(_, service)| is_gitlab(service)).collect();
         // An image made from it counts only if no service uses the image itself.
-        let by_image = all.iter().find(|(_, service)| service.repository().ends_with("gitlab"));
-        if let Some(found) = by_image.or(all.first()) {
+        let is_other = |service: &Service| !service.repository().ends_with("gitlab");
+        let first = all.iter().min_by_key(|(_, one)| (is_other(one), one.is_helper()));
+        if let Some(found) = first {
             return Ok(*found);
         }
         let mut reasons =
@@ -95,12 +98,17 @@ impl<'a> Containers<'a> {
         let mut names: Vec<String> =
             projects.iter().map(|project| format!("{project}-{service}-1")).collect();
         names.extend(projects.iter().map(|project| format!("{project}_{service}_1")));
+        if let Some(name) =
+            names.iter().find(|name| self.known.iter().any(|one| one.name == **name))
+        {
+            return Ok(name.clone());
+        }
         for name in &names {
             let program = self.site.settings.docker.iter().map(String::as_str);
             let words = program.chain(["inspect", "--format", "{{.Name}}", name]);
             match Command::new(words).within(QUESTION).output(self.site.progress) {
                 Ok(_) => return Ok(name.clone()),
-                Err(Error::Failed { output, .. }) if output.to_lowercase().contains("no such") => {}
+                Err(Error::Failed { output, .. }) if is_unknown(&output) => {}
                 Err(error) if error.is_interrupted() => return Err(error),
                 Err(error) => {
                     plan.notes.push(format!("cannot inspect containers: {error}"));
@@ -108,11 +116,10 @@ impl<'a> Containers<'a> {
                 }
             }
         }
-        let settings = self.site.settings;
-        let all = running::all(&settings.docker, &settings.root).unwrap_or_default();
-        let own = all.into_iter().filter(|one| one.runs(self.compose, service, configured));
-        let mut own: Vec<String> = own.map(|one| one.name).collect();
+        let own = self.known.iter().filter(|one| one.runs(self.compose, service, configured));
+        let mut own: Vec<_> = own.map(|one| (!one.is_up, one.name.clone())).collect();
         own.sort();
+        let own: Vec<String> = own.into_iter().map(|(_, name)| name).collect();
         if let Some(first) = own.first() {
             if own.len() > 1 {
                 plan.notes
@@ -122,6 +129,17 @@ impl<'a> Containers<'a> {
         }
         plan.notes.push(format!("service {service} has no container named {}", names.join(" or ")));
         Ok(names[0].clone())
+    }
+
+    /// Returns a container of another project that a variable of GitLab names.
+    fn outside(&self, host: Option<&str>, does: fn(&Service) -> bool) -> Option<&'a Running> {
+        let host = host?;
+        let has_name = |one: &&Running| {
+            one.name == host
+                || one.service_name.as_deref() == Some(host)
+                || one.aliases.iter().any(|name| name == host)
+        };
+        self.known.iter().filter(|one| does(&one.service)).find(has_name)
     }
 
     /// Adds the database server to the plan.
@@ -152,6 +170,17 @@ impl<'a> Containers<'a> {
                     plan.leaves(path.clone(), "dumped from the running server");
                 }
             }
+        } else if let Some(other) = self.outside(host, is_postgres) {
+            server.reach.into =
+                into_container(self.site.settings, &other.name, postgres::VARIABLES);
+            let user = other.service.variable("POSTGRES_USER").unwrap_or("postgres");
+            server.role = Some(user.into());
+            server.password = ["POSTGRES_PASSWORD", "PG_PASSWORD"]
+                .into_iter()
+                .find_map(|name| secret_of(&other.service, name));
+            server.databases = Some(vec![database.to_owned()]);
+            server.is_shared = true;
+            plan.notes.push(self.of_other_project("PostgreSQL", other));
         } else if let Some(host) = host {
             let is_here = HOST_OF_CONTAINERS.contains(&host);
             server.host = Some(if is_here { LOOPBACK[1] } else { host }.into());
@@ -178,9 +207,33 @@ impl<'a> Containers<'a> {
         Ok(())
     }
 
+    /// Describes a server in a container of another project.
+    fn of_other_project(&self, server: &str, other: &Running) -> String {
+        let files: Vec<String> =
+            other.compose.iter().map(|file| file.display().to_string()).collect();
+        let files = match &files[..] {
+            [] => "the command that created it is".to_owned(),
+            files => format!("its compose file {} is", files.join(", ")),
+        };
+        format!(
+            "{server} runs in container {} of another project; {files} not copied; to copy it, \
+             make it a part",
+            other.name
+        )
+    }
+
     /// Adds Redis to the plan.
     pub fn redis(&self, gitlab: &Service, plan: &mut Plan) -> Result<()> {
-        let Some((name, service)) = self.beside(gitlab.variable("REDIS_HOST"), is_redis) else {
+        let host = gitlab.variable("REDIS_HOST");
+        let other;
+        let (container, name, service) = if let Some((name, service)) = self.beside(host, is_redis)
+        {
+            (self.name_of(name, service, plan)?, name, service)
+        } else if let Some(found) = self.outside(host, is_redis) {
+            other = found;
+            plan.notes.push(self.of_other_project("Redis", other));
+            (other.name.clone(), other.name.as_str(), &other.service)
+        } else {
             plan.notes.push(
                 "Redis is not in the compose file and is not backed up; to back it up, configure \
                  it under `redis`"
@@ -188,7 +241,6 @@ impl<'a> Containers<'a> {
             );
             return Ok(());
         };
-        let container = self.name_of(name, service, plan)?;
         let into = into_container(self.site.settings, &container, redis::VARIABLES);
         let option = service.command.iter().position(|word| word == "--requirepass");
         let inline = |word: &String| Some(word.strip_prefix("--requirepass=")?.to_owned());

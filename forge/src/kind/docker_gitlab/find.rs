@@ -1,6 +1,6 @@
 //! Search for compose files.
 
-use super::compose::{Compose, NAMES, Service, Surroundings};
+use super::compose::{Compose, NAMES, Service, Surroundings, overriding};
 use super::variables::assignments;
 use crate::error::Result;
 use crate::file;
@@ -141,10 +141,7 @@ fn has_service(root: &Path, path: &Path, text: &str, sought: Sought) -> bool {
 
 /// Returns true if compose reads more files than this one: an overriding one, or a list in `.env`.
 fn has_others(path: &Path) -> bool {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let mut ends = ["yml", "yaml"].into_iter();
-    ends.any(|end| path.with_file_name(format!("{stem}.override.{end}")).exists())
-        || path.parent().is_some_and(|dir| listed_in(dir).is_some())
+    overriding(path).is_some() || path.parent().is_some_and(|dir| listed_in(dir).is_some())
 }
 
 /// Reads a compose file whose project and volumes have the usual names.

@@ -1,4 +1,4 @@
-//! Running containers, as reported by the program that runs them.
+//! Containers, as reported by the program that runs them.
 
 use super::compose::{Compose, Service, Source, VolumeMount};
 use super::containers::QUESTION;
@@ -48,6 +48,10 @@ pub struct Running {
     pub project: Option<String>,
     /// Name of its service in the compose file.
     pub service_name: Option<String>,
+    /// Further names of the container in its networks.
+    pub aliases: Vec<String>,
+    /// False if it is stopped.
+    pub is_up: bool,
 }
 
 impl Running {
@@ -95,18 +99,29 @@ fn file_name(repository: &str) -> &str {
     repository.rsplit('/').next().unwrap_or(repository)
 }
 
-/// Returns all running containers, at most `CONTAINERS_MAX`.
+/// Returns all containers, at most `CONTAINERS_MAX`; those that run come first.
 pub fn all(program: &[String], root: &Path) -> Result<Vec<Running>> {
     let progress = Progress::default();
-    let ids = ask(program, &["ps", "--quiet"], &progress)?;
-    let ids = String::from_utf8_lossy(&ids);
-    let ids = ids.lines().filter_map(|line| line.split_whitespace().next());
-    let ids: Vec<&str> = ids.take(CONTAINERS_MAX).collect();
+    let listed = |words: &[&str]| -> Result<Vec<String>> {
+        let ids = ask(program, words, &progress)?;
+        let ids = String::from_utf8_lossy(&ids);
+        let ids = ids.lines().filter_map(|line| line.split_whitespace().next());
+        Ok(ids.map(str::to_owned).collect())
+    };
+    let mut ids = listed(&["ps", "--quiet"])?;
+    for stopped in listed(&["ps", "--quiet", "--all"]).unwrap_or_default() {
+        if !ids.contains(&stopped) {
+            ids.push(stopped);
+        }
+    }
+    ids.truncate(CONTAINERS_MAX);
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let words: Vec<&str> = ["inspect"].into_iter().chain(ids).collect();
-    Ok(containers(&ask(program, &words, &progress)?, root))
+    let words: Vec<&str> = ["inspect"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    let mut all = containers(&ask(program, &words, &progress)?, root);
+    all.sort_by_key(|one| !one.is_up);
+    Ok(all)
 }
 
 /// Returns the container with this name, if it exists.
@@ -118,9 +133,14 @@ pub fn one(
 ) -> Result<Option<Running>> {
     match ask(program, &["inspect", name], progress) {
         Ok(answer) => Ok(containers(&answer, root).into_iter().next()),
-        Err(Error::Failed { .. }) => Ok(None),
+        Err(Error::Failed { output, .. }) if is_unknown(&output) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Returns true if a program reports that it does not know a container.
+pub fn is_unknown(output: &str) -> bool {
+    output.to_lowercase().contains("no such")
 }
 
 /// Adds the volumes of a container to those of its compose file. The container takes precedence if
@@ -202,7 +222,16 @@ fn container(inspected: &Value, root: &Path) -> Option<Running> {
         env_files: listed(label(ENV_FILES)),
         project: label(PROJECT).or(stack).map(str::to_owned),
         service_name: label(SERVICE).or(of_stack).map(str::to_owned),
+        aliases: aliases(inspected),
+        is_up: inspected["State"]["Running"].as_bool() != Some(false),
     })
+}
+
+fn aliases(inspected: &Value) -> Vec<String> {
+    let networks = inspected["NetworkSettings"]["Networks"].as_object();
+    let all = networks.into_iter().flat_map(|networks| networks.values());
+    let all = all.filter_map(|network| network["Aliases"].as_array()).flatten();
+    all.filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }
 
 fn mount(inspected: &Value, root: &Path) -> Option<VolumeMount> {
@@ -252,6 +281,30 @@ mod tests {
         let source = |at: usize| &below[0].service.mounts[at].source;
         assert_eq!(*source(0), path("/srv/config"));
         assert_eq!(*source(1), path("/srv/var/lib/docker/volumes/data/_data"));
+    }
+
+    #[test]
+    fn stopped_containers_come_after_those_that_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let one = |id: &str, is_up: bool| {
+            format!(
+                r#"{{"Id": "{id}", "Name": "/{id}", "State": {{"Running": {is_up}}},
+                "Config": {{"Image": "gitlab/gitlab-ce"}},
+                "NetworkSettings": {{"Networks": {{"net": {{"Aliases": ["db", "{id}"]}}}}}}}}"#
+            )
+        };
+        let inspected = format!("[{}, {}]", one("down", false), one("up", true));
+        std::fs::write(dir.path().join("inspected"), inspected).expect("writes");
+        let script = format!(
+            "case \"$*\" in 'ps --quiet') echo up ;; 'ps --quiet --all') echo down; echo up ;; \
+             'inspect up down') cat {}/inspected ;; *) exit 1 ;; esac",
+            dir.path().display()
+        );
+        let program = ["sh", "-c", &script, "docker"].map(str::to_owned);
+        let all = all(&program, Path::new("/")).expect("answers");
+        let names: Vec<(&str, bool)> = all.iter().map(|one| (&*one.name, one.is_up)).collect();
+        assert_eq!(names, [("up", true), ("down", false)]);
+        assert_eq!(all[0].aliases, ["db", "up"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Reads compose files by the rules of compose.
 
 use super::super::variables::{Assigned, EXPANDED_BYTES_MAX, Look, assignments, expand};
-use super::{NAMES, Service, Source, Surroundings, Variables, VolumeMount};
+use super::{Service, Source, Surroundings, Variables, VolumeMount, built, overriding};
 use crate::error::{Error, Result};
 use crate::file::text;
 use crate::kind::below;
@@ -44,6 +44,8 @@ pub struct Shared {
     pub needed: RefCell<BTreeSet<PathBuf>>,
     /// Files that compose skips if they are missing.
     pub optional: RefCell<BTreeSet<PathBuf>>,
+    /// Files and directories from which images are built, besides the Dockerfiles.
+    pub built_from: RefCell<BTreeSet<PathBuf>>,
     /// Variables that are used but never set.
     pub unset: RefCell<BTreeSet<String>>,
     /// Notes about anything unusual.
@@ -194,12 +196,7 @@ impl<'a> Reader<'a> {
                 return files;
             }
         }
-        let stem = given.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let overriding = ["yml", "yaml"].map(|end| self.dir.join(format!("{stem}.override.{end}")));
-        let is_usual =
-            given.file_name().is_some_and(|name| NAMES.iter().any(|usual| name == *usual));
-        let overriding = overriding.into_iter().find(|path| is_usual && path.exists());
-        std::iter::once(given.to_owned()).chain(overriding).collect()
+        std::iter::once(given.to_owned()).chain(overriding(given)).collect()
     }
 
     fn names_of_project(&self) -> Vec<String> {
@@ -296,11 +293,51 @@ impl<'a> Reader<'a> {
                 service.mounts.extend(self.handed(section, handed, default)?);
             }
         }
+        for from in one_or_more(&node["volumes_from"]) {
+            let text = self.text(from)?.unwrap_or_default();
+            let name = text.split(':').next().unwrap_or_default();
+            if name != "container" {
+                service.volumes_from.push(name.to_owned());
+            }
+        }
+        self.build(&node["build"], dir)?;
         for word in one_or_more(&node["command"]) {
             let text = self.text(word)?.unwrap_or_default();
             service.command.extend(text.split_whitespace().map(str::to_owned));
         }
         Ok(service)
+    }
+
+    /// Records the files from which an image is built.
+    fn build(&self, node: &Value, dir: &Path) -> Result<()> {
+        let context = if node.is_object() { &node["context"] } else { node };
+        let context = match self.text(context)? {
+            Some(context) => context,
+            None if node.is_object() => ".".into(),
+            None => return Ok(()),
+        };
+        if built::is_remote(&context) {
+            return Ok(());
+        }
+        let context = self.path_in(dir, &context);
+        let inline = self.text(&node["dockerfile_inline"])?;
+        let text = match inline {
+            Some(text) => text,
+            None => {
+                let name = self.text(&node["dockerfile"])?;
+                let file = self.path_in(&context, name.as_deref().unwrap_or("Dockerfile"));
+                self.shared.files.borrow_mut().insert(file.clone());
+                self.shared.optional.borrow_mut().insert(file.clone());
+                text(&file)?.unwrap_or_default()
+            }
+        };
+        self.shared.built_from.borrow_mut().extend(built::sources(&text, &context));
+        for other in node["additional_contexts"].as_object().into_iter().flatten() {
+            let other = self.text(other.1)?.filter(|other| !built::is_remote(other));
+            let other = other.map(|other| self.path_in(dir, &other));
+            self.shared.built_from.borrow_mut().extend(other.filter(|path| path.exists()));
+        }
+        Ok(())
     }
 
     /// Reads an environment in either form. A name without a value gets the project's value.

@@ -145,6 +145,20 @@ fn variables_move_data_directories() {
 }
 
 #[test]
+fn data_beside_archives_is_copied() {
+    let variable = "GITLAB_BACKUP_DIR=/home/git/data";
+    let machine = project(&[variable], &["/srv/data:/home/git/data"]);
+    machine.make("/srv/data/uploads").make("/srv/data/shared/.snapshots/1/snapshot");
+    machine.write("/srv/data/1700000000_gitlab_backup.tar", "archive");
+    let plan = machine.plan("/srv/git");
+    let is_left = |path: &str| plan.left_out.iter().any(|left| left.path == machine.path(path));
+    assert!(!is_left("/srv/data"), "{:?}", plan.left_out);
+    assert!(is_left("/srv/data/1700000000_gitlab_backup.tar"), "{:?}", plan.left_out);
+    assert!(is_left("/srv/data/shared/.snapshots"), "{:?}", plan.left_out);
+    assert!(!is_noted(&plan, "unknown"), "{:?}", plan.notes);
+}
+
+#[test]
 fn each_directory_may_be_a_separate_volume() {
     let machine = project(
         &[],

@@ -9,6 +9,47 @@ fn notes(plan: &Plan) -> String {
 }
 
 #[test]
+fn servers_of_another_project_are_used_in_their_containers() {
+    let machine = Machine::new();
+    machine.write(
+        "/srv/git/compose.yml",
+        "services:\n  gitlab:\n    image: sameersbn/gitlab:16.0.0\n    \
+         environment: [DB_HOST=postgresql, DB_NAME=forge, REDIS_HOST=cache]\n    \
+         volumes: ['./data:/home/git/data']\n",
+    );
+    let one = |name: &str, image: &str, alias: &str| {
+        format!(
+            r#"{{"Id": "{name}", "Name": "/{name}", "Config": {{"Image": "{image}",
+            "Env": ["POSTGRES_USER=boss", "POSTGRES_PASSWORD=hush"],
+            "Labels": {{"com.docker.compose.project.config_files": "/srv/db/compose.yml"}}}},
+            "NetworkSettings": {{"Networks": {{"shared": {{"Aliases": ["{alias}"]}}}}}}}}"#
+        )
+    };
+    let all =
+        [one("db-main-1", "postgres:16", "postgresql"), one("db-redis-1", "redis:7", "cache")];
+    machine.write("/inspected", &format!("[{}]", all.join(",")));
+    let script = format!(
+        "case $1 in ps) echo db-main-1; echo db-redis-1 ;; inspect) case $2 in -*) echo no such object >&2; \
+         exit 1 ;; *) cat {}/inspected ;; esac ;; esac",
+        machine.root().display()
+    );
+    let docker = format!("docker = ['sh', '-c', \"{}\", 'docker']", script.replace('"', "\\\""));
+    let plan = machine.try_plan("/srv/git/compose.yml", &docker).expect("a plan");
+    let server = plan.postgres.as_ref().expect("a server");
+    let command = server.reach.command("psql", ["-l"]).argv.join(" ");
+    assert!(command.ends_with(" db-main-1 psql -l"), "{command}");
+    assert_eq!(server.role.as_deref(), Some("boss"));
+    assert_eq!(server.databases.as_deref(), Some(&["forge".to_owned()][..]));
+    let redis = plan.redis.as_ref().expect("a server");
+    assert!(redis.reach.into.contains(&"db-redis-1".to_owned()), "{:?}", redis.reach);
+    let notes = notes(&plan);
+    for words in ["PostgreSQL runs in container db-main-1", "/srv/db/compose.yml is not copied"] {
+        assert!(notes.contains(words), "{notes}");
+    }
+    assert!(!format!("{plan:?}").contains("hush"));
+}
+
+#[test]
 fn several_compose_files_are_merged() {
     let machine = Machine::new();
     machine.write("/srv/git/base.yml", DB);
