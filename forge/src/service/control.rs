@@ -276,6 +276,31 @@ impl Supervisor {
         Ok(running)
     }
 
+    /// Identifies the downtime of a stopped service, if the supervisor shows that.
+    pub fn downtime(&self, name: &str, progress: &Progress) -> Result<Option<Downtime>> {
+        let words = match self.speaks {
+            Speaks::Runit => vec!["status", name],
+            Speaks::Systemd => vec!["show", "--property=InactiveEnterTimestampMonotonic", name],
+            Speaks::Docker => vec!["inspect", "--format", "{{.State.StartedAt}}", name],
+        };
+        let answer = self.command(&words).answer(progress)?;
+        let text = String::from_utf8_lossy(&answer);
+        Ok(match self.speaks {
+            Speaks::Runit => {
+                let of_it =
+                    |line: &&str| states(line.as_bytes()).any(|(_, named)| is_same(&named, name));
+                text.lines().find(of_it).and_then(seconds_down).map(Downtime::Lasts)
+            }
+            Speaks::Systemd => {
+                let mark = text.trim().strip_prefix("InactiveEnterTimestampMonotonic=");
+                mark.map(|mark| Downtime::Since(mark.to_owned()))
+            }
+            Speaks::Docker => Some(text.trim())
+                .filter(|mark| !mark.is_empty())
+                .map(|mark| Downtime::Since(mark.to_owned())),
+        })
+    }
+
     /// Waits until the status of the services has not changed for a while, or until the limit.
     pub fn settle(&self, progress: &Progress) -> Result<()> {
         let statuses = || -> Result<Vec<Option<Status>>> {
@@ -347,6 +372,36 @@ impl Supervisor {
     }
 }
 
+/// Downtime of a stopped service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Downtime {
+    /// A mark that changes with each stop or start.
+    Since(String),
+    /// Its length.
+    Lasts(Duration),
+}
+
+/// Tolerance of a downtime. Runit prints whole seconds, of a clock that may be set.
+const DOWNTIME_TOLERANCE: Duration = Duration::from_secs(2);
+
+impl Downtime {
+    /// Returns true if the service ran in between: `self` was read some time after `first`.
+    pub fn is_later_than(&self, first: &Downtime, elapsed: Duration) -> bool {
+        match (self, first) {
+            (Downtime::Since(now), Downtime::Since(then)) => now != then,
+            (Downtime::Lasts(now), _) => *now + DOWNTIME_TOLERANCE < elapsed,
+            _ => false,
+        }
+    }
+}
+
+/// Parses the seconds in a line of runit, `down: NAME: 12s, normally up`.
+fn seconds_down(line: &str) -> Option<Duration> {
+    let own = line.split(';').next()?.strip_prefix("down: ")?;
+    let number = own.split_once(": ")?.1.split('s').next()?;
+    number.trim().parse().ok().map(Duration::from_secs)
+}
+
 /// Parses a line of runit; the text after `;` describes the log service.
 fn runit_status(line: &str) -> Status {
     let own = line.split(';').next().unwrap_or_default();
@@ -409,8 +464,23 @@ mod tests {
         assert_eq!(state("finish: puma: (pid 7) 2s"), State::Starting);
         assert_eq!(state("down: puma: 1s, normally up; run: log: (pid 1) 2s"), State::Down);
         assert_eq!(state("down: puma: 1s, normally up, want up"), State::Starting);
+        let seconds = |line| seconds_down(line).map(|time| time.as_secs());
+        assert_eq!(seconds("down: puma: 12s, normally up; run: log: (pid 1) 99s"), Some(12));
+        assert_eq!(seconds("run: puma: (pid 7) 2s; run: log: (pid 1) 2s"), None);
         assert!(is_same("/opt/service/puma", "puma"));
         assert!(!is_same("puma", "sidekiq"));
+    }
+
+    #[test]
+    fn a_start_and_stop_in_between_shortens_the_downtime() {
+        let lasts = |seconds| Downtime::Lasts(Duration::from_secs(seconds));
+        let since = |mark: &str| Downtime::Since(mark.into());
+        let elapsed = Duration::from_secs(30);
+        assert!(lasts(9).is_later_than(&lasts(0), elapsed));
+        assert!(!lasts(29).is_later_than(&lasts(0), elapsed));
+        assert!(!lasts(500).is_later_than(&lasts(470), elapsed));
+        assert!(since("b").is_later_than(&since("a"), elapsed));
+        assert!(!since("a").is_later_than(&since("a"), elapsed));
     }
 
     #[test]

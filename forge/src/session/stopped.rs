@@ -4,7 +4,7 @@ use super::Job;
 use crate::error::{Error, Result};
 use crate::recovery::{Record, Undo, named};
 use crate::run::at_once;
-use crate::service::control::{Control, Writer};
+use crate::service::control::{Control, Downtime, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};
 
@@ -14,6 +14,10 @@ pub struct Stopped<'a> {
     record: &'a mut Record,
     since: Instant,
     names: Vec<String>,
+    /// Time at which all were down.
+    all_down: Instant,
+    /// Downtime of each at that time, if its supervisor shows it.
+    downtimes: Vec<Option<Downtime>>,
     is_over: bool,
 }
 
@@ -27,7 +31,8 @@ impl<'a> Stopped<'a> {
         let writers = control.writers(progress)?;
         // From here on, dropping `stopped` undoes every recorded stop and silence.
         let (since, names) = (Instant::now(), Vec::new());
-        let mut stopped = Stopped { job, record, since, names, is_over: false };
+        let (all_down, downtimes, is_over) = (since, Vec::new(), false);
+        let mut stopped = Stopped { job, record, since, names, all_down, downtimes, is_over };
         if writers.is_empty() {
             let text = "no writing service is running; nothing is stopped".into();
             job.store.observer().event(Event::Warning(text));
@@ -63,6 +68,11 @@ impl<'a> Stopped<'a> {
             }
         }
         stopped.names.extend(writers.into_iter().map(|writer| writer.name));
+        if let Some(supervisor) = control.supervisor() {
+            let downtime = |name: &String| supervisor.downtime(name, progress);
+            stopped.downtimes = stopped.names.iter().map(downtime).collect::<Result<_>>()?;
+        }
+        stopped.all_down = Instant::now();
         Ok(stopped)
     }
 
@@ -81,7 +91,17 @@ impl<'a> Stopped<'a> {
     pub fn expect_down(&self) -> Result<()> {
         let Some(supervisor) = self.job.plan.control.supervisor() else { return Ok(()) };
         let progress = self.job.store.observer().progress();
-        let services = supervisor.running_writers(&self.names, progress)?;
+        // Read before the answers, so that a slow supervisor does not shorten a downtime.
+        let elapsed = self.all_down.elapsed();
+        let mut services = supervisor.running_writers(&self.names, progress)?;
+        for (name, then) in self.names.iter().zip(&self.downtimes) {
+            let now = supervisor.downtime(name, progress)?;
+            let is_later =
+                now.zip(then.as_ref()).is_some_and(|(now, then)| now.is_later_than(then, elapsed));
+            if is_later && !services.contains(name) {
+                services.push(name.clone());
+            }
+        }
         if services.is_empty() { Ok(()) } else { Err(Error::Restarted { services }) }
     }
 
