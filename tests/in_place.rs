@@ -145,6 +145,8 @@ fn a_restore_over_another_version_of_a_container_warns() {
     std::fs::write(version, "18.5.1-ee\n").expect("writes");
     let dry = dry();
     assert!(dry.stderr.contains(warning), "{}", dry.all_output());
+    let edition = "edition ce, but edition ee is installed here";
+    assert!(dry.stderr.contains(edition), "{}", dry.all_output());
 }
 
 #[test]

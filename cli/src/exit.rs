@@ -299,12 +299,20 @@ fn hint_for_instance(error: &forge::Error) -> Option<String> {
             "check the path in the configuration".into()
         }
         E::Read { .. } => "check the file's permissions, or run the command as root".into(),
+        E::Failed { output, .. } if is_of_other_user(output) => {
+            "only root can run programs as another user; run the command as root".into()
+        }
         E::Failed { .. } | E::Service { .. } => {
             "no snapshot was created; fix the reported error, then run the backup again".into()
         }
         _ => return None,
     };
     Some(hint)
+}
+
+/// Returns true if a program could not be run as its user.
+pub fn is_of_other_user(output: &str) -> bool {
+    output.contains("setresuid failed") || output.contains("setgroups failed")
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use crate::config::Config;
 use forge::plan::Plan;
-use forge::run::{Command, PATH};
+use forge::run::{Command, PATH, quoted_path};
 use forge::secret::Secret;
 use forge::service::control::Control;
 use forge::service::step::Step;
 use forge::settings::Mode;
+use rustix::fs::Access;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -54,7 +55,27 @@ pub fn of_plan(plan: &Plan) -> Vec<String> {
         let problem = secret.and_then(of_secret);
         problems.extend(problem.map(|problem| format!("{key}: {problem}")));
     }
+    problems.extend(of_unreadable(plan, &|path| rustix::fs::access(path, Access::READ_OK)));
     problems
+}
+
+/// Paths that a problem names; more are only counted.
+const NAMED: usize = 3;
+
+/// Returns the problem that this user may not read paths of parts. Such a path may look missing.
+fn of_unreadable(plan: &Plan, read: &dyn Fn(&Path) -> rustix::io::Result<()>) -> Option<String> {
+    let paths = plan.parts.iter().flat_map(|part| &part.paths);
+    let denied = paths.filter(|path| read(path) == Err(rustix::io::Errno::ACCESS));
+    let mut denied: Vec<&PathBuf> = denied.collect();
+    denied.sort();
+    denied.dedup();
+    let named: Vec<String> =
+        denied.iter().take(NAMED).map(|path| path.display().to_string()).collect();
+    let more = denied.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!denied.is_empty()).then(|| {
+        format!("this user may not read {}{more}; run the command as root", named.join(", "))
+    })
 }
 
 /// Returns the problem with a store's location, if there is one.
@@ -71,7 +92,7 @@ pub fn of_store(place: &Path) -> Option<String> {
     if !there.is_dir() {
         return Some(format!("store {shown}: {} is not a directory", there.display()));
     }
-    if let Err(error) = rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
+    if let Err(error) = rustix::fs::access(there, Access::WRITE_OK) {
         return Some(format!("store {shown}: {} is not writable: {error}", there.display()));
     }
     let is_empty = |dir: &Path| {
@@ -95,9 +116,10 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
     let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o004 != 0 && config.notify.iter().any(|notifier| notifier.has_open_address()) {
         problems.push(format!(
-            "all users can read {0}, which contains an address that works like a password; \
-             run: chmod 600 '{0}'",
-            file.display()
+            "all users can read {}, which contains an address that works like a password; \
+             run: chmod 600 {}",
+            file.display(),
+            quoted_path(file)
         ));
     }
     problems
@@ -158,6 +180,23 @@ mod tests {
         assert_eq!(problem(&["/etc/passwd"]).as_deref(), Some("program /etc/passwd not found"));
         let nobody = Command::new(["sh"]).by(Some("no such user"));
         assert!(of_command(&nobody).expect("nobody").contains("user no such user does not exist"));
+    }
+
+    #[test]
+    fn paths_that_this_user_may_not_read_are_named() {
+        let settings = toml::from_str("kind = 'plain'").expect("settings");
+        let mut plan = Plan::new("files", "plain", &settings);
+        for name in ["a", "b", "c", "d", "gone"] {
+            plan.needs(name, "files", Path::new("/srv").join(name));
+        }
+        let read = |path: &Path| match path.ends_with("gone") {
+            true => Err(rustix::io::Errno::NOENT),
+            false => Err(rustix::io::Errno::ACCESS),
+        };
+        let text =
+            "this user may not read /srv/a, /srv/b, /srv/c and 1 more; run the command as root";
+        assert_eq!(of_unreadable(&plan, &read).as_deref(), Some(text));
+        assert_eq!(of_unreadable(&plan, &|_| Ok(())), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::ui::Ui;
 use forge::manifest::{self, DIR, Manifest};
+use forge::plan::Product;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -219,32 +220,46 @@ impl InPlace<'_> {
     }
 
     fn warn_of_version(&self, manifest: &Manifest, ui: &Ui) {
-        let old = manifest.product.version.as_ref();
-        let Some((old, here)) = old.zip(self.version_here(manifest)) else { return };
-        if *old != here {
+        let (then, here) = (&manifest.product, self.product_here(manifest));
+        let versions = then.version.as_ref().zip(here.version.as_ref());
+        let editions = then.edition.as_ref().zip(here.edition.as_ref());
+        if let Some((old, here)) = versions.filter(|(old, here)| old != here) {
             ui.warn(&format!(
                 "the snapshot is from GitLab {old}, but GitLab {here} is installed here: files and \
                  databases of different versions are incompatible"
             ));
         }
+        if let Some((old, here)) = editions.filter(|(old, here)| old != here) {
+            ui.warn(&format!(
+                "the snapshot is from GitLab's edition {old}, but edition {here} is installed here: \
+                 restore it into edition {old}, and change the edition afterwards"
+            ));
+        }
     }
 
-    /// Version of the product that is installed here, or that last used the data here.
-    fn version_here(&self, manifest: &Manifest) -> Option<String> {
+    /// Version and edition of the product that is installed here, or that last used the data here.
+    fn product_here(&self, manifest: &Manifest) -> Product {
         let of_data = |part: &str, file: &str| {
             let path = self.destination(manifest.paths_of(part).next()?)?;
             // `join` would end the path of a file with a slash.
             let path = if file.is_empty() { path } else { path.join(file) };
-            let text = std::fs::read_to_string(path).ok()?;
-            let number = text.trim().split('-').next()?.to_owned();
-            Some(number).filter(|number| !number.is_empty())
+            std::fs::read_to_string(path).ok()
+        };
+        let product = |text: Option<String>| {
+            let text = text.unwrap_or_default();
+            let (number, rest) = text.trim().split_once('-').unwrap_or((text.trim(), ""));
+            let version = Some(number.to_owned()).filter(|number| !number.is_empty());
+            // Such as `17.8.2-ee`; the community edition has none.
+            let edition = ["ee", "jh"].into_iter().find(|edition| rest.ends_with(edition));
+            let edition = version.as_ref().map(|_| edition.unwrap_or("ce").to_owned());
+            Product { version, edition, ..Product::default() }
         };
         match &manifest.kind[..] {
-            "gitlab" => forge::kind::gitlab::installed(&self.root_here(manifest)).version,
+            "gitlab" => forge::kind::gitlab::installed(&self.root_here(manifest)),
             // Each start of the container writes it.
-            "gitlab-container" => of_data("generated", "../VERSION"),
-            "docker-gitlab" => of_data("version", ""),
-            _ => None,
+            "gitlab-container" => product(of_data("generated", "../VERSION")),
+            "docker-gitlab" => product(of_data("version", "")),
+            _ => Product::default(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Global, backup};
 use crate::config::{Config, DEFAULT};
-use crate::exit::{Failure, other, with_hint};
+use crate::exit::{Failure, is_of_other_user, other, with_hint};
 use crate::notifications::Notifications;
 use crate::report::{count, size, skipped_records};
 use crate::run_record::RunRecord;
@@ -95,6 +95,12 @@ pub fn manifest(
 pub fn without_backup(error: forge::Error) -> Failure {
     use forge::Error as E;
     let hint = match error {
+        E::Failed { ref output, .. } if is_of_stopped_container(output) => {
+            "start the container and run the command again"
+        }
+        E::Failed { ref output, .. } if is_of_other_user(output) => {
+            "only root can run programs as another user; run the command as root"
+        }
         E::Failed { .. } | E::Service { .. } => {
             "start the database server and load its databases, or set its address under `postgres` \
              in the configuration"
@@ -104,6 +110,13 @@ pub fn without_backup(error: forge::Error) -> Failure {
         error => return error.into(),
     };
     with_hint(error.to_string(), hint)
+}
+
+/// Returns true if Docker or podman refused a command because its container does not run.
+fn is_of_stopped_container(output: &str) -> bool {
+    let output = output.to_lowercase();
+    let words = ["is not running", "container state improper", "no such container"];
+    output.contains("container") && words.iter().any(|words| output.contains(words))
 }
 
 /// Backs up an instance.
@@ -241,4 +254,30 @@ pub fn show_check(ui: &Ui, check: &Check) -> Result<(), Failure> {
         ui.explain(&format!("  {hint}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_container_is_not_taken_for_a_database_server() {
+        let of = |output: &str| {
+            let (command, status, output) =
+                ("docker exec".into(), "exit code 1".into(), output.into());
+            without_backup(forge::Error::Failed { command, status, output })
+                .words()
+                .expect("words")
+                .1
+        };
+        for output in [
+            "Error response from daemon: container 0123abcd is not running",
+            "Error: can only create exec sessions on running containers: container state improper",
+            "Error response from daemon: No such container: forge",
+        ] {
+            assert!(of(output).expect("a hint").starts_with("start the container"), "{output}");
+        }
+        let of_server = of("psql: error: connection refused");
+        assert!(of_server.expect("a hint").starts_with("start the database server"));
+    }
 }
