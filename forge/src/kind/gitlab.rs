@@ -8,6 +8,7 @@ pub mod generated;
 pub mod keys;
 mod named_files;
 pub mod package;
+mod redis_address;
 mod redis_password;
 pub mod repositories;
 pub mod rows;

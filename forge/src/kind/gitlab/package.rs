@@ -2,6 +2,7 @@
 //! same in both.
 
 use super::generated::{self, DatabaseOf, Generated};
+use super::redis_address::{self, Address};
 use super::{
     ARCHIVES, WRITERS, keys, leave_archives, leave_snapshots, named_files, note_unknown,
     redis_password, repositories, take_unknown,
@@ -22,6 +23,7 @@ use crate::view::{Mount, shown};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -579,7 +581,7 @@ impl Package<'_> {
             None => Some(own),
             Some(host) if host.starts_with('/') => Some(host),
             // Only one server can have the port, so the one with this socket is the same server.
-            Some(host) if LOOPBACK.contains(&host) && is_served(&own_socket) => Some(own),
+            Some(host) if self.is_this_machine(host) && is_served(&own_socket) => Some(own),
             Some(host) => {
                 server.host = Some(host.to_owned());
                 server.is_shared = true;
@@ -607,8 +609,11 @@ impl Package<'_> {
                 ));
             }
             // If the directory is missing, the settings may name another server, which has other
-            // users.
-            if self.at(dir).exists() {
+            // users. So may a server that is not the package's own and knows a password.
+            if server.is_shared && generated.database_password.is_some() {
+                server.role.clone_from(&generated.database_user);
+                server.password.clone_from(&generated.database_password);
+            } else if self.at(dir).exists() {
                 server.reach = self.reach(Some(PSQL), postgres::VARIABLES);
                 server.role = Some(PSQL.into());
             }
@@ -638,6 +643,20 @@ impl Package<'_> {
         }
     }
 
+    /// Returns true if a host is the machine of the package, by its name or one of its addresses.
+    fn is_this_machine(&self, host: &str) -> bool {
+        let name = rustix::system::uname();
+        let name = name.nodename().to_string_lossy();
+        let short = name.split('.').next().unwrap_or_default();
+        let is_name = host == name || host == short;
+        // Only an address of this machine can be bound.
+        let is_address = || {
+            let address: Option<IpAddr> = host.parse().ok();
+            address.is_some_and(|address| UdpSocket::bind((address, 0)).is_ok())
+        };
+        LOOPBACK.contains(&host) || (self.container.is_none() && (is_name || is_address()))
+    }
+
     /// Returns true if two paths of the package are one directory.
     fn is_same_dir(&self, one: &str, other: &str) -> bool {
         let [one, other] = [one, other].map(|path| {
@@ -655,18 +674,48 @@ impl Package<'_> {
     }
 
     fn redis(&self, plan: &mut Plan) {
-        let dir = self.at("/var/opt/gitlab/redis");
-        if !dir.exists() {
-            plan.notes.push(
-                "Redis is not the package's own and is not backed up; to back it up, configure it \
-                 under `redis`"
-                    .into(),
-            );
+        let home = Path::new("/var/opt/gitlab/redis");
+        let clients = redis_address::of_clients(&self.at(DATA).join("gitlab-rails/etc/resque.yml"));
+        let own = redis_address::Own::read(&self.at(home).join("redis.conf"));
+        let (mut socket, mut host, mut port) = (None, None, None);
+        let elsewhere = match clients {
+            Some(Address::Socket(path)) => {
+                socket = Some(path);
+                None
+            }
+            Some(Address::Sentinels) => Some("Redis is a server that sentinels name".to_owned()),
+            Some(Address::Host { host: name, port: number, .. }) if !own.is_at(&name) => {
+                Some(format!("Redis is {name} port {number}"))
+            }
+            Some(Address::Host { is_encrypted: true, .. }) if own.socket.is_none() => Some(
+                "Redis accepts only encrypted connections, which the backup does not use".into(),
+            ),
+            Some(Address::Host { host: name, port: number, .. }) => {
+                socket = own.socket;
+                (host, port) = (Some(name), Some(number));
+                None
+            }
+            None => {
+                socket = Some(own.socket.unwrap_or_else(|| home.join("redis.socket")));
+                None
+            }
+        };
+        // The directory may have been moved with the socket.
+        let moved = socket.as_ref().and_then(|path| self.place(path.parent()?).ok());
+        let dirs = [Some(self.at(home)), moved];
+        let dir = dirs.into_iter().flatten().find(|dir| dir.exists());
+        let (Some(dir), None) = (dir, &elsewhere) else {
+            let what = elsewhere.unwrap_or_else(|| "Redis is not the package's own".into());
+            plan.notes.push(format!(
+                "{what} and is not backed up; to back it up, configure it under `redis`"
+            ));
             return;
-        }
+        };
         plan.redis = Some(Redis {
             reach: self.reach(None, redis::VARIABLES),
-            socket: Some(self.inside("/var/opt/gitlab/redis/redis.socket")),
+            host: host.filter(|_| socket.is_none()),
+            port: port.filter(|_| socket.is_none()),
+            socket: socket.map(|path| self.inside(&path.to_string_lossy())),
             logins: redis_password::find(
                 &self.at(DATA),
                 &|path| self.place(path).ok(),

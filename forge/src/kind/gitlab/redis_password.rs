@@ -152,7 +152,7 @@ impl Server<'_> {
 
 /// Splits a line of `redis.conf` into words, as Redis does. Words may be quoted. Returns `None` for
 /// a comment, and for a line that Redis refuses.
-fn words_of(line: &str) -> Option<Vec<String>> {
+pub fn words_of(line: &str) -> Option<Vec<String>> {
     let mut rest = line.as_bytes();
     let mut words = Vec::new();
     while !line.starts_with('#') {
