@@ -74,6 +74,61 @@ fn only_repositories_that_git_accepts_are_present() {
 }
 
 #[test]
+fn a_missing_mount_gets_no_advice_to_restore_into_it() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    let storage = gitlab.path("mnt/storage2/repositories");
+    std::fs::rename(&storage, storage.with_extension("away")).expect("moves");
+    std::fs::create_dir(&storage).expect("a directory");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    let (verdict, text) = check(&all, "repositories");
+    assert!(verdict == "failed" && text.contains("check its mount"), "{text}");
+    let checks = lines(&all, "check");
+    assert!(checks.iter().all(|check| check["name"] != "references"), "{checks:?}");
+}
+
+#[test]
+fn a_project_whose_import_failed_needs_no_repository() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let main = database::MAIN;
+    gitlab.postgres.sql(
+        main,
+        "create table if not exists project_mirror_data (project_id bigint, status varchar); \
+         create table if not exists project_statistics (project_id bigint, commit_count bigint); \
+         insert into project_mirror_data (project_id, status) values (7, 'failed')",
+    );
+    remove(repository(&gitlab, 7));
+    let (verdict, text) = check(&backup(&sandbox).run().ok().json(), "repositories");
+    assert!(
+        verdict == "ok" && text.contains("1 without a repository have a failed import"),
+        "{text}"
+    );
+    // It had commits, so it had a repository.
+    gitlab
+        .postgres
+        .sql(main, "insert into project_statistics (project_id, commit_count) values (7, 3)");
+    let (verdict, text) = check(&backup(&sandbox).run().json(), "repositories");
+    assert!(verdict != "ok", "{text}");
+}
+
+#[test]
+fn an_inspection_without_its_store_warns() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "");
+    let inspected = configured(&sandbox, ["inspect", "--instance", "forge"]);
+    let inspected = inspected.args(["--store", &sandbox.text("gone")]).run().ok();
+    assert!(inspected.stderr.contains("gone is missing or not mounted"), "{}", inspected.stderr);
+}
+
+#[test]
 fn a_repository_that_was_moved_is_compared_with_its_earlier_place() {
     need_root();
     let gitlab = Builder::new().projects(8).build();

@@ -122,6 +122,9 @@ pub struct Project {
     /// True if the project is marked for deletion or being deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_pending_deletion: bool,
+    /// True if an import failed before it made the repository.
+    #[serde(skip)]
+    pub has_failed_import: bool,
     /// True if rows name designs, which are in a separate repository.
     #[serde(skip)]
     pub has_designs: bool,

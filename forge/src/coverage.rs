@@ -4,9 +4,10 @@
 //! losses are warnings. If much of one place is missing, the place is probably not mounted or is
 //! the wrong one, and the check fails.
 
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, FileRow};
 use crate::check::{Check, Verdict};
 use crate::error::Result;
+use crate::links::lexically;
 use crate::plan::Plan;
 use crate::view::{Seen, View, shown};
 use std::collections::BTreeMap;
@@ -178,6 +179,45 @@ impl Group {
     }
 }
 
+/// Kinds of file that GitLab encrypts, so that they are never empty.
+const ENCRYPTED: [&str; 2] = ["terraform-state", "ci-secure-files"];
+
+/// Returns the fault of an object in place of a row's file.
+fn fault(row: &FileRow, seen: &Seen) -> Option<String> {
+    if seen.is_dir {
+        return Some("is a directory".into());
+    }
+    if seen.target.is_some() {
+        return Some("is a link to a place that has no such file".into());
+    }
+    match row.size {
+        Some(wanted) if wanted != seen.size => {
+            Some(format!("has {} bytes instead of {wanted}", seen.size))
+        }
+        None if seen.size == 0 && ENCRYPTED.contains(&row.what) => Some("is empty".into()),
+        _ => None,
+    }
+}
+
+/// Replaces each link in place of a row's file by its target, if that exists.
+fn through_links(row: &FileRow, found: Vec<Seen>, view: &View<'_>) -> Result<Vec<Seen>> {
+    if found.iter().all(|seen| seen.target.is_none()) {
+        return Ok(found);
+    }
+    let dirs: Vec<&Path> = row.paths.iter().filter_map(|path| path.parent()).collect();
+    let mut all = Vec::new();
+    for seen in found {
+        let targets = seen
+            .target
+            .iter()
+            .flat_map(|target| dirs.iter().map(move |dir| lexically(&dir.join(target))));
+        let targets: Vec<PathBuf> = targets.collect();
+        let end = view.look(&targets)?.into_iter().flatten().next();
+        all.push(end.unwrap_or(seen));
+    }
+    Ok(all)
+}
+
 /// Checks that the copy contains the files that rows refer to.
 pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Result<Check> {
     let rows = &catalogue.files;
@@ -188,27 +228,22 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
         let what = || format!("rows of {}", row.what);
         gaps.look(row.part, what, plan.place(row.part).as_deref());
         let found: Vec<Seen> = seen.by_ref().take(row.paths.len()).flatten().collect();
-        let has_size = |size: u64| row.size.is_none_or(|wanted| wanted == size);
-        if found.iter().any(|seen| has_size(seen.size)) {
+        let found = through_links(row, found, view)?;
+        let faults: Vec<Option<String>> = found.iter().map(|seen| fault(row, seen)).collect();
+        if faults.iter().any(Option::is_none) {
             continue;
         }
-        let path = &view.place(&row.paths[0]);
-        let text = match found.first() {
-            Some(seen) => format!(
-                "{} row {}: {} has {} bytes instead of {}",
-                row.what,
-                row.id,
-                shown(path),
-                seen.size,
-                row.size.unwrap_or_default()
-            ),
-            None => format!("{} row {}: {}", row.what, row.id, shown(path)),
+        let path = shown(&view.place(&row.paths[0]));
+        let text = match faults.into_iter().flatten().next() {
+            Some(fault) => format!("{} row {}: {path} {fault}", row.what, row.id),
+            None => format!("{} row {}: {path}", row.what, row.id),
         };
-        let sizes = row.paths.iter().filter_map(|path| view.place(path).symlink_metadata().ok());
-        let sizes: Vec<u64> = sizes.map(|metadata| metadata.len()).collect();
-        let found = match sizes.as_slice() {
+        let on_machine: Vec<PathBuf> = row.paths.iter().map(|path| view.place(path)).collect();
+        let on_machine = View::Live.look(&on_machine)?.into_iter().flatten().collect();
+        let on_machine: Vec<Seen> = through_links(row, on_machine, &View::Live)?;
+        let found = match on_machine.as_slice() {
             [] => Where::Nowhere,
-            sizes if sizes.iter().any(|size| has_size(*size)) => Where::Here,
+            all if all.iter().any(|seen| fault(row, seen).is_none()) => Where::Here,
             _ => Where::Otherwise,
         };
         gaps.add(row.part, text, found);
@@ -237,7 +272,6 @@ pub fn check_files(plan: &Plan, catalogue: &Catalogue, view: &View<'_>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::FileRow;
     use crate::settings::Settings;
 
     fn plan(more: &str) -> Plan {
@@ -280,6 +314,32 @@ mod tests {
         let excused = plan("parts.lfs = { missing = 'ok' }");
         assert_eq!(check(&excused, (9, 0), (1, 1)).verdict, Verdict::Warning);
         assert_eq!(check(&excused, (9, 9), (1, 1)).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn only_a_file_counts_as_the_file_of_a_row() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        let plan = plan("");
+        let verdict = |what: &'static str| {
+            let (id, paths) = ("1".into(), vec![path.clone()]);
+            let row = FileRow { what, part: what, id, paths, size: None };
+            let catalogue = Catalogue { files: vec![row], ..Catalogue::default() };
+            check_files(&plan, &catalogue, &View::Live).expect("looks").verdict
+        };
+        std::fs::write(&path, "").expect("writes");
+        assert_eq!(verdict("external-diffs"), Verdict::Ok);
+        assert_eq!(verdict("terraform-state"), Verdict::Warning);
+        std::fs::write(&path, "state").expect("writes");
+        assert_eq!(verdict("terraform-state"), Verdict::Ok);
+        std::fs::rename(&path, dir.path().join("moved")).expect("moves");
+        std::os::unix::fs::symlink("moved", &path).expect("links");
+        assert_eq!(verdict("terraform-state"), Verdict::Ok);
+        std::fs::remove_file(dir.path().join("moved")).expect("removes");
+        assert_eq!(verdict("external-diffs"), Verdict::Warning);
+        std::fs::remove_file(&path).expect("removes");
+        std::fs::create_dir(&path).expect("a directory");
+        assert_eq!(verdict("external-diffs"), Verdict::Warning);
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Inspect {
 }
 
 /// Opens the store of the instance. After a disaster there may be no store, or none that can be
-/// read.
+/// read; a warning then names it.
 fn open_store(
     config: &Config,
     instance: &str,
@@ -143,6 +143,11 @@ fn open_store(
 ) -> Option<(Store, Arc<Watch>)> {
     let place = instance::place_of(config, instance, global).ok()?;
     if !place.join("store.json").exists() {
+        ui.warn(&format!(
+            "store {} is missing or not mounted, so keys and repositories are not compared with a \
+             snapshot",
+            place.display()
+        ));
         return None;
     }
     match super::open(&place, ui, Purpose::Read, "inspect") {

@@ -140,7 +140,7 @@ fn check_repositories(
     known: &mut Known,
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, view), projects.len());
-    let (mut found, mut dirs, mut pending) = (Vec::new(), Vec::new(), 0);
+    let (mut found, mut dirs, mut pending, mut failed) = (Vec::new(), Vec::new(), 0, 0);
     for project in projects {
         let part = part(&project.storage);
         let dir = storages.get(project.storage.as_str());
@@ -167,6 +167,10 @@ fn check_repositories(
             pending += 1;
             continue;
         }
+        if states[0] == State::Absent && project.has_failed_import {
+            failed += 1;
+            continue;
+        }
         let names = [String::new(), " (wiki)".into(), " (designs)".into()];
         for (at, (&state, what)) in states.iter().zip(names).enumerate() {
             let is_fault = match state {
@@ -181,7 +185,11 @@ fn check_repositories(
             }
         }
     }
-    Ok(with_pending(gaps.check("repositories", "projects", count), pending))
+    let mut check = with_pending(gaps.check("repositories", "projects", count), pending);
+    if failed > 0 {
+        check.text += &format!("; {failed} without a repository have a failed import");
+    }
+    Ok(check)
 }
 
 /// Adds the number of absent repositories whose owner is marked for deletion.
@@ -607,6 +615,7 @@ mod tests {
             is_copied: false,
             is_pending_deletion: false,
             has_designs: false,
+            has_failed_import: false,
         };
         let check = |plan: &Plan, projects: &[Project]| {
             let mut known = Known::new();
