@@ -168,6 +168,25 @@ fn keys_readable_by_others_are_reported() {
 }
 
 #[test]
+fn a_directory_that_redis_cannot_write_to_is_reported_with_a_working_fix() {
+    let machine = Machine::new();
+    machine.sh(&format!("chown root:root {DATA}/redis"));
+    let printed = machine.inspect().ends_with(3).all_output();
+    assert!(printed.contains("gitlab-redis cannot write to it"), "{printed}");
+    machine.sh(fix(&printed).expect("a command"));
+    machine.inspect().ok();
+    machine.sh(&format!("test $(stat -c %U {DATA}/redis) = gitlab-redis"));
+}
+
+#[test]
+fn an_access_list_causes_no_false_alarm() {
+    let machine = Machine::new();
+    // As `setfacl -m u:git:x` on a directory of mode 0700.
+    machine.sh("chmod 0710 mnt; setfacl -m u:git:x mnt");
+    machine.inspect().ok();
+}
+
+#[test]
 fn a_service_that_cannot_reach_its_data_is_reported() {
     let machine = Machine::new();
     let sh = |command: &str| machine.sh(&format!("cd {DATA}; {command}"));

@@ -101,6 +101,9 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
             }
             continue;
         };
+        if part.phase == Phase::RedisFiles {
+            faults.directory_of_files(plan, &expected);
+        }
         // The service also passes the directories that lead to a link.
         for path in part.paths.iter().chain(&part.links).filter(|_| is_in_use(part)) {
             faults.above(plan, path, owner, &expected);
@@ -195,6 +198,26 @@ impl Faults {
         }
     }
 
+    /// Looks at the directory of files that a service replaces, and writes anew beside them.
+    fn directory_of_files(&mut self, plan: &Plan, expected: &Expected) {
+        let Some(dir) = plan.redis_dir().filter(|dir| dir.is_dir()) else { return };
+        // Its owner enters it.
+        self.entered.insert((dir.to_owned(), expected.uid));
+        let Ok(metadata) = dir.metadata() else { return };
+        self.looked_at += 1;
+        let may_write = expected.has_bit(0o2, &metadata) && expected.may_enter(&metadata);
+        if may_write || has_acl(dir) {
+            return;
+        }
+        let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
+        let mode = metadata.mode() & 0o7777;
+        let user = expected.name.split(':').next().unwrap_or_default();
+        let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot write to it");
+        self.add(Fault::Owner, dir, text);
+        self.fix(format!("chown {user} {}", quoted_path(dir)));
+        self.fix(format!("chmod u+rwx {}", quoted_path(dir)));
+    }
+
     /// Looks at the modes of private keys directly in a directory, or at a path.
     fn keys(&mut self, part: &Part, top: &Path) {
         let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
@@ -232,7 +255,7 @@ impl Faults {
             }
             let mode = metadata.mode() & 0o7777;
             let place = quoted_path(dir);
-            if is_entered(dir) && !expected.may_enter(&metadata) {
+            if is_entered(dir) && !expected.may_enter(&metadata) && !has_acl(dir) {
                 let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
                 self.add(Fault::Above, dir, text);
@@ -292,7 +315,7 @@ impl Faults {
         let mode = metadata.permissions().mode() & 0o7777;
         let place = quoted_path(top);
         if !expected.is_strict {
-            if !expected.may_read(metadata) {
+            if !expected.may_read(metadata) && !has_acl(path) {
                 let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
                 let user = expected.name.split(':').next().unwrap_or_default();
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot read it");
@@ -450,6 +473,12 @@ fn is_key(path: &Path) -> bool {
 fn is_host_key(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("ssh_host_") && name.ends_with("_key")
+}
+
+/// Returns true if an access list, which is not evaluated, may permit more than the mode.
+fn has_acl(path: &Path) -> bool {
+    let mut none: [u8; 0] = [];
+    rustix::fs::getxattr(path, "system.posix_acl_access", &mut none).is_ok()
 }
 
 fn user(uid: u32) -> String {
