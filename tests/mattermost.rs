@@ -288,6 +288,12 @@ fn a_standalone_mattermost_is_backed_up_and_restored() {
     let files = lines(&inspect(&sandbox, 3), "check")[0].clone();
     assert_eq!(files["text"], "1 of 4 rows with files are missing or damaged");
 
+    let settings = root.join("opt/mattermost/config/config.json");
+    change(&settings, |value| value["FileSettings"]["DriverName"] = "amazons3".into());
+    let files = lines(&inspect(&sandbox, 0), "check")[0].clone();
+    let text = "not checked: 4 rows of fileinfo are in an object store, which is not copied";
+    assert_eq!(files["text"], text);
+
     std::fs::remove_file(root.join("etc/systemd/system/mattermost.service")).expect("removes");
     change(&root.join("opt/mattermost/config/config.json"), |value| {
         value["SqlSettings"]["DriverName"] = "mysql".into();

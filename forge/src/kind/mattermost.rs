@@ -122,6 +122,7 @@ impl Kind for Mattermost {
             plan.takes(name, about, path).owner.clone_from(&user);
         }
         compliance(&config, "", &at, plan);
+        named_files(&config, "", &at, plan);
         plan.leaves(at(Path::new("logs")), "logs");
         if let Some(dir) = config.directory("BleveSettings", "IndexDir", &at) {
             plan.leaves(dir, "a search index, which Mattermost rebuilds");
@@ -217,6 +218,30 @@ fn compliance(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf, plan
     let is_known = plan.parts.iter().flat_map(|part| &part.paths).any(|path| dir.starts_with(path));
     if !is_known {
         plan.takes(&format!("{prefix}compliance"), "compliance reports", dir);
+    }
+}
+
+/// Files that settings name, which may be outside all parts.
+const FILES: [(&str, &str); 3] = [
+    ("ServiceSettings", "TLSCertFile"),
+    ("ServiceSettings", "TLSKeyFile"),
+    ("ServiceSettings", "LicenseFileLocation"),
+];
+
+/// Adds certificates and a license outside all parts.
+fn named_files(config: &Config, prefix: &str, at: &dyn Fn(&Path) -> PathBuf, plan: &mut Plan) {
+    let files = FILES.iter().filter_map(|(section, key)| config.directory(section, key, at));
+    let is_known = |path: &PathBuf| {
+        plan.parts.iter().flat_map(|part| &part.paths).any(|known| path.starts_with(known))
+    };
+    let files: Vec<PathBuf> = files.filter(|path| path.is_file() && !is_known(path)).collect();
+    if !files.is_empty() {
+        let part = plan.takes(
+            &format!("{prefix}named-files"),
+            "certificates and license that the settings name",
+            PathBuf::new(),
+        );
+        part.paths = files;
     }
 }
 
@@ -401,6 +426,7 @@ pub fn beside_gitlab(package: &Package<'_>, plan: &mut Plan) -> Result<()> {
     }
     let about = "settings that override its configuration";
     compliance(&config, "mattermost-", &at, plan);
+    named_files(&config, "mattermost-", &at, plan);
     // In a container, `gitlab-ctl reconfigure` makes it again at each start.
     if let Some(environment) = environment {
         plan.takes("mattermost-environment", about, environment);
