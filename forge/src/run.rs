@@ -620,12 +620,9 @@ mod tests {
             for word in [quoted_path(path), quoted_shown(&shown)] {
                 assert!(word.starts_with("$'"), "{word}");
                 let script = format!("printf %s {word}");
-                let printed = std::process::Command::new("bash")
-                    .args(["-c", &script])
-                    .env("LC_ALL", "C.UTF-8")
-                    .output()
-                    .expect("runs");
-                assert_eq!(printed.stdout, bytes, "{word}");
+                let bash = Command::new(["bash", "-c", &script]).env("LC_ALL", "C.UTF-8");
+                let printed = bash.output(&Progress::default()).expect("runs");
+                assert_eq!(printed, bytes, "{word}");
             }
         }
     }

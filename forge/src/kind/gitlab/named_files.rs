@@ -62,11 +62,11 @@ pub fn paths(text: &str) -> Paths {
                 return found;
             }
             found.all.insert(path.to_owned());
-            let is_read = |name: &&str| {
+            let is_read = |name: &str| {
                 let argument = line.split(name).nth(1).unwrap_or_default();
                 argument.trim_start_matches([' ', '(', '"', '\'']).starts_with(path)
             };
-            if READERS.iter().any(|name| is_read(&name)) {
+            if READERS.iter().any(|name| is_read(name)) {
                 found.read.insert(path.to_owned());
             }
         }
