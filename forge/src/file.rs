@@ -34,6 +34,23 @@ pub fn json(path: &Path) -> Result<Option<serde_json::Value>> {
     })
 }
 
+/// Reads a YAML file. Returns `None` if it does not exist.
+pub fn yaml(path: &Path) -> Result<Option<serde_json::Value>> {
+    let Some(text) = text(path)? else { return Ok(None) };
+    // Lines around an error may contain passwords.
+    let options = serde_saphyr::options! { with_snippet: false };
+    let wrong = |error: serde_saphyr::Error| Error::Malformed {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    serde_saphyr::from_str_with_options(&text, options).map(Some).map_err(wrong)
+}
+
+/// A text of YAML, unless it is none.
+pub fn yaml_value(text: &str) -> Option<serde_json::Value> {
+    serde_saphyr::from_str(text).ok()
+}
+
 /// Reads a file. Returns `None` if it is missing, and an error if it is larger than 4 MiB.
 pub fn bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let fail = |source| Error::Read { path: path.to_owned(), source };

@@ -29,6 +29,8 @@ const OUTPUT_BYTES_MAX: usize = 64 << 20;
 const TICK: Duration = Duration::from_millis(100);
 /// Time to read on after a child has ended, for the rest of its output in the pipe.
 const LINGER: Duration = Duration::from_millis(300);
+/// Time limit of a program that answers a question at once, such as one about a container.
+pub const QUESTION: Duration = Duration::from_secs(20);
 /// A limit that no child reaches.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Search path of children, like that of a root login.

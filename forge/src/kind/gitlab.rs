@@ -6,8 +6,10 @@
 
 pub mod generated;
 pub mod keys;
+mod mattermost;
 mod named_files;
 pub mod package;
+pub mod paths;
 mod redis_address;
 mod redis_password;
 pub mod repositories;
@@ -15,7 +17,7 @@ pub mod rows;
 #[cfg(test)]
 mod tests;
 
-use super::mattermost::{self, single_sign_on};
+use super::mattermost::single_sign_on;
 use super::{Kind, Site, below};
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
@@ -29,7 +31,7 @@ use crate::plan::{Plan, Product};
 use crate::service::Password;
 use crate::service::postgres::Connection;
 use crate::view::{View, shown};
-use package::Package;
+use paths::Package;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -68,7 +70,7 @@ impl Kind for Gitlab {
 
     fn ask(&self, plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {
         let mut catalogue = rows::ask(plan, databases)?;
-        mattermost::ask_beside_gitlab(plan, databases, &mut catalogue)?;
+        mattermost::ask(plan, databases, &mut catalogue)?;
         Ok(catalogue)
     }
 

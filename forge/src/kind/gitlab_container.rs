@@ -12,7 +12,7 @@ use super::docker_gitlab::find::{self, Sought};
 use super::docker_gitlab::running::{self, Running};
 use super::docker_gitlab::{configuration, of_container, project, volumes_dir};
 use super::gitlab::Gitlab;
-use super::gitlab::package::{CONFIG, Container, DATA, Package};
+use super::gitlab::paths::{CONFIG, Container, DATA, Package};
 use super::{Kind, Site};
 use crate::error::{Error, Result};
 use crate::file;

@@ -7,17 +7,13 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Site;
 use crate::plan::{Database, Phase, Plan};
-use crate::run::Command;
+use crate::run::{Command, QUESTION};
 use crate::service::LOOPBACK;
 use crate::service::into_container;
 use crate::service::postgres::{self, Server};
 use crate::service::redis::{self, Login, Redis};
 use crate::service::{Password, Reach};
 use std::path::Path;
-use std::time::Duration;
-
-/// Time limit for a query about a container.
-pub const QUESTION: Duration = Duration::from_secs(20);
 
 /// Names that containers have for the machine that runs them. The machine itself does not know them.
 const HOST_OF_CONTAINERS: [&str; 3] =

@@ -1,11 +1,11 @@
 //! Containers, as reported by the program that runs them.
 
 use super::compose::{Compose, Service, Source, VolumeMount};
-use super::containers::QUESTION;
 use crate::error::{Error, Result};
 use crate::kind::below;
 use crate::links::{lexically, real};
 use crate::run::Command;
+use crate::run::QUESTION;
 use crate::view::shown;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

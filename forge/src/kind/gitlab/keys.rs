@@ -1,11 +1,11 @@
 //! Tests whether GitLab's keys decrypt the values in its databases.
 
 use super::SECRETS_LOST;
-use super::generated::yaml_value;
 use crate::catalogue::Catalogue;
 use crate::check::{Check, Verdict};
 use crate::encrypted::{DB_KEY, Keys, Trial};
 use crate::error::Result;
+use crate::file::yaml_value;
 use crate::kind::gitlab::rows::{encrypted, sections};
 use crate::plan::Plan;
 use crate::service::postgres::Connection;

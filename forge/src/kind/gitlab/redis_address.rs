@@ -1,9 +1,9 @@
 //! Address of the Redis that GitLab uses, from the configuration of its clients and of the package's
 //! own server.
 
-use super::generated::yaml;
 use super::redis_password::words_of;
 use crate::file;
+use crate::file::yaml;
 use crate::service::LOOPBACK;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

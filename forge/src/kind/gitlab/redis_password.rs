@@ -1,8 +1,8 @@
 //! Logins to the package's Redis, from the configuration of its clients and its server.
 
-use super::generated::yaml;
 use crate::error::Error;
 use crate::file;
+use crate::file::yaml;
 use crate::links::lexically;
 use crate::service::Password;
 use crate::service::redis::Login;

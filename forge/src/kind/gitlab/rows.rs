@@ -9,6 +9,7 @@ mod uploads;
 
 use crate::catalogue::{Application, Catalogue, FileRow, Project, Repository};
 use crate::error::Result;
+use crate::kind::mattermost::single_sign_on::APPLICATIONS;
 use crate::plan::Plan;
 use crate::service::postgres::{Columns, Connection};
 use crate::settings::Sample;
@@ -24,8 +25,6 @@ pub const SCHEMA: &str = "schema";
 pub const PROJECTS: &str = "projects";
 /// Subject of the queries about other repositories.
 pub const REPOSITORIES: &str = "repositories of snippets and group wikis";
-/// Subject of the queries about applications.
-pub const APPLICATIONS: &str = "applications";
 
 /// Queries each of GitLab's tables in the database that owns it.
 pub fn ask(plan: &Plan, databases: &mut [Connection<'_>]) -> Result<Catalogue> {

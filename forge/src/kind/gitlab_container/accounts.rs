@@ -1,8 +1,8 @@
 //! Accounts of a container, as numbers of this machine.
 
 use crate::error::Result;
-use crate::kind::docker_gitlab::containers::QUESTION;
 use crate::run::Command;
+use crate::run::QUESTION;
 use std::collections::BTreeMap;
 use store::observe::Progress;
 

@@ -19,7 +19,6 @@ pub use repair::{Repair, repair};
 use crate::catalogue::{Application, Catalogue};
 use crate::check::{Check, Verdict};
 use crate::error::Result;
-use crate::kind::gitlab::rows::APPLICATIONS;
 use crate::plan::Plan;
 use crate::view::{View, shown};
 use base64::Engine;
@@ -29,6 +28,9 @@ use sha2::{Digest, Sha512};
 use std::path::PathBuf;
 
 const NAME: &str = "single-sign-on";
+
+/// Subject of the queries about GitLab's applications.
+pub const APPLICATIONS: &str = "applications";
 
 /// First major version of the package in which the environment overrides `config.json`.
 const ENVIRONMENT_SINCE: u32 = 11;

@@ -4,8 +4,8 @@ use super::super::variables::{Assigned, EXPANDED_BYTES_MAX, Look, assignments, e
 use super::{Service, Source, Surroundings, Variables, VolumeMount, built, overriding};
 use crate::error::{Error, Result};
 use crate::file::text;
+use crate::file::yaml;
 use crate::kind::below;
-use crate::kind::gitlab::generated::yaml;
 use crate::links::lexically;
 use crate::mask::masked;
 use serde_json::Value;
