@@ -292,7 +292,7 @@ fn a_check_without_losses_means_a_complete_restore() {
         trees.iter().map(|(tree, page)| (stores::record(&root, *page), tree)).collect();
     let store = stores::open(&root, Purpose::Read);
     let report = check(&store, ReadData::All).expect("checks");
-    assert_eq!((report.damage_count, report.losses_left_out), (0, 0), "{:?}", report.damages);
+    assert_eq!((report.damage_count, report.losses_unnamed), (0, 0), "{:?}", report.damages);
     let lossy: HashSet<SnapshotId> = report.losses.iter().map(|loss| loss.snapshot).collect();
     for (id, tree) in &written {
         let is_whole = !lossy.contains(id);

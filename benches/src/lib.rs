@@ -24,7 +24,7 @@ pub fn record(tag: &str, paths: &[&str], root: ChunkId) -> Snapshot {
         unreadable_count: 0,
         excludes: Vec::new(),
         instance: None,
-        left_out: store::snapshot::LeftOut::default(),
+        skipped: store::snapshot::Skipped::default(),
         run: None,
     }
 }

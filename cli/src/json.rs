@@ -6,7 +6,7 @@ use crate::run_record::RunRecord;
 use forge::catalogue::Project;
 use forge::check::Check;
 use forge::manifest::Manifest;
-use forge::plan::{Absent, Database, LeftOut, Part, Product};
+use forge::plan::{Absent, Database, Part, Product, SkippedPath};
 use forge::service::step::Step;
 use forge::settings::Mode;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -221,7 +221,7 @@ pub struct ConfigReport<'a> {
     /// Commands that run around a backup.
     pub steps: PlannedSteps<'a>,
     /// Paths that are skipped on purpose.
-    pub left_out: &'a [LeftOut],
+    pub skipped: &'a [SkippedPath],
     /// Remarks about the instance.
     pub notes: &'a [String],
     /// Faults of the configuration or of the machine.

@@ -2,7 +2,7 @@
 
 use crate::check::{Check, Verdict};
 use crate::error::{Error, Result};
-use crate::plan::{Absent, LeftOut, Part, Product};
+use crate::plan::{Absent, Part, Product, SkippedPath};
 use crate::service::postgres::Rows;
 use crate::service::redis::Saved;
 use crate::settings::Mode;
@@ -57,7 +57,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
     /// Paths that the backup skipped on purpose.
-    pub left_out: Vec<LeftOut>,
+    pub skipped: Vec<SkippedPath>,
     /// Missing parts and databases.
     pub missing: Vec<Absent>,
     /// Checks of the copy.
@@ -168,7 +168,7 @@ mod tests {
             services: vec!["puma".into()],
             parts: Vec::new(),
             mounts: Vec::new(),
-            left_out: Vec::new(),
+            skipped: Vec::new(),
             missing: vec![absent],
             checks: vec![Check::new("keys", Verdict::Warning, "changed")],
             seconds_down: Some(1.5),

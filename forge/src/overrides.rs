@@ -29,7 +29,7 @@ pub fn plan(site: &Site<'_>) -> Result<(Plan, &'static dyn Kind)> {
         plan.notes.extend(part.resolve(root));
     }
     plan.mounts.iter_mut().for_each(Mount::resolve);
-    plan.left_out.iter_mut().for_each(|left| left.resolve(root));
+    plan.skipped.iter_mut().for_each(|left| left.resolve(root));
     // Links inside a container resolve there, and lead elsewhere on this machine.
     let is_contained = plan.product.image.is_some();
     let is_named = |part: &str| {

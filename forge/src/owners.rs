@@ -282,7 +282,7 @@ impl Faults {
     ) -> Result<()> {
         let others = plan.parts.iter().filter(|other| other.name != part.name);
         let others = others.flat_map(|other| other.paths.iter());
-        let left = plan.left_out.iter().map(|left| &left.path);
+        let left = plan.skipped.iter().map(|left| &left.path);
         let elsewhere: Vec<&PathBuf> = others.chain(left).filter(|path| *path != top).collect();
         let mut paths = vec![top.to_owned()];
         while let Some(path) = paths.pop() {

@@ -44,7 +44,7 @@ pub struct Plan {
     /// Parts that the kind could not locate.
     pub lacking: Vec<Absent>,
     /// Excluded paths with their reasons.
-    pub left_out: Vec<LeftOut>,
+    pub skipped: Vec<SkippedPath>,
     /// The database server.
     pub postgres: Option<Server>,
     /// Databases that the kind or the settings name.
@@ -93,7 +93,7 @@ impl Plan {
             mounts: Vec::new(),
             volumes: Vec::new(),
             lacking: Vec::new(),
-            left_out: Vec::new(),
+            skipped: Vec::new(),
             postgres: None,
             databases: Vec::new(),
             sections: BTreeMap::new(),
@@ -161,7 +161,7 @@ impl Plan {
 
     /// Excludes a path.
     pub fn leaves(&mut self, path: PathBuf, reason: &str) {
-        self.left_out.push(LeftOut { path, reason: reason.into() });
+        self.skipped.push(SkippedPath { path, reason: reason.into() });
     }
 
     /// Globs of a part that apply at one of its paths. Other parts with that path need the files
@@ -215,7 +215,7 @@ impl Plan {
                     let seen = seen.join(link.file_name().unwrap_or_default());
                     let is_in = |known: &PathBuf| end.starts_with(known);
                     // An administrator may keep data beside skipped files.
-                    let is_left = self.left_out.iter().any(|left| left.path == end);
+                    let is_left = self.skipped.iter().any(|left| left.path == end);
                     let is_dir = end.is_dir();
                     if !real.is_there {
                         self.notes.push(leads_nowhere(&link, &end));
@@ -464,7 +464,7 @@ pub enum Phase {
 
 /// An excluded path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct LeftOut {
+pub struct SkippedPath {
     /// The path itself.
     #[serde(serialize_with = "as_text")]
     #[schemars(with = "String")]
@@ -473,7 +473,7 @@ pub struct LeftOut {
     pub reason: String,
 }
 
-impl LeftOut {
+impl SkippedPath {
     /// Resolves the path, because a copy meets it under its real name.
     pub fn resolve(&mut self, root: &Path) {
         if let Ok(real) = links::follow(root, &self.path) {

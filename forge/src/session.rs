@@ -317,7 +317,7 @@ impl<'j> Session<'j> {
             if phase == Phase::RedisFiles {
                 sources.paths.extend(self.redis_files.iter().filter(|path| path.exists()).cloned());
             }
-            sources.leave.extend(plan.left_out.iter().map(|left| left.path.clone()));
+            sources.leave.extend(plan.skipped.iter().map(|left| left.path.clone()));
             if !sources.paths.is_empty() || !sources.links.is_empty() {
                 self.backup.paths(&sources)?;
             }
@@ -396,7 +396,7 @@ impl<'j> Session<'j> {
             services: plan.all_services(job.store.observer().progress()),
             parts: plan.parts.clone(),
             mounts: plan.mounts.clone(),
-            left_out: plan.left_out.clone(),
+            skipped: plan.skipped.clone(),
             missing: self.missing,
             checks,
             seconds_down: self.down.map(|down| down.as_secs_f64()),

@@ -68,12 +68,12 @@ impl AclNames {
     /// Returns the names of the users and groups in the POSIX ACLs among these attributes, as far
     /// as `name` returns them. Returns `None` instead of no names.
     ///
-    /// Also returns the number of names that exceed the limits and are left out.
+    /// Also returns the number of names that exceed the limits and are skipped.
     pub fn of(
         xattrs: &[(Vec<u8>, Vec<u8>)],
         mut name: impl FnMut(Subject) -> Option<Arc<[u8]>>,
     ) -> (Option<Arc<AclNames>>, usize) {
-        let (mut rows, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+        let (mut rows, mut bytes, mut skipped) = (Vec::new(), 0, 0);
         for subject in subjects(xattrs) {
             let Some(name) = name(subject) else { continue };
             let with = bytes + name_bytes(&name);
@@ -81,10 +81,10 @@ impl AclNames {
                 rows.push((subject, name));
                 bytes = with;
             } else {
-                left_out += 1;
+                skipped += 1;
             }
         }
-        ((!rows.is_empty()).then(|| Arc::new(AclNames { rows })), left_out)
+        ((!rows.is_empty()).then(|| Arc::new(AclNames { rows })), skipped)
     }
 
     /// Returns the names without those of users and groups that are not in these attributes.
@@ -213,17 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn names_beyond_the_limits_are_left_out_and_counted() {
+    fn names_beyond_the_limits_are_skipped_and_counted() {
         let ids: Vec<Subject> = (0..8000).map(Subject::User).collect();
         let long = xattrs("system.posix_acl_access", acl(&ids));
         let name = |len: usize| Some(vec![b'n'; len].into());
-        let (names, left_out) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX));
+        let (names, skipped) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX));
         let names = names.expect("some");
         assert!(names.bytes() <= limits::ACL_NAMES_BYTES_MAX);
         assert!(names.bytes() + 255 + NAME_PLACE_BYTES > limits::ACL_NAMES_BYTES_MAX);
-        assert_eq!(names.iter().count() + left_out, 8000);
-        let (names, left_out) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX + 1));
-        assert_eq!((names, left_out), (None, 8000));
+        assert_eq!(names.iter().count() + skipped, 8000);
+        let (names, skipped) = AclNames::of(&long, |_| name(limits::OWNER_NAME_BYTES_MAX + 1));
+        assert_eq!((names, skipped), (None, 8000));
         assert_eq!(AclNames::of(&long, |_| None), (None, 0));
     }
 

@@ -205,7 +205,7 @@ pub struct Report {
     /// Number of all lost paths, including those not in `losses`.
     pub loss_count: u64,
     /// Number of losses not in `losses`.
-    pub losses_left_out: u64,
+    pub losses_unnamed: u64,
     /// Damaged segments that no snapshot needs, because other segments have the same content. They
     /// do not count as damage. Empty if anything is lost.
     pub superseded: Vec<Damage>,
@@ -278,7 +278,7 @@ struct Losses {
     kept: Vec<Loss>,
     /// Number of lost paths, including those not kept.
     count: u64,
-    left_out: u64,
+    skipped: u64,
     /// Approximate memory of all losses, including those not kept, in bytes.
     bytes: usize,
 }
@@ -347,7 +347,7 @@ impl Check<'_> {
         if losses.bytes <= LOSS_BYTES_MAX {
             losses.kept.push(loss);
         } else {
-            losses.left_out += 1;
+            losses.skipped += 1;
         }
     }
 
@@ -868,7 +868,7 @@ impl Check<'_> {
         report.segments_read = self.segments_read.into_inner();
         let losses = self.losses.into_inner();
         (report.losses, report.loss_count) = (losses.kept, losses.count);
-        report.losses_left_out = losses.left_out;
+        report.losses_unnamed = losses.skipped;
         report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
         sort(&mut report.damages);

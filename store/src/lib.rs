@@ -54,7 +54,7 @@ pub mod glob;
 
 mod unfinished;
 
-pub mod left_out;
+pub mod skipped;
 
 pub mod source;
 

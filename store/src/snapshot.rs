@@ -59,7 +59,7 @@ pub struct Snapshot {
     /// Number of source paths that could not be read and are missing here.
     #[n(11)]
     pub unreadable_count: u64,
-    /// Globs that the user excluded, as text. Globs that are not UTF-8 are in `left_out`.
+    /// Globs that the user excluded, as text. Globs that are not UTF-8 are in `skipped`.
     #[n(12)]
     pub excludes: Vec<String>,
     /// The instance, if this is the backup of one.
@@ -68,7 +68,7 @@ pub struct Snapshot {
     /// All other skipped content.
     #[n(14)]
     #[cbor(default)]
-    pub left_out: LeftOut,
+    pub skipped: Skipped,
     /// Random id of the run, which the snapshots of several machines may share.
     #[n(15)]
     pub run: Option<ByteArray<16>>,
@@ -78,7 +78,7 @@ pub struct Snapshot {
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
 #[cbor(map)]
-pub struct LeftOut {
+pub struct Skipped {
     /// Globs of single passes, and globs that are not UTF-8.
     #[n(0)]
     #[cbor(default)]
@@ -369,7 +369,7 @@ pub(crate) fn example() -> Snapshot {
         unreadable_count: 0,
         excludes: vec![],
         instance: None,
-        left_out: LeftOut::default(),
+        skipped: Skipped::default(),
         run: None,
     }
 }
@@ -451,8 +451,8 @@ mod tests {
         let paths = vec(noise().prop_map(ByteVec::from), 0..4);
         let ids = (any::<[u8; 32]>(), option::of(any::<[u8; 32]>()));
         let numbers = any::<[u64; 3]>();
-        let left_out = (vec(noise(), 0..3), vec(noise(), 0..3), any::<[bool; 4]>()).prop_map(
-            |(patterns, paths, [one_file_system, caches, git_caches, is_cut])| LeftOut {
+        let skipped = (vec(noise(), 0..3), vec(noise(), 0..3), any::<[bool; 4]>()).prop_map(
+            |(patterns, paths, [one_file_system, caches, git_caches, is_cut])| Skipped {
                 patterns: patterns.into_iter().map(ByteVec::from).collect(),
                 paths: paths.into_iter().map(ByteVec::from).collect(),
                 one_file_system,
@@ -461,9 +461,9 @@ mod tests {
                 is_cut,
             },
         );
-        let ids = (ids, option::of(instance), left_out);
+        let ids = (ids, option::of(instance), skipped);
         (stamp.clone(), stamp, words, paths, ids, numbers).prop_map(
-            |(start, end, words, paths, (ids, instance, left_out), numbers)| {
+            |(start, end, words, paths, (ids, instance, skipped), numbers)| {
                 let ((root, parent), [files_new, bytes, unreadable_count]) = (ids, numbers);
                 let (host, user, program, tags, excludes) = words;
                 Snapshot {
@@ -481,7 +481,7 @@ mod tests {
                     unreadable_count,
                     excludes,
                     instance,
-                    left_out,
+                    skipped,
                     run: parent.map(|id| [id[0]; 16].into()),
                 }
             },

@@ -624,12 +624,12 @@ mod tests {
         let failed = |text: String| panic!("{text}");
         let subjects = [Subject::User(0), Subject::User(4_000_000_000), Subject::Group(0)];
         let xattrs = vec![(b"system.posix_acl_access".to_vec(), acl(&subjects))];
-        let (names, left_out) = owners.acl_names(&xattrs, failed);
+        let (names, skipped) = owners.acl_names(&xattrs, failed);
         let names = names.expect("root has a name");
         let found: Vec<_> = names.iter().collect();
         let root = &b"root"[..];
         assert_eq!(found, [(Subject::User(0), root), (Subject::Group(0), root)]);
-        assert_eq!(left_out, 0);
+        assert_eq!(skipped, 0);
         let user = owners.get(0, 4_000_000_000, failed);
         assert_eq!((user.user.as_deref(), &user.group), (Some(root), &None));
         let known = owners.known.lock();

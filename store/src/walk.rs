@@ -7,7 +7,7 @@
 use crate::entry::EntryKind;
 use crate::git;
 use crate::glob::{Globs, SourceGlobs, ends};
-use crate::left_out::Noted;
+use crate::skipped::Noted;
 use crate::source::{self, Listed, Stat};
 use crate::threads;
 use crate::unfinished::{is_mark, is_unfinished};
@@ -128,7 +128,7 @@ impl Scope {
 
 /// Decision about an object found by the walk.
 enum Verdict {
-    LeftOut,
+    Skipped,
     /// Read it, but nothing below it.
     Alone,
     /// Read it, and its content under this scope.
@@ -170,7 +170,7 @@ impl Excluded {
     ) -> Verdict {
         if self.never.contains(&(stat.device, stat.inode)) {
             self.noted.path(path);
-            return Verdict::LeftOut;
+            return Verdict::Skipped;
         }
         if self.named.has(path) {
             return Verdict::Within(Scope::all(stat.device));
@@ -181,7 +181,7 @@ impl Excluded {
         let name = source::split(path).1;
         if self.unfinished && !is_out && !is_dir && (is_unfinished(name) || is_mark(name)) {
             self.noted.unfinished(path);
-            return Verdict::LeftOut;
+            return Verdict::Skipped;
         }
         let is_elsewhere = self.other_file_systems && stat.device != scope.device;
         let is_mount = is_elsewhere && (is_dir || is_mounted());
@@ -190,7 +190,7 @@ impl Excluded {
         }
         match (is_out || is_mount, is_passage) {
             (true, true) => Verdict::Within(Scope::all(stat.device).only(Wanted::Named)),
-            (true, false) if is_out || !is_dir => Verdict::LeftOut,
+            (true, false) if is_out || !is_dir => Verdict::Skipped,
             (true, false) => Verdict::Alone,
             (false, _) => Verdict::Within(scope),
         }
@@ -227,7 +227,7 @@ impl Excluded {
             let is_mounted = || source::is_mount_root(git_dir, inner);
             scope = match self.verdict(&path, Some(inner), &stat, scope, is_mounted) {
                 Verdict::Within(scope) => scope,
-                Verdict::LeftOut | Verdict::Alone => return None,
+                Verdict::Skipped | Verdict::Alone => return None,
             };
             if self.caches
                 && end < below.len()
@@ -550,7 +550,7 @@ impl Shared {
             };
             let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
             let within = match exclude.verdict(&path, None, &stat, scope, is_mounted) {
-                Verdict::LeftOut => continue,
+                Verdict::Skipped => continue,
                 Verdict::Alone => None,
                 Verdict::Within(scope) => (stat.kind == EntryKind::Directory).then_some(scope),
             };
@@ -729,7 +729,7 @@ fn scan_phase_below(
         let item = Found { path: join(path, &inner), stat };
         let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
         let verdict = exclude.verdict(&item.path, Some(&inner), &stat, scope, is_mounted);
-        if matches!(verdict, Verdict::LeftOut) {
+        if matches!(verdict, Verdict::Skipped) {
             continue;
         }
         // Paths below one that is too long could not be stored either.

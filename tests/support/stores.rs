@@ -128,7 +128,7 @@ pub fn record(root: &Path, page: ChunkId) -> SnapshotId {
         unreadable_count: 0,
         excludes: Vec::new(),
         instance: None,
-        left_out: store::snapshot::LeftOut::default(),
+        skipped: store::snapshot::Skipped::default(),
         run: None,
     };
     snapshot.write(&Local::new(root), store::codec::Codec::new(3)).expect("writes the record")

@@ -120,8 +120,8 @@ fn show(
         };
         ui.line(format!("lost: {path} in snapshot {}: {reason}", &snapshot[..8]))?;
     }
-    if report.losses_left_out > 0 {
-        ui.line(format!("lost: more paths in {} other places", report.losses_left_out))?;
+    if report.losses_unnamed > 0 {
+        ui.line(format!("lost: more paths in {} other places", report.losses_unnamed))?;
     }
     ui.json(&CheckSummary {
         snapshots: report.snapshots,

@@ -442,7 +442,7 @@ impl<'a> View<'a> {
 
     fn skipped(&self) -> Vec<Row> {
         let globs = self.plan.exclude.iter().map(|glob| row(glob, "excluded"));
-        let paths = self.plan.left_out.iter().map(|left| row(&self.path(&left.path), &left.reason));
+        let paths = self.plan.skipped.iter().map(|left| row(&self.path(&left.path), &left.reason));
         globs.chain(paths).collect()
     }
 
@@ -497,7 +497,7 @@ impl<'a> View<'a> {
             },
             supervised: &self.supervised,
             steps: PlannedSteps { before: steps(&plan.before), after: steps(&plan.after) },
-            left_out: &plan.left_out,
+            skipped: &plan.skipped,
             notes: &plan.notes,
             problems: &self.problems,
             is_right: self.is_right(),

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use store::entry::EntryKind;
 use store::glob::Globs;
 use store::id::SnapshotId;
-use store::left_out::Spared;
 use store::observe::Event;
 use store::restore::{Options, Report};
+use store::skipped::Spared;
 use store::snapshot::Snapshot;
 use store::store::{Purpose, Store};
 use store::tree::TreeReader;
@@ -118,7 +118,7 @@ impl Restore {
             false => Spared::default(),
             true => {
                 let named = snapshot.paths.iter().map(|path| tree_path(path));
-                Spared::of(&snapshot.excludes, &snapshot.left_out, named)?
+                Spared::of(&snapshot.excludes, &snapshot.skipped, named)?
             }
         };
         let options = Options {
@@ -263,7 +263,7 @@ fn why_not_delete(snapshot: &Snapshot) -> Option<String> {
     }
     let text =
         "does not list all paths that its backup skipped; --delete could remove some of them";
-    snapshot.left_out.is_cut.then(|| text.into())
+    snapshot.skipped.is_cut.then(|| text.into())
 }
 
 /// Returns the newest complete snapshot of the same machine with the same instance or paths.

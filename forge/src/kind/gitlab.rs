@@ -243,7 +243,7 @@ pub fn leave_archives(site: &Site<'_>, dir: &Path, plan: &mut Plan) {
     let end = real(dir);
     let set = site.settings.parts.values().flat_map(|part| part.path.iter().chain(&part.paths));
     let mut parts = plan.parts.iter().flat_map(|part| &part.paths).chain(set);
-    if plan.left_out.iter().any(|left| left.path == dir) {
+    if plan.skipped.iter().any(|left| left.path == dir) {
         return;
     }
     if !parts.any(|path| path.starts_with(dir) || real(path).starts_with(&end)) {
@@ -340,7 +340,7 @@ fn knowledge(path: &Path, site: &Site<'_>, plan: &Plan) -> Knowledge {
     let parts = plan.parts.iter().flat_map(|part| part.paths.iter().chain(&part.links)).chain(set);
     let real = links::follow(&site.settings.root, path).ok().map(|real| real.path);
     let mut known = Knowledge::None;
-    for part in parts.chain(plan.left_out.iter().map(|left| &left.path)) {
+    for part in parts.chain(plan.skipped.iter().map(|left| &left.path)) {
         if path.starts_with(part) || real.as_ref() == Some(part) {
             return Knowledge::Complete;
         }

@@ -471,7 +471,7 @@ mod tests {
         }
         assert!(plan.parts.iter().all(|part| part.owner.is_none()));
         let hidden = root.join(RAILS).join("shared/lfs-objects");
-        assert!(plan.left_out.iter().any(|left| left.path == hidden), "{:?}", plan.left_out);
+        assert!(plan.skipped.iter().any(|left| left.path == hidden), "{:?}", plan.skipped);
         let is_unknown = |note: &&String| note.contains("is unknown");
         let unknown: Vec<&String> = plan.notes.iter().filter(is_unknown).collect();
         assert!(unknown.iter().all(|note| note.contains("shared/new")), "{unknown:?}");

@@ -17,7 +17,7 @@ pub fn parts(plan: &Plan, earlier: Option<&Earlier<'_>>) -> Result<Option<Check>
         let is_lacking = plan.lacking.iter().any(|absent| absent.part == **name);
         // Redis replaces its files.
         let is_of_redis = part.is_some_and(|part| part.phase == Phase::RedisFiles);
-        let is_skipped = plan.left_out.iter().any(|left| path.starts_with(&left.path));
+        let is_skipped = plan.skipped.iter().any(|left| path.starts_with(&left.path));
         is_missing && !is_lacking && !is_of_redis && !is_skipped && !plan.excused.has(name)
     };
     let gone: Vec<(&String, &PathBuf)> = earlier.parts.iter().filter(is_gone).collect();

@@ -8,13 +8,13 @@ use crate::entry::{Content, Entry, EntryKind, Time};
 use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
-use crate::left_out::{Noted, Spared};
 use crate::observe::{Event, Observer, Reason};
 use crate::packer::Packer;
 use crate::recipe::{Extent, Extents};
 use crate::records::Named;
 use crate::reuse::Allowance;
-use crate::snapshot::{self, Id, Instance, LeftOut, Snapshot, Statistics};
+use crate::skipped::{Noted, Spared};
+use crate::snapshot::{self, Id, Instance, Skipped, Snapshot, Statistics};
 use crate::store::Store;
 use crate::tree::{Lost, TreeReader};
 use minicbor::bytes::ByteVec;
@@ -289,7 +289,7 @@ impl<'a> BackupState<'a> {
         let excludes: Vec<String> = options.excludes.iter().map(text).collect();
         let named =
             paths.iter().map(|path| tree_path(Path::new(OsStr::from_bytes(path)))).collect();
-        let left_out = LeftOut {
+        let skipped = Skipped {
             one_file_system: options.one_file_system,
             caches: options.exclude_caches,
             git_caches: !options.git_caches,
@@ -298,7 +298,7 @@ impl<'a> BackupState<'a> {
         let mut emptied = Vec::new();
         let removed = match &self.parent {
             Some((id, parent)) => {
-                let spared = Spared::of(&excludes, &left_out, named.iter().cloned())?;
+                let spared = Spared::of(&excludes, &skipped, named.iter().cloned())?;
                 let unread = counters.unreadable_paths.lock();
                 let was_looked_for = |path: &[u8]| {
                     let has =
@@ -338,7 +338,7 @@ impl<'a> BackupState<'a> {
             unreadable_count,
             excludes,
             instance,
-            left_out,
+            skipped,
             run: about.run.map(Into::into),
         };
         let older = || store.snapshot_ids().map_or(0, |ids| ids.len() as u64);

@@ -238,7 +238,7 @@ fn extra_below(
         .filter_map(|item| item.map_err(|_| is_lost.set(true)).ok())
         .peekable();
     let caches = options.keep.has_caches();
-    let mut skipped = LeftOut::new(Arc::clone(&open_root), &stat, store, root, caches)?;
+    let mut skipped = SkippedHere::new(Arc::clone(&open_root), &stat, store, root, caches)?;
     let (mut extra, mut kept) = (Vec::new(), HashSet::new());
     let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
@@ -316,7 +316,7 @@ fn keep(path: &[u8], kept: &mut HashSet<Vec<u8>>) {
 }
 
 /// Recognises content that a backup skips by itself. Paths must come in path order.
-struct LeftOut<'a> {
+struct SkippedHere<'a> {
     backing: &'a Store,
     /// Root of the snapshot's tree.
     root: ChunkId,
@@ -335,14 +335,14 @@ struct LeftOut<'a> {
     git_dirs: Vec<(Vec<u8>, Option<bool>)>,
 }
 
-impl<'a> LeftOut<'a> {
+impl<'a> SkippedHere<'a> {
     fn new(
         open_root: Arc<Root>,
         top: &Stat,
         backing: &'a Store,
         root: &ChunkId,
         caches: bool,
-    ) -> Result<LeftOut<'a>> {
+    ) -> Result<SkippedHere<'a>> {
         let store = match backing.root() {
             None => None,
             Some(path) => {
@@ -352,7 +352,7 @@ impl<'a> LeftOut<'a> {
                 Some((stat.device, stat.inode))
             }
         };
-        Ok(LeftOut {
+        Ok(SkippedHere {
             backing,
             root: *root,
             open_root,

@@ -183,7 +183,7 @@ fn the_compose_file_of_the_project_is_understood() {
     assert!(into.ends_with(" docker_gitlab-postgresql-1"), "{into}");
     assert_eq!(supervisor(&plan).writers, ["docker_gitlab-gitlab-1"]);
     let left: Vec<String> =
-        plan.left_out.iter().map(|left| left.path.display().to_string()).collect();
+        plan.skipped.iter().map(|left| left.path.display().to_string()).collect();
     for end in ["/backups", "postgresql-data/_data", "/repositories/+gitaly"] {
         assert!(left.iter().any(|left| left.ends_with(end)), "{end}: {left:?}");
     }
@@ -299,7 +299,7 @@ volumes:
     assert!(at("registry").ends_with(" /mnt/docker/volumes/git_registry-data/_data"));
     assert!(at("certs").ends_with(" /mnt/docker/volumes/own-certs/_data/registry.key"));
     let backups = machine.path("/mnt/docker/volumes/all-backups/_data");
-    assert!(plan.left_out.iter().any(|left| left.path == backups), "{:?}", plan.left_out);
+    assert!(plan.skipped.iter().any(|left| left.path == backups), "{:?}", plan.skipped);
     for word in ["uploads: in an object store", "builds: /builds"] {
         assert!(plan.notes.iter().any(|note| note.starts_with(word)), "{word}: {:?}", plan.notes);
     }

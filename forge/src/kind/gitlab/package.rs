@@ -263,7 +263,7 @@ impl Package<'_> {
                 plan.parts.iter().flat_map(|part| part.paths.iter().map(move |p| (p, part)));
             let around = around.filter(|(path, _)| seen.starts_with(path));
             let around = around.max_by_key(|(path, _)| depth(path));
-            let left = plan.left_out.iter().map(|left| &left.path);
+            let left = plan.skipped.iter().map(|left| &left.path);
             let left = left.filter(|path| seen.starts_with(path)).map(depth).max();
             if left > around.map(|(path, _)| depth(path)) {
                 continue;

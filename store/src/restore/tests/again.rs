@@ -15,8 +15,8 @@ fn newer_caches_stay_only_if_the_backup_skipped_caches() {
         fs::create_dir(&cache).expect("makes");
         let tag = "Signature: 8a477f597d28d172789f06886806bc55";
         fs::write(cache.join("CACHEDIR.TAG"), tag).expect("writes");
-        let left_out = crate::snapshot::LeftOut { caches, ..Default::default() };
-        let keep = Spared::of(&[], &left_out, [bench.from.clone()]).expect("no patterns");
+        let skipped = crate::snapshot::Skipped { caches, ..Default::default() };
+        let keep = Spared::of(&[], &skipped, [bench.from.clone()]).expect("no patterns");
         let options = Options { delete: true, keep, ..bench.options() };
         for is_dry in [true, false] {
             let options = Options { is_dry, ..options.clone() };

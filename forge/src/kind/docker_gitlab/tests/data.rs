@@ -62,7 +62,7 @@ fn mounts_inside_a_part_belong_to_the_part() {
     assert_eq!(machine.paths(&plan, "repositories-pools"), ["/mnt/pools"]);
     assert_eq!(machine.paths(&plan, "registry"), ["/srv/data/shared/registry", "/mnt/reg"]);
     assert_eq!(machine.paths(&plan, "lfs"), ["/mnt/lfs"]);
-    assert!(plan.left_out.iter().any(|left| left.path == machine.path("/mnt/cache")));
+    assert!(plan.skipped.iter().any(|left| left.path == machine.path("/mnt/cache")));
     assert!(is_noted(&plan, "mounted at /opt/own, is unknown"), "{:?}", plan.notes);
     assert!(!is_noted(&plan, "localtime"), "{:?}", plan.notes);
     // A missing disk, and a volume that only Docker knows.
@@ -93,7 +93,7 @@ fn directories_hidden_by_a_mount_are_skipped() {
     let plan = machine.plan("/srv/git");
     assert_eq!(machine.paths(&plan, "repositories"), ["/mnt/git"]);
     let hidden = machine.path("/srv/data/repositories");
-    let left = plan.left_out.iter().find(|left| left.path == hidden).expect("skipped");
+    let left = plan.skipped.iter().find(|left| left.path == hidden).expect("skipped");
     assert!(left.reason.contains("hidden"));
     assert!(is_noted(&plan, "/srv/data/other is unknown"), "{:?}", plan.notes);
 }
@@ -121,7 +121,7 @@ fn variables_move_data_directories() {
     assert_eq!(at("packages"), "/srv/shared/packages");
     assert_eq!(at("lfs"), "/srv/lfs");
     assert_eq!(at("ssh-host-keys"), "/srv/data/ssh");
-    assert!(plan.left_out.iter().any(|left| left.path == machine.path("/srv/data/archives")));
+    assert!(plan.skipped.iter().any(|left| left.path == machine.path("/srv/data/archives")));
     assert!(is_noted(&plan, "8.0.1"), "{:?}", plan.notes);
     // A variable names it, but no volume holds it.
     assert_eq!(gaps(&plan), ["terraform-state"]);
@@ -151,10 +151,10 @@ fn data_beside_archives_is_copied() {
     machine.make("/srv/data/uploads").make("/srv/data/shared/.snapshots/1/snapshot");
     machine.write("/srv/data/1700000000_gitlab_backup.tar", "archive");
     let plan = machine.plan("/srv/git");
-    let is_left = |path: &str| plan.left_out.iter().any(|left| left.path == machine.path(path));
-    assert!(!is_left("/srv/data"), "{:?}", plan.left_out);
-    assert!(is_left("/srv/data/1700000000_gitlab_backup.tar"), "{:?}", plan.left_out);
-    assert!(is_left("/srv/data/shared/.snapshots"), "{:?}", plan.left_out);
+    let is_left = |path: &str| plan.skipped.iter().any(|left| left.path == machine.path(path));
+    assert!(!is_left("/srv/data"), "{:?}", plan.skipped);
+    assert!(is_left("/srv/data/1700000000_gitlab_backup.tar"), "{:?}", plan.skipped);
+    assert!(is_left("/srv/data/shared/.snapshots"), "{:?}", plan.skipped);
     assert!(!is_noted(&plan, "unknown"), "{:?}", plan.notes);
 }
 

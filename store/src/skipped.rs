@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::glob::{Globs, SourceGlobs, ends};
 use crate::limits;
-use crate::snapshot::LeftOut;
+use crate::snapshot::Skipped;
 use minicbor::bytes::ByteVec;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashSet};
@@ -81,16 +81,16 @@ impl Noted {
 
     /// Returns everything for a record that already lists `excludes`. Omits the paths in `named`:
     /// one pass may skip a path that another pass reads.
-    pub fn record(&self, excludes: &[String], named: &HashSet<Vec<u8>>) -> LeftOut {
+    pub fn record(&self, excludes: &[String], named: &HashSet<Vec<u8>>) -> Skipped {
         let lists = self.0.lock();
         let is_listed = |pattern: &[u8]| excludes.iter().any(|known| known.as_bytes() == pattern);
         let patterns = lists.patterns.iter().filter(|pattern| !is_listed(pattern));
         let paths = lists.paths.iter().filter(|path| !named.contains(*path));
-        LeftOut {
+        Skipped {
             patterns: patterns.cloned().map(ByteVec::from).collect(),
             paths: paths.cloned().map(ByteVec::from).collect(),
             is_cut: lists.is_cut,
-            ..LeftOut::default()
+            ..Skipped::default()
         }
     }
 }
@@ -116,13 +116,13 @@ impl Spared {
     /// Reads it from a record. `named` are the record's source paths, as paths of its tree.
     pub fn of(
         excludes: &[String],
-        left_out: &LeftOut,
+        skipped: &Skipped,
         named: impl IntoIterator<Item = Vec<u8>>,
     ) -> Result<Spared> {
-        let patterns = left_out.patterns.iter().map(|pattern| &pattern[..]);
+        let patterns = skipped.patterns.iter().map(|pattern| &pattern[..]);
         let globs = SourceGlobs::new(excludes.iter().map(String::as_bytes), patterns)?;
-        let paths = left_out.paths.iter().map(|path| path.to_vec()).collect();
-        Ok(Spared { globs, paths, named: named.into_iter().collect(), caches: left_out.caches })
+        let paths = skipped.paths.iter().map(|path| path.to_vec()).collect();
+        Ok(Spared { globs, paths, named: named.into_iter().collect(), caches: skipped.caches })
     }
 
     /// Returns true if the backup skipped the content of directories marked as caches.
