@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use forge::plan::Plan;
-use forge::run::{Command, PATH, quoted_path};
+use forge::process::{Command, PATH, quoted_path};
 use forge::secret::Secret;
 use forge::service::control::Control;
 use forge::service::step::Step;

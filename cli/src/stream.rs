@@ -2,7 +2,7 @@
 
 use crate::exit::{Failure, other, with_hint};
 use crate::ui::Ui;
-use forge::run::{Patience, Running};
+use forge::process::{Patience, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::cell::Cell;
 use std::ffi::OsString;

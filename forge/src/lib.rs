@@ -12,7 +12,7 @@ pub mod error;
 pub mod file;
 pub mod links;
 pub mod mask;
-pub mod run;
+pub mod process;
 pub mod suggest;
 
 pub mod secret;

@@ -5,7 +5,7 @@
 use crate::check::{Check, EXAMPLES, Verdict};
 use crate::error::Result;
 use crate::plan::{Part, Phase, Plan};
-use crate::run::quoted_path;
+use crate::process::quoted_path;
 use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::file;
-use crate::run::{Command, at_once};
+use crate::process::{Command, at_once};
 use crate::service::control::Supervisor;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;

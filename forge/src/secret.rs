@@ -4,7 +4,7 @@
 //! argument, which every user on the machine can read. Neither `Debug` nor an error prints it.
 
 use crate::error::SecretError;
-use crate::run::Command;
+use crate::process::Command;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
 use std::fmt;
@@ -75,7 +75,7 @@ impl<'de> Visitor<'de> for Where {
         #[serde(rename_all = "kebab-case")]
         enum Place {
             File(PathBuf),
-            Command(#[serde(deserialize_with = "crate::run::program")] Vec<String>),
+            Command(#[serde(deserialize_with = "crate::process::program")] Vec<String>),
         }
         Ok(match Place::deserialize(MapAccessDeserializer::new(map))? {
             Place::File(path) => Secret::File(path),

@@ -6,7 +6,7 @@ pub mod postgres;
 pub mod redis;
 pub mod step;
 
-use crate::run::Command;
+use crate::process::Command;
 use crate::settings::Settings;
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! Settings of an instance. Only the kind is required; it supplies the defaults.
 
-use crate::run::program;
+use crate::process::program;
 use crate::secret::Secret;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};

@@ -7,7 +7,7 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
 use forge::plan::Part;
-use forge::run::quoted_shown;
+use forge::process::quoted_shown;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;

@@ -1,7 +1,7 @@
 //! Stops and starts the services that write.
 
 use crate::error::{Error, Result};
-use crate::run::Command;
+use crate::process::Command;
 use crate::service::step::Step;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};

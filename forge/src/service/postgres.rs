@@ -6,7 +6,7 @@
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
-use crate::run::{Command, Output, Patience, Running, Stdin};
+use crate::process::{Command, Output, Patience, Running, Stdin};
 use crate::secret::Secret;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;

@@ -2,7 +2,7 @@
 
 use super::{Password, Reach};
 use crate::error::{Error, Result};
-use crate::run::Command;
+use crate::process::Command;
 use crate::secret::Secret;
 use crate::view::{as_text, shown};
 use schemars::JsonSchema;

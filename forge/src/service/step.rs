@@ -1,6 +1,6 @@
 //! Commands of the admin.
 
-use crate::run::Command;
+use crate::process::Command;
 use crate::settings::{OnFailure, StepSettings};
 use std::time::Duration;
 

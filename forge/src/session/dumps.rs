@@ -3,7 +3,7 @@
 use super::{DIR, Dumped};
 use crate::error::{Error, Result};
 use crate::plan::{Absent, Plan};
-use crate::run::Patience;
+use crate::process::Patience;
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
 use store::backup::Backup;

@@ -2,8 +2,8 @@
 
 use super::Job;
 use crate::error::{Error, Result};
+use crate::process::at_once;
 use crate::recovery::{Record, Undo, named};
-use crate::run::at_once;
 use crate::service::control::{Control, Downtime, Writer};
 use std::time::{Duration, Instant};
 use store::observe::{Event, Progress};

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::Site;
 use crate::plan::{Database, Phase, Plan};
-use crate::run::{Command, QUESTION};
+use crate::process::{Command, QUESTION};
 use crate::service::LOOPBACK;
 use crate::service::into_container;
 use crate::service::postgres::{self, Server};

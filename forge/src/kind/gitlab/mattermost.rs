@@ -11,7 +11,7 @@ use crate::kind::mattermost::{
     PLUGINS, SERVICE, asked, compliance, files, in_database, named_files, rows, server,
 };
 use crate::plan::{Database, Plan};
-use crate::run::{Command, QUESTION};
+use crate::process::{Command, QUESTION};
 use crate::service::LOOPBACK;
 use crate::service::configured;
 use crate::service::postgres::{Connection, Server};

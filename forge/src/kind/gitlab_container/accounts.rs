@@ -1,8 +1,8 @@
 //! Accounts of a container, as numbers of this machine.
 
 use crate::error::Result;
-use crate::run::Command;
-use crate::run::QUESTION;
+use crate::process::Command;
+use crate::process::QUESTION;
 use std::collections::BTreeMap;
 use store::observe::Progress;
 

@@ -1,6 +1,6 @@
 //! The real git, for tests.
 
-use crate::run::Command;
+use crate::process::Command;
 use std::io::Write;
 use std::path::Path;
 use store::observe::Progress;
