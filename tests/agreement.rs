@@ -14,7 +14,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use store::check::{ReadData, check};
+use store::check::{Damage, Object, ReadData, check};
 use store::entry::path_cmp;
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
@@ -292,7 +292,10 @@ fn a_check_without_losses_means_a_complete_restore() {
         trees.iter().map(|(tree, page)| (stores::record(&root, *page), tree)).collect();
     let store = stores::open(&root, Purpose::Read);
     let report = check(&store, ReadData::All).expect("checks");
-    assert_eq!((report.damage_count, report.losses_unnamed), (0, 0), "{:?}", report.damages);
+    // Some trees name chunks that were never stored.
+    let is_missing = |damage: &Damage| damage.object == Object::Segments;
+    assert!(report.damages.iter().all(is_missing), "{:?}", report.damages);
+    assert_eq!((report.damage_count, report.losses_unnamed), (1, 0));
     let lossy: HashSet<SnapshotId> = report.losses.iter().map(|loss| loss.snapshot).collect();
     for (id, tree) in &written {
         let is_whole = !lossy.contains(id);
