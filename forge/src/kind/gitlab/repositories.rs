@@ -294,7 +294,9 @@ impl Owned<'_> {
     /// Returns true if only the branch of HEAD is gone. In a mirror, the other side may have renamed
     /// it.
     fn lost_only_head(&self, now: &Examined, then: &Examined) -> bool {
-        let is_grave = now.references.lack_all(then.references) || self.has_left_pool(now, then);
+        let is_grave = now.references.lack_all(then.references)
+            || now.lost_packs(then)
+            || self.has_left_pool(now, then);
         now.state == State::Whole && !is_grave
     }
 
@@ -458,6 +460,8 @@ fn compare(
             format!("{text} lacks the branch of its HEAD")
         } else if one.has_left_pool(&now, &then) {
             format!("{text} no longer borrows from its pool")
+        } else if now.lost_packs(&then) {
+            format!("{text} has no packs any more")
         } else {
             text
         }

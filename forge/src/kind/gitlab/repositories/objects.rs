@@ -79,7 +79,12 @@ impl Objects {
 
     /// Returns true if there is an object.
     pub fn is_any(&self) -> bool {
-        !self.loose.is_empty() || self.packs.values().any(Pack::is_whole)
+        !self.loose.is_empty() || self.has_packs()
+    }
+
+    /// Returns true if there is a pack with its index.
+    pub fn has_packs(&self) -> bool {
+        self.packs.values().any(Pack::is_whole)
     }
 
     /// Returns the fault that names and sizes show.

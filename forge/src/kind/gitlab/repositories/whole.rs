@@ -73,6 +73,8 @@ pub struct Examined {
     pub references: References,
     /// True if it has an object of its own, or borrows objects.
     pub has_objects: bool,
+    /// True if it has a pack of its own.
+    pub has_packs: bool,
     /// True if it borrows objects of another repository.
     pub borrows: bool,
 }
@@ -81,12 +83,20 @@ impl Examined {
     /// Returns true if it has lost something since an earlier state.
     pub fn is_lost_since(&self, earlier: &Examined) -> bool {
         let had = earlier.state == State::Whole && earlier.references.any;
-        had && (self.state != State::Whole || self.references.lack(earlier.references))
+        let is_less = self.references.lack(earlier.references) || self.lost_packs(earlier);
+        had && (self.state != State::Whole || is_less)
+    }
+
+    /// Returns true if an earlier state had packs, and this one neither has nor borrows one. Git does
+    /// not turn packs into loose objects. The newest commit may still be loose.
+    pub fn lost_packs(&self, earlier: &Examined) -> bool {
+        earlier.has_packs && !self.has_packs && !self.borrows
     }
 
     fn without_content(state: State) -> Examined {
         let references = References::default();
-        Examined { state, references, has_objects: false, borrows: false }
+        let (has_objects, has_packs, borrows) = (false, false, false);
+        Examined { state, references, has_objects, has_packs, borrows }
     }
 }
 
@@ -283,8 +293,8 @@ impl Examiner<'_> {
         {
             return damaged("lacks the commit of its HEAD");
         }
-        let has_objects = own.is_any() || borrows;
-        Ok(Examined { state: State::Whole, references, has_objects, borrows })
+        let (has_objects, has_packs) = (own.is_any() || borrows, own.has_packs());
+        Ok(Examined { state: State::Whole, references, has_objects, has_packs, borrows })
     }
 
     /// Returns true if no pack of the view, no loose object and no borrowed one has this id. The

@@ -162,6 +162,20 @@ fn a_repository_after_a_power_cut_is_damaged() {
 }
 
 #[test]
+fn lost_packs_are_noticed_although_the_newest_commit_is_loose() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let dir = scratch.path().join("one.git");
+    make_with_git(&dir, "files");
+    git(&dir, &["symbolic-ref", "HEAD", "refs/heads/other"], "").expect("works");
+    let before = examined(&dir);
+    std::fs::remove_dir_all(dir.join("objects/pack")).expect("removes");
+    std::fs::create_dir(dir.join("objects/pack")).expect("creates");
+    let now = examined(&dir);
+    assert_eq!(now.state, State::Whole);
+    assert!(now.is_lost_since(&before) && !before.is_lost_since(&before));
+}
+
+#[test]
 fn damaged_loose_objects_are_found() {
     let scratch = tempfile::tempdir().expect("a directory");
     let dir = scratch.path().join("one.git");
