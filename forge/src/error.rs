@@ -143,7 +143,7 @@ pub enum Error {
         reason: String,
     },
     /// The disk of the store is almost full.
-    #[error("{} has only {left} bytes free, too few for a backup", store.display())]
+    #[error("{} has only {} MiB free, too few for a backup", store.display(), left >> 20)]
     NoFreeSpace {
         /// Directory of the store.
         store: PathBuf,
@@ -202,6 +202,16 @@ pub enum SecretError {
 }
 
 impl Error {
+    /// Hides passwords, and the lines of a secret, in what a failed program printed.
+    pub(crate) fn without(self, secret: &str) -> Error {
+        let Error::Failed { command, status, mut output } = self else { return self };
+        // Anything this short is not a secret.
+        for line in secret.lines().map(str::trim).filter(|line| line.len() > 4) {
+            output = output.replace(line, "…");
+        }
+        Error::Failed { command, status, output: crate::mask::masked(&output) }
+    }
+
     /// Returns true if the user asked to stop.
     pub fn is_interrupted(&self) -> bool {
         matches!(self, Error::Store(store::Error::Interrupted))

@@ -106,6 +106,16 @@ impl Command {
         Err(running.failed(status, end))
     }
 
+    /// Runs it to its end. Returns its standard output, which is a secret: an error never quotes
+    /// it, not even where standard error repeats it.
+    pub fn secret(&self, progress: &Progress) -> Result<Vec<u8>> {
+        let (mut running, status, output) = self.run(progress)?;
+        if status.success() {
+            return Ok(output);
+        }
+        Err(running.failed(status, b"").without(&String::from_utf8_lossy(&output)))
+    }
+
     /// Runs it to its end. Returns its standard output, whatever its exit code.
     pub fn answer(&self, progress: &Progress) -> Result<Vec<u8>> {
         self.run(progress).map(|(_, _, output)| output)
@@ -133,7 +143,7 @@ impl Command {
                 }
             }
             if output.len() > OUTPUT_BYTES_MAX {
-                let reason = format!("it printed more than {OUTPUT_BYTES_MAX} bytes");
+                let reason = format!("it printed more than {} MiB", OUTPUT_BYTES_MAX >> 20);
                 return Err(Error::Service { service: self.shown(), reason });
             }
         }
@@ -377,7 +387,7 @@ impl Running {
         // A message is a single line.
         let lines = output.lines().map(str::trim).filter(|line| !line.is_empty());
         let output = lines.collect::<Vec<_>>().join("; ");
-        let output = if output.is_empty() { "it printed nothing".into() } else { output };
+        let output = if output.is_empty() { "it printed no error".into() } else { output };
         Error::Failed { command: self.shown.clone(), status, output }
     }
 

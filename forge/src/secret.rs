@@ -182,7 +182,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, SecretError> {
 
 fn read_command(argv: &[String], limit: Duration) -> Result<Vec<u8>, SecretError> {
     let command = Command::new(argv).within(limit);
-    let output = command.output(&Progress::default());
+    let output = command.secret(&Progress::default());
     let output = output.map_err(|error| SecretError::Command(Box::new(error)))?;
     bounded(output, || shown(argv))
 }
@@ -252,6 +252,14 @@ mod tests {
         for (words, fault) in [
             (&["false"][..], "exit code 1"),
             (&["sh", "-c", "printf s3; printf cret; echo no key >&2; exit 3"], "no key"),
+            (&["sh", "-c", "echo s3cret; exit 3"], "exit code 3"),
+            (&["sh", "-c", "echo s3cret; kill -9 $$"], "signal 9"),
+            (&["sh", "-c", "echo s3cret; echo got s3cret, but no key >&2; exit 3"], "but no key"),
+            (
+                &["sh", "-c", "echo warn; printf s3cret; echo url=https://u:s3cret@x >&2; exit 3"],
+                "url=",
+            ),
+            (&["sh", "-c", "echo no key, password=s3cret >&2; exit 3"], "no key"),
             (&["/nowhere/at/all"], "cannot start"),
             (&["head", "-c", "100000", "/dev/zero"], "64 KiB"),
             (&[], "cannot start"),

@@ -177,7 +177,8 @@ pub fn add_mounts(mounts: &mut Vec<VolumeMount>, own: Vec<VolumeMount>) -> Vec<S
 
 fn ask(program: &[String], words: &[&str], progress: &Progress) -> Result<Vec<u8>> {
     let words = program.iter().map(String::as_str).chain(words.iter().copied());
-    Command::new(words).within(QUESTION).output(progress)
+    // An inspected environment contains passwords.
+    Command::new(words).within(QUESTION).secret(progress)
 }
 
 /// Parses the output of `inspect`, which is the same for docker and podman.

@@ -123,7 +123,7 @@ fn in_container(
     );
     let words = site.settings.docker.iter().map(String::as_str);
     let words = words.chain(["exec", container, "sh", "-c", &script]);
-    match Command::new(words).within(QUESTION).output(site.progress) {
+    match Command::new(words).within(QUESTION).secret(site.progress) {
         Ok(answer) => Ok(config::variables_of(&String::from_utf8_lossy(&answer))),
         Err(error) if error.is_interrupted() => Err(error),
         Err(error) => not_read(format!(" ({error})"), plan),
