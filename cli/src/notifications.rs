@@ -77,10 +77,14 @@ impl<'a> Notifications<'a> {
         self.warn(notify::send(self.notifiers, &notification, &wants_stop));
         let word = if record.is_good() { "done" } else { "not done" };
         let dir = self.memory.parent().unwrap_or(&self.memory);
-        // Without the directory, the write below reports the error.
-        let _ = std::fs::create_dir_all(dir);
-        if let Err(error) = forge::file::replace(&self.memory, 0o644, word.as_bytes()) {
-            self.ui.warn(&error.to_string());
+        let made = std::fs::create_dir_all(dir)
+            .map_err(|source| forge::Error::Write { path: dir.to_owned(), source });
+        let kept = made.and_then(|()| forge::file::replace(&self.memory, 0o644, word.as_bytes()));
+        if let Err(error) = kept {
+            self.ui.warn(&format!(
+                "{error}; the next run will not know this result; check the disk and the permissions of {}",
+                dir.display()
+            ));
         }
     }
 

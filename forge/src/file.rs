@@ -6,8 +6,9 @@ use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// Largest configuration, in bytes.
 const BYTES_MAX: u64 = 4 << 20;
@@ -112,10 +113,16 @@ fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> 
     let write = || {
         // Hidden, so that a program that reads the directory (units, metrics) never sees half a
         // file.
-        let new = tempfile::Builder::new().prefix(".forgekeep-").tempfile_in(dir);
-        // The error would name the temporary file.
-        let mut new = new.map_err(|error| io::Error::from(error.kind()))?;
-        new.write_all(bytes)?;
+        let mut fault = None;
+        let new = tempfile::Builder::new().prefix(".forgekeep-").make_in(dir, |path| {
+            let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
+            opened.inspect_err(|error| fault = error.raw_os_error())
+        });
+        // Errors of the library name the temporary file.
+        let named =
+            |error: io::Error| fault.map_or(error.kind().into(), io::Error::from_raw_os_error);
+        let mut new = new.map_err(named)?;
+        put(&mut new, bytes)?;
         // Sets the mode regardless of the umask.
         dress(new.as_file())?;
         new.as_file().sync_all()?;
@@ -123,6 +130,11 @@ fn write(path: &Path, bytes: &[u8], dress: impl Fn(&File) -> io::Result<()>) -> 
         sync_dir(dir)
     };
     write().map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+/// Writes to the file itself, whose errors do not name it.
+fn put(new: &mut NamedTempFile, bytes: &[u8]) -> io::Result<()> {
+    new.as_file_mut().write_all(bytes)
 }
 
 /// Makes the names in a directory durable, where its file system supports that.
@@ -163,7 +175,26 @@ mod tests {
         let mode = std::fs::metadata(&path).expect("is there").permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
-        let error = replace(&path.join("below"), 0o600, b"").expect_err("no directory");
-        assert!(error.to_string().contains("file/below"), "{error}");
+        let below = path.join("below");
+        let error = replace(&below, 0o600, b"").expect_err("no directory").to_string();
+        assert_eq!(
+            error,
+            format!("cannot write {}: Not a directory (os error 20)", below.display())
+        );
+        let error = replace(Path::new("/proc/file"), 0o600, b"").expect_err("no files");
+        assert_eq!(
+            error.to_string(),
+            "cannot write /proc/file: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn a_write_to_a_full_disk_names_the_file_alone() {
+        let full = |_: &Path| File::options().write(true).open("/dev/full");
+        let mut new = tempfile::Builder::new().make(full).expect("opens");
+        let error = put(&mut new, b"text").expect_err("full");
+        assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{error}");
+        // Dropping it would remove a file that does not exist.
+        let _ = new.keep();
     }
 }

@@ -125,9 +125,9 @@ pub struct Record {
     instance: String,
     path: PathBuf,
     undo: Vec<Undo>,
-    /// Holds the lock while the file is open.
-    _lock: File,
-    /// Error of a file system without locks.
+    /// Holds the lock while the file is open; `None` in a directory that takes no file.
+    _lock: Option<File>,
+    /// Error of a file system without locks, or of a directory that takes no file.
     no_lock: Option<io::Error>,
 }
 
@@ -144,18 +144,25 @@ impl Record {
         Ok(record)
     }
 
-    /// Locks the record of an instance without reading it.
+    /// Locks the record of an instance without reading it. In a read-only or full directory, the
+    /// record has no lock, and only a run without steps to undo succeeds.
     fn locked(state: &Path, instance: &str) -> Result<Record> {
         let dir = state.join(DIR);
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Write { path, source }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed(&dir))?;
+        let path = dir.join(format!("{instance}.json"));
         let lock_path = dir.join(format!("{instance}.lock"));
-        let mut options = OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-        let lock = lock.map_err(failed(&lock_path))?;
+        let lock = match lock_file(&dir, &lock_path) {
+            Ok(lock) => lock,
+            Err(error) if takes_no_file(&error) => {
+                let (instance, no_lock) = (instance.into(), Some(error));
+                return Ok(Record { instance, path, undo: Vec::new(), _lock: None, no_lock });
+            }
+            Err(error) if dir.is_dir() => return Err(failed(&lock_path)(error)),
+            Err(error) => return Err(failed(&dir)(error)),
+        };
         let no_lock = match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => None,
             Err(Errno::WOULDBLOCK) => return Err(Error::Busy(instance.into())),
@@ -164,8 +171,8 @@ impl Record {
             }
             Err(error) => return Err(failed(&lock_path)(error.into())),
         };
-        let path = dir.join(format!("{instance}.json"));
-        Ok(Record { instance: instance.into(), path, undo: Vec::new(), _lock: lock, no_lock })
+        let (instance, _lock) = (instance.into(), Some(lock));
+        Ok(Record { instance, path, undo: Vec::new(), _lock, no_lock })
     }
 
     /// Reason why no lock keeps out another run of this instance; `None` if the lock is held.
@@ -306,6 +313,8 @@ impl Record {
         if undo.is_empty() {
             return match std::fs::remove_file(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                // A read-only file system refuses to remove even a file that does not exist.
+                Err(_) if self.path.try_exists().is_ok_and(|exists| !exists) => Ok(()),
                 removed => removed.and_then(|()| file::sync_dir(dir)).map_err(fail),
             };
         }
@@ -314,11 +323,42 @@ impl Record {
     }
 }
 
+/// Opens the file to lock. In a read-only directory it can only be read, which suffices for a lock.
+fn lock_file(dir: &Path, path: &Path) -> io::Result<File> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let opened = made.and_then(|()| options.open(path));
+    opened.or_else(
+        |error| if takes_no_file(&error) { File::open(path).or(Err(error)) } else { Err(error) },
+    )
+}
+
+/// Returns true if a directory takes no new file, because it is read-only or full.
+fn takes_no_file(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::service::control::Speaks;
     use std::cell::RefCell;
+
+    #[test]
+    fn a_record_in_a_directory_that_takes_no_file_fails_only_for_steps() {
+        // Nobody can make a directory there, not even root.
+        let mut record = Record::open(Path::new("/sys"), "forge").expect("opens");
+        assert!(record.no_lock().is_some());
+        record.ended().expect("there is nothing to remove");
+        let error = record.note(Undo::EndSilence(7.into())).expect_err("not writable");
+        assert!(error.to_string().starts_with("cannot write /sys/recovery/"), "{error}");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("file"), "").expect("writes");
+        let error = Record::open(&dir.path().join("file"), "forge").expect_err("a file");
+        assert!(error.to_string().contains("/file/recovery: Not a directory"), "{error}");
+    }
 
     #[derive(Default)]
     struct Ears(RefCell<Vec<String>>);
