@@ -43,7 +43,10 @@ impl Notify for Textfile {
             (self.directory.join(TEST_FILE), test_metric(instance, record))
         } else {
             let path = self.directory.join(file_name(instance));
-            let metrics = metrics(instance, record, last_success(&path));
+            // A clock that was ahead left a time that no alert on its age would notice.
+            let now = notification.at.seconds.max(record.ended.seconds) as f64;
+            let known = last_success(&path).filter(|seconds| *seconds <= now);
+            let metrics = metrics(instance, record, known);
             (path, metrics)
         };
         let failed = NotifyError::of_attempt("cannot write metrics");
@@ -172,6 +175,20 @@ mod tests {
         assert_eq!(value(&text, "last_run_result"), Some(2.0));
         assert_eq!(value(&text, "last_run_down_seconds"), Some(34.24));
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1, "no file is left");
+    }
+
+    #[test]
+    fn a_success_in_the_future_is_not_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let notifier = Textfile { directory: dir.path().to_owned() };
+        let (mut good, bad) = (done(), failed());
+        good.ended.seconds = 1 << 40;
+        for record in [&good, &bad] {
+            notifier.notify(&notification(What::Ended(record))).expect("writes");
+        }
+        let text =
+            std::fs::read_to_string(dir.path().join("forgekeep_gitlab.prom")).expect("reads");
+        assert_eq!(value(&text, "last_success_timestamp_seconds"), None, "{text}");
     }
 
     #[test]
