@@ -119,6 +119,14 @@ impl Config {
                 })?;
             }
         }
+        for (number, notifier) in (1..).zip(&self.notify) {
+            if let Some(fault) = notifier.fault() {
+                let (file, name) = (path.display(), notifier.name());
+                let kind = name.split(' ').next().unwrap_or_default();
+                let message = format!("{file}, [[notify]] table {number} ({kind}): {fault}");
+                return Err(other(message));
+            }
+        }
         let mut names = BTreeSet::new();
         for notifier in self.notify.iter().filter(|notifier| notifier.is_found_by_name()) {
             let name = notifier.name();
@@ -389,6 +397,56 @@ mod tests {
         // Silences of these notifiers do not depend on their settings.
         let values = "[[notify]]\nkind = 'zabbix'\nserver = 'z'\nmaintenance-keys = ['k']\n";
         assert!(read(&format!("{values}host = 'a'\n{values}host = 'b'\n")).is_ok());
+    }
+
+    #[test]
+    fn notifiers_that_can_never_send_are_refused() {
+        let zabbix = "kind = 'zabbix'\nserver = 'z'\n";
+        let mail = "kind = 'mail'\nfrom = 'a@x.org'\nto = ['b@x.org']\n";
+        let api = "kind = 'zabbix-maintenance'\ntoken = { file = '/t' }\n";
+        let mut tables = vec![
+            (zabbix.to_owned(), "never sends anything"),
+            (format!("{zabbix}port = 0\nmaintenance-keys = ['k']"), "port 0"),
+            (format!("{zabbix}keys = {{ status = '' }}"), "`keys`"),
+            (format!("{zabbix}maintenance-keys = ['']"), "`maintenance-keys`"),
+            (format!("{zabbix}maintenance-keys = ['k']\nhost = ''"), "`host`"),
+            (format!("{mail}server = 'mx'\nport = 0"), "port 0"),
+            (format!("{mail}server = 'mx'\nuser = 'u'"), "both or neither"),
+            (
+                format!(
+                    "{mail}server = 'mx'\nuser = 'u'\npassword = {{ file = '/p' }}\n\
+                     security = 'none'"
+                ),
+                "unencrypted",
+            ),
+            (format!("{api}url = 'https://z/x.php'\nhosts = ['']"), "`hosts`"),
+            (format!("{api}url = 'https://z/x.php'\nname = ' '"), "`name`"),
+        ];
+        for url in ["", "hc-ping.com/uuid", "ftp://x/y", "https://", "https://:1/", "https://x:0/"]
+        {
+            let fault = "must begin with https://";
+            tables.push((format!("kind = 'ping'\nurl = '{url}'"), fault));
+            tables.push((format!("kind = 'webhook'\nurl = '{url}'"), fault));
+            tables.push((format!("{api}url = '{url}'"), fault));
+        }
+        for server in ["", "https://mx", "mx:25", "m x", "[::1]", "mx..org", "u@mx"] {
+            let fault = "is not the name or address of a host";
+            tables.push((format!("{mail}server = '{server}'"), fault));
+            let keys = "maintenance-keys = ['k']";
+            tables.push((format!("kind = 'zabbix'\nserver = '{server}'\n{keys}"), fault));
+        }
+        for (table, fault) in tables {
+            let text =
+                format!("[[notify]]\nkind = 'textfile'\ndirectory = '/'\n[[notify]]\n{table}");
+            let error = read(&text).expect_err(&table);
+            assert!(error.starts_with("FILE, [[notify]] table 2 ("), "{error}");
+            assert!(error.contains(fault), "{table}: {error}");
+        }
+        for server in ["mx", "mx.example.org.", "a_b-c.example", "::1", "fe80::1%eth0", "10.0.0.1"]
+        {
+            let text = format!("[[notify]]\n{mail}server = '{server}'");
+            read(&text).unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     #[test]

@@ -57,6 +57,17 @@ trait Notify {
     /// Sends the notification, or nothing if it does not report this kind of event.
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError>;
 
+    /// Returns the fault of its settings with which it never sends anything, whatever a server
+    /// answers. Reads no secret.
+    fn fault(&self) -> Option<NotifyError> {
+        None
+    }
+
+    /// Returns its address, if it has one that may be a secret.
+    fn address(&self) -> Option<&Address> {
+        None
+    }
+
     /// Returns true if [`Notify::notify`] sends anything for this notification.
     fn sends(&self, notification: &Notification) -> bool {
         matches!(notification.what, What::Ended(_))
@@ -138,6 +149,25 @@ impl Notifier {
     /// must start and end them. Records of other silences contain all that is needed.
     pub fn is_found_by_name(&self) -> bool {
         matches!(self, Notifier::ZabbixMaintenance(_))
+    }
+
+    /// Returns the fault of its settings with which it never sends anything. Reads no secret.
+    pub fn fault(&self) -> Option<NotifyError> {
+        let notifier = self.as_notify();
+        let plain = notifier.address().and_then(|address| match address {
+            Address::Plain(address) => http::server(address).err(),
+            Address::Secret(_) => None,
+        });
+        plain.or_else(|| notifier.fault())
+    }
+
+    /// Returns the fault of an address in a file. Runs no command, which may ask for a password.
+    pub fn fault_of_file(&self) -> Option<NotifyError> {
+        let Some(Address::Secret(secret @ Secret::File(_))) = self.as_notify().address() else {
+            return None;
+        };
+        // A file that cannot be read is a fault of the secret.
+        http::server(secret.read().ok()?.reveal()).err()
     }
 
     /// Returns the secrets it needs.
@@ -396,6 +426,22 @@ impl When {
             When::Change => notification.previous.unwrap_or(true) != is_good,
         };
         is_wanted.then_some(record)
+    }
+}
+
+/// Returns the fault of a server's name and port to connect to, if these can never work.
+fn fault_of_server(server: &str, port: u16) -> Option<NotifyError> {
+    let (name, _) = server.split_once('%').unwrap_or((server, ""));
+    let is_address = name.parse::<std::net::IpAddr>().is_ok();
+    let is_label = |label: &str| {
+        !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || "-_".contains(c))
+    };
+    let is_name = server.strip_suffix('.').unwrap_or(server).split('.').all(is_label);
+    let server = || server.to_owned();
+    match (is_address || is_name, port) {
+        (false, _) => Some(NotifyError::BadServer(server())),
+        (true, 0) => Some(NotifyError::NoPort(server())),
+        _ => None,
     }
 }
 

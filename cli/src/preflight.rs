@@ -109,6 +109,8 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
     for notifier in &config.notify {
         let found = notifier.secrets().into_iter().filter_map(of_secret);
         problems.extend(found.map(|problem| format!("{}: {problem}", notifier.name())));
+        let found = notifier.fault_of_file();
+        problems.extend(found.map(|problem| format!("{}: {problem}", notifier.name())));
         if let Some(dir) = notifier.directory().filter(|dir| !dir.is_dir()) {
             problems.push(format!("{}: {} is not a directory", notifier.name(), dir.display()));
         }
@@ -197,6 +199,22 @@ mod tests {
             "this user may not read /srv/a, /srv/b, /srv/c and 1 more; run the command as root";
         assert_eq!(of_unreadable(&plan, &read).as_deref(), Some(text));
         assert_eq!(of_unreadable(&plan, &|_| Ok(())), None);
+    }
+
+    #[test]
+    fn invalid_addresses_in_files_are_reported() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (file, url) = (dir.path().join("forgekeep.toml"), dir.path().join("url"));
+        let text = format!("[[notify]]\nkind = 'ping'\nurl = {{ file = '{}' }}\n", url.display());
+        std::fs::write(&file, text).expect("writes");
+        let config = Config::read(&file).expect("valid");
+        for (address, problems) in [("https://x/s3cret\n", 0), ("x/s3cret\n", 1)] {
+            std::fs::write(&url, address).expect("writes");
+            std::fs::set_permissions(&url, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+            let found = of_notifiers(&config, &file);
+            assert_eq!(found.len(), problems, "{found:?}");
+            assert!(found.iter().all(|one| one.contains("https://") && !one.contains("s3cret")));
+        }
     }
 
     #[test]

@@ -95,8 +95,15 @@ impl Test {
             what,
             previous: self.kind.previous(),
         });
+        let mut refused = 0;
         let failures = match &notification {
-            Some(notification) => messages(notify::send(notifiers, notification, &wants_stop)),
+            Some(notification) => {
+                let errors = notify::send(notifiers, notification, &wants_stop);
+                let is_unsent =
+                    |error: &&NotifyError| matches!(error, NotifyError::OnlySuccess { .. });
+                refused = errors.iter().filter(is_unsent).count();
+                messages(errors)
+            }
             None => silence(notifiers, &origin, &wants_stop),
         };
         let is_silent = |notifier: &&Notifier| match &notification {
@@ -104,7 +111,7 @@ impl Test {
             None => !notifier.silences(&origin, now()),
         };
         let silent: Vec<String> = notifiers.iter().filter(is_silent).map(Notifier::name).collect();
-        let count = notifiers.len() - silent.len();
+        let count = notifiers.len() - silent.len() - refused;
         for failure in &failures {
             ui.explain(failure);
         }

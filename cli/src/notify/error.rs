@@ -57,6 +57,20 @@ pub enum NotifyError {
     /// An address is not one of HTTP.
     #[error("the address of a notifier is invalid; it must begin with https:// and a host")]
     BadAddress,
+    /// A mail or Zabbix server has an impossible name.
+    #[error(
+        "server = {0:?} is not the name or address of a host; write it without scheme and port"
+    )]
+    BadServer(String),
+    /// No server listens on port 0.
+    #[error("port 0 of {0} cannot be reached; set `port` to that of the server")]
+    NoPort(String),
+    /// A notifier of values has none to send.
+    #[error("it never sends anything; set [notify.keys] or maintenance-keys below its [[notify]]")]
+    NoKeys,
+    /// A name or key in the configuration is empty.
+    #[error("`{0}` has an empty name; correct or remove it")]
+    EmptyName(&'static str),
     /// No answer came from a web server.
     #[error("cannot reach {server}: {reason}; check the network and the address")]
     Unreachable {

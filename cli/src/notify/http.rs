@@ -4,6 +4,7 @@ use super::{NotifyError, persist};
 use forge::secret::{Address, Secret};
 use forge::settings::Limit;
 use ureq::http::Uri;
+use ureq::http::uri::Authority;
 use ureq::tls::{RootCerts, TlsConfig};
 
 /// Maximum bytes read of an answer. Expected answers are shorter.
@@ -103,12 +104,20 @@ pub fn user_of(address: &str) -> Option<&str> {
     rest.split(['/', '?']).next()?.rsplit_once('@').map(|(user, _)| user)
 }
 
-/// Returns host and port of an address, which can be shown.
+/// Returns host and port of an address, which can be shown. Fails if no request can ever be sent
+/// there.
 pub fn server(address: &str) -> Result<String, NotifyError> {
     let uri: Option<Uri> = address.parse().ok();
     let uri = uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
-    let host = uri.as_ref().and_then(|uri| Some((uri.host()?, uri.port_u16())));
-    match host {
+    let is_complete = |authority: &Authority| {
+        let port = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let port = port.strip_prefix(authority.host()).unwrap_or(port);
+        let is_port =
+            |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0);
+        !authority.host().is_empty() && port.strip_prefix(':').is_none_or(is_port)
+    };
+    let authority = uri.as_ref().and_then(Uri::authority).filter(|it| is_complete(it));
+    match authority.map(|authority| (authority.host(), authority.port_u16())) {
         Some((host, Some(port))) => Ok(format!("{host}:{port}")),
         Some((host, None)) => Ok(host.to_owned()),
         None => Err(NotifyError::BadAddress),
@@ -125,7 +134,20 @@ mod tests {
         assert_eq!(shown("https://a:b@chat.example/hooks/secret?x"), "chat.example");
         assert_eq!(shown("http://127.0.0.1:80/x"), "127.0.0.1:80");
         assert_eq!(place("https://a:secret@z.example:8443/api.php?x"), "z.example:8443/api.php");
-        for none in ["", "chat.example/hooks/secret", "ftp://x/secret", "https://", "/secret"] {
+        for none in [
+            "",
+            "chat.example/hooks/secret",
+            "ftp://x/secret",
+            "https://",
+            "https:///secret",
+            "https://:443/secret",
+            "https://a:secret@/",
+            "https://x:0/secret",
+            "https://x:99999/secret",
+            "https://x y/secret",
+            "https:x/secret",
+            "/secret",
+        ] {
             let error = server(none).expect_err("no address").to_string();
             assert!(!error.contains("secret"), "{error}");
         }

@@ -58,6 +58,10 @@ impl Notify for Mail {
         format!("mail {}:{}", self.server, self.port())
     }
 
+    fn fault(&self) -> Option<NotifyError> {
+        super::fault_of_server(&self.server, self.port()).or_else(|| self.fault_of_login())
+    }
+
     fn secrets(&self) -> Vec<&Secret> {
         self.password.iter().collect()
     }
@@ -112,18 +116,25 @@ impl Mail {
             .port(self.port())
             .tls(tls)
             .timeout(Some(self.timeout.0));
-        let transport = match (&self.user, &self.password) {
-            (None, None) => transport,
-            (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {
-                return Err(NotifyError::Unencrypted(server()));
-            }
-            (Some(user), Some(password)) => {
-                let password = password.read()?.reveal().to_owned();
-                transport.credentials(Credentials::new(user.clone(), password))
-            }
-            _ => return Err(NotifyError::HalfLogin),
+        if let Some(fault) = self.fault_of_login() {
+            return Err(fault);
+        }
+        let (Some(user), Some(password)) = (&self.user, &self.password) else {
+            return Ok(transport.build());
         };
-        Ok(transport.build())
+        let password = password.read()?.reveal().to_owned();
+        Ok(transport.credentials(Credentials::new(user.clone(), password)).build())
+    }
+
+    fn fault_of_login(&self) -> Option<NotifyError> {
+        match (&self.user, &self.password) {
+            (None, None) => None,
+            (Some(_), Some(_)) if self.security == Security::None && !self.is_here() => {
+                Some(NotifyError::Unencrypted(self.server.clone()))
+            }
+            (Some(_), Some(_)) => None,
+            _ => Some(NotifyError::HalfLogin),
+        }
     }
 
     fn is_here(&self) -> bool {

@@ -37,6 +37,10 @@ impl Notify for Ping {
         super::secret_of(&self.url).into_iter().collect()
     }
 
+    fn address(&self) -> Option<&Address> {
+        Some(&self.url)
+    }
+
     fn open_address(&self) -> bool {
         matches!(self.url, Address::Plain(_))
     }
@@ -91,8 +95,10 @@ impl Ping {
     }
 }
 
-/// Returns the address to ping. Inserts the path before an existing query.
+/// Returns the address to ping. Inserts the path before an existing query. Drops a fragment, which
+/// would swallow the path: the service would count every ping as a success.
 fn address_of(base: &str, what: &str, notification: &Notification) -> String {
+    let (base, _) = base.split_once('#').unwrap_or((base, ""));
     let (base, query) = base
         .split_once('?')
         .map_or((base, String::new()), |(base, query)| (base, format!("{query}&")));
@@ -104,6 +110,14 @@ fn address_of(base: &str, what: &str, notification: &Notification) -> String {
 mod tests {
     use super::super::notification::tests::{done, failed, notification};
     use super::*;
+
+    #[test]
+    fn a_fragment_does_not_turn_a_failure_into_a_success() {
+        let record = failed();
+        let failed = notification(What::Ended(&record));
+        let address = address_of("https://x/uuid#mine", "/1", &failed);
+        assert!(address.starts_with("https://x/uuid/1?rid="), "{address}");
+    }
 
     #[test]
     fn starts_successes_and_failures_have_separate_addresses() {

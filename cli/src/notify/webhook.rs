@@ -37,6 +37,10 @@ impl Notify for Webhook {
         super::secret_of(&self.url).into_iter().collect()
     }
 
+    fn address(&self) -> Option<&Address> {
+        Some(&self.url)
+    }
+
     fn open_address(&self) -> bool {
         matches!(self.url, Address::Plain(_))
     }

@@ -107,12 +107,36 @@ impl Notify for Zabbix {
         format!("zabbix {}:{}", self.server, self.port)
     }
 
+    fn fault(&self) -> Option<NotifyError> {
+        let is_empty = |key: &String| key.trim().is_empty();
+        let key = match () {
+            () if self.host.as_ref().is_some_and(is_empty) => "host",
+            () if self.keys.values().any(is_empty) => "keys",
+            () if self.maintenance_keys.iter().any(is_empty) => "maintenance-keys",
+            () if self.keys.is_empty() && self.maintenance_keys.is_empty() => {
+                return Some(NotifyError::NoKeys);
+            }
+            () => return super::fault_of_server(&self.server, self.port),
+        };
+        Some(NotifyError::EmptyName(key))
+    }
+
+    fn sends(&self, notification: &Notification) -> bool {
+        let may_be_sent = |value: &Value| {
+            !notification.origin.is_test || matches!(value, Value::Message | Value::Status)
+        };
+        matches!(notification.what, What::Ended(_)) && self.keys.keys().any(may_be_sent)
+    }
+
     fn limit(&self) -> Duration {
         super::overall(self.timeout, 1, None)
     }
 
     fn notify(&self, notification: &Notification) -> Result<(), NotifyError> {
         let What::Ended(record) = notification.what else { return Ok(()) };
+        if !self.sends(notification) {
+            return Ok(());
+        }
         let is_test = notification.origin.is_test;
         let keys = self.keys.iter().filter(|(value, _)| !is_test || value.may_be_tried(record));
         let values: Vec<_> = keys
@@ -120,7 +144,7 @@ impl Notify for Zabbix {
                 Some((filled(key, &notification.origin), value.of(notification, record)?))
             })
             .collect();
-        if is_test && values.is_empty() && !self.keys.is_empty() {
+        if is_test && values.is_empty() {
             return Err(NotifyError::OnlySuccess { name: self.name(), sent: "a value" });
         }
         self.send(&self.host(&notification.origin), values.into_iter(), notification.at)
@@ -308,6 +332,21 @@ mod tests {
         for value in [Value::Duration, Value::BytesRead, Value::BytesStored, Value::Warnings] {
             assert!(!value.may_be_tried(&failed));
         }
+    }
+
+    #[test]
+    fn a_test_counts_only_what_it_sends() {
+        let sends = |more: &str| {
+            let zabbix: Zabbix = toml::from_str(&format!("server = 'z'\n{more}")).expect("parses");
+            let record = failed();
+            let mut tested = notification(What::Ended(&record));
+            let in_a_run = zabbix.sends(&tested);
+            tested.origin.is_test = true;
+            (in_a_run, zabbix.sends(&tested))
+        };
+        assert_eq!(sends("keys = { status = 's', duration = 'd' }"), (true, true));
+        assert_eq!(sends("keys = { duration = 'd' }"), (true, false));
+        assert_eq!(sends("maintenance-keys = ['m']"), (false, false));
     }
 
     #[test]

@@ -76,6 +76,17 @@ impl Notify for ZabbixMaintenance {
         format!("zabbix-maintenance {} ({})", http::place(&self.url), self.name)
     }
 
+    fn fault(&self) -> Option<NotifyError> {
+        let is_empty = |names: &[String]| names.iter().any(String::is_empty);
+        let key = match () {
+            () if self.name.trim().is_empty() => "name",
+            () if is_empty(&self.hosts) => "hosts",
+            () if is_empty(&self.groups) => "groups",
+            () => return http::server(&self.url).err(),
+        };
+        Some(NotifyError::EmptyName(key))
+    }
+
     fn open_address(&self) -> bool {
         http::user_of(&self.url).is_some()
     }
