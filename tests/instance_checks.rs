@@ -201,6 +201,19 @@ fn damage_since_the_last_complete_snapshot_is_a_failure() {
             std::fs::write(dir.join("refs/heads/new"), [0; 41]).expect("writes");
         }),
         (&project, "project1: ", remove_references),
+        (&project, "has no packs any more", |dir| {
+            // All that remains is the newest commit, as a loose object.
+            let script = "head=$(git rev-parse HEAD) && mv objects/pack packs && mkdir objects/pack \
+                          && cat packs/*.pack | git unpack-objects -q && rm -r packs && \
+                          find objects -type f ! -path \"*/${head#??}\" -delete";
+            let run =
+                Run::program("sh").args(["-c", &format!("cd '{}' && {script}", dir.display())]);
+            run.env("GIT_CONFIG_COUNT", "1")
+                .env("GIT_CONFIG_KEY_0", "safe.directory")
+                .env("GIT_CONFIG_VALUE_0", "*")
+                .run()
+                .ok();
+        }),
         (&wiki, "project1 (wiki): ", |dir| remove(dir)),
         (&pool, "pool of ", remove_references),
         (&fork, "no longer borrows from its pool", |dir| {

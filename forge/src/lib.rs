@@ -8,10 +8,11 @@
 //! which everything is resolved and nothing is done. The session carries the plan out. Each module
 //! uses only modules that are listed before it.
 
+pub mod mask;
+
 pub mod error;
 pub mod file;
 pub mod links;
-pub mod mask;
 pub mod process;
 pub mod suggest;
 

@@ -417,7 +417,9 @@ fn compare(
         if now.state == State::Absent && unmounted.contains(&(one.storage, one.group)) {
             return None;
         }
-        let is_less = now.state != State::Whole || now.references.lack(References::ALL);
+        let is_less = now.state != State::Whole
+            || now.references.lack(References::ALL)
+            || now.has_objects && !now.has_packs;
         (is_less || one.is_member && !now.borrows).then_some(*now)
     };
     let all: Vec<(Owned<'_>, Examined)> =
