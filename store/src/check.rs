@@ -667,11 +667,11 @@ impl Check<'_> {
     /// Records a chunk that a snapshot needs and that cannot be read.
     fn unreadable_chunk(&self, error: &Error) -> Result<()> {
         match error {
-            Error::ChunkDamaged { chunk, segment, reason } => {
-                if self.bad_chunks.lock().insert(*chunk) {
-                    self.damage(Object::Chunk(*chunk, *segment), reason);
-                    self.to_index(self.store.index.set_damaged(segment))?;
-                }
+            Error::ChunkDamaged { chunk, segment, reason }
+                if self.bad_chunks.lock().insert(*chunk) =>
+            {
+                self.damage(Object::Chunk(*chunk, *segment), reason);
+                self.to_index(self.store.index.set_damaged(segment))?;
             }
             Error::ChunkMissing(chunk) => {
                 let mut missing = self.missing_chunks.lock();

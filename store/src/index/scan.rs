@@ -105,17 +105,17 @@ mod tests {
         let mut reversed = rows.clone();
         reversed.reverse();
         assert_eq!(RowSum::of(&reversed), sum);
-        let swapped = |a: &mut Row, b: &mut Row| std::mem::swap(&mut a.offset, &mut b.offset);
-        let changes: [&dyn Fn(&mut Vec<Row>); 7] = [
-            &|rows| rows[3].offset += 1,
-            &|rows| rows[3].stored_len += 1,
-            &|rows| rows[3].plain_len += 1,
-            &|rows| rows[3].id = id(77),
-            &|rows| rows.truncate(19),
-            &|rows| rows.push(rows[0]),
-            &|rows| {
+        type Change = fn(&mut Vec<Row>);
+        let changes: [Change; 7] = [
+            |rows| rows[3].offset += 1,
+            |rows| rows[3].stored_len += 1,
+            |rows| rows[3].plain_len += 1,
+            |rows| rows[3].id = ChunkId::of(&[77]),
+            |rows| rows.truncate(19),
+            |rows| rows.push(rows[0]),
+            |rows| {
                 let (left, right) = rows.split_at_mut(10);
-                swapped(&mut left[0], &mut right[0]);
+                std::mem::swap(&mut left[0].offset, &mut right[0].offset);
             },
         ];
         for (number, change) in changes.iter().enumerate() {
