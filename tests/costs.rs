@@ -113,8 +113,8 @@ fn a_restore_of_one_directory_reads_few_pages_of_a_large_tree() {
         assert_eq!(report.expect("restores").files_restored, 1);
         counts.push(reads.segments.load(Relaxed) - before);
     }
-    assert!(counts[1] <= counts[0] + 8, "{counts:?} reads of segments");
-    assert!(counts[1] < 40, "{counts:?} reads of segments");
+    // The hashes of random paths decide where pages begin. The large tree has some 160 pages.
+    assert!(counts[1] <= counts[0] + 20 && counts[1] < 40, "{counts:?} reads of segments");
 }
 
 #[test]

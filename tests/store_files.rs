@@ -598,12 +598,12 @@ fn a_damaged_segment_that_no_snapshot_needs_is_named_and_no_alarm() {
     sandbox.tool("truncate").args(["-s", "100", &one]).run().ok();
     sandbox.run(["check"]).ends_with(1);
     sandbox.backup(["source"]);
-    let told = sandbox.run(["check"]).ok().all_output();
+    let output = sandbox.run(["check"]).ok().all_output();
     let name = one.trim_start_matches("store/");
-    assert!(told.contains(name) && told.contains("remove this file"), "{told}");
+    assert!(output.contains(name) && output.contains("remove this file"), "{output}");
     sandbox.remove(&one);
-    let told = sandbox.run(["check", "--read-data"]).ok().all_output();
-    assert!(!told.contains("is damaged"), "{told}");
+    let output = sandbox.run(["check", "--read-data"]).ok().all_output();
+    assert!(!output.contains("is damaged"), "{output}");
     sandbox.run(["restore", "latest", "--target", "out"]).ok();
 }
 
@@ -616,8 +616,8 @@ fn the_next_backup_repairs_half_a_record() {
     let path = list.lines().next().expect("a record").to_owned();
     let whole = std::fs::read(sandbox.path(&path)).expect("reads");
     sandbox.tool("truncate").args(["-s", "-20", &path]).run().ok();
-    let told = sandbox.run(["check"]).ends_with(1).all_output();
-    assert!(told.contains("the next backup repairs records"), "{told}");
+    let output = sandbox.run(["check"]).ends_with(1).all_output();
+    assert!(output.contains("the next backup repairs records"), "{output}");
     sandbox.backup(["source"]);
     sandbox.run(["check"]).ok();
     assert_eq!(std::fs::read(sandbox.path(&path)).expect("reads"), whole);
@@ -630,9 +630,9 @@ fn a_missing_directory_of_segments_is_reported_once() {
     sandbox.backup(["source"]);
     sandbox.tool("mv").args(["store/segments", "away"]).run().ok();
     for arguments in [&["ls", "latest"][..], &["check"], &["stats"]] {
-        let told = sandbox.run(arguments).all_output();
-        let lines = told.matches("cannot read segments of the store").count();
-        assert!((1..=2).contains(&lines), "{lines} lines: {told}");
+        let output = sandbox.run(arguments).all_output();
+        let lines = output.matches("cannot read segments of the store").count();
+        assert!((1..=2).contains(&lines), "{lines} lines: {output}");
     }
     sandbox.run(["stats"]).ends_with(3);
 }
@@ -644,8 +644,8 @@ fn an_unreadable_record_is_not_a_missing_snapshot() {
     sandbox.backup(["source"]);
     let list = sandbox.tool("find").args(["store/snapshots", "-type", "f"]).run().ok().stdout;
     sandbox.tool("truncate").args(["-s", "0", list.trim()]).run().ok();
-    let told = sandbox.run(["ls", "latest"]).ends_with(1).all_output();
-    assert!(told.contains("no readable snapshot latest: 1 record cannot be read"), "{told}");
+    let output = sandbox.run(["ls", "latest"]).ends_with(1).all_output();
+    assert!(output.contains("no readable snapshot latest: 1 record cannot be read"), "{output}");
 }
 
 #[test]
@@ -658,8 +658,11 @@ fn a_limit_of_processes_is_an_error_with_a_next_step() {
     for arguments in ["snapshots", "check", "backup source", "ls latest"] {
         let words = ["--reuid", "54321", "--regid", "54321", "--clear-groups", "prlimit"];
         let run = sandbox.tool("setpriv").args(words).args(["--nproc=1", FORGEKEEP]);
-        let told = run.args(arguments.split(' ')).run().ends_with(1).all_output();
-        assert!(told.contains("cannot start a thread") && told.contains("TasksMax="), "{told}");
+        let output = run.args(arguments.split(' ')).run().ends_with(1).all_output();
+        assert!(
+            output.contains("cannot start a thread") && output.contains("TasksMax="),
+            "{output}"
+        );
     }
 }
 
