@@ -709,44 +709,56 @@ impl Check<'_> {
         }
         let mut whole_pages: HashSet<u128> = HashSet::new();
         for (id, snapshot) in snapshots {
-            let mut entered = Vec::new();
-            let parts = tree::outline(
-                &snapshot.root.chunk(),
-                self,
-                &|place| whole_pages.contains(&place.key()),
-                &mut |place| entered.push(place.key()),
-            );
-            let (before, of_others) = {
-                let losses = self.losses.lock();
-                (losses.count, losses.kept.len())
+            let of_others = self.losses.lock().kept.len();
+            let examine = |place: Place, lost| match lost {
+                None => self.leaf(id, &place),
+                Some(error) if Error::is_damage(&error) => {
+                    self.page_lost(id, &place, error.to_string());
+                    Ok(false)
+                }
+                Some(error) => Err(error),
             };
-            let whole: Vec<(u128, bool)> = parts
-                .into_par_iter()
-                .map(|(place, part)| {
-                    self.store.observer().progress().check()?;
-                    let is_whole = match part {
-                        OutlinePart::Known => true,
-                        OutlinePart::Leaf => self.leaf(id, &place)?,
-                        OutlinePart::Lost(error) if error.is_damage() => {
-                            self.page_lost(id, &place, error.to_string());
-                            false
-                        }
-                        OutlinePart::Lost(error) => return Err(error),
-                    };
-                    Ok((place.key(), is_whole))
-                })
-                .collect::<Result<_>>()?;
-            let leaves = whole.into_iter().filter(|(_, is_whole)| *is_whole);
-            whole_pages.extend(leaves.map(|(key, _)| key));
-            let mut losses = self.losses.lock();
-            if losses.count == before {
-                // Index pages above a damaged page are opened again for the next snapshot.
-                whole_pages.extend(entered);
-            }
-            losses.kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
+            self.pages(&snapshot.root.chunk(), &mut whole_pages, &examine)?;
+            self.losses.lock().kept[of_others..].sort_by(|a, b| a.path.cmp(&b.path));
         }
         self.missing_chunks();
         Ok(())
+    }
+
+    /// Examines the leaves and the unreadable index pages of a tree, except `known` ones. `examine`
+    /// gets the error of an unreadable page, and returns true if a page is whole. Adds whole pages to
+    /// `known`. Returns true if all are whole.
+    fn pages(
+        &self,
+        root: &ChunkId,
+        known: &mut HashSet<u128>,
+        examine: &(dyn Fn(Place, Option<Error>) -> Result<bool> + Sync),
+    ) -> Result<bool> {
+        let mut entered = Vec::new();
+        let parts =
+            tree::outline(root, self, &|place| known.contains(&place.key()), &mut |place| {
+                entered.push(place.key())
+            });
+        let examined: Vec<(u128, bool)> = parts
+            .into_par_iter()
+            .map(|(place, part)| {
+                self.store.observer().progress().check()?;
+                let key = place.key();
+                let is_whole = match part {
+                    OutlinePart::Known => true,
+                    OutlinePart::Leaf => examine(place, None)?,
+                    OutlinePart::Lost(error) => examine(place, Some(error))?,
+                };
+                Ok((key, is_whole))
+            })
+            .collect::<Result<_>>()?;
+        let are_all_whole = examined.iter().all(|(_, is_whole)| *is_whole);
+        known.extend(examined.into_iter().filter(|(_, is_whole)| *is_whole).map(|(key, _)| key));
+        if are_all_whole {
+            // Index pages above a damaged page are opened again for the next snapshot.
+            known.extend(entered);
+        }
+        Ok(are_all_whole)
     }
 
     /// Returns the damage that makes a chunk unreadable, or `None`.

@@ -8,12 +8,12 @@
 use super::Check;
 use crate::chunks::Chunks;
 use crate::entry::{Content, Entry};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ChunkId, SnapshotId};
 use crate::limits;
 use crate::recipe::{Extent, Extents};
 use crate::snapshot::Snapshot;
-use crate::tree::{self, OutlinePart, Place, TreeReader};
+use crate::tree::{Place, TreeReader};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -65,33 +65,11 @@ pub fn are_all_sound(check: &Check<'_>, snapshots: &[(SnapshotId, Snapshot)]) ->
         file: OnceLock::new(),
         file_bytes: AtomicU64::new(0),
     };
+    let examine = |place, lost: Option<Error>| Ok(lost.is_none() && references.add_leaf(place));
     let mut known: HashSet<u128> = HashSet::new();
     for (_, snapshot) in snapshots {
-        let mut entered = Vec::new();
-        let parts = tree::outline(
-            &snapshot.root.chunk(),
-            check,
-            &|place| known.contains(&place.key()),
-            &mut |place| entered.push(place.key()),
-        );
-        known.extend(entered);
-        let read = |(place, part): (Place, OutlinePart)| {
-            check.store.observer().progress().check()?;
-            Ok(match part {
-                OutlinePart::Known => Some(place.key()),
-                OutlinePart::Leaf => {
-                    let key = place.key();
-                    references.add_leaf(place).then_some(key)
-                }
-                OutlinePart::Lost(_) => None,
-            })
-        };
-        let leaves: Vec<Option<u128>> = parts.into_par_iter().map(read).collect::<Result<_>>()?;
-        for key in leaves {
-            match key {
-                Some(key) => known.insert(key),
-                None => return Ok(false),
-            };
+        if !check.pages(&snapshot.root.chunk(), &mut known, &examine)? {
+            return Ok(false);
         }
     }
     references.are_all_in_index()
@@ -185,7 +163,7 @@ impl References<'_> {
             }
             let sound = self.sorted(&list).is_ok_and(|sorted| self.are_in_index(shard, &sorted));
             all.fetch_and(sound, Relaxed);
-            Ok::<_, crate::error::Error>(())
+            Ok::<_, Error>(())
         })?;
         Ok(all.into_inner())
     }
@@ -246,7 +224,7 @@ mod tests {
             let mut file = Entry::new(b"file".to_vec(), EntryKind::File, 0o644);
             file.size = recipe.len();
             file.content = Content::Recipe(recipe.finish(&packer).expect("finishes"));
-            let mut tree = tree::TreeWriter::default();
+            let mut tree = crate::tree::TreeWriter::default();
             tree.push(&file, &packer).expect("pushes");
             let root = tree.finish(&packer).expect("finishes");
             packer.finish().expect("finishes");
