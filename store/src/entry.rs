@@ -213,6 +213,14 @@ pub fn is_within(path: &[u8], ancestor: &[u8]) -> bool {
     }
 }
 
+/// Returns true if a path at or below `ancestor` may lie between `from` and `until`, in path order.
+/// `until` itself does not; `None` is the end of all paths.
+pub fn is_within_reach(ancestor: &[u8], from: &[u8], until: Option<&[u8]>) -> bool {
+    let begins = path_cmp(from, ancestor).is_le() || is_within(from, ancestor);
+    // Paths below a directory follow the directory itself.
+    begins && until.is_none_or(|until| path_cmp(until, ancestor).is_gt())
+}
+
 /// Returns true if an entry can have this path.
 pub fn is_valid_path(path: &[u8]) -> bool {
     check_path(path).is_ok()
@@ -841,6 +849,25 @@ mod tests {
     fn is_within_compares_whole_components() {
         assert!(is_within(b"a/b", b"a") && is_within(b"a", b"a") && is_within(b"a", b""));
         assert!(!is_within(b"ab", b"a") && !is_within(b"a", b"a/b"));
+    }
+
+    #[test]
+    fn ranges_of_paths_reach_a_directory_and_everything_below_it() {
+        for (from, until, reaches) in [
+            (&b"a"[..], Some(&b"b"[..]), false),
+            (b"a", Some(b"b/x"), true),
+            (b"a", Some(b"b-"), true),
+            (b"b", Some(b"c"), true),
+            (b"b/x", Some(b"b/y"), true),
+            (b"b/x", None, true),
+            (b"", Some(b"b"), false),
+            (b"a", Some(b"a/z"), false),
+            (b"b-", Some(b"c"), false),
+            (b"c", None, false),
+        ] {
+            assert_eq!(is_within_reach(b"b", from, until), reaches, "{from:?} {until:?}");
+            assert!(is_within_reach(b"", from, until));
+        }
     }
 
     #[test]

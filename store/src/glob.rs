@@ -6,7 +6,7 @@
 //!
 //! Patterns are bytes, as paths are: most are UTF-8, but none needs to be.
 
-use crate::entry::{is_within, path_cmp};
+use crate::entry::{is_within, is_within_reach, path_cmp};
 use crate::error::{Error, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use regex_automata::meta::{BuildError, Regex};
@@ -79,13 +79,13 @@ pub struct Globs {
     set: GlobSet,
     /// Patterns that are not UTF-8, which [`GlobSet`] does not accept.
     foreign: Option<Regex>,
-    /// Where matches can be: one place per pattern.
-    places: Vec<Place>,
+    /// The part of a tree in which each pattern can match.
+    anchors: Vec<Anchor>,
 }
 
 /// The part of a tree in which a pattern can match.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum Anchor {
     /// Only this path, given without its leading `/`.
     Path(Vec<u8>),
     /// Below this directory; it is empty if the pattern can match anywhere.
@@ -96,14 +96,14 @@ impl Globs {
     /// Parses patterns. An empty set matches nothing.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a [u8]>) -> Result<Globs> {
         let (mut builder, mut foreign) = (GlobSetBuilder::new(), Vec::new());
-        let mut places = Vec::new();
+        let mut anchors = Vec::new();
         for pattern in patterns {
             let failed = |reason: String| Error::Pattern {
                 pattern: String::from_utf8_lossy(pattern).into_owned(),
                 reason,
             };
             let (glob, is_foreign) = glob(pattern).map_err(|reason| failed(reason.into()))?;
-            places.push(Place::of(pattern));
+            anchors.push(Anchor::of(pattern));
             let glob = GlobBuilder::new(&glob).literal_separator(true).build();
             let glob = glob.map_err(|error| failed(error.kind().to_string()))?;
             if is_foreign {
@@ -121,7 +121,7 @@ impl Globs {
             [] => None,
             regexes => Some(bytes_regex(regexes).map_err(|error| failed(error.to_string()))?),
         };
-        Ok(Globs { set, foreign, places })
+        Ok(Globs { set, foreign, anchors })
     }
 
     /// Returns true if the set has no patterns.
@@ -138,14 +138,12 @@ impl Globs {
     /// Returns true if a pattern may match one of the paths from `from` up to `until`, in path order.
     /// `None` is the end of the tree.
     pub fn may_match_between(&self, from: &[u8], until: Option<&[u8]>) -> bool {
-        self.places.iter().any(|place| {
-            let (path, begins) = match place {
-                Place::Path(path) => (path, path_cmp(from, path).is_le()),
-                Place::Below(dir) => (dir, path_cmp(from, dir).is_le() || is_within(from, dir)),
-            };
-            // Paths below a directory follow the directory itself.
-            let is_after = |until| path_cmp(until, path).is_gt();
-            begins && until.is_none_or(is_after)
+        self.anchors.iter().any(|anchor| match anchor {
+            Anchor::Path(path) => {
+                path_cmp(from, path).is_le()
+                    && until.is_none_or(|until| path_cmp(until, path).is_gt())
+            }
+            Anchor::Below(dir) => is_within_reach(dir, from, until),
         })
     }
 
@@ -155,21 +153,21 @@ impl Globs {
     }
 }
 
-impl Place {
-    /// Returns the place of a valid pattern: the path up to the first part with a wildcard.
-    fn of(pattern: &[u8]) -> Place {
+impl Anchor {
+    /// Returns the anchor of a valid pattern: the path up to the first part with a wildcard.
+    fn of(pattern: &[u8]) -> Anchor {
         if !pattern.starts_with(b"/") {
-            return Place::Below(Vec::new());
+            return Anchor::Below(Vec::new());
         }
         let mut path: Vec<u8> = Vec::new();
         for part in parts(pattern) {
-            let Some(name) = literal(part) else { return Place::Below(path) };
+            let Some(name) = literal(part) else { return Anchor::Below(path) };
             if !path.is_empty() {
                 path.push(b'/');
             }
             path.extend(name);
         }
-        Place::Path(path)
+        Anchor::Path(path)
     }
 }
 

@@ -7,7 +7,8 @@
 use crate::acl::{self, AclNames, Subject};
 use crate::chunks::{Chunks, PutMetadata};
 use crate::entry::{
-    Decoded, Entry, EntryFault, EntryKind, Owner, display_path, is_within, path_cmp,
+    Decoded, Entry, EntryFault, EntryKind, Owner, display_path, is_within, is_within_reach,
+    path_cmp,
 };
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
@@ -503,12 +504,7 @@ impl Span {
     pub fn may_be_within(&self, path: &[u8]) -> bool {
         match self {
             Span::Entry(lost) => is_within(lost, path),
-            Span::Range { from, until } => {
-                let begins = is_within(from, path) || path_cmp(from, path) == Ordering::Less;
-                let ends =
-                    until.as_ref().is_some_and(|until| path_cmp(until, path) != Ordering::Greater);
-                begins && !ends
-            }
+            Span::Range { from, until } => is_within_reach(path, from, until.as_deref()),
         }
     }
 }
