@@ -185,14 +185,12 @@ impl<'a> Packer<'a> {
     /// Returns true if a segment has the chunk in which no damage is known.
     fn is_stored(&self, id: &ChunkId) -> Result<bool> {
         let Some(location) = self.store.index.find(id)? else { return Ok(false) };
-        if location.is_healthy && self.store.damage.has(&location.segment) {
-            if !self.is_dry {
-                // The rows of the new copy replace those of a damaged segment only.
-                self.store.index.set_damaged(&location.segment)?;
-            }
-            return Ok(false);
+        let is_trusted = self.store.trusts(&location);
+        if location.is_healthy && !is_trusted && !self.is_dry {
+            // The rows of the new copy replace those of a damaged segment only.
+            self.store.index.set_damaged(&location.segment)?;
         }
-        Ok(location.is_healthy)
+        Ok(is_trusted)
     }
 
     fn slot(&self, kind: SegmentKind) -> MutexGuard<'_, Option<OpenSegment>> {

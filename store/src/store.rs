@@ -393,6 +393,11 @@ impl Store {
         self.chunk_at(id, location.as_ref(), plain)
     }
 
+    /// Returns true if no damage is known in the segment of a location.
+    pub(crate) fn trusts(&self, location: &Location) -> bool {
+        location.is_healthy && !self.damage.has(&location.segment)
+    }
+
     /// Finds a chunk. Searches the segment tables if the index does not have it.
     pub fn locate(&self, id: &ChunkId) -> Result<Location> {
         match self.index.find(id) {

@@ -54,7 +54,7 @@ impl Likeness {
     fn outside(mut self, store: &Store) -> Likeness {
         if let Likeness::Paths(paths) = &mut self {
             let is_inside = inside_of(store);
-            // The name of a stream is no path of this machine.
+            // A stream has a name, which is not a path.
             paths.retain(|path| {
                 !path.starts_with(b"/") || !is_inside(Path::new(OsStr::from_bytes(path)))
             });

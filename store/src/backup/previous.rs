@@ -111,11 +111,7 @@ impl Recheck<'_> {
                 Ok(Extent::Hole { .. }) => {}
                 Ok(Extent::Slice { chunk, .. }) if there.get(&chunk).is_some() => {}
                 Ok(Extent::Slice { chunk, .. }) => match self.store.index.find(&chunk)? {
-                    Some(location)
-                        if location.is_healthy && !self.store.damage.has(&location.segment) =>
-                    {
-                        there.insert(chunk, ())
-                    }
+                    Some(location) if self.store.trusts(&location) => there.insert(chunk, ()),
                     found => {
                         let segment = found.map(|location| location.segment);
                         self.store.damage.chunk(&chunk, segment);

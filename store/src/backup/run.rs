@@ -455,6 +455,9 @@ fn emptied(
     named: &HashSet<Vec<u8>>,
     was_looked_for: &dyn Fn(&[u8]) -> bool,
 ) -> Vec<PathBuf> {
+    if first == second {
+        return Vec::new();
+    }
     let is_file = |entry: &Entry| entry.kind != EntryKind::Directory;
     let is_emptied = |path: &&Vec<u8>| {
         let mut now = TreeReader::within(second, path, chunks).peekable();
