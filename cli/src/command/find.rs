@@ -5,6 +5,7 @@ use crate::report::{count, local_time, size, utc_time};
 use crate::select::{self, Filter, Selection};
 use crate::ui::Ui;
 use clap::Args;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use store::entry::display_path;
@@ -74,14 +75,18 @@ struct Series(Vec<(u32, SnapshotId, Snapshot)>);
 
 impl Series {
     /// Numbers snapshots, which are given oldest first.
-    fn of(mut snapshots: Vec<(SnapshotId, Snapshot)>) -> Series {
-        snapshots.sort_by_cached_key(|(_, snapshot)| source(snapshot));
-        let mut series: Vec<(u32, SnapshotId, Snapshot)> = Vec::with_capacity(snapshots.len());
-        for (id, snapshot) in snapshots {
-            let number = series.last().map_or(0, |(number, _, last)| {
-                number + if source(last) == source(&snapshot) { 1 } else { 2 }
-            });
-            series.push((number, id, snapshot));
+    fn of(snapshots: Vec<(SnapshotId, Snapshot)>) -> Series {
+        let mut sources: BTreeMap<_, Vec<(SnapshotId, Snapshot)>> = BTreeMap::new();
+        for named in snapshots {
+            sources.entry(source(&named.1)).or_default().push(named);
+        }
+        let (mut next, mut series) = (0, Vec::new());
+        for of_one in sources.into_values() {
+            for (number, (id, snapshot)) in (next..).zip(of_one) {
+                series.push((number, id, snapshot));
+                // The next series begins after a gap.
+                next = number + 2;
+            }
         }
         Series(series)
     }
