@@ -198,7 +198,8 @@ impl Faults {
         }
     }
 
-    /// Looks at the directory of files that a service replaces, and writes anew beside them.
+    /// Looks at the directory in which a service saves files. It writes a new file there and then
+    /// replaces the old one.
     fn directory_of_files(&mut self, plan: &Plan, expected: &Expected) {
         let Some(dir) = plan.redis_dir().filter(|dir| dir.is_dir()) else { return };
         // Its owner enters it.
