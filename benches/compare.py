@@ -403,8 +403,8 @@ class Bupstash(Tool):
         return sh('exec "$@" >/dev/null', self.exe, "get", "--no-progress", self.query)
 
 
-TOOLS = {"forgekeep": Forgekeep, "restic": Restic, "rustic": Rustic, "bupstash": Bupstash, "conserve": Conserve,
-         "borg": Borg, "borg-zstd": BorgZstd}
+TOOLS = {"forgekeep": Forgekeep, "forgekeep-before": Forgekeep, "restic": Restic, "rustic": Rustic,
+         "bupstash": Bupstash, "conserve": Conserve, "borg": Borg, "borg-zstd": BorgZstd}
 
 
 # --- the jobs -----------------------------------------------------------------
@@ -426,10 +426,11 @@ class Bench:
         for name, cls in TOOLS.items():
             if self.a.tools and name not in self.a.tools:
                 continue
-            if name == "forgekeep":
-                if not self.a.forgekeep:
+            if cls is Forgekeep:
+                binary = {"forgekeep": self.a.forgekeep, "forgekeep-before": self.a.before}[name]
+                if not binary:
                     continue
-                exe = os.path.abspath(self.a.forgekeep)
+                exe = os.path.abspath(binary)
             else:
                 exe = os.path.join(os.path.abspath(self.a.peers or ""), "bin", name.split("-")[0])
                 if not self.a.peers:
@@ -818,6 +819,9 @@ def report(d, notes):
         extra = [k for k, title in EXTRA if any(k in s for ss in rows.values() for s in ss)]
         one = job == "one-repo"
         head = ["", "wall", "CPU", "memory MiB", "÷ floor"] + (["− floor"] if one else []) + [f"÷ {f.split(': ')[-1]}" for f in more]
+        before = "forgekeep-before"
+        has_before = any(name.split(",")[0] == before for name in rows)
+        head += ["wall ÷ before", "CPU ÷ before"] if has_before else []
         head += (["1 core ÷ all cores"] if scales else []) + [dict(EXTRA)[k] for k in extra]
         out += [f"\n## {job}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for name, samples in rows.items():
@@ -834,6 +838,10 @@ def report(d, notes):
             for f in more:
                 pairs = list(zip(samples, rows.get(f, [])))
                 cells.append(f"{statistics.median([s['wall'] / f['wall'] for s, f in pairs]):.2f}" if pairs else "–")
+            for k in ["wall", "cpu"] if has_before else []:
+                who, *cores = name.split(",")
+                pairs = list(zip(samples, rows.get(",".join([before, *cores]), []))) if who == "forgekeep" else []
+                cells.append(f"{statistics.median([s[k] / b[k] for s, b in pairs]):.2f}" if pairs else "–")
             if scales:
                 who, cores = name.rsplit(", ", 1)
                 pairs = list(zip(rows.get(f"{who}, 1 core", []), samples)) if cores == "all cores" else []
@@ -856,6 +864,8 @@ def main():
     ap.add_argument("--corpus", required=True, metavar="DIR", help="made by corpus.sh")
     ap.add_argument("--work", required=True, metavar="DIR", help="stores, caches, logs and copies go here; same file system as the corpus")
     ap.add_argument("--forgekeep", metavar="FILE", help="the forgekeep binary (skipped if not given)")
+    ap.add_argument("--before", metavar="FILE",
+                    help="an earlier forgekeep binary, as the tool forgekeep-before (skipped if not given)")
     ap.add_argument("--peers", metavar="DIR", help="made by peers.sh")
     ap.add_argument("--runs", type=int, default=3, help="rounds per job (default: 3)")
     ap.add_argument("--only", metavar="JOB,...", help="these jobs only; `all` includes night2")
