@@ -11,6 +11,7 @@ mod named_files;
 pub mod package;
 pub mod paths;
 mod redis_address;
+mod redis_conf;
 mod redis_password;
 pub mod repositories;
 pub mod rows;

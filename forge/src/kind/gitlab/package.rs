@@ -6,9 +6,9 @@ use super::paths::{CONFIG, Container, DATA, NotHere, Package};
 use super::redis_address::{self, Address};
 use super::{
     ARCHIVES, WRITERS, keys, leave_archives, leave_snapshots, mattermost, named_files,
-    note_unknown, redis_password, repositories, take_unknown,
+    note_unknown, redis_conf, redis_password, repositories, take_unknown,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::file;
 use crate::kind::docker_gitlab::compose::{Place, Source, VolumeMount};
 use crate::links;
@@ -576,10 +576,19 @@ impl Package<'_> {
 
     fn redis(&self, plan: &mut Plan) {
         let home = Path::new("/var/opt/gitlab/redis");
-        let clients = redis_address::of_clients(&self.at(DATA).join("gitlab-rails/etc/resque.yml"));
-        let own = redis_address::Own::read(&self.at(home).join("redis.conf"));
+        let mut failed = |error: &Error| {
+            plan.notes.push(format!("{error}; cannot tell whether Redis needs a password"));
+        };
+        let resque = self.at(DATA).join("gitlab-rails/etc/resque.yml");
+        let clients = redis_address::clients(&resque).unwrap_or_else(|error| {
+            failed(&error);
+            None
+        });
+        let server = &self.at(home).join("redis.conf");
+        let server = redis_conf::read(server, &|path| self.place(path).ok(), &mut failed);
+        let own = redis_address::Own::of(&server);
         let (mut socket, mut host, mut port) = (None, None, None);
-        let elsewhere = match clients {
+        let elsewhere = match clients.as_ref().and_then(redis_address::of_clients) {
             Some(Address::Socket(path)) => {
                 socket = Some(path);
                 None
@@ -617,11 +626,7 @@ impl Package<'_> {
             host: host.filter(|_| socket.is_none()),
             port: port.filter(|_| socket.is_none()),
             socket: socket.map(|path| self.inside(&path.to_string_lossy())),
-            logins: redis_password::find(
-                &self.at(DATA),
-                &|path| self.place(path).ok(),
-                &mut plan.notes,
-            ),
+            logins: redis_password::find(clients.as_ref(), &resque, &server),
             ..Redis::default()
         });
         let part = plan.takes("redis", "queued jobs and sessions", dir.join("dump.rdb"));

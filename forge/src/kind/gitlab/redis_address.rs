@@ -1,8 +1,8 @@
 //! Address of the Redis that GitLab uses, from the configuration of its clients and of the package's
 //! own server.
 
-use super::redis_password::words_of;
-use crate::file;
+use super::redis_conf::Line;
+use crate::error::Result;
 use crate::file::yaml;
 use crate::service::LOOPBACK;
 use serde_json::Value;
@@ -36,13 +36,11 @@ pub struct Own {
 }
 
 impl Own {
-    /// Reads `redis.conf`. The last line of a setting counts.
-    pub fn read(path: &Path) -> Own {
-        let text = file::text(path).ok().flatten().unwrap_or_default();
+    /// Takes the settings from the lines of its configuration. The last line of a setting counts.
+    pub fn of(lines: &[Line]) -> Own {
         let mut own = Own::default();
-        for words in text.lines().filter_map(|line| words_of(line.trim())) {
-            let Some((key, values)) = words.split_first() else { continue };
-            match (key.to_ascii_lowercase().as_str(), values) {
+        for Line { key, values, .. } in lines {
+            match (key.as_str(), &values[..]) {
                 ("unixsocket", [path]) => {
                     own.socket = Some(path).filter(|path| !path.is_empty()).map(PathBuf::from);
                 }
@@ -60,10 +58,14 @@ impl Own {
     }
 }
 
-/// Reads the address in `resque.yml`; `None` without a usable one.
-pub fn of_clients(resque: &Path) -> Option<Address> {
-    let all = yaml(resque).ok().flatten()?;
-    let own = all.get("production").unwrap_or(&all);
+/// Reads the settings of clients in `resque.yml`; `None` if the file does not exist.
+pub fn clients(resque: &Path) -> Result<Option<Value>> {
+    let all = yaml(resque)?;
+    Ok(all.map(|mut all| all.get_mut("production").map(Value::take).unwrap_or(all)))
+}
+
+/// Returns the address in the settings of clients; `None` without a usable one.
+pub fn of_clients(own: &Value) -> Option<Address> {
     if own["sentinels"].as_array().is_some_and(|all| !all.is_empty()) {
         return Some(Address::Sentinels);
     }
@@ -104,6 +106,7 @@ fn of_url(url: &str) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::redis_conf;
     use super::*;
 
     #[test]
@@ -112,7 +115,7 @@ mod tests {
         let path = dir.path().join("resque.yml");
         let read = |text: &str| {
             std::fs::write(&path, text).expect("writes");
-            of_clients(&path)
+            of_clients(&clients(&path).expect("valid").expect("there"))
         };
         let socket = |path: &str| Some(Address::Socket(path.into()));
         let host = |host: &str, port, is_encrypted| {
@@ -138,10 +141,19 @@ mod tests {
             assert_eq!(read(text), address, "{text}");
         }
         let conf = dir.path().join("redis.conf");
-        std::fs::write(&conf, "bind 10.0.0.5 -::1\n# unixsocket /no\nunixsocket /r/alt.sock\n")
-            .expect("writes");
-        let own = Own::read(&conf);
-        assert_eq!(own.socket.as_deref(), Some(Path::new("/r/alt.sock")));
-        assert!(own.is_at("10.0.0.5") && own.is_at("localhost") && !own.is_at("10.0.0.6"));
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).expect("writes");
+        };
+        let own = || {
+            let failed: &mut dyn FnMut(&_) = &mut |error| panic!("{error}");
+            Own::of(&redis_conf::read(&conf, &|path| Some(path.into()), failed))
+        };
+        write("redis.conf", "bind 10.0.0.5 -::1\n# unixsocket /no\nunixsocket /r/alt.sock\n");
+        assert_eq!(own().socket.as_deref(), Some(Path::new("/r/alt.sock")));
+        assert!(own().is_at("10.0.0.5") && own().is_at("localhost") && !own().is_at("10.0.0.6"));
+        write("redis.conf", "unixsocket /r/first.sock\ninclude other.conf\n");
+        write("other.conf", "unixsocket /r/second.sock\nbind 10.0.0.6\n");
+        assert_eq!(own().socket.as_deref(), Some(Path::new("/r/second.sock")));
+        assert!(own().is_at("10.0.0.6"));
     }
 }
