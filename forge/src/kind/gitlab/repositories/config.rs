@@ -6,6 +6,15 @@
 pub struct Config {
     /// True if references are in a reftable.
     pub is_reftable: bool,
+    /// True if ids are SHA-256, otherwise SHA-1.
+    pub is_sha256: bool,
+}
+
+impl Config {
+    /// Returns the length of an id in hex.
+    pub fn id_digits(&self) -> usize {
+        if self.is_sha256 { 64 } else { 40 }
+    }
 }
 
 /// Parses a `config`. Returns `None` if git would refuse it.
@@ -22,6 +31,13 @@ pub fn parse(text: &[u8]) -> Option<Config> {
                 let (name, value) = left.setting(byte)?;
                 if section == "extensions" && name == "refstorage" {
                     config.is_reftable = value.eq_ignore_ascii_case(b"reftable");
+                }
+                if section == "extensions" && name == "objectformat" {
+                    config.is_sha256 = match value.as_slice() {
+                        b"sha256" => true,
+                        b"sha1" => false,
+                        _ => return None,
+                    };
                 }
             }
             _ => return None,

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 const LISTED_MAX: usize = 1 << 14;
 /// References of a repository whose content is read.
 const READ_MAX: usize = 8;
+/// Branches of a repository whose commits are looked for, besides that of HEAD.
+const BRANCHES_MAX: usize = 4;
 
 /// State of a repository's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,8 +148,26 @@ struct Pieces {
 
 type Fault = &'static str;
 
-/// References, and the commit of HEAD in hex if it could be read.
-type Read = std::result::Result<(References, Option<String>), Fault>;
+/// Commits that a repository needs, in hex, as far as they were read.
+#[derive(Default)]
+struct Commits {
+    head: Option<String>,
+    branches: Vec<String>,
+}
+
+/// References and the commits that they need.
+type Read = std::result::Result<(References, Commits), Fault>;
+
+impl Commits {
+    fn add_branch(&mut self, id: Option<String>) {
+        if self.branches.len() < BRANCHES_MAX {
+            self.branches.extend(id);
+        }
+    }
+}
+
+/// Fault of a repository whose ids are longer or shorter than its settings say.
+const OTHER_HASH: Fault = "has ids of another hash than its config names";
 
 impl Examiner<'_> {
     /// Examines directories. Returns the results in the same order.
@@ -268,7 +288,7 @@ impl Examiner<'_> {
             (Some(_), content) => content.and_then(config::parse),
         };
         let Some(settings) = settings else { return damaged("has an unreadable config") };
-        let (references, commit) = match self.references(pieces, &settings)? {
+        let (references, commits) = match self.references(pieces, &settings)? {
             Ok(found) => found,
             Err(fault) => return damaged(fault),
         };
@@ -288,10 +308,12 @@ impl Examiner<'_> {
         if self.is_current && own.has_wrong_ends(&self.view.place(&objects.path)) {
             return damaged("has a damaged pack or object");
         }
-        if let Some(commit) = commit.filter(|_| self.is_current)
-            && self.lacks(&commit, &own, pieces)?
-        {
-            return damaged("lacks the commit of its HEAD");
+        let of_branches = commits.branches.iter().map(|id| (id, "lacks the commit of a branch"));
+        let of_head = commits.head.iter().map(|id| (id, "lacks the commit of its HEAD"));
+        for (id, fault) in of_head.chain(of_branches).filter(|_| self.is_current) {
+            if self.lacks(id, &own, pieces)? {
+                return damaged(fault);
+            }
         }
         let (has_objects, has_packs) = (own.is_any() || borrows, own.has_packs());
         Ok(Examined { state: State::Whole, references, has_objects, has_packs, borrows })
@@ -321,19 +343,24 @@ impl Examiner<'_> {
 
     fn references(&self, pieces: &Pieces, settings: &Config) -> Result<Read> {
         let is_stub = pieces.head.content().is_some_and(|head| head_branch(head) == Some(STUB));
-        if settings.is_reftable {
-            return self.of_reftable(&pieces.tables);
-        }
-        if is_stub && pieces.tables.seen.is_some() {
+        if !settings.is_reftable && is_stub && pieces.tables.seen.is_some() {
             return Ok(Err("has a reftable that its config does not name"));
         }
-        self.of_files(pieces)
+        let read = match settings.is_reftable {
+            true => self.of_reftable(&pieces.tables)?,
+            false => self.of_files(pieces)?,
+        };
+        Ok(read.and_then(|(references, commits)| {
+            let mut ids = commits.head.iter().chain(&commits.branches);
+            let is_other = ids.any(|id| id.len() != settings.id_digits());
+            if is_other { Err(OTHER_HASH) } else { Ok((references, commits)) }
+        }))
     }
 
     fn of_reftable(&self, list: &Found) -> Result<Read> {
         const LACKS: Fault = "lacks a table of its reftable";
         const DAMAGED: Fault = "has a damaged reftable";
-        let Some(seen) = &list.seen else { return Ok(Ok((References::default(), None))) };
+        let Some(seen) = &list.seen else { return Ok(Ok(Default::default())) };
         let Some(text) = seen.content.as_deref().and_then(|text| std::str::from_utf8(text).ok())
         else {
             return Ok(Err(DAMAGED));
@@ -360,7 +387,7 @@ impl Examiner<'_> {
             }
         }
         if is_unread {
-            return Ok(Ok((References::UNREAD, None)));
+            return Ok(Ok((References::UNREAD, Commits::default())));
         }
         let has = |start: &[u8]| {
             names.iter().any(|(name, value)| value.is_some() && name.starts_with(start))
@@ -370,12 +397,16 @@ impl Examiner<'_> {
             Some(reftable::Value::Name(name)) => value(name),
             other => other,
         };
-        let commit = match head {
-            Some(reftable::Value::Id(id)) => Some(hex(id)),
-            _ => None,
+        let id_of = |value: &reftable::Value| match value {
+            reftable::Value::Id(id) => Some(hex(id)),
+            reftable::Value::Name(_) => None,
         };
+        let branches = names.range(b"refs/heads/".to_vec()..b"refs/heads0".to_vec());
+        let branches = branches.filter_map(|(_, value)| value.as_ref().and_then(id_of));
+        let commits =
+            Commits { head: head.and_then(id_of), branches: branches.take(BRANCHES_MAX).collect() };
         let (any, branches) = (has(b"refs/"), has(b"refs/heads/"));
-        Ok(Ok((References { any, branches, head: head.is_some() }, commit)))
+        Ok(Ok((References { any, branches, head: head.is_some() }, commits)))
     }
 
     fn of_files(&self, pieces: &Pieces) -> Result<Read> {
@@ -385,14 +416,15 @@ impl Examiner<'_> {
             (_, content) => content.and_then(head_branch),
         };
         let packed = match &pieces.packed.seen {
-            None => Some((References::default(), None)),
+            None => Some(Default::default()),
             Some(seen) => match &seen.content {
                 Some(content) => of_packed(content, head),
                 // A file too large to be read has many references.
-                None => (!seen.is_dir && seen.size > 0).then_some((References::UNREAD, None)),
+                None => (!seen.is_dir && seen.size > 0)
+                    .then(|| Packed { references: References::UNREAD, ..Packed::default() }),
             },
         };
-        let Some((packed, mut commit)) = packed else {
+        let Some(Packed { references: packed, head: packed_head, branches }) = packed else {
             return Ok(Err("has a damaged packed-refs"));
         };
         let mut listed: Vec<PathBuf> = Vec::new();
@@ -413,6 +445,7 @@ impl Examiner<'_> {
             return Ok(Err(DAMAGED));
         }
         let own = head.and_then(|head| head.strip_prefix("refs/")).map(PathBuf::from);
+        let mut commits = Commits { head: packed_head, branches: Vec::new() };
         // The branch of HEAD, then other branches, then the rest.
         listed.sort_by_key(|path| (Some(path) != own.as_ref(), !path.starts_with("heads")));
         let read: Vec<PathBuf> =
@@ -424,11 +457,18 @@ impl Examiner<'_> {
                 return Ok(Err(DAMAGED));
             };
             if Some(path) == own.as_ref() {
-                commit = id_of(&content);
+                commits.head = id_of(&content);
+            } else if path.starts_with("heads") {
+                commits.add_branch(id_of(&content));
             }
         }
+        // A file of the same name hides a packed branch, whose commit may be gone.
+        let is_hidden = |name: &Path| listed.iter().any(|path| path == name);
+        for (_, id) in branches.into_iter().filter(|(name, _)| !is_hidden(name)) {
+            commits.add_branch(Some(id));
+        }
         if head.is_none() {
-            commit = pieces.head.content().and_then(id_of);
+            commits.head = pieces.head.content().and_then(id_of);
         }
         let has_head = own.as_ref().is_some_and(|own| listed.contains(own));
         let references = References {
@@ -437,7 +477,7 @@ impl Examiner<'_> {
             // A commit id needs no reference.
             head: packed.head || has_head || head.is_none(),
         };
-        Ok(Ok((references, commit)))
+        Ok(Ok((references, commits)))
     }
 }
 
@@ -480,12 +520,22 @@ fn lines(content: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
-/// Returns the references in a `packed-refs`, and the id of `head` if it is among them; `None` if
-/// git would refuse the file.
-fn of_packed(content: &[u8], head: Option<&str>) -> Option<(References, Option<String>)> {
-    let (mut references, mut commit) = (References::default(), None);
+/// Content of a `packed-refs`.
+#[derive(Default)]
+struct Packed {
+    references: References,
+    /// Id of the reference that HEAD names.
+    head: Option<String>,
+    /// Some branches, by their paths below `refs`, with their ids.
+    branches: Vec<(PathBuf, String)>,
+}
+
+/// Parses a `packed-refs`; `head` is the reference that HEAD names. Returns `None` if git would
+/// refuse the file.
+fn of_packed(content: &[u8], head: Option<&str>) -> Option<Packed> {
+    let mut packed = Packed::default();
     let Some(content) = content.strip_suffix(b"\n") else {
-        return content.is_empty().then_some((references, commit));
+        return content.is_empty().then_some(packed);
     };
     for line in content.split(|byte| *byte == b'\n') {
         if line.starts_with(b"#") {
@@ -502,14 +552,18 @@ fn of_packed(content: &[u8], head: Option<&str>) -> Option<(References, Option<S
         if !is_id(id) || name.is_empty() || name.contains(&0) {
             return None;
         }
-        references.any = true;
-        references.branches |= name.starts_with(b"refs/heads/");
+        let is_branch = name.starts_with(b"refs/heads/");
+        packed.references.any = true;
+        packed.references.branches |= is_branch;
         if head.is_some_and(|head| head.as_bytes() == name) {
-            references.head = true;
-            commit = id_of(id);
+            packed.references.head = true;
+            packed.head = id_of(id);
+        } else if is_branch && packed.branches.len() < READ_MAX {
+            let path = Path::new(OsStr::from_bytes(&name[b"refs/".len()..])).to_owned();
+            packed.branches.extend(id_of(id).map(|id| (path, id)));
         }
     }
-    Some((references, commit))
+    Some(packed)
 }
 
 /// Makes a repository with one object and one reference.

@@ -48,11 +48,12 @@ fn only_repositories_that_git_accepts_are_whole() {
     assert_eq!(state(&dir), State::Absent);
     make(&dir);
     assert_eq!(state(&dir), State::Whole);
-    write(&dir.join(format!("objects/aa/{}", "a".repeat(62))), b"\x78\x01object");
-    for head in ["ref: refs/heads/.invalid\n", &"a".repeat(40), &"a".repeat(64)] {
+    for head in ["ref: refs/heads/.invalid\n", &"a".repeat(40)] {
         write(&dir.join("HEAD"), head);
         assert_eq!(state(&dir), State::Whole, "{head}");
     }
+    write(&dir.join("HEAD"), "a".repeat(64));
+    assert_eq!(state(&dir), State::Damaged(OTHER_HASH));
     for head in ["", "ref: ", "ref: heads/main", "xyz", &"a1".repeat(19), "\0\0\0"] {
         write(&dir.join("HEAD"), head);
         assert_eq!(state(&dir), State::Damaged("has no readable HEAD"), "{head}");
@@ -167,12 +168,55 @@ fn lost_packs_are_noticed_although_the_newest_commit_is_loose() {
     let dir = scratch.path().join("one.git");
     make_with_git(&dir, "files");
     git(&dir, &["symbolic-ref", "HEAD", "refs/heads/other"], "").expect("works");
+    git(&dir, &["update-ref", "refs/keep/main", "refs/heads/main"], "").expect("works");
+    git(&dir, &["update-ref", "-d", "refs/heads/main"], "").expect("works");
     let before = examined(&dir);
     std::fs::remove_dir_all(dir.join("objects/pack")).expect("removes");
     std::fs::create_dir(dir.join("objects/pack")).expect("creates");
     let now = examined(&dir);
     assert_eq!(now.state, State::Whole);
     assert!(now.is_lost_since(&before) && !before.is_lost_since(&before));
+}
+
+#[test]
+fn branches_need_their_commits() {
+    for format in ["files", "reftable"] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let dir = scratch.path().join("one.git");
+        make_with_git(&dir, format);
+        let commit = git(&dir, &["rev-parse", "other"], "").expect("an id");
+        let object = dir.join(format!("objects/{}/{}", &commit[..2], &commit[2..]));
+        let aside = scratch.path().join("aside");
+        assert_eq!(state(&dir), State::Whole);
+        std::fs::rename(&object, &aside).expect("moves");
+        assert_eq!(state(&dir), State::Damaged("lacks the commit of a branch"), "{format}");
+        git(&dir, &["pack-refs", "--all"], "").expect("works");
+        assert_eq!(state(&dir), State::Damaged("lacks the commit of a branch"), "{format}");
+        std::fs::rename(&aside, &object).expect("moves");
+        git(&dir, &["update-ref", "refs/heads/other", "refs/heads/main"], "").expect("works");
+        std::fs::remove_file(&object).expect("removes");
+        assert_eq!(state(&dir), State::Whole, "{format}: nothing names it");
+    }
+}
+
+#[test]
+fn ids_must_be_of_the_named_hash() {
+    for format in ["files", "reftable"] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let (dir, other) = (scratch.path().join("one.git"), scratch.path().join("other.git"));
+        make_with_git(&dir, format);
+        let format = format!("--ref-format={format}");
+        let make = ["init", "-q", "--bare", "--object-format=sha256", &format];
+        git(&other, &make, "").expect("works");
+        assert_eq!(state(&other), State::Whole);
+        std::fs::copy(other.join("config"), dir.join("config")).expect("copies");
+        assert_eq!(state(&dir), State::Damaged(OTHER_HASH), "{format}");
+        assert_eq!(git(&dir, &["rev-parse", "--verify", "main^{commit}"], ""), None);
+        let config = std::fs::read_to_string(dir.join("config")).expect("reads");
+        write(&dir.join("config"), config.replace("sha256", "sha512"));
+        assert_eq!(state(&dir), State::Damaged("has an unreadable config"), "{format}");
+        assert_eq!(git(&dir, &["rev-parse", "--verify", "main"], ""), None);
+    }
 }
 
 #[test]
