@@ -208,6 +208,45 @@ fn a_backup_waits_for_a_starting_server() {
 }
 
 #[test]
+fn a_backup_waits_for_a_free_connection() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let mut postgres = cluster(&sandbox);
+    postgres.sql("postgres", "create database one");
+    for setting in ["max_connections = 4", "superuser_reserved_connections = 0"] {
+        postgres.sql("postgres", format!("alter system set {setting}"));
+    }
+    postgres.signal(Signal::INT);
+    postgres.wait_for_end();
+    postgres.start_again();
+    // With one free connection, the backup reaches the database, and its dump has to wait.
+    for taken in [4, 3] {
+        configure(&sandbox, postgres.socket_dir(), "");
+        let others: Vec<_> = (0..taken)
+            .map(|_| {
+                let sleep = ["-qc", "select pg_sleep(4)", "postgres"];
+                postgres.tool("psql").args(sleep).start()
+            })
+            .collect();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let started = std::time::Instant::now();
+        backup(&sandbox).run().ok();
+        assert!(started.elapsed().as_secs() >= 2, "it waited");
+        others.into_iter().for_each(|other| drop(other.wait().ok()));
+    }
+    let others = (0..4)
+        .map(|_| postgres.tool("psql").args(["-qc", "select pg_sleep(600)", "postgres"]).start());
+    let others: Vec<_> = others.collect();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    configure(&sandbox, postgres.socket_dir(), "wait = '1s'");
+    backup(&sandbox).run().fails(1, &["too many clients"]);
+    for mut other in others {
+        other.kill();
+        other.wait();
+    }
+}
+
+#[test]
 fn a_pooler_is_refused_as_the_database_server() {
     need_root();
     let sandbox = Sandbox::new();

@@ -31,6 +31,15 @@ pub const VARIABLES: &[&str] = &["PGPASSWORD", "PGCONNECT_TIMEOUT", "PGAPPNAME",
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c forgekeep.direct=on";
 /// Error text of a pooler that rejects such options.
 const NO_OPTIONS: &str = "unsupported startup parameter";
+/// Error texts of a server, or of a pooler, that has no free connection.
+const NO_FREE_CONNECTION: [&str; 4] = [
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "no more connections allowed",
+];
+/// Pause before another try to get a connection.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Exit status of `psql` if it could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
 /// Marks the end of an answer; no row of ours equals it.
@@ -110,8 +119,35 @@ impl Default for Server {
 }
 
 impl Server {
-    /// Connects to a database. Waits for a server that is starting.
+    /// Connects to a database. Waits for a server that is starting or has no free connection.
     pub fn connect<'a>(&self, database: &str, progress: &'a Progress) -> Result<Connection<'a>> {
+        self.when_free(progress, || self.connect_when_started(database, progress))
+    }
+
+    /// Repeats an attempt as long as the server has no free connection, up to the time limit.
+    pub fn when_free<T>(
+        &self,
+        progress: &Progress,
+        mut attempt: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let is_busy = |output: &str| NO_FREE_CONNECTION.iter().any(|text| output.contains(text));
+        loop {
+            match attempt() {
+                Err(Error::Failed { output, .. })
+                    if is_busy(&output) && started.elapsed() < self.wait => {}
+                other => return other,
+            }
+            progress.check()?;
+            std::thread::sleep(BUSY_PAUSE);
+        }
+    }
+
+    fn connect_when_started<'a>(
+        &self,
+        database: &str,
+        progress: &'a Progress,
+    ) -> Result<Connection<'a>> {
         let (started, mut was_ready) = (Instant::now(), false);
         loop {
             match Connection::open(self, database, progress) {
@@ -366,8 +402,8 @@ impl Server {
         let without = (!reads_passwords).then(|| "--no-role-passwords".to_owned());
         let words = ["--globals-only", "--no-password"].map(String::from).into_iter();
         let words = words.chain(key).chain(without).chain(self.address());
-        let command = self.with_environment(client.command("pg_dumpall", words))?;
-        command.within(QUESTION).output(progress)
+        let command = self.with_environment(client.command("pg_dumpall", words))?.within(QUESTION);
+        self.when_free(progress, || command.output(progress))
     }
 
     fn address(&self) -> impl Iterator<Item = String> {

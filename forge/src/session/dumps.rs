@@ -3,9 +3,10 @@
 use super::{DIR, Dumped};
 use crate::error::{Error, Result};
 use crate::plan::{Absent, Plan};
-use crate::process::Patience;
+use crate::process::{Output, Patience, Running};
 use crate::service::Reach;
 use crate::service::postgres::{Connection, Server};
+use std::io::{BufRead, BufReader};
 use store::backup::Backup;
 use store::observe::Progress;
 
@@ -118,23 +119,40 @@ impl<'a> ConsistencyPoint<'a> {
             // A database name may contain characters that are not valid in a path.
             let path =
                 format!("{DIR}/databases/{}.dump", name.replace('%', "%25").replace('/', "%2F"));
-            let mut running = source.server.dump(&source.client, &name, exported)?;
-            let output = running.stdout(progress, Patience::Silence);
-            let stored = backup.stream(path.as_bytes(), &mut { output });
+            // Every dump opens a connection of its own.
+            let (running, mut output) = source.server.when_free(progress, || {
+                let running = source.server.dump(&source.client, &name, exported)?;
+                begun(running, &name, progress)
+            })?;
+            let stored = backup.stream(path.as_bytes(), &mut output);
             let bytes = stored.map_err(|error| match error {
                 store::Error::Source { source, .. } => running.unread(source, progress),
                 other => other.into(),
             })?;
             // A dump that ends early is useless, and so is its backup.
             running.end(progress)?;
-            if bytes == 0 {
-                let (service, reason) = (format!("database {name}"), "its dump is empty".into());
-                return Err(Error::Service { service, reason });
-            }
             let tables =
                 if source.server.counts_rows { connection.count_rows()? } else { Vec::new() };
             dumped.push(Dumped { name, path, bytes, tables });
         }
         Ok(dumped)
+    }
+}
+
+/// Waits for the first bytes of a dump. Returns its process and its output.
+fn begun<'a>(
+    mut running: Running,
+    database: &str,
+    progress: &'a Progress,
+) -> Result<(Running, BufReader<Output<'a>>)> {
+    let mut output = BufReader::new(running.stdout(progress, Patience::Silence));
+    match output.fill_buf().map(<[u8]>::is_empty) {
+        Ok(false) => Ok((running, output)),
+        Ok(true) => {
+            running.end(progress)?;
+            let (service, reason) = (format!("database {database}"), "its dump is empty".into());
+            Err(Error::Service { service, reason })
+        }
+        Err(error) => Err(running.unread(error, progress)),
     }
 }
