@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use store::backend::Local;
 use store::backend::faulty::{Faulty, Operation};
+use store::glob::Globs;
 use store::observe::Silent;
+use store::restore::Options;
 use store::store::{Purpose, Store};
 
 /// Calls that read content.
@@ -95,6 +97,22 @@ fn counted(sandbox: &Sandbox) -> (Store, Arc<Reads>) {
 
 #[test]
 fn a_restore_of_one_directory_reads_few_pages_of_a_large_tree() {
+    reads_few_pages(|_| restore_options(), |wanted| wanted);
+}
+
+#[test]
+fn a_restore_of_an_anchored_pattern_reads_few_pages_of_a_large_tree() {
+    let included = |wanted: &[u8]| {
+        let pattern = [b"/", wanted].concat();
+        let include = Globs::new([&pattern[..]]).expect("a pattern");
+        Options { include, ..restore_options() }
+    };
+    reads_few_pages(included, |_| b"");
+}
+
+/// Asserts that a restore of one directory of a large tree reads few pages. Both functions get the
+/// path of the directory in the tree.
+fn reads_few_pages(options: impl Fn(&[u8]) -> Options, from: impl Fn(&[u8]) -> &[u8]) {
     let mut counts = Vec::new();
     for files in [500, 20_000] {
         let sandbox = Sandbox::with_store();
@@ -106,10 +124,10 @@ fn a_restore_of_one_directory_reads_few_pages_of_a_large_tree() {
         let (store, reads) = counted(&sandbox);
         let id = store.snapshot_ids().expect("lists")[0];
         let root = store.snapshot(&id).expect("reads").root.chunk();
-        let from = sandbox.path("source/wanted");
-        let from = store::backup::tree_path(&from);
+        let wanted = store::backup::tree_path(&sandbox.path("source/wanted"));
         let (before, target) = (reads.segments.load(Relaxed), sandbox.path("restored"));
-        let report = store::restore::restore(&store, &root, &from, &target, &restore_options());
+        let (from, options) = (from(&wanted), options(&wanted));
+        let report = store::restore::restore(&store, &root, from, &target, &options);
         assert_eq!(report.expect("restores").files_restored, 1);
         counts.push(reads.segments.load(Relaxed) - before);
     }

@@ -139,11 +139,18 @@ impl Globs {
     /// `None` is the end of the tree.
     pub fn may_match_between(&self, from: &[u8], until: Option<&[u8]>) -> bool {
         self.anchors.iter().any(|anchor| match anchor {
-            Anchor::Path(path) => {
-                path_cmp(from, path).is_le()
-                    && until.is_none_or(|until| path_cmp(until, path).is_gt())
-            }
+            Anchor::Path(path) => is_between(path, from, until),
             Anchor::Below(dir) => is_within_reach(dir, from, until),
+        })
+    }
+
+    /// Like [`Globs::may_match_between`], also for paths below a match and the directories above
+    /// one.
+    pub fn may_cover_between(&self, from: &[u8], until: Option<&[u8]>) -> bool {
+        self.anchors.iter().any(|anchor| {
+            let (Anchor::Path(place) | Anchor::Below(place)) = anchor;
+            is_within_reach(place, from, until)
+                || ends(place).any(|end| is_between(&place[..end], from, until))
         })
     }
 
@@ -151,6 +158,11 @@ impl Globs {
     pub fn covers(&self, path: &[u8]) -> bool {
         !self.is_empty() && ends(path).any(|end| self.matches(&path[..end]))
     }
+}
+
+/// Returns true if a path is one of those from `from` up to `until`, in path order.
+fn is_between(path: &[u8], from: &[u8], until: Option<&[u8]>) -> bool {
+    path_cmp(from, path).is_le() && until.is_none_or(|until| path_cmp(until, path).is_gt())
 }
 
 impl Anchor {
@@ -472,6 +484,27 @@ mod tests {
             let mut ancestors = Path::new(&path).ancestors().filter_map(Path::to_str);
             let is_covered = ancestors.any(|path| !path.is_empty() && model(&pattern, path));
             prop_assert_eq!(globs.covers(path.as_bytes()), is_covered);
+        }
+
+        #[test]
+        fn ranges_with_covered_paths_and_their_directories_are_found(
+            pattern in "/?(a|b|a\\*|\\*)(/(a|b|\\*)){0,2}",
+            path in "[ab]{1,2}(/[ab]{1,2}){0,3}",
+            from in "[ab]{0,2}(/[ab]{1,2}){0,2}",
+            until in "[ab]{1,3}(/[ab]{1,2}){0,2}",
+        ) {
+            let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
+            let (from, until) = (from.trim_start_matches('/').as_bytes(), until.as_bytes());
+            prop_assume!(globs.covers(path.as_bytes()));
+            for end in ends(path.as_bytes()) {
+                let dir = &path.as_bytes()[..end];
+                if is_between(dir, from, Some(until)) {
+                    prop_assert!(globs.may_cover_between(from, Some(until)));
+                }
+                if is_between(dir, from, None) {
+                    prop_assert!(globs.may_cover_between(from, None));
+                }
+            }
         }
 
         #[test]

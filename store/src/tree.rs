@@ -11,6 +11,7 @@ use crate::entry::{
     path_cmp,
 };
 use crate::error::{Error, Result};
+use crate::glob::Globs;
 use crate::id::ChunkId;
 use crate::limits;
 use minicbor::{Decoder, Encoder, decode};
@@ -530,6 +531,8 @@ impl std::fmt::Display for Span {
 pub struct TreeReader<'a> {
     chunks: &'a dyn Chunks,
     within: Vec<u8>,
+    /// Patterns of the wanted paths.
+    globs: Option<&'a Globs>,
     /// Pages to read: one list per level, each in reverse order.
     stack: Vec<Vec<Place>>,
     leaf: Option<(Place, OpenedLeaf)>,
@@ -559,11 +562,18 @@ impl<'a> TreeReader<'a> {
         TreeReader { within: path.to_vec(), ..TreeReader::at(Place::root(root), chunks) }
     }
 
+    /// Does not read pages in which neither a path that matches `globs`, nor a path below one, nor a
+    /// directory above one can be.
+    pub fn only_near(self, globs: &'a Globs) -> TreeReader<'a> {
+        TreeReader { globs: Some(globs), ..self }
+    }
+
     /// Reads the entries of one page and of the pages below it.
     pub fn at(place: Place, chunks: &'a dyn Chunks) -> TreeReader<'a> {
         TreeReader {
             chunks,
             within: Vec::new(),
+            globs: None,
             stack: vec![vec![place]],
             leaf: None,
             last: Vec::new(),
@@ -592,6 +602,11 @@ impl<'a> TreeReader<'a> {
             if place.until.as_ref().is_some_and(ends) {
                 return Some(Ok(()));
             }
+        }
+        let is_near =
+            |globs: &Globs| globs.may_cover_between(&place.child.first, place.until.as_deref());
+        if !self.globs.is_none_or(is_near) {
+            return Some(Ok(()));
         }
         match place.open(self.chunks) {
             Ok(Page::Leaf(leaf)) => {

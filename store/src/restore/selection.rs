@@ -42,7 +42,9 @@ pub(super) fn selected<'a>(
     chunks: &'a dyn Chunks,
 ) -> impl Iterator<Item = Result<Entry, Lost>> + 'a {
     let mut held: Vec<Entry> = Vec::new();
-    TreeReader::within(root, from, chunks).flat_map(move |item| {
+    let all = TreeReader::within(root, from, chunks);
+    let near = if options.include.is_empty() { all } else { all.only_near(&options.include) };
+    near.flat_map(move |item| {
         let entry = match item {
             Ok(entry) => entry,
             lost => return vec![lost],
@@ -90,8 +92,8 @@ pub(super) fn totals(
         }
     }
     let has_match = |globs: &Globs| {
-        let mut all = TreeReader::within(root, from, chunks).flatten();
-        !options.exclude.is_empty() && all.any(|entry| globs.covers(&entry.path))
+        let mut near = TreeReader::within(root, from, chunks).only_near(globs).flatten();
+        !options.exclude.is_empty() && near.any(|entry| globs.covers(&entry.path))
     };
     for (pattern, globs) in unmatched {
         let text = match has_match(globs) {
