@@ -130,25 +130,48 @@ pub fn open_below(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result
             opened => Ok(opened?),
         };
     }
+    let mut at: Option<OwnedFd> = None;
+    let mut rest = path;
+    while !rest.is_empty() {
+        let (step, after) = next_step(rest);
+        let flags = if after.is_empty() { flags } else { STEP };
+        at = Some(open_step(at.as_ref().map_or(dir, AsFd::as_fd), step, flags)?);
+        rest = after;
+    }
+    Ok(at.expect("a path has at least one part"))
+}
+
+/// Flags for the directories between the steps of a long path.
+const STEP: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// Splits a path after as many components as the kernel accepts at once, or after the first.
+fn next_step(path: &[u8]) -> (&[u8], &[u8]) {
     if path.len() <= STEP_BYTES {
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match openat2(dir, path, flags, Mode::empty(), resolve) {
-            // Kernels before 5.6, and sandboxes that refuse the call.
-            Err(Errno::NOSYS | Errno::PERM) => {}
-            result => return Ok(result?),
-        }
+        return (path, b"");
+    }
+    let is_slash = |byte: &u8| *byte == b'/';
+    let end = path[..=STEP_BYTES].iter().rposition(is_slash);
+    match end.or_else(|| path.iter().position(is_slash)) {
+        Some(end) => (&path[..end], &path[end + 1..]),
+        None => (path, b""),
+    }
+}
+
+/// Opens a path that the kernel accepts at once.
+fn open_step(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(dir, path, flags, Mode::empty(), resolve) {
+        // Kernels before 5.6, and sandboxes that refuse the call.
+        Err(Errno::NOSYS | Errno::PERM) => {}
+        result => return Ok(result?),
     }
     let mut at: Option<OwnedFd> = None;
     let mut parts = path.split(|b| *b == b'/').peekable();
     while let Some(part) = parts.next() {
         let from = at.as_ref().map_or(dir, AsFd::as_fd);
-        let step = if parts.peek().is_some() {
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
-        } else {
-            flags
-        };
-        at = Some(openat(from, part, step, Mode::empty())?);
+        let flags = if parts.peek().is_some() { STEP } else { flags };
+        at = Some(openat(from, part, flags, Mode::empty())?);
     }
     Ok(at.expect("a path has at least one part"))
 }
