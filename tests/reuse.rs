@@ -136,6 +136,26 @@ fn housekeeping_adds_little_and_is_restored() {
 }
 
 #[test]
+fn a_pack_that_joins_very_many_packs_is_found_again() {
+    let sandbox = repository("sha1");
+    // Each pack has objects that no other has.
+    for n in 0..150 {
+        sandbox.write("source/blob", Dice::new(1000 + n).bytes(12_000));
+        let blob = git(&sandbox, &["hash-object", "-w", "source/blob"]);
+        git(&sandbox, &["update-ref", &format!("refs/keep/{n}"), &blob]);
+        git(&sandbox, &["repack", "-dq"]);
+    }
+    sandbox.remove("source/blob");
+    assert_eq!(packs(&sandbox).len(), 150);
+    sandbox.backup(["source"]);
+    git(&sandbox, &["repack", "-adq"]);
+    let summary = sandbox.backup(["source"]);
+    let found = number(&summary, "bytes_found_by_extent");
+    assert!(found * 100 >= number(&summary, "bytes_read") * 95, "{summary:#}");
+    assert_restored(&sandbox);
+}
+
+#[test]
 fn touched_files_add_almost_nothing() {
     let sandbox = repository("sha1");
     push(&sandbox, "main", 0, 200);

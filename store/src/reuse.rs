@@ -24,6 +24,7 @@ use crate::source::{Ahead, read_full, read_stream};
 use crate::store::Store;
 use chunker::Cutter;
 use chunker::delta::{DeltaError, Reference, Source, dump, git_idx, git_pack};
+use parking_lot::{Mutex, MutexGuard};
 use parts::{Thinning, Until};
 use recipe_builder::RecipeBuilder;
 pub use recipe_builder::ReusedBytes;
@@ -45,7 +46,12 @@ const ROWS: Thinning = Thinning { part_bytes: 4 << 10, until: Until::Cost(512) }
 const ENTRIES: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(512) };
 const INDEX_ROWS: Thinning = Thinning { part_bytes: 1 << 10, until: Until::Average(60) };
 /// Maximum number of references per file.
-pub const REFERENCES_MAX: usize = 64;
+pub const REFERENCES_MAX: usize = 8 << 10;
+/// References whose indexes are read from the store again and again. Those of all further ones are
+/// in memory.
+const STORED_INDEXES: usize = 64;
+/// Maximum bytes of indexes in memory. Packs beyond that are not compared.
+const INDEX_BYTES: u64 = 32 << 20;
 /// Bytes of a file examined to detect its format.
 const HEAD_BYTES: usize = 4 << 10;
 /// Bytes compared at once of a file that may be unchanged.
@@ -167,6 +173,8 @@ pub struct Reuse<'a> {
     pub fine_cutter: Cutter,
     /// Limit on unused bytes in chunks.
     pub allowance: &'a Allowance,
+    /// Held while indexes of many packs are in memory, by one thread at a time.
+    pub many_packs: &'a Mutex<()>,
 }
 
 impl<'a> Reuse<'a> {
@@ -289,11 +297,11 @@ impl<'a> Reuse<'a> {
         references: &[(&Entry, &Entry)],
     ) -> Result<Reused, DeltaError<ReuseError>> {
         let reader = Reader::new(self.store);
-        let open = |entry: &Entry| reference_file(&reader, entry);
-        let mut pairs: Vec<(ReferenceFile<'_>, ReferenceFile<'_>)> = references
-            .iter()
-            .filter_map(|(pack, index)| Some((open(pack)?, open(index)?)))
-            .collect();
+        let _lock = self.lock_many(references);
+        let open = |(entry, index)| Some((reference_file(&reader, entry)?, index));
+        let indexes = indexes(&reader, references);
+        let mut pairs: Vec<(ReferenceFile<'_>, IndexFile<'_>)> =
+            indexes.into_iter().filter_map(open).collect();
         let resolve = pairs.iter().map(|(pack, _)| pack.clone()).collect();
         let mut packs: Vec<git_pack::PackReference<'_>> =
             pairs.iter_mut().map(|(pack, index)| git_pack::PackReference { pack, index }).collect();
@@ -311,14 +319,19 @@ impl<'a> Reuse<'a> {
         references: &[(&Entry, &Entry)],
     ) -> Result<Reused, DeltaError<ReuseError>> {
         let reader = Reader::new(self.store);
-        let mut indexes: Vec<ReferenceFile<'_>> =
-            references.iter().filter_map(|(_, index)| reference_file(&reader, index)).collect();
-        let resolve = indexes.clone();
+        let _lock = self.lock_many(references);
+        let mut indexes: Vec<IndexFile<'_>> =
+            indexes(&reader, references).into_iter().map(|(_, index)| index).collect();
+        let resolve = indexes.iter().map(|index| index.file.clone()).collect();
         let mut references: Vec<&mut dyn Reference> =
             indexes.iter_mut().map(|index| index as &mut dyn Reference).collect();
         let mut builder = RecipeBuilder::new(self, &reader, resolve, self.fine_cutter, INDEX_ROWS);
         git_idx::compare(&mut self.source(file, len), &mut references, &mut builder)?;
         builder.finish().map_err(DeltaError::Failed)
+    }
+
+    fn lock_many(&self, references: &[(&Entry, &Entry)]) -> Option<MutexGuard<'a, ()>> {
+        (references.len() > STORED_INDEXES).then(|| self.many_packs.lock())
     }
 
     fn source<'f>(&self, file: &'f File, len: u64) -> FileSource<'f>
@@ -335,6 +348,61 @@ fn reference_file<'a>(reader: &'a Reader<'a>, entry: &Entry) -> Option<Reference
     match &entry.content {
         Content::Recipe(recipe) => Some(ReferenceFile::new(reader, recipe, entry.size)),
         Content::Empty | Content::Inline(_) => None,
+    }
+}
+
+/// The index of a pack.
+struct IndexFile<'a> {
+    file: ReferenceFile<'a>,
+    /// Its content, if it is in memory.
+    bytes: Option<Vec<u8>>,
+}
+
+/// Opens the indexes of packs. Omits packs whose indexes cannot be read or are too large together.
+fn indexes<'r, 'a>(
+    reader: &'a Reader<'a>,
+    references: &[(&'r Entry, &'r Entry)],
+) -> Vec<(&'r Entry, IndexFile<'a>)> {
+    let mut left = INDEX_BYTES;
+    let open = |(n, (pack, index)): (usize, &(&'r Entry, &'r Entry))| {
+        let mut file = reference_file(reader, index)?;
+        let mut bytes = None;
+        if n >= STORED_INDEXES {
+            left = left.checked_sub(index.size)?;
+            let content = bytes.insert(vec![0; index.size as usize]);
+            if file.read(0, content) < content.len() {
+                return None;
+            }
+        }
+        Some((*pack, IndexFile { file, bytes }))
+    };
+    references.iter().enumerate().filter_map(open).collect()
+}
+
+impl IndexFile<'_> {
+    /// Returns the bytes from an offset on, if they are in memory.
+    fn from(&self, offset: u64) -> Option<&[u8]> {
+        Some(self.bytes.as_ref()?.get(offset as usize..).unwrap_or_default())
+    }
+}
+
+impl Reference for IndexFile<'_> {
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    fn common_prefix(&mut self, offset: u64, with: &[u8]) -> usize {
+        match self.from(offset) {
+            Some(here) => here.iter().zip(with).take_while(|(a, b)| a == b).count(),
+            None => self.file.common_prefix(offset, with),
+        }
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> usize {
+        let Some(here) = self.from(offset) else { return self.file.read(offset, buffer) };
+        let len = here.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&here[..len]);
+        len
     }
 }
 

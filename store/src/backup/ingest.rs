@@ -146,7 +146,7 @@ thread_local! {
 
 impl<'a> Ingest<'a> {
     pub fn new(run: &'a BackupState<'a>, exclude: &'a Excluded) -> Result<Ingest<'a>> {
-        let BackupState { store, packer, counters, allowance, file_systems, .. } = run;
+        let BackupState { store, packer, counters, allowance, many_packs, file_systems, .. } = run;
         let region = Mutex::new(MmapMut::map_anon(REGION_BYTES).map_err(Error::Memory)?);
         let owners = Owners::default();
         let cutter =
@@ -154,7 +154,7 @@ impl<'a> Ingest<'a> {
         let sizes = store.config.parameters();
         let (cutter, fine_cutter) =
             (cutter(sizes)?, cutter(sizes.finer()).or_else(|_| cutter(sizes))?);
-        let reuse = Reuse { store, packer, cutter, fine_cutter, allowance };
+        let reuse = Reuse { store, packer, cutter, fine_cutter, allowance, many_packs };
         let linked = Default::default();
         Ok(Ingest { counters, exclude, file_systems, owners, reuse, region, linked })
     }

@@ -163,6 +163,8 @@ pub struct BackupState<'a> {
     pub packer: Packer<'a>,
     pub counters: Counters,
     pub allowance: Allowance,
+    /// Held while indexes of many packs are in memory.
+    pub many_packs: Mutex<()>,
     pub file_systems: FileSystems,
     pub parent: Option<Named>,
     /// Number of skipped records: unreadable ones, and those from the future.
@@ -196,13 +198,14 @@ impl<'a> BackupState<'a> {
         let allowance = parent.as_ref().map_or_else(Allowance::default, |(_, parent)| {
             Allowance::of(parent.statistics.bytes, parent.statistics.unused)
         });
-        let (counters, file_systems) = Default::default();
+        let (counters, file_systems, many_packs) = Default::default();
         let (added, noted) = ([0; 3], Arc::default());
         Ok(BackupState {
             store,
             packer,
             counters,
             allowance,
+            many_packs,
             file_systems,
             parent,
             skipped_records,

@@ -116,7 +116,8 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// Returns a reuse that cuts everything at the store's sizes.
 fn reuse<'a>(store: &'a Store, packer: &'a Packer<'a>, allowance: &'a Allowance) -> Reuse<'a> {
     let cutter = Cutter::new(store.config.parameters()).expect("sizes that can be used");
-    Reuse { store, packer, cutter, fine_cutter: cutter, allowance }
+    static MANY_PACKS: Mutex<()> = Mutex::new(());
+    Reuse { store, packer, cutter, fine_cutter: cutter, allowance, many_packs: &MANY_PACKS }
 }
 
 /// Possible output of a format: literals, or a copy of a reference.
