@@ -24,6 +24,8 @@ const STATUS: Duration = Duration::from_secs(30);
 
 /// Maximum time after a signal for a command that prints its result to end.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum time after a signal for work to end. A read of a hung file system never returns.
+const HUNG: Duration = Duration::from_secs(10);
 
 /// Maximum number of warnings kept for notifications.
 const REMEMBERED_MAX: usize = 50;
@@ -68,6 +70,8 @@ pub struct Ui {
     wants_stop: Arc<AtomicBool>,
     /// Signal handlers that let a second signal end the program at once.
     impatient: Vec<SigId>,
+    /// True if the program must undo its changes to other services before it ends.
+    is_held: Arc<AtomicBool>,
     stdout: Mutex<io::Stdout>,
     warnings: Arc<Mutex<Warnings>>,
 }
@@ -97,12 +101,13 @@ impl Ui {
         // A file that exceeds the size limit is an error of that file and must not end the run.
         let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
         let stdout = Mutex::new(io::stdout());
-        let warnings = Arc::default();
-        Ui { json, quiet, verbose, wants_stop, impatient, stdout, warnings }
+        let (warnings, is_held) = Default::default();
+        Ui { json, quiet, verbose, wants_stop, impatient, is_held, stdout, warnings }
     }
 
     /// From now on, no signal ends the program before it has undone its changes to other services.
     pub fn hold(&self) {
+        self.is_held.store(true, Relaxed);
         for id in &self.impatient {
             signal_hook::low_level::unregister(*id);
         }
@@ -294,7 +299,8 @@ impl Watch {
         let (seen, wants_stop) = (Arc::clone(&watch), Arc::clone(&ui.wants_stop));
         // Without it, only progress and stop requests are missing. Services must be restarted even
         // at a limit of processes.
-        let ticker = std::thread::Builder::new().spawn(move || seen.tick(&wants_stop));
+        let is_held = Arc::clone(&ui.is_held);
+        let ticker = std::thread::Builder::new().spawn(move || seen.tick(&wants_stop, &is_held));
         if let Ok(mut slot) = watch.ticker.lock() {
             *slot = ticker.ok();
         }
@@ -324,14 +330,22 @@ impl Watch {
         self.started.elapsed()
     }
 
-    fn tick(&self, wants_stop: &AtomicBool) {
-        let (mut status_at, mut stop_at) = (self.started + STATUS, None);
+    fn tick(&self, wants_stop: &AtomicBool, is_held: &AtomicBool) {
+        let (mut status_at, mut asked_at) = (self.started + STATUS, None);
         loop {
             if wants_stop.load(Relaxed) {
                 self.progress.stop();
-                let stop_at = *stop_at.get_or_insert(Instant::now() + PATIENCE);
-                if self.is_hushed.load(Relaxed) && Instant::now() >= stop_at {
+                let waited = asked_at.get_or_insert_with(Instant::now).elapsed();
+                if self.is_hushed.load(Relaxed) && waited >= PATIENCE {
                     // The result is being written, but its reader does not read.
+                    std::process::exit(130);
+                }
+                if waited >= HUNG && !is_held.load(Relaxed) && !self.ended.load(Relaxed) {
+                    let after = HUNG.as_secs();
+                    self.say(&format!(
+                        "forgekeep: interrupted; a file system or the store did not answer for {after} s"
+                    ));
+                    // Like a kill, this loses nothing that is in the store.
                     std::process::exit(130);
                 }
             }
