@@ -443,6 +443,17 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
+    /// Returns true if the file `first`, which is to have as many names in the target as `names`, has
+    /// another one: all names are taken, and `path` is not one of them.
+    pub fn has_other_name(&self, first: &[u8], path: &[u8], names: u64) -> bool {
+        let stat = |path| {
+            let (parent, name) = self.parent(path)?;
+            source::stat_at(parent.as_fd(), name)
+        };
+        let is_it = |first: &Stat| stat(path).is_ok_and(|found| is_same_inode(&found, first));
+        stat(first).is_ok_and(|first| first.names >= names && !is_it(&first))
+    }
+
     /// Returns the type of the object at a path, or `None`.
     pub fn kind_of(&self, path: &[u8]) -> Option<EntryKind> {
         let (parent, name) = self.parent(path).ok()?;

@@ -267,8 +267,20 @@ pub(super) fn with_content(
         opened => opened.ok()?,
     };
     let stat = source::stat_open(&file).ok()?;
-    let is_same = has_content(store, &file, &stat, entry).unwrap_or(false);
+    let is_same = has_content(store, &file, &stat, entry).unwrap_or(false)
+        // A name outside of the target would get the metadata, too.
+        && (stat.names == 1 || has_metadata(&file, &stat, entry));
     is_same.then_some(Present { file: Some(file), stat })
+}
+
+/// Returns true if a restore would not change the metadata of a file.
+fn has_metadata(file: &File, stat: &Stat, entry: &Entry) -> bool {
+    let (wanted, found) = (Metadata::of(entry), source::attributes_open(file).found);
+    let has_owner = !rustix::process::geteuid().is_root() || wanted.owner == (stat.uid, stat.gid);
+    has_owner
+        && wanted.mode == stat.mode
+        && wanted.mtime.is_none_or(|mtime| target::is_held(mtime, stat))
+        && wanted.xattr_changes(&found).next().is_none()
 }
 
 /// Finds a file with the metadata of the entry that this user owns and may not read, such as one of
@@ -286,7 +298,7 @@ fn unreadable_but_same(target: BorrowedFd<'_>, path: &[u8], entry: &Entry) -> Op
 /// Returns false if the metadata of a file shows that it has not the content of the entry.
 fn may_have_content(stat: &Stat, entry: &Entry) -> bool {
     // A further name of another file must not be written to, nor get other metadata.
-    let shares = stat.names > 1 && entry.hard_link.is_none();
+    let shares = stat.names > entry.hard_link.map_or(1, |link| link.names);
     stat.kind == EntryKind::File && stat.size == entry.size && !shares
 }
 

@@ -220,6 +220,12 @@ impl Restore<'_> {
         let key = link_key(&entry);
         let copy = key.and_then(|key| self.copies.get(&key)).cloned();
         let is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
+        let names = entry.hard_link.map_or(1, |link| link.names);
+        if let (Some(key), None, false, EntryKind::File) = (key, &copy, is_unplaced, entry.kind)
+            && self.target.has_other_name(&first, &path, names)
+        {
+            return self.part_from_other_names(entry, key, &first, path, is_fresh);
+        }
         let mut reasons = Vec::new();
         // Without a name to link to, this one gets the content.
         for first in copy.into_iter().chain((!is_unplaced).then_some(first)) {
@@ -251,6 +257,28 @@ impl Restore<'_> {
             reasons.iter().for_each(|error| self.note_copy(&copied, error));
             self.copies.insert(key, copied);
         }
+        Ok(())
+    }
+
+    /// Writes a file of several names anew, because the file at its first name has a name outside
+    /// of the target.
+    fn part_from_other_names(
+        &mut self,
+        entry: Entry,
+        key: LinkKey,
+        first: &[u8],
+        path: Vec<u8>,
+        is_fresh: Arc<AtomicBool>,
+    ) -> Result<()> {
+        self.open_file(entry, path.clone(), is_fresh)?;
+        self.flush(false)?;
+        if self.lost_links.lock().contains(&key) || self.unplaced_links.lock().contains(&key) {
+            return Ok(());
+        }
+        if let Err(error) = self.target.make_link(&path, first) {
+            self.note_copy(&path, &error);
+        }
+        self.copies.insert(key, path);
         Ok(())
     }
 
