@@ -579,6 +579,64 @@ fn newer_files_that_hide_restored_references_are_reported() {
     assert_eq!(sandbox.tool("git").args(count).run().ok().stdout.trim(), "3");
 }
 
+/// Some file systems write a file when it is closed.
+#[test]
+fn an_error_of_closing_a_file_is_reported() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/file", "content");
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let target = sandbox.path("").canonicalize().expect("is there").join("target/file");
+    let paths = ["-P", target.to_str().expect("readable")];
+    let strace = ["-f", "-q", "-o", "/dev/null", "-e", "trace=close"];
+    let inject = ["-e", "inject=close:error=EDQUOT:when=1"];
+    let restore = [FORGEKEEP, "restore", &place, "--target", "target"];
+    let run = sandbox.tool("strace").args(strace).args(paths).args(inject).args(restore).run();
+    run.fails(1, &["target/file", "quota exceeded"]);
+    assert!(!sandbox.has("target/file"));
+    sandbox.run(["restore", &place, "--target", "target"]).ok();
+    assert_same(&sandbox, "target");
+}
+
+#[test]
+fn files_with_names_outside_of_the_target_stay_unchanged() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/a", "content");
+    for name in ["source/b", "source/c"] {
+        sandbox.tool("ln").args(["source/a", name]).run().ok();
+    }
+    sandbox.tool("chmod").args(["640", "source/a"]).run().ok();
+    sandbox.backup(["source"]);
+    let place = sandbox.at("latest", "source");
+    let same = |a: &str, b: &str| sandbox.tool("test").args([a, "-ef", b]).run().code() == Some(0);
+    let state = || sandbox.tool("stat").args(["-c", "%a %h %Z", "outside"]).run().ok().stdout;
+    // With other metadata, with that of the snapshot, and with as many names as in the snapshot.
+    for (number, names) in [vec!["a"], vec!["b"], vec!["a", "b"], vec!["a", "c"]].iter().enumerate()
+    {
+        for is_same in [false, true] {
+            let target = format!("target-{number}-{is_same}");
+            sandbox.run(["restore", &place, "--target", &target]).ok();
+            sandbox.tool("sh").args(["-c", &format!("rm {target}/* outside")]).run();
+            sandbox.tool("cp").args(["-p", "source/a", "outside"]).run().ok();
+            if !is_same {
+                sandbox.tool("chmod").args(["600", "outside"]).run().ok();
+            }
+            for name in names {
+                let name = format!("{target}/{name}");
+                sandbox.tool("ln").args(["outside", &name]).run().ok();
+            }
+            let before = state();
+            sandbox.run(["restore", &place, "--target", &target]).ok();
+            let path = |name: &str| format!("{target}/{name}");
+            assert_same(&sandbox, &target);
+            assert!(same(&path("a"), &path("b")) && same(&path("a"), &path("c")), "{target}");
+            assert!(!same(&path("a"), "outside"), "{target}");
+            let mode = |state: &str| state.split(' ').next().expect("a mode").to_owned();
+            assert_eq!(mode(&state()), mode(&before), "{target}");
+        }
+    }
+}
+
 #[test]
 fn a_blocked_name_does_not_lose_the_other_hard_links() {
     let sandbox = Sandbox::with_store();

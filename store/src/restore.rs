@@ -17,6 +17,7 @@ mod output;
 mod passages;
 mod runs;
 mod selection;
+mod similar_names;
 mod window;
 
 use crate::entry::{Entry, EntryKind, is_within};
@@ -36,6 +37,7 @@ use passages::Passages;
 use runs::GatherBuffer;
 use rustix::io::Errno;
 use selection::{prefix, selected, totals};
+use similar_names::SimilarNames;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
@@ -163,6 +165,7 @@ pub fn restore(
         blocked: None,
         git_caches: Mutex::default(),
         packed_refs: PackedRefs::default(),
+        similar_names: SimilarNames::default(),
     };
     let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
     for item in selected(root, from, options, store) {
@@ -173,8 +176,13 @@ pub fn restore(
         }
     }
     restore.flush(true)?;
+    for path in restore.similar_names.merged(restore.target.dir(), &restore.prefix) {
+        restore.failed(relative(path, &restore.prefix), similar_names::MERGED);
+    }
     restore.delete(extra, root, from, options)?;
-    restore.warn_of_hidden_refs(root);
+    if !restore.top.is_empty {
+        restore.warn_of_hidden_refs(root);
+    }
     restore.target.put_modes_back();
     let report = restore.report();
     if report.files_restored + report.others + report.deleted > 0 {
@@ -337,6 +345,7 @@ struct Restore<'a> {
     blocked: Option<Vec<u8>>,
     git_caches: Mutex<GitCaches>,
     packed_refs: PackedRefs,
+    similar_names: SimilarNames,
     /// Dropped last: unfinished files are removed before the modes of their directories are
     /// restored.
     target: Target,

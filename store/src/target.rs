@@ -33,7 +33,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,6 +55,15 @@ pub struct Target {
     pub owner_denied: AtomicU64,
     /// Number of attributes that could not be set here.
     pub xattr_denied: AtomicU64,
+    /// Devices on which an owner, or a mode, was found as it was set. Others may ignore it.
+    heeded: Mutex<HashSet<(u64, Setting)>>,
+}
+
+/// A setting that some file systems ignore without an error, such as CIFS and FAT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Setting {
+    Owner,
+    Mode,
 }
 
 /// Origin of a directory.
@@ -93,6 +102,7 @@ impl Target {
             opened_up: Mutex::default(),
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
+            heeded: Mutex::default(),
         };
         target.meet_dir(b"");
         target
@@ -314,14 +324,17 @@ impl Target {
         Err(Errno::BUSY.into())
     }
 
-    /// Sets the metadata and the final name of a written file. Fails only if the name cannot be
-    /// set.
+    /// Sets the metadata and the final name of a written file. Fails only if its content was not
+    /// written or the name cannot be set.
     pub fn finish(
         &self,
         mut unfinished: Unfinished,
         path: &[u8],
         metadata: &Metadata<'_>,
     ) -> io::Result<Refused> {
+        // Network and FUSE file systems write when a file is closed. This comes first, because they
+        // may set the time then.
+        nix::unistd::close(unfinished.file.try_clone()?)?;
         let node = Node { fd: unfinished.file.as_fd(), at: None };
         let refused = self.give_metadata(node, &unfinished.stat, metadata, true);
         if unfinished.rename_to.is_some() {

@@ -1,6 +1,7 @@
 //! Removes paths of the target that the snapshot lacks.
 
 use super::git_caches::GitCaches;
+use super::similar_names::are_similar;
 use super::{Options, Restore, join, relative, selected};
 use crate::entry::{EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
@@ -283,6 +284,7 @@ fn extra_below(
             && (options.include.is_empty() || options.include.covers(&path));
         match (known.is_some(), may_go) {
             (true, _) => {}
+            (false, true) if is_similar_to_known(&open_root, &path, root, store) => {}
             (false, true) => extra.push(path),
             (false, false) => keep(&path, &mut kept),
         }
@@ -299,6 +301,29 @@ fn extra_below(
     extra.dedup_by(|inner, outer| is_within(inner, outer));
     in_the_way.retain(|dir| !kept.contains(dir));
     Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), mounts, unseen })
+}
+
+/// Returns true if the object at a path, which the tree lacks, is that of a similar name in the tree,
+/// because the file system does not distinguish them.
+fn is_similar_to_known(open_root: &Root, path: &[u8], root: &ChunkId, store: &Store) -> bool {
+    let (parent, name) = split(path);
+    let switch = |byte: &u8| match byte.is_ascii_lowercase() {
+        true => byte.to_ascii_uppercase(),
+        false => byte.to_ascii_lowercase(),
+    };
+    let switched: Vec<u8> = name.iter().map(switch).collect();
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let Ok(dir) = source::open_below(open_root.dir.as_fd(), open_root.relative(parent), flags)
+    else {
+        return false;
+    };
+    let inode =
+        |name: &[u8]| source::stat_at(dir.as_fd(), name).ok().map(|stat| (stat.device, stat.inode));
+    switched != name
+        && inode(&switched).is_some_and(|found| Some(found) == inode(name))
+        && crate::tree::children(root, parent, store)
+            .flatten()
+            .any(|entry| are_similar(split(&entry.path).1, name))
 }
 
 fn not_searched(error: &io::Error) -> Reason {

@@ -192,7 +192,12 @@ impl DryRun<'_> {
         }
         let is_in_the_way = self.is_in_the_way(&path);
         let present = self.present(entry, &path, known.as_ref());
-        let refused = if present.is_some() { None } else { self.refusal(entry, &path) };
+        let mut refused = if present.is_some() { None } else { self.refusal(entry, &path) };
+        if present.is_none() && refused.is_none() && entry.kind == EntryKind::Symlink {
+            let above = self.above(entry, &path);
+            let made = above.map(|above| self.trials.make_symlink(above.dir.as_fd()));
+            refused = made.and_then(std::result::Result::err).map(io::Error::from);
+        }
         let is_restored = known.as_ref().is_some_and(|link| link.is_restored);
         if !is_restored
             && let Some(link) = key.and_then(|key| self.links.get_mut(&key))
@@ -472,6 +477,12 @@ impl DryRun<'_> {
         let owner = self.given_owner(entry, path, is, &wanted);
         self.count_denied(owner, &wanted);
         let mut refused = Refused::default();
+        if let Some(above) = above.filter(|_| entry.kind != EntryKind::Symlink)
+            && let Err(error) =
+                self.trials.set_mode(above.dir.as_fd(), self.rights.given_mode(owner, &wanted))
+        {
+            refused.note("mode", &error.into());
+        }
         self.count_xattrs(entry, path, &Vec::new(), None, &mut refused);
         self.count_refused(path, &refused);
     }

@@ -81,6 +81,7 @@ impl Restore<'_> {
             self.failed(&path, "its parent in the snapshot is not a directory");
             return Ok(());
         };
+        self.similar_names.take(&entry.path);
         self.window.entries += 1;
         self.window.bytes += weight(&entry);
         if entry.kind == EntryKind::Directory {

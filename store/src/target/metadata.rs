@@ -1,6 +1,6 @@
 //! Metadata that a restore gives to objects in the target.
 
-use super::Target;
+use super::{Setting, Target};
 use crate::entry::{Entry, EntryKind, Time, Xattrs};
 use crate::observe::{Cause, Reason};
 use crate::source::{self, Stat};
@@ -177,8 +177,26 @@ impl Target {
             self.give_xattrs(node, metadata, may_have_xattrs, &mut mode, &mut refused);
         }
         let wanted = self.rights.given_mode(owner, metadata);
+        if owner != (stat.uid, stat.gid) {
+            self.check_heeded(Setting::Owner, node, stat, |now| {
+                let is_set = (now.uid, now.gid) == owner;
+                self.owner_denied.fetch_add(u64::from(!is_set), Ordering::Relaxed);
+                is_set
+            });
+        }
         if metadata.kind != EntryKind::Symlink && mode != Some(wanted) {
-            node.chmod(wanted).unwrap_or_else(|error| refused.note("mode", &error));
+            match node.chmod(wanted) {
+                Ok(()) => self.check_heeded(Setting::Mode, node, stat, |now| {
+                    // The kernel may drop setgid for a user outside of the group.
+                    let is_set = now.mode & 0o777 == wanted & 0o777;
+                    if !is_set {
+                        let ignored = io::Error::other("this file system ignores it");
+                        refused.note("mode", &ignored);
+                    }
+                    is_set
+                }),
+                Err(error) => refused.note("mode", &error),
+            }
         }
         if let Some(mtime) = metadata.mtime.filter(|mtime| is_new || !is_held(*mtime, stat)) {
             // Another attempt would only change the ctime.
@@ -188,6 +206,22 @@ impl Target {
             set.unwrap_or_else(|error| refused.note("time", &error));
         }
         refused
+    }
+
+    /// Looks at an object after a setting, unless its file system is known to heed that one.
+    fn check_heeded(
+        &self,
+        setting: Setting,
+        node: Node<'_>,
+        stat: &Stat,
+        is_set: impl FnOnce(&Stat) -> bool,
+    ) {
+        let key = (stat.device, setting);
+        if !self.heeded.lock().contains(&key)
+            && source::stat_open(node.fd).is_ok_and(|now| is_set(&now))
+        {
+            self.heeded.lock().insert(key);
+        }
     }
 
     /// Sets the owner as far as this user may. Returns the resulting user and group.
