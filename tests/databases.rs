@@ -240,10 +240,9 @@ fn a_backup_waits_for_a_free_connection() {
     std::thread::sleep(std::time::Duration::from_secs(1));
     configure(&sandbox, postgres.socket_dir(), "wait = '1s'");
     backup(&sandbox).run().fails(1, &["too many clients"]);
-    for mut other in others {
-        other.kill();
-        other.wait();
-    }
+    postgres.signal(Signal::INT);
+    postgres.wait_for_end();
+    others.into_iter().for_each(|other| drop(other.wait()));
 }
 
 #[test]
