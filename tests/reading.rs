@@ -150,6 +150,18 @@ fn an_aborted_listing_keeps_the_entries_read_so_far() {
 }
 
 #[test]
+fn a_file_that_exists_and_cannot_be_opened_is_reported() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/sub/lost", "precious");
+    sandbox.write("source/sub/other", "precious, too");
+    // The file system finds it in the listing only. Its second opening shows that it exists.
+    let faults = ["-P", "sub/lost", "-e", "inject=openat2:error=ENOENT:when=1"];
+    let run = traced(&sandbox, &faults, &["backup", "--json", "source"]).run().ends_with(3);
+    assert_eq!(reported(&sandbox, &run), ["source/sub/lost"]);
+    sandbox.run(["ls", &sandbox.at("latest", "source/sub/other")]).ok();
+}
+
+#[test]
 fn unreadable_attributes_keep_content_and_are_retried() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/file", "precious");

@@ -39,6 +39,7 @@ const LINKED_MAX: usize = 1024;
 /// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "the system reports too small a size for it, and it has more than 4 GiB";
+const MISSING: &str = "it exists, but the file system does not find it when it is read";
 const REPLACED: &str = "another object replaced it during the backup";
 /// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;
@@ -175,6 +176,14 @@ impl<'a> Ingest<'a> {
         let read = match found.stat.kind {
             EntryKind::File => self.open_and_read(root, found, previous),
             _ => self.other(root, found).map_err(IngestError::from),
+        };
+        let read = match read {
+            Err(IngestError::Source(error))
+                if error.kind() == io::ErrorKind::NotFound && is_still_there(root, found) =>
+            {
+                Err(IngestError::Source(io::Error::other(MISSING)))
+            }
+            read => read,
         };
         self.settle(&found.path, previous, read)
     }
@@ -585,6 +594,14 @@ impl<'a> Ingest<'a> {
     fn push(&self, recipe: &mut RecipeWriter, extent: Extent) -> Result<()> {
         recipe.push(extent, self.reuse.packer)
     }
+}
+
+/// Returns true if the name of an object still leads to it.
+fn is_still_there(root: &Root, found: &Found) -> bool {
+    let path = root.relative(&found.path);
+    source::open_below(root.dir.as_fd(), path, rustix::fs::OFlags::PATH)
+        .and_then(source::stat_open)
+        .is_ok_and(|now| now.inode == found.stat.inode)
 }
 
 /// Returns the attributes of a directory that this user may not be allowed to open.
