@@ -257,6 +257,12 @@ fn glob(pattern: &[u8]) -> Result<(String, bool), &'static str> {
     if pattern.is_empty() {
         return Err("it is empty; check for an unset variable");
     }
+    if [&b"[[:"[..], b"[[.", b"[[="]
+        .iter()
+        .any(|class| pattern.windows(3).any(|part| part == *class))
+    {
+        return Err("named character classes such as [[:digit:]] are not supported; write [0-9]");
+    }
     if pattern.starts_with(b"!") {
         return Err("patterns cannot be negated; for a name that begins with ! write \\!");
     }
@@ -402,7 +408,18 @@ mod tests {
 
     #[test]
     fn meaningless_patterns_are_refused() {
-        for pattern in [&b""[..], b"/", b"//", b".", b"a/../b", b"!a", b"a\0b", b"[\xff", b"{a"] {
+        for pattern in [
+            &b"[[:digit:]]*"[..],
+            b"",
+            b"/",
+            b"//",
+            b".",
+            b"a/../b",
+            b"!a",
+            b"a\0b",
+            b"[\xff",
+            b"{a",
+        ] {
             let read = Globs::new([&b"fine"[..], pattern]);
             let named = String::from_utf8_lossy(pattern).into_owned();
             assert!(
