@@ -55,7 +55,7 @@ pub struct Target {
     pub owner_denied: AtomicU64,
     /// Number of attributes that could not be set here.
     pub xattr_denied: AtomicU64,
-    /// Devices on which an owner, or a mode, was found as it was set. Others may ignore it.
+    /// Devices on which an owner, mode or time was found as it was set. Others may ignore it.
     heeded: Mutex<HashSet<(u64, Setting)>>,
 }
 
@@ -64,6 +64,7 @@ pub struct Target {
 enum Setting {
     Owner,
     Mode,
+    Time,
 }
 
 /// Origin of a directory.

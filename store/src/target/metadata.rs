@@ -203,7 +203,20 @@ impl Target {
             let is_limit = !is_new && is_limited(mtime, stat);
             let held = stat.mtime.seconds;
             let set = if is_limit { Err(not_held(mtime, held)) } else { node.set_mtime(mtime) };
-            set.unwrap_or_else(|error| refused.note("time", &error));
+            match set {
+                Ok(()) if node.at.is_none() => {
+                    self.check_heeded(Setting::Time, node, stat, |now| {
+                        let is_set = is_about(mtime, now);
+                        // libfuse 2 sets nothing unless it gets both times.
+                        if !is_set && let Err(error) = node.set_both_times(mtime) {
+                            refused.note("time", &error);
+                        }
+                        is_set
+                    });
+                }
+                Ok(()) => {}
+                Err(error) => refused.note("time", &error),
+            }
         }
         refused
     }
@@ -333,6 +346,17 @@ impl Node<'_> {
         Ok(())
     }
 
+    /// Sets the time of the last access, too. Fails if the time of the last change is another one
+    /// then.
+    fn set_both_times(&self, mtime: Time) -> io::Result<()> {
+        let times = times(mtime);
+        futimens(self.fd, &Timestamps { last_access: times.last_modification, ..times })?;
+        match is_about(mtime, &source::stat_open(self.fd)?) {
+            true => Ok(()),
+            false => Err(io::Error::other("this file system ignores it")),
+        }
+    }
+
     fn xattrs(&self) -> io::Result<crate::entry::Xattrs> {
         match self.at {
             Some((dir, name)) => source::xattrs_below(dir, name),
@@ -369,6 +393,11 @@ pub(crate) fn is_held(wanted: Time, stat: &Stat) -> bool {
     let is_rounded =
         |step: &i128| ctime.rem_euclid(*step) == 0 && held == wanted - wanted.rem_euclid(*step);
     held == wanted || TIME_STEPS.iter().any(is_rounded)
+}
+
+/// Returns true if a file has this time, up to the coarsest rounding of file systems.
+fn is_about(wanted: Time, stat: &Stat) -> bool {
+    stat.mtime.seconds.abs_diff(wanted.seconds) <= 2
 }
 
 /// Returns true if a file has the first or last time of its file system instead of one beyond.
