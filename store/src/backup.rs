@@ -138,8 +138,9 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 
 /// Returns a test whether an absolute path is the directory of the store, or inside it.
 fn inside_of(store: &Store) -> impl Fn(&Path) -> bool {
-    let root = store.root().and_then(device_and_inode);
-    move |path| root.is_some() && path.ancestors().any(|dir| device_and_inode(dir) == root)
+    let dirs = store.directories();
+    let is_in = move |found| dirs.binary_search(&found).is_ok();
+    move |path| path.ancestors().filter_map(device_and_inode).any(&is_in)
 }
 
 fn device_and_inode(path: &Path) -> Option<(u64, u64)> {

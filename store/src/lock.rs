@@ -59,6 +59,17 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Takes the lock for reading. Without a usable lock file, reading goes on without the lock.
+    pub fn take_to_read(root: &Path) -> Result<Lock> {
+        match Lock::take(root, Mode::Shared) {
+            Err(Error::StoreWrite { source, .. } | Error::StoreRead { source, .. }) => {
+                let place = root.display().to_string();
+                Ok(Lock { file: None, place, unsupported: source.into() })
+            }
+            taken => taken,
+        }
+    }
+
     /// Returns the error of a file system without locks. The lock then excludes nobody.
     pub fn unsupported(&self) -> Option<&io::Error> {
         self.unsupported.get()

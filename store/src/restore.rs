@@ -221,10 +221,10 @@ fn store_place(
     let failed = |source| Error::Target { path: target.to_owned(), source };
     let refused = || Error::TargetIsStore { target: target.to_owned(), store: store_root.into() };
     let target_root = canonical(target).map_err(failed)?;
+    let dirs = store.directories();
     let is_store = |path: &Path| {
-        use std::os::unix::fs::MetadataExt;
-        let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
-        inode(path).is_some() && inode(path) == inode(store_root)
+        let stat = source::open_dir(path).and_then(source::stat_open);
+        stat.is_ok_and(|stat| dirs.binary_search(&(stat.device, stat.inode)).is_ok())
     };
     if target_root.ancestors().any(is_store) {
         return Err(refused());

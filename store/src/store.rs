@@ -15,6 +15,7 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot;
+use crate::source;
 use crate::threads;
 use crate::workspace::{INDEX_FILE, Workspace};
 use parking_lot::Mutex;
@@ -58,6 +59,9 @@ pub enum Purpose {
     /// Rebuilding the index under an exclusive lock.
     Rebuild,
 }
+
+/// Levels of directories below that of a store: `segments/xx`.
+const DIRECTORY_DEPTH: u32 = 2;
 
 /// An open store.
 pub struct Store {
@@ -231,10 +235,11 @@ impl Store {
                 return Err(Error::NotAStore { place: local.place(), reason });
             }
         }
-        let lock = Lock::take(
-            root,
-            if purpose == Purpose::Rebuild { Mode::Exclusive } else { Mode::Shared },
-        )?;
+        let lock = match purpose {
+            Purpose::Read => Lock::take_to_read(root),
+            Purpose::Write => Lock::take(root, Mode::Shared),
+            Purpose::Rebuild => Lock::take(root, Mode::Exclusive),
+        }?;
         if let Some(reason) = lock.unsupported() {
             observer.event(Event::Warning(format!(
                 "cannot lock {LOCK_FILE} of the store: {reason}; \
@@ -335,6 +340,25 @@ impl Store {
     /// Returns the directory of a store on this machine.
     pub fn root(&self) -> Option<&Path> {
         self.root.as_deref()
+    }
+
+    /// Returns device and inode of all directories of a store on this machine, sorted. A bind mount
+    /// may lead to any of them.
+    pub fn directories(&self) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        let mut dirs: Vec<(PathBuf, u32)> =
+            self.root().map(|root| (root.to_owned(), 0)).into_iter().collect();
+        while let Some((dir, depth)) = dirs.pop() {
+            let Ok(stat) = source::open_dir(&dir).and_then(source::stat_open) else { continue };
+            found.push((stat.device, stat.inode));
+            let inner = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+            let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            if depth < DIRECTORY_DEPTH {
+                dirs.extend(inner.map(|entry| (entry.path(), depth + 1)));
+            }
+        }
+        found.sort_unstable();
+        found
     }
 
     /// Returns true if a directory of segments could not be read when the store was opened.

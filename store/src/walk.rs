@@ -41,7 +41,7 @@ pub struct Excluded {
     pub caches: bool,
     /// Skips files that a restore has not finished.
     pub unfinished: bool,
-    /// Device and inode of directories that are never entered: the store itself.
+    /// Device and inode of directories that are never entered, sorted: the store itself.
     pub never: Vec<(u64, u64)>,
     /// Named paths below other named paths.
     pub named: Arc<Named>,
@@ -168,14 +168,14 @@ impl Excluded {
         scope: Scope,
         is_mounted: impl FnOnce() -> bool,
     ) -> Verdict {
-        if self.never.contains(&(stat.device, stat.inode)) {
+        let is_dir = stat.kind == EntryKind::Directory;
+        if is_dir && self.never.binary_search(&(stat.device, stat.inode)).is_ok() {
             self.noted.path(path);
             return Verdict::Skipped;
         }
         if self.named.has(path) {
             return Verdict::Within(Scope::all(stat.device));
         }
-        let is_dir = stat.kind == EntryKind::Directory;
         let is_passage = is_dir && self.named.is_below(path);
         let is_out = self.is_out(path, inner, scope.wanted);
         let name = source::split(path).1;

@@ -6,9 +6,7 @@ use super::ingest::{FileContent, Ingest, IngestError};
 use super::previous::{Comparison, Previous, Recheck};
 use super::roots::Roots;
 use super::run::{BackupState, Totals};
-use super::{
-    BackupOptions, Report, device_and_inode, inside_of, named, outside, pipeline, survey, tree_path,
-};
+use super::{BackupOptions, Report, inside_of, named, outside, pipeline, survey, tree_path};
 use crate::chunks::Chunks;
 use crate::entry::{Entry, EntryKind, Time, check_path, display_path, path_cmp};
 use crate::error::{Error, Result};
@@ -245,7 +243,7 @@ impl<'a> Backup<'a> {
             other_file_systems: options.one_file_system,
             caches: options.exclude_caches,
             unfinished: true,
-            never: self.run.store.root().map_or_else(Vec::new, directories_of),
+            never: self.run.store.directories(),
             named: Arc::default(),
             noted: Arc::clone(noted),
         })
@@ -439,12 +437,4 @@ fn directory_first(earlier: Entry, later: Entry, in_the_way: &mut dyn FnMut(&[u8
         return earlier;
     }
     later
-}
-
-/// Returns device and inode of a store's directory and of its subdirectories.
-fn directories_of(store: &Path) -> Vec<(u64, u64)> {
-    let inner = std::fs::read_dir(store).into_iter().flatten().flatten();
-    let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    let all = std::iter::once(store.to_owned()).chain(inner.map(|entry| entry.path()));
-    all.filter_map(|dir| device_and_inode(&dir)).collect()
 }

@@ -243,6 +243,7 @@ fn extra_below(
     let (mut extra, mut kept) = (Vec::new(), HashSet::new());
     let mut in_the_way: Vec<Vec<u8>> = Vec::new();
     let mut unseen = Vec::new();
+    let mut similar = Similar { open_root: &open_root, root, store, dir: None, known: None };
     for step in Walk::new(Arc::clone(&open_root), stat, rules, 1) {
         let found = match step {
             Step::Found(found) | Step::GitDir(found, _) => found,
@@ -284,7 +285,7 @@ fn extra_below(
             && (options.include.is_empty() || options.include.covers(&path));
         match (known.is_some(), may_go) {
             (true, _) => {}
-            (false, true) if is_similar_to_known(&open_root, &path, root, store) => {}
+            (false, true) if similar.is_known(&path) => {}
             (false, true) => extra.push(path),
             (false, false) => keep(&path, &mut kept),
         }
@@ -303,27 +304,51 @@ fn extra_below(
     Ok(Extra { paths: extra, giving_way: in_the_way.into_iter().collect(), mounts, unseen })
 }
 
-/// Returns true if the object at a path, which the tree lacks, is that of a similar name in the tree,
-/// because the file system does not distinguish them.
-fn is_similar_to_known(open_root: &Root, path: &[u8], root: &ChunkId, store: &Store) -> bool {
-    let (parent, name) = split(path);
-    let switch = |byte: &u8| match byte.is_ascii_lowercase() {
-        true => byte.to_ascii_uppercase(),
-        false => byte.to_ascii_lowercase(),
-    };
-    let switched: Vec<u8> = name.iter().map(switch).collect();
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    let Ok(dir) = source::open_below(open_root.dir.as_fd(), open_root.relative(parent), flags)
-    else {
-        return false;
-    };
-    let inode =
-        |name: &[u8]| source::stat_at(dir.as_fd(), name).ok().map(|stat| (stat.device, stat.inode));
-    switched != name
-        && inode(&switched).is_some_and(|found| Some(found) == inode(name))
-        && crate::tree::children(root, parent, store)
-            .flatten()
-            .any(|entry| are_similar(split(&entry.path).1, name))
+/// Recognises objects of names that the tree has in a similar form, on a file system that does not
+/// distinguish them.
+struct Similar<'a> {
+    open_root: &'a Root,
+    root: &'a ChunkId,
+    store: &'a Store,
+    /// The last directory, and true if it does not distinguish similar names.
+    dir: Option<(Vec<u8>, bool)>,
+    /// The last recognised path. Nothing below it is removed.
+    known: Option<Vec<u8>>,
+}
+
+impl Similar<'_> {
+    /// Returns true if the object at a path, which the tree lacks, is that of a path in the tree.
+    fn is_known(&mut self, path: &[u8]) -> bool {
+        let (parent, name) = split(path);
+        if self.known.as_ref().is_some_and(|known| is_within(path, known)) {
+            return true;
+        }
+        if self.dir.as_ref().is_none_or(|(dir, _)| dir != parent) {
+            self.dir = Some((parent.to_vec(), self.merges(parent, name)));
+        }
+        let merges = self.dir.as_ref().is_some_and(|(_, merges)| *merges);
+        let mut known = crate::tree::children(self.root, parent, self.store).flatten();
+        if merges && known.any(|entry| are_similar(split(&entry.path).1, name)) {
+            self.known = Some(path.to_vec());
+        }
+        self.known.as_deref() == Some(path)
+    }
+
+    /// Returns true if a name in a directory also leads to its object in the other case, without
+    /// being listed so.
+    fn merges(&self, parent: &[u8], name: &[u8]) -> bool {
+        let switch = |byte: &u8| match byte.is_ascii_lowercase() {
+            true => byte.to_ascii_uppercase(),
+            false => byte.to_ascii_lowercase(),
+        };
+        let switched: Vec<u8> = name.iter().map(switch).collect();
+        let dir = self.open_root.relative(parent);
+        let Ok(dir) = source::open_dir_below(self.open_root.dir.as_fd(), dir) else { return false };
+        let is_listed = |names: Vec<(Box<[u8]>, u64)>| names.iter().any(|(n, _)| **n == switched);
+        switched != name
+            && source::stat_at(dir.as_fd(), &switched).is_ok()
+            && source::names(dir.as_fd()).is_ok_and(|names| !is_listed(names))
+    }
 }
 
 fn not_searched(error: &io::Error) -> Reason {
@@ -347,8 +372,8 @@ struct SkippedHere<'a> {
     root: ChunkId,
     open_root: Arc<Root>,
     device: u64,
-    /// Device and inode of the store's directory.
-    store: Option<(u64, u64)>,
+    /// Device and inode of the store's directories, and of a link that leads to it.
+    store: Vec<(u64, u64)>,
     /// True if the backup skipped the content of directories marked as caches.
     caches: bool,
     /// The store, a mount point or a cache, whose content is not inspected.
@@ -368,15 +393,11 @@ impl<'a> SkippedHere<'a> {
         root: &ChunkId,
         caches: bool,
     ) -> Result<SkippedHere<'a>> {
-        let store = match backing.root() {
-            None => None,
-            Some(path) => {
-                let failed = |source| Error::Target { path: path.to_owned(), source };
-                let dir = source::open_dir(path).map_err(failed)?;
-                let stat = source::stat_open(&dir).map_err(failed)?;
-                Some((stat.device, stat.inode))
-            }
-        };
+        let mut store = backing.directories();
+        let link = backing
+            .root()
+            .map(|root| source::stat_at(rustix::fs::CWD, root.as_os_str().as_bytes()));
+        store.extend(link.and_then(io::Result::ok).map(|link| (link.device, link.inode)));
         Ok(SkippedHere {
             backing,
             root: *root,
@@ -401,7 +422,7 @@ impl<'a> SkippedHere<'a> {
             return true;
         }
         let is_dir = stat.kind == EntryKind::Directory;
-        let is_store = Some((stat.device, stat.inode)) == self.store;
+        let is_store = self.store.contains(&(stat.device, stat.inode));
         // On layered file systems, the device of a file is that of its layer.
         let is_elsewhere = is_dir && stat.device != self.device;
         if is_store || is_elsewhere || (is_dir || !is_known) && self.is_mount_root(path) {
