@@ -579,6 +579,23 @@ fn newer_files_that_hide_restored_references_are_reported() {
     assert_eq!(sandbox.tool("git").args(count).run().ok().stdout.trim(), "3");
 }
 
+#[test]
+fn a_path_that_is_or_has_a_symbolic_link_names_where_it_leads() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/disk/etc/secrets", "secret");
+    sandbox.tool("ln").args(["-s", "../source/disk/etc", "source/etc"]).run().ok();
+    sandbox.backup(["source"]);
+    let (link, leads_to) = (sandbox.at("latest", "source/etc"), "source/disk/etc");
+    let restored = sandbox.run(["restore", &link, "--target", "restored"]).ok();
+    assert!(restored.stderr.contains("only the link is restored"), "{}", restored.all_output());
+    assert!(restored.stderr.contains(leads_to), "{}", restored.all_output());
+    for command in [&["restore", "--target", "restored"][..], &["dump"], &["ls"]] {
+        let below = format!("{link}/secrets");
+        let run = sandbox.forgekeep(command).args([&below]).run();
+        run.fails(1, &["is a symbolic link there", "ask for", "source/disk/etc/secrets"]);
+    }
+}
+
 /// Some file systems write a file when it is closed.
 #[test]
 fn an_error_of_closing_a_file_is_reported() {

@@ -303,6 +303,13 @@ const LOOKED_AT: usize = 50_000;
 pub fn no_path(store: &Store, id: &SnapshotId, root: &ChunkId, path: &[u8]) -> Failure {
     let message = format!("snapshot {} has no /{}", id.short(), display_path(path));
     let lists = format!("`forgekeep ls {}` lists its paths", id.short());
+    if let Some((link, leads_to)) = store::tree::link_on(root, path, store) {
+        let (link, leads_to) = (display_path(&link), display_path(&leads_to));
+        return with_hint(
+            message,
+            format!("/{link} is a symbolic link there; ask for /{leads_to}"),
+        );
+    }
     let hint = match likely(store, root, path) {
         Some(likely) => format!("did you mean /{}? {lists}", display_path(&likely)),
         None => format!("{lists}; `forgekeep find NAME` searches all snapshots"),

@@ -799,6 +799,32 @@ impl Iterator for TreeReader<'_> {
     }
 }
 
+/// Returns the first symbolic link among a path and the directories above it, and the path to which
+/// the whole path leads. The tree need not have that one.
+pub fn link_on(root: &ChunkId, path: &[u8], chunks: &dyn Chunks) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut lookup = Lookup::new(root, chunks);
+    for end in crate::glob::ends(path) {
+        let Ok(Some(entry)) = lookup.at(&path[..end]) else { continue };
+        if entry.kind != EntryKind::Symlink {
+            continue;
+        }
+        let above: &[u8] =
+            if entry.target.starts_with(b"/") { b"" } else { crate::source::split(&entry.path).0 };
+        let mut names: Vec<&[u8]> = Vec::new();
+        for name in
+            [above, &entry.target, &path[end..]].iter().flat_map(|p| p.split(|b| *b == b'/'))
+        {
+            match name {
+                b"" | b"." => {}
+                b".." => drop(names.pop()),
+                name => names.push(name),
+            }
+        }
+        return Some((entry.path.clone(), names.join(&b'/')));
+    }
+    None
+}
+
 /// Reads the entries directly in a directory, in path order. Reads few of the pages below its
 /// subdirectories. The root of the tree has an empty path.
 pub fn children<'a>(

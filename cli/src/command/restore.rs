@@ -9,7 +9,7 @@ use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use store::entry::EntryKind;
+use store::entry::{EntryKind, display_path};
 use store::glob::Globs;
 use store::id::SnapshotId;
 use store::observe::Event;
@@ -145,6 +145,17 @@ impl Restore {
                     "omit --delete to restore one file",
                 ));
             }
+        }
+        if let Some((link, leads_to)) = store::tree::link_on(&root, &place.path, &store)
+            && link == place.path
+            && TreeReader::within(&root, &leads_to, &store).next().is_some()
+        {
+            let (link, leads_to) = (display_path(&link), display_path(&leads_to));
+            ui.warn(&format!(
+                "/{link} is a symbolic link, and only the link is restored; what it leads to is \
+                 {}:/{leads_to}",
+                id.short()
+            ));
         }
         let report = store::restore::restore(&store, &root, &place.path, &self.target, &options);
         watch.end();
