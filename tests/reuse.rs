@@ -146,7 +146,7 @@ fn a_pack_that_joins_very_many_packs_is_found_again() {
         git(&sandbox, &["repack", "-dq"]);
     }
     sandbox.remove("source/blob");
-    assert_eq!(packs(&sandbox).len(), 150);
+    assert_eq!(packs(&sandbox).len(), 2 * 150, "packs and their indexes");
     sandbox.backup(["source"]);
     git(&sandbox, &["repack", "-adq"]);
     let summary = sandbox.backup(["source"]);

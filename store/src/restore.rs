@@ -159,6 +159,7 @@ pub fn restore(
         is_delete: options.delete,
         store_place,
         copies: HashMap::new(),
+        linked_names: HashMap::new(),
         unmade_dirs: Mutex::default(),
         passages,
         kept_passages: Mutex::default(),
@@ -334,6 +335,8 @@ struct Restore<'a> {
     is_delete: bool,
     /// Path of the store below the target.
     store_place: Option<Vec<u8>>,
+    /// Further names that were linked to the first, of files with more than two names.
+    linked_names: HashMap<LinkKey, Vec<Vec<u8>>>,
     /// Copies of files to which no further hard link could be made.
     copies: HashMap<LinkKey, Vec<u8>>,
     /// Directories that could not be made. Nothing in them can be restored.

@@ -233,6 +233,13 @@ impl Restore<'_> {
             let error = match self.target.make_link(&first, &path) {
                 Ok(()) => {
                     self.count_made(&path, Ok(Refused::default()), &self.counts.others);
+                    if let Some(key) = key.filter(|_| names > 2) {
+                        let linked = self.linked_names.entry(key).or_default();
+                        linked.push(path);
+                        if linked.len() as u64 + 1 == names {
+                            self.linked_names.remove(&key);
+                        }
+                    }
                     return Ok(());
                 }
                 Err(error) => error,
@@ -276,8 +283,17 @@ impl Restore<'_> {
         if self.lost_links.lock().contains(&key) || self.unplaced_links.lock().contains(&key) {
             return Ok(());
         }
-        if let Err(error) = self.target.make_link(&path, first) {
-            self.note_copy(&path, &error);
+        for earlier in self
+            .linked_names
+            .remove(&key)
+            .unwrap_or_default()
+            .iter()
+            .map(Vec::as_slice)
+            .chain([first])
+        {
+            if let Err(error) = self.target.make_link(&path, earlier) {
+                self.note_copy(earlier, &error);
+            }
         }
         self.copies.insert(key, path);
         Ok(())
