@@ -4,6 +4,8 @@ use crate::support::gitlab::{self, Builder};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
 use crate::support::sandbox::{Dice, Run, Sandbox, need_root};
 use serde_json::Value;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 #[test]
 fn a_busy_instance_is_copied_whole() {
@@ -262,4 +264,47 @@ fn maintenance_takes_at_most_a_tenth_of_the_run() {
     };
     let note = all.iter().find(is_restart_note);
     assert!(down <= whole / 10.0, "down for {down} of {whole}: {note:?}");
+}
+
+#[test]
+fn the_write_ahead_log_of_gitaly_is_copied_in_one_state() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    let runtime = gitlab.path("var/opt/gitlab/git-data/repositories/+gitaly");
+    let entry = "partitions/aa/bb/1/wal/0000000000001/MANIFEST";
+    let script = format!(
+        "mkdir -p $(dirname {entry}) database; echo entry >{entry}; echo db >database/1.vlog; \
+         chown -R --reference=. partitions database"
+    );
+    Run::program("sh").args(["-c", &script]).within(&runtime).run().ok();
+    configure(&sandbox, &gitlab, "");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
+    sandbox.restore("latest", "restored");
+    let restored = sandbox.path("restored").join(runtime.strip_prefix("/").expect("absolute"));
+    assert!(restored.join(entry).exists() && restored.join("database/1.vlog").exists());
+    assert!(!restored.join("tmp").exists(), "only the log is needed");
+    configured(&sandbox, ["inspect", "--instance", "forge"]).run().ok();
+
+    // Files of different moments do not belong together.
+    let is_over = AtomicBool::new(false);
+    let missing = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = runtime.join("database/1.vlog");
+            for count in 0.. {
+                std::fs::write(&file, format!("{count}")).expect("writes");
+                std::thread::sleep(Duration::from_millis(20));
+                if is_over.load(Relaxed) {
+                    break;
+                }
+            }
+        });
+        let outcome = backup(&sandbox).run();
+        is_over.store(true, Relaxed);
+        outcome.ends_with(3).json()
+    });
+    let missing = format!("{missing:?}");
+    assert!(missing.contains("repositories-log"), "{missing}");
+    assert!(missing.contains("a consistent copy of"), "{missing}");
 }

@@ -80,6 +80,22 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+/// Directories below `+gitaly` that contain acknowledged writes: the write-ahead log, with the writes
+/// that the repositories may lack, and the database that tells which these are. Gitaly reads both
+/// even if its transactions are off by now.
+const LOG: [&str; 2] = ["partitions", "database"];
+
+/// Other directories below `+gitaly`.
+const RUNTIME: [&str; 5] = ["cache", "PackObjectsCache", "staging", "state", "tmp"];
+
+/// Reason for skipping these.
+const RECREATED: &str = "recreated by Gitaly at start";
+
+/// Name of the part with the write-ahead log of a storage.
+pub fn log_of(storage: &str) -> String {
+    format!("{storage}-log")
+}
+
 impl Plan {
     /// Makes a plan that the kind has yet to fill.
     pub fn new(instance: &str, kind: &'static str, settings: &Settings) -> Plan {
@@ -147,7 +163,8 @@ impl Plan {
         &mut self.parts[at]
     }
 
-    /// A storage of git repositories: repositories first, then the pools they borrow from.
+    /// A storage of git repositories: repositories first, then the pools they borrow from. The
+    /// write-ahead log comes before both, if Gitaly keeps one.
     pub fn storage(&mut self, name: &str, path: &Path, owner: Option<&str>) {
         let repositories = self.needs(name, "git repositories", path.to_owned());
         repositories.phase = Phase::Repositories;
@@ -156,7 +173,16 @@ impl Plan {
             self.takes(&format!("{name}-pools"), "objects shared by forks", path.join("@pools"));
         pools.phase = Phase::Pools;
         pools.owner = owner.map(str::to_owned);
-        self.leaves(path.join("+gitaly"), "recreated by Gitaly at start");
+        let runtime = path.join("+gitaly");
+        if !LOG.iter().any(|name| runtime.join(name).exists()) {
+            return self.leaves(runtime, RECREATED);
+        }
+        for name in RUNTIME.into_iter().filter(|name| runtime.join(name).exists()) {
+            self.leaves(runtime.join(name), RECREATED);
+        }
+        let log = self.takes(&log_of(name), "write-ahead log of Gitaly", runtime);
+        log.phase = Phase::Logs;
+        log.owner = owner.map(str::to_owned);
     }
 
     /// Excludes a path.
@@ -452,6 +478,11 @@ fn leads_nowhere(link: &Path, target: &Path) -> String {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// Write-ahead logs, which name changes that repositories may lack. A restore treats them as
+    /// ordinary files, so snapshots call them that.
+    #[serde(rename(serialize = "files"), skip_deserializing)]
+    #[schemars(skip)]
+    Logs,
     /// Git repositories, which borrow objects from pools.
     Repositories,
     /// Object pools.

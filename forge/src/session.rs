@@ -7,6 +7,8 @@
 //!               stop ─▶ consistency point ─▶ repositories ─▶ pools ─▶ files ─▶ start ─▶ dumps
 //! ```
 //!
+//! Write-ahead logs of repositories, if there are any, come before the repositories.
+//!
 //! Data that refers to other data is held or copied first, so that no file that a database names is
 //! missing. The consistency point holds an exported snapshot of each database. It lasts until
 //! the dump is made; in maintenance mode that is after the restart of the services.
@@ -15,6 +17,7 @@ mod dumps;
 mod free_space;
 mod inspection;
 mod keys;
+mod logs;
 mod redis_files;
 mod stopped;
 mod vanished;
@@ -205,7 +208,7 @@ impl<'j> Session<'j> {
         let saving = self.begin_save()?;
         self.dump(point)?;
         self.end_save(saving)?;
-        self.copy(&FILES)
+        self.copy_files()
     }
 
     /// Queries databases and reads files, but stops, saves and dumps nothing.
@@ -215,13 +218,13 @@ impl<'j> Session<'j> {
         // Its transactions are read-only.
         point.take()?;
         self.catalogue = self.job.kind.ask(self.job.plan, point.connections())?;
-        self.copy(&FILES)
+        self.copy_files()
     }
 
     fn maintenance(&mut self, record: &mut Record) -> Result<()> {
         let job = self.job;
         // Most of the work, while all services run.
-        self.copy(&FILES)?;
+        self.copy_files()?;
         self.backup.again()?;
         // Parts that were missing from the first copy may exist by now.
         self.missing.clone_from(&job.plan.lacking);
@@ -268,7 +271,7 @@ impl<'j> Session<'j> {
         point.take()?;
         let saving = self.begin_save()?;
         let after_hold = stopped.elapsed();
-        self.copy(&FILES)?;
+        self.copy_files()?;
         stopped.expect_down()?;
         let after_copy = stopped.elapsed();
         let failures;
@@ -300,10 +303,18 @@ impl<'j> Session<'j> {
         Ok(point)
     }
 
+    /// Copies everything but dumps and the files of Redis.
+    fn copy_files(&mut self) -> Result<()> {
+        let began = self.now();
+        self.copy_logs()?;
+        self.copy(&FILES)?;
+        self.files_at = [began, self.now()];
+        Ok(())
+    }
+
     /// Copies the parts of these phases, in the order of the phases.
     fn copy(&mut self, phases: &[Phase]) -> Result<()> {
         let plan = self.job.plan;
-        let began = self.now();
         for &phase in phases {
             let mut sources = Sources::default();
             for part in &plan.parts {
@@ -321,9 +332,6 @@ impl<'j> Session<'j> {
             if !sources.paths.is_empty() || !sources.links.is_empty() {
                 self.backup.paths(&sources)?;
             }
-        }
-        if phases == FILES {
-            self.files_at = [began, self.now()];
         }
         Ok(())
     }
@@ -372,7 +380,8 @@ impl<'j> Session<'j> {
             let text = "the copy lacks files that the databases name; copying again".into();
             job.store.observer().event(Event::Note(text));
             self.backup.again()?;
-            self.copy(&FILES)?;
+            self.copy_redis_files()?;
+            self.copy_files()?;
             checks = self.check()?;
         }
         if self.backup.is_empty() && self.postgres.is_none() {

@@ -30,6 +30,11 @@ impl<'j> Session<'j> {
                 is_required: redis.is_required,
             }));
         }
+        self.copy_redis_files()
+    }
+
+    /// Copies the files of the save, if there was one.
+    pub(super) fn copy_redis_files(&mut self) -> Result<()> {
         // If the append-only log is rewritten during the copy, old and new files do not match.
         for _ in 0..SAVES_MAX {
             let before = self.manifests();

@@ -287,6 +287,11 @@ impl<'a> Backup<'a> {
         self.stream(name.as_bytes(), &mut bytes).map(drop)
     }
 
+    /// Drops the tree of the last pass. The caller must read its paths again.
+    pub fn drop_pass(&mut self) {
+        self.trees.pop();
+    }
+
     /// Makes the following passes read the same paths again, and only changes.
     ///
     /// Not for a dry run, whose tree only its packer can read.

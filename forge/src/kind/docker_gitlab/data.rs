@@ -172,7 +172,9 @@ impl Data<'_> {
             part.paths = vec![place];
         }
         self.owns(pools, Some("repositories-pools"), path.join("@pools"));
-        self.owns(dir.join("+gitaly"), None, path.join("+gitaly"));
+        let has_log = self.plan.parts.iter().any(|part| part.phase == Phase::Logs);
+        let log = has_log.then_some("repositories-log");
+        self.owns(dir.join("+gitaly"), log, path.join("+gitaly"));
         self.owns(dir, Some("repositories"), path);
     }
 
