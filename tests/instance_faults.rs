@@ -106,6 +106,24 @@ fn a_backup_waits_for_a_slowly_stopping_service() {
 }
 
 #[test]
+fn a_service_that_always_ends_at_once_does_not_fail_the_copy() {
+    need_root();
+    let gitlab = Builder::new().build();
+    gitlab.services.add("unicorn", "#!/bin/sh\nsleep 0.2\nexit 1\n");
+    let init = std::fs::read_link(gitlab.path("opt/gitlab/init/puma")).expect("a link to sv");
+    std::os::unix::fs::symlink(init, gitlab.path("opt/gitlab/init/unicorn")).expect("links");
+    std::thread::sleep(Duration::from_secs(6));
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, MAINTENANCE);
+    let outcome = backup(&sandbox).run();
+    let printed = outcome.all_output();
+    assert!(!printed.contains("another program"), "{printed}");
+    // It runs for a moment after each start.
+    assert_eq!(summary(&outcome.json())["is_complete"], true, "{printed}");
+    assert!(gitlab.services.is_up("puma") && gitlab.services.is_up("sidekiq"));
+}
+
+#[test]
 fn a_service_started_during_maintenance_is_reported() {
     need_root();
     let gitlab = Builder::new().build();

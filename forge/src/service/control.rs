@@ -151,6 +151,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Interval between status checks of a stopping service.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Time in which a supervisor obeys a stop. Between two starts of a service that ends at once, runit
+/// reads no request for a second, and then starts it once more.
+const OBEYS: Duration = Duration::from_secs(5);
+
 /// Time without a status change before the services are stopped once more.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -233,6 +237,7 @@ impl Supervisor {
         if stopped.as_ref().is_err_and(Error::is_interrupted) {
             return stopped;
         }
+        let asked = Instant::now();
         loop {
             progress.check()?;
             let status = self.known_status(&writer.name, progress)?;
@@ -253,6 +258,7 @@ impl Supervisor {
                         reason: reason.into(),
                     });
                 }
+                _ if asked.elapsed() < OBEYS.min(self.limit) => std::thread::sleep(PAUSE),
                 State::Running | State::Starting | State::Restarting => {
                     return Err(Error::Restarted { services: vec![writer.name.clone()] });
                 }
@@ -494,6 +500,29 @@ mod tests {
         let error = supervisor.running_writers(&["puma".into()], &progress);
         error.expect_err("no status");
         assert_eq!(supervisor.running_writers(&[], &progress).expect("no answer"), [""; 0]);
+    }
+
+    #[test]
+    fn a_service_that_ends_at_once_is_stopped_as_soon_as_its_supervisor_obeys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = dir.path().join("sv");
+        let answers = "cd $(dirname $0); test $1 = status || exit 0; echo >>asked
+            case $(wc -l <asked) in
+            1|2) echo 'down: puma: 0s, normally up, want up';;
+            3) echo 'run: puma: (pid 12) 0s';;
+            4) echo 'run: puma: (pid 12) 0s, want down, got TERM';;
+            *) echo \"${1#status}down: puma: 0s, normally up\";;
+            esac";
+        std::fs::write(&script, answers).expect("writes");
+        let program = ["sh".into(), script.display().to_string()];
+        let supervisor = Supervisor::new(Speaks::Runit, program, ["puma"]);
+        let stop = supervisor.command(&["stop", "puma"]);
+        let writer = Writer { name: "puma".into(), stop, start: Vec::new() };
+        supervisor.stop(&writer, &Progress::default()).expect("stops");
+        std::fs::write(&script, "echo 'down: puma: 0s, normally up, want up'").expect("writes");
+        let supervisor = Supervisor { limit: Duration::from_millis(300), ..supervisor };
+        let error = supervisor.stop(&writer, &Progress::default()).expect_err("it starts");
+        assert!(matches!(error, Error::Restarted { .. }), "{error}");
     }
 
     #[test]
