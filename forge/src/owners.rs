@@ -32,6 +32,9 @@ const ANYBODY_WRITES: u32 = 0o002;
 /// Part with the generated configuration.
 const GENERATED: &str = "generated";
 
+/// Ends of the names of generated files that GitLab reads.
+const READ_BY_GITLAB: [&str; 5] = [".yml", ".toml", ".rb", ".key", "_secret"];
+
 /// Parts of unknown owners that have private keys.
 const WITH_KEYS: [&str; 2] = ["ssh-host-keys", "certs"];
 
@@ -187,14 +190,46 @@ impl Expected {
 }
 
 impl Faults {
-    /// Looks at the directories that GitLab passes to read its configuration. The files in them
-    /// belong to several accounts.
+    /// Looks at the directories that GitLab passes to read its configuration, and at the files in
+    /// them. They belong to several accounts.
     fn generated(&mut self, plan: &Plan, part: &Part) {
         let Some(uploads) = plan.parts.iter().find(|part| part.name == "uploads") else { return };
         let Some(owner) = uploads.owner.as_deref() else { return };
         let Some(expected) = Expected::of(uploads, owner) else { return };
         for path in part.paths.iter().chain(&part.links) {
             self.above(plan, &path.join("file"), owner, &expected);
+        }
+        for path in &part.paths {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            for file in entries.map(|entry| entry.path()).chain([path.clone()]) {
+                self.configuration(&file, &expected);
+            }
+        }
+    }
+
+    /// Looks at a file of the configuration, which GitLab and Gitaly read.
+    fn configuration(&mut self, file: &Path, expected: &Expected) {
+        let Ok(metadata) = file.symlink_metadata() else { return };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        // Administrators keep copies beside them.
+        if !metadata.is_file() || !READ_BY_GITLAB.iter().any(|end| name.ends_with(end)) {
+            return;
+        }
+        self.looked_at += 1;
+        if expected.may_read(&metadata) || has_acl(file) {
+            return;
+        }
+        let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
+        let mode = metadata.mode() & 0o7777;
+        let (user, group) = expected.name.split_once(':').unwrap_or((&expected.name, ""));
+        let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot read it");
+        self.add(Fault::Owner, file, text);
+        let place = quoted_path(file);
+        if metadata.uid() == expected.uid {
+            self.fix(format!("chmod u+r {place}"));
+        } else {
+            self.fix(format!("chgrp {group} {place}"));
+            self.fix(format!("chmod g+r {place}"));
         }
     }
 
