@@ -270,3 +270,36 @@ fn each_printed_command_mends_its_fault() {
         assert!(mended.code() == Some(0), "{fault}: {printed}: {}", mended.all_output());
     }
 }
+
+#[test]
+fn a_configuration_that_gitlab_cannot_read_is_reported_with_a_working_fix() {
+    let machine = Machine::new();
+    let files =
+        ["gitlab-rails/etc/database.yml", "gitlab-rails/etc/gitlab.yml", "gitaly/config.toml"];
+    for file in files {
+        machine.sh(&format!("chown root:root {DATA}/{file}; chmod 600 {DATA}/{file}"));
+    }
+    let printed = machine.inspect().ends_with(3).all_output();
+    for file in files {
+        let text = format!("{file} belongs to root:root with mode 0600: git cannot read it");
+        assert!(printed.contains(&text), "{text} is not in {printed}");
+    }
+    machine.sh(fix(&printed).expect("a command"));
+    machine.inspect().ok();
+}
+
+#[test]
+fn a_closed_directory_above_the_databases_is_named_at_once() {
+    let machine = Machine::new();
+    machine.sh(&format!("chmod 700 {DATA}"));
+    let started = std::time::Instant::now();
+    let printed = machine.inspect().ends_with(3).all_output();
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{printed}");
+    assert!(
+        printed.contains("gitlab-psql cannot enter it") || printed.contains("git cannot enter it"),
+        "{printed}"
+    );
+    assert!(printed.contains("cannot query the databases"), "{printed}");
+    machine.sh(fix(&printed).expect("a command"));
+    machine.inspect().ok();
+}

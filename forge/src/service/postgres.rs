@@ -40,6 +40,8 @@ const NO_FREE_CONNECTION: [&str; 4] = [
 ];
 /// Pause before another try to get a connection.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// Error text of a client that may not reach the socket, which waiting does not change.
+const DENIED: &str = "Permission denied";
 /// Exit status of `psql` if it could not connect.
 const NOT_CONNECTED: &str = "exit code 2";
 /// Marks the end of an answer; no row of ours equals it.
@@ -154,6 +156,7 @@ impl Server {
                 Err(Error::Failed { output, .. }) if output.contains(NO_OPTIONS) => {
                     return Err(self.pooler());
                 }
+                Err(error @ Error::Failed { .. }) if is_denied(&error) => return Err(error),
                 // The server may have become ready between this failure and the next question.
                 Err(Error::Failed { status, .. })
                     if status == NOT_CONNECTED && started.elapsed() < self.wait && !was_ready =>
@@ -673,6 +676,11 @@ fn database_word(name: &str) -> String {
 /// Quotes a text as an SQL literal.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+fn is_denied(error: &Error) -> bool {
+    matches!(error, Error::Failed { status, output, .. }
+        if status == NOT_CONNECTED && output.contains(DENIED))
 }
 
 /// Parses the major version in `pg_dump (PostgreSQL) 15.18 (Debian …)`.

@@ -112,6 +112,23 @@ impl Snapshots<'_> {
     }
 }
 
+/// Inspects an instance whose databases do not answer. Wrong owners and modes may be the reason;
+/// without them, the error is the result.
+fn without_databases(plan: &Plan, error: Error, progress: &Progress) -> Result<Inspection> {
+    let Some(owners) = owners::check(plan, progress)?.filter(|check| check.verdict > Verdict::Ok)
+    else {
+        return Err(error);
+    };
+    let absent = plan.parts.iter().filter(|part| !part.is_there()).map(Absent::of);
+    let missing = plan.lacking.iter().cloned().chain(absent).collect();
+    let error = error.to_string();
+    let text = format!("cannot query the databases: {}", error.lines().next().unwrap_or_default());
+    let hint = "correct owners and modes first, then inspect again";
+    let databases = Check::new("databases", Verdict::Failed, text).with_hint(hint);
+    let (checks, product) = (vec![databases, owners], plan.product.clone());
+    Ok(Inspection { missing, checks, product, postgres: None, project_count: 0 })
+}
+
 /// Inspects this machine and its running databases. Compares keys and repositories with the last
 /// complete snapshot, if there is one. Changes nothing.
 pub fn inspect(
@@ -120,7 +137,10 @@ pub fn inspect(
     snapshots: Option<Snapshots<'_>>,
     progress: &Progress,
 ) -> Result<Inspection> {
-    let (mut point, mut missing) = ConsistencyPoint::open(plan, progress)?;
+    let (mut point, mut missing) = match ConsistencyPoint::open(plan, progress) {
+        Err(error) if !error.is_interrupted() => return without_databases(plan, error, progress),
+        opened => opened?,
+    };
     missing.extend(plan.lacking.iter().cloned());
     // Its transactions are read-only.
     point.take()?;
