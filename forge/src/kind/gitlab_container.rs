@@ -101,7 +101,9 @@ impl Kind for GitlabContainer {
         let container =
             Container { name: &name, service: &service, links: std::cell::RefCell::default() };
         let package = Package { site, container: Some(container) };
-        for needed in [CONFIG, DATA] {
+        // What is known of the configuration is then missing, and the data is copied all the same.
+        let needed = [CONFIG, DATA].into_iter().filter(|dir| *dir == DATA || unknown.is_some());
+        for needed in needed {
             package.place(Path::new(needed)).map_err(|reason| {
                 site.wrong(match &unknown {
                     // The image makes volumes that only the container itself knows.
@@ -546,6 +548,32 @@ mod tests {
         let truncated = &COMPOSE[..COMPOSE.len() - 60];
         let (_root, plan) = plan_of(&[("srv/forge/compose.yaml", truncated)], "docker = ['false']");
         assert!(plan.is_ok(), "its volumes are whole");
+    }
+
+    #[test]
+    fn a_configuration_outside_all_volumes_is_missing() {
+        let compose = COMPOSE.replace("      - /srv/config:/etc/gitlab\n", "");
+        let knows_none = "docker = ['sh', '-c', 'echo no such object >&2; exit 1']\n";
+        let yml = format!("{RAILS}/etc/gitlab.yml");
+        let keys = format!("{RAILS}/etc/secrets.yml");
+        let files = [("srv/forge/compose.yaml", &*compose), (&yml, GITLAB_YML)];
+        let (_root, plan) = plan_of(&files, knows_none);
+        let plan = plan.expect("a plan");
+        let lacking = |plan: &Plan, name: &str| {
+            let mut lacking = plan.lacking.iter();
+            lacking.find(|absent| absent.part == name).map(|absent| absent.is_required)
+        };
+        for part in ["config", "gitlab.rb", "secrets"] {
+            assert_eq!(lacking(&plan, part), Some(true), "{part}: {:?}", plan.lacking);
+        }
+        // The generated file has the keys, too.
+        let more =
+            format!("{knows_none}parts.config.missing = 'ok'\nparts.'gitlab.rb'.missing = 'ok'\n");
+        let (_root, plan) = plan_of(&[files[0], files[1], (&keys, "production: {}\n")], &more);
+        let plan = plan.expect("a plan");
+        assert!(plan.place("secrets").is_some_and(|path| path.ends_with(&keys)), "{plan:?}");
+        assert_eq!(lacking(&plan, "secrets"), None, "{:?}", plan.lacking);
+        assert_eq!(lacking(&plan, "config"), Some(false), "{:?}", plan.lacking);
     }
 
     /// Stands in for docker with one container, created from these files in this directory.

@@ -137,11 +137,17 @@ impl Package<'_> {
         let generated = generated::read(self);
         plan.skips_git_caches = true;
         let gitlab_rb = self.at("/etc/gitlab/gitlab.rb");
-        plan.needs("secrets", "keys that decrypt the database", self.secrets(&gitlab_rb));
+        match self.secrets(&gitlab_rb) {
+            Ok(path) => drop(plan.needs("secrets", "keys that decrypt the database", path)),
+            Err(why) => plan.lacks("secrets", why.to_string()),
+        }
         if let Err(error) = self.expect_settings(&gitlab_rb) {
             plan.lacks("gitlab.rb", format!("a usable file ({error})"));
         }
-        plan.needs("gitlab.rb", "the configuration", gitlab_rb);
+        match self.place(Path::new("/etc/gitlab/gitlab.rb")) {
+            Ok(path) => drop(plan.needs("gitlab.rb", "the configuration", path)),
+            Err(why) => plan.lacks("gitlab.rb", why.to_string()),
+        }
         // Only root may change them; GitLab itself may read some of it.
         for part in &mut plan.parts {
             let is_kept = part.paths.iter().all(|path| keys::Place::of(path) == keys::Place::Kept);
@@ -150,8 +156,13 @@ impl Package<'_> {
             }
         }
         let user = generated.user.as_deref().unwrap_or("git");
-        plan.needs("config", "configuration, certificates", self.at(CONFIG)).owner =
-            Some("root".into());
+        match self.place(Path::new(CONFIG)) {
+            Ok(dir) => {
+                plan.needs("config", "configuration, certificates", dir).owner =
+                    Some("root".into());
+            }
+            Err(why) => plan.lacks("config", why.to_string()),
+        }
         let data = self.at(DATA);
         let generated_files = plan.needs(
             "generated",
@@ -223,19 +234,21 @@ impl Package<'_> {
         Ok(())
     }
 
-    /// Returns the file with the keys. The package can be kept from writing it; the keys are then in
-    /// `gitlab.rb`, and in the file that the package generates from it.
-    fn secrets(&self, gitlab_rb: &Path) -> PathBuf {
-        let kept = self.at("/etc/gitlab/gitlab-secrets.json");
+    /// Returns the file with the keys. The package can be kept from writing it, and a container may
+    /// have it outside all volumes; the keys are also in a file that the package generates.
+    fn secrets(&self, gitlab_rb: &Path) -> Result<PathBuf, NotHere> {
+        let kept = self.place(Path::new("/etc/gitlab/gitlab-secrets.json"));
         let text = file::text(gitlab_rb).ok().flatten().unwrap_or_default();
         let variables = self.container.as_ref().map(|container| &container.service.environment);
         let of_container = variables.and_then(|all| all.get("GITLAB_OMNIBUS_CONFIG"));
         let is_off =
             [Some(&text), of_container].into_iter().flatten().any(|text| keeps_no_keys(text));
-        if kept.exists() || !is_off {
-            return kept;
+        let generated = self.at(DATA).join("gitlab-rails/etc").join(keys::GENERATED);
+        match kept {
+            Ok(kept) if kept.exists() || !is_off => Ok(kept),
+            Err(why) if !generated.exists() => Err(why),
+            _ => Ok(generated),
         }
-        self.at(DATA).join("gitlab-rails/etc").join(keys::GENERATED)
     }
 
     /// Fails if `gitlab.rb` has no settings. The package writes at least the address of GitLab. The
