@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
 
-/// Part with the configuration.
-const CONFIG: &str = "config";
-/// Maximum number of directories of the configuration in which links are looked for.
-const CONFIG_DIRS_MAX: usize = 1000;
+/// Part with the sites of users.
+const PAGES: &str = "pages";
+/// Maximum number of directories within one directory in which links are looked for.
+const DIRS_MAX: usize = 1000;
 
 /// Everything needed to back up one instance. A kind fills it, then the settings change it.
 #[derive(Debug)]
@@ -220,19 +220,25 @@ impl Plan {
     }
 
     /// Adds to each part the targets of its links that lie outside all parts, such as a directory
-    /// that was moved to another disk. Considers only links directly in the paths of a part, which
-    /// must be resolved, and in added directories. If the settings name the path of a part
+    /// that was moved to another disk. Considers links directly in the paths of a part, which must
+    /// be resolved, and those deeper in parts of files, up to a number of directories. If the settings name the path of a part
     /// (`is_named`), nothing is added, and the target is noted.
     pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
         let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
         let mut taken: Vec<PathBuf> = all.collect();
+        let taken_at_first = taken.clone();
         for part in &mut self.parts {
             // Directories to search, each with the path at which the service sees it.
             let mut left: Vec<(PathBuf, PathBuf)> =
                 part.paths.iter().map(|path| (path.clone(), path.clone())).collect();
-            // Certificates are usually links, in directories of their own.
-            if part.name == CONFIG {
-                let inner = part.paths.iter().flat_map(|path| dirs_within(path));
+            // Checks find repositories behind links, and users choose the content of pages.
+            let is_deep = part.phase == Phase::Files && part.name != PAGES;
+            let is_elsewhere = |dir: &Path| {
+                self.skipped.iter().any(|left| left.path == dir)
+                    || taken_at_first.iter().any(|known| known == dir)
+            };
+            if is_deep {
+                let inner = part.paths.iter().flat_map(|path| dirs_within(path, &is_elsewhere));
                 left.extend(inner.map(|dir| (dir.clone(), dir)));
             }
             while let Some((dir, seen)) = left.pop() {
@@ -266,6 +272,13 @@ impl Plan {
                         part.paths.push(end.clone());
                         if is_dir {
                             left.push((end.clone(), seen.clone()));
+                        }
+                        if is_dir && is_deep {
+                            let at = |dir: PathBuf| {
+                                let rest = dir.strip_prefix(&end).unwrap_or(Path::new(""));
+                                (dir.clone(), seen.join(rest))
+                            };
+                            left.extend(dirs_within(&end, &is_elsewhere).into_iter().map(at));
                         }
                     }
                     if is_dir {
@@ -439,13 +452,14 @@ impl Part {
     }
 }
 
-/// Returns the directories at any depth within a directory.
-fn dirs_within(dir: &Path) -> Vec<PathBuf> {
+/// Returns the directories within a directory, the least deep first, up to a number of them. Leaves
+/// out those for which `is_left` holds, and all below.
+fn dirs_within(dir: &Path, is_left: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
     let (mut found, mut next) = (vec![dir.to_owned()], 0);
-    while next < found.len() && found.len() < CONFIG_DIRS_MAX {
+    while next < found.len() && found.len() < DIRS_MAX {
         let entries = std::fs::read_dir(&found[next]).into_iter().flatten().flatten();
         let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        found.extend(dirs.map(|entry| entry.path()));
+        found.extend(dirs.map(|entry| entry.path()).filter(|path| !is_left(path)));
         next += 1;
     }
     found.split_off(1)
