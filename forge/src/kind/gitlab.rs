@@ -64,8 +64,9 @@ impl Kind for Gitlab {
 
     fn fill(&self, site: &Site<'_>, plan: &mut Plan) -> Result<()> {
         plan.product = product(&site.settings.root, &mut plan.notes);
-        plan.takes("ssh-host-keys", "SSH host keys", site.at("/etc/ssh")).owner =
-            Some("root".into());
+        let keys = plan.takes("ssh-host-keys", "SSH host keys", site.at("/etc/ssh"));
+        keys.owner = Some("root".into());
+        keys.paths.extend(host_keys_elsewhere(site));
         Package { site, container: None }.fill(plan)
     }
 
@@ -202,6 +203,26 @@ fn check_schema(plan: &Plan, catalogue: &Catalogue) -> Option<Check> {
     let hint = "load it from a dump; `forgekeep restore` can fetch one from an older snapshot";
     let check = Check::new("schema", Verdict::Failed, text).with_hint(hint).settled();
     (!empty.is_empty()).then_some(check)
+}
+
+/// Returns the host keys that the ssh server of the machine keeps outside of its directory.
+fn host_keys_elsewhere(site: &Site<'_>) -> BTreeSet<PathBuf> {
+    let settings = file::matching(&site.at("/etc/ssh/sshd_config.d/*.conf"));
+    let settings = settings.into_iter().chain([site.at("/etc/ssh/sshd_config")]);
+    let texts = settings.filter_map(|path| file::text(&path).ok().flatten());
+    let mut keys = BTreeSet::new();
+    for line in texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()) {
+        let (name, value) = line.trim().split_once([' ', '\t', '=']).unwrap_or_default();
+        let key = value.trim_matches([' ', '\t', '=', '"']);
+        let is_key = ["hostkey", "hostcertificate"].contains(&&*name.to_ascii_lowercase());
+        if is_key && key.starts_with('/') && !key.starts_with("/etc/ssh/") {
+            let key = site.at(key);
+            let mut public = key.clone().into_os_string();
+            public.push(".pub");
+            keys.extend([key, public.into()].into_iter().filter(|path| path.is_file()));
+        }
+    }
+    keys
 }
 
 /// Reads the manifest of the package below a root. Without one, the version is unknown.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::file::yaml;
 use crate::service::LOOPBACK;
 use serde_json::Value;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Address in `resque.yml`.
@@ -33,6 +34,8 @@ pub struct Own {
     pub socket: Option<PathBuf>,
     /// Addresses on which it listens.
     addresses: Vec<String>,
+    /// Its port, if the configuration names one.
+    port: Option<u16>,
 }
 
 impl Own {
@@ -44,6 +47,7 @@ impl Own {
                 ("unixsocket", [path]) => {
                     own.socket = Some(path).filter(|path| !path.is_empty()).map(PathBuf::from);
                 }
+                ("port", [port]) => own.port = port.parse().ok(),
                 ("bind", hosts) => own.addresses = hosts.to_vec(),
                 _ => {}
             }
@@ -56,6 +60,39 @@ impl Own {
         let is_it = |address: &String| address.trim_start_matches('-') == host;
         LOOPBACK.contains(&host) || self.addresses.iter().any(is_it)
     }
+}
+
+impl Own {
+    /// Returns true if an address of clients is this server's. `usual` is the socket of a server
+    /// whose configuration names none.
+    pub fn is_named(&self, address: &Address, usual: &Path) -> bool {
+        match address {
+            Address::Socket(path) => path == self.socket.as_deref().unwrap_or(usual),
+            Address::Host { host, port, .. } => self.is_at(host) && self.port == Some(*port),
+            Address::Sentinels => false,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Socket(path) => write!(f, "{}", path.display()),
+            Address::Host { host, port, .. } => write!(f, "{host} port {port}"),
+            Address::Sentinels => f.write_str("a server that sentinels name"),
+        }
+    }
+}
+
+/// Starts of the names of other servers that hold nothing to keep.
+const CACHES: [&str; 3] = ["cache", "repository_cache", "rate_limiting"];
+
+/// Returns the name of the server in the name of a file of clients, `redis.NAME.yml`; `None` for
+/// other files, and for servers that hold nothing to keep.
+pub fn other(file: &str) -> Option<&str> {
+    let name = file.strip_prefix("redis.")?.strip_suffix(".yml")?;
+    let is_cache = |cache: &&str| name.trim_start_matches("cluster_").starts_with(*cache);
+    (!CACHES.iter().any(|cache| is_cache(&cache))).then_some(name)
 }
 
 /// Reads the settings of clients in `resque.yml`; `None` if the file does not exist.
