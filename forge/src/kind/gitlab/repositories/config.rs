@@ -17,11 +17,16 @@ impl Config {
     }
 }
 
+/// Newest version of the format of repositories that git knows.
+const VERSION_MAX: i64 = 1;
+
 /// Parses a `config`. Returns `None` if git would refuse it.
 pub fn parse(text: &[u8]) -> Option<Config> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut left = Characters(text);
     let (mut config, mut section) = (Config::default(), String::new());
+    // Only the newest version has extensions of the format.
+    let (mut version, mut has_extension) = (0, false);
     while let Some(byte) = left.next() {
         match byte {
             b'#' | b';' => left.skip_line(),
@@ -29,6 +34,11 @@ pub fn parse(text: &[u8]) -> Option<Config> {
             byte if byte.is_ascii_whitespace() => {}
             byte if byte.is_ascii_alphabetic() => {
                 let (name, value) = left.setting(byte)?;
+                if section == "core" && name == "repositoryformatversion" {
+                    version = std::str::from_utf8(&value).ok()?.parse().ok()?;
+                }
+                has_extension |= section == "extensions"
+                    && ["objectformat", "refstorage"].contains(&name.as_str());
                 if section == "extensions" && name == "refstorage" {
                     config.is_reftable = value.eq_ignore_ascii_case(b"reftable");
                 }
@@ -43,7 +53,8 @@ pub fn parse(text: &[u8]) -> Option<Config> {
             _ => return None,
         }
     }
-    Some(config)
+    let is_known = version <= VERSION_MAX && (version == VERSION_MAX || !has_extension);
+    is_known.then_some(config)
 }
 
 struct Characters<'a>(&'a [u8]);
@@ -181,8 +192,33 @@ mod tests {
     }
 
     #[test]
+    fn git_knows_the_same_versions() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let dir = scratch.path().join("one.git");
+        git(&dir, &["init", "-q", "--bare"], "").expect("works");
+        for text in [
+            "",
+            "[core]\n\trepositoryformatversion = 0\n\tbare = true\n",
+            "[core]\n\trepositoryformatversion = 1\n\tbare = true\n",
+            "[core]\n\trepositoryformatversion = 2\n\tbare = true\n",
+            "[core]\n\trepositoryformatversion = 7\n\trepositoryformatversion = 0\n",
+            "[core]\n\trepositoryformatversion = x\n",
+            "[core]\n\trepositoryformatversion =\n",
+            "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n",
+            "[core]\n\trepositoryformatversion = 0\n[extensions]\n\tobjectformat = sha256\n",
+        ] {
+            std::fs::write(dir.join("config"), text).expect("writes");
+            let is_accepted = git(&dir, &["rev-parse", "--git-dir"], "").is_some();
+            assert_eq!(parse(text.as_bytes()).is_some(), is_accepted, "{text:?}");
+        }
+    }
+
+    #[test]
     fn the_storage_of_references_is_found() {
-        let is_reftable = |text: &str| parse(text.as_bytes()).expect("is whole").is_reftable;
+        let is_reftable = |text: &str| {
+            let text = format!("[core]\nrepositoryformatversion = 1\n{text}");
+            parse(text.as_bytes()).expect("is whole").is_reftable
+        };
         assert!(is_reftable("[core]\n\tbare = true\n[extensions]\n\trefStorage = reftable\n"));
         assert!(is_reftable("[Extensions]\nrefstorage=\"RefTable\""));
         for text in
