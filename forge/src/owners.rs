@@ -380,7 +380,9 @@ impl Faults {
 
     fn modes(&mut self, part: &Part, path: &Path, top: &Path, metadata: &Metadata) {
         let mode = metadata.mode() & 0o7777;
-        let faults = wrong_modes(part, path, path == top, metadata.is_dir(), mode);
+        // Links in a part lead to its further paths.
+        let is_top = path == top && part.paths.first().is_some_and(|first| first == top);
+        let faults = wrong_modes(part, path, is_top, metadata.is_dir(), mode);
         if let Some(first) = faults.first() {
             self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", first.reason));
         }
