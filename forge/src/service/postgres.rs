@@ -464,6 +464,11 @@ impl<'a> Connection<'a> {
             "select set_config(name, '0', false) from pg_settings where name in \
              ('idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')",
         )?;
+        // The role may have another path, on which GitLab's tables are not.
+        connection.rows::<serde_json::Value>(
+            "select set_config('search_path', coalesce(nullif(current_setting('search_path'), '') \
+             || ', ', '') || 'public', false)",
+        )?;
         // A database without an encoding cannot convert its text.
         connection.rows::<serde_json::Value>(
             "select set_config('client_encoding', case current_setting('server_encoding') \
