@@ -346,7 +346,19 @@ impl Supervisor {
                 let text = String::from_utf8_lossy(&answer);
                 let of_it =
                     |line: &&str| states(line.as_bytes()).any(|(_, named)| is_same(&named, name));
-                Ok(text.lines().find(of_it).map(runit_status))
+                let status = text.lines().find(of_it).map(runit_status);
+                let unwatched = |line: &&str| line.contains(UNWATCHED) && is_of(line, name);
+                match text.lines().find(unwatched).filter(|_| status.is_none()) {
+                    None => Ok(status),
+                    Some(line) => Err(Error::Service {
+                        service: name.into(),
+                        reason: format!(
+                            "it may run, although its supervisor does not (`{}`); stop it, or \
+                             start its supervisor",
+                            line.trim()
+                        ),
+                    }),
+                }
             }
             Speaks::Systemd => {
                 // `is-active` reports an unknown unit as inactive.
@@ -442,6 +454,14 @@ fn states(output: &[u8]) -> impl Iterator<Item = (String, String)> {
     lines.into_iter()
 }
 
+/// Text of `sv` about a service whose `runsv` ended. The service itself may go on.
+const UNWATCHED: &str = "runsv not running";
+
+/// Returns true if a line, `fail: NAME: …`, is about a service.
+fn is_of(line: &str, name: &str) -> bool {
+    line.split(": ").nth(1).is_some_and(|shown| is_same(shown.trim_end_matches(':'), name))
+}
+
 /// Compares names by their last component, because `sv` prints the path that it was given.
 fn is_same(shown: &str, name: &str) -> bool {
     let last = |text: &str| text.rsplit('/').next().map(str::to_owned);
@@ -523,6 +543,22 @@ mod tests {
         let supervisor = Supervisor { limit: Duration::from_millis(300), ..supervisor };
         let error = supervisor.stop(&writer, &Progress::default()).expect_err("it starts");
         assert!(matches!(error, Error::Restarted { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_service_without_its_supervisor_is_not_taken_for_unknown() {
+        let progress = Progress::default();
+        let of = |text: &str| {
+            let program = ["sh", "-c", &format!("echo '{text}'"), "sv"];
+            Supervisor::new(Speaks::Runit, program, ["sidekiq"])
+        };
+        let gone = of("fail: sidekiq: runsv not running");
+        let error = gone.running(&progress).expect_err("it may run").to_string();
+        assert!(error.starts_with("sidekiq: it may run"), "{error}");
+        assert!(error.contains("`fail: sidekiq: runsv not running`"), "{error}");
+        for text in ["fail: puma: runsv not running", "fail: sidekiq: unable to change"] {
+            assert_eq!(of(text).status("sidekiq", &progress).expect("answers"), None, "{text}");
+        }
     }
 
     #[test]
