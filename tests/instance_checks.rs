@@ -74,6 +74,30 @@ fn only_repositories_that_git_accepts_are_present() {
 }
 
 #[test]
+fn a_repository_without_packs_lacks_nothing_if_all_its_objects_are_loose() {
+    need_root();
+    let gitlab = Builder::new().build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    backup(&sandbox).run().ok();
+    let dir = repository(&gitlab, 1);
+    let sh = |script: &str| {
+        let run = Run::limited("sh").args(["-ec", script]).within(&dir);
+        run.env("ASIDE", sandbox.text("aside")).run().ok().stdout
+    };
+    sh("mkdir $ASIDE; mv objects/pack/* $ASIDE; git() { command git -c safe.directory='*' --git-dir=. \"$@\"; }
+        for pack in $ASIDE/*.pack; do git unpack-objects -q <$pack; done; git fsck --full
+        chown -R --reference=HEAD objects; find objects -type d -exec chmod 2750 {} +");
+    backup(&sandbox).run().ok();
+    let tree = sh("git -c safe.directory='*' --git-dir=. rev-parse main~2^{tree}");
+    let (start, rest) = tree.trim().split_at(2);
+    remove(dir.join("objects").join(start).join(rest));
+    let all = backup(&sandbox).run().ends_with(3).json();
+    let (verdict, text) = check(&all, "references");
+    assert!(verdict == "failed" && text.contains("has no packs any more"), "{text}");
+}
+
+#[test]
 fn a_missing_mount_gets_no_advice_to_restore_into_it() {
     need_root();
     let gitlab = Builder::new().projects(8).build();

@@ -4,6 +4,7 @@
 mod config;
 #[cfg(test)]
 mod git;
+mod loose;
 mod objects;
 mod reftable;
 mod whole;
@@ -427,7 +428,12 @@ fn compare(
     let dirs: Vec<PathBuf> = all.iter().map(|(one, _)| one.earlier_dir.clone()).collect();
     let view_then = earlier.view();
     let then = Examiner { root: &plan.root, view: &view_then, is_current: false }.examine(&dirs)?;
-    let lost = all.into_iter().zip(then).filter(|((one, now), then)| one.is_lost(now, then));
+    let all = all.into_iter().zip(then).map(|((one, mut now), then)| {
+        // A repository that was made anew, or whose packs were unpacked.
+        now.has_packs |= now.lost_packs(&then) && loose::is_complete(&view.place(&one.dir));
+        ((one, now), then)
+    });
+    let lost = all.filter(|((one, now), then)| one.is_lost(now, then));
     let (pending, lost): (Vec<_>, Vec<_>) = lost.partition(|((one, _), _)| one.is_pending_deletion);
     if pending.is_empty() && lost.is_empty() {
         return Ok(None);
