@@ -495,6 +495,23 @@ fn redis_may_rename_its_file_but_must_not_crash() {
 }
 
 #[test]
+fn a_redis_that_refuses_saves_is_a_missing_part() {
+    need_root();
+    let gitlab = Builder::new().build();
+    gitlab.redis.ask(&["ACL", "SETUSER", "default", "-bgsave"]);
+    let sandbox = Sandbox::new();
+    for mode in ["", MAINTENANCE] {
+        configure(&sandbox, &gitlab, mode);
+        let outcome = backup(&sandbox).run().ends_with(3);
+        let all = outcome.json();
+        assert_eq!(summary(&all)["is_complete"], false, "{all:?}");
+        assert_eq!(summary(&all)["databases"], 2, "{all:?}");
+        assert!(format!("{all:?}").to_lowercase().contains("bgsave"), "{all:?}");
+    }
+    gitlab.services.wait_until_up();
+}
+
+#[test]
 fn a_rewritten_append_only_log_is_copied_whole() {
     need_root();
     let gitlab = Builder::new().redis_append_only().build();

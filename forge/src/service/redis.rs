@@ -17,6 +17,8 @@ use store::observe::Progress;
 pub const LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Client variables that must also be set in a container.
 pub const VARIABLES: &[&str] = &["REDISCLI_AUTH"];
+/// Command that starts a save.
+const SAVE: &str = "BGSAVE";
 /// Time limit of one question.
 const QUESTION: Duration = Duration::from_secs(10);
 /// Interval between questions about a save.
@@ -101,10 +103,27 @@ enum AccessDenied {
     Permission(String),
 }
 
+/// Returns true if a server refuses all saves: its settings lack the command, or forbid it.
+pub fn refuses_saves(error: &Error) -> bool {
+    let Error::Service { reason, .. } = error else { return false };
+    let reason = reason.to_lowercase();
+    reason.contains("bgsave")
+        && ["unknown command", "noperm"].iter().any(|word| reason.contains(word))
+}
+
 impl Redis {
-    /// Fails if the server does not answer or refuses all logins.
+    /// Fails if the server does not answer, refuses all logins or knows no saves.
     pub fn expect_access(&self, progress: &Progress) -> Result<()> {
-        self.ask(&["INFO", "persistence"], progress).map(drop)
+        self.ask(&["INFO", "persistence"], progress)?;
+        match self.ask(&["COMMAND", "INFO", SAVE], progress) {
+            Ok(answer) if answer.is_empty() => Err(self.odd(format!(
+                "it does not know {SAVE}, with which a backup saves its files; its settings may \
+                 have renamed it (`rename-command`)"
+            ))),
+            Err(error) if error.is_interrupted() => Err(error),
+            // Admins may disable the question as well.
+            _ => Ok(()),
+        }
     }
 
     /// Asks as the first user whom the server lets ask.
@@ -239,7 +258,7 @@ impl Redis {
             self.settle(progress)?;
             let (started, run) = (Instant::now(), self.run_id(progress)?);
             // The answer reports a start even if the save cannot begin.
-            match self.ask(&["BGSAVE"], progress) {
+            match self.ask(&[SAVE], progress) {
                 // A rewrite began since the server was asked.
                 Err(Error::Service { reason, .. })
                     if is_busy(&reason) && began.elapsed() < self.limit =>
@@ -342,5 +361,26 @@ impl Saving<'_> {
         let snapshot = redis.configured("dbfilename", progress)?;
         let snapshot = snapshot.unwrap_or_else(|| "dump.rdb".into());
         Ok(Saved { version, dir, snapshot, append_only, seconds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refused_saves_are_told_apart() {
+        let error = |reason: &str| Redis::default().odd(reason);
+        for (text, is_refused) in [
+            ("ERR unknown command 'BGSAVE', with args beginning with: ", true),
+            (
+                "none was found (NOPERM this user has no permissions to run the 'bgsave' command)",
+                true,
+            ),
+            ("ERR unknown command `INFO`", false),
+            ("its save ended with status `err` (bgsave)", false),
+        ] {
+            assert_eq!(refuses_saves(&error(text)), is_refused, "{text}");
+        }
     }
 }

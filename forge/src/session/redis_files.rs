@@ -5,7 +5,7 @@ use super::Session;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::plan::{Absent, Phase};
-use crate::service::redis::Saving;
+use crate::service::redis::{Saving, refuses_saves};
 
 /// Maximum number of copies until the files are consistent.
 const SAVES_MAX: usize = 5;
@@ -14,7 +14,19 @@ impl<'j> Session<'j> {
     /// Starts a save, if the instance has Redis.
     pub(super) fn begin_save(&mut self) -> Result<Option<Saving<'j>>> {
         let progress = self.job.store.observer().progress();
-        self.job.plan.redis.as_ref().map(|redis| redis.begin_save(progress)).transpose()
+        let Some(redis) = &self.job.plan.redis else { return Ok(None) };
+        match redis.begin_save(progress) {
+            // Databases and repositories must not be lost with it.
+            Err(error) if refuses_saves(&error) => {
+                self.missing.push(Absent {
+                    part: "redis".into(),
+                    looked_for: format!("a save ({error})"),
+                    is_required: redis.is_required,
+                });
+                Ok(None)
+            }
+            saving => saving.map(Some),
+        }
     }
 
     /// Waits for a save and copies its files.
@@ -33,8 +45,12 @@ impl<'j> Session<'j> {
         self.copy_redis_files()
     }
 
-    /// Copies the files of the save, if there was one.
+    /// Copies the files of the save, and those of a part without a server.
     pub(super) fn copy_redis_files(&mut self) -> Result<()> {
+        // Without a save, the files are of any age.
+        if self.job.plan.redis.is_some() && self.redis.is_none() {
+            return Ok(());
+        }
         // If the append-only log is rewritten during the copy, old and new files do not match.
         for _ in 0..SAVES_MAX {
             let before = self.manifests();
