@@ -1,6 +1,6 @@
 //! Mattermost: next to GitLab, with sign-on by GitLab, and alone.
 
-use crate::support::gitlab::mattermost::{OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PBKDF2};
+use crate::support::gitlab::mattermost::{MATTERMOST, OAUTH_ID, OAUTH_SECRET, OAUTH_SECRET_PBKDF2};
 use crate::support::gitlab::{Builder, database::MAIN, short_dir};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
 use crate::support::postgres::{Options, Postgres};
@@ -46,6 +46,24 @@ fn change(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&std::fs::read(path).expect("reads")).expect("JSON");
     change(&mut value);
     std::fs::write(path, value.to_string()).expect("writes");
+}
+
+#[test]
+fn lost_images_of_emoji_are_reported() {
+    need_root();
+    let gitlab = Builder::new().mattermost().build();
+    let sandbox = Sandbox::new();
+    let table = "create table emoji (id varchar(26), createat bigint, deleteat bigint);
+                 insert into emoji values ('wave', 1, 0), ('gone', 2, 3);";
+    gitlab.postgres.sql(MATTERMOST, table);
+    configure(&sandbox, &gitlab, "");
+    let text = format!("{:?}", backup(&sandbox).run().json());
+    assert!(text.contains("emoji row wave") && !text.contains("emoji row gone"), "{text}");
+    let image = gitlab.path("var/opt/gitlab/mattermost/data/emoji/wave/image");
+    std::fs::create_dir_all(image.parent().expect("below")).expect("directories");
+    std::fs::write(&image, "image").expect("writes");
+    let all = backup(&sandbox).run().ok().json();
+    assert_eq!(summary(&all)["is_complete"], true, "{all:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::service::postgres::Connection;
 use crate::settings::Sample;
 use crate::view::View;
 use serde::Deserialize;
+use std::path::Path;
 
 /// Note for settings that are kept in the database.
 pub const IN_DATABASE: &str =
@@ -92,6 +93,36 @@ pub fn files(
         let paths = vec![dir.join(row.path)];
         let size = row.size.and_then(|size| size.try_into().ok());
         catalogue.files.push(FileRow { what: "fileinfo", part, id: row.id, paths, size });
+    }
+    emoji(plan, part, &dir, database, catalogue)
+}
+
+/// Queries the images of custom emoji, which have no row of `fileinfo`.
+fn emoji(
+    plan: &Plan,
+    part: &'static str,
+    dir: &Path,
+    database: &mut Connection<'_>,
+    catalogue: &mut Catalogue,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Row {
+        id: String,
+    }
+    let columns = database.columns("emoji")?;
+    if !columns.has("id") {
+        return Ok(());
+    }
+    let condition = if columns.has("deleteat") { "deleteat = 0" } else { "true" };
+    let newest = if columns.has("createat") { "createat desc, id" } else { "id" };
+    let limit = match plan.sample {
+        Sample::All => String::new(),
+        Sample::Rows(rows) => format!(" limit {rows}"),
+    };
+    let query = format!("select id from emoji where {condition} order by {newest}{limit}");
+    for Row { id } in catalogue.ask::<Row>("emoji", database, &query)? {
+        let paths = vec![dir.join("emoji").join(&id).join("image")];
+        catalogue.files.push(FileRow { what: "emoji", part, id, paths, size: None });
     }
     Ok(())
 }
