@@ -24,6 +24,7 @@ mod pipeline;
 mod previous;
 mod roots;
 mod run;
+mod runs;
 mod survey;
 
 pub use passes::{Backup, Likeness, Sources};

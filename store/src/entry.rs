@@ -485,6 +485,18 @@ impl Entry {
         Ok(Decoded { path, result })
     }
 
+    /// Decodes an entry that this process encoded after its own path, even if the entry breaks the
+    /// rules for entries.
+    pub(crate) fn decode_own(
+        path: &[u8],
+        owners: &[Option<Arc<Owner>>],
+        input: &mut Decoder<'_>,
+    ) -> Result<Entry, EntryFault> {
+        let mut fields = Fields::new();
+        fields.read(owners, input).map_err(|error| EntryFault::Field(error.to_string()))?;
+        fields.unchecked(Some(path))
+    }
+
     /// Checks the rules for every entry. The reader refuses an entry that breaks one; the writer
     /// leaves it out.
     ///
@@ -745,6 +757,13 @@ impl<'p> Fields<'p> {
     }
 
     fn entry(self, path: Option<&[u8]>) -> Result<Entry, EntryFault> {
+        let entry = self.unchecked(path)?;
+        entry.check()?;
+        Ok(entry)
+    }
+
+    /// Returns the entry even if it breaks the rules for entries.
+    fn unchecked(self, path: Option<&[u8]>) -> Result<Entry, EntryFault> {
         let Fields { kind, mode, owner, mut entry, level, error, .. } = self;
         if let Some(error) = error {
             return Err(EntryFault::Field(error.to_string()));
@@ -756,7 +775,6 @@ impl<'p> Fields<'p> {
         if let Content::Recipe(recipe) = &mut entry.content {
             recipe.level = level;
         }
-        entry.check()?;
         Ok(entry)
     }
 }

@@ -11,6 +11,9 @@
 use crate::entry::EntryKind;
 use std::io;
 
+/// Names in every git directory.
+pub const MARKS: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
+
 /// Returns true if a directory with this content is a git directory, by git's own rules. `head`
 /// reads the beginning of `HEAD`. An unreadable `HEAD` counts as valid, because the rest must still
 /// be read in order.

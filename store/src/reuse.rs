@@ -29,6 +29,7 @@ use parts::{Thinning, Until};
 use recipe_builder::RecipeBuilder;
 pub use recipe_builder::ReusedBytes;
 use reference::{Reader, ReferenceFile};
+pub use spool::{scratch, scratch_full};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -233,28 +234,139 @@ type Name = (Box<[u8]>, u64);
 
 /// Returns all names in an open directory with their inode numbers, in no order.
 pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Name>> {
-    match names_until_error(dir) {
-        (names, None) => Ok(names),
-        (_, Some(error)) => Err(error),
-    }
-}
-
-/// Returns the names that can be listed, and the error that ended the listing early.
-fn names_until_error(dir: BorrowedFd<'_>) -> (Vec<Name>, Option<io::Error>) {
     let mut buffer = Vec::with_capacity(LISTING_BYTES);
     let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = listing.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => return (names, Some(error.into())),
-        };
+        let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             names.push((name.into(), entry.ino()));
         }
     }
-    (names, None)
+    Ok(names)
+}
+
+/// Names in a directory, sorted and without duplicates, in few bytes each.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// All names, one after the other.
+    bytes: Vec<u8>,
+    rows: Vec<NameRow>,
+}
+
+/// A name in [`Names`].
+#[derive(Debug, Clone, Copy)]
+struct NameRow {
+    /// Offset of the name, and its length in the lowest 16 bits.
+    place: u64,
+    inode: u64,
+}
+
+impl NameRow {
+    fn name(self, bytes: &[u8]) -> &[u8] {
+        &bytes[(self.place >> 16) as usize..][..(self.place & 0xffff) as usize]
+    }
+}
+
+/// Result of reading the names in a directory.
+#[derive(Debug, Default)]
+pub struct NamesRead {
+    /// The names.
+    pub names: Names,
+    /// Error that ended the listing early.
+    pub error: Option<io::Error>,
+    /// True if the directory has more names than requested.
+    pub has_more: bool,
+}
+
+impl Names {
+    /// Reads the wanted names in an open directory. Ends at more than `max` of them.
+    pub fn read(
+        dir: BorrowedFd<'_>,
+        max: usize,
+        mut is_wanted: impl FnMut(&[u8]) -> bool,
+    ) -> NamesRead {
+        let mut buffer = Vec::with_capacity(LISTING_BYTES);
+        let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
+        let mut read = NamesRead::default();
+        while let Some(entry) = listing.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    read.error = Some(error.into());
+                    break;
+                }
+            };
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." || !is_wanted(name) {
+                continue;
+            }
+            if read.names.len() == max {
+                read.has_more = true;
+                break;
+            }
+            read.names.push(name, entry.ino());
+        }
+        read.names.sort();
+        read
+    }
+
+    /// Adds names that are missing.
+    pub fn add<'n>(&mut self, names: impl Iterator<Item = &'n [u8]>) {
+        // The inode number decides only the order of reading.
+        names.for_each(|name| self.push(name, 0));
+        self.sort();
+    }
+
+    fn push(&mut self, name: &[u8], inode: u64) {
+        // The kernel gives the length of a whole row in 16 bits.
+        let place = (self.bytes.len() as u64) << 16 | name.len() as u64 & 0xffff;
+        self.rows.push(NameRow { place, inode });
+        self.bytes.extend_from_slice(name);
+    }
+
+    fn sort(&mut self) {
+        let Names { bytes, rows } = self;
+        rows.sort_unstable_by(|a, b| a.name(bytes).cmp(b.name(bytes)));
+        // Some file systems list a name twice while the directory changes.
+        rows.dedup_by(|a, b| a.name(bytes) == b.name(bytes));
+    }
+
+    /// Returns the number of names.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns true if there is no name.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Returns the name at a position.
+    pub fn get(&self, at: usize) -> &[u8] {
+        self.rows[at].name(&self.bytes)
+    }
+
+    /// Returns the position of a name.
+    pub fn find(&self, name: &[u8]) -> Option<usize> {
+        self.rows.binary_search_by(|row| row.name(&self.bytes).cmp(name)).ok()
+    }
+
+    /// Reads the metadata of the names at these positions in their open directory.
+    ///
+    /// Reads in order of inode numbers, which on a cold disk is the order of the inode tables. Names
+    /// that vanished after the listing have an error of kind `NotFound`.
+    pub fn stats(&self, dir: BorrowedFd<'_>, range: Range<usize>) -> Vec<io::Result<Stat>> {
+        let mut order: Vec<usize> = range.clone().collect();
+        order.sort_unstable_by_key(|at| self.rows[*at].inode);
+        let mut stats: Vec<Option<io::Result<Stat>>> = Vec::new();
+        stats.resize_with(range.len(), || None);
+        for at in order {
+            stats[at - range.start] = Some(stat_at(dir, self.get(at)));
+        }
+        stats.into_iter().flatten().collect()
+    }
 }
 
 /// A name in a directory and its metadata.
@@ -262,25 +374,13 @@ pub type Listed = (Box<[u8]>, io::Result<Stat>);
 
 /// Reads the metadata of everything in an open directory whose name is wanted. The result is sorted
 /// by name without duplicates. Also returns the error that ended the listing early, if any.
-///
-/// Reads in order of inode numbers, which on a cold disk is the order of the inode tables. Names
-/// that vanished after the listing have an error of kind `NotFound`.
 pub fn list(
     dir: BorrowedFd<'_>,
     is_wanted: impl Fn(&[u8]) -> bool,
 ) -> (Vec<Listed>, Option<io::Error>) {
-    let (mut found, error) = names_until_error(dir);
-    found.retain(|(name, _)| is_wanted(name));
-    found.sort_unstable_by_key(|(_, inode)| *inode);
-    let look = |(name, _): (Box<[u8]>, u64)| {
-        let stat = stat_at(dir, &name);
-        (name, stat)
-    };
-    let mut listed: Vec<Listed> = found.into_iter().map(look).collect();
-    listed.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    // Some file systems list a name twice while the directory changes.
-    listed.dedup_by(|(a, _), (b, _)| a == b);
-    (listed, error)
+    let NamesRead { names, error, .. } = Names::read(dir, usize::MAX, is_wanted);
+    let stats = names.stats(dir, 0..names.len()).into_iter().enumerate();
+    (stats.map(|(at, stat)| (names.get(at).into(), stat)).collect(), error)
 }
 
 /// Returns the target of a symbolic link.

@@ -746,12 +746,12 @@ impl<'a> Lookup<'a> {
 
 impl TreeReader<'_> {
     /// Skips whole pages that end before `path`.
-    fn skip_to(&mut self, path: &[u8]) {
+    pub(crate) fn skip_to(&mut self, path: &[u8]) {
         self.skip(&|first| path_cmp(first, path) != Ordering::Greater);
     }
 
-    /// Skips whole pages of entries below `dir`, the path of the last entry.
-    fn skip_below(&mut self, dir: &[u8]) {
+    /// Skips whole pages of entries below `dir`, at or below which the last entry is.
+    pub(crate) fn skip_below(&mut self, dir: &[u8]) {
         self.skip(&|first| is_within(first, dir));
     }
 

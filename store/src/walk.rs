@@ -3,25 +3,36 @@
 //! Threads list directories ahead of the caller, deepest first from the caller's position. The
 //! caller lists a directory itself if no thread has begun to. A limit on listed but unread entries
 //! bounds memory.
+//!
+//! Only the caller lists a large directory, and only its names. Their metadata is read in parts,
+//! which threads read ahead like directories.
 
 use crate::entry::EntryKind;
 use crate::git;
 use crate::glob::{Globs, SourceGlobs, ends};
 use crate::skipped::Noted;
-use crate::source::{self, Listed, Stat};
+use crate::source::{self, Names, NamesRead, Stat};
 use crate::threads;
 use crate::unfinished::{is_mark, is_unfinished};
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::io;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Maximum number of entries listed but not yet read. At this number threads pause until half of
 /// the entries have been read.
 const AHEAD_MAX: usize = 50_000;
+/// Maximum number of names in a directory that is listed as a whole. Debug builds have a small
+/// limit, so that tests of small directories reach all of the code.
+const WHOLE_NAMES_MAX: usize = if cfg!(debug_assertions) { 64 } else { 8192 };
+/// Maximum number of names in a part of a larger directory.
+const PART_NAMES: usize = WHOLE_NAMES_MAX / 2;
+/// Maximum number of entries of a git directory that is held in memory as a whole.
+pub const GIT_DIR_ENTRIES_MAX: usize = if cfg!(debug_assertions) { 128 } else { 8192 };
 
 /// Rules for skipped paths, the same for plain directories and git directories.
 ///
@@ -291,18 +302,34 @@ pub enum Step {
     /// A file, directory or other object. The content of a directory follows.
     Found(Found),
     /// A git directory, to be read as a whole. Holds its content in path order if that was
-    /// requested and could be scanned.
+    /// requested, could be scanned and is not too large.
     GitDir(Found, Option<Vec<Found>>),
     /// An object whose metadata or listing could not be read.
     Failed(Vec<u8>, io::Error),
 }
 
-/// A directory to list.
+/// A directory to list, or a part of it.
 struct Node {
     path: Vec<u8>,
+    /// Scope of the directory, or of its content for a part.
     scope: Scope,
+    part: Option<Part>,
     state: Mutex<State>,
     done: Condvar,
+}
+
+/// A part of a large directory.
+struct Part {
+    of: Arc<LargeDir>,
+    /// Positions of its names.
+    range: Range<usize>,
+}
+
+/// A directory whose metadata is read in parts.
+struct LargeDir {
+    names: Names,
+    /// True if the directory could not be opened again, which is reported once.
+    is_failed: AtomicBool,
 }
 
 enum State {
@@ -321,7 +348,63 @@ enum Listing {
 
 enum Child {
     Found(Found, Option<Arc<Node>>),
+    /// More children of the same directory.
+    More(Arc<Node>),
     Failed(Vec<u8>, io::Error),
+}
+
+/// Children of a directory, and the nodes among them, in order.
+#[derive(Default)]
+struct Children {
+    children: Vec<Child>,
+    nodes: Vec<Arc<Node>>,
+}
+
+impl Children {
+    fn more(&mut self, node: Arc<Node>) {
+        self.nodes.push(Arc::clone(&node));
+        self.children.push(Child::More(node));
+    }
+
+    fn into_listing(mut self) -> (Listing, Vec<Arc<Node>>) {
+        self.children.reverse();
+        (Listing::Children(self.children), self.nodes)
+    }
+}
+
+/// Paths of a directory that are too long to be stored.
+struct TooLong {
+    first: Vec<u8>,
+    fault: crate::entry::EntryFault,
+    count: usize,
+}
+
+impl TooLong {
+    /// Adds a path.
+    fn add(known: &mut Option<TooLong>, path: Vec<u8>, fault: crate::entry::EntryFault) {
+        match known {
+            None => *known = Some(TooLong { first: path, fault, count: 1 }),
+            Some(known) => {
+                known.count += 1;
+                if path < known.first {
+                    (known.first, known.fault) = (path, fault);
+                }
+            }
+        }
+    }
+
+    /// Returns the error of all paths. There may be any number of them, with more below.
+    fn into_child(self) -> Child {
+        let TooLong { first, fault, count } = self;
+        let text = match count {
+            1 => format!("{fault}; skipped with everything below it"),
+            _ => format!(
+                "{fault}; skipped {count} such entries of its directory \
+                 with everything below them"
+            ),
+        };
+        Child::Failed(first, io::Error::other(text))
+    }
 }
 
 impl Listing {
@@ -364,7 +447,7 @@ impl Walk {
     /// Walks everything below `root` with `threads` threads besides the caller's. `top` is the
     /// metadata of that directory.
     pub fn new(root: Arc<Root>, top: Stat, rules: Rules, threads: usize) -> Walk {
-        let first = node(root.tree_path.clone(), Scope::all(top.device));
+        let first = node_of(root.tree_path.clone(), Scope::all(top.device), None);
         let shared = Arc::new(Shared {
             rules,
             queue: Mutex::new(Queue { nodes: vec![Arc::clone(&first)], idle: 0, is_ended: false }),
@@ -391,7 +474,8 @@ impl Walk {
                 State::Waiting => {
                     *state = State::Consumed;
                     drop(state);
-                    let (listing, nodes) = self.shared.list(node);
+                    let listed = self.shared.list(node, usize::MAX);
+                    let (listing, nodes) = listed.expect("there is no limit");
                     self.shared.push(nodes);
                     return listing;
                 }
@@ -433,6 +517,13 @@ impl Iterator for Walk {
                 None => drop(self.stack.pop()),
                 Some(Child::Failed(path, error)) => return Some(Step::Failed(path, error)),
                 Some(Child::Found(found, None)) => return Some(Step::Found(found)),
+                Some(Child::More(node)) => match self.listing(&node) {
+                    Listing::Children(children) => self.stack.push(children),
+                    Listing::Failed(error) => {
+                        return Some(Step::Failed(node.path.clone(), error));
+                    }
+                    Listing::GitDir(_) => unreachable!("a part is not a git directory"),
+                },
                 Some(Child::Found(found, Some(node))) => self.pending = Some((found, node)),
             }
         }
@@ -460,7 +551,12 @@ impl Shared {
                 }
                 *state = State::Running;
             }
-            let (listing, nodes) = self.list(&node);
+            let Some((listing, nodes)) = self.list(&node, WHOLE_NAMES_MAX) else {
+                // Left to the caller: the names of several large directories may exceed memory.
+                *node.state.lock() = State::Waiting;
+                node.done.notify_one();
+                continue;
+            };
             self.ahead.fetch_add(listing.len(), Ordering::Relaxed);
             *node.state.lock() = State::Done(listing);
             node.done.notify_one();
@@ -500,89 +596,148 @@ impl Shared {
         if nodes.is_empty() {
             return;
         }
+        let has_parts = nodes.iter().any(|node| node.part.is_some());
         let mut queue = self.queue.lock();
         queue.nodes.extend(nodes.into_iter().rev());
         let is_awaited = queue.idle > 0 && self.ahead.load(Ordering::Relaxed) <= AHEAD_MAX;
         drop(queue);
-        if is_awaited {
+        if is_awaited && has_parts {
+            self.work.notify_all();
+        } else if is_awaited {
             self.work.notify_one();
         }
     }
 
-    /// Lists a directory. Also returns its subdirectories.
-    fn list(&self, node: &Node) -> (Listing, Vec<Arc<Node>>) {
+    /// Lists a directory or a part of one. Also returns its nodes. Returns `None` if a directory has
+    /// more than `max` names.
+    fn list(&self, node: &Node, max: usize) -> Option<(Listing, Vec<Arc<Node>>)> {
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
         let (root, below) = (self.root.dir.as_fd(), self.root.relative(path));
-        let (dir, denied) = match open_dir(root, below, path, &exclude.named) {
+        let opened = open_dir(root, below, path, &exclude.named);
+        if let Some(Part { of, range }) = &node.part {
+            return Some(match opened {
+                Ok((dir, _)) => {
+                    let stats = of.names.stats(dir.as_fd(), range.clone());
+                    let mut listed = Children::default();
+                    self.look(
+                        dir.as_fd(),
+                        path,
+                        node.scope,
+                        &of.names,
+                        range.start,
+                        stats,
+                        &mut listed,
+                    );
+                    listed.into_listing()
+                }
+                Err(_) if of.is_failed.swap(true, Ordering::Relaxed) => {
+                    (Listing::Children(Vec::new()), Vec::new())
+                }
+                Err(error) => (Listing::Failed(error), Vec::new()),
+            });
+        }
+        let (dir, denied) = match opened {
             Ok(opened) => opened,
-            Err(error) => return (Listing::Failed(error), Vec::new()),
+            Err(error) => return Some((Listing::Failed(error), Vec::new())),
         };
+        let dir = dir.as_fd();
         // The cache rule does not apply to the named path at which the walk begins.
         let is_top = path == self.root.tree_path;
-        let scope = if is_top { node.scope } else { exclude.inside(path, dir.as_fd(), node.scope) };
+        let scope = if is_top { node.scope } else { exclude.inside(path, dir, node.scope) };
+        let mut too_long = None;
         let is_wanted = |name: &[u8]| {
-            scope.wanted == Wanted::All || !exclude.has(&join(path, name), None, scope)
-        };
-        let (listed, cut_short) = list(dir.as_fd(), denied, path, &exclude.named, is_wanted);
-        if self.rules.git_dirs && scope.wanted == Wanted::All && is_git_dir(dir.as_fd(), &listed) {
-            let content = self.rules.scan_git_dirs.then(|| self.scan(path, &dir)).flatten();
-            return (Listing::GitDir(content), Vec::new());
-        }
-        let (mut children, mut nodes) = (Vec::with_capacity(listed.len()), Vec::new());
-        let mut too_long: Option<(Vec<u8>, crate::entry::EntryFault, usize)> = None;
-        for (name, stat) in listed {
-            let path = join(path, &name);
-            if let Err(fault) = crate::entry::check_child(&path, &name) {
-                if exclude.has(&path, None, scope) {
-                    continue;
+            let is_out = || exclude.has(&join(path, name), None, scope);
+            if let Some(fault) = fault_of_child(path, name) {
+                if !is_out() {
+                    TooLong::add(&mut too_long, join(path, name), fault);
                 }
-                too_long.get_or_insert((path, fault, 0)).2 += 1;
-                continue;
+                return false;
             }
+            scope.wanted == Wanted::All || !is_out()
+        };
+        let read = names(dir, denied, path, &exclude.named, max, is_wanted);
+        if read.has_more {
+            return None;
+        }
+        let NamesRead { names, error: cut_short, .. } = read;
+        let is_whole = names.len() <= WHOLE_NAMES_MAX;
+        let stats = names.stats(dir, if is_whole { 0..names.len() } else { 0..0 });
+        if self.rules.git_dirs && scope.wanted == Wanted::All && is_git_dir(dir, &names, &stats) {
+            // A listing that lacks names would hide them.
+            let is_all = is_whole && cut_short.is_none() && too_long.is_none();
+            let listed = is_all.then_some((names, stats));
+            let scan = || scan_whole(dir, path, exclude, listed);
+            let content = self.rules.scan_git_dirs.then(scan).flatten();
+            return Some((Listing::GitDir(content), Vec::new()));
+        }
+        let mut listed = Children::default();
+        if is_whole {
+            self.look(dir, path, scope, &names, 0, stats, &mut listed);
+        } else {
+            let count = names.len();
+            let of = Arc::new(LargeDir { names, is_failed: AtomicBool::new(false) });
+            for range in parts(count) {
+                let part = Some(Part { of: Arc::clone(&of), range });
+                listed.more(node_of(path.to_vec(), scope, part));
+            }
+        }
+        // Entries listed before the error are still valid.
+        let cut_short = cut_short.map(|error| Child::Failed(path.to_vec(), error));
+        listed.children.extend(cut_short);
+        listed.children.extend(too_long.map(TooLong::into_child));
+        Some(listed.into_listing())
+    }
+
+    /// Adds the children of a directory whose names, from the position `start` on, have this
+    /// metadata.
+    #[expect(clippy::too_many_arguments, reason = "one listing")]
+    fn look(
+        &self,
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+        scope: Scope,
+        names: &Names,
+        start: usize,
+        stats: Vec<io::Result<Stat>>,
+        listed: &mut Children,
+    ) {
+        let exclude = &self.rules.exclude;
+        listed.children.reserve(stats.len());
+        for (stat, at) in stats.into_iter().zip(start..) {
+            let name = names.get(at);
+            let path = join(path, name);
             let stat = match stat {
                 Ok(stat) => stat,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(_) if exclude.has(&path, None, scope) => continue,
                 Err(error) => {
-                    children.push(Child::Failed(path, error));
+                    listed.children.push(Child::Failed(path, error));
                     continue;
                 }
             };
-            let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
+            let is_mounted = || source::is_mount_root(dir, name);
             let within = match exclude.verdict(&path, None, &stat, scope, is_mounted) {
                 Verdict::Skipped => continue,
                 Verdict::Alone => None,
                 Verdict::Within(scope) => (stat.kind == EntryKind::Directory).then_some(scope),
             };
-            let node = within.map(|scope| self::node(path.clone(), scope));
-            nodes.extend(node.clone());
-            children.push(Child::Found(Found { path, stat }, node));
+            let node = within.map(|scope| node_of(path.clone(), scope, None));
+            listed.nodes.extend(node.clone());
+            listed.children.push(Child::Found(Found { path, stat }, node));
         }
-        // Entries listed before the error are still valid.
-        children.extend(cut_short.map(|error| Child::Failed(path.to_vec(), error)));
-        // Reported once per directory: there may be any number of such paths, with more below.
-        if let Some((path, fault, count)) = too_long {
-            let text = match count {
-                1 => format!("{fault}; skipped with everything below it"),
-                _ => format!(
-                    "{fault}; skipped {count} such entries of its directory \
-                     with everything below them"
-                ),
-            };
-            children.push(Child::Failed(path, io::Error::other(text)));
-        }
-        children.reverse();
-        (Listing::Children(children), nodes)
     }
+}
 
-    /// Scans a whole git directory, in the order in which it must be read. Returns `None` if a part
-    /// of it cannot be scanned.
-    fn scan(&self, path: &[u8], dir: &OwnedFd) -> Option<Vec<Found>> {
-        let mut scan = Scan::default();
-        scan_git_dir(dir.as_fd(), path, &self.rules.exclude, &mut scan);
-        scan.found.sort_unstable_by(|a, b| crate::entry::path_cmp(&a.path, &b.path));
-        scan.failed.is_empty().then_some(scan.found)
-    }
+/// Returns the fault of a path in a directory, if it is too long to be stored.
+fn fault_of_child(dir: &[u8], name: &[u8]) -> Option<crate::entry::EntryFault> {
+    let is_long = dir.len() + 1 + name.len() > crate::limits::PATH_BYTES_MAX;
+    let path = if is_long { join(dir, name) } else { Vec::new() };
+    crate::entry::check_child(&path, name).err()
+}
+
+/// Divides the positions of this many names into parts.
+fn parts(count: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(PART_NAMES).map(move |from| from..count.min(from + PART_NAMES))
 }
 
 /// Opens a directory for listing. If this user may only enter it, and it leads to a named path,
@@ -602,153 +757,288 @@ fn open_dir(
     }
 }
 
-/// Lists an open directory, unless that is `denied`. Looks up named paths that the listing lacks
-/// because of an error, which is returned.
-fn list(
+/// Reads the names in an open directory, unless that is `denied`. Adds named paths that the listing
+/// lacks because of an error.
+fn names(
     dir: BorrowedFd<'_>,
     denied: Option<io::Error>,
     path: &[u8],
     named: &Named,
-    is_wanted: impl Fn(&[u8]) -> bool,
-) -> (Vec<Listed>, Option<io::Error>) {
-    let (mut listed, error) = match denied {
-        Some(error) => (Vec::new(), Some(error)),
-        None => source::list(dir, &is_wanted),
+    max: usize,
+    mut is_wanted: impl FnMut(&[u8]) -> bool,
+) -> NamesRead {
+    let mut read = match denied {
+        Some(error) => NamesRead { error: Some(error), ..NamesRead::default() },
+        None => Names::read(dir, max, &mut is_wanted),
     };
-    if error.is_some() && named.is_below(path) {
-        for name in named.names_in(path).into_iter().filter(|name| is_wanted(name)) {
-            if let Err(place) = listed.binary_search_by(|(known, _)| (**known).cmp(name)) {
-                listed.insert(place, (name.into(), source::stat_at(dir, name)));
-            }
-        }
+    if read.error.is_some() && named.is_below(path) {
+        read.names.add(named.names_in(path).into_iter().filter(|name| is_wanted(name)));
     }
-    (listed, error)
+    read
 }
 
-/// Result of scanning a git directory or a phase of it.
-#[derive(Debug, Default)]
-pub struct Scan {
-    /// Everything found, in no order.
-    pub found: Vec<Found>,
-    /// Paths that could not be scanned, or only in part.
-    pub failed: Vec<(Vec<u8>, io::Error)>,
-    /// True if a listed object was gone when its metadata was read. The scan may have missed its
-    /// replacement.
-    pub has_gaps: bool,
-    /// Directories in which phases begin and in whose place something else is. That object belongs
+/// An item of a scan of a git directory.
+#[derive(Debug)]
+pub enum Scanned {
+    /// An object.
+    Found(Found),
+    /// A path that could not be scanned, or only in part. If it went away, the scan may have missed
+    /// its replacement.
+    Failed(Vec<u8>, io::Error),
+    /// A directory in which a phase begins and in whose place something else is. That object belongs
     /// to another phase.
-    pub not_dirs: Vec<(Vec<u8>, io::Error)>,
+    NotDir(Vec<u8>, io::Error),
 }
 
-impl Scan {
-    /// Records an error of a path. A path that went away is not a failure.
-    fn fail(&mut self, path: Vec<u8>, error: io::Error) {
-        if error.kind() == io::ErrorKind::NotFound {
-            self.has_gaps = true;
-        } else {
-            self.failed.push((path, error));
+impl Scanned {
+    fn path(&self) -> &[u8] {
+        match self {
+            Scanned::Found(Found { path, .. })
+            | Scanned::Failed(path, _)
+            | Scanned::NotDir(path, _) => path,
         }
     }
 }
 
-/// Scans everything in an open git directory whose path in the tree is `path`, phase by phase.
-/// Skips files of running git operations.
-pub fn scan_git_dir(dir: BorrowedFd<'_>, path: &[u8], exclude: &Excluded, scan: &mut Scan) {
-    for phase in git::Phase::ALL {
-        scan_phase(dir, path, phase, exclude, scan);
-    }
+/// Takes what a scan finds, in path order, until it breaks.
+type Visit<'v> = &'v mut dyn FnMut(Scanned) -> ControlFlow<()>;
+
+/// A scan of a git directory.
+struct Scan<'a> {
+    dir: BorrowedFd<'a>,
+    /// Path in the tree.
+    path: &'a [u8],
+    /// Everything, in path order, without a phase.
+    phase: Option<git::Phase>,
+    exclude: &'a Excluded,
+    /// Maximum number of names in a directory.
+    names_max: usize,
 }
 
-/// Runs one phase of [`scan_git_dir`].
+/// Returns everything in an open git directory in path order. Returns `None` if a part of it cannot
+/// be scanned, or if it is too large.
+///
+/// The result may differ from every state of the directory. It shows only that nothing changed: if
+/// each object is as in the previous snapshot, then the content of that snapshot can be taken over.
+fn scan_whole(
+    dir: BorrowedFd<'_>,
+    path: &[u8],
+    exclude: &Excluded,
+    listed: Option<(Names, Vec<io::Result<Stat>>)>,
+) -> Option<Vec<Found>> {
+    let top = Scope::all(source::stat_open(dir).ok()?.device);
+    let mut found = Vec::new();
+    let scan = Scan { dir, path, phase: None, exclude, names_max: GIT_DIR_ENTRIES_MAX };
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let mut visit = |item| {
+        match item {
+            Scanned::Found(item) if found.len() < GIT_DIR_ENTRIES_MAX => found.push(item),
+            Scanned::Failed(_, error) if is_gone(&error) => {}
+            Scanned::NotDir(..) => {}
+            Scanned::Found(_) | Scanned::Failed(..) => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    };
+    let done = match listed {
+        Some((names, stats)) => scan.look(dir, b"", top, &names, Some(stats), &mut visit),
+        None => scan.below(b"", top, &mut visit),
+    };
+    done.is_continue().then_some(found)
+}
+
+/// Scans a phase of an open git directory whose path in the tree is `path`. Skips files of running
+/// git operations.
 pub fn scan_phase(
     dir: BorrowedFd<'_>,
     path: &[u8],
     phase: git::Phase,
     exclude: &Excluded,
-    scan: &mut Scan,
+    visit: Visit<'_>,
 ) {
-    let top = match source::stat_open(dir) {
-        Ok(stat) => Scope::all(stat.device),
-        Err(error) => return scan.fail(path.to_vec(), error),
-    };
-    if let Some(scope) = exclude.scope_below(dir, path, phase.begins_in(), top) {
-        scan_phase_below(dir, path, phase.begins_in(), scope, phase, exclude, scan);
-    }
+    let scan = Scan { dir, path, phase: Some(phase), exclude, names_max: usize::MAX };
+    // The visitor knows that it ended the scan.
+    let _ = scan.run(visit);
 }
 
-fn scan_phase_below(
-    git_dir: BorrowedFd<'_>,
-    path: &[u8],
-    below: &[u8],
-    scope: Scope,
-    phase: git::Phase,
-    exclude: &Excluded,
-    scan: &mut Scan,
-) {
-    let below_path = || if below.is_empty() { path.to_vec() } else { join(path, below) };
-    let (dir, denied) = match open_dir(git_dir, below, &below_path(), &exclude.named) {
-        Ok(opened) => opened,
-        // It went away. A later phase finds its replacement.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) if below == phase.begins_in() && is_not_a_dir(&error) => {
-            return scan.not_dirs.push((below_path(), error));
+impl Scan<'_> {
+    fn run(&self, visit: Visit<'_>) -> ControlFlow<()> {
+        let top = match source::stat_open(self.dir) {
+            Ok(stat) => Scope::all(stat.device),
+            Err(error) => return visit(Scanned::Failed(self.path.to_vec(), error)),
+        };
+        let begins_in = self.begins_in();
+        match self.exclude.scope_below(self.dir, self.path, begins_in, top) {
+            Some(scope) => self.below(begins_in, scope, visit),
+            None => ControlFlow::Continue(()),
         }
-        Err(error) => return scan.fail(below_path(), error),
-    };
-    let scope = match below {
-        b"" => scope,
-        below => exclude.inside(&join(path, below), dir.as_fd(), scope),
-    };
-    let inner = |name: &[u8]| join(below, name);
-    let is_wanted = |name: &[u8]| {
-        let inner = inner(name);
-        let path = join(path, &inner);
+    }
+
+    fn begins_in(&self) -> &'static [u8] {
+        self.phase.map_or(b"", git::Phase::begins_in)
+    }
+
+    fn path_of(&self, below: &[u8]) -> Vec<u8> {
+        if below.is_empty() { self.path.to_vec() } else { join(self.path, below) }
+    }
+
+    /// Returns true if a path relative to the git directory belongs to the scan.
+    fn is_wanted(&self, inner: &[u8], scope: Scope) -> bool {
+        let Scan { phase, exclude, .. } = self;
+        let path = join(self.path, inner);
         let is_named = exclude.named.has(&path) || exclude.named.is_below(&path);
-        git::Phase::of(&inner) == phase
-            && (is_named || !git::is_transient(&inner))
-            && !exclude.has(&path, Some(&inner), scope)
-    };
-    let (listed, cut_short) = list(dir.as_fd(), denied, &below_path(), &exclude.named, is_wanted);
-    if let Some(error) = cut_short {
-        scan.fail(below_path(), error);
+        phase.is_none_or(|phase| git::Phase::of(inner) == phase)
+            && (is_named || !git::is_transient(inner))
+            && !exclude.has(&path, Some(inner), scope)
     }
-    let is_all = scope.wanted == Wanted::All;
-    if is_all && !below.is_empty() && is_git_dir(dir.as_fd(), &listed) {
-        // A submodule is a whole git directory, read in the settings phase.
-        return scan_git_dir(dir.as_fd(), &join(path, below), exclude, scan);
+
+    /// Scans a directory.
+    fn below(&self, below: &[u8], scope: Scope, visit: Visit<'_>) -> ControlFlow<()> {
+        let (path, exclude) = (self.path_of(below), self.exclude);
+        let (dir, denied) = match open_dir(self.dir, below, &path, &exclude.named) {
+            Ok(opened) => opened,
+            // It went away. A later phase finds its replacement.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return ControlFlow::Continue(());
+            }
+            Err(error) if below == self.begins_in() && is_not_a_dir(&error) => {
+                return visit(Scanned::NotDir(path, error));
+            }
+            Err(error) => return visit(Scanned::Failed(path, error)),
+        };
+        let dir = dir.as_fd();
+        let scope = match below {
+            b"" => scope,
+            _ => exclude.inside(&path, dir, scope),
+        };
+        let is_wanted = |name: &[u8]| self.is_wanted(&join(below, name), scope);
+        let read = names(dir, denied, &path, &exclude.named, self.names_max, is_wanted);
+        if read.has_more {
+            return ControlFlow::Break(());
+        }
+        if let Some(error) = read.error {
+            visit(Scanned::Failed(path, error))?;
+        }
+        self.look(dir, below, scope, &read.names, None, visit)
     }
-    for (name, stat) in listed {
-        let inner = inner(&name);
+
+    /// Scans an open directory with these names. `stats` is their metadata if it was read.
+    fn look(
+        &self,
+        dir: BorrowedFd<'_>,
+        below: &[u8],
+        scope: Scope,
+        names: &Names,
+        mut stats: Option<Vec<io::Result<Stat>>>,
+        visit: Visit<'_>,
+    ) -> ControlFlow<()> {
+        let is_read = stats.is_some();
+        let ranges = if is_read { vec![0..names.len()] } else { parts(names.len()).collect() };
+        for range in ranges {
+            let stats = stats.take().unwrap_or_else(|| names.stats(dir, range.clone()));
+            let may_be_inner = scope.wanted == Wanted::All && !below.is_empty() && range.start == 0;
+            if may_be_inner && is_git_dir(dir, names, &stats) {
+                return self.inner(dir, &join(self.path, below), visit);
+            }
+            for (stat, at) in stats.into_iter().zip(range) {
+                let inner = join(below, names.get(at));
+                if is_read && !self.is_wanted(&inner, scope) {
+                    continue;
+                }
+                self.object(dir, names.get(at), &inner, stat, scope, visit)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Visits an object, and everything in it if it is a directory of this phase.
+    fn object(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        inner: &[u8],
+        stat: io::Result<Stat>,
+        scope: Scope,
+        visit: Visit<'_>,
+    ) -> ControlFlow<()> {
+        let path = join(self.path, inner);
         let stat = match stat {
             Ok(stat) => stat,
-            Err(error) => {
-                scan.fail(join(path, &inner), error);
-                continue;
-            }
+            Err(error) => return visit(Scanned::Failed(path, error)),
         };
-        let item = Found { path: join(path, &inner), stat };
-        let is_mounted = || source::is_mount_root(dir.as_fd(), &name);
-        let verdict = exclude.verdict(&item.path, Some(&inner), &stat, scope, is_mounted);
+        let is_mounted = || source::is_mount_root(dir, name);
+        let verdict = self.exclude.verdict(&path, Some(inner), &stat, scope, is_mounted);
         if matches!(verdict, Verdict::Skipped) {
-            continue;
+            return ControlFlow::Continue(());
         }
         // Paths below one that is too long could not be stored either.
-        let is_kept = crate::entry::is_valid_path(&item.path);
-        scan.found.push(item);
+        let is_kept = crate::entry::is_valid_path(&path);
         // The content of `refs` belongs to another phase than `refs` itself.
-        if let Verdict::Within(scope) = verdict
-            && stat.kind == EntryKind::Directory
-            && inner != b"refs"
-            && is_kept
-        {
-            scan_phase_below(git_dir, path, &inner, scope, phase, exclude, scan);
+        let ends_here = self.phase.is_some() && inner == b"refs";
+        visit(Scanned::Found(Found { path, stat }))?;
+        match verdict {
+            Verdict::Within(scope)
+                if stat.kind == EntryKind::Directory && is_kept && !ends_here =>
+            {
+                self.below(inner, scope, visit)
+            }
+            _ => ControlFlow::Continue(()),
         }
+    }
+
+    /// Scans a git directory inside this one, such as that of a submodule. A small one is listed in
+    /// the order of its phases.
+    fn inner(&self, dir: BorrowedFd<'_>, path: &[u8], visit: Visit<'_>) -> ControlFlow<()> {
+        let whole = Scan { dir, path, phase: None, ..*self };
+        if self.phase.is_none() {
+            return whole.run(visit);
+        }
+        let mut items = Vec::new();
+        let mut collect = |item| {
+            items.push(item);
+            let is_large = items.len() > GIT_DIR_ENTRIES_MAX;
+            if is_large { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let is_small = git::Phase::ALL.into_iter().all(|phase| {
+            let names_max = self.names_max.min(GIT_DIR_ENTRIES_MAX);
+            let scan = Scan { phase: Some(phase), names_max, ..whole };
+            scan.run(&mut collect).is_continue()
+        });
+        if !is_small {
+            return whole.run(visit);
+        }
+        items.sort_by(|a, b| crate::entry::path_cmp(a.path(), b.path()));
+        items.into_iter().try_for_each(visit)
     }
 }
 
-/// Returns true if an open directory with this listing is a git directory.
-pub(crate) fn is_git_dir(dir: BorrowedFd<'_>, listed: &[Listed]) -> bool {
-    let known = listed.iter().filter_map(|(name, stat)| Some((&**name, stat.as_ref().ok()?.kind)));
+/// Returns true if an open directory with these names is a git directory. `stats` is the metadata
+/// of the first names.
+fn is_git_dir(dir: BorrowedFd<'_>, names: &Names, stats: &[io::Result<Stat>]) -> bool {
+    let places = git::MARKS.map(|name| names.find(name));
+    if places.iter().any(Option::is_none) {
+        return false;
+    }
+    let known = places.into_iter().flatten().filter_map(|at| {
+        let name = names.get(at);
+        let kind = match stats.get(at) {
+            Some(stat) => stat.as_ref().ok()?.kind,
+            None => source::stat_at(dir, name).ok()?.kind,
+        };
+        Some((name, kind))
+    });
+    is_git_dir_with(dir, known)
+}
+
+/// Returns true if an open directory is a git directory.
+pub(crate) fn is_open_git_dir(dir: BorrowedFd<'_>) -> bool {
+    let look = |name: &'static [u8]| Some((name, source::stat_at(dir, name).ok()?.kind));
+    is_git_dir_with(dir, git::MARKS.into_iter().filter_map(look))
+}
+
+fn is_git_dir_with<'n>(
+    dir: BorrowedFd<'_>,
+    known: impl Iterator<Item = (&'n [u8], EntryKind)>,
+) -> bool {
     git::is_git_dir(known, || {
         let mut head = vec![0; 64];
         let file = source::open_file_below(dir, b"HEAD")?;
@@ -777,6 +1067,7 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
-fn node(path: Vec<u8>, scope: Scope) -> Arc<Node> {
-    Arc::new(Node { path, scope, state: Mutex::new(State::Waiting), done: Condvar::new() })
+fn node_of(path: Vec<u8>, scope: Scope, part: Option<Part>) -> Arc<Node> {
+    let (state, done) = (Mutex::new(State::Waiting), Condvar::new());
+    Arc::new(Node { path, scope, part, state, done })
 }

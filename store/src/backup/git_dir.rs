@@ -4,17 +4,19 @@
 //! open, so unlinking them does no harm.
 
 use super::ingest::Ingest;
-use super::previous::Recheck;
-use crate::entry::{Entry, EntryKind, path_cmp};
+use super::previous::{Below, Previous, PreviousGitDir, Recheck};
+use super::runs::Runs;
+use crate::entry::{Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
 use crate::reuse::{self, Hint};
 use crate::source::{self, Stat};
-use crate::walk::{self, Found, Root, Scan, join};
+use crate::walk::{self, Found, GIT_DIR_ENTRIES_MAX, Root, Scanned, join};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -31,32 +33,38 @@ const TABLE_LIST_BYTES: u64 = 1 << 20;
 /// Maximum bytes of a multi-pack-index that are searched for pack names.
 const MIDX_HEAD_BYTES: usize = 4 << 20;
 
-/// Reads the git directory `found` and everything in it. Returns the entries in path order.
-///
-/// `previous` are its entries in the previous snapshot.
+/// Reads the git directory `found` and everything in it. Passes the entries to `send` in path order,
+/// in parts, until it returns false.
 pub fn read(
     ingest: &Ingest<'_>,
     recheck: &Recheck<'_>,
     root: &Root,
     found: &Found,
-    previous: Vec<Entry>,
-) -> Result<Vec<Entry>> {
-    let previous = previous.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+    previous: PreviousGitDir,
+    send: impl FnMut(Vec<Entry>) -> bool,
+) -> Result<()> {
+    let runs = Runs::new(ingest.packer().workspace());
     let dir = match source::open_dir_below(root.dir.as_fd(), root.relative(&found.path)) {
         Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
             ingest.unreadable(&found.path, &error);
-            return Ok(ingest.entry(root, found, None)?.into_iter().collect());
+            return runs.merge(ingest.entry(root, found, None)?.into_iter(), send);
         }
     };
+    let is_streamed = matches!(previous.below, Below::TooMany);
     let mut reading = Reading {
         ingest,
         recheck,
         path: &found.path,
-        root: Root { tree_path: found.path.clone(), dir },
-        previous,
+        root: &Root { tree_path: found.path.clone(), dir },
+        previous: in_memory(recheck, &found.path, previous),
+        is_streamed,
+        streamed: None,
         entries: BTreeMap::new(),
+        runs,
+        is_plain: false,
+        begun: HashSet::new(),
         reported: HashSet::new(),
     };
     reading.take_below(Some(root), found)?;
@@ -73,18 +81,46 @@ pub fn read(
             }
         }
     }
-    let mut entries: Vec<Entry> = reading.entries.into_values().collect();
-    entries.sort_unstable_by(|a, b| path_cmp(&a.path, &b.path));
-    Ok(entries)
+    reading.runs.merge(reading.entries.into_values(), send)
+}
+
+/// Returns the entries of the previous snapshot that are held in memory, by path. Of a large git
+/// directory, these are the ones of the phases that are read as a whole.
+fn in_memory(
+    recheck: &Recheck<'_>,
+    path: &[u8],
+    PreviousGitDir { own, below }: PreviousGitDir,
+) -> HashMap<Vec<u8>, Entry> {
+    const PARTS: [&[u8]; 4] = [b"objects/info", b"objects/pack", b"packed-refs", b"reftable"];
+    let below = match below {
+        Below::All(below) => below,
+        Below::TooMany => {
+            let read = |part| recheck.previous_within(&join(path, part));
+            PARTS.into_iter().flat_map(read).collect()
+        }
+    };
+    own.into_iter().chain(below).map(|entry| (entry.path.clone(), entry)).collect()
 }
 
 struct Reading<'a, 'b> {
     ingest: &'a Ingest<'b>,
     recheck: &'a Recheck<'a>,
     path: &'a [u8],
-    root: Root,
+    root: &'a Root,
+    /// Entries of the previous snapshot that are held in memory.
     previous: HashMap<Vec<u8>, Entry>,
+    /// True if the other entries of the previous snapshot are too many for memory.
+    is_streamed: bool,
+    /// Those of the current phase.
+    streamed: Option<Previous<'a>>,
+    /// Entries of the phases that are read as a whole.
     entries: BTreeMap<Vec<u8>, Entry>,
+    /// Entries of the other phases.
+    runs: Runs<'a>,
+    /// True in such a phase.
+    is_plain: bool,
+    /// Stored directories in which phases begin.
+    begun: HashSet<&'static [u8]>,
     /// Paths already reported, because repeated listings fail again.
     reported: HashSet<Vec<u8>>,
 }
@@ -97,18 +133,31 @@ impl Reading<'_, '_> {
     /// Returns the listing of a phase, and true if it has no gaps. Reports each unreadable path and
     /// continues.
     fn scan(&mut self, phase: Phase) -> (Vec<Found>, bool) {
-        let mut scan = Scan::default();
-        let exclude = self.ingest.exclude;
-        walk::scan_phase(self.dir().as_fd(), self.path, phase, exclude, &mut scan);
-        // Another phase stores the object, unless it found a directory before.
-        let is_dir = |path: &[u8]| {
-            self.entries.get(path).is_some_and(|entry| entry.kind == EntryKind::Directory)
-        };
-        let not_dirs: Vec<_> = scan.not_dirs.into_iter().filter(|(path, _)| is_dir(path)).collect();
-        for (path, error) in scan.failed.iter().chain(&not_dirs) {
-            self.unreadable(path, error);
+        let (mut found, mut has_gaps) = (Vec::new(), false);
+        let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
+        walk::scan_phase(root.dir.as_fd(), path, phase, exclude, &mut |item| {
+            match item {
+                Scanned::Found(item) => found.push(item),
+                other => has_gaps |= self.is_gap(other),
+            }
+            ControlFlow::Continue(())
+        });
+        (found, !has_gaps)
+    }
+
+    /// Reports an unreadable path of a scan. Returns true if the path went away instead, so that the
+    /// scan may have missed its replacement.
+    fn is_gap(&mut self, item: Scanned) -> bool {
+        match item {
+            Scanned::Failed(_, error) if error.kind() == io::ErrorKind::NotFound => return true,
+            Scanned::Failed(path, error) => self.unreadable(&path, &error),
+            // Another phase stores the object, unless it found a directory before.
+            Scanned::NotDir(path, error) if self.begun.contains(self.root.relative(&path)) => {
+                self.unreadable(&path, &error);
+            }
+            Scanned::NotDir(..) | Scanned::Found(_) => {}
         }
-        (scan.found, !scan.has_gaps)
+        false
     }
 
     /// Reports a path that is missing from the snapshot, once.
@@ -118,8 +167,42 @@ impl Reading<'_, '_> {
         }
     }
 
+    /// Reads a phase whose files need no order among themselves. Lists a small one as a whole before
+    /// it reads the first file.
     fn plain(&mut self, phase: Phase) -> Result<()> {
-        for found in self.scan(phase).0 {
+        let (root, path, exclude) = (self.root, self.path, self.ingest.exclude);
+        if self.is_streamed {
+            let begins_in = if phase == Phase::Settings {
+                path.to_vec()
+            } else {
+                join(path, phase.begins_in())
+            };
+            self.streamed = Some(self.recheck.previous_within(&begins_in));
+        }
+        self.runs.begin();
+        self.is_plain = true;
+        let (mut listed, mut done) = (Vec::new(), Ok(()));
+        walk::scan_phase(root.dir.as_fd(), path, phase, exclude, &mut |item| {
+            match item {
+                Scanned::Found(found) => listed.push(found),
+                other => drop(self.is_gap(other)),
+            }
+            if listed.len() >= GIT_DIR_ENTRIES_MAX {
+                done = self.take_listed(phase, &mut listed);
+            }
+            if done.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        done?;
+        self.take_listed(phase, &mut listed)?;
+        self.is_plain = false;
+        self.streamed = None;
+        Ok(())
+    }
+
+    /// Adds listed objects of a phase.
+    fn take_listed(&mut self, phase: Phase, listed: &mut Vec<Found>) -> Result<()> {
+        for found in listed.drain(..) {
+            self.ingest.observer().progress().check()?;
             if phase == Phase::LooseRefs
                 && found.stat.kind == EntryKind::File
                 && found.stat.size == 0
@@ -147,46 +230,69 @@ impl Reading<'_, '_> {
 
     /// Like [`Reading::take`], below another directory than the git directory.
     fn take_below(&mut self, root: Option<&Root>, found: &Found) -> Result<()> {
-        if !self.take_unchanged(found)? {
-            let previous = self.previous.get(&found.path);
-            let entry = self.ingest.entry(root.unwrap_or(&self.root), found, previous)?;
-            self.keep(entry);
+        let previous = self.previous(&found.path);
+        match self.unchanged(&found.stat, previous)? {
+            Ok(entry) => self.keep_unchanged(entry),
+            Err(previous) => {
+                let root = root.unwrap_or(self.root);
+                let entry = self.ingest.entry(root, found, previous.as_ref())?;
+                self.keep(entry)
+            }
         }
-        Ok(())
     }
 
-    fn take_unchanged(&mut self, found: &Found) -> Result<bool> {
-        let Some(previous) = self.previous.get(&found.path) else { return Ok(false) };
-        if !self.recheck.is_unchanged(&found.stat, previous)? {
-            return Ok(false);
-        }
-        let entry = self.recheck.refreshed(&found.stat, previous.clone());
-        self.keep_unchanged(entry);
-        Ok(true)
+    /// Returns the entry of a path in the previous snapshot. Large phases ask in path order.
+    fn previous(&mut self, path: &[u8]) -> Option<Entry> {
+        self.previous.get(path).cloned().or_else(|| self.streamed.as_mut()?.at(path))
     }
 
-    fn keep_unchanged(&mut self, entry: Entry) {
+    /// Returns the previous entry of an object as its new entry if it is unchanged, and as the
+    /// previous one otherwise.
+    fn unchanged(
+        &self,
+        stat: &Stat,
+        previous: Option<Entry>,
+    ) -> Result<Result<Entry, Option<Entry>>> {
+        Ok(match previous {
+            Some(previous) if self.recheck.is_unchanged(stat, &previous)? => {
+                Ok(self.recheck.refreshed(stat, previous))
+            }
+            previous => Err(previous),
+        })
+    }
+
+    fn keep_unchanged(&mut self, entry: Entry) -> Result<()> {
         self.ingest.counters.unchanged(&entry);
         self.ingest.observer().progress().add(1, entry.size);
-        self.keep(Some(entry));
+        self.keep(Some(entry))
     }
 
     /// Like [`Reading::take`], for a file that may have another content under its name by now.
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
         let stat = source::stat_open(file).unwrap_or(found.stat);
-        if self.take_unchanged(&Found { stat, ..found.clone() })? {
-            return Ok(());
+        let previous = self.previous(&found.path);
+        match self.unchanged(&stat, previous)? {
+            Ok(entry) => self.keep_unchanged(entry),
+            Err(previous) => {
+                let previous = previous.as_ref();
+                let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
+                self.keep(entry)
+            }
         }
-        let previous = self.previous.get(&found.path);
-        let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
-        self.keep(entry);
-        Ok(())
     }
 
-    fn keep(&mut self, entry: Option<Entry>) {
-        if let Some(entry) = entry {
-            self.entries.insert(entry.path.clone(), entry);
+    fn keep(&mut self, entry: Option<Entry>) -> Result<()> {
+        let Some(entry) = entry else { return Ok(()) };
+        if entry.kind == EntryKind::Directory {
+            let inner = self.root.relative(&entry.path);
+            let begins_in = Phase::ALL.map(Phase::begins_in);
+            self.begun.extend(begins_in.into_iter().find(|begins_in| *begins_in == inner));
         }
+        if self.is_plain {
+            return self.runs.push(entry);
+        }
+        self.entries.insert(entry.path.clone(), entry);
+        Ok(())
     }
 
     fn open(&self, found: &Found) -> io::Result<File> {
@@ -472,7 +578,7 @@ impl Reading<'_, '_> {
         let index = of(b".idx").and_then(|of| of.file.as_ref());
         for PackFile { found, file, unchanged } in &pack.files {
             if let Some(entry) = unchanged {
-                self.keep_unchanged(entry.clone());
+                self.keep_unchanged(entry.clone())?;
                 continue;
             }
             let Some(file) = file else { continue };
@@ -487,7 +593,7 @@ impl Reading<'_, '_> {
                 _ => Hint::Nothing,
             };
             let entry = self.ingest.open_entry(found, file, like, previous)?;
-            self.keep(entry);
+            self.keep(entry)?;
         }
         pack.others.iter().try_for_each(|found| self.take(found))
     }

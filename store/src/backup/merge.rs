@@ -4,13 +4,13 @@
 
 use super::failure::Failure;
 use super::ingest::Ingest;
-use super::previous::{Previous, Recheck};
+use super::previous::{Below, Previous, PreviousGitDir, Recheck};
 use super::roots::{Source, look_at_ancestor};
 use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::glob::ends;
-use crate::walk::{Found, Root, Rules, Step, Walk};
+use crate::walk::{Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -37,12 +37,13 @@ enum Item {
 /// One unit of work for a worker.
 pub enum Job {
     Batch(Arc<Root>, Batch),
-    GitDir(Arc<Root>, Found, Vec<Entry>),
+    GitDir(Arc<Root>, Found, PreviousGitDir),
 }
 
 /// A position in the tree's order, filled now or later.
 pub enum Slot {
     Filled(Vec<Entry>),
+    /// Entries arrive in parts, until the sender is dropped.
     Later(Receiver<Vec<Entry>>),
 }
 
@@ -210,40 +211,40 @@ impl Merge<'_, '_> {
     ) -> Result<()> {
         self.enter_file_system(&found);
         let own = self.previous.at(&found.path);
-        let below = self.previous.below(&found.path);
-        let previous: Vec<Entry> = own.into_iter().chain(below).collect();
-        let is_unchanged = match &content {
-            Some(content) => {
-                self.is_unchanged_git_dir(&found, content, &previous)?
-                    && git_dir::has_all_tables(root, &found.path, content)
+        let below = self.previous.below(&found.path, GIT_DIR_ENTRIES_MAX);
+        let previous = match (own, below, &content) {
+            (Some(own), Below::All(below), Some(content))
+                if self.is_unchanged_git_dir(&found, content, &own, &below)?
+                    && git_dir::has_all_tables(root, &found.path, content) =>
+            {
+                let entries = std::iter::once(own).chain(below);
+                for (found, entry) in std::iter::once(&found).chain(content).zip(entries) {
+                    self.unchanged(self.recheck.refreshed(&found.stat, entry));
+                }
+                return if self.batch.is_full() { self.flush(root) } else { Ok(()) };
             }
-            None => false,
+            (own, below, _) => PreviousGitDir { own, below },
         };
-        if is_unchanged {
-            let looks = std::iter::once(&found).chain(content.iter().flatten());
-            for (found, entry) in looks.zip(previous) {
-                self.unchanged(self.recheck.refreshed(&found.stat, entry));
-            }
-            return if self.batch.is_full() { self.flush(root) } else { Ok(()) };
-        }
         self.flush(root)?;
         let (reply, later) = sync_channel(1);
         self.send_slot(Slot::Later(later))?;
         self.send_job(Job::GitDir(Arc::clone(root), found, previous), reply)
     }
 
-    /// Returns true if a scan of a whole git directory, in order of its phases, found exactly the
-    /// content of the previous snapshot.
+    /// Returns true if a scan of a whole git directory found exactly the content of the previous
+    /// snapshot.
     fn is_unchanged_git_dir(
         &self,
         dir: &Found,
         content: &[Found],
-        previous: &[Entry],
+        own: &Entry,
+        below: &[Entry],
     ) -> Result<bool> {
-        if previous.len() != content.len() + 1 {
+        if content.len() != below.len() {
             return Ok(false);
         }
-        for (found, entry) in std::iter::once(dir).chain(content).zip(previous) {
+        let entries = std::iter::once(own).chain(below);
+        for (found, entry) in std::iter::once(dir).chain(content).zip(entries) {
             if found.path != entry.path || !self.recheck.is_unchanged(&found.stat, entry)? {
                 return Ok(false);
             }

@@ -195,7 +195,8 @@ impl<'a> Backup<'a> {
             ended,
         });
         let (is_whole, file_systems) = (self.is_whole, &self.run.file_systems);
-        let recheck = Recheck { store, comparison, is_whole, file_systems };
+        let root = self.before.map(|before| before.root);
+        let recheck = Recheck { store, comparison, is_whole, root, file_systems };
         let ingest = Ingest::new(&self.run, &exclude)?;
         let rules = Rules {
             exclude: exclude.clone(),

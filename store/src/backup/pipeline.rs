@@ -8,6 +8,7 @@ use super::ingest::Ingest;
 use super::merge::{Asked, Batch, Job, Merge, Slot};
 use super::previous::{Previous, Recheck};
 use super::run::Totals;
+use crate::entry::Entry;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::threads;
@@ -67,16 +68,18 @@ fn work(
         if failure.is_noted() {
             continue; // drain the queue, so that no sender blocks on it
         }
+        // The receiver is gone only after another thread failed.
+        let send = |entries| reply.send(entries).is_ok();
         let done = match job {
-            Job::Batch(root, batch) => batch.read(&root, ingest),
+            Job::Batch(root, batch) => batch.read(&root, ingest).map(|entries| {
+                send(entries);
+            }),
             Job::GitDir(root, found, previous) => {
-                git_dir::read(ingest, recheck, &root, &found, previous)
+                git_dir::read(ingest, recheck, &root, &found, previous, send)
             }
         };
-        if let Some(entries) = failure.note(done) {
-            // The receiver is gone only after another thread failed.
-            let _ = reply.send(entries);
-        }
+        // Noted before the end of the reply, so that the tree does not continue without the rest.
+        failure.note(done);
     }
 }
 
@@ -88,18 +91,16 @@ fn write_tree(
 ) -> Result<(ChunkId, Totals)> {
     let mut assembly = Assembly::new(Gate::new(ingest.counters, ingest.observer()));
     let packer = ingest.packer();
+    let mut write = |entries: Vec<Entry>| {
+        let push = |entry| failure.note(assembly.push(entry, packer));
+        !failure.is_noted() && entries.into_iter().map(push).all(|done| done.is_some())
+    };
     for slot in slots {
-        let entries = match slot {
-            Slot::Filled(entries) => entries,
-            Slot::Later(receiver) => receiver.recv().unwrap_or_default(),
-        };
-        if failure.is_noted() {
-            continue;
-        }
-        for entry in entries {
-            if failure.note(assembly.push(entry, packer)).is_none() {
-                break;
-            }
+        match slot {
+            Slot::Filled(entries) => drop(write(entries)),
+            // Workers take jobs in the order of slots, so that a worker that waits here never keeps
+            // an earlier slot from being filled. After a failure, the receiver is dropped.
+            Slot::Later(receiver) => drop(receiver.into_iter().all(&mut write)),
         }
     }
     if failure.is_noted() {

@@ -4,13 +4,13 @@ use super::run::FileSystems;
 use crate::damage::DamageLog;
 use crate::entry::{Content, Entry, EntryKind, Time, is_within, path_cmp};
 use crate::error::Result;
+use crate::id::ChunkId;
 use crate::observe::Event;
 use crate::recipe::{Extent, Extents, Recent};
 use crate::source::Stat;
 use crate::store::Store;
 use crate::tree::TreeReader;
 use std::cmp::Ordering;
-use std::iter::Peekable;
 
 /// Period of the clock from which timestamps are taken.
 const TICK_NANOSECONDS: i128 = 20_000_000;
@@ -72,10 +72,19 @@ pub struct Recheck<'a> {
     pub comparison: Option<Comparison>,
     /// True if the previous snapshot is whole.
     pub is_whole: bool,
+    /// Root of the previous snapshot's tree.
+    pub root: Option<ChunkId>,
     pub file_systems: &'a FileSystems,
 }
 
-impl Recheck<'_> {
+impl<'a> Recheck<'a> {
+    /// Returns a reader for the entries of the previous snapshot at and below `path`. It reads only
+    /// pages that may hold a wanted path.
+    pub fn previous_within(&self, path: &[u8]) -> Previous<'a> {
+        let entries = self.root.map(|root| TreeReader::within(&root, path, self.store));
+        Previous { skips_pages: true, ..Previous::new(entries, &self.store.damage) }
+    }
+
     /// Returns true if `previous` still describes an object with the metadata `stat` completely,
     /// and the store has all of its content.
     pub fn is_unchanged(&self, stat: &Stat, previous: &Entry) -> Result<bool> {
@@ -131,49 +140,88 @@ impl Recheck<'_> {
 
 /// Reads entries of the previous snapshot on demand.
 pub struct Previous<'a> {
-    entries: Option<Peekable<TreeReader<'a>>>,
+    entries: Option<TreeReader<'a>>,
+    /// Next entry, if it was read.
+    next: Option<Entry>,
     damage: &'a DamageLog,
+    /// True if pages without a wanted path are not read. Their damage is then not found.
+    skips_pages: bool,
+}
+
+/// Content of a directory in the previous snapshot.
+pub enum Below {
+    /// All entries, in path order.
+    All(Vec<Entry>),
+    /// More entries than requested.
+    TooMany,
+}
+
+/// A git directory in the previous snapshot.
+pub struct PreviousGitDir {
+    /// Its own entry.
+    pub own: Option<Entry>,
+    /// Its content.
+    pub below: Below,
 }
 
 impl<'a> Previous<'a> {
     /// Creates a reader. `entries` is `None` if there is no previous snapshot.
     pub fn new(entries: Option<TreeReader<'a>>, damage: &'a DamageLog) -> Previous<'a> {
-        Previous { entries: entries.map(Iterator::peekable), damage }
+        Previous { entries, next: None, damage, skips_pages: false }
     }
 
     /// Returns the entry with this path. Calls must ask for paths in path order.
     pub fn at(&mut self, path: &[u8]) -> Option<Entry> {
-        let entries = self.entries.as_mut()?;
         loop {
-            // Files of an unreadable page have no entries, so they are read again.
-            match entries.peek()? {
-                Err(lost) => {
-                    self.damage.error(&lost.error);
-                    entries.next();
+            match path_cmp(&self.peek()?.path, path) {
+                Ordering::Less => {
+                    self.next = None;
+                    if let (true, Some(entries)) = (self.skips_pages, &mut self.entries) {
+                        entries.skip_to(path);
+                    }
                 }
-                Ok(entry) => match path_cmp(&entry.path, path) {
-                    Ordering::Less => drop(entries.next()),
-                    Ordering::Equal => return entries.next()?.ok(),
-                    Ordering::Greater => return None,
-                },
+                Ordering::Equal => return self.next.take(),
+                Ordering::Greater => return None,
             }
         }
     }
 
-    /// Returns all entries below this path, which must be the path of the last call of
-    /// [`Previous::at`].
-    pub fn below(&mut self, path: &[u8]) -> Vec<Entry> {
-        let mut below = Vec::new();
-        let Some(entries) = &mut self.entries else { return below };
-        while let Some(item) =
-            entries.next_if(|item| item.as_ref().map_or(true, |entry| is_within(&entry.path, path)))
-        {
-            match item {
-                Ok(entry) => below.push(entry),
+    /// Returns the next entry without taking it.
+    fn peek(&mut self) -> Option<&Entry> {
+        while self.next.is_none() {
+            // Files of an unreadable page have no entries, so they are read again.
+            match self.entries.as_mut()?.next()? {
                 Err(lost) => self.damage.error(&lost.error),
+                Ok(entry) => self.next = Some(entry),
             }
         }
-        below
+        self.next.as_ref()
+    }
+
+    /// Returns the entries below this path, which must be the path of the last call of
+    /// [`Previous::at`], if there are at most `max`.
+    pub fn below(&mut self, path: &[u8], max: usize) -> Below {
+        let mut below = Vec::new();
+        while self.peek().is_some_and(|entry| is_within(&entry.path, path)) {
+            if below.len() == max {
+                if let Some(entries) = &mut self.entries {
+                    entries.skip_below(path);
+                }
+                return Below::TooMany;
+            }
+            below.extend(self.next.take());
+        }
+        Below::All(below)
+    }
+}
+
+/// All remaining entries.
+impl Iterator for Previous<'_> {
+    type Item = Entry;
+
+    fn next(&mut self) -> Option<Entry> {
+        self.peek()?;
+        self.next.take()
     }
 }
 

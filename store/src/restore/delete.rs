@@ -13,7 +13,7 @@ use crate::source::{self, Stat, split};
 use crate::store::Store;
 use crate::target::{self, Metadata, is_absent};
 use crate::tree::{Lookup, TreeReader};
-use crate::walk::{Excluded, Found, Root, Rules, Step, Walk, is_cache, is_git_dir};
+use crate::walk::{Excluded, Found, Root, Rules, Step, Walk, is_cache, is_open_git_dir};
 use rustix::fs::OFlags;
 use std::cell::Cell;
 use std::cmp::Ordering;
@@ -477,10 +477,8 @@ impl<'a> SkippedHere<'a> {
         if self.caches && is_cache(dir.as_fd()) {
             self.unseen = Some(path.to_vec());
         }
-        let names: [&[u8]; 3] = [b"HEAD", b"objects", b"refs"];
-        let look = |name: &[u8]| (name.into(), source::stat_at(dir.as_fd(), name));
         // The backup skipped nothing of a git directory that is newer than it.
-        if is_known && is_git_dir(dir.as_fd(), &names.map(look)) {
+        if is_known && is_open_git_dir(dir.as_fd()) {
             self.git_dirs.push((path.to_vec(), None));
         }
     }

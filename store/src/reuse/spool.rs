@@ -202,7 +202,8 @@ impl<'a> Spool<'a> {
     }
 }
 
-fn scratch(workspace: Option<&Workspace>) -> io::Result<File> {
+/// Creates a scratch file in the workspace, or else in the directory of temporary files.
+pub fn scratch(workspace: Option<&Workspace>) -> io::Result<File> {
     workspace.map_or_else(tempfile::tempfile, Workspace::scratch)
 }
 
