@@ -2,7 +2,7 @@
 
 use crate::support::sandbox::{FORGEKEEP, Sandbox};
 use crate::support::stores::restore_options;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use store::backend::Local;
@@ -68,6 +68,43 @@ fn an_unchanged_night_lists_each_directory_once_and_reads_no_file() {
     assert_eq!(read, BTreeMap::new());
     let now = sandbox.tool("find").args(["store/segments", "-type", "f"]).run().ok().stdout;
     assert_eq!(now, segments);
+}
+
+#[test]
+fn one_new_reference_among_many_costs_a_listing() {
+    let sandbox = Sandbox::with_store();
+    sandbox.tool("git").args(["init", "-q", "--bare", "source/r.git"]).run().ok();
+    // The programs under test hold only few entries in memory.
+    for n in 0..500 {
+        sandbox.write(&format!("source/r.git/refs/heads/{n}"), format!("{n:040x}\n"));
+        let object = format!("{:02x}/{n:038x}", n % 4);
+        sandbox.write(&format!("source/r.git/objects/{object}"), format!("{n}"));
+    }
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(50));
+    pause();
+    sandbox.backup(["source"]);
+    sandbox.write("source/r.git/refs/heads/new", format!("{:040x}\n", 77));
+    pause();
+    let strace = ["-f", "-y", "-o", "trace", "-e", "trace=openat,openat2,getdents64"];
+    sandbox.tool("strace").args(strace).args([FORGEKEEP, "backup", "source"]).run().ok();
+    let trace = std::fs::read_to_string(sandbox.path("trace")).expect("a trace");
+    let source = sandbox.path("source").canonicalize().expect("is there");
+    let source = source.to_str().expect("readable");
+    // The result of a call that opened a file names it.
+    let opened = |line: &&str| line.contains("open") && line.contains(&format!("<{source}/"));
+    let path = |line: &str| {
+        let (_, path) = line.rsplit_once('<').expect("a path");
+        path.trim_end_matches(['>', ')']).to_owned()
+    };
+    let opened = trace.lines().filter(opened).map(path);
+    let files: BTreeSet<String> =
+        opened.filter(|path| std::path::Path::new(path).is_file()).collect();
+    let wanted = ["HEAD", "refs/heads/new"].map(|name| format!("{source}/r.git/{name}"));
+    assert_eq!(files, BTreeSet::from(wanted));
+    // Names are read ahead, for the phase itself, and to find what changed meanwhile.
+    let listed = calls(&trace, "getdents64", source);
+    let calls: usize = listed.values().sum();
+    assert!(calls < 100, "{listed:#?}");
 }
 
 /// Counts reads of segments, and of snapshot records.

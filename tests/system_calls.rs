@@ -145,6 +145,25 @@ impl Case {
 
 /// Creates a store with one snapshot, and a source that changed since.
 fn prepare() -> Sandbox {
+    prepare_with(|_, _| {})
+}
+
+/// The same, with a git directory whose entries wait in scratch files.
+fn prepare_large_git_dir() -> Sandbox {
+    prepare_with(|sandbox, night| {
+        if night == 0 {
+            let init = ["init", "--quiet", "--bare", "source/large.git"];
+            sandbox.tool("git").args(init).run().ok();
+        }
+        for n in 80 * night..80 * (night + 1) {
+            sandbox.write(&format!("source/large.git/refs/heads/{n}"), format!("{n:040x}\n"));
+            sandbox.write(&format!("source/large.git/objects/ab/{n:038x}"), format!("{n}"));
+        }
+    })
+}
+
+/// The same. `write` writes more into the source: first for night 0, then for night 1.
+fn prepare_with(write: impl Fn(&Sandbox, u64)) -> Sandbox {
     let sandbox = Sandbox::in_memory();
     sandbox.run(["init"]).ok();
     let dump = |night: u64| {
@@ -163,9 +182,11 @@ fn prepare() -> Sandbox {
     let flags = rustix::fs::XattrFlags::empty();
     // Where such attributes are supported.
     let _ = rustix::fs::setxattr(sandbox.path("source/always"), "user.x", b"value", flags);
+    write(&sandbox, 0);
     sandbox.backup(["source"]);
     sandbox.tool("cp").args(["-a", "source", "before"]).run().ok();
     sandbox.write("source/dump.sql", dump(1));
+    write(&sandbox, 1);
     sandbox.write("source/changed", Dice::new(2).bytes(40_000));
     sandbox.tool("cp").args(["-a", "store", "store-before"]).run().ok();
     sandbox
@@ -194,6 +215,7 @@ fn recovers(sandbox: &Sandbox) -> Result<usize, String> {
         let right = if n == 0 { &sandbox.path("before") } else { &source };
         let found = differences(&store, snapshot, &source, right)?;
         // Unreadable paths are missing, and the backup reported them.
+        let is_missing = |line: &String| is_missing(line) || is_of_made_up(line, &found);
         let is_reported = |line: &String| snapshot.unreadable_count > 0 && is_missing(line);
         if let Some(wrong) = found.iter().find(|line| !is_reported(line)) {
             return Err(format!("snapshot {id}: {wrong}"));
@@ -208,6 +230,13 @@ fn recovers(sandbox: &Sandbox) -> Result<usize, String> {
 /// Returns true if a difference is a missing path, or a missing name of a file.
 fn is_missing(difference: &str) -> bool {
     difference.ends_with("missing in b") || difference.contains("hard links")
+}
+
+/// Returns true if a difference is that of a directory which the backup made up, because it could
+/// read only its content. It has the mode 0700.
+fn is_of_made_up(difference: &str, all: &[String]) -> bool {
+    let made_up = all.iter().filter_map(|line| line.strip_suffix(": mode: 0755 in a, 0700 in b"));
+    made_up.into_iter().any(|path| difference.starts_with(&format!("{path}: ")))
 }
 
 /// Checks that a backup that ended with 0 made a complete snapshot. A backup that ended otherwise
@@ -254,6 +283,31 @@ fn backup_with_faults_in_the_store(lane: Lane) {
         innocent: &["/source", "cannot read"],
     };
     for case in [reading, writing] {
+        case.run(lane, &sandbox, |outcome, _| backup_is_honest(&sandbox, outcome));
+    }
+}
+
+/// Of the store, only its scratch files fail.
+fn backup_of_a_large_git_directory_with_faults(lane: Lane) {
+    let sandbox = prepare_large_git_dir();
+    let arguments = words("backup source --json");
+    let scratch = Case {
+        arguments: arguments.clone(),
+        below: "store/tmp",
+        calls: vec!["pread64", "pwrite64", OPENS],
+        faults: OF_WRITES,
+        codes: &[1],
+        innocent: &["/source"],
+    };
+    let source = Case {
+        arguments,
+        below: "source",
+        calls: vec!["getdents64", OPENS, STATS],
+        faults: OF_READS,
+        codes: &[1, 3],
+        innocent: &["of the store", "index.sqlite", "cannot write"],
+    };
+    for case in [scratch, source] {
         case.run(lane, &sandbox, |outcome, _| backup_is_honest(&sandbox, outcome));
     }
 }
@@ -365,6 +419,11 @@ fn a_backup_survives_faults_of_the_disk_of_the_source() {
 }
 
 #[test]
+fn a_backup_of_a_large_git_directory_survives_faults_of_both_disks() {
+    backup_of_a_large_git_directory_with_faults(Lane::Short);
+}
+
+#[test]
 fn a_restore_survives_faults_of_both_disks() {
     restore_with_faults(Lane::Short);
 }
@@ -381,6 +440,7 @@ fn every_system_call_may_fail() {
     let lanes = [
         backup_with_faults_in_the_store,
         backup_with_faults_in_the_source,
+        backup_of_a_large_git_directory_with_faults,
         restore_with_faults,
         check_and_rebuild_with_faults,
         check_reads_every_segment,

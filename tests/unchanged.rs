@@ -245,3 +245,57 @@ fn a_path_given_twice_is_recorded_once() {
     let paths = snapshots.iter().find_map(|line| line["paths"].as_array()).expect("paths");
     assert_eq!(paths, &[sandbox.text("source")]);
 }
+
+#[test]
+fn a_large_git_directory_gives_the_same_tree_when_all_of_it_is_read_again() {
+    let sandbox = Sandbox::with_store();
+    // The program under test holds only few entries in memory.
+    let git_dir = |dir: &str, count: usize| {
+        sandbox.tool("git").args(["init", "-q", "--bare", dir]).run().ok();
+        for n in 0..count {
+            sandbox.write(&format!("{dir}/refs/heads/{n}"), format!("{n:040x}\n"));
+            sandbox.write(&format!("{dir}/refs/merge-requests/{n}/head"), format!("{n:040x}\n"));
+            let object = format!("{:02x}/{n:038x}", n % 5);
+            sandbox.write(&format!("{dir}/objects/{object}"), format!("{n}"));
+            sandbox.write(&format!("{dir}/logs/refs/heads/{n}"), format!("{n}"));
+        }
+        for end in ["idx", "pack"] {
+            sandbox.write(&format!("{dir}/objects/pack/pack-1.{end}"), end);
+        }
+        sandbox.write(&format!("{dir}/packed-refs"), "# pack-refs with: peeled\n");
+        sandbox.write(&format!("{dir}/refs/heads/x.lock"), "not stored");
+    };
+    git_dir("source/r.git", 150);
+    git_dir("source/r.git/modules/small", 5);
+    git_dir("source/r.git/modules/large", 90);
+    sandbox.write("source/r.git/modules/large.txt", "between others in path order");
+    sandbox.write("source/zz", "after it");
+    let pause = || std::thread::sleep(Duration::from_millis(50));
+    pause();
+    let first = sandbox.backup(["source"]);
+    pause();
+    sandbox.write("source/r.git/refs/heads/new", "1".repeat(40));
+    sandbox.write("source/r.git/modules/large/refs/heads/7", "2".repeat(40));
+    sandbox.remove("source/r.git/objects/00");
+    for end in ["idx", "pack"] {
+        sandbox.write(&format!("source/r.git/objects/pack/pack-2.{end}"), end);
+    }
+    pause();
+    let second = sandbox.backup(["source"]);
+    let number =
+        |summary: &serde_json::Value, name: &str| summary[name].as_u64().expect("a number");
+    assert_eq!([number(&second, "files_new"), number(&second, "files_changed")], [3, 1]);
+    assert_eq!(number(&second, "files_removed"), 30);
+    let unchanged = number(&first, "total_files_processed") - 30 - 1;
+    assert_eq!(number(&second, "files_unmodified"), unchanged);
+    sandbox.run(["backup", "--force", "source"]).ok();
+    let trees: Vec<serde_json::Value> =
+        sandbox.json(["snapshots"]).iter().map(|line| line["tree"].clone()).collect();
+    let trees: Vec<_> = trees.iter().filter_map(|tree| tree.as_str()).collect();
+    assert_eq!(trees.len(), 3);
+    assert!(trees[0] != trees[1] && trees[1] == trees[2], "{trees:?}");
+    sandbox.restore(&sandbox.at("latest", "source"), "restored");
+    let locks = ["-name", "*.lock", "-delete"];
+    sandbox.tool("find").args(["source"]).args(locks).run().ok();
+    sandbox.tool("diff").args(["-r", "source", "restored"]).run().ok();
+}

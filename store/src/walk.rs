@@ -32,7 +32,7 @@ const WHOLE_NAMES_MAX: usize = if cfg!(debug_assertions) { 64 } else { 8192 };
 /// Maximum number of names in a part of a larger directory.
 const PART_NAMES: usize = WHOLE_NAMES_MAX / 2;
 /// Maximum number of entries of a git directory that is held in memory as a whole.
-pub const GIT_DIR_ENTRIES_MAX: usize = if cfg!(debug_assertions) { 128 } else { 8192 };
+pub const GIT_DIR_ENTRIES_MAX: usize = if cfg!(debug_assertions) { 48 } else { 8192 };
 
 /// Rules for skipped paths, the same for plain directories and git directories.
 ///
@@ -1070,4 +1070,96 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 fn node_of(path: Vec<u8>, scope: Scope, part: Option<Part>) -> Arc<Node> {
     let (state, done) = (Mutex::new(State::Waiting), Condvar::new());
     Arc::new(Node { path, scope, part, state, done })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::path_cmp;
+    use std::fs;
+    use std::path::Path;
+
+    fn walk(dir: &Path, threads: usize) -> Walk {
+        let dir = source::open_dir(dir).expect("opens");
+        let top = source::stat_open(&dir).expect("is there");
+        let root = Arc::new(Root { tree_path: b"top".to_vec(), dir });
+        let rules = Rules { exclude: Excluded::default(), git_dirs: true, scan_git_dirs: true };
+        Walk::new(root, top, rules, threads)
+    }
+
+    fn path(step: Step) -> Vec<u8> {
+        match step {
+            Step::Found(found) => found.path,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn write(dir: &Path, names: impl Iterator<Item = String>) {
+        for name in names {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("below")).expect("makes");
+            fs::write(path, "").expect("writes");
+        }
+    }
+
+    #[test]
+    fn metadata_of_a_large_directory_is_read_in_parts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(dir.path(), (0..10 * WHOLE_NAMES_MAX).map(|n| format!("{n:05}")));
+        let mut walk = walk(dir.path(), 0);
+        assert_eq!(path(walk.next().expect("the directory")), b"top");
+        assert_eq!(path(walk.next().expect("a file")), b"top/00000");
+        for name in fs::read_dir(dir.path()).expect("lists") {
+            fs::remove_file(name.expect("lists").path()).expect("removes");
+        }
+        assert_eq!(walk.count(), PART_NAMES - 1);
+    }
+
+    #[test]
+    fn any_number_of_threads_finds_everything_in_path_order() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let names = (0..3 * WHOLE_NAMES_MAX).flat_map(|n| {
+            let inner = if n % 50 == 0 { WHOLE_NAMES_MAX + 5 } else { n % 2 };
+            let below = (0..inner).map(move |m| format!("{n}-/{m}"));
+            below.chain([format!("{n}")])
+        });
+        let names: Vec<String> = names.collect();
+        write(dir.path(), names.iter().cloned());
+        let dirs = names.iter().filter_map(|name| Some(name.split_once('/')?.0.to_owned()));
+        let all = names.iter().cloned().chain(dirs).map(|name| format!("top/{name}").into_bytes());
+        let mut all: Vec<Vec<u8>> = all.chain([b"top".to_vec()]).collect();
+        all.sort_by(|a, b| path_cmp(a, b));
+        all.dedup();
+        for threads in [0, 1, 7] {
+            let found: Vec<Vec<u8>> = walk(dir.path(), threads).map(path).collect();
+            assert!(found == all, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn only_a_small_git_directory_is_scanned_ahead() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let git_dir = |name: &str, refs: usize| {
+            let of = |inner: &str| format!("{name}/{inner}");
+            write(dir.path(), ["objects/pack/x", "refs/heads/HEAD.lock"].into_iter().map(of));
+            write(dir.path(), (0..refs).map(|n| of(&format!("refs/heads/{n:05}"))));
+            fs::write(dir.path().join(name).join("HEAD"), "ref: refs/heads/x\n").expect("writes");
+        };
+        git_dir("deep.git", GIT_DIR_ENTRIES_MAX);
+        git_dir("small.git", 9);
+        let mut found = Vec::new();
+        for step in walk(dir.path(), 3) {
+            if let Step::GitDir(dir, content) = step {
+                let content: Option<Vec<Vec<u8>>> =
+                    content.map(|content| content.into_iter().map(|of| of.path).collect());
+                found.push((dir.path, content));
+            }
+        }
+        let small = ["HEAD", "objects", "objects/pack", "objects/pack/x", "refs", "refs/heads"];
+        let refs = (0..9).map(|n| format!("refs/heads/{n:05}"));
+        let small = small.iter().map(|&name| name.to_owned()).chain(refs);
+        let small = small.map(|name| format!("top/small.git/{name}").into_bytes()).collect();
+        let wanted = [(b"top/deep.git".to_vec(), None), (b"top/small.git".to_vec(), Some(small))];
+        assert_eq!(found, wanted);
+    }
 }
