@@ -14,6 +14,7 @@
 //! results are merged into one tree at the end.
 
 mod assembly;
+mod entry_runs;
 mod failure;
 mod gate;
 mod git_dir;
@@ -24,7 +25,6 @@ mod pipeline;
 mod previous;
 mod roots;
 mod run;
-mod runs;
 mod survey;
 
 pub use passes::{Backup, Likeness, Sources};

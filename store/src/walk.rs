@@ -676,7 +676,7 @@ impl Shared {
         } else {
             let count = names.len();
             let of = Arc::new(LargeDir { names, is_failed: AtomicBool::new(false) });
-            for range in parts(count) {
+            for range in parts(count, PART_NAMES) {
                 let part = Some(Part { of: Arc::clone(&of), range });
                 listed.more(node_of(path.to_vec(), scope, part));
             }
@@ -735,9 +735,9 @@ fn fault_of_child(dir: &[u8], name: &[u8]) -> Option<crate::entry::EntryFault> {
     crate::entry::check_child(&path, name).err()
 }
 
-/// Divides the positions of this many names into parts.
-fn parts(count: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(PART_NAMES).map(move |from| from..count.min(from + PART_NAMES))
+/// Divides the positions of `count` names into parts of `size`.
+fn parts(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(size).map(move |from| from..count.min(from + size))
 }
 
 /// Opens a directory for listing. If this user may only enter it, and it leads to a named path,
@@ -932,8 +932,8 @@ impl Scan<'_> {
         visit: Visit<'_>,
     ) -> ControlFlow<()> {
         let is_read = stats.is_some();
-        let ranges = if is_read { vec![0..names.len()] } else { parts(names.len()).collect() };
-        for range in ranges {
+        let size = if is_read { names.len().max(1) } else { PART_NAMES };
+        for range in parts(names.len(), size) {
             let stats = stats.take().unwrap_or_else(|| names.stats(dir, range.clone()));
             let may_be_inner = scope.wanted == Wanted::All && !below.is_empty() && range.start == 0;
             if may_be_inner && is_git_dir(dir, names, &stats) {

@@ -3,9 +3,10 @@
 //! The order is that of [`git::Phase`]. Files are opened as soon as they are listed and read while
 //! open, so unlinking them does no harm.
 
+use super::entry_runs::EntryRuns;
 use super::ingest::Ingest;
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
-use super::runs::Runs;
+
 use crate::entry::{Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
@@ -40,10 +41,10 @@ pub fn read(
     recheck: &Recheck<'_>,
     root: &Root,
     found: &Found,
-    previous: PreviousGitDir,
+    previous: Box<PreviousGitDir>,
     send: impl FnMut(Vec<Entry>) -> bool,
 ) -> Result<()> {
-    let runs = Runs::new(ingest.packer().workspace());
+    let runs = EntryRuns::new(ingest.packer().workspace());
     let dir = match source::open_dir_below(root.dir.as_fd(), root.relative(&found.path)) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -58,7 +59,7 @@ pub fn read(
         recheck,
         path: &found.path,
         root: &Root { tree_path: found.path.clone(), dir },
-        previous: in_memory(recheck, &found.path, previous),
+        previous: in_memory(recheck, &found.path, *previous),
         is_streamed,
         streamed: None,
         entries: BTreeMap::new(),
@@ -116,7 +117,7 @@ struct Reading<'a, 'b> {
     /// Entries of the phases that are read as a whole.
     entries: BTreeMap<Vec<u8>, Entry>,
     /// Entries of the other phases.
-    runs: Runs<'a>,
+    runs: EntryRuns<'a>,
     /// True in such a phase.
     is_plain: bool,
     /// Stored directories in which phases begin.
@@ -230,10 +231,11 @@ impl Reading<'_, '_> {
 
     /// Like [`Reading::take`], below another directory than the git directory.
     fn take_below(&mut self, root: Option<&Root>, found: &Found) -> Result<()> {
-        let previous = self.previous(&found.path);
-        match self.unchanged(&found.stat, previous)? {
-            Ok(entry) => self.keep_unchanged(entry),
-            Err(previous) => {
+        match self.previous(&found.path) {
+            Some(previous) if self.recheck.is_unchanged(&found.stat, &previous)? => {
+                self.keep_unchanged(self.recheck.refreshed(&found.stat, previous))
+            }
+            previous => {
                 let root = root.unwrap_or(self.root);
                 let entry = self.ingest.entry(root, found, previous.as_ref())?;
                 self.keep(entry)
@@ -246,21 +248,6 @@ impl Reading<'_, '_> {
         self.previous.get(path).cloned().or_else(|| self.streamed.as_mut()?.at(path))
     }
 
-    /// Returns the previous entry of an object as its new entry if it is unchanged, and as the
-    /// previous one otherwise.
-    fn unchanged(
-        &self,
-        stat: &Stat,
-        previous: Option<Entry>,
-    ) -> Result<Result<Entry, Option<Entry>>> {
-        Ok(match previous {
-            Some(previous) if self.recheck.is_unchanged(stat, &previous)? => {
-                Ok(self.recheck.refreshed(stat, previous))
-            }
-            previous => Err(previous),
-        })
-    }
-
     fn keep_unchanged(&mut self, entry: Entry) -> Result<()> {
         self.ingest.counters.unchanged(&entry);
         self.ingest.observer().progress().add(1, entry.size);
@@ -270,10 +257,11 @@ impl Reading<'_, '_> {
     /// Like [`Reading::take`], for a file that may have another content under its name by now.
     fn take_open(&mut self, found: &Found, file: &File) -> Result<()> {
         let stat = source::stat_open(file).unwrap_or(found.stat);
-        let previous = self.previous(&found.path);
-        match self.unchanged(&stat, previous)? {
-            Ok(entry) => self.keep_unchanged(entry),
-            Err(previous) => {
+        match self.previous(&found.path) {
+            Some(previous) if self.recheck.is_unchanged(&stat, &previous)? => {
+                self.keep_unchanged(self.recheck.refreshed(&stat, previous))
+            }
+            previous => {
                 let previous = previous.as_ref();
                 let entry = self.ingest.open_entry(found, file, Hint::Nothing, previous)?;
                 self.keep(entry)

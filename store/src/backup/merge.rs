@@ -37,7 +37,7 @@ enum Item {
 /// One unit of work for a worker.
 pub enum Job {
     Batch(Arc<Root>, Batch),
-    GitDir(Arc<Root>, Found, PreviousGitDir),
+    GitDir(Arc<Root>, Found, Box<PreviousGitDir>),
 }
 
 /// A position in the tree's order, filled now or later.
@@ -223,7 +223,7 @@ impl Merge<'_, '_> {
                 }
                 return if self.batch.is_full() { self.flush(root) } else { Ok(()) };
             }
-            (own, below, _) => PreviousGitDir { own, below },
+            (own, below, _) => Box::new(PreviousGitDir { own, below }),
         };
         self.flush(root)?;
         let (reply, later) = sync_channel(1);

@@ -1,7 +1,7 @@
 //! Entries that are read in another order than the tree's, kept until all are known.
 //!
 //! Each phase of a git directory gives a run of entries in path order. The tree needs the runs
-//! merged. Runs of a large git directory wait in an unnamed scratch file.
+//! merged. The runs of a large git directory wait in an unnamed scratch file.
 
 use crate::acl::{AclNames, encode_row};
 use crate::entry::{Content, Entry, Owner, path_cmp};
@@ -26,12 +26,12 @@ const SCRATCH_BYTES: usize = 256 << 10;
 const SENT_ENTRIES: usize = 1024;
 
 /// Runs of entries. Entries are added to the last one.
-pub struct Runs<'a> {
+pub struct EntryRuns<'a> {
     workspace: Option<&'a Workspace>,
     file: Option<File>,
     file_bytes: u64,
     owners: Owners,
-    runs: Vec<Run>,
+    runs: Vec<EntryRun>,
 }
 
 /// Owners of entries in the scratch file.
@@ -43,24 +43,30 @@ struct Owners {
 
 /// Entries in path order: those in a part of the scratch file, then those in memory.
 #[derive(Default)]
-struct Run {
+struct EntryRun {
     from: u64,
     to: u64,
     held: Vec<Entry>,
     held_bytes: usize,
 }
 
-impl<'a> Runs<'a> {
+impl<'a> EntryRuns<'a> {
     /// Creates an empty set of runs. A scratch file is created in the workspace, or else in the
     /// directory of temporary files.
-    pub fn new(workspace: Option<&'a Workspace>) -> Runs<'a> {
-        Runs { workspace, file: None, file_bytes: 0, owners: Owners::default(), runs: Vec::new() }
+    pub fn new(workspace: Option<&'a Workspace>) -> EntryRuns<'a> {
+        EntryRuns {
+            workspace,
+            file: None,
+            file_bytes: 0,
+            owners: Owners::default(),
+            runs: Vec::new(),
+        }
     }
 
     /// Begins a run.
     pub fn begin(&mut self) {
         let at = self.file_bytes;
-        self.runs.push(Run { from: at, to: at, ..Run::default() });
+        self.runs.push(EntryRun { from: at, to: at, ..EntryRun::default() });
     }
 
     /// Adds an entry to the last run, whose entries it must follow.
@@ -102,7 +108,7 @@ impl<'a> Runs<'a> {
         others: impl Iterator<Item = Entry>,
         mut send: impl FnMut(Vec<Entry>) -> bool,
     ) -> Result<()> {
-        let Runs { file, owners, runs, .. } = self;
+        let EntryRuns { file, owners, runs, .. } = self;
         let Some(file) = &file else {
             let mut entries: Vec<Entry> =
                 runs.into_iter().flat_map(|run| run.held).chain(others).collect();
@@ -113,7 +119,7 @@ impl<'a> Runs<'a> {
         let mut others: Vec<Entry> = others.collect();
         others.sort_unstable_by(|a, b| path_cmp(&a.path, &b.path));
         let mut inputs: Vec<Peekable<Input<'_>>> = Vec::new();
-        for Run { from, to, held, .. } in runs {
+        for EntryRun { from, to, held, .. } in runs {
             let section = Section { file, at: from, to };
             let scratch = BufReader::with_capacity(SCRATCH_BYTES, section);
             inputs.push(
@@ -270,7 +276,7 @@ mod tests {
 
     /// Returns the merged entries of these runs, and the number of parts.
     fn merged(runs: &[Vec<Entry>], others: Vec<Entry>) -> (Vec<Entry>, usize) {
-        let mut all = Runs::new(None);
+        let mut all = EntryRuns::new(None);
         for run in runs {
             all.begin();
             run.iter().for_each(|entry| all.push(entry.clone()).expect("scratch space"));
@@ -316,7 +322,7 @@ mod tests {
             Entry::new(format!("{n:05}").into_bytes(), crate::entry::EntryKind::File, 0o644)
         };
         let run: Vec<Entry> = (0..40_000).map(file).collect();
-        let (found, parts) = merged(&[run.clone()], Vec::new());
+        let (found, parts) = merged(std::slice::from_ref(&run), Vec::new());
         assert!(found == run);
         assert_eq!(parts, 40_000usize.div_ceil(SENT_ENTRIES));
     }
