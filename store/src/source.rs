@@ -289,7 +289,9 @@ impl Names {
     ) -> NamesRead {
         let mut buffer = Vec::with_capacity(LISTING_BYTES);
         let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
-        let mut read = NamesRead::default();
+        // Enough for most directories.
+        let names = Names { bytes: Vec::with_capacity(1024), rows: Vec::with_capacity(64) };
+        let mut read = NamesRead { names, ..NamesRead::default() };
         while let Some(entry) = listing.next() {
             let entry = match entry {
                 Ok(entry) => entry,
@@ -360,12 +362,12 @@ impl Names {
     pub fn stats(&self, dir: BorrowedFd<'_>, range: Range<usize>) -> Vec<io::Result<Stat>> {
         let mut order: Vec<usize> = range.clone().collect();
         order.sort_unstable_by_key(|at| self.rows[*at].inode);
-        let mut stats: Vec<Option<io::Result<Stat>>> = Vec::new();
-        stats.resize_with(range.len(), || None);
+        let mut stats = Vec::new();
+        stats.resize_with(range.len(), || Err(io::ErrorKind::NotFound.into()));
         for at in order {
-            stats[at - range.start] = Some(stat_at(dir, self.get(at)));
+            stats[at - range.start] = stat_at(dir, self.get(at));
         }
-        stats.into_iter().flatten().collect()
+        stats
     }
 }
 

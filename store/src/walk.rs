@@ -608,34 +608,31 @@ impl Shared {
         }
     }
 
+    /// Reads the metadata of a part of a directory. Also returns its nodes.
+    fn list_part(&self, node: &Node, Part { of, range }: &Part) -> (Listing, Vec<Arc<Node>>) {
+        let (root, path) = (self.root.dir.as_fd(), &node.path[..]);
+        match open_dir(root, self.root.relative(path), path, &self.rules.exclude.named) {
+            Ok((dir, _)) => {
+                let stats = of.names.stats(dir.as_fd(), range.clone());
+                self.look(dir.as_fd(), path, node.scope, &of.names, range.start, stats)
+                    .into_listing()
+            }
+            Err(_) if of.is_failed.swap(true, Ordering::Relaxed) => {
+                Children::default().into_listing()
+            }
+            Err(error) => (Listing::Failed(error), Vec::new()),
+        }
+    }
+
     /// Lists a directory or a part of one. Also returns its nodes. Returns `None` if a directory has
     /// more than `max` names.
     fn list(&self, node: &Node, max: usize) -> Option<(Listing, Vec<Arc<Node>>)> {
+        if let Some(part) = &node.part {
+            return Some(self.list_part(node, part));
+        }
         let (path, exclude) = (&node.path[..], &self.rules.exclude);
         let (root, below) = (self.root.dir.as_fd(), self.root.relative(path));
         let opened = open_dir(root, below, path, &exclude.named);
-        if let Some(Part { of, range }) = &node.part {
-            return Some(match opened {
-                Ok((dir, _)) => {
-                    let stats = of.names.stats(dir.as_fd(), range.clone());
-                    let mut listed = Children::default();
-                    self.look(
-                        dir.as_fd(),
-                        path,
-                        node.scope,
-                        &of.names,
-                        range.start,
-                        stats,
-                        &mut listed,
-                    );
-                    listed.into_listing()
-                }
-                Err(_) if of.is_failed.swap(true, Ordering::Relaxed) => {
-                    (Listing::Children(Vec::new()), Vec::new())
-                }
-                Err(error) => (Listing::Failed(error), Vec::new()),
-            });
-        }
         let (dir, denied) = match opened {
             Ok(opened) => opened,
             Err(error) => return Some((Listing::Failed(error), Vec::new())),
@@ -670,10 +667,8 @@ impl Shared {
             let content = self.rules.scan_git_dirs.then(scan).flatten();
             return Some((Listing::GitDir(content), Vec::new()));
         }
-        let mut listed = Children::default();
-        if is_whole {
-            self.look(dir, path, scope, &names, 0, stats, &mut listed);
-        } else {
+        let mut listed = self.look(dir, path, scope, &names, 0, stats);
+        if !is_whole {
             let count = names.len();
             let of = Arc::new(LargeDir { names, is_failed: AtomicBool::new(false) });
             for range in parts(count, PART_NAMES) {
@@ -688,9 +683,8 @@ impl Shared {
         Some(listed.into_listing())
     }
 
-    /// Adds the children of a directory whose names, from the position `start` on, have this
+    /// Returns the children of a directory whose names, from the position `start` on, have this
     /// metadata.
-    #[expect(clippy::too_many_arguments, reason = "one listing")]
     fn look(
         &self,
         dir: BorrowedFd<'_>,
@@ -699,10 +693,9 @@ impl Shared {
         names: &Names,
         start: usize,
         stats: Vec<io::Result<Stat>>,
-        listed: &mut Children,
-    ) {
+    ) -> Children {
         let exclude = &self.rules.exclude;
-        listed.children.reserve(stats.len());
+        let mut listed = Children { children: Vec::with_capacity(stats.len()), nodes: Vec::new() };
         for (stat, at) in stats.into_iter().zip(start..) {
             let name = names.get(at);
             let path = join(path, name);
@@ -725,6 +718,7 @@ impl Shared {
             listed.nodes.extend(node.clone());
             listed.children.push(Child::Found(Found { path, stat }, node));
         }
+        listed
     }
 }
 
@@ -1014,19 +1008,13 @@ impl Scan<'_> {
 /// Returns true if an open directory with these names is a git directory. `stats` is the metadata
 /// of the first names.
 fn is_git_dir(dir: BorrowedFd<'_>, names: &Names, stats: &[io::Result<Stat>]) -> bool {
-    let places = git::MARKS.map(|name| names.find(name));
-    if places.iter().any(Option::is_none) {
-        return false;
-    }
-    let known = places.into_iter().flatten().filter_map(|at| {
-        let name = names.get(at);
-        let kind = match stats.get(at) {
-            Some(stat) => stat.as_ref().ok()?.kind,
-            None => source::stat_at(dir, name).ok()?.kind,
-        };
-        Some((name, kind))
-    });
-    is_git_dir_with(dir, known)
+    let kind = |at: usize| match stats.get(at) {
+        Some(stat) => Some(stat.as_ref().ok()?.kind),
+        None => Some(source::stat_at(dir, names.get(at)).ok()?.kind),
+    };
+    let known: Option<Vec<(&[u8], EntryKind)>> =
+        git::MARKS.into_iter().map(|name| Some((name, kind(names.find(name)?)?))).collect();
+    known.is_some_and(|known| is_git_dir_with(dir, known.into_iter()))
 }
 
 /// Returns true if an open directory is a git directory.
