@@ -91,8 +91,8 @@ const CACHES: [&str; 3] = ["cache", "repository_cache", "rate_limiting"];
 /// other files, and for servers that hold nothing to keep.
 pub fn other(file: &str) -> Option<&str> {
     let name = file.strip_prefix("redis.")?.strip_suffix(".yml")?;
-    let is_cache = |cache: &&str| name.trim_start_matches("cluster_").starts_with(*cache);
-    (!CACHES.iter().any(|cache| is_cache(&cache))).then_some(name)
+    let plain = name.trim_start_matches("cluster_");
+    (!CACHES.iter().any(|cache| plain.starts_with(cache))).then_some(name)
 }
 
 /// Reads the settings of clients in `resque.yml`; `None` if the file does not exist.
