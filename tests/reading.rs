@@ -150,6 +150,17 @@ fn an_aborted_listing_keeps_the_entries_read_so_far() {
 }
 
 #[test]
+fn a_listed_name_without_an_entry_is_reported() {
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/sub/lost", "precious");
+    sandbox.write("source/sub/other", "precious, too");
+    let faults = ["-P", "lost", "-e", "inject=statx:error=ENOENT"];
+    let run = traced(&sandbox, &faults, &["backup", "--json", "source"]).run().ends_with(3);
+    assert_eq!(reported(&sandbox, &run), ["source/sub/lost"]);
+    sandbox.run(["ls", &sandbox.at("latest", "source/sub/other")]).ok();
+}
+
+#[test]
 fn a_file_that_exists_and_cannot_be_opened_is_reported() {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/sub/lost", "precious");

@@ -696,12 +696,22 @@ impl Shared {
     ) -> Children {
         let exclude = &self.rules.exclude;
         let mut listed = Children { children: Vec::with_capacity(stats.len()), nodes: Vec::new() };
+        let is_small = names.len() <= WHOLE_NAMES_MAX;
+        let mut again = None;
         for (stat, at) in stats.into_iter().zip(start..) {
             let name = names.get(at);
             let path = join(path, name);
             let stat = match stat {
                 Ok(stat) => stat,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let again = again.get_or_insert_with(|| names_again(dir, is_small));
+                    if !again.contains(name) || exclude.has(&path, None, scope) {
+                        continue;
+                    }
+                    let error = io::Error::other("the directory lists it, but has no such entry");
+                    listed.children.push(Child::Failed(path, error));
+                    continue;
+                }
                 Err(_) if exclude.has(&path, None, scope) => continue,
                 Err(error) => {
                     listed.children.push(Child::Failed(path, error));
@@ -720,6 +730,15 @@ impl Shared {
         }
         listed
     }
+}
+
+/// Lists a directory again, to tell names that vanished from names without an entry, as in a damaged
+/// directory. Large directories are not listed again: in a busy one, every part would be.
+fn names_again(dir: BorrowedFd<'_>, is_small: bool) -> HashSet<Box<[u8]>> {
+    let open = source::open_dir_below(dir, b"");
+    let names =
+        open.and_then(|dir| if is_small { source::names(dir.as_fd()) } else { Ok(Vec::new()) });
+    names.unwrap_or_default().into_iter().map(|(name, _)| name).collect()
 }
 
 /// Returns the fault of a path in a directory, if it is too long to be stored.
