@@ -1,5 +1,6 @@
-//! Loose objects of a small repository: whether they are all that its references need.
+//! Search for the loose objects that the references of a small repository need.
 
+use flate2::read::ZlibDecoder;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
@@ -113,149 +114,11 @@ fn entries(mut content: &[u8], id_bytes: usize) -> Option<Vec<(String, bool)>> {
     Some(found)
 }
 
-/// Decompresses a zlib stream, as RFC 1951 describes it. Does not compare the checksum.
+/// Decompresses an object.
 fn inflate(zlib: &[u8]) -> Option<Vec<u8>> {
-    let (mut bits, mut out) = (Bits { bytes: zlib, at: 16 }, Vec::new());
-    loop {
-        let is_last = bits.take(1)? == 1;
-        match bits.take(2)? {
-            0 => stored(&mut bits, &mut out)?,
-            1 => {
-                let literals = [[8; 144].as_slice(), &[9; 112], &[7; 24], &[8; 8]].concat();
-                compressed(&mut bits, &Code::new(&literals), &Code::new(&[5; 30]), &mut out)?;
-            }
-            2 => {
-                let (literals, distances) = codes(&mut bits)?;
-                compressed(&mut bits, &literals, &distances, &mut out)?;
-            }
-            _ => return None,
-        }
-        if is_last {
-            return Some(out);
-        }
-    }
-}
-
-/// Bits of a stream, the lowest of each byte first.
-struct Bits<'a> {
-    bytes: &'a [u8],
-    /// Number of the next bit.
-    at: usize,
-}
-
-impl Bits<'_> {
-    fn take(&mut self, count: usize) -> Option<usize> {
-        let mut value = 0;
-        for bit in 0..count {
-            let byte = self.bytes.get(self.at / 8)?;
-            value |= usize::from(byte >> (self.at % 8) & 1) << bit;
-            self.at += 1;
-        }
-        Some(value)
-    }
-}
-
-/// A Huffman code.
-struct Code {
-    /// Number of symbols by the length of their code.
-    counts: [usize; 16],
-    /// Symbols in the order of their codes.
-    symbols: Vec<usize>,
-}
-
-impl Code {
-    /// Makes the code from the lengths of all symbols; 0 for an unused one.
-    fn new(lengths: &[usize]) -> Code {
-        let of = |length: usize| lengths.iter().filter(|known| **known == length).count();
-        let counts = std::array::from_fn(|length| if length == 0 { 0 } else { of(length) });
-        let mut symbols: Vec<usize> = (0..lengths.len()).filter(|at| lengths[*at] > 0).collect();
-        symbols.sort_by_key(|at| lengths[*at]);
-        Code { counts, symbols }
-    }
-
-    fn symbol(&self, bits: &mut Bits<'_>) -> Option<usize> {
-        let (mut code, mut first, mut before) = (0, 0, 0);
-        for count in &self.counts[1..] {
-            code |= bits.take(1)?;
-            if code < first + count {
-                return self.symbols.get(before + code - first).copied();
-            }
-            before += count;
-            first = (first + count) << 1;
-            code <<= 1;
-        }
-        None
-    }
-}
-
-fn stored(bits: &mut Bits<'_>, out: &mut Vec<u8>) -> Option<()> {
-    bits.at = bits.at.next_multiple_of(8);
-    let length = bits.take(16)?;
-    let start = bits.at / 8 + 2;
-    out.extend(bits.bytes.get(start..start + length)?);
-    bits.at = (start + length) * 8;
-    (out.len() <= BYTES_MAX).then_some(())
-}
-
-/// Reads the codes of literals and distances.
-fn codes(bits: &mut Bits<'_>) -> Option<(Code, Code)> {
-    const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
-    let (literals, distances) = (bits.take(5)? + 257, bits.take(5)? + 1);
-    let mut own = [0; 19];
-    for at in ORDER.iter().take(bits.take(4)? + 4) {
-        own[*at] = bits.take(3)?;
-    }
-    let own = Code::new(&own);
-    let mut lengths: Vec<usize> = Vec::new();
-    while lengths.len() < literals + distances {
-        let (value, count) = match own.symbol(bits)? {
-            16 => (*lengths.last()?, 3 + bits.take(2)?),
-            17 => (0, 3 + bits.take(3)?),
-            18 => (0, 11 + bits.take(7)?),
-            length => (length, 1),
-        };
-        lengths.extend(std::iter::repeat_n(value, count));
-    }
-    let (literals, distances) = lengths.split_at(literals);
-    Some((Code::new(literals), Code::new(distances)))
-}
-
-fn compressed(
-    bits: &mut Bits<'_>,
-    literals: &Code,
-    distances: &Code,
-    out: &mut Vec<u8>,
-) -> Option<()> {
-    loop {
-        let length = match literals.symbol(bits)? {
-            byte @ 0..256 => {
-                out.push(u8::try_from(byte).ok()?);
-                continue;
-            }
-            256 => return Some(()),
-            symbol @ 257..265 => symbol - 254,
-            symbol @ 265..285 => {
-                let more = (symbol - 261) / 4;
-                ((4 + (symbol - 265) % 4) << more) + 3 + bits.take(more)?
-            }
-            285 => 258,
-            _ => return None,
-        };
-        let distance = match distances.symbol(bits)? {
-            symbol @ 0..4 => symbol + 1,
-            symbol @ 4..30 => {
-                let more = symbol / 2 - 1;
-                ((2 + symbol % 2) << more) + 1 + bits.take(more)?
-            }
-            _ => return None,
-        };
-        for _ in 0..length {
-            out.push(*out.get(out.len().checked_sub(distance)?)?);
-        }
-        if out.len() > BYTES_MAX {
-            return None;
-        }
-    }
+    let mut out = Vec::new();
+    ZlibDecoder::new(zlib).take(BYTES_MAX as u64 + 1).read_to_end(&mut out).ok()?;
+    (out.len() <= BYTES_MAX).then_some(out)
 }
 
 #[cfg(test)]
