@@ -4,8 +4,9 @@ use crate::support::gitlab::{self, Builder};
 use crate::support::instance::{backup, configure, configured, lines, load_databases, summary};
 use crate::support::sandbox::{Dice, Run, Sandbox, need_root};
 use serde_json::Value;
+use std::fs::File;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 #[test]
 fn a_busy_instance_is_copied_whole() {
@@ -291,13 +292,10 @@ fn the_write_ahead_log_of_gitaly_is_copied_in_one_state() {
     let is_over = AtomicBool::new(false);
     let missing = std::thread::scope(|scope| {
         scope.spawn(|| {
-            let file = runtime.join("database/1.vlog");
-            for count in 0.. {
-                std::fs::write(&file, format!("{count}")).expect("writes");
-                std::thread::sleep(Duration::from_millis(20));
-                if is_over.load(Relaxed) {
-                    break;
-                }
+            let path = runtime.join("database/1.vlog");
+            let mut file = File::options().append(true).open(path).expect("opens");
+            while !is_over.load(Relaxed) {
+                file.write_all(b"more").expect("writes");
             }
         });
         let outcome = backup(&sandbox).run();

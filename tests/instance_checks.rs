@@ -88,13 +88,17 @@ fn a_repository_without_packs_lacks_nothing_if_all_its_objects_are_loose() {
     sh("mkdir $ASIDE; mv objects/pack/* $ASIDE; git() { command git -c safe.directory='*' --git-dir=. \"$@\"; }
         for pack in $ASIDE/*.pack; do git unpack-objects -q <$pack; done; git fsck --full
         chown -R --reference=HEAD objects; find objects -type d -exec chmod 2750 {} +");
-    backup(&sandbox).run().ok();
     let tree = sh("git -c safe.directory='*' --git-dir=. rev-parse main~2^{tree}");
     let (start, rest) = tree.trim().split_at(2);
-    remove(dir.join("objects").join(start).join(rest));
+    let tree = dir.join("objects").join(start).join(rest);
+    let aside = sandbox.path("tree");
+    std::fs::copy(&tree, &aside).expect("copies");
+    remove(&tree);
     let all = backup(&sandbox).run().ends_with(3).json();
     let (verdict, text) = check(&all, "references");
     assert!(verdict == "failed" && text.contains("has no packs any more"), "{text}");
+    std::fs::copy(&aside, &tree).expect("copies");
+    backup(&sandbox).run().ok();
 }
 
 #[test]

@@ -31,6 +31,9 @@ impl Session<'_> {
         if logs.is_empty() || self.job.options.is_dry {
             return self.copy(&[Phase::Logs]);
         }
+        let names = logs.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", ");
+        // Of an earlier copy in this run.
+        self.missing.retain(|absent| absent.part != names);
         let state = || -> State {
             let mut state = State::new();
             let skipped = |path: &Path| plan.skipped.iter().any(|left| left.path == path);
@@ -50,13 +53,13 @@ impl Session<'_> {
                 let places: Vec<String> =
                     logs.iter().flat_map(|part| &part.paths).map(|path| shown(path)).collect();
                 self.missing.push(Absent {
-                    part: logs.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(", "),
+                    part: names,
                     looked_for: format!(
                         "a consistent copy of {}; Gitaly changed it during each of {COPIES_MAX} \
                          copies; back up at a quieter time, or with `mode = \"maintenance\"`",
                         places.join(", ")
                     ),
-                    is_required: true,
+                    is_required: !logs.iter().all(|part| plan.excused.has(&part.name)),
                 });
                 break;
             }
