@@ -229,7 +229,7 @@ fn damage_since_the_last_complete_snapshot_is_a_failure() {
             std::fs::write(dir.join("refs/heads/new"), [0; 41]).expect("writes");
         }),
         (&project, "project1: ", remove_references),
-        (&project, "has no packs any more", |dir| {
+        (&project, "lacks the commit of a branch", |dir| {
             // All that remains is the newest commit, as a loose object.
             let script = "head=$(git rev-parse HEAD) && mv objects/pack packs && mkdir objects/pack \
                           && cat packs/*.pack | git unpack-objects -q && rm -r packs && \
@@ -244,7 +244,7 @@ fn damage_since_the_last_complete_snapshot_is_a_failure() {
         }),
         (&wiki, "project1 (wiki): ", |dir| remove(dir)),
         (&pool, "pool of ", remove_references),
-        (&fork, "no longer borrows from its pool", |dir| {
+        (&fork, "lacks the commit of a branch", |dir| {
             remove(dir.join("objects/info/alternates"));
         }),
     ];

@@ -536,7 +536,10 @@ fn check_pools(
         let borrower =
             storages.get(project.storage.as_str()).map(|dir| dir.join(&project.repository));
         let borrower = borrower.and_then(|dir| known.get(&dir));
-        let is_needed = borrower.is_none_or(|borrower| borrower.references.any);
+        let is_needed = borrower.is_none_or(|borrower| {
+            // A member whose pool is empty is damaged.
+            borrower.references.any || matches!(borrower.state, State::Damaged(_))
+        });
         let state = match pool_now.state {
             // Members with references have left their objects to it.
             State::Whole if !pool_now.has_objects && is_needed => State::Damaged("has no objects"),
