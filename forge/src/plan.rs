@@ -221,8 +221,8 @@ impl Plan {
 
     /// Adds to each part the targets of its links that lie outside all parts, such as a directory
     /// that was moved to another disk. Considers links directly in the paths of a part, which must
-    /// be resolved, and those deeper in parts of files, up to a number of directories. If the settings name the path of a part
-    /// (`is_named`), nothing is added, and the target is noted.
+    /// be resolved, and those deeper in parts of files, up to a number of directories. If the
+    /// settings name the path of a part (`is_named`), nothing is added, and the target is noted.
     pub fn follow_links(&mut self, root: &Path, is_named: impl Fn(&str) -> bool) {
         let all = self.parts.iter().flat_map(|part| part.paths.iter().cloned());
         let mut taken: Vec<PathBuf> = all.collect();

@@ -35,6 +35,8 @@ pub mod recipe;
 pub mod acl;
 pub mod entry;
 
+pub mod glob;
+
 pub mod content;
 
 pub mod snapshot;
@@ -49,8 +51,6 @@ pub mod store;
 pub mod records;
 
 pub mod packer;
-
-pub mod glob;
 
 mod unfinished;
 

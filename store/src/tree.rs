@@ -11,7 +11,7 @@ use crate::entry::{
     path_cmp,
 };
 use crate::error::{Error, Result};
-use crate::glob::Globs;
+use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
 use crate::limits;
 use minicbor::{Decoder, Encoder, decode};
@@ -803,13 +803,13 @@ impl Iterator for TreeReader<'_> {
 /// the whole path leads. The tree need not have that one.
 pub fn link_on(root: &ChunkId, path: &[u8], chunks: &dyn Chunks) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut lookup = Lookup::new(root, chunks);
-    for end in crate::glob::ends(path) {
+    for end in ends(path) {
         let Ok(Some(entry)) = lookup.at(&path[..end]) else { continue };
         if entry.kind != EntryKind::Symlink {
             continue;
         }
-        let above: &[u8] =
-            if entry.target.starts_with(b"/") { b"" } else { crate::source::split(&entry.path).0 };
+        let parent = entry.path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let above = if entry.target.starts_with(b"/") { b"" } else { &entry.path[..parent] };
         let mut names: Vec<&[u8]> = Vec::new();
         for name in
             [above, &entry.target, &path[end..]].iter().flat_map(|p| p.split(|b| *b == b'/'))
