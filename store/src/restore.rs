@@ -11,6 +11,7 @@
 mod content;
 mod delete;
 mod dry_run;
+mod early_sync;
 mod git_caches;
 mod hidden_refs;
 mod output;
@@ -30,6 +31,7 @@ use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Refused, Target};
 use crate::tree::{Lost, Span, TreeReader};
+use early_sync::EarlySync;
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
 use parking_lot::Mutex;
@@ -168,6 +170,7 @@ pub fn restore(
         packed_refs: PackedRefs::default(),
         similar_names: SimilarNames::default(),
     };
+    let _early_sync = EarlySync::start(target, store);
     let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
     for item in selected(root, from, options, store) {
         store.observer().progress().check()?;

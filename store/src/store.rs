@@ -23,6 +23,7 @@ use rayon::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
@@ -349,11 +350,17 @@ impl Store {
         let mut dirs: Vec<(PathBuf, u32)> =
             self.root().map(|root| (root.to_owned(), 0)).into_iter().collect();
         while let Some((dir, depth)) = dirs.pop() {
-            let Ok(stat) = source::open_dir(&dir).and_then(source::stat_open) else { continue };
+            let path = dir.as_os_str().as_bytes();
+            let stat = match depth {
+                // The path of the store may be a link.
+                0 => source::open_dir(&dir).and_then(source::stat_open),
+                _ => source::stat_at(rustix::fs::CWD, path),
+            };
+            let Ok(stat) = stat else { continue };
             found.push((stat.device, stat.inode));
-            let inner = std::fs::read_dir(&dir).into_iter().flatten().flatten();
-            let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             if depth < DIRECTORY_DEPTH {
+                let inner = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+                let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 dirs.extend(inner.map(|entry| (entry.path(), depth + 1)));
             }
         }
