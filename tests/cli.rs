@@ -722,7 +722,7 @@ fn a_signal_stops_a_backup_of_a_silent_stream() {
          set -- ${what:+\"sleep 31.4159; true\"}; \
          sleep 30 | { \"$FK\" backup --stdin-name a $what \"$@\" & p=$!; sleep .5; kill -TERM $p; \
          s=$(date +%s%N); wait $p; echo $? $(( ($(date +%s%N) - s) / 1000000000 )); \
-         kill -9 $(ps -o pid= -C sleep --ppid $$) 2>/dev/null; }; done; pgrep -f 'sleep 31.415[9]'";
+         pkill -9 -P $$ -x sleep; }; done; pgrep -f 'sleep 31.415[9]'";
     let run = sandbox.tool("bash").args(["-c", script]).env("FK", FORGEKEEP).run();
     assert_eq!(lines(&run.stdout), ["130 0", "130 0"], "{}", run.all_output());
 }

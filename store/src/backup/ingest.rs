@@ -39,7 +39,7 @@ const LINKED_MAX: usize = 1024;
 /// Maximum bytes read from a file whose reported size is 0 or too small. Some such files never end.
 const UNSIZED_BYTES_MAX: u64 = 4 << 30;
 const ENDLESS: &str = "the system reports too small a size for it, and it has more than 4 GiB";
-const MISSING: &str = "it exists, but the file system does not find it when it is read";
+pub const MISSING: &str = "it exists, but the file system does not find it when it is read";
 const REPLACED: &str = "another object replaced it during the backup";
 /// Bytes of a region that one core reads at once.
 const READ_BYTES: usize = 2 << 20;

@@ -3,15 +3,18 @@
 //! Unchanged entries are taken over. Each batch lists the rest, which must be read.
 
 use super::failure::Failure;
-use super::ingest::Ingest;
+use super::ingest::{Ingest, MISSING};
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
 use super::roots::{Source, look_at_ancestor};
 use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::glob::ends;
+use crate::source;
 use crate::walk::{Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
+use rustix::fs::OFlags;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -161,8 +164,15 @@ impl Merge<'_, '_> {
     fn step(&mut self, root: &Arc<Root>, step: Step) -> Result<()> {
         match step {
             Step::Failed(path, error) => {
-                if error.kind() != io::ErrorKind::NotFound {
+                let is_missing = error.kind() == io::ErrorKind::NotFound;
+                let is_there = || {
+                    let path = root.relative(&path);
+                    source::open_below(root.dir.as_fd(), path, OFlags::PATH).is_ok()
+                };
+                if !is_missing {
                     self.ingest.unreadable(&path, &error);
+                } else if is_there() {
+                    self.ingest.unreadable(&path, &io::Error::other(MISSING));
                 }
                 Ok(())
             }
