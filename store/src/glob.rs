@@ -512,8 +512,8 @@ mod tests {
         ) {
             let globs = Globs::new([pattern.as_bytes()]).expect("a pattern");
             let (from, until) = (from.trim_start_matches('/').as_bytes(), until.as_bytes());
-            prop_assume!(globs.covers(path.as_bytes()));
-            for end in ends(path.as_bytes()) {
+            let is_covered = globs.covers(path.as_bytes());
+            for end in ends(path.as_bytes()).filter(|_| is_covered) {
                 let dir = &path.as_bytes()[..end];
                 if is_between(dir, from, Some(until)) {
                     prop_assert!(globs.may_cover_between(from, Some(until)));

@@ -15,15 +15,15 @@ use crate::observe::{Event, Observer, Silent};
 use crate::salvage;
 use crate::segment::{self, Fault, Row, SKIPPABLE_HEAD_LEN, TRAILER_LEN, Table, Trailer};
 use crate::snapshot;
-use crate::source;
 use crate::threads;
 use crate::workspace::{INDEX_FILE, Workspace};
 use parking_lot::Mutex;
 use rayon::prelude::*;
+use rustix::fs::{major, minor};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::sync_channel;
@@ -350,14 +350,10 @@ impl Store {
         let mut dirs: Vec<(PathBuf, u32)> =
             self.root().map(|root| (root.to_owned(), 0)).into_iter().collect();
         while let Some((dir, depth)) = dirs.pop() {
-            let path = dir.as_os_str().as_bytes();
-            let stat = match depth {
-                // The path of the store may be a link.
-                0 => source::open_dir(&dir).and_then(source::stat_open),
-                _ => source::stat_at(rustix::fs::CWD, path),
-            };
-            let Ok(stat) = stat else { continue };
-            found.push((stat.device, stat.inode));
+            // The path of the store may be a link.
+            let Ok(stat) = std::fs::metadata(&dir) else { continue };
+            let [major, minor] = [major(stat.dev()), minor(stat.dev())];
+            found.push((u64::from(major) << 32 | u64::from(minor), stat.ino()));
             if depth < DIRECTORY_DEPTH {
                 let inner = std::fs::read_dir(&dir).into_iter().flatten().flatten();
                 let inner = inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
