@@ -138,9 +138,8 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// Returns a test whether an absolute path is the directory of the store, or inside it.
-fn inside_of(store: &Store) -> impl Fn(&Path) -> bool {
-    let dirs = store.directories();
-    let is_in = move |found| dirs.binary_search(&found).is_ok();
+fn inside_of(store: &Store) -> impl Fn(&Path) -> bool + '_ {
+    let is_in = |found| store.directories().binary_search(&found).is_ok();
     move |path| path.ancestors().filter_map(device_and_inode).any(&is_in)
 }
 

@@ -78,6 +78,8 @@ pub struct Store {
     /// Damage found while files were compared and stored.
     pub(crate) damage: DamageLog,
     root: Option<PathBuf>,
+    /// Device and inode of its directories, sorted.
+    directories: OnceLock<Vec<(u64, u64)>>,
     _lock: Option<Lock>,
     /// Holds an index that could not be kept in the store.
     _private: Option<TempDir>,
@@ -325,6 +327,7 @@ impl Store {
             observer,
             damage: DamageLog::default(),
             root,
+            directories: OnceLock::new(),
             _lock: lock,
             _private: private,
             unlisted,
@@ -345,7 +348,11 @@ impl Store {
 
     /// Returns device and inode of all directories of a store on this machine, sorted. A bind mount
     /// may lead to any of them.
-    pub fn directories(&self) -> Vec<(u64, u64)> {
+    pub fn directories(&self) -> &[(u64, u64)] {
+        self.directories.get_or_init(|| self.find_directories())
+    }
+
+    fn find_directories(&self) -> Vec<(u64, u64)> {
         let mut found = Vec::new();
         let mut dirs: Vec<(PathBuf, u32)> =
             self.root().map(|root| (root.to_owned(), 0)).into_iter().collect();

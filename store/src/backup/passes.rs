@@ -244,7 +244,7 @@ impl<'a> Backup<'a> {
             other_file_systems: options.one_file_system,
             caches: options.exclude_caches,
             unfinished: true,
-            never: self.run.store.directories(),
+            never: self.run.store.directories().to_vec(),
             named: Arc::default(),
             noted: Arc::clone(noted),
         })

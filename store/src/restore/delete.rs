@@ -393,7 +393,7 @@ impl<'a> SkippedHere<'a> {
         root: &ChunkId,
         caches: bool,
     ) -> Result<SkippedHere<'a>> {
-        let mut store = backing.directories();
+        let mut store = backing.directories().to_vec();
         let link = backing
             .root()
             .map(|root| source::stat_at(rustix::fs::CWD, root.as_os_str().as_bytes()));
