@@ -151,23 +151,21 @@ fn an_aborted_listing_keeps_the_entries_read_so_far() {
 
 #[test]
 fn a_listed_name_without_an_entry_is_reported() {
-    let sandbox = Sandbox::with_store();
-    sandbox.write("source/sub/lost", "precious");
-    sandbox.write("source/sub/other", "precious, too");
-    let faults = ["-P", "lost", "-e", "inject=statx:error=ENOENT"];
-    let run = traced(&sandbox, &faults, &["backup", "--json", "source"]).run().ends_with(3);
-    assert_eq!(reported(&sandbox, &run), ["source/sub/lost"]);
-    sandbox.run(["ls", &sandbox.at("latest", "source/sub/other")]).ok();
+    reports_a_lost_file(&["-P", "lost", "-e", "inject=statx:error=ENOENT"]);
 }
 
 #[test]
 fn a_file_that_exists_and_cannot_be_opened_is_reported() {
+    // The file system finds it in the listing only. Its second opening shows that it exists.
+    reports_a_lost_file(&["-P", "sub/lost", "-e", "inject=openat2:error=ENOENT:when=1"]);
+}
+
+/// Asserts that a backup reports a file that these faults hide, and contains its neighbour.
+fn reports_a_lost_file(faults: &[&str]) {
     let sandbox = Sandbox::with_store();
     sandbox.write("source/sub/lost", "precious");
     sandbox.write("source/sub/other", "precious, too");
-    // The file system finds it in the listing only. Its second opening shows that it exists.
-    let faults = ["-P", "sub/lost", "-e", "inject=openat2:error=ENOENT:when=1"];
-    let run = traced(&sandbox, &faults, &["backup", "--json", "source"]).run().ends_with(3);
+    let run = traced(&sandbox, faults, &["backup", "--json", "source"]).run().ends_with(3);
     assert_eq!(reported(&sandbox, &run), ["source/sub/lost"]);
     sandbox.run(["ls", &sandbox.at("latest", "source/sub/other")]).ok();
 }

@@ -280,6 +280,12 @@ pub struct Root {
 }
 
 impl Root {
+    /// Returns the metadata of the object at a path, without opening it for reading.
+    pub fn stat(&self, path: &[u8]) -> io::Result<Stat> {
+        let path = self.relative(path);
+        source::stat_open(source::open_below(self.dir.as_fd(), path, OFlags::PATH)?)
+    }
+
     /// Returns `path` relative to this directory.
     pub fn relative<'p>(&self, path: &'p [u8]) -> &'p [u8] {
         let rest = &path[self.tree_path.len()..];
@@ -475,7 +481,7 @@ impl Walk {
                     *state = State::Consumed;
                     drop(state);
                     let listed = self.shared.list(node, usize::MAX);
-                    let (listing, nodes) = listed.expect("there is no limit");
+                    let (listing, nodes) = listed.expect("it lists without a limit");
                     self.shared.push(nodes);
                     return listing;
                 }

@@ -598,10 +598,7 @@ impl<'a> Ingest<'a> {
 
 /// Returns true if the name of an object still leads to it.
 fn is_still_there(root: &Root, found: &Found) -> bool {
-    let path = root.relative(&found.path);
-    source::open_below(root.dir.as_fd(), path, rustix::fs::OFlags::PATH)
-        .and_then(source::stat_open)
-        .is_ok_and(|now| now.inode == found.stat.inode)
+    root.stat(&found.path).is_ok_and(|now| now.inode == found.stat.inode)
 }
 
 /// Returns the attributes of a directory that this user may not be allowed to open.

@@ -10,11 +10,8 @@ use super::{git_dir, tree_path};
 use crate::entry::{Entry, EntryKind};
 use crate::error::{Error, Result};
 use crate::glob::ends;
-use crate::source;
 use crate::walk::{Found, GIT_DIR_ENTRIES_MAX, Root, Rules, Step, Walk};
-use rustix::fs::OFlags;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -165,13 +162,9 @@ impl Merge<'_, '_> {
         match step {
             Step::Failed(path, error) => {
                 let is_missing = error.kind() == io::ErrorKind::NotFound;
-                let is_there = || {
-                    let path = root.relative(&path);
-                    source::open_below(root.dir.as_fd(), path, OFlags::PATH).is_ok()
-                };
                 if !is_missing {
                     self.ingest.unreadable(&path, &error);
-                } else if is_there() {
+                } else if root.stat(&path).is_ok() {
                     self.ingest.unreadable(&path, &io::Error::other(MISSING));
                 }
                 Ok(())
