@@ -340,7 +340,7 @@ impl Names {
         self.rows.len()
     }
 
-    /// Returns true if there is no name.
+    /// Returns true if it contains no names.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

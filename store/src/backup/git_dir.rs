@@ -6,7 +6,6 @@
 use super::entry_runs::EntryRuns;
 use super::ingest::Ingest;
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
-
 use crate::entry::{Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};

@@ -268,8 +268,8 @@ impl Restore<'_> {
         Ok(())
     }
 
-    /// Writes a file of several names anew, because the file at its first name has a name outside
-    /// of the target.
+    /// Writes a new file for all names of an entry. The file at its first name also has a name
+    /// outside of the target, and stays as it is.
     fn part_from_other_names(
         &mut self,
         entry: Entry,

@@ -429,7 +429,7 @@ fn compare(
     let view_then = earlier.view();
     let then = Examiner { root: &plan.root, view: &view_then, is_current: false }.examine(&dirs)?;
     let all = all.into_iter().zip(then).map(|((one, mut now), then)| {
-        // A repository that was made anew, or whose packs were unpacked.
+        // New repositories, and those whose packs were unpacked, have only loose objects.
         now.has_packs |= now.lost_packs(&then) && loose::is_complete(&view.place(&one.dir));
         ((one, now), then)
     });
