@@ -47,6 +47,7 @@ mod nights;
 /// Notifications, received by real servers.
 mod notify;
 /// Owners and modes of instances.
+mod owner_maps;
 mod owners;
 /// Loss of power at any moment.
 mod power_loss;

@@ -17,6 +17,7 @@ mod json_reference;
 mod ls;
 mod man;
 mod notify;
+mod owner_options;
 mod projects;
 mod recover;
 mod reference;

@@ -111,7 +111,7 @@ fn number(error: &Error) -> u8 {
         Error::NoStore(_) => 10,
         Error::Locked { .. } => 11,
         Error::Interrupted => 130,
-        Error::Pattern { .. } => 2,
+        Error::Pattern { .. } | Error::OwnerRule { .. } | Error::UnknownAccount { .. } => 2,
         _ => 1,
     }
 }
@@ -245,6 +245,11 @@ fn hint(error: &Error) -> Option<String> {
         Error::Pattern { .. } => {
             "put the pattern in quotes; escape [ ] { } and a leading ! with \\".into()
         }
+        Error::UnknownAccount { .. } => {
+            "create it, give a number, or a second choice behind it: NAME/1000".into()
+        }
+        Error::OwnerRecord { .. } => "give the path of a new file".into(),
+        Error::OwnerRule { .. } => "`forgekeep restore --help` describes the rules".into(),
         Error::SourceIsStore(_) => {
             "nothing was backed up; give other paths, or copy the store with another program".into()
         }

@@ -598,10 +598,45 @@ pub struct RestoreSummary {
     pub owner_denied: u64,
     /// Number of extended attributes that this user may not set.
     pub xattr_denied: u64,
+    /// Rules for owners and modes, in their order.
+    pub owner_rules: Vec<OwnerRule>,
+    /// Users and groups without a rule whose name and number in the snapshot are different accounts
+    /// on this machine.
+    pub renumbered: Vec<RenumberedOwner>,
     /// True if nothing was written because of `--dry-run`.
     pub dry_run: bool,
     /// Duration in seconds.
     pub seconds_elapsed: f64,
+}
+
+/// A rule for owners or modes, and what it decided.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct OwnerRule {
+    /// Option, or file and line.
+    pub source: String,
+    /// The rule, such as `user git -> gitlab`.
+    pub rule: String,
+    /// Number of entries whose owner, group or mode it decided.
+    pub entries: u64,
+    /// The first of them.
+    pub samples: Vec<String>,
+}
+
+/// A user or group whose name and number in the snapshot are different accounts on this machine.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RenumberedOwner {
+    /// `user` or `group`.
+    pub class: String,
+    /// Name in the snapshot.
+    pub name: String,
+    /// Number in the snapshot.
+    pub number: u32,
+    /// Number that was set.
+    pub set: u32,
+    /// Name of the set number on this machine, if it is another one.
+    pub name_here: Option<String>,
+    /// Number of entries.
+    pub entries: u64,
 }
 
 /// A file that runs a backup every night.

@@ -13,6 +13,14 @@ const ATTRIBUTES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_d
 const VERSION: [u8; 4] = 2_u32.to_le_bytes();
 /// Bytes of an ACL entry: tag, permissions and number.
 const ACL_ENTRY_BYTES: usize = 8;
+/// Tag of an ACL entry for the owner.
+const OWNER: u16 = 0x01;
+/// Tag of an ACL entry for the owning group.
+const OWNING_GROUP: u16 = 0x04;
+/// Tag of an ACL entry that limits all but the owner and the others.
+const MASK: u16 = 0x10;
+/// Tag of an ACL entry for everybody else.
+const OTHERS: u16 = 0x20;
 /// Tag of an ACL entry for a user other than the owner.
 const USER: u16 = 0x02;
 /// Tag of an ACL entry for a group other than the owning one.
@@ -43,6 +51,75 @@ pub(crate) fn subjects(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Vec<Subject> {
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// Returns true if a POSIX ACL is among these attributes.
+pub(crate) fn is_in(xattrs: &[(Vec<u8>, Vec<u8>)]) -> bool {
+    xattrs.iter().any(|(name, _)| ATTRIBUTES.contains(&&name[..]))
+}
+
+/// Replaces the numbers of users and groups in the POSIX ACLs among these attributes.
+///
+/// Joins entries of the same user or group: such a user gets the permissions of all of them. Leaves
+/// an ACL with an unknown encoding as it is.
+pub(crate) fn map_subjects(
+    xattrs: &mut [(Vec<u8>, Vec<u8>)],
+    mut number: impl FnMut(Subject) -> u32,
+) {
+    for (_, value) in xattrs.iter_mut().filter(|(name, _)| ATTRIBUTES.contains(&&name[..])) {
+        let Some(entries) = value.strip_prefix(&VERSION) else { continue };
+        let (entries, []) = entries.as_chunks::<ACL_ENTRY_BYTES>() else { continue };
+        let mut all: Vec<[u8; ACL_ENTRY_BYTES]> = entries.to_vec();
+        for entry in &mut all {
+            if let Some(subject) = subject(entry) {
+                entry[4..].copy_from_slice(&number(subject).to_le_bytes());
+            }
+        }
+        if all == entries {
+            continue;
+        }
+        // Ascending, as libacl demands: tags first.
+        let key = |entry: &[u8; ACL_ENTRY_BYTES]| {
+            let [tag, tag_high, _, _, id @ ..] = *entry;
+            (u16::from_le_bytes([tag, tag_high]), u32::from_le_bytes(id))
+        };
+        all.sort_by_key(key);
+        all.dedup_by(|next, kept| {
+            let is_same = key(next) == key(kept);
+            if is_same {
+                kept[2] |= next[2];
+                kept[3] |= next[3];
+            }
+            is_same
+        });
+        *value = [&VERSION[..], all.as_flattened()].concat();
+    }
+}
+
+/// Changes the access ACL among these attributes as chmod(2) does: the bits of the group become the
+/// mask, if there is one.
+pub(crate) fn set_mode(xattrs: &mut [(Vec<u8>, Vec<u8>)], mode: u32) {
+    let access = xattrs.iter_mut().find(|(name, _)| name == ATTRIBUTES[0]);
+    let Some(entries) = access
+        .and_then(|(_, value)| value.split_at_mut_checked(VERSION.len()))
+        .filter(|(version, _)| *version == VERSION)
+        .map(|(_, entries)| entries)
+    else {
+        return;
+    };
+    let (entries, _) = entries.as_chunks_mut::<ACL_ENTRY_BYTES>();
+    let tag = |entry: &[u8; ACL_ENTRY_BYTES]| u16::from_le_bytes([entry[0], entry[1]]);
+    let has_mask = entries.iter().any(|entry| tag(entry) == MASK);
+    for entry in entries {
+        let shift = match tag(entry) {
+            OWNER => 6,
+            OWNING_GROUP if !has_mask => 3,
+            MASK => 3,
+            OTHERS => 0,
+            _ => continue,
+        };
+        entry[2] = (mode >> shift & 7) as u8;
+    }
 }
 
 /// Returns the user or group of one ACL entry. Returns `None` if the entry has no number.

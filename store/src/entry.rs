@@ -107,6 +107,9 @@ pub struct HardLink {
     pub names: u64,
 }
 
+/// Hash of everything that all names of one file share.
+pub(crate) type LinkKey = [u8; 32];
+
 /// Content of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Content {
@@ -180,6 +183,23 @@ impl Entry {
             content: Content::Empty,
             unused: 0,
         }
+    }
+
+    /// Returns a key that all names of this entry's inode share; `None` if it has one name.
+    ///
+    /// File system and inode number are not enough: a file deleted during a backup may pass its
+    /// number to a new file.
+    pub(crate) fn link_key(&self) -> Option<LinkKey> {
+        let file_system = self.hard_link?.file_system;
+        // Without values that differ between names, or change when a name is added or removed.
+        let path = b"-".to_vec();
+        let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..self.clone() };
+        let mut bytes = Vec::new();
+        alike.encode(b"", 0, &mut bytes);
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&file_system.to_le_bytes());
+        hasher.update(&self.owner.uid.to_le_bytes()).update(&self.owner.gid.to_le_bytes());
+        Some(*hasher.update(&bytes).finalize().as_bytes())
     }
 
     /// Returns true if the backup read all metadata. Otherwise the entry has an `mtime` but no
@@ -838,6 +858,21 @@ mod tests {
     use super::*;
     use crate::arbitrary::{cases, changed, changes, entry, noise, path};
     use proptest::prelude::*;
+
+    #[test]
+    fn hard_links_share_a_key_and_reused_inodes_do_not() {
+        let link = HardLink { file_system: 1, names: 2 };
+        let content = Content::Inline(b"AAA".to_vec());
+        let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o644);
+        let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
+        let b = Entry { path: b"b".to_vec(), ..a.clone() };
+        assert!(a.link_key().is_some() && a.link_key() == b.link_key());
+        let reused = Entry { content: Content::Inline(b"ZZZ".to_vec()), ..b.clone() };
+        assert_ne!(a.link_key(), reused.link_key());
+        let other = Entry { mode: 0o600, ..b.clone() };
+        assert_ne!(a.link_key(), other.link_key());
+        assert_eq!(Entry { hard_link: None, ..b }.link_key(), None);
+    }
 
     #[test]
     fn directories_are_followed_by_their_content() {

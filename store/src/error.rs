@@ -199,6 +199,34 @@ pub enum Error {
         /// Maximum length in bytes.
         max: usize,
     },
+    /// A rule for owners or modes is invalid.
+    #[error("{source_name}: {rule}: {reason}")]
+    OwnerRule {
+        /// Option, or file and line.
+        source_name: String,
+        /// The rule.
+        rule: String,
+        /// The fault.
+        reason: String,
+    },
+    /// A rule gives entries to an account that does not exist.
+    #[error("{source_name}: {rule}: {account} does not exist on this machine")]
+    UnknownAccount {
+        /// Option, or file and line.
+        source_name: String,
+        /// The rule.
+        rule: String,
+        /// User or group, with the name.
+        account: String,
+    },
+    /// The record of changed owners cannot be written.
+    #[error("cannot write {}: {source}", file.display())]
+    OwnerRecord {
+        /// The file.
+        file: PathBuf,
+        /// System error.
+        source: io::Error,
+    },
     /// An invalid glob.
     #[error("bad pattern \"{pattern}\": {reason}")]
     Pattern {

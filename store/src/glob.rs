@@ -98,18 +98,12 @@ impl Globs {
         let (mut builder, mut foreign) = (GlobSetBuilder::new(), Vec::new());
         let mut anchors = Vec::new();
         for pattern in patterns {
-            let failed = |reason: String| Error::Pattern {
-                pattern: String::from_utf8_lossy(pattern).into_owned(),
-                reason,
-            };
-            let (glob, is_foreign) = glob(pattern).map_err(|reason| failed(reason.into()))?;
+            let (glob, is_foreign) = parse(pattern)?;
             anchors.push(Anchor::of(pattern));
-            let glob = GlobBuilder::new(&glob).literal_separator(true).build();
-            let glob = glob.map_err(|error| failed(error.kind().to_string()))?;
             if is_foreign {
                 let regex = with_foreign_bytes(glob.regex());
                 // Compiled alone first, so that an error names this pattern.
-                bytes_regex(&[&regex]).map_err(|error| failed(error.to_string()))?;
+                bytes_regex(&[&regex]).map_err(|error| wrong(pattern, error.to_string()))?;
                 foreign.push(regex);
             } else {
                 builder.add(glob);
@@ -158,6 +152,56 @@ impl Globs {
     pub fn covers(&self, path: &[u8]) -> bool {
         !self.is_empty() && ends(path).any(|end| self.matches(&path[..end]))
     }
+}
+
+/// Patterns whose matches are told apart.
+#[derive(Debug, Clone, Default)]
+pub struct GlobList {
+    set: GlobSet,
+    /// Position in the list of each pattern in `set`.
+    positions: Vec<usize>,
+    /// Patterns that are not UTF-8, with their positions.
+    foreign: Vec<(usize, Globs)>,
+}
+
+impl GlobList {
+    /// Parses patterns.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a [u8]>) -> Result<GlobList> {
+        let (mut builder, mut list) = (GlobSetBuilder::new(), GlobList::default());
+        for (position, pattern) in patterns.into_iter().enumerate() {
+            let (glob, is_foreign) = parse(pattern)?;
+            if is_foreign {
+                list.foreign.push((position, Globs::new([pattern])?));
+            } else {
+                builder.add(glob);
+                list.positions.push(position);
+            }
+        }
+        let failed = |error: globset::Error| wrong(b"(all patterns)", error.kind().to_string());
+        list.set = builder.build().map_err(failed)?;
+        Ok(list)
+    }
+
+    /// Calls `found` with the position of each pattern that matches exactly this path, given without
+    /// its leading `/`.
+    pub fn matching(&self, path: &[u8], mut found: impl FnMut(usize)) {
+        let matches = self.set.matches(Path::new(OsStr::from_bytes(path)));
+        matches.into_iter().for_each(|at| found(self.positions[at]));
+        let foreign = self.foreign.iter().filter(|(_, globs)| globs.matches(path));
+        foreign.for_each(|(position, _)| found(*position));
+    }
+}
+
+fn wrong(pattern: &[u8], reason: String) -> Error {
+    Error::Pattern { pattern: String::from_utf8_lossy(pattern).into_owned(), reason }
+}
+
+/// Returns a pattern as a glob for whole paths, and true if characters in it stand for bytes
+/// outside UTF-8.
+fn parse(pattern: &[u8]) -> Result<(globset::Glob, bool)> {
+    let (glob, is_foreign) = glob(pattern).map_err(|reason| wrong(pattern, reason.into()))?;
+    let glob = GlobBuilder::new(&glob).literal_separator(true).build();
+    Ok((glob.map_err(|error| wrong(pattern, error.kind().to_string()))?, is_foreign))
 }
 
 /// Returns true if a path is one of those from `from` up to `until`, in path order.

@@ -37,6 +37,8 @@ pub mod entry;
 
 pub mod glob;
 
+pub mod owner_map;
+
 pub mod content;
 
 pub mod snapshot;

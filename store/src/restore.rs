@@ -15,17 +15,19 @@ mod early_sync;
 mod git_caches;
 mod hidden_refs;
 mod output;
+mod owner_record;
 mod passages;
 mod runs;
 mod selection;
 mod similar_names;
 mod window;
 
-use crate::entry::{Entry, EntryKind, is_within};
+use crate::entry::{Entry, EntryKind, LinkKey, is_within};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
 use crate::observe::{Cause, Event, Reason};
+use crate::owner_map::OwnerMap;
 use crate::skipped::Spared;
 use crate::source::{self, Stat};
 use crate::store::Store;
@@ -34,6 +36,7 @@ use crate::tree::{Lost, Span, TreeReader};
 use early_sync::EarlySync;
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
+use owner_record::OwnerRecord;
 use parking_lot::Mutex;
 use passages::Passages;
 use runs::GatherBuffer;
@@ -46,8 +49,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use window::{Dir, EntryWindow, LinkKey, link_key};
+use window::{Dir, EntryWindow};
 
 /// Options of a restore.
 #[derive(Debug, Clone)]
@@ -65,6 +69,10 @@ pub struct Options {
     pub sources: Vec<Vec<u8>>,
     /// With `delete`: content that the backup skipped and the restore keeps.
     pub keep: Spared,
+    /// Rules for owners and modes. They count the restored entries.
+    pub owners: Arc<OwnerMap>,
+    /// File that gets rules which undo the changes of owners and modes.
+    pub owner_record: Option<PathBuf>,
     /// Change nothing.
     pub is_dry: bool,
 }
@@ -138,10 +146,15 @@ pub fn restore(
     make_target(target, gives_metadata).map_err(failed)?;
     let passages = Passages::of(options);
     let top = Top::look(target, &prefix, &passages).map_err(failed)?;
-    let target_dir = Target::new(source::open_dir(target).map_err(failed)?);
+    let mut target_dir = Target::new(source::open_dir(target).map_err(failed)?);
+    if options.owners.has_rules() {
+        target_dir.verify_owners();
+    }
     if gives_metadata && top.gets_metadata && !top.is_place {
         target_dir.mark(b"");
     }
+    let owner_record = options.owner_record.as_deref();
+    let owner_record = owner_record.map(|file| OwnerRecord::begin(file, target)).transpose()?;
     let mut restore = Restore {
         store,
         root: target.to_owned(),
@@ -158,6 +171,8 @@ pub fn restore(
         top,
         lost: false,
         selected: selected_entries,
+        owners: Arc::clone(&options.owners),
+        owner_record,
         is_delete: options.delete,
         store_place,
         copies: HashMap::new(),
@@ -180,6 +195,9 @@ pub fn restore(
         }
     }
     restore.flush(true)?;
+    if let Some(record) = restore.owner_record.take() {
+        record.finish()?;
+    }
     for path in restore.similar_names.merged(restore.target.dir(), &restore.prefix) {
         restore.failed(relative(path, &restore.prefix), similar_names::MERGED);
     }
@@ -315,8 +333,10 @@ impl Top {
 }
 
 struct Restore<'a> {
+    owner_record: Option<OwnerRecord>,
     store: &'a Store,
     root: PathBuf,
+    owners: Arc<OwnerMap>,
     counts: Counts,
     /// An error that would affect every other file.
     fatal: Mutex<Option<Error>>,
@@ -381,16 +401,16 @@ impl Restore<'_> {
 
     /// Notes that the content of this is lost, under all of its names.
     fn lose(&self, entry: &Entry) {
-        self.lost_links.lock().extend(link_key(entry));
+        self.lost_links.lock().extend(entry.link_key());
     }
 
     /// Notes a missing name, so that other names are not linked to the object in its place.
     fn miss(&self, entry: &Entry) {
-        self.unplaced_links.lock().extend(link_key(entry));
+        self.unplaced_links.lock().extend(entry.link_key());
     }
 
     fn is_lost(&self, entry: &Entry) -> bool {
-        link_key(entry).is_some_and(|key| self.lost_links.lock().contains(&key))
+        entry.link_key().is_some_and(|key| self.lost_links.lock().contains(&key))
     }
 
     fn failed_io(&self, path: &[u8], error: &io::Error) {

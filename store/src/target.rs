@@ -57,6 +57,8 @@ pub struct Target {
     pub xattr_denied: AtomicU64,
     /// Devices on which an owner, mode or time was found as it was set. Others may ignore it.
     heeded: Mutex<HashSet<(u64, Setting)>>,
+    /// True if every set owner is read again.
+    verifies_owners: bool,
 }
 
 /// A setting that some file systems ignore without an error, such as CIFS and FAT.
@@ -104,9 +106,15 @@ impl Target {
             owner_denied: AtomicU64::new(0),
             xattr_denied: AtomicU64::new(0),
             heeded: Mutex::default(),
+            verifies_owners: false,
         };
         target.meet_dir(b"");
         target
+    }
+
+    /// Reads every owner again after it was set, instead of the first of each file system.
+    pub fn verify_owners(&mut self) {
+        self.verifies_owners = true;
     }
 
     /// Marks a directory as one that gets the metadata of an entry when all below it is restored.

@@ -75,6 +75,8 @@ pub fn restore_options() -> store::restore::Options {
         delete: false,
         sources: Vec::new(),
         keep: none().into(),
+        owners: Default::default(),
+        owner_record: None,
         is_dry: false,
     }
 }

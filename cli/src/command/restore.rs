@@ -1,5 +1,6 @@
 use super::Global;
 use super::in_place::InPlace;
+use super::owner_options::{self, OwnerOptions};
 use crate::exit::{Failure, with_hint};
 use crate::json::RestoreSummary;
 use crate::report::{count, size};
@@ -9,10 +10,12 @@ use clap::Args;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use store::entry::{EntryKind, display_path};
 use store::glob::Globs;
 use store::id::SnapshotId;
 use store::observe::Event;
+use store::owner_map::Usage;
 use store::restore::{Options, Report};
 use store::skipped::Spared;
 use store::snapshot::Snapshot;
@@ -23,17 +26,13 @@ use store::tree::TreeReader;
 ///
 /// Without a path, the paths of the snapshot are recreated below the directory. With a path, its
 /// content is put into the directory. Files that are already up to date are left alone, others are
-/// replaced. Owners are set by number if root runs the command.
+/// replaced. Only root can set owners.
 ///
 /// A snapshot of an instance is restored over the files of this machine only with --yes. Below the
 /// directory of sshd such a restore writes only host keys, and writes or removes settings only where
 /// --include names them.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  forgekeep restore --store S latest --target /mnt/restored
-  forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
-  forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run")]
+#[command(after_long_help = format!("{}\n\n{EXAMPLES}", owner_options::HELP))]
 pub struct Restore {
     /// Id or unique prefix, `latest` or `latest~N`; with a path, only that part
     #[arg(value_name = "SNAPSHOT[:PATH]")]
@@ -56,7 +55,16 @@ pub struct Restore {
     /// Restore an instance over the files of this machine. Stop its services first
     #[arg(long)]
     yes: bool,
+    #[command(flatten)]
+    owners: OwnerOptions,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  forgekeep restore --store S latest --target /mnt/restored
+  forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
+  forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run
+  forgekeep restore --store S latest --target /srv/new --usermap git:998 --groupmap git:998";
 
 impl Restore {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
@@ -108,6 +116,7 @@ impl Restore {
             let own = self.exclude.iter().map(|glob| glob.as_bytes());
             exclude = Globs::new(own.chain(left.iter().map(Vec::as_slice)))?;
         }
+        let owners = Arc::new(self.owners.map(&snapshot).inspect_err(|_| watch.end())?);
         let root = snapshot.root.chunk();
         let sources = snapshot.paths.iter().map(|path| tree_path(path)).collect();
         let each = |pattern: &OsString| {
@@ -128,6 +137,8 @@ impl Restore {
             delete: self.delete,
             sources,
             keep,
+            owners: Arc::clone(&owners),
+            owner_record: self.owners.record().filter(|_| !self.dry_run),
             is_dry: self.dry_run,
         };
         if !place.path.is_empty() {
@@ -163,7 +174,8 @@ impl Restore {
         if report.selected == 0 {
             ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
         }
-        let shown = self.show(ui, &report, watch.elapsed().as_secs_f64());
+        let usage = owners.usage();
+        let shown = self.show(ui, &report, &usage, watch.elapsed().as_secs_f64());
         let owners_lost = if is_root() { report.owner_denied } else { 0 };
         let is_partial = report.failed + report.not_deleted + report.metadata_refused + owners_lost
             > 0
@@ -172,7 +184,8 @@ impl Restore {
         if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
     }
 
-    fn show(&self, ui: &Ui, report: &Report, seconds: f64) -> Result<(), Failure> {
+    fn show(&self, ui: &Ui, report: &Report, usage: &Usage, seconds: f64) -> Result<(), Failure> {
+        owner_options::show(ui, usage, self.dry_run)?;
         ui.json(&RestoreSummary {
             files_restored: report.files_restored,
             bytes_restored: report.bytes_restored,
@@ -189,6 +202,8 @@ impl Restore {
             metadata_refused: report.metadata_refused,
             owner_denied: report.owner_denied,
             xattr_denied: report.xattr_denied,
+            owner_rules: owner_options::rules(usage),
+            renumbered: owner_options::renumbered(usage),
             dry_run: self.dry_run,
             seconds_elapsed: seconds,
         })?;
@@ -233,9 +248,10 @@ impl Restore {
         let could_not = if self.dry_run { "would not" } else { "could not" };
         if report.owner_denied > 0 {
             let next = if is_root() {
-                "this file system, or the rights of this container, do not permit it"
+                "this file system, or the rights of this container, do not permit it".to_owned()
             } else {
-                "run the command as root to set owners"
+                let command = owner_options::command_for_root();
+                format!("only root can: {command}")
             };
             let paths = count(report.owner_denied, "path");
             ui.explain(&format!("{could_not} set the owner of {paths}; {next}"));

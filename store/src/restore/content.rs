@@ -276,7 +276,8 @@ pub(super) fn with_content(
 /// Returns true if a restore would not change the metadata of a file.
 fn has_metadata(file: &File, stat: &Stat, entry: &Entry) -> bool {
     let (wanted, found) = (Metadata::of(entry), source::attributes_open(file).found);
-    let has_owner = !rustix::process::geteuid().is_root() || wanted.owner == (stat.uid, stat.gid);
+    let is = (stat.uid, stat.gid);
+    let has_owner = !rustix::process::geteuid().is_root() || wanted.wanted_owner(is) == is;
     has_owner
         && wanted.mode == stat.mode
         && wanted.mtime.is_none_or(|mtime| target::is_held(mtime, stat))

@@ -152,7 +152,8 @@ impl Restore<'_> {
         let denied = [&self.target.owner_denied, &self.target.xattr_denied];
         let counts = denied.map(|count| count.load(Relaxed));
         let dirs = selected(root, from, options, self.store).flatten();
-        for entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
+        for mut entry in dirs.filter(|entry| entry.kind == EntryKind::Directory) {
+            self.owners.apply_uncounted(&mut entry);
             let path = relative(&entry.path, &self.prefix).to_vec();
             if !path.is_empty() && !self.is_kept(&path) {
                 let _ = self.target.finish_dir(&path, &Metadata::of(&entry)).map(drop);

@@ -4,12 +4,11 @@ use super::content::with_content;
 use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
 use super::passages::{self, Passages, not_replaced, note_kept};
-use super::window::{LinkKey, link_key};
 use super::{
     Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
-use crate::entry::{Content, Entry, EntryKind, Xattrs, is_within};
+use crate::entry::{Content, Entry, EntryKind, LinkKey, Xattrs, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::{Event, Reason};
@@ -114,7 +113,10 @@ pub(super) fn dry_run(
         store.observer().progress().check()?;
         match item {
             Ok(entry) if Some(relative(&entry.path, prefix)) == store_place => {}
-            Ok(entry) => run.take(&entry)?,
+            Ok(mut entry) => {
+                options.owners.apply(&mut entry);
+                run.take(&entry)?;
+            }
             Err(lost) => {
                 run.report.failed += lost.entries.unwrap_or(1).saturating_sub(1);
                 run.report.has_uncounted |= lost.entries.is_none();
@@ -178,7 +180,7 @@ impl DryRun<'_> {
         if entry.kind == EntryKind::Directory {
             return self.take_dir(entry, path);
         }
-        let key = link_key(entry);
+        let key = entry.link_key();
         let mut known = key.and_then(|key| self.known_link(entry, key));
         if let Some(link) = &mut known
             && link.is_restored
@@ -387,7 +389,8 @@ impl DryRun<'_> {
         let present = dir.and_then(|dir| source::xattrs_below(dir.as_fd(), path).ok());
         let present = present.unwrap_or_else(|| entry.xattrs.clone());
         let has_xattrs = wanted.xattr_changes(&present).next().is_none();
-        if is == wanted.owner && has_mode(&self.rights, is) && has_time && has_xattrs {
+        let wanted_owner = wanted.wanted_owner(is);
+        if is == wanted_owner && has_mode(&self.rights, is) && has_time && has_xattrs {
             return;
         }
         let refusal =
@@ -405,7 +408,7 @@ impl DryRun<'_> {
             return;
         };
         match error {
-            Errno::ROFS if is != wanted.owner => refused.note("owner", &error.into()),
+            Errno::ROFS if is != wanted_owner => refused.note("owner", &error.into()),
             Errno::ROFS => {}
             _ => self.count_denied(is, &wanted),
         }
@@ -505,7 +508,7 @@ impl DryRun<'_> {
 
     /// Counts an owner that this user may not set.
     fn count_denied(&mut self, owner: (u32, u32), wanted: &Metadata<'_>) {
-        self.report.owner_denied += u64::from(owner != wanted.owner);
+        self.report.owner_denied += u64::from(owner != wanted.wanted_owner(owner));
     }
 
     /// Returns the nearest existing directory above an entry, or the directory of the entry itself.

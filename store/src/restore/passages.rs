@@ -143,6 +143,8 @@ mod tests {
                 delete: false,
                 sources: sources.iter().map(|path| path.to_vec()).collect(),
                 keep: Default::default(),
+                owners: Default::default(),
+                owner_record: None,
                 is_dry: false,
             })
         };

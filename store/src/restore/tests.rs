@@ -82,6 +82,8 @@ impl Bench {
             delete: false,
             sources: vec![self.from.clone()],
             keep: Spared::default(),
+            owners: Arc::default(),
+            owner_record: None,
             is_dry: false,
         }
     }

@@ -4,9 +4,10 @@ use super::output::Output;
 use super::passages::note_kept;
 use super::runs::Runs;
 use super::{Restore, join, relative};
-use crate::entry::{Content, Entry, EntryKind, Owner, display_path, is_within, path_cmp};
+use crate::entry::{Content, Entry, EntryKind, LinkKey, Owner, display_path, is_within, path_cmp};
 use crate::error::Result;
 use crate::observe::Event;
+use crate::owner_map::OwnerAndMode;
 use crate::recipe::Extent;
 use crate::source::split;
 use crate::target::{MARK, Made, Metadata, Refused};
@@ -63,7 +64,13 @@ pub(super) struct OtherName {
 
 impl Restore<'_> {
     /// Adds the next entry of the tree to the window.
-    pub(super) fn take(&mut self, entry: Entry) -> Result<()> {
+    pub(super) fn take(&mut self, mut entry: Entry) -> Result<()> {
+        let before = state(&entry);
+        self.owners.apply(&mut entry);
+        if let Some(record) = &mut self.owner_record {
+            let path = relative(&entry.path, &self.prefix);
+            record.add(path, entry.kind, before, state(&entry))?;
+        }
         if entry.path == self.prefix {
             self.open_top(entry);
             return Ok(());
@@ -156,7 +163,7 @@ impl Restore<'_> {
 
     /// Returns the restored path of which this entry is another name.
     fn linked(&mut self, entry: &Entry, path: &[u8]) -> Option<Vec<u8>> {
-        let (link, key) = (entry.hard_link?, link_key(entry)?);
+        let (link, key) = (entry.hard_link?, entry.link_key()?);
         match self.links.get_mut(&key) {
             None => {
                 self.links.insert(key, (path.to_vec(), link.names.saturating_sub(1)));
@@ -218,7 +225,7 @@ impl Restore<'_> {
             );
             return Ok(());
         }
-        let key = link_key(&entry);
+        let key = entry.link_key();
         let copy = key.and_then(|key| self.copies.get(&key)).cloned();
         let is_unplaced = key.is_some_and(|key| self.unplaced_links.lock().remove(&key));
         let names = entry.hard_link.map_or(1, |link| link.names);
@@ -395,24 +402,8 @@ fn is_link_impossible(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Hash of everything that all names of one file share.
-pub(super) type LinkKey = [u8; 32];
-
-/// Returns the key of an entry whose inode had several names.
-///
-/// File system and inode number are not enough: a file deleted during a backup may pass its number
-/// to a new file.
-pub(super) fn link_key(entry: &Entry) -> Option<LinkKey> {
-    let file_system = entry.hard_link?.file_system;
-    // Without values that differ between names, or change when a name is added or removed.
-    let path = b"-".to_vec();
-    let alike = Entry { path, ctime: None, hard_link: None, unused: 0, ..entry.clone() };
-    let mut bytes = Vec::new();
-    alike.encode(b"", 0, &mut bytes);
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&file_system.to_le_bytes());
-    hasher.update(&entry.owner.uid.to_le_bytes()).update(&entry.owner.gid.to_le_bytes());
-    Some(*hasher.update(&bytes).finalize().as_bytes())
+fn state(entry: &Entry) -> OwnerAndMode {
+    OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode }
 }
 
 /// Returns the approximate bytes of memory that a waiting entry takes.
@@ -444,21 +435,6 @@ fn nameless_dir(path: Vec<u8>) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hard_links_share_a_key_and_reused_inodes_do_not() {
-        let link = crate::entry::HardLink { file_system: 1, names: 2 };
-        let content = Content::Inline(b"AAA".to_vec());
-        let file = Entry::new(b"a".to_vec(), EntryKind::File, 0o644);
-        let a = Entry { inode: 7, size: 3, hard_link: Some(link), content, ..file };
-        let b = Entry { path: b"b".to_vec(), ..a.clone() };
-        assert!(link_key(&a).is_some() && link_key(&a) == link_key(&b));
-        let reused = Entry { content: Content::Inline(b"ZZZ".to_vec()), ..b.clone() };
-        assert_ne!(link_key(&a), link_key(&reused));
-        let other = Entry { mode: 0o600, ..b.clone() };
-        assert_ne!(link_key(&a), link_key(&other));
-        assert_eq!(link_key(&Entry { hard_link: None, ..b }), None);
-    }
 
     #[test]
     fn the_weight_of_an_entry_includes_its_attributes() {

@@ -3,6 +3,7 @@
 use super::{Setting, Target};
 use crate::entry::{Entry, EntryKind, Time, Xattrs};
 use crate::observe::{Cause, Reason};
+use crate::owner_map::UNCHANGED;
 use crate::source::{self, Stat};
 use rustix::fs::{
     AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT, XattrFlags, chmod, chownat, fchmod,
@@ -48,7 +49,7 @@ pub struct Metadata<'a> {
     pub kind: EntryKind,
     /// Permission bits, with setuid, setgid and sticky.
     pub mode: u32,
-    /// User and group.
+    /// User and group; [`UNCHANGED`] leaves one as it is.
     pub owner: (u32, u32),
     /// Modification time; `None` leaves it as it is.
     pub mtime: Option<Time>,
@@ -71,9 +72,16 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// Returns the user and group that an object with this owner gets.
+    pub fn wanted_owner(&self, is: (u32, u32)) -> (u32, u32) {
+        let of = |wanted, is| if wanted == UNCHANGED { is } else { wanted };
+        (of(self.owner.0, is.0), of(self.owner.1, is.1))
+    }
+
     /// Returns true if an object has this owner and mode.
     pub fn has_owner_and_mode(&self, stat: &Stat) -> bool {
-        (stat.mode, (stat.uid, stat.gid)) == (self.mode, self.owner)
+        let owner = (stat.uid, stat.gid);
+        self.wanted_owner(owner) == owner && stat.mode == self.safe_mode(owner)
     }
 
     /// Returns the changes of attributes that an object with the attributes `present` needs: values
@@ -230,7 +238,8 @@ impl Target {
         is_set: impl FnOnce(&Stat) -> bool,
     ) {
         let key = (stat.device, setting);
-        if !self.heeded.lock().contains(&key)
+        let is_verified = setting == Setting::Owner && self.verifies_owners;
+        if (is_verified || !self.heeded.lock().contains(&key))
             && source::stat_open(node.fd).is_ok_and(|now| is_set(&now))
         {
             self.heeded.lock().insert(key);
@@ -245,7 +254,8 @@ impl Target {
         metadata: &Metadata<'_>,
         refused: &mut Refused,
     ) -> (u32, u32) {
-        let (is, wanted) = ((stat.uid, stat.gid), metadata.owner);
+        let is = (stat.uid, stat.gid);
+        let wanted = metadata.wanted_owner(is);
         if is == wanted {
             return wanted;
         }

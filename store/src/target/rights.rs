@@ -83,7 +83,7 @@ impl Rights {
     /// Returns user and group of an object after a restore gave it this owner. They differ from
     /// the wanted ones if this user may not set them.
     pub fn given_owner(&self, is: (u32, u32), metadata: &Metadata<'_>) -> (u32, u32) {
-        let wanted = metadata.owner;
+        let wanted = metadata.wanted_owner(is);
         let may_set_all = self.has(CHOWN) && self.knows(is);
         if is == wanted || may_set_all && self.knows(wanted) {
             return wanted;
