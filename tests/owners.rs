@@ -303,3 +303,98 @@ fn a_closed_directory_above_the_databases_is_named_at_once() {
     machine.sh(fix(&printed).expect("a command"));
     machine.inspect().ok();
 }
+
+/// Makes data of docker-gitlab with the owners of its container.
+fn image_data(sandbox: &Sandbox) {
+    let script = "mkdir -p data/repositories/@hashed/aa data/uploads/u data/shared/lfs-objects data/tmp \
+         data/.ssh data/ssh && git init -q --bare data/repositories/@hashed/aa/a.git && \
+         echo u > data/uploads/u/f && ln -s /etc/passwd data/uploads/link && \
+         echo 17.5.1 > data/tmp/VERSION && echo k > data/.ssh/authorized_keys && \
+         echo k > data/ssh/ssh_host_rsa_key && chmod 0600 data/ssh/ssh_host_rsa_key && \
+         chown -Rh 1000:1000 data && chown -R 0:0 data/ssh && chmod 2770 data/repositories && \
+         find data/repositories -type d -exec chmod g+s {} + && chmod 0700 data/uploads";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+}
+
+fn states(sandbox: &Sandbox, dir: &str) -> String {
+    let script = format!("cd {dir} && find . -printf '%p %m %U:%G\\n' | sort");
+    sandbox.tool("sh").args(["-c", &script]).run().ok().stdout
+}
+
+#[test]
+fn a_copy_made_by_root_is_diagnosed_and_repaired() {
+    need_root();
+    let sandbox = Sandbox::new();
+    image_data(&sandbox);
+    let inspect = |dir: &str| sandbox.run(["inspect", "--as", "docker-gitlab", dir]);
+    inspect("data").ok();
+    let right = states(&sandbox, "data");
+    sandbox.tool("cp").args(["-R", "data", "copy"]).run().ok();
+    let copied = states(&sandbox, "copy");
+    let wrong = inspect("copy").ends_with(3).all_output();
+    for words in ["have a wrong owner", "without setgid", "repair owners", "instead of 1000:1000"] {
+        assert!(wrong.contains(words), "{words}: {wrong}");
+    }
+    let repair = ["repair", "owners", "--as", "docker-gitlab", "copy"];
+    let dry = sandbox.forgekeep(repair).args(["--dry-run"]).run().ok();
+    assert!(dry.stdout.contains("would change owner or mode of"), "{}", dry.stdout);
+    assert_eq!(states(&sandbox, "copy"), copied);
+    sandbox.forgekeep(repair).args(["--write-owner-map", "undo.map"]).run().ok();
+    assert_eq!(states(&sandbox, "copy"), right);
+    inspect("copy").ok();
+    // A second repair has nothing to do, and leaves no file behind.
+    let again = sandbox.forgekeep(repair).args(["--write-owner-map", "none.map"]).run().ok();
+    assert!(again.stdout.contains("changed owner or mode of 0 of"), "{}", again.stdout);
+    assert!(!sandbox.has("none.map"));
+    let undo = ["--owner-map", "undo.map", "--write-owner-map", "redo.map"];
+    sandbox.forgekeep(repair).args(undo).run().ok();
+    assert_eq!(states(&sandbox, "copy"), copied);
+}
+
+#[test]
+fn a_restore_sets_the_owners_of_the_product() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    image_data(&sandbox);
+    let right = states(&sandbox, "data");
+    sandbox.tool("cp").args(["-R", "data", "copy"]).run().ok();
+    sandbox.backup(["copy"]);
+    let place = sandbox.at("latest", "copy");
+    let restore = ["restore", &place, "--target", "restored", "--as", "docker-gitlab"];
+    sandbox.run(restore).ok();
+    // The top belongs to no part, and files of root in the copy lost their groups.
+    sandbox.tool("chown").args(["1000:1000", "restored"]).run().ok();
+    assert_eq!(states(&sandbox, "restored"), right);
+    sandbox.run(["inspect", "--as", "docker-gitlab", "restored"]).ok();
+    let other = ["restore", &place, "--target", "other", "--as", "docker-gitlab=1005:1006"];
+    sandbox.run(other).ok();
+    assert!(states(&sandbox, "other").contains("./uploads/u/f 644 1005:1006"));
+    sandbox
+        .run(["restore", &place, "--target", "none", "--as", "mattermost"])
+        .fails(1, &["the snapshot has no data of mattermost"]);
+    let plain = sandbox.run(["restore", &place, "--target", "none", "--as", "plain"]);
+    assert!(plain.ends_with(2).all_output().contains("known kinds are"));
+}
+
+#[test]
+fn a_repair_follows_no_link_that_appears_meanwhile() {
+    need_root();
+    let sandbox = Sandbox::new();
+    let script = "mkdir -p data/repositories outside && for i in $(seq 300); do \
+         mkdir -p data/repositories/d$i/inner && touch data/repositories/d$i/inner/f; done && \
+         mkdir -p outside/inner && touch outside/inner/f && chmod 0600 outside/inner/f";
+    sandbox.tool("sh").args(["-c", script]).run().ok();
+    let before = states(&sandbox, "outside");
+    // As the owner of a repository may do at any time.
+    let swap = "cd data/repositories && while :; do for i in 7 77 150 222 299; do \
+         mv d$i x$i && ln -s ../../outside d$i && rm d$i && mv x$i d$i; done; done";
+    let mut swapping = sandbox.tool("sh").args(["-c", swap]).start();
+    for round in 0..20 {
+        let numbers = format!("docker-gitlab={}:1000", 1000 + round);
+        let map = format!("{round}.map");
+        let repair = ["repair", "owners", "--as", &numbers, "data", "--write-owner-map", &map];
+        sandbox.run(repair);
+    }
+    swapping.kill();
+    assert_eq!(states(&sandbox, "outside"), before);
+}

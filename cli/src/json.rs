@@ -64,7 +64,8 @@ lines! {
     "projects" "project" ProjectLine<'_>,
     "recover" "recovered" Recovered<'_>,
     "recover --forget" "forgotten" Forgotten<'_>,
-    "repair" "repaired" Repaired<'_>,
+    "repair owners" "repaired_owners" RepairedOwners<'_>,
+    "repair single-sign-on" "repaired" Repaired<'_>,
     "restore" "summary" RestoreSummary,
     "schedule" "file" GeneratedFile<'_>,
     "schedule --write" "written" WrittenFile,
@@ -561,6 +562,23 @@ pub struct Repaired<'a> {
     /// Next step for the admin; empty if there is none.
     pub next: &'a str,
     /// True if nothing was written because of `--dry-run`.
+    pub dry_run: bool,
+}
+
+/// Result of a repair of owners and modes.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RepairedOwners<'a> {
+    /// Number of paths that were looked at.
+    pub looked_at: u64,
+    /// Number of paths whose owner or mode was changed.
+    pub changed: u64,
+    /// The first of them, with old and new owner and mode.
+    pub examples: &'a [String],
+    /// Paths that could not be changed, with reasons.
+    pub failed: &'a [String],
+    /// File of the rules that undo the changes.
+    pub undo: Option<&'a str>,
+    /// True if nothing was changed because of `--dry-run`.
     pub dry_run: bool,
 }
 

@@ -16,6 +16,22 @@ pub enum Error {
     /// An error of the store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The owners of a kind are unknown.
+    #[error("{text}: {reason}")]
+    OwnersAs {
+        /// The kind, with numbers.
+        text: String,
+        /// The fault.
+        reason: String,
+    },
+    /// Rules that undo a change cannot be written.
+    #[error("cannot write {}: {source}", file.display())]
+    UndoRules {
+        /// File of the rules.
+        file: PathBuf,
+        /// Error of the operating system.
+        source: io::Error,
+    },
     /// A program could not be started.
     #[error("cannot start {command}: {source}")]
     Start {

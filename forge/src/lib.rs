@@ -26,7 +26,7 @@ pub mod service;
 pub mod plan;
 
 pub mod check;
-mod owners;
+pub mod owners;
 
 pub mod manifest;
 

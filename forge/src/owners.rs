@@ -2,18 +2,31 @@
 //!
 //! A copy by `cp -R`, or an archive that another user unpacked, has all content and wrong owners.
 
+mod bare;
+mod leftovers;
+mod modes;
+mod repair;
+mod rules;
+
+pub use bare::OwnersAs;
+pub use leftovers::leftovers;
+pub use repair::{Repaired, rules as rules_of_file};
+pub use rules::{main_account, rules};
+
 use crate::check::{Check, EXAMPLES, Verdict};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plan::{Part, Phase, Plan};
 use crate::process::quoted_path;
 use crate::view::shown;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use repair::{Pass, Repair};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::Metadata;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use store::observe::Progress;
+use store::owner_map::{OwnerAndMode, OwnerMap};
 
 /// Name of the check.
 const NAME: &str = "owners";
@@ -62,14 +75,28 @@ struct Expected {
     groups: Option<Vec<u32>>,
     /// Owner in the notation of `chown`.
     name: String,
+    /// Group of `name`; `None` if a part keeps its group.
+    owning_gid: Option<u32>,
     /// True if directories must pass their group on to new entries.
     is_storage: bool,
     /// True if all paths must belong to the user; false if access is enough.
     is_strict: bool,
 }
 
+/// A path that was looked at.
+struct Visited<'a> {
+    /// Path of its part, below which no link is followed.
+    top: &'a Path,
+    path: &'a Path,
+    metadata: &'a Metadata,
+    /// Owner and mode that the product needs.
+    wanted: OwnerAndMode,
+}
+
 #[derive(Default)]
-struct Faults {
+struct Faults<'r, 'm> {
+    /// Repair of what is wrong, if it is not only reported.
+    repair: Option<&'r mut Repair<'m>>,
     looked_at: u64,
     unreadable: u64,
     counts: BTreeMap<Fault, u64>,
@@ -83,13 +110,47 @@ struct Faults {
 
 /// Looks at all parts whose owner is known, on this machine.
 pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
-    let mut faults = Faults::default();
-    for part in &plan.parts {
+    Ok(look(plan, progress, None)?.check())
+}
+
+/// Gives all parts the owners and modes that the product needs, or those of rules.
+///
+/// Writes rules that undo the changes to a new file before it makes them. Without a file, changes
+/// nothing.
+pub fn repair(
+    plan: &Plan,
+    progress: &Progress,
+    rules: Option<&OwnerMap>,
+    undo: Option<&Path>,
+) -> Result<(Option<Check>, Repaired)> {
+    let pass = |pass| {
+        let mut repair = Repair::begin(rules, pass);
+        let check = look(plan, progress, Some(&mut repair))?.check();
+        Ok::<_, Error>((check, repair.finish()?))
+    };
+    let Some(undo) = undo else { return pass(Pass::Count) };
+    let recorded = pass(Pass::record(undo)?)?;
+    if recorded.1.changed == 0 { Ok(recorded) } else { pass(Pass::Change) }
+}
+
+fn look<'r, 'm>(
+    plan: &Plan,
+    progress: &Progress,
+    repair: Option<&'r mut Repair<'m>>,
+) -> Result<Faults<'r, 'm>> {
+    let mut faults = Faults { repair, ..Faults::default() };
+    // Inner parts come before outer ones, as in rules.
+    let mut parts: Vec<&Part> = plan.parts.iter().collect();
+    let depth = |part: &&Part| part.paths.iter().map(|path| path.components().count()).max();
+    parts.sort_by_key(|part| std::cmp::Reverse(depth(part)));
+    for part in parts {
         let Some(owner) = part.owner.as_deref() else {
             if part.name == GENERATED {
-                faults.generated(plan, part);
+                faults.generated(plan, part)?;
             } else if WITH_KEYS.contains(&&*part.name) {
-                part.paths.iter().for_each(|path| faults.keys(part, path));
+                for path in &part.paths {
+                    faults.keys(part, path)?;
+                }
             }
             continue;
         };
@@ -105,17 +166,17 @@ pub fn check(plan: &Plan, progress: &Progress) -> Result<Option<Check>> {
             continue;
         };
         if part.phase == Phase::RedisFiles {
-            faults.directory_of_files(plan, &expected);
+            faults.directory_of_files(plan, &expected)?;
         }
         // The service also passes the directories that lead to a link.
         for path in part.paths.iter().chain(&part.links).filter(|_| is_in_use(part)) {
-            faults.above(plan, path, owner, &expected);
+            faults.above(plan, path, owner, &expected)?;
         }
         for path in &part.paths {
             faults.part(plan, part, path, &expected, progress)?;
         }
     }
-    Ok(faults.check())
+    Ok(faults)
 }
 
 fn is_of_mattermost(plan: &Plan, part: &Part) -> bool {
@@ -131,7 +192,7 @@ fn is_in_use(part: &Part) -> bool {
 impl Expected {
     /// A name, or a number of a user and one of a group as `1000:1000`.
     fn of(part: &Part, owner: &str) -> Option<Expected> {
-        let is_storage = matches!(part.phase, Phase::Repositories | Phase::Pools);
+        let is_storage = Expected::is_storage(part);
         let numbers = owner
             .split_once(':')
             .and_then(|(uid, gid)| Some((uid.parse::<u32>().ok()?, gid.parse::<u32>().ok()?)));
@@ -149,17 +210,38 @@ impl Expected {
             }
         };
         let user = owner.split(':').next().unwrap_or(owner);
-        // Other services reach these by their group.
-        let has_own_group = OTHER_GROUP.contains(&part.name.as_str());
+        let has_own_group = Expected::has_own_group(part);
         let name = if has_own_group { user.to_owned() } else { format!("{user}:{group}") };
         Some(Expected {
             uid,
             gid: is_storage.then_some(gid),
             groups,
             name,
+            owning_gid: (!has_own_group).then_some(gid),
             is_storage,
             is_strict: true,
         })
+    }
+
+    /// Returns true if directories of a part must pass their group on.
+    fn is_storage(part: &Part) -> bool {
+        matches!(part.phase, Phase::Repositories | Phase::Pools)
+    }
+
+    /// Returns true if another service reaches a part by its group.
+    fn has_own_group(part: &Part) -> bool {
+        OTHER_GROUP.contains(&part.name.as_str())
+    }
+
+    /// Returns the main group of a user, as a name or a number; the user's name if it is unknown.
+    fn group_of(user: &str) -> String {
+        let found = User::from_name(user).ok().flatten();
+        found.map_or_else(|| user.to_owned(), |user| group(user.gid.as_raw()))
+    }
+
+    /// Returns an owner and mode with this owner.
+    fn owned(&self, is: OwnerAndMode) -> OwnerAndMode {
+        OwnerAndMode { uid: self.uid, gid: self.owning_gid.unwrap_or(is.gid), ..is }
     }
 
     /// Returns true if it may look for paths in a directory.
@@ -189,35 +271,38 @@ impl Expected {
     }
 }
 
-impl Faults {
+impl Faults<'_, '_> {
     /// Looks at the directories that GitLab passes to read its configuration, and at the files in
     /// them. They belong to several accounts.
-    fn generated(&mut self, plan: &Plan, part: &Part) {
-        let Some(uploads) = plan.parts.iter().find(|part| part.name == "uploads") else { return };
-        let Some(owner) = uploads.owner.as_deref() else { return };
-        let Some(expected) = Expected::of(uploads, owner) else { return };
+    fn generated(&mut self, plan: &Plan, part: &Part) -> Result<()> {
+        let Some(uploads) = plan.parts.iter().find(|part| part.name == "uploads") else {
+            return Ok(());
+        };
+        let Some(owner) = uploads.owner.as_deref() else { return Ok(()) };
+        let Some(expected) = Expected::of(uploads, owner) else { return Ok(()) };
         for path in part.paths.iter().chain(&part.links) {
-            self.above(plan, &path.join("file"), owner, &expected);
+            self.above(plan, &path.join("file"), owner, &expected)?;
         }
         for path in &part.paths {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
             for file in entries.map(|entry| entry.path()).chain([path.clone()]) {
-                self.configuration(&file, &expected);
+                self.configuration(&file, &expected)?;
             }
         }
+        Ok(())
     }
 
     /// Looks at a file of the configuration, which GitLab and Gitaly read.
-    fn configuration(&mut self, file: &Path, expected: &Expected) {
-        let Ok(metadata) = file.symlink_metadata() else { return };
+    fn configuration(&mut self, file: &Path, expected: &Expected) -> Result<()> {
+        let Ok(metadata) = file.symlink_metadata() else { return Ok(()) };
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         // Administrators keep copies beside them.
         if !metadata.is_file() || !READ_BY_GITLAB.iter().any(|end| name.ends_with(end)) {
-            return;
+            return Ok(());
         }
         self.looked_at += 1;
         if expected.may_read(&metadata) || has_acl(file) {
-            return;
+            return Ok(());
         }
         let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
         let mode = metadata.mode() & 0o7777;
@@ -225,25 +310,33 @@ impl Faults {
         let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot read it");
         self.add(Fault::Owner, file, text);
         let place = quoted_path(file);
+        let mut wanted = owner_and_mode(&metadata);
         if metadata.uid() == expected.uid {
             self.fix(format!("chmod u+r {place}"));
+            wanted.mode |= 0o400;
         } else {
             self.fix(format!("chgrp {group} {place}"));
             self.fix(format!("chmod g+r {place}"));
+            wanted = OwnerAndMode {
+                gid: expected.owned(wanted).gid,
+                mode: wanted.mode | 0o040,
+                ..wanted
+            };
         }
+        self.visit(file, file, &metadata, wanted)
     }
 
     /// Looks at the directory in which a service saves files. It writes a new file there and then
     /// replaces the old one.
-    fn directory_of_files(&mut self, plan: &Plan, expected: &Expected) {
-        let Some(dir) = plan.redis_dir().filter(|dir| dir.is_dir()) else { return };
+    fn directory_of_files(&mut self, plan: &Plan, expected: &Expected) -> Result<()> {
+        let Some(dir) = plan.redis_dir().filter(|dir| dir.is_dir()) else { return Ok(()) };
         // Its owner enters it.
         self.entered.insert((dir.to_owned(), expected.uid));
-        let Ok(metadata) = dir.metadata() else { return };
+        let Ok(metadata) = dir.metadata() else { return Ok(()) };
         self.looked_at += 1;
         let may_write = expected.has_bit(0o2, &metadata) && expected.may_enter(&metadata);
         if may_write || has_acl(dir) {
-            return;
+            return Ok(());
         }
         let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
         let mode = metadata.mode() & 0o7777;
@@ -252,24 +345,30 @@ impl Faults {
         self.add(Fault::Owner, dir, text);
         self.fix(format!("chown {user} {}", quoted_path(dir)));
         self.fix(format!("chmod u+rwx {}", quoted_path(dir)));
+        let is = owner_and_mode(&metadata);
+        let wanted = OwnerAndMode { uid: expected.uid, mode: is.mode | DIR_MODE, ..is };
+        self.visit(dir, dir, &metadata, wanted)
     }
 
     /// Looks at the modes of private keys directly in a directory, or at a path.
-    fn keys(&mut self, part: &Part, top: &Path) {
+    fn keys(&mut self, part: &Part, top: &Path) -> Result<()> {
         let entries = std::fs::read_dir(top).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()).chain([top.to_owned()]) {
             let Ok(metadata) = path.symlink_metadata() else { continue };
-            if !metadata.is_file() || !(is_host_key(&path) || is_key(&path)) {
+            if !metadata.is_file() || !modes::is_private_key(&path) {
                 continue;
             }
             self.looked_at += 1;
-            self.modes(part, &path, top, &metadata);
+            let is = owner_and_mode(&metadata);
+            let mode = self.modes(part, &path, top, &metadata);
+            self.visit(top, &path, &metadata, OwnerAndMode { mode, ..is })?;
         }
+        Ok(())
     }
 
     /// Looks at the directories above a path of a part and below the root of the instance. The user
     /// of a container enters only those in its volumes.
-    fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) {
+    fn above(&mut self, plan: &Plan, path: &Path, owner: &str, expected: &Expected) -> Result<()> {
         let user = expected.name.split(':').next().unwrap_or_default();
         let is_entered = |dir: &Path| {
             expected.groups.is_some() || plan.volumes.iter().any(|top| dir.starts_with(top))
@@ -291,11 +390,13 @@ impl Faults {
             }
             let mode = metadata.mode() & 0o7777;
             let place = quoted_path(dir);
+            let mut wanted = owner_and_mode(&metadata);
             if is_entered(dir) && !expected.may_enter(&metadata) && !has_acl(dir) {
                 let is = format!("{}:{}", self::user(metadata.uid()), group(metadata.gid()));
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot enter it");
                 self.add(Fault::Above, dir, text);
                 self.fix(format!("chmod a+x {place}"));
+                wanted.mode |= 0o111;
             }
             let is_open = mode & ANYBODY_WRITES != 0 && mode & STICKY == 0;
             let fix = format!("chmod o-w {place}");
@@ -303,8 +404,11 @@ impl Faults {
                 let text = format!("has mode {mode:04o}: any user can write to it");
                 self.add(Fault::Above, dir, text);
                 self.fix(fix);
+                wanted.mode &= !ANYBODY_WRITES;
             }
+            self.visit(dir, dir, &metadata, wanted)?;
         }
+        Ok(())
     }
 
     /// Walks through a path of a part, without paths of other parts and skipped paths.
@@ -325,11 +429,18 @@ impl Faults {
             progress.check()?;
             // A vanished path has no owner.
             let Ok(metadata) = path.symlink_metadata() else { continue };
-            if metadata.is_symlink() || elsewhere.contains(&&path) {
+            if elsewhere.contains(&&path) {
+                continue;
+            }
+            if metadata.is_symlink() {
+                let is = owner_and_mode(&metadata);
+                let wanted = if expected.is_strict { expected.owned(is) } else { is };
+                self.visit(top, &path, &metadata, wanted)?;
                 continue;
             }
             self.looked_at += 1;
-            self.look(part, &path, top, &metadata, expected);
+            let wanted = self.look(part, &path, top, &metadata, expected);
+            self.visit(top, &path, &metadata, wanted)?;
             if metadata.is_dir() {
                 match std::fs::read_dir(&path) {
                     Ok(entries) => paths.extend(entries.flatten().map(|entry| entry.path())),
@@ -340,6 +451,7 @@ impl Faults {
         Ok(())
     }
 
+    /// Looks at a path. Returns the owner and mode that it should have.
     fn look(
         &mut self,
         part: &Part,
@@ -347,47 +459,74 @@ impl Faults {
         top: &Path,
         metadata: &Metadata,
         expected: &Expected,
-    ) {
-        let mode = metadata.permissions().mode() & 0o7777;
-        let place = quoted_path(top);
+    ) -> OwnerAndMode {
+        let mut wanted = owner_and_mode(metadata);
+        let (mode, place) = (wanted.mode, quoted_path(top));
+        let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
         if !expected.is_strict {
             if !expected.may_read(metadata) && !has_acl(path) {
-                let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
                 let user = expected.name.split(':').next().unwrap_or_default();
                 let text = format!("belongs to {is} with mode {mode:04o}: {user} cannot read it");
                 self.add(Fault::Owner, path, text);
                 self.fix(format!("chown -Rh {} {place}", expected.name));
+                wanted = expected.owned(wanted);
                 if metadata.uid() == expected.uid {
                     self.fix(format!("chmod -R u+rX {place}"));
+                    wanted.mode |= if metadata.is_dir() { 0o500 } else { 0o400 };
                 }
             }
             if mode & ANYBODY_WRITES == 0 {
-                return;
+                return wanted;
             }
         }
         // Admins keep files of their own beside the configuration.
         if expected.is_strict && part.name != "config" && !expected.is_owner(metadata) {
-            let is = format!("{}:{}", user(metadata.uid()), group(metadata.gid()));
             self.add(Fault::Owner, path, format!("belongs to {is} instead of {}", expected.name));
             self.fix(format!("chown -Rh {} {place}", expected.name));
+            wanted = expected.owned(wanted);
         }
-        self.modes(part, path, top, metadata);
+        // The mode from above has more bits than before.
+        let added = wanted.mode & !mode;
+        wanted.mode = self.modes(part, path, top, metadata) | added;
         if expected.is_storage && metadata.is_dir() && mode & SETGID == 0 {
             self.add(Fault::Setgid, path, format!("has mode {mode:04o}, without setgid"));
             self.fix(format!("find {place} -type d -exec chmod g+s {{}} +"));
+            wanted.mode |= SETGID;
         }
+        wanted
     }
 
-    fn modes(&mut self, part: &Part, path: &Path, top: &Path, metadata: &Metadata) {
+    /// Reports a wrong mode. Returns the right one.
+    fn modes(&mut self, part: &Part, path: &Path, top: &Path, metadata: &Metadata) -> u32 {
         let mode = metadata.mode() & 0o7777;
         // Links in a part lead to its further paths.
         let is_top = path == top && part.paths.first().is_some_and(|first| first == top);
-        let faults = wrong_modes(part, path, is_top, metadata.is_dir(), mode);
-        if let Some(first) = faults.first() {
-            self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", first.reason));
+        let (mut wanted, mut is_first) = (mode, true);
+        for row in &modes::ROWS {
+            let next = row.applied(part, path, is_top, metadata.is_dir(), wanted);
+            if next == wanted {
+                continue;
+            }
+            if std::mem::take(&mut is_first) {
+                self.add(Fault::Mode, path, format!("has mode {mode:04o}: {}", row.reason));
+            }
+            self.fix(row.command(top));
+            wanted = next;
         }
-        for fault in faults {
-            self.fix(fault.fix.replace(PLACE, &quoted_path(top)));
+        wanted
+    }
+
+    /// Repairs a path, if this is a repair.
+    fn visit(
+        &mut self,
+        top: &Path,
+        path: &Path,
+        metadata: &Metadata,
+        wanted: OwnerAndMode,
+    ) -> Result<()> {
+        match &mut self.repair {
+            Some(repair) => repair.visit(&Visited { top, path, metadata, wanted }),
+            None => Ok(()),
         }
     }
 
@@ -441,82 +580,15 @@ impl Faults {
     }
 }
 
-/// Stands in a command for the path of the part.
-const PLACE: &str = "PLACE";
-
-/// A fault of a mode, and the command that mends it in the whole part.
-struct ModeFault {
-    reason: &'static str,
-    fix: &'static str,
-}
-
-/// Returns all faults of a mode, the gravest first.
-fn wrong_modes(part: &Part, path: &Path, is_top: bool, is_dir: bool, mode: u32) -> Vec<ModeFault> {
-    let is = |name: &str| part.name == name;
-    let is_key = !is_dir && is_key(path);
-    let has = |bits: u32| mode & bits != 0;
-    let lacks = |bits: u32| mode & bits != bits;
-    let all = [
-        (
-            is_dir && lacks(DIR_MODE),
-            "its owner lacks access",
-            "find PLACE -type d -exec chmod u+rwx {} +",
-        ),
-        (
-            !is_dir && lacks(0o400),
-            "its owner cannot read it",
-            "find PLACE ! -type d ! -type l -exec chmod u+r {} +",
-        ),
-        (has(ANYBODY_WRITES), "any user can write to it", "chmod -R o-w PLACE"),
-        (
-            is("uploads") && is_top && mode & 0o777 != 0o700,
-            "GitLab requires 0700",
-            "chmod 0700 PLACE",
-        ),
-        (
-            is("secrets") && !is_dir && has(0o077),
-            "others can read the keys",
-            "chmod -R go-rwx PLACE",
-        ),
-        (
-            (is("config") || is("certs")) && is_key && has(0o007),
-            "others can read the key",
-            "find PLACE -name '*.key' ! -type d ! -type l -exec chmod o-rwx {} +",
-        ),
-        (
-            (is("ssh-host-keys") || is("config")) && is_host_key(path) && has(0o037),
-            "sshd refuses a private key that others can read",
-            "find PLACE -name 'ssh_host_*_key' ! -type d ! -type l -exec chmod 0600 {} +",
-        ),
-        (
-            is("ssh") && has(0o022),
-            "sshd refuses files that others can write",
-            "chmod -R go-w PLACE",
-        ),
-        (
-            part.phase == Phase::Repositories && is_top && lacks(0o070),
-            "GitLab requires 2770",
-            "chmod g+rwx PLACE",
-        ),
-    ];
-    let faults = all.into_iter().filter(|(is_fault, ..)| *is_fault);
-    faults.map(|(_, reason, fix)| ModeFault { reason, fix }).collect()
-}
-
-fn is_key(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "key")
-}
-
-/// Returns true if it is the private half of a host key.
-fn is_host_key(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("ssh_host_") && name.ends_with("_key")
-}
-
 /// Returns true if an access list, which is not evaluated, may permit more than the mode.
 fn has_acl(path: &Path) -> bool {
     let mut none: [u8; 0] = [];
     rustix::fs::getxattr(path, "system.posix_acl_access", &mut none).is_ok()
+}
+
+fn owner_and_mode(metadata: &Metadata) -> OwnerAndMode {
+    let (uid, gid) = (metadata.uid(), metadata.gid());
+    OwnerAndMode { uid, gid, mode: metadata.mode() & 0o7777 }
 }
 
 fn user(uid: u32) -> String {

@@ -12,13 +12,13 @@ mod rules;
 
 pub use accounts::{Accounts, Class, SystemAccounts};
 pub use error::{LookupError, RuleError};
+pub use mode::ModeChanges;
 pub use record::{OwnerAndMode, Recorder};
 
 use crate::acl::{self, Subject};
 use crate::entry::{Entry, EntryKind, LinkKey, Owner, display_path, is_within};
 use crate::error::{Error, Result};
 use crate::glob::{GlobList, ends};
-use mode::ModeChanges;
 use parking_lot::Mutex;
 use rules::{Rule, Target};
 use std::collections::HashMap;
@@ -66,6 +66,8 @@ pub struct OwnerMap {
 struct Layer {
     /// Pattern of the paths; `None` for all of them.
     path: Option<Vec<u8>>,
+    /// True if the layer does not apply below a match.
+    is_exact: bool,
     users: Vec<(Rule, usize)>,
     groups: Vec<(Rule, usize)>,
     mode: Option<(ModeChanges, usize)>,
@@ -193,8 +195,8 @@ impl OwnerMap {
             let place = format!("{source}:{line}");
             let failed = |reason| rule_error(&place, content, reason);
             match rules::line(content).map_err(failed)? {
-                rules::Line::Section(path) => {
-                    let next = Layer { path: Some(path), ..Layer::default() };
+                rules::Line::Section { path, is_exact } => {
+                    let next = Layer { path: Some(path), is_exact, ..Layer::default() };
                     self.add(std::mem::replace(&mut layer, next))?;
                 }
                 rules::Line::Rule(class, rule) => {
@@ -385,14 +387,20 @@ impl OwnerMap {
         let mut number = state.dirs.last().map(|(_, set)| *set);
         for end in ends(path).filter(|end| !has_known || *end > known) {
             let before = set.len();
-            self.paths.matching(&path[..end], |pattern| set.push(self.layers_of_paths[pattern]));
+            let is_end = end == path.len();
+            self.paths.matching(&path[..end], |pattern| {
+                let layer = self.layers_of_paths[pattern];
+                if is_end || !self.layers[layer].is_exact {
+                    set.push(layer);
+                }
+            });
             if set.len() > before {
                 set.sort_unstable();
                 set.dedup();
                 number = None;
             }
             let this = *number.get_or_insert_with(|| state.number_of(set.clone()));
-            if end < path.len() {
+            if !is_end {
                 state.dirs.push((path[..end].to_vec(), this));
             }
         }

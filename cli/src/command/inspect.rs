@@ -9,8 +9,10 @@ use crate::run_id::RunId;
 use crate::select::{self, Found};
 use crate::ui::{Ui, Watch};
 use clap::Args;
+use forge::check::{Check, Verdict};
 use forge::kind::Site;
 use forge::manifest::{self, Dumped, Manifest};
+use forge::owners::OwnersAs;
 use forge::plan::Product;
 use forge::session::Snapshots;
 use std::collections::BTreeMap;
@@ -30,16 +32,30 @@ use store::tree::TreeReader;
 ///
 /// With SNAPSHOT, the command prints the state at the time of the backup: versions, databases, services,
 /// missing parts and the results of the checks. `latest` is the latest snapshot of this instance.
+///
+/// With --as, the command inspects a copy or a restored tree: owners and modes, borrowed objects
+/// that are missing, old locks. DIR is the root of the machine or the directory of all data.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   forgekeep inspect --instance gitlab
-  forgekeep inspect --instance gitlab latest")]
+  forgekeep inspect --instance gitlab latest
+  forgekeep inspect --as docker-gitlab /srv/docker/gitlab/gitlab
+  forgekeep inspect --as gitlab=998:998 /mnt/restored")]
 pub struct Inspect {
     /// Name of the instance
-    #[arg(long, value_name = "NAME")]
-    instance: String,
-    /// Id or unique prefix, `latest` or `latest~N`
+    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
+    instance: Option<String>,
+    /// Inspect owners and modes of a directory, which needs no configuration
+    #[arg(
+        long = "as",
+        value_name = "KIND[=UID:GID]",
+        conflicts_with = "instance",
+        requires = "snapshot"
+    )]
+    kind_as: Option<OwnersAs>,
+    /// Id or unique prefix, `latest` or `latest~N`; with --as, a directory
+    #[arg(value_name = "SNAPSHOT|DIR")]
     snapshot: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
@@ -47,16 +63,52 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        if let Some(kind) = &self.kind_as {
+            return self.directory(kind, ui);
+        }
         match &self.snapshot {
             None => self.machine(global, ui),
             Some(wanted) => self.snapshot(wanted, global, ui),
         }
     }
 
+    /// The name that is there without `--as`.
+    fn name(&self) -> &str {
+        self.instance.as_deref().unwrap_or_default()
+    }
+
+    /// Inspects a copy or a restored tree.
+    fn directory(&self, kind: &OwnersAs, ui: &Ui) -> Result<(), Failure> {
+        let watch = ui.watch("inspect");
+        let progress = store::observe::Observer::progress(&*watch);
+        let dir = Path::new(self.snapshot.as_deref().unwrap_or_default());
+        let look = || {
+            let plan = kind.plan(dir)?;
+            let owners = forge::owners::check(&plan, progress)?;
+            let others =
+                forge::owners::leftovers(&plan.parts, crate::report::now().seconds, progress)?;
+            Ok::<Vec<_>, forge::Error>(owners.into_iter().chain(others).collect())
+        };
+        let looked = look();
+        watch.end();
+        let checks = looked?;
+        instance::show_findings(ui, &[], &checks)?;
+        if checks.iter().all(|check| check.verdict == Verdict::Ok) {
+            return ui.remark("no problems found");
+        }
+        let is_wrong = |check: &Check| check.name == "owners" && check.verdict > Verdict::Unknown;
+        let next = match checks.iter().any(is_wrong) {
+            true => "; `forgekeep repair owners` mends owners and modes",
+            false => "",
+        };
+        ui.explain(&format!("problems found, see above{next}"));
+        Err(Failure::Partial)
+    }
+
     fn machine(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let config = self.config.read()?;
-        let settings = config.instance(&self.instance)?;
-        let opened = open_store(&config, &self.instance, global, ui);
+        let settings = config.instance(self.name())?;
+        let opened = open_store(&config, self.name(), global, ui);
         let (store, watch) = match opened {
             Some((store, watch)) => (Some(store), watch),
             None => (None, ui.watch("inspect")),
@@ -65,7 +117,7 @@ impl Inspect {
         let host = instance::host();
         let snapshots = store.as_ref().map(|store| Snapshots { store, host: &host });
         let look = || {
-            let site = Site { instance: &self.instance, settings, progress, is_offline: false };
+            let site = Site { instance: self.name(), settings, progress, is_offline: false };
             let (plan, kind) = forge::overrides::plan(&site)?;
             let inspection = forge::session::inspect(&plan, kind, snapshots, progress)?;
             Ok::<_, forge::Error>((plan, inspection))
@@ -97,10 +149,10 @@ impl Inspect {
         // A machine that is being rebuilt may have no configuration yet.
         let place = match &global.store {
             Some(place) => place.clone(),
-            None => instance::place_of(&self.config.read()?, &self.instance, global)?,
+            None => instance::place_of(&self.config.read()?, self.name(), global)?,
         };
         let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
-        let name = &self.instance;
+        let name = self.name();
         let read = || {
             let found = select::find_of_instance(&store, wanted, name)?;
             let (id, snapshot) = (&found.id, &found.snapshot);

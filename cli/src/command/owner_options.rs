@@ -1,10 +1,12 @@
 //! Options for the owners and modes that a restore sets.
 
-use crate::exit::{Failure, other};
+use crate::exit::{Failure, other, with_hint};
 use crate::json::{OwnerRule, RenumberedOwner};
 use crate::report::count;
 use crate::ui::Ui;
 use clap::Args;
+use forge::owners::OwnersAs;
+use forge::plan::Part;
 use forge::process::quoted_path;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +29,7 @@ Owners and modes:
   By default a file gets the user and group of the same name, or of the same number where this
   machine has no such name. Files of containers always keep their numbers.
   The first matching rule wins. Rules are tried in this order: --owner-map, --usermap and
-  --groupmap, --chown and --chmod, the default.
+  --groupmap, --chown and --chmod, --as, the default.
 
   --usermap git:gitlab,998:1000,100000-165535:+0,web-*:33,:nobody,*:1000/git
       FROM is a name, a number, a range of numbers or a name with wildcards in the snapshot. It is
@@ -40,6 +42,7 @@ Owners and modes:
       user registry -> 1000         those of --include. Rules before the first section are for all
       group * -> git                paths.
       mode D+s,o-rwx
+      [exact \"/srv/x\"] is for the path without everything below.
   Access lists follow the rules, too.";
 
 /// Options for owners and modes.
@@ -55,6 +58,9 @@ pub struct OwnerOptions {
     /// Change groups: FROM:TO,… (can be repeated)
     #[arg(long, value_name = "RULES")]
     groupmap: Vec<OsString>,
+    /// Set the owners and modes that the product of the snapshot needs
+    #[arg(long = "as", value_name = "KIND[=UID:GID]")]
+    kind_as: Option<OwnersAs>,
     /// Give everything to a user, a group or both
     #[arg(long, value_name = "USER:GROUP")]
     chown: Option<OsString>,
@@ -65,7 +71,7 @@ pub struct OwnerOptions {
     #[arg(long)]
     numeric_ids: bool,
     /// Do not set owners: files belong to the user who restores them
-    #[arg(long, conflicts_with_all = ["owner_map", "usermap", "groupmap", "chown", "numeric_ids"])]
+    #[arg(long, conflicts_with_all = ["owner_map", "usermap", "groupmap", "chown", "numeric_ids", "kind_as"])]
     no_owner: bool,
     /// Write rules that undo the changes of owners and modes to a new file, for --owner-map
     #[arg(long, value_name = "FILE", conflicts_with = "no_owner")]
@@ -74,8 +80,12 @@ pub struct OwnerOptions {
 
 impl OwnerOptions {
     /// Returns the rules for a snapshot. Fails at the first rule with a fault, before anything is
-    /// written.
-    pub fn map(&self, snapshot: &Snapshot) -> Result<OwnerMap, Failure> {
+    /// written. `parts` returns the parts that the snapshot has of a kind.
+    pub fn map(
+        &self,
+        snapshot: &Snapshot,
+        parts: impl Fn(&OwnersAs) -> Result<Vec<Part>, Failure>,
+    ) -> Result<OwnerMap, Failure> {
         let kind = snapshot.instance.as_ref().map(|instance| &instance.kind[..]);
         let is_of_container = kind.is_some_and(|kind| CONTAINER_KINDS.contains(&kind));
         let unmatched = if self.no_owner {
@@ -87,7 +97,7 @@ impl OwnerOptions {
         };
         let mut map = OwnerMap::new(unmatched, Box::new(SystemAccounts));
         if let Some(file) = &self.owner_map {
-            map.add_file(&file.display().to_string(), &Self::read(file)?)?;
+            map.add_file(&file.display().to_string(), &read(file)?)?;
         }
         for (option, class, lists) in [
             ("--usermap", Class::User, &self.usermap),
@@ -103,6 +113,16 @@ impl OwnerOptions {
         if let Some(changes) = &self.chmod {
             map.add_mode("--chmod", changes.as_bytes())?;
         }
+        if let Some(kind) = &self.kind_as {
+            let parts = parts(kind)?;
+            if parts.is_empty() {
+                return Err(with_hint(
+                    format!("the snapshot has no data of {}", kind.kind),
+                    "restore the directory of its data with SNAPSHOT:PATH, or use --owner-map",
+                ));
+            }
+            map.add_file("--as", &forge::owners::rules(&parts))?;
+        }
         Ok(map)
     }
 
@@ -110,14 +130,15 @@ impl OwnerOptions {
     pub fn record(&self) -> Option<PathBuf> {
         self.write_owner_map.clone()
     }
+}
 
-    fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-        let read = std::fs::metadata(file).and_then(|found| match found.len() > RULES_BYTES_MAX {
-            true => Err(std::io::ErrorKind::FileTooLarge.into()),
-            false => std::fs::read(file),
-        });
-        read.map_err(|error| other(format!("cannot read {}: {error}", file.display())))
-    }
+/// Reads a file of rules.
+pub fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let read = std::fs::metadata(file).and_then(|found| match found.len() > RULES_BYTES_MAX {
+        true => Err(std::io::ErrorKind::FileTooLarge.into()),
+        false => std::fs::read(file),
+    });
+    read.map_err(|error| other(format!("cannot read {}: {error}", file.display())))
 }
 
 /// Prints the effects of the rules. Warns of rules that matched no entry.

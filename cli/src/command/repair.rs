@@ -1,22 +1,31 @@
 use super::instance::{self, ConfigFile};
+use super::owner_options;
 use crate::exit::{Failure, with_hint};
-use crate::json::Repaired;
+use crate::json::{Repaired, RepairedOwners};
+use crate::report::count;
 use crate::ui::Ui;
 use clap::{Args, Subcommand};
+use forge::check::Verdict;
 use forge::kind::Site;
 use forge::kind::mattermost::single_sign_on;
+use forge::owners::OwnersAs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use store::entry::display_path;
 use store::observe::Observer;
 
-/// Repair settings that a partial restore leaves inconsistent
+/// Repair settings and owners that a partial restore or a copy leaves wrong
 #[derive(Debug, Subcommand)]
 pub enum Repair {
     SingleSignOn(SingleSignOn),
+    Owners(Owners),
 }
 
 impl Repair {
     pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
         match self {
             Repair::SingleSignOn(repair) => repair.run(ui),
+            Repair::Owners(repair) => repair.run(ui),
         }
     }
 }
@@ -66,6 +75,107 @@ impl SingleSignOn {
             ui.line(format!("{would} id and secret into {path}"))?;
         }
         ui.line(if next.is_empty() { "nothing to repair".into() } else { format!("now {next}") })
+    }
+}
+
+/// Give the files of an instance the owners and modes that the product needs
+///
+/// Changes the paths that `inspect` reports. Before a path is changed, rules that undo the change are
+/// written to a new file; `repair owners --owner-map FILE` then sets the old owners and modes again.
+/// Links are not followed below the directories of the product. Nothing is restarted.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  forgekeep repair owners --instance gitlab --dry-run
+  forgekeep repair owners --as docker-gitlab /srv/docker/gitlab/gitlab
+  forgekeep repair owners --as docker-gitlab /srv/docker/gitlab/gitlab --owner-map undo.map")]
+pub struct Owners {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", required_unless_present = "kind_as")]
+    instance: Option<String>,
+    /// Repair a directory, which needs no configuration
+    #[arg(
+        long = "as",
+        value_name = "KIND[=UID:GID]",
+        conflicts_with = "instance",
+        requires = "dir"
+    )]
+    kind_as: Option<OwnersAs>,
+    /// Root of the machine, or directory of all data
+    #[arg(requires = "kind_as")]
+    dir: Option<PathBuf>,
+    /// Change nothing; print the changes
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Set the owners and modes of these rules instead, such as those that undo a repair
+    #[arg(long, value_name = "FILE")]
+    owner_map: Option<PathBuf>,
+    /// New file for the rules that undo the changes [default: owners-TIME.map in this directory]
+    #[arg(long, value_name = "FILE")]
+    write_owner_map: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl Owners {
+    fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        let rules = match &self.owner_map {
+            Some(file) => {
+                let text = owner_options::read(file)?;
+                Some(forge::owners::rules_of_file(&file.display().to_string(), &text)?)
+            }
+            None => None,
+        };
+        let undo = self.write_owner_map.clone().unwrap_or_else(|| {
+            PathBuf::from(format!("owners-{}.map", crate::report::now().seconds))
+        });
+        let watch = ui.watch("repair");
+        let progress = Observer::progress(&*watch);
+        let repair = || -> Result<_, Failure> {
+            let plan = match (&self.kind_as, &self.dir, &self.instance) {
+                (Some(kind), Some(dir), _) => kind.plan(dir)?,
+                (_, _, name) => {
+                    let name = name.as_deref().unwrap_or_default();
+                    let config = self.config.read()?;
+                    let settings = config.instance(name)?;
+                    let site = Site { instance: name, settings, progress, is_offline: true };
+                    forge::overrides::plan(&site)?.0
+                }
+            };
+            let undo = Some(&*undo).filter(|_| !self.dry_run);
+            Ok(forge::owners::repair(&plan, progress, rules.as_ref(), undo)?)
+        };
+        let repaired = repair();
+        watch.end();
+        let (check, repaired) = repaired?;
+        let undo = (repaired.changed > 0 && !self.dry_run).then(|| undo.display().to_string());
+        let failed: Vec<String> = repaired
+            .failed
+            .iter()
+            .map(|(path, error)| format!("{}: {error}", display_path(path.as_os_str().as_bytes())))
+            .collect();
+        ui.json(&RepairedOwners {
+            looked_at: repaired.looked_at,
+            changed: repaired.changed,
+            examples: &repaired.examples,
+            failed: &failed,
+            undo: undo.as_deref(),
+            dry_run: self.dry_run,
+        })?;
+        for example in &repaired.examples {
+            ui.remark(format!("  {example}"))?;
+        }
+        if let Some(check) = check.filter(|check| check.verdict == Verdict::Unknown) {
+            ui.warn(&check.text);
+        }
+        failed.iter().for_each(|text| ui.explain(&format!("cannot change {text}")));
+        let would = if self.dry_run { "would change" } else { "changed" };
+        let (changed, looked_at) = (repaired.changed, count(repaired.looked_at, "path"));
+        ui.line(format!("{would} owner or mode of {changed} of {looked_at}"))?;
+        if let Some(undo) = undo {
+            ui.line(format!("to undo: repeat the command with --owner-map {undo}"))?;
+        }
+        if failed.is_empty() { Ok(()) } else { Err(Failure::Partial) }
     }
 }
 

@@ -7,9 +7,11 @@ use crate::report::{count, size};
 use crate::select::{self, Found, Place, tree_path};
 use crate::ui::Ui;
 use clap::Args;
+use forge::owners::OwnersAs;
+use forge::plan::Part;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::entry::{EntryKind, display_path};
 use store::glob::Globs;
@@ -116,8 +118,10 @@ impl Restore {
             let own = self.exclude.iter().map(|glob| glob.as_bytes());
             exclude = Globs::new(own.chain(left.iter().map(Vec::as_slice)))?;
         }
-        let owners = Arc::new(self.owners.map(&snapshot).inspect_err(|_| watch.end())?);
         let root = snapshot.root.chunk();
+        let parts = |kind: &OwnersAs| parts_as(kind, &store, &id, &snapshot, &place.path);
+        let owners = self.owners.map(&snapshot, parts).inspect_err(|_| watch.end())?;
+        let owners = Arc::new(owners);
         let sources = snapshot.paths.iter().map(|path| tree_path(path)).collect();
         let each = |pattern: &OsString| {
             Ok((pattern.to_string_lossy().into_owned(), globs(std::slice::from_ref(pattern))?))
@@ -276,6 +280,37 @@ impl Restore {
         }
         Ok(())
     }
+}
+
+/// Returns the parts of a kind in a snapshot: those that its backup listed, or those below the
+/// restored path or the paths of the snapshot.
+fn parts_as(
+    kind: &OwnersAs,
+    store: &Store,
+    id: &SnapshotId,
+    snapshot: &Snapshot,
+    from: &[u8],
+) -> Result<Vec<Part>, Failure> {
+    let manifest = super::instance::manifest(store, id, snapshot)?;
+    if let Some(manifest) = manifest.filter(|manifest| manifest.kind == kind.kind) {
+        let mut parts = manifest.parts;
+        if let Some((uid, gid)) = kind.numbers {
+            let main = forge::owners::main_account(&parts);
+            for part in parts.iter_mut().filter(|part| part.owner.is_some() && part.owner == main) {
+                part.owner = Some(format!("{uid}:{gid}"));
+            }
+        }
+        return Ok(parts);
+    }
+    let root = snapshot.root.chunk();
+    let exists = |path: &Path| {
+        TreeReader::within(&root, &tree_path(path.as_os_str().as_bytes()), store).next().is_some()
+    };
+    let named = [Path::new("/").join(std::ffi::OsStr::from_bytes(from))];
+    let sources =
+        snapshot.paths.iter().map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)));
+    let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &exists));
+    Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
 }
 
 /// Returns the reason why `--delete` must not be used with this snapshot, if there is one.

@@ -6,7 +6,7 @@ use super::accounts::Class;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
     /// A line in brackets is not a section.
-    #[error("a section has the form [path \"GLOB\"]")]
+    #[error("a section has the form [path \"GLOB\"] or [exact \"GLOB\"]")]
     Section,
     /// A line begins with another word.
     #[error("a line begins with user, group, mode or [path")]

@@ -15,7 +15,7 @@ const STICKY: u32 = 0o1000;
 /// directories, `F` to everything else. Without letters before the operator, it applies to all
 /// classes; the umask does not matter. A number is the whole mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ModeChanges(Vec<Change>);
+pub struct ModeChanges(Vec<Change>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Change {
@@ -50,7 +50,7 @@ enum Value {
 
 impl ModeChanges {
     /// Parses changes.
-    pub(super) fn parse(text: &[u8]) -> Result<ModeChanges, RuleError> {
+    pub fn parse(text: &[u8]) -> Result<ModeChanges, RuleError> {
         let mut all = Vec::new();
         for item in text.split(|byte| *byte == b',') {
             parse_item(item, &mut all)?;
@@ -64,7 +64,7 @@ impl ModeChanges {
     }
 
     /// Returns the changed mode.
-    pub(super) fn apply(&self, mode: u32, is_dir: bool) -> u32 {
+    pub fn apply(&self, mode: u32, is_dir: bool) -> u32 {
         self.0.iter().fold(mode, |mode, change| match change.is_for_dirs {
             Some(for_dirs) if for_dirs != is_dir => mode,
             _ => change.action.apply(mode, is_dir),

@@ -15,8 +15,8 @@ pub(super) struct Parsed {
 /// A line of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'t> {
-    /// `[path "GLOB"]`
-    Section(Vec<u8>),
+    /// `[path "GLOB"]`, or `[exact "GLOB"]` without the paths below a match.
+    Section { path: Vec<u8>, is_exact: bool },
     /// `user FROM -> TO` or `group FROM -> TO`
     Rule(Class, Parsed),
     /// `mode CHANGES`
@@ -56,12 +56,15 @@ pub(super) enum Target {
 /// Parses a line that is neither empty nor a comment.
 pub(super) fn line(line: &[u8]) -> Result<Line<'_>, RuleError> {
     if let Some(section) = line.strip_prefix(b"[") {
-        let section = section.strip_suffix(b"]").map(<[u8]>::trim_ascii);
-        let quoted = section.and_then(|section| section.strip_prefix(b"path"));
-        let quoted = quoted.map(<[u8]>::trim_ascii).and_then(|quoted| quoted.strip_prefix(b"\""));
+        let section = section.strip_suffix(b"]").map(<[u8]>::trim_ascii).unwrap_or_default();
+        let (rest, is_exact) = match section.strip_prefix(b"exact") {
+            Some(rest) => (Some(rest), true),
+            None => (section.strip_prefix(b"path"), false),
+        };
+        let quoted = rest.map(<[u8]>::trim_ascii).and_then(|quoted| quoted.strip_prefix(b"\""));
         let path = quoted.and_then(|quoted| quoted.strip_suffix(b"\""));
         return match path {
-            Some(path) => Ok(Line::Section(path.to_vec())),
+            Some(path) => Ok(Line::Section { path: path.to_vec(), is_exact }),
             None => Err(RuleError::Section),
         };
     }

@@ -97,6 +97,15 @@ fn sections_of_a_file_apply_below_their_paths() {
 }
 
 #[test]
+fn exact_sections_do_not_apply_below_their_paths() {
+    let mut map = map(Unmatched::ByNumber);
+    map.add_file("f", b"[exact \"/a\"]\nuser * -> 3\n[path \"/a\"]\nuser * -> 4\n").expect("rules");
+    let found = ["a", "a/b", "a/b/c", "b"];
+    let found = found.map(|path| owner_after(&map, entry(path, 1, None, 1, None)).0);
+    assert_eq!(found, [3, 4, 4, 1]);
+}
+
+#[test]
 fn names_count_where_they_exist_and_disagreements_are_counted() {
     let map = map(Unmatched::ByName);
     assert_eq!(owner_after(&map, entry("a", 998, Some("git"), 998, Some("git"))), (500, 1500));

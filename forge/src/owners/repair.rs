@@ -1,0 +1,176 @@
+//! Sets owners and modes on this machine.
+
+use super::{Visited, owner_and_mode};
+use crate::error::{Error, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, chownat, fstat, openat};
+use rustix::process::{Gid, Uid};
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use store::entry::{Entry, EntryKind, Owner};
+use store::owner_map::{Class, OwnerAndMode, OwnerMap, Recorder, SystemAccounts, Unmatched};
+
+/// Changed paths that are named.
+const NAMED: usize = 10;
+
+/// Changes of a repair.
+#[derive(Debug, Default)]
+pub struct Repaired {
+    /// Number of paths that were looked at.
+    pub looked_at: u64,
+    /// Number of paths whose owner or mode was changed, or would be.
+    pub changed: u64,
+    /// The first of them, with old and new owner and mode.
+    pub examples: Vec<String>,
+    /// Paths that could not be changed, with reasons.
+    pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// A repair under way. Every pass looks at the same paths.
+pub(super) struct Repair<'a> {
+    /// Rules that replace the needs of the product.
+    rules: Option<&'a OwnerMap>,
+    pass: Pass,
+    pub(super) repaired: Repaired,
+}
+
+/// Purpose of a pass.
+pub(super) enum Pass {
+    /// Counts the changes.
+    Count,
+    /// Writes rules that undo the changes to a file.
+    Record(PathBuf, Recorder<BufWriter<File>>),
+    /// Makes the changes.
+    Change,
+}
+
+impl Pass {
+    /// Begins a pass that creates the file.
+    pub(super) fn record(file: &Path) -> Result<Pass> {
+        let created = File::create_new(file).map(BufWriter::new);
+        let recorder = created.and_then(|out| Recorder::new(Path::new("/"), out));
+        let recorder = recorder.map_err(|error| unwritten(file, error))?;
+        Ok(Pass::Record(file.to_owned(), recorder))
+    }
+}
+
+fn unwritten(file: &Path, source: io::Error) -> Error {
+    Error::UndoRules { file: file.to_owned(), source }
+}
+
+impl<'a> Repair<'a> {
+    pub(super) fn begin(rules: Option<&'a OwnerMap>, pass: Pass) -> Repair<'a> {
+        Repair { rules, pass, repaired: Repaired::default() }
+    }
+
+    /// Handles a path. Parents come before their content.
+    pub(super) fn visit(&mut self, visited: &Visited<'_>) -> Result<()> {
+        let before = owner_and_mode(visited.metadata);
+        let wanted = match self.rules {
+            Some(rules) => by_rules(rules, visited, before),
+            None => visited.wanted,
+        };
+        self.repaired.looked_at += 1;
+        if let Pass::Record(file, recorder) = &mut self.pass {
+            let path = visited.path.strip_prefix("/").unwrap_or(visited.path);
+            let added = recorder.add(path.as_os_str().as_bytes(), kind(visited), before, wanted);
+            added.map_err(|error| unwritten(file, error))?;
+        }
+        if before == wanted {
+            return Ok(());
+        }
+        if matches!(self.pass, Pass::Change)
+            && let Err(error) = set(visited, wanted)
+        {
+            self.repaired.failed.push((visited.path.to_owned(), error));
+            return Ok(());
+        }
+        self.repaired.changed += 1;
+        if self.repaired.examples.len() < NAMED {
+            let path = crate::view::shown(visited.path);
+            self.repaired.examples.push(format!("{path}: {} → {}", shown(before), shown(wanted)));
+        }
+        Ok(())
+    }
+
+    /// Ends the pass. A record is on disk then, or gone if there is nothing to undo.
+    pub(super) fn finish(self) -> Result<Repaired> {
+        if let Pass::Record(file, recorder) = self.pass {
+            let finish = || {
+                recorder.finish()?;
+                if self.repaired.changed == 0 {
+                    return std::fs::remove_file(&file);
+                }
+                let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+                File::open(&file)?.sync_all()?;
+                File::open(dir.unwrap_or(Path::new(".")))?.sync_all()
+            };
+            finish().map_err(|error| unwritten(&file, error))?;
+        }
+        Ok(self.repaired)
+    }
+}
+
+fn kind(visited: &Visited<'_>) -> EntryKind {
+    match visited.metadata {
+        metadata if metadata.is_dir() => EntryKind::Directory,
+        metadata if metadata.is_symlink() => EntryKind::Symlink,
+        _ => EntryKind::File,
+    }
+}
+
+fn by_rules(rules: &OwnerMap, visited: &Visited<'_>, is: OwnerAndMode) -> OwnerAndMode {
+    use store::owner_map::Accounts as _;
+    let path = visited.path.strip_prefix("/").unwrap_or(visited.path);
+    let owner = Owner {
+        uid: is.uid,
+        gid: is.gid,
+        user: SystemAccounts.name(Class::User, is.uid),
+        group: SystemAccounts.name(Class::Group, is.gid),
+    };
+    let path = path.as_os_str().as_bytes().to_vec();
+    let mut entry = Entry { owner: Arc::new(owner), ..Entry::new(path, kind(visited), is.mode) };
+    rules.apply(&mut entry);
+    OwnerAndMode { uid: entry.owner.uid, gid: entry.owner.gid, mode: entry.mode }
+}
+
+/// Sets owner and mode of a path, if it is still the object that was looked at.
+///
+/// A user who may write to the directories above could put a link into its place meanwhile. So no
+/// link is followed below the top of the part.
+fn set(visited: &Visited<'_>, wanted: OwnerAndMode) -> io::Result<()> {
+    let above = visited.top.parent().unwrap_or(Path::new("/"));
+    let name = visited.path.strip_prefix(above).unwrap_or(Path::new(""));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, above, flags, Mode::empty())?;
+    let node = store::source::open_below(dir.as_fd(), name.as_os_str().as_bytes(), OFlags::PATH)?;
+    let stat = fstat(&node)?;
+    if (stat.st_dev, stat.st_ino) != (visited.metadata.dev(), visited.metadata.ino()) {
+        return Err(io::Error::other("it was replaced meanwhile"));
+    }
+    let (uid, gid) = (Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)));
+    if (stat.st_uid, stat.st_gid) != (wanted.uid, wanted.gid) {
+        chownat(&node, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+    }
+    // A change of owner clears setuid and setgid.
+    if !visited.metadata.is_symlink() {
+        chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(wanted.mode))?;
+    }
+    Ok(())
+}
+
+fn shown(state: OwnerAndMode) -> String {
+    let OwnerAndMode { uid, gid, mode } = state;
+    format!("{}:{} {mode:04o}", super::user(uid), super::group(gid))
+}
+
+/// Returns rules without a default: paths that no rule names keep their numbers.
+pub fn rules(name: &str, text: &[u8]) -> Result<OwnerMap> {
+    let mut map = OwnerMap::new(Unmatched::ByNumber, Box::new(SystemAccounts));
+    map.add_file(name, text)?;
+    Ok(map)
+}

@@ -1,0 +1,61 @@
+//! Owners and modes of parts, as rules for a restore.
+
+use super::Expected;
+use super::modes::{Paths, ROWS};
+use crate::plan::Part;
+use std::path::PathBuf;
+use store::glob::escape;
+
+/// Returns the account that owns the repositories, or else the uploaded files.
+pub fn main_account(parts: &[Part]) -> Option<String> {
+    let of = |name: &str| parts.iter().find(|part| part.name == name)?.owner.clone();
+    of("repositories").or_else(|| of("uploads")).or_else(|| of("data"))
+}
+
+/// Returns rules that give the paths of parts the owners and modes that the product needs.
+pub fn rules(parts: &[Part]) -> Vec<u8> {
+    let mut all: Vec<(&Part, &PathBuf)> =
+        parts.iter().flat_map(|part| part.paths.iter().map(move |path| (part, path))).collect();
+    // The first matching rule counts, so inner parts precede outer ones.
+    all.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
+    let mut text = Vec::new();
+    for (part, path) in all {
+        let Some(owner) = part.owner.as_deref() else { continue };
+        let mut section = |form: &str, below: &[u8], lines: &str| {
+            text.extend([b"[", form.as_bytes(), b" \"", &escape(path), below, b"\"]\n"].concat());
+            text.extend(lines.as_bytes());
+        };
+        let changes = |wanted: &[Paths]| {
+            let rows = ROWS.iter().filter(|row| row.concerns_part(part));
+            let rows = rows.filter(|row| wanted.contains(&row.paths));
+            let prefixed = rows.map(|row| match row.paths {
+                Paths::Dirs => format!("D{}", row.changes),
+                Paths::All | Paths::Top => row.changes.to_owned(),
+                Paths::Files | Paths::Keys | Paths::HostKeys => format!("F{}", row.changes),
+            });
+            let setgid = Expected::is_storage(part).then(|| "Dg+s".to_owned());
+            let all: Vec<String> = prefixed.chain(setgid).collect();
+            format!("mode {}\n", all.join(","))
+        };
+        let common = [Paths::All, Paths::Dirs, Paths::Files];
+        let concerns =
+            |kind: Paths| ROWS.iter().any(|row| row.concerns_part(part) && row.paths == kind);
+        for (kind, form, below) in [
+            (Paths::Top, "exact", &b""[..]),
+            (Paths::Keys, "path", b"/**/*.key"),
+            (Paths::HostKeys, "path", b"/**/ssh_host_*_key"),
+        ] {
+            if concerns(kind) {
+                section(form, below, &changes(&[&common[..], &[kind]].concat()));
+            }
+        }
+        let (user, group) = owner.split_once(':').unwrap_or((owner, ""));
+        let mut lines = format!("user * -> {user}\n");
+        if !Expected::has_own_group(part) {
+            let group = if group.is_empty() { Expected::group_of(user) } else { group.to_owned() };
+            lines += &format!("group * -> {group}\n");
+        }
+        section("path", b"", &(lines + &changes(&common)));
+    }
+    text
+}
