@@ -18,6 +18,7 @@ The shapes:
   night       bytes that a night of two changed files adds
   open        `ls latest` and a backup of one file after very many nights
   packs       the share of one pack that is found again after it joined very many packs
+  owners      a restore of small files without and with 100 rules for owners (run as root)
 """
 
 import json
@@ -37,6 +38,7 @@ SIZES = {
     "depth": (300, 1_300, 3_900), "names": (100, 300, 1_000), "include": (20_000, 80_000, 320_000),
     "chunks": (300_000, 1_000_000, 3_000_000), "index": (20_000, 100_000, 400_000), "calls": (100, 300, 1_000),
     "night": (5_000, 40_000, 400_000), "open": (1_000, 5_000, 30_000), "packs": (50, 200, 1_000),
+    "owners": (100_000, 300_000, 1_000_000),
 }
 GIT = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
        "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
@@ -186,6 +188,33 @@ class Growth(Bench):
         self.keep("include: restore --include PATH", n, ["restore", "latest", "--include", path, "--target", self.at("target")])
         shutil.rmtree(self.at("target"))
         self.keep("include: restore latest:PATH", n, ["restore", f"latest:{path}", "--target", self.at("target")])
+
+    def owners(self, n):
+        spread(self.source, n, lambda at: b"%d" % at)
+        for folder in sorted(os.listdir(self.source)):
+            owner = 2000 + int(folder[1:]) % 500
+            for leaf in os.listdir(os.path.join(self.source, folder)):
+                os.chown(os.path.join(self.source, folder, leaf), owner, owner)
+        self.quiet("backup", self.source)
+        rules = self.at("rules")
+        with open(rules, "w") as f:
+            for at in range(25):
+                f.write(f'[path "d{at * 7:05d}/**"]\nuser {2000 + at} -> {3000 + at}\ngroup * -> {4000 + at}\nmode F0600\n')
+            for at in range(25):
+                f.write(f"user {2100 + at * 10}-{2109 + at * 10} -> +{5000 + at * 10}\n")
+        plain = ["restore", f"latest:{self.source}", "--target", self.at("target"), "--numeric-ids"]
+        ratios = []
+        for _ in range(3):
+            seconds = []
+            for what, argv in (("without rules", plain), ("with 100 rules", [*plain, "--owner-map", rules])):
+                shutil.rmtree(self.at("target"), ignore_errors=True)
+                seconds.append(self.command(f"owners: restore {what}", [self.exe, *argv, "--store", self.store]))
+            ratios.append(seconds)
+        ratios.sort(key=lambda pair: pair[1]["cpu_seconds"] / pair[0]["cpu_seconds"])
+        without, with_rules = ratios[1]
+        self.note({**without, "n": n})
+        ratio = with_rules["cpu_seconds"] / without["cpu_seconds"]
+        self.note({**with_rules, "n": n, "more": f"{ratio:.3f} of the CPU without rules"})
 
     def chunks(self, n):
         subprocess.run([os.path.abspath(self.a.synthetic), self.store, "--chunks", str(n)], check=True, stdout=subprocess.DEVNULL)

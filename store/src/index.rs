@@ -22,11 +22,14 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
@@ -122,9 +125,82 @@ pub struct Index {
     /// Device and inode of the file. Another file at the same path is another index.
     file: (u64, u64),
     is_read_only: bool,
+    /// True if readers do not keep writers waiting.
+    has_log: bool,
+    /// Number of changes by this process.
+    changes: AtomicU64,
     idle: Mutex<Vec<Connection>>,
     /// Notified when a connection becomes idle.
     returned: Condvar,
+}
+
+/// Look-ups in one read transaction. More would keep SQLite from reusing its write-ahead log.
+const LOOKUPS_MAX: u32 = 4096;
+
+thread_local! {
+    /// The read transaction of this thread, within a [`Reading`].
+    static READER: RefCell<Option<Reader>> = const { RefCell::new(None) };
+}
+
+/// A connection in a read transaction.
+struct Reader {
+    /// Address of the index.
+    index: usize,
+    connection: Connection,
+    /// Number of changes of the index that the transaction sees.
+    changes: u64,
+    /// Look-ups so far.
+    lookups: u32,
+}
+
+/// While it exists, the look-ups of this thread share read transactions: begin and end of one cost
+/// more system calls than the look-up itself.
+pub struct Reading<'a> {
+    index: &'a Index,
+    /// False if the transaction belongs to an outer value, or if there is none.
+    is_owner: bool,
+    /// The transaction belongs to a thread.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let reader = if self.is_owner { READER.take() } else { None };
+        if let Some(reader) = reader
+            && reader.end().is_ok()
+        {
+            self.index.idle.lock().push(reader.connection);
+            self.index.returned.notify_one();
+        }
+    }
+}
+
+impl Reader {
+    fn begin(&mut self, changes: u64) -> Result<()> {
+        self.connection.prepare_cached("BEGIN")?.execute([])?;
+        (self.changes, self.lookups) = (changes, 0);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<()> {
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(())
+    }
+
+    /// Finds a chunk. Begins a new transaction if this process changed the index meanwhile.
+    fn find(&mut self, id: &ChunkId, changes: u64) -> Result<Option<Location>> {
+        if self.changes != changes || self.lookups >= LOOKUPS_MAX {
+            self.end()?;
+            self.begin(changes)?;
+        }
+        self.lookups += 1;
+        find(&self.connection, id)
+    }
+}
+
+fn find(connection: &Connection, id: &ChunkId) -> Result<Option<Location>> {
+    let mut statement = connection.prepare_cached(FIND)?;
+    Ok(statement.query_row([id.as_bytes()], location).optional()?)
 }
 
 /// A borrowed connection; returned when dropped.
@@ -167,8 +243,10 @@ impl Index {
         if id.as_deref() != Some(store_id) {
             return Ok(None);
         }
+        let has_log = !is_read_only && can_have_log(path);
         let (path, idle) = (path.to_owned(), Mutex::new(vec![connection]));
-        Ok(Some(Index { path, file, is_read_only, idle, returned: Condvar::new() }))
+        let (changes, returned) = (AtomicU64::new(0), Condvar::new());
+        Ok(Some(Index { path, file, is_read_only, has_log, changes, idle, returned }))
     }
 
     /// Returns true if this user may not write the index. Concurrent writes by others are then not
@@ -203,6 +281,13 @@ impl Index {
         connect(&self.path).ok().filter(|_| is_same())
     }
 
+    /// Changes the index. Read transactions of this process see it at the next look-up.
+    fn change<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+        let changed = self.with(work);
+        self.changes.fetch_add(1, Ordering::Release);
+        changed
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         let mut loan = self.lend();
         let result = work(loan.connection());
@@ -227,10 +312,43 @@ impl Index {
 
     /// Returns the location of a chunk, if any segment has it.
     pub fn find(&self, id: &ChunkId) -> Result<Option<Location>> {
-        self.with(|connection| {
-            let mut statement = connection.prepare_cached(FIND)?;
-            Ok(statement.query_row([id.as_bytes()], location).optional()?)
-        })
+        let changes = self.changes.load(Ordering::Acquire);
+        let shared = READER.with_borrow_mut(|reader| {
+            let reader = reader.as_mut().filter(|reader| reader.index == self.address())?;
+            let found = reader.find(id, changes);
+            if found.as_ref().is_err_and(Error::is_index_broken) {
+                self.mark_broken(&reader.connection);
+            }
+            Some(found)
+        });
+        shared.unwrap_or_else(|| self.with(|connection| find(connection, id)))
+    }
+
+    /// Lets the look-ups of this thread share read transactions while the result exists. Other
+    /// threads and changes by this process are seen at once; those of other processes later.
+    pub fn reading(&self) -> Reading<'_> {
+        Reading { index: self, is_owner: self.begin_reading(), _not_send: PhantomData }
+    }
+
+    fn begin_reading(&self) -> bool {
+        // Without a write-ahead log, a reader would keep the writer waiting.
+        if !self.has_log || READER.with_borrow(Option::is_some) {
+            return false;
+        }
+        // One connection stays for short loans: if the file was removed, no new one can be opened.
+        let idle =
+            Some(self.idle.lock()).filter(|idle| idle.len() > 1).and_then(|mut idle| idle.pop());
+        let Some(connection) = idle.or_else(|| self.connect_again()) else { return false };
+        let mut reader = Reader { index: self.address(), connection, changes: 0, lookups: 0 };
+        let is_begun = reader.begin(self.changes.load(Ordering::Acquire)).is_ok();
+        if is_begun {
+            READER.set(Some(reader));
+        }
+        is_begun
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// Returns the locations of all copies of a chunk, those in healthy segments first. Only an
@@ -279,7 +397,7 @@ impl Index {
     /// Like [`add`](Self::add), for many segments. Costs less than adding each by itself: the names
     /// of the chunks are hashes, so that few rows change as many pages as many rows.
     pub fn add_all(&self, segments: &[(&Segment, &[Row])]) -> Result<()> {
-        self.with(|connection| {
+        self.change(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let mut sorted = Vec::with_capacity(segments.iter().map(|(_, rows)| rows.len()).sum());
@@ -356,7 +474,7 @@ impl Index {
     /// Marks a snapshot as whole, unless damage beyond `known` was found. The snapshot may depend
     /// on a chunk in a segment found damaged since.
     pub fn set_whole(&self, snapshot: &SnapshotId, known: &HashSet<SegmentId>) -> Result<()> {
-        self.with(|connection| {
+        self.change(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             if damaged(&transaction)?.is_subset(known) {
@@ -369,7 +487,7 @@ impl Index {
 
     /// Clears the set of whole snapshots, because some of their data is lost.
     pub fn forget_whole(&self) -> Result<()> {
-        self.with(|connection| {
+        self.change(|connection| {
             connection.execute("DELETE FROM whole", [])?;
             Ok(())
         })
@@ -378,7 +496,7 @@ impl Index {
     /// Marks a segment as damaged. New backups treat its chunks as missing and store them again. No
     /// snapshot remains whole.
     pub fn set_damaged(&self, segment: &SegmentId) -> Result<()> {
-        self.with(|connection| {
+        self.change(|connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let name = segment.as_bytes();
@@ -390,7 +508,7 @@ impl Index {
 
     /// Marks a segment as healthy after all of its bytes were read and found intact.
     pub fn set_healthy(&self, segment: &SegmentId) -> Result<()> {
-        self.with(|connection| {
+        self.change(|connection| {
             let healthy = "UPDATE segments SET healthy = 1 WHERE name = ?1";
             connection.execute(healthy, [segment.as_bytes()])?;
             Ok(())
@@ -605,7 +723,9 @@ mod tests {
         let path = path.join("index.sqlite");
         let file = identity(&path).expect("is there");
         let idle = Mutex::new(vec![connection]);
-        let index = Index { path, file, is_read_only: true, idle, returned: Condvar::new() };
+        let (changes, returned) = (AtomicU64::new(0), Condvar::new());
+        let is_read_only = true;
+        let index = Index { path, file, is_read_only, has_log: false, changes, idle, returned };
         let error = index.set_damaged(&segment).expect_err("must not write");
         assert!(error.is_index_denied(), "{error}");
     }
@@ -634,6 +754,30 @@ mod tests {
         // Segment a is written again and healthy; the row stays with b.
         index.add(&segment(b"a", true), &[row]).expect("adds");
         assert_eq!(place(), SegmentId::of(b"b"));
+    }
+
+    #[test]
+    fn look_ups_in_one_transaction_see_the_changes_of_other_threads() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (index, _) = index_with_a_segment(dir.path());
+        let row = |byte| Row { id: ChunkId::of(&[byte]), offset: 9, stored_len: 1, plain_len: 1 };
+        let add = |byte: u8| {
+            let id = SegmentId::of(&[byte]);
+            let segment = Segment { id, kind: SegmentKind::Data, len: 99, is_healthy: true };
+            index.add(&segment, &[row(byte)]).expect("added");
+        };
+        let has = |byte| index.has(&row(byte).id).expect("can be read");
+        let _outer = index.reading();
+        {
+            let _inner = index.reading();
+            assert!(!has(77));
+        }
+        std::thread::scope(|scope| scope.spawn(|| add(77)).join().expect("added"));
+        assert!(has(77) && !has(78));
+        // A removed index cannot be opened again; the transaction keeps no connection from others.
+        std::fs::remove_file(dir.path().join("index.sqlite")).expect("removed");
+        add(78);
+        assert!(has(78));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::backend::Pending;
 use crate::chunks::{Chunks, PutMetadata};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, SegmentId};
-use crate::index::{Index, Segment};
+use crate::index::{Index, Reading, Segment};
 use crate::limits;
 use crate::random;
 use crate::segment::{self, Header, Row, SegmentKind, Trailer};
@@ -149,6 +149,11 @@ impl<'a> Packer<'a> {
     /// Returns the counters of added chunks.
     pub fn added(&self) -> &Added {
         &self.added
+    }
+
+    /// Lets the look-ups of this thread share read transactions while the result exists.
+    pub fn share_look_ups(&self) -> Reading<'_> {
+        self.store.index.reading()
     }
 
     /// Stores a chunk unless the store has it. Durable only after [`finish`](Self::finish).

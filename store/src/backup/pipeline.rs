@@ -71,9 +71,12 @@ fn work(
         // The receiver is gone only after another thread failed.
         let send = |entries| reply.send(entries).is_ok();
         let done = match job {
-            Job::Batch(root, batch) => batch.read(&root, ingest).map(|entries| {
-                send(entries);
-            }),
+            Job::Batch(root, batch) => {
+                let _reading = ingest.packer().share_look_ups();
+                batch.read(&root, ingest).map(|entries| {
+                    send(entries);
+                })
+            }
             Job::GitDir(root, found, previous) => {
                 git_dir::read(ingest, recheck, &root, &found, previous, send)
             }
