@@ -220,9 +220,23 @@ impl Report {
 
 /// Checks a store.
 pub fn check(store: &Store, read_data: ReadData) -> Result<Report> {
+    check_some(store, read_data, None)
+}
+
+/// Like [`check()`], but of all trees only those of some snapshots, if these are given.
+pub fn check_some(
+    store: &Store,
+    read_data: ReadData,
+    only: Option<&HashSet<SnapshotId>>,
+) -> Result<Report> {
     let mut check = Check::new(store, read_data);
     check.config()?;
-    let snapshots = check.snapshots()?;
+    let mut snapshots = check.snapshots()?;
+    if let Some(only) = only {
+        snapshots.retain(|(id, _)| only.contains(id));
+        check.has_other_snapshots = true;
+    }
+    check.report.snapshots = snapshots.len() as u64;
     check.segments()?;
     check.foreign_segments();
     check.trees(&snapshots)?;
@@ -267,6 +281,8 @@ struct Check<'a> {
     foreign: AtomicU64,
     /// One of them.
     a_foreign: Mutex<Option<SegmentId>>,
+    /// True if snapshots may exist whose trees are not checked.
+    has_other_snapshots: bool,
     /// Number of entries of each snapshot, according to its record.
     entries: HashMap<SnapshotId, u64>,
     report: Report,
@@ -324,6 +340,7 @@ impl<'a> Check<'a> {
             segments_read: AtomicU64::new(0),
             foreign: AtomicU64::new(0),
             a_foreign: Mutex::default(),
+            has_other_snapshots: false,
             entries: HashMap::new(),
             report: Report::default(),
         }
@@ -390,7 +407,6 @@ impl Check<'_> {
             }
         }
         snapshots.sort_by_key(|(id, snapshot)| (snapshot.start, *id));
-        self.report.snapshots = snapshots.len() as u64;
         Ok(snapshots)
     }
 
@@ -884,7 +900,8 @@ impl Check<'_> {
         report.damage_count = self.damage_count.into_inner();
         report.damages = self.damages.into_inner();
         sort(&mut report.damages);
-        if report.loss_count == 0 && report.snapshots > 0 {
+        // Snapshots that were not checked may need a damaged segment.
+        if report.loss_count == 0 && report.snapshots > 0 && !self.has_other_snapshots {
             let needed = self.needed.into_inner();
             let superseded = self.bad_segments.into_inner().into_iter();
             set_aside(&mut report, &superseded.filter(|id| !needed.contains(id)).collect());

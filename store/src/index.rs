@@ -4,14 +4,15 @@
 //! chunk stored twice or another read of the tables. An extra row would lose data. Rows of a
 //! damaged segment therefore never prove that a chunk exists.
 //!
-//! Beside the chunks, the index keeps the order of the snapshots.
+//! Beside the chunks, the index keeps the order of the snapshots, and the properties by which
+//! commands choose one.
 
 mod builder;
 mod records;
 mod scan;
 
 pub use builder::{Builder, remove_unfinished};
-pub use records::Position;
+pub use records::{Header, Position};
 pub use scan::RowSum;
 
 use crate::error::{Error, Result};
@@ -33,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Version of the tables below. An index of another version is rebuilt.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// Version that marks a damaged index.
 const BROKEN_VERSION: i64 = 0;
@@ -70,8 +71,11 @@ const SCHEMA: &str = "
         seconds INTEGER NOT NULL,
         nanoseconds INTEGER NOT NULL,
         id BLOB NOT NULL,
+        source INTEGER NOT NULL,
+        tags INTEGER NOT NULL,
         PRIMARY KEY (seconds, nanoseconds, id)
     ) WITHOUT ROWID;
+    CREATE TABLE record_values (number INTEGER PRIMARY KEY, value BLOB NOT NULL UNIQUE);
 ";
 
 /// Location of a chunk.

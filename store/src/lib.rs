@@ -27,13 +27,16 @@ pub mod features;
 pub mod workspace;
 
 pub mod config;
-pub mod index;
-pub mod lock;
 
 pub mod recipe;
 
 pub mod acl;
 pub mod entry;
+
+pub mod snapshot;
+
+pub mod index;
+pub mod lock;
 
 pub mod glob;
 
@@ -41,7 +44,6 @@ pub mod owner_map;
 
 pub mod content;
 
-pub mod snapshot;
 pub mod tree;
 
 pub mod damage;

@@ -1,11 +1,11 @@
 //! The records of a store's snapshots.
 //!
-//! The index keeps their order. A command that needs the newest snapshot therefore reads only a few
-//! records, whatever their number.
+//! The index keeps their order and their headers. A command that needs the newest snapshot of one
+//! source therefore reads only a few records, whatever their number.
 
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
-use crate::index::Position;
+use crate::index::Header;
 use crate::observe::Event;
 use crate::snapshot::{self, Snapshot};
 use crate::store::Store;
@@ -17,12 +17,12 @@ pub type Named = (SnapshotId, Snapshot);
 /// The snapshots of a store, newest first, with an error for each unreadable record. Records that
 /// were never readable come before all others.
 ///
-/// Each record is read when its turn comes. Only the order of all snapshots is held in memory.
+/// Each record is read when its turn comes. Only the headers of all snapshots are held in memory.
 pub struct Records<'a> {
     store: &'a Store,
     errors: std::vec::IntoIter<Error>,
     /// Snapshots to read, oldest first.
-    left: Vec<Position>,
+    left: Vec<Header>,
     /// Rewrite records of which only one copy is intact.
     mend: bool,
 }
@@ -34,9 +34,9 @@ impl Iterator for Records<'_> {
         if let Some(error) = self.errors.next() {
             return Some(Err(error));
         }
-        let Position { id, .. } = self.left.pop()?;
-        let read = Snapshot::read(&*self.store.backend, self.store.codec, &id);
-        Some(read.map(|(snapshot, is_whole)| {
+        let header = self.left.pop()?;
+        let id = header.position.id;
+        Some(self.store.read_record(&header).map(|(snapshot, is_whole)| {
             if self.mend && !is_whole {
                 self.store.mend_record(&id);
             }
@@ -45,28 +45,42 @@ impl Iterator for Records<'_> {
     }
 }
 
+impl Records<'_> {
+    /// Returns the headers of the snapshots that are still to be read, oldest first.
+    pub fn headers(&self) -> &[Header] {
+        &self.left
+    }
+
+    /// Takes the errors of the records that were never readable.
+    pub fn take_errors(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.errors).collect()
+    }
+
+    /// Skips the records of other snapshots without reading them.
+    pub fn retain(&mut self, is_wanted: impl FnMut(&Header) -> bool) {
+        self.left.retain(is_wanted);
+    }
+}
+
 impl Store {
     /// Returns all snapshots, newest first.
     pub fn records(&self) -> Result<Records<'_>> {
         let listed = self.snapshot_ids()?;
         // Without a usable index, every record is read to find its position.
-        let known = self.index.positions().unwrap_or_default();
-        let is_listed = |position: &Position| listed.binary_search(&position.id).is_ok();
+        let known = self.index.headers().unwrap_or_default();
+        let is_listed = |header: &Header| listed.binary_search(&header.position.id).is_ok();
         let (mut left, gone): (Vec<_>, Vec<_>) = known.into_iter().partition(is_listed);
-        let known: HashSet<SnapshotId> = left.iter().map(|position| position.id).collect();
+        let known: HashSet<SnapshotId> = left.iter().map(|header| header.position.id).collect();
         let (mut new, mut errors) = (Vec::new(), Vec::new());
         for id in listed.into_iter().filter(|id| !known.contains(id)) {
             match self.snapshot(&id) {
-                Ok(Snapshot { start, .. }) => {
-                    let (seconds, nanoseconds) = (start.seconds, start.nanoseconds);
-                    new.push(Position { seconds, nanoseconds, id });
-                }
+                Ok(snapshot) => new.push(Header::of(id, &snapshot)),
                 Err(error) => errors.push(error),
             }
         }
         if !(gone.is_empty() && new.is_empty()) {
             // An index that cannot be written costs time in the next run.
-            let _ = self.index.change_positions(&gone, &new);
+            let _ = self.index.change_headers(&gone, &new);
             left.append(&mut new);
             left.sort_unstable();
         }
@@ -106,6 +120,25 @@ impl Store {
     /// Returns the ids of all snapshots, including damaged ones.
     pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
         snapshot::list(&*self.backend)
+    }
+
+    /// Returns the record of a snapshot with this header.
+    pub fn snapshot_of(&self, header: &Header) -> Result<Snapshot> {
+        Ok(self.read_record(header)?.0)
+    }
+
+    /// Like [`Store::snapshot_of`]. The second value is true if both copies of the record are
+    /// intact.
+    fn read_record(&self, header: &Header) -> Result<(Snapshot, bool)> {
+        let id = header.position.id;
+        let (snapshot, is_whole) = Snapshot::read(&*self.backend, self.codec, &id)?;
+        if Header::of(id, &snapshot) != *header {
+            // The choice of this snapshot was wrong. The next process rebuilds the index.
+            self.index.give_up();
+            let reason = "the index describes it wrongly; run the command again".into();
+            return Err(Error::SnapshotDamaged { id, reason });
+        }
+        Ok((snapshot, is_whole))
     }
 
     /// Returns the record of one snapshot.
@@ -162,7 +195,7 @@ mod tests {
         assert_eq!(ids(&store), (vec![b, c, a], 0));
         std::fs::remove_file(dir.path().join(snapshot::file_name(&b))).expect("removes");
         assert_eq!(ids(&store), (vec![c, a], 0));
-        assert_eq!(store.index.positions().expect("asks").len(), 2);
+        assert_eq!(store.index.headers().expect("asks").len(), 2);
         assert_eq!(ids(&open(dir.path())), (vec![c, a], 0));
     }
 
@@ -186,6 +219,64 @@ mod tests {
         // Its position is known by now.
         std::fs::write(&file, b"damaged").expect("writes");
         assert_eq!(ids(&store), (vec![a], 1));
+    }
+
+    #[test]
+    fn headers_tell_snapshots_apart_without_reading_them() {
+        let dir = new_store();
+        let store = open(dir.path());
+        let mut snapshot = example();
+        let mut write = |second, host: &str, paths: &[&str], tags: &[&str]| {
+            snapshot.start.seconds = second;
+            snapshot.host = host.into();
+            snapshot.paths = paths.iter().map(|path| path.as_bytes().to_vec().into()).collect();
+            snapshot.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            snapshot.write(&Local::new(dir.path()), Codec::new(3)).expect("writes")
+        };
+        let a = write(10, "web", &["/b", "/a"], &["x"]);
+        let b = write(20, "web", &["/a", "/b"], &[]);
+        let c = write(30, "db", &["/a", "/b"], &["x"]);
+        for store in [&store, &open(dir.path())] {
+            let mut records = store.records().expect("lists");
+            let headers = records.headers();
+            assert_eq!(headers.iter().map(|of| of.position.id).collect::<Vec<_>>(), [a, b, c]);
+            assert_eq!(headers[0].source, headers[1].source);
+            assert_ne!(headers[1].source, headers[2].source);
+            assert_eq!(headers[0].tags, headers[2].tags);
+            records.retain(|header| header.source.host == "web" && header.tags.is_empty());
+            let left: Vec<_> = records.map(|record| record.expect("reads").0).collect();
+            assert_eq!(left, [b]);
+        }
+        // Values that no snapshot has any more are removed.
+        let values = || {
+            let index = rusqlite::Connection::open(dir.path().join("index.sqlite")).expect("opens");
+            let count = "SELECT count(*) FROM record_values";
+            index.query_row(count, [], |row| row.get::<_, i64>(0)).expect("counts")
+        };
+        assert_eq!(values(), 4);
+        std::fs::remove_file(dir.path().join(snapshot::file_name(&c))).expect("removes");
+        assert_eq!(ids(&store), (vec![b, a], 0));
+        assert_eq!(values(), 3);
+    }
+
+    #[test]
+    fn a_wrong_header_is_noticed_and_the_index_rebuilt() {
+        let dir = new_store();
+        let store = open(dir.path());
+        let id = write(dir.path(), 10);
+        assert_eq!(ids(&store), (vec![id], 0));
+        let index = rusqlite::Connection::open(dir.path().join("index.sqlite")).expect("opens");
+        let other = crate::snapshot::SnapshotSource {
+            instance: None,
+            host: "other".into(),
+            paths: Vec::new(),
+        };
+        let other = minicbor::to_vec(&other).expect("encodes");
+        index.execute("INSERT INTO record_values VALUES (99, ?1)", [other]).expect("inserts");
+        index.execute("UPDATE records SET source = 99", []).expect("updates");
+        assert_eq!(ids(&store), (vec![], 1));
+        drop((store, index));
+        assert_eq!(ids(&open(dir.path())), (vec![id], 0));
     }
 
     #[test]

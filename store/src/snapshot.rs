@@ -120,6 +120,21 @@ pub struct Instance {
     pub is_complete: bool,
 }
 
+/// Origin of a snapshot: its instance, its machine and its source paths.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(array)]
+pub struct SnapshotSource {
+    /// Name of the instance, if this is the backup of one.
+    #[n(0)]
+    pub instance: Option<String>,
+    /// Name of the machine.
+    #[n(1)]
+    pub host: String,
+    /// Source paths, sorted, each once.
+    #[n(2)]
+    pub paths: Vec<ByteVec>,
+}
+
 /// A point in time within a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(array)]
@@ -259,17 +274,32 @@ pub struct Statistics {
 /// Maximum lead of another machine's clock over this one, in seconds.
 const CLOCK_TOLERANCE: i64 = 10 * 60;
 
+/// Returns true if a snapshot that starts at this second is from the future, see
+/// [`Snapshot::is_from_future`].
+pub fn is_future(start_seconds: i64, now: Time) -> bool {
+    start_seconds > now.seconds.saturating_add(CLOCK_TOLERANCE)
+}
+
 impl Snapshot {
     /// Returns true if the start lies ahead of `now` by more than clocks may differ. A snapshot
     /// made under a wrong clock would be the newest one for years.
     pub fn is_from_future(&self, now: Time) -> bool {
-        self.start.seconds > now.seconds.saturating_add(CLOCK_TOLERANCE)
+        is_future(self.start.seconds, now)
     }
 
     /// Returns true if everything that belongs to the snapshot was read.
     pub fn is_complete(&self) -> bool {
         let is_whole = |instance: &Instance| instance.is_complete;
         self.unreadable_count == 0 && self.instance.as_ref().is_none_or(is_whole)
+    }
+
+    /// Returns the origin of the snapshot.
+    pub fn source(&self) -> SnapshotSource {
+        let instance = self.instance.as_ref().map(|instance| instance.name.clone());
+        let mut paths = self.paths.clone();
+        paths.sort_unstable();
+        paths.dedup();
+        SnapshotSource { instance, host: self.host.clone(), paths }
     }
 
     fn to_record(&self) -> Vec<u8> {
