@@ -9,7 +9,9 @@ A store of 10 million chunks needs about 10 GB in --work beside three times the 
 of --tree, and up to an hour. Try it with --chunks 100000 first.
 """
 
+import json
 import os
+import subprocess
 
 from measure import TARGET, Bench, arguments
 
@@ -28,6 +30,11 @@ class Memory(Bench):
     def keep(self, title, *args, **options):
         """Measure one command of forgekeep on the store."""
         self.measure(title, [self.exe, *args, "--store", self.store], **options)
+
+    def newest(self):
+        """Return the id of the newest snapshot."""
+        out = subprocess.run([self.exe, "snapshots", "--json", "--store", self.store], check=True, stdout=subprocess.PIPE).stdout
+        return json.loads(out.splitlines()[-1])["id"]
 
     def moved(self, share):
         """Move a share of the segments out of the store. Return a function that moves them back."""
@@ -56,24 +63,25 @@ class Memory(Bench):
             f.write(bytes(size // 8))
 
     def run(self):
-        synthetic = "latest~2"  # two backups come after it
         self.measure("writing the chunks (the packer alone)", [os.path.abspath(self.a.synthetic), self.store, "--chunks", str(self.a.chunks)])
+        synthetic = self.newest()
         self.measure("`init` (another store)", [self.exe, "init", "--store", self.at("empty")])
         self.keep("`snapshots`", "snapshots")
         self.keep("`backup` of a tree, first", "backup", self.tree)
         self.keep("`backup`, nothing changed", "backup", self.tree)
+        tree = self.newest()
         self.keep("`backup`, everything read again", "backup", "--force", "--dry-run", self.tree)
         self.keep("`ls -l`, the synthetic snapshot", "ls", "-l", synthetic)
-        self.keep("`ls -l`, the tree", "ls", "-l", "latest")
+        self.keep("`ls -l`, the tree", "ls", "-l", tree)
         self.keep("`find`", "find", "*5")
-        self.keep("`diff`, nothing in common", "diff", synthetic, "latest")
-        self.keep("`diff`, nothing different", "diff", "latest~1", "latest")
+        self.keep("`diff`, nothing in common", "diff", synthetic, tree)
+        self.keep("`diff`, nothing different", "diff", "latest~1", "latest", "--path", self.tree)
         self.keep("`dump` of a file of a tenth of the chunks", "dump", synthetic + ":/large", stdout=os.devnull)
         self.keep("`restore`, the synthetic snapshot", "restore", synthetic, "--target", self.at("restored"))
         self.keep("`restore`, nothing to do", "restore", synthetic, "--target", self.at("restored"))
-        self.keep("`restore`, the tree", "restore", "latest", "--target", self.at("tree"))
+        self.keep("`restore`, the tree", "restore", tree, "--target", self.at("tree"))
         self.keep("`backup` of a stream", "backup", "--stdin-name", "stream.tar", feed=["tar", "-cf", "-", "-C", self.tree, "."])
-        self.keep("`dump` of the stream", "dump", "latest:/stream.tar", stdout=os.devnull)
+        self.keep("`dump` of the stream", "dump", self.newest() + ":/stream.tar", stdout=os.devnull)
         self.keep("`stats`", "stats")
         self.keep("`check`", "check")
         self.keep("`check --read-data`", "check", "--read-data")

@@ -179,6 +179,7 @@ class Keep:
         summary = next((m for m in map(json.loads, out.splitlines()) if m["message_type"] == "summary"), None)
         if not summary or summary["errors"] or summary["files_changed_while_read"]:
             raise Failed(f"backup into {self.store}: not a clean one: {out.decode(errors='replace')}")
+        self.last = summary["snapshot_id"]
         new = [segment for name, segment in self.segments().items() if name not in before]
         stored = sum(segment.stored for segment in new)
         if stored != summary["data_added_packed"]:
@@ -189,7 +190,7 @@ class Keep:
 
     def restore(self, target):
         start = time.monotonic()
-        self.call("restore", "latest", "--target", target)
+        self.call("restore", self.last, "--target", target)
         return time.monotonic() - start
 
     def check(self):
@@ -199,7 +200,7 @@ class Keep:
 
     def same_stream(self, name, path):
         """Check that the stream in the last snapshot equals this file, byte by byte."""
-        p = subprocess.Popen([self.exe, "dump", "--store", self.store, f"latest:{name}"], env=self.env, stdout=subprocess.PIPE)
+        p = subprocess.Popen([self.exe, "dump", "--store", self.store, f"{self.last}:{name}"], env=self.env, stdout=subprocess.PIPE)
         try:
             run(["cmp", "-", path], stdin=p.stdout)
         finally:

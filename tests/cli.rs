@@ -109,7 +109,7 @@ fn snapshots_are_selected_by_age_and_by_id_prefix() {
     assert_eq!(listed(&ids[0][..12]), listed(&ids[0]));
     sandbox.run(["ls", "latest~2"]).fails(1, &["no snapshot latest~2"]);
     for bad in ["latest~", "latest~x", "latestx", "", "zz"] {
-        sandbox.run(["ls", bad]).fails(1, &["no snapshot"]);
+        sandbox.run(["ls", bad]).fails(2, &["does not name a snapshot"]);
     }
     // Of seventeen ids, two begin with the same digit.
     while sandbox.snapshot_ids().len() < 17 {
@@ -124,7 +124,9 @@ fn snapshots_are_selected_by_age_and_by_id_prefix() {
     assert_eq!(tagged.len(), 1);
     assert_eq!(sandbox.json(["snapshots", "--host", "nobody's"]).len(), 0);
     assert_eq!(sandbox.json(["snapshots", "--path", "/nowhere"]).len(), 0);
-    assert_eq!(sandbox.json(["snapshots", "--path", &sandbox.text("source")]).len(), 17);
+    for path in [&sandbox.text("source")[..], "source", "./source/dir/..", "source/dir"] {
+        assert_eq!(sandbox.json(["snapshots", "--path", path]).len(), 17, "{path}");
+    }
 }
 
 #[test]
@@ -137,7 +139,9 @@ fn contents_of_snapshots_can_be_inspected() {
     let long = sandbox.run(["ls", "-l", &sandbox.at("latest", "source")]).ok();
     assert!(long.stdout.contains("lrwxrwxrwx") && long.stdout.contains("link -> readme"));
     let nodes = sandbox.json(["ls", &sandbox.at("latest", "source")]);
+    let (summary, nodes) = nodes.split_last().expect("a summary");
     assert!(nodes.iter().all(|node| node["message_type"] == "node" && node["type"].is_string()));
+    assert_eq!(summary["entries"], nodes.len());
 
     let diff = sandbox.run(["diff", "latest~1", "latest"]).ok();
     for line in ["- {}/dir/inner", "+ {}/new", "M {}/readme"] {
@@ -363,7 +367,7 @@ fn only_successful_streams_are_backed_up() {
     assert_eq!(sandbox.run(["dump", "latest:dump.sql"]).ok().bytes, content);
     let command = ["backup", "--stdin-name", "said", "--stdin-command", "printf", "%s", "--hi"];
     sandbox.run(command).ok();
-    assert_eq!(sandbox.run(["dump", "latest:/said"]).ok().bytes, b"--hi");
+    assert_eq!(sandbox.run(["dump", "latest:/said", "--path", "said"]).ok().bytes, b"--hi");
     let failing =
         ["backup", "--stdin-name", "x", "--stdin-command", "sh", "-c", "echo half; exit 3"];
     sandbox.run(failing).fails(1, &["sh failed", "no snapshot was created"]);
@@ -463,7 +467,8 @@ fn manual_pages_have_the_sections_of_a_manual() {
         }
     }
     assert!(page("forgekeep").contains("forgekeep-restore"));
-    assert!(!page("forgekeep-ls").contains("forgekeep.toml"), "ls reads no configuration");
+    assert!(page("forgekeep-ls").contains("forgekeep.toml"), "the configuration names the store");
+    assert!(page("forgekeep").contains("gitlab@latest"), "the forms of SNAPSHOT");
     for entry in std::fs::read_dir(sandbox.path("pages/man1")).expect("lists") {
         let path = entry.expect("lists").path();
         let page = std::fs::read_to_string(&path).expect("reads");
@@ -929,10 +934,8 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
     for (arguments, words) in [
         (
             &["ls", "latest", "--store", "empty"][..],
-            &["the store has no snapshots yet", "backup"][..],
+            &["the store at empty has no snapshots yet", "backup"][..],
         ),
-        (&["ls", "lastest"], &["no snapshot lastest among 2 snapshots", "did you mean `latest`?"]),
-        (&["ls", "Latest"], &["no snapshot Latest", "did you mean `latest`?"]),
         (&["ls", "latest~9"], &["no snapshot latest~9 among 2 snapshots", "lists them"]),
         (&["ls", "latest:/readme"], &[&latest, "has no /readme", "did you mean", &source]),
         (
@@ -952,6 +955,10 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
         (&["config", "check", "--config", "nope"], &["cannot read the", "forgekeep detect"]),
     ] {
         sandbox.run(arguments).fails(1, words);
+    }
+    for wrong in ["lastest", "Latest"] {
+        let words = [&format!("`{wrong}` does not name a snapshot"), "did you mean `latest`?"];
+        sandbox.run(["ls", wrong]).fails(2, &words);
     }
     let words = ["../z is not a valid file name", "such as db.sql"];
     sandbox.run(["backup", "--stdin-name", "../z"]).fails(2, &words);

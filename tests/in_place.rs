@@ -158,7 +158,7 @@ fn a_snapshot_with_unreadable_facts_is_restored_in_place_only_with_consent() {
     restored.fails(1, &["instance.json of the snapshot is unreadable", "needs --yes"]);
     sandbox.forgekeep(["backup", "--stdin-name", "other"]).input("{").run().ok();
     let target = sandbox.text("there");
-    sandbox.run(["restore", "latest", "--target", &target]).ok();
+    sandbox.run(["restore", "latest", "--path", "other", "--target", &target]).ok();
 }
 
 #[test]

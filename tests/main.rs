@@ -59,6 +59,8 @@ mod restore;
 mod reuse;
 /// Rules: excluded paths, named paths, and paths that a restore keeps.
 mod rules;
+/// Choice of snapshots, and of the store.
+mod selectors;
 /// Files of very many small slices of chunks.
 mod slices;
 /// Concurrent work on one store.

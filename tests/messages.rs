@@ -51,7 +51,7 @@ const ERRORS: &[Expected] = &[
     Expected {
         arguments: &["ls", "latest", "--store", "empty"],
         code: 1,
-        text: "forgekeep: the store has no snapshots yet\n  \
+        text: "forgekeep: the store at empty has no snapshots yet\n  \
                run `forgekeep backup`, or check --store\n",
     },
     Expected {
@@ -85,13 +85,22 @@ const ERRORS: &[Expected] = &[
     },
     Expected {
         arguments: &["ls", "lastest"],
-        code: 1,
-        text: "forgekeep: no snapshot lastest among 1 snapshot\n  did you mean `latest`?\n",
+        code: 2,
+        text: "forgekeep: `lastest` does not name a snapshot: it is not an id, a date or latest\n  \
+               did you mean `latest`?\n",
     },
     Expected {
         arguments: &["ls", "zzzz"],
+        code: 2,
+        text: "forgekeep: `zzzz` does not name a snapshot: it is not an id, a date or latest\n  \
+               write an id, latest, latest~1 or a date such as 2026-11-20; the latest snapshot of \
+               an instance is zzzz@latest\n",
+    },
+    Expected {
+        arguments: &["ls", "0123456789abcdef0"],
         code: 1,
-        text: "forgekeep: no snapshot zzzz among 1 snapshot\n  `forgekeep snapshots` lists them\n",
+        text: "forgekeep: no snapshot 0123456789abcdef0 among 1 snapshot\n  \
+               `forgekeep snapshots` lists them\n",
     },
     Expected {
         arguments: &["ls", "latest:/readme"],

@@ -49,7 +49,7 @@ fn within(case: &Case, test: impl FnOnce(&Sandbox, &str)) {
 
 /// Returns true if the newest snapshot has this path.
 fn has(sandbox: &Sandbox, path: &str) -> bool {
-    let listed = sandbox.run(["ls", "latest"]).ok().stdout;
+    let listed = sandbox.run(["ls", &sandbox.newest()]).ok().stdout;
     let path = sandbox.text(path);
     listed.lines().any(|line| line == path)
 }

@@ -179,6 +179,6 @@ fn soak(length: Duration) {
         sandbox.run(["restore", id, "--target", &target]).ok();
         sandbox.remove(&target);
     }
-    sandbox.restore(&sandbox.at("latest", "source-10"), "last");
+    sandbox.restore(&sandbox.at(&sandbox.newest(), "source-10"), "last");
     assert_same(sandbox, "source-10", "last");
 }

@@ -28,6 +28,7 @@ mod snapshots;
 mod stats;
 
 use crate::exit::{CODES, Failure, with_hint};
+use crate::selector::GRAMMAR;
 use crate::ui::{Ui, Watch};
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -45,7 +46,8 @@ use store::store::{Purpose, Store};
     version,
     max_term_width = 100,
     disable_help_flag = true,
-    after_help = exit_codes()
+    after_help = exit_codes(),
+    after_long_help = format!("{GRAMMAR}\n\n{}", exit_codes())
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -67,7 +69,7 @@ fn exit_codes() -> String {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Directory of the store
+    /// Directory of the store [default: the only store of the configuration]
     #[arg(
         long,
         global = true,
@@ -78,6 +80,8 @@ pub struct Global {
         value_parser = PathBufValueParser::new().try_map(crate::place::local)
     )]
     pub store: Option<PathBuf>,
+    #[command(flatten)]
+    pub config: instance::ConfigFile,
     /// Print JSON lines instead of text; each has a `message_type`
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
@@ -93,10 +97,33 @@ pub struct Global {
 }
 
 impl Global {
-    fn place(&self) -> Result<&PathBuf, Failure> {
-        self.store
-            .as_ref()
-            .ok_or_else(|| with_hint("no store given", "give --store DIR or set FORGEKEEP_STORE"))
+    /// Returns the store: the given one, or else the only one of the configuration.
+    fn place(&self) -> Result<PathBuf, Failure> {
+        self.place_for(None)
+    }
+
+    /// Like [`Global::place`]. Of several configured stores, it returns that of the instance, if
+    /// the configuration has it.
+    fn place_for(&self, instance: Option<&str>) -> Result<PathBuf, Failure> {
+        if let Some(place) = &self.store {
+            return Ok(place.clone());
+        }
+        let Some(config) = self.config.read_if_any()? else {
+            let hint = format!(
+                "give --store DIR, set FORGEKEEP_STORE, or add [stores.main] with its path to {}",
+                self.config.path().display()
+            );
+            return Err(with_hint("no store given", hint));
+        };
+        let settings = instance.and_then(|name| Some((name, config.instances.get(name)?)));
+        let place = match settings {
+            Some((name, settings)) => config.store_of(name, settings)?,
+            None => config.only_store(self.config.path())?,
+        };
+        place.map(Path::to_owned).ok_or_else(|| {
+            let message = format!("no store given, and {} has none", self.config.path().display());
+            with_hint(message, "give --store DIR, or add [stores.main] with its path")
+        })
     }
 
     /// Opens the store and observes operations on it.
@@ -106,7 +133,17 @@ impl Global {
         purpose: Purpose,
         what: &'static str,
     ) -> Result<(Store, Arc<Watch>), Failure> {
-        open(self.place()?, ui, purpose, what)
+        open(&self.place()?, ui, purpose, what)
+    }
+
+    /// Opens the store for reading snapshots, of an instance if one is given.
+    fn open_for(
+        &self,
+        instance: Option<&str>,
+        ui: &Ui,
+        what: &'static str,
+    ) -> Result<(Store, Arc<Watch>), Failure> {
+        open(&self.place_for(instance)?, ui, Purpose::Read, what)
     }
 }
 
@@ -201,12 +238,12 @@ pub fn run(command: Command, global: &Global, ui: &Ui) -> Result<(), Failure> {
         Command::Projects(command) => command.run(global, ui),
         Command::Config(command) => command.run(global, ui),
         Command::Detect(command) => command.run(ui),
-        Command::Recover(command) => command.run(ui),
-        Command::Repair(command) => command.run(ui),
+        Command::Recover(command) => command.run(global, ui),
+        Command::Repair(command) => command.run(global, ui),
         Command::Schedule(command) => command.run(global, ui),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
-        Command::Notify(command) => command.run(ui),
+        Command::Notify(command) => command.run(global, ui),
         Command::Reference { of: Reference::Cli } => ui.lines(reference::markdown().trim_end()),
         Command::Reference { of: Reference::Json } => {
             ui.lines(json_reference::markdown().trim_end())

@@ -3,6 +3,7 @@
 use crate::exit::{Failure, other, usage, with_hint};
 use crate::notify::Notifier;
 use forge::mask::masked;
+use forge::process::quoted_shown;
 use forge::secret::Secret;
 use forge::settings::{Limit, Settings};
 use forge::suggest::closest;
@@ -204,6 +205,21 @@ impl Config {
             };
             with_hint(format!("no instance `{name}` is configured"), hint)
         })
+    }
+
+    /// Returns the only store; `None` if no store is configured. Fails if there are several.
+    pub fn only_store(&self, file: &Path) -> Result<Option<&Path>, Failure> {
+        if self.stores.len() > 1 {
+            let message =
+                format!("no store given, and {} has {}", file.display(), self.stores.len());
+            let mut lines = vec!["give one of these, or name an instance:".to_owned()];
+            let width = self.stores.keys().map(|name| name.len()).max().unwrap_or_default();
+            lines.extend(self.stores.iter().map(|(name, StoreSettings { path })| {
+                format!("  {name:width$}  --store {}", quoted_shown(&path.display().to_string()))
+            }));
+            return Err(usage(message, lines.join("\n")));
+        }
+        Ok(self.stores.values().next().map(|store| store.path.as_path()))
     }
 
     /// Returns the store of an instance; `None` if no store is configured.

@@ -47,7 +47,7 @@ lines! {
     "backup, inspect" "check" Check,
     "check" "damage" DamagedObject<'_>,
     "check" "loss" LostPath<'_>,
-    "check" "summary" CheckSummary,
+    "check" "summary" CheckSummary<'_>,
     "config check" "instance" ConfigReport<'_>,
     "config check" "instance" ConfigFault<'_>,
     "detect" "detected" Detected<'_>,
@@ -60,8 +60,10 @@ lines! {
     "inspect" "summary" InspectSummary<'_>,
     "inspect" "instance" InspectedSnapshot,
     "ls" "node" Node,
+    "ls" "summary" LsSummary,
     "notify test" "notified" Notified<'_>,
     "projects" "project" ProjectLine<'_>,
+    "projects" "summary" ProjectSummary,
     "recover" "recovered" Recovered<'_>,
     "recover --forget" "forgotten" Forgotten<'_>,
     "repair owners" "repaired_owners" RepairedOwners<'_>,
@@ -153,7 +155,9 @@ pub struct LostPath<'a> {
 
 /// Result of a check.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct CheckSummary {
+pub struct CheckSummary<'a> {
+    /// Path of the store.
+    pub store: &'a str,
     /// Number of snapshots checked.
     pub snapshots: u64,
     /// Number of snapshots that are dated in the future.
@@ -346,6 +350,12 @@ pub struct Changed<'a> {
 /// Result of a comparison of two snapshots.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DiffSummary {
+    /// Path of the store.
+    pub store: String,
+    /// Id of the first snapshot.
+    pub first_snapshot: String,
+    /// Id of the second snapshot.
+    pub second_snapshot: String,
     /// Number of added paths.
     pub added: u64,
     /// Number of removed paths.
@@ -382,6 +392,8 @@ pub struct Match {
 /// Result of a search.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct FindSummary {
+    /// Path of the store.
+    pub store: String,
     /// Number of different paths that match.
     pub paths: usize,
     /// Number of snapshots searched.
@@ -391,6 +403,8 @@ pub struct FindSummary {
 /// Result of a rebuild of the index.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct IndexSummary {
+    /// Path of the store.
+    pub store: String,
     /// Number of segments read.
     pub segments: u64,
     /// Bytes of these segments.
@@ -413,6 +427,8 @@ pub struct Initialized<'a> {
 /// Result of an inspection of this machine.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct InspectSummary<'a> {
+    /// Path of the store whose last complete snapshot was compared; null if there is none.
+    pub store: Option<String>,
     /// Name of the instance.
     pub instance: &'a str,
     /// Kind of the instance.
@@ -430,6 +446,8 @@ pub struct InspectSummary<'a> {
 /// State of an instance in a snapshot.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct InspectedSnapshot {
+    /// Path of the store.
+    pub store: String,
     /// Id of the snapshot.
     pub snapshot: String,
     /// Start of the backup (RFC 3339, UTC).
@@ -485,6 +503,17 @@ pub struct Node {
     pub linktarget_hex: Option<String>,
 }
 
+/// Result of a listing.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct LsSummary {
+    /// Path of the store.
+    pub store: String,
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// Number of entries listed.
+    pub entries: u64,
+}
+
 /// Type of an entry.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -536,6 +565,17 @@ pub struct ProjectLine<'a> {
     pub restore: Option<String>,
 }
 
+/// Result of a list of projects.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProjectSummary {
+    /// Path of the store.
+    pub store: String,
+    /// Id of the snapshot.
+    pub snapshot: String,
+    /// Number of projects listed.
+    pub projects: u64,
+}
+
 /// Result of a recovery.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Recovered<'a> {
@@ -585,6 +625,10 @@ pub struct RepairedOwners<'a> {
 /// Result of a restore.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct RestoreSummary {
+    /// Path of the store.
+    pub store: String,
+    /// Id of the snapshot.
+    pub snapshot: String,
     /// Number of files written.
     pub files_restored: u64,
     /// Bytes of these files.
@@ -676,6 +720,8 @@ pub struct WrittenFile {
 /// A snapshot.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SnapshotLine<'a> {
+    /// Path of the store.
+    pub store: &'a str,
     /// Id of the snapshot.
     pub id: String,
     /// First digits of the id.
@@ -724,6 +770,8 @@ pub struct SnapshotInstance<'a> {
 /// Sizes of the store and of the selected snapshots.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Stats {
+    /// Path of the store.
+    pub store: String,
     /// Number of selected snapshots.
     pub snapshots_count: usize,
     /// Bytes of the files in all selected snapshots.
@@ -822,8 +870,9 @@ impl From<&Entry> for Node {
 
 impl<'a> SnapshotLine<'a> {
     /// Describes a snapshot.
-    pub fn of(id: &SnapshotId, snapshot: &'a Snapshot) -> SnapshotLine<'a> {
+    pub fn of(store: &'a str, id: &SnapshotId, snapshot: &'a Snapshot) -> SnapshotLine<'a> {
         SnapshotLine {
+            store,
             id: id.to_string(),
             short_id: id.short(),
             time: utc_time(snapshot.start.into()),

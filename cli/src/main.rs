@@ -14,6 +14,8 @@ mod json;
 
 mod ui;
 
+mod selector;
+
 mod select;
 
 mod notify;

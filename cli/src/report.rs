@@ -1,6 +1,7 @@
 //! Formats numbers, times and paths for people and programs.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::entry::{Entry, Time, is_deceptive};
 use store::snapshot::Statistics;
@@ -48,6 +49,26 @@ fn timestamp(time: Time) -> jiff::Timestamp {
 /// Formats a time in the zone of this machine, to the second.
 pub fn local_time(time: Time) -> String {
     timestamp(time).to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// Returns the first second of a day in the zone of this machine, and that of the next day, since
+/// 1970.
+pub fn seconds_of_day(day: jiff::civil::Date) -> Range<i64> {
+    let zone = jiff::tz::TimeZone::system();
+    // In a zone that skips midnight, a day begins later.
+    let begin = |day: jiff::civil::Date| {
+        day.to_zoned(zone.clone()).map_or(i64::MAX, |time| time.timestamp().as_second())
+    };
+    begin(day)..day.tomorrow().map_or(i64::MAX, begin)
+}
+
+/// Names the time zone of this machine.
+pub fn zone() -> String {
+    let zone = jiff::tz::TimeZone::system();
+    match zone.iana_name() {
+        Some(name) => name.to_owned(),
+        None => timestamp(now()).to_zoned(zone).strftime("UTC%:z").to_string(),
+    }
 }
 
 /// Formats a time for programs: RFC 3339, UTC, to the nanosecond.
@@ -151,6 +172,25 @@ mod tests {
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(1024), "1.0 KiB");
         assert_eq!(size(u64::MAX), "16384.0 PiB");
+    }
+
+    #[test]
+    fn days_follow_each_other_without_gaps() {
+        let mut day = jiff::civil::date(2025, 1, 1);
+        for _ in 0..800 {
+            let next = day.tomorrow().expect("a day");
+            let seconds = seconds_of_day(day);
+            assert_eq!(seconds.end, seconds_of_day(next).start, "{day}");
+            assert!(seconds.end - seconds.start > 20 * 3600, "{day}");
+            for at in [seconds.start, seconds.end - 1] {
+                let time = local_time(Time { seconds: at, nanoseconds: 0 });
+                assert!(time.starts_with(&day.to_string()), "{time} {day}");
+            }
+            day = next;
+        }
+        assert!(!zone().is_empty());
+        assert!(!seconds_of_day(jiff::civil::date(0, 1, 1)).is_empty());
+        assert!(!seconds_of_day(jiff::civil::Date::MAX).contains(&0));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct RunRecord {
     pub message: Option<String>,
     /// Warnings of the run.
     pub warnings: Vec<String>,
+    /// Path of the store; null if none was found.
+    pub store: Option<String>,
     /// The new snapshot; null if there is none.
     pub snapshot_id: Option<String>,
     /// Snapshot from which unchanged files were taken.
@@ -120,6 +122,8 @@ pub struct InstanceRecord {
 #[derive(Debug, Clone)]
 pub struct Frame {
     pub run: RunId,
+    /// Path of the store, if it is known.
+    pub store: Option<String>,
     pub started: Time,
     pub ended: Time,
     pub elapsed: Duration,
@@ -160,6 +164,7 @@ impl RunRecord {
             total_duration: frame.elapsed.as_secs_f64(),
             message: None,
             warnings: frame.warnings,
+            store: frame.store,
             snapshot_id: None,
             parent: None,
             dry_run: false,

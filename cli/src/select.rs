@@ -1,28 +1,73 @@
 //! Selects the snapshots that a command works on.
 
-use crate::exit::{Failure, with_hint};
-use crate::report::local_time;
+use crate::exit::{Failure, usage, with_hint};
+use crate::report::{self, count, local_time, shown};
+use crate::selector::{Selector, Which};
 use clap::Args;
-use store::entry::{display_path, is_within};
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use jiff::civil::Date;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use store::entry::{Time, display_path, is_within};
 use store::id::{ChunkId, SnapshotId};
+use store::index::{Header, Position};
 use store::observe::Event;
-use store::records::Records;
-use store::snapshot::Snapshot;
+use store::snapshot::{Snapshot, SnapshotSource, is_future};
 use store::store::Store;
 use store::tree::TreeReader;
 
-/// Narrows down snapshots.
-#[derive(Debug, Clone, Args)]
+/// Heading of the options that narrow down snapshots, in help texts.
+const HEADING: &str = "Choice of snapshots";
+
+/// Narrows down snapshots by the properties that every snapshot has.
+#[derive(Debug, Clone, Default, Args)]
 pub struct Filter {
     /// Only snapshots with this tag (can be repeated: any of them)
-    #[arg(long, value_name = "TAG")]
-    pub tag: Vec<String>,
-    /// Only snapshots with this source path or one below or above it (can be repeated: any of them)
-    #[arg(long, value_name = "PATH")]
-    pub path: Vec<std::path::PathBuf>,
+    #[arg(long, value_name = "TAG", help_heading = HEADING)]
+    tag: Vec<String>,
+    /// Only snapshots with this source path or one below or above it (can be repeated: any of
+    /// them). Where one snapshot is chosen, those of exactly these paths come first
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = HEADING,
+        value_parser = PathBufValueParser::new().map(SourcePath::new)
+    )]
+    path: Vec<SourcePath>,
     /// Only snapshots of this machine (can be repeated: any of them)
-    #[arg(long, value_name = "HOST")]
-    pub host: Vec<String>,
+    #[arg(long, value_name = "HOST", help_heading = HEADING)]
+    host: Vec<String>,
+}
+
+/// A source path of snapshots, as a user writes it.
+#[derive(Debug, Clone)]
+struct SourcePath {
+    given: PathBuf,
+    /// Paths in the tree that it may mean: the name of a stream, or a path from the current
+    /// directory.
+    spellings: Vec<Vec<u8>>,
+}
+
+impl SourcePath {
+    fn new(given: PathBuf) -> SourcePath {
+        // A backup resolves links in its paths. They may be gone by now.
+        let [real, absolute] = [given.canonicalize(), std::path::absolute(&given)].map(Result::ok);
+        let paths = [Some(&given), absolute.as_ref(), real.as_ref()].into_iter().flatten();
+        let spellings = paths.map(|path| store::backup::tree_path(path)).collect();
+        SourcePath { given, spellings }
+    }
+}
+
+/// Narrows down snapshots, for commands that take several.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ListFilter {
+    /// Only snapshots of this instance (can be repeated: any of them)
+    #[arg(long, value_name = "NAME", help_heading = HEADING)]
+    pub instance: Vec<String>,
+    #[command(flatten)]
+    pub others: Filter,
 }
 
 impl Filter {
@@ -31,24 +76,85 @@ impl Filter {
         self.tag.is_empty() && self.path.is_empty() && self.host.is_empty()
     }
 
-    fn matches(&self, snapshot: &Snapshot) -> bool {
-        let any_path = |wanted: &std::path::PathBuf| {
-            let wanted = store::backup::tree_path(wanted);
-            snapshot.paths.iter().any(|path| {
-                let path = tree_path(path);
-                is_within(&path, &wanted) || is_within(&wanted, &path)
+    fn matches(&self, source: &SnapshotSource, tags: &[String]) -> bool {
+        let is_any = |wanted: &SourcePath| {
+            wanted.spellings.iter().any(|wanted| {
+                source.paths.iter().any(|path| {
+                    let path = tree_path(path);
+                    is_within(&path, wanted) || is_within(wanted, &path)
+                })
             })
         };
-        (self.tag.is_empty() || self.tag.iter().any(|tag| snapshot.tags.contains(tag)))
-            && (self.host.is_empty() || self.host.contains(&snapshot.host))
-            && (self.path.is_empty() || self.path.iter().any(any_path))
+        (self.tag.is_empty() || self.tag.iter().any(|tag| tags.contains(tag)))
+            && (self.host.is_empty() || self.host.contains(&source.host))
+            && (self.path.is_empty() || self.path.iter().any(is_any))
     }
+
+    fn has(&self, header: &Header) -> bool {
+        self.matches(&header.source, &header.tags)
+    }
+
+    /// Returns true if its paths are exactly the source paths.
+    fn names_exactly(&self, group: &Group) -> bool {
+        let Group::Paths(source) = group else { return false };
+        let wanted: Vec<_> = self.path.iter().map(|path| &path.spellings).collect();
+        let paths: Vec<_> = source.paths.iter().map(|path| tree_path(path)).collect();
+        paths.iter().all(|path| wanted.iter().any(|wanted| wanted.contains(path)))
+            && wanted.iter().all(|wanted| wanted.iter().any(|path| paths.contains(path)))
+    }
+
+    /// Returns the options as they were given, for messages.
+    fn shown(&self) -> String {
+        let all = [self.shown_tags(), self.shown_paths(), self.shown_hosts()].concat();
+        all.trim_start().to_owned()
+    }
+
+    fn shown_tags(&self) -> String {
+        self.tag.iter().map(|tag| option("tag", tag)).collect()
+    }
+
+    fn shown_paths(&self) -> String {
+        self.path.iter().map(|path| option("path", &path.given.display().to_string())).collect()
+    }
+
+    fn shown_hosts(&self) -> String {
+        self.host.iter().map(|host| option("host", host)).collect()
+    }
+}
+
+/// Returns an option with its value, after a space.
+fn option(name: &str, value: &str) -> String {
+    format!(" --{name} {}", quoted(value))
+}
+
+impl ListFilter {
+    /// Returns true if it selects all snapshots.
+    pub fn is_empty(&self) -> bool {
+        self.instance.is_empty() && self.others.is_empty()
+    }
+
+    /// Returns the instance, if exactly one is given.
+    pub fn only_instance(&self) -> Option<&str> {
+        match &self.instance[..] {
+            [name] => Some(name),
+            _ => None,
+        }
+    }
+
+    fn has(&self, header: &Header) -> bool {
+        let is_named = |name: &String| header.source.instance.as_ref() == Some(name);
+        (self.instance.is_empty() || self.instance.iter().any(is_named)) && self.others.has(header)
+    }
+}
+
+/// Quotes a word for a shell and escapes control characters.
+fn quoted(text: &str) -> String {
+    forge::process::quoted_shown(&display_path(text.as_bytes()))
 }
 
 /// Converts a source path of a snapshot record to a path in its tree.
 pub fn tree_path(path: &[u8]) -> Vec<u8> {
-    use std::os::unix::ffi::OsStrExt;
-    store::backup::tree_path(std::path::Path::new(std::ffi::OsStr::from_bytes(path)))
+    store::backup::tree_path(Path::new(OsStr::from_bytes(path)))
 }
 
 /// Snapshots that match a filter.
@@ -60,13 +166,20 @@ pub struct Selection {
 }
 
 /// Returns all readable snapshots that match. Warns about damaged ones.
-pub fn snapshots(store: &Store, filter: &Filter) -> Result<Selection, Failure> {
-    let (mut snapshots, damaged) = store.snapshots()?;
-    let is_sure = damaged.is_empty();
-    for error in damaged {
-        store.observer().event(Event::Warning(error.to_string()));
+pub fn snapshots(store: &Store, filter: &ListFilter) -> Result<Selection, Failure> {
+    let mut records = store.records()?;
+    records.retain(|header| filter.has(header));
+    let (mut snapshots, mut is_sure) = (Vec::new(), true);
+    for record in records {
+        match record {
+            Ok(named) => snapshots.push(named),
+            Err(error) => {
+                is_sure = false;
+                store.observer().event(Event::Warning(error.to_string()));
+            }
+        }
     }
-    snapshots.retain(|(_, snapshot)| filter.matches(snapshot));
+    snapshots.reverse();
     Ok(Selection { snapshots, is_sure })
 }
 
@@ -87,35 +200,6 @@ pub fn word(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A command line argument `SNAPSHOT[:PATH]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// An id prefix, `latest` or `latest~N`.
-    pub snapshot: String,
-    /// Path in the tree; empty for the whole tree.
-    pub path: Vec<u8>,
-}
-
-impl Place {
-    /// Splits the argument at the first colon.
-    pub fn parse(text: &std::ffi::OsStr) -> Result<Place, Failure> {
-        use std::os::unix::ffi::OsStrExt;
-        let bytes = text.as_bytes();
-        let colon = bytes.iter().position(|b| *b == b':');
-        let (snapshot, path) =
-            colon.map_or((bytes, &b""[..]), |at| (&bytes[..at], &bytes[at + 1..]));
-        let snapshot = String::from_utf8_lossy(snapshot).into_owned();
-        let path = tree_path(path);
-        if !path.is_empty() && !store::entry::is_valid_path(&path) {
-            return Err(with_hint(
-                format!("{} is not a valid path in a snapshot", display_path(&path)),
-                "write an absolute path without . and ..",
-            ));
-        }
-        Ok(Place { snapshot, path })
-    }
-}
-
 /// A snapshot that was found.
 pub struct Found {
     pub id: SnapshotId,
@@ -125,175 +209,520 @@ pub struct Found {
     pub is_sure: bool,
 }
 
-/// Returns the snapshot that `wanted` names.
-pub fn find(store: &Store, wanted: &str) -> Result<Found, Failure> {
-    find_among(store, wanted, None, &mut None)
+impl Found {
+    /// Describes the snapshot for people: id, time and store.
+    pub fn shown(&self, store: &Store) -> String {
+        let time = local_time(self.snapshot.start.into());
+        format!("snapshot {} of {time} in {}", self.id.short(), store.place())
+    }
+}
+
+/// Returns the snapshot that a selector names, among those that match the filter.
+pub fn find(store: &Store, selector: &Selector, filter: &Filter) -> Result<Found, Failure> {
+    Finder::new(store, filter).find(selector)
 }
 
 /// Like [`find`], for two snapshots. Reads the records and warns of them once.
-pub fn find_both(store: &Store, first: &str, second: &str) -> Result<[Found; 2], Failure> {
-    let mut candidates = None;
-    let mut find = |wanted| find_among(store, wanted, None, &mut candidates);
-    Ok([find(first)?, find(second)?])
+pub fn find_both(
+    store: &Store,
+    [first, second]: &[Selector; 2],
+    filter: &Filter,
+) -> Result<[Found; 2], Failure> {
+    let mut finder = Finder::new(store, filter);
+    Ok([finder.find(first)?, finder.find(second)?])
+}
+
+/// Returns the snapshots that the selectors name, or else all readable ones that match the filter.
+pub fn some(store: &Store, wanted: &[Selector], filter: &ListFilter) -> Result<Selection, Failure> {
+    if wanted.is_empty() {
+        return snapshots(store, filter);
+    }
+    let (mut finder, mut is_sure) = (Finder::new(store, &filter.others), true);
+    let mut found = BTreeMap::new();
+    for selector in wanted {
+        let mut selector = selector.clone();
+        if selector.instance.is_none() {
+            selector.instance = filter.only_instance().map(str::to_owned);
+        }
+        let Found { id, snapshot, is_sure: is_right } = finder.find(&selector)?;
+        found.insert((snapshot.start, id), snapshot);
+        is_sure &= is_right;
+    }
+    let snapshots = found.into_iter().map(|((_, id), snapshot)| (id, snapshot)).collect();
+    Ok(Selection { snapshots, is_sure })
+}
+
+/// Returns the instance whose store is wanted: the only one that the arguments name.
+pub fn instance_of<'a>(wanted: &'a [Selector], filter: &'a ListFilter) -> Option<&'a str> {
+    filter.only_instance().or_else(|| wanted.iter().find_map(|of| of.instance.as_deref()))
 }
 
 /// Returns the snapshot of an instance that `wanted` names. `latest` is the latest of this
 /// instance.
-pub fn find_of_instance(store: &Store, wanted: &str, instance: &str) -> Result<Found, Failure> {
-    let found = find_among(store, wanted, Some(instance), &mut None)?;
-    if is_of(&found.snapshot, Some(instance)) {
-        return Ok(found);
-    }
-    let message = format!("snapshot {} does not belong to instance {instance}", found.id.short());
-    Err(with_hint(message, "`forgekeep snapshots` shows the instance of each snapshot"))
-}
-
-/// Returns true if a snapshot is of this instance, or if any snapshot will do.
-fn is_of(snapshot: &Snapshot, instance: Option<&str>) -> bool {
-    let of = snapshot.instance.as_ref().map(|known| &known.name[..]);
-    instance.is_none() || of == instance
-}
-
-/// Returns the snapshot that `wanted` names. `latest` is the latest of `instance`, if one is given.
-/// Keeps the records that it read in `candidates`.
-fn find_among<'a>(
-    store: &'a Store,
-    wanted: &str,
-    instance: Option<&'a str>,
-    candidates: &mut Option<Candidates<'a>>,
+pub fn find_of_instance(
+    store: &Store,
+    wanted: &Selector,
+    instance: &str,
+    filter: &Filter,
 ) -> Result<Found, Failure> {
-    if let Some(rest) = wanted.strip_prefix("latest") {
-        let back = match rest.strip_prefix('~') {
-            Some(number) => number.parse().ok(),
-            None => rest.is_empty().then_some(0),
+    if let Some(other) = wanted.instance.as_ref().filter(|name| *name != instance) {
+        let message = format!("{wanted} is of instance {other}, and --instance is {instance}");
+        return Err(usage(message, format!("write {}", wanted.which)));
+    }
+    let selector = Selector { instance: Some(instance.to_owned()), which: wanted.which.clone() };
+    find(store, &selector, filter)
+}
+
+/// Snapshots that `latest` takes for the same thing, made again and again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Group<'a> {
+    /// An instance on a machine. Its paths may change.
+    Instance { name: &'a str, host: &'a str },
+    /// Paths of a machine.
+    Paths(&'a SnapshotSource),
+}
+
+impl<'a> Group<'a> {
+    fn of(source: &'a SnapshotSource) -> Group<'a> {
+        match &source.instance {
+            Some(name) => Group::Instance { name, host: &source.host },
+            None => Group::Paths(source),
+        }
+    }
+
+    fn host(&self) -> &'a str {
+        match self {
+            Group::Instance { host, .. } => host,
+            Group::Paths(source) => &source.host,
+        }
+    }
+
+    /// Returns true if only the machines differ.
+    fn differs_by_host(&self, other: &Group) -> bool {
+        self != other
+            && match (self, other) {
+                (Group::Instance { name, .. }, Group::Instance { name: other, .. }) => {
+                    name == other
+                }
+                (Group::Paths(source), Group::Paths(other)) => source.paths == other.paths,
+                _ => false,
+            }
+    }
+
+    /// Returns the arguments that choose this group among others, beside the given options.
+    fn spelled(&self, which: &Which, filter: &Filter, others: &BTreeMap<Group, Members>) -> String {
+        let mut text = match self {
+            Group::Instance { name, .. } => {
+                let instance = Some((*name).to_owned());
+                quoted(&Selector { instance, which: which.clone() }.to_string())
+            }
+            Group::Paths(_) => which.to_string(),
         };
-        if let Some(back) = back {
-            let candidates = match candidates {
-                Some(candidates) => candidates,
-                none => none.insert(Candidates::of(store, instance)?),
-            };
-            return candidates.latest(wanted, back);
+        let is_other = |other: &&Group| *other != self && !self.differs_by_host(other);
+        if let Group::Paths(source) = self
+            && others.keys().any(|other| is_other(&other))
+        {
+            for path in source.paths.iter().take(SHOWN_PATHS) {
+                text += &format!(" --path {}", forge::process::quoted_shown(&display_path(path)));
+            }
+            if source.paths.len() > SHOWN_PATHS {
+                text += " --path …";
+            }
+        } else {
+            text += &filter.shown_paths();
         }
-    }
-    let ids = store.snapshot_ids()?;
-    let matching: Vec<&SnapshotId> =
-        ids.iter().filter(|id| !wanted.is_empty() && id.to_string().starts_with(wanted)).collect();
-    match matching[..] {
-        [id] => Ok(Found { id: *id, snapshot: store.snapshot(id)?, is_sure: true }),
-        [] => Err(unknown(wanted, ids.len(), instance)),
-        _ => {
-            let shown = matching.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
-            let shown = shown.collect::<Vec<_>>().join(", ");
-            let more = if matching.len() > SHOWN_IDS { ", …" } else { "" };
-            let message =
-                format!("{wanted} is ambiguous: {} snapshots ({shown}{more})", matching.len());
-            Err(with_hint(message, "give more digits of the id"))
+        if others.keys().any(|other| self.differs_by_host(other)) {
+            text += &option("host", self.host());
+        } else {
+            text += &filter.shown_hosts();
         }
+        text + &filter.shown_tags()
     }
+}
+
+/// Snapshots of a group.
+#[derive(Debug, Clone, Copy)]
+struct Members {
+    count: u64,
+    newest: Position,
 }
 
 /// Maximum number of ids listed for an ambiguous prefix.
 const SHOWN_IDS: usize = 4;
+/// Maximum number of groups or instances listed.
+const SHOWN_CHOICES: usize = 12;
+/// Maximum number of source paths listed for a group.
+const SHOWN_PATHS: usize = 4;
 
-/// Snapshots among which `latest` is searched, read as far as needed.
-struct Candidates<'a> {
+/// Searches snapshots. Reads the headers once, and each record at most once.
+struct Finder<'a> {
     store: &'a Store,
-    /// The only instance that counts, if one is given.
-    instance: Option<&'a str>,
-    /// Records that are not read yet.
-    records: Records<'a>,
-    /// Known snapshots, newest first.
-    known: Vec<(SnapshotId, Snapshot)>,
-    /// Snapshots from the future, newest first.
-    future: Vec<(SnapshotId, Snapshot)>,
-    /// Number of unreadable records so far.
+    filter: &'a Filter,
+    /// Headers of all snapshots, once a selector needs them.
+    list: Option<List>,
+    /// Records read so far; `None` for an unreadable one, of which the user was warned.
+    read: HashMap<SnapshotId, Option<Snapshot>>,
+}
+
+/// Headers of the snapshots of a store.
+struct List {
+    /// Oldest first.
+    headers: Vec<Header>,
+    /// Number of records that were never readable.
     unreadable: u64,
     /// True if the user was warned of snapshots from the future.
     has_warned: bool,
 }
 
-impl<'a> Candidates<'a> {
-    fn of(store: &'a Store, instance: Option<&'a str>) -> Result<Candidates<'a>, Failure> {
-        let (records, known, future) = (store.records()?, Vec::new(), Vec::new());
-        let (unreadable, has_warned) = (0, false);
-        Ok(Candidates { store, instance, records, known, future, unreadable, has_warned })
+impl<'a> Finder<'a> {
+    fn new(store: &'a Store, filter: &'a Filter) -> Finder<'a> {
+        Finder { store, filter, list: None, read: HashMap::new() }
     }
 
-    /// Returns the newest snapshot, or the one `back` places before it. Warns about records that
-    /// are unreadable or from the future, and does not count them.
-    fn latest(&mut self, wanted: &str, back: usize) -> Result<Found, Failure> {
-        let now = crate::report::now();
-        while self.known.len() <= back {
-            match self.records.next() {
-                None => break,
-                Some(Ok((_, snapshot))) if !is_of(&snapshot, self.instance) => {}
-                Some(Ok(named)) if named.1.is_from_future(now) => self.future.push(named),
-                Some(Ok(named)) => self.known.push(named),
-                Some(Err(error)) => {
-                    self.unreadable += 1;
-                    self.warn(format!("{error}; searching the other snapshots"));
-                }
-            }
+    fn find(&mut self, selector: &Selector) -> Result<Found, Failure> {
+        if let Which::Id(prefix) = &selector.which {
+            return self.by_id(selector, prefix);
         }
-        self.warn_of_future();
-        let known = if self.known.is_empty() { &self.future } else { &self.known };
-        match known.get(back) {
-            Some((id, snapshot)) => {
-                let is_sure = self.unreadable == 0 && self.future.is_empty();
-                Ok(Found { id: *id, snapshot: snapshot.clone(), is_sure })
-            }
-            // The wanted one may be among the unreadable ones.
-            None if self.unreadable > 0 => {
-                let records = crate::report::count(self.unreadable, "record");
-                let message = format!("no readable snapshot {wanted}: {records} cannot be read");
-                Err(with_hint(message, "`forgekeep check` lists the damage"))
-            }
-            None => Err(unknown(wanted, known.len(), self.instance)),
+        let mut list = match self.list.take() {
+            Some(list) => list,
+            None => self.list()?,
+        };
+        let found = self.by_time(selector, &mut list);
+        self.list = Some(list);
+        found
+    }
+
+    /// Reads the headers, and warns about unreadable records.
+    fn list(&self) -> Result<List, Failure> {
+        let mut records = self.store.records()?;
+        let errors = records.take_errors();
+        for error in &errors {
+            self.warn(format!("{error}; searching the other snapshots"));
         }
+        let headers = records.headers().to_vec();
+        Ok(List { headers, unreadable: errors.len() as u64, has_warned: false })
     }
 
     fn warn(&self, text: String) {
         self.store.observer().event(Event::Warning(text));
     }
 
-    fn warn_of_future(&mut self) {
-        if std::mem::replace(&mut self.has_warned, true) {
-            return;
+    fn by_id(&self, selector: &Selector, prefix: &str) -> Result<Found, Failure> {
+        let ids = self.store.snapshot_ids()?;
+        let matching: Vec<&SnapshotId> =
+            ids.iter().filter(|id| id.to_string().starts_with(prefix)).collect();
+        let id = match matching[..] {
+            [id] => *id,
+            [] if ids.is_empty() => return Err(self.empty()),
+            [] => {
+                let among = count(ids.len() as u64, "snapshot");
+                let message = format!("no snapshot {prefix} among {among}");
+                return Err(with_hint(message, "`forgekeep snapshots` lists them"));
+            }
+            _ => {
+                let ids = matching.iter().take(SHOWN_IDS).map(|id| id.to_string()[..12].to_owned());
+                let ids = ids.collect::<Vec<_>>().join(", ");
+                let more = if matching.len() > SHOWN_IDS { ", …" } else { "" };
+                let message =
+                    format!("{prefix} is ambiguous: {} snapshots ({ids}{more})", matching.len());
+                return Err(with_hint(message, "give more digits of the id"));
+            }
+        };
+        let snapshot = self.store.snapshot(&id)?;
+        let source = snapshot.source();
+        if let Some(wanted) = selector.instance.as_ref()
+            && source.instance.as_ref() != Some(wanted)
+        {
+            let message = format!("snapshot {} does not belong to instance {wanted}", id.short());
+            let hint = match &source.instance {
+                Some(name) => format!("it belongs to instance {name}"),
+                None => "it belongs to no instance; `forgekeep snapshots` shows the instance of \
+                         each snapshot"
+                    .into(),
+            };
+            return Err(with_hint(message, hint));
         }
-        let what = if self.known.is_empty() { "no other exists" } else { "latest ignores it" };
-        for (id, snapshot) in &self.future {
-            let time = local_time(snapshot.start.into());
+        if !self.filter.matches(&source, &snapshot.tags) {
+            let message = format!("snapshot {} does not match {}", id.short(), self.filter.shown());
+            return Err(with_hint(message, "omit these options, or give another id"));
+        }
+        Ok(Found { id, snapshot, is_sure: true })
+    }
+
+    fn by_time(&mut self, selector: &Selector, list: &mut List) -> Result<Found, Failure> {
+        let List { headers, unreadable, .. } = &*list;
+        let of_instance = |header: &&Header| {
+            selector.instance.is_none() || header.source.instance == selector.instance
+        };
+        let named: Vec<&Header> = headers.iter().filter(of_instance).collect();
+        let matching: Vec<&Header> =
+            named.iter().copied().filter(|header| self.filter.has(header)).collect();
+        if matching.is_empty() {
+            return Err(match (&selector.instance, unreadable) {
+                (_, 1..) => no_readable(selector, *unreadable),
+                _ if headers.is_empty() && selector.instance.is_none() => self.empty(),
+                (Some(name), _) if named.is_empty() => self.no_instance(name, headers),
+                (name, _) => self.none_match(name.as_deref()),
+            });
+        }
+        let now = report::now();
+        let (future, known): (Vec<&Header>, Vec<&Header>) =
+            matching.iter().partition(|header| is_future(header.position.seconds, now));
+        let pool = if known.is_empty() { &future } else { &known };
+        let group = self.only_group(selector, pool)?;
+        let of_group = |header: &&&Header| Group::of(&header.source) == group;
+        let found = match &selector.which {
+            Which::Day(day) => {
+                let candidates = matching.iter().filter(of_group);
+                self.of_day(selector, *day, &candidates.copied().collect::<Vec<_>>(), *unreadable)
+            }
+            Which::Latest(back) => {
+                let pool: Vec<&Header> = pool.iter().filter(of_group).copied().collect();
+                let mut found = self.latest(selector, *back, &pool, *unreadable);
+                if let Ok(found) = &mut found {
+                    found.is_sure &= future.is_empty();
+                }
+                if !list.has_warned {
+                    self.warn_of_future(&future, known.is_empty());
+                }
+                found
+            }
+            Which::Id(_) => unreachable!("ids are searched without headers"),
+        };
+        list.has_warned |= matches!(selector.which, Which::Latest(_));
+        found
+    }
+
+    /// Returns the group of the snapshots. Fails if there are several.
+    fn only_group<'b>(
+        &self,
+        selector: &Selector,
+        pool: &[&'b Header],
+    ) -> Result<Group<'b>, Failure> {
+        let mut groups = BTreeMap::<Group, Members>::new();
+        for header in pool {
+            let newest = header.position;
+            let group = groups.entry(Group::of(&header.source));
+            // The headers come oldest first.
+            let group = group.or_insert(Members { count: 0, newest });
+            *group = Members { count: group.count + 1, newest };
+        }
+        if groups.keys().any(|group| self.filter.names_exactly(group)) {
+            groups.retain(|group, _| self.filter.names_exactly(group));
+        }
+        match groups.pop_first() {
+            Some((only, _)) if groups.is_empty() => Ok(only),
+            Some((first, members)) => {
+                groups.insert(first, members);
+                Err(ambiguous(selector, self.filter, &groups))
+            }
+            None => unreachable!("each snapshot has a group"),
+        }
+    }
+
+    /// Returns the newest of the snapshots, or the one `back` places before it. Does not count
+    /// unreadable records, and warns about them.
+    fn latest(
+        &mut self,
+        selector: &Selector,
+        back: usize,
+        pool: &[&Header],
+        mut unreadable: u64,
+    ) -> Result<Found, Failure> {
+        let mut readable = 0;
+        for header in pool.iter().rev() {
+            let Some(snapshot) = self.read(header) else {
+                unreadable += 1;
+                continue;
+            };
+            if readable == back {
+                let snapshot = snapshot.clone();
+                let is_sure = unreadable == 0;
+                return Ok(Found { id: header.position.id, snapshot, is_sure });
+            }
+            readable += 1;
+        }
+        // The wanted one may be among the unreadable ones.
+        if unreadable > 0 {
+            return Err(no_readable(selector, unreadable));
+        }
+        let of = of_instance(selector.instance.as_deref());
+        let among = count(readable as u64, "snapshot");
+        let oldest =
+            Selector { which: Which::Latest(readable.saturating_sub(1)), ..selector.clone() };
+        Err(with_hint(
+            format!("no snapshot {selector} among {among}{of}"),
+            match readable {
+                1 => format!("the only one is {oldest}"),
+                _ => format!("the oldest is {oldest}; `forgekeep snapshots` lists them"),
+            },
+        ))
+    }
+
+    /// Returns the last readable snapshot of a day. Its neighbours help if there is none.
+    fn of_day(
+        &mut self,
+        selector: &Selector,
+        day: Date,
+        candidates: &[&Header],
+        mut unreadable: u64,
+    ) -> Result<Found, Failure> {
+        let seconds = report::seconds_of_day(day);
+        let first = candidates.partition_point(|header| header.position.seconds < seconds.start);
+        let end = candidates.partition_point(|header| header.position.seconds < seconds.end);
+        for header in candidates[first..end].iter().rev() {
+            match self.read(header) {
+                Some(snapshot) => {
+                    let (id, snapshot) = (header.position.id, snapshot.clone());
+                    let is_future = snapshot.is_from_future(report::now());
+                    if is_future {
+                        self.warn_of_future(&[header], false);
+                    }
+                    return Ok(Found { id, snapshot, is_sure: unreadable == 0 && !is_future });
+                }
+                None => unreadable += 1,
+            }
+        }
+        if unreadable > 0 {
+            return Err(no_readable(selector, unreadable));
+        }
+        let neighbour = |header: &&Header| {
+            let Position { seconds, nanoseconds, id } = header.position;
+            format!("{} of {}", id.short(), local_time(Time { seconds, nanoseconds }))
+        };
+        let before = first.checked_sub(1).map(|at| neighbour(&candidates[at]));
+        let after = candidates.get(end).map(neighbour);
+        let hint = match (before, after) {
+            (Some(before), Some(after)) => {
+                format!("the one before is {before}, and the one after is {after}")
+            }
+            (Some(before), None) => format!("the last one before is {before}"),
+            (None, Some(after)) => format!("the first one after is {after}"),
+            (None, None) => "`forgekeep snapshots` lists the others".into(),
+        };
+        let of = of_instance(selector.instance.as_deref());
+        let zone = report::zone();
+        Err(with_hint(format!("no snapshot{of} began on {day} (time zone {zone})"), hint))
+    }
+
+    /// Reads a record, once. Warns if it is unreadable.
+    fn read(&mut self, header: &Header) -> Option<&Snapshot> {
+        let id = header.position.id;
+        if !self.read.contains_key(&id) {
+            let read = match self.store.snapshot_of(header) {
+                Ok(snapshot) => Some(snapshot),
+                Err(error) => {
+                    self.warn(format!("{error}; searching the other snapshots"));
+                    None
+                }
+            };
+            self.read.insert(id, read);
+        }
+        self.read[&id].as_ref()
+    }
+
+    fn warn_of_future(&self, future: &[&Header], is_only: bool) {
+        let what = if is_only { "no other exists" } else { "latest ignores it" };
+        for Header { position: Position { seconds, nanoseconds, id }, .. } in future.iter().rev() {
+            let time = local_time(Time { seconds: *seconds, nanoseconds: *nanoseconds });
             self.warn(format!(
                 "snapshot {} is dated in the future, {time}; {what}; check this machine's clock",
                 id.short()
             ));
         }
     }
+
+    fn empty(&self) -> Failure {
+        let hint = "run `forgekeep backup`, or check --store";
+        with_hint(format!("the store at {} has no snapshots yet", self.store.place()), hint)
+    }
+
+    fn no_instance(&self, name: &str, headers: &[Header]) -> Failure {
+        let names = headers.iter().filter_map(|header| header.source.instance.as_deref());
+        let names: BTreeSet<&str> = names.collect();
+        let mut hint = match forge::suggest::closest(name, names.iter().copied()) {
+            Some(known) => format!("did you mean `{}`? ", shown(known)),
+            None => String::new(),
+        };
+        hint += &if names.is_empty() {
+            format!("run `forgekeep backup --instance {name}`, or check --store")
+        } else {
+            let more = if names.len() > SHOWN_CHOICES { ", …" } else { "" };
+            let names: Vec<&str> = names.into_iter().take(SHOWN_CHOICES).collect();
+            format!("instances with snapshots: {}{more}", shown(&names.join(", ")))
+        };
+        let place = self.store.place();
+        with_hint(format!("the store at {place} has no snapshots of instance {name}"), hint)
+    }
+
+    fn none_match(&self, instance: Option<&str>) -> Failure {
+        let of = of_instance(instance);
+        with_hint(
+            format!("no snapshot{of} matches {}", self.filter.shown()),
+            "`forgekeep snapshots --json` shows the tags, paths and machines of all snapshots",
+        )
+    }
 }
 
-/// Returns the failure that no such snapshot exists among `count`, with a suggestion.
-fn unknown(wanted: &str, count: usize, instance: Option<&str>) -> Failure {
-    match instance {
-        None if count == 0 => {
-            let hint = "run `forgekeep backup`, or check --store";
-            return with_hint("the store has no snapshots yet", hint);
-        }
-        Some(name) if count == 0 => {
-            let hint = format!(
-                "run `forgekeep backup --instance {name}`, or check --store; \
-                 `forgekeep snapshots` lists the snapshots of other instances"
-            );
-            return with_hint(format!("the store has no snapshots of instance {name} yet"), hint);
-        }
-        _ => {}
+/// Names the instance after the word "snapshot", if one is given.
+fn of_instance(instance: Option<&str>) -> String {
+    instance.map_or_else(String::new, |name| format!(" of instance {name}"))
+}
+
+fn no_readable(selector: &Selector, unreadable: u64) -> Failure {
+    let records = count(unreadable, "record");
+    let message = format!("no readable snapshot {selector}: {records} cannot be read");
+    with_hint(message, "`forgekeep check` lists the damage")
+}
+
+/// Returns the failure that a selector fits snapshots of several groups, and how to write each.
+fn ambiguous(selector: &Selector, filter: &Filter, groups: &BTreeMap<Group, Members>) -> Failure {
+    let mut sorted: Vec<(&Group, &Members)> = groups.iter().collect();
+    sorted.sort_by_key(|(_, members)| std::cmp::Reverse(members.newest));
+    let choices: Vec<(String, &Members)> = sorted
+        .iter()
+        .take(SHOWN_CHOICES)
+        .map(|(group, members)| (group.spelled(&selector.which, filter, groups), *members))
+        .collect();
+    let width = choices.iter().map(|(choice, _)| choice.chars().count()).max().unwrap_or_default();
+    let mut lines = vec!["write one of these:".to_owned()];
+    for (choice, Members { count: number, newest }) in choices {
+        let Position { seconds, nanoseconds, .. } = *newest;
+        let time = local_time(Time { seconds, nanoseconds });
+        let number = count(*number, "snapshot");
+        lines.push(format!("  {choice:width$}  {number}, the newest of {time}"));
     }
-    let message =
-        format!("no snapshot {wanted} among {}", crate::report::count(count as u64, "snapshot"));
-    let known = forge::suggest::closest(&wanted.to_lowercase(), ["latest"].into_iter());
-    match known.filter(|_| !wanted.starts_with("latest~")) {
-        Some(known) => with_hint(message, format!("did you mean `{known}`?")),
-        None => with_hint(message, "`forgekeep snapshots` lists them"),
+    if groups.len() > SHOWN_CHOICES {
+        lines.push(format!("  and {} more", groups.len() - SHOWN_CHOICES));
     }
+    let what = described(groups);
+    usage(format!("{selector} is ambiguous: there are snapshots of {what}"), lines.join("\n"))
+}
+
+/// Counts what the groups differ by.
+fn described(groups: &BTreeMap<Group, Members>) -> String {
+    let (mut names, mut sets, mut hosts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for group in groups.keys() {
+        hosts.insert(group.host());
+        match group {
+            Group::Instance { name, .. } => drop(names.insert(name)),
+            Group::Paths(source) => drop(sets.insert(&source.paths)),
+        }
+    }
+    let mut what = Vec::new();
+    if !names.is_empty() {
+        what.push(count(names.len() as u64, "instance"));
+    }
+    match sets.len() {
+        0 => {}
+        1 => what.push("1 set of paths".into()),
+        sets => what.push(format!("{sets} sets of paths")),
+    }
+    let mut what = what.join(" and ");
+    if hosts.len() > 1 {
+        what += &format!(" on {} machines", hosts.len());
+    }
+    what
 }
 
 /// Maximum number of entries read to suggest a path.

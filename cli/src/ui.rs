@@ -157,8 +157,17 @@ impl Ui {
         let mut stderr = io::stderr().lock();
         // A failure here can no longer be reported.
         let _ = writeln!(stderr, "forgekeep: {}", shown(message));
-        if let Some(hint) = hint {
-            let _ = writeln!(stderr, "  {}", shown(hint));
+        // A hint may list choices, one a line.
+        for line in hint.iter().flat_map(|hint| hint.split('\n')) {
+            let _ = writeln!(stderr, "  {}", shown(line));
+        }
+    }
+
+    /// Prints a line beside a result that is nothing but paths or content, for a person who watches.
+    pub fn aside(&self, text: &str) {
+        let mut stderr = io::stderr().lock();
+        if !self.json && !self.quiet && stderr.is_terminal() {
+            let _ = writeln!(stderr, "{}", shown(text));
         }
     }
 

@@ -137,6 +137,11 @@ impl Sandbox {
         snapshots.map(|line| line["id"].as_str().expect("an id").to_owned()).collect()
     }
 
+    /// Returns the id of the newest snapshot of any source.
+    pub fn newest(&self) -> String {
+        self.snapshot_ids().pop().expect("a snapshot")
+    }
+
     /// Asserts that a full check finds nothing.
     pub fn assert_clean(&self) {
         self.run(["check", "--read-data"]).ok();

@@ -1,4 +1,4 @@
-use super::instance::{self, ConfigFile};
+use super::instance;
 use super::{Global, init};
 use crate::exit::{Failure, usage, with_hint};
 use crate::notifications::Notifications;
@@ -32,10 +32,10 @@ const WALK_THREADS_PER_CORE: usize = 4;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  forgekeep backup --store S /var/opt/gitlab /etc/gitlab
-  forgekeep backup --store S --tag nightly --exclude '*.tmp' /srv
-  pg_dump -Fc -Z0 gitlab | forgekeep backup --store S --stdin-name gitlab.dump
-  forgekeep backup --store S --stdin-name gitlab.sql --stdin-command pg_dump gitlab
+  forgekeep backup /var/opt/gitlab /etc/gitlab
+  forgekeep backup --tag nightly --exclude '*.tmp' /srv
+  pg_dump -Fc -Z0 gitlab | forgekeep backup --stdin-name gitlab.dump
+  forgekeep backup --stdin-name gitlab.sql --stdin-command pg_dump gitlab
   forgekeep backup --instance gitlab")]
 pub struct Backup {
     /// Directories and files to back up
@@ -48,8 +48,6 @@ pub struct Backup {
     /// Back up this instance of the configuration
     #[arg(long, value_name = "NAME", conflicts_with = "stdin_name")]
     instance: Option<String>,
-    #[command(flatten)]
-    config: ConfigFile,
     /// Create the store if there is none. Leave this out of nightly backups: if the disk is not mounted, a new store would begin in its place
     #[arg(long)]
     init: bool,
@@ -121,7 +119,7 @@ impl Backup {
             return self.instance(name, global, ui);
         }
         self.refuse_odd_usage()?;
-        let place = global.place()?;
+        let place = &global.place()?;
         let (run, started) = (RunId::random()?, now());
         let options = self.options(run)?;
         self.init(place, ui)?;
@@ -138,7 +136,8 @@ impl Backup {
             );
         }
         let (elapsed, warnings) = (watch.elapsed(), ui.warnings());
-        let frame = Frame { run, started, ended: now(), elapsed, warnings };
+        let store = Some(place.display().to_string());
+        let frame = Frame { run, store, started, ended: now(), elapsed, warnings };
         let record = RunRecord::of_paths(frame, &report);
         let shown = saved_all_the_same(show(ui, &record, &report), &report);
         // The exit code must be right even if printing the result failed.
@@ -227,7 +226,7 @@ impl Backup {
 
     /// Backs up an instance of the configuration and sends notifications.
     fn instance(&self, name: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+        let config = global.config.read()?;
         let settings = config.instance(name)?;
         let run = RunId::random()?;
         let mut options = self.options(run)?;
@@ -251,11 +250,13 @@ impl Backup {
             notifications.started();
         }
         let (started, clock) = (now(), Instant::now());
+        let place = instance::place_of(&config, name, global);
+        let store = place.as_ref().ok().map(|place| place.display().to_string());
         let work = |record: &mut Record| {
             // Services must run again even if the store is missing.
             let left =
                 if self.dry_run { None } else { instance::work_off(record, &notifications, ui) };
-            let place = instance::place_of(&config, name, global)?;
+            let place = place?;
             self.init(&place, ui)?;
             let (store, watch) = self.open(&place, ui)?;
             let result = instance::backup(settings, record, &notifications, &store, options);
@@ -273,7 +274,7 @@ impl Backup {
         if let (Some(record), false) = (&mut record, self.dry_run) {
             notifications.end_silences(record);
         }
-        let frame = Frame { run, started, ended, elapsed, warnings: ui.warnings() };
+        let frame = Frame { run, store, started, ended, elapsed, warnings: ui.warnings() };
         let record = match &result {
             Ok(outcome) => RunRecord::of_instance(frame, outcome),
             Err(failure) => RunRecord::failed(frame, failure),
@@ -508,7 +509,10 @@ pub fn remarks(ui: &Ui, record: &RunRecord, report: &Report) -> Result<(), Failu
         ui.explain(&format!("cannot read metadata of {paths}; content is in the snapshot"));
     }
     match report.snapshot {
-        Some(id) => ui.line(format!("snapshot {} saved", id.short())),
+        Some(id) => {
+            let store = record.store.as_deref().map_or_else(String::new, |at| format!(" in {at}"));
+            ui.line(format!("snapshot {} saved{store}", id.short()))
+        }
         None => ui.line("dry run: nothing was stored"),
     }
 }

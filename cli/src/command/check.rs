@@ -1,25 +1,36 @@
 use super::Global;
-use crate::exit::{Failure, usage};
+use crate::exit::{Failure, usage, with_hint};
 use crate::json::{CheckSummary, DamagedObject, LostPath};
 use crate::report::{count, now, size};
+use crate::select::{self, ListFilter, Selection};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
+use std::collections::HashSet;
 use std::time::Duration;
 use store::check::{Damage, Object, ReadData, Report};
-use store::store::{Purpose, Store};
+use store::id::SnapshotId;
+use store::store::Store;
 
 /// Check that the store is complete and undamaged
 ///
 /// Without options, check reads the tables of all segments and the trees of all snapshots, and
 /// looks up every chunk in them. With --read-data it also reads and verifies every byte. It reports
 /// each damaged object with the snapshots and paths that it affects.
+///
+/// With SNAPSHOT or options that choose snapshots, it reads the trees of these snapshots only. It
+/// reads the tables of all segments, and all data with --read-data, in any case.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  forgekeep check --store S
-  forgekeep check --store S --read-data-subset 2/7      on the second day of the week
-  forgekeep check --store S --read-data-subset 5%")]
+  forgekeep check
+  forgekeep check --read-data-subset 2/7      on the second day of the week
+  forgekeep check --read-data-subset 5%
+  forgekeep check gitlab@latest")]
 pub struct Check {
+    /// Only these snapshots (`forgekeep --help` lists all forms)
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
     /// Read and verify all data
     #[arg(long, conflicts_with = "read_data_subset")]
     read_data: bool,
@@ -27,6 +38,8 @@ pub struct Check {
     /// random share, at least one segment
     #[arg(long, value_name = "PART")]
     read_data_subset: Option<String>,
+    #[command(flatten)]
+    filter: ListFilter,
 }
 
 impl Check {
@@ -41,8 +54,13 @@ impl Check {
             (None, true) => ReadData::All,
             (None, false) => ReadData::None,
         };
-        let (store, watch) = global.open(ui, Purpose::Read, "check")?;
-        let report = store::check::check(&store, read_data);
+        let wanted = self.snapshots.iter().map(|text| Selector::read(text));
+        let wanted: Vec<Selector> = wanted.collect::<Result<_, _>>()?;
+        let instance = select::instance_of(&wanted, &self.filter);
+        let (store, watch) = global.open_for(instance, ui, "check")?;
+        let only = self.only(&store, &wanted).inspect_err(|_| watch.end())?;
+        let (ids, is_sure) = only.map_or((None, true), |(ids, is_sure)| (Some(ids), is_sure));
+        let report = store::check::check_some(&store, read_data, ids.as_ref());
         let future = future(&store);
         watch.end();
         let (report, future) = (report?, future?);
@@ -60,13 +78,35 @@ impl Check {
             ));
         }
         superseded(ui, &report);
-        let shown = show(ui, &report, read_data, future.len(), watch.elapsed());
+        let place = store.place();
+        let shown = show(ui, &place, &report, read_data, future.len(), watch.elapsed());
         // The exit code must be right even if printing the result failed.
         match report.is_clean() {
             false => Err(Failure::Damaged),
-            true if !future.is_empty() || !report.newer.is_empty() => Err(Failure::Partial),
+            true if !future.is_empty() || !report.newer.is_empty() || !is_sure => {
+                Err(Failure::Partial)
+            }
             true => shown,
         }
+    }
+
+    /// Returns the ids of the chosen snapshots, and true if they are certainly the wanted ones;
+    /// `None` if all snapshots are to be checked.
+    fn only(
+        &self,
+        store: &Store,
+        wanted: &[Selector],
+    ) -> Result<Option<(HashSet<SnapshotId>, bool)>, Failure> {
+        if wanted.is_empty() && self.filter.is_empty() {
+            return Ok(None);
+        }
+        let Selection { snapshots, is_sure } = select::some(store, wanted, &self.filter)?;
+        if snapshots.is_empty() {
+            let hint = "`forgekeep snapshots --json` shows the instance, tags, paths and machine of \
+                        each snapshot";
+            return Err(with_hint("nothing checked: no snapshot matches the options", hint));
+        }
+        Ok(Some((snapshots.into_iter().map(|(id, _)| id).collect(), is_sure)))
     }
 }
 
@@ -97,6 +137,7 @@ fn superseded(ui: &Ui, report: &Report) {
 
 fn show(
     ui: &Ui,
+    place: &str,
     report: &Report,
     read_data: ReadData,
     future: usize,
@@ -124,6 +165,7 @@ fn show(
         ui.line(format!("lost: more paths in {} other places", report.losses_unnamed))?;
     }
     ui.json(&CheckSummary {
+        store: place,
         snapshots: report.snapshots,
         snapshots_from_future: future as u64,
         snapshots_newer: report.newer.len() as u64,
@@ -146,7 +188,7 @@ fn show(
         ),
     };
     ui.remark(format!(
-        "{}, {}, {}; {read}, in {:.1} s",
+        "{place}: {}, {}, {}; {read}, in {:.1} s",
         count(report.snapshots, "snapshot"),
         count(report.segments, "segment"),
         count(report.chunks, "chunk"),

@@ -1,5 +1,5 @@
 use super::Global;
-use super::instance::{self, ConfigFile};
+use super::instance;
 use crate::exit::{Failure, with_hint};
 use crate::json::{
     ConfigFault, ConfigReport, PlannedPart, PlannedRedis, PlannedServer, PlannedServices,
@@ -52,8 +52,6 @@ pub struct Check {
     /// Do not connect to database servers and Redis
     #[arg(long)]
     offline: bool,
-    #[command(flatten)]
-    config: ConfigFile,
 }
 
 /// Maximum wait for a database server that is still starting.
@@ -113,7 +111,7 @@ impl Asked {
 
 impl Check {
     fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+        let config = global.config.read()?;
         if let Some(name) = &self.instance {
             config.instance(name)?;
         } else if config.instances.is_empty() {
@@ -151,7 +149,7 @@ impl Check {
                 }
             }
         }
-        for problem in preflight::of_notifiers(&config, self.config.path()) {
+        for problem in preflight::of_notifiers(&config, global.config.path()) {
             is_right = false;
             ui.warn(&problem);
         }

@@ -2,12 +2,12 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::{Changed, DiffSummary, PathFields};
 use crate::report::{self, size};
-use crate::select;
+use crate::select::{self, Filter};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
 use store::diff::Change;
 use store::entry::display_path;
-use store::store::Purpose;
 
 /// Show the differences between two snapshots
 ///
@@ -15,22 +15,27 @@ use store::store::Purpose;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
-  forgekeep diff --store S latest~1 latest")]
+  forgekeep diff gitlab@latest~1 gitlab@latest")]
 pub struct Diff {
-    /// Older snapshot
+    /// Older snapshot (`forgekeep --help` lists all forms)
     #[arg(value_name = "SNAPSHOT")]
     first: String,
     /// Newer snapshot
     #[arg(value_name = "SNAPSHOT")]
     second: String,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl Diff {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let (store, watch) = global.open(ui, Purpose::Read, "diff")?;
+        let selectors = [Selector::read(&self.first)?, Selector::read(&self.second)?];
+        let instance = selectors.iter().find_map(|selector| selector.instance.as_deref());
+        let (store, watch) = global.open_for(instance, ui, "diff")?;
         watch.hush();
-        let [first, second] = select::find_both(&store, &self.first, &self.second)?;
+        let [first, second] = select::find_both(&store, &selectors, &self.filter)?;
         let is_sure = first.is_sure && second.is_sure;
+        let ids = [first.id, second.id];
         let [first, second] = [first.snapshot, second.snapshot];
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
         let mut lost_parts = 0u64;
@@ -71,6 +76,9 @@ impl Diff {
         )?;
         let [added, removed, modified, metadata] = counts;
         ui.json(&DiffSummary {
+            store: store.place(),
+            first_snapshot: ids[0].to_string(),
+            second_snapshot: ids[1].to_string(),
             added,
             removed,
             changed: modified,
@@ -79,6 +87,8 @@ impl Diff {
             bytes_removed: bytes[1],
             second: (&second.statistics).into(),
         })?;
+        let [before, after] = ids.map(|id| id.short());
+        ui.remark(format!("snapshots {before} and {after} in {}", store.place()))?;
         ui.remark(format!(
             "{added} added, {removed} removed, {modified} changed, {metadata} with changed \
              metadata; {} added, {} removed",

@@ -2,7 +2,8 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::{FindSummary, Match, Node};
 use crate::report::{count, local_time, size, utc_time};
-use crate::select::{self, Filter, Selection};
+use crate::select::{self, ListFilter, Selection};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
 use std::collections::BTreeMap;
@@ -13,7 +14,6 @@ use store::find::{Found, Trees, Version};
 use store::glob::Globs;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
-use store::store::Purpose;
 use store::tree::Lost;
 
 /// Find which snapshots contain a path
@@ -25,21 +25,28 @@ use store::tree::Lost;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  forgekeep find --store S 'gitlab-secrets.json'
-  forgekeep find --store S '/var/opt/gitlab/**/d4735e3a*.git'")]
+  forgekeep find 'gitlab-secrets.json'
+  forgekeep find --instance gitlab '/var/opt/gitlab/**/d4735e3a*.git'
+  forgekeep find --snapshot gitlab@2026-11-20 '*.sql'")]
 pub struct Find {
     /// Pattern of names or paths
     #[arg(value_name = "GLOB", required = true)]
     patterns: Vec<OsString>,
+    /// Only this snapshot (can be repeated; `forgekeep --help` lists all forms)
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Vec<String>,
     #[command(flatten)]
-    filter: Filter,
+    filter: ListFilter,
 }
 
 impl Find {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let globs = Globs::new(self.patterns.iter().map(|pattern| pattern.as_bytes()))?;
-        let (store, watch) = global.open(ui, Purpose::Read, "find")?;
-        let Selection { snapshots, is_sure } = select::snapshots(&store, &self.filter)?;
+        let wanted = self.snapshot.iter().map(|text| Selector::read(text));
+        let wanted: Vec<Selector> = wanted.collect::<Result<_, _>>()?;
+        let instance = select::instance_of(&wanted, &self.filter);
+        let (store, watch) = global.open_for(instance, ui, "find")?;
+        let Selection { snapshots, is_sure } = select::some(&store, &wanted, &self.filter)?;
         let series = Series::of(snapshots);
         let (mut paths, mut lost_parts) = (0, 0u64);
         let trees = series.0.iter().map(|(number, _, snapshot)| (*number, snapshot.root.chunk()));
@@ -61,9 +68,10 @@ impl Find {
             }
         })?;
         let snapshots = series.0.len();
-        ui.json(&FindSummary { paths, snapshots })?;
+        ui.json(&FindSummary { store: store.place(), paths, snapshots })?;
         let of = count(snapshots as u64, "snapshot");
-        ui.remark(format!("{} in {of}", count(paths as u64, "path")))?;
+        let (paths, place) = (count(paths as u64, "path"), store.place());
+        ui.remark(format!("{paths} in {of} of {place}"))?;
         watch.end();
         select::answered(is_sure && lost_parts == 0)
     }

@@ -24,7 +24,7 @@ enum Action {
     /// they report a damaged one.
     #[command(after_long_help = "\
 Example:
-  forgekeep index rebuild --store S")]
+  forgekeep index rebuild")]
     Rebuild,
 }
 
@@ -47,13 +47,15 @@ impl Index {
         let chunks = store.index().chunk_count()?;
         let seconds = watch.elapsed().as_secs_f64();
         ui.json(&IndexSummary {
+            store: store.place(),
             segments,
             segment_bytes: bytes,
             chunks,
             seconds_elapsed: seconds,
         })?;
         ui.line(format!(
-            "rebuilt the index: {} of {} ({}) in {seconds:.1} s",
+            "rebuilt the index of {}: {} of {} ({}) in {seconds:.1} s",
+            store.place(),
             count(chunks, "chunk"),
             count(segments, "segment"),
             size(bytes)

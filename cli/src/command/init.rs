@@ -33,7 +33,7 @@ pub struct Init {
 
 impl Init {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        make(global.place()?, self.group_readable, ui)
+        make(&global.place()?, self.group_readable, ui)
     }
 }
 

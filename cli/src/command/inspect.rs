@@ -1,12 +1,13 @@
 use super::Global;
-use super::instance::{self, ConfigFile};
+use super::instance;
 use crate::config::Config;
 use crate::exit::{Failure, with_hint};
 use crate::json::{InspectSummary, InspectedSnapshot};
 use crate::report::shown;
 use crate::report::{local_time, size, utc_time};
 use crate::run_id::RunId;
-use crate::select::{self, Found};
+use crate::select::{self, Filter, Found};
+use crate::selector::Selector;
 use crate::ui::{Ui, Watch};
 use clap::Args;
 use forge::check::{Check, Verdict};
@@ -54,11 +55,12 @@ pub struct Inspect {
         requires = "snapshot"
     )]
     kind_as: Option<OwnersAs>,
-    /// Id or unique prefix, `latest` or `latest~N`; with --as, a directory
+    /// Snapshot, such as `latest` or `2026-11-20` (`forgekeep --help` lists all forms); with --as,
+    /// a directory
     #[arg(value_name = "SNAPSHOT|DIR")]
     snapshot: Option<String>,
     #[command(flatten)]
-    config: ConfigFile,
+    filter: Filter,
 }
 
 impl Inspect {
@@ -106,7 +108,7 @@ impl Inspect {
     }
 
     fn machine(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+        let config = global.config.read()?;
         let settings = config.instance(self.name())?;
         let opened = open_store(&config, self.name(), global, ui);
         let (store, watch) = match opened {
@@ -131,6 +133,7 @@ impl Inspect {
         instance::show_findings(ui, &inspection.missing, &inspection.checks)?;
         let is_right = inspection.is_right();
         ui.json(&InspectSummary {
+            store: store.as_ref().map(Store::place),
             instance: &plan.instance,
             kind: plan.kind,
             product: &inspection.product,
@@ -146,15 +149,16 @@ impl Inspect {
     }
 
     fn snapshot(&self, wanted: &str, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let wanted = Selector::read(wanted)?;
         // A machine that is being rebuilt may have no configuration yet.
         let place = match &global.store {
             Some(place) => place.clone(),
-            None => instance::place_of(&self.config.read()?, self.name(), global)?,
+            None => instance::place_of(&global.config.read()?, self.name(), global)?,
         };
         let (store, watch) = super::open(&place, ui, Purpose::Read, "inspect")?;
         let name = self.name();
         let read = || {
-            let found = select::find_of_instance(&store, wanted, name)?;
+            let found = select::find_of_instance(&store, &wanted, name, &self.filter)?;
             let (id, snapshot) = (&found.id, &found.snapshot);
             let manifest = instance::manifest(&store, id, snapshot)?.ok_or_else(|| {
                 let hint = "`forgekeep snapshots` shows which snapshots are complete";
@@ -168,12 +172,14 @@ impl Inspect {
         let is_complete = snapshot.instance.is_some_and(|instance| instance.is_complete);
         let state = if is_complete { "complete" } else { "NOT COMPLETE" };
         let time = snapshot.start.into();
-        ui.line(format!("{name}: snapshot {} of {}, {state}", id.short(), local_time(time)))?;
+        let (place, at) = (store.place(), local_time(time));
+        ui.line(format!("{name}: snapshot {} of {at} in {place}, {state}", id.short()))?;
         let root = snapshot.root.chunk();
         let is_stored =
             |path: &Path| TreeReader::within(&root, &tree_path(path), &store).next().is_some();
         show(ui, &manifest, &is_stored)?;
         ui.json(&InspectedSnapshot {
+            store: place,
             snapshot: id.to_string(),
             time: utc_time(time),
             is_complete,

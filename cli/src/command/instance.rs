@@ -1,6 +1,6 @@
 //! Code shared by the commands about instances.
 
-use super::{Global, backup};
+use super::{GLOBAL, Global, backup};
 use crate::config::{Config, DEFAULT};
 use crate::exit::{Failure, is_of_other_user, other, with_hint};
 use crate::notifications::Notifications;
@@ -29,23 +29,35 @@ pub struct ConfigFile {
     /// Configuration file
     #[arg(
         long = "config",
+        global = true,
+        help_heading = GLOBAL,
         value_name = "FILE",
         env = "FORGEKEEP_CONFIG",
         hide_env_values = true,
         default_value = DEFAULT
     )]
-    path: PathBuf,
+    config_file: PathBuf,
 }
 
 impl ConfigFile {
     /// Returns the path of the configuration file.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.config_file
     }
 
     /// Reads the configuration file.
     pub fn read(&self) -> Result<Config, Failure> {
-        Config::read(&self.path)
+        Config::read(&self.config_file)
+    }
+
+    /// Reads the configuration file; `None` if the default one does not exist.
+    pub fn read_if_any(&self) -> Result<Option<Config>, Failure> {
+        let is_default = self.config_file == Path::new(DEFAULT);
+        let is_missing = || {
+            let found = self.config_file.symlink_metadata();
+            found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        if is_default && is_missing() { Ok(None) } else { self.read().map(Some) }
     }
 }
 

@@ -1,46 +1,60 @@
 use super::Global;
 use crate::exit::Failure;
-use crate::json::Node;
+use crate::json::{LsSummary, Node};
 use crate::report::{count, local_time, mode, owner};
-use crate::select::{self, Found, Place};
+use crate::select::{self, Filter};
+use crate::selector::Place;
 use crate::ui::Ui;
 use clap::Args;
 use std::ffi::OsString;
 use store::entry::{Entry, EntryKind, display_path};
 use store::id::{ChunkId, SnapshotId};
 use store::observe::Event;
-use store::store::{Purpose, Store};
+use store::store::Store;
 use store::tree::TreeReader;
 
 /// List the content of a snapshot
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  forgekeep ls --store S latest
-  forgekeep ls --store S latest:/var/opt/gitlab/git-data -l")]
+  forgekeep ls latest
+  forgekeep ls gitlab@2026-11-20:/var/opt/gitlab/git-data -l
+  forgekeep ls latest --path /srv/git")]
 pub struct Ls {
-    /// Id or unique prefix, `latest` or `latest~N`; with a path, only that part
+    /// Snapshot, such as `latest` or `gitlab@latest` (`forgekeep --help` lists all forms); with a
+    /// path, only that part
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     place: OsString,
     /// Show mode, owner, size and time, too
     #[arg(long, short)]
     long: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl Ls {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let place = Place::parse(&self.place)?;
-        let (store, watch) = global.open(ui, Purpose::Read, "ls")?;
+        let (store, watch) = global.open_for(place.selector.instance.as_deref(), ui, "ls")?;
         watch.hush();
-        let Found { id, snapshot, is_sure } = select::find(&store, &place.snapshot)?;
-        each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
+        let found = select::find(&store, &place.selector, &self.filter)?;
+        // Standard output has nothing but paths.
+        ui.aside(&found.shown(&store));
+        let (id, snapshot, is_sure) = (found.id, found.snapshot, found.is_sure);
+        let mut entries = 0;
+        let listed = each_entry(&store, &id, &snapshot.root.chunk(), &place.path, &mut |entry| {
+            entries += 1;
             ui.json(&Node::from(&entry))?;
             if self.long {
                 ui.line(long(&entry))
             } else {
                 ui.line(format!("/{}", display_path(&entry.path)))
             }
-        })?;
+        });
+        if matches!(listed, Ok(()) | Err(Failure::Partial)) {
+            ui.json(&LsSummary { store: store.place(), snapshot: id.to_string(), entries })?;
+        }
+        listed?;
         select::answered(is_sure)
     }
 }

@@ -1,5 +1,6 @@
 use super::{Arguments, GLOBAL};
 use crate::exit::{CODES, Failure, other};
+use crate::selector::GRAMMAR;
 use clap::{Arg, ArgAction, Args, Command, CommandFactory};
 use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use std::fs::File;
@@ -123,6 +124,13 @@ fn rest(command: &Command, see_also: &[String]) -> Roff {
         roff.text([roman(line)]);
     }
     roff.control("fi", []);
+    if command.get_name() == "forgekeep" {
+        roff.control("SH", ["SNAPSHOTS"]).control("nf", []);
+        for line in GRAMMAR.lines() {
+            roff.text([roman(line)]);
+        }
+        roff.control("fi", []);
+    }
     roff.control("SH", ["ENVIRONMENT"]);
     for argument in command.get_arguments() {
         let Some(name) = argument.get_env() else { continue };
@@ -152,7 +160,9 @@ fn rest(command: &Command, see_also: &[String]) -> Roff {
 
 /// Returns the example lines of a command, or the first one of each command below it.
 fn examples(command: &Command) -> Vec<String> {
-    if let Some(help) = command.get_after_long_help() {
+    // That of the program itself has no examples.
+    let help = command.get_after_long_help().filter(|_| visible(command).is_empty());
+    if let Some(help) = help {
         return help.to_string().lines().skip(1).map(str::to_owned).collect();
     }
     let inner = visible(command).into_iter().map(examples);

@@ -1,4 +1,4 @@
-use super::instance::ConfigFile;
+use super::Global;
 use crate::exit::{Failure, with_hint};
 use crate::json::Notified;
 use crate::notify::{self, Notification, Notifier, NotifyError, Origin, What};
@@ -31,8 +31,6 @@ enum Action {
 Example:
   forgekeep notify test --instance gitlab")]
 struct Test {
-    #[command(flatten)]
-    config: ConfigFile,
     /// Instance that the message names [default: the only configured instance, or `test`]
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
@@ -57,15 +55,15 @@ enum TestedEvent {
 }
 
 impl Notify {
-    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let Action::Test(test) = &self.action;
-        test.run(ui)
+        test.run(global, ui)
     }
 }
 
 impl Test {
-    fn run(&self, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+    fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let config = global.config.read()?;
         let notifiers = &config.notify;
         if notifiers.is_empty() {
             let hint = "add a [[notify]] table; see docs/notifications.md";
@@ -135,7 +133,7 @@ impl TestedEvent {
             _ => (RunResult::Failed, 1),
         };
         let (at, elapsed, warnings) = (now(), Duration::ZERO, Vec::new());
-        let frame = Frame { run, started: at, ended: at, elapsed, warnings };
+        let frame = Frame { run, store: None, started: at, ended: at, elapsed, warnings };
         let message = Some("this is a test; no backup ran".into());
         RunRecord { message, ..RunRecord::new(frame, result, exit_code) }
     }

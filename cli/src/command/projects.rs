@@ -1,8 +1,9 @@
 use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
-use crate::json::ProjectLine;
+use crate::json::{ProjectLine, ProjectSummary};
 use crate::report::count;
-use crate::select::{self, Found};
+use crate::select::{self, Filter, Found};
+use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
 use forge::catalogue::Project;
@@ -11,7 +12,7 @@ use forge::process::quoted_shown;
 use std::collections::BTreeMap;
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
-use store::store::{Purpose, Store};
+use store::store::Store;
 
 /// List the projects of a snapshot with their repositories
 ///
@@ -21,24 +22,27 @@ use store::store::{Purpose, Store};
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  forgekeep projects latest
-  forgekeep projects latest --path group/project --json")]
+  forgekeep projects gitlab@latest
+  forgekeep projects gitlab@latest --project group/project --json")]
 pub struct Projects {
-    /// Id or unique prefix, `latest` or `latest~N`
+    /// Snapshot, such as `gitlab@latest` (`forgekeep --help` lists all forms)
     snapshot: String,
     /// Only the project with this path, and projects below it
     #[arg(long, value_name = "PATH")]
-    path: Option<String>,
+    project: Option<String>,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl Projects {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let (store, watch) = global.open(ui, Purpose::Read, "projects")?;
-        let read = self.read(&store);
+        let selector = Selector::read(&self.snapshot)?;
+        let (store, watch) = global.open_for(selector.instance.as_deref(), ui, "projects")?;
+        let read = self.read(&store, &selector);
         watch.end();
         let Read { id, is_sure, projects, places } = read?;
         let is_wanted = |project: &&Project| {
-            self.path.as_ref().is_none_or(|wanted| {
+            self.project.as_ref().is_none_or(|wanted| {
                 let rest = project.path.strip_prefix(wanted.trim_end_matches('/'));
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             })
@@ -73,14 +77,16 @@ impl Projects {
             );
             ui.line(format!("{:>8}  {}  {place}{notes}", project.id, project.name()))?;
         }
-        ui.remark(count(shown, "project"))?;
+        let (snapshot, place) = (id.to_string(), store.place());
         let id = id.short();
+        ui.remark(format!("{} in snapshot {id} in {place}", count(shown, "project")))?;
+        ui.json(&ProjectSummary { store: place, snapshot, projects: shown })?;
         ui.remark(format!("to restore one: forgekeep restore {id}:PATH --target DIRECTORY"))?;
         select::answered(is_sure)
     }
 
-    fn read(&self, store: &Store) -> Result<Read, Failure> {
-        let Found { id, snapshot, is_sure } = select::find(store, &self.snapshot)?;
+    fn read(&self, store: &Store, selector: &Selector) -> Result<Read, Failure> {
+        let Found { id, snapshot, is_sure } = select::find(store, selector, &self.filter)?;
         let name = "projects.jsonl";
         let text = instance::kept(store, &snapshot, name)?.ok_or_else(|| {
             let hint =

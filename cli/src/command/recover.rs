@@ -1,4 +1,4 @@
-use super::instance::{self, ConfigFile};
+use super::{Global, instance};
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::json::{Forgotten, Recovered};
@@ -29,13 +29,11 @@ pub struct Recover {
     /// Drop the unfinished steps without doing them
     #[arg(long, requires = "instance")]
     forget: bool,
-    #[command(flatten)]
-    config: ConfigFile,
 }
 
 impl Recover {
-    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let config = global.config.read()?;
         let mut names = Record::instances(&config.state)?;
         if let Some(instance) = &self.instance
             && !names.contains(instance)

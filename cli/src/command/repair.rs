@@ -1,5 +1,5 @@
-use super::instance::{self, ConfigFile};
 use super::owner_options;
+use super::{Global, instance};
 use crate::exit::{Failure, with_hint};
 use crate::json::{Repaired, RepairedOwners};
 use crate::report::count;
@@ -22,10 +22,10 @@ pub enum Repair {
 }
 
 impl Repair {
-    pub fn run(&self, ui: &Ui) -> Result<(), Failure> {
+    pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         match self {
-            Repair::SingleSignOn(repair) => repair.run(ui),
-            Repair::Owners(repair) => repair.run(ui),
+            Repair::SingleSignOn(repair) => repair.run(global, ui),
+            Repair::Owners(repair) => repair.run(global, ui),
         }
     }
 }
@@ -48,13 +48,11 @@ pub struct SingleSignOn {
     /// Write nothing; print the changes
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    config: ConfigFile,
 }
 
 impl SingleSignOn {
-    fn run(&self, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+    fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
+        let config = global.config.read()?;
         let settings = config.instance(&self.instance)?;
         let watch = ui.watch("repair");
         let progress = Observer::progress(&*watch);
@@ -113,12 +111,10 @@ pub struct Owners {
     /// New file for the rules that undo the changes [default: owners-TIME.map in this directory]
     #[arg(long, value_name = "FILE")]
     write_owner_map: Option<PathBuf>,
-    #[command(flatten)]
-    config: ConfigFile,
 }
 
 impl Owners {
-    fn run(&self, ui: &Ui) -> Result<(), Failure> {
+    fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
         let rules = match &self.owner_map {
             Some(file) => {
                 let text = owner_options::read(file)?;
@@ -136,7 +132,7 @@ impl Owners {
                 (Some(kind), Some(dir), _) => kind.plan(dir)?,
                 (_, _, name) => {
                     let name = name.as_deref().unwrap_or_default();
-                    let config = self.config.read()?;
+                    let config = global.config.read()?;
                     let settings = config.instance(name)?;
                     let site = Site { instance: name, settings, progress, is_offline: true };
                     forge::overrides::plan(&site)?.0

@@ -4,7 +4,8 @@ use super::owner_options::{self, OwnerOptions};
 use crate::exit::{Failure, with_hint};
 use crate::json::RestoreSummary;
 use crate::report::{count, size};
-use crate::select::{self, Found, Place, tree_path};
+use crate::select::{self, Filter, Found, tree_path};
+use crate::selector::Place;
 use crate::ui::Ui;
 use clap::Args;
 use forge::owners::OwnersAs;
@@ -21,7 +22,7 @@ use store::owner_map::Usage;
 use store::restore::{Options, Report};
 use store::skipped::Spared;
 use store::snapshot::Snapshot;
-use store::store::{Purpose, Store};
+use store::store::Store;
 use store::tree::TreeReader;
 
 /// Restore a snapshot, or a part of it, into a directory
@@ -36,7 +37,8 @@ use store::tree::TreeReader;
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("{}\n\n{EXAMPLES}", owner_options::HELP))]
 pub struct Restore {
-    /// Id or unique prefix, `latest` or `latest~N`; with a path, only that part
+    /// Snapshot, such as `latest` or `gitlab@latest` (`forgekeep --help` lists all forms); with a
+    /// path, only that part
     #[arg(value_name = "SNAPSHOT[:PATH]")]
     place: OsString,
     /// Directory to restore into; created if it does not exist
@@ -58,15 +60,17 @@ pub struct Restore {
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
     owners: OwnerOptions,
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  forgekeep restore --store S latest --target /mnt/restored
-  forgekeep restore --store S latest:/srv/git/group/project.git --target ./project.git
-  forgekeep restore --store S 3f2a --target / --include '/etc/gitlab' --dry-run
-  forgekeep restore --store S latest --target /srv/new --usermap git:998 --groupmap git:998";
+  forgekeep restore latest --target /mnt/restored
+  forgekeep restore gitlab@latest:/etc/gitlab --target ./etc-gitlab
+  forgekeep restore 3f2a --target / --include '/etc/gitlab' --dry-run
+  forgekeep restore latest --target /srv/new --usermap git:998 --groupmap git:998";
 
 impl Restore {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
@@ -74,8 +78,8 @@ impl Restore {
         let globs = |patterns: &[OsString]| Globs::new(patterns.iter().map(|glob| glob.as_bytes()));
         let (include, mut exclude) = (globs(&self.include)?, globs(&self.exclude)?);
         raise_open_files();
-        let (store, watch) = global.open(ui, Purpose::Read, "restore")?;
-        let Found { id, snapshot, is_sure } = select::find(&store, &place.snapshot)?;
+        let (store, watch) = global.open_for(place.selector.instance.as_deref(), ui, "restore")?;
+        let Found { id, snapshot, is_sure } = select::find(&store, &place.selector, &self.filter)?;
         if !snapshot.is_complete() {
             let other = last_complete(&store, &snapshot)?;
             let other = other.map_or_else(
@@ -179,7 +183,8 @@ impl Restore {
             ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
         }
         let usage = owners.usage();
-        let shown = self.show(ui, &report, &usage, watch.elapsed().as_secs_f64());
+        let seconds = watch.elapsed().as_secs_f64();
+        let shown = self.show(ui, (&store, &id), (&report, &usage), seconds);
         let owners_lost = if is_root() { report.owner_denied } else { 0 };
         let is_partial = report.failed + report.not_deleted + report.metadata_refused + owners_lost
             > 0
@@ -188,9 +193,17 @@ impl Restore {
         if is_partial || !is_sure { Err(Failure::Partial) } else { shown }
     }
 
-    fn show(&self, ui: &Ui, report: &Report, usage: &Usage, seconds: f64) -> Result<(), Failure> {
+    fn show(
+        &self,
+        ui: &Ui,
+        (store, id): (&Store, &SnapshotId),
+        (report, usage): (&Report, &Usage),
+        seconds: f64,
+    ) -> Result<(), Failure> {
         owner_options::show(ui, usage, self.dry_run)?;
         ui.json(&RestoreSummary {
+            store: store.place(),
+            snapshot: id.to_string(),
             files_restored: report.files_restored,
             bytes_restored: report.bytes_restored,
             files_unchanged: report.files_unchanged,
@@ -248,7 +261,7 @@ impl Restore {
         if !self.dry_run {
             text += &format!(" in {seconds:.1} s");
         }
-        ui.remark(text)?;
+        ui.remark(format!("{text}, from snapshot {} in {}", id.short(), store.place()))?;
         let could_not = if self.dry_run { "would not" } else { "could not" };
         if report.owner_denied > 0 {
             let next = if is_root() {

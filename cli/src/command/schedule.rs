@@ -1,5 +1,5 @@
 use super::Global;
-use super::instance::{self, ConfigFile};
+use super::instance;
 use crate::config::Config;
 use crate::exit::{Failure, other, with_hint};
 use crate::json::{GeneratedFile, WrittenFile};
@@ -37,8 +37,6 @@ pub struct Schedule {
     /// Write the files into this directory
     #[arg(long, value_name = "DIR")]
     write: Option<PathBuf>,
-    #[command(flatten)]
-    config: ConfigFile,
 }
 
 /// Scheduler that starts the backups.
@@ -61,14 +59,14 @@ fn time(text: &str) -> Result<(u8, u8), String> {
 
 impl Schedule {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let config = self.config.read()?;
+        let config = global.config.read()?;
         let settings = config.instance(&self.instance)?;
         let store = instance::place_of(&config, &self.instance, global)?;
         let program = std::env::current_exe()
             .map_err(|error| other(format!("cannot find the path of this program: {error}")))?;
         let command = Command {
             program: &program,
-            config: self.config.path(),
+            config: global.config.path(),
             store: global.store.as_deref(),
             instance: &self.instance,
         };

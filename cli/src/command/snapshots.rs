@@ -2,12 +2,11 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json::SnapshotLine;
 use crate::report::{count, local_time, now, size};
-use crate::select::{self, Filter, Selection};
+use crate::select::{self, ListFilter, Selection};
 use crate::ui::Ui;
 use clap::Args;
 use store::entry::display_path;
 use store::snapshot::Instance;
-use store::store::Purpose;
 
 /// List snapshots, newest last
 ///
@@ -16,18 +15,19 @@ use store::store::Purpose;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
-  forgekeep snapshots --store S --tag nightly --path /var/opt/gitlab")]
+  forgekeep snapshots --tag nightly --instance gitlab")]
 pub struct Snapshots {
     #[command(flatten)]
-    filter: Filter,
+    filter: ListFilter,
 }
 
 impl Snapshots {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let (store, watch) = global.open(ui, Purpose::Read, "snapshots")?;
+        let (store, watch) = global.open_for(self.filter.only_instance(), ui, "snapshots")?;
         let snapshots = select::snapshots(&store, &self.filter);
         watch.end();
         let Selection { snapshots, is_sure } = snapshots?;
+        let place = store.place();
         if !snapshots.is_empty() {
             ui.remark("id        time                 host             size        paths, or the instance")?;
         }
@@ -67,9 +67,9 @@ impl Snapshots {
                 snapshot.host,
                 size(statistics.bytes),
             ))?;
-            ui.json(&SnapshotLine::of(id, snapshot))?;
+            ui.json(&SnapshotLine::of(&place, id, snapshot))?;
         }
-        ui.remark(count(snapshots.len() as u64, "snapshot"))?;
+        ui.remark(format!("{} in {place}", count(snapshots.len() as u64, "snapshot")))?;
         select::answered(is_sure)
     }
 }

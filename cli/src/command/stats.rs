@@ -2,26 +2,25 @@ use super::Global;
 use crate::exit::Failure;
 use crate::json;
 use crate::report::{self, count, size};
-use crate::select::{self, Filter, Selection};
+use crate::select::{self, ListFilter, Selection};
 use crate::ui::Ui;
 use clap::Args;
 use store::segment::SegmentKind;
 use store::snapshot::Statistics;
-use store::store::Purpose;
 
 /// Show sizes and the savings by deduplication and compression
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Example:
-  forgekeep stats --store S")]
+  forgekeep stats")]
 pub struct Stats {
     #[command(flatten)]
-    filter: Filter,
+    filter: ListFilter,
 }
 
 impl Stats {
     pub fn run(&self, global: &Global, ui: &Ui) -> Result<(), Failure> {
-        let (store, watch) = global.open(ui, Purpose::Read, "stats")?;
+        let (store, watch) = global.open_for(self.filter.only_instance(), ui, "stats")?;
         let Selection { snapshots, is_sure } = select::snapshots(&store, &self.filter)?;
         let totals = [
             store.index().totals(SegmentKind::Data)?,
@@ -41,6 +40,7 @@ impl Stats {
         let [data, metadata] = totals;
         let stored = data.segment_bytes + metadata.segment_bytes;
         ui.json(&json::Stats {
+            store: store.place(),
             snapshots_count: snapshots.len(),
             total_restore_size: restored,
             total_size: stored,
@@ -50,6 +50,7 @@ impl Stats {
             data,
             metadata,
         })?;
+        ui.line(format!("store         {}", store.place()))?;
         ui.line(format!("snapshots     {}", snapshots.len()))?;
         ui.line(format!("restored      {} for all snapshots", size(restored)))?;
         for (name, totals) in [("data    ", data), ("metadata", metadata)] {

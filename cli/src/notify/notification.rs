@@ -177,6 +177,7 @@ pub mod tests {
         let time = |seconds| Time { seconds, nanoseconds: 0 };
         Frame {
             run: RunId::from_bytes([0xff; 16]),
+            store: Some("/srv/backup".into()),
             started: time(1_700_000_000),
             ended: time(1_700_000_760),
             elapsed: Duration::from_secs(760),
