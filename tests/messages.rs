@@ -321,3 +321,25 @@ fn a_comparison_warns_of_unreadable_records_once() {
     let warnings = outcome.stderr.lines().filter(|line| line.contains("is damaged")).count();
     assert_eq!(warnings, 1, "{}", outcome.all_output());
 }
+
+#[test]
+fn bytes_of_names_are_printed_in_one_way() {
+    use std::os::unix::ffi::OsStrExt;
+    let sandbox = Sandbox::with_store();
+    sandbox.tool("git").args(["init", "-q", "--bare", "r.git"]).run().ok();
+    let name = |bytes: &[u8]| std::ffi::OsStr::from_bytes(bytes).to_owned();
+    std::fs::write(sandbox.path(name(b"r.git/refs/heads/\xfe")), "").expect("writes");
+    let ends = |arguments: &[std::ffi::OsString], wanted: &str| {
+        let output = sandbox.run(arguments).all_output();
+        assert!(output.contains(wanted), "{wanted}: {output}");
+    };
+    ends(&["backup".into(), "r.git".into()], r"refs/heads/\xfe: empty ref");
+    ends(&["ls".into(), name(b"la\xfe")], r"no snapshot la\xfe");
+    ends(&["check".into(), "--store".into(), name(b"x\xff")], r"no store at x\xff");
+    ends(
+        &["backup".into(), "--stdin-command".into(), "--".into(), name(b"p\xff")],
+        r"start p\xff:",
+    );
+    ends(&["backup".into(), "--json".into(), "r.git".into()], r"refs/heads/\\xfe: empty ref");
+    ends(&["backup".into(), name(b"n\xff")], r"n\xff");
+}

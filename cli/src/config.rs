@@ -11,6 +11,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use store::entry::Displayed;
 
 /// Default path of the configuration file.
 pub const DEFAULT: &str = "/etc/forgekeep.toml";
@@ -55,7 +56,7 @@ fn state() -> PathBuf {
 impl Config {
     /// Reads the configuration file.
     pub fn read(path: &Path) -> Result<Config, Failure> {
-        let shown = path.display();
+        let shown = path.displayed();
         let text = std::fs::read_to_string(path).map_err(|error| {
             use std::io::ErrorKind as Is;
             let hint = match error.kind() {
@@ -91,8 +92,8 @@ impl Config {
             let written = std::mem::take(&mut store.path);
             let shown = masked(&format!(
                 "{}, key `stores.{name}.path`: {}",
-                file.display(),
-                written.display()
+                file.displayed(),
+                written.displayed()
             ));
             store.path = crate::place::local(written).map_err(|reason| usage(shown, reason))?;
         }
@@ -106,7 +107,7 @@ impl Config {
             if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
                 let hint = "use letters, digits, `-`, `_` and `.`";
                 return Err(with_hint(
-                    format!("{}: `{name}` is not a valid instance name", path.display()),
+                    format!("{}: `{name}` is not a valid instance name", path.displayed()),
                     hint,
                 ));
             }
@@ -115,14 +116,14 @@ impl Config {
             self.store_of(name, settings)?;
             for tag in &settings.tags {
                 crate::select::word(tag).map_err(|reason| {
-                    let file = path.display();
+                    let file = path.displayed();
                     usage(format!("{file}, key `instances.{name}.tags`: `{tag}`"), reason)
                 })?;
             }
         }
         for (number, notifier) in (1..).zip(&self.notify) {
             if let Some(fault) = notifier.fault() {
-                let (file, name) = (path.display(), notifier.name());
+                let (file, name) = (path.displayed(), notifier.name());
                 let kind = name.split(' ').next().unwrap_or_default();
                 let message = format!("{file}, [[notify]] table {number} ({kind}): {fault}");
                 return Err(other(message));
@@ -134,7 +135,7 @@ impl Config {
             if names.contains(&name) {
                 let hint = "give one of them another `name`";
                 return Err(with_hint(
-                    format!("{}: two [[notify]] tables have the name {name}", path.display()),
+                    format!("{}: two [[notify]] tables have the name {name}", path.displayed()),
                     hint,
                 ));
             }
@@ -142,7 +143,7 @@ impl Config {
         }
         match self.paths().into_iter().find(|(_, path)| !path.is_absolute()) {
             Some((key, relative)) => Err(with_hint(
-                format!("{}, key `{key}`: {} is relative", path.display(), relative.display()),
+                format!("{}, key `{key}`: {} is relative", path.displayed(), relative.displayed()),
                 "write an absolute path: scheduled backups run in another directory",
             )),
             None => Ok(()),
@@ -289,7 +290,7 @@ fn check_kinds(path: &Path, text: &str) -> Result<(), Failure> {
             None => format!("known kinds: {}", names.join(", ")),
         };
         let place = place(text, Some(kind.span()), "");
-        let message = format!("{}, {place}: unknown kind `{name}`", path.display());
+        let message = format!("{}, {place}: unknown kind `{name}`", path.displayed());
         return Err(with_hint(message, hint));
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use store::entry::Time;
+use store::entry::{Displayed, Time};
 use store::observe::Progress;
 
 /// Sends the notifications of one run.
@@ -83,7 +83,7 @@ impl<'a> Notifications<'a> {
         if let Err(error) = kept {
             self.ui.warn(&format!(
                 "{error}; the next run will not know this result; check the disk and the permissions of {}",
-                dir.display()
+                dir.displayed()
             ));
         }
     }

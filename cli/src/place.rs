@@ -3,6 +3,7 @@
 use forge::mask::masked;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Returns the local directory that a location names, or the reason why it names none.
 ///
@@ -15,7 +16,7 @@ pub fn local(place: PathBuf) -> Result<PathBuf, String> {
         return Ok(Path::new(std::ffi::OsStr::from_bytes(path)).to_owned());
     }
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let shown = masked(&place.display().to_string());
+    let shown = masked(&place.displayed());
     if first.contains(&b':') {
         return Err(format!(
             "remote stores are not supported yet; for a directory of that name write ./{shown}"

@@ -10,6 +10,7 @@ use forge::settings::Mode;
 use rustix::fs::Access;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Returns the problems with a plan's programs, users, patterns and secrets.
 pub fn of_plan(plan: &Plan) -> Vec<String> {
@@ -69,8 +70,7 @@ fn of_unreadable(plan: &Plan, read: &dyn Fn(&Path) -> rustix::io::Result<()>) ->
     let mut denied: Vec<&PathBuf> = denied.collect();
     denied.sort();
     denied.dedup();
-    let named: Vec<String> =
-        denied.iter().take(NAMED).map(|path| path.display().to_string()).collect();
+    let named: Vec<String> = denied.iter().take(NAMED).map(|path| path.displayed()).collect();
     let more = denied.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     (!denied.is_empty()).then(|| {
@@ -80,7 +80,7 @@ fn of_unreadable(plan: &Plan, read: &dyn Fn(&Path) -> rustix::io::Result<()>) ->
 
 /// Returns the problem with a store's location, if there is one.
 pub fn of_store(place: &Path) -> Option<String> {
-    let shown = place.display();
+    let shown = place.displayed();
     let unreachable = |error| format!("store {shown}: cannot access it: {error}");
     match place.join("store.json").try_exists() {
         Ok(true) => return None,
@@ -90,10 +90,10 @@ pub fn of_store(place: &Path) -> Option<String> {
     }
     let there = place.ancestors().find(|path| path.exists())?;
     if !there.is_dir() {
-        return Some(format!("store {shown}: {} is not a directory", there.display()));
+        return Some(format!("store {shown}: {} is not a directory", there.displayed()));
     }
     if let Err(error) = rustix::fs::access(there, Access::WRITE_OK) {
-        return Some(format!("store {shown}: {} is not writable: {error}", there.display()));
+        return Some(format!("store {shown}: {} is not writable: {error}", there.displayed()));
     }
     let is_empty = |dir: &Path| {
         let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -112,7 +112,7 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
         let found = notifier.fault_of_file();
         problems.extend(found.map(|problem| format!("{}: {problem}", notifier.name())));
         if let Some(dir) = notifier.directory().filter(|dir| !dir.is_dir()) {
-            problems.push(format!("{}: {} is not a directory", notifier.name(), dir.display()));
+            problems.push(format!("{}: {} is not a directory", notifier.name(), dir.displayed()));
         }
     }
     let mode = std::fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
@@ -120,7 +120,7 @@ pub fn of_notifiers(config: &Config, file: &Path) -> Vec<String> {
         problems.push(format!(
             "all users can read {}, which contains an address that works like a password; \
              run: chmod 600 {}",
-            file.display(),
+            file.displayed(),
             quoted_path(file)
         ));
     }

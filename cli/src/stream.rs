@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use store::Error;
 use store::backup::{Backup, BackupOptions, Likeness, Report};
+use store::entry::Displayed;
 use store::observe::Progress;
 use store::store::Store;
 
@@ -89,7 +90,7 @@ impl Stream<'_> {
         }
         let what = match self.command.first() {
             None => "standard input is empty".to_owned(),
-            Some(program) => format!("{} printed nothing", program.display()),
+            Some(program) => format!("{} printed nothing", program.displayed()),
         };
         let hint =
             "no snapshot was created; check the command, or give --allow-empty for an empty file";
@@ -100,7 +101,7 @@ impl Stream<'_> {
 fn failed(program: &OsString, error: forge::Error) -> Failure {
     match error {
         forge::Error::Failed { status, .. } => with_hint(
-            format!("{} failed ({status})", program.display()),
+            format!("{} failed ({status})", program.displayed()),
             "no snapshot was created; see the standard error of the command",
         ),
         error if error.is_interrupted() => error.into(),

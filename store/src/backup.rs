@@ -30,7 +30,7 @@ mod survey;
 pub use passes::{Backup, Likeness, Sources};
 
 use crate::damage::Damage;
-use crate::entry::Time;
+use crate::entry::{Displayed, Time};
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 use crate::observe::Event;
@@ -131,7 +131,7 @@ fn outside(store: &Store, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if outside.is_empty() {
             return Err(Error::SourceIsStore(path));
         }
-        let text = format!("skipped {}: it is the store or inside the store", path.display());
+        let text = format!("skipped {}: it is the store or inside the store", path.displayed());
         store.observer().event(Event::Warning(text));
     }
     Ok(outside)

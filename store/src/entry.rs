@@ -6,6 +6,8 @@ use crate::recipe::{Extent, Recipe, decode_extents, encode_extents};
 use memchr::{memchr, memchr_iter};
 use minicbor::{Decoder, Encoder, decode};
 use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// A point in time: seconds since 1970 (UTC), possibly negative, and nanoseconds within the second.
@@ -382,6 +384,18 @@ pub fn display_path(path: &[u8]) -> String {
         part.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
     }
     out
+}
+
+/// Formats paths of the system for people and messages, in the same way as [`display_path`].
+pub trait Displayed {
+    /// Returns the printable form.
+    fn displayed(&self) -> String;
+}
+
+impl<T: AsRef<OsStr> + ?Sized> Displayed for T {
+    fn displayed(&self) -> String {
+        display_path(self.as_ref().as_bytes())
+    }
 }
 
 mod field {

@@ -2,6 +2,7 @@
 //!
 //! The command line adds the next step.
 
+use crate::entry::Displayed;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
 use std::io;
 use std::path::PathBuf;
@@ -70,7 +71,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file that only this process needs could not be written.
-    #[error("cannot write temporary files in {}: {source}", dir.display())]
+    #[error("cannot write temporary files in {}: {source}", dir.displayed())]
     Temporary {
         /// Directory of temporary files.
         dir: PathBuf,
@@ -152,7 +153,7 @@ pub enum Error {
         reason: String,
     },
     /// A restore would write into the store.
-    #[error("a restore into {} would write into the store at {}", target.display(), store.display())]
+    #[error("a restore into {} would write into the store at {}", target.displayed(), store.displayed())]
     TargetIsStore {
         /// Target of the restore.
         target: PathBuf,
@@ -176,7 +177,7 @@ pub enum Error {
     #[error("index.sqlite: {0}")]
     Index(#[from] rusqlite::Error),
     /// A source given by the user cannot be used at all.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {}: {source}", path.displayed())]
     Source {
         /// The path.
         path: PathBuf,
@@ -184,7 +185,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The target of a restore cannot be used at all.
-    #[error("cannot write to {path}: {source}")]
+    #[error("cannot write to {}: {source}", path.displayed())]
     Target {
         /// The path.
         path: PathBuf,
@@ -236,7 +237,7 @@ pub enum Error {
         reason: String,
     },
     /// The only source is the store itself or a path inside it.
-    #[error("{0} is the store or inside the store")]
+    #[error("{} is the store or inside the store", .0.displayed())]
     SourceIsStore(PathBuf),
     /// The user stopped the operation.
     #[error("interrupted")]

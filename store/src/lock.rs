@@ -9,6 +9,7 @@
 //! locks and there is nothing to unlock by hand.
 
 use crate::backend::local::{give_to_owner, is_without_locks, open_regular};
+use crate::entry::Displayed;
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -44,7 +45,7 @@ impl Lock {
     /// Takes the lock of the store in directory `root`, or fails with [`Error::Locked`].
     pub fn take(root: &Path, mode: Mode) -> Result<Lock> {
         let path = root.join(FILE);
-        let place = root.display().to_string();
+        let place = root.displayed();
         let writable = OFlags::RDWR | OFlags::CREATE;
         let file = match open(&path, writable) {
             Ok(file) => {
@@ -63,7 +64,7 @@ impl Lock {
     pub fn take_to_read(root: &Path) -> Result<Lock> {
         match Lock::take(root, Mode::Shared) {
             Err(Error::StoreWrite { source, .. } | Error::StoreRead { source, .. }) => {
-                let place = root.display().to_string();
+                let place = root.displayed();
                 Ok(Lock { file: None, place, unsupported: source.into() })
             }
             taken => taken,

@@ -22,7 +22,7 @@ mod selection;
 mod similar_names;
 mod window;
 
-use crate::entry::{Entry, EntryKind, LinkKey, is_within};
+use crate::entry::{Displayed, Entry, EntryKind, LinkKey, is_within};
 use crate::error::{Error, Result};
 use crate::glob::{Globs, ends};
 use crate::id::ChunkId;
@@ -458,7 +458,7 @@ impl Restore<'_> {
             };
             let text = format!(
                 "{}: {have} in a file that the snapshot lacks; restore with --delete to remove it",
-                git_dir.display(),
+                git_dir.displayed(),
             );
             self.store.observer().event(Event::Warning(text));
         }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use store::Error;
 use store::backup::{self, About, BackupOptions, Likeness, Report, Sources};
+use store::entry::Displayed;
 use store::glob::Globs;
 use store::observe::Event;
 use store::store::{Purpose, Store};
@@ -174,7 +175,7 @@ impl Backup {
         let path = store::backup::tree_path(Path::new(name));
         if !store::entry::is_valid_path(&path) {
             return Err(usage(
-                format!("{} is not a valid file name for a snapshot", name.display()),
+                format!("{} is not a valid file name for a snapshot", name.displayed()),
                 "give a name such as db.sql, or a path without . and ..",
             ));
         }
@@ -203,7 +204,7 @@ impl Backup {
                 // An unmounted disk leaves an empty mount point, where the store used to be.
                 ui.warn(&format!(
                     "created a new store at {}; if a store existed there before, check that its disk is mounted",
-                    place.display()
+                    place.displayed()
                 ));
                 Ok(())
             }
@@ -243,7 +244,7 @@ impl Backup {
         if let Some(reason) = record.as_ref().ok().and_then(Record::no_lock) {
             ui.warn(&format!(
                 "cannot lock files in {}: {reason}; let only one backup of {name} run at a time",
-                config.state.display()
+                config.state.displayed()
             ));
         }
         if !self.dry_run {
@@ -291,7 +292,7 @@ impl Backup {
         Globs::new(excludes.iter().map(Vec::as_slice))?;
         for file in &self.exclude_file {
             let text = std::fs::read(file).map_err(|error| {
-                let message = format!("cannot read {}: {error}", file.display());
+                let message = format!("cannot read {}: {error}", file.displayed());
                 with_hint(message, "--exclude-file needs a readable file of patterns")
             })?;
             for (number, glob) in store::glob::lines(&text) {
@@ -344,8 +345,8 @@ impl Backup {
                     if passes_link(path) {
                         let text = format!(
                             "{} leads through a symbolic link; backing up {}",
-                            path.display(),
-                            real.display()
+                            path.displayed(),
+                            real.displayed()
                         );
                         store.observer().event(Event::Note(text));
                     }
@@ -382,7 +383,7 @@ impl Backup {
         let (command, may_be_empty) = (&self.stdin_command[..], self.allow_empty);
         if let Some(program) = command.first().filter(|program| !is_there(program)) {
             return Err(with_hint(
-                format!("cannot start {}: program not found", program.display()),
+                format!("cannot start {}: program not found", program.displayed()),
                 "no snapshot was created; check the name and PATH",
             ));
         }
@@ -394,7 +395,7 @@ impl Backup {
 fn in_line(file: &Path, number: usize, error: Error) -> Error {
     match error {
         Error::Pattern { pattern, reason } => {
-            let reason = format!("{reason} ({}, line {number})", file.display());
+            let reason = format!("{reason} ({}, line {number})", file.displayed());
             Error::Pattern { pattern, reason }
         }
         error => error,

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use store::backup::tree_path;
+use store::entry::Displayed;
 use store::glob::{Globs, escape};
 use store::id::SnapshotId;
 use store::snapshot::Snapshot;
@@ -58,7 +59,7 @@ impl InPlace<'_> {
         if !self.is_live() && (is_plain || !self.is_live_elsewhere()) {
             return Ok(Vec::new());
         }
-        let target = self.target.display();
+        let target = self.target.displayed();
         ui.warn(&format!(
             "restoring instance {name} into {target} overwrites files of this machine and does not \
              restore databases; stop its services first",
@@ -80,7 +81,7 @@ impl InPlace<'_> {
             let place = self.destination(&dumps).unwrap_or_default();
             ui.warn(&format!(
                 "this restore creates {} with database dumps that contain secrets; delete it afterwards",
-                place.display()
+                place.displayed()
             ));
         }
         let kept = self.ssh_settings(manifest.as_ref(), ui)?;
@@ -187,8 +188,7 @@ impl InPlace<'_> {
             left.extend(self.newer(&place, &known));
         }
         if !left.is_empty() {
-            let shown: Vec<String> =
-                left.iter().take(NAMED).map(|path| path.display().to_string()).collect();
+            let shown: Vec<String> = left.iter().take(NAMED).map(|path| path.displayed()).collect();
             let more = left.len().saturating_sub(NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             ui.warn(&format!(

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use store::Error;
 use store::config::Config;
+use store::entry::Displayed;
 use store::store::Store;
 
 /// zstd level of new stores: the default of other tools, see docs/measurements.md.
@@ -46,7 +47,7 @@ pub fn init(place: &Path, ui: &Ui) -> Result<(), Failure> {
 pub fn open_dry(place: &Path, ui: &Ui, watch: Arc<Watch>) -> Result<Store, Failure> {
     let store = store::store::init_dry(place, &config(false)?, watch);
     let store = store.map_err(|error| not_created(place, error))?;
-    ui.remark(format!("dry run: a new store would be created at {}", place.display()))?;
+    ui.remark(format!("dry run: a new store would be created at {}", place.displayed()))?;
     Ok(store)
 }
 
@@ -60,7 +61,7 @@ fn config(group_readable: bool) -> Result<Config, Failure> {
 fn not_created(place: &Path, error: Error) -> Failure {
     match error {
         Error::StoreWrite { name, source } if Path::new(&name) == place => with_hint(
-            format!("cannot create a store at {}: {source}", place.display()),
+            format!("cannot create a store at {}: {source}", place.displayed()),
             next_step(&source),
         ),
         error => error.into(),
@@ -72,11 +73,11 @@ fn make(place: &Path, group_readable: bool, ui: &Ui) -> Result<(), Failure> {
     store::store::init(place, &config).map_err(|error| not_created(place, error))?;
     // An existing directory keeps its mode, because it may be a mount point.
     if group_readable && place.metadata().is_ok_and(|found| found.mode() & 0o050 != 0o050) {
-        let place = place.display();
+        let place = place.displayed();
         ui.warn(&format!("the group cannot enter {place}; run `chmod g+rx {place}`"));
     }
     ui.json(&Initialized { id: &config.store_id, store: place.display().to_string() })?;
-    ui.remark(format!("created store {} at {}", &config.store_id[..8], place.display()))
+    ui.remark(format!("created store {} at {}", &config.store_id[..8], place.displayed()))
 }
 
 /// Returns the next step after a store could not be created.

@@ -6,6 +6,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use store::entry::Displayed;
 
 /// Date of the pages: the day of the last change to a help text.
 const DATE: &str = "2026-11-29";
@@ -44,7 +45,7 @@ impl Man {
         let visible = visible(&root).into_iter().map(page_name).collect::<Vec<_>>();
         std::fs::create_dir_all(&self.dir)
             .and_then(|()| write_pages(&root, &visible, &self.dir))
-            .map_err(|error| other(format!("cannot write to {}: {error}", self.dir.display())))
+            .map_err(|error| other(format!("cannot write to {}: {error}", self.dir.displayed())))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A store in a local directory.
 
 use super::{Backend, Listed, Pending};
+use crate::entry::Displayed;
 use crate::error::Unsynced;
 use crate::observe::{Event, Observer, Silent};
 use crate::random;
@@ -136,7 +137,7 @@ impl Local {
                 1 => String::new(),
                 all => format!(" (and {} more)", all - 1),
             };
-            let name = name.display();
+            let name = name.displayed();
             let text = format!("left {name}{others} in the store: {error}");
             self.0.observer.event(Event::Warning(format!("{text}; remove it by hand")));
         }
@@ -251,7 +252,7 @@ impl Place {
 
 impl Backend for Local {
     fn place(&self) -> String {
-        self.0.root.display().to_string()
+        self.0.root.displayed()
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<Listed>> {

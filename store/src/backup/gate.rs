@@ -7,7 +7,7 @@
 use super::absolute;
 use super::run::{Counters, Totals};
 use crate::chunks::PutMetadata;
-use crate::entry::{Amendment, Entry, is_within};
+use crate::entry::{Amendment, Displayed, Entry, is_within};
 use crate::error::{Error, Result};
 use crate::observe::{Event, Observer};
 use crate::tree::TreeWriter;
@@ -89,7 +89,7 @@ impl<'a> Gate<'a> {
         if amendment.is_time_clamped {
             let path = absolute(&entry.path);
             let note = "a timestamp has more than 999999999 nanoseconds; storing 999999999";
-            self.observer.event(Event::Note(format!("{}: {note}", path.display())));
+            self.observer.event(Event::Note(format!("{}: {note}", path.displayed())));
         }
         if amendment.is_owner_changed {
             let reason = "owner: invalid number or overlong name; storing nobody";

@@ -6,7 +6,7 @@
 use super::entry_runs::EntryRuns;
 use super::ingest::Ingest;
 use super::previous::{Below, Previous, PreviousGitDir, Recheck};
-use crate::entry::{Entry, EntryKind};
+use crate::entry::{Displayed, Entry, EntryKind};
 use crate::error::Result;
 use crate::git::{self, Phase};
 use crate::observe::Event;
@@ -219,7 +219,7 @@ impl Reading<'_, '_> {
     fn note_skipped(&self, found: &Found, why: &str) {
         self.ingest.exclude.noted.path(&found.path);
         let path = super::absolute(&found.path);
-        let note = format!("skipped {}: {why}", path.display());
+        let note = format!("skipped {}: {why}", path.displayed());
         self.ingest.observer().event(Event::Note(note));
     }
 

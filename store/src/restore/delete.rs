@@ -3,7 +3,7 @@
 use super::git_caches::GitCaches;
 use super::similar_names::are_similar;
 use super::{Options, Restore, join, relative, selected};
-use crate::entry::{EntryKind, is_within, path_cmp};
+use crate::entry::{Displayed, EntryKind, is_within, path_cmp};
 use crate::error::{Error, Result};
 use crate::git;
 use crate::glob::ends;
@@ -48,7 +48,7 @@ impl Extra {
             let text = format!(
                 "{} is mounted separately, so --delete keeps newer files there; to remove them, \
                  restore SNAPSHOT:/{} into it",
-                place.display(),
+                place.displayed(),
                 crate::entry::display_path(path)
             );
             store.observer().event(Event::Warning(text));

@@ -5,7 +5,7 @@
 //! have replaced one by a link to a larger disk, or changed its mode. A restore keeps both.
 
 use super::{Options, Restore, join};
-use crate::entry::{Entry, EntryKind, is_within};
+use crate::entry::{Displayed, Entry, EntryKind, is_within};
 use crate::glob::{Globs, ends};
 use crate::observe::{Event, Observer};
 use crate::source::{self, Stat};
@@ -60,7 +60,7 @@ pub(super) fn gets_metadata(dir: BorrowedFd<'_>) -> io::Result<bool> {
 /// Notes that a directory keeps an owner or a mode other than that of its entry.
 pub(super) fn note_kept(observer: &dyn Observer, path: &Path, entry: &Entry, stat: &Stat) {
     if !Metadata::of(entry).has_owner_and_mode(stat) {
-        let path = path.display();
+        let path = path.displayed();
         let note = format!("{path} existed before the restore; keeping its owner and mode");
         observer.event(Event::Note(note));
     }

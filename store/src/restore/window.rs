@@ -4,7 +4,9 @@ use super::output::Output;
 use super::passages::note_kept;
 use super::runs::Runs;
 use super::{Restore, join, relative};
-use crate::entry::{Content, Entry, EntryKind, LinkKey, Owner, display_path, is_within, path_cmp};
+use crate::entry::{
+    Content, Displayed, Entry, EntryKind, LinkKey, Owner, display_path, is_within, path_cmp,
+};
 use crate::error::Result;
 use crate::observe::Event;
 use crate::owner_map::OwnerAndMode;
@@ -311,7 +313,7 @@ impl Restore<'_> {
         if is_link_impossible(error) {
             let shown = self.shown(path);
             let note =
-                format!("{}: restored a copy instead of a hard link: {error}", shown.display());
+                format!("{}: restored a copy instead of a hard link: {error}", shown.displayed());
             self.store.observer().event(Event::Note(note));
         } else {
             let mut refused = Refused::default();
@@ -362,7 +364,7 @@ impl Restore<'_> {
         let made = self.target.make_dir(path)?;
         if let Made::Replacing(kind) = made {
             let (shown, kind) = (self.shown(path), kind.name());
-            let note = format!("{}: replaced {kind} by a directory", shown.display());
+            let note = format!("{}: replaced {kind} by a directory", shown.displayed());
             self.store.observer().event(Event::Note(note));
         }
         Ok(made != Made::Found)
