@@ -979,3 +979,39 @@ fn messages_name_the_thing_the_fault_and_the_next_step() {
     let stats = sandbox.run(["stats"]).ok().stdout;
     assert!(stats.contains("saved         ") && !stats.contains("0.0 x"), "{stats}");
 }
+
+#[test]
+fn content_that_is_only_stored_differently_is_not_reported_as_changed() {
+    let sandbox = Sandbox::with_store();
+    let hole = |len: u64| {
+        let file = std::fs::File::create(sandbox.path("source/hole")).expect("creates");
+        file.set_len(len).expect("grows");
+    };
+    let row = |n: u64| format!("{n} {}\n", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).repeat(3);
+    let rows: Vec<String> = (0..40_000).map(row).collect();
+    let moved = [&rows[30_000..], &rows[..30_000]].concat();
+    for (rows, zeros) in [(&rows, false), (&moved, true), (&rows, true)] {
+        sandbox.write("source/dump", rows.concat());
+        if zeros {
+            sandbox.write("source/hole", vec![0; 1 << 20]);
+        } else {
+            hole(1 << 20);
+        }
+        sandbox.backup(["source"]);
+    }
+    let changes = |first: &str| {
+        let output = sandbox.run(["diff", first, "latest"]).ok().stdout;
+        let changed = |line: &&str| line.starts_with("M ");
+        let names =
+            output.lines().filter(changed).map(|line| line.rsplit('/').next().unwrap_or(""));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(changes("latest~2"), [""; 0]);
+    assert_eq!(changes("latest~1"), ["dump"]);
+    let mut other = vec![0; 1 << 20];
+    other[(1 << 20) - 1] = 1;
+    sandbox.write("source/hole", other);
+    sandbox.backup(["source"]);
+    assert_eq!(changes("latest~3"), ["hole"]);
+    assert_eq!(changes("latest~1"), ["hole"]);
+}

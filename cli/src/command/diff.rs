@@ -6,7 +6,7 @@ use crate::select::{self, Filter};
 use crate::selector::Selector;
 use crate::ui::Ui;
 use clap::Args;
-use store::diff::Change;
+use store::diff::{Change, has_same_content};
 use store::entry::display_path;
 
 /// Show the differences between two snapshots
@@ -39,10 +39,12 @@ impl Diff {
         let [first, second] = [first.snapshot, second.snapshot];
         let (mut counts, mut bytes) = ([0u64; 4], [0u64; 2]);
         let mut lost_parts = 0u64;
+        let is_over = || store.observer().progress().check().is_err();
         store::diff::diff(
             &store,
             &first.root.chunk(),
             &second.root.chunk(),
+            &|a, b| has_same_content(a, b, &store, &is_over),
             &mut |met| -> Result<(), Failure> {
                 store.observer().progress().check()?;
                 let change = match met {

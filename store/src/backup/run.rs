@@ -3,8 +3,8 @@
 use super::absolute;
 use super::{BackupOptions, Likeness, Removed, Report, tree_path};
 use crate::chunks::Chunks;
-use crate::diff::{Change, diff, is_same};
-use crate::entry::{Content, Entry, EntryKind, Time};
+use crate::diff::{Change, diff, is_same, is_stored_alike};
+use crate::entry::{Content, Displayed, Entry, EntryKind, Time};
 use crate::error::{Error, Result};
 use crate::glob::ends;
 use crate::id::{ChunkId, SegmentId, SnapshotId};
@@ -283,7 +283,7 @@ impl<'a> BackupState<'a> {
             let text = format!(
                 "skipped files that a restore has not finished, such as {}; if that restore was \
                  interrupted, run it again",
-                path.display()
+                path.displayed()
             );
             store.observer().event(Event::Warning(text));
         }
@@ -314,7 +314,7 @@ impl<'a> BackupState<'a> {
                     let text = format!(
                         "{} has no files, and had some in snapshot {}; if its disk is not mounted, \
                          mount it and run the backup again",
-                        path.display(),
+                        path.displayed(),
                         id.short()
                     );
                     store.observer().event(Event::Warning(text));
@@ -446,7 +446,7 @@ fn removed(
         }
         Ok(())
     };
-    let compared = diff(chunks, first, second, &mut each);
+    let compared = diff(chunks, first, second, &is_stored_alike, &mut each);
     compared.ok().map(|()| removed)
 }
 
