@@ -1022,3 +1022,80 @@ fn paths_that_are_not_deleted_do_not_count_as_not_restored() {
     assert!(output.contains("1 path not deleted"), "{output}");
     assert!(!output.contains("not restored"), "{output}");
 }
+
+#[test]
+fn a_dry_run_reports_directories_in_the_way_as_the_restore_does() {
+    need_root();
+    let sandbox = Sandbox::with_store();
+    sandbox.write("source/f", "1");
+    sandbox.give_to_nobody("source");
+    sandbox.backup(["source"]);
+    sandbox.tool("chmod").args(["-R", "a+rwX", "store"]).run().ok();
+    sandbox.tool("chmod").args(["777", "."]).run().ok();
+    let place = sandbox.at("latest", "source");
+    // Preparation of the target, option, exit code of both.
+    let cases = [
+        ("chown 65534 target; chattr +i target/f/in/x", "--delete", 3),
+        ("chown -R 65534 target; chmod 640 target/f", "--delete", 0),
+        ("chown -R 65534 target; chmod 0 target/f/in", "--delete", 0),
+        ("chown -R 65534 target; chmod 0 target/f", "--delete", 0),
+        ("chown -R 65534 target; chmod 0 target/f", "--quiet", 3),
+        ("chown -R 65534 target; chmod 640 target/f", "--quiet", 3),
+    ];
+    for (case, option, code) in cases {
+        sandbox.write("target/f/in/x", "2");
+        sandbox.tool("sh").args(["-ec", case]).run().ok();
+        let restore = ["restore", &place, "--target", "target", option];
+        let planned = sandbox.as_nobody(restore.iter().chain(&["--dry-run"])).run();
+        let done = sandbox.as_nobody(restore).run();
+        sandbox.tool("sh").args(["-c", "chattr -Ri target; rm -rf target"]).run().ok();
+        let output = format!("{case}: {} {}", planned.all_output(), done.all_output());
+        assert_eq!((planned.code(), done.code()), (Some(code), Some(code)), "{output}");
+        let is_reported = |outcome: &Outcome| outcome.stderr.contains("not restored: target/f: ");
+        assert_eq!(is_reported(&planned), is_reported(&done), "{output}");
+        let is_noted = planned.all_output().contains("keeps this dry run from");
+        assert_eq!(is_noted, code == 0, "{output}");
+    }
+}
+
+#[test]
+fn a_fork_without_its_pool_is_reported() {
+    let sandbox = Sandbox::with_store();
+    let git = |arguments: &[&str]| sandbox.tool("git").args(arguments).run();
+    git(&["init", "-q", "--bare", "source/pools/pool.git"]).ok();
+    git(&["init", "-q", "--bare", "source/forks/fork.git"]).ok();
+    sandbox.write("blob", "borrowed");
+    let added = git(&["--git-dir", "source/pools/pool.git", "hash-object", "-w", "blob"]).ok();
+    sandbox.write(
+        "source/forks/fork.git/objects/info/alternates",
+        "../../../pools/pool.git/objects\n",
+    );
+    sandbox.backup(["source"]);
+    let is_readable = |dir: &str| {
+        git(&["--git-dir", dir, "cat-file", "-e", added.stdout.trim()]).code() == Some(0)
+    };
+    let (fork, pool) =
+        (sandbox.text("source/forks/fork.git"), sandbox.text("source/pools/pool.git"));
+    for dry in ["--dry-run", "--quiet"] {
+        let place = sandbox.at("latest", "source/forks/fork.git");
+        let alone = sandbox.run(["restore", &place, "--target", "alone.git", dry]).ok().stderr;
+        assert!(alone.contains("cannot read it without the pool"), "{dry}: {alone}");
+        let both = format!("--target DIR --include {fork} --include {pool}");
+        assert!(alone.contains(&both), "{dry}: {alone}");
+        let include = ["--include", &fork, "--include", &pool];
+        let all = ["restore", "latest", "--target", "both", dry];
+        let both = sandbox.run(all.iter().chain(&include)).ok().stderr;
+        assert_eq!(both, "", "{dry}");
+    }
+    assert!(!is_readable("alone.git"));
+    assert!(is_readable(&format!("both{fork}")));
+    // In place, the pool belongs where the fork looks for it.
+    sandbox.remove("source/pools");
+    let place = sandbox.at("latest", "source/forks/fork.git");
+    let outcome = sandbox.run(["restore", &place, "--target", &fork]).ok().stderr;
+    assert!(outcome.contains(&format!(":{pool} --target {pool}")), "{outcome}");
+    sandbox.restore(&format!("latest:{pool}"), &pool);
+    assert!(is_readable(&fork));
+    let outcome = sandbox.run(["restore", &place, "--target", &fork]).ok().stderr;
+    assert_eq!(outcome, "");
+}

@@ -182,7 +182,7 @@ impl Place {
         let colon = bytes.iter().position(|b| *b == b':');
         let (snapshot, path) =
             colon.map_or((bytes, &b""[..]), |at| (&bytes[..at], &bytes[at + 1..]));
-        let selector = Selector::read(&String::from_utf8_lossy(snapshot))?;
+        let selector = Selector::read(&display_path(snapshot))?;
         let path = store::backup::tree_path(std::path::Path::new(OsStr::from_bytes(path)));
         if !path.is_empty() && !store::entry::is_valid_path(&path) {
             return Err(with_hint(

@@ -8,6 +8,7 @@
 //! 3. Create links.
 //! 4. Set the metadata of directories that are complete.
 
+mod borrowed;
 mod content;
 mod delete;
 mod dry_run;
@@ -33,6 +34,9 @@ use crate::source::{self, Stat};
 use crate::store::Store;
 use crate::target::{self, Refused, Target};
 use crate::tree::{Lost, Span, TreeReader};
+pub use borrowed::Borrowers;
+
+use borrowed::Alternates;
 use early_sync::EarlySync;
 use git_caches::GitCaches;
 use hidden_refs::PackedRefs;
@@ -78,7 +82,7 @@ pub struct Options {
 }
 
 /// Result of a restore or dry run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     /// Number of selected entries of the snapshot. With 0, nothing was done.
     pub selected: u64,
@@ -117,6 +121,8 @@ pub struct Report {
     pub owner_denied: u64,
     /// Extended attributes that could not be set.
     pub xattr_denied: u64,
+    /// Restored repositories that lack the objects that they borrow.
+    pub borrowers: Vec<Borrowers>,
 }
 
 /// Restores the entry `from` in the tree `root` and everything below it into directory `target`.
@@ -184,6 +190,7 @@ pub fn restore(
         git_caches: Mutex::default(),
         packed_refs: PackedRefs::default(),
         similar_names: SimilarNames::default(),
+        alternates: Alternates::default(),
     };
     let _early_sync = EarlySync::start(target, store);
     let extra = if options.delete { restore.clear_the_way(root, options)? } else { Vec::new() };
@@ -206,7 +213,9 @@ pub fn restore(
         restore.warn_of_hidden_refs(root);
     }
     restore.target.put_modes_back();
-    let report = restore.report();
+    let mut report = restore.report();
+    report.borrowers =
+        restore.alternates.unmet(target, store, root, from, &restore.prefix, options);
     if report.files_restored + report.others + report.deleted > 0 {
         restore.target.sync().map_err(failed)?;
     }
@@ -372,6 +381,7 @@ struct Restore<'a> {
     git_caches: Mutex<GitCaches>,
     packed_refs: PackedRefs,
     similar_names: SimilarNames,
+    alternates: Alternates,
     /// Dropped last: unfinished files are removed before the modes of their directories are
     /// restored.
     target: Target,
@@ -496,6 +506,7 @@ impl Restore<'_> {
             files_hidden: 0,
             owner_denied: self.target.owner_denied.load(Relaxed),
             xattr_denied: self.target.xattr_denied.load(Relaxed),
+            borrowers: Vec::new(),
         }
     }
 }

@@ -10,16 +10,17 @@ use crate::ui::Ui;
 use clap::Args;
 use forge::owners::OwnersAs;
 use forge::plan::Part;
-use std::ffi::OsString;
+use forge::process::quoted_path;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::entry::{EntryKind, display_path};
+use store::entry::{Displayed, EntryKind, display_path};
 use store::glob::Globs;
 use store::id::SnapshotId;
 use store::observe::Event;
 use store::owner_map::Usage;
-use store::restore::{Options, Report};
+use store::restore::{Borrowers, Options, Report};
 use store::skipped::Spared;
 use store::snapshot::Snapshot;
 use store::store::Store;
@@ -179,6 +180,7 @@ impl Restore {
         let report = store::restore::restore(&store, &root, &place.path, &self.target, &options);
         watch.end();
         let report = report?;
+        warn_of_borrowers(&report.borrowers, &id, &self.target, ui);
         if report.selected == 0 {
             ui.warn("nothing restored: no path of the snapshot was selected; `forgekeep ls` lists its paths");
         }
@@ -319,11 +321,58 @@ fn parts_as(
     let exists = |path: &Path| {
         TreeReader::within(&root, &tree_path(path.as_os_str().as_bytes()), store).next().is_some()
     };
-    let named = [Path::new("/").join(std::ffi::OsStr::from_bytes(from))];
+    let named = [Path::new("/").join(OsStr::from_bytes(from))];
     let sources =
-        snapshot.paths.iter().map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)));
+        snapshot.paths.iter().map(|path| PathBuf::from(OsStr::from_bytes(path)));
     let mut found = named.into_iter().chain(sources).map(|dir| kind.parts(&dir, &exists));
     Ok(found.find(|parts| !parts.is_empty()).unwrap_or_default())
+}
+
+/// Maximum number of pools that are named.
+const POOLS_MAX: usize = 10;
+
+/// Warns of repositories that git cannot read without another one, with the command that restores
+/// it.
+fn warn_of_borrowers(all: &[Borrowers], id: &SnapshotId, target: &Path, ui: &Ui) {
+    let id = id.short();
+    let in_place = |borrowers: &Borrowers| {
+        borrowers.first_in_target.as_os_str().as_bytes() == [b"/", &borrowers.first[..]].concat()
+    };
+    for borrowers in all.iter().take(POOLS_MAX) {
+        let Borrowers { first_in_target, count: many, wanted, pool, is_relative, .. } = borrowers;
+        let others = match many - 1 {
+            0 => String::new(),
+            others => format!(" ({} more do so, too)", count(others, "repository")),
+        };
+        let next = match pool {
+            None => "the snapshot does not have it".to_owned(),
+            Some(pool) => {
+                let is_near = std::path::absolute(target).is_ok_and(|dir| wanted.starts_with(dir));
+                let tree_path =
+                    |path: &[u8]| PathBuf::from(OsStr::from_bytes(&[b"/", path].concat()));
+                let shown = quoted_path(&tree_path(pool));
+                if *is_relative && !is_near && !in_place(borrowers) {
+                    let first = quoted_path(&tree_path(&borrowers.first));
+                    format!(
+                        "restore both below one directory: forgekeep restore {id} --target DIR \
+                         --include {first} --include {shown}"
+                    )
+                } else {
+                    let wanted = quoted_path(wanted);
+                    format!("restore it, too: forgekeep restore {id}:{shown} --target {wanted}")
+                }
+            }
+        };
+        ui.warn(&format!(
+            "{}: git cannot read it without the pool that it borrows objects from, {}{others}; {next}",
+            first_in_target.displayed(),
+            wanted.displayed(),
+        ));
+    }
+    let more = all.len().saturating_sub(POOLS_MAX);
+    if more > 0 {
+        ui.warn(&format!("{more} more pools of restored repositories are missing"));
+    }
 }
 
 /// Returns the reason why `--delete` must not be used with this snapshot, if there is one.

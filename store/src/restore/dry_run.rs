@@ -1,5 +1,6 @@
 //! Dry run of a restore.
 
+use super::borrowed::Alternates;
 use super::content::with_content;
 use super::delete::{Extra, extra};
 use super::git_caches::GitCaches;
@@ -8,7 +9,7 @@ use super::{
     Options, Report, Top, below_unmade, dir_in_the_way, fatal, join, reason_of, relative, selected,
 };
 use crate::access;
-use crate::entry::{Content, Entry, EntryKind, LinkKey, Xattrs, is_within};
+use crate::entry::{Content, Displayed, Entry, EntryKind, LinkKey, Xattrs, is_within};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::observe::{Event, Reason};
@@ -50,6 +51,7 @@ struct DryRun<'a> {
     needed_bytes: u64,
     /// Recipes of several pages, whose holes are counted only if space is short, with file sizes.
     long_files: Vec<(Recipe, u64)>,
+    alternates: Alternates,
     report: Report,
 }
 
@@ -70,6 +72,15 @@ struct Link {
     to_come: u64,
     /// True if the first name can be restored.
     is_restored: bool,
+}
+
+/// A directory where an entry of another type belongs.
+#[derive(PartialEq, Eq)]
+enum Obstacle {
+    /// It is not empty, and some of its content stays.
+    Kept,
+    /// The mode of this directory hides whether it can be emptied. A restore opens it for a time.
+    Unknown(Vec<u8>),
 }
 
 /// Counts what a restore would do, without changing anything.
@@ -107,6 +118,7 @@ pub(super) fn dry_run(
         links: HashMap::new(),
         needed_bytes: 0,
         long_files: Vec::new(),
+        alternates: Alternates::default(),
         report: Report::default(),
     };
     for item in selected(root, from, options, store) {
@@ -127,11 +139,12 @@ pub(super) fn dry_run(
     run.delete(root, options)?;
     let needed = run.needed_bytes(free_bytes.unwrap_or(u64::MAX));
     if let Some(free) = free_bytes.filter(|free| *free < needed) {
-        let target = target.display();
+        let target = target.displayed();
         let note =
             format!("{target}: {free} bytes are free; the restore writes up to {needed} bytes");
         store.observer().event(Event::Note(note));
     }
+    run.report.borrowers = run.alternates.unmet(target, store, root, from, prefix, options);
     Ok(run.report)
 }
 
@@ -180,6 +193,7 @@ impl DryRun<'_> {
         if entry.kind == EntryKind::Directory {
             return self.take_dir(entry, path);
         }
+        self.alternates.note(entry, self.store);
         let key = entry.link_key();
         let mut known = key.and_then(|key| self.known_link(entry, key));
         if let Some(link) = &mut known
@@ -192,7 +206,8 @@ impl DryRun<'_> {
                 link.copy = Some(path.clone());
             }
         }
-        let is_in_the_way = self.is_in_the_way(&path);
+        let obstacle = self.obstacle(&path);
+        let is_in_the_way = obstacle == Some(Obstacle::Kept);
         let present = self.present(entry, &path, known.as_ref());
         let mut refused = if present.is_some() { None } else { self.refusal(entry, &path) };
         if present.is_none() && refused.is_none() && entry.kind == EntryKind::Symlink {
@@ -210,6 +225,10 @@ impl DryRun<'_> {
         }
         if is_in_the_way {
             self.failed(&path, dir_in_the_way(self.is_delete));
+        } else if let Some(Obstacle::Unknown(dir)) = obstacle {
+            self.report.files_hidden += u64::from(entry.kind == EntryKind::File && !is_restored);
+            self.need(entry);
+            self.note_hidden(dir, "looking whether the restore can replace a directory");
         } else if let Some(error) = refused {
             self.refused(&path, &error)?;
         } else if entry.kind != EntryKind::File || is_restored {
@@ -313,7 +332,7 @@ impl DryRun<'_> {
         }
         if let Some(kind) = kind {
             let (shown, kind) = (self.shown(&path), kind.name());
-            let note = format!("{}: would replace {kind} by a directory", shown.display());
+            let note = format!("{}: would replace {kind} by a directory", shown.displayed());
             self.store.observer().event(Event::Note(note));
         }
         self.report.dirs += 1;
@@ -356,10 +375,7 @@ impl DryRun<'_> {
         self.need(entry);
         if let Some(dir) = self.hiding_dir(path) {
             self.report.files_hidden += 1;
-            if !self.hiding.contains(&dir) {
-                self.note_hiding(&dir, "comparing the files in it");
-                self.hiding.insert(dir);
-            }
+            self.note_hidden(dir, "comparing the files in it");
             return;
         }
         self.count_new(entry, path);
@@ -561,9 +577,24 @@ impl DryRun<'_> {
         None
     }
 
+    /// Like [`DryRun::hiding_dir`]; may also be the directory at this path.
+    fn closed_dir(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let is_closed = |(_, stat): &(OwnedFd, Stat)| target::can_be_opened_up(stat);
+        let closed = self.look(path).filter(is_closed).map(|_| path.to_vec());
+        closed.or_else(|| self.hiding_dir(path))
+    }
+
+    /// Notes once that the mode of a directory hides what this work needs.
+    fn note_hidden(&mut self, dir: Vec<u8>, work: &str) {
+        if !self.hiding.contains(&dir) {
+            self.note_hiding(&dir, work);
+            self.hiding.insert(dir);
+        }
+    }
+
     fn note_hiding(&self, dir: &[u8], work: &str) {
         let dir = self.shown(dir);
-        let note = format!("{}: its mode keeps this dry run from {work}", dir.display());
+        let note = format!("{}: its mode keeps this dry run from {work}", dir.displayed());
         self.store.observer().event(Event::Note(note));
     }
 
@@ -607,12 +638,40 @@ impl DryRun<'_> {
         Some((open, stat))
     }
 
-    /// Returns true if a directory at this path cannot be replaced.
-    fn is_in_the_way(&self, path: &[u8]) -> bool {
-        let Some(dir) = &self.dir else { return false };
-        let Ok(open) = source::open_dir_below(dir.as_fd(), path) else { return false };
-        let is_empty = source::names(open.as_fd()).is_ok_and(|names| names.is_empty());
-        !is_empty && !self.extra.gives_way(&join(self.prefix, path))
+    /// Returns the directory that keeps the restore from an entry that is not a directory, or may
+    /// do so.
+    fn obstacle(&self, path: &[u8]) -> Option<Obstacle> {
+        let dir = self.dir.as_ref()?;
+        let open = match source::open_dir_below(dir.as_fd(), path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let (_, stat) = self.look(path)?;
+                // Most file systems count the directories in a directory.
+                let is_full = stat.kind == EntryKind::Directory && stat.names > 2;
+                return if is_full && !self.is_delete {
+                    Some(Obstacle::Kept)
+                } else {
+                    target::can_be_opened_up(&stat).then(|| Obstacle::Unknown(path.to_vec()))
+                };
+            }
+            open => open.ok()?,
+        };
+        let names = source::names(open.as_fd()).unwrap_or_default();
+        if names.is_empty() {
+            return None;
+        }
+        if self.extra.gives_way(&join(self.prefix, path)) {
+            let refusal = |name| target::tree_removal_refusal(open.as_fd(), name, &self.rights);
+            let is_kept = names.iter().any(|(name, _)| refusal(name).is_some());
+            return is_kept.then_some(Obstacle::Kept);
+        }
+        // A restore with --delete opens such directories and removes their content.
+        let mut unseen = self.extra.unseen.iter().map(|(unseen, _)| unseen);
+        let closed = unseen.find(|unseen| is_within(unseen, path));
+        Some(
+            closed
+                .and_then(|unseen| self.closed_dir(unseen))
+                .map_or(Obstacle::Kept, Obstacle::Unknown),
+        )
     }
 
     fn failed(&mut self, path: &[u8], reason: impl Into<Reason>) {
@@ -634,9 +693,7 @@ impl DryRun<'_> {
     fn delete(&mut self, root: &ChunkId, options: &Options) -> Result<()> {
         let mut closed_dirs = BTreeSet::new();
         for (path, reason) in std::mem::take(&mut self.extra.unseen) {
-            let is_closed = |(_, stat): &(OwnedFd, Stat)| target::can_be_opened_up(stat);
-            let closed = self.look(&path).filter(is_closed).map(|_| path.clone());
-            match closed.or_else(|| self.hiding_dir(&path)) {
+            match self.closed_dir(&path) {
                 Some(dir) => drop(closed_dirs.insert(dir)),
                 None => self.not_deleted(&path, reason),
             }
@@ -657,7 +714,7 @@ impl DryRun<'_> {
             }
             self.report.deleted += 1;
             let path = self.shown(path);
-            let note = format!("would delete {}", path.display());
+            let note = format!("would delete {}", path.displayed());
             self.store.observer().event(Event::Note(note));
         }
         Ok(())

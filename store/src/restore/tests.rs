@@ -221,7 +221,7 @@ fn any_file_type_replaces_any_other_as_a_dry_run_predicts() {
                     "{what}: a dry run changed something"
                 );
                 let (done, paths) = bench.restore(&target, &options).expect("restores");
-                assert_eq!((planned, planned_paths), (done, paths.clone()), "{what}");
+                assert_eq!((planned, planned_paths), (done.clone(), paths.clone()), "{what}");
                 let is_dir = ["empty", "full"].contains(&wanted);
                 let is_refused = there == "full" && !is_dir && !delete;
                 assert_eq!(paths.len(), usize::from(is_refused), "{what}: {}", bench.events());

@@ -91,6 +91,7 @@ impl Restore<'_> {
             return Ok(());
         };
         self.similar_names.take(&entry.path);
+        self.alternates.note(&entry, self.store);
         self.window.entries += 1;
         self.window.bytes += weight(&entry);
         if entry.kind == EntryKind::Directory {
