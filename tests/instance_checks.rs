@@ -163,17 +163,20 @@ fn a_repository_that_was_moved_is_compared_with_its_earlier_place() {
     let sandbox = Sandbox::new();
     configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
     backup(&sandbox).run().ok();
-    // Each goes to another storage and another path, first without its references.
-    for (project, dir, change) in [
-        (8, "mnt/storage2/repositories/@hashed/aa/bb/moved8.git", "shard_id = 2"),
-        (6, "var/opt/gitlab/git-data/repositories/@hashed/aa/bb/moved6.git", "shard_id = 1"),
+    // Each goes to another storage, first without its references.
+    for (project, dir, storage) in [
+        (8, "mnt/storage2/repositories", "storage2"),
+        (6, "var/opt/gitlab/git-data/repositories", "default"),
     ] {
-        let (old, new) = (repository(&gitlab, project), gitlab.path(dir));
+        let old = repository(&gitlab, project);
+        let hashed = old.ancestors().nth(4).expect("a storage");
+        let new = gitlab.path(dir).join(old.strip_prefix(hashed).expect("below it"));
         std::fs::create_dir_all(new.join("refs/heads")).expect("directories");
         std::fs::create_dir(new.join("objects")).expect("a directory");
         std::fs::copy(old.join("HEAD"), new.join("HEAD")).expect("copies");
         let sql = format!(
-            "update project_repositories set {change}, disk_path = '@hashed/aa/bb/moved{project}' \
+            "update projects set repository_storage = '{storage}' where id = {project};
+             update project_repositories set shard_id = (select id from shards where name = '{storage}')
              where project_id = {project}"
         );
         gitlab.postgres.sql(database::MAIN, &sql);
@@ -186,6 +189,31 @@ fn a_repository_that_was_moved_is_compared_with_its_earlier_place() {
         std::fs::rename(&old, &new).expect("moves");
         backup(&sandbox).run().ok();
     }
+}
+
+#[test]
+fn rows_that_only_follow_a_repository_do_not_say_where_it_is() {
+    need_root();
+    let gitlab = Builder::new().projects(5).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let sql = |sql: &str| drop(gitlab.postgres.sql(database::MAIN, sql));
+    // Left behind by a rename before the project had a path by its number.
+    sql("update project_repositories set shard_id = 2, disk_path = 'old-group/project2' \
+         where project_id = 2");
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "repositories");
+    assert_eq!(verdict, "ok", "{text}");
+    assert!(text.contains("all are present") && text.contains("project2"), "{text}");
+    let projects = sandbox.run(["projects", "latest"]).ok().stdout;
+    assert!(!projects.contains("old-group"), "{projects}");
+    // Left behind by a move that ended before the files came.
+    let place = repository(&gitlab, 4);
+    sql("update projects set repository_storage = 'storage2' where id = 4");
+    let all = backup(&sandbox).run().ends_with(3).json();
+    let (_, text) = check(&all, "repositories");
+    assert!(text.contains(&format!("names {}, and one is there", place.display())), "{text}");
+    assert!(text.contains("mnt/storage2/repositories/@hashed/4b"), "{text}");
 }
 
 /// Returns the only file below `objects/pack` with this extension.
@@ -441,6 +469,34 @@ fn a_project_stored_by_name_is_complete() {
     }
     let (_, text) = check(&all, "files");
     assert!(text.contains("all are present"), "{text}");
+}
+
+#[test]
+fn truncated_diffs_are_told_from_empty_ones() {
+    need_root();
+    let gitlab = Builder::new().projects(8).build();
+    let sandbox = Sandbox::new();
+    configure(&sandbox, &gitlab, "checks = { sample = 'all' }");
+    let dir = "var/opt/gitlab/gitlab-rails/shared/external-diffs/merge_request_diffs";
+    let empty = |row: u64| {
+        std::fs::write(gitlab.path(format!("{dir}/mr-{row}/diff-{row}")), "").expect("writes");
+    };
+    // A renamed file changes nothing.
+    empty(1);
+    gitlab.postgres.sql(
+        database::MAIN,
+        "update merge_request_diff_files set external_diff_offset = 0, external_diff_size = 0
+             where merge_request_diff_id = 1;
+         delete from merge_request_diff_files where merge_request_diff_id = 3",
+    );
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "files");
+    assert_eq!(verdict, "ok", "{text}");
+    empty(2);
+    let all = backup(&sandbox).run().ok().json();
+    let (verdict, text) = check(&all, "files");
+    assert_eq!(verdict, "warning", "{text}");
+    assert!(text.contains("external-diffs row 2"), "{text}");
 }
 
 #[test]

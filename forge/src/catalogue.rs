@@ -122,6 +122,9 @@ pub struct Project {
     /// True if the project is marked for deletion or being deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_pending_deletion: bool,
+    /// Storage and path in `project_repositories`, if GitLab does not look there.
+    #[serde(skip)]
+    pub tracked: Option<(String, String)>,
     /// True if an import failed before it made the repository.
     #[serde(skip)]
     pub has_failed_import: bool,

@@ -60,6 +60,9 @@ insert into lfs_objects (oid, size, file)
 insert into lfs_objects_projects (lfs_object_id, project_id) select id, id from lfs_objects;
 insert into merge_request_diffs (merge_request_id, external_diff, stored_externally)
     select n, 'diff-' || n, true from generate_series(1, :projects / 2) n;
+insert into merge_request_diff_files
+    select id, 0, 0, 32 from merge_request_diffs
+    union all select id, 1, 32, pg_temp.size('diff', id) - 32 from merge_request_diffs;
 insert into packages_package_files (package_id, project_id, size, file_sha256, file_name, file)
     select n, n, pg_temp.size('package', n), pg_temp.hash('package', n), 'lib.tgz', 'lib.tgz'
     from generate_series(1, :projects / 2) n;

@@ -60,6 +60,8 @@ create table lfs_objects_projects (id bigserial primary key, lfs_object_id bigin
 create table merge_request_diffs (id bigserial primary key, merge_request_id bigint not null, external_diff varchar,
     external_diff_store int default 1, stored_externally boolean,
     created_at timestamp default now(), updated_at timestamp default now());
+create table merge_request_diff_files (merge_request_diff_id bigint not null, relative_order int not null,
+    external_diff_offset int, external_diff_size int, primary key (merge_request_diff_id, relative_order));
 create table packages_package_files (id bigserial primary key, package_id bigint not null, project_id bigint,
     size bigint, file_store int default 1, file_sha256 bytea, file_name varchar not null, file text not null,
     created_at timestamp default now(), updated_at timestamp default now());

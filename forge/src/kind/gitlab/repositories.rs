@@ -142,6 +142,8 @@ fn check_repositories(
 ) -> Result<Check> {
     let (mut gaps, count) = (Gaps::new(plan, view), projects.len());
     let (mut found, mut dirs, mut pending, mut failed) = (Vec::new(), Vec::new(), 0, 0);
+    let tracked = tracked_elsewhere(plan, storages, projects, view)?;
+    let drifted = drifted(projects);
     for project in projects {
         let part = part(&project.storage);
         let dir = storages.get(project.storage.as_str());
@@ -180,8 +182,12 @@ fn check_repositories(
                 State::Damaged(_) => true,
             };
             if is_fault {
-                let name = format!("{}{what}", project.name());
                 let place = view.place(&dirs[at]);
+                let mut name = format!("{}{what}", project.name());
+                if let Some(other) = tracked.get(&project.id).filter(|_| at == 0) {
+                    let other = shown(other);
+                    name += &format!(" (`project_repositories` names {other}, and one is there)");
+                }
                 add(&mut gaps, plan, &project.storage, &name, &place, state)?;
             }
         }
@@ -190,7 +196,43 @@ fn check_repositories(
     if failed > 0 {
         check.text += &format!("; {failed} without a repository have a failed import");
     }
+    check.text += &drifted;
     Ok(check)
+}
+
+/// Finds the repositories that are in the place that `project_repositories` names, and not where
+/// GitLab looks, by numbers of projects.
+fn tracked_elsewhere(
+    plan: &Plan,
+    storages: &Storages<'_>,
+    projects: &[Project],
+    view: &View<'_>,
+) -> Result<BTreeMap<u64, PathBuf>> {
+    let place = |project: &Project| {
+        let (storage, path) = project.tracked.as_ref()?;
+        let dir = storages.get(storage.as_str())?;
+        Some((project.id, dir.join(path)))
+    };
+    let places: Vec<(u64, PathBuf)> = projects.iter().filter_map(place).collect();
+    let dirs: Vec<PathBuf> = places.iter().map(|(_, dir)| dir.clone()).collect();
+    let examined = examine(plan, view, &dirs)?;
+    let all = places.into_iter().zip(examined);
+    let found = all.filter(|(_, examined)| examined.state != State::Absent);
+    Ok(found.map(|((id, dir), _)| (id, view.place(&dir))).collect())
+}
+
+/// Names projects whose row of `project_repositories` disagrees with their own.
+fn drifted(projects: &[Project]) -> String {
+    let mut all = projects.iter().filter(|project| project.tracked.is_some());
+    let Some(first) = all.next() else { return String::new() };
+    let more = match all.count() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "; `project_repositories` names another place than the row of {}{more}, which GitLab uses",
+        first.name()
+    )
 }
 
 /// Adds the number of absent repositories whose owner is marked for deletion.
@@ -630,6 +672,7 @@ mod tests {
             is_copied: false,
             is_pending_deletion: false,
             has_designs: false,
+            tracked: None,
             has_failed_import: false,
         };
         let check = |plan: &Plan, projects: &[Project]| {

@@ -65,6 +65,7 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
         id: i64,
         path: Option<String>,
         storage: Option<String>,
+        shard: Option<String>,
         repository: Option<String>,
         is_hashed: Option<bool>,
         pool: Option<String>,
@@ -113,18 +114,14 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     if has_shards {
         from += " left join shards s on s.id = pr.shard_id";
     }
-    select.push(match (has_shards, own) {
-        (true, true) => "coalesce(s.name, p.repository_storage) as storage",
-        (true, false) => "s.name as storage",
-        (false, true) => "p.repository_storage as storage",
-        (false, false) => "null as storage",
-    });
+    select.push(if own { "p.repository_storage as storage" } else { "null as storage" });
+    select.push(if has_shards { "s.name as shard" } else { "null as shard" });
     select.push(if has_repositories { "pr.disk_path as repository" } else { "null as repository" });
     // Storage version 0 means a path by name.
     select.push(if columns.has("storage_version") {
         "coalesce(p.storage_version, 0) > 0 as is_hashed"
     } else {
-        "false as is_hashed"
+        "null::boolean as is_hashed"
     });
     select.push(if has_pools {
         from += " left join pool_repositories po on po.id = p.pool_repository_id";
@@ -160,13 +157,27 @@ fn projects(database: &mut Connection<'_>, catalogue: &mut Catalogue) -> Result<
     let project = |row: Row| {
         let id = row.id.try_into().ok()?;
         let path = row.path.unwrap_or_default();
-        let is_hashed = row.is_hashed == Some(true) || path.is_empty();
-        let disk = row.repository;
-        let disk = disk.unwrap_or_else(|| if is_hashed { hashed(row.id) } else { path.clone() });
+        // GitLab computes the place from columns of `projects`. The row of `project_repositories`
+        // only follows it, and some moves and renames leave it behind.
+        let disk = match (row.is_hashed, &row.repository) {
+            (Some(is_hashed), _) if is_hashed || path.is_empty() => hashed(row.id),
+            (None, Some(tracked)) => tracked.clone(),
+            (None, None) if path.is_empty() => hashed(row.id),
+            _ => path.clone(),
+        };
+        let shard = row.shard.as_ref();
+        let storage = row.storage.as_ref().or(shard).cloned().unwrap_or_else(|| "default".into());
+        let tracked = row.repository.as_ref().map(|tracked| {
+            (shard.unwrap_or(&storage).clone(), format!("{}.git", tracked.trim_start_matches('/')))
+        });
+        let repository = format!("{disk}.git");
+        let is_elsewhere =
+            |(shard, path): &(String, String)| *shard != storage || *path != repository;
         Some(Project {
             id,
-            storage: row.storage.unwrap_or_else(|| "default".into()),
-            repository: format!("{disk}.git"),
+            tracked: tracked.filter(is_elsewhere),
+            storage,
+            repository,
             place: None,
             wiki: None,
             design: None,
@@ -662,13 +673,23 @@ fn external_diffs(
         id: i64,
         merge_request_id: i64,
         external_diff: Option<String>,
+        size: Option<i64>,
     }
+    // A diff without changes has no bytes, so only these rows tell whether the file is whole.
+    let pieces = database.columns("merge_request_diff_files")?;
+    let needed = ["merge_request_diff_id", "external_diff_offset", "external_diff_size"];
+    let has_sizes = needed.iter().all(|needed| pieces.has(needed));
     let table = Table {
         name: "merge_request_diffs",
         what: "external-diffs",
         needs: &["id", "merge_request_id", "external_diff", "stored_externally"],
         takes: &[],
-        select: "",
+        select: if has_sizes {
+            "(select max(p.external_diff_offset::bigint + p.external_diff_size) \
+             from merge_request_diff_files p where p.merge_request_diff_id = t.id) as size"
+        } else {
+            "null::bigint as size"
+        },
         store: "external_diff_store",
         only: &[("stored_externally", "t.stored_externally")],
     };
@@ -679,7 +700,7 @@ fn external_diffs(
         let place = format!("merge_request_diffs/mr-{}", row.merge_request_id);
         let paths = vec![dir.join(place).join(row.external_diff?)];
         let (what, id) = ("external-diffs", row.id.to_string());
-        Some(FileRow { what, part: what, id, paths, size: None })
+        Some(FileRow { what, part: what, id, paths, size: size(row.size) })
     })
 }
 
